@@ -1,0 +1,167 @@
+"""The errors of kitfs: raised low, translated once, high.
+
+    KitfsError                      EIO      1
+    ├── UsageError                  EINVAL   2   the command line, a setting, a filter, a size
+    ├── InvalidReference            EINVAL   2   not a reference, not a digest
+    ├── NotFound                    ENOENT   3   no such tag, repository, blob, path, mount
+    ├── RegistryError               EIO      4   (status, code, url)
+    │   ├── Unauthorized            EACCES   5   401, 403
+    │   ├── RateLimited             EAGAIN   4   429, after the budget of retries
+    │   ├── Unavailable             EIO      4   cannot be reached, timed out, 5xx after retries
+    │   └── RangeIgnored            EIO      4   200 in answer to Range where a range was needed
+    ├── IntegrityError              EIO      6   bytes that do not have their digest or size
+    ├── StoreError                  EIO      7   the cache directory cannot be used
+    │   ├── StoreFull               ENOSPC   7
+    │   └── StoreBusy               EBUSY    7
+    ├── ManifestError               EIO      8   not a manifest, not a ModelKit
+    ├── KitfileError                EINVAL   8
+    ├── LayerError                  EIO      8   a layer that is not what its media type says
+    │   ├── UnsupportedLayer        EOPNOTSUPP 8
+    │   └── UnsafePath              EPERM    8
+    └── MountError                  EIO      9   /dev/fuse, fusermount3, the mount point; carries its own errno
+
+Every class carries ``errno`` (what a lookup or an open through a mount answers) and ``exit_code`` (what the CLI exits with; 1 is
+left for bugs). ``read`` through a mount answers EIO whatever the class. The message is one line: what, where, what to do.
+``WouldBlock`` is no error but an answer: it is raised only to callers that passed ``wait=False``.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+
+class KitfsError(Exception):
+    """Base of everything kitfs raises on purpose; ``str()`` is one line for people."""
+
+    errno: int = _errno.EIO
+    exit_code: int = 1
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
+
+
+class UsageError(KitfsError):
+    """The caller asked for something that makes no sense: an option, a setting, a filter."""
+
+    errno = _errno.EINVAL
+    exit_code = 2
+
+
+class InvalidReference(KitfsError):
+    """A text that is neither a reference (KITOPS reference rules) nor a digest."""
+
+    errno = _errno.EINVAL
+    exit_code = 2
+
+
+class NotFound(KitfsError):
+    """No such tag, repository, blob, path in the kit, or mount."""
+
+    errno = _errno.ENOENT
+    exit_code = 3
+
+
+class RegistryError(KitfsError):
+    """The registry answered, but not with what was asked for.
+
+    ``status`` is the HTTP status (0: no answer), ``code`` the first error code of the distribution-spec body ("" when none),
+    ``url`` what was asked (without credentials).
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, status: int = 0, code: str = "", url: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.url = url
+
+
+class Unauthorized(RegistryError):
+    """401 or 403, after the credentials that are there were tried."""
+
+    errno = _errno.EACCES
+    exit_code = 5
+
+
+class RateLimited(RegistryError):
+    """429 to the end of the retry budget."""
+
+    errno = _errno.EAGAIN
+
+
+class Unavailable(RegistryError):
+    """No connection, no answer in time, or 5xx to the end of the retry budget."""
+
+
+class RangeIgnored(RegistryError):
+    """A registry that answers 200 to Range, where only a range would do."""
+
+
+class IntegrityError(KitfsError):
+    """Bytes whose digest or size is not what their descriptor says."""
+
+    exit_code = 6
+
+
+class StoreError(KitfsError):
+    """The store (``--cache-dir``) cannot be made, read, locked or written."""
+
+    exit_code = 7
+
+
+class StoreFull(StoreError):
+    """No space left in the store, and nothing that may be evicted."""
+
+    errno = _errno.ENOSPC
+
+
+class StoreBusy(StoreError):
+    """A blob that is leased by somebody else."""
+
+    errno = _errno.EBUSY
+
+
+class ManifestError(KitfsError):
+    """Bytes that are not an OCI manifest, or a manifest that is neither a ModelKit nor a ModelPack."""
+
+    exit_code = 8
+
+
+class KitfileError(KitfsError):
+    """A Kitfile or kit config that cannot be read."""
+
+    errno = _errno.EINVAL
+    exit_code = 8
+
+
+class LayerError(KitfsError):
+    """A layer that is not what its media type says: a broken tar, a truncated gzip."""
+
+    exit_code = 8
+
+
+class UnsupportedLayer(LayerError):
+    """A media type that no codec here reads."""
+
+    errno = _errno.EOPNOTSUPP
+
+
+class UnsafePath(LayerError):
+    """A path that leaves the root."""
+
+    errno = _errno.EPERM
+
+
+class MountError(KitfsError):
+    """The mount could not be made or ended; ``errno`` is the system's own where there was one."""
+
+    exit_code = 9
+
+    def __init__(self, message: str, *, errno: int = _errno.EIO) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class WouldBlock(Exception):  # noqa: N818 - an answer, not an error: it never reaches a user
+    """The answer needs the network or a decoder, and the caller said ``wait=False``."""

@@ -1,0 +1,1 @@
+"""The file system, and the two transports that speak for it."""

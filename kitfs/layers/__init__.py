@@ -1,0 +1,1 @@
+"""What is inside a blob: indexes of tar and raw layers, decoders."""

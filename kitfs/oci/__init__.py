@@ -1,0 +1,1 @@
+"""Pure values of OCI, ModelKit and ModelPack: no I/O."""

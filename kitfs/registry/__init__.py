@@ -1,0 +1,1 @@
+"""OCI distribution over httpx, and OCI layouts on disk."""
