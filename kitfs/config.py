@@ -1,0 +1,299 @@
+"""Settings: flag > environment > file > default, and the one table of every option.
+
+``OPTIONS`` is the table: the CLI makes its flags from it, and ``Settings.load`` reads ``KITFS_<OPTION>`` and the YAML file by it, so that
+an option can never exist in one place only. Values are parsed here, once, whatever they came from, and an error names where the
+value stood. Read by the CLI and the daemon only; everything below them gets plain values. Pure but for reading the environment, the
+settings file and testing that named files can be read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+from kitfs.errors import UsageError
+
+Value = Any  # what a parser of the table returns; typed access is through the properties of Settings
+
+
+class Option(NamedTuple):
+    """One option: ``name`` as the flag without dashes, ``parse`` from text, ``many`` when it may be repeated."""
+
+    name: str
+    parse: Callable[[str], Value]
+    help: str
+    default: Value = None
+    metavar: str = ""
+    flag: bool = False  # takes no value on the command line
+    boolean: bool = False  # takes a BOOL, after "=" only
+    negatable: bool = False  # --name / --no-name
+    many: bool = False
+    short: str = ""
+    is_file: bool = False  # names a file, which must be readable
+
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b?)", re.IGNORECASE)
+TRUE: Final = frozenset({"1", "t", "true", "yes", "on"})
+FALSE: Final = frozenset({"0", "f", "false", "no", "off"})
+
+
+def size(text: str) -> int:
+    """Bytes of ``50GiB``, ``50G`` (both binary), ``50GB`` (decimal) or ``53687091200``."""
+    match = SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a size (write 50GiB, 500MB or a number of bytes)")
+    number, prefix, suffix = match.groups()
+    base = 1000 if suffix.lower() == "b" and prefix else 1024
+    return int(float(number) * base ** " kmgtp".index(prefix.lower() or " "))
+
+
+def boolean(text: str) -> bool:
+    """Go's and YAML's spellings of true and false."""
+    word = text.strip().lower()
+    if word in TRUE:
+        return True
+    if word in FALSE:
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds, with or without an ``s``."""
+    try:
+        value = float(text.strip().removesuffix("s"))
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise ValueError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 up."""
+    if not re.fullmatch(r"\d{1,18}", text.strip()):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up."""
+    value = natural(text)
+    if value < 1:
+        raise ValueError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def octal(text: str) -> int:
+    """A umask such as 022 or 0o077."""
+    if not re.fullmatch(r"(0o)?[0-7]{1,4}", text.strip()):
+        raise ValueError(f"{text!r} is not an octal umask such as 022")
+    return int(text.strip().removeprefix("0o"), 8) & 0o777
+
+
+def choice(*words: str) -> Callable[[str], str]:
+    """One of a few words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"{text!r} is not one of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+def path(text: str) -> str:
+    """An absolute path: the daemon works in /, so nothing relative may reach it."""
+    if not text:
+        raise ValueError("an empty path")
+    return os.path.abspath(Path(text).expanduser())
+
+
+def mirror(text: str) -> tuple[str, str]:
+    """HOST=URL."""
+    host, found, url = text.partition("=")
+    if not found or not host or "/" in host or not re.match(r"https?://[^/]+", url):
+        raise ValueError(f"{text!r} is not HOST=URL (registry.example.com=http://mirror:5000)")
+    return host, url
+
+
+def proxy_url(text: str) -> str:
+    """A URL of a proxy that httpx speaks to."""
+    if not re.match(r"(https?|socks5h?)://[^/]+", text):
+        raise ValueError(f"{text!r} is not the URL of a proxy (http://proxy:3128)")
+    return text
+
+
+def word(text: str) -> str:
+    """Any text but an empty one."""
+    if not text:
+        raise ValueError("an empty value")
+    return text
+
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    o.name: o
+    for o in (
+        Option("settings", path, "YAML file with settings.", metavar="FILE", is_file=True),
+        Option("config", path, "kit's home, where credentials.json is.", metavar="DIR"),
+        Option("cache-dir", path, "The store, shared by every mount and verb that names it.", metavar="DIR"),
+        Option("cache-size", size, "What lazily fetched blobs may take on disk.", default="50GiB", metavar="SIZE"),
+        Option("run-dir", path, "Where sockets, logs and records of mounts live.", metavar="DIR"),
+        Option("transport", choice("auto", "kernel", "libfuse"), "How to speak FUSE: auto, kernel or libfuse.", default="auto", metavar="T"),
+        Option("foreground", boolean, "Stay in the foreground and log to stderr too.", default="false", flag=True),
+        Option("only", word, "Show only what this filter selects: TYPES[:NAMES], as in kit unpack. Repeatable.", metavar="FILTER", many=True),
+        Option("allow-other", boolean, "Let other users see the mount (default for root).", negatable=True),
+        Option("uid", natural, "Owner of everything in the mount.", metavar="UID"),
+        Option("gid", natural, "Group of everything in the mount.", metavar="GID"),
+        Option("umask", octal, "Mode bits to take away.", default="0", metavar="MASK"),
+        Option("max-entries", positive, "Refuse a layer with more entries than this.", default="2000000", metavar="N"),
+        Option("remote", boolean, "Ask the registry, also for a kit that was packed or pulled here.", default="false", flag=True),
+        Option("plain-http", boolean, "Speak plain HTTP (default: to loopback hosts only).", metavar="BOOL", boolean=True),
+        Option("tls-verify", boolean, "Check the registry's certificate.", default="true", metavar="BOOL", boolean=True),
+        Option("tls-cert", path, "Trust the CA certificates of this file too. Repeatable.", metavar="FILE", many=True, is_file=True),
+        Option("cert", path, "Client certificate.", metavar="FILE", is_file=True),
+        Option("key", path, "Key of the client certificate.", metavar="FILE", is_file=True),
+        Option("proxy", proxy_url, "Proxy for all requests (default: the proxy environment).", metavar="URL"),
+        Option("mirror", mirror, "Ask URL before HOST itself. Repeatable, tried in order.", metavar="HOST=URL", many=True),
+        Option("read-timeout", seconds, "Give up a request after this long without a byte.", default="60", metavar="SECONDS"),
+        Option("log-level", choice("debug", "info", "warning", "error"), "How much goes to the log.", default="info", metavar="LEVEL"),
+        Option("lazy", boolean, "Detach now, also when something still uses the mount.", default="false", flag=True),
+        Option("all", boolean, "Every mount of this store.", default="false", flag=True),
+        Option("json", boolean, "Print JSON for programs.", default="false", flag=True),
+        Option("check", boolean, "Ask the registry whether the tag has moved.", default="false", flag=True),
+        Option("follow", boolean, "Go on printing as the log grows.", default="false", flag=True, short="f"),
+        Option("long", boolean, "Mode, size and time too.", default="false", flag=True, short="l"),
+        Option("recursive", boolean, "Directories with all that is below them.", default="false", flag=True, short="R"),
+    )
+}  # fmt: skip
+
+NETWORK: Final = ("config", "plain-http", "tls-verify", "tls-cert", "cert", "key", "proxy", "mirror", "read-timeout")
+COMMON: Final = ("settings", "cache-dir", "run-dir")
+
+
+class Settings:
+    """The values of the options a verb takes, each with where it came from.
+
+    ``settings["cache-dir"]`` is the parsed value. Raises UsageError, one line, for a value that does not parse, a settings file
+    that cannot be read or names an unknown option, and a named file that is not readable, used or not.
+    """
+
+    def __init__(self, values: Mapping[str, Value], origins: Mapping[str, str]) -> None:
+        self._values = dict(values)
+        self._origins = dict(origins)
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{n}={v!r} ({self._origins[n]})" for n, v in self._values.items() if self._origins[n] != "default")
+        return f"<Settings {told or 'all default'}>"
+
+    def given(self, name: str) -> bool:
+        """Whether anything but the default set this option."""
+        return self._origins[name] != "default"
+
+    @classmethod
+    def load(cls, flags: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Settings:
+        """Settle every option in ``flags``: a mapping of option name to text, a sequence of texts, or None when not given."""
+        env = os.environ if environ is None else environ
+        file_path, in_file = _settings_file(cast("str | None", flags.get("settings")), env)
+        values: dict[str, Value] = {}
+        origins: dict[str, str] = {}
+        for name in flags:
+            option = OPTIONS[name]
+            texts, origin = _texts(option, flags[name], env, in_file, file_path)
+            values[name], origins[name] = _parse(option, texts, origin), origin
+        _fill_homes(values, env)
+        return cls(values, origins)
+
+
+def _texts(
+    option: Option, flag: object, env: Mapping[str, str], in_file: Mapping[str, list[str]], file_path: str
+) -> tuple[list[str], str]:
+    """The texts that decide an option, and where they stood."""
+    variable = "KITFS_" + option.name.upper().replace("-", "_")
+    if flag is not None and flag != ():
+        texts = [str(flag)] if isinstance(flag, (str, int, float)) else [str(t) for t in cast("Sequence[object]", flag)]
+        return texts, f"--{option.name}"
+    if env.get(variable):
+        return (env[variable].split() if option.many else [env[variable]]), variable
+    kit_variable = {"cert": "KITOPS_CLIENT_CERT", "key": "KITOPS_CLIENT_KEY", "config": "KITOPS_HOME"}.get(option.name, "")
+    if env.get(kit_variable):
+        return [env[kit_variable]], kit_variable
+    if option.name in in_file:
+        return in_file[option.name], f"{file_path}: {option.name}"
+    return ([] if option.default is None else [option.default]), "default"
+
+
+def _parse(option: Option, texts: list[str], origin: str) -> Value:
+    try:
+        parsed = [option.parse(t) for t in texts]
+    except ValueError as e:
+        raise UsageError(f"{origin}: {e}") from None
+    if option.is_file:
+        for name in parsed:
+            try:
+                with open(name, "rb") as f:
+                    f.read(1)
+            except OSError as e:
+                raise UsageError(f"{origin}: cannot read {name}: {e.strerror}") from None
+    if option.many:
+        return tuple(parsed)
+    return parsed[-1] if parsed else None
+
+
+def _settings_file(flag: str | None, env: Mapping[str, str]) -> tuple[str, dict[str, list[str]]]:
+    """The YAML settings: path, and option name → texts. A file nobody named may be absent."""
+    named = flag or env.get("KITFS_SETTINGS")
+    home = env.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    file_path = os.path.abspath(named or os.path.join(home, "kitfs", "settings.yaml"))
+    try:
+        data = Path(file_path).read_bytes()
+    except OSError as e:
+        if named is None and isinstance(e, (FileNotFoundError, NotADirectoryError, PermissionError)):
+            return file_path, {}
+        raise UsageError(f"settings: cannot read {file_path}: {e.strerror}") from None
+    import yaml
+
+    try:
+        loaded = yaml.load(data, Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes texts and nothing else
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
+        raise UsageError(f"{file_path}: not YAML: {e}") from None
+    if loaded in (None, ""):
+        return file_path, {}
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{file_path}: must map option names to values")
+    texts: dict[str, list[str]] = {}
+    for key, value in loaded.items():
+        name = str(key).replace("_", "-")
+        if name not in OPTIONS or name == "settings":
+            raise UsageError(f"{file_path}: there is no option {key!r}")
+        if isinstance(value, dict) and OPTIONS[name].many:
+            value = [f"{k}={v}" for k, v in value.items()]
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) for item in items) or (len(items) != 1 and not OPTIONS[name].many):
+            raise UsageError(f"{file_path}: {name} must be one value" + (" or a list of values" if OPTIONS[name].many else ""))
+        texts[name] = items
+    return file_path, texts
+
+
+def _fill_homes(values: dict[str, Value], env: Mapping[str, str]) -> None:
+    """Directories whose defaults depend on who runs this and where."""
+    root = os.geteuid() == 0
+    home = os.path.expanduser("~")
+    data_home = env.get("XDG_DATA_HOME") or os.path.join(home, ".local", "share")
+    if "cache-dir" in values and values["cache-dir"] is None:
+        values["cache-dir"] = "/var/lib/kitfs" if root else os.path.join(data_home, "kitfs")
+    if "config" in values and values["config"] is None:
+        values["config"] = os.path.join(data_home, "kitops")
+    if "run-dir" in values and values["run-dir"] is None:
+        runtime = env.get("XDG_RUNTIME_DIR")
+        if root:
+            values["run-dir"] = "/run/kitfs"
+        elif runtime:
+            values["run-dir"] = os.path.join(runtime, "kitfs")
+        else:
+            values["run-dir"] = f"/tmp/kitfs-{os.geteuid()}"  # noqa: S108 - made 0700 and its owner is checked before use
