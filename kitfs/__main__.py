@@ -1,0 +1,5 @@
+"""``python -m kitfs``."""
+
+from kitfs.cli.main import main
+
+main()

@@ -1,0 +1,67 @@
+"""The command line: ``kitfs VERB``. Verbs are small functions in modules of their own; this one gathers them and ends the process.
+
+Every failure is one line on stderr and the exit code of its class (see ``errors``): no traceback reaches a user unless KITFS_DEBUG is
+set. Modules of verbs import what is heavy inside their functions, so that ``kitfs --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from kitfs import __version__
+from kitfs.cli import mount, tree
+from kitfs.errors import KitfsError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="kitfs", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Mount KitOps ModelKits and CNCF ModelPacks lazily out of OCI registries.
+
+    Every option can also be given as KITFS_<OPTION> in the environment, or in the YAML file of --settings.
+    """
+
+
+for _verb in (*mount.VERBS, *tree.VERBS):
+    cli.add_command(_verb)
+
+
+def main() -> NoReturn:
+    """Run a verb and exit with its code."""
+    sys.exit(run(cli))
+
+
+def run(command: click.Command, args: list[str] | None = None) -> int:
+    """Run a click command; its exit code. Errors are told in one line on stderr."""
+    try:
+        code = command.main(args, prog_name=command.name if command is not cli else "kitfs", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.exceptions.NoArgsIsHelpError as e:
+        sys.stderr.write(e.format_message() + "\n")
+        return 2
+    except click.ClickException as e:
+        return fail(e.format_message(), 2)
+    except KitfsError as e:
+        return fail(str(e), e.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own flush at exit is silent
+        return 141
+    except (KeyboardInterrupt, click.Abort):
+        return fail("interrupted", 130)
+    except Exception as e:
+        if os.environ.get("KITFS_DEBUG"):
+            raise
+        return fail(f"a bug in kitfs: {type(e).__name__}: {e} (KITFS_DEBUG=1 shows where)", 1)
+
+
+def fail(message: str, code: int) -> int:
+    """One line on stderr; gives the exit code back."""
+    sys.stderr.write("kitfs: " + " ".join(message.split()) + "\n")
+    return code

@@ -1,0 +1,329 @@
+"""The verbs of mounts: mount, umount, mounts, status, logs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kitfs.cli.options import Command, takes
+from kitfs.cli.output import human_size, put, put_json, put_table, say
+from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.errors import KitfsError, MountError, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from kitfs.daemon.life import MountRequest
+    from kitfs.daemon.record import Record, RunDir
+
+GONE_PATIENCE = 15.0  # seconds that umount waits for a daemon to end by itself
+
+
+def reference_of(text: str) -> str:
+    """A reference as the daemon may have it: parsed, ``latest`` when there is no tag, paths of layouts absolute."""
+    from dataclasses import replace
+
+    from kitfs.oci.names import LayoutReference, parse_any
+
+    reference = parse_any(text)
+    if isinstance(reference, LayoutReference):
+        return str(replace(reference, path=os.path.abspath(reference.path)))
+    if reference.tag is None and reference.digest is None:
+        reference = reference.or_latest()
+        say(f"kitfs: no tag given, using latest ({reference})")
+    return str(reference)
+
+
+def client_fields(settings: Settings) -> dict[str, Any]:
+    """The fields of registry ClientOptions, from the network options."""
+    if bool(settings["cert"]) != bool(settings["key"]):
+        raise UsageError("--cert and --key must be given together")
+    mirrors: dict[str, tuple[str, ...]] = {}
+    for host, url in settings["mirror"]:
+        mirrors[host] = (*mirrors.get(host, ()), url)
+    return {
+        "plain_http": settings["plain-http"],
+        "tls_verify": settings["tls-verify"],
+        "tls_certs": settings["tls-cert"],
+        "cert": settings["cert"],
+        "key": settings["key"],
+        "proxy": settings["proxy"],
+        "mirrors": mirrors,
+        "read_timeout": settings["read-timeout"],
+    }
+
+
+def mount_request(reference: str, directory: str, settings: Settings) -> MountRequest:
+    """What a daemon needs to know, from the settings of ``mount``."""
+    from kitfs.daemon.life import MountRequest
+    from kitfs.oci.filters import Filter
+
+    for text in settings["only"]:
+        Filter.parse(text)
+    allow_other = settings["allow-other"]
+    return MountRequest(
+        reference=reference_of(reference),
+        mountpoint=os.path.realpath(directory),
+        cache_dir=settings["cache-dir"],
+        run_dir=settings["run-dir"],
+        kit_home=settings["config"],
+        cache_size=settings["cache-size"],
+        only=settings["only"],
+        transport=settings["transport"],
+        allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
+        uid=os.geteuid() if settings["uid"] is None else settings["uid"],
+        gid=os.getegid() if settings["gid"] is None else settings["gid"],
+        umask=settings["umask"],
+        max_entries=settings["max-entries"],
+        remote=settings["remote"],
+        log_level=settings["log-level"],
+        client=client_fields(settings),
+    )
+
+
+MOUNT_OPTIONS = (
+    "foreground", "only", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "max-entries", "remote", "log-level",
+    *COMMON, *NETWORK,
+)  # fmt: skip
+
+
+@click.command("mount", cls=Command, short_help="Show a kit as a read-only directory, at once.")
+@click.argument("reference", metavar="REF")
+@click.argument("directory", metavar="DIR")
+@takes(*MOUNT_OPTIONS)
+def mount(settings: Settings, reference: str, directory: str) -> None:
+    """Show the kit behind REF at DIR, read-only. Bytes are fetched when they are first read.
+
+    REF is registry/repository:tag or @digest, oci:DIR[:tag] or oci-archive:FILE[:tag]. Prints the digest, the daemon's pid and its
+    log when the mount answers.
+    """
+    do_mount(mount_request(reference, directory, settings), foreground=settings["foreground"])
+
+
+def do_mount(request: MountRequest, *, foreground: bool) -> None:
+    """Mount, here or in a daemon, and print one line when the mount answers. In the foreground this ends the process."""
+    from kitfs.daemon.life import serve, start
+
+    def told(record: Record) -> None:
+        put(f"{record.digest} pid {record.pid} log {record.log}")
+        sys.stdout.flush()
+
+    if not foreground:
+        told(start(request))
+        return
+    code = 0
+    try:
+        serve(request, told, stderr=True)
+    except KitfsError as e:
+        say(f"kitfs: {e}")
+        code = e.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads that still wait for a socket have nobody left to answer
+
+
+@click.command("umount", cls=Command, short_help="End a mount, and its daemon.")
+@click.argument("directory", metavar="DIR", required=False)
+@takes("lazy", "all", *COMMON)
+def umount(settings: Settings, directory: str | None) -> None:
+    """End the mount at DIR, or --all mounts of this store; returns when the daemon is gone. Also clears a mount whose daemon died."""
+    from kitfs.daemon.record import RunDir
+
+    if (directory is None) != settings["all"]:
+        raise UsageError("umount takes a DIR, or --all")
+    run = RunDir(settings["run-dir"])
+    if directory is not None:
+        _umount(run, os.path.realpath(directory), settings["lazy"])
+        return
+    failures = []
+    for record in _of_store(run, settings):
+        try:
+            _umount(run, record.mountpoint, settings["lazy"])
+        except MountError as e:
+            failures.append(e)
+    for failure in failures[1:]:
+        say(f"kitfs: {failure}")
+    if failures:
+        raise failures[0]
+
+
+def _umount(run: RunDir, mountpoint: str, lazy: bool) -> None:
+    from kitfs.fuse.mounting import is_mountpoint, mounts, unmount
+
+    record = run.record(mountpoint)
+    ours = any(m.mountpoint == mountpoint and m.fstype == "fuse.kitfs" for m in mounts())
+    if not ours and record is None:
+        raise MountError(f"nothing of kitfs is mounted at {mountpoint}", errno=errno.EINVAL)
+    if ours:
+        alive = run.alive(mountpoint)
+        unmount(mountpoint, lazy=lazy or not alive)
+    if record is None:
+        return
+    if not run.wait_gone(mountpoint, 1.0 if lazy else GONE_PATIENCE):
+        if lazy:
+            return  # it goes on serving the files that are still open
+        raise MountError(f"{mountpoint} is unmounted, but its daemon {record.pid} does not end; see {record.log}", errno=errno.EBUSY)
+    if not is_mountpoint(mountpoint):
+        run.forget(mountpoint)
+
+
+def _of_store(run: RunDir, settings: Settings) -> list[Record]:
+    """Records of the store that the settings name; those of mounts that are gone without a trace are cleared away."""
+    from kitfs.fuse.mounting import is_mountpoint
+
+    store = os.path.realpath(settings["cache-dir"])
+    found = []
+    for record in run.records():
+        if record.store != store:
+            continue
+        if not run.alive(record.mountpoint) and not is_mountpoint(record.mountpoint):
+            run.forget(record.mountpoint)
+            continue
+        found.append(record)
+    return found
+
+
+@click.command("mounts", cls=Command, short_help="List the mounts of this store.")
+@takes("json", *COMMON)
+def mounts(settings: Settings) -> None:
+    """List the mounts of this store; one whose daemon died is "dead", and umount clears it."""
+    from dataclasses import asdict
+
+    from kitfs.daemon.record import RunDir
+
+    run = RunDir(settings["run-dir"])
+    rows = [asdict(r) | {"state": "alive" if run.alive(r.mountpoint) else "dead"} for r in _of_store(run, settings)]
+    if settings["json"]:
+        put_json([{k: r[k] for k in ("reference", "digest", "mountpoint", "pid", "transport", "state", "log")} for r in rows])
+    else:
+        put_table(
+            ("REFERENCE", "MOUNTPOINT", "PID", "TRANSPORT", "STATE", "DIGEST"),
+            [(r["reference"], r["mountpoint"], str(r["pid"]), r["transport"], r["state"], r["digest"]) for r in rows],
+        )
+
+
+@click.command("status", cls=Command, short_help="What a mount has fetched, and how it fares.")
+@click.argument("directory", metavar="DIR", required=False)
+@takes("json", "check", *COMMON, *NETWORK)
+def status(settings: Settings, directory: str | None) -> None:
+    """What the mount at DIR has fetched, and how it fares; without DIR every mount of this store, a line each."""
+    from kitfs.daemon.record import RunDir
+
+    run = RunDir(settings["run-dir"])
+    if directory is None:
+        told = [_status(run, r) for r in _of_store(run, settings)]
+    else:
+        mountpoint = os.path.realpath(directory)
+        record = run.record(mountpoint)
+        if record is None:
+            raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
+        told = [_status(run, record)]
+    if settings["check"]:
+        for one in told:
+            one["check"] = _check(one["reference"], one["digest"], settings)
+    if settings["json"]:
+        put_json(told if directory is None else told[0])
+    elif directory is None:
+        for one in told:
+            put(_line(one))
+    else:
+        _details(told[0])
+    if directory is not None and told[0]["state"] != "alive":
+        raise MountError(f"the daemon of {told[0]['mountpoint']} {told[0]['state']}; clear the mount with: kitfs umount {told[0]['mountpoint']}")
+
+
+def _status(run: RunDir, record: Record) -> dict[str, Any]:
+    from kitfs.daemon.record import ask
+
+    known = {"reference": record.reference, "digest": record.digest, "transport": record.transport, "mountpoint": record.mountpoint}
+    known |= {"pid": record.pid, "log": record.log}  # type: ignore[dict-item]  # a mapping of JSON values
+    if not run.alive(record.mountpoint):
+        return known | {"state": "dead"}
+    try:
+        told: dict[str, Any] = ask(run.file(record.mountpoint, "sock"))
+    except (OSError, ValueError):
+        return known | {"state": "does not answer"}
+    return told | {"state": "alive"}
+
+
+def _check(reference: str, digest: str, settings: Settings) -> dict[str, Any]:
+    """Whether a tag still means the mounted digest; asks the registry or layout, and stores nothing."""
+    import logging
+    from contextlib import closing
+
+    from kitfs.metrics import Counters
+    from kitfs.oci.names import LayoutReference, parse_any
+    from kitfs.registry.client import ClientOptions, RegistryClient
+    from kitfs.registry.credentials import Credentials
+    from kitfs.registry.layout import open_layout
+
+    named = parse_any(reference)
+    if named.digest is not None:
+        return {"moved": False, "digest": str(named.digest)}
+    log = logging.getLogger("kitfs")
+    if isinstance(named, LayoutReference):
+        with closing(open_layout(named)) as layout:
+            now = layout.resolve(named.tag or "").digest
+    else:
+        client = RegistryClient(ClientOptions(**client_fields(settings)), Credentials.load(settings["config"]), counters=Counters(), log=log)
+        with closing(client):
+            now = client.repository(named).resolve(named.tag or "latest").digest
+    return {"moved": now != digest, "digest": str(now)}
+
+
+def _line(one: dict[str, Any]) -> str:
+    told = f"{one['mountpoint']}  {one['reference']}  {one['digest'][:19]}  {one['state']}"
+    if one["state"] == "alive":
+        size = sum(layer["size"] for layer in one["layers"])
+        there = sum(layer["fetched"] for layer in one["layers"])
+        told += f"  {human_size(there)} of {human_size(size)} here  errors {one['errors']}"
+    return told + _moved(one)
+
+
+def _moved(one: dict[str, Any]) -> str:
+    if "check" not in one:
+        return ""
+    return f"  the tag has moved to {one['check']['digest']}" if one["check"]["moved"] else "  the tag has not moved"
+
+
+def _details(one: dict[str, Any]) -> None:
+    for name in ("reference", "digest", "mountpoint", "state", "transport", "pid", "uptime_s", "bytes_fetched", "requests", "errors", "last_error",
+                 "skipped_entries", "log"):  # fmt: skip
+        if one.get(name) is not None:
+            put(f"{name + ':':17}{one[name]}")
+    if "check" in one:
+        put(f"{'tag:':17}{_moved(one).strip()}")
+    if one.get("layers"):
+        put("")
+        rows = [(x["path"] or ".", x["state"], human_size(x["fetched"]), human_size(x["size"]), x["digest"][:19]) for x in one["layers"]]
+        put_table(("LAYER", "STATE", "HERE", "SIZE", "DIGEST"), rows)
+
+
+@click.command("logs", cls=Command, short_help="Print a mount's log.")
+@click.argument("directory", metavar="DIR")
+@takes("follow", *COMMON)
+def logs(settings: Settings, directory: str) -> None:
+    """Print the log of the mount at DIR, also when it is unmounted already; -f goes on until the daemon ends."""
+    from kitfs.daemon.record import RunDir
+
+    run = RunDir(settings["run-dir"])
+    mountpoint = os.path.realpath(directory)
+    path = Path(run.file(mountpoint, "log"))
+    if not path.exists():
+        raise NotFound(f"there is no log of a mount at {mountpoint}")
+    with path.open(encoding="utf-8", errors="replace") as log:
+        while True:
+            alive = run.alive(mountpoint)
+            for line in log:
+                sys.stdout.write(line)
+            sys.stdout.flush()
+            if not settings["follow"] or not alive:
+                return
+            time.sleep(0.2)
+
+
+VERBS = (mount, umount, mounts, status, logs)

@@ -1,0 +1,83 @@
+"""``mount.kitfs``: what mount(8) calls for file systems of type kitfs, so that an fstab line works.
+
+    mount.kitfs SPEC DIR [-sfnv] [-N namespace] [-o OPTIONS] [-t TYPE]          (mount(8), "External helpers")
+
+SPEC is a reference. Options are those of ``kitfs mount`` with ``-`` or ``_`` (``cache_dir=/var/cache/kits,plain_http,only=model``);
+a comma inside a value is written ``\\,``. Options that mean nothing here (``rw`` of ``defaults``, ``_netdev``, ``noauto``, ``x-…``)
+are passed over; unknown ones are refused. Exit codes are mount(8)'s: 0, 1 wrong usage, 32 the mount failed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import NoReturn
+
+import click
+
+from kitfs.cli.main import fail
+from kitfs.cli.mount import MOUNT_OPTIONS, do_mount, mount_request
+from kitfs.cli.options import Command
+from kitfs.config import OPTIONS, Settings
+from kitfs.errors import InvalidReference, KitfsError, UsageError
+
+IGNORED = re.compile(
+    r"(|ro|rw|defaults|(no)?auto|(no)?(suid|dev|exec|atime|diratime|relatime|user|users|owner|group|fail)|async|sync|_netdev|_rnetdev"
+    r"|strictatime|lazytime|nolazytime|silent|loud|default_permissions|comment=.*|x-.*|X-.*)"
+)
+SUPPORTED = tuple(name for name in MOUNT_OPTIONS if name != "foreground")
+
+
+def flags_of(options: str) -> dict[str, object]:
+    """Option name → texts, from the text after -o. Raises UsageError for an option that is none of ours nor of mount(8)'s."""
+    flags: dict[str, object] = dict.fromkeys(SUPPORTED)
+    for part in re.split(r"(?<!\\),", options):
+        key, found, value = part.replace("\\,", ",").partition("=")
+        name = key.replace("_", "-")
+        if name == "no-allow-other":
+            flags["allow-other"] = "false"
+        elif name in SUPPORTED:
+            option = OPTIONS[name]
+            if not found and not (option.flag or option.boolean or option.negatable):
+                raise UsageError(f"-o {key} needs a value")
+            text = value if found else "true"
+            if option.many:
+                earlier = flags[name]
+                flags[name] = [*(earlier if isinstance(earlier, list) else []), text]
+            else:
+                flags[name] = text
+        elif not IGNORED.fullmatch(part):
+            raise UsageError(f"there is no mount option {key}")
+    return flags
+
+
+@click.command("mount.kitfs", cls=Command)
+@click.argument("spec")
+@click.argument("directory")
+@click.option("-o", "options", default="", multiple=True)
+@click.option("-s", "sloppy", is_flag=True)
+@click.option("-f", "fake", is_flag=True)
+@click.option("-n", "no_mtab", is_flag=True)
+@click.option("-v", "verbose", is_flag=True)
+@click.option("-r", "read_only", is_flag=True)
+@click.option("-w", "read_write", is_flag=True)
+@click.option("-N", "namespace")
+@click.option("-t", "fs_type")
+def helper(spec: str, directory: str, options: tuple[str, ...], fake: bool, **_: object) -> None:
+    """Mount SPEC at DIRECTORY; called by mount(8)."""
+    request = mount_request(spec, directory, Settings.load(flags_of(",".join(options))))
+    if not fake:
+        do_mount(request, foreground=False)
+
+
+def main() -> NoReturn:
+    """Run the helper with mount(8)'s exit codes."""
+    try:
+        helper.main(standalone_mode=False)
+    except (click.ClickException, UsageError, InvalidReference) as e:
+        sys.exit(fail(e.format_message() if isinstance(e, click.ClickException) else str(e), 1))
+    except KitfsError as e:
+        sys.exit(fail(str(e), 32))
+    except KeyboardInterrupt:
+        sys.exit(fail("interrupted", 32))
+    sys.exit(0)

@@ -1,0 +1,120 @@
+"""The verbs of a kit's tree without a mount: ls and cat. Lazily too: ls reads indexes, cat the bytes of one file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kitfs.cli.mount import client_fields, reference_of
+from kitfs.cli.options import Command, takes
+from kitfs.cli.output import put, put_json, shown
+from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from kitfs.fuse.tree import Node, Tree
+    from kitfs.kit import Kit
+
+TREE_OPTIONS = ("only", "cache-size", "max-entries", "remote", *COMMON, *NETWORK)
+PIECE = 1 << 20  # bytes that cat reads at once
+
+
+@contextmanager
+def opened(reference: str, settings: Settings) -> Iterator[tuple[Kit, Tree]]:
+    """A kit and its merged tree, for the time of the block; warnings go to stderr."""
+    from kitfs.fuse.tree import tree_of
+    from kitfs.kit import open_resolver
+    from kitfs.metrics import Counters
+    from kitfs.oci.filters import Filter
+    from kitfs.oci.names import parse_any
+    from kitfs.registry.client import ClientOptions
+
+    filters = [Filter.parse(text) for text in settings["only"]]
+    named = parse_any(reference_of(reference))
+    log = logging.getLogger("kitfs")
+    log.setLevel(logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("kitfs: %(message)s"))
+    log.addHandler(handler)
+    counters = Counters()
+    try:
+        with open_resolver(
+            settings["cache-dir"],
+            cache_size=settings["cache-size"],
+            client_options=ClientOptions(**client_fields(settings)),
+            kit_home=settings["config"],
+            counters=counters,
+            log=log,
+            max_entries=settings["max-entries"],
+        ) as resolver:
+            kit = resolver.open(named, filters=filters, remote=settings["remote"])
+            try:
+                yield kit, tree_of(kit, counters=counters, log=log)
+            finally:
+                kit.close()
+    finally:
+        log.removeHandler(handler)
+
+
+@click.command("ls", cls=Command, short_help="List a kit's files, without a mount.")
+@click.argument("reference", metavar="REF")
+@click.argument("path", metavar="[PATH]", required=False, default="")
+@takes("long", "recursive", "json", *TREE_OPTIONS)
+def ls(settings: Settings, reference: str, path: str) -> None:
+    """List what is at PATH in the kit behind REF; only indexes are read. -R: also what is below."""
+    with opened(reference, settings) as (kit, tree):
+        node = tree.resolve(path)
+        listed = [(node.path, node)] if node.kind != "dir" else list(tree.walk(node) if settings["recursive"] else tree.list(node))
+        if settings["json"]:
+            put_json([_json(p, n) for p, n in listed])
+            return
+        for name, found in listed:
+            told = name if node.kind != "dir" or settings["recursive"] else name.rsplit("/", 1)[-1]
+            put(_long(told, found, kit.created) if settings["long"] else shown(told))
+
+
+def _json(path: str, node: Node) -> dict[str, Any]:
+    printable = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    told: dict[str, Any] = {"path": printable, "type": node.kind, "mode": f"{node.mode:04o}"}
+    if node.kind == "file":
+        told["size"] = node.size
+    if node.kind == "symlink":
+        told["target"] = node.target
+    if node.layer is not None:
+        told["layer"] = str(node.layer.digest)
+    return told
+
+
+def _long(name: str, node: Node, created: int) -> str:
+    kind = {"dir": "d", "symlink": "l"}.get(node.kind, "-")
+    bits = "".join(c if node.mode >> (8 - i) & 1 else "-" for i, c in enumerate("rwxrwxrwx"))
+    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(created))
+    return f"{kind}{bits} {node.size:>14} {when} {shown(name)}" + (f" -> {shown(node.target)}" if node.kind == "symlink" else "")
+
+
+@click.command("cat", cls=Command, short_help="Write a file of a kit to stdout, without a mount.")
+@click.argument("reference", metavar="REF")
+@click.argument("path", metavar="PATH")
+@takes(*TREE_OPTIONS)
+def cat(settings: Settings, reference: str, path: str) -> None:
+    """Write the file at PATH in the kit behind REF to stdout; only its bytes are fetched."""
+    with opened(reference, settings) as (_, tree):
+        node = tree.resolve(path)
+        if node.kind != "file":
+            raise UsageError(f"{path} is a directory; list it with: kitfs ls {reference} {path}")
+        at = 0
+        out = sys.stdout.buffer
+        while at < node.size:
+            data = tree.pread(node, at, PIECE)
+            out.write(data)
+            at += len(data)
+        out.flush()
+
+
+VERBS = (ls, cat)

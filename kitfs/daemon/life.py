@@ -1,0 +1,404 @@
+"""From ``mount`` to ``umount``: the process that serves one mount.
+
+``start`` forks the daemon and waits until the mount answers; ``serve`` is the daemon's whole life, and what ``--foreground`` runs in
+place. The daemon takes the mount's lock first and keeps it until its process ends, so that two mounts of one directory cannot race
+and a dead daemon is known by its free lock. It resolves, mounts, publishes its record, and then waits for a signal or for the unmount.
+
+Threading: ``start`` must be called while the process has one thread (it forks). In the daemon the main thread waits for signals;
+the transport, the status socket and the store have threads of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from kitfs import errors
+from kitfs.daemon.record import Record, RunDir, listen
+from kitfs.errors import KitfsError, MountError
+
+if TYPE_CHECKING:
+    from kitfs.fuse.filesystem import FileSystem
+    from kitfs.metrics import Counters
+
+GRACE: Final = 10.0  # seconds that SIGTERM waits for users of the mount before it detaches lazily
+START_PATIENCE: Final = 60.0  # seconds that a second mount of the same directory waits for the first one to answer
+LOG_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """Everything a daemon needs, as plain values; every path is absolute. ``client`` are the fields of registry ClientOptions."""
+
+    reference: str
+    mountpoint: str
+    cache_dir: str
+    run_dir: str
+    kit_home: str
+    cache_size: int | None = None
+    only: tuple[str, ...] = ()
+    transport: str = "auto"
+    allow_other: bool = False
+    uid: int = 0
+    gid: int = 0
+    umask: int = 0
+    max_entries: int = 2_000_000
+    remote: bool = False
+    log_level: str = "info"
+    client: dict[str, Any] = field(default_factory=dict)
+
+
+class Transport(Protocol):
+    """What both transports are to a daemon."""
+
+    name: str
+
+    def mount(self) -> None: ...
+
+    def serve(self, ready: Callable[[], None]) -> None: ...
+
+
+def start(request: MountRequest) -> Record:
+    """Mount in a new daemon; returns when the mount answers. Raises the daemon's error."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _daemon(request, writer)
+    os.close(writer)
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            answer = pipe.read()
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGTERM)
+        raise
+    if not answer:
+        raise MountError(f"the daemon died before {request.mountpoint} answered; see {RunDir(request.run_dir).file(request.mountpoint, 'log')}")
+    told = json.loads(answer)
+    if "record" in told:
+        return Record(**told["record"])
+    raise _rebuilt(told)
+
+
+def _told(error: KitfsError) -> dict[str, Any]:
+    return {"error": type(error).__name__, "message": str(error), "errno": error.errno}
+
+
+def _rebuilt(told: dict[str, Any]) -> KitfsError:
+    """An error of the daemon as the same class in this process."""
+    kind = getattr(errors, told["error"], KitfsError)
+    error: KitfsError = kind(told["message"])
+    error.errno = told["errno"]
+    return error
+
+
+def _daemon(request: MountRequest, pipe: int) -> None:
+    """The forked child: a session of its own, none of the caller's descriptors, / as its directory. Never returns."""
+    status = 1
+    try:
+        os.setsid()
+        os.chdir("/")
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2 and int(name) != pipe:
+                try:
+                    os.close(int(name))
+                except OSError:
+                    pass  # the listing's own
+
+        def answer(told: dict[str, Any]) -> None:
+            nonlocal pipe
+            if pipe >= 0:
+                try:
+                    os.write(pipe, json.dumps(told).encode())
+                except BrokenPipeError:
+                    pass  # the caller is gone; the mount is not
+                os.close(pipe)
+                pipe = -1
+
+        try:
+            serve(request, lambda record: answer({"record": asdict(record)}))
+            status = 0
+        except KitfsError as e:
+            status = e.exit_code
+            answer(_told(e))
+        except Exception as e:
+            logging.getLogger("kitfs").exception("a bug ended the daemon")
+            answer(_told(MountError(f"a bug in kitfs: {type(e).__name__}: {e}")))
+    finally:
+        os._exit(status)  # whatever thread still waits for a socket has nobody left to answer
+
+
+def serve(request: MountRequest, ready: Callable[[Record], None], *, stderr: bool = False) -> None:
+    """Mount, call ``ready`` when the mount answers, and return when it is no more. ``stderr``: log there too.
+
+    Raises KitfsError when the mount cannot be made. Installs handlers for SIGTERM and SIGINT.
+    """
+    run = RunDir(request.run_dir)
+    deadline = time.monotonic() + START_PATIENCE
+    while True:
+        with run.hold(request.mountpoint) as mine:
+            if mine:
+                _serve_locked(request, run, ready, stderr)
+                return
+            record = run.record(request.mountpoint)
+        if record is not None:
+            if record.reference == request.reference:
+                ready(record)
+                return
+            raise MountError(f"{request.mountpoint} is already a mount, of {record.reference}", errno=errno.EBUSY)
+        if time.monotonic() > deadline:
+            raise MountError(f"{request.mountpoint} is being mounted by another process that does not get ready", errno=errno.EBUSY)
+        time.sleep(0.02)
+
+
+def _serve_locked(request: MountRequest, run: RunDir, ready: Callable[[Record], None], stderr: bool) -> None:
+    from kitfs.daemon.status import LastError, StatusSocket, status_of
+    from kitfs.fuse.filesystem import FileSystem
+    from kitfs.fuse.tree import tree_of
+    from kitfs.kit import open_resolver
+    from kitfs.metrics import Counters
+    from kitfs.oci.filters import Filter
+    from kitfs.oci.names import parse_any
+    from kitfs.registry.client import ClientOptions
+
+    with ExitStack() as stack:
+        made = stack.enter_context(_mountpoint(request.mountpoint))
+        log_path = run.file(request.mountpoint, "log")
+        last_error = LastError()
+        log = stack.enter_context(_logging(log_path, request.log_level, last_error, stderr))
+        counters = Counters()
+        resolver = stack.enter_context(
+            open_resolver(
+                request.cache_dir,
+                cache_size=request.cache_size,
+                client_options=ClientOptions(**request.client),
+                kit_home=request.kit_home,
+                counters=counters,
+                log=log,
+                max_entries=request.max_entries,
+            )
+        )
+        kit = resolver.open(parse_any(request.reference), filters=[Filter.parse(f) for f in request.only], remote=request.remote)
+        stack.callback(kit.close)
+        filesystem = FileSystem(
+            tree_of(kit, counters=counters, log=log),
+            uid=request.uid,
+            gid=request.gid,
+            umask=request.umask,
+            mtime=kit.created,
+            counters=counters,
+            log=log,
+            reference=request.reference,
+            manifest_digest=kit.digest,
+        )
+        end = End(request.mountpoint, log)
+        transport = _transport(request, filesystem, counters, log)
+        transport.mount()
+        stack.callback(end.detach)
+        end.watch(transport)
+        record = Record(
+            reference=request.reference,
+            digest=kit.digest,
+            mountpoint=request.mountpoint,
+            pid=os.getpid(),
+            transport=transport.name,
+            store=os.path.realpath(request.cache_dir),
+            log=log_path,
+            started=time.time(),
+        )
+        for layer in kit.layers:
+            layer.peek_store()
+        server = StatusSocket(listen(run.file(request.mountpoint, "sock")), lambda: status_of(record, kit, counters, last_error), log)
+        stack.callback(server.close)
+        stack.callback(run.forget, request.mountpoint)
+        run.write(record)
+        made.kept = True
+        log.info("mounted %s (%s) on %s with the %s transport", request.reference, kit.digest, request.mountpoint, transport.name)
+        notify_systemd("READY=1")
+        ready(record)
+        end.wait()
+        notify_systemd("STOPPING=1")
+        log.info("unmounted %s", request.mountpoint)
+
+
+def _transport(request: MountRequest, filesystem: FileSystem, counters: Counters, log: logging.Logger) -> Transport:
+    from kitfs.fuse.mounting import MountOptions
+
+    options = MountOptions(mountpoint=request.mountpoint, source=request.reference, allow_other=request.allow_other)
+    kind = request.transport
+    if kind == "auto":
+        kind = "kernel" if sys.platform == "linux" else "libfuse"
+    if kind == "kernel":
+        from kitfs.fuse.session import KernelTransport
+
+        return KernelTransport(filesystem, options, counters=counters, log=log)
+    from kitfs.fuse.libfuse import LibfuseTransport
+
+    return LibfuseTransport(filesystem, options, counters=counters, log=log)
+
+
+class End:
+    """Waits for the end of a mount: an unmount from outside, or SIGTERM or SIGINT, which unmount, lazily after ``GRACE`` seconds."""
+
+    def __init__(self, mountpoint: str, log: logging.Logger) -> None:
+        self._mountpoint = mountpoint
+        self._log = log
+        self._wake = threading.Event()
+        self._signal: int | None = None
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+
+    def _signalled(self, number: int, frame: object) -> None:
+        self._signal = number
+        self._wake.set()
+
+    def watch(self, transport: Transport) -> None:
+        """Run the transport on its thread; returns when the mount answers. Raises what ended it before."""
+        answering = threading.Event()
+
+        def run() -> None:
+            try:
+                transport.serve(answering.set)
+            except BaseException as e:  # noqa: BLE001 - handed to the main thread, which raises it
+                self._failure = e
+            finally:
+                self._thread = None
+                answering.set()
+                self._wake.set()
+
+        self._thread = threading.Thread(target=run, name="kitfs-transport", daemon=True)
+        self._thread.start()
+        answering.wait()
+        if self._failure is not None:
+            raise self._failure
+        if self._thread is None and self._signal is None:
+            raise MountError(f"{self._mountpoint} was unmounted before it answered")
+
+    def wait(self) -> None:
+        """Return when the mount is no more. Raises what broke the transport."""
+        self._wake.wait()
+        if self._thread is not None and self._signal is not None:
+            self._log.info("%s: unmounting", signal.Signals(self._signal).name)
+            self.detach()
+        if self._failure is not None:
+            raise self._failure
+
+    def detach(self) -> None:
+        """Unmount, politely for ``GRACE`` seconds and then lazily; nothing to do when it is unmounted already."""
+        from kitfs.fuse.mounting import is_mountpoint, unmount
+
+        deadline = time.monotonic() + GRACE
+        while is_mountpoint(self._mountpoint) and self._thread is not None:
+            lazy = time.monotonic() > deadline
+            try:
+                unmount(self._mountpoint, lazy=lazy)
+                if lazy:
+                    self._log.warning("%s is still in use: detached lazily", self._mountpoint)
+                break
+            except MountError as e:
+                if e.errno != errno.EBUSY:
+                    self._log.warning("%s", e)
+                    break
+            time.sleep(0.1)
+
+
+@dataclass(slots=True)
+class Made:
+    """Whether the mount point was made by us, and is to stay."""
+
+    made: bool = False
+    kept: bool = False
+
+
+@contextmanager
+def _mountpoint(path: str) -> Iterator[Made]:
+    """Check a mount point, or make it; one that was made is removed again unless it is ``kept``."""
+    from kitfs.fuse.mounting import is_mountpoint
+
+    made = Made()
+    if is_mountpoint(path):
+        try:
+            os.listdir(path)
+        except OSError as e:
+            if e.errno == errno.ENOTCONN:
+                raise MountError(f"{path} is a mount whose daemon died; clear it with: kitfs umount {path}", errno=errno.EBUSY)
+        raise MountError(f"{path} is already a mount", errno=errno.EBUSY)
+    try:
+        try:
+            info = os.stat(path)
+        except FileNotFoundError:
+            os.mkdir(path, 0o755)
+            made.made = True
+        else:
+            if not stat.S_ISDIR(info.st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+            if os.listdir(path):
+                raise OSError(errno.ENOTEMPTY, "not empty")
+    except FileNotFoundError:
+        raise MountError(f"mount point {path}: {os.path.dirname(path)} does not exist", errno=errno.ENOENT)
+    except OSError as e:
+        raise MountError(f"mount point {path}: {(e.strerror or str(e)).lower()}", errno=e.errno or errno.EIO)
+    try:
+        yield made
+    finally:
+        if made.made and not made.kept:
+            try:
+                os.rmdir(path)
+            except OSError:
+                pass  # somebody put something there, or took it away
+
+
+@contextmanager
+def _logging(path: str, level: str, last_error: logging.Handler, stderr: bool) -> Iterator[logging.Logger]:
+    """The daemon's logger, into its file (and stderr); uncaught tracebacks of the interpreter go there too."""
+    log = logging.getLogger("kitfs")
+    log.setLevel(level.upper())
+    log.propagate = False
+    file = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1)
+    handlers: list[logging.Handler] = [file, last_error]
+    if stderr:
+        handlers.append(logging.StreamHandler())
+    else:
+        os.dup2(file.stream.fileno(), 2)
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+    try:
+        yield log
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd (sd_notify(3)), when it started us and wants to know."""
+    name = os.environ.get("NOTIFY_SOCKET", "")
+    if not name:
+        return
+    if name.startswith("@"):
+        name = "\0" + name[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.sendto(state.encode(), name)
+    except OSError as e:
+        logging.getLogger("kitfs").warning("systemd was not told %s: %s", state, e)

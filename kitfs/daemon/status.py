@@ -1,0 +1,95 @@
+"""What a mount says of itself: the stable JSON object of ``kitfs status --json``, and the socket that gives it to whoever connects.
+
+Threading: the socket has one thread; everything it reads is a counter or a byte map that other threads may be changing, which is fine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kitfs.daemon.record import Record
+from kitfs.kit import Kit
+from kitfs.metrics import Counters
+
+
+class LastError(logging.Handler):
+    """Remembers the last error that was logged, for ``last_error``."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.message: str | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.message = record.getMessage()
+
+
+def status_of(record: Record, kit: Kit, counters: Counters, last_error: LastError) -> dict[str, Any]:
+    """The object of ``kitfs status --json``; README documents its fields. Sizes in bytes, ``uptime_s`` in seconds."""
+    return {
+        "reference": record.reference,
+        "digest": record.digest,
+        "transport": record.transport,
+        "mountpoint": record.mountpoint,
+        "pid": record.pid,
+        "uptime_s": round(time.time() - record.started, 3),
+        "bytes_fetched": counters.get("bytes_fetched"),
+        "requests": counters.get("requests"),
+        "errors": counters.get("errors"),
+        "last_error": last_error.message,
+        "skipped_entries": counters.get("skipped_entries"),
+        "integrity_failures": counters.get("integrity_failures"),
+        "read_through": counters.get("read_through"),
+        "log": record.log,
+        "layers": [
+            {
+                "path": layer.path,
+                "digest": layer.digest,
+                "media_type": layer.media_type,
+                "size": layer.descriptor.size,
+                "fetched": layer.fetched(),
+                "state": layer.state(),
+            }
+            for layer in kit.layers
+        ],
+    }
+
+
+class StatusSocket:
+    """Answers every connection with the status, as one JSON object, until closed."""
+
+    def __init__(self, server: socket.socket, status: Callable[[], dict[str, Any]], log: logging.Logger) -> None:
+        self._server = server
+        self._status = status
+        self._log = log
+        self._thread = threading.Thread(target=self._serve, name="kitfs-status", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return  # closed
+            with client:
+                try:
+                    client.settimeout(5)
+                    client.sendall(json.dumps(self._status()).encode())
+                except OSError as e:
+                    self._log.debug("status: %s", e)
+                except Exception:  # noqa: BLE001 - one bad answer must not end the thread
+                    self._log.exception("status: a bug")
+
+    def close(self) -> None:
+        """End the thread and close the socket."""
+        try:
+            self._server.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._server.close()
+        self._thread.join(6)

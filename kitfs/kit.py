@@ -1,0 +1,435 @@
+"""A Kit: manifest, Kitfile and layers with their indexes. The one place where registry, store and layers meet.
+
+``Resolver.open`` turns a reference into a ``Kit`` with the network it needs and no more: the manifest and the config. A ``Layer``
+opens its blob and builds its index when something first asks, once per process, and keeps the index in the catalog, by layer digest,
+for every later mount of the host. It is neither a tree (``fuse.tree`` merges layers) nor a verb.
+
+Threading: a Kit is read by many threads at once. ``Layer.index`` builds under a lock of its own layer; nothing here holds a lock that
+a warm read needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from kitfs.errors import IntegrityError, KitfsError, LayerError, ManifestError, RateLimited, StoreError, Unavailable, WouldBlock
+from kitfs.layers.codec import DecodedSource, decode
+from kitfs.layers.index import LayerIndex, Member, raw_index
+from kitfs.layers.read import read_member
+from kitfs.layers.tar import first_path, index_tar
+from kitfs.metrics import Counters
+from kitfs.oci.filters import Filter, for_parent, selects, selects_kitfile
+from kitfs.oci.kitfile import Kitfile
+from kitfs.oci.manifest import Descriptor, Manifest
+from kitfs.oci.match import FileMetadata, LayerEntry, kit_layers, kitfile_of
+from kitfs.oci.names import Digest, LayoutReference, Reference
+from kitfs.registry.client import ClientOptions, RegistryClient
+from kitfs.registry.credentials import Credentials
+from kitfs.registry.layout import open_layout
+from kitfs.store.blob import Blob
+from kitfs.store.source import Source
+from kitfs.store.store import Store
+
+MAX_CONFIG: Final = 8 << 20  # bytes of a config: a thousand times what kit writes, and nothing that could hurt
+MAX_CHAIN: Final = 10  # parents of parents, as kit (KITOPS §2.3)
+MAX_ENTRIES: Final = 2_000_000
+PEEK: Final = 16 << 10  # bytes of a compressed layer that are enough to decode its first tar entry
+
+
+class Origin(Protocol):
+    """Where a kit comes from: a repository of a registry, or an OCI layout on disk."""
+
+    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]: ...
+
+    def blob(self, descriptor: Descriptor) -> Source: ...
+
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes: ...
+
+
+class Layer:
+    """One layer of a kit, opened when first asked.
+
+    ``path`` is where the Kitfile says it goes: "" for the whole context, None when nothing says. Errors: KitfsError of whatever
+    could not be had; WouldBlock with ``wait=False`` when the answer needs the network or a decoder.
+    """
+
+    def __init__(self, entry: LayerEntry, origin: Origin, store: Store, *, max_entries: int) -> None:
+        self.descriptor: Final = entry.descriptor
+        self.type: Final = entry.type
+        self.entry: Final = entry.entry
+        self.path: Final = entry.path
+        self._metadata = FileMetadata.of(entry.descriptor)
+        self._origin = origin
+        self._store = store
+        self._max_entries = max_entries
+        self._lock = threading.Lock()  # guards what follows: taken by the first asker, never on a warm read
+        self._wire: Blob | None = None
+        self._decoded: Blob | None = None
+        self._index: LayerIndex | None = None
+        self._agrees: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"<Layer {self.digest[:19]} {self.path!r} {self.state()}>"
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of the layer's blob, as the manifest has it."""
+        return self.descriptor.digest
+
+    @property
+    def media_type(self) -> str:
+        """Media type of the layer, as the manifest has it."""
+        return self.descriptor.media_type
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the blob is a gzip or zstd stream."""
+        return self.type.compression != "none"
+
+    def wire(self) -> Blob:
+        """The blob as the registry has it."""
+        with self._lock:
+            return self._open_wire()
+
+    def content(self) -> Blob:
+        """The blob that members' offsets speak of: decoded, when the layer is compressed."""
+        found = self._decoded if self.compressed else self._wire
+        if found is not None:
+            return found
+        with self._lock:
+            wire = self._open_wire()
+            if not self.compressed:
+                return wire
+            if self._decoded is None:
+                source = DecodedSource(wire.stream, self.type.compression)
+                self._decoded = self._store.blob(self.digest, size=None, source=source, decoded=True)
+            return self._decoded
+
+    def _open_wire(self) -> Blob:
+        if self._wire is None:
+            self._wire = self._store.blob(self.digest, size=self.descriptor.size, source=self._origin.blob(self.descriptor))
+        return self._wire
+
+    def index(self, *, wait: bool = True) -> LayerIndex:
+        """What the layer holds. Built once per host: from the catalog when some mount has built it before."""
+        if self._index is not None:
+            return self._index
+        if self.type.format == "raw" and (not self.compressed or (self._metadata is not None and self._metadata.size is not None)):
+            self._index = self._raw_index(None)
+            return self._index
+        if not wait:
+            raise WouldBlock
+        content = self.content()
+        with self._lock:
+            if self._index is None:
+                self._index = self._build_index(content)
+            return self._index
+
+    def _build_index(self, content: Blob) -> LayerIndex:
+        if self.type.format == "raw":
+            content.fill()
+            return self._raw_index(content.size)
+        key = ("index", self.digest)
+        known = self._store.catalog.get(key)
+        if known is not None:
+            try:
+                return LayerIndex.from_json(known)
+            except (ValueError, LayerError):
+                pass  # a hint that can be rebuilt
+        try:
+            index = index_tar(content, max_entries=self._max_entries)
+        except LayerError as e:
+            raise LayerError(f"layer {self.digest}: {e}")
+        if self.compressed:
+            content.fill()
+        self._store.catalog.set(key, index.to_json())
+        return index
+
+    def _raw_index(self, decoded_size: int | None) -> LayerIndex:
+        metadata = self._metadata
+        if not self.path:
+            raise LayerError(f"unknown file path for layer {self.digest}: no org.cncf.model.filepath annotation and no path in the Kitfile")
+        size = self.descriptor.size
+        if self.compressed:
+            size = decoded_size if decoded_size is not None else (metadata.size if metadata is not None and metadata.size is not None else 0)
+        mode = metadata.mode if metadata is not None and metadata.mode is not None else 0o644
+        return raw_index(self.path, size, mode)
+
+    def trusted(self, *, wait: bool = True) -> bool:
+        """Whether names outside ``path`` need not be looked for here: the index is known, or its first entry agrees with ``path``.
+
+        kit packs nothing outside the declared path, so a layer whose first entry agrees is taken at its word and not read whole for
+        a name that it should not have.
+        """
+        if self._index is not None or self.type.format == "raw":
+            return True
+        if self._agrees is None:
+            if not wait:
+                raise WouldBlock
+            self._agrees = self._peek()
+        return self._agrees
+
+    def _peek(self) -> bool:
+        if not self.path:
+            return False
+        reader: Any = self.wire()
+        if self.compressed:
+            head = reader.pread(0, PEEK)
+            reader = _Head(_decode_head(head, self.type.compression))
+        try:
+            first = first_path(reader)
+        except LayerError:
+            return False
+        return first is None or related(first, self.path)
+
+    def pread(self, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes:
+        """Bytes of a member, short at its end; holes are zeros."""
+        if not wait and self._decoded is None and self._wire is None:
+            raise WouldBlock
+        data = read_member(self.content(), member, offset, size, wait=wait)
+        if len(data) < min(size, max(0, member.size - offset)):
+            raise IntegrityError(f"layer {self.digest} ends before its file {member.path!r} does")
+        return data
+
+    def state(self) -> str:
+        """absent, partial, present or verified; of a compressed layer, that of its decoded bytes."""
+        if self.compressed:
+            if self._decoded is not None and self._decoded.state != "absent":
+                return self._decoded.state
+            return "absent" if self._wire is None or self._wire.state == "absent" else "partial"
+        return "absent" if self._wire is None else self._wire.state
+
+    def fetched(self) -> int:
+        """Bytes of the blob, as the registry has it, that are in the store."""
+        if self.compressed and self._decoded is not None and self._decoded.complete:
+            return self.descriptor.size
+        return 0 if self._wire is None else self._wire.fetched
+
+    def peek_store(self) -> None:
+        """Look up what the store already has of this layer, so that ``state`` tells it; no network."""
+        self.content()
+
+    def close(self) -> None:
+        """Let go of the blobs."""
+        with self._lock:
+            for blob in (self._decoded, self._wire):
+                if blob is not None:
+                    blob.close()
+
+
+class _Head:
+    """The first decoded bytes of a layer, as a reader."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = None
+
+    def pread(self, offset: int, size: int) -> bytes:
+        return self._data[offset : offset + size]
+
+
+def _decode_head(head: bytes, compression: str) -> bytes:
+    """What a decoder makes of the first bytes of a stream, as far as they go."""
+    out = bytearray()
+    try:
+        for piece in decode([head], compression):
+            out += piece
+            if len(out) >= PEEK:
+                break
+    except LayerError:
+        pass  # the head was cut off, of course
+    return bytes(out)
+
+
+def related(a: str, b: str) -> bool:
+    """Whether one path is the other, or an ancestor of it."""
+    return not a or not b or a == b or a.startswith(b + "/") or b.startswith(a + "/")
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """An opened kit. ``layers`` are in the order in which they are laid over each other, parents' first.
+
+    ``kitfile_bytes`` is the Kitfile as ``kit unpack`` would write it, None when a filter leaves it out.
+    """
+
+    reference: Reference | LayoutReference
+    digest: Digest
+    manifest: Manifest
+    kitfile: Kitfile
+    kitfile_bytes: bytes | None
+    layers: tuple[Layer, ...]
+
+    @property
+    def created(self) -> int:
+        """The manifest's created time in seconds since the epoch, else 0."""
+        return self.manifest.created
+
+    def close(self) -> None:
+        """Let go of every blob."""
+        for layer in self.layers:
+            layer.close()
+
+
+class Resolver:
+    """Opens kits: from the store when they were packed or pulled here, else from their registry or layout.
+
+    ``origin_of`` gives the Origin of a reference. Tags are resolved at their registry; when it cannot be reached (never on 401, 403
+    or 404) a tag means its last known digest, with one warning.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        origin_of: Callable[[Reference | LayoutReference], Origin],
+        *,
+        log: logging.Logger,
+        max_entries: int = MAX_ENTRIES,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._origin_of = origin_of
+        self._log = log
+        self._max_entries = max_entries
+        self._clock = clock
+
+    def open(self, reference: Reference | LayoutReference, *, filters: Sequence[Filter] = (), remote: bool = False) -> Kit:
+        """The kit behind a reference, with its parents' layers.
+
+        Raises NotFound, RegistryError, IntegrityError, ManifestError, KitfileError, UnsupportedLayer, or LayerError for a chain of
+        parents that is too long or a cycle.
+        """
+        return self._open(reference, tuple(filters), remote, ())
+
+    def _open(self, reference: Reference | LayoutReference, filters: tuple[Filter, ...], remote: bool, chain: tuple[str, ...]) -> Kit:
+        chain = (*chain, str(reference))
+        shown = "=>".join(chain)
+        if len(set(chain)) < len(chain):
+            raise ManifestError(f"found cycle in modelkit references: [{shown}]")
+        if len(chain) > MAX_CHAIN + 1:
+            raise ManifestError(f"reached maximum number of model references: [{shown}]")
+        origin = self._origin_of(reference)
+        digest, data = self._manifest(reference, origin, remote)
+        manifest = self._parse(Manifest.parse, data, reference)
+        self._parse(lambda _: manifest.flavor, data, reference)
+        kitfile = kitfile_of(manifest, self._config(manifest.config, origin))
+        matched = kit_layers(manifest, kitfile)
+        own = tuple(
+            Layer(entry, origin, self._store, max_entries=self._max_entries)
+            for entry in matched
+            if not filters or (entry.entry is not None and selects(filters, entry.entry))
+        )
+        inherited: tuple[Layer, ...] = ()
+        parent_filters = for_parent(filters)
+        if kitfile.parent is not None and parent_filters is not None:
+            inherited = self._open(kitfile.parent.or_latest(), tuple(parent_filters), remote, chain).layers
+        shows_kitfile = not filters or selects_kitfile(filters)
+        return Kit(reference, digest, manifest, kitfile, kitfile.to_yaml().encode() if shows_kitfile else None, inherited + own)
+
+    @staticmethod
+    def _parse(parse: Callable[[bytes], Any], data: bytes, reference: Reference | LayoutReference) -> Any:
+        try:
+            return parse(data)
+        except ManifestError as e:
+            raise ManifestError(f"{reference}: {e}")
+
+    def _manifest(self, reference: Reference | LayoutReference, origin: Origin, remote: bool) -> tuple[Digest, bytes]:
+        if reference.digest is not None:
+            return reference.digest, self._stored_manifest(reference.digest, origin)
+        if isinstance(reference, LayoutReference):
+            descriptor, data = origin.manifest(reference.tag or "")
+            return descriptor.digest, data
+        tag = reference.tag or "latest"
+        if not remote:
+            pinned = self._store.refs.get(reference.name, tag)
+            if pinned is not None:
+                digest = Digest.parse(pinned["digest"])
+                return digest, self._stored_manifest(digest, origin)
+        key = ("tag", f"{reference.name}:{tag}")
+        try:
+            descriptor, data = origin.manifest(tag)
+        except (Unavailable, RateLimited) as e:
+            return self._last_known(reference, key, e)
+        self._keep(descriptor.digest, data)
+        self._store.catalog.set(key, {"digest": descriptor.digest, "seen": int(self._clock())})
+        return descriptor.digest, data
+
+    def _stored_manifest(self, digest: Digest, origin: Origin) -> bytes:
+        data = self._store.get(digest)
+        if data is None:
+            data = origin.manifest(digest)[1]
+            self._keep(digest, data)
+        return data
+
+    def _last_known(self, reference: Reference, key: tuple[str, str], cause: KitfsError) -> tuple[Digest, bytes]:
+        known = self._store.catalog.get(key)
+        try:
+            digest = Digest.parse(known["digest"])
+            age = max(0, int(self._clock()) - int(known["seen"]))
+        except (TypeError, KeyError, ValueError, KitfsError):
+            raise cause
+        data = self._store.get(digest)
+        if data is None:
+            raise cause
+        self._log.warning("%s: using %s, which the tag meant %s ago: %s", reference, digest, human_age(age), cause)
+        return digest, data
+
+    def _config(self, descriptor: Descriptor, origin: Origin) -> bytes:
+        data = self._store.get(descriptor.digest)
+        if data is None:
+            data = origin.blob_bytes(descriptor, MAX_CONFIG)
+            self._keep(descriptor.digest, data)
+        return data
+
+    def _keep(self, digest: Digest, data: bytes) -> None:
+        """Store a small blob; a cache may fail, a read may not."""
+        try:
+            self._store.put(digest, data)
+        except StoreError as e:
+            self._log.warning("cannot keep %s: %s", digest, e)
+
+
+def human_age(seconds: int) -> str:
+    """An age as people say it: "42 s", "3 min", "5 h", "2 d"."""
+    for unit, width in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * width or (seconds >= width and unit != "d"):
+            return f"{seconds // width} {unit}"
+    return f"{seconds} s"
+
+
+@contextmanager
+def open_resolver(
+    cache_dir: str,
+    *,
+    client_options: ClientOptions,
+    kit_home: str,
+    counters: Counters,
+    log: logging.Logger,
+    cache_size: int | None = None,
+    max_entries: int = MAX_ENTRIES,
+) -> Iterator[Resolver]:
+    """A Resolver over the store in ``cache_dir`` and the registries that ``client_options`` reach, closed at the end.
+
+    ``kit_home`` is kit's home, where credentials.json is; ``cache_size`` in bytes. Raises StoreError when the store cannot be used.
+    """
+    with ExitStack() as stack:
+        store = Store.open(cache_dir, size_limit=cache_size, counters=counters, log=log)
+        stack.callback(store.close)
+        client = RegistryClient(client_options, Credentials.load(kit_home), counters=counters, log=log)
+        stack.callback(client.close)
+        layouts: dict[str, Origin] = {}
+
+        def origin_of(reference: Reference | LayoutReference) -> Origin:
+            if isinstance(reference, Reference):
+                return client.repository(reference)
+            if reference.path not in layouts:
+                layouts[reference.path] = stack.enter_context(closing(open_layout(reference)))
+            return layouts[reference.path]
+
+        yield Resolver(store, origin_of, log=log, max_entries=max_entries)
