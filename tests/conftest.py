@@ -1,0 +1,183 @@
+"""Fixtures for real mounts and real registries, and the rule about skips.
+
+A test that needs a program asks for it with ``needs(...)``. Where it is missing the test is skipped, with a reason that tells what to
+install; with ``CI=true`` it fails instead, because ``.ci/run`` installs all of them. What no package can give (root, a kernel with
+FUSE) is skipped with a reason that starts with "not here:", in CI too. All skips are listed once more at the end of a run.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import host as hosts
+from tests.registry_process import RegistryProcess
+
+GOLDEN = Path(__file__).parent / "golden"
+CANNOT = "not here:"
+PACKAGES = {
+    "docker-registry": "docker-registry", "skopeo": "skopeo", "fusermount3": "fuse3", "bsdtar": "libarchive-tools", "libfuse": "libfuse2",
+    "tar": "tar", "setfattr": "attr", "unshare": "util-linux", "mount": "mount",
+}  # fmt: skip
+
+
+def in_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def needs(*programs: str) -> None:
+    """Skips the test where a program is missing; in CI it is a failure."""
+    for name in programs:
+        here = ctypes.util.find_library("fuse") if name == "libfuse" else shutil.which(name)
+        if not here:
+            reason = f"{name} is missing: install the package {PACKAGES.get(name, name)}"
+            if in_ci():
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason)
+
+
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip(f"{CANNOT} only root may do what this test does")
+
+
+# -- skips ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _skips(reporter: pytest.TerminalReporter) -> dict[str, int]:
+    reasons: dict[str, int] = {}
+    for report in reporter.stats.get("skipped", []):
+        text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = str(text).removeprefix("Skipped: ")
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return reasons
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and in_ci() and exitstatus == 0 and any(not r.startswith(CANNOT) for r in _skips(reporter)):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if reasons := _skips(terminalreporter):
+        terminalreporter.section("skipped")
+        for reason, count in sorted(reasons.items()):
+            refused = in_ci() and not reason.startswith(CANNOT)
+            terminalreporter.line(f"{count:4} x {reason}{'  <- not allowed in CI' if refused else ''}")
+
+
+# -- registries ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+    """One docker-registry for the whole run: for tests that neither stop it nor count what all of it served."""
+    needs("docker-registry")
+    with RegistryProcess(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture
+def own_registry(tmp_path: Path) -> Iterator[RegistryProcess]:
+    """A docker-registry of this test's own, which it may stop, start and count."""
+    needs("docker-registry")
+    with RegistryProcess(tmp_path / "registry") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def golden_registry(registry: RegistryProcess) -> RegistryProcess:
+    """The session's registry with every golden kit in it, copied by skopeo as ``golden/NAME:v1``."""
+    needs("skopeo")
+    for archive in sorted((GOLDEN / "layouts").glob("*.tar")):
+        registry.copy_archive(archive, f"golden/{archive.stem}")
+    return registry
+
+
+# -- hosts ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _need_fuse() -> None:
+    if not Path("/dev/fuse").exists():
+        pytest.skip(f"{CANNOT} this kernel or container has no /dev/fuse")
+    if os.geteuid() != 0:
+        needs("fusermount3")
+
+
+@pytest.fixture(scope="session")
+def _swept() -> None:
+    hosts.sweep_stale()
+
+
+@pytest.fixture(scope="session")
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Python]:
+    """An interpreter that runs as an ordinary user, who may open /dev/fuse while the fixture lives.
+
+    Whoever runs the tests without being root is an ordinary user already.
+    """
+    _need_fuse()
+    needs("fusermount3")
+    if os.geteuid() != 0:
+        yield hosts.own_python()
+        return
+    scratch = Path("/tmp") / f"{hosts.PREFIX}{os.getpid()}-python"
+    scratch.mkdir(mode=0o755)
+    try:
+        with hosts.fuse_device_for_everybody():
+            yield hosts.python_for(hosts.NOBODY, scratch)
+    finally:
+        shutil.rmtree(scratch)
+
+
+@pytest.fixture
+def new_host(_swept: None) -> Iterator[Callable[..., hosts.Host]]:
+    """Makes hosts; at the end each must have left no mount and no process behind."""
+    made: list[hosts.Host] = []
+
+    def make(python: hosts.Python | None = None, *, patience: float = 240) -> hosts.Host:
+        _need_fuse()
+        made.append(hosts.Host(python or hosts.own_python(), patience=patience))
+        return made[-1]
+
+    yield make
+    left = [line for one in made for line in one.close()]
+    assert not left, "left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def host(new_host: Callable[..., hosts.Host]) -> hosts.Host:
+    """A host whose user is whoever runs the tests."""
+    return new_host()
+
+
+@pytest.fixture
+def user_host(new_host: Callable[..., hosts.Host], nobody: hosts.Python) -> hosts.Host:
+    """A host whose user is an ordinary one."""
+    return new_host(nobody)
+
+
+@pytest.fixture(params=["kernel", "libfuse"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport in turn."""
+    if request.param == "libfuse":
+        needs("libfuse")
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=["root", "user"])
+def anybody(request: pytest.FixtureRequest) -> hosts.Host:
+    """A host run by root, and one run by an ordinary user."""
+    if request.param == "root":
+        needs_root()
+        found: hosts.Host = request.getfixturevalue("host")
+    else:
+        found = request.getfixturevalue("user_host")
+    return found

@@ -1,0 +1,73 @@
+"""What is in a directory, as one JSON value: path → type, mode, size, sha256, target.
+
+Runs as a program too (``python trees.py DIR``), so that another user can look at a mount that root may not see. Standard library
+only, nothing of kitfs; single-threaded. Paths that are not UTF-8 come out with surrogate escapes, as ``os.fsdecode`` gives them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+Tree = dict[str, dict[str, Any]]
+
+
+def scan(root: str | os.PathLike[str], *, hashes: bool = True) -> Tree:
+    """Every entry below ``root`` by lstat, files read to their end; ``sha256`` is left out when ``hashes`` is false."""
+    tree: Tree = {}
+    top = os.fspath(root)
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for directory, folders, files in os.walk(top, onerror=fail):
+        for name in folders + files:
+            full = os.path.join(directory, name)
+            about = os.lstat(full)
+            row: dict[str, Any] = {"mode": f"{stat.S_IMODE(about.st_mode):04o}"}
+            if stat.S_ISDIR(about.st_mode):
+                row["type"] = "dir"
+            elif stat.S_ISLNK(about.st_mode):
+                row = {"type": "symlink", "target": os.readlink(full)}
+            elif stat.S_ISREG(about.st_mode):
+                row |= {"type": "file", "size": about.st_size}
+                if hashes:
+                    with open(full, "rb") as file:
+                        row["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+            else:
+                row["type"] = stat.filemode(about.st_mode)[0]
+            tree[os.path.relpath(full, top)] = row
+    return tree
+
+
+def golden(directory: Path, name: str) -> Tree:
+    """The recorded tree of a golden kit."""
+    tree: Tree = json.loads((directory / "trees" / f"{name}.json").read_text())
+    return tree
+
+
+def without(tree: Tree, *paths: str) -> Tree:
+    return {path: row for path, row in tree.items() if path not in paths}
+
+
+def masked(tree: Tree) -> Tree:
+    """The tree with setuid, setgid and sticky taken off, as a mount shows it."""
+    return {p: {**row, "mode": f"{int(row['mode'], 8) & 0o777:04o}"} if "mode" in row else row for p, row in tree.items()}
+
+
+def blob_of(archive: Path, digest: str) -> bytes:
+    """A blob out of an OCI archive, by Python's own tarfile."""
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile("blobs/" + digest.replace(":", "/"))
+        assert member is not None
+        return member.read()
+
+
+if __name__ == "__main__":
+    json.dump(scan(sys.argv[1]), sys.stdout)
