@@ -1,0 +1,124 @@
+"""Settings: where a value may stand, which place wins, and what a wrong one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kitfs.config import OPTIONS, Settings, mirror, octal, seconds, size
+from kitfs.errors import UsageError
+
+EVERY = dict.fromkeys(OPTIONS)
+
+
+def load(flags: dict[str, object], env: dict[str, str] | None = None, **options: str) -> Settings:
+    return Settings.load(flags, {"XDG_CONFIG_HOME": "/nonexistent", **(env or {})})
+
+
+def test_order_is_flag_environment_file_default(tmp_path: Path) -> None:
+    """The same option in every place: each place wins over those after it."""
+    file = tmp_path / "s.yaml"
+    file.write_text("transport: libfuse\n")
+    flags: dict[str, object] = {"settings": str(file), "transport": None}
+    assert load({"transport": None})["transport"] == "auto"
+    assert load(flags)["transport"] == "libfuse"
+    assert load(flags, {"KITFS_TRANSPORT": "kernel"})["transport"] == "kernel"
+    assert load(flags | {"transport": "auto"}, {"KITFS_TRANSPORT": "kernel"})["transport"] == "auto"
+
+
+def test_settings_file_in_the_configuration_home_is_read(tmp_path: Path) -> None:
+    """$XDG_CONFIG_HOME/kitfs/settings.yaml counts when no file is named."""
+    (tmp_path / "kitfs").mkdir()
+    (tmp_path / "kitfs" / "settings.yaml").write_text("read_timeout: 7\n")
+    assert Settings.load({"settings": None, "read-timeout": None}, {"XDG_CONFIG_HOME": str(tmp_path)})["read-timeout"] == 7.0
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_every_option_has_an_environment_variable(name: str, tmp_path: Path) -> None:
+    """KITFS_<OPTION> is read for every row of the table: a value that cannot be parsed is named by its variable."""
+    variable = "KITFS_" + name.upper().replace("-", "_")
+    bad = {"only": None, "log-level": "loud"}.get(name, "\0bad")
+    if bad is None or name in {"settings", "config", "cache-dir", "run-dir", "tls-cert", "cert", "key"}:
+        file = tmp_path / "file"
+        file.write_text("{}")
+        got = load({name: None}, {variable: str(file)})[name]
+        assert got in (str(file), (str(file),))
+        return
+    with pytest.raises(UsageError, match=f"^{variable}: "):
+        load({name: None}, {variable: bad})
+
+
+@pytest.mark.parametrize("name", ["mirror", "tls-cert", "only"])
+def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> None:
+    """A list in YAML is a repeated flag; in the environment blanks separate."""
+    one, two = ("a.example=http://m1", "a.example=http://m2") if name == "mirror" else (str(tmp_path / "1"), str(tmp_path / "2"))
+    if name == "tls-cert":
+        Path(one).write_text("x")
+        Path(two).write_text("x")
+    file = tmp_path / "s.yaml"
+    file.write_text(f"{name}: ['{one}', '{two}']\n")
+    flags = load({"settings": None, name: [one, two]})[name]
+    assert load({"settings": str(file), name: None})[name] == flags
+    assert load({"settings": None, name: None}, {"KITFS_" + name.upper().replace("-", "_"): f"{one} {two}"})[name] == flags
+    assert len(flags) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("colour: red\n", "there is no option 'colour'"),
+        ("- a\n", "must map option names to values"),
+        ("a: [\n", "not YAML"),
+        ("transport: [kernel, libfuse]\n", "transport must be one value"),
+        ("cache-size: {a: b}\n", "cache-size must be one value"),
+    ],
+)
+def test_wrong_settings_file_is_told_in_one_line(text: str, told: str, tmp_path: Path) -> None:
+    """The error names the file and the key."""
+    file = tmp_path / "s.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=told) as e:
+        load(EVERY | {"settings": str(file)})
+    assert str(file) in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_named_files_must_be_readable_used_or_not(tmp_path: Path) -> None:
+    """--tls-cert of a file that is not there is refused at once."""
+    with pytest.raises(UsageError, match=r"--tls-cert: cannot read .*absent"):
+        load({"tls-cert": [str(tmp_path / "absent")]})
+    with pytest.raises(UsageError, match="settings: cannot read"):
+        load({"settings": str(tmp_path / "absent")})
+
+
+@pytest.mark.parametrize(("text", "value"), [("50GiB", 50 << 30), ("1k", 1024), ("2MB", 2_000_000), ("1.5g", 3 << 29), ("17", 17), ("9B", 9)])
+def test_sizes(text: str, value: int) -> None:
+    """Binary prefixes with iB or bare, decimal ones with B."""
+    assert size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "5 parsecs", "1e3", "0x10"])
+def test_bad_sizes(text: str) -> None:
+    """A bad size says how to write one."""
+    with pytest.raises(UsageError, match="--cache-size: .* is not a size"):
+        load({"cache-size": text})
+
+
+def test_small_parsers() -> None:
+    """umask is octal, a timeout is positive, a mirror has a host and a URL."""
+    assert octal("022") == 0o22
+    assert octal("0o077") == 0o77
+    assert seconds("1.5s") == 1.5
+    assert mirror("r.example:5000=http://m/x") == ("r.example:5000", "http://m/x")
+    for parse, text in ((octal, "9"), (seconds, "-1"), (seconds, "nan"), (mirror, "host"), (mirror, "=http://x"), (mirror, "h=ftp://x")):
+        with pytest.raises(ValueError, match="is not"):
+            parse(text)
+
+
+def test_kit_home_is_kits_own(tmp_path: Path) -> None:
+    """--config, then KITFS_CONFIG, then KITOPS_HOME, then kit's default under the data home."""
+    assert load({"config": None}, {"XDG_DATA_HOME": "/d"})["config"] == "/d/kitops"
+    assert load({"config": None}, {"KITOPS_HOME": "/k"})["config"] == "/k"
+    assert load({"config": None}, {"KITOPS_HOME": "/k", "KITFS_CONFIG": "/f"})["config"] == "/f"
+    assert load({"config": "/x"}, {"KITOPS_HOME": "/k", "KITFS_CONFIG": "/f"})["config"] == "/x"
