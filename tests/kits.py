@@ -264,7 +264,8 @@ def kit_tar(files: dict[str, bytes], *, modes: dict[str, int] | None = None, dir
             info = tarfile.TarInfo(path)
             info.size, info.mode, info.uid = len(data), modes.get(path, 0o644), 1000
             tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
+        end = tar.offset
+    return buffer.getvalue()[:end] + bytes(1024)
 
 
 def sparse_file_tar(target: Path, members: dict[str, int], *, marks: dict[str, dict[int, bytes]] | None = None) -> dict[str, int]:

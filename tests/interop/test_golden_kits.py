@@ -1,0 +1,79 @@
+"""Every golden kit, out of a real registry, through a real mount: the tree is the recorded one (Done when 1)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+
+import pytest
+
+from tests import trees
+from tests.conftest import GOLDEN
+from tests.host import Host
+from tests.registry_process import RegistryProcess
+
+pytestmark = [pytest.mark.interop, pytest.mark.mount]
+GOLDEN_KITS = json.loads((GOLDEN / "kits.json").read_text())
+
+
+@pytest.mark.parametrize("name", GOLDEN_KITS)
+def test_a_golden_kit_mounts_as_recorded(golden_registry: RegistryProcess, anybody: Host, transport: str, name: str) -> None:
+    """Paths, types, sizes, modes and sha256 are those of trees/NAME.json, with each transport, for root and for an ordinary user."""
+    mirror = f"registry.golden.test={golden_registry.url}"
+    mount = anybody.mount(f"registry.golden.test/golden/{name}:v1", "--mirror", mirror, "--transport", transport)
+    assert mount.digest == GOLDEN_KITS[name]["manifest"]
+    assert anybody.scan(mount) == trees.golden(GOLDEN, name)
+    assert anybody.status(mount)["transport"] == transport
+
+
+def test_the_first_command_of_the_readme_needs_no_registry(host: Host) -> None:
+    """A golden kit mounts out of its archive, with no registry anywhere, and the warm remount shows the same."""
+    archive = GOLDEN / "layouts/basic.tar"
+    for _ in range(2):
+        mount = host.mount(f"oci-archive:{archive}:v1")
+        assert host.scan(mount) == trees.golden(GOLDEN, "basic")
+        assert host.status(mount)["errors"] == 0
+        host.umount(mount)
+
+
+def test_ls_and_cat_show_the_tree_without_a_mount(golden_registry: RegistryProcess, host: Host) -> None:
+    """``ls -R --json`` lists what a mount shows, and ``cat`` writes a file's exact bytes."""
+    ref = f"{golden_registry.host}/golden/basic:v1"
+    expected = trees.golden(GOLDEN, "basic")
+    listed = {row["path"]: row for row in json.loads(host.kitfs("ls", ref, "-R", "--json").stdout)}
+    assert {p: (r["type"], r["mode"], r.get("size")) for p, r in listed.items()} == {
+        p: (r["type"], r["mode"], r.get("size")) for p, r in expected.items()
+    }
+    assert host.kitfs("cat", ref, "run.sh").stdout.encode() == _file_of("basic", "run.sh")
+    assert host.kitfs("ls", ref, "src/util").stdout.splitlines() == ["__init__.py", "io.py"]
+
+
+def _file_of(kit: str, path: str) -> bytes:
+    for layer in GOLDEN_KITS[kit]["layers"]:
+        with tarfile.open(fileobj=io.BytesIO(trees.blob_of(GOLDEN / f"layouts/{kit}.tar", layer["digest"]))) as tar:
+            if path in tar.getnames():
+                member = tar.extractfile(path)
+                assert member is not None
+                return member.read()
+    raise AssertionError(f"no {path} in {kit}")
+
+
+def test_only_shows_what_its_filters_select(golden_registry: RegistryProcess, host: Host) -> None:
+    """``--only model`` shows model and model parts, ``--only docs:README.md`` one document; without kitfile there is no Kitfile."""
+    ref = f"{golden_registry.host}/golden/basic:v1"
+    model = host.mount(ref, "--only", "model", at="model")
+    assert sorted(host.scan(model)) == ["model", "model/tiny.safetensors"]
+    both = host.mount(ref, "--only", "kitfile", "--only", "docs:README.md", at="both")
+    assert sorted(host.scan(both)) == ["Kitfile", "README.md"]
+
+
+@pytest.mark.parametrize("name", ["basic", "many-gzip"])
+def test_a_user_owns_what_he_mounts(golden_registry: RegistryProcess, user_host: Host, name: str, transport: str) -> None:
+    """Without --uid and --gid everything belongs to the mounting user."""
+    mount = user_host.mount(f"{golden_registry.host}/golden/{name}:v1", "--transport", transport)
+    code = "import os,sys; print({(s.st_uid, s.st_gid) for s in map(os.lstat, [sys.argv[1], sys.argv[1] + '/Kitfile'])})"
+    user = os.geteuid() if user_host.python.user is None else user_host.python.user
+    group = os.getegid() if user_host.python.user is None else user_host.python.user
+    assert user_host.run_python(code, mount.path).strip() == str({(user, group)})
