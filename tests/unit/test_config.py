@@ -101,7 +101,7 @@ def test_sizes(text: str, value: int) -> None:
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "5 parsecs", "1e3", "0x10"])
 def test_bad_sizes(text: str) -> None:
     """A bad size says how to write one."""
-    with pytest.raises(UsageError, match="--cache-size: .* is not a size"):
+    with pytest.raises(UsageError, match=r"--cache-size: .* is not a size"):
         load({"cache-size": text})
 
 

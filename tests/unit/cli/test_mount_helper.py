@@ -1,0 +1,34 @@
+"""mount.kitfs: the options of an fstab line."""
+
+from __future__ import annotations
+
+import pytest
+
+from kitfs.cli.mount_helper import flags_of
+from kitfs.errors import UsageError
+
+
+def given(options: str) -> dict[str, object]:
+    return {k: v for k, v in flags_of(options).items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ("rw,_netdev,noauto,x-systemd.automount,nofail,user", {}),
+        ("", {}),
+        ("only=model,only=docs:a\\,b,cache_size=1GiB", {"only": ["model", "docs:a,b"], "cache-size": "1GiB"}),
+        ("plain_http,allow_other", {"plain-http": "true", "allow-other": "true"}),
+        ("no_allow_other,tls-verify=false", {"allow-other": "false", "tls-verify": "false"}),
+    ],
+)
+def test_options(options: str, flags: dict[str, object]) -> None:
+    """Ours become settings, with - or _; what only means something to mount(8) is passed over; a comma may be escaped."""
+    assert given(options) == flags
+
+
+@pytest.mark.parametrize("options", ["colour=red", "cache_size", "foreground"])
+def test_unknown_options_are_refused(options: str) -> None:
+    """A misspelt option is an error, not a mount with other settings than were meant."""
+    with pytest.raises(UsageError, match=r"-o cache_size needs a value|there is no mount option"):
+        flags_of(options)

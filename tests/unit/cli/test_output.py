@@ -1,0 +1,36 @@
+"""What verbs print: sizes as kit, names that cannot drive a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from kitfs.cli.output import human_size, put_table, shown
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [(0, "0 B"), (512, "512 B"), (1023, "1023 B"), (7168, "7.0 KiB"), (709_120, "692.5 KiB"), (1 << 30, "1.0 GiB"), (2047, "1.9 KiB")],
+)
+def test_sizes_are_kits(size: int, told: str) -> None:
+    """One floored decimal, as FormatBytes (the 692.5 KiB stand in a recorded listing of kit)."""
+    assert human_size(size) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("été/日本語 🧪", "été/日本語 🧪"),
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("tab\tnew\nline", "tab\\tnew\\nline"),
+        (b"bad\xff".decode("utf-8", "surrogateescape"), "bad\\xff"),
+    ],
+)
+def test_names_are_escaped(name: str, told: str) -> None:
+    """Letters of every alphabet stay; control characters and bytes that are not UTF-8 are shown as escapes."""
+    assert shown(name) == told
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Columns are as wide as their widest cell, and no line ends in blanks."""
+    put_table(("A", "LONGER"), [("x" * 4, "y"), ("z", "")])
+    assert capsys.readouterr().out == "A      LONGER\nxxxx   y\nz\n"

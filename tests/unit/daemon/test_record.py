@@ -1,0 +1,108 @@
+"""The run-time directory: records, locks and sockets by which verbs find daemons."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from kitfs.daemon.record import Record, RunDir, ask, listen
+from kitfs.errors import MountError
+
+
+def record_of(mountpoint: str) -> Record:
+    return Record("r.example/a/b:v1", "sha256:" + "0" * 64, mountpoint, os.getpid(), "kernel", "/store", "/log", 1.5)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(str(tmp_path / "run"))
+
+
+def test_directory_is_private(tmp_path: Path) -> None:
+    """The directory is made 0700; one that others may write is refused."""
+    RunDir(str(tmp_path / "run"))
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(MountError, match="only you may write"):
+        RunDir(str(tmp_path / "open"))
+
+
+def test_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
+    """A file in the directory's place is one clear error."""
+    (tmp_path / "run").write_text("")
+    with pytest.raises(MountError, match="--run-dir"):
+        RunDir(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("mountpoint", ["/models", "/with space/and\nnewline", "/" + "deep/" * 400 + "end"])
+def test_record_comes_back(run: RunDir, mountpoint: str) -> None:
+    """A record of a mount point of any name is read back whole, and forgotten."""
+    record = record_of(mountpoint)
+    run.write(record)
+    assert run.record(mountpoint) == record
+    assert run.records() == [record]
+    run.forget(mountpoint)
+    assert run.record(mountpoint) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"reference": 1}'])
+def test_damaged_record_is_no_record(run: RunDir, text: str) -> None:
+    """A record that cannot be read is as good as none, and breaks no listing."""
+    Path(run.file("/models", "json")).write_text(text)
+    assert run.record("/models") is None
+    assert run.records() == []
+
+
+def test_lock_tells_whether_the_daemon_lives(run: RunDir) -> None:
+    """alive is true exactly while another process holds the lock, also when that process is killed."""
+    assert not run.alive("/models")
+    code = (
+        "import sys; from kitfs.daemon.record import RunDir\n"
+        "with RunDir(sys.argv[1]).hold('/models') as mine:\n    print(mine, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "True\n"
+        assert run.alive("/models")
+        with run.hold("/models") as mine:
+            assert not mine
+        assert not run.wait_gone("/models", 0.05)
+        child.kill()
+    assert run.wait_gone("/models", 5)
+    with run.hold("/models") as mine:
+        assert mine
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_socket_answers_however_long_its_path(tmp_path: Path, deep: bool) -> None:
+    """A path over the 108 bytes of sun_path works too."""
+    directory = tmp_path / ("d" * 120 if deep else "d")
+    directory.mkdir()
+    path = str(directory / "0123456789abcdef.sock")
+    with listen(path) as server:
+
+        def answer() -> None:
+            client, _ = server.accept()
+            with client:
+                client.sendall(json.dumps({"pid": 7}).encode())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert ask(path) == {"pid": 7}
+        thread.join()
+
+
+def test_dead_socket_is_replaced(tmp_path: Path) -> None:
+    """What a killed daemon left behind does not keep the next one from listening; nobody behind it is an OSError."""
+    path = str(tmp_path / "s.sock")
+    listen(path).close()
+    with pytest.raises(OSError, match="refused"):
+        ask(path)
+    listen(path).close()
