@@ -47,8 +47,8 @@ class Python:
     @property
     def environment(self) -> dict[str, str]:
         env = {"PYTHONPATH": os.pathsep.join(self.path)} if self.path else {}
-        if self.home:
-            env["PYTHONHOME"] = self.home
+        if self.home:  # a copied interpreter must not find its libraries, or another libpython, where it came from
+            env |= {"PYTHONHOME": self.home, "LD_LIBRARY_PATH": f"{self.home}/lib"}
         return env
 
     def identity(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class Host:
 
     def run_python(self, code: str, *args: str | os.PathLike[str], timeout: float = 120) -> str:
         """Runs a few lines of Python as this host's user, without kitfs; returns what they print."""
-        env = {"PATH": os.environ["PATH"], **({"PYTHONHOME": self.python.home} if self.python.home else {})}
+        env = {"PATH": os.environ["PATH"], **self.python.environment}
         command = [self.python.executable, "-c", code, *(os.fspath(arg) for arg in args)]
         done = subprocess.run(
             command, env=env, cwd="/", text=True, capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL, **self.python.identity()
@@ -297,7 +297,7 @@ def python_for(user: int, scratch: Path) -> Python:
     found = next((Python(c, tuple(path), user=user) for c in candidates if _runs(Python(c, user=user), check)), None)
     if found is None:
         found = _copied_interpreter(version, scratch, tuple(path), user)
-    if not _runs(found, "import kitfs.cli, fuse, httpx, zstandard, yaml, diskcache"):
+    if not _runs(found, "import kitfs.cli, click, httpx, zstandard, yaml, diskcache"):
         found = Python(found.executable, (str(_copied_packages(scratch)),), found.home, user)
     return found
 

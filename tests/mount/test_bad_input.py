@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import os
 import shutil
 import subprocess
@@ -88,7 +89,7 @@ def test_401_without_credentials(own_registry: RegistryProcess, host: Host, tmp_
     with RegistryProcess(tmp_path / "locked", htpasswd="u:$2y$05$Uw0zTyXkGFiRaGY6lwLdBO5kvZV8Ql0tVNV0g1qM9fLPnw1gpPjDK\n") as locked:
         refuses_to_mount(host, f"{locked.host}/team/kit:v1", words=(locked.host, "401"))
         (host.home / "docker").mkdir()
-        (host.home / "docker/config.json").write_text('{"auths": {"%s": {"auth": "dTp3cm9uZw=="}}}' % locked.host)
+        (host.home / "docker/config.json").write_text(json.dumps({"auths": {locked.host: {"auth": "dTp3cm9uZw=="}}}))
         refuses_to_mount(host, f"{locked.host}/team/kit:v1", words=(locked.host, "401"))
 
 

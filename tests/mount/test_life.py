@@ -16,8 +16,8 @@ import pytest
 from tests import trees
 from tests.conftest import GOLDEN, needs_root
 from tests.host import MOUNTED, Host, Mounted, wait_until
-from tests.kits import build, kit_tar, part
-from tests.registry_process import RegistryProcess
+from tests.kits import build, kit_tar, part, write_layout
+from tests.registry_process import RegistryProcess, Relay
 
 pytestmark = pytest.mark.mount
 ARCHIVE = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
@@ -256,8 +256,6 @@ def test_other_users_see_a_mount_of_root(host: Host, nobody: object) -> None:
     needs_root()
     host.mnt.chmod(0o755)
     layout_tar = kit_tar({"m/open": b"open", "m/shut": b"shut"}, modes={"m/shut": 0o600})
-    from tests.kits import write_layout
-
     ref = f"oci:{write_layout(build([part('model', 'm', layout_tar)]), host.root / 'layout', 'v1')}:v1"
     others = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat"]
     shown = host.mount(ref, at="shown")
@@ -294,8 +292,6 @@ def test_a_mount_survives_a_hundred_listings_at_once(host: Host, transport: str)
 
 def test_an_interrupted_reader_can_be_killed(own_registry: RegistryProcess, host: Host, transport: str) -> None:
     """A process that waits for a stalled registry dies of SIGKILL at once, and the mount goes on."""
-    from tests.registry_process import Relay
-
     data = os.urandom(1 << 20)
     own_registry.push(build([part("model", "w.bin", data, format="raw")]), "life/kill")
     with Relay(own_registry.port) as relay:

@@ -7,6 +7,7 @@ import io
 import mmap
 import os
 import stat
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -168,8 +169,6 @@ def test_statfs_says_that_nothing_is_free(mount: Mounted) -> None:
 
 def test_programs_run_from_the_mount(mount: Mounted) -> None:
     """A script with its mode in the layer can be executed."""
-    import subprocess
-
     assert subprocess.run([mount / "m/run.sh"], capture_output=True, check=True).stdout == b"ran\n"
 
 
