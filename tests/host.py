@@ -106,7 +106,6 @@ class Host:
             "DOCKER_CONFIG": str(self.home / "docker"),
             "KITFS_CACHE_DIR": str(self.cache),
             "KITFS_RUN_DIR": str(self.run_dir),
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def command(self, *args: str | os.PathLike[str]) -> list[str]:
