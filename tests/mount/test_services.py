@@ -1,0 +1,64 @@
+"""Mounts that the system makes: mount(8)'s helper, and systemd's notification."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CANNOT, GOLDEN
+from tests.host import MOUNTED, REPOSITORY, Host
+
+pytestmark = pytest.mark.mount
+ARCHIVE = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
+HELPER = "from kitfs.cli.mount_helper import main; main()"
+
+
+def mount_helper(host: Host, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [host.python.executable, "-c", HELPER, *(str(arg) for arg in args)]
+    return subprocess.run(command, env=host.env, cwd="/", capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
+
+
+def test_the_helper_mounts_as_mount_8_calls_it(host: Host) -> None:
+    """``mount.kitfs SPEC DIR -o OPTIONS`` with an fstab line's options mounts, and options of kitfs are honoured."""
+    (host.mnt / "a").mkdir()
+    done = mount_helper(host, ARCHIVE, host.mnt / "a", "-o", "rw,_netdev,x-systemd.automount,only=docs,umask=077")
+    assert done.returncode == 0, done.stderr
+    assert sorted(host.scan(host.mnt / "a")) == ["README.md", "docs", "docs/card.md", "docs/img", "docs/img/plot.png"]
+    assert os.lstat(host.mnt / "a/README.md").st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("ref", "options", "code"), [(ARCHIVE, "frobnicate", 1), ("oci:/nowhere:v1", "ro", 32)])
+def test_the_helper_fails_as_mount_8_wants_it(host: Host, ref: str, options: str, code: int) -> None:
+    """1 for wrong usage, 32 for a mount that failed; one line on stderr."""
+    done = mount_helper(host, ref, host.mnt, "-o", options)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
+
+
+def test_systemd_is_told_when_the_mount_answers(host: Host) -> None:
+    """READY=1 comes when the mount answers, STOPPING=1 when it ends."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+        notices.bind(str(host.root / "notify"))
+        notices.settimeout(30)
+        process = host.start("mount", ARCHIVE, host.mnt / "a", "--foreground", env={"NOTIFY_SOCKET": str(host.root / "notify")}, stderr=subprocess.DEVNULL)
+        with process:
+            assert notices.recv(100).splitlines()[0] == b"READY=1"
+            assert (host.mnt / "a/run.sh").exists()
+            assert process.stdout is not None
+            assert MOUNTED.match(process.stdout.readline())
+            process.terminate()
+            assert notices.recv(100).splitlines()[0] == b"STOPPING=1"
+            assert process.wait(30) == 0
+
+
+def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    """systemd-analyze finds nothing wrong with the unit."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip(f"{CANNOT} no systemd on this machine")
+    unit = shutil.copy(REPOSITORY / "systemd/kitfs@.service", tmp_path / "kitfs@test.service")
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False)
+    assert [line for line in done.stderr.splitlines() if "kitfs@" in line and "EnvironmentFile" not in line] == []
