@@ -1,0 +1,210 @@
+"""gzip and zstd, decoded as a stream in bounded pieces; and a decoder as a Source over another blob.
+
+Many members and many frames are one stream (RFC 1952 §2.2, RFC 8878 §3.1); zeros may follow the last gzip member, as gzip itself
+allows. Output comes in pieces of at most ``PIECE`` bytes however much a stream would like to grow, so that a bomb stays in memory
+bounds. Threading: none of its own; a decoder belongs to whoever iterates it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+from kitfs.errors import LayerError, UnsupportedLayer
+
+PIECE: Final = 1 << 20
+SLICE: Final = 64 << 10
+MAX_WINDOW: Final = 128 << 20  # bytes of a zstd window: what `zstd --ultra -22 --long=27` needs
+Bytes = bytes | bytearray | memoryview
+
+
+def decode(stream: Iterable[Bytes], compression: str) -> Iterator[bytes]:
+    """Decode a stream of any pieces. Raises LayerError for what is damaged or cut off, UnsupportedLayer for another ``compression``."""
+    if compression == "gzip":
+        return _gzip(stream)
+    if compression == "zstd":
+        return _zstd(stream)
+    raise UnsupportedLayer(f"compression {compression!r} is not known here")
+
+
+def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
+    decoder = None
+    members = 0
+    for data in _sliced(stream):
+        while len(data):
+            if decoder is None:
+                if members and not bytes(data).strip(b"\0"):
+                    break  # padding
+                decoder = zlib.decompressobj(wbits=31)
+            try:
+                out = decoder.decompress(data, PIECE)
+            except zlib.error as e:
+                raise LayerError(f"not gzip, or damaged: {e}")
+            if out:
+                yield out
+            if decoder.eof:
+                members += 1
+                data = decoder.unused_data
+                if members:
+                    data = data.lstrip(b"\0") if not data.strip(b"\0") else data
+                decoder = None
+            else:
+                data = decoder.unconsumed_tail
+                if not data and not out:
+                    break
+                while not data and len(out) == PIECE:  # what is still inside the decoder
+                    out = decoder.decompress(b"", PIECE)
+                    if out:
+                        yield out
+                if not data:
+                    break
+    if decoder is not None or not members:
+        raise LayerError("a gzip stream that is cut off")
+
+
+def _sliced(stream: Iterable[Bytes]) -> Iterator[Bytes]:
+    """Small pieces: zlib copies what it has not consumed at every call."""
+    for piece in stream:
+        view = memoryview(piece)
+        for at in range(0, len(view), SLICE):
+            yield bytes(view[at : at + SLICE])
+
+
+def _zstd(stream: Iterable[Bytes]) -> Iterator[bytes]:
+    import zstandard
+
+    pieces = _Pieces(stream)
+    decompressor: Any = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+    reader = decompressor.stream_reader(pieces, read_size=PIECE, read_across_frames=True)
+    total = 0
+    try:
+        while out := reader.read(PIECE):
+            total += len(out)
+            yield out
+    except zstandard.ZstdError as e:
+        raise LayerError(f"not zstd, or damaged: {e}")
+    finally:
+        reader.close()
+    if not pieces.whole:
+        raise LayerError("a zstd stream that is cut off")
+
+
+class _Pieces:
+    """A stream of pieces as the file that zstandard reads; follows the frames to know whether the last one is whole."""
+
+    def __init__(self, stream: Iterable[Bytes]) -> None:
+        self._stream = iter(stream)
+        self._rest: Bytes = b""
+        self._frames = _Frames()
+
+    @property
+    def whole(self) -> bool:
+        return self._frames.whole
+
+    def read(self, size: int) -> bytes:
+        while not len(self._rest):
+            piece = next(self._stream, None)
+            if piece is None:
+                return b""
+            self._rest = bytes(piece)
+        out, self._rest = bytes(self._rest[:size]), self._rest[size:]
+        self._frames.feed(out)
+        return out
+
+    def close(self) -> None:
+        """Nothing to close; the stream belongs to the caller."""
+
+
+class _Frames:
+    """Walks zstd frames by their block headers (RFC 8878 §3.1.1), since the library says nothing of a frame that is cut off."""
+
+    MAGIC: Final = 0xFD2FB528
+    SKIPPABLE: Final = 0x184D2A50
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._skip = 0
+        self._step = self._magic
+        self._checksum = False
+        self.frames = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the bytes so far end where a frame ends, and there was one."""
+        return self.frames > 0 and not self._skip and not self._buffer and self._step == self._magic
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the stream."""
+        if self._skip >= len(data):
+            self._skip -= len(data)
+            return
+        self._buffer += data[self._skip :]
+        self._skip = 0
+        at = 0
+        while True:
+            used = self._step(at)
+            if used == 0:
+                break
+            at += used
+            if at > len(self._buffer):
+                self._skip = at - len(self._buffer)
+                at = len(self._buffer)
+                break
+        del self._buffer[:at]
+
+    def _magic(self, at: int) -> int:
+        head = self._buffer[at : at + 8]
+        magic = int.from_bytes(head[:4], "little")
+        if len(head) == 8 and magic & 0xFFFFFFF0 == self.SKIPPABLE:
+            self.frames += 1
+            return 8 + int.from_bytes(head[4:], "little")
+        if len(head) < 5 or magic != self.MAGIC:
+            return 0
+        descriptor = head[4]
+        self._checksum = bool(descriptor & 4)
+        single = descriptor >> 5 & 1
+        self._step = self._block
+        return 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3] + ((1 if single else 0), 2, 4, 8)[descriptor >> 6]
+
+    def _block(self, at: int) -> int:
+        head = self._buffer[at : at + 3]
+        if len(head) < 3:
+            return 0
+        word = int.from_bytes(head, "little")
+        size = 1 if word >> 1 & 3 == 1 else word >> 3
+        if word & 1:
+            self._step = self._magic
+            self.frames += 1
+            size += 4 if self._checksum else 0
+        return 3 + size
+
+
+class DecodedSource:
+    """The decoded form of a blob as a Source: ``size`` None until the end was seen, and only from the start.
+
+    ``open_stream`` gives the compressed bytes from 0 on; it is called for every ``read_range``.
+    """
+
+    def __init__(self, open_stream: Callable[[], Iterable[Bytes]], compression: str) -> None:
+        self._open = open_stream
+        self._compression = compression
+        self._size: int | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Decoded bytes, once they were all seen."""
+        return self._size
+
+    @property
+    def ranged(self) -> bool:
+        """Never: a decoder begins at the beginning."""
+        return False
+
+    def read_range(self, start: int, stop: int | None, /) -> Iterator[tuple[int, memoryview]]:
+        """(offset, bytes) from 0 to the end, whatever was asked. Raises LayerError, and what the compressed blob raises."""
+        at = 0
+        for piece in decode(self._open(), self._compression):
+            yield at, memoryview(piece)
+            at += len(piece)
+        self._size = at

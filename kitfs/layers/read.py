@@ -1,0 +1,40 @@
+"""Bytes of a member: gathered over its extents, with zeros where there are none. Threading: none of its own."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Protocol
+
+from kitfs.layers.index import Member
+
+
+class WaitingReader(Protocol):
+    """A blob by position; ``wait=False`` raises WouldBlock instead of going to the network."""
+
+    def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes: ...
+
+
+def read_member(reader: WaitingReader, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes:
+    """``size`` bytes of a member from ``offset`` on, short at its end (and where the blob itself ends too early)."""
+    size = min(size, member.size - offset)
+    if size <= 0:
+        return b""
+    extents = member.extents
+    if len(extents) == 1:
+        start, at, length = extents[0]
+        if start <= offset and offset + size <= start + length:
+            return reader.pread(at + offset - start, size, wait=wait)
+    out = bytearray(size)
+    stop = offset + size
+    first = max(0, bisect_right(extents, offset, key=lambda e: e.file_offset) - 1)
+    for start, at, length in extents[first:]:
+        if start >= stop:
+            break
+        low, high = max(start, offset), min(start + length, stop)
+        if low >= high:
+            continue
+        data = reader.pread(at + low - start, high - low, wait=wait)
+        out[low - offset : low - offset + len(data)] = data
+        if len(data) < high - low:
+            return bytes(out[: low - offset + len(data)])
+    return bytes(out)
