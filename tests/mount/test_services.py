@@ -44,7 +44,8 @@ def test_systemd_is_told_when_the_mount_answers(host: Host) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
         notices.bind(str(host.root / "notify"))
         notices.settimeout(30)
-        process = host.start("mount", ARCHIVE, host.mnt / "a", "--foreground", env={"NOTIFY_SOCKET": str(host.root / "notify")}, stderr=subprocess.DEVNULL)
+        env = {"NOTIFY_SOCKET": str(host.root / "notify")}
+        process = host.start("mount", ARCHIVE, host.mnt / "a", "--foreground", env=env, stderr=subprocess.DEVNULL)
         with process:
             assert notices.recv(100).splitlines()[0] == b"READY=1"
             assert (host.mnt / "a/run.sh").exists()
