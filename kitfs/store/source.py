@@ -7,9 +7,8 @@ coalesce or prefetch; ``fetch.Fetcher`` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Protocol
-
 
 
 class Source(Protocol):
@@ -26,12 +25,12 @@ class Source(Protocol):
     @property
     def ranged(self) -> bool: ...
 
-    def read_range(self, start: int, stop: int | None, /) -> Iterator[tuple[int, memoryview]]:
+    def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, view) pieces in ascending, gapless order; each view is valid until the next is asked for.
 
         The pieces cover [start, stop) when the source is ranged. A source that is not ranged begins at 0 and goes on to the end,
         whatever was asked: the caller keeps what it can use and closes the iterator when it has enough. ``stop`` None means the
-        end. Closing the iterator lets go of the connection. Raises KitfsError (RegistryError, IntegrityError for a source that ends early or does not
-        have its size, LayerError for one that cannot be decoded); what was yielded before stays valid.
+        end. Closing the generator lets go of the connection. Raises KitfsError: RegistryError, IntegrityError for a source that ends early
+        or does not have its size, LayerError for one that cannot be decoded; what was yielded before stays valid.
         """
         ...

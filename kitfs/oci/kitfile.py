@@ -1,0 +1,434 @@
+"""The Kitfile: read from YAML (strictly, as people write it) and from JSON (leniently, as configs have it), written as kit writes both.
+
+Follows KitOps' pkg/artifact/kitfile.go: fields, their order, what is left out when empty. The dataclasses are the schema: a field's JSON
+name is its own in camel case. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, Final, NamedTuple, Self
+
+import yaml
+
+from kitfs.errors import InvalidReference, KitfileError
+from kitfs.oci import goyaml
+from kitfs.oci.gojson import dumps
+from kitfs.oci.names import Digest, Reference
+
+MAX_JSON: Final = 8 << 20
+PART_TYPE: Final = re.compile(r"\w[\w.-]*", re.ASCII)
+MAX_PART_TYPE: Final = 64
+GO_TYPE: Final = "artifact"
+
+
+class Entry(NamedTuple):
+    """One entry that becomes, or became, a layer. ``kind`` is model, modelpart, code, dataset, docs, prompt or mcpserver."""
+
+    kind: str
+    name: str
+    path: str
+    digest: Digest | None = None
+    diff_id: Digest | None = None
+
+
+def _text(key: str = "", *, always: bool = False) -> Any:
+    return field(default="", metadata={"key": key, "always": always})
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """``package``: who made it and what it is."""
+
+    name: str = _text()
+    version: str = _text()
+    description: str = _text()
+    license: str = _text()
+    authors: tuple[str, ...] = field(default=(), metadata={"texts": True})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPart:
+    """``model.parts[]``."""
+
+    name: str = _text()
+    path: str = _text()
+    license: str = _text()
+    type: str = _text()
+    digest: str = _text()
+    diff_id: str = _text("diffId")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """``model``."""
+
+    name: str = _text()
+    path: str = _text()
+    license: str = _text()
+    framework: str = _text()
+    format: str = _text()
+    version: str = _text()
+    description: str = _text()
+    parts: tuple[ModelPart, ...] = field(default=(), metadata={"of": ModelPart})
+    parameters: Any = field(default=None, metadata={"any": True})
+    digest: str = _text()
+    diff_id: str = _text("diffId")
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """``code[]``."""
+
+    path: str = _text()
+    description: str = _text()
+    license: str = _text()
+    digest: str = _text()
+    diff_id: str = _text("diffId")
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """``datasets[]``; one with ``remote_path`` has no layer."""
+
+    name: str = _text()
+    path: str = _text()
+    remote_path: str = _text("remotePath")
+    remote_hash: str = _text("remoteHash")
+    description: str = _text()
+    license: str = _text()
+    parameters: Any = field(default=None, metadata={"any": True})
+    digest: str = _text()
+    diff_id: str = _text("diffId")
+
+
+@dataclass(frozen=True, slots=True)
+class Docs:
+    """``docs[]``; its path is always written."""
+
+    path: str = _text(always=True)
+    description: str = _text()
+    digest: str = _text()
+    diff_id: str = _text("diffId")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """``prompts[]``."""
+
+    name: str = _text()
+    path: str = _text()
+    description: str = _text()
+    digest: str = _text()
+    diff_id: str = _text("diffId")
+
+
+@dataclass(frozen=True, slots=True)
+class MCPServer:
+    """``mcpServers[]``."""
+
+    name: str = _text()
+    path: str = _text()
+    description: str = _text()
+    digest: str = _text()
+    diff_id: str = _text("diffId")
+
+
+@dataclass(frozen=True, slots=True)
+class Kitfile:
+    """A whole Kitfile."""
+
+    manifest_version: str = _text("manifestVersion", always=True)
+    package: Package = field(default_factory=Package, metadata={"one": Package, "always": True})
+    model: Model | None = field(default=None, metadata={"one": Model})
+    code: tuple[Code, ...] = field(default=(), metadata={"of": Code})
+    datasets: tuple[Dataset, ...] = field(default=(), metadata={"of": Dataset})
+    docs: tuple[Docs, ...] = field(default=(), metadata={"of": Docs})
+    prompts: tuple[Prompt, ...] = field(default=(), metadata={"of": Prompt})
+    mcp_servers: tuple[MCPServer, ...] = field(default=(), metadata={"of": MCPServer, "key": "mcpServers"})
+
+    @classmethod
+    def from_yaml(cls, data: bytes) -> Self:
+        """A Kitfile that somebody wrote: unknown fields are errors, told as kit tells them. Raises KitfileError."""
+        node = goyaml.parse(data)
+        if node is None:
+            raise KitfileError("the Kitfile is empty")
+        wrong: list[str] = []
+        kitfile: Self = _from_node(cls, node, wrong)
+        if wrong:
+            raise KitfileError("yaml: unmarshal errors: " + "; ".join(wrong))
+        return kitfile
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """A kit's config: unknown fields are dropped, keys match in any case, numbers are floats, as in Go. Raises KitfileError."""
+        if len(data) > MAX_JSON:
+            raise KitfileError(f"a config of {len(data)} bytes: more than {MAX_JSON} is no Kitfile")
+        try:
+            loaded = json.loads(data, parse_int=float, parse_constant=_no_constant)
+            kitfile: Self = _from_json(cls, {} if loaded is None else loaded, "Kitfile")
+        except RecursionError:
+            raise KitfileError("not a kit's config: nested too deeply")
+        except ValueError as e:
+            raise KitfileError(f"not a kit's config: {e}")
+        return kitfile
+
+    def to_json(self) -> bytes:
+        """The config blob, byte for byte as kit marshals it. Raises KitfileError for parameters that JSON cannot say."""
+        try:
+            return dumps(_to_json(self))
+        except (ValueError, RecursionError) as e:
+            raise KitfileError(f"the Kitfile cannot be written as JSON: {e}")
+
+    def to_yaml(self) -> str:
+        """The Kitfile as kit prints it (info) and writes it (unpack): without digests, authors in flow style."""
+        try:
+            return goyaml.dump(_to_yaml(self))
+        except (RecursionError, yaml.YAMLError) as e:
+            raise KitfileError(f"the Kitfile cannot be written as YAML: {type(e).__name__}")
+
+    def entries(self) -> tuple[Entry, ...]:
+        """The entries that have a layer, in layer order: model, parts, code, datasets, docs, prompts, mcpServers."""
+        found: list[Entry] = []
+        if self.model is not None:
+            if self.model.path and self.parent is None:
+                found.append(_entry("model", self.model, self.model.name))
+            found += [_entry("modelpart", p, p.name) for p in self.model.parts]
+        found += [_entry("code", c, "") for c in self.code]
+        found += [_entry("dataset", d, d.name) for d in self.datasets if not d.remote_path]
+        found += [_entry("docs", d, "") for d in self.docs]
+        found += [_entry("prompt", p, p.name) for p in self.prompts]
+        found += [_entry("mcpserver", m, m.name) for m in self.mcp_servers]
+        return tuple(found)
+
+    @property
+    def parent(self) -> Reference | None:
+        """The ModelKit that ``model.path`` names, when it names one and not a path."""
+        path = self.model.path if self.model is not None else ""
+        if ":" not in path and "@" not in path:
+            return None
+        try:
+            return Reference.parse(path)
+        except InvalidReference:
+            return None
+
+    def validate(self) -> None:
+        """kit's checks of a Kitfile that is to be packed. Raises KitfileError with every problem, sorted, in kit's words."""
+        problems: list[str] = []
+        seen: dict[str, str] = {}
+        for source, path in self._sources():
+            if path.startswith("/"):
+                problems.append(f"absolute paths are not supported in a Kitfile (path {path} in {source})")
+            cleaned = clean_path(path)
+            if cleaned == ".." or cleaned.startswith("../"):
+                problems.append(f"paths outside the context directory are not supported in a Kitfile (path {path} in {source})")
+            if cleaned in seen:
+                problems.append(f"{seen[cleaned]} and {source} use the same path {path or '.'}")
+            seen.setdefault(cleaned, source)
+        for part in self.model.parts if self.model is not None else ():
+            if part.type and not PART_TYPE.fullmatch(part.type):
+                problems.append(f"modelpart {part.name} has invalid type (must be alphanumeric with dots, dashes, and underscores)")
+            if len(part.type) > MAX_PART_TYPE:
+                problems.append(f"modelpart {part.name} type is too long (must be fewer than {MAX_PART_TYPE} characters)")
+        if problems:
+            raise KitfileError("errors while validating Kitfile: \n" + "\n".join(f"  * {p}" for p in sorted(problems)))
+
+    def _sources(self) -> list[tuple[str, str]]:
+        """(what kit calls it, path) of everything that has a path of its own."""
+        found: list[tuple[str, str]] = []
+        if self.model is not None:
+            if self.model.path and self.parent is None:
+                found.append((f"model {self.model.name}", self.model.path))
+            found += [(f"modelpart {p.name}", p.path) for p in self.model.parts]
+        found += [(f"dataset {d.name}", d.path) for d in self.datasets]
+        found += [(f"code layer {i}", c.path) for i, c in enumerate(self.code)]
+        found += [(f"docs layer {i}", d.path) for i, d in enumerate(self.docs)]
+        found += [(f"prompt layer {i}", p.path) for i, p in enumerate(self.prompts)]
+        found += [(f"mcpServer layer {i}", m.path) for i, m in enumerate(self.mcp_servers)]
+        return found
+
+
+def clean_path(path: str) -> str:
+    """Go's path.Clean: "." for nothing, no double or trailing slashes, ".." settled as far as it can be."""
+    rooted = path.startswith("/")
+    out: list[str] = []
+    for part in path.split("/"):
+        if part == ".." and out and out[-1] != "..":
+            out.pop()
+        elif (part == ".." and not rooted) or part not in ("", ".", ".."):
+            out.append(part)
+    return ("/" if rooted else "") + "/".join(out) or "."
+
+
+def _entry(kind: str, section: Any, name: str) -> Entry:
+    return Entry(kind, name, section.path, _digest(section.digest), _digest(section.diff_id))
+
+
+def _digest(text: str) -> Digest | None:
+    try:
+        return Digest.parse(text)
+    except InvalidReference:
+        return None  # kits before 0.5 have none; a broken one matches nothing
+
+
+def _name(f: Any) -> str:
+    return str(f.metadata.get("key") or f.name)
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _from_json(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object")
+    folded = {str(k).lower(): v for k, v in value.items()} | value
+    made: dict[str, Any] = {}
+    for f in fields(cls):
+        name = _name(f)
+        found = folded.get(name, folded.get(name.lower()))
+        if found is None:
+            continue
+        made[f.name] = _settled(f, found, f"{where}.{name}")
+    return cls(**made)
+
+
+def _settled(f: Any, value: Any, where: str) -> Any:
+    meta = f.metadata
+    if meta.get("any"):
+        _check_numbers(value, where)
+        return value
+    if "one" in meta:
+        return _from_json(meta["one"], value, where)
+    if "of" in meta or meta.get("texts"):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list")
+        if meta.get("texts"):
+            return tuple(_string(v, where) for v in value)
+        return tuple(_from_json(meta["of"], {} if v is None else v, f"{where}[{i}]") for i, v in enumerate(value))
+    return _string(value, where)
+
+
+def _string(value: Any, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be a text")
+    return str(value)
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """Go refuses a number that float64 cannot hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: a number that is too large")
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_numbers(item, where)
+
+
+def _from_node(cls: Any, node: yaml.Node, wrong: list[str]) -> Any:
+    """A struct from YAML; what is wrong is gathered, as yaml.v3 does."""
+    go_name = {"Kitfile": "KitFile", "MCPServer": "MCPServer"}.get(cls.__name__, cls.__name__)
+    if not isinstance(node, yaml.MappingNode):
+        if goyaml.short_tag(node) != "!!null":
+            wrong.append(f"line {goyaml.line_of(node)}: cannot unmarshal {_shown(node)} into {GO_TYPE}.{go_name}")
+        return cls()
+    known = {_name(f): f for f in fields(cls) if f.name not in ("digest", "diff_id")}
+    made: dict[str, Any] = {}
+    for key, value in goyaml.pairs(node):
+        name = key.value if isinstance(key, yaml.ScalarNode) else None
+        if name not in known:
+            wrong.append(f"line {goyaml.line_of(key)}: field {name} not found in type {GO_TYPE}.{go_name}")
+            continue
+        f = known[name]
+        meta = f.metadata
+        if meta.get("any"):
+            made[f.name] = goyaml.value_of(value)
+        elif "one" in meta:
+            made[f.name] = _from_node(meta["one"], value, wrong)
+        elif "of" in meta or meta.get("texts"):
+            made[f.name] = _sequence(meta, value, wrong)
+        else:
+            made[f.name] = _yaml_text(value, wrong)
+    return cls(**made)
+
+
+def _sequence(meta: Mapping[str, Any], node: yaml.Node, wrong: list[str]) -> tuple[Any, ...]:
+    if not isinstance(node, yaml.SequenceNode):
+        if goyaml.short_tag(node) != "!!null":
+            element = "string" if meta.get("texts") else f"{GO_TYPE}.{meta['of'].__name__}"
+            wrong.append(f"line {goyaml.line_of(node)}: cannot unmarshal {_shown(node)} into []{element}")
+        return ()
+    if meta.get("texts"):
+        return tuple(_yaml_text(v, wrong) for v in node.value)
+    return tuple(_from_node(meta["of"], v, wrong) for v in node.value)
+
+
+def _yaml_text(node: yaml.Node, wrong: list[str]) -> str:
+    """A field of type string takes any scalar's literal text."""
+    if not isinstance(node, yaml.ScalarNode):
+        wrong.append(f"line {goyaml.line_of(node)}: cannot unmarshal {_shown(node)} into string")
+        return ""
+    return "" if goyaml.short_tag(node) == "!!null" else str(node.value)
+
+
+def _shown(node: yaml.Node) -> str:
+    tag = goyaml.short_tag(node)
+    if not isinstance(node, yaml.ScalarNode):
+        return tag
+    text = str(node.value)
+    return f"{tag} `{text if len(text) <= 10 else text[:7] + '...'}`"
+
+
+def _filled(value: Any) -> bool:
+    return value not in ("", (), None)
+
+
+def _to_json(section: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for f in fields(section):
+        value = getattr(section, f.name)
+        if not f.metadata.get("always") and not _filled(value):
+            continue
+        if "one" in f.metadata:
+            out[_name(f)] = _to_json(value)
+        elif "of" in f.metadata:
+            out[_name(f)] = [_to_json(v) for v in value]
+        else:
+            out[_name(f)] = _plain(value) if f.metadata.get("any") else value
+    return out
+
+
+def _plain(value: Any) -> Any:
+    """Parameters as Go's JSON has them: maps sorted by key, times as texts."""
+    if isinstance(value, dict):
+        if not all(isinstance(k, str) for k in value):
+            raise ValueError("json: unsupported type: map[interface {}]interface {}")
+        return {k: _plain(value[k]) for k in sorted(value, key=lambda k: k.encode("utf-8", "surrogatepass"))}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return goyaml.rfc3339(value) if isinstance(value, datetime) else value
+
+
+def _to_yaml(section: Any) -> goyaml.Fields:
+    out = goyaml.Fields()
+    for f in fields(section):
+        value = getattr(section, f.name)
+        if f.name in ("digest", "diff_id") or (value == Package() if "one" in f.metadata else False):
+            continue
+        if not f.metadata.get("always") and not _filled(value):
+            continue
+        if "one" in f.metadata:
+            out[_name(f)] = _to_yaml(value)
+        elif "of" in f.metadata:
+            out[_name(f)] = [_to_yaml(v) for v in value]
+        elif f.metadata.get("texts"):
+            out[_name(f)] = goyaml.Flow(value)
+        else:
+            out[_name(f)] = value
+    return out

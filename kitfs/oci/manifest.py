@@ -1,0 +1,263 @@
+"""Manifests, descriptors and media types: pure values, read leniently and written as Go writes them.
+
+Follows image-spec v1.1 (manifest.md, descriptor.md, image-index.md), KitOps' media types of every version and CNCF model-spec, its legacy
+cnai names too. Unknown fields are kept, so that copying loses nothing. No I/O, no digest is checked here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from kitfs.errors import InvalidReference, ManifestError, UnsupportedLayer
+from kitfs.oci.gojson import dumps
+from kitfs.oci.names import Digest
+
+IMAGE_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+IMAGE_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+ACCEPT: Final = (IMAGE_MANIFEST, IMAGE_INDEX, DOCKER_MANIFEST, DOCKER_LIST)
+KIT_CONFIG: Final = "application/vnd.kitops.modelkit.config.v1+json"
+KIT_MANIFEST: Final = "application/vnd.kitops.modelkit.manifest.v1+json"
+PACK_CONFIGS: Final = ("application/vnd.cncf.model.config.v1+json", "application/vnd.cnai.model.config.v1+json")
+PACK_MANIFESTS: Final = ("application/vnd.cncf.model.manifest.v1+json", "application/vnd.cnai.model.manifest.v1+json")
+CREATED: Final = "org.opencontainers.image.created"
+FILEPATH: Final = ("org.cncf.model.filepath", "org.cnai.model.filepath")
+SUBTYPE: Final = "ml.kitops.modelkit.layer-subtype"
+MAX_SIZE: Final = 1 << 62  # bytes: what an offset can hold, with room to add
+
+KIT_LAYER: Final = re.compile(r"application/vnd\.kitops\.modelkit\.(\w+)\.v1\.(\w+)(?:\+(\w+))?")
+PACK_LAYER: Final = re.compile(r"application/vnd\.(?:cncf|cnai)\.model\.(weight\.config|weight|doc|code|dataset)\.v1\.(raw|tar)(?:\+(\w+))?")
+KIT_KINDS: Final = {
+    "model": "model", "modelpart": "modelpart", "dataset": "dataset", "code": "code", "docs": "docs", "mcpb": "mcpserver",
+}  # fmt: skip
+PACK_KINDS: Final = {"weight": "model", "weight.config": "modelpart", "code": "code", "dataset": "dataset", "doc": "docs"}
+COMPRESSIONS: Final = {None: "none", "gzip": "gzip", "zstd": "zstd"}
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What points at a blob: media type, digest, size in bytes. ``extra`` are fields that no specification here knows."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    urls: tuple[str, ...] = ()
+    data: bytes | None = None
+    platform: Any = None
+    artifact_type: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, value: Any, where: str = "descriptor") -> Descriptor:
+        """Raises ManifestError for what is no descriptor."""
+        fields = _object(value, where)
+        size = fields.get("size")
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
+            raise ManifestError(f"{where}: size {size!r} is not a number of bytes")
+        try:
+            digest = Digest.parse(fields.get("digest"))
+        except InvalidReference as e:
+            raise ManifestError(f"{where}: {e}")
+        known = {"mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"}
+        return cls(
+            _text(fields.get("mediaType"), f"{where}.mediaType"),
+            digest,
+            size,
+            _annotations(fields.get("annotations"), where),
+            tuple(_text(u, f"{where}.urls") for u in _list(fields.get("urls"), f"{where}.urls")),
+            _data(fields.get("data"), where),
+            fields.get("platform"),
+            _text(fields.get("artifactType"), f"{where}.artifactType"),
+            {k: v for k, v in fields.items() if k not in known},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields in Go's order, empty ones left out, unknown ones last."""
+        value: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}
+        optional = {
+            "urls": list(self.urls),
+            "annotations": dict(sorted(self.annotations.items())),
+            "data": None if self.data is None else base64.b64encode(self.data).decode(),
+            "platform": self.platform,
+            "artifactType": self.artifact_type,
+        }
+        return value | {k: v for k, v in optional.items() if v} | dict(self.extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An image manifest of any vintage: ``media_type`` may be "" (kit before 1.16), ``layers`` may have been null."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    media_type: str = ""
+    artifact_type: str = ""
+    subject: Descriptor | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = 2
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Manifest:
+        """Raises ManifestError for what is no manifest, an index among others."""
+        fields = _object(_json(data), "manifest")
+        if "manifests" in fields and "config" not in fields:
+            raise ManifestError("this is an index of several manifests: name one of them by its digest")
+        if fields.get("schemaVersion", 2) != 2:
+            raise ManifestError(f"manifest: schemaVersion {fields.get('schemaVersion')!r} is not known")
+        if "config" not in fields:
+            raise ManifestError("manifest: it has no config")
+        known = {"schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations"}
+        subject = fields.get("subject")
+        return cls(
+            Descriptor.from_json(fields["config"], "manifest.config"),
+            tuple(Descriptor.from_json(d, f"manifest.layers[{i}]") for i, d in enumerate(_list(fields.get("layers"), "manifest.layers"))),
+            _text(fields.get("mediaType"), "manifest.mediaType"),
+            _text(fields.get("artifactType"), "manifest.artifactType"),
+            None if subject is None else Descriptor.from_json(subject, "manifest.subject"),
+            _annotations(fields.get("annotations"), "manifest"),
+            2,
+            {k: v for k, v in fields.items() if k not in known},
+        )
+
+    @property
+    def flavor(self) -> str:
+        """modelkit or modelpack. Raises ManifestError for anything else."""
+        if self.config.media_type == KIT_CONFIG or self.artifact_type == KIT_MANIFEST:
+            return "modelkit"
+        if self.config.media_type in PACK_CONFIGS or self.artifact_type in PACK_MANIFESTS:
+            return "modelpack"
+        kind = self.artifact_type or self.config.media_type
+        if kind in ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"):
+            raise ManifestError("this is an ordinary container image, not a ModelKit or ModelPack")
+        raise ManifestError(f"this is an artifact of type {kind or 'unknown'}, not a ModelKit or ModelPack")
+
+    @property
+    def created(self) -> int:
+        """org.opencontainers.image.created in seconds since the epoch, else 0."""
+        try:
+            when = datetime.fromisoformat(self.annotations.get(CREATED, ""))
+            return max(0, int(when.timestamp())) if when.tzinfo else 0
+        except (ValueError, OverflowError):
+            return 0
+
+    def to_json(self) -> bytes:
+        """The manifest as Go writes it: compact, its field order, no newline."""
+        value: dict[str, Any] = {"schemaVersion": self.schema_version}
+        value |= {k: v for k, v in (("mediaType", self.media_type), ("artifactType", self.artifact_type)) if v}
+        value |= {"config": self.config.to_json(), "layers": [d.to_json() for d in self.layers]}
+        if self.subject is not None:
+            value["subject"] = self.subject.to_json()
+        if self.annotations:
+            value["annotations"] = dict(sorted(self.annotations.items()))
+        return dumps(value | dict(self.extra))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexManifest:
+    """An image index: what an OCI layout, a referrers answer and kit 1.17's ``kit index`` are."""
+
+    manifests: tuple[Descriptor, ...]
+    media_type: str = ""
+    artifact_type: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, data: bytes) -> IndexManifest:
+        """Raises ManifestError for what is no index."""
+        fields = _object(_json(data), "index")
+        if "manifests" not in fields:
+            raise ManifestError("index: it has no manifests")
+        return cls(
+            tuple(Descriptor.from_json(d, f"index.manifests[{i}]") for i, d in enumerate(_list(fields["manifests"], "index.manifests"))),
+            _text(fields.get("mediaType"), "index.mediaType"),
+            _text(fields.get("artifactType"), "index.artifactType"),
+            _annotations(fields.get("annotations"), "index"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerType:
+    """What a layer's media type says.
+
+    ``family`` modelkit or modelpack; ``kind`` model, modelpart, code, dataset, docs, prompt or mcpserver; ``format`` tar or raw;
+    ``compression`` none, gzip or zstd.
+    """
+
+    family: str
+    kind: str
+    format: str
+    compression: str
+
+    @classmethod
+    def parse(cls, descriptor: Descriptor) -> LayerType:
+        """Raises UnsupportedLayer for a media type that kitfs does not read."""
+        text = descriptor.media_type
+        if match := KIT_LAYER.fullmatch(text):
+            family, kinds = "modelkit", KIT_KINDS
+        elif match := PACK_LAYER.fullmatch(text):
+            family, kinds = "modelpack", PACK_KINDS
+        else:
+            raise UnsupportedLayer(f"layer {descriptor.digest} has media type {text!r}, which is none of ModelKit or ModelPack")
+        kind, form, compression = match.groups()
+        if kind not in kinds or form not in ("tar", "raw") or compression not in COMPRESSIONS:
+            raise UnsupportedLayer(f"layer {descriptor.digest} has media type {text!r}, which this kitfs does not read")
+        named = kinds[kind]
+        if named == "code" and descriptor.annotations.get(SUBTYPE) == "prompt":
+            named = "prompt"
+        return cls(family, named, form, COMPRESSIONS[compression])
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise ManifestError(f"not a manifest: {'nested too deeply' if isinstance(e, RecursionError) else e}")
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ManifestError(f"{where}: an object was expected, not {_named(value)}")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ManifestError(f"{where}: a list was expected, not {_named(value)}")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ManifestError(f"{where}: a text was expected, not {_named(value)}")
+    return value
+
+
+def _annotations(value: Any, where: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    return {k: _text(v, f"{where}.annotations") for k, v in _object(value, f"{where}.annotations").items()}
+
+
+def _data(value: Any, where: str) -> bytes | None:
+    try:
+        return base64.b64decode(_text(value, f"{where}.data"), validate=True) or None
+    except (binascii.Error, ValueError):
+        raise ManifestError(f"{where}.data: not base64")
+
+
+def _named(value: Any) -> str:
+    return {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}.get(type(value), "a number")

@@ -1,0 +1,169 @@
+"""Which entry of the Kitfile a layer belongs to, where it goes in the tree, and what its annotations say of the file. Pure.
+
+ModelKits since KitOps 0.5 carry the layer's digest in the config; older ones are matched by position within their type; ModelPacks say
+their path in an annotation (KITOPS §1.3, §11).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from kitfs.errors import KitfileError, ManifestError
+from kitfs.oci.kitfile import Code, Dataset, Docs, Entry, Kitfile, Model, ModelPart, Package, Prompt, clean_path
+from kitfs.oci.manifest import FILEPATH, Descriptor, LayerType, Manifest
+
+METADATA: Final = ("org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json")
+KITFILE_ANNOTATION: Final = "ml.kitops.modelkit.kitfile"
+
+
+class FileMetadata(NamedTuple):
+    """What org.cncf.model.file.metadata+json says of a raw layer's file; None where it says nothing that can be used."""
+
+    name: str
+    mode: int | None
+    size: int | None
+
+    @classmethod
+    def of(cls, descriptor: Descriptor) -> FileMetadata | None:
+        """Leniently: an annotation that cannot be read is as good as none."""
+        text = _annotation(descriptor.annotations, METADATA)
+        try:
+            value = json.loads(text) if text else None
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(value, dict):
+            return None
+        name, mode, size = value.get("name"), value.get("mode"), value.get("size")
+        return cls(
+            name if isinstance(name, str) else "",
+            mode & 0o777 if isinstance(mode, int) and not isinstance(mode, bool) and mode >= 0 else None,
+            size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 62 else None,
+        )
+
+
+class LayerEntry(NamedTuple):
+    """A layer with its entry. ``path`` is cleaned and relative; "" is the whole context, None when nothing says."""
+
+    descriptor: Descriptor
+    type: LayerType
+    entry: Entry | None
+    path: str | None
+
+
+def kit_layers(manifest: Manifest, kitfile: Kitfile) -> tuple[LayerEntry, ...]:
+    """Every layer of a manifest, in order. Raises UnsupportedLayer for a media type that is not read."""
+    types = [LayerType.parse(d) for d in manifest.layers]
+    entries = kitfile.entries()
+    by_digest: dict[str, list[Entry]] = defaultdict(list)
+    by_kind: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_kind[entry.kind].append(entry)
+        if entry.digest is not None:
+            by_digest[entry.digest].append(entry)
+    by_path = {clean_path(e.path): e for e in reversed(entries)}
+    has_digests = any(e.digest is not None for e in entries)
+    found = []
+    for descriptor, kind in zip(manifest.layers, types, strict=True):
+        annotated = _annotation(descriptor.annotations, FILEPATH)
+        same: list[Entry] = []
+        if has_digests:
+            same = by_digest[descriptor.digest]
+        elif kind.family == "modelkit":
+            same = by_kind[kind.kind]
+        elif annotated and clean_path(annotated) in by_path:
+            same = [by_path[clean_path(annotated)]]
+        owner = _take(same, annotated, keep_last=has_digests)
+        path = owner.path if owner is not None else annotated
+        if annotated and kind.format == "raw":
+            path = annotated
+        found.append(LayerEntry(descriptor, kind, owner, None if path is None else _relative(path)))
+    return tuple(found)
+
+
+def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) -> Entry | None:
+    """The entry of a layer among those that could be: the one of its annotated path, else the first; each is taken once.
+
+    ``keep_last``: a digest whose layers are more than its entries keeps the last one (equal files in one descriptor).
+    """
+    if not candidates:
+        return None
+    at = next((i for i, e in enumerate(candidates) if annotated and clean_path(e.path) == clean_path(annotated)), 0)
+    return candidates[at] if keep_last and len(candidates) == 1 else candidates.pop(at)
+
+
+def _relative(path: str) -> str:
+    """Cleaned; the context itself is ""; a path that leaves it stays as it is, for the index to leave out."""
+    cleaned = clean_path(path)
+    return "" if cleaned == "." else cleaned
+
+
+def _annotation(annotations: Mapping[str, str], names: Iterable[str]) -> str | None:
+    return next((annotations[n] for n in names if annotations.get(n)), None)
+
+
+def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
+    """The Kitfile of a kit: its config, the annotation that KitOps leaves on a ModelPack, or one made from the layers' paths.
+
+    Raises KitfileError for a config or annotation that cannot be read, ManifestError for a ModelPack layer without a path.
+    """
+    if manifest.flavor == "modelkit":
+        return Kitfile.from_json(config)
+    kept = manifest.annotations.get(KITFILE_ANNOTATION)
+    if kept:
+        return Kitfile.from_json(kept.encode("utf-8", "replace"))
+    return _generated(manifest, _descriptor_of(config))
+
+
+def _descriptor_of(config: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(config)
+    except (ValueError, RecursionError) as e:
+        raise KitfileError(f"not a ModelPack's config: {e}")
+    if not isinstance(value, dict):
+        raise KitfileError("not a ModelPack's config: an object was expected")
+    return value
+
+
+def _generated(manifest: Manifest, config: dict[str, Any]) -> Kitfile:
+    """What kit makes of a ModelPack that it did not pack: the first weight is the model, the others its parts (KITOPS §11.2)."""
+    told = config.get("descriptor") if isinstance(config.get("descriptor"), dict) else {}
+    shape = config.get("config") if isinstance(config.get("config"), dict) else {}
+    assert isinstance(told, dict)
+    assert isinstance(shape, dict)
+    paths: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for descriptor in manifest.layers:
+        path = _annotation(descriptor.annotations, FILEPATH)
+        if path is None:
+            raise ManifestError(f"unknown file path for layer: no {FILEPATH[0]} annotation (layer {descriptor.digest})")
+        paths[LayerType.parse(descriptor).kind].append((path, str(descriptor.digest)))
+    weights, configs = paths["model"], paths["modelpart"]
+    model = None
+    if weights or configs:
+        parts = tuple(ModelPart(path=p, digest=d) for p, d in (*weights[1:], *configs))
+        path, digest = weights[0] if weights else ("", "")
+        model = Model(name=_str(told, "name"), path=path, format=_str(shape, "format"), version=_str(told, "version"), parts=parts, digest=digest)
+    authors = told.get("authors")
+    licenses = told.get("licenses")
+    return Kitfile(
+        manifest_version="1.0.0",
+        package=Package(
+            name=_str(told, "name"),
+            version=_str(told, "version"),
+            description=_str(told, "description"),
+            license=next((x for x in licenses if isinstance(x, str)), "") if isinstance(licenses, list) else "",
+            authors=tuple(a for a in authors if isinstance(a, str)) if isinstance(authors, list) else (),
+        ),
+        model=model,
+        code=tuple(Code(path=p, digest=d) for p, d in paths["code"]),
+        datasets=tuple(Dataset(path=p, digest=d) for p, d in paths["dataset"]),
+        docs=tuple(Docs(path=p, digest=d) for p, d in paths["docs"]),
+        prompts=tuple(Prompt(path=p, digest=d) for p, d in paths["prompt"]),
+    )
+
+
+def _str(value: Mapping[str, Any], key: str) -> str:
+    found = value.get(key)
+    return found if isinstance(found, str) else ""

@@ -1,0 +1,164 @@
+"""Digests and references: pure values with the spellings of OCI and of kit.
+
+Digests follow image-spec, "Digests" (sha256, sha512). References follow kit (pkg/lib/repo, ParseReference): the first path component is
+the registry if it has "." or ":", else the whole text is a repository of "localhost". No I/O here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from kitfs.errors import InvalidReference
+
+HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
+REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
+TAG: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+REGISTRY: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
+LOCAL: Final = "localhost"
+UNNAMED: Final = "_"  # kit's repository for kits without a name
+
+
+class Digest(str):
+    """``algorithm:hex``; made by ``parse`` or ``of``, so that every Digest is a valid one."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Digest:
+        """Raises InvalidReference for anything but sha256 or sha512 in lower-case hex."""
+        if isinstance(text, str):
+            algorithm, _, digits = text.partition(":")
+            if len(digits) == HEX_LENGTH.get(algorithm, -1) and re.fullmatch("[0-9a-f]+", digits):
+                return cls(text)
+        raise InvalidReference(f"{str(text)[:100]!r} is not a digest (sha256:… or sha512:… in lower-case hex)")
+
+    @classmethod
+    def of(cls, data: bytes) -> Digest:
+        """The sha256 digest of bytes."""
+        return cls(f"sha256:{hashlib.sha256(data).hexdigest()}")
+
+    @property
+    def algorithm(self) -> str:
+        """sha256 or sha512."""
+        return self.partition(":")[0]
+
+    @property
+    def hex(self) -> str:
+        """The digits."""
+        return self.partition(":")[2]
+
+    def hasher(self) -> Any:
+        """A fresh hashlib object of the algorithm."""
+        return hashlib.new(self.algorithm)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A repository of a registry, and a tag or a digest in it. ``extra_tags`` are those of ``repo:tag1,tag2``."""
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: Digest | None = None
+    extra_tags: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, *, multiple_tags: bool = False) -> Reference:
+        """The rules of KITOPS §6. Raises InvalidReference."""
+        first, *extra = text.split(",")
+        if extra and not multiple_tags:
+            raise InvalidReference(f"{text!r}: only one tag can be given here")
+        try:
+            return cls(LOCAL, UNNAMED, digest=Digest.parse(first))
+        except InvalidReference:
+            pass
+        registry, rest = LOCAL, first
+        head, slash, tail = first.partition("/")
+        if slash and (":" in head or "." in head):
+            registry, rest = head, tail
+        rest, at, digest_text = rest.partition("@")
+        digest = Digest.parse(digest_text) if at else None
+        repository, colon, tag = rest.partition(":")
+        _check(text, registry, repository, tag if colon else None)
+        for more in extra:
+            if not TAG.fullmatch(more):
+                raise InvalidReference(f"{text!r}: {more!r} is not a tag")
+        return cls(registry, repository, None if digest or not tag else tag, digest, tuple(extra))
+
+    def __str__(self) -> str:
+        return self.name + (f"@{self.digest}" if self.digest else f":{self.tag}" if self.tag else "")
+
+    @property
+    def name(self) -> str:
+        """registry/repository."""
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def identifier(self) -> str:
+        """The digest or the tag; "" when there is neither."""
+        return self.digest or self.tag or ""
+
+    @property
+    def display(self) -> str:
+        """As kit prints it: without ``localhost/``, ``_`` and ``@`` in front (KITOPS §6.7)."""
+        return str(self).removeprefix(f"{LOCAL}/").removeprefix(UNNAMED).removeprefix("@")
+
+    def with_tag(self, tag: str) -> Reference:
+        """The same repository at a tag."""
+        return replace(self, tag=tag, digest=None, extra_tags=())
+
+    def or_latest(self) -> Reference:
+        """Itself, at ``latest`` when there is neither tag nor digest."""
+        return self if self.tag or self.digest else self.with_tag("latest")
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutReference:
+    """An OCI layout on disk: ``oci:DIR`` or ``oci-archive:FILE``, with a tag or digest when it holds several manifests."""
+
+    kind: str
+    path: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.path}" + (f"@{self.digest}" if self.digest else f":{self.tag}" if self.tag else "")
+
+
+def parse_any(text: str) -> Reference | LayoutReference:
+    """A reference of either kind. Raises InvalidReference."""
+    for kind in ("oci", "oci-archive"):
+        if text.startswith(f"{kind}:"):
+            return _parse_layout(kind, text.removeprefix(f"{kind}:"))
+    return Reference.parse(text)
+
+
+def _parse_layout(kind: str, rest: str) -> LayoutReference:
+    path, at, digest = rest.rpartition("@")
+    if at and digest.partition(":")[0] in HEX_LENGTH:
+        found = LayoutReference(kind, path, digest=Digest.parse(digest))
+    else:
+        path, colon, tag = rest.rpartition(":")
+        found = LayoutReference(kind, path, tag) if colon and "/" not in tag and tag else LayoutReference(kind, rest.removesuffix(":"))
+    if not found.path or "\0" in found.path:
+        raise InvalidReference(f"{kind}:{rest}: no path (write {kind}:PATH[:tag])")
+    return found
+
+
+def _check(text: str, registry: str, repository: str, tag: str | None) -> None:
+    if registry != LOCAL and not REGISTRY.fullmatch(registry):
+        raise InvalidReference(f"{text!r}: invalid registry {registry!r}")
+    if not repository:
+        raise InvalidReference(f"{text!r} names no repository (write registry/repository:tag)")
+    if repository != repository.lower():
+        raise InvalidReference(f"repository ({repository}) name must be lowercase")
+    if not REPOSITORY.fullmatch(repository) and not (registry == LOCAL and repository == UNNAMED):
+        ends = repository[0] + repository[-1]
+        if not ends.isalnum() or not ends.isascii():
+            raise InvalidReference(f"repository ({repository}) must start and end with a letter or number")
+        raise InvalidReference(f"{text!r}: invalid repository {repository!r}")
+    if tag is not None and not TAG.fullmatch(tag):
+        raise InvalidReference(f"{text!r}: invalid tag {tag!r}")

@@ -1,0 +1,362 @@
+"""One blob of the store, open: its bytes by position, fetched when they are missing, and what may be said of them.
+
+    <directory>/meta.json   {"version", "size", "chunk", "cuts": []}; "size" null for a decoded form until its end was seen, then
+                            rewritten by rename with "sha256", the digest of what the decoder gave
+                present     which chunks are there (``present``)
+                sealed      all here, read back, digest right, fsynced; written by rename
+                lease       who uses it (``lease``)
+                rest        the bytes (``body``)
+
+A failed verification is final for this object: every later read raises the same IntegrityError, and the entry is gone from the disk, so
+that the next opening begins afresh. Threading: every method from any thread; a warm ``pread`` takes no lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+from kitfs.errors import IntegrityError, StoreError, WouldBlock
+from kitfs.metrics import Counters
+from kitfs.oci.names import Digest
+from kitfs.store.body import Body
+from kitfs.store.evict import bury
+from kitfs.store.fetch import Fetcher
+from kitfs.store.lease import Lease
+from kitfs.store.plan import MAX_WINDOW, chunk_size
+from kitfs.store.present import Present
+from kitfs.store.refs import write_durably
+from kitfs.store.source import Source
+
+META_VERSION: Final = 1
+PIECE: Final = 1 << 20  # bytes read at once when a blob is read from end to end
+SYNC_EVERY: Final = 256 << 20  # bytes fetched between two copies of ``present`` that survive a reboot
+
+
+class Home(Protocol):
+    """What a blob needs of its store."""
+
+    root: str
+    log: logging.Logger
+    counters: Counters
+
+    def room(self) -> bool: ...
+
+    def wrote(self, size: int) -> None: ...
+
+    def passed(self, size: int) -> None: ...
+
+    def later(self, task: Callable[[], None]) -> None: ...
+
+    def is_pinned(self, digest: str) -> bool: ...
+
+    def forget_index(self, digest: str) -> None: ...
+
+
+class Blob:
+    """A blob of ``size`` bytes (None: not known yet) in ``directory``, filled from ``source`` (None: what is there is all there is).
+
+    ``of`` is the compressed blob when this is its decoded form. Raises StoreError when the store cannot be used, IntegrityError when
+    a verified blob of this digest has another size.
+    """
+
+    def __init__(self, home: Home, directory: str, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None) -> None:
+        self.digest: Final = digest
+        self._home = home
+        self._directory = directory
+        self._of = of
+        self.failure: IntegrityError | None = None  # what was found to be wrong with it
+        self._closed = False
+        self._verifying = threading.Lock()
+        self._lease = Lease(directory)
+        try:
+            with _locked(directory):
+                self._meta = self._settle(size)
+                self.sealed = os.path.exists(os.path.join(directory, "sealed"))
+                self._body = Body(directory)
+                self._chunk: Final[int] = self._meta["chunk"]
+                self._present = Present(directory, None if size is None else -(-size // self._chunk))
+        except OSError as e:
+            self._lease.close()
+            raise StoreError(f"the store's entry {directory} cannot be opened: {e.strerror}")
+        except BaseException:
+            self._lease.close()
+            raise
+        self._size: int | None = self._meta["size"]
+        self._unsynced = 0
+        self._fetcher: Fetcher | None = None
+        if source is not None:
+            self._fetcher = Fetcher(
+                source,
+                self._body,
+                self._present,
+                chunk=self._chunk,
+                size=self._size,
+                name=str(self),
+                room=home.room,
+                wrote=self._wrote,
+                passed=home.passed,
+                hasher=hashlib.sha256,
+                finished=self._finished,
+            )
+        if not self.sealed and self.complete:
+            self._home.later(self._verify_later)
+
+    def __repr__(self) -> str:
+        return f"<Blob {self} {self.state} {self.fetched} of {self._size} bytes>"
+
+    def __str__(self) -> str:
+        return f"{'the decoded form of ' if self._of is not None else ''}blob {self.digest}"
+
+    def _settle(self, size: int | None) -> dict[str, Any]:
+        """meta.json, written when there is none or it is damaged. An unsealed entry with another size gives way."""
+        path = os.path.join(self._directory, "meta.json")
+        try:
+            with open(path, "rb") as f:
+                meta: dict[str, Any] = json.load(f)
+            if meta["version"] == META_VERSION and isinstance(meta["chunk"], int) and meta["chunk"] > 0:
+                if size is None or meta["size"] == size:
+                    return meta
+                if os.path.exists(os.path.join(self._directory, "sealed")):
+                    raise IntegrityError(f"blob {self.digest} has {meta['size']} bytes, its descriptor says {size}")
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pass
+        for name in ("present", "synced", "sealed"):
+            try:
+                os.unlink(os.path.join(self._directory, name))
+            except FileNotFoundError:
+                pass
+        meta = {"version": META_VERSION, "size": size, "chunk": chunk_size(size), "cuts": []}
+        write_durably(path, json.dumps(meta).encode())
+        return meta
+
+    @property
+    def size(self) -> int | None:
+        """Length in bytes; None while nobody knows it."""
+        return self._size
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is in the store."""
+        if self.sealed:
+            return True
+        return self._size is not None and (self._size == 0 or self._present.has(0, (self._size - 1) // self._chunk))
+
+    @property
+    def fetched(self) -> int:
+        """Bytes that are in the store."""
+        if self.sealed:
+            return self._size or 0
+        there = self._present.count() * self._chunk
+        return there if self._size is None else min(there, self._size)
+
+    @property
+    def state(self) -> str:
+        """absent, partial, present (all here) or verified (all here, read back, and their digest is right)."""
+        if self.failure is not None:
+            return "absent"
+        if self.sealed:
+            return "verified"
+        if self.complete:
+            return "present"
+        return "partial" if self._present.count() else "absent"
+
+    def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes:
+        """``size`` bytes at ``offset``, short at the end of the blob.
+
+        Raises WouldBlock with ``wait=False`` when not all are there, IntegrityError when the blob was found to be wrong, else what the
+        source raises.
+        """
+        if self.failure is not None or (self._of is not None and self._of.failure is not None):
+            raise self.failure or self._wrong_origin()
+        known = self._size
+        if known is not None:
+            size = min(size, known - offset)
+        if size <= 0:
+            return b""
+        first, last = offset // self._chunk, (offset + size - 1) // self._chunk
+        if self.sealed or self._present.has(first, last):
+            return self._stored(offset, size)
+        if not wait:
+            raise WouldBlock
+        if self._fetcher is None:
+            raise IntegrityError(f"{self} is not whole in the store, and has no source")
+        passed = self._fetcher.ensure(first, last)
+        if self.failure is not None:
+            raise self.failure
+        if known is None and self._fetcher.size is not None:
+            self._size = self._fetcher.size
+            return self.pread(offset, size, wait=wait) if not passed else self._gathered(offset, min(size, self._size - offset), passed)
+        self._after_fetch()
+        return self._gathered(offset, size, passed) if passed else self._stored(offset, size)
+
+    def _wrong_origin(self) -> IntegrityError:
+        return IntegrityError(f"{self} comes from bytes with a wrong digest")
+
+    def _stored(self, offset: int, size: int) -> bytes:
+        data = self._body.pread(offset, size)
+        if len(data) < size:
+            self._fail(IntegrityError(f"{self}: the store's file is shorter than what it was marked to hold"))
+            raise self.failure or StoreError("closed")
+        return data
+
+    def _gathered(self, offset: int, size: int, passed: dict[int, bytes]) -> bytes:
+        """Bytes of which some chunks were never stored."""
+        out = bytearray()
+        at, stop = offset, offset + size
+        while at < stop:
+            chunk = at // self._chunk
+            end = min(stop, (chunk + 1) * self._chunk)
+            if chunk in passed:
+                base = chunk * self._chunk
+                out += passed[chunk][at - base : end - base]
+            else:
+                out += self._stored(at, end - at)
+            at = end
+        return bytes(out)
+
+    def stream(self, start: int = 0) -> Iterator[bytes]:
+        """The bytes from ``start`` to the end, in pieces."""
+        while data := self.pread(start, PIECE):
+            yield data
+            start += len(data)
+
+    def fill(self) -> None:
+        """Fetch what is missing."""
+        at = 0
+        while not self.complete:
+            if self._size is not None and at >= self._size:
+                return  # read through: nothing more can be stored
+            got = len(self.pread(at, MAX_WINDOW))
+            if not got:
+                return
+            at += got
+
+    def verify(self) -> None:
+        """Read everything back, compare the digest, and seal. Raises IntegrityError when it is wrong or not all here."""
+        with self._verifying:
+            if self.failure is not None:
+                raise self.failure
+            if self.sealed:
+                return
+            if self._closed:
+                raise StoreError(f"{self} is closed")
+            if not self.complete:
+                raise IntegrityError(f"{self} is not whole")
+            if self._of is not None and not self._of.sealed:
+                self._of.verify()
+            want = self._meta.get("sha256") if self._of is not None else self.digest.hex
+            hasher = hashlib.sha256() if self._of is not None else self.digest.hasher()
+            at = 0
+            while at < (self._size or 0):
+                if self._closed:
+                    raise StoreError(f"{self} was closed while it was verified")
+                data = self._body.pread(at, PIECE)
+                if not data:
+                    break
+                hasher.update(data)
+                at += len(data)
+            if at != self._size or hasher.hexdigest() != want:
+                self._fail(IntegrityError(f"{self} does not have its digest: read back as sha256:{hasher.hexdigest()}"))
+                raise self.failure or StoreError("closed")
+            self._body.sync()
+            write_durably(os.path.join(self._directory, "sealed"), json.dumps({"size": self._size, "digest": want}).encode())
+            self.sealed = True
+        if self._of is not None:
+            self._of.retire()
+
+    def _verify_later(self) -> None:
+        """What the store's thread does when the last chunk has come."""
+        try:
+            self.verify()
+        except (IntegrityError, StoreError):
+            pass  # told and counted where it was found, or closed: the next opening verifies
+        except OSError as e:
+            self._home.log.warning("%s cannot be sealed: %s", self, e)
+
+    def _fail(self, error: IntegrityError) -> None:
+        """Drop the entry: one log line, one count, and this object never gives a byte again."""
+        if self.failure is None:
+            self.failure = error
+            self._home.counters.add("integrity_failures")
+            self._home.log.error("%s; dropped from the store", error)
+            self._home.forget_index(str(self.digest))
+            bury(self._home.root, self._directory)
+
+    def retire(self) -> None:
+        """Drop the compressed bytes once their decoded form is sealed, unless they are pinned or somebody else uses them."""
+        if not self._home.is_pinned(str(self.digest)) and self._lease.alone():
+            bury(self._home.root, self._directory)
+
+    def drop(self) -> None:
+        """Remove the entry from the store; this object goes on reading what it has open."""
+        bury(self._home.root, self._directory)
+
+    def _wrote(self, size: int) -> None:
+        self._unsynced += size
+        self._home.wrote(size)
+
+    def _after_fetch(self) -> None:
+        if self._unsynced > SYNC_EVERY:
+            self._unsynced = 0
+            self._home.later(self._save)
+        if not self.sealed and self._present.has(0, 0) and self.complete:
+            self._home.later(self._verify_later)
+
+    def _finished(self, size: int, sha256: str) -> None:
+        """A source without ranges has come to its end."""
+        if self._of is not None:
+            meta = {**self._meta, "size": size, "sha256": sha256}
+            try:
+                write_durably(os.path.join(self._directory, "meta.json"), json.dumps(meta).encode())
+            except OSError as e:
+                self._home.log.warning("%s: its size cannot be kept: %s", self, e)
+            self._meta = meta
+        self._size = size
+        if self.complete:
+            self._home.later(self._verify_later)
+
+    def _save(self) -> None:
+        """Make what was fetched survive a reboot."""
+        with self._verifying:
+            if self._closed or self.failure is not None:
+                return
+            try:
+                self._body.sync()
+                self._present.save()
+            except OSError as e:
+                self._home.log.warning("%s: what was fetched would not survive a reboot: %s", self, e)
+
+    def close(self) -> None:
+        """End flights, save what was fetched, give the lease back. Nothing may be read any more."""
+        if self._closed:
+            return
+        if self._fetcher is not None:
+            self._fetcher.close()
+        if self._unsynced and not self.sealed and self.failure is None:
+            self._save()
+        self._closed = True
+        with self._verifying:
+            self._present.close()
+            self._body.close()
+            self._lease.close()
+
+
+class _locked:  # noqa: N801 - a context manager, used as a word
+    """An exclusive lock on a blob's directory, for the moment of opening or making its files."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)

@@ -1,0 +1,43 @@
+"""The bytes of a blob on disk: one sparse file, ``rest``.
+
+``meta.json`` keeps a list of member cuts for later: a cut is a member that lives in a file of its own from its first byte, which FUSE
+passthrough needs. One sparse body is always legal. Never truncated, never punched: an open descriptor is right forever.
+Threading: positional reads and writes only.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class Body:
+    """The sparse body in ``directory``, made when missing."""
+
+    def __init__(self, directory: str) -> None:
+        self._fd = os.open(os.path.join(directory, "rest"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """Bytes at an offset; short at the end of the file."""
+        data = os.pread(self._fd, size, offset)
+        while len(data) < size:
+            more = os.pread(self._fd, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of it. Raises OSError (ENOSPC, EDQUOT, EIO)."""
+        view = memoryview(data)
+        while len(view):
+            done = os.pwrite(self._fd, view, offset)
+            offset += done
+            view = view[done:]
+
+    def sync(self) -> None:
+        """Return when every byte written is on the disk."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)

@@ -1,0 +1,88 @@
+"""Making room: whole blobs, least recently used first, never leased or pinned ones.
+
+Death is rename + unlink, never truncate or punch: whoever has a file of the blob open goes on reading it. Pure planning
+(``victims``) is apart from the disk. Threading: any thread or process may evict at any time; the exclusive lease decides.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from kitfs.store.lease import exclusive
+
+FORMS = ("blobs", "decoded")
+
+
+class Entry(NamedTuple):
+    """A blob on disk: bytes it takes, when it was last used (seconds since the epoch), its digest."""
+
+    directory: str
+    digest: str
+    size: int
+    used: float
+
+
+def entries(root: str) -> Iterator[Entry]:
+    """Every blob of a store, as far as they can be looked at while others come and go."""
+    for form in FORMS:
+        base = os.path.join(root, form)
+        for algorithm in _names(base):
+            for prefix in _names(os.path.join(base, algorithm)):
+                for name in _names(os.path.join(base, algorithm, prefix)):
+                    directory = os.path.join(base, algorithm, prefix, name)
+                    try:
+                        size = sum(os.lstat(os.path.join(directory, f)).st_blocks * 512 for f in os.listdir(directory))
+                        used = os.stat(os.path.join(directory, "lease")).st_mtime
+                    except OSError:
+                        continue
+                    yield Entry(directory, f"{algorithm}:{name}", size, used)
+
+
+def _names(directory: str) -> Sequence[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return ()
+
+
+def victims(found: Sequence[Entry], pinned: Collection[str], surplus: int) -> list[Entry]:
+    """What may go, least recently used first, until ``surplus`` bytes would be free; more follow in case some are leased."""
+    return [] if surplus <= 0 else sorted((e for e in found if e.digest not in pinned), key=lambda e: e.used)
+
+
+def remove(root: str, directory: str) -> bool:
+    """Take a blob away if nobody has a lease on it."""
+    try:
+        fd = os.open(os.path.join(directory, "lease"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if not exclusive(fd):
+            return False
+        bury(root, directory)
+        return True
+    finally:
+        os.close(fd)
+
+
+def bury(root: str, directory: str) -> None:
+    """Rename a blob out of its place and unlink it there; a crash between the two leaves rubbish that ``sweep`` takes."""
+    grave = os.path.join(root, "ingest", f"dead-{uuid.uuid4().hex}")
+    os.makedirs(os.path.dirname(grave), mode=0o700, exist_ok=True)
+    try:
+        os.rename(directory, grave)
+    except FileNotFoundError:
+        return  # somebody else was quicker
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def sweep(root: str) -> None:
+    """Unlink what a crash left between a rename and its unlink."""
+    ingest = os.path.join(root, "ingest")
+    for name in _names(ingest):
+        if name.startswith("dead-"):
+            shutil.rmtree(os.path.join(ingest, name), ignore_errors=True)

@@ -1,0 +1,411 @@
+"""Fills missing chunks from a source: one flight per chunk among the threads of a process and the processes of a host.
+
+A ranged source is asked for runs of missing chunks, wider for sequential readers (``plan``); the part beyond what the reader needs is
+fetched on a thread of its own, so that the reader waits for its own chunks only. A source that is not ranged has one stream for
+all: readers wait until it has passed their chunks. A decoder's stream goes only as far as somebody needs it and then rests; a
+registry's, which would be cut off, goes on to the end.
+
+Chunks are written before they are marked, and marked as they come, so that a killed process costs the others what it had on the way.
+When the store cannot take a chunk, its bytes are handed to the readers that wait for it, and forgotten (read through).
+
+Threading: ``_lock`` guards flights, streams and overflow, and is never held over I/O on the source. Waiters sleep on a condition and
+wake at every mark; marks of other processes are polled.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Generator
+from contextlib import closing
+from itertools import chain
+from typing import Any, Final
+
+from kitfs.errors import IntegrityError, KitfsError, StoreError
+from kitfs.store.body import Body
+from kitfs.store.plan import MAX_WINDOW, Streams
+from kitfs.store.present import Present
+from kitfs.store.source import Source
+
+POLL: Final = 0.005  # seconds between looks at what another process is fetching
+OVERFLOW: Final = 8 << 20  # bytes that may wait in memory for their readers when the store is full
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
+
+
+Piece = tuple[int, memoryview]
+Pieces = Generator[Piece, None, None]
+
+
+class Flight:
+    """Chunks ``first`` to ``stop`` (not included) on their way; ``error`` is what ended it early."""
+
+    __slots__ = ("done", "error", "first", "stop")
+
+    def __init__(self, first: int, stop: int) -> None:
+        self.first = first
+        self.stop = stop
+        self.done = False
+        self.error: Exception | None = None
+
+
+class Fetcher:
+    """Fills one blob.
+
+    ``room`` says whether the store takes more bytes (it may evict to make it so); ``wrote`` is told how many were stored, ``passed``
+    how many were not. ``finished`` is called with (size, digest of the stream) when an unranged source has come to its end.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        body: Body,
+        present: Present,
+        *,
+        chunk: int,
+        size: int | None,
+        name: str,
+        room: Callable[[], bool],
+        wrote: Callable[[int], None],
+        passed: Callable[[int], None],
+        hasher: Callable[[], Any],
+        finished: Callable[[int, str], None],
+    ) -> None:
+        self._source = source
+        self._body = body
+        self._present = present
+        self._chunk = chunk
+        self.size = size
+        self._name = name
+        self._room = room
+        self._wrote = wrote
+        self._passed = passed
+        self._hasher = hasher
+        self._finished = finished
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
+        self._streams = Streams()
+        self._flights: dict[int, Flight] = {}
+        self._stream: Flight | None = None
+        self._demand = 0  # chunks up to which somebody wants the stream
+        self._overflow: OrderedDict[int, bytes] = OrderedDict()
+        self._threads: set[threading.Thread] = set()
+        self._closed = False
+
+    def ensure(self, first: int, last: int) -> dict[int, bytes]:
+        """Return when chunks ``first`` to ``last`` are there, with those that the store could not take.
+
+        Raises the KitfsError of the source when they cannot be had. ``last`` may lie beyond the end of a blob of unknown size: then
+        the call returns when the end is known.
+        """
+        passed: dict[int, bytes] = {}
+        while True:
+            missing = self._next_missing(first, last, passed)
+            if missing is None:
+                return passed
+            if self._source.ranged:
+                self._ensure_ranged(missing, last, passed)
+            else:
+                self._ensure_streamed(missing, last)
+
+    def close(self) -> None:
+        """End what is on its way; returns when no thread touches the blob any more."""
+        with self._lock:
+            self._closed = True
+            self._arrived.notify_all()
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join()
+
+    def _next_missing(self, first: int, last: int, passed: dict[int, bytes]) -> int | None:
+        """The first chunk that is neither in the store nor in ``passed``; moves what overflowed into ``passed``."""
+        while True:
+            if self.size is not None:
+                last = min(last, (self.size - 1) // self._chunk)
+            missing = self._present.first_missing(first, last) if first <= last else None
+            if missing is None:
+                return None
+            if missing not in passed:
+                with self._lock:
+                    data = self._overflow.get(missing)
+                if data is None:
+                    return missing
+                passed[missing] = data
+            first = missing + 1
+
+    def _ensure_ranged(self, missing: int, last: int, passed: dict[int, bytes]) -> None:
+        """Join the flight of the first missing chunk, or fly it and what follows."""
+        with self._lock:
+            flight = self._flights.get(missing)
+            if flight is not None:
+                self._wait(flight, missing)
+                return
+            if self._closed:
+                raise StoreError(f"{self._name} is closed")
+            flight = self._claim(missing, last)
+        if flight is None:
+            threading.Event().wait(POLL)  # another process fetches it
+            return
+        if flight.stop - 1 <= last:
+            self._fly(flight)
+            if flight.error is not None:
+                raise flight.error
+        else:
+            with self._lock:
+                self._start(self._fly, flight)
+
+    def _wait(self, flight: Flight, chunk: int) -> None:
+        """Wait for one chunk of a flight; call with the lock. Raises what ended the flight."""
+        while not flight.done and not self._present.has(chunk, chunk) and chunk not in self._overflow:
+            self._arrived.wait()
+        if flight.error is not None and not self._present.has(chunk, chunk) and chunk not in self._overflow:
+            raise flight.error
+
+    def _claim(self, missing: int, last: int) -> Flight | None:
+        """A flight from ``missing`` on, locked against other processes; None when one of them has it. Call with the lock."""
+        chunks = self._present.chunks or 0
+        planned = self._streams.plan(missing * self._chunk, (last + 1) * self._chunk)
+        stop = min(-(-planned // self._chunk), chunks, missing + MAX_WINDOW // self._chunk)
+        taken = self._present.first_present(missing, stop - 1)
+        stop = min([stop, *([] if taken is None else [taken]), *(c for c in self._flights if missing < c < stop)])
+        while not self._present.try_lock(missing, stop - missing):
+            if stop == missing + 1:
+                return None
+            stop = missing + max(1, (stop - missing) // 4)
+        if self._present.has(missing, missing):  # it came while we asked for the lock
+            self._present.unlock(missing, stop - missing)
+            return None
+        flight = Flight(missing, stop)
+        self._flights.update(dict.fromkeys(range(missing, stop), flight))
+        return flight
+
+    def _fly(self, flight: Flight) -> None:
+        """Fetch the chunks of a flight; what goes wrong is left in ``flight.error``."""
+        try:
+            start = flight.first * self._chunk
+            stop = flight.stop * self._chunk if self.size is None else min(flight.stop * self._chunk, self.size)
+            pieces = self._source.read_range(start, stop)
+            try:
+                first = next(pieces, None)
+                if first is not None and not self._source.ranged and self._board(first, pieces):
+                    return
+                if self._source.ranged and not self._take(first, pieces, start, stop):
+                    raise IntegrityError(f"{self._name} ended before byte {stop}")
+            except BaseException:
+                pieces.close()
+                raise
+            pieces.close()
+        except Exception as e:
+            flight.error = e if isinstance(e, KitfsError) else StoreError(f"{self._name}: {type(e).__name__}: {e}")
+            if not isinstance(e, (KitfsError, OSError)):
+                raise
+        finally:
+            self._present.unlock(flight.first, flight.stop - flight.first)
+            with self._lock:
+                for chunk in range(flight.first, flight.stop):
+                    del self._flights[chunk]
+                flight.done = True
+                self._arrived.notify_all()
+
+    def _take(self, first: Piece | None, pieces: Pieces, start: int, stop: int) -> bool:
+        """Store the pieces of a range; whether they covered it."""
+        sink = _Sink(self, start)
+        for offset, view in chain([] if first is None else [first], pieces):
+            if offset != sink.at:
+                raise IntegrityError(f"{self._name}: bytes from {offset} where {sink.at} were due")
+            sink.take(view[: stop - offset])
+            if sink.at >= stop or self._closed:
+                break
+        sink.end()
+        return sink.at >= stop or self._closed
+
+    def _board(self, first: Piece, pieces: Pieces) -> bool:
+        """Let a whole body that came in answer to a range be the stream for everybody; False when there is one already."""
+        with self._lock:
+            if self._stream is not None or first[0] != 0:
+                return False
+            flight = self._stream = Flight(0, 0)
+            self._start(self._fly_stream, flight, _rejoin(first, pieces))
+        return True
+
+    def _start(self, run: Callable[..., None], *args: object) -> None:
+        """Run something on a thread of its own, which ``close`` waits for. Call with the lock."""
+
+        def body() -> None:
+            try:
+                run(*args)
+            finally:
+                with self._lock:
+                    self._threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=body, name="kitfs-fetch", daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _ensure_streamed(self, missing: int, last: int) -> None:
+        """Wait until the one stream has passed the missing chunk; start it when it does not run."""
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"{self._name} is closed")
+            self._demand = max(self._demand, last + 1)
+            flight = self._stream
+            if flight is None:
+                flight = self._stream = Flight(0, 0)
+                self._start(self._fly_stream, flight, None)
+            self._arrived.notify_all()
+            while not flight.done and self.size_allows(missing) and not self._present.has(missing, missing) and missing not in self._overflow:
+                self._arrived.wait(10 * POLL)  # another process may be marking
+            if flight.error is not None and not self._present.has(missing, missing) and missing not in self._overflow:
+                raise flight.error
+
+    def size_allows(self, chunk: int) -> bool:
+        """Whether a chunk may exist, for all that is known of the size."""
+        return self.size is None or chunk * self._chunk < self.size
+
+    def _fly_stream(self, flight: Flight, pieces: Pieces | None) -> None:
+        """The stream of a source without ranges, from 0 to its end."""
+        resting = self._source.size is None
+        locked = False
+        try:
+            while not (locked := self._present.try_lock_stream()):
+                if pieces is not None:
+                    pieces.close()
+                    pieces = None
+                # Another process streams; its marks serve us too. It lets go when it rests, ends or dies.
+                with self._lock:
+                    self._arrived.wait(POLL)
+                    if self._closed or not self._wanted():
+                        return
+            sink = _Sink(self, 0)
+            hasher = self._hasher()
+            with closing(pieces or self._source.read_range(0, None)) as stream:
+                for _, view in stream:
+                    hasher.update(view)
+                    sink.take(view)
+                    if self._closed:
+                        return
+                    if resting and sink.at >= self._demand * self._chunk:
+                        self._present.unlock_stream()
+                        locked = False
+                        if not self._rest(sink):
+                            return
+                        locked = self._present.try_lock_stream()
+            if self.size is not None and sink.at != self.size:
+                raise IntegrityError(f"{self._name} has {sink.at} bytes, not {self.size}")
+            sink.end()
+            self._finished(sink.at, hasher.hexdigest())
+            self.size = sink.at
+        except Exception as e:
+            flight.error = e if isinstance(e, KitfsError) else StoreError(f"{self._name}: {type(e).__name__}: {e}")
+            if not isinstance(e, (KitfsError, OSError)):
+                raise
+        finally:
+            if locked:
+                self._present.unlock_stream()
+            with self._lock:
+                flight.done = True
+                self._stream = None
+                self._arrived.notify_all()
+
+    def _rest(self, sink: _Sink) -> bool:
+        """Wait until somebody wants more than the stream has given; False when the blob was closed instead."""
+        with self._lock:
+            while sink.at >= self._demand * self._chunk and not self._closed:
+                self._arrived.wait()
+            return not self._closed
+
+    def _wanted(self) -> bool:
+        """Whether a chunk that somebody asked the stream for is still missing. Call with the lock."""
+        return self._demand > 0 and self._present.first_missing(0, self._demand - 1) is not None and self._still_open()
+
+    def _still_open(self) -> bool:
+        return self.size is None or self._present.first_missing(0, max(0, (self.size - 1) // self._chunk)) is not None
+
+    def store(self, first: int, data: bytes | bytearray | memoryview) -> None:
+        """Write whole chunks (the last one of the blob may be short) and mark them; hand them over when the store is full."""
+        count = -(-len(data) // self._chunk)
+        if self._room() and self._write(first, data):
+            self._present.mark(first, count)
+            self._wrote(len(data))
+            with self._lock:
+                self._arrived.notify_all()
+            return
+        self._passed(len(data))
+        view = memoryview(data)
+        with self._lock:
+            for i in range(count):
+                self._overflow[first + i] = bytes(view[i * self._chunk : (i + 1) * self._chunk])
+            while len(self._overflow) * self._chunk > OVERFLOW:
+                self._overflow.popitem(last=False)
+            self._arrived.notify_all()
+
+    def _write(self, first: int, data: bytes | bytearray | memoryview) -> bool:
+        try:
+            self._body.pwrite(first * self._chunk, data)
+        except OSError as e:
+            if e.errno not in FULL:
+                raise
+            return False
+        return True
+
+    def present(self, chunk: int) -> bool:
+        """Whether a chunk is stored."""
+        return self._present.has(chunk, chunk)
+
+    @property
+    def chunk(self) -> int:
+        """Bytes of a chunk."""
+        return self._chunk
+
+
+class _Sink:
+    """Cuts a stream of views into whole chunks; ``at`` is where the next byte belongs."""
+
+    def __init__(self, fetcher: Fetcher, at: int) -> None:
+        self._fetcher = fetcher
+        self._pending = bytearray()
+        self.at = at
+
+    def take(self, view: memoryview) -> None:
+        """The next bytes; whole chunks go straight from the view to the disk."""
+        chunk = self._fetcher.chunk
+        while len(view):
+            first = self.at // chunk
+            if self._pending or self.at % chunk or len(view) < chunk:
+                part = view[: chunk - len(self._pending)]
+                self._pending += part
+                if len(self._pending) == chunk:
+                    self._put(first, self._pending)
+                    self._pending = bytearray()
+            else:
+                part = view[: len(view) // chunk * chunk]
+                self._put(first, part)
+            self.at += len(part)
+            view = view[len(part) :]
+
+    def end(self) -> None:
+        """The blob's last chunk, when it is a short one and all of it came."""
+        size = self._fetcher.size
+        if self._pending and (size is None or self.at == size):
+            self._put(self.at // self._fetcher.chunk, self._pending)
+        self._pending = bytearray()
+
+    def _put(self, first: int, data: bytes | bytearray | memoryview) -> None:
+        chunk = self._fetcher.chunk
+        if len(data) <= chunk:
+            if not self._fetcher.present(first):
+                self._fetcher.store(first, data)
+            return
+        for i in range(len(data) // chunk):
+            if self._fetcher.present(first + i):
+                for j in range(len(data) // chunk):
+                    self._put(first + j, data[j * chunk : (j + 1) * chunk])
+                return
+        self._fetcher.store(first, data)
+
+
+def _rejoin(first: Piece, pieces: Pieces) -> Pieces:
+    """A generator whose first piece was taken, with that piece put back."""
+    with closing(pieces):
+        yield first
+        yield from pieces

@@ -1,0 +1,148 @@
+"""Which chunks of a blob are there: a header and one byte per chunk, mapped by every process that has the blob open.
+
+    present   64 bytes of header: magic (8), version (4), boot id (16), zeros; then one byte per chunk: 0 absent, 1 present
+    synced    the last copy of ``present`` whose chunks had been fsynced before; same format
+
+A byte and not a bit: Python's mmap has no compare-exchange, and two processes must not lose each other's marks. ``present`` is believed
+only in the boot that wrote it, since its pages may have reached the disk before the data's; after a reboot ``synced`` is.
+OFD locks on the bytes (fcntl(2), "Open file description locks") are the flights of other processes: a chunk that somebody fetches is
+locked, and the kernel lets go when that process dies. Threading: marks and looks are single bytes; no lock is taken.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from typing import Final
+
+MAGIC: Final = b"KITFSMAP"
+VERSION: Final = 1
+HEADER: Final = 64
+UNKNOWN_CHUNKS: Final = 1 << 23  # chunks that a blob of unknown size may have; the file is sparse
+FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, len, pid
+
+
+def boot_id() -> bytes:
+    """16 bytes that differ from boot to boot (random(4), /proc/sys/kernel/random/boot_id); zeros where there is none."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
+            return bytes.fromhex(f.read().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+def _header(boot: bytes) -> bytes:
+    return (MAGIC + struct.pack("<I", VERSION) + boot).ljust(HEADER, b"\0")
+
+
+class Present:
+    """The map of one blob in ``directory``; opened under the directory's lock. ``chunks`` None: nobody knows yet."""
+
+    def __init__(self, directory: str, chunks: int | None, *, boot: bytes | None = None) -> None:
+        self._directory = directory
+        self._boot = boot_id() if boot is None else boot
+        self.chunks = chunks
+        length = HEADER + (UNKNOWN_CHUNKS if chunks is None else chunks)
+        path = os.path.join(directory, "present")
+        if not _trusted(path, self._boot):
+            _adopt(directory, path, self._boot, length)
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        if os.fstat(self._fd).st_size < length:
+            os.ftruncate(self._fd, length)
+        self._map = mmap.mmap(self._fd, length)
+
+    def close(self) -> None:
+        """Unmap; marks stay in the file."""
+        self._map.close()
+        os.close(self._fd)
+
+    def has(self, first: int, last: int) -> bool:
+        """Whether chunks ``first`` to ``last``, both included, are all there."""
+        return self._map.find(b"\0", HEADER + first, HEADER + last + 1) < 0
+
+    def first_missing(self, first: int, last: int) -> int | None:
+        """The first absent chunk of ``first`` to ``last``, None when all are there."""
+        found = self._map.find(b"\0", HEADER + first, HEADER + last + 1)
+        return None if found < 0 else found - HEADER
+
+    def first_present(self, first: int, last: int) -> int | None:
+        """The first chunk of ``first`` to ``last`` that is there, None when none is."""
+        found = self._map.find(b"\1", HEADER + first, HEADER + last + 1)
+        return None if found < 0 else found - HEADER
+
+    def mark(self, first: int, count: int = 1) -> None:
+        """Say that chunks are there; their bytes must have been written before."""
+        self._map[HEADER + first : HEADER + first + count] = b"\1" * count
+
+    def count(self) -> int:
+        """How many chunks are there. Of a map of unknown length only the beginning up to the first gap is counted."""
+        if self.chunks is None:
+            gap = self._map.find(b"\0", HEADER)
+            return gap - HEADER
+        return self._map[HEADER : HEADER + self.chunks].count(1)
+
+    def save(self) -> None:
+        """Write ``synced``; the data must have been fsynced before."""
+        chunks = self.count() if self.chunks is None else self.chunks
+        temporary = os.path.join(self._directory, f"synced.{os.getpid()}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, self._map[: HEADER + chunks])
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, os.path.join(self._directory, "synced"))
+
+    def try_lock(self, first: int, count: int) -> bool:
+        """Take the flight of chunks for this open file; False when another process has one of them."""
+        return self._lock(fcntl.F_WRLCK, HEADER + first, count)
+
+    def unlock(self, first: int, count: int) -> None:
+        """End the flight of chunks."""
+        self._lock(fcntl.F_UNLCK, HEADER + first, count)
+
+    def try_lock_stream(self) -> bool:
+        """Take the flight of the whole stream: byte 0 of the file stands for it."""
+        return self._lock(fcntl.F_WRLCK, 0, 1)
+
+    def unlock_stream(self) -> None:
+        """End the flight of the whole stream."""
+        self._lock(fcntl.F_UNLCK, 0, 1)
+
+    def _lock(self, kind: int, start: int, length: int) -> bool:
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack(FLOCK, kind, os.SEEK_SET, start, length, 0))
+        except OSError as e:
+            if e.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+
+def _trusted(path: str, boot: bytes) -> bool:
+    try:
+        with open(path, "rb") as f:
+            return f.read(HEADER) == _header(boot)
+    except FileNotFoundError:
+        return False
+
+
+def _adopt(directory: str, path: str, boot: bytes, length: int) -> None:
+    """A fresh map for this boot: what ``synced`` says, else nothing. By rename: a crash leaves the old one, which is not believed."""
+    marks = b""
+    try:
+        with open(os.path.join(directory, "synced"), "rb") as f:
+            if f.read(12) == _header(boot)[:12]:
+                f.seek(HEADER)
+                marks = f.read(length - HEADER)
+    except FileNotFoundError:
+        pass
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "wb") as f:
+        f.write(_header(boot))
+        f.write(marks.translate(bytes([0]) + b"\1" + bytes(254)))
+        f.truncate(length)
+    os.replace(temporary, path)

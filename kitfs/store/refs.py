@@ -1,0 +1,94 @@
+"""Tags of kits that were packed or pulled here: what exists nowhere else, one file each, by rename and fsynced.
+
+    refs/<quoted registry/repository>/<quoted tag>     {"mediaType": …, "digest": …, "size": …}
+
+Threading and processes: a file appears whole or not at all; the last writer of a tag wins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, unquote
+
+from kitfs.errors import StoreError
+
+
+def fsync_directory(directory: str) -> None:
+    """Make renames in a directory survive a crash."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: str, data: bytes) -> None:
+    """A file that is there whole after a crash, or not at all. Raises OSError."""
+    temporary = f"{path}.{os.getpid()}~"
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    fsync_directory(os.path.dirname(path))
+
+
+class Refs:
+    """Tags by repository ("registry/repository") and tag."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def _path(self, name: str, tag: str) -> str:
+        return os.path.join(self._directory, _quoted(name), _quoted(tag))
+
+    def get(self, name: str, tag: str) -> dict[str, Any] | None:
+        """The descriptor behind a tag, None when there is none. Raises StoreError for one that is damaged."""
+        path = self._path(name, tag)
+        try:
+            with open(path, "rb") as f:
+                loaded = json.load(f)
+            if not isinstance(loaded, dict) or not isinstance(loaded.get("digest"), str):
+                raise ValueError("not a descriptor")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as e:
+            raise StoreError(f"the tag in {path} cannot be read: {e}")
+        return loaded
+
+    def set(self, name: str, tag: str, descriptor: dict[str, Any]) -> None:
+        """Point a tag at a descriptor (JSON form); durable when this returns. Raises StoreError."""
+        path = self._path(name, tag)
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            fsync_directory(self._directory)
+            write_durably(path, json.dumps(descriptor).encode())
+        except OSError as e:
+            raise StoreError(f"cannot write {path}: {e.strerror}")
+
+    def delete(self, name: str, tag: str) -> bool:
+        """Forget a tag; whether there was one."""
+        try:
+            os.unlink(self._path(name, tag))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def items(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """(name, tag, descriptor) of every tag."""
+        for quoted in sorted(os.listdir(self._directory)):
+            for tag in sorted(os.listdir(os.path.join(self._directory, quoted))):
+                if tag.endswith("~"):
+                    continue
+                name = unquote(quoted)
+                found = self.get(name, unquote(tag))
+                if found is not None:
+                    yield name, unquote(tag), found
+
+
+def _quoted(text: str) -> str:
+    """A file name for any text: "/" and a leading "." quoted."""
+    return quote(text, safe="").replace(".", "%2E") if text.startswith(".") else quote(text, safe="")

@@ -1,0 +1,263 @@
+"""The digest-keyed disk store that every mount and verb of a host shares.
+
+    <root>/VERSION                           unknown version: refuse, never guess
+           catalog/                          hints that can be rebuilt (``catalog``)
+           refs/                             tags of packed and pulled kits (``refs``)
+           blobs/<algorithm>/ab/<hex>/       a blob as registries have it (``blob``)
+           decoded/<algorithm>/ab/<hex>/     the decoded form of that blob
+           ingest/                           unfinished things, and dead ones on their way out
+
+It knows bytes and digests; manifests only as far as pins need them. Threading: every method from any thread. One housekeeping thread
+verifies, syncs and evicts; it is joined by ``close``. Several Stores may be open on one directory, in this process and others.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from kitfs.errors import IntegrityError, KitfsError, StoreError, StoreFull
+from kitfs.metrics import Counters
+from kitfs.oci.names import Digest
+from kitfs.store import evict
+from kitfs.store.blob import Blob
+from kitfs.store.catalog import Catalog
+from kitfs.store.refs import Refs, write_durably
+from kitfs.store.source import Source
+
+VERSION: Final = "1"
+MAX_SMALL: Final = 64 << 20  # bytes of what ``get`` gives whole
+CHECK_EVERY: Final = 64 << 20  # bytes stored between two looks at the limits
+RECHECK: Final = 5.0  # seconds between two looks whether a full store has room again
+
+
+class Store:
+    """The store in ``root``; see ``open``."""
+
+    def __init__(self, root: str, *, size_limit: int | None, free_share: float, counters: Counters, log: logging.Logger) -> None:
+        self.root = root
+        self.counters = counters
+        self.log = log
+        self.catalog: Final = Catalog(os.path.join(root, "catalog"), log)
+        self.refs: Final = Refs(os.path.join(root, "refs"))
+        self._size_limit = size_limit
+        self._free_share = free_share
+        self._lock = threading.Lock()
+        self._since_check = 0
+        self._full = False
+        self._said_full = False
+        self._checked = 0.0
+        self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._blobs: set[Blob] = set()
+        self._thread = threading.Thread(target=self._keep_house, name="kitfs-store", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls, root: str, *, counters: Counters, log: logging.Logger, size_limit: int | None = None, free_share: float = 0.05
+    ) -> Store:
+        """The store in ``root``, made 0700 when missing. ``size_limit`` in bytes for what is not pinned; ``free_share`` of the disk.
+
+        Raises StoreError, or StoreFull, when it cannot be made, read or written, or was written by another version of kitfs.
+        """
+        try:
+            os.makedirs(root, mode=0o700, exist_ok=True)
+            _check_version(root)
+            for name in ("blobs", "decoded", "refs", "ingest"):
+                os.makedirs(os.path.join(root, name), mode=0o700, exist_ok=True)
+            probe = os.path.join(root, "ingest", f"probe-{os.getpid()}-{threading.get_ident()}")
+            with open(probe, "wb") as f:
+                f.write(bytes(64 << 10))
+                f.flush()
+                os.fsync(f.fileno())
+            os.unlink(probe)
+        except OSError as e:
+            kind = StoreFull if e.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+            raise kind(f"cache directory {root} cannot be used: {(e.strerror or str(e)).lower()}; choose another with --cache-dir")
+        evict.sweep(root)
+        return cls(root, size_limit=size_limit, free_share=free_share, counters=counters, log=log)
+
+    def close(self) -> None:
+        """Close every blob and end the housekeeping thread."""
+        for blob in list(self._blobs):
+            blob.close()
+        self._tasks.put(None)
+        self._thread.join()
+        self.catalog.close()
+
+    def path(self, digest: Digest, form: str = "blobs") -> str:
+        """The directory of a blob."""
+        return os.path.join(self.root, form, digest.algorithm, digest.hex[:2], digest.hex)
+
+    def blob(self, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None) -> Blob:
+        """Open a blob. With ``of``, the decoded form of that blob: its size and digest are known when its source has ended."""
+        blob = Blob(self, self.path(digest, "blobs" if of is None else "decoded"), digest, size=size, source=source, of=of)
+        self._blobs.add(blob)
+        return blob
+
+    def has_decoded(self, digest: Digest) -> bool:
+        """Whether a verified decoded form of a blob is here, so that the compressed bytes are not needed."""
+        return os.path.exists(os.path.join(self.path(digest, "decoded"), "sealed"))
+
+    def put(self, digest: Digest, data: bytes) -> None:
+        """Store a small blob: a manifest, a config. Raises IntegrityError unless it has its digest, StoreError when it cannot be kept."""
+        hasher = digest.hasher()
+        hasher.update(data)
+        if hasher.hexdigest() != digest.hex:
+            raise IntegrityError(f"{digest}: the bytes have another digest, {digest.algorithm}:{hasher.hexdigest()}")
+        directory = self.path(digest)
+        if os.path.exists(os.path.join(directory, "sealed")):
+            return
+        blob = Blob(self, directory, digest, size=len(data), source=_Given(data))
+        try:
+            blob.fill()
+            if not blob.complete:
+                raise StoreFull(f"no room for {digest}")
+            blob.verify()
+        except OSError as e:
+            raise StoreError(f"{digest} cannot be kept: {e.strerror}")
+        finally:
+            blob.close()
+
+    def get(self, digest: Digest) -> bytes | None:
+        """A whole small blob whose digest was checked just now; None when it is not here, or not right."""
+        directory = self.path(digest)
+        try:
+            with open(os.path.join(directory, "rest"), "rb") as f:
+                data = f.read(MAX_SMALL)
+            os.utime(os.path.join(directory, "lease"))
+        except OSError:
+            return None
+        hasher = digest.hasher()
+        hasher.update(data)
+        return data if hasher.hexdigest() == digest.hex else None
+
+    def room(self) -> bool:
+        """Whether the store takes more bytes. Looks at the limits every now and then, and evicts to keep them."""
+        if self._full and time.monotonic() - self._checked > RECHECK:
+            self.evict()
+        return not self._full
+
+    def wrote(self, size: int) -> None:
+        """Count bytes that were stored; looks at the limits on the housekeeping thread every ``CHECK_EVERY`` bytes."""
+        with self._lock:
+            self._since_check += size
+            step = CHECK_EVERY if self._size_limit is None else min(CHECK_EVERY, max(1 << 20, self._size_limit // 16))
+            due = self._since_check >= step
+            if due:
+                self._since_check = 0
+        if due:
+            self.later(self.evict)
+
+    def passed(self, size: int) -> None:
+        """Count bytes that could not be stored, and say so once."""
+        self.counters.add("read_through", size)
+        with self._lock:
+            first, self._said_full = not self._said_full, True
+            self._full, self._checked = True, time.monotonic()
+        if first:
+            self.log.warning("the store in %s is full, and nothing may be evicted: reading through without keeping", self.root)
+
+    def later(self, task: Callable[[], object]) -> None:
+        """Run something on the housekeeping thread."""
+        self._tasks.put(task)
+
+    def _keep_house(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except Exception:
+                self.counters.add("bugs")
+                self.log.exception("the store's housekeeping met a bug")
+
+    def usage(self) -> int:
+        """Bytes that blobs which are not pinned take on the disk."""
+        pinned = self.pinned()
+        return sum(e.size for e in evict.entries(self.root) if e.digest not in pinned)
+
+    def evict(self) -> int:
+        """Bring the store below its limits, as far as leases and pins allow; bytes freed."""
+        pinned = self.pinned()
+        found = [e for e in evict.entries(self.root) if e.digest not in pinned]
+        surplus = self._surplus(sum(e.size for e in found))
+        freed = 0
+        for entry in evict.victims(found, pinned, surplus):
+            if freed >= surplus:
+                break
+            if evict.remove(self.root, entry.directory):
+                freed += entry.size
+                self.counters.add("evicted_blobs")
+                self.counters.add("evicted_bytes", entry.size)
+                self.log.info("evicted %s (%d bytes)", entry.digest, entry.size)
+        with self._lock:
+            self._full, self._checked = surplus > freed, time.monotonic()
+        return freed
+
+    def _surplus(self, used: int) -> int:
+        """Bytes that are too many, by the size limit and by what the disk must keep free."""
+        disk = shutil.disk_usage(self.root)
+        over_share = int(disk.total * self._free_share) - disk.free
+        over_limit = 0 if self._size_limit is None else used - self._size_limit
+        return max(over_share, over_limit, 0)
+
+    def pinned(self) -> set[str]:
+        """Digests of everything that the refs name: manifests, configs, layers, and manifests that an index lists."""
+        found: set[str] = set()
+        pending = [descriptor["digest"] for _, _, descriptor in self.refs.items()]
+        while pending:
+            text = pending.pop()
+            if text in found:
+                continue
+            found.add(text)
+            try:
+                data = self.get(Digest.parse(text))
+                manifest: Any = json.loads(data) if data else {}
+            except (ValueError, KitfsError):
+                continue
+            if isinstance(manifest, dict):
+                below = [manifest.get("config"), *(manifest.get("layers") or ())]
+                found.update(d["digest"] for d in below if isinstance(d, dict) and "digest" in d)
+                pending += [d["digest"] for d in manifest.get("manifests") or () if isinstance(d, dict) and "digest" in d]
+        return found
+
+    def is_pinned(self, digest: str) -> bool:
+        """Whether a blob belongs to a kit that was packed or pulled here."""
+        return digest in self.pinned()
+
+    def forget_index(self, digest: str) -> None:
+        """Forget what was derived from bytes that turned out to be wrong."""
+        self.catalog.delete(("index", digest))
+
+
+class _Given:
+    """Bytes at hand, as a Source."""
+
+    ranged = True
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size: int | None = len(data)
+
+    def read_range(self, start: int, stop: int | None, /) -> Any:
+        yield start, memoryview(self._data)[start:stop]
+
+
+def _check_version(root: str) -> None:
+    path = os.path.join(root, "VERSION")
+    try:
+        with open(path, encoding="ascii", errors="replace") as f:
+            found = f.read(64).strip()
+    except FileNotFoundError:
+        write_durably(path, f"{VERSION}\n".encode())
+        return
+    if found != VERSION:
+        told = f"cache directory {root} has format {found[:20]!r}, this kitfs knows {VERSION}"
+        raise StoreError(f"{told}: update kitfs, or choose another with --cache-dir")
