@@ -1,0 +1,326 @@
+"""The protocol of /dev/fuse, version 7.x: requests out of bytes, replies into bytes.
+
+Not a session: no file descriptor is read or written here, and no request is judged. Every layout is that of <linux/fuse.h>; the name of
+its struct stands beside it, and fields are in native byte order because the kernel on the other end is this machine's own.
+
+Negotiation (``negotiate``): the kernel offers a version and flags in INIT; we answer with the older of both versions and with those of
+``WANTED`` that it offered, and nothing else may be used afterwards. Threading: pure functions.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from kitfs.fuse.values import Attr, DirEntry, Entry, StatFS
+
+MAJOR: Final = 7
+MINOR: Final = 38  # newest minor whose structs are written below
+OLDEST_MINOR: Final = 23  # Linux 3.15: init_out has its present size since then
+CACHE_DIR_MINOR: Final = 28  # since when FOPEN_CACHE_DIR means what it says
+ROOT_ID: Final = 1
+INT_REQ_BIT: Final = 1  # set in the unique of an INTERRUPT's own header, never in a request's
+
+MAX_PAGES: Final = 256  # 1 MiB reads with 4 KiB pages; the kernel's own ceiling unless its sysctl was raised
+# What may be in flight behind the kernel's back (readahead). The default of 12 would let a dozen stalled reads of a registry that
+# hangs keep every cached read behind them; the cold pool has 64 threads, so this must be more than that.
+MAX_BACKGROUND: Final = 512
+CONGESTION: Final = 384
+# We never take data, so the smallest max_write that the kernel knows; it refuses (EINVAL) read buffers below max_write and headers.
+MAX_WRITE: Final = max(4096, os.sysconf("SC_PAGE_SIZE"))
+READ_BUFFER: Final = MAX_WRITE + 4096  # >= FUSE_MIN_READ_BUFFER (8192), and room for the headers
+FOREVER: Final = 365 * 86400  # seconds that names and attributes stay in the kernel's caches: content never changes
+
+
+class Op(IntEnum):
+    """enum fuse_opcode."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    BMAP = 37
+    DESTROY = 38
+    IOCTL = 39
+    POLL = 40
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+
+
+_OPERATIONS: Final = {int(op): op.name.lower() for op in Op}
+
+
+class InitFlag(IntFlag):
+    """The FUSE_* flags of INIT that kitfs knows."""
+
+    ASYNC_READ = 1 << 0
+    DO_READDIRPLUS = 1 << 13
+    READDIRPLUS_AUTO = 1 << 14
+    PARALLEL_DIROPS = 1 << 18
+    MAX_PAGES = 1 << 22
+    CACHE_SYMLINKS = 1 << 23
+
+
+WANTED: Final = (
+    InitFlag.ASYNC_READ | InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO
+    | InitFlag.PARALLEL_DIROPS | InitFlag.MAX_PAGES | InitFlag.CACHE_SYMLINKS
+)  # fmt: skip
+
+
+class OpenFlag(IntFlag):
+    """The FOPEN_* flags of a reply to OPEN or OPENDIR that kitfs uses."""
+
+    KEEP_CACHE = 1 << 1
+    CACHE_DIR = 1 << 3
+    NOFLUSH = 1 << 5
+
+
+# -- requests ------------------------------------------------------------------------------------------------------------------------
+
+_IN_HEADER: Final = struct.Struct("=IIQQIIIHH")  # fuse_in_header: len opcode unique nodeid uid gid pid total_extlen padding
+IN_HEADER_SIZE: Final = _IN_HEADER.size
+_INIT_IN: Final = struct.Struct("=IIII")  # fuse_init_in: major minor max_readahead flags (flags2 and more follow in newer ones)
+_READ_IN: Final = struct.Struct("=QQI")  # fuse_read_in, and READDIR's: fh offset size (then read_flags lock_owner flags padding)
+_FH: Final = struct.Struct("=Q")  # fuse_release_in begins so
+_U32: Final = struct.Struct("=I")  # fuse_open_in and fuse_getxattr_in begin so
+_GETXATTR_IN_SIZE: Final = 8
+_U64: Final = struct.Struct("=Q")  # fuse_interrupt_in
+
+
+class BadRequestError(ValueError):
+    """Bytes that are no request of this protocol."""
+
+
+class Request(NamedTuple):
+    """One request: the fields of its fuse_in_header, and the bytes behind it. ``pid`` is a thread's id, 0 when it has none here."""
+
+    opcode: int
+    unique: int
+    nodeid: int
+    pid: int
+    body: bytes
+
+    @property
+    def operation(self) -> str:
+        """The opcode's name in lower case, ``op NN`` when it has none."""
+        return _OPERATIONS.get(self.opcode) or f"op {self.opcode}"
+
+    def name(self) -> bytes:
+        """The body as one name (LOOKUP). Raises BadRequestError."""
+        return _terminated(self.body)
+
+    def init(self) -> Init:
+        """The body of INIT. Raises BadRequestError."""
+        return Init._make(_unpacked(_INIT_IN, self.body))
+
+    def open_flags(self) -> int:
+        """The flags of open(2), in OPEN and OPENDIR. Raises BadRequestError."""
+        flags: int = _unpacked(_U32, self.body)[0]
+        return flags
+
+    def read(self) -> tuple[int, int, int]:
+        """(handle, offset, size) of READ, READDIR and READDIRPLUS. Raises BadRequestError."""
+        fh, offset, size = _unpacked(_READ_IN, self.body)
+        return fh, offset, size
+
+    def handle(self) -> int:
+        """The handle of RELEASE and RELEASEDIR. Raises BadRequestError."""
+        fh: int = _unpacked(_FH, self.body)[0]
+        return fh
+
+    def xattr(self) -> tuple[int, bytes]:
+        """(size of the caller's buffer, name) of GETXATTR; the name is empty in LISTXATTR. Raises BadRequestError."""
+        size: int = _unpacked(_U32, self.body)[0]
+        rest = self.body[_GETXATTR_IN_SIZE:]
+        return size, _terminated(rest) if rest else b""
+
+    def interrupted(self) -> int:
+        """The unique of the request that an INTERRUPT is about. Raises BadRequestError."""
+        unique: int = _unpacked(_U64, self.body)[0]
+        return unique
+
+
+class Init(NamedTuple):
+    """The fields of fuse_init_in that are looked at."""
+
+    major: int
+    minor: int
+    max_readahead: int
+    flags: int
+
+
+def request(data: bytes) -> Request:
+    """One message of the kernel. Raises BadRequestError when it is shorter or longer than its header says."""
+    if len(data) < IN_HEADER_SIZE:
+        raise BadRequestError(f"{len(data)} bytes are no FUSE request")
+    length, opcode, unique, nodeid, _, _, pid, extensions, _ = _IN_HEADER.unpack_from(data)
+    if length != len(data):
+        raise BadRequestError(f"a FUSE request of {length} bytes came as {len(data)}")
+    return Request(opcode, unique, nodeid, pid, data[IN_HEADER_SIZE : length - 8 * extensions])
+
+
+def _unpacked(layout: struct.Struct, body: bytes) -> tuple[int, ...]:
+    try:
+        return layout.unpack_from(body)
+    except struct.error:
+        raise BadRequestError(f"a FUSE request's body has {len(body)} bytes, not {layout.size}")
+
+
+def _terminated(data: bytes) -> bytes:
+    end = data.find(b"\0")
+    if end < 0:
+        raise BadRequestError("a FUSE request's name does not end")
+    return data[:end]
+
+
+# -- replies -------------------------------------------------------------------------------------------------------------------------
+
+_OUT_HEADER: Final = struct.Struct("=IiQ")  # fuse_out_header: len error unique
+OUT_HEADER_SIZE: Final = _OUT_HEADER.size
+_INIT_OUT: Final = struct.Struct("=IIIIHHIIHHI28x")  # fuse_init_out
+_ATTR: Final = struct.Struct("=QQQQQQIIIIIIIIII")  # fuse_attr
+_ENTRY_HEAD: Final = struct.Struct("=QQQQII")  # fuse_entry_out up to its attr
+_ATTR_HEAD: Final = struct.Struct("=QII")  # fuse_attr_out up to its attr
+_OPEN_OUT: Final = struct.Struct("=QIi")  # fuse_open_out: fh open_flags backing_id
+_STATFS_OUT: Final = struct.Struct("=QQQQQIIII24x")  # fuse_kstatfs
+_GETXATTR_OUT: Final = struct.Struct("=II")  # fuse_getxattr_out
+_DIRENT: Final = struct.Struct("=QQII")  # fuse_dirent up to its name: ino off namelen type
+_BLOCK: Final = 512  # unit of st_blocks
+_BLKSIZE: Final = 128 << 10  # st_blksize, what cp and tar read at once; the kernel takes powers of two
+
+
+class Negotiated(NamedTuple):
+    """What a connection may use: the older of both minors, and the flags that both know."""
+
+    minor: int
+    flags: InitFlag
+    max_readahead: int
+
+
+def negotiate(init: Init) -> Negotiated:
+    """Our part of INIT. ``init.major`` must be ours already."""
+    return Negotiated(min(init.minor, MINOR), InitFlag(init.flags & WANTED), init.max_readahead)
+
+
+def init_out(agreed: Negotiated) -> bytes:
+    """fuse_init_out."""
+    pages = MAX_PAGES if agreed.flags & InitFlag.MAX_PAGES else 0
+    return _INIT_OUT.pack(MAJOR, agreed.minor, agreed.max_readahead, agreed.flags, MAX_BACKGROUND, CONGESTION, MAX_WRITE, 1, pages, 0, 0)
+
+
+def version_out() -> bytes:
+    """What answers an INIT of a newer major: our own, whereupon the kernel begins anew with it."""
+    return _INIT_OUT.pack(MAJOR, MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def out_header(unique: int, *, length: int = 0, error: int = 0) -> bytes:
+    """fuse_out_header before ``length`` bytes; ``error`` is a positive errno, then nothing follows."""
+    return _OUT_HEADER.pack(OUT_HEADER_SIZE + length, -error, unique)
+
+
+def _attr(attr: Attr) -> bytes:
+    time = max(0, int(attr.mtime))
+    return _ATTR.pack(
+        attr.ino, attr.size, -(-attr.size // _BLOCK), time, time, time, 0, 0, 0, attr.mode, attr.nlink, attr.uid, attr.gid, 0, _BLKSIZE, 0
+    )  # fmt: skip
+
+
+def attr_out(attr: Attr) -> bytes:
+    """fuse_attr_out, good for ever."""
+    return _ATTR_HEAD.pack(FOREVER, 0, 0) + _attr(attr)
+
+
+def entry_out(entry: Entry) -> bytes:
+    """fuse_entry_out, good for ever; the inode is the node id."""
+    return _ENTRY_HEAD.pack(entry.inode, 0, FOREVER, FOREVER, 0, 0) + _attr(entry.attr)
+
+
+def no_entry_out() -> bytes:
+    """fuse_entry_out that says, for ever, that there is no such name."""
+    return _ENTRY_HEAD.pack(0, 0, FOREVER, 0, 0, 0) + bytes(_ATTR.size)
+
+
+def open_out(handle: int, flags: OpenFlag, *, backing_id: int = 0) -> bytes:
+    """fuse_open_out."""
+    return _OPEN_OUT.pack(handle, flags, backing_id)
+
+
+def statfs_out(about: StatFS) -> bytes:
+    """fuse_statfs_out of something full and read-only."""
+    return _STATFS_OUT.pack(about.blocks, 0, 0, about.files, 0, about.block_size, about.name_max, about.block_size, 0)
+
+
+def xattr_size_out(size: int) -> bytes:
+    """fuse_getxattr_out: what GETXATTR and LISTXATTR answer to a buffer of size 0."""
+    return _GETXATTR_OUT.pack(size, 0)
+
+
+def dirents(entries: Sequence[DirEntry], size: int, *, plus: bool) -> bytes:
+    """As many whole fuse_dirent (``plus``: fuse_direntplus) as fit into ``size`` bytes.
+
+    In a direntplus each entry but "." and ".." counts as a lookup; those two must carry node id 0.
+    """
+    parts: list[bytes] = []
+    left = size
+    for entry in entries:
+        name = entry.name
+        kind = entry.attr.mode >> 12 & 15  # DT_* is the type's nibble of the mode
+        raw = _DIRENT.pack(entry.attr.ino, entry.offset, len(name), kind) + name
+        raw += bytes(-len(raw) % 8)
+        if plus:
+            dots = name in (b".", b"..")
+            raw = (bytes(_ENTRY_HEAD.size + _ATTR.size) if dots else entry_out_of(entry)) + raw
+        if len(raw) > left:
+            break
+        parts.append(raw)
+        left -= len(raw)
+    return b"".join(parts)
+
+
+def entry_out_of(entry: DirEntry) -> bytes:
+    """fuse_entry_out of an entry of a directory."""
+    return _ENTRY_HEAD.pack(entry.inode, 0, FOREVER, FOREVER, 0, 0) + _attr(entry.attr)

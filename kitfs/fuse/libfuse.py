@@ -1,0 +1,203 @@
+"""The libfuse transport: fusepy's ``FUSE`` on libfuse2, for systems without /dev/fuse's own protocol, or when asked for.
+
+Not as fast as the kernel transport, and coarser: libfuse names files by path, so every operation resolves its path again; it starts a
+thread for every request that finds none idle, so nothing is asked with ``wait=False``; and it does not pass INTERRUPT on, so who waits
+for a lookup that is on the network waits until that ends (reads go through the page cache, whose waits can be killed).
+
+Names are bytes. fusepy insists on str, so they travel as latin-1, which maps each byte to one character and back.
+
+``fuse`` loads libfuse when it is imported, so it is imported when a mount is made. Threading: ``serve`` runs libfuse's loop on a thread
+of its own; operations run on libfuse's threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from kitfs.errors import MountError
+from kitfs.fuse.abi import FOREVER
+from kitfs.fuse.failures import Failures
+from kitfs.fuse.mounting import DEVICE, MountOptions, check_allow_other, device_error, escaped, fusermount, unmount
+from kitfs.fuse.values import Attr, Handle, Inode
+from kitfs.metrics import Counters
+
+if TYPE_CHECKING:
+    from kitfs.fuse.filesystem import FileSystem
+
+_ENCODING: Final = "latin-1"
+_ROOT: Final = Inode(1)
+_BLOCK: Final = 512
+
+
+class Operations:
+    """What fusepy calls. Its methods have libfuse's names and arguments; an operation that is missing is ENOSYS.
+
+    Nothing that writes is here: the mount is ``ro``, so the kernel answers EROFS by itself.
+    """
+
+    use_ns = True  # times are whole nanoseconds
+
+    def __init__(self, filesystem: FileSystem, *, ready: Callable[[], None], counters: Counters, failures: Failures) -> None:
+        self._fs = filesystem
+        self._ready = ready
+        self._counters = counters
+        self._failures = failures
+
+    def __call__(self, operation: str, *args: Any) -> Any:
+        """fusepy's one entry: the operation, and what its failure is called."""
+        try:
+            if operation not in ("init", "destroy"):
+                self._counters.add("fuse_requests", 1, operation)
+            return getattr(self, operation)(*args)
+        except Exception as e:  # noqa: BLE001 - whatever it is, the kernel waits for an answer
+            number = self._failures.errno_of(operation, e)
+            raise OSError(number, os.strerror(number))
+
+    def _inode(self, path: str) -> Inode:
+        inode = _ROOT
+        for name in path.encode(_ENCODING).split(b"/"):
+            if name:
+                inode = self._fs.lookup(inode, name).inode
+        return inode
+
+    def init(self, path: str) -> None:
+        self._ready()
+
+    def destroy(self, path: str) -> None:
+        """Nothing to let go of."""
+
+    def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
+        return _stat(self._fs.getattr(self._inode(path)))
+
+    def readlink(self, path: str) -> str:
+        return self._fs.readlink(self._inode(path)).decode(_ENCODING)
+
+    def open(self, path: str, flags: int) -> int:
+        return self._fs.open(self._inode(path), flags)
+
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        return self._fs.read(Handle(fh), offset, size)
+
+    def release(self, path: str, fh: int) -> None:
+        self._fs.release(Handle(fh))
+
+    def opendir(self, path: str) -> int:
+        return self._fs.opendir(self._inode(path))
+
+    def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
+        # Offset 0 tells libfuse to keep the whole listing: fusepy does not pass on where a second call begins.
+        return [(e.name.decode(_ENCODING), _stat(e.attr), 0) for e in self._fs.readdir(Handle(fh), 0)]
+
+    def releasedir(self, path: str, fh: int) -> None:
+        self._fs.releasedir(Handle(fh))
+
+    def statfs(self, path: str) -> dict[str, int]:
+        about = self._fs.statfs()
+        return {
+            "f_bsize": about.block_size, "f_frsize": about.block_size, "f_blocks": about.blocks, "f_bfree": 0, "f_bavail": 0,
+            "f_files": about.files, "f_ffree": 0, "f_favail": 0, "f_namemax": about.name_max,
+        }  # fmt: skip
+
+    def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
+        return self._fs.getxattr(self._inode(path), name.encode(_ENCODING))
+
+    def listxattr(self, path: str) -> list[str]:
+        return [name.decode(_ENCODING) for name in self._fs.listxattr(self._inode(path))]
+
+
+def _stat(attr: Attr) -> dict[str, int]:
+    when = max(0, int(attr.mtime)) * 10**9
+    return {
+        "st_ino": attr.ino, "st_mode": attr.mode, "st_nlink": attr.nlink, "st_uid": attr.uid, "st_gid": attr.gid, "st_size": attr.size,
+        "st_blocks": -(-attr.size // _BLOCK), "st_blksize": 128 << 10, "st_atime": when, "st_mtime": when, "st_ctime": when,
+    }  # fmt: skip
+
+
+class LibfuseTransport:
+    """A mount served by libfuse."""
+
+    name: Final = "libfuse"
+
+    def __init__(self, filesystem: FileSystem, options: MountOptions, *, counters: Counters, log: logging.Logger) -> None:
+        self._filesystem = filesystem
+        self._options = options
+        self._counters = counters
+        self._log = log
+        self._fuse: Any = None
+
+    def __repr__(self) -> str:
+        return f"<LibfuseTransport {self._options.source} on {self._options.mountpoint}>"
+
+    def mount(self) -> None:
+        """Find out what would keep libfuse from mounting, which tells its reasons to stderr only. Raises MountError.
+
+        The mount itself is made at the beginning of ``serve``.
+        """
+        self._fuse = _load()
+        if sys.platform == "linux":
+            if os.geteuid() != 0:
+                fusermount()
+                if self._options.allow_other:
+                    check_allow_other()
+            try:
+                os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+            except OSError as e:
+                raise device_error(e)
+        if not os.access(self._options.mountpoint, os.W_OK) or not os.path.isdir(self._options.mountpoint):
+            raise MountError(f"mount point {self._options.mountpoint}: not a directory that you may write", errno=errno.EACCES)
+
+    def serve(self, ready: Callable[[], None]) -> None:
+        """Mount, and answer until the mount is gone. ``ready`` is called when the mount answers. Raises MountError."""
+        if self._fuse is None:
+            raise MountError(f"{self._options.mountpoint} is not mounted", errno=errno.EINVAL)
+        failure: list[Exception] = []
+        # A thread of its own, so that fusepy cannot take SIGINT away from whoever runs us on the main thread.
+        thread = threading.Thread(target=self._run, args=(ready, failure), name="kitfs-libfuse", daemon=True)
+        thread.start()
+        thread.join()
+        if failure:
+            raise MountError(f"libfuse could not mount {self._options.mountpoint}; what it said is on stderr (or in the log)", errno=errno.EIO)
+
+    def _run(self, ready: Callable[[], None], failure: list[Exception]) -> None:
+        failures = Failures(self._counters, self._log)
+        operations = Operations(self._filesystem, ready=ready, counters=self._counters, failures=failures)
+        options: dict[str, Any] = {
+            "fsname": _latin(escaped(self._options.source)), "subtype": "kitfs", "ro": True, "nosuid": True, "nodev": True,
+            "default_permissions": True, "use_ino": True, "kernel_cache": True, "entry_timeout": FOREVER, "attr_timeout": FOREVER,
+        }  # fmt: skip
+        if self._options.allow_other:
+            options["allow_other"] = True
+        try:
+            self._fuse.FUSE(operations, _latin(self._options.mountpoint), encoding=_ENCODING, foreground=True, **options)
+        except RuntimeError as e:  # fuse_main's exit code
+            failure.append(e)
+
+    def stop(self) -> None:
+        """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last user."""
+        try:
+            unmount(self._options.mountpoint, lazy=False)
+        except MountError as e:
+            if e.errno != errno.EBUSY:
+                raise
+            unmount(self._options.mountpoint, lazy=True)
+
+
+def _latin(text: str) -> str:
+    """A text as fusepy's encoding carries it: its bytes, one character each."""
+    return os.fsencode(text).decode(_ENCODING)
+
+
+def _load() -> Any:
+    """fusepy's module. Raises MountError when it or libfuse is missing."""
+    try:
+        return importlib.import_module("fuse")
+    except (OSError, ImportError) as e:
+        hint = "install libfuse2 (Debian: libfuse2, macOS: macFUSE), or use --transport kernel"
+        raise MountError(f"libfuse could not be loaded ({e}): {hint}", errno=errno.ENOENT)

@@ -1,0 +1,332 @@
+"""The kernel transport: the /dev/fuse protocol spoken for a file system.
+
+``Session`` takes requests from descriptors and answers them; ``KernelTransport`` makes the mount and the descriptors. Neither knows what
+is in the file system: they translate, count and answer.
+
+Threading: one worker per descriptor (cloned ones where the kernel can, so that workers do not queue for one lock). Workers never wait:
+they ask with ``wait=False``, and what would block goes to the cold pool, so a getattr or a cached read never stands behind the network.
+A reply goes to the descriptor that its request came from, which is where the kernel looks for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from kitfs.errors import MountError, WouldBlock
+from kitfs.fuse import abi
+from kitfs.fuse.abi import Op, OpenFlag, Request
+from kitfs.fuse.cold import ColdPool, Reply, Waiting, dying
+from kitfs.fuse.failures import Failures
+from kitfs.fuse.mounting import DEVICE, MountOptions, mount_fuse, unmount
+from kitfs.fuse.values import Handle, Inode, NoEntry
+from kitfs.metrics import Counters
+
+if TYPE_CHECKING:
+    from kitfs.fuse.filesystem import FileSystem
+
+_DEV_IOC_CLONE: Final = 0x8004E500  # FUSE_DEV_IOC_CLONE = _IOR(229, 0, uint32_t)
+_TALLY: Final = 64  # requests that a worker counts by itself before it takes the counters' lock
+_WRITES: Final = frozenset({
+    Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.LINK, Op.WRITE, Op.SETXATTR, Op.REMOVEXATTR,
+    Op.CREATE, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.TMPFILE,
+})  # fmt: skip
+# Without a reply. NOTIFY_REPLY answers a notification, of which we send none.
+_SILENT: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.NOTIFY_REPLY})
+
+
+class Session:
+    """One connection to the kernel, from INIT to its end. ``fds`` stay the caller's; the first one carries INIT."""
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        fds: Sequence[int],
+        *,
+        counters: Counters,
+        log: logging.Logger,
+        is_dying: Callable[[int], bool] = dying,
+    ) -> None:
+        self._fs = filesystem
+        self._fds = tuple(fds)
+        self._counters = counters
+        self._log = log
+        self._failures = Failures(counters, log)
+        self._cold = ColdPool(eintr=(errno.EINTR, b""), is_dying=is_dying)
+        self._dir_flags = OpenFlag(0)
+        self._operations: dict[int, Callable[[Request, bool], bytes]] = {
+            Op.LOOKUP: self._lookup,
+            Op.GETATTR: self._getattr,
+            Op.READLINK: self._readlink,
+            Op.OPEN: self._open,
+            Op.READ: self._read,
+            Op.STATFS: self._statfs,
+            Op.RELEASE: self._release,
+            Op.GETXATTR: self._getxattr,
+            Op.LISTXATTR: self._listxattr,
+            Op.OPENDIR: self._opendir,
+            Op.READDIR: partial(self._readdir, plus=False),
+            Op.READDIRPLUS: partial(self._readdir, plus=True),
+            Op.RELEASEDIR: self._releasedir,
+            Op.DESTROY: lambda request, wait: b"",
+        }
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Answer requests until the mount is gone; ``ready`` is called once INIT is answered.
+
+        Raises MountError when the kernel speaks a protocol that we do not.
+        """
+        if not self._handshake():
+            return
+        ready()
+        others = [threading.Thread(target=self._work, args=(fd,), name=f"kitfs-fuse-{n}", daemon=True) for n, fd in enumerate(self._fds[1:], 1)]
+        for thread in others:
+            thread.start()
+        try:
+            self._work(self._fds[0])
+            for thread in others:
+                thread.join()
+        finally:
+            self._cold.close()
+
+    # -- messages --------------------------------------------------------------------------------------------------------------------
+
+    def _handshake(self) -> bool:
+        """INIT; False when the mount was gone before it came."""
+        fd = self._fds[0]
+        while data := self._receive(fd):
+            request = abi.request(data)
+            if request.opcode != Op.INIT:
+                self._reply(fd, request.unique, (errno.EIO, b""))
+                continue
+            init = request.init()
+            if init.major > abi.MAJOR:
+                self._reply(fd, request.unique, (0, abi.version_out()))
+                continue
+            if init.major < abi.MAJOR or init.minor < abi.OLDEST_MINOR:
+                self._reply(fd, request.unique, (errno.EPROTO, b""))
+                needed = f"{abi.MAJOR}.{abi.OLDEST_MINOR}"
+                raise MountError(f"this kernel speaks FUSE {init.major}.{init.minor}; {needed} (Linux 3.15) is needed", errno=errno.EPROTO)
+            agreed = abi.negotiate(init)
+            if agreed.minor >= abi.CACHE_DIR_MINOR:
+                self._dir_flags = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
+            self._reply(fd, request.unique, (0, abi.init_out(agreed)))
+            return True
+        return False
+
+    def _receive(self, fd: int) -> bytes:
+        """The next request; empty when the connection has ended."""
+        while True:
+            try:
+                return os.read(fd, abi.READ_BUFFER)
+            except OSError as e:
+                if e.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                    continue  # ENOENT: the request was interrupted before we had it
+                if e.errno not in (errno.ENODEV, errno.ECONNABORTED):
+                    self._log.error("reading of FUSE requests ends: %s", e)
+                return b""
+
+    def _reply(self, fd: int, unique: int, reply: Reply) -> None:
+        number, payload = reply
+        try:
+            if payload:
+                os.writev(fd, (abi.out_header(unique, length=len(payload)), payload))
+            else:
+                os.write(fd, abi.out_header(unique, error=number))
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENODEV, errno.EPIPE, errno.ECONNRESET):
+                return  # interrupted, aborted or unmounted: nobody waits for it
+            self._log.error("the kernel does not take a reply of %d bytes: %s", len(payload), e)
+            self._counters.add("bugs")
+            if payload:
+                self._reply(fd, unique, (errno.EIO, b""))
+
+    def _work(self, fd: int) -> None:
+        tally: Counter[str] = Counter()
+        while data := self._receive(fd):
+            try:
+                request = abi.request(data)
+                tally[request.operation] += 1
+                if request.opcode != Op.READ or tally["read"] >= _TALLY:
+                    self._count(tally)
+                self._take(fd, request)
+            except Exception as e:  # noqa: BLE001 - a worker that ends would leave its queue unanswered
+                self._failures.errno_of("session", e)
+        self._count(tally)
+
+    def _count(self, tally: Counter[str]) -> None:
+        for operation, count in tally.items():
+            self._counters.add("fuse_requests", count, operation)
+        tally.clear()
+
+    def _take(self, fd: int, request: Request) -> None:
+        """Answer a request now, or leave it to the cold pool."""
+        if request.opcode == Op.INTERRUPT:
+            self._cold.interrupt(request.interrupted())
+        elif request.opcode not in _SILENT:
+            try:
+                reply = self._answer(request, False)
+            except WouldBlock:
+                reply_later = partial(self._reply, fd, request.unique)
+                self._cold.submit(Waiting(request.unique, request.pid, partial(self._answer, request, True), reply_later))
+            else:
+                self._reply(fd, request.unique, reply)
+
+    def _answer(self, request: Request, wait: bool) -> Reply:
+        """Every request's one place: the operation, and what its failure is called. Raises WouldBlock, unless it may wait."""
+        operation = self._operations.get(request.opcode)
+        if operation is None:
+            if request.opcode == Op.IOCTL:
+                return errno.ENOTTY, b""
+            return (errno.EROFS if request.opcode in _WRITES else errno.ENOSYS), b""
+        try:
+            return 0, operation(request, wait)
+        except WouldBlock as e:
+            if not wait:
+                raise
+            return self._failures.errno_of(request.operation, e), b""
+        except Exception as e:  # noqa: BLE001 - whatever it is, the kernel waits for an answer
+            return self._failures.errno_of(request.operation, e), b""
+
+    # -- operations ------------------------------------------------------------------------------------------------------------------
+
+    def _lookup(self, request: Request, wait: bool) -> bytes:
+        try:
+            return abi.entry_out(self._fs.lookup(Inode(request.nodeid), request.name(), wait=wait))
+        except NoEntry as e:
+            if e.final:
+                return abi.no_entry_out()
+            raise
+
+    def _getattr(self, request: Request, wait: bool) -> bytes:
+        return abi.attr_out(self._fs.getattr(Inode(request.nodeid)))
+
+    def _readlink(self, request: Request, wait: bool) -> bytes:
+        return self._fs.readlink(Inode(request.nodeid))
+
+    def _open(self, request: Request, wait: bool) -> bytes:
+        handle = self._fs.open(Inode(request.nodeid), request.open_flags())
+        flags, backing_id = self._way_of(Inode(request.nodeid), handle)
+        return abi.open_out(handle, flags, backing_id=backing_id)
+
+    def _way_of(self, inode: Inode, handle: Handle) -> tuple[OpenFlag, int]:
+        """How a new handle is read: the flags of the OPEN reply and the backing id. Every handle is copied through us and cached.
+
+        The one place where that is decided. The kernel refuses to mix ways on one inode.
+        """
+        return OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH, 0
+
+    def _read(self, request: Request, wait: bool) -> bytes:
+        handle, offset, size = request.read()
+        return self._fs.read(Handle(handle), offset, size, wait=wait)
+
+    def _release(self, request: Request, wait: bool) -> bytes:
+        self._fs.release(Handle(request.handle()))
+        return b""
+
+    def _statfs(self, request: Request, wait: bool) -> bytes:
+        return abi.statfs_out(self._fs.statfs(wait=wait))
+
+    def _opendir(self, request: Request, wait: bool) -> bytes:
+        return abi.open_out(self._fs.opendir(Inode(request.nodeid), wait=wait), self._dir_flags)
+
+    def _readdir(self, request: Request, wait: bool, *, plus: bool) -> bytes:
+        handle, offset, size = request.read()
+        return abi.dirents(self._fs.readdir(Handle(handle), offset), size, plus=plus)
+
+    def _releasedir(self, request: Request, wait: bool) -> bytes:
+        self._fs.releasedir(Handle(request.handle()))
+        return b""
+
+    def _getxattr(self, request: Request, wait: bool) -> bytes:
+        size, name = request.xattr()
+        return _sized(self._fs.getxattr(Inode(request.nodeid), name), size)
+
+    def _listxattr(self, request: Request, wait: bool) -> bytes:
+        size, _ = request.xattr()
+        return _sized(b"".join(name + b"\0" for name in self._fs.listxattr(Inode(request.nodeid))), size)
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """A value for a caller's buffer of ``size`` bytes; 0 asks for the size."""
+    if size == 0:
+        return abi.xattr_size_out(len(value))
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+class KernelTransport:
+    """A mount served over /dev/fuse."""
+
+    name: Final = "kernel"
+
+    def __init__(self, filesystem: FileSystem, options: MountOptions, *, counters: Counters, log: logging.Logger) -> None:
+        self._filesystem = filesystem
+        self._options = options
+        self._counters = counters
+        self._log = log
+        self._fd: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<KernelTransport {self._options.source} on {self._options.mountpoint}>"
+
+    def mount(self) -> None:
+        """Make the mount; what asks it anything waits for ``serve``. Raises MountError."""
+        self._fd = mount_fuse(self._options)
+
+    def serve(self, ready: Callable[[], None]) -> None:
+        """Answer the kernel until the mount is gone, on this thread and a few more. ``ready`` is called when the mount answers.
+
+        Raises MountError when the kernel's protocol is too old.
+        """
+        if self._fd is None:
+            raise MountError(f"{self._options.mountpoint} is not mounted", errno=errno.EINVAL)
+        fd, self._fd = self._fd, None
+        fds = [fd]
+        try:
+            fds += [_cloned(fd) for _ in range(_workers() - 1)]
+            Session(self._filesystem, fds, counters=self._counters, log=self._log).run(ready)
+        finally:
+            for each in set(fds):
+                os.close(each)
+
+    def stop(self) -> None:
+        """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last user."""
+        try:
+            try:
+                unmount(self._options.mountpoint, lazy=False)
+            except MountError as e:
+                if e.errno != errno.EBUSY:
+                    raise
+                unmount(self._options.mountpoint, lazy=True)
+        finally:
+            if self._fd is not None:  # never served
+                os.close(self._fd)
+                self._fd = None
+
+
+def _workers() -> int:
+    return min(4, max(2, os.cpu_count() or 2))
+
+
+def _cloned(fd: int) -> int:
+    """Another descriptor of the same connection with a queue of its own; ``fd`` itself, to share, where that cannot be had."""
+    try:
+        clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return fd  # an ordinary user's fusermount3 may open it when we may not
+    try:
+        fcntl.ioctl(clone, _DEV_IOC_CLONE, struct.pack("=I", fd))
+    except OSError:
+        os.close(clone)
+        return fd
+    return clone

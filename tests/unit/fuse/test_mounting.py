@@ -1,0 +1,133 @@
+"""What the system says about mounts, read out of recorded text; what needs a real mount is in tests/contract."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import MountError
+from kitfs.fuse import mounting
+from kitfs.fuse.mounting import MountInfo, MountOptions, parse_mountinfo
+
+MOUNTINFO = rb"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
+23 22 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 master:3 - proc proc rw
+88 22 0:47 / /srv/with\040space\011tab\134slash\012line ro,nosuid,nodev,relatime - fuse.kitfs oci:/srv/a\040b:v1 ro,user_id=0
+89 88 0:48 / /srv/over rw - tmpfs tmpfs rw
+90 22 0:49 /sub /srv/over rw - fuse.kitfs r.example/a:v1 ro
+this line is of no known shape
+"""
+
+
+def test_escapes_of_mountinfo_are_undone() -> None:
+    """Spaces, tabs, backslashes and newlines in paths and sources are octal in the file."""
+    mount = parse_mountinfo(MOUNTINFO)[2]
+    assert mount == MountInfo("/srv/with space\ttab\\slash\nline", "oci:/srv/a b:v1", "fuse.kitfs", "0:47", 88)
+
+
+def test_optional_fields_of_any_number_are_skipped() -> None:
+    """Between the mount options and the dash stand none, one or more tagged fields."""
+    assert [(m.mountpoint, m.fstype, m.source) for m in parse_mountinfo(MOUNTINFO)[:2]] == [("/", "ext4", "/dev/root"), ("/proc", "proc", "proc")]
+
+
+def test_lines_of_another_shape_are_left_out() -> None:
+    """A line that is no mount does not hide those after it."""
+    assert [m.number for m in parse_mountinfo(MOUNTINFO)] == [22, 23, 88, 89, 90]
+
+
+def test_names_that_are_not_utf8_come_back_as_the_same_bytes() -> None:
+    """A mount point's bytes survive os.fsencode."""
+    mount = parse_mountinfo(b"5 1 0:9 / /m/\xff\xfe rw - fuse.kitfs x ro\n")[0]
+    assert os.fsencode(mount.mountpoint) == b"/m/\xff\xfe"
+
+
+def test_the_root_is_a_mount_point_and_a_plain_directory_is_not(tmp_path: Path) -> None:
+    """is_mountpoint follows symlinks and takes relative paths."""
+    link = tmp_path / "link"
+    link.symlink_to("/")
+    assert mounting.is_mountpoint("/")
+    assert mounting.is_mountpoint(str(link))
+    assert mounting.is_mountpoint(os.path.relpath("/"))
+    assert not mounting.is_mountpoint(str(tmp_path))
+    assert not mounting.is_mountpoint(str(tmp_path / "missing"))
+
+
+def test_unmounting_what_is_not_mounted_is_einval(tmp_path: Path) -> None:
+    """The message names the directory."""
+    with pytest.raises(MountError) as told:
+        mounting.unmount(str(tmp_path), lazy=False)
+    assert (told.value.errno, str(told.value)) == (errno.EINVAL, f"nothing is mounted at {tmp_path}")
+
+
+def test_nobody_holds_what_is_not_mounted(tmp_path: Path) -> None:
+    """holders is empty where there is no mount."""
+    assert mounting.holders(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize(("value", "expected"), [("r/a:v1", "r/a:v1"), ("oci:/a,b:v1", r"oci:/a\,b:v1"), ("oci:/a\\b", r"oci:/a\\b")])
+def test_option_values_are_escaped(value: str, expected: str) -> None:
+    """Commas and backslashes would end an option."""
+    assert mounting.escaped(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "part"),
+    [
+        (errno.ENOENT, "no /dev/fuse: load the module"),
+        (errno.ENODEV, "modprobe fuse"),
+        (errno.EACCES, "chmod 666 /dev/fuse"),
+        (errno.EMFILE, "Too many"),
+    ],
+)
+def test_a_device_that_cannot_be_opened_says_what_to_do(number: int, part: str) -> None:
+    """One line, and the system's errno."""
+    error = mounting.device_error(OSError(number, os.strerror(number)))
+    assert error.errno == number
+    assert part in str(error)
+
+
+@pytest.mark.parametrize(
+    ("said", "number", "part"),
+    [
+        (b"fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n", errno.EPERM, "--no-allow-other"),
+        (b"fusermount3: user has no write access to mountpoint /m\n", errno.EACCES, "no write access"),
+        (b"fusermount3: failed to open /dev/fuse: Permission denied\n", errno.EACCES, "chmod 666"),
+        (b"fusermount3: failed to unmount /m: Device or resource busy\n", errno.EBUSY, "busy"),
+        (b"fusermount3: mount failed: Operation not permitted\n", errno.EPERM, "/m: fusermount3: mount failed"),
+        (b"fusermount3: bad mount point /m: No such file or directory\n", errno.ENOENT, "bad mount point"),
+        (b"", errno.EPERM, "said nothing"),
+    ],
+)
+def test_what_fusermount3_says_becomes_an_errno(said: bytes, number: int, part: str) -> None:
+    """Its last line is kept, with a hint where there is one."""
+    error = mounting._fusermount_error(said, "/m")
+    assert error.errno == number
+    assert part in str(error)
+
+
+def test_devices_of_maps_are_written_as_in_mountinfo() -> None:
+    """maps has them in hexadecimal; a short line has none."""
+    line = b"7f00-7f10 r--s 00000000 00:2f 4711                       /m/a b\n"
+    assert mounting._device_of(line) == "0:47"
+    assert mounting._device_of(b"broken\n") == ""
+
+
+def test_a_missing_fusermount3_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """ENOENT, and the package."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MountError, match="install fuse3") as told:
+        mounting.fusermount()
+    assert told.value.errno == errno.ENOENT
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root gets as far as mount(2)")
+@pytest.mark.mount
+def test_a_mount_point_that_is_missing_keeps_its_errno(tmp_path: Path) -> None:
+    """mount(2) failed: ENOENT, the directory named, no descriptor left open."""
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(MountError, match="missing failed: No such file") as told:
+        mounting.mount_fuse(MountOptions(mountpoint=str(tmp_path / "missing"), source="x"))
+    assert told.value.errno == errno.ENOENT
+    assert len(os.listdir("/proc/self/fd")) == len(before)
