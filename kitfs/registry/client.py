@@ -1,0 +1,245 @@
+"""A client of OCI registries: repositories with their manifests, blobs and referrers.
+
+Follows distribution-spec v1.1. ``RegistryClient`` holds one httpx.Client for all threads, composed here: auth flow → retry → routed
+connections. ``Repository`` asks the mirrors of its registry in order and then the registry itself; when all fail, one error names each
+cause. Nothing is cached but tokens and redirect targets. Threading: every method from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import httpx
+
+from kitfs.errors import IntegrityError, InvalidReference, KitfsError, ManifestError, NotFound, RegistryError, Unavailable
+from kitfs.metrics import Counters
+from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest
+from kitfs.oci.names import LOCAL, Digest, Reference
+from kitfs.registry.auth import RegistryAuth, Tokens
+from kitfs.registry.blob import RemoteBlob
+from kitfs.registry.credentials import DOCKER_HOSTS, Credentials
+from kitfs.registry.failures import failure, mapped, read_capped, read_error
+from kitfs.registry.retry import RetryTransport
+from kitfs.registry.transport import ClientOptions, RoutedTransport, is_loopback
+
+__all__ = ["ClientOptions", "RegistryClient", "Repository"]
+
+MAX_MANIFEST: Final = 4 << 20  # bytes: what distribution-spec asks registries to take
+MAX_REDIRECTS: Final = 5
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+BODY_ATTEMPTS: Final = 3  # of a small body that breaks off
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One way to a repository: ``base`` ends in the repository's name, ``host`` is whose credentials count."""
+
+    base: str
+    host: str
+    auth: RegistryAuth
+
+
+class RegistryClient:
+    """Makes Repositories; see the module."""
+
+    def __init__(
+        self,
+        options: ClientOptions,
+        credentials: Credentials,
+        *,
+        counters: Counters,
+        log: logging.Logger,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.options: Final = options
+        self.counters: Final = counters
+        self.log: Final = log
+        self._credentials = credentials
+        self._tokens = Tokens()
+        timeout = httpx.Timeout(options.read_timeout, connect=min(options.connect_timeout, options.read_timeout), pool=None)
+        self._http = httpx.Client(
+            transport=RetryTransport(transport or RoutedTransport(options), counters),
+            timeout=timeout,
+            headers={"User-Agent": options.user_agent, "Accept-Encoding": "identity"},
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._http.close()
+
+    def repository(self, reference: Reference) -> Repository:
+        """The repository of a reference. Raises InvalidReference when it names no registry."""
+        if reference.registry == LOCAL:
+            raise NotFound(f"{reference.display} is not in the store, and names no registry to ask (write registry/repository:tag)")
+        name = reference.repository
+        endpoints = [self._endpoint(url.rstrip("/"), name) for url in self.options.mirrors.get(reference.registry, ())]
+        host = "registry-1.docker.io" if reference.registry in DOCKER_HOSTS else reference.registry
+        plain = is_loopback(httpx.URL(f"http://{host}").host) if self.options.plain_http is None else self.options.plain_http
+        endpoints.append(self._endpoint(f"{'http' if plain else 'https'}://{host}", name))
+        return Repository(self, name, tuple(endpoints))
+
+    def _endpoint(self, url: str, name: str) -> Endpoint:
+        parsed = httpx.URL(url)
+        host = parsed.netloc.decode("ascii", "replace")
+        insecure = parsed.scheme == "http" and (bool(self.options.plain_http) or is_loopback(parsed.host))
+        auth = RegistryAuth(host, f"repository:{name}:pull", self._credentials, self._tokens, insecure=insecure)
+        return Endpoint(f"{url}/v2/{name}", host, auth)
+
+    def send(self, endpoint: Endpoint, method: str, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
+        """An answer whose body is still to be read, after redirects. Credentials stay with the endpoint's own host.
+
+        Raises Unavailable when there is none, Unauthorized when no token can be had.
+        """
+        home = httpx.URL(endpoint.base)
+        at = httpx.URL(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            same = (at.scheme, at.netloc) == (home.scheme, home.netloc)
+            with mapped(at, what):
+                request = self._http.build_request(method, at, headers=headers)
+                response = self._http.send(request, auth=endpoint.auth if same else None, stream=True)
+            if response.status_code not in REDIRECTS or "Location" not in response.headers:
+                return response
+            response.close()
+            with mapped(at, what):
+                target = at.join(response.headers["Location"])
+            if target.scheme not in ("http", "https") or (at.scheme == "https" and target.scheme == "http"):
+                raise RegistryError(f"{what}: {endpoint.host} redirects to {target.scheme}:, away from TLS", status=response.status_code)
+            at = target
+        raise RegistryError(f"{what}: {endpoint.host} redirects more than {MAX_REDIRECTS} times", url=endpoint.base)
+
+
+class Repository:
+    """One repository, by way of its mirrors and its registry. An Origin: resolve, manifest, blob, blob_bytes, referrers, exists."""
+
+    def __init__(self, client: RegistryClient, name: str, endpoints: tuple[Endpoint, ...]) -> None:
+        self._client = client
+        self._name = name
+        self.endpoints: Final = endpoints
+
+    def __repr__(self) -> str:
+        return f"<Repository {self._name} at {', '.join(e.host for e in self.endpoints)}>"
+
+    def resolve(self, identifier: str) -> Descriptor:
+        """The descriptor that a tag or digest means now."""
+        return self.manifest(identifier)[0]
+
+    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
+        """A manifest or index by tag or digest, its digest checked. Raises NotFound, ManifestError, IntegrityError, RegistryError."""
+        return self.each(lambda e: self._manifest(e, identifier))
+
+    def _manifest(self, endpoint: Endpoint, identifier: str) -> tuple[Descriptor, bytes]:
+        what = f"{self._name}{'@' if ':' in identifier else ':'}{identifier}"
+        response, data = self._small(endpoint, f"/manifests/{identifier}", {"Accept": ", ".join(ACCEPT)}, MAX_MANIFEST, what)
+        if len(data) > MAX_MANIFEST:
+            raise ManifestError(f"{what}: {endpoint.host} sends a manifest of more than {MAX_MANIFEST} bytes")
+        claimed = identifier if ":" in identifier else response.headers.get("Docker-Content-Digest", "")
+        try:
+            digest = Digest.parse(claimed)
+        except InvalidReference:
+            digest = Digest.of(data)
+        _check(digest, data, f"{what}: the manifest that {endpoint.host} sends")
+        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        return Descriptor(media_type, digest, len(data)), data
+
+    def blob(self, descriptor: Descriptor) -> RemoteBlob:
+        """A blob as a Source; nothing is asked until it is read."""
+        return RemoteBlob(self._client, self.endpoints, descriptor)
+
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
+        """A small blob, whole, its digest and size checked. Raises ManifestError when its descriptor says more than ``limit`` bytes."""
+        if descriptor.size > limit:
+            raise ManifestError(f"{descriptor.digest} is said to have {descriptor.size} bytes: more than {limit} is no config")
+        return self.each(lambda e: self._blob_bytes(e, descriptor))
+
+    def _blob_bytes(self, endpoint: Endpoint, descriptor: Descriptor) -> bytes:
+        what = f"{self._name}: blob {descriptor.digest}"
+        _, data = self._small(endpoint, f"/blobs/{descriptor.digest}", {}, descriptor.size, what)
+        if len(data) != descriptor.size:
+            raise IntegrityError(f"{what} from {endpoint.host} does not have the {descriptor.size} bytes of its descriptor")
+        _check(descriptor.digest, data, f"{what} from {endpoint.host}")
+        return data
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """Whether the repository has a blob (HEAD)."""
+
+        def ask(endpoint: Endpoint) -> bool:
+            what = f"{self._name}: blob {descriptor.digest}"
+            response = self._client.send(endpoint, "HEAD", f"{endpoint.base}/blobs/{descriptor.digest}", {}, what)
+            response.close()
+            if response.status_code not in (200, 404):
+                response._content = b""  # noqa: SLF001 - the body of a HEAD
+                raise failure(response, what)
+            return response.status_code == 200
+
+        return self.each(ask)
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+        """What refers to a manifest: the referrers API, or the tag that stands in for it where there is none."""
+
+        def ask(endpoint: Endpoint) -> tuple[Descriptor, ...]:
+            what = f"{self._name}: referrers of {digest}"
+            accept = {"Accept": IMAGE_INDEX}
+            try:
+                _, data = self._small(endpoint, f"/referrers/{digest}", accept, MAX_MANIFEST, what)
+            except NotFound:
+                try:
+                    _, data = self._manifest(endpoint, f"{digest.algorithm}-{digest.hex}"[:128])
+                except NotFound:
+                    return ()
+            if len(data) > MAX_MANIFEST:
+                raise ManifestError(f"{what}: an answer of more than {MAX_MANIFEST} bytes")
+            found = IndexManifest.parse(data).manifests
+            return tuple(d for d in found if artifact_type is None or d.artifact_type == artifact_type)
+
+        return self.each(ask)
+
+    def _small(self, endpoint: Endpoint, path: str, headers: dict[str, str], limit: int, what: str) -> tuple[httpx.Response, bytes]:
+        """(response, body of at most ``limit`` + 1 bytes) of a GET that must answer 200; a body that breaks off is asked for again."""
+        for attempt in range(1, BODY_ATTEMPTS + 1):
+            response = self._client.send(endpoint, "GET", endpoint.base + path, headers, what)
+            if response.status_code != 200:
+                read_error(response)
+                raise failure(response, what)
+            try:
+                with mapped(response.request.url, what):
+                    return response, read_capped(response, limit)
+            except Unavailable:
+                if attempt == BODY_ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    def each(self, attempt: Callable[[Endpoint], T]) -> T:
+        """The first endpoint's answer that is none of an error; when all fail the registry's own error, with every cause."""
+        causes: list[KitfsError] = []
+        for endpoint in self.endpoints:
+            try:
+                return attempt(endpoint)
+            except KitfsError as e:
+                causes.append(e)
+        raise combined(causes, [e.host for e in self.endpoints])
+
+
+def combined(causes: list[KitfsError], hosts: list[str]) -> KitfsError:
+    """One error of the class of the last one (the registry's own), which names each mirror's cause."""
+    last = causes[-1]
+    if len(causes) == 1:
+        return last
+    told = "; ".join(f"{'mirror ' if i < len(causes) - 1 else ''}{h}: {e}" for i, (h, e) in enumerate(zip(hosts, causes, strict=False)))
+    if isinstance(last, RegistryError):
+        error: KitfsError = type(last)(told, status=last.status, code=last.code, url=last.url)
+    else:
+        error = type(last)(told)
+    return error
+
+
+def _check(digest: Digest, data: bytes, what: str) -> None:
+    hasher = digest.hasher()
+    hasher.update(data)
+    if hasher.hexdigest() != digest.hex:
+        raise IntegrityError(f"{what} does not have its digest {digest}")

@@ -1,0 +1,141 @@
+"""What registries and connections do wrong, as errors of kitfs: one line each, naming host, what was asked, and what to do.
+
+httpx's exceptions cross the border of this package through ``mapped`` only. Threading: pure functions.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import httpx
+
+from kitfs.errors import NotFound, RateLimited, RegistryError, Unauthorized, Unavailable
+
+MAX_ERROR_BODY: Final = 8 << 10  # bytes of an error body that are read
+
+
+def shown(url: httpx.URL | str) -> str:
+    """A URL without credentials and without the signature of a CDN."""
+    url = httpx.URL(url)
+    return str(url.copy_with(userinfo=b"", query=None, fragment=None))
+
+
+@contextmanager
+def mapped(url: httpx.URL | str, what: str) -> Iterator[None]:
+    """Turn what httpx raises into Unavailable with its cause in words."""
+    try:
+        yield
+    except httpx.HTTPError as e:
+        raise unavailable(e, url, what)
+    except httpx.InvalidURL as e:
+        raise RegistryError(f"{what}: invalid URL: {e}", url=str(url))
+    except (ssl.SSLError, OSError) as e:
+        raise Unavailable(f"{what}: {httpx.URL(url).host}: {e}", url=shown(url))
+
+
+def unavailable(e: Exception, url: httpx.URL | str, what: str) -> Unavailable:
+    """Why there was no answer."""
+    host = httpx.URL(url).netloc.decode("ascii", "replace")
+    cause = _root(e)
+    text = str(cause) or type(cause).__name__
+    if isinstance(e, httpx.ConnectTimeout):
+        told = f"{host} cannot be reached: no connection in time"
+    elif isinstance(e, (httpx.ReadTimeout, httpx.WriteTimeout)):
+        told = f"{host} stopped answering (--read-timeout)"
+    elif isinstance(e, httpx.PoolTimeout):
+        told = f"{host}: too many requests at once"
+    elif isinstance(cause, ssl.SSLError):
+        told = f"{host}: {_tls(cause, text)}"
+    elif isinstance(e, httpx.ConnectError):
+        told = f"{host} cannot be reached: {_words(text)}"
+    elif isinstance(e, httpx.RemoteProtocolError) and "cut" not in text:
+        told = f"{host} broke the connection: {text}"
+    else:
+        told = f"{host}: {text}"
+    return Unavailable(f"{what}: {told}", url=shown(url))
+
+
+def _root(e: BaseException) -> BaseException:
+    """The innermost cause: httpx wraps httpcore, which wraps the socket's own."""
+    seen: list[BaseException] = []
+    while (below := e.__cause__ or e.__context__) is not None and below not in seen:
+        seen.append(below)
+        if not str(below):
+            break
+        e = below
+    return e
+
+
+def _tls(e: BaseException, text: str) -> str:
+    if isinstance(e, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({e.verify_message}); name its CA with --tls-cert, or use --tls-verify=false"
+    if "WRONG_VERSION_NUMBER" in text or "record layer" in text or "RECORD_LAYER" in text:
+        return "it does not speak TLS; for plain HTTP use --plain-http"
+    return f"TLS failed: {text}"
+
+
+def _words(text: str) -> str:
+    """An OSError's text without its number."""
+    return text.split("] ", 1)[-1].lower() if text.startswith("[Errno") else text
+
+
+def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
+    """An answer that is an error, as the class that fits. The body must have been read (``read_error``)."""
+    url = shown(response.request.url)
+    host = response.request.url.netloc.decode("ascii", "replace")
+    status = response.status_code
+    code, message = _told(response)
+    detail = f" ({message})" if message else ""
+    if status == 404:
+        names = {
+            "NAME_UNKNOWN": "there is no such repository",
+            "MANIFEST_UNKNOWN": "there is no such tag or digest",
+            "BLOB_UNKNOWN": "there is no such blob",
+        }
+        return NotFound(f"{what}: {host}: {names.get(code, 'not found')}{detail if code not in names else ''}")
+    if status in (401, 403):
+        hint = "no credentials that it accepts, or no such repository" if status == 401 else "not allowed, or no such repository"
+        return Unauthorized(f"{what}: {host} answers {status}: {hint}{detail}; log in with kit login {host}", status=status, code=code, url=url)
+    if status == 429:
+        return RateLimited(f"{what}: {host} answers 429: too many requests{detail}; try again later", status=status, code=code, url=url)
+    if status == 400 and ("HTTP request was sent to HTTPS port" in response.text or "HTTPS server" in response.text):
+        return RegistryError(f"{what}: {host} speaks TLS; leave out --plain-http", status=status, code=code, url=url)
+    if status >= 500 or status == 408:
+        return Unavailable(f"{what}: {host} answers {status}{detail}", status=status, code=code, url=url)
+    return RegistryError(f"{what}: {host} answers {status}{detail}", status=status, code=code, url=url)
+
+
+def read_capped(response: httpx.Response, limit: int = MAX_ERROR_BODY) -> bytes:
+    """A body, no more of it than ``limit`` bytes, and close it. One byte more is kept, so that the caller can see that there was more."""
+    body = bytearray()
+    try:
+        for piece in response.iter_raw(64 << 10):
+            body += piece
+            if len(body) > limit:
+                break
+    finally:
+        response.close()
+    del body[limit + 1 :]
+    response._content = bytes(body)  # noqa: SLF001 - httpx has no public way to cap a body, and its auth flow reads it again
+    return bytes(body)
+
+
+def read_error(response: httpx.Response) -> None:
+    """Read what is worth reading of an error's body; the status counts even when the body breaks off."""
+    try:
+        read_capped(response)
+    except httpx.HTTPError:
+        response._content = b""  # noqa: SLF001 - as above
+
+
+def _told(response: httpx.Response) -> tuple[str, str]:
+    """(code, message) of a distribution-spec error body; ("", "") where there is none."""
+    try:
+        error = json.loads(response.content)["errors"][0]
+        return str(error.get("code", ""))[:64], str(error.get("message", ""))[:200]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return "", ""

@@ -1,0 +1,206 @@
+"""OCI layouts on disk, as directories or tar archives: the same face as a repository, and no network.
+
+Follows image-spec v1.1 "image-layout.md"; archives are what ``skopeo copy … oci-archive:`` writes: a plain tar of a layout. Members are found
+once and read in place by position, nothing is unpacked. Threading: positional reads from any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Generator
+from typing import Final
+
+from kitfs.errors import IntegrityError, ManifestError, NotFound, UnsupportedLayer
+from kitfs.oci.manifest import Descriptor, IndexManifest
+from kitfs.oci.names import Digest, LayoutReference
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+MAX_INDEX: Final = 16 << 20
+PIECE: Final = 1 << 20
+PACKED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
+
+
+class FileRange:
+    """Part of a file as a Source; ``start`` and ``size`` in bytes."""
+
+    ranged: Final = True
+
+    def __init__(self, fd: int, start: int, size: int, what: str, *, owns: bool = False) -> None:
+        self._fd = fd
+        self._start = start
+        self._size = size
+        self._what = what
+        self._owns = owns
+
+    @property
+    def size(self) -> int | None:
+        """Bytes."""
+        return self._size
+
+    def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
+        """(offset, bytes) of [start, stop). Raises IntegrityError when the file ends before that."""
+        stop = self._size if stop is None else min(stop, self._size)
+        while start < stop:
+            data = os.pread(self._fd, min(PIECE, stop - start), self._start + start)
+            if not data:
+                raise IntegrityError(f"{self._what} ends at byte {start}, its descriptor says {self._size}")
+            yield start, memoryview(data)
+            start += len(data)
+
+    def __del__(self) -> None:
+        if self._owns:
+            os.close(self._fd)
+
+
+class Layout:
+    """An OCI layout. An Origin: resolve, manifest, blob, blob_bytes, referrers, exists."""
+
+    def __init__(self, path: str) -> None:
+        self.path: Final = path
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path}>"
+
+    def open(self, name: str) -> FileRange | None:
+        """A file of the layout, None when there is none of that name."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+    def resolve(self, identifier: str) -> Descriptor:
+        """The descriptor behind a tag or digest; "" is the only manifest there is. Raises NotFound."""
+        listed = self._index().manifests
+        if ":" in identifier:
+            digest = Digest.parse(identifier)
+            found = next((d for d in listed if d.digest == digest), None)
+            return found or Descriptor("", digest, self._blob(digest).size or 0)
+        named = [d for d in listed if d.annotations.get(REF_NAME) == identifier] if identifier else list(listed)
+        if len(named) == 1 or (named and len({d.digest for d in named}) == 1):
+            return named[0]
+        tags = ", ".join(sorted(d.annotations.get(REF_NAME, str(d.digest)[:19]) for d in listed)[:20]) or "nothing"
+        if identifier:
+            raise NotFound(f"{self.path}: there is no tag {identifier!r}; it holds {tags}")
+        raise NotFound(f"{self.path}: a tag is needed, it holds {tags}")
+
+    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
+        """A manifest by tag or digest, its digest checked. Raises NotFound, ManifestError, IntegrityError."""
+        descriptor = self.resolve(identifier)
+        return descriptor, self.blob_bytes(descriptor, MAX_INDEX)
+
+    def blob(self, descriptor: Descriptor) -> FileRange:
+        """A blob as a Source. Raises NotFound when the layout lacks it, IntegrityError when its size is another."""
+        found = self._blob(descriptor.digest)
+        if found.size != descriptor.size:
+            raise IntegrityError(f"{self.path}: blob {descriptor.digest} has {found.size} bytes, its descriptor says {descriptor.size}")
+        return found
+
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
+        """A small blob, whole, its digest and size checked. Raises ManifestError above ``limit`` bytes."""
+        if descriptor.size > limit:
+            raise ManifestError(f"{self.path}: {descriptor.digest} has {descriptor.size} bytes: more than {limit} is too much")
+        data = _all(self.blob(descriptor))
+        hasher = descriptor.digest.hasher()
+        hasher.update(data)
+        if hasher.hexdigest() != descriptor.digest.hex:
+            raise IntegrityError(f"{self.path}: blob {descriptor.digest} does not have its digest")
+        return data
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """Whether the layout has a blob."""
+        return self.open(_name(descriptor.digest)) is not None
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+        """What the layout's index lists under the tag that stands in for the referrers API."""
+        tag = f"{digest.algorithm}-{digest.hex}"[:128]
+        listed = [d for d in self._index().manifests if d.annotations.get(REF_NAME) == tag]
+        found = [d for entry in listed for d in IndexManifest.parse(self.blob_bytes(entry, MAX_INDEX)).manifests]
+        return tuple(d for d in found if artifact_type is None or d.artifact_type == artifact_type)
+
+    def _index(self) -> IndexManifest:
+        marker, index = self.open("oci-layout"), self.open("index.json")
+        if marker is None or index is None:
+            raise NotFound(f"{self.path} is not an OCI layout: it has no {'index.json' if marker else 'oci-layout'}")
+        if (index.size or 0) > MAX_INDEX:
+            raise ManifestError(f"{self.path}: an index.json of {index.size} bytes")
+        try:
+            version = json.loads(_all(marker))["imageLayoutVersion"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            version = "unknown"
+        if version != "1.0.0":
+            raise ManifestError(f"{self.path}: OCI layout version {version!r} is not known")
+        try:
+            return IndexManifest.parse(_all(index))
+        except ManifestError as e:
+            raise ManifestError(f"{self.path}: {e}")
+
+    def _blob(self, digest: Digest) -> FileRange:
+        found = self.open(_name(digest))
+        if found is None:
+            raise NotFound(f"{self.path}: blob {digest} is not there")
+        return found
+
+
+class DirectoryLayout(Layout):
+    """``oci:DIR``."""
+
+    def open(self, name: str) -> FileRange | None:
+        """A file of the directory."""
+        try:
+            fd = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as e:
+            raise NotFound(f"{self.path}: {name} cannot be read: {e.strerror}")
+        return FileRange(fd, 0, os.fstat(fd).st_size, f"{self.path}: {name}", owns=True)
+
+
+class ArchiveLayout(Layout):
+    """``oci-archive:FILE``. Raises NotFound for a file that cannot be read, ManifestError for one that is no tar."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as e:
+            raise NotFound(f"{path}: {(e.strerror or str(e)).lower()}")
+        try:
+            head = os.pread(self._fd, 6, 0)
+            if head.startswith(PACKED):
+                raise UnsupportedLayer(f"{path} is compressed; decompress it first, since a compressed archive has no random access")
+            with open(self._fd, "rb", closefd=False) as f, tarfile.open(fileobj=f, mode="r:") as archive:
+                self._members = {os.path.normpath(m.name): (m.offset_data, m.size) for m in archive if m.isreg()}
+        except (tarfile.TarError, OSError, ValueError) as e:
+            os.close(self._fd)
+            raise ManifestError(f"{path} is not an OCI archive: {e}")
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def open(self, name: str) -> FileRange | None:
+        """A member of the archive."""
+        found = self._members.get(name)
+        return None if found is None else FileRange(self._fd, *found, f"{self.path}: {name}")
+
+    def close(self) -> None:
+        """Close the archive."""
+        os.close(self._fd)
+
+
+def open_layout(reference: LayoutReference) -> Layout:
+    """The layout that a reference names. Raises NotFound when there is nothing there."""
+    if reference.kind == "oci-archive":
+        return ArchiveLayout(reference.path)
+    if not os.path.isdir(reference.path):
+        raise NotFound(f"{reference.path}: there is no such directory")
+    return DirectoryLayout(reference.path)
+
+
+def _name(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def _all(source: FileRange) -> bytes:
+    return b"".join(bytes(view) for _, view in source.read_range(0, None))

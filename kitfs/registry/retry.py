@@ -1,0 +1,155 @@
+"""Trying again, as a transport around a transport: what may pass is repeated with growing, jittered pauses; what will not is not.
+
+408, 429 and 5xx are answered again, as are connections that break before an answer; ``Retry-After`` is honoured up to ``MAX_PAUSE``. A host
+that keeps failing is left alone for a while (a circuit breaker), so that a thousand readers do not each wait out the budget.
+Threading: one breaker per host behind a lock; pauses are of the calling thread.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import httpx
+
+from kitfs.metrics import Counters
+
+ATTEMPTS: Final = 5
+BASE_PAUSE: Final = 0.25  # seconds, doubled at every attempt
+MAX_PAUSE: Final = 30.0  # seconds that a Retry-After may ask for
+CONNECT_BUDGET: Final = 2.5  # seconds after which a host that refuses connections is given up
+AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
+BREAK_AFTER: Final = 8  # failures in a row, of whole budgets or refused connections
+BREAK_FOR: Final = 2.0  # seconds of leaving a host alone
+
+
+class Breaker:
+    """Counts a host's failures; open, it lets one request in ``BREAK_FOR`` seconds through to see."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._until = 0.0
+
+    def allows(self) -> bool:
+        """Whether a request may go out now."""
+        with self._lock:
+            if self._failures < BREAK_AFTER:
+                return True
+            if self._clock() < self._until:
+                return False
+            self._until = self._clock() + BREAK_FOR  # this one is the probe
+            return True
+
+    def tell(self, ok: bool) -> None:
+        """What became of a request."""
+        with self._lock:
+            self._failures = 0 if ok else self._failures + 1
+            if self._failures >= BREAK_AFTER:
+                self._until = self._clock() + BREAK_FOR
+
+
+class RetryTransport(httpx.BaseTransport):
+    """Repeats idempotent requests (GET, HEAD, and the token POST) on ``inner``; counts every one it sends and every byte it gets."""
+
+    def __init__(
+        self,
+        inner: httpx.BaseTransport,
+        counters: Counters,
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._inner = inner
+        self._counters = counters
+        self._sleep = sleep
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._breakers: dict[str, Breaker] = {}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """One answer, or the last failure."""
+        breaker = self._breaker(request.url)
+        if not breaker.allows():
+            raise httpx.ConnectError("it failed several times in a row and is left alone for a moment", request=request)
+        began = self._clock()
+        for attempt in range(1, ATTEMPTS + 1):
+            self._counters.add("requests")
+            try:
+                response = self._inner.handle_request(request)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as e:
+                pause = self._pause(attempt)
+                if attempt == ATTEMPTS or self._clock() - began + pause > CONNECT_BUDGET or _hopeless(e):
+                    breaker.tell(ok=False)
+                    raise
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                pause = self._pause(attempt)
+                if attempt == ATTEMPTS:
+                    breaker.tell(ok=False)
+                    raise
+            except httpx.TimeoutException:
+                breaker.tell(ok=False)
+                raise
+            else:
+                response.stream = _Counted(response.stream, self._counters)
+                if response.status_code not in AGAIN or attempt == ATTEMPTS:
+                    breaker.tell(ok=response.status_code not in AGAIN or response.status_code == 429)
+                    return response
+                pause = self._retry_after(response) or self._pause(attempt)
+                response.close()
+            self._counters.add("retries")
+            self._sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _breaker(self, url: httpx.URL) -> Breaker:
+        with self._lock:
+            return self._breakers.setdefault(url.netloc.decode("ascii", "replace"), Breaker(self._clock))
+
+    @staticmethod
+    def _pause(attempt: int) -> float:
+        return min(3.0, BASE_PAUSE * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+
+    @staticmethod
+    def _retry_after(response: httpx.Response) -> float | None:
+        """Seconds of a Retry-After header, as a number or an HTTP date, capped."""
+        text = response.headers.get("Retry-After", "").strip()
+        if text.isascii() and text.isdigit():
+            return float(min(MAX_PAUSE, int(text[:9])))
+        try:
+            when = email.utils.parsedate_to_datetime(text).timestamp()
+        except (ValueError, TypeError):
+            return None
+        return min(MAX_PAUSE, max(0.0, when - time.time()))
+
+    def close(self) -> None:
+        """Close the transport below."""
+        self._inner.close()
+
+
+class _Counted(httpx.SyncByteStream):
+    """A body whose bytes are counted as they come."""
+
+    def __init__(self, inner: object, counters: Counters) -> None:
+        assert isinstance(inner, httpx.SyncByteStream)
+        self._inner = inner
+        self._counters = counters
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._inner:
+            self._counters.add("bytes_fetched", len(piece))
+            yield piece
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _hopeless(e: httpx.TransportError) -> bool:
+    """A failure that no second attempt changes: a name that is not known, a certificate that is not trusted."""
+    text = str(e).lower()
+    hopeless = ("certificate", "wrong version number", "record layer", "name or service not known", "no address associated")
+    return any(words in text for words in hopeless)
