@@ -39,6 +39,7 @@ from kitfs.store.store import Store
 MAX_CONFIG: Final = 8 << 20  # bytes of a config: a thousand times what kit writes, and nothing that could hurt
 MAX_CHAIN: Final = 10  # parents of parents, as kit (KITOPS §2.3)
 MAX_ENTRIES: Final = 2_000_000
+TAIL: Final = 1 << 20  # bytes that may follow a tar's last entry: GNU tar pads to records of up to a few hundred KiB
 PEEK: Final = 16 << 10  # bytes of a compressed layer that are enough to decode its first tar entry
 
 
@@ -63,7 +64,7 @@ class Layer:
         self.descriptor: Final = entry.descriptor
         self.type: Final = entry.type
         self.entry: Final = entry.entry
-        self.path: Final = entry.path
+        self.path: str | None = entry.path
         self._metadata = FileMetadata.of(entry.descriptor)
         self._origin = origin
         self._store = store
@@ -88,6 +89,11 @@ class Layer:
         return self.descriptor.media_type
 
     @property
+    def size(self) -> int:
+        """Bytes of the blob, as the manifest has it."""
+        return self.descriptor.size
+
+    @property
     def compressed(self) -> bool:
         """Whether the blob is a gzip or zstd stream."""
         return self.type.compression != "none"
@@ -108,7 +114,7 @@ class Layer:
                 return wire
             if self._decoded is None:
                 source = DecodedSource(wire.stream, self.type.compression)
-                self._decoded = self._store.blob(self.digest, size=None, source=source, decoded=True)
+                self._decoded = self._store.blob(self.digest, size=None, source=source, of=wire)
             return self._decoded
 
     def _open_wire(self) -> Blob:
@@ -147,7 +153,8 @@ class Layer:
         except LayerError as e:
             raise LayerError(f"layer {self.digest}: {e}")
         if self.compressed:
-            content.fill()
+            end = max((e.blob_offset + e.length for m in index.members.values() for e in m.extents), default=0)
+            content.pread(end, TAIL)  # what follows the last entry, so that the decoder comes to its end
         self._store.catalog.set(key, index.to_json())
         return index
 

@@ -64,7 +64,8 @@ class MountRequest:
 class Transport(Protocol):
     """What both transports are to a daemon."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def mount(self) -> None: ...
 
@@ -263,7 +264,7 @@ class End:
         self._wake = threading.Event()
         self._signal: int | None = None
         self._failure: BaseException | None = None
-        self._thread: threading.Thread | None = None
+        self._serving = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
 
@@ -281,22 +282,22 @@ class End:
             except BaseException as e:  # noqa: BLE001 - handed to the main thread, which raises it
                 self._failure = e
             finally:
-                self._thread = None
+                self._serving.clear()
                 answering.set()
                 self._wake.set()
 
-        self._thread = threading.Thread(target=run, name="kitfs-transport", daemon=True)
-        self._thread.start()
+        self._serving.set()
+        threading.Thread(target=run, name="kitfs-transport", daemon=True).start()
         answering.wait()
         if self._failure is not None:
             raise self._failure
-        if self._thread is None and self._signal is None:
+        if not self._serving.is_set() and self._signal is None:
             raise MountError(f"{self._mountpoint} was unmounted before it answered")
 
     def wait(self) -> None:
         """Return when the mount is no more. Raises what broke the transport."""
         self._wake.wait()
-        if self._thread is not None and self._signal is not None:
+        if self._serving.is_set() and self._signal is not None:
             self._log.info("%s: unmounting", signal.Signals(self._signal).name)
             self.detach()
         if self._failure is not None:
@@ -307,7 +308,7 @@ class End:
         from kitfs.fuse.mounting import is_mountpoint, unmount
 
         deadline = time.monotonic() + GRACE
-        while is_mountpoint(self._mountpoint) and self._thread is not None:
+        while self._serving.is_set() and is_mountpoint(self._mountpoint):
             lazy = time.monotonic() > deadline
             try:
                 unmount(self._mountpoint, lazy=lazy)
@@ -378,6 +379,7 @@ def _logging(path: str, level: str, last_error: logging.Handler, stderr: bool) -
     if stderr:
         handlers.append(logging.StreamHandler())
     else:
+        assert file.stream is not None
         os.dup2(file.stream.fileno(), 2)
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

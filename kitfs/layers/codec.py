@@ -8,7 +8,7 @@ bounds. Threading: none of its own; a decoder belongs to whoever iterates it.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Final
 
 from kitfs.errors import LayerError, UnsupportedLayer
@@ -201,7 +201,7 @@ class DecodedSource:
         """Never: a decoder begins at the beginning."""
         return False
 
-    def read_range(self, start: int, stop: int | None, /) -> Iterator[tuple[int, memoryview]]:
+    def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """(offset, bytes) from 0 to the end, whatever was asked. Raises LayerError, and what the compressed blob raises."""
         at = 0
         for piece in decode(self._open(), self._compression):

@@ -82,6 +82,10 @@ class LayerIndex:
         """Names directly below a directory, in the order of the archive."""
         return self._children.get(path, ())
 
+    def paths(self) -> Iterable[str]:
+        """Every path, implied directories and the root included."""
+        return {**self._children, **self.members}
+
     def to_json(self) -> dict[str, Any]:
         """A compact JSON value: columns, one row per member."""
         members = list(self.members.values())

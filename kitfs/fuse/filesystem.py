@@ -1,0 +1,162 @@
+"""The file system: lookup, getattr, open, read, readdir and their like, with plain values. It knows no struct, no ctypes and no kernel.
+
+Transports call it and translate: OSError is its errno, KitfsError its class's (EIO for read), WouldBlock an invitation to call again with
+``wait=True`` on a thread that may wait. Content never changes, so nothing here is ever invalidated. Threading: any number of
+threads; a handle is a number in a dict.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from kitfs.fuse.tree import Node, Tree
+from kitfs.fuse.values import Attr, DirEntry, Entry, Handle, Inode, StatFS
+from kitfs.metrics import Counters
+
+TYPES: Final = {"file": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK}
+WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND | os.O_CREAT
+BATCH: Final = 4096  # names that one readdir is given at most
+
+
+class FileSystem:
+    """A kit's tree as a file system.
+
+    ``uid`` and ``gid`` own everything, ``umask`` takes mode bits away, ``mtime`` (seconds since the epoch) is every file's time.
+    ``reference`` and ``manifest_digest`` are shown as attributes of the root.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        *,
+        uid: int,
+        gid: int,
+        umask: int,
+        mtime: int,
+        counters: Counters,
+        log: logging.Logger,
+        reference: str,
+        manifest_digest: str,
+    ) -> None:
+        self._tree = tree
+        self._uid = uid
+        self._gid = gid
+        self._umask = umask
+        self._mtime = mtime
+        self._counters = counters
+        self._log = log
+        self._reference = reference
+        self._manifest_digest = manifest_digest
+        self._numbers = itertools.count(1)
+        self._files: dict[Handle, Node] = {}
+        self._listings: dict[Handle, list[DirEntry]] = {}
+
+    def lookup(self, parent: Inode, name: bytes, *, wait: bool = True) -> Entry:
+        """The entry of a name. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock, KitfsError."""
+        node = self._tree.lookup(self._tree.node(parent), name.decode("utf-8", "surrogateescape"), wait=wait)
+        return Entry(node.inode, self._attr(node))
+
+    def getattr(self, inode: Inode) -> Attr:
+        """Attributes of an inode that was looked up; never waits."""
+        return self._attr(self._tree.node(inode))
+
+    def readlink(self, inode: Inode) -> bytes:
+        """The target of a symbolic link. Raises OSError EINVAL."""
+        node = self._tree.node(inode)
+        if node.kind != "symlink":
+            raise _error(errno.EINVAL)
+        return node.target.encode("utf-8", "surrogateescape")
+
+    def open(self, inode: Inode, flags: int) -> Handle:
+        """A handle for reading. Raises OSError (EROFS for any way of writing, EISDIR, ELOOP for a symbolic link)."""
+        node = self._tree.node(inode)
+        if node.kind == "dir":
+            raise _error(errno.EISDIR)
+        if node.kind == "symlink":
+            raise _error(errno.ELOOP)
+        if flags & WRITES:
+            raise _error(errno.EROFS)
+        handle = Handle(next(self._numbers))
+        self._files[handle] = node
+        return handle
+
+    def read(self, handle: Handle, offset: int, size: int, *, wait: bool = True) -> bytes:
+        """Bytes of an open file, short at its end. Raises OSError EBADF, WouldBlock, KitfsError."""
+        node = self._files.get(handle)
+        if node is None:
+            raise _error(errno.EBADF)
+        return self._tree.pread(node, offset, size, wait=wait)
+
+    def release(self, handle: Handle) -> None:
+        """Close a file."""
+        self._files.pop(handle, None)
+
+    def opendir(self, inode: Inode, *, wait: bool = True) -> Handle:
+        """A handle on a directory's listing, which stays as it is. Raises OSError ENOTDIR, WouldBlock, KitfsError."""
+        directory = self._tree.node(inode)
+        listed = self._tree.list(directory, wait=wait)
+        above = directory if not directory.path else self._tree.resolve(directory.path.rpartition("/")[0])
+        entries = [(b".", directory), (b"..", above)]
+        entries += [(name.encode("utf-8", "surrogateescape"), node) for name, node in listed]
+        handle = Handle(next(self._numbers))
+        self._listings[handle] = [DirEntry(name, node.inode, self._attr(node), i) for i, (name, node) in enumerate(entries, 1)]
+        return handle
+
+    def readdir(self, handle: Handle, offset: int) -> Sequence[DirEntry]:
+        """The entries from ``offset`` on, as many as one reply may need. Raises OSError EBADF."""
+        listing = self._listings.get(handle)
+        if listing is None:
+            raise _error(errno.EBADF)
+        return listing[offset : offset + BATCH]
+
+    def releasedir(self, handle: Handle) -> None:
+        """Close a directory."""
+        self._listings.pop(handle, None)
+
+    def statfs(self, *, wait: bool = True) -> StatFS:
+        """The files' bytes in blocks of 4 KiB, and how many entries there are; nothing is free. Raises WouldBlock."""
+        return StatFS(*self._tree.totals(wait=wait))
+
+    def getxattr(self, inode: Inode, name: bytes) -> bytes:
+        """A ``user.kitfs.`` attribute. Raises OSError ENODATA."""
+        value = self._attributes(self._tree.node(inode)).get(name)
+        if value is None:
+            raise _error(errno.ENODATA)
+        return value
+
+    def listxattr(self, inode: Inode) -> Sequence[bytes]:
+        """The names of the attributes of a file or directory."""
+        return list(self._attributes(self._tree.node(inode)))
+
+    def _attributes(self, node: Node) -> dict[bytes, bytes]:
+        found: dict[Literal["digest", "media_type", "state", "reference", "manifest"], str] = {}
+        if node.kind == "symlink":
+            return {}  # Linux has no user attributes on symbolic links
+        if node.layer is not None:
+            found |= {"digest": node.layer.digest, "media_type": node.layer.media_type, "state": node.layer.state()}
+        elif node.synthetic is not None:
+            found |= {"digest": node.synthetic.digest, "media_type": node.synthetic.media_type, "state": "verified"}
+        elif node is self._tree.root:
+            found |= {"state": self._state(), "reference": self._reference, "manifest": self._manifest_digest}
+        return {f"user.kitfs.{key}".encode(): value.encode("utf-8", "surrogateescape") for key, value in found.items()}
+
+    def _state(self) -> str:
+        """The root's state: what all layers share, else partial; a kit without layers is verified by its config."""
+        states = {layer.state() for layer in self._tree.layers} or {"verified"}
+        if len(states) == 1:
+            return states.pop()
+        return "present" if states == {"present", "verified"} else "partial"
+
+    def _attr(self, node: Node) -> Attr:
+        mode = TYPES[node.kind] | (node.mode if node.kind == "symlink" else node.mode & ~self._umask)
+        return Attr(node.inode, node.size if node.kind != "dir" else 0, mode, node.nlink, self._uid, self._gid, self._mtime)
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

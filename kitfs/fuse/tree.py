@@ -1,0 +1,325 @@
+"""The tree of a kit: layers laid over each other, name by name, as somebody asks.
+
+A lookup waits for the layers whose declared path relates to the name, a listing for those that relate to the directory; the others are
+not touched. What is merged once never changes. The rules are README's *Semantics*: of two files the later wins, of two directories the
+first one's mode stands, where a file and a directory have one name the earlier stands, a synthetic file always wins. It knows no FUSE:
+``filesystem`` speaks for it to kernels, ``ls`` and ``cat`` read it directly.
+
+Threading: many threads at once. Dictionaries only grow, by single atomic steps; no lock is held while a layer is waited for.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from kitfs.errors import KitfsError, NotFound, WouldBlock
+from kitfs.fuse.values import ROOT, Inode, NoEntry
+from kitfs.kit import Kit, related
+from kitfs.layers.index import NAME_MAX, LayerIndex, Member
+from kitfs.metrics import Counters
+
+MAX_LINKS: Final = 40  # symbolic links that one path may follow, as Linux
+MAX_NAMED: Final = 10_000  # left-out entries of a layer that are named in the log, one line each
+BLOCK: Final = 4096
+
+
+class TreeLayer(Protocol):
+    """What the tree needs of a layer; ``path`` is its declared place: "" may hold anything, None says nothing.
+
+    ``wait=False`` raises WouldBlock instead of going to the network.
+    """
+
+    @property
+    def compressed(self) -> bool: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def media_type(self) -> str: ...
+
+    @property
+    def path(self) -> str | None: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def index(self, *, wait: bool = True) -> LayerIndex: ...
+
+    def trusted(self, *, wait: bool = True) -> bool: ...
+
+    def pread(self, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes: ...
+
+    def state(self) -> str: ...
+
+
+class SyntheticFile(NamedTuple):
+    """A file at the root that is in no layer; digest and media type are what its attributes show."""
+
+    data: bytes
+    digest: str
+    media_type: str
+
+
+class Node:
+    """One name of the tree. ``kind`` file, dir or symlink; ``mode`` permission bits; ``size`` in bytes; ``path`` from the root."""
+
+    __slots__ = ("children", "inode", "key", "kind", "layer", "member", "mode", "nlink", "path", "size", "synthetic", "target")
+
+    def __init__(self, path: str, member: Member, layer: TreeLayer | None, *, nlink: int = 1, synthetic: SyntheticFile | None = None) -> None:
+        self.path = path
+        self.kind = member.kind
+        self.mode = member.mode
+        self.size = member.size
+        self.target = member.target
+        self.member = member
+        self.layer = layer
+        self.nlink = 2 if member.kind == "dir" else nlink
+        self.synthetic = synthetic
+        self.children: dict[str, Node] = {}
+        first = member.extents[0].blob_offset if member.extents else -1
+        self.key = (layer.digest if layer is not None else "", member.link or path, first)
+        self.inode = Inode(0)
+
+    def __repr__(self) -> str:
+        return f"<Node {self.inode} {self.kind} {self.path!r} {self.mode:04o} {self.size}>"
+
+    @property
+    def name(self) -> str:
+        """The last component."""
+        return self.path.rpartition("/")[2]
+
+
+class Tree:
+    """The merged tree of ``layers``, in the order in which they lie over each other, and of ``files`` at the root by name."""
+
+    def __init__(self, layers: Sequence[TreeLayer], files: Mapping[str, SyntheticFile], *, counters: Counters, log: logging.Logger) -> None:
+        self.layers: Final = tuple(layers)
+        self._counters = counters
+        self._log = log
+        self._lock = threading.Lock()  # for what is said once
+        self._said: set[tuple[str, str]] = set()
+        self._links: dict[str, Counter[str]] = {}
+        self._nodes: dict[Inode, Node] = {}
+        self._totals: tuple[int, int] | None = None
+        self.root: Final = Node("", Member("", "dir", 0o755), None)
+        self.root.inode = ROOT
+        self._nodes[ROOT] = self.root
+        for name, file in files.items():
+            node = Node(name, Member(name, "file", 0o644, len(file.data)), None, synthetic=file)
+            self.root.children[name] = self._registered(node)
+
+    def node(self, inode: Inode) -> Node:
+        """The node that was given out under a number. Raises OSError ESTALE."""
+        try:
+            return self._nodes[inode]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def lookup(self, parent: Node, name: str, *, wait: bool = True) -> Node:
+        """The node of a name in a directory. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock, KitfsError."""
+        found = parent.children.get(name)
+        if found is not None:
+            return found
+        if parent.kind != "dir":
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if len(name) > NAME_MAX // 4 and len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        path = f"{parent.path}/{name}" if parent.path else name
+        covering = [(layer, self._index(layer, wait)) for layer in self.layers if related(path, layer.path or "")]
+        node = self._merged(path, covering)
+        final = True
+        if node is None:
+            strays, final = self._strays(path, wait)
+            node = self._merged(path, strays)
+        if node is None:
+            raise NoEntry(final=final)
+        return parent.children.setdefault(name, node)
+
+    def list(self, directory: Node, *, wait: bool = True) -> list[tuple[str, Node]]:
+        """(name, node) of everything in a directory, sorted by name as bytes. Raises OSError (ENOTDIR), WouldBlock, KitfsError."""
+        if directory.kind != "dir":
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        at = directory.path
+        indexes = [(layer, self._index(layer, wait)) for layer in self.layers if related(at, layer.path or "")]
+        indexes += [(layer, index) for layer in self.layers if not related(at, layer.path or "") and (index := self._known(layer)) is not None]
+        here = [(layer, index) for layer, index in indexes if index.children(at)]
+        names = dict.fromkeys(directory.children)
+        for _, index in here:
+            names.update(dict.fromkeys(index.children(at)))
+        for name in names:
+            if name not in directory.children:
+                path = f"{at}/{name}" if at else name
+                node = self._merged(path, [p for p in here if related(path, p[0].path or "")]) or self._merged(path, here)
+                if node is not None:
+                    directory.children.setdefault(name, node)
+        return sorted(directory.children.items(), key=_by_bytes)
+
+    def walk(self, directory: Node) -> Iterator[tuple[str, Node]]:
+        """(path, node) of everything below a directory, each directory before what is in it."""
+        for _, node in self.list(directory):
+            yield node.path, node
+            if node.kind == "dir":
+                yield from self.walk(node)
+
+    def resolve(self, path: str) -> Node:
+        """The node behind a path from the root, symbolic links followed inside the tree. Raises NotFound, KitfsError."""
+        pending = [p for p in path.split("/") if p not in ("", ".")][::-1]
+        at = [self.root]
+        followed = 0
+        while pending:
+            name = pending.pop()
+            if name == "..":
+                at = at[:-1] or at
+                continue
+            try:
+                node = self.lookup(at[-1], name)
+            except OSError as e:
+                raise NotFound(f"no {path!r} in the kit: {(e.strerror or str(e)).lower()}")
+            if node.kind != "symlink":
+                at.append(node)
+                continue
+            followed += 1
+            if followed > MAX_LINKS or node.target.startswith("/"):
+                raise NotFound(f"no {path!r} in the kit: {node.path!r} links {'out of it' if node.target.startswith('/') else 'in a circle'}")
+            pending += [p for p in node.target.split("/") if p not in ("", ".")][::-1]
+        return at[-1]
+
+    def pread(self, node: Node, offset: int, size: int, *, wait: bool = True) -> bytes:
+        """Bytes of a file, short at its end. Raises WouldBlock, KitfsError."""
+        if node.synthetic is not None:
+            return node.synthetic.data[offset : offset + size]
+        assert node.layer is not None
+        return node.layer.pread(node.member, offset, size, wait=wait)
+
+    def totals(self, *, wait: bool = True) -> tuple[int, int]:
+        """(blocks of 4 KiB, entries). A compressed layer that nobody has read yet, or one that cannot be had, counts as one file of its size.
+
+        statfs must not move a hundred gigabytes because a monitor asked how full the mount is.
+        """
+        if self._totals is not None:
+            return self._totals
+        sizes: dict[str, int] = {name: node.size for name, node in self.root.children.items() if node.synthetic is not None}
+        kept = set(sizes)
+        estimated = 0
+        for layer in self.layers:
+            try:
+                index = self._known(layer) if layer.compressed else self._index(layer, wait)
+            except KitfsError:
+                index = None
+            if index is None:
+                estimated += 1
+                sizes[f"\0{estimated}"] = layer.size
+                continue
+            for path in index.paths():
+                member = index.members.get(path)
+                if path and path not in kept and (path not in sizes or (member is not None and member.kind == "file")):
+                    sizes[path] = member.size if member is not None and member.kind == "file" else 0
+        totals = sum(-(-size // BLOCK) for size in sizes.values()), len(sizes)
+        if not estimated:
+            self._totals = totals
+        return totals
+
+    def _index(self, layer: TreeLayer, wait: bool) -> LayerIndex:
+        index = layer.index(wait=wait)
+        if layer.digest not in self._links:
+            self._met(layer, index)
+        return index
+
+    def _known(self, layer: TreeLayer) -> LayerIndex | None:
+        """A layer's index if it is at hand."""
+        try:
+            return self._index(layer, wait=False)
+        except (WouldBlock, KitfsError):
+            return None
+
+    def _met(self, layer: TreeLayer, index: LayerIndex) -> None:
+        """An index that comes for the first time: count hard links, and name what was left out."""
+        links = Counter(m.link for m in index.members.values() if m.link)
+        with self._lock:
+            if layer.digest in self._links:
+                return
+            self._links[layer.digest] = links
+        self._counters.add("skipped_entries", len(index.skipped))
+        for skipped in index.skipped[:MAX_NAMED]:
+            self._log.warning("layer %s: left out %r: %s", layer.digest[:19], skipped.name, skipped.reason)
+        if len(index.skipped) > MAX_NAMED:
+            self._log.warning("layer %s: left out %d more", layer.digest[:19], len(index.skipped) - MAX_NAMED)
+
+    def _strays(self, path: str, wait: bool) -> tuple[Sequence[tuple[TreeLayer, LayerIndex]], bool]:
+        """Layers outside whose declared path a name lies and which may hold it all the same; and whether that is all there can be."""
+        found = []
+        final = True
+        for layer in self.layers:
+            if related(path, layer.path or ""):
+                continue
+            index = self._known(layer)
+            if index is None:
+                try:
+                    index = None if layer.trusted(wait=wait) else self._index(layer, wait)
+                except KitfsError:
+                    pass  # a layer that cannot be had keeps nobody from the others
+            if index is None:
+                final = False
+            else:
+                found.append((layer, index))
+        return found, final
+
+    def _merged(self, path: str, indexes: Sequence[tuple[TreeLayer, LayerIndex]]) -> Node | None:
+        """The winner of a name."""
+        winner: Member | None = None
+        owner: TreeLayer | None = None
+        explicit = False
+        for layer, index in indexes:
+            member = index.get(path)
+            if member is None:
+                continue
+            if winner is None or (winner.kind != "dir" and member.kind != "dir"):
+                winner, owner, explicit = member, layer, index.explicit(path)
+            elif winner.kind == "dir" and member.kind == "dir":
+                if not explicit and index.explicit(path):
+                    winner, owner, explicit = member, layer, True
+            else:
+                self._conflict(path, member, layer)
+        if winner is None or owner is None:
+            return None
+        links = self._links[owner.digest][winner.link or path] if winner.kind != "dir" else 0
+        return self._registered(Node(path, winner, owner, nlink=1 + links))
+
+    def _conflict(self, path: str, member: Member, layer: TreeLayer) -> None:
+        with self._lock:
+            if (layer.digest, path) in self._said:
+                return
+            self._said.add((layer.digest, path))
+        self._counters.add("skipped_entries")
+        self._log.warning("layer %s: left out %r: a %s where an earlier layer has something else", layer.digest[:19], path, member.kind)
+
+    def _registered(self, node: Node) -> Node:
+        """A node with its number: a hash of layer and path, so that it is the same in every mount; hard links share theirs."""
+        text = "\0".join(map(str, node.key)).encode("utf-8", "surrogateescape")
+        number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+        while True:
+            number = max(number, ROOT + 1)
+            taken = self._nodes.setdefault(Inode(number), node)
+            if taken is node or taken.key == node.key:
+                node.inode = Inode(number)
+                return node if taken.path != node.path else taken
+            number = (number + 1) & (1 << 63) - 1
+
+
+def tree_of(kit: Kit, *, counters: Counters, log: logging.Logger) -> Tree:
+    """The tree of an opened kit: its layers, and its Kitfile over them."""
+    config = kit.manifest.config
+    files = {} if kit.kitfile_bytes is None else {"Kitfile": SyntheticFile(kit.kitfile_bytes, config.digest, config.media_type)}
+    return Tree(kit.layers, files, counters=counters, log=log)
+
+
+def _by_bytes(item: tuple[str, Node]) -> bytes:
+    return item[0].encode("utf-8", "surrogateescape")
