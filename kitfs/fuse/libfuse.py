@@ -25,14 +25,13 @@ from kitfs.errors import MountError
 from kitfs.fuse.abi import FOREVER
 from kitfs.fuse.failures import Failures
 from kitfs.fuse.mounting import DEVICE, MountOptions, check_allow_other, device_error, escaped, fusermount, unmount
-from kitfs.fuse.values import Attr, Handle, Inode
+from kitfs.fuse.values import ROOT, Attr, Handle, Inode
 from kitfs.metrics import Counters
 
 if TYPE_CHECKING:
     from kitfs.fuse.filesystem import FileSystem
 
 _ENCODING: Final = "latin-1"
-_ROOT: Final = Inode(1)
 _BLOCK: Final = 512
 
 
@@ -61,7 +60,7 @@ class Operations:
             raise OSError(number, os.strerror(number))
 
     def _inode(self, path: str) -> Inode:
-        inode = _ROOT
+        inode = ROOT
         for name in path.encode(_ENCODING).split(b"/"):
             if name:
                 inode = self._fs.lookup(inode, name).inode
@@ -93,7 +92,12 @@ class Operations:
 
     def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
         # Offset 0 tells libfuse to keep the whole listing: fusepy does not pass on where a second call begins.
-        return [(e.name.decode(_ENCODING), _stat(e.attr), 0) for e in self._fs.readdir(Handle(fh), 0)]
+        listing = []
+        offset = 0
+        while batch := self._fs.readdir(Handle(fh), offset):
+            listing += [(e.name.decode(_ENCODING), _stat(e.attr), 0) for e in batch]
+            offset = batch[-1].offset
+        return listing
 
     def releasedir(self, path: str, fh: int) -> None:
         self._fs.releasedir(Handle(fh))

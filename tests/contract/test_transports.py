@@ -1,0 +1,468 @@
+"""What both transports owe a file system, on real mounts of one in memory.
+
+The mount is served by threads of this process, so only calls that let other threads run may touch it: system calls do, a page fault of a
+mapping does not (there, and where something is killed, a process of its own is used).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol, cast
+
+import pytest
+
+from kitfs.errors import IntegrityError, MountError
+from kitfs.fuse import mounting
+from kitfs.fuse.filesystem import FileSystem
+from kitfs.fuse.libfuse import LibfuseTransport
+from kitfs.fuse.mounting import MountOptions
+from kitfs.fuse.session import KernelTransport
+from kitfs.metrics import Counters
+from tests.conftest import needs
+from tests.fakes.filesystem import MTIME, Link, MemoryFileSystem
+
+pytestmark = pytest.mark.mount
+PATIENCE = 60.0
+LATIN = b"caf\xe9"
+NAMES = ["ascii", "with space", "ünïcode", "漢字", "emoji 🦙", "new\nline", "back\\slash", "quo'te\"", "n" * 255]
+BIG = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(3 << 15)) + b"tail"  # 3 MiB and a bit
+FILES = {
+    "file": b"0123456789", "big": BIG, "dir/inner": b"inner", "dir/sub/deep": b"deep", "empty": b"", "void": None, "cold": b"cold" * 1000,
+    "cold-dir/x": b"x", "link": Link("dir/inner"), "long-link": Link("t/" * 2000), "dangling": Link("gone"),
+    **{f"many/{n:05}": b"%d" % n for n in range(3000)}, **{f"names/{name}": name.encode() for name in NAMES},
+    b"names/" + LATIN: b"latin",
+}  # fmt: skip
+
+
+class Transport(Protocol):
+    """What both are."""
+
+    name: str
+
+    def mount(self) -> None: ...
+
+    def serve(self, ready: Callable[[], None]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Served:
+    """A mount, the file system behind it, and the thread that serves it."""
+
+    def __init__(self, kind: str, path: Path, source: str) -> None:
+        self.fs = MemoryFileSystem(FILES)
+        self.counters = Counters()
+        self.path = path
+        self.failure: BaseException | None = None
+        made: Callable[..., Transport] = KernelTransport if kind == "kernel" else LibfuseTransport
+        options = MountOptions(mountpoint=str(path), source=source, allow_other=False)
+        self.transport = made(cast(FileSystem, self.fs), options, counters=self.counters, log=logging.getLogger("kitfs.test"))
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=self._serve, name="serve")
+
+    def _serve(self) -> None:
+        try:
+            self.transport.serve(self.ready.set)
+        except BaseException as e:  # noqa: BLE001 - the test looks at it
+            self.failure = e
+            self.ready.set()
+
+    def start(self) -> None:
+        self.transport.mount()
+        self.thread.start()
+        assert self.ready.wait(PATIENCE)
+        assert self.failure is None
+
+    def end(self) -> None:
+        """Whatever the test did: nothing is left mounted, and the thread has ended."""
+        for gate in self.fs.cold.values():
+            gate.set()
+        while mounting.is_mountpoint(str(self.path)):
+            mounting.unmount(str(self.path), lazy=True)
+        if self.thread.ident is not None:
+            self.thread.join(PATIENCE)
+            assert not self.thread.is_alive(), "serve does not return after the unmount"
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+
+@pytest.fixture
+def mount(tmp_path: Path, transport: str) -> Iterator[Served]:
+    """FILES, mounted below a directory with a space in its name."""
+    if os.geteuid() != 0:
+        needs("fusermount3")
+    path = tmp_path / "mount point"
+    path.mkdir()
+    served = Served(transport, path, "registry.example/a,b:v1")
+    try:
+        served.start()
+        yield served
+    finally:
+        served.end()
+
+
+def told(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except OSError as e:
+        return errno.errorcode[e.errno or 0]
+    return "ok"
+
+
+def child(code: str, *args: object) -> subprocess.Popen[bytes]:
+    """A Python of its own."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-S", "-c", code, *map(str, args)], stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+# -- content -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_shows_source_and_type(mount: Served) -> None:
+    """REF and fuse.kitfs, read-only, no setuid, no devices; and the mount point's space does no harm."""
+    found = mounting.mount_at(str(mount.path))
+    assert found is not None
+    assert (found.mountpoint, found.source, found.fstype) == (str(mount.path), "registry.example/a,b:v1", "fuse.kitfs")
+    lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines() if "fuse.kitfs" in line]
+    options = next(line[3] for line in lines if line[1] == str(mount.path).replace(" ", r"\040")).split(",")
+    assert {"ro", "nosuid", "nodev", "default_permissions"} <= set(options)
+    assert "allow_other" not in options
+
+
+def test_files_have_their_bytes(mount: Served) -> None:
+    """Small, empty, and larger than a request."""
+    assert (mount / "file").read_bytes() == b"0123456789"
+    assert (mount / "empty").read_bytes() == b""
+    assert (mount / "big").read_bytes() == BIG
+    assert (mount / "dir/sub/deep").read_bytes() == b"deep"
+
+
+def test_reads_at_every_place_are_right(mount: Served) -> None:
+    """Across pages and requests, at the end, behind it."""
+    fd = os.open(mount / "big", os.O_RDONLY)
+    try:
+        for offset in (0, 1, 4095, 4096, 131071, 1 << 20, (1 << 20) - 1, len(BIG) - 5, len(BIG), len(BIG) + 1, 1 << 50):
+            for size in (1, 5, 4096, 200_000):
+                assert os.pread(fd, size, offset) == BIG[offset : offset + size]
+    finally:
+        os.close(fd)
+
+
+def test_many_threads_read_at_once(mount: Served) -> None:
+    """Eight, each its own order."""
+    wrong: list[int] = []
+
+    def read(step: int) -> None:
+        fd = os.open(mount / "big", os.O_RDONLY)
+        try:
+            for n in range(48):
+                offset = n * step * 65521 % len(BIG)
+                if os.pread(fd, 70_000, offset) != BIG[offset : offset + 70_000]:
+                    wrong.append(offset)
+        finally:
+            os.close(fd)
+
+    threads = [threading.Thread(target=read, args=(step,)) for step in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_mapping_has_the_bytes(mount: Served) -> None:
+    """mmap, in a process of its own."""
+    code = "import mmap,sys,hashlib; f=open(sys.argv[1],'rb'); m=mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ); print(hashlib.sha256(m).hexdigest())"
+    out, err = child(code, mount / "big").communicate(timeout=PATIENCE)
+    assert (out.decode().strip(), err) == (hashlib.sha256(BIG).hexdigest(), b"")
+
+
+def test_names_of_every_alphabet_are_listed_and_opened(mount: Served) -> None:
+    """Bytes that are no UTF-8 too."""
+    listed = os.listdir(os.fsencode(mount / "names"))
+    assert sorted(listed) == sorted([*(name.encode() for name in NAMES), LATIN])
+    for name in NAMES:
+        assert (mount / "names" / name).read_bytes() == name.encode()
+    with open(os.fsencode(mount / "names") + b"/" + LATIN, "rb") as f:
+        assert f.read() == b"latin"
+
+
+def test_a_long_directory_is_listed_whole_and_twice_the_same(mount: Served) -> None:
+    """Each name once, with its type and its st_ino."""
+    for _ in range(2):
+        with os.scandir(mount / "many") as scan:
+            entries = [(e.name, e.inode(), e.is_file(follow_symlinks=False)) for e in scan]
+        assert [name for name, _, _ in entries] == [f"{n:05}" for n in range(3000)]
+        assert all(is_file for _, _, is_file in entries)
+    for name, inode, _ in entries[::500]:
+        assert os.lstat(mount / "many" / name).st_ino == inode == mount.fs.root.children[b"many"].children[name.encode()].number
+
+
+def test_stat_says_what_the_file_system_says(mount: Served) -> None:
+    """Type, mode, size, blocks, times, owner, and an inode of 63 bits."""
+    about = os.lstat(mount / "file")
+    assert (stat.S_ISREG(about.st_mode), stat.S_IMODE(about.st_mode), about.st_size, about.st_blocks) == (True, 0o644, 10, 1)
+    assert (about.st_atime, about.st_mtime, about.st_ctime) == (MTIME, MTIME, MTIME)
+    assert (about.st_uid, about.st_gid) == (os.geteuid(), os.getegid())
+    assert about.st_ino > 1 << 62
+    assert stat.S_ISDIR(os.lstat(mount.path).st_mode)
+
+
+def test_symlinks_are_links(mount: Served) -> None:
+    """Short, long, dangling."""
+    assert os.readlink(mount / "link") == "dir/inner"
+    assert os.readlink(mount / "long-link") == "t/" * 2000
+    assert (mount / "link").read_bytes() == b"inner"
+    assert told(lambda: os.stat(mount / "dangling")) == "ENOENT"
+
+
+def test_posix_errors(mount: Served) -> None:
+    """Those of names, types and writes."""
+    actions: dict[str, tuple[str, Callable[[], object]]] = {
+        "missing": ("ENOENT", lambda: os.stat(mount / "missing")),
+        "below a file": ("ENOTDIR", lambda: os.stat(mount / "file/x")),
+        "256 bytes": ("ENAMETOOLONG", lambda: os.stat(mount / ("n" * 256))),
+        "list a file": ("ENOTDIR", lambda: os.listdir(mount / "file")),
+        "readlink a file": ("EINVAL", lambda: os.readlink(mount / "file")),
+        "no attribute": ("ENODATA", lambda: os.getxattr(mount / "file", "user.nothing")),
+        "write": ("EROFS", lambda: os.open(mount / "file", os.O_WRONLY)),
+        "create": ("EROFS", lambda: os.open(mount / "new", os.O_CREAT | os.O_WRONLY)),
+        "unlink": ("EROFS", lambda: os.unlink(mount / "file")),
+        "rename": ("EROFS", lambda: os.rename(mount / "file", mount / "new")),
+        "mkdir": ("EROFS", lambda: os.mkdir(mount / "new")),
+        "chmod": ("EROFS", lambda: os.chmod(mount / "file", 0)),
+        "truncate": ("EROFS", lambda: os.truncate(mount / "file", 0)),
+        "utime": ("EROFS", lambda: os.utime(mount / "file")),
+        "setxattr": ("EROFS", lambda: os.setxattr(mount / "file", "user.x", b"")),
+    }
+    assert {name: told(action) for name, (_, action) in actions.items()} == {name: expected for name, (expected, _) in actions.items()}
+
+
+def test_extended_attributes(mount: Served) -> None:
+    """Listed and read."""
+    assert os.listxattr(mount / "dir/inner") == ["user.kitfs.path"]
+    assert os.getxattr(mount / "dir/inner", "user.kitfs.path") == b"dir/inner"
+
+
+def test_statfs(mount: Served) -> None:
+    """Nothing free, names to 255."""
+    about = os.statvfs(mount.path)
+    assert (about.f_frsize, about.f_blocks, about.f_bfree, about.f_files, about.f_ffree, about.f_namemax) == (
+        4096, 12345, 0, len(mount.fs.nodes), 0, 255,
+    )  # fmt: skip
+
+
+def test_what_was_read_stays_in_the_kernels_cache(mount: Served) -> None:
+    """A second open reads nothing from us."""
+    for _ in range(2):
+        assert (mount / "file").read_bytes() == b"0123456789"
+    assert [path for operation, path, _ in mount.fs.calls if operation == "read"] == ["file"]
+
+
+def test_a_name_that_may_still_come_is_asked_for_again(mount: Served) -> None:
+    """ENOENT while a layer has no index must not stay in the kernel's cache."""
+    mount.fs.passing.add("later")
+    assert told(lambda: os.stat(mount / "later")) == "ENOENT"
+    mount.fs._add(b"later", b"here")
+    assert (mount / "later").read_bytes() == b"here"
+
+
+def test_every_open_is_released(mount: Served) -> None:
+    """Files and directories, once the mount is gone."""
+    for _ in range(20):
+        (mount / "file").read_bytes()
+        os.listdir(mount / "dir")
+    mount.end()
+    assert mount.fs.open_handles == {}
+
+
+# -- failures and waits --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_read_that_fails_is_eio_and_the_next_one_asks_again(mount: Served) -> None:
+    """EIO with its cause counted; no memory of it in the kernel."""
+    fd = os.open(mount / "file", os.O_RDONLY)
+    try:
+        mount.fs.fails["read", "file"] = IntegrityError("sha256:1 is not what it says")
+        assert told(lambda: os.pread(fd, 1, 0)) == "EIO"
+        del mount.fs.fails["read", "file"]
+        assert os.pread(fd, 10, 0) == b"0123456789"
+    finally:
+        os.close(fd)
+    assert mount.counters.get("errors") > 0
+
+
+def test_a_read_that_waits_keeps_nothing_else_waiting(mount: Served) -> None:
+    """Twenty stalled reads: stat, listings and other reads go on."""
+    fds = [os.open(mount / "cold", os.O_RDONLY) for _ in range(20)]
+    gate = mount.fs.cold["read", "cold"] = threading.Event()
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda fd=fd: found.append(os.pread(fd, 8, 0))) for fd in fds]
+    for thread in threads:
+        thread.start()
+    assert os.stat(mount / "dir/sub/deep").st_size == 4
+    assert len(os.listdir(mount / "many")) == 3000
+    assert (mount / "big").read_bytes() == BIG
+    assert found == []
+    gate.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert found == [b"coldcold"] * 20
+    for fd in fds:
+        os.close(fd)
+
+
+def test_a_signal_does_not_fail_a_read(mount: Served) -> None:
+    """A process with a handler gets many signals while it waits, and then all of its bytes."""
+    gate = mount.fs.cold["read", "cold"] = threading.Event()
+    code = """
+import os, signal, sys
+got = []
+signal.signal(signal.SIGUSR1, lambda *_: got.append(1))
+fd = int(sys.argv[1])
+print("ready", flush=True)
+data = os.pread(fd, 4000, 0)
+print(len(data), len(got) > 0, flush=True)
+"""
+    fd = os.open(mount / "cold", os.O_RDONLY)
+    try:
+        process = subprocess.Popen([sys.executable, "-S", "-c", code, str(fd)], stdout=subprocess.PIPE, pass_fds=[fd])
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        _wait_for_call(mount, "read", "cold")
+        for _ in range(20):
+            process.send_signal(signal.SIGUSR1)
+        gate.set()
+        assert process.stdout.read() == b"4000 True\n"
+        assert process.wait(PATIENCE) == 0
+        process.stdout.close()
+    finally:
+        os.close(fd)
+
+
+def _wait_for_call(mount: Served, operation: str, path: str) -> None:
+    beat = threading.Event()
+    for _ in range(6000):
+        if any((o, p) == (operation, path) for o, p, _ in mount.fs.calls):
+            return
+        beat.wait(0.01)
+    raise AssertionError(f"{operation} of {path} never came")
+
+
+def test_a_killed_reader_dies_at_once(mount: Served) -> None:
+    """SIGKILL while its read is stalled: the process is gone, though the read never ends."""
+    gate = mount.fs.cold["read", "cold"] = threading.Event()
+    process = child("import os,sys; os.pread(os.open(sys.argv[1], os.O_RDONLY), 10, 0)", mount / "cold")
+    _wait_for_call(mount, "read", "cold")
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGKILL
+    assert not gate.is_set()
+
+
+def test_a_killed_lookup_ends_at_once(mount: Served) -> None:
+    """The kernel transport only: libfuse keeps INTERRUPT to itself."""
+    if mount.transport.name == "libfuse":
+        pytest.skip("not here: libfuse2 does not say who was interrupted")
+    gate = mount.fs.cold["lookup", "cold-dir"] = threading.Event()
+    process = child("import os,sys; os.stat(sys.argv[1])", mount / "cold-dir")
+    _wait_for_call(mount, "lookup", "cold-dir")
+    process.terminate()  # a fatal signal of any number ends it
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGTERM
+    assert not gate.is_set()
+
+
+# -- the end -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_serve_returns_after_an_unmount_from_outside(mount: Served) -> None:
+    """umount2, or fusermount3."""
+    mounting.unmount(str(mount.path), lazy=False)
+    mount.thread.join(PATIENCE)
+    assert not mount.thread.is_alive()
+    assert mount.failure is None
+    assert not mounting.is_mountpoint(str(mount.path))
+    assert os.listdir(mount.path) == []
+
+
+def test_stop_ends_it_from_another_thread(mount: Served) -> None:
+    """Nothing uses it: unmounted."""
+    mount.transport.stop()
+    mount.thread.join(PATIENCE)
+    assert not mount.thread.is_alive()
+    assert not mounting.is_mountpoint(str(mount.path))
+
+
+def test_stop_detaches_what_is_in_use(mount: Served) -> None:
+    """The name is gone at once; serve goes on until the last file is closed."""
+    fd = os.open(mount / "big", os.O_RDONLY)
+    mount.transport.stop()
+    assert not mounting.is_mountpoint(str(mount.path))
+    assert os.pread(fd, 10, 1 << 20) == BIG[1 << 20 : (1 << 20) + 10]
+    assert mount.thread.is_alive()
+    os.close(fd)
+    mount.thread.join(PATIENCE)
+    assert not mount.thread.is_alive()
+
+
+HOLDS = {
+    "cwd": "os.chdir(p)",
+    "fd": "f = open(p + '/file')",
+    "directory": "f = os.open(p, os.O_RDONLY)",
+    "mapping": "fd = os.open(p + '/big', os.O_RDONLY); m = mmap.mmap(fd, 0, prot=mmap.PROT_READ); os.close(fd)",
+}
+
+
+@pytest.mark.parametrize("how", HOLDS)
+def test_a_busy_mount_names_who_uses_it(mount: Served, how: str) -> None:
+    """EBUSY with the process's id, for each way to hold a mount; lazily it goes all the same."""
+    held = child(f"import mmap, os, sys; p = sys.argv[1]; {HOLDS[how]}; print('holding', flush=True); sys.stdin.read(1)", mount.path)
+    try:
+        assert held.stdout is not None
+        assert held.stdout.readline() == b"holding\n"
+        assert mounting.holders(str(mount.path)) == [held.pid]
+        with pytest.raises(MountError, match=f"is busy: in use by process {held.pid} ") as busy:
+            mounting.unmount(str(mount.path), lazy=False)
+        assert busy.value.errno == errno.EBUSY
+        mounting.unmount(str(mount.path), lazy=True)
+        assert not mounting.is_mountpoint(str(mount.path))
+    finally:
+        held.communicate(b"x", timeout=PATIENCE)
+
+
+def test_relative_and_symlinked_paths_are_unmounted(mount: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's path is found for them."""
+    (tmp_path / "alias").symlink_to(mount.path)
+    monkeypatch.chdir(tmp_path)
+    assert mounting.is_mountpoint("alias")
+    assert mounting.is_mountpoint("mount point/")
+    mounting.unmount("./alias", lazy=False)
+    assert not mounting.is_mountpoint("alias")
+
+
+def test_a_dead_mount_is_still_a_mount(mount: Served) -> None:
+    """Its connection is aborted: ENOTCONN for who asks it, but we know it and can end it."""
+    found = mounting.mount_at(str(mount.path))
+    assert found is not None
+    abort = Path(f"/sys/fs/fuse/connections/{found.dev.partition(':')[2]}/abort")
+    if not abort.exists():
+        pytest.skip("not here: fusectl is not mounted")
+    abort.write_text("1")
+    mount.thread.join(PATIENCE)
+    assert not mount.thread.is_alive()
+    if mounting.is_mountpoint(str(mount.path)):  # libfuse unmounts what it made when its loop ends
+        assert told(lambda: os.listdir(mount.path)) == "ENOTCONN"
+        mounting.unmount(str(mount.path), lazy=False)
+    assert not mounting.is_mountpoint(str(mount.path))

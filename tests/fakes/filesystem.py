@@ -1,0 +1,175 @@
+"""A file system in memory, with the interface of ``kitfs.fuse.filesystem.FileSystem``, for tests of the transports.
+
+``MemoryFileSystem({"a/b": b"bytes", "link": Link("a/b"), "empty": None})``: bytes are files, ``Link`` symlinks, None directories; parents
+are made. Paths are str or bytes. Faults and waits by path, changed at any time:
+
+    fs.cold[operation, path] = Event()     raises WouldBlock unless it may wait; then it waits for the event
+    fs.fails[operation, path] = error      raises the error, after the wait
+    fs.passing.add(path)                   a name that is not there *now*: its NoEntry is not final
+
+where the operation is lookup (of the path's last name), opendir or read.
+
+``fs.calls`` lists (operation, path, wait) of lookups, opens, releases, listings and reads; ``fs.open_handles`` is what was not released.
+Threading: any thread may call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kitfs.errors import WouldBlock
+from kitfs.fuse.values import Attr, DirEntry, Entry, Handle, Inode, NoEntry, StatFS
+
+MTIME = 1_700_000_000
+BATCH = 1000  # entries that one readdir gives at most
+PATIENCE = 60.0  # seconds that a cold call waits for its event before the test is called broken
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symlink's target."""
+
+    target: str
+
+
+Content = bytes | Link | None
+
+
+@dataclass
+class Node:
+    """One inode."""
+
+    number: int
+    path: bytes
+    content: Content
+    parent: int
+    children: dict[bytes, Node] = field(default_factory=dict)
+
+
+def _os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+class MemoryFileSystem:
+    """See the module."""
+
+    def __init__(self, files: Mapping[str | bytes, Content]) -> None:
+        self.root = Node(1, b"", None, 1)
+        self.nodes = {1: self.root}
+        for path, content in files.items():
+            self._add(os.fsencode(path), content)
+        self.cold: dict[tuple[str, str], threading.Event] = {}
+        self.fails: dict[tuple[str, str], Exception] = {}
+        self.passing: set[str] = set()
+        self.calls: list[tuple[str, str, bool]] = []
+        self.open_handles: dict[int, Node] = {}
+        self._next = 10
+        self._lock = threading.Lock()
+
+    def _add(self, path: bytes, content: Content) -> None:
+        node = self.root
+        names = path.split(b"/")
+        for depth, name in enumerate(names, 1):
+            if name not in node.children:
+                last = depth == len(names)
+                # High numbers, so that a transport that shortens inodes is found out.
+                made = Node((1 << 62) + len(self.nodes), b"/".join(names[:depth]), content if last else None, node.number)
+                node.children[name] = self.nodes[made.number] = made
+            node = node.children[name]
+
+    def _met(self, operation: str, path: bytes, wait: bool) -> None:
+        name = os.fsdecode(path)
+        self.calls.append((operation, name, wait))
+        gate = self.cold.get((operation, name))
+        if gate is not None and not gate.is_set():
+            if not wait:
+                raise WouldBlock
+            if not gate.wait(PATIENCE):
+                raise AssertionError(f"nobody let {operation} {name} go on")
+        if (operation, name) in self.fails:
+            raise self.fails[operation, name]
+
+    def _handle(self, node: Node) -> Handle:
+        with self._lock:
+            self._next += 1
+            self.open_handles[self._next] = node
+            return Handle(self._next)
+
+    def _attr(self, node: Node) -> Attr:
+        if node.content is None:
+            mode, size = stat.S_IFDIR | 0o755, 0
+        elif isinstance(node.content, Link):
+            mode, size = stat.S_IFLNK | 0o777, len(node.content.target)
+        else:
+            mode, size = stat.S_IFREG | 0o644, len(node.content)
+        return Attr(ino=node.number, size=size, mode=mode, nlink=1, uid=os.geteuid(), gid=os.getegid(), mtime=MTIME)
+
+    def lookup(self, parent: Inode, name: bytes, *, wait: bool = True) -> Entry:
+        node = self.nodes[parent]
+        if node.content is not None:
+            raise _os_error(errno.ENOTDIR)
+        if len(name) > 255:
+            raise _os_error(errno.ENAMETOOLONG)
+        path = node.path + b"/" + name if node.path else name
+        self._met("lookup", path, wait)
+        if name not in node.children:
+            raise NoEntry(final=os.fsdecode(path) not in self.passing)
+        child = node.children[name]
+        return Entry(Inode(child.number), self._attr(child))
+
+    def getattr(self, inode: Inode) -> Attr:
+        return self._attr(self.nodes[inode])
+
+    def readlink(self, inode: Inode) -> bytes:
+        content = self.nodes[inode].content
+        if not isinstance(content, Link):
+            raise _os_error(errno.EINVAL)
+        return os.fsencode(content.target)
+
+    def open(self, inode: Inode, flags: int) -> Handle:
+        node = self.nodes[inode]
+        self.calls.append(("open", os.fsdecode(node.path), False))
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise _os_error(errno.EROFS)
+        return self._handle(node)
+
+    def read(self, handle: Handle, offset: int, size: int, *, wait: bool = True) -> bytes:
+        node = self.open_handles[handle]
+        self._met("read", node.path, wait)
+        assert isinstance(node.content, bytes)
+        return node.content[offset : offset + size]
+
+    def release(self, handle: Handle) -> None:
+        node = self.open_handles.pop(handle)
+        self.calls.append(("release", os.fsdecode(node.path), False))
+
+    def opendir(self, inode: Inode, *, wait: bool = True) -> Handle:
+        node = self.nodes[inode]
+        if node.content is not None:
+            raise _os_error(errno.ENOTDIR)
+        self._met("opendir", node.path, wait)
+        return self._handle(node)
+
+    def readdir(self, handle: Handle, offset: int) -> Sequence[DirEntry]:
+        node = self.open_handles[handle]
+        listed = [(b".", node), (b"..", self.nodes[node.parent]), *node.children.items()]
+        return [DirEntry(name, Inode(n.number), self._attr(n), i) for i, (name, n) in enumerate(listed, 1)][offset : offset + BATCH]
+
+    def releasedir(self, handle: Handle) -> None:
+        del self.open_handles[handle]
+
+    def statfs(self, *, wait: bool = True) -> StatFS:
+        return StatFS(blocks=12345, files=len(self.nodes), block_size=4096, name_max=255)
+
+    def getxattr(self, inode: Inode, name: bytes) -> bytes:
+        if name == b"user.kitfs.path":
+            return self.nodes[inode].path
+        raise _os_error(errno.ENODATA)
+
+    def listxattr(self, inode: Inode) -> Sequence[bytes]:
+        return [b"user.kitfs.path"]

@@ -1,0 +1,144 @@
+"""The kernel's side of /dev/fuse on a socketpair, for tests of ``kitfs.fuse.session`` without a kernel.
+
+    with FuseWire() as wire:
+        wire.serve(session)                # runs session.run on a thread; the session reads wire.fd
+        wire.init()
+        reply = wire.call(LOOKUP, node=1, body=b"name\\0")
+
+Messages keep their borders (SOCK_SEQPACKET), as they do on /dev/fuse. The numbers and structs are written here once more, out of
+<linux/fuse.h>, so that they do not repeat a mistake of kitfs. ``send`` returns the request's unique, ``answer(unique)`` waits for its reply
+and keeps those of other requests. What a socketpair does not do: clone, EINVAL for a small read buffer, ENOENT for a late reply.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+LOOKUP, FORGET, GETATTR, SETATTR, READLINK, OPEN, READ, WRITE, STATFS = 1, 2, 3, 4, 5, 14, 15, 16, 17
+RELEASE, GETXATTR, LISTXATTR, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT = 18, 22, 23, 25, 26, 27, 28, 29, 36
+DESTROY, IOCTL, BATCH_FORGET, READDIRPLUS, LSEEK = 38, 39, 42, 44, 46
+EVERY_FLAG = 0x7FFFFFFF
+PATIENCE = 60.0  # seconds; a reply that takes longer is none
+
+
+class Answer(NamedTuple):
+    """A reply: positive errno, and the bytes behind the header."""
+
+    error: int
+    body: bytes
+
+
+class Runs(Protocol):
+    """A session."""
+
+    def run(self, ready: Callable[[], None]) -> None: ...
+
+
+class FuseWire:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._kernel, self._daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._kernel.settimeout(PATIENCE)
+        self.fd = self._daemon.fileno()
+        self.ready = threading.Event()
+        self.failure: BaseException | None = None
+        self._unique = 0
+        self._replies: dict[int, Answer] = {}
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> FuseWire:
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self.hang_up()
+        self._kernel.close()
+        self._daemon.close()
+
+    def serve(self, session: Runs) -> None:
+        """Run the session on a thread until ``hang_up``; what it raises is in ``failure``."""
+
+        def run() -> None:
+            try:
+                session.run(self.ready.set)
+            except BaseException as e:  # noqa: BLE001 - the test looks at it
+                self.failure = e
+
+        self._thread = threading.Thread(target=run, name="session")
+        self._thread.start()
+
+    def hang_up(self) -> None:
+        """What an unmount is to a session; returns when it has ended."""
+        try:
+            self._kernel.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.wait()
+
+    def wait(self) -> None:
+        """Until the session has ended."""
+        if self._thread is not None:
+            self._thread.join(PATIENCE)
+            assert not self._thread.is_alive(), "the session does not end"
+
+    def send_raw(self, data: bytes) -> None:
+        """One message as it is."""
+        self._kernel.send(data)
+
+    def send(self, opcode: int, *, node: int = 1, body: bytes = b"", pid: int = 0) -> int:
+        """One request; returns its unique."""
+        self._unique += 2  # the lowest bit is the INTERRUPTs'
+        self.send_raw(struct.pack("=IIQQIIIHH", 40 + len(body), opcode, self._unique, node, os.geteuid(), os.getegid(), pid, 0, 0) + body)
+        return self._unique
+
+    def interrupt(self, unique: int) -> None:
+        """INTERRUPT of a request."""
+        self.send_raw(struct.pack("=IIQQIIIHHQ", 48, INTERRUPT, unique | 1, 0, 0, 0, 0, 0, 0, unique))
+
+    def answer(self, unique: int) -> Answer:
+        """The reply to a request."""
+        while unique not in self._replies:
+            data = self._kernel.recv(1 << 20)
+            assert data, "the session hung up"
+            length, error, about = struct.unpack_from("=IiQ", data)
+            assert length == len(data), "a reply of another length than it says"
+            assert error <= 0
+            assert about not in self._replies, "a second reply"
+            self._replies[about] = Answer(-error, data[16:])
+        return self._replies.pop(unique)
+
+    def call(self, opcode: int, *, node: int = 1, body: bytes = b"", pid: int = 0) -> Answer:
+        """A request and its reply."""
+        return self.answer(self.send(opcode, node=node, body=body, pid=pid))
+
+    def init(self, *, major: int = 7, minor: int = 38, flags: int = EVERY_FLAG) -> Answer:
+        """INIT, as Linux 6.x sends it."""
+        return self.call(INIT, node=0, body=struct.pack("=IIIII44x", major, minor, 131072, flags, 0))
+
+    # -- operations, as a test says them ---------------------------------------------------------------------------------------------
+
+    def lookup(self, *names: bytes) -> int:
+        """The node id at the end of a path, which must be there."""
+        node = 1
+        for name in names:
+            answer = self.call(LOOKUP, node=node, body=name + b"\0")
+            assert answer.error == 0
+            node = struct.unpack_from("=Q", answer.body)[0]
+        return node
+
+    def open(self, node: int, *, opcode: int = OPEN) -> tuple[int, int]:
+        """(handle, flags of the reply)."""
+        answer = self.call(opcode, node=node, body=struct.pack("=II", os.O_RDONLY, 0))
+        assert answer.error == 0
+        handle, flags, _ = struct.unpack("=QIi", answer.body)
+        return handle, flags
+
+    @staticmethod
+    def read_body(handle: int, offset: int, size: int) -> bytes:
+        """fuse_read_in."""
+        return struct.pack("=QQIIQII", handle, offset, size, 0, 0, 0, 0)
