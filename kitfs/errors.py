@@ -163,5 +163,5 @@ class MountError(KitfsError):
         self.errno = errno
 
 
-class WouldBlock(Exception):  # noqa: N818 - an answer, not an error: it never reaches a user
+class WouldBlock(Exception):
     """The answer needs the network or a decoder, and the caller said ``wait=False``."""

@@ -111,6 +111,8 @@ def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
 
 def read_capped(response: httpx.Response, limit: int = MAX_ERROR_BODY) -> bytes:
     """A body, no more of it than ``limit`` bytes, and close it. One byte more is kept, so that the caller can see that there was more."""
+    if response.is_stream_consumed:
+        return response.content  # the auth flow has read it already
     body = bytearray()
     try:
         for piece in response.iter_raw(64 << 10):
