@@ -21,6 +21,7 @@ from tests.registry_process import RegistryProcess, Relay
 pytestmark = [pytest.mark.mount, pytest.mark.interop]
 KiB, MiB = 1 << 10, 1 << 20
 CHUNK = 32 * KiB
+REFUSED_WITHIN = 7.0  # seconds: 5 for a refused connection, and what it takes to start a process on a busy machine
 WINDOW = 4 * MiB  # the most that one request asks for
 READ = "import hashlib,sys; print(hashlib.file_digest(open(sys.argv[1], 'rb'), 'sha256').hexdigest())"
 READ_AT = """
@@ -186,7 +187,7 @@ def test_a_byte_that_was_never_fetched_gives_eio_in_time(host: Host, half_cached
     """With the registry stopped a cold byte is EIO, not a hang, and the log names the registry that was asked."""
     ref, _, weights = half_cached
     mount = host.mount(ref, "--read-timeout", "3")
-    assert read_at(mount / "m/w.bin", len(weights) - 4096) == "EIO"
+    assert read_at(mount / "m/w.bin", len(weights) - 4096, seconds=REFUSED_WITHIN) == "EIO"
     assert read_at(mount / "m/w.bin", 0) == "read 4096"
     assert ref.partition("/")[0] in mount.log_text()
     assert host.status(mount)["errors"] > 0
@@ -199,8 +200,8 @@ def test_a_registry_that_stalls_gives_eio_in_time_and_is_read_when_it_is_back(ow
     own_registry.push(build([part("model", "w.bin", weights, format="raw")]), "offline/stall")
     with Relay(own_registry.port) as relay:
         mount = host.mount(f"{relay.host}/offline/stall:v1", "--read-timeout", "2")
-        relay.hold(after=100 * KiB)
-        assert read_at(mount / "w.bin", 3 * MiB, seconds=60) in ("EIO", "read 4096")
+        relay.hold(after=1000)  # an answer's headers, and a little of its body
+        assert read_at(mount / "w.bin", 3 * MiB, seconds=60) == "EIO"
         assert read_at(mount / "w.bin", 2 * MiB, seconds=60) == "EIO"
         assert sorted(os.listdir(mount.path)) == ["Kitfile", "w.bin"]  # what needs no network does not wait
         relay.release()
@@ -213,7 +214,7 @@ def test_a_registry_that_comes_back_is_read_again(own_registry: RegistryProcess,
     weights = random.Random(8).randbytes(2 * MiB)
     mount = host.mount(own_registry.push(build([part("model", "w.bin", weights, format="raw")]), "offline/back"), "--read-timeout", "2")
     own_registry.stop()
-    assert read_at(mount / "w.bin", 0, seconds=60) == "EIO"
+    assert read_at(mount / "w.bin", 0, seconds=REFUSED_WITHIN) == "EIO"
     own_registry.start()
     wait_until(lambda: read_at(mount / "w.bin", 0) == "read 4096", "never read again", seconds=60)
     assert digest_by(reader(mount / "w.bin")) == hashlib.sha256(weights).hexdigest()
@@ -256,7 +257,7 @@ def test_a_bit_flipped_in_the_store_is_found_before_the_layer_is_called_verified
 
     wait_until(found, "the flipped bit was never found", seconds=60)
     assert b"verified" not in states
-    assert host.status(mount)["errors"] > 0
+    assert host.status(mount)["integrity_failures"] == 1
     host.umount(mount)
     again = host.mount(ref)
     assert (again / "w.bin").read_bytes() == weights
@@ -271,7 +272,7 @@ def test_a_layer_that_lies_is_never_verified(own_registry: RegistryProcess, host
     mount = host.mount(ref)
     with reader(mount / "w.bin") as process:
         process.communicate(timeout=60)
-    wait_until(lambda: host.status(mount)["errors"] > 0, "the lie was never counted", seconds=30)
+    wait_until(lambda: host.status(mount)["integrity_failures"] > 0, "the lie was never counted", seconds=30)
     assert os.getxattr(mount / "w.bin", "user.kitfs.state") != b"verified"
 
 
