@@ -27,7 +27,7 @@ from kitfs.metrics import Counters
 from kitfs.oci.filters import Filter, for_parent, selects, selects_kitfile
 from kitfs.oci.kitfile import Kitfile
 from kitfs.oci.manifest import Descriptor, Manifest
-from kitfs.oci.match import FileMetadata, LayerEntry, kit_layers, kitfile_of
+from kitfs.oci.match import FileMetadata, LayerEntry, has_kitfile, kit_layers, kitfile_of
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.registry.client import ClientOptions, RegistryClient
 from kitfs.registry.credentials import Credentials
@@ -263,7 +263,8 @@ def related(a: str, b: str) -> bool:
 class Kit:
     """An opened kit. ``layers`` are in the order in which they are laid over each other, parents' first.
 
-    ``kitfile_bytes`` is the Kitfile as ``kit unpack`` would write it, None when a filter leaves it out.
+    ``kitfile_bytes`` is the Kitfile as ``kit unpack`` would write it, None when a filter leaves it out or the kit has none (a ModelPack
+    that KitOps did not pack); ``kitfile`` is then made from the layers' paths.
     """
 
     reference: Reference | LayoutReference
@@ -316,11 +317,10 @@ class Resolver:
 
     def _open(self, reference: Reference | LayoutReference, filters: tuple[Filter, ...], remote: bool, chain: tuple[str, ...]) -> Kit:
         chain = (*chain, str(reference))
-        shown = "=>".join(chain)
         if len(set(chain)) < len(chain):
-            raise ManifestError(f"found cycle in modelkit references: [{shown}]")
+            raise ManifestError(f"found cycle in modelkit references: [{'=>'.join(chain)}]")
         if len(chain) > MAX_CHAIN + 1:
-            raise ManifestError(f"reached maximum number of model references: [{shown}]")
+            raise ManifestError(f"reached maximum number of model references: [{'=>'.join(chain)}]")
         origin = self._origin_of(reference)
         digest, data = self._manifest(reference, origin, remote)
         manifest = self._parse(Manifest.parse, data, reference)
@@ -336,8 +336,8 @@ class Resolver:
         parent_filters = for_parent(filters)
         if kitfile.parent is not None and parent_filters is not None:
             inherited = self._open(kitfile.parent.or_latest(), tuple(parent_filters), remote, chain).layers
-        shows_kitfile = not filters or selects_kitfile(filters)
-        return Kit(reference, digest, manifest, kitfile, kitfile.to_yaml().encode() if shows_kitfile else None, inherited + own)
+        shown = kitfile.to_yaml().encode() if selects_kitfile(filters) and has_kitfile(manifest) else None
+        return Kit(reference, digest, manifest, kitfile, shown, inherited + own)
 
     @staticmethod
     def _parse(parse: Callable[[bytes], Any], data: bytes, reference: Reference | LayoutReference) -> Any:

@@ -104,6 +104,11 @@ def _annotation(annotations: Mapping[str, str], names: Iterable[str]) -> str | N
     return next((annotations[n] for n in names if annotations.get(n)), None)
 
 
+def has_kitfile(manifest: Manifest) -> bool:
+    """Whether a Kitfile was packed: in the config of a ModelKit, in the annotation that KitOps leaves on a ModelPack."""
+    return manifest.flavor == "modelkit" or bool(manifest.annotations.get(KITFILE_ANNOTATION))
+
+
 def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
     """The Kitfile of a kit: its config, the annotation that KitOps leaves on a ModelPack, or one made from the layers' paths.
 
@@ -111,9 +116,8 @@ def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
     """
     if manifest.flavor == "modelkit":
         return Kitfile.from_json(config)
-    kept = manifest.annotations.get(KITFILE_ANNOTATION)
-    if kept:
-        return Kitfile.from_json(kept.encode("utf-8", "replace"))
+    if has_kitfile(manifest):
+        return Kitfile.from_json(manifest.annotations[KITFILE_ANNOTATION].encode("utf-8", "replace"))
     return _generated(manifest, _descriptor_of(config))
 
 

@@ -96,7 +96,7 @@ def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
             "MANIFEST_UNKNOWN": "there is no such tag or digest",
             "BLOB_UNKNOWN": "there is no such blob",
         }
-        return NotFound(f"{what}: {host}: {names.get(code, 'not found')}{detail if code not in names else ''}")
+        return NotFound(f"{what}: {host}: not found{': ' + names[code] if code in names else detail}")
     if status in (401, 403):
         hint = "no credentials that it accepts, or no such repository" if status == 401 else "not allowed, or no such repository"
         return Unauthorized(f"{what}: {host} answers {status}: {hint}{detail}; log in with kit login {host}", status=status, code=code, url=url)

@@ -104,6 +104,8 @@ class Blob:
                 passed=home.passed,
                 hasher=hashlib.sha256,
                 finished=self._finished,
+                landed=self._after_fetch,
+                learn_size=self._learn_size,
             )
         if not self.sealed and self.complete:
             self._home.later(self._verify_later)
@@ -193,7 +195,6 @@ class Blob:
         if known is None and self._fetcher.size is not None:
             self._size = self._fetcher.size
             return self.pread(offset, size, wait=wait) if not passed else self._gathered(offset, min(size, self._size - offset), passed)
-        self._after_fetch()
         return self._gathered(offset, size, passed) if passed else self._stored(offset, size)
 
     def _wrong_origin(self) -> IntegrityError:
@@ -201,6 +202,9 @@ class Blob:
 
     def _stored(self, offset: int, size: int) -> bytes:
         data = self._body.pread(offset, size)
+        if len(data) < size and self._size is None:
+            self._size = self._learn_size()  # the last chunk was marked by another process, which wrote the size before
+            size = size if self._size is None else max(0, min(size, self._size - offset))
         if len(data) < size:
             self._fail(IntegrityError(f"{self}: the store's file is shorter than what it was marked to hold"))
             raise self.failure or StoreError("closed")
@@ -303,10 +307,13 @@ class Blob:
         self._home.wrote(size)
 
     def _after_fetch(self) -> None:
+        """After every flight: what was fetched is to survive a reboot, and what is complete is to be verified."""
+        if self._closed:
+            return
         if self._unsynced > SYNC_EVERY:
             self._unsynced = 0
             self._home.later(self._save)
-        if not self.sealed and self._present.has(0, 0) and self.complete:
+        if not self.sealed and self.complete:
             self._home.later(self._verify_later)
 
     def _finished(self, size: int, sha256: str) -> None:
@@ -319,8 +326,16 @@ class Blob:
                 self._home.log.warning("%s: its size cannot be kept: %s", self, e)
             self._meta = meta
         self._size = size
-        if self.complete:
-            self._home.later(self._verify_later)
+
+    def _learn_size(self) -> int | None:
+        """The size that another process has found since this one opened the blob."""
+        try:
+            with open(os.path.join(self._directory, "meta.json"), "rb") as f:
+                self._meta = json.load(f)
+        except (OSError, ValueError):
+            return None
+        size = self._meta.get("size")
+        return size if isinstance(size, int) else None
 
     def _save(self) -> None:
         """Make what was fetched survive a reboot."""

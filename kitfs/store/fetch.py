@@ -53,7 +53,8 @@ class Fetcher:
     """Fills one blob.
 
     ``room`` says whether the store takes more bytes (it may evict to make it so); ``wrote`` is told how many were stored, ``passed``
-    how many were not. ``finished`` is called with (size, digest of the stream) when an unranged source has come to its end.
+    how many were not. ``finished`` is called with (size, digest of the stream) when an unranged source has come to its end, before its last
+    chunk is marked; ``landed`` after every flight. ``learn_size`` gives a size that another process has found.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class Fetcher:
         passed: Callable[[int], None],
         hasher: Callable[[], Any],
         finished: Callable[[int, str], None],
+        landed: Callable[[], None],
+        learn_size: Callable[[], int | None],
     ) -> None:
         self._source = source
         self._body = body
@@ -82,6 +85,8 @@ class Fetcher:
         self._passed = passed
         self._hasher = hasher
         self._finished = finished
+        self._landed = landed
+        self._learn_size = learn_size
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
         self._streams = Streams()
@@ -206,6 +211,7 @@ class Fetcher:
                     del self._flights[chunk]
                 flight.done = True
                 self._arrived.notify_all()
+            self._landed()
 
     def _take(self, first: Piece | None, pieces: Pieces, start: int, stop: int) -> bool:
         """Store the pieces of a range; whether they covered it."""
@@ -276,6 +282,10 @@ class Fetcher:
                     self._arrived.wait(POLL)
                     if self._closed or not self._wanted():
                         return
+            if self.size is None:
+                self.size = self._learn_size()
+            if pieces is None and not self._wanted():
+                return
             sink = _Sink(self, 0)
             hasher = self._hasher()
             with closing(pieces or self._source.read_range(0, None)) as stream:
@@ -292,9 +302,9 @@ class Fetcher:
                         locked = self._present.try_lock_stream()
             if self.size is not None and sink.at != self.size:
                 raise IntegrityError(f"{self._name} has {sink.at} bytes, not {self.size}")
-            sink.end()
             self._finished(sink.at, hasher.hexdigest())
             self.size = sink.at
+            sink.end()
         except Exception as e:
             flight.error = e if isinstance(e, KitfsError) else StoreError(f"{self._name}: {type(e).__name__}: {e}")
             if not isinstance(e, (KitfsError, OSError)):
@@ -306,6 +316,7 @@ class Fetcher:
                 flight.done = True
                 self._stream = None
                 self._arrived.notify_all()
+            self._landed()
 
     def _rest(self, sink: _Sink) -> bool:
         """Wait until somebody wants more than the stream has given; False when the blob was closed instead."""
@@ -316,10 +327,8 @@ class Fetcher:
 
     def _wanted(self) -> bool:
         """Whether a chunk that somebody asked the stream for is still missing. Call with the lock."""
-        return self._demand > 0 and self._present.first_missing(0, self._demand - 1) is not None and self._still_open()
-
-    def _still_open(self) -> bool:
-        return self.size is None or self._present.first_missing(0, max(0, (self.size - 1) // self._chunk)) is not None
+        wanted = self._demand if self.size is None else min(self._demand, -(-self.size // self._chunk))
+        return wanted > 0 and self._present.first_missing(0, wanted - 1) is not None
 
     def store(self, first: int, data: bytes | bytearray | memoryview) -> None:
         """Write whole chunks (the last one of the blob may be short) and mark them; hand them over when the store is full."""
