@@ -42,13 +42,19 @@ WORDS: Final[Mapping[str, Any]] = {
 }
 
 
+class _Loader(yaml.BaseLoader):
+    """Leaves scalars that have no tag without one, so that ``!!str 1`` can be told from ``1``."""
+
+    DEFAULT_SCALAR_TAG = ""  # type: ignore[misc]  # the stubs call final what PyYAML reads from the class
+
+
 def parse(data: bytes) -> yaml.Node | None:
     """The document as PyYAML nodes, None when it is empty. Raises KitfileError."""
     if len(data) > MAX_BYTES:
         raise KitfileError(f"a YAML text of {len(data)} bytes: more than {MAX_BYTES} is no Kitfile")
     try:
         text = data.decode("utf-8-sig")
-        loader = yaml.BaseLoader(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
         finally:
@@ -152,7 +158,7 @@ def _key(node: yaml.Node) -> Any:
 def scalar(node: yaml.Node) -> Any:
     """A scalar, resolved as yaml.v3's resolve.go does."""
     text = str(node.value)
-    tag = node.tag.removeprefix(PREFIX) if node.tag != f"{PREFIX}str" else ""
+    tag = node.tag.removeprefix(PREFIX)
     if tag in ("str", "!") or (not tag and getattr(node, "style", None) is not None):
         return text
     value = resolve(text)
@@ -174,7 +180,7 @@ def resolve(text: str) -> Any:
     number = _integer(digits)
     if number is not None:
         return number
-    if FLOAT.fullmatch(digits):
+    if FLOAT.fullmatch(text if text[0] == "." else digits):
         return float(digits)
     return text
 
@@ -228,6 +234,7 @@ class _Emitter(yaml.emitter.Emitter):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream, indent=2, width=1 << 30, allow_unicode=True)
+        self._hints = ""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
@@ -235,7 +242,21 @@ class _Emitter(yaml.emitter.Emitter):
     def analyze_scalar(self, scalar: str) -> Any:
         analysis = super().analyze_scalar(scalar.replace("\t", "x") if "\t" in scalar and "\n" in scalar else scalar)
         analysis.scalar = scalar
+        if any(c > "\uffff" for c in scalar):  # yaml.v3 takes nothing beyond the basic plane for printable
+            analysis.allow_flow_plain = analysis.allow_block_plain = analysis.allow_single_quoted = analysis.allow_block = False
         return analysis
+
+    def check_simple_key(self) -> bool:
+        empty = isinstance(self.event, yaml.ScalarEvent) and not self.event.value
+        return empty or bool(super().check_simple_key())
+
+    def write_literal(self, text: str) -> None:
+        self._hints = super().determine_block_hints(text)
+        super().write_literal(text.removeprefix("\n"))  # yaml.v3 loses a first empty line
+        self.open_ended = False
+
+    def determine_block_hints(self, text: str) -> str:
+        return self._hints
 
 
 def dump(value: Mapping[str, Any]) -> str:

@@ -1,0 +1,91 @@
+"""Digests and references: kit's rules (KITOPS §6), and layouts on disk."""
+
+from __future__ import annotations
+
+import pytest
+
+from kitfs.errors import InvalidReference
+from kitfs.oci.names import Digest, LayoutReference, Reference, parse_any
+
+SHA = "sha256:" + "0a" * 32
+
+
+@pytest.mark.parametrize(
+    ("text", "registry", "repository", "tag", "digest"),
+    [
+        ("registry.example.com/team/kit:v1", "registry.example.com", "team/kit", "v1", None),
+        ("127.0.0.1:5000/kit:v1", "127.0.0.1:5000", "kit", "v1", None),
+        ("host:5000/a/b/c", "host:5000", "a/b/c", None, None),
+        ("[::1]:5000/a:b", "[::1]:5000", "a", "b", None),
+        ("plain/kit:v1", "localhost", "plain/kit", "v1", None),
+        ("localhost/kit:v1", "localhost", "localhost/kit", "v1", None),
+        ("kit", "localhost", "kit", None, None),
+        (f"r.io/a:v1@{SHA}", "r.io", "a", None, SHA),
+        (f"r.io/a@{SHA}", "r.io", "a", None, SHA),
+        (SHA, "localhost", "_", None, SHA),
+    ],
+)
+def test_references(text: str, registry: str, repository: str, tag: str | None, digest: str | None) -> None:
+    """The first component is the registry if it has a dot or a colon; a digest drops the tag; a digest alone is an unnamed kit."""
+    assert Reference.parse(text) == Reference(registry, repository, tag, None if digest is None else Digest(digest))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("r.io/Upper:v1", "repository (Upper) name must be lowercase"),
+        ("r.io/-kit:v1", "repository (-kit) must start and end with a letter or number"),
+        ("r.io/", "names no repository"),
+        ("", "names no repository"),
+        ("r.io/a:b:c", "invalid tag 'b:c'"),
+        ("r.io/a:" + "t" * 129, "invalid tag"),
+        ("r.io/a@sha256:abc", "is not a digest"),
+        ("r.io/a//b:v1", "invalid repository"),
+        ("r.io/a:v1,v2", "only one tag"),
+        ("bad_host.x/a:v1", "invalid registry"),
+        ("r.io/a b:v1", "invalid repository"),
+        ("oci::v1", "no path"),
+    ],
+)
+def test_wrong_references(text: str, told: str) -> None:
+    """What is wrong is said in one line, in kit's words where kit has some."""
+    with pytest.raises(InvalidReference) as e:
+        parse_any(text)
+    assert told in str(e.value)
+
+
+def test_several_tags() -> None:
+    """repo:t1,t2 names two tags where that is allowed."""
+    assert Reference.parse("r.io/a:t1,t2,t3", multiple_tags=True) == Reference("r.io", "a", "t1", None, ("t2", "t3"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("kit:v1", "kit:v1"), ("localhost/kit:v1", "localhost/kit:v1"), ("r.io/a:b", "r.io/a:b"), (SHA, SHA), ("a/b", "a/b")]
+)
+def test_display(text: str, shown: str) -> None:
+    """The registry that stands for none is not shown."""
+    assert Reference.parse(text).display == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("oci:/srv/kit", LayoutReference("oci", "/srv/kit")),
+        ("oci:/srv/kit:v1", LayoutReference("oci", "/srv/kit", "v1")),
+        ("oci-archive:a b.tar:v1.2", LayoutReference("oci-archive", "a b.tar", "v1.2")),
+        ("oci:dir:", LayoutReference("oci", "dir")),
+        ("oci:/a:b/c", LayoutReference("oci", "/a:b/c")),
+        (f"oci:dir@{SHA}", LayoutReference("oci", "dir", digest=Digest(SHA))),
+    ],
+)
+def test_layouts(text: str, reference: LayoutReference) -> None:
+    """A tag stands behind the last colon that no slash follows; the text comes back."""
+    assert parse_any(text) == reference
+    assert str(reference) == text.removesuffix(":")
+
+
+@pytest.mark.parametrize("text", ["sha256:" + "A" * 64, "sha256:" + "a" * 63, "md5:" + "a" * 32, "sha512:" + "a" * 64, None, 7, ""])
+def test_wrong_digests(text: object) -> None:
+    """Only lower-case sha256 and sha512 of the right length are digests."""
+    with pytest.raises(InvalidReference):
+        Digest.parse(text)
