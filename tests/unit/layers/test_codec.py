@@ -1,0 +1,89 @@
+"""gzip and zstd streams: many members and frames, cut ends, bombs."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from collections.abc import Iterator
+
+import pytest
+import zstandard
+
+from kitfs.errors import LayerError, UnsupportedLayer
+from kitfs.layers.codec import PIECE, DecodedSource, decode
+
+DATA = random.Random(1).randbytes(300_000) + bytes(5_000_000) + b"tail"
+SKIPPABLE = b"\x50\x2a\x4d\x18\x05\0\0\0hello"
+
+
+def pieces(data: bytes, size: int) -> Iterator[bytes]:
+    return (data[i : i + size] for i in range(0, len(data), size))
+
+
+def zstd(data: bytes, **options: bool) -> bytes:
+    return zstandard.ZstdCompressor(**options).compress(data)
+
+
+@pytest.mark.parametrize("size", [7, 1000, 65_536, 1 << 22])
+def test_gzip_members(size: int) -> None:
+    """Members follow each other as one stream, however it is cut into pieces; zeros may follow."""
+    short = DATA if size > 7 else DATA[:2000]
+    stream = gzip.compress(short) + gzip.compress(b"") + gzip.compress(b"end") + bytes(700)
+    assert b"".join(decode(pieces(stream, size), "gzip")) == short + b"end"
+
+
+@pytest.mark.parametrize("size", [1, 1000, 65_536, 1 << 22])
+def test_zstd_frames(size: int) -> None:
+    """Frames follow each other, with and without checksum and size, skippable ones between them."""
+    short = DATA if size > 1 else DATA[:2000]
+    stream = zstd(short) + SKIPPABLE + zstd(b"end", write_checksum=True, write_content_size=False) + zstd(b"")
+    assert b"".join(decode(pieces(stream, size), "zstd")) == short + b"end"
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_cut_anywhere_is_an_error(compression: str) -> None:
+    """A stream that ends too early never looks whole."""
+    whole = gzip.compress(DATA[:5000]) if compression == "gzip" else zstd(DATA[:5000], write_checksum=True)
+    for cut in [*range(40), *range(len(whole) - 30, len(whole))]:
+        with pytest.raises(LayerError):
+            list(decode([whole[:cut]], compression))
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_garbage_is_an_error(compression: str) -> None:
+    """What is no such stream, or continues with something else, is a LayerError."""
+    good = gzip.compress(DATA[:999]) if compression == "gzip" else zstd(DATA[:999], write_checksum=True)
+    flipped = good[:500] + bytes([good[500] ^ 1]) + good[501:]
+    for bad in (b"hello world, this is text", good + b"garbage that follows", flipped):
+        with pytest.raises(LayerError):
+            list(decode([bad], compression))
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_bomb_comes_in_bounded_pieces(compression: str) -> None:
+    """A stream that grows a thousandfold comes in pieces of at most PIECE bytes."""
+    data = bytes(64 << 20)
+    stream = gzip.compress(data) if compression == "gzip" else zstd(data)
+    total = 0
+    for piece in decode([stream], compression):
+        assert len(piece) <= PIECE
+        total += len(piece)
+    assert total == len(data)
+
+
+def test_unknown_compression() -> None:
+    """Another compression is refused by name."""
+    with pytest.raises(UnsupportedLayer, match="'lz4'"):
+        decode([], "lz4")
+
+
+def test_decoded_source_knows_its_size_at_the_end() -> None:
+    """A decoder is a source without ranges, whose size is known once its end was seen."""
+    source = DecodedSource(lambda: [gzip.compress(DATA)], "gzip")
+    assert (source.size, source.ranged) == (None, False)
+    at = 0
+    for offset, view in source.read_range(5, 7):
+        assert offset == at
+        assert DATA[at : at + len(view)] == view
+        at += len(view)
+    assert source.size == at == len(DATA)

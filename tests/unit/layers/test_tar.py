@@ -1,0 +1,270 @@
+"""Tar indexes against the tools that write tars: GNU tar, bsdtar, Python's tarfile."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import LayerError
+from kitfs.layers.index import LayerIndex, Member
+from kitfs.layers.read import read_member
+from kitfs.layers.tar import first_path, index_tar
+
+
+class Bytes:
+    """Bytes as a reader; counts its reads."""
+
+    def __init__(self, data: bytes, *, sized: bool = True) -> None:
+        self._data = data
+        self.size = len(data) if sized else None
+        self.reads: list[tuple[int, int]] = []
+
+    def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes:
+        self.reads.append((offset, size))
+        return self._data[offset : offset + size]
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def shown(data: bytes) -> dict[str, tuple[object, ...]]:
+    """What an index makes of a tar: path → (kind, mode, size, sha256 or target)."""
+    index = index_tar(Bytes(data))
+    assert index.skipped == ()
+    return {p: _shown(data, m) for p, m in index.members.items()}
+
+
+def _shown(data: bytes, m: Member) -> tuple[object, ...]:
+    if m.kind == "file":
+        return "file", m.mode, m.size, sha(read_member(Bytes(data), m, 0, m.size))
+    return (m.kind, m.target) if m.kind == "symlink" else (m.kind, m.mode)
+
+
+def on_disk(root: Path) -> dict[str, tuple[object, ...]]:
+    """The same of a directory, by lstat."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in root.rglob("*"):
+        info = path.lstat()
+        name = str(path.relative_to(root))
+        if stat.S_ISLNK(info.st_mode):
+            found[name] = ("symlink", os.readlink(path))
+        elif stat.S_ISDIR(info.st_mode):
+            found[name] = ("dir", info.st_mode & 0o777)
+        else:
+            found[name] = ("file", info.st_mode & 0o777, info.st_size, sha(path.read_bytes()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files, links, long and odd names, modes, and holes."""
+    root = tmp_path_factory.mktemp("tree")
+    (root / "m/sub/empty").mkdir(parents=True)
+    (root / "m/a").write_bytes(b"hello")
+    os.link(root / "m/a", root / "m/hard")
+    (root / "m/soft").symlink_to("a")
+    (root / "m/dangling").symlink_to("../" + "x" * 150)
+    (root / "m" / ("n" * 150)).write_bytes(b"long" * 1000)
+    (root / "m" / ("d" * 90) / ("e" * 90)).mkdir(parents=True)
+    (root / "m" / ("d" * 90) / ("e" * 90) / "deep").write_bytes(b"deep")
+    (root / "m/été 日本語 🧪").write_bytes("é".encode())
+    (root / "m/run").write_bytes(b"#!/bin/sh\n")
+    (root / "m/run").chmod(0o750)
+    (root / "m/sub").chmod(0o700)
+    with (root / "m/holes").open("wb") as f:
+        for i in range(60):
+            f.seek(i * 100_000)
+            f.write(b"%d" % i * 500)
+        f.truncate(9_000_000)
+    with (root / "m/all-hole").open("wb") as f:
+        f.truncate(1 << 20)
+    return root
+
+
+GNU = [
+    ["--format=gnu"], ["--format=oldgnu"], ["--format=posix"], ["--format=gnu", "-S"], ["--format=oldgnu", "-S"],
+    ["--format=posix", "-S", "--sparse-version=0.0"], ["--format=posix", "-S", "--sparse-version=0.1"],
+    ["--format=posix", "-S", "--sparse-version=1.0"], ["--format=posix", "-b", "1"], ["--format=posix", "-b", "512"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", GNU, ids=" ".join)
+def test_gnu_tar(tree: Path, options: list[str]) -> None:
+    """Every format and sparse version of GNU tar shows what it packed."""
+    data = subprocess.run(["tar", *options, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True).stdout
+    assert shown(data) == on_disk(tree)
+
+
+@pytest.mark.skipif(shutil.which("bsdtar") is None, reason="needs bsdtar (package libarchive-tools)")
+@pytest.mark.parametrize("form", ["pax", "gnutar"])
+def test_bsdtar(tree: Path, form: str) -> None:
+    """bsdtar's pax (sparse too) and GNU formats show what it packed."""
+    data = subprocess.run(["bsdtar", "--format", form, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True).stdout
+    assert shown(data) == on_disk(tree)
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_tarfile(tree: Path, form: int) -> None:
+    """Python's tarfile, with a pax global header."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form, pax_headers={"comment": "global"} if form == tarfile.PAX_FORMAT else None) as archive:
+        archive.add(tree / "m", "m")
+    assert shown(out.getvalue()) == on_disk(tree)
+
+
+@pytest.mark.parametrize("tool", ["v7", "ustar"])
+def test_old_formats(tmp_path: Path, tool: str) -> None:
+    """v7 and ustar, in which directories may be told by a slash and names split."""
+    (tmp_path / "m/d").mkdir(parents=True)
+    (tmp_path / "m/d/f").write_bytes(b"x" * 513)
+    data = subprocess.run(["tar", f"--format={tool}", "-cf", "-", "m"], cwd=tmp_path, check=True, capture_output=True).stdout
+    assert shown(data) == on_disk(tmp_path)
+
+
+def test_hard_links_share_an_identity(tree: Path) -> None:
+    """A hard link is the file it links to, and says whose name came first."""
+    data = subprocess.run(["tar", "-cf", "-", "m/a", "m/hard"], cwd=tree, check=True, capture_output=True).stdout
+    index = index_tar(Bytes(data))
+    assert index.members["m/hard"].link == "m/a"
+    assert index.members["m/hard"].extents == index.members["m/a"].extents
+
+
+def entry(name: str, data: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info, data
+
+
+def tar(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for info, data in entries:
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def test_what_leaves_the_root_is_left_out() -> None:
+    """Absolute names, "..", links to outside or nothing, devices, fifos and long components are skipped with a reason each."""
+    data = tar(
+        entry("good", b"1"),
+        entry("/abs", b"2"),
+        entry("a/../../up", b"3"),
+        entry("hard-out", type=tarfile.LNKTYPE, linkname="../x"),
+        entry("hard-abs", type=tarfile.LNKTYPE, linkname="/etc/passwd"),
+        entry("hard-none", type=tarfile.LNKTYPE, linkname="nothing"),
+        entry("null", type=tarfile.CHRTYPE),
+        entry("disk", type=tarfile.BLKTYPE),
+        entry("pipe", type=tarfile.FIFOTYPE),
+        entry("c" * 256, b"4"),
+        entry("soft", type=tarfile.SYMTYPE, linkname="/anywhere"),
+        entry("last", b"5"),
+    )
+    index = index_tar(Bytes(data))
+    assert list(index.members) == ["good", "soft", "last"]
+    assert [s.name for s in index.skipped] == ["/abs", "a/../../up", "hard-out", "hard-abs", "hard-none", "null", "disk", "pipe", "c" * 256]
+    assert all(s.reason for s in index.skipped)
+
+
+def test_names_that_come_twice() -> None:
+    """The later file wins, the first directory's mode stands, a file and a directory of one name: the earlier stands."""
+    data = tar(
+        entry("f", b"old"),
+        entry("f", b"new", mode=0o600),
+        entry("d", type=tarfile.DIRTYPE, mode=0o700),
+        entry("d", type=tarfile.DIRTYPE, mode=0o755),
+        entry("f/below", b"x"),
+        entry("d", b"file"),
+        entry("f", type=tarfile.DIRTYPE),
+        entry("s", type=tarfile.SYMTYPE, linkname="d"),
+        entry("s/below", b"x"),
+        entry("implied/later/file", b"y"),
+        entry("implied", type=tarfile.DIRTYPE, mode=0o711),
+    )
+    index = index_tar(Bytes(data))
+    assert {p: (m.kind, m.mode) for p, m in index.members.items()} == {
+        "f": ("file", 0o600), "d": ("dir", 0o700), "s": ("symlink", 0o777), "implied/later/file": ("file", 0o644), "implied": ("dir", 0o711),
+    }  # fmt: skip
+    assert read_member(Bytes(data), index.members["f"], 0, 9) == b"new"
+    assert [s.name for s in index.skipped] == ["f/below", "d", "f/", "s/below"]
+    later = index.get("implied/later")
+    assert later is not None
+    assert (later.kind, later.mode, index.explicit("implied/later")) == ("dir", 0o755, False)
+    assert list(index.children("")) == ["f", "d", "s", "implied"]
+
+
+def test_setuid_is_masked_and_dots_are_cleaned() -> None:
+    """Special bits go; "./", "//" and "." in names do not count."""
+    index = index_tar(Bytes(tar(entry("./", type=tarfile.DIRTYPE), entry("./a//b/./c", b"", mode=0o6755))))
+    assert {p: m.mode for p, m in index.members.items()} == {"a/b/c": 0o755}
+
+
+def test_index_survives_json(tree: Path) -> None:
+    """The catalog's form comes back equal; a damaged one is a ValueError."""
+    data = subprocess.run(["tar", "-S", "-cf", "-", "m"], cwd=tree, check=True, capture_output=True).stdout
+    index = index_tar(Bytes(data))
+    value = json.loads(json.dumps(index.to_json()))
+    again = LayerIndex.from_json(value)
+    assert dict(again.members) == dict(index.members)
+    for damage in ({"version": 99}, {"sizes": [1]}, {"offsets": ["x"] * len(value["paths"])}, {"modes": [4096] * len(value["paths"])}, {"kinds": 7}):
+        with pytest.raises(ValueError, match=r"version|index|range|zip|argument"):
+            LayerIndex.from_json({**value, **damage})
+
+
+def test_small_files_take_few_reads_and_big_ones_are_hopped_over() -> None:
+    """Two thousand files of 1 KiB need far fewer reads than files; four of 1 MiB need no bytes of theirs."""
+    many = Bytes(tar(*(entry(f"m/{i}", bytes(1000)) for i in range(2000))))
+    assert len(index_tar(many).members) == 2000
+    assert len(many.reads) < 40
+    few = Bytes(tar(*(entry(f"m/{i}", bytes(1 << 20)) for i in range(4))))
+    assert len(index_tar(few).members) == 4
+    assert sum(size for _, size in few.reads) < 64 << 10
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_truncated(sized: bool) -> None:
+    """Cut anywhere inside an entry, an archive is an error; cut after the last byte of the last file it is not."""
+    data = tar(entry("a", b"x" * 700), entry("b", b"y" * 100))
+    for cut in (1, 100, 600, 512 + 699, 1536 + 300, 1536 + 512 + 99):
+        with pytest.raises(LayerError):
+            index_tar(Bytes(data[:cut], sized=sized))
+    assert list(index_tar(Bytes(data[: 1536 + 512 + 100], sized=sized)).members) == ["a", "b"]
+    assert list(index_tar(Bytes(b"")).members) == []
+
+
+def test_max_entries() -> None:
+    """One entry more than allowed is an error, also when entries are left out."""
+    data = tar(*(entry(f"/{i}" if i % 2 else str(i)) for i in range(10)))
+    assert len(index_tar(Bytes(data), max_entries=10).members) == 5
+    with pytest.raises(LayerError, match="more than 9 entries"):
+        index_tar(Bytes(data), max_entries=9)
+
+
+def test_first_path() -> None:
+    """The first entry's path, past global headers; None for an empty archive, LayerError for no archive."""
+    assert first_path(Bytes(tar(entry("./m/x")))) == "m/x"
+    assert first_path(Bytes(bytes(1024))) is None
+    with pytest.raises(LayerError):
+        first_path(Bytes(b"PK\x03\x04" + b"x" * 600))
+
+
+@pytest.mark.parametrize("size", [b"77777777777\0", b"\x80" + b"\x7f" * 11, b"\xff" * 12, b"notoctal000\0"])
+def test_lying_sizes(size: bytes) -> None:
+    """A size beyond the layer, a negative one or nonsense is a LayerError, at once."""
+    data = bytearray(tar(entry("a", b"x")))
+    data[124:136] = size
+    data[148:156] = b"        "
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    with pytest.raises(LayerError):
+        index_tar(Bytes(bytes(data)))
