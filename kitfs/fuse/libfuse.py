@@ -144,7 +144,6 @@ class LibfuseTransport:
 
         The mount itself is made at the beginning of ``serve``.
         """
-        self._fuse = _load()
         if sys.platform == "linux":
             if os.geteuid() != 0:
                 fusermount()
@@ -154,8 +153,12 @@ class LibfuseTransport:
                 os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
             except OSError as e:
                 raise device_error(e)
-        if not os.access(self._options.mountpoint, os.W_OK) or not os.path.isdir(self._options.mountpoint):
-            raise MountError(f"mount point {self._options.mountpoint}: not a directory that you may write", errno=errno.EACCES)
+        where = self._options.mountpoint
+        if not os.path.isdir(where):
+            raise MountError(f"mount point {where} is not a directory", errno=errno.ENOTDIR if os.path.lexists(where) else errno.ENOENT)
+        if not os.access(where, os.W_OK):
+            raise MountError(f"mount point {where} may not be written by you, so it may not be mounted on", errno=errno.EACCES)
+        self._fuse = _load()
 
     def serve(self, ready: Callable[[], None]) -> None:
         """Mount, and answer until the mount is gone. ``ready`` is called when the mount answers. Raises MountError."""

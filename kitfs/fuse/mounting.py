@@ -16,6 +16,7 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -26,6 +27,7 @@ FUSE_CONF: Final = "/etc/fuse.conf"
 FSTYPE: Final = "fuse.kitfs"
 FUSERMOUNT: Final = "fusermount3"
 
+_MAX_LINKS: Final = 40  # as path_resolution(7)
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _NO_DEVICE: Final = "load the module (modprobe fuse), or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
@@ -76,15 +78,46 @@ def mounts() -> list[MountInfo]:
         return parse_mountinfo(f.read())
 
 
-def canonical(path: str) -> str:
-    """The path as mountinfo has it: absolute, without symlinks. A dead mount at its end does no harm."""
-    return os.path.realpath(path)
+def canonical(path: str, *, mountpoints: Collection[str] | None = None) -> str:
+    """The path as mountinfo has it: absolute, without symlinks. What is missing stays as it is.
+
+    As os.path.realpath, but it knows what is mounted and never asks a mount about its own root: one that is dead answers ENOTCONN, and
+    one that is stalled not at all.
+    """
+    known = {m.mountpoint for m in mounts()} if mountpoints is None else mountpoints
+    todo = [name for name in reversed(os.path.join(os.getcwd(), path).split("/")) if name]
+    here = "/"
+    links = 0
+    while todo:
+        name = todo.pop()
+        if name in (".", ".."):
+            here = os.path.dirname(here) if name == ".." else here
+            continue
+        there = os.path.join(here, name)
+        target = "" if there in known else _link_target(there)
+        if not target or links >= _MAX_LINKS:
+            here = there
+            continue
+        links += 1
+        if target.startswith("/"):
+            here = "/"
+        todo += [name for name in reversed(target.split("/")) if name]
+    return here
+
+
+def _link_target(path: str) -> str:
+    """Where a symlink leads; empty when it is none."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 def mount_at(path: str) -> MountInfo | None:
     """The topmost mount at a path, None when there is none."""
-    path = canonical(path)
-    return next((m for m in reversed(mounts()) if m.mountpoint == path), None)
+    found = mounts()
+    path = canonical(path, mountpoints={m.mountpoint for m in found})
+    return next((m for m in reversed(found) if m.mountpoint == path), None)
 
 
 def is_mountpoint(path: str) -> bool:
@@ -278,8 +311,9 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
     Raises MountError: EINVAL when nothing is mounted there, EBUSY with the ids of the processes that use it, EPERM.
     """
     path = canonical(mountpoint)
+    nothing = MountError(f"nothing is mounted at {path}", errno=errno.EINVAL)
     if mount_at(path) is None:
-        raise MountError(f"nothing is mounted at {path}", errno=errno.EINVAL)
+        raise nothing
     number = _umount2(path, lazy)
     if number == errno.EPERM:
         number, said = _fusermount_unmount(path, lazy)
@@ -287,6 +321,8 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
         said = f"unmount of {path} failed: {os.strerror(number)}"
     if number == 0:
         return
+    if mount_at(path) is None:
+        raise nothing  # somebody else was faster
     if number == errno.EBUSY:
         raise MountError(f"{path} is busy: {_users(path)}", errno=errno.EBUSY)
     raise MountError(said, errno=number)

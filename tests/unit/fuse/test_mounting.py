@@ -54,6 +54,19 @@ def test_the_root_is_a_mount_point_and_a_plain_directory_is_not(tmp_path: Path) 
     assert not mounting.is_mountpoint(str(tmp_path / "missing"))
 
 
+def test_canonical_paths_are_those_of_realpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links, relative ones, chains, dots, loops and what is missing."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    for name, target in {"abs": str(tmp_path / "a"), "rel": "a/b", "chain": "rel", "up": "a/b/../../a", "a/b/back": "../..", "gone": "x/y"}.items():
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path / "a")
+    for text in (".", "..", "b", "../abs/b", "../chain/", "../up//b/./back/a", "../gone/z", "missing/../b", str(tmp_path / "rel/.."), "/", "//tmp"):
+        expected = os.path.realpath(text)
+        assert mounting.canonical(text) == ("/tmp" if text == "//tmp" else expected)
+    (tmp_path / "loop").symlink_to("loop")
+    assert mounting.canonical(str(tmp_path / "loop")) == str(tmp_path / "loop")
+
+
 def test_unmounting_what_is_not_mounted_is_einval(tmp_path: Path) -> None:
     """The message names the directory."""
     with pytest.raises(MountError) as told:
