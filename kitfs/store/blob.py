@@ -74,7 +74,10 @@ class Blob:
         self.failure: IntegrityError | None = None  # what was found to be wrong with it
         self._closed = False
         self._verifying = threading.Lock()
-        self._lease = Lease(directory)
+        try:
+            self._lease = Lease(directory)
+        except OSError as e:
+            raise StoreError(f"the store's entry {directory} cannot be opened: {e.strerror}")
         try:
             with _locked(directory):
                 self._meta = self._settle(size)

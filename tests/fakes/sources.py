@@ -1,0 +1,69 @@
+"""Sources for tests of the store: bytes, and bytes with faults. They match ``kitfs.store.source.Source`` by structure.
+
+Each remembers what was asked of it: ``asked`` are (start, stop) in order, ``given`` how many bytes went out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+
+from kitfs.errors import Unavailable
+
+
+class BytesSource:
+    """Bytes, in pieces of ``piece`` bytes from one buffer that is used again, as a socket's would be.
+
+    Faults: ``cut_after`` bytes of a request it fails with Unavailable; ``stall`` is waited for before each piece after the first;
+    ``lie_at`` is a byte that comes out wrong; ``short`` bytes are missing at the end; ``ranged`` False gives everything from 0.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        *,
+        piece: int = 10_000,
+        ranged: bool = True,
+        known: bool = True,
+        turns: bool = False,
+    ) -> None:
+        self.data = data
+        self.piece = piece
+        self.ranged = ranged
+        self.size: int | None = len(data) if known else None
+        self.turns = turns
+        self.cut_after: int | None = None
+        self.stall: threading.Event | None = None
+        self.lie_at: int | None = None
+        self.short = 0
+        self.asked: list[tuple[int, int | None]] = []
+        self.given = 0
+        self._lock = threading.Lock()
+
+    def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
+        with self._lock:
+            self.asked.append((start, stop))
+        if self.turns and (start, stop) != (0, len(self.data)):
+            self.ranged = False
+        end = len(self.data) - self.short
+        if not self.ranged:
+            start, stop = 0, None
+        stop = end if stop is None else min(stop, end)
+        buffer = bytearray(self.piece)
+        begin = start
+        while start < stop:
+            if self.stall is not None and start > begin:
+                self.stall.wait(30)
+            if self.cut_after is not None and start - begin >= self.cut_after:
+                raise Unavailable("the source was cut")
+            size = min(self.piece, stop - start)
+            buffer[:size] = self.data[start : start + size]
+            if self.lie_at is not None and start <= self.lie_at < start + size:
+                buffer[self.lie_at - start] ^= 1
+            with self._lock:
+                self.given += size
+            yield start, memoryview(buffer)[:size]
+            buffer[:size] = bytes(size)
+            start += size
+        if self.size is None and stop == end:
+            self.size = end

@@ -1,0 +1,334 @@
+"""Blobs: fetched once, kept, verified by reading back; what becomes of them when sources, disks and processes fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import IntegrityError, StoreError, Unavailable, WouldBlock
+from kitfs.oci.names import Digest
+from kitfs.store.blob import Blob
+from kitfs.store.store import Store
+from tests.fakes.sources import BytesSource
+
+CHUNK = 32 << 10
+DATA = random.Random(3).randbytes(3_000_001)
+DIGEST = Digest.of(DATA)
+
+
+def opened(store: Store, source: BytesSource | None, data: bytes = DATA) -> Blob:
+    return store.blob(Digest.of(data), size=len(data), source=source)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait for what another thread does; 20 s are for a machine that is busy."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def test_random_read_fetches_its_chunk_and_no_more(store: Store) -> None:
+    """4 KiB in the middle move one chunk; again they move nothing."""
+    source = BytesSource(DATA)
+    blob = opened(store, source)
+    assert blob.pread(1_000_000, 4096) == DATA[1_000_000:1_004_096]
+    assert source.asked == [(1_000_000 // CHUNK * CHUNK, (1_000_000 // CHUNK + 1) * CHUNK)]
+    assert blob.pread(1_000_100, 100) == DATA[1_000_100:1_000_200]
+    assert len(source.asked) == 1
+    assert (blob.state, blob.fetched) == ("partial", CHUNK)
+
+
+def test_sequential_reads_get_ever_larger_requests(store: Store) -> None:
+    """A reader in order makes far fewer requests than reads."""
+    source = BytesSource(DATA)
+    blob = opened(store, source)
+    read = b"".join(blob.pread(at, 8192) for at in range(0, len(DATA), 8192))
+    assert read == DATA
+    assert len(source.asked) < 12
+    assert source.given == len(DATA)
+
+
+def test_reads_at_the_end_are_short(store: Store) -> None:
+    """pread(2)'s rules at and behind the end."""
+    blob = opened(store, BytesSource(DATA))
+    assert blob.pread(len(DATA) - 10, 100) == DATA[-10:]
+    assert blob.pread(len(DATA), 100) == b""
+    assert blob.pread(len(DATA) + 5, 100) == b""
+
+
+def test_wait_false_never_fetches(store: Store) -> None:
+    """What is not there is WouldBlock, what is there is given."""
+    source = BytesSource(DATA)
+    blob = opened(store, source)
+    with pytest.raises(WouldBlock):
+        blob.pread(0, 10, wait=False)
+    assert source.asked == []
+    blob.pread(0, 10)
+    assert blob.pread(0, 10, wait=False) == DATA[:10]
+
+
+def test_complete_blob_is_verified_by_reading_back(store: Store) -> None:
+    """present when the last chunk has come, verified once the digest of what is on disk is right; without its source then."""
+    blob = opened(store, BytesSource(DATA))
+    blob.fill()
+    wait_for(lambda: blob.state == "verified", blob.state)
+    again = opened(store, None)
+    assert (again.state, b"".join(again.stream())) == ("verified", DATA)
+
+
+def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..., Store]) -> None:
+    """A wrong byte: EIO for good in this mount, one count, the entry gone; the next opening begins afresh."""
+    source = BytesSource(DATA)
+    source.lie_at = 2_000_000
+    blob = opened(store, source)
+    blob.fill()
+    wait_for(lambda: not os.path.exists(store.path(DIGEST)), "never found")
+    assert blob.state == "absent"
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="does not have its digest"):
+            blob.pread(0, 10)
+    assert store.counters.get("integrity_failures") == 1
+    fresh = opened(open_store(), BytesSource(DATA))
+    fresh.fill()
+    wait_for(lambda: fresh.state == "verified", fresh.state)
+
+
+def test_flipped_bit_is_found_before_verified(open_store: Callable[..., Store]) -> None:
+    """A byte that changes on disk after it was fetched keeps the blob from ever being verified."""
+    store = open_store()
+    blob = opened(store, BytesSource(DATA))
+    blob.pread(0, 100)
+    with (Path(store.path(DIGEST)) / "rest").open("r+b") as f:
+        f.write(bytes([DATA[0] ^ 1]))
+    blob.fill()
+    wait_for(lambda: not os.path.exists(store.path(DIGEST)), "never found")
+    assert blob.state == "absent"
+
+
+def test_failed_fetch_is_tried_afresh(store: Store) -> None:
+    """The source's error reaches the reader; the next read asks again, and only for what is missing."""
+    source = BytesSource(DATA, piece=CHUNK)
+    source.cut_after = 2 * CHUNK
+    blob = opened(store, source)
+    with pytest.raises(Unavailable):
+        blob.pread(0, 4 * CHUNK)
+    assert blob.fetched == 2 * CHUNK
+    source.cut_after = None
+    assert blob.pread(0, 4 * CHUNK) == DATA[: 4 * CHUNK]
+    assert source.asked[1][0] == 2 * CHUNK
+
+
+def test_source_that_ends_early_is_an_integrity_error(store: Store) -> None:
+    """Fewer bytes than the descriptor says."""
+    source = BytesSource(DATA)
+    source.short = 1000
+    blob = opened(store, source)
+    with pytest.raises(IntegrityError):
+        blob.pread(len(DATA) - 500, 500)
+    assert blob.pread(0, 10) == DATA[:10]
+
+
+def test_readers_of_one_chunk_share_its_flight(store: Store) -> None:
+    """32 threads on a cold blob fetch each byte once."""
+    source = BytesSource(DATA)
+    blob = opened(store, source)
+    r = random.Random(0)
+    spans = [(r.randrange(len(DATA)), r.randrange(1, 200_000)) for _ in range(200)]
+    with ThreadPoolExecutor(32) as pool:
+        for (at, size), got in zip(spans, pool.map(lambda s: blob.pread(*s), spans), strict=True):
+            assert got == DATA[at : at + size]
+    assert source.given <= len(DATA)
+
+
+def test_waiter_is_woken_by_its_own_chunk(store: Store) -> None:
+    """A reader of the first chunk of a long request does not wait for the rest of it."""
+    source = BytesSource(DATA, piece=CHUNK)
+    blob = opened(store, source)
+    blob.pread(0, CHUNK)
+    blob.pread(CHUNK, CHUNK)
+    source.stall = threading.Event()
+    try:
+        assert blob.pread(3 * CHUNK, 100) == DATA[3 * CHUNK : 3 * CHUNK + 100]
+        stop = source.asked[-1][1]
+        assert stop is not None
+        assert stop > 4 * CHUNK
+        assert blob.fetched < stop
+    finally:
+        source.stall.set()
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_source_without_ranges_is_streamed_once(store: Store, turns: bool) -> None:
+    """Whether known before or found out by the first answer, one stream fills the store for every reader."""
+    source = BytesSource(DATA, ranged=turns, turns=turns)
+    blob = opened(store, source)
+    with ThreadPoolExecutor(8) as pool:
+        spans = [(at, 1000) for at in (2_900_000, 5, 1_500_000, 700_000)]
+        assert list(pool.map(lambda s: blob.pread(*s), spans)) == [DATA[a : a + n] for a, n in spans]
+    wait_for(lambda: blob.state == "verified", blob.state)
+    assert source.given <= len(DATA) + (4 * source.piece if turns else 0)
+
+
+def test_decoded_form_is_read_up_to_where_it_stands(store: Store) -> None:
+    """A source of unknown size goes only as far as somebody needs, and gives its size and digest at its end."""
+    wire = opened(store, BytesSource(DATA))
+    decoded_bytes = DATA * 2
+    source = BytesSource(decoded_bytes, ranged=False, known=False)
+    blob = store.blob(wire.digest, size=None, source=source, of=wire)
+    assert blob.pread(10, 10) == decoded_bytes[10:20]
+    assert source.given < 400_000
+    assert (blob.size, blob.state) == (None, "partial")
+    assert blob.pread(len(decoded_bytes) - 5, 100) == decoded_bytes[-5:]
+    assert blob.size == len(decoded_bytes)
+    assert b"".join(blob.stream()) == decoded_bytes
+    assert len(source.asked) == 1
+    wire.fill()
+    wait_for(lambda: wire.state == "verified", wire.state)
+    blob.verify()
+    assert blob.state == "verified"
+    assert store.has_decoded(wire.digest)
+
+
+def test_decoded_form_of_wrong_bytes_is_never_verified(store: Store) -> None:
+    """The compressed bytes do not have their digest: neither form is verified, and the decoded one stops giving bytes."""
+    lying = BytesSource(DATA)
+    lying.lie_at = 5
+    wire = opened(store, lying)
+    blob = store.blob(wire.digest, size=None, source=BytesSource(b"decoded" * 1000, ranged=False, known=False), of=wire)
+    assert blob.pread(0, 7) == b"decoded"
+    wire.fill()
+    wait_for(lambda: wire.failure is not None, "never found")
+    with pytest.raises(IntegrityError):
+        blob.pread(0, 7)
+
+
+def test_only_what_was_synced_is_believed_after_a_reboot(open_store: Callable[..., Store]) -> None:
+    """Marks of another boot count only as far as they were fsynced; a clean close has done that."""
+    store = open_store()
+    blob = opened(store, BytesSource(DATA))
+    blob.pread(0, CHUNK)
+    blob.close()
+    directory = Path(store.path(DIGEST))
+    raw = bytearray((directory / "present").read_bytes())
+    raw[12:28] = bytes(16)  # another boot's
+    raw[64 + 5] = 1  # a mark that was not synced
+    (directory / "present").write_bytes(raw)
+    source = BytesSource(DATA)
+    blob = opened(store, source)
+    assert blob.fetched == CHUNK
+    assert blob.pread(5 * CHUNK, 10) == DATA[5 * CHUNK : 5 * CHUNK + 10]
+    assert source.asked == [(5 * CHUNK, 6 * CHUNK)]
+
+
+def test_full_disk_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the disk takes no more the bytes still reach their reader, are counted, and it is said once."""
+    blob = opened(store, BytesSource(DATA))
+    blob.pread(0, 10)
+
+    def full(fd: int, data: object, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for at in (1_000_000, 2_000_000, 1_000_000):
+        assert blob.pread(at, 100_000) == DATA[at : at + 100_000]
+    assert blob.fetched == CHUNK
+    assert store.counters.get("read_through") > 0
+
+
+def test_size_that_contradicts_a_verified_blob(store: Store) -> None:
+    """A descriptor with another size than the verified blob of that digest is an IntegrityError; an unverified entry gives way."""
+    store.blob(DIGEST, size=5, source=None).close()
+    blob = opened(store, BytesSource(DATA))
+    blob.fill()
+    wait_for(lambda: blob.state == "verified", blob.state)
+    with pytest.raises(IntegrityError, match="its descriptor says 7"):
+        store.blob(DIGEST, size=7, source=None)
+
+
+def test_closed_blob_ends_its_flights(store: Store) -> None:
+    """Closing while a source stalls returns once that piece is there, and leaves no thread."""
+    source = BytesSource(DATA, piece=CHUNK)
+    source.stall = threading.Event()
+    blob = opened(store, source)
+    blob.pread(0, CHUNK)
+    blob.pread(CHUNK, 10)
+    source.stall.set()
+    blob.close()
+    assert not [t for t in threading.enumerate() if t.name == "kitfs-fetch"]
+
+
+READER = """
+import logging, sys, time
+from kitfs.metrics import Counters
+from kitfs.oci.names import Digest
+from kitfs.store.store import Store
+from tests.fakes.sources import BytesSource
+root, out, digest, data_file = sys.argv[1:5]
+data = open(data_file, "rb").read()
+
+class Slow(BytesSource):
+    def read_range(self, start, stop):
+        for offset, view in super().read_range(start, stop):
+            with open(out, "a") as f:
+                f.write(f"{offset} {len(view)}\\n")
+            yield offset, view
+            time.sleep(0.002)
+
+store = Store.open(root, counters=Counters(), log=logging.getLogger("x"), free_share=0.0)
+blob = store.blob(Digest(digest), size=len(data), source=Slow(data, piece=8192))
+print("ready", flush=True)
+sys.stdin.readline()
+ok = all(blob.pread(at, 65536) == data[at : at + 65536] for at in range(0, len(data), 65536))
+print("right" if ok else "wrong", flush=True)
+store.close()
+"""
+
+
+def test_processes_fetch_each_byte_once_even_when_one_is_killed(open_store: Callable[..., Store], tmp_path: Path) -> None:
+    """Four processes read one cold blob and one is killed in the middle: each byte comes once, but for what the dead one had on its way."""
+    root = open_store().root
+    log, data_file = tmp_path / "log", tmp_path / "data"
+    data_file.write_bytes(DATA)
+    children = [
+        subprocess.Popen([sys.executable, "-c", READER, root, log, DIGEST, data_file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    try:
+        for child in children:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        wait_for(lambda: log.exists() and log.stat().st_size > 500, "nothing is fetched")
+        children[0].kill()
+        for child in children[1:]:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "right\n"
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+    fetched = sum(int(line.split()[1]) for line in log.read_text().splitlines())
+    assert len(DATA) <= fetched <= len(DATA) + CHUNK + 8192
+
+
+def test_errors_of_the_store_are_store_errors(store: Store) -> None:
+    """A directory that cannot be opened is a StoreError with its path."""
+    path = Path(store.path(DIGEST))
+    path.parent.mkdir(parents=True)
+    path.write_text("a file in the way")
+    with pytest.raises(StoreError, match=DIGEST.hex):
+        opened(store, None)
