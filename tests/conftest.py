@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes.util
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,6 +72,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for reason, count in sorted(reasons.items()):
             refused = in_ci() and not reason.startswith(CANNOT)
             terminalreporter.line(f"{count:4} x {reason}{'  <- not allowed in CI' if refused else ''}")
+
+
+# -- the process ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _broken_pipes_are_errors() -> Iterator[None]:
+    """Gives SIGPIPE back its disposition: libfuse's fuse_remove_signal_handlers leaves SIG_DFL in the process that served a mount."""
+    before = signal.getsignal(signal.SIGPIPE)
+    yield
+    signal.signal(signal.SIGPIPE, before)
 
 
 # -- registries ----------------------------------------------------------------------------------------------------------------------
