@@ -1,0 +1,218 @@
+"""What a registry can do to its clients: values that change an ``Answer`` before or while ``tests.fakes.registry`` sends it.
+
+Not a server: it knows no socket and no path. A fault is immutable but for its events, and may be met by many requests at once.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+PIECE = 64 << 10
+
+
+class Broken(Exception):  # noqa: N818 - the word for it
+    """The connection ends here, in the middle of an answer."""
+
+
+@dataclass
+class Answer:
+    """An answer on its way out. Offsets of ``cut``, ``stall`` and ``drip`` are in bytes of this body.
+
+    ``first`` is the place of the body's first byte in the whole blob. ``length`` is the Content-Length that is claimed; None: chunked.
+    """
+
+    status: int
+    headers: dict[str, str]
+    body: memoryview
+    first: int = 0
+    length: int | None = -1
+    cut: int | None = None
+    reset: bool = False
+    stall: Stall | None = None
+    drip: Drip | None = None
+
+    def __post_init__(self) -> None:
+        if self.length == -1:
+            self.length = len(self.body)
+
+    def pieces(self, closing: threading.Event) -> Iterator[memoryview]:
+        """The body as the faults let it through. Raises Broken where they end it; ``closing`` ends every wait."""
+        at = 0
+        stop = len(self.body) if self.cut is None else min(self.cut, len(self.body))
+        size = self.drip.size if self.drip else PIECE
+        while at < stop:
+            end = min(at + size, stop)
+            if self.stall and self.stall.at is not None and at <= self.stall.at < end:
+                if at == self.stall.at:
+                    self.stall.wait(closing)
+                else:
+                    end = self.stall.at
+            yield self.body[at:end]
+            at = end
+            if self.drip and closing.wait(self.drip.pause):
+                raise Broken
+        if self.stall and self.stall.at is not None and self.stall.at >= stop:
+            self.stall.wait(closing)
+        if self.cut is not None:
+            raise Broken
+
+
+class Fault(Protocol):
+    """Changes an answer, or gives another one in its place."""
+
+    def apply(self, answer: Answer, /) -> Answer: ...
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The body ends after ``at`` bytes, and the connection with it; ``reset``: with a TCP reset."""
+
+    at: int
+    reset: bool = False
+
+    def apply(self, answer: Answer) -> Answer:
+        answer.cut, answer.reset = self.at, self.reset
+        return answer
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Nothing more comes after ``at`` bytes of the body (None: not even a status line) until ``until`` is set.
+
+    ``reached`` is set when a request has come that far.
+    """
+
+    at: int | None = None
+    until: threading.Event = field(default_factory=threading.Event)
+    reached: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self, closing: threading.Event) -> None:
+        self.reached.set()
+        while not self.until.wait(0.02):
+            if closing.is_set():
+                raise Broken
+
+    def apply(self, answer: Answer) -> Answer:
+        answer.stall = self
+        return answer
+
+
+@dataclass(frozen=True)
+class Drip:
+    """The body comes ``size`` bytes at a time with ``pause`` seconds after each."""
+
+    size: int
+    pause: float
+
+    def apply(self, answer: Answer) -> Answer:
+        answer.drip = self
+        return answer
+
+
+@dataclass(frozen=True)
+class Status:
+    """Another answer: an error as distribution-spec words it, or ``body`` as it is."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    code: str = ""
+    message: str = ""
+    body: bytes = b""
+
+    def apply(self, answer: Answer) -> Answer:
+        if self.code:
+            return error(self.status, self.code, self.message, self.headers)
+        return Answer(self.status, dict(self.headers), memoryview(self.body))
+
+
+@dataclass(frozen=True)
+class IgnoreRange:
+    """200 and the whole blob, whatever range was asked for. The registry looks for this one before it answers."""
+
+    def apply(self, answer: Answer) -> Answer:
+        return answer
+
+
+@dataclass(frozen=True)
+class ContentRange:
+    """Another Content-Range on a 206; "" leaves it out."""
+
+    text: str
+
+    def apply(self, answer: Answer) -> Answer:
+        if answer.status == 206:
+            answer.headers.pop("Content-Range")
+            answer.headers |= {"Content-Range": self.text} if self.text else {}
+        return answer
+
+
+@dataclass(frozen=True)
+class Lie:
+    """One bit of the byte at offset ``at`` of the blob is wrong."""
+
+    at: int = 0
+
+    def apply(self, answer: Answer) -> Answer:
+        if answer.first <= self.at < answer.first + len(answer.body):
+            body = bytearray(answer.body)
+            body[self.at - answer.first] ^= 1
+            answer.body = memoryview(body)
+        return answer
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The body has ``by`` bytes more, or fewer, than it should; its Content-Length agrees with it."""
+
+    by: int
+
+    def apply(self, answer: Answer) -> Answer:
+        body = bytes(answer.body)
+        answer.body = memoryview(body[: len(body) + self.by] if self.by < 0 else body + b"\xa5" * self.by)
+        answer.length = len(answer.body)
+        return answer
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """The body has no Content-Length."""
+
+    def apply(self, answer: Answer) -> Answer:
+        answer.length = None
+        return answer
+
+
+@dataclass(frozen=True)
+class Headers:
+    """More headers, or others; None takes one away."""
+
+    headers: dict[str, str | None]
+
+    def apply(self, answer: Answer) -> Answer:
+        for name, value in self.headers.items():
+            answer.headers.pop(name, None)
+            if value is not None:
+                answer.headers[name] = value
+        return answer
+
+
+@dataclass(frozen=True)
+class Pause:
+    """The answer begins ``seconds`` late."""
+
+    seconds: float
+
+    def apply(self, answer: Answer) -> Answer:
+        time.sleep(self.seconds)
+        return answer
+
+
+def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Answer:
+    """An error body of distribution-spec."""
+    body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()
+    return Answer(status, {"Content-Type": "application/json", **(headers or {})}, memoryview(body))

@@ -1,0 +1,514 @@
+"""The one in-memory OCI registry of the tests, worn as a socket server or as an ``httpx.MockTransport``.
+
+    with FakeRegistry() as registry:                       # listens on 127.0.0.1; registry.host, registry.url
+        digest = registry.put_blob("team/kit", b"...")     # bytes, or a Path that is served from disk
+        registry.put_manifest("team/kit", manifest, tag="v1")
+        registry.put_kit("team/kit", kits.build([...]), "v1")          # returns the reference
+        registry.fail("/blobs/", Cut(100_000), times=1)     # faults: tests.fakes.faults; several on one path add up
+        ...
+        assert registry.moved(digest) <= len(blob)          # body bytes sent; registry.served() has every request
+
+    FakeRegistry().transport()                             # the same without sockets: cut and stalled bodies raise httpx errors at once
+
+Settings: ``redirect_blobs_to(cdn)`` answers blobs with 307 to another FakeRegistry, signed until ``expire_locations``;
+``require_basic`` and ``require_token`` close the door (``expire_tokens``, ``identity_tokens``, a token server elsewhere);
+``referrers_api`` False leaves only the tag that stands in for it; ``prefix`` moves /v2/ below a path; ``tls`` speaks TLS.
+``stop`` and ``start`` keep port and content. Not a place to push to. Methods may be called from any thread; every connection has a
+thread of its own, and all of them have ended when ``stop`` returns.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.server
+import json
+import mmap
+import re
+import secrets
+import socket
+import socketserver
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import httpx
+
+from tests import kits
+from tests.fakes.faults import Answer, Broken, Fault, IgnoreRange, error
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+Content = bytes | Path
+_PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags)/(?P<what>[^/]+)")
+
+
+@dataclass
+class Served:
+    """One request and what became of it. ``range`` as asked, "" for none; ``sent`` counts body bytes, also of bodies that broke off.
+
+    ``connection`` numbers the connections of a server in the order of their arrival.
+    """
+
+    method: str
+    path: str
+    range: str
+    headers: dict[str, str] = field(repr=False)
+    connection: int = 0
+    status: int = 0
+    sent: int = 0
+
+
+@dataclass
+class Rule:
+    """A fault that waits for requests; ``hits`` are those it met."""
+
+    pattern: re.Pattern[str]
+    fault: Fault
+    method: str
+    times: int | None
+    hits: int = 0
+
+
+@dataclass
+class _Repository:
+    blobs: dict[str, Content] = field(default_factory=dict)
+    manifests: dict[str, tuple[bytes, str]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Door:
+    """Who may come in. ``realm`` None: Basic; else tokens, given to ``users`` (None: to anybody) and to ``identity`` tokens."""
+
+    users: dict[str, str] | None
+    realm: Callable[[], str] | None = None
+    identity: frozenset[str] = frozenset()
+    expires_in: int = 300
+    tokens: set[str] = field(default_factory=set)
+
+    def knows(self, authorization: str) -> bool:
+        scheme, _, rest = authorization.partition(" ")
+        if scheme.lower() != "basic" or self.users is None:
+            return False
+        name, _, password = base64.b64decode(rest).decode().partition(":")
+        return self.users.get(name) == password
+
+    def opens(self, authorization: str) -> bool:
+        return authorization.removeprefix("Bearer ") in self.tokens if self.realm else self.knows(authorization)
+
+
+class FakeRegistry:
+    """See the module."""
+
+    def __init__(self, *, prefix: str = "", tls: ssl.SSLContext | None = None) -> None:
+        self.prefix = prefix
+        self.referrers_api = True
+        self._tls = tls
+        self._lock = threading.Lock()
+        self._repositories: dict[str, _Repository] = {}
+        self._rules: list[Rule] = []
+        self._served: list[Served] = []
+        self._cdn: FakeRegistry | None = None
+        self._locations: dict[str, Content] = {}  # what a CDN serves, by signed path
+        self._door: _Door | None = None
+        self._desk: _Door | None = None  # whose tokens are given out here
+        self._server: _Server | None = None
+        self._port = 0
+        self._maps: dict[Path, memoryview] = {}
+
+    def __repr__(self) -> str:
+        return f"<FakeRegistry {self.host} {'running' if self._server else 'stopped'}, {len(self._served)} requests>"
+
+    def __enter__(self) -> FakeRegistry:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # -- where it is ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def host(self) -> str:
+        """host:port; of a transport "registry.test"."""
+        return f"127.0.0.1:{self._port}" if self._port else "registry.test"
+
+    @property
+    def url(self) -> str:
+        """scheme://host:port and the prefix, for ``--mirror``."""
+        return f"{'https' if self._tls or not self._port else 'http'}://{self.host}{self.prefix}"
+
+    def start(self) -> None:
+        """Listen; on the same port as before after ``stop``."""
+        self._server = _Server(self._port, self, self._tls)
+        self._port = self._server.server_address[1]
+        self._server.begin()
+
+    def stop(self) -> None:
+        """Close the port and every connection; what is asked next is refused."""
+        if self._server is not None:
+            server, self._server = self._server, None
+            server.end()
+
+    def transport(self) -> httpx.MockTransport:
+        """The registry without a socket, whatever host is asked for."""
+        return httpx.MockTransport(self._mock)
+
+    # -- what it holds -------------------------------------------------------------------------------------------------------
+
+    def put_blob(self, repository: str, content: Content, *, digest: str = "") -> str:
+        """Keep a blob under its digest, or under a claimed one; returns the digest."""
+        digest = digest or kits.sha256(content)
+        with self._lock:
+            self._repository(repository).blobs[digest] = content
+        return digest
+
+    def put_manifest(self, repository: str, manifest: bytes, *, tag: str = "", media_type: str = MANIFEST) -> str:
+        """Keep a manifest, whatever is in it; returns its digest."""
+        digest = kits.sha256(manifest)
+        with self._lock:
+            found = self._repository(repository)
+            found.manifests[digest] = manifest, media_type
+            if tag:
+                found.tags[tag] = digest
+        return digest
+
+    def put_kit(self, repository: str, kit: kits.Kit, tag: str) -> str:
+        """Keep a kit with all its blobs; returns its reference."""
+        for digest, content in kit.blobs.items():
+            self.put_blob(repository, content, digest=digest)
+        self.put_manifest(repository, kit.manifest, tag=tag)
+        return f"{self.host}/{repository}:{tag}"
+
+    def _repository(self, name: str) -> _Repository:
+        return self._repositories.setdefault(name, _Repository())
+
+    # -- how it behaves ------------------------------------------------------------------------------------------------------
+
+    def fail(self, path: str, fault: Fault, *, method: str = "", times: int | None = None) -> Rule:
+        """Apply a fault to requests whose path (with its query) holds the regex: to all of them, or to the next ``times``."""
+        rule = Rule(re.compile(path), fault, method, times)
+        with self._lock:
+            self._rules.append(rule)
+        return rule
+
+    def heal(self) -> None:
+        """Forget every fault."""
+        with self._lock:
+            self._rules.clear()
+
+    def redirect_blobs_to(self, cdn: FakeRegistry) -> None:
+        """Answer GET of blobs with 307 to a signed location of ``cdn``, which serves it until ``expire_locations``."""
+        self._cdn = cdn
+
+    def expire_locations(self) -> None:
+        """As a CDN: answer 403 to every location that was given so far."""
+        with self._lock:
+            self._locations.clear()
+
+    def require_basic(self, users: dict[str, str]) -> None:
+        """Let only these in (name → password)."""
+        self._door = _Door(users)
+
+    def require_token(
+        self, users: dict[str, str] | None = None, *, identity_tokens: frozenset[str] = frozenset(), expires_in: int = 300,
+        server: FakeRegistry | None = None,
+    ) -> None:  # fmt: skip
+        """Let only bearers of a token in. ``users`` None gives one to anybody; ``server``: another FakeRegistry that gives them out."""
+        desk = server or self
+        self._door = desk._desk = _Door(users, lambda: f"{desk.url.removesuffix(desk.prefix)}/token", identity_tokens, expires_in)
+
+    def expire_tokens(self) -> None:
+        """Every token that was given so far opens no door any more."""
+        with self._lock:
+            assert self._door is not None
+            self._door.tokens.clear()
+
+    # -- what it saw ---------------------------------------------------------------------------------------------------------
+
+    def served(self, path: str = "", *, method: str = "") -> list[Served]:
+        """Every request so far, in order; those whose path holds the regex."""
+        with self._lock:
+            return [s for s in self._served if re.search(path, s.path) and method in ("", s.method)]
+
+    def moved(self, digest: str = "") -> int:
+        """Body bytes sent so far, in all or for one blob."""
+        return sum(s.sent for s in self.served() if digest in s.path)
+
+    def forget(self) -> None:
+        """Start counting anew."""
+        with self._lock:
+            self._served.clear()
+
+    # -- answers -------------------------------------------------------------------------------------------------------------
+
+    def answer(self, served: Served, form: bytes) -> Answer:
+        """The answer to a request, with every fault that meets it."""
+        with self._lock:
+            self._served.append(served)
+            met = [r for r in self._rules if r.times != 0 and r.method in ("", served.method) and r.pattern.search(served.path)]
+            for rule in met:
+                rule.hits += 1
+                rule.times = None if rule.times is None else rule.times - 1
+        ignore_range = any(isinstance(r.fault, IgnoreRange) for r in met)
+        found = self._plain(served, form, ignore_range=ignore_range)
+        for rule in met:
+            found = rule.fault.apply(found)
+        served.status = found.status
+        return found
+
+    def _plain(self, served: Served, form: bytes, *, ignore_range: bool) -> Answer:
+        url = urlsplit(served.path)
+        path = unquote(url.path)
+        if path == "/token" and self._desk is not None:
+            return self._token(self._desk, served, parse_qs(url.query) if served.method == "GET" else parse_qs(form.decode()))
+        if path.startswith("/cdn/"):
+            with self._lock:
+                content = self._locations.get(served.path)
+            return error(403, "AccessDenied", "Request has expired") if content is None else self._blob(content, served, ignore_range)
+        if not path.startswith(f"{self.prefix}/v2/"):
+            return error(404, "NOT_FOUND", "no such page")
+        if self._door is not None and not self._door.opens(served.headers.get("authorization", "")):
+            realm = self._door.realm() if self._door.realm else ""
+            name = _PATH.search(path)
+            scope = f',scope="repository:{name["name"]}:pull"' if name else ""
+            asks = f'Bearer realm="{realm}",service="fake"{scope}' if realm else 'Basic realm="fake"'
+            return error(401, "UNAUTHORIZED", "authentication required", {"WWW-Authenticate": asks})
+        match = _PATH.fullmatch(path.removeprefix(self.prefix))
+        if match is None:
+            return Answer(200, {"Docker-Distribution-Api-Version": "registry/2.0"}, memoryview(b"{}"))
+        with self._lock:
+            repository = self._repositories.get(match["name"])
+        if repository is None:
+            return error(404, "NAME_UNKNOWN", "repository name not known to registry")
+        return getattr(self, f"_get_{match['kind']}")(repository, match["what"], served, ignore_range)  # type: ignore[no-any-return]
+
+    def _get_manifests(self, repository: _Repository, what: str, _served: Served, _ignore_range: bool) -> Answer:
+        digest = repository.tags.get(what, what)
+        if digest not in repository.manifests:
+            return error(404, "MANIFEST_UNKNOWN", "manifest unknown")
+        data, media_type = repository.manifests[digest]
+        return Answer(200, {"Content-Type": media_type, "Docker-Content-Digest": digest}, memoryview(data))
+
+    def _get_blobs(self, repository: _Repository, what: str, served: Served, ignore_range: bool) -> Answer:
+        if what not in repository.blobs:
+            return error(404, "BLOB_UNKNOWN", "blob unknown to registry")
+        content = repository.blobs[what]
+        if self._cdn is not None and served.method == "GET":
+            path = f"/cdn/{what}?signature={secrets.token_hex(8)}"
+            with self._cdn._lock:
+                self._cdn._locations[path] = content
+            return Answer(307, {"Location": f"{self._cdn.url.removesuffix(self._cdn.prefix)}{path}"}, memoryview(b""))
+        return self._blob(content, served, ignore_range)
+
+    def _get_referrers(self, repository: _Repository, what: str, _served: Served, _ignore_range: bool) -> Answer:
+        if not self.referrers_api:
+            return Answer(404, {"Content-Type": "text/plain"}, memoryview(b"404 page not found"))
+        rows = []
+        for digest, (data, media_type) in repository.manifests.items():
+            with contextlib.suppress(ValueError, AttributeError):
+                manifest: dict[str, Any] = json.loads(data)
+                if manifest.get("subject", {}).get("digest") == what:
+                    kind = manifest.get("artifactType") or manifest["config"]["mediaType"]
+                    rows.append({"mediaType": media_type, "digest": digest, "size": len(data), "artifactType": kind})
+        body = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": rows}).encode()
+        return Answer(200, {"Content-Type": INDEX}, memoryview(body))
+
+    def _get_tags(self, repository: _Repository, what: str, _served: Served, _ignore_range: bool) -> Answer:
+        return Answer(200, {"Content-Type": "application/json"}, memoryview(json.dumps({"tags": sorted(repository.tags)}).encode()))
+
+    def _blob(self, content: Content, served: Served, ignore_range: bool) -> Answer:
+        data = self._bytes(content)
+        headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", served.range)
+        if not asked or ignore_range:
+            return Answer(200, headers, data)
+        first, last = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
+        if first > last:
+            return Answer(416, {"Content-Range": f"bytes */{len(data)}"}, memoryview(b""))
+        return Answer(206, {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}, data[first : last + 1], first)
+
+    def _bytes(self, content: Content) -> memoryview:
+        if isinstance(content, bytes):
+            return memoryview(content)
+        with self._lock:
+            if content not in self._maps:
+                with content.open("rb") as file:
+                    self._maps[content] = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+            return self._maps[content]
+
+    def _token(self, desk: _Door, served: Served, asked: dict[str, list[str]]) -> Answer:
+        authorization = served.headers.get("authorization", "")
+        if served.method == "POST":
+            allowed = asked.get("grant_type") == ["refresh_token"] and asked["refresh_token"][0] in desk.identity
+        else:
+            allowed = desk.knows(authorization) if authorization else desk.users is None
+        if not allowed:
+            return error(401, "UNAUTHORIZED", "incorrect username or password")
+        token = secrets.token_hex(8)
+        with self._lock:
+            desk.tokens.add(token)
+        name = "access_token" if served.method == "POST" else "token"
+        return Answer(200, {"Content-Type": "application/json"}, memoryview(json.dumps({name: token, "expires_in": desk.expires_in}).encode()))
+
+    # -- without a socket ----------------------------------------------------------------------------------------------------
+
+    def _mock(self, request: httpx.Request) -> httpx.Response:
+        headers = {k.lower(): v for k, v in request.headers.items()}
+        served = Served(request.method, request.url.raw_path.decode(), headers.get("range", ""), headers)
+        answer = self.answer(served, request.read())
+        if answer.stall and answer.stall.at is None:
+            raise httpx.ReadTimeout("stalled", request=request)
+        length = {} if answer.length is None else {"Content-Length": str(answer.length)}
+        stream = httpx.ByteStream(b"") if request.method == "HEAD" else _MockBody(answer, served)
+        return httpx.Response(answer.status, headers={**answer.headers, **length}, stream=stream)
+
+
+class _MockBody(httpx.SyncByteStream):
+    """The body of a mocked answer: what would break or stall raises what httpx raises."""
+
+    def __init__(self, answer: Answer, served: Served) -> None:
+        self._answer = answer
+        self._served = served
+
+    def __iter__(self) -> Iterator[bytes]:
+        closing = threading.Event()
+        closing.set()  # a stall ends at once
+        self._answer.drip = None
+        try:
+            for piece in self._answer.pieces(closing):
+                self._served.sent += len(piece)
+                yield bytes(piece)
+        except Broken:
+            if self._answer.cut is None:
+                raise httpx.ReadTimeout("stalled") from None
+            if self._answer.reset:
+                raise httpx.ReadError("connection reset") from None
+            raise httpx.RemoteProtocolError("peer closed connection without sending complete message body") from None
+
+
+# -- the socket server -----------------------------------------------------------------------------------------------------------
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    allow_reuse_address = True
+    request_queue_size = 1024
+    daemon_threads = False  # joined by server_close
+    block_on_close = True
+
+    def __init__(self, port: int, registry: FakeRegistry, tls: ssl.SSLContext | None) -> None:
+        super().__init__(("127.0.0.1", port), _Connection)
+        self.registry = registry
+        self.tls = tls
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._count = 0
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, name="fake-registry")
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self.closing.set()
+        self.shutdown()
+        self.socket.close()
+        with self._lock:
+            for one in self._open:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+        self.server_close()
+        self._thread.join()
+
+    def enter(self, one: socket.socket) -> int:
+        with self._lock:
+            if self.closing.is_set():
+                one.shutdown(socket.SHUT_RDWR)
+            self._open.add(one)
+            self._count += 1
+            return self._count
+
+    def leave(self, one: socket.socket) -> None:
+        with self._lock:
+            self._open.discard(one)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error of a test."""
+
+
+class _Connection(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def setup(self) -> None:
+        if self.server.tls is not None:
+            self.request = self.server.tls.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
+        self.number = self.server.enter(self.request)
+        super().setup()
+
+    def handle(self) -> None:
+        try:
+            if isinstance(self.request, ssl.SSLSocket):
+                self.request.do_handshake()
+            super().handle()
+        except (OSError, ValueError):
+            self.close_connection = True
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().finish()
+        self.server.leave(self.request)
+        if isinstance(self.request, ssl.SSLSocket):
+            self.request.close()
+
+    def do_GET(self) -> None:
+        form = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {k.lower(): v for k, v in self.headers.items()}
+        served = Served(self.command, self.path, headers.get("range", ""), headers, self.number)
+        answer = self.server.registry.answer(served, form)
+        try:
+            if answer.stall and answer.stall.at is None:
+                answer.stall.wait(self.server.closing)
+            self._send(answer, served)
+        except Broken:
+            self._break(reset=answer.reset)
+
+    do_HEAD = do_POST = do_GET  # noqa: N815 - names of http.server
+
+    def _send(self, answer: Answer, served: Served) -> None:
+        chunked = answer.length is None
+        self.send_response_only(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        if chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(answer.length))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        for piece in answer.pieces(self.server.closing):
+            served.sent += len(piece)  # before it goes out, so that a client that has it finds it counted
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
+        if chunked:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _break(self, *, reset: bool) -> None:
+        self.close_connection = True
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close()
+            self.connection.close()  # the last reference: this is what sends the reset
+        else:
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet: ``served`` tells."""
