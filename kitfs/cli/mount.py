@@ -60,6 +60,7 @@ def client_fields(settings: Settings) -> dict[str, Any]:
 def mount_request(reference: str, directory: str, settings: Settings) -> MountRequest:
     """What a daemon needs to know, from the settings of ``mount``."""
     from kitfs.daemon.life import MountRequest
+    from kitfs.fuse.mounting import canonical
     from kitfs.oci.filters import Filter
 
     for text in settings["only"]:
@@ -67,7 +68,7 @@ def mount_request(reference: str, directory: str, settings: Settings) -> MountRe
     allow_other = settings["allow-other"]
     return MountRequest(
         reference=reference_of(reference),
-        mountpoint=os.path.realpath(directory),
+        mountpoint=canonical(directory),
         cache_dir=settings["cache-dir"],
         run_dir=settings["run-dir"],
         kit_home=settings["config"],
@@ -132,12 +133,13 @@ def do_mount(request: MountRequest, *, foreground: bool) -> None:
 def umount(settings: Settings, directory: str | None) -> None:
     """End the mount at DIR, or --all mounts of this store; returns when the daemon is gone. Also clears a mount whose daemon died."""
     from kitfs.daemon.record import RunDir
+    from kitfs.fuse.mounting import canonical
 
     if (directory is None) != settings["all"]:
         raise UsageError("umount takes a DIR, or --all")
     run = RunDir(settings["run-dir"])
     if directory is not None:
-        _umount(run, os.path.realpath(directory), settings["lazy"])
+        _umount(run, canonical(directory), settings["lazy"])
         return
     failures = []
     for record in _of_store(run, settings):
@@ -212,12 +214,13 @@ def mounts(settings: Settings) -> None:
 def status(settings: Settings, directory: str | None) -> None:
     """What the mount at DIR has fetched, and how it fares; without DIR every mount of this store, a line each."""
     from kitfs.daemon.record import RunDir
+    from kitfs.fuse.mounting import canonical
 
     run = RunDir(settings["run-dir"])
     if directory is None:
         told = [_status(run, r) for r in _of_store(run, settings)]
     else:
-        mountpoint = os.path.realpath(directory)
+        mountpoint = canonical(directory)
         record = run.record(mountpoint)
         if record is None:
             raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
@@ -309,9 +312,10 @@ def _details(one: dict[str, Any]) -> None:
 def logs(settings: Settings, directory: str) -> None:
     """Print the log of the mount at DIR, also when it is unmounted already; -f goes on until the daemon ends."""
     from kitfs.daemon.record import RunDir
+    from kitfs.fuse.mounting import canonical
 
     run = RunDir(settings["run-dir"])
-    mountpoint = os.path.realpath(directory)
+    mountpoint = canonical(directory)
     path = Path(run.file(mountpoint, "log"))
     if not path.exists():
         raise NotFound(f"there is no log of a mount at {mountpoint}")

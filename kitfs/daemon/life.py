@@ -333,16 +333,14 @@ class Made:
 @contextmanager
 def _mountpoint(path: str) -> Iterator[Made]:
     """Check a mount point, or make it; one that was made is removed again unless it is ``kept``."""
-    from kitfs.fuse.mounting import is_mountpoint
+    from kitfs.fuse.mounting import FSTYPE, mount_at
 
     made = Made()
-    if is_mountpoint(path):
-        try:
-            os.listdir(path)
-        except OSError as e:
-            if e.errno == errno.ENOTCONN:
-                raise MountError(f"{path} is a mount whose daemon died; clear it with: kitfs umount {path}", errno=errno.EBUSY)
-        raise MountError(f"{path} is already a mount", errno=errno.EBUSY)
+    there = mount_at(path)
+    if there is not None:
+        # Not asked whether it answers: one that is stalled would not. We hold the lock, so a mount of ours has no daemon any more.
+        hint = f" whose daemon died; clear it with: kitfs umount {path}" if there.fstype == FSTYPE else f", of {there.source}"
+        raise MountError(f"{path} is already a mount{hint}", errno=errno.EBUSY)
     try:
         try:
             info = os.stat(path)
