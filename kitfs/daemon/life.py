@@ -15,6 +15,7 @@ import json
 import logging
 import logging.handlers
 import os
+import resource
 import signal
 import socket
 import stat
@@ -151,6 +152,7 @@ def serve(request: MountRequest, ready: Callable[[Record], None], *, stderr: boo
 
     Raises KitfsError when the mount cannot be made. Installs handlers for SIGTERM and SIGINT.
     """
+    _allow_many_files()
     run = RunDir(request.run_dir)
     deadline = time.monotonic() + START_PATIENCE
     while True:
@@ -167,6 +169,15 @@ def serve(request: MountRequest, ready: Callable[[Record], None], *, stderr: boo
         if time.monotonic() > deadline:
             raise MountError(f"{request.mountpoint} is being mounted by another process that does not get ready", errno=errno.EBUSY)
         time.sleep(0.02)
+
+
+def _allow_many_files() -> None:
+    """A layer takes three descriptors, a compressed one six: raise the soft limit to what we may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass  # then a kit of very many layers says what it lacks
 
 
 def _serve_locked(request: MountRequest, run: RunDir, ready: Callable[[Record], None], stderr: bool) -> None:

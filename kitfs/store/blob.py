@@ -138,7 +138,7 @@ class Blob:
             except FileNotFoundError:
                 pass
         meta = {"version": META_VERSION, "size": size, "chunk": chunk_size(size), "cuts": []}
-        write_durably(path, json.dumps(meta).encode())
+        _replace(path, meta)
         return meta
 
     @property
@@ -324,7 +324,7 @@ class Blob:
         if self._of is not None:
             meta = {**self._meta, "size": size, "sha256": sha256}
             try:
-                write_durably(os.path.join(self._directory, "meta.json"), json.dumps(meta).encode())
+                _replace(os.path.join(self._directory, "meta.json"), meta)
             except OSError as e:
                 self._home.log.warning("%s: its size cannot be kept: %s", self, e)
             self._meta = meta
@@ -355,15 +355,24 @@ class Blob:
         """End flights, save what was fetched, give the lease back. Nothing may be read any more."""
         if self._closed:
             return
-        if self._fetcher is not None:
-            self._fetcher.close()
+        idle = self._fetcher is None or self._fetcher.close()
         if self._unsynced and not self.sealed and self.failure is None:
             self._save()
         self._closed = True
+        if not idle:
+            return  # a stalled source's thread still has the files; they end with the process
         with self._verifying:
             self._present.close()
             self._body.close()
             self._lease.close()
+
+
+def _replace(path: str, meta: dict[str, Any]) -> None:
+    """meta.json by rename. Not fsynced: an entry whose meta.json a crash has damaged begins afresh."""
+    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}"
+    with open(temporary, "w", encoding="ascii") as f:
+        json.dump(meta, f)
+    os.replace(temporary, path)
 
 
 class _locked:  # noqa: N801 - a context manager, used as a word

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -29,6 +30,7 @@ from kitfs.store.present import Present
 from kitfs.store.source import Source
 
 POLL: Final = 0.005  # seconds between looks at what another process is fetching
+CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
 OVERFLOW: Final = 8 << 20  # bytes that may wait in memory for their readers when the store is full
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
 
@@ -113,14 +115,16 @@ class Fetcher:
             else:
                 self._ensure_streamed(missing, last)
 
-    def close(self) -> None:
-        """End what is on its way; returns when no thread touches the blob any more."""
+    def close(self) -> bool:
+        """End what is on its way. False when a thread still waits for its source: it touches the blob once more when that answers."""
         with self._lock:
             self._closed = True
             self._arrived.notify_all()
             threads = list(self._threads)
+        deadline = time.monotonic() + CLOSE_PATIENCE
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
 
     def _next_missing(self, first: int, last: int, passed: dict[int, bytes]) -> int | None:
         """The first chunk that is neither in the store nor in ``passed``; moves what overflowed into ``passed``."""
