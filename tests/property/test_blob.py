@@ -1,0 +1,120 @@
+"""A state machine over one blob: reads, fills, closings, reboots, kills and evictions in any order never give a wrong byte."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from kitfs.metrics import Counters
+from kitfs.oci.names import Digest
+from kitfs.store.blob import Blob
+from kitfs.store.store import Store
+from tests.fakes.sources import BytesSource
+
+DATA = random.Random(11).randbytes(700_123)
+DIGEST = Digest.of(DATA)
+SIZES = st.integers(0, 300_000)
+
+
+class BlobMachine(RuleBasedStateMachine):
+    """The reference model is the data itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = tempfile.mkdtemp(prefix="kitfs-machine-")
+        self.ranged = True
+        self._open_store()
+
+    def _open_store(self) -> None:
+        self.store = Store.open(os.path.join(self.root, "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
+        self._open_blob()
+
+    def _open_blob(self) -> None:
+        self.source = BytesSource(DATA, piece=30_011, ranged=self.ranged)
+        self.blob: Blob = self.store.blob(DIGEST, size=len(DATA), source=self.source)
+
+    @rule(at=st.integers(0, len(DATA) + 10), size=SIZES)
+    def read(self, at: int, size: int) -> None:
+        """Any span, across the end too."""
+        assert self.blob.pread(at, size) == DATA[at : at + size]
+
+    @rule(at=st.integers(0, len(DATA)), count=st.integers(1, 20))
+    def read_in_order(self, at: int, count: int) -> None:
+        """A sequential reader, whose windows widen."""
+        for i in range(count):
+            start = at + i * 8192
+            assert self.blob.pread(start, 8192) == DATA[start : start + 8192]
+
+    @rule()
+    def fill(self) -> None:
+        """Everything; each byte that was missing comes once."""
+        self.blob.fill()
+        assert self.blob.complete
+
+    @rule()
+    def verify(self) -> None:
+        """What is complete has its digest when it is read back."""
+        if self.blob.complete:
+            self.blob.verify()
+            assert self.blob.state == "verified"
+
+    @rule(ranged=st.booleans())
+    def reopen(self, ranged: bool) -> None:
+        """A clean close, and a registry that may have lost or won its ranges."""
+        self.blob.close()
+        self.ranged = ranged
+        self._open_blob()
+
+    @rule()
+    def reboot(self) -> None:
+        """The map is of another boot: only what was synced counts."""
+        self.blob.close()
+        present = Path(self.store.path(DIGEST)) / "present"
+        if present.exists():
+            raw = bytearray(present.read_bytes())
+            raw[12:28] = bytes(16)
+            present.write_bytes(raw)
+        self._open_blob()
+
+    @rule()
+    def killed(self) -> None:
+        """A process that ends without closing: another opens beside what it left."""
+        self.store.later(lambda: None)
+        other = Store.open(self.store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
+        blob = other.blob(DIGEST, size=len(DATA), source=BytesSource(DATA))
+        assert blob.pread(1000, 70_000) == DATA[1000:71_000]
+        other.close()
+
+    @rule()
+    def evicted(self) -> None:
+        """A limit of one byte takes the blob when nobody uses it; whoever has it open reads on."""
+        limited = Store.open(self.store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0, size_limit=1)
+        limited.evict()
+        assert os.path.exists(self.store.path(DIGEST))
+        self.blob.close()
+        limited.evict()
+        limited.close()
+        assert not os.path.exists(self.store.path(DIGEST))
+        self._open_blob()
+
+    @invariant()
+    def no_byte_comes_twice(self) -> None:
+        """A source gives no byte twice in the life of one opening, and counts stay within the blob."""
+        assert self.source.given <= len(DATA) + self.source.piece
+        assert 0 <= self.blob.fetched <= len(DATA)
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.root)
+
+
+BlobMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestBlobMachine = BlobMachine.TestCase
