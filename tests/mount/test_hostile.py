@@ -1,0 +1,224 @@
+"""What registries do to their clients (DESIGN §6), through a real mount: what read(2) returned, and when."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.fakes.faults import Chunked, ContentRange, Cut, Drip, Fault, Headers, IgnoreRange, Lie, Resize, Stall, Status
+from tests.fakes.registry import FakeRegistry
+from tests.host import Host, wait_until
+from tests.kits import build, kit_tar, part
+from tests.mount.test_sharing import digest_by, read_at, reader
+
+pytestmark = pytest.mark.mount
+KiB, MiB = 1 << 10, 1 << 20
+WEIGHTS = random.Random(1).randbytes(6 * MiB)
+DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
+SOON = 30.0  # seconds: a bound on hanging, not on speed
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+def ref(fake: FakeRegistry) -> str:
+    """A kit with one raw file of 6 MiB."""
+    return fake.put_kit("team/kit", build([part("model", "w.bin", WEIGHTS, format="raw")]), "v1")
+
+
+SURVIVED: dict[str, tuple[Fault, dict[str, Any]]] = {
+    "cut bodies": (Cut(100_000), {"times": 20}),
+    "bodies that end in a reset": (Cut(70_000, reset=True), {"times": 10}),
+    "a 200 to every range": (IgnoreRange(), {}),
+    "a 200 to every range, cut": (IgnoreRange(), {"cut": Cut(2 * MiB)}),
+    "a 503 now and then": (Status(503, code="UNAVAILABLE"), {"times": 2}),
+    "a 429 with Retry-After": (Status(429, {"Retry-After": "1"}, "TOOMANYREQUESTS"), {"times": 1}),
+    "a 500 once": (Status(500), {"times": 1}),
+    "bodies without a length": (Chunked(), {}),
+    "slow drips": (Drip(256 * KiB, 0.005), {}),
+    "no Docker headers": (Headers({"Docker-Content-Digest": None, "ETag": None, "Accept-Ranges": None}), {}),
+}
+
+
+@pytest.mark.parametrize("name", SURVIVED)
+def test_what_a_reader_does_not_notice(host: Host, fake: FakeRegistry, ref: str, transport: str, name: str) -> None:
+    """The whole file is read, byte-equal, while the registry does this to every blob request, or to the next few."""
+    fault, more = SURVIVED[name]
+    mount = host.mount(ref, "--transport", transport)
+    if cut := more.get("cut"):
+        fake.fail("/blobs/", cut, times=2)
+    fake.fail("/blobs/", fault, times=more.get("times"))
+    assert digest_by(reader(mount / "w.bin")) == DIGEST
+    assert host.status(mount)["errors"] == 0
+
+
+REFUSED: dict[str, tuple[Fault, str]] = {
+    "another Content-Range": (ContentRange(f"bytes 5-{5 + 32 * KiB - 1}/{len(WEIGHTS)}"), "Content-Range"),
+    "no Content-Range": (ContentRange(""), "Content-Range"),
+    "nonsense as Content-Range": (ContentRange("bytes */*"), "Content-Range"),
+    "404": (Status(404, code="BLOB_UNKNOWN"), "not found"),
+    "403": (Status(403, code="DENIED"), "403"),
+    "401": (Status(401, code="UNAUTHORIZED"), "401"),
+    "503 for ever": (Status(503), "503"),
+    "416": (Status(416), "416"),
+    "an endless redirect": (Status(307, {"Location": "/v2/team/kit/blobs/again"}), "redirect"),
+    "a redirect to a file": (Status(307, {"Location": "file:///etc/passwd"}), ""),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_reader_gets_as_eio(host: Host, fake: FakeRegistry, ref: str, name: str) -> None:
+    """EIO soon, the cause in the log and in last_error; after the registry is healed the same mount reads the right bytes."""
+    fault, word = REFUSED[name]
+    mount = host.mount(ref)
+    fake.fail("/blobs/", fault)
+    assert read_at(mount / "w.bin", 3 * MiB, seconds=SOON) == "EIO"
+    told = host.status(mount)
+    assert told["errors"] > 0
+    assert word.lower() in told["last_error"].lower()
+    assert fake.host in told["last_error"]
+    fake.heal()
+    wait_until(lambda: read_at(mount / "w.bin", 3 * MiB) == "read 4096", "never read again", seconds=SOON)
+    assert digest_by(reader(mount / "w.bin")) == DIGEST
+
+
+@pytest.mark.parametrize("by", [-1000, 1000])
+def test_a_200_that_is_shorter_or_longer_than_the_blob_is_eio_at_its_end(host: Host, fake: FakeRegistry, ref: str, by: int) -> None:
+    """A registry that streams the whole blob with other than the promised number of bytes: no wrong byte is ever read, and the end is EIO."""
+    mount = host.mount(ref)
+    fake.fail("/blobs/", IgnoreRange())
+    fake.fail("/blobs/", Resize(by))
+    with reader(mount / "w.bin") as process:
+        out, _ = process.communicate(timeout=SOON)
+    assert out.strip() in ("", DIGEST)
+    wait_until(lambda: host.status(mount)["last_error"] is not None or host.status(mount)["integrity_failures"] > 0, "nobody noticed")
+    assert os.getxattr(mount / "w.bin", "user.kitfs.state") != b"verified"
+
+
+def test_a_lying_bit_is_found(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """One wrong bit in one answer: the layer is never called verified, is dropped and counted."""
+    mount = host.mount(ref)
+    fake.fail("/blobs/", Lie(5 * MiB))
+    with reader(mount / "w.bin") as process:
+        process.communicate(timeout=SOON)
+    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the lie was never found")
+    assert os.getxattr(mount / "w.bin", "user.kitfs.state") != b"verified"
+
+
+def test_a_stalled_body_does_not_stop_what_is_cached(host: Host, fake: FakeRegistry, ref: str, transport: str) -> None:
+    """While one reader waits for a stalled body, cached bytes, names and attributes are answered; it reads on when the stall ends."""
+    mount = host.mount(ref, "--transport", transport)
+    assert read_at(mount / "w.bin", 0) == "read 4096"
+    stall = Stall(0)
+    fake.fail("/blobs/", stall)
+    waiting = reader(mount / "w.bin")
+    assert stall.reached.wait(SOON)
+    assert read_at(mount / "w.bin", 0, seconds=SOON) == "read 4096"
+    assert sorted(os.listdir(mount.path)) == ["Kitfile", "w.bin"]
+    assert os.stat(mount / "w.bin").st_size == len(WEIGHTS)
+    assert host.status(mount)["errors"] == 0
+    fake.heal()
+    stall.until.set()
+    assert digest_by(waiting) == DIGEST
+
+
+def test_a_stall_is_eio_after_the_read_timeout(host: Host, fake: FakeRegistry, ref: str, transport: str) -> None:
+    """No byte for --read-timeout seconds, again and again: EIO, not a hang."""
+    mount = host.mount(ref, "--transport", transport, "--read-timeout", "1")
+    fake.fail("/blobs/", Stall(100))
+    assert read_at(mount / "w.bin", 3 * MiB, seconds=SOON) == "EIO"
+
+
+def test_sixty_four_readers_of_a_stalled_registry_all_get_eio(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """Readers of 64 places do not wait for each other's timeouts."""
+    mount = host.mount(ref, "--read-timeout", "1")
+    fake.fail("/blobs/", Stall(0))
+    found: list[str] = []
+
+    def read(n: int) -> None:
+        found.append(read_at(mount / "w.bin", n * 90_000, seconds=90))
+
+    threads = [threading.Thread(target=read, args=(n,)) for n in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["EIO"] * 64
+
+
+def test_a_redirect_that_expires_is_resolved_again(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """Blobs live at signed locations of another host: after they expire the next read asks anew; Authorization never goes there."""
+    fake.require_basic({"u": "p"})
+    (host.home / "docker").mkdir()
+    (host.home / "docker/config.json").write_text(json.dumps({"auths": {fake.host: {"auth": "dTpw"}}}))
+    with FakeRegistry() as cdn:
+        fake.redirect_blobs_to(cdn)
+        mount = host.mount(ref)
+        assert read_at(mount / "w.bin", 0) == "read 4096"
+        cdn.expire_locations()
+        assert read_at(mount / "w.bin", 3 * MiB) == "read 4096"
+        assert digest_by(reader(mount / "w.bin")) == DIGEST
+        assert [s for s in cdn.served() if any(name.lower() == "authorization" for name in s.headers)] == []
+
+
+def test_tokens_are_renewed_while_mounted(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """A token that ends between two reads is fetched anew."""
+    fake.require_token(expires_in=60)
+    mount = host.mount(ref)
+    assert read_at(mount / "w.bin", 0) == "read 4096"
+    fake.expire_tokens()
+    assert digest_by(reader(mount / "w.bin")) == DIGEST
+    assert len(fake.served("/token")) >= 2
+
+
+def test_mirrors_are_tried_in_order_and_their_failures_named(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """A dead mirror, a mirror without the kit, and one that has it; when none has it, one line names each one's cause."""
+    with FakeRegistry() as empty, FakeRegistry() as dead:
+        dead.stop()
+        mirrors = [f"--mirror=up.example.test={one.url}" for one in (dead, empty)]
+        mount = host.mount("up.example.test/team/kit:v1", *mirrors, f"--mirror=up.example.test={fake.url}")
+        assert digest_by(reader(mount / "w.bin")) == DIGEST
+        done = host.kitfs("mount", "up.example.test/team/none:v1", host.mnt / "none", *mirrors, check=False)
+        assert done.returncode != 0
+        assert len(done.stderr.splitlines()) == 1
+        assert [name for name in (dead.host, empty.host, "up.example.test") if name not in done.stderr] == []
+
+
+def test_a_tar_is_indexed_through_cut_answers(host: Host, fake: FakeRegistry) -> None:
+    """Header hops survive what bodies do."""
+    files = {f"m/{n}/w{n}.bin": random.Random(n).randbytes(200_000) for n in range(20)}
+    ref = fake.put_kit("team/tar", build([part("model", "m", kit_tar(files))]), "v1")
+    mount = host.mount(ref)
+    fake.fail("/blobs/", Cut(5_000), times=30)
+    assert {path: (mount / path).read_bytes() == data for path, data in files.items()} == dict.fromkeys(files, True)
+
+
+def test_a_gzip_stream_that_is_cut_goes_on(host: Host, fake: FakeRegistry) -> None:
+    """A compressed layer whose body breaks off is decoded to its end, and does not move twice."""
+    data = kit_tar({"m/w.bin": WEIGHTS})
+    kit = build([part("model", "m", data, compression="gzip")])
+    mount = host.mount(fake.put_kit("team/gzip", kit, "v1"))
+    fake.fail("/blobs/", Cut(MiB), times=4)
+    assert digest_by(reader(mount / "m/w.bin")) == DIGEST
+    size = json.loads(kit.manifest)["layers"][0]["size"]
+    assert fake.moved(kit.layers[0]) <= size + 4 * MiB
+
+
+def test_a_manifest_without_an_end_is_refused(host: Host, fake: FakeRegistry) -> None:
+    """A manifest of 64 MiB is not read to its end."""
+    fake.put_manifest("team/big", b'{"a":"' + b"x" * (64 * MiB), tag="v1")
+    done = host.kitfs("mount", f"{fake.host}/team/big:v1", host.mnt / "big", check=False)
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1
+    assert fake.moved() <= 16 * MiB
