@@ -2,12 +2,14 @@
 
 Follows distribution's "Token Authentication Specification" and its OAuth2 form: 401 with ``WWW-Authenticate: Bearer`` → a token from
 the realm (GET with Basic, or POST with a refresh token) → the request again. Tokens are kept per (host, scope) until shortly before
-they expire; a 401 in between gets a new one once. Threading: the flow runs on whatever thread sends; the cache has a lock.
+they expire; a 401 in between gets a new one once. Threading: the flow runs on whatever thread sends; when many readers need a token
+for one scope, one of them asks for it and the others wait for what it gets.
 """
 
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import re
 import threading
@@ -17,9 +19,10 @@ from typing import Final, NamedTuple
 
 import httpx
 
-from kitfs.errors import RegistryError, Unauthorized
+from kitfs.errors import KitfsError, RegistryError, Unauthorized, Unavailable
 from kitfs.registry.credentials import Credential, Credentials
-from kitfs.registry.failures import read_capped, read_error, shown
+from kitfs.registry.failures import failure, read_capped, read_error, shown
+from kitfs.registry.transport import is_loopback
 
 CLIENT_ID: Final = "kitfs"
 MIN_LIFE: Final = 60.0  # seconds: what a token lives that does not say (the specification's default)
@@ -46,6 +49,17 @@ def challenges(header: str) -> dict[str, dict[str, str]]:
     return found
 
 
+class Errand:
+    """One thread's way to the token server, which others wait for. ``header`` or ``error`` is what it brought; neither: it got no answer."""
+
+    __slots__ = ("done", "error", "header")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.header = ""
+        self.error: KitfsError | None = None
+
+
 class Tokens:
     """The tokens of one client, by (host, scope)."""
 
@@ -53,6 +67,7 @@ class Tokens:
         self._clock = clock
         self._lock = threading.Lock()
         self._tokens: dict[tuple[str, str], Token] = {}
+        self._errands: dict[tuple[str, str], Errand] = {}
 
     def get(self, host: str, scope: str) -> str | None:
         """A header that still holds, None when there is none."""
@@ -72,21 +87,36 @@ class Tokens:
             if token is not None and token.header == header:
                 del self._tokens[host, scope]
 
+    def set_out(self, host: str, scope: str) -> tuple[Errand, bool]:
+        """The errand for a token, and whether it is the caller's own: then ``come_back`` must end it."""
+        with self._lock:
+            found = self._errands.get((host, scope))
+            if found is not None:
+                return found, False
+            self._errands[host, scope] = errand = Errand()
+            return errand, True
+
+    def come_back(self, host: str, scope: str, errand: Errand) -> None:
+        """End an errand; those who wait look at what it brought."""
+        with self._lock:
+            del self._errands[host, scope]
+        errand.done.set()
+
 
 class RegistryAuth(httpx.Auth):
     """The auth flow of one repository: ``scope`` such as repository:name:pull. Raises Unauthorized when no token can be had.
 
-    ``host`` is the registry whose credentials count; ``insecure`` allows them on plain HTTP to another host than the registry.
+    ``host`` is the registry whose credentials count; ``plain_http`` allows to send them to a token server without TLS.
     """
 
     requires_response_body = False
 
-    def __init__(self, host: str, scope: str, credentials: Credentials, tokens: Tokens, *, insecure: bool) -> None:
+    def __init__(self, host: str, scope: str, credentials: Credentials, tokens: Tokens, *, plain_http: bool) -> None:
         self._host = host
         self._scope = scope
         self._credentials = credentials
         self._tokens = tokens
-        self._insecure = insecure
+        self._plain_http = plain_http
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Send, and on 401 once more with what the challenge asks for."""
@@ -100,65 +130,91 @@ class RegistryAuth(httpx.Auth):
             self._tokens.forget(self._host, self._scope, held)
         read_error(response)
         asked = challenges(response.headers.get("WWW-Authenticate", ""))
-        credential = self._credentials.of(self._host)
-        if "bearer" in asked:
-            header = yield from self._bearer(asked["bearer"], credential, request)
-        elif "basic" in asked and credential:
+        header = self._tokens.get(self._host, self._scope)  # another thread may have a newer one
+        if header is None and "bearer" in asked:
+            header = yield from self._fetched(asked["bearer"], request)
+        elif header is None and "basic" in asked and (credential := self._credentials.of(self._host)):
             header = _basic(credential)
-            if held == header:
-                return  # it was refused
             self._tokens.keep(self._host, self._scope, header, 86_400)
-        else:
-            return
+        if header is None or header == held:
+            return  # nothing that was not refused already
         request.headers["Authorization"] = header
         yield request
+
+    def _fetched(self, challenge: dict[str, str], request: httpx.Request) -> Generator[httpx.Request, httpx.Response, str]:
+        """A new token, or the one that another thread is fetching right now."""
+        errand, own = self._tokens.set_out(self._host, self._scope)
+        if not own:
+            errand.done.wait()  # its owner's timeouts end it
+            if errand.error is not None:
+                raise copy.copy(errand.error)
+            if not errand.header:
+                raise Unavailable(f"{self._host}: no token, its token server does not answer", url=shown(request.url))
+            return errand.header
+        try:
+            errand.header = yield from self._bearer(challenge, self._credentials.of(self._host), request)
+            return errand.header
+        except KitfsError as e:
+            errand.error = e
+            raise
+        finally:
+            self._tokens.come_back(self._host, self._scope, errand)
 
     def _bearer(
         self, challenge: dict[str, str], credential: Credential | None, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, str]:
         """A token from the realm of a challenge."""
         if credential and credential.registry_token:
-            return f"Bearer {credential.registry_token}"
+            header = f"Bearer {credential.registry_token}"
+            self._tokens.keep(self._host, self._scope, header, MIN_LIFE)
+            return header
         try:
             realm = request.url.join(challenge.get("realm", ""))
         except httpx.InvalidURL:
             raise RegistryError(f"{self._host} names an invalid token realm {challenge.get('realm', '')[:100]!r}")
         if not challenge.get("realm") or realm.scheme not in ("http", "https"):
             raise RegistryError(f"{self._host} asks for a token and names no realm")
-        response = yield self._token_request(realm, challenge, credential)
+        response = yield self._token_request(realm, challenge, credential, request)
         body = read_capped(response, MAX_TOKEN)
-        if response.status_code in (400, 401, 403, 404):
+        status = response.status_code
+        if status in (400, 401, 403, 404):
             who = f"the credentials of {credential.username or 'its token'}" if credential else "anonymous access"
-            raise Unauthorized(
-                f"{shown(realm)} refuses {who} for {self._host} ({response.status_code}); log in with kit login {self._host}",
-                status=response.status_code,
-                url=shown(realm),
-            )
+            told = f"{shown(realm)} refuses {who} for {self._host} ({status}); log in with kit login {self._host}"
+            raise Unauthorized(told, status=status, url=shown(realm))
+        if status in (408, 429) or status >= 500:
+            raise failure(response, f"a token for {self._host}")
         try:
-            answer = json.loads(body) if response.status_code == 200 else {}
+            answer = json.loads(body) if status == 200 else {}
             token = answer.get("token") or answer.get("access_token")
             life = float(answer.get("expires_in") or MIN_LIFE)
         except (ValueError, TypeError, AttributeError, RecursionError):
             token, life = None, MIN_LIFE
-        if not isinstance(token, str) or not token or not token.isprintable():
-            told = f"{shown(realm)} answers {response.status_code} and no token for {self._host}"
-            raise RegistryError(told, status=response.status_code, url=shown(realm))
+        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
+            raise RegistryError(f"{shown(realm)} answers {status} and no token for {self._host}", status=status, url=shown(realm))
         header = f"Bearer {token}"
         self._tokens.keep(self._host, self._scope, header, max(1.0, life))
         return header
 
-    def _token_request(self, realm: httpx.URL, challenge: dict[str, str], credential: Credential | None) -> httpx.Request:
-        """GET with Basic, or the OAuth2 POST for a refresh token. Credentials never go over plain HTTP that nobody asked for."""
+    def _token_request(
+        self, realm: httpx.URL, challenge: dict[str, str], credential: Credential | None, request: httpx.Request
+    ) -> httpx.Request:
+        """GET with Basic, or the OAuth2 POST for a refresh token; with the timeouts of the request that it is for.
+
+        Credentials go over plain HTTP only when that was asked for: by --plain-http, to this host itself, or to loopback.
+        """
         service, scope = challenge.get("service", ""), challenge.get("scope") or self._scope
-        if credential and realm.scheme == "http" and not self._insecure:
+        home = (request.url.scheme, request.url.host)
+        if credential and realm.scheme == "http" and not (self._plain_http or is_loopback(realm.host) or (realm.scheme, realm.host) == home):
             raise Unauthorized(f"{self._host} wants the credentials sent to {shown(realm)} without TLS; allow it with --plain-http", url=shown(realm))
+        headers = {name: request.headers[name] for name in ("User-Agent", "Accept-Encoding") if name in request.headers}
         if credential and credential.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": credential.identity_token, "client_id": CLIENT_ID}
             form |= {"service": service, "scope": scope}
-            return httpx.Request("POST", realm, data=form)
+            return httpx.Request("POST", realm, data=form, headers=headers, extensions=request.extensions)
         query = {k: v for k, v in (("service", service), ("scope", scope)) if v}
-        headers = {"Authorization": _basic(credential)} if credential else {}
-        return httpx.Request("GET", realm.copy_merge_params(query), headers=headers)
+        if credential:
+            headers["Authorization"] = _basic(credential)
+        return httpx.Request("GET", realm.copy_merge_params(query), headers=headers, extensions=request.extensions)
 
 
 def _basic(credential: Credential) -> str:

@@ -8,27 +8,28 @@ cause. Nothing is cached but tokens and redirect targets. Threading: every metho
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import httpx
 
-from kitfs.errors import IntegrityError, InvalidReference, KitfsError, ManifestError, NotFound, RegistryError, Unavailable
+from kitfs.errors import IntegrityError, InvalidReference, KitfsError, ManifestError, NotFound, RegistryError, UsageError
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest
 from kitfs.oci.names import LOCAL, Digest, Reference
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.credentials import DOCKER_HOSTS, Credentials
-from kitfs.registry.failures import failure, mapped, read_capped, read_error
-from kitfs.registry.retry import RetryTransport
+from kitfs.registry.failures import Broken, check_encoding, failure, host_of, mapped, read_capped, read_error
+from kitfs.registry.retry import CONNECT_BUDGET, RetryTransport
 from kitfs.registry.transport import ClientOptions, RoutedTransport, is_loopback
 
 __all__ = ["ClientOptions", "RegistryClient", "Repository"]
 
 MAX_MANIFEST: Final = 4 << 20  # bytes: what distribution-spec asks registries to take
 MAX_REDIRECTS: Final = 5
+MAX_PAGES: Final = 64  # of referrers
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 BODY_ATTEMPTS: Final = 3  # of a small body that breaks off
 T = TypeVar("T")
@@ -36,11 +37,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One way to a repository: ``base`` ends in the repository's name, ``host`` is whose credentials count."""
+    """One way to a repository: ``base`` ends in the repository's name, ``host`` is what people and credentials call it.
+
+    ``patience``: seconds in which a refused connection is tried again. All endpoints of a repository share one budget.
+    """
 
     base: str
     host: str
     auth: RegistryAuth
+    patience: float
 
 
 class RegistryClient:
@@ -74,22 +79,24 @@ class RegistryClient:
         self._http.close()
 
     def repository(self, reference: Reference) -> Repository:
-        """The repository of a reference. Raises InvalidReference when it names no registry."""
+        """The repository of a reference. Raises NotFound when it names no registry, UsageError for one that no URL can hold."""
         if reference.registry == LOCAL:
             raise NotFound(f"{reference.display} is not in the store, and names no registry to ask (write registry/repository:tag)")
-        name = reference.repository
-        endpoints = [self._endpoint(url.rstrip("/"), name) for url in self.options.mirrors.get(reference.registry, ())]
-        host = "registry-1.docker.io" if reference.registry in DOCKER_HOSTS else reference.registry
-        plain = is_loopback(httpx.URL(f"http://{host}").host) if self.options.plain_http is None else self.options.plain_http
-        endpoints.append(self._endpoint(f"{'http' if plain else 'https'}://{host}", name))
+        name, registry = reference.repository, reference.registry
+        mirrors = self.options.mirrors.get(registry, ())
+        patience = CONNECT_BUDGET / (len(mirrors) + 1)
+        endpoints = [self._endpoint(url.rstrip("/"), name, patience=patience) for url in mirrors]
+        host = "registry-1.docker.io" if registry in DOCKER_HOSTS else registry
+        plain = is_loopback(_url(f"http://{host}").host) if self.options.plain_http is None else self.options.plain_http
+        endpoints.append(self._endpoint(f"{'http' if plain else 'https'}://{host}", name, patience=patience, host=host))
         return Repository(self, name, tuple(endpoints))
 
-    def _endpoint(self, url: str, name: str) -> Endpoint:
-        parsed = httpx.URL(url)
-        host = parsed.netloc.decode("ascii", "replace")
-        insecure = parsed.scheme == "http" and (bool(self.options.plain_http) or is_loopback(parsed.host))
-        auth = RegistryAuth(host, f"repository:{name}:pull", self._credentials, self._tokens, insecure=insecure)
-        return Endpoint(f"{url}/v2/{name}", host, auth)
+    def _endpoint(self, url: str, name: str, *, patience: float, host: str = "") -> Endpoint:
+        """``host`` as the reference spells it, with a port that the scheme implies: so it stands in credential files."""
+        parsed = _url(url)
+        host = host or host_of(parsed)
+        auth = RegistryAuth(host, f"repository:{name}:pull", self._credentials, self._tokens, plain_http=bool(self.options.plain_http))
+        return Endpoint(f"{url}/v2/{name}", host, auth, patience)
 
     def send(self, endpoint: Endpoint, method: str, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
         """An answer whose body is still to be read, after redirects. Credentials stay with the endpoint's own host.
@@ -101,7 +108,7 @@ class RegistryClient:
         for _ in range(MAX_REDIRECTS + 1):
             same = (at.scheme, at.netloc) == (home.scheme, home.netloc)
             with mapped(at, what):
-                request = self._http.build_request(method, at, headers=headers)
+                request = self._http.build_request(method, at, headers=headers, extensions={"connect_budget": endpoint.patience})
                 response = self._http.send(request, auth=endpoint.auth if same else None, stream=True)
             if response.status_code not in REDIRECTS or "Location" not in response.headers:
                 return response
@@ -135,7 +142,7 @@ class Repository:
 
     def _manifest(self, endpoint: Endpoint, identifier: str) -> tuple[Descriptor, bytes]:
         what = f"{self._name}{'@' if ':' in identifier else ':'}{identifier}"
-        response, data = self._small(endpoint, f"/manifests/{identifier}", {"Accept": ", ".join(ACCEPT)}, MAX_MANIFEST, what)
+        response, data = self._small(endpoint, f"{endpoint.base}/manifests/{identifier}", {"Accept": ", ".join(ACCEPT)}, MAX_MANIFEST, what)
         if len(data) > MAX_MANIFEST:
             raise ManifestError(f"{what}: {endpoint.host} sends a manifest of more than {MAX_MANIFEST} bytes")
         claimed = identifier if ":" in identifier else response.headers.get("Docker-Content-Digest", "")
@@ -159,7 +166,7 @@ class Repository:
 
     def _blob_bytes(self, endpoint: Endpoint, descriptor: Descriptor) -> bytes:
         what = f"{self._name}: blob {descriptor.digest}"
-        _, data = self._small(endpoint, f"/blobs/{descriptor.digest}", {}, descriptor.size, what)
+        _, data = self._small(endpoint, f"{endpoint.base}/blobs/{descriptor.digest}", {}, descriptor.size, what)
         if len(data) != descriptor.size:
             raise IntegrityError(f"{what} from {endpoint.host} does not have the {descriptor.size} bytes of its descriptor")
         _check(descriptor.digest, data, f"{what} from {endpoint.host}")
@@ -180,38 +187,54 @@ class Repository:
         return self.each(ask)
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
-        """What refers to a manifest: the referrers API, or the tag that stands in for it where there is none."""
+        """What refers to a manifest: the referrers API with its pages, or the tag that stands in for it where there is none."""
+        what = f"{self._name}: referrers of {digest}"
 
         def ask(endpoint: Endpoint) -> tuple[Descriptor, ...]:
-            what = f"{self._name}: referrers of {digest}"
-            accept = {"Accept": IMAGE_INDEX}
-            try:
-                _, data = self._small(endpoint, f"/referrers/{digest}", accept, MAX_MANIFEST, what)
-            except NotFound:
+            found: list[Descriptor] = []
+            url: httpx.URL | None = httpx.URL(f"{endpoint.base}/referrers/{digest}")
+            for _ in range(MAX_PAGES):
+                if url is None:
+                    break
                 try:
-                    _, data = self._manifest(endpoint, f"{digest.algorithm}-{digest.hex}"[:128])
+                    response, data = self._small(endpoint, url, {"Accept": IMAGE_INDEX}, MAX_MANIFEST, what)
                 except NotFound:
-                    return ()
-            if len(data) > MAX_MANIFEST:
-                raise ManifestError(f"{what}: an answer of more than {MAX_MANIFEST} bytes")
-            found = IndexManifest.parse(data).manifests
-            return tuple(d for d in found if artifact_type is None or d.artifact_type == artifact_type)
+                    return _of_type(self._stand_in(endpoint, digest), artifact_type)
+                if len(data) > MAX_MANIFEST:
+                    raise ManifestError(f"{what}: {endpoint.host} answers with more than {MAX_MANIFEST} bytes")
+                found += IndexManifest.parse(data).manifests
+                after = response.links.get("next", {}).get("url")
+                with mapped(url, what):
+                    url = url.join(after) if after else None
+            return _of_type(found, artifact_type)
 
         return self.each(ask)
 
-    def _small(self, endpoint: Endpoint, path: str, headers: dict[str, str], limit: int, what: str) -> tuple[httpx.Response, bytes]:
+    def _stand_in(self, endpoint: Endpoint, digest: Digest) -> tuple[Descriptor, ...]:
+        """The index under the tag that distribution-spec's "Referrers Tag Schema" makes of a digest."""
+        try:
+            return IndexManifest.parse(self._manifest(endpoint, f"{digest.algorithm[:32]}-{digest.hex[:64]}")[1]).manifests
+        except NotFound:
+            return ()
+
+    def _small(
+        self, endpoint: Endpoint, url: str | httpx.URL, headers: dict[str, str], limit: int, what: str
+    ) -> tuple[httpx.Response, bytes]:
         """(response, body of at most ``limit`` + 1 bytes) of a GET that must answer 200; a body that breaks off is asked for again."""
         for attempt in range(1, BODY_ATTEMPTS + 1):
-            response = self._client.send(endpoint, "GET", endpoint.base + path, headers, what)
+            response = self._client.send(endpoint, "GET", url, headers, what)
             if response.status_code != 200:
                 read_error(response)
                 raise failure(response, what)
             try:
+                check_encoding(response, what)
                 with mapped(response.request.url, what):
                     return response, read_capped(response, limit)
-            except Unavailable:
+            except Broken:
                 if attempt == BODY_ATTEMPTS:
                     raise
+            finally:
+                response.close()
         raise AssertionError("unreachable")
 
     def each(self, attempt: Callable[[Endpoint], T]) -> T:
@@ -220,9 +243,15 @@ class Repository:
         for endpoint in self.endpoints:
             try:
                 return attempt(endpoint)
+            except UsageError:
+                raise  # a certificate or a credential file that cannot be read: no endpoint mends it
             except KitfsError as e:
                 causes.append(e)
         raise combined(causes, [e.host for e in self.endpoints])
+
+
+def _of_type(found: Sequence[Descriptor], artifact_type: str | None) -> tuple[Descriptor, ...]:
+    return tuple(d for d in found if artifact_type is None or d.artifact_type == artifact_type)
 
 
 def combined(causes: list[KitfsError], hosts: list[str]) -> KitfsError:
@@ -236,6 +265,13 @@ def combined(causes: list[KitfsError], hosts: list[str]) -> KitfsError:
     else:
         error = type(last)(told)
     return error
+
+
+def _url(text: str) -> httpx.URL:
+    try:
+        return httpx.URL(text)
+    except httpx.InvalidURL as e:
+        raise UsageError(f"{text[:200]!r} is no URL of a registry: {e}")
 
 
 def _check(digest: Digest, data: bytes, what: str) -> None:

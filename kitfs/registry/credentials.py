@@ -19,6 +19,7 @@ from kitfs.errors import UsageError
 
 DOCKER_KEY: Final = "https://index.docker.io/v1/"
 DOCKER_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+NOT_FOUND: Final = "credentials not found"  # how helpers say no (docker-credential-helpers, credentials/error.go)
 HELPER_PATIENCE: Final = 30.0  # seconds that a credential helper may take
 
 
@@ -97,7 +98,10 @@ def _ask(helper: str, key: str) -> Credential | None:
     except (OSError, subprocess.TimeoutExpired) as e:
         raise UsageError(f"the credential helper {program} failed: {e}")
     if done.returncode:
-        return None  # "credentials not found" is how helpers say no
+        said = (done.stdout.strip() or done.stderr.strip()).decode(errors="replace")
+        if not said or NOT_FOUND in said:
+            return None
+        raise UsageError(f"the credential helper {program} failed for {key}: {said.splitlines()[0][:200]}")
     try:
         told = json.loads(done.stdout)
         username, secret = str(told.get("Username", "")), str(told.get("Secret", ""))

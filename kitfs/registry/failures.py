@@ -16,12 +16,31 @@ import httpx
 from kitfs.errors import NotFound, RateLimited, RegistryError, Unauthorized, Unavailable
 
 MAX_ERROR_BODY: Final = 8 << 10  # bytes of an error body that are read
+LONGEST_CAUSE: Final = 200  # characters of a cause that somebody else worded
+UNKNOWN: Final = {
+    "NAME_UNKNOWN": "there is no such repository",
+    "MANIFEST_UNKNOWN": "there is no such tag or digest",
+    "BLOB_UNKNOWN": "there is no such blob",
+}
+
+
+class Broken(Unavailable):
+    """A connection that ended before the answer did; what has come so far stands."""
+
+
+class Stalled(Unavailable):
+    """Nothing came for as long as somebody was willing to wait."""
 
 
 def shown(url: httpx.URL | str) -> str:
     """A URL without credentials and without the signature of a CDN."""
     url = httpx.URL(url)
     return str(url.copy_with(userinfo=b"", query=None, fragment=None))
+
+
+def host_of(url: httpx.URL | str) -> str:
+    """host[:port], without the port that the scheme implies."""
+    return httpx.URL(url).netloc.decode("ascii", "replace")
 
 
 @contextmanager
@@ -34,29 +53,37 @@ def mapped(url: httpx.URL | str, what: str) -> Iterator[None]:
     except httpx.InvalidURL as e:
         raise RegistryError(f"{what}: invalid URL: {e}", url=str(url))
     except (ssl.SSLError, OSError) as e:
-        raise Unavailable(f"{what}: {httpx.URL(url).host}: {e}", url=shown(url))
+        raise Unavailable(f"{what}: {host_of(url)}: {e}", url=shown(url))
 
 
-def unavailable(e: Exception, url: httpx.URL | str, what: str) -> Unavailable:
-    """Why there was no answer."""
-    host = httpx.URL(url).netloc.decode("ascii", "replace")
+def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavailable:
+    """Why there was no answer, or only a part of one."""
+    patience: object = None
+    try:
+        url = e.request.url  # a token server or a redirect's target, where that is what failed
+        patience = e.request.extensions.get("timeout", {}).get("read")
+    except RuntimeError:
+        pass  # the exception knows no request
+    host = host_of(url)
     cause = _root(e)
-    text = str(cause) or type(cause).__name__
+    text = (str(cause) or type(cause).__name__)[:LONGEST_CAUSE]
+    kind: type[Unavailable] = Unavailable
     if isinstance(e, httpx.ConnectTimeout):
         told = f"{host} cannot be reached: no connection in time"
-    elif isinstance(e, (httpx.ReadTimeout, httpx.WriteTimeout)):
-        told = f"{host} stopped answering (--read-timeout)"
-    elif isinstance(e, httpx.PoolTimeout):
-        told = f"{host}: too many requests at once"
+    elif isinstance(e, httpx.TimeoutException):
+        kind = Stalled
+        told = f"{host} sent nothing for {f'{patience:g} s' if isinstance(patience, (int, float)) else 'too long'} (--read-timeout)"
     elif isinstance(cause, ssl.SSLError):
         told = f"{host}: {_tls(cause, text)}"
     elif isinstance(e, httpx.ConnectError):
         told = f"{host} cannot be reached: {_words(text)}"
-    elif isinstance(e, httpx.RemoteProtocolError) and "cut" not in text:
-        told = f"{host} broke the connection: {text}"
+    elif isinstance(e, httpx.RemoteProtocolError) and "x15\\x03" in text:
+        told = f"{host} speaks TLS; leave out --plain-http"
     else:
-        told = f"{host}: {text}"
-    return Unavailable(f"{what}: {told}", url=shown(url))
+        kind = Broken
+        told = f"{host} broke the connection: {_words(text)}"
+    notes = "".join(f" ({note})" for note in getattr(e, "__notes__", ()))
+    return kind(f"{what}: {told}{notes}", url=shown(url))
 
 
 def _root(e: BaseException) -> BaseException:
@@ -70,7 +97,7 @@ def _root(e: BaseException) -> BaseException:
     return e
 
 
-def _tls(e: BaseException, text: str) -> str:
+def _tls(e: ssl.SSLError, text: str) -> str:
     if isinstance(e, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({e.verify_message}); name its CA with --tls-cert, or use --tls-verify=false"
     if "WRONG_VERSION_NUMBER" in text or "record layer" in text or "RECORD_LAYER" in text:
@@ -86,17 +113,12 @@ def _words(text: str) -> str:
 def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
     """An answer that is an error, as the class that fits. The body must have been read (``read_error``)."""
     url = shown(response.request.url)
-    host = response.request.url.netloc.decode("ascii", "replace")
+    host = host_of(response.request.url)
     status = response.status_code
     code, message = _told(response)
     detail = f" ({message})" if message else ""
     if status == 404:
-        names = {
-            "NAME_UNKNOWN": "there is no such repository",
-            "MANIFEST_UNKNOWN": "there is no such tag or digest",
-            "BLOB_UNKNOWN": "there is no such blob",
-        }
-        return NotFound(f"{what}: {host}: not found{': ' + names[code] if code in names else detail}")
+        return NotFound(f"{what}: {host}: not found{': ' + UNKNOWN[code] if code in UNKNOWN else detail}")
     if status in (401, 403):
         hint = "no credentials that it accepts, or no such repository" if status == 401 else "not allowed, or no such repository"
         return Unauthorized(f"{what}: {host} answers {status}: {hint}{detail}; log in with kit login {host}", status=status, code=code, url=url)
@@ -109,13 +131,21 @@ def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
     return RegistryError(f"{what}: {host} answers {status}{detail}", status=status, code=code, url=url)
 
 
+def check_encoding(response: httpx.Response, what: str) -> None:
+    """Raise RegistryError for a body that is packed although ``identity`` was asked for: no digest and no offset would fit it."""
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding.lower() not in ("identity", ""):
+        told = f"{what}: {host_of(response.request.url)} sends it {encoding[:40]} encoded, which nobody asked for"
+        raise RegistryError(told, status=response.status_code)
+
+
 def read_capped(response: httpx.Response, limit: int = MAX_ERROR_BODY) -> bytes:
     """A body, no more of it than ``limit`` bytes, and close it. One byte more is kept, so that the caller can see that there was more."""
     if response.is_stream_consumed:
         return response.content  # the auth flow has read it already
     body = bytearray()
     try:
-        for piece in response.iter_raw(64 << 10):
+        for piece in response.iter_raw():
             body += piece
             if len(body) > limit:
                 break
@@ -138,6 +168,6 @@ def _told(response: httpx.Response) -> tuple[str, str]:
     """(code, message) of a distribution-spec error body; ("", "") where there is none."""
     try:
         error = json.loads(response.content)["errors"][0]
-        return str(error.get("code", ""))[:64], str(error.get("message", ""))[:200]
+        return str(error.get("code", ""))[:64], str(error.get("message", ""))[:LONGEST_CAUSE]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return "", ""

@@ -114,7 +114,7 @@ class Layout:
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
         """What the layout's index lists under the tag that stands in for the referrers API."""
-        tag = f"{digest.algorithm}-{digest.hex}"[:128]
+        tag = f"{digest.algorithm[:32]}-{digest.hex[:64]}"
         listed = [d for d in self._index().manifests if d.annotations.get(REF_NAME) == tag]
         found = [d for entry in listed for d in IndexManifest.parse(self.blob_bytes(entry, MAX_INDEX)).manifests]
         return tuple(d for d in found if artifact_type is None or d.artifact_type == artifact_type)

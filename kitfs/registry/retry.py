@@ -21,7 +21,8 @@ from kitfs.metrics import Counters
 ATTEMPTS: Final = 5
 BASE_PAUSE: Final = 0.25  # seconds, doubled at every attempt
 MAX_PAUSE: Final = 30.0  # seconds that a Retry-After may ask for
-CONNECT_BUDGET: Final = 2.5  # seconds after which a host that refuses connections is given up
+MAX_WAIT: Final = 60.0  # seconds of pauses for one request, all told
+CONNECT_BUDGET: Final = 2.5  # seconds after which a host that refuses connections is given up ("connect_budget" of a request is less)
 AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 BREAK_AFTER: Final = 8  # failures in a row, of whole budgets or refused connections
 BREAK_FOR: Final = 2.0  # seconds of leaving a host alone
@@ -84,7 +85,8 @@ class RetryTransport(httpx.BaseTransport):
                 response = self._inner.handle_request(request)
             except (httpx.ConnectError, httpx.ConnectTimeout) as e:
                 pause = self._pause(attempt)
-                if attempt == ATTEMPTS or self._clock() - began + pause > CONNECT_BUDGET or _hopeless(e):
+                budget = request.extensions.get("connect_budget", CONNECT_BUDGET)
+                if attempt == ATTEMPTS or self._clock() - began + pause > budget or _hopeless(e):
                     breaker.tell(ok=False)
                     raise
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
@@ -97,10 +99,10 @@ class RetryTransport(httpx.BaseTransport):
                 raise
             else:
                 response.stream = _Counted(response.stream, self._counters)
-                if response.status_code not in AGAIN or attempt == ATTEMPTS:
+                pause = self._retry_after(response) or self._pause(attempt)
+                if response.status_code not in AGAIN or attempt == ATTEMPTS or self._clock() - began + pause > MAX_WAIT:
                     breaker.tell(ok=response.status_code not in AGAIN or response.status_code == 429)
                     return response
-                pause = self._retry_after(response) or self._pause(attempt)
                 response.close()
             self._counters.add("retries")
             self._sleep(pause)

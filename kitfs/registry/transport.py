@@ -1,12 +1,14 @@
 """Connections: which transport a URL takes (TLS or not, through which proxy), made when first needed.
 
-The proxy environment is read as Go reads it: HTTP_PROXY, HTTPS_PROXY, NO_PROXY, and never for loopback hosts; an explicit proxy is for
-everything. TLS trusts what the system and certifi trust, and the files of ``--tls-cert``. Threading: transports are shared by all threads.
+The proxy environment is read as Go reads it: HTTP_PROXY, HTTPS_PROXY, NO_PROXY (names, suffixes, addresses, CIDR blocks), and never for
+loopback hosts; an explicit proxy is for everything. Nothing else of the environment counts, and no ~/.netrc. TLS trusts what the
+system and certifi trust, and the files of ``--tls-cert``. Threading: transports are shared by all threads.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 import threading
 import urllib.request
@@ -59,28 +61,42 @@ class RoutedTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """The answer of whatever the URL leads to."""
-        return self._for(request.url).handle_request(request)
+        proxy = self._proxy(request.url)
+        try:
+            return self._through(request.url.scheme, proxy).handle_request(request)
+        except httpx.TransportError as e:
+            if proxy is not None:
+                e.add_note(f"through the proxy {_redacted(proxy)}")
+            raise
 
-    def _for(self, url: httpx.URL) -> httpx.HTTPTransport:
-        key = (url.scheme, self._proxy(url))
+    def _through(self, scheme: str, proxy: str | None) -> httpx.HTTPTransport:
         with self._lock:
-            if key not in self._transports:
-                self._transports[key] = self._made(*key)
-            return self._transports[key]
+            if (scheme, proxy) not in self._transports:
+                self._transports[scheme, proxy] = self._made(scheme, proxy)
+            return self._transports[scheme, proxy]
 
     def _made(self, scheme: str, proxy: str | None) -> httpx.HTTPTransport:
         secure = scheme == "https" or (proxy or "").startswith("https:")
         verify: ssl.SSLContext | bool = tls_context(self._options) if secure else False
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0)
-        return httpx.HTTPTransport(verify=verify, proxy=proxy, limits=limits, trust_env=False)
+        try:
+            over = None if proxy is None else httpx.Proxy(proxy, ssl_context=verify if isinstance(verify, ssl.SSLContext) else None)
+            return httpx.HTTPTransport(verify=verify, proxy=over, limits=limits, trust_env=False)
+        except (ValueError, httpx.InvalidURL) as e:
+            raise UsageError(f"the proxy {_redacted(proxy or '')} cannot be used: {e}")
+        except ImportError:
+            raise UsageError(f"the proxy {_redacted(proxy or '')} needs the Python package socksio")
 
     def _proxy(self, url: httpx.URL) -> str | None:
         if self._options.proxy:
             return self._options.proxy
-        host = url.netloc.decode("ascii", "replace")
-        if is_loopback(url.host) or urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]  # typeshed lacks it
+        if is_loopback(url.host):
             return None
-        return urllib.request.getproxies_environment().get(url.scheme)
+        set_ = urllib.request.getproxies_environment()
+        found = set_.get(url.scheme)
+        if not found or _bypassed(url, set_.get("no", "")):
+            return None
+        return found if "://" in found else f"http://{found}"
 
     def close(self) -> None:
         """Close every connection."""
@@ -90,10 +106,33 @@ class RoutedTransport(httpx.BaseTransport):
             self._transports.clear()
 
 
+def _bypassed(url: httpx.URL, rules: str) -> bool:
+    """Whether NO_PROXY names a host: as urllib reads it, and CIDR blocks, as Go does."""
+    if urllib.request.proxy_bypass_environment(url.netloc.decode("ascii", "replace"), {"no": rules}):  # type: ignore[attr-defined]  # typeshed lacks it
+        return True
+    try:
+        address = ipaddress.ip_address(url.host)
+    except ValueError:
+        return False
+    for rule in rules.split(","):
+        try:
+            if address in ipaddress.ip_network(rule.strip(), strict=False):
+                return True
+        except ValueError:
+            pass  # a name
+    return False
+
+
+def _redacted(proxy: str) -> str:
+    """A proxy's URL without its user."""
+    return re.sub(r"//[^/]*@", "//", proxy)
+
+
 def tls_context(options: ClientOptions) -> ssl.SSLContext:
     """What TLS trusts and shows. Raises UsageError for a file that is no certificate or key."""
-    context = httpx.create_ssl_context(trust_env=True)
+    context = httpx.create_ssl_context(trust_env=False)  # certifi's; OpenSSL's own honour SSL_CERT_FILE and SSL_CERT_DIR
     context.load_default_certs()
+    name = ""
     try:
         for name in options.tls_certs:
             context.load_verify_locations(cafile=name)
