@@ -18,7 +18,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from kitfs.errors import IntegrityError, KitfsError, LayerError, ManifestError, RateLimited, StoreError, Unavailable, WouldBlock
+from kitfs.errors import IntegrityError, KitfsError, LayerError, ManifestError, NotFound, RateLimited, StoreError, Unavailable, WouldBlock
 from kitfs.layers.codec import DecodedSource, decode
 from kitfs.layers.index import LayerIndex, Member, raw_index
 from kitfs.layers.read import read_member
@@ -48,9 +48,25 @@ class Origin(Protocol):
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]: ...
 
-    def blob(self, descriptor: Descriptor) -> Source: ...
+    def blob(self, descriptor: Descriptor) -> Source | None: ...
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes: ...
+
+
+class Stored:
+    """The Origin of a kit that was packed or pulled here: all of it is in the store, and nobody is asked."""
+
+    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
+        """Raises NotFound: the store would have had it."""
+        raise NotFound(f"manifest {identifier} is not in the store any more; ask its registry with --remote")
+
+    def blob(self, descriptor: Descriptor) -> Source | None:
+        """No source: what the store has is all there is."""
+        return None
+
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
+        """Raises NotFound: the store would have had it."""
+        raise NotFound(f"blob {descriptor.digest} is not in the store any more; ask its registry with --remote")
 
 
 class Layer:
@@ -321,8 +337,13 @@ class Resolver:
             raise ManifestError(f"found cycle in modelkit references: [{'=>'.join(chain)}]")
         if len(chain) > MAX_CHAIN + 1:
             raise ManifestError(f"reached maximum number of model references: [{'=>'.join(chain)}]")
-        origin = self._origin_of(reference)
-        digest, data = self._manifest(reference, origin, remote)
+        pinned = None if remote else self._pinned(reference)
+        if pinned is not None:
+            origin: Origin = Stored()
+            digest, data = pinned, self._stored_manifest(pinned, origin)
+        else:
+            origin = self._origin_of(reference)
+            digest, data = self._manifest(reference, origin)
         manifest = self._parse(Manifest.parse, data, reference)
         self._parse(lambda _: manifest.flavor, data, reference)
         kitfile = kitfile_of(manifest, self._config(manifest.config, origin))
@@ -346,18 +367,20 @@ class Resolver:
         except ManifestError as e:
             raise ManifestError(f"{reference}: {e}")
 
-    def _manifest(self, reference: Reference | LayoutReference, origin: Origin, remote: bool) -> tuple[Digest, bytes]:
+    def _pinned(self, reference: Reference | LayoutReference) -> Digest | None:
+        """The digest of a tag of a kit that was packed or pulled here."""
+        if isinstance(reference, LayoutReference) or reference.digest is not None:
+            return None
+        found = self._store.refs.get(reference.name, reference.tag or "latest")
+        return None if found is None else Digest.parse(found["digest"])
+
+    def _manifest(self, reference: Reference | LayoutReference, origin: Origin) -> tuple[Digest, bytes]:
         if reference.digest is not None:
             return reference.digest, self._stored_manifest(reference.digest, origin)
         if isinstance(reference, LayoutReference):
             descriptor, data = origin.manifest(reference.tag or "")
             return descriptor.digest, data
         tag = reference.tag or "latest"
-        if not remote:
-            pinned = self._store.refs.get(reference.name, tag)
-            if pinned is not None:
-                digest = Digest.parse(pinned["digest"])
-                return digest, self._stored_manifest(digest, origin)
         key = ("tag", f"{reference.name}:{tag}")
         try:
             descriptor, data = origin.manifest(tag)

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,12 +110,12 @@ def do_mount(request: MountRequest, *, foreground: bool) -> None:
     """Mount, here or in a daemon, and print one line when the mount answers. In the foreground this ends the process."""
     from kitfs.daemon.life import serve, start
 
-    def told(record: Record) -> None:
+    def told(record: Record, _: Sequence[str] = ()) -> None:
         put(f"{record.digest} pid {record.pid} log {record.log}")
         sys.stdout.flush()
 
     if not foreground:
-        told(start(request))
+        told(start(request, lambda warning: say(f"kitfs: {warning}")))
         return
     code = 0
     try:

@@ -22,7 +22,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -62,6 +62,12 @@ class MountRequest:
     client: dict[str, Any] = field(default_factory=dict)
 
 
+class Ready(Protocol):
+    """Called when the mount answers, with what was warned of until then."""
+
+    def __call__(self, record: Record, warnings: Sequence[str], /) -> None: ...
+
+
 class Transport(Protocol):
     """What both transports are to a daemon."""
 
@@ -73,8 +79,8 @@ class Transport(Protocol):
     def serve(self, ready: Callable[[], None]) -> None: ...
 
 
-def start(request: MountRequest) -> Record:
-    """Mount in a new daemon; returns when the mount answers. Raises the daemon's error."""
+def start(request: MountRequest, warn: Callable[[str], None]) -> Record:
+    """Mount in a new daemon; returns when the mount answers. ``warn`` is given what the daemon warned of until then. Raises its error."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -90,6 +96,8 @@ def start(request: MountRequest) -> Record:
     if not answer:
         raise MountError(f"the daemon died before {request.mountpoint} answered; see {RunDir(request.run_dir).file(request.mountpoint, 'log')}")
     told = json.loads(answer)
+    for warning in told.get("warnings", ()):
+        warn(warning)
     if "record" in told:
         return Record(**told["record"])
     raise _rebuilt(told)
@@ -135,7 +143,7 @@ def _daemon(request: MountRequest, pipe: int) -> None:
                 pipe = -1
 
         try:
-            serve(request, lambda record: answer({"record": asdict(record)}))
+            serve(request, lambda record, warnings: answer({"record": asdict(record), "warnings": list(warnings)}))
             status = 0
         except KitfsError as e:
             status = e.exit_code
@@ -147,7 +155,7 @@ def _daemon(request: MountRequest, pipe: int) -> None:
         os._exit(status)  # whatever thread still waits for a socket has nobody left to answer
 
 
-def serve(request: MountRequest, ready: Callable[[Record], None], *, stderr: bool = False) -> None:
+def serve(request: MountRequest, ready: Ready, *, stderr: bool = False) -> None:
     """Mount, call ``ready`` when the mount answers, and return when it is no more. ``stderr``: log there too.
 
     Raises KitfsError when the mount cannot be made. Installs handlers for SIGTERM and SIGINT.
@@ -163,7 +171,7 @@ def serve(request: MountRequest, ready: Callable[[Record], None], *, stderr: boo
             record = run.record(request.mountpoint)
         if record is not None:
             if record.reference == request.reference:
-                ready(record)
+                ready(record, ())
                 return
             raise MountError(f"{request.mountpoint} is already a mount, of {record.reference}", errno=errno.EBUSY)
         if time.monotonic() > deadline:
@@ -180,7 +188,7 @@ def _allow_many_files() -> None:
         pass  # then a kit of very many layers says what it lacks
 
 
-def _serve_locked(request: MountRequest, run: RunDir, ready: Callable[[Record], None], stderr: bool) -> None:
+def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool) -> None:
     from kitfs.daemon.status import LastError, StatusSocket, status_of
     from kitfs.fuse.filesystem import FileSystem
     from kitfs.fuse.tree import tree_of
@@ -244,7 +252,7 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Callable[[Record], 
         made.kept = True
         log.info("mounted %s (%s) on %s with the %s transport", request.reference, kit.digest, request.mountpoint, transport.name)
         notify_systemd("READY=1")
-        ready(record)
+        ready(record, last_error.warnings)
         end.wait()
         notify_systemd("STOPPING=1")
         log.info("unmounted %s", request.mountpoint)

@@ -11,22 +11,28 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from kitfs.daemon.record import Record
 from kitfs.kit import Kit
 from kitfs.metrics import Counters
 
+MAX_WARNINGS: Final = 20
+
 
 class LastError(logging.Handler):
-    """Remembers the last error that was logged, for ``last_error``."""
+    """Remembers the last error that was logged, for ``last_error``, and the first few warnings, for whoever waits for the mount."""
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__(logging.WARNING)
         self.message: str | None = None
+        self.warnings: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.message = record.getMessage()
+        if record.levelno >= logging.ERROR:
+            self.message = record.getMessage()
+        elif len(self.warnings) < MAX_WARNINGS:
+            self.warnings.append(" ".join(record.getMessage().split()))
 
 
 def status_of(record: Record, kit: Kit, counters: Counters, last_error: LastError) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from kitfs.fuse.tree import Node, Tree
 from kitfs.fuse.values import Attr, DirEntry, Entry, Handle, Inode, StatFS
 from kitfs.metrics import Counters
+from kitfs.oci.manifest import IMAGE_MANIFEST
 
 TYPES: Final = {"file": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK}
 WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND | os.O_CREAT
@@ -143,7 +144,8 @@ class FileSystem:
         elif node.synthetic is not None:
             found |= {"digest": node.synthetic.digest, "media_type": node.synthetic.media_type, "state": "verified"}
         elif node is self._tree.root:
-            found |= {"state": self._state(), "reference": self._reference, "manifest": self._manifest_digest}
+            found |= {"digest": self._manifest_digest, "media_type": IMAGE_MANIFEST, "state": self._state()}
+            found |= {"reference": self._reference, "manifest": self._manifest_digest}
         return {f"user.kitfs.{key}".encode(): value.encode("utf-8", "surrogateescape") for key, value in found.items()}
 
     def _state(self) -> str:

@@ -1,0 +1,191 @@
+"""Opening kits: what is asked of whom, parents, filters, tags when the registry is away, kits that were packed or pulled here."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import ManifestError, NotFound, RateLimited, Unauthorized, Unavailable
+from kitfs.kit import Kit, Origin, Resolver
+from kitfs.metrics import Counters
+from kitfs.oci.filters import Filter
+from kitfs.oci.manifest import Descriptor
+from kitfs.oci.names import Digest, LayoutReference, Reference
+from kitfs.registry.layout import open_layout
+from kitfs.store.source import Source
+from kitfs.store.store import Store
+from tests import kits
+
+LOG = logging.getLogger("kitfs.test")
+
+
+class Registry:
+    """An Origin per repository over layouts on disk; ``failure`` is raised for every manifest; remembers what was asked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.failure: Exception | None = None
+        self.asked: list[str] = []
+
+    def put(self, name: str, kit: kits.Kit) -> Reference:
+        kits.write_layout(kit, self.root / name.replace("/", "_"), "v1")
+        return Reference.parse(f"{name}:v1")
+
+    def origin_of(self, reference: Reference | LayoutReference) -> Origin:
+        assert isinstance(reference, Reference)
+        return Repository(self, open_layout(LayoutReference("oci", str(self.root / reference.name.replace("/", "_")))))
+
+
+class Repository:
+    def __init__(self, registry: Registry, layout: Origin) -> None:
+        self._registry = registry
+        self._layout = layout
+
+    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
+        self._registry.asked.append(f"manifest {identifier[:12]}")
+        if self._registry.failure is not None:
+            raise self._registry.failure
+        return self._layout.manifest(identifier)
+
+    def blob(self, descriptor: Descriptor) -> Source | None:
+        return self._layout.blob(descriptor)
+
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
+        self._registry.asked.append("config")
+        return self._layout.blob_bytes(descriptor, limit)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=LOG, free_share=0.0)
+    yield store
+    store.close()
+
+
+def resolver(registry: Registry, store: Store, now: float = 1000.0) -> Resolver:
+    return Resolver(store, registry.origin_of, log=LOG, clock=lambda: now)
+
+
+def paths(kit: Kit) -> Sequence[str | None]:
+    return [layer.path for layer in kit.layers]
+
+
+def model(path: str, data: bytes = b"weights") -> kits.Part:
+    return kits.part("model", path, data, format="raw")
+
+
+def test_opening_asks_for_manifest_and_config_only(registry: Registry, store: Store) -> None:
+    """Two requests; by digest, and a second time, not even those."""
+    ref = registry.put("r.io/a", kits.build([model("m/w.bin")]))
+    kit = resolver(registry, store).open(ref)
+    assert registry.asked == ["manifest v1", "config"]
+    assert paths(kit) == ["m/w.bin"]
+    assert kit.layers[0].state() == "absent"
+    registry.failure = AssertionError("asked")
+    by_digest = resolver(registry, store).open(Reference.parse(f"r.io/a@{kit.digest}"))
+    assert by_digest.kitfile_bytes == kit.kitfile_bytes
+
+
+@pytest.mark.parametrize("failure", [Unavailable("away"), RateLimited("too many")])
+def test_tag_means_its_last_digest_when_the_registry_is_away(
+    registry: Registry, store: Store, caplog: pytest.LogCaptureFixture, failure: Exception
+) -> None:
+    """With one warning that gives its age."""
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    digest = resolver(registry, store, 1000.0).open(ref).digest
+    registry.failure = failure
+    assert resolver(registry, store, 1000.0 + 3 * 3600).open(ref).digest == digest
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "3 h ago" in warnings[0]
+
+
+@pytest.mark.parametrize("failure", [Unauthorized("401", status=401), NotFound("404")])
+def test_refusals_are_never_answered_from_memory(registry: Registry, store: Store, failure: Exception) -> None:
+    """401, 403 and 404 stand."""
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    resolver(registry, store).open(ref)
+    registry.failure = failure
+    with pytest.raises(type(failure)):
+        resolver(registry, store).open(ref)
+
+
+def test_unknown_tag_of_a_registry_that_is_away(registry: Registry, store: Store) -> None:
+    """There is nothing to fall back on: the registry's own error."""
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    registry.failure = Unavailable("away")
+    with pytest.raises(Unavailable, match="away"):
+        resolver(registry, store).open(ref)
+
+
+def test_parents_come_first_and_give_their_model(registry: Registry, store: Store) -> None:
+    """The parent's model and parts, under the child's own layers; its Kitfile and datasets are not shown."""
+    parent = [model("base.bin"), kits.part("modelpart", "tok.json", b"t", format="raw"), kits.part("dataset", "data.csv", b"d", format="raw")]
+    registry.put("r.io/parent", kits.build(parent))
+    ref = registry.put("r.io/child", kits.build([kits.part("docs", "README.md", b"r", format="raw")], parent="r.io/parent:v1"))
+    kit = resolver(registry, store).open(ref)
+    assert paths(kit) == ["base.bin", "tok.json", "README.md"]
+    assert kit.kitfile_bytes is not None
+    assert b"r.io/parent:v1" in kit.kitfile_bytes
+
+
+@pytest.mark.parametrize(
+    ("filters", "shown", "kitfile"),
+    [
+        (["model"], ["base.bin"], False),
+        (["docs"], ["README.md"], False),
+        (["kitfile"], [], True),
+        (["kitfile,docs", "model:base"], ["README.md"], True),
+        (["model:base.bin"], ["base.bin"], False),
+    ],
+)
+def test_filters(registry: Registry, store: Store, filters: list[str], shown: list[str], kitfile: bool) -> None:
+    """kit's filters, by type, name and path; a parent gives its model part of them, or nothing."""
+    registry.put("r.io/parent", kits.build([model("base.bin")]))
+    ref = registry.put("r.io/child", kits.build([kits.part("docs", "README.md", b"r", format="raw")], parent="r.io/parent:v1"))
+    kit = resolver(registry, store).open(ref, filters=[Filter.parse(f) for f in filters])
+    assert paths(kit) == shown
+    assert (kit.kitfile_bytes is not None) == kitfile
+
+
+def test_cycles_and_long_chains_of_parents(registry: Registry, store: Store) -> None:
+    """Both end in one line that shows the chain."""
+    registry.put("r.io/a", kits.build([], parent="r.io/b:v1"))
+    ref = registry.put("r.io/b", kits.build([], parent="r.io/a:v1"))
+    with pytest.raises(ManifestError, match=r"found cycle in modelkit references: \[r.io/b:v1=>r.io/a:v1=>r.io/b:v1\]"):
+        resolver(registry, store).open(ref)
+    for i in range(12):
+        ref = registry.put(f"r.io/c{i}", kits.build([], parent=f"r.io/c{i - 1}:v1" if i else ""))
+    with pytest.raises(ManifestError, match="reached maximum number of model references"):
+        resolver(registry, store).open(ref)
+
+
+def test_kit_that_was_pulled_here_needs_nobody(registry: Registry, store: Store) -> None:
+    """A tag under refs/ is served from the store; remote asks the registry all the same."""
+    built = kits.build([model("w.bin", b"here")])
+    manifest = json.loads(built.manifest)
+    for data in (built.manifest, *built.blobs.values()):
+        assert isinstance(data, bytes)
+        store.put(Digest.of(data), data)
+    store.refs.set("localhost/mine", "v1", {"digest": built.digest})
+    kit = Resolver(store, _nobody, log=LOG).open(Reference.parse("mine:v1"))
+    index = kit.layers[0].index()
+    assert kit.layers[0].pread(index.members["w.bin"], 0, 99) == b"here"
+    assert kit.layers[0].state() == "verified"
+    assert kit.digest == built.digest
+    assert len(manifest["layers"]) == len(kit.layers)
+    with pytest.raises(NotFound, match="nobody"):
+        Resolver(store, _nobody, log=LOG).open(Reference.parse("mine:v1"), remote=True)
+
+
+def _nobody(_: Reference | LayoutReference) -> Origin:
+    raise NotFound("nobody is asked")
