@@ -12,10 +12,12 @@ of its own; operations run on libfuse's threads.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -185,6 +187,10 @@ class LibfuseTransport:
             self._fuse.FUSE(operations, _latin(self._options.mountpoint), encoding=_ENCODING, foreground=True, **options)
         except RuntimeError as e:  # fuse_main's exit code
             failure.append(e)
+        finally:
+            # fuse_remove_signal_handlers leaves SIG_DFL, by which the next write to a reader that went away would end this process. By
+            # ctypes, since Python sets dispositions from the main thread only.
+            ctypes.CDLL(None).signal(signal.SIGPIPE, 1)  # SIG_IGN
 
     def stop(self) -> None:
         """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last user."""

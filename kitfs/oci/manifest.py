@@ -95,7 +95,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An image manifest of any vintage: ``media_type`` may be "" (kit before 1.16), ``layers`` may have been null."""
+    """An image manifest of any vintage: ``media_type`` may be "" (kit before 1.16), no layers may be null (kit 1.7: ``null_layers``)."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
@@ -104,6 +104,7 @@ class Manifest:
     subject: Descriptor | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = 2
+    null_layers: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -126,6 +127,7 @@ class Manifest:
             None if subject is None else Descriptor.from_json(subject, "manifest.subject"),
             _annotations(fields.get("annotations"), "manifest"),
             2,
+            "layers" in fields and fields["layers"] is None,
             {k: v for k, v in fields.items() if k not in known},
         )
 
@@ -154,7 +156,8 @@ class Manifest:
         """The manifest as Go writes it: compact, its field order, no newline."""
         value: dict[str, Any] = {"schemaVersion": self.schema_version}
         value |= {k: v for k, v in (("mediaType", self.media_type), ("artifactType", self.artifact_type)) if v}
-        value |= {"config": self.config.to_json(), "layers": [d.to_json() for d in self.layers]}
+        layers = None if self.null_layers and not self.layers else [d.to_json() for d in self.layers]
+        value |= {"config": self.config.to_json(), "layers": layers}
         if self.subject is not None:
             value["subject"] = self.subject.to_json()
         if self.annotations:

@@ -44,9 +44,9 @@ def test_yaml_is_what_kit_unpack_wrote(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(KITS))
 def test_manifest_comes_back_byte_for_byte(name: str) -> None:
-    """Reading a manifest and writing it again gives the tool's bytes; kit 1.7's null layers become an empty list."""
+    """Reading a manifest and writing it again gives the tool's bytes, kit 1.7's null layers too."""
     data = blob(name, KITS[name]["manifest"])
-    assert Manifest.parse(data).to_json() == data.replace(b'"layers":null', b'"layers":[]')
+    assert Manifest.parse(data).to_json() == data
 
 
 def test_source_kitfiles_are_the_configs_without_digests(tmp_path: Path) -> None:
