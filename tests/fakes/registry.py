@@ -115,7 +115,8 @@ class FakeRegistry:
         self._rules: list[Rule] = []
         self._served: list[Served] = []
         self._cdn: FakeRegistry | None = None
-        self._locations: dict[str, Content] = {}  # what a CDN serves, by signed path
+        self._uses: int | None = None
+        self._locations: dict[str, tuple[Content, int | None]] = {}  # what a CDN serves, by signed path, and how often still
         self._door: _Door | None = None
         self._desk: _Door | None = None  # whose tokens are given out here
         self._server: _Server | None = None
@@ -203,9 +204,9 @@ class FakeRegistry:
         with self._lock:
             self._rules.clear()
 
-    def redirect_blobs_to(self, cdn: FakeRegistry) -> None:
-        """Answer GET of blobs with 307 to a signed location of ``cdn``, which serves it until ``expire_locations``."""
-        self._cdn = cdn
+    def redirect_blobs_to(self, cdn: FakeRegistry, *, uses: int | None = None) -> None:
+        """Answer GET of blobs with 307 to a signed location of ``cdn``, which serves it until ``expire_locations``, or so many times."""
+        self._cdn, self._uses = cdn, uses
 
     def expire_locations(self) -> None:
         """As a CDN: answer 403 to every location that was given so far."""
@@ -270,8 +271,10 @@ class FakeRegistry:
             return self._token(self._desk, served, parse_qs(url.query) if served.method == "GET" else parse_qs(form.decode()))
         if path.startswith("/cdn/"):
             with self._lock:
-                content = self._locations.get(served.path)
-            return error(403, "AccessDenied", "Request has expired") if content is None else self._blob(content, served, ignore_range)
+                content, uses = self._locations.pop(served.path, (b"", 0))
+                if uses != 0:
+                    self._locations[served.path] = content, None if uses is None else uses - 1
+            return error(403, "AccessDenied", "Request has expired") if uses == 0 else self._blob(content, served, ignore_range)
         if not path.startswith(f"{self.prefix}/v2/"):
             return error(404, "NOT_FOUND", "no such page")
         if self._door is not None and not self._door.opens(served.headers.get("authorization", "")):
@@ -303,7 +306,7 @@ class FakeRegistry:
         if self._cdn is not None and served.method == "GET":
             path = f"/cdn/{what}?signature={secrets.token_hex(8)}"
             with self._cdn._lock:
-                self._cdn._locations[path] = content
+                self._cdn._locations[path] = content, self._uses
             return Answer(307, {"Location": f"{self._cdn.url.removesuffix(self._cdn.prefix)}{path}"}, memoryview(b""))
         return self._blob(content, served, ignore_range)
 
