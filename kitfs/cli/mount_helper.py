@@ -54,7 +54,7 @@ def flags_of(options: str) -> dict[str, object]:
 @click.command("mount.kitfs", cls=Command)
 @click.argument("spec")
 @click.argument("directory")
-@click.option("-o", "options", default="", multiple=True)
+@click.option("-o", "options", multiple=True)
 @click.option("-s", "sloppy", is_flag=True)
 @click.option("-f", "fake", is_flag=True)
 @click.option("-n", "no_mtab", is_flag=True)
