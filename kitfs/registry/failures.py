@@ -49,9 +49,13 @@ def mapped(url: httpx.URL | str, what: str) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as e:
+        if str(e).startswith("Invalid URL in location header"):  # httpx looks at redirects that nobody asked it to follow
+            raise RegistryError(f"{what}: {host_of(url)} redirects to an invalid URL", url=shown(url))
         raise unavailable(e, url, what)
     except httpx.InvalidURL as e:
         raise RegistryError(f"{what}: invalid URL: {e}", url=str(url))
+    except (UnicodeError, OverflowError):
+        raise RegistryError(f"{what}: {host_of(url)}: no such host or port", url=shown(url))  # idna and the socket module say it so
     except (ssl.SSLError, OSError) as e:
         raise Unavailable(f"{what}: {host_of(url)}: {e}", url=shown(url))
 

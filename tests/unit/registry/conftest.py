@@ -1,0 +1,68 @@
+"""A registry on a socket, and clients of it that are closed at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kitfs.metrics import Counters
+from kitfs.oci.manifest import Descriptor
+from kitfs.oci.names import Digest, Reference
+from kitfs.registry.client import ClientOptions, RegistryClient, Repository
+from kitfs.registry.credentials import Credentials
+from tests.fakes.registry import FakeRegistry
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of whoever runs the tests does not count."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeRegistry]:
+    """A registry that listens."""
+    with FakeRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+def counters() -> Counters:
+    """What the clients of a test count."""
+    return Counters()
+
+
+@pytest.fixture
+def client(counters: Counters, tmp_path: Path) -> Iterator[Callable[..., RegistryClient]]:
+    """Makes clients; ``auths`` is the section of a docker config, everything else are ClientOptions."""
+    made: list[RegistryClient] = []
+
+    def make(*, auths: dict[str, Any] | None = None, transport: Any = None, **options: Any) -> RegistryClient:
+        path = tmp_path / "credentials.json"
+        path.write_text(json.dumps({"auths": auths or {}}))
+        options = ClientOptions(**{"read_timeout": 10.0, **options})
+        log = logging.getLogger("kitfs.test")
+        made.append(RegistryClient(options, Credentials((str(path),)), counters=counters, log=log, transport=transport))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def repository(client: Callable[..., RegistryClient], fake: FakeRegistry) -> Callable[..., Repository]:
+    """``team/kit`` of the registry, by a client with these options."""
+    return lambda name="team/kit", registry="", **options: client(**options).repository(Reference.parse(f"{registry or fake.host}/{name}"))
+
+
+def descriptor(data: bytes, size: int = -1) -> Descriptor:
+    """The descriptor of a blob; ``size`` is claimed."""
+    return Descriptor("application/octet-stream", Digest.of(data), len(data) if size < 0 else size)

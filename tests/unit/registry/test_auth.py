@@ -1,0 +1,250 @@
+"""Basic, the bearer token flow, identity tokens; refresh while somebody reads; where credentials may go."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from kitfs.errors import RateLimited, RegistryError, Unauthorized, Unavailable
+from kitfs.registry.auth import RegistryAuth, Tokens, challenges
+from kitfs.registry.client import Repository
+from kitfs.registry.credentials import Credential, Credentials
+from tests.fakes.faults import Fault, Stall, Status
+from tests.fakes.registry import FakeRegistry
+from tests.host import wait_until
+
+Repositories = Callable[..., Repository]
+BODY = b'{"schemaVersion":2,"config":{},"layers":[]}'
+USER = {"auth": base64.b64encode(b"u:p:w").decode()}
+
+
+@pytest.fixture(autouse=True)
+def _kit(fake: FakeRegistry) -> None:
+    fake.put_manifest("team/kit", BODY, tag="v1")
+
+
+def test_basic(fake: FakeRegistry, repository: Repositories) -> None:
+    """Nothing is sent before it is asked for; then the header stays, one 401 in all. A password may hold a colon."""
+    fake.require_basic({"u": "p:w"})
+    one = repository(auths={fake.host: USER})
+    assert [one.manifest("v1")[1] for _ in range(3)] == [BODY] * 3
+    assert [s.status for s in fake.served()] == [401, 200, 200, 200]
+
+
+@pytest.mark.parametrize("auths", [{}, {"HOST": {"auth": base64.b64encode(b"u:wrong").decode()}}])
+def test_basic_without_the_right_password(fake: FakeRegistry, repository: Repositories, auths: dict[str, object]) -> None:
+    """Unauthorized, after no more than one attempt with what is there."""
+    fake.require_basic({"u": "p:w"})
+    one = repository(auths={k.replace("HOST", fake.host): v for k, v in auths.items()})
+    for _ in range(2):
+        with pytest.raises(Unauthorized, match="no credentials that it accepts, or no such repository"):
+            one.manifest("v1")
+    assert all(s.status == 401 for s in fake.served())
+    assert len(fake.served()) <= 4
+
+
+def test_an_anonymous_token(fake: FakeRegistry, repository: Repositories) -> None:
+    """The realm is asked for service and scope without credentials, once for many requests."""
+    fake.require_token()
+    one = repository()
+    assert [one.manifest("v1")[1] for _ in range(3)] == [BODY] * 3
+    (asked,) = fake.served("/token")
+    assert asked.path == "/token?service=fake&scope=repository%3Ateam%2Fkit%3Apull"
+    assert "authorization" not in asked.headers
+
+
+def test_a_token_for_credentials(fake: FakeRegistry, repository: Repositories) -> None:
+    """Basic goes to the token server, the bearer token to the registry."""
+    with FakeRegistry() as desk:
+        fake.require_token({"u": "p:w"}, server=desk)
+        assert repository(auths={fake.host: USER}).manifest("v1")[1] == BODY
+        assert [s.headers["authorization"].split()[0] for s in desk.served()] == ["Basic"]
+    assert [s.headers.get("authorization", "-").split()[0] for s in fake.served()] == ["-", "Bearer"]
+
+
+def test_an_identity_token(fake: FakeRegistry, repository: Repositories) -> None:
+    """A refresh token is posted as OAuth2 wants it; the answer calls its token access_token."""
+    fake.require_token({}, identity_tokens=frozenset({"refresh-me"}))
+    assert repository(auths={fake.host: {"identitytoken": "refresh-me"}}).manifest("v1")[1] == BODY
+    assert [s.method for s in fake.served("/token")] == ["POST"]
+
+
+def test_a_registry_token_is_used_as_it_is(fake: FakeRegistry, repository: Repositories) -> None:
+    """It is a bearer token already."""
+    fake.require_token({})
+    assert fake._door is not None
+    fake._door.tokens.add("ready-made")
+    assert repository(auths={fake.host: {"registrytoken": "ready-made"}}).manifest("v1")[1] == BODY
+    assert fake.served("/token") == []
+
+
+def test_a_token_that_ends_is_fetched_anew(fake: FakeRegistry, repository: Repositories) -> None:
+    """401 in the middle of the day: one new token, one more request."""
+    fake.require_token()
+    one = repository()
+    one.manifest("v1")
+    fake.expire_tokens()
+    fake.forget()
+    assert one.manifest("v1")[1] == BODY
+    assert [s.path.split("?")[0] for s in fake.served()] == ["/v2/team/kit/manifests/v1", "/token", "/v2/team/kit/manifests/v1"]
+
+
+def test_a_token_is_not_used_to_its_last_moment() -> None:
+    """A tenth of its life is margin; what names no life lives a minute; another header is not forgotten for a refused one."""
+    now = [0.0]
+    tokens = Tokens(lambda: now[0])
+    tokens.keep("h", "s", "Bearer a", 100)
+    now[0] = 89.9
+    assert tokens.get("h", "s") == "Bearer a"
+    tokens.forget("h", "s", "Bearer older")
+    assert tokens.get("h", "s") == "Bearer a"
+    now[0] = 90.1
+    assert tokens.get("h", "s") is None
+    assert tokens.get("h", "other") is None
+
+
+def test_many_readers_fetch_one_token(fake: FakeRegistry, repository: Repositories) -> None:
+    """While one is on its way to the token server, the others wait for what it brings."""
+    fake.require_token()
+    one = repository()
+    stall = Stall()
+    fake.fail("/token", stall)
+    got: list[bytes] = []
+    threads = [threading.Thread(target=lambda: got.append(one.manifest("v1")[1])) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(fake.served("/manifests/")) == 16, "sixteen readers")
+    stall.until.set()
+    for thread in threads:
+        thread.join()
+    assert got == [BODY] * 16
+    assert len(fake.served("/token")) <= 2  # a reader whose 401 came late may find the errand ended and its token refused or unseen
+
+
+def test_readers_do_not_queue_up_behind_a_stalled_token_server(fake: FakeRegistry, repository: Repositories) -> None:
+    """They all fail when the one that asked does."""
+    fake.require_token()
+    one = repository(read_timeout=0.5)
+    fake.fail("/token", Stall())
+    errors: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(Unavailable) as caught:
+            one.manifest("v1")
+        errors.append(str(caught.value))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 8
+    assert any(f"{fake.host} sent nothing for 0.5 s" in e for e in errors)
+    assert len(fake.served("/token")) <= 8
+
+
+def test_a_refused_token_says_who_and_where(fake: FakeRegistry, repository: Repositories) -> None:
+    """Unauthorized names the realm, whose credentials were refused, and what to do."""
+    fake.require_token({"u": "other"})
+    with pytest.raises(Unauthorized, match=rf"{fake.url}/token refuses the credentials of u for {fake.host} \(401\); log in with kit login"):
+        repository(auths={fake.host: USER}).manifest("v1")
+    with pytest.raises(Unauthorized, match="refuses anonymous access"):
+        repository().manifest("v1")
+
+
+BROKEN: list[tuple[Fault, type[RegistryError], str]] = [
+    (Status(503), Unavailable, "answers 503"),
+    (Status(429, {"Retry-After": "0"}), RateLimited, "answers 429"),
+    (Status(200, body=b"no json"), RegistryError, "no token"),
+    (Status(200, body=b"[]"), RegistryError, "no token"),
+    (Status(200, body=b"{}"), RegistryError, "no token"),
+    (Status(200, body=b'{"token": 5}'), RegistryError, "no token"),
+    (Status(200, body=b'{"token": "a\\r\\nX: b"}'), RegistryError, "no token"),
+    (Status(200, body=b'{"token": "caf\xc3\xa9"}'), RegistryError, "no token"),
+    (Status(200, body=b'{"token": "a", "expires_in": "soon"}'), RegistryError, "no token"),
+    (Status(200, body=b"[" * 100_000), RegistryError, "no token"),
+    (Status(200, body=b"x" * (8 << 20)), RegistryError, "no token"),
+    (Status(302, {"Location": "/elsewhere"}), RegistryError, "no token"),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "words"), BROKEN, ids=lambda x: str(x)[:60])
+def test_a_token_server_that_answers_nonsense(
+    fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[RegistryError], words: str
+) -> None:
+    """One line, of the class that fits."""
+    fake.require_token()
+    fake.fail("/token", fault)
+    with pytest.raises(RegistryError, match=words) as caught:
+        repository().manifest("v1")
+    assert type(caught.value) is kind
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("asks", ["Bearer", 'Bearer realm=""', 'Bearer realm="ftp://x/"', 'Bearer realm="http://[::bad"', "Negotiate", ""])
+def test_challenges_that_cannot_be_met(fake: FakeRegistry, repository: Repositories, asks: str) -> None:
+    """They end in one error, not in a traceback."""
+    fake.fail("/manifests/", Status(401, {"WWW-Authenticate": asks} if asks else {}))
+    with pytest.raises(RegistryError):
+        repository(auths={fake.host: USER}).manifest("v1")
+
+
+def test_challenges_are_read_as_they_come() -> None:
+    """Several schemes in one header, quotes, commas inside of quotes, no blanks, upper case."""
+    assert challenges('Bearer realm="https://a/t",service="r",scope="repository:x:pull,push"') == {
+        "bearer": {"realm": "https://a/t", "service": "r", "scope": "repository:x:pull,push"}
+    }
+    assert challenges('Basic realm="x", BEARER Realm="https://a/t" , service=r') == {
+        "basic": {"realm": "x"},
+        "bearer": {"realm": "https://a/t", "service": "r"},
+    }
+    assert challenges("Basic") == {"basic": {}}
+    assert challenges("Negotiate abc") == {}
+
+
+def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
+    """The request for a token that a challenge with this realm leads to."""
+
+    class Known(Credentials):
+        def of(self, host: str) -> Credential | None:
+            return Credential("u", "p")
+
+    auth = RegistryAuth("r.test", "repository:x:pull", Known(()), Tokens(), plain_http=plain_http)
+    steps = auth.auth_flow(httpx.Request("GET", url))
+    request = next(steps)
+    refused = httpx.Response(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'}, request=request, stream=httpx.ByteStream(b""))
+    return steps.send(refused)
+
+
+@pytest.mark.parametrize(
+    ("url", "realm", "plain_http"),
+    [
+        ("https://r.test/v2/", "https://auth.test/token", False),
+        ("https://r.test/v2/", "http://auth.test/token", True),
+        ("https://r.test/v2/", "http://127.0.0.1:5001/token", False),
+        ("http://r.test/v2/", "http://r.test:5001/token", False),
+        ("https://r.test/v2/", "/token", False),
+    ],
+)
+def test_where_credentials_may_go(url: str, realm: str, plain_http: bool) -> None:
+    """Over TLS; without it only when that was asked for, to loopback, or to a host that gets everything without TLS anyway."""
+    assert flow(url, realm, plain_http=plain_http).headers["Authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize("url", ["https://r.test/v2/", "http://127.0.0.1:5000/v2/", "http://mirror.test/v2/"])
+def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
+    """Whatever the registry names as its realm."""
+    with pytest.raises(Unauthorized, match="without TLS; allow it with --plain-http"):
+        flow(url, "http://auth.test/token", plain_http=False)
+
+
+def test_a_token_request_has_the_timeouts_of_its_request(fake: FakeRegistry, repository: Repositories) -> None:
+    """A token server that stalls is no reason to hang."""
+    fake.require_token()
+    fake.fail("/token", Stall())
+    with pytest.raises(Unavailable, match=r"sent nothing for 0\.2 s"):
+        repository(read_timeout=0.2).manifest("v1")

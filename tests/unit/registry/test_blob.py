@@ -1,0 +1,361 @@
+"""A blob out of a hostile registry (DESIGN §6), over real sockets."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from kitfs.errors import IntegrityError, KitfsError, NotFound, RangeIgnored, RateLimited, RegistryError, Unauthorized, Unavailable
+from kitfs.metrics import Counters
+from kitfs.registry.blob import RemoteBlob
+from kitfs.registry.client import Repository
+from tests.fakes.faults import Chunked, ContentRange, Cut, Drip, Fault, Headers, IgnoreRange, Resize, Stall, Status
+from tests.fakes.registry import FakeRegistry
+from tests.host import wait_until
+from tests.unit.registry.conftest import descriptor
+
+DATA = random.Random(5).randbytes(1_000_000)
+Repositories = Callable[..., Repository]
+
+
+def read(blob: RemoteBlob, start: int = 0, stop: int | None = None) -> bytes:
+    return b"".join(bytes(view) for _, view in blob.read_range(start, stop))
+
+
+def read_until(error: type[KitfsError], words: str, blob: RemoteBlob, start: int, stop: int | None) -> bytes:
+    """What is given before the error comes, which must."""
+    got = bytearray()
+
+    def take() -> None:
+        for _, view in blob.read_range(start, stop):
+            got.extend(view)
+
+    with pytest.raises(error, match=words):
+        take()
+    return bytes(got)
+
+
+def blob_of(fake: FakeRegistry, repository: Repositories, size: int = -1, **options: object) -> RemoteBlob:
+    fake.put_blob("team/kit", DATA)
+    return repository(**options).blob(descriptor(DATA, size))
+
+
+def test_a_range_asks_for_itself_only(fake: FakeRegistry, repository: Repositories, counters: Counters) -> None:
+    """One request, one range, identity encoding; body bytes and requests are counted."""
+    assert read(blob_of(fake, repository), 1000, 5096) == DATA[1000:5096]
+    (served,) = fake.served()
+    assert (served.method, served.range, served.sent) == ("GET", "bytes=1000-5095", 4096)
+    assert served.headers["accept-encoding"] == "identity"
+    assert (counters.get("bytes_fetched"), counters.get("requests")) == (4096, 1)
+
+
+def test_nothing_is_asked_before_it_is_read(fake: FakeRegistry, repository: Repositories) -> None:
+    """A blob of a registry costs no request to make."""
+    blob_of(fake, repository)
+    assert fake.served() == []
+
+
+def test_an_empty_blob_needs_no_request(fake: FakeRegistry, repository: Repositories) -> None:
+    """No range can ask for zero bytes."""
+    assert read(repository().blob(descriptor(b""))) == b""
+    assert fake.served() == []
+
+
+def test_sequential_ranges_share_one_connection(fake: FakeRegistry, repository: Repositories) -> None:
+    """A reader that takes exactly its range leaves the connection for the next one."""
+    blob = blob_of(fake, repository)
+    for n in range(20):
+        pieces = blob.read_range(n * 100, n * 100 + 100)
+        assert bytes(next(pieces)[1]) == DATA[n * 100 : n * 100 + 100]
+        pieces.close()  # as a reader does who has what it wants
+    assert {s.connection for s in fake.served()} == {1}
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_cut_body_is_taken_up_where_it_stands(fake: FakeRegistry, repository: Repositories, reset: bool) -> None:
+    """The next request begins at the first byte that did not come; what came is not asked for again."""
+    blob = blob_of(fake, repository)
+    fake.fail("/blobs/", Cut(300_000, reset=reset), times=3)
+    assert read(blob) == DATA
+    starts = [int(s.range.removeprefix("bytes=").split("-")[0]) for s in fake.served()]
+    assert starts[0] == 0
+    if not reset:  # a reset may lose what was on its way
+        assert starts == [0, 300_000, 600_000, 900_000]
+        assert fake.moved() == len(DATA)
+
+
+def test_a_body_that_never_brings_a_byte_is_given_up(fake: FakeRegistry, repository: Repositories) -> None:
+    """Attempts in a row without progress are bounded; the error names host and byte."""
+    blob = blob_of(fake, repository)
+    fake.fail("/blobs/", Cut(0))
+    with pytest.raises(Unavailable, match=f"{fake.host}") as caught:
+        read(blob)
+    assert len(fake.served()) == 3
+    assert str(descriptor(DATA).digest) in str(caught.value)
+
+
+def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories) -> None:
+    """A registry that cuts every body after 50 kB is read to the end all the same."""
+    blob = blob_of(fake, repository)
+    fake.fail("/blobs/", Cut(50_000))
+    assert read(blob) == DATA
+    assert len(fake.served()) == 20
+
+
+def test_200_to_a_range_is_the_whole_blob_once(fake: FakeRegistry, repository: Repositories) -> None:
+    """``ranged`` turns False and the body counts from 0; nothing is asked for twice."""
+    blob = blob_of(fake, repository)
+    fake.fail("/blobs/", IgnoreRange())
+    pieces = list(blob.read_range(500_000, 500_010))
+    assert pieces[0][0] == 0
+    assert b"".join(bytes(view) for _, view in pieces) == DATA
+    assert not blob.ranged
+    assert fake.moved() == len(DATA)
+    assert [s.range for s in fake.served()] == ["bytes=500000-500009"]
+    fake.forget()
+    assert read(blob, 5, 6) == DATA
+    assert [s.range for s in fake.served()] == [""]
+
+
+def test_200_to_a_range_of_everything_proves_nothing(fake: FakeRegistry, repository: Repositories) -> None:
+    """Whoever asks for the whole blob gets it; ranges may still work."""
+    blob = blob_of(fake, repository)
+    fake.fail("/blobs/", IgnoreRange(), times=1)
+    assert read(blob) == DATA
+    assert blob.ranged
+
+
+def test_a_stream_that_breaks_off_goes_on_behind_what_came(fake: FakeRegistry, repository: Repositories) -> None:
+    """Without ranges the second body begins at 0: what was given already is passed over."""
+    blob = blob_of(fake, repository)
+    fake.fail("/blobs/", IgnoreRange())
+    fake.fail("/blobs/", Cut(400_000), times=1)
+    offsets = []
+    got = b""
+    for offset, view in blob.read_range(10, 20):
+        offsets.append(offset)
+        got += bytes(view)
+    assert got == DATA
+    assert offsets == sorted(offsets)
+
+
+def test_a_node_without_ranges_amid_a_range(fake: FakeRegistry, repository: Repositories) -> None:
+    """206, cut, then 200: the call goes on where it stands and stays within its range; later calls stream."""
+    blob = blob_of(fake, repository)
+    fake.fail("/blobs/", Cut(1_000), times=1)
+    pieces = blob.read_range(100_000, 300_000)
+    offset, view = next(pieces)
+    got = bytes(view)
+    fake.fail("/blobs/", IgnoreRange())
+    got += b"".join(bytes(view) for _, view in pieces)
+    assert offset == 100_000
+    assert got == DATA[100_000:300_000]
+    assert not blob.ranged
+
+
+WRONG: list[tuple[Fault, type[KitfsError], str]] = [
+    (ContentRange(""), RangeIgnored, "Content-Range"),
+    (ContentRange("bytes 0-9/1000000"), RegistryError, "sends bytes 0-9 where 10-19"),
+    (ContentRange("bytes 10-29/1000000"), RegistryError, "sends bytes 10-29 where 10-19"),
+    (ContentRange("bytes 10-14/1000000"), RegistryError, "sends bytes 10-14 where 10-19"),
+    (ContentRange("bytes 10-19/999"), IntegrityError, "has 999 bytes, its descriptor says 1000000"),
+    (ContentRange("bytes */1000000"), RangeIgnored, "Content-Range"),
+    (Resize(-1), RegistryError, "asked for"),
+    (Resize(1), RegistryError, "asked for"),
+    (Headers({"Content-Encoding": "gzip"}), RegistryError, "gzip encoded"),
+    (Status(404, code="BLOB_UNKNOWN"), NotFound, "no such blob"),
+    (Status(404, code="NAME_UNKNOWN"), NotFound, "no such repository"),
+    (Status(401), Unauthorized, "no such repository"),
+    (Status(403), Unauthorized, "not allowed, or no such repository"),
+    (Status(416), IntegrityError, "fewer than the 1000000 bytes"),
+    (Status(400, body=b"no"), RegistryError, "answers 400"),
+    (Status(302), RegistryError, "answers 302"),
+    (Status(204), RegistryError, "answers 204"),
+    (Status(307, {"Location": "ftp://elsewhere/x"}), RegistryError, "redirects to ftp"),
+    (Status(307, {"Location": "http://[::bad/x"}), RegistryError, "invalid URL"),
+    (Status(429, {"Retry-After": "0"}, code="TOOMANYREQUESTS", message="slow down"), RateLimited, "slow down"),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "words"), WRONG, ids=lambda x: str(x)[:40])
+def test_wrong_answers_are_errors_of_their_class(
+    fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[KitfsError], words: str
+) -> None:
+    """One line that names the host and the blob, and no byte is given."""
+    blob = blob_of(fake, repository)
+    fake.fail("/blobs/", fault)
+    with pytest.raises(KitfsError) as caught:
+        read(blob, 10, 20)
+    assert type(caught.value) is kind
+    assert words in str(caught.value)
+    assert fake.host in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 416])
+def test_client_errors_are_not_retried(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+    """4xx but for 408 and 429 mean what they say."""
+    blob = blob_of(fake, repository)
+    fake.fail("/blobs/", Status(status))
+    with pytest.raises(KitfsError):
+        read(blob, 0, 10)
+    assert len(fake.served()) == 1
+
+
+def test_a_blob_shorter_than_its_descriptor(fake: FakeRegistry, repository: Repositories) -> None:
+    """By its length in a 200, and by the total of a 206."""
+    with pytest.raises(IntegrityError, match="has 1000000 bytes, its descriptor says 1000001"):
+        read(blob_of(fake, repository, len(DATA) + 1), 0, 10)
+    fake.fail("/blobs/", IgnoreRange())
+    with pytest.raises(IntegrityError, match="has 1000000 bytes, its descriptor says 1000001"):
+        read(blob_of(fake, repository, len(DATA) + 1), 0, 10)
+
+
+@pytest.mark.parametrize("by", [-1, 1, 70_000])
+def test_a_stream_without_length_that_is_shorter_or_longer(fake: FakeRegistry, repository: Repositories, by: int) -> None:
+    """Found when the body ends: too few bytes are asked for again and given up, too many are an IntegrityError."""
+    blob = blob_of(fake, repository)
+    for fault in (IgnoreRange(), Resize(by), Chunked()):
+        fake.fail("/blobs/", fault)
+    got = read_until(Unavailable if by < 0 else IntegrityError, "byte", blob, 10, 20)
+    assert got == DATA[: len(got)]
+
+
+def test_a_stall_fails_after_the_read_timeout(fake: FakeRegistry, repository: Repositories) -> None:
+    """Counted since the last byte; the message says who, what and how long. It is not tried again: the reader has waited enough."""
+    blob = blob_of(fake, repository, read_timeout=0.3)
+    stall = Stall(100_000)
+    fake.fail("/blobs/", stall)
+    got = read_until(Unavailable, rf"blob sha256:.*: {fake.host} sent nothing for 0.3 s \(--read-timeout\)", blob, 0, None)
+    assert got == DATA[:100_000]
+    assert len(fake.served()) == 1
+
+
+def test_a_slow_drip_is_no_stall(fake: FakeRegistry, repository: Repositories) -> None:
+    """Every byte is progress: a body may take far longer than the read timeout."""
+    blob = blob_of(fake, repository, read_timeout=0.3)
+    fake.fail("/blobs/", Drip(10, 0.02))
+    assert read(blob, 0, 250) == DATA[:250]
+
+
+def test_every_byte_that_came_before_a_stall_is_given_at_once(fake: FakeRegistry, repository: Repositories) -> None:
+    """Pieces are not held back until a buffer is full."""
+    blob = blob_of(fake, repository)
+    stall = Stall(1_000)
+    fake.fail("/blobs/", stall)
+    pieces = blob.read_range(0, None)
+    assert bytes(next(pieces)[1]) == DATA[:1_000]
+    stall.until.set()
+    assert b"".join(bytes(view) for _, view in pieces) == DATA[1_000:]
+
+
+def test_a_redirects_target_is_kept_and_gets_no_authorization(fake: FakeRegistry, repository: Repositories) -> None:
+    """The registry is asked once; the range goes to the target too, the credentials do not."""
+    fake.require_basic({"u": "p"})
+    with FakeRegistry() as cdn:
+        fake.redirect_blobs_to(cdn)
+        blob = blob_of(fake, repository, auths={fake.host: {"auth": "dTpw"}})
+        assert read(blob, 0, 10) + read(blob, 10, 20) == DATA[:20]
+        assert [s.status for s in fake.served()] == [401, 307]
+        assert [s.range for s in cdn.served()] == ["bytes=0-9", "bytes=10-19"]
+        assert [s for s in cdn.served() if "authorization" in s.headers] == []
+
+
+def test_an_expired_target_is_resolved_once_more(fake: FakeRegistry, repository: Repositories) -> None:
+    """403 of a kept location: the registry gives a new one. 403 of that one too is an error."""
+    with FakeRegistry() as cdn:
+        fake.redirect_blobs_to(cdn)
+        blob = blob_of(fake, repository)
+        assert read(blob, 0, 10) == DATA[:10]
+        cdn.expire_locations()
+        assert read(blob, 10, 20) == DATA[10:20]
+        assert [s.status for s in cdn.served()] == [206, 403, 206]
+        cdn.fail("/cdn/", Status(403))
+        with pytest.raises(Unauthorized, match=cdn.host):
+            read(blob, 20, 30)
+        assert [s.status for s in cdn.served()] == [206, 403, 206, 403, 403]
+
+
+def test_a_target_whose_host_is_gone_is_resolved_anew(fake: FakeRegistry, repository: Repositories) -> None:
+    """The registry knows where the blob lives now."""
+    with FakeRegistry() as old, FakeRegistry() as new:
+        fake.redirect_blobs_to(old)
+        blob = blob_of(fake, repository)
+        assert read(blob, 0, 10) == DATA[:10]
+        old.stop()
+        fake.redirect_blobs_to(new)
+        assert read(blob, 10, 20) == DATA[10:20]
+
+
+def test_redirects_end(fake: FakeRegistry, repository: Repositories) -> None:
+    """A circle is left after five steps."""
+    blob = blob_of(fake, repository)
+    fake.fail("/blobs/", Status(307, {"Location": "/v2/team/kit/blobs/again"}))
+    with pytest.raises(RegistryError, match="redirects more than 5 times"):
+        read(blob, 0, 10)
+    assert len(fake.served()) == 6
+
+
+def test_a_mirror_that_breaks_off_is_followed_by_the_next(fake: FakeRegistry, repository: Repositories) -> None:
+    """The next endpoint begins where the mirror stood."""
+    with FakeRegistry() as mirror:
+        mirror.put_blob("team/kit", DATA)
+        stall = Stall(100_000)
+        mirror.fail("/blobs/", stall)
+        blob = blob_of(fake, repository, read_timeout=0.3, mirrors={fake.host: (mirror.url,)})
+        assert read(blob) == DATA
+        stall.until.set()
+    assert [s.range for s in fake.served()] == ["bytes=100000-999999"]
+
+
+def test_all_endpoints_causes_are_named(fake: FakeRegistry, repository: Repositories) -> None:
+    """The error is of the registry's own class, and names each mirror with what it did."""
+    with FakeRegistry() as empty, FakeRegistry() as dead:
+        dead.stop()
+        blob = blob_of(fake, repository, mirrors={fake.host: (empty.url, dead.url)})
+        fake.fail("/blobs/", Status(403))
+        with pytest.raises(Unauthorized) as caught:
+            read(blob, 0, 10)
+    told = str(caught.value)
+    assert f"mirror {empty.host}: " in told
+    assert "no such repository" in told
+    assert f"mirror {dead.host}: " in told
+    assert "connection refused" in told
+    assert f"; {fake.host}: " in told
+
+
+def test_two_mirrors_on_one_host_keep_their_own_targets(fake: FakeRegistry, repository: Repositories) -> None:
+    """A redirect that one path prefix gave is no answer of the other."""
+    with FakeRegistry(prefix="/a") as one, FakeRegistry() as cdn:
+        one.put_blob("team/kit", DATA)
+        one.redirect_blobs_to(cdn)
+        base = one.url.removesuffix("/a")
+        blob = blob_of(fake, repository, mirrors={fake.host: (f"{base}/b", f"{base}/a")})
+        assert read(blob, 0, 10) + read(blob, 10, 20) == DATA[:20]
+        assert [s.path.split("/v2")[0] for s in one.served()] == ["/b", "/a", "/b"]
+
+
+def test_sixty_four_readers_at_once(fake: FakeRegistry, repository: Repositories) -> None:
+    """Each has a connection when all want one; nobody waits for a pool."""
+    blob = blob_of(fake, repository)
+    gate = threading.Barrier(64)
+    wrong: list[int] = []
+
+    def one(n: int) -> None:
+        gate.wait(30)
+        if read(blob, n * 1000, n * 1000 + 1000) != DATA[n * 1000 : n * 1000 + 1000]:
+            wrong.append(n)
+
+    stall = Stall()
+    held = fake.fail("/blobs/", stall)
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(64)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: held.hits == 64, "64 requests in flight at the same time")
+    stall.until.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -1,0 +1,296 @@
+"""Repositories: manifests, small blobs, referrers, mirrors, and what errors say."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from kitfs.errors import IntegrityError, KitfsError, ManifestError, NotFound, RateLimited, RegistryError, Unauthorized, Unavailable, UsageError
+from kitfs.metrics import Counters
+from kitfs.oci.names import Digest, Reference
+from kitfs.registry.client import RegistryClient, Repository
+from tests.fakes.faults import Chunked, Cut, Fault, Headers, Lie, Resize, Stall, Status
+from tests.fakes.registry import INDEX, MANIFEST, FakeRegistry
+from tests.unit.registry.conftest import descriptor
+
+Repositories = Callable[..., Repository]
+Clients = Callable[..., RegistryClient]
+BODY = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
+
+
+def test_a_tag_is_resolved_to_its_manifest(fake: FakeRegistry, repository: Repositories, counters: Counters) -> None:
+    """Descriptor and bytes, with the media type that the registry gives; both manifests and indexes are accepted."""
+    digest = fake.put_manifest("team/kit", BODY, tag="v1")
+    found, data = repository().manifest("v1")
+    assert (found.digest, found.size, found.media_type, data) == (digest, len(BODY), MANIFEST, BODY)
+    assert repository().resolve("v1") == found
+    accept = fake.served()[0].headers["accept"]
+    assert (MANIFEST in accept, INDEX in accept) == (True, True)
+    assert counters.get("bytes_fetched") == fake.moved() == 2 * len(BODY)
+
+
+def test_a_manifest_by_digest_is_checked(fake: FakeRegistry, repository: Repositories) -> None:
+    """Another manifest under the digest that was asked for is no answer."""
+    digest = fake.put_manifest("team/kit", BODY)
+    assert repository().manifest(digest)[1] == BODY
+    fake.fail("/manifests/", Lie(3))
+    with pytest.raises(IntegrityError, match=f"{fake.host} sends does not have its digest {digest}"):
+        repository().manifest(digest)
+
+
+def test_a_manifest_by_tag_must_have_the_digest_that_its_registry_claims(fake: FakeRegistry, repository: Repositories) -> None:
+    """Docker-Content-Digest is checked; a registry without it, or with nonsense, is believed."""
+    fake.put_manifest("team/kit", BODY, tag="v1")
+    fake.fail("/manifests/", Headers({"Docker-Content-Digest": "nonsense"}), times=1)
+    assert repository().manifest("v1")[1] == BODY
+    fake.fail("/manifests/", Resize(-10))
+    with pytest.raises(IntegrityError):
+        repository().manifest("v1")
+    fake.fail("/manifests/", Headers({"Docker-Content-Digest": None}))
+    assert repository().manifest("v1")[0].digest == Digest.of(BODY[:-10])
+
+
+def test_manifests_are_capped(fake: FakeRegistry, repository: Repositories) -> None:
+    """Above 4 MiB one line tells so, and the rest is not read."""
+    fake.put_manifest("team/kit", b" " * (32 << 20), tag="v1")
+    with pytest.raises(ManifestError, match="more than 4194304 bytes"):
+        repository().manifest("v1")
+    assert fake.moved() < 16 << 20
+
+
+def test_a_manifest_that_breaks_off_is_asked_for_again(fake: FakeRegistry, repository: Repositories) -> None:
+    """Three times, then it is the registry's fault."""
+    fake.put_manifest("team/kit", BODY, tag="v1")
+    fake.fail("/manifests/", Cut(20), times=2)
+    assert repository().manifest("v1")[1] == BODY
+    fake.fail("/manifests/", Cut(20))
+    with pytest.raises(Unavailable, match="broke the connection"):
+        repository().manifest("v1")
+
+
+def test_small_blobs_are_checked_and_capped(fake: FakeRegistry, repository: Repositories) -> None:
+    """Size and digest must be the descriptor's; a config that claims to be huge is not even asked for."""
+    fake.put_blob("team/kit", BODY)
+    assert repository().blob_bytes(descriptor(BODY), 1000) == BODY
+    with pytest.raises(ManifestError, match="more than 10"):
+        repository().blob_bytes(descriptor(BODY), 10)
+    for fault, size in ((Lie(0), -1), (Resize(1), -1), (Chunked(), len(BODY) - 1), (Chunked(), len(BODY) + 1)):
+        fake.heal()
+        fake.fail("/blobs/", fault)
+        with pytest.raises(IntegrityError, match=fake.host):
+            repository().blob_bytes(descriptor(BODY, size), 1000)
+
+
+def test_exists_is_a_head(fake: FakeRegistry, repository: Repositories) -> None:
+    """True, False, or an error that is neither."""
+    fake.put_blob("team/kit", BODY)
+    assert repository().exists(descriptor(BODY))
+    assert not repository().exists(descriptor(b"other"))
+    fake.fail("/blobs/", Status(403))
+    with pytest.raises(Unauthorized):
+        repository().exists(descriptor(BODY))
+    assert {s.method for s in fake.served()} == {"HEAD"}
+
+
+@pytest.mark.parametrize("api", [True, False])
+def test_referrers(fake: FakeRegistry, repository: Repositories, api: bool) -> None:
+    """From the API, or from the tag sha256-<hex> where the registry has none; filtered by artifact type here."""
+    fake.referrers_api = api
+    subject = fake.put_manifest("team/kit", BODY, tag="v1")
+    rows = []
+    for kind in ("a/sig", "a/sbom"):
+        data = json.dumps({"schemaVersion": 2, "artifactType": kind, "config": {}, "subject": {"digest": subject}}).encode()
+        rows.append({"mediaType": MANIFEST, "digest": fake.put_manifest("team/kit", data), "size": len(data), "artifactType": kind})
+    if not api:
+        index = json.dumps({"schemaVersion": 2, "manifests": rows}).encode()
+        fake.put_manifest("team/kit", index, tag=subject.replace(":", "-"), media_type=INDEX)
+    assert [str(d.digest) for d in repository().referrers(Digest(subject))] == [r["digest"] for r in rows]
+    assert [str(d.digest) for d in repository().referrers(Digest(subject), "a/sig")] == [rows[0]["digest"]]
+    assert repository().referrers(Digest.of(b"none")) == ()
+
+
+def test_referrers_go_on_to_the_next_page(fake: FakeRegistry, repository: Repositories) -> None:
+    """A Link header leads on, and a list without end ends."""
+    fake.put_manifest("team/kit", BODY)
+    page = {"schemaVersion": 2, "manifests": [{"mediaType": MANIFEST, "digest": Digest.of(b"x"), "size": 1}]}
+    link = {"Link": f'</v2/team/kit/referrers/{Digest.of(BODY)}?page=2>; rel="next"'}
+    fake.fail("/referrers/", Status(200, link, body=json.dumps(page).encode()))
+    fake.fail("page=2", Status(200, {}, body=json.dumps(page).encode()))
+    assert len(repository().referrers(Digest.of(BODY))) == 2
+    fake.fail("/referrers/", Status(200, link, body=json.dumps(page).encode()))
+    assert len(repository().referrers(Digest.of(BODY))) == 64
+
+
+SAID: list[tuple[Fault | None, str, type[KitfsError], str]] = [
+    (None, "team/kit:none", NotFound, "team/kit:none: HOST: not found: there is no such tag or digest"),
+    (None, "team/none:v1", NotFound, "team/none:v1: HOST: not found: there is no such repository"),
+    (Status(404, body=b"<html>"), "team/kit:v1", NotFound, "team/kit:v1: HOST: not found"),
+    (Status(401), "team/kit:v1", Unauthorized, "no credentials that it accepts, or no such repository; log in with kit login HOST"),
+    (Status(403, code="DENIED", message="go away"), "team/kit:v1", Unauthorized, "403: not allowed, or no such repository (go away)"),
+    (Status(429, {"Retry-After": "0"}), "team/kit:v1", RateLimited, "429: too many requests"),
+    (Status(501, code="X", message="a\nb"), "team/kit:v1", Unavailable, "answers 501 (a b)"),
+    (Status(418), "team/kit:v1", RegistryError, "answers 418"),
+    (Status(200, {"Content-Encoding": "zstd"}, body=b"x"), "team/kit:v1", RegistryError, "zstd encoded"),
+]
+
+
+@pytest.mark.parametrize(("fault", "what", "kind", "words"), SAID, ids=lambda x: str(x)[:30])
+def test_errors_say_what_and_where(
+    fake: FakeRegistry, repository: Repositories, fault: Fault | None, what: str, kind: type[KitfsError], words: str
+) -> None:
+    """One line: what was asked for, which host, what it said, what to do."""
+    fake.put_manifest("team/kit", BODY, tag="v1")
+    if fault:
+        fake.fail("/manifests/", fault)
+    name, _, tag = what.partition(":")
+    with pytest.raises(KitfsError) as caught:
+        repository(name).manifest(tag)
+    assert type(caught.value) is kind
+    assert words.replace("HOST", fake.host) in str(caught.value)
+    assert str(caught.value).startswith(what)
+    assert "\n" not in str(caught.value)
+
+
+def test_error_bodies_are_capped(fake: FakeRegistry, repository: Repositories) -> None:
+    """8 KiB of an endless error page are enough."""
+    fake.fail("/manifests/", Status(403, body=b"x" * (64 << 20)))
+    with pytest.raises(Unauthorized):
+        repository().manifest("v1")
+    assert fake.moved() < 16 << 20
+
+
+def test_an_error_body_that_breaks_off_is_still_that_error(fake: FakeRegistry, repository: Repositories) -> None:
+    """The status counts."""
+    fake.fail("/manifests/", Cut(5))
+    with pytest.raises(NotFound):
+        repository().manifest("v1")
+
+
+def test_a_refused_connection_fails_within_five_seconds(fake: FakeRegistry, repository: Repositories) -> None:
+    """Also over several mirrors, for manifests and for blobs: all share one patience."""
+    fake.stop()
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="cannot be reached: connection refused"):
+        repository(mirrors={fake.host: (fake.url, fake.url)}).manifest("v1")
+    assert time.monotonic() - began < 5
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="cannot be reached: connection refused"):
+        list(repository().blob(descriptor(BODY)).read_range(0, None))
+    assert time.monotonic() - began < 5
+
+
+def test_a_registry_that_comes_back_is_not_missed(fake: FakeRegistry, repository: Repositories) -> None:
+    """Between two requests it was restarted: connections that were kept are gone, and nobody notices."""
+    fake.put_manifest("team/kit", BODY, tag="v1")
+    one = repository()
+    assert one.manifest("v1")[1] == BODY
+    fake.stop()
+    fake.start()
+    assert one.manifest("v1")[1] == BODY
+
+
+def test_an_unknown_host_fails_at_once(repository: Repositories) -> None:
+    """No name, no attempts."""
+    with pytest.raises(Unavailable, match=r"no-such-host\.invalid cannot be reached"):
+        repository(registry="no-such-host.invalid").manifest("v1")
+
+
+def test_a_manifest_that_stalls_fails_after_the_read_timeout(fake: FakeRegistry, repository: Repositories) -> None:
+    """Before the answer, or in the middle of it."""
+    fake.put_manifest("team/kit", BODY, tag="v1")
+    for at in (None, 10):
+        fake.heal()
+        fake.fail("/manifests/", Stall(at))
+        with pytest.raises(Unavailable, match=rf"team/kit:v1: {fake.host} sent nothing for 0.2 s"):
+            repository(read_timeout=0.2).manifest("v1")
+
+
+def test_a_server_that_speaks_something_else(repository: Repositories) -> None:
+    """One line, no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        def speak() -> None:
+            for _ in range(5):
+                one, _ = server.accept()
+                with one:
+                    one.recv(1000)
+                    one.sendall(b"220 smtp.example.test ESMTP\r\n")
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        with pytest.raises(Unavailable, match=f"{host} broke the connection"):
+            repository(registry=host).manifest("v1")
+        thread.join()
+
+
+def test_mirrors_are_asked_in_order_before_the_host(fake: FakeRegistry, repository: Repositories) -> None:
+    """A mirror's URL may have a path; the first that has it ends the search."""
+    with FakeRegistry(prefix="/proxy/up") as first, FakeRegistry() as second:
+        second.put_manifest("team/kit", BODY, tag="v1")
+        one = repository(mirrors={fake.host: (f"{first.url}/", second.url)})
+        assert one.manifest("v1")[1] == BODY
+        assert [s.path for s in first.served()] == ["/proxy/up/v2/team/kit/manifests/v1"]
+        assert fake.served() == []
+
+
+def test_a_mirror_that_lies_is_passed_over(fake: FakeRegistry, repository: Repositories) -> None:
+    """What has not its digest is no answer; the next one is asked."""
+    digest = fake.put_manifest("team/kit", BODY)
+    with FakeRegistry() as mirror:
+        mirror.put_manifest("team/kit", BODY)
+        mirror.fail("/manifests/", Lie(0))
+        assert repository(mirrors={fake.host: (mirror.url,)}).manifest(digest)[1] == BODY
+
+
+def test_when_all_fail_each_is_named(fake: FakeRegistry, repository: Repositories) -> None:
+    """The class is the registry's own: only its word counts on whether the tag exists."""
+    with FakeRegistry() as mirror:
+        mirror.stop()
+        with pytest.raises(NotFound) as caught:
+            repository(mirrors={fake.host: (mirror.url,)}).manifest("v1")
+    assert f"mirror {mirror.host}: team/kit:v1: {mirror.host} cannot be reached: connection refused" in str(caught.value)
+    assert f"; {fake.host}: team/kit:v1: {fake.host}: not found" in str(caught.value)
+
+
+@pytest.mark.parametrize("registry", ["127.0.0.1:99999", "a..b:5000", "x" * 64 + ".test"])
+def test_a_registry_that_no_connection_can_reach(repository: Repositories, registry: str) -> None:
+    """A port or a name that does not exist: one line, not a traceback."""
+    with pytest.raises(RegistryError, match=f"{registry}: no such host or port"):
+        repository(registry=registry, plain_http=True).manifest("v1")
+
+
+def test_a_mirror_that_is_no_url(repository: Repositories, fake: FakeRegistry) -> None:
+    """UsageError names it."""
+    with pytest.raises(UsageError, match="no URL of a registry"):
+        repository(mirrors={fake.host: ("http://[::bad",)})
+
+
+def test_a_reference_without_registry_has_nobody_to_ask(client: Clients) -> None:
+    """localhost is kit's word for the store."""
+    with pytest.raises(NotFound, match="names no registry"):
+        client().repository(Reference.parse("team/kit:v1"))
+
+
+def test_docker_io_is_asked_at_its_registry(client: Clients) -> None:
+    """docker.io has no /v2/; registry-1.docker.io has."""
+    repository = client().repository(Reference.parse("docker.io/team/kit:v1"))
+    assert [e.base for e in repository.endpoints] == ["https://registry-1.docker.io/v2/team/kit"]
+
+
+@pytest.mark.parametrize(
+    ("registry", "plain", "scheme"),
+    [
+        ("127.0.0.1:5000", None, "http"), ("localhost:5000", None, "http"), ("[::1]:5000", None, "http"), ("127.9.9.9:1", None, "http"),
+        ("10.0.0.1:5000", None, "https"), ("localhost.example.test", None, "https"), ("127.0.0.1:5000", False, "https"),
+        ("registry.test", True, "http"),
+    ],
+)  # fmt: skip
+def test_plain_http_is_for_loopback_unless_asked(client: Clients, registry: str, plain: bool | None, scheme: str) -> None:
+    """By default TLS to everything but localhost, 127.0.0.0/8 and ::1."""
+    repository = client(plain_http=plain).repository(Reference.parse(f"{registry}/team/kit:v1"))
+    assert repository.endpoints[-1].base == f"{scheme}://{registry}/v2/team/kit"

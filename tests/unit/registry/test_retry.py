@@ -1,0 +1,203 @@
+"""Trying again, on a scripted transport and a clock of the test's own."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+from kitfs.metrics import Counters
+from kitfs.registry import retry
+from kitfs.registry.retry import RetryTransport
+
+Step = int | Exception | tuple[int, str]
+
+
+@dataclass
+class Script(httpx.BaseTransport):
+    """Answers in order: a status, a status with Retry-After, or an exception; the last one for ever. Sleeping moves the clock."""
+
+    steps: list[Step]
+    now: float = 1000.0
+    asked: int = 0
+    slept: list[float] = field(default_factory=list)
+    takes: float = 0.0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        self.now += self.takes
+        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        if isinstance(step, Exception):
+            raise step
+        status, headers = (step[0], {"Retry-After": step[1]}) if isinstance(step, tuple) else (step, {})
+        return httpx.Response(status, headers=headers, stream=httpx.ByteStream(b"body"))
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def run(self, counters: Counters | None = None) -> Callable[..., int]:
+        transport = RetryTransport(self, counters or Counters(), sleep=self.sleep, clock=lambda: self.now)
+
+        def ask(url: str = "http://r.test/v2/", **extensions: object) -> int:
+            return transport.handle_request(httpx.Request("GET", url, extensions=extensions)).status_code
+
+        return ask
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(status: int) -> None:
+    """Pauses grow, with jitter, and every attempt is counted."""
+    script, counters = Script([status, status, 200]), Counters()
+    assert script.run(counters)() == 200
+    assert [0.125 <= script.slept[0] <= 0.25, 0.25 <= script.slept[1] <= 0.5] == [True, True]
+    assert (counters.get("requests"), counters.get("retries")) == (3, 2)
+
+
+@pytest.mark.parametrize("status", [200, 206, 301, 400, 401, 403, 404, 405, 416, 501])
+def test_what_is_meant_is_not_tried_again(status: int) -> None:
+    """Everything else is an answer."""
+    script = Script([status])
+    assert script.run()() == status
+    assert script.asked == 1
+
+
+def test_the_last_answer_is_handed_on() -> None:
+    """After five attempts the caller sees what the host said."""
+    script = Script([503])
+    assert script.run()() == 503
+    assert script.asked == 5
+
+
+@pytest.mark.parametrize("error", [httpx.ReadError("reset"), httpx.RemoteProtocolError("closed"), httpx.WriteError("pipe")])
+def test_a_connection_that_breaks_before_the_answer_is_tried_again(error: Exception) -> None:
+    """A reset, a close, an idle connection that was gone."""
+    script = Script([error, error, 200])
+    assert script.run()() == 200
+
+
+def test_a_timeout_is_not_tried_again() -> None:
+    """Whoever waited for --read-timeout has waited enough."""
+    script = Script([httpx.ReadTimeout("slow")])
+    with pytest.raises(httpx.ReadTimeout):
+        script.run()()
+    assert script.asked == 1
+
+
+def test_retry_after_in_seconds_is_honoured_and_capped() -> None:
+    """7 means 7; a day means half a minute."""
+    script = Script([(429, "7"), (503, "86400"), 200])
+    assert script.run()() == 200
+    assert script.slept == [7.0, 30.0]
+
+
+def test_retry_after_as_a_date_is_honoured() -> None:
+    """An HTTP date, by the wall clock."""
+    script = Script([(429, email.utils.formatdate(time.time() + 20, usegmt=True)), 200])
+    assert script.run()() == 200
+    assert 17 <= script.slept[0] <= 20
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-3", "1e9", "10.5", "Thu, 01 Jan 1970 00:00:00 GMT", "Thu, 99 Foo 1970"])
+def test_a_useless_retry_after_is_passed_over(text: str) -> None:
+    """Then the usual pause holds."""
+    script = Script([(429, text), 200])
+    assert script.run()() == 200
+    assert 0.125 <= script.slept[0] <= 0.25
+
+
+def test_pauses_end_within_a_minute_all_told() -> None:
+    """A registry that always says 30 s is asked three times."""
+    script = Script([(429, "30")])
+    assert script.run()() == 429
+    assert sum(script.slept) <= 60
+
+
+def test_refused_connections_are_given_up_within_five_seconds() -> None:
+    """They are tried again for a moment, because a registry may be restarting."""
+    script = Script([httpx.ConnectError("[Errno 111] Connection refused")])
+    with pytest.raises(httpx.ConnectError):
+        script.run()()
+    assert script.asked > 1
+    assert script.now - 1000 <= 2.5
+
+
+def test_many_mirrors_share_the_patience() -> None:
+    """A request may bring less patience than usual."""
+    script = Script([httpx.ConnectError("[Errno 111] Connection refused")])
+    with pytest.raises(httpx.ConnectError):
+        script.run()(connect_budget=0.4)
+    assert script.now - 1000 <= 0.4
+
+
+@pytest.mark.parametrize("text", ["[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "[Errno -2] Name or service not known"])
+def test_what_no_second_attempt_changes(text: str) -> None:
+    """A certificate and an unknown name fail at once."""
+    script = Script([httpx.ConnectError(text)])
+    with pytest.raises(httpx.ConnectError):
+        script.run()()
+    assert script.asked == 1
+
+
+def broken(script: Script) -> Callable[..., int]:
+    ask = script.run()
+    for _ in range(retry.BREAK_AFTER):
+        with pytest.raises(httpx.ReadTimeout):
+            ask()
+    return ask
+
+
+def test_the_circuit_breaks_after_failures_in_a_row() -> None:
+    """Then nobody is sent out, and everybody fails at once; other hosts are not concerned."""
+    script = Script([httpx.ReadTimeout("slow")])
+    ask = broken(script)
+    asked = script.asked
+    for _ in range(1000):
+        with pytest.raises(httpx.ConnectError, match="left alone"):
+            ask()
+    assert script.asked == asked
+    with pytest.raises(httpx.ReadTimeout):
+        ask("http://other.test/")
+
+
+def test_one_probe_goes_out_when_the_circuit_is_half_open() -> None:
+    """Its failure breaks the circuit for as long again."""
+    script = Script([httpx.ReadTimeout("slow")])
+    ask = broken(script)
+    script.now += retry.BREAK_FOR
+    asked = script.asked
+    with pytest.raises(httpx.ReadTimeout):
+        ask()
+    with pytest.raises(httpx.ConnectError):
+        ask()
+    assert script.asked == asked + 1
+
+
+def test_a_probe_that_succeeds_closes_the_circuit() -> None:
+    """Everybody is served again."""
+    script = Script([httpx.ReadTimeout("slow")])
+    ask = broken(script)
+    script.now += retry.BREAK_FOR
+    script.steps = [200]
+    assert [ask() for _ in range(10)] == [200] * 10
+
+
+def test_only_one_of_many_readers_is_the_probe() -> None:
+    """While the probe is out the others still fail at once."""
+    breaker = retry.Breaker(lambda: 0.0)
+    for _ in range(retry.BREAK_AFTER):
+        breaker.tell(ok=False)
+    now = [retry.BREAK_FOR]
+    breaker._clock = lambda: now[0]
+    assert [breaker.allows() for _ in range(5)] == [True, False, False, False, False]
+
+
+def test_a_404_says_that_the_host_is_well() -> None:
+    """Refusals are answers: they count as success for the circuit, and so does 429."""
+    script = Script([404, (429, "1")])
+    ask = script.run()
+    assert {ask() for _ in range(50)} == {404, 429}
