@@ -9,8 +9,15 @@ from typing import Any
 import click
 
 from kitfs.config import OPTIONS, Option, Settings
+from kitfs.errors import KitfsError
 
 Verb = Callable[..., None]
+
+
+class Interrupted(KitfsError):
+    """Ctrl-C while a verb ran."""
+
+    exit_code = 130
 
 
 class Command(click.Command):
@@ -35,7 +42,10 @@ def takes(*names: str) -> Callable[[Verb], Verb]:
         @functools.wraps(verb)
         def settle(**kwargs: Any) -> None:
             flags = {name: kwargs.pop(name.replace("-", "_")) for name in names}
-            verb(Settings.load(flags), **kwargs)
+            try:
+                verb(Settings.load(flags), **kwargs)
+            except KeyboardInterrupt:
+                raise Interrupted("interrupted")  # click would print an empty line of its own
 
         decorated: Verb = settle
         for name in reversed(names):

@@ -92,6 +92,7 @@ def start(request: MountRequest, warn: Callable[[str], None]) -> Record:
             answer = pipe.read()
     except KeyboardInterrupt:
         os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
         raise
     if not answer:
         raise MountError(f"the daemon died before {request.mountpoint} answered; see {RunDir(request.run_dir).file(request.mountpoint, 'log')}")
@@ -179,6 +180,11 @@ def serve(request: MountRequest, ready: Ready, *, stderr: bool = False) -> None:
         time.sleep(0.02)
 
 
+def _interrupted(number: int, frame: object) -> None:
+    """SIGTERM before the mount answers: unwind, so that a mount point that was made is removed."""
+    raise MountError(f"interrupted by {signal.Signals(number).name}", errno=errno.EINTR)
+
+
 def _allow_many_files() -> None:
     """A layer takes three descriptors, a compressed one six: raise the soft limit to what we may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -198,8 +204,10 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool
     from kitfs.oci.names import parse_any
     from kitfs.registry.client import ClientOptions
 
+    signal.signal(signal.SIGTERM, _interrupted)
     with ExitStack() as stack:
         made = stack.enter_context(_mountpoint(request.mountpoint))
+        run.forget(request.mountpoint)  # what a dead daemon left, lest somebody take it for this one
         log_path = run.file(request.mountpoint, "log")
         last_error = LastError()
         log = stack.enter_context(_logging(log_path, request.log_level, last_error, stderr))
