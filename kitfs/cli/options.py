@@ -14,7 +14,7 @@ from kitfs.errors import KitfsError
 Verb = Callable[..., None]
 
 
-class Interrupted(KitfsError):
+class Interrupted(KitfsError):  # noqa: N818 - as the classes of errors.py
     """Ctrl-C while a verb ran."""
 
     exit_code = 130
