@@ -80,7 +80,8 @@ class RoutedTransport(httpx.BaseTransport):
         verify: ssl.SSLContext | bool = tls_context(self._options) if secure else False
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0)
         try:
-            over = None if proxy is None else httpx.Proxy(proxy, ssl_context=verify if isinstance(verify, ssl.SSLContext) else None)
+            context = verify if isinstance(verify, ssl.SSLContext) and (proxy or "").startswith("https:") else None  # httpcore refuses another
+            over = None if proxy is None else httpx.Proxy(proxy, ssl_context=context)
             return httpx.HTTPTransport(verify=verify, proxy=over, limits=limits, trust_env=False)
         except (ValueError, httpx.InvalidURL) as e:
             raise UsageError(f"the proxy {_redacted(proxy or '')} cannot be used: {e}")
