@@ -172,7 +172,7 @@ class RegistryAuth(httpx.Auth):
             realm = request.url.join(challenge.get("realm", ""))
         except httpx.InvalidURL:
             raise RegistryError(f"{self._host} names an invalid token realm {challenge.get('realm', '')[:100]!r}")
-        if not challenge.get("realm") or realm.scheme not in ("http", "https"):
+        if not challenge.get("realm") or realm.scheme not in ("http", "https") or (realm.port or 0) > 65_535:
             raise RegistryError(f"{self._host} asks for a token and names no realm")
         response = yield self._token_request(realm, challenge, credential, request)
         body = read_capped(response, MAX_TOKEN)

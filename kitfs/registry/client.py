@@ -21,7 +21,7 @@ from kitfs.oci.names import LOCAL, Digest, Reference
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.credentials import DOCKER_HOSTS, Credentials
-from kitfs.registry.failures import Broken, check_encoding, failure, host_of, mapped, read_capped, read_error
+from kitfs.registry.failures import Broken, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
 from kitfs.registry.retry import CONNECT_BUDGET, RetryTransport
 from kitfs.registry.transport import ClientOptions, RoutedTransport, is_loopback
 
@@ -29,6 +29,7 @@ __all__ = ["ClientOptions", "RegistryClient", "Repository"]
 
 MAX_MANIFEST: Final = 4 << 20  # bytes: what distribution-spec asks registries to take
 MAX_REDIRECTS: Final = 5
+LAST_PORT: Final = 65_535
 MAX_PAGES: Final = 64  # of referrers
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 BODY_ATTEMPTS: Final = 3  # of a small body that breaks off
@@ -106,10 +107,17 @@ class RegistryClient:
         home = httpx.URL(endpoint.base)
         at = httpx.URL(url)
         for _ in range(MAX_REDIRECTS + 1):
+            if (at.port or 0) > LAST_PORT:  # getaddrinfo would take it modulo 65536
+                raise RegistryError(f"{what}: {host_of(at)}: no such host or port", url=shown(at))
             same = (at.scheme, at.netloc) == (home.scheme, home.netloc)
-            with mapped(at, what):
-                request = self._http.build_request(method, at, headers=headers, extensions={"connect_budget": endpoint.patience})
-                response = self._http.send(request, auth=endpoint.auth if same else None, stream=True)
+            try:
+                with mapped(at, what):
+                    request = self._http.build_request(method, at, headers=headers, extensions={"connect_budget": endpoint.patience})
+                    response = self._http.send(request, auth=endpoint.auth if same else None, stream=True)
+            except Broken as e:
+                if at.scheme == "http" and self.options.plain_http:
+                    raise Broken(f"{e}; if it speaks TLS, leave out --plain-http", url=e.url)
+                raise
             if response.status_code not in REDIRECTS or "Location" not in response.headers:
                 return response
             response.close()

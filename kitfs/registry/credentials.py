@@ -121,7 +121,7 @@ def _in_auths(auths: Any, keys: tuple[str, ...], path: str) -> Credential | None
         username, password = _str(entry.get("username")), _str(entry.get("password"))
         if entry.get("auth"):
             try:
-                username, _, password = base64.b64decode(_str(entry["auth"])).decode().partition(":")
+                username, _, password = base64.b64decode("".join(_str(entry["auth"]).split()), validate=True).decode().partition(":")
             except (binascii.Error, ValueError):
                 raise UsageError(f"credentials in {path}: the entry of {key} is not base64")
         if identity or registry or username or password:

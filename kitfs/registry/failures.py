@@ -63,6 +63,7 @@ def mapped(url: httpx.URL | str, what: str) -> Iterator[None]:
 def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavailable:
     """Why there was no answer, or only a part of one."""
     patience: object = None
+    asked = host_of(url)
     try:
         url = e.request.url  # a token server or a redirect's target, where that is what failed
         patience = e.request.extensions.get("timeout", {}).get("read")
@@ -87,6 +88,8 @@ def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavaila
         kind = Broken
         told = f"{host} broke the connection: {_words(text)}"
     notes = "".join(f" ({note})" for note in getattr(e, "__notes__", ()))
+    if asked != host:
+        notes += f", which {asked} names as its token server"
     return kind(f"{what}: {told}{notes}", url=shown(url))
 
 

@@ -248,3 +248,13 @@ def test_a_token_request_has_the_timeouts_of_its_request(fake: FakeRegistry, rep
     fake.fail("/token", Stall())
     with pytest.raises(Unavailable, match=r"sent nothing for 0\.2 s"):
         repository(read_timeout=0.2).manifest("v1")
+
+
+def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegistry, repository: Repositories) -> None:
+    """The registry is well; it is somebody else who does not answer."""
+    with FakeRegistry() as desk:
+        fake.require_token(server=desk)
+        desk.stop()
+        words = f"{desk.host} cannot be reached: connection refused, which {fake.host} names as its token server"
+        with pytest.raises(Unavailable, match=words):
+            repository().manifest("v1")

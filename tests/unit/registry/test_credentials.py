@@ -1,0 +1,151 @@
+"""Credential files of kit and docker, credsStore, credHelpers."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kitfs.errors import UsageError
+from kitfs.registry.credentials import Credential, Credentials
+
+HOST = "registry.test:5000"
+AUTH = {"auth": base64.b64encode(b"u:p:w").decode()}
+HELPER = """#!/bin/sh
+test "$1" = get || exit 3
+read -r host
+echo "$host" >> "{log}"
+case "$host" in
+  {host}|https://index.docker.io/v1/) echo '{{"ServerURL":"x","Username":"{user}","Secret":"s3cret"}}';;
+  broken.test) echo "the keychain is locked"; exit 1;;
+  nonsense.test) echo "not json";;
+  *) echo "credentials not found in native keychain"; exit 1;;
+esac
+"""
+
+
+def written(path: Path, config: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(config if isinstance(config, str) else json.dumps(config))
+    return str(path)
+
+
+@pytest.fixture
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """docker-credential-here on PATH; returns the file where it notes whom it was asked for."""
+    log = tmp_path / "asked"
+    for name, user in (("here", "helped"), ("token", "<token>")):
+        script = tmp_path / "bin" / f"docker-credential-{name}"
+        written(script, HELPER.format(log=log, host=HOST, user=user))
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    return log
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (AUTH, Credential("u", "p:w")),
+        ({"username": "u", "password": "p"}, Credential("u", "p")),
+        ({**AUTH, "identitytoken": "i"}, Credential("u", "p:w", "i")),
+        ({"identitytoken": "i"}, Credential(identity_token="i")),
+        ({"registrytoken": "r"}, Credential(registry_token="r")),
+        ({"auth": ""}, None),
+        ({}, None),
+        ("nonsense", None),
+    ],
+)
+def test_auths(tmp_path: Path, entry: Any, expected: Credential | None) -> None:
+    """Each form that docker and kit write."""
+    path = written(tmp_path / "c.json", {"auths": {HOST: entry}})
+    assert Credentials((path,)).of(HOST) == expected
+    assert Credentials((path,)).of("other.test") is None
+
+
+@pytest.mark.parametrize("key", [HOST, f"https://{HOST}", f"http://{HOST}", f"https://{HOST}/v1/", f"https://{HOST}/v2/"])
+def test_hosts_as_older_tools_wrote_them(tmp_path: Path, key: str) -> None:
+    """With a scheme and the API's version."""
+    assert Credentials((written(tmp_path / "c.json", {"auths": {key: AUTH}}),)).of(HOST) == Credential("u", "p:w")
+
+
+@pytest.mark.parametrize("host", ["docker.io", "index.docker.io", "registry-1.docker.io"])
+def test_docker_hub_has_a_name_of_its_own(tmp_path: Path, host: str) -> None:
+    """Its credentials are kept under https://index.docker.io/v1/."""
+    assert Credentials((written(tmp_path / "c.json", {"auths": {"https://index.docker.io/v1/": AUTH}}),)).of(host) == Credential("u", "p:w")
+
+
+def test_kits_file_comes_before_dockers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$KITOPS_HOME/credentials.json, then $DOCKER_CONFIG/config.json, then ~/.docker/config.json."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("DOCKER_CONFIG", raising=False)
+    kit = str(tmp_path / "kit")
+    assert Credentials.load(kit).of(HOST) is None
+    written(tmp_path / ".docker/config.json", {"auths": {HOST: {"username": "home"}}})
+    assert Credentials.load(kit).of(HOST) == Credential("home")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    assert Credentials.load(kit).of(HOST) is None
+    written(tmp_path / "docker/config.json", {"auths": {HOST: {"username": "docker"}}})
+    assert Credentials.load(kit).of(HOST) == Credential("docker")
+    written(tmp_path / "kit/credentials.json", {"auths": {HOST: {"username": "kit"}}})
+    assert Credentials.load(kit).of(HOST) == Credential("kit")
+
+
+def test_what_changes_on_disk_is_seen(tmp_path: Path) -> None:
+    """A login while something is mounted counts."""
+    path = tmp_path / "c.json"
+    credentials = Credentials((str(path),))
+    assert credentials.of(HOST) is None
+    written(path, {"auths": {HOST: AUTH}})
+    assert credentials.of(HOST) == Credential("u", "p:w")
+
+
+def test_a_helper_for_one_host_comes_before_the_store_and_the_file(tmp_path: Path, helper: Path) -> None:
+    """credHelpers, then credsStore, then auths."""
+    path = written(tmp_path / "c.json", {"credHelpers": {HOST: "here"}, "credsStore": "token", "auths": {HOST: AUTH, "file.test": AUTH}})
+    assert Credentials((path,)).of(HOST) == Credential("helped", "s3cret")
+    assert Credentials((path,)).of("file.test") == Credential("u", "p:w")
+    assert helper.read_text().splitlines() == [HOST, "file.test"]
+
+
+def test_a_store_that_holds_an_identity_token(tmp_path: Path, helper: Path) -> None:
+    """The user <token> says that the secret is one; docker.io is asked for by its own name."""
+    path = written(tmp_path / "c.json", {"credsStore": "token"})
+    assert Credentials((path,)).of("docker.io") == Credential(identity_token="s3cret")
+    assert helper.read_text().splitlines() == ["https://index.docker.io/v1/"]
+
+
+@pytest.mark.usefixtures("helper")
+@pytest.mark.parametrize(
+    ("store", "host", "words"),
+    [
+        ("missing", HOST, "docker-credential-missing is not on PATH"),
+        ("here", "broken.test", "docker-credential-here failed for broken.test: the keychain is locked"),
+        ("here", "nonsense.test", "did not answer with JSON"),
+    ],
+)
+def test_a_helper_that_fails_is_named(tmp_path: Path, store: str, host: str, words: str) -> None:
+    """Going on without credentials would end in a 401 that nobody understands."""
+    with pytest.raises(UsageError, match=words):
+        Credentials((written(tmp_path / "c.json", {"credsStore": store}),)).of(host)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", "[" * 100_000, {"auths": {HOST: {"auth": "%%%"}}}, {"auths": {HOST: {"auth": "/w=="}}}])
+def test_a_file_that_is_broken_is_named(tmp_path: Path, config: Any) -> None:
+    """UsageError with its path."""
+    path = written(tmp_path / "c.json", config)
+    with pytest.raises(UsageError, match=r"c\.json"):
+        Credentials((path,)).of(HOST)
+
+
+@pytest.mark.parametrize("config", [{"auths": []}, {"auths": None}, {"credHelpers": []}, {"credsStore": ""}, {}])
+def test_sections_of_another_shape_are_passed_over(tmp_path: Path, config: Any) -> None:
+    """Other tools keep other things in these files."""
+    assert Credentials((written(tmp_path / "c.json", config),)).of(HOST) is None
+
+
+def test_a_credential_does_not_print_its_secret() -> None:
+    """Logs are read by many."""
+    assert "p" not in repr(Credential("u", "p")).removeprefix("<Credential of ")

@@ -1,0 +1,209 @@
+"""OCI layouts on disk: directories and archives, whole ones and broken ones."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import IntegrityError, KitfsError, ManifestError, NotFound, UnsupportedLayer
+from kitfs.oci.manifest import Descriptor
+from kitfs.oci.names import Digest, LayoutReference
+from kitfs.registry.layout import Layout, open_layout
+from tests import kits
+
+KIT = kits.build([kits.part("model", "w.bin", b"weights" * 1000, format="raw")])
+LAYER = Descriptor("", Digest(KIT.layers[0]), 7000)
+INDEX_ROW = {"mediaType": kits.MANIFEST, "digest": KIT.digest, "size": len(KIT.manifest)}
+
+
+def archived(directory: Path) -> Path:
+    target = directory.with_suffix(".tar")
+    with tarfile.open(target, "w") as tar:
+        for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+            tar.add(path, f"./{path.relative_to(directory)}")  # as "tar -C dir ." writes it
+    return target
+
+
+@pytest.fixture(params=["oci", "oci-archive"])
+def opened(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Layout]]:
+    """Opens a layout directory as it is, or put into an archive first."""
+    made: list[Layout] = []
+
+    def opening(directory: Path) -> Layout:
+        path = directory if request.param == "oci" else archived(directory)
+        made.append(open_layout(LayoutReference(request.param, str(path))))
+        return made[-1]
+
+    yield opening
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A layout with one kit at the tag v1."""
+    return kits.write_layout(KIT, tmp_path / "layout", "v1")
+
+
+def rewrite_index(directory: Path, rows: list[dict[str, object]]) -> None:
+    (directory / "index.json").write_bytes(kits.compact({"schemaVersion": 2, "manifests": rows}))
+
+
+@pytest.mark.parametrize("identifier", ["v1", "", KIT.digest])
+def test_a_manifest_is_found_by_tag_digest_or_alone(opened: Callable[[Path], Layout], directory: Path, identifier: str) -> None:
+    """No tag is needed where there is one manifest only."""
+    descriptor, data = opened(directory).manifest(identifier)
+    assert (descriptor.digest, data) == (KIT.digest, KIT.manifest)
+
+
+def test_a_manifest_that_the_index_does_not_list_is_found_by_digest(opened: Callable[[Path], Layout], directory: Path) -> None:
+    """It is a blob like any other."""
+    rewrite_index(directory, [])
+    assert opened(directory).manifest(KIT.digest)[1] == KIT.manifest
+
+
+def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Path) -> None:
+    """By range, whole with its digest checked, and asked about."""
+    layout = opened(directory)
+    assert b"".join(bytes(view) for _, view in layout.blob(LAYER).read_range(7, 14)) == b"weights"
+    assert layout.blob_bytes(LAYER, 7000) == b"weights" * 1000
+    assert layout.exists(LAYER)
+    assert not layout.exists(Descriptor("", Digest.of(b"none"), 4))
+    with pytest.raises(ManifestError, match="more than 6999"):
+        layout.blob_bytes(LAYER, 6999)
+
+
+def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layout], directory: Path) -> None:
+    """And so does a missing choice between two."""
+    layout = opened(directory)
+    with pytest.raises(NotFound, match="there is no tag 'v2'; it holds v1"):
+        layout.resolve("v2")
+    other = {**INDEX_ROW, "digest": Digest.of(b"other"), "annotations": {"org.opencontainers.image.ref.name": "v0"}}
+    rewrite_index(directory, [{**INDEX_ROW, "annotations": {"org.opencontainers.image.ref.name": "v1"}}, other])
+    with pytest.raises(NotFound, match="a tag is needed, it holds v0, v1"):
+        opened(directory).resolve("")
+
+
+def test_one_manifest_under_two_tags_needs_no_tag(opened: Callable[[Path], Layout], directory: Path) -> None:
+    """Both mean the same."""
+    rewrite_index(directory, [{**INDEX_ROW, "annotations": {"org.opencontainers.image.ref.name": n}} for n in ("a", "b")])
+    assert opened(directory).resolve("").digest == KIT.digest
+
+
+def test_referrers_are_found_under_the_tag_that_stands_in_for_the_api(opened: Callable[[Path], Layout], directory: Path) -> None:
+    """sha256-<hex>, as distribution-spec names it."""
+    row = {"mediaType": kits.MANIFEST, "digest": Digest.of(b"sig"), "size": 3, "artifactType": "a/sig"}
+    listed = kits.compact({"schemaVersion": 2, "manifests": [row]})
+    (directory / "blobs/sha256" / kits.sha256(listed).partition(":")[2]).write_bytes(listed)
+    tag = {"org.opencontainers.image.ref.name": KIT.digest.replace(":", "-")}
+    rewrite_index(directory, [INDEX_ROW, {"mediaType": kits.INDEX, "digest": kits.sha256(listed), "size": len(listed), "annotations": tag}])
+    layout = opened(directory)
+    assert [d.digest for d in layout.referrers(Digest(KIT.digest))] == [Digest.of(b"sig")]
+    assert layout.referrers(Digest(KIT.digest), "a/other") == ()
+
+
+def test_a_blob_that_is_not_what_it_should_be(opened: Callable[[Path], Layout], directory: Path) -> None:
+    """Another size is told at once, other bytes when they are read whole, no blob at all when it is asked for."""
+    path = directory / "blobs" / KIT.layers[0].replace(":", "/")
+    path.write_bytes(b"WEIGHTS" * 1000)
+    with pytest.raises(IntegrityError, match="does not have its digest"):
+        opened(directory).blob_bytes(LAYER, 7000)
+    path.write_bytes(b"short")
+    with pytest.raises(IntegrityError, match="has 5 bytes, its descriptor says 7000"):
+        opened(directory).blob(LAYER)
+    path.unlink()
+    with pytest.raises(NotFound, match="is not there"):
+        opened(directory).blob(LAYER)
+
+
+BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
+    ("index.json", None, NotFound, "not an OCI layout: it has no index.json"),
+    ("oci-layout", None, NotFound, "not an OCI layout: it has no oci-layout"),
+    ("oci-layout", b'{"imageLayoutVersion":"2.0.0"}', ManifestError, "version '2.0.0' is not known"),
+    ("oci-layout", b"nonsense", ManifestError, "version 'unknown' is not known"),
+    ("oci-layout", b"[1]", ManifestError, "version 'unknown' is not known"),
+    ("index.json", b"{", ManifestError, "not a manifest"),
+    ("index.json", b"{}", ManifestError, "it has no manifests"),
+    ("index.json", b"[" * 100_000, ManifestError, "nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "kind", "words"), BROKEN)
+def test_broken_layouts(
+    opened: Callable[[Path], Layout], directory: Path, name: str, data: bytes | None, kind: type[KitfsError], words: str
+) -> None:
+    """One line each, with the path."""
+    (directory / name).unlink()
+    if data is not None:
+        (directory / name).write_bytes(data)
+    with pytest.raises(kind, match=words) as caught:
+        opened(directory).manifest("v1")
+    assert str(directory) in str(caught.value)
+
+
+def test_an_index_of_hundreds_of_megabytes_is_not_read(opened: Callable[[Path], Layout], directory: Path) -> None:
+    """Memory is for what can be an index."""
+    with (directory / "index.json").open("r+b") as file:
+        file.truncate(17 << 20)
+    with pytest.raises(ManifestError, match=r"an index\.json of 17825792 bytes"):
+        opened(directory).manifest("v1")
+
+
+@pytest.mark.parametrize("kind", ["oci", "oci-archive"])
+def test_nothing_there(tmp_path: Path, kind: str) -> None:
+    """NotFound with the path."""
+    with pytest.raises(NotFound, match="no such"):
+        open_layout(LayoutReference(kind, str(tmp_path / "none")))
+
+
+def test_archives_that_are_none(tmp_path: Path) -> None:
+    """A directory, text, a compressed archive, one that was cut."""
+    with pytest.raises(KitfsError, match=str(tmp_path)):
+        open_layout(LayoutReference("oci-archive", str(tmp_path)))
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"hello, world" * 1000)
+    with pytest.raises(ManifestError, match="not an OCI archive"):
+        open_layout(LayoutReference("oci-archive", str(path)))
+    path.write_bytes(gzip.compress(b"x" * 10_000))
+    with pytest.raises(UnsupportedLayer, match="decompress it first"):
+        open_layout(LayoutReference("oci-archive", str(path)))
+
+
+def test_an_archive_that_was_cut(tmp_path: Path) -> None:
+    """Refused when it is opened, or when what is missing is read."""
+    whole = kits.write_archive(KIT, tmp_path / "kit.tar", "v1").read_bytes()
+    path = tmp_path / "cut.tar"
+    for keep in (len(whole) // 4, len(whole) // 2, 3 * len(whole) // 4):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(KitfsError, match=r"cut\.tar"):
+            _read_all(path)
+
+
+def _read_all(path: Path) -> None:
+    layout = open_layout(LayoutReference("oci-archive", str(path)))
+    try:
+        data = layout.manifest("v1")[1]
+        for row in [json.loads(data)["config"], *json.loads(data)["layers"]]:
+            layout.blob_bytes(Descriptor.from_json(row), 1 << 20)
+    finally:
+        layout.close()
+
+
+def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path) -> None:
+    """Members are looked up by name and never written anywhere."""
+    path = tmp_path / "evil.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("../../oci-layout", "/index.json"):
+            info = tarfile.TarInfo(name)
+            info.size = 2
+            tar.addfile(info, io.BytesIO(b"{}"))
+    layout = open_layout(LayoutReference("oci-archive", str(path)))
+    with pytest.raises(NotFound, match="not an OCI layout"):
+        layout.manifest("v1")
+    layout.close()
