@@ -1,0 +1,292 @@
+"""What registries, token servers, targets of redirects and proxies do to a client (DESIGN §6), over real sockets.
+
+Here is what lies between the parts: each part's own behaviour is beside this file. Times are bounds on hanging and on haste, never on
+speed.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import random
+import socket
+import socketserver
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import KitfsError, ManifestError, NotFound, RateLimited, RegistryError, Unauthorized, Unavailable
+from kitfs.metrics import Counters
+from kitfs.oci.manifest import Descriptor
+from kitfs.oci.names import Digest
+from kitfs.registry.client import Repository
+from kitfs.store.store import Store
+from tests.fakes.faults import Cut, Fault, IgnoreRange, Stall, Status
+from tests.fakes.registry import INDEX, FakeRegistry
+from tests.unit.registry.conftest import descriptor
+
+MiB = 1 << 20
+DATA = random.Random(7).randbytes(300_000)
+BLOB = descriptor(DATA)
+MANIFEST = json.dumps({"schemaVersion": 2, "layers": []}).encode()
+HANGS = 30.0  # seconds: whatever takes longer hangs
+AUTH = {"auth": "dTpw"}  # u:p
+TLS = Path(__file__).parent / "tls"
+TRUSTED = {"plain_http": False, "tls_certs": (str(TLS / "ca.pem"),)}
+Repositories = Callable[..., Repository]
+
+
+@pytest.fixture
+def fake(fake: FakeRegistry) -> FakeRegistry:
+    """With one manifest and one blob in team/kit."""
+    return fill(fake)
+
+
+def fill(registry: FakeRegistry) -> FakeRegistry:
+    registry.put_manifest("team/kit", MANIFEST, tag="v1")
+    registry.put_blob("team/kit", DATA)
+    return registry
+
+
+def read(team: Repository, start: int = 0, stop: int | None = None) -> bytes:
+    return b"".join(bytes(view) for _, view in team.blob(BLOB).read_range(start, stop))
+
+
+def took(attempt: Callable[[], object], error: type[KitfsError]) -> tuple[float, str]:
+    """How long it took until an error of just this class came, and what it says."""
+    began = time.monotonic()
+    with pytest.raises(error) as caught:
+        attempt()
+    seconds = time.monotonic() - began
+    assert error in type(caught.value).__mro__[:2]  # not the base of another one
+    assert "\n" not in str(caught.value)
+    return seconds, str(caught.value)
+
+
+def test_a_handshake_that_never_ends_is_no_connection(repository: Repositories) -> None:
+    """A port that accepts and says nothing to a TLS hello is given up after the connect timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        team = repository(registry=f"127.0.0.1:{silent.getsockname()[1]}", plain_http=False, connect_timeout=0.3)
+        seconds, told = took(lambda: team.manifest("v1"), Unavailable)
+    assert 0.3 <= seconds < HANGS
+    assert "no connection in time" in told
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_waited_for(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+    """The second request is not sent before the second that was asked for has passed."""
+    fake.fail("/manifests/", Status(status, {"Retry-After": "1"}), times=1)
+    began = time.monotonic()
+    assert repository().manifest("v1")[1] == MANIFEST
+    assert 1.0 <= time.monotonic() - began < HANGS
+    assert [s.status for s in fake.served()] == [status, 200]
+
+
+def test_the_status_of_an_error_counts_though_its_body_stalls(fake: FakeRegistry, repository: Repositories) -> None:
+    """404 is 404 when nothing follows."""
+    fake.fail("/manifests/", Status(404, body=b"x" * 100))
+    fake.fail("/manifests/", Stall(10))
+    assert took(lambda: repository(read_timeout=0.5).manifest("v1"), NotFound)[0] < HANGS
+
+
+def test_a_registry_cannot_write_the_log(fake: FakeRegistry, repository: Repositories) -> None:
+    """Of an error's own words a few hundred characters are shown, in one line."""
+    fake.fail("/manifests/", Status(403, code="DENIED", message="no\nno\r\n" * 500))
+    assert len(took(lambda: repository().manifest("v1"), Unauthorized)[1]) < 600
+
+
+def test_200_to_a_range_becomes_one_stream_for_every_reader(fake: FakeRegistry, repository: Repositories, tmp_path: Path) -> None:
+    """Many cold readers of a registry that ignores ranges: one request and one body serve everybody."""
+    big = random.Random(8).randbytes(8 * MiB)
+    digest = Digest.parse(fake.put_blob("team/kit", big))
+    fake.fail("/blobs/", IgnoreRange())
+    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
+    blob = store.blob(digest, size=len(big), source=repository().blob(Descriptor("", digest, len(big))))
+    assert bytes(blob.pread(5 * MiB, 4096)) == big[5 * MiB :][:4096]  # the first one learns that there are no ranges
+    wrong: list[int] = []
+
+    def one(n: int) -> None:
+        at = n * len(big) // 16
+        if bytes(blob.pread(at, 4096)) != big[at : at + 4096]:
+            wrong.append(n)
+
+    in_parallel(one, 16)
+    blob.close()
+    store.close()
+    assert wrong == []
+    assert len(fake.served()) == 1
+    assert fake.moved() == len(big)
+
+
+def in_parallel(run: Callable[[int], object], count: int) -> None:
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [thread for thread in threads if thread.is_alive()] == []
+
+
+def test_locations_that_serve_once_are_resolved_for_every_range(fake: FakeRegistry, repository: Repositories) -> None:
+    """A CDN whose signatures are good for one request: the kept location is refused, a new one is asked for, once per read."""
+    with FakeRegistry() as cdn:
+        fake.redirect_blobs_to(cdn, uses=1)
+        blob = repository().blob(BLOB)
+        for at in range(0, 50, 10):
+            assert b"".join(bytes(v) for _, v in blob.read_range(at, at + 10)) == DATA[at : at + 10]
+        assert [s.status for s in fake.served()] == [307] * 5
+        assert [s.status for s in cdn.served()] == [206] + [403, 206] * 4
+
+
+@pytest.mark.parametrize("door", ["basic", "token"])
+def test_authorization_stays_with_its_host(fake: FakeRegistry, repository: Repositories, door: str) -> None:
+    """Neither Basic nor a token goes to a redirect's target, to another port, or to a mirror."""
+    if door == "basic":
+        fake.require_basic({"u": "p"})
+    else:
+        fake.require_token({"u": "p"})
+    with FakeRegistry() as cdn, FakeRegistry() as mirror:
+        fake.redirect_blobs_to(cdn)
+        mirror.require_basic({"other": "secret"})
+        team = repository(auths={fake.host: AUTH}, mirrors={fake.host: (mirror.url,)})
+        assert team.manifest("v1")[1] == MANIFEST
+        assert read(team) == DATA
+        assert team.blob_bytes(BLOB, MiB) == DATA
+        assert len(mirror.served()) >= 3
+        assert [s for s in cdn.served() + mirror.served() if "authorization" in s.headers] == []
+
+
+def test_a_target_that_asks_for_a_password_gets_none(fake: FakeRegistry, repository: Repositories) -> None:
+    """401 by a redirect's target is an error, not a reason to introduce oneself."""
+    with FakeRegistry() as cdn:
+        fake.redirect_blobs_to(cdn)
+        cdn.fail("/cdn/", Status(401, {"WWW-Authenticate": 'Basic realm="cdn"'}))
+        took(lambda: read(repository(auths={cdn.host: AUTH, fake.host: AUTH})), Unauthorized)
+        assert [s for s in cdn.served() if "authorization" in s.headers] == []
+
+
+TOKENS: dict[str, tuple[Fault, type[KitfsError]]] = {
+    "not JSON": (Status(200, body=b"<html>"), RegistryError),
+    "no token": (Status(200, body=b"{}"), RegistryError),
+    "null": (Status(200, body=b"null"), RegistryError),
+    "a list": (Status(200, body=b"[1]"), RegistryError),
+    "a number": (Status(200, body=b'{"token": 5}'), RegistryError),
+    "a header injected": (Status(200, body=b'{"token": "a\\r\\nX: y"}'), RegistryError),
+    "nonsense of a life": (Status(200, body=b'{"token": "a", "expires_in": "soon"}'), RegistryError),
+    "too long": (Status(200, body=b'{"token": "' + b"x" * (32 * MiB) + b'"}'), RegistryError),
+    "a redirect": (Status(302, {"Location": "/elsewhere"}), RegistryError),
+    "500": (Status(500), Unavailable),
+    "429": (Status(429, {"Retry-After": "0"}), RateLimited),
+    "403": (Status(403), Unauthorized),
+    "a stall": (Stall(), Unavailable),
+    "a stalled body": (Stall(5), Unavailable),
+    "a cut body": (Cut(5), Unavailable),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_what_token_servers_do(fake: FakeRegistry, repository: Repositories, name: str) -> None:
+    """An error of its class that names the token server, in time; when it is well again the next request succeeds."""
+    fault, error = TOKENS[name]
+    with FakeRegistry() as desk:
+        fake.require_token(server=desk)
+        desk.fail("/token", fault)
+        team = repository(read_timeout=0.5)
+        seconds, told = took(lambda: team.manifest("v1"), error)
+        assert seconds < HANGS
+        assert desk.host in told
+        desk.heal()
+        assert team.manifest("v1")[1] == MANIFEST
+
+
+def test_a_login_while_mounted_is_seen(fake: FakeRegistry, repository: Repositories, tmp_path: Path) -> None:
+    """Files are read whenever a token must be had."""
+    fake.require_token({"u": "p"})
+    team = repository()
+    took(lambda: team.manifest("v1"), Unauthorized)
+    (tmp_path / "credentials.json").write_text(json.dumps({"auths": {fake.host: AUTH}}))
+    assert team.manifest("v1")[1] == MANIFEST
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"manifests": 5}', b" " * (6 * MiB)], ids=["html", "list", "number", "long"])
+def test_referrers_that_are_no_index(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
+    """200 and nonsense is an error, not "nothing refers to it"."""
+    fake.fail("/referrers/", Status(200, {"Content-Type": INDEX}, body=body))
+    took(lambda: repository().referrers(Digest.of(MANIFEST)), ManifestError)
+
+
+@pytest.fixture
+def secure() -> Iterator[FakeRegistry]:
+    """The same registry behind TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "server.pem")
+    with FakeRegistry(tls=context) as running:
+        yield fill(running)
+
+
+def test_a_redirect_away_from_tls_is_refused(secure: FakeRegistry, repository: Repositories) -> None:
+    """Bytes of a registry behind TLS do not come in the clear."""
+    with FakeRegistry() as cdn:
+        secure.redirect_blobs_to(cdn)
+        told = took(lambda: read(repository(registry=secure.host, **TRUSTED)), RegistryError)[1]
+        assert "away from TLS" in told
+        assert cdn.served() == []
+
+
+class Tunnel(http.server.BaseHTTPRequestHandler):
+    """A proxy that knows CONNECT only, and leads to ``target`` whatever host was asked for."""
+
+    target: tuple[str, int]
+    asked: list[str]
+
+    def do_CONNECT(self) -> None:
+        self.asked.append(self.path)
+        with socket.create_connection(self.target) as there:
+            self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=self.pump, args=(there, self.connection))
+            back.start()
+            self.pump(self.connection, there)
+            back.join()
+
+    @staticmethod
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # one of the two hung up
+
+    def log_message(self, *_: object) -> None:
+        """Quiet: ``asked`` tells."""
+
+
+@pytest.mark.parametrize("environment", [False, True])
+def test_tls_goes_through_a_proxy_as_a_tunnel(
+    secure: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch, environment: bool
+) -> None:
+    """A registry behind TLS, a proxy without: CONNECT, and the certificate is checked at the far end."""
+    handler = type("_Tunnel", (Tunnel,), {"target": ("127.0.0.1", int(secure.host.partition(":")[2])), "asked": []})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as proxy:
+        proxy.daemon_threads = True  # a tunnel ends with the client, after this
+        threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        url = f"http://127.0.0.1:{proxy.server_address[1]}"
+        try:
+            if environment:
+                monkeypatch.setenv("HTTPS_PROXY", url)
+            options = {"tls_verify": False} if environment else {"proxy": url, **TRUSTED}
+            registry = "registry.example.test" if environment else secure.host  # the environment's proxy is not for loopback
+            team = repository(registry=registry, **options)
+            assert team.manifest("v1")[1] == MANIFEST
+            assert read(team) == DATA
+            if not environment:
+                told = took(lambda: repository(registry=registry, proxy=url, plain_http=False).manifest("v1"), Unavailable)[1]
+                assert "--tls-cert" in told
+        finally:
+            proxy.shutdown()
+    assert set(handler.asked) == {registry if ":" in registry else f"{registry}:443"}
