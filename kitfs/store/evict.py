@@ -10,11 +10,12 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kitfs.store.lease import exclusive
 
-FORMS = ("blobs", "decoded")
+FORMS: Final = ("blobs", "decoded")
+SMALL: Final = 256 << 10  # bytes on disk
 
 
 class Entry(NamedTuple):
@@ -49,9 +50,13 @@ def _names(directory: str) -> Sequence[str]:
         return ()
 
 
-def victims(found: Sequence[Entry], pinned: Collection[str], surplus: int) -> list[Entry]:
-    """What may go, least recently used first, until ``surplus`` bytes would be free; more follow in case some are leased."""
-    return [] if surplus <= 0 else sorted((e for e in found if e.digest not in pinned), key=lambda e: e.used)
+def victims(found: Sequence[Entry], pinned: Collection[str]) -> tuple[list[Entry], list[Entry]]:
+    """What may go, least recently used first: (layers, small blobs).
+
+    Manifests and configs are what makes a remount work offline, and weigh nothing: they go only when that cures the want of room.
+    """
+    free = sorted((e for e in found if e.digest not in pinned), key=lambda e: e.used)
+    return [e for e in free if e.size > SMALL], [e for e in free if e.size <= SMALL]
 
 
 def remove(root: str, directory: str) -> bool:

@@ -21,7 +21,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from kitfs.errors import IntegrityError, KitfsError, StoreError, StoreFull
@@ -30,6 +30,7 @@ from kitfs.oci.names import Digest
 from kitfs.store import evict
 from kitfs.store.blob import Blob
 from kitfs.store.catalog import Catalog
+from kitfs.store.evict import Entry
 from kitfs.store.refs import Refs, write_durably
 from kitfs.store.source import Source
 
@@ -188,8 +189,18 @@ class Store:
         pinned = self.pinned()
         found = [e for e in evict.entries(self.root) if e.digest not in pinned]
         surplus = self._surplus(sum(e.size for e in found))
+        layers, small = evict.victims(found, pinned)
+        freed = self._removed(layers, surplus)
+        if surplus - freed <= sum(e.size for e in small):
+            freed += self._removed(small, surplus - freed)
+        with self._lock:
+            self._full, self._checked = surplus > freed, time.monotonic()
+        return freed
+
+    def _removed(self, entries: Sequence[Entry], surplus: int) -> int:
+        """Remove entries in order until ``surplus`` bytes are free; bytes freed."""
         freed = 0
-        for entry in evict.victims(found, pinned, surplus):
+        for entry in entries:
             if freed >= surplus:
                 break
             if evict.remove(self.root, entry.directory):
@@ -197,8 +208,6 @@ class Store:
                 self.counters.add("evicted_blobs")
                 self.counters.add("evicted_bytes", entry.size)
                 self.log.info("evicted %s (%d bytes)", entry.digest, entry.size)
-        with self._lock:
-            self._full, self._checked = surplus > freed, time.monotonic()
         return freed
 
     def _surplus(self, used: int) -> int:

@@ -95,6 +95,21 @@ def test_leased_and_pinned_blobs_stay(open_store: Callable[..., Store]) -> None:
     assert store.usage() < 2 * MIB
 
 
+def test_small_blobs_go_only_when_that_helps(open_store: Callable[..., Store]) -> None:
+    """A manifest is not sacrificed for a layer in use that is too big anyway; it goes when its bytes are what is too much."""
+    store = open_store()
+    store.put(Digest.of(b"manifest"), b"manifest")
+    used = fill(store, 1)
+    other = open_store()
+    other.blob(used, size=MIB, source=None)
+    open_store(size_limit=1).evict()
+    assert store.get(Digest.of(b"manifest")) == b"manifest"
+    other.close()
+    open_store(size_limit=1).evict()
+    assert store.get(Digest.of(b"manifest")) is None
+    assert not os.path.exists(store.path(used))
+
+
 def test_store_over_its_limit_reads_through(open_store: Callable[..., Store]) -> None:
     """A blob that does not fit is served all the same, and not kept."""
     store = open_store(size_limit=2 * MIB)
