@@ -1,0 +1,384 @@
+"""Faults and their ends through a real mount (DESIGN §6): what read(2) returned, when, who was named, and the next read.
+
+``test_hostile`` has the list of what a reader does or does not notice; here each fault comes while something is mounted, and goes away
+again. Times are bounds on haste (nothing is given up before its time) and on hanging, with wide margins; never on speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.faults import Cut, Drip, Fault, IgnoreRange, Lie, Pause, Resize, Stall, Status
+from tests.fakes.registry import FakeRegistry
+from tests.host import Host, Mounted, wait_until
+from tests.kits import Kit, build, part
+from tests.mount.test_sharing import digest_by, reader
+
+pytestmark = pytest.mark.mount
+KiB, MiB = 1 << 10, 1 << 20
+WEIGHTS = random.Random(21).randbytes(6 * MiB)
+DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
+HANGS = 30.0  # seconds: whatever takes longer hangs
+REFUSED = 7.0  # seconds: 5 for a refused connection, and what a busy machine adds
+TLS = Path(__file__).parent.parent / "unit/registry/tls"
+PREAD = """
+import errno, hashlib, os, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY)
+os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+began = time.monotonic()
+try:
+    found = hashlib.sha256(os.pread(fd, int(sys.argv[3]), int(sys.argv[2]))).hexdigest()
+except OSError as e:
+    found = errno.errorcode[e.errno]
+print(found, time.monotonic() - began)
+"""
+MMAP = "import mmap, sys; f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); print(m[int(sys.argv[2])])"
+
+
+def pread(mount: Mounted, offset: int, size: int = 4096, *, seconds: float = HANGS) -> tuple[str, float]:
+    """What one read(2) of w.bin returned, "right", "wrong" or the errno's name, and after how many seconds."""
+    command = [sys.executable, "-c", PREAD, mount / "w.bin", str(offset), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
+    found, took = done.stdout.split()
+    if len(found) == 64:
+        found = "right" if found == hashlib.sha256(WEIGHTS[offset : offset + size]).hexdigest() else "wrong"
+    return found, float(took)
+
+
+def told(host: Host, mount: Mounted, *words: str) -> None:
+    """Status counts an error and names these words as its cause, and so does a line of the log."""
+    status = host.status(mount)
+    assert status["errors"] > 0
+    assert [word for word in words if word not in status["last_error"]] == []
+    assert [line for line in mount.log_text().splitlines() if all(word in line for word in words)] != []
+
+
+def is_well(mount: Mounted, offset: int) -> None:
+    """The very next read succeeds, and so does one of the whole file."""
+    assert pread(mount, offset)[0] == "right"
+    assert digest_by(reader(mount / "w.bin")) == DIGEST
+
+
+@pytest.fixture(scope="module")
+def kit() -> Kit:
+    """One raw file of 6 MiB."""
+    return build([part("model", "w.bin", WEIGHTS, format="raw")])
+
+
+@pytest.fixture
+def fake(kit: Kit) -> Iterator[FakeRegistry]:
+    """A registry that has the kit."""
+    with FakeRegistry() as running:
+        running.put_kit("team/kit", kit, "v1")
+        yield running
+
+
+@pytest.fixture
+def ref(fake: FakeRegistry) -> str:
+    return f"{fake.host}/team/kit:v1"
+
+
+def docker_config(host: Host, config: object) -> None:
+    (host.home / "docker").mkdir(exist_ok=True)
+    (host.home / "docker/config.json").write_text(json.dumps(config))
+
+
+# -- nothing comes ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [None, 0, 100])
+def test_a_stall_is_eio_no_sooner_than_the_read_timeout(host: Host, fake: FakeRegistry, ref: str, transport: str, at: int | None) -> None:
+    """Without a status line, a body, or the rest of one: the reader waits as long as --read-timeout says, then EIO; then it is read."""
+    mount = host.mount(ref, "--transport", transport, "--read-timeout", "2")
+    stall = Stall(at)
+    fake.fail("/blobs/", stall)
+    found, seconds = pread(mount, 3 * MiB)
+    assert found == "EIO"
+    assert 2.0 <= seconds < HANGS
+    told(host, mount, fake.host, "sent nothing for 2 s (--read-timeout)")
+    fake.heal()
+    stall.until.set()
+    is_well(mount, 3 * MiB)
+
+
+def test_a_slow_body_is_no_stall(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """A chunk that takes longer than --read-timeout, with a few bytes now and then, is read."""
+    mount = host.mount(ref, "--read-timeout", "1")
+    fake.fail("/blobs/", Drip(2 * KiB, 0.15))
+    found, seconds = pread(mount, 3 * MiB)
+    assert found == "right"
+    assert seconds > 1.0
+    assert host.status(mount)["errors"] == 0
+
+
+def test_a_late_answer_is_no_stall(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """An answer that comes within --read-timeout is waited for."""
+    mount = host.mount(ref, "--read-timeout", "10")
+    fake.fail("/blobs/", Pause(1.5), times=1)
+    found, seconds = pread(mount, 3 * MiB)
+    assert found == "right"
+    assert seconds >= 1.5
+
+
+def test_a_refused_connection_is_eio_within_five_seconds(host: Host, fake: FakeRegistry, ref: str, transport: str) -> None:
+    """Whatever --read-timeout says; what is cached is read meanwhile, and the rest when the registry is back."""
+    mount = host.mount(ref, "--transport", transport)
+    assert pread(mount, 0)[0] == "right"
+    fake.stop()
+    found, seconds = pread(mount, 3 * MiB)
+    assert (found, seconds < REFUSED) == ("EIO", True)
+    told(host, mount, fake.host, "connection refused")
+    assert pread(mount, 0)[0] == "right"
+    fake.start()
+    is_well(mount, 3 * MiB)
+
+
+def test_a_mapped_page_that_cannot_be_had_is_sigbus(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """mmap has no EIO; the same page is right when the registry is back."""
+    mount = host.mount(ref)
+    fake.stop()
+    command = [sys.executable, "-c", MMAP, mount / "w.bin", str(3 * MiB)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
+    assert done.returncode == -signal.SIGBUS
+    fake.start()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
+    assert done.stdout.strip() == str(WEIGHTS[3 * MiB])
+
+
+def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """Many failures in a row break the circuit: readers fail sooner, and soon after the end of the fault they succeed."""
+    mount = host.mount(ref)
+    fake.stop()
+    for n in range(12):
+        assert pread(mount, (n % 5 + 1) * MiB)[0] == "EIO"
+    fake.start()
+    wait_until(lambda: pread(mount, 3 * MiB)[0] == "right", "never read again", seconds=10)
+    is_well(mount, 5 * MiB)
+
+
+# -- wrong answers --------------------------------------------------------------------------------------------------------------------
+
+
+def test_retry_after_is_waited_for(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """429 with a second to wait: the read returns the bytes, and not before."""
+    mount = host.mount(ref)
+    fake.fail("/blobs/", Status(429, {"Retry-After": "2"}), times=1)
+    found, seconds = pread(mount, 3 * MiB)
+    assert found == "right"
+    assert 2.0 <= seconds < HANGS
+    assert host.status(mount)["errors"] == 0
+
+
+WRONG: dict[str, tuple[Fault, str]] = {
+    "bodies without a byte": (Cut(0), "broke the connection"),
+    "resets": (Cut(0, reset=True), "broke the connection"),
+    "429 for ever": (Status(429, {"Retry-After": "0"}, "TOOMANYREQUESTS", "slow down"), "slow down"),
+    "an error of 32 MiB": (Status(400, body=b"x" * (32 * MiB)), "400"),
+    "206 of other length": (Resize(-7), "asked for"),
+    "a target that is not there": (Status(307, {"Location": "http://127.0.0.1:1/gone"}), "127.0.0.1:1"),
+    "a target that is no URL": (Status(307, {"Location": "http://[::bad/"}), "invalid URL"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_answer_is_eio_until_it_is_a_right_one(host: Host, fake: FakeRegistry, ref: str, name: str) -> None:
+    """EIO in time with the cause in status and log; the read after the end of the fault returns the bytes."""
+    fault, word = WRONG[name]
+    mount = host.mount(ref)
+    fake.fail("/blobs/", fault)
+    found, seconds = pread(mount, 3 * MiB)
+    assert found == "EIO"
+    assert seconds < HANGS
+    told(host, mount, word)
+    fake.heal()
+    is_well(mount, 3 * MiB)
+
+
+def test_a_cut_body_is_taken_up_where_it_stands(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
+    """One read of 128 KiB over bodies that break off: its bytes are right, and none of them moves twice."""
+    mount = host.mount(ref)
+    fake.forget()
+    fake.fail("/blobs/", Cut(50_000))
+    assert pread(mount, 2 * MiB, 128 * KiB)[0] == "right"
+    assert host.status(mount)["errors"] == 0
+    fake.heal()
+    assert digest_by(reader(mount / "w.bin")) == DIGEST
+    assert fake.moved(kit.layers[0]) == len(WEIGHTS)
+
+
+def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, kit: Kit, transport: str) -> None:
+    """A registry without ranges: a read far behind returns its bytes, and the whole file is moved once, in one answer."""
+    mount = host.mount(ref, "--transport", transport)
+    fake.forget()
+    fake.fail("/blobs/", IgnoreRange())
+    assert pread(mount, 5 * MiB)[0] == "right"
+    assert digest_by(reader(mount / "w.bin")) == DIGEST
+    assert len(fake.served(kit.layers[0])) == 1
+    assert fake.moved(kit.layers[0]) == len(WEIGHTS)
+
+
+def test_a_lie_is_eio_from_when_it_is_known(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
+    """The layer is dropped, named and counted, and every later read is EIO; a mount made when the lie is over reads the truth."""
+    mount = host.mount(ref)
+    rule = fake.fail("/blobs/", Lie(5 * MiB))
+    with reader(mount / "w.bin") as process:
+        process.communicate(timeout=HANGS)
+    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the lie was never found")
+    assert rule.hits > 0
+    assert os.getxattr(mount / "w.bin", "user.kitfs.state") != b"verified"
+    assert len([line for line in mount.log_text().splitlines() if kit.layers[0][:19] in line and "digest" in line]) >= 1
+    host.umount(mount)
+    fake.heal()
+    again = host.mount(ref)
+    is_well(again, 5 * MiB)
+    wait_until(lambda: os.getxattr(again / "w.bin", "user.kitfs.state") == b"verified", "the truth was never verified")
+
+
+# -- other hosts ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_locations_that_serve_once(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """Signatures that are good for one request: every read succeeds, and the target never sees a password."""
+    fake.require_basic({"u": "p"})
+    docker_config(host, {"auths": {fake.host: {"auth": "dTpw"}}})
+    with FakeRegistry() as cdn:
+        fake.redirect_blobs_to(cdn, uses=1)
+        mount = host.mount(ref)
+        for n in range(5):
+            assert pread(mount, n * MiB)[0] == "right"
+        is_well(mount, 0)
+        assert host.status(mount)["errors"] == 0
+        assert [s for s in cdn.served() if "authorization" in s.headers] == []
+
+
+def test_a_target_that_is_away_for_a_while(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """The CDN stops between two reads: EIO in time, which names it; when it is back, bytes."""
+    with FakeRegistry() as cdn:
+        fake.redirect_blobs_to(cdn)
+        mount = host.mount(ref)
+        assert pread(mount, 0)[0] == "right"
+        cdn.stop()
+        found, seconds = pread(mount, 3 * MiB)
+        assert (found, seconds < HANGS) == ("EIO", True)
+        told(host, mount, cdn.host, "connection refused")
+        cdn.start()
+        is_well(mount, 3 * MiB)
+
+
+def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
+    """Its registry takes over amid a file; with both away one line names both, and either of them is enough to be well again."""
+    with FakeRegistry() as mirror:
+        mirror.put_kit("team/kit", kit, "v1")
+        mount = host.mount(ref, f"--mirror={fake.host}={mirror.url}")
+        assert pread(mount, 0)[0] == "right"
+        assert fake.served() == []
+        mirror.stop()
+        assert pread(mount, 2 * MiB)[0] == "right"
+        assert len(fake.served()) >= 1
+        fake.stop()
+        found, seconds = pread(mount, 4 * MiB)
+        assert (found, seconds < REFUSED) == ("EIO", True)
+        told(host, mount, f"mirror {mirror.host}", fake.host)
+        mirror.start()
+        is_well(mount, 4 * MiB)
+
+
+def test_a_mirror_that_stalls_is_passed_after_the_read_timeout(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
+    """The reader waits for the mirror as long as --read-timeout says, and then gets its bytes from the registry."""
+    with FakeRegistry() as mirror:
+        mirror.put_kit("team/kit", kit, "v1")
+        mount = host.mount(ref, f"--mirror={fake.host}={mirror.url}", "--read-timeout", "1")
+        mirror.fail("/blobs/", Stall(1000))
+        found, seconds = pread(mount, 3 * MiB)
+        assert found == "right"
+        assert 1.0 <= seconds < HANGS
+        assert host.status(mount)["errors"] == 0
+
+
+# -- who asks -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_server_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """The token ends while mounted and no new one comes: EIO after --read-timeout, which names the token server; then bytes."""
+    with FakeRegistry() as desk:
+        fake.require_token(server=desk)
+        mount = host.mount(ref, "--read-timeout", "2")
+        assert pread(mount, 0)[0] == "right"
+        fake.expire_tokens()
+        stall = Stall()
+        desk.fail("/token", stall)
+        found, seconds = pread(mount, 3 * MiB)
+        assert found == "EIO"
+        assert 2.0 <= seconds < HANGS
+        told(host, mount, desk.host)
+        desk.heal()
+        stall.until.set()
+        is_well(mount, 3 * MiB)
+
+
+def test_tokens_of_a_second_are_no_trouble(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """A registry whose tokens end all the time."""
+    fake.require_token(expires_in=1)
+    mount = host.mount(ref)
+    for n in range(6):
+        fake.expire_tokens()
+        assert pread(mount, n * MiB)[0] == "right"
+    assert host.status(mount)["errors"] == 0
+
+
+def test_a_password_that_changes_while_mounted(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """EIO with the advice to log in; after the login the same mount reads."""
+    fake.require_token({"u": "p"})
+    docker_config(host, {"auths": {fake.host: {"auth": "dTpw"}}})
+    mount = host.mount(ref)
+    assert pread(mount, 0)[0] == "right"
+    fake.require_token({"u": "new"})
+    assert pread(mount, 3 * MiB)[0] == "EIO"
+    told(host, mount, f"kit login {fake.host}")
+    docker_config(host, {"auths": {fake.host: {"username": "u", "password": "new"}}})
+    is_well(mount, 3 * MiB)
+
+
+def test_a_credential_helper_gives_an_identity_token(host: Host, fake: FakeRegistry, ref: str, tmp_path: Path) -> None:
+    """A program on PATH is asked while mounting and again when the token has ended; what it gives goes to the token server by POST."""
+    fake.require_token({}, identity_tokens=frozenset({"refresh-me"}))
+    program = tmp_path / "docker-credential-vault"
+    program.write_text(
+        f"""#!/bin/sh\nread -r server\n[ "$1 $server" = "get {fake.host}" ] && echo '{{"Username":"<token>","Secret":"refresh-me"}}'\n"""
+    )
+    program.chmod(0o755)
+    docker_config(host, {"credsStore": "vault"})
+    mount = host.mount(ref, env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"})
+    fake.expire_tokens()
+    is_well(mount, 3 * MiB)
+    assert {s.method for s in fake.served("/token")} == {"POST"}
+
+
+# -- TLS ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_registry_behind_a_certificate_of_its_own(host: Host, kit: Kit) -> None:
+    """Refused in one line that says what to do; with --tls-cert, or --tls-verify=false, the file is read."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "server.pem")
+    with FakeRegistry(tls=context) as secure:
+        ref = secure.put_kit("team/kit", kit, "v1")
+        done = host.kitfs("mount", ref, host.mnt / "a", "--plain-http=false", check=False)
+        assert done.returncode == 4
+        assert "--tls-cert" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        for option in (f"--tls-cert={TLS / 'ca.pem'}", "--tls-verify=false"):
+            mount = host.mount(ref, "--plain-http=false", option)
+            is_well(mount, 3 * MiB)
+            host.umount(mount)
