@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from kitfs.errors import IntegrityError, KitfsError, LayerError, ManifestError, NotFound, RateLimited, StoreError, Unavailable, WouldBlock
 from kitfs.layers.codec import DecodedSource, decode
-from kitfs.layers.index import LayerIndex, Member, raw_index
+from kitfs.layers.index import LayerIndex, Member, Skipped, raw_index
 from kitfs.layers.read import read_member
 from kitfs.layers.tar import first_path, index_tar
 from kitfs.metrics import Counters
@@ -177,7 +177,7 @@ class Layer:
     def _raw_index(self, decoded_size: int | None) -> LayerIndex:
         metadata = self._metadata
         if not self.path:
-            raise LayerError(f"unknown file path for layer {self.digest}: no org.cncf.model.filepath annotation and no path in the Kitfile")
+            return LayerIndex({}, [Skipped(self.path or "", "one file, and neither an org.cncf.model.filepath annotation nor the Kitfile names it")])
         size = self.descriptor.size
         if self.compressed:
             size = decoded_size if decoded_size is not None else (metadata.size if metadata is not None and metadata.size is not None else 0)
@@ -218,6 +218,8 @@ class Layer:
         data = read_member(self.content(), member, offset, size, wait=wait)
         if len(data) < min(size, max(0, member.size - offset)):
             raise IntegrityError(f"layer {self.digest} ends before its file {member.path!r} does")
+        if self.compressed and self.type.format == "raw" and offset + len(data) == member.size and self.content().pread(member.size, 1, wait=wait):
+            raise IntegrityError(f"layer {self.digest} is longer than the {member.size} bytes that its metadata annotation says")
         return data
 
     def state(self) -> str:

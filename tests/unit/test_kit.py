@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.errors import ManifestError, NotFound, RateLimited, Unauthorized, Unavailable
+from kitfs.errors import IntegrityError, ManifestError, NotFound, RateLimited, Unauthorized, Unavailable
 from kitfs.kit import Kit, Origin, Resolver
 from kitfs.metrics import Counters
 from kitfs.oci.filters import Filter
@@ -185,6 +186,34 @@ def test_kit_that_was_pulled_here_needs_nobody(registry: Registry, store: Store)
     assert len(manifest["layers"]) == len(kit.layers)
     with pytest.raises(NotFound, match="nobody"):
         Resolver(store, _nobody, log=LOG).open(Reference.parse("mine:v1"), remote=True)
+
+
+@pytest.mark.parametrize("lie", [3, 5000])
+def test_metadata_that_lies_about_a_size(registry: Registry, store: Store, lie: int) -> None:
+    """A compressed file that is longer or shorter than its annotation says is never passed off as whole."""
+    built = kits.build([kits.part("model", "w.bin", b"0123456789" * 100, format="raw", compression="gzip")])
+    manifest = json.loads(built.manifest)
+    annotations = manifest["layers"][0]["annotations"]
+    key = "org.cncf.model.file.metadata+json"
+    annotations[key] = json.dumps(json.loads(annotations[key]) | {"size": lie})
+    kit = resolver(registry, store).open(registry.put("r.io/a", dataclasses.replace(built, manifest=json.dumps(manifest).encode())))
+    layer = kit.layers[0]
+    member = layer.index().members["w.bin"]
+    assert member.size == lie
+    with pytest.raises(IntegrityError, match=r"longer than the 3 bytes|ends before its file"):
+        layer.pread(member, 0, lie)
+
+
+def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) -> None:
+    """It is named among what was left out, and does not break the rest."""
+    built = kits.build([model("w.bin")], vintage="0.4")
+    manifest = json.loads(built.manifest)
+    config = json.dumps({"manifestVersion": "1.0.0", "package": {}}).encode()
+    manifest["config"] |= {"digest": kits.sha256(config), "size": len(config)}
+    bare = kits.Kit(json.dumps(manifest).encode(), config, {kits.sha256(config): config, **built.blobs}, built.layers)
+    layer = resolver(registry, store).open(registry.put("r.io/a", bare)).layers[0]
+    assert layer.path is None
+    assert [len(layer.index().members), len(layer.index().skipped)] == [0, 1]
 
 
 def _nobody(_: Reference | LayoutReference) -> Origin:
