@@ -1,8 +1,8 @@
 """A registry's blob as a Source: single ranges, checked; bodies that break off are taken up where they stand.
 
 The registry is hostile. 206 is required and its Content-Range checked; 200 to a range means that this registry has no ranges for it,
-and the whole body becomes the one stream that fills the store. A redirect's target is kept, and asked for anew once when it does not
-answer as it did (it expired). A faster way to read bodies belongs into ``_pieces``, which alone touches them.
+and the whole body becomes the one stream that fills the store. A redirect's target is kept until it fails, and asked for anew once when it
+does not answer as it did (it expired). A faster way to read bodies belongs into ``_pieces``, which alone touches them.
 Threading: any number of threads read at once, each on a connection of its own.
 """
 
@@ -86,10 +86,13 @@ class RemoteBlob:
                 except Broken as e:
                     cause: KitfsError = e
                     fruitless = 0 if at > before else fruitless + 1
+                    if fruitless:
+                        self._locations.pop(endpoint.base, None)  # the registry may know a better one
                     if response is None or fruitless == FRUITLESS:
                         break  # without any answer it was retried already, below
                     time.sleep(PAUSE * fruitless)
                 except KitfsError as e:
+                    self._locations.pop(endpoint.base, None)
                     cause = e
                     break
             else:
