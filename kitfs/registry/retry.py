@@ -21,7 +21,7 @@ from kitfs.metrics import Counters
 ATTEMPTS: Final = 5
 BASE_PAUSE: Final = 0.25  # seconds, doubled at every attempt
 MAX_PAUSE: Final = 30.0  # seconds that a Retry-After may ask for
-MAX_WAIT: Final = 60.0  # seconds of pauses for one request, all told
+MAX_WAIT: Final = 60.0  # seconds of attempts and pauses for one request, all told (its read timeout is less)
 CONNECT_BUDGET: Final = 2.5  # seconds after which a host that refuses connections is given up ("connect_budget" of a request is less)
 AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 BREAK_AFTER: Final = 8  # failures in a row, of whole budgets or refused connections
@@ -79,6 +79,7 @@ class RetryTransport(httpx.BaseTransport):
         if not breaker.allows():
             raise httpx.ConnectError("it failed several times in a row and is left alone for a moment", request=request)
         began = self._clock()
+        patience = min(MAX_WAIT, request.extensions.get("timeout", {}).get("read") or MAX_WAIT)  # nobody waits longer for nothing
         for attempt in range(1, ATTEMPTS + 1):
             self._counters.add("requests")
             try:
@@ -91,7 +92,7 @@ class RetryTransport(httpx.BaseTransport):
                     raise
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
                 pause = self._pause(attempt)
-                if attempt == ATTEMPTS:
+                if attempt == ATTEMPTS or self._clock() - began + pause > patience:
                     breaker.tell(ok=False)
                     raise
             except httpx.TimeoutException:
@@ -100,7 +101,7 @@ class RetryTransport(httpx.BaseTransport):
             else:
                 response.stream = _Counted(response.stream, self._counters)
                 pause = self._retry_after(response) or self._pause(attempt)
-                if response.status_code not in AGAIN or attempt == ATTEMPTS or self._clock() - began + pause > MAX_WAIT:
+                if response.status_code not in AGAIN or attempt == ATTEMPTS or self._clock() - began + pause > patience:
                     breaker.tell(ok=response.status_code not in AGAIN or response.status_code == 429)
                     return response
                 response.close()
