@@ -187,7 +187,7 @@ class RegistryAuth(httpx.Auth):
             answer = json.loads(body) if status == 200 else {}
             token = answer.get("token") or answer.get("access_token")
             life = float(answer.get("expires_in") or MIN_LIFE)
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
             token, life = None, MIN_LIFE
         if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
             raise RegistryError(f"{shown(realm)} answers {status} and no token for {self._host}", status=status, url=shown(realm))
