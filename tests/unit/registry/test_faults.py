@@ -170,6 +170,43 @@ def test_a_target_that_asks_for_a_password_gets_none(fake: FakeRegistry, reposit
         assert [s for s in cdn.served() if "authorization" in s.headers] == []
 
 
+def test_a_target_that_stalls_is_not_asked_for_ever(fake: FakeRegistry, repository: Repositories) -> None:
+    """Whatever went wrong there, before its body or amid it: the next read asks the registry, which may know a better one."""
+    for stall in (Stall(), Stall(0), Stall(5)):
+        with FakeRegistry() as ill, FakeRegistry() as well:
+            fake.redirect_blobs_to(ill)
+            blob = repository(read_timeout=0.5).blob(BLOB)
+            assert b"".join(bytes(v) for _, v in blob.read_range(0, 10)) == DATA[:10]
+            ill.fail("/cdn/", stall)
+            fake.redirect_blobs_to(well)
+            took(lambda blob=blob: list(blob.read_range(10, 20)), Unavailable)
+            assert b"".join(bytes(v) for _, v in blob.read_range(10, 20)) == DATA[10:20]
+
+
+def test_a_target_whose_bodies_break_off_is_not_asked_for_ever(fake: FakeRegistry, repository: Repositories) -> None:
+    """The attempt after a body without a byte goes by way of the registry; one that broke off later is taken up where it stands."""
+    with FakeRegistry() as ill, FakeRegistry() as well:
+        fake.redirect_blobs_to(ill)
+        blob = repository().blob(BLOB)
+        assert b"".join(bytes(v) for _, v in blob.read_range(0, 10)) == DATA[:10]
+        fake.redirect_blobs_to(well)
+        ill.fail("/cdn/", Cut(5), times=1)
+        assert b"".join(bytes(v) for _, v in blob.read_range(10, 20)) == DATA[10:20]
+        assert well.served() == []
+        ill.fail("/cdn/", Cut(0))
+        assert b"".join(bytes(v) for _, v in blob.read_range(20, 30)) == DATA[20:30]
+        assert len(well.served()) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_nobody_waits_longer_for_retry_after_than_the_read_timeout(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+    """A pause that does not fit is not begun: the answer as it is, at once, and the registry is not bothered sooner than it wants."""
+    fake.fail("/manifests/", Status(status, {"Retry-After": "20"}))
+    seconds, _ = took(lambda: repository(read_timeout=2.0).manifest("v1"), RateLimited if status == 429 else Unavailable)
+    assert seconds < 15
+    assert len(fake.served()) == 1
+
+
 TOKENS: dict[str, tuple[Fault, type[KitfsError]]] = {
     "not JSON": (Status(200, body=b"<html>"), RegistryError),
     "no token": (Status(200, body=b"{}"), RegistryError),
@@ -178,6 +215,7 @@ TOKENS: dict[str, tuple[Fault, type[KitfsError]]] = {
     "a number": (Status(200, body=b'{"token": 5}'), RegistryError),
     "a header injected": (Status(200, body=b'{"token": "a\\r\\nX: y"}'), RegistryError),
     "nonsense of a life": (Status(200, body=b'{"token": "a", "expires_in": "soon"}'), RegistryError),
+    "a life beyond all numbers": (Status(200, body=b'{"token": "a", "expires_in": 1%s}' % (b"0" * 400)), RegistryError),
     "too long": (Status(200, body=b'{"token": "' + b"x" * (32 * MiB) + b'"}'), RegistryError),
     "a redirect": (Status(302, {"Location": "/elsewhere"}), RegistryError),
     "500": (Status(500), Unavailable),
