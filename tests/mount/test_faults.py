@@ -228,6 +228,36 @@ def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, 
     assert fake.moved(kit.layers[0]) == len(WEIGHTS)
 
 
+def test_a_retry_after_beyond_the_read_timeout_is_eio(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """Nobody waits longer than --read-timeout: the registry's answer is the error, and it is asked again by the next read only."""
+    mount = host.mount(ref, "--read-timeout", "3")
+    fake.fail("/blobs/", Status(429, {"Retry-After": "25"}, "TOOMANYREQUESTS", "slow down"))
+    found, seconds = pread(mount, 3 * MiB)
+    assert found == "EIO"
+    assert seconds < 20
+    told(host, mount, fake.host, "slow down")
+    fake.heal()
+    is_well(mount, 3 * MiB)
+
+
+def test_one_stream_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """A registry without ranges stops in the middle: what came before is read, what lies behind is EIO."""
+    mount = host.mount(ref, "--read-timeout", "2")
+    stall = Stall(4 * MiB)
+    fake.fail("/blobs/", IgnoreRange())
+    fake.fail("/blobs/", stall)
+    assert pread(mount, MiB)[0] == "right"
+    assert stall.reached.wait(HANGS)
+    assert pread(mount, 3 * MiB)[0] == "right"
+    found, seconds = pread(mount, 5 * MiB)
+    assert (found, seconds < HANGS) == ("EIO", True)
+    assert pread(mount, 2 * MiB)[0] == "right"
+    told(host, mount, fake.host, "sent nothing for 2 s")
+    fake.heal()
+    stall.until.set()
+    is_well(mount, 5 * MiB)
+
+
 def test_a_lie_is_eio_from_when_it_is_known(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
     """The layer is dropped, named and counted, and every later read is EIO; a mount made when the lie is over reads the truth."""
     mount = host.mount(ref)
@@ -274,6 +304,22 @@ def test_a_target_that_is_away_for_a_while(host: Host, fake: FakeRegistry, ref: 
         told(host, mount, cdn.host, "connection refused")
         cdn.start()
         is_well(mount, 3 * MiB)
+
+
+def test_a_target_that_stalls_is_left_by_the_next_read(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """A node of a CDN that hangs costs one reader --read-timeout; the next read asks the registry, which knows a better one."""
+    with FakeRegistry() as ill, FakeRegistry() as well:
+        fake.redirect_blobs_to(ill)
+        mount = host.mount(ref, "--read-timeout", "2")
+        assert pread(mount, 0)[0] == "right"
+        stalled = ill.fail("/cdn/", Stall(100))
+        fake.redirect_blobs_to(well)
+        found, seconds = pread(mount, 3 * MiB)
+        assert found in ("EIO", "right")  # a kernel whose readahead failed asks once more before read(2) returns
+        assert 2.0 <= seconds < HANGS
+        told(host, mount, ill.host, "sent nothing for 2 s")
+        is_well(mount, 3 * MiB)
+        assert stalled.hits == 1
 
 
 def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
