@@ -31,11 +31,17 @@ def decode(stream: Iterable[Bytes], compression: str) -> Iterator[bytes]:
 def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
     decoder = None
     members = 0
+    padding = False
     for data in _sliced(stream):
-        while len(data):
+        if padding and data.strip(b"\0"):
+            raise LayerError("a gzip stream that goes on behind its padding")
+        while not padding:
             if decoder is None:
-                if members and not bytes(data).strip(b"\0"):
-                    break  # padding
+                padding = members > 0 and data[:1] == b"\0"  # no member begins so; RFC 1952 leaves padding to the reader
+                if padding and data.strip(b"\0"):
+                    raise LayerError("a gzip stream that goes on behind its padding")
+                if padding or not data:
+                    break
                 decoder = zlib.decompressobj(wbits=31)
             try:
                 out = decoder.decompress(data, PIECE)
@@ -46,24 +52,16 @@ def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
             if decoder.eof:
                 members += 1
                 data = decoder.unused_data
-                if members:
-                    data = data.lstrip(b"\0") if not data.strip(b"\0") else data
                 decoder = None
             else:
                 data = decoder.unconsumed_tail
-                if not data and not out:
-                    break
-                while not data and len(out) == PIECE:  # what is still inside the decoder
-                    out = decoder.decompress(b"", PIECE)
-                    if out:
-                        yield out
-                if not data:
+                if not data and len(out) < PIECE:
                     break
     if decoder is not None or not members:
         raise LayerError("a gzip stream that is cut off")
 
 
-def _sliced(stream: Iterable[Bytes]) -> Iterator[Bytes]:
+def _sliced(stream: Iterable[Bytes]) -> Iterator[bytes]:
     """Small pieces: zlib copies what it has not consumed at every call."""
     for piece in stream:
         view = memoryview(piece)
@@ -83,6 +81,8 @@ def _zstd(stream: Iterable[Bytes]) -> Iterator[bytes]:
             total += len(out)
             yield out
     except zstandard.ZstdError as e:
+        if "too much memory" in str(e):
+            raise LayerError(f"a zstd stream with a window of more than {MAX_WINDOW >> 20} MiB (zstd --long=28 and above)")
         raise LayerError(f"not zstd, or damaged: {e}")
     finally:
         reader.close()

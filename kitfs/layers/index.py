@@ -16,6 +16,10 @@ from kitfs.errors import LayerError
 
 VERSION: Final = 1  # of the JSON form
 NAME_MAX: Final = 255  # bytes of one component, as Linux has it
+PATH_MAX: Final = 4095  # bytes of a path: no system call takes a longer one
+SIZE_MAX: Final = (1 << 63) - 1  # bytes of a file, and of a blob: what off_t holds
+SHOWN_MAX: Final = 1024  # characters of a left-out entry's name that are kept
+IMPLIED_COST: Final = 128  # characters that a directory without an entry counts for, besides its path
 ROOT_MODE: Final = 0o755
 KINDS: Final = ("file", "dir", "symlink")
 
@@ -31,8 +35,9 @@ class Extent(NamedTuple):
 class Member(NamedTuple):
     """One entry that won its name.
 
-    ``mode`` permission bits only; ``size`` in bytes; ``target`` of a symlink; ``link`` the first name of a hard link ("" for that
-    name itself), so that links can share an inode: an identity, not something to look up, since a later entry may have that name.
+    ``mode`` permission bits only; ``size`` in bytes; ``target`` of a symlink; ``link`` the first of the names that are one file by hard
+    links ("" for that name itself), so that they can share an inode. It is the path of a member of the same index: a name that a later
+    entry took away from the file is not among its names any more.
     """
 
     path: str
@@ -105,29 +110,11 @@ class LayerIndex:
 
     @classmethod
     def from_json(cls, value: Any) -> LayerIndex:
-        """The index behind ``to_json``. Raises ValueError for anything else: a hint from a cache may be damaged."""
+        """The index behind ``to_json``. Raises ValueError for anything that ``to_json`` does not give: a cache may be damaged."""
         try:
-            if value["version"] != VERSION:
-                raise ValueError("another version")
-            kinds = {"f": "file", "d": "dir", "s": "symlink"}
-            extents, targets, links = value["extents"], value["targets"], value["links"]
-            members: dict[str, Member] = {}
-            columns = zip(value["paths"], value["kinds"], value["modes"], value["sizes"], value["offsets"], strict=True)
-            for i, (text, kind, mode, size, offset) in enumerate(columns):
-                key = str(i)
-                path = _from_text(text)
-                if offset >= 0:
-                    spread: tuple[Extent, ...] = (Extent(0, offset, size),)
-                else:
-                    spread = tuple(Extent(*map(int, e)) for e in extents.get(key, ()))
-                if not 0 <= mode <= 0o777 or size < 0 or any(min(e) < 0 or e.file_offset + e.length > size for e in spread):
-                    raise ValueError("numbers out of range")
-                target, link = _from_text(targets.get(key, "")), _from_text(links.get(key, ""))
-                members[path] = Member(path, kinds[kind], int(mode), int(size), spread, target, link)
-            skipped = [Skipped(_from_text(name), str(reason)) for name, reason in value["skipped"]]
-        except (KeyError, TypeError, AttributeError, IndexError) as e:
+            return _from_json(value)
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as e:
             raise ValueError(f"not a layer index: {type(e).__name__}: {e}")
-        return cls(members, skipped)
 
 
 def raw_index(path: str, size: int, mode: int) -> LayerIndex:
@@ -141,20 +128,29 @@ class IndexBuilder:
     """Takes entries in the order of the archive and keeps the winners.
 
     Of two files (or symlinks) of one name the later wins; of two directories the first one's mode; where a file and a directory have
-    one name the earlier stands; an entry below a file or symlink is left out. Raises LayerError above ``max_entries``.
+    one name the earlier stands; an entry below a file or symlink is left out. Raises LayerError above ``max_entries`` entries, and above
+    256 characters of names for each of them (16 Mi at least): short entries can imply long chains of directories.
     """
 
     def __init__(self, *, max_entries: int) -> None:
         self._max_entries = max_entries
         self._count = 0
+        self._letters = max(16 << 20, 256 * max_entries)  # that names may still take
         self._members: dict[str, Member] = {}
         self._implied: set[str] = {""}  # directories that exist because something is below them
+        self._files: dict[str, int] = {}  # names that hard links joined → number of their file
         self._skipped: list[Skipped] = []
 
     def skip(self, name: str, reason: str) -> None:
         """Leave an entry out."""
-        self._counted()
-        self._skipped.append(Skipped(name, reason))
+        self.pass_over()
+        self._leave_out(name, reason)
+
+    def pass_over(self) -> None:
+        """An entry that is nothing to show and nothing to miss, such as a volume label."""
+        self._count += 1
+        if self._count > self._max_entries:
+            raise LayerError(f"more than {self._max_entries} entries (--max-entries)")
 
     def add_file(self, name: str, size: int, mode: int, extents: tuple[Extent, ...]) -> None:
         """A regular file."""
@@ -166,57 +162,68 @@ class IndexBuilder:
 
     def add_symlink(self, name: str, target: str) -> None:
         """A symbolic link, shown as what it is wherever it points."""
-        if not target or "\0" in target or len(_raw(target)) > 4095:
+        if not target or "\0" in target or len(_raw(target)) > PATH_MAX:
             self.skip(name, "a symbolic link without a usable target")
         else:
             self._add(name, Member("", "symlink", 0o777, len(_raw(target)), (), target))
 
     def add_hard_link(self, name: str, target: str) -> None:
-        """Another name of an earlier file or symlink."""
-        path, reason = clean(target)
+        """Another name of an earlier file or symlink. A link of a file to itself, which GNU tar writes for a file named twice, is no news."""
+        first, reason = clean(target)
+        found = self._members.get(first)
         if reason:
-            self.skip(name, f"a hard link to {target!r}: {reason}")
+            self.skip(name, f"a hard link to {_short(target)!r}: {reason}")
             return
-        found = self._members.get(path)
         if found is None or found.kind == "dir":
-            self.skip(name, f"a hard link to {target!r}, which is not a file of this layer")
+            self.skip(name, f"a hard link to {_short(target)!r}, which is not a file of this layer")
             return
-        if clean(name)[0] == path:
-            self.skip(name, "a hard link to itself")
-            return
-        self._add(name, found._replace(link=found.link or found.path))
+        path = clean(name)[0]
+        file = self._files.setdefault(first, self._count)
+        if path == first or self._files.get(path) == file:
+            self.pass_over()
+        elif self._add(name, found):
+            self._files[path] = file
 
-    def _counted(self) -> None:
-        self._count += 1
-        if self._count > self._max_entries:
-            raise LayerError(f"more than {self._max_entries} entries (--max-entries)")
+    def _leave_out(self, name: str, reason: str) -> None:
+        name = _short(name)
+        self._spend(len(name) + len(reason))
+        self._skipped.append(Skipped(name, reason))
 
-    def _add(self, name: str, member: Member) -> None:
+    def _spend(self, letters: int) -> None:
+        self._letters -= letters
+        if self._letters < 0:
+            raise LayerError("names that are too long for their number (--max-entries)")
+
+    def _add(self, name: str, member: Member) -> bool:
+        """Whether the member now has the name."""
         path, reason = clean(name)
         if reason:
             self.skip(name, reason)
-            return
-        self._counted()
+            return False
+        self.pass_over()
         if not path:
             if member.kind != "dir":
-                self._skipped.append(Skipped(name, "a file in place of the root"))
-            return
+                self._leave_out(name, "a file in place of the root")
+            return False
         parent = path.rpartition("/")[0]
         if parent not in self._implied and not self._enter(name, parent):
-            return
+            return False
         earlier = self._members.get(path)
         if member.kind == "dir":
-            if earlier is None:
-                self._members[path] = member._replace(path=path)
-                self._implied.add(path)
-            elif earlier.kind != "dir":
-                self._skipped.append(Skipped(name, "a directory where an earlier entry is a file"))
-        elif path in self._implied:
-            self._skipped.append(Skipped(name, "a file where an earlier entry is a directory"))
-        else:
             if earlier is not None:
-                del self._members[path]  # so that the order of the archive stays the order of the mapping
-            self._members[path] = member._replace(path=path)
+                if earlier.kind != "dir":
+                    self._leave_out(name, "a directory where an earlier entry is a file")
+                return False
+            self._implied.add(path)
+        elif path in self._implied:
+            self._leave_out(name, "a file where an earlier entry is a directory")
+            return False
+        elif earlier is not None:
+            del self._members[path]  # so that the order of the archive stays the order of the mapping
+            self._files.pop(path, None)
+        self._spend(len(path))
+        self._members[path] = member._replace(path=path)
+        return True
 
     def _enter(self, name: str, parent: str) -> bool:
         """Make the directories down to ``parent`` exist; False when one of them is a file or a symlink."""
@@ -224,15 +231,21 @@ class IndexBuilder:
         while parent not in self._implied:
             found = self._members.get(parent)
             if found is not None and found.kind != "dir":
-                self._skipped.append(Skipped(name, f"below {parent!r}, which is a {found.kind}"))
+                self._leave_out(name, f"below {_short(parent)!r}, which is a {found.kind}")
                 return False
             missing.append(parent)
             parent = parent.rpartition("/")[0]
+        self._spend(sum(map(len, missing)) + IMPLIED_COST * len(missing))
         self._implied.update(missing)
         return True
 
     def finish(self) -> LayerIndex:
         """The index of what was added."""
+        firsts: dict[int, str] = {}
+        for path, file in self._files.items():
+            first = firsts.setdefault(file, path)
+            if first != path:
+                self._members[path] = self._members[path]._replace(link=first)
         return LayerIndex(self._members, self._skipped)
 
 
@@ -242,14 +255,18 @@ def clean(name: str) -> tuple[str, str]:
         return "", "an absolute path"
     if "\0" in name:
         return "", "a NUL in its name"
-    if "//" not in name and "." not in name and len(name) <= NAME_MAX // 4:
+    short = len(name) <= (NAME_MAX if name.isascii() else NAME_MAX // 4)
+    if short and "/." not in name and "//" not in name and name[:1] != ".":
         return name.removesuffix("/"), ""
     parts = [p for p in name.split("/") if p not in ("", ".")]
     if ".." in parts:
         return "", "a path that leaves the root"
     if any(len(p) > NAME_MAX // 4 and len(_raw(p)) > NAME_MAX for p in parts):
         return "", f"a name of more than {NAME_MAX} bytes"
-    return "/".join(parts), ""
+    path = "/".join(parts)
+    if len(path) > PATH_MAX // 4 and len(_raw(path)) > PATH_MAX:
+        return "", f"a path of more than {PATH_MAX} bytes"
+    return path, ""
 
 
 def _children_of(members: Mapping[str, Member]) -> dict[str, list[str]]:
@@ -271,7 +288,72 @@ def _raw(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _from_text(text: Any) -> str:
-    if not isinstance(text, str):
-        raise TypeError("a path that is no text")
-    return text
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "…"
+
+
+def _from_json(value: Any) -> LayerIndex:
+    if value["version"] != VERSION:
+        raise ValueError("a layer index of another version")
+    paths, kinds = _all(value["paths"], str), value["kinds"]
+    modes = _numbers(value["modes"], 0, 0o777)
+    sizes, offsets = _numbers(value["sizes"], 0, SIZE_MAX), _numbers(value["offsets"], -1, SIZE_MAX)
+    spread, targets, links = ({_row(k): v for k, v in value[key].items()} for key in ("extents", "targets", "links"))
+    names = {"f": "file", "d": "dir", "s": "symlink"}
+    members: dict[str, Member] = {}
+    for i, (path, kind, mode, size, offset) in enumerate(zip(paths, _all(list(kinds), str), modes, sizes, offsets, strict=True)):
+        if clean(path) != (path, "") or not path:
+            raise ValueError(f"a layer index with a path {_short(path)!r}")
+        extents = (Extent(0, offset, size),) if offset >= 0 else _extents(spread.pop(i, ()))
+        members[path] = Member(path, names[kind], mode, size, extents, targets.pop(i, ""), links.pop(i, ""))
+    if len(members) < len(paths) or spread or targets or links:
+        raise ValueError("a layer index whose columns do not fit each other")
+    "/".join(paths).encode("utf-8", "surrogateescape")  # else UnicodeEncodeError, a ValueError
+    for member in members.values():
+        _check(member, members)
+    index = LayerIndex(members, [Skipped(*_all(pair, str)) for pair in value["skipped"]])
+    for path in index.paths():
+        if index.children(path) and path in members and members[path].kind != "dir":
+            raise ValueError(f"a layer index with entries below the {members[path].kind} {_short(path)!r}")
+    return index
+
+
+def _check(member: Member, members: Mapping[str, Member]) -> None:
+    """Raises ValueError for a member that no builder makes."""
+    _, kind, _, size, extents, target, link = member
+    end = 0
+    for start, at, length in extents:
+        if start < end or at > SIZE_MAX - length:
+            raise ValueError("a layer index with extents that overlap")
+        end = start + length
+    if type(target) is not str or type(link) is not str or end > size or (kind != "file" and extents) or (kind == "dir" and (size or link)):
+        raise ValueError("a layer index with a member that contradicts itself")
+    if (kind == "symlink") != bool(target) or (target and ("\0" in target or len(_raw(target)) != size)):
+        raise ValueError("a layer index with a damaged symbolic link")
+    if link and (members[link].link or members[link][1:6] != member[1:6]):
+        raise ValueError("a layer index with a hard link to another file")
+
+
+def _all(values: Any, kind: type) -> list[Any]:
+    """The values of a list; TypeError unless each is exactly of that type (bool is no int, float no size)."""
+    if type(values) is not list or not {kind}.issuperset(map(type, values)):
+        raise TypeError(f"a column that is not of {kind.__name__}")
+    return values
+
+
+def _numbers(values: Any, low: int, high: int) -> list[int]:
+    numbers = _all(values, int)
+    if numbers and not low <= min(numbers) <= max(numbers) <= high:
+        raise ValueError("a layer index with numbers out of range")
+    return numbers
+
+
+def _extents(values: Any) -> tuple[Extent, ...]:
+    return tuple(Extent(*_numbers(e, 0, SIZE_MAX)) for e in values)
+
+
+def _row(key: str) -> int:
+    row = int(key)
+    if str(row) != key:
+        raise ValueError("a layer index with a damaged row number")
+    return row
