@@ -28,7 +28,7 @@ class Header(NamedTuple):
     pax: dict[str, str]
     sparse: tuple[tuple[int, int], ...]  # (offset, length) from pax 0.0
     block: bytes
-    extra: int  # bytes of old GNU sparse extension headers, which end where the data begins
+    extra: int  # bytes of the headers that go on with a sparse map and end where the data begins
 
 
 def padded(size: int) -> int:

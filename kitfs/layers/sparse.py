@@ -1,14 +1,16 @@
-"""Where the bytes of a sparse file are: the maps of old GNU tar, and of pax 0.0, 0.1 and 1.0 (GNU tar manual, "Storing Sparse Files").
+"""Where the bytes of a sparse file are: the maps of old GNU tar and star, and of pax 0.0, 0.1 and 1.0.
 
-A map says which spans of the file are in the archive, one after the other; the rest is zeros. It may contradict itself or the archive,
-and may be as long as an archive likes: then it is LayerError, before it costs more memory than the caller's ``budget`` of spans.
+Sources: the GNU tar manual, "Storing Sparse Files"; GNU tar's tar.h for the headers, star's included. A map says which spans of the file
+are in the archive, one behind the other (whole blocks, but for the last one, in what the tools write); the rest is zeros. It may
+contradict itself or the archive, and may be as long as an archive likes: then it is LayerError, before it costs more memory than the
+caller's ``budget`` of spans.
 Threading: pure functions over a reader.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from kitfs.errors import LayerError
 from kitfs.layers.header import BLOCK, Header, decimal, number
@@ -24,10 +26,26 @@ class Window(Protocol):
     def get(self, offset: int, size: int) -> bytes: ...
 
 
-def old_gnu_extra(block: bytes, window: Window, at: int) -> int:
-    """Bytes of the extension headers at ``at`` that follow an old GNU sparse header. Raises LayerError when they do not end."""
+class Fields(NamedTuple):
+    """Where an 'S' header has four pairs of a map, whether extension headers follow, and the size of the file."""
+
+    pairs: int
+    more: int
+    size: int
+
+
+GNU: Final = Fields(pairs=386, more=482, size=483)
+STAR: Final = Fields(pairs=356, more=355, size=452)
+
+
+def _fields(block: bytes) -> Fields:
+    return STAR if block[257:263] == b"ustar\0" and block[508:512] == b"tar\0" else GNU
+
+
+def map_headers(block: bytes, window: Window, at: int) -> int:
+    """Bytes of the extension headers at ``at`` that go on with the map of an 'S' header. Raises LayerError when they do not end."""
     extra = 0
-    more = block[482]
+    more = block[_fields(block).more]
     while more:
         extension = window.get(at + extra, BLOCK)
         extra += BLOCK
@@ -46,7 +64,7 @@ def spread(header: Header, window: Window, budget: int) -> tuple[str, int, tuple
     at = header.at
     pairs: Pairs
     if header.flag == 0x53:
-        size, pairs = _old_gnu(header, window)
+        size, pairs = _in_headers(header, window)
     elif pax.get("GNU.sparse.major", "0") != "0":
         size = decimal(pax.get("GNU.sparse.realsize", ""), "GNU.sparse.realsize")
         numbers, at = _lines(header, window, budget)
@@ -78,17 +96,18 @@ def _extents(name: str, size: int, pairs: Pairs, at: int, stop: int, budget: int
     return tuple(extents)
 
 
-def _old_gnu(header: Header, window: Window) -> tuple[int, list[tuple[int, int]]]:
-    """Four pairs in the header, 21 in each extension before the data; the real size at 483."""
+def _in_headers(header: Header, window: Window) -> tuple[int, list[tuple[int, int]]]:
+    """Old GNU and star: four pairs in the header, 21 in each extension header before the data."""
     start = header.at - header.extra
-    fields = [header.block[386:482]] + [window.get(start + n, BLOCK)[:504] for n in range(0, header.extra, BLOCK)]
+    place = _fields(header.block)
+    parts = [header.block[place.pairs : place.pairs + 96]] + [window.get(start + n, BLOCK)[:504] for n in range(0, header.extra, BLOCK)]
     pairs = []
-    for field in fields:
-        for i in range(0, len(field), 24):
-            if not field[i]:
+    for part in parts:
+        for i in range(0, len(part), 24):
+            if not part[i]:
                 break
-            pairs.append((number(field[i : i + 12], start), number(field[i + 12 : i + 24], start)))
-    return number(header.block[483:495], start), pairs
+            pairs.append((number(part[i : i + 12], start), number(part[i + 12 : i + 24], start)))
+    return number(header.block[place.size : place.size + 12], start), pairs
 
 
 def _listed(text: str) -> Iterator[tuple[int, int]]:

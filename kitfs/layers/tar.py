@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from kitfs.errors import LayerError
 from kitfs.layers.header import BLOCK, Extensions, Header, check_sum, number, padded
 from kitfs.layers.index import SIZE_MAX, IndexBuilder, LayerIndex, clean
-from kitfs.layers.sparse import old_gnu_extra, spread
+from kitfs.layers.sparse import map_headers, spread
 
 MAX_ENTRIES: Final = 2_000_000
 MAX_EXTENDED: Final = 8 << 20  # bytes of all extension headers of one entry: far above what tools write
@@ -127,7 +127,7 @@ def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
             continue
         header = extensions.settle(block, at)
         if flag == 0x53:
-            extra = old_gnu_extra(block, window, header.at)
+            extra = map_headers(block, window, header.at)
             header = header._replace(at=header.at + extra, extra=extra)
         yield header
         at = end = header.at

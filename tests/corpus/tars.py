@@ -80,8 +80,11 @@ class Case(NamedTuple):
 
 F = "file"
 ONE = ("file", b"1")
+A, B, C, HOLE = b"a" * 512, b"b" * 512, b"c" * 512, bytes(512)
 SPARSE_1_0 = ((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.name", b"s"))
-SPARSE_0_1 = (b"GNU.sparse.size", b"10")
+SPARSE_0_1 = ((b"GNU.sparse.size", b"3072"), (b"GNU.sparse.numblocks", b"2"))
+OLD = b"ustar  \0"
+STAR_TIMES = b"00000000000 00000000000 "
 
 
 def old_gnu(pairs: list[tuple[int, int]], real: int, *, more: bytes = b"\0") -> dict[int, bytes]:
@@ -241,60 +244,91 @@ ENTRIES = {
     ),
 }
 
+
+def s_header(size: int, pairs: list[tuple[int, int]], real: int, *, more: bytes = b"\0") -> bytes:
+    """An old GNU sparse header."""
+    return block(b"s", size, b"S", magic=OLD, fields=old_gnu(pairs, real, more=more))
+
+
 SPARSE = {
-    "old GNU": Case(
-        block(b"s", 3, b"S", magic=b"ustar  \0", fields=old_gnu([(0, 1), (5, 2), (9, 0)], 9)) + data(b"abc") + END, {"s": (F, b"a\0\0\0\0bc\0\0")}
-    ),
+    "old GNU": Case(s_header(1536, [(0, 512), (1024, 1024), (3072, 0)], 3072) + A + B + C + END, {"s": (F, A + HOLE + B + C + HOLE * 2)}),
     "old GNU, two extension headers": Case(
-        block(b"s", 30, b"S", magic=b"ustar  \0", fields=old_gnu([(2 * i, 1) for i in range(4)], 60, more=b"\1"))
-        + extension([(2 * i, 1) for i in range(4, 25)], more=b"\1")
-        + extension([(2 * i, 1) for i in range(25, 30)])
-        + data(b"x" * 30)
+        s_header(15360, [(1024 * i, 512) for i in range(4)], 30720, more=b"\1")
+        + extension([(1024 * i, 512) for i in range(4, 25)], more=b"\1")
+        + extension([(1024 * i, 512) for i in range(25, 30)] + [(30720, 0)])
+        + A * 30
         + file(b"a", b"1")
         + END,
-        {"s": (F, b"x\0" * 30), "a": ONE},
+        {"s": (F, (A + HOLE) * 30), "a": ONE},
     ),
-    "old GNU, extension headers without end": Case(
-        block(b"s", 0, b"S", fields=old_gnu([], 9, more=b"\1")) + extension([], more=b"\1") * 16500, error="does not end"
+    "old GNU, extension headers without end": Case(s_header(0, [], 9, more=b"\1") + extension([], more=b"\1") * 16500, error="does not end"),
+    "old GNU, cut in an extension header": Case(s_header(0, [], 9, more=b"\1") + bytes(100), error="cut off"),
+    "old GNU, a file of 2^63 bytes": Case(block(b"s", 0, b"S", magic=OLD, fields={483: base256(1 << 63)}) + END, error="2^63"),
+    "star": Case(
+        block(
+            b"s",
+            1024,
+            b"S",
+            fields={
+                355: b"\0" + b"%011o\0%011o\0" % (512, 1024) + b"%011o\0%011o\0" % (2048, 0),
+                452: b"%011o " % 2048,
+                476: STAR_TIMES,
+                508: b"tar\0",
+            },
+        )
+        + A
+        + B
+        + END,
+        {"s": (F, HOLE + A + B + HOLE)},
     ),
-    "old GNU, cut in an extension header": Case(block(b"s", 0, b"S", fields=old_gnu([], 9, more=b"\1")) + bytes(100), error="cut off"),
-    "old GNU, a file of 2^63 bytes": Case(block(b"s", 0, b"S", fields={483: base256(1 << 63)}) + END, error="2^63"),
-    "all hole": Case(block(b"s", 0, b"S", fields=old_gnu([(5, 0)], 5)) + END, {"s": (F, bytes(5))}),
-    "spans that overlap": Case(block(b"s", 4, b"S", fields=old_gnu([(0, 2), (1, 2)], 9)) + data(b"abcd") + END, error="sparse map"),
-    "spans out of order": Case(block(b"s", 4, b"S", fields=old_gnu([(5, 2), (1, 2)], 9)) + data(b"abcd") + END, error="sparse map"),
-    "a span behind the end of its file": Case(block(b"s", 4, b"S", fields=old_gnu([(8, 2)], 9)) + data(b"abcd") + END, error="sparse map"),
-    "more in the map than in the archive": Case(block(b"s", 1, b"S", fields=old_gnu([(0, 2)], 9)) + data(b"a") + END, error="sparse map"),
+    "star, an extension header": Case(
+        block(b"s", 512, b"S", fields={355: b"\1", 452: b"%011o " % 1024, 476: STAR_TIMES, 508: b"tar\0"})
+        + extension([(512, 512)])
+        + A
+        + file(b"a", b"1")
+        + END,
+        {"s": (F, HOLE + A), "a": ONE},
+    ),
+    "all hole": Case(s_header(0, [(512, 0)], 512) + END, {"s": (F, HOLE)}),
+    "spans of no whole blocks lie one behind the other": Case(s_header(3, [(0, 1), (5, 2)], 9) + data(b"abc") + END, {"s": (F, b"a\0\0\0\0bc\0\0")}),
+    "spans that overlap": Case(s_header(4, [(0, 2), (1, 2)], 9) + data(b"abcd") + END, error="sparse map"),
+    "spans out of order": Case(s_header(4, [(5, 2), (1, 2)], 9) + data(b"abcd") + END, error="sparse map"),
+    "a span behind the end of its file": Case(s_header(4, [(8, 2)], 9) + data(b"abcd") + END, error="sparse map"),
+    "more in the map than in the archive": Case(s_header(1, [(0, 2)], 9) + data(b"a") + END, error="sparse map"),
     "0.0": Case(
         pax(
-            (b"GNU.sparse.size", b"6"),
+            (b"GNU.sparse.size", b"3072"),
             (b"GNU.sparse.numblocks", b"2"),
             (b"GNU.sparse.offset", b"0"),
-            (b"GNU.sparse.numbytes", b"1"),
-            (b"GNU.sparse.offset", b"4"),
-            (b"GNU.sparse.numbytes", b"2"),
+            (b"GNU.sparse.numbytes", b"512"),
+            (b"GNU.sparse.offset", b"2048"),
+            (b"GNU.sparse.numbytes", b"1024"),
         )
-        + file(b"s", b"abc")
+        + file(b"s", A + B + C)
         + END,
-        {"s": (F, b"a\0\0\0bc")},
+        {"s": (F, A + HOLE * 3 + B + C)},
     ),
     "0.0, all hole": Case(pax((b"GNU.sparse.size", b"6"), (b"GNU.sparse.numblocks", b"0")) + file(b"s") + END, {"s": (F, bytes(6))}),
     "0.1": Case(
-        pax(SPARSE_0_1, (b"GNU.sparse.name", b"s"), (b"GNU.sparse.map", b"0,1,8,2")) + file(b"GNUSparseFile.1/s", b"abc") + END,
-        {"s": (F, b"a" + bytes(7) + b"bc")},
+        pax(*SPARSE_0_1, (b"GNU.sparse.name", b"s"), (b"GNU.sparse.map", b"0,512,2048,1024")) + file(b"GNUSparseFile.1/s", A + B + C) + END,
+        {"s": (F, A + HOLE * 3 + B + C)},
     ),
-    "0.1, neighbours": Case(pax(SPARSE_0_1, (b"GNU.sparse.map", b"0,1,1,2,9,1")) + file(b"s", b"abcd") + END, {"s": (F, b"abc" + bytes(6) + b"d")}),
-    "0.1, an odd number": Case(pax(SPARSE_0_1, (b"GNU.sparse.map", b"0,1,8")) + file(b"s", b"abc") + END, error="odd"),
-    "0.1, commas": Case(pax(SPARSE_0_1, (b"GNU.sparse.map", b"0,1,,")) + file(b"s", b"abc") + END, error="GNU.sparse.map"),
+    "0.1, neighbours": Case(pax(*SPARSE_0_1, (b"GNU.sparse.map", b"0,512,512,1024")) + file(b"s", A + B + C) + END, {"s": (F, A + B + C + HOLE * 3)}),
+    "0.1, an odd number": Case(pax(*SPARSE_0_1, (b"GNU.sparse.map", b"0,1,8")) + file(b"s", b"abc") + END, error="odd"),
+    "0.1, commas": Case(pax(*SPARSE_0_1, (b"GNU.sparse.map", b"0,1,,")) + file(b"s", b"abc") + END, error="GNU.sparse.map"),
     "0.1, beyond 2^63": Case(
         pax((b"GNU.sparse.size", b"9999999999999999999"), (b"GNU.sparse.map", b"0,1")) + file(b"s", b"a") + END, error="GNU.sparse.size"
     ),
     "0.1, no size": Case(pax((b"GNU.sparse.map", b"0,1")) + file(b"s", b"a") + END, error="GNU.sparse.size"),
-    "1.0": Case(pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s", data(b"2\n0\n1\n4\n2\n") + b"abc") + END, {"s": (F, b"a\0\0\0bc")}),
+    "1.0": Case(
+        pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"3072")) + file(b"G/s", data(b"2\n0\n512\n2048\n1024\n") + A + B + C) + END,
+        {"s": (F, A + HOLE * 3 + B + C)},
+    ),
     "1.0, a map over blocks": Case(
-        pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"600"))
-        + file(b"G/s", data(b"300\n" + b"".join(b"%d\n1\n" % (2 * i) for i in range(300))) + b"x" * 300)
+        pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"307200"))
+        + file(b"G/s", data(b"300\n" + b"".join(b"%d\n512\n" % (1024 * i) for i in range(300))) + A * 300)
         + END,
-        {"s": (F, b"x\0" * 300)},
+        {"s": (F, (A + HOLE) * 300)},
     ),
     "1.0, no spans": Case(pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s", data(b"0\n")) + END, {"s": (F, bytes(6))}),
     "1.0, no map": Case(pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s") + END, error="sparse map"),
