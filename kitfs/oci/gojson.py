@@ -1,4 +1,6 @@
-"""JSON as Go's encoding/json writes it: compact, ``<``, ``>`` and ``&`` escaped, floats in Go's form. Pure."""
+"""JSON as Go's encoding/json reads and writes it: what is no UTF-8 becomes U+FFFD, and out it goes compact, with ``<``, ``>`` and ``&``
+escaped and floats in Go's form. Values from outside are bounded here, so that whoever walks them need not look. Pure.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +10,65 @@ import re
 from typing import Any, Final
 
 ESCAPES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-ESCAPED: Final = re.compile("[<>&\u2028\u2029]")
+ESCAPED: Final = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
+MAX_DEPTH: Final = 100  # levels of nesting: what Python's stack carries with room to spare
+MAX_VALUES: Final = 500_000  # of a text: a manifest of 4 MiB has fewer, a Kitfile of ten thousand entries as well
+
+
+def loads(data: bytes, *, floats: bool = False) -> Any:
+    """A JSON text. ``floats``: every number is a float, as in Go's ``any``.
+
+    Raises ValueError for what is not JSON (NaN among it), for numbers that float64 cannot hold, beyond MAX_DEPTH and MAX_VALUES.
+    """
+    try:
+        value = json.loads(data.decode("utf-8", "replace"), parse_int=float if floats else None, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply")
+    return _settled(value, 1, [0])
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _settled(value: Any, depth: int, seen: list[int]) -> Any:
+    seen[0] += 1
+    if seen[0] > MAX_VALUES:
+        raise ValueError(f"more than {MAX_VALUES} values")
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    if isinstance(value, str):
+        return SURROGATE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {SURROGATE.sub("\ufffd", k): _settled(v, depth + 1, seen) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_settled(v, depth + 1, seen) for v in value]
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError("a number that is too large")
+    return value
 
 
 def dumps(value: Any) -> bytes:
     """Compact JSON. dicts keep their order (Go's structs do; give maps sorted). Raises ValueError for NaN and infinity."""
-    return "".join(_parts(value)).encode()
+    return _text(value).encode()
 
 
-def _parts(value: Any) -> list[str]:
+def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ["{", *_joined([string(str(k)) + ":" + "".join(_parts(v)) for k, v in value.items()]), "}"]
+        return "{" + ",".join([f"{string(k)}:{_text(v)}" for k, v in value.items()]) + "}"
     if isinstance(value, (list, tuple)):
-        return ["[", *_joined(["".join(_parts(v)) for v in value]), "]"]
+        return "[" + ",".join([_text(v) for v in value]) + "]"
     if isinstance(value, str):
-        return [string(value)]
+        return string(value)
     if isinstance(value, float):
-        return [number(value)]
-    return [json.dumps(value)]
-
-
-def _joined(parts: list[str]) -> list[str]:
-    return [",".join(parts)]
+        return number(value)
+    return json.dumps(value)
 
 
 def string(text: str) -> str:
-    """A JSON string with Go's escapes; what is not UTF-8 becomes U+FFFD."""
-    plain = json.dumps(SURROGATE.sub("\ufffd", text), ensure_ascii=False)
-    return ESCAPED.sub(lambda m: ESCAPES[m[0]], plain)
+    """A JSON string with Go's escapes; a lone surrogate stands for what is not UTF-8 and becomes ``\\ufffd``."""
+    return ESCAPED.sub(lambda m: ESCAPES.get(m[0], "\\ufffd"), json.dumps(text, ensure_ascii=False))
 
 
 def number(value: float) -> str:

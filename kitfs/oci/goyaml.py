@@ -1,37 +1,44 @@
-"""YAML as Go's yaml.v3 reads and writes it, on PyYAML's parser and emitter.
+"""YAML as Go's yaml.v3 reads it, on the nodes of goscan; goemit writes it.
 
 Reading gives nodes with their scalars unresolved, since a field of type string takes a scalar's literal text and one of any type what
-yaml.v3's resolve.go makes of it: YAML 1.2 with a little 1.1 (``0o17`` and ``010`` are numbers, ``yes`` and ``1:30`` are strings). Writing
-follows encode.go: literal style for text of several lines, double quotes where plain text would read back as something else or where
-YAML 1.1 would have (``"n"``, ``"1:30"``), floats as strconv 'g' prints them, keys in natural order. Pure.
+yaml.v3's resolve.go makes of it: YAML 1.2 with a little 1.1 (``0o17`` and ``010`` are numbers, ``yes`` and ``1:30`` are strings). What
+decode.go gathers instead of failing at once (a key that stands twice) is appended to the caller's list ``wrong``. Pure.
 """
 
 from __future__ import annotations
 
-import functools
-import io
+import base64
+import binascii
+import codecs
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
 
 import yaml
 
 from kitfs.errors import KitfileError
-from kitfs.oci.gojson import plain, shortest
+from kitfs.oci.goscan import MAX_DEPTH, MAX_NODES, Loader
 
-MAX_BYTES: Final = 1 << 20  # of a YAML text: a Kitfile that people write has a few KiB
-MAX_NODES: Final = 200_000  # after aliases are followed: what 1 MiB can honestly hold
+MAX_BYTES: Final = 1 << 20  # of a YAML text: some ten thousand entries, far more than people write
+MAX_TEXT: Final = 4 << 20  # characters of all scalars after aliases are followed
 PREFIX: Final = "tag:yaml.org,2002:"
-OLD_BOOLS: Final = frozenset(
-    ("y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "n", "N", "no", "No", "NO", "off", "Off", "OFF")
-)
-BASE_60: Final = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
+MERGE: Final = "<<"
+RESOLVABLE: Final = frozenset(("", "!!str", "!!bool", "!!int", "!!float", "!!null", "!!timestamp"))
 FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-TIMESTAMP: Final = re.compile(
-    r"(\d{4})-(\d{1,2})-(\d{1,2})(?:(?:[Tt](\d{1,2}):(\d{1,2}):(\d{1,2})(\.\d+)?(Z|[+-]\d\d:\d\d))|(?: +(\d{1,2}):(\d{1,2}):(\d{1,2})(\.\d+)?))?"
+INTEGER: Final = re.compile(
+    r"(?P<sign>[-+]?)(?:0[xX](?P<hex>[0-9a-fA-F]+)|0[oO](?P<oct>[0-7]+)|0[bB](?P<bin>[01]+)|(?P<old>0[0-7]+)|(?P<dec>0|[1-9][0-9]*))"
 )
+SIGNED: Final = re.compile(r"0(?:o(?P<oct>[-+][0-7]+)|b(?P<bin>[-+][01]+))")  # resolve.go hands what follows 0o and 0b to ParseInt as it is
+BASES: Final = {"hex": 16, "oct": 8, "bin": 2, "old": 8, "dec": 10}
+MAX_DIGITS: Final = 64  # of an integer that 64 bits can hold, in base 2, leading zeros aside
+CLOCK: Final = r"(?P<hour{0}>\d\d?):(?P<minute{0}>\d\d?):(?P<second{0}>\d\d?)(?:[.,](?P<fraction{0}>\d+))?"
+TIMESTAMP: Final = re.compile(
+    r"(?P<year>\d{4})-(?P<month>\d\d?)-(?P<day>\d\d?)"
+    rf"(?:[Tt]{CLOCK.format(1)}(?:Z|(?P<sign>[-+])(?P<zone_hour>\d\d):(?P<zone_minute>\d\d))| +{CLOCK.format(2)})?",
+    re.ASCII,
+)
+DAYS: Final = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 WORDS: Final[Mapping[str, Any]] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -42,25 +49,28 @@ WORDS: Final[Mapping[str, Any]] = {
 }
 
 
-class _Loader(yaml.BaseLoader):
-    """Leaves scalars that have no tag without one, so that ``!!str 1`` can be told from ``1``."""
+class Timestamp(str):
+    """A time, as time.Time writes itself in RFC3339Nano: what a YAML timestamp is in JSON."""
 
-    DEFAULT_SCALAR_TAG = ""  # type: ignore[misc]  # the stubs call final what PyYAML reads from the class
+    __slots__ = ()
+
+
+class AnyMap(dict[Any, Any]):
+    """A map[interface{}]interface{}: a mapping of which not every key is a string, and which Go's JSON refuses."""
 
 
 def parse(data: bytes) -> yaml.Node | None:
-    """The document as PyYAML nodes, None when it is empty. Raises KitfileError."""
+    """The first document as PyYAML nodes, None when there is none. Raises KitfileError."""
     if len(data) > MAX_BYTES:
         raise KitfileError(f"a YAML text of {len(data)} bytes: more than {MAX_BYTES} is no Kitfile")
     try:
-        text = data.decode("utf-8-sig")
-        loader = _Loader(text)
+        loader = Loader(_decoded(data))
         try:
-            node = loader.get_single_node()
+            node = loader.get_node() if loader.check_node() else None
         finally:
             loader.dispose()
     except UnicodeDecodeError as e:
-        raise KitfileError(f"yaml: invalid UTF-8 at byte {e.start}")
+        raise KitfileError(f"yaml: invalid {e.encoding} at byte {e.start}")
     except yaml.MarkedYAMLError as e:
         line = f"line {e.problem_mark.line + 1}: " if e.problem_mark else ""
         raise KitfileError(f"yaml: {line}{e.problem or e.context}")
@@ -68,35 +78,51 @@ def parse(data: bytes) -> yaml.Node | None:
         raise KitfileError(f"yaml: {e}")
     except RecursionError:
         raise KitfileError("yaml: nested too deeply")
-    _check_aliases(node)
+    if node is not None:
+        _check_aliases(node)
     return node
 
 
-def _check_aliases(root: yaml.Node | None) -> None:
-    """Raises KitfileError when following the aliases would never end, or make far more of the text than it says."""
-    sizes: dict[int, int] = {}
+def _decoded(data: bytes) -> str:
+    """UTF-8, or UTF-16 where a byte order mark says so (as editors of Windows write)."""
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    return data.decode("utf-8-sig")
 
-    def size(node: yaml.Node) -> int:
-        known = sizes.get(id(node))
-        if known is not None:
-            if known < 0:
-                raise KitfileError("yaml: an anchor contains itself")
+
+def _check_aliases(root: yaml.Node) -> None:
+    """Raises KitfileError when following the aliases would never end, or make far more of the text than it says."""
+    sizes: dict[int, tuple[int, int, int] | None] = {}
+
+    def size(node: yaml.Node) -> tuple[int, int, int]:
+        """(nodes, characters, levels) of a node, aliases followed; what an alias names stands before it, so that this does not recur far."""
+        if id(node) in sizes:
+            known = sizes[id(node)]
+            if known is None:
+                raise KitfileError("yaml: anchor value contains itself")
             return known
-        sizes[id(node)] = -1
-        if isinstance(node, yaml.MappingNode):
-            total = 1 + sum(size(k) + size(v) for k, v in node.value)
-        elif isinstance(node, yaml.SequenceNode):
-            total = 1 + sum(size(v) for v in node.value)
+        sizes[id(node)] = None
+        if isinstance(node, yaml.ScalarNode):
+            total = 1, len(node.value), 1
         else:
-            total = 1
+            below = [size(n) for n in children(node)]
+            total = 1 + sum(s[0] for s in below), sum(s[1] for s in below), 1 + max((s[2] for s in below), default=0)
+        if total[0] > MAX_NODES or total[1] > MAX_TEXT:
+            raise KitfileError("yaml: document contains excessive aliasing")
+        if total[2] > MAX_DEPTH:
+            raise KitfileError("yaml: nested too deeply")
         sizes[id(node)] = total
         return total
 
-    try:
-        if root is not None and size(root) > MAX_NODES:
-            raise KitfileError("yaml: document contains excessive aliasing")
-    except RecursionError:
-        raise KitfileError("yaml: nested too deeply")
+    size(root)
+
+
+def children(node: yaml.Node) -> list[yaml.Node]:
+    """A sequence's items, a mapping's keys and values; none of a scalar."""
+    if isinstance(node, yaml.MappingNode):
+        return [n for pair in node.value for n in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def line_of(node: yaml.Node) -> int:
@@ -105,263 +131,164 @@ def line_of(node: yaml.Node) -> int:
 
 
 def short_tag(node: yaml.Node) -> str:
-    """A node's kind as yaml.v3 names it in errors: !!map, !!seq, !!str …"""
+    """A node's tag as yaml.v3 names it in errors: the one written, else what the node resolves to: !!map, !!seq, !!str …"""
+    tag = _written_tag(node)
+    if tag:
+        return tag
     if isinstance(node, yaml.MappingNode):
         return "!!map"
     if isinstance(node, yaml.SequenceNode):
         return "!!seq"
-    value = scalar(node)
-    names = {type(None): "!!null", bool: "!!bool", int: "!!int", float: "!!float", datetime: "!!timestamp"}
+    if node.style is not None:  # type: ignore[attr-defined]  # a ScalarNode by now
+        return "!!str"
+    return "!!merge" if node.value == MERGE else _tag_of(resolve(str(node.value)))
+
+
+def _written_tag(node: yaml.Node) -> str:
+    tag = str(node.tag or "")
+    if isinstance(node, yaml.CollectionNode) and tag in (f"{PREFIX}map", f"{PREFIX}seq"):
+        return ""  # PyYAML gives them to collections that have no tag
+    return "" if tag == "!" else f"!!{tag.removeprefix(PREFIX)}" if tag.startswith(PREFIX) else tag
+
+
+def _tag_of(value: Any) -> str:
+    names = {type(None): "!!null", bool: "!!bool", int: "!!int", float: "!!float", Timestamp: "!!timestamp"}
     return names.get(type(value), "!!str")
 
 
-def pairs(node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
-    """A mapping's entries with merge keys (``<<``) settled. Raises KitfileError for a key that stands twice."""
+def pairs(node: yaml.MappingNode, wrong: list[str]) -> list[tuple[yaml.Node, yaml.Node]] | None:
+    """A mapping's entries, those of merge keys (``<<``) last and only where they are new.
+
+    None when a key stands twice, which ``wrong`` then says. Raises KitfileError for a merge of what is no mapping.
+    """
+    if not _unique(node, wrong):
+        return None
     own: list[tuple[yaml.Node, yaml.Node]] = []
-    merged: list[tuple[yaml.Node, yaml.Node]] = []
-    seen: dict[Any, int] = {}
+    merge: yaml.Node | None = None
     for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode):
-            if key.value == "<<" and key.style is None:
-                sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
-                if not all(isinstance(s, yaml.MappingNode) for s in sources):
-                    raise KitfileError("yaml: map merge requires map or sequence of maps as the value")
-                merged += [p for s in sources for p in pairs(s)]
-                continue
-            if key.value in seen:
-                raise KitfileError(f"yaml: line {line_of(key)}: mapping key {key.value!r} already defined at line {seen[key.value]}")
-            seen[key.value] = line_of(key)
-        own.append((key, value))
-    for key, value in merged:
-        if isinstance(key, yaml.ScalarNode) and key.value not in seen:
-            seen[key.value] = line_of(key)
+        if isinstance(key, yaml.ScalarNode) and short_tag(key) == "!!merge":
+            merge = value
+        else:
             own.append((key, value))
+    seen: set[str] = {key.value for key, _ in own if isinstance(key, yaml.ScalarNode)}
+    for source in merge.value if isinstance(merge, yaml.SequenceNode) else [merge] if merge is not None else []:
+        if not isinstance(source, yaml.MappingNode):
+            raise KitfileError("yaml: map merge requires map or sequence of maps as the value")
+        new = [(key, value) for key, value in pairs(source, wrong) or () if key.value not in seen]
+        seen.update(key.value for key, _ in new if isinstance(key, yaml.ScalarNode))
+        own += new
     return own
 
 
-def value_of(node: yaml.Node) -> Any:
-    """What a field of any type gets: dict, list, str, int, float, bool, datetime or None."""
+def _unique(node: yaml.MappingNode, wrong: list[str]) -> bool:
+    lines: dict[str, int] = {}
+    before = len(wrong)
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            line = line_of(key)
+            if key.value in lines:
+                wrong.append(f'line {line}: mapping key "{key.value}" already defined at line {lines[key.value]}')
+            lines.setdefault(key.value, line)
+    return len(wrong) == before
+
+
+def value_of(node: yaml.Node, wrong: list[str]) -> Any:
+    """What a field of any type gets: dict (AnyMap where a key is no string), list, str, int, float, bool, Timestamp or None."""
     if isinstance(node, yaml.MappingNode):
-        return {_key(k): value_of(v) for k, v in pairs(node)}
+        entries = pairs(node, wrong)
+        if entries is None:
+            return None
+        found = {_key(k, wrong): value_of(v, wrong) for k, v in entries}
+        return found if all(short_tag(k) in ("!!str", "!!merge") for k, _ in entries) else AnyMap(found)
     if isinstance(node, yaml.SequenceNode):
-        return [value_of(v) for v in node.value]
+        return [value_of(v, wrong) for v in node.value]
     return scalar(node)
 
 
-def _key(node: yaml.Node) -> Any:
-    key = value_of(node)
-    if isinstance(key, (dict, list)):
+def _key(node: yaml.Node, wrong: list[str]) -> Any:
+    if not isinstance(node, yaml.ScalarNode):
         raise KitfileError(f"yaml: line {line_of(node)}: invalid map key")
-    return key
+    return value_of(node, wrong)
 
 
 def scalar(node: yaml.Node) -> Any:
-    """A scalar, resolved as yaml.v3's resolve.go does."""
-    text = str(node.value)
-    tag = node.tag.removeprefix(PREFIX)
-    if tag in ("str", "!") or (not tag and getattr(node, "style", None) is not None):
+    """A scalar, resolved as yaml.v3's resolve.go does. Raises KitfileError where its tag says what it is not."""
+    text, tag = str(node.value), _written_tag(node)
+    quoted = node.style is not None  # type: ignore[attr-defined]  # callers have a ScalarNode
+    if tag == "!!binary":
+        return _binary(text)
+    if tag == "!!str" or tag not in RESOLVABLE or (not tag and (quoted or text == MERGE)):
         return text
-    value = resolve(text)
-    if tag == "float" and isinstance(value, int) and not isinstance(value, bool):
+    value = resolve(text, times=tag in ("", "!!timestamp"))
+    found = _tag_of(value)
+    if tag == "!!float" and found == "!!int":
         return float(value)
+    if tag and found != tag:
+        raise KitfileError(f"yaml: cannot decode {found} `{text}` as a {tag}")
     return value
 
 
-def resolve(text: str) -> Any:
-    """What plain text means."""
+def _binary(text: str) -> str:
+    try:
+        return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True).decode("utf-8", "replace")
+    except (binascii.Error, ValueError):
+        raise KitfileError("yaml: !!binary value contains invalid base64 data")
+
+
+def resolve(text: str, *, times: bool = True) -> Any:
+    """What plain text means; ``times``: it may be a timestamp."""
     if text in WORDS:
         return WORDS[text]
-    if not text or text[0] not in "+-.0123456789":
+    if text[0] not in "+-.0123456789":
         return text
-    when = timestamp(text)
+    if text[0] == ".":
+        return _float(text)
+    when = timestamp(text) if times else None
     if when is not None:
         return when
     digits = text.replace("_", "")
     number = _integer(digits)
     if number is not None:
         return number
-    if FLOAT.fullmatch(text if text[0] == "." else digits):
-        return float(digits)
-    return text
+    value = _float(digits)
+    return text if isinstance(value, str) else value
+
+
+def _float(text: str) -> float | str:
+    """The float, or the text where it is none or none that 64 bits can hold."""
+    value = float(text) if FLOAT.fullmatch(text) else math.inf
+    return text if math.isinf(value) else value
 
 
 def _integer(text: str) -> int | None:
-    match = re.fullmatch(r"([-+]?)(0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+|0[0-7]*|[1-9][0-9]*)", text)
+    match = INTEGER.fullmatch(text) or SIGNED.fullmatch(text)
     if not match:
         return None
-    sign, digits = match.groups()
-    base = {"x": 16, "o": 8, "b": 2}.get(digits[1:2].lower(), 8 if digits[0] == "0" and len(digits) > 1 else 10)
-    value = int(digits[2:] if digits[1:2].isalpha() else digits, base) * (-1 if sign == "-" else 1)
-    return value if -(1 << 63) <= value < (1 << 64) else None
+    groups = match.groupdict()
+    base, digits = next((BASES[k], v) for k, v in groups.items() if k in BASES and v is not None)
+    if len(digits.lstrip("0")) > MAX_DIGITS + 1:
+        return None
+    sign = groups.get("sign", digits[0] if digits[0] in "-+" else "")
+    value = int(digits.lstrip("+-"), base) * (-1 if sign == "-" else 1)
+    return value if -(1 << 63) <= value < (1 << 63 if sign else 1 << 64) else None
 
 
-def timestamp(text: str) -> datetime | None:
-    """A timestamp in one of yaml.v3's four formats."""
+def timestamp(text: str) -> Timestamp | None:
+    """A time in one of yaml.v3's four formats, as time.Parse takes them."""
     match = TIMESTAMP.fullmatch(text)
     if not match:
         return None
-    year, month, day, *rest = match.groups()
-    hour, minute, second, fraction = (rest[0:4] if rest[0] is not None else rest[5:9]) if any(rest) else ("0", "0", "0", None)
-    zone: timezone = UTC
-    if rest[4] and rest[4] != "Z":
-        offset = timedelta(hours=int(rest[4][1:3]), minutes=int(rest[4][4:6]))
-        zone = timezone(offset if rest[4][0] == "+" else -offset)
-    micro = int((fraction or ".")[1:7].ljust(6, "0"))
-    try:
-        return datetime(int(year), int(month), int(day), int(hour), int(minute), int(second), micro, zone)
-    except ValueError:
+    parts = match.groupdict()
+    number = {k: int(v or 0) for k, v in parts.items() if k not in ("sign", "fraction1", "fraction2")}
+    year, month, day = number["year"], number["month"], number["day"]
+    clock = "1" if parts["hour1"] is not None else "2"
+    hour, minute, second = (number[f"{unit}{clock}"] for unit in ("hour", "minute", "second"))
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    if not 1 <= month <= 12 or not 1 <= day <= DAYS[month - 1] + (leap and month == 2) or hour > 23 or minute > 59 or second > 59:
         return None
-
-
-def rfc3339(when: datetime) -> str:
-    """A time as Go's JSON has it (RFC3339Nano): no trailing zeros, Z for UTC."""
-    text = when.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
-    if when.microsecond:
-        text += f".{when.microsecond:06d}".rstrip("0")
-    offset = when.utcoffset() or timedelta()
-    minutes = int(offset.total_seconds() // 60)
-    if not minutes:
-        return text + "Z"
-    return text + f"{'+' if minutes > 0 else '-'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
-
-
-class Flow(list[str]):
-    """A list of texts to be written in flow style."""
-
-
-class _Emitter(yaml.emitter.Emitter):
-    """PyYAML's emitter, with yaml.v3's sequences (indented under their key) and its judgement of tabs."""
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream, indent=2, width=1 << 30, allow_unicode=True)
-        self._hints = ""
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)
-
-    def analyze_scalar(self, scalar: str) -> Any:
-        analysis = super().analyze_scalar(scalar.replace("\t", "x") if "\t" in scalar and "\n" in scalar else scalar)
-        analysis.scalar = scalar
-        if any(c > "\uffff" for c in scalar):  # yaml.v3 takes nothing beyond the basic plane for printable
-            analysis.allow_flow_plain = analysis.allow_block_plain = analysis.allow_single_quoted = analysis.allow_block = False
-        return analysis
-
-    def check_simple_key(self) -> bool:
-        empty = isinstance(self.event, yaml.ScalarEvent) and not self.event.value
-        return empty or bool(super().check_simple_key())
-
-    def write_literal(self, text: str) -> None:
-        self._hints = super().determine_block_hints(text)
-        super().write_literal(text.removeprefix("\n"))  # yaml.v3 loses a first empty line
-        self.open_ended = False
-
-    def determine_block_hints(self, text: str) -> str:
-        return self._hints
-
-
-def dump(value: Mapping[str, Any]) -> str:
-    """A mapping as yaml.v3 writes it. Its own order stands at the top and in ``Fields``; plain dicts below are sorted as maps are."""
-    out = io.StringIO()
-    emitter = _Emitter(out)
-    emitter.emit(yaml.StreamStartEvent())
-    emitter.emit(yaml.DocumentStartEvent(explicit=False))
-    _emit(emitter, value, flow=False)
-    emitter.emit(yaml.DocumentEndEvent(explicit=False))
-    emitter.emit(yaml.StreamEndEvent())
-    return out.getvalue()
-
-
-class Fields(dict[str, Any]):
-    """A struct: its fields keep their order, where a map's keys are sorted."""
-
-
-def _emit(emitter: _Emitter, value: Any, *, flow: bool) -> None:
-    if isinstance(value, Mapping):
-        emitter.emit(yaml.MappingStartEvent(None, None, implicit=True, flow_style=flow or not value))
-        keys = list(value) if isinstance(value, Fields) else sorted(value, key=functools.cmp_to_key(_natural))
-        for key in keys:
-            _emit(emitter, key, flow=flow)
-            _emit(emitter, value[key], flow=flow)
-        emitter.emit(yaml.MappingEndEvent())
-    elif isinstance(value, list):
-        inside = flow or isinstance(value, Flow)
-        emitter.emit(yaml.SequenceStartEvent(None, None, implicit=True, flow_style=inside or not value))
-        for item in value:
-            _emit(emitter, item, flow=inside)
-        emitter.emit(yaml.SequenceEndEvent())
-    else:
-        text, style = _scalar(value, flow)
-        emitter.emit(yaml.ScalarEvent(None, None, (True, True), text, style=style))
-
-
-def _scalar(value: Any, flow: bool) -> tuple[str, str | None]:
-    """(text, style) of a scalar: style None is plain, where the emitter may still have to quote."""
-    if value is None:
-        return "null", None
-    if isinstance(value, bool):
-        return "true" if value else "false", None
-    if isinstance(value, int):
-        return str(value), None
-    if isinstance(value, float):
-        return go_float(value), None
-    if isinstance(value, datetime):
-        return rfc3339(value), None
-    text = str(value)
-    if "\n" in text:
-        return text, '"' if flow else "|"
-    stays_text = isinstance(resolve(text), str) and text != "<<" and text not in OLD_BOOLS and not BASE_60.fullmatch(text)
-    return text, None if stays_text else '"'
-
-
-def go_float(value: float) -> str:
-    """A float as strconv.FormatFloat(f, 'g', -1, 64): an exponent of two digits below 1e-4 and from 1e6 on."""
-    if math.isnan(value):
-        return ".nan"
-    if math.isinf(value):
-        return ".inf" if value > 0 else "-.inf"
-    sign = "-" if math.copysign(1, value) < 0 else ""
-    digits, exponent = shortest(value)
-    if value == 0:
-        return sign + "0"
-    if not -4 <= exponent < 6:
-        mantissa = digits[0] + ("." + digits[1:] if len(digits) > 1 else "")
-        return f"{sign}{mantissa}e{'-' if exponent < 0 else '+'}{abs(exponent):02d}"
-    return sign + plain(digits, exponent)
-
-
-def _natural(a: Any, b: Any) -> int:
-    """yaml.v3's keyList.Less: numbers inside keys by value, letters after what is no letter."""
-    if a == b:
-        return 0
-    return -1 if _less(str(a), str(b)) else 1
-
-
-def _less(a: str, b: str) -> bool:
-    digits = False
-    for i in range(min(len(a), len(b))):
-        if a[i] == b[i]:
-            digits = a[i].isdecimal()
-            continue
-        a_letter, b_letter = a[i].isalpha(), b[i].isalpha()
-        if a_letter and b_letter:
-            return a[i] < b[i]
-        if a_letter or b_letter:
-            return a_letter if digits else b_letter
-        a_number, a_end, b_number, b_end = *_number(a, i), *_number(b, i)
-        if "0" in (a[i], b[i]):
-            before = re.search(r"\d*$", a[:i])
-            if before and before[0].strip("0"):
-                a_number, b_number = int(f"1{a[i:a_end]}"), int(f"1{b[i:b_end]}")
-        if a_number != b_number:
-            return a_number < b_number
-        if a_end != b_end:
-            return a_end < b_end
-        return a[i] < b[i]
-    return len(a) < len(b)
-
-
-def _number(text: str, at: int) -> tuple[int, int]:
-    end = at
-    while end < len(text) and text[end] in "0123456789":
-        end += 1
-    return int(text[at:end] or 0), end
+    if number["zone_hour"] > 24 or number["zone_minute"] > 60:
+        return None
+    fraction = (parts[f"fraction{clock}"] or "")[:9].rstrip("0")
+    offset = number["zone_hour"] * 60 + number["zone_minute"]
+    zone = f"{parts['sign']}{offset // 60:02d}:{offset % 60:02d}" if offset else "Z"
+    return Timestamp(f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}{'.' if fraction else ''}{fraction}{zone}")

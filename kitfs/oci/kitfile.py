@@ -6,25 +6,19 @@ name is its own in camel case. Pure.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 
-import yaml
-
 from kitfs.errors import InvalidReference, KitfileError
-from kitfs.oci import goyaml
-from kitfs.oci.gojson import dumps
+from kitfs.oci import goemit, gojson, goyaml, schema
 from kitfs.oci.names import Digest, Reference
 
 MAX_JSON: Final = 8 << 20
 PART_TYPE: Final = re.compile(r"\w[\w.-]*", re.ASCII)
 MAX_PART_TYPE: Final = 64
-GO_TYPE: Final = "artifact"
+MAX_TOLD: Final = 10  # of the things that are wrong in a Kitfile
+MAX_LINE: Final = 300  # characters of one of them
 
 
 class Entry(NamedTuple):
@@ -159,10 +153,11 @@ class Kitfile:
         if node is None:
             raise KitfileError("the Kitfile is empty")
         wrong: list[str] = []
-        kitfile: Self = _from_node(cls, node, wrong)
+        kitfile = schema.from_node(cls, node, wrong)
         if wrong:
-            raise KitfileError("yaml: unmarshal errors: " + "; ".join(wrong))
-        return kitfile
+            more = [f"and {len(wrong) - MAX_TOLD} more"] if len(wrong) > MAX_TOLD else []
+            raise KitfileError("yaml: unmarshal errors: " + "; ".join([w[:MAX_LINE] for w in wrong[:MAX_TOLD]] + more))
+        return cls() if kitfile is None else kitfile
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
@@ -170,10 +165,8 @@ class Kitfile:
         if len(data) > MAX_JSON:
             raise KitfileError(f"a config of {len(data)} bytes: more than {MAX_JSON} is no Kitfile")
         try:
-            loaded = json.loads(data, parse_int=float, parse_constant=_no_constant)
-            kitfile: Self = _from_json(cls, {} if loaded is None else loaded, "Kitfile")
-        except RecursionError:
-            raise KitfileError("not a kit's config: nested too deeply")
+            loaded = gojson.loads(data, floats=True)
+            kitfile: Self = schema.from_json(cls, {} if loaded is None else loaded, "Kitfile")
         except ValueError as e:
             raise KitfileError(f"not a kit's config: {e}")
         return kitfile
@@ -181,16 +174,13 @@ class Kitfile:
     def to_json(self) -> bytes:
         """The config blob, byte for byte as kit marshals it. Raises KitfileError for parameters that JSON cannot say."""
         try:
-            return dumps(_to_json(self))
-        except (ValueError, RecursionError) as e:
+            return gojson.dumps(schema.to_json(self))
+        except ValueError as e:
             raise KitfileError(f"the Kitfile cannot be written as JSON: {e}")
 
     def to_yaml(self) -> str:
         """The Kitfile as kit prints it (info) and writes it (unpack): without digests, authors in flow style."""
-        try:
-            return goyaml.dump(_to_yaml(self))
-        except (RecursionError, yaml.YAMLError) as e:
-            raise KitfileError(f"the Kitfile cannot be written as YAML: {type(e).__name__}")
+        return goemit.dump(schema.to_yaml(self))
 
     def entries(self) -> tuple[Entry, ...]:
         """The entries that have a layer, in layer order: model, parts, code, datasets, docs, prompts, mcpServers."""
@@ -274,161 +264,3 @@ def _digest(text: str) -> Digest | None:
         return Digest.parse(text)
     except InvalidReference:
         return None  # kits before 0.5 have none; a broken one matches nothing
-
-
-def _name(f: Any) -> str:
-    return str(f.metadata.get("key") or f.name)
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _from_json(cls: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} must be an object")
-    folded = {str(k).lower(): v for k, v in value.items()} | value
-    made: dict[str, Any] = {}
-    for f in fields(cls):
-        name = _name(f)
-        found = folded.get(name, folded.get(name.lower()))
-        if found is None:
-            continue
-        made[f.name] = _settled(f, found, f"{where}.{name}")
-    return cls(**made)
-
-
-def _settled(f: Any, value: Any, where: str) -> Any:
-    meta = f.metadata
-    if meta.get("any"):
-        _check_numbers(value, where)
-        return value
-    if "one" in meta:
-        return _from_json(meta["one"], value, where)
-    if "of" in meta or meta.get("texts"):
-        if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list")
-        if meta.get("texts"):
-            return tuple(_string(v, where) for v in value)
-        return tuple(_from_json(meta["of"], {} if v is None else v, f"{where}[{i}]") for i, v in enumerate(value))
-    return _string(value, where)
-
-
-def _string(value: Any, where: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError(f"{where} must be a text")
-    return str(value)
-
-
-def _check_numbers(value: Any, where: str) -> None:
-    """Go refuses a number that float64 cannot hold."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where}: a number that is too large")
-    if isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_numbers(item, where)
-
-
-def _from_node(cls: Any, node: yaml.Node, wrong: list[str]) -> Any:
-    """A struct from YAML; what is wrong is gathered, as yaml.v3 does."""
-    go_name = {"Kitfile": "KitFile", "MCPServer": "MCPServer"}.get(cls.__name__, cls.__name__)
-    if not isinstance(node, yaml.MappingNode):
-        if goyaml.short_tag(node) != "!!null":
-            wrong.append(f"line {goyaml.line_of(node)}: cannot unmarshal {_shown(node)} into {GO_TYPE}.{go_name}")
-        return cls()
-    known = {_name(f): f for f in fields(cls) if f.name not in ("digest", "diff_id")}
-    made: dict[str, Any] = {}
-    for key, value in goyaml.pairs(node):
-        name = key.value if isinstance(key, yaml.ScalarNode) else None
-        if name not in known:
-            wrong.append(f"line {goyaml.line_of(key)}: field {name} not found in type {GO_TYPE}.{go_name}")
-            continue
-        f = known[name]
-        meta = f.metadata
-        if meta.get("any"):
-            made[f.name] = goyaml.value_of(value)
-        elif "one" in meta:
-            made[f.name] = _from_node(meta["one"], value, wrong)
-        elif "of" in meta or meta.get("texts"):
-            made[f.name] = _sequence(meta, value, wrong)
-        else:
-            made[f.name] = _yaml_text(value, wrong)
-    return cls(**made)
-
-
-def _sequence(meta: Mapping[str, Any], node: yaml.Node, wrong: list[str]) -> tuple[Any, ...]:
-    if not isinstance(node, yaml.SequenceNode):
-        if goyaml.short_tag(node) != "!!null":
-            element = "string" if meta.get("texts") else f"{GO_TYPE}.{meta['of'].__name__}"
-            wrong.append(f"line {goyaml.line_of(node)}: cannot unmarshal {_shown(node)} into []{element}")
-        return ()
-    if meta.get("texts"):
-        return tuple(_yaml_text(v, wrong) for v in node.value)
-    return tuple(_from_node(meta["of"], v, wrong) for v in node.value)
-
-
-def _yaml_text(node: yaml.Node, wrong: list[str]) -> str:
-    """A field of type string takes any scalar's literal text."""
-    if not isinstance(node, yaml.ScalarNode):
-        wrong.append(f"line {goyaml.line_of(node)}: cannot unmarshal {_shown(node)} into string")
-        return ""
-    return "" if goyaml.short_tag(node) == "!!null" else str(node.value)
-
-
-def _shown(node: yaml.Node) -> str:
-    tag = goyaml.short_tag(node)
-    if not isinstance(node, yaml.ScalarNode):
-        return tag
-    text = str(node.value)
-    return f"{tag} `{text if len(text) <= 10 else text[:7] + '...'}`"
-
-
-def _filled(value: Any) -> bool:
-    return value not in ("", (), None)
-
-
-def _to_json(section: Any) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for f in fields(section):
-        value = getattr(section, f.name)
-        if not f.metadata.get("always") and not _filled(value):
-            continue
-        if "one" in f.metadata:
-            out[_name(f)] = _to_json(value)
-        elif "of" in f.metadata:
-            out[_name(f)] = [_to_json(v) for v in value]
-        else:
-            out[_name(f)] = _plain(value) if f.metadata.get("any") else value
-    return out
-
-
-def _plain(value: Any) -> Any:
-    """Parameters as Go's JSON has them: maps sorted by key, times as texts."""
-    if isinstance(value, dict):
-        if not all(isinstance(k, str) for k in value):
-            raise ValueError("json: unsupported type: map[interface {}]interface {}")
-        return {k: _plain(value[k]) for k in sorted(value, key=lambda k: k.encode("utf-8", "surrogatepass"))}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return goyaml.rfc3339(value) if isinstance(value, datetime) else value
-
-
-def _to_yaml(section: Any) -> goyaml.Fields:
-    out = goyaml.Fields()
-    for f in fields(section):
-        value = getattr(section, f.name)
-        if f.name in ("digest", "diff_id") or (value == Package() if "one" in f.metadata else False):
-            continue
-        if not f.metadata.get("always") and not _filled(value):
-            continue
-        if "one" in f.metadata:
-            out[_name(f)] = _to_yaml(value)
-        elif "of" in f.metadata:
-            out[_name(f)] = [_to_yaml(v) for v in value]
-        elif f.metadata.get("texts"):
-            out[_name(f)] = goyaml.Flow(value)
-        else:
-            out[_name(f)] = value
-    return out
