@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import random
 from collections.abc import Iterator
 
@@ -69,6 +70,53 @@ def test_bomb_comes_in_bounded_pieces(compression: str) -> None:
         assert len(piece) <= PIECE
         total += len(piece)
     assert total == len(data)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 3 * PIECE])
+def test_content_of_whole_pieces(compression: str, size: int) -> None:
+    """Content that ends where a piece ends is whole, compressible or not, in one piece of input or in many."""
+    for content in (bytes(size), random.Random(size).randbytes(size)):
+        stream = gzip.compress(content, 1) if compression == "gzip" else zstd(content)
+        for cut in (len(stream), 8191):
+            assert b"".join(decode(pieces(stream, cut), compression)) == content
+
+
+@pytest.mark.parametrize("size", [1, 3, 40, 1 << 20])
+def test_gzip_padding_means_the_same_however_it_is_cut(size: int) -> None:
+    """Behind a member: zeros to the end are padding, and nothing may follow them; no cut of the stream changes that."""
+    member = gzip.compress(b"hi")
+    assert b"".join(decode(pieces(member + bytes(64), size), "gzip")) == b"hi"
+    for rest in (bytes(64) + member, bytes(1) + member, bytes(64) + b"x"):
+        with pytest.raises(LayerError, match="padding"):
+            list(decode(pieces(member + rest, size), "gzip"))
+
+
+def test_zeros_alone_are_no_gzip() -> None:
+    """Padding pads a member."""
+    with pytest.raises(LayerError):
+        list(decode([bytes(64)], "gzip"))
+
+
+@pytest.mark.parametrize(("log", "fits"), [(27, True), (28, False)])
+def test_zstd_window(log: int, fits: bool) -> None:
+    """`zstd --long=27` is read; a window above 128 MiB is refused by its name, before it costs memory."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=log, compression_level=1, write_content_size=False)
+    out = io.BytesIO()
+    with zstandard.ZstdCompressor(compression_params=parameters).stream_writer(out, closefd=False) as writer:
+        writer.write(b"x" * 1000)
+    if fits:
+        assert b"".join(decode([out.getvalue()], "zstd")) == b"x" * 1000
+    else:
+        with pytest.raises(LayerError, match="window of more than 128 MiB"):
+            list(decode([out.getvalue()], "zstd"))
+
+
+def test_skippable_frames_alone_are_empty() -> None:
+    """A stream of skippable frames is whole and has no content; a cut one is not whole."""
+    assert list(decode([SKIPPABLE * 2], "zstd")) == []
+    with pytest.raises(LayerError):
+        list(decode([SKIPPABLE * 2 + SKIPPABLE[:-1]], "zstd"))
 
 
 def test_unknown_compression() -> None:

@@ -131,6 +131,58 @@ def test_old_formats(tmp_path: Path, tool: str) -> None:
     assert shown(data) == on_disk(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+def test_labels_and_incremental_archives(tree: Path, tmp_path: Path, form: str) -> None:
+    """A volume label is no entry; the dumpdirs of an incremental archive are directories."""
+    options = [f"--format={form}", "--label=NAME", f"--listed-incremental={tmp_path / 'snapshot'}"]
+    data = subprocess.run(["tar", *options, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True).stdout
+    assert shown(data) == on_disk(tree)
+    assert first_path(Bytes(data)) == "m"
+
+
+def test_volumes(tmp_path: Path) -> None:
+    """The first volume of an archive ends inside a file: truncated. The second begins with the rest of it, which is left out."""
+    (tmp_path / "big").write_bytes(bytes(30_000))
+    (tmp_path / "small").write_bytes(b"small")
+    volumes = ["--tape-length=20", "--file=1.tar", "--file=2.tar"]
+    subprocess.run(["tar", "--format=gnu", "--multi-volume", *volumes, "-c", "big", "small"], cwd=tmp_path, check=True, stdin=subprocess.DEVNULL)
+    with pytest.raises(LayerError, match="truncated"):
+        index_tar(Bytes((tmp_path / "1.tar").read_bytes()))
+    second = (tmp_path / "2.tar").read_bytes()
+    index = index_tar(Bytes(second))
+    assert list(index.members) == ["small"]
+    assert [s.reason for s in index.skipped] == ["the rest of a file from another volume"]
+
+
+def test_extended_attributes_of_every_kind(tmp_path: Path) -> None:
+    """SCHILY and LIBARCHIVE records with any bytes in them are passed over; modes, names and content stay."""
+    (tmp_path / "f").write_bytes(b"x")
+    try:
+        os.setxattr(tmp_path / "f", b"user.k=\n", bytes(range(256)))
+    except OSError as e:
+        pytest.skip(f"the file system of {tmp_path} takes no attributes: {e}")
+    for command in (["tar", "--xattrs", "--format=posix"], ["bsdtar", "--format=pax"]):
+        data = subprocess.run([*command, "-cf", "-", "f"], cwd=tmp_path, check=True, capture_output=True).stdout
+        assert b".xattr.user.k" in data
+        assert shown(data) == on_disk(tmp_path)
+
+
+def test_many_extents(tmp_path: Path) -> None:
+    """A thousand spans of a file, in each way of GNU tar's to write their map, and every byte."""
+    with (tmp_path / "s").open("wb") as f:
+        for i in range(1000):
+            f.seek(i * 8192)
+            f.write(b"%04d" % i * 128)
+        f.truncate(9 << 20)
+    want = on_disk(tmp_path)
+    for options in GNU:
+        if "-S" in options:
+            command = ["tar", *options, "--hole-detection=raw", "-cf", "-", "s"]
+            data = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout
+            assert len(index_tar(Bytes(data)).members["s"].extents) == 1000
+            assert shown(data) == want
+
+
 def test_hard_links_share_an_identity(tree: Path) -> None:
     """A hard link is the file it links to, and says whose name came first."""
     data = subprocess.run(["tar", "-cf", "-", "m/a", "m/hard"], cwd=tree, check=True, capture_output=True).stdout
@@ -222,14 +274,54 @@ def test_index_survives_json(tree: Path) -> None:
             LayerIndex.from_json({**value, **damage})
 
 
-def test_small_files_take_few_reads_and_big_ones_are_hopped_over() -> None:
-    """Two thousand files of 1 KiB need far fewer reads than files; four of 1 MiB need no bytes of theirs."""
-    many = Bytes(tar(*(entry(f"m/{i}", bytes(1000)) for i in range(2000))))
-    assert len(index_tar(many).members) == 2000
-    assert len(many.reads) < 40
-    few = Bytes(tar(*(entry(f"m/{i}", bytes(1 << 20)) for i in range(4))))
-    assert len(index_tar(few).members) == 4
-    assert sum(size for _, size in few.reads) < 64 << 10
+class Stripes:
+    """A tar of equal members, made where it is read; counts its reads."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._count, self._content = count, size
+        self._stride = 512 + -(-size // 512) * 512
+        self.size = count * self._stride + 1024
+        self.reads: list[tuple[int, int]] = []
+
+    def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes:
+        self.reads.append((offset, size))
+        size = max(0, min(size, self.size - offset))
+        out = bytearray(size)
+        for i in range(offset // self._stride, min(self._count, (offset + size) // self._stride + 1)):
+            at = i * self._stride - offset
+            head = entry(f"m/{i:05}")[0]
+            head.size = self._content
+            block = head.tobuf(tarfile.GNU_FORMAT)
+            low, high = max(0, at), min(size, at + 512)
+            if low < high:
+                out[low:high] = block[low - at : high - at]
+        return bytes(out)
+
+
+def test_files_that_sit_together_take_few_reads() -> None:
+    """20,000 files of 1 KiB: less than a read for a hundred of them. 2,000 of 20 KiB are read through too, in steps that grow."""
+    many = Stripes(20_000, 1024)
+    assert len(index_tar(many).members) == 20_000
+    assert len(many.reads) < 100
+    some = Stripes(2000, 20 << 10)
+    assert len(index_tar(some).members) == 2000
+    assert len(some.reads) < 100
+
+
+def test_big_files_are_hopped_over() -> None:
+    """Eight members of 1.25 GiB: nine reads of 4 KiB, the last of which finds the end."""
+    few = Stripes(8, 5 << 28)
+    index = index_tar(few)
+    assert index.total == 10 << 30
+    assert [size for _, size in few.reads] == [4096] * 9
+
+
+def test_the_window_falls_back_behind_small_files() -> None:
+    """A big file after many small ones is not read ahead into."""
+    small = [entry(f"m/{i}", bytes(1000)) for i in range(2000)]
+    reader = Bytes(tar(*small, *(entry(f"b/{i}", bytes(4 << 20)) for i in range(4))))
+    index_tar(reader)
+    assert sum(size for _, size in reader.reads) < 6 << 20
 
 
 @pytest.mark.parametrize("sized", [True, False])
@@ -255,6 +347,7 @@ def test_first_path() -> None:
     """The first entry's path, past global headers; None for an empty archive, LayerError for no archive."""
     assert first_path(Bytes(tar(entry("./m/x")))) == "m/x"
     assert first_path(Bytes(bytes(1024))) is None
+    assert first_path(Bytes(tar(entry("LABEL", type=b"V"), entry("./", type=tarfile.DIRTYPE), entry("/abs", b"x" * 600), entry("m")))) == "m"
     with pytest.raises(LayerError):
         first_path(Bytes(b"PK\x03\x04" + b"x" * 600))
 
