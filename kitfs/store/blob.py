@@ -20,6 +20,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from kitfs.errors import IntegrityError, StoreError, WouldBlock
@@ -73,6 +74,7 @@ class Blob:
         self._of = of
         self.failure: IntegrityError | None = None  # what was found to be wrong with it
         self._closed = False
+        self._said_unkept = False
         self._verifying = threading.Lock()
         try:
             self._lease = Lease(directory)
@@ -319,16 +321,20 @@ class Blob:
         if not self.sealed and self.complete:
             self._home.later(self._verify_later)
 
-    def _finished(self, size: int, sha256: str) -> None:
-        """A source without ranges has come to its end."""
-        if self._of is not None:
-            meta = {**self._meta, "size": size, "sha256": sha256}
-            try:
-                _replace(os.path.join(self._directory, "meta.json"), meta)
-            except OSError as e:
-                self._home.log.warning("%s: its size cannot be kept: %s", self, e)
-            self._meta = meta
+    def _finished(self, size: int, sha256: str) -> bool:
+        """A source without ranges has come to its end. False when others cannot be told its size."""
         self._size = size
+        if self._of is None:
+            return True
+        self._meta = {**self._meta, "size": size, "sha256": sha256}
+        try:
+            _replace(os.path.join(self._directory, "meta.json"), self._meta)
+        except OSError as e:
+            if not self._said_unkept:
+                self._said_unkept = True
+                self._home.log.warning("%s: its size cannot be kept: %s", self, e.strerror)
+            return False
+        return True
 
     def _learn_size(self) -> int | None:
         """The size that another process has found since this one opened the blob."""
@@ -370,9 +376,14 @@ class Blob:
 def _replace(path: str, meta: dict[str, Any]) -> None:
     """meta.json by rename. Not fsynced: an entry whose meta.json a crash has damaged begins afresh."""
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}"
-    with open(temporary, "w", encoding="ascii") as f:
-        json.dump(meta, f)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="ascii") as f:
+            json.dump(meta, f)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 class _locked:  # noqa: N801 - a context manager, used as a word

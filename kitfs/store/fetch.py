@@ -6,7 +6,8 @@ all: readers wait until it has passed their chunks. A decoder's stream goes only
 registry's, which would be cut off, goes on to the end.
 
 Chunks are written before they are marked, and marked as they come, so that a killed process costs the others what it had on the way.
-When the store cannot take a chunk, its bytes are handed to the readers that wait for it, and forgotten (read through).
+When the store cannot take a chunk, its bytes are handed to every reader that wants it, and soon forgotten (read through): a decoder that
+is past a chunk that somebody wants again begins anew.
 
 Threading: ``_lock`` guards flights, streams and overflow, and is never held over I/O on the source. Waiters sleep on a condition and
 wake at every mark; marks of other processes are polled.
@@ -51,12 +52,25 @@ class Flight:
         self.error: Exception | None = None
 
 
+class Want:
+    """Chunks ``first`` to ``last`` that a reader is in ``ensure`` for; ``passed`` are those that the store could not take."""
+
+    __slots__ = ("first", "last", "missing", "passed")
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first = first
+        self.last = last
+        self.missing: int | None = None  # the chunk that it waits for the stream to bring
+        self.passed: dict[int, bytes] = {}
+
+
 class Fetcher:
     """Fills one blob.
 
     ``room`` says whether the store takes more bytes (it may evict to make it so); ``wrote`` is told how many were stored, ``passed``
     how many were not. ``finished`` is called with (size, digest of the stream) when an unranged source has come to its end, before its last
-    chunk is marked; ``landed`` after every flight. ``learn_size`` gives a size that another process has found.
+    chunk is marked; False says that the size could not be kept, so that a short last chunk may not be either. ``landed`` after every
+    flight. ``learn_size`` gives a size that another process has found.
     """
 
     def __init__(
@@ -72,7 +86,7 @@ class Fetcher:
         wrote: Callable[[int], None],
         passed: Callable[[int], None],
         hasher: Callable[[], Any],
-        finished: Callable[[int, str], None],
+        finished: Callable[[int, str], bool],
         landed: Callable[[], None],
         learn_size: Callable[[], int | None],
     ) -> None:
@@ -94,7 +108,7 @@ class Fetcher:
         self._streams = Streams()
         self._flights: dict[int, Flight] = {}
         self._stream: Flight | None = None
-        self._demand = 0  # chunks up to which somebody wants the stream
+        self._wants: set[Want] = set()
         self._overflow: OrderedDict[int, bytes] = OrderedDict()
         self._threads: set[threading.Thread] = set()
         self._closed = False
@@ -105,15 +119,19 @@ class Fetcher:
         Raises the KitfsError of the source when they cannot be had. ``last`` may lie beyond the end of a blob of unknown size: then
         the call returns when the end is known.
         """
-        passed: dict[int, bytes] = {}
-        while True:
-            missing = self._next_missing(first, last, passed)
-            if missing is None:
-                return passed
-            if self._source.ranged:
-                self._ensure_ranged(missing, last, passed)
-            else:
-                self._ensure_streamed(missing, last)
+        want = Want(first, last)
+        with self._lock:
+            self._wants.add(want)
+        try:
+            while (missing := self._next_missing(want)) is not None:
+                if self._source.ranged:
+                    self._ensure_ranged(missing, want)
+                else:
+                    self._ensure_streamed(missing, want)
+        finally:
+            with self._lock:
+                self._wants.discard(want)
+        return want.passed
 
     def close(self) -> bool:
         """End what is on its way. False when a thread still waits for its source: it touches the blob once more when that answers."""
@@ -126,36 +144,42 @@ class Fetcher:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
-    def _next_missing(self, first: int, last: int, passed: dict[int, bytes]) -> int | None:
-        """The first chunk that is neither in the store nor in ``passed``; moves what overflowed into ``passed``."""
+    def _next_missing(self, want: Want) -> int | None:
+        """The first wanted chunk that is neither in the store nor handed over; takes what overflowed before it was wanted."""
+        first, last = want.first, want.last
         while True:
             if self.size is not None:
                 last = min(last, (self.size - 1) // self._chunk)
             missing = self._present.first_missing(first, last) if first <= last else None
             if missing is None:
                 return None
-            if missing not in passed:
+            if missing not in want.passed:
                 with self._lock:
                     data = self._overflow.get(missing)
-                if data is None:
+                    if data is not None:
+                        want.passed[missing] = data
+                if missing not in want.passed:
                     return missing
-                passed[missing] = data
             first = missing + 1
 
-    def _ensure_ranged(self, missing: int, last: int, passed: dict[int, bytes]) -> None:
+    def _has(self, chunk: int, want: Want) -> bool:
+        """Whether a chunk is there for a reader. Call with the lock."""
+        return self._present.has(chunk, chunk) or chunk in want.passed or chunk in self._overflow
+
+    def _ensure_ranged(self, missing: int, want: Want) -> None:
         """Join the flight of the first missing chunk, or fly it and what follows."""
         with self._lock:
             flight = self._flights.get(missing)
             if flight is not None:
-                self._wait(flight, missing)
+                self._wait(flight, missing, want)
                 return
             if self._closed:
                 raise StoreError(f"{self._name} is closed")
-            flight = self._claim(missing, last)
+            flight = self._claim(missing, want.last)
         if flight is None:
             threading.Event().wait(POLL)  # another process fetches it
             return
-        if flight.stop - 1 <= last:
+        if flight.stop - 1 <= want.last:
             self._fly(flight)
             if flight.error is not None:
                 raise flight.error
@@ -163,11 +187,11 @@ class Fetcher:
             with self._lock:
                 self._start(self._fly, flight)
 
-    def _wait(self, flight: Flight, chunk: int) -> None:
+    def _wait(self, flight: Flight, chunk: int, want: Want) -> None:
         """Wait for one chunk of a flight; call with the lock. Raises what ended the flight."""
-        while not flight.done and not self._present.has(chunk, chunk) and chunk not in self._overflow:
+        while not flight.done and not self._has(chunk, want):
             self._arrived.wait()
-        if flight.error is not None and not self._present.has(chunk, chunk) and chunk not in self._overflow:
+        if flight.error is not None and not self._has(chunk, want):
             raise flight.error
 
     def _claim(self, missing: int, last: int) -> Flight | None:
@@ -252,20 +276,21 @@ class Fetcher:
         self._threads.add(thread)
         thread.start()
 
-    def _ensure_streamed(self, missing: int, last: int) -> None:
+    def _ensure_streamed(self, missing: int, want: Want) -> None:
         """Wait until the one stream has passed the missing chunk; start it when it does not run."""
         with self._lock:
             if self._closed:
                 raise StoreError(f"{self._name} is closed")
-            self._demand = max(self._demand, last + 1)
+            want.missing = missing
             flight = self._stream
             if flight is None:
                 flight = self._stream = Flight(0, 0)
                 self._start(self._fly_stream, flight, None)
             self._arrived.notify_all()
-            while not flight.done and self.size_allows(missing) and not self._present.has(missing, missing) and missing not in self._overflow:
+            while not flight.done and self.size_allows(missing) and not self._has(missing, want):
                 self._arrived.wait(10 * POLL)  # another process may be marking
-            if flight.error is not None and not self._present.has(missing, missing) and missing not in self._overflow:
+            want.missing = None
+            if flight.error is not None and not self._has(missing, want):
                 raise flight.error
 
     def size_allows(self, chunk: int) -> bool:
@@ -298,7 +323,7 @@ class Fetcher:
                     sink.take(view)
                     if self._closed:
                         return
-                    if resting and sink.at >= self._demand * self._chunk:
+                    if resting and not self._goes_on(sink):
                         self._present.unlock_stream()
                         locked = False
                         if not self._rest(sink):
@@ -306,9 +331,9 @@ class Fetcher:
                         locked = self._present.try_lock_stream()
             if self.size is not None and sink.at != self.size:
                 raise IntegrityError(f"{self._name} has {sink.at} bytes, not {self.size}")
-            self._finished(sink.at, hasher.hexdigest())
+            kept = self._finished(sink.at, hasher.hexdigest())
             self.size = sink.at
-            sink.end()
+            sink.end(kept=kept)
         except Exception as e:
             flight.error = e if isinstance(e, KitfsError) else StoreError(f"{self._name}: {type(e).__name__}: {e}")
             if not isinstance(e, (KitfsError, OSError)):
@@ -322,39 +347,64 @@ class Fetcher:
                 self._arrived.notify_all()
             self._landed()
 
-    def _rest(self, sink: _Sink) -> bool:
-        """Wait until somebody wants more than the stream has given; False when the blob was closed instead."""
+    def _goes_on(self, sink: _Sink) -> bool:
+        """Whether somebody waits for what the stream has not given yet."""
         with self._lock:
-            while sink.at >= self._demand * self._chunk and not self._closed:
+            return sink.at < self._demand() * self._chunk
+
+    def _rest(self, sink: _Sink) -> bool:
+        """Wait until somebody wants more than the stream has given; False when the blob was closed, or the stream must begin anew."""
+        with self._lock:
+            while not self._closed and not self._left_behind(sink.at // self._chunk):
+                if sink.at < self._demand() * self._chunk:
+                    return True
                 self._arrived.wait()
-            return not self._closed
+            return False
+
+    def _demand(self) -> int:
+        """Chunks up to which somebody wants the blob now. Call with the lock."""
+        return max((want.last + 1 for want in self._wants), default=0)
+
+    def _left_behind(self, given: int) -> bool:
+        """Whether somebody waits for a chunk that the stream gave before, and that was not kept. Call with the lock."""
+        return any(w.missing is not None and w.missing < given and not self._has(w.missing, w) for w in self._wants)
 
     def _wanted(self) -> bool:
         """Whether a chunk that somebody asked the stream for is still missing. Call with the lock."""
-        wanted = self._demand if self.size is None else min(self._demand, -(-self.size // self._chunk))
+        demand = self._demand()
+        wanted = demand if self.size is None else min(demand, -(-self.size // self._chunk))
         return wanted > 0 and self._present.first_missing(0, wanted - 1) is not None
 
     def store(self, first: int, data: bytes | bytearray | memoryview) -> None:
         """Write whole chunks (the last one of the blob may be short) and mark them; hand them over when the store is full."""
         count = -(-len(data) // self._chunk)
-        if self._room() and self._write(first, data):
-            self._present.mark(first, count)
+        if self._room() and self._write(first, count, data):
             self._wrote(len(data))
             with self._lock:
                 self._arrived.notify_all()
             return
+        self.hand_over(first, data)
+
+    def hand_over(self, first: int, data: bytes | bytearray | memoryview) -> None:
+        """Give chunks to the readers that want them, and keep them only for a moment."""
         self._passed(len(data))
         view = memoryview(data)
+        count = -(-len(data) // self._chunk)
         with self._lock:
             for i in range(count):
-                self._overflow[first + i] = bytes(view[i * self._chunk : (i + 1) * self._chunk])
+                chunk = bytes(view[i * self._chunk : (i + 1) * self._chunk])
+                self._overflow[first + i] = chunk
+                for want in self._wants:
+                    if want.first <= first + i <= want.last:
+                        want.passed[first + i] = chunk
             while len(self._overflow) * self._chunk > OVERFLOW:
                 self._overflow.popitem(last=False)
             self._arrived.notify_all()
 
-    def _write(self, first: int, data: bytes | bytearray | memoryview) -> bool:
+    def _write(self, first: int, count: int, data: bytes | bytearray | memoryview) -> bool:
         try:
             self._body.pwrite(first * self._chunk, data)
+            self._present.mark(first, count)
         except OSError as e:
             if e.errno not in FULL:
                 raise
@@ -396,11 +446,12 @@ class _Sink:
             self.at += len(part)
             view = view[len(part) :]
 
-    def end(self) -> None:
-        """The blob's last chunk, when it is a short one and all of it came."""
+    def end(self, *, kept: bool = True) -> None:
+        """The blob's last chunk, when it is a short one and all of it came. ``kept`` False: it is not to be stored."""
         size = self._fetcher.size
         if self._pending and (size is None or self.at == size):
-            self._put(self.at // self._fetcher.chunk, self._pending)
+            put = self._put if kept else self._fetcher.hand_over
+            put(self.at // self._fetcher.chunk, self._pending)
         self._pending = bytearray()
 
     def _put(self, first: int, data: bytes | bytearray | memoryview) -> None:

@@ -1,19 +1,21 @@
-"""Which chunks of a blob are there: a header and one byte per chunk, mapped by every process that has the blob open.
+"""Which chunks of a blob are there: a header and one byte per chunk, in a file that every process with the blob open reads and marks.
 
     present   64 bytes of header: magic (8), version (4), boot id (16), zeros; then one byte per chunk: 0 absent, 1 present
     synced    the last copy of ``present`` whose chunks had been fsynced before; same format
 
-A byte and not a bit: Python's mmap has no compare-exchange, and two processes must not lose each other's marks. ``present`` is believed
-only in the boot that wrote it, since its pages may have reached the disk before the data's; after a reboot ``synced`` is.
+A byte and not a bit: two processes must not lose each other's marks. By pread and pwrite, never mapped: a page of a mapping for which the
+disk has no room, or which it cannot read, kills the process (SIGBUS). What was seen to be there stays there, so it is remembered, and a
+warm look is no system call. ``present`` is believed only in the boot that wrote it, since its pages may have reached the disk before the
+data's; after a reboot ``synced`` is.
 OFD locks on the bytes (fcntl(2), "Open file description locks") are the flights of other processes: a chunk that somebody fetches is
-locked, and the kernel lets go when that process dies. Threading: marks and looks are single bytes; no lock is taken.
+locked, and the kernel lets go when that process dies. Threading: marks and looks are single bytes; no lock is taken. A memory that
+loses a mark to a race looks again.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import struct
 from typing import Final
@@ -22,6 +24,7 @@ MAGIC: Final = b"KITFSMAP"
 VERSION: Final = 1
 HEADER: Final = 64
 UNKNOWN_CHUNKS: Final = 1 << 23  # chunks that a blob of unknown size may have; the file is sparse
+PAGE: Final = 4096  # marks read at once: fewer are read only where fewer are asked for
 FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, len, pid
 
 
@@ -52,37 +55,73 @@ class Present:
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         if os.fstat(self._fd).st_size < length:
             os.ftruncate(self._fd, length)
-        self._map = mmap.mmap(self._fd, length)
+        self._seen = bytearray(length - HEADER if chunks is not None else 0)
 
     def close(self) -> None:
-        """Unmap; marks stay in the file."""
-        self._map.close()
+        """Let go of the file; marks stay in it."""
         os.close(self._fd)
 
     def has(self, first: int, last: int) -> bool:
         """Whether chunks ``first`` to ``last``, both included, are all there."""
-        return self._map.find(b"\0", HEADER + first, HEADER + last + 1) < 0
+        return self.first_missing(first, last) is None
 
     def first_missing(self, first: int, last: int) -> int | None:
         """The first absent chunk of ``first`` to ``last``, None when all are there."""
-        found = self._map.find(b"\0", HEADER + first, HEADER + last + 1)
-        return None if found < 0 else found - HEADER
+        seen = self._seen
+        at = seen.find(b"\0", first, last + 1)
+        if at < 0:
+            if last < len(seen):
+                return None
+            at = max(first, len(seen))
+        while at <= last:
+            marks = self._look(at, last)
+            gap = marks.find(b"\0")
+            if gap >= 0:
+                return at + gap
+            at += len(marks)
+        return None
 
     def first_present(self, first: int, last: int) -> int | None:
         """The first chunk of ``first`` to ``last`` that is there, None when none is."""
-        found = self._map.find(b"\1", HEADER + first, HEADER + last + 1)
-        return None if found < 0 else found - HEADER
+        at = first
+        while at <= last:
+            marks = self._look(at, last)
+            found = marks.find(b"\1")
+            if found >= 0:
+                return at + found
+            at += len(marks)
+        return None
+
+    def _look(self, first: int, last: int) -> bytes:
+        """The marks of up to ``PAGE`` chunks from ``first`` on, at least one; what they say is remembered."""
+        wanted = min(last + 1 - first, PAGE)
+        marks = os.pread(self._fd, wanted, HEADER + first).ljust(wanted, b"\0")
+        there = len(marks) - len(marks.lstrip(b"\1"))
+        if there:
+            self._remember(first, there)
+        return marks
+
+    def _remember(self, first: int, count: int) -> None:
+        seen = self._seen
+        if first <= len(seen):  # of a map of unknown length the beginning is remembered, as far as it has no gap
+            seen[first : first + count] = b"\1" * count
 
     def mark(self, first: int, count: int = 1) -> None:
-        """Say that chunks are there; their bytes must have been written before."""
-        self._map[HEADER + first : HEADER + first + count] = b"\1" * count
+        """Say that chunks are there; their bytes must have been written before. Raises OSError (ENOSPC, EIO): then nobody is told."""
+        marks = b"\1" * count
+        written = os.pwrite(self._fd, marks, HEADER + first)
+        self._remember(first, written)
+        if written < count:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def count(self) -> int:
         """How many chunks are there. Of a map of unknown length only the beginning up to the first gap is counted."""
         if self.chunks is None:
-            gap = self._map.find(b"\0", HEADER)
-            return gap - HEADER
-        return self._map[HEADER : HEADER + self.chunks].count(1)
+            gap = self.first_missing(0, UNKNOWN_CHUNKS)
+            return UNKNOWN_CHUNKS if gap is None else gap
+        if self._seen.find(b"\0") < 0:
+            return self.chunks
+        return os.pread(self._fd, self.chunks, HEADER).count(1)
 
     def save(self) -> None:
         """Write ``synced``; the data must have been fsynced before."""
@@ -90,7 +129,7 @@ class Present:
         temporary = os.path.join(self._directory, f"synced.{os.getpid()}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, self._map[: HEADER + chunks])
+            os.write(fd, os.pread(self._fd, HEADER + chunks, 0))
             os.fsync(fd)
         finally:
             os.close(fd)

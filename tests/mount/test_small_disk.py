@@ -1,0 +1,99 @@
+"""A cache on a disk that is too small: mounts outlive it, and every byte is right."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.host import Host, Mounted
+from tests.kits import build, part, write_layout
+
+pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs takes root")]
+MiB = 1 << 20
+READ_UNCACHED = """
+import hashlib, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+print(hashlib.sha256(os.pread(fd, int(sys.argv[3]), int(sys.argv[2]))).hexdigest())
+"""
+
+
+@pytest.fixture
+def small(host: Host) -> Iterator[Path]:
+    """A tmpfs of 12 MiB as the cache directory."""
+    directory = Path(tempfile.mkdtemp(prefix="kitfs-small-", dir=host.root))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", directory], capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield directory
+    for path in host.mount_points():
+        if path != directory:
+            host.kitfs("umount", path, "--cache-dir", directory)
+    subprocess.run(["umount", directory], check=True)
+
+
+def fill(directory: Path) -> Path:
+    """Takes all the room there is."""
+    filler = directory / "filler"
+    fd = os.open(filler, os.O_WRONLY | os.O_CREAT)
+    try:
+        with pytest.raises(OSError) as caught:  # noqa: PT012 - until it fails
+            while True:
+                os.write(fd, bytes(4096))
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    assert caught.value.errno == errno.ENOSPC
+    return filler
+
+
+def read(mount: Mounted, name: str, at: int, size: int = 4096) -> str:
+    """The digest of what lies there, past the kernel's cache, by a process with a time limit."""
+    command = [sys.executable, "-c", READ_UNCACHED, str(mount / name), str(at), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.strip()
+
+
+def test_a_disk_that_fills_while_a_sparse_layer_is_read(host: Host, small: Path) -> None:
+    """No room for as much as the page of marks that a far read needs: the daemon lives, and reads through."""
+    blob = host.root / "blob"
+    with blob.open("wb") as file:
+        file.truncate(1 << 30)
+        file.seek(900 * MiB)
+        file.write(b"far away")
+    kit = build([part("model", "w.bin", blob, format="raw")])
+    mount = host.mount(f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1", "--cache-dir", small)
+    fill(small)
+    assert read(mount, "w.bin", 900 * MiB, 8) == hashlib.sha256(b"far away").hexdigest()
+    assert read(mount, "w.bin", 0) == hashlib.sha256(bytes(4096)).hexdigest()
+    assert host.status(mount)["read_through"] > 0
+    assert host.status(mount)["errors"] == 0
+
+
+def test_a_compressed_layer_that_is_larger_than_the_disk(host: Host, small: Path) -> None:
+    """Reads ahead, back and ahead again past what the store could keep all end, each with the right bytes."""
+    data = random.Random(4).randbytes(40 * MiB)
+    kit = build([part("model", "w.bin", data, format="raw", compression="gzip")])
+    mount = host.mount(f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1", "--cache-dir", small)
+    for at in (25 * MiB, 12 * MiB, 30 * MiB, 20 * MiB, 39 * MiB, 15 * MiB):
+        assert read(mount, "w.bin", at, 100_000) == hashlib.sha256(data[at : at + 100_000]).hexdigest(), f"at {at}"
+
+
+def test_a_bomb_that_is_larger_than_the_disk_and_says_no_size(host: Host, small: Path) -> None:
+    """stat of a raw gzip file without metadata decodes all of it, to its end, though next to nothing can be kept."""
+    blob = gzip.compress(bytes(700 * MiB), 1)
+    kit = build([part("model", "w.bin", b"", format="raw", blob=blob, compression="gzip")], vintage="1.7")
+    mount = host.mount(f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1", "--cache-dir", small)
+    done = subprocess.run(["stat", "-c", "%s", mount / "w.bin"], capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) == 700 * MiB
+    assert host.status(mount)["state"] == "alive"

@@ -1,0 +1,117 @@
+"""A store that takes no more: every byte is still read, by as many readers as there are, from decoders and from registries."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kitfs.oci.names import Digest
+from kitfs.store.blob import Blob
+from kitfs.store.store import Store
+from tests.fakes.sources import BytesSource
+
+MiB = 1 << 20
+DATA = random.Random(17).randbytes(30 * MiB + 777)
+PATIENCE = 60  # seconds
+
+
+class Disk:
+    """Lets pwrite fail with ENOSPC for files whose name ``refuses`` is true of."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refuses: Callable[[str], bool] = lambda name: False
+        self._pwrite = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self.pwrite)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        if self.refuses(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._pwrite(fd, data, offset)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def decoded(store: Store, source: BytesSource) -> Blob:
+    """A blob whose size is known when its source has ended, as a decoder's."""
+    wire = store.blob(Digest.of(b"wire"), size=4, source=BytesSource(b"wire"))
+    return store.blob(wire.digest, size=None, source=source, of=wire)
+
+
+def test_a_decoder_begins_anew_for_what_it_has_passed(store: Store, disk: Disk) -> None:
+    """What was given before and could not be kept is given again to who comes back for it, and the decoder goes on ahead after that."""
+    disk.refuses = lambda name: name == "rest"
+    blob = decoded(store, BytesSource(DATA, ranged=False, known=False, piece=MiB))
+    with ThreadPoolExecutor() as pool:
+        for at in (20 * MiB, 5 * MiB, 0, 25 * MiB, len(DATA) - 100, 12 * MiB):
+            assert pool.submit(blob.pread, at, 4096).result(PATIENCE) == DATA[at : at + 4096]
+    assert blob.size == len(DATA)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["registry without ranges", "decoder"])
+def test_many_readers_of_one_stream_that_cannot_be_kept(store: Store, disk: Disk, known: bool) -> None:
+    """64 readers of 64 places end, each with its bytes, though the stream runs further than what is remembered of it."""
+    disk.refuses = lambda name: name == "rest"
+    source = BytesSource(DATA, ranged=False, known=known, piece=MiB)
+    blob = store.blob(Digest.of(DATA), size=len(DATA), source=source) if known else decoded(store, source)
+    places = [n * (len(DATA) // 64) for n in range(64)]
+    random.Random(1).shuffle(places)
+    with ThreadPoolExecutor(64) as pool:
+        reads = [(at, pool.submit(blob.pread, at, 200_000)) for at in places]
+        assert [at for at, read in reads if read.result(PATIENCE) != DATA[at : at + 200_000]] == []
+
+
+def test_marks_that_have_no_room_are_no_marks(store: Store, disk: Disk) -> None:
+    """A chunk whose mark cannot be written was not stored, whatever became of its bytes; with room again it is."""
+    disk.refuses = lambda name: name == "present"
+    source = BytesSource(DATA)
+    blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
+    assert blob.pread(0, 4096) == DATA[:4096]
+    assert (blob.state, blob.fetched) == ("absent", 0)
+    disk.refuses = lambda name: False
+    store.evict()
+    assert blob.pread(MiB, 4096) == DATA[MiB : MiB + 4096]
+    assert blob.state == "partial"
+
+
+def test_a_size_that_cannot_be_kept(store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """No room for a decoded form's size: said once, its last chunk is not kept either, and another process reads it all the same."""
+    replace = os.replace
+
+    def full(source: str, target: str) -> None:
+        if target.endswith("meta.json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    data = DATA[: MiB + 5]
+    blob = decoded(store, BytesSource(data, ranged=False, known=False, piece=MiB))
+    monkeypatch.setattr(os, "replace", full)
+    for _ in range(3):
+        assert blob.pread(MiB, 100) == data[MiB:]
+    assert len([r for r in caplog.records if "size cannot be kept" in r.message]) == 1
+    assert not blob.complete
+    assert list(Path(store.root).rglob("meta.json.*")) == []
+    monkeypatch.setattr(os, "replace", replace)
+    store.evict()  # which finds that there is room
+    other = decoded(store, BytesSource(data, ranged=False, known=False, piece=MiB))
+    assert other.pread(MiB - 5, 100) == data[MiB - 5 :]
+    assert other.failure is None
+    assert other.complete
+
+
+def test_marks_of_another_process_are_seen(store: Store) -> None:
+    """Two openings of one blob: what one has fetched the other finds, though it looked before."""
+    one, two = (store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA)) for _ in range(2))
+    assert two.state == "absent"
+    one.pread(0, 3 * MiB)
+    assert two.pread(2 * MiB, 4096, wait=False) == DATA[2 * MiB : 2 * MiB + 4096]
+    one.fill()
+    assert (two.complete, two.fetched) == (True, len(DATA))
