@@ -28,7 +28,9 @@ class Catalog:
             if self._cache is None:
                 import diskcache
 
-                self._cache = diskcache.Cache(self._directory, disk=diskcache.JSONDisk, eviction_policy="none", statistics=0, timeout=5)
+                # Nothing mapped: whoever truncates a mapped database, or a disk that cannot read it, kills the process (SIGBUS).
+                options = {"eviction_policy": "none", "statistics": 0, "sqlite_mmap_size": 0}
+                self._cache = diskcache.Cache(self._directory, disk=diskcache.JSONDisk, timeout=5, **options)
             return self._cache
 
     def get(self, key: Key) -> Any:

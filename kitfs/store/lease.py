@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
+from typing import Final
+
+POLL: Final = 0.002  # seconds between two tries
 
 
 class Lease:
@@ -20,11 +24,11 @@ class Lease:
                 self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
                 continue  # evicted between the two lines
-            fcntl.flock(self._fd, fcntl.LOCK_SH)
-            if _same(self._fd, path):
+            if _shared(self._fd) and _same(self._fd, path):
                 os.utime(self._fd)
                 return
-            os.close(self._fd)  # evicted while we waited: begin again
+            os.close(self._fd)
+            time.sleep(POLL)  # it is being evicted: begin again. Not waited for: who retired a blob keeps its lease to his end
 
     def alone(self) -> bool:
         """Make the lease exclusive, if nobody else has one; it stays so."""
@@ -43,6 +47,15 @@ def exclusive(fd: int) -> bool:
     """Whether an exclusive lock could be had at once."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _shared(fd: int) -> bool:
+    """Whether a shared lock could be had at once."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
