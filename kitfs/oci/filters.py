@@ -29,15 +29,16 @@ class Filter:
 
     @classmethod
     def parse(cls, text: str) -> Filter:
-        """Raises UsageError, in kit's words."""
-        types, colon, names = text.partition(":")
-        if ":" in names or not types or (colon and not names):
-            raise UsageError(f"invalid filter {text!r}: should be in format <type1>,<type2>[:<filter1>,<filter2>]")
+        """Raises UsageError, in kit's words; also for a colon without names, which kit takes for a name that nothing has."""
+        types, colon, rest = text.partition(":")
+        names = tuple(n for n in rest.split(",") if n)
+        if ":" in rest or not types or (colon and not names):
+            raise UsageError("invalid filter: should be in format <type1>,<type2>[:<filter1>,<filter2>]")
         for kind in types.split(","):
             if kind not in TYPES:
                 allowed = "'kitfile', 'model', 'datasets', 'code', 'docs', 'prompts', or 'mcpservers'"
                 raise UsageError(f"invalid filter type {kind} (must be one of {allowed})")
-        return cls(tuple(types.split(",")), tuple(names.split(",")) if names else ())
+        return cls(tuple(types.split(",")), names)
 
     def __str__(self) -> str:
         return ",".join(self.types) + (":" + ",".join(self.names) if self.names else "")

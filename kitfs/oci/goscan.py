@@ -1,8 +1,8 @@
 """PyYAML's pure loader, scanning as yaml.v3's scannerc.go does where the two differ, and composing within bounds.
 
 They are ports of one parser (libyaml); PyYAML forbids tabs between tokens and inside plain scalars, ends a flow scalar at ``:]``, knows
-the escape ``\\/`` and refuses an anchor that is given anew. The pure loader is taken, not libyaml's: deep nesting ends in an exception
-here, where C ends in a crash. One loader, one text, one thread.
+the escape ``\\/`` but not ``\\'``, and refuses an anchor that is given anew. The pure loader is taken, not libyaml's: deep nesting ends
+in an exception here, where C ends in a crash. One loader, one text, one thread.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ name is its own in camel case. Pure.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 
@@ -198,35 +199,61 @@ class Kitfile:
 
     @property
     def parent(self) -> Reference | None:
-        """The ModelKit that ``model.path`` names, when it names one and not a path."""
-        path = self.model.path if self.model is not None else ""
-        if ":" not in path and "@" not in path:
+        """The ModelKit that ``model.path`` names, when it names one and not a path; a model that has a layer has a path."""
+        if self.model is None or self.model.digest:
             return None
-        try:
-            return Reference.parse(path)
-        except InvalidReference:
-            return None
+        return _reference(self.model.path)
 
     def validate(self) -> None:
         """kit's checks of a Kitfile that is to be packed. Raises KitfileError with every problem, sorted, in kit's words."""
         problems: list[str] = []
-        seen: dict[str, str] = {}
+        same: dict[str, list[str]] = {}
         for source, path in self._sources():
+            same.setdefault(clean_path(path), []).append(source)
             if path.startswith("/"):
                 problems.append(f"absolute paths are not supported in a Kitfile (path {path} in {source})")
-            cleaned = clean_path(path)
-            if cleaned == ".." or cleaned.startswith("../"):
-                problems.append(f"paths outside the context directory are not supported in a Kitfile (path {path} in {source})")
-            if cleaned in seen:
-                problems.append(f"{seen[cleaned]} and {source} use the same path {path or '.'}")
-            seen.setdefault(cleaned, source)
-        for part in self.model.parts if self.model is not None else ():
-            if part.type and not PART_TYPE.fullmatch(part.type):
-                problems.append(f"modelpart {part.name} has invalid type (must be alphanumeric with dots, dashes, and underscores)")
-            if len(part.type) > MAX_PART_TYPE:
-                problems.append(f"modelpart {part.name} type is too long (must be fewer than {MAX_PART_TYPE} characters)")
+            if path.startswith(("http://", "https://")):
+                problems.append(f"HTTP urls are not supported in paths ({path})")
+        for path, sources in same.items():
+            if len(sources) > 1:
+                problems.append(f"{', '.join(sources[:-1])} and {sources[-1]} use the same path {path}")
+            if path == ".." or path.startswith("../"):
+                problems.append(f"paths outside the context directory are not supported in a Kitfile (path {path} in {sources[0]})")
+        problems += [*self._wrong_parts(), *self._wrong_remotes(), *self._wrong_servers()]
         if problems:
             raise KitfileError("errors while validating Kitfile: \n" + "\n".join(f"  * {p}" for p in sorted(problems)))
+
+    def _wrong_parts(self) -> Iterator[str]:
+        for part in self.model.parts if self.model is not None else ():
+            if part.type and not PART_TYPE.fullmatch(part.type):
+                yield f"modelpart {part.name} has invalid type (must be alphanumeric with dots, dashes, and underscores)"
+            if len(part.type) > MAX_PART_TYPE:
+                yield f"modelpart {part.name} type is too long (must be fewer than {MAX_PART_TYPE} characters)"
+
+    def _wrong_remotes(self) -> Iterator[str]:
+        paths = [clean_path(path) for _, path in self._sources()]
+        for dataset in self.datasets:
+            remote = dataset.remote_path
+            if not remote:
+                if dataset.remote_hash:
+                    yield f"remote hash is only applicable when remotePath is set (dataset {dataset.name})"
+                continue
+            if remote.startswith("s3://"):
+                if not dataset.remote_hash:
+                    yield f"remoteHash is required when remote dataset paths are used ({remote})"
+            elif _reference(remote) is None:
+                yield f"only S3 URLs and ModelKit references are supported for remote dataset paths ({remote})"
+            root = clean_path(dataset.path)
+            below = [p for p in paths if p != root and (root == "." or p.startswith(f"{root}/"))]
+            yield from (f"nothing may be nested below the path of a remote dataset (path {p} in {root})" for p in below)
+
+    def _wrong_servers(self) -> Iterator[str]:
+        names = [m.name for m in self.mcp_servers]
+        for i, server in enumerate(self.mcp_servers):
+            if not server.name or names.index(server.name) != i:
+                yield f"mcpServer layer {i} needs a name of its own"
+            if not server.path.endswith(".mcpb"):
+                yield f"mcpServer layer {i} must be an .mcpb file (path {server.path})"
 
     def _sources(self) -> list[tuple[str, str]]:
         """(what kit calls it, path) of everything that has a path of its own."""
@@ -253,6 +280,16 @@ def clean_path(path: str) -> str:
         elif (part == ".." and not rooted) or part not in ("", ".", ".."):
             out.append(part)
     return ("/" if rooted else "") + "/".join(out) or "."
+
+
+def _reference(text: str) -> Reference | None:
+    """The ModelKit that a text names, if it looks like one, as kit's IsModelKitReference has it."""
+    if ":" not in text and "@" not in text:
+        return None
+    try:
+        return Reference.parse(text)
+    except InvalidReference:
+        return None
 
 
 def _entry(kind: str, section: Any, name: str) -> Entry:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from kitfs.errors import InvalidReference, ManifestError, UnsupportedLayer
-from kitfs.oci.gojson import dumps
+from kitfs.oci.gojson import dumps, loads
 from kitfs.oci.names import Digest
 
 IMAGE_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -32,6 +31,7 @@ CREATED: Final = "org.opencontainers.image.created"
 FILEPATH: Final = ("org.cncf.model.filepath", "org.cnai.model.filepath")
 SUBTYPE: Final = "ml.kitops.modelkit.layer-subtype"
 MAX_SIZE: Final = 1 << 62  # bytes: what an offset can hold, with room to add
+MAX_SHOWN: Final = 100  # characters of a foreign value in a message
 
 KIT_LAYER: Final = re.compile(r"application/vnd\.kitops\.modelkit\.(\w+)\.v1\.(\w+)(?:\+(\w+))?")
 PACK_LAYER: Final = re.compile(r"application/vnd\.(?:cncf|cnai)\.model\.(weight\.config|weight|doc|code|dataset)\.v1\.(raw|tar)(?:\+(\w+))?")
@@ -62,7 +62,7 @@ class Descriptor:
         fields = _object(value, where)
         size = fields.get("size")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
-            raise ManifestError(f"{where}: size {size!r} is not a number of bytes")
+            raise ManifestError(f"{where}: size {_short(size)} is not a number of bytes")
         try:
             digest = Digest.parse(fields.get("digest"))
         except InvalidReference as e:
@@ -114,7 +114,7 @@ class Manifest:
         if "manifests" in fields and "config" not in fields:
             raise ManifestError("this is an index of several manifests: name one of them by its digest")
         if fields.get("schemaVersion", 2) != 2:
-            raise ManifestError(f"manifest: schemaVersion {fields.get('schemaVersion')!r} is not known")
+            raise ManifestError(f"manifest: schemaVersion {_short(fields.get('schemaVersion'))} is not known")
         if "config" not in fields:
             raise ManifestError("manifest: it has no config")
         known = {"schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations"}
@@ -141,7 +141,7 @@ class Manifest:
         kind = self.artifact_type or self.config.media_type
         if kind in ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"):
             raise ManifestError("this is an ordinary container image, not a ModelKit or ModelPack")
-        raise ManifestError(f"this is an artifact of type {kind or 'unknown'}, not a ModelKit or ModelPack")
+        raise ManifestError(f"this is an artifact of type {kind[:MAX_SHOWN] or 'unknown'}, not a ModelKit or ModelPack")
 
     @property
     def created(self) -> int:
@@ -188,6 +188,12 @@ class IndexManifest:
         )
 
 
+def is_index(data: bytes) -> bool:
+    """Whether these bytes are an index rather than a manifest. Raises ManifestError for what is no JSON object."""
+    fields = _object(_json(data), "manifest")
+    return fields.get("mediaType") in (IMAGE_INDEX, DOCKER_LIST) or ("manifests" in fields and "config" not in fields)
+
+
 @dataclass(frozen=True, slots=True)
 class LayerType:
     """What a layer's media type says.
@@ -210,10 +216,10 @@ class LayerType:
         elif match := PACK_LAYER.fullmatch(text):
             family, kinds = "modelpack", PACK_KINDS
         else:
-            raise UnsupportedLayer(f"layer {descriptor.digest} has media type {text!r}, which is none of ModelKit or ModelPack")
+            raise UnsupportedLayer(f"layer {descriptor.digest} has media type {_short(text)}, which is none of ModelKit or ModelPack")
         kind, form, compression = match.groups()
         if kind not in kinds or form not in ("tar", "raw") or compression not in COMPRESSIONS:
-            raise UnsupportedLayer(f"layer {descriptor.digest} has media type {text!r}, which this kitfs does not read")
+            raise UnsupportedLayer(f"layer {descriptor.digest} has media type {_short(text)}, which this kitfs does not read")
         named = kinds[kind]
         if named == "code" and descriptor.annotations.get(SUBTYPE) == "prompt":
             named = "prompt"
@@ -222,9 +228,14 @@ class LayerType:
 
 def _json(data: bytes) -> Any:
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as e:
-        raise ManifestError(f"not a manifest: {'nested too deeply' if isinstance(e, RecursionError) else e}")
+        return loads(data)
+    except ValueError as e:
+        raise ManifestError(f"not a manifest: {e}")
+
+
+def _short(value: Any) -> str:
+    """A value as messages show it: whatever it is, it comes from outside."""
+    return repr(value)[:MAX_SHOWN]
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

@@ -6,12 +6,12 @@ their path in an annotation (KITOPS §1.3, §11).
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from kitfs.errors import KitfileError, ManifestError
+from kitfs.oci.gojson import loads
 from kitfs.oci.kitfile import Code, Dataset, Docs, Entry, Kitfile, Model, ModelPart, Package, Prompt, clean_path
 from kitfs.oci.manifest import FILEPATH, Descriptor, LayerType, Manifest
 
@@ -31,8 +31,8 @@ class FileMetadata(NamedTuple):
         """Leniently: an annotation that cannot be read is as good as none."""
         text = _annotation(descriptor.annotations, METADATA)
         try:
-            value = json.loads(text) if text else None
-        except (ValueError, RecursionError):
+            value = loads(text.encode()) if text else None
+        except ValueError:
             return None
         if not isinstance(value, dict):
             return None
@@ -112,60 +112,72 @@ def has_kitfile(manifest: Manifest) -> bool:
 def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
     """The Kitfile of a kit: its config, the annotation that KitOps leaves on a ModelPack, or one made from the layers' paths.
 
-    Raises KitfileError for a config or annotation that cannot be read, ManifestError for a ModelPack layer without a path.
+    Raises KitfileError for a config or annotation that cannot be read, ManifestError for a ModelPack layer without a path, or with
+    other than one diffId per layer.
     """
     if manifest.flavor == "modelkit":
         return Kitfile.from_json(config)
     if has_kitfile(manifest):
-        return Kitfile.from_json(manifest.annotations[KITFILE_ANNOTATION].encode("utf-8", "replace"))
-    return _generated(manifest, _descriptor_of(config))
+        return Kitfile.from_json(manifest.annotations[KITFILE_ANNOTATION].encode())
+    return _generated(manifest, config)
 
 
-def _descriptor_of(config: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(config)
-    except (ValueError, RecursionError) as e:
-        raise KitfileError(f"not a ModelPack's config: {e}")
-    if not isinstance(value, dict):
-        raise KitfileError("not a ModelPack's config: an object was expected")
-    return value
-
-
-def _generated(manifest: Manifest, config: dict[str, Any]) -> Kitfile:
+def _generated(manifest: Manifest, config: bytes) -> Kitfile:
     """What kit makes of a ModelPack that it did not pack: the first weight is the model, the others its parts (KITOPS §11.2)."""
-    told = config.get("descriptor") if isinstance(config.get("descriptor"), dict) else {}
-    shape = config.get("config") if isinstance(config.get("config"), dict) else {}
-    assert isinstance(told, dict)
-    assert isinstance(shape, dict)
-    paths: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for descriptor in manifest.layers:
-        path = _annotation(descriptor.annotations, FILEPATH)
-        if path is None:
-            raise ManifestError(f"unknown file path for layer: no {FILEPATH[0]} annotation (layer {descriptor.digest})")
-        paths[LayerType.parse(descriptor).kind].append((path, str(descriptor.digest)))
-    weights, configs = paths["model"], paths["modelpart"]
+    try:
+        whole = loads(config)
+    except ValueError as e:
+        raise KitfileError(f"not a ModelPack's config: {e}")
+    if not isinstance(whole, dict):
+        raise KitfileError("not a ModelPack's config: an object was expected")
+    told, shape = _section(whole, "descriptor"), _section(whole, "config")
+    found = _paths(manifest, _texts(_section(whole, "modelfs"), "diffIds"))
+    weights, configs = found["model"], found["modelpart"]
     model = None
     if weights or configs:
-        parts = tuple(ModelPart(path=p, digest=d) for p, d in (*weights[1:], *configs))
-        path, digest = weights[0] if weights else ("", "")
-        model = Model(name=_str(told, "name"), path=path, format=_str(shape, "format"), version=_str(told, "version"), parts=parts, digest=digest)
-    authors = told.get("authors")
-    licenses = told.get("licenses")
+        parts = tuple(ModelPart(path=p, digest=d, diff_id=i) for p, d, i in (*weights[1:], *configs))
+        path, digest, diff_id = weights[0] if weights else ("", "", "")
+        model = Model(
+            _str(told, "name"), path, format=_str(shape, "format"), version=_str(told, "version"), parts=parts, digest=digest, diff_id=diff_id
+        )
     return Kitfile(
         manifest_version="1.0.0",
         package=Package(
-            name=_str(told, "name"),
-            version=_str(told, "version"),
-            description=_str(told, "description"),
-            license=next((x for x in licenses if isinstance(x, str)), "") if isinstance(licenses, list) else "",
-            authors=tuple(a for a in authors if isinstance(a, str)) if isinstance(authors, list) else (),
+            _str(told, "name"),
+            _str(told, "version"),
+            _str(told, "description"),
+            next(iter(_texts(told, "licenses")), ""),
+            tuple(_texts(told, "authors")),
         ),
         model=model,
-        code=tuple(Code(path=p, digest=d) for p, d in paths["code"]),
-        datasets=tuple(Dataset(path=p, digest=d) for p, d in paths["dataset"]),
-        docs=tuple(Docs(path=p, digest=d) for p, d in paths["docs"]),
-        prompts=tuple(Prompt(path=p, digest=d) for p, d in paths["prompt"]),
+        code=tuple(Code(p, digest=d, diff_id=i) for p, d, i in found["code"]),
+        datasets=tuple(Dataset(path=p, digest=d, diff_id=i) for p, d, i in found["dataset"]),
+        docs=tuple(Docs(p, digest=d, diff_id=i) for p, d, i in found["docs"]),
+        prompts=tuple(Prompt(path=p, digest=d, diff_id=i) for p, d, i in found["prompt"]),
     )
+
+
+def _paths(manifest: Manifest, diff_ids: list[str]) -> Mapping[str, list[tuple[str, str, str]]]:
+    """Per kind, (path, digest, diffId) of its layers in order."""
+    if diff_ids and len(diff_ids) != len(manifest.layers):
+        raise ManifestError(f"the config has {len(diff_ids)} diffIds for {len(manifest.layers)} layers")
+    found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for i, descriptor in enumerate(manifest.layers):
+        path = _annotation(descriptor.annotations, FILEPATH)
+        if path is None:
+            raise ManifestError(f"unknown file path for layer: no {FILEPATH[0]} annotation (layer {descriptor.digest})")
+        found[LayerType.parse(descriptor).kind].append((path, str(descriptor.digest), diff_ids[i] if diff_ids else ""))
+    return found
+
+
+def _section(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _texts(value: Mapping[str, Any], key: str) -> list[str]:
+    found = value.get(key)
+    return [x for x in found if isinstance(x, str)] if isinstance(found, list) else []
 
 
 def _str(value: Mapping[str, Any], key: str) -> str:

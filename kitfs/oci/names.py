@@ -16,7 +16,7 @@ from kitfs.errors import InvalidReference
 HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 TAG: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
-REGISTRY: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
+REGISTRY: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
 LOCAL: Final = "localhost"
 UNNAMED: Final = "_"  # kit's repository for kits without a name
 
@@ -103,7 +103,10 @@ class Reference:
 
     @property
     def display(self) -> str:
-        """As kit prints it: without ``localhost/``, ``_`` and ``@`` in front (KITOPS §6.7)."""
+        """As kit prints it: without ``localhost/``, ``_`` and ``@`` in front (KITOPS §6.7). ``parse`` reads it again.
+
+        It does not read ``str()`` again where the registry is ``localhost``: a name without "." or ":" is part of the repository to it.
+        """
         return str(self).removeprefix(f"{LOCAL}/").removeprefix(UNNAMED).removeprefix("@")
 
     def with_tag(self, tag: str) -> Reference:
@@ -155,7 +158,7 @@ def _check(text: str, registry: str, repository: str, tag: str | None) -> None:
         raise InvalidReference(f"{text!r} names no repository (write registry/repository:tag)")
     if repository != repository.lower():
         raise InvalidReference(f"repository ({repository}) name must be lowercase")
-    if not REPOSITORY.fullmatch(repository) and not (registry == LOCAL and repository == UNNAMED):
+    if not REPOSITORY.fullmatch(repository):
         ends = repository[0] + repository[-1]
         if not ends.isalnum() or not ends.isascii():
             raise InvalidReference(f"repository ({repository}) must start and end with a letter or number")

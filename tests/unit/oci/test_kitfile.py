@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kitfs.errors import KitfileError
-from kitfs.oci.kitfile import Kitfile
+from kitfs.oci.kitfile import Kitfile, clean_path
 from kitfs.oci.manifest import Manifest
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -119,7 +119,23 @@ LAUGHS = "x: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(f"x{i}: &{chr(98 + i)} [{','.jo
         ("package: {name: a, name: b}\n", 'line 1: mapping key "name" already defined at line 1'),
         ("- " * 50_000, "nested too deeply"),
         (LAUGHS, "excessive aliasing"),
+        ("x: &a " + "t" * 500_000 + "\ny: [" + "*a," * 5000 + "]\n", "excessive aliasing"),
+        ("x0: &x0 {k: 1}\n" + "".join(f"x{i}: &x{i} {{<<: *x{i - 1}, k{i}: 1}}\n" for i in range(1, 3000)), "nested too deeply"),
+        ("[" * 100_000, "nested too deeply"),
+        ("{" * 100_000, "nested too deeply"),
+        ("? " * 50_000, "nested too deeply"),
+        ("model: {parameters: [" + "1," * 250_000 + "]}", "are no Kitfile"),
         ("x" * (1 << 20) + "x", "is no Kitfile"),
+        ("x" * (100 << 20), "is no Kitfile"),
+        ("".join(f"k{i}: v\n" for i in range(5000)), "and 4990 more"),
+        ("a: \x00", "not allowed"),
+        ("model: {parameters: !!int x}\n", "cannot decode !!str `x` as a !!int"),
+        ("model: {parameters: {<<: 1}}\n", "map merge requires map"),
+        ("model: {parameters: {[a]: 1}}\n", "invalid map key"),
+        ("model: *a\n", "undefined alias"),
+        ("datasets:\n  - bogus: 1\n", "line 2: field bogus not found in type artifact.DataSet"),
+        ("model:\n  digest: sha256:x\n", "line 2: field digest not found in type artifact.Model"),
+        ("code: [1, a]\n", "line 1: cannot unmarshal !!int `1` into artifact.Code; line 1: cannot unmarshal !!str `a` into artifact.Code"),
         ("", "empty"),
     ],
 )
@@ -145,6 +161,109 @@ def test_config_is_read_leniently() -> None:
     )
 
 
+def test_latin1_is_no_kitfile() -> None:
+    """A text that is not UTF-8 is told as such; UTF-16 with its mark is read."""
+    with pytest.raises(KitfileError, match="invalid utf-8 at byte 19"):
+        Kitfile.from_yaml("package: {name: cafés}".encode("latin-1") + b"\n")
+    assert Kitfile.from_yaml("package: {name: cafés}".encode("utf-16")).package.name == "cafés"
+
+
+def test_maps_with_keys_that_are_no_texts_are_no_json() -> None:
+    """kit cannot pack parameters whose keys are numbers, times or null, and says so."""
+    for key in ("1", "1.5", "true", "~", "2024-05-01", "!!binary aGk="):
+        with pytest.raises(KitfileError, match=r"unsupported type: map\[interface \{\}\]interface \{\}"):
+            Kitfile.from_yaml(f"model: {{parameters: {{{key}: x}}}}\n".encode()).to_json()
+
+
+def test_lone_surrogates_do_not_break_the_kitfile() -> None:
+    """A config that spells half a character is read as Go reads it, so that its Kitfile can be written."""
+    kitfile = Kitfile.from_json(rb'{"package":{"name":"a\ud800b"},"model":{"parameters":{"\udfff":"\ud83e\uddea"}}}')
+    written = 'manifestVersion: ""\npackage:\n  name: a\ufffdb\nmodel:\n  parameters:\n    \ufffd: "\\U0001F9EA"\n'
+    assert kitfile.to_yaml().encode() == written.encode()
+
+
+def test_invalid_utf8_becomes_the_replacement_character() -> None:
+    """As encoding/json reads it."""
+    assert Kitfile.from_json(b'{"package":{"name":"a\xffb"}}').package.name == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model: {name: m, path: m}\ncode: [{path: m}]\n", ["model m and code layer 0 use the same path m"]),
+        ("model: {name: m, path: /etc/passwd}\n", ["absolute paths are not supported in a Kitfile (path /etc/passwd in model m)"]),
+        ("code: [{path: a}, {path: a/}]\ndocs: [{path: ./a}]\n", ["code layer 0, code layer 1 and docs layer 0 use the same path a"]),
+        ("code: [{}]\ndocs: [{path: .}]\n", ["code layer 0 and docs layer 0 use the same path ."]),
+        ("model: {parts: [{name: p, type: " + "t" * 65 + "}]}\n", ["modelpart p type is too long (must be fewer than 64 characters)"]),
+        ("code: [{path: http://x/y}]\n", ["HTTP urls are not supported in paths (http://x/y)"]),
+        ("datasets: [{name: d, path: d, remotePath: s3://b/k}]\n", ["remoteHash is required when remote dataset paths are used (s3://b/k)"]),
+        ("datasets: [{name: d, path: d, remotePath: ftp}]\n", ["only S3 URLs and ModelKit references are supported for remote dataset paths (ftp)"]),
+        ("datasets: [{name: d, path: d, remoteHash: x}]\n", ["remote hash is only applicable when remotePath is set"]),
+        ("datasets: [{path: d, remotePath: r.io/d:v1}]\ncode: [{path: d/x}]\n", ["may be nested below the path of a remote dataset (path d/x in d)"]),
+        ("mcpServers: [{name: a, path: a.mcpb}, {name: a, path: b.zip}]\n", ["mcpServer layer 1 needs a name of its own", "must be an .mcpb file"]),
+    ],
+)  # fmt: skip
+def test_problems_of_a_kitfile(text: str, told: list[str]) -> None:
+    """What kit refuses to pack, in its words where it has some."""
+    with pytest.raises(KitfileError) as e:
+        Kitfile.from_yaml(text.encode()).validate()
+    assert str(e.value).startswith("errors while validating Kitfile: * ")
+    for line in told:
+        assert line in str(e.value)
+
+
+def test_a_good_kitfile_has_no_problems() -> None:
+    """A reference, parts below the model and datasets that are fetched are no reason to refuse."""
+    Kitfile.from_yaml(b"""
+model: {name: m, path: r.io/base:v1, parts: [{name: p, path: a/b, type: lora-adapter}]}
+code: [{path: a}]
+datasets: [{name: d, path: data, remotePath: "s3://b/k", remoteHash: "sha256:x"}, {name: e, path: e, remotePath: r.io/data:v1}]
+mcpServers: [{name: s, path: s.mcpb}]
+""").validate()
+
+
+def test_entries_are_in_layer_order() -> None:
+    """model, parts, code, datasets, docs, prompts, mcpServers; remote datasets and a model that is a reference have no layer."""
+    text = """
+mcpServers: [{name: s, path: s.mcpb}]
+prompts: [{path: p.md}]
+docs: [{path: README.md}]
+datasets: [{name: r, path: r, remotePath: "s3://b/k"}, {name: d, path: data}]
+code: [{path: .}]
+model: {name: m, path: MODEL, parts: [{name: x, path: x.bin}, {path: y.bin}]}
+"""
+    rest = [("modelpart", "x", "x.bin"), ("modelpart", "", "y.bin"), ("code", "", "."), ("dataset", "d", "data"), ("docs", "", "README.md"),
+            ("prompt", "", "p.md"), ("mcpserver", "s", "s.mcpb")]  # fmt: skip
+    assert [e[:3] for e in Kitfile.from_yaml(text.replace("MODEL", "m.gguf").encode()).entries()] == [("model", "m", "m.gguf"), *rest]
+    referring = Kitfile.from_yaml(text.replace("MODEL", "r.io/base:v1").encode())
+    assert [e[:3] for e in referring.entries()] == rest
+    assert str(referring.parent) == "r.io/base:v1"
+
+
+@pytest.mark.parametrize(
+    ("path", "parent"),
+    [("a/b.bin", None), ("", None), ("UPPER:v1", None), ("a:b", "localhost/a:b"), ("r.io/a", None), ("r.io/a:v1", "r.io/a:v1")],
+)
+def test_parents(path: str, parent: str | None) -> None:
+    """A model's path is a reference when it has a colon or an at sign and parses as one (kit's IsModelKitReference)."""
+    found = Kitfile.from_json(json.dumps({"model": {"path": path}}).encode()).parent
+    assert (None if found is None else str(found)) == parent
+    packed = {"model": {"path": path, "digest": "sha256:" + "0" * 64}}
+    assert Kitfile.from_json(json.dumps(packed).encode()).parent is None
+
+
+@pytest.mark.parametrize(
+    ("path", "cleaned"),
+    [
+        ("", "."), (".", "."), ("./a", "a"), ("a//b/", "a/b"), ("a/../b", "b"), ("../a", "../a"), ("a/../../b", "../b"), ("/", "/"),
+        ("/../a", "/a"), ("a/.", "a"),
+    ],
+)  # fmt: skip
+def test_paths_are_cleaned_as_by_go(path: str, cleaned: str) -> None:
+    """path.Clean."""
+    assert clean_path(path) == cleaned
+
+
 def test_problems_are_told_in_kits_words() -> None:
     """Duplicate and absolute paths and wrong part types, all of them, sorted."""
     kitfile = Kitfile.from_yaml(b"""
@@ -157,7 +276,7 @@ code: [{path: ../x}]
         kitfile.validate()
     for told in (
         "absolute paths are not supported in a Kitfile (path /abs in modelpart p)",
-        "model m and dataset d use the same path ./a",
+        "model m and dataset d use the same path a",
         "modelpart p has invalid type (must be alphanumeric with dots, dashes, and underscores)",
         "paths outside the context directory are not supported in a Kitfile (path ../x in code layer 0)",
     ):
