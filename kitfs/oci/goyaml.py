@@ -174,8 +174,8 @@ def pairs(node: yaml.MappingNode, wrong: list[str]) -> list[tuple[yaml.Node, yam
     for source in merge.value if isinstance(merge, yaml.SequenceNode) else [merge] if merge is not None else []:
         if not isinstance(source, yaml.MappingNode):
             raise KitfileError("yaml: map merge requires map or sequence of maps as the value")
-        new = [(key, value) for key, value in pairs(source, wrong) or () if key.value not in seen]
-        seen.update(key.value for key, _ in new if isinstance(key, yaml.ScalarNode))
+        new = [(k, v) for k, v in pairs(source, wrong) or () if not isinstance(k, yaml.ScalarNode) or k.value not in seen]
+        seen.update(k.value for k, _ in new if isinstance(k, yaml.ScalarNode))
         own += new
     return own
 

@@ -132,6 +132,8 @@ LAUGHS = "x: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(f"x{i}: &{chr(98 + i)} [{','.jo
         ("model: {parameters: !!int x}\n", "cannot decode !!str `x` as a !!int"),
         ("model: {parameters: {<<: 1}}\n", "map merge requires map"),
         ("model: {parameters: {[a]: 1}}\n", "invalid map key"),
+        ("model: {parameters: {<<: {[a]: 1}}}\n", "invalid map key"),
+        ("model: {<<: {[a]: 1}}\n", "cannot unmarshal !!seq into string"),
         ("model: *a\n", "undefined alias"),
         ("datasets:\n  - bogus: 1\n", "line 2: field bogus not found in type artifact.DataSet"),
         ("model:\n  digest: sha256:x\n", "line 2: field digest not found in type artifact.Model"),
