@@ -1,16 +1,22 @@
 """Hints that can be rebuilt: tags as last seen, layer indexes. diskcache over SQLite, JSON values, never pickle.
 
-Every failure is a miss, said once: a catalog may be damaged, locked or gone, and no read fails for it. Never on the warm read path.
+Every failure is a miss, said once: a catalog may be damaged, locked or gone, and no read fails for it. One that is damaged is begun
+anew. Never on the warm read path.
 Threading: diskcache keeps a connection per thread.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sqlite3
 import threading
-from typing import Any
+import uuid
+from typing import Any, Final
 
 Key = tuple[str, str]
+DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class Catalog:
@@ -22,6 +28,7 @@ class Catalog:
         self._lock = threading.Lock()
         self._cache: Any = None
         self._broken = False
+        self._renewed = False
 
     def _open(self) -> Any:
         with self._lock:
@@ -56,9 +63,27 @@ class Catalog:
             self._miss(e)
 
     def _miss(self, e: Exception) -> None:
+        if isinstance(e, sqlite3.DatabaseError) and getattr(e, "sqlite_errorcode", 0) & 0xFF in DAMAGED and self._begin_anew():
+            self._log.warning("the catalog in %s was damaged, and is begun anew: %s", self._directory, e)
+            return
         if not self._broken:
             self._broken = True
             self._log.warning("the catalog in %s cannot be used, going on without: %s: %s", self._directory, type(e).__name__, e)
+
+    def _begin_anew(self) -> bool:
+        """Put a damaged catalog away, once. Whoever has it open goes on with what he has until he notices too."""
+        with self._lock:
+            if self._renewed:
+                return False
+            self._renewed = True
+            grave = os.path.join(os.path.dirname(self._directory), "ingest", f"dead-{uuid.uuid4().hex}")
+            try:
+                os.rename(self._directory, grave)
+            except OSError:
+                return False
+            self._cache = None
+        shutil.rmtree(grave, ignore_errors=True)
+        return True
 
     def close(self) -> None:
         """Close this thread's connection; others close with their threads."""

@@ -144,7 +144,10 @@ class Store:
     def room(self) -> bool:
         """Whether the store takes more bytes. Looks at the limits every now and then, and evicts to keep them."""
         if self._full and time.monotonic() - self._checked > RECHECK:
-            self.evict()
+            try:
+                self.evict()
+            except (OSError, StoreError):
+                self._checked = time.monotonic()  # gone, or damaged: no read fails for that
         return not self._full
 
     def wrote(self, size: int) -> None:
@@ -165,7 +168,7 @@ class Store:
             first, self._said_full = not self._said_full, True
             self._full, self._checked = True, time.monotonic()
         if first:
-            self.log.warning("the store in %s is full, and nothing may be evicted: reading through without keeping", self.root)
+            self.log.warning("the store in %s takes no more, and nothing may be evicted: reading through without keeping", self.root)
 
     def later(self, task: Callable[[], object]) -> None:
         """Run something on the housekeeping thread."""
@@ -175,6 +178,8 @@ class Store:
         while (task := self._tasks.get()) is not None:
             try:
                 task()
+            except (OSError, StoreError) as e:
+                self.log.warning("the store in %s cannot be kept in order: %s", self.root, e)
             except Exception:
                 self.counters.add("bugs")
                 self.log.exception("the store's housekeeping met a bug")

@@ -1,0 +1,55 @@
+"""A store whose files go away or break while it is open: what is fetched is still read, and hints are made anew."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kitfs.oci.names import Digest
+from kitfs.store import store as module
+from kitfs.store.store import Store
+from tests.fakes.sources import BytesSource
+
+MiB = 1 << 20
+DATA = random.Random(23).randbytes(3 * MiB)
+
+
+def test_a_store_that_is_deleted_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No directory any more, and a full disk to look at again: reads go on."""
+    monkeypatch.setattr(module, "RECHECK", -1.0)
+    blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
+    assert blob.pread(0, 4096) == DATA[:4096]
+    shutil.rmtree(store.root)
+    store.passed(0)  # as after a write that the disk did not take
+    assert [at for at in range(0, len(DATA), MiB // 2) if blob.pread(at, 100_000) != DATA[at : at + 100_000]] == []
+    assert store.counters.get("bugs") == 0
+
+
+def test_a_tag_that_is_damaged_fails_no_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who would know what is pinned? Nothing is evicted then, and nothing more is kept."""
+    monkeypatch.setattr(module, "RECHECK", -1.0)
+    blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
+    store.refs.set("r/a", "v1", {"digest": str(Digest.of(DATA))})
+    for path in Path(store.root, "refs").rglob("v1"):
+        path.write_text("{")
+    store.passed(0)
+    assert blob.pread(MiB, 4096) == DATA[MiB : MiB + 4096]
+
+
+def test_a_damaged_catalog_is_begun_anew(open_store: Callable[..., Store]) -> None:
+    """It costs its hints once, and keeps hints again, in this process and the next."""
+    store = open_store()
+    store.catalog.set(("tag", "r/a:v1"), {"digest": "x"})
+    store.close()
+    for file in (Path(store.root) / "catalog").glob("*.db*"):
+        file.write_bytes(b"no database " * 1000)
+    again = open_store()
+    assert again.catalog.get(("tag", "r/a:v1")) is None
+    again.catalog.set(("tag", "r/a:v1"), {"digest": "y"})
+    assert again.catalog.get(("tag", "r/a:v1")) == {"digest": "y"}
+    assert open_store().catalog.get(("tag", "r/a:v1")) == {"digest": "y"}
+    assert list(Path(store.root, "ingest").iterdir()) == []
