@@ -108,7 +108,12 @@ def path(text: str) -> str:
     """An absolute path: the daemon works in /, so nothing relative may reach it."""
     if not text:
         raise ValueError("an empty path")
-    return os.path.abspath(Path(text).expanduser())
+    try:
+        return os.path.abspath(Path(text).expanduser())
+    except OSError:
+        raise ValueError(f"{text!r} is relative, and the current directory is gone")
+    except RuntimeError as e:  # pathlib's word for a user that does not exist
+        raise ValueError(f"{text!r}: {e}")
 
 
 def mirror(text: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import click
 
 from kitfs import __version__
 from kitfs.cli import mount, tree
+from kitfs.cli.output import Unwritable, flush, settle_streams
 from kitfs.errors import KitfsError
 
 
@@ -32,6 +33,7 @@ for _verb in (*mount.VERBS, *tree.VERBS):
 
 def main() -> NoReturn:
     """Run a verb and exit with its code."""
+    settle_streams()
     sys.exit(run(cli))
 
 
@@ -39,7 +41,7 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
     """Run a click command; its exit code. Errors are told in one line on stderr."""
     try:
         code = command.main(args, prog_name=command.name if command is not cli else "kitfs", standalone_mode=False)
-        sys.stdout.flush()
+        flush()
         return int(code or 0)
     except click.exceptions.Exit as e:
         return e.exit_code
@@ -48,11 +50,10 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
         return 2
     except click.ClickException as e:
         return fail(e.format_message(), 2)
+    except Unwritable as e:
+        return e.exit_code if e.exit_code == 141 else fail(str(e), e.exit_code)
     except KitfsError as e:
         return fail(str(e), e.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own flush at exit is silent
-        return 141
     except (KeyboardInterrupt, click.Abort):
         return fail("interrupted", 130)
     except Exception as e:

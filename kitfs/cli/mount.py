@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import human_size, put, put_json, put_table, say
+from kitfs.cli.output import flush, human_size, put, put_json, put_table, say
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import KitfsError, MountError, NotFound, UsageError
 
@@ -32,7 +32,10 @@ def reference_of(text: str) -> str:
 
     reference = parse_any(text)
     if isinstance(reference, LayoutReference):
-        return str(replace(reference, path=os.path.abspath(reference.path)))
+        try:
+            return str(replace(reference, path=os.path.abspath(reference.path)))
+        except OSError:
+            raise UsageError(f"{text}: the current directory is gone")
     if reference.tag is None and reference.digest is None:
         reference = reference.or_latest()
         say(f"kitfs: no tag given, using latest ({reference})")
@@ -112,7 +115,7 @@ def do_mount(request: MountRequest, *, foreground: bool) -> None:
 
     def told(record: Record, _: Sequence[str] = ()) -> None:
         put(f"{record.digest} pid {record.pid} log {record.log}")
-        sys.stdout.flush()
+        flush()
 
     if not foreground:
         told(start(request, lambda warning: say(f"kitfs: {warning}")))
@@ -324,8 +327,8 @@ def logs(settings: Settings, directory: str) -> None:
         while True:
             alive = run.alive(mountpoint)
             for line in log:
-                sys.stdout.write(line)
-            sys.stdout.flush()
+                put(line.removesuffix("\n"))
+            flush()
             if not settings["follow"] or not alive:
                 return
             time.sleep(0.2)

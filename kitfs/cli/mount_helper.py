@@ -18,6 +18,7 @@ import click
 from kitfs.cli.main import fail
 from kitfs.cli.mount import MOUNT_OPTIONS, do_mount, mount_request
 from kitfs.cli.options import Command
+from kitfs.cli.output import settle_streams
 from kitfs.config import OPTIONS, Settings
 from kitfs.errors import InvalidReference, KitfsError, UsageError
 
@@ -72,6 +73,7 @@ def helper(spec: str, directory: str, options: tuple[str, ...], fake: bool, **_:
 
 def main() -> NoReturn:
     """Run the helper with mount(8)'s exit codes."""
+    settle_streams()
     try:
         helper.main(standalone_mode=False)
     except (click.ClickException, UsageError, InvalidReference) as e:

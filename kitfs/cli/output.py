@@ -1,11 +1,44 @@
-"""What verbs print: tables, JSON, messages on stderr. Programs get JSON with sorted meaning and no colour; people get columns."""
+"""What verbs print: tables, JSON, messages on stderr. Programs get JSON with sorted meaning and no colour; people get columns.
+
+All of stdout goes through here, so that one that cannot be written is told apart from every other failure.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from kitfs.errors import KitfsError
+
+
+class Unwritable(KitfsError):  # noqa: N818 - as the classes of errors.py
+    """stdout does not take what is written: 141 and no word when its reader went away."""
+
+
+def settle_streams() -> None:
+    """Let descriptors 0 to 2 that the caller closed lead to /dev/null, lest some file of ours gets their numbers."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - to the end of the process
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own flush at exit is silent
+        error = Unwritable(f"stdout cannot be written: {e.strerror}")
+        error.exit_code = 141 if isinstance(e, BrokenPipeError) else 1
+        raise error
 
 
 def say(text: str) -> None:
@@ -15,7 +48,20 @@ def say(text: str) -> None:
 
 def put(text: str) -> None:
     """One line of the answer, on stdout."""
-    sys.stdout.write(f"{text}\n")
+    with _writing():
+        sys.stdout.write(f"{text}\n")
+
+
+def put_bytes(data: bytes) -> None:
+    """Part of a file, on stdout as it is."""
+    with _writing():
+        sys.stdout.buffer.write(data)
+
+
+def flush() -> None:
+    """Let go of what was put, now."""
+    with _writing():
+        sys.stdout.flush()
 
 
 def put_json(value: Any) -> None:

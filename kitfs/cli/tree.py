@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import click
 
 from kitfs.cli.mount import client_fields, reference_of
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import put, put_json, shown
+from kitfs.cli.output import flush, put, put_bytes, put_json, shown
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import UsageError
 
@@ -109,12 +108,11 @@ def cat(settings: Settings, reference: str, path: str) -> None:
         if node.kind != "file":
             raise UsageError(f"{path} is a directory; list it with: kitfs ls {reference} {path}")
         at = 0
-        out = sys.stdout.buffer
         while at < node.size:
             data = tree.pread(node, at, PIECE)
-            out.write(data)
+            put_bytes(data)
             at += len(data)
-        out.flush()
+        flush()
 
 
 VERBS = (ls, cat)

@@ -82,10 +82,15 @@ def canonical(path: str, *, mountpoints: Collection[str] | None = None) -> str:
     """The path as mountinfo has it: absolute, without symlinks. What is missing stays as it is.
 
     As os.path.realpath, but it knows what is mounted and never asks a mount about its own root: one that is dead answers ENOTCONN, and
-    one that is stalled not at all.
+    one that is stalled not at all. Raises MountError for a relative path below a directory that is gone.
     """
     known = {m.mountpoint for m in mounts()} if mountpoints is None else mountpoints
-    todo = [name for name in reversed(os.path.join(os.getcwd(), path).split("/")) if name]
+    if not path.startswith("/"):
+        try:
+            path = os.path.join(os.getcwd(), path)
+        except OSError as e:
+            raise MountError(f"{path}: the current directory is gone", errno=e.errno or errno.ENOENT)
+    todo = [name for name in reversed(path.split("/")) if name]
     here = "/"
     links = 0
     while todo:

@@ -1,0 +1,64 @@
+"""stdin, stdout and stderr of every kind, and a current directory that is gone: one line at most, no traceback, no lost mount."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.host import Host
+from tests.kits import build, kit_tar, part, write_layout
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def ref(host: Host) -> str:
+    kit = build([part("model", "m", kit_tar({"m/w.bin": bytes(4 << 20)}))])
+    return f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1"
+
+
+def shell(host: Host, script: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    """``script`` in bash, where ``$@`` begins with kitfs."""
+    command = ["bash", "-c", script, "bash", *host.command(*args)]
+    return subprocess.run(command, env=host.env, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_descriptors_are_as_good_as_dev_null(host: Host, ref: str, closed: str) -> None:
+    """A daemon mounts, serves and ends whatever its caller had closed."""
+    done = shell(host, f'"$@" {closed}', "mount", ref, host.mnt / "a")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (host.mnt / "a/m/w.bin").read_bytes() == bytes(4 << 20)
+    for verb in (("mounts",), ("umount", host.mnt / "a")):
+        done = shell(host, f'"$@" {closed}', *verb)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_stdout_that_is_full_is_said_in_one_line(host: Host, ref: str) -> None:
+    """/dev/full: exit 1 and one line; a mount that was made stays, and is found."""
+    for verb in (("ls", "-R", ref), ("cat", ref, "m/w.bin"), ("mount", ref, host.mnt / "a"), ("mounts",)):
+        done = shell(host, '"$@" > /dev/full', *verb)
+        assert (done.returncode, done.stderr) == (1, "kitfs: stdout cannot be written: No space left on device\n")
+    assert len(host.mounts()) == 1
+
+
+def test_a_reader_that_goes_away_is_141(host: Host, ref: str) -> None:
+    """As the shell has it of others that die of SIGPIPE; and silent."""
+    done = shell(host, '"$@" | head -c 10 > /dev/null; echo "${PIPESTATUS[0]}"', "cat", ref, "m/w.bin")
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+def test_a_current_directory_that_is_gone(host: Host, ref: str) -> None:
+    """Absolute names work there; a relative one is refused in one line."""
+    gone = host.mnt / "gone"
+    script = 'mkdir "$0" && cd "$0" && rmdir "$0" && "$@"'
+    there = host.mnt / "a"
+    for args, code in ((("mount", ref, there), 0), (("mount", ref, "b"), 9), (("mounts", "--cache-dir", "c"), 2), (("umount", there), 0)):
+        command = ["bash", "-c", script, str(gone), *host.command(*args)]
+        done = subprocess.run(command, env={**host.env, "PYTHONPATH": os.getcwd()}, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.count("\n") == (code > 0)
+        assert "bug" not in done.stderr
