@@ -69,7 +69,7 @@ LINES = st.lists(
     st.tuples(
         st.sampled_from(["", "  ", "    ", "\t"]),
         st.sampled_from(
-            ["model:", "package:", "  name:", "parameters:", "- ", "&a ", "*a", "<<: *a", "<<: {[a]: b}", "? ", "!!int ", "|", "> ", "[", "{", "---", '"']
+            ["model:", "package:", "  name:", "parameters:", "- ", "&a ", "*a", "<<: *a", "<<: {[a]: b}", "? ", "!!int ", "|", "> ", "[", "{", '"']
         ),
         TEXTS,
     ).map("".join),
