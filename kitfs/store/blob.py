@@ -103,6 +103,7 @@ class Blob:
                 self._present,
                 chunk=self._chunk,
                 size=self._size,
+                rests=of is not None,
                 name=str(self),
                 room=home.room,
                 wrote=self._wrote,

@@ -67,6 +67,7 @@ class Want:
 class Fetcher:
     """Fills one blob.
 
+    ``rests`` says that a stream of the source may stand still for as long as nobody wants more of it: a decoder's, not a registry's.
     ``room`` says whether the store takes more bytes (it may evict to make it so); ``wrote`` is told how many were stored, ``passed``
     how many were not. ``finished`` is called with (size, digest of the stream) when an unranged source has come to its end, before its last
     chunk is marked; False says that the size could not be kept, so that a short last chunk may not be either. ``landed`` after every
@@ -81,6 +82,7 @@ class Fetcher:
         *,
         chunk: int,
         size: int | None,
+        rests: bool,
         name: str,
         room: Callable[[], bool],
         wrote: Callable[[int], None],
@@ -95,6 +97,7 @@ class Fetcher:
         self._present = present
         self._chunk = chunk
         self.size = size
+        self._rests = rests
         self._name = name
         self._room = room
         self._wrote = wrote
@@ -299,7 +302,6 @@ class Fetcher:
 
     def _fly_stream(self, flight: Flight, pieces: Pieces | None) -> None:
         """The stream of a source without ranges, from 0 to its end."""
-        resting = self._source.size is None
         locked = False
         try:
             while not (locked := self._present.try_lock_stream()):
@@ -323,7 +325,7 @@ class Fetcher:
                     sink.take(view)
                     if self._closed:
                         return
-                    if resting and not self._goes_on(sink):
+                    if self._rests and not self._goes_on(sink):
                         self._present.unlock_stream()
                         locked = False
                         if not self._rest(sink):
@@ -394,6 +396,7 @@ class Fetcher:
             for i in range(count):
                 chunk = bytes(view[i * self._chunk : (i + 1) * self._chunk])
                 self._overflow[first + i] = chunk
+                self._overflow.move_to_end(first + i)
                 for want in self._wants:
                     if want.first <= first + i <= want.last:
                         want.passed[first + i] = chunk

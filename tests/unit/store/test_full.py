@@ -115,3 +115,17 @@ def test_marks_of_another_process_are_seen(store: Store) -> None:
     assert two.pread(2 * MiB, 4096, wait=False) == DATA[2 * MiB : 2 * MiB + 4096]
     one.fill()
     assert (two.complete, two.fetched) == (True, len(DATA))
+
+
+def test_a_decoder_rests_although_its_size_is_known(store: Store, disk: Disk) -> None:
+    """Two readers side by side who go through a decoded form that cannot be kept: it is decoded once for both, not anew for each read."""
+    disk.refuses = lambda name: name == "rest"
+    source = BytesSource(DATA, ranged=False, known=False, piece=MiB)
+    blob = decoded(store, source)
+    assert blob.pread(len(DATA), 1) == b""
+    step = 128 << 10
+    with ThreadPoolExecutor(2) as pool:
+        for at in range(512, len(DATA), 2 * step):
+            reads = [(start, pool.submit(blob.pread, start, step)) for start in (at, at + step)]
+            assert [start for start, read in reads if read.result(PATIENCE) != DATA[start : start + step]] == []
+    assert len(source.asked) <= 3
