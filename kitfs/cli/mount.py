@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import flush, human_size, put, put_json, put_table, say
+from kitfs.cli.output import flush, human_size, put, put_json, put_table, say, shown
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import KitfsError, MountError, NotFound, UsageError
 
@@ -208,7 +208,7 @@ def mounts(settings: Settings) -> None:
     else:
         put_table(
             ("REFERENCE", "MOUNTPOINT", "PID", "TRANSPORT", "STATE", "DIGEST"),
-            [(r["reference"], r["mountpoint"], str(r["pid"]), r["transport"], r["state"], r["digest"]) for r in rows],
+            [(shown(r["reference"]), shown(r["mountpoint"]), str(r["pid"]), r["transport"], r["state"], r["digest"]) for r in rows],
         )
 
 
@@ -283,7 +283,7 @@ def _check(reference: str, digest: str, settings: Settings) -> dict[str, Any]:
 
 
 def _line(one: dict[str, Any]) -> str:
-    told = f"{one['mountpoint']}  {one['reference']}  {one['digest'][:19]}  {one['state']}"
+    told = f"{shown(one['mountpoint'])}  {shown(one['reference'])}  {one['digest'][:19]}  {one['state']}"
     if one["state"] == "alive":
         size = sum(layer["size"] for layer in one["layers"])
         there = sum(layer["fetched"] for layer in one["layers"])
@@ -301,12 +301,12 @@ def _details(one: dict[str, Any]) -> None:
     for name in ("reference", "digest", "mountpoint", "state", "transport", "pid", "uptime_s", "bytes_fetched", "requests", "errors", "last_error",
                  "skipped_entries", "log"):  # fmt: skip
         if one.get(name) is not None:
-            put(f"{name + ':':17}{one[name]}")
+            put(f"{name + ':':17}{shown(str(one[name]))}")
     if "check" in one:
         put(f"{'tag:':17}{_moved(one).strip()}")
     if one.get("layers"):
         put("")
-        rows = [(x["path"] or ".", x["state"], human_size(x["fetched"]), human_size(x["size"]), x["digest"][:19]) for x in one["layers"]]
+        rows = [(shown(x["path"] or "."), x["state"], human_size(x["fetched"]), human_size(x["size"]), x["digest"][:19]) for x in one["layers"]]
         put_table(("LAYER", "STATE", "HERE", "SIZE", "DIGEST"), rows)
 
 

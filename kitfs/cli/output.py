@@ -5,6 +5,7 @@ All of stdout goes through here, so that one that cannot be written is told apar
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -20,7 +21,10 @@ class Unwritable(KitfsError):  # noqa: N818 - as the classes of errors.py
 
 
 def settle_streams() -> None:
-    """Let descriptors 0 to 2 that the caller closed lead to /dev/null, lest some file of ours gets their numbers."""
+    """Let descriptors 0 to 2 that the caller closed lead to /dev/null, lest some file of ours gets their numbers.
+
+    What an encoding cannot say, stdout says by a backslash, as stderr does: half of a surrogate pair comes out as JSON writes it.
+    """
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -28,6 +32,8 @@ def settle_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - to the end of the process
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -66,7 +72,7 @@ def flush() -> None:
 
 def put_json(value: Any) -> None:
     """The answer for programs."""
-    put(json.dumps(value, indent=2, ensure_ascii=False))
+    put(json.dumps(value, indent=2, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8")))
 
 
 def put_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

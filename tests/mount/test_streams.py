@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -62,3 +63,20 @@ def test_a_current_directory_that_is_gone(host: Host, ref: str) -> None:
         assert done.returncode == code, done.stderr
         assert done.stderr.count("\n") == (code > 0)
         assert "bug" not in done.stderr
+
+
+def test_directories_of_any_name_are_a_line_each(host: Host, ref: str) -> None:
+    """Newlines, bytes that are no UTF-8, and a stdout that takes ASCII only: tables keep their lines, JSON is JSON."""
+    names = [b"a\nb", b"a\xff", "é".encode()]
+    paths = [os.path.join(os.fsencode(host.mnt), name) for name in names]
+    for path in paths:
+        assert host.kitfs("mount", ref, os.fsdecode(path)).returncode == 0
+    for encoding in ("utf-8", "ascii"):
+        env = {"PYTHONIOENCODING": encoding}
+        for verb in ("mounts", "status"):
+            assert len(host.kitfs(verb, env=env).stdout.splitlines()) == len(names) + (verb == "mounts")
+            told = json.loads(host.kitfs(verb, "--json", env=env).stdout)
+            assert sorted(os.fsencode(one["mountpoint"]) for one in told) == sorted(paths)
+    for path in paths:
+        assert host.kitfs("status", os.fsdecode(path)).stdout.count("mountpoint:") == 1
+        assert host.kitfs("umount", os.fsdecode(path)).returncode == 0
