@@ -22,6 +22,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from kitfs.errors import IntegrityError, KitfsError, StoreError, StoreFull
@@ -74,17 +75,24 @@ class Store:
             _check_version(root)
             for name in ("blobs", "decoded", "refs", "ingest"):
                 os.makedirs(os.path.join(root, name), mode=0o700, exist_ok=True)
-            probe = os.path.join(root, "ingest", f"probe-{os.getpid()}-{threading.get_ident()}")
-            with open(probe, "wb") as f:
-                f.write(bytes(64 << 10))
-                f.flush()
-                os.fsync(f.fileno())
-            os.unlink(probe)
+            evict.sweep(root)
+            _probe(root)
         except OSError as e:
-            kind = StoreFull if e.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
-            raise kind(f"cache directory {root} cannot be used: {(e.strerror or str(e)).lower()}; choose another with --cache-dir")
-        evict.sweep(root)
-        return cls(root, size_limit=size_limit, free_share=free_share, counters=counters, log=log)
+            told = f"cache directory {root} cannot be used: {(e.strerror or str(e)).lower()}; choose another with --cache-dir"
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(told)
+            full: StoreFull | None = StoreFull(told)
+        else:
+            full = None
+        store = cls(root, size_limit=size_limit, free_share=free_share, counters=counters, log=log)
+        if full is not None:
+            try:
+                store.evict()  # what earlier mounts left behind may be all that is in the way
+                _probe(root)
+            except (OSError, StoreError):
+                store.close()
+                raise full
+        return store
 
     def close(self) -> None:
         """Close every blob and end the housekeeping thread."""
@@ -262,6 +270,19 @@ class _Given:
 
     def read_range(self, start: int, stop: int | None, /) -> Any:
         yield start, memoryview(self._data)[start:stop]
+
+
+def _probe(root: str) -> None:
+    """Raises OSError when the store cannot be written."""
+    probe = os.path.join(root, "ingest", f"probe-{os.getpid()}-{threading.get_ident()}")
+    try:
+        with open(probe, "wb") as f:
+            f.write(bytes(64 << 10))
+            f.flush()
+            os.fsync(f.fileno())
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(probe)
 
 
 def _check_version(root: str) -> None:

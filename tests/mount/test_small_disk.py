@@ -89,6 +89,20 @@ def test_a_compressed_layer_that_is_larger_than_the_disk(host: Host, small: Path
         assert read(mount, "w.bin", at, 100_000) == hashlib.sha256(data[at : at + 100_000]).hexdigest(), f"at {at}"
 
 
+def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> None:
+    """What is cached gives way to the next mount, rather than to nobody ever again."""
+    refs = []
+    for n in range(2):
+        data = random.Random(n).randbytes(20 * MiB)
+        kit = build([part("model", "w.bin", data, format="raw")])
+        refs.append((f"oci:{write_layout(kit, host.root / f'layout{n}', 'v1')}:v1", data))
+    for n, (ref, data) in enumerate([*refs, *refs]):
+        mount = host.mount(ref, "--cache-dir", small, at=str(n))
+        assert hashlib.sha256((mount / "w.bin").read_bytes()).digest() == hashlib.sha256(data).digest()
+        host.kitfs("umount", mount.path, "--cache-dir", small)
+        fill(small)  # the last bytes too
+
+
 def test_a_bomb_that_is_larger_than_the_disk_and_says_no_size(host: Host, small: Path) -> None:
     """stat of a raw gzip file without metadata decodes all of it, to its end, though next to nothing can be kept."""
     blob = gzip.compress(bytes(700 * MiB), 1)
