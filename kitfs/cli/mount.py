@@ -25,7 +25,7 @@ GONE_PATIENCE = 15.0  # seconds that umount waits for a daemon to end by itself
 
 
 def reference_of(text: str) -> str:
-    """A reference as the daemon may have it: parsed, ``latest`` when there is no tag, paths of layouts absolute."""
+    """A reference as the daemon parses it again: ``latest`` when there is no tag, paths of layouts absolute."""
     from dataclasses import replace
 
     from kitfs.oci.names import LayoutReference, parse_any
@@ -38,8 +38,8 @@ def reference_of(text: str) -> str:
             raise UsageError(f"{text}: the current directory is gone")
     if reference.tag is None and reference.digest is None:
         reference = reference.or_latest()
-        say(f"kitfs: no tag given, using latest ({reference})")
-    return str(reference)
+        say(f"kitfs: no tag given, using latest ({reference.display})")
+    return reference.display
 
 
 def client_fields(settings: Settings) -> dict[str, Any]:
