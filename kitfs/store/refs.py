@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote
@@ -27,7 +28,7 @@ def fsync_directory(directory: str) -> None:
 
 def write_durably(path: str, data: bytes) -> None:
     """A file that is there whole after a crash, or not at all. Raises OSError."""
-    temporary = f"{path}.{os.getpid()}~"
+    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}~"
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
         f.write(data)
         f.flush()

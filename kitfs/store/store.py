@@ -3,9 +3,10 @@
     <root>/VERSION                           unknown version: refuse, never guess
            catalog/                          hints that can be rebuilt (``catalog``)
            refs/                             tags of packed and pulled kits (``refs``)
+           served/                           repositories of the embedded registry (``repositories``)
            blobs/<algorithm>/ab/<hex>/       a blob as registries have it (``blob``)
            decoded/<algorithm>/ab/<hex>/     the decoded form of that blob
-           ingest/                           unfinished things, and dead ones on their way out
+           ingest/                           unfinished things (``ingest``), and dead ones on their way out
 
 It knows bytes and digests; manifests only as far as pins need them. Threading: every method from any thread. One housekeeping thread
 verifies, syncs and evicts; it is joined by ``close``. Several Stores may be open on one directory, in this process and others.
@@ -14,6 +15,7 @@ verifies, syncs and evicts; it is joined by ``close``. Several Stores may be ope
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -28,11 +30,13 @@ from typing import Any, Final
 from kitfs.errors import IntegrityError, KitfsError, StoreError, StoreFull
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
-from kitfs.store import evict
+from kitfs.store import evict, ingest
 from kitfs.store.blob import Blob
 from kitfs.store.catalog import Catalog
 from kitfs.store.evict import Entry
+from kitfs.store.ingest import Ingest, entry_path, hold
 from kitfs.store.refs import Refs, write_durably
+from kitfs.store.repositories import Repositories
 from kitfs.store.source import Source
 
 VERSION: Final = "1"
@@ -50,6 +54,7 @@ class Store:
         self.log = log
         self.catalog: Final = Catalog(os.path.join(root, "catalog"), log)
         self.refs: Final = Refs(os.path.join(root, "refs"))
+        self.repositories: Final = Repositories(os.path.join(root, "served"))
         self._size_limit = size_limit
         self._free_share = free_share
         self._lock = threading.Lock()
@@ -76,6 +81,7 @@ class Store:
             for name in ("blobs", "decoded", "refs", "ingest"):
                 os.makedirs(os.path.join(root, name), mode=0o700, exist_ok=True)
             evict.sweep(root)
+            ingest.sweep(root)
             _probe(root)
         except OSError as e:
             told = f"cache directory {root} cannot be used: {(e.strerror or str(e)).lower()}; choose another with --cache-dir"
@@ -104,13 +110,46 @@ class Store:
 
     def path(self, digest: Digest, form: str = "blobs") -> str:
         """The directory of a blob."""
-        return os.path.join(self.root, form, digest.algorithm, digest.hex[:2], digest.hex)
+        return entry_path(self.root, digest, form)
 
     def blob(self, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None) -> Blob:
         """Open a blob. With ``of``, the decoded form of that blob: its size and digest are known when its source has ended."""
         blob = Blob(self, self.path(digest, "blobs" if of is None else "decoded"), digest, size=size, source=source, of=of)
         self._blobs.add(blob)
         return blob
+
+    def ingest(self, *, resumable: bool = False, note: Any = None) -> Ingest:
+        """A blob on its way in; ``resumable`` keeps it beyond this process, with ``note``. Raises StoreError, StoreFull."""
+        return Ingest.new(self.root, make_room=self._make_room, resumable=resumable, note=note)
+
+    def resume(self, name: str) -> Ingest:
+        """Go on with a resumable ingest. Raises NotFound, StoreBusy, StoreError."""
+        return Ingest.resume(self.root, name, make_room=self._make_room)
+
+    def _make_room(self) -> bool:
+        """Evict what may go, since the disk is full; whether anything went."""
+        try:
+            return self.evict(at_least=MAX_SMALL) > 0
+        except (OSError, StoreError):
+            return False
+
+    def hold(self, digest: Digest) -> int | None:
+        """A lease on a blob that is whole and verified, as a descriptor to be closed; None when it is not here."""
+        return hold(self.path(digest))
+
+    def open_sealed(self, digest: Digest) -> io.FileIO | None:
+        """The file of a blob that is whole and verified, right to its end even when the blob is evicted meanwhile; None when it is not here."""
+        try:
+            directory = os.open(self.path(digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            os.stat("sealed", dir_fd=directory)
+            return io.FileIO(os.open("rest", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory))
+        except OSError:
+            return None
+        finally:
+            os.close(directory)
 
     def has_decoded(self, digest: Digest) -> bool:
         """Whether a verified decoded form of a blob is here, so that the compressed bytes are not needed."""
@@ -197,11 +236,11 @@ class Store:
         pinned = self.pinned()
         return sum(e.size for e in evict.entries(self.root) if e.digest not in pinned)
 
-    def evict(self) -> int:
-        """Bring the store below its limits, as far as leases and pins allow; bytes freed."""
+    def evict(self, *, at_least: int = 0) -> int:
+        """Bring the store below its limits, and free ``at_least`` bytes, as far as leases and pins allow; bytes freed."""
         pinned = self.pinned()
         found = [e for e in evict.entries(self.root) if e.digest not in pinned]
-        surplus = self._surplus(sum(e.size for e in found))
+        surplus = max(self._surplus(sum(e.size for e in found)), at_least)
         layers, small = evict.victims(found, pinned)
         freed = self._removed(layers, surplus)
         if surplus - freed <= sum(e.size for e in small):
@@ -231,8 +270,9 @@ class Store:
         return max(over_share, over_limit, 0)
 
     def pinned(self) -> set[str]:
-        """Digests of everything that the refs name: manifests, configs, layers, and manifests that an index lists."""
+        """Digests of all that repositories link and refs name: manifests, configs, layers, and manifests that an index lists."""
         found: set[str] = set()
+        linked = set(self.repositories.linked())
         pending = [descriptor["digest"] for _, _, descriptor in self.refs.items()]
         while pending:
             text = pending.pop()
@@ -248,7 +288,7 @@ class Store:
                 below = [manifest.get("config"), *(manifest.get("layers") or ())]
                 found.update(d["digest"] for d in below if isinstance(d, dict) and "digest" in d)
                 pending += [d["digest"] for d in manifest.get("manifests") or () if isinstance(d, dict) and "digest" in d]
-        return found
+        return found | linked
 
     def is_pinned(self, digest: str) -> bool:
         """Whether a blob belongs to a kit that was packed or pulled here."""

@@ -1,0 +1,280 @@
+"""A blob on its way in: packed, pulled or pushed bytes that come in order and have their digest at the end.
+
+    <store>/ingest/new-<uuid>/        of one process; rubbish once nobody has its lease
+    <store>/ingest/upload-<uuid>/     resumable: goes on where it stands, also in another process
+                   rest, lease        the bytes so far, in order; who works on it (``lease``)
+                   note               what its maker wants to know again, JSON
+
+The directory *is* the blob's entry: ``commit`` adds what an entry has besides its bytes and renames it to its place, with everything
+fsynced before. Each byte is hashed as it is written; what another process wrote is read back once. Threading: one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Self
+
+from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
+from kitfs.oci.names import Digest
+from kitfs.store.evict import bury
+from kitfs.store.lease import exclusive
+from kitfs.store.plan import chunk_size
+from kitfs.store.refs import fsync_directory, write_durably
+
+META_VERSION: Final = 1
+PIECE: Final = 1 << 20
+SYNC_EVERY: Final = 64 << 20  # bytes after which they are brought to the disk, so that the last fsync is short
+UPLOAD: Final = re.compile(r"upload-[0-9a-f]{32}")
+ABANDONED: Final = 7 * 86_400.0  # seconds after which an upload that nobody goes on with is rubbish
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Ingest:
+    """An open ingest; made by ``new`` and ``resume``. ``size`` is the number of bytes so far."""
+
+    def __init__(self, root: str, name: str, *, make_room: Callable[[], bool], create: bool) -> None:
+        self._root = root
+        self._make_room = make_room
+        self.name: Final = name
+        self._directory = os.path.join(root, "ingest", name)
+        self._fd = -1
+        with _told(f"the ingest {self._directory}"):
+            if create:
+                os.makedirs(self._directory, 0o700)
+            try:
+                self._lease = os.open(os.path.join(self._directory, "lease"), os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+            except FileNotFoundError:
+                raise NotFound(f"there is no upload {name}")
+            try:
+                if not exclusive(self._lease):
+                    raise StoreBusy(f"somebody else works on {name}")
+                self._fd = os.open(os.path.join(self._directory, "rest"), os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+            except FileNotFoundError:
+                os.close(self._lease)
+                raise NotFound(f"there is no upload {name}")  # committed or discarded a moment ago
+            except BaseException:
+                os.close(self._lease)
+                raise
+        self.size = os.fstat(self._fd).st_size
+        self._hasher = hashlib.sha256()
+        self._hashed = 0
+        self._synced = self.size
+
+    def __repr__(self) -> str:
+        return f"<Ingest {self.name} {self.size} bytes>"
+
+    @classmethod
+    def new(cls, root: str, *, make_room: Callable[[], bool], resumable: bool = False, note: Any = None) -> Self:
+        """Begin. Raises StoreError, StoreFull."""
+        made = cls(root, f"{'upload' if resumable else 'new'}-{uuid.uuid4().hex}", make_room=make_room, create=True)
+        if resumable:
+            with _told(f"the ingest {made.name}"):
+                write_durably(os.path.join(made._directory, "note"), json.dumps(note).encode())
+                fsync_directory(os.path.join(root, "ingest"))
+        return made
+
+    @classmethod
+    def resume(cls, root: str, name: str, *, make_room: Callable[[], bool]) -> Self:
+        """Go on with an upload. Raises NotFound, StoreBusy when somebody works on it, StoreError."""
+        if not UPLOAD.fullmatch(name):
+            raise NotFound(f"there is no upload {name[:80]!r}")
+        return cls(root, name, make_room=make_room, create=False)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append. Raises StoreFull when there is no room, and none can be made; what was written before stays."""
+        view = memoryview(data)
+        with _told(f"the ingest {self.name}"):
+            while len(view):
+                try:
+                    done = os.pwrite(self._fd, view, self.size)
+                except OSError as e:
+                    if e.errno in NO_ROOM and self._make_room():
+                        continue
+                    raise
+                if self._hashed == self.size:
+                    self._hasher.update(view[:done])
+                    self._hashed += done
+                self.size += done
+                view = view[done:]
+            if self.size - self._synced >= SYNC_EVERY:
+                self._synced = self.size
+                os.fdatasync(self._fd)
+
+    def truncate(self) -> None:
+        """Begin again from nothing."""
+        with _told(f"the ingest {self.name}"):
+            os.ftruncate(self._fd, 0)
+        self.size = self._hashed = self._synced = 0
+        self._hasher = hashlib.sha256()
+
+    def digest(self, algorithm: str = "sha256") -> Digest:
+        """The digest of the bytes so far; those that were not hashed on the way are read back."""
+        own = algorithm == "sha256"
+        hasher, at = (self._hasher, self._hashed) if own else (hashlib.new(algorithm), 0)
+        with _told(f"the ingest {self.name}"):
+            while at < self.size:
+                data = os.pread(self._fd, min(PIECE, self.size - at), at)
+                if not data:
+                    raise StoreError(f"{self.name}: the file is shorter than it was")
+                hasher.update(data)
+                at += len(data)
+        if own:
+            self._hashed = at
+        return Digest.parse(f"{algorithm}:{hasher.hexdigest()}")
+
+    def commit(self, expected: Digest | None = None) -> tuple[Digest, bool]:
+        """(digest, whether the store did not have it yet): verified, durable, and leased until ``close``.
+
+        Raises IntegrityError when the bytes are not ``expected``, StoreFull, StoreError; the ingest is as before then.
+        """
+        found = self.digest(expected.algorithm if expected is not None else "sha256")
+        if expected is not None and found != expected:
+            raise IntegrityError(f"the bytes have another digest than {expected}: {found}")
+        target = entry_path(self._root, found)
+        with _told(f"blob {found}"):
+            held = hold(target)
+            if held is not None:
+                self._bury()
+                os.close(self._lease)
+                self._lease = held
+                return found, False
+            os.fsync(self._fd)
+            meta = {"version": META_VERSION, "size": self.size, "chunk": chunk_size(self.size), "cuts": []}
+            write_durably(os.path.join(self._directory, "meta.json"), json.dumps(meta).encode())
+            write_durably(os.path.join(self._directory, "sealed"), json.dumps({"size": self.size, "digest": found.hex}).encode())
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._directory, "note"))
+            self._move(target)
+            fcntl.flock(self._lease, fcntl.LOCK_SH)
+        os.close(self._fd)
+        self._fd = -1
+        return found, True
+
+    def _move(self, target: str) -> None:
+        """Rename the entry to its place, durably. An unsealed one that is there gives way: its readers have its files open."""
+        prefix = os.path.dirname(target)
+        os.makedirs(prefix, 0o700, exist_ok=True)
+        while True:
+            try:
+                os.rename(self._directory, target)
+                break
+            except OSError as e:
+                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            bury(self._root, target)
+        for directory in (prefix, os.path.dirname(prefix), os.path.join(self._root, "ingest")):
+            fsync_directory(directory)
+
+    def _bury(self) -> None:
+        bury(self._root, self._directory)
+        os.close(self._fd)
+        self._fd = -1
+
+    def discard(self) -> None:
+        """Drop the bytes, unless they are committed."""
+        if self._fd >= 0:
+            self._bury()
+        self.close()
+
+    def close(self) -> None:
+        """Let go: of the lease on what was committed, of an upload that may go on later; anything else is dropped."""
+        if self._fd >= 0 and not UPLOAD.fullmatch(self.name):
+            self._bury()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._lease >= 0:
+            with contextlib.suppress(OSError):
+                os.utime(self._lease)
+            os.close(self._lease)
+            self._lease = -1
+
+
+def entry_path(root: str, digest: Digest, form: str = "blobs") -> str:
+    """The directory of a blob."""
+    return os.path.join(root, form, digest.algorithm, digest.hex[:2], digest.hex)
+
+
+def hold(directory: str) -> int | None:
+    """A shared lease on a blob that is whole and verified, as a descriptor to be closed; None when there is no such blob."""
+    try:
+        fd = os.open(os.path.join(directory, "lease"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        there, ours = os.stat(os.path.join(directory, "lease")), os.fstat(fd)
+        if (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev) and os.path.exists(os.path.join(directory, "sealed")):
+            os.utime(fd)  # an evictor that has already chosen it sees that it was used since
+            return fd
+    except OSError:
+        pass  # it is being evicted
+    os.close(fd)
+    return None
+
+
+def note_of(root: str, name: str) -> Any:
+    """What the maker of an upload wants to know again; None when there is no such upload, or it is damaged."""
+    if not UPLOAD.fullmatch(name):
+        return None
+    try:
+        with open(os.path.join(root, "ingest", name, "note"), "rb") as f:
+            return json.load(f)
+    except (OSError, ValueError):
+        return None
+
+
+def size_of(root: str, name: str) -> int | None:
+    """Bytes of an upload so far, whoever works on it; None when there is none."""
+    try:
+        return os.stat(os.path.join(root, "ingest", name, "rest")).st_size if UPLOAD.fullmatch(name) else None
+    except OSError:
+        return None
+
+
+def sweep(root: str, now: float | None = None) -> None:
+    """Unlink what nobody goes on with: ``new`` ingests whose process is gone, uploads that were abandoned a week ago."""
+    now = time.time() if now is None else now
+    ingest = os.path.join(root, "ingest")
+    for name in _names(ingest):
+        directory = os.path.join(ingest, name)
+        try:
+            if UPLOAD.fullmatch(name) and now - os.stat(os.path.join(directory, "rest")).st_mtime < ABANDONED:
+                continue
+            if not name.startswith(("new-", "upload-")) or now - os.stat(directory).st_mtime < 1.0:
+                continue  # not ours; or just being made, and not leased yet
+            fd = os.open(os.path.join(directory, "lease"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            continue
+        try:
+            if exclusive(fd):
+                bury(root, directory)
+        finally:
+            os.close(fd)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """An OSError as the store's error."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in NO_ROOM:
+            raise StoreFull(f"{what} cannot be kept: no space left on the disk of the store")
+        raise StoreError(f"{what} cannot be kept: {e.strerror}")

@@ -1,0 +1,174 @@
+"""Blobs on their way in: hashed as they are written, resumable, durable when committed, never half there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import IntegrityError, NotFound, StoreBusy
+from kitfs.metrics import Counters
+from kitfs.oci.names import Digest
+from kitfs.store import ingest
+from kitfs.store.store import Store
+
+DATA = bytes(range(256)) * 5000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("test"))
+    yield store
+    store.close()
+
+
+def names(store: Store) -> list[str]:
+    return sorted(os.listdir(os.path.join(store.root, "ingest")))
+
+
+def test_a_committed_blob_is_there_verified_and_leased(store: Store) -> None:
+    new = store.ingest()
+    for at in range(0, len(DATA), 70_001):
+        new.write(DATA[at : at + 70_001])
+    digest, added = new.commit()
+    assert (digest, added) == (Digest.of(DATA), True)
+    blob = store.blob(digest, size=len(DATA), source=None)
+    assert blob.state == "verified"
+    assert b"".join(blob.stream()) == DATA
+    blob.close()
+    store.evict(at_least=1 << 40)
+    assert store.get(digest) == DATA  # leased
+    new.close()
+    store.evict(at_least=1 << 40)
+    assert store.get(digest) is None
+    assert names(store) == []
+
+
+def test_the_same_bytes_twice_are_one_blob(store: Store) -> None:
+    for expected in (True, False, False):
+        new = store.ingest()
+        new.write(DATA)
+        assert new.commit() == (Digest.of(DATA), expected)
+        new.close()
+    assert names(store) == []
+    with store.open_sealed(Digest.of(DATA)) as f:  # type: ignore[union-attr]
+        assert f.readall() == DATA
+
+
+def test_other_bytes_than_expected_are_refused_and_may_be_discarded(store: Store) -> None:
+    new = store.ingest()
+    new.write(DATA)
+    with pytest.raises(IntegrityError, match="another digest"):
+        new.commit(Digest.of(b"something else"))
+    assert store.open_sealed(Digest.of(DATA)) is None
+    new.discard()
+    assert names(store) == []
+
+
+def test_sha512(store: Store) -> None:
+    new = store.ingest()
+    new.write(DATA)
+    digest = Digest.parse("sha512:" + hashlib.sha512(DATA).hexdigest())
+    assert new.commit(digest) == (digest, True)
+    new.close()
+    assert store.get(digest) == DATA
+
+
+def test_an_upload_goes_on_where_it_stands(store: Store) -> None:
+    first = store.ingest(resumable=True, note={"repository": "a/b"})
+    first.write(DATA[:1000])
+    with pytest.raises(StoreBusy):
+        store.resume(first.name)
+    first.close()
+    assert ingest.note_of(store.root, first.name) == {"repository": "a/b"}
+    assert ingest.size_of(store.root, first.name) == 1000
+    again = store.resume(first.name)
+    assert again.size == 1000
+    again.write(DATA[1000:])
+    assert again.commit(Digest.of(DATA)) == (Digest.of(DATA), True)
+    again.close()
+    with pytest.raises(NotFound):
+        store.resume(first.name)
+    assert names(store) == []
+
+
+@pytest.mark.parametrize("name", ["upload-" + "0" * 32, "../blobs", "upload-../../x", "new-" + "0" * 32, ""])
+def test_what_is_no_upload_is_not_found(store: Store, name: str) -> None:
+    with pytest.raises(NotFound):
+        store.resume(name)
+    assert ingest.size_of(store.root, name) is None
+    assert ingest.note_of(store.root, name) is None
+
+
+def test_what_a_process_left_behind_is_swept_and_uploads_are_kept_for_a_week(store: Store) -> None:
+    kept, mine = store.ingest(resumable=True), store.ingest()
+    kept.close()
+    os.makedirs(os.path.join(store.root, "ingest", "new-of-a-dead-process"))
+    ingest.sweep(store.root)
+    assert "new-of-a-dead-process" in names(store)  # too young: its maker may not have its lease yet
+    for name in names(store):
+        os.utime(os.path.join(store.root, "ingest", name), (0, 0))
+    ingest.sweep(store.root)
+    assert names(store) == sorted([kept.name, mine.name])
+    os.utime(os.path.join(store.root, "ingest", kept.name, "rest"), (0, 0))
+    ingest.sweep(store.root)
+    assert names(store) == [mine.name]
+    mine.close()
+
+
+def test_a_blob_that_a_mount_is_fetching_gives_way(store: Store) -> None:
+    digest = Digest.of(DATA)
+
+    class Origin:
+        size, ranged = len(DATA), True
+
+        def read_range(self, start: int, stop: int | None, /):  # type: ignore[no-untyped-def]
+            yield start, memoryview(DATA)[start:stop]
+
+    lazy = store.blob(digest, size=len(DATA), source=Origin())
+    assert lazy.pread(0, 10) == DATA[:10]
+    new = store.ingest()
+    new.write(DATA)
+    assert new.commit() == (digest, True)
+    new.close()
+    assert lazy.pread(100_000, 10) == DATA[100_000:100_010]
+    lazy.close()
+    assert json.loads(Path(store.path(digest), "sealed").read_text())["size"] == len(DATA)
+
+
+def test_pins_of_served_repositories(store: Store) -> None:
+    for data in (b"one" * 100_000, b"two" * 100_000):
+        new = store.ingest()
+        new.write(data)
+        new.commit()
+        new.close()
+    store.repositories.link("team/kit", "blobs", "sha256-" + Digest.of(b"one" * 100_000).hex, {})
+    store.evict(at_least=1 << 40)
+    assert store.get(Digest.of(b"one" * 100_000)) is not None
+    assert store.get(Digest.of(b"two" * 100_000)) is None
+
+
+def test_a_blob_that_was_held_since_the_evictor_looked_is_spared(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the evictor's look and its hand somebody finds the blob, holds it, links it and lets go."""
+    new = store.ingest()
+    new.write(DATA)
+    digest, _ = new.commit()
+    new.close()
+    os.utime(os.path.join(store.path(digest), "lease"), (1, 1))
+    surplus = Store._surplus
+
+    def link_meanwhile(self: Store, used: int) -> int:
+        lease = self.hold(digest)
+        assert lease is not None
+        self.repositories.link("a", "blobs", "sha256-" + digest.hex, {})
+        os.close(lease)
+        return surplus(self, used)
+
+    monkeypatch.setattr(Store, "_surplus", link_meanwhile)
+    store.evict(at_least=1 << 40)
+    assert store.get(digest) == DATA
