@@ -2,6 +2,7 @@
 
 408, 429 and 5xx are answered again, as are connections that break before an answer; ``Retry-After`` is honoured up to ``MAX_PAUSE``. A host
 that keeps failing is left alone for a while (a circuit breaker), so that a thousand readers do not each wait out the budget.
+A body that is streamed goes out once: whoever made it knows whether the other side has kept a part of it.
 Threading: one breaker per host behind a lock; pauses are of the calling thread.
 """
 
@@ -56,7 +57,10 @@ class Breaker:
 
 
 class RetryTransport(httpx.BaseTransport):
-    """Repeats idempotent requests (GET, HEAD, and the token POST) on ``inner``; counts every one it sends and every byte it gets."""
+    """Repeats requests whose body is bytes or nothing on ``inner``; counts every one it sends and every byte it gets.
+
+    Extension "repeat" of a request: False for one answer only. Connections that were refused are tried again all the same.
+    """
 
     def __init__(
         self,
@@ -79,19 +83,22 @@ class RetryTransport(httpx.BaseTransport):
         if not breaker.allows():
             raise httpx.ConnectError("it failed several times in a row and is left alone for a moment", request=request)
         began = self._clock()
+        once = not request.extensions.get("repeat", isinstance(request.stream, httpx.ByteStream))
         patience = min(MAX_WAIT, request.extensions.get("timeout", {}).get("read") or MAX_WAIT)  # nobody waits longer for nothing
         for attempt in range(1, ATTEMPTS + 1):
             self._counters.add("requests")
             try:
                 response = self._inner.handle_request(request)
             except (httpx.ConnectError, httpx.ConnectTimeout) as e:
-                pause = self._pause(attempt)
+                pause = pause_after(attempt)
                 budget = request.extensions.get("connect_budget", CONNECT_BUDGET)
                 if attempt == ATTEMPTS or self._clock() - began + pause > budget or _hopeless(e):
                     breaker.tell(ok=False)
                     raise
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-                pause = self._pause(attempt)
+                if once:
+                    raise
+                pause = pause_after(attempt)
                 if attempt == ATTEMPTS or self._clock() - began + pause > patience:
                     breaker.tell(ok=False)
                     raise
@@ -100,7 +107,9 @@ class RetryTransport(httpx.BaseTransport):
                 raise
             else:
                 response.stream = _Counted(response.stream, self._counters)
-                pause = self._retry_after(response) or self._pause(attempt)
+                if once and response.status_code in AGAIN:
+                    return response
+                pause = retry_after(response) or pause_after(attempt)
                 if response.status_code not in AGAIN or attempt == ATTEMPTS or self._clock() - began + pause > patience:
                     breaker.tell(ok=response.status_code not in AGAIN or response.status_code == 429)
                     return response
@@ -112,22 +121,6 @@ class RetryTransport(httpx.BaseTransport):
     def _breaker(self, url: httpx.URL) -> Breaker:
         with self._lock:
             return self._breakers.setdefault(url.netloc.decode("ascii", "replace"), Breaker(self._clock))
-
-    @staticmethod
-    def _pause(attempt: int) -> float:
-        return min(3.0, BASE_PAUSE * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-
-    @staticmethod
-    def _retry_after(response: httpx.Response) -> float | None:
-        """Seconds of a Retry-After header, as a number or an HTTP date, capped."""
-        text = response.headers.get("Retry-After", "").strip()
-        if text.isascii() and text.isdigit():
-            return float(min(MAX_PAUSE, int(text[:9])))
-        try:
-            when = email.utils.parsedate_to_datetime(text).timestamp()
-        except (ValueError, TypeError):
-            return None
-        return min(MAX_PAUSE, max(0.0, when - time.time()))
 
     def close(self) -> None:
         """Close the transport below."""
@@ -149,6 +142,23 @@ class _Counted(httpx.SyncByteStream):
 
     def close(self) -> None:
         self._inner.close()
+
+
+def pause_after(attempt: int) -> float:
+    """Seconds to wait after the ``attempt``-th failure in a row, from 1: doubled each time, capped, jittered."""
+    return min(3.0, BASE_PAUSE * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds of a Retry-After header, as a number or an HTTP date, capped."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(min(MAX_PAUSE, int(text[:9])))
+    try:
+        when = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError):
+        return None
+    return min(MAX_PAUSE, max(0.0, when - time.time()))
 
 
 def _hopeless(e: httpx.TransportError) -> bool:

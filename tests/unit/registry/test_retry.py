@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import httpx
@@ -85,6 +85,42 @@ def test_a_timeout_is_not_tried_again() -> None:
     script = Script([httpx.ReadTimeout("slow")])
     with pytest.raises(httpx.ReadTimeout):
         script.run()()
+    assert script.asked == 1
+
+
+@pytest.mark.parametrize("step", [503, 429, httpx.ReadError("reset"), httpx.WriteError("pipe"), httpx.RemoteProtocolError("closed")])
+def test_a_streamed_body_goes_out_once(step: Step) -> None:
+    """Nobody here knows what the other side has kept of it; one such failure says nothing about the host either."""
+
+    class Stream(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"half a blob"
+
+    script = Script([step])
+    transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
+    for asked in range(1, 2 * retry.BREAK_AFTER):
+        request = httpx.Request("PATCH", "http://r.test/v2/x", content=Stream())
+        if isinstance(step, Exception):
+            with pytest.raises(type(step)):
+                transport.handle_request(request)
+        else:
+            assert transport.handle_request(request).status_code == step
+        assert script.asked == asked
+
+
+def test_a_streamed_body_may_wait_for_a_connection() -> None:
+    """Nothing of it has gone out while connections are refused."""
+    script = Script([httpx.ConnectError("[Errno 111] Connection refused"), 202])
+    transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
+    assert transport.handle_request(httpx.Request("PATCH", "http://r.test/", content=iter([b"x"]))).status_code == 202
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_whoever_decides_alone_is_asked_once(method: str) -> None:
+    """The extension "repeat" of a request."""
+    script = Script([503])
+    transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
+    assert transport.handle_request(httpx.Request(method, "http://r.test/", extensions={"repeat": False})).status_code == 503
     assert script.asked == 1
 
 
