@@ -2,7 +2,8 @@
 
 Follows distribution's "Token Authentication Specification" and its OAuth2 form: 401 with ``WWW-Authenticate: Bearer`` → a token from
 the realm (GET with Basic, or POST with a refresh token) → the request again. Tokens are kept per (host, scope) until shortly before
-they expire; a 401 in between gets a new one once. Threading: the flow runs on whatever thread sends; when many readers need a token
+they expire; a 401 in between gets a new one once. Before a body is streamed an expired token is replaced without being refused, lest the
+body travel in vain. Threading: the flow runs on whatever thread sends; when many readers need a token
 for one scope, one of them asks for it and the others wait for what it gets.
 """
 
@@ -68,6 +69,7 @@ class Tokens:
         self._lock = threading.Lock()
         self._tokens: dict[tuple[str, str], Token] = {}
         self._errands: dict[tuple[str, str], Errand] = {}
+        self._challenges: dict[tuple[str, str], dict[str, str]] = {}
 
     def get(self, host: str, scope: str) -> str | None:
         """A header that still holds, None when there is none."""
@@ -87,6 +89,16 @@ class Tokens:
             if token is not None and token.header == header:
                 del self._tokens[host, scope]
 
+    def remember(self, host: str, scope: str, challenge: dict[str, str]) -> None:
+        """Keep what a host asks of bearers."""
+        with self._lock:
+            self._challenges[host, scope] = challenge
+
+    def challenge(self, host: str, scope: str) -> dict[str, str] | None:
+        """What a host asked of bearers the last time, None when it never did."""
+        with self._lock:
+            return self._challenges.get((host, scope))
+
     def set_out(self, host: str, scope: str) -> tuple[Errand, bool]:
         """The errand for a token, and whether it is the caller's own: then ``come_back`` must end it."""
         with self._lock:
@@ -104,7 +116,9 @@ class Tokens:
 
 
 class RegistryAuth(httpx.Auth):
-    """The auth flow of one repository: ``scope`` such as repository:name:pull. Raises Unauthorized when no token can be had.
+    """The auth flow of one repository: ``scope`` such as repository:name:pull, several with blanks between them.
+
+    A scope that is for more than pulling is asked for beside what the challenge names. Raises Unauthorized when no token can be had.
 
     ``host`` is the registry whose credentials count; ``plain_http`` allows to send them to a token server without TLS.
     """
@@ -118,9 +132,16 @@ class RegistryAuth(httpx.Auth):
         self._tokens = tokens
         self._plain_http = plain_http
 
+    def scoped(self, scope: str) -> RegistryAuth:
+        """The same for another scope."""
+        return RegistryAuth(self._host, scope, self._credentials, self._tokens, plain_http=self._plain_http)
+
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Send, and on 401 once more with what the challenge asks for."""
         held = self._tokens.get(self._host, self._scope)
+        known = self._tokens.challenge(self._host, self._scope)
+        if held is None and known is not None and not isinstance(request.stream, httpx.ByteStream):
+            held = yield from self._fetched(known, request)
         if held is not None:
             request.headers["Authorization"] = held
         response = yield request
@@ -132,6 +153,7 @@ class RegistryAuth(httpx.Auth):
         asked = challenges(response.headers.get("WWW-Authenticate", ""))
         header = self._tokens.get(self._host, self._scope)  # another thread may have a newer one
         if header is None and "bearer" in asked:
+            self._tokens.remember(self._host, self._scope, asked["bearer"])
             header = yield from self._fetched(asked["bearer"], request)
         elif header is None and "basic" in asked and (credential := self._credentials.of(self._host)):
             header = _basic(credential)
@@ -202,19 +224,33 @@ class RegistryAuth(httpx.Auth):
 
         Credentials go over plain HTTP only when that was asked for: by --plain-http, to this host itself, or to loopback.
         """
-        service, scope = challenge.get("service", ""), challenge.get("scope") or self._scope
+        service, scope = challenge.get("service", ""), widened(challenge.get("scope", ""), self._scope)
         home = (request.url.scheme, request.url.host)
         if credential and realm.scheme == "http" and not (self._plain_http or is_loopback(realm.host) or (realm.scheme, realm.host) == home):
             raise Unauthorized(f"{self._host} wants the credentials sent to {shown(realm)} without TLS; allow it with --plain-http", url=shown(realm))
         headers = {name: request.headers[name] for name in ("User-Agent", "Accept-Encoding") if name in request.headers}
+        extensions = {k: v for k, v in request.extensions.items() if k != "repeat"}
         if credential and credential.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": credential.identity_token, "client_id": CLIENT_ID}
             form |= {"service": service, "scope": scope}
-            return httpx.Request("POST", realm, data=form, headers=headers, extensions=request.extensions)
-        query = {k: v for k, v in (("service", service), ("scope", scope)) if v}
+            return httpx.Request("POST", realm, data=form, headers=headers, extensions=extensions)
+        query: dict[str, str | list[str]] = {"service": service} if service else {}
+        query |= {"scope": scope.split(" ")} if scope else {}
         if credential:
             headers["Authorization"] = _basic(credential)
-        return httpx.Request("GET", realm.copy_merge_params(query), headers=headers, extensions=request.extensions)
+        return httpx.Request("GET", realm.copy_merge_params(query), headers=headers, extensions=extensions)
+
+
+def widened(asked: str, own: str) -> str:
+    """The scope to ask for: what the challenge names, and what is needed beyond pulling, each resource once."""
+    if not asked or (own.endswith(":pull") and " " not in own):
+        return asked or own
+    actions: dict[str, list[str]] = {}
+    for scope in f"{own} {asked}".split():
+        resource, _, wanted = scope.rpartition(":")
+        had = actions.setdefault(resource, [])
+        had += [a for a in dict.fromkeys(wanted.split(",")) if a not in had]
+    return " ".join(f"{resource}:{','.join(had)}" for resource, had in actions.items())
 
 
 def _basic(credential: Credential) -> str:

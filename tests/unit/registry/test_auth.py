@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from kitfs.errors import RateLimited, RegistryError, Unauthorized, Unavailable
-from kitfs.registry.auth import RegistryAuth, Tokens, challenges
+from kitfs.registry.auth import RegistryAuth, Tokens, challenges, widened
 from kitfs.registry.client import Repository
 from kitfs.registry.credentials import Credential, Credentials
 from tests.fakes.faults import Fault, Stall, Status
@@ -258,3 +258,20 @@ def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegist
         words = f"{desk.host} cannot be reached: connection refused, which {fake.host} names as its token server"
         with pytest.raises(Unavailable, match=words):
             repository().manifest("v1")
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "whole"),
+    [
+        ("", "repository:a/b:pull", "repository:a/b:pull"),
+        ("repository:proxy/a/b:pull", "repository:a/b:pull", "repository:proxy/a/b:pull"),
+        ("", "repository:a:pull,push repository:b:pull", "repository:a:pull,push repository:b:pull"),
+        ("repository:a:pull", "repository:a:pull,push", "repository:a:pull,push"),
+        ("repository:a:delete", "repository:a:pull,push", "repository:a:pull,push,delete"),
+        ("repository:a:pull,push", "repository:a:pull,push repository:b:pull", "repository:a:pull,push repository:b:pull"),
+        ("registry:catalog:*", "repository:h:1/a:pull,push", "repository:h:1/a:pull,push registry:catalog:*"),
+    ],
+)
+def test_scopes_are_joined_by_resource(asked: str, own: str, whole: str) -> None:
+    """What is needed is asked for with what the challenge names, so that one token serves a whole push."""
+    assert widened(asked, own) == whole
