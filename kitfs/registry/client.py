@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 
 import httpx
 
@@ -24,6 +24,7 @@ from kitfs.registry.credentials import DOCKER_HOSTS, Credentials
 from kitfs.registry.failures import Broken, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
 from kitfs.registry.retry import CONNECT_BUDGET, RetryTransport
 from kitfs.registry.transport import ClientOptions, RoutedTransport, is_loopback
+from kitfs.registry.upload import CHUNK, Body, Journal, Read, Upload
 
 __all__ = ["ClientOptions", "RegistryClient", "Repository"]
 
@@ -47,6 +48,10 @@ class Endpoint:
     host: str
     auth: RegistryAuth
     patience: float
+
+    def scoped(self, scope: str) -> Endpoint:
+        """The same, with tokens for another scope."""
+        return replace(self, auth=self.auth.scoped(scope))
 
 
 class RegistryClient:
@@ -99,20 +104,27 @@ class RegistryClient:
         auth = RegistryAuth(host, f"repository:{name}:pull", self._credentials, self._tokens, plain_http=bool(self.options.plain_http))
         return Endpoint(f"{url}/v2/{name}", host, auth, patience)
 
-    def send(self, endpoint: Endpoint, method: str, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
+    def send(
+        self, endpoint: Endpoint, method: str, url: str | httpx.URL, headers: dict[str, str], what: str,
+        *, body: bytes | Body | None = None, repeat: bool = True,
+    ) -> httpx.Response:  # fmt: skip
         """An answer whose body is still to be read, after redirects. Credentials stay with the endpoint's own host.
 
+        A ``Body`` goes out once, but for redirects and refused tokens; ``repeat`` False: so does everything else.
         Raises Unavailable when there is none, Unauthorized when no token can be had.
         """
         home = httpx.URL(endpoint.base)
         at = httpx.URL(url)
+        extensions: dict[str, Any] = {"connect_budget": endpoint.patience} | ({} if repeat else {"repeat": False})
+        if isinstance(body, Body):
+            headers = headers | {"Content-Length": str(body.size)}
         for _ in range(MAX_REDIRECTS + 1):
             if (at.port or 0) > LAST_PORT:  # getaddrinfo would take it modulo 65536
                 raise RegistryError(f"{what}: {host_of(at)}: no such host or port", url=shown(at))
             same = (at.scheme, at.netloc) == (home.scheme, home.netloc)
             try:
                 with mapped(at, what):
-                    request = self._http.build_request(method, at, headers=headers, extensions={"connect_budget": endpoint.patience})
+                    request = self._http.build_request(method, at, headers=headers, content=body, extensions=extensions)
                     response = self._http.send(request, auth=endpoint.auth if same else None, stream=True)
             except Broken as e:
                 if at.scheme == "http" and self.options.plain_http:
@@ -224,6 +236,24 @@ class Repository:
             return IndexManifest.parse(self._manifest(endpoint, f"{digest.algorithm[:32]}-{digest.hex[:64]}")[1]).manifests
         except NotFound:
             return ()
+
+    def upload(
+        self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), journal: Journal | None = None,
+        progress: Callable[[int], None] | None = None, chunk: int = CHUNK,
+    ) -> str:  # fmt: skip
+        """Bring a blob to the registry itself: "exists" there, "mounted" from one of ``mount_from`` (repositories of it), or "uploaded".
+
+        ``read(offset)`` gives the blob's bytes from an offset on, in pieces, as often as it is asked. ``progress`` is told how many bytes
+        more the registry has been sent, less than none when some must go again. ``journal`` lets a later call, of another process too, go
+        on where this one broke off. Raises Unauthorized, RateLimited, Unavailable, RegistryError, IntegrityError when the bytes do not
+        have their digest or are too few, StoreError when they cannot be read.
+        """
+        upload = Upload(self._client, self._pushing(), self._name, descriptor, read, chunk=chunk, journal=journal, progress=progress)
+        return upload.run(mount_from)
+
+    def _pushing(self) -> Endpoint:
+        """The registry itself: mirrors are for pulling."""
+        return self.endpoints[-1].scoped(f"repository:{self._name}:pull,push")
 
     def _small(
         self, endpoint: Endpoint, url: str | httpx.URL, headers: dict[str, str], limit: int, what: str
