@@ -33,6 +33,7 @@ class Option(NamedTuple):
     many: bool = False
     short: str = ""
     is_file: bool = False  # names a file, which must be readable
+    spelled: str = ""  # the flag without dashes, where another verb's option has this name
 
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b?)", re.IGNORECASE)
@@ -131,6 +132,15 @@ def proxy_url(text: str) -> str:
     return text
 
 
+def listen(text: str) -> tuple[str, int]:
+    """HOST:PORT, [IPv6]:PORT, or a PORT of this host."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65_535:
+        raise ValueError(f"{text!r} is not HOST:PORT (127.0.0.1:5000; port 0 is any that is free)")
+    return host, int(port)
+
+
 def word(text: str) -> str:
     """Any text but an empty one."""
     if not text:
@@ -164,6 +174,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("mirror", mirror, "Ask URL before HOST itself. Repeatable, tried in order.", metavar="HOST=URL", many=True),
         Option("read-timeout", seconds, "Give up a request after this long without a byte.", default="60", metavar="SECONDS"),
         Option("log-level", choice("debug", "info", "warning", "error"), "How much goes to the log.", default="info", metavar="LEVEL"),
+        Option("listen", listen, "Where to listen; port 0 is any that is free.", default="127.0.0.1:5000", metavar="HOST:PORT"),
+        Option("root", path, "The store that is served (default: the store of --cache-dir).", metavar="DIR"),
+        Option("serve-cert", path, "Serve TLS with this certificate chain.", metavar="FILE", is_file=True, spelled="tls-cert"),
+        Option("serve-key", path, "Key of that certificate.", metavar="FILE", is_file=True, spelled="tls-key"),
+        Option("htpasswd", path, "Admit the users of this htpasswd file only (bcrypt).", metavar="FILE", is_file=True),
+        Option("read-only", boolean, "Take nothing, delete nothing.", default="false", flag=True),
         Option("lazy", boolean, "Detach now, also when something still uses the mount.", default="false", flag=True),
         Option("all", boolean, "Every mount of this store.", default="false", flag=True),
         Option("json", boolean, "Print JSON for programs.", default="false", flag=True),
@@ -222,7 +238,7 @@ def _texts(
     variable = "KITFS_" + option.name.upper().replace("-", "_")
     if flag is not None and flag != ():
         texts = [str(flag)] if isinstance(flag, (str, int, float)) else [str(t) for t in cast("Sequence[object]", flag)]
-        return texts, f"--{option.name}"
+        return texts, f"--{option.spelled or option.name}"
     if env.get(variable):
         return (env[variable].split() if option.many else [env[variable]]), variable
     kit_variable = {"cert": "KITOPS_CLIENT_CERT", "key": "KITOPS_CLIENT_KEY", "config": "KITOPS_HOME"}.get(option.name, "")

@@ -56,8 +56,10 @@ def takes(*names: str) -> Callable[[Verb], Verb]:
 
 
 def _flag(option: Option) -> Callable[[Verb], Verb]:
-    long = f"--{option.name}"
+    long = f"--{option.spelled or option.name}"
     spelled = [f"-{option.short}", long] if option.short else [long]
+    if option.spelled:
+        spelled.append(option.name.replace("-", "_"))
     if option.negatable:
         return click.option(f"{long}/--no-{option.name}", default=None, help=option.help)
     if option.flag:

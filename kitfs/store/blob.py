@@ -13,14 +13,13 @@ that the next opening begins afresh. Threading: every method from any thread; a 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Final, Protocol
 
 from kitfs.errors import IntegrityError, StoreError, WouldBlock
@@ -77,22 +76,11 @@ class Blob:
         self._said_unkept = False
         self._verifying = threading.Lock()
         try:
-            self._lease = Lease(directory)
+            while not self._open(size):
+                pass  # the entry was found to be wrong, and dropped, between the lease and the files
         except OSError as e:
             raise StoreError(f"the store's entry {directory} cannot be opened: {e.strerror}")
-        try:
-            with _locked(directory):
-                self._meta = self._settle(size)
-                self.sealed = os.path.exists(os.path.join(directory, "sealed"))
-                self._body = Body(directory)
-                self._chunk: Final[int] = self._meta["chunk"]
-                self._present = Present(directory, None if size is None else -(-size // self._chunk))
-        except OSError as e:
-            self._lease.close()
-            raise StoreError(f"the store's entry {directory} cannot be opened: {e.strerror}")
-        except BaseException:
-            self._lease.close()
-            raise
+        self._chunk: Final[int] = self._meta["chunk"]
         self._size: int | None = self._meta["size"]
         self._unsynced = 0
         self._fetcher: Fetcher | None = None
@@ -121,6 +109,22 @@ class Blob:
 
     def __str__(self) -> str:
         return f"{'the decoded form of ' if self._of is not None else ''}blob {self.digest}"
+
+    def _open(self, size: int | None) -> bool:
+        """Take the lease and open the files, all of one entry; False when that went away meanwhile."""
+        self._lease = Lease(self._directory)
+        with ExitStack() as undo:
+            undo.callback(self._lease.close)
+            with self._lease.entry() as live:
+                if not live:
+                    return False
+                self._meta = self._settle(size)
+                self.sealed = os.path.exists(os.path.join(self._directory, "sealed"))
+                self._body = Body(self._directory)
+                undo.callback(self._body.close)
+                self._present = Present(self._directory, None if size is None else -(-size // self._meta["chunk"]))
+            undo.pop_all()
+        return True
 
     def _settle(self, size: int | None) -> dict[str, Any]:
         """meta.json, written when there is none or it is damaged. An unsealed entry with another size gives way."""
@@ -276,7 +280,10 @@ class Blob:
                 self._fail(IntegrityError(f"{self} does not have its digest: read back as sha256:{hasher.hexdigest()}"))
                 raise self.failure or StoreError("closed")
             self._body.sync()
-            write_durably(os.path.join(self._directory, "sealed"), json.dumps({"size": self._size, "digest": want}).encode())
+            with self._lease.entry() as live:
+                if not live:
+                    raise StoreError(f"{self} is not in the store any more")
+                write_durably(os.path.join(self._directory, "sealed"), json.dumps({"size": self._size, "digest": want}).encode())
             self.sealed = True
         if self._of is not None:
             self._of.retire()
@@ -297,16 +304,16 @@ class Blob:
             self._home.counters.add("integrity_failures")
             self._home.log.error("%s; dropped from the store", error)
             self._home.forget_index(str(self.digest))
-            bury(self._home.root, self._directory)
+            self.drop()
 
     def retire(self) -> None:
         """Drop the compressed bytes once their decoded form is sealed, unless they are pinned or somebody else uses them."""
         if not self._home.is_pinned(str(self.digest)) and self._lease.alone():
-            bury(self._home.root, self._directory)
+            self.drop()
 
     def drop(self) -> None:
-        """Remove the entry from the store; this object goes on reading what it has open."""
-        bury(self._home.root, self._directory)
+        """Remove the entry from the store; this object goes on reading what it has open. One that came in its place stays."""
+        bury(self._home.root, self._directory, lease=self._lease.fileno())
 
     def _wrote(self, size: int) -> None:
         self._unsynced += size
@@ -329,7 +336,10 @@ class Blob:
             return True
         self._meta = {**self._meta, "size": size, "sha256": sha256}
         try:
-            _replace(os.path.join(self._directory, "meta.json"), self._meta)
+            with self._lease.entry() as live:
+                if not live:
+                    return False  # whoever opened it before reads on, and finds the end for himself
+                _replace(os.path.join(self._directory, "meta.json"), self._meta)
         except OSError as e:
             if not self._said_unkept:
                 self._said_unkept = True
@@ -354,7 +364,9 @@ class Blob:
                 return
             try:
                 self._body.sync()
-                self._present.save()
+                with self._lease.entry() as live:
+                    if live:
+                        self._present.save()
             except OSError as e:
                 self._home.log.warning("%s: what was fetched would not survive a reboot: %s", self, e)
 
@@ -385,17 +397,3 @@ def _replace(path: str, meta: dict[str, Any]) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-
-
-class _locked:  # noqa: N801 - a context manager, used as a word
-    """An exclusive lock on a blob's directory, for the moment of opening or making its files."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-
-    def __enter__(self) -> None:
-        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from kitfs.store.lease import exclusive
+from kitfs.store.lease import exclusive, locked
 
 FORMS: Final = ("blobs", "decoded")
 SMALL: Final = 256 << 10  # bytes on disk
@@ -66,23 +66,27 @@ def remove(root: str, directory: str) -> bool:
     except OSError:
         return False
     try:
-        if not exclusive(fd):
-            return False
-        bury(root, directory)
-        return True
+        return exclusive(fd) and bury(root, directory, lease=fd)
     finally:
         os.close(fd)
 
 
-def bury(root: str, directory: str) -> None:
-    """Rename a blob out of its place and unlink it there; a crash between the two leaves rubbish that ``sweep`` takes."""
+def bury(root: str, directory: str, *, lease: int | None = None) -> bool:
+    """Rename a blob out of its place and unlink it there; a crash between the two leaves rubbish that ``sweep`` takes.
+
+    False when somebody else was quicker: with ``lease``, open, only the entry that it belongs to is taken, not one that came after it.
+    """
     grave = os.path.join(root, "ingest", f"dead-{uuid.uuid4().hex}")
-    os.makedirs(os.path.dirname(grave), mode=0o700, exist_ok=True)
-    try:
-        os.rename(directory, grave)
-    except FileNotFoundError:
-        return  # somebody else was quicker
+    with locked(directory, lease) as there:
+        if not there:
+            return False
+        os.makedirs(os.path.dirname(grave), mode=0o700, exist_ok=True)
+        try:
+            os.rename(directory, grave)
+        except FileNotFoundError:
+            return False  # by no rule of ours
     shutil.rmtree(grave, ignore_errors=True)
+    return True
 
 
 def sweep(root: str) -> None:

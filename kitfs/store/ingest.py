@@ -89,6 +89,11 @@ class Ingest:
             raise NotFound(f"there is no upload {name[:80]!r}")
         return cls(root, name, make_room=make_room, create=False)
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is committed, discarded or closed."""
+        return self._fd < 0
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append. Raises StoreFull when there is no room, and none can be made; what was written before stays."""
         view = memoryview(data)

@@ -1,6 +1,8 @@
 """Leases on blobs: whoever has a blob open holds a shared flock on its ``lease``; the evictor needs an exclusive one.
 
-The kernel lets go of a lease when its process dies. The file's times are the blob's last use. Threading: a lease belongs to one Blob.
+The kernel lets go of a lease when its process dies. The file's times are the blob's last use. A blob's directory is moved away, and its
+files are made and replaced, under a flock on the directory itself; which entry it is, is told by the inode of its ``lease``, since
+another may have come in its place. Threading: a lease belongs to one Blob.
 """
 
 from __future__ import annotations
@@ -8,18 +10,24 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 POLL: Final = 0.002  # seconds between two tries
 
 
 class Lease:
-    """A shared lease on the blob in ``directory``, which is made when missing. Right after it was taken the directory is the live one."""
+    """A shared lease on the blob in ``directory``, which is made when missing. Right after it was taken the directory is the live one.
+
+    No evictor moves it away from then on; one who finds the blob to be wrong does, so that whoever touches its files asks ``entry``.
+    """
 
     def __init__(self, directory: str) -> None:
+        self.directory: Final = directory
         path = os.path.join(directory, "lease")
         while True:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+            _make(directory)
             try:
                 self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
@@ -29,6 +37,14 @@ class Lease:
                 return
             os.close(self._fd)
             time.sleep(POLL)  # it is being evicted: begin again. Not waited for: who retired a blob keeps its lease to his end
+
+    def fileno(self) -> int:
+        """The descriptor of the lease's file."""
+        return self._fd
+
+    def entry(self) -> AbstractContextManager[bool]:
+        """The lock of the directory; whether what is there is still the leased entry."""
+        return locked(self.directory, self._fd)
 
     def alone(self) -> bool:
         """Make the lease exclusive, if nobody else has one; it stays so."""
@@ -43,6 +59,24 @@ class Lease:
         os.close(self._fd)
 
 
+@contextmanager
+def locked(directory: str, lease: int | None) -> Iterator[bool]:
+    """The lock of a blob's directory; whether what is there is the entry whose lease is open as ``lease`` (None: whichever it is).
+
+    It stays there as long as the lock is held.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield _same(fd, directory) if lease is None else _same(lease, os.path.join(directory, "lease"))
+    finally:
+        os.close(fd)
+
+
 def exclusive(fd: int) -> bool:
     """Whether an exclusive lock could be had at once."""
     try:
@@ -50,6 +84,16 @@ def exclusive(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _make(directory: str) -> None:
+    """Not os.makedirs: it takes a directory that goes away after mkdir met it for a file in the way."""
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
 
 
 def _shared(fd: int) -> bool:

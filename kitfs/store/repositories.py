@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Final
 
-from kitfs.errors import InvalidReference, StoreError
+from kitfs.errors import StoreError
 from kitfs.oci.names import Digest
 from kitfs.store.refs import fsync_directory, write_durably
 
@@ -118,14 +118,6 @@ class Repositories:
 def link_name(digest: Digest) -> str:
     """A digest as a file name."""
     return digest.replace(":", "-", 1)
-
-
-def digest_of(name: str) -> Digest:
-    """The digest behind a file name. Raises InvalidReference for rubbish."""
-    algorithm, found, digits = name.partition("-")
-    if not found:
-        raise InvalidReference(f"{name!r} is not the link of a digest")
-    return Digest.parse(f"{algorithm}:{digits}")
 
 
 def _listed(directory: str) -> list[str]:

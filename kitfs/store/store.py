@@ -151,6 +151,10 @@ class Store:
         finally:
             os.close(directory)
 
+    def has_sealed(self, digest: Digest) -> bool:
+        """Whether a blob is here, whole and verified."""
+        return os.path.exists(os.path.join(self.path(digest), "sealed"))
+
     def has_decoded(self, digest: Digest) -> bool:
         """Whether a verified decoded form of a blob is here, so that the compressed bytes are not needed."""
         return os.path.exists(os.path.join(self.path(digest, "decoded"), "sealed"))

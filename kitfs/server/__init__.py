@@ -1,0 +1,1 @@
+"""The embedded registry: OCI distribution over a Store."""

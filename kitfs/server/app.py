@@ -1,0 +1,487 @@
+"""HTTP around the registry: routes, bodies that stream both ways, the log line of each request.
+
+aiohttp speaks HTTP; its loop stays behind this door. Bodies come in pieces that a thread hashes and writes while the next ones arrive,
+and go out by sendfile(2) (over TLS in pieces): no body is ever held or spooled. Everything that touches the disk runs on the threads
+of ``pool``. A push of a chunk that is still waiting for its body gives way to the next request for its upload: a client that comes
+back after a cut must not wait for the server to notice the cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
+
+from kitfs import __version__
+from kitfs.errors import KitfsError
+from kitfs.server import ranges
+from kitfs.server.answers import UNSUPPORTED, ApiError, of_error
+from kitfs.server.htpasswd import Htpasswd
+from kitfs.server.registry import MAX_MANIFEST, Page, Registry, checked, index_of, too_big
+from kitfs.store.ingest import Ingest
+
+PIECE: Final = 1 << 20  # bytes that are hashed and written at once
+SLICE: Final = 8 << 20  # bytes of one sendfile: what a client must take within the body timeout
+BODY_TIMEOUT: Final = 60.0  # seconds without a byte after which a body is given up
+TAKEOVER: Final = 10.0  # seconds that a request waits for the one before it on the same upload
+MAX_OPEN: Final = 256  # uploads that are kept open between two chunks, so that nothing is hashed twice
+ROUTES: Final = tuple(
+    (re.compile(pattern), kind)
+    for pattern, kind in (
+        (r"/v2/?", "base"),
+        (r"/v2/_catalog", "catalog"),
+        (r"/v2/(?P<name>.+)/tags/list", "tags"),
+        (r"/v2/(?P<name>.+)/manifests/(?P<ident>[^/]+)", "manifest"),
+        (r"/v2/(?P<name>.+)/referrers/(?P<ident>[^/]+)", "referrers"),
+        (r"/v2/(?P<name>.+)/blobs/uploads/?", "uploads"),
+        (r"/v2/(?P<name>.+)/blobs/uploads/(?P<ident>[^/]+)", "upload"),
+        (r"/v2/(?P<name>.+)/blobs/(?P<ident>[^/]+)", "blob"),
+    )
+)
+WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+VERSION: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "X-Content-Type-Options": "nosniff", "Server": f"kitfs/{__version__}"}
+T = TypeVar("T")
+Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.StreamResponse]]
+
+
+class App:
+    """A handler for aiohttp's low-level server."""
+
+    def __init__(self, registry: Registry, pool: Executor, *, log: logging.Logger, htpasswd: Htpasswd | None = None, read_only: bool = False) -> None:
+        self._registry = registry
+        self._pool = pool
+        self._log = log
+        self._htpasswd = htpasswd
+        self._read_only = read_only
+        self._uploads = Uploads()
+        self._handlers: Mapping[str, Mapping[str, Handler]] = {
+            "base": {"GET": self._base},
+            "catalog": {"GET": self._catalog},
+            "tags": {"GET": self._tags},
+            "manifest": {"GET": self._manifest, "PUT": self._put_manifest, "DELETE": self._delete_manifest},
+            "referrers": {"GET": self._referrers},
+            "uploads": {"POST": self._begin},
+            "upload": {"GET": self._progress, "PATCH": self._chunk, "PUT": self._finish, "DELETE": self._cancel},
+            "blob": {"GET": self._blob, "DELETE": self._delete_blob},
+        }
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request, and log it in one line."""
+        began = time.monotonic()
+        user = "-"
+        response: web.StreamResponse | None = None
+        try:
+            user = await self._admitted(request)
+            response = await self._routed(request)
+        except ApiError as e:
+            response = refusal(request, e)
+        except KitfsError as e:
+            response = refusal(request, of_error(e))
+        except (ConnectionError, RequestPayloadError, TimeoutError):
+            request.protocol.force_close()
+            raise ConnectionResetError("the client went away") from None
+        except asyncio.CancelledError:
+            raise
+        except Exception:  # noqa: BLE001 - a bug is one traceback in the log, and an answer
+            self._log.exception("a bug: %s %s", request.method, request.path)
+            response = refusal(request, ApiError(500, "UNKNOWN", "a bug in kitfs; its log has more"))
+        finally:
+            status = "broken off" if response is None else response.status
+            size = 0 if response is None else response.content_length or 0
+            line = (request.remote or "-", user, request.method, request.path_qs, status, size, time.monotonic() - began)
+            self._log.info('%s %s "%s %s" %s %d %.3fs', *(shown(x) if isinstance(x, str) else x for x in line))
+        return response
+
+    async def close(self) -> None:
+        """Let go of the uploads that are open."""
+        for ingest in self._uploads.taken():
+            await self._run(ingest.close)
+
+    async def _run(self, do: Callable[..., T], *args: Any) -> T:
+        """Run what blocks on a thread, to its end even when the request is cancelled."""
+        return await settled(asyncio.get_running_loop().run_in_executor(self._pool, do, *args))
+
+    async def _admitted(self, request: web.BaseRequest) -> str:
+        if self._htpasswd is None:
+            return "-"
+        user = await self._run(self._htpasswd.user, request.headers.get("Authorization", ""))
+        if user is None:
+            challenge = {"WWW-Authenticate": 'Basic realm="kitfs"'}
+            raise ApiError(401, "UNAUTHORIZED", "authentication required", headers=challenge)
+        return user
+
+    async def _routed(self, request: web.BaseRequest) -> web.StreamResponse:
+        for pattern, kind in ROUTES:
+            match = pattern.fullmatch(request.path)
+            if match is None:
+                continue
+            handlers = self._handlers[kind]
+            method = "GET" if request.method == "HEAD" and "GET" in handlers else request.method
+            if method not in handlers or (self._read_only and request.method in WRITES):
+                allowed = {m for m in handlers if not (self._read_only and m in WRITES)} | ({"HEAD"} if "GET" in handlers else set())
+                reason = "this registry is read-only" if self._read_only and method in handlers else "the operation is unsupported"
+                raise ApiError(405, UNSUPPORTED, reason, headers={"Allow": ", ".join(sorted(allowed))})
+            found = match.groupdict()
+            name = found.get("name", "")
+            return await handlers[method](request, checked(name) if name else "", found.get("ident", ""))
+        raise ApiError(404, "NAME_UNKNOWN", "no such resource: this is an OCI registry, its API begins at /v2/")
+
+    # Reading
+
+    async def _base(self, request: web.BaseRequest, _: str, __: str) -> web.StreamResponse:
+        return answer(200, b"{}", content_type="application/json")
+
+    async def _blob(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        digest, file = await self._run(self._registry.blob, name, ident)
+        with contextlib.closing(file):
+            size = file.seek(0, 2)
+            headers = {"Docker-Content-Digest": str(digest), "ETag": f'"{digest}"', "Accept-Ranges": "bytes", "Cache-Control": "max-age=31536000"}
+            if matches(request.headers.get("If-None-Match"), digest):
+                return answer(304, headers=headers)
+            span = ranges.Span(0, size)
+            status = 200
+            if request.headers.get("If-Range", headers["ETag"]) == headers["ETag"]:
+                try:
+                    asked = ranges.requested(request.headers.get("Range"), size)
+                except ranges.Unsatisfiable:
+                    raise ApiError(416, "RANGE_INVALID", "no byte of the blob is in that range", headers={"Content-Range": f"bytes */{size}"})
+                if asked is not None:
+                    span, status = asked, 206
+                    headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
+            response = web.StreamResponse(status=status, headers=VERSION | headers)
+            response.content_type = "application/octet-stream"
+            response.content_length = span.stop - span.start
+            await response.prepare(request)
+            if request.method == "GET":
+                await self._send(request, file, span)
+                await response.write_eof()
+            return response
+
+    async def _send(self, request: web.BaseRequest, file: Any, span: ranges.Span) -> None:
+        loop = asyncio.get_running_loop()
+        for start in range(span.start, span.stop, SLICE):
+            transport = request.transport
+            if transport is None:
+                raise ConnectionResetError("the client went away")
+            async with asyncio.timeout(BODY_TIMEOUT):
+                try:
+                    await loop.sendfile(transport, file, start, min(SLICE, span.stop - start))
+                except (OSError, RuntimeError) as e:  # RuntimeError: the transport is closing
+                    raise ConnectionResetError(f"{request.path} cannot be sent to its end: {e}")
+
+    async def _manifest(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        found = await self._run(self._registry.manifest, name, ident)
+        headers = {"Docker-Content-Digest": str(found.digest), "ETag": f'"{found.digest}"'}
+        if matches(request.headers.get("If-None-Match"), found.digest):
+            return answer(304, headers=headers)
+        return answer(200, found.data, content_type=found.media_type, headers=headers)
+
+    async def _tags(self, request: web.BaseRequest, name: str, _: str) -> web.StreamResponse:
+        page = await self._run(self._registry.tags, name, counted(request), request.query.get("last"))
+        return listed(request, page, {"name": name, "tags": page.names})
+
+    async def _catalog(self, request: web.BaseRequest, _: str, __: str) -> web.StreamResponse:
+        page = await self._run(self._registry.catalog, counted(request), request.query.get("last"))
+        return listed(request, page, {"repositories": page.names})
+
+    async def _referrers(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        wanted = request.query.get("artifactType")
+        found = await self._run(self._registry.referrers, name, ident, wanted)
+        headers = {} if wanted is None else {"OCI-Filters-Applied": "artifactType"}
+        begin = request.query.get("last")
+        if begin is not None:
+            found = [d for d in found if d["digest"] > begin]
+        data = index_of(found)
+        while len(data) > MAX_MANIFEST:  # clients read no more than a manifest's bytes
+            found = found[: len(found) // 2]
+            data = index_of(found)
+            headers["Link"] = next_link(request, found[-1]["digest"], None)
+        return answer(200, data, content_type="application/vnd.oci.image.index.v1+json", headers=headers)
+
+    # Writing
+
+    async def _put_manifest(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        if (request.content_length or 0) > MAX_MANIFEST:
+            raise too_big()
+        data = bytearray()
+        async for piece in pieces(request):
+            data += piece
+            if len(data) > MAX_MANIFEST:
+                raise too_big()
+        content_type = request.headers.get("Content-Type", "")
+        done = await self._run(self._registry.put_manifest, name, ident, bytes(data), content_type, tuple(request.query.getall("tag", ())))
+        headers = {"Location": f"/v2/{name}/manifests/{done.digest}", "Docker-Content-Digest": str(done.digest)}
+        if done.subject is not None:
+            headers["OCI-Subject"] = str(done.subject)
+        if request.query.getall("tag", ()):
+            headers["OCI-Tag"] = ", ".join(done.tags)
+        return answer(201, headers=headers)
+
+    async def _delete_manifest(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        await self._run(self._registry.delete_manifest, name, ident)
+        return answer(202)
+
+    async def _delete_blob(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        await self._run(self._registry.delete_blob, name, ident)
+        return answer(202)
+
+    async def _begin(self, request: web.BaseRequest, name: str, _: str) -> web.StreamResponse:
+        mount = request.query.get("mount")
+        if mount is not None:
+            digest = await self._run(self._registry.mount, name, mount, request.query.get("from"))
+            if digest is not None:
+                return created(name, str(digest))
+        digest_text = request.query.get("digest")
+        ingest = await self._run(self._registry.begin, name)
+        if digest_text is None or mount is not None:
+            self._keep(ingest)
+            return pending(name, ingest.name, 0)
+        try:
+            await self._receive(request, ingest)
+            return created(name, str(await self._run(self._registry.finish, name, ingest, digest_text)))
+        finally:
+            await self._run(ingest.discard)
+
+    async def _progress(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        size = await self._run(self._registry.progress, name, ident)
+        response = pending(name, ident, size)
+        response.set_status(204)
+        return response
+
+    async def _chunk(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        async with self._working(name, ident) as ingest:
+            await self._receive(request, ingest)
+            size = ingest.size
+        return pending(name, ident, size)
+
+    async def _finish(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        digest_text = request.query.get("digest")
+        if digest_text is None:
+            raise ApiError(400, "DIGEST_INVALID", "the digest parameter is missing")
+        async with self._working(name, ident) as ingest:
+            await self._receive(request, ingest)
+            return created(name, str(await self._run(self._registry.finish, name, ingest, digest_text)))
+
+    async def _cancel(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        async with self._working(name, ident) as ingest:
+            await self._run(ingest.discard)
+        return answer(204)
+
+    @contextlib.asynccontextmanager
+    async def _working(self, name: str, ident: str) -> AsyncIterator[Ingest]:
+        """An upload, alone; kept open for its next chunk unless it has ended."""
+        async with self._uploads.alone(ident):
+            await self._run(self._registry.progress, name, ident)
+            ingest = self._uploads.take(ident)
+            if ingest is None:
+                ingest = await self._run(self._registry.resume, name, ident)
+            try:
+                yield ingest
+            finally:
+                self._keep(ingest)
+
+    def _keep(self, ingest: Ingest) -> None:
+        for old in self._uploads.keep(ingest):
+            self._pool.submit(old.close)
+
+    async def _receive(self, request: web.BaseRequest, ingest: Ingest) -> None:
+        """Append a body. What has come when it breaks off stays; the next request goes on behind it."""
+        header = request.headers.get("Content-Range")
+        if header is not None and request.body_exists:
+            try:
+                said = ranges.pushed(header)
+            except ranges.Unsatisfiable:
+                raise ApiError(416, "BLOB_UPLOAD_INVALID", f"Content-Range {header[:100]!r} is no range")
+            length = request.content_length
+            if said.start != ingest.size or (length is not None and length != said.stop - said.start):
+                told = {"Range": uploaded(ingest.size)}
+                raise ApiError(416, "BLOB_UPLOAD_INVALID", f"the upload has {ingest.size} bytes, and Content-Range says {header[:100]}", headers=told)
+        with self._uploads.interruptible(ingest.name):
+            loop = asyncio.get_running_loop()
+            writing: asyncio.Future[None] | None = None
+            gathered: list[bytes] = []
+            size = 0
+            try:
+                async for piece in pieces(request):
+                    gathered.append(piece)
+                    size += len(piece)
+                    if size >= PIECE:
+                        if writing is not None:
+                            await settled(writing)
+                        writing = loop.run_in_executor(self._pool, _append, ingest, gathered)
+                        gathered, size = [], 0
+            finally:
+                if writing is not None:
+                    await settled(writing)
+                await self._run(_append, ingest, gathered)
+
+
+class Uploads:
+    """Which uploads this process works on: one request at a time, a later one first. Used on the loop's thread only."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Ingest] = {}
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._receiving: dict[str, asyncio.Task[Any]] = {}
+
+    @contextlib.asynccontextmanager
+    async def alone(self, ident: str) -> AsyncIterator[None]:
+        """Alone with an upload; whoever waits for a body on it is interrupted. Raises ApiError when he does not end."""
+        lock, users = self._locks.get(ident, (asyncio.Lock(), 0))
+        self._locks[ident] = (lock, users + 1)
+        try:
+            if (task := self._receiving.get(ident)) is not None:
+                task.cancel()
+            try:
+                async with asyncio.timeout(TAKEOVER):
+                    await lock.acquire()
+            except TimeoutError:
+                raise ApiError(409, "BLOB_UPLOAD_INVALID", "another request works on this upload", headers={"Retry-After": "1"})
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            lock, users = self._locks[ident]
+            if users > 1:
+                self._locks[ident] = (lock, users - 1)
+            else:
+                del self._locks[ident]
+
+    @contextlib.contextmanager
+    def interruptible(self, ident: str) -> Any:
+        """While a body is waited for, a later request for the same upload may take over."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._receiving[ident] = task
+        before = task.cancelling()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if ident in self._locks and self._locks[ident][1] > 1 and task.uncancel() <= before:
+                raise ApiError(409, "BLOB_UPLOAD_INVALID", "a later request has taken this upload over")
+            raise
+        finally:
+            del self._receiving[ident]
+
+    def take(self, ident: str) -> Ingest | None:
+        """An upload that is open, for whoever is alone with it."""
+        return self._open.pop(ident, None)
+
+    def keep(self, ingest: Ingest) -> list[Ingest]:
+        """Keep an upload open for its next chunk; those that are to be closed instead."""
+        if ingest.ended:
+            return []
+        self._open[ingest.name] = ingest
+        surplus = list(self._open)[: max(0, len(self._open) - MAX_OPEN)]
+        return [self._open.pop(name) for name in surplus]
+
+    def taken(self) -> list[Ingest]:
+        """All of them, for closing."""
+        found, self._open = list(self._open.values()), {}
+        return found
+
+
+async def settled(future: asyncio.Future[T]) -> T:
+    """What a future brings, awaited to its end: a cancellation is raised after it. A thread cannot be stopped, only waited for."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as e:
+            cancelled = e
+    if cancelled is not None:
+        raise cancelled
+    return future.result()
+
+
+def _append(ingest: Ingest, gathered: list[bytes]) -> None:
+    for piece in gathered:
+        ingest.write(piece)
+
+
+async def pieces(request: web.BaseRequest) -> AsyncIterator[bytes]:
+    """A body as it comes. Raises TimeoutError when nothing does."""
+    while True:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            piece = await request.content.readany()
+        if not piece:
+            return
+        yield piece
+
+
+def answer(status: int, data: bytes = b"", *, content_type: str = "", headers: Mapping[str, str] | None = None) -> web.Response:
+    """A response with a body that is at hand."""
+    response = web.Response(status=status, body=data, headers=VERSION | dict(headers or {}))
+    if content_type:
+        response.headers["Content-Type"] = content_type
+    return response
+
+
+def refusal(request: web.BaseRequest, error: ApiError) -> web.Response:
+    """An error as it is answered."""
+    response = answer(error.status, error.body(), content_type="application/json", headers=error.headers)
+    if request.method == "HEAD":
+        response.headers["Content-Length"] = str(len(error.body()))
+    return response
+
+
+def created(name: str, digest: str) -> web.Response:
+    """201 of a blob."""
+    return answer(201, headers={"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest})
+
+
+def pending(name: str, ident: str, size: int) -> web.Response:
+    """202 of an upload that has ``size`` bytes."""
+    headers = {"Location": f"/v2/{name}/blobs/uploads/{ident}", "Range": uploaded(size), "Docker-Upload-UUID": ident}
+    return answer(202, headers=headers)
+
+
+def uploaded(size: int) -> str:
+    """The bytes of an upload as a Range header says them: "0-0" for none, as CNCF distribution does."""
+    return f"0-{max(0, size - 1)}"
+
+
+def listed(request: web.BaseRequest, page: Page, value: dict[str, Any]) -> web.Response:
+    """A page of names, with a Link to the next."""
+    headers = {"Link": next_link(request, page.names[-1], request.query.get("n"))} if page.more and page.names else {}
+    return answer(200, json.dumps(value).encode(), content_type="application/json", headers=headers)
+
+
+def next_link(request: web.BaseRequest, last: str, count: str | None) -> str:
+    """RFC 8288: where the next page is; other parameters stay."""
+    kept = [(k, v) for k, v in request.query.items() if k not in ("n", "last")]
+    query = [*kept, ("last", last), *([] if count is None else [("n", count)])]
+    return f'<{request.rel_url.raw_path}?{urlencode(query)}>; rel="next"'
+
+
+def counted(request: web.BaseRequest) -> int | None:
+    """The parameter n. Raises ApiError for what is no number."""
+    text = request.query.get("n")
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise ApiError(400, "PAGINATION_NUMBER_INVALID", "invalid number of results requested", detail={"n": text[:100]})
+    return int(text[:9])
+
+
+def matches(header: str | None, digest: str) -> bool:
+    """Whether If-None-Match names what would be sent."""
+    tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return "*" in tags or f'"{digest}"' in tags or digest in tags
+
+
+def shown(text: str) -> str:
+    """Foreign text for a line of the log."""
+    return "".join(c if c.isprintable() and c != '"' else f"\\x{ord(c):02x}" for c in text[:500])
+

@@ -1,0 +1,51 @@
+"""Range and Content-Range, as distribution-spec's clients use them. Follows RFC 9110, section 14. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+ONE: Final = re.compile(r"(\d*)\s*-\s*(\d*)", re.ASCII)
+CONTENT: Final = re.compile(r"(?:bytes\s+)?(\d{1,18})-(\d{1,18})(?:/(?:\d{1,18}|\*))?", re.ASCII)
+MAX_DIGITS: Final = 18
+
+
+class Unsatisfiable(Exception):  # noqa: N818 - RFC 9110's word
+    """No byte of the blob is in the range, or it is no range."""
+
+
+class Span(NamedTuple):
+    """Bytes [start, stop)."""
+
+    start: int
+    stop: int
+
+
+def requested(header: str | None, size: int) -> Span | None:
+    """What a Range header asks of a blob of ``size`` bytes; None for all of it.
+
+    Another unit than bytes, and several ranges, are answered with all of it, which RFC 9110 14.2 allows. Raises Unsatisfiable.
+    """
+    unit, found, text = (header or "").partition("=")
+    if not found or unit.strip().lower() != "bytes" or "," in text:
+        return None
+    match = ONE.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise Unsatisfiable
+    first, last = (None if not digits else int(digits[:MAX_DIGITS]) if len(digits) <= MAX_DIGITS else 1 << 62 for digits in match.groups())
+    if first is None:
+        assert last is not None
+        span = Span(max(0, size - last), size)
+    else:
+        span = Span(first, size if last is None else min(last + 1, size))
+    if span.start >= span.stop or (first is not None and last is not None and last < first):
+        raise Unsatisfiable
+    return span
+
+
+def pushed(header: str) -> Span:
+    """What a chunk's Content-Range says: ``start-end`` (distribution-spec) or ``bytes start-end/*`` (RFC 9110). Raises Unsatisfiable."""
+    match = CONTENT.fullmatch(header.strip())
+    if match is None or int(match[2]) < int(match[1]):
+        raise Unsatisfiable
+    return Span(int(match[1]), int(match[2]) + 1)

@@ -1,0 +1,346 @@
+"""What the registry does, without HTTP: blobs, manifests, tags, referrers and uploads of repositories, over a Store.
+
+Follows distribution-spec v1.1. Everything raises ApiError for what cannot be done, with the specification's codes, or what the store
+raises (``answers.of_error`` makes an answer of it). A repository has a blob when it links it *and* the store has it whole and verified.
+Order makes it durable: bytes, then links, then tags, each fsynced before the next, and all before the caller answers. Threading: every
+method from any thread; an upload by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from kitfs.errors import IntegrityError, InvalidReference
+from kitfs.oci.gojson import loads
+from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST
+from kitfs.oci.names import REPOSITORY, TAG, Digest
+from kitfs.server.answers import ApiError, unknown_blob, unknown_manifest, unknown_name, unknown_upload
+from kitfs.store.ingest import Ingest, note_of, size_of
+from kitfs.store.repositories import BLOBS, MANIFESTS, REFERRERS, TAGS, link_name
+from kitfs.store.store import Store
+
+MAX_MANIFEST: Final = 4 << 20  # bytes: what distribution-spec wants taken at least, and what clients read at most
+MAX_NAME: Final = 255
+PAGE: Final = 1000  # tags or repositories of one answer
+INDEXES: Final = (IMAGE_INDEX, DOCKER_LIST)
+NOT_DISTRIBUTED: Final = (
+    "application/vnd.oci.image.layer.nondistributable.v1.",
+    "application/vnd.docker.image.rootfs.foreign.diff.",
+)  # layers whose bytes are elsewhere by their very type
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A manifest as it is served."""
+
+    digest: Digest
+    media_type: str
+    data: bytes
+
+
+class Page(NamedTuple):
+    """Some names, in order, and whether there are more."""
+
+    names: list[str]
+    more: bool
+
+
+class Accepted(NamedTuple):
+    """A manifest that was pushed: its digest, the subject that it refers to, the tags that it got."""
+
+    digest: Digest
+    subject: Digest | None
+    tags: tuple[str, ...]
+
+
+class Registry:
+    """The registry over a store; nothing outside the store is ever read or written."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._links = store.repositories
+
+    # Blobs
+
+    def blob(self, repository: str, digest_text: str) -> tuple[Digest, io.FileIO]:
+        """A blob's file, to be closed by the caller."""
+        name, digest = checked(repository), parsed(digest_text)
+        file = self._open(name, digest)
+        if file is None:
+            raise unknown_blob(digest_text)
+        return digest, file
+
+    def _open(self, name: str, digest: Digest) -> io.FileIO | None:
+        if self._links.get(name, BLOBS, link_name(digest)) is None:
+            return None
+        return self._store.open_sealed(digest)
+
+    def delete_blob(self, repository: str, digest_text: str) -> None:
+        """Take a blob out of a repository; its bytes go when the store needs room and nothing else has them."""
+        digest = parsed(digest_text)
+        if not self._links.unlink(checked(repository), BLOBS, link_name(digest)):
+            raise unknown_blob(digest_text)
+
+    def mount(self, repository: str, digest_text: str, source: str | None) -> Digest | None:
+        """Link a blob that another repository has (any, when ``source`` is None); None when it has not, and it must be uploaded."""
+        name, digest = checked(repository), parsed(digest_text)
+        sources = self._links.names() if source is None else [source]
+        lease = self._store.hold(digest)
+        if lease is None:
+            return None
+        try:
+            for other in sources:
+                if valid(other) and self._links.get(other, BLOBS, link_name(digest)) is not None:
+                    self._links.link(name, BLOBS, link_name(digest), {})
+                    return digest
+        finally:
+            os.close(lease)
+        return None
+
+    # Uploads
+
+    def begin(self, repository: str) -> Ingest:
+        """A new upload."""
+        name = checked(repository)
+        return self._store.ingest(resumable=True, note={"repository": name})
+
+    def resume(self, repository: str, upload: str) -> Ingest:
+        """An upload that was begun, by this process or another."""
+        self._check_upload(repository, upload)
+        return self._store.resume(upload)
+
+    def progress(self, repository: str, upload: str) -> int:
+        """Bytes that an upload has."""
+        self._check_upload(repository, upload)
+        size = size_of(self._store.root, upload)
+        if size is None:
+            raise unknown_upload()
+        return size
+
+    def _check_upload(self, repository: str, upload: str) -> None:
+        note = note_of(self._store.root, upload)
+        if not isinstance(note, dict) or note.get("repository") != checked(repository):
+            raise unknown_upload()
+
+    def finish(self, repository: str, ingest: Ingest, digest_text: str) -> Digest:
+        """The upload's bytes become a blob of the repository; durable when this returns. Wrong bytes are dropped."""
+        name = checked(repository)
+        digest = parsed(digest_text)
+        try:
+            ingest.commit(digest)
+        except IntegrityError:
+            ingest.discard()
+            raise
+        try:
+            self._links.link(name, BLOBS, link_name(digest), {})
+        finally:
+            ingest.close()  # its lease has kept the blob until the link pins it
+        return digest
+
+    # Manifests
+
+    def manifest(self, repository: str, reference: str) -> Stored:
+        """A manifest by tag or digest."""
+        name = checked(repository)
+        digest = self._resolved(name, reference)
+        link = self._links.get(name, MANIFESTS, link_name(digest))
+        data = None if link is None else self._store.get(digest)
+        if link is None or data is None:
+            raise unknown_manifest(reference)
+        return Stored(digest, str(link.get("mediaType", IMAGE_MANIFEST)), data)
+
+    def _resolved(self, name: str, reference: str) -> Digest:
+        if ":" in reference:
+            return parsed(reference)
+        tag = None if not TAG.fullmatch(reference) else self._links.get(name, TAGS, reference)
+        if tag is None:
+            raise unknown_manifest(reference)
+        return parsed(str(tag.get("digest")))
+
+    def put_manifest(self, repository: str, reference: str, data: bytes, content_type: str, more_tags: tuple[str, ...] = ()) -> Accepted:
+        """Take a manifest under a tag or its digest, with every blob that it names in the repository already."""
+        name = checked(repository)
+        by_digest = ":" in reference
+        digest = parsed(reference) if by_digest else Digest.of(data)
+        tags = more_tags if by_digest else (reference, *more_tags)
+        for tag in tags:
+            if not TAG.fullmatch(tag):
+                raise ApiError(400, "TAG_INVALID", "manifest tag is not a tag", detail={"tag": tag[:200]})
+        if len(data) > MAX_MANIFEST:
+            raise too_big()
+        manifest, media_type = _read_manifest(data, content_type)
+        hasher = digest.hasher()
+        hasher.update(data)
+        if hasher.hexdigest() != digest.hex:
+            raise ApiError(400, "DIGEST_INVALID", "provided digest did not match uploaded content", detail={"digest": reference})
+        subject = _subject(manifest)
+        with self._links.locked(name):
+            self._check_parts(name, manifest, media_type)
+            ingest = self._store.ingest()
+            try:
+                ingest.write(data)
+                ingest.commit(digest)
+                self._links.link(name, MANIFESTS, link_name(digest), {"mediaType": media_type, "size": len(data)})
+            finally:
+                ingest.close()
+            if subject is not None:
+                descriptor = _referrer(manifest, media_type, digest, len(data))
+                self._links.link(name, REFERRERS, link_name(digest), descriptor, below=link_name(subject))
+            for tag in tags:
+                self._links.link(name, TAGS, tag, {"digest": str(digest)})
+        return Accepted(digest, subject, tags)
+
+    def _check_parts(self, name: str, manifest: dict[str, Any], media_type: str) -> None:
+        """Raises ApiError unless the repository has all that a manifest names. A subject may be missing, by the specification."""
+        missing = []
+        for descriptor, kind in _parts(manifest, media_type):
+            digest = parsed(str(descriptor.get("digest")), code="MANIFEST_INVALID")
+            if self._links.get(name, kind, link_name(digest)) is None or not self._store.has_sealed(digest):
+                missing.append(str(digest))
+        if missing:
+            errors = [{"digest": d} for d in missing[:100]]
+            raise ApiError(400, "MANIFEST_BLOB_UNKNOWN", f"blob unknown to registry: {', '.join(missing[:3])}", detail=errors)
+
+    def delete_manifest(self, repository: str, reference: str) -> None:
+        """Forget a tag; or, by digest, a manifest with every tag that means it."""
+        name = checked(repository)
+        if not self._links.exists(name):
+            raise unknown_name(name)
+        with self._links.locked(name):
+            if ":" not in reference:
+                if not TAG.fullmatch(reference) or not self._links.unlink(name, TAGS, reference):
+                    raise unknown_manifest(reference)
+                return
+            digest = parsed(reference)
+            if self._links.get(name, MANIFESTS, link_name(digest)) is None:
+                raise unknown_manifest(reference)
+            for tag in self._links.listed(name, TAGS):
+                if (self._links.get(name, TAGS, tag) or {}).get("digest") == digest:
+                    self._links.unlink(name, TAGS, tag)
+            with contextlib.suppress(ApiError):
+                subject = _subject(_read_manifest(self._store.get(digest) or b"{}", "")[0])
+                if subject is not None:
+                    self._links.unlink(name, REFERRERS, link_name(digest), below=link_name(subject))
+            self._links.unlink(name, MANIFESTS, link_name(digest))
+
+    # Lists
+
+    def tags(self, repository: str, count: int | None, last: str | None) -> Page:
+        """Tags after ``last``, at most ``count`` of them, in the order of their bytes."""
+        name = checked(repository)
+        if not self._links.exists(name):
+            raise unknown_name(name)
+        return _page(self._links.listed(name, TAGS), count, last)
+
+    def catalog(self, count: int | None, last: str | None) -> Page:
+        """Repositories after ``last``."""
+        return _page(self._links.names(), count, last)
+
+    def referrers(self, repository: str, digest_text: str, artifact_type: str | None) -> list[dict[str, Any]]:
+        """Descriptors of what refers to a manifest; none for one that is not known."""
+        name, digest = checked(repository), parsed(digest_text)
+        found = self._links.referrers(name, digest)
+        return [d for d in found if artifact_type is None or d.get("artifactType") == artifact_type]
+
+
+def valid(name: str) -> bool:
+    """Whether a text is a repository's name."""
+    return len(name) <= MAX_NAME and REPOSITORY.fullmatch(name) is not None
+
+
+def checked(name: str) -> str:
+    """A repository's name. Raises ApiError for anything that is none."""
+    if not valid(name):
+        raise ApiError(400, "NAME_INVALID", "invalid repository name", detail={"name": name[:MAX_NAME]})
+    return name
+
+
+def parsed(text: str, *, code: str = "DIGEST_INVALID") -> Digest:
+    """A digest. Raises ApiError for anything that is none."""
+    try:
+        return Digest.parse(text)
+    except InvalidReference as e:
+        raise ApiError(400, code, str(e))
+
+
+def too_big() -> ApiError:
+    """413 of a manifest."""
+    return ApiError(413, "MANIFEST_INVALID", f"a manifest has at most {MAX_MANIFEST} bytes")
+
+
+def _read_manifest(data: bytes, content_type: str) -> tuple[dict[str, Any], str]:
+    """(manifest, media type). Raises ApiError for what is no manifest, or not what its header says."""
+    try:
+        manifest = loads(data)
+    except ValueError as e:
+        raise _invalid(f"not JSON: {e}")
+    if not isinstance(manifest, dict):
+        raise _invalid("a manifest is an object")
+    inside = manifest.get("mediaType")
+    named = content_type.partition(";")[0].strip().lower()
+    if named and isinstance(inside, str) and inside and inside != named:
+        raise _invalid(f"the Content-Type is {named[:100]}, the mediaType {inside[:100]}")
+    media_type = named or (inside if isinstance(inside, str) else "") or (IMAGE_INDEX if "manifests" in manifest else IMAGE_MANIFEST)
+    if media_type not in ACCEPT:
+        raise _invalid(f"media type {media_type[:100]!r} is none of {', '.join(ACCEPT)}")
+    if manifest.get("schemaVersion") != 2:
+        raise _invalid("schemaVersion must be 2")
+    return manifest, media_type
+
+
+def _invalid(message: str) -> ApiError:
+    return ApiError(400, "MANIFEST_INVALID", f"manifest invalid: {message}")
+
+
+def _parts(manifest: dict[str, Any], media_type: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """(descriptor, kind of link) of everything that must be there before a manifest is."""
+    if media_type in INDEXES:
+        descriptors, kind = manifest.get("manifests"), MANIFESTS
+    else:
+        layers = manifest.get("layers")
+        if not isinstance(manifest.get("config"), dict) or not isinstance(layers, (list, type(None))):
+            raise _invalid("it needs a config and a list of layers")
+        descriptors, kind = [manifest["config"], *(layers or ())], BLOBS
+    if not isinstance(descriptors, (list, type(None))) or not all(isinstance(d, dict) for d in descriptors or ()):
+        raise _invalid("a list of descriptors was expected")
+    for descriptor in descriptors or ():
+        elsewhere = str(descriptor.get("mediaType", "")).startswith(NOT_DISTRIBUTED) or bool(descriptor.get("urls"))
+        if not elsewhere:
+            yield descriptor, kind
+
+
+def _subject(manifest: dict[str, Any]) -> Digest | None:
+    subject = manifest.get("subject")
+    if subject is None:
+        return None
+    if not isinstance(subject, dict):
+        raise _invalid("subject must be a descriptor")
+    return parsed(str(subject.get("digest")), code="MANIFEST_INVALID")
+
+
+def _referrer(manifest: dict[str, Any], media_type: str, digest: Digest, size: int) -> dict[str, Any]:
+    """The descriptor under which a manifest is listed as a referrer (distribution-spec, "Listing Referrers")."""
+    config = manifest.get("config")
+    config_type = config.get("mediaType") if isinstance(config, dict) and media_type not in INDEXES else None
+    descriptor = {"mediaType": media_type, "digest": str(digest), "size": size, "artifactType": manifest.get("artifactType") or config_type}
+    if isinstance(manifest.get("annotations"), dict):
+        descriptor["annotations"] = manifest["annotations"]
+    return {key: value for key, value in descriptor.items() if value}
+
+
+def _page(names: list[str], count: int | None, last: str | None) -> Page:
+    after = names if last is None else [name for name in names if name > last]
+    count = PAGE if count is None else min(count, PAGE)
+    return Page(after[:count], len(after) > count > 0)
+
+
+def index_of(referrers: list[dict[str, Any]]) -> bytes:
+    """An answer of the referrers API."""
+    return json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": referrers}).encode()
+

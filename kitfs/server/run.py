@@ -1,0 +1,130 @@
+"""The life of the embedded registry: listen, serve until SIGTERM or SIGINT, let running requests end, keep uploads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from kitfs.errors import UsageError
+from kitfs.metrics import Counters
+from kitfs.server.app import App
+from kitfs.server.htpasswd import Htpasswd
+from kitfs.server.registry import Registry
+from kitfs.store.store import Store
+
+GRACE: Final = 3.0  # seconds that running requests have after SIGTERM
+IDLE: Final = 75.0  # seconds that a connection may wait, or take for its headers
+MAX_HEADER: Final = 16 << 10  # bytes of a request line, and of one header
+MAX_HEADERS: Final = 100
+BACKLOG: Final = 512
+THREADS: Final = 16
+FILES: Final = 65_536  # descriptors that are asked for: two a connection
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRequest:
+    """What ``kitfs serve`` was asked. ``port`` 0: any that is free."""
+
+    root: str
+    host: str = "127.0.0.1"
+    port: int = 5000
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    htpasswd: str | None = None
+    read_only: bool = False
+
+
+def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; ``ready`` is told the URL when it answers.
+
+    Raises UsageError for what cannot be listened on, read or used as a certificate, StoreError.
+    """
+    context = _tls(request)
+    users = Htpasswd(request.htpasswd) if request.htpasswd else None
+    _raise_limit()
+    listening = _listen(request.host, request.port)
+    with contextlib.closing(listening), contextlib.ExitStack() as stack:
+        store = Store.open(request.root, counters=Counters(), log=log, free_share=0.0)
+        stack.callback(store.close)
+        pool = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="kitfs-serve"))
+        app = App(Registry(store), pool, log=log, htpasswd=users, read_only=request.read_only)
+        host, port = listening.getsockname()[:2]
+        url = f"{'http' if context is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+        asyncio.run(_serve(app, listening, context, lambda: ready(url)))
+
+
+async def _serve(app: App, listening: socket.socket, context: ssl.SSLContext | None, ready: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = web.Server(
+        app,
+        keepalive_timeout=IDLE,
+        max_line_size=MAX_HEADER,
+        max_field_size=MAX_HEADER,
+        max_headers=MAX_HEADERS,
+        auto_decompress=False,
+        access_log=None,
+    )
+    runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=GRACE)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listening, ssl_context=context, backlog=BACKLOG).start()
+        ready()
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+        await app.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        made = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as e:
+        raise UsageError(f"--listen: {host}:{port}: {getattr(e, 'strerror', None) or e}")
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except (OSError, OverflowError) as e:
+        made.close()
+        raise UsageError(f"--listen: {host}:{port}: {getattr(e, 'strerror', None) or e}".lower())
+    made.setblocking(False)
+    return made
+
+
+def _tls(request: ServeRequest) -> ssl.SSLContext | None:
+    if bool(request.tls_cert) != bool(request.tls_key):
+        raise UsageError("--tls-cert and --tls-key must be given together")
+    if not request.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(request.tls_cert, request.tls_key, password=lambda: b"")
+    except (ssl.SSLError, OSError, ValueError) as e:
+        raise UsageError(f"{request.tls_cert} and {request.tls_key} cannot be used for TLS: {getattr(e, 'strerror', None) or e}")
+    return context
+
+
+def _raise_limit() -> None:
+    """As many descriptors as the system lets us have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
