@@ -7,8 +7,9 @@ cause. Nothing is cached but tokens and redirect targets. Threading: every metho
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -17,14 +18,15 @@ import httpx
 from kitfs.errors import IntegrityError, InvalidReference, KitfsError, ManifestError, NotFound, RegistryError, UsageError
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest
-from kitfs.oci.names import LOCAL, Digest, Reference
+from kitfs.oci.names import LOCAL, TAG, Digest, Reference
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.credentials import DOCKER_HOSTS, Credentials
 from kitfs.registry.failures import Broken, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
+from kitfs.registry.referrers import EMPTY, entry_of, listing, omitting, subject_of, tag_of
 from kitfs.registry.retry import CONNECT_BUDGET, RetryTransport
 from kitfs.registry.transport import ClientOptions, RoutedTransport, is_loopback
-from kitfs.registry.upload import CHUNK, Body, Journal, Read, Upload
+from kitfs.registry.upload import CHUNK, Body, Journal, Read, Upload, refusal
 
 __all__ = ["ClientOptions", "RegistryClient", "Repository"]
 
@@ -32,6 +34,7 @@ MAX_MANIFEST: Final = 4 << 20  # bytes: what distribution-spec asks registries t
 MAX_REDIRECTS: Final = 5
 LAST_PORT: Final = 65_535
 MAX_PAGES: Final = 64  # of referrers
+MAX_TAG_PAGES: Final = 1000
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 BODY_ATTEMPTS: Final = 3  # of a small body that breaks off
 T = TypeVar("T")
@@ -233,7 +236,7 @@ class Repository:
     def _stand_in(self, endpoint: Endpoint, digest: Digest) -> tuple[Descriptor, ...]:
         """The index under the tag that distribution-spec's "Referrers Tag Schema" makes of a digest."""
         try:
-            return IndexManifest.parse(self._manifest(endpoint, f"{digest.algorithm[:32]}-{digest.hex[:64]}")[1]).manifests
+            return IndexManifest.parse(self._manifest(endpoint, tag_of(digest))[1]).manifests
         except NotFound:
             return ()
 
@@ -250,6 +253,86 @@ class Repository:
         """
         upload = Upload(self._client, self._pushing(), self._name, descriptor, read, chunk=chunk, journal=journal, progress=progress)
         return upload.run(mount_from)
+
+    def put_manifest(self, identifier: str, media_type: str, data: bytes) -> Digest:
+        """Bring a manifest or index to the registry itself, under a tag or its digest; returns the digest.
+
+        Where the registry does not list the referrers of its subject itself, the tag that stands in for that is kept up
+        (distribution-spec "Pushing Manifests with Subject"). Raises IntegrityError when the registry finds another digest, ManifestError
+        for bytes that are no manifest, RegistryError (of which Unauthorized).
+        """
+        subject = subject_of(data)
+        endpoint = self._pushing()
+        digest, lists = self._put_manifest(endpoint, identifier, media_type, data)
+        if subject is not None and not lists:
+            self._relist(endpoint, subject, lambda index: listing(index, entry_of(media_type, digest, data)))
+        return digest
+
+    def _put_manifest(self, endpoint: Endpoint, identifier: str, media_type: str, data: bytes) -> tuple[Digest, bool]:
+        """(digest, whether the registry lists it among the referrers of its subject)."""
+        digest = Digest.parse(identifier) if ":" in identifier else Digest.of(data)
+        what = f"{self._name}{'@' if ':' in identifier else ':'}{identifier}"
+        _check(digest, data, f"{what}: the manifest to push")
+        response = self._client.send(endpoint, "PUT", f"{endpoint.base}/manifests/{identifier}", {"Content-Type": media_type}, what, body=data)
+        read_error(response)
+        if response.status_code not in (200, 201):
+            raise refusal(response, what)
+        try:
+            stored = Digest.parse(response.headers.get("Docker-Content-Digest", digest))
+        except InvalidReference as e:
+            raise IntegrityError(f"{what}: {endpoint.host} has stored it as something else: {e}")
+        _check(stored, data, f"{what}: the manifest that {endpoint.host} has stored")
+        return digest, "OCI-Subject" in response.headers
+
+    def delete_manifest(self, identifier: str) -> None:
+        """Delete a tag, or a manifest with all its tags by digest. Raises NotFound, RegistryError (400 or 405: the registry deletes none)."""
+        what = f"{self._name}{'@' if ':' in identifier else ':'}{identifier}"
+        endpoint = self.endpoints[-1].scoped(f"repository:{self._name}:pull,delete")
+        try:
+            subject = subject_of(self._manifest(endpoint, identifier)[1]) if ":" in identifier else None
+        except (ManifestError, IntegrityError):
+            subject = None  # a manifest that cannot be read may be deleted all the same
+        response = self._client.send(endpoint, "DELETE", f"{endpoint.base}/manifests/{identifier}", {}, what)
+        read_error(response)
+        if response.status_code not in (200, 202, 204):
+            raise failure(response, what)
+        if subject is not None:
+            self._relist(self._pushing(), subject, lambda index: omitting(index, Digest.parse(identifier)))
+
+    def _relist(self, endpoint: Endpoint, subject: Digest, change: Callable[[bytes], bytes | None]) -> None:
+        """Change the index that stands in for the referrers API, if there is one to change."""
+        tag = tag_of(subject)
+        try:
+            index = self._manifest(endpoint, tag)[1]
+        except NotFound:
+            index = EMPTY
+        try:
+            changed = change(index)
+        except ManifestError as e:
+            raise ManifestError(f"{self._name}:{tag}: {e}")
+        if changed is not None:
+            self._put_manifest(endpoint, tag, IMAGE_INDEX, changed)
+
+    def tags(self) -> Iterator[str]:
+        """The tags that the registry itself lists, page by page. Raises NotFound, RegistryError."""
+        what = f"{self._name}: tags"
+        endpoint = self.endpoints[-1]
+        url: httpx.URL | None = httpx.URL(f"{endpoint.base}/tags/list")
+        for _ in range(MAX_TAG_PAGES):
+            if url is None:
+                return
+            response, data = self._small(endpoint, url, {}, MAX_MANIFEST, what)
+            try:
+                listed = json.loads(data)["tags"] or [] if len(data) <= MAX_MANIFEST else None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                listed = None
+            if not isinstance(listed, list):
+                raise RegistryError(f"{what}: {endpoint.host} answers with something else than tags", status=200, url=shown(url))
+            yield from (tag for tag in listed if isinstance(tag, str) and TAG.fullmatch(tag))
+            after = response.links.get("next", {}).get("url")
+            with mapped(url, what):
+                url = url.join(after) if after else None
+        raise RegistryError(f"{what}: {endpoint.host} has more than {MAX_TAG_PAGES} pages of them", status=200)
 
     def _pushing(self) -> Endpoint:
         """The registry itself: mirrors are for pulling."""

@@ -19,7 +19,7 @@ import httpx
 
 from kitfs.errors import IntegrityError, KitfsError, RateLimited, RegistryError, StoreError, Unavailable
 from kitfs.oci.manifest import Descriptor
-from kitfs.registry.failures import Stalled, failure, mapped, read_error, shown
+from kitfs.registry.failures import Stalled, failure, host_of, mapped, read_error, shown
 from kitfs.registry.retry import AGAIN, MAX_WAIT, pause_after, retry_after
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ IN_ONE_PIECE: Final = re.compile(r"ghcr\.io|.*\.pkg\.dev|.*gcr\.io|.*\.amazonaws
 FOREVER: Final = frozenset({501, 505, 507})  # of 5xx: what no second attempt changes
 RANGE: Final = re.compile(r"(?:bytes[= ])?0-(-1|\d{1,19})")
 OCTETS: Final = "application/octet-stream"
+REFUSALS: Final = {
+    405: "it takes no pushes (it may be read-only)",
+    413: "too much for one request (a limit of the registry, or of a proxy before it)",
+    507: "it has no space left",
+}
 Read = Callable[[int], Iterator[bytes]]
 
 
@@ -316,23 +321,17 @@ class Upload:
 
     def _refused(self, response: httpx.Response, session: Session | None, *, any_loses: bool = False) -> Setback | KitfsError:
         """What to make of an answer that is not the one that was due. ``any_loses``: whatever it is, the session is of no use."""
-        error = failure(response, self._what)
+        error: KitfsError = refusal(response, self._what)
         status, code = response.status_code, getattr(error, "code", "")
-        host, url = self._endpoint.host, shown(response.request.url)
         if status in (401, 403):
             return error  # whoever logs in may go on
         if session is not None and (any_loses or status in (404, 410) or code in ("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID")):
             return Setback(self._lost(), pause=0, lost=True)
         if session is not None and status == 416:
             return Setback(error, pause=0)
-        if code == "DIGEST_INVALID":
-            told = f"{self._what}: {host} finds another digest in what was sent; the local copy may be damaged"
-            if session is not None and not session.exact and not self._mistrusted:
-                self._mistrusted = True
-                return Setback(IntegrityError(told), pause=0, lost=True)
-            error = IntegrityError(told)  # type: ignore[assignment]
-        elif status in REFUSALS:
-            error = RegistryError(f"{self._what}: {host} answers {status}: {REFUSALS[status]}", status=status, code=code, url=url)
+        if isinstance(error, IntegrityError) and session is not None and not session.exact and not self._mistrusted:
+            self._mistrusted = True
+            return Setback(error, pause=0, lost=True)
         if session is not None:
             self._forget()
             self._cancel(session)
@@ -386,8 +385,14 @@ class Upload:
             self._journal.delete(self._key)
 
 
-REFUSALS: Final = {
-    405: "it takes no pushes (it may be read-only)",
-    413: "too much for one request (a limit of the registry, or of a proxy before it)",
-    507: "it has no space left",
-}
+def refusal(response: httpx.Response, what: str) -> KitfsError:
+    """``failure``, with what an answer to a push means."""
+    status = response.status_code
+    error = failure(response, what)
+    host = host_of(response.request.url)
+    if isinstance(error, RegistryError) and error.code == "DIGEST_INVALID":
+        return IntegrityError(f"{what}: {host} finds another digest in what was sent; the local copy may be damaged")
+    if status not in REFUSALS or not isinstance(error, RegistryError):
+        return error
+    told = f"{what}: {host} answers {status}: {REFUSALS[status]}"
+    return RegistryError(told, status=status, code=error.code, url=error.url)

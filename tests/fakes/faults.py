@@ -139,6 +139,22 @@ class IgnoreRange:
 
 
 @dataclass(frozen=True)
+class Deaf:
+    """The request's body is heard up to ``at`` bytes, and the connection ends; what was heard is kept by its upload session, or not.
+
+    ``answers``: the answer is given first, from what was heard. The registry looks for this one before it listens.
+    """
+
+    at: int
+    keeps: bool = True
+    answers: bool = False
+    reset: bool = False
+
+    def apply(self, answer: Answer) -> Answer:
+        return answer
+
+
+@dataclass(frozen=True)
 class ContentRange:
     """Another Content-Range on a 206; "" leaves it out."""
 

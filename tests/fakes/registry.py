@@ -13,7 +13,9 @@
 Settings: ``redirect_blobs_to(cdn)`` answers blobs with 307 to another FakeRegistry, signed until ``expire_locations``;
 ``require_basic`` and ``require_token`` close the door (``expire_tokens``, ``identity_tokens``, a token server elsewhere);
 ``referrers_api`` False leaves only the tag that stands in for it; ``prefix`` moves /v2/ below a path; ``tls`` speaks TLS.
-``stop`` and ``start`` keep port and content. Not a place to push to. Methods may be called from any thread; every connection has a
+Pushes are taken as distribution-spec says, in one piece or in chunks, in order; sessions live until ``lose_uploads``, over broken
+connections too. ``mounts`` False: no blob is mounted; ``chunk_min`` is what OCI-Chunk-Min-Length says; ``tags_per_page`` pages tags.
+``stop`` and ``start`` keep port and content. Methods may be called from any thread; every connection has a
 thread of its own, and all of them have ended when ``stop`` returns.
 """
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import http.server
 import json
 import mmap
@@ -40,19 +43,21 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import httpx
 
 from tests import kits
-from tests.fakes.faults import Answer, Broken, Fault, IgnoreRange, error
+from tests.fakes.faults import Answer, Broken, Deaf, Fault, IgnoreRange, error
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 Content = bytes | Path
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags)/(?P<what>[^/]+)")
+_UPLOADS = re.compile(r"/v2/(?P<name>.+)/blobs/uploads/(?P<id>[^/]*)")
+_STATE = "_state=a%2Bb+c%3D%3D"  # of every session: what a client must give back as it got it
 
 
 @dataclass
 class Served:
     """One request and what became of it. ``range`` as asked, "" for none; ``sent`` counts body bytes, also of bodies that broke off.
 
-    ``connection`` numbers the connections of a server in the order of their arrival.
+    ``heard`` counts those of the request's body. ``connection`` numbers the connections of a server in the order of their arrival.
     """
 
     method: str
@@ -62,6 +67,7 @@ class Served:
     connection: int = 0
     status: int = 0
     sent: int = 0
+    heard: int = 0
 
 
 @dataclass
@@ -80,6 +86,7 @@ class _Repository:
     blobs: dict[str, Content] = field(default_factory=dict)
     manifests: dict[str, tuple[bytes, str]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    uploads: dict[str, bytearray] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,6 +98,7 @@ class _Door:
     identity: frozenset[str] = frozenset()
     expires_in: int = 300
     tokens: set[str] = field(default_factory=set)
+    granted: dict[str, dict[str, set[str]]] = field(default_factory=dict)  # token → resource → actions
 
     def knows(self, authorization: str) -> bool:
         scheme, _, rest = authorization.partition(" ")
@@ -102,6 +110,19 @@ class _Door:
     def opens(self, authorization: str) -> bool:
         return authorization.removeprefix("Bearer ") in self.tokens if self.realm else self.knows(authorization)
 
+    def allows(self, authorization: str, needed: str) -> bool:
+        """Whether a token's scope has what a change needs; whoever came in may read."""
+        granted = self.granted.get(authorization.removeprefix("Bearer "), {})
+        return self.realm is None or all(actions <= granted.get(resource, set()) for resource, actions in _scopes(needed).items())
+
+
+def _scopes(text: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for scope in text.split():
+        resource, _, actions = scope.rpartition(":")
+        found.setdefault(resource, set()).update(actions.split(","))
+    return found
+
 
 class FakeRegistry:
     """See the module."""
@@ -109,6 +130,9 @@ class FakeRegistry:
     def __init__(self, *, prefix: str = "", tls: ssl.SSLContext | None = None) -> None:
         self.prefix = prefix
         self.referrers_api = True
+        self.mounts = True
+        self.chunk_min = 0
+        self.tags_per_page = 0
         self._tls = tls
         self._lock = threading.Lock()
         self._repositories: dict[str, _Repository] = {}
@@ -231,6 +255,12 @@ class FakeRegistry:
             assert self._door is not None
             self._door.tokens.clear()
 
+    def lose_uploads(self) -> None:
+        """Forget every upload session."""
+        with self._lock:
+            for repository in self._repositories.values():
+                repository.uploads.clear()
+
     # -- what it saw ---------------------------------------------------------------------------------------------------------
 
     def served(self, path: str = "", *, method: str = "") -> list[Served]:
@@ -242,6 +272,23 @@ class FakeRegistry:
         """Body bytes sent so far, in all or for one blob."""
         return sum(s.sent for s in self.served() if digest in s.path)
 
+    def blob(self, repository: str, digest: str) -> bytes | None:
+        """What is kept under a digest."""
+        with self._lock:
+            content = self._repository(repository).blobs.get(digest)
+        return None if content is None else bytes(self._bytes(content))
+
+    def manifest(self, repository: str, identifier: str) -> tuple[bytes, str]:
+        """(bytes, media type) of a tag or digest."""
+        with self._lock:
+            found = self._repository(repository)
+            return found.manifests[found.tags.get(identifier, identifier)]
+
+    def uploads(self, repository: str) -> dict[str, int]:
+        """Unfinished sessions and the bytes that they have."""
+        with self._lock:
+            return {name: len(data) for name, data in self._repository(repository).uploads.items()}
+
     def forget(self) -> None:
         """Start counting anew."""
         with self._lock:
@@ -249,14 +296,27 @@ class FakeRegistry:
 
     # -- answers -------------------------------------------------------------------------------------------------------------
 
-    def answer(self, served: Served, form: bytes) -> Answer:
-        """The answer to a request, with every fault that meets it."""
+    def meet(self, served: Served) -> list[Rule]:
+        """Note a request that begins; the faults that meet it."""
         with self._lock:
             self._served.append(served)
             met = [r for r in self._rules if r.times != 0 and r.method in ("", served.method) and r.pattern.search(served.path)]
             for rule in met:
                 rule.hits += 1
                 rule.times = None if rule.times is None else rule.times - 1
+        return met
+
+    def keep(self, served: Served, part: bytes) -> None:
+        """Add what was heard of a chunk to its session."""
+        match = _UPLOADS.fullmatch(unquote(urlsplit(served.path).path).removeprefix(self.prefix))
+        if match and served.method in ("PATCH", "PUT"):
+            with self._lock:
+                data = self._repository(match["name"]).uploads.get(match["id"])
+                if data is not None:
+                    data += part
+
+    def answer(self, served: Served, form: bytes, met: list[Rule]) -> Answer:
+        """The answer to a request, with every fault that meets it."""
         ignore_range = any(isinstance(r.fault, IgnoreRange) for r in met)
         found = self._plain(served, form, ignore_range=ignore_range)
         for rule in met:
@@ -277,13 +337,22 @@ class FakeRegistry:
             return error(403, "AccessDenied", "Request has expired") if uses == 0 else self._blob(content, served, ignore_range)
         if not path.startswith(f"{self.prefix}/v2/"):
             return error(404, "NOT_FOUND", "no such page")
-        if self._door is not None and not self._door.opens(served.headers.get("authorization", "")):
+        shown = served.headers.get("authorization", "")
+        needed = self._needed(served.method, path, parse_qs(url.query))
+        if self._door is not None and not (self._door.opens(shown) and self._door.allows(shown, needed)):
             realm = self._door.realm() if self._door.realm else ""
             name = _PATH.search(path)
-            scope = f',scope="repository:{name["name"]}:pull"' if name else ""
+            scope = f',scope="{needed}"' if needed else f',scope="repository:{name["name"]}:pull"' if name else ""
             asks = f'Bearer realm="{realm}",service="fake"{scope}' if realm else 'Basic realm="fake"'
             return error(401, "UNAUTHORIZED", "authentication required", {"WWW-Authenticate": asks})
+        match = _UPLOADS.fullmatch(path.removeprefix(self.prefix))
+        if match is not None:
+            with self._lock:
+                return self._upload(self._repository(match["name"]), match["name"], match["id"], served, form)
         match = _PATH.fullmatch(path.removeprefix(self.prefix))
+        if match is not None and match["kind"] == "manifests" and served.method in ("PUT", "DELETE"):
+            with self._lock:
+                return getattr(self, f"_{served.method.lower()}_manifest")(self._repository(match["name"]), match["what"], served, form)  # type: ignore[no-any-return]
         if match is None:
             return Answer(200, {"Docker-Distribution-Api-Version": "registry/2.0"}, memoryview(b"{}"))
         with self._lock:
@@ -323,8 +392,87 @@ class FakeRegistry:
         body = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": rows}).encode()
         return Answer(200, {"Content-Type": INDEX}, memoryview(body))
 
-    def _get_tags(self, repository: _Repository, what: str, _served: Served, _ignore_range: bool) -> Answer:
-        return Answer(200, {"Content-Type": "application/json"}, memoryview(json.dumps({"tags": sorted(repository.tags)}).encode()))
+    def _get_tags(self, repository: _Repository, _what: str, served: Served, _ignore_range: bool) -> Answer:
+        url = urlsplit(served.path)
+        after = parse_qs(url.query).get("last", [""])[0]
+        tags = [tag for tag in sorted(repository.tags) if tag > after]
+        page = tags[: self.tags_per_page or None]
+        headers = {"Content-Type": "application/json"}
+        if len(page) < len(tags):
+            headers["Link"] = f'<{url.path}?n={self.tags_per_page}&last={page[-1]}>; rel="next"'
+        return Answer(200, headers, memoryview(json.dumps({"tags": page or None}).encode()))
+
+    # -- pushes: with the lock held ------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _needed(method: str, path: str, query: dict[str, list[str]]) -> str:
+        """The scopes of a change, "" of anything else."""
+        match = _PATH.search(path)
+        if match is None or method in ("GET", "HEAD"):
+            return ""
+        name = match["name"].removesuffix("/blobs")
+        if method == "DELETE" and match["kind"] == "manifests":
+            return f"repository:{name}:delete"
+        return " ".join([f"repository:{name}:pull,push", *(f"repository:{source}:pull" for source in query.get("from", []))])
+
+    def _upload(self, repository: _Repository, name: str, identity: str, served: Served, form: bytes) -> Answer:
+        """A request about an upload session."""
+        url = urlsplit(served.path)
+        query = parse_qs(url.query)
+        if served.method == "POST":
+            source = self._repositories.get(query.get("from", [""])[0], _Repository())
+            digest = query.get("mount", [""])[0]
+            if self.mounts and digest in source.blobs:
+                repository.blobs[digest] = source.blobs[digest]
+                return Answer(201, {"Location": f"{self.prefix}/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest}, memoryview(b""))
+            identity = secrets.token_hex(8)
+            repository.uploads[identity] = bytearray()
+            return self._session(202, name, identity, repository, {"OCI-Chunk-Min-Length": str(self.chunk_min)} if self.chunk_min else {})
+        if identity not in repository.uploads:
+            return error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
+        if _STATE not in url.query:
+            return error(400, "BLOB_UPLOAD_INVALID", "blob upload invalid")
+        data = repository.uploads[identity]
+        if served.method == "DELETE":
+            del repository.uploads[identity]
+            return Answer(204, {}, memoryview(b""))
+        if served.method == "GET":
+            return self._session(204, name, identity, repository, {})
+        begin = served.headers.get("content-range", f"{len(data)}-").partition("-")[0]
+        if begin != str(len(data)):
+            return self._session(416, name, identity, repository, {})
+        data += form
+        if served.method == "PATCH":
+            return self._session(202, name, identity, repository, {})
+        digest = query["digest"][0]
+        del repository.uploads[identity]
+        if hashlib.new(digest.partition(":")[0], data).hexdigest() != digest.partition(":")[2]:
+            return error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
+        repository.blobs[digest] = bytes(data)
+        return Answer(201, {"Location": f"{self.prefix}/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest}, memoryview(b""))
+
+    def _session(self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]) -> Answer:
+        at = len(repository.uploads[identity])
+        where = f"{self.prefix}/v2/{name}/blobs/uploads/{identity}?{_STATE}{at}"
+        return Answer(status, {"Location": where, "Range": f"0-{max(0, at - 1)}", **headers}, memoryview(b""))
+
+    def _put_manifest(self, repository: _Repository, what: str, served: Served, form: bytes) -> Answer:
+        digest = kits.sha256(form)
+        if ":" in what and what != digest:
+            return error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
+        repository.manifests[digest] = form, served.headers.get("content-type", "")
+        if ":" not in what:
+            repository.tags[what] = digest
+        subject = (json.loads(form).get("subject") or {}).get("digest", "")
+        headers = {"Location": f"{served.path.rpartition('/')[0]}/{digest}", "Docker-Content-Digest": digest}
+        return Answer(201, headers | ({"OCI-Subject": subject} if subject and self.referrers_api else {}), memoryview(b""))
+
+    def _delete_manifest(self, repository: _Repository, what: str, _served: Served, _form: bytes) -> Answer:
+        if repository.tags.pop(what, None) is None:
+            if repository.manifests.pop(what, None) is None:
+                return error(404, "MANIFEST_UNKNOWN", "manifest unknown")
+            repository.tags = {tag: digest for tag, digest in repository.tags.items() if digest != what}
+        return Answer(202, {}, memoryview(b""))
 
     def _blob(self, content: Content, served: Served, ignore_range: bool) -> Answer:
         data = self._bytes(content)
@@ -357,6 +505,7 @@ class FakeRegistry:
         token = secrets.token_hex(8)
         with self._lock:
             desk.tokens.add(token)
+            desk.granted[token] = _scopes(" ".join(asked.get("scope", [])))
         name = "access_token" if served.method == "POST" else "token"
         return Answer(200, {"Content-Type": "application/json"}, memoryview(json.dumps({name: token, "expires_in": desk.expires_in}).encode()))
 
@@ -365,7 +514,9 @@ class FakeRegistry:
     def _mock(self, request: httpx.Request) -> httpx.Response:
         headers = {k.lower(): v for k, v in request.headers.items()}
         served = Served(request.method, request.url.raw_path.decode(), headers.get("range", ""), headers)
-        answer = self.answer(served, request.read())
+        form = request.read()
+        served.heard = len(form)
+        answer = self.answer(served, form, self.meet(served))
         if answer.stall and answer.stall.at is None:
             raise httpx.ReadTimeout("stalled", request=request)
         length = {} if answer.length is None else {"Content-Length": str(answer.length)}
@@ -472,10 +623,20 @@ class _Connection(http.server.BaseHTTPRequestHandler):
             self.request.close()
 
     def do_GET(self) -> None:
-        form = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {k.lower(): v for k, v in self.headers.items()}
         served = Served(self.command, self.path, headers.get("range", ""), headers, self.number)
-        answer = self.server.registry.answer(served, form)
+        met = self.server.registry.meet(served)
+        deaf = next((r.fault for r in met if isinstance(r.fault, Deaf)), None)
+        length = int(self.headers.get("Content-Length") or 0)
+        form = self.rfile.read(length if deaf is None else min(length, deaf.at))
+        served.heard = len(form)
+        if deaf is not None:
+            self.close_connection = True
+            if not deaf.answers:
+                self.server.registry.keep(served, form if deaf.keeps else b"")
+                self._break(reset=deaf.reset)
+                return
+        answer = self.server.registry.answer(served, form, met)
         try:
             if answer.stall and answer.stall.at is None:
                 answer.stall.wait(self.server.closing)
@@ -483,14 +644,16 @@ class _Connection(http.server.BaseHTTPRequestHandler):
         except Broken:
             self._break(reset=answer.reset)
 
-    do_HEAD = do_POST = do_GET  # noqa: N815 - names of http.server
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815 - names of http.server
 
     def _send(self, answer: Answer, served: Served) -> None:
         chunked = answer.length is None
         self.send_response_only(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        if chunked:
+        if answer.status == 204:
+            pass
+        elif chunked:
             self.send_header("Transfer-Encoding", "chunked")
         else:
             self.send_header("Content-Length", str(answer.length))
