@@ -143,6 +143,7 @@ class Upload:
         self._most = 0  # bytes that were ever acknowledged
         self._failures = 0  # since then
         self._waited = 0.0  # seconds, since then
+        self._resuming = False  # whether the session is one that an earlier call left, and nothing was heard of it yet
         self._closing = False  # whether the closing request has been sent, so that the blob may be there
         self._mistrusted = False  # whether a digest was wrong already, maybe by a session's fault
 
@@ -155,6 +156,7 @@ class Upload:
             self._forget()
             return "exists"
         session = self._noted()
+        self._resuming = session is not None
         if session is None:
             mounted, session = self._mount(mount_from)
             if mounted:
@@ -281,7 +283,7 @@ class Upload:
     def _cancel(self, session: Session) -> None:
         """Give a session up; nothing depends on it."""
         try:
-            self._client.send(self._endpoint, "DELETE", session.location, {}, self._what, repeat=False).close()
+            self._client.send(self._endpoint, "DELETE", session.location, {}, self._what).close()
         except KitfsError:
             pass  # the registry ends it some day
 
@@ -345,7 +347,9 @@ class Upload:
         self._failures += 2 if isinstance(setback.error, Stalled) else 1  # whoever waited for a timeout has waited long already
         pause = pause_after(self._failures) if setback.pause is None else setback.pause
         if self._failures >= FRUITLESS or self._waited + pause > MAX_WAIT:
-            raise setback.error
+            if not self._resuming:
+                raise setback.error
+            session, self._resuming, self._failures, self._waited, pause = None, False, 0, 0.0, 0.0  # there may be no such place any more
         self._client.counters.add("retries")
         self._client.log.debug("%s; again in %.1f s", setback.error, pause)
         self._waited += pause
@@ -359,6 +363,7 @@ class Upload:
     def _acknowledged(self, session: Session, at: int) -> None:
         """The registry has ``at`` bytes."""
         session.at = at
+        self._resuming = False
         self._tell(at)
         if at > self._most:
             self._most, self._failures, self._waited = at, 0, 0.0

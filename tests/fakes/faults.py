@@ -116,13 +116,17 @@ class Drip:
 
 @dataclass(frozen=True)
 class Status:
-    """Another answer: an error as distribution-spec words it, or ``body`` as it is."""
+    """Another answer: an error as distribution-spec words it, or ``body`` as it is.
+
+    ``refuses``: what was asked for is not done either. The registry looks for this one first.
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     code: str = ""
     message: str = ""
     body: bytes = b""
+    refuses: bool = False
 
     def apply(self, answer: Answer) -> Answer:
         if self.code:

@@ -43,7 +43,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import httpx
 
 from tests import kits
-from tests.fakes.faults import Answer, Broken, Deaf, Fault, IgnoreRange, error
+from tests.fakes.faults import Answer, Broken, Deaf, Fault, IgnoreRange, Status, error
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -318,7 +318,8 @@ class FakeRegistry:
     def answer(self, served: Served, form: bytes, met: list[Rule]) -> Answer:
         """The answer to a request, with every fault that meets it."""
         ignore_range = any(isinstance(r.fault, IgnoreRange) for r in met)
-        found = self._plain(served, form, ignore_range=ignore_range)
+        refused = any(isinstance(r.fault, Status) and r.fault.refuses for r in met)
+        found = Answer(200, {}, memoryview(b"")) if refused else self._plain(served, form, ignore_range=ignore_range)
         for rule in met:
             found = rule.fault.apply(found)
         served.status = found.status

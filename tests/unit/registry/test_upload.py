@@ -1,0 +1,629 @@
+"""Pushing blobs, over real sockets: what goes out, what is taken up after a fault, and what an answer means."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from kitfs.errors import IntegrityError, KitfsError, NotFound, RateLimited, RegistryError, StoreError, Unauthorized, Unavailable
+from kitfs.metrics import Counters
+from kitfs.oci.manifest import Descriptor
+from kitfs.oci.names import Digest
+from kitfs.registry import upload as uploads
+from kitfs.registry.client import RegistryClient, Repository
+from tests.fakes.faults import Deaf, Fault, Headers, Stall, Status
+from tests.fakes.registry import FakeRegistry
+from tests.unit.registry.conftest import descriptor
+
+KiB = 1 << 10
+CHUNK = 100 * KiB
+DATA = random.Random(11).randbytes(450 * KiB)  # four chunks and a half
+BLOB = descriptor(DATA)
+TLS = Path(__file__).parent / "tls"
+Repositories = Callable[..., Repository]
+UPLOAD = r"/blobs/uploads/\w"
+
+
+def reader(data: bytes = DATA, piece: int = 30 * KiB) -> Callable[[int], Iterator[bytes]]:
+    """Reads a local blob from an offset, in pieces."""
+
+    def read(offset: int) -> Iterator[bytes]:
+        for at in range(offset, len(data), piece):
+            yield data[at : at + piece]
+
+    return read
+
+
+class Notes(dict[tuple[str, str], Any]):
+    """A journal."""
+
+    def set(self, key: tuple[str, str], value: Any) -> None:
+        self[key] = value
+
+    def delete(self, key: tuple[str, str]) -> None:
+        self.pop(key, None)
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between attempts are as short as they can be."""
+    monkeypatch.setattr("kitfs.registry.retry.BASE_PAUSE", 0.001)
+
+
+def push(team: Repository, blob: Descriptor = BLOB, data: bytes = DATA, **options: Any) -> str:
+    return team.upload(blob, reader(data), **{"chunk": CHUNK, **options})
+
+
+def asked(fake: FakeRegistry, path: str = "") -> list[str]:
+    return [s.method for s in fake.served(path)]
+
+
+def ranges(fake: FakeRegistry) -> list[str]:
+    return [s.headers["content-range"] for s in fake.served(method="PATCH")]
+
+
+# -- the plain way -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_blob_that_is_there_is_not_sent(fake: FakeRegistry, repository: Repositories) -> None:
+    """One HEAD."""
+    fake.put_blob("team/kit", DATA)
+    told: list[int] = []
+    assert push(repository(), progress=told.append) == "exists"
+    assert (asked(fake), told) == (["HEAD"], [])
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1])
+def test_what_is_smaller_than_a_chunk_goes_in_one_put(fake: FakeRegistry, repository: Repositories, size: int) -> None:
+    """POST, then PUT of everything with its length and digest."""
+    blob = descriptor(DATA[:size])
+    assert push(repository(), blob, DATA[:size]) == "uploaded"
+    put = fake.served(method="PUT")[0]
+    assert asked(fake) == ["HEAD", "POST", "PUT"]
+    assert (put.headers["content-length"], put.headers["content-type"]) == (str(size), "application/octet-stream")
+    assert "transfer-encoding" not in put.headers
+    assert fake.blob("team/kit", blob.digest) == DATA[:size]
+
+
+@pytest.mark.parametrize("chunks", [1, 4, 4.5])
+def test_chunks_go_one_after_the_other(fake: FakeRegistry, repository: Repositories, chunks: float) -> None:
+    """PATCHes with Content-Range, then an empty PUT; the location and its query are the ones that the registry gave last."""
+    data = DATA[: int(chunks * CHUNK)]
+    blob = descriptor(data)
+    told: list[int] = []
+    assert push(repository(), blob, data, progress=told.append) == "uploaded"
+    starts = range(0, len(data), CHUNK)
+    assert ranges(fake) == [f"{at}-{min(at + CHUNK, len(data)) - 1}" for at in starts]
+    assert asked(fake) == ["HEAD", "POST", *["PATCH"] * len(starts), "PUT"]
+    assert fake.served(method="PUT")[0].headers["content-length"] == "0"
+    assert sum(told) == len(data)
+    assert fake.blob("team/kit", blob.digest) == data
+    assert fake.uploads("team/kit") == {}
+
+
+@pytest.mark.parametrize("host", ["ghcr.io", "europe-docker.pkg.dev", "eu.gcr.io", "gcr.io", "1.dkr.ecr.x.amazonaws.com", "x.amazonaws.com.cn"])
+def test_hosts_that_want_no_chunks(client: Callable[..., RegistryClient], host: str) -> None:
+    """KITOPS §7."""
+    fake = FakeRegistry()
+    team = repository_at(client(transport=fake.transport()), host)
+    assert push(team, chunk=KiB) == "uploaded"
+    assert asked(fake) == ["HEAD", "POST", "PUT"]
+
+
+@pytest.mark.parametrize("host", ["registry.test", "notghcr.io", "pkg.dev.test", "ghcr.io.test"])
+def test_hosts_that_take_chunks(client: Callable[..., RegistryClient], host: str) -> None:
+    """All others."""
+    fake = FakeRegistry()
+    assert push(repository_at(client(transport=fake.transport()), host)) == "uploaded"
+    assert "PATCH" in asked(fake)
+
+
+def repository_at(client: RegistryClient, host: str, name: str = "team/kit") -> Repository:
+    from kitfs.oci.names import Reference
+
+    return client.repository(Reference.parse(f"{host}/{name}"))
+
+
+def test_the_least_size_of_a_chunk_is_honoured(fake: FakeRegistry, repository: Repositories) -> None:
+    """OCI-Chunk-Min-Length; the last one may be smaller."""
+    fake.chunk_min = 200 * KiB
+    push(repository())
+    assert ranges(fake) == ["0-204799", "204800-409599", "409600-460799"]
+
+
+def test_another_digest_algorithm_is_told(fake: FakeRegistry, repository: Repositories) -> None:
+    """digest-algorithm of the POST (end-4c)."""
+    blob = Descriptor("x", Digest.parse(f"sha512:{hashlib.sha512(DATA).hexdigest()}"), len(DATA))
+    assert push(repository(), blob) == "uploaded"
+    assert fake.served(method="POST")[0].path == "/v2/team/kit/blobs/uploads/?digest-algorithm=sha512"
+    assert fake.blob("team/kit", blob.digest) == DATA
+
+
+def test_locations_may_be_absolute(fake: FakeRegistry, repository: Repositories, client: Callable[..., RegistryClient]) -> None:
+    """On another host, which gets no credentials."""
+    with FakeRegistry() as storage:
+        fake.require_basic({"u": "p"})
+        push(repository(name="x/y", auths={fake.host: {"auth": "dTpw"}}), descriptor(b"warm"), b"warm")
+        repository_at(client(), storage.host, "team/kit").upload  # noqa: B018 - the repository that the location names
+        storage._repository("team/kit").uploads["1"] = bytearray()
+        fake.fail("/uploads/$", Headers({"Location": f"{storage.url}/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"}))
+        assert push(repository(auths={fake.host: {"auth": "dTpw"}})) == "uploaded"
+        assert storage.blob("team/kit", BLOB.digest) == DATA
+        assert all("authorization" not in s.headers for s in storage.served())
+        assert "authorization" in fake.served(method="POST")[-1].headers
+
+
+def test_a_location_without_tls_is_not_followed(client: Callable[..., RegistryClient]) -> None:
+    """Blobs do not leave TLS because a registry says so; where only its own scheme is wrong, TLS stays."""
+    fake = FakeRegistry()
+    fake.fail("/uploads/$", Headers({"Location": "http://storage.test/1"}), times=1)
+    team = repository_at(client(transport=fake.transport()), "registry.test")
+    with pytest.raises(RegistryError, match=r"registry\.test wants it sent to http:, away from TLS"):
+        push(team)
+    fake._repository("team/kit").uploads["1"] = bytearray()
+    fake.fail("/uploads/$", Headers({"Location": "http://registry.test/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"}), times=1)
+    assert push(team) == "uploaded"
+
+
+def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) -> None:
+    """Mirrors are for pulling."""
+    with FakeRegistry() as mirror:
+        mirror.put_blob("team/kit", DATA)
+        assert push(repository(mirrors={fake.host: (mirror.url,)})) == "uploaded"
+        assert mirror.served() == []
+
+
+# -- mounting ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_blob_is_mounted_from_beside(fake: FakeRegistry, repository: Repositories) -> None:
+    """The first of the candidates that has it gives it; sessions that were begun by asking the others are cancelled."""
+    fake.put_blob("lib/base", DATA)
+    assert push(repository(), mount_from=["lib/none", "team/kit", "lib/base", "lib/more"]) == "mounted"
+    posts = [s.path for s in fake.served(method="POST")]
+    assert posts == [f"/v2/team/kit/blobs/uploads/?mount={BLOB.digest.replace(':', '%3A')}&from=lib%2F{n}" for n in ("none", "base")]
+    assert (fake.blob("team/kit", BLOB.digest), fake.uploads("team/kit")) == (DATA, {})
+
+
+def test_the_session_of_a_mount_that_failed_is_used(fake: FakeRegistry, repository: Repositories) -> None:
+    """202: no second POST."""
+    assert push(repository(), mount_from=["lib/none"]) == "uploaded"
+    assert len(fake.served(method="POST")) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 500])
+def test_a_mount_that_is_refused_is_no_error(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+    """Whoever may not read the source sends the blob."""
+    fake.fail("mount=", Status(status))
+    assert push(repository(), mount_from=["lib/base"]) == "uploaded"
+
+
+def test_mounting_asks_for_a_token_for_both(fake: FakeRegistry, repository: Repositories) -> None:
+    """Push here, pull there; everything else is for the one repository."""
+    fake.put_blob("lib/base", DATA)
+    fake.require_token()
+    assert push(repository(), mount_from=["lib/base"]) == "mounted"
+    scopes = [re.findall(r"scope=([^&]*)", s.path) for s in fake.served("/token")]
+    own, source = "repository%3Ateam%2Fkit%3Apull%2Cpush", "repository%3Alib%2Fbase%3Apull"
+    assert scopes == [[own], [own, source]]
+
+
+# -- setbacks ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_broken_chunk_goes_on_where_the_registry_stands(fake: FakeRegistry, repository: Repositories, keeps: bool, reset: bool) -> None:
+    """It is asked, and nothing that it has is sent again."""
+    fake.fail("_state=a%2Bb.c%3D%3D102400", Deaf(50_000, keeps=keeps, reset=reset), method="PATCH", times=1)
+    told: list[int] = []
+    assert push(repository(), progress=told.append) == "uploaded"
+    at = 102400 + 50_000 * keeps
+    assert ranges(fake)[1:3] == ["102400-204799", f"{at}-{at + CHUNK - 1}"]
+    assert sum(told) == len(DATA)
+    assert (min(told) < 0) is (max(told) > 0)
+    assert fake.blob("team/kit", BLOB.digest) == DATA
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "GET", "PUT"])
+def test_answers_that_may_pass(fake: FakeRegistry, repository: Repositories, counters: Counters, method: str, status: int) -> None:
+    """Each kind of request is made again."""
+    if method == "GET":
+        fake.fail(UPLOAD, Status(503), method="PATCH", times=1)
+    fake.fail("/uploads/", Status(status), method=method, times=2)
+    assert push(repository()) == "uploaded"
+    assert fake.blob("team/kit", BLOB.digest) == DATA
+    assert counters.get("retries") == {"GET": 3, "PUT": 1}.get(method, 2)  # the first PUT was done, only its answer was lost
+
+
+def test_retry_after_is_honoured(fake: FakeRegistry, repository: Repositories) -> None:
+    """The pause is the registry's."""
+    slept: list[float] = []
+    fake.fail(UPLOAD, Status(429, {"Retry-After": "7"}), method="PATCH", times=1)
+    team = repository()
+    sent = uploads.Upload(team._client, team._pushing(), "team/kit", BLOB, reader(), chunk=CHUNK, sleep=slept.append)
+    assert (sent.run(), slept) == ("uploaded", [7.0])
+
+
+def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories) -> None:
+    """Every chunk breaks, many times more often in all than in a row."""
+    fake.fail(UPLOAD, Deaf(10_000), method="PATCH")
+    assert push(repository()) == "uploaded"
+    assert len(ranges(fake)) == -(-len(DATA) // 10_000)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Deaf(10_000, keeps=False), Unavailable),
+        (Status(503, refuses=True), Unavailable),
+        (Status(429, refuses=True), RateLimited),
+        (Status(404, refuses=True), Unavailable),
+        (Status(416, refuses=True), RegistryError),
+    ],
+)
+def test_setbacks_without_progress_end(fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[KitfsError]) -> None:
+    """Five in a row are enough, in one line."""
+    fake.fail(UPLOAD, fault, method="PATCH")
+    with pytest.raises(kind, match=f"^team/kit: blob {BLOB.digest}: {fake.host} ") as caught:
+        push(repository())
+    assert "\n" not in str(caught.value)
+    assert len(ranges(fake)) == uploads.FRUITLESS
+
+
+def test_a_session_that_is_lost_is_begun_anew(fake: FakeRegistry, repository: Repositories) -> None:
+    """404 in the middle: everything goes again, and progress goes back."""
+    told: list[int] = []
+
+    def progress(n: int) -> None:
+        told.append(n)
+        if sum(told) == 300 * KiB and len(fake.served(method="POST")) == 1:
+            fake.lose_uploads()
+
+    assert push(repository(), progress=progress) == "uploaded"
+    assert asked(fake).count("POST") == 2
+    assert (sum(told), min(told) <= -200 * KiB) == (len(DATA), True)
+    assert fake.blob("team/kit", BLOB.digest) == DATA
+
+
+def test_a_registry_that_always_loses_its_sessions(fake: FakeRegistry, repository: Repositories) -> None:
+    """What was sent before is no progress: it ends."""
+    fake.fail("_state=a%2Bb.c%3D%3D204800", Status(404), method="PATCH")
+    with pytest.raises(Unavailable, match="knows nothing of its upload any more; push again"):
+        push(repository())
+    assert asked(fake).count("POST") == uploads.FRUITLESS
+
+
+def test_416_asks_for_the_place(fake: FakeRegistry, repository: Repositories) -> None:
+    """Somebody else's chunk has come first."""
+    fake.fail("_state=a%2Bb.c%3D%3D102400", Status(416), method="PATCH", times=1)
+    assert push(repository()) == "uploaded"
+    assert "GET" in asked(fake, UPLOAD)
+    assert asked(fake).count("POST") == 1
+
+
+@pytest.mark.parametrize("said", ["0-999", "5-9", "junk", "0-99999999"])
+def test_a_strange_range_is_asked_about(fake: FakeRegistry, repository: Repositories, said: str) -> None:
+    """What the session itself says counts."""
+    fake.fail("_state=a%2Bb.c%3D%3D102400", Headers({"Range": said}), method="PATCH", times=1)
+    assert push(repository()) == "uploaded"
+    assert fake.blob("team/kit", BLOB.digest) == DATA
+
+
+def test_answers_without_range_and_location(fake: FakeRegistry, repository: Repositories) -> None:
+    """Then the chunk was taken, and the session stays where it is."""
+    fake.fail(UPLOAD, Headers({"Range": None, "Location": None}), method="PATCH")
+    assert push(repository()) == "uploaded"
+    assert len(ranges(fake)) == 5
+
+
+def test_a_session_that_knows_less_goes_back(fake: FakeRegistry, repository: Repositories) -> None:
+    """A registry that lost a part of it gets that part again."""
+    fake.fail("_state=a%2Bb.c%3D%3D204800", Status(503), method="PATCH", times=1)
+    fake.fail(UPLOAD, Headers({"Range": "0-102399"}), method="GET", times=1)
+    team = repository()
+
+    def read(offset: int) -> Iterator[bytes]:
+        if offset == 102400 and len(fake.served(method="PATCH")) == 3:
+            for data in fake._repository("team/kit").uploads.values():
+                del data[102400:]
+        return reader()(offset)
+
+    assert team.upload(BLOB, read, chunk=CHUNK) == "uploaded"
+    assert ranges(fake)[2:4] == ["204800-307199", "102400-204799"]
+
+
+def test_a_blob_in_one_piece_begins_anew(fake: FakeRegistry, repository: Repositories) -> None:
+    """With a session of its own each time: half a body may be in the other."""
+    fake.fail(UPLOAD, Deaf(10_000), method="PUT", times=2)
+    assert push(repository(), chunk=1 << 30) == "uploaded"
+    assert asked(fake) == ["HEAD", "POST", "PUT"] + ["HEAD", "POST", "PUT"] * 2
+    assert fake.blob("team/kit", BLOB.digest) == DATA
+
+
+@pytest.mark.parametrize("chunk", [CHUNK, 1 << 30])
+def test_a_lost_answer_to_the_last_request(fake: FakeRegistry, repository: Repositories, chunk: int) -> None:
+    """The blob is looked for before anything is sent again."""
+    fake.fail(UPLOAD, Status(502), method="PUT", times=1)  # the registry has done it, a proxy has lost the answer
+    assert push(repository(), chunk=chunk) == "uploaded"
+    assert asked(fake).count("PUT") == 1
+
+
+def test_a_registry_that_says_nothing_is_given_up(fake: FakeRegistry, repository: Repositories) -> None:
+    """Timeouts weigh more than other setbacks."""
+    fake.fail(UPLOAD, Status(500, refuses=True), method="PATCH")
+    fake.fail(UPLOAD, Stall(), method="PATCH")
+    with pytest.raises(Unavailable, match=r"sent nothing for 0\.3 s"):
+        push(repository(read_timeout=0.3))
+    assert len(ranges(fake)) == 3
+
+
+# -- from call to call -------------------------------------------------------------------------------------------------------------------
+
+
+def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
+    """A push that ends after two chunks and a bit, as with a process that is killed."""
+
+    class Killed(BaseException):
+        pass
+
+    def read(offset: int) -> Iterator[bytes]:
+        if offset >= 2 * CHUNK:
+            yield DATA[offset : offset + 10]
+            raise Killed
+        yield from reader()(offset)
+
+    with pytest.raises(Killed):
+        team.upload(BLOB, read, chunk=CHUNK, journal=notes)
+    assert len(notes) == 1
+    fake.forget()
+
+
+def test_a_later_call_goes_on(fake: FakeRegistry, repository: Repositories) -> None:
+    """Nothing that the registry has is sent again; then nothing is noted any more."""
+    notes, told = Notes(), list[int]()
+    interrupted(fake, repository(), notes)
+    assert push(repository(), journal=notes, progress=told.append) == "uploaded"
+    assert ranges(fake)[0].startswith("2048")
+    assert (asked(fake)[:2], sum(told), notes) == (["HEAD", "GET"], len(DATA), {})
+    assert fake.blob("team/kit", BLOB.digest) == DATA
+
+
+def test_a_session_that_the_registry_lost_meanwhile(fake: FakeRegistry, repository: Repositories) -> None:
+    """The call begins anew, and says nothing."""
+    notes = Notes()
+    interrupted(fake, repository(), notes)
+    fake.lose_uploads()
+    assert push(repository(), journal=notes) == "uploaded"
+    assert (ranges(fake)[0], notes) == ("0-102399", {})
+
+
+def test_a_session_with_other_bytes_in_it(fake: FakeRegistry, repository: Repositories) -> None:
+    """A wrong digest after going on may be the session's fault: once it is begun anew."""
+    notes = Notes()
+    interrupted(fake, repository(), notes)
+    for data in fake._repository("team/kit").uploads.values():
+        data[7] ^= 1
+    assert push(repository(), journal=notes) == "uploaded"
+    assert asked(fake).count("PUT") == 2
+
+
+def test_a_session_with_too_many_bytes(fake: FakeRegistry, repository: Repositories) -> None:
+    """It is not this blob's."""
+    notes = Notes()
+    interrupted(fake, repository(), notes)
+    for data in fake._repository("team/kit").uploads.values():
+        data += DATA
+    assert push(repository(), journal=notes) == "uploaded"
+
+
+@pytest.mark.parametrize("note", [None, 7, "text", [], {}, *({"location": at, "at": 1, "least": 0} for at in (7, "http://[", "ftp://x/", "http://x"))])
+def test_a_journal_is_a_hint(fake: FakeRegistry, repository: Repositories, note: Any) -> None:
+    """Whatever stands there, the push works."""
+    team, notes = repository(), Notes()
+    notes["upload", f"{team.endpoints[-1].base}@{BLOB.digest}"] = note
+    assert push(team, journal=notes) == "uploaded"
+    assert notes == {}
+
+
+def test_a_failed_push_stays_noted(fake: FakeRegistry, repository: Repositories) -> None:
+    """Until a later one succeeds."""
+    notes = Notes()
+    fake.fail("_state=a%2Bb.c%3D%3D102400", Status(503, refuses=True), method="PATCH")
+    with pytest.raises(Unavailable):
+        push(repository(), journal=notes)
+    fake.heal()
+    fake.forget()
+    assert push(repository(), journal=notes) == "uploaded"
+    assert ranges(fake)[0] == "102400-204799"
+
+
+def test_what_came_another_way_is_not_noted_any_more(fake: FakeRegistry, repository: Repositories) -> None:
+    """A blob that is there needs no session."""
+    notes = Notes()
+    interrupted(fake, repository(), notes)
+    fake.put_blob("team/kit", DATA)
+    assert push(repository(), journal=notes) == "exists"
+    assert notes == {}
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_one_token_serves_a_push(fake: FakeRegistry, repository: Repositories) -> None:
+    """It is for pull and push from the first request on."""
+    fake.require_token()
+    push(repository())
+    assert [s.path for s in fake.served("/token")] == ["/token?service=fake&scope=repository%3Ateam%2Fkit%3Apull%2Cpush"]
+    assert [s.status for s in fake.served() if s.status == 401] == [401]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_token_that_expires_in_the_middle(fake: FakeRegistry, repository: Repositories, early: bool) -> None:
+    """The chunk goes again with a new one, also when the registry says so before it has heard the chunk."""
+    fake.require_token()
+    told: list[int] = []
+
+    def progress(n: int) -> None:
+        told.append(n)
+        if sum(told) == 200 * KiB and len(fake.served("/token")) == 1:
+            fake.expire_tokens()
+            if early:
+                fake.fail(UPLOAD, Deaf(20_000, answers=True), method="PATCH", times=1)
+
+    assert push(repository(), progress=progress) == "uploaded"
+    assert len(fake.served("/token")) == 2
+    assert sum(told) == len(DATA)
+    assert fake.blob("team/kit", BLOB.digest) == DATA
+
+
+def test_a_token_that_is_known_to_be_old_is_replaced_first(fake: FakeRegistry, repository: Repositories) -> None:
+    """No chunk travels to be refused."""
+    fake.require_token(expires_in=1)
+    team = repository()
+    now = [0.0]
+    team._client._tokens._clock = lambda: now[0]
+
+    def progress(_: int) -> None:
+        now[0] += 0.5
+
+    assert push(team, progress=progress) == "uploaded"
+    assert [s.method for s in fake.served() if s.status == 401] == ["HEAD"]
+    assert len(fake.served("/token")) > 5
+
+
+def test_a_token_that_may_not_push(fake: FakeRegistry, repository: Repositories) -> None:
+    """401 and 403 are the caller's to mend, and no session is left."""
+    fake.require_basic({"u": "p"})
+    with pytest.raises(Unauthorized, match=f"log in with kit login {fake.host}"):
+        push(repository())
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        (400, RegistryError, "answers 400"),
+        (403, Unauthorized, "not allowed"),
+        (405, RegistryError, "it takes no pushes"),
+        (413, RegistryError, "too much for one request"),
+        (501, Unavailable, "answers 501"),
+        (507, RegistryError, "it has no space left"),
+    ],
+)
+@pytest.mark.parametrize(("method", "early"), [("POST", False), ("PATCH", False), ("PATCH", True), ("PUT", False)])
+def test_refusals(fake: FakeRegistry, repository: Repositories, method: str, early: bool, status: int, kind: type[KitfsError], words: str) -> None:
+    """One attempt, one line, and the session is given up; an answer that comes before the body is heard counts as well."""
+    fake.fail("/uploads/", Status(status, refuses=True), method=method)
+    if early:
+        fake.fail("/uploads/", Deaf(1000, answers=True), method=method)
+    with pytest.raises(kind, match=f"^team/kit: blob {BLOB.digest}: {fake.host} answers {status}.*") as caught:
+        push(repository(), chunk=CHUNK)
+    assert words in str(caught.value)
+    assert type(caught.value) is kind
+    assert len(fake.served(method=method)) == 1
+    assert len(fake.uploads("team/kit")) == (status == 403 and method != "POST")  # whoever logs in may go on
+
+
+def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None:
+    """The same through TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "server.pem")
+    big = random.Random(3).randbytes(8 << 20)
+    with FakeRegistry(tls=context) as fake:
+        fake.fail("/uploads/", Status(413), method="PUT")
+        fake.fail("/uploads/", Deaf(1000, answers=True), method="PUT")
+        team = repository_at(client(plain_http=False, tls_certs=(str(TLS / "ca.pem"),)), fake.host)
+        with pytest.raises(RegistryError, match="answers 413"):
+            push(team, descriptor(big), big, chunk=1 << 30)
+
+
+def test_a_wrong_digest(fake: FakeRegistry, repository: Repositories) -> None:
+    """Bytes that are not the blob's are no second time sent."""
+    with pytest.raises(IntegrityError, match=f"{fake.host} finds another digest in what was sent; the local copy may be damaged"):
+        push(repository(), data=DATA[:-1] + b"?")
+    assert asked(fake).count("PUT") == 1
+
+
+def test_a_registry_that_stores_it_as_something_else(fake: FakeRegistry, repository: Repositories) -> None:
+    """Its own word is checked."""
+    fake.fail(UPLOAD, Headers({"Docker-Content-Digest": f"sha256:{'0' * 64}"}), method="PUT")
+    with pytest.raises(IntegrityError, match="has stored it as sha256:000"):
+        push(repository())
+
+
+@pytest.mark.parametrize("chunk", [CHUNK, 1 << 30])
+def test_a_local_copy_that_is_too_short(fake: FakeRegistry, repository: Repositories, chunk: int) -> None:
+    """Said at once; nothing is retried."""
+    with pytest.raises(IntegrityError, match="the local copy ends at byte 460700"):
+        push(repository(), data=DATA[:-100], chunk=chunk)
+    assert [s.status for s in fake.served(method="PUT")] in ([], [0])
+
+
+def test_a_local_copy_that_is_too_long(fake: FakeRegistry, repository: Repositories) -> None:
+    """Nothing beyond the descriptor's size is sent."""
+    assert push(repository(), data=DATA + b"more") == "uploaded"
+
+
+def test_a_local_copy_that_cannot_be_read(fake: FakeRegistry, repository: Repositories) -> None:
+    """It is not the network's fault."""
+
+    def read(offset: int) -> Iterator[bytes]:
+        yield DATA[offset : offset + 10]
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(StoreError, match="the local copy cannot be read"):
+        repository().upload(BLOB, read, chunk=CHUNK)
+
+
+def test_no_location(fake: FakeRegistry, repository: Repositories) -> None:
+    """A session without a place."""
+    fake.fail("/uploads/$", Headers({"Location": None}))
+    with pytest.raises(RegistryError, match=f"{fake.host} answers 202 without a Location"):
+        push(repository())
+
+
+def test_nothing_there(fake: FakeRegistry, repository: Repositories) -> None:
+    """404 to POST: the registry has no such repository."""
+    fake.fail("/uploads/$", Status(404, code="NAME_UNKNOWN", message="x"))
+    with pytest.raises(NotFound, match="there is no such repository"):
+        push(repository())
+
+
+def test_redirects_are_followed_with_the_body(fake: FakeRegistry, repository: Repositories) -> None:
+    """307 elsewhere: the bytes go again from the start of the chunk, the credentials do not."""
+    with FakeRegistry() as storage:
+        storage._repository("team/kit").uploads["1"] = bytearray()
+        fake.fail(UPLOAD, Status(307, {"Location": f"{storage.url}/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"}), method="PATCH", times=1)
+        assert push(repository()) == "uploaded"
+        assert storage.blob("team/kit", BLOB.digest) == DATA
+
+
+def test_repr_is_for_people(fake: FakeRegistry, repository: Repositories) -> None:
+    """What, where, how far."""
+    team = repository()
+    told = repr(uploads.Upload(team._client, team._pushing(), "team/kit", BLOB, reader()))
+    assert told == f"<Upload {BLOB.digest} to {fake.host}, 0 of {len(DATA)} bytes>"
+
+
+def test_the_body_is_never_half_consumed() -> None:
+    """Each sending reads it anew."""
+    told: list[int] = []
+    body = uploads.Body(reader(), 100, 50_000, "blob", told.append)
+    one = iter(body)
+    next(one)
+    assert b"".join(body) == DATA[100:50_000]
+    assert told[:2] == [100, 100]
+    assert (told[-1], body.size) == (50_000, 49_900)
+    assert isinstance(body, httpx.SyncByteStream)
