@@ -1,0 +1,1 @@
+"""Verbs on a Kit: no printing, progress by callback."""
