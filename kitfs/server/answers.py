@@ -53,9 +53,9 @@ def of_error(error: KitfsError) -> ApiError:
     if isinstance(error, IntegrityError):
         return ApiError(400, "DIGEST_INVALID", "provided digest did not match uploaded content", detail=str(error))
     if isinstance(error, StoreFull):
-        return ApiError(507, "DENIED", str(error))
+        return ApiError(507, "DENIED", "no space left in this registry")
     if isinstance(error, StoreBusy):
         return ApiError(409, "BLOB_UPLOAD_INVALID", "another request works on this upload", headers={"Retry-After": "1"})
     if isinstance(error, NotFound):
         return unknown_upload()
-    return ApiError(500, "UNKNOWN", str(error))
+    return ApiError(500, "UNKNOWN", "the store of this registry fails; its log has more")

@@ -19,20 +19,21 @@ from concurrent.futures import Executor
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestPayloadError
 
 from kitfs import __version__
 from kitfs.errors import KitfsError
+from kitfs.oci.manifest import IMAGE_INDEX
 from kitfs.server import ranges
 from kitfs.server.answers import UNSUPPORTED, ApiError, of_error
 from kitfs.server.htpasswd import Htpasswd
-from kitfs.server.registry import MAX_MANIFEST, Page, Registry, checked, index_of, too_big
+from kitfs.server.registry import MAX_MANIFEST, Page, Registry, checked, parsed, too_big
 from kitfs.store.ingest import Ingest
 
 PIECE: Final = 1 << 20  # bytes that are hashed and written at once
-SLICE: Final = 8 << 20  # bytes of one sendfile: what a client must take within the body timeout
-BODY_TIMEOUT: Final = 60.0  # seconds without a byte after which a body is given up
+SLICE: Final = 8 << 20  # bytes of one sendfile: what a client must take within the patience that a body has
+PATIENCE: Final = 60.0
 TAKEOVER: Final = 10.0  # seconds that a request waits for the one before it on the same upload
 MAX_OPEN: Final = 256  # uploads that are kept open between two chunks, so that nothing is hashed twice
 ROUTES: Final = tuple(
@@ -55,14 +56,24 @@ Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.StreamResponse]]
 
 
 class App:
-    """A handler for aiohttp's low-level server."""
+    """A handler for aiohttp's low-level server. ``patience`` in seconds: without a byte for so long a body, either way, is given up."""
 
-    def __init__(self, registry: Registry, pool: Executor, *, log: logging.Logger, htpasswd: Htpasswd | None = None, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        pool: Executor,
+        *,
+        log: logging.Logger,
+        htpasswd: Htpasswd | None = None,
+        read_only: bool = False,
+        patience: float = PATIENCE,
+    ) -> None:
         self._registry = registry
         self._pool = pool
         self._log = log
         self._htpasswd = htpasswd
         self._read_only = read_only
+        self._patience = patience
         self._uploads = Uploads()
         self._handlers: Mapping[str, Mapping[str, Handler]] = {
             "base": {"GET": self._base},
@@ -79,28 +90,42 @@ class App:
         """Answer a request, and log it in one line."""
         began = time.monotonic()
         user = "-"
-        response: web.StreamResponse | None = None
+        status: int | str = "broken off"
+        size = 0
         try:
-            user = await self._admitted(request)
-            response = await self._routed(request)
-        except ApiError as e:
-            response = refusal(request, e)
-        except KitfsError as e:
-            response = refusal(request, of_error(e))
-        except (ConnectionError, RequestPayloadError, TimeoutError):
-            request.protocol.force_close()
+            try:
+                user = await self._admitted(request)
+                response = await self._routed(request)
+            except (ConnectionError, TimeoutError):
+                raise
+            except Exception as e:  # noqa: BLE001 - every error has an answer
+                response = self._refused(request, e)
+            async with asyncio.timeout(self._patience):
+                await response.prepare(request)
+                await response.write_eof()
+                await request.writer.drain()  # or pipelined requests would pile up answers that nobody reads
+            status, size = response.status, response.content_length or 0
+        except (ConnectionError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()  # closing it would wait for whoever takes nothing
             raise ConnectionResetError("the client went away") from None
-        except asyncio.CancelledError:
-            raise
-        except Exception:  # noqa: BLE001 - a bug is one traceback in the log, and an answer
-            self._log.exception("a bug: %s %s", request.method, request.path)
-            response = refusal(request, ApiError(500, "UNKNOWN", "a bug in kitfs; its log has more"))
         finally:
-            status = "broken off" if response is None else response.status
-            size = 0 if response is None else response.content_length or 0
             line = (request.remote or "-", user, request.method, request.path_qs, status, size, time.monotonic() - began)
             self._log.info('%s %s "%s %s" %s %d %.3fs', *(shown(x) if isinstance(x, str) else x for x in line))
         return response
+
+    def _refused(self, request: web.BaseRequest, error: Exception) -> web.StreamResponse:
+        """The answer to what could not be done. What is the registry's own fault is told to its log; a bug is one traceback there."""
+        if isinstance(error, RequestPayloadError):
+            error = ApiError(400, "UNKNOWN", "the body is broken: its chunks are not as HTTP has them")
+        elif isinstance(error, KitfsError):
+            told, error = error, of_error(error)
+            if error.status >= 500:
+                self._log.warning("%s %s: %s", request.method, shown(request.path), told)
+        elif not isinstance(error, ApiError):
+            self._log.error("a bug: %s %s", request.method, shown(request.path), exc_info=error)
+            error = ApiError(500, "UNKNOWN", "a bug in kitfs; its log has more")
+        return refusal(request, error)
 
     async def close(self) -> None:
         """Let go of the uploads that are open."""
@@ -173,11 +198,14 @@ class App:
             transport = request.transport
             if transport is None:
                 raise ConnectionResetError("the client went away")
-            async with asyncio.timeout(BODY_TIMEOUT):
+            size = min(SLICE, span.stop - start)
+            async with asyncio.timeout(self._patience):
                 try:
-                    await loop.sendfile(transport, file, start, min(SLICE, span.stop - start))
+                    sent = await loop.sendfile(transport, file, start, size)
                 except (OSError, RuntimeError) as e:  # RuntimeError: the transport is closing
                     raise ConnectionResetError(f"{request.path} cannot be sent to its end: {e}")
+            if sent != size:
+                raise ConnectionResetError(f"{request.path} cannot be sent to its end: the file has become shorter")
 
     async def _manifest(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
         found = await self._run(self._registry.manifest, name, ident)
@@ -196,17 +224,11 @@ class App:
 
     async def _referrers(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
         wanted = request.query.get("artifactType")
-        found = await self._run(self._registry.referrers, name, ident, wanted)
+        found = await self._run(self._registry.referrers, name, ident, wanted, request.query.get("last"))
         headers = {} if wanted is None else {"OCI-Filters-Applied": "artifactType"}
-        begin = request.query.get("last")
-        if begin is not None:
-            found = [d for d in found if d["digest"] > begin]
-        data = index_of(found)
-        while len(data) > MAX_MANIFEST:  # clients read no more than a manifest's bytes
-            found = found[: len(found) // 2]
-            data = index_of(found)
-            headers["Link"] = next_link(request, found[-1]["digest"], None)
-        return answer(200, data, content_type="application/vnd.oci.image.index.v1+json", headers=headers)
+        if found.next is not None:
+            headers["Link"] = next_link(request, found.next, None)
+        return answer(200, found.data, content_type=IMAGE_INDEX, headers=headers)
 
     # Writing
 
@@ -214,7 +236,7 @@ class App:
         if (request.content_length or 0) > MAX_MANIFEST:
             raise too_big()
         data = bytearray()
-        async for piece in pieces(request):
+        async for piece in pieces(request, self._patience):
             data += piece
             if len(data) > MAX_MANIFEST:
                 raise too_big()
@@ -242,6 +264,8 @@ class App:
             if digest is not None:
                 return created(name, str(digest))
         digest_text = request.query.get("digest")
+        if digest_text is not None:
+            parsed(digest_text)
         ingest = await self._run(self._registry.begin, name)
         if digest_text is None or mount is not None:
             self._keep(ingest)
@@ -268,6 +292,7 @@ class App:
         digest_text = request.query.get("digest")
         if digest_text is None:
             raise ApiError(400, "DIGEST_INVALID", "the digest parameter is missing")
+        parsed(digest_text)
         async with self._working(name, ident) as ingest:
             await self._receive(request, ingest)
             return created(name, str(await self._run(self._registry.finish, name, ingest, digest_text)))
@@ -312,7 +337,7 @@ class App:
             gathered: list[bytes] = []
             size = 0
             try:
-                async for piece in pieces(request):
+                async for piece in pieces(request, self._patience):
                     gathered.append(piece)
                     size += len(piece)
                     if size >= PIECE:
@@ -340,7 +365,7 @@ class Uploads:
         lock, users = self._locks.get(ident, (asyncio.Lock(), 0))
         self._locks[ident] = (lock, users + 1)
         try:
-            if (task := self._receiving.get(ident)) is not None:
+            if (task := self._receiving.get(ident)) is not None and not task.cancelling():
                 task.cancel()
             try:
                 async with asyncio.timeout(TAKEOVER):
@@ -410,10 +435,13 @@ def _append(ingest: Ingest, gathered: list[bytes]) -> None:
         ingest.write(piece)
 
 
-async def pieces(request: web.BaseRequest) -> AsyncIterator[bytes]:
-    """A body as it comes. Raises TimeoutError when nothing does."""
+async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[bytes]:
+    """A body as it comes, asked for when the client waits for that. Raises TimeoutError when nothing does."""
+    if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # aiohttp's sign that an answer has begun
     while True:
-        async with asyncio.timeout(BODY_TIMEOUT):
+        async with asyncio.timeout(patience):
             piece = await request.content.readany()
         if not piece:
             return
@@ -433,6 +461,8 @@ def refusal(request: web.BaseRequest, error: ApiError) -> web.Response:
     response = answer(error.status, error.body(), content_type="application/json", headers=error.headers)
     if request.method == "HEAD":
         response.headers["Content-Length"] = str(len(error.body()))
+    if "Expect" in request.headers:
+        response.force_close()  # whether the body still comes is up to the client: what follows could be taken for it
     return response
 
 
@@ -462,7 +492,7 @@ def next_link(request: web.BaseRequest, last: str, count: str | None) -> str:
     """RFC 8288: where the next page is; other parameters stay."""
     kept = [(k, v) for k, v in request.query.items() if k not in ("n", "last")]
     query = [*kept, ("last", last), *([] if count is None else [("n", count)])]
-    return f'<{request.rel_url.raw_path}?{urlencode(query)}>; rel="next"'
+    return f'<{request.rel_url.raw_path}?{urlencode(query, errors="surrogateescape")}>; rel="next"'
 
 
 def counted(request: web.BaseRequest) -> int | None:
@@ -472,7 +502,7 @@ def counted(request: web.BaseRequest) -> int | None:
         return None
     if not text.isascii() or not text.isdigit():
         raise ApiError(400, "PAGINATION_NUMBER_INVALID", "invalid number of results requested", detail={"n": text[:100]})
-    return int(text[:9])
+    return int(text.lstrip("0")[:9] or 0)
 
 
 def matches(header: str | None, digest: str) -> bool:

@@ -51,6 +51,13 @@ class Page(NamedTuple):
     more: bool
 
 
+class Referrers(NamedTuple):
+    """An index of referrers, and the digest after which the next one begins, if it is not all."""
+
+    data: bytes
+    next: str | None
+
+
 class Accepted(NamedTuple):
     """A manifest that was pushed: its digest, the subject that it refers to, the tags that it got."""
 
@@ -180,6 +187,9 @@ class Registry:
         if hasher.hexdigest() != digest.hex:
             raise ApiError(400, "DIGEST_INVALID", "provided digest did not match uploaded content", detail={"digest": reference})
         subject = _subject(manifest)
+        descriptor = _referrer(manifest, media_type, digest, len(data))
+        if not self._links.exists(name):
+            self._check_parts(name, manifest, media_type)  # what is refused makes no repository
         with self._links.locked(name):
             self._check_parts(name, manifest, media_type)
             ingest = self._store.ingest()
@@ -190,7 +200,6 @@ class Registry:
             finally:
                 ingest.close()
             if subject is not None:
-                descriptor = _referrer(manifest, media_type, digest, len(data))
                 self._links.link(name, REFERRERS, link_name(digest), descriptor, below=link_name(subject))
             for tag in tags:
                 self._links.link(name, TAGS, tag, {"digest": str(digest)})
@@ -242,11 +251,23 @@ class Registry:
         """Repositories after ``last``."""
         return _page(self._links.names(), count, last)
 
-    def referrers(self, repository: str, digest_text: str, artifact_type: str | None) -> list[dict[str, Any]]:
-        """Descriptors of what refers to a manifest; none for one that is not known."""
+    def referrers(self, repository: str, digest_text: str, artifact_type: str | None, last: str | None = None) -> Referrers:
+        """What refers to a manifest, after the digest ``last``: as many as clients read at once, one at least if there is one."""
         name, digest = checked(repository), parsed(digest_text)
-        found = self._links.referrers(name, digest)
-        return [d for d in found if artifact_type is None or d.get("artifactType") == artifact_type]
+        page: list[bytes] = []
+        end = ""
+        size = len(_index_of(page))
+        for found in self._links.referrers(name, digest):
+            at = str(found.get("digest"))
+            if (artifact_type is not None and found.get("artifactType") != artifact_type) or (last is not None and at <= last):
+                continue
+            data = _compact(found)
+            size += len(data) + 1
+            if page and size > MAX_MANIFEST:
+                return Referrers(_index_of(page), end)
+            page.append(data)
+            end = at
+        return Referrers(_index_of(page), None)
 
 
 def valid(name: str) -> bool:
@@ -325,12 +346,19 @@ def _subject(manifest: dict[str, Any]) -> Digest | None:
 
 
 def _referrer(manifest: dict[str, Any], media_type: str, digest: Digest, size: int) -> dict[str, Any]:
-    """The descriptor under which a manifest is listed as a referrer (distribution-spec, "Listing Referrers")."""
+    """The descriptor under which a manifest is listed as a referrer (distribution-spec, "Listing Referrers").
+
+    Raises ApiError for types and annotations that no client could read in it.
+    """
     config = manifest.get("config")
     config_type = config.get("mediaType") if isinstance(config, dict) and media_type not in INDEXES else None
-    descriptor = {"mediaType": media_type, "digest": str(digest), "size": size, "artifactType": manifest.get("artifactType") or config_type}
-    if isinstance(manifest.get("annotations"), dict):
-        descriptor["annotations"] = manifest["annotations"]
+    artifact_type = manifest.get("artifactType") or config_type
+    annotations = manifest.get("annotations") or {}
+    if not isinstance(artifact_type, (str, type(None))):
+        raise _invalid("artifactType must be a text")
+    if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
+        raise _invalid("annotations must be texts")
+    descriptor = {"mediaType": media_type, "digest": str(digest), "size": size, "artifactType": artifact_type, "annotations": annotations}
     return {key: value for key, value in descriptor.items() if value}
 
 
@@ -340,7 +368,10 @@ def _page(names: list[str], count: int | None, last: str | None) -> Page:
     return Page(after[:count], len(after) > count > 0)
 
 
-def index_of(referrers: list[dict[str, Any]]) -> bytes:
-    """An answer of the referrers API."""
-    return json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": referrers}).encode()
+def _compact(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _index_of(descriptors: list[bytes]) -> bytes:
+    return _compact({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": []})[:-2] + b",".join(descriptors) + b"]}"
 

@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from kitfs.errors import UsageError
 from kitfs.metrics import Counters
-from kitfs.server.app import App
+from kitfs.server.app import App, shown
 from kitfs.server.htpasswd import Htpasswd
 from kitfs.server.registry import Registry
 from kitfs.store.store import Store
 
-GRACE: Final = 3.0  # seconds that running requests have after SIGTERM
+GRACE: Final = 1.5  # seconds that running requests have after SIGTERM, and once more as long without their bodies
+LAST: Final = 4.0  # seconds after SIGTERM until what still works on a thread (reading a large upload back) is left as it is
 IDLE: Final = 75.0  # seconds that a connection may wait, or take for its headers
 MAX_HEADER: Final = 16 << 10  # bytes of a request line, and of one header
 MAX_HEADERS: Final = 100
@@ -51,7 +55,7 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
     Raises UsageError for what cannot be listened on, read or used as a certificate, StoreError.
     """
     context = _tls(request)
-    users = Htpasswd(request.htpasswd) if request.htpasswd else None
+    users = Htpasswd(request.htpasswd, log=log) if request.htpasswd else None
     _raise_limit()
     listening = _listen(request.host, request.port)
     with contextlib.closing(listening), contextlib.ExitStack() as stack:
@@ -61,24 +65,50 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
         app = App(Registry(store), pool, log=log, htpasswd=users, read_only=request.read_only)
         host, port = listening.getsockname()[:2]
         url = f"{'http' if context is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
-        asyncio.run(_serve(app, listening, context, lambda: ready(url)))
+        asyncio.run(_serve(app, listening, context, lambda: ready(url), log))
 
 
-async def _serve(app: App, listening: socket.socket, context: ssl.SSLContext | None, ready: Callable[[], None]) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    server = web.Server(
+def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> web.Server:
+    """What speaks HTTP for an App; to be made on the loop's thread. ``idle``: see IDLE."""
+    errors = log.getChild("http")
+    errors.addFilter(_in_one_line)
+    return web.Server(
         app,
-        keepalive_timeout=IDLE,
+        keepalive_timeout=idle,
         max_line_size=MAX_HEADER,
         max_field_size=MAX_HEADER,
         max_headers=MAX_HEADERS,
         auto_decompress=False,
         access_log=None,
+        logger=errors,
     )
-    runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=GRACE)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """What is no HTTP is answered by aiohttp with 400, and is a line of the log like other requests, not a traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        peer = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        record.msg, record.args = '%s - "no HTTP" 400: %s', (peer or "-", shown(" ".join(error.message.split())))
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        record.exc_info = None
+    return True
+
+
+async def _serve(app: App, listening: socket.socket, context: ssl.SSLContext | None, ready: Callable[[], None], log: logging.Logger) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    last = threading.Timer(LAST, os._exit, (0,))  # as harmless as SIGKILL, which the store survives
+    last.daemon = True
+
+    def end() -> None:
+        if not stop.is_set():
+            stop.set()
+            last.start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    runner = web.ServerRunner(http(app, log=log), handle_signals=False, shutdown_timeout=GRACE)
     await runner.setup()
     try:
         await web.SockSite(runner, listening, ssl_context=context, backlog=BACKLOG).start()
@@ -97,6 +127,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"--listen: {host}:{port}: {getattr(e, 'strerror', None) or e}")
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(IDLE * 1000))  # connections inherit it: who takes nothing is gone
         made.bind(address)
         made.listen(BACKLOG)
     except (OSError, OverflowError) as e:
