@@ -629,14 +629,15 @@ class _Connection(http.server.BaseHTTPRequestHandler):
         met = self.server.registry.meet(served)
         deaf = next((r.fault for r in met if isinstance(r.fault, Deaf)), None)
         length = int(self.headers.get("Content-Length") or 0)
-        form = self.rfile.read(length if deaf is None else min(length, deaf.at))
+        wanted = length if deaf is None else min(length, deaf.at)
+        form = self.rfile.read(wanted)
         served.heard = len(form)
+        if len(form) < wanted or (deaf is not None and not deaf.answers):
+            self.server.registry.keep(served, form if deaf is None or deaf.keeps else b"")
+            self._break(reset=deaf is not None and deaf.reset)
+            return
         if deaf is not None:
             self.close_connection = True
-            if not deaf.answers:
-                self.server.registry.keep(served, form if deaf.keeps else b"")
-                self._break(reset=deaf.reset)
-                return
         answer = self.server.registry.answer(served, form, met)
         try:
             if answer.stall and answer.stall.at is None:

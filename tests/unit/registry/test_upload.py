@@ -385,6 +385,8 @@ def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
     with pytest.raises(Killed):
         team.upload(BLOB, read, chunk=CHUNK, journal=notes)
     assert len(notes) == 1
+    fake.stop()  # returns when it has heard the end of it
+    fake.start()
     fake.forget()
 
 
