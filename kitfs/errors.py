@@ -18,6 +18,7 @@
     ├── LayerError                  EIO      8   a layer that is not what its media type says
     │   ├── UnsupportedLayer        EOPNOTSUPP 8
     │   └── UnsafePath              EPERM    8
+    ├── ContextError                EIO      10  what is to be packed is missing, cannot be read, or changes meanwhile
     └── MountError                  EIO      9   /dev/fuse, fusermount3, the mount point; carries its own errno
 
 Every class carries ``errno`` (what a lookup or an open through a mount answers) and ``exit_code`` (what the CLI exits with; 1 is
@@ -151,6 +152,12 @@ class UnsafePath(LayerError):
     """A path that leaves the root."""
 
     errno = _errno.EPERM
+
+
+class ContextError(KitfsError):
+    """A directory that is to be packed: something is missing, cannot be read, or changed while it was packed."""
+
+    exit_code = 10
 
 
 class MountError(KitfsError):

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from kitfs.errors import IntegrityError, KitfsError, LayerError, ManifestError, NotFound, RateLimited, StoreError, Unavailable, WouldBlock
 from kitfs.layers.codec import DecodedSource, decode
@@ -28,7 +28,7 @@ from kitfs.oci.filters import Filter, for_parent, selects, selects_kitfile
 from kitfs.oci.kitfile import Kitfile
 from kitfs.oci.manifest import Descriptor, Manifest
 from kitfs.oci.match import FileMetadata, LayerEntry, has_kitfile, kit_layers, kitfile_of
-from kitfs.oci.names import Digest, LayoutReference, Reference
+from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
 from kitfs.registry.client import ClientOptions, RegistryClient
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.layout import open_layout
@@ -370,9 +370,11 @@ class Resolver:
             raise ManifestError(f"{reference}: {e}")
 
     def _pinned(self, reference: Reference | LayoutReference) -> Digest | None:
-        """The digest of a tag of a kit that was packed or pulled here."""
-        if isinstance(reference, LayoutReference) or reference.digest is not None:
+        """The digest of a kit that was packed or pulled here; of one that is named by its digest only where no registry could have it."""
+        if isinstance(reference, LayoutReference):
             return None
+        if reference.digest is not None:
+            return reference.digest if reference.registry == LOCAL else None
         found = self._store.refs.get(reference.name, reference.tag or "latest")
         return None if found is None else Digest.parse(found["digest"])
 
@@ -435,8 +437,16 @@ def human_age(seconds: int) -> str:
     return f"{seconds} s"
 
 
+class Host(NamedTuple):
+    """What verbs work with: the store, the registries, and what resolves references with both."""
+
+    store: Store
+    client: RegistryClient
+    resolver: Resolver
+
+
 @contextmanager
-def open_resolver(
+def open_host(
     cache_dir: str,
     *,
     client_options: ClientOptions,
@@ -445,8 +455,8 @@ def open_resolver(
     log: logging.Logger,
     cache_size: int | None = None,
     max_entries: int = MAX_ENTRIES,
-) -> Iterator[Resolver]:
-    """A Resolver over the store in ``cache_dir`` and the registries that ``client_options`` reach, closed at the end.
+) -> Iterator[Host]:
+    """The store in ``cache_dir`` and the registries that ``client_options`` reach, closed at the end.
 
     ``kit_home`` is kit's home, where credentials.json is; ``cache_size`` in bytes. Raises StoreError when the store cannot be used.
     """
@@ -464,4 +474,4 @@ def open_resolver(
                 layouts[reference.path] = stack.enter_context(closing(open_layout(reference)))
             return layouts[reference.path]
 
-        yield Resolver(store, origin_of, log=log, max_entries=max_entries)
+        yield Host(store, client, Resolver(store, origin_of, log=log, max_entries=max_entries))

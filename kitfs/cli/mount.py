@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kitfs.cli.host import client_fields
 from kitfs.cli.options import Command, takes
 from kitfs.cli.output import flush, human_size, put, put_json, put_table, say, shown
 from kitfs.config import COMMON, NETWORK, Settings
@@ -40,25 +41,6 @@ def reference_of(text: str) -> str:
         reference = reference.or_latest()
         say(f"kitfs: no tag given, using latest ({reference.display})")
     return reference.display
-
-
-def client_fields(settings: Settings) -> dict[str, Any]:
-    """The fields of registry ClientOptions, from the network options."""
-    if bool(settings["cert"]) != bool(settings["key"]):
-        raise UsageError("--cert and --key must be given together")
-    mirrors: dict[str, tuple[str, ...]] = {}
-    for host, url in settings["mirror"]:
-        mirrors[host] = (*mirrors.get(host, ()), url)
-    return {
-        "plain_http": settings["plain-http"],
-        "tls_verify": settings["tls-verify"],
-        "tls_certs": settings["tls-cert"],
-        "cert": settings["cert"],
-        "key": settings["key"],
-        "proxy": settings["proxy"],
-        "mirrors": mirrors,
-        "read_timeout": settings["read-timeout"],
-    }
 
 
 def mount_request(reference: str, directory: str, settings: Settings) -> MountRequest:

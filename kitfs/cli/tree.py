@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kitfs.cli.mount import client_fields, reference_of
+from kitfs.cli.host import host_of
+from kitfs.cli.mount import reference_of
 from kitfs.cli.options import Command, takes
 from kitfs.cli.output import flush, put, put_bytes, put_json, shown
 from kitfs.config import COMMON, NETWORK, Settings
@@ -28,37 +28,17 @@ PIECE = 1 << 20  # bytes that cat reads at once
 def opened(reference: str, settings: Settings) -> Iterator[tuple[Kit, Tree]]:
     """A kit and its merged tree, for the time of the block; warnings go to stderr."""
     from kitfs.fuse.tree import tree_of
-    from kitfs.kit import open_resolver
-    from kitfs.metrics import Counters
     from kitfs.oci.filters import Filter
     from kitfs.oci.names import parse_any
-    from kitfs.registry.client import ClientOptions
 
     filters = [Filter.parse(text) for text in settings["only"]]
     named = parse_any(reference_of(reference))
-    log = logging.getLogger("kitfs")
-    log.setLevel(logging.WARNING)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("kitfs: %(message)s"))
-    log.addHandler(handler)
-    counters = Counters()
-    try:
-        with open_resolver(
-            settings["cache-dir"],
-            cache_size=settings["cache-size"],
-            client_options=ClientOptions(**client_fields(settings)),
-            kit_home=settings["config"],
-            counters=counters,
-            log=log,
-            max_entries=settings["max-entries"],
-        ) as resolver:
-            kit = resolver.open(named, filters=filters, remote=settings["remote"])
-            try:
-                yield kit, tree_of(kit, counters=counters, log=log)
-            finally:
-                kit.close()
-    finally:
-        log.removeHandler(handler)
+    with host_of(settings, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host:
+        kit = host.resolver.open(named, filters=filters, remote=settings["remote"])
+        try:
+            yield kit, tree_of(kit, counters=host.client.counters, log=host.client.log)
+        finally:
+            kit.close()
 
 
 @click.command("ls", cls=Command, short_help="List a kit's files, without a mount.")

@@ -198,7 +198,7 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool
     from kitfs.daemon.status import LastError, StatusSocket, status_of
     from kitfs.fuse.filesystem import FileSystem
     from kitfs.fuse.tree import tree_of
-    from kitfs.kit import open_resolver
+    from kitfs.kit import open_host
     from kitfs.metrics import Counters
     from kitfs.oci.filters import Filter
     from kitfs.oci.names import parse_any
@@ -212,8 +212,8 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool
         last_error = LastError()
         log = stack.enter_context(_logging(log_path, request.log_level, last_error, stderr))
         counters = Counters()
-        resolver = stack.enter_context(
-            open_resolver(
+        host = stack.enter_context(
+            open_host(
                 request.cache_dir,
                 cache_size=request.cache_size,
                 client_options=ClientOptions(**request.client),
@@ -223,7 +223,7 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool
                 max_entries=request.max_entries,
             )
         )
-        kit = resolver.open(parse_any(request.reference), filters=[Filter.parse(f) for f in request.only], remote=request.remote)
+        kit = host.resolver.open(parse_any(request.reference), filters=[Filter.parse(f) for f in request.only], remote=request.remote)
         stack.callback(kit.close)
         filesystem = FileSystem(
             tree_of(kit, counters=counters, log=log),

@@ -7,8 +7,8 @@ name is its own in camel case. Pure.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, Self
 
 from kitfs.errors import InvalidReference, KitfileError
@@ -197,6 +197,29 @@ class Kitfile:
         found += [_entry("mcpserver", m, m.name) for m in self.mcp_servers]
         return tuple(found)
 
+    def with_layers(self, layers: Sequence[tuple[Digest, Digest]]) -> Self:
+        """Itself, with (digest, diffId) of the layer of each of ``entries``, in their order; everything else has none."""
+        left = iter(layers)
+
+        def filled(section: Any, *, layered: bool = True) -> Any:
+            digest, diff_id = next(left) if layered else ("", "")
+            return replace(section, digest=str(digest), diff_id=str(diff_id))
+
+        bare = replace(self, model=None if self.model is None else replace(self.model, digest="", diff_id=""))
+        model = bare.model
+        if model is not None:
+            model = filled(model, layered=bool(model.path) and bare.parent is None)
+            model = replace(model, parts=tuple(filled(part) for part in model.parts))
+        return replace(
+            self,
+            model=model,
+            code=tuple(filled(x) for x in self.code),
+            datasets=tuple(filled(x, layered=not x.remote_path) for x in self.datasets),
+            docs=tuple(filled(x) for x in self.docs),
+            prompts=tuple(filled(x) for x in self.prompts),
+            mcp_servers=tuple(filled(x) for x in self.mcp_servers),
+        )
+
     @property
     def parent(self) -> Reference | None:
         """The ModelKit that ``model.path`` names, when it names one and not a path; a model that has a layer has a path."""
@@ -209,7 +232,7 @@ class Kitfile:
         problems: list[str] = []
         same: dict[str, list[str]] = {}
         for source, path in self._sources():
-            same.setdefault(clean_path(path), []).append(source)
+            same.setdefault(path or ".", []).append(source)
             if path.startswith("/"):
                 problems.append(f"absolute paths are not supported in a Kitfile (path {path} in {source})")
             if path.startswith(("http://", "https://")):
@@ -217,11 +240,19 @@ class Kitfile:
         for path, sources in same.items():
             if len(sources) > 1:
                 problems.append(f"{', '.join(sources[:-1])} and {sources[-1]} use the same path {path}")
-            if path == ".." or path.startswith("../"):
+            if clean_path(path).split("/")[0] == "..":
                 problems.append(f"paths outside the context directory are not supported in a Kitfile (path {path} in {sources[0]})")
         problems += [*self._wrong_parts(), *self._wrong_remotes(), *self._wrong_servers()]
         if problems:
             raise KitfileError("errors while validating Kitfile: \n" + "\n".join(f"  * {p}" for p in sorted(problems)))
+
+    def doubtful(self) -> list[str]:
+        """What may be packed and is hardly meant: entries whose paths differ in spelling only, of which kit after 1.7 makes an error."""
+        same: dict[str, dict[str, list[str]]] = {}
+        for source, path in self._sources():
+            same.setdefault(clean_path(path), {}).setdefault(path or ".", []).append(source)
+        names = [(path, [s for sources in spelled.values() for s in sources]) for path, spelled in same.items() if len(spelled) > 1]
+        return [f"{', '.join(sources[:-1])} and {sources[-1]} use the same path {path}" for path, sources in names]
 
     def _wrong_parts(self) -> Iterator[str]:
         for part in self.model.parts if self.model is not None else ():

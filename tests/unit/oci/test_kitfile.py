@@ -194,7 +194,7 @@ def test_invalid_utf8_becomes_the_replacement_character() -> None:
     [
         ("model: {name: m, path: m}\ncode: [{path: m}]\n", ["model m and code layer 0 use the same path m"]),
         ("model: {name: m, path: /etc/passwd}\n", ["absolute paths are not supported in a Kitfile (path /etc/passwd in model m)"]),
-        ("code: [{path: a}, {path: a/}]\ndocs: [{path: ./a}]\n", ["code layer 0, code layer 1 and docs layer 0 use the same path a"]),
+        ("code: [{path: a}, {path: a}]\ndocs: [{path: a}]\n", ["code layer 0, code layer 1 and docs layer 0 use the same path a"]),
         ("code: [{}]\ndocs: [{path: .}]\n", ["code layer 0 and docs layer 0 use the same path ."]),
         ("model: {parts: [{name: p, type: " + "t" * 65 + "}]}\n", ["modelpart p type is too long (must be fewer than 64 characters)"]),
         ("code: [{path: http://x/y}]\n", ["HTTP urls are not supported in paths (http://x/y)"]),
@@ -271,7 +271,7 @@ def test_problems_are_told_in_kits_words() -> None:
     kitfile = Kitfile.from_yaml(b"""
 manifestVersion: 1.0.0
 model: {name: m, path: a, parts: [{name: p, path: /abs, type: "a b"}]}
-datasets: [{name: d, path: ./a}]
+datasets: [{name: d, path: a}]
 code: [{path: ../x}]
 """)
     with pytest.raises(KitfileError) as e:
