@@ -281,9 +281,11 @@ class Blob:
                 raise self.failure or StoreError("closed")
             self._body.sync()
             with self._lease.entry() as live:
-                if not live:
+                sealed = os.path.join(self._directory, "sealed")
+                if live:
+                    write_durably(sealed, json.dumps({"size": self._size, "digest": want}).encode())
+                elif not os.path.exists(sealed):
                     raise StoreError(f"{self} is not in the store any more")
-                write_durably(os.path.join(self._directory, "sealed"), json.dumps({"size": self._size, "digest": want}).encode())
             self.sealed = True
         if self._of is not None:
             self._of.retire()
@@ -304,7 +306,10 @@ class Blob:
             self._home.counters.add("integrity_failures")
             self._home.log.error("%s; dropped from the store", error)
             self._home.forget_index(str(self.digest))
-            self.drop()
+            try:
+                self.drop()
+            except OSError as e:
+                self._home.log.warning("%s cannot be dropped: %s", self, e)
 
     def retire(self) -> None:
         """Drop the compressed bytes once their decoded form is sealed, unless they are pinned or somebody else uses them."""

@@ -1,0 +1,168 @@
+"""Entries that are opened, evicted, dropped and sealed, and what somebody else may do to them between any two system calls."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import random
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kitfs.errors import StoreError
+from kitfs.oci.names import Digest
+from kitfs.store import evict
+from kitfs.store.blob import Blob
+from kitfs.store.store import Store
+from tests.fakes.sources import BytesSource
+
+DATA = random.Random(31).randbytes(100_001)
+DIGEST = Digest.of(DATA)
+CALLS: tuple[tuple[ModuleType, str], ...] = ((fcntl, "flock"), *((os, name) for name in ("mkdir", "open", "stat", "rename", "replace", "unlink")))
+Act = Callable[[], object]
+
+
+def interrupted(action: Act, act: Act, at: int) -> bool:
+    """``action``, and ``act`` on another thread right before its system call number ``at``; False when it has fewer.
+
+    The call goes on when ``act`` has ended, or waits for a lock that this thread has: then it ends later.
+    """
+    me, count, failures = threading.get_ident(), 0, list[BaseException]()
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as e:  # noqa: BLE001 - raised below
+            failures.append(e)
+
+    other = threading.Thread(target=run)
+
+    def before(call: Callable[..., object]) -> Callable[..., object]:
+        def called(*args: object, **options: object) -> object:
+            nonlocal count
+            if threading.get_ident() == me:
+                if count == at:
+                    other.start()
+                    other.join(0.1)
+                count += 1
+            return call(*args, **options)
+
+        return called
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in CALLS:
+            patch.setattr(module, name, before(getattr(module, name)))
+        action()
+    if count <= at:
+        return False
+    other.join()
+    for failure in failures:
+        raise failure
+    return True
+
+
+def opened(store: Store) -> Blob:
+    return store.blob(DIGEST, size=len(DATA), source=BytesSource(DATA))
+
+
+def in_place(store: Store, blob: Blob) -> bool:
+    """Whether the entry that others would open is the one that this blob has a lease on."""
+    return os.path.samestat(Path(store.path(DIGEST), "lease").stat(), os.fstat(blob._lease.fileno()))
+
+
+def test_opening_meets_an_evictor(store: Store) -> None:
+    """Wherever in an opening the entry is evicted, what is open in the end is the entry in its place."""
+    blobs: list[Blob] = []
+    for at in itertools.count():
+        opened(store).close()
+        more = interrupted(lambda: blobs.append(opened(store)), lambda: evict.remove(store.root, store.path(DIGEST)), at)
+        assert in_place(store, blobs[0]), at
+        assert blobs[0].pread(0, len(DATA)) == DATA
+        blobs.pop().close()
+        if not more:
+            break
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Store], filled: bool) -> None:
+    """Wherever the entry is dropped, and perhaps made anew and filled: no opening fails, and its files are all of one entry."""
+    other = open_store()
+
+    def act() -> None:
+        evict.bury(other.root, other.path(DIGEST))
+        if filled:
+            blob = opened(other)
+            blob.fill()
+            blob.close()
+
+    blobs: list[Blob] = []
+    for at in itertools.count():
+        evict.bury(store.root, store.path(DIGEST))
+        opened(store).close()
+        more = interrupted(lambda: blobs.append(opened(store)), act, at)
+        assert blobs[0].pread(0, len(DATA)) == DATA, at
+        blobs.pop().close()
+        if not more:
+            break
+
+
+@pytest.mark.parametrize("how", ["evict", "drop"])
+def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: Callable[..., Store], how: str) -> None:
+    """Wherever in an eviction or a drop somebody else takes the entry away and opens one anew: the new one stays."""
+    other = open_store()
+    fresh: list[Blob] = []
+
+    def act() -> None:
+        evict.bury(other.root, other.path(DIGEST))
+        fresh.append(opened(other))
+
+    for at in itertools.count():
+        old = opened(store)
+        if how == "evict":
+            old.close()
+            more = interrupted(lambda: evict.remove(store.root, store.path(DIGEST)), act, at)
+        else:
+            more = interrupted(old.drop, act, at)
+            old.close()
+        for blob in fresh:
+            assert in_place(store, blob), at
+            blob.close()
+        fresh.clear()
+        if not more:
+            break
+
+
+def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callable[..., Store]) -> None:
+    """Wherever in a verification another entry comes in the place of this one: it does not get the other's seal."""
+    other = open_store()
+    house = threading.Event()
+    store.later(house.wait)  # the verification is this thread's
+
+    def act() -> None:
+        evict.bury(other.root, other.path(DIGEST))
+        opened(other).close()
+
+    try:
+        for at in itertools.count():
+            whole = opened(store)
+            whole.fill()
+
+            def verify(blob: Blob = whole) -> None:
+                with suppress(StoreError):
+                    blob.verify()
+
+            more = interrupted(verify, act, at)
+            whole.close()
+            blob = opened(other)
+            assert blob.pread(0, len(DATA)) == DATA, at
+            blob.close()
+            evict.bury(other.root, other.path(DIGEST))
+            if not more:
+                break
+    finally:
+        house.set()
