@@ -19,12 +19,12 @@ SMALL: Final = 256 << 10  # bytes on disk
 
 
 class Entry(NamedTuple):
-    """A blob on disk: bytes it takes, when it was last used (seconds since the epoch), its digest."""
+    """A blob on disk: bytes it takes, when it was last used (nanoseconds since the epoch), its digest."""
 
     directory: str
     digest: str
     size: int
-    used: float
+    used: int
 
 
 def entries(root: str) -> Iterator[Entry]:
@@ -37,7 +37,7 @@ def entries(root: str) -> Iterator[Entry]:
                     directory = os.path.join(base, algorithm, prefix, name)
                     try:
                         size = sum(os.lstat(os.path.join(directory, f)).st_blocks * 512 for f in os.listdir(directory))
-                        used = os.stat(os.path.join(directory, "lease")).st_mtime
+                        used = os.stat(os.path.join(directory, "lease")).st_mtime_ns
                     except OSError:
                         continue
                     yield Entry(directory, f"{algorithm}:{name}", size, used)
@@ -59,14 +59,14 @@ def victims(found: Sequence[Entry], pinned: Collection[str]) -> tuple[list[Entry
     return [e for e in free if e.size > SMALL], [e for e in free if e.size <= SMALL]
 
 
-def remove(root: str, directory: str) -> bool:
-    """Take a blob away if nobody has a lease on it."""
+def remove(root: str, entry: Entry) -> bool:
+    """Take a blob away if nobody has a lease on it, or had one since it was looked at: it may have been pinned meanwhile."""
     try:
-        fd = os.open(os.path.join(directory, "lease"), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(os.path.join(entry.directory, "lease"), os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        return exclusive(fd) and bury(root, directory, lease=fd)
+        return exclusive(fd) and os.fstat(fd).st_mtime_ns == entry.used and bury(root, entry.directory, lease=fd)
     finally:
         os.close(fd)
 

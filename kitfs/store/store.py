@@ -242,8 +242,9 @@ class Store:
 
     def evict(self, *, at_least: int = 0) -> int:
         """Bring the store below its limits, and free ``at_least`` bytes, as far as leases and pins allow; bytes freed."""
-        pinned = self.pinned()
-        found = [e for e in evict.entries(self.root) if e.digest not in pinned]
+        there = list(evict.entries(self.root))
+        pinned = self.pinned()  # after the look: what is pinned later was leased later, which ``remove`` sees
+        found = [e for e in there if e.digest not in pinned]
         surplus = max(self._surplus(sum(e.size for e in found)), at_least)
         layers, small = evict.victims(found, pinned)
         freed = self._removed(layers, surplus)
@@ -259,7 +260,7 @@ class Store:
         for entry in entries:
             if freed >= surplus:
                 break
-            if evict.remove(self.root, entry.directory):
+            if evict.remove(self.root, entry):
                 freed += entry.size
                 self.counters.add("evicted_blobs")
                 self.counters.add("evicted_bytes", entry.size)

@@ -7,7 +7,7 @@ import itertools
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -75,12 +75,17 @@ def in_place(store: Store, blob: Blob) -> bool:
     return os.path.samestat(Path(store.path(DIGEST), "lease").stat(), os.fstat(blob._lease.fileno()))
 
 
+def remove(store: Store) -> list[bool]:
+    """Whether each entry went."""
+    return [evict.remove(store.root, entry) for entry in evict.entries(store.root)]
+
+
 def test_opening_meets_an_evictor(store: Store) -> None:
     """Wherever in an opening the entry is evicted, what is open in the end is the entry in its place."""
     blobs: list[Blob] = []
     for at in itertools.count():
         opened(store).close()
-        more = interrupted(lambda: blobs.append(opened(store)), lambda: evict.remove(store.root, store.path(DIGEST)), at)
+        more = interrupted(lambda: blobs.append(opened(store)), lambda: remove(store), at)
         assert in_place(store, blobs[0]), at
         assert blobs[0].pread(0, len(DATA)) == DATA
         blobs.pop().close()
@@ -125,7 +130,7 @@ def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: C
         old = opened(store)
         if how == "evict":
             old.close()
-            more = interrupted(lambda: evict.remove(store.root, store.path(DIGEST)), act, at)
+            more = interrupted(lambda: remove(store), act, at)
         else:
             more = interrupted(old.drop, act, at)
             old.close()
@@ -166,3 +171,31 @@ def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callabl
                 break
     finally:
         house.set()
+
+
+def test_what_was_used_since_the_evictor_looked_stays(store: Store) -> None:
+    """Opened and closed again, or read whole, between the look and the exclusive lease: it may be pinned by now."""
+    store.put(DIGEST, DATA)
+    lease = Path(store.path(DIGEST), "lease")
+    uses: tuple[Act, ...] = (lambda: opened(store).close(), lambda: store.get(DIGEST))
+    for use in uses:
+        os.utime(lease, ns=(1, 1_000_000_001))
+        (seen,) = evict.entries(store.root)
+        assert seen.used == 1_000_000_001
+        use()
+        assert not evict.remove(store.root, seen)
+    assert remove(store) == [True]
+
+
+def test_pins_are_asked_for_after_the_look(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was pinned and let go before the look has the time that was seen: the pins are newer than the look."""
+    store.put(DIGEST, DATA)
+    look = evict.entries
+
+    def late(root: str) -> Iterator[evict.Entry]:
+        store.refs.set("localhost/kit", "v1", {"digest": DIGEST})
+        return look(root)
+
+    monkeypatch.setattr(evict, "entries", late)
+    store.evict(at_least=1 << 40)
+    assert store.get(DIGEST) == DATA
