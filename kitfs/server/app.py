@@ -154,6 +154,8 @@ class App:
             method = "GET" if request.method == "HEAD" and "GET" in handlers else request.method
             if method not in handlers or (self._read_only and request.method in WRITES):
                 allowed = {m for m in handlers if not (self._read_only and m in WRITES)} | ({"HEAD"} if "GET" in handlers else set())
+                if request.method == "OPTIONS":
+                    return answer(200, headers={"Allow": ", ".join(sorted(allowed))})
                 reason = "this registry is read-only" if self._read_only and method in handlers else "the operation is unsupported"
                 raise ApiError(405, UNSUPPORTED, reason, headers={"Allow": ", ".join(sorted(allowed))})
             found = match.groupdict()
@@ -170,12 +172,15 @@ class App:
         digest, file = await self._run(self._registry.blob, name, ident)
         with contextlib.closing(file):
             size = file.seek(0, 2)
-            headers = {"Docker-Content-Digest": str(digest), "ETag": f'"{digest}"', "Accept-Ranges": "bytes", "Cache-Control": "max-age=31536000"}
+            headers = {"Docker-Content-Digest": str(digest), "ETag": f'"{digest}"', "Cache-Control": "max-age=31536000"}
+            if not unchanged(request.headers.get("If-Match"), digest):
+                raise ApiError(412, "UNKNOWN", "If-Match names another content than the blob's")
             if matches(request.headers.get("If-None-Match"), digest):
                 return answer(304, headers=headers)
+            headers["Accept-Ranges"] = "bytes"
             span = ranges.Span(0, size)
             status = 200
-            if request.headers.get("If-Range", headers["ETag"]) == headers["ETag"]:
+            if (request.headers.get("If-Range") or headers["ETag"]) == headers["ETag"]:
                 try:
                     asked = ranges.requested(request.headers.get("Range"), size)
                 except ranges.Unsatisfiable:
@@ -300,7 +305,7 @@ class App:
     async def _cancel(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
         async with self._working(name, ident) as ingest:
             await self._run(ingest.discard)
-        return answer(204)
+        return answer(204, headers={"Docker-Upload-UUID": ident})
 
     @contextlib.asynccontextmanager
     async def _working(self, name: str, ident: str) -> AsyncIterator[Ingest]:
@@ -509,6 +514,12 @@ def matches(header: str | None, digest: str) -> bool:
     """Whether If-None-Match names what would be sent."""
     tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return "*" in tags or f'"{digest}"' in tags or digest in tags
+
+
+def unchanged(header: str | None, digest: str) -> bool:
+    """Whether If-Match, if there is one, names what would be sent. A weak tag never does (RFC 9110, 13.1.1)."""
+    tags = [tag.strip() for tag in (header or "*").split(",")]
+    return "*" in tags or f'"{digest}"' in tags
 
 
 def shown(text: str) -> str:

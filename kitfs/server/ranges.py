@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(.*)", re.DOTALL)
 ONE: Final = re.compile(r"(\d*)\s*-\s*(\d*)", re.ASCII)
 CONTENT: Final = re.compile(r"(?:bytes\s+)?(\d{1,18})-(\d{1,18})(?:/(?:\d{1,18}|\*))?", re.ASCII)
 MAX_DIGITS: Final = 18
@@ -24,12 +25,18 @@ class Span(NamedTuple):
 def requested(header: str | None, size: int) -> Span | None:
     """What a Range header asks of a blob of ``size`` bytes; None for all of it.
 
-    Another unit than bytes, and several ranges, are answered with all of it, which RFC 9110 14.2 allows. Raises Unsatisfiable.
+    Another unit than bytes, no range at all and several ranges are answered with all of it, which RFC 9110 14.2 allows; empty elements of
+    the list count for nothing (5.6.1). Raises Unsatisfiable, also for what is malformed.
     """
-    unit, found, text = (header or "").partition("=")
-    if not found or unit.strip().lower() != "bytes" or "," in text:
+    if not header:
         return None
-    match = ONE.fullmatch(text.strip())
+    found = HEADER.fullmatch(header.strip())
+    if found is None:
+        raise Unsatisfiable
+    listed = [text for text in (part.strip() for part in found[2].split(",")) if text]
+    if found[1].lower() != "bytes" or len(listed) != 1:
+        return None
+    match = ONE.fullmatch(listed[0])
     if match is None or not any(match.groups()):
         raise Unsatisfiable
     first, last = (None if not digits else int(digits[:MAX_DIGITS]) if len(digits) <= MAX_DIGITS else 1 << 62 for digits in match.groups())

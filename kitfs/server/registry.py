@@ -96,7 +96,11 @@ class Registry:
 
     def mount(self, repository: str, digest_text: str, source: str | None) -> Digest | None:
         """Link a blob that another repository has (any, when ``source`` is None); None when it has not, and it must be uploaded."""
-        name, digest = checked(repository), parsed(digest_text)
+        name = checked(repository)
+        try:
+            digest = Digest.parse(digest_text)
+        except InvalidReference:
+            return None
         sources = self._links.names() if source is None else [source]
         lease = self._store.hold(digest)
         if lease is None:
