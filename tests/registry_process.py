@@ -220,6 +220,7 @@ class RegistryProcess:
 class Relay:
     """A TCP relay before a registry. ``hold(n)`` lets n more bytes of answers through and then nothing, until ``release()``.
 
+    ``cut(n)`` lets n more bytes of requests through and then breaks the connection that brought the last of them, once.
     ``held`` is set when bytes are being kept back. Every connection has two threads, which end with it.
     """
 
@@ -233,6 +234,7 @@ class Relay:
         self._open = threading.Event()
         self._open.set()
         self._budget: int | None = None
+        self._fuse: int | None = None
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -262,6 +264,10 @@ class Relay:
             self._budget = None
         self._open.set()
 
+    def cut(self, after: int) -> None:
+        with self._lock:
+            self._fuse = after
+
     def _spawn(self, target: object, *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
         self._threads.append(thread)
@@ -288,6 +294,9 @@ class Relay:
     def _pump(self, pair: _Pair, source: socket.socket, sink: socket.socket, counted: bool) -> None:
         try:
             while data := source.recv(16384):
+                if not counted and (left := self._burn(len(data))) is not None:
+                    sink.sendall(data[:left])
+                    break
                 while data:
                     share = self._share(len(data)) if counted else len(data)
                     if share:
@@ -305,6 +314,17 @@ class Relay:
                 self._sockets -= {pair.client, pair.server}
             pair.client.close()
             pair.server.close()
+
+    def _burn(self, amount: int) -> int | None:
+        """How many of these bytes still go through where the connection breaks, None where it does not."""
+        with self._lock:
+            if self._fuse is None:
+                return None
+            left, self._fuse = self._fuse, self._fuse - amount
+            if left > amount:
+                return None
+            self._fuse = None
+            return left
 
     def _share(self, wanted: int) -> int:
         with self._lock:
