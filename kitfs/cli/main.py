@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from kitfs import __version__
-from kitfs.cli import kits, mount, serve, tree
+from kitfs.cli import demo, kits, mount, serve, tree
 from kitfs.cli.output import Unwritable, flush, settle_streams
 from kitfs.errors import KitfsError
 
@@ -27,7 +27,7 @@ def cli() -> None:
     """
 
 
-for _verb in (*mount.VERBS, *tree.VERBS, *kits.VERBS, *serve.VERBS):
+for _verb in (*mount.VERBS, *tree.VERBS, *kits.VERBS, *serve.VERBS, *demo.VERBS):
     cli.add_command(_verb)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.config import OPTIONS, Settings, mirror, octal, seconds, size
+from kitfs.config import OPTIONS, Settings, listen, mirror, octal, path, seconds, size, word
 from kitfs.errors import UsageError
 
 EVERY = dict.fromkeys(OPTIONS)
@@ -38,8 +38,8 @@ def test_settings_file_in_the_configuration_home_is_read(tmp_path: Path) -> None
 def test_every_option_has_an_environment_variable(name: str, tmp_path: Path) -> None:
     """KITFS_<OPTION> is read for every row of the table: a value that cannot be parsed is named by its variable."""
     variable = "KITFS_" + name.upper().replace("-", "_")
-    bad = {"only": None, "log-level": "loud"}.get(name, "\0bad")
-    if bad is None or name in {"settings", "config", "cache-dir", "run-dir", "tls-cert", "cert", "key"}:
+    bad = {"log-level": "loud"}.get(name, "\0bad")
+    if OPTIONS[name].parse in (path, word):
         file = tmp_path / "file"
         file.write_text("{}")
         got = load({name: None}, {variable: str(file)})[name]
@@ -122,3 +122,19 @@ def test_kit_home_is_kits_own(tmp_path: Path) -> None:
     assert load({"config": None}, {"KITOPS_HOME": "/k"})["config"] == "/k"
     assert load({"config": None}, {"KITOPS_HOME": "/k", "KITFS_CONFIG": "/f"})["config"] == "/f"
     assert load({"config": "/x"}, {"KITOPS_HOME": "/k", "KITFS_CONFIG": "/f"})["config"] == "/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("127.0.0.1:5000", ("127.0.0.1", 5000)), ("[::1]:0", ("::1", 0)), ("5000", ("127.0.0.1", 5000)), (":80", ("127.0.0.1", 80)), ("h:1", ("h", 1))],
+)
+def test_listen(text: str, wanted: tuple[str, int]) -> None:
+    """Where the registry listens."""
+    assert listen(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", "h:65536", "h:-1", "h:5000x"])
+def test_listen_refuses(text: str) -> None:
+    """What is no place to listen."""
+    with pytest.raises(ValueError, match="is not HOST:PORT"):
+        listen(text)
