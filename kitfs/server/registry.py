@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from kitfs.errors import IntegrityError, InvalidReference
+from kitfs.errors import IntegrityError, InvalidReference, StoreError
 from kitfs.oci.gojson import loads
 from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST
 from kitfs.oci.names import REPOSITORY, TAG, Digest
@@ -172,7 +172,10 @@ class Registry:
         tag = None if not TAG.fullmatch(reference) else self._links.get(name, TAGS, reference)
         if tag is None:
             raise unknown_manifest(reference)
-        return parsed(str(tag.get("digest")))
+        try:
+            return Digest.parse(tag.get("digest"))
+        except InvalidReference as e:
+            raise StoreError(f"the tag {name}:{reference} is damaged: {e}")
 
     def put_manifest(self, repository: str, reference: str, data: bytes, content_type: str, more_tags: tuple[str, ...] = ()) -> Accepted:
         """Take a manifest under a tag or its digest, with every blob that it names in the repository already."""
@@ -231,10 +234,13 @@ class Registry:
                     raise unknown_manifest(reference)
                 return
             digest = parsed(reference)
-            if self._links.get(name, MANIFESTS, link_name(digest)) is None:
+            if link_name(digest) not in self._links.listed(name, MANIFESTS):
                 raise unknown_manifest(reference)
             for tag in self._links.listed(name, TAGS):
-                if (self._links.get(name, TAGS, tag) or {}).get("digest") == digest:
+                meant = None
+                with contextlib.suppress(StoreError):  # whatever a damaged tag meant, it is not in the way
+                    meant = self._links.get(name, TAGS, tag)
+                if meant is not None and meant.get("digest") == digest:
                     self._links.unlink(name, TAGS, tag)
             with contextlib.suppress(ApiError):
                 subject = _subject(_read_manifest(self._store.get(digest) or b"{}", "")[0])
