@@ -212,9 +212,11 @@ class Blob:
 
     def _stored(self, offset: int, size: int) -> bytes:
         data = self._body.pread(offset, size)
-        if len(data) < size and self._size is None:
-            self._size = self._learn_size()  # the last chunk was marked by another process, which wrote the size before
-            size = size if self._size is None else max(0, min(size, self._size - offset))
+        if len(data) < size:  # across the end, which nobody knew when the reader came: it is written before the last chunk is marked
+            if self._size is None:
+                self._size = self._learn_size()
+            if self._size is not None:
+                size = min(size, self._size - offset)
         if len(data) < size:
             self._fail(IntegrityError(f"{self}: the store's file is shorter than what it was marked to hold"))
             raise self.failure or StoreError("closed")

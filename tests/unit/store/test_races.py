@@ -23,7 +23,10 @@ from tests.fakes.sources import BytesSource
 
 DATA = random.Random(31).randbytes(100_001)
 DIGEST = Digest.of(DATA)
-CALLS: tuple[tuple[ModuleType, str], ...] = ((fcntl, "flock"), *((os, name) for name in ("mkdir", "open", "stat", "rename", "replace", "unlink")))
+CALLS: tuple[tuple[ModuleType, str], ...] = (
+    (fcntl, "flock"),
+    *((os, name) for name in ("mkdir", "open", "stat", "rename", "replace", "unlink", "pread")),
+)
 Act = Callable[[], object]
 
 
@@ -48,7 +51,7 @@ def interrupted(action: Act, act: Act, at: int) -> bool:
             if threading.get_ident() == me:
                 if count == at:
                     other.start()
-                    other.join(0.1)
+                    other.join(0.02)
                 count += 1
             return call(*args, **options)
 
@@ -199,3 +202,26 @@ def test_pins_are_asked_for_after_the_look(store: Store, monkeypatch: pytest.Mon
     monkeypatch.setattr(evict, "entries", late)
     store.evict(at_least=1 << 40)
     assert store.get(DIGEST) == DATA
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("size", [100, 300_000])
+def test_the_end_becomes_known_while_it_is_read(store: Store, open_store: Callable[..., Store], size: int, elsewhere: bool) -> None:
+    """Wherever in a read across the end of a decoded blob somebody else finds that end, here or in another process: the read is short."""
+    other = open_store()
+    wire = opened(store)
+
+    def decoded(where: Store) -> Blob:
+        return where.blob(DIGEST, size=None, source=BytesSource(DATA, ranged=False, known=False), of=wire)
+
+    for at in itertools.count():
+        blob = decoded(store)
+        another = decoded(other) if elsewhere else blob
+        read: list[bytes] = []
+        more = interrupted(lambda: read.append(blob.pread(len(DATA) - 10, size)), lambda: another.pread(len(DATA), 1), at)  # noqa: B023
+        assert read == [DATA[-10:]], at
+        blob.drop()
+        blob.close()
+        another.close()
+        if not more:
+            break
