@@ -108,7 +108,7 @@ class App:
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()  # closing it would wait for whoever takes nothing
-            raise ConnectionResetError("the client went away") from None
+            response = web.Response()  # aiohttp finds that it cannot be sent, and is done; an exception would be a traceback in the log
         finally:
             line = (request.remote or "-", user, request.method, request.path_qs, status, size, time.monotonic() - began)
             self._log.info('%s %s "%s %s" %s %d %.3fs', *(shown(x) if isinstance(x, str) else x for x in line))
