@@ -146,6 +146,8 @@ class App:
         return user
 
     async def _routed(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":  # RFC 9112, 6.1
+            raise ApiError(501, UNSUPPORTED, "a body comes as it is or in chunks, not in another transfer coding")
         for pattern, kind in ROUTES:
             match = pattern.fullmatch(request.path)
             if match is None:

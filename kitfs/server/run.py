@@ -85,8 +85,13 @@ def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> web.Server:
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """What is no HTTP is answered by aiohttp with 400, and is a line of the log like other requests, not a traceback."""
+    """What is no HTTP is answered by aiohttp with 400, and is a line of the log like other requests, not a traceback.
+
+    A client that went away has its line already.
+    """
     error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, ConnectionError):
+        return False
     if isinstance(error, HttpProcessingError):
         peer = record.args[0] if isinstance(record.args, tuple) and record.args else None
         record.msg, record.args = '%s - "no HTTP" 400: %s', (peer or "-", shown(" ".join(error.message.split())))
