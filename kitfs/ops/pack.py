@@ -27,6 +27,7 @@ from kitfs.oci.manifest import CREATED, FILEPATH, IMAGE_MANIFEST, KIT_CONFIG, KI
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Moved, Report, Saved, Total, Warned
 from kitfs.ops.ignore import IgnoreRules
+from kitfs.ops.local import assign
 from kitfs.ops.walk import Found, Plan, identity, plan
 from kitfs.store.ingest import Ingest
 from kitfs.store.store import Store
@@ -146,7 +147,7 @@ def pack(
         descriptor, added = _kept(store, stack, manifest.to_json(), IMAGE_MANIFEST)
         report(Saved("manifest", "manifest", descriptor.digest, added))
         for reference in references:
-            store.refs.set(reference.name, reference.tag or str(descriptor.digest), descriptor.to_json())
+            assign(store, reference, descriptor)
     return Packed(descriptor, manifest, filled)
 
 
