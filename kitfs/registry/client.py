@@ -22,10 +22,11 @@ from kitfs.oci.names import LOCAL, TAG, Digest, Reference
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.credentials import DOCKER_HOSTS, Credentials
+from kitfs.registry.duplex import DuplexTransport
 from kitfs.registry.failures import Broken, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
 from kitfs.registry.referrers import EMPTY, entry_of, listing, omitting, subject_of, tag_of
 from kitfs.registry.retry import CONNECT_BUDGET, RetryTransport
-from kitfs.registry.transport import ClientOptions, RoutedTransport, is_loopback
+from kitfs.registry.transport import ClientOptions, is_loopback
 from kitfs.registry.upload import CHUNK, Body, Journal, Read, Upload, refusal
 
 __all__ = ["ClientOptions", "RegistryClient", "Repository"]
@@ -76,7 +77,7 @@ class RegistryClient:
         self._tokens = Tokens()
         timeout = httpx.Timeout(options.read_timeout, connect=min(options.connect_timeout, options.read_timeout), pool=None)
         self._http = httpx.Client(
-            transport=RetryTransport(transport or RoutedTransport(options), counters),
+            transport=RetryTransport(transport or DuplexTransport(options), counters),
             timeout=timeout,
             headers={"User-Agent": options.user_agent, "Accept-Encoding": "identity"},
             follow_redirects=False,
