@@ -40,7 +40,8 @@ MAX_CONFIG: Final = 8 << 20  # bytes of a config: a thousand times what kit writ
 MAX_CHAIN: Final = 10  # parents of parents, as kit (KITOPS §2.3)
 MAX_ENTRIES: Final = 2_000_000
 TAIL: Final = 1 << 20  # bytes that may follow a tar's last entry: GNU tar pads to records of up to a few hundred KiB
-PEEK: Final = 16 << 10  # bytes of a compressed layer that are enough to decode its first tar entry
+PEEK: Final = 16 << 10  # bytes of a compressed layer that are mostly enough to decode its first tar entry
+BLOCK: Final = (128 << 10) + 64  # bytes that always are: a zstd block, which is decoded whole, and the headers before it (RFC 8878 §3.1.1)
 
 
 class Origin(Protocol):
@@ -203,8 +204,11 @@ class Layer:
             return False
         reader: Any = self.wire()
         if self.compressed:
-            head = reader.pread(0, PEEK)
-            reader = _Head(_decode_head(head, self.type.compression))
+            heads = (_decode_head(reader.pread(0, size), self.type.compression) for size in (PEEK, BLOCK))
+            head = next((head for head in heads if head), b"")
+            if not head:
+                return False  # damaged, or empty: the index tells
+            reader = _Head(head)
         try:
             first = first_path(reader)
         except LayerError:

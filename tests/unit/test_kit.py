@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import logging
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -214,6 +216,30 @@ def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) 
     layer = resolver(registry, store).open(registry.put("r.io/a", bare)).layers[0]
     assert layer.path is None
     assert [len(layer.index().members), len(layer.index().skipped)] == [0, 1]
+
+
+WEIGHTS = kits.kit_tar({"m/w.bin": b"".join(random.Random(i).randbytes(3) + b"\x3c" for i in range(100_000))})
+
+
+@pytest.mark.parametrize(
+    ("compression", "blob", "trusted"),
+    [
+        ("gzip", None, True),
+        ("zstd", None, True),
+        ("gzip", kits.gzip_members(WEIGHTS, 1)[:10] + bytes([0xFF]) * 1000, False),
+        ("zstd", b"\x28\xb5\x2f\xfd" + bytes([0xFF]) * 1000, False),
+        ("gzip", gzip.compress(b"", mtime=0), False),
+        ("zstd", b"", False),
+    ],
+    ids=["gzip", "zstd", "damaged gzip", "damaged zstd", "empty gzip", "no zstd"],
+)
+def test_a_layer_whose_head_says_nothing_is_not_taken_at_its_word(
+    registry: Registry, store: Store, compression: kits.Compression, blob: bytes | None, trusted: bool
+) -> None:
+    """Names outside its path are looked for in its index, which knows whether it is damaged; weights fill whole zstd blocks."""
+    part = kits.part("model", "m/w.bin", WEIGHTS, compression=compression, blob=blob)
+    layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([part]))).layers[0]
+    assert layer.trusted() == trusted
 
 
 def _nobody(_: Reference | LayoutReference) -> Origin:
