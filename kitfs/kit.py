@@ -162,9 +162,13 @@ class Layer:
         known = self._store.catalog.get(key)
         if known is not None:
             try:
-                return LayerIndex.from_json(known)
+                index = LayerIndex.from_json(known)
             except (ValueError, LayerError):
                 pass  # a hint that can be rebuilt
+            else:
+                if len(index.members) + len(index.skipped) > self._max_entries:  # built by a mount that takes more
+                    raise LayerError(f"layer {self.digest}: more than {self._max_entries} entries (--max-entries)")
+                return index
         try:
             index = index_tar(content, max_entries=self._max_entries)
         except LayerError as e:

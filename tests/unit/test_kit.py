@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.errors import IntegrityError, ManifestError, NotFound, RateLimited, Unauthorized, Unavailable
+from kitfs.errors import IntegrityError, LayerError, ManifestError, NotFound, RateLimited, Unauthorized, Unavailable
 from kitfs.kit import Kit, Origin, Resolver
 from kitfs.metrics import Counters
 from kitfs.oci.filters import Filter
@@ -240,6 +240,22 @@ def test_a_layer_whose_head_says_nothing_is_not_taken_at_its_word(
     part = kits.part("model", "m/w.bin", WEIGHTS, compression=compression, blob=blob)
     layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([part]))).layers[0]
     assert layer.trusted() == trusted
+
+
+@pytest.mark.parametrize("name", ["d/c", "../c"])
+def test_an_index_at_hand_is_refused_where_a_fresh_one_would_be(registry: Registry, store: Store, name: str) -> None:
+    """Entries that another mount takes, kept or left out, are too many for this one."""
+    ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", kits.kit_tar({"d/a": b"", "d/b": b"", name: b""}))]))
+
+    def indexed(limit: int) -> int:
+        layer = Resolver(store, registry.origin_of, log=LOG, max_entries=limit).open(ref).layers[0]
+        index = layer.index()
+        return len(index.members) + len(index.skipped)
+
+    count = indexed(100)
+    assert indexed(count) == count
+    with pytest.raises(LayerError, match=rf"^layer sha256:\w+: more than {count - 1} entries \(--max-entries\)$"):
+        indexed(count - 1)
 
 
 def _nobody(_: Reference | LayoutReference) -> Origin:
