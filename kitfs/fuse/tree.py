@@ -22,12 +22,13 @@ from typing import Final, NamedTuple, Protocol
 from kitfs.errors import KitfsError, NotFound, WouldBlock
 from kitfs.fuse.values import ROOT, Inode, NoEntry
 from kitfs.kit import Kit, related
-from kitfs.layers.index import NAME_MAX, LayerIndex, Member
+from kitfs.layers.index import NAME_MAX, SIZE_MAX, LayerIndex, Member
 from kitfs.metrics import Counters
 
 MAX_LINKS: Final = 40  # symbolic links that one path may follow, as Linux
 MAX_NAMED: Final = 10_000  # left-out entries of a layer that are named in the log, one line each
 BLOCK: Final = 4096
+MAX_BLOCKS: Final = SIZE_MAX // BLOCK  # what programs can multiply out again; holes can sum up to more
 
 
 class TreeLayer(Protocol):
@@ -200,7 +201,7 @@ class Tree:
         return node.layer.pread(node.member, offset, size, wait=wait)
 
     def totals(self, *, wait: bool = True) -> tuple[int, int]:
-        """(blocks of 4 KiB, entries). A compressed layer that nobody has read yet, or one that cannot be had, counts as one file of its size.
+        """(blocks of 4 KiB, at most ``MAX_BLOCKS``; entries). A compressed layer that nobody has read yet, or that cannot be had, is one file.
 
         statfs must not move a hundred gigabytes because a monitor asked how full the mount is.
         """
@@ -222,7 +223,7 @@ class Tree:
                 member = index.members.get(path)
                 if path and path not in kept and (path not in sizes or (member is not None and member.kind == "file")):
                     sizes[path] = member.size if member is not None and member.kind == "file" else 0
-        totals = sum(-(-size // BLOCK) for size in sizes.values()), len(sizes)
+        totals = min(sum(-(-size // BLOCK) for size in sizes.values()), MAX_BLOCKS), len(sizes)
         if not estimated:
             self._totals = totals
         return totals

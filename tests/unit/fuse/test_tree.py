@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from kitfs.errors import NotFound, Unavailable, WouldBlock
+from kitfs.fuse import abi
 from kitfs.fuse.filesystem import FileSystem
 from kitfs.fuse.tree import SyntheticFile, Tree
 from kitfs.fuse.values import ROOT, Inode, NoEntry
@@ -235,6 +236,18 @@ def test_extended_attributes_and_statfs() -> None:
     assert fs.getxattr(ROOT, b"user.kitfs.manifest") == b"sha256:m"
     assert fs.getxattr(fs.lookup(ROOT, b"Kitfile").inode, b"user.kitfs.state") == b"verified"
     assert (fs.statfs().blocks, fs.statfs().files, fs.statfs().name_max) == (3, 3, 255)
+
+
+def test_statfs_of_more_than_there_can_be() -> None:
+    """Sparse files whose sizes sum up to more than 64 bits hold are as much as statfs(2) can say."""
+    layer = FakeLayer("m")
+    builder = IndexBuilder(max_entries=9000)
+    for i in range(8200):
+        builder.add_file(f"m/{i}", (1 << 63) - 1, 0o644, ())
+    layer._index = builder.finish()
+    about = filesystem(tree(layer)).statfs()
+    assert (about.blocks, about.files) == ((1 << 51) - 1, 8202)
+    assert len(abi.statfs_out(about)) == 80
 
 
 def test_statfs_never_decodes() -> None:
