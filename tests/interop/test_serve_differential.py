@@ -1,0 +1,207 @@
+"""The same requests to docker-registry and to ``kitfs serve``, after the same pushes: the same answers, but for one table of differences.
+
+The README has the same table, for people: a test holds the two together. Requests and what of an answer is compared: ``registry_requests``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs
+from tests.interop import registry_requests
+from tests.interop.registry_requests import Answer, Ask
+from tests.registry_process import RegistryProcess
+from tests.server import Server
+
+pytestmark = pytest.mark.interop
+README = Path(__file__).parents[2] / "README.md"
+SECTION = "Differences from CNCF distribution"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Cases whose answers may differ, and how. ``what`` is the first cell of a row of the README.
+
+    ``cases`` matches "name [number of the request]" whole; ``theirs`` and ``ours`` are statuses, 0 is a connection closed without an
+    answer; ``code`` is the error of ours, ``fields`` what may differ when the statuses are equal, "" for all.
+    """
+
+    what: str
+    cases: str
+    theirs: tuple[int, ...]
+    ours: tuple[int, ...]
+    code: str = ""
+    fields: str = ""
+
+    def explains(self, place: str, theirs: Answer, ours: Answer) -> bool:
+        if not re.fullmatch(self.cases, place) or theirs["status"] not in self.theirs or ours["status"] not in self.ours:
+            return False
+        if self.code and ours.get("body") not in (None, [self.code]):
+            return False
+        return theirs["status"] != ours["status"] or differing(theirs, ours) <= set(self.fields.split())
+
+
+DIFFERENCES = (
+    Difference(
+        "416 and 412 of a blob",
+        r"(unsatisfiable|malformed|unit|if-).*",
+        (412, 416),
+        (412, 416),
+        fields="body Content-Range Docker-Distribution-Api-Version",
+    ),
+    Difference("`bytes=-0`", r"unsatisfiable: suffix of 0 .*", (206,), (416,), "RANGE_INVALID"),
+    Difference("an end beyond 64 bits", r"unsatisfiable: end over 64 bits .*", (416,), (206,)),
+    Difference("signs in a range", r"malformed: plus .*", (206,), (416,), "RANGE_INVALID"),
+    Difference("`Bytes=5-9`", r"unit: capitals .*", (416,), (206,)),
+    Difference("another unit than bytes", r"unit: (items|seconds) .*", (416,), (200,)),
+    Difference("several ranges", r"several: .*", (206, 416), (200,)),
+    Difference("`If-None-Match` of a manifest", r"if-none-match of a manifest by (tag|digest): (weak|any|list.*) .*", (200,), (304,)),
+    Difference("304 of a manifest", r"if-none-match of a manifest .*", (304,), (304,), fields="ETag Docker-Content-Digest"),
+    Difference("`If-None-Match` without quotes", r"if-none-match of a blob: bare .*", (200,), (304,)),
+    Difference(
+        "a digest that is none", r"(GET|HEAD) (manifest '(sha|md5)|blob ').*|manifest: by a bad digest .*", (404, 500), (400,), "DIGEST_INVALID"
+    ),
+    Difference("a name that is none", r"bad name .*", (301, 404, 500), (400,), "NAME_INVALID"),
+    Difference("a tag that is none", r"manifest: a (bad|long) tag \[0\]", (404,), (400,), "TAG_INVALID"),
+    Difference("a manifest's `Accept`", r"(GET|HEAD) accept: .*", (404,), (200,)),
+    Difference("`HEAD` of tags and catalog", r"method HEAD of (catalog|tags) .*", (405,), (200,)),
+    Difference("`HEAD` of tags and catalog", r"method .* of (catalog|tags) .*", (405,), (405,), "UNSUPPORTED", "Allow body"),
+    Difference("other methods of `/v2/`", r"method (POST|PUT|PATCH|DELETE|TRACE) of base .*", (200,), (405,), "UNSUPPORTED"),
+    Difference("other methods of `/v2/`", r"method OPTIONS of base .*", (200,), (200,), fields="Allow Content-Length Content-Type body"),
+    Difference("methods that HTTP does not have", r"method FROB .*", (200,), (400,)),
+    Difference("other methods of uploads", r"method .* of uploads? .*", (404,), (405,), "UNSUPPORTED"),
+    Difference("an upload that is not known", r"method (GET|PATCH|DELETE) of upload .*", (404,), (404,), "BLOB_UPLOAD_UNKNOWN", "body"),
+    Difference(
+        "an upload that is not known",
+        r"upload: (a wrong digest|finished twice|of another repository) .*",
+        (404,),
+        (404,),
+        "BLOB_UPLOAD_UNKNOWN",
+        "body",
+    ),
+    Difference("an upload that is not known", r"method PUT of upload .*", (404,), (400,), "DIGEST_INVALID"),
+    Difference("`/`, `/v2` and slashes too many", r"target .*", (200,), (404,), "NAME_UNKNOWN"),
+    Difference("`/`, `/v2` and slashes too many", r"target .*/ .*", (301,), (404,), "NAME_UNKNOWN"),
+    Difference("`/`, `/v2` and slashes too many", r"target .*/uploads .*", (301,), (405,), "UNSUPPORTED"),
+    Difference("`/`, `/v2` and slashes too many", r"target /v2 .*", (301,), (200,)),
+    Difference("`n` and `last` of tags", r"tags (n|last)=.*", (200,), (200,), fields="Link body"),
+    Difference("an `n` that is no number", r"(tags|catalog) n=.*", (200,), (400,), "PAGINATION_NUMBER_INVALID"),
+    Difference("a repository without tags", r"delete: a manifest \[3\]", (200,), (200,), fields="body"),
+    Difference("referrers", r"referrers .*", (404,), (200,)),
+    Difference("a mount without `from`", r"mount: without from \[0\]", (202,), (201,)),
+    Difference("a mount without `from`", r"mount: without from \[1\]", (404,), (200,)),
+    Difference(
+        "a manifest that is none", r"manifest: (null|no schema version|schema version 1|bad digest inside) \[0\]", (500,), (400,), "MANIFEST_INVALID"
+    ),
+    Difference("a manifest that is none", r"manifest: no config \[0\]", (400,), (400,), "MANIFEST_INVALID", "body"),
+    Difference("a manifest without `Content-Type`", r"manifest: no type \[0\]", (400,), (201,)),
+    Difference("a manifest without `Content-Type`", r"manifest: no type \[1\]", (404,), (200,)),
+    Difference("a manifest over 4 MiB", r"manifest: too big \[0\]", (400,), (413,), "MANIFEST_INVALID"),
+    Difference("`POST` with a digest", r"upload: monolithic by POST .*", (202,), (201,)),
+    Difference("a chunk's `Content-Range`", r"upload: (a chunk|a hole|an overlap|Content-Range).*", (202,), (416,), "BLOB_UPLOAD_INVALID"),
+    Difference("a chunk's `Content-Range`", r"upload: (a chunk|a hole|an overlap|Content-Range).*", (204,), (204,), fields="Range"),
+    Difference("a chunk's `Content-Type`", r"upload: another type \[1\]", (500,), (202,)),
+    Difference("a chunk's `Content-Type`", r"upload: another type \[2\]", (204,), (204,), fields="Range"),
+    Difference("sha512", r"upload: sha512 .*", (201,), (201,), fields="Docker-Content-Digest Location"),
+    Difference("a body that ends early", r"upload: short .* \[[01]\]", (499,), (0,)),
+    Difference("a body that ends early", r"upload: short body \[2\]", (404,), (204,)),
+    Difference("deletion of a tag", r"delete: an absent tag .*", (400,), (404,), "MANIFEST_UNKNOWN"),
+    Difference("deletion of a tag", r"delete: a tag \[0\]", (400,), (202,)),
+    Difference("deletion of a tag", r"delete: a tag \[1\]", (200,), (404,), "MANIFEST_UNKNOWN"),
+    Difference("deletion where there is no repository", r"delete: a manifest of no repository .*", (404,), (404,), "NAME_UNKNOWN", "body"),
+)
+PLAIN = "errors"  # whatever refuses in distribution before its API does, answers in plain text
+
+
+def differing(theirs: Answer, ours: Answer) -> set[str]:
+    return {field for field in {*theirs, *ours} if theirs.get(field) != ours.get(field)}
+
+
+def is_plain(theirs: Answer, ours: Answer) -> bool:
+    """The same refusal, as text there and as the specification's JSON here."""
+    if theirs["status"] != ours["status"] or ours["status"] < 400 or theirs.get("body") or not ours.get("body"):
+        return False
+    return differing(theirs, ours) <= {"body", "Docker-Distribution-Api-Version"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request and both answers."""
+
+    place: str
+    ask: Ask
+    theirs: Answer
+    ours: Answer
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Asked]:
+    """Every case, asked of both."""
+    needs("docker-registry")
+    directory = tmp_path_factory.mktemp("differential")
+    found = []
+    with RegistryProcess(directory / "registry") as theirs, Server(directory / "root", directory / "log") as ours:
+        for case in registry_requests.cases():
+            answers = zip(registry_requests.run(theirs.host, case), registry_requests.run(ours.address, case), strict=True)
+            found += [Asked(f"{case.name} [{i}]", case.asks[i], *pair) for i, pair in enumerate(answers)]
+    return found
+
+
+def test_there_are_enough_requests() -> None:
+    """More than 500 cases, named once each."""
+    assert len(registry_requests.cases()) > 500
+
+
+def test_answers_are_the_same_or_the_difference_is_told(asked: list[Asked]) -> None:
+    """Status, body and headers are docker-registry's, or a Difference explains them."""
+    untold = {
+        one.place: {field: (one.theirs.get(field), one.ours.get(field)) for field in sorted(differing(one.theirs, one.ours))}
+        for one in asked
+        if differing(one.theirs, one.ours)
+        and not is_plain(one.theirs, one.ours)
+        and not any(d.explains(one.place, one.theirs, one.ours) for d in DIFFERENCES)
+    }
+    assert untold == {}
+
+
+def test_every_difference_is_still_there(asked: list[Asked]) -> None:
+    """No row of the table is of yesterday."""
+    different = [one for one in asked if differing(one.theirs, one.ours)]
+    stale = [d for d in DIFFERENCES if not any(d.explains(one.place, one.theirs, one.ours) for one in different)]
+    assert stale == []
+    assert any(is_plain(one.theirs, one.ours) for one in different)
+
+
+def test_kitfs_never_fails(asked: list[Asked]) -> None:
+    """No answer of kitfs is a 500, and every refusal that its API makes has a code."""
+    assert [one.place for one in asked if one.ours["status"] >= 500 and "another encoding" not in one.place] == []
+    silent = {one.place for one in asked if one.ours["status"] >= 400 and one.ours.get("body") == []}
+    assert {place.rpartition(" [")[0] for place in silent} <= {"method FROB of base"} | {
+        f"upload: Content-Length {x}" for x in ("letters", "negative", "twice", "plus")
+    }
+
+
+def test_the_readme_has_the_same_table() -> None:
+    """Each ``what`` is a row of the README's table, and there are no other rows."""
+    text = README.read_text().partition(f"{SECTION}")[2]
+    rows = re.findall(r"^\| (.+?) \|", text.partition("\n\n#")[0], re.MULTILINE)[1:]
+    assert sorted(rows) == sorted({d.what for d in DIFFERENCES} | {PLAIN})
+
+
+def test_tags_are_in_the_order_of_their_bytes(tmp_path: Path) -> None:
+    """distribution-spec, "Listing Tags": lexical order; pages by ``n`` and ``Link`` bring each tag once."""
+    with Server(tmp_path / "root", tmp_path / "log") as server:
+        for case in registry_requests.content():
+            registry_requests.run(server.address, case)
+        found, target = [], "/v2/a/kit/tags/list?n=3"
+        while target:
+            response, data = registry_requests.fetched(server.address, target)
+            found += json.loads(data)["tags"]
+            link = re.fullmatch(r'<(.+)>; rel="next"', response.headers.get("Link", ""))
+            target = link[1] if link else ""
+    assert found == sorted({*registry_requests.TAGS, "docker", "index"})
