@@ -181,8 +181,8 @@ class Layer:
 
     def _raw_index(self, decoded_size: int | None) -> LayerIndex:
         metadata = self._metadata
-        if not self.path:
-            return LayerIndex({}, [Skipped(self.path or "", "one file, and neither an org.cncf.model.filepath annotation nor the Kitfile names it")])
+        if self.path is None:
+            return LayerIndex({}, [Skipped("", "one file, and neither an org.cncf.model.filepath annotation nor the Kitfile names it")])
         size = self.descriptor.size
         if self.compressed:
             size = decoded_size if decoded_size is not None else (metadata.size if metadata is not None and metadata.size is not None else 0)

@@ -218,6 +218,16 @@ def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) 
     assert [len(layer.index().members), len(layer.index().skipped)] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/abs/w.bin", "an absolute path"), ("../w.bin", "a path that leaves the root"), (".", "a file in place of the root"), ("", "one file, and neither")],
+)
+def test_raw_layer_whose_path_cannot_be_is_left_out(registry: Registry, store: Store, path: str, reason: str) -> None:
+    """What is wrong with the path is said."""
+    layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([model(path)]))).layers[0]
+    assert [(len(layer.index().members), s.reason[: len(reason)]) for s in layer.index().skipped] == [(0, reason)]
+
+
 WEIGHTS = kits.kit_tar({"m/w.bin": b"".join(random.Random(i).randbytes(3) + b"\x3c" for i in range(100_000))})
 
 
