@@ -220,7 +220,12 @@ def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) 
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("/abs/w.bin", "an absolute path"), ("../w.bin", "a path that leaves the root"), (".", "a file in place of the root"), ("", "one file, and neither")],
+    [
+        ("/abs/w.bin", "an absolute path"),
+        ("../w.bin", "a path that leaves the root"),
+        (".", "a file in place of the root"),
+        ("", "one file, and neither"),
+    ],
 )
 def test_raw_layer_whose_path_cannot_be_is_left_out(registry: Registry, store: Store, path: str, reason: str) -> None:
     """What is wrong with the path is said."""
