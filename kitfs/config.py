@@ -174,6 +174,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("mirror", mirror, "Ask URL before HOST itself. Repeatable, tried in order.", metavar="HOST=URL", many=True),
         Option("read-timeout", seconds, "Give up a request after this long without a byte.", default="60", metavar="SECONDS"),
         Option("log-level", choice("debug", "info", "warning", "error"), "How much goes to the log.", default="info", metavar="LEVEL"),
+        Option("progress", choice("auto", "none", "plain", "fancy"), "How long work shows itself.", default="auto", metavar="MODE"),
+        Option("concurrency", positive, "Transfers at once.", default="5", metavar="N"),
         Option("file", word, "The Kitfile; - is stdin.", metavar="FILE", short="f"),
         Option("tag", word, "Name the kit: repository:tag, more tags after commas.", metavar="REF", short="t"),
         Option("kit-version", word, "Write the manifest as this version of kit does.", metavar="VERSION"),

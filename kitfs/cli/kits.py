@@ -1,32 +1,32 @@
-"""The verbs that make kits and bring them to registries: pack, push. Their texts are kit's (KITOPS §8)."""
+"""The verbs that make kits and bring them to registries and back: pack, push, pull. Their texts are kit's (KITOPS §8)."""
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 import click
 
 from kitfs.cli.host import host_of
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import put, say, shown
+from kitfs.cli.output import say
+from kitfs.cli.progress import Reporter
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import ContextError, KitfsError, UsageError
+from kitfs.ops.events import Noted
 
 if TYPE_CHECKING:
     from kitfs.kit import Host
     from kitfs.oci.kitfile import Kitfile
     from kitfs.oci.names import Reference
-    from kitfs.ops.events import Event
 
 STDIN = "-"
 
 
 @click.command("pack", cls=Command, short_help="Pack a directory into a kit.")
 @click.argument("directory", metavar="DIR")
-@takes("file", "tag", "kit-version", *COMMON, *NETWORK)
+@takes("file", "tag", "kit-version", "progress", "json", *COMMON, *NETWORK)
 def pack(settings: Settings, directory: str) -> None:
     """Pack DIR, as its Kitfile says, into a kit in the store.
 
@@ -38,13 +38,14 @@ def pack(settings: Settings, directory: str) -> None:
     kitfile, where = _kitfile(settings["file"], directory)
     references = _references(settings["tag"])
     shape = packing.Shape(created=_source_date()) if settings["kit-version"] is None else packing.Shape(settings["kit-version"], _source_date())
-    with host_of(settings) as host:
+    with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         parent_paths = _parent_paths(host, kitfile)
         try:
-            packed = packing.pack(context, kitfile, host.store, references, shape=shape, parent_paths=parent_paths, report=_Told())
+            packed = packing.pack(context, kitfile, host.store, references, shape=shape, parent_paths=parent_paths, report=report)
         except ContextError as e:
             raise ContextError(f"{where}: {e}")
-    put(f"Model saved: {packed.descriptor.digest}")
+        digest = packed.descriptor.digest
+        report.say(f"Model saved: {digest}", event="done", digest=digest, references=[reference.display for reference in references])
 
 
 def _kitfile(file: str | None, directory: str) -> tuple[Kitfile, str]:
@@ -107,47 +108,49 @@ def _parent_paths(host: Host, kitfile: Kitfile) -> list[str]:
 @click.command("push", cls=Command, short_help="Bring a kit of the store to a registry.")
 @click.argument("reference", metavar="REF")
 @click.argument("destination", metavar="[DEST]", required=False)
-@takes(*COMMON, *NETWORK)
+@takes("concurrency", "progress", "json", *COMMON, *NETWORK)
 def push(settings: Settings, reference: str, destination: str | None) -> None:
     """Push the kit REF to its registry, or as DEST. What the registry has is not sent; a push that broke off goes on."""
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops import transfer
 
-    source = Reference.parse(reference).or_latest()
-    target = Reference.parse(destination, multiple_tags=True) if destination is not None else source
-    if target.digest is None:
-        target = target.or_latest()
+    source = _settled(Reference.parse(reference))
+    target = _settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
     if target.registry == LOCAL:
         raise UsageError("registry is required when pushing (write registry/repository:tag)")
-    with host_of(settings) as host:
-        transfer.stored_digest(source, host.store)
-        put(f"Pushing {source.display}" + (f" to {target.display}" if destination is not None else ""))
-        digest = transfer.push(source, target, host.store, host.client.repository(target), report=_Told())
-    put(f"Pushed {digest}")
+    with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
+        report(Noted(f"Pushing {source.display}" + (f" to {target.display}" if destination is not None else "")))
+        repository = host.client.repository(target)
+        digest = transfer.push(source, target, host.store, repository, at_once=settings["concurrency"], report=report)
+        report.say(f"Pushed {digest}", event="done", reference=target.display, digest=digest)
 
 
-class _Told:
-    """Prints what a verb tells, in kit's words."""
+@click.command("pull", cls=Command, short_help="Bring a kit of a registry into the store, whole.")
+@click.argument("reference", metavar="REF")
+@takes("cache-size", "concurrency", "progress", "json", *COMMON, *NETWORK)
+def pull(settings: Settings, reference: str) -> None:
+    """Pull the kit REF, and the kits it takes its model from, into the store, verified, to stay until it is removed.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    What a mount has fetched already is not fetched again; a pull that broke off goes on.
+    """
+    from kitfs.oci.names import LOCAL, Reference
+    from kitfs.ops import transfer
 
-    def __call__(self, event: Event) -> None:
-        from kitfs.ops.events import Saved, Warned
-
-        with self._lock:
-            if isinstance(event, Warned):
-                say(f"kitfs: warning: {shown(event.text)}")
-            elif isinstance(event, Saved):
-                put(_saved(event.what, event.kind, event.digest, event.added))
-
-
-def _saved(what: str, kind: str, digest: str, added: bool) -> str:
-    if what == "layer":
-        return f"{'Saved' if added else 'Already saved'} {kind} layer: {digest}"
-    if what == "config":
-        return f"{'Saved configuration' if added else 'Configuration already exists in storage'}: {digest}"
-    return f"{'Saved manifest to storage' if added else 'Manifest already exists in storage'}: {digest}"
+    source = _settled(Reference.parse(reference))
+    if source.registry == LOCAL:
+        raise UsageError("registry is required when pulling (write registry/repository:tag)")
+    with host_of(settings, cache_size=settings["cache-size"]) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
+        report(Noted(f"Pulling {source.display}"))
+        digest = transfer.pull(source, host.store, host.client.repository, at_once=settings["concurrency"], report=report)
+        report.say(f"Pulled {digest}", event="done", reference=source.display, digest=digest)
 
 
-VERBS = (pack, push)
+def _settled(reference: Reference) -> Reference:
+    """A reference with a tag or digest: ``latest`` when it has none, and said."""
+    if reference.tag is None and reference.digest is None:
+        reference = reference.or_latest()
+        say(f"kitfs: no tag given, using latest ({reference.display})")
+    return reference
+
+
+VERBS = (pack, push, pull)

@@ -18,7 +18,7 @@ class Saved(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A blob or manifest is at the registry: ``how`` exists, mounted or uploaded."""
+    """A blob or manifest is where it was to go: ``how`` exists, mounted or uploaded at a registry, pulled into the store."""
 
     what: str
     digest: Digest
@@ -34,10 +34,17 @@ class Moved(NamedTuple):
 
 
 class Total(NamedTuple):
-    """There are ``size`` bytes to do for ``name``, all told."""
+    """There are ``size`` bytes to do for ``name``, all told; ``label`` is what people call it."""
 
     name: str
     size: int
+    label: str = ""
+
+
+class Noted(NamedTuple):
+    """A step that begins, in kit's words."""
+
+    text: str
 
 
 class Warned(NamedTuple):
@@ -46,7 +53,7 @@ class Warned(NamedTuple):
     text: str
 
 
-Event = Saved | Sent | Moved | Total | Warned
+Event = Saved | Sent | Moved | Total | Noted | Warned
 Report = Callable[[Event], None]
 
 

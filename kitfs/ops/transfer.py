@@ -1,4 +1,4 @@
-"""Kits between the store and registries: push.
+"""Kits between the store and registries: push and pull.
 
 Follows KITOPS §7: blobs that the registry has are not sent, others are mounted from a neighbouring repository where that can be, several at
 once, the manifest last, so that a kit is never there in part. What broke off goes on when it is done again: sessions are noted in the
@@ -13,18 +13,27 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from typing import Any, Final, Protocol, TypeVar
 
-from kitfs.errors import KitfsError, NotFound, StoreError
-from kitfs.oci.manifest import Descriptor, Manifest
+from kitfs.errors import KitfsError, ManifestError, NotFound, StoreError, StoreFull, UnsupportedLayer
+from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest
+from kitfs.oci.match import kitfile_of
 from kitfs.oci.names import Digest, Reference
-from kitfs.ops.events import Moved, Report, Sent, Total
+from kitfs.ops.events import Moved, Noted, Report, Sent, Total
+from kitfs.ops.local import assign
+from kitfs.store.blob import Blob
+from kitfs.store.source import Source
 from kitfs.store.store import Store
 
 AT_ONCE: Final = 5  # blobs, as kit
 PIECE: Final = 1 << 20
 NEIGHBOURS: Final = 3  # repositories that a blob is asked to be mounted from
+STRIPE: Final = 4 << 20  # bytes of one request of a pull
+STREAMS: Final = 4  # requests at once for one blob
+MAX_CHAIN: Final = 10  # parents of parents, as kit
+T = TypeVar("T")
 
 
 class Target(Protocol):
@@ -43,7 +52,9 @@ class Target(Protocol):
     def put_manifest(self, identifier: str, media_type: str, data: bytes) -> Digest: ...
 
 
-def push(source: Reference, destination: Reference, store: Store, target: Target, *, report: Report) -> Digest:
+def push(
+    source: Reference, destination: Reference, store: Store, target: Target, *, at_once: int = AT_ONCE, report: Report
+) -> Digest:
     """Push a kit that was packed or pulled here; the digest of its manifest.
 
     Raises NotFound when it is not in the store, StoreError when the store has lost a part of it, what the registry raises.
@@ -61,10 +72,11 @@ def push(source: Reference, destination: Reference, store: Store, target: Target
             if file is None:
                 raise StoreError(f"{source.display}: the store has lost its blob {descriptor.digest}; pack it again")
             files[descriptor.digest] = stack.enter_context(file)
-        report(Total("push", sum(d.size for d in wanted.values())))
+        for descriptor in wanted.values():
+            report(Total(str(descriptor.digest), descriptor.size, label(descriptor)))
         neighbours = _neighbours(destination, store, set(wanted))
-        _upload_all(list(wanted.values()), files, store, target, neighbours, report)
-    media_type = manifest.media_type or "application/vnd.oci.image.manifest.v1+json"
+        _upload_all(list(wanted.values()), files, store, target, neighbours, at_once, report)
+    media_type = manifest.media_type or IMAGE_MANIFEST
     for tag in (destination.tag, *destination.extra_tags) if destination.digest is None else (str(destination.digest),):
         target.put_manifest(tag or "latest", media_type, data)
     report(Sent("manifest", digest, len(data), "uploaded"))
@@ -87,6 +99,7 @@ def _upload_all(
     store: Store,
     target: Target,
     neighbours: dict[Digest, list[str]],
+    at_once: int,
     report: Report,
 ) -> None:
     """Every blob, several at once; the first error ends them all, once their running requests have."""
@@ -107,22 +120,25 @@ def _upload_all(
             read,
             mount_from=neighbours.get(descriptor.digest, ()),
             journal=store.catalog,
-            progress=lambda size: report(Moved("push", size)),
+            progress=lambda size: report(Moved(str(descriptor.digest), size)),
         )
         if how != "uploaded":
-            report(Moved("push", descriptor.size))
+            report(Moved(str(descriptor.digest), descriptor.size))
         report(Sent("blob", descriptor.digest, descriptor.size, how))
 
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="kitfs-push") as pool:
-        futures = [pool.submit(send, d) for d in blobs]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            stop.set()
-            for future in futures:
-                future.cancel()
-            raise
+    _each(blobs, send, at_once, stop)
+
+
+def label(descriptor: Descriptor) -> str:
+    """What people call a blob: its path where it has one, its kind, its digest."""
+    for name in FILEPATH:
+        if name in descriptor.annotations:
+            return descriptor.annotations[name]
+    try:
+        kind = LayerType.parse(descriptor).kind
+    except UnsupportedLayer:
+        kind = "config"
+    return f"{kind} {descriptor.digest.hex[:12]}"
 
 
 def _neighbours(destination: Reference, store: Store, wanted: set[Digest]) -> dict[Digest, list[str]]:
@@ -140,3 +156,106 @@ def _neighbours(destination: Reference, store: Store, wanted: set[Digest]) -> di
                 if repository not in others and len(others) < NEIGHBOURS:
                     others.append(repository)
     return found
+
+
+class Origin(Protocol):
+    """The repository that is pulled from; ``registry.client.Repository`` is one."""
+
+    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]: ...
+
+    def blob(self, descriptor: Descriptor) -> Source: ...
+
+
+def pull(reference: Reference, store: Store, repository_of: Callable[[Reference], Origin], *, at_once: int = AT_ONCE, report: Report) -> Digest:
+    """Bring a kit and the kits that its ``model.path`` leads to into the store, verified and pinned; the digest of its manifest.
+
+    What a mount has fetched is not fetched again, and what broke off goes on. Raises NotFound, IntegrityError, ManifestError for what is no
+    kit, StoreFull, what the registry raises; nothing is tagged then.
+    """
+    return _pull(reference, store, repository_of, at_once, report, ())
+
+
+def _pull(
+    reference: Reference, store: Store, repository_of: Callable[[Reference], Origin], at_once: int, report: Report, chain: tuple[str, ...]
+) -> Digest:
+    chain = (*chain, str(reference))
+    if len(set(chain)) < len(chain):
+        raise ManifestError(f"found cycle in modelkit references: [{'=>'.join(chain)}]")
+    if len(chain) > MAX_CHAIN + 1:
+        raise ManifestError(f"reached maximum number of model references: [{'=>'.join(chain)}]")
+    origin = repository_of(reference)
+    found, data = origin.manifest(reference.digest or reference.tag or "latest")
+    descriptor = replace(found, media_type=found.media_type or IMAGE_MANIFEST)
+    try:
+        manifest = Manifest.parse(data)
+        _ = manifest.flavor
+    except ManifestError as e:
+        raise ManifestError(f"reference {reference.display} does not refer to a model: {e}")
+    wanted = {d.digest: d for d in (manifest.config, *manifest.layers)}
+    with store.kept([found.digest, *wanted]):
+        store.put(found.digest, data)
+        _fill_all(list(wanted.values()), origin, store, at_once, report)
+        config = store.get(manifest.config.digest)
+        parent = kitfile_of(manifest, config or b"").parent
+        if parent is not None:
+            report(Noted(f"Pulling referenced image {parent}"))
+            _pull(parent.or_latest(), store, repository_of, at_once, report, chain)
+        assign(store, reference, descriptor)
+    return found.digest
+
+
+def _fill_all(blobs: Sequence[Descriptor], origin: Origin, store: Store, at_once: int, report: Report) -> None:
+    """Fill and verify every blob, several at once."""
+    stop = threading.Event()
+
+    def fetch(descriptor: Descriptor) -> None:
+        if stop.is_set():
+            return
+        name = str(descriptor.digest)
+        if store.has_sealed(descriptor.digest):
+            report(Moved(name, descriptor.size))
+            return
+        with contextlib.closing(store.blob(descriptor.digest, size=descriptor.size, source=origin.blob(descriptor))) as blob:
+            fill(blob, descriptor.size, lambda size: report(Moved(name, size)), stop)
+            if not stop.is_set():
+                blob.verify()
+                report(Sent("blob", descriptor.digest, descriptor.size, "pulled"))
+
+    for descriptor in blobs:
+        report(Total(str(descriptor.digest), descriptor.size, label(descriptor)))
+    _each(blobs, fetch, at_once, stop)
+
+
+def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Event) -> None:
+    """Fetch all of a blob, by several requests at once where its registry has ranges. Raises StoreFull when the store cannot keep it."""
+    places = iter(range(0, size, STRIPE))
+    lock = threading.Lock()
+
+    def work() -> None:
+        while not stop.is_set():
+            with lock:
+                at = next(places, None)
+            if at is None:
+                return
+            if not blob.fetch(at, min(STRIPE, size - at)):
+                raise StoreFull(f"{blob}: no space left in the store; make room, or choose another with --cache-dir")
+            moved(min(STRIPE, size - at))
+
+    if size <= STRIPE or not blob.ranged:
+        work()
+    else:
+        _each([None] * min(STREAMS, -(-size // STRIPE)), lambda _: work(), STREAMS, stop)
+
+
+def _each(items: Sequence[T], do: Callable[[T], None], at_once: int, stop: threading.Event) -> None:
+    """Do something for every item on threads; the first error ends the others, and is raised when they have."""
+    with ThreadPoolExecutor(at_once, thread_name_prefix="kitfs-transfer") as pool:
+        futures = [pool.submit(do, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            raise

@@ -243,6 +243,28 @@ class Blob:
             yield data
             start += len(data)
 
+    def fetch(self, offset: int, size: int) -> bool:
+        """Bring bytes into the store without giving them; whether they are there now. Raises what ``pread`` raises."""
+        if self.failure is not None:
+            raise self.failure
+        stop = offset + size if self._size is None else min(offset + size, self._size)
+        if stop <= offset:
+            return True
+        first, last = offset // self._chunk, (stop - 1) // self._chunk
+        if self.sealed or self._present.has(first, last):
+            return True
+        if self._fetcher is None:
+            raise IntegrityError(f"{self} is not whole in the store, and has no source")
+        passed = self._fetcher.ensure(first, last)
+        if self.failure is not None:
+            raise self.failure
+        return not passed
+
+    @property
+    def ranged(self) -> bool:
+        """Whether several parts of it may be fetched at the same time."""
+        return self._fetcher is not None and self._fetcher.ranged
+
     def fill(self) -> None:
         """Fetch what is missing."""
         at = 0

@@ -116,6 +116,11 @@ class Fetcher:
         self._threads: set[threading.Thread] = set()
         self._closed = False
 
+    @property
+    def ranged(self) -> bool:
+        """Whether the source has ranges, as far as is known."""
+        return self._source.ranged
+
     def ensure(self, first: int, last: int) -> dict[int, bytes]:
         """Return when chunks ``first`` to ``last`` are there, with those that the store could not take.
 

@@ -23,8 +23,8 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from kitfs.errors import IntegrityError, KitfsError, StoreError, StoreFull
@@ -64,6 +64,7 @@ class Store:
         self._checked = 0.0
         self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._blobs: set[Blob] = set()
+        self._kept: list[frozenset[str]] = []
         self._thread = threading.Thread(target=self._keep_house, name="kitfs-store", daemon=True)
         self._thread.start()
 
@@ -274,6 +275,18 @@ class Store:
         over_limit = 0 if self._size_limit is None else used - self._size_limit
         return max(over_share, over_limit, 0)
 
+    @contextmanager
+    def kept(self, digests: Collection[str]) -> Iterator[None]:
+        """Blobs that are pinned for the time of the block, since they are about to be: no limit counts them, nothing evicts them."""
+        held = frozenset(digests)
+        self._kept.append(held)
+        try:
+            if self._full:
+                self.evict()  # what made it full may be what no limit counts now
+            yield
+        finally:
+            self._kept.remove(held)
+
     def pinned(self) -> set[str]:
         """Digests of all that repositories link and refs name: manifests, configs, layers, and manifests that an index lists."""
         found: set[str] = set()
@@ -293,7 +306,7 @@ class Store:
                 below = [manifest.get("config"), *(manifest.get("layers") or ())]
                 found.update(d["digest"] for d in below if isinstance(d, dict) and "digest" in d)
                 pending += [d["digest"] for d in manifest.get("manifests") or () if isinstance(d, dict) and "digest" in d]
-        return found | linked
+        return found.union(linked, *self._kept)
 
     def is_pinned(self, digest: str) -> bool:
         """Whether a blob belongs to a kit that was packed or pulled here."""

@@ -1,0 +1,155 @@
+"""How verbs show what they do: lines in kit's words, bars on a terminal, now and then a line elsewhere, JSON lines for programs.
+
+Short work is quiet: bars and lines begin when it has taken a second, or five. Bars are rich's, on stderr, and imported when they are drawn.
+Threading: events come from any thread; one lock keeps lines and bars apart.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from kitfs.cli.output import flush, human_size, put, say, shown
+from kitfs.ops.events import Event, Moved, Noted, Saved, Total, Warned
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+FANCY_AFTER: Final = 1.0  # seconds of work before bars are drawn
+PLAIN_EVERY: Final = 5.0  # seconds between two lines
+LABEL: Final = 40  # characters of a bar's name
+
+
+class Reporter:
+    """A Report for the time of a verb. ``mode`` none, plain or fancy, or auto: fancy on a terminal, else plain; ``as_json`` prints events."""
+
+    def __init__(self, mode: str, *, as_json: bool = False) -> None:
+        terminal = sys.stderr.isatty()
+        self._mode = ("fancy" if terminal else "plain") if mode == "auto" else mode
+        self._json = as_json
+        self._lock = threading.RLock()
+        self._totals: dict[str, tuple[int, str]] = {}
+        self._done: dict[str, int] = {}
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._mode in ("plain", "fancy") and not self._json:
+            self._thread = threading.Thread(target=self._show, name="kitfs-progress", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        with self._lock:
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            if isinstance(event, Total):
+                self._totals[event.name] = (event.size, event.label or event.name)
+                self._done.setdefault(event.name, 0)
+                self._draw(event.name)
+            elif isinstance(event, Moved):
+                self._done[event.name] = self._done.get(event.name, 0) + event.size
+                self._draw(event.name)
+            if self._json:
+                put(json.dumps(as_json(event)))
+                flush()
+            elif isinstance(event, Warned):
+                self._line(lambda: say(f"kitfs: warning: {shown(event.text)}"))
+            elif isinstance(event, Noted):
+                self._line(lambda: put(shown(event.text)))
+            elif isinstance(event, Saved):
+                self._line(lambda: put(_saved(event)))
+
+    def say(self, text: str, **fields: Any) -> None:
+        """A line of the verb's own on stdout; for programs, an event of the name ``text`` would be, with ``fields``."""
+        with self._lock:
+            if self._json:
+                put(json.dumps(fields))
+            else:
+                self._line(lambda: put(text))
+            flush()
+
+    def _line(self, write: Any) -> None:
+        """Write a line where bars may be drawn."""
+        if self._bars is None:
+            write()
+            return
+        self._bars.stop()
+        write()
+        flush()
+        self._bars.start()
+
+    def _show(self) -> None:
+        """What the thread does: begin the bars, or say now and then how far it is."""
+        if self._mode == "fancy":
+            if not self._ended.wait(FANCY_AFTER):
+                with self._lock:
+                    self._begin()
+            return
+        while not self._ended.wait(PLAIN_EVERY):
+            with self._lock:
+                done, total = sum(self._done.values()), sum(size for size, _ in self._totals.values())
+                speed = done / max(0.1, time.monotonic() - self._began)
+                if total:
+                    say(f"kitfs: {human_size(done)} of {human_size(total)} ({done * 100 // total}%), {human_size(int(speed))}/s")
+
+    def _begin(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._bars.start()
+        for name in self._totals:
+            self._draw(name)
+
+    def _draw(self, name: str) -> None:
+        """Bring one bar up to date; bars of what is done go away."""
+        if self._bars is None or name not in self._totals:
+            return
+        total, label = self._totals[name]
+        done = self._done[name]
+        if done >= total:
+            if name in self._tasks:
+                self._bars.remove_task(self._tasks.pop(name))
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(shown(label)[-LABEL:], total=total)
+        self._bars.update(self._tasks[name], completed=done)
+
+
+def as_json(event: Event) -> dict[str, Any]:
+    """An event for programs: its kind in lower case as ``event``, and its fields."""
+    return {"event": type(event).__name__.lower(), **event._asdict()}
+
+
+def _saved(event: Saved) -> str:
+    if event.what == "layer":
+        return f"{'Saved' if event.added else 'Already saved'} {event.kind} layer: {event.digest}"
+    if event.what == "config":
+        return f"{'Saved configuration' if event.added else 'Configuration already exists in storage'}: {event.digest}"
+    return f"{'Saved manifest to storage' if event.added else 'Manifest already exists in storage'}: {event.digest}"
+
