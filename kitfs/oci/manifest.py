@@ -230,7 +230,8 @@ def _json(data: bytes) -> Any:
     try:
         return loads(data)
     except ValueError as e:
-        raise ManifestError(f"not a manifest: {e}")
+        markup = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
+        raise ManifestError(f"not a manifest: {'it looks like HTML (a page of a proxy, or a login?)' if markup else e}")
 
 
 def _short(value: Any) -> str:

@@ -109,7 +109,8 @@ def test_created(value: str, seconds: int) -> None:
     [
         (b"", "not a manifest"),
         (b"{", "not a manifest"),
-        (b"<html>", "not a manifest"),
+        (b"<html>", "not a manifest: it looks like HTML (a page of a proxy, or a login?)"),
+        (b"\xef\xbb\xbf\r\n <!DOCTYPE html>\n<html>", "not a manifest: it looks like HTML"),
         (b"[]", "an object was expected, not a list"),
         (b"null", "an object was expected, not null"),
         (b"7", "an object was expected, not a number"),
