@@ -244,7 +244,7 @@ class Upload:
             raise self._refused(response, session, any_loses=True)
         at = int(found[1]) + 1 if found else self._size + 1
         if at == 1:
-            at = min(session.at, 1)  # 0-0 is what most registries say of nothing, too
+            at = 0  # 0-0 is what most registries say of nothing, too
         if at > self._size:
             raise Setback(self._lost(), pause=0, lost=True)
         if "Location" in response.headers:
@@ -330,7 +330,7 @@ class Upload:
         if session is not None and (any_loses or status in (404, 410) or code in ("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID")):
             return Setback(self._lost(), pause=0, lost=True)
         if session is not None and status == 416:
-            return Setback(error, pause=0)
+            return Setback(error, pause=0, lost=session.at == 0)  # it may have one byte (see _ask), which is not worth asking for again
         if isinstance(error, IntegrityError) and session is not None and not session.exact and not self._mistrusted:
             self._mistrusted = True
             return Setback(error, pause=0, lost=True)

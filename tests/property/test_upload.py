@@ -1,0 +1,83 @@
+"""Whatever happens to an upload, it ends with the blob's own bytes in the registry or with an error of kitfs; progress adds up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kitfs.errors import KitfsError
+from kitfs.metrics import Counters
+from kitfs.oci.manifest import Descriptor
+from kitfs.oci.names import Digest, Reference
+from kitfs.registry.client import ClientOptions, RegistryClient
+from kitfs.registry.credentials import Credentials
+from tests.fakes.faults import Deaf, Fault, Headers, Status
+from tests.fakes.registry import FakeRegistry
+
+KiB = 1 << 10
+DATA = random.Random(2).randbytes(256 * KiB)
+METHODS = st.sampled_from(["HEAD", "POST", "PATCH", "PATCH", "PATCH", "GET", "PUT"])
+STATUSES = st.builds(Status, st.sampled_from([404, 408, 410, 416, 429, 500, 502, 503]), refuses=st.booleans())
+CUTS = st.builds(Deaf, st.integers(0, 300 * KiB), keeps=st.booleans(), answers=st.booleans(), reset=st.booleans())
+RANGES = st.builds(lambda end: Headers({"Range": f"0-{end}"}), st.integers(0, 300 * KiB))
+FAULTS: st.SearchStrategy[tuple[str, Fault, int]] = st.tuples(METHODS, st.one_of(STATUSES, CUTS, RANGES), st.integers(1, 3))
+
+
+class Notes(dict[tuple[str, str], Any]):
+    """A journal that keeps JSON, as the catalog does."""
+
+    def set(self, key: tuple[str, str], value: Any) -> None:
+        self[key] = json.loads(json.dumps(value))
+
+    def delete(self, key: tuple[str, str]) -> None:
+        self.pop(key, None)
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between attempts are as short as they can be, and no host is left alone."""
+    monkeypatch.setattr("kitfs.registry.retry.BASE_PAUSE", 0.0)
+    monkeypatch.setattr("kitfs.registry.retry.BREAK_AFTER", 1 << 30)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(faults=st.lists(FAULTS, max_size=8), chunk=st.sampled_from([1, 2, 3, 5, 8, 500]), size=st.integers(0, len(DATA)), loses=st.integers(0, 40))
+def test_uploads_end_well(tmp_path: Path, faults: list[tuple[str, Fault, int]], chunk: int, size: int, loses: int) -> None:
+    """A call with faults, and one without them that takes up what the first has left."""
+    data, told, notes = DATA[:size], list[int](), Notes()
+    blob = Descriptor("x", Digest.of(data), size)
+    with FakeRegistry() as fake:
+        for method, fault, times in faults:
+            fake.fail("/blobs/", fault, method=method, times=times)
+        pieces = 0
+
+        def read(offset: int) -> Iterator[bytes]:
+            nonlocal pieces
+            for at in range(offset, size, 10 * KiB):
+                pieces += 1
+                if pieces == loses:
+                    fake.lose_uploads()
+                yield data[at : at + 10 * KiB]
+
+        options = ClientOptions(read_timeout=10.0)
+        client = RegistryClient(options, Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test"))
+        team = client.repository(Reference.parse(f"{fake.host}/team/kit"))
+        try:
+            came = team.upload(blob, read, chunk=chunk * 32 * KiB, journal=notes, progress=told.append)
+        except KitfsError:
+            fake.heal()
+            told.clear()
+            came = team.upload(blob, read, chunk=chunk * 32 * KiB, journal=notes, progress=told.append)
+        finally:
+            client.close()
+        assert (came, sum(told)) in (("uploaded", size), ("exists", 0))
+        assert fake.blob("team/kit", blob.digest) == data
+        assert notes == {}
