@@ -1,17 +1,19 @@
 """HTTP around the registry: routes, bodies that stream both ways, the log line of each request.
 
 aiohttp speaks HTTP; its loop stays behind this door. Bodies come in pieces that a thread hashes and writes while the next ones arrive,
-and go out by sendfile(2) (over TLS in pieces): no body is ever held or spooled. Everything that touches the disk runs on the threads
-of ``pool``. A push of a chunk that is still waiting for its body gives way to the next request for its upload: a client that comes
-back after a cut must not wait for the server to notice the cut.
+and go out by sendfile(2) (over TLS in pieces, since asyncio's own way there is slow): no body is ever held or spooled. Everything that
+touches the disk runs on the threads of ``pool``. A push of a chunk that is still waiting for its body gives way to the next request for
+its upload: a client that comes back after a cut must not wait for the server to notice the cut.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -32,7 +34,8 @@ from kitfs.server.registry import MAX_MANIFEST, Page, Registry, checked, parsed,
 from kitfs.store.ingest import Ingest
 
 PIECE: Final = 1 << 20  # bytes that are hashed and written at once
-SLICE: Final = 8 << 20  # bytes of one sendfile: what a client must take within the patience that a body has
+TLS_PIECE: Final = 256 << 10
+SLICES: Final = (256 << 10, 8 << 20)  # bytes of one sendfile, least and most: what a client must take within the patience that a body has
 PATIENCE: Final = 60.0
 TAKEOVER: Final = 10.0  # seconds that a request waits for the one before it on the same upload
 MAX_OPEN: Final = 256  # uploads that are kept open between two chunks, so that nothing is hashed twice
@@ -173,7 +176,7 @@ class App:
     async def _blob(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
         digest, file = await self._run(self._registry.blob, name, ident)
         with contextlib.closing(file):
-            size = file.seek(0, 2)
+            size = os.fstat(file.fileno()).st_size
             headers = {"Docker-Content-Digest": str(digest), "ETag": f'"{digest}"', "Cache-Control": "max-age=31536000"}
             if not unchanged(request.headers.get("If-Match"), digest):
                 raise ApiError(412, "UNKNOWN", "If-Match names another content than the blob's")
@@ -195,24 +198,32 @@ class App:
             response.content_length = span.stop - span.start
             await response.prepare(request)
             if request.method == "GET":
-                await self._send(request, file, span)
+                await self._send(request, response, file, span)
                 await response.write_eof()
             return response
 
-    async def _send(self, request: web.BaseRequest, file: Any, span: ranges.Span) -> None:
-        loop = asyncio.get_running_loop()
-        for start in range(span.start, span.stop, SLICE):
-            transport = request.transport
-            if transport is None:
-                raise ConnectionResetError("the client went away")
-            size = min(SLICE, span.stop - start)
+    async def _send(self, request: web.BaseRequest, response: web.StreamResponse, file: io.FileIO, span: ranges.Span) -> None:
+        start, step = span.start, TLS_PIECE if request.secure else SLICES[0]
+        while start < span.stop:
+            size = min(step, span.stop - start)
+            began = time.monotonic()
+            data = await self._run(os.pread, file.fileno(), size, start) if request.secure else b""
             async with asyncio.timeout(self._patience):
                 try:
-                    sent = await loop.sendfile(transport, file, start, size)
+                    if request.secure:
+                        sent = len(data)
+                        await response.write(data)
+                    elif request.transport is None:
+                        raise ConnectionResetError("the client went away")
+                    else:
+                        sent = await asyncio.get_running_loop().sendfile(request.transport, file, start, size)
                 except (OSError, RuntimeError) as e:  # RuntimeError: the transport is closing
                     raise ConnectionResetError(f"{request.path} cannot be sent to its end: {e}")
             if sent != size:
                 raise ConnectionResetError(f"{request.path} cannot be sent to its end: the file has become shorter")
+            start += size
+            if not request.secure:
+                step = min(step * 2, SLICES[1]) if time.monotonic() - began < 1.0 else max(step // 2, SLICES[0])
 
     async def _manifest(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
         found = await self._run(self._registry.manifest, name, ident)

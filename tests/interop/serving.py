@@ -1,0 +1,163 @@
+"""What tests of ``kitfs serve`` say to it: pushes and pulls over httpx, and HTTP byte by byte over a socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST
+from kitfs.oci.names import Digest
+from tests.server import KITFS, Server
+
+PATIENCE = 30.0
+CONFIG = b"{}"
+OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+def client_of(server: Server, **options: Any) -> httpx.Client:
+    return httpx.Client(base_url=server.url, trust_env=False, timeout=PATIENCE, **options)
+
+
+def begun(client: httpx.Client, name: str) -> str:
+    """The location of a new upload."""
+    answer = client.post(f"/v2/{name}/blobs/uploads/")
+    assert (answer.status_code, answer.headers["Range"]) == (202, "0-0")
+    location: str = answer.headers["Location"]
+    return location
+
+
+def received(client: httpx.Client, location: str) -> int:
+    """Bytes that an upload has; a single one counts for none, as the header says it."""
+    answer = client.get(location)
+    assert answer.status_code == 204
+    last = int(answer.headers["Range"].removeprefix("0-"))
+    return last + 1 if last else 0
+
+
+def until(size: int, client: httpx.Client, location: str) -> int:
+    """Asks until an upload has ``size`` bytes at least; how many it has."""
+    while (found := received(client, location)) < size:
+        pass
+    return found
+
+
+def finished(client: httpx.Client, location: str, data: bytes, rest: bytes = b"", digest: Digest | None = None) -> None:
+    """Ends an upload whose bytes are ``data`` when ``rest`` is there too."""
+    answer = client.put(location, params={"digest": str(digest or Digest.of(data))}, content=rest)
+    assert (answer.status_code, answer.headers["Docker-Content-Digest"]) == (201, digest or Digest.of(data)), answer.text
+
+
+def pushed(client: httpx.Client, name: str, data: bytes, digest: Digest | None = None) -> Digest:
+    finished(client, begun(client, name), data, data, digest)
+    return digest or Digest.of(data)
+
+
+def descriptor(data: bytes, media_type: str = "application/octet-stream") -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": str(Digest.of(data)), "size": len(data)}
+
+
+def manifest(**more: Any) -> bytes:
+    """A manifest of CONFIG and no layers."""
+    return json.dumps({"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": descriptor(CONFIG), "layers": [], **more}).encode()
+
+
+def put(client: httpx.Client, name: str, reference: str, data: bytes, media_type: str = IMAGE_MANIFEST, **params: Any) -> httpx.Response:
+    """Pushes a manifest, CONFIG before it."""
+    pushed(client, name, CONFIG)
+    return client.put(f"/v2/{name}/manifests/{reference}", content=data, headers={"Content-Type": media_type}, params=params)
+
+
+def index(*manifests: bytes, **more: Any) -> bytes:
+    return json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": [descriptor(m, IMAGE_MANIFEST) for m in manifests], **more}).encode()
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    """(status, the specification's code) of a refusal."""
+    assert answer.headers["Content-Type"] == "application/json"
+    [error] = answer.json()["errors"]
+    assert error["message"]
+    return answer.status_code, error["code"]
+
+
+class Answer(NamedTuple):
+    """An answer as it came; header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Wire:
+    """A connection on which bytes are said as they are."""
+
+    def __init__(self, address: str, *, context: ssl.SSLContext | None = None, buffer: int | None = None) -> None:
+        host, _, port = address.rpartition(":")
+        self.socket = socket.socket()
+        if buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect((host, int(port)))
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_hostname=host)
+        self._file = self.socket.makefile("rb")
+
+    def say(self, line: str, *headers: str, body: bytes = b"") -> None:
+        """A request, and as much of its body as there is."""
+        self.socket.sendall("\r\n".join([f"{line} HTTP/1.1", "Host: x", *headers, "", ""]).encode("latin-1") + body)
+
+    def hear(self, *, body: bool = True) -> Answer:
+        """The next answer."""
+        status = int(self._file.readline().split()[1])
+        headers = {}
+        while (line := self._file.readline().strip()) != b"":
+            name, _, value = line.decode("latin-1").partition(":")
+            headers[name.lower()] = value.strip()
+        return Answer(status, headers, self._file.read(int(headers.get("content-length", "0"))) if body else b"")
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size)
+
+    def ended(self) -> bool:
+        """Whether the other side has closed, waited for; what it said before is read over."""
+        try:
+            while self._file.read(1 << 16):
+                pass
+        except ConnectionError:
+            pass
+        return True
+
+    def close(self, *, reset: bool = False) -> None:
+        if reset:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self._file.close()
+        self.socket.close()
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def refused_start(*options: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """(exit code, the one line on stderr) of a ``kitfs serve`` that does not come up."""
+    done = subprocess.run([str(KITFS), "serve", *options], capture_output=True, text=True, timeout=PATIENCE, env=env)
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    return done.returncode, line
+
+
+def no_traceback(log: Path) -> None:
+    text = log.read_text()
+    assert "Traceback" not in text, text[-5000:]
+    assert "a bug" not in text, text[-5000:]
+
+
+Pushing = Callable[[httpx.Client, str, bytes], None]
