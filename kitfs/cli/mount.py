@@ -14,7 +14,7 @@ import click
 
 from kitfs.cli.host import client_fields
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import flush, human_size, put, put_json, put_table, say, shown
+from kitfs.cli.output import Unwritable, flush, human_size, put, put_json, put_table, say, shown
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import KitfsError, MountError, NotFound, UsageError
 
@@ -92,19 +92,30 @@ def mount(settings: Settings, reference: str, directory: str) -> None:
 
 
 def do_mount(request: MountRequest, *, foreground: bool) -> None:
-    """Mount, here or in a daemon, and print one line when the mount answers. In the foreground this ends the process."""
+    """Mount, here or in a daemon, and print one line when the mount answers. In the foreground this ends the process.
+
+    A stdout that cannot be written ends no mount: in the foreground it is a warning in the log.
+    """
+    import logging
+
     from kitfs.daemon.life import serve, start
 
     def told(record: Record, _: Sequence[str] = ()) -> None:
         put(f"{record.digest} pid {record.pid} log {record.log}")
         flush()
 
+    def told_or_logged(record: Record, _: Sequence[str] = ()) -> None:
+        try:
+            told(record)
+        except Unwritable as e:
+            logging.getLogger("kitfs").warning("%s; the mount goes on", e)
+
     if not foreground:
         told(start(request, lambda warning: say(f"kitfs: {warning}")))
         return
     code = 0
     try:
-        serve(request, told, stderr=True)
+        serve(request, told_or_logged, stderr=True)
     except KitfsError as e:
         say(f"kitfs: {e}")
         code = e.exit_code

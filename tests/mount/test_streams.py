@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -50,6 +51,26 @@ def test_a_reader_that_goes_away_is_141(host: Host, ref: str) -> None:
     """As the shell has it of others that die of SIGPIPE; and silent."""
     done = shell(host, '"$@" | head -c 10 > /dev/null; echo "${PIPESTATUS[0]}"', "cat", ref, "m/w.bin")
     assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+@pytest.mark.parametrize("kind", ["full", "gone"])
+def test_a_mount_in_the_foreground_outlives_its_stdout(host: Host, ref: str, kind: str) -> None:
+    """A disk that is full, or a reader that went away, is a warning; the mount is served until its signal."""
+    if kind == "full":
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, stdout = os.pipe()
+        os.close(reader)
+    process = host.start("mount", ref, host.mnt / "a", "--foreground", stdout=stdout)
+    os.close(stdout)
+    with process:
+        assert process.stderr is not None
+        told = next((line for line in process.stderr if "stdout" in line), "")
+        assert "WARNING stdout cannot be written: " in told
+        assert (host.mnt / "a/m/w.bin").read_bytes() == bytes(4 << 20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert host.mount_points() == []
 
 
 def test_a_current_directory_that_is_gone(host: Host, ref: str) -> None:
