@@ -221,6 +221,24 @@ class Settings:
         """Whether anything but the default set this option."""
         return self._origins[name] != "default"
 
+    def client_fields(self) -> dict[str, Any]:
+        """The fields of registry ClientOptions, from the network options. Raises UsageError for a certificate without its key."""
+        if bool(self["cert"]) != bool(self["key"]):
+            raise UsageError("--cert and --key must be given together")
+        mirrors: dict[str, tuple[str, ...]] = {}
+        for host, url in self["mirror"]:
+            mirrors[host] = (*mirrors.get(host, ()), url)
+        return {
+            "plain_http": self["plain-http"],
+            "tls_verify": self["tls-verify"],
+            "tls_certs": self["tls-cert"],
+            "cert": self["cert"],
+            "key": self["key"],
+            "proxy": self["proxy"],
+            "mirrors": mirrors,
+            "read_timeout": self["read-timeout"],
+        }
+
     @classmethod
     def load(cls, flags: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Settings:
         """Settle every option in ``flags``: a mapping of option name to text, a sequence of texts, or None when not given."""

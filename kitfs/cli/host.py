@@ -8,29 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kitfs.config import Settings
-from kitfs.errors import UsageError
 
 if TYPE_CHECKING:
     from kitfs.kit import Host
-
-
-def client_fields(settings: Settings) -> dict[str, Any]:
-    """The fields of registry ClientOptions, from the network options."""
-    if bool(settings["cert"]) != bool(settings["key"]):
-        raise UsageError("--cert and --key must be given together")
-    mirrors: dict[str, tuple[str, ...]] = {}
-    for host, url in settings["mirror"]:
-        mirrors[host] = (*mirrors.get(host, ()), url)
-    return {
-        "plain_http": settings["plain-http"],
-        "tls_verify": settings["tls-verify"],
-        "tls_certs": settings["tls-cert"],
-        "cert": settings["cert"],
-        "key": settings["key"],
-        "proxy": settings["proxy"],
-        "mirrors": mirrors,
-        "read_timeout": settings["read-timeout"],
-    }
 
 
 @contextmanager
@@ -40,7 +20,7 @@ def host_of(settings: Settings, **more: Any) -> Iterator[Host]:
     from kitfs.metrics import Counters
     from kitfs.registry.client import ClientOptions
 
-    options = ClientOptions(**client_fields(settings))
+    options = ClientOptions(**settings.client_fields())
     log = logging.getLogger("kitfs")
     log.setLevel(logging.WARNING)
     handler = logging.StreamHandler()

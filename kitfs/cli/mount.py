@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kitfs.cli.host import client_fields
 from kitfs.cli.options import Command, takes
 from kitfs.cli.output import Unwritable, flush, human_size, put, put_json, put_table, say, shown
 from kitfs.config import COMMON, NETWORK, Settings
@@ -68,7 +67,7 @@ def mount_request(reference: str, directory: str, settings: Settings) -> MountRe
         max_entries=settings["max-entries"],
         remote=settings["remote"],
         log_level=settings["log-level"],
-        client=client_fields(settings),
+        client=settings.client_fields(),
     )
 
 
@@ -269,7 +268,7 @@ def _check(reference: str, digest: str, settings: Settings) -> dict[str, Any]:
         with closing(open_layout(named)) as layout:
             now = layout.resolve(named.tag or "").digest
     else:
-        client = RegistryClient(ClientOptions(**client_fields(settings)), Credentials.load(settings["config"]), counters=Counters(), log=log)
+        client = RegistryClient(ClientOptions(**settings.client_fields()), Credentials.load(settings["config"]), counters=Counters(), log=log)
         with closing(client):
             now = client.repository(named).resolve(named.tag or "latest").digest
     return {"moved": now != digest, "digest": str(now)}
