@@ -6,7 +6,6 @@ import json
 import socket
 import ssl
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +74,8 @@ def put(client: httpx.Client, name: str, reference: str, data: bytes, media_type
 
 
 def index(*manifests: bytes, **more: Any) -> bytes:
-    return json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": [descriptor(m, IMAGE_MANIFEST) for m in manifests], **more}).encode()
+    listed = [descriptor(m, IMAGE_MANIFEST) for m in manifests]
+    return json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": listed, **more}).encode()
 
 
 def code(answer: httpx.Response) -> tuple[int, str]:
@@ -159,5 +159,3 @@ def no_traceback(log: Path) -> None:
     assert "Traceback" not in text, text[-5000:]
     assert "a bug" not in text, text[-5000:]
 
-
-Pushing = Callable[[httpx.Client, str, bytes], None]

@@ -528,11 +528,10 @@ def test_other_methods(client: httpx.Client, path: str, allowed: str) -> None:
 
 
 def test_read_only(tmp_path: Path) -> None:
-    with Server(tmp_path / "root", tmp_path / "log") as server:
-        with client_of(server) as client:
-            digest = pushed(client, "a", DATA)
-            put(client, "a", "v1", manifest())
-            location = begun(client, "a")
+    with Server(tmp_path / "root", tmp_path / "log") as server, client_of(server) as client:
+        digest = pushed(client, "a", DATA)
+        put(client, "a", "v1", manifest())
+        location = begun(client, "a")
     with Server(tmp_path / "root", tmp_path / "log", "--read-only") as server:
         with client_of(server) as client:
             assert client.get(f"/v2/a/blobs/{digest}").content == DATA
@@ -540,7 +539,8 @@ def test_read_only(tmp_path: Path) -> None:
             assert client.get("/v2/a/tags/list").json()["tags"] == ["v1"]
             for method, path in (
                 ("POST", "/v2/a/blobs/uploads/"), ("POST", f"/v2/b/blobs/uploads/?mount={digest}"), ("PATCH", location), ("DELETE", location),
-                ("PUT", f"{location}?digest={UNKNOWN}"), ("PUT", "/v2/a/manifests/v2"), ("DELETE", "/v2/a/manifests/v1"), ("DELETE", f"/v2/a/blobs/{digest}"),
+                ("PUT", f"{location}?digest={UNKNOWN}"), ("PUT", "/v2/a/manifests/v2"), ("DELETE", "/v2/a/manifests/v1"),
+                ("DELETE", f"/v2/a/blobs/{digest}"),
             ):  # fmt: skip
                 answer = client.request(method, path, content=b"" if method == "DELETE" else b"{}")
                 assert code(answer) == (405, "UNSUPPORTED")
