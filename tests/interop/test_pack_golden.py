@@ -74,9 +74,7 @@ def packed(box: Host, *args: str | os.PathLike[str], env: dict[str, str] | None 
 
 @pytest.mark.parametrize("name", PACKED_BY_KIT)
 @pytest.mark.parametrize("version", [None, "1.7.0", "1.10.0"])
-def test_layers_and_config_of_a_golden_tree_are_kits(
-    golden_trees: Path, box: Host, mirror: tuple[str, str], name: str, version: str | None
-) -> None:
+def test_layers_and_config_of_a_golden_tree_are_kits(golden_trees: Path, box: Host, mirror: tuple[str, str], name: str, version: str | None) -> None:
     """Digests, sizes and media types of all layers, digest and size of the config; of compressed kits the diffIds are the layers here."""
     expected = GOLDEN_KITS[name]
     options = () if version is None else ("--kit-version", version)

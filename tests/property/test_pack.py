@@ -1,0 +1,270 @@
+"""Random trees, packed: a layer holds what KITOPS §1.5 and §3 say, as GNU tar and Python read it, in the order of filepath.Walk.
+
+The rules are written down once more here, from that text, and share no line with kitfs: what a layer holds is decided path by path, with a
+matcher that goes through patterns and paths by their segments.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import stat
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kitfs.metrics import Counters
+from kitfs.oci.kitfile import Kitfile
+from kitfs.oci.names import Reference
+from kitfs.ops.events import quiet
+from kitfs.ops.pack import Packed, Shape, pack
+from kitfs.store.store import Store
+from tests.conftest import needs
+
+ROOT = os.geteuid() == 0
+PLAIN = ["a", "b", "ab", "data", "data-v2", "src", "model.bin"]
+ODD = [
+    b"a..b", b"..a", b"...", b"a..", b" ", b"-", b"-C", b"--x", b"\xff\xfe", "é".encode(), "日本".encode(), b"a b", b"\\", b"a\\nb", b"*", b"[a]",
+    b"!a", b"#a", b"%s", b"\x01\x7f", b'"', b"Kitfile", b"kitfile", b"x" * 99, b"y" * 101, b"z" * 155, b"w" * 255, "ü".encode() * 60, b"PaxHeaders.0",
+    "😀".encode(),
+]  # fmt: skip
+MODES = [0o644, 0o755, 0o600, 0o4755, 0o2755, 0o1777, 0o7777, 0]
+TARGETS = [b"a", b"../a", b"/etc", b".", b"nowhere"]
+KINDS = ["file"] * 5 + ["dir"] * 4 + ["link", "fifo", "hard"]
+SEGMENTS = st.one_of(st.sampled_from(PLAIN), st.sampled_from(["*", "?", "a*", "*b", "*a*", "da?a", "**"]))
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> str:
+    """A line of a .kitignore."""
+    segments = draw(st.lists(SEGMENTS, min_size=1, max_size=3))
+    segments = [s for i, s in enumerate(segments) if i == 0 or (s, segments[i - 1]) != ("**", "**")]
+    before = draw(st.sampled_from(["", "/", "!", "! ", "  "]))
+    after = draw(st.sampled_from(["", "/", "  ", "\r"]))
+    return before + "/".join(segments) + after
+
+
+LINES = st.lists(st.one_of(rules(), st.sampled_from(["", "# a", "#*", "   "])), max_size=5)
+
+
+# -- the rules, from their text ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ignore:
+    """A .kitignore: (taken back, segments) per line, kit's own four after them."""
+
+    patterns: list[tuple[bool, list[str]]]
+
+    @classmethod
+    def of(cls, lines: list[str]) -> Ignore:
+        found = []
+        for line in lines:
+            text = line.strip()
+            if not text or line.startswith("#"):
+                continue
+            back = text.startswith("!")
+            found.append((back, text.removeprefix("!").strip().strip("/").split("/")))
+        return cls([*found, *((False, [name]) for name in ("Kitfile", "kitfile", ".kitfile", ".kitignore"))])
+
+    @property
+    def takes_back(self) -> bool:
+        return any(back for back, _ in self.patterns)
+
+    def ignores(self, path: list[str]) -> bool:
+        """The last pattern that matches the path or a directory above it decides."""
+        above = [path[:n] for n in range(1, len(path) + 1)]
+        decided = [back for back, pattern in self.patterns if any(matches(pattern, p) for p in above)]
+        return bool(decided) and not decided[-1]
+
+
+def matches(pattern: list[str], path: list[str]) -> bool:
+    """Segment by segment; ``**`` is any number of them, at the end at least one."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return bool(path) if len(pattern) == 1 else any(matches(pattern[1:], path[n:]) for n in range(len(path) + 1))
+    return bool(path) and fits(pattern[0], path[0]) and matches(pattern[1:], path[1:])
+
+
+def fits(pattern: str, name: str) -> bool:
+    """``*``: any characters, ``?``: one."""
+    if not pattern:
+        return not name
+    if pattern[0] == "*":
+        return any(fits(pattern[1:], name[n:]) for n in range(len(name) + 1))
+    return bool(name) and pattern[0] in ("?", name[0]) and fits(pattern[1:], name[1:])
+
+
+def walked(directory: bytes, above: tuple[bytes, ...] = ()) -> Iterator[tuple[bytes, ...]]:
+    """Every path of a directory, in the order of filepath.Walk."""
+    for name in sorted(os.listdir(directory)):
+        yield (*above, name)
+        full = os.path.join(directory, name)
+        if stat.S_ISDIR(os.lstat(full).st_mode):
+            yield from walked(full, (*above, name))
+
+
+def within(path: list[str], directory: list[str]) -> bool:
+    return path[: len(directory)] == directory
+
+
+def expected(context: bytes, layer: list[str], others: list[list[str]], ignore: Ignore) -> list[tuple[bytes, bool, int, bytes]]:
+    """(name, whether a directory, mode, content) of all that a layer holds."""
+
+    def kept(path: list[str]) -> bool:
+        theirs = any(within(path, other) and not within(layer, other) for other in others)
+        return not ignore.ignores(path) and not theirs
+
+    found = []
+    for raw in walked(context):
+        path = [os.fsdecode(name) for name in raw]
+        full = os.path.join(context, *raw)
+        about = os.lstat(full)
+        directory = stat.S_ISDIR(about.st_mode)
+        if not directory and not stat.S_ISREG(about.st_mode):
+            continue
+        if not within(path, layer) and not (directory and within(layer, path)):
+            continue
+        if not kept(path) or (not ignore.takes_back and not all(kept(path[:n]) for n in range(1, len(path)))):
+            continue
+        content = b"" if directory else read(full)
+        found.append((b"/".join(raw), directory, stat.S_IMODE(about.st_mode), content))
+    return found
+
+
+def read(path: bytes) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+# -- trees on disk ----------------------------------------------------------------------------------------------------------------
+
+
+def make(directory: bytes, dice: random.Random, files: list[bytes], depth: int = 0) -> None:
+    """Fill a directory. A hard link is one to a file that was made before. Without root, modes let their owner read."""
+    names = {name_of(dice) for _ in range(dice.randint(0 if depth else 3, 6 - depth))} | ({b"Kitfile"} if not depth else set())
+    for name in sorted(names):
+        path = os.path.join(directory, name)
+        kind = dice.choice(KINDS)
+        mode = dice.choice([*MODES, dice.randrange(0o10000)])
+        try:
+            if kind == "link":
+                os.symlink(dice.choice(TARGETS), path)
+            elif kind == "fifo":
+                os.mkfifo(path)
+            elif kind == "dir":
+                os.mkdir(path)
+                if depth < 4:
+                    make(path, dice, files, depth + 1)
+                os.chmod(path, mode | (0 if ROOT else 0o700))
+            elif kind == "hard" and files:
+                os.link(dice.choice(files), path)
+            else:
+                with open(path, "wb") as file:
+                    file.write(dice.randbytes(dice.choice([0, 1, 10, 511, 512, 513, 1600])))
+                os.chmod(path, mode | (0 if ROOT else 0o600))
+                files.append(path)
+        except OSError:
+            continue  # a path that is too long: the tree is what is there
+
+
+def name_of(dice: random.Random) -> bytes:
+    choice = dice.random()
+    if choice < 0.5:
+        return dice.choice(PLAIN).encode()
+    if choice < 0.8:
+        return dice.choice(ODD)
+    return dice.randbytes(dice.randint(1, 12)).translate(None, b"/\0\n").strip(b".") or b"x"
+
+
+def packable(context: bytes) -> list[str]:
+    """The context and all that a Kitfile may name in it."""
+    found = ["."]
+    for raw in walked(context):
+        path = b"/".join(raw)
+        try:
+            there = os.stat(os.path.join(context, path))
+            text = path.decode()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)) and len(text) < 1000:
+            found.append(text)
+    return found
+
+
+def packed(context: bytes, root: str, paths: list[str]) -> tuple[Packed, list[str]]:
+    """The kit of one code layer for each path, and the files of its layers."""
+    kitfile = Kitfile.from_json(json.dumps({"manifestVersion": "1.0.0", "package": {}, "code": [{"path": p} for p in paths]}).encode())
+    store = Store.open(root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
+    try:
+        made = pack(os.fsdecode(context), kitfile, store, [Reference.parse("a:b")], shape=Shape("1.7.0"), report=quiet)
+        return made, [os.path.join(store.path(layer.digest), "rest") for layer in made.manifest.layers]
+    finally:
+        store.close()
+
+
+def listed(archive: str) -> list[tuple[bytes, bool, int, bytes]]:
+    """A layer as Python reads it; who owns the entries and when they changed is always the same."""
+    found = []
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            assert (member.uid, member.gid, member.mtime, member.uname, member.gname) == (1000, 0, 0, "", "")
+            data = tar.extractfile(member) if member.isfile() else None
+            found.append((os.fsencode(member.name), member.isdir(), member.mode, data.read() if data else b""))
+    return found
+
+
+def extracted(archive: str, target: bytes) -> list[tuple[bytes, bool, int, bytes]]:
+    """A layer as GNU tar writes it out, sorted; directories that it had to make up itself are left out by their mode, which is ours."""
+    os.mkdir(target)
+    command = ["tar", "--extract", "--preserve-permissions", "--no-same-owner", "--delay-directory-restore", "-f", archive, "-C", os.fsdecode(target)]
+    done = subprocess.run(command, capture_output=True, check=False, umask=0o027)
+    assert (done.returncode, done.stderr) == (0, b""), done.stderr
+    found = []
+    for raw in walked(target):
+        full = os.path.join(target, *raw)
+        about = os.lstat(full)
+        directory = stat.S_ISDIR(about.st_mode)
+        found.append((b"/".join(raw), directory, stat.S_IMODE(about.st_mode), b"" if directory else read(full)))
+    return sorted(found)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 1 << 32), LINES, st.data())
+def test_a_layer_holds_what_the_rules_say(seed: int, lines: list[str], data: st.DataObject) -> None:
+    """Names, order, types, modes and bytes, for Python's tarfile; for GNU tar's extraction what no ignored parent is missing from."""
+    needs("tar")
+    scratch = tempfile.mkdtemp(prefix="kitfs-pack-")
+    try:
+        context = os.fsencode(os.path.join(scratch, "context"))
+        os.mkdir(context)
+        make(context, random.Random(seed), [])
+        if lines:
+            with open(os.path.join(context, b".kitignore"), "wb") as file:
+                file.write("\n".join(lines).encode())
+        paths = data.draw(st.lists(st.one_of(st.just("."), st.sampled_from(packable(context))), min_size=1, max_size=6, unique=True))
+        spelled = [data.draw(st.sampled_from([p, f"./{p}", f"{p}/", p.replace("/", "//")])) for p in paths]
+        _, layers = packed(context, os.path.join(scratch, "store"), spelled)
+        split = [[] if p == "." else p.split("/") for p in paths]
+        for number, (layer, archive) in enumerate(zip(split, layers, strict=True)):
+            rows = expected(context, layer, split, Ignore.of(lines))
+            assert listed(archive) == rows
+            assert extracted(archive, os.path.join(os.fsencode(scratch), b"out%d" % number)) == sorted(rows + made_up(rows))
+    finally:
+        shutil.rmtree(scratch)
+
+
+def made_up(rows: list[tuple[bytes, bool, int, bytes]]) -> list[tuple[bytes, bool, int, bytes]]:
+    """The directories that tar makes by itself, because an ignored one has a child that was taken back."""
+    names = {row[0] for row in rows}
+    missing = {name[:n] for name in names for n, c in enumerate(name) if c == 0x2F} - names
+    return [(name, True, 0o750, b"") for name in missing]
