@@ -146,7 +146,10 @@ class RegistryClient:
 
 
 class Repository:
-    """One repository, by way of its mirrors and its registry. An Origin: resolve, manifest, blob, blob_bytes, referrers, exists."""
+    """One repository, by way of its mirrors and its registry. An Origin: resolve, manifest, blob, blob_bytes, referrers, exists.
+
+    What changes it, and the list of its tags, passes the mirrors by: upload, put_manifest, delete_manifest, tags.
+    """
 
     def __init__(self, client: RegistryClient, name: str, endpoints: tuple[Endpoint, ...]) -> None:
         self._client = client

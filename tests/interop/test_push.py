@@ -1,4 +1,4 @@
-"""Pushes to CNCF distribution: in one piece, in chunks, mounted, over connections that break; skopeo reads what came of it."""
+"""Pushes to CNCF distribution and to ``kitfs serve``: in one piece, in chunks, mounted, over connections that break; skopeo reads them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -23,6 +23,7 @@ from kitfs.registry.credentials import Credentials
 from tests import kits
 from tests.conftest import needs
 from tests.registry_process import RegistryProcess, Relay
+from tests.server import Server
 
 pytestmark = pytest.mark.interop
 MiB = 1 << 20
@@ -139,6 +140,41 @@ def test_a_later_call_goes_on_or_begins_anew(own_registry: RegistryProcess, repo
     assert own_registry.blob_path(BLOB.digest).read_bytes() == DATA
     assert (notes, sum(told)) == ({}, len(DATA))
     assert any(row.method == "GET" and row.status == 204 for row in own_registry.served(mark)) or stop
+
+
+def test_kitfs_serve_keeps_what_it_has(repository: Repositories, tmp_path: Path) -> None:
+    """Through a connection that breaks, a server that is killed and a push that ends: one session, and no chunk goes twice whole."""
+
+    class Killed(BaseException):
+        pass
+
+    class Locations(Notes):
+        seen: ClassVar[set[str]] = set()
+
+        def set(self, key: tuple[str, str], value: Any) -> None:
+            self.seen.add(value["location"].rpartition("/")[2])
+            super().set(key, value)
+
+    with Server(tmp_path / "root", tmp_path / "log") as server, Relay(int(server.address.rpartition(":")[2])) as relay:
+        killed: list[int] = []
+
+        def read(offset: int) -> Iterator[bytes]:
+            if offset == 4 * MiB and not killed:
+                killed.append(offset)
+                server.kill()
+                server.restart()
+            if offset >= 6 * MiB:
+                raise Killed
+            yield from reader()(offset)
+
+        notes, told = Locations(), list[int]()
+        team = repository(relay.host, "team/kit")
+        relay.cut(3 * MiB)
+        with pytest.raises(Killed):
+            team.upload(BLOB, read, chunk=2 * MiB, journal=notes)
+        assert team.upload(BLOB, reader(), chunk=2 * MiB, journal=notes, progress=told.append) == "uploaded"
+        assert (told[0] >= 6 * MiB, sum(told), len(notes.seen), notes) == (True, len(DATA), 1, {})
+        assert team.blob_bytes(BLOB, len(DATA)) == DATA
 
 
 def test_a_wrong_digest_is_refused(registry: RegistryProcess, repository: Repositories) -> None:
