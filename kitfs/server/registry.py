@@ -2,8 +2,8 @@
 
 Follows distribution-spec v1.1. Everything raises ApiError for what cannot be done, with the specification's codes, or what the store
 raises (``answers.of_error`` makes an answer of it). A repository has a blob when it links it *and* the store has it whole and verified.
-Order makes it durable: bytes, then links, then tags, each fsynced before the next, and all before the caller answers. Threading: every
-method from any thread; an upload by one thread at a time.
+Order makes it durable: a blob's link, its bytes, then what names it, each fsynced before the next, and all before the caller answers.
+Threading: every method from any thread; an upload by one thread at a time.
 """
 
 from __future__ import annotations
@@ -144,14 +144,11 @@ class Registry:
         name = checked(repository)
         digest = parsed(digest_text)
         try:
-            ingest.commit(digest)
+            ingest.commit(digest, verified=lambda: self._links.link(name, BLOBS, link_name(digest), {}))
         except IntegrityError:
             ingest.discard()
             raise
-        try:
-            self._links.link(name, BLOBS, link_name(digest), {})
-        finally:
-            ingest.close()  # its lease has kept the blob until the link pins it
+        ingest.close()
         return digest
 
     # Manifests

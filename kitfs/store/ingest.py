@@ -136,14 +136,17 @@ class Ingest:
             self._hashed = at
         return Digest.parse(f"{algorithm}:{hasher.hexdigest()}")
 
-    def commit(self, expected: Digest | None = None) -> tuple[Digest, bool]:
+    def commit(self, expected: Digest | None = None, *, verified: Callable[[], object] | None = None) -> tuple[Digest, bool]:
         """(digest, whether the store did not have it yet): verified, durable, and leased until ``close``.
 
+        ``verified`` is called when the bytes are right, and before the ingest is gone: a crash leaves one or the other to go on with.
         Raises IntegrityError when the bytes are not ``expected``, StoreFull, StoreError; the ingest is as before then.
         """
         found = self.digest(expected.algorithm if expected is not None else "sha256")
         if expected is not None and found != expected:
             raise IntegrityError(f"the bytes have another digest than {expected}: {found}")
+        if verified is not None:
+            verified()
         target = entry_path(self._root, found)
         with _told(f"blob {found}"):
             held = hold(target)
@@ -156,9 +159,9 @@ class Ingest:
             meta = {"version": META_VERSION, "size": self.size, "chunk": chunk_size(self.size), "cuts": []}
             write_durably(os.path.join(self._directory, "meta.json"), json.dumps(meta).encode())
             write_durably(os.path.join(self._directory, "sealed"), json.dumps({"size": self.size, "digest": found.hex}).encode())
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(self._directory, "note"))
             self._move(target)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(target, "note"))
             fcntl.flock(self._lease, fcntl.LOCK_SH)
         os.close(self._fd)
         self._fd = -1
