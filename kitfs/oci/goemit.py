@@ -49,14 +49,15 @@ class Analysis(NamedTuple):
     block: bool
 
 
-def dump(value: Mapping[str, Any]) -> str:
-    """A mapping as yaml.v3 writes it, with its final newline. Texts must be free of lone surrogates."""
+def dump(value: Any) -> str:
+    """A document as yaml.v3 writes it, with its final newline. Texts must be free of lone surrogates."""
     writer = _Writer()
-    if value:
+    if isinstance(value, Mapping) and value:
         writer.mapping(value, 0)
+    elif isinstance(value, list) and value and not isinstance(value, Flow):
+        writer.sequence(value, 0)
     else:
-        writer.indicator("{", spaced=True, space=True)
-        writer.indicator("}")
+        writer.node(value, 0)
     writer.indent(0)
     return "".join(writer.out)
 

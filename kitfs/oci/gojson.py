@@ -54,6 +54,17 @@ def dumps(value: Any) -> bytes:
     return _text(value).encode()
 
 
+def indented(value: Any, margin: str = "") -> str:
+    """JSON as MarshalIndent with two blanks writes it. Raises ValueError for NaN and infinity."""
+    inner = margin + "  "
+    if isinstance(value, dict) and value:
+        fields = [f"{inner}{string(k)}: {indented(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(fields) + f"\n{margin}}}"
+    if isinstance(value, (list, tuple)) and value:
+        return "[\n" + ",\n".join([inner + indented(v, inner) for v in value]) + f"\n{margin}]"
+    return _text(value)
+
+
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join([f"{string(k)}:{_text(v)}" for k, v in value.items()]) + "}"
