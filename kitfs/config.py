@@ -221,6 +221,10 @@ class Settings:
         """Whether anything but the default set this option."""
         return self._origins[name] != "default"
 
+    def takes(self, name: str) -> bool:
+        """Whether this option is among those that were settled."""
+        return name in self._values
+
     def client_fields(self) -> dict[str, Any]:
         """The fields of registry ClientOptions, from the network options. Raises UsageError for a certificate without its key."""
         if bool(self["cert"]) != bool(self["key"]):

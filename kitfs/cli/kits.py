@@ -13,11 +13,10 @@ from kitfs.cli.options import Command, takes
 from kitfs.cli.output import say
 from kitfs.cli.progress import Reporter
 from kitfs.config import COMMON, NETWORK, Settings
-from kitfs.errors import ContextError, KitfsError, UsageError
+from kitfs.errors import ContextError, UsageError
 from kitfs.ops.events import Noted
 
 if TYPE_CHECKING:
-    from kitfs.kit import Host
     from kitfs.oci.kitfile import Kitfile
     from kitfs.oci.names import Reference
 
@@ -39,7 +38,7 @@ def pack(settings: Settings, directory: str) -> None:
     references = _references(settings["tag"])
     shape = packing.Shape(created=_source_date()) if settings["kit-version"] is None else packing.Shape(settings["kit-version"], _source_date())
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
-        parent_paths = _parent_paths(host, kitfile)
+        parent_paths = packing.parent_paths(host.resolver, kitfile)
         try:
             packed = packing.pack(context, kitfile, host.store, references, shape=shape, parent_paths=parent_paths, report=report)
         except ContextError as e:
@@ -88,21 +87,6 @@ def _source_date() -> int | None:
     except ValueError:
         raise UsageError(f"invalid SOURCE_DATE_EPOCH {text!r}: a number of seconds since 1970 was expected")
     return value
-
-
-def _parent_paths(host: Host, kitfile: Kitfile) -> list[str]:
-    """The layer paths of the kits that ``model.path`` leads to: nothing of them is packed."""
-    parent = kitfile.parent
-    found: list[str] = []
-    if parent is not None:
-        try:
-            kit = host.resolver.open(parent.or_latest())
-        except KitfsError as e:
-            raise type(e)(f"failed to resolve the referenced ModelKit {parent}: {e}")
-        with_layers = {layer.entry.path for layer in kit.layers if layer.entry is not None}
-        found += sorted(with_layers | {entry.path for entry in kit.kitfile.entries()})
-        kit.close()
-    return found
 
 
 @click.command("push", cls=Command, short_help="Bring a kit of the store to a registry.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
@@ -20,8 +19,6 @@ from kitfs.errors import KitfsError, MountError, NotFound, UsageError
 if TYPE_CHECKING:
     from kitfs.daemon.life import MountRequest
     from kitfs.daemon.record import Record, RunDir
-
-GONE_PATIENCE = 15.0  # seconds that umount waits for a daemon to end by itself
 
 
 def reference_of(text: str) -> str:
@@ -45,30 +42,8 @@ def reference_of(text: str) -> str:
 def mount_request(reference: str, directory: str, settings: Settings) -> MountRequest:
     """What a daemon needs to know, from the settings of ``mount``."""
     from kitfs.daemon.life import MountRequest
-    from kitfs.fuse.mounting import canonical
-    from kitfs.oci.filters import Filter
 
-    for text in settings["only"]:
-        Filter.parse(text)
-    allow_other = settings["allow-other"]
-    return MountRequest(
-        reference=reference_of(reference),
-        mountpoint=canonical(directory),
-        cache_dir=settings["cache-dir"],
-        run_dir=settings["run-dir"],
-        kit_home=settings["config"],
-        cache_size=settings["cache-size"],
-        only=settings["only"],
-        transport=settings["transport"],
-        allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
-        uid=os.geteuid() if settings["uid"] is None else settings["uid"],
-        gid=os.getegid() if settings["gid"] is None else settings["gid"],
-        umask=settings["umask"],
-        max_entries=settings["max-entries"],
-        remote=settings["remote"],
-        log_level=settings["log-level"],
-        client=settings.client_fields(),
-    )
+    return MountRequest.of(reference_of(reference), directory, settings)
 
 
 MOUNT_OPTIONS = (
@@ -128,6 +103,7 @@ def do_mount(request: MountRequest, *, foreground: bool) -> None:
 @takes("lazy", "all", *COMMON)
 def umount(settings: Settings, directory: str | None) -> None:
     """End the mount at DIR, or --all mounts of this store; returns when the daemon is gone. Also clears a mount whose daemon died."""
+    from kitfs.daemon.life import finish
     from kitfs.daemon.record import RunDir
     from kitfs.fuse.mounting import canonical
 
@@ -135,38 +111,18 @@ def umount(settings: Settings, directory: str | None) -> None:
         raise UsageError("umount takes a DIR, or --all")
     run = RunDir(settings["run-dir"])
     if directory is not None:
-        _umount(run, canonical(directory), settings["lazy"])
+        finish(run, canonical(directory), lazy=settings["lazy"])
         return
     failures = []
     for record in _of_store(run, settings):
         try:
-            _umount(run, record.mountpoint, settings["lazy"])
+            finish(run, record.mountpoint, lazy=settings["lazy"])
         except MountError as e:
             failures.append(e)
     for failure in failures[1:]:
         say(f"kitfs: {failure}")
     if failures:
         raise failures[0]
-
-
-def _umount(run: RunDir, mountpoint: str, lazy: bool) -> None:
-    from kitfs.fuse.mounting import is_mountpoint, mounts, unmount
-
-    record = run.record(mountpoint)
-    ours = any(m.mountpoint == mountpoint and m.fstype == "fuse.kitfs" for m in mounts())
-    if not ours and record is None:
-        raise MountError(f"nothing of kitfs is mounted at {mountpoint}", errno=errno.EINVAL)
-    if ours:
-        alive = run.alive(mountpoint)
-        unmount(mountpoint, lazy=lazy or not alive)
-    if record is None:
-        return
-    if not run.wait_gone(mountpoint, 1.0 if lazy else GONE_PATIENCE):
-        if lazy:
-            return  # it goes on serving the files that are still open
-        raise MountError(f"{mountpoint} is unmounted, but its daemon {record.pid} does not end; see {record.log}", errno=errno.EBUSY)
-    if not is_mountpoint(mountpoint):
-        run.forget(mountpoint)
 
 
 def _of_store(run: RunDir, settings: Settings) -> list[Record]:

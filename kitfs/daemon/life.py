@@ -32,12 +32,14 @@ from kitfs.daemon.record import Record, RunDir, listen
 from kitfs.errors import KitfsError, MountError
 
 if TYPE_CHECKING:
+    from kitfs.config import Settings
     from kitfs.fuse.filesystem import FileSystem
     from kitfs.metrics import Counters
 
 GRACE: Final = 10.0  # seconds that SIGTERM waits for users of the mount before it detaches lazily
 START_PATIENCE: Final = 60.0  # seconds that a second mount of the same directory waits for the first one to answer
 LOG_BYTES: Final = 16 << 20
+GONE_PATIENCE: Final = 15.0  # seconds that ``finish`` waits for a daemon to end by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,34 @@ class MountRequest:
     remote: bool = False
     log_level: str = "info"
     client: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, reference: str, directory: str, settings: Settings) -> MountRequest:
+        """What the options of ``mount`` ask for. Raises UsageError, MountError for a directory that cannot be a mount point."""
+        from kitfs.fuse.mounting import canonical
+        from kitfs.oci.filters import Filter
+
+        for text in settings["only"]:
+            Filter.parse(text)
+        allow_other = settings["allow-other"]
+        return cls(
+            reference=reference,
+            mountpoint=canonical(directory),
+            cache_dir=settings["cache-dir"],
+            run_dir=settings["run-dir"],
+            kit_home=settings["config"],
+            cache_size=settings["cache-size"],
+            only=settings["only"],
+            transport=settings["transport"],
+            allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
+            uid=os.geteuid() if settings["uid"] is None else settings["uid"],
+            gid=os.getegid() if settings["gid"] is None else settings["gid"],
+            umask=settings["umask"],
+            max_entries=settings["max-entries"],
+            remote=settings["remote"],
+            log_level=settings["log-level"],
+            client=settings.client_fields(),
+        )
 
 
 class Ready(Protocol):
@@ -96,23 +126,24 @@ def start(request: MountRequest, warn: Callable[[str], None]) -> Record:
         raise
     if not answer:
         raise MountError(f"the daemon died before {request.mountpoint} answered; see {RunDir(request.run_dir).file(request.mountpoint, 'log')}")
-    told = json.loads(answer)
-    for warning in told.get("warnings", ()):
+    answered = json.loads(answer)
+    for warning in answered.get("warnings", ()):
         warn(warning)
-    if "record" in told:
-        return Record(**told["record"])
-    raise _rebuilt(told)
+    if "record" in answered:
+        return Record(**answered["record"])
+    raise rebuilt(answered)
 
 
-def _told(error: KitfsError) -> dict[str, Any]:
+def told(error: KitfsError) -> dict[str, Any]:
+    """An error as JSON, for another process."""
     return {"error": type(error).__name__, "message": str(error), "errno": error.errno}
 
 
-def _rebuilt(told: dict[str, Any]) -> KitfsError:
-    """An error of the daemon as the same class in this process."""
-    kind = getattr(errors, told["error"], KitfsError)
-    error: KitfsError = kind(told["message"])
-    error.errno = told["errno"]
+def rebuilt(answered: dict[str, Any]) -> KitfsError:
+    """An error of another process as the same class in this one."""
+    kind = getattr(errors, answered["error"], KitfsError)
+    error: KitfsError = kind(answered["message"])
+    error.errno = answered["errno"]
     return error
 
 
@@ -148,10 +179,10 @@ def _daemon(request: MountRequest, pipe: int) -> None:
             status = 0
         except KitfsError as e:
             status = e.exit_code
-            answer(_told(e))
+            answer(told(e))
         except Exception as e:
             logging.getLogger("kitfs").exception("a bug ended the daemon")
-            answer(_told(MountError(f"a bug in kitfs: {type(e).__name__}: {e}")))
+            answer(told(MountError(f"a bug in kitfs: {type(e).__name__}: {e}")))
     finally:
         os._exit(status)  # whatever thread still waits for a socket has nobody left to answer
 
@@ -429,3 +460,27 @@ def notify_systemd(state: str) -> None:
             s.sendto(state.encode(), name)
     except OSError as e:
         logging.getLogger("kitfs").warning("systemd was not told %s: %s", state, e)
+
+
+def finish(run: RunDir, mountpoint: str, *, lazy: bool) -> None:
+    """End the mount at ``mountpoint``; returns when its daemon is gone, at once with ``lazy``. Also clears one whose daemon died.
+
+    Raises MountError when nothing of kitfs is mounted there, or it is in use.
+    """
+    from kitfs.fuse.mounting import is_mountpoint, mounts, unmount
+
+    record = run.record(mountpoint)
+    ours = any(m.mountpoint == mountpoint and m.fstype == "fuse.kitfs" for m in mounts())
+    if not ours and record is None:
+        raise MountError(f"nothing of kitfs is mounted at {mountpoint}", errno=errno.EINVAL)
+    if ours:
+        alive = run.alive(mountpoint)
+        unmount(mountpoint, lazy=lazy or not alive)
+    if record is None:
+        return
+    if not run.wait_gone(mountpoint, 1.0 if lazy else GONE_PATIENCE):
+        if lazy:
+            return  # it goes on serving the files that are still open
+        raise MountError(f"{mountpoint} is unmounted, but its daemon {record.pid} does not end; see {record.log}", errno=errno.EBUSY)
+    if not is_mountpoint(mountpoint):
+        run.forget(mountpoint)

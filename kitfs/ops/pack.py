@@ -9,18 +9,21 @@ and returns when they have ended.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import struct
 import threading
 import zipfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 from kitfs import __version__
-from kitfs.errors import ContextError, LayerError
+from kitfs.errors import ContextError, KitfsError, LayerError
+from kitfs.kit import Resolver
 from kitfs.layers.write import TRAILER, entry_length, header, padding
 from kitfs.oci.kitfile import Entry, Kitfile, clean_path
 from kitfs.oci.manifest import CREATED, FILEPATH, IMAGE_MANIFEST, KIT_CONFIG, KIT_MANIFEST, SUBTYPE, Descriptor, Manifest
@@ -35,9 +38,12 @@ from kitfs.store.store import Store
 KITFILE_NAMES: Final = ("Kitfile", "kitfile", ".kitfile")
 CLI_VERSION: Final = "ml.kitops.modelkit.cli-version"
 BASES: Final = {"prompt": "code", "mcpserver": "mcpb"}  # the kinds whose media type has another name
+NO_ZIP: Final = (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, EOFError, struct.error)
+GONE: Final = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)  # of open: no file any more, a link, a socket, no directory above
 PIECE: Final = 1 << 20
 MAX_IGNORE: Final = 4 << 20  # bytes of a .kitignore
 MAX_KITFILE: Final = 4 << 20
+GIVEN_UP: Final = "the pack was given up"
 VERSION: Final = re.compile(r"v?(\d{1,9})\.(\d{1,9})")
 
 
@@ -110,6 +116,20 @@ def parse_kitfile(data: bytes) -> Kitfile:
     kitfile = Kitfile.from_yaml(data)
     kitfile.validate()
     return kitfile
+
+
+def parent_paths(resolver: Resolver, kitfile: Kitfile) -> list[str]:
+    """The layer paths of the kits that ``model.path`` leads to: nothing of them is packed. Raises what opening a kit raises."""
+    parent = kitfile.parent
+    if parent is None:
+        return []
+    try:
+        kit = resolver.open(parent.or_latest())
+    except KitfsError as e:
+        raise type(e)(f"failed to resolve the referenced ModelKit {parent}: {e}")
+    with contextlib.closing(kit):
+        found = {layer.entry.path for layer in kit.layers if layer.entry is not None}
+        return sorted(found | {entry.path for entry in kit.kitfile.entries()})
 
 
 def pack(
@@ -190,27 +210,39 @@ def _length(job: _Job) -> int:
 
 
 def _write_all(context: str, jobs: Sequence[_Job], store: Store, stack: contextlib.ExitStack, report: Report, workers: int | None) -> None:
-    """Write every layer, several at once; told in order. The first error ends them all."""
+    """Write every layer, several at once; told in order. The first error, whichever layer's it is, ends them all."""
     stop = threading.Event()
+    failures: list[BaseException] = []  # the first is what happened; others may follow from it
+
+    def write(job: _Job) -> None:
+        try:
+            _write(context, job, store, stack, report, stop)
+        except BaseException as e:
+            failures.append(e)
+            stop.set()
+            raise
+
     with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), thread_name_prefix="kitfs-pack") as pool:
         futures: list[Future[None]] = []
         try:
-            futures += [pool.submit(_write, context, job, store, stack, report, stop) for job in jobs]
+            futures += [pool.submit(write, job) for job in jobs]
             for job, future in zip(jobs, futures, strict=True):
                 future.result()
                 assert job.digest is not None
                 report(Saved("layer", job.entry.kind, job.digest, job.added))
-        except BaseException:
+        except BaseException as e:
             stop.set()
             for future in futures:
                 future.cancel()
+            if failures and isinstance(e, KitfsError):
+                raise failures[0]
             raise
 
 
 def _write(context: str, job: _Job, store: Store, stack: contextlib.ExitStack, report: Report, stop: threading.Event) -> None:
     """Write one layer, and commit it; ``stack`` keeps its lease."""
     if stop.is_set():
-        return
+        raise ContextError(GIVEN_UP)
     ingest = store.ingest()
     stack.callback(ingest.close)
     sink = _Sink(ingest, lambda size: report(Moved(job.plan.path, size)), stop)
@@ -233,24 +265,18 @@ def _write_bundle(context: str, job: _Job, sink: _Sink) -> None:
     files = [e for e in job.plan.entries if not e.directory]
     if len(files) != 1 or files[0].path != job.plan.path:
         raise ContextError(f"error processing mcpserver: {job.plan.path} is no file that may be packed")
-    try:
-        with zipfile.ZipFile(os.path.join(context, job.plan.path)) as bundle:
-            bundle.getinfo("manifest.json")
-    except (zipfile.BadZipFile, KeyError, OSError, ValueError):
-        raise ContextError(f"error processing mcpserver: {job.plan.path} is no MCP bundle (a zip with manifest.json at its root)")
+    with _opened(context, files[0]) as fd:
+        try:
+            with open(fd, "rb", closefd=False) as f, zipfile.ZipFile(f) as bundle:
+                bundle.getinfo("manifest.json")
+        except NO_ZIP:
+            raise ContextError(f"error processing mcpserver: {job.plan.path} is no MCP bundle (a zip with manifest.json at its root)")
     _copy(context, files[0], sink)
 
 
 def _copy(context: str, entry: Found, sink: _Sink) -> None:
     """The bytes of a file. Raises ContextError when it is not what was planned, before or after."""
-    path = os.path.join(context, entry.path)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as e:
-        raise ContextError(f"{entry.path} cannot be read: {(e.strerror or str(e)).lower()}")
-    try:
-        if identity(os.fstat(fd)) != entry.identity:
-            raise ContextError(f"{entry.path} changed while it was packed; pack again when nobody writes to it")
+    with _opened(context, entry) as fd:
         left = entry.size
         while left:
             data = os.read(fd, min(PIECE, left))
@@ -259,11 +285,28 @@ def _copy(context: str, entry: Found, sink: _Sink) -> None:
             sink.add(data)
             left -= len(data)
         if left or identity(os.fstat(fd)) != entry.identity:
-            raise ContextError(f"{entry.path} changed while it was packed; pack again when nobody writes to it")
+            raise _changed(entry)
+
+
+@contextlib.contextmanager
+def _opened(context: str, entry: Found) -> Iterator[int]:
+    """A descriptor of a planned file. Raises ContextError when it cannot be read, there or in the block, or is another one."""
+    try:
+        fd = os.open(os.path.join(context, entry.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if identity(os.fstat(fd)) != entry.identity:
+                raise _changed(entry)
+            yield fd
+        finally:
+            os.close(fd)
     except OSError as e:
+        if e.errno in GONE:
+            raise _changed(entry)
         raise ContextError(f"{entry.path} cannot be read: {(e.strerror or str(e)).lower()}")
-    finally:
-        os.close(fd)
+
+
+def _changed(entry: Found) -> ContextError:
+    return ContextError(f"{entry.path} changed while it was packed; pack again when nobody writes to it")
 
 
 class _Sink:
@@ -292,7 +335,7 @@ class _Sink:
 
     def _put(self, data: bytes | bytearray) -> None:
         if self._stop.is_set():
-            raise ContextError("the pack was given up")
+            raise ContextError(GIVEN_UP)
         self._ingest.write(data)
         self._moved(len(data))
 

@@ -14,8 +14,9 @@ RANK = {
     "registry": 2, "store": 2, "layers": 2,
     "kit": 3,
     "ops": 4, "fuse": 4,
-    "daemon": 5, "server": 5, "config": 5, "__init__": 5,
-    "cli": 6, "__main__": 7,
+    "daemon": 5, "server": 5, "config": 5,
+    "sdk": 6, "fs": 7, "__init__": 8,
+    "cli": 9, "__main__": 10,
 }
 # config is read by the CLI and the daemon only; __version__ comes from the package itself and is below everything.
 ALLOWED = {("daemon", "config")}

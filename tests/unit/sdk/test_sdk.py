@@ -1,0 +1,131 @@
+"""``import kitfs``: kits as objects, files as file objects, verbs as functions; over a real registry."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import kitfs
+from kitfs import errors
+from kitfs.oci.kitfile import Code, Kitfile, Package
+from tests.unit.sdk.conftest import MODEL, Place
+
+
+def test_a_kit_is_read_lazily(place: Place) -> None:
+    with kitfs.open(place.reference, **place.fresh) as kit:
+        assert kit.digest.startswith("sha256:")
+        assert kit.reference == place.reference
+        assert (kit.kitfile.package.name, kit.kitfile.package.authors) == ("example", ("Ada",))
+        assert [(x.kind, x.path, x.state) for x in kit.layers] == [("model", "model", "absent"), ("dataset", "data/train.csv", "absent")]
+        assert [f.path for f in kit.files()] == ["Kitfile", "data", "data/train.csv", "model", "model/config.json", "model/model.safetensors"]
+        assert [f.path for f in kit.listdir("model")] == ["model/config.json", "model/model.safetensors"]
+        assert kit.stat("model/model.safetensors").size == len(MODEL)
+        assert kit.read("model/model.safetensors", 8, 20) == MODEL[8:28]
+        assert kit.read("model/model.safetensors") == MODEL
+        assert kit.read("data/train.csv", 100) == b""
+        assert kit.exists("model")
+        assert not kit.exists("nothing")
+        assert kit.layers[0].state in ("present", "verified")
+        assert repr(kit) == f"<Kit {place.reference} {kit.digest[:19]}>"
+
+
+def test_files_are_seekable_and_know_text(place: Place) -> None:
+    with kitfs.open(place.reference, **place.fresh) as kit:
+        with kit.open("model/model.safetensors") as f:
+            assert isinstance(f, io.BufferedReader)
+            assert f.seek(-10, io.SEEK_END) == len(MODEL) - 10
+            assert f.read() == MODEL[-10:]
+            assert f.read() == b""
+            f.seek(8)
+            f.seek(2, io.SEEK_CUR)
+            assert f.read(5) == MODEL[10:15]
+            with pytest.raises((ValueError, OSError)):
+                f.seek(-1)
+        with kit.open("data/train.csv", "r") as text:
+            assert list(text) == ["a,b\n", "1,2\n", "3,4\n"]
+        with pytest.raises(ValueError, match="read-only"):
+            kit.open("data/train.csv", "w")  # type: ignore[call-overload]
+
+
+def test_what_is_not_there_and_what_is_something_else(place: Place) -> None:
+    with kitfs.open(place.reference, **place.fresh) as kit:
+        with pytest.raises(errors.NotFound, match="nothing"):
+            kit.read("nothing")
+        with pytest.raises(IsADirectoryError):
+            kit.read("model")
+        with pytest.raises(NotADirectoryError):
+            kit.listdir("data/train.csv")
+        with pytest.raises(ValueError, match="not negative"):
+            kit.read("data/train.csv", -1)
+    with pytest.raises(errors.NotFound):
+        kitfs.open(place.reference.replace(":v1", ":v9"), **place.fresh)
+    with pytest.raises(errors.InvalidReference):
+        kitfs.open("UPPER/case", **place.fresh)
+    with pytest.raises(TypeError, match="no such option: colour"):
+        kitfs.open(place.reference, colour="red")
+    with pytest.raises(kitfs.KitfsError, match="read-timeout"):
+        kitfs.open(place.reference, read_timeout="never", **place.fresh)
+
+
+def test_filters(place: Place) -> None:
+    with kitfs.open(place.reference, only=["datasets"], **place.fresh) as kit:
+        assert [f.path for f in kit.files()] == ["data", "data/train.csv"]
+
+
+def test_a_packed_kit_needs_no_registry(place: Place) -> None:
+    options = {k: v for k, v in place.options.items() if k != "run_dir"}
+    digest = kitfs.pack(place.tree, "local-kit:v1", **options)
+    with kitfs.open("local-kit:v1", **place.options) as kit:
+        assert kit.digest == digest
+        assert kit.read("model/model.safetensors") == MODEL
+
+
+def test_pack_with_a_kitfile_that_was_made_here(place: Place) -> None:
+    options = {k: v for k, v in place.options.items() if k != "run_dir"}
+    kitfile = Kitfile(manifest_version="1.0.0", package=Package("made"), code=(Code("data"),))
+    digest = kitfs.pack(place.tree, kitfile=kitfile, created=0, kit_version="1.7.0", **options)
+    assert digest == kitfs.pack(place.tree, "a:b,c", kitfile=kitfile, created=5, kit_version="1.7.0", **options)
+    with kitfs.open("a:c", **place.options) as kit:
+        assert [f.path for f in kit.files()] == ["Kitfile", "data", "data/train.csv"]
+    with pytest.raises(errors.KitfileError, match="absolute"):
+        kitfs.pack(place.tree, kitfile=Kitfile(manifest_version="1.0.0", code=(Code("/etc"),)), **options)
+
+
+def test_push_tells_what_it_does_and_pull_brings_it_back(place: Place) -> None:
+    options = {k: v for k, v in place.options.items() if k != "run_dir"}
+    told: list[object] = []
+    copy = place.reference.replace("example", "copy")
+    digest = kitfs.push(place.reference, copy, report=told.append, **options)
+    assert {type(event).__name__ for event in told} >= {"Total", "Moved", "Sent"}
+    fresh = {k: v for k, v in place.fresh.items() if k != "run_dir"}
+    assert kitfs.pull(copy, **fresh) == digest
+    with kitfs.open(copy, **place.fresh) as kit:
+        assert {x.state for x in kit.layers} == {"verified"}
+
+
+def test_many_threads_read_one_kit(place: Place) -> None:
+    with kitfs.open(place.reference, **place.fresh) as kit:
+        wrong: list[int] = []
+
+        def read(start: int) -> None:
+            places = range(start, len(MODEL), 7919)
+            wrong.extend(at for at in places if kit.read("model/model.safetensors", at, 100) != MODEL[at : at + 100])
+
+        threads = [threading.Thread(target=read, args=(i * 100,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+
+def test_importing_kitfs_imports_nothing_heavy() -> None:
+    code = "import sys, kitfs; assert kitfs.__version__; print([m for m in ('httpx', 'yaml', 'diskcache', 'aiohttp', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    with pytest.raises(AttributeError, match="nothing"):
+        kitfs.nothing  # noqa: B018
