@@ -93,6 +93,11 @@ class RegistryProcess:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Returns when the registry answers."""
         leash = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []  # it ends with a test run that is killed
