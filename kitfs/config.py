@@ -105,6 +105,11 @@ def choice(*words: str) -> Callable[[str], str]:
     return parse
 
 
+def level(text: str) -> str:
+    """A log level, by kit's names too."""
+    return choice("debug", "info", "warning", "error")({"trace": "debug", "warn": "warning"}.get(text, text))
+
+
 def path(text: str) -> str:
     """An absolute path: the daemon works in /, so nothing relative may reach it."""
     if not text:
@@ -173,12 +178,30 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("proxy", proxy_url, "Proxy for all requests (default: the proxy environment).", metavar="URL"),
         Option("mirror", mirror, "Ask URL before HOST itself. Repeatable, tried in order.", metavar="HOST=URL", many=True),
         Option("read-timeout", seconds, "Give up a request after this long without a byte.", default="60", metavar="SECONDS"),
-        Option("log-level", choice("debug", "info", "warning", "error"), "How much goes to the log.", default="info", metavar="LEVEL"),
+        Option("log-level", level, "How much goes to the log.", default="info", metavar="LEVEL"),
         Option("progress", choice("auto", "none", "plain", "fancy"), "How long work shows itself.", default="auto", metavar="MODE"),
         Option("concurrency", positive, "Transfers at once.", default="5", metavar="N"),
         Option("file", word, "The Kitfile; - is stdin.", metavar="FILE", short="f"),
         Option("tag", word, "Name the kit: repository:tag, more tags after commas.", metavar="REF", short="t"),
         Option("kit-version", word, "Write the manifest as this version of kit does.", metavar="VERSION"),
+        Option("name", word, "Name of the package.", metavar="NAME"),
+        Option("desc", word, "Description of the package.", metavar="TEXT"),
+        Option("author", word, "Author of the package.", metavar="NAME"),
+        Option("overwrite", boolean, "Overwrite a Kitfile that is there.", default="false", flag=True, short="f", spelled="force"),
+        Option("save-as", word, "Where the Kitfile goes (default: DIR/Kitfile); - is stdout.", metavar="FILE", spelled="output"),
+        Option("format", word, "table, json, or a template of fields such as {{.Repo}}.", default="table", metavar="FORMAT"),
+        Option("having", word, "Only kits with what this selects: TYPES[:NAMES].", metavar="FILTER", many=True, short="f", spelled="filter"),
+        Option("node", word, "Only this part of the Kitfile: model.path, package.authors.", metavar="PATH", short="f", spelled="filter"),
+        Option("at-registry", boolean, "Ask the registry, not the store.", default="false", flag=True, short="r", spelled="remote"),
+        Option("remove-all", boolean, "Every kit that has no tag; with --force every kit.", default="false", flag=True, short="a", spelled="all"),
+        Option("remove-remote", boolean, "Remove from the registry, not from the store.", default="false", flag=True, short="r", spelled="remote"),
+        Option("remove-force", boolean, "The kit itself, with all its tags.", default="false", flag=True, short="f", spelled="force"),
+        Option("files", boolean, "Compare the files too; only indexes are read.", default="false", flag=True),
+        Option("tensors", boolean, "Compare the tensors of safetensors and GGUF files; only their headers are read.", default="false", flag=True),
+        Option("content", boolean, "Read the files of which size and layer do not say whether they changed.", default="false", flag=True),
+        Option("username", word, "Who logs in; without it the password is a token.", metavar="NAME", short="u"),
+        Option("password", word, "Password or token; --password-stdin is safer.", metavar="PASSWORD", short="p"),
+        Option("password-stdin", boolean, "Read the password from stdin.", default="false", flag=True),
         Option("listen", listen, "Where to listen; port 0 is any that is free.", default="127.0.0.1:5000", metavar="HOST:PORT"),
         Option("root", path, "The store that is served (default: the store of --cache-dir).", metavar="DIR"),
         Option("serve-cert", path, "Serve TLS with this certificate chain.", metavar="FILE", is_file=True, spelled="tls-cert"),

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def host_of(settings: Settings, **more: Any) -> Iterator[Host]:
-    """The store of --cache-dir and the registries of the network options, for the time of the block; warnings go to stderr."""
+    """The store of --cache-dir and the registries of the network options, for the time of the block.
+
+    Warnings go to stderr; with --log-level, or -v, what it says.
+    """
     from kitfs.kit import open_host
     from kitfs.metrics import Counters
     from kitfs.registry.client import ClientOptions
 
     options = ClientOptions(**settings.client_fields())
     log = logging.getLogger("kitfs")
-    log.setLevel(logging.WARNING)
+    log.setLevel(settings["log-level"].upper() if settings.given("log-level") else logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("kitfs: %(message)s"))
     log.addHandler(handler)

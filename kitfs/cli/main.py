@@ -13,12 +13,13 @@ from typing import NoReturn
 import click
 
 from kitfs import __version__
-from kitfs.cli import demo, kits, mount, serve, tree
+from kitfs.cli import demo, imports, kits, mount, serve, tree
+from kitfs.cli.options import Verbs
 from kitfs.cli.output import Unwritable, flush, settle_streams
 from kitfs.errors import KitfsError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="kitfs", message="%(prog)s %(version)s")
 def cli() -> None:
     """Mount KitOps ModelKits and CNCF ModelPacks lazily out of OCI registries.
@@ -27,7 +28,7 @@ def cli() -> None:
     """
 
 
-for _verb in (*mount.VERBS, *tree.VERBS, *kits.VERBS, *serve.VERBS, *demo.VERBS):
+for _verb in (*mount.VERBS, *tree.VERBS, *kits.VERBS, *imports.VERBS, *serve.VERBS, *demo.VERBS):
     cli.add_command(_verb)
 
 

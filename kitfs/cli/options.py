@@ -1,10 +1,14 @@
-"""Flags made from the table of ``config``: every verb names the options it takes, and gets them settled as ``Settings``."""
+"""Flags made from the table of ``config``: every verb names the options it takes, and gets them settled as ``Settings``.
+
+What kit takes with every verb (``EVERYWHERE``), before or after its name, every verb takes here.
+"""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -12,6 +16,9 @@ from kitfs.config import OPTIONS, Option, Settings
 from kitfs.errors import KitfsError
 
 Verb = Callable[..., None]
+EVERYWHERE: Final = ("config", "log-level", "progress")
+VERBOSE: Final = re.compile("-v+|--verbose")
+BEFORE: Final = frozenset(f"--{name}" for name in ("settings", "cache-dir", "run-dir", *EVERYWHERE))
 
 
 class Interrupted(KitfsError):  # noqa: N818 - as the classes of errors.py
@@ -30,24 +37,38 @@ class Command(click.Command):
         return super().parse_args(ctx, [f"{a}=true" if a in bare else a for a in args[:end]] + args[end:])
 
 
+class Verbs(click.Group):
+    """A group of verbs. What every verb takes may stand before its name, as with kit, and is handed on to it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Move leading options behind the verb."""
+        at = 0
+        while at < len(args) and (VERBOSE.fullmatch(args[at]) or args[at].partition("=")[0] in BEFORE):
+            at += 1 if VERBOSE.fullmatch(args[at]) or "=" in args[at] else 2
+        return super().parse_args(ctx, [*args[at : at + 1], *args[:at], *args[at + 1 :]] if at < len(args) else args)
+
+
 def _option(param: click.Option) -> Option:
     name = (param.name or "").replace("_", "-")
     return OPTIONS.get(name, Option(name, str, ""))
 
 
 def takes(*names: str) -> Callable[[Verb], Verb]:
-    """Decorate a verb with options of the table; it is called with ``settings`` and its own arguments."""
+    """Decorate a verb with options of the table, and those of ``EVERYWHERE``; it is called with ``settings`` and its own arguments."""
+    names = (*names, *(name for name in EVERYWHERE if name not in names))
 
     def decorate(verb: Verb) -> Verb:
         @functools.wraps(verb)
         def settle(**kwargs: Any) -> None:
+            if kwargs.pop("verbose"):
+                kwargs["log_level"] = "debug"
             flags = {name: kwargs.pop(name.replace("-", "_")) for name in names}
             try:
                 verb(Settings.load(flags), **kwargs)
             except KeyboardInterrupt:
                 raise Interrupted("interrupted")  # click would print an empty line of its own
 
-        decorated: Verb = settle
+        decorated: Verb = click.option("-v", "--verbose", count=True, help="Log more: as --log-level debug.")(settle)
         for name in reversed(names):
             decorated = _flag(OPTIONS[name])(decorated)
         return decorated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from kitfs.cli.options import Command, takes
+from kitfs.cli.options import Command, Verbs, takes
 from kitfs.config import Settings
 
 SEEN: list[tuple[object, ...]] = []
@@ -42,3 +42,53 @@ def parse(*args: str, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
 def test_flags(args: tuple[str, ...], seen: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """A BOOL stands after "=" only: the word after a bare --plain-http is an argument."""
     assert parse(*args, monkeypatch=monkeypatch) == seen
+
+
+LEVELS: list[object] = []
+
+
+@click.group(cls=Verbs)
+def kitfs() -> None:
+    """What every verb takes."""
+
+
+@kitfs.group("cache", cls=Verbs)
+def cache() -> None:
+    """A group below it."""
+
+
+@click.command("verb", cls=Command)
+@click.argument("reference")
+@takes()
+def bare(settings: Settings, reference: str) -> None:
+    LEVELS.append((reference, settings["log-level"], settings["progress"], settings["config"]))
+
+
+kitfs.add_command(bare)
+cache.add_command(bare)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "verb R --config /k -vv --progress plain",
+        "-v --config /k --progress=plain verb R",
+        "--config=/k --log-level trace verb --progress plain R",
+        "--verbose cache --progress plain verb --config /k R",
+        "--config /k -vv cache verb R --progress plain --log-level debug",
+    ],
+)
+def test_what_kit_takes_with_every_verb(args: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the verb or after it, and through a group."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+    LEVELS.clear()
+    kitfs.main(args.split(), standalone_mode=False)
+    assert LEVELS == [("R", "debug", "plain", "/k")]
+
+
+@pytest.mark.parametrize(("given", "meant"), [("warn", "warning"), ("trace", "debug"), ("error", "error"), ("info", "info")])
+def test_kits_names_of_levels(given: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+    LEVELS.clear()
+    bare.main(["--log-level", given, "R"], standalone_mode=False)
+    assert [row[1] for row in LEVELS] == [meant]  # type: ignore[index]
