@@ -272,20 +272,21 @@ class Client:
 
 
 def work(scene: Scene, number: int, seed: int) -> None:
-    """A client: its share of the blobs, and a pull of any blob after each; then pulls until there were enough kills."""
+    """A client: its share of the blobs, and two pulls after each; then pulls until there were enough kills."""
     rng = random.Random(seed + number)
     client = Client(scene)
 
     def look() -> None:
         known, tagged = scene.acknowledged(), scene.tagged()
-        blob = rng.choice(scene.blobs)
+        blob = rng.choice([*known.values()] if known and rng.random() < 0.8 else scene.blobs)
         client.pull(blob, rng, acknowledged=blob.number in known)
         client.resolve(blob, acknowledged=blob.number in tagged)
 
     try:
         for blob in scene.blobs[number::CLIENTS]:
             client.push(blob)
-            client.again(look)
+            for _ in range(2):
+                client.again(look)
         while not scene.enough.is_set():
             client.again(look)
     except BaseException as e:  # noqa: BLE001 - told by the main thread
