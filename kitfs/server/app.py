@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
@@ -37,6 +37,8 @@ PIECE: Final = 1 << 20  # bytes that are hashed and written at once
 TLS_PIECE: Final = 256 << 10
 SLICES: Final = (256 << 10, 8 << 20)  # bytes of one sendfile, least and most: what a client must take within the patience that a body has
 PATIENCE: Final = 60.0
+REST: Final = 0.1  # seconds without a byte after which what has come of a body is written
+SETTLE: Final = 1.0  # seconds that a question for an upload's progress waits for its body to rest
 TAKEOVER: Final = 10.0  # seconds that a request waits for the one before it on the same upload
 MAX_OPEN: Final = 256  # uploads that are kept open between two chunks, so that nothing is hashed twice
 ROUTES: Final = tuple(
@@ -78,6 +80,7 @@ class App:
         self._read_only = read_only
         self._patience = patience
         self._uploads = Uploads()
+        self._running = 0
         self._handlers: Mapping[str, Mapping[str, Handler]] = {
             "base": {"GET": self._base},
             "catalog": {"GET": self._catalog},
@@ -95,6 +98,7 @@ class App:
         user = "-"
         status: int | str = "broken off"
         size = 0
+        self._running += 1
         try:
             try:
                 user = await self._admitted(request)
@@ -113,6 +117,7 @@ class App:
                 request.transport.abort()  # closing it would wait for whoever takes nothing
             response = web.Response()  # aiohttp finds that it cannot be sent, and is done; an exception would be a traceback in the log
         finally:
+            self._running -= 1
             line = (request.remote or "-", user, request.method, request.path_qs, status, size, time.monotonic() - began)
             self._log.info('%s %s "%s %s" %s %d %.3fs', *(shown(x) if isinstance(x, str) else x for x in line))
         return response
@@ -129,6 +134,11 @@ class App:
             self._log.error("a bug: %s %s", request.method, shown(request.path), exc_info=error)
             error = ApiError(500, "UNKNOWN", "a bug in kitfs; its log has more")
         return refusal(request, error)
+
+    async def rested(self) -> None:
+        """Wait until no request is being answered."""
+        while self._running:
+            await asyncio.sleep(REST / 2)
 
     async def close(self) -> None:
         """Let go of the uploads that are open."""
@@ -289,20 +299,21 @@ class App:
             self._keep(ingest)
             return pending(name, ingest.name, 0)
         try:
-            await self._receive(request, ingest)
+            await self._receive(request, ingest, Turn(Queue(), 0))
             return created(name, str(await self._run(self._registry.finish, name, ingest, digest_text)))
         finally:
             await self._run(ingest.discard)
 
     async def _progress(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
+        await self._uploads.rested(ident)
         size = await self._run(self._registry.progress, name, ident)
         response = pending(name, ident, size)
         response.set_status(204)
         return response
 
     async def _chunk(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
-        async with self._working(name, ident) as ingest:
-            await self._receive(request, ingest)
+        async with self._working(name, ident) as (ingest, turn):
+            await self._receive(request, ingest, turn)
             size = ingest.size
         return pending(name, ident, size)
 
@@ -311,25 +322,25 @@ class App:
         if digest_text is None:
             raise ApiError(400, "DIGEST_INVALID", "the digest parameter is missing")
         parsed(digest_text)
-        async with self._working(name, ident) as ingest:
-            await self._receive(request, ingest)
+        async with self._working(name, ident) as (ingest, turn):
+            await self._receive(request, ingest, turn)
             return created(name, str(await self._run(self._registry.finish, name, ingest, digest_text)))
 
     async def _cancel(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
-        async with self._working(name, ident) as ingest:
+        async with self._working(name, ident) as (ingest, _):
             await self._run(ingest.discard)
         return answer(204, headers={"Docker-Upload-UUID": ident})
 
     @contextlib.asynccontextmanager
-    async def _working(self, name: str, ident: str) -> AsyncIterator[Ingest]:
+    async def _working(self, name: str, ident: str) -> AsyncIterator[tuple[Ingest, Turn]]:
         """An upload, alone; kept open for its next chunk unless it has ended."""
-        async with self._uploads.alone(ident):
+        async with self._uploads.alone(ident) as turn:
             await self._run(self._registry.progress, name, ident)
             ingest = self._uploads.take(ident)
             if ingest is None:
                 ingest = await self._run(self._registry.resume, name, ident)
             try:
-                yield ingest
+                yield ingest, turn
             finally:
                 self._keep(ingest)
 
@@ -337,7 +348,7 @@ class App:
         for old in self._uploads.keep(ingest):
             self._pool.submit(old.close)
 
-    async def _receive(self, request: web.BaseRequest, ingest: Ingest) -> None:
+    async def _receive(self, request: web.BaseRequest, ingest: Ingest, turn: Turn) -> None:
         """Append a body. What has come when it breaks off stays; the next request goes on behind it."""
         header = request.headers.get("Content-Range")
         if header is not None and request.body_exists:
@@ -349,73 +360,108 @@ class App:
             if said.start != ingest.size or (length is not None and length != said.stop - said.start):
                 told = {"Range": uploaded(ingest.size)}
                 raise ApiError(416, "BLOB_UPLOAD_INVALID", f"the upload has {ingest.size} bytes, and Content-Range says {header[:100]}", headers=told)
-        with self._uploads.interruptible(ingest.name):
+        with turn.interruptible():
             loop = asyncio.get_running_loop()
             writing: asyncio.Future[None] | None = None
             gathered: list[bytes] = []
             size = 0
             try:
                 async for piece in pieces(request, self._patience):
+                    turn.queue.moving = True
                     gathered.append(piece)
                     size += len(piece)
-                    if size >= PIECE:
+                    if size >= PIECE or not piece:
                         if writing is not None:
                             await settled(writing)
                         writing = loop.run_in_executor(self._pool, _append, ingest, gathered)
                         gathered, size = [], 0
+                        if not piece:
+                            await settled(writing)
+                            turn.queue.moving = False
             finally:
                 if writing is not None:
                     await settled(writing)
                 await self._run(_append, ingest, gathered)
 
 
-class Uploads:
-    """Which uploads this process works on: one request at a time, a later one first. Used on the loop's thread only."""
+class Queue:
+    """The requests for one upload: how many there are, the number of the latest, who waits for a body, and whether one is coming in."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Ingest] = {}
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
-        self._receiving: dict[str, asyncio.Task[Any]] = {}
+        self.lock = asyncio.Lock()
+        self.users = 0
+        self.latest = 0
+        self.receiving: asyncio.Task[Any] | None = None
+        self.moving = False
 
-    @contextlib.asynccontextmanager
-    async def alone(self, ident: str) -> AsyncIterator[None]:
-        """Alone with an upload; whoever waits for a body on it is interrupted. Raises ApiError when he does not end."""
-        lock, users = self._locks.get(ident, (asyncio.Lock(), 0))
-        self._locks[ident] = (lock, users + 1)
-        try:
-            if (task := self._receiving.get(ident)) is not None and not task.cancelling():
-                task.cancel()
-            try:
-                async with asyncio.timeout(TAKEOVER):
-                    await lock.acquire()
-            except TimeoutError:
-                raise ApiError(409, "BLOB_UPLOAD_INVALID", "another request works on this upload", headers={"Retry-After": "1"})
-            try:
-                yield
-            finally:
-                lock.release()
-        finally:
-            lock, users = self._locks[ident]
-            if users > 1:
-                self._locks[ident] = (lock, users - 1)
-            else:
-                del self._locks[ident]
+
+class Turn:
+    """A request's time alone with an upload; while it waits for a body it gives way to a later one."""
+
+    def __init__(self, queue: Queue, number: int) -> None:
+        self.queue = queue
+        self._number = number
+
+    def check(self) -> None:
+        """Raises ApiError when a later request is there."""
+        if self.queue.latest > self._number:
+            raise ApiError(409, "BLOB_UPLOAD_INVALID", "a later request has taken this upload over")
 
     @contextlib.contextmanager
-    def interruptible(self, ident: str) -> Any:
+    def interruptible(self) -> Iterator[None]:
         """While a body is waited for, a later request for the same upload may take over."""
+        self.check()
         task = asyncio.current_task()
         assert task is not None
-        self._receiving[ident] = task
+        self.queue.receiving, self.queue.moving = task, True
         before = task.cancelling()
         try:
             yield
         except asyncio.CancelledError:
-            if ident in self._locks and self._locks[ident][1] > 1 and task.uncancel() <= before:
-                raise ApiError(409, "BLOB_UPLOAD_INVALID", "a later request has taken this upload over")
+            if self.queue.latest > self._number and task.uncancel() <= before:
+                self.check()
             raise
         finally:
-            del self._receiving[ident]
+            self.queue.receiving, self.queue.moving = None, False
+
+
+class Uploads:
+    """Which uploads this process works on: one request at a time, the latest first. Used on the loop's thread only."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Ingest] = {}
+        self._queues: dict[str, Queue] = {}
+
+    @contextlib.asynccontextmanager
+    async def alone(self, ident: str) -> AsyncIterator[Turn]:
+        """Alone with an upload; whoever waits for a body on it is interrupted. Raises ApiError when he does not end, or a later one comes."""
+        queue = self._queues.setdefault(ident, Queue())
+        queue.users += 1
+        queue.latest += 1
+        turn = Turn(queue, queue.latest)
+        try:
+            if queue.receiving is not None and not queue.receiving.cancelling():
+                queue.receiving.cancel()
+            try:
+                async with asyncio.timeout(TAKEOVER):
+                    await queue.lock.acquire()
+            except TimeoutError:
+                raise ApiError(409, "BLOB_UPLOAD_INVALID", "another request works on this upload", headers={"Retry-After": "1"})
+            try:
+                turn.check()
+                yield turn
+            finally:
+                queue.lock.release()
+        finally:
+            queue.users -= 1
+            if not queue.users:
+                del self._queues[ident]
+
+    async def rested(self, ident: str) -> None:
+        """Wait until nothing comes in for an upload, for SETTLE at most: who asks how far it is has lost the connection that it came on."""
+        end = time.monotonic() + SETTLE
+        while (queue := self._queues.get(ident)) is not None and queue.moving and time.monotonic() < end:
+            await asyncio.sleep(REST / 2)
 
     def take(self, ident: str) -> Ingest | None:
         """An upload that is open, for whoever is alone with it."""
@@ -454,16 +500,24 @@ def _append(ingest: Ingest, gathered: list[bytes]) -> None:
 
 
 async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[bytes]:
-    """A body as it comes, asked for when the client waits for that. Raises TimeoutError when nothing does."""
+    """A body as it comes, asked for when the client waits for that; an empty piece whenever it rests. Raises TimeoutError after ``patience``."""
     if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # aiohttp's sign that an answer has begun
+    end = time.monotonic() + patience
     while True:
-        async with asyncio.timeout(patience):
-            piece = await request.content.readany()
+        try:
+            async with asyncio.timeout(REST):
+                piece = await request.content.readany()
+        except TimeoutError:
+            if time.monotonic() > end:
+                raise
+            yield b""
+            continue
         if not piece:
             return
         yield piece
+        end = time.monotonic() + patience
 
 
 def answer(status: int, data: bytes = b"", *, content_type: str = "", headers: Mapping[str, str] | None = None) -> web.Response:

@@ -26,7 +26,8 @@ from kitfs.server.htpasswd import Htpasswd
 from kitfs.server.registry import Registry
 from kitfs.store.store import Store
 
-GRACE: Final = 1.5  # seconds that running requests have after SIGTERM, and once more as long without their bodies
+GRACE: Final = 2.0  # seconds that running requests have after SIGTERM
+CUT: Final = 0.5  # seconds that aiohttp gives them then, twice, to find that their connections are closed
 LAST: Final = 4.0  # seconds after SIGTERM until what still works on a thread (reading a large upload back) is left as it is
 IDLE: Final = 75.0  # seconds that a connection may wait, or take for its headers
 MAX_HEADER: Final = 16 << 10  # bytes of a request line, and of one header
@@ -113,12 +114,17 @@ async def _serve(app: App, listening: socket.socket, context: ssl.SSLContext | N
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    runner = web.ServerRunner(http(app, log=log), handle_signals=False, shutdown_timeout=GRACE)
+    runner = web.ServerRunner(http(app, log=log), handle_signals=False, shutdown_timeout=CUT)
     await runner.setup()
     try:
-        await web.SockSite(runner, listening, ssl_context=context, backlog=BACKLOG).start()
+        site = web.SockSite(runner, listening, ssl_context=context, backlog=BACKLOG)
+        await site.start()
         ready()
         await stop.wait()
+        await site.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                await app.rested()
     finally:
         await runner.cleanup()
         await app.close()
