@@ -44,10 +44,10 @@ class Item(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """``directories`` parents first; ``files`` by layer, each in the order of its archive; ``links`` path → the path whose file it is;
-    ``symlinks``; ``left_out`` in lines for people."""
+    """``directories`` parents first; ``files`` by layer, each in the order of its archive; ``links`` are further names of files, of
+    which ``targets`` has the first; ``left_out`` are lines for people."""
 
-    directories: dict[str, int]
+    directories: dict[str, Item]
     files: tuple[tuple[Item, ...], ...]
     links: dict[str, Item]
     targets: dict[str, str]
@@ -83,7 +83,7 @@ def outline(sources: Sequence[Sourced], *, reserved: Collection[str] = ()) -> Ou
         del won[path]
     _prune(sources, won, left_out)
     files: list[list[Item]] = [[] for _ in sources]
-    directories: dict[str, int] = {}
+    directories: dict[str, Item] = {}
     links: dict[str, Item] = {}
     targets: dict[str, str] = {}
     linked = {(w.source, w.member.link) for w in won.values() if w.member.link}
@@ -92,7 +92,7 @@ def outline(sources: Sequence[Sourced], *, reserved: Collection[str] = ()) -> Ou
     for path, (member, source, _) in won.items():
         item = Item(path, member, source)
         if member.kind == "dir":
-            directories[path] = member.mode
+            directories[path] = item
         elif member.kind == "symlink":
             _follow(path, won)
             symlinks.append(item)
