@@ -246,6 +246,7 @@ def pack(
     in seconds since the epoch. Raises ContextError, KitfileError, StoreError, and what resolving a parent kit raises.
     """
     from kitfs.ops import pack as packing
+    from kitfs.ops.shape import Shape
 
     settings = settled(options, (*COMMON, *NETWORK))
     context = os.path.realpath(directory)
@@ -261,7 +262,7 @@ def pack(
     if tag is not None:
         first = Reference.parse(tag, multiple_tags=True).or_latest()
         references = [first, *(first.with_tag(more) for more in first.extra_tags)]
-    shape = packing.Shape(created=created) if kit_version is None else packing.Shape(kit_version, created)
+    shape = Shape(created=created) if kit_version is None else Shape(kit_version, created)
     with _host(settings) as host:
         parent_paths = packing.parent_paths(host.resolver, found)
         packed = packing.pack(context, found, host.store, references, shape=shape, parent_paths=parent_paths, report=report)

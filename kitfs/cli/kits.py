@@ -32,11 +32,12 @@ def pack(settings: Settings, directory: str) -> None:
     Layers and config are byte for byte those of kit. What .kitignore names is left out. SOURCE_DATE_EPOCH sets the created time.
     """
     from kitfs.ops import pack as packing
+    from kitfs.ops.shape import Shape
 
     context = os.path.realpath(directory)
     kitfile, where = _kitfile(settings["file"], directory)
     references = _references(settings["tag"])
-    shape = packing.Shape(created=_source_date()) if settings["kit-version"] is None else packing.Shape(settings["kit-version"], _source_date())
+    shape = Shape(created=_source_date()) if settings["kit-version"] is None else Shape(settings["kit-version"], _source_date())
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         parent_paths = packing.parent_paths(host.resolver, kitfile)
         try:

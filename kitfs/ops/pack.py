@@ -9,65 +9,34 @@ and returns when they have ended.
 from __future__ import annotations
 
 import contextlib
-import errno
+import hashlib
 import os
-import re
-import struct
 import threading
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
-from kitfs import __version__
-from kitfs.errors import ContextError, KitfsError, LayerError
+from kitfs.errors import ContextError, KitfsError, UsageError
 from kitfs.kit import Resolver
-from kitfs.layers.write import TRAILER, entry_length, header, padding
 from kitfs.oci.kitfile import Entry, Kitfile, clean_path
-from kitfs.oci.manifest import CREATED, FILEPATH, IMAGE_MANIFEST, KIT_CONFIG, KIT_MANIFEST, SUBTYPE, Descriptor, Manifest
+from kitfs.oci.manifest import IMAGE_MANIFEST, Descriptor, Manifest
 from kitfs.oci.names import Digest, Reference
-from kitfs.ops.events import Moved, Report, Saved, Total, Warned
+from kitfs.ops.contents import Contents, check_bundle, compressed
+from kitfs.ops.events import Moved, Report, Saved, Sent, Total, Warned, quiet
 from kitfs.ops.ignore import IgnoreRules
 from kitfs.ops.local import assign
-from kitfs.ops.walk import Found, Plan, identity, plan
-from kitfs.store.ingest import Ingest
+from kitfs.ops.shape import Shape as Shape
+from kitfs.ops.shape import Written
+from kitfs.ops.transfer import Target
+from kitfs.ops.walk import Plan, plan
+from kitfs.registry.upload import Journal
 from kitfs.store.store import Store
 
 KITFILE_NAMES: Final = ("Kitfile", "kitfile", ".kitfile")
-CLI_VERSION: Final = "ml.kitops.modelkit.cli-version"
-BASES: Final = {"prompt": "code", "mcpserver": "mcpb"}  # the kinds whose media type has another name
-NO_ZIP: Final = (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, EOFError, struct.error)
-GONE: Final = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)  # of open: no file any more, a link, a socket, no directory above
-PIECE: Final = 1 << 20
 MAX_IGNORE: Final = 4 << 20  # bytes of a .kitignore
 MAX_KITFILE: Final = 4 << 20
 GIVEN_UP: Final = "the pack was given up"
-VERSION: Final = re.compile(r"v?(\d{1,9})\.(\d{1,9})")
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a manifest looks like: that of the kit version ``cli_version``. ``created`` in seconds since the epoch, where it has one."""
-
-    cli_version: str = f"kitfs-{__version__}"
-    created: int | None = None
-
-    @property
-    def _version(self) -> tuple[int, int]:
-        match = VERSION.match(self.cli_version)
-        return (int(match[1]), int(match[2])) if match else (1, 17)
-
-    @property
-    def typed(self) -> bool:
-        """artifactType and filepath annotations: since 1.10."""
-        return self._version >= (1, 10)
-
-    @property
-    def dated(self) -> bool:
-        """mediaType and created time: since 1.16."""
-        return self._version >= (1, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +50,16 @@ class Packed:
 
 @dataclass(slots=True)
 class _Job:
-    """One layer on its way: its plan, and what came of it."""
+    """One layer on its way: its bytes, and what came of them."""
 
     entry: Entry
-    plan: Plan
-    digest: Digest | None = None
-    size: int = 0
+    contents: Contents
+    written: Written | None = None
     added: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        return self.contents.plan
 
 
 def find_kitfile(context: str) -> str | None:
@@ -148,33 +120,93 @@ def pack(
     ``parent_paths``: layer paths of the kit that ``model.path`` refers to, which are left out. Raises ContextError for a tree that cannot
     be read, or changes meanwhile; KitfileError, StoreError, StoreFull. Nothing of a pack that fails stays but whole layers, unpinned.
     """
+    jobs = _planned(context, kitfile, parent_paths, shape, report)
+    with contextlib.ExitStack() as stack:
+        _write_all(jobs, lambda job, stop: _write(job, store, stack, shape, report, stop), report, workers)
+        kit = _Finished(kitfile, jobs, shape)
+        added = _kept(store, stack, kit.config_bytes)
+        report(Saved("config", "config", kit.config.digest, added))
+        added = _kept(store, stack, kit.manifest_bytes)
+        report(Saved("manifest", "manifest", kit.descriptor.digest, added))
+        for reference in references:
+            assign(store, reference, kit.descriptor)
+    return Packed(kit.descriptor, kit.manifest, kit.kitfile)
+
+
+def pack_to(
+    context: str,
+    kitfile: Kitfile,
+    target: Target,
+    tags: Sequence[str],
+    *,
+    shape: Shape,
+    parent_paths: Collection[str] = (),
+    journal: Journal | None = None,
+    report: Report,
+    workers: int | None = None,
+) -> Packed:
+    """Pack straight into a repository of a registry: nothing is written to a disk, and nothing stays in a store.
+
+    Each layer's digest is found first, by reading it once; only what the registry does not have is read again, and sent. Raises as ``pack``,
+    and what the registry raises; nothing is tagged then.
+    """
+    jobs = _planned(context, kitfile, parent_paths, shape, report)
+
+    def send(job: _Job, stop: threading.Event) -> None:
+        job.written = _measured(job, shape, stop)
+        how = _upload(job, target, shape, journal, report, stop)
+        job.added = how != "exists"
+        report(Sent("blob", job.written.digest, job.written.size, how))
+
+    _write_all(jobs, send, report, workers)
+    kit = _Finished(kitfile, jobs, shape)
+    how = target.upload(kit.config, lambda offset: iter([kit.config_bytes[offset:]]), journal=journal)
+    report(Sent("config", kit.config.digest, kit.config.size, how))
+    for tag in tags:
+        target.put_manifest(tag, IMAGE_MANIFEST, kit.manifest_bytes)
+    report(Sent("manifest", kit.descriptor.digest, kit.descriptor.size, "uploaded"))
+    return Packed(kit.descriptor, kit.manifest, kit.kitfile)
+
+
+class _Finished:
+    """Config and manifest of a kit whose layers are written."""
+
+    def __init__(self, kitfile: Kitfile, jobs: Sequence[_Job], shape: Shape) -> None:
+        layers = [job.written for job in jobs if job.written is not None]
+        self.kitfile = kitfile.with_layers([(layer.digest, layer.diff_id) for layer in layers])
+        media_type, self.config_bytes = shape.config(self.kitfile, layers)
+        self.config = Descriptor(media_type, Digest.of(self.config_bytes), len(self.config_bytes))
+        descriptors = [shape.layer(layer, raw=job.contents.raw) for layer, job in zip(layers, jobs, strict=True)]
+        self.manifest = shape.manifest(self.config, descriptors, self.kitfile)
+        self.manifest_bytes = self.manifest.to_json()
+        self.descriptor = Descriptor(IMAGE_MANIFEST, Digest.of(self.manifest_bytes), len(self.manifest_bytes))
+
+
+def _planned(context: str, kitfile: Kitfile, parent_paths: Collection[str], shape: Shape, report: Report) -> list[_Job]:
+    """Every layer's job, with the warnings that the Kitfile and the tree are worth."""
     entries = kitfile.entries()
+    if shape.model_pack and kitfile.mcp_servers:
+        raise UsageError("mcpServers are not supported when packing in modelpack format")
     rules = IgnoreRules.parse(_ignore_file(context))
     others = [clean_path(p) for p in (*(e.path for e in entries), *parent_paths)]
-    jobs = [_Job(entry, _planned(context, entry, rules, others, report)) for entry in entries]
+    jobs = [_job(context, entry, rules, others, shape, report) for entry in entries]
     for doubt in kitfile.doubtful():
         report(Warned(doubt))
     if not jobs and shape.typed:
         report(Warned("ModelKit contains no layers"))
     for job in jobs:
-        report(Total(job.plan.path, _length(job)))
-    with contextlib.ExitStack() as stack:
-        _write_all(context, jobs, store, stack, report, workers)
-        filled = kitfile.with_layers([(job.digest, job.digest) for job in jobs if job.digest is not None])
-        config = _kept(store, stack, filled.to_json(), KIT_CONFIG)
-        report(Saved("config", "config", config[0].digest, config[1]))
-        manifest = _manifest(config[0], jobs, shape)
-        descriptor, added = _kept(store, stack, manifest.to_json(), IMAGE_MANIFEST)
-        report(Saved("manifest", "manifest", descriptor.digest, added))
-        for reference in references:
-            assign(store, reference, descriptor)
-    return Packed(descriptor, manifest, filled)
+        report(Total(job.plan.path, job.contents.size))
+    return jobs
 
 
-def _planned(context: str, entry: Entry, rules: IgnoreRules, others: Collection[str], report: Report) -> Plan:
-    """The plan of one entry, and the warnings that it is worth."""
+def _job(context: str, entry: Entry, rules: IgnoreRules, others: Collection[str], shape: Shape, report: Report) -> _Job:
+    """The job of one entry, and the warnings that it is worth."""
     try:
         found = plan(context, entry.path, rules, others)
+        if entry.kind == "mcpserver":
+            check_bundle(context, found)
+        one_file = bool(found.entries) and not found.entries[-1].directory and found.entries[-1].path == found.path
+        contents = Contents(context, found, raw=shape.is_raw(entry.kind, one_file=one_file))
     except ContextError as e:
         raise ContextError(f"error processing {entry.kind}: {e}")
     if found.ignored:
@@ -183,7 +215,7 @@ def _planned(context: str, entry: Entry, rules: IgnoreRules, others: Collection[
         report(Warned(f"Skipping {path}: only files and directories are packed, no symlinks and no devices"))
     if not found.files:
         report(Warned(f"No files detected in {entry.kind} layer with path {found.path}"))
-    return found
+    return _Job(entry, contents)
 
 
 def _ignore_file(context: str) -> bytes | None:
@@ -199,24 +231,16 @@ def _ignore_file(context: str) -> bytes | None:
     return data
 
 
-def _length(job: _Job) -> int:
-    """Bytes that a layer will have."""
-    if job.entry.kind == "mcpserver":
-        return sum(e.size for e in job.plan.entries)
-    try:
-        return sum(entry_length(os.fsencode(e.path), directory=e.directory, size=e.size) for e in job.plan.entries) + len(TRAILER)
-    except LayerError as e:
-        raise ContextError(f"error processing {job.entry.kind}: {e}")
-
-
-def _write_all(context: str, jobs: Sequence[_Job], store: Store, stack: contextlib.ExitStack, report: Report, workers: int | None) -> None:
-    """Write every layer, several at once; told in order. The first error, whichever layer's it is, ends them all."""
+def _write_all(jobs: Sequence[_Job], do: Callable[[_Job, threading.Event], None], report: Report, workers: int | None) -> None:
+    """Do every layer, several at once; told in order. The first error, whichever layer's it is, ends them all."""
     stop = threading.Event()
     failures: list[BaseException] = []  # the first is what happened; others may follow from it
 
     def write(job: _Job) -> None:
         try:
-            _write(context, job, store, stack, report, stop)
+            if stop.is_set():
+                raise ContextError(GIVEN_UP)
+            do(job, stop)
         except BaseException as e:
             failures.append(e)
             stop.set()
@@ -226,10 +250,15 @@ def _write_all(context: str, jobs: Sequence[_Job], store: Store, stack: contextl
         futures: list[Future[None]] = []
         try:
             futures += [pool.submit(write, job) for job in jobs]
-            for job, future in zip(jobs, futures, strict=True):
+            for number, (job, future) in enumerate(zip(jobs, futures, strict=True), 1):
                 future.result()
-                assert job.digest is not None
-                report(Saved("layer", job.entry.kind, job.digest, job.added))
+                assert job.written is not None
+                if not job.added:
+                    wait(futures)
+                    same = job.written.digest
+                    twin = next((other for other in jobs if other.added and other.written and other.written.digest == same), job)
+                    twin.added, job.added = False, twin.added  # of equal layers the first is told as the new one
+                report(Saved("layer", job.entry.kind, job.written.digest, job.added))
         except BaseException as e:
             stop.set()
             for future in futures:
@@ -239,139 +268,80 @@ def _write_all(context: str, jobs: Sequence[_Job], store: Store, stack: contextl
             raise
 
 
-def _write(context: str, job: _Job, store: Store, stack: contextlib.ExitStack, report: Report, stop: threading.Event) -> None:
-    """Write one layer, and commit it; ``stack`` keeps its lease."""
-    if stop.is_set():
-        raise ContextError(GIVEN_UP)
+def _write(job: _Job, store: Store, stack: contextlib.ExitStack, shape: Shape, report: Report, stop: threading.Event) -> None:
+    """Write one layer into the store; ``stack`` keeps its lease."""
     ingest = store.ingest()
     stack.callback(ingest.close)
-    sink = _Sink(ingest, lambda size: report(Moved(job.plan.path, size)), stop)
-    if job.entry.kind == "mcpserver":
-        _write_bundle(context, job, sink)
-    else:
-        for entry in job.plan.entries:
-            sink.add(header(os.fsencode(entry.path), directory=entry.directory, mode=entry.mode, size=entry.size))
-            if not entry.directory:
-                _copy(context, entry, sink)
-                sink.add(padding(entry.size))
-        sink.add(TRAILER)
-    sink.flush()
-    job.size = ingest.size
-    job.digest, job.added = ingest.commit()
+    plain = hashlib.sha256()
+    method = shape.compression_of(job.entry.kind)
+    pieces = _told(job.contents.pieces(), job, report, stop)
+    for piece in pieces if method == "none" else compressed(_hashed(pieces, plain), method):
+        ingest.write(piece)
+    size = ingest.size
+    digest, job.added = ingest.commit()
+    diff_id = digest if method == "none" else Digest.parse(f"sha256:{plain.hexdigest()}")
+    job.written = _written(job, digest, diff_id, size)
 
 
-def _write_bundle(context: str, job: _Job, sink: _Sink) -> None:
-    """An MCP bundle goes in as it is: a zip with a manifest.json at its root."""
-    files = [e for e in job.plan.entries if not e.directory]
-    if len(files) != 1 or files[0].path != job.plan.path:
-        raise ContextError(f"error processing mcpserver: {job.plan.path} is no file that may be packed")
-    with _opened(context, files[0]) as fd:
-        try:
-            with open(fd, "rb", closefd=False) as f, zipfile.ZipFile(f) as bundle:
-                bundle.getinfo("manifest.json")
-        except NO_ZIP:
-            raise ContextError(f"error processing mcpserver: {job.plan.path} is no MCP bundle (a zip with manifest.json at its root)")
-    _copy(context, files[0], sink)
+def _measured(job: _Job, shape: Shape, stop: threading.Event) -> Written:
+    """Digest and size of a layer that is not kept."""
+    plain, packed, size = hashlib.sha256(), hashlib.sha256(), 0
+    for piece in _encoded(_hashed(_told(job.contents.pieces(), job, quiet, stop), plain), shape.compression_of(job.entry.kind)):
+        packed.update(piece)
+        size += len(piece)
+    return _written(job, Digest.parse(f"sha256:{packed.hexdigest()}"), Digest.parse(f"sha256:{plain.hexdigest()}"), size)
 
 
-def _copy(context: str, entry: Found, sink: _Sink) -> None:
-    """The bytes of a file. Raises ContextError when it is not what was planned, before or after."""
-    with _opened(context, entry) as fd:
-        left = entry.size
-        while left:
-            data = os.read(fd, min(PIECE, left))
-            if not data:
-                break
-            sink.add(data)
-            left -= len(data)
-        if left or identity(os.fstat(fd)) != entry.identity:
-            raise _changed(entry)
+def _upload(job: _Job, target: Target, shape: Shape, journal: Journal | None, report: Report, stop: threading.Event) -> str:
+    """Send a layer, made anew from its files. A compressed one is made from its beginning wherever it goes on."""
+    assert job.written is not None
+    method = shape.compression_of(job.entry.kind)
+
+    def read(offset: int) -> Iterator[bytes]:
+        if method == "none":
+            yield from _told(job.contents.pieces(offset), job, quiet, stop)
+            return
+        for piece in _encoded(_told(job.contents.pieces(), job, quiet, stop), method):
+            if len(piece) > offset:
+                yield piece[offset:]
+            offset = max(0, offset - len(piece))
+
+    descriptor = shape.layer(job.written, raw=job.contents.raw)
+    how = target.upload(descriptor, read, journal=journal, progress=lambda size: report(Moved(job.plan.path, size)))
+    if how != "uploaded":
+        report(Moved(job.plan.path, job.contents.size))
+    return how
 
 
-@contextlib.contextmanager
-def _opened(context: str, entry: Found) -> Iterator[int]:
-    """A descriptor of a planned file. Raises ContextError when it cannot be read, there or in the block, or is another one."""
-    try:
-        fd = os.open(os.path.join(context, entry.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            if identity(os.fstat(fd)) != entry.identity:
-                raise _changed(entry)
-            yield fd
-        finally:
-            os.close(fd)
-    except OSError as e:
-        if e.errno in GONE:
-            raise _changed(entry)
-        raise ContextError(f"{entry.path} cannot be read: {(e.strerror or str(e)).lower()}")
+def _written(job: _Job, digest: Digest, diff_id: Digest, size: int) -> Written:
+    file = job.plan.entries[-1] if job.contents.raw else None
+    if file is None:
+        return Written(job.entry.kind, job.plan.path, digest, diff_id, size)
+    return Written(job.entry.kind, job.plan.path, digest, diff_id, size, file.size, file.mode, file.identity[-1])
 
 
-def _changed(entry: Found) -> ContextError:
-    return ContextError(f"{entry.path} changed while it was packed; pack again when nobody writes to it")
+def _encoded(pieces: Iterator[bytes], method: str) -> Iterator[bytes]:
+    return pieces if method == "none" else compressed(pieces, method)
 
 
-class _Sink:
-    """Gathers small pieces, so that a layer of many small files is not written in as many system calls."""
+def _hashed(pieces: Iterator[bytes], hasher: Any) -> Iterator[bytes]:
+    for piece in pieces:
+        hasher.update(piece)
+        yield piece
 
-    def __init__(self, ingest: Ingest, moved: Callable[[int], None], stop: threading.Event) -> None:
-        self._ingest = ingest
-        self._moved = moved
-        self._stop = stop
-        self._gathered = bytearray()
 
-    def add(self, data: bytes) -> None:
-        """Append."""
-        if len(self._gathered) + len(data) > PIECE:
-            self.flush()
-        if len(data) >= PIECE:
-            self._put(data)
-        else:
-            self._gathered += data
-
-    def flush(self) -> None:
-        """Write what was gathered."""
-        if self._gathered:
-            self._put(self._gathered)
-            self._gathered = bytearray()
-
-    def _put(self, data: bytes | bytearray) -> None:
-        if self._stop.is_set():
+def _told(pieces: Iterator[bytes], job: _Job, report: Report, stop: threading.Event) -> Iterator[bytes]:
+    """Pieces as they are, told as they go; ends when the pack is given up."""
+    for piece in pieces:
+        if stop.is_set():
             raise ContextError(GIVEN_UP)
-        self._ingest.write(data)
-        self._moved(len(data))
+        yield piece
+        report(Moved(job.plan.path, len(piece)))
 
 
-def _kept(store: Store, stack: contextlib.ExitStack, data: bytes, media_type: str) -> tuple[Descriptor, bool]:
-    """Store a small blob, leased until the stack ends; its descriptor, and whether it was new."""
+def _kept(store: Store, stack: contextlib.ExitStack, data: bytes) -> bool:
+    """Store a small blob, leased until the stack ends; whether it was new."""
     ingest = store.ingest()
     stack.callback(ingest.close)
     ingest.write(data)
-    digest, added = ingest.commit()
-    return Descriptor(media_type, digest, len(data)), added
-
-
-def _manifest(config: Descriptor, jobs: Sequence[_Job], shape: Shape) -> Manifest:
-    """The manifest in the shape of a version of kit (KITOPS §1.2)."""
-    annotations = {CLI_VERSION: shape.cli_version}
-    if shape.dated:
-        created = datetime.now(UTC) if shape.created is None else datetime.fromtimestamp(shape.created, UTC)
-        annotations[CREATED] = created.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Manifest(
-        config,
-        tuple(_layer(job, shape) for job in jobs),
-        media_type=IMAGE_MANIFEST if shape.dated else "",
-        artifact_type=KIT_MANIFEST if shape.typed else "",
-        annotations=annotations,
-        null_layers=not shape.typed,
-    )
-
-
-def _layer(job: _Job, shape: Shape) -> Descriptor:
-    assert job.digest is not None
-    kind = job.entry.kind
-    annotations = {}
-    if shape.typed:
-        annotations[FILEPATH[0]] = job.plan.path
-    if kind == "prompt":
-        annotations[SUBTYPE] = "prompt"
-    form = "raw" if kind == "mcpserver" else "tar"
-    return Descriptor(f"application/vnd.kitops.modelkit.{BASES.get(kind, kind)}.v1.{form}", job.digest, job.size, annotations)
+    return ingest.commit()[1]

@@ -62,6 +62,9 @@ def plan(context: str, path: str, rules: IgnoreRules, others: Collection[str]) -
         raise ContextError(f"path {path}: {e.strerror}")
     if not (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)):
         raise ContextError(f"path {path} is neither a file nor a directory")
+    base, real = os.path.realpath(context), os.path.realpath(whole)
+    if real != base and not real.startswith(os.path.join(base, "")):
+        raise ContextError(f"paths must be within context directory (path {path} leads to {real})")
     made.ignored = path != "." and _left_out(path, path, rules, others)
     pending: list[Iterator[str]] = [iter(_names(context, "."))]
     above: list[str] = ["."]
