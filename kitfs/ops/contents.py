@@ -79,14 +79,15 @@ class Contents:
 
     def _file(self, entry: Found, start: int) -> Iterator[bytes]:
         with opened(self._context, entry) as fd:
-            at = start
+            at = os.lseek(fd, start, os.SEEK_SET)
             while at < entry.size:
-                data = os.pread(fd, min(PIECE, entry.size - at), at)
+                data = os.read(fd, min(PIECE, entry.size - at))
                 if not data:
                     break
                 yield data
                 at += len(data)
-            if at < entry.size or identity(os.fstat(fd)) != entry.identity:
+            there = os.lstat(os.path.join(self._context, entry.path))
+            if at < entry.size or identity(os.fstat(fd)) != entry.identity or identity(there) != entry.identity:
                 raise changed(entry)
 
 

@@ -256,7 +256,7 @@ def _write_all(jobs: Sequence[_Job], do: Callable[[_Job, threading.Event], None]
                 if not job.added:
                     wait(futures)
                     same = job.written.digest
-                    twin = next((other for other in jobs if other.added and other.written and other.written.digest == same), job)
+                    twin = next((other for other in jobs[number:] if other.added and other.written and other.written.digest == same), job)
                     twin.added, job.added = False, twin.added  # of equal layers the first is told as the new one
                 report(Saved("layer", job.entry.kind, job.written.digest, job.added))
         except BaseException as e:
