@@ -1,0 +1,342 @@
+"""A Hugging Face hub: the files of a repository at a revision, and their bytes from any place on.
+
+Follows the hub's HTTP API as KITOPS §9.2 has it: ``/api/models/NAME/revision/REF`` pins a commit, ``/api/models/NAME/tree/SHA`` lists it in
+pages (RFC 8288 links), ``/NAME/resolve/SHA/PATH`` is a file, mostly by way of a CDN whose URLs are signed and expire. Requests go over the
+client of the registries, which retries, follows redirects and shows the token to the hub itself only. A hub is asked to be quick: what it answers
+with 429 waits longer than a registry may make anybody wait. Threading: every method from any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+
+from kitfs.errors import (
+    IntegrityError,
+    InvalidReference,
+    KitfsError,
+    NotFound,
+    RateLimited,
+    RegistryError,
+    Unauthorized,
+    UnsafePath,
+    UsageError,
+)
+from kitfs.oci.kitfile import clean_path
+from kitfs.oci.names import Digest
+from kitfs.ops.events import Report, Warned, quiet
+from kitfs.registry.auth import RegistryAuth
+from kitfs.registry.blob import CONTENT_RANGE
+from kitfs.registry.client import Endpoint, RegistryClient
+from kitfs.registry.failures import Broken, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
+from kitfs.registry.retry import CONNECT_BUDGET, retry_after
+from kitfs.registry.transport import is_loopback
+
+KINDS: Final = ("models", "datasets", "spaces")
+NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+SHA: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+MAX_ANSWER: Final = 32 << 20  # bytes of one page of a listing
+MAX_FILES: Final = 200_000
+MAX_PAGES: Final = 2000
+MAX_SIZE: Final = 1 << 60
+FRUITLESS: Final = 4  # attempts in a row that bring no byte, before a file is given up
+PATIENCE: Final = 600.0  # seconds that a hub may ask to wait, all told: its limits are per five minutes
+USUAL_WAIT: Final = 10.0  # seconds, where 429 does not say how many
+LEFT_OUT: Final = frozenset((".gitignore", ".gitattributes"))
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a revision: ``size`` in bytes; ``git`` the SHA-1 of its git blob, which is that of a pointer where ``digest`` (LFS) is known."""
+
+    path: str
+    size: int
+    git: str
+    digest: Digest | None
+
+
+class TokenAuth(RegistryAuth):
+    """A token that is sent with every request, where there is one."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def scoped(self, scope: str) -> TokenAuth:
+        """Itself: a hub knows no scopes."""
+        return self
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Once, whatever the answer."""
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        yield request
+
+
+class Hub:
+    """The hub at ``url``. Raises UsageError for what is no URL, and for a token that would go over the network in the clear."""
+
+    def __init__(
+        self,
+        client: RegistryClient,
+        url: str,
+        token: str | None = None,
+        *,
+        report: Report = quiet,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        try:
+            parsed = httpx.URL(url.rstrip("/"))
+        except httpx.InvalidURL as e:
+            raise UsageError(f"{url[:200]!r} is no URL of a hub: {e}")
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise UsageError(f"{url[:200]!r} is no URL of a hub (https://huggingface.co is one)")
+        if token and not (token.isascii() and token.isprintable()):
+            raise UsageError("the token holds characters that no token has")
+        if token and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
+            raise UsageError(f"the token is not sent to {host_of(parsed)} without TLS; allow it with --plain-http")
+        self._client = client
+        self._url = str(parsed)
+        self.host: Final = host_of(parsed)
+        self._endpoint = Endpoint(self._url, self.host, TokenAuth(token), CONNECT_BUDGET)
+        self._report = report
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._waited = 0.0
+
+    def snapshot(self, kind: str, name: str, ref: str) -> Snapshot:
+        """The repository ``name`` of ``kind`` (models, datasets, spaces) at the commit that ``ref`` means now.
+
+        Raises NotFound, Unauthorized, RateLimited, Unavailable, RegistryError.
+        """
+        if kind not in KINDS or not NAME.fullmatch(name):
+            raise UsageError(f"{name[:200]!r} is no repository of a hub (write owner/name)")
+        what = f"{name}@{ref}"
+        found = self._json(f"{self._url}/api/{kind}/{name}/revision/{quote(ref, safe='')}", what)[1]
+        sha = found.get("sha") if isinstance(found, dict) else None
+        if not isinstance(sha, str) or not SHA.fullmatch(sha):
+            raise RegistryError(f"{what}: {self.host} names no commit", status=200)
+        return Snapshot(self, kind, name, sha, _epoch(found.get("lastModified")))
+
+    def _json(self, url: str | httpx.URL, what: str) -> tuple[httpx.Response, Any]:
+        response = self._get(url, {}, what)
+        try:
+            if response.status_code != 200:
+                raise self._failure(response, what)
+            check_encoding(response, what)
+            with mapped(response.request.url, what):
+                data = read_capped(response, MAX_ANSWER)
+        finally:
+            response.close()
+        try:
+            if len(data) > MAX_ANSWER:
+                raise ValueError
+            return response, json.loads(data)
+        except (ValueError, RecursionError):
+            raise RegistryError(f"{what}: {self.host} answers with something that is no listing", status=200, url=shown(url))
+
+    def _get(self, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
+        """An answer, its body to be read. 429 is waited for within ``PATIENCE``, which all threads share."""
+        while True:
+            response = self._client.send(self._endpoint, "GET", url, headers, what)
+            if response.status_code != 429:
+                return response
+            pause = retry_after(response) or USUAL_WAIT
+            with self._lock:
+                first, self._waited = self._waited == 0, self._waited + pause
+                over = self._waited > PATIENCE
+            if over:
+                return response
+            response.close()
+            if first:
+                self._report(Warned(f"{self.host} has had too many requests and asks to wait"))
+            self._sleep(pause)
+
+    def _failure(self, response: httpx.Response, what: str) -> KitfsError:
+        """What an answer means that is an error, in the hub's own words where it has any."""
+        read_error(response)
+        status, code = response.status_code, response.headers.get("X-Error-Code", "")
+        told = response.headers.get("X-Error-Message", "") or _told(response)
+        what = f"{what}: {self.host}"
+        if status in (401, 403):
+            cause = "no such repository, or a private one"
+            if code == "GatedRepo":
+                cause = "it is for those who accepted the conditions on its page"
+            detail = f" ({told})" if told else ""
+            return Unauthorized(f"{what} answers {status}: {cause}; give a token (--token, HF_TOKEN){detail}", status=status)
+        if status == 404:
+            if code == "RevisionNotFound" or told.startswith("Invalid rev id"):
+                return NotFound(f"{what} has no such reference (--ref)")
+            return NotFound(f"{what}: not found{f' ({told})' if told else ''}")
+        if status == 429:
+            return RateLimited(f"{what} answers 429: too many requests; try again later", status=429)
+        return failure(response, what.removesuffix(f": {self.host}"))
+
+    # -- what a Snapshot asks for -------------------------------------------------------------------------------------------------
+
+    def listing(self, kind: str, name: str, sha: str) -> Iterator[dict[str, Any]]:
+        """The entries of a commit, as the hub has them: page by page, and by directories where it lists one level only."""
+        pending = [""]
+        while pending:
+            below = pending.pop()
+            seen: list[str] = []
+            directories: list[str] = []
+            at = f"{self._url}/api/{kind}/{name}/tree/{sha}{'/' if below else ''}{quote(below)}?recursive=true"
+            for entry in self._pages(at, f"{name}@{sha[:12]}"):
+                path = entry.get("path")
+                if isinstance(path, str) and path != below:
+                    seen.append(path)
+                    if entry.get("type") == "directory":
+                        directories.append(path)
+                yield entry
+            with_content = {path.rpartition("/")[0] for path in seen}
+            pending += [d for d in directories if d not in with_content]  # git knows no empty directories
+
+    def _pages(self, url: str, what: str) -> Iterator[dict[str, Any]]:
+        at: httpx.URL | None = httpx.URL(url)
+        asked: set[str] = set()
+        while at is not None:
+            if str(at) in asked or len(asked) == MAX_PAGES:
+                raise RegistryError(f"{what}: {self.host} does not come to the end of its listing", status=200)
+            asked.add(str(at))
+            response, entries = self._json(at, what)
+            if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+                raise RegistryError(f"{what}: {self.host} answers with something that is no listing", status=200, url=shown(at))
+            yield from entries
+            after = response.links.get("next", {}).get("url")
+            with mapped(at, what):
+                at = at.join(after) if after else None
+
+    def body(self, url: str, size: int, start: int, what: str) -> Iterator[bytes]:
+        """The bytes [start, size) of a file, in pieces; taken up where a connection breaks.
+
+        Raises IntegrityError for one of another size, and what ``snapshot`` raises.
+        """
+        at, fruitless = start, 0
+        while at < size:
+            before = at
+            try:
+                for piece in self._pieces(url, size, at, what):
+                    yield piece
+                    at += len(piece)
+            except Broken:
+                fruitless = 0 if at > before else fruitless + 1
+                if fruitless == FRUITLESS:
+                    raise
+                if fruitless:
+                    self._sleep(0.2 * fruitless)
+
+    def _pieces(self, url: str, size: int, start: int, what: str) -> Iterator[bytes]:
+        """One attempt, from ``start`` to the end. Raises Broken when it ends before."""
+        response = self._get(url, {"Range": f"bytes={start}-{size - 1}"} if start else {}, what)
+        try:
+            if response.status_code == 416:
+                raise IntegrityError(f"{what}: {self.host} has fewer bytes than the {size} that it lists")
+            if response.status_code not in (200, 206):
+                raise self._failure(response, what)
+            check_encoding(response, what)
+            at = self._first(response, size, start, what)
+            with mapped(response.request.url, what):
+                for piece in response.iter_raw():
+                    if at + len(piece) > size:
+                        raise IntegrityError(f"{what}: {self.host} sends more than the {size} bytes that it lists")
+                    if at + len(piece) > start:  # a hub without ranges sends all of it
+                        yield piece[max(0, start - at) :]
+                    at += len(piece)
+            if at < size:
+                raise Broken(f"{what}: {host_of(response.request.url)} ended the body at byte {at} of {size}", url=shown(response.request.url))
+        finally:
+            response.close()
+
+    def _first(self, response: httpx.Response, size: int, start: int, what: str) -> int:
+        """The place of the first byte that comes."""
+        length = response.headers.get("Content-Length")
+        if response.status_code == 200:
+            if length not in (None, str(size)):
+                raise IntegrityError(f"{what}: {self.host} has {length} bytes, it lists {size}")
+            return 0
+        match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if match is None or int(match[1]) != start or match[3] not in ("*", str(size)):
+            raise RegistryError(f"{what}: {self.host} sends another range than was asked for", status=206, url=shown(response.request.url))
+        return start
+
+
+class Snapshot:
+    """A repository at a commit. ``modified``: seconds since the epoch, 0 when nobody says."""
+
+    def __init__(self, hub: Hub, kind: str, name: str, sha: str, modified: int) -> None:
+        self._hub = hub
+        self.kind: Final = kind
+        self.name: Final = name
+        self.sha: Final = sha
+        self.modified: Final = modified
+        self.url: Final = f"{hub._url}/{'' if kind == 'models' else kind + '/'}{name}"  # noqa: SLF001 - its own hub
+
+    def __repr__(self) -> str:
+        return f"<Snapshot {self.kind}/{self.name}@{self.sha[:12]}>"
+
+    def files(self) -> list[HubFile]:
+        """Its files, by path, without those that are git's own. Raises UnsafePath for a path that leads elsewhere, RegistryError."""
+        found: dict[str, HubFile] = {}
+        for number, entry in enumerate(self._hub.listing(self.kind, self.name, self.sha)):
+            if number > 2 * MAX_FILES:
+                raise RegistryError(f"{self.name} has more than {MAX_FILES} files", status=200)
+            kind, path = entry.get("type"), entry.get("path")
+            if kind == "directory":
+                continue
+            if kind != "file":
+                raise RegistryError(f"{self.name}: unknown type in repository tree: {str(kind)[:50]}", status=200)
+            if not isinstance(path, str) or not _is_clean(path):
+                raise UnsafePath(f"{self.name}: {str(path)[:100]!r} is no path of a file")
+            if path.rpartition("/")[2] not in LEFT_OUT:
+                found[path] = self._file(path, entry)
+        return [found[path] for path in sorted(found)]
+
+    def _file(self, path: str, entry: dict[str, Any]) -> HubFile:
+        lfs, size, git = entry.get("lfs"), entry.get("size"), entry.get("oid")
+        digest = None
+        if lfs is not None:
+            try:
+                digest = Digest.parse(f"sha256:{str(lfs['oid']).removeprefix('sha256:')}")
+                size = lfs.get("size", size)
+            except (TypeError, KeyError, AttributeError, InvalidReference):
+                raise RegistryError(f"{self.name}: {path[:100]!r} is listed with an LFS object that is none", status=200)
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < MAX_SIZE or not isinstance(git, str):
+            raise RegistryError(f"{self.name}: {path[:100]!r} is listed without its size or object", status=200)
+        return HubFile(path, size, git if SHA.fullmatch(git) and len(git) == 40 else "", digest)
+
+    def content(self, file: HubFile, start: int = 0) -> Iterator[bytes]:
+        """A file's bytes from ``start`` on, unchecked but for their number. Raises as ``Hub.body``."""
+        return self._hub.body(f"{self.url}/resolve/{self.sha}/{quote(file.path)}", file.size, start, f"{self.name}: {file.path}")
+
+
+def _is_clean(path: str) -> bool:
+    """Whether a path is relative, leads nowhere else, and can be said in UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return clean_path(path) == path and path.split("/")[0] not in ("", ".", "..") and "\0" not in path
+
+
+def _epoch(text: Any) -> int:
+    try:
+        when = datetime.fromisoformat(text)
+        return max(0, int(when.timestamp())) if when.tzinfo else 0
+    except (ValueError, TypeError, OverflowError):
+        return 0
+
+
+def _told(response: httpx.Response) -> str:
+    try:
+        return str(json.loads(response.content)["error"])[:200]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
