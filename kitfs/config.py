@@ -184,6 +184,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("file", word, "The Kitfile; - is stdin.", metavar="FILE", short="f"),
         Option("tag", word, "Name the kit: repository:tag, more tags after commas.", metavar="REF", short="t"),
         Option("kit-version", word, "Write the manifest as this version of kit does.", metavar="VERSION"),
+        Option(
+            "compression", choice("none", "gzip", "gzip-fastest", "zstd"), "How layers are compressed: none, gzip, gzip-fastest or zstd.",
+            default="none", metavar="METHOD",
+        ),
+        Option("layer-format", choice("tar", "raw"), "What a layer of one file is: tar or raw, the file as it is.", default="tar", metavar="FORMAT"),
+        Option("use-model-pack", boolean, "Write a CNCF ModelPack.", default="false", flag=True),
+        Option("straight", boolean, "Straight to the registry, without a copy in the store.", default="false", flag=True, spelled="push"),
         Option("name", word, "Name of the package.", metavar="NAME"),
         Option("desc", word, "Description of the package.", metavar="TEXT"),
         Option("author", word, "Author of the package.", metavar="NAME"),

@@ -237,16 +237,20 @@ def pack(
     kitfile: Kitfile | Path | None = None,
     kit_version: str | None = None,
     created: int | None = None,
+    compression: str = "none",
+    layer_format: str = "tar",
+    model_pack: bool = False,
     report: Report = quiet,
     **options: Any,
 ) -> str:
     """Pack a directory into a kit in the store; the manifest's digest.
 
     ``tag``: repository:tag, more tags after commas. ``kitfile``: a path, or a Kitfile that was made here; else the directory's. ``created``
-    in seconds since the epoch. Raises ContextError, KitfileError, StoreError, and what resolving a parent kit raises.
+    in seconds since the epoch; ``compression`` none, gzip, gzip-fastest or zstd; ``layer_format`` tar or raw. Raises ContextError,
+    KitfileError, StoreError, and what resolving a parent kit raises.
     """
     from kitfs.ops import pack as packing
-    from kitfs.ops.shape import Shape
+    from kitfs.ops.shape import CLI_VERSION_OF_KITFS, Shape
 
     settings = settled(options, (*COMMON, *NETWORK))
     context = os.path.realpath(directory)
@@ -262,7 +266,7 @@ def pack(
     if tag is not None:
         first = Reference.parse(tag, multiple_tags=True).or_latest()
         references = [first, *(first.with_tag(more) for more in first.extra_tags)]
-    shape = Shape(created=created) if kit_version is None else Shape(kit_version, created)
+    shape = Shape(kit_version or CLI_VERSION_OF_KITFS, created, compression, layer_format, model_pack)
     with _host(settings) as host:
         parent_paths = packing.parent_paths(host.resolver, found)
         packed = packing.pack(context, found, host.store, references, shape=shape, parent_paths=parent_paths, report=report)

@@ -19,33 +19,60 @@ from kitfs.ops.events import Noted
 if TYPE_CHECKING:
     from kitfs.oci.kitfile import Kitfile
     from kitfs.oci.names import Reference
+    from kitfs.ops.shape import Shape
 
 STDIN = "-"
 
 
 @click.command("pack", cls=Command, short_help="Pack a directory into a kit.")
 @click.argument("directory", metavar="DIR")
-@takes("file", "tag", "kit-version", "progress", "json", *COMMON, *NETWORK)
+@takes(
+    "file", "tag", "compression", "layer-format", "use-model-pack", "straight", "kit-version", "progress", "json", *COMMON, *NETWORK
+)  # fmt: skip
 def pack(settings: Settings, directory: str) -> None:
     """Pack DIR, as its Kitfile says, into a kit in the store.
 
     Layers and config are byte for byte those of kit. What .kitignore names is left out. SOURCE_DATE_EPOCH sets the created time.
+    With --push the kit goes straight to the registry of its tag, and nothing of it is kept here.
     """
+    from kitfs.oci.names import LOCAL
     from kitfs.ops import pack as packing
-    from kitfs.ops.shape import Shape
 
     context = os.path.realpath(directory)
     kitfile, where = _kitfile(settings["file"], directory)
     references = _references(settings["tag"])
-    shape = Shape(created=_source_date()) if settings["kit-version"] is None else Shape(settings["kit-version"], _source_date())
+    if settings["straight"] and references[0].registry == LOCAL:
+        raise UsageError("--push: registry is required when pushing (name it with --tag registry/repository:tag)")
+    shape = _shape(settings)
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
-        parent_paths = packing.parent_paths(host.resolver, kitfile)
+        paths = packing.parent_paths(host.resolver, kitfile)
         try:
-            packed = packing.pack(context, kitfile, host.store, references, shape=shape, parent_paths=parent_paths, report=report)
+            if settings["straight"]:
+                repository, tags = host.client.repository(references[0]), [reference.tag or "latest" for reference in references]
+                journal = host.store.catalog
+                packed = packing.pack_to(
+                    context, kitfile, repository, tags, shape=shape, parent_paths=paths, journal=journal, report=report
+                )
+            else:
+                packed = packing.pack(context, kitfile, host.store, references, shape=shape, parent_paths=paths, report=report)
         except ContextError as e:
             raise ContextError(f"{where}: {e}")
         digest = packed.descriptor.digest
-        report.say(f"Model saved: {digest}", event="done", digest=digest, references=[reference.display for reference in references])
+        done = f"Pushed {digest}" if settings["straight"] else f"Model saved: {digest}"
+        report.say(done, event="done", digest=digest, references=[reference.display for reference in references])
+
+
+def _shape(settings: Settings) -> Shape:
+    """How the kit is to be written."""
+    from kitfs.ops.shape import CLI_VERSION_OF_KITFS, Shape
+
+    return Shape(
+        settings["kit-version"] or CLI_VERSION_OF_KITFS,
+        _source_date(),
+        settings["compression"],
+        settings["layer-format"],
+        settings["use-model-pack"],
+    )
 
 
 def _kitfile(file: str | None, directory: str) -> tuple[Kitfile, str]:

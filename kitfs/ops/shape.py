@@ -31,6 +31,7 @@ from kitfs.oci.match import KITFILE_ANNOTATION, METADATA
 from kitfs.oci.names import Digest
 
 CLI_VERSION: Final = "ml.kitops.modelkit.cli-version"
+CLI_VERSION_OF_KITFS: Final = f"kitfs-{__version__}"
 BASES: Final = {"prompt": "code", "mcpserver": "mcpb"}  # the kinds whose media type has another name
 PACK_NAMES: Final = {"model": "weight", "modelpart": "weight.config", "code": "code", "prompt": "code", "dataset": "dataset", "docs": "doc"}
 SUFFIXES: Final = {"none": "", "gzip": "+gzip", "gzip-fastest": "+gzip", "zstd": "+zstd"}
@@ -58,7 +59,7 @@ class Shape:
     ``cli_version``: the version of kit whose manifests these are. Raises UsageError for what no such kit can read.
     """
 
-    cli_version: str = f"kitfs-{__version__}"
+    cli_version: str = CLI_VERSION_OF_KITFS
     created: int | None = None
     compression: str = "none"
     layer_format: str = "tar"
