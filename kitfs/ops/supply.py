@@ -1,0 +1,295 @@
+"""Where the bytes of an unpack come from: a layer of a kit, brought into the store, verified, and then copied into files.
+
+A blob is read back and compared with its digest before the first file of it is written; only a layer that the store cannot keep is written
+as it passes, hashed on its way, and its files get their names when the digest is right. Of a layer that is written so the index was read
+before, from the same source, by reads of their own. Threading: a Supply belongs to one thread at a time; ``stop`` ends it from any other.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from kitfs.errors import IntegrityError, LayerError, StoreFull
+from kitfs.kit import Layer
+from kitfs.layers.codec import decode
+from kitfs.layers.index import LayerIndex
+from kitfs.layers.tar import index_tar
+from kitfs.ops import transfer
+from kitfs.ops.place import copy_range, put
+from kitfs.store.blob import Blob
+from kitfs.store.store import Store
+
+PIECE: Final = 1 << 20
+GROWTH: Final = 1100  # times its size that a layer may decode to: gzip cannot do more than 1032
+SMALL: Final = 1 << 30  # bytes that any layer may decode to
+
+Moved = Callable[[int], None]
+
+
+class Stopped(Exception):  # noqa: N818 - no error: somebody else's error ended this
+    """The unpack ends for another reason."""
+
+
+class Body(Protocol):
+    """The content that extents speak of. ``verified``: its digest is known to be right; else only when ``finish`` has returned."""
+
+    @property
+    def verified(self) -> bool: ...
+
+    def copy(self, at: int, size: int, fd: int, offset: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Supply(Protocol):
+    """What an unpack needs of a layer, or of a file that is somewhere else. ``fetches`` is how many bytes it has to get first."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def path(self) -> str | None: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def fetches(self) -> int: ...
+
+    def index(self, moved: Moved, stop: threading.Event, room: int) -> LayerIndex: ...
+
+    def body(self, moved: Moved, stop: threading.Event) -> Body: ...
+
+
+class LayerSupply:
+    """A layer of a kit."""
+
+    def __init__(self, layer: Layer, store: Store, *, max_entries: int) -> None:
+        self.layer: Final = layer
+        self._store = store
+        self._max_entries = max_entries
+        self._verified: Blob | None = None
+        self._index: LayerIndex | None = None
+
+    def __repr__(self) -> str:
+        return f"<LayerSupply {self.layer!r}>"
+
+    @property
+    def kind(self) -> str:
+        """The kind of its entry; that of its media type when it has none."""
+        return self.layer.entry.kind if self.layer.entry is not None else self.layer.type.kind
+
+    @property
+    def path(self) -> str | None:
+        """The path that it declares."""
+        return self.layer.path
+
+    @property
+    def digest(self) -> str:
+        """The digest of its blob."""
+        return str(self.layer.digest)
+
+    def fetches(self) -> int:
+        """Bytes that have to come from its registry, as far as is known."""
+        digest = self.layer.digest
+        return 0 if self._store.has_sealed(digest) or (self.layer.compressed and self._store.has_decoded(digest)) else self.layer.size
+
+    def index(self, moved: Moved, stop: threading.Event, room: int) -> LayerIndex:
+        """What the layer holds: of verified bytes where they are here, and of a compressed layer in any case where the store can keep it.
+
+        ``room`` is how many bytes a compressed layer may decode to, beside its own limit. Raises IntegrityError, LayerError.
+        """
+        layer = self.layer
+        if layer.compressed or not self.fetches():
+            self._verified = self._verify(moved, stop, room)
+        if self._verified is not None and layer.type.format == "tar":
+            self._index = self._read_index(self._verified)
+        else:
+            try:
+                self._index = layer.index()
+            except LayerError:
+                self._verify(moved, stop, room)  # bytes that are damaged are told as that
+                raise
+        return self._index
+
+    def _read_index(self, content: Blob) -> LayerIndex:
+        try:
+            return index_tar(content, max_entries=self._max_entries)
+        except LayerError as e:
+            raise LayerError(f"layer {self.digest}: {e}")
+
+    def _verify(self, moved: Moved, stop: threading.Event, room: int) -> Blob | None:
+        """The content, in the store and verified; None when the store cannot keep it. Raises IntegrityError, Stopped."""
+        layer = self.layer
+        if layer.compressed and self._store.has_decoded(layer.digest):
+            content = layer.content()
+            if content.sealed:
+                return content
+        wire = layer.wire()
+        if not wire.sealed:
+            told = 0
+
+            def count(size: int) -> None:
+                nonlocal told
+                told += size
+                moved(size)
+
+            try:
+                transfer.fill(wire, layer.size, count, stop)
+            except StoreFull:
+                moved(-told)
+                return None
+            if stop.is_set():
+                raise Stopped
+            wire.verify()
+        if not layer.compressed:
+            return wire
+        content = layer.content()
+        self._decode(content, stop, room)
+        if not content.complete:
+            return None
+        content.verify()
+        return content
+
+    def _decode(self, content: Blob, stop: threading.Event, room: int) -> None:
+        """Decode all of a layer. Raises LayerError for one that grows beyond measure."""
+        limit = max(SMALL, GROWTH * self.layer.size)
+        at = 0
+        while data := content.pread(at, 4 * PIECE):
+            at += len(data)
+            if at > limit:
+                raise LayerError(f"layer {self.digest} of {self.layer.size} bytes decodes to more than {limit}: refused")
+            if at > room:
+                raise LayerError(f"layer {self.digest} of {self.layer.size} bytes decodes to more than the {room} bytes that are free: refused")
+            if stop.is_set():
+                raise Stopped
+
+    def body(self, moved: Moved, stop: threading.Event) -> Body:
+        """The content, verified where the store can keep it. Raises IntegrityError when it is not what the index was made of."""
+        if self._verified is None:
+            self._verified = self._verify(moved, stop, SMALL << 20)
+            if self._verified is not None and self.layer.type.format == "tar" and self._index is not None:
+                now = self._read_index(self._verified)
+                if now.to_json() != self._index.to_json():
+                    self._store.forget_index(self.digest)
+                    raise IntegrityError(f"layer {self.digest}: its index was made of other bytes than these; try again")
+        if self._verified is None:
+            return Streamed(self.layer, moved, stop)
+        self._check_size(self._verified)
+        return Verified(self._verified, None if self.layer.compressed else self._store.open_sealed(self.layer.digest), moved, stop)
+
+    def _check_size(self, content: Blob) -> None:
+        """A compressed file must be as long as its annotation says."""
+        if self.layer.type.format == "raw" and self._index is not None and self._index.members and content.size != self._index.total:
+            path = next(iter(self._index.members))
+            raise IntegrityError(f"unpacked size of file {path} does not match metadata annotation: {content.size} bytes, not {self._index.total}")
+
+
+class Verified:
+    """Content whose digest is right: copied by the kernel where there is one file of it."""
+
+    verified: Final = True
+
+    def __init__(self, content: Blob, file: io.FileIO | None, moved: Moved, stop: threading.Event) -> None:
+        self._content = content
+        self._file = file
+        self._moved = moved
+        self._stop = stop
+
+    def copy(self, at: int, size: int, fd: int, offset: int) -> None:
+        """Copy ``size`` bytes from ``at`` into a file."""
+        while size:
+            if self._stop.is_set():
+                raise Stopped
+            done = 0
+            if self._file is not None:
+                done = copy_range(self._file.fileno(), at, size, fd, offset)
+                if not done:
+                    self._file.close()
+                    self._file = None
+            if not done:
+                data = self._content.pread(at, min(size, PIECE))
+                if not data:
+                    raise IntegrityError(f"{self._content} ends before its files do")
+                put(fd, data, offset)
+                done = len(data)
+            at, offset, size = at + done, offset + done, size - done
+            self._moved(done)
+
+    def finish(self) -> None:
+        """Nothing is left to be found out."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class Streamed:
+    """Content that the store cannot keep, once, from its beginning to its end, hashed as it passes."""
+
+    verified: Final = False
+
+    def __init__(self, layer: Layer, moved: Moved, stop: threading.Event) -> None:
+        self._layer = layer
+        self._moved = moved
+        self._stop = stop
+        self._hasher: Any = layer.digest.hasher()
+        self._wire = self._hashed(layer.wire().stream())
+        self._pieces: Iterator[bytes] = decode(self._wire, layer.type.compression) if layer.compressed else self._wire
+        self._piece = memoryview(b"")
+        self._at = 0  # of the piece's first byte
+
+    def _hashed(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._stop.is_set():
+                raise Stopped
+            self._hasher.update(piece)
+            self._moved(len(piece))
+            yield piece
+
+    def copy(self, at: int, size: int, fd: int, offset: int) -> None:
+        """Copy ``size`` bytes from ``at``, which must not lie before what was copied last."""
+        while size:
+            while self._at + len(self._piece) <= at:
+                self._next()
+            piece = self._piece[at - self._at :][:size]
+            put(fd, piece, offset)
+            at, offset, size = at + len(piece), offset + len(piece), size - len(piece)
+
+    def _next(self) -> None:
+        self._at += len(self._piece)
+        try:
+            piece = next(self._pieces, None)
+        except LayerError:
+            self.finish()  # bytes that are damaged are told as that
+            raise
+        if piece is None:
+            raise IntegrityError(f"layer {self._layer.digest} ends before its files do")
+        self._piece = memoryview(piece)
+
+    def finish(self) -> None:
+        """Take in the rest. Raises IntegrityError when the digest is not right."""
+        with suppress(LayerError):
+            for _ in self._pieces:
+                pass
+        for _ in self._wire:
+            pass
+        found = self._hasher.hexdigest()
+        if found != self._layer.digest.hex:
+            raise IntegrityError(f"layer {self._layer.digest} does not have its digest: it is {self._layer.digest.algorithm}:{found}")
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+
+def free_bytes(fd: int) -> int:
+    """Bytes that the file system of an open file has for whoever asks."""
+    found = os.fstatvfs(fd)
+    return found.f_bavail * found.f_frsize
