@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kitfs.config import Settings
 
 if TYPE_CHECKING:
     from kitfs.kit import Host
+    from kitfs.store.store import Store
 
 
 @contextmanager
@@ -24,15 +25,31 @@ def host_of(settings: Settings, **more: Any) -> Iterator[Host]:
     from kitfs.registry.client import ClientOptions
 
     options = ClientOptions(**settings.client_fields())
+    with (
+        _told(settings) as log,
+        open_host(settings["cache-dir"], client_options=options, kit_home=settings["config"], counters=Counters(), log=log, **more) as host,
+    ):
+        yield host
+
+
+@contextmanager
+def store_of(settings: Settings) -> Iterator[Store]:
+    """The store of --cache-dir alone, for the time of the block; messages as with ``host_of``."""
+    from kitfs.metrics import Counters
+    from kitfs.store.store import Store
+
+    with _told(settings) as log, closing(Store.open(settings["cache-dir"], counters=Counters(), log=log)) as store:
+        yield store
+
+
+@contextmanager
+def _told(settings: Settings) -> Iterator[logging.Logger]:
     log = logging.getLogger("kitfs")
     log.setLevel(settings["log-level"].upper() if settings.given("log-level") else logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("kitfs: %(message)s"))
     log.addHandler(handler)
     try:
-        with open_host(
-            settings["cache-dir"], client_options=options, kit_home=settings["config"], counters=Counters(), log=log, **more
-        ) as host:
-            yield host
+        yield log
     finally:
         log.removeHandler(handler)
