@@ -36,17 +36,17 @@ class Written(NamedTuple):
 
 
 class Place:
-    """The directory ``root`` (an open descriptor, which is duplicated); ``shown`` is its name in messages."""
+    """The directory ``root`` (an open descriptor, which is duplicated); ``shown`` is its name in messages, ``nonce`` is in temporary names."""
 
-    def __init__(self, root: int, shown: str, nonce: str, numbers: Iterator[int] | None = None) -> None:
+    def __init__(self, root: int, shown: str, nonce: str = "", numbers: Iterator[int] | None = None) -> None:
         self._root = os.dup(root)
         self.shown = shown
-        self._nonce = nonce
+        self.nonce = nonce
         self._numbers = itertools.count() if numbers is None else numbers
         self._open: OrderedDict[str, int] = OrderedDict()
 
     @classmethod
-    def open(cls, directory: str, nonce: str) -> Place | None:
+    def open(cls, directory: str) -> Place | None:
         """The directory, which may itself be reached by symbolic links; None when there is none. Raises ContextError."""
         with _told(directory):
             try:
@@ -54,13 +54,13 @@ class Place:
             except FileNotFoundError:
                 return None
             try:
-                return cls(fd, directory, nonce)
+                return cls(fd, directory)
             finally:
                 os.close(fd)
 
     def clone(self) -> Place:
         """The same place for another thread."""
-        return Place(self._root, self.shown, self._nonce, self._numbers)
+        return Place(self._root, self.shown, self.nonce, self._numbers)
 
     def close(self) -> None:
         """Let go of every descriptor."""
@@ -195,7 +195,7 @@ class Place:
             ctypes.CDLL(None, use_errno=True).syncfs(self._root)
 
     def _temporary(self) -> str:
-        return f".kitfs-{self._nonce}-{next(self._numbers)}"
+        return f".kitfs-{self.nonce}-{next(self._numbers)}"
 
     def _at(self, path: str) -> tuple[int, str]:
         """(descriptor of the directory that a name is in, its last component)."""
