@@ -296,7 +296,7 @@ def python_for(user: int, scratch: Path) -> Python:
     found = next((Python(c, tuple(path), user=user) for c in candidates if _runs(Python(c, user=user), check)), None)
     if found is None:
         found = _copied_interpreter(version, scratch, tuple(path), user)
-    if not _runs(found, "import kitfs.cli, click, httpx, zstandard, yaml, diskcache"):
+    if not _runs(found, "import kitfs.cli, click, httpx, zstandard, yaml, diskcache, aiohttp, rich, bcrypt"):
         found = Python(found.executable, (str(_copied_packages(scratch)),), found.home, user)
     return found
 

@@ -1,0 +1,90 @@
+"""``kitfs demo``: the README's first command, for root, for an ordinary user, and where nothing can be mounted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs, needs_root
+from tests.host import Host, wait_until
+from tests.mount.test_bad_input import without_dev_fuse
+
+pytestmark = pytest.mark.mount
+
+TREE = [
+    "Kitfile", "README.md", "data", "data/prompts.csv", "model", "model/model.safetensors", "model/tokenizer.json",
+]  # fmt: skip
+
+
+def workshop(host: Host) -> dict[str, str]:
+    """A TMPDIR of the demo's own, so that what it leaves would be seen."""
+    directory = host.root / "tmp"
+    if not directory.exists():
+        directory.mkdir()
+        if host.python.user is not None:
+            os.chown(directory, host.python.user, host.python.user)
+    return {"TMPDIR": str(directory)}
+
+
+def shown(out: str) -> list[str]:
+    """The tree that a demo printed."""
+    return [re.sub(r"  \(.*", "", line[2:]).rstrip("/") for line in out.splitlines() if re.match(r"  \S", line)]
+
+
+@pytest.mark.parametrize("options", [(), ("--transport", "libfuse")], ids=["kernel", "libfuse"])
+def test_demo(anybody: Host, options: tuple[str, ...]) -> None:
+    done = anybody.kitfs("demo", *options, env=workshop(anybody), timeout=200)
+    assert shown(done.stdout) == TREE
+    assert "equal to what was packed" in done.stdout
+    fetched = re.search(r"fetched .* of the kit's 64\.\d MiB \((\d+\.\d)%\), in \d+ requests", done.stdout)
+    assert fetched is not None
+    assert 0 < float(fetched[1]) <= 10
+    for verb in ("serve", "pack", "push", "mount", "umount"):
+        assert f"$ kitfs {verb} " in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("nothing of it is left")
+    assert list((anybody.root / "tmp").iterdir()) == []
+
+
+def test_demo_where_nothing_can_be_mounted(host: Host) -> None:
+    done = without_dev_fuse(host, "demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = [line for line in done.stdout.splitlines() if line.startswith("nothing can be mounted here")]
+    assert len(told) == 1
+    assert "/dev/fuse" in told[0]
+    assert shown(done.stdout)[: len(TREE)] == TREE
+    assert "$ kitfs cat " in done.stdout
+    assert "tensors are noise" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_demo_that_is_interrupted_leaves_nothing(host: Host, number: signal.Signals) -> None:
+    env = workshop(host)
+    process = host.start("demo", env=env, start_new_session=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("$ kitfs push"):
+            break
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    wait_until(lambda: list(Path(env["TMPDIR"]).iterdir()) == [], "the demo left its workshop")
+    assert [line for line in Path("/proc/mounts").read_text().splitlines() if env["TMPDIR"] in line] == []
+
+
+def test_demo_without_room(host: Host, tmp_path: Path) -> None:
+    needs_root()
+    needs("mount")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(tmp_path)], check=True)
+    try:
+        done = host.kitfs("demo", env={"TMPDIR": str(tmp_path)}, check=False)
+        left = os.listdir(tmp_path)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert (done.returncode, done.stdout, left) == (7, "", [])
+    assert done.stderr == f"kitfs: {tmp_path} has less than 256.0 MiB of free space; set TMPDIR to a directory that has\n"
