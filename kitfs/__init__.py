@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from kitfs.sdk import pack as pack
     from kitfs.sdk import pull as pull
     from kitfs.sdk import push as push
+    from kitfs.sdk import unpack as unpack
 
-__all__ = ["FileInfo", "Kit", "Kitfile", "KitfsError", "LayerInfo", "__version__", "mount", "open", "pack", "pull", "push"]
+__all__ = ["FileInfo", "Kit", "Kitfile", "KitfsError", "LayerInfo", "__version__", "mount", "open", "pack", "pull", "push", "unpack"]
 
 
 def __getattr__(name: str) -> Any:

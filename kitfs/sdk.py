@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, cast, overload
 
@@ -293,6 +293,44 @@ def pull(reference: str, *, report: Report = quiet, **options: Any) -> str:
         return str(transfer.pull(Reference.parse(reference).or_latest(), host.store, host.client.repository, report=report))
 
 
+def unpack(
+    reference: str,
+    directory: Path = ".",
+    *,
+    only: Sequence[str] = (),
+    overwrite: bool = False,
+    ignore_existing: bool = False,
+    report: Report = quiet,
+    **options: Any,
+) -> str:
+    """Write a kit's tree to a directory, verified; the manifest's digest. Of a kit that is not here only what ``only`` selects is fetched.
+
+    A file that is there already is an error, unless ``overwrite`` replaces it or ``ignore_existing`` keeps it; the same call goes on where a
+    killed one was. Raises UnsafePath, ContextError, IntegrityError, and what ``open`` raises.
+    """
+    from kitfs.ops.unpack import unpack as write
+
+    settings = settled(options, READING)
+    named = parse_any(reference)
+    if isinstance(named, Reference):
+        named = named.or_latest()
+    filters = [Filter.parse(text) for text in only]
+    with _host(settings) as host, closing(host.resolver.open(named, filters=filters, remote=settings["remote"])) as kit:
+        done = write(
+            kit,
+            os.fspath(directory),
+            host.store,
+            host.resolver,
+            filters=filters,
+            overwrite=overwrite,
+            ignore_existing=ignore_existing,
+            remote=settings["remote"],
+            max_entries=settings["max-entries"],
+            report=report,
+        )
+    return done.digest
+
+
 @contextmanager
 def mount(reference: str, directory: Path, *, only: Sequence[str] = (), **options: Any) -> Iterator[str]:
     """A kit as a read-only directory for the time of the block; gives the directory's path. Its daemon is a process of its own.
@@ -370,4 +408,4 @@ def _host(settings: Settings) -> Iterator[Host]:
         yield host
 
 
-__all__ = ["FileInfo", "Kit", "Kitfile", "LayerInfo", "mount", "open", "pack", "pull", "push"]
+__all__ = ["FileInfo", "Kit", "Kitfile", "LayerInfo", "mount", "open", "pack", "pull", "push", "unpack"]

@@ -1,0 +1,56 @@
+"""Every example of Python in the README and in docstrings runs, against a real registry."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import kitfs
+import kitfs.sdk
+from tests.unit.sdk.conftest import Place
+
+README = Path(__file__).parents[3] / "README.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+DOCSTRINGS = [kitfs.__doc__ or "", kitfs.sdk.Kit.__doc__ or "", kitfs.sdk.mount.__doc__ or ""]
+
+
+@pytest.fixture
+def settled(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory to work in, with the tree of the kit as ./llama, and the settings of the environment."""
+    here = tmp_path / "here"
+    here.mkdir()
+    place.tree.rename(here / "llama")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("KITFS_CACHE_DIR", str(place.fresh["cache_dir"]))
+    monkeypatch.setenv("KITFS_RUN_DIR", str(place.fresh["run_dir"]))
+    monkeypatch.setenv("KITFS_CONFIG", str(place.fresh["config"]))
+    return here
+
+
+def adapted(code: str, place: Place, here: Path) -> str:
+    """An example with a registry and directories that exist."""
+    return code.replace("registry.example.com/team/llama", place.reference.rsplit(":", 1)[0]).replace("/tmp/kits", str(here / "kits"))
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_examples_of_the_readme(settled: Path, place: Place, number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(adapted(EXAMPLES[number], place, settled), f"README, example {number + 1}", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 3
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("text", DOCSTRINGS, ids=["kitfs", "Kit", "mount"])
+def test_examples_of_docstrings(settled: Path, place: Place, text: str) -> None:
+    examples = doctest.DocTestParser().get_examples(adapted(text, place, settled).replace('"model.safetensors"', '"model/model.safetensors"'))
+    assert examples
+    names: dict[str, object] = {"kitfs": kitfs, "os": __import__("os")}
+    for example in examples:
+        exec(compile(example.source.replace('"config.json"', '"model/config.json"'), "docstring", "exec"), names)
