@@ -110,7 +110,6 @@ class App:
             async with asyncio.timeout(self._patience):
                 await response.prepare(request)
                 await response.write_eof()
-                await request.writer.drain()  # or pipelined requests would pile up answers that nobody reads
             status, size = response.status, response.content_length or 0
         except (ConnectionError, TimeoutError):
             if request.transport is not None:

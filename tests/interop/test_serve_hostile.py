@@ -437,6 +437,7 @@ def test_a_client_that_does_not_read_is_given_up(impatient: Impatient, impatient
     with Wire(impatient.address, buffer=4096) as wire:
         for _ in range(20):
             wire.say(f"GET {path.format(blob=blob)}")
+        assert wire.hear(body=False).status == 200
         impatient.finish_running()
         size = 0
         with contextlib.suppress(ConnectionError):
