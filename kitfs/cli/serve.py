@@ -20,6 +20,7 @@ def serve(settings: Settings) -> None:
     Prints its URL when it answers, and logs one line per request to stderr. Ends on SIGTERM or Ctrl-C within 5 s; uploads that were
     not finished can go on when it runs again.
     """
+    from kitfs.daemon.life import notify_systemd
     from kitfs.server.run import ServeRequest
     from kitfs.server.run import serve as run
 
@@ -36,6 +37,7 @@ def serve(settings: Settings) -> None:
     def ready(url: str) -> None:
         put(f"serving {root} at {url}")
         flush()
+        notify_systemd("READY=1")
 
     request = ServeRequest(
         root=root,
@@ -47,6 +49,7 @@ def serve(settings: Settings) -> None:
         read_only=settings["read-only"],
     )
     run(request, log=log, ready=ready)
+    notify_systemd("STOPPING=1")
 
 
 VERBS = (serve,)

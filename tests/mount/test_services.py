@@ -56,10 +56,24 @@ def test_systemd_is_told_when_the_mount_answers(host: Host) -> None:
             assert process.wait(30) == 0
 
 
-def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+def test_systemd_is_told_when_the_registry_answers(host: Host) -> None:
+    """READY=1 comes when it listens, STOPPING=1 when it ends."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+        notices.bind(str(host.root / "notify"))
+        notices.settimeout(30)
+        env = {"NOTIFY_SOCKET": str(host.root / "notify")}
+        with host.start("serve", "--listen", "127.0.0.1:0", env=env, stderr=subprocess.DEVNULL) as process:
+            assert notices.recv(100) == b"READY=1"
+            process.terminate()
+            assert notices.recv(100) == b"STOPPING=1"
+            assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("name", ["kitfs@", "kitfs-serve"])
+def test_the_unit_is_one_that_systemd_takes(tmp_path: Path, name: str) -> None:
     """systemd-analyze finds nothing wrong with the unit."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip(f"{CANNOT} no systemd on this machine")
-    unit = shutil.copy(REPOSITORY / "systemd/kitfs@.service", tmp_path / "kitfs@test.service")
+    unit = shutil.copy(REPOSITORY / f"systemd/{name}.service", tmp_path / f"{name.replace('@', '@test')}.service")
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False)
-    assert [line for line in done.stderr.splitlines() if "kitfs@" in line and "EnvironmentFile" not in line] == []
+    assert [line for line in done.stderr.splitlines() if "kitfs" in line and "EnvironmentFile" not in line] == []
