@@ -71,14 +71,15 @@ def remove(root: str, entry: Entry) -> bool:
         os.close(fd)
 
 
-def bury(root: str, directory: str, *, lease: int | None = None) -> bool:
+def bury(root: str, directory: str, *, lease: int | None = None, spare_sealed: bool = False) -> bool:
     """Rename a blob out of its place and unlink it there; a crash between the two leaves rubbish that ``sweep`` takes.
 
-    False when somebody else was quicker: with ``lease``, open, only the entry that it belongs to is taken, not one that came after it.
+    False when somebody else was quicker: with ``lease``, open, only the entry that it belongs to is taken, not one that came after it;
+    with ``spare_sealed`` only one that is not verified.
     """
     grave = os.path.join(root, "ingest", f"dead-{uuid.uuid4().hex}")
     with locked(directory, lease) as there:
-        if not there:
+        if not there or (spare_sealed and os.path.exists(os.path.join(directory, "sealed"))):
             return False
         os.makedirs(os.path.dirname(grave), mode=0o700, exist_ok=True)
         try:

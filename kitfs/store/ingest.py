@@ -149,26 +149,36 @@ class Ingest:
             verified()
         target = entry_path(self._root, found)
         with _told(f"blob {found}"):
-            held = hold(target)
-            if held is not None:
-                self._bury()
-                os.close(self._lease)
-                self._lease = held
+            if self._is_there(target):
                 return found, False
             os.fsync(self._fd)
             meta = {"version": META_VERSION, "size": self.size, "chunk": chunk_size(self.size), "cuts": []}
             write_durably(os.path.join(self._directory, "meta.json"), json.dumps(meta).encode())
             write_durably(os.path.join(self._directory, "sealed"), json.dumps({"size": self.size, "digest": found.hex}).encode())
-            self._move(target)
+            fcntl.flock(self._lease, fcntl.LOCK_SH)  # here, where no evictor comes between the two locks
+            if not self._move(target):
+                return found, False
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(target, "note"))
-            fcntl.flock(self._lease, fcntl.LOCK_SH)
         os.close(self._fd)
         self._fd = -1
         return found, True
 
-    def _move(self, target: str) -> None:
-        """Rename the entry to its place, durably. An unsealed one that is there gives way: its readers have its files open."""
+    def _is_there(self, target: str) -> bool:
+        """Whether the store has the blob, whole and verified: then that one is leased instead, and the ingest dropped."""
+        held = hold(target)
+        if held is None:
+            return False
+        self._bury()
+        os.close(self._lease)
+        self._lease = held
+        return True
+
+    def _move(self, target: str) -> bool:
+        """Rename the entry to its place, durably; False when a verified one came there before it.
+
+        An unverified one gives way: its readers have its files open.
+        """
         prefix = os.path.dirname(target)
         os.makedirs(prefix, 0o700, exist_ok=True)
         while True:
@@ -178,9 +188,11 @@ class Ingest:
             except OSError as e:
                 if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            bury(self._root, target)
+            if not bury(self._root, target, spare_sealed=True) and self._is_there(target):
+                return False
         for directory in (prefix, os.path.dirname(prefix), os.path.join(self._root, "ingest")):
             fsync_directory(directory)
+        return True
 
     def _bury(self) -> None:
         bury(self._root, self._directory)

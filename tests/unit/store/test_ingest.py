@@ -172,3 +172,38 @@ def test_a_blob_that_was_held_since_the_evictor_looked_is_spared(store: Store, m
     monkeypatch.setattr(Store, "_surplus", link_meanwhile)
     store.evict(at_least=1 << 40)
     assert store.get(digest) == DATA
+
+
+def test_of_two_that_commit_at_once_the_first_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second has looked, and finds the blob only when it moves its own there: what was acknowledged is never moved away."""
+    first, second = store.ingest(), store.ingest()
+    first.write(DATA)
+    second.write(DATA)
+    looked = ingest.hold
+    answers: list[int | None] = []
+
+    def look(directory: str) -> int | None:
+        if not answers:
+            answers.append(None)
+            assert first.commit() == (Digest.of(DATA), True)
+            return None
+        return looked(directory)
+
+    monkeypatch.setattr(ingest, "hold", look)
+    digest = Digest.of(DATA)
+    inode = None
+
+    def rename(source: str, target: str) -> None:
+        nonlocal inode
+        if target == store.path(digest) and os.path.exists(target):
+            inode = os.stat(target).st_ino
+        real(source, target)
+
+    real = os.rename
+    monkeypatch.setattr(os, "rename", rename)
+    assert second.commit() == (digest, False)
+    assert inode == os.stat(store.path(digest)).st_ino
+    first.close()
+    second.close()
+    assert store.get(digest) == DATA
+    assert names(store) == []
