@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from kitfs import __version__
-from kitfs.cli import compare, demo, imports, kits, kits_local, mount, serve, tree, unpack
+from kitfs.cli import compare, demo, imports, kits, kits_local, login, mount, serve, shell, tree, unpack
 from kitfs.cli.options import Verbs
 from kitfs.cli.output import Unwritable, flush, settle_streams
 from kitfs.errors import KitfsError
@@ -28,8 +28,9 @@ def cli() -> None:
     """
 
 
-for _verb in (*mount.VERBS, *tree.VERBS, *kits.VERBS, *kits_local.VERBS, *compare.VERBS, *imports.VERBS, *unpack.VERBS, *serve.VERBS, *demo.VERBS):
-    cli.add_command(_verb)
+for _module in (mount, tree, kits, kits_local, compare, login, imports, unpack, serve, demo, shell):
+    for _verb in _module.VERBS:
+        cli.add_command(_verb)
 
 
 def main() -> NoReturn:

@@ -1,0 +1,165 @@
+"""Logging in: credentials are tried at their registry, and kept where kit keeps them; logging out takes them away again.
+
+Follows docker's config.json as oras-go's credentials store writes it (credHelpers, then credsStore, then the file's own auths) and the
+store and erase of docker's credential helpers. The file appears by rename, with mode 0600, and keeps every entry that is not concerned.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+from kitfs.errors import StoreError, Unauthorized, UsageError
+from kitfs.registry.auth import RegistryAuth, Tokens
+from kitfs.registry.client import Endpoint, RegistryClient
+from kitfs.registry.credentials import DOCKER_HOSTS, DOCKER_KEY, HELPER_PATIENCE, NOT_FOUND, Credential, Credentials
+from kitfs.registry.failures import failure, read_error
+from kitfs.registry.retry import CONNECT_BUDGET
+from kitfs.registry.transport import is_loopback
+
+FILE: Final = "credentials.json"
+
+
+class _Only(Credentials):
+    """These, and nobody's else."""
+
+    def __init__(self, credential: Credential) -> None:
+        super().__init__(())
+        self._credential = credential
+
+    def of(self, host: str) -> Credential | None:
+        return self._credential
+
+
+def check(client: RegistryClient, host: str, credential: Credential) -> None:
+    """Ask a registry ("host[:port]") whether it takes credentials: GET /v2/, by way of its token server where it has one.
+
+    Raises Unauthorized when it does not, Unavailable, RegistryError, NotFound when it is no registry.
+    """
+    at = "registry-1.docker.io" if host in DOCKER_HOSTS else host
+    name = at.rpartition(":")[0] if not at.endswith("]") and ":" in at else at
+    plain = is_loopback(name.strip("[]")) if client.options.plain_http is None else client.options.plain_http
+    base = f"{'http' if plain else 'https'}://{at}/v2"
+    auth = RegistryAuth(at, "", _Only(credential), Tokens(), plain_http=bool(client.options.plain_http))
+    try:
+        response = client.send(Endpoint(base, at, auth, CONNECT_BUDGET), "GET", f"{base}/", {}, f"login to {host}")
+        read_error(response)
+        if response.status_code != 200:
+            raise failure(response, f"login to {host}")
+    except Unauthorized as e:
+        raise Unauthorized(f"{host} does not take these credentials ({e.status})", status=e.status, code=e.code, url=e.url)
+
+
+def keep(kit_home: str, host: str, credential: Credential) -> str:
+    """Keep credentials; the file or helper that has them now. Raises UsageError for a file or helper that is broken, StoreError."""
+    path = os.path.realpath(os.path.join(kit_home, FILE))
+    config = _read(path)
+    key = keys_of(host)[0]
+    helper = _helper(config, keys_of(host))
+    if helper is not None:
+        secret = credential.identity_token or credential.password
+        name = "<token>" if credential.identity_token else credential.username
+        _run(helper[0], "store", json.dumps({"ServerURL": helper[1], "Username": name, "Secret": secret}).encode())
+        return f"docker-credential-{helper[0]}"
+    entry: dict[str, str] = {}
+    if credential.username or credential.password:
+        entry["auth"] = base64.b64encode(f"{credential.username}:{credential.password}".encode()).decode()
+    if credential.identity_token:
+        entry["identitytoken"] = credential.identity_token
+    _write(path, config | {"auths": _auths(config, path) | {key: entry}})
+    return path
+
+
+def forget(kit_home: str, host: str) -> bool:
+    """Take credentials away; whether there were any, as far as that is told. Raises as ``keep``."""
+    path = os.path.realpath(os.path.join(kit_home, FILE))
+    config = _read(path)
+    keys = keys_of(host)
+    helper = _helper(config, keys)
+    erased = helper is not None and _run(helper[0], "erase", helper[1].encode())
+    auths = _auths(config, path)
+    left = {key: entry for key, entry in auths.items() if key not in keys}
+    if len(left) < len(auths):
+        _write(path, config | {"auths": left})
+    return erased or len(left) < len(auths)
+
+
+def keys_of(host: str) -> tuple[str, ...]:
+    """What a host is called in credential files; the first is what kit writes."""
+    if host in DOCKER_HOSTS:
+        return (DOCKER_KEY, *sorted(DOCKER_HOSTS))
+    return (host, f"https://{host}", f"http://{host}", f"https://{host}/v1/", f"https://{host}/v2/")
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as f:
+            loaded = json.load(f)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as e:
+        raise UsageError(f"credentials in {path} cannot be read: {e}")
+    if not isinstance(loaded, dict):
+        raise UsageError(f"credentials in {path} cannot be read: not an object")
+    return loaded
+
+
+def _auths(config: dict[str, Any], path: str) -> dict[str, Any]:
+    auths = config.get("auths") or {}
+    if not isinstance(auths, dict):
+        raise UsageError(f"credentials in {path} cannot be read: auths is not an object")
+    return auths
+
+
+def _helper(config: dict[str, Any], keys: Sequence[str]) -> tuple[str, str] | None:
+    """(helper, the key that it is told), when one is configured for these."""
+    helpers = config.get("credHelpers")
+    if isinstance(helpers, dict):
+        for key in keys:
+            if isinstance(helpers.get(key), str) and helpers[key]:
+                return helpers[key], key
+    store = config.get("credsStore")
+    return (store, keys[0]) if isinstance(store, str) and store else None
+
+
+def _run(helper: str, verb: str, told: bytes) -> bool:
+    """Whether it did it; False when it had nothing to erase."""
+    program = f"docker-credential-{helper}"
+    try:
+        done = subprocess.run([program, verb], input=told, capture_output=True, timeout=HELPER_PATIENCE, check=False)
+    except FileNotFoundError:
+        raise UsageError(f"the credential helper {program} is not on PATH")
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise UsageError(f"the credential helper {program} failed: {type(e).__name__}")  # the exception may hold what it was told
+    if done.returncode:
+        said = (done.stdout.strip() or done.stderr.strip()).decode(errors="replace")
+        if verb == "erase" and (not said or NOT_FOUND in said):
+            return False
+        raise UsageError(f"the credential helper {program} failed to {verb}: {(said.splitlines() or ['without a word'])[0][:200]}")
+    return True
+
+
+def _write(path: str, config: dict[str, Any]) -> None:
+    """By rename in the same directory, so that a crash leaves the old file or the new one. Keys in Go's order, tabs as kit."""
+    ordered = {key: dict(sorted(value.items())) if key == "auths" else value for key, value in sorted(config.items())}
+    data = json.dumps(ordered, indent="\t", ensure_ascii=False).encode("utf-8", "surrogatepass")
+    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}~"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+    except OSError as e:
+        raise StoreError(f"credentials cannot be kept in {path}: {e.strerror}")
