@@ -28,7 +28,7 @@ from kitfs.oci.names import Digest
 from kitfs.store.evict import bury
 from kitfs.store.lease import exclusive
 from kitfs.store.plan import chunk_size
-from kitfs.store.refs import fsync_directory, write_durably
+from kitfs.store.refs import fsync_directory
 
 META_VERSION: Final = 1
 PIECE: Final = 1 << 20
@@ -78,7 +78,8 @@ class Ingest:
         made = cls(root, f"{'upload' if resumable else 'new'}-{uuid.uuid4().hex}", make_room=make_room, create=True)
         if resumable:
             with _told(f"the ingest {made.name}"):
-                write_durably(os.path.join(made._directory, "note"), json.dumps(note).encode())
+                made._write("note", note)
+                fsync_directory(made._directory)
                 fsync_directory(os.path.join(root, "ingest"))
         return made
 
@@ -153,8 +154,9 @@ class Ingest:
                 return found, False
             os.fsync(self._fd)
             meta = {"version": META_VERSION, "size": self.size, "chunk": chunk_size(self.size), "cuts": []}
-            write_durably(os.path.join(self._directory, "meta.json"), json.dumps(meta).encode())
-            write_durably(os.path.join(self._directory, "sealed"), json.dumps({"size": self.size, "digest": found.hex}).encode())
+            self._write("meta.json", meta)
+            self._write("sealed", {"size": self.size, "digest": found.hex})
+            fsync_directory(self._directory)
             fcntl.flock(self._lease, fcntl.LOCK_SH)  # here, where no evictor comes between the two locks
             if not self._move(target):
                 return found, False
@@ -163,6 +165,14 @@ class Ingest:
         os.close(self._fd)
         self._fd = -1
         return found, True
+
+    def _write(self, name: str, value: Any) -> None:
+        """A file of the directory, fsynced. Nobody reads it before the directory, fsynced after it, is told of or moved: no rename is needed."""
+        fd = os.open(os.path.join(self._directory, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as f:
+            f.write(json.dumps(value).encode())
+            f.flush()
+            os.fsync(f.fileno())
 
     def _is_there(self, target: str) -> bool:
         """Whether the store has the blob, whole and verified: then that one is leased instead, and the ingest dropped."""
