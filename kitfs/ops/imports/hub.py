@@ -32,12 +32,13 @@ from kitfs.errors import (
     UsageError,
 )
 from kitfs.oci.kitfile import clean_path
+from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest
 from kitfs.ops.events import Report, Warned, quiet
 from kitfs.registry.auth import RegistryAuth
-from kitfs.registry.blob import CONTENT_RANGE
-from kitfs.registry.client import Endpoint, RegistryClient
-from kitfs.registry.failures import Broken, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
+from kitfs.registry.blob import RemoteBlob
+from kitfs.registry.client import BODY_ATTEMPTS, Endpoint, RegistryClient
+from kitfs.registry.failures import Broken, Stalled, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
 from kitfs.registry.retry import CONNECT_BUDGET, retry_after
 from kitfs.registry.transport import is_loopback
 
@@ -48,9 +49,9 @@ MAX_ANSWER: Final = 32 << 20  # bytes of one page of a listing
 MAX_FILES: Final = 200_000
 MAX_PAGES: Final = 2000
 MAX_SIZE: Final = 1 << 60
-FRUITLESS: Final = 4  # attempts in a row that bring no byte, before a file is given up
 PATIENCE: Final = 600.0  # seconds that a hub may ask to wait, all told: its limits are per five minutes
 USUAL_WAIT: Final = 10.0  # seconds, where 429 does not say how many
+UNKNOWN: Final = Digest.of(b"")  # for a file whose digest nobody knows before it is read
 LEFT_OUT: Final = frozenset((".gitignore", ".gitattributes"))
 
 
@@ -127,10 +128,18 @@ class Hub:
         return Snapshot(self, kind, name, sha, _epoch(found.get("lastModified")))
 
     def _json(self, url: str | httpx.URL, what: str) -> tuple[httpx.Response, Any]:
-        response = self._get(url, {}, what)
+        for _ in range(BODY_ATTEMPTS - 1):
+            try:
+                return self._json_once(url, what)
+            except Broken:
+                pass
+        return self._json_once(url, what)
+
+    def _json_once(self, url: str | httpx.URL, what: str) -> tuple[httpx.Response, Any]:
+        response = self.get(url, {}, what)
         try:
             if response.status_code != 200:
-                raise self._failure(response, what)
+                raise self.failure(response, what)
             check_encoding(response, what)
             with mapped(response.request.url, what):
                 data = read_capped(response, MAX_ANSWER)
@@ -143,7 +152,7 @@ class Hub:
         except (ValueError, RecursionError):
             raise RegistryError(f"{what}: {self.host} answers with something that is no listing", status=200, url=shown(url))
 
-    def _get(self, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
+    def get(self, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
         """An answer, its body to be read. 429 is waited for within ``PATIENCE``, which all threads share."""
         while True:
             response = self._client.send(self._endpoint, "GET", url, headers, what)
@@ -160,7 +169,7 @@ class Hub:
                 self._report(Warned(f"{self.host} has had too many requests and asks to wait"))
             self._sleep(pause)
 
-    def _failure(self, response: httpx.Response, what: str) -> KitfsError:
+    def failure(self, response: httpx.Response, what: str) -> KitfsError:
         """What an answer means that is an error, in the hub's own words where it has any."""
         read_error(response)
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
@@ -215,58 +224,53 @@ class Hub:
             with mapped(at, what):
                 at = at.join(after) if after else None
 
-    def body(self, url: str, size: int, start: int, what: str) -> Iterator[bytes]:
-        """The bytes [start, size) of a file, in pieces; taken up where a connection breaks.
+    def blob(self, url: str, file: HubFile, what: str) -> HubBlob:
+        """A file as a Source; nothing is asked until it is read."""
+        return HubBlob(self, self._client, self._endpoint, url, file, what)
 
-        Raises IntegrityError for one of another size, and what ``snapshot`` raises.
-        """
-        at, fruitless = start, 0
-        while at < size:
-            before = at
+
+class HubBlob(RemoteBlob):
+    """A file of a hub as a Source: as a registry's blob, but for where it is and what is said when it is not.
+
+    The URL that the hub redirects to is used until it has expired, so that a file of many ranges asks the hub itself once.
+    """
+
+    def __init__(self, hub: Hub, client: RegistryClient, endpoint: Endpoint, url: str, file: HubFile, what: str) -> None:
+        super().__init__(client, (endpoint,), Descriptor("", file.digest or UNKNOWN, file.size))
+        self._hub = hub
+        self._url = url
+        self._told = what
+        self._at: httpx.URL | None = None
+
+    def __repr__(self) -> str:
+        return f"<HubBlob {self._told}>"
+
+    @property
+    def _what(self) -> str:
+        return self._told
+
+    def _request(self, endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
+        known = self._at
+        if known is not None:
             try:
-                for piece in self._pieces(url, size, at, what):
-                    yield piece
-                    at += len(piece)
-            except Broken:
-                fruitless = 0 if at > before else fruitless + 1
-                if fruitless == FRUITLESS:
-                    raise
-                if fruitless:
-                    self._sleep(0.2 * fruitless)
-
-    def _pieces(self, url: str, size: int, start: int, what: str) -> Iterator[bytes]:
-        """One attempt, from ``start`` to the end. Raises Broken when it ends before."""
-        response = self._get(url, {"Range": f"bytes={start}-{size - 1}"} if start else {}, what)
-        try:
-            if response.status_code == 416:
-                raise IntegrityError(f"{what}: {self.host} has fewer bytes than the {size} that it lists")
-            if response.status_code not in (200, 206):
-                raise self._failure(response, what)
-            check_encoding(response, what)
-            at = self._first(response, size, start, what)
-            with mapped(response.request.url, what):
-                for piece in response.iter_raw():
-                    if at + len(piece) > size:
-                        raise IntegrityError(f"{what}: {self.host} sends more than the {size} bytes that it lists")
-                    if at + len(piece) > start:  # a hub without ranges sends all of it
-                        yield piece[max(0, start - at) :]
-                    at += len(piece)
-            if at < size:
-                raise Broken(f"{what}: {host_of(response.request.url)} ended the body at byte {at} of {size}", url=shown(response.request.url))
-        finally:
+                response = self._client.send(endpoint, "GET", known, headers, self._told)
+                if response.status_code in (200, 206):
+                    return response
+                response.close()
+            except Stalled:
+                raise
+            except RegistryError:
+                pass  # its host is gone; the hub may know another
+            self._at = None
+        response = self._hub.get(self._url, headers, self._told)
+        if response.status_code in (200, 206):
+            if shown(response.request.url) != shown(self._url):
+                self._at = response.request.url
+            return response
+        if response.status_code == 416:
             response.close()
-
-    def _first(self, response: httpx.Response, size: int, start: int, what: str) -> int:
-        """The place of the first byte that comes."""
-        length = response.headers.get("Content-Length")
-        if response.status_code == 200:
-            if length not in (None, str(size)):
-                raise IntegrityError(f"{what}: {self.host} has {length} bytes, it lists {size}")
-            return 0
-        match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if match is None or int(match[1]) != start or match[3] not in ("*", str(size)):
-            raise RegistryError(f"{what}: {self.host} sends another range than was asked for", status=206, url=shown(response.request.url))
-        return start
+            raise IntegrityError(f"{self._told}: {endpoint.host} has fewer bytes than the {self.size} that it lists")
+        raise self._hub.failure(response, self._told)
 
 
 class Snapshot:
@@ -313,9 +317,9 @@ class Snapshot:
             raise RegistryError(f"{self.name}: {path[:100]!r} is listed without its size or object", status=200)
         return HubFile(path, size, git if SHA.fullmatch(git) and len(git) == 40 else "", digest)
 
-    def content(self, file: HubFile, start: int = 0) -> Iterator[bytes]:
-        """A file's bytes from ``start`` on, unchecked but for their number. Raises as ``Hub.body``."""
-        return self._hub.body(f"{self.url}/resolve/{self.sha}/{quote(file.path)}", file.size, start, f"{self.name}: {file.path}")
+    def blob(self, file: HubFile) -> HubBlob:
+        """A file as a Source; nothing is asked until it is read. Its number of bytes is checked, their digest is not."""
+        return self._hub.blob(f"{self.url}/resolve/{self.sha}/{quote(file.path)}", file, f"{self.name}: {file.path}")
 
 
 def _is_clean(path: str) -> bool:
