@@ -108,21 +108,29 @@ class LayerSupply:
         layer = self.layer
         if layer.compressed or not self.fetches():
             self._verified = self._verify(moved, stop, room)
-        if self._verified is not None and layer.type.format == "tar":
-            self._index = self._read_index(self._verified)
-        else:
-            try:
-                self._index = layer.index()
-            except LayerError:
-                self._verify(moved, stop, room)  # bytes that are damaged are told as that
-                raise
+        try:
+            self._index = self._read_index(stop, room)
+        except LayerError as e:
+            if "--max-entries" not in str(e) and self._verified is None and self._verify(moved, stop, room) is None:
+                Streamed(layer, None, moved, stop).finish()  # bytes that are damaged are told as that
+            raise
         return self._index
 
-    def _read_index(self, content: Blob) -> LayerIndex:
+    def _read_index(self, stop: threading.Event, room: int) -> LayerIndex:
+        layer = self.layer
+        if self._verified is None and layer.compressed and layer.type.format == "raw":
+            self._decode(layer.content(), stop, room)
+        if layer.type.format == "raw" or (self._verified is None and not layer.compressed):
+            return layer.index()
+        content = self._verified or _Limited(layer.content(), self._limit(room))
         try:
             return index_tar(content, max_entries=self._max_entries)
         except LayerError as e:
             raise LayerError(f"layer {self.digest}: {e}")
+
+    def _limit(self, room: int) -> int:
+        """Bytes that the layer may decode to."""
+        return min(room, max(SMALL, GROWTH * self.layer.size))
 
     def _verify(self, moved: Moved, stop: threading.Event, room: int) -> Blob | None:
         """The content, in the store and verified; None when the store cannot keep it. Raises IntegrityError, Stopped."""
@@ -159,14 +167,10 @@ class LayerSupply:
 
     def _decode(self, content: Blob, stop: threading.Event, room: int) -> None:
         """Decode all of a layer. Raises LayerError for one that grows beyond measure."""
-        limit = max(SMALL, GROWTH * self.layer.size)
+        limited = _Limited(content, self._limit(room))
         at = 0
-        while data := content.pread(at, 4 * PIECE):
+        while data := limited.pread(at, 4 * PIECE):
             at += len(data)
-            if at > limit:
-                raise LayerError(f"layer {self.digest} of {self.layer.size} bytes decodes to more than {limit}: refused")
-            if at > room:
-                raise LayerError(f"layer {self.digest} of {self.layer.size} bytes decodes to more than the {room} bytes that are free: refused")
             if stop.is_set():
                 raise Stopped
 
@@ -174,21 +178,45 @@ class LayerSupply:
         """The content, verified where the store can keep it. Raises IntegrityError when it is not what the index was made of."""
         if self._verified is None:
             self._verified = self._verify(moved, stop, SMALL << 20)
-            if self._verified is not None and self.layer.type.format == "tar" and self._index is not None:
-                now = self._read_index(self._verified)
-                if now.to_json() != self._index.to_json():
-                    self._store.forget_index(self.digest)
-                    raise IntegrityError(f"layer {self.digest}: its index was made of other bytes than these; try again")
+            if self._verified is not None and self._index is not None and not self._agrees(stop, self._index):
+                self._store.forget_index(self.digest)
+                raise IntegrityError(f"layer {self.digest}: its index was made of other bytes than these; try again")
         if self._verified is None:
-            return Streamed(self.layer, moved, stop)
-        self._check_size(self._verified)
+            raw = self.layer.compressed and self.layer.type.format == "raw"
+            return Streamed(self.layer, self._index if raw else None, moved, stop)
+        if self.layer.type.format == "raw" and self._index is not None:
+            check_size(self._index, self._verified.size or 0)
         return Verified(self._verified, None if self.layer.compressed else self._store.open_sealed(self.layer.digest), moved, stop)
 
-    def _check_size(self, content: Blob) -> None:
-        """A compressed file must be as long as its annotation says."""
-        if self.layer.type.format == "raw" and self._index is not None and self._index.members and content.size != self._index.total:
-            path = next(iter(self._index.members))
-            raise IntegrityError(f"unpacked size of file {path} does not match metadata annotation: {content.size} bytes, not {self._index.total}")
+    def _agrees(self, stop: threading.Event, index: LayerIndex) -> bool:
+        """Whether verified bytes have the index that was made before they were."""
+        return self.layer.type.format == "raw" or self._read_index(stop, SMALL << 20).to_json() == index.to_json()
+
+
+def check_size(index: LayerIndex, size: int) -> None:
+    """Raises IntegrityError unless a file of one layer is as long as its annotation says."""
+    for path in index.members:
+        if size != index.total:
+            raise IntegrityError(f"unpacked size of file {path} does not match metadata annotation: {size} bytes, not {index.total}")
+
+
+class _Limited:
+    """Content that may not grow beyond ``limit`` bytes, as a Reader."""
+
+    def __init__(self, content: Blob, limit: int) -> None:
+        self._content = content
+        self._limit = limit
+
+    @property
+    def size(self) -> int | None:
+        """That of the content, once it is known."""
+        return self._content.size
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """Bytes of the content. Raises LayerError behind the limit."""
+        if offset > self._limit:
+            raise LayerError(f"{self._content} grows to more than {self._limit} bytes, which are more than it should, or more than are free")
+        return self._content.pread(offset, size)
 
 
 class Verified:
@@ -232,12 +260,13 @@ class Verified:
 
 
 class Streamed:
-    """Content that the store cannot keep, once, from its beginning to its end, hashed as it passes."""
+    """Content that the store cannot keep, once, from its beginning to its end, hashed as it passes. ``whole`` is the index of one file."""
 
     verified: Final = False
 
-    def __init__(self, layer: Layer, moved: Moved, stop: threading.Event) -> None:
+    def __init__(self, layer: Layer, whole: LayerIndex | None, moved: Moved, stop: threading.Event) -> None:
         self._layer = layer
+        self._whole = whole
         self._moved = moved
         self._stop = stop
         self._hasher: Any = layer.digest.hasher()
@@ -275,15 +304,18 @@ class Streamed:
         self._piece = memoryview(piece)
 
     def finish(self) -> None:
-        """Take in the rest. Raises IntegrityError when the digest is not right."""
-        with suppress(LayerError):
-            for _ in self._pieces:
-                pass
+        """Take in the rest, undecoded. Raises IntegrityError when the digest, or the length of one file, is not right."""
+        more = 0
+        if self._whole is not None:
+            with suppress(LayerError):
+                more = len(next(self._pieces, b""))
         for _ in self._wire:
             pass
         found = self._hasher.hexdigest()
         if found != self._layer.digest.hex:
             raise IntegrityError(f"layer {self._layer.digest} does not have its digest: it is {self._layer.digest.algorithm}:{found}")
+        if self._whole is not None:
+            check_size(self._whole, self._at + len(self._piece) + more)
 
     def close(self) -> None:
         """Nothing to let go."""
