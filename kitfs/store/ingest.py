@@ -200,8 +200,8 @@ class Ingest:
                     raise
             if not bury(self._root, target, spare_sealed=True) and self._is_there(target):
                 return False
-        for directory in (prefix, os.path.dirname(prefix), os.path.join(self._root, "ingest")):
-            fsync_directory(directory)
+        fsync_directory(prefix)
+        fsync_directory(os.path.dirname(prefix))  # whoever made the prefix may not have come to it yet
         return True
 
     def _bury(self) -> None:
