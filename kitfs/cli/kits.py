@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from kitfs.cli.host import host_of
-from kitfs.cli.options import Command, takes
-from kitfs.cli.output import say
+from kitfs.cli.options import Command, Interrupted, takes
+from kitfs.cli.output import flush, say, shown
 from kitfs.cli.progress import Reporter
 from kitfs.config import COMMON, NETWORK, Settings
-from kitfs.errors import ContextError, UsageError
+from kitfs.errors import ContextError, KitfsError, UsageError
 from kitfs.ops.events import Noted
 
 if TYPE_CHECKING:
@@ -50,13 +52,12 @@ def pack(settings: Settings, directory: str) -> None:
             if settings["straight"]:
                 repository, tags = host.client.repository(references[0]), [reference.tag or "latest" for reference in references]
                 journal = host.store.catalog
-                packed = packing.pack_to(
-                    context, kitfile, repository, tags, shape=shape, parent_paths=paths, journal=journal, report=report
-                )
+                with _ended_at_once(report):
+                    packed = packing.pack_to(context, kitfile, repository, tags, shape=shape, parent_paths=paths, journal=journal, report=report)
             else:
                 packed = packing.pack(context, kitfile, host.store, references, shape=shape, parent_paths=paths, report=report)
         except ContextError as e:
-            raise ContextError(f"{where}: {e}")
+            raise ContextError(f"{where}: {shown(e.args[0])}")
         digest = packed.descriptor.digest
         done = f"Pushed {digest}" if settings["straight"] else f"Model saved: {digest}"
         report.say(done, event="done", digest=digest, references=[reference.display for reference in references])
@@ -133,7 +134,8 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         report(Noted(f"Pushing {source.display}" + (f" to {target.display}" if destination is not None else "")))
         repository = host.client.repository(target)
-        digest = transfer.push(source, target, host.store, repository, at_once=settings["concurrency"], report=report)
+        with _ended_at_once(report):
+            digest = transfer.push(source, target, host.store, repository, at_once=settings["concurrency"], report=report)
         report.say(f"Pushed {digest}", event="done", reference=target.display, digest=digest)
 
 
@@ -153,8 +155,22 @@ def pull(settings: Settings, reference: str) -> None:
         raise UsageError("registry is required when pulling (write registry/repository:tag)")
     with host_of(settings, cache_size=settings["cache-size"]) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         report(Noted(f"Pulling {source.display}"))
-        digest = transfer.pull(source, host.store, host.client.repository, at_once=settings["concurrency"], report=report)
+        with _ended_at_once(report):
+            digest = transfer.pull(source, host.store, host.client.repository, at_once=settings["concurrency"], report=report)
         report.say(f"Pulled {digest}", event="done", reference=source.display, digest=digest)
+
+
+@contextmanager
+def _ended_at_once(report: Reporter) -> Iterator[None]:
+    """Lets Ctrl-C end the process without waiting for requests: what is on disk is as after a kill, and goes on when the verb is run again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        report.__exit__(None, None, None)
+        say("kitfs: interrupted")
+        with suppress(KitfsError, OSError):
+            flush()
+        os._exit(Interrupted.exit_code)
 
 
 def _settled(reference: Reference) -> Reference:

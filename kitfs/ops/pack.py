@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -158,7 +158,7 @@ def pack_to(
         job.added = how != "exists"
         report(Sent("blob", job.written.digest, job.written.size, how))
 
-    _write_all(jobs, send, report, workers)
+    _write_all(jobs, send, report, workers, patient=False)
     kit = _Finished(kitfile, jobs, shape)
     how = target.upload(kit.config, lambda offset: iter([kit.config_bytes[offset:]]), journal=journal)
     report(Sent("config", kit.config.digest, kit.config.size, how))
@@ -231,8 +231,13 @@ def _ignore_file(context: str) -> bytes | None:
     return data
 
 
-def _write_all(jobs: Sequence[_Job], do: Callable[[_Job, threading.Event], None], report: Report, workers: int | None) -> None:
-    """Do every layer, several at once; told in order. The first error, whichever layer's it is, ends them all."""
+def _write_all(
+    jobs: Sequence[_Job], do: Callable[[_Job, threading.Event], None], report: Report, workers: int | None, *, patient: bool = True
+) -> None:
+    """Do every layer, several at once; told in order. The first error, whichever layer's it is, ends them all, and is raised when they have.
+
+    Not ``patient``: KeyboardInterrupt is raised at once, since a request that waits for a registry may do so for long.
+    """
     stop = threading.Event()
     failures: list[BaseException] = []  # the first is what happened; others may follow from it
 
@@ -246,26 +251,25 @@ def _write_all(jobs: Sequence[_Job], do: Callable[[_Job, threading.Event], None]
             stop.set()
             raise
 
-    with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), thread_name_prefix="kitfs-pack") as pool:
-        futures: list[Future[None]] = []
-        try:
-            futures += [pool.submit(write, job) for job in jobs]
-            for number, (job, future) in enumerate(zip(jobs, futures, strict=True), 1):
-                future.result()
-                assert job.written is not None
-                if not job.added:
-                    wait(futures)
-                    same = job.written.digest
-                    twin = next((other for other in jobs[number:] if other.added and other.written and other.written.digest == same), job)
-                    twin.added, job.added = False, twin.added  # of equal layers the first is told as the new one
-                report(Saved("layer", job.entry.kind, job.written.digest, job.added))
-        except BaseException as e:
-            stop.set()
-            for future in futures:
-                future.cancel()
-            if failures and isinstance(e, KitfsError):
-                raise failures[0]
-            raise
+    pool = ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), thread_name_prefix="kitfs-pack")
+    try:
+        futures = [pool.submit(write, job) for job in jobs]
+        for number, (job, future) in enumerate(zip(jobs, futures, strict=True), 1):
+            future.result()
+            assert job.written is not None
+            if not job.added:
+                wait(futures)
+                same = job.written.digest
+                twin = next((other for other in jobs[number:] if other.added and other.written and other.written.digest == same), job)
+                twin.added, job.added = False, twin.added  # of equal layers the first is told as the new one
+            report(Saved("layer", job.entry.kind, job.written.digest, job.added))
+    except BaseException as e:
+        stop.set()
+        pool.shutdown(wait=patient or isinstance(e, Exception), cancel_futures=True)
+        if failures and isinstance(e, KitfsError):
+            raise failures[0]
+        raise
+    pool.shutdown()
 
 
 def _write(job: _Job, store: Store, stack: contextlib.ExitStack, shape: Shape, report: Report, stop: threading.Event) -> None:

@@ -52,9 +52,7 @@ class Target(Protocol):
     def put_manifest(self, identifier: str, media_type: str, data: bytes) -> Digest: ...
 
 
-def push(
-    source: Reference, destination: Reference, store: Store, target: Target, *, at_once: int = AT_ONCE, report: Report
-) -> Digest:
+def push(source: Reference, destination: Reference, store: Store, target: Target, *, at_once: int = AT_ONCE, report: Report) -> Digest:
     """Push a kit that was packed or pulled here; the digest of its manifest.
 
     Raises NotFound when it is not in the store, StoreError when the store has lost a part of it, what the registry raises.
@@ -248,14 +246,16 @@ def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Ev
 
 
 def _each(items: Sequence[T], do: Callable[[T], None], at_once: int, stop: threading.Event) -> None:
-    """Do something for every item on threads; the first error ends the others, and is raised when they have."""
-    with ThreadPoolExecutor(at_once, thread_name_prefix="kitfs-transfer") as pool:
-        futures = [pool.submit(do, item) for item in items]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            for future in futures:
-                future.cancel()
-            raise
+    """Do something for every item on threads; the first error ends the others, and is raised when they have.
+
+    KeyboardInterrupt is raised at once: a request that waits for a registry may do so for long.
+    """
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="kitfs-transfer")
+    try:
+        for future in as_completed([pool.submit(do, item) for item in items]):
+            future.result()
+    except BaseException as e:
+        stop.set()
+        pool.shutdown(wait=isinstance(e, Exception), cancel_futures=True)
+        raise
+    pool.shutdown()

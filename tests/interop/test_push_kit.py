@@ -1,0 +1,330 @@
+"""``kitfs pack`` and ``kitfs push`` to CNCF distribution and to ``kitfs serve``, through everything that breaks; what arrived is the kit."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import kits, trees
+from tests.conftest import CANNOT, GOLDEN, needs
+from tests.fakes.registry import FakeRegistry
+from tests.host import Host, own_python
+from tests.registry_process import RegistryProcess, Relay
+from tests.server import Server
+
+pytestmark = pytest.mark.interop
+GOLDEN_KITS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kits.json").read_text())
+MiB = 1 << 20
+TALK = 64 << 10  # bytes that requests and small manifests may take, when no blob moves
+BIG = 96 * MiB
+CHUNK = 32 * MiB
+SOME = 40 * MiB  # in the middle of the second chunk
+
+
+class Meter(Relay):
+    """A relay that counts and holds what clients send, not what they are answered."""
+
+    def __init__(self, port: int) -> None:
+        self.sent = 0
+        super().__init__(port)
+
+    def _pump(self, pair: Any, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        super()._pump(pair, source, sink, not counted)
+
+    def _share(self, wanted: int) -> int:
+        share = super()._share(wanted)
+        with self._lock:
+            self.sent += share
+        return share
+
+
+@dataclass
+class Registry:
+    """A registry behind a meter; ``host`` is the meter's. ``crash`` ends it by SIGKILL and starts it again on its data."""
+
+    kind: str
+    meter: Meter
+    crash: Callable[[], None]
+
+    @property
+    def host(self) -> str:
+        return self.meter.host
+
+    def get(self, path: str) -> bytes:
+        connection = http.client.HTTPConnection(self.host, timeout=30)
+        try:
+            connection.request("GET", f"/v2/{path}", headers={"Accept": kits.MANIFEST})
+            answer = connection.getresponse()
+            data = answer.read()
+            assert answer.status == 200, (path, answer.status, data[:200])
+            return data
+        finally:
+            connection.close()
+
+    def holds(self, repository: str, tag: str) -> str:
+        """The digest of a kit, after its manifest and every blob were read."""
+        manifest = self.get(f"{repository}/manifests/{tag}")
+        about = json.loads(manifest)
+        for blob in (about["config"], *(about["layers"] or ())):
+            data = self.get(f"{repository}/blobs/{blob['digest']}")
+            assert (kits.sha256(data), len(data)) == (blob["digest"], blob["size"])
+        return kits.sha256(manifest)
+
+
+@pytest.fixture(params=["kitfs serve", "docker-registry"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
+    """Each registry in turn."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "kitfs serve":
+            server = stack.enter_context(Server(tmp_path / "root", tmp_path / "log"))
+
+            def crash() -> None:
+                server.kill()
+                server.restart()
+
+            port = int(server.address.rpartition(":")[2])
+        else:
+            needs("docker-registry")
+            process = stack.enter_context(RegistryProcess(tmp_path / "registry"))
+            port = process.port
+
+            def crash() -> None:
+                assert process._process is not None
+                process._process.kill()
+                process.stop()
+                process.start()
+
+        meter = Meter(port)
+        stack.enter_context(meter)
+        yield Registry(request.param, meter, crash)
+
+
+@pytest.fixture(scope="module")
+def golden_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden trees, written by their script."""
+    root = tmp_path_factory.mktemp("golden")
+    subprocess.run([sys.executable, GOLDEN / "make_trees.py", root], check=True)
+    return root
+
+
+@pytest.fixture
+def box() -> Iterator[Host]:
+    """A host that needs no FUSE."""
+    made = Host(own_python())
+    yield made
+    assert made.close() == []
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    """A context of one layer of 96 MiB and a little."""
+    root = tmp_path / "big"
+    root.mkdir()
+    (root / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: big, path: w.bin}\n")
+    (root / "w.bin").write_bytes(os.urandom(MiB) * (BIG // MiB))
+    return root
+
+
+@contextlib.contextmanager
+def pushing(box: Host, ref: str) -> Iterator[subprocess.Popen[str]]:
+    """A push in the background, which does not outlive the block."""
+    process = box.start("push", ref, "--plain-http")
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def packed(box: Host, tree: Path, ref: str, *options: str) -> str:
+    """The digest of a kit that was packed."""
+    return box.kitfs("pack", tree, "-t", ref, *options).stdout.splitlines()[-1].removeprefix("Model saved: ")
+
+
+# -- what goes over the wire --------------------------------------------------------------------------------------------------------
+
+
+def test_a_pushed_kit_is_there_and_goes_once(registry: Registry, box: Host, golden_trees: Path) -> None:
+    """Manifest and blobs, byte for byte; pushed again, nothing is sent; to a second repository, blobs are mounted."""
+    ref = f"{registry.host}/team/basic:v1"
+    digest = packed(box, golden_trees / "basic", ref, "--kit-version", "1.7.0")
+    assert digest == GOLDEN_KITS["basic"]["manifest"]
+    done = box.kitfs("push", ref, "--plain-http")
+    assert (done.stdout, done.stderr) == (f"Pushing {ref}\nPushed {digest}\n", "")
+    total = sum(layer["size"] for layer in GOLDEN_KITS["basic"]["layers"])
+    assert registry.meter.sent > total > 10 * TALK
+    assert registry.holds("team/basic", "v1") == digest
+    before = registry.meter.sent
+    assert box.kitfs("push", ref, "--plain-http").stdout == done.stdout
+    assert registry.meter.sent - before < TALK
+    before = registry.meter.sent
+    other = f"{registry.host}/other/name:v2"
+    assert box.kitfs("push", ref, other, "--plain-http").stdout == f"Pushing {ref} to {other}\nPushed {digest}\n"
+    assert registry.meter.sent - before < TALK
+    assert registry.holds("other/name", "v2") == digest
+
+
+def test_several_tags_are_pushed_at_once(registry: Registry, box: Host, golden_trees: Path) -> None:
+    """``repo:a,b`` when packing are two kits of the store; as the destination of a push, two tags of the registry."""
+    digest = packed(box, golden_trees / "parts", "here:v1,v2")
+    box.kitfs("push", "here:v2", f"{registry.host}/team/parts:one,two", "--plain-http")
+    assert [registry.holds("team/parts", tag) for tag in ("one", "two")] == [digest, digest]
+
+
+def test_a_kit_without_a_tag_is_pushed_by_its_digest(registry: Registry, box: Host, golden_trees: Path) -> None:
+    digest = box.kitfs("pack", golden_trees / "empty").stdout.splitlines()[-1].removeprefix("Model saved: ")
+    box.kitfs("push", digest, f"{registry.host}/team/empty@{digest}", "--plain-http")
+    assert registry.holds("team/empty", digest) == digest
+
+
+def test_a_push_that_was_killed_goes_on(registry: Registry, box: Host, big: Path) -> None:
+    """In the middle of a layer: with ``kitfs serve`` no more than a chunk goes again; distribution, which loses the chunk, gets it all."""
+    ref = f"{registry.host}/team/big:v1"
+    digest = packed(box, big, ref)
+    registry.meter.hold(SOME)
+    with pushing(box, ref):
+        assert registry.meter.held.wait(60)
+    registry.meter.release()
+    first = registry.meter.sent
+    assert SOME <= first < SOME + MiB
+    assert box.kitfs("push", ref, "--plain-http").stdout.endswith(f"Pushed {digest}\n")
+    assert registry.holds("team/big", "v1") == digest
+    again = registry.meter.sent - first - (BIG - SOME)
+    assert again < (CHUNK + MiB if registry.kind == "kitfs serve" else BIG)
+
+
+def test_a_push_survives_a_registry_that_is_killed(registry: Registry, box: Host, big: Path) -> None:
+    """It waits, asks how much arrived, and ends with the whole kit there."""
+    ref = f"{registry.host}/team/big:v1"
+    digest = packed(box, big, ref)
+    registry.meter.hold(SOME)
+    with pushing(box, ref) as process:
+        assert registry.meter.held.wait(60)
+        registry.crash()
+        registry.meter.release()
+        out, err = process.communicate(timeout=90)
+    assert (process.returncode, out, err) == (0, f"Pushing {ref}\nPushed {digest}\n", "")
+    assert registry.holds("team/big", "v1") == digest
+    if registry.kind == "kitfs serve":
+        assert registry.meter.sent < BIG + CHUNK + MiB
+
+
+def test_a_push_that_is_interrupted_says_so(registry: Registry, box: Host, big: Path) -> None:
+    """Ctrl-C while the registry takes nothing more: one line, exit code 130, no manifest there."""
+    ref = f"{registry.host}/team/big:v1"
+    packed(box, big, ref)
+    registry.meter.hold(SOME)
+    with pushing(box, ref) as process:
+        assert registry.meter.held.wait(60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, f"Pushing {ref}\n", "kitfs: interrupted\n")
+    registry.meter.release()
+    with pytest.raises(AssertionError, match="404"):
+        registry.get("team/big/manifests/v1")
+
+
+def test_a_push_gets_its_token_and_one_to_mount(box: Host, golden_trees: Path) -> None:
+    """From a token server, by the credentials of docker's config; without them it is refused in one line."""
+    with FakeRegistry() as desk, FakeRegistry() as fake:
+        fake.require_token({"ada": "secret"}, server=desk)
+        ref = f"{fake.host}/team/basic:v1"
+        digest = packed(box, golden_trees / "basic", ref)
+        refused = box.kitfs("push", ref, "--plain-http", check=False)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (5, 1)
+        (box.home / "docker").mkdir()
+        auth = base64.b64encode(b"ada:secret").decode()
+        (box.home / "docker/config.json").write_text(json.dumps({"auths": {fake.host: {"auth": auth}}}))
+        box.kitfs("push", ref, "--plain-http")
+        box.kitfs("push", ref, f"{fake.host}/other/basic:v1", "--plain-http")
+        for repository in ("team/basic", "other/basic"):
+            data, media_type = fake.manifest(repository, "v1")
+            assert (kits.sha256(data), media_type) == (digest, kits.MANIFEST)
+            for layer in json.loads(data)["layers"]:
+                assert kits.sha256(fake.blob(repository, layer["digest"]) or b"") == layer["digest"]
+        assert not [s for s in fake.served("/other/", method="PUT") if "/manifests/" not in s.path]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("absent:v1", "{host}/a/b:v1"), 3, "absent:v1"),
+        (("here:v1",), 2, "registry is required when pushing"),
+        (("here:v1", "there:v1"), 2, "registry is required when pushing"),
+        (("here:v1,v2", "{host}/a/b:v1"), 2, "only one tag"),
+        (("here:v1", "127.0.0.1:1/a/b:v1"), 4, "127.0.0.1:1"),
+    ],
+)
+def test_a_push_that_cannot_be_is_one_line(box: Host, golden_trees: Path, args: tuple[str, ...], code: int, said: str) -> None:
+    packed(box, golden_trees / "empty", "here:v1")
+    with FakeRegistry() as fake:
+        done = box.kitfs("push", *(arg.format(host=fake.host) for arg in args), "--plain-http", check=False)
+        assert fake.served() == []
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+    assert "Pushed" not in done.stdout
+
+
+# -- what arrives -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("name", ["basic", "parts", "context", "names", "modes", "empty", "duplicates", "ignore"])
+def test_a_pushed_kit_is_mounted_elsewhere(registry: Registry, box: Host, host: Host, golden_trees: Path, name: str) -> None:
+    """From another store, the tree is the recorded one; ``ls`` and ``cat`` show it too."""
+    ref = f"{registry.host}/team/{name}:v1"
+    digest = packed(box, golden_trees / name, ref)
+    box.kitfs("push", ref, "--plain-http")
+    mount = host.mount(ref, "--plain-http")
+    expected = trees.golden(GOLDEN, name)
+    assert mount.digest == digest
+    assert host.scan(mount) == expected
+    listed = json.loads(host.kitfs("ls", ref, "-R", "--json", "--plain-http").stdout)
+    assert {row["path"] for row in listed} == set(expected)
+    assert host.kitfs("cat", ref, "Kitfile", "--plain-http").stdout == (mount / "Kitfile").read_text()
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("ref", ["127.0.0.1:1/team/basic:v1", "kit:v1", "kit"])
+def test_a_packed_kit_is_mounted_without_a_registry(host: Host, golden_trees: Path, ref: str) -> None:
+    """From the store that it was packed into: by a name whose registry is away, and by one without a registry."""
+    digest = packed(host, golden_trees / "basic", ref)
+    mount = host.mount(ref)
+    assert mount.digest == digest
+    assert host.scan(mount) == trees.golden(GOLDEN, "basic")
+    host.umount(mount)
+    mount = host.mount(digest)
+    assert host.scan(mount) == trees.golden(GOLDEN, "basic")
+    assert host.status(mount)["errors"] == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--kit-version", "1.7.0")], ids=["as of now", "as of 1.7"])
+@pytest.mark.parametrize("name", ["basic", "parts", "context", "names", "modes", "many", "empty"])
+def test_kit_pulls_and_unpacks_what_was_pushed(
+    registry: Registry, box: Host, golden_trees: Path, tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    """The tree that the real tool writes out of it is the recorded one."""
+    if shutil.which("kit") is None:
+        pytest.skip(f"{CANNOT} no kit on PATH")
+    ref = f"{registry.host}/team/{name}:v1"
+    packed(box, golden_trees / name, ref, *options)
+    box.kitfs("push", ref, "--plain-http")
+    for command in (["pull", ref, "--plain-http"], ["unpack", ref, "-d", str(tmp_path / "out")]):
+        done = subprocess.run(["kit", *command, "--progress", "none"], env=box.env, capture_output=True, text=True, check=False, umask=0, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert trees.masked(trees.scan(tmp_path / "out")) == trees.golden(GOLDEN, name)
