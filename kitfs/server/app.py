@@ -366,7 +366,7 @@ class App:
             size = 0
             try:
                 async for piece in pieces(request, self._patience):
-                    turn.queue.moving = True
+                    turn.queue.resting = False
                     gathered.append(piece)
                     size += len(piece)
                     if size >= PIECE or not piece:
@@ -376,7 +376,7 @@ class App:
                         gathered, size = [], 0
                         if not piece:
                             await settled(writing)
-                            turn.queue.moving = False
+                            turn.queue.resting = True
             finally:
                 if writing is not None:
                     await settled(writing)
@@ -384,14 +384,14 @@ class App:
 
 
 class Queue:
-    """The requests for one upload: how many there are, the number of the latest, who waits for a body, and whether one is coming in."""
+    """The requests for one upload: how many there are, the number of the latest, who waits for a body, and whether nothing of it comes."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.users = 0
         self.latest = 0
         self.receiving: asyncio.Task[Any] | None = None
-        self.moving = False
+        self.resting = False
 
 
 class Turn:
@@ -412,7 +412,7 @@ class Turn:
         self.check()
         task = asyncio.current_task()
         assert task is not None
-        self.queue.receiving, self.queue.moving = task, True
+        self.queue.receiving = task
         before = task.cancelling()
         try:
             yield
@@ -421,7 +421,7 @@ class Turn:
                 self.check()
             raise
         finally:
-            self.queue.receiving, self.queue.moving = None, False
+            self.queue.receiving, self.queue.resting = None, False
 
 
 class Uploads:
@@ -459,7 +459,7 @@ class Uploads:
     async def rested(self, ident: str) -> None:
         """Wait until nothing comes in for an upload, for SETTLE at most: who asks how far it is has lost the connection that it came on."""
         end = time.monotonic() + SETTLE
-        while (queue := self._queues.get(ident)) is not None and queue.moving and time.monotonic() < end:
+        while (queue := self._queues.get(ident)) is not None and not queue.resting and time.monotonic() < end:
             await asyncio.sleep(REST / 2)
 
     def take(self, ident: str) -> Ingest | None:

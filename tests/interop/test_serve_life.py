@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -108,6 +109,9 @@ def test_many_who_take_over_from_each_other(server: Server) -> None:
         wires = [Wire(server.address) for _ in range(8)]
         for wire in wires:
             chunk(wire, location, DATA[:HALF])
+        waiting = {wire.socket for wire in wires}
+        while len(waiting) > 1:
+            waiting.difference_update(select.select(waiting, [], [], PATIENCE)[0])
         gone_on(client, location)
         assert {wire.hear().status for wire in wires} <= {404, 409, 416}
         for wire in wires:
