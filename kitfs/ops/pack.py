@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from kitfs.errors import ContextError, KitfsError, UsageError
@@ -25,7 +25,7 @@ from kitfs.oci.names import Digest, Reference
 from kitfs.ops.contents import Contents, check_bundle, compressed
 from kitfs.ops.events import Moved, Report, Saved, Sent, Total, Warned, quiet
 from kitfs.ops.ignore import IgnoreRules
-from kitfs.ops.local import assign
+from kitfs.ops.local import assign, find
 from kitfs.ops.shape import Shape as Shape
 from kitfs.ops.shape import Written
 from kitfs.ops.transfer import Target
@@ -127,6 +127,8 @@ def pack(
         added = _kept(store, stack, kit.config_bytes)
         report(Saved("config", "config", kit.config.digest, added))
         added = _kept(store, stack, kit.manifest_bytes)
+        if references:  # what kit tells is whether the repository had it
+            added = find(store, replace(references[0], tag=None, digest=kit.descriptor.digest)) is None
         report(Saved("manifest", "manifest", kit.descriptor.digest, added))
         for reference in references:
             assign(store, reference, kit.descriptor)

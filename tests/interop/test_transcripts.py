@@ -1,0 +1,155 @@
+"""What the real kit 1.7 printed for some hundred commands, replayed: the same success or failure every time, the same standard output.
+
+The transcript is not copied: it is read where it lies, beside the repository. All of it is replayed once, in order, by the program in
+subprocesses, against a docker-registry; each command is a test of its own. Its trees are those of make_trees.py; the small wrong Kitfiles
+are what its own messages tell of them.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import GOLDEN, needs
+from tests.host import REPOSITORY, Host, own_python
+from tests.registry_process import RegistryProcess
+
+pytestmark = [pytest.mark.interop, pytest.mark.slow]
+TRANSCRIPT = REPOSITORY.parent / "shared/golden/transcripts-kit-1.7.txt"
+TREES = ("basic", "parts", "empty", "modelpack")
+WRONG = {
+    "bad1": "manifestVersion: 1.0.0\nmodel:\n  foo: bar\n",
+    "bad2": "manifestVersion: 1.0.0\nmodel: {name: m, path: /etc/passwd}\n",
+    "bad3": "manifestVersion: 1.0.0\nmodel: {name: m, path: m}\ncode: [{path: m}]\n",
+    "bad4": "manifestVersion: 1.0.0\nmodel: {name: m, path: ../x}\n",
+    "bad5": "manifestVersion: 1.0.0\nmodel: {name: m, path: missing}\n",
+    "bad6": "manifestVersion: 1.0.0\nmodel: {name: m, path: m, parts: [{name: p, path: p, type: 'a b'}]}\n",
+    "bad7": "manifestVersion: 2.0.0\npackage: {name: future}\n",
+    "bad8": "{]\n",
+}
+
+
+class Step(NamedTuple):
+    """One command and what kit did."""
+
+    number: int
+    command: str
+    stdout: str
+    code: int
+
+
+class Ours(NamedTuple):
+    """What kitfs did."""
+
+    stdout: str
+    stderr: str
+    code: int
+
+
+# Where kit 1.7 is wrong, or older than what kitfs follows. Command → why; success and standard output are then those of EXPECTED.
+# README's "Differences from kit" has a row for each.
+DIFFERENCES = {
+    "kit version": "its own version",
+    "kit list --format json": "sizes are bytes, as in kit 1.17",
+    "kit info REGISTRY/t/basic:v1 --filter model.parameters.lr": "kit panics",
+    "kit push REGISTRY/t/basic:v1": "loopback registries need no --plain-http",
+    "kit list REGISTRY/t/basic --plain-http": "kit lists no tags of a repository without latest",
+    "kit pull REGISTRY/golden/modelpack-raw:v1 --plain-http": "ModelPacks are read, as by kit since 1.10",
+    "kit cache info": "kitfs packs without a cache",
+}
+EXPECTED = {
+    "kit version": r"Version: \S+\nCommit: \S+\nBuilt: \S+\nPython version: 3\.\S+\n",
+    "kit list --format json": r'\[\]\n|\[\n(  .*\n)*    "size": 709120,\n(  .*\n)*\]\n',
+    "kit info REGISTRY/t/basic:v1 --filter model.parameters.lr": r"1e-07\n",
+    "kit push REGISTRY/t/basic:v1": r"Pushing REGISTRY/t/basic:v1\nPushed sha256:f36b4cd5e386\w+\n",
+    "kit list REGISTRY/t/basic --plain-http": r"REPOSITORY.*\nt/basic +v1 +Ada Lovelace +golden-basic +692\.5 KiB +sha256:f36b4cd5e386\w+\n",
+    "kit pull REGISTRY/golden/modelpack-raw:v1 --plain-http": r"Pulling REGISTRY/golden/modelpack-raw:v1\nPulled sha256:\w+\n",
+    "kit cache info": r"Cache is currently empty\n",
+}
+# Verbs that kitfs does not have yet, and why.
+GAPS: dict[str, str] = {}
+
+
+def steps(text: str) -> list[Step]:
+    """The commands of a transcript, in order."""
+    found = []
+    for number, block in enumerate(re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]):
+        command, _, rest = block.partition("\n")
+        code = re.search(r"^\[exit (\d+)\]$", rest, re.MULTILINE)
+        assert code, block
+        output = re.search(r"^\[stdout\]\n(.*?)(?=^\[(?:stderr\]|exit \d+\])$)", rest, re.MULTILINE | re.DOTALL)
+        found.append(Step(number, command, output[1] if output else "", int(code[1])))
+    return found
+
+
+STEPS = steps(TRANSCRIPT.read_text()) if TRANSCRIPT.exists() else []
+
+
+@pytest.fixture(scope="module")
+def replayed(registry: RegistryProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Ours]]]:
+    """(the registry's address, what kitfs did for each step)."""
+    needs("skopeo")
+    registry.copy_archive(GOLDEN / "layouts/modelpack-raw.tar", "golden/modelpack-raw")
+    at = tmp_path_factory.mktemp("transcript")
+    subprocess.run([sys.executable, GOLDEN / "make_trees.py", at, *TREES], check=True)
+    for name, kitfile in WRONG.items():
+        (at / name).mkdir()
+        (at / name / "Kitfile").write_text(kitfile)
+    (at / "nothing").mkdir()
+    host = Host(own_python())
+    done = [_ours(host, step, registry.host, at) for step in STEPS]
+    yield registry.host, done
+    assert host.close() == []
+
+
+def _ours(host: Host, step: Step, address: str, at: Path) -> Ours:
+    args = shlex.split(step.command.replace("REGISTRY", address))[1:]
+    if args[0] in GAPS:
+        return Ours("", "", 0)
+    done = host.kitfs(*args, env={"KITFS_KIT_VERSION": "1.7.0"}, check=False, cwd=at)
+    return Ours(done.stdout.replace(address, "REGISTRY").replace(f"{at}/", ""), done.stderr, done.returncode)
+
+
+@pytest.mark.skipif(not STEPS, reason="not here: ../shared/golden/transcripts-kit-1.7.txt lies beside the repository where it was made")
+@pytest.mark.parametrize("step", STEPS or [None], ids=lambda s: f"{s.number:02d} {s.command}" if s else "none")
+def test_as_kit(replayed: tuple[str, list[Ours]], step: Step) -> None:
+    """Success where kit succeeds, failure in one line where it fails, and its standard output."""
+    if shlex.split(step.command)[1] in GAPS:
+        pytest.xfail(GAPS[shlex.split(step.command)[1]])
+    ours = replayed[1][step.number]
+    assert "Traceback" not in ours.stderr
+    if step.command in DIFFERENCES:
+        assert re.fullmatch(EXPECTED[step.command], ours.stdout), (DIFFERENCES[step.command], ours)
+        assert ours.code == 0
+        return
+    assert (ours.code == 0) == (step.code == 0), ours
+    if step.code:
+        assert re.fullmatch(r"(kitfs: [^\n]+\n)+", ours.stderr), "a failure is told in one line"
+    assert comparable(step.command, ours.stdout) == comparable(step.command, step.stdout)
+
+
+def comparable(command: str, stdout: str) -> str | list[str]:
+    """What is left to compare: columns are as wide as the registry's name, kit's layers of one type come in any order, and the transcript
+    has lost diff's last empty line."""
+    if command.startswith("kit list"):
+        return [re.sub(" {3,}", "   ", line) for line in stdout.splitlines()]
+    if command.startswith("kit diff"):
+        return sorted(filter(None, stdout.splitlines()))
+    return stdout
+
+
+@pytest.mark.skipif(not STEPS, reason="not here: ../shared/golden/transcripts-kit-1.7.txt lies beside the repository where it was made")
+def test_every_difference_is_one() -> None:
+    """No entry is left of what is no difference any more, or no command of the transcript; README has them all."""
+    assert set(DIFFERENCES) == set(EXPECTED)
+    assert {step.command for step in STEPS} >= set(DIFFERENCES)
+    assert {shlex.split(step.command)[1] for step in STEPS} >= set(GAPS)
+    changed = {step.command for step in STEPS if step.code or not re.fullmatch(EXPECTED.get(step.command, ""), step.stdout)}
+    assert changed >= set(DIFFERENCES)
