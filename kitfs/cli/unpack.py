@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +10,7 @@ import click
 from kitfs.cli.host import host_of
 from kitfs.cli.mount import reference_of
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import put_json, say
+from kitfs.cli.output import flush, put_json, say
 from kitfs.cli.progress import Reporter
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import NotFound, UsageError
@@ -43,6 +44,7 @@ def unpack(settings: Settings, reference: str) -> None:
     directory = settings["dir"]
     unpacking.check_directory(directory)
     with (
+        ExitStack() as last,
         host_of(settings, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host,
         Reporter(settings["progress"]) as reporter,
     ):
@@ -71,13 +73,15 @@ def unpack(settings: Settings, reference: str) -> None:
                 include_remote=settings["include-remote"],
                 remote=settings["remote"],
                 max_entries=settings["max-entries"],
+                last=last,
                 report=report,
             )
         finally:
             kit.close()
-    if settings["json"]:
-        name = str(named) if isinstance(named, LayoutReference) else named.display
-        put_json({"reference": name, **done._asdict(), "layers": [layer._asdict() for layer in done.layers]})
+        if settings["json"]:
+            name = str(named) if isinstance(named, LayoutReference) else named.display
+            put_json({"reference": name, **done._asdict(), "layers": [layer._asdict() for layer in done.layers]})
+        flush()
 
 
 def _filters(settings: Settings) -> list[Filter]:

@@ -189,6 +189,12 @@ class Place:
                     if name.startswith(f".kitfs-{nonce}-"):
                         os.unlink(name, dir_fd=fd)
 
+    def forget(self, name: str) -> None:
+        """Remove a file of the directory itself, if it can be, and let go of every descriptor."""
+        with suppress(OSError):
+            os.unlink(name, dir_fd=self._root)
+        self.close()
+
     def sync(self) -> None:
         """Return when all of the file system is on the disk (syncfs(2)), where there is such a call."""
         with suppress(OSError, AttributeError):

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from kitfs.errors import IntegrityError, LayerError, StoreFull
 from kitfs.kit import Layer
 from kitfs.layers.codec import decode
-from kitfs.layers.index import LayerIndex
+from kitfs.layers.index import SIZE_MAX, LayerIndex
 from kitfs.layers.tar import index_tar
 from kitfs.ops import transfer
 from kitfs.ops.place import copy_range, put
@@ -25,8 +25,8 @@ from kitfs.store.blob import Blob
 from kitfs.store.store import Store
 
 PIECE: Final = 1 << 20
-GROWTH: Final = 1100  # times its size that a layer may decode to: gzip cannot do more than 1032
-SMALL: Final = 1 << 30  # bytes that any layer may decode to
+GROWTH: Final = 200  # times its size that a layer may decode to: what is mostly zeros does more, and is small
+SMALL: Final = 16 << 30  # bytes that any layer may decode to, if they are free
 
 Moved = Callable[[int], None]
 
@@ -177,7 +177,7 @@ class LayerSupply:
     def body(self, moved: Moved, stop: threading.Event) -> Body:
         """The content, verified where the store can keep it. Raises IntegrityError when it is not what the index was made of."""
         if self._verified is None:
-            self._verified = self._verify(moved, stop, SMALL << 20)
+            self._verified = self._verify(moved, stop, SIZE_MAX)
             if self._verified is not None and self._index is not None and not self._agrees(stop, self._index):
                 self._store.forget_index(self.digest)
                 raise IntegrityError(f"layer {self.digest}: its index was made of other bytes than these; try again")
@@ -190,7 +190,7 @@ class LayerSupply:
 
     def _agrees(self, stop: threading.Event, index: LayerIndex) -> bool:
         """Whether verified bytes have the index that was made before they were."""
-        return self.layer.type.format == "raw" or self._read_index(stop, SMALL << 20).to_json() == index.to_json()
+        return self.layer.type.format == "raw" or self._read_index(stop, SIZE_MAX).to_json() == index.to_json()
 
 
 def check_size(index: LayerIndex, size: int) -> None:

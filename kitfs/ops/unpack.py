@@ -62,12 +62,14 @@ def unpack(
     remote: bool = False,
     max_entries: int = MAX_ENTRIES,
     at_once: int = AT_ONCE,
+    last: ExitStack | None = None,
     report: Report = quiet,
 ) -> Unpacked:
     """Unpack a kit that was opened with ``filters`` into ``directory``, which is made when missing.
 
     A file that is there already is an error, unless ``overwrite`` replaces it or ``ignore_existing`` keeps it; directories are shared.
-    ``include_remote`` unpacks remote datasets too; ``remote`` asks registries for kits that are here. Raises UnsafePath for what would
+    ``include_remote`` unpacks remote datasets too; ``remote`` asks registries for kits that are here. The journal goes when ``last`` is closed,
+    or at the end without one: a process that is killed after that finds its files in its way when it is run again. Raises UnsafePath for what would
     lead out of the directory, ContextError for what is in the way or cannot be written, IntegrityError when a layer does not have its
     digest (none of its files is left then), LayerError, and what the registries raise.
     """
@@ -81,6 +83,8 @@ def unpack(
         stack.enter_context(run.open(what))
         run.check()
         run.write()
+        with ExitStack() as now:
+            (last or now).callback(run.place.clone().forget, JOURNAL)
         return run.result()
 
 
@@ -248,7 +252,6 @@ class _Run:
             if path in self.journal.directories:
                 self.place.set_mode(path, self.outline.directories[path].member.mode)
         self.place.sync()
-        self.journal.remove(self.place)
 
     def _links(self) -> list[tuple[Item, str]]:
         """Further names of files with their first ones. Where what stands there is not ours, the next name becomes a file of its own."""

@@ -540,7 +540,7 @@ def test_a_file_of_another_size_than_its_annotation(world: World, monkeypatch: p
     reference = world.put(kits.Kit(kits.compact(manifest), lying.config, lying.blobs, lying.layers))
     if full:
         Disk(monkeypatch)
-    with pytest.raises(IntegrityError, match="unpacked size of file w does not match metadata annotation|ends before its files do"):
+    with pytest.raises(IntegrityError, match=r"unpacked size of file w does not match metadata annotation|ends before its files do"):
         world.unpack(reference)
     assert not (world.out / "w").exists()
 

@@ -1,0 +1,218 @@
+"""``kitfs unpack`` as a program: golden kits out of a registry, what the real kit printed, kills, wrong bytes, memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import kits, trees
+from tests.conftest import GOLDEN
+from tests.host import REPOSITORY, Host, own_python
+from tests.kits import build, kit_tar, part
+from tests.registry_process import RegistryProcess
+
+pytestmark = pytest.mark.interop
+GOLDEN_KITS = json.loads((GOLDEN / "kits.json").read_text())
+MODELPACKS = [name for name, kit in GOLDEN_KITS.items() if kit["tree"] == "modelpack"]
+TRANSCRIPTS = REPOSITORY.parent / "shared/golden/transcripts-kit-1.7.txt"
+JOURNAL = ".kitfs-unpack.json"
+MiB = 1 << 20
+RANDOM = random.Random(9)
+
+
+@pytest.fixture
+def here() -> Iterator[Host]:
+    """A host of its own, which needs no FUSE."""
+    host = Host(own_python())
+    yield host
+    assert host.close() == []
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, *, logged: int = 0) -> str:
+    """Asserts an exit code and one line on stderr, behind ``logged`` lines of the store's; the line."""
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1 + logged), done.stderr
+    assert "a bug in kitfs" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", GOLDEN_KITS)
+def test_a_golden_kit_unpacks_as_recorded(golden_registry: RegistryProcess, here: Host, name: str) -> None:
+    """Those that kit 1.7 cannot unpack too; a second time out of the store, with the registry's part of it done."""
+    mirror = f"registry.golden.test={golden_registry.url}"
+    expected = trees.masked(trees.golden(GOLDEN, name))
+    if name in MODELPACKS:
+        expected = trees.without(expected, "data", "data/rows.csv")  # which modctl packed into no layer
+    for out in (here.root / "one", here.root / "two"):
+        here.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, "--mirror", mirror)
+        assert trees.scan(out) == expected
+    done = here.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, "--mirror", mirror, "-o", "--json")
+    told = json.loads(done.stdout)
+    assert set(told) == {"reference", "digest", "directory", "layers"}
+    assert (told["reference"], told["digest"]) == (f"registry.golden.test/golden/{name}:v1", GOLDEN_KITS[name]["manifest"])
+    assert all(set(layer) == {"kind", "path", "digest", "files", "bytes"} for layer in told["layers"])
+    assert trees.scan(out) == expected
+
+
+def transcripts() -> list[tuple[str, str, bool]]:
+    """(command, stdout, success) of every unpack that the real kit was asked for, in order."""
+    if not TRANSCRIPTS.exists():
+        return []
+    found = []
+    for text in TRANSCRIPTS.read_text().split("\n$ ")[1:]:
+        command, _, rest = text.partition("\n")
+        if command.startswith("kit unpack"):
+            stdout = re.search(r"^\[stdout\]\n(.*?)^\[(?:stderr|exit)", rest, re.DOTALL | re.MULTILINE)
+            found.append((command.removeprefix("kit "), stdout[1] if stdout else "", "[exit 0]" in rest))
+    return found
+
+
+@pytest.mark.skipif(not TRANSCRIPTS.exists(), reason="not here: the transcripts of the real kit are not in this checkout")
+def test_what_the_real_kit_printed(golden_registry: RegistryProcess, here: Host) -> None:
+    """Every unpack of the transcripts gives the same stdout, and succeeds or fails as it did there."""
+    golden_registry.copy_archive(GOLDEN / "layouts/basic.tar", "t/basic")
+    wrong = []
+    for command, stdout, success in transcripts():
+        words = command.replace("REGISTRY", golden_registry.host).split()
+        done = here.kitfs(*words, cwd=here.root, check=False)
+        found = done.stdout.replace(f"{here.root}/", ""), done.returncode == 0
+        if found != (stdout, success):
+            wrong.append((command, found, (stdout, success)))
+    assert wrong == []
+    assert len(transcripts()) == 11
+
+
+def test_references(golden_registry: RegistryProcess, here: Host) -> None:
+    """No tag is latest, and said; several tags are refused before anything happens; an archive is as good as a registry."""
+    archive = GOLDEN / "layouts/basic.tar"
+    golden_registry.push(build([part("docs", "x", b"x", format="raw")]), "unpack/basic", "latest")
+    done = here.kitfs("unpack", f"{golden_registry.host}/unpack/basic", "-d", here.root / "a", "-f", "docs")
+    assert ("latest" in done.stderr, os.listdir(here.root / "a")) == (True, ["x"])
+    assert "can not unpack multiple tags" in refused(here.kitfs("unpack", "r.io/a:v1,v2", "-d", here.root / "b", check=False), 2)
+    here.kitfs("unpack", f"oci-archive:{archive}:v1", "-d", here.root / "c", "--docs")
+    assert sorted(os.listdir(here.root / "c")) == ["README.md", "docs"]
+    assert not (here.root / "b").exists()
+    (here.root / "file").write_bytes(b"")
+    assert "is not a directory" in refused(here.kitfs("unpack", f"oci-archive:{archive}:v1", "-d", here.root / "file", check=False), 10)
+
+
+def test_deprecated_flags_are_filters(here: Host) -> None:
+    """With a warning; beside --filter they say nothing."""
+    archive = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
+    done = here.kitfs("unpack", archive, "-d", here.root / "a", "--model", "--kitfile")
+    assert sorted(os.listdir(here.root / "a")) == ["Kitfile", "model"]
+    assert "deprecated" in done.stderr
+    here.kitfs("unpack", archive, "-d", here.root / "b", "--model", "-f", "docs:docs")
+    assert os.listdir(here.root / "b") == ["docs"]
+
+
+def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, here: Host) -> None:
+    """Exit 6, and nothing of that layer; the same command goes on when the registry is right again, and fetches nothing twice but that."""
+    good = part("code", "c", kit_tar({"c/x": b"x" * 5000}))
+    bad = part("model", "m", kit_tar({f"m/{n}": RANDOM.randbytes(MiB) for n in range(6)}))
+    kit = build([bad, good])
+    ref = own_registry.push(kit, "team/kit")
+    blob = own_registry.blob_path(kit.layers[0])
+    right = blob.read_bytes()
+    blob.write_bytes(right[: 3 * MiB] + b"\0!" + right[3 * MiB + 2 :])
+    out = here.root / "out"
+    assert kit.layers[0] in refused(here.kitfs("unpack", ref, "-d", out, check=False), 6, logged=1)
+    assert not [path for path in (out / "m").rglob("*") if path.is_file()]
+    blob.write_bytes(right)
+    mark = own_registry.mark()
+    here.kitfs("unpack", ref, "-d", out)
+    assert own_registry.moved(mark, digest=kit.layers[1]) == 0
+    assert {f"m/{n}" for n in range(6)} | {"c/x"} <= set(trees.scan(out))
+    assert not (out / JOURNAL).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kill_at_any_moment(own_registry: RegistryProcess, here: Host, seed: int) -> None:
+    """Ten kills, and the next run brings the right tree and leaves nothing else; what came over the network once is not fetched again."""
+    chance = random.Random(seed)
+    big = {f"m/{n}.bin": chance.randbytes(chance.randrange(9 * MiB)) for n in range(8)}
+    small = {f"c/{n % 7}/{n}.txt": b"%d" % n * chance.randrange(500) for n in range(600)}
+    expected = {**big, **small}
+    kit = build([
+        part("model", "m", kit_tar(big)),
+        part("code", "c", kit_tar(small, modes={"c/3": 0o555}), compression="gzip"),
+        part("dataset", "d.bin", chance.randbytes(12 * MiB), format="raw"),
+    ])  # fmt: skip
+    ref = own_registry.push(kit, "team/kit")
+    out, whole = here.root / "out", here.root / "whole"
+    kills = runs = 0
+    longest = 1.5
+    while kills < 10 and runs < 60:
+        runs += 1
+        with here.start("unpack", ref, "-d", out) as process:
+            try:
+                _, told = process.communicate(timeout=chance.uniform(0.25, longest))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+                if not (out / JOURNAL).exists() and (out / "m").exists():  # killed behind its end
+                    assert {path: (out / path).read_bytes() for path in expected} == expected
+                    shutil.rmtree(out)
+            else:
+                assert process.returncode == 0, told
+                assert {path: (out / path).read_bytes() for path in expected} == expected
+                longest = max(0.3, longest * 0.8)
+                shutil.rmtree(out)
+    here.kitfs("unpack", ref, "-d", out)
+    here.kitfs("unpack", ref, "-d", whole)
+    assert trees.scan(out) == trees.scan(whole)
+    assert {path: (out / path).read_bytes() for path in expected} == expected
+    fetched = own_registry.moved(digest=kit.layers[0])
+    assert fetched <= kits.size_of(kit.blobs[kit.layers[0]]) + kills * 4 * 4 * MiB
+
+
+PEAK = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+process.returncode = os.waitstatus_to_exitcode(status)
+print(usage.ru_maxrss // 1024)
+sys.exit(process.returncode)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_memory_stays_small(own_registry: RegistryProcess, here: Host, compression: kits.Compression) -> None:
+    """A layer of 1 GiB in less than 150 MiB."""
+    tar = here.root / "layer.tar"
+    kits.sparse_file_tar(tar, {"m/w.bin": 1 << 30}, marks={"m/w.bin": {n << 26: b"%d" % n for n in range(16)}})
+    kit = build([part("model", "m", tar, compression=compression)])
+    if compression == "none":
+        ref = f"{own_registry.host}/team/kit:v1"
+        for digest, content in kit.blobs.items():
+            own_registry.plant_blob("team/kit", digest, content)
+        own_registry.plant_manifest("team/kit", "v1", kit.manifest)
+    else:
+        ref = own_registry.push(kit, "team/kit")
+    command = here.command("unpack", ref, "-d", here.root / "out")
+    done = subprocess.run([sys.executable, "-c", PEAK, *command], env=here.env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    with (here.root / "out/m/w.bin").open("rb") as f:
+        assert [os.pread(f.fileno(), 2, n << 26).rstrip(b"\0") for n in range(16)] == [b"%d" % n for n in range(16)]
+    assert (here.root / "out/m/w.bin").stat().st_size == 1 << 30
+    assert int(done.stdout) < 150
+
+
+def test_a_hostile_kit_is_one_line(own_registry: RegistryProcess, here: Host) -> None:
+    """And nothing is written, there or elsewhere."""
+    evil = kit_tar({"../evil": b"x", "fine": b"y"})
+    ref = own_registry.push(build([part("model", ".", evil)]), "team/evil")
+    assert "leaves the root" in refused(here.kitfs("unpack", ref, "-d", here.root / "deep/out", check=False), 8)
+    assert not (here.root / "deep").exists()
+    assert not list(Path(here.root).rglob("evil"))
