@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +47,7 @@ def pack(settings: Settings, directory: str) -> None:
     if settings["straight"] and references[0].registry == LOCAL:
         raise UsageError("--push: registry is required when pushing (name it with --tag registry/repository:tag)")
     shape = _shape(settings)
+    _allow_many_files()
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         paths = packing.parent_paths(host.resolver, kitfile)
         try:
@@ -131,6 +133,7 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
     target = _settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
     if target.registry == LOCAL:
         raise UsageError("registry is required when pushing (write registry/repository:tag)")
+    _allow_many_files()
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         report(Noted(f"Pushing {source.display}" + (f" to {target.display}" if destination is not None else "")))
         repository = host.client.repository(target)
@@ -158,6 +161,13 @@ def pull(settings: Settings, reference: str) -> None:
         with _ended_at_once(report):
             digest = transfer.pull(source, host.store, host.client.repository, at_once=settings["concurrency"], report=report)
         report.say(f"Pulled {digest}", event="done", reference=source.display, digest=digest)
+
+
+def _allow_many_files() -> None:
+    """Each layer of a kit that is packed or pushed takes a descriptor to its end: raise the soft limit to what we may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # then a kit of very many layers says what it lacks
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager

@@ -140,19 +140,20 @@ def label(descriptor: Descriptor) -> str:
 
 
 def _neighbours(destination: Reference, store: Store, wanted: set[Digest]) -> dict[Digest, list[str]]:
-    """Blob → other repositories of the same registry that may have it, since kits of theirs in the store have."""
+    """Blob → other repositories of the same registry that may have it, since kits of theirs in the store have. A hint: what is damaged is none."""
     found: dict[Digest, list[str]] = {}
-    for name, _, descriptor in store.refs.items():
-        registry, _, repository = name.partition("/")
-        if registry != destination.registry or repository == destination.repository:
-            continue
-        with contextlib.suppress(KitfsError, ValueError, TypeError, AttributeError):
-            manifest = json.loads(store.get(Digest.parse(descriptor["digest"])) or b"{}")
-            for layer in (manifest.get("config") or {}, *(manifest.get("layers") or ())):
-                digest = Digest.parse(layer.get("digest"))
-                others = found.setdefault(digest, []) if digest in wanted else []
-                if repository not in others and len(others) < NEIGHBOURS:
-                    others.append(repository)
+    with contextlib.suppress(StoreError):
+        for name, _, descriptor in store.refs.items():
+            registry, _, repository = name.partition("/")
+            if registry != destination.registry or repository == destination.repository:
+                continue
+            with contextlib.suppress(KitfsError, ValueError, TypeError, AttributeError):
+                manifest = json.loads(store.get(Digest.parse(descriptor["digest"])) or b"{}")
+                for layer in (manifest.get("config") or {}, *(manifest.get("layers") or ())):
+                    digest = Digest.parse(layer.get("digest"))
+                    others = found.setdefault(digest, []) if digest in wanted else []
+                    if repository not in others and len(others) < NEIGHBOURS:
+                        others.append(repository)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,3 +165,21 @@ def test_a_name_that_would_drive_a_terminal_is_escaped(box: Host, tmp_path: Path
     assert done.returncode == 10
     assert "\x1b" not in done.stderr
     assert "path m\\x1b]0;x\\x07 does not exist" in done.stderr
+
+
+def test_a_kit_has_more_layers_than_files_may_be_open_at_first(box: Host, tmp_path: Path) -> None:
+    """150 layers where the soft limit is 100 descriptors: it is raised to the hard one."""
+    names = [f"f{number}" for number in range(150)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    (tmp_path / "Kitfile").write_text("manifestVersion: 1.0.0\ncode:\n" + "".join(f"  - path: {name}\n" for name in names))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+
+    with FakeRegistry() as registry:
+        ref = f"{registry.host}/many:v1"
+        box.kitfs("pack", tmp_path, "-t", ref, preexec_fn=few)
+        box.kitfs("push", ref, "--plain-http", preexec_fn=few)
+        assert len(json.loads(registry.manifest("many", "v1")[0])["layers"]) == 150
