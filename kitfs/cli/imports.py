@@ -170,8 +170,8 @@ class _Import:
         from kitfs.ops.imports.git import checkout
         from kitfs.ops.shape import Shape
 
-        url = os.path.abspath(repository) if os.path.isdir(repository) else repository
-        if url == repository and "://" not in url and "@" not in url:
+        url = os.path.abspath(os.path.expanduser(repository)) if _is_path(repository) else repository
+        if ":" not in repository and not _is_path(repository):
             kind, name = _of_hub(repository)
             url = f"{(os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')}/{'' if kind == 'models' else kind + '/'}{name}"
         with checkout(url, self._settings["ref"] or "", self._host.store.root, token=self._settings["token"], report=self._report) as found:
@@ -229,6 +229,11 @@ def _package(name: str) -> Package:
     return Package(last, authors=(owner,) if owner else ())
 
 
+def _is_path(repository: str) -> bool:
+    """Whether it is a place on this machine, and no name."""
+    return repository.startswith((".", "/", "~"))
+
+
 def _path(repository: str) -> str:
     return urlsplit(repository).path.strip("/") if "://" in repository else repository.strip("/")
 
@@ -242,7 +247,7 @@ def _of_hub(repository: str) -> tuple[str, str]:
 def _named(repository: str) -> str:
     """owner/name for the tag. Raises UsageError where a repository does not tell."""
     path = _of_hub(repository)[1]
-    if path.startswith(".") or repository.startswith(("/", "~")) or path.count("/") > 1 or not path:
+    if _is_path(repository) or path.count("/") > 1 or not path:
         raise UsageError(f"could not extract organization and repository from {path!r}; use flag --tag to set a tag for ModelKit")
     return path
 
@@ -255,7 +260,7 @@ def _tool(asked: str, repository: str) -> str:
     hubs = (urlsplit(HUB).netloc, urlsplit(os.environ.get("HF_ENDPOINT") or HUB).netloc)
     if host:
         return "hf" if host in hubs or "huggingface" in host else "git"
-    return "git" if "@" in repository or repository.startswith((".", "/", "~")) or "://" in repository else "hf"
+    return "git" if ":" in repository or _is_path(repository) else "hf"
 
 
 @click.command("export", cls=Command, short_help="Write a kit to an OCI layout.")

@@ -1,0 +1,350 @@
+"""init, import and export as commands: what real git, skopeo and a hub give and take, down to the trees."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kitfs
+from tests import kits, trees
+from tests.conftest import GOLDEN, needs
+from tests.fakes.huggingface import FakeHub, Tree, lfs
+from tests.fakes.registry import FakeRegistry
+from tests.host import Host, own_python
+
+pytestmark = pytest.mark.interop
+TRANSCRIPTS = Path(__file__).parents[3] / "shared/golden/transcripts-kit-1.7.txt"
+MiB = 1 << 20
+WEIGHTS = bytes(range(256)) * 20_000
+LICENSE = b"Apache License\n Version 2.0, January 2004\n http://www.apache.org/licenses/\n"
+TREE: Tree = {
+    ".gitattributes": b"*.safetensors filter=lfs",
+    "LICENSE": LICENSE,
+    "README.md": b"# net\n",
+    "config.json": b'{"a": 1}',
+    "model.safetensors": lfs(WEIGHTS),
+    "onnx/model.onnx": lfs(WEIGHTS[:100_000]),
+    "run me#1%.py": b"print()\n",
+    "src/a/b.py": b"pass\n",
+}
+
+
+@pytest.fixture
+def box() -> Iterator[Host]:
+    """A host that needs no FUSE."""
+    made = Host(own_python())
+    yield made
+    assert made.close() == []
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with FakeHub() as running:
+        running.put("models", "Team/Net", TREE)
+        rows = {"train/0.parquet": lfs(b"rows" * 1000), "train/1.parquet": lfs(b"more" * 1000), "README.md": b"# rows\n"}
+        running.put("datasets", "team/rows", rows)
+        yield running
+
+
+def golden_tree(root: Path, name: str) -> Path:
+    subprocess.run([sys.executable, GOLDEN / "make_trees.py", root, name], check=True)
+    return root / name
+
+
+def files(box: Host, reference: str) -> dict[str, bytes]:
+    """Path → content of a kit, as a mount would show it."""
+    with kitfs.open(reference, cache_dir=box.cache, config=box.home) as kit:
+        return {info.path: kit.read(info.path) for info in kit.files() if info.kind == "file"}
+
+
+def plain(tree: Tree) -> dict[str, bytes]:
+    return {path: one if isinstance(one, bytes) else one.data for path, one in tree.items() if not path.startswith(".git")}
+
+
+# -- init --------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not TRANSCRIPTS.exists(), reason="not here: the transcripts of the real kit")
+def test_init_prints_what_kit_printed(box: Host, tmp_path: Path) -> None:
+    """Every ``kit init`` of the transcripts, one after the other in one place: success or failure, and stdout."""
+    golden_tree(tmp_path, "modelpack")
+    blocks = re.findall(r"^\$ kit (init .*)\n((?:(?!^\$ ).*\n)*)", TRANSCRIPTS.read_text(), re.MULTILINE)
+    assert len(blocks) >= 4
+    for command, told in blocks:
+        done = box.kitfs(*command.split(), check=False, cwd=tmp_path)
+        stdout = re.search(r"\[stdout\]\n(.*?)(?=^\[(?:stderr|exit))", told, re.MULTILINE | re.DOTALL)
+        assert done.stdout == (stdout[1] if stdout else "")
+        assert (done.returncode == 0) == ("[exit 0]" in told)
+        assert done.stderr == "" if done.returncode == 0 else done.stderr.startswith("kitfs: ")
+
+
+def test_init_for_programs(box: Host, tmp_path: Path) -> None:
+    """JSON with the Kitfile and where it is; the Kitfile packs."""
+    tree = golden_tree(tmp_path, "modelpack")
+    said = json.loads(box.kitfs("init", tree, "--json").stdout)
+    assert said["path"] == str(tree / "Kitfile")
+    assert said["kitfile"]["model"]["path"] == "gguf/tiny.gguf"
+    assert box.kitfs("init", tree, "--output", "-").stdout == (tree / "Kitfile").read_text()
+    box.kitfs("pack", tree, "-t", "here:v1")
+
+
+def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
+    """The same Kitfile for the golden trees, where a ``kit`` binary of version 1.7 is on PATH."""
+    kit = shutil.which("kit")
+    if kit is None or "Version: 1.7" not in subprocess.run([kit, "version"], capture_output=True, text=True, check=False).stdout:
+        pytest.skip("not here: kit 1.7")
+    for name in ("basic", "parts", "context", "modelpack", "modes"):
+        tree = golden_tree(tmp_path, name)
+        (tree / "Kitfile").unlink(missing_ok=True)
+        subprocess.run([kit, "init", ".", "--name", "n", "--desc", "d"], cwd=tree, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+        theirs = (tree / "Kitfile").read_text()
+        box.kitfs("init", tree, "--name", "n", "--desc", "d", "-f")
+        assert (tree / "Kitfile").read_text() == theirs
+
+
+# -- from a hub --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_repository_of_a_hub_is_a_kit(box: Host, hub: FakeHub) -> None:
+    """What kit says, the files as they are, and the licence where it belongs."""
+    env = {"HF_ENDPOINT": hub.url}
+    done = box.kitfs("import", "Team/Net", env=env)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Using tag team/net:latest. Use flag --tag to override"
+    assert lines[1:3] == ["Generated Kitfile:", ""]
+    assert lines[-1] == "Model is packed as team/net:latest"
+    assert "  authors: [Team]" in lines
+    assert "  license: Apache-2.0" in lines
+    assert files(box, "team/net:latest") | {"Kitfile": b""} == plain(TREE) | {"Kitfile": b""}
+    hub.forget()
+    again = box.kitfs("import", "https://huggingface.co/Team/Net", "-t", "other/name:v1,v2", env=env)
+    assert again.stdout.splitlines()[-1] == "Model is packed as other/name:v1,v2"
+    assert [s.path for s in hub.served("/resolve/") if "LICENSE" not in s.path] == []
+    assert files(box, "other/name:v2") == files(box, "team/net:latest")
+
+
+def test_datasets_and_kitfiles_of_ones_own(box: Host, hub: FakeHub, tmp_path: Path) -> None:
+    kitfile = tmp_path / "Kitfile"
+    kitfile.write_text("manifestVersion: 1.0.0\ndatasets:\n  - name: rows\n    path: train\n")
+    box.kitfs("import", "datasets/team/rows", "-f", kitfile, env={"HF_ENDPOINT": hub.url})
+    found = files(box, "team/rows:latest")
+    assert {p: d for p, d in found.items() if p != "Kitfile"} == {"train/0.parquet": b"rows" * 1000, "train/1.parquet": b"more" * 1000}
+    assert b"    path: train/1.parquet" in box.kitfs("cat", "team/rows:latest", "Kitfile").stdout.encode()
+
+
+def test_straight_to_a_registry(box: Host, hub: FakeHub) -> None:
+    """A blob that is there does not move; nothing of the kit is kept here, and it reads from there."""
+    with FakeRegistry() as registry:
+        registry.put_blob("team/kit", WEIGHTS)
+        reference = f"{registry.host}/team/kit:v1"
+        done = box.kitfs("import", "Team/Net", "-t", reference, "--push", env={"HF_ENDPOINT": hub.url})
+        assert re.fullmatch(r"Pushed sha256:[0-9a-f]{64}", done.stdout.splitlines()[-1])
+        assert hub.served("resolve/[0-9a-f]+/model.safetensors") == []
+        assert {p: d for p, d in files(box, reference).items() if p != "Kitfile"} == plain(TREE)
+
+
+def test_events_for_programs(box: Host, hub: FakeHub) -> None:
+    lines = [json.loads(line) for line in box.kitfs("import", "Team/Net", "--json", env={"HF_ENDPOINT": hub.url}).stdout.splitlines()]
+    assert lines[-1]["event"] == "done"
+    assert lines[-1]["references"] == ["team/net:latest"]
+    assert {line["event"] for line in lines} >= {"kitfile", "noted", "saved", "total", "moved"}
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "code", "text"),
+    [
+        (["team/none"], {}, 5, "no such repository, or a private one; give a token"),
+        (["Team/Net", "--ref", "v9"], {}, 3, "no such reference"),
+        (["too/many/path/segments"], {}, 2, "use flag --tag"),
+        (["Team/Net", "--push"], {}, 2, "registry is required when pushing"),
+        (["Team/Net", "--tool", "svn"], {}, 2, "is not one of hf, git, auto"),
+        (["Team/Net", "--concurrency", "0"], {}, 2, "not a whole number above 0"),
+        (["Team/Net"], {"HF_ENDPOINT": "http://127.0.0.1:1"}, 4, "cannot be reached"),
+        (["Team/Net", "-f", "/none"], {}, 10, "cannot read /none"),
+        (["oci:/none:v1"], {}, 3, "there is no such directory"),
+    ],
+)  # fmt: skip
+def test_failures_are_one_line(box: Host, hub: FakeHub, args: list[str], env: dict[str, str], code: int, text: str) -> None:
+    done = box.kitfs("import", *args, env={"HF_ENDPOINT": hub.url, **env}, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1)
+    assert text in done.stderr
+
+
+# -- from git ----------------------------------------------------------------------------------------------------------------------------
+
+
+def git(directory: Path, *args: str) -> str:
+    identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    env = {**os.environ, **identity, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_COMMITTER_DATE": "1700000000 +0000"}
+    return subprocess.run(["git", *args], cwd=directory, env=env, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A git repository with two commits, a tag on the first."""
+    needs("git")
+    made = tmp_path / "net"
+    made.mkdir()
+    git(made, "init", "-q", "-b", "trunk")
+    (made / ".gitattributes").write_text("*.x text\n")
+    (made / "w.gguf").write_bytes(WEIGHTS[:50_000])
+    (made / "run.py").write_text("print()\n")
+    (made / "run.py").chmod(0o755)
+    git(made, "add", ".")
+    git(made, "commit", "-q", "-m", "one")
+    git(made, "tag", "v1")
+    (made / "sub").mkdir()
+    (made / "sub/.gitignore").write_text("*.tmp\n")
+    (made / "sub/a.md").write_text("# a\n")
+    git(made, "add", ".")
+    git(made, "commit", "-q", "-m", "two")
+    return made
+
+
+def test_a_git_repository_is_a_kit(box: Host, repository: Path) -> None:
+    """HEAD, a tag, a commit; without git's own files, and nothing is left."""
+    box.kitfs("import", repository, "-t", "here/net:head")
+    assert set(files(box, "here/net:head")) == {"Kitfile", "w.gguf", "run.py", "sub/a.md"}
+    (repository.parent / "rel").symlink_to(repository)
+    box.kitfs("import", "./rel", "-t", "here/net:rel", cwd=repository.parent)
+    for ref in ("v1", git(repository, "rev-parse", "v1").strip()):
+        box.kitfs("import", f"file://{repository}", "--ref", ref, "-t", "here/net:v1")
+        assert {p: d for p, d in files(box, "here/net:v1").items() if p != "Kitfile"} == {"w.gguf": WEIGHTS[:50_000], "run.py": b"print()\n"}
+    assert re.search(r"(?m)^-rwxr-xr-x .* run\.py$", box.kitfs("ls", "-l", "here/net:v1").stdout)
+    assert list((box.cache / "ingest").iterdir()) == []
+
+
+def test_the_same_commit_is_the_same_kit(box: Host, repository: Path) -> None:
+    said = [json.loads(box.kitfs("import", repository, "-t", f"here/{i}:v1", "--json").stdout.splitlines()[-1])["digest"] for i in range(2)]
+    assert said[0] == said[1]
+
+
+def test_a_kitfile_of_the_repository_counts(box: Host, repository: Path) -> None:
+    (repository / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel:\n  name: mine\n  path: w.gguf\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "three")
+    box.kitfs("import", repository, "-t", "here/net:v3")
+    assert set(files(box, "here/net:v3")) == {"Kitfile", "w.gguf"}
+
+
+def test_git_that_fails_is_one_line(box: Host, repository: Path, tmp_path: Path) -> None:
+    for args, code, text in (
+        ([str(repository), "--ref", "none"], 3, "git cannot fetch none"),
+        ([str(tmp_path / "none")], 3, "git cannot fetch HEAD"),
+        (["ext::sh -c true", "--tool", "git"], 3, "transport 'ext' not allowed"),
+        ([str(repository), "--ref", "--upload-pack=x"], 2, "no repository or reference of git"),
+    ):
+        done = box.kitfs("import", *args, "-t", "here/net:v1", check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+        assert text in done.stderr
+    done = box.kitfs("import", repository, "-t", "here/net:v1", env={"PATH": "/none"}, check=False)
+    assert (done.returncode, done.stderr.startswith("kitfs: git is not installed")) == (2, True)
+
+
+# -- layouts -----------------------------------------------------------------------------------------------------------------------------
+
+
+def skopeo(*args: str | Path) -> str:
+    needs("skopeo")
+    return subprocess.run(["skopeo", *map(str, args)], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("name", ["basic", "many-gzip", "empty", "names", "modelpack-raw"])
+def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
+    """A golden archive, imported, exported as directory and archive, read by skopeo, imported again: the same manifest, the same tree."""
+    archive, digest = GOLDEN / f"layouts/{name}.tar", json.loads((GOLDEN / "kits.json").read_text())[name]["manifest"]
+    box.kitfs("import", f"oci-archive:{archive}:v1", "-t", "here/kit:v1")
+    box.kitfs("export", "here/kit:v1", f"oci:{tmp_path / 'dir'}:one")
+    box.kitfs("export", "here/kit:v1", f"oci-archive:{tmp_path / 'file.tar'}:two")
+    for place in (f"oci:{tmp_path / 'dir'}:one", f"oci-archive:{tmp_path / 'file.tar'}:two"):
+        assert kits.sha256(skopeo("inspect", "--raw", place).encode()) == digest
+        skopeo("copy", "--preserve-digests", place, f"oci:{tmp_path / 'by-skopeo'}:v1")
+        done = box.kitfs("import", place, "-t", "here/again:v1", "--json")
+        assert json.loads(done.stdout.splitlines()[-1])["digest"] == digest
+        box.kitfs("import", f"oci:{tmp_path / 'by-skopeo'}:v1", "-t", "here/third:v1")
+        assert files(box, place) == files(box, "here/kit:v1") == files(box, "here/third:v1")
+        shutil.rmtree(tmp_path / "by-skopeo")
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith("~")] == []
+
+
+def test_a_layout_that_is_there_keeps_what_it_has(box: Host, tmp_path: Path) -> None:
+    """Manifests of other tags, fields that nobody here knows; of the same tag the newer one counts; a damaged blob is written anew."""
+    place = tmp_path / "dir"
+    skopeo("copy", "--preserve-digests", f"oci-archive:{GOLDEN / 'layouts/parts.tar'}:v1", f"oci:{place}:parts")
+    index = json.loads((place / "index.json").read_text()) | {"annotations": {"mine": "stays"}}
+    (place / "index.json").write_text(json.dumps(index))
+    for name in ("many", "basic", "basic"):
+        box.kitfs("import", f"oci-archive:{GOLDEN / f'layouts/{name}.tar'}:v1", "-t", f"here/{name}:v1")
+        box.kitfs("export", f"here/{name}:v1", f"oci:{place}:new")
+    index = json.loads((place / "index.json").read_text())
+    tags = [d["annotations"]["org.opencontainers.image.ref.name"] for d in index["manifests"]]
+    assert (tags, index["annotations"]) == (["parts", "new"], {"mine": "stays"})
+    golden = json.loads((GOLDEN / "kits.json").read_text())
+    assert [d["digest"] for d in index["manifests"]] == [golden["parts"]["manifest"], golden["basic"]["manifest"]]
+    blob = place / "blobs" / golden["basic"]["layers"][0]["digest"].replace(":", "/")
+    right = blob.read_bytes()
+    blob.write_bytes(bytes(len(right)))
+    box.kitfs("export", "here/basic:v1", f"oci:{place}:new")
+    assert blob.read_bytes() == right
+
+
+def test_a_kit_of_a_registry_is_exported_past_the_store(box: Host, tmp_path: Path) -> None:
+    """Blobs go to the layout only; one that is not right leaves no layout."""
+    from tests.fakes.faults import Lie
+
+    part = kits.Part(kind="model", path="w.bin", content=kits.kit_tar({"w.bin": WEIGHTS}))
+    kit = kits.build([part], vintage="1.17")
+    with FakeRegistry() as registry:
+        reference = registry.put_kit("team/kit", kit, "v1")
+        rule = registry.fail(f"/blobs/{kit.layers[0]}", Lie(1000))
+        for kind in ("oci", "oci-archive"):
+            done = box.kitfs("export", reference, f"{kind}:{tmp_path / 'bad'}", check=False)
+            assert (done.returncode, done.stderr.count("\n"), list(tmp_path.iterdir())) == (6, 1, [])
+        rule.times = 0
+        box.kitfs("export", reference, f"oci:{tmp_path / 'good'}")
+    assert not (box.cache / "blobs" / "sha256" / kit.layers[0][7:9] / kit.layers[0][7:]).exists()
+    assert files(box, f"oci:{tmp_path / 'good'}")["w.bin"] == WEIGHTS
+
+
+def test_targets_that_are_none(box: Host, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x").write_text("x")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/index.json").write_text("{}")
+    (tmp_path / "odd/oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
+    for target, code, text in (
+        (f"oci:{tmp_path / 'file'}", 2, "is no OCI layout"), (f"oci:{tmp_path / 'full'}", 2, "is no OCI layout"),
+        (f"oci-archive:{tmp_path / 'file'}", 2, "nothing is added to archives"), ("here/other:v1", 2, "is no OCI layout"),
+        (f"oci:{tmp_path / 'odd'}", 8, "no index of an OCI layout"), (f"oci:{tmp_path / 'file/below'}", 10, "cannot be written"),
+    ):  # fmt: skip
+        done = box.kitfs("export", "here/kit:v1", target, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+        assert text in done.stderr
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_layout_names_itself(box: Host, tmp_path: Path) -> None:
+    """Without --tag a kit is called as its directory or file, and its tag."""
+    shutil.copy(GOLDEN / "layouts/basic.tar", tmp_path / "My.Kit.tar")
+    done = box.kitfs("import", f"oci-archive:{tmp_path / 'My.Kit.tar'}:v1")
+    assert done.stdout.splitlines()[0] == "Using tag my:v1. Use flag --tag to override"
+    assert trees.golden(GOLDEN, "basic").keys() >= set(files(box, "my:v1"))
+
+
+def test_an_archive_is_an_ordinary_tar(box: Host, tmp_path: Path) -> None:
+    box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
+    box.kitfs("export", "here/kit:v1", f"oci-archive:{tmp_path / 'a.tar'}:v1")
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        names = archive.getnames()
+    assert names[:4] == ["oci-layout", "index.json", "blobs", "blobs/sha256"]
