@@ -99,6 +99,12 @@ class Place:
             with suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=parent)
 
+    def unlock(self, path: str) -> None:
+        """Let the owner back into a directory that an earlier run had made and given its mode."""
+        with _told(path):
+            parent, name = self._at(path)
+            os.chmod(name, 0o700, dir_fd=parent)
+
     def set_mode(self, path: str, mode: int) -> None:
         """The mode of a directory, at last."""
         with _told(path):

@@ -178,6 +178,8 @@ class _Run:
             elif not stat.S_ISDIR(about.st_mode):
                 wrong.setdefault(item.source, f"path '{path}' already exists and is not a directory")
                 break  # what is below it cannot be looked at
+            elif path in self.journal.directories and about.st_mode & 0o700 != 0o700:
+                self.place.unlock(path)
         for number, step in enumerate(self.supplied):
             if number in wrong:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import pytest
 
 from tests import kits, trees
 from tests.conftest import GOLDEN
-from tests.host import REPOSITORY, Host, own_python
+from tests.host import REPOSITORY, Host, Python, own_python
 from tests.kits import build, kit_tar, part
 from tests.registry_process import RegistryProcess
 
@@ -60,6 +61,24 @@ def test_a_golden_kit_unpacks_as_recorded(golden_registry: RegistryProcess, here
     assert (told["reference"], told["digest"]) == (f"registry.golden.test/golden/{name}:v1", GOLDEN_KITS[name]["manifest"])
     assert all(set(layer) == {"kind", "path", "digest", "files", "bytes"} for layer in told["layers"])
     assert trees.scan(out) == expected
+
+
+@pytest.mark.parametrize("name", ["modes", "names", "many-gzip"])
+def test_an_ordinary_user(golden_registry: RegistryProcess, nobody: Python, name: str) -> None:
+    """Whom directories without write permission keep out when they have their modes; killed, and again."""
+    host = Host(nobody)
+    try:
+        out = host.home / "out"
+        ref = f"{golden_registry.host}/golden/{name}:v1"
+        with host.start("unpack", ref, "-d", out) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=0.6)
+            process.kill()
+        if (out / JOURNAL).exists() or not out.exists():
+            host.kitfs("unpack", ref, "-d", out)
+        assert trees.scan(out) == trees.masked(trees.golden(GOLDEN, name))
+    finally:
+        assert host.close() == []
 
 
 def transcripts() -> list[tuple[str, str, bool]]:

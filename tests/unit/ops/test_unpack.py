@@ -27,6 +27,7 @@ from kitfs.oci.filters import Filter
 from kitfs.oci.names import LayoutReference, Reference
 from kitfs.ops.events import Event, Moved, Noted, Total, Warned
 from kitfs.ops.journal import NAME as JOURNAL
+from kitfs.ops.place import Place
 from kitfs.ops.unpack import Unpacked, check_directory, unpack
 from kitfs.registry.layout import open_layout
 from kitfs.store.store import Store
@@ -594,6 +595,29 @@ def test_the_same_command_goes_on(world: World, count: int) -> None:
     assert world.written() == world.shown(reference)
     kept = {path: inode for path, inode in inodes.items() if path.name != JOURNAL}
     assert {path: os.stat(path).st_ino for path in kept if path.name != "Kitfile"} == {p: i for p, i in kept.items() if p.name != "Kitfile"}
+
+
+def test_directories_that_had_their_modes_already(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was killed at its very end goes on too, also for a user whom those modes keep out."""
+    reference = world.put([part("model", "d", kit_tar({"d/ro/x": b"x", "d/y": b"y"}, modes={"d": 0o500, "d/ro": 0o000}))])
+
+    def killed(_: Place) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Place, "sync", killed)
+        with pytest.raises(Killed):
+            world.unpack(reference)
+    assert (world.out / "d").stat().st_mode & 0o777 == 0o500
+    unlocked: list[str] = []
+    unlock = Place.unlock
+    monkeypatch.setattr(Place, "unlock", lambda place, path: (unlocked.append(path), unlock(place, path)))
+    world.unpack(reference)
+    assert unlocked == ["d", "d/ro"]
+    assert (world.out / "d").stat().st_mode & 0o777 == 0o500
+    assert (world.out / "d/ro").stat().st_mode & 0o777 == 0
+    for path in (world.out / "d", world.out / "d/ro"):
+        path.chmod(0o755)  # so that anybody can clear it away
 
 
 def test_another_command_does_not(world: World) -> None:
