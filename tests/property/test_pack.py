@@ -187,7 +187,7 @@ def name_of(dice: random.Random) -> bytes:
 
 
 def packable(context: bytes) -> list[str]:
-    """The context and all that a Kitfile may name in it."""
+    """The context and all that a Kitfile may name in it; not what leads out of it."""
     found = ["."]
     for raw in walked(context):
         path = b"/".join(raw)
@@ -196,7 +196,8 @@ def packable(context: bytes) -> list[str]:
             text = path.decode()
         except (OSError, UnicodeDecodeError):
             continue
-        if (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)) and len(text) < 1000:
+        inside = os.path.realpath(os.path.join(context, path)).startswith(os.path.realpath(context))
+        if inside and (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)) and len(text) < 1000:
             found.append(text)
     return found
 
