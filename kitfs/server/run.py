@@ -60,7 +60,7 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
     _raise_limit()
     listening = _listen(request.host, request.port)
     with contextlib.closing(listening), contextlib.ExitStack() as stack:
-        store = Store.open(request.root, counters=Counters(), log=log, free_share=0.0)
+        store = Store.open(request.root, counters=Counters(), log=log, free_share=0.0, option="--root")
         stack.callback(store.close)
         pool = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="kitfs-serve"))
         app = App(Registry(store), pool, log=log, htpasswd=users, read_only=request.read_only)

@@ -113,7 +113,15 @@ class Ingest:
                 view = view[done:]
             if self.size - self._synced >= SYNC_EVERY:
                 self._synced = self.size
-                os.fdatasync(self._fd)
+                self._sync()
+
+    def _sync(self) -> None:
+        """Bring what was written to the disk. One that failed may say later that all is well when nothing is: then all is dropped."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError:
+            self._bury()
+            raise
 
     def truncate(self) -> None:
         """Begin again from nothing."""
@@ -152,7 +160,7 @@ class Ingest:
         with _told(f"blob {found}"):
             if self._is_there(target):
                 return found, False
-            os.fsync(self._fd)
+            self._sync()
             meta = {"version": META_VERSION, "size": self.size, "chunk": chunk_size(self.size), "cuts": []}
             self._write("meta.json", meta)
             self._write("sealed", {"size": self.size, "digest": found.hex})
@@ -175,10 +183,22 @@ class Ingest:
             os.fsync(f.fileno())
 
     def _is_there(self, target: str) -> bool:
-        """Whether the store has the blob, whole and verified: then that one is leased instead, and the ingest dropped."""
+        """Whether the store has the blob, whole and verified: then that one is leased instead, and the ingest dropped.
+
+        One that has lost bytes since gives way, so that it is mended by bringing it again.
+        """
         held = hold(target)
         if held is None:
             return False
+        try:
+            whole = os.stat(os.path.join(target, "rest")).st_size == self.size
+        except OSError:
+            whole = False
+        if not whole:
+            os.close(held)
+            bury(self._root, target)
+            return False
+        fsync_directory(os.path.dirname(target))  # whoever brought it may not have come to it yet
         self._bury()
         os.close(self._lease)
         self._lease = held

@@ -7,14 +7,16 @@ Threading and processes: a file appears whole or not at all; the last writer of 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote
 
-from kitfs.errors import StoreError
+from kitfs.errors import StoreError, StoreFull
 
 
 def fsync_directory(directory: str) -> None:
@@ -29,12 +31,23 @@ def fsync_directory(directory: str) -> None:
 def write_durably(path: str, data: bytes) -> None:
     """A file that is there whole after a crash, or not at all. Raises OSError."""
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}~"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
     fsync_directory(os.path.dirname(path))
+
+
+def unwritten(path: str, error: OSError) -> StoreError:
+    """What it is when ``write_durably`` fails: StoreFull where there is no room."""
+    kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+    return kind(f"cannot write {path}: {(error.strerror or str(error)).lower()}")
 
 
 class Refs:
@@ -68,7 +81,7 @@ class Refs:
             fsync_directory(self._directory)
             write_durably(path, json.dumps(descriptor).encode())
         except OSError as e:
-            raise StoreError(f"cannot write {path}: {e.strerror}")
+            raise unwritten(path, e)
 
     def delete(self, name: str, tag: str) -> bool:
         """Forget a tag; whether there was one."""

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from kitfs.errors import StoreError
 from kitfs.oci.names import Digest
-from kitfs.store.refs import fsync_directory, write_durably
+from kitfs.store.refs import fsync_directory, unwritten, write_durably
 
 BLOBS: Final = "blobs"
 MANIFESTS: Final = "manifests"
@@ -54,7 +54,7 @@ class Repositories:
                 _make_durably(self._directory, os.path.dirname(path))
             write_durably(path, json.dumps(value).encode())
         except OSError as e:
-            raise StoreError(f"cannot write {path}: {e.strerror}")
+            raise unwritten(path, e)
 
     def get(self, repository: str, kind: str, name: str) -> dict[str, Any] | None:
         """A link's value, None when there is none. Raises StoreError for one that is damaged."""
@@ -107,7 +107,7 @@ class Repositories:
             _make_durably(self._directory, path)
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as e:
-            raise StoreError(f"cannot write {path}: {e.strerror}")
+            raise unwritten(path, e)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield

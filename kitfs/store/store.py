@@ -70,22 +70,31 @@ class Store:
 
     @classmethod
     def open(
-        cls, root: str, *, counters: Counters, log: logging.Logger, size_limit: int | None = None, free_share: float = 0.05
+        cls,
+        root: str,
+        *,
+        counters: Counters,
+        log: logging.Logger,
+        size_limit: int | None = None,
+        free_share: float = 0.05,
+        option: str = "--cache-dir",
     ) -> Store:
         """The store in ``root``, made 0700 when missing. ``size_limit`` in bytes for what is not pinned; ``free_share`` of the disk.
+
+        ``option`` is what messages tell to choose another directory with.
 
         Raises StoreError, or StoreFull, when it cannot be made, read or written, or was written by another version of kitfs.
         """
         try:
             os.makedirs(root, mode=0o700, exist_ok=True)
-            _check_version(root)
+            _check_version(root, option)
             for name in ("blobs", "decoded", "refs", "ingest"):
                 os.makedirs(os.path.join(root, name), mode=0o700, exist_ok=True)
             evict.sweep(root)
             ingest.sweep(root)
             _probe(root)
         except OSError as e:
-            told = f"cache directory {root} cannot be used: {(e.strerror or str(e)).lower()}; choose another with --cache-dir"
+            told = f"cache directory {root} cannot be used: {(e.strerror or str(e)).lower()}; choose another with {option}"
             if e.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreError(told)
             full: StoreFull | None = StoreFull(told)
@@ -343,7 +352,7 @@ def _probe(root: str) -> None:
             os.unlink(probe)
 
 
-def _check_version(root: str) -> None:
+def _check_version(root: str, option: str) -> None:
     path = os.path.join(root, "VERSION")
     try:
         with open(path, encoding="ascii", errors="replace") as f:
@@ -353,4 +362,4 @@ def _check_version(root: str) -> None:
         return
     if found != VERSION:
         told = f"cache directory {root} has format {found[:20]!r}, this kitfs knows {VERSION}"
-        raise StoreError(f"{told}: update kitfs, or choose another with --cache-dir")
+        raise StoreError(f"{told}: update kitfs, or choose another with {option}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.errors import IntegrityError, NotFound, StoreBusy
+from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.store import ingest
@@ -207,3 +207,48 @@ def test_of_two_that_commit_at_once_the_first_stays(store: Store, monkeypatch: p
     second.close()
     assert store.get(digest) == DATA
     assert names(store) == []
+
+
+def test_a_blob_that_lost_bytes_is_mended_by_bringing_it_again(store: Store) -> None:
+    def brought() -> bool:
+        new = store.ingest()
+        new.write(DATA)
+        digest, added = new.commit()
+        new.close()
+        assert digest == Digest.of(DATA)
+        return added
+
+    assert brought()
+    os.truncate(os.path.join(store.path(Digest.of(DATA)), "rest"), 10)
+    assert brought()
+    assert store.get(Digest.of(DATA)) == DATA
+    assert not brought()
+
+
+def test_a_disk_that_failed_is_not_believed_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = store.ingest(resumable=True, note={})
+    new.write(DATA)
+
+    def fails(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", fails)
+        with pytest.raises(StoreError, match="Input/output error"):
+            new.commit()
+    new.close()
+    assert names(store) == []
+    with pytest.raises(NotFound):
+        store.resume(new.name)
+
+
+def test_a_full_disk_is_told_as_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StoreFull, match="no space left"):
+        store.repositories.link("a", "blobs", "sha256-" + "0" * 64, {})
+    with pytest.raises(StoreFull, match="no space left"):
+        store.refs.set("a", "v1", {"digest": str(Digest.of(DATA))})
+    assert list(Path(store.root).rglob("*~")) == []
