@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib import metadata
 
 import click
 
@@ -70,6 +69,8 @@ def version(settings: Settings) -> None:
 
 def _commit() -> str:
     """The commit that pip has installed (direct_url.json, PEP 610)."""
+    from importlib import metadata
+
     try:
         commit = json.loads(metadata.distribution("kitfs").read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id")
     except (metadata.PackageNotFoundError, ValueError, AttributeError):
