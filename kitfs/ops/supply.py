@@ -169,10 +169,14 @@ class LayerSupply:
         """Decode all of a layer. Raises LayerError for one that grows beyond measure."""
         limited = _Limited(content, self._limit(room))
         at = 0
-        while data := limited.pread(at, 4 * PIECE):
-            at += len(data)
-            if stop.is_set():
-                raise Stopped
+        try:
+            while data := limited.pread(at, 4 * PIECE):
+                at += len(data)
+                if stop.is_set():
+                    raise Stopped
+        except LayerError:
+            content.drop()  # else what is no use to anybody would lie in the store
+            raise
 
     def body(self, moved: Moved, stop: threading.Event) -> Body:
         """The content, verified where the store can keep it. Raises IntegrityError when it is not what the index was made of."""

@@ -451,6 +451,7 @@ def test_a_layer_that_is_all_growth(world: World, compression: Compression, monk
     with pytest.raises(LayerError, match="which are more than it should"):
         world.unpack(reference)
     assert not world.out.exists()
+    assert not list((world.root / "store/decoded").rglob("rest"))
 
 
 def test_too_many_entries(world: World) -> None:
