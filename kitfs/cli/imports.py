@@ -174,7 +174,9 @@ class _Import:
         if ":" not in repository and not _is_path(repository):
             kind, name = _of_hub(repository)
             url = f"{(os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')}/{'' if kind == 'models' else kind + '/'}{name}"
-        with checkout(url, self._settings["ref"] or "", self._host.store.root, token=self._settings["token"], report=self._report) as found:
+        token, at_once = self._settings["token"], self._settings["concurrency"]
+        where = (url, self._settings["ref"] or "", self._host.store.root, self._host.client)
+        with checkout(*where, token=token, at_once=at_once, report=self._report) as found:
             kitfile, path = self._given(), packing.find_kitfile(found.directory)
             if kitfile is None and path is not None:
                 kitfile = packing.read_kitfile(path)

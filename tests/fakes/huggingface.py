@@ -5,6 +5,8 @@
         hub.redirect_to(cdn)                                     # LFS objects by way of a FakeRegistry, signed
         hub.tokens = {"hf_secret"}                               # else 401; ``gated`` names repositories of 403
 
+It is a server of LFS's batch API too, at ``hub.url/lfs``: of ``objects`` (hex → bytes), which it gives to those that bring the header it tells.
+
 Everything else is a FakeRegistry's: faults, what was served, start and stop. ``page`` files are listed at once; ``recursive`` False lists one
 level, as some mirrors of the hub do. ``links`` says where the next page is: "absolute" or "relative".
 """
@@ -24,6 +26,7 @@ from tests.fakes.registry import FakeRegistry, Served
 
 MODIFIED = "2024-05-06T07:08:09.000Z"
 MODIFIED_EPOCH = 1714979289
+SECRET = "RemoteAuth of-this-object"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class FakeHub(FakeRegistry):
         self.links = "absolute"
         self.tokens: set[str] | None = None
         self.gated: set[str] = set()
+        self.objects: dict[str, bytes] = {}
         self._target: FakeRegistry | None = None
         self._trees: dict[tuple[str, str, str], Tree] = {}  # kind, name, sha
         self._named: dict[tuple[str, str, str], str] = {}  # kind, name, ref → sha
@@ -82,6 +86,8 @@ class FakeHub(FakeRegistry):
     def _plain(self, served: Served, form: bytes, *, ignore_range: bool) -> Answer:
         url = urlsplit(served.path)
         parts = unquote(url.path).strip("/").split("/")
+        if parts[0] == "lfs":
+            return self._lfs(parts[-1], served, form, ignore_range)
         if self.tokens is not None and served.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
             return self._error(401, "Invalid username or password.", "")
         if parts[0] == "api" and len(parts) >= 6:
@@ -95,6 +101,20 @@ class FakeHub(FakeRegistry):
     def _error(status: int, message: str, code: str) -> Answer:
         headers = {"Content-Type": "application/json"} | ({"X-Error-Code": code, "X-Error-Message": message} if code else {})
         return Answer(status, headers, memoryview(json.dumps({"error": message}).encode()))
+
+    def _lfs(self, what: str, served: Served, form: bytes, ignore_range: bool) -> Answer:
+        if what != "batch":
+            if served.headers.get("authorization") != SECRET:
+                return self._error(403, "no", "")
+            return self._blob(self.objects[what], served, ignore_range)
+        told: list[dict[str, Any]] = []
+        for wanted in json.loads(form)["objects"]:
+            if wanted["oid"] in self.objects:
+                action = {"href": f"{self.url}/lfs/objects/{wanted['oid']}", "header": {"Authorization": SECRET}}
+                told.append({**wanted, "actions": {"download": action}})
+            else:
+                told.append({**wanted, "error": {"code": 404, "message": "Object does not exist"}})
+        return self._json({"transfer": "basic", "objects": told}, {"Content-Type": "application/vnd.git-lfs+json"})
 
     def _api(self, kind: str, name: str, what: str, rest: list[str], query: dict[str, list[str]], served: Served) -> Answer:
         if not any((k, n) == (kind, name) for k, n, _ in self._named):

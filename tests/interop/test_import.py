@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 import kitfs
 from tests import kits, trees
 from tests.conftest import GOLDEN, needs
+from tests.fakes.faults import Cut, Fault, Lie, Status
 from tests.fakes.huggingface import FakeHub, Tree, lfs
 from tests.fakes.registry import FakeRegistry
 from tests.host import Host, own_python
@@ -98,11 +100,11 @@ def test_init_for_programs(box: Host, tmp_path: Path) -> None:
 
 
 def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
-    """The same Kitfile for the golden trees, where a ``kit`` binary of version 1.7 is on PATH."""
+    """The same Kitfile for the golden trees, where a ``kit`` binary with the rules of 1.7 is on PATH (later ones take --remote)."""
     kit = shutil.which("kit")
-    if kit is None or "Version: 1.7" not in subprocess.run([kit, "version"], capture_output=True, text=True, check=False).stdout:
+    if kit is None or "--remote" in subprocess.run([kit, "init", "--help"], capture_output=True, text=True, check=False).stdout:
         pytest.skip("not here: kit 1.7")
-    for name in ("basic", "parts", "context", "modelpack", "modes"):
+    for name in ("basic", "context", "modelpack", "modes"):
         tree = golden_tree(tmp_path, name)
         (tree / "Kitfile").unlink(missing_ok=True)
         subprocess.run([kit, "init", ".", "--name", "n", "--desc", "d"], cwd=tree, check=True, capture_output=True, stdin=subprocess.DEVNULL)
@@ -139,6 +141,17 @@ def test_datasets_and_kitfiles_of_ones_own(box: Host, hub: FakeHub, tmp_path: Pa
     found = files(box, "team/rows:latest")
     assert {p: d for p, d in found.items() if p != "Kitfile"} == {"train/0.parquet": b"rows" * 1000, "train/1.parquet": b"more" * 1000}
     assert b"    path: train/1.parquet" in box.kitfs("cat", "team/rows:latest", "Kitfile").stdout.encode()
+
+
+def test_an_imported_kit_is_mounted(host: Host, hub: FakeHub) -> None:
+    """As the files of the hub, without them: nothing is asked for any more."""
+    host.kitfs("import", "Team/Net", env={"HF_ENDPOINT": hub.url})
+    hub.stop()
+    mount = host.mount("team/net:latest")
+    assert {p: row["sha256"] for p, row in host.scan(mount).items() if row["type"] == "file" and p != "Kitfile"} == {
+        path: hashlib.sha256(data).hexdigest() for path, data in plain(TREE).items()
+    }
+    host.umount(mount)
 
 
 def test_straight_to_a_registry(box: Host, hub: FakeHub) -> None:
@@ -250,6 +263,74 @@ def test_git_that_fails_is_one_line(box: Host, repository: Path, tmp_path: Path)
     assert (done.returncode, done.stderr.startswith("kitfs: git is not installed")) == (2, True)
 
 
+def pointer(data: bytes) -> bytes:
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{hashlib.sha256(data).hexdigest()}\nsize {len(data)}\n".encode()
+
+
+@pytest.fixture
+def without_git_lfs(tmp_path: Path) -> dict[str, str]:
+    """An environment in which git is, and git-lfs is not."""
+    needs("git")
+    place = tmp_path / "bin"
+    place.mkdir()
+    (place / "git").symlink_to(shutil.which("git") or "")
+    return {"PATH": str(place)}
+
+
+def test_large_files_come_from_an_lfs_server(box: Host, hub: FakeHub, repository: Path, without_git_lfs: dict[str, str]) -> None:
+    """Without git-lfs too; their modes stay, and connections that break do not matter."""
+    (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
+    (repository / "run.py").write_bytes(pointer(b"#!"))
+    (repository / "same.gguf").write_bytes(pointer(WEIGHTS))
+    (repository / "none.gguf").write_bytes(pointer(b""))
+    (repository / ".lfsconfig").write_text(f"[lfs]\n\turl = {hub.url}/lfs/\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "large")
+    hub.objects = {hashlib.sha256(data).hexdigest(): data for data in (WEIGHTS, b"#!", b"")}
+    hub.fail("/objects/[0-9a-f]", Cut(MiB), times=2)
+    box.kitfs("import", repository, "-t", "here/net:v1", env=without_git_lfs)
+    found = files(box, "here/net:v1")
+    assert [found[p] for p in ("w.gguf", "same.gguf", "none.gguf", "run.py")] == [WEIGHTS, WEIGHTS, b"", b"#!"]
+    assert re.search(r"(?m)^-rwxr-xr-x .* run\.py$", box.kitfs("ls", "-l", "here/net:v1").stdout)
+
+
+@pytest.mark.parametrize(
+    ("fault", "objects", "code", "text"),
+    [
+        (None, {}, 4, "has no LFS object .*: Object does not exist"), (Lie(5), {"w": WEIGHTS}, 6, "w.gguf: the LFS object that came is not"),
+        (Status(401), {}, 5, "give a token .--token., or install git-lfs"), (Status(200, body=b"[]"), {}, 4, "something that lists none"),
+    ],
+)  # fmt: skip
+def test_lfs_servers_that_fail(
+    box: Host, hub: FakeHub, repository: Path, without_git_lfs: dict[str, str], fault: Fault | None, objects: dict[str, bytes], code: int, text: str
+) -> None:
+    (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
+    (repository / ".lfsconfig").write_text(f"[lfs]\n\turl = {hub.url}/lfs\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "large")
+    hub.objects = {hashlib.sha256(data).hexdigest(): data for data in objects.values()}
+    if fault is not None:
+        hub.fail("/lfs/", fault) if not objects else hub.fail("/objects/[0-9a-f]", fault)
+    done = box.kitfs("import", repository, "-t", "here/net:v1", env=without_git_lfs, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert re.search(text, done.stderr)
+    assert list((box.cache / "ingest").iterdir()) == []
+
+
+def test_large_files_of_a_repository_beside(box: Host, repository: Path, without_git_lfs: dict[str, str]) -> None:
+    """Its objects are on this machine; where one is not, that is said."""
+    (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
+    git(repository, "commit", "-q", "-a", "-m", "large")
+    done = box.kitfs("import", repository, "-t", "here/net:v1", env=without_git_lfs, check=False)
+    assert (done.returncode, "w.gguf is an LFS object that is not there" in done.stderr) == (10, True)
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    place = repository / ".git/lfs/objects" / digest[:2] / digest[2:4]
+    place.mkdir(parents=True)
+    (place / digest).write_bytes(WEIGHTS)
+    box.kitfs("import", repository, "-t", "here/net:v1", env=without_git_lfs)
+    assert files(box, "here/net:v1")["w.gguf"] == WEIGHTS
+
+
 # -- layouts -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -299,8 +380,6 @@ def test_a_layout_that_is_there_keeps_what_it_has(box: Host, tmp_path: Path) -> 
 
 def test_a_kit_of_a_registry_is_exported_past_the_store(box: Host, tmp_path: Path) -> None:
     """Blobs go to the layout only; one that is not right leaves no layout."""
-    from tests.fakes.faults import Lie
-
     part = kits.Part(kind="model", path="w.bin", content=kits.kit_tar({"w.bin": WEIGHTS}))
     kit = kits.build([part], vintage="1.17")
     with FakeRegistry() as registry:

@@ -1,13 +1,14 @@
 """A git repository as a directory: one commit, without git's own files, its LFS objects in the place of their pointers.
 
-By the programs ``git`` and, where the repository has LFS objects, ``git lfs``. Nothing of the repository is run: no hooks, no submodules, and no
-transport that starts a program of its choice. Threading: one thread, which waits for git.
+By the program ``git`` and, where the repository has LFS objects, ``git lfs`` if it is there, else ``imports.lfs``. Nothing of the repository
+is run: no hooks, no submodules, and no transport that starts a program of its choice. Threading: one thread, which waits for git.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -17,11 +18,12 @@ from urllib.parse import urlsplit
 
 from kitfs.errors import ContextError, NotFound, StoreError, UsageError
 from kitfs.ops.events import Noted, Report
+from kitfs.ops.imports import lfs
+from kitfs.ops.transfer import AT_ONCE
+from kitfs.registry.client import RegistryClient
 from kitfs.store.lease import exclusive
 
 OWN: Final = frozenset((".gitignore", ".gitattributes"))
-POINTER: Final = b"version https://git-lfs.github.com/spec/v1\n"
-MAX_POINTER: Final = 1024  # bytes, as git-lfs has it
 TOKEN: Final = "KITFS_IMPORT_TOKEN"  # noqa: S105 - the name of the variable that tells git's helper
 HELPER: Final = '!f() { test "$1" = get && printf "username=token\\npassword=%s\\n" "$' + TOKEN + '"; }; f'
 TOLD: Final = 300  # characters of what git says
@@ -36,30 +38,39 @@ class Checkout(NamedTuple):
 
 
 @contextlib.contextmanager
-def checkout(url: str, ref: str, root: str, *, token: str | None = None, report: Report) -> Iterator[Checkout]:
+def checkout(
+    url: str, ref: str, root: str, client: RegistryClient, *, token: str | None = None, at_once: int = AT_ONCE, report: Report
+) -> Iterator[Checkout]:
     """The files of ``ref`` ("": what the repository's HEAD means) of the repository at ``url``, in a directory below the store's ``root``
     for the time of the block; a killed process leaves what the next one sweeps.
 
     Raises UsageError when git is missing, NotFound when it cannot fetch that, ContextError, StoreError.
     """
     if shutil.which("git") is None:
-        raise UsageError("git is not installed: --tool git needs the program git (and git-lfs, for repositories with large files)")
+        raise UsageError("git is not installed: git repositories need the program git (and git-lfs, or not)")
     if ref.startswith("-") or url.startswith("-"):
         raise UsageError(f"{(ref if ref.startswith('-') else url)[:200]!r} is no repository or reference of git")
     with _directory(root) as directory:
         git = _Git(directory, url, token)
         git.run("init", "--quiet")
-        report(Noted(f"Cloning repository {url}"))
-        git.run("fetch", "--quiet", "--no-tags", "--depth", "1", "--", url, ref or "HEAD", failed=f"{url}: git cannot fetch {ref or 'HEAD'}")
+        report(Noted(f"Cloning repository {git.shown}"))
+        git.run("fetch", "--quiet", "--no-tags", "--depth", "1", "--", url, ref or "HEAD", failed=f"{git.shown}: git cannot fetch {ref or 'HEAD'}")
         git.run("checkout", "--quiet", "FETCH_HEAD")
         sha = git.run("rev-parse", "HEAD").strip()
         committed = int(git.run("log", "-1", "--format=%ct").strip() or 0)
-        if _pointers(directory):
+        pointers = _pointers(directory)
+        if pointers:
             report(Noted("Pulling large files"))
-            git.pull_large()
-        left = _pointers(directory)
-        if left:
-            raise ContextError(f"{url}: {left[0]} and {len(left) - 1} more are Git LFS pointers that could not be resolved")
+            if shutil.which("git-lfs") is not None:
+                git.run("lfs", "pull")
+            else:
+                configured = git.ask("config", "--file", ".lfsconfig", "lfs.url")
+                server, near = lfs.server_of(url, configured), _objects(url)
+                lfs.resolve(pointers, server, client, token=token if _same(server, url) else None, near=near, at_once=at_once, report=report)
+            left = _pointers(directory)
+            if left:
+                name = os.path.relpath(left[0].path, directory)
+                raise ContextError(f"{git.shown}: {name} is an LFS object that is not there, one of {len(left)}")
         _without_gits_own(directory)
         yield Checkout(directory, sha, max(0, committed))
 
@@ -69,7 +80,7 @@ class _Git:
 
     def __init__(self, directory: str, url: str, token: str | None) -> None:
         self._directory = directory
-        self._url = url
+        self.shown: Final = re.sub(r"(?<=://)[^/@]*@", "", url)  # without the secrets that it may hold
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX", "GIT_CONFIG_"))}
         options = {"core.hooksPath": os.devnull, "advice.detachedHead": "false", "remote.origin.url": url}
         where = urlsplit(url)
@@ -102,18 +113,18 @@ class _Git:
         except OSError as e:
             raise UsageError(f"git cannot be run: {e.strerror}")
         if done.returncode:
-            told = " ".join(line for line in done.stderr.splitlines() if line.strip())[-TOLD:]
+            told = re.sub(r"(?<=://)[^/@\s]*@", "", " ".join(line for line in done.stderr.splitlines() if line.strip()))[-TOLD:]
             if failed:
                 raise NotFound(f"{failed}: {told}")
-            raise ContextError(f"git {args[0]} failed for {self._url}: {told}")
+            raise ContextError(f"git {args[0]} failed for {self.shown}: {told}")
         return done.stdout
 
-    def pull_large(self) -> None:
-        """LFS objects in the place of their pointers. Raises UsageError when git-lfs is missing, ContextError."""
-        if shutil.which("git-lfs") is None:
-            example = _pointers(self._directory)[0]
-            raise UsageError(f"git-lfs is not installed: {self._url} keeps large files with it ({example}, for one)")
-        self.run("lfs", "pull")
+    def ask(self, *args: str) -> str:
+        """What a command of git prints, "" when it fails."""
+        try:
+            return self.run(*args).strip()
+        except (ContextError, NotFound):
+            return ""
 
 
 @contextlib.contextmanager
@@ -133,16 +144,25 @@ def _directory(root: str) -> Iterator[str]:
         os.close(lease)
 
 
-def _pointers(directory: str) -> list[str]:
-    """Files that are LFS pointers."""
-    found = []
-    for path in _files(directory):
-        with contextlib.suppress(OSError):
-            if os.lstat(path).st_size <= MAX_POINTER and not os.path.islink(path):
-                with open(path, "rb") as f:
-                    if f.read(len(POINTER)) == POINTER:
-                        found.append(os.path.relpath(path, directory))
-    return sorted(found)
+def _pointers(directory: str) -> list[lfs.Pointer]:
+    """Files that are LFS pointers, by path."""
+    try:
+        return [found for path in sorted(_files(directory)) if (found := lfs.pointer_at(path)) is not None]
+    except OSError as e:
+        raise ContextError(f"{e.filename}: {(e.strerror or str(e)).lower()}")
+
+
+def _objects(url: str) -> str:
+    """The directory of LFS objects of a repository on this machine, "" for any other."""
+    path = url.removeprefix("file://")
+    places = [os.path.join(path, ".git", "lfs", "objects"), os.path.join(path, "lfs", "objects")] if path.startswith("/") else []
+    return next((place for place in places if os.path.isdir(place)), "")
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two URLs are of one server."""
+    a, b = urlsplit(one), urlsplit(other)
+    return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
 
 
 def _files(directory: str) -> Iterator[str]:

@@ -66,19 +66,19 @@ class HubFile:
 
 
 class TokenAuth(RegistryAuth):
-    """A token that is sent with every request, where there is one."""
+    """The value of an Authorization header that is sent with every request; "" for none."""
 
-    def __init__(self, token: str | None) -> None:
-        self._token = token
+    def __init__(self, header: str) -> None:
+        self._header = header
 
     def scoped(self, scope: str) -> TokenAuth:
-        """Itself: a hub knows no scopes."""
+        """Itself: there are no scopes."""
         return self
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Once, whatever the answer."""
-        if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
+        if self._header:
+            request.headers["Authorization"] = self._header
         yield request
 
 
@@ -107,7 +107,7 @@ class Hub:
         self._client = client
         self._url = str(parsed)
         self.host: Final = host_of(parsed)
-        self._endpoint = Endpoint(self._url, self.host, TokenAuth(token), CONNECT_BUDGET)
+        self._endpoint = Endpoint(self._url, self.host, TokenAuth(f"Bearer {token}" if token else ""), CONNECT_BUDGET)
         self._report = report
         self._sleep = sleep
         self._lock = threading.Lock()

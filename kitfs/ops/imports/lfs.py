@@ -1,0 +1,233 @@
+"""Git LFS objects without git-lfs: found by their pointers, fetched as the batch API tells, checked, and put in the place of the pointers.
+
+Follows git-lfs' docs/spec.md (pointers), docs/api/server-discovery.md and docs/api/batch.md (transfer "basic"). A repository on this machine
+keeps its objects beside itself. Threading: ``resolve`` runs threads of its own and returns when they have ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+
+from kitfs.errors import ContextError, IntegrityError, KitfsError, RegistryError, Unauthorized
+from kitfs.oci.manifest import Descriptor
+from kitfs.oci.names import Digest
+from kitfs.ops.events import Moved, Report, Total
+from kitfs.ops.imports.hub import TokenAuth
+from kitfs.registry.blob import RemoteBlob
+from kitfs.registry.client import Endpoint, RegistryClient
+from kitfs.registry.failures import check_encoding, failure, host_of, mapped, read_capped, read_error, shown
+from kitfs.registry.retry import CONNECT_BUDGET
+from kitfs.registry.transport import is_loopback
+
+POINTER: Final = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n(?:ext-[^\n]+\n)*oid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n")
+MAX_POINTER: Final = 1024  # bytes, as git-lfs has it
+BATCH: Final = 100  # objects of one request
+MAX_ANSWER: Final = 16 << 20
+PIECE: Final = 1 << 20
+MEDIA_TYPE: Final = "application/vnd.git-lfs+json"
+
+
+class Pointer(NamedTuple):
+    """A file that stands for an LFS object of ``size`` bytes; ``path`` is absolute."""
+
+    path: str
+    digest: Digest
+    size: int
+
+
+def pointer_at(path: str) -> Pointer | None:
+    """The pointer that a file is, None for any other file. Raises OSError."""
+    if os.path.islink(path) or not os.path.isfile(path) or os.lstat(path).st_size > MAX_POINTER:
+        return None
+    with open(path, "rb") as f:
+        match = POINTER.fullmatch(f.read(MAX_POINTER + 1))
+    return None if match is None else Pointer(path, Digest.parse(f"sha256:{match[1].decode()}"), int(match[2]))
+
+
+def server_of(url: str, configured: str) -> str:
+    """The LFS server of a repository: ``configured`` (lfs.url) where it says one, else below the repository's own URL; "" where that is no HTTP."""
+    found = configured
+    if not found:
+        where = urlsplit(url)
+        if where.scheme not in ("http", "https"):
+            return ""
+        found = f"{url.rstrip('/').removesuffix('.git')}.git/info/lfs"
+    return found.rstrip("/") if urlsplit(found).scheme in ("http", "https") else ""
+
+
+def resolve(
+    pointers: Sequence[Pointer], server: str, client: RegistryClient, *, token: str | None, near: str, at_once: int, report: Report
+) -> None:
+    """Put every object in the place of its pointers. ``near``: a directory of objects on this machine, "" for none.
+
+    Raises ContextError when there is neither a server nor the object, IntegrityError, Unauthorized, RegistryError, Unavailable.
+    """
+    by_digest: dict[Digest, list[Pointer]] = {}
+    for pointer in pointers:
+        by_digest.setdefault(pointer.digest, []).append(pointer)
+    wanted = [same[0] for same in by_digest.values()]
+    here = {p.digest: found for p in wanted if (found := _near(near, p)) is not None}
+    missing = [p for p in wanted if p.digest not in here]
+    remote = _Server(client, server, token) if missing and server else None
+    if missing and remote is None:
+        raise ContextError(f"{os.path.basename(missing[0].path)} is an LFS object that is not there; install git-lfs, or name a server")
+    where = remote.locate(missing) if remote is not None else {}
+    stop = threading.Event()
+
+    def fetch(pointer: Pointer) -> None:
+        if stop.is_set():
+            return
+        same = by_digest[pointer.digest]
+        name = str(pointer.digest)
+        pieces = _file(here[pointer.digest]) if pointer.digest in here else where[pointer.digest].pieces()
+        _write(same[0], pieces, lambda size: report(Moved(name, size)))
+        for other in same[1:]:
+            _write(other, _file(same[0].path), lambda _: None)
+
+    for pointer in wanted:
+        report(Total(str(pointer.digest), pointer.size, os.path.basename(pointer.path)))
+    with ThreadPoolExecutor(at_once, thread_name_prefix="kitfs-lfs") as pool:
+        futures = [pool.submit(fetch, p) for p in wanted]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _near(directory: str, pointer: Pointer) -> str | None:
+    """An object's file among those of a repository on this machine."""
+    path = os.path.join(directory, pointer.digest.hex[:2], pointer.digest.hex[2:4], pointer.digest.hex)
+    return path if directory and os.path.isfile(path) else None
+
+
+def _file(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as f:
+        while data := f.read(PIECE):
+            yield data
+
+
+def _write(pointer: Pointer, pieces: Iterator[bytes], moved: Any) -> None:
+    """An object in the place of its pointer, with its mode; raises IntegrityError when it is another."""
+    temporary = f"{pointer.path}.{threading.get_ident()}~"
+    hasher, size = pointer.digest.hasher(), 0
+    try:
+        with open(temporary, "xb") as f:
+            for piece in pieces:
+                f.write(piece)
+                hasher.update(piece)
+                size += len(piece)
+                moved(len(piece))
+        if size != pointer.size or hasher.hexdigest() != pointer.digest.hex:
+            raise IntegrityError(f"{os.path.basename(pointer.path)}: the LFS object that came is not {pointer.digest}")
+        os.chmod(temporary, os.stat(pointer.path).st_mode & 0o777)
+        os.replace(temporary, pointer.path)
+    except OSError as e:
+        raise ContextError(f"{os.path.basename(pointer.path)}: its LFS object cannot be written: {(e.strerror or str(e)).lower()}")
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+class _Server:
+    """A server of the batch API."""
+
+    def __init__(self, client: RegistryClient, url: str, token: str | None) -> None:
+        parsed = httpx.URL(url)
+        if token and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
+            token = None
+        basic = f"Basic {base64.b64encode(f'token:{token}'.encode()).decode()}" if token else ""
+        self._client = client
+        self._endpoint = Endpoint(url, host_of(parsed), TokenAuth(basic), CONNECT_BUDGET)
+
+    def locate(self, pointers: Sequence[Pointer]) -> dict[Digest, _Object]:
+        """Where the objects are. Raises Unauthorized, NotFound, RegistryError."""
+        found: dict[Digest, _Object] = {}
+        for at in range(0, len(pointers), BATCH):
+            part = pointers[at : at + BATCH]
+            told = {o.get("oid"): o for o in self._batch(part)}
+            for pointer in part:
+                found[pointer.digest] = self._object(pointer, told.get(pointer.digest.hex))
+        return found
+
+    def _batch(self, pointers: Sequence[Pointer]) -> list[dict[str, Any]]:
+        objects = [{"oid": p.digest.hex, "size": p.size} for p in pointers]
+        body = json.dumps({"operation": "download", "transfers": ["basic"], "objects": objects, "hash_algo": "sha256"}).encode()
+        what, url = "LFS objects", f"{self._endpoint.base}/objects/batch"
+        response = self._client.send(self._endpoint, "POST", url, {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE}, what, body=body)
+        if response.status_code != 200:
+            read_error(response)
+            if response.status_code in (401, 403):
+                told = f"{what}: {self._endpoint.host} answers {response.status_code}: give a token (--token), or install git-lfs"
+                raise Unauthorized(told, status=response.status_code)
+            raise failure(response, what)
+        check_encoding(response, what)
+        with mapped(url, what):
+            data = read_capped(response, MAX_ANSWER)
+        try:
+            found = json.loads(data)["objects"]
+            if not isinstance(found, list) or not all(isinstance(o, dict) for o in found):
+                raise ValueError
+            return found
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise RegistryError(f"{what}: {self._endpoint.host} answers with something that lists none", status=200, url=shown(url))
+
+    def _object(self, pointer: Pointer, told: dict[str, Any] | None) -> _Object:
+        name = os.path.basename(pointer.path)
+        try:
+            action = (told or {})["actions"]["download"]
+            href, header = httpx.URL(action["href"]), {str(k): str(v) for k, v in (action.get("header") or {}).items()}
+            if href.scheme not in ("http", "https") or (href.scheme, httpx.URL(self._endpoint.base).scheme) == ("http", "https"):
+                raise ValueError
+        except (KeyError, TypeError, AttributeError, ValueError, httpx.InvalidURL):
+            error = (told or {}).get("error")
+            cause = str(error.get("message"))[:200] if isinstance(error, dict) else "no place where it is"
+            raise RegistryError(f"{name}: {self._endpoint.host} has no LFS object {pointer.digest.hex[:12]}: {cause}", status=200)
+        return _Object(self._client, self._endpoint, href, header, pointer)
+
+
+class _Object(RemoteBlob):
+    """An LFS object as a Source, at the place that the server named, with the headers that it asked for."""
+
+    def __init__(self, client: RegistryClient, endpoint: Endpoint, href: httpx.URL, header: Mapping[str, str], pointer: Pointer) -> None:
+        super().__init__(client, (endpoint,), Descriptor("", pointer.digest, pointer.size))
+        self._href = href
+        self._header = {k: v for k, v in header.items() if k.lower() not in ("range", "accept-encoding", "host")}
+        self._name = os.path.basename(pointer.path)
+
+    @property
+    def _what(self) -> str:
+        return f"LFS object of {self._name}"
+
+    def _request(self, endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
+        home = endpoint if not any(name.lower() == "authorization" for name in self._header) else _anonymous(endpoint)
+        response = self._client.send(home, "GET", self._href, {**self._header, **headers}, self._what)
+        if response.status_code in (200, 206):
+            return response
+        read_error(response)
+        error: KitfsError = failure(response, self._what)
+        raise error
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it."""
+        for _, view in self.read_range(0, None):
+            yield bytes(view)
+
+
+def _anonymous(endpoint: Endpoint) -> Endpoint:
+    """The same, without credentials of ours beside those that the server named."""
+    return Endpoint(endpoint.base, endpoint.host, TokenAuth(""), endpoint.patience)
