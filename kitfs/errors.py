@@ -18,7 +18,7 @@
     ├── LayerError                  EIO      8   a layer that is not what its media type says
     │   ├── UnsupportedLayer        EOPNOTSUPP 8
     │   └── UnsafePath              EPERM    8
-    ├── ContextError                EIO      10  what is to be packed is missing, cannot be read, or changes meanwhile
+    ├── ContextError                EIO      10  a directory to pack from or unpack to: missing, unreadable, changing, in the way
     └── MountError                  EIO      9   /dev/fuse, fusermount3, the mount point; carries its own errno
 
 Every class carries ``errno`` (what a lookup or an open through a mount answers) and ``exit_code`` (what the CLI exits with; 1 is
@@ -155,7 +155,7 @@ class UnsafePath(LayerError):
 
 
 class ContextError(KitfsError):
-    """A directory that is to be packed: something is missing, cannot be read, or changed while it was packed."""
+    """A directory that is packed from or unpacked to: something is missing, cannot be read or written, changes meanwhile, or is in the way."""
 
     exit_code = 10
 
