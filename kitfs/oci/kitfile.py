@@ -15,6 +15,7 @@ from kitfs.errors import InvalidReference, KitfileError
 from kitfs.oci import goemit, gojson, goyaml, schema
 from kitfs.oci.names import Digest, Reference
 
+VERSION: Final = "1.0.0"  # of Kitfiles, the only one there is
 MAX_JSON: Final = 8 << 20
 PART_TYPE: Final = re.compile(r"\w[\w.-]*", re.ASCII)
 MAX_PART_TYPE: Final = 64
@@ -247,12 +248,17 @@ class Kitfile:
             raise KitfileError("errors while validating Kitfile: \n" + "\n".join(f"  * {p}" for p in sorted(problems)))
 
     def doubtful(self) -> list[str]:
-        """What may be packed and is hardly meant: entries whose paths differ in spelling only, of which kit after 1.7 makes an error."""
+        """What may be packed and is hardly meant: an unknown manifestVersion, entries whose paths differ in spelling only.
+
+        Kit after 1.7 warns of the one, and makes an error of the other.
+        """
+        version = self.manifest_version
+        doubts = [f"Unrecognized manifestVersion {version}: treating Kitfile as {VERSION}"] if version != VERSION else []
         same: dict[str, dict[str, list[str]]] = {}
         for source, path in self._sources():
             same.setdefault(clean_path(path), {}).setdefault(path or ".", []).append(source)
         names = [(path, [s for sources in spelled.values() for s in sources]) for path, spelled in same.items() if len(spelled) > 1]
-        return [f"{', '.join(sources[:-1])} and {sources[-1]} use the same path {path}" for path, sources in names]
+        return doubts + [f"{', '.join(sources[:-1])} and {sources[-1]} use the same path {path}" for path, sources in names]
 
     def _wrong_parts(self) -> Iterator[str]:
         for part in self.model.parts if self.model is not None else ():

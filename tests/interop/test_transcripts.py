@@ -92,6 +92,9 @@ def steps(text: str) -> list[Step]:
 STEPS = steps(TRANSCRIPT.read_text()) if TRANSCRIPT.exists() else []
 
 
+replays = pytest.mark.skipif(not STEPS, reason="not here: ../shared/golden/transcripts-kit-1.7.txt lies beside the repository where it was made")
+
+
 @pytest.fixture(scope="module")
 def replayed(registry: RegistryProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Ours]]]:
     """(the registry's address, what kitfs did for each step)."""
@@ -117,7 +120,7 @@ def _ours(host: Host, step: Step, address: str, at: Path) -> Ours:
     return Ours(done.stdout.replace(address, "REGISTRY").replace(f"{at}/", ""), done.stderr, done.returncode)
 
 
-@pytest.mark.skipif(not STEPS, reason="not here: ../shared/golden/transcripts-kit-1.7.txt lies beside the repository where it was made")
+@replays
 @pytest.mark.parametrize("step", STEPS or [None], ids=lambda s: f"{s.number:02d} {s.command}" if s else "none")
 def test_as_kit(replayed: tuple[str, list[Ours]], step: Step) -> None:
     """Success where kit succeeds, failure in one line where it fails, and its standard output."""
@@ -145,7 +148,14 @@ def comparable(command: str, stdout: str) -> str | list[str]:
     return stdout
 
 
-@pytest.mark.skipif(not STEPS, reason="not here: ../shared/golden/transcripts-kit-1.7.txt lies beside the repository where it was made")
+@replays
+def test_an_unknown_manifest_version_is_told(replayed: tuple[str, list[Ours]]) -> None:
+    """Which kit 1.7 takes in silence; standard output is its own."""
+    step = next(step for step in STEPS if step.command == "kit pack bad7")
+    assert "Unrecognized manifestVersion 2.0.0: treating Kitfile as 1.0.0" in replayed[1][step.number].stderr
+
+
+@replays
 def test_every_difference_is_one() -> None:
     """No entry is left of what is no difference any more, or no command of the transcript; README has every reason."""
     readme = (REPOSITORY / "README.md").read_text()
