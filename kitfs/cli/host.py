@@ -48,6 +48,8 @@ def _told(settings: Settings) -> Iterator[logging.Logger]:
     log.setLevel(settings["log-level"].upper() if settings.given("log-level") else logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("kitfs: %(message)s"))
+    if not settings.given("log-level"):
+        handler.addFilter(lambda record: record.levelno < logging.ERROR or record.exc_info is not None)  # the verb's own error says it
     log.addHandler(handler)
     try:
         yield log
