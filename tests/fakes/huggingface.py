@@ -13,6 +13,7 @@ level, as some mirrors of the hub do. ``links`` says where the next page is: "ab
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import secrets
@@ -36,7 +37,7 @@ class Lfs:
     data: bytes
     claimed: str = ""
 
-    @property
+    @functools.cached_property
     def oid(self) -> str:
         return self.claimed or hashlib.sha256(self.data).hexdigest()
 
