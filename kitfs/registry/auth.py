@@ -201,7 +201,7 @@ class RegistryAuth(httpx.Auth):
         status = response.status_code
         if status in (400, 401, 403, 404):
             who = f"the credentials of {credential.username or 'its token'}" if credential else "anonymous access"
-            told = f"{shown(realm)} refuses {who} for {self._host} ({status}); log in with kit login {self._host}"
+            told = f"{shown(realm)} refuses {who} for {self._host} ({status}); log in with kitfs login {self._host}"
             raise Unauthorized(told, status=status, url=shown(realm))
         if status in (408, 429) or status >= 500:
             raise failure(response, f"a token for {self._host}")

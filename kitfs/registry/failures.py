@@ -128,7 +128,7 @@ def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
         return NotFound(f"{what}: {host}: not found{': ' + UNKNOWN[code] if code in UNKNOWN else detail}")
     if status in (401, 403):
         hint = "no credentials that it accepts, or no such repository" if status == 401 else "not allowed, or no such repository"
-        return Unauthorized(f"{what}: {host} answers {status}: {hint}{detail}; log in with kit login {host}", status=status, code=code, url=url)
+        return Unauthorized(f"{what}: {host} answers {status}: {hint}{detail}; log in with kitfs login {host}", status=status, code=code, url=url)
     if status == 429:
         return RateLimited(f"{what}: {host} answers 429: too many requests{detail}; try again later", status=status, code=code, url=url)
     if status == 400 and ("HTTP request was sent to HTTPS port" in response.text or "HTTPS server" in response.text):

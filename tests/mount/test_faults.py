@@ -391,7 +391,7 @@ def test_a_password_that_changes_while_mounted(host: Host, fake: FakeRegistry, r
     assert pread(mount, 0)[0] == "right"
     fake.require_token({"u": "new"})
     assert pread(mount, 3 * MiB)[0] == "EIO"
-    told(host, mount, f"kit login {fake.host}")
+    told(host, mount, f"kitfs login {fake.host}")
     docker_config(host, {"auths": {fake.host: {"username": "u", "password": "new"}}})
     is_well(mount, 3 * MiB)
 

@@ -80,7 +80,7 @@ LINES = st.lists(
 @given(JSON_TEXTS)
 @settings(max_examples=300, deadline=None)
 def test_manifests_of_any_bytes(data: bytes) -> None:
-    """A Manifest that is written and read again is itself, or a ManifestError."""
+    """A Manifest that is written and read again is written the same, or a ManifestError: of unknown numbers Go keeps 53 bits."""
     for parse in (Manifest.parse, IndexManifest.parse, is_index):
         try:
             parse(data)
@@ -90,7 +90,7 @@ def test_manifests_of_any_bytes(data: bytes) -> None:
         manifest = Manifest.parse(data)
     except ManifestError:
         return
-    assert Manifest.parse(manifest.to_json()) == manifest
+    assert Manifest.parse(manifest.to_json()).to_json() == manifest.to_json()
     assert isinstance(manifest.created, int)
 
 

@@ -58,5 +58,5 @@ def test_kits_are_found_by_tag_and_by_digest_in_their_own_repository(store: Stor
     by_digest = Reference("r.io", "a", digest=ONE.digest)
     assert find(store, reference) == find(store, by_digest) == kits(store)[0]
     assert find(store, Reference("r.io", "b", digest=ONE.digest)) is None
-    with pytest.raises(NotFound, match="r.io/a:v2 is not in the store"):
+    with pytest.raises(NotFound, match=r"r\.io/a:v2 is not in the store"):
         required(store, reference.with_tag("v2"))

@@ -150,7 +150,7 @@ def test_readers_do_not_queue_up_behind_a_stalled_token_server(fake: FakeRegistr
 def test_a_refused_token_says_who_and_where(fake: FakeRegistry, repository: Repositories) -> None:
     """Unauthorized names the realm, whose credentials were refused, and what to do."""
     fake.require_token({"u": "other"})
-    with pytest.raises(Unauthorized, match=rf"{fake.url}/token refuses the credentials of u for {fake.host} \(401\); log in with kit login"):
+    with pytest.raises(Unauthorized, match=rf"{fake.url}/token refuses the credentials of u for {fake.host} \(401\); log in with kitfs login"):
         repository(auths={fake.host: USER}).manifest("v1")
     with pytest.raises(Unauthorized, match="refuses anonymous access"):
         repository().manifest("v1")

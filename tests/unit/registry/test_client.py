@@ -130,7 +130,7 @@ SAID: list[tuple[Fault | None, str, type[KitfsError], str]] = [
     (None, "team/kit:none", NotFound, "team/kit:none: HOST: not found: there is no such tag or digest"),
     (None, "team/none:v1", NotFound, "team/none:v1: HOST: not found: there is no such repository"),
     (Status(404, body=b"<html>"), "team/kit:v1", NotFound, "team/kit:v1: HOST: not found"),
-    (Status(401), "team/kit:v1", Unauthorized, "no credentials that it accepts, or no such repository; log in with kit login HOST"),
+    (Status(401), "team/kit:v1", Unauthorized, "no credentials that it accepts, or no such repository; log in with kitfs login HOST"),
     (Status(403, code="DENIED", message="go away"), "team/kit:v1", Unauthorized, "403: not allowed, or no such repository (go away)"),
     (Status(429, {"Retry-After": "0"}), "team/kit:v1", RateLimited, "429: too many requests"),
     (Status(501, code="X", message="a\nb"), "team/kit:v1", Unavailable, "answers 501 (a b)"),

@@ -506,7 +506,7 @@ def test_a_token_that_is_known_to_be_old_is_replaced_first(fake: FakeRegistry, r
 def test_a_token_that_may_not_push(fake: FakeRegistry, repository: Repositories) -> None:
     """401 and 403 are the caller's to mend, and no session is left."""
     fake.require_basic({"u": "p"})
-    with pytest.raises(Unauthorized, match=f"log in with kit login {fake.host}"):
+    with pytest.raises(Unauthorized, match=f"log in with kitfs login {fake.host}"):
         push(repository())
 
 
