@@ -100,12 +100,17 @@ def test_init_for_programs(box: Host, tmp_path: Path) -> None:
 
 
 def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
-    """The same Kitfile for the golden trees, where a ``kit`` binary with the rules of 1.7 is on PATH (later ones take --remote)."""
+    """The same Kitfile for the golden trees, where a ``kit`` binary with the rules of 1.7 is on PATH (later ones take --remote).
+
+    But for ``.bin``, which is a model to 1.7 and to nobody later.
+    """
     kit = shutil.which("kit")
     if kit is None or "--remote" in subprocess.run([kit, "init", "--help"], capture_output=True, text=True, check=False).stdout:
         pytest.skip("not here: kit 1.7")
-    for name in ("basic", "context", "modelpack", "modes"):
+    for name in ("basic", "parts", "context", "names", "modelpack", "modes"):
         tree = golden_tree(tmp_path, name)
+        for path in tree.rglob("*.bin"):
+            path.rename(path.with_suffix(".pt"))
         (tree / "Kitfile").unlink(missing_ok=True)
         subprocess.run([kit, "init", ".", "--name", "n", "--desc", "d"], cwd=tree, check=True, capture_output=True, stdin=subprocess.DEVNULL)
         theirs = (tree / "Kitfile").read_text()
