@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 CANNOT = "not here:"
 PACKAGES = {
     "docker-registry": "docker-registry", "skopeo": "skopeo", "fusermount3": "fuse3", "bsdtar": "libarchive-tools", "libfuse": "libfuse2",
-    "tar": "tar", "setfattr": "attr", "unshare": "util-linux", "mount": "mount",
+    "tar": "tar", "git": "git", "setfattr": "attr", "unshare": "util-linux", "mount": "mount",
 }  # fmt: skip
 
 
