@@ -48,6 +48,10 @@ class Home(Protocol):
 
     def room(self) -> bool: ...
 
+    def make_room(self) -> bool: ...
+
+    def is_kept(self, digest: str) -> bool: ...
+
     def wrote(self, size: int) -> None: ...
 
     def passed(self, size: int) -> None: ...
@@ -93,7 +97,8 @@ class Blob:
                 size=self._size,
                 rests=of is not None,
                 name=str(self),
-                room=home.room,
+                room=lambda: home.is_kept(digest) or home.room(),
+                make_room=lambda: home.is_kept(digest) and home.make_room(),
                 wrote=self._wrote,
                 passed=home.passed,
                 hasher=hashlib.sha256,

@@ -33,7 +33,8 @@ from kitfs.store.source import Source
 POLL: Final = 0.005  # seconds between looks at what another process is fetching
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
 OVERFLOW: Final = 8 << 20  # bytes that may wait in memory for their readers when the store is full
-FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL: Final = NO_ROOM | {errno.EIO, errno.EROFS, errno.EFBIG}
 
 
 Piece = tuple[int, memoryview]
@@ -68,10 +69,10 @@ class Fetcher:
     """Fills one blob.
 
     ``rests`` says that a stream of the source may stand still for as long as nobody wants more of it: a decoder's, not a registry's.
-    ``room`` says whether the store takes more bytes (it may evict to make it so); ``wrote`` is told how many were stored, ``passed``
-    how many were not. ``finished`` is called with (size, digest of the stream) when an unranged source has come to its end, before its last
-    chunk is marked; False says that the size could not be kept, so that a short last chunk may not be either. ``landed`` after every
-    flight. ``learn_size`` gives a size that another process has found.
+    ``room`` says whether the store takes more bytes (it may evict to make it so), ``make_room`` whether some were freed on a full disk;
+    ``wrote`` is told how many were stored, ``passed`` how many were not. ``finished`` is called with (size, digest of the stream) when an
+    unranged source has come to its end, before its last chunk is marked; False says that the size could not be kept, so that a short last
+    chunk may not be either. ``landed`` after every flight. ``learn_size`` gives a size that another process has found.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Fetcher:
         rests: bool,
         name: str,
         room: Callable[[], bool],
+        make_room: Callable[[], bool],
         wrote: Callable[[int], None],
         passed: Callable[[int], None],
         hasher: Callable[[], Any],
@@ -100,6 +102,7 @@ class Fetcher:
         self._rests = rests
         self._name = name
         self._room = room
+        self._make_room = make_room
         self._wrote = wrote
         self._passed = passed
         self._hasher = hasher
@@ -206,7 +209,7 @@ class Fetcher:
         """A flight from ``missing`` on, locked against other processes; None when one of them has it. Call with the lock."""
         chunks = self._present.chunks or 0
         planned = self._streams.plan(missing * self._chunk, (last + 1) * self._chunk)
-        stop = min(-(-planned // self._chunk), chunks, missing + MAX_WINDOW // self._chunk)
+        stop = min(-(-planned // self._chunk), chunks, missing + max(1, MAX_WINDOW // self._chunk))
         taken = self._present.first_present(missing, stop - 1)
         stop = min([stop, *([] if taken is None else [taken]), *(c for c in self._flights if missing < c < stop)])
         while not self._present.try_lock(missing, stop - missing):
@@ -410,14 +413,16 @@ class Fetcher:
             self._arrived.notify_all()
 
     def _write(self, first: int, count: int, data: bytes | bytearray | memoryview) -> bool:
-        try:
-            self._body.pwrite(first * self._chunk, data)
-            self._present.mark(first, count)
-        except OSError as e:
-            if e.errno not in FULL:
-                raise
-            return False
-        return True
+        while True:
+            try:
+                self._body.pwrite(first * self._chunk, data)
+                self._present.mark(first, count)
+                return True
+            except OSError as e:
+                if e.errno not in FULL:
+                    raise
+                if e.errno not in NO_ROOM or not self._make_room():
+                    return False
 
     def present(self, chunk: int) -> bool:
         """Whether a chunk is stored."""

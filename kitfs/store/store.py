@@ -130,13 +130,13 @@ class Store:
 
     def ingest(self, *, resumable: bool = False, note: Any = None) -> Ingest:
         """A blob on its way in; ``resumable`` keeps it beyond this process, with ``note``. Raises StoreError, StoreFull."""
-        return Ingest.new(self.root, make_room=self._make_room, resumable=resumable, note=note)
+        return Ingest.new(self.root, make_room=self.make_room, resumable=resumable, note=note)
 
     def resume(self, name: str) -> Ingest:
         """Go on with a resumable ingest. Raises NotFound, StoreBusy, StoreError."""
-        return Ingest.resume(self.root, name, make_room=self._make_room)
+        return Ingest.resume(self.root, name, make_room=self.make_room)
 
-    def _make_room(self) -> bool:
+    def make_room(self) -> bool:
         """Evict what may go, since the disk is full; whether anything went."""
         try:
             return self.evict(at_least=MAX_SMALL) > 0
@@ -316,6 +316,10 @@ class Store:
                 found.update(d["digest"] for d in below if isinstance(d, dict) and "digest" in d)
                 pending += [d["digest"] for d in manifest.get("manifests") or () if isinstance(d, dict) and "digest" in d]
         return found.union(linked, *self._kept)
+
+    def is_kept(self, digest: str) -> bool:
+        """Whether somebody is pinning a blob right now (``kept``): it may take what is left of the disk."""
+        return any(digest in held for held in list(self._kept))
 
     def is_pinned(self, digest: str) -> bool:
         """Whether a blob belongs to a kit that was packed or pulled here."""
