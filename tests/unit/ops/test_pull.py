@@ -1,0 +1,519 @@
+"""Pulls out of a registry on a socket: what is in the store afterwards, what was moved, and what does not pass."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import IntegrityError, ManifestError, NotFound, RegistryError, Unauthorized
+from kitfs.kit import Resolver
+from kitfs.metrics import Counters
+from kitfs.oci.manifest import Descriptor, Manifest
+from kitfs.oci.names import Digest, Reference
+from kitfs.ops.events import Event, Moved, Noted, Sent, Total, quiet
+from kitfs.ops.local import find
+from kitfs.ops.local import kits as local_kits
+from kitfs.ops.transfer import STREAMS, STRIPE, pull
+from kitfs.registry.client import ClientOptions, RegistryClient
+from kitfs.registry.credentials import Credentials
+from kitfs.store.store import Store
+from tests import kits
+from tests.fakes.faults import Answer, Cut, Fault, IgnoreRange, Lie, Resize, Status
+from tests.fakes.registry import FakeRegistry
+
+MiB = 1 << 20
+LOG = logging.getLogger("kitfs.test")
+WEIGHTS = random.Random(3).randbytes(21 * MiB + 11)
+SMALL = random.Random(4).randbytes(100_001)
+TALK = 1 * MiB  # what buffers of sockets hold of a body that nobody wants any more, and more
+
+Opener = Callable[..., Store]
+Pull = Callable[..., Digest]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+def open_store(tmp_path: Path) -> Iterator[Opener]:
+    """Stores of one directory."""
+    opened: list[Store] = []
+
+    def make(**options: float | None) -> Store:
+        options = {"free_share": 0.0, **options}
+        opened.append(Store.open(str(tmp_path / "store"), counters=Counters(), log=LOG, **options))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: Opener) -> Store:
+    return open_store()
+
+
+@pytest.fixture
+def client() -> Iterator[RegistryClient]:
+    client = RegistryClient(ClientOptions(read_timeout=10.0), Credentials(()), counters=Counters(), log=LOG)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def bring(client: RegistryClient, store: Store) -> Pull:
+    """Pulls into the store."""
+
+    def run(reference: str, *, into: Store = store, told: list[Event] | None = None) -> Digest:
+        return pull(Reference.parse(reference), into, client.repository, report=quiet if told is None else told.append)
+
+    return run
+
+
+def kit_of(*parts: kits.Part, **more: object) -> kits.Kit:
+    parts = parts or (kits.part("model", "w.bin", WEIGHTS, format="raw"), kits.part("code", "src", kits.kit_tar({"src/a.py": SMALL})))
+    return kits.build(list(parts), **more)  # type: ignore[arg-type]
+
+
+def whole(store: Store, kit: kits.Kit, reference: str) -> None:
+    """A reference means a kit, which is there, verified and pinned, byte for byte."""
+    found = find(store, Reference.parse(reference))
+    assert found is not None
+    assert found.digest == kit.digest
+    for text, content in {**kit.blobs, kit.digest: kit.manifest}.items():
+        digest = Digest.parse(text)
+        file = store.open_sealed(digest)
+        assert file is not None, digest
+        with file:
+            assert file.read() == content
+        assert store.is_pinned(digest)
+
+
+def total(kit: kits.Kit) -> int:
+    return len(kit.manifest) + sum(kits.size_of(content) for content in kit.blobs.values())
+
+
+# -- what is there afterwards ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"])
+def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, vintage: kits.Vintage) -> None:
+    """Manifest, config and layers are there, verified and pinned, and each byte was moved once; the tree can be read offline."""
+    parts = [kits.part("model", "w.bin", WEIGHTS, format="raw"), kits.part("docs", "docs", kits.kit_tar({"docs/a.md": SMALL}), compression="gzip")]
+    kit = kit_of(*parts, vintage=vintage)
+    ref = fake.put_kit("team/kit", kit, "v1")
+    assert bring(ref) == kit.digest
+    whole(store, kit, ref)
+    assert fake.moved() == total(kit)
+    fake.stop()
+    opened = Resolver(store, lambda _: pytest.fail("nobody is to be asked"), log=LOG).open(Reference.parse(ref))
+    with_files = {m.path: layer.pread(m, 0, m.size) for layer in opened.layers for m in layer.index().members.values() if m.kind == "file"}
+    opened.close()
+    assert with_files == {"w.bin": WEIGHTS, "docs/a.md": SMALL}
+
+
+def test_what_is_told(fake: FakeRegistry, bring: Pull) -> None:
+    """How much there is, by what people call it; each byte of it; each blob once it is verified."""
+    kit = kit_of()
+    told: list[Event] = []
+    bring(fake.put_kit("team/kit", kit, "v1"), told=told)
+    totals = {e.name: e.size for e in told if isinstance(e, Total)}
+    assert totals == {digest: kits.size_of(content) for digest, content in kit.blobs.items()}
+    assert [e.label for e in told if isinstance(e, Total)] == [f"config {kits.sha256(kit.config)[7:19]}", "w.bin", "src"]
+    for name, size in totals.items():
+        assert sum(e.size for e in told if isinstance(e, Moved) and e.name == name) == size
+    assert {(e.digest, e.how) for e in told if isinstance(e, Sent)} == {(digest, "pulled") for digest in kit.blobs}
+
+
+@pytest.mark.parametrize("parts", [[], [kits.part("model", "empty", b"", format="raw")]], ids=["no layers", "a layer of no bytes"])
+def test_a_kit_of_nothing(fake: FakeRegistry, store: Store, bring: Pull, parts: list[kits.Part]) -> None:
+    """It is as good as any other."""
+    kit = kits.build(parts)
+    ref = fake.put_kit("team/kit", kit, "v1")
+    bring(ref)
+    whole(store, kit, ref)
+
+
+def test_a_kit_that_has_a_layer_twice(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """It is moved once, and told once."""
+    kit = kit_of(kits.part("code", "a", SMALL, format="raw"), kits.part("docs", "b", SMALL, format="raw"))
+    assert len(json.loads(kit.manifest)["layers"]) == 2
+    told: list[Event] = []
+    ref = fake.put_kit("team/kit", kit, "v1")
+    bring(ref, told=told)
+    whole(store, kit, ref)
+    assert (fake.moved(), len([e for e in told if isinstance(e, Total)])) == (total(kit), 2)
+
+
+def test_by_its_digest(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """It is kept without a tag."""
+    kit = kit_of()
+    ref = f"{fake.put_kit('team/kit', kit, 'v1').removesuffix(':v1')}@{kit.digest}"
+    bring(ref)
+    whole(store, kit, ref)
+    assert [found.tags for found in local_kits(store)] == [()]
+
+
+def test_a_tag_that_moved(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """It means the new kit, and the old one stays, without a tag."""
+    old, new = kit_of(), kit_of(kits.part("code", "b", SMALL, format="raw"))
+    ref = fake.put_kit("team/kit", old, "v1")
+    bring(ref)
+    fake.put_kit("team/kit", new, "v1")
+    bring(ref)
+    whole(store, new, ref)
+    assert {found.digest: found.tags for found in local_kits(store)} == {new.digest: ("v1",), old.digest: ()}
+    whole(store, old, f"{ref.removesuffix(':v1')}@{old.digest}")
+
+
+# -- what is moved -----------------------------------------------------------------------------------------------------------------
+
+
+def test_again(fake: FakeRegistry, bring: Pull) -> None:
+    """Nothing is moved but the manifest, and all of it is told as done."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    bring(ref)
+    fake.forget()
+    told: list[Event] = []
+    assert bring(ref, told=told) == kit.digest
+    assert [s.path for s in fake.served()] == ["/v2/team/kit/manifests/v1"]
+    assert sum(e.size for e in told if isinstance(e, Moved)) == sum(kits.size_of(content) for content in kit.blobs.values())
+
+
+def test_after_a_part(fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull) -> None:
+    """What a mount has fetched is not moved again."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    layer = next(d for d in Manifest.parse(kit.manifest).layers if d.size == len(WEIGHTS))
+    blob = store.blob(layer.digest, size=layer.size, source=client.repository(Reference.parse(ref)).blob(layer))
+    assert blob.pread(7 * MiB + 5, 3 * MiB) == WEIGHTS[7 * MiB + 5 : 10 * MiB + 5]
+    before = fake.moved()
+    blob.close()
+    assert before >= 3 * MiB
+    bring(ref)
+    whole(store, kit, ref)
+    assert fake.moved() == total(kit)
+
+
+def test_while_a_mount_reads(fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull, open_store: Opener) -> None:
+    """Of a blob that another process has open each byte is moved once, and both have all of it."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    layer = next(d for d in Manifest.parse(kit.manifest).layers if d.size == len(WEIGHTS))
+    blob = open_store().blob(layer.digest, size=layer.size, source=client.repository(Reference.parse(ref)).blob(layer))
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(lambda: b"".join(blob.pread(at, 50_000) for at in range(0, len(WEIGHTS), 50_000)))
+        bring(ref)
+        assert read.result() == WEIGHTS
+    whole(store, kit, ref)
+    assert fake.moved() <= total(kit) + TALK
+
+
+def test_twice_at_once(fake: FakeRegistry, open_store: Opener, store: Store, bring: Pull) -> None:
+    """Two processes that pull one kit move each byte about once."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    other = open_store()
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(bring, ref, into=other)
+        bring(ref)
+        assert second.result() == kit.digest
+    whole(store, kit, ref)
+    assert fake.moved() <= total(kit) + len(kit.manifest) + len(kit.config) + TALK
+
+
+def test_a_registry_without_ranges(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """One stream serves all; the requests that found out cost what lies in the buffers of their connections."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    fake.fail("/blobs/", IgnoreRange())
+    bring(ref)
+    whole(store, kit, ref)
+    assert fake.moved() <= total(kit) + STREAMS * 4 * MiB
+
+
+def test_a_registry_that_redirects(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """The bytes come from where it leads to, also when its locations are good for three requests each."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    with FakeRegistry() as cdn:
+        fake.redirect_blobs_to(cdn, uses=3)
+        bring(ref)
+        whole(store, kit, ref)
+        assert cdn.moved() >= total(kit) - len(kit.manifest)
+    assert fake.moved() == len(kit.manifest)
+
+
+def test_bodies_that_break_off(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """They are taken up where they stand."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    fake.fail("/blobs/", Cut(1 * MiB + 1), times=9)
+    bring(ref)
+    whole(store, kit, ref)
+    assert fake.moved() <= total(kit) + TALK
+
+
+class After:
+    """Another fault, for every request but the first ``count``."""
+
+    def __init__(self, count: int, fault: Fault) -> None:
+        self.left = count
+        self.fault = fault
+
+    def apply(self, answer: Answer) -> Answer:
+        self.left -= 1
+        return answer if self.left >= 0 else self.fault.apply(answer)
+
+
+def test_what_broke_off_goes_on(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """What came before the registry failed is not moved again; nothing was tagged before all was there."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    fake.fail(f"/blobs/{kit.layers[0]}", After(3, Status(404, code="BLOB_UNKNOWN", message="gone")))
+    with pytest.raises(NotFound):
+        bring(ref)
+    assert local_kits(store) == []
+    assert fake.moved(kit.layers[0]) >= 3 * STRIPE
+    fake.heal()
+    bring(ref)
+    whole(store, kit, ref)
+    assert fake.moved() <= total(kit) + len(kit.manifest) + TALK
+
+
+def test_a_kit_larger_than_the_limit(fake: FakeRegistry, open_store: Opener, bring: Pull) -> None:
+    """--cache-size is for what is not pinned: a pull is whole whatever it says, and nothing of it is evicted, then or later."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    tiny = open_store(size_limit=1)
+    bring(ref, into=tiny)
+    assert tiny.evict(at_least=1 << 40) == 0
+    whole(tiny, kit, ref)
+    assert fake.moved() == total(kit)
+
+
+def test_a_limit_takes_what_is_not_pinned(fake: FakeRegistry, open_store: Opener, client: RegistryClient, bring: Pull) -> None:
+    """A store that is full of what was read gives way to a pull."""
+    tiny = open_store(size_limit=2 * MiB)
+    read = random.Random(9).randbytes(3 * MiB)
+    other = Descriptor("", Digest.parse(fake.put_blob("team/kit", read)), len(read))
+    blob = tiny.blob(other.digest, size=other.size, source=client.repository(Reference.parse(f"{fake.host}/team/kit")).blob(other))
+    assert b"".join(blob.stream()) == read
+    blob.close()
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    bring(ref, into=tiny)
+    tiny.evict()
+    whole(tiny, kit, ref)
+    assert not tiny.has_sealed(other.digest)
+
+
+def test_a_disk_that_is_almost_full(fake: FakeRegistry, open_store: Opener, bring: Pull) -> None:
+    """What the store leaves free of the disk is for caching; what somebody pulls may take it."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    store = open_store(free_share=1.0)
+    store.evict()
+    bring(ref, into=store)
+    whole(store, kit, ref)
+
+
+# -- parents -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_parents_come_too(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """The kits that it takes its model from, pinned under their own names; each is told of."""
+    first = kit_of(name="first")
+    grand = fake.put_kit("base/first", first, "v1")
+    second = kit_of(kits.part("code", "b", SMALL, format="raw"), parent=grand)
+    parent = fake.put_kit("base/second", second, "v2")
+    kit = kit_of(kits.part("docs", "c", b"docs", format="raw"), parent=parent)
+    ref = fake.put_kit("team/kit", kit, "v1")
+    told: list[Event] = []
+    bring(ref, told=told)
+    for name, one in ((ref, kit), (parent, second), (grand, first)):
+        whole(store, one, name)
+    assert [e.text for e in told if isinstance(e, Noted)] == [f"Pulling referenced image {parent}", f"Pulling referenced image {grand}"]
+
+
+def test_a_parent_that_is_not_there(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """Nothing is tagged."""
+    ref = fake.put_kit("team/kit", kit_of(kits.part("code", "b", SMALL, format="raw"), parent=f"{fake.host}/base/none:v1"), "v1")
+    with pytest.raises(NotFound, match="base/none"):
+        bring(ref)
+    assert local_kits(store) == []
+
+
+def test_parents_in_a_circle(fake: FakeRegistry, bring: Pull) -> None:
+    """They are found out, in kit's words."""
+    ref = f"{fake.host}/team/kit:v1"
+    other = fake.put_kit("team/other", kit_of(kits.part("code", "b", SMALL, format="raw"), parent=ref), "v1")
+    fake.put_kit("team/kit", kit_of(kits.part("code", "a", SMALL, format="raw"), parent=other), "v1")
+    with pytest.raises(ManifestError, match=f"found cycle in modelkit references: \\[{ref}=>{other}=>{ref}\\]"):
+        bring(ref)
+
+
+def test_parents_of_parents_without_end(fake: FakeRegistry, bring: Pull) -> None:
+    """Ten are enough, as for kit."""
+    for n in range(12):
+        fake.put_kit(f"team/n{n}", kits.build([kits.part("code", "a", b"a", format="raw")], parent=f"{fake.host}/team/n{n + 1}:v1"), "v1")
+    with pytest.raises(ManifestError, match="reached maximum number of model references"):
+        bring(f"{fake.host}/team/n0:v1")
+    assert len(fake.served("/manifests/")) == 11
+
+
+# -- what does not pass ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 9 * MiB, len(WEIGHTS) - 1])
+def test_a_wrong_byte(fake: FakeRegistry, store: Store, bring: Pull, place: int) -> None:
+    """Nothing is tagged, nothing of the layer stays, and the next pull is right."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    fake.fail(f"/blobs/{kit.layers[0]}", Lie(place))
+    with pytest.raises(IntegrityError, match=kit.layers[0]):
+        bring(ref)
+    assert local_kits(store) == []
+    assert store.open_sealed(Digest.parse(kit.layers[0])) is None
+    fake.heal()
+    bring(ref)
+    whole(store, kit, ref)
+
+
+@pytest.mark.parametrize("fault", [Lie(3), Resize(-1), Resize(1)], ids=str)
+@pytest.mark.parametrize("what", ["config", "manifest"])
+def test_a_config_or_manifest_that_is_wrong(fake: FakeRegistry, store: Store, bring: Pull, what: str, fault: Fault) -> None:
+    """Neither passes."""
+    kit = kit_of(kits.part("code", "a", b"a", format="raw"))
+    ref = fake.put_kit("team/kit", kit, "v1")
+    fake.fail("/manifests/" if what == "manifest" else f"/blobs/{kits.sha256(kit.config)}", fault)
+    with pytest.raises(IntegrityError if isinstance(fault, Lie) or what == "manifest" else RegistryError):
+        bring(ref)
+    assert local_kits(store) == []
+    fake.heal()
+    bring(ref)
+    whole(store, kit, ref)
+
+
+@pytest.mark.parametrize("by", [-1, 1, -5 * MiB, 1 << 60])
+def test_a_layer_of_another_size(fake: FakeRegistry, store: Store, bring: Pull, by: int) -> None:
+    """Than its descriptor says."""
+    kit = kit_of(kits.part("model", "w.bin", WEIGHTS, format="raw", size=len(WEIGHTS) + by))
+    ref = fake.put_kit("team/kit", kit, "v1")
+    with pytest.raises(IntegrityError):
+        bring(ref)
+    assert local_kits(store) == []
+
+
+def test_what_is_not_there(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """Neither repository, nor tag, nor layer."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    for absent in (f"{fake.host}/team/none:v1", ref.replace("v1", "v2"), f"{fake.host}/team/kit@sha256:{'0' * 64}"):
+        with pytest.raises(NotFound):
+            bring(absent)
+    fake.fail(f"/blobs/{kit.layers[1]}", Status(404, code="BLOB_UNKNOWN", message="no"))
+    with pytest.raises(NotFound, match=kit.layers[1]):
+        bring(ref)
+    assert local_kits(store) == []
+
+
+def test_an_ordinary_image(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """It is no kit, and nothing of it is fetched."""
+    ref = fake.put_kit("team/image", kits.container_image(), "v1")
+    with pytest.raises(ManifestError, match=f"reference {ref} does not refer to a model") as failure:
+        bring(ref)
+    assert len(str(failure.value).splitlines()) == 1
+    assert fake.served("/blobs/") == []
+    assert local_kits(store) == []
+
+
+def test_the_first_failure_ends_the_others(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """What waits its turn is not begun."""
+    parts = [kits.part("code", f"c{n}", bytes([n]) * 1000, format="raw") for n in range(40)]
+    kit = kit_of(*parts)
+    ref = fake.put_kit("team/kit", kit, "v1")
+    fake.fail("/blobs/", Status(404, code="BLOB_UNKNOWN", message="no"))
+    with pytest.raises(NotFound):
+        bring(ref)
+    assert len(fake.served("/blobs/")) < 40
+
+
+# -- doors, and registries that are busy -------------------------------------------------------------------------------------------
+
+
+def test_without_credentials(fake: FakeRegistry, bring: Pull) -> None:
+    """It is refused."""
+    ref = fake.put_kit("team/kit", kit_of(), "v1")
+    fake.require_basic({"ada": "secret"})
+    with pytest.raises(Unauthorized):
+        bring(ref)
+
+
+class Expire:
+    """No fault of the answer: after so many answers that were let in, all tokens expire."""
+
+    def __init__(self, registry: FakeRegistry, *, every: int) -> None:
+        self.registry = registry
+        self.every = every
+        self.count = 0
+
+    def apply(self, answer: Answer) -> Answer:
+        self.count += answer.status != 401
+        if answer.status != 401 and self.count % self.every == 0:
+            self.registry.expire_tokens()
+        return answer
+
+
+def test_tokens_that_live_for_two_requests(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
+    """A pull gets new ones, however long it was told that they live."""
+    kit = kit_of(*(kits.part("code", f"c{n}", bytes([n]) * 1000, format="raw") for n in range(20)))
+    ref = fake.put_kit("team/kit", kit, "v1")
+    with FakeRegistry() as desk:
+        fake.require_token(server=desk, expires_in=300)
+        fake.fail("/blobs/", Expire(fake, every=2))
+        pull(Reference.parse(ref), store, client.repository, at_once=1, report=quiet)
+        whole(store, kit, ref)
+        assert len(desk.served("/token")) == 11
+
+
+def test_a_token_that_expires_in_the_middle_of_a_layer(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """Its streams share one new token, or ask for one each; each byte is moved once."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    with FakeRegistry() as desk:
+        fake.require_token(server=desk)
+        fake.fail(f"/blobs/{kit.layers[0]}", Expire(fake, every=1), times=1)
+        bring(ref)
+        whole(store, kit, ref)
+    assert sum(s.sent for s in fake.served() if s.status != 401) == total(kit)
+
+
+def test_a_registry_that_asks_to_come_later(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """429 with Retry-After, for manifests and blobs, is waited out."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    later = Status(429, {"Retry-After": "1"}, code="TOOMANYREQUESTS", message="slow down", refuses=True)
+    manifests, blobs = fake.fail("/manifests/", later, times=2), fake.fail("/blobs/", later, times=7)
+    bring(ref)
+    whole(store, kit, ref)
+    assert (manifests.hits, blobs.hits) == (2, 7)
+    assert fake.moved() < total(kit) + TALK
