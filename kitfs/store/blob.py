@@ -22,14 +22,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any, Final, Protocol
 
-from kitfs.errors import IntegrityError, StoreError, WouldBlock
+from kitfs.errors import IntegrityError, ManifestError, StoreError, WouldBlock
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.store.body import Body
 from kitfs.store.evict import bury
 from kitfs.store.fetch import Fetcher
 from kitfs.store.lease import Lease
-from kitfs.store.plan import MAX_WINDOW, chunk_size
+from kitfs.store.plan import MAX_SIZE, MAX_WINDOW, chunk_size
 from kitfs.store.present import Present
 from kitfs.store.refs import write_durably
 from kitfs.store.source import Source
@@ -67,7 +67,7 @@ class Blob:
     """A blob of ``size`` bytes (None: not known yet) in ``directory``, filled from ``source`` (None: what is there is all there is).
 
     ``of`` is the compressed blob when this is its decoded form. Raises StoreError when the store cannot be used, IntegrityError when
-    a verified blob of this digest has another size.
+    a verified blob of this digest has another size, ManifestError for a size that no blob has.
     """
 
     def __init__(self, home: Home, directory: str, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None) -> None:
@@ -79,6 +79,8 @@ class Blob:
         self._closed = False
         self._said_unkept = False
         self._verifying = threading.Lock()
+        if size is not None and size > MAX_SIZE:
+            raise ManifestError(f"{digest} is said to have {size} bytes: more than {MAX_SIZE} is no blob")
         try:
             while not self._open(size):
                 pass  # the entry was found to be wrong, and dropped, between the lease and the files

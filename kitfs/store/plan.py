@@ -14,6 +14,7 @@ CURSORS: Final = 16  # streams that one blob may have at once
 MAX_WINDOW: Final = 4 << 20  # bytes of one request: also what a killed process can cost others again
 MIN_CHUNK: Final = 32 << 10
 MAX_CHUNKS: Final = 1 << 19
+MAX_SIZE: Final = 16 << 40  # bytes of a blob: what ext4 takes as one file, and chunks that memory holds
 
 
 def chunk_size(size: int | None) -> int:

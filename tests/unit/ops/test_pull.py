@@ -413,13 +413,23 @@ def test_a_config_or_manifest_that_is_wrong(fake: FakeRegistry, store: Store, br
     whole(store, kit, ref)
 
 
-@pytest.mark.parametrize("by", [-1, 1, -5 * MiB, 1 << 60])
+@pytest.mark.parametrize("by", [-1, 1, -5 * MiB, 3 << 40])
 def test_a_layer_of_another_size(fake: FakeRegistry, store: Store, bring: Pull, by: int) -> None:
     """Than its descriptor says."""
     kit = kit_of(kits.part("model", "w.bin", WEIGHTS, format="raw", size=len(WEIGHTS) + by))
     ref = fake.put_kit("team/kit", kit, "v1")
     with pytest.raises(IntegrityError):
         bring(ref)
+    assert local_kits(store) == []
+
+
+def test_a_layer_of_a_size_that_cannot_be(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """Nothing of it is asked for."""
+    kit = kit_of(kits.part("model", "w.bin", WEIGHTS, format="raw", size=1 << 60))
+    ref = fake.put_kit("team/kit", kit, "v1")
+    with pytest.raises(ManifestError, match="no blob"):
+        bring(ref)
+    assert fake.served(kit.layers[0]) == []
     assert local_kits(store) == []
 
 
