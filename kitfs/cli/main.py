@@ -15,12 +15,19 @@ import click
 from kitfs import __version__
 from kitfs.cli import compare, demo, imports, kits, kits_local, login, mount, serve, shell, tree, unpack
 from kitfs.cli.options import Verbs
-from kitfs.cli.output import Unwritable, flush, settle_streams
+from kitfs.cli.output import Unwritable, flush, put, settle_streams
 from kitfs.errors import KitfsError
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        put(f"kitfs {__version__}")
+        flush()
+        ctx.exit()
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(__version__, prog_name="kitfs", message="%(prog)s %(version)s")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version and exit.")
 def cli() -> None:
     """Mount KitOps ModelKits and CNCF ModelPacks lazily out of OCI registries.
 

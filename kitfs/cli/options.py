@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from kitfs.cli.output import flush, put
 from kitfs.config import OPTIONS, Option, Settings
 from kitfs.errors import KitfsError
 
@@ -27,7 +28,25 @@ class Interrupted(KitfsError):  # noqa: N818 - as the classes of errors.py
     exit_code = 130
 
 
-class Command(click.Command):
+class _Helpful(click.Command):
+    """What shows its help through ``output``: a stdout that takes nothing is told as for every answer."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """click's own option, but for the writing."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _show_help
+        return option
+
+
+def _show_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        put(ctx.get_help())
+        flush()
+        ctx.exit()
+
+
+class Command(_Helpful):
     """A verb. ``--plain-http`` and its like take a BOOL after "=" only, so a bare one becomes ``=true`` before click sees it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -37,7 +56,7 @@ class Command(click.Command):
         return super().parse_args(ctx, [f"{a}=true" if a in bare else a for a in args[:end]] + args[end:])
 
 
-class Verbs(click.Group):
+class Verbs(_Helpful, click.Group):
     """A group of verbs. What every verb takes may stand before its name, as with kit, and is handed on to it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

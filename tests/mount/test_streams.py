@@ -47,6 +47,19 @@ def test_a_stdout_that_is_full_is_said_in_one_line(host: Host, ref: str) -> None
     assert len(host.mounts()) == 1
 
 
+@pytest.mark.parametrize("told", [("--version",), ("--help",), ("ls", "-h"), ("cache", "-h")])
+def test_help_takes_a_full_stdout_as_answers_do(host: Host, told: tuple[str, ...]) -> None:
+    """click would write it by itself."""
+    done = shell(host, '"$@" > /dev/full', *told)
+    assert (done.returncode, done.stderr) == (1, "kitfs: stdout cannot be written: No space left on device\n")
+
+
+def test_a_kitfile_of_a_closed_stdin_is_empty(host: Host) -> None:
+    """As of /dev/null."""
+    done = shell(host, '"$@" <&-', "pack", host.root, "-f", "-")
+    assert (done.returncode, done.stderr) == (8, "kitfs: the Kitfile is empty\n")
+
+
 def test_a_reader_that_goes_away_is_141(host: Host, ref: str) -> None:
     """As the shell has it of others that die of SIGPIPE; and silent."""
     done = shell(host, '"$@" | head -c 10 > /dev/null; echo "${PIPESTATUS[0]}"', "cat", ref, "m/w.bin")
