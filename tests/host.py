@@ -9,6 +9,7 @@ left behind is swept by the next one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -348,11 +349,37 @@ def _copied_packages(scratch: Path) -> Path:
 
 @contextlib.contextmanager
 def fuse_device_for_everybody() -> Iterator[None]:
-    """/dev/fuse with mode 0666, as distributions give it; what it was is restored."""
-    device = Path("/dev/fuse")
-    before = device.stat().st_mode & 0o7777
-    device.chmod(0o666)
+    """/dev/fuse with mode 0666, as distributions give it; the last of the test processes that want it so restores what it was."""
+    device, shared = Path("/dev/fuse"), Path("/tmp") / f"{PREFIX}fuse"
+    me = os.getpid()
+    with _alone(shared) as told:
+        told.setdefault("mode", device.stat().st_mode & 0o7777)
+        told["pids"] = [pid for pid in told.get("pids", ()) if _alive(pid)] + [me]
+        device.chmod(0o666)
     try:
         yield
     finally:
-        device.chmod(before)
+        with _alone(shared) as told:
+            told["pids"] = [pid for pid in told["pids"] if pid != me and _alive(pid)]
+            if not told["pids"]:
+                device.chmod(told["mode"])
+                told.clear()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[dict[str, Any]]:
+    """What a file of JSON says, to be changed by one process at a time; gone when it says nothing."""
+    while True:
+        with path.open("a+") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            if not path.exists() or path.stat().st_ino != os.fstat(f.fileno()).st_ino:
+                continue
+            f.seek(0)
+            told = json.loads(f.read() or "{}")
+            yield told
+            f.truncate(0)
+            if told:
+                json.dump(told, f)
+            else:
+                path.unlink()
+            return
