@@ -18,7 +18,18 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from kitfs.errors import IntegrityError, KitfsError, LayerError, ManifestError, NotFound, RateLimited, StoreError, Unavailable, WouldBlock
+from kitfs.errors import (
+    IntegrityError,
+    KitfsError,
+    LayerError,
+    ManifestError,
+    NotFound,
+    RateLimited,
+    StoreError,
+    Unauthorized,
+    Unavailable,
+    WouldBlock,
+)
 from kitfs.layers.codec import DecodedSource, decode
 from kitfs.layers.index import LayerIndex, Member, Skipped, raw_index
 from kitfs.layers.read import read_member
@@ -31,6 +42,7 @@ from kitfs.oci.match import FileMetadata, LayerEntry, has_kitfile, kit_layers, k
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
 from kitfs.registry.client import ClientOptions, RegistryClient
 from kitfs.registry.credentials import Credentials
+from kitfs.registry.kit_home import KitHome, Nearby
 from kitfs.registry.layout import open_layout
 from kitfs.store.blob import Blob
 from kitfs.store.source import Source
@@ -315,7 +327,8 @@ class Resolver:
     """Opens kits: from the store when they were packed or pulled here, else from their registry or layout.
 
     ``origin_of`` gives the Origin of a reference. Tags are resolved at their registry; when it cannot be reached (never on 401, 403
-    or 404) a tag means its last known digest, with one warning.
+    or 404) a tag means its last known digest, with one warning. ``stand_in`` is asked for the manifest of a tag after that, and where the
+    registry has none.
     """
 
     def __init__(
@@ -326,12 +339,14 @@ class Resolver:
         log: logging.Logger,
         max_entries: int = MAX_ENTRIES,
         clock: Callable[[], float] = time.time,
+        stand_in: Callable[[Reference, KitfsError], tuple[Descriptor, bytes] | None] = lambda *_: None,
     ) -> None:
         self._store = store
         self._origin_of = origin_of
         self._log = log
         self._max_entries = max_entries
         self._clock = clock
+        self._stand_in = stand_in
 
     def open(self, reference: Reference | LayoutReference, *, filters: Sequence[Filter] = (), remote: bool = False) -> Kit:
         """The kit behind a reference, with its parents' layers.
@@ -353,7 +368,7 @@ class Resolver:
             digest, data = pinned, self._stored_manifest(pinned, origin)
         else:
             origin = self._origin_of(reference)
-            digest, data = self._manifest(reference, origin)
+            digest, data = self._manifest(reference, origin, remote)
         manifest = self._parse(Manifest.parse, data, reference)
         self._parse(lambda _: manifest.flavor, data, reference)
         kitfile = kitfile_of(manifest, self._config(manifest.config, origin))
@@ -382,11 +397,11 @@ class Resolver:
         if isinstance(reference, LayoutReference):
             return None
         if reference.digest is not None:
-            return reference.digest if reference.registry == LOCAL else None
+            return reference.digest if reference.registry == LOCAL and self._store.has_sealed(reference.digest) else None
         found = self._store.refs.get(reference.name, reference.tag or "latest")
         return None if found is None else Digest.parse(found["digest"])
 
-    def _manifest(self, reference: Reference | LayoutReference, origin: Origin) -> tuple[Digest, bytes]:
+    def _manifest(self, reference: Reference | LayoutReference, origin: Origin, remote: bool) -> tuple[Digest, bytes]:
         if reference.digest is not None:
             return reference.digest, self._stored_manifest(reference.digest, origin)
         if isinstance(reference, LayoutReference):
@@ -396,8 +411,15 @@ class Resolver:
         key = ("tag", f"{reference.name}:{tag}")
         try:
             descriptor, data = origin.manifest(tag)
-        except (Unavailable, RateLimited) as e:
-            return self._last_known(reference, key, e)
+        except (Unavailable, RateLimited, NotFound, Unauthorized) as e:
+            found = None if isinstance(e, (NotFound, Unauthorized)) else self._last_known(reference, key, e)
+            other = self._stand_in(reference.with_tag(tag), e) if found is None and not remote else None
+            if other is not None:
+                self._keep(other[0].digest, other[1])
+                return other[0].digest, other[1]
+            if found is None:
+                raise
+            return found
         self._keep(descriptor.digest, data)
         self._store.catalog.set(key, {"digest": descriptor.digest, "seen": int(self._clock())})
         return descriptor.digest, data
@@ -409,16 +431,16 @@ class Resolver:
             self._keep(digest, data)
         return data
 
-    def _last_known(self, reference: Reference, key: tuple[str, str], cause: KitfsError) -> tuple[Digest, bytes]:
+    def _last_known(self, reference: Reference, key: tuple[str, str], cause: KitfsError) -> tuple[Digest, bytes] | None:
         known = self._store.catalog.get(key)
         try:
             digest = Digest.parse(known["digest"])
             age = max(0, int(self._clock()) - int(known["seen"]))
         except (TypeError, KeyError, ValueError, KitfsError):
-            raise cause
+            return None
         data = self._store.get(digest)
         if data is None:
-            raise cause
+            return None
         self._log.warning("%s: using %s, which the tag meant %s ago: %s", reference, digest, human_age(age), cause)
         return digest, data
 
@@ -446,11 +468,12 @@ def human_age(seconds: int) -> str:
 
 
 class Host(NamedTuple):
-    """What verbs work with: the store, the registries, and what resolves references with both."""
+    """What verbs work with: the store, the registries, what resolves references with both, and what whole kits are pulled from."""
 
     store: Store
     client: RegistryClient
     resolver: Resolver
+    pull_from: Callable[[Reference], Nearby]
 
 
 @contextmanager
@@ -466,20 +489,24 @@ def open_host(
 ) -> Iterator[Host]:
     """The store in ``cache_dir`` and the registries that ``client_options`` reach, closed at the end.
 
-    ``kit_home`` is kit's home, where credentials.json is; ``cache_size`` in bytes. Raises StoreError when the store cannot be used.
+    ``kit_home`` is kit's home, where credentials.json is, and what kit has pulled: that is read there, not asked of registries, when it
+    has its digest. ``cache_size`` in bytes. Raises StoreError when the store cannot be used.
     """
     with ExitStack() as stack:
         store = Store.open(cache_dir, size_limit=cache_size, counters=counters, log=log)
         stack.callback(store.close)
         client = RegistryClient(client_options, Credentials.load(kit_home), counters=counters, log=log)
         stack.callback(client.close)
+        home = KitHome(kit_home, store.catalog, log)
+        stack.callback(home.close)
         layouts: dict[str, Origin] = {}
 
         def origin_of(reference: Reference | LayoutReference) -> Origin:
             if isinstance(reference, Reference):
-                return client.repository(reference)
+                return home.origin(reference, client.repository)
             if reference.path not in layouts:
                 layouts[reference.path] = stack.enter_context(closing(open_layout(reference)))
             return layouts[reference.path]
 
-        yield Host(store, client, Resolver(store, origin_of, log=log, max_entries=max_entries))
+        resolver = Resolver(store, origin_of, log=log, max_entries=max_entries, stand_in=home.stand_in)
+        yield Host(store, client, resolver, lambda reference: home.origin(reference, client.repository, whole=True))

@@ -290,7 +290,7 @@ def pull(reference: str, *, report: Report = quiet, **options: Any) -> str:
 
     settings = settled(options, ("cache-size", *COMMON, *NETWORK))
     with _host(settings) as host:
-        return str(transfer.pull(Reference.parse(reference).or_latest(), host.store, host.client.repository, report=report))
+        return str(transfer.pull(Reference.parse(reference).or_latest(), host.store, host.pull_from, report=report))
 
 
 def unpack(

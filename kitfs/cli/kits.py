@@ -154,12 +154,12 @@ def pull(settings: Settings, reference: str) -> None:
     from kitfs.ops import transfer
 
     source = _settled(Reference.parse(reference))
-    if source.registry == LOCAL:
-        raise UsageError("registry is required when pulling (write registry/repository:tag)")
     with host_of(settings, cache_size=settings["cache-size"]) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
+        if source.registry == LOCAL and not host.pull_from(source).known():
+            raise UsageError("registry is required when pulling (write registry/repository:tag)")
         report(Noted(f"Pulling {source.display}"))
         with _ended_at_once(report):
-            digest = transfer.pull(source, host.store, host.client.repository, at_once=settings["concurrency"], report=report)
+            digest = transfer.pull(source, host.store, host.pull_from, at_once=settings["concurrency"], report=report)
         report.say(f"Pulled {digest}", event="done", reference=source.display, digest=digest)
 
 
