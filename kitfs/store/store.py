@@ -3,6 +3,7 @@
     <root>/VERSION                           unknown version: refuse, never guess
            catalog/                          hints that can be rebuilt (``catalog``)
            refs/                             tags of packed and pulled kits (``refs``)
+           indexes/                          tags of indexes of kits (``refs``): an index and a kit may have one name
            served/                           repositories of the embedded registry (``repositories``)
            blobs/<algorithm>/ab/<hex>/       a blob as registries have it (``blob``)
            decoded/<algorithm>/ab/<hex>/     the decoded form of that blob
@@ -54,6 +55,7 @@ class Store:
         self.log = log
         self.catalog: Final = Catalog(os.path.join(root, "catalog"), log)
         self.refs: Final = Refs(os.path.join(root, "refs"))
+        self.indexes: Final = Refs(os.path.join(root, "indexes"))
         self.repositories: Final = Repositories(os.path.join(root, "served"))
         self._size_limit = size_limit
         self._free_share = free_share
@@ -88,7 +90,7 @@ class Store:
         try:
             os.makedirs(root, mode=0o700, exist_ok=True)
             _check_version(root, option)
-            for name in ("blobs", "decoded", "refs", "ingest"):
+            for name in ("blobs", "decoded", "refs", "indexes", "ingest"):
                 os.makedirs(os.path.join(root, name), mode=0o700, exist_ok=True)
             evict.sweep(root)
             ingest.sweep(root)
@@ -297,7 +299,10 @@ class Store:
             self._kept.remove(held)
 
     def pinned(self) -> set[str]:
-        """Digests of all that repositories link and refs name: manifests, configs, layers, and manifests that an index lists."""
+        """Digests of all that repositories link and refs name: manifests, configs, layers, and manifests that an index lists.
+
+        What an index of ``indexes`` lists is not: its kits have names of their own, or were only looked at.
+        """
         found: set[str] = set()
         linked = set(self.repositories.linked())
         pending = [descriptor["digest"] for _, _, descriptor in self.refs.items()]
@@ -315,6 +320,7 @@ class Store:
                 below = [manifest.get("config"), *(manifest.get("layers") or ())]
                 found.update(d["digest"] for d in below if isinstance(d, dict) and "digest" in d)
                 pending += [d["digest"] for d in manifest.get("manifests") or () if isinstance(d, dict) and "digest" in d]
+        found.update(descriptor["digest"] for _, _, descriptor in self.indexes.items())
         return found.union(linked, *self._kept)
 
     def is_kept(self, digest: str) -> bool:

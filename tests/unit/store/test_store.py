@@ -170,3 +170,14 @@ def test_streams_double_and_jumps_do_not() -> None:
     assert windows[::2] == [min(8192 << i, MAX_WINDOW) for i in range(12)]
     for jump in range(5 << 30, 9 << 30, 1 << 28):
         assert streams.plan(jump, jump + 4096) == jump + 4096
+
+
+def test_an_index_of_kits_is_pinned_and_its_kits_are_not(store: Store) -> None:
+    """What an index lists may be no more than what mounts have fetched."""
+    layer = fill(store, 1)
+    listed = json.dumps({"manifests": [{"digest": str(layer)}]}).encode()
+    store.put(Digest.of(listed), listed)
+    store.indexes.set("r.io/a/b", "all", {"digest": str(Digest.of(listed))})
+    assert store.pinned() == {Digest.of(listed)}
+    store.refs.set("r.io/a/b", "all", {"digest": str(Digest.of(listed))})
+    assert store.pinned() == {Digest.of(listed), layer}
