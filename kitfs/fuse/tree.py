@@ -165,10 +165,15 @@ class Tree:
 
     def walk(self, directory: Node) -> Iterator[tuple[str, Node]]:
         """(path, node) of everything below a directory, each directory before what is in it."""
-        for _, node in self.list(directory):
+        pending = [iter(self.list(directory))]
+        while pending:
+            _, node = next(pending[-1], ("", None))
+            if node is None:
+                pending.pop()
+                continue
             yield node.path, node
             if node.kind == "dir":
-                yield from self.walk(node)
+                pending.append(iter(self.list(node)))
 
     def resolve(self, path: str) -> Node:
         """The node behind a path from the root, symbolic links followed inside the tree. Raises NotFound, KitfsError."""

@@ -60,6 +60,8 @@ def plan(context: str, path: str, rules: IgnoreRules, others: Collection[str]) -
         raise ContextError(f"path {path} does not exist")
     except OSError as e:
         raise ContextError(f"path {path}: {e.strerror}")
+    except ValueError:
+        raise ContextError(f"path {path!r}: no file has a NUL byte in its name")
     if not (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)):
         raise ContextError(f"path {path} is neither a file nor a directory")
     base, real = os.path.realpath(context), os.path.realpath(whole)

@@ -209,6 +209,11 @@ def test_posix_errors() -> None:
     raises(errno.ESTALE, fs.getattr, Inode(424242))
 
 
+def test_a_walk_may_be_deeper_than_the_stack() -> None:
+    path = "/".join("d" * 1500)
+    assert paths(tree(FakeLayer("", path)))[-1] == path
+
+
 def test_reads_and_listings() -> None:
     """Short reads at the end; listings with dots first, stable offsets, and their own state."""
     fs = filesystem(tree(FakeLayer("", "b=123", "a=1", "c/x=1")))

@@ -424,6 +424,11 @@ def test_a_path_that_cannot_be_packed_is_named(tree: Path, store: Store, make: C
     assert leftovers(store) == []
 
 
+def test_a_path_with_a_nul_is_no_path(tree: Path, store: Store) -> None:
+    with pytest.raises(ContextError, match=r"^error processing code: path 'a\\x00b': no file has a NUL byte in its name$"):
+        packed(tree, store, codes("a\0b"))
+
+
 def test_a_path_below_a_link_outside_is_refused(tree: Path, store: Store) -> None:
     (tree / "x").symlink_to("/etc")
     with pytest.raises(ContextError, match="path x/passwd leads to /etc/passwd"):
