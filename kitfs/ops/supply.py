@@ -174,9 +174,11 @@ class LayerSupply:
                 at += len(data)
                 if stop.is_set():
                     raise Stopped
-        except LayerError:
+        except LayerError as e:
             content.drop()  # else what is no use to anybody would lie in the store
-            raise
+            if self.digest in str(e):
+                raise
+            raise LayerError(f"layer {self.digest}: {e}")
 
     def body(self, moved: Moved, stop: threading.Event) -> Body:
         """The content, verified where the store can keep it. Raises IntegrityError when it is not what the index was made of."""

@@ -547,6 +547,14 @@ def test_a_file_of_another_size_than_its_annotation(world: World, monkeypatch: p
     assert not (world.out / "w").exists()
 
 
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_a_layer_that_cannot_be_decoded_is_named(world: World, compression: Compression) -> None:
+    """Its digest is right: whoever packed it did."""
+    reference = world.put([part("model", "m", b"", compression=compression, blob=b"not compressed")])
+    with pytest.raises(LayerError, match=rf"^layer {kits.sha256(b'not compressed')}: not {compression}, or damaged: "):
+        world.unpack(reference)
+
+
 def test_an_index_of_other_bytes_is_not_believed(world: World) -> None:
     """The catalog's index is a hint; what is written agrees with the bytes whose digest is right."""
     reference = world.put([model()])
