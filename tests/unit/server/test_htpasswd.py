@@ -17,8 +17,11 @@ from kitfs.server.htpasswd import Htpasswd
 LOG = logging.getLogger("kitfs.test")
 
 
+SALT = b"$2b$04$abcdefghijklmnopqrstuu"  # always the same: hashes stand in the names of tests
+
+
 def hashed(password: str) -> str:
-    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+    return bcrypt.hashpw(password.encode(), SALT).decode()
 
 
 ANN = hashed("secret")
