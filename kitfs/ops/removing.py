@@ -58,7 +58,7 @@ def _remove(store: Store, kit: LocalKit) -> Removed:
 
 
 def _free(store: Store, digest: Digest) -> None:
-    """Free what only this kit needed. What somebody has open stays until the store needs room."""
+    """Free what only this kit needed."""
     data = store.get(digest)
     try:
         manifest: Any = json.loads(data or b"{}")
@@ -66,7 +66,12 @@ def _free(store: Store, digest: Digest) -> None:
         blobs = {str(digest), *(part["digest"] for part in parts if isinstance(part, dict) and isinstance(part.get("digest"), str))}
     except (ValueError, AttributeError, TypeError):
         blobs = {str(digest)}
-    blobs -= store.pinned()
+    free(store, blobs)
+
+
+def free(store: Store, blobs: set[str]) -> None:
+    """Free blobs that nothing pins. What somebody has open stays until the store needs room."""
+    blobs = blobs - store.pinned()
     for entry in evict.entries(store.root):
         if entry.digest in blobs:
             evict.remove(store.root, entry)
