@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -103,7 +104,7 @@ def inspect(settings: Settings, reference: str) -> None:
 @click.argument("reference", metavar="REF")
 @takes("at-registry", "node", "json", "concurrency", *COMMON, *NETWORK)
 def info(settings: Settings, reference: str) -> None:
-    """Show the Kitfile of the kit REF of the store, or of its registry with --remote; --filter: one part of it."""
+    """Show the Kitfile of the kit REF of the store, of its registry with --remote, or of a layout; --filter: one part of it."""
     from kitfs.oci.goemit import dump
     from kitfs.ops import inspecting
 
@@ -117,14 +118,20 @@ def info(settings: Settings, reference: str) -> None:
 
 def _look(settings: Settings, text: str) -> Look:
     """The kit that is asked about. Raises NotFound in kit's words."""
-    from kitfs.oci.names import LOCAL, Reference
+    from kitfs.oci.names import LOCAL, LayoutReference, parse_any
     from kitfs.ops import inspecting
+    from kitfs.registry.layout import open_layout
 
-    reference = Reference.parse(text)
+    remote = settings["at-registry"]
+    reference = parse_any(text)
+    if isinstance(reference, LayoutReference):
+        if remote:
+            raise UsageError(f"can not check remote: {text} is a layout on disk")
+        with closing(open_layout(reference)) as layout:
+            return inspecting.fetched(layout, reference.digest or reference.tag or "")
     if not reference.identifier:
         reference = reference.or_latest()
         say(f"kitfs: no tag given, using latest ({reference.display})")
-    remote = settings["at-registry"]
     if remote and reference.registry == LOCAL:
         raise UsageError(f"can not check remote: {reference.display} does not contain registry")
     with host_of(settings) as host:

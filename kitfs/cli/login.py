@@ -58,6 +58,8 @@ def _credential(settings: Settings) -> Credential:
         put("Warning: Using --password via CLI is insecure. Consider using --password-stdin instead")
     if not password:
         return _asked(username)
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in username + password):
+        raise UsageError("--username, --password: not UTF-8")
     return Credential(username, password) if username else Credential(identity_token=password)
 
 

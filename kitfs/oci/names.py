@@ -17,6 +17,7 @@ HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 TAG: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 REGISTRY: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
+LAYOUT: Final = re.compile(r"oci(?:-archive)?:(?!\d{1,5}/)")  # what parse_any would read as a layout; a port is one of a registry
 LOCAL: Final = "localhost"
 UNNAMED: Final = "_"  # kit's repository for kits without a name
 
@@ -68,6 +69,8 @@ class Reference:
     @classmethod
     def parse(cls, text: str, *, multiple_tags: bool = False) -> Reference:
         """The rules of KITOPS §6. Raises InvalidReference."""
+        if LAYOUT.match(text):
+            raise InvalidReference(f"{text!r} is an OCI layout; what is wanted is the name of a kit (registry/repository:tag)")
         first, *extra = text.split(",")
         if extra and not multiple_tags:
             raise InvalidReference(f"{text!r}: only one tag can be given here")

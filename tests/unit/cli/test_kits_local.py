@@ -52,6 +52,25 @@ def fake() -> Iterator[FakeRegistry]:
         yield registry
 
 
+def test_a_layout_is_looked_at_too(kitfs: Kitfs, packed: str) -> None:
+    """As by mount, ls, unpack and diff; nothing of it is kept."""
+    kitfs("export", "r.io/team/tiny:v1", "oci:layout:v1")
+    for verb in ("info", "inspect"):
+        of_layout = kitfs(verb, "oci:layout:v1", "--cache-dir", "other")
+        assert of_layout == kitfs(verb, "r.io/team/tiny:v1")
+        assert of_layout.code == 0
+        assert kitfs(verb, "oci:layout:v2").code == 3
+        assert kitfs(verb, "-r", "oci:layout:v1").err == "kitfs: can not check remote: oci:layout:v1 is a layout on disk\n"
+
+
+@pytest.mark.parametrize("verb", [("tag", "r.io/team/tiny:v1"), ("remove",), ("pull",), ("push",), ("pack", "tiny", "-t")])
+def test_a_layout_is_no_name_of_a_kit(kitfs: Kitfs, packed: str, verb: tuple[str, ...]) -> None:
+    """A kit that was tagged so could not be mounted, unpacked or diffed: those would look for a directory."""
+    done = kitfs(*verb, "oci:v1")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "kitfs: 'oci:v1' is an OCI layout; what is wanted is the name of a kit (registry/repository:tag)\n"
+
+
 def test_the_table(kitfs: Kitfs, packed: str, empty: str) -> None:
     """One row per tag, <none> for what is not said."""
     assert kitfs("list").out == dedent(f"""\

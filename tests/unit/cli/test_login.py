@@ -53,6 +53,12 @@ def helped(log: Path) -> list[Any]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
+def test_a_password_that_is_no_text(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
+    done = kitfs("login", fake.host, "-u", "ada", "-p", "p\udcff", "--plain-http")
+    assert (done.code, done.err) == (2, "kitfs: --username, --password: not UTF-8\n")
+    assert not kept.exists()
+
+
 def test_login_with_a_password(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
     """Byte for byte what kit 1.7 writes: tabs, no newline at the end, mode 0600; and the next verb uses it."""
     done = kitfs("login", fake.host, "-u", "ada", "-p", "pw", "--plain-http")
