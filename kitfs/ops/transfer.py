@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
 from kitfs.errors import KitfsError, ManifestError, NotFound, StoreError, StoreFull, UnsupportedLayer
+from kitfs.kit import MAX_CONFIG
 from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest
 from kitfs.oci.match import kitfile_of
 from kitfs.oci.names import Digest, Reference
@@ -190,6 +191,8 @@ def _pull(
         _ = manifest.flavor
     except ManifestError as e:
         raise ManifestError(f"reference {reference.display} does not refer to a model: {e}")
+    if manifest.config.size > MAX_CONFIG:
+        raise ManifestError(f"{reference.display}: a config of {manifest.config.size} bytes: more than {MAX_CONFIG} is too much")
     wanted = {d.digest: d for d in (manifest.config, *manifest.layers)}
     with store.kept([found.digest, *wanted]):
         store.put(found.digest, data)

@@ -446,6 +446,18 @@ def test_what_is_not_there(fake: FakeRegistry, store: Store, bring: Pull) -> Non
     assert local_kits(store) == []
 
 
+def test_a_config_that_is_too_long_is_not_fetched(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """No reader would take it."""
+    kit = kits.build([kits.part("model", "m", SMALL, format="raw")])
+    manifest = json.loads(kit.manifest)
+    manifest["config"]["size"] = (8 << 20) + 1
+    ref = fake.put_kit("team/long", kits.Kit(kits.compact(manifest), kit.config, kit.blobs, kit.layers), "v1")
+    with pytest.raises(ManifestError, match=r"/team/long:v1: a config of 8388609 bytes: more than 8388608 is too much$"):
+        bring(ref)
+    assert fake.served("/blobs/") == []
+    assert local_kits(store) == []
+
+
 def test_an_ordinary_image(fake: FakeRegistry, store: Store, bring: Pull) -> None:
     """It is no kit, and nothing of it is fetched."""
     ref = fake.put_kit("team/image", kits.container_image(), "v1")
