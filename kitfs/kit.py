@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
@@ -37,6 +37,7 @@ from kitfs.layers.tar import first_path, index_tar
 from kitfs.metrics import Counters
 from kitfs.oci.filters import Filter, for_parent, selects, selects_kitfile
 from kitfs.oci.kitfile import Kitfile
+from kitfs.oci.kitindex import KitIndex, is_kit_index, select
 from kitfs.oci.manifest import Descriptor, Manifest
 from kitfs.oci.match import FileMetadata, LayerEntry, has_kitfile, kit_layers, kitfile_of
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
@@ -89,7 +90,10 @@ class Layer:
     could not be had; WouldBlock with ``wait=False`` when the answer needs the network or a decoder.
     """
 
-    def __init__(self, entry: LayerEntry, origin: Origin, store: Store, *, max_entries: int) -> None:
+    def __init__(
+        self, entry: LayerEntry, origin: Origin, store: Store, *, max_entries: int, kit: Reference | LayoutReference | None = None
+    ) -> None:
+        self.kit: Final = kit  # whose layer it is: the kit's own, or that of a parent
         self.descriptor: Final = entry.descriptor
         self.type: Final = entry.type
         self.entry: Final = entry.entry
@@ -348,40 +352,48 @@ class Resolver:
         self._clock = clock
         self._stand_in = stand_in
 
-    def open(self, reference: Reference | LayoutReference, *, filters: Sequence[Filter] = (), remote: bool = False) -> Kit:
-        """The kit behind a reference, with its parents' layers.
+    def open(
+        self,
+        reference: Reference | LayoutReference,
+        *,
+        filters: Sequence[Filter] = (),
+        labels: Mapping[str, str] | None = None,
+        remote: bool = False,
+    ) -> Kit:
+        """The kit behind a reference, with its parents' layers; of an index the one that has the ``labels``.
 
-        Raises NotFound, RegistryError, IntegrityError, ManifestError, KitfileError, UnsupportedLayer, or LayerError for a chain of
-        parents that is too long or a cycle.
+        Raises NotFound, RegistryError, IntegrityError, ManifestError, KitfileError, UnsupportedLayer, UsageError for labels that do not
+        choose one kit, or LayerError for a chain of parents that is too long or a cycle.
         """
-        return self._open(reference, tuple(filters), remote, ())
+        return self._open(reference, tuple(filters), labels or {}, remote, ())
 
-    def _open(self, reference: Reference | LayoutReference, filters: tuple[Filter, ...], remote: bool, chain: tuple[str, ...]) -> Kit:
+    def _open(
+        self,
+        reference: Reference | LayoutReference,
+        filters: tuple[Filter, ...],
+        labels: Mapping[str, str],
+        remote: bool,
+        chain: tuple[str, ...],
+    ) -> Kit:
         chain = (*chain, str(reference))
         if len(set(chain)) < len(chain):
             raise ManifestError(f"found cycle in modelkit references: [{'=>'.join(chain)}]")
         if len(chain) > MAX_CHAIN + 1:
             raise ManifestError(f"reached maximum number of model references: [{'=>'.join(chain)}]")
-        pinned = None if remote else self._pinned(reference)
-        if pinned is not None:
-            origin: Origin = Stored()
-            digest, data = pinned, self._stored_manifest(pinned, origin)
-        else:
-            origin = self._origin_of(reference)
-            digest, data = self._manifest(reference, origin, remote)
+        origin, digest, data = self._found(reference, labels, remote)
         manifest = self._parse(Manifest.parse, data, reference)
         self._parse(lambda _: manifest.flavor, data, reference)
         kitfile = kitfile_of(manifest, self._config(manifest.config, origin))
         matched = kit_layers(manifest, kitfile)
         own = tuple(
-            Layer(entry, origin, self._store, max_entries=self._max_entries)
+            Layer(entry, origin, self._store, max_entries=self._max_entries, kit=reference)
             for entry in matched
             if not filters or (entry.entry is not None and selects(filters, entry.entry))
         )
         inherited: tuple[Layer, ...] = ()
         parent_filters = for_parent(filters)
         if kitfile.parent is not None and parent_filters is not None:
-            inherited = self._open(kitfile.parent.or_latest(), tuple(parent_filters), remote, chain).layers
+            inherited = self._open(kitfile.parent.or_latest(), tuple(parent_filters), {}, remote, chain).layers
         shown = kitfile.to_yaml().encode() if selects_kitfile(filters) and has_kitfile(manifest) else None
         return Kit(reference, digest, manifest, kitfile, shown, inherited + own)
 
@@ -392,13 +404,36 @@ class Resolver:
         except ManifestError as e:
             raise ManifestError(f"{reference}: {e}")
 
-    def _pinned(self, reference: Reference | LayoutReference) -> Digest | None:
-        """The digest of a kit that was packed or pulled here; of one that is named by its digest only where no registry could have it."""
+    def _found(self, reference: Reference | LayoutReference, labels: Mapping[str, str], remote: bool) -> tuple[Origin, Digest, bytes]:
+        """(where the kit comes from, its digest, its manifest). As with kit, labels choose from an index, not from kits of the store."""
+        pinned = None if remote else self._pinned(reference, of_index=bool(labels))
+        if pinned is not None:
+            origin: Origin = Stored()
+            digest, data = pinned, self._stored_manifest(pinned, origin)
+        else:
+            origin = self._origin_of(reference)
+            digest, data = self._manifest(reference, origin, remote)
+        if not is_kit_index(data):
+            if labels:
+                name = reference.display if isinstance(reference, Reference) else reference
+                self._log.warning("labels are ignored: %s is a ModelKit, not a ModelKit index", name)
+            return origin, digest, data
+        digest = select(KitIndex.parse(data), labels, reference).digest
+        if pinned is not None and isinstance(reference, Reference) and reference.registry != LOCAL:
+            origin = self._origin_of(reference)  # an index may be here without its kits
+        return origin, digest, self._stored_manifest(digest, origin)
+
+    def _pinned(self, reference: Reference | LayoutReference, *, of_index: bool) -> Digest | None:
+        """The digest of a kit or an index that is here; of one that is named by its digest only where no registry could have it.
+
+        A tag that both have is the kit's, but with ``of_index``.
+        """
         if isinstance(reference, LayoutReference):
             return None
         if reference.digest is not None:
             return reference.digest if reference.registry == LOCAL and self._store.has_sealed(reference.digest) else None
-        found = self._store.refs.get(reference.name, reference.tag or "latest")
+        tag = reference.tag or "latest"
+        found = (None if of_index else self._store.refs.get(reference.name, tag)) or self._store.indexes.get(reference.name, tag)
         return None if found is None else Digest.parse(found["digest"])
 
     def _manifest(self, reference: Reference | LayoutReference, origin: Origin, remote: bool) -> tuple[Digest, bytes]:

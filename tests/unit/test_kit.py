@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.errors import IntegrityError, LayerError, ManifestError, NotFound, RateLimited, Unauthorized, Unavailable
+from kitfs.errors import IntegrityError, LayerError, ManifestError, NotFound, RateLimited, Unauthorized, Unavailable, UsageError
 from kitfs.kit import Kit, Origin, Resolver
 from kitfs.metrics import Counters
 from kitfs.oci.filters import Filter
+from kitfs.oci.kitindex import KIT_INDEX
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.registry.layout import open_layout
@@ -275,3 +276,89 @@ def test_an_index_at_hand_is_refused_where_a_fresh_one_would_be(registry: Regist
 
 def _nobody(_: Reference | LayoutReference) -> Origin:
     raise NotFound("nobody is asked")
+
+
+# -- indexes -------------------------------------------------------------------------------------------------------------------------
+
+
+def kit_of(text: str) -> kits.Kit:
+    return kits.build([kits.part("model", "m.bin", kits.kit_tar({"m.bin": text.encode()}))])
+
+
+def listing(*made: kits.Kit) -> bytes:
+    """An index of kits that are labelled q=0, q=1, …"""
+    rows = [
+        {"mediaType": kits.MANIFEST, "digest": k.digest, "size": len(k.manifest), "modelMetadata": {"q": str(i)}} for i, k in enumerate(made)
+    ]
+    return json.dumps({"schemaVersion": 2, "mediaType": kits.INDEX, "artifactType": KIT_INDEX, "manifests": rows}).encode()
+
+
+def put_index(registry: Registry, name: str, *made: kits.Kit) -> Digest:
+    """An index and its kits as ``name:v1``."""
+    data = listing(*made)
+    whole = {digest: content for k in made for digest, content in {**k.blobs, k.digest: k.manifest}.items()}
+    kits.write_layout(kits.Kit(data, b"", whole), registry.root / name.replace("/", "_"), "v1")
+    return Digest.of(data)
+
+
+def test_labels_choose_a_kit_of_an_index(registry: Registry, store: Store) -> None:
+    """By tag, or by the digest of the index; without labels what there is is told. The kit says that it is that kit."""
+    digest = put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
+    tag = Reference.parse("r.io/a:v1")
+    opens = resolver(registry, store)
+    for named in (tag, dataclasses.replace(tag, tag=None, digest=digest)):
+        kit = opens.open(named, labels={"q": "1"})
+        assert (kit.digest, kit.reference) == (kit_of("1").digest, named)
+        assert kit.layers[0].pread(kit.layers[0].index().members["m.bin"], 0, 9) == b"1"
+        kit.close()
+        with pytest.raises(UsageError, match=r"is a ModelKit index; select one of its ModelKits with --label \(-l\): "):
+            opens.open(named)
+    with pytest.raises(NotFound, match="no ModelKit in the index has q=2"):
+        opens.open(tag, labels={"q": "2"})
+
+
+def test_an_index_of_the_store_needs_no_registry_for_itself(registry: Registry, store: Store) -> None:
+    """Its kits come from the registry when they are not here. A kit of the same name comes first without labels, and not with them."""
+    digest = put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
+    store.put(digest, listing(kit_of("0"), kit_of("1")))
+    store.indexes.set("r.io/a", "mine", {"digest": str(digest)})
+    named = Reference.parse("r.io/a:mine")
+    opens = resolver(registry, store)
+    assert opens.open(named, labels={"q": "0"}).digest == kit_of("0").digest
+    assert registry.asked == [f"manifest {kit_of('0').digest[:12]}", "config"]
+    with pytest.raises(UsageError, match="is a ModelKit index"):
+        opens.open(named)
+    with pytest.raises(NotFound):
+        opens.open(named, labels={"q": "0"}, remote=True)
+    other = kit_of("other")
+    for text, content in {**other.blobs, other.digest: other.manifest}.items():
+        assert isinstance(content, bytes)
+        store.put(Digest.parse(text), content)
+    store.refs.set("r.io/a", "mine", {"digest": other.digest})
+    assert opens.open(named).digest == other.digest
+    assert opens.open(named, labels={"q": "1"}).digest == kit_of("1").digest
+
+
+def test_an_index_that_was_seen_serves_offline(registry: Registry, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """As a tag of a kit does."""
+    put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
+    tag = Reference.parse("r.io/a:v1")
+    resolver(registry, store).open(tag, labels={"q": "1"})
+    registry.failure = Unavailable("no route")
+    assert resolver(registry, store).open(tag, labels={"q": "1"}).digest == kit_of("1").digest
+    with pytest.raises(Unavailable):
+        resolver(registry, store).open(tag, labels={"q": "0"})
+
+
+def test_labels_of_a_kit_are_ignored_and_told(registry: Registry, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    reference = registry.put("r.io/a", kit_of("0"))
+    with caplog.at_level("WARNING", "kitfs.test"):
+        assert resolver(registry, store).open(reference, labels={"q": "1"}).digest == kit_of("0").digest
+    assert caplog.messages == ["labels are ignored: r.io/a:v1 is a ModelKit, not a ModelKit index"]
+
+
+def test_a_layer_knows_whose_it_is(registry: Registry, store: Store) -> None:
+    """Its kit's, or a parent's."""
+    parent = registry.put("r.io/parent", kit_of("p"))
+    child = registry.put("r.io/child", kits.build([kits.part("code", "c", kits.kit_tar({"c": b""}))], parent=str(parent)))
+    assert [layer.kit for layer in resolver(registry, store).open(child).layers] == [parent, child]
