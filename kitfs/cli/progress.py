@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FANCY_AFTER: Final = 1.0  # seconds of work before bars are drawn
 PLAIN_EVERY: Final = 5.0  # seconds between two lines
 LABEL: Final = 40  # characters of a bar's name
+ALL: Final = "total"  # the name of the bar of everything
 
 
 class Reporter:
@@ -91,7 +92,8 @@ class Reporter:
         self._bars.stop()
         write()
         flush()
-        self._bars.start()
+        self._tasks.clear()
+        self._begin()  # others: the same ones, begun again, would erase the line as if it were their own
 
     def _show(self) -> None:
         """What the thread does: begin the bars, or say now and then how far it is."""
@@ -127,18 +129,26 @@ class Reporter:
             self._draw(name)
 
     def _draw(self, name: str) -> None:
-        """Bring one bar up to date; bars of what is done go away."""
+        """Bring one bar up to date, and that of everything; what has not begun has none yet, and bars of what is done go away."""
         if self._bars is None or name not in self._totals:
             return
         total, label = self._totals[name]
-        done = self._done[name]
+        self._bar(name, label, self._done[name], total)
+        if len(self._totals) > 1:
+            done = sum(self._done[one] for one in self._totals)
+            self._bar(ALL, ALL, done, sum(size for size, _ in self._totals.values()))
+
+    def _bar(self, name: str, label: str, done: int, total: int) -> None:
+        assert self._bars is not None
         if done >= total:
             if name in self._tasks:
                 self._bars.remove_task(self._tasks.pop(name))
             return
         if name not in self._tasks:
+            if not done and name != ALL and len(self._totals) > 1:
+                return
             self._tasks[name] = self._bars.add_task(shown(label)[-LABEL:], total=total)
-        self._bars.update(self._tasks[name], completed=done)
+        self._bars.update(self._tasks[name], completed=done, total=total)
 
 
 def as_json(event: Event) -> dict[str, Any]:

@@ -1,0 +1,292 @@
+"""What verbs show while they work: lines, bars on a terminal, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kitfs.cli import progress
+from kitfs.cli.progress import Reporter
+from kitfs.oci.names import Digest
+from kitfs.ops.events import Event, Moved, Noted, Saved, Sent, Total, Warned
+from tests import kits
+from tests.fakes.faults import Stall
+from tests.fakes.registry import FakeRegistry
+from tests.host import REPOSITORY
+
+MiB = 1 << 20
+DIGEST = Digest.of(b"x")
+EVENTS: list[Event] = [
+    Noted("Pulling a.test/b:v1"),
+    Total("one", 10, "w.bin"),
+    Moved("one", 4),
+    Moved("one", -2),
+    Moved("one", 8),
+    Sent("blob", DIGEST, 10, "pulled"),
+    Saved("layer", "model", DIGEST, True),
+    Saved("layer", "code", DIGEST, False),
+    Saved("config", "", DIGEST, True),
+    Saved("manifest", "", DIGEST, False),
+    Warned("something"),
+]
+LINES = f"""\
+Pulling a.test/b:v1
+Saved model layer: {DIGEST}
+Already saved code layer: {DIGEST}
+Saved configuration: {DIGEST}
+Manifest already exists in storage: {DIGEST}
+Pulled it
+"""
+
+
+@pytest.mark.parametrize("mode", ["none", "plain", "fancy", "auto"])
+def test_short_work_is_quiet(capsys: pytest.CaptureFixture[str], mode: str) -> None:
+    """Lines in kit's words on stdout, warnings on stderr, and nothing else."""
+    with Reporter(mode) as report:
+        for event in EVENTS:
+            report(event)
+        report.say("Pulled it", event="done")
+    assert capsys.readouterr() == (LINES, "kitfs: warning: something\n")
+
+
+def test_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """For programs: every event, and what the verb says at its end, on stdout; nothing on stderr."""
+    with Reporter("auto", as_json=True) as report:
+        for event in EVENTS:
+            report(event)
+        report.say("Pulled it", event="done", digest=DIGEST)
+    out, err = capsys.readouterr()
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"event": "noted", "text": "Pulling a.test/b:v1"},
+        {"event": "total", "name": "one", "size": 10, "label": "w.bin"},
+        {"event": "moved", "name": "one", "size": 4},
+        {"event": "moved", "name": "one", "size": -2},
+        {"event": "moved", "name": "one", "size": 8},
+        {"event": "sent", "what": "blob", "digest": DIGEST, "size": 10, "how": "pulled"},
+        {"event": "saved", "what": "layer", "kind": "model", "digest": DIGEST, "added": True},
+        {"event": "saved", "what": "layer", "kind": "code", "digest": DIGEST, "added": False},
+        {"event": "saved", "what": "config", "kind": "", "digest": DIGEST, "added": True},
+        {"event": "saved", "what": "manifest", "kind": "", "digest": DIGEST, "added": False},
+        {"event": "warned", "text": "something"},
+        {"event": "done", "digest": DIGEST},
+    ]
+    assert err == ""
+
+
+def test_every_kind_of_event_is_documented() -> None:
+    """In the README, with its fields."""
+    text = (REPOSITORY / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE))
+    for kind in (Noted, Warned, Total, Moved, Saved, Sent):
+        assert re.findall(r"`(\w+)`", rows[kind.__name__.lower()]) == list(kind._fields), kind
+    assert "| `done` |" in text
+
+
+def test_names_drive_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Control characters of kits come out escaped."""
+    with Reporter("none") as report:
+        report(Noted("Pulling \x1b[31mred"))
+        report(Warned("\x07"))
+    assert capsys.readouterr() == ("Pulling \\x1b[31mred\n", "kitfs: warning: \\x07\n")
+
+
+class Err:
+    """A stderr that says when it got a line."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.said = threading.Event()
+
+    def isatty(self) -> bool:
+        return False
+
+    def write(self, text: str) -> None:
+        self.text += text
+        self.said.set()
+
+
+def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Off a terminal: a line on stderr now and then, over everything; stdout has the answer only."""
+    err = Err()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.01)
+    with Reporter("auto") as report:
+        report(Noted("Pulling"))
+        assert not err.said.wait(0.1)  # there is nothing to tell before a total
+        report(Total("one", 3 * MiB, "w.bin"))
+        report(Total("two", 1 * MiB, "d.bin"))
+        report(Moved("one", 1 * MiB))
+        err.said.clear()
+        assert err.said.wait(20)
+        assert err.said.wait(20)
+        report.say("Pulled")
+    assert re.fullmatch(r"kitfs: 1\.0 MiB of 4\.0 MiB \(25%\), \S+ [KMG]?i?B/s", err.text.splitlines()[-1])
+    assert capsys.readouterr().out == "Pulling\nPulled\n"
+
+
+# -- a terminal ---------------------------------------------------------------------------------------------------------------------
+
+
+class Screen:
+    """A terminal of 100 columns and what a person sees on it: lines, without colours."""
+
+    def __init__(self) -> None:
+        self.master, self.slave = pty.openpty()
+        self.raw = ""
+        self._changed = threading.Condition()
+        self._ended = False
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self.master, 65536)
+            except OSError:  # EIO: no process has the other side open
+                data = b""
+            with self._changed:
+                self.raw += data.decode()
+                self._ended = not data
+                self._changed.notify_all()
+            if not data:
+                return
+
+    def wait_for(self, fact: Callable[[list[str]], bool]) -> list[str]:
+        with self._changed:
+            self._changed.wait_for(lambda: fact(self.lines()) or self._ended, 60)
+            assert fact(self.lines()), self.raw[-3000:]
+            return self.lines()
+
+    def end(self) -> list[str]:
+        os.close(self.slave)
+        self._thread.join()
+        os.close(self.master)
+        return self.lines()
+
+    def lines(self) -> list[str]:
+        rows, at, column = [""], 0, 0
+        for part in re.findall(r"\x1b\[[?0-9;]*[a-zA-Z]|\r|\n|[^\x1b\r\n]+", self.raw):
+            if part == "\r":
+                column = 0
+            elif part == "\n":
+                at += 1
+                rows += [""] * (at + 1 - len(rows))
+            elif up := re.fullmatch(r"\x1b\[(\d*)A", part):
+                at -= int(up[1] or 1)
+            elif part == "\x1b[2K":
+                rows[at] = ""
+            elif not part.startswith("\x1b"):
+                rows[at] = rows[at][:column].ljust(column) + part + rows[at][column + len(part) :]
+                column += len(part)
+        return [row.rstrip() for row in rows if row.strip()]
+
+
+@pytest.fixture
+def screen() -> Iterator[Screen]:
+    made = Screen()
+    yield made
+    for fd in (made.slave, made.master):
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    kept = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
+    homes = {name: str(tmp_path / name) for name in ("HOME", "KITOPS_HOME", "DOCKER_CONFIG", "KITFS_CACHE_DIR", "KITFS_RUN_DIR")}
+    return {**kept, **homes, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+
+
+def held(fake: FakeRegistry) -> tuple[str, kits.Kit, list[Stall]]:
+    """A kit of two layers that the registry holds in their middles."""
+    parts = [kits.part("model", "[red]\x1b[2J.bin", os.urandom(2 * MiB), format="raw"), kits.part("dataset", "d.bin", os.urandom(MiB), format="raw")]
+    kit = kits.build([*parts, kits.part("code", "c.py", b"c", format="raw")])
+    ref = fake.put_kit("team/kit", kit, "v1")
+    stalls = [Stall(MiB // 2), Stall(MiB // 2)]
+    for digest, stall in zip((kit.layers[0], kit.layers[2]), stalls, strict=True):
+        fake.fail(digest, stall)
+    return ref, kit, stalls
+
+
+def kitfs(*args: str) -> list[str]:
+    return [sys.executable, "-m", "kitfs", *args]
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["all on the terminal", "stdout piped"])
+def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
+    """On a terminal a pull that takes longer than a second draws a bar for everything that is on its way; at the end they are gone."""
+    with FakeRegistry() as fake:
+        ref, kit, stalls = held(fake)
+        streams: dict[str, Any] = {"stdin": screen.slave, "stderr": screen.slave, "stdout": subprocess.PIPE if piped else screen.slave}
+        process = subprocess.Popen(kitfs("pull", ref), env=environment(tmp_path), cwd=REPOSITORY, **streams)
+        try:
+            drawn = screen.wait_for(lambda lines: any("total" in line and "MiB" in line for line in lines))
+            assert drawn[:-1] == ([] if piped else [f"Pulling {ref}"])
+            for stall in stalls:
+                stall.until.set()
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+    answer = [f"Pulling {ref}", f"Pulled {kit.digest}"]
+    assert process.returncode == 0
+    assert screen.end() == ([] if piped else answer)
+    if piped:
+        assert out.decode().splitlines() == answer
+
+
+@pytest.mark.parametrize("mode", ["none", "plain"])
+def test_no_bars_where_none_are_wanted(tmp_path: Path, screen: Screen, mode: str) -> None:
+    """Not even on a terminal."""
+    with FakeRegistry() as fake:
+        ref, kit, stalls = held(fake)
+        process = subprocess.Popen(
+            kitfs("pull", ref, "--progress", mode), env=environment(tmp_path), cwd=REPOSITORY, stderr=screen.slave, stdout=screen.slave
+        )
+        try:
+            assert all(stall.reached.wait(60) for stall in stalls)
+            for stall in stalls:
+                stall.until.set()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+    assert screen.end() == [f"Pulling {ref}", f"Pulled {kit.digest}"]
+    assert "\x1b" not in screen.raw
+
+
+def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by its label, which is no markup and drives no terminal; what has not begun, and what is done, has none; lines go above."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(progress, "FANCY_AFTER", 0.0)
+    with open(screen.slave, "w", closefd=False) as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with Reporter("auto") as report:
+            for name, label in (("a", "[red]\x1b[2J.bin"), ("b", "d.bin"), ("c", "waits")):
+                report(Total(name, 2 * MiB, label))
+            report(Moved("a", MiB))
+            report(Moved("b", MiB // 2))
+            drawn = screen.wait_for(lambda lines: len(lines) == 3 and any("1.5/6.0 MiB" in line for line in lines))
+            assert {line.split()[0] for line in drawn} == {"[red]\\x1b[2J.bin", "d.bin", "total"}
+            assert "1.0/2.0 MiB" in next(line for line in drawn if "red" in line)
+            report(Moved("b", 2 * MiB - MiB // 2))
+            report(Noted("Pulling referenced image a.test/b:v1"))
+            drawn = screen.wait_for(lambda lines: len(lines) == 3 and not any("d.bin" in line for line in lines))
+            assert drawn[0] == "Pulling referenced image a.test/b:v1"
+            report.say("Pulled it")
+        terminal.flush()
+    assert screen.end() == ["Pulling referenced image a.test/b:v1", "Pulled it"]
