@@ -146,6 +146,14 @@ def listen(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def platform(text: str) -> tuple[str, str, str]:
+    """OS/ARCHITECTURE[/VARIANT], as images have it."""
+    if not re.fullmatch(r"[a-z0-9]+(/[a-z0-9_.]+){1,2}", text):
+        raise ValueError(f"{text!r} is not OS/ARCHITECTURE (linux/amd64, linux/arm64/v8)")
+    system, architecture, variant = [*text.split("/"), ""][:3]
+    return system, architecture, variant
+
+
 def word(text: str) -> str:
     """Any text but an empty one."""
     if not text:
@@ -222,6 +230,17 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("ref", word, "Branch, tag or commit of the repository.", metavar="REF"),
         Option("token", word, "Token for the repository (default: that of HF_TOKEN, for a hub).", metavar="TOKEN"),
         Option("tool", choice("hf", "git", "auto"), "How the repository is read.", default="auto", metavar="hf|git|auto"),
+        Option("label", word, "Choose the kit of an index that has this label: KEY=VALUE. Repeatable.", metavar="LABEL", many=True, short="l"),
+        Option("list-label", word, "Choose the kit of an index that has this label: KEY=VALUE.", metavar="LABEL", many=True, spelled="label"),
+        Option(
+            "set-label", word, "Label the kit: KEY=VALUE, KEY:=JSON; KEY- removes one. Repeatable.", metavar="LABEL", many=True,
+            short="l", spelled="label",
+        ),
+        Option("annotate", word, "Annotate the kit: KEY=VALUE; KEY- removes one. Repeatable.", metavar="NOTE", many=True),
+        Option("index-format", choice("table", "json"), "table or json.", default="table", metavar="FORMAT", spelled="format"),
+        Option("delete-force", boolean, "The index itself, with all its tags.", default="false", flag=True, short="f", spelled="force"),
+        Option("delete-all", boolean, "Every index that has no tag; with --force every index.", default="false", flag=True, short="a", spelled="all"),
+        Option("platform", platform, "OS/ARCHITECTURE that the image says. Repeatable.", metavar="PLATFORM", many=True),
         Option("listen", listen, "Where to listen; port 0 is any that is free.", default="127.0.0.1:5000", metavar="HOST:PORT"),
         Option("root", path, "The store that is served (default: the store of --cache-dir).", metavar="DIR"),
         Option("serve-cert", path, "Serve TLS with this certificate chain.", metavar="FILE", is_file=True, spelled="tls-cert"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.config import OPTIONS, Settings, listen, mirror, octal, path, seconds, size, word
+from kitfs.config import OPTIONS, Settings, listen, mirror, octal, path, platform, seconds, size, word
 from kitfs.errors import UsageError
 
 EVERY = dict.fromkeys(OPTIONS)
@@ -138,3 +138,11 @@ def test_listen_refuses(text: str) -> None:
     """What is no place to listen."""
     with pytest.raises(ValueError, match="is not HOST:PORT"):
         listen(text)
+
+
+def test_platforms() -> None:
+    """As images have them."""
+    assert [platform(text) for text in ("linux/amd64", "linux/arm64/v8")] == [("linux", "amd64", ""), ("linux", "arm64", "v8")]
+    for text in ("linux", "linux/", "linux/a/b/c", "Linux/amd64"):
+        with pytest.raises(ValueError, match="is not OS/ARCHITECTURE"):
+            platform(text)
