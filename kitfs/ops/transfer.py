@@ -12,17 +12,18 @@ import io
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
 from kitfs.errors import KitfsError, ManifestError, NotFound, StoreError, StoreFull, UnsupportedLayer
 from kitfs.kit import MAX_CONFIG
+from kitfs.oci.kitindex import KitIndex, is_kit_index, select
 from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest
 from kitfs.oci.match import kitfile_of
 from kitfs.oci.names import Digest, Reference
-from kitfs.ops.events import Moved, Noted, Report, Sent, Total
+from kitfs.ops.events import Moved, Noted, Report, Sent, Total, Warned
 from kitfs.ops.local import assign
 from kitfs.store.blob import Blob
 from kitfs.store.source import Source
@@ -166,17 +167,32 @@ class Origin(Protocol):
     def blob(self, descriptor: Descriptor) -> Source: ...
 
 
-def pull(reference: Reference, store: Store, repository_of: Callable[[Reference], Origin], *, at_once: int = AT_ONCE, report: Report) -> Digest:
+def pull(
+    reference: Reference,
+    store: Store,
+    repository_of: Callable[[Reference], Origin],
+    *,
+    labels: Mapping[str, str] | None = None,
+    at_once: int = AT_ONCE,
+    report: Report,
+) -> Digest:
     """Bring a kit and the kits that its ``model.path`` leads to into the store, verified and pinned; the digest of its manifest.
 
-    What a mount has fetched is not fetched again, and what broke off goes on. Raises NotFound, IntegrityError, ManifestError for what is no
-    kit, StoreFull, what the registry raises; nothing is tagged then.
+    Of an index the kit that has the ``labels``: here it takes the tag, as with kit. What a mount has fetched is not fetched again, and what
+    broke off goes on. Raises NotFound, IntegrityError, ManifestError for what is no kit, UsageError for labels that do not choose one,
+    StoreFull, what the registry raises; nothing is tagged then.
     """
-    return _pull(reference, store, repository_of, at_once, report, ())
+    return _pull(reference, store, repository_of, labels or {}, at_once, report, ())
 
 
 def _pull(
-    reference: Reference, store: Store, repository_of: Callable[[Reference], Origin], at_once: int, report: Report, chain: tuple[str, ...]
+    reference: Reference,
+    store: Store,
+    repository_of: Callable[[Reference], Origin],
+    labels: Mapping[str, str],
+    at_once: int,
+    report: Report,
+    chain: tuple[str, ...],
 ) -> Digest:
     chain = (*chain, str(reference))
     if len(set(chain)) < len(chain):
@@ -184,7 +200,7 @@ def _pull(
     if len(chain) > MAX_CHAIN + 1:
         raise ManifestError(f"reached maximum number of model references: [{'=>'.join(chain)}]")
     origin = repository_of(reference)
-    found, data = origin.manifest(reference.digest or reference.tag or "latest")
+    found, data = _chosen(reference, origin, labels, report)
     descriptor = replace(found, media_type=found.media_type or IMAGE_MANIFEST)
     try:
         manifest = Manifest.parse(data)
@@ -201,9 +217,21 @@ def _pull(
         parent = kitfile_of(manifest, config or b"").parent
         if parent is not None:
             report(Noted(f"Pulling referenced image {parent}"))
-            _pull(parent.or_latest(), store, repository_of, at_once, report, chain)
+            _pull(parent.or_latest(), store, repository_of, {}, at_once, report, chain)
         assign(store, reference, descriptor)
     return found.digest
+
+
+def _chosen(reference: Reference, origin: Origin, labels: Mapping[str, str], report: Report) -> tuple[Descriptor, bytes]:
+    """What a reference means, of an index the kit that the labels choose."""
+    found, data = origin.manifest(reference.digest or reference.tag or "latest")
+    if not is_kit_index(data):
+        if labels:
+            report(Warned(f"labels are ignored: {reference.display} is a ModelKit, not a ModelKit index"))
+        return found, data
+    variant = select(KitIndex.parse(data), labels, reference)
+    report(Noted(f"Index {reference.display} refers to ModelKit {variant.name(reference) or variant.digest}"))
+    return origin.manifest(variant.digest)
 
 
 def _fill_all(blobs: Sequence[Descriptor], origin: Origin, store: Store, at_once: int, report: Report) -> None:

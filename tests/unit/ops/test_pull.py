@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.errors import IntegrityError, ManifestError, NotFound, RegistryError, Unauthorized
+from kitfs.errors import IntegrityError, ManifestError, NotFound, RegistryError, Unauthorized, UsageError
 from kitfs.kit import Resolver
 from kitfs.metrics import Counters
+from kitfs.oci.kitindex import KIT_INDEX
 from kitfs.oci.manifest import Descriptor, Manifest
 from kitfs.oci.names import Digest, Reference
-from kitfs.ops.events import Event, Moved, Noted, Sent, Total, quiet
+from kitfs.ops.events import Event, Moved, Noted, Sent, Total, Warned, quiet
 from kitfs.ops.local import find
 from kitfs.ops.local import kits as local_kits
 from kitfs.ops.transfer import STREAMS, STRIPE, pull
@@ -539,3 +540,32 @@ def test_a_registry_that_asks_to_come_later(fake: FakeRegistry, store: Store, br
     whole(store, kit, ref)
     assert (manifests.hits, blobs.hits) == (2, 7)
     assert fake.moved() < total(kit) + TALK
+
+
+# -- indexes ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_kit_of_an_index_that_labels_choose(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
+    """It takes the tag of the index here, as with kit; without labels nothing is pulled."""
+    made = [kit_of(kits.part("model", "w.bin", text.encode(), format="raw")) for text in ("q4", "q8")]
+    for number, kit in enumerate(made):
+        fake.put_kit("team/kit", kit, f"q{number}")
+    rows = [{"mediaType": kits.MANIFEST, "digest": k.digest, "size": len(k.manifest), "modelMetadata": {"q": i}} for i, k in enumerate(made)]
+    listed = json.dumps({"schemaVersion": 2, "mediaType": kits.INDEX, "artifactType": KIT_INDEX, "manifests": rows}).encode()
+    named = Reference.parse(f"{fake.host}/team/kit:all")
+    client.repository(named).put_manifest("all", kits.INDEX, listed)
+    told: list[Event] = []
+    assert pull(named, store, client.repository, labels={"q": "1"}, report=told.append) == made[1].digest
+    assert Noted(f"Index {named.display} refers to ModelKit {made[1].digest}") in told
+    whole(store, made[1], named.display)
+    with pytest.raises(UsageError, match="is a ModelKit index; select one of its ModelKits"):
+        pull(named, store, client.repository, report=quiet)
+    assert [kit.digest for kit in local_kits(store)] == [made[1].digest]
+
+
+def test_labels_of_a_kit_are_ignored_and_told(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
+    kit = kit_of(kits.part("model", "w.bin", SMALL, format="raw"))
+    named = Reference.parse(fake.put_kit("team/kit", kit, "v1"))
+    told: list[Event] = []
+    assert pull(named, store, client.repository, labels={"q": "1"}, report=told.append) == kit.digest
+    assert Warned(f"labels are ignored: {named.display} is a ModelKit, not a ModelKit index") in told
