@@ -35,6 +35,8 @@ CLI_VERSION_OF_KITFS: Final = f"kitfs-{__version__}"
 BASES: Final = {"prompt": "code", "mcpserver": "mcpb"}  # the kinds whose media type has another name
 PACK_NAMES: Final = {"model": "weight", "modelpart": "weight.config", "code": "code", "prompt": "code", "dataset": "dataset", "docs": "doc"}
 SUFFIXES: Final = {"none": "", "gzip": "+gzip", "gzip-fastest": "+gzip", "zstd": "+zstd"}
+FORMATS: Final = ("tar", "raw")
+UNRELEASED: Final = "unknown"  # the version of a kit that was built by hand
 VERSION: Final = re.compile(r"v?(\d{1,9})\.(\d{1,9})")
 REGULAR: Final = 48  # tar's type flag "0"
 
@@ -56,7 +58,8 @@ class Written(NamedTuple):
 class Shape:
     """How a kit is written. ``created`` in seconds since the epoch; None is now.
 
-    ``cli_version``: the version of kit whose manifests these are. Raises UsageError for what no such kit can read.
+    ``cli_version``: the version of kit whose manifests these are. Raises UsageError for what no such kit can read, and for what is no
+    version, compression or format.
     """
 
     cli_version: str = CLI_VERSION_OF_KITFS
@@ -66,6 +69,12 @@ class Shape:
     model_pack: bool = False
 
     def __post_init__(self) -> None:
+        if self.cli_version not in (CLI_VERSION_OF_KITFS, UNRELEASED) and not VERSION.match(self.cli_version):
+            raise UsageError(f"{self.cli_version!r} is no version of kit (write 1.7.0)")
+        if self.compression not in SUFFIXES:
+            raise UsageError(f"compression {self.compression!r} is not one of {', '.join(SUFFIXES)}")
+        if self.layer_format not in FORMATS:
+            raise UsageError(f"layer format {self.layer_format!r} is not one of {', '.join(FORMATS)}")
         if not self.typed and (self.compression == "zstd" or self.layer_format == "raw" or self.model_pack):
             raise UsageError(f"kit {self.cli_version} reads no zstd layers, no raw layers and no ModelPacks")
         if self.model_pack and self.layer_format == "raw" and self.compression != "none":

@@ -131,6 +131,9 @@ def test_media_types_annotations_and_config_of_a_model_pack(basic: Path, store: 
 @pytest.mark.parametrize(
     "form",
     [
+        {"cli_version": "newest"},
+        {"compression": "lz4"},
+        {"layer_format": "zip"},
         {"cli_version": "1.7.0", "compression": "zstd"},
         {"cli_version": "1.7.0", "layer_format": "raw"},
         {"cli_version": "1.7.0", "model_pack": True},
