@@ -86,7 +86,7 @@ def cat(settings: Settings, reference: str, path: str) -> None:
     with opened(reference, settings) as (_, tree):
         node = tree.resolve(path)
         if node.kind != "file":
-            raise UsageError(f"{path} is a directory; list it with: kitfs ls {reference} {path}")
+            raise UsageError(f"{path or '/'} is a directory; list it with: kitfs ls {reference} {path}")
         at = 0
         while at < node.size:
             data = tree.pread(node, at, PIECE)

@@ -397,7 +397,8 @@ def _mountpoint(path: str) -> Iterator[Made]:
     there = mount_at(path)
     if there is not None:
         # Not asked whether it answers: one that is stalled would not. We hold the lock, so a mount of ours has no daemon any more.
-        hint = f" whose daemon died; clear it with: kitfs umount {path}" if there.fstype == FSTYPE else f", of {there.source}"
+        unknown = f" whose daemon died, or has another --run-dir; clear it with: kitfs umount {path}"
+        hint = unknown if there.fstype == FSTYPE else f", of {there.source}"
         raise MountError(f"{path} is already a mount{hint}", errno=errno.EBUSY)
     try:
         try:

@@ -146,6 +146,14 @@ def test_umount_all(host: Host) -> None:
     assert host.mount_points() == []
 
 
+def test_a_mount_of_another_run_dir_is_not_called_dead(host: Host) -> None:
+    """From here the two cannot be told apart."""
+    mount = host.mount(ARCHIVE)
+    done = host.kitfs("mount", ARCHIVE, mount.path, "--run-dir", host.root / "other", check=False)
+    told = f"kitfs: {mount.path} is already a mount whose daemon died, or has another --run-dir; clear it with: kitfs umount {mount.path}\n"
+    assert (done.returncode, done.stderr) == (9, told)
+
+
 def test_a_dead_daemon_is_listed_as_dead_and_cleared(host: Host, transport: str) -> None:
     """After SIGKILL: ``mounts`` says dead, ``umount`` clears it, and the same directory mounts again."""
     mount = host.mount(ARCHIVE, "--transport", transport)

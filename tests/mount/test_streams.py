@@ -60,6 +60,12 @@ def test_a_kitfile_of_a_closed_stdin_is_empty(host: Host) -> None:
     assert (done.returncode, done.stderr) == (8, "kitfs: the Kitfile is empty\n")
 
 
+def test_the_root_is_a_directory_too(host: Host, ref: str) -> None:
+    """Told by a name that can be seen."""
+    done = host.kitfs("cat", ref, "", check=False)
+    assert (done.returncode, done.stderr) == (2, f"kitfs: / is a directory; list it with: kitfs ls {ref}\n")
+
+
 def test_a_reader_that_goes_away_is_141(host: Host, ref: str) -> None:
     """As the shell has it of others that die of SIGPIPE; and silent."""
     done = shell(host, '"$@" | head -c 10 > /dev/null; echo "${PIPESTATUS[0]}"', "cat", ref, "m/w.bin")
