@@ -144,22 +144,25 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
 
 @click.command("pull", cls=Command, short_help="Bring a kit of a registry into the store, whole.")
 @click.argument("reference", metavar="REF")
-@takes("cache-size", "concurrency", "progress", "json", *COMMON, *NETWORK)
+@takes("label", "cache-size", "concurrency", "progress", "json", *COMMON, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
     """Pull the kit REF, and the kits it takes its model from, into the store, verified, to stay until it is removed.
 
-    What a mount has fetched already is not fetched again; a pull that broke off goes on.
+    What a mount has fetched already is not fetched again; a pull that broke off goes on. Of an index --label chooses one kit, which takes
+    its tag here.
     """
+    from kitfs.oci.kitindex import selector
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops import transfer
 
     source = _settled(Reference.parse(reference))
+    labels = selector(settings["label"])
     with host_of(settings, cache_size=settings["cache-size"]) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         if source.registry == LOCAL and not host.pull_from(source).known():
             raise UsageError("registry is required when pulling (write registry/repository:tag)")
         report(Noted(f"Pulling {source.display}"))
         with _ended_at_once(report):
-            digest = transfer.pull(source, host.store, host.pull_from, at_once=settings["concurrency"], report=report)
+            digest = transfer.pull(source, host.store, host.pull_from, labels=labels, at_once=settings["concurrency"], report=report)
         report.say(f"Pulled {digest}", event="done", reference=source.display, digest=digest)
 
 

@@ -25,7 +25,7 @@ DEPRECATED = ("kitfile", "model", "code", "datasets", "docs")
 @click.command("unpack", cls=Command, short_help="Write a kit's files to a directory.")
 @click.argument("reference", metavar="REF")
 @takes(
-    "dir", "replace", "ignore-existing", "filter", "include-remote", "remote", *(f"just-{kind}" for kind in DEPRECATED),
+    "dir", "label", "replace", "ignore-existing", "filter", "include-remote", "remote", *(f"just-{kind}" for kind in DEPRECATED),
     "cache-size", "max-entries", "progress", "json", *COMMON, *NETWORK,
 )  # fmt: skip
 def unpack(settings: Settings, reference: str) -> None:
@@ -34,12 +34,14 @@ def unpack(settings: Settings, reference: str) -> None:
     What is not in the store is fetched, only as far as --filter needs it. A file that is there already is an error. Nothing is written
     where something is in the way, or unsafe; an unpack that was killed goes on when it is run again.
     """
+    from kitfs.oci.kitindex import selector
     from kitfs.oci.names import LayoutReference, parse_any
     from kitfs.ops import unpack as unpacking
 
     if "," in reference and not reference.startswith(("oci:", "oci-archive:")):
         raise UsageError("can not unpack multiple tags")
     filters = _filters(settings)
+    labels = selector(settings["label"])
     named = parse_any(reference_of(reference))
     directory = settings["dir"]
     unpacking.check_directory(directory)
@@ -55,7 +57,7 @@ def unpack(settings: Settings, reference: str) -> None:
 
         report(Noted(f"Unpacking to {directory}"))
         try:
-            kit = host.resolver.open(named, filters=filters, remote=settings["remote"])
+            kit = host.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])
         except NotFound as e:
             if isinstance(named, LayoutReference):
                 raise

@@ -20,7 +20,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Record:
     store: str
     log: str
     started: float
+    labels: dict[str, str] = field(default_factory=dict)  # by which the kit was chosen from an index
 
 
 class RunDir:
@@ -124,7 +125,7 @@ class RunDir:
 def _read(path: str) -> Record | None:
     try:
         loaded = json.loads(Path(path).read_bytes())
-        return Record(**{f.name: loaded[f.name] for f in fields(Record)})
+        return Record(**{f.name: loaded[f.name] for f in fields(Record) if f.name != "labels"}, labels=loaded.get("labels") or {})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -148,7 +148,7 @@ def selector(texts: Sequence[str]) -> dict[str, str]:
 
 
 def select(index: KitIndex, labels: Mapping[str, str], named: Reference | LayoutReference) -> Variant:
-    """The one variant that has every label. Raises UsageError without labels or when several match, NotFound when none does."""
+    """The one variant that has every label. Raises UsageError unless there is one, NotFound for an empty index."""
     display = named.display if isinstance(named, Reference) else str(named)
     if not index.variants:
         raise NotFound(f"{display}: index contains no ModelKits")
@@ -158,7 +158,7 @@ def select(index: KitIndex, labels: Mapping[str, str], named: Reference | Layout
     found = [v for v in index.variants if all(k in v.labels and plain(v.labels[k]) == want for k, want in labels.items())]
     if not found:
         wanted = ", ".join(f"{key}={labels[key]}" for key in sorted(labels))
-        raise NotFound(f"{display}: no ModelKit in the index has {wanted}. The index contains: {_told(index.variants, named)}")
+        raise UsageError(f"{display}: no ModelKit in the index has {wanted}. The index contains: {_told(index.variants, named)}")
     if len(found) > 1:
         raise UsageError(f"{display}: {len(found)} ModelKits in the index match; add labels to select one of: {_told(found, named)}")
     return found[0]

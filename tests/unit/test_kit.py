@@ -313,7 +313,7 @@ def test_labels_choose_a_kit_of_an_index(registry: Registry, store: Store) -> No
         kit.close()
         with pytest.raises(UsageError, match=r"is a ModelKit index; select one of its ModelKits with --label \(-l\): "):
             opens.open(named)
-    with pytest.raises(NotFound, match="no ModelKit in the index has q=2"):
+    with pytest.raises(UsageError, match="no ModelKit in the index has q=2"):
         opens.open(tag, labels={"q": "2"})
 
 

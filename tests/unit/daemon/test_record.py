@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,14 @@ def test_dead_socket_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="refused"):
         ask(path)
     listen(path).close()
+
+
+def test_a_record_of_before_labels_is_read(run: RunDir) -> None:
+    """A mount that was made by an older kitfs is there after an upgrade; labels come back as they were."""
+    run.write(replace(record_of("/models"), labels={"q": "q4"}))
+    assert run.record("/models") == replace(record_of("/models"), labels={"q": "q4"})
+    path = Path(run.file("/models", "json"))
+    old = json.loads(path.read_text())
+    del old["labels"]
+    path.write_text(json.dumps(old))
+    assert run.record("/models") == record_of("/models")
