@@ -208,7 +208,7 @@ def _tensors(own: Mapping[str, File], other: Mapping[str, File], number: int, un
         try:
             found += [Place(path, tensor) for tensor in tensors_of(path, file.size, file.read)]
         except LayerError as e:
-            unreadable.append((number, path, str(e)))
+            unreadable.append((number, path, str(e).removeprefix(f"{path}: ")))
     return found
 
 
