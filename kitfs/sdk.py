@@ -14,7 +14,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, cast, overload
@@ -212,10 +212,13 @@ def _info(node: Node) -> FileInfo:
     return FileInfo(node.path, node.kind, node.size, node.mode, "" if node.layer is None else str(node.layer.digest), node.target)
 
 
-def open(reference: str, *, only: Sequence[str] = (), **options: Any) -> Kit:  # noqa: A001 - as the issue has it: kitfs.open
+def open(  # noqa: A001 - as the issue has it: kitfs.open
+    reference: str, *, only: Sequence[str] = (), labels: Mapping[str, str] | None = None, **options: Any
+) -> Kit:
     """The kit behind a reference, with the network it needs and no more: the manifest and the config.
 
     ``reference``: registry/repository:tag or @digest, a kit of the store, oci:DIR[:tag], oci-archive:FILE[:tag]. ``only``: kit's filters.
+    ``labels`` choose one kit of an index.
     Raises NotFound, RegistryError, IntegrityError, ManifestError, KitfileError, StoreError, UsageError.
     """
     settings = settled(options, READING)
@@ -224,7 +227,8 @@ def open(reference: str, *, only: Sequence[str] = (), **options: Any) -> Kit:  #
         named = named.or_latest()
     with ExitStack() as stack:
         host = stack.enter_context(_host(settings))
-        opened = host.resolver.open(named, filters=[Filter.parse(text) for text in only], remote=settings["remote"])
+        filters = [Filter.parse(text) for text in only]
+        opened = host.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])
         stack.callback(opened.close)
         tree = tree_of(opened, counters=host.client.counters, log=host.client.log)
         return Kit(opened, tree, stack.pop_all())
@@ -284,13 +288,17 @@ def push(reference: str, destination: str | None = None, *, report: Report = qui
         return str(transfer.push(source, target, host.store, host.client.repository(target), report=report))
 
 
-def pull(reference: str, *, report: Report = quiet, **options: Any) -> str:
-    """Bring a kit into the store, whole and verified, to stay until it is removed; the manifest's digest. Raises as ``open``, StoreFull."""
+def pull(reference: str, *, labels: Mapping[str, str] | None = None, report: Report = quiet, **options: Any) -> str:
+    """Bring a kit into the store, whole and verified, to stay until it is removed; the manifest's digest. Raises as ``open``, StoreFull.
+
+    ``labels`` choose one kit of an index, which takes its tag here.
+    """
     from kitfs.ops import transfer
 
     settings = settled(options, ("cache-size", *COMMON, *NETWORK))
     with _host(settings) as host:
-        return str(transfer.pull(Reference.parse(reference).or_latest(), host.store, host.pull_from, report=report))
+        named = Reference.parse(reference).or_latest()
+        return str(transfer.pull(named, host.store, host.pull_from, labels=labels, report=report))
 
 
 def unpack(
@@ -298,6 +306,7 @@ def unpack(
     directory: Path = ".",
     *,
     only: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
     overwrite: bool = False,
     ignore_existing: bool = False,
     report: Report = quiet,
@@ -315,7 +324,7 @@ def unpack(
     if isinstance(named, Reference):
         named = named.or_latest()
     filters = [Filter.parse(text) for text in only]
-    with _host(settings) as host, closing(host.resolver.open(named, filters=filters, remote=settings["remote"])) as kit:
+    with _host(settings) as host, closing(host.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])) as kit:
         done = write(
             kit,
             os.fspath(directory),
@@ -332,7 +341,9 @@ def unpack(
 
 
 @contextmanager
-def mount(reference: str, directory: Path, *, only: Sequence[str] = (), **options: Any) -> Iterator[str]:
+def mount(
+    reference: str, directory: Path, *, only: Sequence[str] = (), labels: Mapping[str, str] | None = None, **options: Any
+) -> Iterator[str]:
     """A kit as a read-only directory for the time of the block; gives the directory's path. Its daemon is a process of its own.
 
     >>> with kitfs.mount("registry.example.com/team/llama:v1", "models") as models:
@@ -342,8 +353,9 @@ def mount(reference: str, directory: Path, *, only: Sequence[str] = (), **option
     """
     from kitfs.daemon.life import MountRequest
 
-    names = ("transport", "allow-other", "uid", "gid", "umask", "log-level", "only", *READING)
-    settings = settled({"only": tuple(only), **options}, names)
+    names = ("transport", "allow-other", "uid", "gid", "umask", "log-level", "only", "label", *READING)
+    chosen = tuple(f"{key}={value}" for key, value in (labels or {}).items())
+    settings = settled({"only": tuple(only), "label": chosen, **options}, names)
     named = parse_any(reference)
     if isinstance(named, LayoutReference):
         text = f"{named.kind}:{os.path.abspath(named.path)}{str(named)[len(named.kind) + 1 + len(named.path) :]}"

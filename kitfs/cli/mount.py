@@ -47,7 +47,7 @@ def mount_request(reference: str, directory: str, settings: Settings) -> MountRe
 
 
 MOUNT_OPTIONS = (
-    "foreground", "only", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "max-entries", "remote", "log-level",
+    "foreground", "only", "label", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "max-entries", "remote", "log-level",
     *COMMON, *NETWORK,
 )  # fmt: skip
 
@@ -59,8 +59,8 @@ MOUNT_OPTIONS = (
 def mount(settings: Settings, reference: str, directory: str) -> None:
     """Show the kit behind REF at DIR, read-only. Bytes are fetched when they are first read.
 
-    REF is registry/repository:tag or @digest, oci:DIR[:tag] or oci-archive:FILE[:tag]. Prints the digest, the daemon's pid and its
-    log when the mount answers.
+    REF is registry/repository:tag or @digest, oci:DIR[:tag] or oci-archive:FILE[:tag]; of an index --label chooses one kit. Prints the
+    digest, the daemon's pid and its log when the mount answers.
     """
     do_mount(mount_request(reference, directory, settings), foreground=settings["foreground"])
 
@@ -179,7 +179,7 @@ def status(settings: Settings, directory: str | None) -> None:
         told = [_status(run, record)]
     if settings["check"]:
         for one in told:
-            one["check"] = _check(one["reference"], one["digest"], settings)
+            one["check"] = _check(one["reference"], one["labels"], one["digest"], settings)
     if settings["json"]:
         put_json(told if directory is None else told[0])
     elif directory is None:
@@ -194,23 +194,24 @@ def status(settings: Settings, directory: str | None) -> None:
 def _status(run: RunDir, record: Record) -> dict[str, Any]:
     from kitfs.daemon.record import ask
 
-    known = {"reference": record.reference, "digest": record.digest, "transport": record.transport, "mountpoint": record.mountpoint}
-    known |= {"pid": record.pid, "log": record.log}  # type: ignore[dict-item]  # a mapping of JSON values
+    known: dict[str, Any] = {"reference": record.reference, "labels": record.labels, "digest": record.digest, "transport": record.transport}
+    known |= {"mountpoint": record.mountpoint, "pid": record.pid, "log": record.log}
     if not run.alive(record.mountpoint):
         return known | {"state": "dead"}
     try:
         told: dict[str, Any] = ask(run.file(record.mountpoint, "sock"))
     except (OSError, ValueError):
         return known | {"state": "does not answer"}
-    return told | {"state": "alive"}
+    return {"labels": {}} | told | {"state": "alive"}
 
 
-def _check(reference: str, digest: str, settings: Settings) -> dict[str, Any]:
-    """Whether a tag still means the mounted digest; asks the registry or layout, and stores nothing."""
+def _check(reference: str, labels: dict[str, str], digest: str, settings: Settings) -> dict[str, Any]:
+    """Whether a tag, and the labels that chose from its index, still mean the mounted digest; asks the registry or layout, and stores nothing."""
     import logging
     from contextlib import closing
 
     from kitfs.metrics import Counters
+    from kitfs.oci.kitindex import KitIndex, is_kit_index, select
     from kitfs.oci.names import LayoutReference, parse_any
     from kitfs.registry.client import ClientOptions, RegistryClient
     from kitfs.registry.credentials import Credentials
@@ -222,11 +223,12 @@ def _check(reference: str, digest: str, settings: Settings) -> dict[str, Any]:
     log = logging.getLogger("kitfs")
     if isinstance(named, LayoutReference):
         with closing(open_layout(named)) as layout:
-            now = layout.resolve(named.tag or "").digest
+            found, data = layout.manifest(named.tag or "")
     else:
         client = RegistryClient(ClientOptions(**settings.client_fields()), Credentials.load(settings["config"]), counters=Counters(), log=log)
         with closing(client):
-            now = client.repository(named).resolve(named.tag or "latest").digest
+            found, data = client.repository(named).manifest(named.tag or "latest")
+    now = select(KitIndex.parse(data), labels, named).digest if is_kit_index(data) else found.digest
     return {"moved": now != digest, "digest": str(now)}
 
 

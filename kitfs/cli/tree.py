@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +25,18 @@ PIECE = 1 << 20  # bytes that cat reads at once
 
 
 @contextmanager
-def opened(reference: str, settings: Settings) -> Iterator[tuple[Kit, Tree]]:
-    """A kit and its merged tree, for the time of the block; warnings go to stderr."""
+def opened(reference: str, settings: Settings, labels: Sequence[str]) -> Iterator[tuple[Kit, Tree]]:
+    """A kit and its merged tree, for the time of the block; warnings go to stderr. ``labels`` as --label has them."""
     from kitfs.fuse.tree import tree_of
     from kitfs.oci.filters import Filter
+    from kitfs.oci.kitindex import selector
     from kitfs.oci.names import parse_any
 
     filters = [Filter.parse(text) for text in settings["only"]]
+    chosen = selector(labels)
     named = parse_any(reference_of(reference))
     with host_of(settings, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host:
-        kit = host.resolver.open(named, filters=filters, remote=settings["remote"])
+        kit = host.resolver.open(named, filters=filters, labels=chosen, remote=settings["remote"])
         try:
             yield kit, tree_of(kit, counters=host.client.counters, log=host.client.log)
         finally:
@@ -44,10 +46,10 @@ def opened(reference: str, settings: Settings) -> Iterator[tuple[Kit, Tree]]:
 @click.command("ls", cls=Command, short_help="List a kit's files, without a mount.")
 @click.argument("reference", metavar="REF")
 @click.argument("path", metavar="[PATH]", required=False, default="")
-@takes("long", "recursive", "json", *TREE_OPTIONS)
+@takes("list-label", "long", "recursive", "json", *TREE_OPTIONS)
 def ls(settings: Settings, reference: str, path: str) -> None:
     """List what is at PATH in the kit behind REF; only indexes are read. -R: also what is below."""
-    with opened(reference, settings) as (kit, tree):
+    with opened(reference, settings, settings["list-label"]) as (kit, tree):
         node = tree.resolve(path)
         listed = [(node.path, node)] if node.kind != "dir" else list(tree.walk(node) if settings["recursive"] else tree.list(node))
         if settings["json"]:
@@ -80,10 +82,10 @@ def _long(name: str, node: Node, created: int) -> str:
 @click.command("cat", cls=Command, short_help="Write a file of a kit to stdout, without a mount.")
 @click.argument("reference", metavar="REF")
 @click.argument("path", metavar="PATH")
-@takes(*TREE_OPTIONS)
+@takes("label", *TREE_OPTIONS)
 def cat(settings: Settings, reference: str, path: str) -> None:
     """Write the file at PATH in the kit behind REF to stdout; only its bytes are fetched."""
-    with opened(reference, settings) as (_, tree):
+    with opened(reference, settings, settings["label"]) as (_, tree):
         node = tree.resolve(path)
         if node.kind != "file":
             raise UsageError(f"{path or '/'} is a directory; list it with: kitfs ls {reference} {path}")

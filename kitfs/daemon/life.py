@@ -53,6 +53,7 @@ class MountRequest:
     kit_home: str
     cache_size: int | None = None
     only: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
     transport: str = "auto"
     allow_other: bool = False
     uid: int = 0
@@ -68,6 +69,7 @@ class MountRequest:
         """What the options of ``mount`` ask for. Raises UsageError, MountError for a directory that cannot be a mount point."""
         from kitfs.fuse.mounting import canonical
         from kitfs.oci.filters import Filter
+        from kitfs.oci.kitindex import selector
 
         for text in settings["only"]:
             Filter.parse(text)
@@ -80,6 +82,7 @@ class MountRequest:
             kit_home=settings["config"],
             cache_size=settings["cache-size"],
             only=settings["only"],
+            labels=selector(settings["label"]),
             transport=settings["transport"],
             allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
             uid=os.geteuid() if settings["uid"] is None else settings["uid"],
@@ -202,7 +205,7 @@ def serve(request: MountRequest, ready: Ready, *, stderr: bool = False) -> None:
                 return
             record = run.record(request.mountpoint)
         if record is not None:
-            if record.reference == request.reference:
+            if (record.reference, record.labels) == (request.reference, request.labels):
                 ready(record, ())
                 return
             raise MountError(f"{request.mountpoint} is already a mount, of {record.reference}", errno=errno.EBUSY)
@@ -254,7 +257,8 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool
                 max_entries=request.max_entries,
             )
         )
-        kit = host.resolver.open(parse_any(request.reference), filters=[Filter.parse(f) for f in request.only], remote=request.remote)
+        filters = [Filter.parse(f) for f in request.only]
+        kit = host.resolver.open(parse_any(request.reference), filters=filters, labels=request.labels, remote=request.remote)
         stack.callback(kit.close)
         filesystem = FileSystem(
             tree_of(kit, counters=counters, log=log),
@@ -281,6 +285,7 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool
             store=os.path.realpath(request.cache_dir),
             log=log_path,
             started=time.time(),
+            labels=request.labels,
         )
         for layer in kit.layers:
             layer.peek_store()

@@ -39,6 +39,7 @@ def status_of(record: Record, kit: Kit, counters: Counters, last_error: LastErro
     """The object of ``kitfs status --json``; README documents its fields. Sizes in bytes, ``uptime_s`` in seconds."""
     return {
         "reference": record.reference,
+        "labels": record.labels,
         "digest": record.digest,
         "transport": record.transport,
         "mountpoint": record.mountpoint,
