@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from kitfs import __version__
-from kitfs.cli import compare, demo, imports, kits, kits_local, login, mount, serve, shell, tree, unpack
+from kitfs.cli import compare, demo, imports, index, kits, kits_local, login, mount, serve, shell, tree, unpack
 from kitfs.cli.options import Verbs
 from kitfs.cli.output import Unwritable, flush, put, settle_streams
 from kitfs.errors import KitfsError
@@ -35,7 +35,7 @@ def cli() -> None:
     """
 
 
-for _module in (mount, tree, kits, kits_local, compare, login, imports, unpack, serve, demo, shell):
+for _module in (mount, tree, kits, kits_local, index, compare, login, imports, unpack, serve, demo, shell):
     for _verb in _module.VERBS:
         cli.add_command(_verb)
 
