@@ -21,6 +21,8 @@ from kitfs.registry.transport import RoutedTransport
 
 BODY: Final = 4 << 10  # bytes of one write from which on it is worth listening: heads are smaller
 EARLY: Final = 64 << 10  # bytes of an early answer that are read here
+ASKED: Final = 64 << 10  # bytes that httpcore asks for when it reads a body
+READ: Final = 256 << 10  # what is asked of the system then: a quarter less CPU time for a pull than with 64 KiB; 1 MiB is no better
 
 
 class DuplexStream(httpcore.NetworkStream):
@@ -31,11 +33,11 @@ class DuplexStream(httpcore.NetworkStream):
         self._early = b""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What came early, then what comes."""
+        """What came early, then what comes; of a body more than httpcore asks for."""
         if self._early:
             data, self._early = self._early[:max_bytes], self._early[max_bytes:]
             return data
-        return self._inner.read(max_bytes, timeout)
+        return self._inner.read(READ if max_bytes == ASKED else max_bytes, timeout)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Everything, unless there is an answer. Raises WriteError, and WriteTimeout when the other side takes nothing for so long."""
