@@ -31,7 +31,7 @@ from kitfs.store.fetch import Fetcher
 from kitfs.store.lease import Lease
 from kitfs.store.plan import MAX_SIZE, MAX_WINDOW, chunk_size
 from kitfs.store.present import Present
-from kitfs.store.refs import write_durably
+from kitfs.store.refs import unwritten, write_durably
 from kitfs.store.source import Source
 
 META_VERSION: Final = 1
@@ -284,7 +284,16 @@ class Blob:
             at += got
 
     def verify(self) -> None:
-        """Read everything back, compare the digest, and seal. Raises IntegrityError when it is wrong or not all here."""
+        """Read everything back, compare the digest, and seal.
+
+        Raises IntegrityError when it is wrong or not all here, StoreFull or StoreError when it cannot be read back or sealed.
+        """
+        try:
+            self._verify()
+        except OSError as e:
+            raise unwritten(self._directory, e)
+
+    def _verify(self) -> None:
         with self._verifying:
             if self.failure is not None:
                 raise self.failure
@@ -295,7 +304,7 @@ class Blob:
             if not self.complete:
                 raise IntegrityError(f"{self} is not whole")
             if self._of is not None and not self._of.sealed:
-                self._of.verify()
+                self._of._verify()  # noqa: SLF001 - of its own kind
             want = self._meta.get("sha256") if self._of is not None else self.digest.hex
             hasher = hashlib.sha256() if self._of is not None else self.digest.hasher()
             at = 0
@@ -324,7 +333,7 @@ class Blob:
     def _verify_later(self) -> None:
         """What the store's thread does when the last chunk has come."""
         try:
-            self.verify()
+            self._verify()
         except (IntegrityError, StoreError):
             pass  # told and counted where it was found, or closed: the next opening verifies
         except OSError as e:

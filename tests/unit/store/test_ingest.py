@@ -252,3 +252,27 @@ def test_a_full_disk_is_told_as_one(store: Store, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(StoreFull, match="no space left"):
         store.refs.set("a", "v1", {"digest": str(Digest.of(DATA))})
     assert list(Path(store.root).rglob("*~")) == []
+
+
+def test_a_blob_that_cannot_be_sealed_is_a_full_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = store.blob(Digest.of(DATA), size=len(DATA), source=_Origin())
+    monkeypatch.setattr(Store, "later", lambda *_: None)
+    blob.fill()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    with pytest.raises(StoreFull, match="no space left"):
+        blob.verify()
+    monkeypatch.undo()
+    blob.verify()
+    assert blob.state == "verified"
+    blob.close()
+
+
+class _Origin:
+    size, ranged = len(DATA), True
+
+    def read_range(self, start: int, stop: int | None, /):  # type: ignore[no-untyped-def]
+        yield start, memoryview(DATA)[start:stop]
