@@ -136,6 +136,10 @@ class Layer:
         with self._lock:
             return self._open_wire()
 
+    def source(self) -> Source | None:
+        """The blob where the kit is, past the store; None of a kit of the store."""
+        return self._origin.blob(self.descriptor)
+
     def content(self) -> Blob:
         """The blob that members' offsets speak of: decoded, when the layer is compressed."""
         found = self._decoded if self.compressed else self._wire

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from kitfs.cli.host import host_of, store_of
-from kitfs.cli.kits import _ended_at_once, _settled
+from kitfs.cli.kits import ended_at_once, settled
 from kitfs.cli.options import Command, Verbs, takes
 from kitfs.cli.output import human_size, put, put_json, put_table, shown
 from kitfs.cli.progress import Reporter
@@ -209,13 +209,13 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops import index as indexes
 
-    source = _settled(Reference.parse(reference))
-    target = _settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
+    source = settled(Reference.parse(reference))
+    target = settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
     if target.registry == LOCAL:
         raise UsageError("registry is required when pushing (write registry/repository:tag)")
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         report(Noted(f"Pushing index {source.display}" + (f" to {target.display}" if destination is not None else "")))
-        with _ended_at_once(report):
+        with ended_at_once(report):
             digest = indexes.push(source, target, host.store, _itself(host, target), at_once=settings["concurrency"], report=report)
         report.say(f"Pushed index {digest}", event="done", reference=target.display, digest=digest)
 
@@ -238,6 +238,50 @@ def pull(settings: Settings, reference: str) -> None:
     _tell(settings, f"Pulled index {digest}", {"index": named.display, "digest": digest})
 
 
+@click.command("convert", cls=Command, short_help="Make an ordinary OCI image of a kit, over the same layers.")
+@click.argument("reference", metavar="REF")
+@click.argument("image", metavar="IMAGE")
+@takes("only", "label", "platform", "remote", "cache-size", "max-entries", "concurrency", "progress", "json", *COMMON, *NETWORK)
+def convert(settings: Settings, reference: str, image: str) -> None:
+    """Make the OCI image IMAGE (registry/repository:tag, more tags after commas) of the kit REF, for those who know nothing of kits.
+
+    Its layers are the kit's own: at the same registry nothing of them is sent. Layers that are tars only. Several --platform make an
+    index whose images share everything; without one it is linux/amd64.
+    """
+    from contextlib import closing
+
+    from kitfs.cli.mount import reference_of
+    from kitfs.oci.filters import Filter
+    from kitfs.oci.kitindex import selector
+    from kitfs.oci.names import LOCAL, Reference, parse_any
+    from kitfs.ops import convert as converting
+
+    filters, labels = [Filter.parse(text) for text in settings["only"]], selector(settings["label"])
+    named = parse_any(reference_of(reference))
+    target = settled(Reference.parse(image, multiple_tags=True))
+    if target.registry == LOCAL:
+        raise UsageError(f"{image}: registry is required when converting (write registry/repository:tag)")
+    with (
+        host_of(settings, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host,
+        closing(host.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])) as kit,
+        Reporter(settings["progress"], as_json=settings["json"]) as report,
+        ended_at_once(report),
+    ):
+        done = converting.convert(
+            kit,
+            target,
+            host.store,
+            _itself(host, target),
+            platforms=settings["platform"] or (converting.DEFAULT_PLATFORM,),
+            at_once=settings["concurrency"],
+            report=report,
+        )
+        ways = (("uploaded", done.uploaded), ("mounted", done.mounted), ("there already", done.existed))
+        told = [f"{human_size(size)} {how}" for how, size in ways if size]
+        fields = {"reference": target.display, **done._asdict()}
+        report.say(f"Converted to {target.display} {done.digest}" + (f" (layers: {', '.join(told)})" if told else ""), event="done", **fields)
+
+
 def _tag(text: str) -> Reference:
     """The name of an index that may be changed."""
     from kitfs.oci.names import Reference
@@ -245,7 +289,7 @@ def _tag(text: str) -> Reference:
     named = Reference.parse(text)
     if named.digest is not None:
         raise UsageError(f"index reference must be a tag, not a digest: {text}")
-    return _settled(named)
+    return settled(named)
 
 
 def _look(settings: Settings, host: Host, text: str) -> tuple[Reference, Found]:
@@ -290,4 +334,4 @@ def _tell(settings: Settings, line: str, fields: Mapping[str, object]) -> None:
         put(line)
 
 
-VERBS = (index,)
+VERBS = (index, convert)

@@ -54,7 +54,7 @@ def pack(settings: Settings, directory: str) -> None:
             if settings["straight"]:
                 repository, tags = host.client.repository(references[0]), [reference.tag or "latest" for reference in references]
                 journal = host.store.catalog
-                with _ended_at_once(report):
+                with ended_at_once(report):
                     packed = packing.pack_to(context, kitfile, repository, tags, shape=shape, parent_paths=paths, journal=journal, report=report)
             else:
                 packed = packing.pack(context, kitfile, host.store, references, shape=shape, parent_paths=paths, report=report)
@@ -129,15 +129,15 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops import transfer
 
-    source = _settled(Reference.parse(reference))
-    target = _settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
+    source = settled(Reference.parse(reference))
+    target = settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
     if target.registry == LOCAL:
         raise UsageError("registry is required when pushing (write registry/repository:tag)")
     _allow_many_files()
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         report(Noted(f"Pushing {source.display}" + (f" to {target.display}" if destination is not None else "")))
         repository = host.client.repository(target)
-        with _ended_at_once(report):
+        with ended_at_once(report):
             digest = transfer.push(source, target, host.store, repository, at_once=settings["concurrency"], report=report)
         report.say(f"Pushed {digest}", event="done", reference=target.display, digest=digest)
 
@@ -155,13 +155,13 @@ def pull(settings: Settings, reference: str) -> None:
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops import transfer
 
-    source = _settled(Reference.parse(reference))
+    source = settled(Reference.parse(reference))
     labels = selector(settings["label"])
     with host_of(settings, cache_size=settings["cache-size"]) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         if source.registry == LOCAL and not host.pull_from(source).known():
             raise UsageError("registry is required when pulling (write registry/repository:tag)")
         report(Noted(f"Pulling {source.display}"))
-        with _ended_at_once(report):
+        with ended_at_once(report):
             digest = transfer.pull(source, host.store, host.pull_from, labels=labels, at_once=settings["concurrency"], report=report)
         report.say(f"Pulled {digest}", event="done", reference=source.display, digest=digest)
 
@@ -174,7 +174,7 @@ def _allow_many_files() -> None:
 
 
 @contextmanager
-def _ended_at_once(report: Reporter) -> Iterator[None]:
+def ended_at_once(report: Reporter) -> Iterator[None]:
     """Lets Ctrl-C end the process without waiting for requests: what is on disk is as after a kill, and goes on when the verb is run again."""
     try:
         yield
@@ -186,7 +186,7 @@ def _ended_at_once(report: Reporter) -> Iterator[None]:
         os._exit(Interrupted.exit_code)
 
 
-def _settled(reference: Reference) -> Reference:
+def settled(reference: Reference) -> Reference:
     """A reference with a tag or digest: ``latest`` when it has none, and said."""
     if reference.tag is None and reference.digest is None:
         reference = reference.or_latest()

@@ -126,7 +126,7 @@ def _upload_all(
             report(Moved(str(descriptor.digest), descriptor.size))
         report(Sent("blob", descriptor.digest, descriptor.size, how))
 
-    _each(blobs, send, at_once, stop)
+    each(blobs, send, at_once, stop)
 
 
 def label(descriptor: Descriptor) -> str:
@@ -253,7 +253,7 @@ def _fill_all(blobs: Sequence[Descriptor], origin: Origin, store: Store, at_once
 
     for descriptor in blobs:
         report(Total(str(descriptor.digest), descriptor.size, label(descriptor)))
-    _each(blobs, fetch, at_once, stop)
+    each(blobs, fetch, at_once, stop)
 
 
 def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Event) -> None:
@@ -274,10 +274,10 @@ def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Ev
     if size <= STRIPE or not blob.ranged:
         work()
     else:
-        _each([None] * min(STREAMS, -(-size // STRIPE)), lambda _: work(), STREAMS, stop)
+        each([None] * min(STREAMS, -(-size // STRIPE)), lambda _: work(), STREAMS, stop)
 
 
-def _each(items: Sequence[T], do: Callable[[T], None], at_once: int, stop: threading.Event) -> None:
+def each(items: Sequence[T], do: Callable[[T], None], at_once: int, stop: threading.Event) -> None:
     """Do something for every item on threads; the first error ends the others, and is raised when they have.
 
     KeyboardInterrupt is raised at once: a request that waits for a registry may do so for long.
