@@ -29,6 +29,7 @@ CLIENT_ID: Final = "kitfs"
 MIN_LIFE: Final = 60.0  # seconds: what a token lives that does not say (the specification's default)
 MARGIN: Final = 0.1  # part of a token's life that is not used, lest it expire on the way
 MAX_TOKEN: Final = 1 << 20
+ATTEMPTS: Final = 5  # of one request, each with another token
 PARAMETER: Final = re.compile(r'([a-zA-Z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
 
@@ -70,6 +71,7 @@ class Tokens:
         self._tokens: dict[tuple[str, str], Token] = {}
         self._errands: dict[tuple[str, str], Errand] = {}
         self._challenges: dict[tuple[str, str], dict[str, str]] = {}
+        self._accepted: set[tuple[str, str]] = set()
 
     def get(self, host: str, scope: str) -> str | None:
         """A header that still holds, None when there is none."""
@@ -88,6 +90,16 @@ class Tokens:
             token = self._tokens.get((host, scope))
             if token is not None and token.header == header:
                 del self._tokens[host, scope]
+
+    def accept(self, host: str, scope: str) -> None:
+        """A token was good."""
+        if (host, scope) not in self._accepted:
+            with self._lock:
+                self._accepted.add((host, scope))
+
+    def accepted(self, host: str, scope: str) -> bool:
+        """Whether one ever was, so that one that is refused has expired."""
+        return (host, scope) in self._accepted
 
     def remember(self, host: str, scope: str, challenge: dict[str, str]) -> None:
         """Keep what a host asks of bearers."""
@@ -137,31 +149,38 @@ class RegistryAuth(httpx.Auth):
         return RegistryAuth(self._host, scope, self._credentials, self._tokens, plain_http=self._plain_http)
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send, and on 401 once more with what the challenge asks for."""
+        """Send, and on 401 once more with what the challenge asks for; a few times more where such tokens have been good before.
+
+        A token may expire on the way, while a registry that is busy is waited for, or be one that another thread got long ago.
+        """
         held = self._tokens.get(self._host, self._scope)
         known = self._tokens.challenge(self._host, self._scope)
         if held is None and known is not None and not isinstance(request.stream, httpx.ByteStream):
             held = yield from self._fetched(known, request)
         if held is not None:
             request.headers["Authorization"] = held
-        response = yield request
-        if response.status_code != 401:
-            return
-        if held is not None:
-            self._tokens.forget(self._host, self._scope, held)
-        read_error(response)
-        asked = challenges(response.headers.get("WWW-Authenticate", ""))
-        header = self._tokens.get(self._host, self._scope)  # another thread may have a newer one
-        if header is None and "bearer" in asked:
-            self._tokens.remember(self._host, self._scope, asked["bearer"])
-            header = yield from self._fetched(asked["bearer"], request)
-        elif header is None and "basic" in asked and (credential := self._credentials.of(self._host)):
-            header = _basic(credential)
-            self._tokens.keep(self._host, self._scope, header, 86_400)
-        if header is None or header == held:
-            return  # nothing that was not refused already
-        request.headers["Authorization"] = header
-        yield request
+        for attempt in range(ATTEMPTS):
+            response = yield request
+            if response.status_code != 401:
+                if held is not None:
+                    self._tokens.accept(self._host, self._scope)
+                return
+            if held is not None:
+                self._tokens.forget(self._host, self._scope, held)
+            if attempt == ATTEMPTS - 1 or (attempt and not self._tokens.accepted(self._host, self._scope)):
+                return
+            read_error(response)
+            asked = challenges(response.headers.get("WWW-Authenticate", ""))
+            header = self._tokens.get(self._host, self._scope)  # another thread may have a newer one
+            if header is None and "bearer" in asked:
+                self._tokens.remember(self._host, self._scope, asked["bearer"])
+                header = yield from self._fetched(asked["bearer"], request)
+            elif header is None and "basic" in asked and (credential := self._credentials.of(self._host)):
+                header = _basic(credential)
+                self._tokens.keep(self._host, self._scope, header, 86_400)
+            if header is None or header == held:
+                return  # nothing that was not refused already
+            request.headers["Authorization"] = held = header
 
     def _fetched(self, challenge: dict[str, str], request: httpx.Request) -> Generator[httpx.Request, httpx.Response, str]:
         """A new token, or the one that another thread is fetching right now."""

@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ from typing import Any
 import pytest
 
 from tests import kits, trees
-from tests.conftest import GOLDEN, needs, needs_root
-from tests.fakes.faults import Lie, Stall, Status
+from tests.conftest import CANNOT, GOLDEN, needs, needs_root
+from tests.fakes.faults import Answer, Lie, Stall, Status
 from tests.fakes.registry import FakeRegistry
 from tests.host import Host, own_python, wait_until
 from tests.registry_process import RegistryProcess, Relay
@@ -262,6 +263,35 @@ def test_a_pull_through_a_door_and_a_crowd(box: Host, tmp_path: Path) -> None:
         assert len(desk.served("/token")) >= 3
 
 
+class Expire:
+    """No fault of the answer: after so many answers that were let in, all tokens expire."""
+
+    def __init__(self, registry: FakeRegistry, *, every: int) -> None:
+        self.registry = registry
+        self.every = every
+        self.count = 0
+
+    def apply(self, answer: Answer) -> Answer:
+        self.count += answer.status != 401
+        if answer.status != 401 and self.count % self.every == 0:
+            self.registry.expire_tokens()
+        return answer
+
+
+def test_tokens_that_live_for_two_requests(box: Host, tmp_path: Path) -> None:
+    """Whatever they are told to live: pull and push get new ones, and end."""
+    kit = big_kit(tmp_path)
+    with FakeRegistry() as desk, FakeRegistry() as fake:
+        ref = fake.put_kit("team/kit", kit, "v1")
+        fake.require_token(server=desk, expires_in=300)
+        fake.fail("/v2/", Expire(fake, every=2))
+        box.kitfs("pull", ref, "--concurrency", "1")
+        verified(box, kit)
+        box.kitfs("push", ref, f"{fake.host}/other/kit:v1", "--concurrency", "1")
+        assert all(fake.blob("other/kit", digest) is not None for digest in kit.blobs)
+        assert len(desk.served("/token")) > len(kit.blobs)
+
+
 def test_a_full_disk(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
     """One line, exit code 7, nothing tagged; with more room it goes on."""
     needs_root()
@@ -305,6 +335,23 @@ def test_a_pull_that_is_interrupted_says_so(box: Host, tmp_path: Path) -> None:
         box.kitfs("pull", ref)
         assert fake.moved(kit.layers[0]) - before <= kits.size_of(kit.blobs[kit.layers[0]])
     verified(box, kit)
+
+
+def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
+    """It is pulled and unpacked out of kit's own storage, without any registry, and that stays as it was."""
+    if shutil.which("kit") is None:
+        pytest.skip(f"{CANNOT} no kit on PATH")
+    subprocess.run([sys.executable, GOLDEN / "make_trees.py", tmp_path / "trees"], check=True)
+    for ref in ("mine:v1", "127.0.0.1:1/team/mine:v1"):
+        done = subprocess.run(["kit", "pack", tmp_path / "trees/basic", "-t", ref, "--progress", "none"], env=box.env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    storage = box.home / "kitops/storage"
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in storage.rglob("*")}
+    for n, ref in enumerate(("mine:v1", "127.0.0.1:1/team/mine:v1")):
+        box.kitfs("unpack", ref, "-d", tmp_path / f"out{n}")
+        assert trees.scan(tmp_path / f"out{n}") == trees.golden(GOLDEN, "basic")
+        assert box.kitfs("pull", ref).stdout.startswith(f"Pulling {ref}\nPulled sha256:")
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in storage.rglob("*")} == before
 
 
 # -- kills, and memory ---------------------------------------------------------------------------------------------------------------

@@ -569,3 +569,39 @@ def test_labels_of_a_kit_are_ignored_and_told(fake: FakeRegistry, store: Store, 
     told: list[Event] = []
     assert pull(named, store, client.repository, labels={"q": "1"}, report=told.append) == kit.digest
     assert Warned(f"labels are ignored: {named.display} is a ModelKit, not a ModelKit index") in told
+
+
+class BusyUntilItExpires:
+    """429 the first ``times`` times, and by the time the client comes again its token has expired."""
+
+    def __init__(self, registry: FakeRegistry, times: int) -> None:
+        self.registry = registry
+        self.left = times
+
+    def apply(self, answer: Answer) -> Answer:
+        if answer.status == 401 or self.left == 0:
+            return answer
+        self.left -= 1
+        self.registry.expire_tokens()
+        return Status(429, code="TOOMANYREQUESTS", message="slow down").apply(answer)
+
+
+def test_a_busy_registry_whose_tokens_do_not_live_that_long(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
+    """Each time it is waited for, a new token is needed."""
+    kit = kit_of(kits.part("code", "a", SMALL, format="raw"))
+    ref = fake.put_kit("team/kit", kit, "v1")
+    fake.require_token()
+    fake.fail(f"/blobs/{kit.layers[0]}", BusyUntilItExpires(fake, 3))
+    pull(Reference.parse(ref), store, client.repository, at_once=1, report=quiet)
+    whole(store, kit, ref)
+
+
+def test_tokens_that_are_never_good(fake: FakeRegistry, bring: Pull) -> None:
+    """Are asked for once, and tried once."""
+    ref = fake.put_kit("team/kit", kit_of(), "v1")
+    with FakeRegistry() as desk:
+        fake.require_token(server=desk)
+        desk.fail("/token", Status(200, body=b'{"token": "of nothing"}'))
+        with pytest.raises(Unauthorized):
+            bring(ref)
+        assert (len(fake.served()), len(desk.served())) == (2, 1)
