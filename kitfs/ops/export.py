@@ -13,6 +13,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import uuid
@@ -25,9 +26,11 @@ from kitfs.oci.names import Digest, LayoutReference
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total
 from kitfs.ops.transfer import label
 from kitfs.registry.layout import MAX_INDEX, REF_NAME
+from kitfs.store.refs import fsync_directory
 from kitfs.store.source import Source
 from kitfs.store.store import Store
 
+LEFT: Final = re.compile(r"\.[0-9a-f]{32}~")  # behind a name: what an export is writing
 PIECE: Final = 1 << 20
 MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
 FILE_MODE: Final = 0o644
@@ -129,18 +132,19 @@ def _write_directory(path: str, entry: Descriptor, data: bytes, blobs: Sequence[
         return
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path)):
         raise UsageError(f"{path} is there, and is no OCI layout")
-    temporary = f"{path}.{uuid.uuid4().hex}~"
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.mkdir(temporary, DIRECTORY_MODE)
+    temporary, lock = _temporary(path, directory=True)
     try:
         _fill(temporary, entry, data, blobs, read)
         _replace(os.path.join(temporary, "oci-layout"), [MARKER])
         _replace(os.path.join(temporary, "index.json"), [_index({}, entry)])
         os.rename(temporary, path)
-        _sync(os.path.dirname(path))
+        fsync_directory(os.path.dirname(path))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
 
 
 def _add(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
@@ -153,7 +157,7 @@ def _add(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor],
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _replace(os.path.join(path, "index.json"), [_index(_known_index(path), entry)])
-        _sync(path)
+        fsync_directory(path)
     finally:
         os.close(lock)
 
@@ -197,7 +201,7 @@ def _fill(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor]
         if not _is_there(name, blob):
             _replace(name, [data] if blob is entry else read(blob))
     for folder in made:
-        _sync(folder)
+        fsync_directory(folder)
 
 
 def _is_there(name: str, blob: Descriptor) -> bool:
@@ -215,26 +219,51 @@ def _is_there(name: str, blob: Descriptor) -> bool:
 
 def _replace(path: str, pieces: Iterator[bytes] | list[bytes]) -> None:
     """A file that is there whole, or not at all."""
-    temporary = f"{path}.{uuid.uuid4().hex}~"
+    temporary, fd = _temporary(path)
     try:
-        with open(temporary, "xb") as f:
+        with open(fd, "wb") as f:
             for piece in pieces:
                 f.write(piece)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
 
 
-def _sync(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _temporary(path: str, *, directory: bool = False) -> tuple[str, int]:
+    """(name, locked descriptor) of a new file or directory beside ``path``; those that killed exports left of it are taken away."""
+    above, name = os.path.split(path)
+    for other in os.listdir(above):
+        if other.startswith(f"{name}.") and LEFT.fullmatch(other, len(name)):
+            _take_away(os.path.join(above, other))
+    made = os.O_RDONLY | os.O_DIRECTORY if directory else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    while True:
+        mine = f"{path}.{uuid.uuid4().hex}~"
+        if directory:
+            os.mkdir(mine, DIRECTORY_MODE)
+        fd = os.open(mine, made | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.path.lexists(mine):
+            return mine, fd
+        os.close(fd)  # taken away before it was locked
+
+
+def _take_away(path: str) -> None:
+    """Remove a temporary file or directory unless somebody writes it, or we may not."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        finally:
+            os.close(fd)
 
 
 # -- archives ---------------------------------------------------------------------------------------------------------------------------
@@ -245,19 +274,19 @@ def _write_archive(path: str, entry: Descriptor, data: bytes, blobs: Sequence[De
     if os.path.lexists(path):
         raise UsageError(f"{path} exists, and nothing is added to archives; choose another name")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex}~"
+    temporary, fd = _temporary(path)
     try:
-        with open(temporary, "xb") as f:
+        with open(fd, "wb") as f:
             with tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 _add_files(archive, entry, data, blobs, read)
             f.flush()
             os.fsync(f.fileno())
-        os.rename(temporary, path)
+            os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync(os.path.dirname(path))
+    fsync_directory(os.path.dirname(path))
 
 
 def _add_files(archive: tarfile.TarFile, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -360,6 +361,20 @@ def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
         assert files(box, place) == files(box, "here/kit:v1") == files(box, "here/third:v1")
         shutil.rmtree(tmp_path / "by-skopeo")
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith("~")] == []
+
+
+@pytest.mark.parametrize("target", ["oci:{}", "oci-archive:{}"])
+def test_what_a_killed_export_left_goes_with_the_next(box: Host, tmp_path: Path, target: str) -> None:
+    """Not what another one writes now, and nothing of another name."""
+    box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
+    busy = tmp_path / f"out.{'b' * 32}~"
+    for name in (f"out.{'a' * 32}~", busy.name, f"other.{'a' * 32}~", "out~"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / f"out.{'c' * 32}~/blobs").mkdir(parents=True)
+    with busy.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        box.kitfs("export", "here/kit:v1", target.format(tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path)) == sorted([f"other.{'a' * 32}~", "out", busy.name, "out~"])
 
 
 def test_a_layout_that_is_there_keeps_what_it_has(box: Host, tmp_path: Path) -> None:
