@@ -18,6 +18,7 @@ def given(options: str) -> dict[str, object]:
         ("rw,_netdev,noauto,x-systemd.automount,nofail,user", {}),
         ("", {}),
         ("only=model,only=docs:a\\,b,cache_size=1GiB", {"only": ["model", "docs:a,b"], "cache-size": "1GiB"}),
+        ("label=quantization=q4_0,label=gpu=cuda", {"label": ["quantization=q4_0", "gpu=cuda"]}),
         ("plain_http,allow_other", {"plain-http": "true", "allow-other": "true"}),
         ("no_allow_other,tls-verify=false", {"allow-other": "false", "tls-verify": "false"}),
     ],

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import io
+import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 import kitfs
 from kitfs import errors
+from kitfs.metrics import Counters
 from kitfs.oci.kitfile import Code, Kitfile, Package
+from kitfs.oci.kitindex import label_edits
+from kitfs.oci.manifest import IMAGE_INDEX
+from kitfs.oci.names import Reference
+from kitfs.ops import index
+from kitfs.registry.client import ClientOptions, RegistryClient
+from kitfs.registry.credentials import Credentials
+from kitfs.store.store import Store
 from tests.unit.sdk.conftest import MODEL, Place
 
 
@@ -129,3 +141,35 @@ def test_importing_kitfs_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="nothing"):
         kitfs.nothing  # noqa: B018
+
+
+def test_labels_choose_a_kit_of_an_index(place: Place, tmp_path: Path) -> None:
+    """For open, unpack and pull, where it takes the tag of the index."""
+    named = Reference.parse(place.reference.replace(":v1", ":all"))
+    with open_store(str(place.options["cache_dir"])) as store:
+        index.create(store, named)
+        index.add(store, named, Reference.parse(place.reference), labels=label_edits(["kind=one"]))
+        data = index.stored(store, named).data
+    client = RegistryClient(ClientOptions(), Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test"))
+    client.repository(named).put_manifest("all", IMAGE_INDEX, data)
+    client.close()
+    fresh = {k: v for k, v in place.fresh.items() if k != "run_dir"}
+    with kitfs.open(str(named), labels={"kind": "one"}, **fresh) as kit:
+        assert kit.read("data/train.csv") == b"a,b\n1,2\n3,4\n"
+        digest = kit.digest
+    assert kitfs.unpack(str(named), tmp_path / "out", labels={"kind": "one"}, **fresh) == digest
+    assert kitfs.pull(str(named), labels={"kind": "one"}, **fresh) == digest
+    with kitfs.open(str(named), **fresh) as kit:
+        assert kit.digest == digest
+    for labels in ({}, {"kind": "two"}):
+        with pytest.raises(errors.UsageError, match=r"select one of its ModelKits|no ModelKit in the index has kind=two"):
+            kitfs.pull(str(named), labels=labels, **fresh)
+
+
+@contextmanager
+def open_store(root: str) -> Iterator[Store]:
+    store = Store.open(root, counters=Counters(), log=logging.getLogger("kitfs.test"))
+    try:
+        yield store
+    finally:
+        store.close()
