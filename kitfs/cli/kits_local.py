@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from kitfs.cli.host import host_of, store_of
+from kitfs.cli.kits import settled
 from kitfs.cli.options import Command, takes
 from kitfs.cli.output import human_size, put, put_json, put_table, say, shown
 from kitfs.config import COMMON, NETWORK, Settings
@@ -129,9 +130,7 @@ def _look(settings: Settings, text: str) -> Look:
             raise UsageError(f"can not check remote: {text} is a layout on disk")
         with closing(open_layout(reference)) as layout:
             return inspecting.fetched(layout, reference.digest or reference.tag or "")
-    if not reference.identifier:
-        reference = reference.or_latest()
-        say(f"kitfs: no tag given, using latest ({reference.display})")
+    reference = settled(reference)
     if remote and reference.registry == LOCAL:
         raise UsageError(f"can not check remote: {reference.display} does not contain registry")
     with host_of(settings) as host:

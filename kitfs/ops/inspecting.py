@@ -18,9 +18,9 @@ from kitfs.oci.manifest import Descriptor, Manifest
 from kitfs.oci.match import kitfile_of
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.local import required
+from kitfs.ops.shape import CLI_VERSION
 from kitfs.store.store import Store
 
-CLI_VERSION: Final = "ml.kitops.modelkit.cli-version"
 NODE: Final = re.compile(r"\.?[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*")
 
 

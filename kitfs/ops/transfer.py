@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
 from kitfs.errors import KitfsError, ManifestError, NotFound, StoreError, StoreFull, UnsupportedLayer
-from kitfs.kit import MAX_CONFIG
+from kitfs.kit import MAX_CHAIN, MAX_CONFIG
 from kitfs.oci.kitindex import KitIndex, is_kit_index, select
 from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest
 from kitfs.oci.match import kitfile_of
@@ -34,7 +34,6 @@ PIECE: Final = 1 << 20
 NEIGHBOURS: Final = 3  # repositories that a blob is asked to be mounted from
 STRIPE: Final = 4 << 20  # bytes of one request of a pull
 STREAMS: Final = 4  # requests at once for one blob
-MAX_CHAIN: Final = 10  # parents of parents, as kit
 T = TypeVar("T")
 
 
