@@ -30,7 +30,8 @@ STDIN = "-"
 @click.command("pack", cls=Command, short_help="Pack a directory into a kit.")
 @click.argument("directory", metavar="DIR")
 @takes(
-    "file", "tag", "compression", "layer-format", "use-model-pack", "straight", "kit-version", "progress", "json", *COMMON, *NETWORK
+    "file", "tag", "compression", "layer-format", "use-model-pack", "straight", "kit-version", "concurrency", "progress", "json",
+    *COMMON, *NETWORK,
 )  # fmt: skip
 def pack(settings: Settings, directory: str) -> None:
     """Pack DIR, as its Kitfile says, into a kit in the store.
