@@ -52,7 +52,7 @@ def diff(settings: Settings, first: str, second: str) -> None:
     """
     from kitfs.ops import diff as comparing
 
-    with host_of(settings, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host:
+    with host_of(settings, waits=True, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host:
         a, b = _side(host, first, 1), _side(host, second, 2)
         comparison = comparing.compare(a.manifest, b.manifest)
         files = tensors = None

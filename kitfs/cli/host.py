@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def host_of(settings: Settings, **more: Any) -> Iterator[Host]:
+def host_of(settings: Settings, *, waits: bool = False, **more: Any) -> Iterator[Host]:
     """The store of --cache-dir and the registries of the network options, for the time of the block.
 
-    Warnings go to stderr; with --log-level, or -v, what it says.
+    Warnings go to stderr; with --log-level, or -v, what it says. ``waits``: a terminal is told that work goes on, where no bars do.
     """
+    from kitfs.cli.progress import Waiting
     from kitfs.kit import open_host
     from kitfs.metrics import Counters
     from kitfs.registry.client import ClientOptions
@@ -29,7 +30,12 @@ def host_of(settings: Settings, **more: Any) -> Iterator[Host]:
         _told(settings) as log,
         open_host(settings["cache-dir"], client_options=options, kit_home=settings["config"], counters=Counters(), log=log, **more) as host,
     ):
-        yield host
+        if not waits:
+            yield host
+            return
+        mode = settings["progress"] if settings.takes("progress") else "auto"
+        with Waiting(mode, lambda: host.client.counters.get("bytes_fetched")):
+            yield host
 
 
 @contextmanager

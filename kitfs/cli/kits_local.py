@@ -47,7 +47,7 @@ def list_kits(settings: Settings, repository: str | None) -> None:
     reference = None if repository is None else Reference.parse(repository)
     if reference is not None and reference.registry == LOCAL:
         raise UsageError(f"{repository} names no registry (write registry/repository); without it the store is listed")
-    with host_of(settings) as host:
+    with host_of(settings, waits=True) as host:
         if reference is None:
             rows = listing.of_store(host.store, filters, report=_warn)
         else:
@@ -133,7 +133,7 @@ def _look(settings: Settings, text: str) -> Look:
     reference = settled(reference)
     if remote and reference.registry == LOCAL:
         raise UsageError(f"can not check remote: {reference.display} does not contain registry")
-    with host_of(settings) as host:
+    with host_of(settings, waits=True) as host:
         try:
             if remote:
                 return inspecting.fetched(host.client.repository(reference), reference.identifier)
@@ -204,7 +204,7 @@ def remove(settings: Settings, reference: str | None) -> None:
         raise UsageError(f"missing tag or digest in {reference}; to remove all of a repository, remove its digests")
     if remote and first.registry == LOCAL:
         raise UsageError(f"can not remove from a registry: {first.display} names none (write registry/repository:tag)")
-    with host_of(settings) as host:
+    with host_of(settings, waits=True) as host:
         _remove_each(settings, host, [first, *(first.with_tag(name) for name in first.extra_tags)], remote=remote, force=force)
 
 

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,14 +53,32 @@ def say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
+_before: Callable[[], None] | None = None
+
+
+def before_the_answer(do: Callable[[], None] | None) -> None:
+    """Call something once, before the first of the answer is put."""
+    global _before  # noqa: PLW0603 - one answer a process
+    _before = do
+
+
+def _begin() -> None:
+    global _before
+    do, _before = _before, None
+    if do is not None:
+        do()
+
+
 def put(text: str) -> None:
     """One line of the answer, on stdout."""
+    _begin()
     with _writing():
         sys.stdout.write(f"{text}\n")
 
 
 def put_bytes(data: bytes) -> None:
     """Part of a file, on stdout as it is."""
+    _begin()
     with _writing():
         sys.stdout.buffer.write(data)
 

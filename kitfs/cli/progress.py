@@ -10,16 +10,18 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from kitfs.cli.output import flush, human_size, put, say, shown
+from kitfs.cli.output import before_the_answer, flush, human_size, put, say, shown
 from kitfs.ops.events import Event, Moved, Noted, Saved, Total, Warned
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 FANCY_AFTER: Final = 1.0  # seconds of work before bars are drawn
+WAITING_EVERY: Final = 0.5  # seconds between two looks of a verb without bars
 PLAIN_EVERY: Final = 5.0  # seconds between two lines
 LABEL: Final = 40  # characters of a bar's name
 ALL: Final = "total"  # the name of the bar of everything
@@ -163,3 +165,40 @@ def _saved(event: Saved) -> str:
         return f"{'Saved configuration' if event.added else 'Configuration already exists in storage'}: {event.digest}"
     return f"{'Saved manifest to storage' if event.added else 'Manifest already exists in storage'}: {event.digest}"
 
+
+class Waiting:
+    """Says on a terminal that a verb without bars still works, until it answers there; ``fetched`` gives the bytes from registries so far."""
+
+    def __init__(self, mode: str, fetched: Callable[[], int]) -> None:
+        self._shows = mode != "none" and sys.stderr.isatty()
+        self._fetched = fetched
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="kitfs-waiting", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._shows:
+            self._thread.start()
+            if sys.stdout.isatty():
+                before_the_answer(self.end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        before_the_answer(None)
+        self.end()
+
+    def end(self) -> None:
+        """Take the words away."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _show(self) -> None:
+        began = time.monotonic()
+        shows = False
+        while not self._ended.wait(WAITING_EVERY if shows else FANCY_AFTER):
+            shows = True
+            sys.stderr.write(f"\rkitfs: {time.monotonic() - began:.0f} s, {human_size(self._fetched())} fetched\x1b[K")
+            sys.stderr.flush()
+        if shows:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

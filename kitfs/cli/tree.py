@@ -35,7 +35,7 @@ def opened(reference: str, settings: Settings, labels: Sequence[str]) -> Iterato
     filters = [Filter.parse(text) for text in settings["only"]]
     chosen = selector(labels)
     named = parse_any(reference_of(reference))
-    with host_of(settings, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host:
+    with host_of(settings, waits=True, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host:
         kit = host.resolver.open(named, filters=filters, labels=chosen, remote=settings["remote"])
         try:
             yield kit, tree_of(kit, counters=host.client.counters, log=host.client.log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kitfs.cli import progress
+from kitfs.cli import output, progress
 from kitfs.cli.progress import Reporter
 from kitfs.oci.names import Digest
 from kitfs.ops.events import Event, Moved, Noted, Saved, Sent, Total, Warned
@@ -290,3 +291,43 @@ def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> 
             report.say("Pulled it")
         terminal.flush()
     assert screen.end() == ["Pulling referenced image a.test/b:v1", "Pulled it"]
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, in one line that goes away before the answer comes; quiet for short work, elsewhere, and with --progress none."""
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(progress, "FANCY_AFTER", 0.01)
+    monkeypatch.setattr(progress, "WAITING_EVERY", 0.01)
+    looked = threading.Event()
+
+    def fetched() -> int:
+        looked.set()
+        return 3 * MiB
+
+    with progress.Waiting("auto", fetched):
+        assert looked.wait(20)
+        output.put("the answer")
+        told = err.getvalue()
+        assert re.match(r"\rkitfs: \d+ s, 3\.0 MiB fetched\x1b\[K", told)
+        assert told.endswith("\r\x1b[K")
+        output.put("more of it")
+    assert (out.getvalue(), err.getvalue()) == ("the answer\nmore of it\n", told)
+    for mode, stream in (("none", Terminal()), ("auto", io.StringIO())):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress.Waiting(mode, fetched):
+            threading.Event().wait(0.05)
+        assert stream.getvalue() == ""
+    monkeypatch.setattr(progress, "FANCY_AFTER", 60)
+    monkeypatch.setattr(sys, "stderr", err := Terminal())
+    with progress.Waiting("auto", fetched):
+        pass
+    assert err.getvalue() == ""
