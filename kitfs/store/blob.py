@@ -413,7 +413,8 @@ class Blob:
                     if live:
                         self._present.save()
             except OSError as e:
-                self._home.log.warning("%s: what was fetched would not survive a reboot: %s", self, e)
+                full = e.errno in (errno.ENOSPC, errno.EDQUOT)  # of which the store has its own word
+                self._home.log.log(logging.INFO if full else logging.WARNING, "%s: what was fetched would not survive a reboot: %s", self, e.strerror)
 
     def close(self) -> None:
         """End flights, save what was fetched, give the lease back. Nothing may be read any more."""

@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import struct
+from contextlib import suppress
 from typing import Final
 
 MAGIC: Final = b"KITFSMAP"
@@ -127,13 +128,16 @@ class Present:
         """Write ``synced``; the data must have been fsynced before."""
         chunks = self.count() if self.chunks is None else self.chunks
         temporary = os.path.join(self._directory, f"synced.{os.getpid()}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, os.pread(self._fd, HEADER + chunks, 0))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, os.path.join(self._directory, "synced"))
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
+                f.write(os.pread(self._fd, HEADER + chunks, 0))
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, os.path.join(self._directory, "synced"))
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
 
     def try_lock(self, first: int, count: int) -> bool:
         """Take the flight of chunks for this open file; False when another process has one of them."""
