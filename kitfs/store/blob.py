@@ -13,6 +13,7 @@ that the next opening begins afresh. Threading: every method from any thread; a 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
