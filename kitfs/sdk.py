@@ -268,8 +268,7 @@ def pack(
         found = packing.read_kitfile(path)
     references = [Reference(LOCAL, UNNAMED)]
     if tag is not None:
-        first = Reference.parse(tag, multiple_tags=True).or_latest()
-        references = [first, *(first.with_tag(more) for more in first.extra_tags)]
+        references = Reference.parse(tag, multiple_tags=True).or_latest().tagged()
     shape = Shape(kit_version or CLI_VERSION_OF_KITFS, created, compression, layer_format, model_pack)
     with _host(settings) as host:
         parent_paths = packing.parent_paths(host.resolver, found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +38,7 @@ def pack(settings: Settings, directory: str) -> None:
     Layers and config are byte for byte those of kit. What .kitignore names is left out. SOURCE_DATE_EPOCH sets the created time.
     With --push the kit goes straight to the registry of its tag, and nothing of it is kept here.
     """
+    from kitfs.daemon.life import allow_many_files
     from kitfs.oci.names import LOCAL
     from kitfs.ops import pack as packing
 
@@ -48,7 +48,7 @@ def pack(settings: Settings, directory: str) -> None:
     if settings["straight"] and references[0].registry == LOCAL:
         raise UsageError("--push: registry is required when pushing (name it with --tag registry/repository:tag)")
     shape = _shape(settings)
-    _allow_many_files()
+    allow_many_files()
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         paths = packing.parent_paths(host.resolver, kitfile)
         try:
@@ -104,8 +104,7 @@ def _references(text: str | None) -> list[Reference]:
     first = Reference.parse(text, multiple_tags=True)
     if first.digest is not None:
         raise UsageError(f"--tag: {text!r} is a digest; a kit gets its own when it is packed")
-    first = first.or_latest()
-    return [first, *(first.with_tag(tag) for tag in first.extra_tags)]
+    return first.or_latest().tagged()
 
 
 def _source_date() -> int | None:
@@ -127,6 +126,7 @@ def _source_date() -> int | None:
 @takes("concurrency", "progress", "json", *COMMON, *NETWORK)
 def push(settings: Settings, reference: str, destination: str | None) -> None:
     """Push the kit REF to its registry, or as DEST. What the registry has is not sent; a push that broke off goes on."""
+    from kitfs.daemon.life import allow_many_files
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops import transfer
 
@@ -134,7 +134,7 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
     target = settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
     if target.registry == LOCAL:
         raise UsageError("registry is required when pushing (write registry/repository:tag)")
-    _allow_many_files()
+    allow_many_files()
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         report(Noted(f"Pushing {source.display}" + (f" to {target.display}" if destination is not None else "")))
         repository = host.client.repository(target)
@@ -165,13 +165,6 @@ def pull(settings: Settings, reference: str) -> None:
         with ended_at_once(report):
             digest = transfer.pull(source, host.store, host.pull_from, labels=labels, at_once=settings["concurrency"], report=report)
         report.say(f"Pulled {digest}", event="done", reference=source.display, digest=digest)
-
-
-def _allow_many_files() -> None:
-    """Each layer of a kit that is packed or pushed takes a descriptor to its end: raise the soft limit to what we may have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # then a kit of very many layers says what it lacks
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager

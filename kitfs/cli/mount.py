@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kitfs.cli.kits import settled
 from kitfs.cli.options import Command, takes
 from kitfs.cli.output import Unwritable, flush, human_size, put, put_json, put_table, say, shown
 from kitfs.config import COMMON, NETWORK, Settings
@@ -33,10 +34,7 @@ def reference_of(text: str) -> str:
             return str(replace(reference, path=os.path.abspath(reference.path)))
         except OSError:
             raise UsageError(f"{text}: the current directory is gone")
-    if reference.tag is None and reference.digest is None:
-        reference = reference.or_latest()
-        say(f"kitfs: no tag given, using latest ({reference.display})")
-    return reference.display
+    return settled(reference).display
 
 
 def mount_request(reference: str, directory: str, settings: Settings) -> MountRequest:

@@ -195,7 +195,7 @@ def serve(request: MountRequest, ready: Ready, *, stderr: bool = False) -> None:
 
     Raises KitfsError when the mount cannot be made. Installs handlers for SIGTERM and SIGINT.
     """
-    _allow_many_files()
+    allow_many_files()
     run = RunDir(request.run_dir)
     deadline = time.monotonic() + START_PATIENCE
     while True:
@@ -219,7 +219,7 @@ def _interrupted(number: int, frame: object) -> None:
     raise MountError(f"interrupted by {signal.Signals(number).name}", errno=errno.EINTR)
 
 
-def _allow_many_files() -> None:
+def allow_many_files() -> None:
     """A layer takes three descriptors, a compressed one six: raise the soft limit to what we may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

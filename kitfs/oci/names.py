@@ -116,6 +116,10 @@ class Reference:
         """The same repository at a tag."""
         return replace(self, tag=tag, digest=None, extra_tags=())
 
+    def tagged(self) -> list[Reference]:
+        """Itself, and the same repository at each of the extra tags."""
+        return [self, *(self.with_tag(tag) for tag in self.extra_tags)]
+
     def or_latest(self) -> Reference:
         """Itself, at ``latest`` when there is neither tag nor digest."""
         return self if self.tag or self.digest else self.with_tag("latest")

@@ -219,11 +219,18 @@ def _is_there(name: str, blob: Descriptor) -> bool:
 
 def _replace(path: str, pieces: Iterator[bytes] | list[bytes]) -> None:
     """A file that is there whole, or not at all."""
+    with _whole(path) as f:
+        for piece in pieces:
+            f.write(piece)
+
+
+@contextlib.contextmanager
+def _whole(path: str) -> Iterator[BinaryIO]:
+    """A file to be written, which has its name when the block has ended well, and is durable then."""
     temporary, fd = _temporary(path)
     try:
         with open(fd, "wb") as f:
-            for piece in pieces:
-                f.write(piece)
+            yield f
             f.flush()
             os.fsync(f.fileno())
             os.replace(temporary, path)
@@ -274,18 +281,8 @@ def _write_archive(path: str, entry: Descriptor, data: bytes, blobs: Sequence[De
     if os.path.lexists(path):
         raise UsageError(f"{path} exists, and nothing is added to archives; choose another name")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary, fd = _temporary(path)
-    try:
-        with open(fd, "wb") as f:
-            with tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as archive:
-                _add_files(archive, entry, data, blobs, read)
-            f.flush()
-            os.fsync(f.fileno())
-            os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with _whole(path) as f, tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        _add_files(archive, entry, data, blobs, read)
     fsync_directory(os.path.dirname(path))
 
 

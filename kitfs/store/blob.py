@@ -30,12 +30,11 @@ from kitfs.store.body import Body
 from kitfs.store.evict import bury
 from kitfs.store.fetch import Fetcher
 from kitfs.store.lease import Lease
-from kitfs.store.plan import MAX_SIZE, MAX_WINDOW, chunk_size
+from kitfs.store.plan import MAX_SIZE, MAX_WINDOW, META_VERSION, new_meta
 from kitfs.store.present import Present
 from kitfs.store.refs import unwritten, write_durably
 from kitfs.store.source import Source
 
-META_VERSION: Final = 1
 PIECE: Final = 1 << 20  # bytes read at once when a blob is read from end to end
 SYNC_EVERY: Final = 256 << 20  # bytes fetched between two copies of ``present`` that survive a reboot
 
@@ -152,7 +151,7 @@ class Blob:
                 os.unlink(os.path.join(self._directory, name))
             except FileNotFoundError:
                 pass
-        meta = {"version": META_VERSION, "size": size, "chunk": chunk_size(size), "cuts": []}
+        meta = new_meta(size)
         _replace(path, meta)
         return meta
 

@@ -27,10 +27,9 @@ from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreF
 from kitfs.oci.names import Digest
 from kitfs.store.evict import bury
 from kitfs.store.lease import exclusive
-from kitfs.store.plan import chunk_size
+from kitfs.store.plan import new_meta
 from kitfs.store.refs import fsync_directory
 
-META_VERSION: Final = 1
 PIECE: Final = 1 << 20
 SYNC_EVERY: Final = 64 << 20  # bytes after which they are brought to the disk, so that the last fsync is short
 UPLOAD: Final = re.compile(r"upload-[0-9a-f]{32}")
@@ -161,8 +160,7 @@ class Ingest:
             if self._is_there(target):
                 return found, False
             self._sync()
-            meta = {"version": META_VERSION, "size": self.size, "chunk": chunk_size(self.size), "cuts": []}
-            self._write("meta.json", meta)
+            self._write("meta.json", new_meta(self.size))
             self._write("sealed", {"size": self.size, "digest": found.hex})
             fsync_directory(self._directory)
             fcntl.flock(self._lease, fcntl.LOCK_SH)  # here, where no evictor comes between the two locks

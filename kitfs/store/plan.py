@@ -8,11 +8,12 @@ at all, so that a random read moves its own chunks and nothing more. Threading: 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 CURSORS: Final = 16  # streams that one blob may have at once
 MAX_WINDOW: Final = 4 << 20  # bytes of one request: also what a killed process can cost others again
 MIN_CHUNK: Final = 32 << 10
+META_VERSION: Final = 1  # of meta.json
 MAX_CHUNKS: Final = 1 << 19
 MAX_SIZE: Final = 16 << 40  # bytes of a blob: what ext4 takes as one file, and chunks that memory holds
 
@@ -25,6 +26,11 @@ def chunk_size(size: int | None) -> int:
     while size > chunk * MAX_CHUNKS:
         chunk *= 2
     return chunk
+
+
+def new_meta(size: int | None) -> dict[str, Any]:
+    """What meta.json says of a blob that begins."""
+    return {"version": META_VERSION, "size": size, "chunk": chunk_size(size), "cuts": []}
 
 
 @dataclass(slots=True)
