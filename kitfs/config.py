@@ -94,6 +94,16 @@ def octal(text: str) -> int:
     return int(text.strip().removeprefix("0o"), 8) & 0o777
 
 
+def mode(text: str) -> int:
+    """Permission bits such as 644 or 0o755."""
+    if not re.fullmatch(r"(0o)?0*[0-7]{1,3}", text.strip()):
+        raise ValueError(f"{text!r} is not an octal mode such as 644")
+    return int(text.strip().removeprefix("0o"), 8)
+
+
+OCTAL: Final = (octal, mode)  # parsers of texts that are octal: a Python int is written so for them
+
+
 def choice(*words: str) -> Callable[[str], str]:
     """One of a few words."""
 
@@ -176,6 +186,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("uid", natural, "Owner of everything in the mount.", metavar="UID"),
         Option("gid", natural, "Group of everything in the mount.", metavar="GID"),
         Option("umask", octal, "Mode bits to take away.", default="0", metavar="MASK"),
+        Option("file-mode", mode, "Mode of every file (default: as packed).", metavar="MODE"),
+        Option("dir-mode", mode, "Mode of every directory (default: as packed).", metavar="MODE"),
         Option("max-entries", positive, "Refuse a layer with more entries than this.", default="2000000", metavar="N"),
         Option("remote", boolean, "Ask the registry, also for a kit that was packed or pulled here.", default="false", flag=True),
         Option("plain-http", boolean, "Speak plain HTTP (default: to loopback hosts only).", metavar="BOOL", boolean=True),

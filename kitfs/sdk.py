@@ -19,7 +19,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, cast, overload
 
-from kitfs.config import COMMON, NETWORK, OPTIONS, Settings
+from kitfs.config import COMMON, NETWORK, OCTAL, OPTIONS, Settings
 from kitfs.errors import MountError, NotFound, UsageError
 from kitfs.fuse.tree import Node, Tree, tree_of
 from kitfs.kit import Host, open_host
@@ -352,7 +352,7 @@ def mount(
     """
     from kitfs.daemon.life import MountRequest
 
-    names = ("transport", "allow-other", "uid", "gid", "umask", "log-level", "only", "label", *READING)
+    names = ("transport", "allow-other", "uid", "gid", "umask", "file-mode", "dir-mode", "log-level", "only", "label", *READING)
     chosen = tuple(f"{key}={value}" for key, value in (labels or {}).items())
     settings = settled({"only": tuple(only), "label": chosen, **options}, names)
     named = parse_any(reference)
@@ -402,7 +402,9 @@ def _texts(name: str, value: Any) -> Any:
         return [str(one) for one in ([value] if isinstance(value, (str, os.PathLike)) else value)]
     if isinstance(value, bool):
         return str(value).lower()
-    return oct(value)[2:] if name == "umask" and isinstance(value, int) else os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+    if isinstance(value, int) and OPTIONS[name].parse in OCTAL:
+        return oct(value)[2:]
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
 @contextmanager

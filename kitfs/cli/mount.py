@@ -45,8 +45,8 @@ def mount_request(reference: str, directory: str, settings: Settings) -> MountRe
 
 
 MOUNT_OPTIONS = (
-    "foreground", "only", "label", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "max-entries", "remote", "log-level",
-    *COMMON, *NETWORK,
+    "foreground", "only", "label", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "file-mode", "dir-mode",
+    "max-entries", "remote", "log-level", *COMMON, *NETWORK,
 )  # fmt: skip
 
 

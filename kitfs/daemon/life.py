@@ -59,6 +59,8 @@ class MountRequest:
     uid: int = 0
     gid: int = 0
     umask: int = 0
+    file_mode: int | None = None
+    dir_mode: int | None = None
     max_entries: int = 2_000_000
     remote: bool = False
     log_level: str = "info"
@@ -88,6 +90,8 @@ class MountRequest:
             uid=os.geteuid() if settings["uid"] is None else settings["uid"],
             gid=os.getegid() if settings["gid"] is None else settings["gid"],
             umask=settings["umask"],
+            file_mode=settings["file-mode"],
+            dir_mode=settings["dir-mode"],
             max_entries=settings["max-entries"],
             remote=settings["remote"],
             log_level=settings["log-level"],
@@ -265,6 +269,8 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool
             uid=request.uid,
             gid=request.gid,
             umask=request.umask,
+            file_mode=request.file_mode,
+            dir_mode=request.dir_mode,
             mtime=kit.created,
             counters=counters,
             log=log,

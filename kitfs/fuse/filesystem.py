@@ -28,7 +28,8 @@ BATCH: Final = 4096  # names that one readdir is given at most
 class FileSystem:
     """A kit's tree as a file system.
 
-    ``uid`` and ``gid`` own everything, ``umask`` takes mode bits away, ``mtime`` (seconds since the epoch) is every file's time.
+    ``uid`` and ``gid`` own everything, ``mtime`` (seconds since the epoch) is every file's time. ``file_mode`` and ``dir_mode`` are the
+    permission bits of every file and of every directory (None: as in the layer); ``umask`` takes bits away from both.
     ``reference`` and ``manifest_digest`` are shown as attributes of the root.
     """
 
@@ -39,6 +40,8 @@ class FileSystem:
         uid: int,
         gid: int,
         umask: int,
+        file_mode: int | None = None,
+        dir_mode: int | None = None,
         mtime: int,
         counters: Counters,
         log: logging.Logger,
@@ -49,6 +52,7 @@ class FileSystem:
         self._uid = uid
         self._gid = gid
         self._umask = umask
+        self._modes = {"file": file_mode, "dir": dir_mode}
         self._mtime = mtime
         self._counters = counters
         self._log = log
@@ -156,8 +160,14 @@ class FileSystem:
         return "present" if states == {"present", "verified"} else "partial"
 
     def _attr(self, node: Node) -> Attr:
-        mode = TYPES[node.kind] | (node.mode if node.kind == "symlink" else node.mode & ~self._umask)
+        mode = TYPES[node.kind] | self._permissions(node)
         return Attr(node.inode, node.size if node.kind != "dir" else 0, mode, node.nlink, self._uid, self._gid, self._mtime)
+
+    def _permissions(self, node: Node) -> int:
+        if node.kind == "symlink":
+            return node.mode  # nothing ever checks it
+        chosen = self._modes[node.kind]
+        return (node.mode if chosen is None else chosen) & ~self._umask
 
 
 def _error(number: int) -> OSError:

@@ -184,6 +184,7 @@ USAGE = {
     "a bad timeout": (["mount", ARCHIVE, "DIR", "--read-timeout", "-1"], ("-1",)),
     "a bad mirror": (["mount", ARCHIVE, "DIR", "--mirror", "nonsense"], ("mirror",)),
     "a bad umask": (["mount", ARCHIVE, "DIR", "--umask", "999"], ("999",)),
+    "a bad mode": (["mount", ARCHIVE, "DIR", "--file-mode", "rw-r--r--"], ("--file-mode", "rw-r--r--")),
     "a bad boolean": (["mount", ARCHIVE, "DIR", "--plain-http=maybe"], ("maybe",)),
     "a file that is not there": (["mount", ARCHIVE, "DIR", "--tls-cert", "/nowhere/ca.pem"], ("/nowhere/ca.pem",)),
     "settings that are not there": (["mount", ARCHIVE, "DIR", "--settings", "/nowhere.yaml"], ("/nowhere.yaml",)),

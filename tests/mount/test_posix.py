@@ -197,3 +197,12 @@ def test_owner_and_umask_are_options(host: Host, transport: str) -> None:
     for path, mode in {mount / "m/w": 0o640, mount / "m": 0o750, mount / "Kitfile": 0o640}.items():
         about = os.lstat(path)
         assert (about.st_uid, about.st_gid, stat.S_IMODE(about.st_mode)) == (1234, 4321, mode)
+
+
+def test_modes_are_options(host: Host, transport: str) -> None:
+    """--file-mode and --dir-mode open what was packed for its owner only, the Kitfile and the root included."""
+    packed = kit_tar({"m/w": b"w"}, modes={"m": 0o700, "m/w": 0o600})
+    layout = kits.write_layout(build([part("model", "m", packed)]), host.root / "layout", "v1")
+    mount = host.mount(f"oci:{layout}:v1", "--transport", transport, "--file-mode", "444", "--dir-mode", "0755")
+    found = {path: stat.S_IMODE(os.lstat(path).st_mode) for path in (mount / "m/w", mount / "Kitfile", mount / "m", mount.path)}
+    assert found == {mount / "m/w": 0o444, mount / "Kitfile": 0o444, mount / "m": 0o755, mount.path: 0o755}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.config import OPTIONS, Settings, listen, mirror, octal, path, platform, seconds, size, word
+from kitfs.config import OPTIONS, Settings, listen, mirror, mode, octal, path, platform, seconds, size, word
 from kitfs.errors import UsageError
 
 EVERY = dict.fromkeys(OPTIONS)
@@ -106,12 +106,14 @@ def test_bad_sizes(text: str) -> None:
 
 
 def test_small_parsers() -> None:
-    """umask is octal, a timeout is positive, a mirror has a host and a URL."""
+    """A umask and a mode are octal, a timeout is positive, a mirror has a host and a URL."""
     assert octal("022") == 0o22
     assert octal("0o077") == 0o77
+    assert [mode(text) for text in ("644", "0644", "0o755", "0")] == [0o644, 0o644, 0o755, 0]
     assert seconds("1.5s") == 1.5
     assert mirror("r.example:5000=http://m/x") == ("r.example:5000", "http://m/x")
-    for parse, text in ((octal, "9"), (seconds, "-1"), (seconds, "nan"), (mirror, "host"), (mirror, "=http://x"), (mirror, "h=ftp://x")):
+    wrong = ((octal, "9"), (mode, "4755"), (mode, "rw-r--r--"), (seconds, "-1"), (seconds, "nan"), (mirror, "host"), (mirror, "=http://x"), (mirror, "h=ftp://x"))
+    for parse, text in wrong:
         with pytest.raises(ValueError, match="is not"):
             parse(text)
 

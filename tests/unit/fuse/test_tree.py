@@ -170,8 +170,11 @@ def test_symbolic_links_are_followed_inside() -> None:
             t.resolve(path)
 
 
-def filesystem(t: Tree, *, umask: int = 0) -> FileSystem:
-    return FileSystem(t, uid=7, gid=8, umask=umask, mtime=99, counters=Counters(), log=LOG, reference="r/a:v1", manifest_digest="sha256:m")
+def filesystem(t: Tree, *, umask: int = 0, file_mode: int | None = None, dir_mode: int | None = None) -> FileSystem:
+    return FileSystem(
+        t, uid=7, gid=8, umask=umask, file_mode=file_mode, dir_mode=dir_mode, mtime=99, counters=Counters(), log=LOG,
+        reference="r/a:v1", manifest_digest="sha256:m",
+    )  # fmt: skip
 
 
 def test_attributes() -> None:
@@ -183,6 +186,17 @@ def test_attributes() -> None:
     assert (stat.filemode(f.mode), f.size, f.uid, f.gid, f.mtime) == ("-rw-r-----", 3, 7, 8, 99)
     link = fs.lookup(d.inode, b"l")
     assert (stat.filemode(link.attr.mode), link.attr.size, fs.readlink(link.inode)) == ("lrwxrwxrwx", 1, b"f")
+
+
+def test_modes_that_were_asked_for_are_everybodys() -> None:
+    """``file_mode`` is the mode of every file and ``dir_mode`` that of every directory, the root included; the umask still takes bits away."""
+    layer = FakeLayer("", "d/=700", "d/f=123", "d/l=->f")
+    fs = filesystem(tree(layer), file_mode=0o644)
+    d = fs.lookup(ROOT, b"d")
+    assert [stat.S_IMODE(x.mode) for x in (d.attr, fs.lookup(d.inode, b"f").attr, fs.lookup(d.inode, b"l").attr)] == [0o700, 0o644, 0o777]
+    fs = filesystem(tree(layer), dir_mode=0o777, file_mode=0, umask=0o022)
+    d = fs.lookup(ROOT, b"d")
+    assert [stat.S_IMODE(x.mode) for x in (fs.getattr(ROOT), d.attr, fs.lookup(d.inode, b"f").attr)] == [0o755, 0o755, 0]
 
 
 def raises(number: int, call: object, *args: object) -> None:
