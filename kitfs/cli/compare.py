@@ -10,9 +10,10 @@ import click
 
 from kitfs.cli.host import host_of
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import human_size, put, put_json, shown
+from kitfs.cli.output import human_size, put, put_json
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import KitfsError, NotFound, UnsupportedLayer
+from kitfs.escaping import shown
 
 if TYPE_CHECKING:
     from kitfs.kit import Host, Kit
@@ -153,18 +154,21 @@ def _files_of(host: Host, kit: Kit) -> dict[str, File]:
 def _put_layers(a: Side, b: Side, comparison: Comparison) -> None:
     put("Comparing:")
     put(f"  ModelKit1: {a.name}")
-    put(f"  ModelKit2: {b.name}\n")
+    put(f"  ModelKit2: {b.name}")
+    put("")
     put("Configurations:")
     put(RULE)
     if comparison.same_config:
-        put(f"  Configs are identical (Digest: {a.manifest.config.digest[:17]})\n")
+        put(f"  Configs are identical (Digest: {a.manifest.config.digest[:17]})")
     else:
         put("Configs differ:")
         put(f"  ModelKit1 Config Digest: {a.manifest.config.digest[:17]}")
-        put(f"  ModelKit2 Config Digest: {b.manifest.config.digest[:17]}\n")
+        put(f"  ModelKit2 Config Digest: {b.manifest.config.digest[:17]}")
+    put("")
     put("Annotations:")
     put(RULE)
-    put("  Annotations are identical \n" if comparison.same_annotations else "  Annotations does not match\n")
+    put("  Annotations are identical " if comparison.same_annotations else "  Annotations does not match")
+    put("")
     titles = ("Shared Layers", f"Unique Layers to ModelKit1 ({a.name})", f"Unique Layers to ModelKit2 ({b.name})")
     for title, layers in zip(titles, (comparison.shared, comparison.first, comparison.second), strict=True):
         put(title)

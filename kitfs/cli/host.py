@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kitfs.config import Settings
+from kitfs.escaping import LogFormatter
 
 if TYPE_CHECKING:
     from kitfs.kit import Host
@@ -53,7 +54,7 @@ def _told(settings: Settings) -> Iterator[logging.Logger]:
     log = logging.getLogger("kitfs")
     log.setLevel(settings["log-level"].upper() if settings.given("log-level") else logging.WARNING)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("kitfs: %(message)s"))
+    handler.setFormatter(LogFormatter("kitfs: %(message)s"))
     if not settings.given("log-level"):
         handler.addFilter(lambda record: record.levelno < logging.ERROR or record.exc_info is not None)  # the verb's own error says it
     log.addHandler(handler)

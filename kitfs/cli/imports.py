@@ -16,10 +16,11 @@ from kitfs.cli.kits import _kitfile as kitfile_of
 from kitfs.cli.kits import _references as references_of
 from kitfs.cli.kits import _source_date as source_date
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import put, put_json, say, shown
+from kitfs.cli.output import put, put_json, put_lines, say
 from kitfs.cli.progress import Reporter
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import UsageError
+from kitfs.escaping import shown
 
 if TYPE_CHECKING:
     from kitfs.kit import Host
@@ -59,15 +60,15 @@ def init(settings: Settings, directory: str) -> None:
     package = Package(told["name"], description=told["desc"], authors=(told["author"],) if told["author"] else ())
     root = generating.directory_of(directory)
     kitfile = generating.generate(root, package, generating.reader_of(directory), report)
-    text = kitfile.to_yaml()
+    text = kitfile.to_yaml(printable=path == STDOUT)
     if path != STDOUT:
         generating.save(path, text, overwrite=settings["overwrite"])
     if settings["json"]:
         put_json({"path": None if path == STDOUT else os.path.abspath(path), "kitfile": json.loads(kitfile.to_json())})
     elif path == STDOUT:
-        put(text.removesuffix("\n"))
+        put_lines(text.removesuffix("\n"))
     else:
-        put(f"Generated Kitfile:\n\n{text}")
+        put_lines(f"Generated Kitfile:\n\n{text}")
         put(f"Saved to path '{path}'")
 
 
@@ -207,7 +208,7 @@ class _Import:
         from kitfs.ops.pack import parse_kitfile
 
         text = kitfile.to_yaml()
-        self._report.say(f"Generated Kitfile:\n\n{text}\n", event="kitfile", kitfile=json.loads(kitfile.to_json()))
+        self._report.say_lines(f"Generated Kitfile:\n\n{kitfile.to_yaml(printable=True)}\n", event="kitfile", kitfile=json.loads(kitfile.to_json()))
         if self._settings["json"] or not sys.stdin.isatty():
             return kitfile
         if not click.confirm("Would you like to edit Kitfile before packing?", default=False, err=True):

@@ -10,10 +10,11 @@ import click
 from kitfs.cli.host import host_of, store_of
 from kitfs.cli.kits import ended_at_once, settled
 from kitfs.cli.options import Command, Verbs, takes
-from kitfs.cli.output import human_size, put, put_json, put_table, shown
+from kitfs.cli.output import human_size, put, put_json, put_json_text, put_table
 from kitfs.cli.progress import Reporter
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import NotFound, UsageError
+from kitfs.escaping import shown
 from kitfs.ops.events import Noted
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def list_indexes(settings: Settings) -> None:
         rows = [(_repository(row.name), row) for row in indexes.listed(store)]
     rows.sort(key=lambda row: (row[0], row[1].digest))
     if _as_json(settings):
-        put(indented([{"repo": repo, "digest": row.digest, "tags": list(row.tags), "modelKits": row.kits} for repo, row in rows]))
+        put_json_text(indented([{"repo": repo, "digest": row.digest, "tags": list(row.tags), "modelKits": row.kits} for repo, row in rows]))
         return
     cells = [(repo, tag, NONE if row.kits is None else str(row.kits), row.digest) for repo, row in rows for tag in row.tags]
     put_table(("REPOSITORY", "TAG", "MODELKITS", "DIGEST"), cells)
@@ -163,7 +164,7 @@ def info(settings: Settings, reference: str) -> None:
 
         sizes = [indexes.size_of(variant, manifest) for variant in found.value.variants]
     if _as_json(settings):
-        put(indented(indexes.as_json(found, named, sizes)))
+        put_json_text(indented(indexes.as_json(found, named, sizes)))
         return
     count = len(sizes)
     put(f"Index {named.display} ({found.digest})")
@@ -192,12 +193,7 @@ def inspect(settings: Settings, reference: str) -> None:
     from kitfs.oci.kitindex import indented
 
     with host_of(settings) as host:
-        put(shown_json(indented(_look(settings, host, reference)[1].data)))
-
-
-def shown_json(text: str) -> str:
-    """JSON whose control characters cannot drive a terminal: JSON has none but blanks, and DEL and C1 are escaped."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in text)
+        put_json_text(indented(_look(settings, host, reference)[1].data))
 
 
 @index.command("push", cls=Command, short_help="Bring an index of the store, and its kits, to a registry.")

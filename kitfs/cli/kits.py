@@ -12,10 +12,11 @@ import click
 
 from kitfs.cli.host import host_of
 from kitfs.cli.options import Command, Interrupted, takes
-from kitfs.cli.output import flush, say, shown
+from kitfs.cli.output import flush, say
 from kitfs.cli.progress import Reporter
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import ContextError, KitfsError, UsageError
+from kitfs.escaping import shown
 from kitfs.ops.events import Noted
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ import click
 from kitfs.cli.host import host_of, store_of
 from kitfs.cli.kits import settled
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import human_size, put, put_json, put_table, say, shown
+from kitfs.cli.output import human_size, put, put_json, put_json_text, put_lines, put_table, say
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import KitfsError, NotFound, UsageError
+from kitfs.escaping import shown
 
 if TYPE_CHECKING:
     from kitfs.kit import Host
@@ -58,8 +59,8 @@ def list_kits(settings: Settings, repository: str | None) -> None:
         put_table(HEAD, [cells for row in rows for cells in _cells(row)])
     else:
         for row in rows:
-            text = template.render(parts, dict(zip(FIELDS, _values(row), strict=True)))
-            put(text.removesuffix("\n") if form.endswith("\n") else text)
+            text = template.render(parts, dict(zip(FIELDS, map(shown, _values(row)), strict=True)))
+            put_lines(text.removesuffix("\n") if form.endswith("\n") else text)
 
 
 def _warn(event: Event) -> None:
@@ -88,7 +89,7 @@ def _put_go_json(value: object) -> None:
     """JSON byte for byte as kit prints it."""
     from kitfs.oci.gojson import indented
 
-    put(indented(value))
+    put_json_text(indented(value))
 
 
 @click.command("inspect", cls=Command, short_help="Show a kit's manifest and Kitfile as JSON.")
@@ -114,7 +115,7 @@ def info(settings: Settings, reference: str) -> None:
     if settings["json"]:
         _put_go_json(inspecting.as_json(found))
     else:
-        put(dump(inspecting.as_yaml(found)).removesuffix("\n"))
+        put_lines(dump(inspecting.as_yaml(found), printable=True).removesuffix("\n"))
 
 
 def _look(settings: Settings, text: str) -> Look:

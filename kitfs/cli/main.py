@@ -15,7 +15,7 @@ import click
 from kitfs import __version__
 from kitfs.cli import compare, demo, imports, index, kits, kits_local, login, mount, serve, shell, tree, unpack
 from kitfs.cli.options import Verbs
-from kitfs.cli.output import Unwritable, flush, put, settle_streams
+from kitfs.cli.output import Unwritable, flush, put, say, settle_streams
 from kitfs.errors import KitfsError
 
 
@@ -73,5 +73,5 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
 
 def fail(message: str, code: int) -> int:
     """One line on stderr; gives the exit code back."""
-    sys.stderr.write("kitfs: " + " ".join(message.split()) + "\n")
+    say("kitfs: " + " ".join(message.split()))
     return code

@@ -13,9 +13,10 @@ import click
 
 from kitfs.cli.kits import settled
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import Unwritable, flush, human_size, put, put_json, put_table, say, shown
+from kitfs.cli.output import Unwritable, flush, human_size, put, put_json, put_table, say
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import KitfsError, MountError, NotFound, UsageError
+from kitfs.escaping import shown
 
 if TYPE_CHECKING:
     from kitfs.daemon.life import MountRequest

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from kitfs.cli.output import flush, put
+from kitfs.cli.output import flush, put_lines
 from kitfs.config import OPTIONS, Option, Settings
 from kitfs.errors import KitfsError
 
@@ -41,7 +41,7 @@ class _Helpful(click.Command):
 
 def _show_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        put(ctx.get_help())
+        put_lines(ctx.get_help())
         flush()
         ctx.exit()
 

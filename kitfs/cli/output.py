@@ -1,6 +1,7 @@
 """What verbs print: tables, JSON, messages on stderr. Programs get JSON with sorted meaning and no colour; people get columns.
 
-All of stdout goes through here, so that one that cannot be written is told apart from every other failure.
+All of stdout goes through here, so that one that cannot be written is told apart from every other failure, and so that no foreign
+text reaches a terminal unescaped (``escaping``): ``put`` and ``say`` write one line, ``put_lines`` a text of several.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kitfs.errors import KitfsError
+from kitfs.escaping import shown, shown_json, shown_lines
 
 
 class Unwritable(KitfsError):  # noqa: N818 - as the classes of errors.py
@@ -49,8 +51,8 @@ def _writing() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A message for people, on stderr."""
-    sys.stderr.write(f"{text}\n")
+    """Write one line for people to stderr."""
+    sys.stderr.write(f"{shown(text)}\n")
 
 
 _before: Callable[[], None] | None = None
@@ -70,7 +72,21 @@ def _begin() -> None:
 
 
 def put(text: str) -> None:
-    """One line of the answer, on stdout."""
+    """Write one line of the answer to stdout."""
+    _put_escaped(shown(text))
+
+
+def put_lines(text: str) -> None:
+    """Write a text of several lines to stdout: newlines and tabs stay."""
+    _put_escaped(shown_lines(text))
+
+
+def put_json_text(text: str) -> None:
+    """Write JSON to stdout that is text already."""
+    _put_escaped(shown_json(text))
+
+
+def _put_escaped(text: str) -> None:
     _begin()
     with _writing():
         sys.stdout.write(f"{text}\n")
@@ -91,11 +107,12 @@ def flush() -> None:
 
 def put_json(value: Any) -> None:
     """The answer for programs."""
-    put(json.dumps(value, indent=2, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8")))
+    put_json_text(json.dumps(value, indent=2, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8")))
 
 
 def put_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as kit prints them: as wide as their widest cell, three blanks between."""
+    rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
         put("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -111,14 +128,3 @@ def human_size(size: int) -> str:
         if value < 1024 or unit == "PiB":
             return f"{int(value * 10) / 10:.1f} {unit}"
     raise AssertionError("unreachable")
-
-
-def shown(path: str) -> str:
-    """A path of a kit as it may be printed: control characters and broken UTF-8 escaped, so that no name can drive a terminal."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in path)
-
-
-def _escaped(c: str) -> str:
-    if 0xDC80 <= ord(c) <= 0xDCFF:  # a byte that is not UTF-8, by surrogateescape
-        return f"\\x{ord(c) - 0xDC00:02x}"
-    return c.encode("unicode_escape").decode()

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from kitfs.cli.output import before_the_answer, flush, human_size, put, say, shown
+from kitfs.cli.output import before_the_answer, flush, human_size, put, put_json_text, put_lines, say
+from kitfs.escaping import shown
 from kitfs.ops.events import Event, Moved, Noted, Saved, Total, Warned
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Reporter:
                 self._done[event.name] = self._done.get(event.name, 0) + event.size
                 self._draw(event.name)
             if self._json:
-                put(json.dumps(as_json(event)))
+                put_json_text(json.dumps(as_json(event)))
                 flush()
             elif isinstance(event, Warned):
                 self._line(lambda: say(f"kitfs: warning: {shown(event.text)}"))
@@ -78,12 +79,16 @@ class Reporter:
                 self._line(lambda: put(_saved(event)))
 
     def say(self, text: str, **fields: Any) -> None:
-        """A line of the verb's own on stdout; for programs, an event of the name ``text`` would be, with ``fields``."""
+        """Write a line of the verb's own to stdout; for programs, an event with ``fields``."""
+        self.say_lines(shown(text), **fields)
+
+    def say_lines(self, text: str, **fields: Any) -> None:
+        """As ``say``, for a text of several lines."""
         with self._lock:
             if self._json:
-                put(json.dumps(fields))
+                put_json_text(json.dumps(fields))
             else:
-                self._line(lambda: put(text))
+                self._line(lambda: put_lines(text))
             flush()
 
     def _line(self, write: Any) -> None:

@@ -10,6 +10,7 @@ import click
 from kitfs.cli.options import Command, takes
 from kitfs.cli.output import flush, put
 from kitfs.config import COMMON, Settings
+from kitfs.escaping import LogFormatter
 
 
 @click.command("serve", cls=Command, short_help="Be an OCI registry over a store.")
@@ -25,7 +26,7 @@ def serve(settings: Settings) -> None:
     from kitfs.server.run import serve as run
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("kitfs")
     log.addHandler(handler)
     log.setLevel(settings["log-level"].upper())

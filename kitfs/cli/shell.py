@@ -10,7 +10,7 @@ import click
 from kitfs import __version__
 from kitfs.cli.host import store_of
 from kitfs.cli.options import Command, Verbs, takes
-from kitfs.cli.output import human_size, put, put_json, say
+from kitfs.cli.output import human_size, put, put_json, put_lines, say
 from kitfs.config import COMMON, Settings
 from kitfs.errors import UsageError
 
@@ -89,7 +89,7 @@ def help_(_: Settings, verb: tuple[str, ...]) -> None:
         if found is None:
             raise UsageError(f"unknown command {' '.join(verb)!r}; kitfs help lists the commands")
         at = click.Context(found, info_name=name, parent=at)
-    put(at.command.get_help(at))
+    put_lines(at.command.get_help(at))
 
 
 @click.command("completion", cls=Command, short_help="Print what makes a shell complete kitfs.")
@@ -106,7 +106,7 @@ def completion(_: Settings, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     script = kind(click.get_current_context().find_root().command, {}, "kitfs", "_KITFS_COMPLETE")
-    put(ShellComplete.source(script))  # bash's own looks for a bash first, which need not be where this runs
+    put_lines(ShellComplete.source(script))  # bash's own looks for a bash first, which need not be where this runs
 
 
 VERBS = (cache, version, help_, completion)

@@ -12,9 +12,10 @@ import click
 from kitfs.cli.host import host_of
 from kitfs.cli.mount import reference_of
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import flush, put, put_bytes, put_json, shown
+from kitfs.cli.output import flush, put, put_bytes, put_json
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import UsageError
+from kitfs.escaping import shown
 
 if TYPE_CHECKING:
     from kitfs.fuse.tree import Node, Tree

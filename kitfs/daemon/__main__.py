@@ -9,6 +9,7 @@ from dataclasses import asdict
 from kitfs.daemon.life import MountRequest, finish, start, told
 from kitfs.daemon.record import RunDir
 from kitfs.errors import KitfsError, UsageError
+from kitfs.escaping import shown
 
 
 def main() -> int:
@@ -17,7 +18,7 @@ def main() -> int:
         request = json.load(sys.stdin)
         if sys.argv[1:] == ["mount"]:
             request["only"] = tuple(request["only"])
-            answer = asdict(start(MountRequest(**request), lambda warning: print(warning, file=sys.stderr)))  # noqa: T201
+            answer = asdict(start(MountRequest(**request), lambda warning: print(shown(warning), file=sys.stderr)))  # noqa: T201
         elif sys.argv[1:] == ["umount"]:
             finish(RunDir(request["run_dir"]), request["mountpoint"], lazy=False)
             answer = {}

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from kitfs import errors
 from kitfs.daemon.record import Record, RunDir, listen
 from kitfs.errors import KitfsError, MountError
+from kitfs.escaping import LogFormatter
 
 if TYPE_CHECKING:
     from kitfs.config import Settings
@@ -450,7 +451,7 @@ def _logging(path: str, level: str, last_error: logging.Handler, stderr: bool) -
         assert file.stream is not None
         os.dup2(file.stream.fileno(), 2)
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
     try:
         yield log

@@ -49,9 +49,13 @@ class Analysis(NamedTuple):
     block: bool
 
 
-def dump(value: Any) -> str:
-    """A document as yaml.v3 writes it, with its final newline. Texts must be free of lone surrogates."""
-    writer = _Writer()
+def dump(value: Any, *, printable: bool = False) -> str:
+    """A document as yaml.v3 writes it, with its final newline. Texts must be free of lone surrogates.
+
+    With ``printable`` a text with a character that a terminal must not be given (``escaping``) is quoted and the character escaped, which
+    yaml.v3 does for some of them only; it is read back as the same text.
+    """
+    writer = _Writer(printable=printable)
     if isinstance(value, Mapping) and value:
         writer.mapping(value, 0)
     elif isinstance(value, list) and value and not isinstance(value, Flow):
@@ -65,7 +69,8 @@ def dump(value: Any) -> str:
 class _Writer:
     """The emitter's state: ``column``, whether white space came last, whether nothing but indentation stands on the line."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, printable: bool) -> None:
+        self.printable = printable
         self.out: list[str] = []
         self.column = 0
         self.whitespace = True
@@ -131,6 +136,8 @@ class _Writer:
             style = '"'
         if style == "|" and (not analysis.block or self.flow or key):
             style = '"'
+        if self.printable and not text.replace("\n", "").isprintable():
+            style = '"'
         if style == '"':
             self.double_quoted(text)
         elif style == "|":
@@ -157,7 +164,8 @@ class _Writer:
     def double_quoted(self, text: str) -> None:
         self.indicator('"', spaced=True)
         everything = text.startswith("\ufeff")  # is_bom looks at the first character, wherever it is asked about
-        self.put("".join(map(_escape, text)) if everything else ESCAPED.sub(lambda m: _escape(m[0]), text))
+        quoted = "".join(map(_escape, text)) if everything else ESCAPED.sub(lambda m: _escape(m[0]), text)
+        self.put("".join(c if c.isprintable() else _escape(c) for c in quoted) if self.printable else quoted)
         self.indicator('"')
 
     def literal(self, text: str, indent: int) -> None:

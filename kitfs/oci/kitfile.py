@@ -180,9 +180,9 @@ class Kitfile:
         except ValueError as e:
             raise KitfileError(f"the Kitfile cannot be written as JSON: {e}")
 
-    def to_yaml(self) -> str:
-        """The Kitfile as kit prints it (info) and writes it (unpack): without digests, authors in flow style."""
-        return goemit.dump(schema.to_yaml(self))
+    def to_yaml(self, *, printable: bool = False) -> str:
+        """The Kitfile as kit prints it (info) and writes it (unpack): without digests, authors in flow style. ``printable`` as in ``dump``."""
+        return goemit.dump(schema.to_yaml(self), printable=printable)
 
     def entries(self) -> tuple[Entry, ...]:
         """The entries that have a layer, in layer order: model, parts, code, datasets, docs, prompts, mcpServers."""

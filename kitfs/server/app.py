@@ -24,7 +24,7 @@ from urllib.parse import urlencode
 from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestPayloadError
 
-from kitfs import __version__
+from kitfs import __version__, escaping
 from kitfs.errors import KitfsError
 from kitfs.oci.manifest import IMAGE_INDEX
 from kitfs.server import ranges
@@ -589,6 +589,6 @@ def unchanged(header: str | None, digest: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """Foreign text for a line of the log."""
-    return "".join(c if c.isprintable() and c != '"' else f"\\x{ord(c):02x}" for c in text[:500])
+    """Foreign text between the quotes of a line of the log."""
+    return escaping.shown(text[:500]).replace('"', "\\x22")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kitfs.cli.output import human_size, put_table, shown
+from kitfs.cli.output import human_size, put_table
+from kitfs.escaping import shown
 
 
 @pytest.mark.parametrize(
