@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
-from kitfs.errors import KitfsError, ManifestError, NotFound, StoreError, UsageError
+from kitfs.errors import KitfsError, ManifestError, NotFound, StoreError, Unauthorized, UsageError
 from kitfs.oci.gojson import dumps
 from kitfs.oci.kitindex import KIT_SIZE, ORIGINAL_TAG, Edits, KitIndex, Variant, is_kit_index
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Manifest
@@ -222,8 +222,8 @@ def push(source: Reference, destination: Reference, store: Store, target: Target
 def _has(target: Origin, digest: Digest) -> bool:
     try:
         target.manifest(digest)
-    except NotFound:
-        return False
+    except (NotFound, Unauthorized):
+        return False  # some answer 401 or 403 for what is not there; a push tells whether it may be
     return True
 
 

@@ -30,7 +30,7 @@ from kitfs.ops.shape import Shape as Shape
 from kitfs.ops.shape import Written
 from kitfs.ops.transfer import Target
 from kitfs.ops.walk import Plan, plan
-from kitfs.registry.upload import Journal
+from kitfs.registry.ways import Journal
 from kitfs.store.store import Store
 
 KITFILE_NAMES: Final = ("Kitfile", "kitfile", ".kitfile")

@@ -16,7 +16,7 @@ from kitfs.ops.local import LocalKit, find, kits
 from kitfs.store import evict
 from kitfs.store.store import Store
 
-UNSUPPORTED = (400, 405)  # how registries answer who deletes a tag, where that is not done
+PASSING = (401, 403, 408, 429)  # statuses that do not say that a registry deletes no tags, or nothing at all
 
 
 class Removed(NamedTuple):
@@ -102,20 +102,32 @@ def remove_remote(repository: Repository, reference: Reference, *, force: bool =
         try:
             repository.delete_manifest(tag)
             return Removed(reference.name, digest, (tag,), kit=False)
-        except RegistryError as e:
-            if e.status not in UNSUPPORTED:
+        except (RegistryError, NotFound) as e:
+            if not _unsupported(e):
                 raise
             others = [t for t in repository.tags() if t != tag and _means(repository, t, digest)]
             if others:
                 told = f"remote registry does not support untagging; --force deletes the kit, and with it the tags {', '.join(others[:5])}"
-                raise RegistryError(f"{reference.display}: {told}", status=e.status, code=e.code, url=e.url)
+                raise _as(e, f"{reference.display}: {told}")
     try:
         repository.delete_manifest(digest)
     except RegistryError as e:
-        if e.status == 405:
-            raise RegistryError(f"removing models is unsupported by registry {reference.registry}", status=e.status, code=e.code, url=e.url)
+        if _unsupported(e):
+            raise _as(e, f"removing models is unsupported by registry {reference.registry}")
         raise
     return Removed(reference.name, digest, () if reference.digest else (tag,), kit=True)
+
+
+def _unsupported(e: RegistryError | NotFound) -> bool:
+    """Whether an answer to a DELETE says that the registry does not do that: 400, 404, 405, 501 …, for what was there a moment ago."""
+    status = e.status if isinstance(e, RegistryError) else 404
+    return status == 501 or (status < 500 and status not in PASSING)
+
+
+def _as(e: RegistryError | NotFound, told: str) -> RegistryError:
+    if isinstance(e, RegistryError):
+        return RegistryError(told, status=e.status, code=e.code, url=e.url)
+    return RegistryError(told, status=404)
 
 
 def _means(repository: Repository, tag: str, digest: Digest) -> bool:

@@ -21,13 +21,16 @@ from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest
 from kitfs.oci.names import LOCAL, TAG, Digest, Reference
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.blob import RemoteBlob
+from kitfs.registry.body import Body, Read
 from kitfs.registry.credentials import DOCKER_HOSTS, Credentials
 from kitfs.registry.duplex import DuplexTransport
 from kitfs.registry.failures import Broken, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
 from kitfs.registry.referrers import EMPTY, entry_of, listing, omitting, subject_of, tag_of
+from kitfs.registry.refusals import manifest_refusal
 from kitfs.registry.retry import CONNECT_BUDGET, RetryTransport
 from kitfs.registry.transport import ClientOptions, is_loopback
-from kitfs.registry.upload import CHUNK, Body, Journal, Read, Upload, refusal
+from kitfs.registry.upload import CHUNK, Upload
+from kitfs.registry.ways import Journal, Lessons
 
 __all__ = ["ClientOptions", "RegistryClient", "Repository"]
 
@@ -75,6 +78,7 @@ class RegistryClient:
         self.log: Final = log
         self._credentials = credentials
         self._tokens = Tokens()
+        self.lessons: Final = Lessons()
         timeout = httpx.Timeout(options.read_timeout, connect=min(options.connect_timeout, options.read_timeout), pool=None)
         self._http = httpx.Client(
             transport=RetryTransport(transport or DuplexTransport(options), counters),
@@ -178,8 +182,7 @@ class Repository:
         except InvalidReference:
             digest = Digest.of(data)
         _check(digest, data, f"{what}: the manifest that {endpoint.host} sends")
-        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-        return Descriptor(media_type, digest, len(data)), data
+        return Descriptor(media_type_of(response), digest, len(data)), data
 
     def blob(self, descriptor: Descriptor) -> RemoteBlob:
         """A blob as a Source; nothing is asked until it is read."""
@@ -206,10 +209,10 @@ class Repository:
             what = f"{self._name}: blob {descriptor.digest}"
             response = self._client.send(endpoint, "HEAD", f"{endpoint.base}/blobs/{descriptor.digest}", {}, what)
             response.close()
-            if response.status_code not in (200, 404):
+            if not response.is_success and response.status_code != 404:
                 response._content = b""  # noqa: SLF001 - the body of a HEAD
                 raise failure(response, what)
-            return response.status_code == 200
+            return response.is_success
 
         return self.each(ask)
 
@@ -225,7 +228,11 @@ class Repository:
                     break
                 try:
                     response, data = self._small(endpoint, url, {"Accept": IMAGE_INDEX}, MAX_MANIFEST, what)
-                except NotFound:
+                except (NotFound, RegistryError) as e:
+                    if not lacks(e):
+                        raise
+                    return _of_type(self._stand_in(endpoint, digest), artifact_type)
+                if media_type_of(response) != IMAGE_INDEX:  # 200 and a page for people: there is no such API
                     return _of_type(self._stand_in(endpoint, digest), artifact_type)
                 if len(data) > MAX_MANIFEST:
                     raise ManifestError(f"{what}: {endpoint.host} answers with more than {MAX_MANIFEST} bytes")
@@ -240,7 +247,9 @@ class Repository:
     def _stand_in(self, endpoint: Endpoint, digest: Digest) -> tuple[Descriptor, ...]:
         """The index under the tag that distribution-spec's "Referrers Tag Schema" makes of a digest."""
         try:
-            return IndexManifest.parse(self._manifest(endpoint, tag_of(digest))[1]).manifests
+            found, data = self._manifest(endpoint, tag_of(digest))
+            # GitLab takes the tag for the digest, and returns the subject.
+            return () if found.digest == digest else IndexManifest.parse(data).manifests
         except NotFound:
             return ()
 
@@ -279,8 +288,10 @@ class Repository:
         _check(digest, data, f"{what}: the manifest to push")
         response = self._client.send(endpoint, "PUT", f"{endpoint.base}/manifests/{identifier}", {"Content-Type": media_type}, what, body=data)
         read_error(response)
-        if response.status_code not in (200, 201):
-            raise refusal(response, what)
+        if not response.is_success:
+            raise manifest_refusal(response, what)
+        if not {"Docker-Content-Digest", "Location"} & {name.title() for name in response.headers}:
+            self._look_again(endpoint, identifier, digest, what)
         try:
             stored = Digest.parse(response.headers.get("Docker-Content-Digest", digest))
         except InvalidReference as e:
@@ -288,8 +299,18 @@ class Repository:
         _check(stored, data, f"{what}: the manifest that {endpoint.host} has stored")
         return digest, "OCI-Subject" in response.headers
 
+    def _look_again(self, endpoint: Endpoint, identifier: str, digest: Digest, what: str) -> None:
+        """Raise RegistryError when a manifest is not there although its PUT was answered with 2xx, but without a registry's headers."""
+        try:
+            found = self._manifest(endpoint, identifier)[0].digest
+        except NotFound:
+            found = None
+        if found != digest:
+            told = f"{what}: {endpoint.host} took the manifest and does not have it: it may not be a registry"
+            raise RegistryError(told, url=shown(endpoint.base))
+
     def delete_manifest(self, identifier: str) -> None:
-        """Delete a tag, or a manifest with all its tags by digest. Raises NotFound, RegistryError (400 or 405: the registry deletes none)."""
+        """Delete a tag, or a manifest with all its tags by digest. Raises NotFound, RegistryError when the registry deletes none."""
         what = f"{self._name}{'@' if ':' in identifier else ':'}{identifier}"
         endpoint = self.endpoints[-1].scoped(f"repository:{self._name}:pull,delete")
         try:
@@ -298,7 +319,7 @@ class Repository:
             subject = None  # a manifest that cannot be read may be deleted all the same
         response = self._client.send(endpoint, "DELETE", f"{endpoint.base}/manifests/{identifier}", {}, what)
         read_error(response)
-        if response.status_code not in (200, 202, 204):
+        if not response.is_success:
             raise failure(response, what)
         if subject is not None:
             self._relist(self._pushing(), subject, lambda index: omitting(index, Digest.parse(identifier)))
@@ -307,7 +328,8 @@ class Repository:
         """Change the index that stands in for the referrers API, if there is one to change."""
         tag = tag_of(subject)
         try:
-            index = self._manifest(endpoint, tag)[1]
+            found, index = self._manifest(endpoint, tag)
+            index = EMPTY if found.digest == subject else index  # GitLab takes the tag for the digest
         except NotFound:
             index = EMPTY
         try:
@@ -373,6 +395,17 @@ class Repository:
             except KitfsError as e:
                 causes.append(e)
         raise combined(causes, [e.host for e in self.endpoints])
+
+
+def media_type_of(response: httpx.Response) -> str:
+    """The Content-Type without its parameters."""
+    return str(response.headers.get("Content-Type", "")).partition(";")[0].strip()
+
+
+def lacks(error: NotFound | RegistryError) -> bool:
+    """Whether an answer says that the registry does not do what was asked for: 501, and 4xx but a limit of time or number."""
+    status = error.status if isinstance(error, RegistryError) else 404
+    return status == 501 or (400 <= status < 500 and status not in (408, 429))
 
 
 def _of_type(found: Sequence[Descriptor], artifact_type: str | None) -> tuple[Descriptor, ...]:

@@ -122,7 +122,7 @@ def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
     url = shown(response.request.url)
     host = host_of(response.request.url)
     status = response.status_code
-    code, message = _told(response)
+    code, message = told(response)
     detail = f" ({message})" if message else ""
     if status == 404:
         return NotFound(f"{what}: {host}: not found{': ' + UNKNOWN[code] if code in UNKNOWN else detail}")
@@ -171,7 +171,7 @@ def read_error(response: httpx.Response) -> None:
         response._content = b""  # noqa: SLF001 - as above
 
 
-def _told(response: httpx.Response) -> tuple[str, str]:
+def told(response: httpx.Response) -> tuple[str, str]:
     """(code, message) of a distribution-spec error body; ("", "") where there is none."""
     try:
         error = json.loads(response.content)["errors"][0]

@@ -1,65 +1,65 @@
-"""Pushing a blob: looked for first, mounted from a repository beside it, else sent; chunks are taken up where they broke off.
+"""Pushing a blob: it is looked for first, mounted from a repository beside it, or sent; chunks resume where they broke off.
 
-Follows distribution-spec v1.1 "Pushing blobs" and, for what goes in one piece and what in chunks, KITOPS §7. The registry's word counts
-for how much of a blob it has: after every setback it is asked (GET of the session), and a session that it has lost is begun anew. Setbacks
-are borne within a budget that each byte more which the registry acknowledges renews. Not a source of digests: the registry checks them.
-Threading: an Upload is of one thread; several blobs go up at once over the client that they share.
+Follows distribution-spec v1.1 "Pushing blobs". What a registry can do is learned from its answers: statuses are read by class (any 2xx
+means done), a way of sending that it refuses is followed by the next one (``registry.ways``), and its bookkeeping (Range, Location,
+Docker-Upload-UUID) is a hint, since the digest in the closing request decides. After a setback the session is asked how much it has
+(GET), and a session that the registry has lost is replaced by a new one. Setbacks are tolerated within a budget that is renewed by each
+byte that the registry acknowledges beyond what it ever had.
+Threading: an Upload belongs to one thread; several blobs are sent at once over the client that they share.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import httpx
 
-from kitfs.errors import IntegrityError, KitfsError, RateLimited, RegistryError, StoreError, Unavailable
+from kitfs.errors import IntegrityError, KitfsError, RateLimited, RegistryError, Unavailable
 from kitfs.oci.manifest import Descriptor
-from kitfs.registry.failures import Stalled, failure, host_of, mapped, read_error, shown
+from kitfs.registry.body import Body, Read
+from kitfs.registry.failures import Stalled, failure, mapped, read_error, shown
+from kitfs.registry.refusals import code_of, refusal
 from kitfs.registry.retry import AGAIN, MAX_WAIT, pause_after, retry_after
+from kitfs.registry.ways import PATCH, PUT, Journal, Plan
 
 if TYPE_CHECKING:
     from kitfs.registry.client import Endpoint, RegistryClient
 
-CHUNK: Final = 32 << 20  # bytes of one PATCH; what is smaller goes in one PUT
+CHUNK: Final = 32 << 20  # bytes of one PATCH; a smaller blob goes in one PUT
 FRUITLESS: Final = 5  # setbacks in a row, none of which brought the registry a byte more
-IN_ONE_PIECE: Final = re.compile(r"ghcr\.io|.*\.pkg\.dev|.*gcr\.io|.*\.amazonaws\.com(?:\.cn)?")  # hosts that want no chunks
 FOREVER: Final = frozenset({501, 505, 507})  # of 5xx: what no second attempt changes
-RANGE: Final = re.compile(r"(?:bytes[= ])?0-(-1|\d{1,19})")
+RANGE: Final = re.compile(r"(?:bytes[= ])?0-(-1|\d{1,19})(?:/.*)?")
+LOST: Final = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
+CLOSED: Final = frozenset({"DENIED", "UNAUTHORIZED"})  # codes that no other way of sending changes
 OCTETS: Final = "application/octet-stream"
-REFUSALS: Final = {
-    405: "it takes no pushes (it may be read-only)",
-    413: "too much for one request (a limit of the registry, or of a proxy before it)",
-    507: "it has no space left",
-}
-Read = Callable[[int], Iterator[bytes]]
-
-
-class Journal(Protocol):
-    """Where unfinished sessions are noted: a hint between processes, which may forget. The store's catalog is one."""
-
-    def get(self, key: tuple[str, str], /) -> Any: ...
-
-    def set(self, key: tuple[str, str], value: Any, /) -> None: ...
-
-    def delete(self, key: tuple[str, str], /) -> None: ...
 
 
 class Setback(Exception):  # noqa: N818 - not an error yet
-    """An attempt that may be made again after ``pause`` seconds (None: the usual); ``error`` is what it is when there is no other.
+    """An attempt that may be repeated after ``pause`` seconds (None: the usual); ``error`` is raised when the budget is spent.
 
-    ``lost``: the registry has no such session any more.
+    ``lost``: the registry has no such session any more. ``other``: at the end of the budget another way of sending may help.
     """
 
-    def __init__(self, error: KitfsError, *, pause: float | None = None, lost: bool = False) -> None:
+    def __init__(self, error: KitfsError, *, pause: float | None = None, lost: bool = False, other: bool = False) -> None:
         super().__init__(error)
         self.error = error
         self.pause = pause
         self.lost = lost
+        self.other = other
+
+
+class Refused(Exception):  # noqa: N818 - not an error while there is another way
+    """The registry does not take the bytes in this way. ``too_large``: bytes of the request, where its size was refused."""
+
+    def __init__(self, error: KitfsError, *, too_large: int | None = None) -> None:
+        super().__init__(error)
+        self.error = error
+        self.too_large = too_large
 
 
 @dataclass(slots=True)
@@ -67,6 +67,7 @@ class Session:
     """An upload session. ``at``: bytes that the registry has, where it is ``sure``; ``least``: bytes of every chunk but the last.
 
     ``exact``: each byte was sent by this process and acknowledged in order, so that a wrong digest cannot be the session's fault.
+    ``odd``: a Range was not the one that was due. ``doubted``: the place where a chunk was refused with 416 before.
     """
 
     location: httpx.URL
@@ -74,41 +75,8 @@ class Session:
     least: int = 0
     sure: bool = True
     exact: bool = True
-
-
-class Body(httpx.SyncByteStream):
-    """The bytes [start, stop) of a blob, read anew each time they are sent; ``sent`` is told the place up to which they went out."""
-
-    def __init__(self, read: Read, start: int, stop: int, what: str, sent: Callable[[int], None]) -> None:
-        self._read = read
-        self._start = start
-        self._stop = stop
-        self._what = what
-        self._sent = sent
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self._stop - self._start
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Pieces. Raises StoreError when they cannot be read, IntegrityError when there are too few."""
-        at = self._start
-        self._sent(at)
-        pieces = self._pieces()
-        while at < self._stop:
-            piece = next(pieces, b"")[: self._stop - at]
-            if not piece:
-                raise IntegrityError(f"{self._what}: the local copy ends at byte {at}, before the end that its descriptor says")
-            yield piece
-            at += len(piece)
-            self._sent(at)
-
-    def _pieces(self) -> Iterator[bytes]:
-        try:
-            yield from (piece for piece in self._read(self._start) if piece)
-        except OSError as e:
-            raise StoreError(f"{self._what}: the local copy cannot be read: {e}")
+    odd: bool = False
+    doubted: int = -1
 
 
 class Upload:
@@ -133,9 +101,9 @@ class Upload:
         self._digest = descriptor.digest
         self._size = descriptor.size
         self._read = read
-        self._chunk = chunk
-        self._whole = self._size < chunk or IN_ONE_PIECE.fullmatch(endpoint.host.partition(":")[0].lower()) is not None
-        self._journal = None if self._whole else journal
+        self._plan = Plan(descriptor.size, chunk, client.lessons.of(endpoint.host, journal))
+        self._refusal: KitfsError | None = None  # the first one: it is raised when no way is left
+        self._journal = journal
         self._key = ("upload", f"{endpoint.base}@{self._digest}")
         self._progress = progress
         self._sleep = sleep
@@ -163,15 +131,22 @@ class Upload:
                 return "mounted"
         while True:
             try:
-                if self._closing and self._exists():
-                    break  # the answer was lost, not the blob
-                self._closing = False
-                session = session or self._begin()
-                self._send(session)
-                break
-            except Setback as setback:
-                session = self._recovered(session, setback)
+                try:
+                    if self._closing and self._exists():
+                        self._refusal = None
+                        break  # the answer was lost or wrong, and the blob is there
+                    self._closing = False
+                    session = session or self._begin()
+                    self._send(session)
+                    break
+                except Setback as setback:
+                    session = self._recovered(session, setback)
+            except Refused as refused:
+                self._change(session, refused)
+                session = None
         self._forget()
+        if self._refusal is not None:
+            self._client.lessons.learn(self._endpoint.host, self._plan.lesson, self._journal)
         self._tell(self._size)
         return "uploaded"
 
@@ -182,13 +157,14 @@ class Upload:
         return f"{self._name}: blob {self._digest}"
 
     def _exists(self) -> bool:
+        """Whether the registry says that it has the blob. A HEAD that it refuses is a no: the requests that follow tell what is wrong."""
         url = f"{self._endpoint.base}/blobs/{self._digest}"
         response = self._client.send(self._endpoint, "HEAD", url, {}, self._what)
         response.close()
-        if response.status_code in (200, 404):
-            return response.status_code == 200
-        response._content = b""  # noqa: SLF001 - the body of a HEAD
-        raise failure(response, self._what)
+        if response.status_code in AGAIN or (response.status_code >= 500 and response.status_code not in FOREVER):
+            response._content = b""  # noqa: SLF001 - the body of a HEAD
+            raise failure(response, self._what)
+        return response.is_success
 
     def _mount(self, sources: Sequence[str]) -> tuple[bool, Session | None]:
         """(whether a repository beside this one has given the blob, else the session that was begun by asking)."""
@@ -201,11 +177,11 @@ class Upload:
             try:
                 response = self._client.send(self._endpoint.scoped(scope), "POST", self._uploads(query), {}, self._what)
                 read_error(response)
-                if response.status_code == 201:
+                if response.status_code == 201 or (response.is_success and response.status_code != 202 and self._exists()):
                     if session is not None:
                         self._cancel(session)
                     return True, None
-                begun = self._begun(response) if response.status_code == 202 else None
+                begun = self._begun(response) if response.is_success else None
             except RegistryError:
                 continue  # a source that may not be pulled from, or is not there, is no reason to fail
             if session is not None and begun is not None:
@@ -215,8 +191,8 @@ class Upload:
 
     def _begin(self) -> Session:
         response = self._request("POST", self._uploads(""), {}, self._body(0, 0))
-        if response.status_code != 202:
-            raise self._refused(response, None)
+        if not response.is_success:
+            raise refusal(response, self._what)
         return self._begun(response)
 
     def _begun(self, response: httpx.Response) -> Session:
@@ -229,53 +205,54 @@ class Upload:
         return f"{self._endpoint.base}/blobs/uploads/{'?' if query else ''}{query}"
 
     def _send(self, session: Session) -> None:
-        """What the session lacks, and its end."""
+        """Send what the session lacks, and close it."""
         if not session.sure:
             self._ask(session)
-        while session.at < self._size and not self._whole:
-            self._patch(session)
-        self._close(session)
+        way = self._plan.way
+        if way == PATCH:
+            self._patch(session, self._size, {})
+        while way.chunk and session.at < self._size:
+            stop = min(self._size, session.at + max(way.chunk, session.least))
+            self._patch(session, stop, {"Content-Range": f"{session.at}-{stop - 1}"})
+        self._close(session, self._body(0 if way == PUT else self._size, self._size))
 
     def _ask(self, session: Session) -> None:
         """How much of the blob the registry has."""
         response = self._request("GET", session.location, {}, None)
+        if not response.is_success:
+            raise self._unanswered(response, session)
         found = RANGE.fullmatch(response.headers.get("Range", ""))
-        if response.status_code not in (200, 202, 204):
-            raise self._refused(response, session, any_loses=True)
         at = int(found[1]) + 1 if found else self._size + 1
         if at == 1:
             at = 0  # 0-0 is what most registries say of nothing, too
         if at > self._size:
-            raise Setback(self._lost(), pause=0, lost=True)
+            raise Setback(self._lost(), pause=0, lost=True, other=True)
         if "Location" in response.headers:
             session.location = self._location(response)
         session.sure, session.exact = True, False
         self._acknowledged(session, at)
 
-    def _patch(self, session: Session) -> None:
-        """One chunk."""
-        stop = min(self._size, session.at + max(self._chunk, session.least))
-        headers = {"Content-Type": OCTETS, "Content-Range": f"{session.at}-{stop - 1}"}
-        response = self._request("PATCH", session.location, headers, self._body(session.at, stop))
-        if response.status_code != 202:
-            raise self._refused(response, session)
+    def _patch(self, session: Session, stop: int, headers: dict[str, str]) -> None:
+        """Send the bytes up to ``stop``. Any 2xx says that they were taken; a Range counts where it says that a part of them was."""
+        body = self._body(session.at, stop)
+        response = self._request("PATCH", session.location, {"Content-Type": OCTETS, **headers}, body)
+        if not response.is_success:
+            raise self._refused(response, session, body.size)
         if "Location" in response.headers:
             session.location = self._location(response)
-        said = response.headers.get("Range", f"0-{stop - 1}")
-        found = RANGE.fullmatch(said)
-        if found is None or not session.at < int(found[1]) + 1 <= stop:
-            told = f"{self._what}: {self._endpoint.host} acknowledges bytes {said[:50]!r} where {session.at}-{stop - 1} were sent"
-            raise Setback(RegistryError(told, status=202, url=shown(session.location)))
-        self._acknowledged(session, int(found[1]) + 1)
+        found = RANGE.fullmatch(response.headers.get("Range", ""))
+        has = int(found[1]) + 1 if found else stop
+        session.odd = session.odd or has != stop
+        # Some say where this chunk ends in itself, where the first one ended, or one byte too much: the next request or the digest tells.
+        self._acknowledged(session, has if session.at < has <= stop and self._plan.way.chunk else stop)
 
-    def _close(self, session: Session) -> None:
-        """The closing request, with the whole blob if that goes in one piece."""
-        body = self._body(0, self._size) if self._whole else self._body(self._size, self._size)
+    def _close(self, session: Session, body: Body) -> None:
+        """Send the closing request, with the whole blob if that is the way."""
         query = session.location.query + (b"&" if session.location.query else b"") + f"digest={quote(self._digest, safe='')}".encode()
         self._closing = True
         response = self._request("PUT", session.location.copy_with(query=query), {"Content-Type": OCTETS}, body)
-        if response.status_code != 201:
-            raise self._refused(response, session)
+        if not response.is_success:
+            raise self._refused(response, session, body.size)
         claimed = response.headers.get("Docker-Content-Digest", "")
         if claimed.partition(":")[0] == self._digest.algorithm and claimed != self._digest:
             raise IntegrityError(f"{self._what}: {self._endpoint.host} has stored it as {claimed[:150]}")
@@ -299,13 +276,15 @@ class Upload:
         read_error(response)
         status = response.status_code
         if status in AGAIN or (status >= 500 and status not in FOREVER):
-            raise Setback(failure(response, self._what), pause=retry_after(response))
+            raise Setback(failure(response, self._what), pause=retry_after(response), other=status == 500 and body is not None)
         return response
 
     def _location(self, response: httpx.Response) -> httpx.URL:
         """Where the session goes on. Raises RegistryError when there is no such place, or TLS would be left for it."""
         host = self._endpoint.host
         text = response.headers.get("Location", "")
+        if not text and (number := response.headers.get("Docker-Upload-UUID", "")):
+            text = f"{self._endpoint.base}/blobs/uploads/{quote(number, safe='')}"
         if not text:
             raise RegistryError(f"{self._what}: {host} answers {response.status_code} without a Location", status=response.status_code)
         with mapped(response.request.url, self._what):
@@ -321,32 +300,74 @@ class Upload:
 
     # -- what becomes of it --------------------------------------------------------------------------------------------------
 
-    def _refused(self, response: httpx.Response, session: Session | None, *, any_loses: bool = False) -> Setback | KitfsError:
-        """What to make of an answer that is not the one that was due. ``any_loses``: whatever it is, the session is of no use."""
+    def _refused(self, response: httpx.Response, session: Session, sent: int) -> Setback | Refused | KitfsError:
+        """What follows from an answer that is not 2xx to a request that sent ``sent`` bytes or closed the session."""
         error: KitfsError = refusal(response, self._what)
-        status, code = response.status_code, getattr(error, "code", "")
-        if status in (401, 403):
-            return error  # whoever logs in may go on
-        if session is not None and (any_loses or status in (404, 410) or code in ("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID")):
-            return Setback(self._lost(), pause=0, lost=True)
-        if session is not None and status == 416:
-            return Setback(error, pause=0, lost=session.at == 0)  # it may have one byte (see _ask), which is not worth asking for again
-        if isinstance(error, IntegrityError) and session is not None and not session.exact and not self._mistrusted:
-            self._mistrusted = True
-            return Setback(error, pause=0, lost=True)
+        status, code = response.status_code, code_of(response)
+        if status in (401, 403, 507) or code in CLOSED:
+            if status == 507:
+                self._give_up(session)
+            return error  # an upload goes on in its session after a login
+        if code == "DIGEST_INVALID":
+            return self._digest_refused(session)
+        fresh = session.exact and session.at == 0 and not session.odd
+        if code in LOST or (status in (404, 410) and not fresh):
+            return Setback(self._lost(), pause=0, lost=True, other=True)
+        if status == 416 and not fresh and session.doubted != session.at:
+            session.doubted = session.at
+            return Setback(error, pause=0, lost=session.at == 0, other=True)  # it may have one byte (see _ask), which nobody can tell
+        return Refused(error, too_large=sent if status == 413 else None)
+
+    def _digest_refused(self, session: Session) -> Setback | Refused | KitfsError:
+        """The registry has other bytes than were due: the local copy says whose fault that is."""
+        host = self._endpoint.host
+        if not self._intact():
+            self._give_up(session)
+            return IntegrityError(f"{self._what}: {host} finds another digest in what was sent: the local copy is damaged; pack or pull it again")
+        error = RegistryError(f"{self._what}: {host} finds another digest in what was sent, and the local copy has the right one", status=400)
+        if session.exact or session.odd or self._mistrusted:
+            return Refused(error)
+        self._mistrusted = True
+        return Setback(error, pause=0, lost=True)
+
+    def _intact(self) -> bool:
+        """Whether the local copy has the digest that it should have. Raises IntegrityError when it is too short."""
+        hasher = self._digest.hasher()
+        for piece in Body(self._read, 0, self._size, self._what, lambda _: None):
+            hasher.update(piece)
+        return bool(hasher.hexdigest() == self._digest.hex)
+
+    def _unanswered(self, response: httpx.Response, session: Session) -> Setback | KitfsError:
+        """What follows when a session does not say how much it has."""
+        if response.status_code in (401, 403):
+            return refusal(response, self._what)
+        return Setback(self._lost(), pause=0, lost=True, other=True)
+
+    def _change(self, session: Session | None, refused: Refused) -> None:
+        """Go on to the next way of sending. Raises the first refusal's error when there is none."""
+        self._refusal = self._refusal or refused.error
+        way = self._plan.way
         if session is not None:
-            self._forget()
-            self._cancel(session)
-        return error
+            self._give_up(session)
+        if not self._plan.refuse(refused.too_large):
+            raise self._refusal
+        self._client.log.debug("%s; not by %s but by %s", refused.error, way.name, self._plan.way.name)
+        self._failures, self._waited, self._mistrusted, self._resuming = 0, 0.0, False, False
+
+    def _give_up(self, session: Session) -> None:
+        self._forget()
+        self._cancel(session)
 
     def _lost(self) -> Unavailable:
-        return Unavailable(f"{self._what}: {self._endpoint.host} knows nothing of its upload any more; push again")
+        return Unavailable(f"{self._what}: {self._endpoint.host} does not know its upload any more; push again")
 
     def _recovered(self, session: Session | None, setback: Setback) -> Session | None:
         """The session to go on with, after a pause; None to begin anew. Raises the setback's error at the end of the budget."""
         self._failures += 2 if isinstance(setback.error, Stalled) else 1  # whoever waited for a timeout has waited long already
         pause = pause_after(self._failures) if setback.pause is None else setback.pause
         if self._failures >= FRUITLESS or self._waited + pause > MAX_WAIT:
+            if not self._resuming and setback.other:
+                raise Refused(setback.error)
             if not self._resuming:
                 raise setback.error
             session, self._resuming, self._failures, self._waited, pause = None, False, 0, 0.0, 0.0  # there may be no such place any more
@@ -354,7 +375,7 @@ class Upload:
         self._client.log.debug("%s; again in %.1f s", setback.error, pause)
         self._waited += pause
         self._sleep(pause)
-        if session is None or setback.lost or self._whole:
+        if session is None or setback.lost or not self._plan.way.chunk:
             self._forget()
             return None
         session.sure = False
@@ -367,7 +388,7 @@ class Upload:
         self._tell(at)
         if at > self._most:
             self._most, self._failures, self._waited = at, 0, 0.0
-        if self._journal is not None and at:
+        if self._journal is not None and at and self._plan.way.chunk:
             self._journal.set(self._key, {"location": str(session.location), "at": at, "least": session.least})
 
     def _tell(self, at: int) -> None:
@@ -378,7 +399,7 @@ class Upload:
 
     def _noted(self) -> Session | None:
         """The session that an earlier call left unfinished, if the registry may still have it."""
-        noted: Any = self._journal.get(self._key) if self._journal is not None else None
+        noted: Any = self._journal.get(self._key) if self._journal is not None and self._plan.way.chunk else None
         try:
             location, at, least = noted["location"], int(noted["at"]), int(noted["least"])
             return Session(self._allowed(httpx.URL(location)), at, least, sure=False, exact=False)
@@ -388,16 +409,3 @@ class Upload:
     def _forget(self) -> None:
         if self._journal is not None:
             self._journal.delete(self._key)
-
-
-def refusal(response: httpx.Response, what: str) -> KitfsError:
-    """``failure``, with what an answer to a push means."""
-    status = response.status_code
-    error = failure(response, what)
-    host = host_of(response.request.url)
-    if isinstance(error, RegistryError) and error.code == "DIGEST_INVALID":
-        return IntegrityError(f"{what}: {host} finds another digest in what was sent; the local copy may be damaged")
-    if status not in REFUSALS or not isinstance(error, RegistryError):
-        return error
-    told = f"{what}: {host} answers {status}: {REFUSALS[status]}"
-    return RegistryError(told, status=status, code=error.code, url=error.url)

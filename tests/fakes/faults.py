@@ -135,6 +135,17 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Restatus:
+    """Another status for what was done: 204 where 202 is due."""
+
+    status: int
+
+    def apply(self, answer: Answer) -> Answer:
+        answer.status = self.status
+        return answer
+
+
+@dataclass(frozen=True)
 class IgnoreRange:
     """200 and the whole blob, whatever range was asked for. The registry looks for this one before it answers."""
 

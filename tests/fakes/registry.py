@@ -14,7 +14,8 @@ Settings: ``redirect_blobs_to(cdn)`` answers blobs with 307 to another FakeRegis
 ``require_basic`` and ``require_token`` close the door (``expire_tokens``, ``identity_tokens``, a token server elsewhere);
 ``referrers_api`` False leaves only the tag that stands in for it; ``prefix`` moves /v2/ below a path; ``tls`` speaks TLS.
 Pushes are taken as distribution-spec says, in one piece or in chunks, in order; sessions live until ``lose_uploads``, over broken
-connections too. ``mounts`` False: no blob is mounted; ``chunk_min`` is what OCI-Chunk-Min-Length says; ``tags_per_page`` pages tags.
+connections too. ``refuse_bodies`` and ``refuse_chunks`` refuse a way of sending, ``body_limit`` is a proxy's (413), ``stateless`` sessions need no
+state in their query. ``mounts`` False: no blob is mounted; ``chunk_min`` is what OCI-Chunk-Min-Length says; ``tags_per_page`` pages tags.
 ``stop`` and ``start`` keep port and content. Methods may be called from any thread; every connection has a
 thread of its own, and all of them have ended when ``stop`` returns.
 """
@@ -133,6 +134,8 @@ class FakeRegistry:
         self.mounts = True
         self.chunk_min = 0
         self.tags_per_page = 0
+        self.body_limit = 0
+        self.stateless = False
         self._tls = tls
         self._lock = threading.Lock()
         self._repositories: dict[str, _Repository] = {}
@@ -146,6 +149,7 @@ class FakeRegistry:
         self._server: _Server | None = None
         self._port = 0
         self._maps: dict[Path, memoryview] = {}
+        self._refused: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"<FakeRegistry {self.host} {'running' if self._server else 'stopped'}, {len(self._served)} requests>"
@@ -255,6 +259,14 @@ class FakeRegistry:
             assert self._door is not None
             self._door.tokens.clear()
 
+    def refuse_bodies(self, method: str, status: int) -> None:
+        """Answer so to each request of an upload that has a body and no Content-Range."""
+        self._refused[method] = status
+
+    def refuse_chunks(self, status: int) -> None:
+        """Answer so to PATCH with a Content-Range."""
+        self._refused["chunk"] = status
+
     def lose_uploads(self) -> None:
         """Forget every upload session."""
         with self._lock:
@@ -328,6 +340,8 @@ class FakeRegistry:
     def _plain(self, served: Served, form: bytes, *, ignore_range: bool) -> Answer:
         url = urlsplit(served.path)
         path = unquote(url.path)
+        if self.body_limit and len(form) > self.body_limit:
+            return Answer(413, {"Content-Type": "text/html"}, memoryview(b"<html>413 Request Entity Too Large</html>"))
         if path == "/token" and self._desk is not None:
             return self._token(self._desk, served, parse_qs(url.query) if served.method == "GET" else parse_qs(form.decode()))
         if path.startswith("/cdn/"):
@@ -431,7 +445,10 @@ class FakeRegistry:
             return self._session(202, name, identity, repository, {"OCI-Chunk-Min-Length": str(self.chunk_min)} if self.chunk_min else {})
         if identity not in repository.uploads:
             return error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
-        if _STATE not in url.query:
+        refused = self._refused.get("chunk" if "content-range" in served.headers else served.method) if form else None
+        if refused is not None:
+            return error(refused, "BLOB_UNKNOWN" if refused == 404 else "UNSUPPORTED", "not in this way")
+        if _STATE not in url.query and not self.stateless:
             return error(400, "BLOB_UPLOAD_INVALID", "blob upload invalid")
         data = repository.uploads[identity]
         if served.method == "DELETE":
@@ -455,7 +472,7 @@ class FakeRegistry:
     def _session(self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]) -> Answer:
         at = len(repository.uploads[identity])
         where = f"{self.prefix}/v2/{name}/blobs/uploads/{identity}?{_STATE}{at}"
-        return Answer(status, {"Location": where, "Range": f"0-{max(0, at - 1)}", **headers}, memoryview(b""))
+        return Answer(status, {"Location": where, "Range": f"0-{max(0, at - 1)}", "Docker-Upload-UUID": identity, **headers}, memoryview(b""))
 
     def _put_manifest(self, repository: _Repository, what: str, served: Served, form: bytes) -> Answer:
         digest = kits.sha256(form)

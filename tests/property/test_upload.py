@@ -80,4 +80,4 @@ def test_uploads_end_well(tmp_path: Path, faults: list[tuple[str, Fault, int]], 
             client.close()
         assert (came, sum(told)) in (("uploaded", size), ("exists", 0))
         assert fake.blob("team/kit", blob.digest) == data
-        assert notes == {}
+        assert [key for key in notes if key[0] != "ways"] == []

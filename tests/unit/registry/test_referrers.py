@@ -80,6 +80,8 @@ def test_another_digest_or_none_is_as_good(fake: FakeRegistry, repository: Repos
         (401, "UNAUTHORIZED", Unauthorized, "log in"),
         (403, "DENIED", Unauthorized, "log in"),
         (404, "NAME_UNKNOWN", NotFound, "there is no such repository"),
+        (400, "MANIFEST_INVALID", RegistryError, "does not take a manifest of this kind (words); push to a registry that takes OCI artifacts"),
+        (415, "", RegistryError, "does not take a manifest of this kind"),
         (405, "UNSUPPORTED", RegistryError, "it takes no pushes"),
         (413, "SIZE_INVALID", RegistryError, "too much for one request"),
         (507, "", RegistryError, "it has no space left"),
