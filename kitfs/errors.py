@@ -12,7 +12,8 @@
     ├── IntegrityError              EIO      6   bytes that do not have their digest or size
     ├── StoreError                  EIO      7   the cache directory cannot be used
     │   ├── StoreFull               ENOSPC   7
-    │   └── StoreBusy               EBUSY    7
+    │   ├── StoreBusy               EBUSY    7
+    │   └── Closed                  EIO      7   used after it was closed; a ValueError too
     ├── ManifestError               EIO      8   not a manifest, not a ModelKit
     ├── KitfileError                EINVAL   8
     ├── LayerError                  EIO      8   a layer that is not what its media type says
@@ -121,6 +122,10 @@ class StoreBusy(StoreError):
     """A blob that is leased by somebody else."""
 
     errno = _errno.EBUSY
+
+
+class Closed(StoreError, ValueError):
+    """A kit, a file or a blob that is used after it was closed; a ValueError too, as with the files of Python."""
 
 
 class ManifestError(KitfsError):

@@ -20,7 +20,9 @@ from contextlib import suppress
 from typing import Any, Final, Self
 
 from kitfs.errors import ContextError
+from kitfs.openfile import OpenFile
 from kitfs.ops.place import Place, Written
+from kitfs.store.lease import release
 from kitfs.store.present import boot_id
 
 NAME: Final = ".kitfs-unpack.json"
@@ -31,8 +33,8 @@ class Journal:
     """What an earlier run of the same command has done, and what this one does. ``nonce`` is in the temporary names of all its runs;
     ``stale`` in those of another command that was here before and will not go on."""
 
-    def __init__(self, fd: int, what: list[str]) -> None:
-        self._fd = fd
+    def __init__(self, file: OpenFile, what: list[str]) -> None:
+        self._file = file
         self._what = what
         self._lock = threading.Lock()
         self._boot = boot_id().hex()
@@ -44,10 +46,11 @@ class Journal:
     @classmethod
     def open(cls, root: int, shown: str, what: list[str]) -> Self:
         """The journal in a directory; empty unless an earlier run of ``what`` left it. Raises ContextError when another unpack is at work there."""
-        fd = _locked(root, shown)
+        file = _locked(root, shown)
         try:
-            journal = cls(fd, what)
-            lines = _lines(fd)
+            journal = cls(file, what)
+            with file.number() as fd:
+                lines = _lines(fd)
             head = lines[0] if lines else {}
             if head.get("version") == VERSION and isinstance(head.get("nonce"), str):
                 if head.get("what") == what:
@@ -56,7 +59,7 @@ class Journal:
                 else:
                     journal.stale = head["nonce"]
         except BaseException:
-            os.close(fd)
+            release(file)
             raise
         return journal
 
@@ -74,8 +77,8 @@ class Journal:
         """Something is about to be written. Raises ContextError."""
         if not self.nonce:
             self.nonce = secrets.token_hex(8)
-            with suppress(OSError):
-                os.ftruncate(self._fd, 0)
+            with suppress(OSError), self._file.number() as fd:
+                os.ftruncate(fd, 0)
             self._append(_line({"version": VERSION, "what": self._what, "nonce": self.nonce}))
         self._append(b"\n" + _line({"boot": self._boot}))  # behind a line that a kill may have cut off
 
@@ -100,8 +103,9 @@ class Journal:
 
     def _append(self, data: bytes) -> None:
         try:
-            while data:
-                data = data[os.write(self._fd, data) :]
+            with self._file.number() as fd:
+                while data:
+                    data = data[os.write(fd, data) :]
         except OSError as e:
             raise ContextError(f"{NAME} cannot be written: {(e.strerror or str(e)).lower()}")
 
@@ -113,31 +117,31 @@ class Journal:
     @property
     def empty(self) -> bool:
         """Whether nothing was begun here, by any command."""
-        return os.fstat(self._fd).st_size == 0
+        return self._file.stat().st_size == 0
 
     def close(self) -> None:
         """Let go; whoever runs the same command next goes on."""
-        os.close(self._fd)
+        release(self._file)
 
 
-def _locked(root: int, shown: str) -> int:
+def _locked(root: int, shown: str) -> OpenFile:
     """The journal's file, made when missing, with the lock that says that somebody works here."""
     while True:
         try:
-            fd = os.open(NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=root)
+            file = OpenFile(NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=root)
         except OSError as e:
             raise ContextError(f"{shown} cannot be written: {(e.strerror or str(e)).lower()}")
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.flock(fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(NAME, dir_fd=root, follow_symlinks=False)):
-                    return fd
+                if os.path.samestat(file.stat(), os.stat(NAME, dir_fd=root, follow_symlinks=False)):
+                    return file
         except OSError as e:
-            os.close(fd)
+            release(file)
             if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise ContextError(f"another unpack is at work in {shown}; wait for it")
             raise ContextError(f"{shown}/{NAME} cannot be locked: {(e.strerror or str(e)).lower()}")
-        os.close(fd)  # it was removed between the two calls
+        release(file)  # it was removed between the two calls
 
 
 def _lines(fd: int) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ from typing import Any, Final
 import httpcore
 import httpx
 
-from kitfs.registry.transport import RoutedTransport
+from kitfs.registry.sockets import Sockets
+from kitfs.registry.transport import ClientOptions, RoutedTransport
 
 BODY: Final = 4 << 10  # bytes of one write from which on it is worth listening: heads are smaller
 EARLY: Final = 64 << 10  # bytes of an early answer that are read here
@@ -28,9 +29,11 @@ READ: Final = 256 << 10  # what is asked of the system then: a quarter less CPU 
 class DuplexStream(httpcore.NetworkStream):
     """A connection (``inner``, a plain or TLS socket) whose big writes end with WriteError when an answer comes."""
 
-    def __init__(self, inner: httpcore.NetworkStream) -> None:
+    def __init__(self, inner: httpcore.NetworkStream, sockets: Sockets) -> None:
         self._inner = inner
+        self._sockets = sockets
         self._early = b""
+        sockets.add(inner.get_extra_info("socket"))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """What came early, then what comes; of a body more than httpcore asks for."""
@@ -92,7 +95,7 @@ class DuplexStream(httpcore.NetworkStream):
         """The same through TLS; TLS within TLS (an https: proxy) has no socket of its own to listen on."""
         nested = isinstance(self._inner.get_extra_info("socket"), ssl.SSLSocket)
         secure = self._inner.start_tls(ssl_context, server_hostname, timeout)
-        return secure if nested else DuplexStream(secure)
+        return secure if nested else DuplexStream(secure, self._sockets)
 
     def get_extra_info(self, info: str) -> Any:
         """The inner connection's."""
@@ -102,15 +105,16 @@ class DuplexStream(httpcore.NetworkStream):
 class DuplexBackend(httpcore.NetworkBackend):
     """Makes such connections by way of ``inner``."""
 
-    def __init__(self, inner: httpcore.NetworkBackend) -> None:
+    def __init__(self, inner: httpcore.NetworkBackend, sockets: Sockets) -> None:
         self._inner = inner
+        self._sockets = sockets
 
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
         """A connection."""
-        return DuplexStream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
+        return DuplexStream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options), self._sockets)
 
     def sleep(self, seconds: float) -> None:
         """As the inner one."""
@@ -120,8 +124,17 @@ class DuplexBackend(httpcore.NetworkBackend):
 class DuplexTransport(RoutedTransport):
     """RoutedTransport over such connections."""
 
+    def __init__(self, options: ClientOptions) -> None:
+        super().__init__(options)
+        self._sockets = Sockets()
+
+    def close(self) -> None:
+        """Close every connection; whoever still waits for one is told at once."""
+        self._sockets.shut()
+        super().close()
+
     def _made(self, scheme: str, proxy: str | None) -> httpx.HTTPTransport:
         made = super()._made(scheme, proxy)
         pool = made._pool  # noqa: SLF001 - httpx has no public way to give httpcore a network backend
-        pool._network_backend = DuplexBackend(pool._network_backend)  # noqa: SLF001 - as above
+        pool._network_backend = DuplexBackend(pool._network_backend, self._sockets)  # noqa: SLF001 - as above
         return made

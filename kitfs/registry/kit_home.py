@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 from kitfs.errors import IntegrityError, KitfsError, NotFound, RateLimited, Unauthorized, Unavailable
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import LOCAL, Digest, Reference
+from kitfs.openfile import OpenFile
 from kitfs.registry.layout import FileRange
 
 MAX_SMALL: Final = 8 << 20  # bytes of a manifest, a config, a list of tags
@@ -64,18 +65,18 @@ class File(FileRange):
     def open(cls, path: str) -> File | None:
         """None when there is none that can be read."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = OpenFile(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             return None
-        about = os.fstat(fd)
+        about = file.stat()
         if not stat.S_ISREG(about.st_mode):
-            os.close(fd)
+            file.close()
             return None
-        return cls(fd, 0, about.st_size, path, owns=True)
+        return cls(file, 0, about.st_size, path)
 
     def identity(self) -> list[int]:
         """What is another when the file is, or was written to."""
-        about = os.fstat(self._fd)
+        about = self._file.stat()
         return [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
 
 

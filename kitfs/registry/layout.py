@@ -15,6 +15,7 @@ from typing import Final
 from kitfs.errors import IntegrityError, ManifestError, NotFound, UnsupportedLayer
 from kitfs.oci.manifest import Descriptor, IndexManifest
 from kitfs.oci.names import Digest, LayoutReference
+from kitfs.openfile import OpenFile
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 MAX_INDEX: Final = 16 << 20
@@ -27,12 +28,11 @@ class FileRange:
 
     ranged: Final = True
 
-    def __init__(self, fd: int, start: int, size: int, what: str, *, owns: bool = False) -> None:
-        self._fd = fd
+    def __init__(self, file: OpenFile, start: int, size: int, what: str) -> None:
+        self._file = file
         self._start = start
         self._size = size
         self._what = what
-        self._owns = owns
 
     @property
     def size(self) -> int | None:
@@ -43,15 +43,11 @@ class FileRange:
         """(offset, bytes) of [start, stop). Raises IntegrityError when the file ends before that."""
         stop = self._size if stop is None else min(stop, self._size)
         while start < stop:
-            data = os.pread(self._fd, min(PIECE, stop - start), self._start + start)
+            data = self._file.pread(min(PIECE, stop - start), self._start + start)
             if not data:
                 raise IntegrityError(f"{self._what} ends at byte {start}, its descriptor says {self._size}")
             yield start, memoryview(data)
             start += len(data)
-
-    def __del__(self) -> None:
-        if self._owns:
-            os.close(self._fd)
 
 
 class Layout:
@@ -149,12 +145,12 @@ class DirectoryLayout(Layout):
     def open(self, name: str) -> FileRange | None:
         """A file of the directory."""
         try:
-            fd = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
+            file = OpenFile(os.path.join(self.path, name), os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as e:
             raise NotFound(f"{self.path}: {name} cannot be read: {e.strerror}")
-        return FileRange(fd, 0, os.fstat(fd).st_size, f"{self.path}: {name}", owns=True)
+        return FileRange(file, 0, file.stat().st_size, f"{self.path}: {name}")
 
 
 class ArchiveLayout(Layout):
@@ -163,30 +159,30 @@ class ArchiveLayout(Layout):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = OpenFile(path, os.O_RDONLY)
         except OSError as e:
             raise NotFound(f"{path}: {(e.strerror or str(e)).lower()}")
         try:
-            head = os.pread(self._fd, 6, 0)
+            head = self._file.pread(6, 0)
             if head.startswith(PACKED):
                 raise UnsupportedLayer(f"{path} is compressed; decompress it first, since a compressed archive has no random access")
-            with open(self._fd, "rb", closefd=False) as f, tarfile.open(fileobj=f, mode="r:") as archive:
+            with self._file.number() as fd, open(fd, "rb", closefd=False) as f, tarfile.open(fileobj=f, mode="r:") as archive:
                 self._members = {os.path.normpath(m.name): (m.offset_data, m.size) for m in archive if m.isreg()}
         except (tarfile.TarError, OSError, ValueError) as e:
-            os.close(self._fd)
+            self._file.close()
             raise ManifestError(f"{path} is not an OCI archive: {e}")
         except BaseException:
-            os.close(self._fd)
+            self._file.close()
             raise
 
     def open(self, name: str) -> FileRange | None:
         """A member of the archive."""
         found = self._members.get(name)
-        return None if found is None else FileRange(self._fd, *found, f"{self.path}: {name}")
+        return None if found is None else FileRange(self._file, *found, f"{self.path}: {name}")
 
     def close(self) -> None:
         """Close the archive."""
-        os.close(self._fd)
+        self._file.close()
 
 
 def open_layout(reference: LayoutReference) -> Layout:

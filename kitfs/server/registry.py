@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -22,6 +21,7 @@ from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST
 from kitfs.oci.names import REPOSITORY, TAG, Digest
 from kitfs.server.answers import ApiError, unknown_blob, unknown_manifest, unknown_name, unknown_upload
 from kitfs.store.ingest import Ingest, note_of, size_of
+from kitfs.store.lease import release
 from kitfs.store.repositories import BLOBS, MANIFESTS, REFERRERS, TAGS, link_name
 from kitfs.store.store import Store
 
@@ -111,7 +111,7 @@ class Registry:
                     self._links.link(name, BLOBS, link_name(digest), {})
                     return digest
         finally:
-            os.close(lease)
+            release(lease)
         return None
 
     # Uploads

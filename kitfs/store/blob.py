@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any, Final, Protocol
 
-from kitfs.errors import IntegrityError, ManifestError, StoreError, WouldBlock
+from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.store.body import Body
 from kitfs.store.evict import bury
-from kitfs.store.fetch import Fetcher
+from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
 from kitfs.store.lease import Lease
 from kitfs.store.plan import MAX_SIZE, MAX_WINDOW, META_VERSION, new_meta
 from kitfs.store.present import Present
@@ -77,6 +77,7 @@ class Blob:
         self._of = of
         self.failure: IntegrityError | None = None  # what was found to be wrong with it
         self._closed = False
+        self._stopped = False
         self._said_unkept = False
         self._verifying = threading.Lock()
         if size is not None and size > MAX_SIZE:
@@ -299,8 +300,8 @@ class Blob:
                 raise self.failure
             if self.sealed:
                 return
-            if self._closed:
-                raise StoreError(f"{self} is closed")
+            if self._stopped:
+                raise Closed(f"{self} is closed")
             if not self.complete:
                 raise IntegrityError(f"{self} is not whole")
             if self._of is not None and not self._of.sealed:
@@ -309,8 +310,8 @@ class Blob:
             hasher = hashlib.sha256() if self._of is not None else self.digest.hasher()
             at = 0
             while at < (self._size or 0):
-                if self._closed:
-                    raise StoreError(f"{self} was closed while it was verified")
+                if self._stopped:
+                    raise Closed(f"{self} was closed while it was verified")
                 data = self._body.pread(at, PIECE)
                 if not data:
                     break
@@ -358,7 +359,7 @@ class Blob:
 
     def drop(self) -> None:
         """Remove the entry from the store; this object goes on reading what it has open. One that came in its place stays."""
-        bury(self._home.root, self._directory, lease=self._lease.fileno())
+        bury(self._home.root, self._directory, lease=self._lease.file)
 
     def _wrote(self, size: int) -> None:
         self._unsynced += size
@@ -366,13 +367,14 @@ class Blob:
 
     def _after_fetch(self) -> None:
         """After every flight: what was fetched is to survive a reboot, and what is complete is to be verified."""
-        if self._closed:
+        if self._stopped:
             return
         if self._unsynced > SYNC_EVERY:
             self._unsynced = 0
             self._home.later(self._save)
-        if not self.sealed and self.complete:
-            self._home.later(self._verify_later)
+        with suppress(Closed):  # a moment ago
+            if not self.sealed and self.complete:
+                self._home.later(self._verify_later)
 
     def _finished(self, size: int, sha256: str) -> bool:
         """A source without ranges has come to its end. False when others cannot be told its size."""
@@ -416,20 +418,29 @@ class Blob:
                 full = e.errno in (errno.ENOSPC, errno.EDQUOT)  # of which the store has its own word
                 self._home.log.log(logging.INFO if full else logging.WARNING, "%s: what was fetched would not survive a reboot: %s", self, e.strerror)
 
-    def close(self) -> None:
-        """End flights, save what was fetched, give the lease back. Nothing may be read any more."""
+    def close(self, patience: float = CLOSE_PATIENCE) -> None:
+        """End flights, save what was fetched, give the lease back. What is still under way, and every later read, raises Closed.
+
+        Waits ``patience`` seconds for sources that do not answer; their threads find the files closed.
+        """
         if self._closed:
             return
-        idle = self._fetcher is None or self._fetcher.close()
+        self.stop()
+        if self._fetcher is not None:
+            self._fetcher.close(patience)
         if self._unsynced and not self.sealed and self.failure is None:
             self._save()
         self._closed = True
-        if not idle:
-            return  # a stalled source's thread still has the files; they end with the process
         with self._verifying:
             self._present.close()
             self._body.close()
             self._lease.close()
+
+    def stop(self) -> None:
+        """Begin to close: no flight starts any more, and neither readers nor a verification under way are waited for long."""
+        self._stopped = True
+        if self._fetcher is not None:
+            self._fetcher.stop()
 
 
 def _replace(path: str, meta: dict[str, Any]) -> None:

@@ -9,35 +9,38 @@ from __future__ import annotations
 
 import os
 
+from kitfs.openfile import OpenFile
+
 
 class Body:
     """The sparse body in ``directory``, made when missing."""
 
     def __init__(self, directory: str) -> None:
-        self._fd = os.open(os.path.join(directory, "rest"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = OpenFile(os.path.join(directory, "rest"), os.O_RDWR | os.O_CREAT)
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Bytes at an offset; short at the end of the file."""
-        data = os.pread(self._fd, size, offset)
+        """Bytes at an offset; short at the end of the file. Raises Closed, OSError."""
+        data = self._file.pread(size, offset)
         while len(data) < size:
-            more = os.pread(self._fd, size - len(data), offset + len(data))
+            more = self._file.pread(size - len(data), offset + len(data))
             if not more:
                 break
             data += more
         return data
 
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write all of it. Raises OSError (ENOSPC, EDQUOT, EIO)."""
+        """Write all of it. Raises Closed, OSError (ENOSPC, EDQUOT, EIO)."""
         view = memoryview(data)
         while len(view):
-            done = os.pwrite(self._fd, view, offset)
+            done = self._file.pwrite(view, offset)
             offset += done
             view = view[done:]
 
     def sync(self) -> None:
         """Return when every byte written is on the disk."""
-        os.fdatasync(self._fd)
+        with self._file.number() as fd:
+            os.fdatasync(fd)
 
     def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._fd)
+        """Let go of the file, when nobody reads or writes it any more."""
+        self._file.close()

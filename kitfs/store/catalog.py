@@ -2,21 +2,64 @@
 
 Every failure is a miss, said once: a catalog may be damaged, locked or gone, and no read fails for it. One that is damaged is begun
 anew. Never on the warm read path.
-Threading: diskcache keeps a connection per thread.
+Threading: every method from any thread. One thread of the catalog's own uses SQLite, because only the thread that opened a connection may
+close it, and none may be open across a fork: SQLite in the child would believe in locks that the parent has
+(https://www.sqlite.org/howtocorrupt.html, section 2.6). So it is closed before a fork and opened again when it is next needed.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import shutil
 import sqlite3
+import sys
 import threading
 import uuid
+from collections.abc import Callable
 from typing import Any, Final
+
+from kitfs import forks
 
 Key = tuple[str, str]
 DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+Reply = queue.SimpleQueue[tuple[Any, Exception | None]]
+
+
+class Worker:
+    """A thread that does what it is asked, one thing after the other."""
+
+    def __init__(self) -> None:
+        self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Reply] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="kitfs-catalog", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            task, reply = asked
+            try:
+                reply.put((task(), None))
+            except Exception as e:  # noqa: BLE001 - raised again by the one who asked
+                reply.put((None, e))
+            del asked, task, reply
+
+    def ask(self, task: Callable[[], Any]) -> Any:
+        """Do it; returns what it returns and raises what it raises."""
+        if sys.is_finalizing():
+            raise RuntimeError("the interpreter ends")  # and has stopped the thread
+        reply: Reply = queue.SimpleQueue()
+        self._asked.put((task, reply))
+        value, error = reply.get()
+        if error is not None:
+            raise error
+        return value
+
+    def end(self) -> None:
+        """End the thread when it has done all that it was asked."""
+        self._asked.put(None)
 
 
 class Catalog:
@@ -25,25 +68,51 @@ class Catalog:
     def __init__(self, directory: str, log: logging.Logger) -> None:
         self._directory = directory
         self._log = log
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # one question at a time; held over a fork
+        self._worker: Worker | None = None
         self._cache: Any = None
         self._broken = False
         self._renewed = False
+        forks.watch(self)
+
+    def before_fork(self) -> None:
+        """Close the connection, and keep everybody from opening one."""
+        self._lock.acquire()
+        if self._worker is not None and self._cache is not None:
+            try:
+                self._worker.ask(self._cache.close)
+            except Exception as e:  # noqa: BLE001 - a hint must not keep a program from forking
+                self._log.warning("the catalog in %s cannot be closed: %s", self._directory, e)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Begin afresh: the thread is not there any more."""
+        self._lock = threading.RLock()
+        self._worker = self._cache = None
+
+    def _do(self, what: Callable[[Any], Any]) -> Any:
+        """Do something with the cache, on the thread that alone may."""
+        with self._lock:
+            if self._worker is None:
+                self._worker = Worker()
+            return self._worker.ask(lambda: what(self._open()))
 
     def _open(self) -> Any:
-        with self._lock:
-            if self._cache is None:
-                import diskcache
+        if self._cache is None:
+            import diskcache
 
-                # Nothing mapped: whoever truncates a mapped database, or a disk that cannot read it, kills the process (SIGBUS).
-                options = {"eviction_policy": "none", "statistics": 0, "sqlite_mmap_size": 0}
-                self._cache = diskcache.Cache(self._directory, disk=diskcache.JSONDisk, timeout=5, **options)
-            return self._cache
+            # Nothing mapped: whoever truncates a mapped database, or a disk that cannot read it, kills the process (SIGBUS).
+            options = {"eviction_policy": "none", "statistics": 0, "sqlite_mmap_size": 0}
+            self._cache = diskcache.Cache(self._directory, disk=diskcache.JSONDisk, timeout=5, **options)
+        return self._cache
 
     def get(self, key: Key) -> Any:
         """The value, None when there is none or it cannot be had."""
         try:
-            return self._open().get(":".join(key), None, retry=False)
+            return self._do(lambda cache: cache.get(":".join(key), None, retry=False))
         except Exception as e:  # noqa: BLE001 - sqlite, zlib, json, OS: whatever breaks a hint, the hint is a miss
             self._miss(e)
             return None
@@ -51,14 +120,14 @@ class Catalog:
     def set(self, key: Key, value: Any) -> None:
         """Keep a JSON value, if that can be done."""
         try:
-            self._open().set(":".join(key), value, retry=False)
+            self._do(lambda cache: cache.set(":".join(key), value, retry=False))
         except Exception as e:  # noqa: BLE001 - as in get
             self._miss(e)
 
     def delete(self, key: Key) -> None:
         """Forget a value."""
         try:
-            self._open().delete(":".join(key), retry=False)
+            self._do(lambda cache: cache.delete(":".join(key), retry=False))
         except Exception as e:  # noqa: BLE001 - as in get
             self._miss(e)
 
@@ -81,13 +150,23 @@ class Catalog:
                 os.rename(self._directory, grave)
             except OSError:
                 return False
-            self._cache = None
+            if self._worker is not None:
+                self._worker.ask(self._forget)
         shutil.rmtree(grave, ignore_errors=True)
         return True
 
+    def _forget(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
     def close(self) -> None:
-        """Close this thread's connection; others close with their threads."""
+        """Close the connection, and end the thread. One that is used again is opened again."""
         with self._lock:
-            if self._cache is not None:
-                self._cache.close()
-                self._cache = None
+            if self._worker is None:
+                return
+            try:
+                self._worker.ask(self._forget)
+            finally:
+                self._worker.end()
+                self._worker = self._cache = None

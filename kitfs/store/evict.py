@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from kitfs.store.lease import exclusive, locked
+from kitfs.openfile import OpenFile
+from kitfs.store.lease import exclusive, locked, release
 
 FORMS: Final = ("blobs", "decoded")
 SMALL: Final = 256 << 10  # bytes on disk
@@ -62,16 +63,16 @@ def victims(found: Sequence[Entry], pinned: Collection[str]) -> tuple[list[Entry
 def remove(root: str, entry: Entry) -> bool:
     """Take a blob away if nobody has a lease on it, or had one since it was looked at: it may have been pinned meanwhile."""
     try:
-        fd = os.open(os.path.join(entry.directory, "lease"), os.O_RDWR | os.O_CLOEXEC)
+        lease = OpenFile(os.path.join(entry.directory, "lease"), os.O_RDWR)
     except OSError:
         return False
     try:
-        return exclusive(fd) and os.fstat(fd).st_mtime_ns == entry.used and bury(root, entry.directory, lease=fd)
+        return exclusive(lease) and lease.stat().st_mtime_ns == entry.used and bury(root, entry.directory, lease=lease)
     finally:
-        os.close(fd)
+        release(lease)
 
 
-def bury(root: str, directory: str, *, lease: int | None = None, spare_sealed: bool = False) -> bool:
+def bury(root: str, directory: str, *, lease: OpenFile | None = None, spare_sealed: bool = False) -> bool:
     """Rename a blob out of its place and unlink it there; a crash between the two leaves rubbish that ``sweep`` takes.
 
     False when somebody else was quicker: with ``lease``, open, only the entry that it belongs to is taken, not one that came after it;

@@ -24,7 +24,7 @@ from contextlib import closing
 from itertools import chain
 from typing import Any, Final
 
-from kitfs.errors import IntegrityError, KitfsError, StoreError
+from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
 from kitfs.store.body import Body
 from kitfs.store.plan import MAX_WINDOW, Streams
 from kitfs.store.present import Present
@@ -144,13 +144,18 @@ class Fetcher:
                 self._wants.discard(want)
         return want.passed
 
-    def close(self) -> bool:
-        """End what is on its way. False when a thread still waits for its source: it touches the blob once more when that answers."""
+    def stop(self) -> None:
+        """Start no flight any more, and tell those who wait or fetch that they are to end."""
         with self._lock:
             self._closed = True
             self._arrived.notify_all()
+
+    def close(self, patience: float = CLOSE_PATIENCE) -> bool:
+        """End what is on its way. False when a thread still waits for its source after ``patience`` seconds: it raises Closed in the end."""
+        self.stop()
+        with self._lock:
             threads = list(self._threads)
-        deadline = time.monotonic() + CLOSE_PATIENCE
+        deadline = time.monotonic() + patience
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
@@ -185,7 +190,7 @@ class Fetcher:
                 self._wait(flight, missing, want)
                 return
             if self._closed:
-                raise StoreError(f"{self._name} is closed")
+                raise Closed(f"{self._name} is closed")
             flight = self._claim(missing, want.last)
         if flight is None:
             threading.Event().wait(POLL)  # another process fetches it
@@ -200,8 +205,10 @@ class Fetcher:
 
     def _wait(self, flight: Flight, chunk: int, want: Want) -> None:
         """Wait for one chunk of a flight; call with the lock. Raises what ended the flight."""
-        while not flight.done and not self._has(chunk, want):
+        while not flight.done and not self._closed and not self._has(chunk, want):
             self._arrived.wait()
+        if self._closed:
+            raise Closed(f"{self._name} was closed")
         if flight.error is not None and not self._has(chunk, want):
             raise flight.error
 
@@ -240,8 +247,8 @@ class Fetcher:
                 raise
             pieces.close()
         except Exception as e:
-            flight.error = e if isinstance(e, KitfsError) else StoreError(f"{self._name}: {type(e).__name__}: {e}")
-            if not isinstance(e, (KitfsError, OSError)):
+            flight.error = self._ended(e)
+            if not isinstance(e, (KitfsError, OSError)) and not self._closed:
                 raise
         finally:
             self._present.unlock(flight.first, flight.stop - flight.first)
@@ -251,6 +258,12 @@ class Fetcher:
                 flight.done = True
                 self._arrived.notify_all()
             self._landed()
+
+    def _ended(self, error: Exception) -> KitfsError:
+        """What a flight's readers are told of an error; of one that the closing has caused, that."""
+        if self._closed:
+            return Closed(f"{self._name} was closed")
+        return error if isinstance(error, KitfsError) else StoreError(f"{self._name}: {type(error).__name__}: {error}")
 
     def _take(self, first: Piece | None, pieces: Pieces, start: int, stop: int) -> bool:
         """Store the pieces of a range; whether they covered it."""
@@ -291,16 +304,18 @@ class Fetcher:
         """Wait until the one stream has passed the missing chunk; start it when it does not run."""
         with self._lock:
             if self._closed:
-                raise StoreError(f"{self._name} is closed")
+                raise Closed(f"{self._name} is closed")
             want.missing = missing
             flight = self._stream
             if flight is None:
                 flight = self._stream = Flight(0, 0)
                 self._start(self._fly_stream, flight, None)
             self._arrived.notify_all()
-            while not flight.done and self.size_allows(missing) and not self._has(missing, want):
+            while not flight.done and not self._closed and self.size_allows(missing) and not self._has(missing, want):
                 self._arrived.wait(10 * POLL)  # another process may be marking
             want.missing = None
+            if self._closed:
+                raise Closed(f"{self._name} was closed")
             if flight.error is not None and not self._has(missing, want):
                 raise flight.error
 
@@ -345,8 +360,8 @@ class Fetcher:
             self.size = sink.at
             sink.end(kept=kept)
         except Exception as e:
-            flight.error = e if isinstance(e, KitfsError) else StoreError(f"{self._name}: {type(e).__name__}: {e}")
-            if not isinstance(e, (KitfsError, OSError)):
+            flight.error = self._ended(e)
+            if not isinstance(e, (KitfsError, OSError)) and not self._closed:
                 raise
         finally:
             if locked:

@@ -25,8 +25,9 @@ from typing import Any, Final, Self
 
 from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
 from kitfs.oci.names import Digest
+from kitfs.openfile import OpenFile
 from kitfs.store.evict import bury
-from kitfs.store.lease import exclusive
+from kitfs.store.lease import exclusive, release
 from kitfs.store.plan import new_meta
 from kitfs.store.refs import fsync_directory
 
@@ -50,7 +51,7 @@ class Ingest:
             if create:
                 os.makedirs(self._directory, 0o700)
             try:
-                self._lease = os.open(os.path.join(self._directory, "lease"), os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+                self._lease: OpenFile | None = OpenFile(os.path.join(self._directory, "lease"), os.O_RDWR | (os.O_CREAT if create else 0))
             except FileNotFoundError:
                 raise NotFound(f"there is no upload {name}")
             try:
@@ -58,10 +59,10 @@ class Ingest:
                     raise StoreBusy(f"somebody else works on {name}")
                 self._fd = os.open(os.path.join(self._directory, "rest"), os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
             except FileNotFoundError:
-                os.close(self._lease)
+                release(self._lease)
                 raise NotFound(f"there is no upload {name}")  # committed or discarded a moment ago
             except BaseException:
-                os.close(self._lease)
+                release(self._lease)
                 raise
         self.size = os.fstat(self._fd).st_size
         self._hasher = hashlib.sha256()
@@ -163,7 +164,8 @@ class Ingest:
             self._write("meta.json", new_meta(self.size))
             self._write("sealed", {"size": self.size, "digest": found.hex})
             fsync_directory(self._directory)
-            fcntl.flock(self._lease, fcntl.LOCK_SH)  # here, where no evictor comes between the two locks
+            if self._lease is not None:
+                self._lease.flock(fcntl.LOCK_SH)  # here, where no evictor comes between the two locks
             if not self._move(target):
                 return found, False
             with contextlib.suppress(FileNotFoundError):
@@ -193,12 +195,13 @@ class Ingest:
         except OSError:
             whole = False
         if not whole:
-            os.close(held)
+            release(held)
             bury(self._root, target)
             return False
         fsync_directory(os.path.dirname(target))  # whoever brought it may not have come to it yet
         self._bury()
-        os.close(self._lease)
+        if self._lease is not None:
+            release(self._lease)
         self._lease = held
         return True
 
@@ -240,11 +243,11 @@ class Ingest:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        if self._lease >= 0:
+        if self._lease is not None:
             with contextlib.suppress(OSError):
-                os.utime(self._lease)
-            os.close(self._lease)
-            self._lease = -1
+                self._lease.touch()
+            release(self._lease)
+            self._lease = None
 
 
 def entry_path(root: str, digest: Digest, form: str = "blobs") -> str:
@@ -252,21 +255,21 @@ def entry_path(root: str, digest: Digest, form: str = "blobs") -> str:
     return os.path.join(root, form, digest.algorithm, digest.hex[:2], digest.hex)
 
 
-def hold(directory: str) -> int | None:
-    """A shared lease on a blob that is whole and verified, as a descriptor to be closed; None when there is no such blob."""
+def hold(directory: str) -> OpenFile | None:
+    """A shared lease on a blob that is whole and verified, to be released; None when there is no such blob."""
     try:
-        fd = os.open(os.path.join(directory, "lease"), os.O_RDWR | os.O_CLOEXEC)
+        lease = OpenFile(os.path.join(directory, "lease"), os.O_RDWR)
     except OSError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        there, ours = os.stat(os.path.join(directory, "lease")), os.fstat(fd)
+        lease.flock(fcntl.LOCK_SH | fcntl.LOCK_NB)
+        there, ours = os.stat(os.path.join(directory, "lease")), lease.stat()
         if (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev) and os.path.exists(os.path.join(directory, "sealed")):
-            os.utime(fd)  # an evictor that has already chosen it sees that it was used since
-            return fd
+            lease.touch()  # an evictor that has already chosen it sees that it was used since
+            return lease
     except OSError:
         pass  # it is being evicted
-    os.close(fd)
+    release(lease)
     return None
 
 
@@ -300,14 +303,14 @@ def sweep(root: str, now: float | None = None) -> None:
                 continue
             if not name.startswith(("new-", "upload-")) or now - os.stat(directory).st_mtime < 1.0:
                 continue  # not ours; or just being made, and not leased yet
-            fd = os.open(os.path.join(directory, "lease"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lease = OpenFile(os.path.join(directory, "lease"), os.O_RDWR | os.O_CREAT)
         except OSError:
             continue
         try:
-            if exclusive(fd):
+            if exclusive(lease):
                 bury(root, directory)
         finally:
-            os.close(fd)
+            release(lease)
 
 
 def _names(directory: str) -> list[str]:

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
+from kitfs.errors import Closed
+from kitfs.openfile import OpenFile
+
 POLL: Final = 0.002  # seconds between two tries
 
 
@@ -29,58 +32,63 @@ class Lease:
         while True:
             _make(directory)
             try:
-                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self.file: OpenFile = OpenFile(path, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:
                 continue  # evicted between the two lines
-            if _shared(self._fd) and _same(self._fd, path):
-                os.utime(self._fd)
+            if _shared(self.file) and _same(self.file, path):
+                self.file.touch()
                 return
-            os.close(self._fd)
+            self.file.close()
             time.sleep(POLL)  # it is being evicted: begin again. Not waited for: who retired a blob keeps its lease to his end
-
-    def fileno(self) -> int:
-        """The descriptor of the lease's file."""
-        return self._fd
 
     def entry(self) -> AbstractContextManager[bool]:
         """The lock of the directory; whether what is there is still the leased entry."""
-        return locked(self.directory, self._fd)
+        return locked(self.directory, self.file)
 
     def alone(self) -> bool:
         """Make the lease exclusive, if nobody else has one; it stays so."""
-        return exclusive(self._fd)
+        return exclusive(self.file)
 
     def close(self) -> None:
         """Give the lease back; now is the blob's last use."""
         try:
-            os.utime(self._fd)
-        except OSError:
+            self.file.touch()
+        except (Closed, OSError):
             pass  # a time that is a little old evicts a little early, and that is all
-        os.close(self._fd)
+        release(self.file)
 
 
 @contextmanager
-def locked(directory: str, lease: int | None) -> Iterator[bool]:
+def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
     """The lock of a blob's directory; whether what is there is the entry whose lease is open as ``lease`` (None: whichever it is).
 
     It stays there as long as the lock is held.
     """
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        entry = OpenFile(directory, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         yield False
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield _same(fd, directory) if lease is None else _same(lease, os.path.join(directory, "lease"))
+        entry.flock(fcntl.LOCK_EX)
+        yield _same(entry, directory) if lease is None else _same(lease, os.path.join(directory, "lease"))
     finally:
-        os.close(fd)
+        release(entry)
 
 
-def exclusive(fd: int) -> bool:
+def release(held: OpenFile) -> None:
+    """Give a lock back, and close its file: a child that forked meanwhile may not have closed its copy yet."""
+    try:
+        held.flock(fcntl.LOCK_UN)
+    except (Closed, OSError):
+        pass  # in a child, whose copy is closed
+    held.close()
+
+
+def exclusive(file: OpenFile) -> bool:
     """Whether an exclusive lock could be had at once."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.flock(fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -96,19 +104,19 @@ def _make(directory: str) -> None:
         os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
 
 
-def _shared(fd: int) -> bool:
+def _shared(file: OpenFile) -> bool:
     """Whether a shared lock could be had at once."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        file.flock(fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
-def _same(fd: int, path: str) -> bool:
+def _same(file: OpenFile, path: str) -> bool:
     try:
         there = os.stat(path)
     except FileNotFoundError:
         return False
-    ours = os.fstat(fd)
+    ours = file.stat()
     return (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev)

@@ -21,6 +21,9 @@ import struct
 from contextlib import suppress
 from typing import Final
 
+from kitfs.errors import Closed
+from kitfs.openfile import OpenFile
+
 MAGIC: Final = b"KITFSMAP"
 VERSION: Final = 1
 HEADER: Final = 64
@@ -53,14 +56,15 @@ class Present:
         path = os.path.join(directory, "present")
         if not _trusted(path, self._boot):
             _adopt(directory, path, self._boot, length)
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        if os.fstat(self._fd).st_size < length:
-            os.ftruncate(self._fd, length)
+        self._file = OpenFile(path, os.O_RDWR)
+        if self._file.stat().st_size < length:
+            with self._file.number() as fd:
+                os.ftruncate(fd, length)
         self._seen = bytearray(length - HEADER if chunks is not None else 0)
 
     def close(self) -> None:
-        """Let go of the file; marks stay in it."""
-        os.close(self._fd)
+        """Let go of the file, and of its flights; marks stay in it."""
+        self._file.close()
 
     def has(self, first: int, last: int) -> bool:
         """Whether chunks ``first`` to ``last``, both included, are all there."""
@@ -96,7 +100,7 @@ class Present:
     def _look(self, first: int, last: int) -> bytes:
         """The marks of up to ``PAGE`` chunks from ``first`` on, at least one; what they say is remembered."""
         wanted = min(last + 1 - first, PAGE)
-        marks = os.pread(self._fd, wanted, HEADER + first).ljust(wanted, b"\0")
+        marks = self._file.pread(wanted, HEADER + first).ljust(wanted, b"\0")
         there = len(marks) - len(marks.lstrip(b"\1"))
         if there:
             self._remember(first, there)
@@ -110,7 +114,7 @@ class Present:
     def mark(self, first: int, count: int = 1) -> None:
         """Say that chunks are there; their bytes must have been written before. Raises OSError (ENOSPC, EIO): then nobody is told."""
         marks = b"\1" * count
-        written = os.pwrite(self._fd, marks, HEADER + first)
+        written = self._file.pwrite(marks, HEADER + first)
         self._remember(first, written)
         if written < count:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -122,7 +126,7 @@ class Present:
             return UNKNOWN_CHUNKS if gap is None else gap
         if self._seen.find(b"\0") < 0:
             return self.chunks
-        return os.pread(self._fd, self.chunks, HEADER).count(1)
+        return self._file.pread(self.chunks, HEADER).count(1)
 
     def save(self) -> None:
         """Write ``synced``; the data must have been fsynced before."""
@@ -130,7 +134,7 @@ class Present:
         temporary = os.path.join(self._directory, f"synced.{os.getpid()}")
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
-                f.write(os.pread(self._fd, HEADER + chunks, 0))
+                f.write(self._file.pread(HEADER + chunks, 0))
                 f.flush()
                 os.fsync(f.fileno())
             os.replace(temporary, os.path.join(self._directory, "synced"))
@@ -144,20 +148,23 @@ class Present:
         return self._lock(fcntl.F_WRLCK, HEADER + first, count)
 
     def unlock(self, first: int, count: int) -> None:
-        """End the flight of chunks."""
-        self._lock(fcntl.F_UNLCK, HEADER + first, count)
+        """End the flight of chunks. A file that is closed has none."""
+        with suppress(Closed):
+            self._lock(fcntl.F_UNLCK, HEADER + first, count)
 
     def try_lock_stream(self) -> bool:
         """Take the flight of the whole stream: byte 0 of the file stands for it."""
         return self._lock(fcntl.F_WRLCK, 0, 1)
 
     def unlock_stream(self) -> None:
-        """End the flight of the whole stream."""
-        self._lock(fcntl.F_UNLCK, 0, 1)
+        """End the flight of the whole stream. A file that is closed has none."""
+        with suppress(Closed):
+            self._lock(fcntl.F_UNLCK, 0, 1)
 
     def _lock(self, kind: int, start: int, length: int) -> bool:
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack(FLOCK, kind, os.SEEK_SET, start, length, 0))
+            with self._file.number() as fd:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(FLOCK, kind, os.SEEK_SET, start, length, 0))
         except OSError as e:
             if e.errno in (errno.EAGAIN, errno.EACCES):
                 return False

@@ -21,6 +21,8 @@ from typing import Any, Final
 
 from kitfs.errors import StoreError
 from kitfs.oci.names import Digest
+from kitfs.openfile import OpenFile
+from kitfs.store.lease import release
 from kitfs.store.refs import fsync_directory, unwritten, write_durably
 
 BLOBS: Final = "blobs"
@@ -105,14 +107,14 @@ class Repositories:
         path = self._path(repository)
         try:
             _make_durably(self._directory, path)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            held = OpenFile(path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as e:
             raise unwritten(path, e)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            held.flock(fcntl.LOCK_EX)
             yield
         finally:
-            os.close(fd)
+            release(held)
 
 
 def link_name(digest: Digest) -> str:

@@ -28,13 +28,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from kitfs.errors import IntegrityError, KitfsError, StoreError, StoreFull
+from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError, StoreFull
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
+from kitfs.openfile import OpenFile
 from kitfs.store import evict, ingest
 from kitfs.store.blob import Blob
 from kitfs.store.catalog import Catalog
 from kitfs.store.evict import Entry
+from kitfs.store.fetch import CLOSE_PATIENCE
 from kitfs.store.ingest import Ingest, entry_path, hold
 from kitfs.store.refs import Refs, write_durably
 from kitfs.store.repositories import Repositories
@@ -67,6 +69,7 @@ class Store:
         self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._blobs: set[Blob] = set()
         self._kept: list[frozenset[str]] = []
+        self._stopped = False
         self._thread = threading.Thread(target=self._keep_house, name="kitfs-store", daemon=True)
         self._thread.start()
 
@@ -114,11 +117,19 @@ class Store:
 
     def close(self) -> None:
         """Close every blob and end the housekeeping thread."""
+        self.stop()
+        deadline = time.monotonic() + CLOSE_PATIENCE
         for blob in list(self._blobs):
-            blob.close()
+            blob.close(max(0.0, deadline - time.monotonic()))
         self._tasks.put(None)
         self._thread.join()
         self.catalog.close()
+
+    def stop(self) -> None:
+        """Begin to close: nothing starts to be fetched any more, and what is under way is told to end."""
+        self._stopped = True
+        for blob in list(self._blobs):
+            blob.stop()
 
     def path(self, digest: Digest, form: str = "blobs") -> str:
         """The directory of a blob."""
@@ -128,6 +139,9 @@ class Store:
         """Open a blob. With ``of``, the decoded form of that blob: its size and digest are known when its source has ended."""
         blob = Blob(self, self.path(digest, "blobs" if of is None else "decoded"), digest, size=size, source=source, of=of)
         self._blobs.add(blob)
+        if self._stopped:  # it was closed meanwhile, and has not seen this one
+            blob.close()
+            raise Closed(f"the store in {self.root} was closed")
         return blob
 
     def ingest(self, *, resumable: bool = False, note: Any = None) -> Ingest:
@@ -145,8 +159,8 @@ class Store:
         except (OSError, StoreError):
             return False
 
-    def hold(self, digest: Digest) -> int | None:
-        """A lease on a blob that is whole and verified, as a descriptor to be closed; None when it is not here."""
+    def hold(self, digest: Digest) -> OpenFile | None:
+        """A lease on a blob that is whole and verified, to be released; None when it is not here."""
         return hold(self.path(digest))
 
     def open_sealed(self, digest: Digest) -> io.FileIO | None:
@@ -241,6 +255,8 @@ class Store:
         while (task := self._tasks.get()) is not None:
             try:
                 task()
+            except Closed:
+                pass  # the blob, meanwhile; what was to be done is done by the next opening
             except (OSError, StoreError) as e:
                 self.log.warning("the store in %s cannot be kept in order: %s", self.root, e)
             except Exception:

@@ -9,14 +9,14 @@ ROOT = Path(__file__).parents[2] / "kitfs"
 
 # Lower rank is lower in the building. Packages of one rank are siblings. The SDK is the package itself (kitfs/__init__.py).
 RANK = {
-    "errors": 0, "escaping": 0, "metrics": 0,
-    "oci": 1,
+    "errors": 0, "escaping": 0, "metrics": 0, "forks": 0,
+    "oci": 1, "openfile": 1,
     "registry": 2, "store": 2, "layers": 2,
     "kit": 3,
     "ops": 4, "fuse": 4,
     "daemon": 5, "server": 5, "config": 5,
-    "sdk": 6, "fs": 7, "__init__": 8,
-    "cli": 9, "__main__": 10,
+    "session": 6, "sdk": 7, "fs": 8, "__init__": 9,
+    "cli": 10, "__main__": 11,
 }
 # config is read by the CLI and the daemon only; __version__ comes from the package itself and is below everything.
 ALLOWED = {("daemon", "config")}

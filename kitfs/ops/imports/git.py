@@ -17,11 +17,12 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from kitfs.errors import ContextError, NotFound, StoreError, UsageError
+from kitfs.openfile import OpenFile
 from kitfs.ops.events import Noted, Report
 from kitfs.ops.imports import lfs
 from kitfs.ops.transfer import AT_ONCE
 from kitfs.registry.client import RegistryClient
-from kitfs.store.lease import exclusive
+from kitfs.store.lease import exclusive, release
 
 OWN: Final = frozenset((".gitignore", ".gitattributes"))
 TOKEN: Final = "KITFS_IMPORT_TOKEN"  # noqa: S105 - the name of the variable that tells git's helper
@@ -133,7 +134,7 @@ def _directory(root: str) -> Iterator[str]:
     whole = os.path.join(root, "ingest", f"new-{uuid.uuid4().hex}")
     try:
         os.makedirs(os.path.join(whole, "tree"), 0o700)
-        lease = os.open(os.path.join(whole, "lease"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lease = OpenFile(os.path.join(whole, "lease"), os.O_RDWR | os.O_CREAT)
     except OSError as e:
         raise StoreError(f"{whole} cannot be made: {e.strerror}")
     try:
@@ -141,7 +142,7 @@ def _directory(root: str) -> Iterator[str]:
         yield os.path.join(whole, "tree")
     finally:
         shutil.rmtree(whole, ignore_errors=True)
-        os.close(lease)
+        release(lease)
 
 
 def _pointers(directory: str) -> list[lfs.Pointer]:

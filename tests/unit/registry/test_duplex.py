@@ -15,6 +15,7 @@ import pytest
 from httpcore._backends.sync import SyncStream
 
 from kitfs.registry.duplex import DuplexStream, DuplexTransport
+from kitfs.registry.sockets import Sockets
 from kitfs.registry.transport import ClientOptions
 
 MiB = 1 << 20
@@ -157,7 +158,7 @@ def test_what_came_early_is_read_first() -> None:
     with ours, theirs:
         theirs.sendall(b"HTTP/1.1 413 Too Large\r\n")
         select.select([ours], [], [], 10)
-        stream = DuplexStream(SyncStream(ours))
+        stream = DuplexStream(SyncStream(ours), Sockets())
         with pytest.raises(httpcore.WriteError):
             stream.write(bytes(8 * MiB), 5.0)
         theirs.sendall(b"more")

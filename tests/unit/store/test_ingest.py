@@ -166,7 +166,7 @@ def test_a_blob_that_was_held_since_the_evictor_looked_is_spared(store: Store, m
         lease = self.hold(digest)
         assert lease is not None
         self.repositories.link("a", "blobs", "sha256-" + digest.hex, {})
-        os.close(lease)
+        lease.close()
         return surplus(self, used)
 
     monkeypatch.setattr(Store, "_surplus", link_meanwhile)

@@ -75,7 +75,7 @@ def opened(store: Store) -> Blob:
 
 def in_place(store: Store, blob: Blob) -> bool:
     """Whether the entry that others would open is the one that this blob has a lease on."""
-    return os.path.samestat(Path(store.path(DIGEST), "lease").stat(), os.fstat(blob._lease.fileno()))
+    return os.path.samestat(Path(store.path(DIGEST), "lease").stat(), blob._lease.file.stat())
 
 
 def remove(store: Store) -> list[bool]:

@@ -1,0 +1,105 @@
+"""What must happen around fork(2), and which process this is.
+
+A forked child has a copy of everything: of locks that threads of the parent held and nobody will ever release, of sockets and descriptors that
+it shares with the parent, and of an SQLite library that believes in locks which belong to another process. So ``generation`` is another
+number in each forked child, and whatever belongs to one process compares it where work starts and begins afresh when it differs. What
+cannot wait for that registers with ``watch``.
+
+Threading: the hooks run on the thread that forks. ``guard`` is held over the fork itself, so that what is done under it is done or not
+begun in the child; hold it only for what takes no time.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any, Final, Protocol
+
+generation = 0  # another number in each forked child, so that a process id that is used again does not deceive
+guard: Final = threading.RLock()
+
+
+class Watched(Protocol):
+    """Something that must be told of forks. None of it may raise."""
+
+    def before_fork(self) -> None: ...
+
+    def after_fork_in_parent(self) -> None: ...
+
+    def after_fork_in_child(self) -> None: ...
+
+
+class Lock:
+    """A lock that is free in a forked child, whoever held it in the parent. For what may be used before and after a fork."""
+
+    __slots__ = ("__weakref__", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        with guard:
+            _renewed.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Be free."""
+        self._lock = threading.Lock()
+
+
+_forking: Any = threading.Lock()  # one fork at a time, since what follows is kept between the hooks
+_told: list[Watched] = []
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
+_renewed: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def watch(one: Watched) -> None:
+    """Tell ``one`` of every fork, for as long as it lives. It is not kept alive by this."""
+    with guard:
+        _watched.add(one)
+
+
+def watch_child(one: Any) -> None:
+    """Call ``one.after_fork_in_child`` in every forked child, for as long as it lives."""
+    with guard:
+        _renewed.add(one)
+
+
+def _before() -> None:
+    _forking.acquire()
+    while True:
+        guard.acquire()
+        new = [one for one in _watched if one not in _told]
+        if not new:
+            return  # with the guard, which the hooks below release
+        guard.release()
+        for one in new:
+            _told.append(one)
+            one.before_fork()
+
+
+def _in_parent() -> None:
+    guard.release()
+    for one in reversed(_told):
+        one.after_fork_in_parent()
+    _told.clear()
+    _forking.release()
+
+
+def _in_child() -> None:
+    global generation, _forking  # noqa: PLW0603 - the one state that this module is for
+    generation += 1
+    guard.release()  # a fork leaves the thread that held it
+    for one in list(_renewed):
+        one.after_fork_in_child()
+    for one in reversed(_told):
+        one.after_fork_in_child()
+    _told.clear()
+    _forking = threading.Lock()
+
+
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
