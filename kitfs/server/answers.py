@@ -53,7 +53,7 @@ def of_error(error: KitfsError) -> ApiError:
     if isinstance(error, IntegrityError):
         return ApiError(400, "DIGEST_INVALID", "provided digest did not match uploaded content", detail=str(error))
     if isinstance(error, StoreFull):
-        return ApiError(507, "DENIED", "no space left in this registry")
+        return ApiError(507, "DENIED", "no space left in this registry: nothing can be pushed until there is room again; pulls go on")
     if isinstance(error, StoreBusy):
         return ApiError(409, "BLOB_UPLOAD_INVALID", "another request works on this upload", headers={"Retry-After": "1"})
     if isinstance(error, NotFound):

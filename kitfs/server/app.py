@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -25,7 +26,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestPayloadError
 
 from kitfs import __version__, escaping
-from kitfs.errors import KitfsError
+from kitfs.errors import KitfsError, StoreFull
 from kitfs.oci.manifest import IMAGE_INDEX
 from kitfs.server import ranges
 from kitfs.server.answers import UNSUPPORTED, ApiError, of_error
@@ -183,7 +184,7 @@ class App:
         return answer(200, b"{}", content_type="application/json")
 
     async def _blob(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
-        digest, file = await self._run(self._registry.blob, name, ident)
+        digest, file = await self._run(functools.partial(self._registry.blob, name, ident, promised=request.method == "HEAD"))
         with contextlib.closing(file):
             size = os.fstat(file.fileno()).st_size
             headers = {"Docker-Content-Digest": str(digest), "ETag": f'"{digest}"', "Cache-Control": "max-age=31536000"}
@@ -293,6 +294,7 @@ class App:
         digest_text = request.query.get("digest")
         if digest_text is not None:
             parsed(digest_text)
+            await self._run(self._registry.expect, request.content_length or 0)
         ingest = await self._run(self._registry.begin, name)
         if digest_text is None or mount is not None:
             self._keep(ingest)
@@ -322,6 +324,7 @@ class App:
             raise ApiError(400, "DIGEST_INVALID", "the digest parameter is missing")
         parsed(digest_text)
         async with self._working(name, ident) as (ingest, turn):
+            await self._run(self._registry.expect, request.content_length or 0)
             await self._receive(request, ingest, turn)
             return created(name, str(await self._run(self._registry.finish, name, ingest, digest_text)))
 
@@ -340,6 +343,9 @@ class App:
                 ingest = await self._run(self._registry.resume, name, ident)
             try:
                 yield ingest, turn
+            except StoreFull:
+                await self._run(ingest.give_way)
+                raise
             finally:
                 self._keep(ingest)
 

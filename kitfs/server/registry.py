@@ -11,28 +11,38 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-from kitfs.errors import IntegrityError, InvalidReference, StoreError
+from kitfs.errors import IntegrityError, InvalidReference, StoreError, StoreFull
 from kitfs.oci.gojson import loads
 from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST
 from kitfs.oci.names import REPOSITORY, TAG, Digest
 from kitfs.server.answers import ApiError, unknown_blob, unknown_manifest, unknown_name, unknown_upload
-from kitfs.store.ingest import Ingest, note_of, size_of
+from kitfs.server.garbage import MIN_AGE, SteadyClock, collect
+from kitfs.store.ingest import Ingest, drop_starved, note_of, size_of, starved_bytes, sweep
 from kitfs.store.lease import release
 from kitfs.store.repositories import BLOBS, MANIFESTS, REFERRERS, TAGS, link_name
 from kitfs.store.store import Store
 
 MAX_MANIFEST: Final = 4 << 20  # bytes: what distribution-spec wants taken at least, and what clients read at most
 MAX_NAME: Final = 255
+NOTED: Final = 60.0  # seconds within which a blob that is read again is not noted as used again
+COLLECT_EVERY: Final = 60.0  # seconds between two collections for want of room, unless something was deleted since
 PAGE: Final = 1000  # tags or repositories of one answer
 INDEXES: Final = (IMAGE_INDEX, DOCKER_LIST)
 NOT_DISTRIBUTED: Final = (
     "application/vnd.oci.image.layer.nondistributable.v1.",
     "application/vnd.docker.image.rootfs.foreign.diff.",
 )  # layers whose bytes are elsewhere by their very type
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +79,85 @@ class Accepted(NamedTuple):
 class Registry:
     """The registry over a store; nothing outside the store is ever read or written."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, log: logging.Logger | None = None, min_age: float = MIN_AGE, collect_every: float = COLLECT_EVERY) -> None:
         self._store = store
         self._links = store.repositories
+        self._log = log or store.log
+        self._min_age = min_age
+        self._collect_every = collect_every
+        self._clock = SteadyClock()
+        self._collecting = threading.Lock()
+        self._collect_next = 0.0  # of time.monotonic()
+        self._something_went = False  # since the last collection
+
+    # Room
+
+    def make_room(self) -> bool:
+        """Free what nobody needs, since the disk is full; whether anything went.
+
+        First the blobs that nothing has any more, then those of removed kits, last the parts of uploads that found no room before.
+        Not to be called while a repository is locked.
+        """
+        return self._store.make_room() or self._collect() or drop_starved(self._store.root) > 0
+
+    def expect(self, size: int) -> None:
+        """Make room for a body of ``size`` bytes that ends its upload. Raises StoreFull when that cannot be, before anything was given up."""
+        root = self._store.root
+        while size > shutil.disk_usage(root).free + starved_bytes(root):
+            if not self._store.make_room() and not self._collect():
+                raise StoreFull(f"a body of {size} bytes finds no room on the disk of the store")
+
+    def _collect(self) -> bool:
+        """Collect garbage, if some may have come since the last time; whether anything went."""
+        with self._collecting:
+            if time.monotonic() < self._collect_next and not self._something_went:
+                return False
+            self._something_went = False
+            try:
+                found = collect(self._store, log=self._log, min_age=self._min_age, now=self._clock())
+                sweep(self._store.root)
+            except StoreError as e:
+                self._log.warning("no room can be made: %s", e)
+                return False
+            finally:
+                self._collect_next = time.monotonic() + self._collect_every
+            if found.blobs:
+                self._log.info("the disk was full: freed %d blobs of removed kits, %d bytes", found.blobs, found.freed)
+            return found.blobs > 0
+
+    def _with_room(self, do: Callable[[], T]) -> T:
+        """Do what writes, again whenever room could be made for it. Raises StoreFull, and what ``do`` raises."""
+        while True:
+            try:
+                return do()
+            except StoreFull:
+                if not self.make_room():
+                    raise
 
     # Blobs
 
-    def blob(self, repository: str, digest_text: str) -> tuple[Digest, io.FileIO]:
-        """A blob's file, to be closed by the caller."""
+    def blob(self, repository: str, digest_text: str, *, promised: bool = False) -> tuple[Digest, io.FileIO]:
+        """A blob's file, to be closed by the caller. ``promised``: whoever asks may go on to push a manifest of it (HEAD)."""
         name, digest = checked(repository), parsed(digest_text)
-        file = self._open(name, digest)
+        file = self._open(name, digest, promised)
         if file is None:
             raise unknown_blob(digest_text)
         return digest, file
 
-    def _open(self, name: str, digest: Digest) -> io.FileIO | None:
-        if self._links.get(name, BLOBS, link_name(digest)) is None:
+    def _open(self, name: str, digest: Digest, promised: bool) -> io.FileIO | None:
+        if not self._links.use_blob(name, digest, within=0.0 if promised else NOTED):
             return None
         return self._store.open_sealed(digest)
 
     def delete_blob(self, repository: str, digest_text: str) -> None:
         """Take a blob out of a repository; its bytes go when the store needs room and nothing else has them."""
-        digest = parsed(digest_text)
-        if not self._links.unlink(checked(repository), BLOBS, link_name(digest)):
+        name, digest = checked(repository), parsed(digest_text)
+        if not self._links.exists(name):
             raise unknown_blob(digest_text)
+        with self._links.locked(name):
+            if not self._links.unlink(name, BLOBS, link_name(digest)):
+                raise unknown_blob(digest_text)
+        self._something_went = True
 
     def mount(self, repository: str, digest_text: str, source: str | None) -> Digest | None:
         """Link a blob that another repository has (any, when ``source`` is None); None when it has not, and it must be uploaded."""
@@ -107,8 +172,8 @@ class Registry:
             return None
         try:
             for other in sources:
-                if valid(other) and self._links.get(other, BLOBS, link_name(digest)) is not None:
-                    self._links.link(name, BLOBS, link_name(digest), {})
+                if valid(other) and self._links.use_blob(other, digest):
+                    self._with_room(lambda: self._links.add_blob(name, digest))
                     return digest
         finally:
             release(lease)
@@ -119,12 +184,12 @@ class Registry:
     def begin(self, repository: str) -> Ingest:
         """A new upload."""
         name = checked(repository)
-        return self._store.ingest(resumable=True, note={"repository": name})
+        return self._with_room(lambda: self._store.ingest(resumable=True, note={"repository": name}, make_room=self.make_room))
 
     def resume(self, repository: str, upload: str) -> Ingest:
         """An upload that was begun, by this process or another."""
         self._check_upload(repository, upload)
-        return self._store.resume(upload)
+        return self._store.resume(upload, make_room=self.make_room)
 
     def progress(self, repository: str, upload: str) -> int:
         """Bytes that an upload has."""
@@ -143,8 +208,14 @@ class Registry:
         """The upload's bytes become a blob of the repository; durable when this returns. Wrong bytes are dropped."""
         name = checked(repository)
         digest = parsed(digest_text)
+
+        def commit() -> None:
+            if ingest.ended:
+                raise StoreError(f"the upload {ingest.name} was lost when the disk was full")
+            ingest.commit(digest, verified=lambda: self._links.add_blob(name, digest))
+
         try:
-            ingest.commit(digest, verified=lambda: self._links.link(name, BLOBS, link_name(digest), {}))
+            self._with_room(commit)
         except IntegrityError:
             ingest.discard()
             raise
@@ -194,19 +265,23 @@ class Registry:
         descriptor = _referrer(manifest, media_type, digest, len(data))
         if not self._links.exists(name):
             self._check_parts(name, manifest, media_type)  # what is refused makes no repository
-        with self._links.locked(name):
-            self._check_parts(name, manifest, media_type)
-            ingest = self._store.ingest()
-            try:
-                ingest.write(data)
-                ingest.commit(digest)
-                self._links.link(name, MANIFESTS, link_name(digest), {"mediaType": media_type, "size": len(data)})
-            finally:
-                ingest.close()
-            if subject is not None:
-                self._links.link(name, REFERRERS, link_name(digest), descriptor, below=link_name(subject))
-            for tag in tags:
-                self._links.link(name, TAGS, tag, {"digest": str(digest)})
+
+        def put() -> None:
+            with self._links.locked(name):
+                self._check_parts(name, manifest, media_type)
+                ingest = self._store.ingest(make_room=lambda: False)  # room is made when the lock is given back
+                try:
+                    ingest.write(data)
+                    ingest.commit(digest)
+                    self._links.link(name, MANIFESTS, link_name(digest), {"mediaType": media_type, "size": len(data)})
+                finally:
+                    ingest.close()
+                if subject is not None:
+                    self._links.link(name, REFERRERS, link_name(digest), descriptor, below=link_name(subject))
+                for tag in tags:
+                    self._links.link(name, TAGS, tag, {"digest": str(digest)})
+
+        self._with_room(put)
         return Accepted(digest, subject, tags)
 
     def _check_parts(self, name: str, manifest: dict[str, Any], media_type: str) -> None:
@@ -214,7 +289,8 @@ class Registry:
         missing = []
         for descriptor, kind in _parts(manifest, media_type):
             digest = parsed(str(descriptor.get("digest")), code="MANIFEST_INVALID")
-            if self._links.get(name, kind, link_name(digest)) is None or not self._store.has_sealed(digest):
+            linked = self._links.use_blob(name, digest) if kind == BLOBS else self._links.get(name, kind, link_name(digest)) is not None
+            if not linked or not self._store.has_sealed(digest):
                 missing.append(str(digest))
         if missing:
             errors = [{"digest": d} for d in missing[:100]]
@@ -244,6 +320,7 @@ class Registry:
                 if subject is not None:
                     self._links.unlink(name, REFERRERS, link_name(digest), below=link_name(subject))
             self._links.unlink(name, MANIFESTS, link_name(digest))
+        self._something_went = True
 
     # Lists
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -24,6 +25,7 @@ from kitfs.metrics import Counters
 from kitfs.server.app import App, shown
 from kitfs.server.htpasswd import Htpasswd
 from kitfs.server.registry import Registry
+from kitfs.store.ingest import NO_ROOM
 from kitfs.store.store import Store
 
 GRACE: Final = 2.0  # seconds that running requests have after SIGTERM
@@ -60,13 +62,19 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
     _raise_limit()
     listening = _listen(request.host, request.port)
     with contextlib.closing(listening), contextlib.ExitStack() as stack:
-        store = Store.open(request.root, counters=Counters(), log=log, free_share=0.0, option="--root")
+        store = _opened(request, log)
         stack.callback(store.close)
         pool = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="kitfs-serve"))
         app = App(Registry(store), pool, log=log, htpasswd=users, read_only=request.read_only)
         host, port = listening.getsockname()[:2]
         url = f"{'http' if context is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
         asyncio.run(_serve(app, listening, context, lambda: ready(url), log))
+
+
+def _opened(request: ServeRequest, log: logging.Logger) -> Store:
+    """The store of a request. A full disk is no obstacle to pulls; with ``read_only`` neither is one that may not be written."""
+    despite = (*NO_ROOM, *((errno.EROFS, errno.EACCES, errno.EPERM) if request.read_only else ()))
+    return Store.open(request.root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=despite)
 
 
 def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> web.Server:

@@ -18,16 +18,17 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile
 from kitfs.store.evict import bury
-from kitfs.store.lease import exclusive, release
+from kitfs.store.lease import check_descriptors, exclusive, release
 from kitfs.store.plan import new_meta
 from kitfs.store.refs import fsync_directory
 
@@ -35,6 +36,7 @@ PIECE: Final = 1 << 20
 SYNC_EVERY: Final = 64 << 20  # bytes after which they are brought to the disk, so that the last fsync is short
 UPLOAD: Final = re.compile(r"upload-[0-9a-f]{32}")
 ABANDONED: Final = 7 * 86_400.0  # seconds after which an upload that nobody goes on with is rubbish
+STARVED: Final = 0.0  # the time of the bytes of an upload that gave way, in seconds since the epoch
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -54,6 +56,10 @@ class Ingest:
                 self._lease: OpenFile | None = OpenFile(os.path.join(self._directory, "lease"), os.O_RDWR | (os.O_CREAT if create else 0))
             except FileNotFoundError:
                 raise NotFound(f"there is no upload {name}")
+            except OSError:
+                if create:
+                    shutil.rmtree(self._directory, ignore_errors=True)  # no room, or no descriptor: nobody knows its name yet
+                raise
             try:
                 if not exclusive(self._lease):
                     raise StoreBusy(f"somebody else works on {name}")
@@ -63,6 +69,8 @@ class Ingest:
                 raise NotFound(f"there is no upload {name}")  # committed or discarded a moment ago
             except BaseException:
                 release(self._lease)
+                if create:
+                    shutil.rmtree(self._directory, ignore_errors=True)
                 raise
         self.size = os.fstat(self._fd).st_size
         self._hasher = hashlib.sha256()
@@ -77,10 +85,14 @@ class Ingest:
         """Begin. Raises StoreError, StoreFull."""
         made = cls(root, f"{'upload' if resumable else 'new'}-{uuid.uuid4().hex}", make_room=make_room, create=True)
         if resumable:
-            with _told(f"the ingest {made.name}"):
-                made._write("note", note)
-                fsync_directory(made._directory)
-                fsync_directory(os.path.join(root, "ingest"))
+            try:
+                with _told(f"the ingest {made.name}"):
+                    made._write("note", note)
+                    fsync_directory(made._directory)
+                    fsync_directory(os.path.join(root, "ingest"))
+            except BaseException:
+                made.discard()  # nobody will ever know its name
+                raise
         return made
 
     @classmethod
@@ -230,6 +242,18 @@ class Ingest:
         os.close(self._fd)
         self._fd = -1
 
+    def give_way(self) -> None:
+        """Let go of an upload that found no room: its bytes stay to be continued until somebody needs their room (``drop_starved``).
+
+        The mark is the time of the bytes, which needs no room: their next write takes it away, and ``sweep`` sees them as abandoned.
+        """
+        if self._fd >= 0:
+            try:
+                os.utime(self._fd, (STARVED, STARVED))
+            except OSError:
+                self._bury()
+        self.close()
+
     def discard(self) -> None:
         """Drop the bytes, unless they are committed."""
         if self._fd >= 0:
@@ -259,7 +283,8 @@ def hold(directory: str) -> OpenFile | None:
     """A shared lease on a blob that is whole and verified, to be released; None when there is no such blob."""
     try:
         lease = OpenFile(os.path.join(directory, "lease"), os.O_RDWR)
-    except OSError:
+    except OSError as e:
+        check_descriptors(e)
         return None
     try:
         lease.flock(fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -280,7 +305,10 @@ def note_of(root: str, name: str) -> Any:
     try:
         with open(os.path.join(root, "ingest", name, "note"), "rb") as f:
             return json.load(f)
-    except (OSError, ValueError):
+    except ValueError:
+        return None
+    except OSError as e:
+        check_descriptors(e)
         return None
 
 
@@ -292,6 +320,60 @@ def size_of(root: str, name: str) -> int | None:
         return None
 
 
+def _written(directory: str) -> float:
+    """When bytes of an upload last came, in seconds since the epoch; a crash may have left it without a file for them."""
+    try:
+        return os.stat(os.path.join(directory, "rest")).st_mtime
+    except FileNotFoundError:
+        return os.stat(directory).st_mtime
+
+
+class Upload(NamedTuple):
+    """An upload that may go on: its note, when it began and when its last bytes came, in seconds since the epoch."""
+
+    note: Any
+    began: float
+    written: float
+
+
+def uploads(root: str) -> Iterator[Upload]:
+    """Every upload that may go on."""
+    for name in _names(os.path.join(root, "ingest")):
+        note = note_of(root, name)
+        directory = os.path.join(root, "ingest", name)
+        with contextlib.suppress(OSError):
+            if note is not None:
+                yield Upload(note, os.stat(os.path.join(directory, "note")).st_mtime, _written(directory))
+
+
+def starved_bytes(root: str) -> int:
+    """Bytes of the uploads that gave way: what ``drop_starved`` frees if nobody goes on with one of them meanwhile."""
+    total = 0
+    for name in _names(os.path.join(root, "ingest")):
+        with contextlib.suppress(OSError):
+            if UPLOAD.fullmatch(name) and (found := os.stat(os.path.join(root, "ingest", name, "rest"))).st_mtime == STARVED:
+                total += found.st_blocks * 512
+    return total
+
+
+def drop_starved(root: str) -> int:
+    """Unlink the uploads that gave way (``Ingest.give_way``) and that nobody goes on with since; how many."""
+    dropped = 0
+    for name in _names(os.path.join(root, "ingest")):
+        directory = os.path.join(root, "ingest", name)
+        try:
+            if not UPLOAD.fullmatch(name) or os.stat(os.path.join(directory, "rest")).st_mtime != STARVED:
+                continue
+            lease = OpenFile(os.path.join(directory, "lease"), os.O_RDWR)
+        except OSError:
+            continue
+        try:
+            dropped += exclusive(lease) and bury(root, directory)
+        finally:
+            release(lease)
+    return dropped
+
+
 def sweep(root: str, now: float | None = None) -> None:
     """Unlink what nobody goes on with: ``new`` ingests whose process is gone, uploads that were abandoned a week ago."""
     now = time.time() if now is None else now
@@ -299,7 +381,7 @@ def sweep(root: str, now: float | None = None) -> None:
     for name in _names(ingest):
         directory = os.path.join(ingest, name)
         try:
-            if UPLOAD.fullmatch(name) and now - os.stat(os.path.join(directory, "rest")).st_mtime < ABANDONED:
+            if UPLOAD.fullmatch(name) and now - _written(directory) < ABANDONED:
                 continue
             if not name.startswith(("new-", "upload-")) or now - os.stat(directory).st_mtime < 1.0:
                 continue  # not ours; or just being made, and not leased yet

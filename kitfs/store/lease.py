@@ -7,6 +7,7 @@ another may have come in its place. Threading: a lease belongs to one Blob.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
-from kitfs.errors import Closed
+from kitfs.errors import Closed, StoreError
 from kitfs.openfile import OpenFile
 
 POLL: Final = 0.002  # seconds between two tries
@@ -35,7 +36,7 @@ class Lease:
                 self.file: OpenFile = OpenFile(path, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:
                 continue  # evicted between the two lines
-            if _shared(self.file) and _same(self.file, path):
+            if _shared(self.file) and same(self.file, path):
                 self.file.touch()
                 return
             self.file.close()
@@ -71,7 +72,7 @@ def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
         return
     try:
         entry.flock(fcntl.LOCK_EX)
-        yield _same(entry, directory) if lease is None else _same(lease, os.path.join(directory, "lease"))
+        yield same(entry, directory) if lease is None else same(lease, os.path.join(directory, "lease"))
     finally:
         release(entry)
 
@@ -83,6 +84,15 @@ def release(held: OpenFile) -> None:
     except (Closed, OSError):
         pass  # in a child, whose copy is closed
     held.close()
+
+
+def check_descriptors(error: OSError) -> None:
+    """Raise StoreError when a file could not be opened because the process, or the system, has no descriptor left.
+
+    Then nobody knows whether the file exists; a caller that took it for missing would refuse, forget or evict what is there.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise StoreError(f"the store cannot be read: {(error.strerror or str(error)).lower()}") from error
 
 
 def exclusive(file: OpenFile) -> bool:
@@ -113,7 +123,8 @@ def _shared(file: OpenFile) -> bool:
     return True
 
 
-def _same(file: OpenFile, path: str) -> bool:
+def same(file: OpenFile, path: str) -> bool:
+    """Whether an open file is the one that a path leads to."""
     try:
         there = os.stat(path)
     except FileNotFoundError:

@@ -1,13 +1,14 @@
 """Which repositories a served store has, and what belongs to them: links, one small file each, by rename and fsynced.
 
-    served/<repository, "/" as "+">/blobs/<algorithm>-<hex>                     {}
+    served/<repository, "/" as "+">/blobs/<algorithm>-<hex>                     {}; its time is the blob's last use in the repository
                                     manifests/<algorithm>-<hex>                 {"mediaType", "size"}
                                     tags/<tag>                                  {"digest"}
                                     referrers/<algorithm>-<hex of the subject>/<algorithm>-<hex>    a descriptor
 
-A link says that a repository has a blob, and pins it; the bytes are the store's. Names must have been checked (``oci.names``): then
-no name leads anywhere else. Threading and processes: links appear whole or not at all; whoever changes what manifests mean takes
-``locked`` first, since that is several links.
+A link says that a repository has a blob, and pins it; the bytes are the store's. A blob's link is made once and never replaced, so that
+``use_blob`` and ``unlink_unused`` can agree by a flock on it which of them was first: a blob that somebody was told about stays.
+Names must have been checked (``oci.names``): then no name leads anywhere else. Threading and processes: links appear whole or not at
+all; whoever changes what manifests mean, or takes blobs out of a repository, takes ``locked`` first, since that is several links.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
 from kitfs.errors import StoreError
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile
-from kitfs.store.lease import release
+from kitfs.store.lease import exclusive, release, same
 from kitfs.store.refs import fsync_directory, unwritten, write_durably
 
 BLOBS: Final = "blobs"
 MANIFESTS: Final = "manifests"
 TAGS: Final = "tags"
 REFERRERS: Final = "referrers"
+LINK: Final = b"{}"  # all that a blob's link holds
 
 
 class Repositories:
@@ -56,7 +59,77 @@ class Repositories:
                 _make_durably(self._directory, os.path.dirname(path))
             write_durably(path, json.dumps(value).encode())
         except OSError as e:
-            raise unwritten(path, e)
+            raise unwritten(path, e) from e
+
+    def add_blob(self, repository: str, digest: Digest) -> None:
+        """Link a blob, or note that it is used now; durable when this returns. Raises StoreError, StoreFull."""
+        path = self._path(repository, BLOBS, link_name(digest))
+        try:
+            while not self.use_blob(repository, digest, repair=True):
+                if not os.path.isdir(os.path.dirname(path)):
+                    _make_durably(self._directory, os.path.dirname(path))
+                with contextlib.suppress(FileExistsError):
+                    _write_new(path, LINK)
+            fsync_directory(os.path.dirname(path))
+        except OSError as e:
+            raise unwritten(path, e) from e
+
+    def use_blob(self, repository: str, digest: Digest, *, within: float = 0.0, repair: bool = False) -> bool:
+        """Whether a repository has a blob; if so, it counts as used now. Raises StoreError for a damaged link, unless it is to ``repair`` it.
+
+        A use that was noted less than ``within`` seconds ago is not noted again. A time in the future stays: times only go forward.
+        """
+        path = self._path(repository, BLOBS, link_name(digest))
+        while True:
+            try:
+                link = OpenFile(path, os.O_RDWR if repair else os.O_RDONLY)
+            except FileNotFoundError:
+                return False
+            except OSError as e:
+                raise StoreError(f"the link {path} cannot be read: {e.strerror}") from e
+            try:
+                link.flock(fcntl.LOCK_SH)  # held exclusively for a moment by ``unlink_unused`` only
+                if link.pread(64, 0) not in (LINK, b""):  # empty: being made this very moment, or cut off by a crash
+                    if not repair:
+                        raise StoreError(f"the link {path} cannot be read: it is damaged; pushing the blob again mends it")
+                    link.pwrite(LINK, 0)
+                    with link.number() as fd:
+                        os.ftruncate(fd, len(LINK))
+                        os.fsync(fd)
+                now = time.time_ns()
+                if link.stat().st_mtime_ns < now - int(within * 1e9):
+                    with contextlib.suppress(OSError), link.number() as fd:  # a read-only disk: then nothing is collected either
+                        os.utime(fd, ns=(now, now))
+                if same(link, path):
+                    return True
+            finally:
+                release(link)
+
+    def last_use(self, repository: str, name: str) -> float | None:
+        """When a blob was last used in a repository, in seconds since the epoch; None when it is not linked (any more)."""
+        try:
+            return os.stat(self._path(repository, BLOBS, name)).st_mtime
+        except FileNotFoundError:
+            return None
+
+    def unlink_unused(self, repository: str, name: str, *, before: float) -> bool:
+        """Forget a blob that was last used at or ``before`` a time (seconds since the epoch); whether it went.
+
+        The caller holds ``locked``, which keeps manifests from arriving; a use at this very moment keeps the link. Not fsynced: a link
+        that a crash brings back is collected later.
+        """
+        path = self._path(repository, BLOBS, name)
+        try:
+            link = OpenFile(path, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            if not exclusive(link) or link.stat().st_mtime > before or not same(link, path):
+                return False
+            os.unlink(path)
+            return True
+        finally:
+            release(link)
 
     def get(self, repository: str, kind: str, name: str) -> dict[str, Any] | None:
         """A link's value, None when there is none. Raises StoreError for one that is damaged."""
@@ -67,7 +140,7 @@ class Repositories:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as e:
-            raise StoreError(f"the link {path} cannot be read: {e}")
+            raise StoreError(f"the link {path} cannot be read: {e}") from e
         return loaded if isinstance(loaded, dict) else {}
 
     def unlink(self, repository: str, kind: str, name: str, *, below: str = "") -> bool:
@@ -109,7 +182,7 @@ class Repositories:
             _make_durably(self._directory, path)
             held = OpenFile(path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as e:
-            raise unwritten(path, e)
+            raise unwritten(path, e) from e
         try:
             held.flock(fcntl.LOCK_EX)
             yield
@@ -127,6 +200,20 @@ def _listed(directory: str) -> list[str]:
         return [name for name in os.listdir(directory) if not name.endswith("~")]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _write_new(path: str, data: bytes) -> None:
+    """A file that did not exist; fsynced, the directory is the caller's to sync. Raises FileExistsError, OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def _make_durably(root: str, directory: str) -> None:

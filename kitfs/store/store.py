@@ -15,7 +15,6 @@ verifies, syncs and evicts; it is joined by ``close``. Several Stores may be ope
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
@@ -28,7 +27,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError, StoreFull
+from kitfs.errors import Closed, IntegrityError, InvalidReference, StoreError, StoreFull
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile
@@ -37,7 +36,8 @@ from kitfs.store.blob import Blob
 from kitfs.store.catalog import Catalog
 from kitfs.store.evict import Entry
 from kitfs.store.fetch import CLOSE_PATIENCE
-from kitfs.store.ingest import Ingest, entry_path, hold
+from kitfs.store.ingest import NO_ROOM, Ingest, entry_path, hold
+from kitfs.store.lease import check_descriptors
 from kitfs.store.refs import Refs, write_durably
 from kitfs.store.repositories import Repositories
 from kitfs.store.source import Source
@@ -83,10 +83,12 @@ class Store:
         size_limit: int | None = None,
         free_share: float = 0.05,
         option: str = "--cache-dir",
+        despite: Collection[int] = (),
     ) -> Store:
         """The store in ``root``, made 0700 when missing. ``size_limit`` in bytes for what is not pinned; ``free_share`` of the disk.
 
-        ``option`` is what messages tell to choose another directory with.
+        ``option`` is what messages tell to choose another directory with. ``despite`` holds the errno values of failed writes that do
+        not matter to a caller who reads: with one of these a store that exists is opened all the same, and the log says so once.
 
         Raises StoreError, or StoreFull, when it cannot be made, read or written, or was written by another version of kitfs.
         """
@@ -100,19 +102,22 @@ class Store:
             _probe(root)
         except OSError as e:
             told = f"cache directory {root} cannot be used: {(e.strerror or str(e)).lower()}; choose another with {option}"
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            usable = e.errno in despite and os.path.exists(os.path.join(root, "VERSION"))
+            if e.errno not in NO_ROOM and not usable:
                 raise StoreError(told)
-            full: StoreFull | None = StoreFull(told)
+            failure: OSError | None = e
         else:
-            full = None
+            failure = None
         store = cls(root, size_limit=size_limit, free_share=free_share, counters=counters, log=log)
-        if full is not None:
+        if failure is not None:
             try:
                 store.evict()  # what earlier mounts left behind may be all that is in the way
                 _probe(root)
             except (OSError, StoreError):
-                store.close()
-                raise full
+                if not usable:
+                    store.close()
+                    raise StoreFull(told)
+                log.warning("%s cannot be written now (%s): what it holds can be read, and nothing is taken until that changes", root, (failure.strerror or str(failure)).lower())
         return store
 
     def close(self) -> None:
@@ -144,13 +149,16 @@ class Store:
             raise Closed(f"the store in {self.root} was closed")
         return blob
 
-    def ingest(self, *, resumable: bool = False, note: Any = None) -> Ingest:
-        """A blob on its way in; ``resumable`` keeps it beyond this process, with ``note``. Raises StoreError, StoreFull."""
-        return Ingest.new(self.root, make_room=self.make_room, resumable=resumable, note=note)
+    def ingest(self, *, resumable: bool = False, note: Any = None, make_room: Callable[[], bool] | None = None) -> Ingest:
+        """A blob on its way in; ``resumable`` keeps it beyond this process, with ``note``. Raises StoreError, StoreFull.
 
-    def resume(self, name: str) -> Ingest:
+        ``make_room`` is called when the disk is full, and returns whether a write is worth another try; the default is ``make_room``.
+        """
+        return Ingest.new(self.root, make_room=make_room or self.make_room, resumable=resumable, note=note)
+
+    def resume(self, name: str, *, make_room: Callable[[], bool] | None = None) -> Ingest:
         """Go on with a resumable ingest. Raises NotFound, StoreBusy, StoreError."""
-        return Ingest.resume(self.root, name, make_room=self.make_room)
+        return Ingest.resume(self.root, name, make_room=make_room or self.make_room)
 
     def make_room(self) -> bool:
         """Evict what may go, since the disk is full; whether anything went."""
@@ -164,15 +172,20 @@ class Store:
         return hold(self.path(digest))
 
     def open_sealed(self, digest: Digest) -> io.FileIO | None:
-        """The file of a blob that is whole and verified, right to its end even when the blob is evicted meanwhile; None when it is not here."""
+        """The file of a blob that is whole and verified, right to its end even when the blob is evicted meanwhile; None when it is not here.
+
+        Raises StoreError when no descriptor is left to look with.
+        """
         try:
             directory = os.open(self.path(digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
+        except OSError as e:
+            check_descriptors(e)
             return None
         try:
             os.stat("sealed", dir_fd=directory)
             return io.FileIO(os.open("rest", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory))
-        except OSError:
+        except OSError as e:
+            check_descriptors(e)
             return None
         finally:
             os.close(directory)
@@ -206,14 +219,19 @@ class Store:
             blob.close()
 
     def get(self, digest: Digest) -> bytes | None:
-        """A whole small blob whose digest was checked just now; None when it is not here, or not right."""
+        """A whole small blob whose digest was checked just now; None when it is not here, or not right.
+
+        Raises StoreError when no descriptor is left to look with.
+        """
         directory = self.path(digest)
         try:
             with open(os.path.join(directory, "rest"), "rb") as f:
                 data = f.read(MAX_SMALL)
-            os.utime(os.path.join(directory, "lease"))
-        except OSError:
+        except OSError as e:
+            check_descriptors(e)
             return None
+        with suppress(OSError):  # a disk that is read-only keeps no time of use, and needs none
+            os.utime(os.path.join(directory, "lease"))
         hasher = digest.hasher()
         hasher.update(data)
         return data if hasher.hexdigest() == digest.hex else None
@@ -330,7 +348,7 @@ class Store:
             try:
                 data = self.get(Digest.parse(text))
                 manifest: Any = json.loads(data) if data else {}
-            except (ValueError, KitfsError):
+            except (ValueError, InvalidReference):
                 continue
             if isinstance(manifest, dict):
                 below = [manifest.get("config"), *(manifest.get("layers") or ())]
