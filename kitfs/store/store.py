@@ -117,7 +117,8 @@ class Store:
                 if not usable:
                     store.close()
                     raise StoreFull(told)
-                log.warning("%s cannot be written now (%s): what it holds can be read, and nothing is taken until that changes", root, (failure.strerror or str(failure)).lower())
+                why = (failure.strerror or str(failure)).lower()
+                log.warning("%s cannot be written now (%s): what it holds can be read, and nothing is taken until that changes", root, why)
         return store
 
     def close(self) -> None:
