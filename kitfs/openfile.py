@@ -12,26 +12,29 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from kitfs import forks
 from kitfs.errors import Closed
+from kitfs.ownership import open_file
 
 
 class OpenFile:
-    """An open file; the arguments are those of os.open, and it is closed on exec. Raises OSError."""
+    """An open file; the arguments are those of os.open, and it is closed on exec. ``opener`` opens it in another way. Raises OSError."""
 
     __slots__ = ("__weakref__", "_closing", "_fd", "_path", "_users")
 
-    def __init__(self, path: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> None:
+    def __init__(
+        self, path: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None, opener: Callable[[], int] | None = None
+    ) -> None:
         self._path: Final = path
         self._users: set[object] = set()
         self._closing = False
         self._fd = -1
         with forks.guard:
-            self._fd = os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+            self._fd = os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd) if opener is None else opener()
             forks.watch_child(self)
 
     def __repr__(self) -> str:
@@ -111,3 +114,12 @@ class OpenFile:
         """Close the child's copy, whoever used it in the parent."""
         self._users.clear()
         self.close()
+
+
+class OwnFile(OpenFile):
+    """An open file of the store: see ``ownership.open_file``. Raises OSError, Unsafe among them."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str, flags: int) -> None:
+        super().__init__(path, flags, opener=lambda: open_file(path, flags))

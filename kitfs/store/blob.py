@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
+from kitfs.ownership import open_file
 from kitfs.store.body import Body
 from kitfs.store.evict import bury
 from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
@@ -138,7 +139,7 @@ class Blob:
         """meta.json, written when there is none or it is damaged. An unsealed entry with another size gives way."""
         path = os.path.join(self._directory, "meta.json")
         try:
-            with open(path, "rb") as f:
+            with open(open_file(path), "rb") as f:
                 meta: dict[str, Any] = json.load(f)
             if meta["version"] == META_VERSION and isinstance(meta["chunk"], int) and meta["chunk"] > 0:
                 if size is None or meta["size"] == size:
@@ -397,7 +398,7 @@ class Blob:
     def _learn_size(self) -> int | None:
         """The size that another process has found since this one opened the blob."""
         try:
-            with open(os.path.join(self._directory, "meta.json"), "rb") as f:
+            with open(open_file(os.path.join(self._directory, "meta.json")), "rb") as f:
                 self._meta = json.load(f)
         except (OSError, ValueError):
             return None
@@ -447,7 +448,7 @@ def _replace(path: str, meta: dict[str, Any]) -> None:
     """meta.json by rename. Not fsynced: an entry whose meta.json a crash has damaged begins afresh."""
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}"
     try:
-        with open(temporary, "w", encoding="ascii") as f:
+        with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="ascii") as f:
             json.dump(meta, f)
         os.replace(temporary, path)
     except OSError:

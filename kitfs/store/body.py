@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 
-from kitfs.openfile import OpenFile
+from kitfs.openfile import OwnFile
 
 
 class Body:
     """The sparse body in ``directory``, made when missing."""
 
     def __init__(self, directory: str) -> None:
-        self._file = OpenFile(os.path.join(directory, "rest"), os.O_RDWR | os.O_CREAT)
+        self._file = OwnFile(os.path.join(directory, "rest"), os.O_RDWR | os.O_CREAT)
 
     def pread(self, offset: int, size: int) -> bytes:
         """Bytes at an offset; short at the end of the file. Raises Closed, OSError."""

@@ -18,13 +18,16 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from kitfs import forks
+from kitfs.ownership import check_directory, make_directory, make_private, open_file
 
 Key = tuple[str, str]
+DATABASE: Final = ("cache.db", "cache.db-wal", "cache.db-shm")  # diskcache's file, and what SQLite puts beside it with the mode that it has
 DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-
+MAX_VALUE: Final = 1 << 30  # bytes of a value; SQLite takes a little less
 
 Reply = queue.SimpleQueue[tuple[Any, Exception | None]]
 
@@ -104,8 +107,10 @@ class Catalog:
         if self._cache is None:
             import diskcache
 
-            # Nothing mapped: whoever truncates a mapped database, or a disk that cannot read it, kills the process (SIGBUS).
-            options = {"eviction_policy": "none", "statistics": 0, "sqlite_mmap_size": 0}
+            _make_private(self._directory)
+            # Nothing mapped: whoever truncates a mapped database, or a disk that cannot read it, kills the process (SIGBUS). All in the
+            # database: diskcache would make its other files by the umask.
+            options = {"eviction_policy": "none", "statistics": 0, "sqlite_mmap_size": 0, "disk_min_file_size": MAX_VALUE}
             self._cache = diskcache.Cache(self._directory, disk=diskcache.JSONDisk, timeout=5, **options)
         return self._cache
 
@@ -170,3 +175,28 @@ class Catalog:
             finally:
                 self._worker.end()
                 self._worker = self._cache = None
+
+
+def _make_private(directory: str) -> None:
+    """Make the directory and the database, which SQLite would make by the umask, and close what older versions left open to others.
+
+    No file of a database may be opened here: when it is closed, the locks go that SQLite has on it in this process (fcntl(2)). So an empty
+    one is made under another name and linked. Raises OSError, Unsafe for a database that is a link or another user's.
+    """
+    with suppress(FileExistsError):
+        make_directory(directory)
+    check_directory(directory)
+    database = os.path.join(directory, DATABASE[0])
+    if not os.path.lexists(database):
+        temporary = f"{database}.{os.getpid()}.{threading.get_ident()}~"
+        try:
+            os.close(open_file(temporary, os.O_WRONLY | os.O_CREAT))
+            os.link(temporary, database)
+        except FileExistsError:
+            pass  # another process was first
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+    for name in DATABASE:
+        with suppress(FileNotFoundError):
+            make_private(os.path.join(directory, name))

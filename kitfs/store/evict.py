@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from kitfs.openfile import OpenFile
+from kitfs.openfile import OpenFile, OwnFile
+from kitfs.ownership import make_directories
 from kitfs.store.lease import exclusive, locked, release
 
 FORMS: Final = ("blobs", "decoded")
@@ -38,7 +39,7 @@ def entries(root: str) -> Iterator[Entry]:
                     directory = os.path.join(base, algorithm, prefix, name)
                     try:
                         size = sum(os.lstat(os.path.join(directory, f)).st_blocks * 512 for f in os.listdir(directory))
-                        used = os.stat(os.path.join(directory, "lease")).st_mtime_ns
+                        used = os.lstat(os.path.join(directory, "lease")).st_mtime_ns
                     except OSError:
                         continue
                     yield Entry(directory, f"{algorithm}:{name}", size, used)
@@ -63,7 +64,7 @@ def victims(found: Sequence[Entry], pinned: Collection[str]) -> tuple[list[Entry
 def remove(root: str, entry: Entry) -> bool:
     """Take a blob away if nobody has a lease on it, or had one since it was looked at: it may have been pinned meanwhile."""
     try:
-        lease = OpenFile(os.path.join(entry.directory, "lease"), os.O_RDWR)
+        lease = OwnFile(os.path.join(entry.directory, "lease"), os.O_RDWR)
     except OSError:
         return False
     try:
@@ -82,7 +83,7 @@ def bury(root: str, directory: str, *, lease: OpenFile | None = None, spare_seal
     with locked(directory, lease) as there:
         if not there or (spare_sealed and os.path.exists(os.path.join(directory, "sealed"))):
             return False
-        os.makedirs(os.path.dirname(grave), mode=0o700, exist_ok=True)
+        make_directories(os.path.dirname(grave))
         try:
             os.rename(directory, grave)
         except FileNotFoundError:

@@ -26,7 +26,8 @@ from typing import Any, Final, NamedTuple, Self
 
 from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
 from kitfs.oci.names import Digest
-from kitfs.openfile import OpenFile
+from kitfs.openfile import OpenFile, OwnFile
+from kitfs.ownership import check_below, make_directories, make_directory, open_file
 from kitfs.store.evict import bury
 from kitfs.store.lease import check_descriptors, exclusive, release
 from kitfs.store.plan import new_meta
@@ -51,9 +52,9 @@ class Ingest:
         self._fd = -1
         with _told(f"the ingest {self._directory}"):
             if create:
-                os.makedirs(self._directory, 0o700)
+                make_directory(self._directory)
             try:
-                self._lease: OpenFile | None = OpenFile(os.path.join(self._directory, "lease"), os.O_RDWR | (os.O_CREAT if create else 0))
+                self._lease: OpenFile | None = OwnFile(os.path.join(self._directory, "lease"), os.O_RDWR | (os.O_CREAT if create else 0))
             except FileNotFoundError:
                 raise NotFound(f"there is no upload {name}")
             except OSError:
@@ -63,7 +64,7 @@ class Ingest:
             try:
                 if not exclusive(self._lease):
                     raise StoreBusy(f"somebody else works on {name}")
-                self._fd = os.open(os.path.join(self._directory, "rest"), os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+                self._fd = open_file(os.path.join(self._directory, "rest"), os.O_RDWR | (os.O_CREAT if create else 0))
             except FileNotFoundError:
                 release(self._lease)
                 raise NotFound(f"there is no upload {name}")  # committed or discarded a moment ago
@@ -188,7 +189,7 @@ class Ingest:
 
     def _write(self, name: str, value: Any) -> None:
         """A file of the directory, fsynced. Nobody reads it before the directory, fsynced after it, is told of or moved: no rename is needed."""
-        fd = os.open(os.path.join(self._directory, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = open_file(os.path.join(self._directory, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with open(fd, "wb") as f:
             f.write(json.dumps(value).encode())
             f.flush()
@@ -223,7 +224,8 @@ class Ingest:
         An unverified one gives way: its readers have its files open.
         """
         prefix = os.path.dirname(target)
-        os.makedirs(prefix, 0o700, exist_ok=True)
+        check_below(self._root, prefix)
+        make_directories(prefix)
         while True:
             try:
                 os.rename(self._directory, target)
@@ -282,7 +284,7 @@ def entry_path(root: str, digest: Digest, form: str = "blobs") -> str:
 def hold(directory: str) -> OpenFile | None:
     """A shared lease on a blob that is whole and verified, to be released; None when there is no such blob."""
     try:
-        lease = OpenFile(os.path.join(directory, "lease"), os.O_RDWR)
+        lease = OwnFile(os.path.join(directory, "lease"), os.O_RDWR)
     except OSError as e:
         check_descriptors(e)
         return None
@@ -303,7 +305,7 @@ def note_of(root: str, name: str) -> Any:
     if not UPLOAD.fullmatch(name):
         return None
     try:
-        with open(os.path.join(root, "ingest", name, "note"), "rb") as f:
+        with open(open_file(os.path.join(root, "ingest", name, "note")), "rb") as f:
             return json.load(f)
     except ValueError:
         return None
@@ -315,7 +317,7 @@ def note_of(root: str, name: str) -> Any:
 def size_of(root: str, name: str) -> int | None:
     """Bytes of an upload so far, whoever works on it; None when there is none."""
     try:
-        return os.stat(os.path.join(root, "ingest", name, "rest")).st_size if UPLOAD.fullmatch(name) else None
+        return os.lstat(os.path.join(root, "ingest", name, "rest")).st_size if UPLOAD.fullmatch(name) else None
     except OSError:
         return None
 
@@ -364,7 +366,7 @@ def drop_starved(root: str) -> int:
         try:
             if not UPLOAD.fullmatch(name) or os.stat(os.path.join(directory, "rest")).st_mtime != STARVED:
                 continue
-            lease = OpenFile(os.path.join(directory, "lease"), os.O_RDWR)
+            lease = OwnFile(os.path.join(directory, "lease"), os.O_RDWR)
         except OSError:
             continue
         try:
@@ -385,7 +387,7 @@ def sweep(root: str, now: float | None = None) -> None:
                 continue
             if not name.startswith(("new-", "upload-")) or now - os.stat(directory).st_mtime < 1.0:
                 continue  # not ours; or just being made, and not leased yet
-            lease = OpenFile(os.path.join(directory, "lease"), os.O_RDWR | os.O_CREAT)
+            lease = OwnFile(os.path.join(directory, "lease"), os.O_RDWR | os.O_CREAT)
         except OSError:
             continue
         try:

@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 from kitfs.errors import Closed, StoreError
-from kitfs.openfile import OpenFile
+from kitfs.openfile import OpenFile, OwnFile
+from kitfs.ownership import make_directories, make_directory
 
 POLL: Final = 0.002  # seconds between two tries
 
@@ -33,7 +34,7 @@ class Lease:
         while True:
             _make(directory)
             try:
-                self.file: OpenFile = OpenFile(path, os.O_RDWR | os.O_CREAT)
+                self.file: OpenFile = OwnFile(path, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:
                 continue  # evicted between the two lines
             if _shared(self.file) and same(self.file, path):
@@ -66,7 +67,7 @@ def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
     It stays there as long as the lock is held.
     """
     try:
-        entry = OpenFile(directory, os.O_RDONLY | os.O_DIRECTORY)
+        entry = OpenFile(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         yield False
         return
@@ -107,11 +108,11 @@ def exclusive(file: OpenFile) -> bool:
 def _make(directory: str) -> None:
     """Not os.makedirs: it takes a directory that goes away after mkdir met it for a file in the way."""
     try:
-        os.mkdir(directory, 0o700)
+        make_directory(directory)
     except FileExistsError:
         pass
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
+        make_directories(os.path.dirname(directory))
 
 
 def _shared(file: OpenFile) -> bool:

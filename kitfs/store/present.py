@@ -22,7 +22,8 @@ from contextlib import suppress
 from typing import Final
 
 from kitfs.errors import Closed
-from kitfs.openfile import OpenFile
+from kitfs.openfile import OwnFile
+from kitfs.ownership import open_file
 
 MAGIC: Final = b"KITFSMAP"
 VERSION: Final = 1
@@ -56,7 +57,7 @@ class Present:
         path = os.path.join(directory, "present")
         if not _trusted(path, self._boot):
             _adopt(directory, path, self._boot, length)
-        self._file = OpenFile(path, os.O_RDWR)
+        self._file = OwnFile(path, os.O_RDWR)
         if self._file.stat().st_size < length:
             with self._file.number() as fd:
                 os.ftruncate(fd, length)
@@ -133,7 +134,7 @@ class Present:
         chunks = self.count() if self.chunks is None else self.chunks
         temporary = os.path.join(self._directory, f"synced.{os.getpid()}")
         try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
+            with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as f:
                 f.write(self._file.pread(HEADER + chunks, 0))
                 f.flush()
                 os.fsync(f.fileno())
@@ -174,7 +175,7 @@ class Present:
 
 def _trusted(path: str, boot: bytes) -> bool:
     try:
-        with open(path, "rb") as f:
+        with open(open_file(path), "rb") as f:
             return f.read(HEADER) == _header(boot)
     except FileNotFoundError:
         return False
@@ -184,14 +185,14 @@ def _adopt(directory: str, path: str, boot: bytes, length: int) -> None:
     """A fresh map for this boot: what ``synced`` says, else nothing. By rename: a crash leaves the old one, which is not believed."""
     marks = b""
     try:
-        with open(os.path.join(directory, "synced"), "rb") as f:
+        with open(open_file(os.path.join(directory, "synced")), "rb") as f:
             if f.read(12) == _header(boot)[:12]:
                 f.seek(HEADER)
                 marks = f.read(length - HEADER)
     except FileNotFoundError:
         pass
     temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "wb") as f:
+    with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as f:
         f.write(_header(boot))
         f.write(marks.translate(bytes([0]) + b"\1" + bytes(254)))
         f.truncate(length)

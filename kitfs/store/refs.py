@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from kitfs.errors import StoreError, StoreFull
+from kitfs.ownership import check_below, make_directories, open_file
 
 
 def fsync_directory(directory: str) -> None:
@@ -32,7 +33,7 @@ def write_durably(path: str, data: bytes) -> None:
     """A file that is there whole after a crash, or not at all. Raises OSError."""
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}~"
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
+        with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
@@ -63,21 +64,23 @@ class Refs:
         """The descriptor behind a tag, None when there is none. Raises StoreError for one that is damaged."""
         path = self._path(name, tag)
         try:
-            with open(path, "rb") as f:
+            check_below(self._directory, os.path.dirname(path))
+            with open(open_file(path), "rb") as f:
                 loaded = json.load(f)
             if not isinstance(loaded, dict) or not isinstance(loaded.get("digest"), str):
                 raise ValueError("not a descriptor")
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as e:
-            raise StoreError(f"the tag in {path} cannot be read: {e}")
+            raise StoreError(f"the tag in {path} cannot be read: {getattr(e, 'strerror', None) or e}")
         return loaded
 
     def set(self, name: str, tag: str, descriptor: dict[str, Any]) -> None:
         """Point a tag at a descriptor (JSON form); durable when this returns. Raises StoreError."""
         path = self._path(name, tag)
         try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            check_below(self._directory, os.path.dirname(path))
+            make_directories(os.path.dirname(path))
             fsync_directory(self._directory)
             write_durably(path, json.dumps(descriptor).encode())
         except OSError as e:

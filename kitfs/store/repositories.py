@@ -24,6 +24,7 @@ from typing import Any, Final
 from kitfs.errors import StoreError
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile
+from kitfs.ownership import check_below, make_directory, open_file
 from kitfs.store.lease import exclusive, release, same
 from kitfs.store.refs import fsync_directory, unwritten, write_durably
 
@@ -55,6 +56,7 @@ class Repositories:
         """Make or replace a link; durable when this returns. ``below``: the subject of a referrer. Raises StoreError."""
         path = self._path(repository, kind, *filter(None, (below,)), name)
         try:
+            check_below(self._directory, os.path.dirname(path))
             if not os.path.isdir(os.path.dirname(path)):
                 _make_durably(self._directory, os.path.dirname(path))
             write_durably(path, json.dumps(value).encode())
@@ -135,12 +137,13 @@ class Repositories:
         """A link's value, None when there is none. Raises StoreError for one that is damaged."""
         path = self._path(repository, kind, name)
         try:
-            with open(path, "rb") as f:
+            check_below(self._directory, os.path.dirname(path))
+            with open(open_file(path), "rb") as f:
                 loaded = json.load(f)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as e:
-            raise StoreError(f"the link {path} cannot be read: {e}") from e
+            raise StoreError(f"the link {path} cannot be read: {getattr(e, 'strerror', None) or e}") from e
         return loaded if isinstance(loaded, dict) else {}
 
     def unlink(self, repository: str, kind: str, name: str, *, below: str = "") -> bool:
@@ -180,7 +183,7 @@ class Repositories:
         path = self._path(repository)
         try:
             _make_durably(self._directory, path)
-            held = OpenFile(path, os.O_RDONLY | os.O_DIRECTORY)
+            held = OpenFile(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as e:
             raise unwritten(path, e) from e
         try:
@@ -226,5 +229,5 @@ def _make_durably(root: str, directory: str) -> None:
         directory = os.path.dirname(directory)
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
+            make_directory(path)
         fsync_directory(os.path.dirname(path))

@@ -31,6 +31,7 @@ from kitfs.errors import Closed, IntegrityError, InvalidReference, StoreError, S
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile
+from kitfs.ownership import Unsafe, check_below, check_directory, make_directory, open_file, own_directory
 from kitfs.store import evict, ingest
 from kitfs.store.blob import Blob
 from kitfs.store.catalog import Catalog
@@ -45,6 +46,7 @@ from kitfs.store.source import Source
 VERSION: Final = "1"
 MAX_SMALL: Final = 64 << 20  # bytes of what ``get`` gives whole
 CHECK_EVERY: Final = 64 << 20  # bytes stored between two looks at the limits
+DIRECTORIES: Final = ("blobs", "decoded", "refs", "indexes", "ingest")
 RECHECK: Final = 5.0  # seconds between two looks whether a full store has room again
 
 
@@ -88,21 +90,29 @@ class Store:
         """The store in ``root``, made 0700 when missing. ``size_limit`` in bytes for what is not pinned; ``free_share`` of the disk.
 
         ``option`` is what messages tell to choose another directory with. ``despite`` holds the errno values of failed writes that do
-        not matter to a caller who reads: with one of these a store that exists is opened all the same, and the log says so once.
+        not matter to a caller who reads: with one of these a store that exists is opened all the same, and the log says so once. The
+        store's own ``root`` is a directory in it where an empty one is shared with other users (``ownership.own_directory``).
 
-        Raises StoreError, or StoreFull, when it cannot be made, read or written, or was written by another version of kitfs.
+        Raises StoreError, or StoreFull, when it cannot be made, read or written, was written by another version of kitfs, or when another
+        user owns it or may write it.
         """
+        given = root
         try:
-            os.makedirs(root, mode=0o700, exist_ok=True)
+            root = own_directory(root, sticky=True)  # each of its parts is checked below
+            for name in (*DIRECTORIES, "catalog", "served"):
+                with suppress(FileNotFoundError):
+                    check_directory(os.path.join(root, name))
             _check_version(root, option)
-            for name in ("blobs", "decoded", "refs", "indexes", "ingest"):
-                os.makedirs(os.path.join(root, name), mode=0o700, exist_ok=True)
+            for name in DIRECTORIES:
+                with suppress(FileExistsError):
+                    make_directory(os.path.join(root, name))
             evict.sweep(root)
             ingest.sweep(root)
             _probe(root)
         except OSError as e:
-            told = f"cache directory {root} cannot be used: {(e.strerror or str(e)).lower()}; choose another with {option}"
-            usable = e.errno in despite and os.path.exists(os.path.join(root, "VERSION"))
+            reason = e.strerror if isinstance(e, Unsafe) else (e.strerror or str(e)).lower()
+            told = f"cache directory {given} cannot be used: {reason}; choose another with {option}"
+            usable = e.errno in despite and not isinstance(e, Unsafe) and os.path.exists(os.path.join(root, "VERSION"))
             if e.errno not in NO_ROOM and not usable:
                 raise StoreError(told)
             failure: OSError | None = e
@@ -138,8 +148,13 @@ class Store:
             blob.stop()
 
     def path(self, digest: Digest, form: str = "blobs") -> str:
-        """The directory of a blob."""
-        return entry_path(self.root, digest, form)
+        """The directory of a blob. Raises StoreError when a part of the way to it is a link, or another user's."""
+        path = entry_path(self.root, digest, form)
+        try:
+            check_below(os.path.join(self.root, form), path)
+        except OSError as e:
+            raise StoreError(f"the store's entry {path} cannot be used: {e.strerror}")
+        return path
 
     def blob(self, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None) -> Blob:
         """Open a blob. With ``of``, the decoded form of that blob: its size and digest are known when its source has ended."""
@@ -178,13 +193,13 @@ class Store:
         Raises StoreError when no descriptor is left to look with.
         """
         try:
-            directory = os.open(self.path(digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = os.open(self.path(digest), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as e:
             check_descriptors(e)
             return None
         try:
             os.stat("sealed", dir_fd=directory)
-            return io.FileIO(os.open("rest", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory))
+            return io.FileIO(open_file("rest", dir_fd=directory))
         except OSError as e:
             check_descriptors(e)
             return None
@@ -226,7 +241,7 @@ class Store:
         """
         directory = self.path(digest)
         try:
-            with open(os.path.join(directory, "rest"), "rb") as f:
+            with open(open_file(os.path.join(directory, "rest")), "rb") as f:
                 data = f.read(MAX_SMALL)
         except OSError as e:
             check_descriptors(e)
@@ -388,7 +403,7 @@ def _probe(root: str) -> None:
     """Raises OSError when the store cannot be written."""
     probe = os.path.join(root, "ingest", f"probe-{os.getpid()}-{threading.get_ident()}")
     try:
-        with open(probe, "wb") as f:
+        with open(open_file(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as f:
             f.write(bytes(64 << 10))
             f.flush()
             os.fsync(f.fileno())
@@ -400,7 +415,7 @@ def _probe(root: str) -> None:
 def _check_version(root: str, option: str) -> None:
     path = os.path.join(root, "VERSION")
     try:
-        with open(path, encoding="ascii", errors="replace") as f:
+        with open(open_file(path), encoding="ascii", errors="replace") as f:
             found = f.read(64).strip()
     except FileNotFoundError:
         write_durably(path, f"{VERSION}\n".encode())

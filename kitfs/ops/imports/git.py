@@ -17,10 +17,11 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from kitfs.errors import ContextError, NotFound, StoreError, UsageError
-from kitfs.openfile import OpenFile
+from kitfs.openfile import OwnFile
 from kitfs.ops.events import Noted, Report
 from kitfs.ops.imports import lfs
 from kitfs.ops.transfer import AT_ONCE
+from kitfs.ownership import make_directories
 from kitfs.registry.client import RegistryClient
 from kitfs.store.lease import exclusive, release
 
@@ -133,8 +134,8 @@ def _directory(root: str) -> Iterator[str]:
     """A directory below the store, leased as an ingest is, so that it is swept when nobody works in it any more."""
     whole = os.path.join(root, "ingest", f"new-{uuid.uuid4().hex}")
     try:
-        os.makedirs(os.path.join(whole, "tree"), 0o700)
-        lease = OpenFile(os.path.join(whole, "lease"), os.O_RDWR | os.O_CREAT)
+        make_directories(os.path.join(whole, "tree"))
+        lease = OwnFile(os.path.join(whole, "lease"), os.O_RDWR | os.O_CREAT)
     except OSError as e:
         raise StoreError(f"{whole} cannot be made: {e.strerror}")
     try:
