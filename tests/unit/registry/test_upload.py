@@ -538,8 +538,9 @@ def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None
     context.load_cert_chain(TLS / "server.pem")
     big = random.Random(3).randbytes(8 << 20)
     with FakeRegistry(tls=context) as fake:
-        fake.fail("/uploads/", Status(413), method="PUT")
-        fake.fail("/uploads/", Deaf(1000, answers=True), method="PUT")
+        for method in ("PATCH", "PUT"):
+            fake.fail("/uploads/", Status(413, refuses=True), method=method)
+            fake.fail("/uploads/", Deaf(1000, answers=True), method=method)
         team = repository_at(client(plain_http=False, tls_certs=(str(TLS / "ca.pem"),)), fake.host)
         with pytest.raises(RegistryError, match="answers 413"):
             push(team, descriptor(big), big, chunk=1 << 30)
