@@ -371,6 +371,10 @@ class Resolver:
         """
         return self._open(reference, tuple(filters), labels or {}, remote, ())
 
+    def identify(self, reference: Reference | LayoutReference, *, labels: Mapping[str, str] | None = None, remote: bool = False) -> Digest:
+        """The digest of the kit that ``open`` would open. Raises NotFound, RegistryError, IntegrityError, ManifestError, UsageError."""
+        return self._found(reference, labels or {}, remote)[1]
+
     def _open(
         self,
         reference: Reference | LayoutReference,

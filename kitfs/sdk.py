@@ -350,7 +350,7 @@ def mount(
 
     Raises MountError where nothing can be mounted, and what ``open`` raises.
     """
-    from kitfs.daemon.life import MountRequest
+    from kitfs.daemon.request import MountRequest
 
     names = ("transport", "allow-other", "uid", "gid", "umask", "file-mode", "dir-mode", "log-level", "only", "label", *READING)
     chosen = tuple(f"{key}={value}" for key, value in (labels or {}).items())

@@ -19,8 +19,9 @@ from kitfs.errors import KitfsError, MountError, NotFound, UsageError
 from kitfs.escaping import shown
 
 if TYPE_CHECKING:
-    from kitfs.daemon.life import MountRequest
-    from kitfs.daemon.record import Record, RunDir
+    from kitfs.daemon.presence import Presence
+    from kitfs.daemon.record import Record
+    from kitfs.daemon.request import MountRequest
 
 
 def reference_of(text: str) -> str:
@@ -40,7 +41,7 @@ def reference_of(text: str) -> str:
 
 def mount_request(reference: str, directory: str, settings: Settings) -> MountRequest:
     """What a daemon needs to know, from the settings of ``mount``."""
-    from kitfs.daemon.life import MountRequest
+    from kitfs.daemon.request import MountRequest
 
     return MountRequest.of(reference_of(reference), directory, settings)
 
@@ -73,22 +74,22 @@ def do_mount(request: MountRequest, *, foreground: bool) -> None:
 
     from kitfs.daemon.life import serve, start
 
-    def told(record: Record, _: Sequence[str] = ()) -> None:
+    def told(record: Record) -> None:
         put(f"{record.digest} pid {record.pid} log {record.log}")
         flush()
 
-    def told_or_logged(record: Record, _: Sequence[str] = ()) -> None:
+    def told_or_logged(record: Record, _: Sequence[str], /, *, made: bool) -> None:
         try:
             told(record)
         except Unwritable as e:
             logging.getLogger("kitfs").warning("%s; the mount goes on", e)
 
     if not foreground:
-        told(start(request, lambda warning: say(f"kitfs: {warning}")))
+        told(start(request, lambda warning: say(f"kitfs: {warning}")).record)
         return
     code = 0
     try:
-        serve(request, told_or_logged, stderr=True)
+        serve(request, told_or_logged, foreground=True)
     except KitfsError as e:
         say(f"kitfs: {e}")
         code = e.exit_code
@@ -102,7 +103,8 @@ def do_mount(request: MountRequest, *, foreground: bool) -> None:
 @takes("lazy", "all", *COMMON)
 def umount(settings: Settings, directory: str | None) -> None:
     """End the mount at DIR, or --all mounts of this store; returns when the daemon is gone. Also clears a mount whose daemon died."""
-    from kitfs.daemon.life import finish
+    from kitfs.daemon.end import finish
+    from kitfs.daemon.presence import records_of
     from kitfs.daemon.record import RunDir
     from kitfs.fuse.mounting import canonical
 
@@ -113,7 +115,7 @@ def umount(settings: Settings, directory: str | None) -> None:
         finish(run, canonical(directory), lazy=settings["lazy"])
         return
     failures = []
-    for record in _of_store(run, settings):
+    for record in records_of(run, os.path.realpath(settings["cache-dir"])):
         try:
             finish(run, record.mountpoint, lazy=settings["lazy"])
         except MountError as e:
@@ -124,32 +126,22 @@ def umount(settings: Settings, directory: str | None) -> None:
         raise failures[0]
 
 
-def _of_store(run: RunDir, settings: Settings) -> list[Record]:
-    """Records of the store that the settings name; those of mounts that are gone without a trace are cleared away."""
-    from kitfs.fuse.mounting import is_mountpoint
-
-    store = os.path.realpath(settings["cache-dir"])
-    found = []
-    for record in run.records():
-        if record.store != store:
-            continue
-        if not run.alive(record.mountpoint) and not is_mountpoint(record.mountpoint):
-            run.forget(record.mountpoint)
-            continue
-        found.append(record)
-    return found
-
-
 @click.command("mounts", cls=Command, short_help="List the mounts of this store.")
 @takes("json", *COMMON)
 def mounts(settings: Settings) -> None:
-    """List the mounts of this store; one whose daemon died is "dead", and umount clears it."""
+    """List the mounts of this store, with their state.
+
+    A mount is "alive"; "dead" when its daemon died, which umount clears; "does not answer" when its daemon is stopped or stuck; or
+    "detached" when it was unmounted lazily and its daemon still serves open files.
+    """
     from dataclasses import asdict
 
+    from kitfs.daemon.presence import presences, records_of
     from kitfs.daemon.record import RunDir
 
     run = RunDir(settings["run-dir"])
-    rows = [asdict(r) | {"state": "alive" if run.alive(r.mountpoint) else "dead"} for r in _of_store(run, settings)]
+    records = records_of(run, os.path.realpath(settings["cache-dir"]))
+    rows = [asdict(record) | {"state": found.state} for record, found in zip(records, presences(run, records), strict=True)]
     if settings["json"]:
         put_json([{k: r[k] for k in ("reference", "digest", "mountpoint", "pid", "transport", "state", "log")} for r in rows])
     else:
@@ -164,18 +156,21 @@ def mounts(settings: Settings) -> None:
 @takes("json", "check", *COMMON, *NETWORK)
 def status(settings: Settings, directory: str | None) -> None:
     """What the mount at DIR has fetched, and how it fares; without DIR every mount of this store, a line each."""
+    from kitfs.daemon.presence import presences, record_at, records_of
     from kitfs.daemon.record import RunDir
-    from kitfs.fuse.mounting import canonical
+    from kitfs.daemon.repeat import state_text
+    from kitfs.fuse.mounting import canonical, mount_at
 
     run = RunDir(settings["run-dir"])
     if directory is None:
-        told = [_status(run, r) for r in _of_store(run, settings)]
+        records = records_of(run, os.path.realpath(settings["cache-dir"]))
     else:
         mountpoint = canonical(directory)
-        record = run.record(mountpoint)
+        record = record_at(run, mountpoint, mount_at(mountpoint))
         if record is None:
             raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
-        told = [_status(run, record)]
+        records = [record]
+    told = [_status(*both) for both in zip(records, presences(run, records), strict=True)]
     if settings["check"]:
         for one in told:
             one["check"] = _check(one["reference"], one["labels"], one["digest"], settings)
@@ -187,21 +182,14 @@ def status(settings: Settings, directory: str | None) -> None:
     else:
         _details(told[0])
     if directory is not None and told[0]["state"] != "alive":
-        raise MountError(f"the daemon of {told[0]['mountpoint']} {told[0]['state']}; clear the mount with: kitfs umount {told[0]['mountpoint']}")
+        where, pid = told[0]["mountpoint"], told[0]["pid"]
+        raise MountError(f"the daemon of {where} (process {pid}) {state_text(told[0]['state'])}; clear the mount with: kitfs umount {where}")
 
 
-def _status(run: RunDir, record: Record) -> dict[str, Any]:
-    from kitfs.daemon.record import ask
-
+def _status(record: Record, found: Presence) -> dict[str, Any]:
     known: dict[str, Any] = {"reference": record.reference, "labels": record.labels, "digest": record.digest, "transport": record.transport}
     known |= {"mountpoint": record.mountpoint, "pid": record.pid, "log": record.log}
-    if not run.alive(record.mountpoint):
-        return known | {"state": "dead"}
-    try:
-        told: dict[str, Any] = ask(run.file(record.mountpoint, "sock"))
-    except (OSError, ValueError):
-        return known | {"state": "does not answer"}
-    return {"labels": {}} | told | {"state": "alive"}
+    return known | found.status | {"state": found.state}
 
 
 def _check(reference: str, labels: dict[str, str], digest: str, settings: Settings) -> dict[str, Any]:
@@ -233,7 +221,7 @@ def _check(reference: str, labels: dict[str, str], digest: str, settings: Settin
 
 def _line(one: dict[str, Any]) -> str:
     told = f"{shown(one['mountpoint'])}  {shown(one['reference'])}  {one['digest'][:19]}  {one['state']}"
-    if one["state"] == "alive":
+    if "layers" in one:
         size = sum(layer["size"] for layer in one["layers"])
         there = sum(layer["fetched"] for layer in one["layers"])
         told += f"  {human_size(there)} of {human_size(size)} here  errors {one['errors']}"

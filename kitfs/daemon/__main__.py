@@ -1,4 +1,8 @@
-"""``python -m kitfs.daemon mount|umount``: mounts for programs that must not fork. JSON in on stdin, one JSON object out on stdout."""
+"""``python -m kitfs.daemon mount|umount``: mounts for programs that must not fork. JSON in on stdin, one JSON object out on stdout.
+
+    mount    the fields of MountRequest → those of the Record, and "made": false when the same mount was there before
+    umount   "mountpoint", "run_dir", and "lazy" unless it is false → nothing
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ import json
 import sys
 from dataclasses import asdict
 
-from kitfs.daemon.life import MountRequest, finish, start, told
+from kitfs.daemon.end import finish
+from kitfs.daemon.life import start, told
 from kitfs.daemon.record import RunDir
+from kitfs.daemon.request import MountRequest
 from kitfs.errors import KitfsError, UsageError
 from kitfs.escaping import shown
 
@@ -18,9 +24,10 @@ def main() -> int:
         request = json.load(sys.stdin)
         if sys.argv[1:] == ["mount"]:
             request["only"] = tuple(request["only"])
-            answer = asdict(start(MountRequest(**request), lambda warning: print(shown(warning), file=sys.stderr)))  # noqa: T201
+            started = start(MountRequest(**request), lambda warning: print(shown(warning), file=sys.stderr))  # noqa: T201
+            answer = asdict(started.record) | {"made": started.made}
         elif sys.argv[1:] == ["umount"]:
-            finish(RunDir(request["run_dir"]), request["mountpoint"], lazy=False)
+            finish(RunDir(request["run_dir"]), request["mountpoint"], lazy=request.get("lazy", False))
             answer = {}
         else:
             raise UsageError("usage: python -m kitfs.daemon mount|umount")

@@ -11,6 +11,7 @@ the transport, the status socket and the store have threads of their own.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import logging.handlers
@@ -19,91 +20,42 @@ import resource
 import signal
 import socket
 import stat
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from kitfs import errors
+from kitfs.daemon.presence import is_at
 from kitfs.daemon.record import Record, RunDir, listen
+from kitfs.daemon.request import MountRequest, terms_of
 from kitfs.errors import KitfsError, MountError
 from kitfs.escaping import LogFormatter
 
 if TYPE_CHECKING:
-    from kitfs.config import Settings
     from kitfs.fuse.filesystem import FileSystem
+    from kitfs.fuse.mounting import MountInfo
     from kitfs.metrics import Counters
 
 GRACE: Final = 10.0  # seconds that SIGTERM waits for users of the mount before it detaches lazily
 START_PATIENCE: Final = 60.0  # seconds that a second mount of the same directory waits for the first one to answer
 LOG_BYTES: Final = 16 << 20
-GONE_PATIENCE: Final = 15.0  # seconds that ``finish`` waits for a daemon to end by itself
-
-
-@dataclass(frozen=True, slots=True)
-class MountRequest:
-    """Everything a daemon needs, as plain values; every path is absolute. ``client`` are the fields of registry ClientOptions."""
-
-    reference: str
-    mountpoint: str
-    cache_dir: str
-    run_dir: str
-    kit_home: str
-    cache_size: int | None = None
-    only: tuple[str, ...] = ()
-    labels: dict[str, str] = field(default_factory=dict)
-    transport: str = "auto"
-    allow_other: bool = False
-    uid: int = 0
-    gid: int = 0
-    umask: int = 0
-    file_mode: int | None = None
-    dir_mode: int | None = None
-    max_entries: int = 2_000_000
-    remote: bool = False
-    log_level: str = "info"
-    client: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, reference: str, directory: str, settings: Settings) -> MountRequest:
-        """What the options of ``mount`` ask for. Raises UsageError, MountError for a directory that cannot be a mount point."""
-        from kitfs.fuse.mounting import canonical
-        from kitfs.oci.filters import Filter
-        from kitfs.oci.kitindex import selector
-
-        for text in settings["only"]:
-            Filter.parse(text)
-        allow_other = settings["allow-other"]
-        return cls(
-            reference=reference,
-            mountpoint=canonical(directory),
-            cache_dir=settings["cache-dir"],
-            run_dir=settings["run-dir"],
-            kit_home=settings["config"],
-            cache_size=settings["cache-size"],
-            only=settings["only"],
-            labels=selector(settings["label"]),
-            transport=settings["transport"],
-            allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
-            uid=os.geteuid() if settings["uid"] is None else settings["uid"],
-            gid=os.getegid() if settings["gid"] is None else settings["gid"],
-            umask=settings["umask"],
-            file_mode=settings["file-mode"],
-            dir_mode=settings["dir-mode"],
-            max_entries=settings["max-entries"],
-            remote=settings["remote"],
-            log_level=settings["log-level"],
-            client=settings.client_fields(),
-        )
+POINT_PATIENCE: Final = 5.0  # seconds that a mount point is waited for which another process is mounting on
 
 
 class Ready(Protocol):
-    """Called when the mount answers, with what was warned of until then."""
+    """Called when the mount answers, with what was warned of until then; ``made``: False for a mount that was there before."""
 
-    def __call__(self, record: Record, warnings: Sequence[str], /) -> None: ...
+    def __call__(self, record: Record, warnings: Sequence[str], /, *, made: bool) -> None: ...
+
+
+class Started(NamedTuple):
+    """A mount that answers; ``made``: False when it was there before."""
+
+    record: Record
+    made: bool
 
 
 class Transport(Protocol):
@@ -117,8 +69,11 @@ class Transport(Protocol):
     def serve(self, ready: Callable[[], None]) -> None: ...
 
 
-def start(request: MountRequest, warn: Callable[[str], None]) -> Record:
-    """Mount in a new daemon; returns when the mount answers. ``warn`` is given what the daemon warned of until then. Raises its error."""
+def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
+    """Mount in a new daemon; returns when the mount answers. ``warn`` is given what the daemon warned of until then. Raises its error.
+
+    Where the same request was mounted before, by any process, that mount is the answer.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -138,7 +93,7 @@ def start(request: MountRequest, warn: Callable[[str], None]) -> Record:
     for warning in answered.get("warnings", ()):
         warn(warning)
     if "record" in answered:
-        return Record(**answered["record"])
+        return Started(Record(**answered["record"]), answered["made"])
     raise rebuilt(answered)
 
 
@@ -183,7 +138,11 @@ def _daemon(request: MountRequest, pipe: int) -> None:
                 pipe = -1
 
         try:
-            serve(request, lambda record, warnings: answer({"record": asdict(record), "warnings": list(warnings)}))
+
+            def ready(record: Record, warnings: Sequence[str], *, made: bool) -> None:
+                answer({"record": asdict(record), "warnings": list(warnings), "made": made})
+
+            serve(request, ready)
             status = 0
         except KitfsError as e:
             status = e.exit_code
@@ -195,28 +154,58 @@ def _daemon(request: MountRequest, pipe: int) -> None:
         os._exit(status)  # whatever thread still waits for a socket has nobody left to answer
 
 
-def serve(request: MountRequest, ready: Ready, *, stderr: bool = False) -> None:
-    """Mount, call ``ready`` when the mount answers, and return when it is no more. ``stderr``: log there too.
+def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> None:
+    """Mount, call ``ready`` when the mount answers, and return when it is unmounted. ``foreground``: log to stderr too.
 
+    A mount that is there already and was made by the same request answers instead, at once, but not with ``foreground``.
     Raises KitfsError when the mount cannot be made. Installs handlers for SIGTERM and SIGINT.
     """
     allow_many_files()
     run = RunDir(request.run_dir)
     deadline = time.monotonic() + START_PATIENCE
     while True:
-        with run.hold(request.mountpoint) as mine:
-            if mine:
-                _serve_locked(request, run, ready, stderr)
+        with run.hold(request.mountpoint) as nonce:
+            if nonce:
+                _serve_locked(request, run, ready, nonce, foreground)
                 return
-            record = run.record(request.mountpoint)
-        if record is not None:
-            if (record.reference, record.labels) == (request.reference, request.labels):
-                ready(record, ())
-                return
-            raise MountError(f"{request.mountpoint} is already a mount, of {record.reference}", errno=errno.EBUSY)
+        if (record := _of_another(run, request.mountpoint)) is not None:
+            ready(record, _checked(request, record, run, foreground), made=False)
+            return
         if time.monotonic() > deadline:
             raise MountError(f"{request.mountpoint} is being mounted by another process that does not get ready", errno=errno.EBUSY)
         time.sleep(0.02)
+
+
+def _of_another(run: RunDir, mountpoint: str) -> Record | None:
+    """The record of the daemon that serves a mount point; None while there is none yet.
+
+    A daemon that was detached from there and only serves files that are still open is moved out of the way.
+    """
+    from kitfs.fuse.mounting import mount_at
+
+    record = run.record(mountpoint)
+    if record is None or not run.alive(record):
+        return None
+    if is_at(record, mount_at(mountpoint)):
+        return record
+    run.displace(record)
+    return None
+
+
+def _checked(request: MountRequest, record: Record, run: RunDir, foreground: bool) -> Sequence[str]:
+    """The warnings of a request for what is mounted already. Raises MountError for another request."""
+    from kitfs.daemon.repeat import check
+    from kitfs.daemon.status import LastError
+
+    log = logging.getLogger("kitfs")
+    log.propagate = False
+    told = LastError()
+    log.addHandler(told)
+    try:
+        check(request, record, run, foreground=foreground, log=log)
+    finally:
+        log.removeHandler(told)
+    return told.warnings
 
 
 def _interrupted(number: int, frame: object) -> None:
@@ -233,7 +222,7 @@ def allow_many_files() -> None:
         pass  # then a kit of very many layers says what it lacks
 
 
-def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool) -> None:
+def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, stderr: bool) -> None:
     from kitfs.daemon.status import LastError, StatusSocket, status_of
     from kitfs.fuse.filesystem import FileSystem
     from kitfs.fuse.tree import tree_of
@@ -246,7 +235,7 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool
     signal.signal(signal.SIGTERM, _interrupted)
     with ExitStack() as stack:
         made = stack.enter_context(_mountpoint(request.mountpoint))
-        run.forget(request.mountpoint)  # what a dead daemon left, lest somebody take it for this one
+        run.forget(request.mountpoint)  # a dead daemon's record, so that it is not mistaken for this one's
         log_path = run.file(request.mountpoint, "log")
         last_error = LastError()
         log = stack.enter_context(_logging(log_path, request.log_level, last_error, stderr))
@@ -282,7 +271,8 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool
         transport = _transport(request, filesystem, counters, log)
         transport.mount()
         stack.callback(end.detach)
-        end.watch(transport)
+        there = end.watch(transport)
+        made.unlock()
         record = Record(
             reference=request.reference,
             digest=kit.digest,
@@ -293,17 +283,22 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, stderr: bool
             log=log_path,
             started=time.time(),
             labels=request.labels,
+            terms=terms_of(request, nonce),
+            dev=there.dev,
+            number=there.number,
+            nonce=nonce,
         )
         for layer in kit.layers:
             layer.peek_store()
         server = StatusSocket(listen(run.file(request.mountpoint, "sock")), lambda: status_of(record, kit, counters, last_error), log)
         stack.callback(server.close)
-        stack.callback(run.forget, request.mountpoint)
+        stack.callback(run.forget, record)
         run.write(record)
         made.kept = True
         log.info("mounted %s (%s) on %s with the %s transport", request.reference, kit.digest, request.mountpoint, transport.name)
         notify_systemd("READY=1")
-        ready(record, last_error.warnings)
+        end.check()
+        ready(record, last_error.warnings, made=True)
         end.wait()
         notify_systemd("STOPPING=1")
         log.info("unmounted %s", request.mountpoint)
@@ -313,10 +308,7 @@ def _transport(request: MountRequest, filesystem: FileSystem, counters: Counters
     from kitfs.fuse.mounting import MountOptions
 
     options = MountOptions(mountpoint=request.mountpoint, source=request.reference, allow_other=request.allow_other)
-    kind = request.transport
-    if kind == "auto":
-        kind = "kernel" if sys.platform == "linux" else "libfuse"
-    if kind == "kernel":
+    if request.transport_name == "kernel":
         from kitfs.fuse.session import KernelTransport
 
         return KernelTransport(filesystem, options, counters=counters, log=log)
@@ -335,6 +327,7 @@ class End:
         self._signal: int | None = None
         self._failure: BaseException | None = None
         self._serving = threading.Event()
+        self._mount: MountInfo | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
 
@@ -342,8 +335,10 @@ class End:
         self._signal = number
         self._wake.set()
 
-    def watch(self, transport: Transport) -> None:
-        """Run the transport on its thread; returns when the mount answers. Raises what ended it before."""
+    def watch(self, transport: Transport) -> MountInfo:
+        """Run the transport on its thread; returns the mount when it answers. Raises what ended it before."""
+        from kitfs.fuse.mounting import FSTYPE, mount_at
+
         answering = threading.Event()
 
         def run() -> None:
@@ -361,8 +356,26 @@ class End:
         answering.wait()
         if self._failure is not None:
             raise self._failure
-        if not self._serving.is_set() and self._signal is None:
-            raise MountError(f"{self._mountpoint} was unmounted before it answered")
+        there = mount_at(self._mountpoint)
+        if there is None or there.fstype != FSTYPE or (not self._serving.is_set() and self._signal is None):
+            raise self._gone()
+        self._mount = there
+        return there
+
+    def check(self) -> None:
+        """Raises MountError when the mount is not at its mount point any more."""
+        if not self._is_there():
+            raise self._gone()
+
+    def _gone(self) -> MountError:
+        return MountError(f"{self._mountpoint} was unmounted, or something was mounted over it, before it answered")
+
+    def _is_there(self) -> bool:
+        """Whether the mount point leads to this mount, and not to another that came after it. A mount that was never seen counts."""
+        from kitfs.fuse.mounting import mount_at
+
+        there = mount_at(self._mountpoint)
+        return there is not None and (self._mount is None or there.number == self._mount.number)
 
     def wait(self) -> None:
         """Return when the mount is no more. Raises what broke the transport."""
@@ -375,10 +388,10 @@ class End:
 
     def detach(self) -> None:
         """Unmount, politely for ``GRACE`` seconds and then lazily; nothing to do when it is unmounted already."""
-        from kitfs.fuse.mounting import is_mountpoint, unmount
+        from kitfs.fuse.mounting import unmount
 
         deadline = time.monotonic() + GRACE
-        while self._serving.is_set() and is_mountpoint(self._mountpoint):
+        while self._serving.is_set() and self._is_there():
             lazy = time.monotonic() > deadline
             try:
                 unmount(self._mountpoint, lazy=lazy)
@@ -394,24 +407,24 @@ class End:
 
 @dataclass(slots=True)
 class Made:
-    """Whether the mount point was made by us, and is to stay."""
+    """A mount point: whether it was made by us, and is to stay; ``lock`` keeps other run-time directories' mounts away from it."""
 
     made: bool = False
     kept: bool = False
+    lock: int = -1
+
+    def unlock(self) -> None:
+        """Let others look at the mount point: what is mounted there can be seen now."""
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
 
 
 @contextmanager
 def _mountpoint(path: str) -> Iterator[Made]:
-    """Check a mount point, or make it; one that was made is removed again unless it is ``kept``."""
-    from kitfs.fuse.mounting import FSTYPE, mount_at
-
+    """Check a mount point, or make it, and lock it; one that was made is removed again unless it is ``kept``."""
     made = Made()
-    there = mount_at(path)
-    if there is not None:
-        # Not asked whether it answers: one that is stalled would not. We hold the lock, so a mount of ours has no daemon any more.
-        unknown = f" whose daemon died, or has another --run-dir; clear it with: kitfs umount {path}"
-        hint = unknown if there.fstype == FSTYPE else f", of {there.source}"
-        raise MountError(f"{path} is already a mount{hint}", errno=errno.EBUSY)
+    _check_free(path)
     try:
         try:
             info = os.stat(path)
@@ -428,13 +441,49 @@ def _mountpoint(path: str) -> Iterator[Made]:
     except OSError as e:
         raise MountError(f"mount point {path}: {(e.strerror or str(e)).lower()}", errno=e.errno or errno.EIO)
     try:
+        made.lock = _locked(path)
+        _check_free(path)  # another run-time directory's mount may have come first
         yield made
     finally:
+        made.unlock()
         if made.made and not made.kept:
             try:
                 os.rmdir(path)
             except OSError:
                 pass  # somebody put something there, or took it away
+
+
+def _check_free(path: str) -> None:
+    """Raises MountError when something is mounted at a path."""
+    from kitfs.fuse.mounting import FSTYPE, mount_at
+
+    there = mount_at(path)
+    if there is not None:
+        # Not asked whether it answers: one that is stalled would not. We hold the lock, so a mount of ours has no daemon any more.
+        unknown = f" whose daemon died, or has another --run-dir; clear it with: kitfs umount {path}"
+        hint = unknown if there.fstype == FSTYPE else f", of {there.source}"
+        raise MountError(f"{path} is already a mount{hint}", errno=errno.EBUSY)
+
+
+def _locked(path: str) -> int:
+    """A descriptor that holds a flock on a directory; -1 where it cannot be opened or its file system knows no locks."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    deadline = time.monotonic() + POINT_PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise MountError(f"mount point {path} is locked by another process", errno=errno.EBUSY)
+            time.sleep(0.02)
+        except OSError:
+            os.close(fd)
+            return -1
 
 
 @contextmanager
@@ -473,27 +522,3 @@ def notify_systemd(state: str) -> None:
             s.sendto(state.encode(), name)
     except OSError as e:
         logging.getLogger("kitfs").warning("systemd was not told %s: %s", state, e)
-
-
-def finish(run: RunDir, mountpoint: str, *, lazy: bool) -> None:
-    """End the mount at ``mountpoint``; returns when its daemon is gone, at once with ``lazy``. Also clears one whose daemon died.
-
-    Raises MountError when nothing of kitfs is mounted there, or it is in use.
-    """
-    from kitfs.fuse.mounting import is_mountpoint, mounts, unmount
-
-    record = run.record(mountpoint)
-    ours = any(m.mountpoint == mountpoint and m.fstype == "fuse.kitfs" for m in mounts())
-    if not ours and record is None:
-        raise MountError(f"nothing of kitfs is mounted at {mountpoint}", errno=errno.EINVAL)
-    if ours:
-        alive = run.alive(mountpoint)
-        unmount(mountpoint, lazy=lazy or not alive)
-    if record is None:
-        return
-    if not run.wait_gone(mountpoint, 1.0 if lazy else GONE_PATIENCE):
-        if lazy:
-            return  # it goes on serving the files that are still open
-        raise MountError(f"{mountpoint} is unmounted, but its daemon {record.pid} does not end; see {record.log}", errno=errno.EBUSY)
-    if not is_mountpoint(mountpoint):
-        run.forget(mountpoint)

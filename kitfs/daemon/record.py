@@ -1,16 +1,21 @@
 """The run-time directory: one record, lock, log and socket per mount, by which verbs find the daemons.
 
     <run-dir>/<id>.json   what is mounted where (Record), written by rename when the mount answers, removed when it ends
-              <id>.lock   flock, held exclusively by the daemon for its life: whoever gets it knows that the daemon is gone
+              <id>.lock   flock, held exclusively by the daemon for its life: whoever gets it knows that the daemon is gone. It holds a
+                          nonce, which the daemon's record repeats: a record with another nonce is that of a dead daemon
               <id>.log    the daemon's log; kept after the end, cut at 16 MiB
               <id>.sock   Unix socket that answers every connection with the status as one JSON object
+              <id>.<nonce>.json, .lock, .sock   of a daemon that serves files which are still open, while its mount point is free or
+                          used by another mount (``displace``)
 
 ``<id>`` is made from the mount point, so that the socket's path stays short and names of any kind are safe. Nothing here outlives a
-reboot, and nothing here is needed to serve a read. Threading: no shared state.
+reboot, and nothing here is needed to serve a read. Files of one mount are renamed and removed, and its lock is taken, under a flock on
+the directory itself (``_door``), which nobody holds for longer than that takes. Threading: no shared state.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,13 +24,14 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kitfs.errors import MountError
 
+DOOR_PATIENCE: Final = 10.0  # seconds
 LONGEST_SOCKET = 107  # bytes of sun_path, less its NUL (unix(7))
 
 
@@ -42,6 +48,10 @@ class Record:
     log: str
     started: float
     labels: dict[str, str] = field(default_factory=dict)  # by which the kit was chosen from an index
+    terms: dict[str, str] = field(default_factory=dict)  # the options it was mounted with (``request.terms_of``)
+    dev: str = ""  # "major:minor" of the mounted file system, as mountinfo has it
+    number: int = 0  # the kernel's id of the mount
+    nonce: str = ""
 
 
 class RunDir:
@@ -57,19 +67,24 @@ class RunDir:
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
             raise MountError(f"run-time directory {path} must be a directory of your own that only you may write; choose another with --run-dir")
 
-    def file(self, mountpoint: str, suffix: str) -> str:
-        """Path of a mount's file of one kind."""
+    def file(self, mountpoint: str, suffix: str, nonce: str = "") -> str:
+        """Path of a mount's file of one kind; with a ``nonce``, of one that was displaced."""
         name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
-        return os.path.join(self.path, f"{name}.{suffix}")
+        return os.path.join(self.path, f"{name}.{nonce}.{suffix}" if nonce else f"{name}.{suffix}")
+
+    def file_of(self, record: Record, suffix: str) -> str:
+        """Path of one of the files of a record's daemon, displaced or not."""
+        displaced = self.file(record.mountpoint, suffix, _aside(record))
+        return displaced if os.path.exists(displaced) else self.file(record.mountpoint, suffix)
 
     def record(self, mountpoint: str) -> Record | None:
         """The record of a mount point (a real path), None when there is none."""
         return _read(self.file(mountpoint, "json"))
 
     def records(self) -> list[Record]:
-        """Every record, by mount point."""
+        """Every record, those of displaced daemons too, by mount point."""
         found = [_read(str(p)) for p in Path(self.path).glob("*.json")]
-        return sorted((r for r in found if r is not None), key=lambda r: r.mountpoint)
+        return sorted((r for r in found if r is not None), key=lambda r: (r.mountpoint, r.started))
 
     def write(self, record: Record) -> None:
         """Publish a record by rename: a reader sees all of it or none."""
@@ -78,54 +93,104 @@ class RunDir:
         Path(temporary).write_text(json.dumps(asdict(record)))
         os.replace(temporary, target)
 
-    def forget(self, mountpoint: str) -> None:
-        """Remove the record and the socket; the lock stays, since somebody may be waiting for it, and the log is for people."""
-        for suffix in ("json", "sock"):
-            Path(self.file(mountpoint, suffix)).unlink(missing_ok=True)
+    def forget(self, gone: Record | str) -> None:
+        """Remove the files of a daemon, or record and socket of a mount point, whoever's they are; the log is for people.
+
+        The lock of a mount point stays, since somebody may be waiting for it.
+        """
+        with self._door():
+            if isinstance(gone, str):
+                stale, mountpoint = True, gone
+            else:
+                mountpoint = gone.mountpoint
+                for suffix in ("json", "sock", "lock"):
+                    Path(self.file(mountpoint, suffix, _aside(gone))).unlink(missing_ok=True)
+                record = self.record(mountpoint)
+                stale = record is None or record.nonce == gone.nonce
+            for suffix in ("json", "sock") if stale else ():
+                Path(self.file(mountpoint, suffix)).unlink(missing_ok=True)
+
+    def displace(self, record: Record) -> None:
+        """Free a mount point of a daemon that has been detached from it and goes on serving open files. Does nothing when it is free already."""
+        with self._door():
+            if self.record(record.mountpoint) == record and self.alive(record):
+                for suffix in ("sock", "json", "lock"):  # without its lock a record counts as a dead daemon's
+                    with suppress(FileNotFoundError):
+                        os.rename(self.file(record.mountpoint, suffix), self.file(record.mountpoint, suffix, _aside(record)))
 
     @contextmanager
-    def hold(self, mountpoint: str) -> Iterator[bool]:
-        """Take the mount's lock for the time of the block; yields False when another process has it."""
-        fd = os.open(self.file(mountpoint, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _door(self) -> Iterator[None]:
+        """Exclude other processes from changing which files belong to a mount point. Raises MountError after ``DOOR_PATIENCE`` seconds."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+            deadline = time.monotonic() + DOOR_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise MountError(f"run-time directory {self.path} is locked by another process that does not go on", errno=errno.EBUSY)
+                    time.sleep(0.002)
+            yield
         finally:
             os.close(fd)
 
-    def alive(self, mountpoint: str) -> bool:
-        """Whether a daemon holds the mount's lock, that is: runs."""
+    @contextmanager
+    def hold(self, mountpoint: str) -> Iterator[str]:
+        """Take the mount's lock for the time of the block; yields its new nonce, or "" when another process has it."""
+        fd = -1
         try:
-            fd = os.open(self.file(mountpoint, "lock"), os.O_RDONLY | os.O_CLOEXEC)
+            with self._door():
+                fd = os.open(self.file(mountpoint, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    nonce = os.urandom(8).hex()
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, nonce.encode(), 0)
+                except BlockingIOError:
+                    nonce = ""
+            yield nonce
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def alive(self, daemon: Record | str) -> bool:
+        """Whether the daemon of a record runs, or any daemon that holds the lock of a mount point."""
+        path = self.file(daemon, "lock") if isinstance(daemon, str) else self.file_of(daemon, "lock")
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
+            return isinstance(daemon, str) or os.pread(fd, 64, 0).decode("ascii", "replace") == daemon.nonce
         else:
             return False
         finally:
             os.close(fd)
 
-    def wait_gone(self, mountpoint: str, timeout: float) -> bool:
+    def wait_gone(self, daemon: Record | str, timeout: float) -> bool:
         """Wait until the daemon is gone; False after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
-        while self.alive(mountpoint):
+        while self.alive(daemon):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
         return True
 
 
+def _aside(record: Record) -> str:
+    """What the names of a displaced daemon's files have in the middle. A daemon of before nonces has none."""
+    return record.nonce or "old"
+
+
 def _read(path: str) -> Record | None:
     try:
         loaded = json.loads(Path(path).read_bytes())
-        return Record(**{f.name: loaded[f.name] for f in fields(Record) if f.name != "labels"}, labels=loaded.get("labels") or {})
+        later = {name: loaded[name] for name in ("labels", "terms", "dev", "number", "nonce") if name in loaded}  # since an older kitfs
+        return Record(**{f.name: loaded[f.name] for f in fields(Record) if f.default is MISSING and f.default_factory is MISSING}, **later)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

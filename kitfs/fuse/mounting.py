@@ -136,14 +136,17 @@ def holders(mountpoint: str) -> list[int]:
     Only processes that we may look at are found (root: all). Sorted; empty when nothing is mounted there.
     """
     mount = mount_at(mountpoint)
-    if mount is None:
-        return []
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal() and _holds(f"/proc/{name}", mount))
+    return [] if mount is None else holders_of(mount)
 
 
-def _holds(proc: str, mount: MountInfo) -> bool:
+def holders_of(mount: MountInfo, *, detached: bool = False) -> list[int]:
+    """Process ids that keep a mount busy. ``detached``: it has no mount point any more, so that only open files and mappings are looked for."""
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal() and _holds(f"/proc/{name}", mount, detached))
+
+
+def _holds(proc: str, mount: MountInfo, detached: bool) -> bool:
     below = mount.mountpoint.rstrip("/") + "/"
-    for link in ("cwd", "root", "exe"):
+    for link in () if detached else ("cwd", "root", "exe"):
         try:
             target = os.readlink(f"{proc}/{link}").removesuffix(" (deleted)")
         except OSError:

@@ -66,7 +66,7 @@ def test_lock_tells_whether_the_daemon_lives(run: RunDir) -> None:
     assert not run.alive("/models")
     code = (
         "import sys; from kitfs.daemon.record import RunDir\n"
-        "with RunDir(sys.argv[1]).hold('/models') as mine:\n    print(mine, flush=True); sys.stdin.read()"
+        "with RunDir(sys.argv[1]).hold('/models') as mine:\n    print(bool(mine), flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None

@@ -1,0 +1,74 @@
+"""Whether what a record says is true: the mount table, the daemon's lock and its answer, put together in one place for every verb.
+
+    alive             the mount is at its mount point, and its daemon answers
+    does not answer   the mount is there and the daemon's process exists, but it is stopped or stuck
+    detached          nothing at the mount point leads to the daemon any more; it serves files that are still open
+    dead              the daemon's process has ended without unmounting
+
+Nothing here asks the mounted file system anything. Threading: no shared state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from kitfs.daemon.record import Record, RunDir, ask
+from kitfs.fuse.mounting import FSTYPE, MountInfo, mount_at, mounts
+
+ANSWER: Final = 5.0  # seconds that a daemon has to say what it does
+AT_ONCE: Final = 16  # daemons that are asked at the same time
+
+
+class Presence(NamedTuple):
+    """State of a mount, and the daemon's own status object: empty unless it answered."""
+
+    state: str
+    status: dict[str, Any]
+
+
+def is_at(record: Record, there: MountInfo | None) -> bool:
+    """Whether the topmost mount at a record's mount point is the record's. A record of an older kitfs knows no device."""
+    return there is not None and there.fstype == FSTYPE and record.dev in ("", there.dev)
+
+
+def record_at(run: RunDir, mountpoint: str, there: MountInfo | None) -> Record | None:
+    """The record of what is mounted at a mount point; where that is none of ours, of a daemon that was detached from there, if any."""
+    found = [record for record in run.records() if record.mountpoint == mountpoint]
+    return next((record for record in reversed(found) if is_at(record, there)), found[-1] if found else None)
+
+
+def presence(run: RunDir, record: Record, *, timeout: float = ANSWER) -> Presence:
+    """The state of one mount. A daemon that does not answer is waited for ``timeout`` seconds."""
+    if not run.alive(record):
+        return Presence("dead", {})
+    there = is_at(record, mount_at(record.mountpoint))
+    try:
+        status: dict[str, Any] = ask(run.file_of(record, "sock"), timeout=timeout)
+    except (OSError, ValueError):
+        return Presence("does not answer" if there else "detached", {})
+    return Presence("alive" if there else "detached", status)
+
+
+def presences(run: RunDir, records: Sequence[Record]) -> list[Presence]:
+    """The states of several mounts, asked at the same time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    if not records:
+        return []
+    with ThreadPoolExecutor(min(len(records), AT_ONCE)) as pool:
+        return list(pool.map(lambda record: presence(run, record), records))
+
+
+def records_of(run: RunDir, store: str) -> list[Record]:
+    """Records of the mounts of a store (a real path); those of daemons that left no mount behind are removed."""
+    table = {mount.mountpoint: mount for mount in mounts()}  # a later mount covers an earlier one
+    found = []
+    for record in run.records():
+        if record.store != store:
+            continue
+        if run.alive(record) or is_at(record, table.get(record.mountpoint)):
+            found.append(record)
+        else:
+            run.forget(record)
+    return found

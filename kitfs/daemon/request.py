@@ -1,0 +1,161 @@
+"""What a mount was asked to be, and whether another request asks for the same.
+
+Two requests are the same when they show the same kit of the same repository or layout, whatever tag, digest or labels name it, and
+all other options agree after they were parsed: not how they were spelled, where they were set, or in which order they were given.
+``terms_of`` turns the options of a request into texts, which the record of a mount keeps for the requests that come later.
+
+No text holds a user or password of a URL: those are hashed with a salt that differs from mount to mount. Pure but for ``MountRequest.of``
+and ``terms_of``, which resolve symbolic links of paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from kitfs.config import Settings
+
+_USER: Final = re.compile(r"//(.*)@")  # user and password of a URL; too much rather than too little
+_MARK: Final = " #"  # before the hash of what a text leaves out
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """Everything a daemon needs, as plain values; every path is absolute. ``client`` are the fields of registry ClientOptions."""
+
+    reference: str
+    mountpoint: str
+    cache_dir: str
+    run_dir: str
+    kit_home: str
+    cache_size: int | None = None
+    only: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    transport: str = "auto"
+    allow_other: bool = False
+    uid: int = 0
+    gid: int = 0
+    umask: int = 0
+    file_mode: int | None = None
+    dir_mode: int | None = None
+    max_entries: int = 2_000_000
+    remote: bool = False
+    log_level: str = "info"
+    client: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, reference: str, directory: str, settings: Settings) -> MountRequest:
+        """What the options of ``mount`` ask for. Raises UsageError, MountError for a directory that cannot be a mount point."""
+        from kitfs.fuse.mounting import canonical
+        from kitfs.oci.filters import Filter
+        from kitfs.oci.kitindex import selector
+
+        for text in settings["only"]:
+            Filter.parse(text)
+        allow_other = settings["allow-other"]
+        return cls(
+            reference=reference,
+            mountpoint=canonical(directory),
+            cache_dir=settings["cache-dir"],
+            run_dir=settings["run-dir"],
+            kit_home=settings["config"],
+            cache_size=settings["cache-size"],
+            only=settings["only"],
+            labels=selector(settings["label"]),
+            transport=settings["transport"],
+            allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
+            uid=os.geteuid() if settings["uid"] is None else settings["uid"],
+            gid=os.getegid() if settings["gid"] is None else settings["gid"],
+            umask=settings["umask"],
+            file_mode=settings["file-mode"],
+            dir_mode=settings["dir-mode"],
+            max_entries=settings["max-entries"],
+            remote=settings["remote"],
+            log_level=settings["log-level"],
+            client=settings.client_fields(),
+        )
+
+    @property
+    def transport_name(self) -> str:
+        """The transport that ``transport`` means on this system: kernel or libfuse."""
+        if self.transport == "auto":
+            return "kernel" if sys.platform == "linux" else "libfuse"
+        return self.transport
+
+
+def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
+    """Every option of a request but what names the kit, by its name on the command line, as a text that is equal for equal options.
+
+    An empty text stands for an option that was not given. ``salt`` is hashed with the users and passwords of URLs.
+    """
+    client = request.client
+    mirrors = {host: " ".join(_without_user(url, salt) for url in urls) for host, urls in (client.get("mirrors") or {}).items()}
+    return {
+        "only": _only(request.only),
+        "cache-dir": os.path.realpath(request.cache_dir),
+        "cache-size": _text(request.cache_size),
+        "config": os.path.realpath(request.kit_home),
+        "transport": request.transport_name,
+        "allow-other": _text(request.allow_other),
+        "uid": str(request.uid),
+        "gid": str(request.gid),
+        "umask": f"{request.umask:03o}",
+        "file-mode": "" if request.file_mode is None else f"{request.file_mode:03o}",
+        "dir-mode": "" if request.dir_mode is None else f"{request.dir_mode:03o}",
+        "max-entries": str(request.max_entries),
+        "remote": _text(request.remote),
+        "log-level": request.log_level,
+        "plain-http": _text(client.get("plain_http")),
+        "tls-verify": _text(client.get("tls_verify", True)),
+        "tls-cert": " ".join(sorted(set(client.get("tls_certs") or ()))),
+        "cert": client.get("cert") or "",
+        "key": client.get("key") or "",
+        "proxy": _without_user(client.get("proxy") or "", salt),
+        "mirror": " ".join(f"{host}={urls}" for host, urls in sorted(mirrors.items())),
+        "read-timeout": _text(client.get("read_timeout")),
+    }
+
+
+def differences(mounted: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
+    """What differs between the terms of a mount and those of a request, for people. An option that the mount did not record counts as equal."""
+    return [f"--{name} {_shown(mounted[name], asked[name])}" for name in asked if name in mounted and mounted[name] != asked[name]]
+
+
+def _shown(mounted: str, asked: str) -> str:
+    told = [re.sub(rf"{_MARK}\w+", "", text) or "not given" for text in (mounted, asked)]
+    return f"{told[0]} with another user or password" if told[0] == told[1] else f"{told[0]} (asked for: {told[1]})"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _only(filters: Sequence[str]) -> str:
+    """What filters select together, whatever their order and however they were split: ``docs:a,b model``."""
+    from kitfs.oci.filters import Filter
+
+    names: dict[str, set[str] | None] = {}  # per type; None selects every name
+    for chosen in map(Filter.parse, filters):
+        for kind in chosen.types:
+            earlier = names.get(kind, set())
+            names[kind] = None if earlier is None or not chosen.names else earlier | set(chosen.names)
+    return " ".join(kind + (":" + ",".join(sorted(names[kind] or ())) if names[kind] else "") for kind in sorted(names))
+
+
+def _without_user(url: str, salt: str) -> str:
+    """A URL whose user and password are replaced by a salted hash."""
+    found = _USER.search(url)
+    if found is None:
+        return url
+    mark = hashlib.blake2b(f"{salt}\0{found[1]}".encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return f"{url[: found.start()]}//{url[found.end() :]}{_MARK}{mark}"
