@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,3 +119,54 @@ def test_a_record_of_before_labels_is_read(run: RunDir) -> None:
     del old["labels"]
     path.write_text(json.dumps(old))
     assert run.record("/models") == record_of("/models")
+
+
+def daemon(run: RunDir, mountpoint: str) -> Iterator[str]:
+    """A process that holds a mount point's lock, and its nonce."""
+    code = (
+        "import sys; from kitfs.daemon.record import RunDir\n"
+        "with RunDir(sys.argv[1]).hold(sys.argv[2]) as nonce:\n    print(nonce, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, run.path, mountpoint]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        yield child.stdout.readline().strip()
+        child.kill()
+
+
+@pytest.fixture
+def nonce(run: RunDir) -> Iterator[str]:
+    yield from daemon(run, "/models")
+
+
+def test_a_record_of_an_earlier_daemon_is_not_the_living_ones(run: RunDir, nonce: str) -> None:
+    """Whose record it is, the nonce tells: that of a dead daemon does not come to life with the next one's lock."""
+    assert run.alive(replace(record_of("/models"), nonce=nonce))
+    assert not run.alive(replace(record_of("/models"), nonce="0" * 16))
+
+
+def test_a_displaced_daemon_leaves_its_mount_point(run: RunDir, nonce: str) -> None:
+    """Lock, record and socket take other names: the mount point can be held, the daemon is still found and alive, and leaves nothing."""
+    record = replace(record_of("/models"), nonce=nonce)
+    run.write(record)
+    listen(run.file("/models", "sock")).close()
+    run.displace(record)
+    assert (run.record("/models"), run.records(), run.alive(record)) == (None, [record], True)
+    assert Path(run.file_of(record, "sock")).exists()
+    with run.hold("/models") as mine:
+        newer = replace(record, nonce=mine, started=2.5)
+        run.write(newer)
+        run.displace(record)  # once more, by a process that came late: the newer mount stays where it is
+        assert (run.record("/models"), run.records()) == (newer, [record, newer])
+        run.forget(record)
+        assert run.records() == [newer]
+    run.forget(newer)
+    assert sorted(path.name for path in Path(run.path).iterdir()) == [os.path.basename(run.file("/models", "lock"))]
+
+
+def test_a_dead_daemons_record_is_not_displaced(run: RunDir) -> None:
+    """There is nothing to make way for."""
+    record = replace(record_of("/models"), nonce="0" * 16)
+    run.write(record)
+    run.displace(record)
+    assert run.record("/models") == record

@@ -1,0 +1,74 @@
+"""The terms of a request: equal for equal options, and fit to be kept and shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kitfs.daemon.request import MountRequest, differences, terms_of
+
+PLAIN = MountRequest("r.io/a/b:v1", "/m", "/cache", "/run", "/home")
+
+
+def differ(one: MountRequest, other: MountRequest) -> list[str]:
+    return differences(terms_of(one, "salt"), terms_of(other, "salt"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("model", "docs:a"), ("docs:a", "model")),
+        (("model,docs:a,b",), ("docs:b,a", "model:a,b")),
+        (("docs:a", "docs:b"), ("docs:b,a",)),
+        (("docs", "docs:a"), ("docs",)),
+    ],
+)
+def test_filters_that_select_the_same_are_the_same(one: tuple[str, ...], other: tuple[str, ...]) -> None:
+    """Neither their order nor how they were split matters, and a filter that another one includes adds nothing."""
+    assert differ(replace(PLAIN, only=one), replace(PLAIN, only=other)) == []
+
+
+@pytest.mark.parametrize(("one", "other"), [(("docs",), ()), (("docs",), ("docs:a",)), (("docs:a", "model"), ("docs", "model:a"))])
+def test_filters_that_select_something_else_differ(one: tuple[str, ...], other: tuple[str, ...]) -> None:
+    """A filter that selects less than another one is another one."""
+    assert len(differ(replace(PLAIN, only=one), replace(PLAIN, only=other))) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"mirrors": {"a": ("u",), "b": ("v", "w")}}, {"mirrors": {"b": ["v", "w"], "a": ["u"]}}),
+        ({"tls_certs": ("/x", "/y")}, {"tls_certs": ["/y", "/x"]}),
+        ({"read_timeout": 60.0}, {"read_timeout": 60}),
+        ({}, {"proxy": None, "tls_verify": True}),
+    ],
+)
+def test_network_options_are_compared_by_what_they_mean(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """The order of hosts and of CA files does not matter; neither does JSON between the two."""
+    assert differ(replace(PLAIN, client=one), replace(PLAIN, client=other)) == []
+
+
+def test_the_order_of_a_hosts_mirrors_matters() -> None:
+    """They are asked in this order."""
+    one, other = (replace(PLAIN, client={"mirrors": {"r.io": urls}}) for urls in (("u", "v"), ("v", "u")))
+    assert differ(one, other) == ["--mirror r.io=u v (asked for: r.io=v u)"]
+
+
+@pytest.mark.parametrize("url", ["http://me:hunter2@p:1", "http://hunter2@p:1", "http://me:hunter2@x/y@p:1"])
+def test_users_and_passwords_are_not_in_the_terms(url: str) -> None:
+    """They are compared by a hash, which the salt changes, and are not shown."""
+    asked = replace(PLAIN, client={"proxy": url, "mirrors": {"r.io": (url,)}})
+    terms = terms_of(asked, "salt")
+    assert not [text for text in terms.values() if "hunter2" in text]
+    assert terms["proxy"] != terms_of(asked, "pepper")["proxy"]
+    assert differ(asked, replace(asked, client={"proxy": url.replace("2", "3"), "mirrors": {"r.io": (url,)}})) == [
+        "--proxy http://p:1 with another user or password"
+    ]
+
+
+def test_what_an_older_kitfs_did_not_record_counts_as_equal() -> None:
+    """A mount that outlives an upgrade is still the mount that was asked for."""
+    assert differences({}, terms_of(PLAIN, "salt")) == []
+    assert differences({"umask": "000"}, terms_of(replace(PLAIN, umask=0o22, uid=7), "salt")) == ["--umask 000 (asked for: 022)"]
