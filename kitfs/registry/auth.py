@@ -15,12 +15,13 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final, NamedTuple
 
 import httpx
 
 from kitfs.errors import KitfsError, RegistryError, Unauthorized, Unavailable
+from kitfs.registry.addresses import AddressScope, answered_from
 from kitfs.registry.credentials import Credential, Credentials
 from kitfs.registry.failures import failure, read_capped, read_error, shown
 from kitfs.registry.transport import is_loopback
@@ -28,9 +29,15 @@ from kitfs.registry.transport import is_loopback
 CLIENT_ID: Final = "kitfs"
 MIN_LIFE: Final = 60.0  # seconds: what a token lives that does not say (the specification's default)
 MARGIN: Final = 0.1  # part of a token's life that is not used, lest it expire on the way
-MAX_TOKEN: Final = 1 << 20
+MAX_TOKEN: Final = 128 << 10  # bytes of a token server's answer
 ATTEMPTS: Final = 5  # of one request, each with another token
-PARAMETER: Final = re.compile(r'([a-zA-Z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+MAX_CHALLENGE: Final = 16 << 10  # characters of one header that are read
+# A token and, if one follows, its value: a quoted string or anything up to a blank or comma. No part of it is tried in two ways.
+PIECE: Final = re.compile(
+    r"""[\s,;]*+(?P<token>[!#$%&'*+.^_`|~0-9A-Za-z-]++)(?:\s*+=\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<bare>[^\s,"]*+)))?+[\s,;]*+""", re.DOTALL
+)
+SCHEMES: Final = ("basic", "bearer")
+ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Token(NamedTuple):
@@ -40,15 +47,46 @@ class Token(NamedTuple):
     until: float
 
 
-def challenges(header: str) -> dict[str, dict[str, str]]:
-    """``WWW-Authenticate`` as scheme (lower case) → parameters."""
+class Challenge(NamedTuple):
+    """What a host asks of bearers, and the scope of the address that asked it (see ``addresses``)."""
+
+    parameters: dict[str, str]
+    led_from: AddressScope
+
+
+def challenges(*headers: str) -> dict[str, dict[str, str]]:
+    """Values of ``WWW-Authenticate`` headers as "basic" or "bearer" → parameters (names in lower case, values without their quotes).
+
+    RFC 9110 §11.6.1, and what servers make of it: any case and spacing, parameters without commas between them, bare URLs. Of several
+    challenges of a scheme the first counts, unless only a later one has a realm. A header is read from left to right, once, and no
+    further than ``MAX_CHALLENGE`` characters or to the first that fits nothing.
+    """
     found: dict[str, dict[str, str]] = {}
-    for match in re.finditer(r"(?:^|,\s*|\s)(bearer|basic)(?=\s|,|$)", header, re.IGNORECASE):
-        rest = header[match.end() :]
-        stop = re.search(r",\s*(?:bearer|basic)(?=\s|,|$)", rest, re.IGNORECASE)
-        part = rest[: stop.start()] if stop else rest
-        found.setdefault(match[1].lower(), {k.lower(): quoted or bare for k, quoted, bare in PARAMETER.findall(part)})
+    for header in headers:
+        for scheme, parameters in _challenges(header[:MAX_CHALLENGE]):
+            if scheme in SCHEMES and (scheme not in found or ("realm" in parameters and "realm" not in found[scheme])):
+                found[scheme] = parameters
     return found
+
+
+def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """(scheme, parameters) of one header. A token is a parameter's name where a "=" follows it, else a scheme."""
+    scheme, parameters = "", dict[str, str]()
+    at = 0
+    while at < len(header):
+        match = PIECE.match(header, at)
+        if match is None:
+            break  # nobody knows what follows
+        at = match.end()
+        token, quoted, bare = match.group("token", "quoted", "bare")
+        if quoted is None and bare is None:
+            if scheme:
+                yield scheme, parameters
+            scheme, parameters = token.lower(), {}
+        elif scheme:
+            parameters[token.lower()] = bare if quoted is None else ESCAPED.sub(r"\1", quoted)
+    if scheme:
+        yield scheme, parameters
 
 
 class Errand:
@@ -70,7 +108,7 @@ class Tokens:
         self._lock = threading.Lock()
         self._tokens: dict[tuple[str, str], Token] = {}
         self._errands: dict[tuple[str, str], Errand] = {}
-        self._challenges: dict[tuple[str, str], dict[str, str]] = {}
+        self._challenges: dict[tuple[str, str], Challenge] = {}
         self._accepted: set[tuple[str, str]] = set()
 
     def get(self, host: str, scope: str) -> str | None:
@@ -101,12 +139,12 @@ class Tokens:
         """Whether one ever was, so that one that is refused has expired."""
         return (host, scope) in self._accepted
 
-    def remember(self, host: str, scope: str, challenge: dict[str, str]) -> None:
+    def remember(self, host: str, scope: str, challenge: Challenge) -> None:
         """Keep what a host asks of bearers."""
         with self._lock:
             self._challenges[host, scope] = challenge
 
-    def challenge(self, host: str, scope: str) -> dict[str, str] | None:
+    def challenge(self, host: str, scope: str) -> Challenge | None:
         """What a host asked of bearers the last time, None when it never did."""
         with self._lock:
             return self._challenges.get((host, scope))
@@ -170,11 +208,12 @@ class RegistryAuth(httpx.Auth):
             if attempt == ATTEMPTS - 1 or (attempt and not self._tokens.accepted(self._host, self._scope)):
                 return
             read_error(response)
-            asked = challenges(response.headers.get("WWW-Authenticate", ""))
+            asked = challenges(*response.headers.get_list("WWW-Authenticate"))
             header = self._tokens.get(self._host, self._scope)  # another thread may have a newer one
             if header is None and "bearer" in asked:
-                self._tokens.remember(self._host, self._scope, asked["bearer"])
-                header = yield from self._fetched(asked["bearer"], request)
+                challenge = Challenge(asked["bearer"], answered_from(response))
+                self._tokens.remember(self._host, self._scope, challenge)
+                header = yield from self._fetched(challenge, request)
             elif header is None and "basic" in asked and (credential := self._credentials.of(self._host)):
                 header = _basic(credential)
                 self._tokens.keep(self._host, self._scope, header, 86_400)
@@ -182,7 +221,7 @@ class RegistryAuth(httpx.Auth):
                 return  # nothing that was not refused already
             request.headers["Authorization"] = held = header
 
-    def _fetched(self, challenge: dict[str, str], request: httpx.Request) -> Generator[httpx.Request, httpx.Response, str]:
+    def _fetched(self, challenge: Challenge, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, str]:
         """A new token, or the one that another thread is fetching right now."""
         errand, own = self._tokens.set_out(self._host, self._scope)
         if not own:
@@ -202,18 +241,19 @@ class RegistryAuth(httpx.Auth):
             self._tokens.come_back(self._host, self._scope, errand)
 
     def _bearer(
-        self, challenge: dict[str, str], credential: Credential | None, request: httpx.Request
+        self, challenge: Challenge, credential: Credential | None, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, str]:
         """A token from the realm of a challenge."""
         if credential and credential.registry_token:
             header = f"Bearer {credential.registry_token}"
             self._tokens.keep(self._host, self._scope, header, MIN_LIFE)
             return header
+        named = challenge.parameters.get("realm", "")
         try:
-            realm = request.url.join(challenge.get("realm", ""))
+            realm = request.url.join(named)
         except httpx.InvalidURL:
-            raise RegistryError(f"{self._host} names an invalid token realm {challenge.get('realm', '')[:100]!r}")
-        if not challenge.get("realm") or realm.scheme not in ("http", "https") or (realm.port or 0) > 65_535:
+            raise RegistryError(f"{self._host} names an invalid token realm {named[:100]!r}")
+        if not named or realm.scheme not in ("http", "https") or (realm.port or 0) > 65_535:
             raise RegistryError(f"{self._host} asks for a token and names no realm")
         response = yield self._token_request(realm, challenge, credential, request)
         body = read_capped(response, MAX_TOKEN)
@@ -237,18 +277,22 @@ class RegistryAuth(httpx.Auth):
         return header
 
     def _token_request(
-        self, realm: httpx.URL, challenge: dict[str, str], credential: Credential | None, request: httpx.Request
+        self, realm: httpx.URL, challenge: Challenge, credential: Credential | None, request: httpx.Request
     ) -> httpx.Request:
         """GET with Basic, or the OAuth2 POST for a refresh token; with the timeouts of the request that it is for.
 
         Credentials go over plain HTTP only when that was asked for: by --plain-http, to this host itself, or to loopback.
         """
-        service, scope = challenge.get("service", ""), widened(challenge.get("scope", ""), self._scope)
+        service, scope = challenge.parameters.get("service", ""), widened(challenge.parameters.get("scope", ""), self._scope)
         home = (request.url.scheme, request.url.host)
         if credential and realm.scheme == "http" and not (self._plain_http or is_loopback(realm.host) or (realm.scheme, realm.host) == home):
             raise Unauthorized(f"{self._host} wants the credentials sent to {shown(realm)} without TLS; allow it with --plain-http", url=shown(realm))
+        if request.url.scheme == "https" and realm.scheme == "http" and not self._plain_http:
+            raise RegistryError(f"{self._host} names a token server without TLS, {shown(realm)}: a registry over TLS may not", url=shown(realm))
         headers = {name: request.headers[name] for name in ("User-Agent", "Accept-Encoding") if name in request.headers}
         extensions = {k: v for k, v in request.extensions.items() if k != "repeat"}
+        if (realm.scheme, realm.netloc) != (request.url.scheme, request.url.netloc):
+            extensions["led_from"] = challenge.led_from
         if credential and credential.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": credential.identity_token, "client_id": CLIENT_ID}
             form |= {"service": service, "scope": scope}
@@ -264,11 +308,10 @@ def widened(asked: str, own: str) -> str:
     """The scope to ask for: what the challenge names, and what is needed beyond pulling, each resource once."""
     if not asked or (own.endswith(":pull") and " " not in own):
         return asked or own
-    actions: dict[str, list[str]] = {}
+    actions: dict[str, dict[str, None]] = {}
     for scope in f"{own} {asked}".split():
         resource, _, wanted = scope.rpartition(":")
-        had = actions.setdefault(resource, [])
-        had += [a for a in dict.fromkeys(wanted.split(",")) if a not in had]
+        actions.setdefault(resource, {}).update(dict.fromkeys(wanted.split(",")))
     return " ".join(f"{resource}:{','.join(had)}" for resource, had in actions.items())
 
 

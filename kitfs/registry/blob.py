@@ -19,11 +19,13 @@ import httpx
 from kitfs.errors import IntegrityError, KitfsError, RangeIgnored, RegistryError
 from kitfs.oci.manifest import Descriptor
 from kitfs.registry.failures import Broken, Stalled, check_encoding, failure, host_of, mapped, read_error, shown
+from kitfs.registry.pace import LEAST, Pace
 
 if TYPE_CHECKING:
     from kitfs.registry.client import Endpoint, RegistryClient
 
-FRUITLESS: Final = 3  # attempts in a row that bring nothing before an endpoint is given up
+FRUITLESS: Final = 3  # attempts in a row that bring next to nothing before an endpoint is given up
+PROGRESS: Final = LEAST  # bytes that an attempt must bring unless it brings all: one byte for each request would never end
 PAUSE: Final = 0.2  # seconds before an attempt after one that brought nothing
 CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
@@ -66,29 +68,38 @@ class RemoteBlob:
         causes: list[KitfsError] = []
         for endpoint in self._endpoints:
             fruitless = 0
+            pace = Pace(self._client.options.read_timeout)
+            pace.body()  # over all attempts: each of them may be quick to bring too little
             while at < stop:
                 before, response = at, None
+                pace.ask()
                 try:
                     response = self._request(endpoint, {} if whole else {"Range": f"bytes={at}-{stop - 1}"})
                     first, end = self._span(endpoint, response, at, stop, whole)
                     if response.status_code == 200 and not whole and (at, stop) != (0, size):
                         self._ranged = False
                         if at == start:  # nothing was given yet, so this call becomes the stream; else what it gave is passed over
-                            whole, at, stop = True, 0, size
+                            whole, at, stop, before = True, 0, size, 0
                     with closing(self._pieces(response, first, end)) as pieces:
                         for offset, view in pieces:
                             piece = view[max(0, at - offset) : max(0, stop - offset)]
                             if len(piece):
                                 at += len(piece)
+                                pace.rest(len(piece))
                                 yield at - len(piece), piece
+                                pace.ask()
                             if at >= stop and not whole:
                                 break
+                    if at < stop and at - before < PROGRESS:
+                        raise Broken(f"{self._what}: {endpoint.host} sends {at - before} bytes where {stop - before} were asked for")
                 except Broken as e:
                     cause: KitfsError = e
-                    fruitless = 0 if at > before else fruitless + 1
+                    if at >= stop:
+                        return  # what was cut off is only the end of the answer
+                    fruitless = 0 if at - before >= PROGRESS else fruitless + 1
                     if fruitless:
                         self._locations.pop(endpoint.base, None)  # the registry may know a better one
-                    if response is None or fruitless == FRUITLESS:
+                    if response is None or fruitless == FRUITLESS or pace.left() <= 0:
                         break  # without any answer it was retried already, below
                     time.sleep(PAUSE * fruitless)
                 except KitfsError as e:

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from http.cookiejar import CookieJar
 from typing import Any, Final, TypeVar
 
 import httpx
@@ -18,7 +19,8 @@ import httpx
 from kitfs.errors import IntegrityError, InvalidReference, KitfsError, ManifestError, NotFound, RegistryError, UsageError
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest
-from kitfs.oci.names import LOCAL, TAG, Digest, Reference
+from kitfs.oci.names import LOCAL, TAG, Digest, LayoutReference, Reference
+from kitfs.registry.addresses import AddressScope, answered_from, scope_of_name
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.body import Body, Read
@@ -49,12 +51,14 @@ class Endpoint:
     """One way to a repository: ``base`` ends in the repository's name, ``host`` is what people and credentials call it.
 
     ``patience``: seconds in which a refused connection is tried again. All endpoints of a repository share one budget.
+    ``led_from``: the address scope of the registry whose content names this one, None where the user does (see ``addresses``).
     """
 
     base: str
     host: str
     auth: RegistryAuth
     patience: float
+    led_from: AddressScope | None = None
 
     def scoped(self, scope: str) -> Endpoint:
         """The same, with tokens for another scope."""
@@ -79,11 +83,13 @@ class RegistryClient:
         self._credentials = credentials
         self._tokens = Tokens()
         self.lessons: Final = Lessons()
+        self._scopes: dict[str, AddressScope] = {}  # of the addresses of endpoints, by scheme and host
         timeout = httpx.Timeout(options.read_timeout, connect=min(options.connect_timeout, options.read_timeout), pool=None)
         self._http = httpx.Client(
             transport=RetryTransport(transport or DuplexTransport(options), counters),
             timeout=timeout,
             headers={"User-Agent": options.user_agent, "Accept-Encoding": "identity"},
+            cookies=_NoCookies(),
             follow_redirects=False,
             trust_env=False,
         )
@@ -92,18 +98,37 @@ class RegistryClient:
         """Close every connection."""
         self._http.close()
 
-    def repository(self, reference: Reference) -> Repository:
-        """The repository of a reference. Raises NotFound when it names no registry, UsageError for one that no URL can hold."""
+    def repository(self, reference: Reference, *, named_by: Reference | LayoutReference | None = None) -> Repository:
+        """The repository of a reference; ``named_by`` is the kit whose content holds the reference, None where the user gave it.
+
+        A kit leads to addresses of this machine or this link only from a registry that is on one too. A kit that was packed here, or is a
+        layout on disk, counts as the user's word. Raises NotFound when the reference names no registry, UsageError for one that no URL can
+        hold.
+        """
         if reference.registry == LOCAL:
             raise NotFound(f"{reference.display} is not in the store, and names no registry to ask (write registry/repository:tag)")
         name, registry = reference.repository, reference.registry
         mirrors = self.options.mirrors.get(registry, ())
         patience = CONNECT_BUDGET / (len(mirrors) + 1)
         endpoints = [self._endpoint(url.rstrip("/"), name, patience=patience) for url in mirrors]
-        host = "registry-1.docker.io" if registry in DOCKER_HOSTS else registry
+        endpoint = self._endpoint(self._home(registry), name, patience=patience, host=_host(registry))
+        if isinstance(named_by, Reference) and named_by.registry not in (LOCAL, registry):
+            endpoint = replace(endpoint, led_from=self.address_scope(self._home(named_by.registry)))
+        return Repository(self, name, (*endpoints, endpoint))
+
+    def _home(self, registry: str) -> str:
+        """The URL of a registry."""
+        host = _host(registry)
         plain = is_loopback(_url(f"http://{host}").host) if self.options.plain_http is None else self.options.plain_http
-        endpoints.append(self._endpoint(f"{'http' if plain else 'https'}://{host}", name, patience=patience, host=host))
-        return Repository(self, name, tuple(endpoints))
+        return f"{'http' if plain else 'https'}://{host}"
+
+    def address_scope(self, base: str) -> AddressScope:
+        """The scope of the addresses that the host of a URL has answered from; before it did, what the URL itself says.
+
+        A host that answers from addresses of several scopes is taken for an ordinary one: its name is not to be relied on.
+        """
+        url = _url(base)
+        return self._scopes.get(_origin(url)) or scope_of_name(url.raw_host.decode("ascii", "replace")) or "global"
 
     def _endpoint(self, url: str, name: str, *, patience: float, host: str = "") -> Endpoint:
         """``host`` as the reference spells it, with a port that the scheme implies: so it stands in credential files."""
@@ -124,28 +149,36 @@ class RegistryClient:
         home = httpx.URL(endpoint.base)
         at = httpx.URL(url)
         extensions: dict[str, Any] = {"connect_budget": endpoint.patience} | ({} if repeat else {"repeat": False})
+        led_from = self.address_scope(endpoint.base)  # for a URL that an earlier answer named
         if isinstance(body, Body):
             headers = headers | {"Content-Length": str(body.size)}
+        leads = "leads"
         for _ in range(MAX_REDIRECTS + 1):
             if (at.port or 0) > LAST_PORT:  # getaddrinfo would take it modulo 65536
                 raise RegistryError(f"{what}: {host_of(at)}: no such host or port", url=shown(at))
-            same = (at.scheme, at.netloc) == (home.scheme, home.netloc)
+            same = _origin(at) == _origin(home)
+            if at.scheme not in ("http", "https") or (home.scheme == "https" and at.scheme == "http"):
+                raise RegistryError(f"{what}: {endpoint.host} {leads} to {at.scheme}:, away from TLS", url=shown(at))
+            limit = endpoint.led_from if same else led_from
             try:
                 with mapped(at, what):
-                    request = self._http.build_request(method, at, headers=headers, content=body, extensions=extensions)
+                    request = self._http.build_request(
+                        method, at, headers=headers, content=body, extensions=extensions | ({} if limit is None else {"led_from": limit})
+                    )
                     response = self._http.send(request, auth=endpoint.auth if same else None, stream=True)
             except Broken as e:
                 if at.scheme == "http" and self.options.plain_http:
                     raise Broken(f"{e}; if it speaks TLS, leave out --plain-http", url=e.url)
                 raise
+            led_from = answered_from(response)
+            if same and self._scopes.setdefault(_origin(home), led_from) != led_from:
+                self._scopes[_origin(home)] = "global"
             if response.status_code not in REDIRECTS or "Location" not in response.headers:
                 return response
             response.close()
+            leads = "redirects"
             with mapped(at, what):
-                target = at.join(response.headers["Location"])
-            if target.scheme not in ("http", "https") or (at.scheme == "https" and target.scheme == "http"):
-                raise RegistryError(f"{what}: {endpoint.host} redirects to {target.scheme}:, away from TLS", status=response.status_code)
-            at = target
+                at = at.join(response.headers["Location"])
         raise RegistryError(f"{what}: {endpoint.host} redirects more than {MAX_REDIRECTS} times", url=endpoint.base)
 
 
@@ -423,6 +456,25 @@ def combined(causes: list[KitfsError], hosts: list[str]) -> KitfsError:
     else:
         error = type(last)(told)
     return error
+
+
+class _NoCookies(CookieJar):
+    """Keeps no cookie and sends none: a registry's cookies would go to every other one of its host, and grow without end."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        """Nothing."""
+
+    def set_cookie(self, cookie: object) -> None:
+        """Nothing."""
+
+
+def _host(registry: str) -> str:
+    return "registry-1.docker.io" if registry in DOCKER_HOSTS else registry
+
+
+def _origin(url: httpx.URL) -> str:
+    """scheme://host[:port], without a port that the scheme implies."""
+    return f"{url.scheme}://{host_of(url)}"
 
 
 def _url(text: str) -> httpx.URL:

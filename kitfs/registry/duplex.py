@@ -10,72 +10,102 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-import time
 from collections.abc import Iterable
 from typing import Any, Final
 
 import httpcore
-import httpx
 
+from kitfs.registry.addresses import AddressScope
+from kitfs.registry.pace import Pace
 from kitfs.registry.sockets import Sockets
 from kitfs.registry.transport import ClientOptions, RoutedTransport
 
 BODY: Final = 4 << 10  # bytes of one write from which on it is worth listening: heads are smaller
+BLIND: Final = 64 << 10  # bytes of one write where nobody can listen
 EARLY: Final = 64 << 10  # bytes of an early answer that are read here
 ASKED: Final = 64 << 10  # bytes that httpcore asks for when it reads a body
 READ: Final = 256 << 10  # what is asked of the system then: a quarter less CPU time for a pull than with 64 KiB; 1 MiB is no better
 
 
 class DuplexStream(httpcore.NetworkStream):
-    """A connection (``inner``, a plain or TLS socket) whose big writes end with WriteError when an answer comes."""
+    """A connection (``inner``, a plain or TLS socket) whose big writes end with WriteError when an answer comes.
 
-    def __init__(self, inner: httpcore.NetworkStream, sockets: Sockets) -> None:
+    Timeouts that are a ``Pace`` bound whole heads and the speed of bodies, not single reads and writes. ``listens`` False: TLS within TLS,
+    which has no socket of its own to listen on.
+    """
+
+    def __init__(self, inner: httpcore.NetworkStream, sockets: Sockets, *, listens: bool = True) -> None:
         self._inner = inner
         self._sockets = sockets
+        self._listens = listens
         self._early = b""
+        try:
+            self._peer = inner.get_extra_info("server_addr")  # the system forgets it when the other side hangs up
+        except OSError:
+            self._peer = None
         sockets.add(inner.get_extra_info("socket"))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What came early, then what comes; of a body more than httpcore asks for."""
+        """What came early, then what comes; of a body more than httpcore asks for. Raises ReadTimeout (of which TooSlow)."""
         if self._early:
             data, self._early = self._early[:max_bytes], self._early[max_bytes:]
             return data
-        return self._inner.read(READ if max_bytes == ASKED else max_bytes, timeout)
+        size = READ if max_bytes == ASKED else max_bytes
+        if not isinstance(timeout, Pace):
+            return self._inner.read(size, timeout)
+        left = timeout.left()
+        if left <= 0:
+            raise timeout.too_slow()
+        try:
+            data = self._inner.read(size, left)
+        except httpcore.ReadTimeout:
+            raise timeout.too_slow()
+        timeout.came(len(data))
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Everything, unless there is an answer. Raises WriteError, and WriteTimeout when the other side takes nothing for so long."""
-        if len(buffer) < BODY or self._early:
-            self._inner.write(buffer, timeout)
-            return
-        one: socket.socket = self._inner.get_extra_info("socket")
-        one.setblocking(False)  # each read and write of httpcore sets it anew
+        """Everything, unless there is an answer. Raises WriteError, and WriteTimeout when the other side takes too little for so long."""
+        pace = timeout if isinstance(timeout, Pace) else None if timeout is None else Pace(timeout)
+        if pace is not None:
+            pace.ask()
         try:
-            self._pour(one, memoryview(buffer), timeout)
+            if self._listens:
+                one: socket.socket = self._inner.get_extra_info("socket")
+                one.setblocking(False)  # each read and write of httpcore sets it again
+                self._pour(one, memoryview(buffer), pace)
+            else:
+                for at in range(0, len(buffer), BLIND):
+                    part = buffer[at : at + BLIND]
+                    self._inner.write(part, _left(pace))
+                    _moved(pace, len(part))
         except OSError as e:
             raise httpcore.WriteError(e) from e
 
-    def _pour(self, one: socket.socket, view: memoryview, timeout: float | None) -> None:
+    def _pour(self, one: socket.socket, view: memoryview, pace: Pace | None) -> None:
+        listens = len(view) >= BODY and not self._early
         poll = select.poll()
-        events = select.POLLIN | select.POLLOUT
-        until = None if timeout is None else time.monotonic() + timeout
+        usual = select.POLLOUT | (select.POLLIN if listens else 0)
+        events = usual
         while view:
             poll.register(one, events)
-            ready = poll.poll(None if until is None else max(0.0, until - time.monotonic()) * 1000)
+            left = _left(pace)
+            ready = poll.poll(None if left is None else left * 1000)
             if not ready:
                 raise httpcore.WriteTimeout("timed out")
-            if ready[0][1] & ~select.POLLOUT and self._answered(one):
+            if listens and ready[0][1] & ~select.POLLOUT and self._answered(one):
                 if not self._early.startswith(b"HTTP/1.1 1"):
                     raise httpcore.WriteError("it answers before it has heard everything")
-                self._inner.write(view.tobytes(), timeout)  # an interim answer: the other one follows the body
-                return
-            events = select.POLLIN | select.POLLOUT
+                listens, usual = False, select.POLLOUT  # an interim answer: the other one follows the body
+            events = usual
             try:
-                view = view[one.send(view) :]
-                until = None if timeout is None else time.monotonic() + timeout
+                sent = one.send(view)
             except ssl.SSLWantReadError:
                 events = select.POLLIN
             except (BlockingIOError, ssl.SSLWantWriteError):
                 pass
+            else:
+                view = view[sent:]
+                _moved(pace, sent)
 
     def _answered(self, one: socket.socket) -> bool:
         """Whether bytes of an answer have come, or the end; what else a TLS connection brings (session tickets) is none."""
@@ -92,14 +122,13 @@ class DuplexStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        """The same through TLS; TLS within TLS (an https: proxy) has no socket of its own to listen on."""
+        """The same through TLS."""
         nested = isinstance(self._inner.get_extra_info("socket"), ssl.SSLSocket)
-        secure = self._inner.start_tls(ssl_context, server_hostname, timeout)
-        return secure if nested else DuplexStream(secure, self._sockets)
+        return DuplexStream(self._inner.start_tls(ssl_context, server_hostname, timeout), self._sockets, listens=not nested)
 
     def get_extra_info(self, info: str) -> Any:
         """The inner connection's."""
-        return self._inner.get_extra_info(info)
+        return self._peer if info == "server_addr" else self._inner.get_extra_info(info)
 
 
 class DuplexBackend(httpcore.NetworkBackend):
@@ -133,8 +162,21 @@ class DuplexTransport(RoutedTransport):
         self._sockets.shut()
         super().close()
 
-    def _made(self, scheme: str, proxy: str | None) -> httpx.HTTPTransport:
-        made = super()._made(scheme, proxy)
-        pool = made._pool  # noqa: SLF001 - httpx has no public way to give httpcore a network backend
-        pool._network_backend = DuplexBackend(pool._network_backend, self._sockets)  # noqa: SLF001 - as above
-        return made
+    def _backend(self, inner: httpcore.NetworkBackend, led_from: AddressScope | None) -> httpcore.NetworkBackend:
+        return DuplexBackend(super()._backend(inner, led_from), self._sockets)
+
+
+def _left(pace: Pace | None) -> float | None:
+    """Seconds that a write may wait now. Raises WriteTimeout when there are none."""
+    if pace is None:
+        return None
+    left = pace.left()
+    if left <= 0:
+        raise httpcore.WriteTimeout("timed out")
+    return left
+
+
+def _moved(pace: Pace | None, size: int) -> None:
+    if pace is not None:
+        pace.rest(size)
+        pace.ask()

@@ -14,6 +14,7 @@ from typing import Final
 import httpx
 
 from kitfs.errors import NotFound, RateLimited, RegistryError, Unauthorized, Unavailable
+from kitfs.registry.pace import TooSlow
 
 MAX_ERROR_BODY: Final = 8 << 10  # bytes of an error body that are read
 LONGEST_CAUSE: Final = 200  # characters of a cause that somebody else worded
@@ -77,7 +78,11 @@ def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavaila
         told = f"{host} cannot be reached: no connection in time"
     elif isinstance(e, httpx.TimeoutException):
         kind = Stalled
-        told = f"{host} sent nothing for {f'{patience:g} s' if isinstance(patience, (int, float)) else 'too long'} (--read-timeout)"
+        verb = "took" if isinstance(e, httpx.WriteTimeout) else "sent"
+        did = f"{verb} nothing for {f'{patience:g} s' if isinstance(patience, (int, float)) else 'too long'}"
+        if isinstance(e.__cause__, TooSlow):
+            did = str(e.__cause__)
+        told = f"{host} {did} (--read-timeout)"
     elif isinstance(cause, ssl.SSLError):
         told = f"{host}: {_tls(cause, text)}"
     elif isinstance(e, httpx.ConnectError):

@@ -14,11 +14,18 @@ import threading
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
+import httpcore
 import httpx
 
 from kitfs import __version__
-from kitfs.errors import UsageError
+from kitfs.errors import RegistryError, UsageError
+from kitfs.registry.addresses import AddressScope, Forbidden, GuardedBackend, permitted, scope_of, scope_of_name
+from kitfs.registry.pace import Pace, PacedBody
+
+MAX_HEADERS: Final = 200  # of one answer; registries send about twenty
+MAX_HEADER_BYTES: Final = 64 << 10  # of all of them: a challenge that names many repositories takes a few KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,41 +59,78 @@ def is_loopback(host: str) -> bool:
 
 
 class RoutedTransport(httpx.BaseTransport):
-    """Sends each request over the transport that its URL takes."""
+    """Sends each request over the transport that its URL takes, at its pace (``pace``), to addresses that are permitted (``addresses``).
+
+    Extension "led_from" of a request: the address scope of what named its URL; absent, the user did. Extension "address_scope" of an
+    answer: the scope of the address that it came from. Raises RegistryError for a URL that leads where it may not, and for an answer
+    with more headers than anybody sends.
+    """
 
     def __init__(self, options: ClientOptions) -> None:
         self._options = options
         self._lock = threading.Lock()
-        self._transports: dict[tuple[str, str | None], httpx.HTTPTransport] = {}
+        self._context: ssl.SSLContext | None = None
+        self._transports: dict[tuple[str, str | None, AddressScope | None], httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """The answer of whatever the URL leads to."""
         proxy = self._proxy(request.url)
+        led_from: AddressScope | None = request.extensions.get("led_from")
+        host = request.url.raw_host.decode("ascii", "replace")
+        written = scope_of_name(host)
+        if proxy is not None and written is not None and not permitted(written, led_from):
+            raise _refused(request.url, written, "")
+        timeouts = request.extensions.get("timeout") or {}
+        paces = {name: Pace(timeouts[name]) for name in ("read", "write") if timeouts.get(name) is not None}
+        request.extensions = {**request.extensions, "timeout": {**timeouts, **paces}}
+        if "write" in paces:
+            paces["write"].body()  # of a request, what counts is that it moves
         try:
-            return self._through(request.url.scheme, proxy).handle_request(request)
+            response = self._through(request.url.scheme, proxy, led_from).handle_request(request)
+        except Forbidden as e:
+            raise _refused(request.url, e.scope, e.address)
         except httpx.TransportError as e:
             if proxy is not None:
                 e.add_note(f"through the proxy {_redacted(proxy)}")
             raise
+        _check_head(response, request.url)
+        if "read" in paces:
+            paces["read"].body()
+            response.stream = PacedBody(response.stream, paces["read"])
+        scope = written if proxy is not None else _peer(response)
+        if scope is not None:
+            response.extensions["address_scope"] = scope
+        return response
 
-    def _through(self, scheme: str, proxy: str | None) -> httpx.HTTPTransport:
+    def _through(self, scheme: str, proxy: str | None, led_from: AddressScope | None) -> httpx.HTTPTransport:
+        if proxy is not None:
+            led_from = None  # the proxy is the user's choice
         with self._lock:
-            if (scheme, proxy) not in self._transports:
-                self._transports[scheme, proxy] = self._made(scheme, proxy)
-            return self._transports[scheme, proxy]
+            if (scheme, proxy, led_from) not in self._transports:
+                self._transports[scheme, proxy, led_from] = self._made(scheme, proxy, led_from)
+            return self._transports[scheme, proxy, led_from]
 
-    def _made(self, scheme: str, proxy: str | None) -> httpx.HTTPTransport:
+    def _made(self, scheme: str, proxy: str | None, led_from: AddressScope | None) -> httpx.HTTPTransport:
         secure = scheme == "https" or (proxy or "").startswith("https:")
-        verify: ssl.SSLContext | bool = tls_context(self._options) if secure else False
+        if secure and self._context is None:
+            self._context = tls_context(self._options)
+        verify: ssl.SSLContext | bool = self._context if secure and self._context is not None else False
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0)
         try:
             context = verify if isinstance(verify, ssl.SSLContext) and (proxy or "").startswith("https:") else None  # httpcore refuses another
             over = None if proxy is None else httpx.Proxy(proxy, ssl_context=context)
-            return httpx.HTTPTransport(verify=verify, proxy=over, limits=limits, trust_env=False)
+            made = httpx.HTTPTransport(verify=verify, proxy=over, limits=limits, trust_env=False)
         except (ValueError, httpx.InvalidURL) as e:
             raise UsageError(f"the proxy {_redacted(proxy or '')} cannot be used: {e}")
         except ImportError:
             raise UsageError(f"the proxy {_redacted(proxy or '')} needs the Python package socksio")
+        pool = made._pool  # noqa: SLF001 - httpx has no public way to give httpcore a network backend
+        pool._network_backend = self._backend(pool._network_backend, led_from)  # noqa: SLF001 - as above
+        return made
+
+    def _backend(self, inner: httpcore.NetworkBackend, led_from: AddressScope | None) -> httpcore.NetworkBackend:
+        """What makes the connections for URLs that were named from ``led_from``."""
+        return GuardedBackend(inner, led_from)
 
     def _proxy(self, url: httpx.URL) -> str | None:
         if self._options.proxy:
@@ -105,6 +149,35 @@ class RoutedTransport(httpx.BaseTransport):
             for transport in self._transports.values():
                 transport.close()
             self._transports.clear()
+
+
+def _peer(response: httpx.Response) -> AddressScope | None:
+    """The scope of the address that an answer came from, None where no connection says."""
+    stream = response.extensions.get("network_stream")
+    try:
+        return scope_of(str(stream.get_extra_info("server_addr")[0])) if stream is not None else None
+    except (OSError, ValueError, TypeError):
+        return None  # the other side has closed it already
+
+
+def _check_head(response: httpx.Response, url: httpx.URL) -> None:
+    """Raise RegistryError for an answer with too many headers, or too long ones."""
+    raw = response.headers.raw
+    size = sum(len(name) + len(value) for name, value in raw)
+    if len(raw) <= MAX_HEADERS and size <= MAX_HEADER_BYTES:
+        return
+    response.close()
+    host = url.netloc.decode("ascii", "replace")
+    told = f"{host} sends {len(raw)} headers of {size} bytes: more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes are refused"
+    raise RegistryError(told, status=response.status_code)
+
+
+def _refused(url: httpx.URL, scope: AddressScope, address: str) -> RegistryError:
+    """The error for a URL that leads where whoever named it may not lead."""
+    host = url.netloc.decode("ascii", "replace")
+    where = {"host": "this machine itself", "link": "a link-local or metadata address", "global": "the network"}[scope]
+    told = f"a registry's answer leads to {host}, which is {where}{f' ({address})' if address else ''}: kitfs does not connect there for it"
+    return RegistryError(told)
 
 
 def _bypassed(url: httpx.URL, rules: str) -> bool:

@@ -225,7 +225,7 @@ def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
     [
         ("https://r.test/v2/", "https://auth.test/token", False),
         ("https://r.test/v2/", "http://auth.test/token", True),
-        ("https://r.test/v2/", "http://127.0.0.1:5001/token", False),
+        ("http://r.test/v2/", "http://127.0.0.1:5001/token", False),
         ("http://r.test/v2/", "http://r.test:5001/token", False),
         ("https://r.test/v2/", "/token", False),
     ],

@@ -235,10 +235,19 @@ def test_a_stall_fails_after_the_read_timeout(fake: FakeRegistry, repository: Re
 
 
 def test_a_slow_drip_is_no_stall(fake: FakeRegistry, repository: Repositories) -> None:
-    """Every byte is progress: a body may take far longer than the read timeout."""
-    blob = blob_of(fake, repository, read_timeout=0.3)
-    fake.fail("/blobs/", Drip(10, 0.02))
-    assert read(blob, 0, 250) == DATA[:250]
+    """A body may take far longer than the read timeout while it comes at the least speed (1 KiB/s)."""
+    blob = blob_of(fake, repository, read_timeout=1.0)
+    fake.fail("/blobs/", Drip(500, 0.05))
+    assert read(blob, 0, 20_000) == DATA[:20_000]
+
+
+def test_a_drip_below_the_least_speed_is_a_stall(fake: FakeRegistry, repository: Repositories) -> None:
+    """A byte now and then is not progress; the message says how much came."""
+    blob = blob_of(fake, repository, read_timeout=0.5)
+    fake.fail("/blobs/", Drip(1, 0.05))
+    got = read_until(Unavailable, rf"{fake.host} sent only \d+ bytes in 0.5 s \(--read-timeout\)", blob, 0, None)
+    assert DATA.startswith(got)
+    assert len(fake.served()) == 1
 
 
 def test_every_byte_that_came_before_a_stall_is_given_at_once(fake: FakeRegistry, repository: Repositories) -> None:
