@@ -1,8 +1,8 @@
 """The tree of a kit: layers laid over each other, name by name, as somebody asks.
 
 A lookup waits for the layers whose declared path relates to the name, a listing for those that relate to the directory; the others are
-not touched. What is merged once never changes. The rules are README's *Semantics*: of two files the later wins, of two directories the
-first one's mode stands, where a file and a directory have one name the earlier stands, a synthetic file always wins. It knows no FUSE:
+not touched. What is merged once never changes. The rules are README's *Semantics*: layers lie over each other as ``layers.merge`` has it, a
+layer that declares a name comes before one that has it all the same, and a synthetic file always wins. It knows no FUSE:
 ``filesystem`` speaks for it to kernels, ``ls`` and ``cat`` read it directly.
 
 Threading: many threads at once. Dictionaries only grow, by single atomic steps; no lock is held while a layer is waited for.
@@ -23,6 +23,7 @@ from kitfs.errors import KitfsError, NotFound, WouldBlock
 from kitfs.fuse.values import ROOT, Inode, NoEntry
 from kitfs.kit import Kit, related
 from kitfs.layers.index import NAME_MAX, SIZE_MAX, LayerIndex, Member
+from kitfs.layers.merge import winner
 from kitfs.metrics import Counters
 
 MAX_LINKS: Final = 40  # symbolic links that one path may follow, as Linux
@@ -70,11 +71,16 @@ class SyntheticFile(NamedTuple):
 
 
 class Node:
-    """One name of the tree. ``kind`` file, dir or symlink; ``mode`` permission bits; ``size`` in bytes; ``path`` from the root."""
+    """One name of the tree. ``kind`` file, dir or symlink; ``mode`` permission bits; ``size`` in bytes; ``path`` from the root.
 
-    __slots__ = ("children", "inode", "key", "kind", "layer", "member", "mode", "nlink", "path", "size", "synthetic", "target")
+    ``since``: the number of the lowest layer whose entries below a directory are in the tree.
+    """
 
-    def __init__(self, path: str, member: Member, layer: TreeLayer | None, *, nlink: int = 1, synthetic: SyntheticFile | None = None) -> None:
+    __slots__ = ("children", "inode", "key", "kind", "layer", "member", "mode", "nlink", "path", "since", "size", "synthetic", "target")
+
+    def __init__(
+        self, path: str, member: Member, layer: TreeLayer | None, *, nlink: int = 1, since: int = 0, synthetic: SyntheticFile | None = None
+    ) -> None:
         self.path = path
         self.kind = member.kind
         self.mode = member.mode
@@ -82,6 +88,7 @@ class Node:
         self.target = member.target
         self.member = member
         self.layer = layer
+        self.since = since
         self.nlink = 2 if member.kind == "dir" else nlink
         self.synthetic = synthetic
         self.children: dict[str, Node] = {}
@@ -103,6 +110,7 @@ class Tree:
 
     def __init__(self, layers: Sequence[TreeLayer], files: Mapping[str, SyntheticFile], *, counters: Counters, log: logging.Logger) -> None:
         self.layers: Final = tuple(layers)
+        self._numbered: Final = tuple(enumerate(layers))
         self._counters = counters
         self._log = log
         self._lock = threading.Lock()  # for what is said once
@@ -134,12 +142,13 @@ class Tree:
         if len(name) > NAME_MAX // 4 and len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         path = f"{parent.path}/{name}" if parent.path else name
-        covering = [(layer, self._index(layer, wait)) for layer in self.layers if related(path, layer.path or "")]
-        node = self._merged(path, covering)
+        possible = self._numbered[parent.since :]
+        covering = [(number, self._index(layer, wait)) for number, layer in possible if related(path, layer.path or "")]
+        node = self._merged(path, covering, parent.since)
         final = True
         if node is None:
-            strays, final = self._strays(path, wait)
-            node = self._merged(path, strays)
+            strays, final = self._strays(path, wait, parent.since)
+            node = self._merged(path, strays, parent.since)
         if node is None:
             raise NoEntry(final=final)
         return parent.children.setdefault(name, node)
@@ -149,16 +158,19 @@ class Tree:
         if directory.kind != "dir":
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         at = directory.path
-        indexes = [(layer, self._index(layer, wait)) for layer in self.layers if related(at, layer.path or "")]
-        indexes += [(layer, index) for layer in self.layers if not related(at, layer.path or "") and (index := self._known(layer)) is not None]
-        here = [(layer, index) for layer, index in indexes if index.children(at)]
+        indexes = {n: self._index(layer, wait) for n, layer in self._numbered[directory.since :] if related(at, layer.path or "")}
+        for number, layer in self._numbered[directory.since :]:
+            if number not in indexes and (index := self._known(layer)) is not None:
+                indexes[number] = index
+        here = [(number, indexes[number]) for number in sorted(indexes) if indexes[number].has_children(at)]
         names = dict.fromkeys(directory.children)
         for _, index in here:
             names.update(dict.fromkeys(index.children(at)))
         for name in names:
             if name not in directory.children:
                 path = f"{at}/{name}" if at else name
-                node = self._merged(path, [p for p in here if related(path, p[0].path or "")]) or self._merged(path, here)
+                declared = [(number, index) for number, index in here if related(path, self.layers[number].path or "")]
+                node = self._merged(path, declared, directory.since) or self._merged(path, here, directory.since)
                 if node is not None:
                     directory.children.setdefault(name, node)
         return sorted(directory.children.items(), key=_by_bytes)
@@ -259,11 +271,11 @@ class Tree:
         if len(index.skipped) > MAX_NAMED:
             self._log.warning("layer %s: left out %d more", layer.digest[:19], len(index.skipped) - MAX_NAMED)
 
-    def _strays(self, path: str, wait: bool) -> tuple[Sequence[tuple[TreeLayer, LayerIndex]], bool]:
+    def _strays(self, path: str, wait: bool, since: int) -> tuple[Sequence[tuple[int, LayerIndex]], bool]:
         """Layers outside whose declared path a name lies and which may hold it all the same; and whether that is all there can be."""
         found = []
         final = True
-        for layer in self.layers:
+        for number, layer in self._numbered[since:]:
             if related(path, layer.path or ""):
                 continue
             index = self._known(layer)
@@ -275,29 +287,19 @@ class Tree:
             if index is None:
                 final = False
             else:
-                found.append((layer, index))
+                found.append((number, index))
         return found, final
 
-    def _merged(self, path: str, indexes: Sequence[tuple[TreeLayer, LayerIndex]]) -> Node | None:
-        """The winner of a name."""
-        winner: Member | None = None
-        owner: TreeLayer | None = None
-        explicit = False
-        for layer, index in indexes:
-            member = index.get(path)
-            if member is None:
-                continue
-            if winner is None or (winner.kind != "dir" and member.kind != "dir"):
-                winner, owner, explicit = member, layer, index.explicit(path)
-            elif winner.kind == "dir" and member.kind == "dir":
-                if not explicit and index.explicit(path):
-                    winner, owner, explicit = member, layer, True
-            else:
-                self._conflict(path, member, layer)
-        if winner is None or owner is None:
+    def _merged(self, path: str, indexes: Sequence[tuple[int, LayerIndex]], since: int) -> Node | None:
+        """What has a name below a directory whose layers count from ``since`` on."""
+        found = winner(path, indexes)
+        if found is None:
             return None
-        links = self._links[owner.digest][winner.link or path] if winner.kind != "dir" else 0
-        return self._registered(Node(path, winner, owner, nlink=1 + links))
+        for number, member in found.left_out:
+            self._conflict(path, member, self.layers[number])
+        layer = self.layers[found.number]
+        links = self._links[layer.digest][found.member.link or path] if found.member.kind != "dir" else 0
+        return self._registered(Node(path, found.member, layer, nlink=1 + links, since=max(since, found.since)))
 
     def _conflict(self, path: str, member: Member, layer: TreeLayer) -> None:
         with self._lock:

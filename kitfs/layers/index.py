@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from kitfs.errors import LayerError
 
-VERSION: Final = 1  # of the JSON form
+VERSION: Final = 2  # of the JSON form, and of the rules by which members win
 NAME_MAX: Final = 255  # bytes of one component, as Linux has it
 PATH_MAX: Final = 4095  # bytes of a path: no system call takes a longer one
 SIZE_MAX: Final = (1 << 63) - 1  # bytes of a file, and of a blob: what off_t holds
@@ -87,6 +87,10 @@ class LayerIndex:
         """Names directly below a directory, in the order of the archive."""
         return self._children.get(path, ())
 
+    def has_children(self, path: str) -> bool:
+        """Whether something is below a directory."""
+        return bool(self._children.get(path))
+
     def paths(self) -> Iterable[str]:
         """Every path, implied directories and the root included."""
         return {**self._children, **self.members}
@@ -127,8 +131,9 @@ def raw_index(path: str, size: int, mode: int) -> LayerIndex:
 class IndexBuilder:
     """Takes entries in the order of the archive and keeps the winners.
 
-    Of two files (or symlinks) of one name the later wins; of two directories the first one's mode; where a file and a directory have
-    one name the earlier stands; an entry below a file or symlink is left out. Raises LayerError above ``max_entries`` entries, and above
+    The order of the archive decides as with GNU tar: of two files (or symlinks) of one name the later wins; a directory replaces a file; a
+    file replaces a directory that is empty, and is left out where something is below it; an entry below a file or symlink is left out. Of two
+    directories the first one's mode stands. Raises LayerError above ``max_entries`` entries, and above
     256 characters of names for each of them (16 Mi at least): short entries can imply long chains of directories.
     """
 
@@ -137,7 +142,8 @@ class IndexBuilder:
         self._count = 0
         self._letters = max(16 << 20, 256 * max_entries)  # that names may still take
         self._members: dict[str, Member] = {}
-        self._implied: set[str] = {""}  # directories that exist because something is below them
+        self._implied: set[str] = {""}  # directories: those that have an entry, and those that something is below
+        self._filled: set[str] = set()  # directories that something is below
         self._files: dict[str, int] = {}  # names that hard links joined → number of their file
         self._skipped: list[Skipped] = []
 
@@ -210,24 +216,25 @@ class IndexBuilder:
             return False
         earlier = self._members.get(path)
         if member.kind == "dir":
-            if earlier is not None:
-                if earlier.kind != "dir":
-                    self._leave_out(name, "a directory where an earlier entry is a file")
+            if earlier is not None and earlier.kind == "dir":
                 return False
             self._implied.add(path)
         elif path in self._implied:
-            self._leave_out(name, "a file where an earlier entry is a directory")
-            return False
-        elif earlier is not None:
+            if path in self._filled:
+                self._leave_out(name, "a file where an earlier entry is a directory with something in it")
+                return False
+            self._implied.discard(path)
+        if earlier is not None:
             del self._members[path]  # so that the order of the archive stays the order of the mapping
             self._files.pop(path, None)
+        self._filled.add(parent)
         self._spend(len(path))
         self._members[path] = member._replace(path=path)
         return True
 
     def _enter(self, name: str, parent: str) -> bool:
         """Make the directories down to ``parent`` exist; False when one of them is a file or a symlink."""
-        missing = []
+        missing, above = [], []
         while parent not in self._implied:
             found = self._members.get(parent)
             if found is not None and found.kind != "dir":
@@ -235,8 +242,10 @@ class IndexBuilder:
                 return False
             missing.append(parent)
             parent = parent.rpartition("/")[0]
+            above.append(parent)
         self._spend(sum(map(len, missing)) + IMPLIED_COST * len(missing))
         self._implied.update(missing)
+        self._filled.update(above)
         return True
 
     def finish(self) -> LayerIndex:

@@ -215,25 +215,23 @@ class Place:
         return self._directory(parent), name
 
     def _directory(self, path: str) -> int:
-        """The descriptor of a directory, open until others have been used in its place."""
+        """The descriptor of a directory, open until others have been used in its place.
+
+        The directories on the way to it stay open too, so that a walk up or down a tree of any depth opens each directory only now and then.
+        """
         if not path:
             return self._root
         found = self._open.get(path)
         if found is not None:
             self._open.move_to_end(path)
             return found
-        parts = path.split("/")
-        near = next((n for n in range(len(parts) - 1, 0, -1) if "/".join(parts[:n]) in self._open), 0)
-        fd = os.dup(self._open["/".join(parts[:near])] if near else self._root)
-        for part in parts[near:]:
-            try:
-                below = os.open(part, FOLLOW_NOTHING, dir_fd=fd)
-            finally:
-                os.close(fd)
-            fd = below
-        self._open[path] = fd
-        if len(self._open) > OPEN_DIRECTORIES:
-            os.close(self._open.popitem(last=False)[1])
+        at = max((above for above in self._open if path.startswith(f"{above}/")), key=len, default="")
+        fd = self._open[at] if at else self._root
+        for part in path[len(at) :].strip("/").split("/"):
+            at = f"{at}/{part}" if at else part
+            fd = self._open[at] = os.open(part, FOLLOW_NOTHING, dir_fd=fd)
+            if len(self._open) > OPEN_DIRECTORIES:
+                os.close(self._open.popitem(last=False)[1])
         return fd
 
 

@@ -139,30 +139,30 @@ class LayerSupply:
             content = layer.content()
             if content.sealed:
                 return content
+        told = 0
+
+        def count(size: int) -> None:
+            nonlocal told
+            told += size
+            moved(size)
+
         wire = layer.wire()
-        if not wire.sealed:
-            told = 0
-
-            def count(size: int) -> None:
-                nonlocal told
-                told += size
-                moved(size)
-
-            try:
+        try:
+            if not wire.sealed:
                 transfer.fill(wire, layer.size, count, stop)
-            except StoreFull:
-                moved(-told)
-                return None
-            if stop.is_set():
-                raise Stopped
-            wire.verify()
-        if not layer.compressed:
-            return wire
-        content = layer.content()
-        self._decode(content, stop, room)
-        if not content.complete:
+                if stop.is_set():
+                    raise Stopped
+                wire.verify()
+            if not layer.compressed:
+                return wire
+            content = layer.content()
+            self._decode(content, stop, room)
+            if not content.complete:
+                raise StoreFull(f"{content}: no space left in the store")
+            content.verify()
+        except StoreFull:  # the target may have room all the same
+            moved(-told)
             return None
-        content.verify()
         return content
 
     def _decode(self, content: Blob, stop: threading.Event, room: int) -> None:

@@ -259,9 +259,10 @@ def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Ev
     """Fetch all of a blob, by several requests at once where its registry has ranges. Raises StoreFull when the store cannot keep it."""
     places = iter(range(0, size, STRIPE))
     lock = threading.Lock()
+    failed = threading.Event()  # ends this blob's other requests; ``stop`` belongs to the caller, for whom a full store may be no end
 
     def work() -> None:
-        while not stop.is_set():
+        while not (stop.is_set() or failed.is_set()):
             with lock:
                 at = next(places, None)
             if at is None:
@@ -273,7 +274,7 @@ def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Ev
     if size <= STRIPE or not blob.ranged:
         work()
     else:
-        each([None] * min(STREAMS, -(-size // STRIPE)), lambda _: work(), STREAMS, stop)
+        each([None] * min(STREAMS, -(-size // STRIPE)), lambda _: work(), STREAMS, failed)
 
 
 def each(items: Sequence[T], do: Callable[[T], None], at_once: int, stop: threading.Event) -> None:

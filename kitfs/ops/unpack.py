@@ -112,6 +112,7 @@ class _Run:
         self.numbers = {id(step): number for number, step in enumerate(self.supplied)}
         self.kept: set[str] = set()  # files that were there before and stay
         self.done: set[str] = set()  # files of an earlier run
+        self.written: set[str] = set()  # files of this run that have their names
         self.missing: set[str] = set()  # directories
         self.kitfile_found = False
         self.outline: Outline
@@ -250,6 +251,7 @@ class _Run:
         for item in self.outline.symlinks:
             if item.path not in self.done | self.kept:
                 self._settle(self.place.symlink(item.path, item.member.target), self.place)
+        self._confirm()  # before a directory has a mode that keeps us out
         for path in reversed(self.outline.directories):
             if path in self.journal.directories:
                 self.place.set_mode(path, self.outline.directories[path].member.mode)
@@ -325,6 +327,27 @@ class _Run:
     def _settle(self, written: Written, place: Place) -> None:
         self.journal.settling(written)
         place.settle(written)
+        self.written.add(written.path)
+
+    def _confirm(self) -> None:
+        """Look whether everything that the kit holds is there at the end. Raises ContextError, which names the first thing that is not."""
+        lost = [path for path in self.outline.directories if not self._has_kind(path, stat.S_IFDIR, None)]
+        for item in self.outline.items():
+            if item.path in self.kept:
+                continue
+            kind, size = (stat.S_IFLNK, None) if item.member.kind == "symlink" else (stat.S_IFREG, item.member.size)
+            if (item.path not in self.written and item.path not in self.done) or not self._has_kind(item.path, kind, size):
+                lost.append(item.path)
+        if self.kit.kitfile_bytes is not None and not self._has_kind(KITFILE, stat.S_IFREG, len(self.kit.kitfile_bytes)):
+            lost.append(KITFILE)
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            told = "not there, or not whole, although they were to be written: does something else change this directory?"
+            raise ContextError(f"Failed to unpack: in {self.directory}, {lost[0]!r}{more}: {told} Run the same command again")
+
+    def _has_kind(self, path: str, kind: int, size: int | None) -> bool:
+        about = self.place.about(path)
+        return about is not None and stat.S_IFMT(about.st_mode) == kind and size in (None, about.st_size)
 
     @contextmanager
     def _cloned(self) -> Iterator[Place]:
@@ -376,6 +399,8 @@ class _Run:
                 raise
         if errors:
             raise errors[0]
+        if self.stop.is_set():
+            raise ContextError(f"the unpack to {self.directory} was stopped before its end; run the same command again")
 
     def result(self) -> Unpacked:
         """What was done."""

@@ -117,7 +117,8 @@ def merged(entries: list[Entry]) -> dict[str, Any]:
             if thing is None or isinstance(thing, dict):
                 continue
         folder, last = find(name, make=True)
-        if folder is None or (last in folder and isinstance(thing, dict)) or isinstance(folder.get(last), dict):
+        there = None if folder is None else folder.get(last)
+        if folder is None or (isinstance(there, dict) and (there or isinstance(thing, dict))):
             continue
         folder[last] = thing
     return root

@@ -102,6 +102,28 @@ def test_conflict_of_kinds_leaves_the_later_out_and_counts_it() -> None:
     assert counters.get("skipped_entries") == 1
 
 
+def test_a_directory_replaces_a_file_of_an_earlier_layer() -> None:
+    """With everything below it; what an older layer had below a directory of that name is gone with that."""
+    counters = Counters()
+    t = tree(
+        FakeLayer("a", "a=file"), FakeLayer("a/old", "a/old=gone", digest="sha256:2"), FakeLayer("a/b", "a/=711", "a/b=new", digest="sha256:3"),
+        counters=counters,
+    )  # fmt: skip
+    assert paths(t) == ["Kitfile", "a", "a/b"]
+    assert (t.resolve("a").mode, t.pread(t.resolve("a/b"), 0, 9)) == (0o711, b"new")
+    with pytest.raises(NotFound):
+        t.resolve("a/old")
+    assert counters.get("skipped_entries") == 1  # the entry of the second layer, below a file then
+
+
+def test_a_file_replaces_only_an_empty_directory() -> None:
+    """Of an earlier layer; one with something in it stands, and the file is counted."""
+    counters = Counters()
+    t = tree(FakeLayer("", "e/", "d/x=1"), FakeLayer("", "e=file", "d=file", digest="sha256:2"), counters=counters)
+    assert [(p, n.kind) for p, n in t.walk(t.root) if p != "Kitfile"] == [("d", "dir"), ("d/x", "file"), ("e", "file")]
+    assert counters.get("skipped_entries") == 1
+
+
 def test_lookup_waits_only_for_layers_that_can_hold_the_name() -> None:
     """Others are not touched; with wait=False the ones that can are a WouldBlock."""
     model, data = FakeLayer("model", "model/w=1", ready=False), FakeLayer("data", "data/d=2", ready=False)

@@ -131,7 +131,7 @@ def test_json_gives_back_the_index() -> None:
 
 
 DAMAGE: list[tuple[str, Any]] = [
-    ("version", 2),
+    ("version", 1),
     ("version", None),
     ("paths", None),
     ("paths", "ddddddd"),
@@ -206,7 +206,7 @@ def test_damaged_json(where: str, value: Any) -> None:
         LayerIndex.from_json(damaged)
 
 
-@pytest.mark.parametrize("value", [None, [], {}, 7, "text", {"version": 1}])
+@pytest.mark.parametrize("value", [None, [], {}, 7, "text", {"version": 2}])
 def test_json_of_something_else(value: Any) -> None:
     """Another value is a ValueError."""
     with pytest.raises(ValueError):

@@ -230,7 +230,7 @@ def test_what_leaves_the_root_is_left_out() -> None:
 
 
 def test_names_that_come_twice() -> None:
-    """The later file wins, the first directory's mode stands, a file and a directory of one name: the earlier stands."""
+    """As with GNU tar: the later file wins, a directory replaces a file, a file an empty directory; the first directory's mode stands."""
     data = tar(
         entry("f", b"old"),
         entry("f", b"new", mode=0o600),
@@ -243,17 +243,23 @@ def test_names_that_come_twice() -> None:
         entry("s/below", b"x"),
         entry("implied/later/file", b"y"),
         entry("implied", type=tarfile.DIRTYPE, mode=0o711),
+        entry("implied", b"file"),
+        entry("g", b"old"),
+        entry("g", b"new", mode=0o600),
+        entry("e", type=tarfile.DIRTYPE, mode=0o700),
+        entry("e", type=tarfile.DIRTYPE, mode=0o755),
     )
     index = index_tar(Bytes(data))
     assert {p: (m.kind, m.mode) for p, m in index.members.items()} == {
-        "f": ("file", 0o600), "d": ("dir", 0o700), "s": ("symlink", 0o777), "implied/later/file": ("file", 0o644), "implied": ("dir", 0o711),
+        "d": ("file", 0o644), "f": ("dir", 0o644), "s": ("symlink", 0o777), "implied/later/file": ("file", 0o644), "implied": ("dir", 0o711),
+        "g": ("file", 0o600), "e": ("dir", 0o700),
     }  # fmt: skip
-    assert read_member(Bytes(data), index.members["f"], 0, 9) == b"new"
-    assert [s.name for s in index.skipped] == ["f/below", "d", "f/", "s/below"]
+    assert read_member(Bytes(data), index.members["g"], 0, 9) == b"new"
+    assert [s.name for s in index.skipped] == ["f/below", "s/below", "implied"]
     later = index.get("implied/later")
     assert later is not None
     assert (later.kind, later.mode, index.explicit("implied/later")) == ("dir", 0o755, False)
-    assert list(index.children("")) == ["f", "d", "s", "implied"]
+    assert list(index.children("")) == ["d", "f", "s", "implied", "g", "e"]
 
 
 def test_setuid_is_masked_and_dots_are_cleaned() -> None:

@@ -159,14 +159,14 @@ def test_a_raw_layer(world: World, compression: Compression) -> None:
 
 
 def test_layers_lie_over_each_other_as_in_a_mount(world: World) -> None:
-    """The later file, the first directory's mode, a file before a directory, a directory before a file."""
+    """The later file, the first directory's mode, a directory in place of a file, and a directory with something in it before a file."""
     one = kit_tar({"d/x": b"one", "f": b"file", "both/x": b"1"}, modes={"d": 0o700})
     two = kit_tar({"d/x": b"two", "f/y": b"below", "both": b"file"}, modes={"d": 0o755})
     reference = world.put([part("model", ".", one), part("code", ".", two)])
     world.unpack(reference)
     assert world.written() == world.shown(reference)
-    assert (world.out / "d/x").read_bytes() == b"two"
-    assert any("left out 'f'" in line for line in world.warnings)
+    assert [(world.out / name).read_bytes() for name in ("d/x", "f/y", "both/x")] == [b"two", b"below", b"1"]
+    assert any("left out 'both'" in line for line in world.warnings)
 
 
 def test_lines_are_kits_in_kits_order(world: World) -> None:
