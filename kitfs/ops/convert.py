@@ -17,11 +17,13 @@ from typing import Any, Final, NamedTuple
 from kitfs.errors import LayerError, NotFound, UnsupportedLayer, UsageError
 from kitfs.kit import Kit, Layer
 from kitfs.layers.codec import decode
+from kitfs.layers.index import clean
 from kitfs.layers.write import TRAILER, header, padding
 from kitfs.oci.gojson import dumps
 from kitfs.oci.manifest import CREATED, IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Manifest
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total
+from kitfs.ops.outline import Layering, Sourced
 from kitfs.ops.transfer import AT_ONCE, PIECE, Target, each
 from kitfs.store.source import Source
 from kitfs.store.store import Store
@@ -70,8 +72,7 @@ def convert(
     if image.digest is not None:
         raise UsageError(f"{image.display}: an image gets its own digest when it is made; name it by a tag")
     descriptors = [_layer(layer) for layer in kit.layers]
-    for layer in kit.layers:
-        _check_names(layer, store)
+    _check_names([layer for layer in kit.layers if not layer.compressed or store.has_decoded(layer.digest)])
     diff_ids = [_diff_id(layer, report) for layer in kit.layers]
     steps = [f"{layer.type.kind} {layer.path or '.'}" for layer in kit.layers]
     kitfile = None if kit.kitfile_bytes is None else _kitfile_layer(kit.kitfile_bytes)
@@ -105,13 +106,25 @@ def _layer(layer: Layer) -> Descriptor:
     return Descriptor(IMAGE_LAYER + suffix, layer.digest, layer.size)
 
 
-def _check_names(layer: Layer, store: Store) -> None:
-    """Look for names that mean something else in an image, where that costs no whole layer. Raises UnsupportedLayer, LayerError."""
-    if layer.compressed and not store.has_decoded(layer.digest):
-        return
-    for path in layer.index().members:
-        if any(name.startswith(WHITEOUT) for name in path.split("/")):
-            raise UnsupportedLayer(f"layer {layer.digest} holds {path!r}: in an OCI image {WHITEOUT} in front of a name takes a file away")
+def _check_names(layers: Sequence[Layer]) -> None:
+    """Look for names that an image would show otherwise, in layers where that costs no whole layer. Raises UnsupportedLayer, LayerError.
+
+    In an image the later entry of a name always wins, whatever it takes away (containerd, Docker).
+    """
+    for layer in layers:
+        index = layer.index()
+        for path in index.members:
+            if any(name.startswith(WHITEOUT) for name in path.split("/")):
+                raise UnsupportedLayer(f"layer {layer.digest} holds {path!r}: in an OCI image {WHITEOUT} in front of a name takes a file away")
+        for skipped in index.skipped:
+            path, reason = clean(skipped.name)
+            if path and not reason and index.get(path) is not None:
+                told = f"holds {path!r} more than once, and of those a mount leaves out {skipped.reason}"
+                raise UnsupportedLayer(f"layer {layer.digest} {told}; an OCI image would show that one")
+    left_out: list[str] = []
+    Layering([Sourced(f"layer {layer.digest}", layer.index(), layer.path) for layer in layers], (), left_out)
+    if left_out:
+        raise UnsupportedLayer(f"{left_out[0]}; an OCI image would show it")
 
 
 def _diff_id(layer: Layer, report: Report) -> Digest:

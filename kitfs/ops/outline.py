@@ -73,7 +73,7 @@ def outline(sources: Sequence[Sourced], *, reserved: Collection[str] = ()) -> Ou
     left_out: list[str] = []
     for sourced in sources:
         left_out += _refused(sourced.name, sourced.index.skipped)
-    won = _Layering(sources, reserved, left_out).won
+    won = Layering(sources, reserved, left_out).won
     files: list[list[Item]] = [[] for _ in sources]
     directories: dict[str, Item] = {}
     links: dict[str, Item] = {}
@@ -172,8 +172,11 @@ class _Placed:
         return path[len(self._inside) :] if path.startswith(self._inside) else None
 
 
-class _Layering:
-    """The layers laid over each other from the root down. ``won`` has every name, directories before what is in them, subtree by subtree."""
+class Layering:
+    """The layers laid over each other from the root down. ``won`` has every name, directories before what is in them, subtree by subtree.
+
+    Lines about what gives way are added to ``left_out``. Raises UnsafePath for names below a symbolic link of another layer.
+    """
 
     def __init__(self, sources: Sequence[Sourced], reserved: Collection[str], left_out: list[str]) -> None:
         self.won: Final[dict[str, Winner]] = {}

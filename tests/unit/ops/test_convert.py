@@ -252,6 +252,33 @@ def test_what_is_no_layer_of_an_image(fake: FakeRegistry, host: Host, part: kits
     assert not fake.served("images/")
 
 
+def conflicting() -> bytes:
+    """A tar with a file where it has a directory with something in it."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name in ("m/x", "m"):
+            archive.addfile(tarfile.TarInfo(name))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ([kits.part("model", "m", conflicting())], r"layer sha256:\S+ holds 'm' more than once"),
+        (
+            [kits.part("model", "m", kits.kit_tar({"m/x": b"x"})), kits.part("docs", "m", kits.kit_tar({"m": b"file"}))],
+            r"layer sha256:\S+: left out 'm': a file where an earlier layer has something else; an OCI image would show it",
+        ),
+    ],
+)  # fmt: skip
+def test_names_that_an_image_would_show_otherwise(fake: FakeRegistry, host: Host, parts: list[kits.Part], told: str) -> None:
+    """In an image the later entry wins, whatever it takes away; in a mount a directory with something in it stands."""
+    ref = fake.put_kit("team/kit", kits.build(parts), "v1")
+    with pytest.raises(UnsupportedLayer, match=told):
+        made(host, ref, f"{fake.host}/images/kit:v1")
+    assert not fake.served("images/")
+
+
 def test_a_damaged_layer_whose_diff_id_is_not_said(fake: FakeRegistry, host: Host) -> None:
     kit = kits.build([kits.part("model", "m", b"", blob=b"no gzip", compression="gzip")], vintage="0.4")
     with pytest.raises(LayerError, match=f"layer {kit.layers[0]}: not gzip, or damaged"):
