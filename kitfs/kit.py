@@ -38,7 +38,7 @@ from kitfs.metrics import Counters
 from kitfs.oci.filters import Filter, for_parent, selects, selects_kitfile
 from kitfs.oci.kitfile import Kitfile
 from kitfs.oci.kitindex import KitIndex, is_kit_index, select
-from kitfs.oci.manifest import Descriptor, Manifest
+from kitfs.oci.manifest import Descriptor, Manifest, check_media_type
 from kitfs.oci.match import FileMetadata, LayerEntry, has_kitfile, kit_layers, kitfile_of
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
 from kitfs.registry.client import ClientOptions, RegistryClient
@@ -426,10 +426,12 @@ class Resolver:
                 name = reference.display if isinstance(reference, Reference) else reference
                 self._log.warning("labels are ignored: %s is a ModelKit, not a ModelKit index", name)
             return origin, digest, data
-        digest = select(KitIndex.parse(data), labels, reference).digest
+        variant = select(KitIndex.parse(data), labels, reference)
         if pinned is not None and isinstance(reference, Reference) and reference.registry != LOCAL:
             origin = self._origin_of(reference)  # an index may be here without its kits
-        return origin, digest, self._stored_manifest(digest, origin)
+        data = self._stored_manifest(variant.digest, origin)
+        check_media_type(data, variant.descriptor.media_type, f"{reference}: {variant.digest}")
+        return origin, variant.digest, data
 
     def _pinned(self, reference: Reference | LayoutReference, *, of_index: bool) -> Digest | None:
         """The digest of a kit or an index that is here; of one that is named by its digest only where no registry could have it.

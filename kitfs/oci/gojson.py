@@ -7,25 +7,51 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 ESCAPES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 ESCAPED: Final = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
 MAX_DEPTH: Final = 100  # levels of nesting: what Python's stack carries with room to spare
+MAX_SHOWN: Final = 100  # characters of a key in a message
 MAX_VALUES: Final = 500_000  # of a text: a manifest of 4 MiB has fewer, a Kitfile of ten thousand entries as well
+
+
+class Ambiguous(ValueError):  # noqa: N818 - what the JSON is, as in the message
+    """JSON that two readers may understand in two ways (CVE-2021-41190 and its kin)."""
 
 
 def loads(data: bytes, *, floats: bool = False) -> Any:
     """A JSON text. ``floats``: every number is a float, as in Go's ``any``.
 
-    Raises ValueError for what is not JSON (NaN among it), for numbers that float64 cannot hold, beyond MAX_DEPTH and MAX_VALUES.
+    Raises Ambiguous for a key that an object has twice; ValueError for what is not JSON (NaN among it), for numbers that float64 cannot hold,
+    beyond MAX_DEPTH and MAX_VALUES.
     """
+    number = float if floats else None
     try:
-        value = json.loads(data.decode("utf-8", "replace"), parse_int=float if floats else None, parse_constant=_no_constant)
+        value = json.loads(data.decode("utf-8", "replace"), parse_int=number, parse_constant=_no_constant, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("nested too deeply")
     return _settled(value, 1, [0])
+
+
+def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises Ambiguous for a key that differs in case only from one that means something: Go's encoding/json reads it as that one."""
+    folded = {name.casefold(): name for name in known}
+    for key in keys:
+        meant = folded.get(key.casefold())
+        if meant is not None and key != meant:
+            raise Ambiguous(f"{where}: the key {key[:MAX_SHOWN]!r} differs from {meant!r} in case only, and some tools read it as that one")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise Ambiguous(f"the key {twice[:MAX_SHOWN]!r} is there twice in one object, and tools differ in which of the two they read")
+    return found
 
 
 def _no_constant(text: str) -> Any:

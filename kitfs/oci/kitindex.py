@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from kitfs.errors import ManifestError, NotFound, UsageError
-from kitfs.oci.gojson import ESCAPES, dumps, loads
+from kitfs.oci.gojson import ESCAPES, Ambiguous, check_keys, dumps, loads
 from kitfs.oci.manifest import IMAGE_INDEX, Descriptor, IndexManifest
 from kitfs.oci.names import Digest, LayoutReference, Reference
 
@@ -89,6 +89,10 @@ class KitIndex:
         raw = _elements(top["manifests"]) if top["manifests"] != "null" else []
         variants = []
         for i, (descriptor, entry) in enumerate(zip(index.manifests, raw, strict=True)):
+            try:
+                check_keys(descriptor.extra, ("modelMetadata",), f"index.manifests[{i}]")
+            except Ambiguous as e:
+                raise ManifestError(f"ambiguous: {e}")
             labels = dict(_members(entry)).get("modelMetadata", "null")
             if labels != "null" and not labels.startswith("{"):
                 raise ManifestError(f"index.manifests[{i}].modelMetadata: an object was expected")

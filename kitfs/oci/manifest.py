@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from kitfs.errors import InvalidReference, ManifestError, UnsupportedLayer
-from kitfs.oci.gojson import dumps, loads
+from kitfs.oci.gojson import Ambiguous, check_keys, dumps, loads
 from kitfs.oci.names import Digest
 
 IMAGE_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -32,6 +32,13 @@ FILEPATH: Final = ("org.cncf.model.filepath", "org.cnai.model.filepath")
 SUBTYPE: Final = "ml.kitops.modelkit.layer-subtype"
 MAX_SIZE: Final = 1 << 62  # bytes: what an offset can hold, with room to add
 MAX_SHOWN: Final = 100  # characters of a foreign value in a message
+INDEXES: Final = (IMAGE_INDEX, DOCKER_LIST)
+MANIFESTS: Final = (IMAGE_MANIFEST, DOCKER_MANIFEST)
+DESCRIPTOR_KEYS: Final = frozenset(("mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"))
+MANIFEST_KEYS: Final = frozenset(("schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations"))
+INDEX_KEYS: Final = frozenset(("schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations"))
+OF_MANIFESTS: Final = ("config", "layers", "fsLayers", "history")  # keys of which an index has none; the last two are Docker's first schema's
+OF_INDEXES: Final = ("manifests", "fsLayers", "history")  # keys of which a manifest has none
 
 KIT_LAYER: Final = re.compile(r"application/vnd\.kitops\.modelkit\.(\w+)\.v1\.(\w+)(?:\+(\w+))?")
 PACK_LAYER: Final = re.compile(r"application/vnd\.(?:cncf|cnai)\.model\.(weight\.config|weight|doc|code|dataset)\.v1\.(raw|tar)(?:\+(\w+))?")
@@ -59,7 +66,7 @@ class Descriptor:
     @classmethod
     def from_json(cls, value: Any, where: str = "descriptor") -> Descriptor:
         """Raises ManifestError for what is no descriptor."""
-        fields = _object(value, where)
+        fields = _fields(value, where, DESCRIPTOR_KEYS)
         size = fields.get("size")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
             raise ManifestError(f"{where}: size {_short(size)} is not a number of bytes")
@@ -67,7 +74,6 @@ class Descriptor:
             digest = Digest.parse(fields.get("digest"))
         except InvalidReference as e:
             raise ManifestError(f"{where}: {e}")
-        known = {"mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"}
         return cls(
             _text(fields.get("mediaType"), f"{where}.mediaType"),
             digest,
@@ -77,7 +83,7 @@ class Descriptor:
             _data(fields.get("data"), where),
             fields.get("platform"),
             _text(fields.get("artifactType"), f"{where}.artifactType"),
-            {k: v for k, v in fields.items() if k not in known},
+            {k: v for k, v in fields.items() if k not in DESCRIPTOR_KEYS},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -109,15 +115,15 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
-        """Raises ManifestError for what is no manifest, an index among others."""
+        """Raises ManifestError for what is not a manifest, an index among others, and for what could be read in two ways."""
         fields = _object(_json(data), "manifest")
-        if "manifests" in fields and "config" not in fields:
+        if "manifests" in fields and "config" not in fields and "layers" not in fields:
             raise ManifestError("this is an index of several manifests: name one of them by its digest")
+        check_fields(fields, is_index=False)
         if fields.get("schemaVersion", 2) != 2:
             raise ManifestError(f"manifest: schemaVersion {_short(fields.get('schemaVersion'))} is not known")
         if "config" not in fields:
             raise ManifestError("manifest: it has no config")
-        known = {"schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations"}
         subject = fields.get("subject")
         return cls(
             Descriptor.from_json(fields["config"], "manifest.config"),
@@ -128,7 +134,7 @@ class Manifest:
             _annotations(fields.get("annotations"), "manifest"),
             2,
             "layers" in fields and fields["layers"] is None,
-            {k: v for k, v in fields.items() if k not in known},
+            {k: v for k, v in fields.items() if k not in MANIFEST_KEYS},
         )
 
     @property
@@ -176,10 +182,11 @@ class IndexManifest:
 
     @classmethod
     def parse(cls, data: bytes) -> IndexManifest:
-        """Raises ManifestError for what is no index."""
+        """Raises ManifestError for what is not an index, and for what could be read in two ways."""
         fields = _object(_json(data), "index")
         if "manifests" not in fields:
             raise ManifestError("index: it has no manifests")
+        check_fields(fields, is_index=True)
         return cls(
             tuple(Descriptor.from_json(d, f"index.manifests[{i}]") for i, d in enumerate(_list(fields["manifests"], "index.manifests"))),
             _text(fields.get("mediaType"), "index.mediaType"),
@@ -191,7 +198,40 @@ class IndexManifest:
 def is_index(data: bytes) -> bool:
     """Whether these bytes are an index rather than a manifest. Raises ManifestError for what is no JSON object."""
     fields = _object(_json(data), "manifest")
-    return fields.get("mediaType") in (IMAGE_INDEX, DOCKER_LIST) or ("manifests" in fields and "config" not in fields)
+    return fields.get("mediaType") in INDEXES or ("manifests" in fields and "config" not in fields)
+
+
+def check_fields(fields: Mapping[str, Any], *, is_index: bool) -> None:
+    """Raises ManifestError for a manifest or an index that other tools may take for the other one, or read otherwise (CVE-2021-41190)."""
+    what, foreign, types = ("index", OF_MANIFESTS, MANIFESTS) if is_index else ("manifest", OF_INDEXES, INDEXES)
+    _fields(fields, what, MANIFEST_KEYS | INDEX_KEYS)
+    found = [key for key in foreign if fields.get(key) is not None]
+    if found:
+        raise ManifestError(f"ambiguous: this {what} has {found[0]!r} too, which makes it another kind of document to other tools (CVE-2021-41190)")
+    if fields.get("mediaType") in types:
+        raise ManifestError(f"ambiguous: this {what} has the mediaType {fields['mediaType']} (CVE-2021-41190)")
+
+
+def check_media_type(data: bytes, media_type: str, what: str) -> None:
+    """Raises ManifestError when a manifest's bytes say that they are something else than the type they came with (CVE-2021-41190).
+
+    ``media_type`` is that of the Content-Type header, or of the descriptor that names the manifest. One that is not the type of a manifest or an
+    index ("application/json" of a plain web server) says nothing; nor do bytes that are not a manifest at all, which are told when they are read.
+    """
+    if media_type not in ACCEPT:
+        return
+    try:
+        fields = _json(data)
+    except ManifestError:
+        return
+    if not isinstance(fields, dict):
+        return
+    inside = fields.get("mediaType")
+    if inside and inside != media_type:
+        raise ManifestError(f"{what} is ambiguous: it came as {media_type}, its mediaType is {_short(inside)}")
+    is_one = "manifests" in fields
+    if not inside and (is_one or "config" in fields or "layers" in fields) and is_one != (media_type in INDEXES):
+        raise ManifestError(f"{what} is ambiguous: it came as {media_type}, and has the fields of {'an index' if is_one else 'a manifest'}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +269,8 @@ class LayerType:
 def _json(data: bytes) -> Any:
     try:
         return loads(data)
+    except Ambiguous as e:
+        raise ManifestError(f"an ambiguous manifest: {e}")
     except ValueError as e:
         markup = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
         raise ManifestError(f"not a manifest: {'it looks like HTML (a page of a proxy, or a login?)' if markup else e}")
@@ -243,6 +285,16 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ManifestError(f"{where}: an object was expected, not {_named(value)}")
     return value
+
+
+def _fields(value: Any, where: str, known: frozenset[str]) -> Any:
+    """An object that no reader can understand otherwise."""
+    found = _object(value, where)
+    try:
+        check_keys(found, known, where)
+    except Ambiguous as e:
+        raise ManifestError(f"ambiguous: {e}")
+    return found
 
 
 def _list(value: Any, where: str) -> list[Any]:

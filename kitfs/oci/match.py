@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from kitfs.errors import KitfileError, ManifestError
-from kitfs.oci.gojson import loads
+from kitfs.oci.gojson import Ambiguous, check_keys, loads
 from kitfs.oci.kitfile import Code, Dataset, Docs, Entry, Kitfile, Model, ModelPart, Package, Prompt, clean_path
 from kitfs.oci.manifest import FILEPATH, Descriptor, LayerType, Manifest
 
@@ -28,13 +28,16 @@ class FileMetadata(NamedTuple):
 
     @classmethod
     def of(cls, descriptor: Descriptor) -> FileMetadata | None:
-        """Leniently: an annotation that cannot be read is as good as none."""
+        """Leniently: an annotation that cannot be read is as good as none. Raises ManifestError for one that can be read in two ways."""
         text = _annotation(descriptor.annotations, METADATA)
         try:
             value = loads(text.encode()) if text else None
+            if not isinstance(value, dict):
+                return None
+            check_keys(value, ("name", "mode", "size", "typeflag"), "its file metadata")
+        except Ambiguous as e:
+            raise ManifestError(f"layer {descriptor.digest} is ambiguous: {e}")
         except ValueError:
-            return None
-        if not isinstance(value, dict):
             return None
         name, mode, size = value.get("name"), value.get("mode"), value.get("size")
         return cls(
@@ -126,11 +129,14 @@ def _generated(manifest: Manifest, config: bytes) -> Kitfile:
     """What kit makes of a ModelPack that it did not pack: the first weight is the model, the others its parts (KITOPS §11.2)."""
     try:
         whole = loads(config)
+        if not isinstance(whole, dict):
+            raise ValueError("an object was expected")
+        check_keys(whole, ("descriptor", "config", "modelfs"), "config")
+        told, shape = _section(whole, "descriptor"), _section(whole, "config")
+        check_keys(told, ("name", "version", "description", "licenses", "authors"), "descriptor")
+        check_keys(_section(whole, "modelfs"), ("diffIds",), "modelfs")
     except ValueError as e:
         raise KitfileError(f"not a ModelPack's config: {e}")
-    if not isinstance(whole, dict):
-        raise KitfileError("not a ModelPack's config: an object was expected")
-    told, shape = _section(whole, "descriptor"), _section(whole, "config")
     found = _paths(manifest, _texts(_section(whole, "modelfs"), "diffIds"))
     weights, configs = found["model"], found["modelpart"]
     model = None

@@ -14,6 +14,7 @@ import yaml
 
 from kitfs.oci import goyaml
 from kitfs.oci.goemit import Fields, Flow
+from kitfs.oci.gojson import Ambiguous
 
 PACKAGE: Final = "artifact"  # Go's, in messages: "not found in type artifact.KitFile"
 GO_NAMES: Final = {"Kitfile": "KitFile", "Dataset": "DataSet"}
@@ -21,14 +22,22 @@ JSON_ONLY: Final = frozenset(("digest", "diff_id"))
 
 
 def from_json(cls: Any, value: Any, where: str) -> Any:
-    """A struct from a JSON object: unknown keys are dropped, others match in any case, null is nothing. Raises ValueError."""
+    """A struct from a JSON object: unknown keys are dropped, others match in any case, null is nothing.
+
+    Raises ValueError, of which Ambiguous for two keys that match one field.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be an object")
-    folded = {k.lower(): v for k, v in value.items()} | value
+    folded: dict[str, list[str]] = {}
+    for key in value:
+        folded.setdefault(key.casefold(), []).append(key)
     made: dict[str, Any] = {}
     for f in fields(cls):
         name = _name(f)
-        found = folded.get(name, folded.get(name.lower()))
+        keys = folded.get(name.casefold(), ())
+        if len(keys) > 1:
+            raise Ambiguous(f"{where}: the keys {keys[0]!r} and {keys[1]!r} differ in case only, and tools differ in which of them they read")
+        found = value[keys[0]] if keys else None
         if found is not None:
             made[f.name] = _from_json(f.metadata, found, f"{where}.{name}")
     return cls(**made)

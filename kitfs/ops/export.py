@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Final, Protocol
 
 from kitfs.errors import ContextError, IntegrityError, ManifestError, NotFound, UsageError
+from kitfs.oci.gojson import Ambiguous, loads
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Manifest
 from kitfs.oci.names import Digest, LayoutReference
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total
@@ -167,8 +168,10 @@ def _known_index(path: str) -> dict[str, Any]:
     with open(name, "rb") as f:
         data = f.read(MAX_INDEX + 1)
     try:
-        index = json.loads(data) if len(data) <= MAX_INDEX else None
-    except (ValueError, RecursionError):
+        index = loads(data) if len(data) <= MAX_INDEX else None
+    except Ambiguous as e:
+        raise ManifestError(f"{name} is ambiguous: {e}")
+    except ValueError:
         index = None
     listed = index.get("manifests") if isinstance(index, dict) else None
     if not isinstance(index, dict) or not isinstance(listed, list) or not all(isinstance(d, dict) for d in listed):

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 from kitfs.errors import KitfsError, ManifestError, NotFound, StoreError, StoreFull, UnsupportedLayer
 from kitfs.kit import MAX_CHAIN, MAX_CONFIG
 from kitfs.oci.kitindex import KitIndex, is_kit_index, select
-from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest
+from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest, check_media_type
 from kitfs.oci.match import kitfile_of
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total, Warned
@@ -230,7 +230,9 @@ def _chosen(reference: Reference, origin: Origin, labels: Mapping[str, str], rep
         return found, data
     variant = select(KitIndex.parse(data), labels, reference)
     report(Noted(f"Index {reference.display} refers to ModelKit {variant.name(reference) or variant.digest}"))
-    return origin.manifest(variant.digest)
+    found, data = origin.manifest(variant.digest)
+    check_media_type(data, variant.descriptor.media_type, f"{reference.display}: {variant.digest}")
+    return found, data
 
 
 def _fill_all(blobs: Sequence[Descriptor], origin: Origin, store: Store, at_once: int, report: Report) -> None:

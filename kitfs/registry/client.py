@@ -18,7 +18,7 @@ import httpx
 
 from kitfs.errors import IntegrityError, InvalidReference, KitfsError, ManifestError, NotFound, RegistryError, UsageError
 from kitfs.metrics import Counters
-from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest
+from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest, check_media_type
 from kitfs.oci.names import LOCAL, TAG, Digest, LayoutReference, Reference
 from kitfs.registry.addresses import AddressScope, answered_from, scope_of_name
 from kitfs.registry.auth import RegistryAuth, Tokens
@@ -215,7 +215,9 @@ class Repository:
         except InvalidReference:
             digest = Digest.of(data)
         _check(digest, data, f"{what}: the manifest that {endpoint.host} sends")
-        return Descriptor(media_type_of(response), digest, len(data)), data
+        media_type = media_type_of(response)
+        check_media_type(data, media_type, f"{what}: the manifest that {endpoint.host} sends")
+        return Descriptor(media_type, digest, len(data)), data
 
     def blob(self, descriptor: Descriptor) -> RemoteBlob:
         """A blob as a Source; nothing is asked until it is read."""

@@ -6,13 +6,13 @@ once and read in place by position, nothing is unpacked. Threading: positional r
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from collections.abc import Generator
 from typing import Final
 
 from kitfs.errors import IntegrityError, ManifestError, NotFound, UnsupportedLayer
+from kitfs.oci.gojson import Ambiguous, check_keys, loads
 from kitfs.oci.manifest import Descriptor, IndexManifest
 from kitfs.oci.names import Digest, LayoutReference
 from kitfs.openfile import OpenFile
@@ -122,8 +122,12 @@ class Layout:
         if (index.size or 0) > MAX_INDEX:
             raise ManifestError(f"{self.path}: an index.json of {index.size} bytes")
         try:
-            version = json.loads(_all(marker))["imageLayoutVersion"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            fields = loads(_all(marker))
+            version = fields["imageLayoutVersion"]
+            check_keys(fields, ("imageLayoutVersion",), "oci-layout")
+        except Ambiguous as e:
+            raise ManifestError(f"{self.path}: ambiguous oci-layout: {e}")
+        except (ValueError, KeyError, TypeError):
             version = "unknown"
         if version != "1.0.0":
             raise ManifestError(f"{self.path}: OCI layout version {version!r} is not known")

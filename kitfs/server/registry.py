@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
-from kitfs.errors import IntegrityError, InvalidReference, StoreError, StoreFull
+from kitfs.errors import IntegrityError, InvalidReference, ManifestError, StoreError, StoreFull
 from kitfs.oci.gojson import loads
-from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST
+from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST, check_fields
 from kitfs.oci.names import REPOSITORY, TAG, Digest
 from kitfs.server.answers import ApiError, unknown_blob, unknown_manifest, unknown_name, unknown_upload
 from kitfs.server.garbage import MIN_AGE, SteadyClock, collect
@@ -396,6 +396,10 @@ def _read_manifest(data: bytes, content_type: str) -> tuple[dict[str, Any], str]
         raise _invalid(f"media type {media_type[:100]!r} is none of {', '.join(ACCEPT)}")
     if manifest.get("schemaVersion") != 2:
         raise _invalid("schemaVersion must be 2")
+    try:
+        check_fields(manifest, is_index=media_type in INDEXES)
+    except ManifestError as e:
+        raise _invalid(str(e))
     return manifest, media_type
 
 

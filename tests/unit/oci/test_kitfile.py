@@ -283,3 +283,25 @@ code: [{path: ../x}]
         "paths outside the context directory are not supported in a Kitfile (path ../x in code layer 0)",
     ):
         assert told in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"model":{"path":"a","path":"b"}}', "the key 'path' is there twice in one object"),
+        ('{"model":{"path":"a","Path":"b"}}', "Kitfile.model: the keys 'path' and 'Path' differ in case only"),
+        ('{"DATASETS":[],"datasets":[]}', "Kitfile: the keys 'DATASETS' and 'datasets' differ in case only"),
+        ('{"model":{"parameters":{"lr":1,"lr":2}}}', "the key 'lr' is there twice in one object"),
+    ],
+)
+def test_configs_that_can_be_read_in_two_ways(text: str, told: str) -> None:
+    """Go takes the last of equal keys, and a key in any case: what others read otherwise is refused by name."""
+    with pytest.raises(KitfileError, match=told):
+        Kitfile.from_json(text.encode())
+
+
+def test_a_key_may_have_any_case_where_it_is_the_only_one() -> None:
+    """As kit reads it; parameters are a map whose keys have a case."""
+    kitfile = Kitfile.from_json(b'{"Model":{"PATH":"a","parameters":{"lr":1,"LR":2}}}')
+    assert kitfile.model is not None
+    assert (kitfile.model.path, kitfile.model.parameters) == ("a", {"lr": 1.0, "LR": 2.0})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 from typing import Any
 
 import pytest
 
 from kitfs.errors import KitfsError, ManifestError, UnsupportedLayer
-from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, KIT_CONFIG, Descriptor, IndexManifest, LayerType, Manifest, is_index
+from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, KIT_CONFIG, Descriptor, IndexManifest, LayerType, Manifest, check_media_type, is_index
 from kitfs.oci.names import Digest
 
 SHA = "sha256:" + "0a" * 32
@@ -221,3 +223,71 @@ def test_layers_that_nobody_reads_yet(media_type: str) -> None:
         LayerType.parse(Descriptor(media_type, Digest(SHA), 0))
     assert isinstance(e.value, KitfsError)
     assert len(str(e.value)) < 350
+
+
+TEXT = json.dumps(CONFIG)
+INDEX_TYPE, MANIFEST_TYPE = "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f'{{"config":{TEXT},"layers":[],"manifests":[]}}', "this manifest has 'manifests' too"),
+        ('{"layers":[],"manifests":[]}', "this manifest has 'manifests' too"),
+        (f'{{"config":{TEXT},"layers":[],"fsLayers":[]}}', "this manifest has 'fsLayers' too"),
+        (f'{{"config":{TEXT},"layers":[],"mediaType":"{INDEX_TYPE}"}}', "this manifest has the mediaType application/vnd.oci.image.index"),
+        (f'{{"config":{TEXT},"config":{TEXT},"layers":[]}}', "the key 'config' is there twice in one object"),
+        (f'{{"config":{TEXT},"layers":[],"l\\u0061yers":[]}}', "the key 'layers' is there twice in one object"),
+        (f'{{"config":{TEXT},"layers":[{{"digest":"{SHA}","size":1,"size":2}}]}}', "the key 'size' is there twice in one object"),
+        (f'{{"config":{TEXT},"layers":[],"annotations":{{"a":"1","a":"2"}}}}', "the key 'a' is there twice in one object"),
+        (f'{{"config":{TEXT},"layers":[],"Layers":[{TEXT}]}}', "the key 'Layers' differs from 'layers' in case only"),
+        (f'{{"config":{TEXT},"layer\u017f":[{TEXT}]}}', "the key 'layer\u017f' differs from 'layers' in case only"),
+        (f'{{"config":{TEXT},"layers":[{{"digest":"{SHA}","Digest":"{SHA}","size":1}}]}}', r"manifest.layers\[0\]: the key 'Digest' differs"),
+        (f'{{"config":{TEXT},"layers":[],"ManifestS":[]}}', "the key 'ManifestS' differs from 'manifests' in case only"),
+    ],
+)
+def test_manifests_that_can_be_read_in_two_ways(text: str, told: str) -> None:
+    """As CVE-2021-41190, and what Go's encoding/json reads otherwise than other readers: refused by name."""
+    with pytest.raises(ManifestError, match=f"ambiguous.*{told}"):
+        Manifest.parse(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"manifests":[],"layers":[]}', "this index has 'layers' too"),
+        (f'{{"manifests":[],"config":{TEXT}}}', "this index has 'config' too"),
+        (f'{{"manifests":[],"mediaType":"{MANIFEST_TYPE}"}}', "this index has the mediaType application/vnd.oci.image.manifest"),
+        ('{"manifests":[],"manifests":[]}', "the key 'manifests' is there twice"),
+        (f'{{"manifests":[{{"digest":"{SHA}","size":1,"mediaType":"a","mediaType":"b"}}]}}', "the key 'mediaType' is there twice"),
+        ('{"manifests":[],"MediaType":"x"}', "the key 'MediaType' differs from 'mediaType' in case only"),
+    ],
+)
+def test_indexes_that_can_be_read_in_two_ways(text: str, told: str) -> None:
+    with pytest.raises(ManifestError, match=f"ambiguous.*{told}"):
+        IndexManifest.parse(text.encode())
+
+
+def test_annotations_are_a_map_whose_keys_have_a_case() -> None:
+    assert Manifest.parse(manifest(annotations={"a": "1", "A": "2"})).annotations == {"a": "1", "A": "2"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "media_type", "fits"),
+    [
+        ({"config": CONFIG, "mediaType": MANIFEST_TYPE}, MANIFEST_TYPE, True),
+        ({"config": CONFIG, "mediaType": MANIFEST_TYPE}, INDEX_TYPE, False),
+        ({"manifests": [], "mediaType": INDEX_TYPE}, MANIFEST_TYPE, False),
+        ({"config": CONFIG, "layers": []}, MANIFEST_TYPE, True),
+        ({"config": CONFIG, "layers": []}, INDEX_TYPE, False),
+        ({"manifests": []}, MANIFEST_TYPE, False),
+        ({"manifests": []}, INDEX_TYPE, True),
+        ({"config": CONFIG, "mediaType": MANIFEST_TYPE}, "application/json", True),
+        ({"config": CONFIG, "mediaType": MANIFEST_TYPE}, "", True),
+        ({}, INDEX_TYPE, True),
+    ],
+)
+def test_the_type_that_a_manifest_came_with(fields: dict[str, Any], media_type: str, fits: bool) -> None:
+    """It must be the one that the manifest says of itself; what is not the type of a manifest says nothing."""
+    with contextlib.nullcontext() if fits else pytest.raises(ManifestError, match="a/b is ambiguous: it came as " + re.escape(media_type)):
+        check_media_type(json.dumps(fields).encode(), media_type, "a/b")

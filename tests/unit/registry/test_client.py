@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from kitfs.oci.names import Digest, Reference
 from kitfs.registry.client import RegistryClient, Repository
 from tests.fakes.faults import Chunked, Cut, Fault, Headers, Lie, Resize, Stall, Status
 from tests.fakes.registry import INDEX, MANIFEST, FakeRegistry
+from tests.kits import build
 from tests.unit.registry.conftest import descriptor
 
 Repositories = Callable[..., Repository]
@@ -53,6 +55,15 @@ def test_a_manifest_by_tag_must_have_the_digest_that_its_registry_claims(fake: F
         repository().manifest("v1")
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": None}))
     assert repository().manifest("v1")[0].digest == Digest.of(BODY[:-10])
+
+
+def test_a_manifest_must_be_what_its_content_type_says(fake: FakeRegistry, repository: Repositories) -> None:
+    """Another reader would take it for an index (CVE-2021-41190)."""
+    kit = build([])
+    index = "application/vnd.oci.image.index.v1+json"
+    fake.put_manifest("team/kit", kit.manifest, tag="v1", media_type=index)
+    with pytest.raises(ManifestError, match="is ambiguous: it came as " + re.escape(index)):
+        repository("team/kit").manifest("v1")
 
 
 def test_manifests_are_capped(fake: FakeRegistry, repository: Repositories) -> None:
@@ -214,6 +225,7 @@ def test_a_server_that_speaks_something_else(repository: Repositories) -> None:
     """One line, no traceback."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host = f"127.0.0.1:{server.getsockname()[1]}"
+
         def speak() -> None:
             for _ in range(5):
                 one, _ = server.accept()

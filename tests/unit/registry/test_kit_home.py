@@ -133,9 +133,7 @@ def test_only_the_manifest_is_asked_of_the_registry(
 
 
 @pytest.mark.parametrize("wrong", ["a byte", "shorter", "a folder", "a pipe"])
-def test_a_wrong_copy_is_not_used(
-    fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, wrong: str
-) -> None:
+def test_a_wrong_copy_is_not_used(fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, wrong: str) -> None:
     """The registry is asked instead; of a byte one warning tells. The file stays as it is."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -160,9 +158,7 @@ def test_a_wrong_copy_is_not_used(
     assert storage.state() == before
 
 
-def test_a_wrong_config_and_manifest_are_not_used(
-    fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_wrong_config_and_manifest_are_not_used(fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
     """Nor are they believed when they are asked for by digest."""
     kit = kit_of()
     ref = f"{fake.put_kit('team/kit', kit, 'v1').removesuffix(':v1')}@{kit.digest}"

@@ -128,6 +128,10 @@ BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
     ("oci-layout", b'{"imageLayoutVersion":"2.0.0"}', ManifestError, "version '2.0.0' is not known"),
     ("oci-layout", b"nonsense", ManifestError, "version 'unknown' is not known"),
     ("oci-layout", b"[1]", ManifestError, "version 'unknown' is not known"),
+    ("oci-layout", b'{"imageLayoutVersion":"1.0.0","imageLayoutVersion":"1.0.0"}', ManifestError, "ambiguous oci-layout: the key 'imageLayoutV"),
+    ("oci-layout", b'{"imageLayoutVersion":"1.0.0","ImageLayoutVersion":"2"}', ManifestError, "ambiguous oci-layout: .* in case only"),
+    ("index.json", b'{"manifests":[],"manifests":[]}', ManifestError, "ambiguous manifest: the key 'manifests' is there twice"),
+    ("index.json", b'{"manifests":[],"layers":[]}', ManifestError, "ambiguous: this index has 'layers' too"),
     ("index.json", b"{", ManifestError, "not a manifest"),
     ("index.json", b"{}", ManifestError, "it has no manifests"),
     ("index.json", b"[" * 100_000, ManifestError, "nested too deeply"),
@@ -135,9 +139,7 @@ BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
 
 
 @pytest.mark.parametrize(("name", "data", "kind", "words"), BROKEN)
-def test_broken_layouts(
-    opened: Callable[[Path], Layout], directory: Path, name: str, data: bytes | None, kind: type[KitfsError], words: str
-) -> None:
+def test_broken_layouts(opened: Callable[[Path], Layout], directory: Path, name: str, data: bytes | None, kind: type[KitfsError], words: str) -> None:
     """One line each, with the path."""
     (directory / name).unlink()
     if data is not None:

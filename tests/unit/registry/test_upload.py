@@ -421,7 +421,9 @@ def test_a_session_with_too_many_bytes(fake: FakeRegistry, repository: Repositor
     assert push(repository(), journal=notes) == "uploaded"
 
 
-@pytest.mark.parametrize("note", [None, 7, "text", [], {}, *({"location": at, "at": 1, "least": 0} for at in (7, "http://[", "ftp://x/", "http://x"))])
+@pytest.mark.parametrize(
+    "note", [None, 7, "text", [], {}, *({"location": at, "at": 1, "least": 0} for at in (7, "http://[", "ftp://x/", "http://x"))]
+)
 def test_a_journal_is_a_hint(fake: FakeRegistry, repository: Repositories, note: Any) -> None:
     """Whatever stands there, the push works."""
     team, notes = repository(), Notes()
