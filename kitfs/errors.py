@@ -31,15 +31,17 @@ from __future__ import annotations
 
 import errno as _errno
 
+from kitfs.redaction import public, redacted
+
 
 class KitfsError(Exception):
-    """Base of everything kitfs raises on purpose; ``str()`` is one line for people."""
+    """Base of everything kitfs raises on purpose; ``str()`` is one line for people, without the secrets of URLs and headers in it."""
 
     errno: int = _errno.EIO
     exit_code: int = 1
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())
+        return redacted(" ".join(super().__str__().split()))
 
 
 class UsageError(KitfsError):
@@ -76,7 +78,7 @@ class RegistryError(KitfsError):
         super().__init__(message)
         self.status = status
         self.code = code
-        self.url = url
+        self.url = public(url)
 
 
 class Unauthorized(RegistryError):

@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from kitfs.redaction import redacted
+
 
 def shown(text: str) -> str:
     """Return ``text`` as one line: a newline or a tab is escaped too."""
@@ -49,12 +51,12 @@ def _with_escapes(text: str, kept: str, escape: Callable[[str], str]) -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """A formatter of log lines: a record is one line, and a traceback keeps its own lines."""
+    """A formatter of log lines: a record is one line, a traceback keeps its own lines, and neither holds a secret (``redaction``)."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the record's line."""
-        return shown(super().formatMessage(record))
+        return shown(redacted(super().formatMessage(record)))
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's line and its traceback."""
-        return shown_lines(super().format(record))
+        return shown_lines(redacted(super().format(record)))

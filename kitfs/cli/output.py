@@ -16,6 +16,7 @@ from typing import Any
 
 from kitfs.errors import KitfsError
 from kitfs.escaping import shown, shown_json, shown_lines
+from kitfs.redaction import redacted
 
 
 class Unwritable(KitfsError):  # noqa: N818 - as the classes of errors.py
@@ -51,8 +52,8 @@ def _writing() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Write one line for people to stderr."""
-    sys.stderr.write(f"{shown(text)}\n")
+    """Write one line for people to stderr, without the secrets of URLs and headers in it."""
+    sys.stderr.write(f"{shown(redacted(text))}\n")
 
 
 _before: Callable[[], None] | None = None

@@ -5,19 +5,23 @@ httpx's exceptions cross the border of this package through ``mapped`` only. Thr
 
 from __future__ import annotations
 
+import base64
 import json
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+from urllib.parse import parse_qs
 
 import httpx
 
 from kitfs.errors import NotFound, RateLimited, RegistryError, Unauthorized, Unavailable
+from kitfs.redaction import public, redacted, without
 from kitfs.registry.pace import TooSlow
 
 MAX_ERROR_BODY: Final = 8 << 10  # bytes of an error body that are read
 LONGEST_CAUSE: Final = 200  # characters of a cause that somebody else worded
+TLS_ALERT: Final = "x15\\x03"  # how a TLS alert looks to h11
 UNKNOWN: Final = {
     "NAME_UNKNOWN": "there is no such repository",
     "MANIFEST_UNKNOWN": "there is no such tag or digest",
@@ -35,8 +39,7 @@ class Stalled(Unavailable):
 
 def shown(url: httpx.URL | str) -> str:
     """A URL without credentials and without the signature of a CDN."""
-    url = httpx.URL(url)
-    return str(url.copy_with(userinfo=b"", query=None, fragment=None))
+    return public(str(url))
 
 
 def host_of(url: httpx.URL | str) -> str:
@@ -53,8 +56,8 @@ def mapped(url: httpx.URL | str, what: str) -> Iterator[None]:
         if str(e).startswith("Invalid URL in location header"):  # httpx looks at redirects that nobody asked it to follow
             raise RegistryError(f"{what}: {host_of(url)} redirects to an invalid URL", url=shown(url))
         raise unavailable(e, url, what)
-    except httpx.InvalidURL as e:
-        raise RegistryError(f"{what}: invalid URL: {e}", url=str(url))
+    except httpx.InvalidURL:
+        raise RegistryError(f"{what}: it is at an invalid URL", url=str(url))
     except (UnicodeError, OverflowError):
         raise RegistryError(f"{what}: {host_of(url)}: no such host or port", url=shown(url))  # idna and the socket module say it so
     except (ssl.SSLError, OSError) as e:
@@ -72,7 +75,7 @@ def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavaila
         pass  # the exception knows no request
     host = host_of(url)
     cause = _root(e)
-    text = (str(cause) or type(cause).__name__)[:LONGEST_CAUSE]
+    text = _text_of(cause)
     kind: type[Unavailable] = Unavailable
     if isinstance(e, httpx.ConnectTimeout):
         told = f"{host} cannot be reached: no connection in time"
@@ -87,7 +90,7 @@ def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavaila
         told = f"{host}: {_tls(cause, text)}"
     elif isinstance(e, httpx.ConnectError):
         told = f"{host} cannot be reached: {_words(text)}"
-    elif isinstance(e, httpx.RemoteProtocolError) and "x15\\x03" in text:
+    elif isinstance(e, httpx.RemoteProtocolError) and text.endswith("(TLS)"):
         told = f"{host} speaks TLS; leave out --plain-http"
     else:
         kind = Broken
@@ -107,6 +110,17 @@ def _root(e: BaseException) -> BaseException:
             break
         e = below
     return e
+
+
+def _text_of(cause: BaseException) -> str:
+    """What an exception says, where it says no more than what went wrong. httpx and h11 quote headers, ours and those of the answer."""
+    kind = type(cause).__name__  # httpx's, httpcore's or h11's
+    if kind == "LocalProtocolError":
+        return "a header of the request holds characters that no header may have"
+    text = str(cause)
+    if kind == "RemoteProtocolError" and "bytearray(" in text:
+        text = text.partition("bytearray(")[0].rstrip(": ") + (" (TLS)" if TLS_ALERT in text else "")
+    return redacted(text or kind)[:LONGEST_CAUSE]
 
 
 def _tls(e: ssl.SSLError, text: str) -> str:
@@ -151,6 +165,24 @@ def check_encoding(response: httpx.Response, what: str) -> None:
         raise RegistryError(told, status=response.status_code)
 
 
+def secrets_of(request: httpx.Request) -> list[str]:
+    """What a request shows to whoever answers it, and an answer may repeat: its Authorization, as it is and decoded, and its refresh token."""
+    header = request.headers.get("Authorization", "")
+    scheme, _, value = header.partition(" ")
+    found = [header, value]
+    if scheme.lower() == "basic":
+        try:
+            pair = base64.b64decode(value).decode()
+            found += [pair, pair.partition(":")[2]]
+        except ValueError:
+            pass  # it was not made here
+    try:
+        form = parse_qs(request.content.decode()) if "x-www-form-urlencoded" in request.headers.get("Content-Type", "") else {}
+    except (httpx.RequestNotRead, ValueError):
+        form = {}
+    return found + [secret for name in ("refresh_token", "password") for secret in form.get(name, ())]
+
+
 def read_capped(response: httpx.Response, limit: int = MAX_ERROR_BODY) -> bytes:
     """A body, no more of it than ``limit`` bytes, and close it. One byte more is kept, so that the caller can see that there was more."""
     if response.is_stream_consumed:
@@ -180,6 +212,7 @@ def told(response: httpx.Response) -> tuple[str, str]:
     """(code, message) of a distribution-spec error body; ("", "") where there is none."""
     try:
         error = json.loads(response.content)["errors"][0]
-        return str(error.get("code", ""))[:64], str(error.get("message", ""))[:LONGEST_CAUSE]
+        secrets = secrets_of(response.request)
+        return without(str(error.get("code", "")), secrets)[:64], without(str(error.get("message", "")), secrets)[:LONGEST_CAUSE]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return "", ""

@@ -1,17 +1,16 @@
 """Connections: which transport a URL takes (TLS or not, through which proxy), made when first needed.
 
-The proxy environment is read as Go reads it: HTTP_PROXY, HTTPS_PROXY, NO_PROXY (names, suffixes, addresses, CIDR blocks), and never for
-loopback hosts; an explicit proxy is for everything. Nothing else of the environment counts, and no ~/.netrc. TLS trusts what the
-system and certifi trust, and the files of ``--tls-cert``. Threading: transports are shared by all threads.
+The proxy environment is read as Go reads it (see ``proxies``); an explicit proxy is for everything. Nothing else of the environment
+counts, and no ~/.netrc. TLS trusts what the system and certifi trust, and the files of ``--tls-cert``.
+
+Threading: transports are shared by all threads.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import re
+import os
 import ssl
 import threading
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,8 +20,11 @@ import httpx
 
 from kitfs import __version__
 from kitfs.errors import RegistryError, UsageError
+from kitfs.redaction import public
 from kitfs.registry.addresses import AddressScope, Forbidden, GuardedBackend, permitted, scope_of, scope_of_name
 from kitfs.registry.pace import Pace, PacedBody
+from kitfs.registry.proxies import is_loopback as is_loopback  # where it is looked for
+from kitfs.registry.proxies import proxy_for
 
 MAX_HEADERS: Final = 200  # of one answer; registries send about twenty
 MAX_HEADER_BYTES: Final = 64 << 10  # of all of them: a challenge that names many repositories takes a few KiB
@@ -46,16 +48,6 @@ class ClientOptions:
     read_timeout: float = 60.0
     connect_timeout: float = 5.0
     user_agent: str = f"kitfs/{__version__}"
-
-
-def is_loopback(host: str) -> bool:
-    """localhost, 127.0.0.0/8 or ::1."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class RoutedTransport(httpx.BaseTransport):
@@ -91,7 +83,7 @@ class RoutedTransport(httpx.BaseTransport):
             raise _refused(request.url, e.scope, e.address)
         except httpx.TransportError as e:
             if proxy is not None:
-                e.add_note(f"through the proxy {_redacted(proxy)}")
+                e.add_note(f"through the proxy {public(proxy)}")
             raise
         _check_head(response, request.url)
         if "read" in paces:
@@ -120,10 +112,10 @@ class RoutedTransport(httpx.BaseTransport):
             context = verify if isinstance(verify, ssl.SSLContext) and (proxy or "").startswith("https:") else None  # httpcore refuses another
             over = None if proxy is None else httpx.Proxy(proxy, ssl_context=context)
             made = httpx.HTTPTransport(verify=verify, proxy=over, limits=limits, trust_env=False)
-        except (ValueError, httpx.InvalidURL) as e:
-            raise UsageError(f"the proxy {_redacted(proxy or '')} cannot be used: {e}")
+        except (ValueError, httpx.InvalidURL):
+            raise UsageError(f"the proxy {public(proxy or '')} cannot be used: it is not a URL of a proxy (http://proxy:3128)")
         except ImportError:
-            raise UsageError(f"the proxy {_redacted(proxy or '')} needs the Python package socksio")
+            raise UsageError(f"the proxy {public(proxy or '')} needs the Python package socksio")
         pool = made._pool  # noqa: SLF001 - httpx has no public way to give httpcore a network backend
         pool._network_backend = self._backend(pool._network_backend, led_from)  # noqa: SLF001 - as above
         return made
@@ -135,13 +127,7 @@ class RoutedTransport(httpx.BaseTransport):
     def _proxy(self, url: httpx.URL) -> str | None:
         if self._options.proxy:
             return self._options.proxy
-        if is_loopback(url.host):
-            return None
-        set_ = urllib.request.getproxies_environment()
-        found = set_.get(url.scheme)
-        if not found or _bypassed(url, set_.get("no", "")):
-            return None
-        return found if "://" in found else f"http://{found}"
+        return proxy_for(url, os.environ)
 
     def close(self) -> None:
         """Close every connection."""
@@ -178,28 +164,6 @@ def _refused(url: httpx.URL, scope: AddressScope, address: str) -> RegistryError
     where = {"host": "this machine itself", "link": "a link-local or metadata address", "global": "the network"}[scope]
     told = f"a registry's answer leads to {host}, which is {where}{f' ({address})' if address else ''}: kitfs does not connect there for it"
     return RegistryError(told)
-
-
-def _bypassed(url: httpx.URL, rules: str) -> bool:
-    """Whether NO_PROXY names a host: as urllib reads it, and CIDR blocks, as Go does."""
-    if urllib.request.proxy_bypass_environment(url.netloc.decode("ascii", "replace"), {"no": rules}):  # type: ignore[attr-defined]  # typeshed lacks it
-        return True
-    try:
-        address = ipaddress.ip_address(url.host)
-    except ValueError:
-        return False
-    for rule in rules.split(","):
-        try:
-            if address in ipaddress.ip_network(rule.strip(), strict=False):
-                return True
-        except ValueError:
-            pass  # a name
-    return False
-
-
-def _redacted(proxy: str) -> str:
-    """A proxy's URL without its user."""
-    return re.sub(r"//[^/]*@", "//", proxy)
 
 
 def tls_context(options: ClientOptions) -> ssl.SSLContext:

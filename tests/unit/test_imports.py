@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2] / "kitfs"
 
 # Lower rank is lower in the building. Packages of one rank are siblings. The SDK is the package itself (kitfs/__init__.py).
 RANK = {
+    "redaction": -1,
     "errors": 0, "escaping": 0, "ownership": 0, "metrics": 0, "forks": 0,
     "oci": 1, "openfile": 1,
     "registry": 2, "store": 2, "layers": 2,

@@ -1,0 +1,73 @@
+"""Take secrets out of texts: before they are printed, logged, stored, or written into a manifest.
+
+Every error of kitfs and every line of its log passes through ``redacted``, which knows secrets by where they stand: the user and password
+of a URL, the signature in its query, the value of a header such as Authorization. ``without`` takes out secrets that the caller knows.
+``public`` is for a URL that is kept. What they remove leaves ``***`` or nothing. Pure functions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import quote
+
+HIDDEN: Final = "***"
+SHORTEST: Final = 3  # characters of a known secret: what is shorter stands in every other word
+LONGEST: Final = 300  # characters of a user or password: a bound, so that each pattern takes linear time
+URL: Final = re.compile(r"(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,20}://)([^\s\"'<>]+)", re.IGNORECASE)
+HOST_AND_PORT: Final = re.compile(r"(?:\[[^\]]*\]|[^:@]*)(?::\d*)?")
+SECRET_PARAMETER: Final = re.compile("sig|token|secret|passw|pwd|key|credential|auth|access|policy|state|code|session", re.IGNORECASE)
+USER_AND_PASSWORD: Final = re.compile(  # without a scheme before it; what follows is a host, not the digest of repository:tag@digest
+    rf"(?<![^\s\"'=(])[^\s\"'/@:=(]{{1,{LONGEST}}}:[^\s\"'/@]{{1,{LONGEST}}}@"
+    r"(?![a-z0-9+._-]{1,20}:[0-9a-fA-F]{32})(?!sha\d{1,4}:)(?=[\w.\[\]-]{1,255}[.:/])"
+)
+HEADER: Final = re.compile(
+    r"(?<![a-z-])((?:proxy-)?authorization|(?:set-)?cookie|[a-z-]{0,30}-(?:token|api-key|auth|secret))(['\"]{0,2}\s?[:=]\s?)"
+    r"((?:(?:b?['\"])?(?:basic|bearer|token|digest|negotiate)\s+)?)([^\s,;'\"}]+)",
+    re.IGNORECASE,
+)
+SCHEME: Final = re.compile(r"\b(basic|bearer)(\s+)([\w.~+/=-]{6,})", re.IGNORECASE)
+WORD: Final = re.compile(r"[A-Z]?[a-z]+|[a-z_]+=")  # "Basic authentication", 'Bearer realm="…"'
+
+
+def redacted(text: str) -> str:
+    """A text without the secrets of its URLs and headers."""
+    if "://" in text:
+        text = URL.sub(lambda found: found[1] + _redacted_rest(found[2]), text)
+    if "@" in text:
+        text = USER_AND_PASSWORD.sub("", text)
+    text = HEADER.sub(rf"\1\2\3{HIDDEN}", text)
+    return SCHEME.sub(lambda found: found[0] if WORD.fullmatch(found[3]) else f"{found[1]}{found[2]}{HIDDEN}", text)
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """A text without these secrets, as they are or percent-encoded, and without what ``redacted`` finds."""
+    known = {spelled for secret in secrets if len(secret) >= SHORTEST for spelled in (secret, quote(secret, safe=""))}
+    for secret in sorted(known, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return redacted(text)
+
+
+def public(url: str) -> str:
+    """A URL, or what was meant to be one, without user and password, and without its query and fragment."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return USER_AND_PASSWORD.sub("", url)
+    return f"{scheme}://{re.split('[?#]', _without_user(rest))[0]}"
+
+
+def _without_user(rest: str) -> str:
+    """What follows a scheme, without user and password; a password may hold a slash or an @ that should have been encoded."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, found, _ = authority.rpartition("@")
+    if ":" in user or HOST_AND_PORT.fullmatch(authority if not found else "") is None:
+        return rest.rpartition("@")[2]
+    return rest[len(user) + 1 :] if found else rest
+
+
+def _redacted_rest(rest: str) -> str:
+    rest = _without_user(rest)
+    head, mark, query = rest.partition("?")
+    names = (parameter.partition("=")[0] for parameter in re.split("[&;]", query)) if mark else ()
+    return head if any(map(SECRET_PARAMETER.search, names)) else rest
