@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kitfs import errors as errors
     from kitfs.errors import KitfsError as KitfsError
+    from kitfs.mounted import Mount as Mount
     from kitfs.sdk import FileInfo as FileInfo
     from kitfs.sdk import Kit as Kit
     from kitfs.sdk import Kitfile as Kitfile
@@ -25,17 +27,25 @@ if TYPE_CHECKING:
     from kitfs.sdk import push as push
     from kitfs.sdk import unpack as unpack
 
-__all__ = ["FileInfo", "Kit", "Kitfile", "KitfsError", "LayerInfo", "__version__", "mount", "open", "pack", "pull", "push", "unpack"]
+__all__ = [
+    "FileInfo", "Kit", "Kitfile", "KitfsError", "LayerInfo", "Mount", "__version__",
+    "errors", "mount", "open", "pack", "pull", "push", "unpack",
+]  # fmt: skip
+
+HOMES = {"KitfsError": "kitfs.errors", "Mount": "kitfs.mounted"}  # the others are in kitfs.sdk
 
 
 def __getattr__(name: str) -> Any:
     """What the SDK has, imported when it is first asked for: the command line must not wait for it."""
     if name not in __all__:
         raise AttributeError(f"module 'kitfs' has no attribute {name!r}")
-    if name == "KitfsError":
-        from kitfs.errors import KitfsError
+    from importlib import import_module
 
-        return KitfsError
-    from kitfs import sdk
+    if name == "errors":
+        return import_module("kitfs.errors")
+    return getattr(import_module(HOMES.get(name, "kitfs.sdk")), name)
 
-    return getattr(sdk, name)
+
+def __dir__() -> list[str]:
+    """What there is to use, before it is imported: completion and ``help(kitfs)`` show it."""
+    return sorted({*__all__, "__doc__", "__file__", "__name__", "__path__"})

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
 from kitfs.errors import (
@@ -310,7 +310,8 @@ class Kit:
     """An opened kit. ``layers`` are in the order in which they are laid over each other, parents' first.
 
     ``kitfile_bytes`` is the Kitfile as ``kit unpack`` would write it, None when a filter leaves it out or the kit has none (a ModelPack
-    that KitOps did not pack); ``kitfile`` is then made from the layers' paths.
+    that KitOps did not pack); ``kitfile`` is then made from the layers' paths. ``pins`` are the digests that its reference and those of its
+    parents meant.
     """
 
     reference: Reference | LayoutReference
@@ -319,6 +320,7 @@ class Kit:
     kitfile: Kitfile
     kitfile_bytes: bytes | None
     layers: tuple[Layer, ...]
+    pins: Mapping[str, Digest] = field(default_factory=dict)
 
     @property
     def created(self) -> int:
@@ -363,13 +365,16 @@ class Resolver:
         filters: Sequence[Filter] = (),
         labels: Mapping[str, str] | None = None,
         remote: bool = False,
+        pins: Mapping[str, Digest] | None = None,
     ) -> Kit:
         """The kit behind a reference, with its parents' layers; of an index the one that has the ``labels``.
+
+        ``pins``, those of a kit that was opened before, say which digests references mean; what they name is not looked up again.
 
         Raises NotFound, RegistryError, IntegrityError, ManifestError, KitfileError, UnsupportedLayer, UsageError for labels that do not
         choose one kit, or LayerError for a chain of parents that is too long or a cycle.
         """
-        return self._open(reference, tuple(filters), labels or {}, remote, ())
+        return self._open(reference, tuple(filters), labels or {}, remote, pins or {}, ())
 
     def identify(self, reference: Reference | LayoutReference, *, labels: Mapping[str, str] | None = None, remote: bool = False) -> Digest:
         """The digest of the kit that ``open`` would open. Raises NotFound, RegistryError, IntegrityError, ManifestError, UsageError."""
@@ -381,6 +386,7 @@ class Resolver:
         filters: tuple[Filter, ...],
         labels: Mapping[str, str],
         remote: bool,
+        pins: Mapping[str, Digest],
         chain: tuple[str, ...],
     ) -> Kit:
         chain = (*chain, str(reference))
@@ -388,7 +394,8 @@ class Resolver:
             raise ManifestError(f"found cycle in modelkit references: [{'=>'.join(chain)}]")
         if len(chain) > MAX_CHAIN + 1:
             raise ManifestError(f"reached maximum number of model references: [{'=>'.join(chain)}]")
-        origin, digest, data = self._found(reference, labels, remote)
+        known = pins.get(str(reference))
+        origin, digest, data = self._found(reference, labels, remote) if known is None else self._known(reference, known, remote)
         manifest = self._parse(Manifest.parse, data, reference)
         self._parse(lambda _: manifest.flavor, data, reference)
         kitfile = kitfile_of(manifest, self._config(manifest.config, origin))
@@ -399,11 +406,14 @@ class Resolver:
             if not filters or (entry.entry is not None and selects(filters, entry.entry))
         )
         inherited: tuple[Layer, ...] = ()
+        meant: dict[str, Digest] = {str(reference): digest}
         parent_filters = for_parent(filters)
         if kitfile.parent is not None and parent_filters is not None:
-            inherited = self._open(kitfile.parent.or_latest(), tuple(parent_filters), {}, remote, chain).layers
+            parent = self._open(kitfile.parent.or_latest(), tuple(parent_filters), {}, remote, pins, chain)
+            inherited = parent.layers
+            meant |= parent.pins
         shown = kitfile.to_yaml().encode() if selects_kitfile(filters) and has_kitfile(manifest) else None
-        return Kit(reference, digest, manifest, kitfile, shown, inherited + own)
+        return Kit(reference, digest, manifest, kitfile, shown, inherited + own, meant)
 
     @staticmethod
     def _parse(parse: Callable[[bytes], Any], data: bytes, reference: Reference | LayoutReference) -> Any:
@@ -432,6 +442,15 @@ class Resolver:
         data = self._stored_manifest(variant.digest, origin)
         check_media_type(data, variant.descriptor.media_type, f"{reference}: {variant.digest}")
         return origin, variant.digest, data
+
+    def _known(self, reference: Reference | LayoutReference, digest: Digest, remote: bool) -> tuple[Origin, Digest, bytes]:
+        """``_found`` for a reference whose digest is known."""
+        here = isinstance(reference, Reference) and reference.registry == LOCAL
+        if here or (not remote and self._pinned(reference, of_index=False) == digest):
+            origin: Origin = Stored()
+        else:
+            origin = self._origin_of(reference)
+        return origin, digest, self._stored_manifest(digest, origin)
 
     def _pinned(self, reference: Reference | LayoutReference, *, of_index: bool) -> Digest | None:
         """The digest of a kit or an index that is here; of one that is named by its digest only where no registry could have it.
@@ -521,8 +540,8 @@ class Host(NamedTuple):
     pull_from: Callable[[Reference], Nearby]
 
 
-@contextmanager
-def open_host(
+def host_on(
+    stack: ExitStack,
     cache_dir: str,
     *,
     client_options: ClientOptions,
@@ -531,27 +550,33 @@ def open_host(
     log: logging.Logger,
     cache_size: int | None = None,
     max_entries: int = MAX_ENTRIES,
-) -> Iterator[Host]:
-    """The store in ``cache_dir`` and the registries that ``client_options`` reach, closed at the end.
+) -> Host:
+    """The store in ``cache_dir`` and the registries that ``client_options`` reach, closed with ``stack``.
 
     ``kit_home`` is kit's home, where credentials.json is, and what kit has pulled: that is read there, not asked of registries, when it
     has its digest. ``cache_size`` in bytes. Raises StoreError when the store cannot be used.
     """
+    store = Store.open(cache_dir, size_limit=cache_size, counters=counters, log=log)
+    stack.callback(store.close)
+    client = RegistryClient(client_options, Credentials.load(kit_home), counters=counters, log=log)
+    stack.callback(client.close)
+    home = KitHome(kit_home, store.catalog, log)
+    stack.callback(home.close)
+    layouts: dict[str, Origin] = {}
+
+    def origin_of(reference: Reference | LayoutReference) -> Origin:
+        if isinstance(reference, Reference):
+            return home.origin(reference, client.repository)
+        if reference.path not in layouts:
+            layouts[reference.path] = stack.enter_context(closing(open_layout(reference)))
+        return layouts[reference.path]
+
+    resolver = Resolver(store, origin_of, log=log, max_entries=max_entries, stand_in=home.stand_in)
+    return Host(store, client, resolver, lambda reference: home.origin(reference, client.repository, whole=True))
+
+
+@contextmanager
+def open_host(cache_dir: str, **options: Any) -> Iterator[Host]:
+    """``host_on`` for the time of a block; its options and errors."""
     with ExitStack() as stack:
-        store = Store.open(cache_dir, size_limit=cache_size, counters=counters, log=log)
-        stack.callback(store.close)
-        client = RegistryClient(client_options, Credentials.load(kit_home), counters=counters, log=log)
-        stack.callback(client.close)
-        home = KitHome(kit_home, store.catalog, log)
-        stack.callback(home.close)
-        layouts: dict[str, Origin] = {}
-
-        def origin_of(reference: Reference | LayoutReference) -> Origin:
-            if isinstance(reference, Reference):
-                return home.origin(reference, client.repository)
-            if reference.path not in layouts:
-                layouts[reference.path] = stack.enter_context(closing(open_layout(reference)))
-            return layouts[reference.path]
-
-        resolver = Resolver(store, origin_of, log=log, max_entries=max_entries, stand_in=home.stand_in)
-        yield Host(store, client, resolver, lambda reference: home.origin(reference, client.repository, whole=True))
+        yield host_on(stack, cache_dir, **options)

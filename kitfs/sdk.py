@@ -8,31 +8,32 @@ a file's position is the file's own.
 
 from __future__ import annotations
 
+import errno
 import io
-import json
-import logging
 import os
-import subprocess
-import sys
+import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self, cast, overload
 
+from kitfs import forks
+from kitfs import session as sessions
 from kitfs.config import COMMON, NETWORK, OCTAL, OPTIONS, Settings
-from kitfs.errors import MountError, NotFound, UsageError
-from kitfs.fuse.tree import Node, Tree, tree_of
-from kitfs.kit import Host, open_host
-from kitfs.kit import Kit as Opened
-from kitfs.metrics import Counters
+from kitfs.errors import Closed, NotFound, UsageError
+from kitfs.fuse.tree import Node
+from kitfs.kit import Host
 from kitfs.oci.filters import Filter
 from kitfs.oci.kitfile import Kitfile
 from kitfs.oci.names import LOCAL, UNNAMED, LayoutReference, Reference, parse_any
 from kitfs.ops.events import Report, quiet
-from kitfs.registry.client import ClientOptions
+from kitfs.session import Held, Recipe, Session, let_go, pinned
 
 if TYPE_CHECKING:
     from typing import Literal
+
+    from kitfs.mounted import Mount
 
 Path = str | os.PathLike[str]
 BUFFER: Final = 128 << 10  # bytes that a file object reads at once
@@ -69,81 +70,146 @@ class Kit:
 
     >>> with kitfs.open("registry.example.com/team/llama:v1") as kit:
     ...     kit.read("config.json")
+
+    A forked child may go on using it: it has connections and files of its own then. It can be pickled: its digest and options travel, without
+    names and passwords in URLs, and it is opened again where it is first used. After ``close`` everything that reads raises ValueError.
     """
 
-    def __init__(self, opened: Opened, tree: Tree, stack: ExitStack) -> None:
-        self._opened = opened
-        self._tree = tree
-        self._stack = stack
+    def __init__(self, recipe: Recipe, session: Session | None = None) -> None:
+        self._recipe = recipe
+        self._held = Held()
+        self._held.session = session
+        self._opening = forks.Lock()
+        self._closed = False
+        weakref.finalize(self, let_go, self._held).atexit = False  # the sessions' own, which ends them all
 
     def __repr__(self) -> str:
-        return f"<Kit {self.reference} {self.digest[:19]}>"
+        return f"<Kit {self.reference} {self.digest[:19]}{' closed' if self.closed else ''}>"
 
     def __enter__(self) -> Self:
+        self._session()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, self._recipe.public()
+
     def close(self) -> None:
-        """Let go of the store and of connections. Files that are still open must not be read any more."""
-        self._stack.close()
+        """Let go of the store and of connections. Its files are closed too; a read that is under way in another thread raises ValueError."""
+        self._closed = True
+        if self._held.session is not None:
+            self._held.session.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, by ``close`` or because the interpreter exits."""
+        session = self._held.session
+        return self._closed or (session is not None and session.closed and session.generation == forks.generation)
+
+    def _session(self) -> Session:
+        """What this process has open. Raises Closed, and what ``open`` raises in a process that has not opened it yet."""
+        if self.closed:
+            raise Closed(f"the kit {self.reference} was closed")
+        session = self._held.session
+        if session is not None and session.generation == forks.generation:
+            return session
+        with self._opening:
+            session = self._held.session
+            if session is None or session.generation != forks.generation:
+                session = self._held.session = Session(self._recipe)
+        if self._closed:  # meanwhile
+            session.close()
+            raise Closed(f"the kit {self.reference} was closed")
+        return session
+
+    @contextmanager
+    def _using(self) -> Iterator[Session]:
+        """What this process has open, for an operation. Raises Closed when the operation ends because the kit was closed meanwhile."""
+        session = self._session()
+        try:
+            yield session
+        except Exception as e:
+            if not self.closed:
+                raise
+            if sessions.exiting and threading.current_thread() is not threading.main_thread():
+                threading.Event().wait()  # a daemon thread: the interpreter stops it right here, and it has nothing to say
+            raise Closed(f"the kit {self.reference} was closed") from e
 
     @property
     def reference(self) -> str:
         """What was opened."""
-        reference = self._opened.reference
-        return reference.display if isinstance(reference, Reference) else str(reference)
+        return _text(_named(self._recipe.reference))
 
     @property
     def digest(self) -> str:
         """The manifest's digest."""
-        return str(self._opened.digest)
+        return self._recipe.pins[str(_named(self._recipe.reference))]
 
     @property
     def kitfile(self) -> Kitfile:
         """What the kit says of itself."""
-        return self._opened.kitfile
+        held = self._held.session  # a closed one has it too
+        return (held if held is not None else self._session()).kit.kitfile
+
+    @property
+    def created(self) -> int:
+        """When it was made, by its manifest, in seconds since the epoch; 0 when that does not say."""
+        held = self._held.session
+        return (held if held is not None else self._session()).kit.created
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
         """The layers, a parent kit's first; ``state`` is what the store has of each now."""
-        for layer in self._opened.layers:
-            layer.peek_store()
-        return tuple(LayerInfo(x.type.kind, x.path or "", str(x.digest), x.size, x.media_type, x.state()) for x in self._opened.layers)
+        with self._using() as session:
+            layers = session.kit.layers
+            for layer in layers:
+                layer.peek_store()
+            return tuple(LayerInfo(x.type.kind, x.path or "", str(x.digest), x.size, x.media_type, x.state()) for x in layers)
 
     def files(self, path: str = "") -> list[FileInfo]:
-        """Everything below a directory, each directory before what is in it. Indexes are read, no contents. Raises NotFound, KitfsError."""
-        return [_info(node) for _, node in self._tree.walk(self._directory(path))]
+        """Everything below a directory, each directory before what is in it. Indexes are read, no contents.
+
+        Raises NotFound, NotADirectoryError, KitfsError.
+        """
+        with self._using() as session:
+            return [_info(node) for _, node in session.tree.walk(_directory(session, path))]
 
     def listdir(self, path: str = "") -> list[FileInfo]:
-        """What is in a directory, sorted by name. Raises NotFound, KitfsError."""
-        return [_info(node) for _, node in self._tree.list(self._directory(path))]
+        """What is in a directory, sorted by name. Raises NotFound, NotADirectoryError, KitfsError."""
+        with self._using() as session:
+            return [_info(node) for _, node in session.tree.list(_directory(session, path))]
 
     def stat(self, path: str) -> FileInfo:
         """What is at a path, symbolic links followed. Raises NotFound, KitfsError."""
-        return _info(self._tree.resolve(path))
+        with self._using() as session:
+            return _info(session.tree.resolve(path))
 
     def exists(self, path: str) -> bool:
         """Whether something is at a path. Raises KitfsError when that cannot be known."""
         try:
-            self._tree.resolve(path)
+            self.stat(path)
         except NotFound:
             return False
         return True
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """Bytes of a file: all of it, or ``size`` of them from ``offset`` on, short at its end. Raises NotFound, IsADirectoryError, KitfsError."""
-        node = self._file(path)
-        if offset < 0 or (size is not None and size < 0):
-            raise ValueError("offset and size are not negative")
-        stop = node.size if size is None else min(node.size, offset + size)
-        out = bytearray()
-        while offset < stop:
-            data = self._tree.pread(node, offset, min(PIECE, stop - offset))
-            out += data
-            offset += len(data)
-        return bytes(out)
+        """Bytes of a file: all of it, or ``size`` of them from ``offset`` on, short at its end.
+
+        Raises NotFound, IsADirectoryError, ValueError for a negative offset or size, KitfsError.
+        """
+        with self._using() as session:
+            node = _file(session, path)
+            if offset < 0 or (size is not None and size < 0):
+                raise ValueError("offset and size are not negative")
+            stop = node.size if size is None else min(node.size, offset + size)
+            out = bytearray()
+            while offset < stop:
+                data = session.tree.pread(node, offset, min(PIECE, stop - offset))
+                out += data
+                offset += len(data)
+            return bytes(out)
 
     @overload
     def open(self, path: str, mode: Literal["rb"] = "rb") -> io.BufferedReader: ...
@@ -154,35 +220,47 @@ class Kit:
     def open(
         self, path: str, mode: str = "rb", *, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None
     ) -> io.BufferedReader | io.TextIOWrapper:
-        """A file object that fetches what is read, seekable, for reading. Raises NotFound, IsADirectoryError, KitfsError."""
+        """A file object that fetches what is read, seekable, for reading; it keeps the kit open. One that was opened with rb can be pickled.
+
+        Raises NotFound, IsADirectoryError, ValueError for another mode, KitfsError.
+        """
         if mode not in ("rb", "r", "rt"):
             raise ValueError(f"mode {mode!r}: a kit is read-only (rb, r)")
-        buffered: io.BufferedReader = io.BufferedReader(cast("io.RawIOBase", _RawFile(self._tree, self._file(path))), BUFFER)
+        with self._using() as session:
+            node = _file(session, path)
+        buffered = KitFile(self, node.path, node.size)
         return buffered if mode == "rb" else io.TextIOWrapper(buffered, encoding, errors, newline)
 
-    def _directory(self, path: str) -> Node:
-        node = self._tree.resolve(path)
-        if node.kind != "dir":
-            raise NotADirectoryError(f"{path} is not a directory")
-        return node
 
-    def _file(self, path: str) -> Node:
-        node = self._tree.resolve(path)
-        if node.kind != "file":
-            raise IsADirectoryError(f"{path} is a directory")
-        return node
+def _unpickled(reference: str, only: tuple[str, ...], labels: dict[str, str], options: dict[str, Any], pins: dict[str, str]) -> Kit:
+    """A Kit that is opened when it is first used."""
+    return Kit(Recipe(reference, only, labels, options, settled(options, READING), pins))
+
+
+def _directory(session: Session, path: str) -> Node:
+    node = session.tree.resolve(path)
+    if node.kind != "dir":
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    return node
+
+
+def _file(session: Session, path: str) -> Node:
+    node = session.tree.resolve(path)
+    if node.kind != "file":
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    return node
 
 
 class _RawFile(io.RawIOBase):
-    """A file of a tree, by position."""
+    """A file of a kit, by position. It keeps the kit."""
 
-    def __init__(self, tree: Tree, node: Node) -> None:
+    def __init__(self, kit: Kit, path: str, size: int) -> None:
         super().__init__()
-        self._tree = tree
-        self._node = node
+        self.kit: Final = kit
+        self.name = path
+        self.size = size
         self._at = 0
-        self.name = node.path
-        self.size = node.size
+        self._node: tuple[Session, Node] | None = None
 
     def readable(self) -> bool:
         return True
@@ -194,7 +272,7 @@ class _RawFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._node.size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
         if base + offset < 0:
             raise ValueError(f"a negative position: {base + offset}")
         self._at = base + offset
@@ -202,10 +280,85 @@ class _RawFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        data = self._tree.pread(self._node, self._at, min(len(view), PIECE)) if self._at < self._node.size else b""
+        with self.kit._using() as session:  # noqa: SLF001 - one class in two parts
+            if self._node is None or self._node[0] is not session:
+                self._node = session, _file(session, self.name)
+            data = session.tree.pread(self._node[1], self._at, min(len(view), PIECE)) if self._at < self.size else b""
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+class KitFile(io.BufferedReader):
+    """A file of a kit, open for reading; ``size`` in bytes. Closed when its kit is, whatever it has in its buffer.
+
+    A forked child reads on where the file stood, with a buffer of its own.
+    """
+
+    def __init__(self, kit: Kit, path: str, size: int, at: int = 0) -> None:
+        self._raw: Final = _RawFile(kit, path, size)
+        self._generation = forks.generation
+        super().__init__(cast("io.RawIOBase", self._raw), BUFFER)
+        if at:
+            self.seek(at)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._raw.size
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file or its kit was closed."""
+        return super().closed or self._raw.kit.closed
+
+    def _ready(self) -> None:
+        """Raises Closed. In a child the buffer is made again: a thread of the parent may have held its lock."""
+        if self._raw.kit.closed:
+            raise Closed(f"{self._raw.name}: the kit {self._raw.kit.reference} was closed")
+        if self._generation != forks.generation:
+            at = super().tell()
+            super().__init__(cast("io.RawIOBase", self._raw), BUFFER)
+            super().seek(at)
+            self._generation = forks.generation
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._ready()
+        return super().read(size)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        self._ready()
+        return super().read1(size)
+
+    def readinto(self, buffer: Any, /) -> int:
+        self._ready()
+        return super().readinto(buffer)
+
+    def readinto1(self, buffer: Any, /) -> int:
+        self._ready()
+        return super().readinto1(buffer)
+
+    def peek(self, size: int = 0, /) -> bytes:
+        self._ready()
+        return super().peek(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self._ready()
+        return super().readline(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._ready()
+        return super().seek(offset, whence)
+
+    def tell(self) -> int:
+        self._ready()
+        return super().tell()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KitFile, (self._raw.kit, self._raw.name, self._raw.size, self.tell())
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return self.__reduce__()
 
 
 def _info(node: Node) -> FileInfo:
@@ -213,7 +366,7 @@ def _info(node: Node) -> FileInfo:
 
 
 def open(  # noqa: A001 - as the issue has it: kitfs.open
-    reference: str, *, only: Sequence[str] = (), labels: Mapping[str, str] | None = None, **options: Any
+    reference: str, *, only: str | Sequence[str] = (), labels: Mapping[str, str] | None = None, **options: Any
 ) -> Kit:
     """The kit behind a reference, with the network it needs and no more: the manifest and the config.
 
@@ -221,17 +374,9 @@ def open(  # noqa: A001 - as the issue has it: kitfs.open
     ``labels`` choose one kit of an index.
     Raises NotFound, RegistryError, IntegrityError, ManifestError, KitfileError, StoreError, UsageError.
     """
-    settings = settled(options, READING)
-    named = parse_any(reference)
-    if isinstance(named, Reference):
-        named = named.or_latest()
-    with ExitStack() as stack:
-        host = stack.enter_context(_host(settings))
-        filters = [Filter.parse(text) for text in only]
-        opened = host.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])
-        stack.callback(opened.close)
-        tree = tree_of(opened, counters=host.client.counters, log=host.client.log)
-        return Kit(opened, tree, stack.pop_all())
+    recipe = Recipe(_text(_named(reference)), filters(only), dict(labels or {}), _portable(options), settled(options, READING))
+    session = Session(recipe)
+    return Kit(pinned(recipe, session.kit), session)
 
 
 def pack(
@@ -304,7 +449,7 @@ def unpack(
     reference: str,
     directory: Path = ".",
     *,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
     overwrite: bool = False,
     ignore_existing: bool = False,
@@ -319,17 +464,15 @@ def unpack(
     from kitfs.ops.unpack import unpack as write
 
     settings = settled(options, READING)
-    named = parse_any(reference)
-    if isinstance(named, Reference):
-        named = named.or_latest()
-    filters = [Filter.parse(text) for text in only]
-    with _host(settings) as host, closing(host.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])) as kit:
+    named = _named(reference)
+    chosen = [Filter.parse(text) for text in filters(only)]
+    with _host(settings) as host, closing(host.resolver.open(named, filters=chosen, labels=labels, remote=settings["remote"])) as kit:
         done = write(
             kit,
             os.fspath(directory),
             host.store,
             host.resolver,
-            filters=filters,
+            filters=chosen,
             overwrite=overwrite,
             ignore_existing=ignore_existing,
             remote=settings["remote"],
@@ -339,48 +482,29 @@ def unpack(
     return done.digest
 
 
-@contextmanager
 def mount(
-    reference: str, directory: Path, *, only: Sequence[str] = (), labels: Mapping[str, str] | None = None, **options: Any
-) -> Iterator[str]:
-    """A kit as a read-only directory for the time of the block; gives the directory's path. Its daemon is a process of its own.
+    reference: str, directory: Path, *, only: str | Sequence[str] = (), labels: Mapping[str, str] | None = None, **options: Any
+) -> Mount:
+    """Mount a kit as a read-only directory; its daemon is a process of its own. In a ``with`` it is unmounted at the end of the block.
 
     >>> with kitfs.mount("registry.example.com/team/llama:v1", "models") as models:
     ...     os.listdir(models)
+    >>> mounted = kitfs.mount("registry.example.com/team/llama:v1", "models")
+    >>> os.listdir(mounted.path)
+    >>> mounted.unmount()
 
-    Raises MountError where nothing can be mounted, and what ``open`` raises.
+    A directory where the same is mounted already is left as it is, also by the end of the block. Raises MountError where nothing can be
+    mounted, or something else is, and what ``open`` raises.
     """
     from kitfs.daemon.request import MountRequest
+    from kitfs.mounted import Mount, ask
 
     names = ("transport", "allow-other", "uid", "gid", "umask", "file-mode", "dir-mode", "log-level", "only", "label", *READING)
     chosen = tuple(f"{key}={value}" for key, value in (labels or {}).items())
-    settings = settled({"only": tuple(only), "label": chosen, **options}, names)
-    named = parse_any(reference)
-    if isinstance(named, LayoutReference):
-        text = f"{named.kind}:{os.path.abspath(named.path)}{str(named)[len(named.kind) + 1 + len(named.path) :]}"
-    else:
-        text = named.or_latest().display
-    request = MountRequest.of(text, os.fspath(directory), settings)
-    mounted = _daemon("mount", asdict(request))
-    try:
-        yield mounted["mountpoint"]
-    finally:
-        _daemon("umount", {"mountpoint": mounted["mountpoint"], "run_dir": request.run_dir})
-
-
-def _daemon(verb: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Ask a process of its own, for this one may have threads, and must not fork. Raises the error that it tells."""
-    from kitfs.daemon.life import rebuilt
-
-    command = [sys.executable, "-m", "kitfs.daemon", verb]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
-    try:
-        told: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        raise MountError(f"kitfs.daemon {verb} failed with {done.returncode}: {done.stderr.strip()[-500:]}")
-    if "error" in told:
-        raise rebuilt(told)
-    return told
+    settings = settled({"only": filters(only), "label": chosen, **options}, names)
+    request = MountRequest.of(_text(_named(reference)), os.fspath(directory), settings)
+    answer = ask("mount", asdict(request))
+    return Mount(answer["mountpoint"], request.run_dir, made=answer["made"])
 
 
 def settled(options: dict[str, Any], names: Sequence[str]) -> Settings:
@@ -409,16 +533,36 @@ def _texts(name: str, value: Any) -> Any:
 
 @contextmanager
 def _host(settings: Settings) -> Iterator[Host]:
-    known = {name: settings[name] for name in ("cache-size", "max-entries") if settings.takes(name)}
-    with open_host(
-        settings["cache-dir"],
-        client_options=ClientOptions(**settings.client_fields()),
-        kit_home=settings["config"],
-        counters=Counters(),
-        log=logging.getLogger("kitfs"),
-        **{name.replace("-", "_"): value for name, value in known.items()},
-    ) as host:
-        yield host
+    with ExitStack() as stack:
+        yield sessions.host_of(settings, stack)
+
+
+def _named(reference: str) -> Reference | LayoutReference:
+    """What a text names: latest without a tag, and a layout by its absolute path."""
+    named = parse_any(reference)
+    return named.or_latest() if isinstance(named, Reference) else replace(named, path=os.path.abspath(named.path))
+
+
+def _text(named: Reference | LayoutReference) -> str:
+    """What is named, as people write it."""
+    return named.display if isinstance(named, Reference) else str(named)
+
+
+def filters(only: str | Sequence[str]) -> tuple[str, ...]:
+    """kit's filters as they were given: one, or several."""
+    return (only,) if isinstance(only, str) else tuple(only)
+
+
+def _portable(options: dict[str, Any]) -> dict[str, Any]:
+    """Options for another process, which may work in another directory."""
+    paths = ("settings", "config", "cache-dir", "run-dir", "tls-cert", "cert", "key")
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [absolute(one) for one in value]
+        return value if value is None else os.path.abspath(os.path.expanduser(os.fspath(value)))
+
+    return {name: absolute(value) if name.replace("_", "-") in paths else value for name, value in options.items()}
 
 
 __all__ = ["FileInfo", "Kit", "Kitfile", "LayerInfo", "mount", "open", "pack", "pull", "push", "unpack"]

@@ -16,7 +16,7 @@ RANK = {
     "kit": 3,
     "ops": 4, "fuse": 4,
     "daemon": 5, "server": 5, "config": 5,
-    "session": 6, "sdk": 7, "fs": 8, "__init__": 9,
+    "session": 6, "mounted": 6, "sdk": 7, "fs": 8, "__init__": 9,
     "cli": 10, "__main__": 11,
 }
 # config is read by the CLI and the daemon only; __version__ comes from the package itself and is below everything.
