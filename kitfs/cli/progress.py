@@ -19,13 +19,11 @@ from kitfs.escaping import shown
 from kitfs.ops.events import Event, Moved, Noted, Saved, Total, Warned
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from kitfs.cli.bars import Bars
 
 FANCY_AFTER: Final = 1.0  # seconds of work before bars are drawn
 WAITING_EVERY: Final = 0.5  # seconds between two looks of a verb without bars
 PLAIN_EVERY: Final = 5.0  # seconds between two lines
-LABEL: Final = 40  # characters of a bar's name
-ALL: Final = "total"  # the name of the bar of everything
 
 
 class Reporter:
@@ -38,8 +36,7 @@ class Reporter:
         self._lock = threading.RLock()
         self._totals: dict[str, tuple[int, str]] = {}
         self._done: dict[str, int] = {}
-        self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._bars: Bars | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._began = time.monotonic()
@@ -96,11 +93,10 @@ class Reporter:
         if self._bars is None:
             write()
             return
-        self._bars.stop()
+        self._bars.pause()
         write()
         flush()
-        self._tasks.clear()
-        self._begin()  # others: the same ones, begun again, would erase the line as if it were their own
+        self._begin()
 
     def _show(self) -> None:
         """What the thread does: begin the bars, or say now and then how far it is."""
@@ -117,45 +113,24 @@ class Reporter:
                     say(f"kitfs: {human_size(done)} of {human_size(total)} ({done * 100 // total}%), {human_size(int(speed))}/s")
 
     def _begin(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from kitfs.cli.bars import Bars
 
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._bars.start()
+        self._bars = Bars() if self._bars is None else self._bars.resume()
         for name in self._totals:
             self._draw(name)
 
     def _draw(self, name: str) -> None:
-        """Bring one bar up to date, and that of everything; what has not begun has none yet, and bars of what is done go away."""
+        """Bring one bar up to date, and that of everything."""
         if self._bars is None or name not in self._totals:
             return
         total, label = self._totals[name]
-        self._bar(name, label, self._done[name], total)
-        if len(self._totals) > 1:
-            done = sum(self._done[one] for one in self._totals)
-            self._bar(ALL, ALL, done, sum(size for size, _ in self._totals.values()))
+        alone = len(self._totals) == 1
+        self._bars.draw(name, label, self._done[name], total, alone=alone)
+        if not alone:
+            from kitfs.cli.bars import ALL
 
-    def _bar(self, name: str, label: str, done: int, total: int) -> None:
-        assert self._bars is not None
-        if done >= total:
-            if name in self._tasks:
-                self._bars.remove_task(self._tasks.pop(name))
-            return
-        if name not in self._tasks:
-            if not done and name != ALL and len(self._totals) > 1:
-                return
-            self._tasks[name] = self._bars.add_task(shown(label)[-LABEL:], total=total)
-        self._bars.update(self._tasks[name], completed=done, total=total)
+            done = sum(self._done[one] for one in self._totals)
+            self._bars.draw(ALL, ALL, done, sum(size for size, _ in self._totals.values()), alone=True)
 
 
 def as_json(event: Event) -> dict[str, Any]:

@@ -33,7 +33,8 @@ DATASETS: Final = (Filter(("datasets",)),)
 @dataclass(slots=True)
 class Step:
     """One line of kit's output, and what is done for it. ``supply`` is None for the Kitfile and for headings; ``below`` is the directory
-    that its tree goes to; ``path`` as an entry has it; ``wanted`` what it writes, ``total`` bytes to fetch and to write, both settled later."""
+    that its tree goes to; ``path`` as an entry has it; ``wanted`` what it writes, ``total`` bytes to
+    fetch (to write, where nothing is to be fetched), both settled later; ``done`` those that were."""
 
     text: str
     supply: Supply | None = None
@@ -42,6 +43,7 @@ class Step:
     kitfile: bool = False
     wanted: list[Item] = field(default_factory=list)
     total: int = 0
+    done: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,7 @@ class _Run:
         self.at_once = at_once
         self.report = report
         self.stop = threading.Event()
+        self._lock = threading.Lock()
         self.supplied = [step for step in steps if step.supply is not None]
         self.numbers = {id(step): number for number, step in enumerate(self.supplied)}
         self.kept: set[str] = set()  # files that were there before and stay
@@ -126,7 +127,7 @@ class _Run:
 
         def read(step: Step) -> None:
             assert step.supply is not None
-            indexes[id(step)] = step.supply.index(lambda size: self.report(Moved(self._name(step), size)), self.stop, room)
+            indexes[id(step)] = step.supply.index(self._counting(step), self.stop, room)
 
         for step in self.supplied:
             assert step.supply is not None
@@ -243,7 +244,10 @@ class _Run:
                 self.place.make_directory(path)
         links = self._links()
         for step in self.supplied:
-            step.total += sum(item.member.size for item in self._to_write(step))
+            if not self._is_due(step):
+                step.total = step.done
+            elif not step.total:
+                step.total = sum(item.member.size for item in self._to_write(step))
             self.report(Total(self._name(step), step.total, step.path))
         self._all(self.steps, self._write_step, self._note)
         for item, first in links:
@@ -289,12 +293,28 @@ class _Run:
             data = self.kit.kitfile_bytes or b""
             with self._cloned() as place:
                 self._settle(place.write(KITFILE, 0o644, len(data), lambda fd: put(fd, data, 0)), place)
-        elif step.supply is not None and (not step.wanted or any(item.path not in self.done | self.kept for item in step.wanted)):
+        elif step.supply is not None and self._is_due(step):
             self._write_layer(step, step.supply, self._to_write(step))
+
+    def _is_due(self, step: Step) -> bool:
+        """Whether anything of a layer is still to be written; an empty layer is read all the same, to be verified."""
+        return not step.wanted or any(item.path not in self.done | self.kept for item in step.wanted)
+
+    def _counting(self, step: Step) -> Callable[[int], None]:
+        """Tells of bytes as they are fetched, or as they are written where nothing is: each byte once, so never more than the total."""
+
+        def moved(size: int) -> None:
+            with self._lock:
+                before = min(step.done, step.total)
+                step.done += size
+                told = min(step.done, step.total) - before
+            self.report(Moved(self._name(step), told))
+
+        return moved
 
     def _write_layer(self, step: Step, supply: Supply, items: Sequence[Item]) -> None:
         """The files of a layer. On a failure those that are not known to be right go away again."""
-        body = supply.body(lambda size: self.report(Moved(self._name(step), size)), self.stop)
+        body = supply.body(self._counting(step), self.stop)
         waiting: list[Written] = []
         with self._cloned() as place:
             try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kitfs.cli import output, progress
+from kitfs.cli import bars, output, progress
 from kitfs.cli.progress import Reporter
 from kitfs.oci.names import Digest
 from kitfs.ops.events import Event, Moved, Noted, Saved, Sent, Total, Warned
@@ -282,7 +282,7 @@ def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> 
             report(Moved("a", MiB))
             report(Moved("b", MiB // 2))
             drawn = screen.wait_for(lambda lines: len(lines) == 3 and any("1.5/6.0 MiB" in line for line in lines))
-            assert {line.split()[0] for line in drawn} == {"[red]\\x1b[2J.bin", "d.bin", "total"}
+            assert [line.split()[0] for line in drawn] == ["[red]\\x1b[2J.bin", "d.bin", "total"]
             assert "1.0/2.0 MiB" in next(line for line in drawn if "red" in line)
             report(Moved("b", 2 * MiB - MiB // 2))
             report(Noted("Pulling referenced image a.test/b:v1"))
@@ -291,6 +291,58 @@ def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> 
             report.say("Pulled it")
         terminal.flush()
     assert screen.end() == ["Pulling referenced image a.test/b:v1", "Pulled it"]
+
+
+@pytest.mark.parametrize("width", [30, 40, 59, 60, 80, 100, 200])
+def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """However narrow the terminal is: the name is cut from the left, and the size stays; the total is last, whatever began after it."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(progress, "FANCY_AFTER", 0.0)
+    with open(screen.slave, "w", closefd=False) as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Reporter("auto") as report:
+            names = [f"model/ordner-für-größe/model-{n:05}-of-00003.safetensors" for n in range(3)]
+            for name in names:
+                report(Total(name, 900 * MiB + 7, name))
+            for name in names[:2]:
+                report(Moved(name, 399 * MiB))
+            screen.wait_for(lambda lines: len(lines) == 3 and any("0.7/2.6 GiB" in line for line in lines))
+            report(Moved(names[2], 1023 * MiB // 2))
+            drawn = screen.wait_for(lambda lines: len(lines) == 4 and any("1.2/2.6 GiB" in line for line in lines))
+            assert [("399.0/900.0 MiB" in row, "511.5/900.0 MiB" in row) for row in drawn] == [(True, False)] * 2 + [(False, True), (False, False)]
+            assert drawn[-1].startswith("total ")
+            assert max(len(row) for row in drawn) <= width
+            assert all(("iB/s" in row or "0 B/s" in row) == (width >= 60) for row in drawn)
+    screen.end()
+
+
+def test_a_speed_is_that_of_the_last_seconds() -> None:
+    """What waits has none, and no time left that anybody could tell."""
+    now = [0.0]
+    speed = bars.Speed(0, lambda: now[0])
+    for second in range(1, 8):
+        now[0] = float(second)
+        speed.tell(second * MiB)
+    assert speed.now() == MiB
+    now[0] = 60.0
+    assert (speed.now(), bars.time_left(5 * MiB, speed.now()), bars.time_left(65 * MiB, MiB)) == (0.0, "-:--:--", "0:01:05")
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "words"),
+    [
+        (0, 0, "0/0 B"),
+        (12, 900, "12/900 B"),
+        (512, 1024, "0.5/1.0 KiB"),
+        ((1 << 20) - 1, 1 << 20, "0.9/1.0 MiB"),
+        (1, 5 << 60, "0.0/5120.0 PiB"),
+    ],
+)
+def test_sizes_are_in_one_unit(done: int, total: int, words: str) -> None:
+    """That of the total, and never rounded up."""
+    assert bars.sizes(done, total) == words
 
 
 class Terminal(io.StringIO):

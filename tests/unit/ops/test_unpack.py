@@ -206,6 +206,20 @@ def test_only_what_a_filter_selects_is_fetched(world: World) -> None:
     assert next(event.size for event in world.told if isinstance(event, Total)) == 1
 
 
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_each_byte_is_counted_once(world: World, compression: Any) -> None:
+    """As it comes from the registry, and as it is written where it is in the store already: totals are sizes that people know."""
+    data = os.urandom(200_000)
+    kit = build([part("model", "m", kit_tar({"m/w.bin": data}), compression=compression)])
+    reference = world.put(kit)
+    for size in (len(kit.blobs[kit.layers[0]]), len(data)):
+        world.told.clear()
+        world.unpack(reference, overwrite=True)
+        totals = {event.name: event.size for event in world.told if isinstance(event, Total)}
+        assert list(totals.values()) == [size]
+        assert sum(event.size for event in world.told if isinstance(event, Moved)) == size
+
+
 def test_a_filter_that_selects_nothing_is_told(world: World) -> None:
     """With kit it is silence and success."""
     world.unpack(world.put([model()]), "docs")

@@ -1,0 +1,156 @@
+"""The bars of a verb: one line for each thing on its way, and the total below them. Drawn by rich on stderr, imported when they are drawn.
+
+A line fits its terminal: the name is cut from the left first, then speed and time go. Sizes and speeds are in binary units, as ``ls -h``
+has them; speeds are those of the last seconds, so that what waits shows 0 B/s. Threading: ``draw`` under the caller's lock; rich draws on
+a thread of its own, which only reads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from kitfs.cli.output import human_size
+from kitfs.escaping import shown
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, Task, TaskID
+
+ALL: Final = "total"  # the name of the bar of everything
+LABEL: Final = 40  # columns of a name, at most
+BAR: Final = (8, 40)  # columns of a bar, at least and at most
+FIGURES: Final = 41  # columns of size, speed and time, with the gaps between all columns
+NARROW: Final = 60  # columns of a terminal on which there is only room for name, bar and size
+WINDOW: Final = 5.0  # seconds over which a speed is taken
+SAMPLE: Final = 0.1  # seconds between two samples
+UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+class Speed:
+    """Bytes a second in the last ``WINDOW`` seconds."""
+
+    def __init__(self, done: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._samples = deque([(clock(), done)], maxlen=int(WINDOW / SAMPLE))
+
+    def tell(self, done: int) -> None:
+        """So many bytes are done now."""
+        now = self._clock()
+        if len(self._samples) > 1 and now - self._samples[-2][0] < SAMPLE:
+            self._samples.pop()
+        self._samples.append((now, done))
+
+    def now(self) -> float:
+        """Bytes a second."""
+        now = self._clock()
+        samples = tuple(self._samples)
+        since = next((one for one in samples if one[0] >= now - WINDOW), None)
+        before = samples[-1] if since is None else since
+        return max(0, samples[-1][1] - before[1]) / max(SAMPLE, now - before[0]) if since is not None else 0.0
+
+
+class Bars:
+    """Bars until ``stop``. ``draw`` begins, moves and ends one."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, ProgressColumn
+        from rich.table import Column
+        from rich.text import Text
+
+        class Bottom(Progress):
+            """Progress with the bar of everything below the others."""
+
+            def make_tasks_table(self, tasks: Any) -> Any:
+                return super().make_tasks_table(sorted(tasks, key=lambda task: task.fields["name"] == ALL))
+
+        class Words(ProgressColumn):
+            """A column of text that never wraps."""
+
+            def __init__(self, words: Callable[[Task], str], width: int, *, right: bool = True) -> None:
+                justify: Any = "right" if right else "left"
+                super().__init__(table_column=Column(no_wrap=True, min_width=width, max_width=width, justify=justify))
+                self._words = words
+
+            def render(self, task: Task) -> Text:
+                """The text, as it is."""
+                return Text(self._words(task))
+
+        console = Console(stderr=True)
+        wide = console.width
+        figures = FIGURES if wide >= NARROW else 19
+        self._label = max(8, min(LABEL, wide - figures - BAR[0]))
+        bar = max(3, min(BAR[1], wide - figures - self._label))
+        columns: list[ProgressColumn] = [
+            Words(lambda task: task.description, self._label, right=False),
+            BarColumn(bar, table_column=Column(no_wrap=True, min_width=bar, max_width=bar)),
+            Words(lambda task: sizes(int(task.completed), int(task.total or 0)), 17),
+        ]
+        if wide >= NARROW:
+            columns.append(Words(lambda task: f"{human_size(int(task.fields['speed'].now()))}/s", 12))
+            columns.append(Words(lambda task: time_left(int((task.total or 0) - task.completed), task.fields["speed"].now()), 7))
+        self._progress: Progress = Bottom(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._tasks: dict[str, TaskID] = {}
+        self._speeds: dict[str, Speed] = {}
+        self._progress.start()
+
+    def draw(self, name: str, label: str, done: int, total: int, *, alone: bool) -> None:
+        """Bring a bar up to date. What has not begun has none yet unless it is ``alone``, and the bar of what is done goes away."""
+        if done >= total:
+            if name in self._tasks:
+                self._progress.remove_task(self._tasks.pop(name))
+            return
+        if name not in self._tasks:
+            if not done and name != ALL and not alone:
+                return
+            speed = self._speeds.setdefault(name, Speed(done))
+            self._tasks[name] = self._progress.add_task(shortened(shown(label), self._label), total=total, name=name, speed=speed)
+        self._speeds[name].tell(done)
+        self._progress.update(self._tasks[name], completed=done, total=total)
+
+    def pause(self) -> None:
+        """Take the bars away, so that a line can be written in their place."""
+        self._progress.stop()
+
+    def resume(self) -> Bars:
+        """Others: the same ones, begun again, would erase the line as if it were their own."""
+        again = Bars()
+        again._speeds = self._speeds
+        return again
+
+    def stop(self) -> None:
+        """Take the bars away for good."""
+        self._progress.stop()
+
+
+def shortened(text: str, width: int) -> str:
+    """The end of a name, which tells more of a path than its beginning, in ``width`` columns."""
+    from rich.cells import cell_len
+
+    if cell_len(text) <= width:
+        return text
+    while cell_len(text) > width - 1:
+        text = text[1:]
+    return f"…{text}"
+
+
+def sizes(done: int, total: int) -> str:
+    """``399.0/900.0 MiB``: both in the unit of the total, floored."""
+    power = 0
+    while total >> (10 * (power + 1)) and power < len(UNITS) - 1:
+        power += 1
+    if not power:
+        return f"{done}/{total} B"
+    unit = 1 << (10 * power)
+    return f"{done * 10 // unit / 10:.1f}/{total * 10 // unit / 10:.1f} {UNITS[power]}"
+
+
+def time_left(left: int, speed: float) -> str:
+    """``0:01:05``, and dashes when nobody can say or would wait so long."""
+    seconds = left / speed if speed > 0 else float("inf")
+    if seconds >= 100 * 3600:
+        return "-:--:--"
+    whole = int(seconds + 0.5)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
