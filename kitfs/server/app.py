@@ -31,6 +31,7 @@ from kitfs.oci.manifest import IMAGE_INDEX
 from kitfs.server import ranges
 from kitfs.server.answers import UNSUPPORTED, ApiError, of_error
 from kitfs.server.htpasswd import Htpasswd
+from kitfs.server.logins import Logins
 from kitfs.server.registry import MAX_MANIFEST, Page, Registry, checked, parsed, too_big
 from kitfs.store.ingest import Ingest
 
@@ -77,7 +78,7 @@ class App:
         self._registry = registry
         self._pool = pool
         self._log = log
-        self._htpasswd = htpasswd
+        self._logins = None if htpasswd is None else Logins(htpasswd, pool)
         self._read_only = read_only
         self._patience = patience
         self._uploads = Uploads()
@@ -141,7 +142,9 @@ class App:
             await asyncio.sleep(REST / 2)
 
     async def close(self) -> None:
-        """Let go of the uploads that are open."""
+        """Let go of the uploads that are open, and of logins that wait."""
+        if self._logins is not None:
+            self._logins.close()
         for ingest in self._uploads.taken():
             await self._run(ingest.close)
 
@@ -150,9 +153,10 @@ class App:
         return await settled(asyncio.get_running_loop().run_in_executor(self._pool, do, *args))
 
     async def _admitted(self, request: web.BaseRequest) -> str:
-        if self._htpasswd is None:
+        if self._logins is None:
             return "-"
-        user = await self._run(self._htpasswd.user, request.headers.get("Authorization", ""))
+        header = request.headers.get("Authorization", "")
+        user = await self._logins.user(header, peer=request.remote or "-", gone=lambda: request.transport is None)
         if user is None:
             challenge = {"WWW-Authenticate": 'Basic realm="kitfs"'}
             raise ApiError(401, "UNAUTHORIZED", "authentication required", headers=challenge)

@@ -1,8 +1,8 @@
 """Who may use the registry: HTTP Basic against an htpasswd file with bcrypt hashes, as CNCF distribution reads it.
 
 The file is read again when it changes; while it cannot be read, or has a wrong line, what it said before counts, which is logged once.
-bcrypt is slow by design, so what was right once is remembered, as a keyed hash, for as long as the file stays the same. Threading: any
-thread.
+bcrypt is slow by design, so what was right once is remembered, as a keyed hash, for as long as the file has the same hash for that user.
+What is wrong takes the same time for every name, known or not: that of the file's most costly hash. Threading: any thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import threading
-from typing import Final
+from typing import Final, NamedTuple
 
 import bcrypt
 
@@ -23,7 +23,15 @@ from kitfs.errors import UsageError
 
 MAX_PASSWORD: Final = 72  # bytes that bcrypt looks at; newer ones refuse more
 MAX_REMEMBERED: Final = 1000
+DECOY: Final = b"$2b$%02d$abcdefghijklmnopqrstuuEe6YbDLLbgOvcJNHMVIFJIN8KGCQXPG"  # a hash at any cost, for time and not for an answer
 HASH: Final = re.compile(r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
+
+
+class Login(NamedTuple):
+    """What somebody says who he is."""
+
+    user: str
+    password: str
 
 
 class Htpasswd:
@@ -37,7 +45,7 @@ class Htpasswd:
         self._key = os.urandom(32)
         self._stamp: tuple[int, int, int] | None = None
         self._users: dict[str, bytes] = {}
-        self._right: set[bytes] = set()
+        self._right: dict[bytes, tuple[str, bytes]] = {}  # a keyed hash of user and password -> the user and the file's hash
         self._refresh()
 
     def _refresh(self) -> None:
@@ -60,17 +68,25 @@ class Htpasswd:
                 raise UsageError(f"--htpasswd: {self._path}: line {number} is no user with a bcrypt hash (make it with htpasswd -B)")
             users[user] = hashed.encode()
         with self._lock:
-            self._users, self._stamp, self._right, self._said = users, stamp, set(), ""
+            self._users, self._stamp, self._said = users, stamp, ""
+            self._right = {seal: (user, hashed) for seal, (user, hashed) in self._right.items() if users.get(user) == hashed}
 
     def user(self, authorization: str) -> str | None:
         """The user whom an Authorization header proves, None when it proves nobody."""
+        login = self.login(authorization)
+        return login.user if login is not None and (self.remembered(login) or self.check(login)) else None
+
+    def login(self, authorization: str) -> Login | None:
+        """The user and password in an Authorization header, None when there are none."""
         scheme, _, encoded = authorization.partition(" ")
         try:
             user, found, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except (binascii.Error, ValueError):
             return None
-        if scheme.lower() != "basic" or not found:
-            return None
+        return Login(user, password) if scheme.lower() == "basic" and found else None
+
+    def remembered(self, login: Login) -> bool:
+        """Whether a login was right before, by the file as it is now; quick, and False says nothing."""
         try:
             self._refresh()
         except UsageError as e:
@@ -79,21 +95,32 @@ class Htpasswd:
                 told, self._said = "" if told == self._said else told, told
             if told:
                 self._log.warning("%s; what it said before counts", told)
+        return self._seal(login) in self._right
+
+    def check(self, login: Login) -> bool:
+        """Whether a login is right. Slow; as slow for a name that does not exist as for one that does."""
         users = self._users
-        hashed = users.get(user)
-        seal = hmac.digest(self._key, f"{user}:{password}".encode(), hashlib.sha256)
-        if hashed is not None and seal in self._right:
-            return user
+        hashed = users.get(login.user)
+        password = login.password.encode()[:MAX_PASSWORD]
+        most = max((_cost(h) for h in users.values()), default=0)
         try:
-            decoy = next(iter(users.values()), b"")  # so that unknown users take as long as known ones
-            right = bcrypt.checkpw(password.encode()[:MAX_PASSWORD], hashed or decoy)
+            if not users or not bcrypt.checkpw(password, hashed or DECOY % most) or hashed is None:
+                for cost in range(_cost(hashed) if hashed else most, most):
+                    bcrypt.checkpw(password, DECOY % cost)  # 2**c + 2**(c+1) + … + 2**(m-1) rounds are what 2**m have more than 2**c
+                return False
         except ValueError:
-            return None
-        if not right or hashed is None:
-            return None
+            return False
         with self._lock:
             if len(self._right) >= MAX_REMEMBERED:
                 self._right.clear()
-            if self._users.get(user) == hashed:
-                self._right.add(seal)
-        return user
+            if self._users.get(login.user) == hashed:
+                self._right[self._seal(login)] = (login.user, hashed)
+        return True
+
+    def _seal(self, login: Login) -> bytes:
+        return hmac.digest(self._key, f"{login.user}:{login.password}".encode(), hashlib.sha256)
+
+
+def _cost(hashed: bytes) -> int:
+    """The binary logarithm of a hash's rounds."""
+    return int(hashed[4:6])

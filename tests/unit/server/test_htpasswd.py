@@ -181,3 +181,33 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
     assert told(tmp_path / "none") == f"--htpasswd: cannot read {tmp_path}/none: No such file or directory"
     assert told(tmp_path) == f"--htpasswd: cannot read {tmp_path}: Is a directory"
     assert told(tmp_path / "binary") == f"--htpasswd: cannot read {tmp_path}/binary: not UTF-8"
+
+
+def test_a_wrong_login_costs_the_same_rounds_for_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bcrypt does as many rounds for a name that does not exist as for one with a cheap hash and one with a costly one."""
+    path = tmp_path / "htpasswd"
+    path.write_text(f"cheap:{ANN}\ncostly:{bcrypt.hashpw(b'secret', bcrypt.gensalt(7)).decode()}\n")
+    users = Htpasswd(str(path), log=LOG)
+    rounds: list[int] = []
+    check = bcrypt.checkpw
+
+    def checkpw(password: bytes, hashed: bytes) -> bool:
+        rounds.append(1 << int(hashed[4:6]))
+        return check(password, hashed)
+
+    monkeypatch.setattr(bcrypt, "checkpw", checkpw)
+    found = []
+    for name in ("cheap", "costly", "nobody"):
+        rounds.clear()
+        assert users.user(basic(name, "wrong")) is None
+        found.append(sum(rounds))
+    assert found == [1 << 7] * 3
+
+
+def test_users_that_did_not_change_stay_known_when_the_file_does(file: Path, asked: list[bytes]) -> None:
+    """Adding a user to the file makes nobody else's login slow again."""
+    users = Htpasswd(str(file), log=LOG)
+    assert users.user(basic("ann", "secret")) == "ann"
+    replaced(file, file.read_text() + f"new:{ANN}\n")
+    assert users.user(basic("ann", "secret")) == "ann"
+    assert asked == [b"secret"]

@@ -1,0 +1,134 @@
+"""Who logs in, and in which order: bcrypt costs a core's time for every password that is not known yet, right or wrong.
+
+Passwords are checked on threads of their own, few and of low priority, so that guessing slows down no pull and no push. A login that was
+right once is remembered (``htpasswd``) and does not come here. Those that wait are taken in the order of, first, how often the same name
+has failed from the same address lately, and second, how many others wait from that address: somebody who guesses waits behind those
+who do not. Names that exist and names that do not are treated alike, so that no wait tells which exist. Used on the loop's thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import heapq
+import os
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from kitfs.server.answers import ApiError
+from kitfs.server.htpasswd import Htpasswd, Login
+
+PATIENCE: Final = 60.0  # seconds that a login waits for its turn
+MAX_FAILURES: Final = 16  # beyond which one more makes no difference
+MAX_FAILED: Final = 10_000  # names at addresses whose failures are kept
+FORGIVEN: Final = 600.0  # seconds after which a failure counts no more
+NICE: Final = 10  # of the threads that check passwords (setpriority(2))
+
+
+@dataclass(order=True, slots=True)
+class _Waiting:
+    """A login in the queue; the first three decide."""
+
+    failures: int
+    others: int
+    number: int
+    peer: str = field(compare=False)
+    login: Login = field(compare=False)
+    gone: Callable[[], bool] = field(compare=False)
+    right: asyncio.Future[bool] = field(compare=False)
+
+
+class Logins:
+    """The logins of ``users``; what is remembered is looked up on ``pool``. ``threads`` None: one for every four cores."""
+
+    def __init__(self, users: Htpasswd, pool: Executor, *, threads: int | None = None, patience: float = PATIENCE) -> None:
+        self._users = users
+        self._pool = pool
+        self._patience = patience
+        self._free = max(1, (os.cpu_count() or 1) // 4) if threads is None else threads
+        self._checkers = ThreadPoolExecutor(self._free, thread_name_prefix="kitfs-logins", initializer=_yield_to_others)
+        self._queue: list[_Waiting] = []
+        self._from: Counter[str] = Counter()
+        self._failed: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
+        self._number = 0
+
+    async def user(self, authorization: str, *, peer: str, gone: Callable[[], bool]) -> str | None:
+        """The user whom an Authorization header proves, None when it proves nobody.
+
+        ``peer`` is the address that it came from; once ``gone`` says that nobody waits for the answer, no time is spent on it. Raises
+        ApiError when too many others wait.
+        """
+        login = self._users.login(authorization)
+        if login is None:
+            return None
+        loop = asyncio.get_running_loop()
+        if await loop.run_in_executor(self._pool, self._users.remembered, login):
+            return login.user
+        self._number += 1
+        waiting = _Waiting(self._failures(peer, login.user), self._from[peer], self._number, peer, login, gone, loop.create_future())
+        self._from[peer] += 1
+        heapq.heappush(self._queue, waiting)
+        self._next()
+        try:
+            async with asyncio.timeout(self._patience):
+                right = await waiting.right
+        except TimeoutError:
+            raise ApiError(429, "TOOMANYREQUESTS", "too many logins wait to be checked; try again later", headers={"Retry-After": "5"})
+        return login.user if right else None
+
+    def close(self) -> None:
+        """End the threads; logins that still wait are not checked."""
+        self._queue.clear()
+        self._checkers.shutdown(wait=False, cancel_futures=True)
+
+    def _next(self) -> None:
+        """Give free threads their next logins."""
+        while self._free and self._queue:
+            waiting = heapq.heappop(self._queue)
+            self._from[waiting.peer] -= 1
+            if not self._from[waiting.peer]:
+                del self._from[waiting.peer]
+            if waiting.right.done():
+                continue
+            if waiting.gone():
+                waiting.right.set_exception(ConnectionResetError("the client went away"))
+                continue
+            self._free -= 1
+            check = asyncio.get_running_loop().run_in_executor(self._checkers, self._users.check, waiting.login)
+            check.add_done_callback(functools.partial(self._checked, waiting))
+
+    def _checked(self, waiting: _Waiting, done: asyncio.Future[bool]) -> None:
+        self._free += 1
+        key = waiting.peer, waiting.login.user
+        if done.cancelled():
+            waiting.right.cancel()
+        elif (error := done.exception()) is not None:
+            if not waiting.right.done():
+                waiting.right.set_exception(error)
+        else:
+            if done.result():
+                self._failed.pop(key, None)
+            else:
+                self._failed[key] = (min(self._failures(*key) + 1, MAX_FAILURES), time.monotonic())
+                self._failed.move_to_end(key)
+                if len(self._failed) > MAX_FAILED:
+                    self._failed.popitem(last=False)
+            if not waiting.right.done():
+                waiting.right.set_result(done.result())
+        self._next()
+
+    def _failures(self, peer: str, user: str) -> int:
+        times, last = self._failed.get((peer, user), (0, 0.0))
+        return times if time.monotonic() - last < FORGIVEN else 0
+
+
+def _yield_to_others() -> None:
+    """Lower the priority of this thread; on Linux a thread has one of its own."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
