@@ -72,6 +72,18 @@ def seconds(text: str) -> float:
     return value
 
 
+DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(s|m|h|d|)", re.IGNORECASE)
+UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def duration(text: str) -> float:
+    """Seconds of ``24h``, ``90m``, ``7d``, ``30s`` or a number of seconds; 0 is one."""
+    match = DURATION.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a duration (write 24h, 90m, 7d or a number of seconds)")
+    return float(match[1]) * UNITS[match[2].lower()]
+
+
 def natural(text: str) -> int:
     """A whole number from 0 up."""
     if not re.fullmatch(r"\d{1,18}", text.strip()):
@@ -259,6 +271,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("serve-key", path, "Key of that certificate.", metavar="FILE", is_file=True, spelled="tls-key"),
         Option("htpasswd", path, "Admit the users of this htpasswd file only (bcrypt).", metavar="FILE", is_file=True),
         Option("read-only", boolean, "Take nothing, delete nothing.", default="false", flag=True),
+        Option("min-age", duration, "Keep unused blobs that were pushed or asked for within this time.", default="24h", metavar="TIME"),
         Option("lazy", boolean, "Detach now, also when something still uses the mount.", default="false", flag=True),
         Option("all", boolean, "Every mount of this store.", default="false", flag=True),
         Option("json", boolean, "Print JSON for programs.", default="false", flag=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -26,6 +27,15 @@ class ApiError(Exception):
         """The JSON of distribution-spec, "Error Codes"."""
         error = {"code": self.code, "message": self.message} | ({} if self.detail is None else {"detail": self.detail})
         return json.dumps({"errors": [error]}).encode()
+
+
+def out_of_descriptors(error: BaseException | None) -> bool:
+    """Whether an error is, or came of, a file that could not be opened because too many are open: nothing else is wrong then."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def unknown_blob(digest: str) -> ApiError:

@@ -29,7 +29,7 @@ from kitfs import __version__, escaping
 from kitfs.errors import KitfsError, StoreFull
 from kitfs.oci.manifest import IMAGE_INDEX
 from kitfs.server import ranges
-from kitfs.server.answers import UNSUPPORTED, ApiError, of_error
+from kitfs.server.answers import UNSUPPORTED, ApiError, of_error, out_of_descriptors
 from kitfs.server.htpasswd import Htpasswd
 from kitfs.server.logins import Logins
 from kitfs.server.registry import MAX_MANIFEST, Page, Registry, checked, parsed, too_big
@@ -63,7 +63,10 @@ Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.StreamResponse]]
 
 
 class App:
-    """A handler for aiohttp's low-level server. ``patience`` in seconds: without a byte for so long a body, either way, is given up."""
+    """A handler for aiohttp's low-level server. ``patience`` in seconds: without a byte for so long a body, either way, is given up.
+
+    ``uploads`` are kept open between two chunks at most.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class App:
         htpasswd: Htpasswd | None = None,
         read_only: bool = False,
         patience: float = PATIENCE,
+        uploads: int = MAX_OPEN,
     ) -> None:
         self._registry = registry
         self._pool = pool
@@ -81,7 +85,7 @@ class App:
         self._logins = None if htpasswd is None else Logins(htpasswd, pool)
         self._read_only = read_only
         self._patience = patience
-        self._uploads = Uploads()
+        self._uploads = Uploads(uploads)
         self._running = 0
         self._handlers: Mapping[str, Mapping[str, Handler]] = {
             "base": {"GET": self._base},
@@ -127,6 +131,8 @@ class App:
         """The answer to what could not be done. What is the registry's own fault is told to its log; a bug is one traceback there."""
         if isinstance(error, RequestPayloadError):
             error = ApiError(400, "UNKNOWN", "the body is broken: its chunks are not as HTTP has them")
+        elif out_of_descriptors(error):
+            error = ApiError(503, "UNAVAILABLE", "this registry has too many files open; try again", headers={"Retry-After": "1"})
         elif isinstance(error, KitfsError):
             told, error = error, of_error(error)
             if error.status >= 500:
@@ -437,7 +443,8 @@ class Turn:
 class Uploads:
     """Which uploads this process works on: one request at a time, the latest first. Used on the loop's thread only."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._open: dict[str, Ingest] = {}
         self._queues: dict[str, Queue] = {}
 
@@ -481,7 +488,7 @@ class Uploads:
         if ingest.ended:
             return []
         self._open[ingest.name] = ingest
-        surplus = list(self._open)[: max(0, len(self._open) - MAX_OPEN)]
+        surplus = list(self._open)[: max(0, len(self._open) - self._most)]
         return [self._open.pop(name) for name in surplus]
 
     def taken(self) -> list[Ingest]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import resource
@@ -23,6 +24,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from kitfs.errors import UsageError
 from kitfs.metrics import Counters
 from kitfs.server.app import App, shown
+from kitfs.server.connections import Acceptor, Connections, budget
+from kitfs.server.garbage import MIN_AGE
 from kitfs.server.htpasswd import Htpasswd
 from kitfs.server.registry import Registry
 from kitfs.store.ingest import NO_ROOM
@@ -50,6 +53,26 @@ class ServeRequest:
     tls_key: str | None = None
     htpasswd: str | None = None
     read_only: bool = False
+    min_age: float = MIN_AGE  # seconds for which the blobs of removed kits stay
+
+
+def exposed(host: str, port: int, *, tls: bool, users: bool, read_only: bool) -> list[str]:
+    """What is risky about listening on an address, one line for each, with its remedy; nothing on loopback. ``host`` is numeric."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    if (mapped or address).is_loopback:
+        return []
+    lines = []
+    if not users:
+        may = "pull everything" if read_only else "pull, replace and delete everything"
+        lines.append(f"anybody who reaches {host} port {port} may {may}: admit users with --htpasswd, or listen on 127.0.0.1")
+    if not tls:
+        sent = "passwords and what is pulled and pushed" if users else "what is pulled and pushed"
+        lines.append(
+            f"without TLS {sent} can be read and changed on the way to {host} port {port}: give --tls-cert and --tls-key, or listen on "
+            "127.0.0.1 behind a proxy that speaks TLS"
+        )
+    return lines
 
 
 def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], None]) -> None:
@@ -65,8 +88,11 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
         store = _opened(request, log)
         stack.callback(store.close)
         pool = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="kitfs-serve"))
-        app = App(Registry(store), pool, log=log, htpasswd=users, read_only=request.read_only)
+        registry = Registry(store, log=log, min_age=request.min_age)
+        app = App(registry, pool, log=log, htpasswd=users, read_only=request.read_only, uploads=budget().uploads)
         host, port = listening.getsockname()[:2]
+        for line in exposed(host, port, tls=context is not None, users=users is not None, read_only=request.read_only):
+            log.warning("%s", line)
         url = f"{'http' if context is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
         asyncio.run(_serve(app, listening, context, lambda: ready(url), log))
 
@@ -77,11 +103,11 @@ def _opened(request: ServeRequest, log: logging.Logger) -> Store:
     return Store.open(request.root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=despite)
 
 
-def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> web.Server:
+def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> Connections:
     """What speaks HTTP for an App; to be made on the loop's thread. ``idle``: see IDLE."""
     errors = log.getChild("http")
     errors.addFilter(_in_one_line)
-    return web.Server(
+    return Connections(
         app,
         keepalive_timeout=idle,
         max_line_size=MAX_HEADER,
@@ -122,14 +148,15 @@ async def _serve(app: App, listening: socket.socket, context: ssl.SSLContext | N
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    runner = web.ServerRunner(http(app, log=log), handle_signals=False, shutdown_timeout=CUT)
+    connections = http(app, log=log)
+    runner = web.ServerRunner(connections, handle_signals=False, shutdown_timeout=CUT)
     await runner.setup()
+    acceptor = Acceptor(connections, listening, most=budget().connections, log=log, context=context)
     try:
-        site = web.SockSite(runner, listening, ssl_context=context, backlog=BACKLOG)
-        await site.start()
+        acceptor.start()
         ready()
         await stop.wait()
-        await site.stop()
+        acceptor.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 await app.rested()

@@ -1,0 +1,178 @@
+"""The connections of the server: accepted while descriptors last, and shed, the longest idle first, when they do not.
+
+asyncio's own way at the limit of descriptors is a traceback for each connection that waits, hundreds a second. Here a number of
+connections is kept free for what requests open (``most``), and the process never comes to its limit by connections alone. At that number
+a connection that has been idle for ``SPARED`` seconds makes place for a new one; when there is none, new ones wait in the kernel's queue.
+When the system itself has no descriptor left, the same happens. The log has one line about it per ``SAID_EVERY`` seconds.
+
+Used on the loop's thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+import ssl
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from aiohttp import web
+
+from kitfs.server.app import MAX_OPEN
+
+SPARED: Final = 1.0  # seconds within which an idle connection may still say what it wants
+PAUSE: Final = 0.1  # seconds until connections are accepted again
+BATCH: Final = 16  # connections accepted before other work has its turn
+SAID_EVERY: Final = 60.0
+RESERVED: Final = 64  # descriptors for the server itself and the threads of its pool
+FEWEST: Final = 8
+SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Budget(NamedTuple):
+    """How many connections may be open, and how many uploads between two chunks."""
+
+    connections: int
+    uploads: int
+
+
+def budget(limit: int | None = None) -> Budget:
+    """What a limit of descriptors (None: this process's) is enough for, at two descriptors each."""
+    if limit is None:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit == resource.RLIM_INFINITY:
+            limit = 1 << 20
+    uploads = min(MAX_OPEN, limit // 16)
+    return Budget(max(FEWEST, (limit - RESERVED) // 2 - uploads), uploads)
+
+
+class Connections(web.Server):
+    """What makes a protocol for each connection, and knows which of them are idle."""
+
+    def __init__(self, handler: Any, **options: Any) -> None:
+        super().__init__(self._handle, **options)
+        self._answer = handler
+        self._since: OrderedDict[asyncio.BaseTransport, float] = OrderedDict()  # idle connections: since when, the longest first
+        self._busy: set[asyncio.BaseTransport] = set()
+        self._transports: dict[web.RequestHandler, asyncio.BaseTransport] = {}
+
+    def __len__(self) -> int:
+        return len(self._since) + len(self._busy)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """A connection is there; it is idle until its first request."""
+        super().connection_made(handler, transport)
+        self._transports[handler] = transport
+        self._since[transport] = time.monotonic()
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """A connection has ended."""
+        super().connection_lost(handler, exc)
+        transport = self._transports.pop(handler, None)
+        if transport is not None:
+            self._since.pop(transport, None)
+            self._busy.discard(transport)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        with self._busy_with(request):
+            response: web.StreamResponse = await self._answer(request)
+            return response
+
+    @contextlib.contextmanager
+    def _busy_with(self, request: web.BaseRequest) -> Iterator[None]:
+        transport = request.transport
+        if transport is None or self._since.pop(transport, None) is None:
+            yield
+            return
+        self._busy.add(transport)
+        try:
+            yield
+        finally:
+            if transport in self._busy:
+                self._busy.discard(transport)
+                self._since[transport] = time.monotonic()
+
+    def shed(self) -> bool:
+        """End the connection that has been idle longest; False when none has been for ``SPARED`` seconds."""
+        transport, since = next(iter(self._since.items()), (None, 0.0))
+        if transport is None or time.monotonic() - since < SPARED:
+            return False
+        del self._since[transport]
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.abort()
+        return True
+
+
+class Acceptor:
+    """Accepts on ``listening`` for ``connections``, ``most`` at once, from ``start`` to ``stop``."""
+
+    def __init__(
+        self, connections: Connections, listening: socket.socket, *, most: int, log: logging.Logger, context: ssl.SSLContext | None = None
+    ) -> None:
+        self._connections = connections
+        self._listening = listening
+        self._most = most
+        self._log = log
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._resume: asyncio.TimerHandle | None = None
+        self._said = -SAID_EVERY
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._resume = None
+        self._loop.add_reader(self._listening, self._accept)
+
+    def stop(self) -> None:
+        """Accept no more, and close the listening socket. Connections stay."""
+        if self._resume is not None:
+            self._resume.cancel()
+        self._loop.remove_reader(self._listening)
+        self._listening.close()
+        for task in self._opening:
+            task.cancel()
+
+    def _accept(self) -> None:
+        for _ in range(BATCH):
+            if len(self._connections) + len(self._opening) >= self._most and not self._connections.shed():
+                self._pause()
+                return
+            try:
+                accepted, _address = self._listening.accept()
+            except OSError as e:
+                if e.errno in SHORTAGE:
+                    self._connections.shed()
+                    self._pause()
+                return  # else nobody waits any more
+            accepted.setblocking(False)
+            task = self._loop.create_task(self._open(accepted))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    def _pause(self) -> None:
+        """Leave those who wait in the kernel's queue for a moment."""
+        now = time.monotonic()
+        if now - self._said >= SAID_EVERY:
+            self._said = now
+            self._log.warning(
+                "%d connections are open, and no descriptors are left for more: new ones wait (raise the limit: ulimit -n, LimitNOFILE=)",
+                len(self._connections),
+            )
+        self._loop.remove_reader(self._listening)
+        self._resume = self._loop.call_later(PAUSE, self.start)
+
+    async def _open(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._connections, accepted, ssl=self._context)
+        except OSError:  # a handshake that came to nothing is no news
+            accepted.close()
+        except BaseException:
+            accepted.close()
+            raise
