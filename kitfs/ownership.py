@@ -211,6 +211,15 @@ def open_below(directory: str, name: str) -> int:
         os.close(at)
 
 
+def refuse_links(directory: str, path: str) -> None:
+    """Raise Unsafe when a directory below ``directory`` on the way to ``path``, itself included, is a symbolic link; whoever owns it."""
+    at = directory
+    for part in os.path.relpath(path, directory).split(os.sep):
+        at = os.path.join(at, part)
+        if os.path.islink(at):
+            raise Unsafe(f"{part} is a symbolic link, and none is followed there")
+
+
 def _open_regular(path: str, flags: int, name: str, *, dir_fd: int | None = None, follow: bool = False) -> int:
     """Open a regular file without waiting for anybody; nothing is truncated."""
     flags = flags & ~os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)

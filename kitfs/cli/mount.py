@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -257,10 +256,11 @@ def logs(settings: Settings, directory: str) -> None:
 
     run = RunDir(settings["run-dir"])
     mountpoint = canonical(directory)
-    path = Path(run.file(mountpoint, "log"))
-    if not path.exists():
+    try:
+        log = run.open_log(mountpoint)
+    except FileNotFoundError:
         raise NotFound(f"there is no log of a mount at {mountpoint}")
-    with path.open(encoding="utf-8", errors="replace") as log:
+    with log:
         while True:
             alive = run.alive(mountpoint)
             for line in log:

@@ -14,7 +14,6 @@ import errno
 import fcntl
 import json
 import logging
-import logging.handlers
 import os
 import resource
 import signal
@@ -28,6 +27,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from kitfs import errors
+from kitfs.daemon.logs import LogFile
 from kitfs.daemon.presence import is_at
 from kitfs.daemon.record import Record, RunDir, listen
 from kitfs.daemon.request import MountRequest, terms_of
@@ -492,7 +492,7 @@ def _logging(path: str, level: str, last_error: logging.Handler, stderr: bool) -
     log = logging.getLogger("kitfs")
     log.setLevel(level.upper())
     log.propagate = False
-    file = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1)
+    file = LogFile(path, maxBytes=LOG_BYTES, backupCount=1)
     handlers: list[logging.Handler] = [file, last_error]
     if stderr:
         handlers.append(logging.StreamHandler())

@@ -8,6 +8,9 @@
               <id>.<nonce>.json, .lock, .sock   of a daemon that serves files which are still open, while its mount point is free or
                           used by another mount (``displace``)
 
+The directory and its files belong to its user alone (``ownership``): what another user owns, or may write, is refused. In an empty
+directory that others share, all of it is in a subdirectory.
+
 ``<id>`` is made from the mount point, so that the socket's path stays short and names of any kind are safe. Nothing here outlives a
 reboot, and nothing here is needed to serve a read. Files of one mount are renamed and removed, and its lock is taken, under a flock on
 the directory itself (``_door``), which nobody holds for longer than that takes. Threading: no shared state.
@@ -27,9 +30,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from kitfs.errors import MountError
+from kitfs.ownership import Unsafe, open_file, own_directory
 
 DOOR_PATIENCE: Final = 10.0  # seconds
 LONGEST_SOCKET = 107  # bytes of sun_path, less its NUL (unix(7))
@@ -55,17 +59,18 @@ class Record:
 
 
 class RunDir:
-    """The run-time directory at ``path``; made 0700 when missing. Raises MountError when it is somebody else's or cannot be made."""
+    """The run-time directory at ``path``, made 0700 when missing, or kitfs's own part of it (``ownership.own_directory``).
+
+    Raises MountError when it, or a file in it, belongs to another user or can be written by others, and when it cannot be made.
+    """
 
     def __init__(self, path: str) -> None:
-        self.path = path
         try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-            info = os.lstat(path)
+            self.path = own_directory(path)
+        except Unsafe as e:
+            raise MountError(f"run-time directory {path} cannot be used: {e.strerror}; choose another with --run-dir")
         except OSError as e:
             raise MountError(f"run-time directory {path} cannot be made: {e.strerror}; choose another with --run-dir", errno=e.errno or 5)
-        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
-            raise MountError(f"run-time directory {path} must be a directory of your own that only you may write; choose another with --run-dir")
 
     def file(self, mountpoint: str, suffix: str, nonce: str = "") -> str:
         """Path of a mount's file of one kind; with a ``nonce``, of one that was displaced."""
@@ -90,8 +95,14 @@ class RunDir:
         """Publish a record by rename: a reader sees all of it or none."""
         target = self.file(record.mountpoint, "json")
         temporary = f"{target}.{os.getpid()}"
-        Path(temporary).write_text(json.dumps(asdict(record)))
+        with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as f:
+            json.dump(asdict(record), f)
         os.replace(temporary, target)
+
+    def open_log(self, mountpoint: str) -> TextIO:
+        """Open a mount's log for reading. Raises FileNotFoundError when there is none, MountError for one of another user."""
+        with _refused(path := self.file(mountpoint, "log")):
+            return open(open_file(path), encoding="utf-8", errors="replace")
 
     def forget(self, gone: Record | str) -> None:
         """Remove the files of a daemon, or record and socket of a mount point, whoever's they are; the log is for people.
@@ -142,7 +153,8 @@ class RunDir:
         fd = -1
         try:
             with self._door():
-                fd = os.open(self.file(mountpoint, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                with _refused(path := self.file(mountpoint, "lock")):
+                    fd = open_file(path, os.O_RDWR | os.O_CREAT)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     nonce = os.urandom(8).hex()
@@ -159,7 +171,8 @@ class RunDir:
         """Whether the daemon of a record runs, or any daemon that holds the lock of a mount point."""
         path = self.file(daemon, "lock") if isinstance(daemon, str) else self.file_of(daemon, "lock")
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with _refused(path):
+                fd = open_file(path)
         except FileNotFoundError:
             return False
         try:
@@ -186,9 +199,19 @@ def _aside(record: Record) -> str:
     return record.nonce or "old"
 
 
+@contextmanager
+def _refused(path: str) -> Iterator[None]:
+    """Turn Unsafe into a MountError that says what to do."""
+    try:
+        yield
+    except Unsafe as e:
+        raise MountError(f"{path} cannot be used: {e.strerror}; remove it, or choose another directory with --run-dir")
+
+
 def _read(path: str) -> Record | None:
     try:
-        loaded = json.loads(Path(path).read_bytes())
+        with _refused(path), open(open_file(path), "rb") as f:
+            loaded = json.load(f)
         later = {name: loaded[name] for name in ("labels", "terms", "dev", "number", "nonce") if name in loaded}  # since an older kitfs
         return Record(**{f.name: loaded[f.name] for f in fields(Record) if f.default is MISSING and f.default_factory is MISSING}, **later)
     except (OSError, ValueError, KeyError, TypeError):
@@ -213,6 +236,7 @@ def listen(path: str) -> socket.socket:
     Path(path).unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        os.fchmod(server.fileno(), 0o600)  # what Linux makes the name with, less the umask: nobody gets in before the line below
         with _reachable(path) as name:
             server.bind(name)
         os.chmod(path, 0o600)
@@ -224,7 +248,13 @@ def listen(path: str) -> socket.socket:
 
 
 def ask(path: str, *, timeout: float = 5.0) -> Any:
-    """What the daemon behind a socket says of itself. Raises OSError or ValueError when it does not answer in ``timeout`` seconds."""
+    """What the daemon behind a socket says of itself.
+
+    Raises OSError or ValueError when it does not answer in ``timeout`` seconds, MountError when another user has put the socket there.
+    """
+    info = os.lstat(path)
+    if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
+        raise MountError(f"{path} is not a socket of a daemon of yours; remove it, or choose another directory with --run-dir")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout)
         with _reachable(path) as name:

@@ -26,6 +26,7 @@ from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Manifest
 from kitfs.oci.names import Digest, LayoutReference
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total
 from kitfs.ops.transfer import label
+from kitfs.ownership import Unsafe, open_below, refuse_links
 from kitfs.registry.layout import MAX_INDEX, REF_NAME
 from kitfs.store.refs import fsync_directory
 from kitfs.store.source import Source
@@ -165,8 +166,11 @@ def _add(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor],
 
 def _known_index(path: str) -> dict[str, Any]:
     name = os.path.join(path, "index.json")
-    with open(name, "rb") as f:
-        data = f.read(MAX_INDEX + 1)
+    try:
+        with open(open_below(path, "index.json"), "rb") as f:
+            data = f.read(MAX_INDEX + 1)
+    except Unsafe as e:
+        raise ManifestError(f"{path}: {e.strerror}")
     try:
         index = loads(data) if len(data) <= MAX_INDEX else None
     except Ambiguous as e:
@@ -198,6 +202,10 @@ def _fill(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor]
     made = set()
     for blob in (*blobs, entry):
         folder = os.path.join(path, "blobs", blob.digest.algorithm)
+        try:
+            refuse_links(path, folder)
+        except Unsafe as e:
+            raise ManifestError(f"{path}: {e.strerror}")
         os.makedirs(folder, DIRECTORY_MODE, exist_ok=True)
         made.add(folder)
         name = os.path.join(folder, blob.digest.hex)
@@ -209,14 +217,14 @@ def _fill(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor]
 
 def _is_there(name: str, blob: Descriptor) -> bool:
     try:
-        with open(name, "rb") as f:
+        with open(open_below(*os.path.split(name)), "rb") as f:
             if os.fstat(f.fileno()).st_size != blob.size:
                 return False
             hasher = blob.digest.hasher()
             while piece := f.read(PIECE):
                 hasher.update(piece)
-    except FileNotFoundError:
-        return False
+    except (FileNotFoundError, Unsafe):
+        return False  # a link or a device gives way to a file
     return bool(hasher.hexdigest() == blob.digest.hex)
 
 

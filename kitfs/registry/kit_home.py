@@ -15,7 +15,6 @@ import base64
 import json
 import logging
 import os
-import stat
 import threading
 from collections.abc import Callable, Generator
 from typing import Any, Final, Protocol
@@ -24,6 +23,7 @@ from kitfs.errors import IntegrityError, KitfsError, NotFound, RateLimited, Unau
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import LOCAL, Digest, Reference
 from kitfs.openfile import OpenFile
+from kitfs.ownership import open_below
 from kitfs.registry.layout import FileRange
 
 MAX_SMALL: Final = 8 << 20  # bytes of a manifest, a config, a list of tags
@@ -62,17 +62,14 @@ class File(FileRange):
     """A file of kit's storage, open."""
 
     @classmethod
-    def open(cls, path: str) -> File | None:
-        """None when there is none that can be read."""
+    def open(cls, storage: str, name: str) -> File | None:
+        """None when there is none that can be read; no link below ``storage`` is followed."""
+        path = os.path.join(storage, name)
         try:
-            file = OpenFile(path, os.O_RDONLY | os.O_NONBLOCK)
+            file = OpenFile(path, os.O_RDONLY, opener=lambda: open_below(storage, name))
         except OSError:
             return None
-        about = file.stat()
-        if not stat.S_ISREG(about.st_mode):
-            file.close()
-            return None
-        return cls(file, 0, about.st_size, path)
+        return cls(file, 0, file.stat().st_size, path)
 
     def identity(self) -> list[int]:
         """What is another when the file is, or was written to."""
@@ -164,7 +161,7 @@ class KitHome:
         """The manifest that a tag means to kit, None when it knows none that is right."""
         name = base64.urlsafe_b64encode(reference.name.encode()).decode()
         try:
-            with open(os.path.join(self._storage, f"{name}-tags.json"), "rb") as f:
+            with open(open_below(self._storage, f"{name}-tags.json"), "rb") as f:
                 tags = json.loads(f.read(MAX_SMALL))
             descriptor = Descriptor.from_json(tags[reference.tag or "latest"], "tags")
         except (OSError, ValueError, LookupError, TypeError, RecursionError, KitfsError):
@@ -204,7 +201,7 @@ class KitHome:
         return found
 
     def _file(self, digest: Digest) -> File | None:
-        return File.open(os.path.join(self._storage, "blobs", digest.algorithm, digest.hex))
+        return File.open(self._storage, f"blobs/{digest.algorithm}/{digest.hex}")
 
     def _wrong(self, digest: Digest, why: str) -> None:
         self._log.warning("kit's copy of %s in %s is not used: %s", digest, self._storage, why)

@@ -1,7 +1,8 @@
 """OCI layouts on disk, as directories or tar archives: the same face as a repository, and no network.
 
 Follows image-spec v1.1 "image-layout.md"; archives are what ``skopeo copy … oci-archive:`` writes: a plain tar of a layout. Members are found
-once and read in place by position, nothing is unpacked. Threading: positional reads from any thread.
+once and read in place by position, nothing is unpacked. A layout may be another user's: no symbolic link in it is followed, and nothing but
+regular files is opened. Threading: positional reads from any thread.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from kitfs.oci.gojson import Ambiguous, check_keys, loads
 from kitfs.oci.manifest import Descriptor, IndexManifest
 from kitfs.oci.names import Digest, LayoutReference
 from kitfs.openfile import OpenFile
+from kitfs.ownership import Unsafe, open_below, open_regular
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 MAX_INDEX: Final = 16 << 20
@@ -147,11 +149,13 @@ class DirectoryLayout(Layout):
     """``oci:DIR``."""
 
     def open(self, name: str) -> FileRange | None:
-        """A file of the directory."""
+        """A file of the directory. Raises ManifestError for a link and for anything but a file, NotFound for one that cannot be read."""
         try:
-            file = OpenFile(os.path.join(self.path, name), os.O_RDONLY)
+            file = OpenFile(os.path.join(self.path, name), os.O_RDONLY, opener=lambda: open_below(self.path, name))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except Unsafe as e:
+            raise ManifestError(f"{self.path}: {name} cannot be read: {e.strerror}")
         except OSError as e:
             raise NotFound(f"{self.path}: {name} cannot be read: {e.strerror}")
         return FileRange(file, 0, file.stat().st_size, f"{self.path}: {name}")
@@ -163,7 +167,7 @@ class ArchiveLayout(Layout):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         try:
-            self._file = OpenFile(path, os.O_RDONLY)
+            self._file = OpenFile(path, os.O_RDONLY, opener=lambda: open_regular(path))
         except OSError as e:
             raise NotFound(f"{path}: {(e.strerror or str(e)).lower()}")
         try:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from kitfs.daemon.logs import LogFile
 from kitfs.daemon.record import Record, RunDir, ask, listen
 from kitfs.errors import MountError
+from tests.conftest import needs_root
 
 
 def record_of(mountpoint: str) -> Record:
@@ -27,13 +29,61 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_directory_is_private(tmp_path: Path) -> None:
-    """The directory is made 0700; one that others may write is refused."""
+    """The directory is made 0700; in an empty one that others may write a subdirectory is; one that is not empty is refused."""
     RunDir(str(tmp_path / "run"))
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(MountError, match="only you may write"):
-        RunDir(str(tmp_path / "open"))
+    own = RunDir(str(tmp_path / "open")).path
+    assert (os.path.dirname(own), os.stat(own).st_mode & 0o777) == (str(tmp_path / "open"), 0o700)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x.lock").write_text("")
+    (tmp_path / "full").chmod(0o777)
+    with pytest.raises(MountError, match=r"other users may write it.*--run-dir"):
+        RunDir(str(tmp_path / "full"))
+
+
+def test_files_of_another_user_are_refused(run: RunDir) -> None:
+    """A lock, a record, a log and a socket that another user owns, or that are links, end the verb, and the message says what to do."""
+    needs_root()
+    record = record_of("/models")
+    for suffix, use in (
+        ("lock", lambda: run.alive("/models")),
+        ("lock", lambda: run.hold("/models").__enter__()),
+        ("json", lambda: run.record("/models")),
+        ("log", lambda: LogFile(run.file("/models", "log"))),
+        ("log", lambda: run.open_log("/models")),
+        ("sock", lambda: ask(run.file("/models", "sock"))),
+    ):
+        path = Path(run.file("/models", suffix))
+        run.write(record)
+        path.write_text(path.read_text() if path.exists() else "")
+        os.chown(path, 12345, 12345)
+        with pytest.raises(MountError, match="remove it, or choose another"):
+            use()
+        path.unlink()
+        path.symlink_to(os.devnull)
+        with pytest.raises(MountError, match="remove it, or choose another"):
+            use()
+        path.unlink()
+
+
+def test_all_files_are_private(tmp_path: Path) -> None:
+    """Record, lock, log and socket are 0600 in a directory that everybody may read, under a umask of 0 and of 0777."""
+    (tmp_path / "run").mkdir(mode=0o755)
+    run = RunDir(str(tmp_path / "run"))
+    for mask in (0o000, 0o777):
+        before = os.umask(mask)
+        try:
+            with run.hold("/models"), listen(run.file("/models", "sock")):
+                run.write(record_of("/models"))
+                LogFile(run.file("/models", "log")).close()
+        finally:
+            os.umask(before)
+        modes = {p.suffix: p.lstat().st_mode & 0o777 for p in (tmp_path / "run").iterdir()}
+        assert modes == dict.fromkeys((".json", ".lock", ".log", ".sock"), 0o600)
+        for path in (tmp_path / "run").iterdir():
+            path.unlink()
 
 
 def test_directory_that_is_a_file_is_told(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_only_the_manifest_is_asked_of_the_registry(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("wrong", ["a byte", "shorter", "a folder", "a pipe"])
+@pytest.mark.parametrize("wrong", ["a byte", "shorter", "a folder", "a pipe", "a link"])
 def test_a_wrong_copy_is_not_used(fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, wrong: str) -> None:
     """The registry is asked instead; of a byte one warning tells. The file stays as it is."""
     kit = kit_of()
@@ -146,6 +146,9 @@ def test_a_wrong_copy_is_not_used(fake: FakeRegistry, opened: Opener, storage: S
         path.write_bytes(WEIGHTS[:-1])
     elif wrong == "a folder":
         path.mkdir()
+    elif wrong == "a link":  # which may lead to what only the reader may read
+        (storage.home / "elsewhere").write_bytes(WEIGHTS)
+        path.symlink_to(storage.home / "elsewhere")
     else:
         os.mkfifo(path)
     before = storage.state()
@@ -156,6 +159,18 @@ def test_a_wrong_copy_is_not_used(fake: FakeRegistry, opened: Opener, storage: S
     told = [f"kit's copy of {kit.layers[0]} in {storage.home}/storage is not used: it does not have its digest"]
     assert [r.getMessage() for r in caplog.records] == (told if wrong == "a byte" else [])
     assert storage.state() == before
+
+
+@pytest.mark.parametrize("name", ["storage/blobs", "storage/blobs/sha256"])
+def test_no_linked_directory_of_kits_is_entered(fake: FakeRegistry, opened: Opener, storage: Storage, name: str) -> None:
+    """The registry is asked instead."""
+    kit = kit_of()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    storage.put(kit, "somewhere.test/else")
+    (storage.home / name).rename(storage.home / "elsewhere")
+    (storage.home / name).symlink_to(storage.home / "elsewhere")
+    assert files(opened(), ref) == FILES
+    assert fake.moved() >= len(WEIGHTS)
 
 
 def test_a_wrong_config_and_manifest_are_not_used(fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture) -> None:

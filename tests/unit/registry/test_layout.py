@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -209,3 +210,41 @@ def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="not an OCI layout"):
         layout.manifest("v1")
     layout.close()
+
+
+@pytest.mark.parametrize("name", ["oci-layout", "index.json", "blobs", "blobs/sha256", f"blobs/sha256/{KIT.layers[0][7:]}"])
+def test_no_link_in_a_directory_is_followed(directory: Path, name: str) -> None:
+    """A layout may be another user's, and a link in it lead to a file that only the reader may read: it is refused by name."""
+    (directory / name).rename(directory.parent / "elsewhere")
+    (directory / name).symlink_to(directory.parent / "elsewhere")
+
+    def use() -> None:
+        layout = open_layout(LayoutReference("oci", str(directory)))
+        layout.manifest("v1")
+        layout.blob(LAYER)
+
+    with pytest.raises(ManifestError, match=f"{name.rpartition('/')[2]} is a symbolic link"):
+        use()
+
+
+@pytest.mark.parametrize("name", ["oci-layout", "index.json", f"blobs/sha256/{KIT.digest[7:]}"])
+def test_a_fifo_in_a_directory_is_not_waited_for(directory: Path, name: str) -> None:
+    """Nobody writes to it: a reader that opened it would wait for ever."""
+    (directory / name).unlink()
+    os.mkfifo(directory / name)
+    with pytest.raises(ManifestError, match="not a regular file"):
+        open_layout(LayoutReference("oci", str(directory))).manifest("v1")
+
+
+def test_an_archive_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
+    """The file itself may be named by a link, but must be a file."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(NotFound, match="not a regular file"):
+        open_layout(LayoutReference("oci-archive", str(tmp_path / "fifo")))
+
+
+def test_a_directory_and_an_archive_may_be_named_by_a_link(opened: Callable[[Path], Layout], directory: Path) -> None:
+    """What the user names is the user's choice."""
+    link = directory.parent / "link"
+    link.symlink_to(directory)
+    assert opened(link).manifest("v1")[1] == KIT.manifest
