@@ -7,9 +7,10 @@ and is listed as kit lists it. Threading and processes: each change is a file of
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from kitfs.errors import InvalidReference, NotFound
+from kitfs.errors import InvalidReference, NotFound, StoreError
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
 from kitfs.store.store import Store
@@ -65,6 +66,13 @@ def assign(store: Store, reference: Reference, descriptor: Descriptor) -> None:
     store.refs.set(reference.name, tag, descriptor.to_json())
     if not is_untagged(tag) and str(descriptor.digest) in others:
         store.refs.delete(reference.name, str(descriptor.digest))
+
+
+def check_whole(store: Store, digests: Iterable[Digest], what: str) -> None:
+    """Raises StoreError unless every blob is in the store, whole and verified: before a kit gets a name, and at the end of a verb that gave it."""
+    lost = next((digest for digest in digests if not store.has_sealed(digest)), None)
+    if lost is not None:
+        raise StoreError(f"{what}: the store has lost blob {lost}, evicted or removed meanwhile; run the same command again")
 
 
 def is_untagged(tag: str) -> bool:

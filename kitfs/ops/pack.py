@@ -25,7 +25,7 @@ from kitfs.oci.names import Digest, Reference
 from kitfs.ops.contents import Contents, check_bundle, compressed
 from kitfs.ops.events import Moved, Report, Saved, Sent, Total, Warned, quiet
 from kitfs.ops.ignore import IgnoreRules
-from kitfs.ops.local import assign, find
+from kitfs.ops.local import assign, check_whole, find
 from kitfs.ops.shape import Shape as Shape
 from kitfs.ops.shape import Written
 from kitfs.ops.transfer import Target
@@ -132,6 +132,8 @@ def pack(
         report(Saved("manifest", "manifest", kit.descriptor.digest, added))
         for reference in references:
             assign(store, reference, kit.descriptor)
+            everything = (kit.descriptor.digest, kit.config.digest, *(layer.digest for layer in kit.manifest.layers))
+            check_whole(store, everything, reference.display)
     return Packed(kit.descriptor, kit.manifest, kit.kitfile)
 
 

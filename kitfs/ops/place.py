@@ -225,7 +225,9 @@ class Place:
         if found is not None:
             self._open.move_to_end(path)
             return found
-        at = max((above for above in self._open if path.startswith(f"{above}/")), key=len, default="")
+        at = path.rpartition("/")[0]
+        if at not in self._open:
+            at = max((above for above in self._open if path.startswith(f"{above}/")), key=len, default="")
         fd = self._open[at] if at else self._root
         for part in path[len(at) :].strip("/").split("/"):
             at = f"{at}/{part}" if at else part

@@ -24,7 +24,7 @@ from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, 
 from kitfs.oci.match import kitfile_of
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total, Warned
-from kitfs.ops.local import assign
+from kitfs.ops.local import assign, check_whole
 from kitfs.store.blob import Blob
 from kitfs.store.source import Source
 from kitfs.store.store import Store
@@ -217,7 +217,10 @@ def _pull(
         if parent is not None:
             report(Noted(f"Pulling referenced image {parent}"))
             _pull(parent.or_latest(), store, repository_of, {}, at_once, report, chain)
+        everything = [found.digest, *wanted]
+        check_whole(store, everything, reference.display)
         assign(store, reference, descriptor)
+        check_whole(store, everything, reference.display)
     return found.digest
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import random
+import subprocess
 import sys
 import tarfile
 import types
@@ -543,6 +544,84 @@ def test_a_store_that_takes_nothing(world: World, monkeypatch: pytest.MonkeyPatc
     assert (world.out / ("w" if raw else "m/a/one.bin")).read_bytes() == TREE["m/a/one.bin"]
     assert not (world.out / JOURNAL).exists()
     assert not [name for name in os.listdir(world.out) if name.startswith(".kitfs")]
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("almost", [False, True], ids=["full", "almost full"])
+def test_layers_of_many_requests_in_a_store_that_takes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, compression: Compression, almost: bool
+) -> None:
+    """A full store ends no unpack whose target has room: layers are written as they pass, also where only the share of the disk is used up."""
+    files = {f"{name}/{n}.bin": RANDOM.randbytes(5 * MiB + n) for name in ("m", "d") for n in range(3)}
+    parts = [
+        part(kind, name, kit_tar({path: data for path, data in files.items() if path.startswith(name)}), compression=compression)
+        for kind, name in (("model", "m"), ("dataset", "d"))
+    ]
+    reference = world.put(parts)
+    if almost:
+        world.store.close()
+        world.store = Store.open(str(world.root / "store"), counters=world.counters, log=LOG, free_share=1.0)
+        world.resolver = Resolver(world.store, world._origin_of, log=LOG)
+        world.store.evict()
+    else:
+        Disk(monkeypatch)
+    world.unpack(reference)
+    assert {path: (world.out / path).read_bytes() == data for path, data in files.items()} == dict.fromkeys(files, True)
+    assert world.counters.get("read_through") > 0
+
+
+def test_deep_trees_cost_no_more_than_wide_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few openings of directories for each name, however deep it lies, and however many chains lie side by side."""
+    chains, depth = 4, 800
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for n in range(chains):
+            info = tarfile.TarInfo(f"m/{n}/" + "d/" * depth + "x")
+            info.size = 1
+            archive.addfile(info, io.BytesIO(b"x"))
+    reference = world.put([part("model", "m", out.getvalue())])
+    opened = 0
+    plain = os.open
+
+    def count(*given: Any, **more: Any) -> int:
+        nonlocal opened
+        opened += 1
+        return plain(*given, **more)
+
+    monkeypatch.setattr(os, "open", count)
+    world.unpack(reference)
+    assert opened < 50 * chains * depth  # each directory is made and given its mode; some thirty of a way are opened at once
+    monkeypatch.undo()
+    remove_deep(world.out)
+
+
+def remove_deep(directory: Path) -> None:
+    """shutil.rmtree recurses too far for some trees."""
+    subprocess.run(["rm", "-rf", directory], check=True)
+
+
+@pytest.mark.parametrize("name", ["a", "d"], ids=["file", "directory"])
+def test_what_is_gone_at_the_end_was_not_unpacked(world: World, name: str) -> None:
+    """An unpack looks at its end whether everything is there, and is no success when something has taken it away."""
+    one = io.BytesIO()
+    with tarfile.open(fileobj=one, mode="w") as archive:
+        for path, kind in (("a", tarfile.REGTYPE), ("d", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(path)
+            info.type = kind
+            archive.addfile(info)
+    reference = world.put([part("model", ".", one.getvalue()), part("docs", "x", b"x", format="raw")])
+    removed: list[str] = []
+
+    def remove(event: Event) -> None:
+        if isinstance(event, Noted) and "docs" in event.text:
+            (world.out / name).rmdir() if name == "d" else (world.out / name).unlink()
+            removed.append(name)
+
+    with pytest.raises(ContextError, match=f"'{name}': not there, or not whole, although"):
+        world.unpack(reference, report=remove, at_once=1)
+    assert removed == [name]
+    world.unpack(reference)
+    assert world.written() == world.shown(reference)
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["", "full store"])
