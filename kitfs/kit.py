@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
@@ -52,6 +53,7 @@ from kitfs.store.store import Store
 MAX_CONFIG: Final = 8 << 20  # bytes of a config: a thousand times what kit writes, and nothing that could hurt
 MAX_CHAIN: Final = 10  # parents of parents, as kit (KITOPS §2.3)
 MAX_ENTRIES: Final = 2_000_000
+PATIENCE: Final = 10.0  # seconds that a registry has to say what a tag means whose last meaning is known
 TAIL: Final = 1 << 20  # bytes that may follow a tar's last entry: GNU tar pads to records of up to a few hundred KiB
 PEEK: Final = 16 << 10  # bytes of a compressed layer that are mostly enough to decode its first tar entry
 BLOCK: Final = (128 << 10) + 64  # bytes that always are: a zstd block, which is decoded whole, and the headers before it (RFC 8878 §3.1.1)
@@ -333,12 +335,20 @@ class Kit:
             layer.close()
 
 
+class _Known(NamedTuple):
+    """What a tag meant ``age`` seconds ago."""
+
+    digest: Digest
+    data: bytes
+    age: int
+
+
 class Resolver:
     """Opens kits: from the store when they were packed or pulled here, else from their registry or layout.
 
     ``origin_of`` gives the Origin of a reference. Tags are resolved at their registry; when it cannot be reached (never on 401, 403
-    or 404) a tag means its last known digest, with one warning. ``stand_in`` is asked for the manifest of a tag after that, and where the
-    registry has none.
+    or 404), or has not answered after ``patience`` seconds, a tag means its last known digest, with one warning. A tag that is not known is
+    waited for as long as the origin takes. ``stand_in`` is asked for the manifest of a tag after that, and where the registry has none.
     """
 
     def __init__(
@@ -350,6 +360,7 @@ class Resolver:
         max_entries: int = MAX_ENTRIES,
         clock: Callable[[], float] = time.time,
         stand_in: Callable[[Reference, KitfsError], tuple[Descriptor, bytes] | None] = lambda *_: None,
+        patience: float = PATIENCE,
     ) -> None:
         self._store = store
         self._origin_of = origin_of
@@ -357,6 +368,7 @@ class Resolver:
         self._max_entries = max_entries
         self._clock = clock
         self._stand_in = stand_in
+        self._patience = patience
 
     def open(
         self,
@@ -473,10 +485,14 @@ class Resolver:
             return descriptor.digest, data
         tag = reference.tag or "latest"
         key = ("tag", f"{reference.name}:{tag}")
+        known = self._last_known(key)
         try:
-            descriptor, data = origin.manifest(tag)
+            descriptor, data = origin.manifest(tag) if known is None else self._in_time(lambda: origin.manifest(tag), reference)
         except (Unavailable, RateLimited, NotFound, Unauthorized) as e:
-            found = None if isinstance(e, (NotFound, Unauthorized)) else self._last_known(reference, key, e)
+            found = None
+            if known is not None and not isinstance(e, (NotFound, Unauthorized)):
+                self._log.warning("%s: using %s, which the tag meant %s ago: %s", reference, known.digest, human_age(known.age), e)
+                found = known.digest, known.data
             other = self._stand_in(reference.with_tag(tag), e) if found is None and not remote else None
             if other is not None:
                 self._keep(other[0].digest, other[1])
@@ -495,7 +511,8 @@ class Resolver:
             self._keep(digest, data)
         return data
 
-    def _last_known(self, reference: Reference, key: tuple[str, str], cause: KitfsError) -> tuple[Digest, bytes] | None:
+    def _last_known(self, key: tuple[str, str]) -> _Known | None:
+        """What a tag meant when its registry was last asked, if the manifest is here."""
         known = self._store.catalog.get(key)
         try:
             digest = Digest.parse(known["digest"])
@@ -503,10 +520,28 @@ class Resolver:
         except (TypeError, KeyError, ValueError, KitfsError):
             return None
         data = self._store.get(digest)
-        if data is None:
-            return None
-        self._log.warning("%s: using %s, which the tag meant %s ago: %s", reference, digest, human_age(age), cause)
-        return digest, data
+        return None if data is None else _Known(digest, data, age)
+
+    def _in_time(self, ask: Callable[[], tuple[Descriptor, bytes]], reference: Reference) -> tuple[Descriptor, bytes]:
+        """An answer that is not waited for longer than ``patience`` seconds. Raises Unavailable after that, and what ``ask`` raises.
+
+        A registry that is silent keeps the thread that asks it for as long as a request may take; its answer is not used.
+        """
+        answer: Future[tuple[Descriptor, bytes]] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(ask())
+            except BaseException as e:  # noqa: BLE001 - raised by the thread that waits
+                answer.set_exception(e)
+
+        threading.Thread(target=run, name="kitfs-tag", daemon=True).start()
+        try:
+            return answer.result(self._patience)
+        except TimeoutError as e:
+            if answer.done():
+                raise
+            raise Unavailable(f"{reference.registry} has not answered within {self._patience:g} s") from e
 
     def _config(self, descriptor: Descriptor, origin: Origin) -> bytes:
         data = self._store.get(descriptor.digest)

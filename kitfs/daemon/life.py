@@ -254,6 +254,8 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, 
         filters = [Filter.parse(f) for f in request.only]
         kit = host.resolver.open(parse_any(request.reference), filters=filters, labels=request.labels, remote=request.remote)
         stack.callback(kit.close)
+        if filters and not kit.layers and kit.kitfile_bytes is None:
+            log.warning("%s: nothing of this kit is selected", " and ".join(map(str, filters)))
         filesystem = FileSystem(
             tree_of(kit, counters=counters, log=log),
             uid=request.uid,

@@ -6,7 +6,8 @@
 A byte and not a bit: two processes must not lose each other's marks. By pread and pwrite, never mapped: a page of a mapping for which the
 disk has no room, or which it cannot read, kills the process (SIGBUS). What was seen to be there stays there, so it is remembered, and a
 warm look is no system call. ``present`` is believed only in the boot that wrote it, since its pages may have reached the disk before the
-data's; after a reboot ``synced`` is.
+data's; after a reboot ``synced`` is. Where the system has no boot id, nobody can tell whether it was rebooted: ``synced`` is believed then,
+and whoever opens a blob has a map of its own.
 OFD locks on the bytes (fcntl(2), "Open file description locks") are the flights of other processes: a chunk that somebody fetches is
 locked, and the kernel lets go when that process dies. Threading: marks and looks are single bytes; no lock is taken. A memory that
 loses a mark to a race looks again.
@@ -174,6 +175,8 @@ class Present:
 
 
 def _trusted(path: str, boot: bytes) -> bool:
+    if not any(boot):
+        return False  # no boot id: the map may be of any boot
     try:
         with open(open_file(path), "rb") as f:
             return f.read(HEADER) == _header(boot)

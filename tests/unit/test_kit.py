@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,11 +29,13 @@ LOG = logging.getLogger("kitfs.test")
 
 
 class Registry:
-    """An Origin per repository over layouts on disk; ``failure`` is raised for every manifest; remembers what was asked."""
+    """An Origin per repository over layouts on disk; ``failure`` is raised for every manifest, none is given before it ``speaks``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.failure: Exception | None = None
+        self.speaks = threading.Event()
+        self.speaks.set()
         self.asked: list[str] = []
 
     def put(self, name: str, kit: kits.Kit) -> Reference:
@@ -51,6 +54,7 @@ class Repository:
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
         self._registry.asked.append(f"manifest {identifier[:12]}")
+        assert self._registry.speaks.wait(60)
         if self._registry.failure is not None:
             raise self._registry.failure
         return self._layout.manifest(identifier)
@@ -75,8 +79,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def resolver(registry: Registry, store: Store, now: float = 1000.0) -> Resolver:
-    return Resolver(store, registry.origin_of, log=LOG, clock=lambda: now)
+def resolver(registry: Registry, store: Store, now: float = 1000.0, patience: float = 60.0) -> Resolver:
+    return Resolver(store, registry.origin_of, log=LOG, clock=lambda: now, patience=patience)
 
 
 def paths(kit: Kit) -> Sequence[str | None]:
@@ -111,6 +115,31 @@ def test_tag_means_its_last_digest_when_the_registry_is_away(
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "3 h ago" in warnings[0]
+
+
+def test_a_silent_registry_is_not_waited_for_where_the_tag_is_known(registry: Registry, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """After ``patience`` seconds the tag means its last known digest, with one warning that says so; a tag that is not known waits."""
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    digest = resolver(registry, store).open(ref).digest
+    other = registry.put("r.io/b", kits.build([model("v.bin")]))
+    registry.speaks.clear()
+    assert resolver(registry, store, patience=0.01).open(ref).digest == digest
+    assert [r.getMessage().endswith("r.io has not answered within 0.01 s") for r in caplog.records] == [True]
+    timer = threading.Timer(0.5, registry.speaks.set)
+    timer.start()
+    assert paths(resolver(registry, store, patience=0.01).open(other)) == ["v.bin"]
+    timer.join()
+
+
+def test_a_known_tag_that_is_refused_in_time_is_refused(registry: Registry, store: Store) -> None:
+    """Whatever asking raises is raised, and an answer that is in time counts."""
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    resolver(registry, store).open(ref)
+    registry.put("r.io/a", kits.build([model("v.bin")]))
+    assert paths(resolver(registry, store).open(ref)) == ["v.bin"]
+    registry.failure = TimeoutError("a bug")
+    with pytest.raises(TimeoutError, match="a bug"):
+        resolver(registry, store).open(ref)
 
 
 @pytest.mark.parametrize("failure", [Unauthorized("401", status=401), NotFound("404")])

@@ -18,6 +18,7 @@ import pytest
 from kitfs.errors import IntegrityError, StoreError, Unavailable, WouldBlock
 from kitfs.oci.names import Digest
 from kitfs.store.blob import Blob
+from kitfs.store.present import Present
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
 
@@ -221,7 +222,7 @@ def test_only_what_was_synced_is_believed_after_a_reboot(open_store: Callable[..
     blob.close()
     directory = Path(store.path(DIGEST))
     raw = bytearray((directory / "present").read_bytes())
-    raw[12:28] = bytes(16)  # another boot's
+    raw[12:28] = bytes(range(16))  # another boot's
     raw[64 + 5] = 1  # a mark that was not synced
     (directory / "present").write_bytes(raw)
     source = BytesSource(DATA)
@@ -229,6 +230,25 @@ def test_only_what_was_synced_is_believed_after_a_reboot(open_store: Callable[..
     assert blob.fetched == CHUNK
     assert blob.pread(5 * CHUNK, 10) == DATA[5 * CHUNK : 5 * CHUNK + 10]
     assert source.asked == [(5 * CHUNK, 6 * CHUNK)]
+
+
+def test_marks_are_not_believed_where_no_boot_can_be_told_from_another(tmp_path: Path) -> None:
+    """Without a boot id a map counts for whoever opened it; the next one has what was synced, and nothing else."""
+    nobody_knows = bytes(16)
+    first = Present(str(tmp_path), 8, boot=nobody_knows)
+    first.mark(0, 2)
+    first.save()
+    first.mark(5)
+    second = Present(str(tmp_path), 8, boot=nobody_knows)
+    assert [first.has(0, 1), first.has(5, 5), second.has(0, 1), second.has(5, 5)] == [True, True, True, False]
+    first.close()
+    second.close()
+    boot = bytes(range(16))
+    for marked in (False, True):  # with a boot id the same map is shared
+        shared = Present(str(tmp_path), 8, boot=boot)
+        assert shared.has(7, 7) == marked
+        shared.mark(7)
+        shared.close()
 
 
 def test_full_disk_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
