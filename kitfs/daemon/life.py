@@ -19,6 +19,7 @@ import resource
 import signal
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,10 +38,14 @@ from kitfs.escaping import LogFormatter
 if TYPE_CHECKING:
     from kitfs.fuse.filesystem import FileSystem
     from kitfs.fuse.mounting import MountInfo
+    from kitfs.kit import Layer
     from kitfs.metrics import Counters
 
 GRACE: Final = 10.0  # seconds that SIGTERM waits for users of the mount before it detaches lazily
 START_PATIENCE: Final = 60.0  # seconds that a second mount of the same directory waits for the first one to answer
+FILES_OF_LAYER: Final = 3  # descriptors: its lease, its map and its bytes
+FILES_OF_COMPRESSED: Final = 6  # those of its decoded form too
+SPARE_FILES: Final = 256  # descriptors of the mount itself: connections, the catalog, one of /dev/fuse for each worker
 LOG_BYTES: Final = 16 << 20
 POINT_PATIENCE: Final = 5.0  # seconds that a mount point is waited for which another process is mounting on
 
@@ -213,13 +218,32 @@ def _interrupted(number: int, frame: object) -> None:
     raise MountError(f"interrupted by {signal.Signals(number).name}", errno=errno.EINTR)
 
 
-def allow_many_files() -> None:
-    """A layer takes three descriptors, a compressed one six: raise the soft limit to what we may have."""
+def allow_many_files(needed: int = 0) -> int:
+    """Raise the soft limit of open files to the hard one, and that one to ``needed`` where we may; returns the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        pass  # then a kit of very many layers says what it lacks
+    wanted = hard if hard == resource.RLIM_INFINITY else max(hard, needed)
+    for limit in (wanted, hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            break
+        except (OSError, ValueError):
+            pass  # not privileged, or more than the kernel gives anybody (fs.nr_open)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def _check_files(layers: Sequence[Layer], mountpoint: str) -> None:
+    """Raises MountError for a kit whose layers take more descriptors than this process may have."""
+    from kitfs.oci.names import LayoutReference
+
+    needed = SPARE_FILES
+    for layer in layers:
+        needed += FILES_OF_COMPRESSED if layer.compressed else FILES_OF_LAYER
+        needed += isinstance(layer.kit, LayoutReference)  # the file of the layout
+    limit = allow_many_files(needed)
+    if limit < needed:
+        text = f"{len(layers)} layers take up to {needed} descriptors, and this process may open {limit}: raise its limit"
+        raise MountError(f"cannot mount at {mountpoint}: {text} (ulimit -Hn, LimitNOFILE= of systemd), or choose a part of the kit with --only")
 
 
 def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, stderr: bool) -> None:
@@ -254,6 +278,7 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, 
         filters = [Filter.parse(f) for f in request.only]
         kit = host.resolver.open(parse_any(request.reference), filters=filters, labels=request.labels, remote=request.remote)
         stack.callback(kit.close)
+        _check_files(kit.layers, request.mountpoint)
         if filters and not kit.layers and kit.kitfile_bytes is None:
             log.warning("%s: nothing of this kit is selected", " and ".join(map(str, filters)))
         filesystem = FileSystem(

@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from kitfs.errors import KitfsError, NotFound, WouldBlock
@@ -166,11 +166,11 @@ class Tree:
         names = dict.fromkeys(directory.children)
         for _, index in here:
             names.update(dict.fromkeys(index.children(at)))
+        declared = _by_name(at, self.layers, here)
         for name in names:
             if name not in directory.children:
                 path = f"{at}/{name}" if at else name
-                declared = [(number, index) for number, index in here if related(path, self.layers[number].path or "")]
-                node = self._merged(path, declared, directory.since) or self._merged(path, here, directory.since)
+                node = self._merged(path, declared(name), directory.since) or self._merged(path, here, directory.since)
                 if node is not None:
                     directory.children.setdefault(name, node)
         return sorted(directory.children.items(), key=_by_bytes)
@@ -320,6 +320,25 @@ class Tree:
                 node.inode = Inode(number)
                 return node if taken.path != node.path else taken
             number = (number + 1) & (1 << 63) - 1
+
+
+def _by_name(
+    at: str, layers: Sequence[TreeLayer], here: Sequence[tuple[int, LayerIndex]]
+) -> Callable[[str], list[tuple[int, LayerIndex]]]:
+    """A function from a name in the directory ``at`` to those of ``here`` whose declared path relates to the name, in their order.
+
+    A kit may have thousands of layers with a name each, so that comparing each name with each layer would take too long.
+    """
+    prefix = f"{at}/" if at else ""
+    everywhere: list[int] = []
+    places: dict[str, list[int]] = {}
+    for place, (number, _) in enumerate(here):
+        path = layers[number].path or ""
+        if not path or path == at or at.startswith(path + "/"):
+            everywhere.append(place)
+        elif path.startswith(prefix):
+            places.setdefault(path[len(prefix) :].partition("/")[0], []).append(place)
+    return lambda name: [here[place] for place in sorted(everywhere + places.get(name, []))]
 
 
 def tree_of(kit: Kit, *, counters: Counters, log: logging.Logger) -> Tree:

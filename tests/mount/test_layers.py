@@ -333,3 +333,32 @@ def test_a_broken_layer_does_not_break_the_others(host: Host) -> None:
     with pytest.raises(OSError, match="Input/output error"):
         os.stat(mount / "bad/w")
     assert host.status(mount)["errors"] > 0
+
+
+def test_a_kit_of_many_layers_lists_in_order(host: Host) -> None:
+    """Two thousand layers are listed, and each name has the file of its own layer."""
+    mount = mounted(host, build([part("dataset", f"d{n}/f", b"%d" % n, format="raw") for n in range(2000)]))
+    assert sorted(os.listdir(mount.path)) == sorted(["Kitfile", *(f"d{n}" for n in range(2000))])
+    assert [(mount / f"d{n}/f").read_bytes() for n in range(0, 2000, 97)] == [b"%d" % n for n in range(0, 2000, 97)]
+
+
+def test_more_layers_than_descriptors_are_refused_in_one_line(host: Host) -> None:
+    """Where the limit of open files is too low for a kit and cannot be raised, the line says by how much, and nothing is mounted."""
+    layout = kits.write_layout(build([part("docs", f"d{n}", b"%d" % n, format="raw") for n in range(300)]), host.root / "many", "v1")
+    limited = ["prlimit", "--nofile=600:600", "setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
+    command = [*(limited if os.geteuid() == 0 else limited[:2]), *host.command("mount", f"oci:{layout}:v1", host.mnt / "a")]
+    done = subprocess.run(command, env=host.env, cwd="/", capture_output=True, text=True, timeout=90, check=False)
+    assert (done.returncode, len(done.stderr.splitlines()), done.stdout) == (9, 1, "")
+    assert "300 layers" in done.stderr
+    assert "may open 600" in done.stderr
+    assert host.mount_points() == []
+
+
+def test_filters_that_select_nothing_are_told(host: Host) -> None:
+    """An empty directory is mounted, with the warning that unpack gives; a filter that selects something has none."""
+    kit = build([part("model", "w", b"w", format="raw")])
+    assert "datasets: nothing of this kit is selected" in mounted(host, kit, "--only", "datasets").warnings
+    host.kitfs("umount", "--all")
+    assert mounted(host, kit, "--only", "kitfile").warnings == ""
+    host.kitfs("umount", "--all")
+    assert mounted(host, kit, "--only", "model").warnings == ""

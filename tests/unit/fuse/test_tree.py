@@ -192,6 +192,23 @@ def test_symbolic_links_are_followed_inside() -> None:
             t.resolve(path)
 
 
+def test_a_listing_lays_over_each_name_the_layers_that_declare_it() -> None:
+    """In the layers' order, whether they declare the name, the directory, something above or below it, or everything."""
+    layers = [
+        FakeLayer("d", "d/a=first", "d/b=first"),
+        FakeLayer("d/a", "d/a=second"),
+        FakeLayer("", "d/b=second", "d/c=first"),
+        FakeLayer("d/c/x", "d/c/x=deep", "d/b=stray"),
+        FakeLayer("e", "e/f=f", "d/s=stray"),
+    ]
+    t = tree(*layers)
+    found = {name: (node.kind, node.layer.digest if node.layer else "") for name, node in t.list(t.resolve("d"))}
+    assert found["a"] == ("file", "sha256:d/a")
+    assert found["b"] == ("file", "sha256:")
+    assert found["s"] == ("file", "sha256:e")
+    assert sorted(found) == ["a", "b", "c", "s"]
+
+
 def filesystem(t: Tree, *, umask: int = 0, file_mode: int | None = None, dir_mode: int | None = None) -> FileSystem:
     return FileSystem(
         t, uid=7, gid=8, umask=umask, file_mode=file_mode, dir_mode=dir_mode, mtime=99, counters=Counters(), log=LOG,
