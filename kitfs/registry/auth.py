@@ -181,6 +181,8 @@ class RegistryAuth(httpx.Auth):
         self._credentials = credentials
         self._tokens = tokens
         self._plain_http = plain_http
+        self._repository = scope.split(" ")[0].removeprefix("repository:").rpartition(":")[0]
+        self._trouble = ""  # why no credentials could be looked up
 
     def scoped(self, scope: str) -> RegistryAuth:
         """The same for another scope."""
@@ -206,6 +208,7 @@ class RegistryAuth(httpx.Auth):
             if held is not None:
                 self._tokens.forget(self._host, self._scope, held)
             if attempt == ATTEMPTS - 1 or (attempt and not self._tokens.accepted(self._host, self._scope)):
+                self._explain(response)
                 return
             read_error(response)
             asked = challenges(*response.headers.get_list("WWW-Authenticate"))
@@ -214,12 +217,23 @@ class RegistryAuth(httpx.Auth):
                 challenge = Challenge(asked["bearer"], answered_from(response))
                 self._tokens.remember(self._host, self._scope, challenge)
                 header = yield from self._fetched(challenge, request)
-            elif header is None and "basic" in asked and (credential := self._credentials.of(self._host)):
+            elif header is None and "basic" in asked and (credential := self._credential()):
                 header = _basic(credential)
                 self._tokens.keep(self._host, self._scope, header, 86_400)
             if header is None or header == held:
+                self._explain(response)
                 return  # nothing that was not refused already
             request.headers["Authorization"] = held = header
+
+    def _credential(self) -> Credential | None:
+        """What is known for the repository; None, too, where it cannot be looked up, since it may be public."""
+        found, self._trouble = self._credentials.find(self._host, self._repository)
+        return found
+
+    def _explain(self, response: httpx.Response) -> None:
+        """Raise Unauthorized with the reason, when a request is refused for want of credentials that could not be looked up."""
+        if self._trouble:
+            raise Unauthorized(f"{self._host} wants credentials, and {self._trouble}", status=response.status_code, url=shown(response.request.url))
 
     def _fetched(self, challenge: Challenge, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, str]:
         """A new token, or the one that another thread is fetching right now."""
@@ -232,7 +246,7 @@ class RegistryAuth(httpx.Auth):
                 raise Unavailable(f"{self._host}: no token, its token server does not answer", url=shown(request.url))
             return errand.header
         try:
-            errand.header = yield from self._bearer(challenge, self._credentials.of(self._host), request)
+            errand.header = yield from self._bearer(challenge, self._credential(), request)
             return errand.header
         except KitfsError as e:
             errand.error = e
@@ -260,17 +274,19 @@ class RegistryAuth(httpx.Auth):
         status = response.status_code
         if status in (400, 401, 403, 404):
             who = f"the credentials of {credential.username or 'its token'}" if credential else "anonymous access"
-            told = f"{shown(realm)} refuses {who} for {self._host} ({status}); log in with kitfs login {self._host}"
+            remedy = self._trouble or f"log in with kitfs login {self._host}"
+            told = f"{shown(realm)} refuses {who} for {self._host} ({status}); {remedy}"
             raise Unauthorized(told, status=status, url=shown(realm))
         if status in (408, 429) or status >= 500:
             raise failure(response, f"a token for {self._host}")
         try:
             answer = json.loads(body) if status == 200 else {}
             token = answer.get("token") or answer.get("access_token")
+            token = token.strip() if isinstance(token, str) else ""
             life = float(answer.get("expires_in") or MIN_LIFE)
         except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
-            token, life = None, MIN_LIFE
-        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
+            token, life = "", MIN_LIFE
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise RegistryError(f"{shown(realm)} answers {status} and no token for {self._host}", status=status, url=shown(realm))
         header = f"Bearer {token}"
         self._tokens.keep(self._host, self._scope, header, max(1.0, life))

@@ -9,31 +9,19 @@ from __future__ import annotations
 import base64
 import json
 import os
-import subprocess
 import threading
-from collections.abc import Sequence
 from typing import Any, Final
 
 from kitfs.errors import StoreError, Unauthorized, UsageError
+from kitfs.registry import helpers
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.client import Endpoint, RegistryClient
-from kitfs.registry.credentials import DOCKER_HOSTS, DOCKER_KEY, HELPER_PATIENCE, NOT_FOUND, Credential, Credentials
+from kitfs.registry.credentials import DOCKER_HOSTS, Credential, Given, helper_of, key_of, matching
 from kitfs.registry.failures import failure, read_error
 from kitfs.registry.retry import CONNECT_BUDGET
 from kitfs.registry.transport import is_loopback
 
 FILE: Final = "credentials.json"
-
-
-class _Only(Credentials):
-    """These, and nobody's else."""
-
-    def __init__(self, credential: Credential) -> None:
-        super().__init__(())
-        self._credential = credential
-
-    def of(self, host: str) -> Credential | None:
-        return self._credential
 
 
 def check(client: RegistryClient, host: str, credential: Credential) -> None:
@@ -45,7 +33,7 @@ def check(client: RegistryClient, host: str, credential: Credential) -> None:
     name = at.rpartition(":")[0] if not at.endswith("]") and ":" in at else at
     plain = is_loopback(name.strip("[]")) if client.options.plain_http is None else client.options.plain_http
     base = f"{'http' if plain else 'https'}://{at}/v2"
-    auth = RegistryAuth(at, "", _Only(credential), Tokens(), plain_http=bool(client.options.plain_http))
+    auth = RegistryAuth(at, "", Given(credential), Tokens(), plain_http=bool(client.options.plain_http))
     try:
         response = client.send(Endpoint(base, at, auth, CONNECT_BUDGET), "GET", f"{base}/", {}, f"login to {host}")
         read_error(response)
@@ -59,19 +47,19 @@ def keep(kit_home: str, host: str, credential: Credential) -> str:
     """Keep credentials; the file or helper that has them now. Raises UsageError for a file or helper that is broken, StoreError."""
     path = os.path.realpath(os.path.join(kit_home, FILE))
     config = _read(path)
-    key = keys_of(host)[0]
-    helper = _helper(config, keys_of(host))
+    helper = helper_of(config, host)
     if helper is not None:
         secret = credential.identity_token or credential.password
         name = "<token>" if credential.identity_token else credential.username
-        _run(helper[0], "store", json.dumps({"ServerURL": helper[1], "Username": name, "Secret": secret}).encode())
+        data = json.dumps({"ServerURL": helper[1], "Username": name, "Secret": secret}).encode()
+        helpers.run(helper[0], "store", data, about=host, secret=secret)
         return f"docker-credential-{helper[0]}"
     entry: dict[str, str] = {}
     if credential.username or credential.password:
         entry["auth"] = base64.b64encode(f"{credential.username}:{credential.password}".encode()).decode()
     if credential.identity_token:
         entry["identitytoken"] = credential.identity_token
-    _write(path, config | {"auths": _auths(config, path) | {key: entry}})
+    _write(path, config | {"auths": _auths(config, path) | {key_of(host): entry}})
     return path
 
 
@@ -79,21 +67,14 @@ def forget(kit_home: str, host: str) -> bool:
     """Take credentials away; whether there were any, as far as that is told. Raises as ``keep``."""
     path = os.path.realpath(os.path.join(kit_home, FILE))
     config = _read(path)
-    keys = keys_of(host)
-    helper = _helper(config, keys)
-    erased = helper is not None and _run(helper[0], "erase", helper[1].encode())
+    helper = helper_of(config, host)
+    erased = helper is not None and helpers.run(helper[0], "erase", helper[1].encode(), about=host) is not None
     auths = _auths(config, path)
-    left = {key: entry for key, entry in auths.items() if key not in keys}
+    gone = matching(auths, host)
+    left = {key: entry for key, entry in auths.items() if key not in gone}
     if len(left) < len(auths):
         _write(path, config | {"auths": left})
     return erased or len(left) < len(auths)
-
-
-def keys_of(host: str) -> tuple[str, ...]:
-    """What a host is called in credential files; the first is what kit writes."""
-    if host in DOCKER_HOSTS:
-        return (DOCKER_KEY, *sorted(DOCKER_HOSTS))
-    return (host, f"https://{host}", f"http://{host}", f"https://{host}/v1/", f"https://{host}/v2/")
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -114,34 +95,6 @@ def _auths(config: dict[str, Any], path: str) -> dict[str, Any]:
     if not isinstance(auths, dict):
         raise UsageError(f"credentials in {path} cannot be read: auths is not an object")
     return auths
-
-
-def _helper(config: dict[str, Any], keys: Sequence[str]) -> tuple[str, str] | None:
-    """(helper, the key that it is told), when one is configured for these."""
-    helpers = config.get("credHelpers")
-    if isinstance(helpers, dict):
-        for key in keys:
-            if isinstance(helpers.get(key), str) and helpers[key]:
-                return helpers[key], key
-    store = config.get("credsStore")
-    return (store, keys[0]) if isinstance(store, str) and store else None
-
-
-def _run(helper: str, verb: str, told: bytes) -> bool:
-    """Whether it did it; False when it had nothing to erase."""
-    program = f"docker-credential-{helper}"
-    try:
-        done = subprocess.run([program, verb], input=told, capture_output=True, timeout=HELPER_PATIENCE, check=False)
-    except FileNotFoundError:
-        raise UsageError(f"the credential helper {program} is not on PATH")
-    except (OSError, subprocess.TimeoutExpired) as e:
-        raise UsageError(f"the credential helper {program} failed: {type(e).__name__}")  # the exception may hold what it was told
-    if done.returncode:
-        said = (done.stdout.strip() or done.stderr.strip()).decode(errors="replace")
-        if verb == "erase" and (not said or NOT_FOUND in said):
-            return False
-        raise UsageError(f"the credential helper {program} failed to {verb}: {(said.splitlines() or ['without a word'])[0][:200]}")
-    return True
 
 
 def _write(path: str, config: dict[str, Any]) -> None:

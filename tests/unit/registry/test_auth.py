@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 
-from kitfs.errors import RateLimited, RegistryError, Unauthorized, Unavailable
+from kitfs.errors import KitfsError, RateLimited, RegistryError, Unauthorized, Unavailable
+from kitfs.oci.names import Reference
 from kitfs.registry.auth import RegistryAuth, Tokens, challenges, widened
-from kitfs.registry.client import Repository
-from kitfs.registry.credentials import Credential, Credentials
+from kitfs.registry.client import RegistryClient, Repository
+from kitfs.registry.credentials import Credential, Given
 from tests.fakes.faults import Fault, Stall, Status
 from tests.fakes.registry import FakeRegistry
 from tests.host import wait_until
@@ -208,12 +210,7 @@ def test_challenges_are_read_as_they_come() -> None:
 
 def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
     """The request for a token that a challenge with this realm leads to."""
-
-    class Known(Credentials):
-        def of(self, host: str) -> Credential | None:
-            return Credential("u", "p")
-
-    auth = RegistryAuth("r.test", "repository:x:pull", Known(()), Tokens(), plain_http=plain_http)
+    auth = RegistryAuth("r.test", "repository:x:pull", Given(Credential("u", "p")), Tokens(), plain_http=plain_http)
     steps = auth.auth_flow(httpx.Request("GET", url))
     request = next(steps)
     refused = httpx.Response(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'}, request=request, stream=httpx.ByteStream(b""))
@@ -240,6 +237,39 @@ def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
     """Whatever the registry names as its realm."""
     with pytest.raises(Unauthorized, match="without TLS; allow it with --plain-http"):
         flow(url, "http://auth.test/token", plain_http=False)
+
+
+def test_public_content_needs_no_credential_helper(fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path) -> None:
+    """A helper that is missing is a warning where anonymous access is enough; the refusal names it where it is not."""
+    fake.require_token()
+    made = client()
+    (tmp_path / "credentials.json").write_text('{"credsStore": "missing", "auths": {}}')
+    assert made.repository(Reference.parse(f"{fake.host}/team/kit:v1")).manifest("v1")[1]
+
+
+def test_a_refusal_names_the_missing_credential_helper(fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path) -> None:
+    """Basic and Bearer alike."""
+    made = client()
+    (tmp_path / "credentials.json").write_text('{"credsStore": "missing", "auths": {}}')
+    for require in (lambda: fake.require_basic({"u": "p"}), lambda: fake.require_token({"u": "p"})):
+        require()
+        with pytest.raises(Unauthorized, match="docker-credential-missing is not on PATH"):
+            made.repository(Reference.parse(f"{fake.host}/team/kit:v1")).manifest("v1")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 418, 500])
+def test_a_registry_that_repeats_our_credentials_is_not_quoted(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+    """Neither the header, nor what it decodes to, in any spelling of the answer."""
+    header = "Basic " + base64.b64encode(b"u:hunter22").decode()
+    fake.require_basic({"u": "hunter22"})
+    message = f"you sent {header}, that is u:hunter22; hunter22 is wrong"
+    one = repository(auths={fake.host: {"username": "u", "password": "hunter22"}}, read_timeout=1)
+    one.manifest("v1")
+    fake.fail("/manifests/", Status(status, {}, code="DENIED", message=message))
+    with pytest.raises(KitfsError) as caught:
+        one.manifest("v1")
+    assert "hunter22" not in str(caught.value)
+    assert header[6:] not in str(caught.value)
 
 
 def test_a_token_request_has_the_timeouts_of_its_request(fake: FakeRegistry, repository: Repositories) -> None:

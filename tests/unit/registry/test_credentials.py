@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kitfs.errors import UsageError
-from kitfs.registry.credentials import Credential, Credentials
+from kitfs.registry.credentials import Credential, Credentials, helper_of, matching
 
 HOST = "registry.test:5000"
 AUTH = {"auth": base64.b64encode(b"u:p:w").decode()}
@@ -53,6 +53,13 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({**AUTH, "identitytoken": "i"}, Credential("u", "p:w", "i")),
         ({"identitytoken": "i"}, Credential(identity_token="i")),
         ({"registrytoken": "r"}, Credential(registry_token="r")),
+        ({"registrytoken": " r\r\n", "identitytoken": "i\n"}, Credential(identity_token="i", registry_token="r")),
+        ({"username": "u\n", "password": " p \r\n"}, Credential("u", " p ")),
+        ({"auth": base64.b64encode(b"u:p:w\r\n").decode()}, Credential("u", "p:w")),
+        ({"auth": base64.b64encode(b"u:p:w\0\0").decode() + "\n"}, Credential("u", "p:w")),
+        ({"auth": base64.b64encode(b"u:p:w1").decode().rstrip("=")}, Credential("u", "p:w1")),
+        ({"auth": base64.urlsafe_b64encode(b"u:\xc3\xbf\xc3\xbf>?").decode()}, Credential("u", "\xff\xff>?")),
+        ({"auth": base64.b64encode(b"u:p").decode(), "username": "x", "password": "y"}, Credential("u", "p")),
         ({"auth": ""}, None),
         ({}, None),
         ("nonsense", None),
@@ -65,10 +72,34 @@ def test_auths(tmp_path: Path, entry: Any, expected: Credential | None) -> None:
     assert Credentials((path,)).of("other.test") is None
 
 
-@pytest.mark.parametrize("key", [HOST, f"https://{HOST}", f"http://{HOST}", f"https://{HOST}/v1/", f"https://{HOST}/v2/"])
-def test_hosts_as_older_tools_wrote_them(tmp_path: Path, key: str) -> None:
-    """With a scheme and the API's version."""
-    assert Credentials((written(tmp_path / "c.json", {"auths": {key: AUTH}}),)).of(HOST) == Credential("u", "p:w")
+@pytest.mark.parametrize("scheme", ["", "https://", "http://"])
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v2", "/v2/"])
+def test_hosts_in_every_spelling(tmp_path: Path, scheme: str, path: str) -> None:
+    """With a scheme, a slash and the API's version or without them, as docker reads them; the same for a helper of one host."""
+    key = f"{scheme}{HOST}{path}"
+    assert Credentials((written(tmp_path / "c.json", {"auths": {key: AUTH}}),)).of(HOST, "team/kit") == Credential("u", "p:w")
+    assert helper_of({"credHelpers": {key: "here"}}, HOST, "team/kit") == ("here", key)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ([HOST, f"https://{HOST}/", f"http://{HOST}"], [HOST, f"https://{HOST}/", f"http://{HOST}"]),
+        ([f"{HOST}/team", HOST, f"{HOST}/team/kit", f"{HOST}/team/kit/more"], [f"{HOST}/team/kit", f"{HOST}/team", HOST]),
+        ([f"{HOST}/tea", f"{HOST}/other", "registry.test", f"x{HOST}", f"https://x/{HOST}"], []),
+        ([f"https://{HOST}/some/path"], [f"https://{HOST}/some/path"]),
+        ([HOST.upper(), f"HTTPS://{HOST}"], [HOST.upper(), f"HTTPS://{HOST}"]),
+    ],
+)
+def test_which_key_counts(keys: list[str], expected: list[str]) -> None:
+    """The longest repository first (containers-auth.json), then the host as kit writes it, then its other spellings."""
+    assert matching(keys, HOST, "team/kit") == expected
+
+
+def test_an_empty_entry_hides_no_other(tmp_path: Path) -> None:
+    """docker leaves {} where a store has the credentials."""
+    path = written(tmp_path / "c.json", {"auths": {HOST: {}, f"https://{HOST}": AUTH}})
+    assert Credentials((path,)).of(HOST) == Credential("u", "p:w")
 
 
 @pytest.mark.parametrize("host", ["docker.io", "index.docker.io", "registry-1.docker.io"])
@@ -124,15 +155,29 @@ def test_a_store_that_holds_an_identity_token(tmp_path: Path, helper: Path) -> N
         ("missing", HOST, "docker-credential-missing is not on PATH"),
         ("here", "broken.test", "docker-credential-here failed for broken.test: the keychain is locked"),
         ("here", "nonsense.test", "did not answer with JSON"),
+        ("x/y", HOST, "'x/y' is not the name of a credential helper"),
+        ("../here", HOST, "is not the name of a credential helper"),
+        ("a\0b", HOST, "is not the name of a credential helper"),
+        ("-v", HOST, "is not the name of a credential helper"),
     ],
 )
 def test_a_helper_that_fails_is_named(tmp_path: Path, store: str, host: str, words: str) -> None:
-    """Going on without credentials would end in a 401 that nobody understands."""
+    """A helper that is missing or broken, and a name that no helper has."""
     with pytest.raises(UsageError, match=words):
         Credentials((written(tmp_path / "c.json", {"credsStore": store}),)).of(host)
 
 
-@pytest.mark.parametrize("config", ["{", "[]", "[" * 100_000, {"auths": {HOST: {"auth": "%%%"}}}, {"auths": {HOST: {"auth": "/w=="}}}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        {"auths": {HOST: {"auth": "%%%"}}},
+        {"auths": {HOST: {"auth": "/w=="}}},
+        {"auths": {HOST: {"registrytoken": "a b\x1b"}}},
+    ],
+)
 def test_a_file_that_is_broken_is_named(tmp_path: Path, config: Any) -> None:
     """UsageError with its path."""
     path = written(tmp_path / "c.json", config)
@@ -144,6 +189,40 @@ def test_a_file_that_is_broken_is_named(tmp_path: Path, config: Any) -> None:
 def test_sections_of_another_shape_are_passed_over(tmp_path: Path, config: Any) -> None:
     """Other tools keep other things in these files."""
     assert Credentials((written(tmp_path / "c.json", config),)).of(HOST) is None
+
+
+def test_a_helper_of_the_current_directory_is_not_run(tmp_path: Path, helper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where PATH names it."""
+    monkeypatch.chdir(tmp_path / "bin")
+    monkeypatch.setenv("PATH", ".::bin")
+    with pytest.raises(UsageError, match="docker-credential-here is not on PATH"):
+        Credentials((written(tmp_path / "c.json", {"credsStore": "here"}),)).of(HOST)
+    assert not helper.exists()
+
+
+def test_line_ends_of_a_helper_are_not_part_of_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows programs answer with CRLF, in WSL too."""
+    script = tmp_path / "bin/docker-credential-crlf"
+    written(script, "#!/bin/sh\nprintf '{\"Username\":\"u\\\\r\\\\n\",\\r\\n\"Secret\":\"s3cret\\\\r\\\\n\"}\\r\\n'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert Credentials((written(tmp_path / "c.json", {"credsStore": "crlf"}),)).of(HOST) == Credential("u", "s3cret")
+
+
+@pytest.mark.usefixtures("helper")
+def test_what_is_broken_does_not_hide_what_is_not(tmp_path: Path) -> None:
+    """Behind a missing helper the file's own auths count, and the next file."""
+    broken = written(tmp_path / "a.json", {"credsStore": "missing", "auths": {HOST: AUTH}})
+    torn = written(tmp_path / "b.json", "{")
+    assert Credentials((torn, broken)).of(HOST) == Credential("u", "p:w")
+
+
+def test_what_cannot_be_looked_up_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is known then, and why."""
+    credentials = Credentials((written(tmp_path / "c.json", {"credsStore": "missing"}),))
+    cause = "the credential helper docker-credential-missing is not on PATH"
+    assert [credentials.find(HOST), credentials.find(HOST)] == [(None, cause)] * 2
+    assert caplog.messages == [f"warning: {cause}; asking {HOST} without credentials"]
 
 
 def test_a_credential_does_not_print_its_secret() -> None:
