@@ -123,7 +123,7 @@ class Registry:
                 self._collect_next = time.monotonic() + self._collect_every
             if found.blobs:
                 self._log.info("the disk was full: freed %d blobs of removed kits, %d bytes", found.blobs, found.freed)
-            return found.blobs > 0
+            return found.blobs > 0 or self._store.make_room()  # what lost its last link is free whatever its age
 
     def _with_room(self, do: Callable[[], T]) -> T:
         """Do what writes, again whenever room could be made for it. Raises StoreFull, and what ``do`` raises."""
