@@ -97,7 +97,7 @@ class RemoteBlob:
                     if at >= stop:
                         return  # what was cut off is only the end of the answer
                     fruitless = 0 if at - before >= PROGRESS else fruitless + 1
-                    if fruitless:
+                    if at == before:
                         self._locations.pop(endpoint.base, None)  # the registry may know a better one
                     if response is None or fruitless == FRUITLESS or pace.left() <= 0:
                         break  # without any answer it was retried already, below

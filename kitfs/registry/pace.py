@@ -27,7 +27,7 @@ class Pace(float):
     """``Pace(seconds)``: first the deadline of an answer's head, after ``body`` the time within which so many seconds' worth of bytes
     must move. ``least`` is in bytes per second."""
 
-    __slots__ = ("_asked", "_clock", "_head", "_in_body", "_left", "_moved", "_quota")
+    __slots__ = ("_asked", "_clock", "_head", "_in_body", "_last", "_left", "_moved", "_quota")
 
     def __new__(cls, seconds: float, *, least: int = LEAST, clock: Callable[[], float] = time.monotonic) -> Pace:
         """A pace that has not begun."""
@@ -35,6 +35,7 @@ class Pace(float):
         pace._clock = clock
         pace._quota = max(1.0, least * seconds)  # bytes
         pace._left = float(seconds)  # of the head or of the present window, when nobody waits
+        pace._last = pace._left  # the same when the last byte came
         pace._moved = 0  # bytes in this window
         pace._head = 0  # bytes before the body
         pace._asked = None  # since when somebody waits
@@ -44,6 +45,7 @@ class Pace(float):
     _clock: Callable[[], float]
     _quota: float
     _left: float
+    _last: float
     _moved: int
     _head: int
     _asked: float | None
@@ -63,6 +65,8 @@ class Pace(float):
         if self._asked is not None:
             self._left -= self._clock() - self._asked
             self._asked = None
+        if moved:
+            self._last = self._left
         self._moved += moved
         if self._moved >= self._quota:
             self._renew()
@@ -76,21 +80,23 @@ class Pace(float):
 
     def too_slow(self) -> httpcore.ReadTimeout:
         """The error of a read that has lasted too long."""
-        if self._in_body and self._moved:
+        if self._last - self.left() >= 0.9 * self:  # next to nothing of the time has brought anything
+            return httpcore.ReadTimeout("timed out")
+        if self._in_body:
             return TooSlow(f"sent only {self._moved} bytes in {float(self):g} s")
-        if self._head and not self._in_body:
-            return TooSlow(f"did not finish the head of its answer within {float(self):g} s")
-        return httpcore.ReadTimeout("timed out")
+        return TooSlow(f"did not finish the head of its answer within {float(self):g} s")
 
     def came(self, size: int) -> None:
         """Bytes have come. Raises RemoteProtocolError when there is no end to what stands before a body."""
         if not self._in_body:
+            self._last = self.left()
             self._head += size
             if self._head > MAX_HEAD:
                 raise httpcore.RemoteProtocolError(f"more than {MAX_HEAD} bytes of headers and interim answers")
 
     def _renew(self) -> None:
-        self._left, self._moved = float(self), 0
+        self._left = self._last = float(self)
+        self._moved = 0
 
 
 class PacedBody(httpx.SyncByteStream):
