@@ -421,7 +421,7 @@ class Resolver:
         meant: dict[str, Digest] = {str(reference): digest}
         parent_filters = for_parent(filters)
         if kitfile.parent is not None and parent_filters is not None:
-            parent = self._open(kitfile.parent.or_latest(), tuple(parent_filters), {}, remote, pins, chain)
+            parent = self._open(kitfile.parent.or_latest().held_by(reference), tuple(parent_filters), {}, remote, pins, chain)
             inherited = parent.layers
             meant |= parent.pins
         shown = kitfile.to_yaml().encode() if selects_kitfile(filters) and has_kitfile(manifest) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kitfs.errors import InvalidReference
@@ -58,13 +58,18 @@ class Digest(str):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A repository of a registry, and a tag or a digest in it. ``extra_tags`` are those of ``repo:tag1,tag2``."""
+    """A repository of a registry, and a tag or a digest in it. ``extra_tags`` are those of ``repo:tag1,tag2``.
+
+    ``named_by`` is the registry whose kit holds the reference, "" where the user gave it: where a reference may lead depends on that.
+    It is not part of what the reference means.
+    """
 
     registry: str
     repository: str
     tag: str | None = None
     digest: Digest | None = None
     extra_tags: tuple[str, ...] = ()
+    named_by: str = field(default="", compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str, *, multiple_tags: bool = False) -> Reference:
@@ -123,6 +128,11 @@ class Reference:
     def or_latest(self) -> Reference:
         """Itself, at ``latest`` when there is neither tag nor digest."""
         return self if self.tag or self.digest else self.with_tag("latest")
+
+    def held_by(self, kit: Reference | LayoutReference) -> Reference:
+        """The same as the content of a kit names it. Kits that were packed here, and layouts on disk, are the user's own word."""
+        registry = kit.registry if isinstance(kit, Reference) and kit.registry != LOCAL else ""
+        return replace(self, named_by=registry)
 
 
 @dataclass(frozen=True, slots=True)

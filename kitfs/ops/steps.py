@@ -82,7 +82,7 @@ def _parents(kit: Kit, filters: Sequence[Filter], sources: Sources) -> Iterator[
         above = for_parent(wanted)
         if above is None:
             return
-        parent = sources.resolver.open(at.kitfile.parent.or_latest(), filters=above, remote=sources.remote)
+        parent = sources.resolver.open(at.kitfile.parent.or_latest().held_by(at.reference), filters=above, remote=sources.remote)
         parent.close()
         at, wanted = parent, above
 
@@ -104,7 +104,7 @@ def _remote(kit: Kit, filters: Sequence[Filter], sources: Sources, chain: tuple[
     steps: list[Step] = []
     for dataset in found:
         if dataset not in objects:
-            steps += _referenced(dataset, sources, (*chain, str(kit.reference)), _joined(below, dataset.path))
+            steps += _referenced(dataset, kit, sources, (*chain, str(kit.reference)), _joined(below, dataset.path))
     for dataset in objects:
         supply = ObjectSupply(dataset.remote_path, dataset.remote_hash, clean_path(dataset.path))
         path = _joined(below, dataset.path)
@@ -112,18 +112,18 @@ def _remote(kit: Kit, filters: Sequence[Filter], sources: Sources, chain: tuple[
     return steps
 
 
-def _referenced(dataset: Dataset, sources: Sources, chain: tuple[str, ...], path: str) -> list[Step]:
+def _referenced(dataset: Dataset, kit: Kit, sources: Sources, chain: tuple[str, ...], path: str) -> list[Step]:
     """The datasets of the kit that a dataset refers to. Raises ManifestError for a chain that is too long, or a circle."""
-    reference = Reference.parse(dataset.remote_path).or_latest()
+    reference = Reference.parse(dataset.remote_path).or_latest().held_by(kit.reference)
     if str(reference) in chain:
         raise ManifestError(f"found cycle in modelkit references: [{'=>'.join((*chain, str(reference)))}]")
     if len(chain) > MAX_CHAIN:
         raise ManifestError(f"reached maximum number of model references: [{'=>'.join(chain)}]")
-    kit = sources.resolver.open(reference, filters=DATASETS, remote=sources.remote)
-    sources.stack.callback(kit.close)
+    other = sources.resolver.open(reference, filters=DATASETS, remote=sources.remote)
+    sources.stack.callback(other.close)
     steps = [Step(f"Unpacking referenced dataset ModelKit {dataset.remote_path} to {path}")]
-    steps += [_step(layer, sources, path) for layer in kit.layers]
-    return steps + _remote(kit, DATASETS, sources, chain, path)
+    steps += [_step(layer, sources, path) for layer in other.layers]
+    return steps + _remote(other, DATASETS, sources, chain, path)
 
 
 def _joined(directory: str, path: str) -> str:

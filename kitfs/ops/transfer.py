@@ -216,7 +216,7 @@ def _pull(
         parent = kitfile_of(manifest, config or b"").parent
         if parent is not None:
             report(Noted(f"Pulling referenced image {parent}"))
-            _pull(parent.or_latest(), store, repository_of, {}, at_once, report, chain)
+            _pull(parent.or_latest().held_by(reference), store, repository_of, {}, at_once, report, chain)
         everything = [found.digest, *wanted]
         check_whole(store, everything, reference.display)
         assign(store, reference, descriptor)

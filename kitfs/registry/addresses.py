@@ -42,13 +42,17 @@ LOCAL_NAMES: Final = frozenset({"localhost", "localhost.localdomain", "ip6-local
 METADATA_NAMES: Final = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
 
 
-class Forbidden(Exception):  # noqa: N818 - httpcore and httpx let it pass as it is; the transport gives it words
-    """Every address of a host is one that may not be connected to; ``address`` is the first, ``scope`` its scope."""
+class Forbidden(Exception):  # noqa: N818 - httpcore and httpx let it pass as it is; ``failures.mapped`` gives it words
+    """No address of a host may be connected to; ``address`` is the first ("" where only the host's name was judged), ``scope`` its scope.
 
-    def __init__(self, address: str, scope: AddressScope) -> None:
+    ``host`` is host[:port] of the URL.
+    """
+
+    def __init__(self, address: str, scope: AddressScope, host: str = "") -> None:
         super().__init__(address)
         self.address = address
         self.scope = scope
+        self.host = host
 
 
 def scope_of(address: str) -> AddressScope:

@@ -19,7 +19,7 @@ import httpx
 from kitfs.errors import IntegrityError, InvalidReference, KitfsError, ManifestError, NotFound, RegistryError, UsageError
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest, check_media_type
-from kitfs.oci.names import LOCAL, TAG, Digest, LayoutReference, Reference
+from kitfs.oci.names import LOCAL, TAG, Digest, Reference
 from kitfs.registry.addresses import AddressScope, answered_from, scope_of_name
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.blob import RemoteBlob
@@ -98,12 +98,11 @@ class RegistryClient:
         """Close every connection."""
         self._http.close()
 
-    def repository(self, reference: Reference, *, named_by: Reference | LayoutReference | None = None) -> Repository:
-        """The repository of a reference; ``named_by`` is the kit whose content holds the reference, None where the user gave it.
+    def repository(self, reference: Reference) -> Repository:
+        """The repository of a reference.
 
-        A kit leads to addresses of this machine or this link only from a registry that is on one too. A kit that was packed here, or is a
-        layout on disk, counts as the user's word. Raises NotFound when the reference names no registry, UsageError for one that no URL can
-        hold.
+        One that a kit names (``Reference.held_by``) leads to addresses of this machine or this link only from a registry that is on one
+        too; mirrors are the user's choice. Raises NotFound when it names no registry, UsageError for one that no URL can hold.
         """
         if reference.registry == LOCAL:
             raise NotFound(f"{reference.display} is not in the store, and names no registry to ask (write registry/repository:tag)")
@@ -112,8 +111,8 @@ class RegistryClient:
         patience = CONNECT_BUDGET / (len(mirrors) + 1)
         endpoints = [self._endpoint(url.rstrip("/"), name, patience=patience) for url in mirrors]
         endpoint = self._endpoint(self._home(registry), name, patience=patience, host=_host(registry))
-        if isinstance(named_by, Reference) and named_by.registry not in (LOCAL, registry):
-            endpoint = replace(endpoint, led_from=self.address_scope(self._home(named_by.registry)))
+        if reference.named_by not in ("", registry):
+            endpoint = replace(endpoint, led_from=self.address_scope(self._home(reference.named_by)))
         return Repository(self, name, (*endpoints, endpoint))
 
     def _home(self, registry: str) -> str:

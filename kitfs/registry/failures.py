@@ -17,6 +17,7 @@ import httpx
 
 from kitfs.errors import NotFound, RateLimited, RegistryError, Unauthorized, Unavailable
 from kitfs.redaction import public, redacted, without
+from kitfs.registry.addresses import Forbidden
 from kitfs.registry.pace import TooSlow
 
 MAX_ERROR_BODY: Final = 8 << 10  # bytes of an error body that are read
@@ -56,12 +57,23 @@ def mapped(url: httpx.URL | str, what: str) -> Iterator[None]:
         if str(e).startswith("Invalid URL in location header"):  # httpx looks at redirects that nobody asked it to follow
             raise RegistryError(f"{what}: {host_of(url)} redirects to an invalid URL", url=shown(url))
         raise unavailable(e, url, what)
+    except Forbidden as e:
+        raise forbidden(e, url, what)
     except httpx.InvalidURL:
         raise RegistryError(f"{what}: it is at an invalid URL", url=str(url))
     except (UnicodeError, OverflowError):
         raise RegistryError(f"{what}: {host_of(url)}: no such host or port", url=shown(url))  # idna and the socket module say it so
     except (ssl.SSLError, OSError) as e:
         raise Unavailable(f"{what}: {host_of(url)}: {e}", url=shown(url))
+
+
+def forbidden(e: Forbidden, url: httpx.URL | str, what: str) -> RegistryError:
+    """Why a URL that a registry or a kit names is not followed."""
+    asked = host_of(url)
+    where = "this machine itself" if e.scope == "host" else "a link-local or metadata address"
+    address = f" ({e.address})" if e.address and e.address != e.host.partition(":")[0].strip("[]") else ""
+    by = f"{asked} leads to {e.host}" if e.host != asked else f"it leads to {e.host}"
+    return RegistryError(f"{what}: {by}, which is {where}{address}: only a registry on such an address may lead there", url=shown(url))
 
 
 def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavailable:

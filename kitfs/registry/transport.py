@@ -54,8 +54,8 @@ class RoutedTransport(httpx.BaseTransport):
     """Sends each request over the transport that its URL takes, at its pace (``pace``), to addresses that are permitted (``addresses``).
 
     Extension "led_from" of a request: the address scope of what named its URL; absent, the user did. Extension "address_scope" of an
-    answer: the scope of the address that it came from. Raises RegistryError for a URL that leads where it may not, and for an answer
-    with more headers than anybody sends.
+    answer: the scope of the address that it came from. Raises Forbidden for a URL that leads where it may not, RegistryError for an
+    answer with more headers than any registry sends.
     """
 
     def __init__(self, options: ClientOptions) -> None:
@@ -68,10 +68,9 @@ class RoutedTransport(httpx.BaseTransport):
         """The answer of whatever the URL leads to."""
         proxy = self._proxy(request.url)
         led_from: AddressScope | None = request.extensions.get("led_from")
-        host = request.url.raw_host.decode("ascii", "replace")
-        written = scope_of_name(host)
+        written = scope_of_name(request.url.raw_host.decode("ascii", "replace"))
         if proxy is not None and written is not None and not permitted(written, led_from):
-            raise _refused(request.url, written, "")
+            raise Forbidden("", written, _host(request.url))
         timeouts = request.extensions.get("timeout") or {}
         paces = {name: Pace(timeouts[name]) for name in ("read", "write") if timeouts.get(name) is not None}
         request.extensions = {**request.extensions, "timeout": {**timeouts, **paces}}
@@ -80,7 +79,8 @@ class RoutedTransport(httpx.BaseTransport):
         try:
             response = self._through(request.url.scheme, proxy, led_from).handle_request(request)
         except Forbidden as e:
-            raise _refused(request.url, e.scope, e.address)
+            e.host = _host(request.url)
+            raise
         except httpx.TransportError as e:
             if proxy is not None:
                 e.add_note(f"through the proxy {public(proxy)}")
@@ -137,6 +137,11 @@ class RoutedTransport(httpx.BaseTransport):
             self._transports.clear()
 
 
+def _host(url: httpx.URL) -> str:
+    """host[:port], without the port that the scheme implies."""
+    return url.netloc.decode("ascii", "replace")
+
+
 def _peer(response: httpx.Response) -> AddressScope | None:
     """The scope of the address that an answer came from, None where no connection says."""
     stream = response.extensions.get("network_stream")
@@ -153,17 +158,10 @@ def _check_head(response: httpx.Response, url: httpx.URL) -> None:
     if len(raw) <= MAX_HEADERS and size <= MAX_HEADER_BYTES:
         return
     response.close()
-    host = url.netloc.decode("ascii", "replace")
-    told = f"{host} sends {len(raw)} headers of {size} bytes: more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes are refused"
+    told = f"{_host(url)} sends {len(raw)} headers of {size} bytes: more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes are refused"
     raise RegistryError(told, status=response.status_code)
 
 
-def _refused(url: httpx.URL, scope: AddressScope, address: str) -> RegistryError:
-    """The error for a URL that leads where whoever named it may not lead."""
-    host = url.netloc.decode("ascii", "replace")
-    where = {"host": "this machine itself", "link": "a link-local or metadata address", "global": "the network"}[scope]
-    told = f"a registry's answer leads to {host}, which is {where}{f' ({address})' if address else ''}: kitfs does not connect there for it"
-    return RegistryError(told)
 
 
 def tls_context(options: ClientOptions) -> ssl.SSLContext:

@@ -13,6 +13,7 @@
 Settings: ``redirect_blobs_to(cdn)`` answers blobs with 307 to another FakeRegistry, signed until ``expire_locations``;
 ``require_basic`` and ``require_token`` close the door (``expire_tokens``, ``identity_tokens``, a token server elsewhere);
 ``referrers_api`` False leaves only the tag that stands in for it; ``prefix`` moves /v2/ below a path; ``tls`` speaks TLS.
+``address`` is where ``start`` listens.
 Pushes are taken as distribution-spec says, in one piece or in chunks, in order; sessions live until ``lose_uploads``, over broken
 connections too. ``refuse_bodies`` and ``refuse_chunks`` refuse a way of sending, ``body_limit`` is a proxy's (413), ``stateless`` sessions need no
 state in their query. ``mounts`` False: no blob is mounted; ``chunk_min`` is what OCI-Chunk-Min-Length says; ``tags_per_page`` pages tags.
@@ -130,6 +131,7 @@ class FakeRegistry:
 
     def __init__(self, *, prefix: str = "", tls: ssl.SSLContext | None = None) -> None:
         self.prefix = prefix
+        self.address = "127.0.0.1"
         self.referrers_api = True
         self.mounts = True
         self.chunk_min = 0
@@ -166,7 +168,7 @@ class FakeRegistry:
     @property
     def host(self) -> str:
         """host:port; of a transport "registry.test"."""
-        return f"127.0.0.1:{self._port}" if self._port else "registry.test"
+        return f"{self.address}:{self._port}" if self._port else "registry.test"
 
     @property
     def url(self) -> str:
@@ -175,7 +177,7 @@ class FakeRegistry:
 
     def start(self) -> None:
         """Listen; on the same port as before after ``stop``."""
-        self._server = _Server(self._port, self, self._tls)
+        self._server = _Server((self.address, self._port), self, self._tls)
         self._port = self._server.server_address[1]
         self._server.begin()
 
@@ -574,8 +576,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = False  # joined by server_close
     block_on_close = True
 
-    def __init__(self, port: int, registry: FakeRegistry, tls: ssl.SSLContext | None) -> None:
-        super().__init__(("127.0.0.1", port), _Connection)
+    def __init__(self, address: tuple[str, int], registry: FakeRegistry, tls: ssl.SSLContext | None) -> None:
+        super().__init__(address, _Connection)
         self.registry = registry
         self.tls = tls
         self.closing = threading.Event()

@@ -68,7 +68,9 @@ def checkout(
             else:
                 configured = git.ask("config", "--file", ".lfsconfig", "lfs.url")
                 server, near = lfs.server_of(url, configured), _objects(url)
-                lfs.resolve(pointers, server, client, token=token if _same(server, url) else None, near=near, at_once=at_once, report=report)
+                mine = token if _same(server, url) else None
+                named_by = url if configured else ""
+                lfs.resolve(pointers, server, client, token=mine, near=near, at_once=at_once, report=report, named_by=named_by)
             left = _pointers(directory)
             if left:
                 name = os.path.relpath(left[0].path, directory)

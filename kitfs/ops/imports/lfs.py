@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest
 from kitfs.ops.events import Moved, Report, Total
 from kitfs.ops.imports.hub import TokenAuth
+from kitfs.registry.addresses import AddressScope, scope_of_name
 from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.client import Endpoint, RegistryClient
 from kitfs.registry.failures import check_encoding, failure, host_of, mapped, read_capped, read_error, shown
@@ -31,6 +33,7 @@ from kitfs.registry.retry import CONNECT_BUDGET
 from kitfs.registry.transport import is_loopback
 
 POINTER: Final = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n(?:ext-[^\n]+\n)*oid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n")
+REMOTE: Final = re.compile(r"(?:\w+://)?(?:[^/@]*@)?(\[[^\]/]*\]|[^/:@]+):?")  # the host of a URL, and of ssh's host:path
 MAX_POINTER: Final = 1024  # bytes, as git-lfs has it
 BATCH: Final = 100  # objects of one request
 MAX_ANSWER: Final = 16 << 20
@@ -67,9 +70,19 @@ def server_of(url: str, configured: str) -> str:
 
 
 def resolve(
-    pointers: Sequence[Pointer], server: str, client: RegistryClient, *, token: str | None, near: str, at_once: int, report: Report
+    pointers: Sequence[Pointer],
+    server: str,
+    client: RegistryClient,
+    *,
+    token: str | None,
+    near: str,
+    at_once: int,
+    report: Report,
+    named_by: str = "",
 ) -> None:
     """Put every object in the place of its pointers. ``near``: a directory of objects on this machine, "" for none.
+
+    ``named_by``: the URL of the repository whose content names the server, "" where the repository's own URL does.
 
     Raises ContextError when there is neither a server nor the object, IntegrityError, Unauthorized, RegistryError, Unavailable.
     """
@@ -79,7 +92,7 @@ def resolve(
     wanted = [same[0] for same in by_digest.values()]
     here = {p.digest: found for p in wanted if (found := _near(near, p)) is not None}
     missing = [p for p in wanted if p.digest not in here]
-    remote = _Server(client, server, token) if missing and server else None
+    remote = _Server(client, server, token, named_by) if missing and server else None
     if missing and remote is None:
         raise ContextError(f"{os.path.basename(missing[0].path)} is an LFS object that is not there; install git-lfs, or name a server")
     where = remote.locate(missing) if remote is not None else {}
@@ -143,16 +156,26 @@ def _write(pointer: Pointer, pieces: Iterator[bytes], moved: Any) -> None:
             os.unlink(temporary)
 
 
+def _led_from(named_by: str, host: str) -> AddressScope | None:
+    """Where a repository may lead with the server that its content names; None for one on this machine, and for its own host."""
+    where = REMOTE.match(named_by)
+    if where is None or named_by.startswith(("file:", "/", ".")) or os.path.exists(named_by) or where[1].lower() == host.lower():
+        return None
+    return scope_of_name(where[1]) or "global"  # git's own connection is not seen here
+
+
 class _Server:
     """A server of the batch API."""
 
-    def __init__(self, client: RegistryClient, url: str, token: str | None) -> None:
+    def __init__(self, client: RegistryClient, url: str, token: str | None, named_by: str) -> None:
         parsed = httpx.URL(url)
+        if named_by.startswith("https:") and parsed.scheme == "http":
+            raise RegistryError(f"LFS objects: the repository is read over TLS and names a server without TLS, {shown(parsed)}", url=shown(parsed))
         if token and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
             token = None
         basic = f"Basic {base64.b64encode(f'token:{token}'.encode()).decode()}" if token else ""
         self._client = client
-        self._endpoint = Endpoint(url, host_of(parsed), TokenAuth(basic), CONNECT_BUDGET)
+        self._endpoint = Endpoint(url, host_of(parsed), TokenAuth(basic), CONNECT_BUDGET, _led_from(named_by, parsed.host))
 
     def locate(self, pointers: Sequence[Pointer]) -> dict[Digest, _Object]:
         """Where the objects are. Raises Unauthorized, NotFound, RegistryError."""
@@ -230,4 +253,4 @@ class _Object(RemoteBlob):
 
 def _anonymous(endpoint: Endpoint) -> Endpoint:
     """The same, without credentials of ours beside those that the server named."""
-    return Endpoint(endpoint.base, endpoint.host, TokenAuth(""), endpoint.patience)
+    return replace(endpoint, auth=TokenAuth(""))
