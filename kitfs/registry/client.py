@@ -26,10 +26,11 @@ from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.body import Body, Read
 from kitfs.registry.credentials import DOCKER_HOSTS, Credentials
 from kitfs.registry.duplex import DuplexTransport
-from kitfs.registry.failures import Broken, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
+from kitfs.registry.failures import Broken, SpeaksTls, asks_for_tls, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
 from kitfs.registry.referrers import EMPTY, entry_of, listing, omitting, subject_of, tag_of
 from kitfs.registry.refusals import manifest_refusal
 from kitfs.registry.retry import CONNECT_BUDGET, RetryTransport
+from kitfs.registry.tls_probe import speaks_tls
 from kitfs.registry.transport import ClientOptions, is_loopback
 from kitfs.registry.upload import CHUNK, Upload
 from kitfs.registry.ways import Journal, Lessons
@@ -83,6 +84,8 @@ class RegistryClient:
         self._credentials = credentials
         self._tokens = Tokens()
         self.lessons: Final = Lessons()
+        self._secure: set[bytes] = set()  # netlocs on loopback that turned out to speak TLS
+        self._probed: set[bytes] = set()  # netlocs that were asked whether they do
         self._scopes: dict[str, AddressScope] = {}  # of the addresses of endpoints, by scheme and host
         timeout = httpx.Timeout(options.read_timeout, connect=min(options.connect_timeout, options.read_timeout), pool=None)
         self._http = httpx.Client(
@@ -142,13 +145,47 @@ class RegistryClient:
     ) -> httpx.Response:  # fmt: skip
         """An answer whose body is still to be read, after redirects. Credentials stay with the endpoint's own host.
 
-        A ``Body`` goes out once, but for redirects and refused tokens; ``repeat`` False: so does everything else.
+        A ``Body`` goes out once, but for redirects and refused tokens; ``repeat`` False: so does everything else. A registry on
+        loopback that turns out to speak TLS is spoken to over TLS from then on, unless ``plain_http`` was given.
         Raises Unavailable when there is none, Unauthorized when no token can be had.
         """
-        home = httpx.URL(endpoint.base)
-        at = httpx.URL(url)
-        extensions: dict[str, Any] = {"connect_budget": endpoint.patience} | ({} if repeat else {"repeat": False})
-        led_from = self.address_scope(endpoint.base)  # for a URL that an earlier answer named
+        home, at = self._spoken(httpx.URL(endpoint.base)), self._spoken(httpx.URL(url))
+        try:
+            return self._followed(endpoint, home, method, at, headers, what, body, repeat)
+        except (SpeaksTls, Broken) as e:
+            if self._spoken(home) == home and not (isinstance(e, SpeaksTls) and self._secured(home)):
+                raise
+        return self._followed(endpoint, self._spoken(home), method, self._spoken(at), headers, what, body, repeat)
+
+    def _spoken(self, url: httpx.URL) -> httpx.URL:
+        """A URL with the scheme that its server turned out to speak."""
+        return url.copy_with(scheme="https") if url.scheme == "http" and url.netloc in self._secure else url
+
+    def _secured(self, home: httpx.URL) -> bool:
+        """Speak TLS to a server on loopback from now on, and say whether that may be: plain HTTP was the default there."""
+        if home.scheme != "http" or self.options.plain_http is not None or not is_loopback(home.host):
+            return False
+        self._secure.add(home.netloc)
+        return True
+
+    def _probe(self, home: httpx.URL, error: httpx.TransportError) -> bool:
+        """Whether a server that closed the connection and never said a word speaks TLS; it is asked once."""
+        if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error) and "TLS" not in str(error):
+            return False
+        if self.options.proxy or home.netloc in self._probed or _origin(home) in self._scopes:
+            return False
+        self._probed.add(home.netloc)
+        may = home.scheme == "http" and self.options.plain_http is None and is_loopback(home.host)
+        return may and speaks_tls(home.host, home.port or 80) and self._secured(home)
+
+    def _followed(
+        self, endpoint: Endpoint, home: httpx.URL, method: str, at: httpx.URL, headers: dict[str, str], what: str,
+        body: bytes | Body | None, repeat: bool,
+    ) -> httpx.Response:  # fmt: skip
+        """``send``, after redirects. Raises SpeaksTls, Broken beside what it raises."""
+        extensions: dict[str, Any] = {"connect_budget": endpoint.patience, "hopeless": lambda e: self._probe(home, e)}
+        extensions |= {} if repeat else {"repeat": False}
+        led_from = self.address_scope(str(home))  # for a URL that an earlier answer named
         if isinstance(body, Body):
             headers = headers | {"Content-Length": str(body.size)}
         leads = "leads"
@@ -169,6 +206,10 @@ class RegistryClient:
                 if at.scheme == "http" and self.options.plain_http:
                     raise Broken(f"{e}; if it speaks TLS, leave out --plain-http", url=e.url)
                 raise
+            if response.status_code == 400 and at.scheme == "http":
+                read_error(response)
+                if asks_for_tls(response):
+                    raise failure(response, what)
             led_from = answered_from(response)
             if same and self._scopes.setdefault(_origin(home), led_from) != led_from:
                 self._scopes[_origin(home)] = "global"
@@ -266,7 +307,7 @@ class Repository:
                     if not lacks(e):
                         raise
                     return _of_type(self._stand_in(endpoint, digest), artifact_type)
-                if media_type_of(response) != IMAGE_INDEX:  # 200 and a page for people: there is no such API
+                if media_type_of(response) not in (IMAGE_INDEX, "application/json", ""):  # 200 and a page for people: there is no such API
                     return _of_type(self._stand_in(endpoint, digest), artifact_type)
                 if len(data) > MAX_MANIFEST:
                     raise ManifestError(f"{what}: {endpoint.host} answers with more than {MAX_MANIFEST} bytes")

@@ -23,6 +23,7 @@ from kitfs.registry.pace import TooSlow
 MAX_ERROR_BODY: Final = 8 << 10  # bytes of an error body that are read
 LONGEST_CAUSE: Final = 200  # characters of a cause that somebody else worded
 TLS_ALERT: Final = "x15\\x03"  # how a TLS alert looks to h11
+TLS_ADVICE: Final = "speaks TLS, not plain HTTP (leave out --plain-http, or write https://)"
 UNKNOWN: Final = {
     "NAME_UNKNOWN": "there is no such repository",
     "MANIFEST_UNKNOWN": "there is no such tag or digest",
@@ -32,6 +33,10 @@ UNKNOWN: Final = {
 
 class Broken(Unavailable):
     """A connection that ended before the answer did; what has come so far stands."""
+
+
+class SpeaksTls(Unavailable):
+    """A server that was spoken to in plain HTTP, and speaks TLS."""
 
 
 class Stalled(Unavailable):
@@ -103,7 +108,8 @@ def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavaila
     elif isinstance(e, httpx.ConnectError):
         told = f"{host} cannot be reached: {_words(text)}"
     elif isinstance(e, httpx.RemoteProtocolError) and text.endswith("(TLS)"):
-        told = f"{host} speaks TLS; leave out --plain-http"
+        kind = SpeaksTls
+        told = f"{host} {TLS_ADVICE}"
     else:
         kind = Broken
         told = f"{host} broke the connection: {_words(text)}"
@@ -162,11 +168,16 @@ def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
         return Unauthorized(f"{what}: {host} answers {status}: {hint}{detail}; log in with kitfs login {host}", status=status, code=code, url=url)
     if status == 429:
         return RateLimited(f"{what}: {host} answers 429: too many requests{detail}; try again later", status=status, code=code, url=url)
-    if status == 400 and ("HTTP request was sent to HTTPS port" in response.text or "HTTPS server" in response.text):
-        return RegistryError(f"{what}: {host} speaks TLS; leave out --plain-http", status=status, code=code, url=url)
+    if asks_for_tls(response):
+        return SpeaksTls(f"{what}: {host} {TLS_ADVICE}", status=status, code=code, url=url)
     if status >= 500 or status == 408:
         return Unavailable(f"{what}: {host} answers {status}{detail}", status=status, code=code, url=url)
     return RegistryError(f"{what}: {host} answers {status}{detail}", status=status, code=code, url=url)
+
+
+def asks_for_tls(response: httpx.Response) -> bool:
+    """Whether an answer over plain HTTP says that the server speaks TLS, in the words of nginx or of Go. The body must have been read."""
+    return response.status_code == 400 and ("HTTP request was sent to HTTPS port" in response.text or "HTTPS server" in response.text)
 
 
 def check_encoding(response: httpx.Response, what: str) -> None:

@@ -37,7 +37,7 @@ def check(client: RegistryClient, host: str, credential: Credential) -> None:
     try:
         response = client.send(Endpoint(base, at, auth, CONNECT_BUDGET), "GET", f"{base}/", {}, f"login to {host}")
         read_error(response)
-        if response.status_code != 200:
+        if not response.is_success:
             raise failure(response, f"login to {host}")
     except Unauthorized as e:
         raise Unauthorized(f"{host} does not take these credentials ({e.status})", status=e.status, code=e.code, url=e.url)

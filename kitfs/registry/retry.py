@@ -60,6 +60,7 @@ class RetryTransport(httpx.BaseTransport):
     """Repeats requests whose body is bytes or nothing on ``inner``; counts every one it sends and every byte it gets.
 
     Extension "repeat" of a request: False for one answer only. Connections that were refused are tried again all the same.
+    Extension "hopeless": a function that says, after a connection broke, whether another attempt would end in the same way.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class RetryTransport(httpx.BaseTransport):
                 if attempt == ATTEMPTS or self._clock() - began + pause > budget or _hopeless(e):
                     breaker.tell(ok=False)
                     raise
-            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-                if once:
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as e:
+                if once or ("hopeless" in request.extensions and request.extensions["hopeless"](e)):
                     raise
                 pause = pause_after(attempt)
                 if attempt == ATTEMPTS or self._clock() - began + pause > patience:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from kitfs.errors import RegistryError, UsageError
-from kitfs.registry.client import Repository
+from kitfs.oci.names import Reference
+from kitfs.registry.client import RegistryClient, Repository
+from tests.fakes.faults import Deaf, Status
 from tests.fakes.registry import FakeRegistry
+from tests.unit.registry.conftest import descriptor
 
 Repositories = Callable[..., Repository]
 BODY = b'{"schemaVersion":2,"config":{},"layers":[]}'
@@ -132,6 +135,38 @@ def test_plain_http_to_a_tls_server_hints_at_tls(secure: FakeRegistry, repositor
     """A server that hangs up on plain HTTP may be one of those."""
     with pytest.raises(RegistryError, match=rf"{secure.host} broke the connection: .*; if it speaks TLS, leave out --plain-http"):
         repository(registry=secure.host, plain_http=True).manifest("v1")
+
+
+@pytest.mark.parametrize("says", ["nothing", "Go", "nginx"])
+def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[..., RegistryClient], says: str) -> None:
+    """Plain HTTP is only the default there: whether the server hangs up or says what it speaks, it is spoken to over TLS from then on."""
+    secure.put_manifest("team/kit", BODY, tag="v1")
+    words = {"Go": b"Client sent an HTTP request to an HTTPS server.\n", "nginx": b"<h1>The plain HTTP request was sent to HTTPS port</h1>"}
+    one = client(tls_certs=(str(TLS / "ca.pem"),))
+    team = one.repository(Reference.parse(f"{secure.host}/team/kit"))
+    if says == "nothing":
+        assert team.manifest("v1")[1] == BODY
+        assert team.upload(descriptor(b"x" * 5000), lambda at: iter([(b"x" * 5000)[at:]]), chunk=1000) == "uploaded"
+    else:
+        with FakeRegistry() as plain:
+            plain.fail("", Status(400, body=words[says]))
+            with pytest.raises(RegistryError, match=r"TLS|broke") as caught:
+                one.repository(Reference.parse(f"{plain.host}/team/kit")).manifest("v1")
+            assert "answers 400" not in str(caught.value)
+            assert len(plain.served()) == 1
+
+
+def test_an_untrusted_certificate_on_loopback_is_told(secure: FakeRegistry, repository: Repositories) -> None:
+    """The advice is about the certificate, not about --plain-http."""
+    with pytest.raises(RegistryError, match=r"its certificate is not trusted .*; name its CA with --tls-cert"):
+        repository(registry=secure.host).manifest("v1")
+
+
+def test_a_plain_server_that_breaks_is_not_taken_for_tls(fake: FakeRegistry, repository: Repositories) -> None:
+    """The handshake fails, and the error is what it was."""
+    fake.fail("/manifests/", Deaf(0))
+    with pytest.raises(RegistryError, match="broke the connection"):
+        repository().manifest("v1")
 
 
 def test_a_tls_registry_through_a_plain_proxy(secure: FakeRegistry, fake: FakeRegistry, repository: Repositories) -> None:
