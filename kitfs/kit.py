@@ -31,6 +31,7 @@ from kitfs.errors import (
     Unavailable,
     WouldBlock,
 )
+from kitfs.layers.access import Closed, closed_to_others
 from kitfs.layers.codec import DecodedSource, decode
 from kitfs.layers.index import LayerIndex, Member, Skipped, raw_index
 from kitfs.layers.read import read_member
@@ -180,8 +181,7 @@ class Layer:
         if self.type.format == "raw":
             content.fill()
             return self._raw_index(content.size)
-        key = ("index", self.digest)
-        known = self._store.catalog.get(key)
+        known = self._store.catalog.get(self._index_key)
         if known is not None:
             try:
                 index = LayerIndex.from_json(known)
@@ -198,7 +198,7 @@ class Layer:
         if self.compressed:
             end = max((e.blob_offset + e.length for m in index.members.values() for e in m.extents), default=0)
             content.pread(end, TAIL)  # what follows the last entry, so that the decoder comes to its end
-        self._store.catalog.set(key, index.to_json())
+        self._keep_index(index)
         return index
 
     def _raw_index(self, decoded_size: int | None) -> LayerIndex:
@@ -210,6 +210,47 @@ class Layer:
             size = decoded_size if decoded_size is not None else (metadata.size if metadata is not None and metadata.size is not None else 0)
         mode = metadata.mode if metadata is not None and metadata.mode is not None else 0o644
         return raw_index(self.path, size, mode)
+
+    def _keep_index(self, index: LayerIndex) -> None:
+        self._store.catalog.set(self._index_key, index.to_json())
+        self._store.catalog.set(self._closed_key, list(closed_to_others(index)))
+
+    def closed(self, *, at_most: int = 20_000) -> Closed | None:
+        """What other users may not use, by its mode; None where that needs the registry, or a look at more than ``at_most`` entries."""
+        if self._index is None and self.type.format != "raw":
+            known = Closed.of_json(self._store.catalog.get(self._closed_key))
+            if known is not None:
+                return known
+            if not self._is_here or self._store.catalog.get(self._index_key) is not None:
+                return None
+            try:
+                index = index_tar(self.content(), max_entries=min(at_most, self._max_entries))
+            except (LayerError, StoreError):
+                return None
+            self._keep_index(index)
+            self._index = index
+        elif self._index is None and self.compressed and (self._metadata is None or self._metadata.size is None):
+            return None
+        return closed_to_others(self.index())
+
+    @property
+    def _is_here(self) -> bool:
+        return self._store.has_decoded(self.digest) if self.compressed else self._store.has_sealed(self.digest)
+
+    @property
+    def listed(self) -> bool:
+        """Whether its names can be had without the layer's registry."""
+        if self._index is not None or self.type.format == "raw":
+            return True
+        return self._is_here or self._store.catalog.get(self._index_key) is not None
+
+    @property
+    def _index_key(self) -> tuple[str, str]:
+        return "index", self.digest
+
+    @property
+    def _closed_key(self) -> tuple[str, str]:
+        return "closed", self.digest
 
     def trusted(self, *, wait: bool = True) -> bool:
         """Whether names outside ``path`` need not be looked for here: the index is known, or its first entry agrees with ``path``.
@@ -369,6 +410,7 @@ class Resolver:
         self._clock = clock
         self._stand_in = stand_in
         self._patience = patience
+        self.fell_back = False  # whether a tag was given its last known meaning, since its registry did not answer
 
     def open(
         self,
@@ -491,6 +533,7 @@ class Resolver:
         except (Unavailable, RateLimited, NotFound, Unauthorized) as e:
             found = None
             if known is not None and not isinstance(e, (NotFound, Unauthorized)):
+                self.fell_back = True
                 self._log.warning("%s: using %s, which the tag meant %s ago: %s", reference, known.digest, human_age(known.age), e)
                 found = known.digest, known.data
             other = self._stand_in(reference.with_tag(tag), e) if found is None and not remote else None

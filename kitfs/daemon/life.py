@@ -247,6 +247,7 @@ def _check_files(layers: Sequence[Layer], mountpoint: str) -> None:
 
 
 def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, stderr: bool) -> None:
+    from kitfs.daemon import notes
     from kitfs.daemon.status import LastError, StatusSocket, status_of
     from kitfs.fuse.filesystem import FileSystem
     from kitfs.fuse.tree import tree_of
@@ -279,10 +280,10 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, 
         kit = host.resolver.open(parse_any(request.reference), filters=filters, labels=request.labels, remote=request.remote)
         stack.callback(kit.close)
         _check_files(kit.layers, request.mountpoint)
-        if filters and not kit.layers and kit.kitfile_bytes is None:
-            log.warning("%s: nothing of this kit is selected", " and ".join(map(str, filters)))
+        notes.warn(kit, request, host.resolver, log)
+        closed = notes.ClosedNote(request, log)
         filesystem = FileSystem(
-            tree_of(kit, counters=counters, log=log),
+            tree_of(kit, counters=counters, log=log, met=closed.met),
             uid=request.uid,
             gid=request.gid,
             umask=request.umask,
@@ -317,6 +318,7 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, 
         )
         for layer in kit.layers:
             layer.peek_store()
+        closed.look(kit)
         server = StatusSocket(listen(run.file(request.mountpoint, "sock")), lambda: status_of(record, kit, counters, last_error), log)
         stack.callback(server.close)
         stack.callback(run.forget, record)

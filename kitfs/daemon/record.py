@@ -132,7 +132,11 @@ class RunDir:
     @contextmanager
     def _door(self) -> Iterator[None]:
         """Exclude other processes from changing which files belong to a mount point. Raises MountError after ``DOOR_PATIENCE`` seconds."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield  # somebody removed the directory: there are no files to keep others from
+            return
         try:
             deadline = time.monotonic() + DOOR_PATIENCE
             while True:
@@ -162,6 +166,8 @@ class RunDir:
                     os.pwrite(fd, nonce.encode(), 0)
                 except BlockingIOError:
                     nonce = ""
+                except OSError as e:
+                    raise MountError(f"{path} cannot be written: {e.strerror}; choose another directory with --run-dir", errno=e.errno or 5)
             yield nonce
         finally:
             if fd >= 0:

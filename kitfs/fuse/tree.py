@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from kitfs.errors import KitfsError, NotFound, WouldBlock
+from kitfs.errors import KitfsError, NotFound, RegistryError, WouldBlock
 from kitfs.fuse.values import ROOT, Inode, NoEntry
 from kitfs.kit import Kit, related
 from kitfs.layers.index import NAME_MAX, SIZE_MAX, LayerIndex, Member
@@ -106,13 +106,25 @@ class Node:
 
 
 class Tree:
-    """The merged tree of ``layers``, in the order in which they lie over each other, and of ``files`` at the root by name."""
+    """The merged tree of ``layers``, in the order in which they lie over each other, and of ``files`` at the root by name.
 
-    def __init__(self, layers: Sequence[TreeLayer], files: Mapping[str, SyntheticFile], *, counters: Counters, log: logging.Logger) -> None:
+    ``met`` is called with the digest and the index of each layer when it is first looked into.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[TreeLayer],
+        files: Mapping[str, SyntheticFile],
+        *,
+        counters: Counters,
+        log: logging.Logger,
+        met: Callable[[str, LayerIndex], None] = lambda digest, index: None,
+    ) -> None:
         self.layers: Final = tuple(layers)
         self._numbered: Final = tuple(enumerate(layers))
         self._counters = counters
         self._log = log
+        self._on_met = met
         self._lock = threading.Lock()  # for what is said once
         self._said: set[tuple[str, str]] = set()
         self._links: dict[str, Counter[str]] = {}
@@ -158,7 +170,7 @@ class Tree:
         if directory.kind != "dir":
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         at = directory.path
-        indexes = {n: self._index(layer, wait) for n, layer in self._numbered[directory.since :] if related(at, layer.path or "")}
+        indexes = {n: self._to_list(at, layer, wait) for n, layer in self._numbered[directory.since :] if related(at, layer.path or "")}
         for number, layer in self._numbered[directory.since :]:
             if number not in indexes and (index := self._known(layer)) is not None:
                 indexes[number] = index
@@ -245,6 +257,14 @@ class Tree:
             self._totals = totals
         return totals
 
+    def _to_list(self, directory: str, layer: TreeLayer, wait: bool) -> LayerIndex:
+        """The index of a layer that may have names in a directory. A registry's error says what it keeps from being listed, and why."""
+        try:
+            return self._index(layer, wait)
+        except RegistryError as e:
+            why = f"the names in layer {layer.digest[:19]} are not known on this host yet, and it cannot be read now"
+            raise type(e)(f"/{directory} cannot be listed: {why}: {e}", status=e.status, code=e.code, url=e.url)
+
     def _index(self, layer: TreeLayer, wait: bool) -> LayerIndex:
         index = layer.index(wait=wait)
         if layer.digest not in self._links:
@@ -265,6 +285,7 @@ class Tree:
             if layer.digest in self._links:
                 return
             self._links[layer.digest] = links
+        self._on_met(layer.digest, index)
         self._counters.add("skipped_entries", len(index.skipped))
         for skipped in index.skipped[:MAX_NAMED]:
             self._log.warning("layer %s: left out %r: %s", layer.digest[:19], skipped.name, skipped.reason)
@@ -341,11 +362,13 @@ def _by_name(
     return lambda name: [here[place] for place in sorted(everywhere + places.get(name, []))]
 
 
-def tree_of(kit: Kit, *, counters: Counters, log: logging.Logger) -> Tree:
+def tree_of(
+    kit: Kit, *, counters: Counters, log: logging.Logger, met: Callable[[str, LayerIndex], None] = lambda digest, index: None
+) -> Tree:
     """The tree of an opened kit: its layers, and its Kitfile over them."""
     config = kit.manifest.config
     files = {} if kit.kitfile_bytes is None else {"Kitfile": SyntheticFile(kit.kitfile_bytes, config.digest, config.media_type)}
-    return Tree(kit.layers, files, counters=counters, log=log)
+    return Tree(kit.layers, files, counters=counters, log=log, met=met)
 
 
 def _by_bytes(item: tuple[str, Node]) -> bytes:

@@ -29,13 +29,14 @@ from kitfs.ops.local import assign, check_whole, find
 from kitfs.ops.shape import Shape as Shape
 from kitfs.ops.shape import Written
 from kitfs.ops.transfer import Target
-from kitfs.ops.walk import Plan, plan
+from kitfs.ops.walk import Found, Plan, plan
 from kitfs.registry.ways import Journal
 from kitfs.store.store import Store
 
 KITFILE_NAMES: Final = ("Kitfile", "kitfile", ".kitfile")
 MAX_IGNORE: Final = 4 << 20  # bytes of a .kitignore
 MAX_KITFILE: Final = 4 << 20
+OTHERS_READ: Final = 0o044  # read bits of the group and of others
 GIVEN_UP: Final = "the pack was given up"
 
 
@@ -196,11 +197,22 @@ def _planned(context: str, kitfile: Kitfile, parent_paths: Collection[str], shap
     jobs = [_job(context, entry, rules, others, shape, report) for entry in entries]
     for doubt in kitfile.doubtful():
         report(Warned(doubt))
+    private = [e for job in jobs for e in job.plan.entries if not e.directory and not e.mode & OTHERS_READ]
+    if private:
+        report(Warned(_private(private)))
     if not jobs and shape.typed:
         report(Warned("ModelKit contains no layers"))
     for job in jobs:
         report(Total(job.plan.path, job.contents.size))
     return jobs
+
+
+def _private(entries: Sequence[Found]) -> str:
+    """What to know of files whose modes go into the kit and let nobody but their owner read them: safetensors writes such."""
+    first = f"{entries[0].path} (mode {entries[0].mode:04o})"
+    told = f"{first}," if len(entries) == 1 else f"{len(entries)} files, such as {first},"
+    remedy = "chmod a+r what is packed, or mount the kit with --file-mode 644"
+    return f"only the owner may read {told} also in a mount of the kit; where other users are to read the kit, {remedy}"
 
 
 def _job(context: str, entry: Entry, rules: IgnoreRules, others: Collection[str], shape: Shape, report: Report) -> _Job:

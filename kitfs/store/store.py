@@ -383,7 +383,8 @@ class Store:
 
     def forget_index(self, digest: str) -> None:
         """Forget what was derived from bytes that turned out to be wrong."""
-        self.catalog.delete(("index", digest))
+        for kind in ("index", "closed"):
+            self.catalog.delete((kind, digest))
 
 
 class _Given:

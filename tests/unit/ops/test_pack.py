@@ -451,6 +451,23 @@ def test_a_link_in_the_context_is_an_empty_layer_and_a_warning(tree: Path, store
     ]
 
 
+def test_files_that_only_their_owner_may_read_are_told(tree: Path, store: Store) -> None:
+    """Once for the whole pack, with one of them by name; what a group may read is nobody's accident."""
+    (tree / "model/w.safetensors").write_bytes(b"w")
+    (tree / "model/w.safetensors").chmod(0o600)
+    (tree / "model/w.bin").chmod(0o640)
+    made = codes("model", "README.md")
+    events: list[Event] = []
+    packed(tree, store, made, events.append)
+    warned = [e.text for e in events if isinstance(e, Warned)]
+    assert [("only the owner may read model/w.safetensors (mode 0600)" in w, "--file-mode 644" in w) for w in warned] == [(True, True)]
+    (tree / "README.md").chmod(0o600)
+    events.clear()
+    packed(tree, store, made, events.append)
+    assert ["2 files, such as model/w.safetensors (mode 0600)" in e.text for e in events if isinstance(e, Warned)] == [True]
+
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
