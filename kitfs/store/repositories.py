@@ -207,7 +207,7 @@ def _listed(directory: str) -> list[str]:
 
 def _write_new(path: str, data: bytes) -> None:
     """A file that did not exist; fsynced, the directory is the caller's to sync. Raises FileExistsError, OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with open(fd, "wb") as f:
             f.write(data)

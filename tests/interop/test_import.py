@@ -247,6 +247,13 @@ def test_the_same_commit_is_the_same_kit(box: Host, repository: Path) -> None:
     assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("mask", [0o000, 0o077])
+def test_the_umask_does_not_change_a_kit(box: Host, repository: Path, mask: int) -> None:
+    """Modes of files are those of the commit."""
+    first, second = (box.kitfs("import", str(repository), "-t", name, "--json", umask=m) for name, m in (("a:b", 0o022), ("a:c", mask)))
+    assert json.loads(first.stdout.splitlines()[-1])["digest"] == json.loads(second.stdout.splitlines()[-1])["digest"]
+
+
 def test_a_kitfile_of_the_repository_counts(box: Host, repository: Path) -> None:
     (repository / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel:\n  name: mine\n  path: w.gguf\n")
     git(repository, "add", ".")

@@ -25,6 +25,7 @@ from kitfs.ownership import make_directories
 from kitfs.registry.client import RegistryClient
 from kitfs.store.lease import exclusive, release
 
+UMASK: Final = 0o022  # of git, whatever the user's is: git makes files by it, and their modes are packed
 OWN: Final = frozenset((".gitignore", ".gitattributes"))
 TOKEN: Final = "KITFS_IMPORT_TOKEN"  # noqa: S105 - the name of the variable that tells git's helper
 HELPER: Final = '!f() { test "$1" = get && printf "username=token\\npassword=%s\\n" "$' + TOKEN + '"; }; f'
@@ -113,6 +114,7 @@ class _Git:
                 text=True,
                 errors="replace",
                 check=False,
+                umask=UMASK,
             )
         except OSError as e:
             raise UsageError(f"git cannot be run: {e.strerror}")
