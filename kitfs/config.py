@@ -37,6 +37,7 @@ class Option(NamedTuple):
 
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b?)", re.IGNORECASE)
+MAX_SETTINGS: Final = 1 << 20  # bytes of a settings file
 TRUE: Final = frozenset({"1", "t", "true", "yes", "on"})
 FALSE: Final = frozenset({"0", "f", "false", "no", "off"})
 
@@ -373,8 +374,8 @@ def _parse(option: Option, texts: list[str], origin: str) -> Value:
             try:
                 with open(name, "rb") as f:
                     f.read(1)
-            except OSError as e:
-                raise UsageError(f"{origin}: cannot read {name}: {e.strerror}") from None
+            except (OSError, ValueError) as e:  # ValueError: a NUL in its name
+                raise UsageError(f"{origin}: cannot read {name}: {getattr(e, 'strerror', None) or e}") from None
     if option.many:
         return tuple(parsed)
     return parsed[-1] if parsed else None
@@ -386,16 +387,19 @@ def _settings_file(flag: str | None, env: Mapping[str, str]) -> tuple[str, dict[
     home = env.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     file_path = os.path.abspath(named or os.path.join(home, "kitfs", "settings.yaml"))
     try:
-        data = Path(file_path).read_bytes()
-    except OSError as e:
+        with open(file_path, "rb") as f:
+            data = f.read(MAX_SETTINGS + 1)
+    except (OSError, ValueError) as e:  # ValueError: a NUL in its name
         if named is None and isinstance(e, (FileNotFoundError, NotADirectoryError, PermissionError)):
             return file_path, {}
-        raise UsageError(f"settings: cannot read {file_path}: {e.strerror}") from None
+        raise UsageError(f"settings: cannot read {file_path}: {getattr(e, 'strerror', None) or e}") from None
+    if len(data) > MAX_SETTINGS:
+        raise UsageError(f"settings: {file_path} has more than {MAX_SETTINGS} bytes")
     import yaml
 
     try:
         loaded = yaml.load(data, Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes texts and nothing else
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # ValueError: an escape beyond Unicode, bytes that are not UTF-8
         raise UsageError(f"{file_path}: not YAML: {e}") from None
     if loaded in (None, ""):
         return file_path, {}

@@ -66,6 +66,16 @@ class Loader(yaml.BaseLoader):
             raise ScannerError("while scanning a block scalar", start_mark, "did not find expected comment or line break", self.get_mark())
         self._line_break()
 
+    def scan_flow_scalar_non_spaces(self, double: Any, start_mark: Any) -> Any:
+        """Characters and escapes of a quoted scalar. As in yaml.v3, an escape may name neither a surrogate nor what is beyond Unicode."""
+        try:
+            chunks = super().scan_flow_scalar_non_spaces(double, start_mark)
+        except (ValueError, OverflowError):
+            chunks = ["\ud800"]
+        if any("\ud800" <= chunk <= "\udfff" for chunk in chunks):
+            raise ScannerError("while parsing a quoted scalar", start_mark, "found invalid Unicode character escape code", self.get_mark())
+        return chunks
+
     def scan_plain(self) -> Any:
         """A plain scalar: lines are folded, tabs inside are kept."""
         start = end = self.get_mark()

@@ -7,13 +7,16 @@ bits of one integer, so that no pattern takes more than time in proportion to th
 is an operator of RE2, or an error, and never the character that the one who wrote it thinks of.
 
 Paths and patterns are texts with surrogateescape; a byte that is not UTF-8 is U+FFFD to a regular expression, as in Go.
+Patterns that are asked together are one machine, in which a later pattern has the higher bits (``GlobSet``).
 Threading: a Glob remembers what it has seen; one thread at a time.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 MAX_ITEMS: Final = 1 << 16  # of one expression with its repetitions written out; what lines of a .kitignore may hold
@@ -21,6 +24,8 @@ MAX_REPEAT: Final = 1000  # RE2's
 MAX_EDGES: Final = 20_000  # steps that a machine remembers
 MAX_MEMORY: Final = 1 << 27  # bits of all states that it remembers, about
 DEEP: Final = "(.*/)?"
+SPECIAL: Final = re.compile(r"[\[\]\\{}|^]")  # what can make a pattern malformed, or give it another meaning than that of its stars
+TOKEN: Final = re.compile(r"\*\*/?|.", re.DOTALL)
 REPEAT: Final = re.compile(r"\{(0|[1-9][0-9]*)(?:(,)(0|[1-9][0-9]*)?)?\}", re.ASCII)
 RUNE_MAX: Final = 0x10FFFF
 REPLACEMENT: Final = 0xFFFD
@@ -64,29 +69,79 @@ NOT_NEWLINE: Final = Characters(((NEWLINE, NEWLINE),), negated=True)
 
 
 class Glob:
-    """A pattern, clean and without ``!``. Raises ValueError, which says why, for one that is malformed."""
+    """A pattern, clean and without ``!``. Raises ValueError, which says why, for one that is malformed.
+
+    ``kind`` is exact, prefix, suffix or expression.
+    """
+
+    __slots__ = ("_alternatives", "_globs", "kind", "pattern")
 
     def __init__(self, pattern: str) -> None:
-        check(pattern)
-        kind, expression = _expression(pattern)
-        self._pattern = pattern
-        self._kind = kind
-        self._machine = _Machine(expression) if kind == "expression" else None
+        self.pattern: Final = pattern
+        self._alternatives: tuple[Alternative, ...] | None = None
+        self._globs: GlobSet | None = None
+        if SPECIAL.search(pattern):
+            check(pattern)
+            self.kind, expression = _expression(pattern)
+            self._alternatives = _Parser(expression).parsed() if self.kind == "expression" else None
+        else:
+            self.kind = _plain_kind(pattern)
 
     def __repr__(self) -> str:
-        return f"Glob({self._pattern!r}, {self._kind})"
+        return f"Glob({self.pattern!r}, {self.kind})"
+
+    def alternatives(self) -> tuple[Alternative, ...]:
+        """What an expression is made of."""
+        return _plain_alternatives(self.pattern) if self._alternatives is None else self._alternatives
 
     def matches(self, path: str) -> bool:
         """Whether it matches the path or a directory above it. ``path`` is relative, clean and slash separated."""
-        if self._machine is not None:
-            return self._machine.matches(path)
-        if self._kind == "prefix":
-            return path.startswith(self._pattern[:-2])
-        ended = path + "/"
-        if self._kind == "exact":
-            return ended.startswith(self._pattern + "/")
-        tail = self._pattern[2:] + "/"
-        return tail in ended or (tail[0] == "/" and ended.startswith(tail[1:]))
+        if self._globs is None:
+            self._globs = GlobSet([self])
+        return self._globs.last_match(path) == 0
+
+
+class GlobSet:
+    """Many patterns, asked at once: a path is looked up among those without an expression, and runs through one machine for all others.
+
+    So that the time for a path does not grow with the number of patterns, but for the width of the machine's integers.
+    """
+
+    def __init__(self, globs: Iterable[Glob]) -> None:
+        self._exact: dict[str, int] = {}
+        self._prefixes: dict[str, int] = {}
+        self._suffixes: dict[str, int] = {}
+        expressions: list[tuple[int, Sequence[Alternative]]] = []
+        for number, glob in enumerate(globs):
+            if glob.kind == "exact":
+                self._exact[glob.pattern] = number
+            elif glob.kind == "prefix":
+                self._prefixes[glob.pattern[:-2]] = number
+            elif glob.kind == "suffix":
+                self._suffixes[glob.pattern[2:] + "/"] = number
+            else:
+                expressions.append((number, glob.alternatives()))
+        self._prefix_lengths = sorted({len(text) for text in self._prefixes})
+        self._suffix_lengths = sorted({len(text) for text in self._suffixes})
+        self._machine = _Machine(expressions) if expressions else None
+
+    def last_match(self, path: str) -> int:
+        """The number of the last pattern that matches the path or a directory above it, -1 when none does."""
+        last = -1 if self._machine is None else self._machine.last_match(path)
+        for length in self._prefix_lengths:
+            if length > len(path):
+                break
+            last = max(last, self._prefixes.get(path[:length], -1))
+        ended = f"/{path}/"
+        at = ended.find("/", 1)
+        while at > 0:
+            last = max(last, self._exact.get(ended[1:at], -1))
+            for length in self._suffix_lengths:
+                if length > at + 1:
+                    break
+                last = max(last, self._suffixes.get(ended[at + 1 - length : at + 1], -1))
+            at = ended.find("/", at + 1)
+        return last
 
 
 def check(pattern: str) -> None:
@@ -208,6 +263,46 @@ class _Item(NamedTuple):
     characters: Characters = Characters(())
 
 
+class Alternative(NamedTuple):
+    """Steps one after the other; ``to_the_end``: the text must end behind the last one."""
+
+    items: Sequence[_Item]
+    to_the_end: bool
+
+
+BEGIN: Final = _Item("begin")
+NOT_SLASH: Final = Characters(((0x2F, 0x2F),), negated=True)
+STEPS: Final = {"**": _Item("deep"), "**/": _Item("deep"), "*": _Item("star", NOT_SLASH), "?": _Item("one", NOT_SLASH)}
+
+
+def _plain_kind(pattern: str) -> str:
+    """The kind of a pattern in which nothing but stars and question marks is special, as ``_expression`` finds it."""
+    if "*" not in pattern and "?" not in pattern:
+        return "exact"
+    rest = pattern[2 + pattern.startswith("**/") :] if pattern.startswith("**") else pattern
+    if rest is not pattern and "*" not in rest and "?" not in rest:
+        return "suffix"
+    is_prefix = pattern.endswith("**") and "*" not in pattern[:-2] and "?" not in pattern
+    return "prefix" if is_prefix else "expression"
+
+
+def _plain_alternatives(pattern: str) -> tuple[Alternative, ...]:
+    """The one alternative of such a pattern that is an expression."""
+    tokens = TOKEN.findall(pattern)
+    items = [BEGIN]
+    for token in tokens:
+        step = STEPS.get(token)
+        items.append(_literal(REPLACEMENT if "\udc80" <= token <= "\udcff" else ord(token)) if step is None else step)
+    if tokens[-1].startswith("**"):
+        items[-1] = _Item("star", NOT_NEWLINE)
+    return (Alternative(items, to_the_end=True),)
+
+
+@lru_cache(4096)
+def _literal(rune: int) -> _Item:
+    return _Item("one", Characters(((rune, rune),)))
+
+
 class _Parser:
     """Reads what ``_expression`` writes: RE2 without groups but DEEP."""
 
@@ -220,6 +315,11 @@ class _Parser:
         repeated = False  # whether what was read last was a repetition
         while self._at < len(self._text):
             repeated = self._next(repeated=repeated)
+
+    def parsed(self) -> tuple[Alternative, ...]:
+        """The alternatives."""
+        last = len(self.alternatives) - 1
+        return tuple(Alternative(items, self.to_the_end and number == last) for number, items in enumerate(self.alternatives))
 
     def _next(self, *, repeated: bool) -> bool:
         """Read one step; tells whether it was a repetition."""
@@ -254,7 +354,7 @@ class _Parser:
             return True
         else:
             rune = self._escaped() if c == "\\" else ord(c)
-            self._add(_Item("one", Characters(((rune, rune),))), 1)
+            self._add(_literal(rune), 1)
         return False
 
     def _add(self, item: _Item, times: int) -> None:
@@ -334,64 +434,87 @@ class _Parser:
 
 
 class _State:
-    """Where a machine is: bit k of ``main`` is "what is before step k has matched"; of ``deep``, "in the middle of step k, a DEEP"."""
+    """Where a machine is: bit k of ``main`` is "what is before step k has matched"; of ``deep``, "in the middle of step k, a DEEP".
 
-    __slots__ = ("after", "deep", "ends", "main")
+    ``found`` is the last pattern that matches whatever comes, ``ended`` the last one that matches if the text, or a name of it, ends here.
+    """
 
-    def __init__(self, main: int, deep: int, *, ends: bool) -> None:
+    __slots__ = ("after", "deep", "ended", "found", "main")
+
+    def __init__(self, main: int, deep: int, found: int, ended: int) -> None:
         self.main = main
         self.deep = deep
-        self.ends = ends  # whether the text may end here
+        self.found = found
+        self.ended = ended
         self.after: dict[str, _State] = {}
 
 
-class _Machine:
-    """The bit-parallel simulation of an expression (Baeza-Yates and Gonnet's shift-and; stars by carries, as in Parabix).
+def _bits(places: Iterable[int], size: int) -> int:
+    """The integer with a bit at each place; made at once, since one bit after the other would copy it each time."""
+    found = bytearray(size // 8 + 1)
+    for place in places:
+        found[place >> 3] |= 1 << (place & 7)
+    return int.from_bytes(found, "little")
 
-    An alternative is a run of bits with one more for its end, so that no carry leaves it.
+
+class _Machine:
+    """The bit-parallel simulation of expressions (Baeza-Yates and Gonnet's shift-and; stars by carries, as in Parabix).
+
+    An alternative is a run of bits with one more for its end, so that no carry leaves it. The bits of later patterns are higher.
     """
 
-    def __init__(self, expression: str) -> None:
-        parsed = _Parser(expression)
+    def __init__(self, patterns: Sequence[tuple[int, Sequence[Alternative]]]) -> None:
+        size = sum(len(a.items) + 1 for _, alternatives in patterns for a in alternatives)
+        steps: dict[int, tuple[_Item, list[int]]] = {}  # by identity: most steps are one of a few objects
+        starts: list[int] = []
+        restarts: list[int] = []
+        ends: dict[bool, list[int]] = {True: [], False: []}
+        self._ends: list[int] = []  # the last place of each pattern,
+        self._numbers: list[int] = []  # and its number
+        place = 0
+        for number, alternatives in patterns:
+            for items, to_the_end in alternatives:
+                starts.append(place)
+                if not items or items[0].kind != "begin":
+                    restarts.append(place)
+                for item in items:
+                    found = steps.get(id(item))
+                    if found is None:
+                        found = steps[id(item)] = (item, [])
+                    found[1].append(place)
+                    place += 1
+                ends[to_the_end].append(place)
+                place += 1
+            self._ends.append(place - 1)
+            self._numbers.append(number)
+        self._last, self._done = _bits(ends[True], size), _bits(ends[False], size)
+        self._one = self._star = self._skip = self._deep = begin = 0
         self._literals: dict[int, int] = {}  # the steps that take one code point
         self._classes: dict[Characters, int] = {}  # and those that take several
+        for item, places in steps.values():
+            bits = _bits(places, size)
+            self._one |= bits if item.kind in ("one", "optional") else 0
+            self._star |= bits if item.kind == "star" else 0
+            self._deep |= bits if item.kind == "deep" else 0
+            self._skip |= bits if item.kind in ("optional", "star", "deep") else 0
+            begin |= bits if item.kind == "begin" else 0
+            if item.kind in ("one", "optional", "star"):
+                self._takes(item.characters, bits)
         self._masks: dict[str, int] = {}
-        self._one = self._star = self._skip = self._deep = self._begin = self._starts = self._done = self._last = 0
-        bit = 1
-        for number, items in enumerate(parsed.alternatives, 1):
-            self._starts |= bit
-            for item in items:
-                self._place(item, bit)
-                bit <<= 1
-            if parsed.to_the_end and number == len(parsed.alternatives):
-                self._last |= bit
-            else:
-                self._done |= bit
-            bit <<= 1
-        self._restart = self._close(self._starts, self._skip)
-        self._max_edges = max(16, min(MAX_EDGES, MAX_MEMORY // bit.bit_length()))
+        self._restart = self._close(_bits(restarts, size), self._skip)
+        self._max_edges = max(16, min(MAX_EDGES, MAX_MEMORY // (size + 1)))
         self._states: dict[tuple[int, int], _State] = {}
         self._edges = 0
-        begun = self._close(self._starts, self._skip | self._begin)
+        begun = self._close(_bits(starts, size), self._skip | begin)
         self._first = self._state(begun, begun & self._deep)
 
-    def _place(self, item: _Item, bit: int) -> None:
-        if item.kind in ("one", "optional"):
-            self._one |= bit
-        elif item.kind == "star":
-            self._star |= bit
-        elif item.kind == "deep":
-            self._deep |= bit
+    def _takes(self, characters: Characters, bits: int) -> None:
+        """Note the steps that take some characters."""
+        ranges, negated = characters
+        if not negated and len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
+            self._literals[ranges[0][0]] = self._literals.get(ranges[0][0], 0) | bits
         else:
-            self._begin |= bit
-        if item.kind in ("optional", "star", "deep"):
-            self._skip |= bit
-        if item.kind in ("one", "optional", "star"):
-            ranges, negated = item.characters
-            if not negated and len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
-                self._literals[ranges[0][0]] = self._literals.get(ranges[0][0], 0) | bit
-            else:
-                self._classes[item.characters] = self._classes.get(item.characters, 0) | bit
+            self._classes[characters] = self._classes.get(characters, 0) | bits
 
     @staticmethod
     def _close(main: int, skip: int) -> int:
@@ -401,22 +524,25 @@ class _Machine:
     def _state(self, main: int, deep: int) -> _State:
         state = self._states.get((main, deep))
         if state is None:
-            ends = bool(main & (self._last | self._done))
-            state = self._states[main, deep] = _State(main, deep, ends=ends)
+            found, ended = self._number(main & self._done), self._number(main & (self._last | self._done))
+            state = self._states[main, deep] = _State(main, deep, found, ended)
         return state
 
-    def matches(self, path: str) -> bool:
-        """Whether the path, or what is before a slash of it, has a match."""
+    def _number(self, ends: int) -> int:
+        """The pattern of the highest of these places, -1 of none."""
+        return self._numbers[bisect_left(self._ends, ends.bit_length() - 1)] if ends else -1
+
+    def last_match(self, path: str) -> int:
+        """The number of the last pattern that matches the path, or what is before a slash of it; -1 when none does."""
         state = self._first
-        done = self._done
+        last = -1
         for c in path:
-            if state.ends and (c == "/" or state.main & done):
-                return True
+            last = max(last, state.ended if c == "/" else state.found)
             after = state.after.get(c)
             state = self._step(state, c) if after is None else after
             if not (state.main or state.deep):
-                return False
-        return state.ends
+                return last
+        return max(last, state.ended)
 
     def _step(self, state: _State, c: str) -> _State:
         mask = self._mask(c)

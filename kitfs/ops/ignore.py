@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from kitfs.errors import KitfileError
 from kitfs.oci.kitfile import clean_path
-from kitfs.ops.globs import Glob
+from kitfs.ops.globs import Glob, GlobSet
 
 ALWAYS: Final = ("Kitfile", "kitfile", ".kitfile", ".kitignore")  # after the user's, so that no "!" takes them back
 MAX_LINE: Final = (1 << 16) - 1  # bytes of a line, as bufio.Scanner has it
@@ -32,6 +32,7 @@ class IgnoreRules:
 
     def __init__(self, rules: Collection[Rule]) -> None:
         self._rules = tuple(rules)
+        self._globs: GlobSet | None = None  # made when a path is looked at
         self.has_exceptions: Final = any(rule.exception for rule in self._rules)  # so that what is below an ignored directory may not be
 
     @classmethod
@@ -47,11 +48,10 @@ class IgnoreRules:
 
     def ignores(self, path: str) -> bool:
         """Whether a path is left out. It is relative to the context, clean, slash separated, with surrogateescape for what is not UTF-8."""
-        ignored = False
-        for glob, exception in self._rules:
-            if exception == ignored and glob.matches(path):
-                ignored = not exception
-        return ignored
+        if self._globs is None:
+            self._globs = GlobSet(rule.glob for rule in self._rules)
+        last = self._globs.last_match(path)
+        return last >= 0 and not self._rules[last].exception
 
 
 def left_out(path: str, layer: str, others: Collection[str]) -> bool:

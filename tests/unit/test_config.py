@@ -92,6 +92,19 @@ def test_named_files_must_be_readable_used_or_not(tmp_path: Path) -> None:
         load({"settings": str(tmp_path / "absent")})
 
 
+@pytest.mark.parametrize("name", ["/dev/zero", "a\0b"])
+def test_a_settings_file_that_cannot_be_one(name: str) -> None:
+    """One that never ends, and one that no file system can have."""
+    with pytest.raises(UsageError, match=r"settings: .*(more than 1048576 bytes|null)"):
+        load({"settings": name})
+
+
+def test_a_settings_file_with_an_escape_beyond_unicode(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text('cache-dir: "\\UFFFFFFFF"')
+    with pytest.raises(UsageError, match="not YAML"):
+        load({"settings": str(tmp_path / "s.yaml"), "cache-dir": None})
+
+
 @pytest.mark.parametrize(("text", "value"), [("50GiB", 50 << 30), ("1k", 1024), ("2MB", 2_000_000), ("1.5g", 3 << 29), ("17", 17), ("9B", 9)])
 def test_sizes(text: str, value: int) -> None:
     """Binary prefixes with iB or bare, decimal ones with B."""
@@ -112,7 +125,16 @@ def test_small_parsers() -> None:
     assert [mode(text) for text in ("644", "0644", "0o755", "0")] == [0o644, 0o644, 0o755, 0]
     assert seconds("1.5s") == 1.5
     assert mirror("r.example:5000=http://m/x") == ("r.example:5000", "http://m/x")
-    wrong = ((octal, "9"), (mode, "4755"), (mode, "rw-r--r--"), (seconds, "-1"), (seconds, "nan"), (mirror, "host"), (mirror, "=http://x"), (mirror, "h=ftp://x"))
+    wrong = (
+        (octal, "9"),
+        (mode, "4755"),
+        (mode, "rw-r--r--"),
+        (seconds, "-1"),
+        (seconds, "nan"),
+        (mirror, "host"),
+        (mirror, "=http://x"),
+        (mirror, "h=ftp://x"),
+    )
     for parse, text in wrong:
         with pytest.raises(ValueError, match="is not"):
             parse(text)

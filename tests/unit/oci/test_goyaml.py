@@ -37,3 +37,11 @@ def test_said_as_yaml_v3_says(text: str, told: str) -> None:
     with pytest.raises(KitfileError) as e:
         Kitfile.from_yaml(text.encode())
     assert str(e.value) == told
+
+
+@pytest.mark.parametrize("escape", ["\\ud800", "\\uDFFF", "\\ud83d\\ude00", "\\U0000d800", "\\U00110000", "\\UFFFFFFFF"])
+@pytest.mark.parametrize("text", ['package: "{}"', 'package: {{name: "{}"}}', 'model: {{path: m, parameters: {{"{}": 1}}}}', '"{}": 1', '!!x "{}"'])
+def test_escapes_that_are_not_characters(text: str, escape: str) -> None:
+    """Surrogates, and what is beyond Unicode, are refused by the scanner, as yaml.v3's does."""
+    with pytest.raises(KitfileError, match="yaml: line 1: found invalid Unicode character escape code"):
+        Kitfile.from_yaml(text.format(escape).encode())

@@ -195,6 +195,24 @@ def test_operators_anywhere_are_rules_or_an_error(pattern: str, path: str) -> No
     assert isinstance(said, bool) or said.startswith("line 1 of .kitignore: invalid pattern ")
 
 
+@given(st.lists(st.tuples(st.booleans(), SIMPLE | st.text("ab*?/[]{2}|^.", min_size=1, max_size=5)), min_size=1, max_size=6), PATHS)
+def test_the_last_line_that_matches_decides(lines: list[tuple[bool, str]], path: str) -> None:
+    """Many patterns are asked at once: with the answer that each one gives alone."""
+    kept = [(exception, text) for exception, text in lines if isinstance(answer(text.encode(), path), bool)]
+    matching = [exception for exception, text in kept if answer(text.encode(), path) is True]
+    data = "\n".join(("!" if exception else "") + text for exception, text in kept).encode()
+    assert answer(data, path) is (bool(matching) and not matching[-1])
+
+
+@pytest.mark.parametrize("form", ["dir{}/name", "*.tmp{}", "**/x{}", "**/*.t{}", "d{}/**", "logs{}/*.log"])
+def test_a_hundred_thousand_lines(form: str) -> None:
+    """The time for a path does not grow with the lines as it does when one pattern after the other is asked."""
+    data = "\n".join(("!" if n % 2 else "") + form.format(n) for n in range(100_000)).encode()
+    rules = IgnoreRules.parse(data)
+    name = form.replace("**", "y").replace("*", "z")
+    assert [rules.ignores(name.format(n)) for n in (2, 3, 99_998, 99_999, 100_000)] == [True, False, True, False, False]
+
+
 @pytest.mark.parametrize(("path", "layer", "others", "out"), [
     ("main/sub/file", "main", ["main", "main/sub"], True),
     ("main/sub", "main", ["main/sub"], True),
