@@ -526,6 +526,8 @@ async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[byt
             async with asyncio.timeout(REST):
                 piece = await request.content.readany()
         except TimeoutError:
+            if malformed(request):
+                raise RequestPayloadError("the chunks of the body are malformed")
             if time.monotonic() > end:
                 raise
             yield b""
@@ -534,6 +536,14 @@ async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[byt
             return
         yield piece
         end = time.monotonic() + patience
+
+
+def malformed(request: web.BaseRequest) -> bool:
+    """Whether the parser has met something behind the beginning of a body that is not HTTP.
+
+    aiohttp queues that as the connection's next message and lets the reader of the body wait; no other message can come before its end.
+    """
+    return not request.content.is_eof() and bool(getattr(request.protocol, "_messages", ()))
 
 
 def answer(status: int, data: bytes = b"", *, content_type: str = "", headers: Mapping[str, str] | None = None) -> web.Response:
@@ -549,7 +559,7 @@ def refusal(request: web.BaseRequest, error: ApiError) -> web.Response:
     response = answer(error.status, error.body(), content_type="application/json", headers=error.headers)
     if request.method == "HEAD":
         response.headers["Content-Length"] = str(len(error.body()))
-    if "Expect" in request.headers:
+    if "Expect" in request.headers or malformed(request):
         response.force_close()  # whether the body still comes is up to the client: what follows could be taken for it
     return response
 

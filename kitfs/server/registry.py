@@ -12,7 +12,7 @@ import contextlib
 import io
 import json
 import logging
-import shutil
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,7 +103,7 @@ class Registry:
     def expect(self, size: int) -> None:
         """Make room for a body of ``size`` bytes that ends its upload. Raises StoreFull when that cannot be, before anything was given up."""
         root = self._store.root
-        while size > shutil.disk_usage(root).free + starved_bytes(root):
+        while size > _free_bytes(root) + starved_bytes(root):
             if not self._store.make_room() and not self._collect():
                 raise StoreFull(f"a body of {size} bytes finds no room on the disk of the store")
 
@@ -352,6 +352,12 @@ class Registry:
             page.append(data)
             end = at
         return Referrers(_index_of(page), None)
+
+
+def _free_bytes(root: str) -> int:
+    """Bytes that are free on a disk for root, which others may not have: what does not fit into these fits for nobody."""
+    found = os.statvfs(root)
+    return found.f_bfree * found.f_frsize
 
 
 def valid(name: str) -> bool:

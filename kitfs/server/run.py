@@ -21,7 +21,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from kitfs.errors import UsageError
+from kitfs.errors import StoreError, UsageError
 from kitfs.metrics import Counters
 from kitfs.server.app import App, shown
 from kitfs.server.connections import Acceptor, Connections, budget
@@ -99,8 +99,14 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
 
 def _opened(request: ServeRequest, log: logging.Logger) -> Store:
     """The store of a request. A full disk is no obstacle to pulls; with ``read_only`` neither is one that may not be written."""
-    despite = (*NO_ROOM, *((errno.EROFS, errno.EACCES, errno.EPERM) if request.read_only else ()))
-    return Store.open(request.root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=despite)
+    unwritable = (errno.EROFS, errno.EACCES, errno.EPERM)
+    despite = (*NO_ROOM, *(unwritable if request.read_only else ()))
+    try:
+        return Store.open(request.root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=despite)
+    except StoreError as e:
+        if isinstance(e.__context__, OSError) and e.__context__.errno in unwritable and not request.read_only:
+            raise StoreError(f"{e}, or serve what it holds with --read-only")
+        raise
 
 
 def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> Connections:

@@ -220,6 +220,19 @@ def test_fewer_bytes_than_content_length_says(server: Server, client: httpx.Clie
     finished(client, location, b"hello")
 
 
+@pytest.mark.parametrize("wrong", [b"zz\r\nhello", b"-5\r\n", b"\r\n", b"XX", b"0\r\nno trailer\r\n\r\n"], ids=ascii)
+def test_a_chunk_that_is_malformed_is_refused_when_it_comes(server: Server, client: httpx.Client, wrong: bytes) -> None:
+    """400 at once and the end of the connection, also in the middle of a body that went well so far; what came before it stays."""
+    location = begun(client, "chunks")
+    with Wire(server.address) as wire:
+        wire.say(f"PATCH {location}", "Transfer-Encoding: chunked", body=b"5\r\nhello" + (b"" if wrong == b"XX" else b"\r\n"))
+        until(5, client, location)
+        wire.socket.sendall(wrong)
+        answer = wire.hear()
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+    finished(client, location, b"hello")
+
+
 def test_more_bytes_than_content_length_says(server: Server, client: httpx.Client) -> None:
     location = begun(client, "lies")
     with Wire(server.address) as wire:
