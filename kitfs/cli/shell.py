@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from kitfs.cli.options import Command, Verbs, takes
 from kitfs.cli.output import human_size, put, put_json, put_lines, say
 from kitfs.config import COMMON, Settings
 from kitfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from kitfs.store.store import Store
 
 
 @click.group("cache", cls=Verbs, short_help="What mounts have fetched: show it, free it.")
@@ -28,6 +32,7 @@ def cache_info(settings: Settings) -> None:
 
     with store_of(settings) as store:
         found = usage(store)
+        _mention_registry(settings, store)
     total = sum(found.values())
     if settings["json"]:
         put_json({"total": total, **found})
@@ -49,10 +54,17 @@ def cache_clear(settings: Settings) -> None:
 
     with store_of(settings) as store:
         cleared = clear(store)
+        _mention_registry(settings, store)
     if settings["json"]:
         put_json(cleared._asdict())
     elif cleared.in_use:
         say(f"kitfs: {human_size(cleared.freed)} freed; {human_size(cleared.in_use)} are in use by mounts")
+
+
+def _mention_registry(settings: Settings, store: Store) -> None:
+    """Tell somebody who looks for the room of removed kits where it is."""
+    if not settings["json"] and store.repositories.names():
+        say(f"kitfs: what was pushed to the registry in {store.root} is not part of its cache; kitfs serve gc --root frees what removed kits left")
 
 
 @click.command("version", cls=Command, short_help="Show the version.")

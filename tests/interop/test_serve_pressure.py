@@ -353,6 +353,18 @@ def test_a_killed_collector_leaves_every_kit_whole(server: Server) -> None:
         assert [path.name for path in (server.root / "ingest").iterdir() if path.name.startswith("dead-")] == []
 
 
+def test_cache_verbs_say_where_the_room_of_removed_kits_is(server: Server) -> None:
+    """``kitfs cache`` neither counts nor frees what was pushed, and names the verb that does."""
+    with client_of(server) as client:
+        kit(client, "a", "v1", DATA)
+    for verb in ("info", "clear"):
+        done = subprocess.run([str(KITFS), "cache", verb, "--cache-dir", str(server.root)], capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+        assert "kitfs serve gc" in done.stderr
+    with client_of(server) as client:
+        assert client.get(f"/v2/a/blobs/{Digest.of(DATA)}").content == DATA
+
+
 def test_gc_of_what_is_no_store_makes_nothing(tmp_path: Path) -> None:
     """A wrong --root is one line and an exit code, wherever the option stands."""
     for options in (["gc", "--root", str(tmp_path / "none")], ["--root", str(tmp_path / "none"), "gc"]):
