@@ -279,6 +279,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("check", boolean, "Ask the registry whether the tag has moved.", default="false", flag=True),
         Option("follow", boolean, "Go on printing as the log grows.", default="false", flag=True, short="f"),
         Option("long", boolean, "Mode, size and time too.", default="false", flag=True, short="l"),
+        Option("human-readable", boolean, "With -l: sizes in KiB, MiB, GiB.", default="false", flag=True, short="h"),
         Option("recursive", boolean, "Directories with all that is below them.", default="false", flag=True, short="R"),
     )
 }  # fmt: skip

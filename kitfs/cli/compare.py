@@ -73,7 +73,7 @@ def diff(settings: Settings, first: str, second: str) -> None:
         if files is not None:
             _put_files(files)
         if tensors is not None:
-            _put_tensors(tensors)
+            _put_tensors(tensors, content=settings["content"])
 
 
 def _side(host: Host, text: str, number: int) -> Side:
@@ -214,7 +214,7 @@ def _put_files(files: Files) -> None:
     put("")
 
 
-def _put_tensors(tensors: Tensors) -> None:
+def _put_tensors(tensors: Tensors, *, content: bool) -> None:
     put(f"Tensors: {len(tensors.added)} added, {len(tensors.removed)} removed, {len(tensors.changed)} changed")
     put(RULE)
     for place in tensors.added:
@@ -227,8 +227,12 @@ def _put_tensors(tensors: Tensors) -> None:
         put(f"~ {_tensor(change.before)}{after} in {where} ({', '.join(change.what)})")
     for number, path, why in tensors.unreadable:
         put(f"! ModelKit{number} {shown(path)}: {shown(why)}")
+    if tensors.same:
+        one, its = ("1 tensor has", "its values were") if tensors.same == 1 else (f"{tensors.same} tensors have", "their values were")
+        how = "" if content else "; --content compares the bytes of files"
+        put(f"= {one} the same name, type and shape in both; {its} not compared{how}")
     if not any(tensors):
-        put("<none>")
+        put("<none>: no safetensors or GGUF file is in layers that differ")
     put("")
 
 
@@ -262,6 +266,7 @@ def _json(a: Side, b: Side, comparison: Comparison, files: Files | None, tensors
             "added": [_tensor_json(p) for p in tensors.added],
             "removed": [_tensor_json(p) for p in tensors.removed],
             "changed": [{"what": list(c.what), "before": _tensor_json(c.before), "after": _tensor_json(c.after)} for c in tensors.changed],
+            "same": tensors.same,
             "unreadable": [{"kit": number, "path": _text(path), "reason": why} for number, path, why in tensors.unreadable],
         }
     return told

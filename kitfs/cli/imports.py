@@ -224,11 +224,11 @@ def _created(origin: int) -> int:
 
 
 def _package(name: str) -> Package:
-    """Name and author, as owner/name has them."""
+    """Name and author, as owner/name has them; a directory on this machine tells a name only."""
     from kitfs.oci.kitfile import Package
 
     owner, _, last = name.rstrip("/").rpartition("/")
-    owner = owner.rpartition("/")[2]
+    owner = "" if _is_path(name) else owner.rpartition("/")[2]
     return Package(last, authors=(owner,) if owner else ())
 
 

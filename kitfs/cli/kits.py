@@ -90,7 +90,8 @@ def _kitfile(file: str | None, directory: str) -> tuple[Kitfile, str]:
         return parse_kitfile(sys.stdin.buffer.read(MAX_KITFILE + 1)), "stdin"
     path = find_kitfile(directory) if file is None else file
     if path is None:
-        raise UsageError(f"No Kitfile found in {directory}. Consider using the -f flag to specify its path")
+        where = os.path.abspath(directory) if directory.endswith(".") else directory  # "in .." would name another directory
+        raise UsageError(f"No Kitfile found in {where}. Consider using the -f flag to specify its path")
     if not os.path.isdir(directory):
         raise UsageError(f"{directory} is not a directory")
     return read_kitfile(path), directory

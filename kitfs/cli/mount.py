@@ -182,7 +182,8 @@ def status(settings: Settings, directory: str | None) -> None:
         _details(told[0])
     if directory is not None and told[0]["state"] != "alive":
         where, pid = told[0]["mountpoint"], told[0]["pid"]
-        raise MountError(f"the daemon of {where} (process {pid}) {state_text(told[0]['state'])}; clear the mount with: kitfs umount {where}")
+        state = state_text(told[0]["state"])
+        raise MountError(f"the daemon that serves {where} (process {pid}) {state}; clear the mount with: kitfs umount {where}")
 
 
 def _status(record: Record, found: Presence) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import click
 from kitfs.cli.host import host_of
 from kitfs.cli.mount import reference_of
 from kitfs.cli.options import Command, takes
-from kitfs.cli.output import flush, put, put_bytes, put_json
+from kitfs.cli.output import flush, human_size, put, put_bytes, put_json
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import UsageError
 from kitfs.escaping import shown
@@ -44,10 +44,18 @@ def opened(reference: str, settings: Settings, labels: Sequence[str]) -> Iterato
             kit.close()
 
 
-@click.command("ls", cls=Command, short_help="List a kit's files, without a mount.")
+class _Ls(Command):
+    """ls, whose -h asks for sizes that people read, as GNU's; alone it asks for help, as every verb's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """A lone -h is --help."""
+        return super().parse_args(ctx, ["--help"] if args == ["-h"] else args)
+
+
+@click.command("ls", cls=_Ls, short_help="List a kit's files, without a mount.", context_settings={"help_option_names": ["--help"]})
 @click.argument("reference", metavar="REF")
 @click.argument("path", metavar="[PATH]", required=False, default="")
-@takes("list-label", "long", "recursive", "json", *TREE_OPTIONS)
+@takes("list-label", "long", "human-readable", "recursive", "json", *TREE_OPTIONS)
 def ls(settings: Settings, reference: str, path: str) -> None:
     """List what is at PATH in the kit behind REF; only indexes are read. -R: also what is below."""
     with opened(reference, settings, settings["list-label"]) as (kit, tree):
@@ -58,7 +66,7 @@ def ls(settings: Settings, reference: str, path: str) -> None:
             return
         for name, found in listed:
             told = name if node.kind != "dir" or settings["recursive"] else name.rsplit("/", 1)[-1]
-            put(_long(told, found, kit.created) if settings["long"] else shown(told))
+            put(_long(told, found, kit.created, human=settings["human-readable"]) if settings["long"] else shown(told))
 
 
 def _json(path: str, node: Node) -> dict[str, Any]:
@@ -73,11 +81,12 @@ def _json(path: str, node: Node) -> dict[str, Any]:
     return told
 
 
-def _long(name: str, node: Node, created: int) -> str:
+def _long(name: str, node: Node, created: int, *, human: bool) -> str:
     kind = {"dir": "d", "symlink": "l"}.get(node.kind, "-")
     bits = "".join(c if node.mode >> (8 - i) & 1 else "-" for i, c in enumerate("rwxrwxrwx"))
     when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(created))
-    return f"{kind}{bits} {node.size:>14} {when} {shown(name)}" + (f" -> {shown(node.target)}" if node.kind == "symlink" else "")
+    size = f"{human_size(node.size):>10}" if human else f"{node.size:>14}"
+    return f"{kind}{bits} {size} {when} {shown(name)}" + (f" -> {shown(node.target)}" if node.kind == "symlink" else "")
 
 
 @click.command("cat", cls=Command, short_help="Write a file of a kit to stdout, without a mount.")

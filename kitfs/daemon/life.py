@@ -466,7 +466,9 @@ def _mountpoint(path: str) -> Iterator[Made]:
             if os.listdir(path):
                 raise OSError(errno.ENOTEMPTY, "not empty")
     except FileNotFoundError:
-        raise MountError(f"mount point {path}: {os.path.dirname(path)} does not exist", errno=errno.ENOENT)
+        parent = os.path.dirname(path)
+        why = "no directory can be made there" if os.path.isdir(parent) else f"{parent} does not exist"
+        raise MountError(f"mount point {path}: {why}", errno=errno.ENOENT)
     except OSError as e:
         raise MountError(f"mount point {path}: {(e.strerror or str(e)).lower()}", errno=e.errno or errno.EIO)
     try:

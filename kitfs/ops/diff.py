@@ -174,12 +174,16 @@ class TensorChange(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """What became of tensors; ``unreadable`` are (1 or 2, path, why) of files whose head is none."""
+    """What became of tensors; ``unreadable`` are (1 or 2, path, why) of files whose head cannot be read.
+
+    ``same`` counts those whose names, types and shapes are equal, in files that are not known to be the same.
+    """
 
     added: list[Place]
     removed: list[Place]
     changed: list[TensorChange]
     unreadable: list[tuple[int, str, str]]
+    same: int
 
 
 def compare_tensors(first: Mapping[str, File], second: Mapping[str, File]) -> Tensors:
@@ -195,7 +199,8 @@ def compare_tensors(first: Mapping[str, File], second: Mapping[str, File]) -> Te
     kept = [p for p in left if p.tensor.name not in once], [p for p in right if p.tensor.name not in once]
     _, _, moved = paired([p for p in left if p.tensor.name in once], [p for p in right if p.tensor.name in once], lambda p: p.tensor.name)
     changes = [TensorChange(a, b, _tensor_changed(a, b)) for a, b in (*pairs, *moved)]
-    return Tensors(kept[1], kept[0], [c for c in changes if c.what], unreadable)
+    changed = [c for c in changes if c.what]
+    return Tensors(kept[1], kept[0], changed, unreadable, len(changes) - len(changed))
 
 
 def _tensors(own: Mapping[str, File], other: Mapping[str, File], number: int, unreadable: list[tuple[int, str, str]]) -> list[Place]:

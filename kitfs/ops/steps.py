@@ -90,7 +90,7 @@ def _parents(kit: Kit, filters: Sequence[Filter], sources: Sources) -> Iterator[
 def _step(layer: Layer, sources: Sources, below: str = "") -> Step:
     entry = layer.entry
     path = entry.path if entry is not None else layer.path or ""
-    what = WORDS[entry.kind].format(name=entry.name) if entry is not None else f"layer {layer.digest}"
+    what = WORDS[entry.kind].format(name=entry.name).rstrip() if entry is not None else f"layer {layer.digest}"
     return Step(f"Unpacking {what} to {path}", LayerSupply(layer, sources.store, max_entries=sources.max_entries), below, path)
 
 

@@ -61,7 +61,7 @@ def push(source: Reference, destination: Reference, store: Store, target: Target
     digest = stored_digest(source, store)
     data = store.get(digest)
     if data is None:
-        raise NotFound(f"{source.display} is not in the store; pack it first")
+        raise NotFound(f"{source.display} is not in the store; pack or pull it first")
     manifest = Manifest.parse(data)
     wanted = {d.digest: d for d in (manifest.config, *manifest.layers)}
     with contextlib.ExitStack() as stack:
@@ -69,7 +69,7 @@ def push(source: Reference, destination: Reference, store: Store, target: Target
         for descriptor in wanted.values():
             file = store.open_sealed(descriptor.digest)
             if file is None:
-                raise StoreError(f"{source.display}: the store has lost its blob {descriptor.digest}; pack it again")
+                raise StoreError(f"{source.display}: the store has lost its blob {descriptor.digest}; pack or pull it again")
             files[descriptor.digest] = stack.enter_context(file)
         for descriptor in wanted.values():
             report(Total(str(descriptor.digest), descriptor.size, label(descriptor)))
@@ -88,7 +88,7 @@ def stored_digest(reference: Reference, store: Store) -> Digest:
         return reference.digest
     found = store.refs.get(reference.name, reference.tag or "latest")
     if found is None:
-        raise NotFound(f"{reference.display} is not in the store; pack it first")
+        raise NotFound(f"{reference.display} is not in the store; pack or pull it first")
     return Digest.parse(found["digest"])
 
 

@@ -279,7 +279,7 @@ class Store:
             first, self._said_full = not self._said_full, True
             self._full, self._checked = True, time.monotonic()
         if first:
-            self.log.warning("the store in %s takes no more, and nothing may be evicted: reading through without keeping", self.root)
+            self.log.warning("the store in %s is full and nothing can be evicted: what is fetched now is not kept", self.root)
 
     def later(self, task: Callable[[], object]) -> None:
         """Run something on the housekeeping thread."""

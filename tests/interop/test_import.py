@@ -235,6 +235,7 @@ def test_a_git_repository_is_a_kit(box: Host, repository: Path) -> None:
     assert set(files(box, "here/net:head")) == {"Kitfile", "w.gguf", "run.py", "sub/a.md"}
     (repository.parent / "rel").symlink_to(repository)
     box.kitfs("import", "./rel", "-t", "here/net:rel", cwd=repository.parent)
+    assert "authors" not in box.kitfs("cat", "here/net:rel", "Kitfile").stdout  # a directory tells a name, and no owner
     for ref in ("v1", git(repository, "rev-parse", "v1").strip()):
         box.kitfs("import", f"file://{repository}", "--ref", ref, "-t", "here/net:v1")
         assert {p: d for p, d in files(box, "here/net:v1").items() if p != "Kitfile"} == {"w.gguf": WEIGHTS[:50_000], "run.py": b"print()\n"}

@@ -214,6 +214,7 @@ def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
         "~ type F32 [5] -> BF16 [5] in m/1.safetensors (retyped)",
         "~ moved I8 [7] in m/1.safetensors -> m/2.safetensors (moved)",
         "! ModelKit1 m/broken.safetensors: no safetensors file: 2 bytes",
+        "= 4 tensors have the same name, type and shape in both; their values were not compared; --content compares the bytes of files",
         "",
     ]
     told = kitfs("diff", first, second, "--tensors", "--json").json["tensors"]
@@ -223,6 +224,20 @@ def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
         "after": {"name": "shape", "file": "m/1.safetensors", "dtype": "F32", "shape": [3, 2]},
     }
     assert told["unreadable"] == [{"kit": 1, "path": "m/broken.safetensors", "reason": "no safetensors file: 2 bytes"}]
+
+
+def test_equal_heads_are_not_equal_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
+    """What was compared is said, and what was not; where nothing was, that too."""
+    heads = {"w": ("F32", [4])}
+    first = put(fake, "v1", part("model", "m", kit_tar({"m/w.safetensors": safetensors("a", heads)})))
+    second = put(fake, "v2", part("model", "m", kit_tar({"m/w.safetensors": safetensors("b", heads)})))
+    words = "= 1 tensor has the same name, type and shape in both; its values were not compared"
+    assert tensors(kitfs, first, second)[2:] == [f"{words}; --content compares the bytes of files", ""]
+    assert f"\n{words}\n" in kitfs("diff", first, second, "--tensors", "--content").out
+    assert kitfs("diff", first, second, "--tensors", "--json").json["tensors"]["same"] == 1
+    other = put(fake, "v3", part("docs", "d", b"x", format="raw"))
+    another = put(fake, "v4", part("docs", "d", b"y", format="raw"))
+    assert tensors(kitfs, other, another)[2:] == ["<none>: no safetensors or GGUF file is in layers that differ", ""]
 
 
 def test_big_kits_are_compared_by_kilobytes(kitfs: Kitfs, fake: FakeRegistry) -> None:

@@ -93,7 +93,7 @@ def test_push_says_what_kit_says(box: Host, golden_trees: Path) -> None:
         assert (done.stdout, done.stderr) == (f"Pushing {ref} to {other}\nPushed {digest}\n", "")
         done = box.kitfs("push", absent, "--plain-http", check=False)
         assert (done.returncode, done.stdout) == (3, f"Pushing {absent}\n")
-        assert done.stderr == f"kitfs: {absent} is not in the store; pack it first\n"
+        assert done.stderr == f"kitfs: {absent} is not in the store; pack or pull it first\n"
     box.kitfs("pack", golden_trees / "empty", "-t", "empty:v1")
     done = box.kitfs("push", "empty:v1", "--plain-http", check=False)
     assert (done.returncode, done.stdout) == (2, "")
@@ -135,6 +135,7 @@ def test_a_kitfile_that_kit_refuses_is_refused(box: Host, tmp_path: Path, kitfil
     [
         (("nothing",), 2, "No Kitfile found in nothing. Consider using the -f flag to specify its path"),
         (("absent",), 2, "No Kitfile found in absent. Consider using the -f flag to specify its path"),
+        ((".",), 2, "No Kitfile found in /"),
         (("basic", "-t", "UPPER/Case:v1"), 2, "must be lowercase"),
         (("basic", "-t", "a b"), 2, "a b"),
         (("basic", "-t", "registry.test/t/x:bad/tag"), 2, "bad/tag"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -308,6 +309,15 @@ def test_tags_that_cannot_be(kitfs: Kitfs, packed: str, source: str, target: str
 
 def blobs(tmp_path: Path) -> int:
     return len(list((tmp_path / "store/blobs").glob("*/*/*")))
+
+
+def test_ls_lh_shows_sizes_for_people(kitfs: Kitfs, packed: str) -> None:
+    """-h is GNU ls's; a lone one asks for help, as every verb's."""
+    exact, human = kitfs("ls", "-l", "r.io/team/tiny:v1").out, kitfs("ls", "-lh", "r.io/team/tiny:v1").out
+    assert len(exact.splitlines()) == len(human.splitlines()) > 1
+    assert re.search(r" \d+ B \d{4}-", human)
+    assert not re.search(r" \d+ B \d{4}-", exact)
+    assert kitfs("ls", "-h").out.startswith("Usage: kitfs ls")
 
 
 def test_remove_untags_until_the_last(kitfs: Kitfs, packed: str, tmp_path: Path) -> None:

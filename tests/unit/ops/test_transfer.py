@@ -196,7 +196,7 @@ def test_a_blob_that_is_lost_is_told_before_anything_is_sent(tree: Path, store: 
     lost = packed(tree, store).manifest.layers[5].digest
     shutil.rmtree(store.path(lost))
     target = FakeTarget()
-    with pytest.raises(StoreError, match=rf"^registry\.test/a/b:v1: the store has lost its blob {lost}; pack it again$"):
+    with pytest.raises(StoreError, match=rf"^registry\.test/a/b:v1: the store has lost its blob {lost}; pack or pull it again$"):
         push(HERE, HERE, store, target, report=quiet)
     assert target.order == []
 
@@ -204,5 +204,5 @@ def test_a_blob_that_is_lost_is_told_before_anything_is_sent(tree: Path, store: 
 @pytest.mark.parametrize("reference", ["registry.test/a/b:v2", "registry.test/a/c:v1", "sha256:" + "0" * 64])
 def test_a_kit_that_is_not_here_is_not_found(tree: Path, store: Store, reference: str) -> None:
     packed(tree, store)
-    with pytest.raises(NotFound, match="is not in the store; pack it first"):
+    with pytest.raises(NotFound, match="is not in the store; pack or pull it first"):
         push(Reference.parse(reference), HERE, store, FakeTarget(), report=quiet)
