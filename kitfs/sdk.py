@@ -111,7 +111,7 @@ class Kit:
     def _session(self) -> Session:
         """What this process has open. Raises Closed, and what ``open`` raises in a process that has not opened it yet."""
         if self.closed:
-            raise Closed(f"the kit {self.reference} was closed")
+            raise self._was_closed()
         session = self._held.session
         if session is not None and session.generation == forks.generation:
             return session
@@ -121,8 +121,14 @@ class Kit:
                 session = self._held.session = Session(self._recipe)
         if self._closed:  # meanwhile
             session.close()
-            raise Closed(f"the kit {self.reference} was closed")
+            raise self._was_closed()
         return session
+
+    def _was_closed(self) -> Closed:
+        """The error of whoever uses it after that. A daemon thread whose interpreter exits is not told: it is about to be stopped anyway."""
+        if sessions.exiting and not self._closed and threading.current_thread().daemon:
+            threading.Event().wait()
+        return Closed(f"the kit {self.reference} was closed")
 
     @contextmanager
     def _using(self) -> Iterator[Session]:
@@ -133,9 +139,7 @@ class Kit:
         except Exception as e:
             if not self.closed:
                 raise
-            if sessions.exiting and threading.current_thread() is not threading.main_thread():
-                threading.Event().wait()  # a daemon thread: the interpreter stops it right here, and it has nothing to say
-            raise Closed(f"the kit {self.reference} was closed") from e
+            raise self._was_closed() from e
 
     @property
     def reference(self) -> str:
@@ -315,7 +319,7 @@ class KitFile(io.BufferedReader):
     def _ready(self) -> None:
         """Raises Closed. In a child the buffer is made again: a thread of the parent may have held its lock."""
         if self._raw.kit.closed:
-            raise Closed(f"{self._raw.name}: the kit {self._raw.kit.reference} was closed")
+            raise self._raw.kit._was_closed()  # noqa: SLF001 - one class in two parts
         if self._generation != forks.generation:
             at = super().tell()
             super().__init__(cast("io.RawIOBase", self._raw), BUFFER)

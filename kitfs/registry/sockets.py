@@ -18,16 +18,24 @@ class Sockets:
 
     def __init__(self) -> None:
         self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._shut = False
         forks.watch_child(self)
 
     def add(self, one: object) -> None:
-        """Know of a socket; of anything else nothing needs to be known."""
+        """Know of a socket; of anything else nothing needs to be known.
+
+        Raises RuntimeError, as httpx does, when the client was closed while it was being connected: nobody would close it. It is closed.
+        """
         if isinstance(one, socket.socket):
             with forks.guard:
                 self._open.add(one)
+            if self._shut:
+                one.close()
+                raise RuntimeError("the client was closed")
 
     def shut(self) -> None:
         """End every connection, so that threads which wait for one go on. The sockets are for their owners to close."""
+        self._shut = True
         with forks.guard:
             found = list(self._open)
         for one in found:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import pickle
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
 import fsspec
 import pytest
 
+import kitfs
 from kitfs.errors import UsageError
 from tests.unit.sdk.conftest import MODEL, Place
 
@@ -72,3 +80,121 @@ def test_what_only_knows_file_objects_reads_a_kit(place: Place, url: str) -> Non
     with fsspec.open(f"{url}/model/model.safetensors", "rb", **place.fresh) as f:
         f.seek(len(MODEL) - 256 * 1024)
         assert numpy.array_equal(numpy.frombuffer(f.read(), numpy.uint8)[:256], numpy.arange(256, dtype=numpy.uint8))
+
+
+def test_an_etag_and_times_tell_caches_when_a_tag_has_moved(place: Place) -> None:
+    """datasets looks for an ETag, duckdb asks ``modified``; what has moved has others."""
+    options = {k: v for k, v in place.options.items() if k != "run_dir"}
+    fs, root = fsspec.url_to_fs(f"kitfs://{place.reference}", **place.fresh)
+    path = f"{root}/data/train.csv"
+    before = fs.info(path)
+    assert before == fs.ls(path)[0] == next(one for one in fs.ls(f"{root}/data") if one["name"] == path)
+    assert before["ETag"] == fs.ukey(path)
+    kitfs.pack(place.tree, place.reference, created=86_400 * 365, kit_version="v1.5.0", **options)
+    kitfs.push(place.reference, **options)
+    assert fs.info(path)["ETag"] == before["ETag"], "the kit is open"
+    fs.invalidate_cache()
+    after = fs.info(path)
+    assert after["ETag"] != before["ETag"]
+    assert fs.modified(path) == fs.created(path) == datetime.fromtimestamp(after["mtime"], UTC)
+
+
+def test_a_file_has_what_files_of_fsspec_have(place: Place, url: str) -> None:
+    with fsspec.filesystem("kitfs", **place.fresh).open(f"{url}/model/model.safetensors", block_size=4096) as f:
+        assert (f.size, f.blocksize, f.loc, f.mode) == (len(MODEL), 4096, 0, "rb")
+        assert f.details["size"] == len(MODEL)
+        f.seek(-10, 2)
+        assert f.read(100) == MODEL[-10:]
+    fs = fsspec.filesystem("kitfs", **place.fresh)
+    assert fs.read_block(f"{url}/data/train.csv", 1, 4, b"\n") == b"1,2\n"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # fsspec's MMapCache leaves its own file open
+@pytest.mark.parametrize("protocol", ["blockcache", "filecache", "simplecache"])
+def test_caches_of_fsspec_lie_over_kits(place: Place, url: str, tmp_path: Path, protocol: str) -> None:
+    options = {"kitfs": place.fresh, protocol: {"cache_storage": str(tmp_path / "cached")}}
+    for _ in range(2):
+        with fsspec.open(f"{protocol}::{url}/model/model.safetensors", "rb", **options) as f:
+            f.seek(1000)
+            assert f.read(1000) == MODEL[1000:2000]
+
+
+WRITES: dict[str, Callable[[Any, str], Any]] = {
+    "mkdir": lambda fs, path: fs.mkdir(path),
+    "makedirs": lambda fs, path: fs.makedirs(path, exist_ok=True),
+    "mkdirs": lambda fs, path: fs.mkdirs(path),
+    "rmdir": lambda fs, path: fs.rmdir(path),
+    "rm": lambda fs, path: fs.rm(path, recursive=True),
+    "rm_file": lambda fs, path: fs.rm_file(path),
+    "delete": lambda fs, path: fs.delete(path),
+    "mv": lambda fs, path: fs.mv(path, path + "2"),
+    "rename": lambda fs, path: fs.rename(path, path + "2"),
+    "cp": lambda fs, path: fs.cp(path, path + "2"),
+    "cp_file": lambda fs, path: fs.cp_file(path, path + "2"),
+    "touch": lambda fs, path: fs.touch(path),
+    "pipe": lambda fs, path: fs.pipe(path, b"x"),
+    "pipe_file": lambda fs, path: fs.pipe_file(path, b"x"),
+    "put": lambda fs, path: fs.put("/etc/hostname", path),
+    "put_file": lambda fs, path: fs.put_file("/etc/hostname", path),
+    "open": lambda fs, path: fs.open(path, "wb"),
+    "append": lambda fs, path: fs.open(path, "ab"),
+    "write_text": lambda fs, path: fs.write_text(path, "x"),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_whatever_writes_says_that_kits_are_read_only(place: Place, url: str, write: str) -> None:
+    fs = fsspec.filesystem("kitfs", **place.fresh)
+    with pytest.raises(OSError, match="kits are read-only") as raised:
+        WRITES[write](fs, f"{url}/data/train.csv")
+    assert raised.value.errno == errno.EROFS
+
+
+def test_a_tag_that_does_not_exist_is_a_file_that_does_not_exist(place: Place) -> None:
+    fs = fsspec.filesystem("kitfs", **place.fresh)
+    missing = f"{place.reference}9/data/train.csv"
+    for use in (fs.info, fs.ls, fs.open, fs.cat_file, fs.modified, fs.ukey):
+        with pytest.raises(FileNotFoundError) as raised:
+            use(missing)
+        assert raised.value.errno == errno.ENOENT
+    assert not fs.exists(missing)
+
+
+def test_a_directory_is_not_a_file(place: Place, url: str) -> None:
+    fs = fsspec.filesystem("kitfs", **place.fresh)
+    for use in (fs.open, fs.cat_file):
+        with pytest.raises(IsADirectoryError) as raised:
+            use(f"{url}/data")
+        assert raised.value.errno == errno.EISDIR
+
+
+def test_one_filter_is_a_text(place: Place) -> None:
+    fs, root = fsspec.url_to_fs(f"kitfs://{place.reference}", only="datasets", **place.fresh)
+    assert fs.find(root) == [f"{root}/data/train.csv"]
+
+
+def test_a_file_system_is_pickled_with_what_its_tags_mean(place: Place, url: str) -> None:
+    """What is unpickled after the tag has moved reads the bytes of before; here the tag means the new ones, in an instance of its own."""
+    fs = fsspec.filesystem("kitfs", **place.fresh)
+    path = f"{url}/data/train.csv"
+    with fs.open(path) as f:
+        f.read(4)
+        pickled, pickled_file = pickle.dumps(fs), pickle.dumps(f)
+    assert pickle.loads(pickled) is fs
+    (place.tree / "data" / "train.csv").write_text("9,9\n")
+    options = {k: v for k, v in place.options.items() if k != "run_dir"}
+    kitfs.pack(place.tree, place.reference, **options)
+    kitfs.push(place.reference, **options)
+    fs.invalidate_cache()
+    assert fs.cat_file(path) == b"9,9\n"
+    again = pickle.loads(pickled)
+    assert again is not fs
+    assert again.cat_file(path) == b"a,b\n1,2\n3,4\n"
+    assert fs.cat_file(path) == b"9,9\n"
+    with pickle.loads(pickled_file) as f:
+        assert (f.tell(), f.read()) == (4, b"1,2\n3,4\n")
+
+
+def test_a_pickled_file_system_holds_no_password(place: Place) -> None:
+    fs = fsspec.filesystem("kitfs", proxy="http://me:hunter2@127.0.0.1:9", **place.fresh)
+    assert b"hunter2" not in pickle.dumps(fs)
