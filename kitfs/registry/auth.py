@@ -32,9 +32,9 @@ MARGIN: Final = 0.1  # part of a token's life that is not used, lest it expire o
 MAX_TOKEN: Final = 128 << 10  # bytes of a token server's answer
 ATTEMPTS: Final = 5  # of one request, each with another token
 MAX_CHALLENGE: Final = 16 << 10  # characters of one header that are read
-# A token and, if one follows, its value: a quoted string or anything up to a blank or comma. No part of it is tried in two ways.
+# A token (or an old scheme's base64) and, if one follows, its value: a quoted string or anything up to a blank or comma. No part of it is tried in two ways.
 PIECE: Final = re.compile(
-    r"""[\s,;]*+(?P<token>[!#$%&'*+.^_`|~0-9A-Za-z-]++)(?:\s*+=\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<bare>[^\s,"]*+)))?+[\s,;]*+""", re.DOTALL
+    r"""[\s,;]*+(?P<token>[!#$%&'*+./^_`|~0-9A-Za-z-]++)(?:\s*+=\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<bare>[^\s,"]*+)))?+[\s,;]*+""", re.DOTALL
 )
 SCHEMES: Final = ("basic", "bearer")
 ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)

@@ -16,7 +16,7 @@ import httpcore
 import httpx
 
 LEAST: Final = 1 << 10  # bytes per second of one body, measured over one timeout: less is a stall
-MAX_HEAD: Final = 1 << 20  # bytes of interim answers and headers before a body (h11 allows 100 KiB of one head)
+MAX_HEAD: Final = 512 << 10  # bytes up to the end of a head, and of what comes with it (h11 allows 100 KiB of one head, a read has 256)
 
 
 class TooSlow(httpcore.ReadTimeout):

@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC
 from typing import Final
 
 import httpx
@@ -24,6 +25,7 @@ BASE_PAUSE: Final = 0.25  # seconds, doubled at every attempt
 MAX_PAUSE: Final = 30.0  # seconds that a Retry-After may ask for
 MAX_WAIT: Final = 60.0  # seconds of attempts and pauses for one request, all told (its read timeout is less)
 CONNECT_BUDGET: Final = 2.5  # seconds after which a host that refuses connections is given up ("connect_budget" of a request is less)
+LONGEST_DATE: Final = 64  # characters of a Retry-After that are read; an HTTP date has 29
 AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 BREAK_AFTER: Final = 8  # failures in a row, of whole budgets or refused connections
 BREAK_FOR: Final = 2.0  # seconds of leaving a host alone
@@ -151,15 +153,16 @@ def pause_after(attempt: int) -> float:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds of a Retry-After header, as a number or an HTTP date, capped."""
-    text = response.headers.get("Retry-After", "").strip()
+    """Seconds of a Retry-After header, as a number or an HTTP date, capped; None for one that is neither."""
+    text = response.headers.get("Retry-After", "").strip()[:LONGEST_DATE]
     if text.isascii() and text.isdigit():
         return float(min(MAX_PAUSE, int(text[:9])))
     try:
-        when = email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, TypeError):
+        when = email.utils.parsedate_to_datetime(text)
+        seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    return min(MAX_PAUSE, max(0.0, when - time.time()))
+    return min(MAX_PAUSE, max(0.0, seconds))
 
 
 def _hopeless(e: httpx.TransportError) -> bool:

@@ -12,10 +12,10 @@ import pytest
 
 from kitfs.errors import KitfsError, RateLimited, RegistryError, Unauthorized, Unavailable
 from kitfs.oci.names import Reference
-from kitfs.registry.auth import RegistryAuth, Tokens, challenges, widened
+from kitfs.registry.auth import MAX_CHALLENGE, PIECE, RegistryAuth, Tokens, challenges, widened
 from kitfs.registry.client import RegistryClient, Repository
 from kitfs.registry.credentials import Credential, Given
-from tests.fakes.faults import Fault, Stall, Status
+from tests.fakes.faults import Fault, Headers, Stall, Status
 from tests.fakes.registry import FakeRegistry
 from tests.host import wait_until
 
@@ -206,6 +206,49 @@ def test_challenges_are_read_as_they_come() -> None:
     }
     assert challenges("Basic") == {"basic": {}}
     assert challenges("Negotiate abc") == {}
+
+
+@pytest.mark.parametrize(
+    ("headers", "bearer"),
+    [
+        (['Bearer realm="https://a/t",service="say \\"r\\", \\\\"'], {"realm": "https://a/t", "service": 'say "r", \\'}),
+        (['bEaReR  \t realm = "https://a/t" ,\tservice\t=\tr'], {"realm": "https://a/t", "service": "r"}),
+        ([', , Bearer realm=https://a/t?x=1&y=2,,service="r"'], {"realm": "https://a/t?x=1&y=2", "service": "r"}),
+        (['Bearer realm="https://a/t" service="r"'], {"realm": "https://a/t", "service": "r"}),
+        (['Negotiate YIIa+/==, Bearer realm="https://a/t"'], {"realm": "https://a/t"}),
+        (['Digest realm="Bearer realm=\\"https://evil\\"", nonce="x", Bearer realm="https://a/t"'], {"realm": "https://a/t"}),
+        (['Bearer error="invalid_token"', 'Bearer realm="https://a/t"'], {"realm": "https://a/t"}),
+        (['Basic realm="x', 'Bearer realm="https://a/t"'], {"realm": "https://a/t"}),
+        (['Bearer realm="https://a/t"', 'Bearer realm="https://b/t"'], {"realm": "https://a/t"}),
+        (['Bearer service=,realm="https://a/t"'], {"service": "", "realm": "https://a/t"}),
+    ],
+)
+def test_challenges_in_every_spelling(headers: list[str], bearer: dict[str, str]) -> None:
+    """RFC 9110 §11.6.1: escapes, blanks, empty list elements, several challenges, several headers; and what servers make of it."""
+    assert challenges(*headers)["bearer"] == bearer
+
+
+def test_several_challenge_headers(fake: FakeRegistry, repository: Repositories) -> None:
+    """They count as one list does: the token is had."""
+    fake.require_token()
+    fake.fail("/manifests/", Headers({"WWW-Authenticate": f'Negotiate, bearer  Realm = "{fake.url}/t\\oken" , service="fake"'}), times=1)
+    assert repository().manifest("v1")[1] == BODY
+
+
+HEAPS = ['a="', "bearer ", "basic,", "a ", " ", ",", "\\", 'a=b,', '"', "=", 'a="\\"",', "Bearer a=", "\t=", "a= "]
+
+
+@pytest.mark.parametrize("heap", HEAPS)
+@pytest.mark.parametrize("start", ["", "Bearer ", 'Bearer realm="'])
+def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> None:
+    """However long it is, each step takes a character at least, none goes back, and no step is begun behind the bound."""
+    header = (start + heap * MAX_CHALLENGE)[:MAX_CHALLENGE]
+    steps, at = 0, 0
+    while (match := PIECE.match(header, at)) is not None:
+        assert match.end() > at
+        steps, at = steps + 1, match.end()
+    assert steps <= len(header)
+    assert challenges(header + ', Bearer realm="https://behind"').get("bearer", {}).get("realm") != "https://behind"
 
 
 def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:

@@ -138,7 +138,14 @@ def test_retry_after_as_a_date_is_honoured() -> None:
     assert 17 <= script.slept[0] <= 20
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-3", "1e9", "10.5", "Thu, 01 Jan 1970 00:00:00 GMT", "Thu, 99 Foo 1970"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "soon", "-3", "1e9", "10.5", "Thu, 01 Jan 1970 00:00:00 GMT", "Thu, 99 Foo 1970", "Mon, 01 Jan 1 00:00:00 +99999999999999",
+        "," * 60_000, "Tue, 99 Foo 2030 99:99:99 GMT",
+    ],
+    ids=lambda text: text[:40],
+)  # fmt: skip
 def test_a_useless_retry_after_is_passed_over(text: str) -> None:
     """Then the usual pause holds."""
     script = Script([(429, text), 200])
