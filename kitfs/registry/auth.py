@@ -32,7 +32,8 @@ MARGIN: Final = 0.1  # part of a token's life that is not used, lest it expire o
 MAX_TOKEN: Final = 128 << 10  # bytes of a token server's answer
 ATTEMPTS: Final = 5  # of one request, each with another token
 MAX_CHALLENGE: Final = 16 << 10  # characters of one header that are read
-# A token (or an old scheme's base64) and, if one follows, its value: a quoted string or anything up to a blank or comma. No part of it is tried in two ways.
+# A token and, if one follows, its value: a quoted string or anything up to a blank or comma. No part of it is tried in two ways. The "/" is
+# of base64, which follows schemes that kitfs does not speak.
 PIECE: Final = re.compile(
     r"""[\s,;]*+(?P<token>[!#$%&'*+./^_`|~0-9A-Za-z-]++)(?:\s*+=\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<bare>[^\s,"]*+)))?+[\s,;]*+""", re.DOTALL
 )
