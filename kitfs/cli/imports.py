@@ -21,6 +21,7 @@ from kitfs.cli.progress import Reporter
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import UsageError
 from kitfs.escaping import shown
+from kitfs.redaction import public
 
 if TYPE_CHECKING:
     from kitfs.kit import Host
@@ -182,7 +183,7 @@ class _Import:
             if kitfile is None and path is not None:
                 kitfile = packing.read_kitfile(path)
             if kitfile is None:
-                package = _package(repository.rstrip("/").removesuffix(".git"))
+                package = _package(repository)
                 kitfile = generate(directory_of(found.directory), package, reader_of(found.directory), self._report)
                 kitfile = self._shown(kitfile)
             parents = packing.parent_paths(self._host.resolver, kitfile)
@@ -227,8 +228,10 @@ def _package(name: str) -> Package:
     """Name and author, as owner/name has them; a directory on this machine tells a name only."""
     from kitfs.oci.kitfile import Package
 
-    owner, _, last = name.rstrip("/").rpartition("/")
+    owner, _, last = public(name).rstrip("/").removesuffix(".git").rpartition("/")
     owner = "" if _is_path(name) else owner.rpartition("/")[2]
+    if ":" in owner and "@" in owner:
+        owner = owner.rpartition(":")[2]  # git@host:owner/name
     return Package(last, authors=(owner,) if owner else ())
 
 

@@ -42,9 +42,15 @@ def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
         return None
     if url.scheme == "http" and environ.get("REQUEST_METHOD"):
         raise UsageError("HTTP_PROXY is not used in a CGI program, whose client could choose it (unset REQUEST_METHOD, or use --proxy)")
-    if bypassed(host, str(url.port or PORTS.get(url.scheme, "")), _either(environ, "no_proxy")):
+    if direct(url, environ):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def direct(url: httpx.URL, environ: Mapping[str, str]) -> bool:
+    """Whether NO_PROXY names the host of ``url``, whatever proxy there is."""
+    host = url.raw_host.decode("ascii", "replace").strip("[]").lower()
+    return bypassed(host, str(url.port or PORTS.get(url.scheme, "")), _either(environ, "no_proxy"))
 
 
 def is_loopback(host: str) -> bool:

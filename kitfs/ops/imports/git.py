@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import uuid
@@ -20,15 +19,15 @@ from kitfs.errors import ContextError, NotFound, StoreError, UsageError
 from kitfs.openfile import OwnFile
 from kitfs.ops.events import Noted, Report
 from kitfs.ops.imports import lfs
+from kitfs.ops.imports.environment import ATTRIBUTES, UMASK, Login, environment, split_login, with_proxies
 from kitfs.ops.transfer import AT_ONCE
 from kitfs.ownership import make_directories
+from kitfs.redaction import public, without
 from kitfs.registry.client import RegistryClient
 from kitfs.store.lease import exclusive, release
 
-UMASK: Final = 0o022  # of git, whatever the user's is: git makes files by it, and their modes are packed
 OWN: Final = frozenset((".gitignore", ".gitattributes"))
-TOKEN: Final = "KITFS_IMPORT_TOKEN"  # noqa: S105 - the name of the variable that tells git's helper
-HELPER: Final = '!f() { test "$1" = get && printf "username=token\\npassword=%s\\n" "$' + TOKEN + '"; }; f'
+SHA256: Final = 64  # hexadecimal digits of a name in a repository of that object format
 TOLD: Final = 300  # characters of what git says
 
 
@@ -54,13 +53,12 @@ def checkout(
     if ref.startswith("-") or url.startswith("-"):
         raise UsageError(f"{(ref if ref.startswith('-') else url)[:200]!r} is no repository or reference of git")
     with _directory(root) as directory:
-        git = _Git(directory, url, token)
-        git.run("init", "--quiet")
+        url, login = split_login(url, token)
+        git = _Git(directory, url, login, client.options.proxy)
         report(Noted(f"Cloning repository {git.shown}"))
-        git.run("fetch", "--quiet", "--no-tags", "--depth", "1", "--", url, ref or "HEAD", failed=f"{git.shown}: git cannot fetch {ref or 'HEAD'}")
+        git.fetch(ref or "HEAD")
         git.run("checkout", "--quiet", "FETCH_HEAD")
-        sha = git.run("rev-parse", "HEAD").strip()
-        committed = int(git.run("log", "-1", "--format=%ct").strip() or 0)
+        committed, sha = git.run("rev-list", "--max-count=1", "--timestamp", "HEAD").split()
         pointers = _pointers(directory)
         if pointers:
             report(Noted("Pulling large files"))
@@ -69,38 +67,58 @@ def checkout(
             else:
                 configured = git.ask("config", "--file", ".lfsconfig", "lfs.url")
                 server, near = lfs.server_of(url, configured), _objects(url)
-                mine = token if _same(server, url) else None
+                mine = login if _same(server, url) else None
                 named_by = url if configured else ""
-                lfs.resolve(pointers, server, client, token=mine, near=near, at_once=at_once, report=report, named_by=named_by)
+                lfs.resolve(pointers, server, client, login=mine, near=near, at_once=at_once, report=report, named_by=named_by)
             left = _pointers(directory)
             if left:
                 name = os.path.relpath(left[0].path, directory)
                 raise ContextError(f"{git.shown}: {name} is an LFS object that is not there, one of {len(left)}")
         _without_gits_own(directory)
-        yield Checkout(directory, sha, max(0, committed))
+        yield Checkout(directory, sha, max(0, int(committed)))
 
 
 class _Git:
-    """git in a directory, for one repository."""
+    """git in a directory, for one repository. Its settings are those of ``environment``."""
 
-    def __init__(self, directory: str, url: str, token: str | None) -> None:
+    def __init__(self, directory: str, url: str, login: Login | None, proxy: str | None) -> None:
         self._directory = directory
-        self.shown: Final = re.sub(r"(?<=://)[^/@]*@", "", url)  # without the secrets that it may hold
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX", "GIT_CONFIG_"))}
-        options = {"core.hooksPath": os.devnull, "advice.detachedHead": "false", "remote.origin.url": url}
-        where = urlsplit(url)
-        if token and where.scheme in ("http", "https"):
-            options[f"credential.{where.scheme}://{where.netloc.rpartition('@')[2]}.helper"] = HELPER
-            kept[TOKEN] = token
-        self._env = kept | {
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ASKPASS": "true",
-            "GIT_LFS_SKIP_SMUDGE": "1",
-            "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
-            "GIT_CONFIG_COUNT": str(len(options)),
-            **{f"GIT_CONFIG_KEY_{i}": name for i, name in enumerate(options)},
-            **{f"GIT_CONFIG_VALUE_{i}": value for i, value in enumerate(options.values())},
-        }
+        self._url = url
+        self._login = login
+        self._proxy = proxy
+        self.shown: Final = public(url)
+        self._real = url
+        self._env = self._environment("sha1")
+        self._real = self.ask("ls-remote", "--get-url", "--", url) or url  # as url.*.insteadOf has it
+        self._env = self._environment("sha1")
+
+    def _environment(self, object_format: str) -> dict[str, str]:
+        variables = environment(self._directory, self._url, self._login, object_format=object_format, proxy=self._proxy, environ=os.environ)
+        return variables if self._proxy else with_proxies(variables, self._real, os.environ)
+
+    def fetch(self, ref: str) -> None:
+        """Fetch one commit into a new repository of the remote's object format. Raises NotFound."""
+        failed = f"{self.shown}: git cannot fetch {ref}"
+        try:
+            self._fetch(ref, failed)
+        except NotFound:
+            shutil.rmtree(os.path.join(self._directory, ".git"), ignore_errors=True)
+            name = self.ask("ls-remote", "--", self._url).partition("\t")[0]
+            if len(name) != SHA256:
+                raise
+            self._env = self._environment("sha256")
+            self._fetch(ref, failed)
+
+    def _fetch(self, ref: str, failed: str) -> None:
+        self.run("init", "--quiet", "--template=")
+        info = os.path.join(self._directory, ".git", "info")
+        try:
+            os.makedirs(info, exist_ok=True)
+            with open(os.path.join(info, "attributes"), "w") as f:
+                f.write(ATTRIBUTES)
+        except OSError as e:
+            raise StoreError(f"{info} cannot be written: {e.strerror}")
+        self.run("fetch", "--quiet", "--no-tags", "--depth", "1", "--", self._url, ref, failed=failed)
 
     def run(self, *args: str, failed: str = "") -> str:
         """What a command of git prints. Raises NotFound, for what ``failed`` says, or ContextError."""
@@ -119,7 +137,8 @@ class _Git:
         except OSError as e:
             raise UsageError(f"git cannot be run: {e.strerror}")
         if done.returncode:
-            told = re.sub(r"(?<=://)[^/@\s]*@", "", " ".join(line for line in done.stderr.splitlines() if line.strip()))[-TOLD:]
+            secrets = self._login or ()
+            told = without(" ".join(line for line in done.stderr.splitlines() if line.strip()), secrets)[-TOLD:]
             if failed:
                 raise NotFound(f"{failed}: {told}")
             raise ContextError(f"git {args[0]} failed for {self.shown}: {told}")

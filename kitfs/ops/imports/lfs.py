@@ -24,6 +24,7 @@ from kitfs.errors import ContextError, IntegrityError, KitfsError, RegistryError
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest
 from kitfs.ops.events import Moved, Report, Total
+from kitfs.ops.imports.environment import Login
 from kitfs.ops.imports.hub import TokenAuth
 from kitfs.registry.addresses import AddressScope, scope_of_name
 from kitfs.registry.blob import RemoteBlob
@@ -74,7 +75,7 @@ def resolve(
     server: str,
     client: RegistryClient,
     *,
-    token: str | None,
+    login: Login | None,
     near: str,
     at_once: int,
     report: Report,
@@ -92,7 +93,7 @@ def resolve(
     wanted = [same[0] for same in by_digest.values()]
     here = {p.digest: found for p in wanted if (found := _near(near, p)) is not None}
     missing = [p for p in wanted if p.digest not in here]
-    remote = _Server(client, server, token, named_by) if missing and server else None
+    remote = _Server(client, server, login, named_by) if missing and server else None
     if missing and remote is None:
         raise ContextError(f"{os.path.basename(missing[0].path)} is an LFS object that is not there; install git-lfs, or name a server")
     where = remote.locate(missing) if remote is not None else {}
@@ -167,13 +168,13 @@ def _led_from(named_by: str, host: str) -> AddressScope | None:
 class _Server:
     """A server of the batch API."""
 
-    def __init__(self, client: RegistryClient, url: str, token: str | None, named_by: str) -> None:
+    def __init__(self, client: RegistryClient, url: str, login: Login | None, named_by: str) -> None:
         parsed = httpx.URL(url)
         if named_by.startswith("https:") and parsed.scheme == "http":
             raise RegistryError(f"LFS objects: the repository is read over TLS and names a server without TLS, {shown(parsed)}", url=shown(parsed))
-        if token and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
-            token = None
-        basic = f"Basic {base64.b64encode(f'token:{token}'.encode()).decode()}" if token else ""
+        if login and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
+            login = None
+        basic = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}" if login else ""
         self._client = client
         self._endpoint = Endpoint(url, host_of(parsed), TokenAuth(basic), CONNECT_BUDGET, _led_from(named_by, parsed.host))
 

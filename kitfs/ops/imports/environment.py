@@ -1,0 +1,129 @@
+"""The environment in which git imports: what decides about a commit's bytes is neutral, what is about reaching the repository is the user's.
+
+An import has the bytes that ``git clone`` gives with an empty configuration: the repository's own .gitattributes count (eol, text, ident,
+working-tree-encoding), and no setting of the user, of the system or of the environment does. Filter drivers are never run, for a clone
+has none: LFS pointers are replaced afterwards. What the user has set about credentials, proxies, TLS, ssh and url.*.insteadOf stays in
+force. Pure functions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import httpx
+
+from kitfs.registry.proxies import direct, proxy_for
+
+ATTRIBUTES: Final = "* -filter\n"  # of $GIT_DIR/info/attributes, which comes before every .gitattributes
+UMASK: Final = 0o022  # of what git writes: the modes of files are part of a kit
+KEPT: Final = re.compile(  # how a repository is reached; everything else of GIT_* could change what comes
+    "GIT_(ASKPASS|CONFIG_(GLOBAL|NOSYSTEM|SYSTEM)|EXEC_PATH|HTTP_[A-Z_]+|PROXY_[A-Z_]+|SSH(_COMMAND|_VARIANT)?|SSL_[A-Z_]+)"
+)
+NEUTRAL: Final = {
+    "advice.detachedHead": "false",
+    "core.attributesFile": os.devnull,
+    "core.autocrlf": "false",
+    "core.bigFileThreshold": "512m",
+    "core.eol": "lf",
+    "core.excludesFile": os.devnull,
+    "core.fileMode": "true",
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.ignoreCase": "false",
+    "core.precomposeUnicode": "false",
+    "core.safecrlf": "false",
+    "core.sparseCheckout": "false",
+    "core.symlinks": "true",
+    "fetch.recurseSubmodules": "false",
+    "fetch.writeCommitGraph": "false",
+    "gc.auto": "0",
+    "index.sparse": "false",
+    "init.defaultBranch": "main",
+    "init.defaultRefFormat": "files",
+    "init.templateDir": "",
+    "lfs.fetchexclude": "",
+    "lfs.fetchinclude": "",
+    "lfs.skipdownloaderrors": "false",
+    "maintenance.auto": "false",
+    "submodule.recurse": "false",
+}
+USERNAME: Final = "KITFS_IMPORT_USERNAME"
+PASSWORD: Final = "KITFS_IMPORT_PASSWORD"  # noqa: S105 - the names of the variables that tell git's helper
+HELPER: Final = f'!f() {{ test "$1" = get && printf "username=%s\\npassword=%s\\n" "${USERNAME}" "${PASSWORD}"; }}; f'  # git runs it by a shell
+
+
+class Login(NamedTuple):
+    """What a repository's server is told."""
+
+    username: str
+    password: str
+
+
+def split_login(url: str, token: str | None) -> tuple[str, Login | None]:
+    """(a URL of HTTP without user and password, those or the token's); other URLs as they are. ``token`` counts before the URL's own."""
+    where = urlsplit(url)
+    if where.scheme.lower() not in ("http", "https"):
+        return url, None
+    user, found, host = where.netloc.rpartition("@")
+    name, _, password = user.partition(":")
+    login = Login("token", token) if token else Login(unquote(name), unquote(password)) if found else None
+    return urlunsplit((where.scheme, host, where.path, where.query, where.fragment)), login
+
+
+def environment(
+    directory: str, url: str, login: Login | None, *, object_format: str, proxy: str | None, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The variables for git in ``directory``, for a repository at ``url`` (without a login). ``object_format``: sha1 or sha256."""
+    options = [*NEUTRAL.items(), ("init.defaultObjectFormat", object_format), ("remote.origin.url", url), ("safe.directory", directory)]
+    kept = {name: value for name, value in environ.items() if not name.startswith("GIT_") or KEPT.fullmatch(name)}
+    if login is not None:
+        where = urlsplit(url)
+        helpers = f"credential.{where.scheme}://{where.netloc}.helper"
+        options += [(helpers, ""), (helpers, HELPER)]  # ours alone: another one would keep the login, or give an older one
+        kept |= {USERNAME: login.username, PASSWORD: login.password}
+    if proxy:
+        options.append(("http.proxy", proxy))
+    settings = [*_settings(environ), *options]
+    return kept | {
+        "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
+        "GIT_ASKPASS": environ.get("GIT_ASKPASS") or "true",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_CEILING_DIRECTORIES": os.path.dirname(directory),
+        "GIT_CONFIG_COUNT": str(len(settings)),
+        "GIT_DEFAULT_HASH": object_format,
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        **{f"GIT_CONFIG_KEY_{i}": name for i, (name, _) in enumerate(settings)},
+        **{f"GIT_CONFIG_VALUE_{i}": value for i, (_, value) in enumerate(settings)},
+    }
+
+
+def with_proxies(variables: Mapping[str, str], url: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """``variables`` with the proxy that ``environ`` has for ``url``, as every connection of kitfs takes it: git, by curl, reads NO_PROXY otherwise.
+
+    Raises UsageError as ``proxy_for``.
+    """
+    names = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+    kept = {name: value for name, value in variables.items() if name.lower() not in names}
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return dict(variables)
+    if parsed.scheme not in ("http", "https"):
+        return dict(variables)
+    if direct(parsed, environ):
+        return kept | {"no_proxy": "*", "NO_PROXY": "*"}
+    proxy = proxy_for(parsed, environ)
+    return kept | (dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy) if proxy else {})
+
+
+def _settings(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The settings of GIT_CONFIG_COUNT, by which programs give git a login; ours follow, and count."""
+    text = environ.get("GIT_CONFIG_COUNT", "")
+    count = int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 0
+    found = [(environ.get(f"GIT_CONFIG_KEY_{i}"), environ.get(f"GIT_CONFIG_VALUE_{i}")) for i in range(count)]
+    return [(name, value) for name, value in found if name and value is not None]
