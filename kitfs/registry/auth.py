@@ -281,7 +281,7 @@ class RegistryAuth(httpx.Auth):
         if status in (408, 429) or status >= 500:
             raise failure(response, f"a token for {self._host}")
         try:
-            answer = json.loads(body) if status == 200 else {}
+            answer = json.loads(body) if response.is_success else {}
             token = answer.get("token") or answer.get("access_token")
             token = token.strip() if isinstance(token, str) else ""
             life = float(answer.get("expires_in") or MIN_LIFE)

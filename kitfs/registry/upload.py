@@ -22,7 +22,7 @@ import httpx
 from kitfs.errors import IntegrityError, KitfsError, RateLimited, RegistryError, Unavailable
 from kitfs.oci.manifest import Descriptor
 from kitfs.registry.body import Body, Read
-from kitfs.registry.failures import Stalled, failure, mapped, read_error, shown
+from kitfs.registry.failures import Broken, Stalled, failure, mapped, read_error, shown
 from kitfs.registry.refusals import code_of, refusal
 from kitfs.registry.retry import AGAIN, MAX_WAIT, pause_after, retry_after
 from kitfs.registry.ways import PATCH, PUT, Journal, Plan
@@ -272,7 +272,8 @@ class Upload:
         try:
             response = self._client.send(self._endpoint, method, url, headers, self._what, body=body, repeat=False)
         except (Unavailable, RateLimited) as e:
-            raise Setback(e)
+            # Some hang up on what they do not take: where no byte was ever acknowledged, that may be the way of sending.
+            raise Setback(e, other=isinstance(e, Broken) and body is not None and body.size > 0 and not self._most)
         read_error(response)
         status = response.status_code
         if status in AGAIN or (status >= 500 and status not in FOREVER):

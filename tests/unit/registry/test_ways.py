@@ -14,7 +14,7 @@ from kitfs.oci.names import Reference
 from kitfs.registry.client import ClientOptions, RegistryClient
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.ways import BELIEVED, Lesson, Lessons, Plan
-from tests.fakes.faults import Headers, Restatus, Status
+from tests.fakes.faults import Deaf, Headers, Restatus, Status
 from tests.fakes.registry import FakeRegistry
 from tests.unit.registry.conftest import descriptor
 from tests.unit.registry.test_upload import BLOB, CHUNK, DATA, Notes, Repositories, asked, push, ranges, reader
@@ -30,6 +30,15 @@ def test_where_chunks_are_refused_one_put_is_sent(fake: FakeRegistry, repository
     assert asked(fake) == ["HEAD", "POST", "PATCH", "DELETE", "POST", "PUT"]
     assert fake.blob("team/kit", BLOB.digest) == DATA
     assert fake.uploads("team/kit") == {}
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_registry_that_hangs_up_on_chunks(fake: FakeRegistry, repository: Repositories, reset: bool) -> None:
+    """After five attempts without a byte it is sent the blob in another way."""
+    fake.fail("/uploads/", Deaf(1000, keeps=False, reset=reset), method="PATCH")
+    assert push(repository()) == "uploaded"
+    assert asked(fake).count("PUT") == 1
+    assert fake.blob("team/kit", BLOB.digest) == DATA
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
