@@ -42,6 +42,8 @@ MAX_REDIRECTS: Final = 5
 LAST_PORT: Final = 65_535
 MAX_PAGES: Final = 64  # of referrers
 MAX_TAG_PAGES: Final = 1000
+MAX_TAGS: Final = 1_000_000
+IDLE_PAGES: Final = 16  # that may bring no new tag, one after the other
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 BODY_ATTEMPTS: Final = 3  # of a small body that breaks off
 T = TypeVar("T")
@@ -415,9 +417,14 @@ class Repository:
             self._put_manifest(endpoint, tag, IMAGE_INDEX, changed)
 
     def tags(self) -> Iterator[str]:
-        """The tags that the registry itself lists, page by page. Raises NotFound, RegistryError."""
+        """The tags that the registry itself lists, page by page, each once.
+
+        Raises NotFound, RegistryError, also for a list that has no end: too many tags or pages, or too many pages that bring nothing new.
+        """
         what = f"{self._name}: tags"
         endpoint = self.endpoints[-1]
+        seen: set[str] = set()
+        idle = 0  # pages in a row without a new tag
         url: httpx.URL | None = httpx.URL(f"{endpoint.base}/tags/list")
         for _ in range(MAX_TAG_PAGES):
             if url is None:
@@ -429,7 +436,14 @@ class Repository:
                 listed = None
             if not isinstance(listed, list):
                 raise RegistryError(f"{what}: {endpoint.host} answers with something else than tags", status=200, url=shown(url))
-            yield from (tag for tag in listed if isinstance(tag, str) and TAG.fullmatch(tag))
+            before = len(seen)
+            for tag in listed:
+                if isinstance(tag, str) and TAG.fullmatch(tag) and tag not in seen:
+                    seen.add(tag)
+                    yield tag
+            idle = 0 if len(seen) > before else idle + 1
+            if len(seen) > MAX_TAGS or idle == IDLE_PAGES:
+                raise RegistryError(f"{what}: {endpoint.host} does not come to the end of its list", status=200)
             after = response.links.get("next", {}).get("url")
             with mapped(url, what):
                 url = url.join(after) if after else None

@@ -35,7 +35,7 @@ class ClientOptions:
     """How to reach registries.
 
     ``plain_http`` None: plain HTTP to loopback hosts only. ``mirrors``: host → base URLs that are asked before it, in order. Timeouts
-    in seconds; ``read_timeout`` counts since the last byte.
+    in seconds; ``read_timeout`` is for the head of an answer, and for each window of its body (``pace``).
     """
 
     plain_http: bool | None = None

@@ -273,3 +273,13 @@ def test_pages_without_end_end(fake: FakeRegistry, repository: Repositories, mon
     with pytest.raises(RegistryError, match="has more than 5 pages of them"):
         list(repository().tags())
     assert len(fake.served()) == 5
+
+
+def test_a_list_of_tags_that_goes_round_ends(fake: FakeRegistry, repository: Repositories) -> None:
+    """A page that leads to itself is given up, and each tag is given once until then."""
+    fake.fail("/tags/", Status(200, {"Link": '</v2/team/kit/tags/list?n=1>; rel="next"'}, body=b'{"tags": ["v1", "v2"]}'))
+    tags = repository().tags()
+    assert [next(tags), next(tags)] == ["v1", "v2"]
+    with pytest.raises(RegistryError, match="does not come to the end of its list"):
+        next(tags)
+    assert len(fake.served()) < 30
