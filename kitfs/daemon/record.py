@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from kitfs.errors import MountError
+from kitfs.oci.gojson import own_json
 from kitfs.ownership import Unsafe, open_file, own_directory
 
 DOOR_PATIENCE: Final = 10.0  # seconds
@@ -56,6 +57,12 @@ class Record:
     dev: str = ""  # "major:minor" of the mounted file system, as mountinfo has it
     number: int = 0  # the kernel's id of the mount
     nonce: str = ""
+
+
+KINDS: Final[dict[str, Any]] = {  # types of the fields: a record may be damaged
+    **dict.fromkeys(("reference", "digest", "mountpoint", "transport", "store", "log", "dev", "nonce"), str),
+    **dict.fromkeys(("pid", "number"), int), "started": (int, float), "labels": dict, "terms": dict,
+}  # fmt: skip
 
 
 class RunDir:
@@ -217,9 +224,10 @@ def _refused(path: str) -> Iterator[None]:
 def _read(path: str) -> Record | None:
     try:
         with _refused(path), open(open_file(path), "rb") as f:
-            loaded = json.load(f)
+            loaded = own_json(f.read())
         later = {name: loaded[name] for name in ("labels", "terms", "dev", "number", "nonce") if name in loaded}  # since an older kitfs
-        return Record(**{f.name: loaded[f.name] for f in fields(Record) if f.default is MISSING and f.default_factory is MISSING}, **later)
+        record = Record(**{f.name: loaded[f.name] for f in fields(Record) if f.default is MISSING and f.default_factory is MISSING}, **later)
+        return record if all(isinstance(getattr(record, name), kinds) for name, kinds in KINDS.items()) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any, Final, Self
 
 from kitfs.errors import ContextError
+from kitfs.oci.gojson import own_json
 from kitfs.openfile import OpenFile
 from kitfs.ops.place import Place, Written
 from kitfs.store.lease import release
@@ -151,7 +152,7 @@ def _lines(fd: int) -> list[dict[str, Any]]:
         f.seek(0)
         for line in f:
             with suppress(ValueError):
-                value = json.loads(line)
+                value = own_json(line)
                 if isinstance(value, dict):
                     found.append(value)
     return found

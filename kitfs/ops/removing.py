@@ -5,11 +5,11 @@ A kit that goes frees its blobs at once, but for those that another kit has, or 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 from kitfs.errors import NotFound, RegistryError
+from kitfs.oci.gojson import own_json
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.local import LocalKit, find, kits
@@ -61,7 +61,7 @@ def _free(store: Store, digest: Digest) -> None:
     """Free what only this kit needed."""
     data = store.get(digest)
     try:
-        manifest: Any = json.loads(data or b"{}")
+        manifest: Any = own_json(data or b"{}")
         parts = [manifest.get("config"), *(manifest.get("layers") or ())]
         blobs = {str(digest), *(part["digest"] for part in parts if isinstance(part, dict) and isinstance(part.get("digest"), str))}
     except (ValueError, AttributeError, TypeError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from kitfs.errors import KitfsError, ManifestError, NotFound, StoreError, StoreFull, UnsupportedLayer
 from kitfs.kit import MAX_CHAIN, MAX_CONFIG
+from kitfs.oci.gojson import own_json
 from kitfs.oci.kitindex import KitIndex, is_kit_index, select
 from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest, check_media_type
 from kitfs.oci.match import kitfile_of
@@ -149,7 +149,7 @@ def _neighbours(destination: Reference, store: Store, wanted: set[Digest]) -> di
             if registry != destination.registry or repository == destination.repository:
                 continue
             with contextlib.suppress(KitfsError, ValueError, TypeError, AttributeError):
-                manifest = json.loads(store.get(Digest.parse(descriptor["digest"])) or b"{}")
+                manifest = own_json(store.get(Digest.parse(descriptor["digest"])) or b"{}")
                 for layer in (manifest.get("config") or {}, *(manifest.get("layers") or ())):
                     digest = Digest.parse(layer.get("digest"))
                     others = found.setdefault(digest, []) if digest in wanted else []

@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol
 
 from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
 from kitfs.metrics import Counters
+from kitfs.oci.gojson import own_json
 from kitfs.oci.names import Digest
 from kitfs.ownership import open_file
 from kitfs.store.body import Body
@@ -140,7 +141,7 @@ class Blob:
         path = os.path.join(self._directory, "meta.json")
         try:
             with open(open_file(path), "rb") as f:
-                meta: dict[str, Any] = json.load(f)
+                meta: dict[str, Any] = own_json(f.read())
             if meta["version"] == META_VERSION and isinstance(meta["chunk"], int) and meta["chunk"] > 0:
                 if size is None or meta["size"] == size:
                     return meta
@@ -399,7 +400,7 @@ class Blob:
         """The size that another process has found since this one opened the blob."""
         try:
             with open(open_file(os.path.join(self._directory, "meta.json")), "rb") as f:
-                self._meta = json.load(f)
+                self._meta = own_json(f.read())
         except (OSError, ValueError):
             return None
         size = self._meta.get("size")

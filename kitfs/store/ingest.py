@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, Self
 
 from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
+from kitfs.oci.gojson import own_json
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile, OwnFile
 from kitfs.ownership import check_below, make_directories, make_directory, open_file
@@ -306,7 +307,7 @@ def note_of(root: str, name: str) -> Any:
         return None
     try:
         with open(open_file(os.path.join(root, "ingest", name, "note")), "rb") as f:
-            return json.load(f)
+            return own_json(f.read())
     except ValueError:
         return None
     except OSError as e:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from kitfs.errors import StoreError, StoreFull
+from kitfs.oci.gojson import own_json
 from kitfs.ownership import check_below, make_directories, open_file
 
 
@@ -66,7 +67,7 @@ class Refs:
         try:
             check_below(self._directory, os.path.dirname(path))
             with open(open_file(path), "rb") as f:
-                loaded = json.load(f)
+                loaded = own_json(f.read())
             if not isinstance(loaded, dict) or not isinstance(loaded.get("digest"), str):
                 raise ValueError("not a descriptor")
         except FileNotFoundError:

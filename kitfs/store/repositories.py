@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from kitfs.errors import StoreError
+from kitfs.oci.gojson import own_json
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile
 from kitfs.ownership import check_below, make_directory, open_file
@@ -139,7 +140,7 @@ class Repositories:
         try:
             check_below(self._directory, os.path.dirname(path))
             with open(open_file(path), "rb") as f:
-                loaded = json.load(f)
+                loaded = own_json(f.read())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as e:

@@ -16,7 +16,6 @@ verifies, syncs and evicts; it is joined by ``close``. Several Stores may be ope
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import queue
@@ -29,6 +28,7 @@ from typing import Any, Final
 
 from kitfs.errors import Closed, IntegrityError, InvalidReference, StoreError, StoreFull
 from kitfs.metrics import Counters
+from kitfs.oci.gojson import own_json
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile
 from kitfs.ownership import Unsafe, check_below, check_directory, make_directory, open_file, own_directory
@@ -363,7 +363,7 @@ class Store:
             found.add(text)
             try:
                 data = self.get(Digest.parse(text))
-                manifest: Any = json.loads(data) if data else {}
+                manifest: Any = own_json(data) if data else {}
             except (ValueError, InvalidReference):
                 continue
             if isinstance(manifest, dict):
