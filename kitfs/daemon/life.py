@@ -184,15 +184,20 @@ def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> N
 def _of_another(run: RunDir, mountpoint: str) -> Record | None:
     """The record of the daemon that serves a mount point; None while there is none yet.
 
-    A daemon that was detached from there and only serves files that are still open is moved out of the way.
+    A daemon that was detached from there and only serves files that are still open is moved out of the way. Raises MountError for a mount
+    that another one covers.
     """
-    from kitfs.fuse.mounting import mount_at
+    from kitfs.fuse.mounting import mounts
 
     record = run.record(mountpoint)
     if record is None or not run.alive(record):
         return None
-    if is_at(record, mount_at(mountpoint)):
+    there = [mount for mount in mounts() if mount.mountpoint == mountpoint]
+    if there and is_at(record, there[-1]):
         return record
+    if any(is_at(record, mount) for mount in there):
+        text = f"{mountpoint} is already a mount of {record.reference}, covered by another one, of {there[-1].source}"
+        raise MountError(text, errno=errno.EBUSY)
     run.displace(record)
     return None
 

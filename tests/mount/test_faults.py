@@ -167,6 +167,21 @@ def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: Fa
     is_well(mount, 5 * MiB)
 
 
+@pytest.mark.slow
+def test_a_silent_registry_does_not_keep_a_known_tag_from_mounting(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """Its last known digest is mounted, long before --read-timeout is over, with a warning; the same request on it is success too."""
+    host.umount(host.mount(ref))
+    silence = Stall()
+    fake.fail("/manifests/", silence)
+    mount = host.mount(ref, "--read-timeout", "1000")
+    assert "has not answered within 10 s" in mount.warnings
+    assert pread(mount, 3 * MiB)[0] == "right"
+    assert host.mount(ref, "--read-timeout", "1000").pid == mount.pid
+    silence.until.set()
+    fake.heal()
+    assert host.mount(ref, "--read-timeout", "1000").warnings == ""
+
+
 # -- wrong answers --------------------------------------------------------------------------------------------------------------------
 
 

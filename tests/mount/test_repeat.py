@@ -150,8 +150,8 @@ def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options:
     assert (host.mount_points(), host.mounts()) == ([], [])
 
 
-def test_umount_does_not_end_what_covers_the_mount(host: Host) -> None:
-    """A file system that somebody mounted over the kit stays; the error names it."""
+def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
+    """Neither umount nor mount touches a file system that somebody mounted over the kit; afterwards the kit's mount is as it was."""
     needs_root()
     mount = host.mount(ARCHIVE)
     subprocess.run(["mount", "-t", "tmpfs", "over", mount.path], check=True)
@@ -159,9 +159,11 @@ def test_umount_does_not_end_what_covers_the_mount(host: Host) -> None:
         assert states(host) == [(mount.pid, "detached")]
         done = host.kitfs("umount", mount.path, check=False)
         assert (done.returncode, "covered" in done.stderr, "tmpfs" in done.stderr) == (9, True, True)
+        assert "covered by another one, of over" in refused(host, ARCHIVE, mount.path)
         assert len(host.mount_points()) == 2
     finally:
         subprocess.run(["umount", mount.path], check=True)
+    assert host.mount(ARCHIVE).pid == mount.pid
     assert states(host) == [(mount.pid, "alive")]
 
 
