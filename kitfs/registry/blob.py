@@ -19,7 +19,7 @@ import httpx
 from kitfs.errors import IntegrityError, KitfsError, RangeIgnored, RegistryError
 from kitfs.oci.manifest import Descriptor
 from kitfs.registry.failures import Broken, Stalled, check_encoding, failure, host_of, mapped, read_error, shown
-from kitfs.registry.pace import LEAST, Pace
+from kitfs.registry.pace import LEAST
 
 if TYPE_CHECKING:
     from kitfs.registry.client import Endpoint, RegistryClient
@@ -28,6 +28,24 @@ FRUITLESS: Final = 3  # attempts in a row that bring next to nothing before an e
 PROGRESS: Final = LEAST  # bytes that an attempt must bring unless it brings all: one byte for each request would never end
 PAUSE: Final = 0.2  # seconds before an attempt after one that brought nothing
 CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+
+
+class Speed:
+    """Least speed over the attempts of a range, each of which may be quick to bring too little. ``waited``: seconds, for their heads too."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._came = 0
+        self.waited = 0.0
+
+    def too_slow(self, response: httpx.Response, came: int) -> bool:
+        """Whether less than ``LEAST`` came per second, over one timeout or more, after an attempt that brought ``came`` bytes."""
+        pace = response.extensions.get("pace")
+        self.waited += pace.waited if pace is not None else 0.0
+        self._came += came
+        if self._came >= LEAST * self._timeout:
+            self._came, self.waited = 0, 0.0
+        return self.waited > self._timeout
 
 
 class RemoteBlob:
@@ -68,13 +86,12 @@ class RemoteBlob:
         causes: list[KitfsError] = []
         for endpoint in self._endpoints:
             fruitless = 0
-            pace = Pace(self._client.options.read_timeout)
-            pace.body()  # over all attempts: each of them may be quick to bring too little
+            speed = Speed(self._client.options.read_timeout)
             while at < stop:
-                before, response = at, None
-                pace.ask()
+                before, response, began = at, None, time.monotonic()
                 try:
                     response = self._request(endpoint, {} if whole else {"Range": f"bytes={at}-{stop - 1}"})
+                    speed.waited += time.monotonic() - began
                     first, end = self._span(endpoint, response, at, stop, whole)
                     if response.status_code == 200 and not whole and (at, stop) != (0, size):
                         self._ranged = False
@@ -85,9 +102,7 @@ class RemoteBlob:
                             piece = view[max(0, at - offset) : max(0, stop - offset)]
                             if len(piece):
                                 at += len(piece)
-                                pace.rest(len(piece))
                                 yield at - len(piece), piece
-                                pace.ask()
                             if at >= stop and not whole:
                                 break
                     if at < stop and at - before < PROGRESS:
@@ -99,7 +114,7 @@ class RemoteBlob:
                     fruitless = 0 if at - before >= PROGRESS else fruitless + 1
                     if at == before:
                         self._locations.pop(endpoint.base, None)  # the registry may know a better one
-                    if response is None or fruitless == FRUITLESS or pace.left() <= 0:
+                    if response is None or fruitless == FRUITLESS or speed.too_slow(response, at - before):
                         break  # without any answer it was retried already, below
                     time.sleep(PAUSE * fruitless)
                 except KitfsError as e:

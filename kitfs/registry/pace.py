@@ -27,7 +27,7 @@ class Pace(float):
     """``Pace(seconds)``: first the deadline of an answer's head, after ``body`` the time within which so many seconds' worth of bytes
     must move. ``least`` is in bytes per second."""
 
-    __slots__ = ("_asked", "_clock", "_head", "_in_body", "_last", "_left", "_moved", "_quota")
+    __slots__ = ("_asked", "_clock", "_head", "_in_body", "_last", "_left", "_moved", "_quota", "waited")
 
     def __new__(cls, seconds: float, *, least: int = LEAST, clock: Callable[[], float] = time.monotonic) -> Pace:
         """A pace that has not begun."""
@@ -40,6 +40,7 @@ class Pace(float):
         pace._head = 0  # bytes before the body
         pace._asked = None  # since when somebody waits
         pace._in_body = False
+        pace.waited = 0.0
         return pace
 
     _clock: Callable[[], float]
@@ -50,6 +51,8 @@ class Pace(float):
     _head: int
     _asked: float | None
     _in_body: bool
+    waited: float
+    """Seconds that somebody waited, between ``ask`` and ``rest``, all told."""
 
     def body(self) -> None:
         """The head is there; what follows is measured as a body."""
@@ -63,7 +66,9 @@ class Pace(float):
     def rest(self, moved: int) -> None:
         """Nobody waits any more; ``moved`` bytes of the body came, or went, since ``ask``."""
         if self._asked is not None:
-            self._left -= self._clock() - self._asked
+            waited = self._clock() - self._asked
+            self._left -= waited
+            self.waited += waited
             self._asked = None
         if moved:
             self._last = self._left

@@ -53,9 +53,9 @@ class ClientOptions:
 class RoutedTransport(httpx.BaseTransport):
     """Sends each request over the transport that its URL takes, at its pace (``pace``), to addresses that are permitted (``addresses``).
 
-    Extension "led_from" of a request: the address scope of what named its URL; absent, the user did. Extension "address_scope" of an
-    answer: the scope of the address that it came from. Raises Forbidden for a URL that leads where it may not, RegistryError for an
-    answer with more headers than any registry sends.
+    Extension "led_from" of a request: the address scope of what named its URL; absent, the user did. Extensions of an answer:
+    "address_scope", that of the address that it came from, and "pace", that of its body. Raises Forbidden for a URL that leads where it may
+    not, RegistryError for an answer with more headers than any registry sends.
     """
 
     def __init__(self, options: ClientOptions) -> None:
@@ -89,6 +89,7 @@ class RoutedTransport(httpx.BaseTransport):
         if "read" in paces:
             paces["read"].body()
             response.stream = PacedBody(response.stream, paces["read"])
+            response.extensions["pace"] = paces["read"]
         scope = written if proxy is not None else _peer(response)
         if scope is not None:
             response.extensions["address_scope"] = scope

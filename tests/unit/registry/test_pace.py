@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import httpcore
+import httpx
 import pytest
 
 from kitfs.errors import RegistryError, Unavailable
 from kitfs.oci.names import Reference
+from kitfs.registry.blob import Speed
 from kitfs.registry.client import RegistryClient, Repository
 from kitfs.registry.pace import MAX_HEAD, Pace, TooSlow
 from tests.fakes.faults import Drip, Fault, Stall, Status
@@ -255,6 +257,16 @@ def test_a_reader_that_rests_is_no_stall(fake: FakeRegistry, client: Clients) ->
     got = bytes(next(pieces)[1])
     time.sleep(1.0)
     assert got + b"".join(bytes(view) for _, view in pieces) == DATA
+
+
+def test_attempts_that_bring_too_little_end_together() -> None:
+    """Each of them is within its own limits; over the read timeout they have not brought the least speed."""
+    speed = Speed(10.0)
+    verdicts = []
+    for came in (20_000, 2000, 2000, 2000):
+        speed.waited += 4.0
+        verdicts.append(speed.too_slow(httpx.Response(206), came))
+    assert verdicts == [False, False, False, True]
 
 
 @pytest.mark.parametrize("fault", [Drip(1, 0.05), Stall(10)], ids=["drips", "stalls"])
