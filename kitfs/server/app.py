@@ -142,15 +142,18 @@ class App:
             error = ApiError(500, "UNKNOWN", "a bug in kitfs; its log has more")
         return refusal(request, error)
 
+    def end_logins(self) -> None:
+        """Check no passwords any more: whoever waits for that is told so."""
+        if self._logins is not None:
+            self._logins.close()
+
     async def rested(self) -> None:
         """Wait until no request is being answered."""
         while self._running:
             await asyncio.sleep(REST / 2)
 
     async def close(self) -> None:
-        """Let go of the uploads that are open, and of logins that wait."""
-        if self._logins is not None:
-            self._logins.close()
+        """Let go of the uploads that are open."""
         for ingest in self._uploads.taken():
             await self._run(ingest.close)
 

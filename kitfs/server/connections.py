@@ -121,7 +121,7 @@ class Acceptor:
         self._log = log
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: dict[asyncio.Task[None], float] = {}  # TLS handshakes, since when; the longest first
         self._resume: asyncio.TimerHandle | None = None
         self._said = -SAID_EVERY
 
@@ -141,20 +141,29 @@ class Acceptor:
 
     def _accept(self) -> None:
         for _ in range(BATCH):
-            if len(self._connections) + len(self._opening) >= self._most and not self._connections.shed():
+            if len(self._connections) + len(self._opening) >= self._most and not self._shed():
                 self._pause()
                 return
             try:
                 accepted, _address = self._listening.accept()
             except OSError as e:
                 if e.errno in SHORTAGE:
-                    self._connections.shed()
+                    self._shed()
                     self._pause()
                 return  # else nobody waits any more
             accepted.setblocking(False)
             task = self._loop.create_task(self._open(accepted))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            self._opening[task] = time.monotonic()
+            task.add_done_callback(lambda done: self._opening.pop(done, None))
+
+    def _shed(self) -> bool:
+        """End a handshake that does not come to its end, or an idle connection; False when there is neither."""
+        task, since = next(iter(self._opening.items()), (None, 0.0))
+        if task is None or time.monotonic() - since < SPARED:
+            return self._connections.shed()
+        del self._opening[task]
+        task.cancel()
+        return True
 
     def _pause(self) -> None:
         """Leave those who wait in the kernel's queue for a moment."""
@@ -163,16 +172,11 @@ class Acceptor:
             self._said = now
             self._log.warning(
                 "%d connections are open, and no descriptors are left for more: new ones wait (raise the limit: ulimit -n, LimitNOFILE=)",
-                len(self._connections),
+                len(self._connections) + len(self._opening),
             )
         self._loop.remove_reader(self._listening)
         self._resume = self._loop.call_later(PAUSE, self.start)
 
     async def _open(self, accepted: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):  # a handshake that comes to nothing is no news; asyncio closes the socket
             await self._loop.connect_accepted_socket(self._connections, accepted, ssl=self._context)
-        except OSError:  # a handshake that came to nothing is no news
-            accepted.close()
-        except BaseException:
-            accepted.close()
-            raise

@@ -2,8 +2,8 @@
 
 Passwords are checked on threads of their own, few and of low priority, so that guessing slows down no pull and no push. A login that was
 right once is remembered (``htpasswd``) and does not come here. Those that wait are taken in the order of, first, how often the same name
-has failed from the same address lately, and second, how many others wait from that address: somebody who guesses waits behind those
-who do not. Names that exist and names that do not are treated alike, so that no wait tells which exist. Used on the loop's thread only.
+has failed from the same address lately, and second, in turn by address: somebody who guesses waits behind those who do not. Names that
+exist and names that do not are treated alike, so that no wait tells which exist. Used on the loop's thread only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import heapq
 import os
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
@@ -36,7 +36,7 @@ class _Waiting:
     """A login in the queue; the first three decide."""
 
     failures: int
-    others: int
+    turn: int
     number: int
     peer: str = field(compare=False)
     login: Login = field(compare=False)
@@ -45,18 +45,20 @@ class _Waiting:
 
 
 class Logins:
-    """The logins of ``users``; what is remembered is looked up on ``pool``. ``threads`` None: one for every four cores."""
+    """The logins of ``users``; what is remembered is looked up on ``pool``. ``threads`` None: half the cores."""
 
     def __init__(self, users: Htpasswd, pool: Executor, *, threads: int | None = None, patience: float = PATIENCE) -> None:
         self._users = users
         self._pool = pool
         self._patience = patience
-        self._free = max(1, (os.cpu_count() or 1) // 4) if threads is None else threads
+        self._free = max(1, (os.cpu_count() or 1) // 2) if threads is None else threads
         self._checkers = ThreadPoolExecutor(self._free, thread_name_prefix="kitfs-logins", initializer=_yield_to_others)
         self._queue: list[_Waiting] = []
-        self._from: Counter[str] = Counter()
+        self._turn = 0  # of the login that was taken last; each address has one turn after the other
+        self._last: dict[str, tuple[int, int]] = {}  # for each address that waits: its last turn, and how many of its logins wait
         self._failed: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
         self._number = 0
+        self._closed = False
 
     async def user(self, authorization: str, *, peer: str, gone: Callable[[], bool]) -> str | None:
         """The user whom an Authorization header proves, None when it proves nobody.
@@ -70,9 +72,13 @@ class Logins:
         loop = asyncio.get_running_loop()
         if await loop.run_in_executor(self._pool, self._users.remembered, login):
             return login.user
+        if self._closed:
+            raise _ending()
         self._number += 1
-        waiting = _Waiting(self._failures(peer, login.user), self._from[peer], self._number, peer, login, gone, loop.create_future())
-        self._from[peer] += 1
+        last, count = self._last.get(peer, (0, 0))
+        turn = max(last, self._turn) + 1
+        self._last[peer] = turn, count + 1
+        waiting = _Waiting(self._failures(peer, login.user), turn, self._number, peer, login, gone, loop.create_future())
         heapq.heappush(self._queue, waiting)
         self._next()
         try:
@@ -83,7 +89,11 @@ class Logins:
         return login.user if right else None
 
     def close(self) -> None:
-        """End the threads; logins that still wait are not checked."""
+        """End the threads; logins that still wait are told so, and not checked."""
+        self._closed = True
+        for waiting in self._queue:
+            if not waiting.right.done():
+                waiting.right.set_exception(_ending())
         self._queue.clear()
         self._checkers.shutdown(wait=False, cancel_futures=True)
 
@@ -91,9 +101,10 @@ class Logins:
         """Give free threads their next logins."""
         while self._free and self._queue:
             waiting = heapq.heappop(self._queue)
-            self._from[waiting.peer] -= 1
-            if not self._from[waiting.peer]:
-                del self._from[waiting.peer]
+            self._turn = max(self._turn, waiting.turn)
+            last, count = self._last.pop(waiting.peer)
+            if count > 1:
+                self._last[waiting.peer] = last, count - 1
             if waiting.right.done():
                 continue
             if waiting.gone():
@@ -126,6 +137,10 @@ class Logins:
     def _failures(self, peer: str, user: str) -> int:
         times, last = self._failed.get((peer, user), (0, 0.0))
         return times if time.monotonic() - last < FORGIVEN else 0
+
+
+def _ending() -> ApiError:
+    return ApiError(503, "UNAVAILABLE", "this registry is about to end; try again", headers={"Retry-After": "5"})
 
 
 def _yield_to_others() -> None:

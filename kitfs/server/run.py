@@ -163,6 +163,7 @@ async def _serve(app: App, listening: socket.socket, context: ssl.SSLContext | N
         ready()
         await stop.wait()
         acceptor.stop()
+        app.end_logins()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 await app.rested()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -235,6 +236,32 @@ def test_more_idle_connections_than_descriptors_cost_nothing_and_are_shed(few: S
         one.close()
     with client_of(few) as client:
         kit(client, "a", "v2", DATA[1:])
+
+
+def test_handshakes_that_do_not_come_to_their_end_are_shed_too(tmp_path: Path) -> None:
+    """Connections that never speak TLS take no descriptor from those that do."""
+    tls = Path(__file__).parents[1] / "unit" / "registry" / "tls"
+    command = f'ulimit -n 200; exec "$0" serve --root "{tmp_path / "root"}" --listen 127.0.0.1:0 --tls-cert "$1" --tls-key "$1"'
+    log = tmp_path / "log"
+    with log.open("ab") as out:
+        running = subprocess.Popen(["/bin/sh", "-c", command, str(KITFS), str(tls / "server.pem")], stdout=subprocess.PIPE, stderr=out, text=True)
+    assert running.stdout is not None
+    url = running.stdout.readline().split()[-1]
+    silent = []
+    for _ in range(200):
+        one = socket.socket()
+        one.setblocking(False)
+        one.connect_ex(("127.0.0.1", int(url.rpartition(":")[2])))
+        silent.append(one)
+    context = ssl.create_default_context(cafile=str(tls / "ca.pem"))
+    with httpx.Client(verify=context, trust_env=False, timeout=30) as client:
+        assert client.get(f"{url}/v2/").status_code == 200
+    for one in silent:
+        one.close()
+    running.terminate()
+    running.stdout.close()
+    assert running.wait(10) == 0
+    no_traceback(log)
 
 
 def test_more_requests_than_descriptors_wait_for_their_turn(few: Server) -> None:

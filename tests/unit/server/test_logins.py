@@ -142,6 +142,43 @@ def test_an_address_of_its_own_goes_before_a_crowd(users: Users, pool: ThreadPoo
     running(users, pool, work)
 
 
+def test_logins_of_one_address_come_in_their_order(users: Users, pool: ThreadPoolExecutor) -> None:
+    """However many come after it, a login of a crowded address has its turn when those before it have had theirs."""
+
+    async def work(logins: Logins) -> None:
+        held = [asked(logins, "x"), *(asked(logins, f"u{n}") for n in range(9))]
+        await waiting(logins, 9)
+        first = asked(logins, "bo", "secret")
+        await waiting(logins, 10)
+        later = [asked(logins, f"v{n}") for n in range(10)]
+        await waiting(logins, 20)
+        users.open.set()
+        assert await first == "bo"
+        await asyncio.gather(*held, *later)
+        assert users.checked.index("bo") == 10
+
+    running(users, pool, work)
+
+
+def test_the_end_of_the_server_is_told_to_logins_that_wait(users: Users, pool: ThreadPoolExecutor) -> None:
+    """503 at once, for those that wait and those that come."""
+
+    async def work(logins: Logins) -> None:
+        held = asked(logins, "x")
+        await asyncio.get_running_loop().run_in_executor(pool, users.began.wait, 30)
+        left = asked(logins, "ann", "secret")
+        await waiting(logins, 1)
+        logins.close()
+        for one in (left, asked(logins, "bo", "secret")):
+            with pytest.raises(ApiError) as caught:
+                await one
+            assert caught.value.status == 503
+        users.open.set()
+        await held
+
+    running(users, pool, work)
+
+
 def test_names_that_exist_are_queued_like_those_that_do_not(users: Users, pool: ThreadPoolExecutor) -> None:
     """The order of checks is the order of arrival for equally many failures, so that no wait tells which names exist."""
 
