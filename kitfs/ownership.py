@@ -231,7 +231,10 @@ def _open_regular(path: str, flags: int, name: str, *, dir_fd: int | None = None
         if e.errno in (errno.ENXIO, errno.ENODEV):
             raise Unsafe(f"{name} is not a regular file")
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
         os.close(fd)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         raise Unsafe(f"{name} is not a regular file")
     return fd

@@ -17,6 +17,6 @@ class LogFile(logging.handlers.RotatingFileHandler):
         """Open the file, at first and after each rotation."""
         try:
             fd = open_file(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        except Unsafe as e:
+        except (Unsafe, IsADirectoryError) as e:
             raise MountError(f"{self.baseFilename} cannot be used: {e.strerror}; remove it, or choose another directory with --run-dir")
         return open(fd, "a", encoding="utf-8", errors="backslashreplace")

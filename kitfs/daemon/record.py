@@ -217,7 +217,7 @@ def _refused(path: str) -> Iterator[None]:
     """Turn Unsafe into a MountError that says what to do."""
     try:
         yield
-    except Unsafe as e:
+    except (Unsafe, IsADirectoryError) as e:
         raise MountError(f"{path} cannot be used: {e.strerror}; remove it, or choose another directory with --run-dir")
 
 

@@ -30,6 +30,7 @@ from kitfs.ops.shape import Shape as Shape
 from kitfs.ops.shape import Written
 from kitfs.ops.transfer import Target
 from kitfs.ops.walk import Found, Plan, plan
+from kitfs.ownership import open_regular
 from kitfs.registry.ways import Journal
 from kitfs.store.store import Store
 
@@ -236,7 +237,7 @@ def _job(context: str, entry: Entry, rules: IgnoreRules, others: Collection[str]
 
 def _ignore_file(context: str) -> bytes | None:
     try:
-        with open(os.path.join(context, ".kitignore"), "rb") as f:
+        with open(open_regular(os.path.join(context, ".kitignore")), "rb") as f:
             data = f.read(MAX_IGNORE + 1)
     except FileNotFoundError:
         return None

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kitfs.errors import UsageError
+from kitfs.ownership import Unsafe, open_regular
 from kitfs.registry import helpers
 
 DOCKER_KEY: Final = "https://index.docker.io/v1/"
@@ -131,10 +132,12 @@ def key_of(host: str) -> str:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as f:
+        with open(open_regular(path), "rb") as f:
             loaded = json.load(f)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return {}
+    except Unsafe as e:
+        raise UsageError(f"credentials in {path} cannot be read: {e.strerror}")
     except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"credentials in {path} cannot be read: {e}")
     if not isinstance(loaded, dict):

@@ -487,6 +487,13 @@ def test_a_kitignore_that_makes_no_sense_fails_the_pack(tree: Path, store: Store
     assert leftovers(store) == []
 
 
+def test_a_kitignore_that_is_a_fifo_fails_the_pack(tree: Path, store: Store) -> None:
+    """Nobody writes to it: it is not waited for."""
+    os.mkfifo(tree / ".kitignore")
+    with pytest.raises(ContextError, match=r"^cannot read \.kitignore: \.kitignore is not a regular file$"):
+        packed(tree, store, codes("model"))
+
+
 def test_a_kitignore_that_is_a_directory_fails_the_pack(tree: Path, store: Store) -> None:
     (tree / ".kitignore").mkdir()
     with pytest.raises(ContextError, match=r"^cannot read \.kitignore: Is a directory$"):

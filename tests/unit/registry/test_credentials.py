@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,13 @@ def test_a_file_that_is_broken_is_named(tmp_path: Path, config: Any) -> None:
     path = written(tmp_path / "c.json", config)
     with pytest.raises(UsageError, match=r"c\.json"):
         Credentials((path,)).of(HOST)
+
+
+def test_a_file_that_is_a_fifo_is_named(tmp_path: Path) -> None:
+    """It is not waited for."""
+    os.mkfifo(tmp_path / "c.json")
+    with pytest.raises(UsageError, match=r"c\.json cannot be read: c\.json is not a regular file"):
+        Credentials((str(tmp_path / "c.json"),)).of(HOST)
 
 
 @pytest.mark.parametrize("config", [{"auths": []}, {"auths": None}, {"credHelpers": []}, {"credsStore": ""}, {}])
