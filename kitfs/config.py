@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 from kitfs.errors import UsageError
+from kitfs.redaction import HIDDEN, public, redacted
 
 Value = Any  # what a parser of the table returns; typed access is through the properties of Settings
 
@@ -38,6 +39,7 @@ class Option(NamedTuple):
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b?)", re.IGNORECASE)
 MAX_SETTINGS: Final = 1 << 20  # bytes of a settings file
+SECRETS: Final = frozenset({"password", "token"})  # options whose values are never shown
 TRUE: Final = frozenset({"1", "t", "true", "yes", "on"})
 FALSE: Final = frozenset({"0", "f", "false", "no", "off"})
 
@@ -145,18 +147,35 @@ def path(text: str) -> str:
         raise ValueError(f"{text!r}: {e}")
 
 
+def token(text: str) -> str:
+    """A token, without the blanks and line ends that files and shells put around it."""
+    return _without_controls(text.strip(), "a token")
+
+
+def password(text: str) -> str:
+    """A password, without line ends around it; blanks may belong to it."""
+    return _without_controls(text.strip("\r\n"), "a password")
+
+
+def _without_controls(text: str, what: str) -> str:
+    if any(ord(c) < 0x20 or ord(c) == 0x7F for c in text):
+        raise ValueError(f"{what} cannot hold control characters")  # RFC 7617 §2, RFC 6750 §2.1
+    return text
+
+
 def mirror(text: str) -> tuple[str, str]:
     """HOST=URL."""
-    host, found, url = text.partition("=")
+    host, found, url = text.strip().partition("=")
     if not found or not host or "/" in host or not re.match(r"https?://[^/]+", url):
-        raise ValueError(f"{text!r} is not HOST=URL (registry.example.com=http://mirror:5000)")
+        raise ValueError(f"{public(text)!r} is not HOST=URL (registry.example.com=http://mirror:5000)")
     return host, url
 
 
 def proxy_url(text: str) -> str:
     """A URL of a proxy that httpx speaks to."""
+    text = text.strip()
     if not re.match(r"(https?|socks5h?)://[^/]+", text):
-        raise ValueError(f"{text!r} is not the URL of a proxy (http://proxy:3128)")
+        raise ValueError(f"{public(text)!r} is not the URL of a proxy (http://proxy:3128)")
     return text
 
 
@@ -240,7 +259,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("tensors", boolean, "Compare the tensors of safetensors and GGUF files; only their headers are read.", default="false", flag=True),
         Option("content", boolean, "Read the files of which size and layer do not say whether they changed.", default="false", flag=True),
         Option("username", word, "Who logs in; without it the password is a token.", metavar="NAME", short="u"),
-        Option("password", word, "Password or token; --password-stdin is safer.", metavar="PASSWORD", short="p"),
+        Option("password", password, "Password or token; --password-stdin is safer.", metavar="PASSWORD", short="p"),
         Option("password-stdin", boolean, "Read the password from stdin.", default="false", flag=True),
         Option("dir", path, "Where to unpack to.", default=".", metavar="DIR", short="d"),
         Option("replace", boolean, "Replace files that are there.", default="false", flag=True, short="o", spelled="overwrite"),
@@ -253,7 +272,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("just-datasets", boolean, "Deprecated: --filter datasets.", default="false", flag=True, spelled="datasets"),
         Option("just-docs", boolean, "Deprecated: --filter docs.", default="false", flag=True, spelled="docs"),
         Option("ref", word, "Branch, tag or commit of the repository.", metavar="REF"),
-        Option("token", word, "Token for the repository (default: that of HF_TOKEN, for a hub).", metavar="TOKEN"),
+        Option("token", token, "Token for the repository (default: that of HF_TOKEN, for a hub).", metavar="TOKEN"),
         Option("tool", choice("hf", "git", "auto"), "How the repository is read.", default="auto", metavar="hf|git|auto"),
         Option("label", word, "Choose the kit of an index that has this label: KEY=VALUE. Repeatable.", metavar="LABEL", many=True, short="l"),
         Option("list-label", word, "Choose the kit of an index that has this label: KEY=VALUE.", metavar="LABEL", many=True, spelled="label"),
@@ -303,7 +322,8 @@ class Settings:
         return self._values[name]
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{n}={v!r} ({self._origins[n]})" for n, v in self._values.items() if self._origins[n] != "default")
+        values = {n: HIDDEN if n in SECRETS else redacted(repr(v)) for n, v in self._values.items()}
+        told = ", ".join(f"{n}={v} ({self._origins[n]})" for n, v in values.items() if self._origins[n] != "default")
         return f"<Settings {told or 'all default'}>"
 
     def given(self, name: str) -> bool:
@@ -401,7 +421,9 @@ def _settings_file(flag: str | None, env: Mapping[str, str]) -> tuple[str, dict[
     try:
         loaded = yaml.load(data, Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes texts and nothing else
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # ValueError: an escape beyond Unicode, bytes that are not UTF-8
-        raise UsageError(f"{file_path}: not YAML: {e}") from None
+        mark = getattr(e, "problem_mark", None)  # the error itself quotes lines, which may hold a password
+        where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+        raise UsageError(f"{file_path}: not YAML{where}") from None
     if loaded in (None, ""):
         return file_path, {}
     if not isinstance(loaded, dict):

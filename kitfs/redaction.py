@@ -15,7 +15,7 @@ from urllib.parse import quote
 HIDDEN: Final = "***"
 SHORTEST: Final = 3  # characters of a known secret: what is shorter stands in every other word
 LONGEST: Final = 300  # characters of a user or password: a bound, so that each pattern takes linear time
-URL: Final = re.compile(r"(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,20}://)([^\s\"'<>]+)", re.IGNORECASE)
+URL: Final = re.compile(r"(?<![a-z0-9+.-])((?:[a-z][a-z0-9+.-]{0,20}:)?//)([^\s\"'<>]+)", re.IGNORECASE)
 HOST_AND_PORT: Final = re.compile(r"(?:\[[^\]]*\]|[^:@]*)(?::\d*)?")
 SECRET_PARAMETER: Final = re.compile("sig|token|secret|passw|pwd|key|credential|auth|access|policy|state|code|session", re.IGNORECASE)
 USER_AND_PASSWORD: Final = re.compile(  # without a scheme before it; what follows is a host, not the digest of repository:tag@digest
@@ -33,7 +33,7 @@ WORD: Final = re.compile(r"[A-Z]?[a-z]+|[a-z_]+=")  # "Basic authentication", 'B
 
 def redacted(text: str) -> str:
     """A text without the secrets of its URLs and headers."""
-    if "://" in text:
+    if "//" in text:
         text = URL.sub(lambda found: found[1] + _redacted_rest(found[2]), text)
     if "@" in text:
         text = USER_AND_PASSWORD.sub("", text)

@@ -138,7 +138,7 @@ class _Import:
 
         kind, name = _of_hub(repository)
         token = self._settings["token"] or os.environ.get("HF_TOKEN")
-        hub = Hub(self._host.client, os.environ.get("HF_ENDPOINT") or HUB, token, report=self._report)
+        hub = Hub(self._host.client, _hub(), token, report=self._report)
         snapshot = hub.snapshot(kind, name, self._settings["ref"] or "main")
         files = {f.path: f for f in snapshot.files()}
         kitfile = self._given()
@@ -175,8 +175,8 @@ class _Import:
         url = os.path.abspath(os.path.expanduser(repository)) if _is_path(repository) else repository
         if ":" not in repository and not _is_path(repository):
             kind, name = _of_hub(repository)
-            url = f"{(os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')}/{'' if kind == 'models' else kind + '/'}{name}"
-        token, at_once = self._settings["token"], self._settings["concurrency"]
+            url = f"{_hub().rstrip('/')}/{'' if kind == 'models' else kind + '/'}{name}"
+        token, at_once = self._settings["token"] or None, self._settings["concurrency"]
         where = (url, self._settings["ref"] or "", self._host.store.root, self._host.client)
         with checkout(*where, token=token, at_once=at_once, report=self._report) as found:
             kitfile, path = self._given(), packing.find_kitfile(found.directory)
@@ -235,6 +235,11 @@ def _package(name: str) -> Package:
     return Package(last, authors=(owner,) if owner else ())
 
 
+def _hub() -> str:
+    """The URL of the hub."""
+    return os.environ.get("HF_ENDPOINT", "").strip() or HUB
+
+
 def _is_path(repository: str) -> bool:
     """Whether it is a place on this machine, and no name."""
     return repository.startswith((".", "/", "~"))
@@ -263,7 +268,7 @@ def _tool(asked: str, repository: str) -> str:
     if asked != "auto":
         return asked
     host = urlsplit(repository).netloc if "://" in repository else ""
-    hubs = (urlsplit(HUB).netloc, urlsplit(os.environ.get("HF_ENDPOINT") or HUB).netloc)
+    hubs = (urlsplit(HUB).netloc, urlsplit(_hub()).netloc)
     if host:
         return "hf" if host in hubs or "huggingface" in host else "git"
     return "git" if ":" in repository or _is_path(repository) else "hf"

@@ -51,10 +51,10 @@ def _credential(settings: Settings) -> Credential:
     if settings["password-stdin"]:
         if password:
             raise UsageError("cannot use both --password and --password-stdin")
-        password = sys.stdin.read().strip()
+        password = sys.stdin.read().strip("\r\n")
         if not password:
             raise UsageError("failed to read password from stdin: got empty string")
-    elif password and username and os.environ.get("KITFS_PASSWORD") != password and not settings["json"]:
+    elif password and username and os.environ.get("KITFS_PASSWORD", "").strip("\r\n") != password and not settings["json"]:
         put("Warning: Using --password via CLI is insecure. Consider using --password-stdin instead")
     if not password:
         return _asked(username)

@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from kitfs import __version__
-from kitfs.cli import compare, demo, imports, index, kits, kits_local, login, mount, serve, shell, tree, unpack
+from kitfs.cli import arguments, compare, demo, imports, index, kits, kits_local, login, mount, serve, shell, tree, unpack
 from kitfs.cli.options import Verbs
 from kitfs.cli.output import Unwritable, flush, put, say, settle_streams
 from kitfs.errors import KitfsError
@@ -43,6 +43,7 @@ for _module in (mount, tree, kits, kits_local, index, compare, login, imports, u
 def main() -> NoReturn:
     """Run a verb and exit with its code."""
     settle_streams()
+    arguments.hide()
     sys.exit(run(cli))
 
 

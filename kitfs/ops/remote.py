@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -16,12 +17,37 @@ from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
+
 from kitfs.errors import IntegrityError, RegistryError, UsageError
 from kitfs.layers.index import LayerIndex, raw_index
 from kitfs.ops.place import put
 from kitfs.ops.supply import PIECE, Body, Moved, Stopped
+from kitfs.redaction import redacted
+from kitfs.registry.proxies import proxy_for
 
 MD5: Final = re.compile("[0-9a-f]{32}")
+
+
+def _client() -> Any:
+    """boto3's client, behind the proxy that every other connection takes: botocore reads NO_PROXY otherwise than Go."""
+    boto3 = importlib.import_module("boto3")
+    client = boto3.client("s3")
+    if not any(name.lower() in ("http_proxy", "https_proxy") for name in os.environ):
+        return client
+    config = importlib.import_module("botocore.config")
+    endpoint = httpx.URL(client.meta.endpoint_url)
+    proxy = proxy_for(endpoint, os.environ)
+    return boto3.client("s3", config=config.Config(proxies={endpoint.scheme: proxy} if proxy else {}))
+
+
+def _words(e: Exception) -> str:
+    """What boto3 says, less what an answer or an endpoint's URL may hold of a secret."""
+    told = getattr(e, "response", None)
+    if isinstance(told, dict) and isinstance(told.get("Error"), dict):
+        status = (told.get("ResponseMetadata") or {}).get("HTTPStatusCode", "an error")
+        return f"S3 answers {status} to {getattr(e, 'operation_name', 'it')} ({told['Error'].get('Code', 'without a code')})"
+    return redacted(str(e))
 
 
 class ObjectSupply:
@@ -40,12 +66,12 @@ class ObjectSupply:
         if version := parse_qs(parts.query).get("versionId"):
             self._where["VersionId"] = version[0]
         try:
-            self._client: Any = importlib.import_module("boto3").client("s3")
+            self._client: Any = _client()
             self._failure: Any = importlib.import_module("botocore.exceptions")
         except ImportError:
             raise UsageError(f"{url}: reading from S3 needs boto3: pip install 'kitfs[s3]'")
         except Exception as e:  # noqa: BLE001 - boto3's own settings, told by classes that are not known here
-            raise UsageError(f"{url}: boto3 cannot be set up: {e}")
+            raise UsageError(f"{url}: boto3 cannot be set up: {_words(e)}")
         self._size = 0
 
     @property
@@ -82,9 +108,9 @@ class ObjectSupply:
         try:
             yield
         except (self._failure.BotoCoreError, self._failure.ClientError) as e:
-            raise RegistryError(f"{self._url}: {e}", url=self._url)
+            raise RegistryError(f"{self._url}: {_words(e)}", url=self._url)
         except (KeyError, ValueError) as e:
-            raise RegistryError(f"{self._url}: not an answer of S3: {e}", url=self._url)
+            raise RegistryError(f"{self._url}: not an answer of S3 ({type(e).__name__})", url=self._url)
 
 
 class _Object:

@@ -20,11 +20,12 @@ from kitfs.errors import IntegrityError, InvalidReference, KitfsError, ManifestE
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest, check_media_type
 from kitfs.oci.names import LOCAL, TAG, Digest, Reference
+from kitfs.redaction import public
 from kitfs.registry.addresses import AddressScope, answered_from, scope_of_name
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.body import Body, Read
-from kitfs.registry.credentials import DOCKER_HOSTS, Credentials
+from kitfs.registry.credentials import DOCKER_HOSTS, Credential, Credentials, Given
 from kitfs.registry.duplex import DuplexTransport
 from kitfs.registry.failures import Broken, SpeaksTls, asks_for_tls, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
 from kitfs.registry.referrers import EMPTY, entry_of, listing, omitting, subject_of, tag_of
@@ -138,7 +139,11 @@ class RegistryClient:
         """``host`` as the reference spells it, with a port that the scheme implies: so it stands in credential files."""
         parsed = _url(url)
         host = host or host_of(parsed)
-        auth = RegistryAuth(host, f"repository:{name}:pull", self._credentials, self._tokens, plain_http=bool(self.options.plain_http))
+        credentials = self._credentials
+        if parsed.userinfo:
+            credentials = Given(Credential(parsed.username, parsed.password))
+            url = str(parsed.copy_with(userinfo=b"")).rstrip("/")  # so that it stands in no message
+        auth = RegistryAuth(host, f"repository:{name}:pull", credentials, self._tokens, plain_http=bool(self.options.plain_http))
         return Endpoint(f"{url}/v2/{name}", host, auth, patience)
 
     def send(
@@ -536,8 +541,8 @@ def _origin(url: httpx.URL) -> str:
 def _url(text: str) -> httpx.URL:
     try:
         return httpx.URL(text)
-    except httpx.InvalidURL as e:
-        raise UsageError(f"{text[:200]!r} is no URL of a registry: {e}")
+    except httpx.InvalidURL:
+        raise UsageError(f"{public(text)[:200]!r} is not the URL of a registry")
 
 
 def _check(digest: Digest, data: bytes, what: str) -> None:

@@ -170,3 +170,36 @@ def test_platforms() -> None:
     for text in ("linux", "linux/", "linux/a/b/c", "Linux/amd64"):
         with pytest.raises(ValueError, match="is not OS/ARCHITECTURE"):
             platform(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "proxy: 'http://u:hunter22@proxy\n  x: [",
+        "token: *hunter22\n",
+        "mirror: [docker.io=//u:hunter22@mirror]\n",
+        "proxy: u:hunter22@proxy.test\n",
+        "proxy: ftp://u:hunter22@proxy.test\n",
+    ],
+)
+def test_a_wrong_settings_file_is_not_quoted_where_it_may_hold_a_secret(text: str, tmp_path: Path) -> None:
+    """The line is named, and not shown."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"settings\.yaml") as caught:
+        Settings.load({"settings": str(path), "proxy": None, "mirror": None, "token": None}, {})
+    assert "hunter22" not in str(caught.value)
+
+
+def test_line_ends_around_secrets_and_proxies_are_not_part_of_them() -> None:
+    """Wherever they come from."""
+    values = {"token": " hf_x\r\n", "password": " p \r\n", "proxy": "http://proxy.test:1\n"}
+    variables = {f"KITFS_{name.upper()}": value for name, value in values.items()}
+    for settings in (Settings.load(values, {}), Settings.load(dict.fromkeys(values), variables)):
+        assert [settings[name] for name in values] == ["hf_x", " p ", "http://proxy.test:1"]
+
+
+def test_settings_do_not_print_their_secrets() -> None:
+    settings = Settings.load({"token": "hunter22", "password": "hunter22", "proxy": "http://u:hunter22@proxy.test"}, {})
+    assert "hunter22" not in repr(settings)
+    assert "proxy.test" in repr(settings)

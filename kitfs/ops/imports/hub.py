@@ -8,6 +8,7 @@ with 429 waits longer than a registry may make anybody wait. Threading: every me
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
@@ -35,10 +36,11 @@ from kitfs.oci.kitfile import clean_path
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest
 from kitfs.ops.events import Report, Warned, quiet
+from kitfs.redaction import public, without
 from kitfs.registry.auth import RegistryAuth
 from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.client import BODY_ATTEMPTS, Endpoint, RegistryClient
-from kitfs.registry.failures import Broken, Stalled, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
+from kitfs.registry.failures import Broken, Stalled, check_encoding, failure, host_of, mapped, read_capped, read_error, secrets_of, shown
 from kitfs.registry.retry import CONNECT_BUDGET, retry_after
 from kitfs.registry.transport import is_loopback
 
@@ -94,20 +96,24 @@ class Hub:
         report: Report = quiet,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
+        wrong = f"{public(url)[:200]!r} is not the URL of a hub (https://huggingface.co is one)"
         try:
-            parsed = httpx.URL(url.rstrip("/"))
-        except httpx.InvalidURL as e:
-            raise UsageError(f"{url[:200]!r} is no URL of a hub: {e}")
+            parsed = httpx.URL(url.strip().rstrip("/"))
+        except httpx.InvalidURL:
+            raise UsageError(wrong)
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise UsageError(f"{url[:200]!r} is no URL of a hub (https://huggingface.co is one)")
-        if token and not (token.isascii() and token.isprintable()):
+            raise UsageError(wrong)
+        token = (token or "").strip()
+        if not (token.isascii() and token.isprintable()) or " " in token:
             raise UsageError("the token holds characters that no token has")
-        if token and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
+        header = f"Bearer {token}" if token else _basic(parsed)
+        parsed = parsed.copy_with(userinfo=b"")  # so that it stands in no message, and in no manifest
+        if header and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
             raise UsageError(f"the token is not sent to {host_of(parsed)} without TLS; allow it with --plain-http")
         self._client = client
         self._url = str(parsed)
         self.host: Final = host_of(parsed)
-        self._endpoint = Endpoint(self._url, self.host, TokenAuth(f"Bearer {token}" if token else ""), CONNECT_BUDGET)
+        self._endpoint = Endpoint(self._url, self.host, TokenAuth(header), CONNECT_BUDGET)
         self._report = report
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -173,7 +179,7 @@ class Hub:
         """What an answer means that is an error, in the hub's own words where it has any."""
         read_error(response)
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
-        told = response.headers.get("X-Error-Message", "") or _told(response)
+        told = without(response.headers.get("X-Error-Message", "") or _told(response), secrets_of(response.request))
         what = f"{what}: {self.host}"
         if status in (401, 403):
             cause = "no such repository, or a private one"
@@ -329,6 +335,12 @@ def _is_clean(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return clean_path(path) == path and path.split("/")[0] not in ("", ".", "..") and "\0" not in path
+
+
+def _basic(url: httpx.URL) -> str:
+    """The Authorization for the user and password of a URL, "" without any."""
+    pair = f"{url.username}:{url.password}" if url.userinfo else ""
+    return f"Basic {base64.b64encode(pair.encode()).decode()}" if pair else ""
 
 
 def _epoch(text: Any) -> int:

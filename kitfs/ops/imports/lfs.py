@@ -26,6 +26,7 @@ from kitfs.oci.names import Digest
 from kitfs.ops.events import Moved, Report, Total
 from kitfs.ops.imports.environment import Login
 from kitfs.ops.imports.hub import TokenAuth
+from kitfs.redaction import without
 from kitfs.registry.addresses import AddressScope, scope_of_name
 from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.client import Endpoint, RegistryClient
@@ -176,6 +177,7 @@ class _Server:
             login = None
         basic = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}" if login else ""
         self._client = client
+        self._secrets = [basic, basic.removeprefix("Basic "), login.password] if login else []
         self._endpoint = Endpoint(url, host_of(parsed), TokenAuth(basic), CONNECT_BUDGET, _led_from(named_by, parsed.host))
 
     def locate(self, pointers: Sequence[Pointer]) -> dict[Digest, _Object]:
@@ -219,7 +221,7 @@ class _Server:
                 raise ValueError
         except (KeyError, TypeError, AttributeError, ValueError, httpx.InvalidURL):
             error = (told or {}).get("error")
-            cause = str(error.get("message"))[:200] if isinstance(error, dict) else "no place where it is"
+            cause = without(str(error.get("message")), self._secrets)[:200] if isinstance(error, dict) else "no place where it is"
             raise RegistryError(f"{name}: {self._endpoint.host} has no LFS object {pointer.digest.hex[:12]}: {cause}", status=200)
         return _Object(self._client, self._endpoint, href, header, pointer)
 

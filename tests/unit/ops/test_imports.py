@@ -235,10 +235,46 @@ def test_refusals_are_told(
 def test_a_token_is_not_shown_to_the_network(client: RegistryClient) -> None:
     with pytest.raises(UsageError, match="without TLS"):
         Hub(client, "http://hub.example.com", "hf_x")
-    with pytest.raises(UsageError, match="no token has"):
-        Hub(client, "https://hub.example.com", "hf_x\n")
-    with pytest.raises(UsageError, match="no URL of a hub"):
-        Hub(client, "hub.example.com")
+    with pytest.raises(UsageError, match="without TLS"):
+        Hub(client, "http://u:hunter22@hub.example.com")
+    for token in ("hf_hunter22\nx", "hf_hunter22 x", "hf_hunter22\xe9"):
+        with pytest.raises(UsageError, match="no token has") as caught:
+            Hub(client, "https://hub.example.com", token)
+        assert "hunter22" not in str(caught.value)
+    for url in ("hub.example.com", "ftp://hub.example.com", "http://u:hunter22@[::", "https://u:hunter22/x@hub:port"):
+        with pytest.raises(UsageError, match="not the URL of a hub") as caught:
+            Hub(client, url)
+        assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["hf_x\n", "hf_x\r\n", " hf_x\t", "hf_x"])
+def test_line_ends_are_not_part_of_a_token(fake: FakeHub, snapshot: Open, token: str) -> None:
+    """Secrets that come from files have them; huggingface_hub takes them off too."""
+    fake.tokens = {"hf_x"}
+    snapshot(token=token)
+    assert {s.headers["authorization"] for s in fake.served()} == {"Bearer hf_x"}
+
+
+@pytest.mark.parametrize("token", [" ", "\n", "", None])
+def test_a_blank_token_is_not_a_token(fake: FakeHub, snapshot: Open, token: str | None) -> None:
+    snapshot(token=token)
+    assert all("authorization" not in s.headers for s in fake.served())
+
+
+def test_a_login_in_the_url_of_a_hub_is_used_and_not_kept(fake: FakeHub, client: RegistryClient, store: Store) -> None:
+    """A hub behind a proxy that asks for a password: it goes into the header, not into the manifest."""
+    snapshot = Hub(client, fake.url.replace("://", "://ada:hunter22@")).snapshot("models", "team/net", "main")
+    packed = brought(snapshot, store)
+    assert packed.manifest.annotations[huggingface.SOURCE] == f"{fake.url}/team/net"
+    assert {s.headers["authorization"] for s in fake.served()} == {"Basic YWRhOmh1bnRlcjIy"}
+
+
+def test_a_hub_that_repeats_a_token_is_not_quoted(fake: FakeHub, snapshot: Open) -> None:
+    """Whatever header or body it does that in."""
+    fake.fail("/revision/", Status(403, {"X-Error-Message": "Bearer hf_hunter22, that is hf_hunter22"}))
+    with pytest.raises(Unauthorized) as caught:
+        snapshot(token="hf_hunter22")
+    assert "hunter22" not in str(caught.value)
 
 
 # -- what a kit becomes ------------------------------------------------------------------------------------------------------------------

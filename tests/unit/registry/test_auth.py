@@ -348,3 +348,18 @@ def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegist
 def test_scopes_are_joined_by_resource(asked: str, own: str, whole: str) -> None:
     """What is needed is asked for with what the challenge names, so that one token serves a whole push."""
     assert widened(asked, own) == whole
+
+
+def test_a_login_in_the_url_of_a_mirror_is_used_and_not_shown(fake: FakeRegistry, repository: Repositories) -> None:
+    """It is for the mirror alone."""
+    with FakeRegistry() as mirror:
+        mirror.put_manifest("team/kit", BODY, tag="v1")
+        mirror.require_basic({"u": "hunter22"})
+        url = mirror.url.replace("://", "://u:hunter22@")
+        assert repository(mirrors={fake.host: (url,)}).manifest("v1")[1] == BODY
+        mirror.require_basic({"u": "another"})
+        fake.require_basic({"u": "another"})
+        with pytest.raises(Unauthorized) as caught:
+            repository(mirrors={fake.host: (url,)}).manifest("v1")
+    assert "hunter22" not in str(caught.value)
+    assert [s for s in fake.served() if "authorization" in s.headers] == []

@@ -282,7 +282,7 @@ def test_a_registry_that_no_connection_can_reach(repository: Repositories, regis
 
 def test_a_mirror_that_is_no_url(repository: Repositories, fake: FakeRegistry) -> None:
     """UsageError names it."""
-    with pytest.raises(UsageError, match="no URL of a registry"):
+    with pytest.raises(UsageError, match="not the URL of a registry"):
         repository(mirrors={fake.host: ("http://[::bad",)})
 
 

@@ -1,0 +1,50 @@
+"""The arguments of this process as others see them: without passwords and tokens, for everybody may read /proc/PID/cmdline.
+
+A mount's daemon keeps the arguments of the ``kitfs mount`` that it was forked from for as long as it lives. Linux shows the memory in
+which they were passed (proc(5), arg_start and arg_end), which a process may overwrite; Python has copies of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+from kitfs.redaction import HIDDEN, redacted
+
+SECRET: Final = ("--password", "--token", "-p")
+ARG_START: Final = 47  # the fields of /proc/self/stat, counted from 0
+ARG_END: Final = 48
+
+
+def hide() -> None:
+    """Overwrite what is secret in the arguments that the system shows; where it cannot be done they stay as they are."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/stat", "rb") as f:
+            fields = f.read().rpartition(b")")[2].split()  # from the third on: the second may hold blanks
+        start, end = int(fields[ARG_START - 2]), int(fields[ARG_END - 2])
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            shown = os.pread(memory.fileno(), end - start, start)
+            hidden = b"\0".join(without_secrets(shown.split(b"\0")))
+            if hidden != shown and len(hidden) == len(shown):
+                os.pwrite(memory.fileno(), hidden, start)
+
+
+def without_secrets(arguments: list[bytes]) -> list[bytes]:
+    """The arguments, each as long as before."""
+    found = []
+    secret = False
+    for argument in arguments:
+        text = os.fsdecode(argument)
+        name, equals, _ = text.partition("=")
+        if secret:
+            text = HIDDEN
+        elif equals and name in SECRET:
+            text = f"{name}={HIDDEN}"
+        elif text.startswith("-p") and not text.startswith("--") and len(text) > len("-p"):
+            text = f"-p{HIDDEN}"
+        else:
+            text = redacted(text)
+        secret = not secret and os.fsdecode(argument) in SECRET
+        found.append(os.fsencode(text)[: len(argument)].ljust(len(argument)))
+    return found

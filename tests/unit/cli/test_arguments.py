@@ -1,0 +1,50 @@
+"""The arguments of a process, as the system shows them to everybody."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kitfs.cli.arguments import without_secrets
+from tests.fakes.faults import Stall
+from tests.fakes.registry import FakeRegistry
+from tests.host import wait_until
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (["login", "r.test", "-u", "ada", "-p", "hunter22"], ["login", "r.test", "-u", "ada", "-p", "***     "]),
+        (["login", "--password", "hunter22", "r.test"], ["login", "--password", "***     ", "r.test"]),
+        (["login", "--password=hunter22"], ["login", "--password=***     "]),
+        (["login", "-phunter22"], ["login", "-p***     "]),
+        (["import", "a/b", "--token", "x"], ["import", "a/b", "--token", "*"]),
+        (["mount", "--proxy=http://u:hunter22@p"], ["mount", "--proxy=http://p           "]),
+        (["import", "https://hunter22@git.test/a"], ["import", "https://git.test/a         "]),
+        (["pull", "r.test/a:v1@sha256:00", "--plain-http"], ["pull", "r.test/a:v1@sha256:00", "--plain-http"]),
+    ],
+)
+def test_passwords_and_tokens_are_overwritten(given: list[str], shown: list[str]) -> None:
+    """Every argument keeps its length and its place."""
+    assert without_secrets([word.encode() for word in given]) == [word.encode() for word in shown]
+
+
+def test_a_running_process_shows_no_secret(tmp_path: Path) -> None:
+    """Not in /proc/PID/cmdline, once it has begun to work."""
+    if not Path("/proc/self/cmdline").exists():
+        pytest.skip("needs /proc")
+    with FakeRegistry() as fake:
+        fake.fail("/v2/", Stall())
+        command = [sys.executable, "-m", "kitfs", "login", fake.host, "-u", "ada", "-p", "hunter22", "--config", str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: fake.served() != [], "the registry is asked", seconds=60)
+            shown = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        finally:
+            process.kill()
+            process.wait()
+    assert b"-u\0ada\0-p\0***" in shown
+    assert b"hunter22" not in shown
