@@ -167,7 +167,7 @@ def mirror(text: str) -> tuple[str, str]:
     """HOST=URL."""
     host, found, url = text.strip().partition("=")
     if not found or not host or "/" in host or not re.match(r"https?://[^/]+", url):
-        raise ValueError(f"{public(text)!r} is not HOST=URL (registry.example.com=http://mirror:5000)")
+        raise ValueError(f"{f'{public(host)}{found}{public(url)}'!r} is not HOST=URL (registry.example.com=http://mirror:5000)")
     return host, url
 
 

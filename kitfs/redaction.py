@@ -53,7 +53,8 @@ def public(url: str) -> str:
     """A URL, or what was meant to be one, without user and password, and without its query and fragment."""
     scheme, found, rest = url.partition("://")
     if not found:
-        return USER_AND_PASSWORD.sub("", url)
+        user, _, rest = url.rpartition("@")
+        return rest if ":" in user and not url.startswith(("/", ".")) else url
     return f"{scheme}://{re.split('[?#]', _without_user(rest))[0]}"
 
 

@@ -179,6 +179,9 @@ def test_platforms() -> None:
         "token: *hunter22\n",
         "mirror: [docker.io=//u:hunter22@mirror]\n",
         "proxy: u:hunter22@proxy.test\n",
+        "proxy: u:hunter22@proxy\n",
+        "mirror: [docker.io=u:hunter22@mirror]\n",
+        "mirror: ['u:hunter22@mirror']\n",
         "proxy: ftp://u:hunter22@proxy.test\n",
     ],
 )
