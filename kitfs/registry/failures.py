@@ -77,8 +77,11 @@ def forbidden(e: Forbidden, url: httpx.URL | str, what: str) -> RegistryError:
     asked = host_of(url)
     where = "this machine itself" if e.scope == "host" else "a link-local or metadata address"
     address = f" ({e.address})" if e.address and e.address != e.host.partition(":")[0].strip("[]") else ""
-    by = f"{asked} leads to {e.host}" if e.host != asked else f"it leads to {e.host}"
-    return RegistryError(f"{what}: {by}, which is {where}{address}: only a registry on such an address may lead there", url=shown(url))
+    if e.host == asked:
+        told = f"{e.host} is {where}{address}, and what refers to it comes from elsewhere: kitfs does not connect there (a kit can be pulled first)"
+    else:
+        told = f"{asked} leads to {e.host}, which is {where}{address}: only a registry on such an address may lead there"
+    return RegistryError(f"{what}: {told}", url=shown(url))
 
 
 def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavailable:
