@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 from kitfs.errors import UsageError
+from kitfs.ownership import read_start, without_waiting
 from kitfs.redaction import HIDDEN, public, redacted
 
 Value = Any  # what a parser of the table returns; typed access is through the properties of Settings
@@ -393,7 +394,7 @@ def _parse(option: Option, texts: list[str], origin: str) -> Value:
     if option.is_file:
         for name in parsed:
             try:
-                with open(name, "rb") as f:
+                with open(name, "rb", opener=without_waiting) as f:
                     f.read(1)
             except (OSError, ValueError) as e:  # ValueError: a NUL in its name
                 raise UsageError(f"{origin}: cannot read {name}: {getattr(e, 'strerror', None) or e}") from None
@@ -408,8 +409,7 @@ def _settings_file(flag: str | None, env: Mapping[str, str]) -> tuple[str, dict[
     home = env.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     file_path = os.path.abspath(named or os.path.join(home, "kitfs", "settings.yaml"))
     try:
-        with open(file_path, "rb") as f:
-            data = f.read(MAX_SETTINGS + 1)
+        data = read_start(file_path, MAX_SETTINGS + 1)
     except (OSError, ValueError) as e:  # ValueError: a NUL in its name
         if named is None and isinstance(e, (FileNotFoundError, NotADirectoryError, PermissionError)):
             return file_path, {}

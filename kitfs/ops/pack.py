@@ -30,7 +30,7 @@ from kitfs.ops.shape import Shape as Shape
 from kitfs.ops.shape import Written
 from kitfs.ops.transfer import Target
 from kitfs.ops.walk import Found, Plan, plan
-from kitfs.ownership import open_regular
+from kitfs.ownership import open_regular, read_start
 from kitfs.registry.ways import Journal
 from kitfs.store.store import Store
 
@@ -76,10 +76,11 @@ def find_kitfile(context: str) -> str | None:
 def read_kitfile(path: str) -> Kitfile:
     """A Kitfile that somebody wrote, checked as kit checks it. Raises ContextError, KitfileError."""
     try:
-        with open(path, "rb") as f:
-            data = f.read(MAX_KITFILE + 1)
+        data = read_start(path, MAX_KITFILE + 1)
     except OSError as e:
         raise ContextError(f"cannot read {path}: {e.strerror}")
+    except ValueError:
+        raise ContextError(f"cannot read {path!r}: no file has a NUL byte in its name")
     return parse_kitfile(data)
 
 
@@ -241,6 +242,8 @@ def _ignore_file(context: str) -> bytes | None:
             data = f.read(MAX_IGNORE + 1)
     except FileNotFoundError:
         return None
+    except ValueError:
+        raise ContextError(f"{context!r}: no directory has a NUL byte in its name")
     except OSError as e:
         raise ContextError(f"cannot read .kitignore: {e.strerror}")
     if len(data) > MAX_IGNORE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,17 @@ def test_a_settings_file_that_cannot_be_one(name: str) -> None:
     """One that never ends, and one that no file system can have."""
     with pytest.raises(UsageError, match=r"settings: .*(more than 1048576 bytes|null)"):
         load({"settings": name})
+
+
+def test_a_pipe_that_nobody_writes_to_is_empty(tmp_path: Path) -> None:
+    """And one that somebody writes to is read as a file is: what bash's <(…) gives."""
+    os.mkfifo(tmp_path / "fifo")
+    load({"settings": str(tmp_path / "fifo"), "cache-dir": None})
+    reading, writing = os.pipe()
+    os.write(writing, b"cache-dir: /x/y")
+    os.close(writing)
+    assert load({"settings": f"/dev/fd/{reading}", "cache-dir": None})["cache-dir"] == "/x/y"
+    os.close(reading)
 
 
 def test_a_settings_file_with_an_escape_beyond_unicode(tmp_path: Path) -> None:
