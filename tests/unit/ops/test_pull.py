@@ -601,7 +601,7 @@ def test_tokens_that_are_never_good(fake: FakeRegistry, bring: Pull) -> None:
     ref = fake.put_kit("team/kit", kit_of(), "v1")
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
-        desk.fail("/token", Status(200, body=b'{"token": "of nothing"}'))
+        desk.fail("/token", Status(200, body=b'{"token": "of-nothing"}'))
         with pytest.raises(Unauthorized):
             bring(ref)
         assert (len(fake.served()), len(desk.served())) == (2, 1)
