@@ -47,7 +47,7 @@ def _words(e: Exception) -> str:
     if isinstance(told, dict) and isinstance(told.get("Error"), dict):
         status = (told.get("ResponseMetadata") or {}).get("HTTPStatusCode", "an error")
         return f"S3 answers {status} to {getattr(e, 'operation_name', 'it')} ({told['Error'].get('Code', 'without a code')})"
-    return redacted(str(e))
+    return "its endpoint is not a URL" if isinstance(e, httpx.InvalidURL) else redacted(str(e))
 
 
 class ObjectSupply:
