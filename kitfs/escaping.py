@@ -3,8 +3,8 @@
 Names, annotations, messages of registries and paths are other people's. A character that Unicode does not call printable is never
 written as it is: C0 and C1 controls, DEL, the controls of bidirectional text, separators of lines and paragraphs, characters without
 a width, and halves of surrogate pairs, by which Python stands for bytes that are not UTF-8. Letters of every alphabet stay. A text that
-was escaped once stays as it is when it is escaped again. ``cli.output`` and ``LogFormatter`` are the places where this happens.
-Threading: no state.
+was escaped once stays as it is when it is escaped again. ``cli.output`` and ``LogFormatter`` are the places where this happens, and in
+the SDK ``LogFilter``. Threading: no state.
 """
 
 from __future__ import annotations
@@ -60,3 +60,12 @@ class LogFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's line and its traceback."""
         return shown_lines(redacted(super().format(record)))
+
+
+class LogFilter(logging.Filter):
+    """Escapes the message of a record before any handler sees it: for programs that have handlers of their own, or none."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the record, with its message escaped."""
+        record.msg, record.args = shown(record.getMessage()), None
+        return True

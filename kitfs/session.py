@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from kitfs import forks
 from kitfs.config import Settings
+from kitfs.escaping import LogFilter
 from kitfs.fuse.tree import Tree, tree_of
 from kitfs.kit import Host, Kit, host_on
 from kitfs.metrics import Counters
@@ -29,6 +30,7 @@ from kitfs.oci.filters import Filter
 from kitfs.oci.names import Digest, Reference, parse_any
 from kitfs.registry.client import ClientOptions
 
+logging.getLogger("kitfs").addFilter(LogFilter())  # a program without handlers has its warnings on stderr
 USERINFO: Final = re.compile(r"//[^/@]*@")  # of a URL: name and password
 
 

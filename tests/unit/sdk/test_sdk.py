@@ -173,3 +173,13 @@ def open_store(root: str) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def test_warnings_are_escaped_for_a_program_without_handlers() -> None:
+    """What a registry says does not drive the terminal of a script that has not set up logging."""
+    code = (
+        "import logging, sys, kitfs, kitfs.sdk\n"
+        "logging.getLogger('kitfs').warning('%s says %s', 'a', '\x1b]0;x\x07\\nFORGED')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "a says \\x1b]0;x\\x07\\nFORGED\n"
