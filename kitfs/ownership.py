@@ -88,7 +88,10 @@ def make_directories(path: str) -> None:
             if not os.path.isdir(path):
                 raise
         except FileNotFoundError:
-            make_directories(os.path.dirname(path))
+            parent = os.path.dirname(path)
+            if os.path.isdir(parent):
+                raise  # a file system that takes no directories, such as /proc
+            make_directories(parent)
 
 
 def check_directory(path: str) -> None:
