@@ -77,7 +77,11 @@ def one_run(registry: RegistryProcess, ref: str, digest: str, transport: str, te
     kitfs(env, "mount", ref, mountpoint, "--transport", transport)
     warm = timed(lambda: read(mountpoint / "w.bin"))
     kitfs(env, "umount", mountpoint)
-    return {"first byte / whole download": first / whole, "cold read / whole download": cold / whole, "warm read / local read": warm / local}
+    return {
+        "first byte / whole download": first / whole,
+        "cold read / whole download": cold / whole,
+        "warm read / local read": warm / local,
+    }
 
 
 def main() -> None:
@@ -88,13 +92,24 @@ def main() -> None:
     temporary = Path(tempfile.mkdtemp(prefix="kitfs-bench-"))
     try:
         with RegistryProcess(temporary / "registry") as registry:
-            kit = build([part("model", "w.bin", b"".join(random.Random(i).randbytes(1 << 20) for i in range(options.mib)), format="raw")])
+            kit = build(
+                [
+                    part(
+                        "model",
+                        "w.bin",
+                        b"".join(random.Random(i).randbytes(1 << 20) for i in range(options.mib)),
+                        format="raw",
+                    )
+                ]
+            )
             ref = registry.push(kit, "bench/kit")
             for transport in ("kernel", "libfuse"):
                 runs = [one_run(registry, ref, kit.layers[0], transport, temporary) for _ in range(options.runs)]
                 for name in runs[0]:
                     values = sorted(run[name] for run in runs)
-                    print(f"{transport:8} {name:30} median {statistics.median(values):.2f}  ({', '.join(f'{v:.2f}' for v in values)})")
+                    print(
+                        f"{transport:8} {name:30} median {statistics.median(values):.2f}  ({', '.join(f'{v:.2f}' for v in values)})"
+                    )
     finally:
         shutil.rmtree(temporary)
 

@@ -27,7 +27,9 @@ FORMS = ("in, one PUT", "in, PATCHes of 32 MiB", "out", "out, 8 at once", "out, 
 
 
 class Client:
-    """A connection that sends by sendfile(2) and throws away what it receives unread (MSG_TRUNC), so that it costs next to nothing."""
+    """A connection that sends by sendfile(2) and throws away what it receives unread (MSG_TRUNC), so that it costs
+    next to nothing.
+    """
 
     def __init__(self, address: str) -> None:
         host, _, port = address.partition(":")
@@ -41,9 +43,21 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def ask(self, method: str, target: str, expected: int, *, headers: str = "", body: Path | None = None, start: int = 0, stop: int = 0) -> str:
+    def ask(
+        self,
+        method: str,
+        target: str,
+        expected: int,
+        *,
+        headers: str = "",
+        body: Path | None = None,
+        start: int = 0,
+        stop: int = 0,
+    ) -> str:
         """The answer's head; bytes [start, stop) of a file are the body."""
-        self._socket.sendall(f"{method} {target} HTTP/1.1\r\nHost: {self._address}\r\nContent-Length: {stop - start}\r\n{headers}\r\n".encode())
+        self._socket.sendall(
+            f"{method} {target} HTTP/1.1\r\nHost: {self._address}\r\nContent-Length: {stop - start}\r\n{headers}\r\n".encode()
+        )
         if body is not None:
             with body.open("rb") as file:
                 while start < stop:
@@ -109,7 +123,9 @@ def out_at_once(address: str, digest: str, size: int, clients: int = 8) -> None:
 
     def take(n: int) -> None:
         with Client(address) as client:
-            client.ask("GET", f"/v2/bench/blobs/{digest}", 206, headers=f"Range: bytes={n * share}-{(n + 1) * share - 1}\r\n")
+            client.ask(
+                "GET", f"/v2/bench/blobs/{digest}", 206, headers=f"Range: bytes={n * share}-{(n + 1) * share - 1}\r\n"
+            )
 
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(take, range(clients)))
@@ -119,7 +135,9 @@ def out_in_ranges(address: str, digest: str, count: int = 500) -> None:
     """Ranges, one after the other on one connection, as a mount asks for them."""
     with Client(address) as client:
         for n in range(count):
-            client.ask("GET", f"/v2/bench/blobs/{digest}", 206, headers=f"Range: bytes={n * SMALL}-{(n + 1) * SMALL - 1}\r\n")
+            client.ask(
+                "GET", f"/v2/bench/blobs/{digest}", 206, headers=f"Range: bytes={n * SMALL}-{(n + 1) * SMALL - 1}\r\n"
+            )
 
 
 def many_in(address: str, file: Path, count: int = 100) -> None:
@@ -130,7 +148,15 @@ def many_in(address: str, file: Path, count: int = 100) -> None:
             digest = f"sha256:{hashlib.sha256(pieces.read(SMALL)).hexdigest()}"
             with Client(address) as client:
                 location = located(client.ask("POST", "/v2/bench/blobs/uploads/", 202))
-                client.ask("PUT", with_digest(location, digest), 201, headers=octets, body=file, start=start, stop=start + SMALL)
+                client.ask(
+                    "PUT",
+                    with_digest(location, digest),
+                    201,
+                    headers=octets,
+                    body=file,
+                    start=start,
+                    stop=start + SMALL,
+                )
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -208,11 +234,16 @@ def main() -> None:
                 found[name].append(one_run(name, temporary / "server", files))
         for form in FORMS:
             medians = {name: statistics.median(run[form] for run in runs) for name, runs in found.items()}
-            ratios = sorted(ours[form] / theirs[form] for ours, theirs in zip(found["kitfs serve"], found["docker-registry"], strict=True))
+            ratios = sorted(
+                ours[form] / theirs[form]
+                for ours, theirs in zip(found["kitfs serve"], found["docker-registry"], strict=True)
+            )
             for name, runs in found.items():
                 values = ", ".join(f"{run[form]:.2f}" for run in runs)
                 print(f"{form:22} {name:16} median {medians[name]:6.2f} s  ({values})")
-            print(f"{form:22} ratio            median {statistics.median(ratios):6.2f}    ({', '.join(f'{r:.2f}' for r in ratios)})")
+            print(
+                f"{form:22} ratio            median {statistics.median(ratios):6.2f}    ({', '.join(f'{r:.2f}' for r in ratios)})"
+            )
         for name, runs in found.items():
             print(f"memory                 {name:16} at most {max(run['MiB'] for run in runs):.0f} MiB")
     finally:

@@ -18,7 +18,12 @@ from tests.registry_process import RegistryProcess
 
 SKOPEO = ("skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false")
 # (what, ours, theirs): the ratios that are printed
-RATIOS = (("pull", "kitfs pull", "skopeo pull"), ("pull", "kitfs pull", "curl"), ("push", "kitfs push", "skopeo push"), ("pack", "kitfs pack", "cp"))
+RATIOS = (
+    ("pull", "kitfs pull", "skopeo pull"),
+    ("pull", "kitfs pull", "curl"),
+    ("push", "kitfs push", "skopeo push"),
+    ("pack", "kitfs pack", "cp"),
+)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -43,11 +48,15 @@ def one_run(host: Host, registry: RegistryProcess, tree: Path, scratch: Path, *,
         "kitfs push": lambda: host.kitfs("push", ref, timeout=600),
     }
     found = {name: timed(work) for name, work in forms.items()}
-    digest = next(p.parent.name for p in sorted(host.cache.glob("blobs/sha256/*/*/rest"), key=lambda p: -p.stat().st_size))
+    digest = next(
+        p.parent.name for p in sorted(host.cache.glob("blobs/sha256/*/*/rest"), key=lambda p: -p.stat().st_size)
+    )
     shutil.rmtree(host.cache)
     host.cache.mkdir()
     pulls: dict[str, Callable[[], object]] = {
-        "curl": lambda: run("curl", "-sf", "-o", scratch / "out", f"{registry.url}/v2/bench/kit{number}/blobs/sha256:{digest}"),
+        "curl": lambda: run(
+            "curl", "-sf", "-o", scratch / "out", f"{registry.url}/v2/bench/kit{number}/blobs/sha256:{digest}"
+        ),
         "skopeo pull": lambda: run(*SKOPEO, f"docker://{ref}", f"oci:{scratch}/layout:v1"),
         "kitfs pull": lambda: host.kitfs("pull", ref, timeout=600),
     }
@@ -83,10 +92,14 @@ def main() -> None:
         with RegistryProcess(scratch / "registry") as registry:
             runs = [one_run(host, registry, tree, scratch, number=n) for n in range(options.runs)]
         for name in runs[0]:
-            print(f"{name:12} median {statistics.median(r[name] for r in runs):6.2f} s  ({', '.join(f'{r[name]:.2f}' for r in runs)})")
+            print(
+                f"{name:12} median {statistics.median(r[name] for r in runs):6.2f} s  ({', '.join(f'{r[name]:.2f}' for r in runs)})"
+            )
         for what, ours, theirs in RATIOS:
             ratios = [r[ours] / r[theirs] for r in runs]
-            print(f"{what}: {ours} / {theirs:12} median {statistics.median(ratios):5.2f}  ({', '.join(f'{r:.2f}' for r in ratios)})")
+            print(
+                f"{what}: {ours} / {theirs:12} median {statistics.median(ratios):5.2f}  ({', '.join(f'{r:.2f}' for r in ratios)})"
+            )
     finally:
         host.close()
         shutil.rmtree(scratch)

@@ -5,34 +5,37 @@
 ...     print([file.path for file in kit.files()])
 ...     header = kit.read("model.safetensors", 0, 8)
 
-``open``, ``pack``, ``push``, ``pull``, ``unpack`` and ``mount`` are in ``kitfs.sdk``, errors in ``kitfs.errors``; both are imported when first used.
+``open``, ``pack``, ``push``, ``pull``, ``unpack`` and ``mount`` are in ``kitfs.sdk``, errors in ``kitfs.errors``;
+both are imported when first used.
 """
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kitfs.version import __version__
 
 if TYPE_CHECKING:
     from kitfs import errors as errors
     from kitfs.errors import KitfsError as KitfsError
-    from kitfs.mounted import Mount as Mount
-    from kitfs.sdk import FileInfo as FileInfo
-    from kitfs.sdk import Kit as Kit
-    from kitfs.sdk import Kitfile as Kitfile
-    from kitfs.sdk import LayerInfo as LayerInfo
-    from kitfs.sdk import mount as mount
-    from kitfs.sdk import open as open  # noqa: A004 - kitfs.open is what it is called
-    from kitfs.sdk import pack as pack
-    from kitfs.sdk import pull as pull
-    from kitfs.sdk import push as push
-    from kitfs.sdk import unpack as unpack
+    from kitfs.sdk.kit import (
+        FileInfo,
+        Kit,
+        Kitfile,
+        LayerInfo,
+        mount,
+        open,  # noqa: A004 - kitfs.open is what it is called
+        pack,
+        pull,
+        push,
+        unpack,
+    )
+    from kitfs.sdk.mount import Mount
 
 __all__ = [
     "FileInfo", "Kit", "Kitfile", "KitfsError", "LayerInfo", "Mount", "__version__",
     "errors", "mount", "open", "pack", "pull", "push", "unpack",
 ]  # fmt: skip
 
-HOMES = {"KitfsError": "kitfs.errors", "Mount": "kitfs.mounted"}  # the others are in kitfs.sdk
+HOMES = {"KitfsError": "kitfs.errors", "Mount": "kitfs.sdk.mount"}  # the others are in kitfs.sdk.kit
 
 
 def __getattr__(name: str) -> Any:
@@ -43,7 +46,7 @@ def __getattr__(name: str) -> Any:
 
     if name == "errors":
         return import_module("kitfs.errors")
-    return getattr(import_module(HOMES.get(name, "kitfs.sdk")), name)
+    return getattr(import_module(HOMES.get(name, "kitfs.sdk.kit")), name)
 
 
 def __dir__() -> list[str]:

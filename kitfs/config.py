@@ -1,9 +1,9 @@
 """Settings: flag > environment > file > default, and the one table of every option.
 
-``OPTIONS`` is the table: the CLI makes its flags from it, and ``Settings.load`` reads ``KITFS_<OPTION>`` and the YAML file by it, so that
-an option can never exist in one place only. Values are parsed here, once, whatever they came from, and an error names where the
-value stood. Read by the CLI and the daemon only; everything below them gets plain values. Pure but for reading the environment, the
-settings file and testing that named files can be read.
+``OPTIONS`` is the table: the CLI makes its flags from it, and ``Settings.load`` reads ``KITFS_<OPTION>`` and the YAML
+file by it, so that an option can never exist in one place only. Values are parsed here, once, whatever they came
+from, and an error names where the value stood. Read by the CLI and the daemon only; everything below them gets plain
+values. Pure but for reading the environment, the settings file and testing that named files can be read.
 """
 
 from __future__ import annotations
@@ -168,7 +168,9 @@ def mirror(text: str) -> tuple[str, str]:
     """HOST=URL."""
     host, found, url = text.strip().partition("=")
     if not found or not host or "/" in host or not re.match(r"https?://[^/]+", url):
-        raise ValueError(f"{f'{public(host)}{found}{public(url)}'!r} is not HOST=URL (registry.example.com=http://mirror:5000)")
+        raise ValueError(
+            f"{f'{public(host)}{found}{public(url)}'!r} is not HOST=URL (registry.example.com=http://mirror:5000)"
+        )
     return host, url
 
 
@@ -311,8 +313,8 @@ COMMON: Final = ("settings", "cache-dir", "run-dir")
 class Settings:
     """The values of the options a verb takes, each with where it came from.
 
-    ``settings["cache-dir"]`` is the parsed value. Raises UsageError, one line, for a value that does not parse, a settings file
-    that cannot be read or names an unknown option, and a named file that is not readable, used or not.
+    ``settings["cache-dir"]`` is the parsed value. Raises UsageError, one line, for a value that does not parse, a
+    settings file that cannot be read or names an unknown option, and a named file that is not readable, used or not.
     """
 
     def __init__(self, values: Mapping[str, Value], origins: Mapping[str, str]) -> None:
@@ -336,7 +338,9 @@ class Settings:
         return name in self._values
 
     def client_fields(self) -> dict[str, Any]:
-        """The fields of registry ClientOptions, from the network options. Raises UsageError for a certificate without its key."""
+        """The fields of registry ClientOptions, from the network options. Raises UsageError for a certificate without
+        its key.
+        """
         if bool(self["cert"]) != bool(self["key"]):
             raise UsageError("--cert and --key must be given together")
         mirrors: dict[str, tuple[str, ...]] = {}
@@ -355,7 +359,9 @@ class Settings:
 
     @classmethod
     def load(cls, flags: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Settings:
-        """Settle every option in ``flags``: a mapping of option name to text, a sequence of texts, or None when not given."""
+        """Settle every option in ``flags``: a mapping of option name to text, a sequence of texts, or None when not
+        given.
+        """
         env = os.environ if environ is None else environ
         file_path, in_file = _settings_file(cast("str | None", flags.get("settings")), env)
         values: dict[str, Value] = {}
@@ -378,7 +384,9 @@ def _texts(
         return texts, f"--{option.spelled or option.name}"
     if env.get(variable):
         return (env[variable].split() if option.many else [env[variable]]), variable
-    kit_variable = {"cert": "KITOPS_CLIENT_CERT", "key": "KITOPS_CLIENT_KEY", "config": "KITOPS_HOME"}.get(option.name, "")
+    kit_variable = {"cert": "KITOPS_CLIENT_CERT", "key": "KITOPS_CLIENT_KEY", "config": "KITOPS_HOME"}.get(
+        option.name, ""
+    )
     if env.get(kit_variable):
         return [env[kit_variable]], kit_variable
     if option.name in in_file:
@@ -420,7 +428,12 @@ def _settings_file(flag: str | None, env: Mapping[str, str]) -> tuple[str, dict[
 
     try:
         loaded = yaml.load(data, Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes texts and nothing else
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # ValueError: an escape beyond Unicode, bytes that are not UTF-8
+    except (
+        yaml.YAMLError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as e:  # ValueError: an escape beyond Unicode, bytes that are not UTF-8
         mark = getattr(e, "problem_mark", None)  # the error itself quotes lines, which may hold a password
         where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
         raise UsageError(f"{file_path}: not YAML{where}") from None
@@ -437,7 +450,9 @@ def _settings_file(flag: str | None, env: Mapping[str, str]) -> tuple[str, dict[
             value = [f"{k}={v}" for k, v in value.items()]
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in items) or (len(items) != 1 and not OPTIONS[name].many):
-            raise UsageError(f"{file_path}: {name} must be one value" + (" or a list of values" if OPTIONS[name].many else ""))
+            raise UsageError(
+                f"{file_path}: {name} must be one value" + (" or a list of values" if OPTIONS[name].many else "")
+            )
         texts[name] = items
     return file_path, texts
 

@@ -19,12 +19,13 @@
     ├── LayerError                  EIO      8   a layer that is not what its media type says
     │   ├── UnsupportedLayer        EOPNOTSUPP 8
     │   └── UnsafePath              EPERM    8
-    ├── ContextError                EIO      10  a directory to pack from or unpack to: missing, unreadable, changing, in the way
+    ├── ContextError                EIO      10  a directory to pack from or unpack to: missing, unreadable, changing,
+    in the way
     └── MountError                  EIO      9   /dev/fuse, fusermount3, the mount point; carries its own errno
 
-Every class carries ``errno`` (what a lookup or an open through a mount answers) and ``exit_code`` (what the CLI exits with; 1 is
-left for bugs). ``read`` through a mount answers EIO whatever the class. The message is one line: what, where, what to do.
-``WouldBlock`` is no error but an answer: it is raised only to callers that passed ``wait=False``.
+Every class carries ``errno`` (what a lookup or an open through a mount answers) and ``exit_code`` (what the CLI exits
+with; 1 is left for bugs). ``read`` through a mount answers EIO whatever the class. The message is one line: what,
+where, what to do. ``WouldBlock`` is no error but an answer: it is raised only to callers that passed ``wait=False``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from kitfs.redaction import public, redacted
 
 
 class KitfsError(Exception):
-    """Base of everything kitfs raises on purpose; ``str()`` is one line for people, without the secrets of URLs and headers in it."""
+    """Base of everything kitfs raises on purpose; ``str()`` is one line for people, without the secrets of URLs and
+    headers in it.
+    """
 
     errno: int = _errno.EIO
     exit_code: int = 1
@@ -68,8 +71,8 @@ class NotFound(KitfsError):
 class RegistryError(KitfsError):
     """The registry answered, but not with what was asked for.
 
-    ``status`` is the HTTP status (0: no answer), ``code`` the first error code of the distribution-spec body ("" when none),
-    ``url`` what was asked (without credentials).
+    ``status`` is the HTTP status (0: no answer), ``code`` the first error code of the distribution-spec body ("" when
+    none), ``url`` what was asked (without credentials).
     """
 
     exit_code = 4
@@ -162,7 +165,9 @@ class UnsafePath(LayerError):
 
 
 class ContextError(KitfsError):
-    """A directory that is packed from or unpacked to: something is missing, cannot be read or written, changes meanwhile, or is in the way."""
+    """A directory that is packed from or unpacked to: something is missing, cannot be read or written, changes
+    meanwhile, or is in the way.
+    """
 
     exit_code = 10
 

@@ -1,10 +1,11 @@
 """Foreign text on its way to a terminal or a log: what could drive either is written as an escape.
 
-Names, annotations, messages of registries and paths are other people's. A character that Unicode does not call printable is never
-written as it is: C0 and C1 controls, DEL, the controls of bidirectional text, separators of lines and paragraphs, characters without
-a width, and halves of surrogate pairs, by which Python stands for bytes that are not UTF-8. Letters of every alphabet stay. A text that
-was escaped once stays as it is when it is escaped again. ``cli.output`` and ``LogFormatter`` are the places where this happens, and in
-the SDK ``LogFilter``. Threading: no state.
+Names, annotations, messages of registries and paths are other people's. A character that Unicode does not call
+printable is never written as it is: C0 and C1 controls, DEL, the controls of bidirectional text, separators of lines
+and paragraphs, characters without a width, and halves of surrogate pairs, by which Python stands for bytes that are
+not UTF-8. Letters of every alphabet stay. A text that was escaped once stays as it is when it is escaped again.
+``cli.output`` and ``LogFormatter`` are the places where this happens, and in the SDK ``LogFilter``. Threading: no
+state.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def shown_lines(text: str) -> str:
 
 
 def shown_json(text: str) -> str:
-    """Return a JSON text that means the same, without a character that is not printable (RFC 8259, section 7: every one may be escaped)."""
+    """Return a JSON text that means the same, without a character that is not printable (RFC 8259, section 7: every
+    one may be escaped).
+    """
     return text if _plain(text) else _with_escapes(text, "\n", _json_escape)
 
 
@@ -51,7 +54,9 @@ def _with_escapes(text: str, kept: str, escape: Callable[[str], str]) -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """A formatter of log lines: a record is one line, a traceback keeps its own lines, and neither holds a secret (``redaction``)."""
+    """A formatter of log lines: a record is one line, a traceback keeps its own lines, and neither holds a secret
+    (``redaction``).
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the record's line."""
@@ -63,7 +68,9 @@ class LogFormatter(logging.Formatter):
 
 
 class LogFilter(logging.Filter):
-    """Escapes the message of a record before any handler sees it: for programs that have handlers of their own, or none."""
+    """Escapes the message of a record before any handler sees it: for programs that have handlers of their own, or
+    none.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep the record, with its message escaped."""

@@ -1,12 +1,12 @@
 """What must happen around fork(2), and which process this is.
 
-A forked child has a copy of everything: of locks that threads of the parent held and nobody will ever release, of sockets and descriptors that
-it shares with the parent, and of an SQLite library that believes in locks which belong to another process. So ``generation`` is another
-number in each forked child, and whatever belongs to one process compares it where work starts and begins afresh when it differs. What
-cannot wait for that registers with ``watch``.
+A forked child has a copy of everything: of locks that threads of the parent held and nobody will ever release, of
+sockets and descriptors that it shares with the parent, and of an SQLite library that believes in locks which belong
+to another process. So ``generation`` is another number in each forked child, and whatever belongs to one process
+compares it where work starts and begins afresh when it differs. What cannot wait for that registers with ``watch``.
 
-Threading: the hooks run on the thread that forks. ``guard`` is held over the fork itself, so that what is done under it is done or not
-begun in the child; hold it only for what takes no time.
+Threading: the hooks run on the thread that forks. ``guard`` is held over the fork itself, so that what is done under
+it is done or not begun in the child; hold it only for what takes no time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Watched(Protocol):
 
 
 class Lock:
-    """A lock that is free in a forked child, whoever held it in the parent. For what may be used before and after a fork."""
+    """A lock that is free in a forked child, whoever held it in the parent. For what may be used before and after a
+    fork.
+    """
 
     __slots__ = ("__weakref__", "_lock")
 

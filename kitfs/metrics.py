@@ -1,7 +1,7 @@
 """Every metric of kitfs in one table, and the counters of one process.
 
-Not an exporter: something that speaks Prometheus reads ``METRICS`` and ``Counters.snapshot()``. Threading: ``add`` and ``get`` take a
-lock; they are called per request or per fetched piece, never on the warm read path.
+Not an exporter: something that speaks Prometheus reads ``METRICS`` and ``Counters.snapshot()``. Threading: ``add``
+and ``get`` take a lock; they are called per request or per fetched piece, never on the warm read path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class Metric(NamedTuple):
 METRICS: Final = {
     m.name: m
     for m in (
-        Metric("bytes_fetched", "counter", "Response-body bytes received from registries, manifests and configs included."),
+        Metric(
+            "bytes_fetched", "counter", "Response-body bytes received from registries, manifests and configs included."
+        ),
         Metric("requests", "counter", "HTTP requests sent to registries, retries and token requests included."),
         Metric("retries", "counter", "HTTP requests that were sent again after a failure."),
         Metric("errors", "counter", "FUSE requests that were answered with EIO."),

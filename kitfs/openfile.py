@@ -1,9 +1,10 @@
 """File descriptors that are never used by their number alone, and that belong to one process.
 
-A number is given to the next file as soon as it is free. So an OpenFile is closed when its last user has left it, and every later use raises
-Closed; no read and no write reaches another file of the program. Locks (flock(2), and the "Open file description locks" of
-fcntl(2)) belong to what a forked child shares with its parent: a child that kept its copy would hold the lock after the parent has
-died. So a child closes its copies at once, which drops none of the parent's locks.
+A number is given to the next file as soon as it is free. So an OpenFile is closed when its last user has left it, and
+every later use raises Closed; no read and no write reaches another file of the program. Locks (flock(2), and the
+"Open file description locks" of fcntl(2)) belong to what a forked child shares with its parent: a child that kept its
+copy would hold the lock after the parent has died. So a child closes its copies at once, which drops none of the
+parent's locks.
 
 Threading: every method from any thread; a read or a write takes no lock.
 """
@@ -22,12 +23,20 @@ from kitfs.ownership import open_file
 
 
 class OpenFile:
-    """An open file; the arguments are those of os.open, and it is closed on exec. ``opener`` opens it in another way. Raises OSError."""
+    """An open file; the arguments are those of os.open, and it is closed on exec. ``opener`` opens it in another way.
+    Raises OSError.
+    """
 
     __slots__ = ("__weakref__", "_closing", "_fd", "_path", "_users")
 
     def __init__(
-        self, path: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None, opener: Callable[[], int] | None = None
+        self,
+        path: str,
+        flags: int,
+        mode: int = 0o600,
+        *,
+        dir_fd: int | None = None,
+        opener: Callable[[], int] | None = None,
     ) -> None:
         self._path: Final = path
         self._users: set[object] = set()
@@ -86,7 +95,8 @@ class OpenFile:
             os.utime(fd)
 
     def _enter(self) -> object:
-        # Entered before it is asked whether it closes, and closed before it is asked who is inside: one of the two sees the other.
+        # Entered before it is asked whether it closes, and closed before it is asked who is inside: one of the two
+        # sees the other.
         user = object()
         self._users.add(user)
         if self._closing:

@@ -1,10 +1,10 @@
 """Whose files: directories and files that belong to this user alone, and reads that no symbolic link can lead astray.
 
-The store and the run-time directory are trusted: their bytes are served as verified and their locks are believed. So every directory in
-them is 0700 and every file 0600, whatever the umask, the directory's own mode or its set-group-id bit; and what another user owns, or
-may write, is refused. Root gets no exception: what root reads out of a directory of another user is that user's choice. No symbolic
-link is followed below such a directory, nor in an OCI layout, and nothing but a regular file is opened: a FIFO would block the opener,
-and opening a device may have effects.
+The store and the run-time directory are trusted: their bytes are served as verified and their locks are believed. So
+every directory in them is 0700 and every file 0600, whatever the umask, the directory's own mode or its set-group-id
+bit; and what another user owns, or may write, is refused. Root gets no exception: what root reads out of a directory
+of another user is that user's choice. No symbolic link is followed below such a directory, nor in an OCI layout, and
+nothing but a regular file is opened: a FIFO would block the opener, and opening a device may have effects.
 
 Failures are OSErrors; ``Unsafe`` are those that are decided here, with the reason as ``strerror``. Threading: no state.
 """
@@ -21,6 +21,7 @@ from typing import Final
 
 SUBDIRECTORY: Final = re.compile(r"kitfs-\d+")  # kitfs's own part of a directory that several users share, by user id
 IGNORED: Final = "lost+found"  # what an empty ext4 volume has
+ATTEMPTS: Final = 100  # to make a directory whose parent others may remove meanwhile
 OTHERS_WRITE: Final = 0o022
 OTHERS_ENTER: Final = 0o011
 
@@ -33,12 +34,14 @@ class Unsafe(OSError):  # noqa: N818 - as the classes of errors.py
 
 
 def own_directory(path: str, *, sticky: bool = False) -> str:
-    """Return the directory to use for ``path``: ``path`` itself, made 0700 when missing, if it is this user's and others may not write it.
+    """Return the directory to use for ``path``: ``path`` itself, made 0700 when missing, if it is this user's and
+    others may not write it.
 
-    An empty directory that others own or may write, as a pod's emptyDir is, gets a subdirectory ``kitfs-UID`` of mode 0700, which the next
-    run of the same user finds again. With ``sticky`` a directory of this user's that others may write is used where its sticky bit keeps
-    them from replacing what is in it, as that of a tmpfs does; then the caller checks what it finds there. Raises Unsafe for a directory
-    that is not empty, and for a subdirectory that another user has put there.
+    An empty directory that others own or may write, as a pod's emptyDir is, gets a subdirectory ``kitfs-UID`` of mode
+    0700, which the next run of the same user finds again. With ``sticky`` a directory of this user's that others may
+    write is used where its sticky bit keeps them from replacing what is in it, as that of a tmpfs does; then the
+    caller checks what it finds there. Raises Unsafe for a directory that is not empty, and for a subdirectory that
+    another user has put there.
     """
     make_directories(path)
     info = os.lstat(path)
@@ -75,12 +78,19 @@ def _fault(info: os.stat_result) -> str:
 def make_directory(path: str) -> None:
     """Make a directory of mode 0700, under any umask. Raises OSError, FileExistsError when there is something."""
     os.mkdir(path, 0o700)
-    if stat.S_IMODE(os.lstat(path).st_mode) != 0o700:  # the umask took bits away, or the parent gave its set-group-id bit
+    if (
+        stat.S_IMODE(os.lstat(path).st_mode) != 0o700
+    ):  # the umask took bits away, or the parent gave its set-group-id bit
         os.chmod(path, 0o700)
 
 
 def make_directories(path: str) -> None:
-    """Make a directory and those above it that are missing, each 0700. One that exists stays as it is."""
+    """Make a directory and those above it that are missing, each 0700. One that exists stays as it is.
+
+    Other threads and processes make and remove the same directories at the same time, so an attempt that finds its
+    parent missing is repeated, ``ATTEMPTS`` times at most: below /proc, mkdir(2) says so for ever.
+    """
+    attempts = 0
     while not os.path.isdir(path):
         try:
             make_directory(path)
@@ -89,13 +99,16 @@ def make_directories(path: str) -> None:
                 raise
         except FileNotFoundError:
             parent = os.path.dirname(path)
-            if os.path.isdir(parent):
-                raise  # a file system that takes no directories, such as /proc
+            attempts += 1
+            if attempts > ATTEMPTS:
+                raise
             make_directories(parent)
 
 
 def check_directory(path: str) -> None:
-    """Take a directory that exists and must be this user's alone: others may not write it, and lose the right to read it. Raises Unsafe."""
+    """Take a directory that exists and must be this user's alone: others may not write it, and lose the right to read
+    it. Raises Unsafe.
+    """
     info = _directory(path)
     if info.st_mode & OTHERS_WRITE:
         raise Unsafe(_fault(info))
@@ -103,9 +116,11 @@ def check_directory(path: str) -> None:
 
 
 def check_below(root: str, path: str) -> None:
-    """Check each directory below ``root`` on the way to ``path``, itself included, as far as it exists: no link, and this user's.
+    """Check each directory below ``root`` on the way to ``path``, itself included, as far as it exists: no link, and
+    this user's.
 
-    Older versions made some of them by the umask; nobody else gets as far as them, so their modes are only tightened. Raises Unsafe.
+    Older versions made some of them by the umask; nobody else gets as far as them, so their modes are only tightened.
+    Raises Unsafe.
     """
     at = root
     for part in os.path.relpath(path, root).split(os.sep):
@@ -121,7 +136,9 @@ def _directory(path: str) -> os.stat_result:
     info = os.lstat(path)
     name = os.path.basename(path)
     if not stat.S_ISDIR(info.st_mode):
-        raise Unsafe(f"{name} is {'a symbolic link, and none is followed there' if stat.S_ISLNK(info.st_mode) else 'not a directory'}")
+        raise Unsafe(
+            f"{name} is {'a symbolic link, and none is followed there' if stat.S_ISLNK(info.st_mode) else 'not a directory'}"
+        )
     if info.st_uid != os.geteuid():
         raise Unsafe(f"{name} belongs to another user (uid {info.st_uid})")
     return info
@@ -146,8 +163,8 @@ def _unless_read_only() -> Iterator[None]:
 def open_file(path: str, flags: int = os.O_RDONLY, *, dir_fd: int | None = None) -> int:
     """Open a regular file of this user's, made 0600 with O_CREAT; the descriptor is closed on exec.
 
-    A file that others could read before becomes 0600. Raises Unsafe for a link, for anything but a file, for another user's, and for one that
-    others may write where they can reach it; else OSError as open(2).
+    A file that others could read before becomes 0600. Raises Unsafe for a link, for anything but a file, for another
+    user's, and for one that others may write where they can reach it; else OSError as open(2).
     """
     name = os.path.basename(path)
     fd = _open_regular(path, flags, name, dir_fd=dir_fd)
@@ -156,7 +173,9 @@ def open_file(path: str, flags: int = os.O_RDONLY, *, dir_fd: int | None = None)
         if info.st_uid != os.geteuid():
             raise Unsafe(f"{name} belongs to another user (uid {info.st_uid})")
         if info.st_mode & OTHERS_WRITE and _open_to_others(path, dir_fd):
-            raise Unsafe(f"other users may write {name} (mode {stat.S_IMODE(info.st_mode):04o}; remove it if it is not what you left there)")
+            raise Unsafe(
+                f"other users may write {name} (mode {stat.S_IMODE(info.st_mode):04o}; remove it if it is not what you left there)"
+            )
         if stat.S_IMODE(info.st_mode) != 0o600:
             with _unless_read_only():
                 os.fchmod(fd, 0o600)
@@ -188,12 +207,15 @@ def _open_to_others(path: str, dir_fd: int | None) -> bool:
 
 
 def open_regular(path: str) -> int:
-    """Open a file that the user has named for reading: links are followed. Raises Unsafe when it is not a regular file, OSError."""
+    """Open a file that the user has named for reading: links are followed. Raises Unsafe when it is not a regular
+    file, OSError.
+    """
     return _open_regular(path, os.O_RDONLY, os.path.basename(path), follow=True)
 
 
 def open_below(directory: str, name: str) -> int:
-    """Open the regular file ``name`` ("a/b/c") below a directory, whoever owns it, for reading. No link below ``directory`` is followed.
+    """Open the regular file ``name`` ("a/b/c") below a directory, whoever owns it, for reading. No link below
+    ``directory`` is followed.
 
     Raises Unsafe for a link and for anything but a file, else OSError as open(2).
     """
@@ -215,7 +237,9 @@ def open_below(directory: str, name: str) -> int:
 
 
 def refuse_links(directory: str, path: str) -> None:
-    """Raise Unsafe when a directory below ``directory`` on the way to ``path``, itself included, is a symbolic link; whoever owns it."""
+    """Raise Unsafe when a directory below ``directory`` on the way to ``path``, itself included, is a symbolic link;
+    whoever owns it.
+    """
     at = directory
     for part in os.path.relpath(path, directory).split(os.sep):
         at = os.path.join(at, part)
@@ -244,7 +268,9 @@ def _open_regular(path: str, flags: int, name: str, *, dir_fd: int | None = None
 
 
 def read_start(path: str, size: int) -> bytes:
-    """The first bytes of a file that a user names, which may be a pipe. Raises OSError, ValueError for a name that no file has."""
+    """The first bytes of a file that a user names, which may be a pipe. Raises OSError, ValueError for a name that no
+    file has.
+    """
     with open(path, "rb", opener=without_waiting) as f:
         return f.read(size)
 

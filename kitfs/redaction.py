@@ -1,8 +1,9 @@
 """Take secrets out of texts: before they are printed, logged, stored, or written into a manifest.
 
-Every error of kitfs and every line of its log passes through ``redacted``, which knows secrets by where they stand: the user and password
-of a URL, the signature in its query, the value of a header such as Authorization. ``without`` takes out secrets that the caller knows.
-``public`` is for a URL that is kept. What they remove leaves ``***`` or nothing. Pure functions.
+Every error of kitfs and every line of its log passes through ``redacted``, which knows secrets by where they stand:
+the user and password of a URL, the signature in its query, the value of a header such as Authorization. ``without``
+takes out secrets that the caller knows. ``public`` is for a URL that is kept. What they remove leaves ``***`` or
+nothing. Pure functions.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ SHORTEST: Final = 3  # characters of a known secret: what is shorter stands in e
 LONGEST: Final = 300  # characters of a user or password: a bound, so that each pattern takes linear time
 URL: Final = re.compile(r"(?<![a-z0-9+.-])((?:[a-z][a-z0-9+.-]{0,20}:)?//)([^\s\"'<>]+)", re.IGNORECASE)
 HOST_AND_PORT: Final = re.compile(r"(?:\[[^\]]*\]|[^:@]*)(?::\d*)?")
-SECRET_PARAMETER: Final = re.compile("sig|token|secret|passw|pwd|key|credential|auth|access|policy|state|code|session", re.IGNORECASE)
-USER_AND_PASSWORD: Final = re.compile(  # without a scheme before it; what follows is a host, not the digest of repository:tag@digest
-    rf"(?<![^\s\"'=(])[^\s\"'/@:=(]{{1,{LONGEST}}}:[^\s\"'/@]{{1,{LONGEST}}}@"
-    r"(?![a-z0-9+._-]{1,20}:[0-9a-fA-F]{32})(?!sha\d{1,4}:)(?=[\w.\[\]-]{1,255}[.:/])"
+SECRET_PARAMETER: Final = re.compile(
+    "sig|token|secret|passw|pwd|key|credential|auth|access|policy|state|code|session", re.IGNORECASE
+)
+USER_AND_PASSWORD: Final = (
+    re.compile(  # without a scheme before it; what follows is a host, not the digest of repository:tag@digest
+        rf"(?<![^\s\"'=(])[^\s\"'/@:=(]{{1,{LONGEST}}}:[^\s\"'/@]{{1,{LONGEST}}}@"
+        r"(?![a-z0-9+._-]{1,20}:[0-9a-fA-F]{32})(?!sha\d{1,4}:)(?=[\w.\[\]-]{1,255}[.:/])"
+    )
 )
 HEADER: Final = re.compile(
     r"(?<![a-z-])((?:proxy-)?authorization|(?:set-)?cookie|[a-z-]{0,30}-(?:token|api-key|auth|secret))(['\"]{0,2}\s?[:=]\s?)"
@@ -59,7 +64,9 @@ def public(url: str) -> str:
 
 
 def _without_user(rest: str) -> str:
-    """What follows a scheme, without user and password; a password may hold a slash or an @ that should have been encoded."""
+    """What follows a scheme, without user and password; a password may hold a slash or an @ that should have been
+    encoded.
+    """
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     user, found, _ = authority.rpartition("@")
     if ":" in user or HOST_AND_PORT.fullmatch(authority if not found else "") is None:

@@ -1,8 +1,9 @@
 """Fixtures for real mounts and real registries, and the rule about skips.
 
-A test that needs a program asks for it with ``needs(...)``. Where it is missing the test is skipped, with a reason that tells what to
-install; with ``CI=true`` it fails instead, because ``.ci/run`` installs all of them. What no package can give (root, a kernel with
-FUSE) is skipped with a reason that starts with "not here:", in CI too. All skips are listed once more at the end of a run.
+A test that needs a program asks for it with ``needs(...)``. Where it is missing the test is skipped, with a reason
+that tells what to install; with ``CI=true`` it fails instead, because ``.ci/run`` installs all of them. What no
+package can give (root, a kernel with FUSE) is skipped with a reason that starts with "not here:", in CI too. All
+skips are listed once more at the end of a run.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def needs_root() -> None:
         pytest.skip(f"{CANNOT} only root may do what this test does")
 
 
-# -- skips ---------------------------------------------------------------------------------------------------------------------------
+# -- skips
 
 
 def _skips(reporter: pytest.TerminalReporter) -> dict[str, int]:
@@ -74,18 +75,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(f"{count:4} x {reason}{'  <- not allowed in CI' if refused else ''}")
 
 
-# -- the process ---------------------------------------------------------------------------------------------------------------------
+# -- the process
 
 
 @pytest.fixture(autouse=True)
 def _broken_pipes_are_errors() -> Iterator[None]:
-    """Gives SIGPIPE back its disposition: libfuse's fuse_remove_signal_handlers leaves SIG_DFL in the process that served a mount."""
+    """Gives SIGPIPE back its disposition: libfuse's fuse_remove_signal_handlers leaves SIG_DFL in the process that
+    served a mount.
+    """
     before = signal.getsignal(signal.SIGPIPE)
     yield
     signal.signal(signal.SIGPIPE, before)
 
 
-# -- registries ----------------------------------------------------------------------------------------------------------------------
+# -- registries
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +116,7 @@ def golden_registry(registry: RegistryProcess) -> RegistryProcess:
     return registry
 
 
-# -- hosts ---------------------------------------------------------------------------------------------------------------------------
+# -- hosts
 
 
 def _need_fuse() -> None:

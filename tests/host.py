@@ -1,9 +1,10 @@
-"""A host of its own for real mounts: the ``kitfs`` program in subprocesses, with its cache, run-time directory and home.
+"""A host of its own for real mounts: the ``kitfs`` program in subprocesses, with its cache, run-time directory and
+home.
 
-Not part of kitfs and importing nothing of it: everything here goes through the command line, as a user would. A ``Host`` is used by
-one thread. Its directory lies in the system's temporary folder under a short name, because a Unix socket's path ends at 108 bytes
-and because pytest's own folders are closed to other users. The directory's name holds the pid of the test run: what a killed run
-left behind is swept by the next one.
+Not part of kitfs and importing nothing of it: everything here goes through the command line, as a user would. A
+``Host`` is used by one thread. Its directory lies in the system's temporary folder under a short name, because a Unix
+socket's path ends at 108 bytes and because pytest's own folders are closed to other users. The directory's name holds
+the pid of the test run: what a killed run left behind is swept by the next one.
 """
 
 from __future__ import annotations
@@ -87,14 +88,16 @@ class Host:
                 os.chown(directory, python.user, python.user)
         if python.user is not None:
             os.chown(self.root, python.user, python.user)
-        self._patience = threading.Timer(patience, self.kill_all)  # a read that hangs ends with its daemon, and the test fails
+        self._patience = threading.Timer(
+            patience, self.kill_all
+        )  # a read that hangs ends with its daemon, and the test fails
         self._patience.daemon = True
         self._patience.start()
 
     def __repr__(self) -> str:
         return f"<host {self.root}{'' if self.python.user is None else f' as {self.python.user}'}>"
 
-    # -- the program ---------------------------------------------------------------------------------------------------------
+    # -- the program
 
     @property
     def env(self) -> dict[str, str]:
@@ -112,13 +115,26 @@ class Host:
     def command(self, *args: str | os.PathLike[str]) -> list[str]:
         return [self.python.executable, "-m", "kitfs", *(os.fspath(arg) for arg in args)]
 
-    def start(self, *args: str | os.PathLike[str], env: Mapping[str, str] | None = None, **more: Any) -> subprocess.Popen[str]:
-        more = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": "/", "text": True} | more
+    def start(
+        self, *args: str | os.PathLike[str], env: Mapping[str, str] | None = None, **more: Any
+    ) -> subprocess.Popen[str]:
+        more = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "cwd": "/",
+            "text": True,
+        } | more
         env = {**self.env, **(env or {})}
         return subprocess.Popen(self.command(*args), env=env, **self.python.identity(), **more)
 
     def kitfs(
-        self, *args: str | os.PathLike[str], env: Mapping[str, str] | None = None, check: bool = True, timeout: float = 90, **more: Any
+        self,
+        *args: str | os.PathLike[str],
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+        timeout: float = 90,
+        **more: Any,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a verb to its end; with ``check`` a failure of it is one of the test."""
         with self.start(*args, env=env, **more) as process:
@@ -131,7 +147,9 @@ class Host:
             raise AssertionError(f"kitfs {' '.join(map(str, args))}: exit {process.returncode}: {err}{self._logs()}")
         return subprocess.CompletedProcess(args, process.returncode, out, err)
 
-    def mount(self, ref: str, *options: str | os.PathLike[str], at: str | Path = "", env: Mapping[str, str] | None = None) -> Mounted:
+    def mount(
+        self, ref: str, *options: str | os.PathLike[str], at: str | Path = "", env: Mapping[str, str] | None = None
+    ) -> Mounted:
         """``kitfs mount REF DIR options``; ``at`` is a name below the host's mount folder or an absolute path."""
         path = self.mnt / (at or "a")
         done = self.kitfs("mount", ref, path, *options, env=env)
@@ -143,21 +161,30 @@ class Host:
         self.kitfs("umount", *options, mount.path if isinstance(mount, Mounted) else mount)
 
     def status(self, mount: Mounted | Path) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads(self.kitfs("status", mount.path if isinstance(mount, Mounted) else mount, "--json").stdout)
+        value: dict[str, Any] = json.loads(
+            self.kitfs("status", mount.path if isinstance(mount, Mounted) else mount, "--json").stdout
+        )
         return value
 
     def mounts(self) -> list[dict[str, Any]]:
         value: list[dict[str, Any]] = json.loads(self.kitfs("mounts", "--json").stdout)
         return value
 
-    # -- looking at a mount as this host's user ------------------------------------------------------------------------------
+    # -- looking at a mount as this host's user
 
     def run_python(self, code: str, *args: str | os.PathLike[str], timeout: float = 120) -> str:
         """Runs a few lines of Python as this host's user, without kitfs; returns what they print."""
         env = {"PATH": os.environ["PATH"], **self.python.environment}
         command = [self.python.executable, "-c", code, *(os.fspath(arg) for arg in args)]
         done = subprocess.run(
-            command, env=env, cwd="/", text=True, capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL, **self.python.identity()
+            command,
+            env=env,
+            cwd="/",
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            **self.python.identity(),
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -170,7 +197,7 @@ class Host:
         tree: trees.Tree = json.loads(self.run_python(Path(trees.__file__).read_text(), path))
         return tree
 
-    # -- the end -------------------------------------------------------------------------------------------------------------
+    # -- the end
 
     def mount_points(self) -> list[Path]:
         return mount_points_below(self.root)
@@ -212,7 +239,7 @@ class Host:
         return "".join(f"\n--- {path}\n" + path.read_text(errors="replace")[-3000:] for path in logs)
 
 
-# -- what is left behind -----------------------------------------------------------------------------------------------------------
+# -- what is left behind
 
 
 def mount_points_below(root: Path) -> list[Path]:
@@ -276,7 +303,7 @@ def wait_until(fact: Any, message: str, *, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-# -- an interpreter for another user ---------------------------------------------------------------------------------------------
+# -- an interpreter for another user
 
 
 def own_python() -> Python:
@@ -291,7 +318,9 @@ def python_for(user: int, scratch: Path) -> Python:
     """
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     base = getattr(sys, "_base_executable", sys.executable)
-    candidates = dict.fromkeys((sys.executable, base, os.path.realpath(base), f"/usr/bin/{version}", f"/usr/local/bin/{version}"))
+    candidates = dict.fromkeys(
+        (sys.executable, base, os.path.realpath(base), f"/usr/bin/{version}", f"/usr/local/bin/{version}")
+    )
     path = dict.fromkeys((str(REPOSITORY), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
     check = f"import sys; assert sys.version_info[:2] == {sys.version_info[:2]}"
     found = next((Python(c, tuple(path), user=user) for c in candidates if _runs(Python(c, user=user), check)), None)
@@ -305,7 +334,13 @@ def python_for(user: int, scratch: Path) -> Python:
 def _runs(python: Python, code: str) -> bool:
     try:
         done = subprocess.run(
-            [python.executable, "-c", code], env=python.environment, cwd="/", capture_output=True, timeout=60, check=False, **python.identity()
+            [python.executable, "-c", code],
+            env=python.environment,
+            cwd="/",
+            capture_output=True,
+            timeout=60,
+            check=False,
+            **python.identity(),
         )
     except OSError:
         return False
@@ -349,7 +384,9 @@ def _copied_packages(scratch: Path) -> Path:
 
 @contextlib.contextmanager
 def fuse_device_for_everybody() -> Iterator[None]:
-    """/dev/fuse with mode 0666, as distributions give it; the last of the test processes that want it so restores what it was."""
+    """/dev/fuse with mode 0666, as distributions give it; the last of the test processes that want it so restores
+    what it was.
+    """
     device, shared = Path("/dev/fuse"), Path("/tmp") / f"{PREFIX}fuse"
     me = os.getpid()
     with _alone(shared) as told:

@@ -1,13 +1,13 @@
 """Builds ModelKits and ModelPacks out of bytes: the oracle of the mount tests.
 
-It is written from the published formats alone (KitOps' Kitfile and manifest of each vintage, CNCF's model-spec, the OCI image
-and distribution specs) and imports nothing of kitfs, so that a mistake in kitfs cannot hide in what the tests compare with.
-Not a packer: it does not read trees, it does not choose layers, and it compresses with whatever Python has.
-Values are immutable and functions are pure but for the three writers at the end; safe from any thread.
+It is written from the published formats alone (KitOps' Kitfile and manifest of each vintage, CNCF's model-spec, the
+OCI image and distribution specs) and imports nothing of kitfs, so that a mistake in kitfs cannot hide in what the
+tests compare with. Not a packer: it does not read trees, it does not choose layers, and it compresses with whatever
+Python has. Values are immutable and functions are pure but for the three writers at the end; safe from any thread.
 
-    part = Part("model", "model", kit_tar({"model/w.bin": b"..."}), compression="zstd")
-    kit = build([part], vintage="1.17")
-    write_layout(kit, directory, "v1")      write_archive(kit, file, "v1")      push(kit, "127.0.0.1:5000", "team/kit", "v1")
+    part = Part("model", "model", kit_tar({"model/w.bin": b"..."}), compression="zstd") kit = build([part],
+    vintage="1.17") write_layout(kit, directory, "v1")      write_archive(kit, file, "v1")      push(kit,
+    "127.0.0.1:5000", "team/kit", "v1")
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ import zstandard
 Content = bytes | Path
 Compression = Literal["none", "gzip", "zstd"]
 
-# 0.4: KitOps before LayerInfo. 1.7, 1.10, 1.17: what KitOps of that version writes. modelpack: KitOps --use-model-pack, which keeps
+# 0.4: KitOps before LayerInfo. 1.7, 1.10, 1.17: what KitOps of that version writes. modelpack: KitOps
+# --use-model-pack, which keeps
 # the Kitfile in an annotation. modctl: a ModelPack without one. cnai: the legacy names that modctl once wrote.
 Vintage = Literal["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"]
 
@@ -41,7 +42,14 @@ IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
 CREATED = "2026-03-04T05:06:07Z"
 CREATED_EPOCH = 1772600767
 
-_CNCF_KINDS = {"model": "weight", "modelpart": "weight.config", "code": "code", "prompt": "code", "dataset": "dataset", "docs": "doc"}
+_CNCF_KINDS = {
+    "model": "weight",
+    "modelpart": "weight.config",
+    "code": "code",
+    "prompt": "code",
+    "dataset": "dataset",
+    "docs": "doc",
+}
 _KITFILE_LISTS = {"code": "code", "dataset": "datasets", "docs": "docs", "prompt": "prompts", "mcpserver": "mcpServers"}
 _ORDER = ("model", "modelpart", "code", "dataset", "docs", "prompt", "mcpserver")
 
@@ -82,8 +90,8 @@ def size_of(content: Content) -> int:
 class Part:
     """One Kitfile entry and its layer.
 
-    ``content`` is the tar or the raw file before compression; ``blob``, when given, is what lies in the registry (many gzip
-    members, many zstd frames, something broken) and is not derived from ``content``.
+    ``content`` is the tar or the raw file before compression; ``blob``, when given, is what lies in the registry
+    (many gzip members, many zstd frames, something broken) and is not derived from ``content``.
     """
 
     kind: str
@@ -158,7 +166,9 @@ def _layer_annotations(p: Part, vintage: Vintage) -> dict[str, str]:
     return dict(sorted(notes.items()))
 
 
-def _kitfile(entries: list[tuple[Part, dict[str, str]]], *, name: str, parent: str, parameters: Any, vintage: Vintage) -> dict[str, Any]:
+def _kitfile(
+    entries: list[tuple[Part, dict[str, str]]], *, name: str, parent: str, parameters: Any, vintage: Vintage
+) -> dict[str, Any]:
     def info(about: dict[str, str]) -> dict[str, str]:
         return {} if vintage == "0.4" else about
 
@@ -194,8 +204,8 @@ def build(
 ) -> Kit:  # fmt: skip
     """A kit of these parts, in Kitfile order, as that vintage writes it.
 
-    ``parent`` is a reference for ``model.path``. The ``extra`` fields are added at the end of config and manifest: unknown
-    fields, which a reader of JSON must survive.
+    ``parent`` is a reference for ``model.path``. The ``extra`` fields are added at the end of config and manifest:
+    unknown fields, which a reader of JSON must survive.
     """
     parts = sorted(parts, key=lambda p: _ORDER.index(p.kind))
     blobs: dict[str, Content] = {}
@@ -247,7 +257,9 @@ def build(
 
 def container_image() -> Kit:
     """An ordinary container image: no ModelKit."""
-    config = compact({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}})
+    config = compact(
+        {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}}
+    )
     layer = gzip.compress(kit_tar({"etc/hostname": b"box\n"}), mtime=0)
     rows = [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": sha256(layer), "size": len(layer)}]
     manifest = compact({
@@ -257,10 +269,12 @@ def container_image() -> Kit:
     return Kit(manifest, config, {sha256(config): config, sha256(layer): layer}, (sha256(layer),))
 
 
-# -- what lies in a layer ------------------------------------------------------------------------------------------------------
+# -- what lies in a layer
 
 
-def kit_tar(files: dict[str, bytes], *, modes: dict[str, int] | None = None, directories: tuple[str, ...] = ()) -> bytes:
+def kit_tar(
+    files: dict[str, bytes], *, modes: dict[str, int] | None = None, directories: tuple[str, ...] = ()
+) -> bytes:
     """A tar as kit shapes it: parents first, owner 1000:0, mtime 0, no record padding beyond the two zero blocks."""
     modes = modes or {}
     buffer = io.BytesIO()
@@ -288,7 +302,9 @@ def kit_tar(files: dict[str, bytes], *, modes: dict[str, int] | None = None, dir
     return buffer.getvalue()[:end] + bytes(1024)
 
 
-def sparse_file_tar(target: Path, members: dict[str, int], *, marks: dict[str, dict[int, bytes]] | None = None) -> dict[str, int]:
+def sparse_file_tar(
+    target: Path, members: dict[str, int], *, marks: dict[str, dict[int, bytes]] | None = None
+) -> dict[str, int]:
     """Writes a tar of huge members into a file that is sparse on disk; returns the offset of each member's first byte.
 
     The members read as zeros but for ``marks`` (member → offset → bytes). Sizes above 8 GiB get a pax header.
@@ -321,7 +337,7 @@ def zstd_frames(data: bytes, pieces: int) -> bytes:
     return skippable.join(zstandard.compress(data[at : at + step], 3) for at in range(0, len(data), step))
 
 
-# -- where kits go -------------------------------------------------------------------------------------------------------------
+# -- where kits go
 
 
 def _put(target: Path, content: Content) -> None:
@@ -371,14 +387,22 @@ def push(kit: Kit, registry: str, repository: str, tag: str) -> str:
             else:
                 with content.open("rb") as body:
                     _request(connection, "PUT", location, body, headers, expect=201)
-        _request(connection, "PUT", f"/v2/{repository}/manifests/{tag}", kit.manifest, {"Content-Type": MANIFEST}, expect=201)
+        _request(
+            connection, "PUT", f"/v2/{repository}/manifests/{tag}", kit.manifest, {"Content-Type": MANIFEST}, expect=201
+        )
     finally:
         connection.close()
     return f"{registry}/{repository}:{tag}"
 
 
 def _request(
-    connection: http.client.HTTPConnection, method: str, url: str, body: Any = None, headers: dict[str, str] | None = None, *, expect: int
+    connection: http.client.HTTPConnection,
+    method: str,
+    url: str,
+    body: Any = None,
+    headers: dict[str, str] | None = None,
+    *,
+    expect: int,
 ) -> None:
     connection.request(method, url, body=body, headers=headers or {})
     answer = connection.getresponse()

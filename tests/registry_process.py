@@ -1,10 +1,11 @@
-"""Debian's ``docker-registry`` (CNCF distribution) as a process of the tests, and a relay that can hold its answers back.
+"""Debian's ``docker-registry`` (CNCF distribution) as a process of the tests, and a relay that can hold its answers
+back.
 
-A ``RegistryProcess`` listens on a free loopback port, keeps its data and logs in a directory of its own and is ended by its pid.
-Its access log is the second witness of every claim about traffic: ``served()`` gives one ``Served`` for each answered request.
-``plant_*`` write straight into its storage, which is the only way to make it hold what it would refuse (a truncated manifest,
-a blob that is shorter than it claims) or what is too big to push (a sparse file of 10 GiB).
-Not a fake: faults are ``tests.fakes.registry``'s. Methods may be called from any thread.
+A ``RegistryProcess`` listens on a free loopback port, keeps its data and logs in a directory of its own and is ended
+by its pid. Its access log is the second witness of every claim about traffic: ``served()`` gives one ``Served`` for
+each answered request. ``plant_*`` write straight into its storage, which is the only way to make it hold what it
+would refuse (a truncated manifest, a blob that is shorter than it claims) or what is too big to push (a sparse file
+of 10 GiB). Not a fake: faults are ``tests.fakes.registry``'s. Methods may be called from any thread.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from typing import NamedTuple
 
 from tests import kits
 
-_LINE = re.compile(r'^(?P<peer>\S+) .*?"(?P<method>[A-Z]+) (?P<path>\S+) HTTP/[0-9.]+" (?P<status>\d{3}) (?P<bytes>\d+|-)')
+_LINE = re.compile(
+    r'^(?P<peer>\S+) .*?"(?P<method>[A-Z]+) (?P<path>\S+) HTTP/[0-9.]+" (?P<status>\d{3}) (?P<bytes>\d+|-)'
+)
 _CONFIG = """\
 version: 0.1
 log:
@@ -100,7 +103,9 @@ class RegistryProcess:
 
     def start(self) -> None:
         """Returns when the registry answers."""
-        leash = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []  # it ends with a test run that is killed
+        leash = (
+            ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        )  # it ends with a test run that is killed
         command = [*leash, "docker-registry", "serve", str(self.directory / "config.yml")]
         with (self.directory / "access.log").open("ab") as out, (self.directory / "error.log").open("ab") as err:
             self._process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
@@ -125,13 +130,13 @@ class RegistryProcess:
                 self._process.wait()
             self._process = None
 
-    # -- what it served ------------------------------------------------------------------------------------------------------
+    # -- what it served
 
     def served(self, since: Mark | None = None) -> list[Served]:
         """All requests answered so far (after ``since``), but for those of this class.
 
-        A line is written after its answer, so a request of our own is the fence; an answer that is still being written to a
-        client that died is waited for by reading until two fences see the same.
+        A line is written after its answer, so a request of our own is the fence; an answer that is still being
+        written to a client that died is waited for by reading until two fences see the same.
         """
         before = -1
         while True:
@@ -172,7 +177,7 @@ class RegistryProcess:
                 rows.append(Served(found["method"], found["path"], int(found["status"]), amount))
         return rows
 
-    # -- what it holds -------------------------------------------------------------------------------------------------------
+    # -- what it holds
 
     def push(self, kit: kits.Kit, repository: str, tag: str = "v1") -> str:
         """Pushes over HTTP, big files by planting; returns the reference."""
@@ -186,7 +191,9 @@ class RegistryProcess:
         """``skopeo copy`` of an OCI archive, digests kept; returns the reference."""
         name = f"{self.host}/{repository}:{tag}"
         command = ["skopeo", "--insecure-policy", "copy", "-q", "--preserve-digests", "--dest-tls-verify=false"]
-        subprocess.run([*command, f"oci-archive:{archive}:{tag}", f"docker://{name}"], check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            [*command, f"oci-archive:{archive}:{tag}", f"docker://{name}"], check=True, capture_output=True, timeout=60
+        )
         return name
 
     def blob_path(self, digest: str) -> Path:
@@ -223,7 +230,8 @@ class RegistryProcess:
 
 
 class Relay:
-    """A TCP relay before a registry. ``hold(n)`` lets n more bytes of answers through and then nothing, until ``release()``.
+    """A TCP relay before a registry. ``hold(n)`` lets n more bytes of answers through and then nothing, until
+    ``release()``.
 
     ``cut(n)`` lets n more bytes of requests through and then breaks the connection that brought the last of them, once.
     ``held`` is set when bytes are being kept back. Every connection has two threads, which end with it.

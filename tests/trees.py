@@ -1,7 +1,8 @@
 """What is in a directory, as one JSON value: path → type, mode, size, sha256, target.
 
-Runs as a program too (``python trees.py DIR``), so that another user can look at a mount that root may not see. Standard library
-only, nothing of kitfs; single-threaded. Paths that are not UTF-8 come out with surrogate escapes, as ``os.fsdecode`` gives them.
+Runs as a program too (``python trees.py DIR``), so that another user can look at a mount that root may not see.
+Standard library only, nothing of kitfs; single-threaded. Paths that are not UTF-8 come out with surrogate escapes, as
+``os.fsdecode`` gives them.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def without(tree: Tree, *paths: str) -> Tree:
 
 def masked(tree: Tree) -> Tree:
     """The tree with setuid, setgid and sticky taken off, as a mount shows it."""
-    return {p: {**row, "mode": f"{int(row['mode'], 8) & 0o777:04o}"} if "mode" in row else row for p, row in tree.items()}
+    return {
+        p: {**row, "mode": f"{int(row['mode'], 8) & 0o777:04o}"} if "mode" in row else row for p, row in tree.items()
+    }
 
 
 def blob_of(archive: Path, digest: str) -> bytes:

@@ -1,7 +1,9 @@
-"""The arguments of this process as others see them: without passwords and tokens, for everybody may read /proc/PID/cmdline.
+"""The arguments of this process as others see them: without passwords and tokens, for everybody may read
+/proc/PID/cmdline.
 
-A mount's daemon keeps the arguments of the ``kitfs mount`` that it was forked from for as long as it lives. Linux shows the memory in
-which they were passed (proc(5), arg_start and arg_end), which a process may overwrite; Python has copies of its own.
+A mount's daemon keeps the arguments of the ``kitfs mount`` that it was forked from for as long as it lives. Linux
+shows the memory in which they were passed (proc(5), arg_start and arg_end), which a process may overwrite; Python has
+copies of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ ARG_END: Final = 48
 
 
 def hide() -> None:
-    """Overwrite what is secret in the arguments that the system shows; where it cannot be done they stay as they are."""
+    """Overwrite what is secret in the arguments that the system shows; where it cannot be done they stay as they
+    are.
+    """
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/stat", "rb") as f:
             fields = f.read().rpartition(b")")[2].split()  # from the third on: the second may hold blanks

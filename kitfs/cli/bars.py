@@ -1,8 +1,9 @@
-"""The bars of a verb: one line for each thing on its way, and the total below them. Drawn by rich on stderr, imported when they are drawn.
+"""The bars of a verb: one line for each thing on its way, and the total below them. Drawn by rich on stderr, imported
+when they are drawn.
 
-A line fits its terminal: the name is cut from the left first, then speed and time go. Sizes and speeds are in binary units, as ``ls -h``
-has them; speeds are those of the last seconds, so that what waits shows 0 B/s. Threading: ``draw`` under the caller's lock; rich draws on
-a thread of its own, which only reads.
+A line fits its terminal: the name is cut from the left first, then speed and time go. Sizes and speeds are in binary
+units, as ``ls -h`` has them; speeds are those of the last seconds, so that what waits shows 0 B/s. Threading:
+``draw`` under the caller's lock; rich draws on a thread of its own, which only reads.
 """
 
 from __future__ import annotations
@@ -90,14 +91,20 @@ class Bars:
         ]
         if wide >= NARROW:
             columns.append(Words(lambda task: f"{human_size(int(task.fields['speed'].now()))}/s", 12))
-            columns.append(Words(lambda task: time_left(int((task.total or 0) - task.completed), task.fields["speed"].now()), 7))
-        self._progress: Progress = Bottom(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+            columns.append(
+                Words(lambda task: time_left(int((task.total or 0) - task.completed), task.fields["speed"].now()), 7)
+            )
+        self._progress: Progress = Bottom(
+            *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self._tasks: dict[str, TaskID] = {}
         self._speeds: dict[str, Speed] = {}
         self._progress.start()
 
     def draw(self, name: str, label: str, done: int, total: int, *, alone: bool) -> None:
-        """Bring a bar up to date. What has not begun has none yet unless it is ``alone``, and the bar of what is done goes away."""
+        """Bring a bar up to date. What has not begun has none yet unless it is ``alone``, and the bar of what is done
+        goes away.
+        """
         if done >= total:
             if name in self._tasks:
                 self._progress.remove_task(self._tasks.pop(name))
@@ -106,7 +113,9 @@ class Bars:
             if not done and name != ALL and not alone:
                 return
             speed = self._speeds.setdefault(name, Speed(done))
-            self._tasks[name] = self._progress.add_task(shortened(shown(label), self._label), total=total, name=name, speed=speed)
+            self._tasks[name] = self._progress.add_task(
+                shortened(shown(label), self._label), total=total, name=name, speed=speed
+            )
         self._speeds[name].tell(done)
         self._progress.update(self._tasks[name], completed=done, total=total)
 

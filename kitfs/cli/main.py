@@ -1,7 +1,9 @@
-"""The command line: ``kitfs VERB``. Verbs are small functions in modules of their own; this one gathers them and ends the process.
+"""The command line: ``kitfs VERB``. Verbs are small functions in modules of their own; this one gathers them and ends
+the process.
 
-Every failure is one line on stderr and the exit code of its class (see ``errors``): no traceback reaches a user unless KITFS_DEBUG is
-set. Modules of verbs import what is heavy inside their functions, so that ``kitfs --help`` stays quick.
+Every failure is one line on stderr and the exit code of its class (see ``errors``): no traceback reaches a user
+unless KITFS_DEBUG is set. Modules of verbs import what is heavy inside their functions, so that ``kitfs --help``
+stays quick.
 """
 
 from __future__ import annotations
@@ -12,11 +14,31 @@ from typing import NoReturn
 
 import click
 
-from kitfs import __version__
-from kitfs.cli import arguments, compare, demo, imports, index, kits, kits_local, login, mount, serve, shell, tree, unpack
+from kitfs.cli import arguments
 from kitfs.cli.options import Verbs
 from kitfs.cli.output import Unwritable, flush, put, say, settle_streams
+from kitfs.cli.verbs import (
+    demo,
+    imports,
+    index,
+    login,
+    mount,
+    serve,
+    shell,
+    tree,
+    unpack,
+)
+from kitfs.cli.verbs import (
+    diff as compare,
+)
+from kitfs.cli.verbs import (
+    library as kits_local,
+)
+from kitfs.cli.verbs import (
+    transfer as kits,
+)
 from kitfs.errors import KitfsError
+from kitfs.version import __version__
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -27,7 +49,14 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version and exit.")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def cli() -> None:
     """Mount KitOps ModelKits and CNCF ModelPacks lazily out of OCI registries.
 

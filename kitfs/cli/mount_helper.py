@@ -2,9 +2,10 @@
 
     mount.kitfs SPEC DIR [-sfnv] [-N namespace] [-o OPTIONS] [-t TYPE]          (mount(8), "External helpers")
 
-SPEC is a reference. Options are those of ``kitfs mount`` with ``-`` or ``_`` (``cache_dir=/var/cache/kits,plain_http,only=model``);
-a comma inside a value is written ``\\,``. Options that mean nothing here (``rw`` of ``defaults``, ``_netdev``, ``noauto``, ``x-…``)
-are passed over; unknown ones are refused. Exit codes are mount(8)'s: 0, 1 wrong usage, 32 the mount failed.
+SPEC is a reference. Options are those of ``kitfs mount`` with ``-`` or ``_``
+(``cache_dir=/var/cache/kits,plain_http,only=model``); a comma inside a value is written ``\\,``. Options that mean
+nothing here (``rw`` of ``defaults``, ``_netdev``, ``noauto``, ``x-…``) are passed over; unknown ones are refused.
+Exit codes are mount(8)'s: 0, 1 wrong usage, 32 the mount failed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import NoReturn
 import click
 
 from kitfs.cli.main import fail
-from kitfs.cli.mount import MOUNT_OPTIONS, do_mount, mount_request
 from kitfs.cli.options import Command
 from kitfs.cli.output import settle_streams
+from kitfs.cli.verbs.mount import MOUNT_OPTIONS, do_mount, mount_request
 from kitfs.config import OPTIONS, Settings
 from kitfs.errors import InvalidReference, KitfsError, UsageError
 
@@ -30,7 +31,9 @@ SUPPORTED = tuple(name for name in MOUNT_OPTIONS if name != "foreground")
 
 
 def flags_of(options: str) -> dict[str, object]:
-    """Option name → texts, from the text after -o. Raises UsageError for an option that is none of ours nor of mount(8)'s."""
+    """Option name → texts, from the text after -o. Raises UsageError for an option that is none of ours nor of
+    mount(8)'s.
+    """
     flags: dict[str, object] = dict.fromkeys(SUPPORTED)
     for part in re.split(r"(?<!\\),", options):
         key, found, value = part.replace("\\,", ",").partition("=")

@@ -1,4 +1,5 @@
-"""Flags made from the table of ``config``: every verb names the options it takes, and gets them settled as ``Settings``.
+"""Flags made from the table of ``config``: every verb names the options it takes, and gets them settled as
+``Settings``.
 
 What kit takes with every verb (``EVERYWHERE``), before or after its name, every verb takes here.
 """
@@ -47,7 +48,9 @@ def _show_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 class Command(_Helpful):
-    """A verb. ``--plain-http`` and its like take a BOOL after "=" only, so a bare one becomes ``=true`` before click sees it."""
+    """A verb. ``--plain-http`` and its like take a BOOL after "=" only, so a bare one becomes ``=true`` before click
+    sees it.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Give bare boolean options their value, up to a ``--``."""
@@ -73,7 +76,9 @@ def _option(param: click.Option) -> Option:
 
 
 def takes(*names: str) -> Callable[[Verb], Verb]:
-    """Decorate a verb with options of the table, and those of ``EVERYWHERE``; it is called with ``settings`` and its own arguments."""
+    """Decorate a verb with options of the table, and those of ``EVERYWHERE``; it is called with ``settings`` and its
+    own arguments.
+    """
     names = (*names, *(name for name in EVERYWHERE if name not in names))
 
     def decorate(verb: Verb) -> Verb:

@@ -1,7 +1,9 @@
-"""What verbs print: tables, JSON, messages on stderr. Programs get JSON with sorted meaning and no colour; people get columns.
+"""What verbs print: tables, JSON, messages on stderr. Programs get JSON with sorted meaning and no colour; people get
+columns.
 
-All of stdout goes through here, so that one that cannot be written is told apart from every other failure, and so that no foreign
-text reaches a terminal unescaped (``escaping``): ``put`` and ``say`` write one line, ``put_lines`` a text of several.
+All of stdout goes through here, so that one that cannot be written is told apart from every other failure, and so
+that no foreign text reaches a terminal unescaped (``escaping``): ``put`` and ``say`` write one line, ``put_lines`` a
+text of several.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Unwritable(KitfsError):  # noqa: N818 - as the classes of errors.py
 def settle_streams() -> None:
     """Let descriptors 0 to 2 that the caller closed lead to /dev/null, lest some file of ours gets their numbers.
 
-    What an encoding cannot say, stdout says by a backslash, as stderr does: half of a surrogate pair comes out as JSON writes it.
+    What an encoding cannot say, stdout says by a backslash, as stderr does: half of a surrogate pair comes out as
+    JSON writes it.
     """
     for fd in range(3):
         try:

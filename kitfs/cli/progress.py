@@ -1,7 +1,8 @@
-"""How verbs show what they do: lines in kit's words, bars on a terminal, now and then a line elsewhere, JSON lines for programs.
+"""How verbs show what they do: lines in kit's words, bars on a terminal, now and then a line elsewhere, JSON lines
+for programs.
 
-Short work is quiet: bars and lines begin when it has taken a second, or five. Bars are rich's, on stderr, and imported when they are drawn.
-Threading: events come from any thread; one lock keeps lines and bars apart.
+Short work is quiet: bars and lines begin when it has taken a second, or five. Bars are rich's, on stderr, and
+imported when they are drawn. Threading: events come from any thread; one lock keeps lines and bars apart.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ PLAIN_EVERY: Final = 5.0  # seconds between two lines
 
 
 class Reporter:
-    """A Report for the time of a verb. ``mode`` none, plain or fancy, or auto: fancy on a terminal, else plain; ``as_json`` prints events."""
+    """A Report for the time of a verb. ``mode`` none, plain or fancy, or auto: fancy on a terminal, else plain;
+    ``as_json`` prints events.
+    """
 
     def __init__(self, mode: str, *, as_json: bool = False) -> None:
         terminal = sys.stderr.isatty()
@@ -47,7 +50,9 @@ class Reporter:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -110,7 +115,9 @@ class Reporter:
                 done, total = sum(self._done.values()), sum(size for size, _ in self._totals.values())
                 speed = done / max(0.1, time.monotonic() - self._began)
                 if total:
-                    say(f"kitfs: {human_size(done)} of {human_size(total)} ({done * 100 // total}%), {human_size(int(speed))}/s")
+                    say(
+                        f"kitfs: {human_size(done)} of {human_size(total)} ({done * 100 // total}%), {human_size(int(speed))}/s"
+                    )
 
     def _begin(self) -> None:
         from kitfs.cli.bars import Bars
@@ -147,7 +154,9 @@ def _saved(event: Saved) -> str:
 
 
 class Waiting:
-    """Says on a terminal that a verb without bars still works, until it answers there; ``fetched`` gives the bytes from registries so far."""
+    """Says on a terminal that a verb without bars still works, until it answers there; ``fetched`` gives the bytes
+    from registries so far.
+    """
 
     def __init__(self, mode: str, fetched: Callable[[], int]) -> None:
         self._shows = mode != "none" and sys.stderr.isatty()

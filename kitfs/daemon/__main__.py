@@ -1,7 +1,8 @@
-"""``python -m kitfs.daemon mount|umount``: mounts for programs that must not fork. JSON in on stdin, one JSON object out on stdout.
+"""``python -m kitfs.daemon mount|umount``: mounts for programs that must not fork. JSON in on stdin, one JSON object
+out on stdout.
 
-    mount    the fields of MountRequest → those of the Record, and "made": false when the same mount was there before
-    umount   "mountpoint", "run_dir", and "lazy" unless it is false → nothing
+mount    the fields of MountRequest → those of the Record, and "made": false when the same mount was there before
+umount   "mountpoint", "run_dir", and "lazy" unless it is false → nothing
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import json
 import sys
 from dataclasses import asdict
 
-from kitfs.daemon.end import finish
-from kitfs.daemon.life import start, told
-from kitfs.daemon.record import RunDir
 from kitfs.daemon.request import MountRequest
+from kitfs.daemon.run_dir import RunDir
+from kitfs.daemon.start import error_to_json, start
+from kitfs.daemon.unmount import finish
 from kitfs.errors import KitfsError, UsageError
 from kitfs.escaping import shown
 
@@ -32,7 +33,7 @@ def main() -> int:
         else:
             raise UsageError("usage: python -m kitfs.daemon mount|umount")
     except KitfsError as e:
-        json.dump(told(e), sys.stdout)
+        json.dump(error_to_json(e), sys.stdout)
         return e.exit_code
     json.dump(answer, sys.stdout)
     return 0

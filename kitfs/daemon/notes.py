@@ -1,7 +1,8 @@
 """What a mount tells about its kit before it answers: warnings that the verb prints and the log keeps.
 
-Nothing is fetched for them: a mount waits for the manifest and the config only. Names that are closed to others in a layer which nobody
-has listed on this host yet are told in the log when the layer is first listed. Threading: ``ClosedNote`` from any thread.
+Nothing is fetched for them: a mount waits for the manifest and the config only. Names that are closed to others in a
+layer which nobody has listed on this host yet are told in the log when the layer is first listed. Threading:
+``ClosedNote`` from any thread.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import time
 from typing import Final
 
 from kitfs.daemon.request import MountRequest
-from kitfs.kit import Kit, Resolver
+from kitfs.kit.kit import Kit
+from kitfs.kit.resolver import Resolver
 from kitfs.layers.access import READ, SEARCH, Closed, closed_to_others, summed
 from kitfs.layers.index import LayerIndex
 
@@ -32,7 +34,8 @@ def warn(kit: Kit, request: MountRequest, resolver: Resolver, log: logging.Logge
 class ClosedNote:
     """Tells once of names that other users may not use, where the mount is open to them (allow_other).
 
-    Silent about what the options of the request decided: a mode that was asked for, a umask that takes others' bits away.
+    Silent about what the options of the request decided: a mode that was asked for, a umask that takes others' bits
+    away.
     """
 
     def __init__(self, request: MountRequest, log: logging.Logger) -> None:
@@ -43,7 +46,9 @@ class ClosedNote:
         self._told = not (self._files or self._directories)
 
     def look(self, kit: Kit, *, patience: float = PATIENCE) -> None:
-        """Tell of all layers whose modes are known without their registry, as far as they can be looked at in ``patience`` seconds."""
+        """Tell of all layers whose modes are known without their registry, as far as they can be looked at in
+        ``patience`` seconds.
+        """
         if self._told:
             return
         deadline = time.monotonic() + patience
@@ -65,5 +70,11 @@ class ClosedNote:
             if self._told or not closed:
                 return
             self._told = True
-        options = [option for count, option in ((closed.files, "--file-mode 644"), (closed.directories, "--dir-mode 755")) if count]
-        self._log.warning("closed to other users by the modes in %s: %s; mount with %s to open them", where, closed, " ".join(options))
+        options = [
+            option
+            for count, option in ((closed.files, "--file-mode 644"), (closed.directories, "--dir-mode 755"))
+            if count
+        ]
+        self._log.warning(
+            "closed to other users by the modes in %s: %s; mount with %s to open them", where, closed, " ".join(options)
+        )

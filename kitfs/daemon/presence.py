@@ -1,4 +1,5 @@
-"""Whether what a record says is true: the mount table, the daemon's lock and its answer, put together in one place for every verb.
+"""Whether what a record says is true: the mount table, the daemon's lock and its answer, put together in one place
+for every verb.
 
     alive             the mount is at its mount point, and its daemon answers
     does not answer   the mount is there and the daemon's process exists, but it is stopped or stuck
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from kitfs.daemon.record import Record, RunDir, ask
+from kitfs.daemon.run_dir import Record, RunDir, ask
 from kitfs.fuse.mounting import FSTYPE, MountInfo, mount_at, mounts
 
 ANSWER: Final = 5.0  # seconds that a daemon has to say what it does
@@ -28,12 +29,16 @@ class Presence(NamedTuple):
 
 
 def is_at(record: Record, there: MountInfo | None) -> bool:
-    """Whether the topmost mount at a record's mount point is the record's. A record of an older kitfs knows no device."""
+    """Whether the topmost mount at a record's mount point is the record's. A record of an older kitfs knows no
+    device.
+    """
     return there is not None and there.fstype == FSTYPE and record.dev in ("", there.dev)
 
 
 def record_at(run: RunDir, mountpoint: str, there: MountInfo | None) -> Record | None:
-    """The record of what is mounted at a mount point; where that is none of ours, of a daemon that was detached from there, if any."""
+    """The record of what is mounted at a mount point; where that is none of ours, of a daemon that was detached from
+    there, if any.
+    """
     found = [record for record in run.records() if record.mountpoint == mountpoint]
     return next((record for record in reversed(found) if is_at(record, there)), found[-1] if found else None)
 

@@ -1,11 +1,12 @@
 """What a mount was asked to be, and whether another request asks for the same.
 
-Two requests are the same when they show the same kit of the same repository or layout, whatever tag, digest or labels name it, and
-all other options agree after they were parsed: not how they were spelled, where they were set, or in which order they were given.
-``terms_of`` turns the options of a request into texts, which the record of a mount keeps for the requests that come later.
+Two requests are the same when they show the same kit of the same repository or layout, whatever tag, digest or labels
+name it, and all other options agree after they were parsed: not how they were spelled, where they were set, or in
+which order they were given. ``terms_of`` turns the options of a request into texts, which the record of a mount keeps
+for the requests that come later.
 
-No text holds a user or password of a URL: those are hashed with a salt that differs from mount to mount. Pure but for ``MountRequest.of``
-and ``terms_of``, which resolve symbolic links of paths.
+No text holds a user or password of a URL: those are hashed with a salt that differs from mount to mount. Pure but for
+``MountRequest.of`` and ``terms_of``, which resolve symbolic links of paths.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _MARK: Final = " #"  # before the hash of what a text leaves out
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """Everything a daemon needs, as plain values; every path is absolute. ``client`` are the fields of registry ClientOptions."""
+    """Everything a daemon needs, as plain values; every path is absolute. ``client`` are the fields of registry
+    ClientOptions.
+    """
 
     reference: str
     mountpoint: str
@@ -51,10 +54,12 @@ class MountRequest:
 
     @classmethod
     def of(cls, reference: str, directory: str, settings: Settings) -> MountRequest:
-        """What the options of ``mount`` ask for. Raises UsageError, MountError for a directory that cannot be a mount point."""
+        """What the options of ``mount`` ask for. Raises UsageError, MountError for a directory that cannot be a mount
+        point.
+        """
         from kitfs.fuse.mounting import canonical
-        from kitfs.oci.filters import Filter
-        from kitfs.oci.kitindex import selector
+        from kitfs.modelkit.filters import Filter
+        from kitfs.modelkit.index import selector
 
         for text in settings["only"]:
             Filter.parse(text)
@@ -90,12 +95,15 @@ class MountRequest:
 
 
 def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
-    """Every option of a request but what names the kit, by its name on the command line, as a text that is equal for equal options.
+    """Every option of a request but what names the kit, by its name on the command line, as a text that is equal for
+    equal options.
 
     An empty text stands for an option that was not given. ``salt`` is hashed with the users and passwords of URLs.
     """
     client = request.client
-    mirrors = {host: " ".join(_without_user(url, salt) for url in urls) for host, urls in (client.get("mirrors") or {}).items()}
+    mirrors = {
+        host: " ".join(_without_user(url, salt) for url in urls) for host, urls in (client.get("mirrors") or {}).items()
+    }
     return {
         "only": _only(request.only),
         "cache-dir": os.path.realpath(request.cache_dir),
@@ -123,8 +131,14 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
 
 
 def differences(mounted: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
-    """What differs between the terms of a mount and those of a request, for people. An option that the mount did not record counts as equal."""
-    return [f"--{name} {_shown(mounted[name], asked[name])}" for name in asked if name in mounted and mounted[name] != asked[name]]
+    """What differs between the terms of a mount and those of a request, for people. An option that the mount did not
+    record counts as equal.
+    """
+    return [
+        f"--{name} {_shown(mounted[name], asked[name])}"
+        for name in asked
+        if name in mounted and mounted[name] != asked[name]
+    ]
 
 
 def _shown(mounted: str, asked: str) -> str:
@@ -142,7 +156,7 @@ def _text(value: object) -> str:
 
 def _only(filters: Sequence[str]) -> str:
     """What filters select together, whatever their order and however they were split: ``docs:a,b model``."""
-    from kitfs.oci.filters import Filter
+    from kitfs.modelkit.filters import Filter
 
     names: dict[str, set[str] | None] = {}  # per type; None selects every name
     for chosen in map(Filter.parse, filters):

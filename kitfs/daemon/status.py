@@ -1,6 +1,8 @@
-"""What a mount says of itself: the stable JSON object of ``kitfs status --json``, and the socket that gives it to whoever connects.
+"""What a mount says of itself: the stable JSON object of ``kitfs status --json``, and the socket that gives it to
+whoever connects.
 
-Threading: the socket has one thread; everything it reads is a counter or a byte map that other threads may be changing, which is fine.
+Threading: the socket has one thread; everything it reads is a counter or a byte map that other threads may be
+changing, which is fine.
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from kitfs.daemon.record import Record
-from kitfs.kit import Kit
+from kitfs.daemon.run_dir import Record
+from kitfs.kit.kit import Kit
 from kitfs.metrics import Counters
 
 MAX_WARNINGS: Final = 20
 
 
 class LastError(logging.Handler):
-    """Remembers the last error that was logged, for ``last_error``, and the first few warnings, for whoever waits for the mount."""
+    """Remembers the last error that was logged, for ``last_error``, and the first few warnings, for whoever waits for
+    the mount.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -1,10 +1,11 @@
 """The protocol of /dev/fuse, version 7.x: requests out of bytes, replies into bytes.
 
-Not a session: no file descriptor is read or written here, and no request is judged. Every layout is that of <linux/fuse.h>; the name of
-its struct stands beside it, and fields are in native byte order because the kernel on the other end is this machine's own.
+Not a session: no file descriptor is read or written here, and no request is judged. Every layout is that of
+<linux/fuse.h>; the name of its struct stands beside it, and fields are in native byte order because the kernel on the
+other end is this machine's own.
 
-Negotiation (``negotiate``): the kernel offers a version and flags in INIT; we answer with the older of both versions and with those of
-``WANTED`` that it offered, and nothing else may be used afterwards. Threading: pure functions.
+Negotiation (``negotiate``): the kernel offers a version and flags in INIT; we answer with the older of both versions
+and with those of ``WANTED`` that it offered, and nothing else may be used afterwards. Threading: pure functions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from kitfs.fuse.values import Attr, DirEntry, Entry, StatFS
+    from kitfs.fuse.replies import Attr, DirEntry, Entry, StatFS
 
 MAJOR: Final = 7
 MINOR: Final = 38  # newest minor whose structs are written below
@@ -26,11 +27,13 @@ ROOT_ID: Final = 1
 INT_REQ_BIT: Final = 1  # set in the unique of an INTERRUPT's own header, never in a request's
 
 MAX_PAGES: Final = 256  # 1 MiB reads with 4 KiB pages; the kernel's own ceiling unless its sysctl was raised
-# What may be in flight behind the kernel's back (readahead). The default of 12 would let a dozen stalled reads of a registry that
+# What may be in flight behind the kernel's back (readahead). The default of 12 would let a dozen stalled reads of a
+# registry that
 # hangs keep every cached read behind them; the cold pool has 64 threads, so this must be more than that.
 MAX_BACKGROUND: Final = 512
 CONGESTION: Final = 384
-# We never take data, so the smallest max_write that the kernel knows; it refuses (EINVAL) read buffers below max_write and headers.
+# We never take data, so the smallest max_write that the kernel knows; it refuses (EINVAL) read buffers below
+# max_write and headers.
 MAX_WRITE: Final = max(4096, os.sysconf("SC_PAGE_SIZE"))
 READ_BUFFER: Final = MAX_WRITE + 4096  # >= FUSE_MIN_READ_BUFFER (8192), and room for the headers
 FOREVER: Final = 365 * 86400  # seconds that names and attributes stay in the kernel's caches: content never changes
@@ -119,12 +122,18 @@ class OpenFlag(IntFlag):
     NOFLUSH = 1 << 5
 
 
-# -- requests ------------------------------------------------------------------------------------------------------------------------
+# -- requests
 
-_IN_HEADER: Final = struct.Struct("=IIQQIIIHH")  # fuse_in_header: len opcode unique nodeid uid gid pid total_extlen padding
+_IN_HEADER: Final = struct.Struct(
+    "=IIQQIIIHH"
+)  # fuse_in_header: len opcode unique nodeid uid gid pid total_extlen padding
 IN_HEADER_SIZE: Final = _IN_HEADER.size
-_INIT_IN: Final = struct.Struct("=IIII")  # fuse_init_in: major minor max_readahead flags (flags2 and more follow in newer ones)
-_READ_IN: Final = struct.Struct("=QQI")  # fuse_read_in, and READDIR's: fh offset size (then read_flags lock_owner flags padding)
+_INIT_IN: Final = struct.Struct(
+    "=IIII"
+)  # fuse_init_in: major minor max_readahead flags (flags2 and more follow in newer ones)
+_READ_IN: Final = struct.Struct(
+    "=QQI"
+)  # fuse_read_in, and READDIR's: fh offset size (then read_flags lock_owner flags padding)
 _FH: Final = struct.Struct("=Q")  # fuse_release_in begins so
 _U32: Final = struct.Struct("=I")  # fuse_open_in and fuse_getxattr_in begin so
 _GETXATTR_IN_SIZE: Final = 8
@@ -136,7 +145,9 @@ class BadRequestError(ValueError):
 
 
 class Request(NamedTuple):
-    """One request: the fields of its fuse_in_header, and the bytes behind it. ``pid`` is a thread's id, 0 when it has none here."""
+    """One request: the fields of its fuse_in_header, and the bytes behind it. ``pid`` is a thread's id, 0 when it has
+    none here.
+    """
 
     opcode: int
     unique: int
@@ -217,7 +228,7 @@ def _terminated(data: bytes) -> bytes:
     return data[:end]
 
 
-# -- replies -------------------------------------------------------------------------------------------------------------------------
+# -- replies
 
 _OUT_HEADER: Final = struct.Struct("=IiQ")  # fuse_out_header: len error unique
 OUT_HEADER_SIZE: Final = _OUT_HEADER.size
@@ -249,7 +260,9 @@ def negotiate(init: Init) -> Negotiated:
 def init_out(agreed: Negotiated) -> bytes:
     """fuse_init_out."""
     pages = MAX_PAGES if agreed.flags & InitFlag.MAX_PAGES else 0
-    return _INIT_OUT.pack(MAJOR, agreed.minor, agreed.max_readahead, agreed.flags, MAX_BACKGROUND, CONGESTION, MAX_WRITE, 1, pages, 0, 0)
+    return _INIT_OUT.pack(
+        MAJOR, agreed.minor, agreed.max_readahead, agreed.flags, MAX_BACKGROUND, CONGESTION, MAX_WRITE, 1, pages, 0, 0
+    )
 
 
 def version_out() -> bytes:

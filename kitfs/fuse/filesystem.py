@@ -1,8 +1,9 @@
-"""The file system: lookup, getattr, open, read, readdir and their like, with plain values. It knows no struct, no ctypes and no kernel.
+"""The file system: lookup, getattr, open, read, readdir and their like, with plain values. It knows no struct, no
+ctypes and no kernel.
 
-Transports call it and translate: OSError is its errno, KitfsError its class's (EIO for read), WouldBlock an invitation to call again with
-``wait=True`` on a thread that may wait. Content never changes, so nothing here is ever invalidated. Threading: any number of
-threads; a handle is a number in a dict.
+Transports call it and translate: OSError is its errno, KitfsError its class's (EIO for read), WouldBlock an
+invitation to call again with ``wait=True`` on a thread that may wait. Content never changes, so nothing here is ever
+invalidated. Threading: any number of threads; a handle is a number in a dict.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import stat
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from kitfs.fuse.tree import Node, Tree
-from kitfs.fuse.values import Attr, DirEntry, Entry, Handle, Inode, StatFS
+from kitfs.fuse.replies import Attr, DirEntry, Entry, Handle, StatFS
+from kitfs.kit.inode import Inode
+from kitfs.kit.tree import Node, Tree
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import IMAGE_MANIFEST
 
@@ -28,9 +30,9 @@ BATCH: Final = 4096  # names that one readdir is given at most
 class FileSystem:
     """A kit's tree as a file system.
 
-    ``uid`` and ``gid`` own everything, ``mtime`` (seconds since the epoch) is every file's time. ``file_mode`` and ``dir_mode`` are the
-    permission bits of every file and of every directory (None: as in the layer); ``umask`` takes bits away from both.
-    ``reference`` and ``manifest_digest`` are shown as attributes of the root.
+    ``uid`` and ``gid`` own everything, ``mtime`` (seconds since the epoch) is every file's time. ``file_mode`` and
+    ``dir_mode`` are the permission bits of every file and of every directory (None: as in the layer); ``umask`` takes
+    bits away from both. ``reference`` and ``manifest_digest`` are shown as attributes of the root.
     """
 
     def __init__(
@@ -110,7 +112,9 @@ class FileSystem:
         entries = [(b".", directory), (b"..", above)]
         entries += [(name.encode("utf-8", "surrogateescape"), node) for name, node in listed]
         handle = Handle(next(self._numbers))
-        self._listings[handle] = [DirEntry(name, node.inode, self._attr(node), i) for i, (name, node) in enumerate(entries, 1)]
+        self._listings[handle] = [
+            DirEntry(name, node.inode, self._attr(node), i) for i, (name, node) in enumerate(entries, 1)
+        ]
         return handle
 
     def readdir(self, handle: Handle, offset: int) -> Sequence[DirEntry]:
@@ -161,7 +165,9 @@ class FileSystem:
 
     def _attr(self, node: Node) -> Attr:
         mode = TYPES[node.kind] | self._permissions(node)
-        return Attr(node.inode, node.size if node.kind != "dir" else 0, mode, node.nlink, self._uid, self._gid, self._mtime)
+        return Attr(
+            node.inode, node.size if node.kind != "dir" else 0, mode, node.nlink, self._uid, self._gid, self._mtime
+        )
 
     def _permissions(self, node: Node) -> int:
         if node.kind == "symlink":

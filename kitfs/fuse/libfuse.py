@@ -1,13 +1,15 @@
-"""The libfuse transport: fusepy's ``FUSE`` on libfuse2, for systems without /dev/fuse's own protocol, or when asked for.
+"""The libfuse transport: fusepy's ``FUSE`` on libfuse2, for systems without /dev/fuse's own protocol, or when asked
+for.
 
-Not as fast as the kernel transport, and coarser: libfuse names files by path, so every operation resolves its path again; it starts a
-thread for every request that finds none idle, so nothing is asked with ``wait=False``; and it does not pass INTERRUPT on, so who waits
-for a lookup that is on the network waits until that ends (reads go through the page cache, whose waits can be killed).
+Not as fast as the kernel transport, and coarser: libfuse names files by path, so every operation resolves its path
+again; it starts a thread for every request that finds none idle, so nothing is asked with ``wait=False``; and it does
+not pass INTERRUPT on, so who waits for a lookup that is on the network waits until that ends (reads go through the
+page cache, whose waits can be killed).
 
 Names are bytes. fusepy insists on str, so they travel as latin-1, which maps each byte to one character and back.
 
-``fuse`` loads libfuse when it is imported, so it is imported when a mount is made. Threading: ``serve`` runs libfuse's loop on a thread
-of its own; operations run on libfuse's threads.
+``fuse`` loads libfuse when it is imported, so it is imported when a mount is made. Threading: ``serve`` runs
+libfuse's loop on a thread of its own; operations run on libfuse's threads.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kitfs.errors import MountError
 from kitfs.fuse.abi import FOREVER
-from kitfs.fuse.failures import Failures
+from kitfs.fuse.errno_policy import Failures
 from kitfs.fuse.mounting import DEVICE, MountOptions, check_allow_other, device_error, escaped, fusermount, unmount
-from kitfs.fuse.values import ROOT, Attr, Handle, Inode
+from kitfs.fuse.replies import Attr, Handle
+from kitfs.kit.inode import ROOT, Inode
 from kitfs.metrics import Counters
 
 if TYPE_CHECKING:
@@ -45,7 +48,9 @@ class Operations:
 
     use_ns = True  # times are whole nanoseconds
 
-    def __init__(self, filesystem: FileSystem, *, ready: Callable[[], None], counters: Counters, failures: Failures) -> None:
+    def __init__(
+        self, filesystem: FileSystem, *, ready: Callable[[], None], counters: Counters, failures: Failures
+    ) -> None:
         self._fs = filesystem
         self._ready = ready
         self._counters = counters
@@ -131,7 +136,9 @@ class LibfuseTransport:
 
     name: Final = "libfuse"
 
-    def __init__(self, filesystem: FileSystem, options: MountOptions, *, counters: Counters, log: logging.Logger) -> None:
+    def __init__(
+        self, filesystem: FileSystem, options: MountOptions, *, counters: Counters, log: logging.Logger
+    ) -> None:
         self._filesystem = filesystem
         self._options = options
         self._counters = counters
@@ -157,9 +164,14 @@ class LibfuseTransport:
                 raise device_error(e)
         where = self._options.mountpoint
         if not os.path.isdir(where):
-            raise MountError(f"mount point {where} is not a directory", errno=errno.ENOTDIR if os.path.lexists(where) else errno.ENOENT)
+            raise MountError(
+                f"mount point {where} is not a directory",
+                errno=errno.ENOTDIR if os.path.lexists(where) else errno.ENOENT,
+            )
         if not os.access(where, os.W_OK):
-            raise MountError(f"mount point {where} may not be written by you, so it may not be mounted on", errno=errno.EACCES)
+            raise MountError(
+                f"mount point {where} may not be written by you, so it may not be mounted on", errno=errno.EACCES
+            )
         self._fuse = _load()
 
     def serve(self, ready: Callable[[], None]) -> None:
@@ -172,7 +184,10 @@ class LibfuseTransport:
         thread.start()
         thread.join()
         if failure:
-            raise MountError(f"libfuse could not mount {self._options.mountpoint}; what it said is on stderr (or in the log)", errno=errno.EIO)
+            raise MountError(
+                f"libfuse could not mount {self._options.mountpoint}; what it said is on stderr (or in the log)",
+                errno=errno.EIO,
+            )
 
     def _run(self, ready: Callable[[], None], failure: list[Exception]) -> None:
         failures = Failures(self._counters, self._log)
@@ -184,16 +199,21 @@ class LibfuseTransport:
         if self._options.allow_other:
             options["allow_other"] = True
         try:
-            self._fuse.FUSE(operations, _latin(self._options.mountpoint), encoding=_ENCODING, foreground=True, **options)
+            self._fuse.FUSE(
+                operations, _latin(self._options.mountpoint), encoding=_ENCODING, foreground=True, **options
+            )
         except RuntimeError as e:  # fuse_main's exit code
             failure.append(e)
         finally:
-            # fuse_remove_signal_handlers leaves SIG_DFL, by which the next write to a reader that went away would end this process. By
+            # fuse_remove_signal_handlers leaves SIG_DFL, by which the next write to a reader that went away would end
+            # this process. By
             # ctypes, since Python sets dispositions from the main thread only.
             ctypes.CDLL(None).signal(signal.SIGPIPE, 1)  # SIG_IGN
 
     def stop(self) -> None:
-        """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last user."""
+        """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last
+        user.
+        """
         try:
             unmount(self._options.mountpoint, lazy=False)
         except MountError as e:

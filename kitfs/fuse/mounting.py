@@ -1,8 +1,8 @@
 """Making and ending mounts, and what the system says about them.
 
-Root mounts with mount(2); everybody else asks ``fusermount3``, which hands its descriptor of /dev/fuse over a socket (libfuse's
-protocol, ``_FUSE_COMMFD``). Nothing here ever asks a mounted file system anything: a dead or a stalled one must not hang whoever looks.
-What is mounted is read from /proc/self/mountinfo (proc_pid_mountinfo(5)).
+Root mounts with mount(2); everybody else asks ``fusermount3``, which hands its descriptor of /dev/fuse over a socket
+(libfuse's protocol, ``_FUSE_COMMFD``). Nothing here ever asks a mounted file system anything: a dead or a stalled one
+must not hang whoever looks. What is mounted is read from /proc/self/mountinfo (proc_pid_mountinfo(5)).
 
 Threading: functions without state; any thread.
 """
@@ -30,7 +30,9 @@ FUSERMOUNT: Final = "fusermount3"
 _MAX_LINKS: Final = 40  # as path_resolution(7)
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_NO_DEVICE: Final = "load the module (modprobe fuse), or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
+_NO_DEVICE: Final = (
+    "load the module (modprobe fuse), or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,13 @@ class MountInfo(NamedTuple):
     number: int
 
 
-# -- what is mounted -----------------------------------------------------------------------------------------------------------------
+# -- what is mounted
 
 
 def parse_mountinfo(text: bytes) -> list[MountInfo]:
-    """The lines of a mountinfo file, in its order (a later mount covers an earlier one). Lines of another shape are left out."""
+    """The lines of a mountinfo file, in its order (a later mount covers an earlier one). Lines of another shape are
+    left out.
+    """
     found = []
     for line in text.split(b"\n"):
         head, dash, tail = line.partition(b" - ")
@@ -81,8 +85,9 @@ def mounts() -> list[MountInfo]:
 def canonical(path: str, *, mountpoints: Collection[str] | None = None) -> str:
     """The path as mountinfo has it: absolute, without symlinks. What is missing stays as it is.
 
-    As os.path.realpath, but it knows what is mounted and never asks a mount about its own root: one that is dead answers ENOTCONN, and
-    one that is stalled not at all. Raises MountError for a relative path below a directory that is gone.
+    As os.path.realpath, but it knows what is mounted and never asks a mount about its own root: one that is dead
+    answers ENOTCONN, and one that is stalled not at all. Raises MountError for a relative path below a directory that
+    is gone.
     """
     known = {m.mountpoint for m in mounts()} if mountpoints is None else mountpoints
     if not path.startswith("/"):
@@ -126,7 +131,9 @@ def mount_at(path: str) -> MountInfo | None:
 
 
 def is_mountpoint(path: str) -> bool:
-    """Whether something is mounted at a path; known without asking what is mounted there, so dead mounts are mounts too."""
+    """Whether something is mounted at a path; known without asking what is mounted there, so dead mounts are mounts
+    too.
+    """
     return mount_at(path) is not None
 
 
@@ -140,8 +147,12 @@ def holders(mountpoint: str) -> list[int]:
 
 
 def holders_of(mount: MountInfo, *, detached: bool = False) -> list[int]:
-    """Process ids that keep a mount busy. ``detached``: it has no mount point any more, so that only open files and mappings are looked for."""
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal() and _holds(f"/proc/{name}", mount, detached))
+    """Process ids that keep a mount busy. ``detached``: it has no mount point any more, so that only open files and
+    mappings are looked for.
+    """
+    return sorted(
+        int(name) for name in os.listdir("/proc") if name.isdecimal() and _holds(f"/proc/{name}", mount, detached)
+    )
 
 
 def _holds(proc: str, mount: MountInfo, detached: bool) -> bool:
@@ -181,7 +192,7 @@ def _device_of(line: bytes) -> str:
     return f"{int(major, 16)}:{int(minor, 16)}"
 
 
-# -- mounting ------------------------------------------------------------------------------------------------------------------------
+# -- mounting
 
 
 def mount_fuse(options: MountOptions) -> int:
@@ -258,7 +269,10 @@ def check_allow_other() -> None:
     except OSError:
         allowed = False
     if not allowed:
-        raise MountError(f"allow_other is not allowed: put user_allow_other into {FUSE_CONF}, or mount with --no-allow-other", errno=errno.EPERM)
+        raise MountError(
+            f"allow_other is not allowed: put user_allow_other into {FUSE_CONF}, or mount with --no-allow-other",
+            errno=errno.EPERM,
+        )
 
 
 def _mount_as_user(options: MountOptions) -> int:
@@ -296,7 +310,16 @@ def _said(stderr: bytes) -> str:
 def _fusermount_error(stderr: bytes, mountpoint: str) -> MountError:
     """What fusermount3 said, with the errno that it named and what to do about it."""
     said = _said(stderr)
-    for number in (errno.ENOENT, errno.ENODEV, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EINVAL, errno.ENOTDIR, errno.ENOTCONN):
+    for number in (
+        errno.ENOENT,
+        errno.ENODEV,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EBUSY,
+        errno.EINVAL,
+        errno.ENOTDIR,
+        errno.ENOTCONN,
+    ):
         if said.endswith(os.strerror(number)):
             break
     else:
@@ -310,7 +333,7 @@ def _fusermount_error(stderr: bytes, mountpoint: str) -> MountError:
     return MountError(said, errno=number)
 
 
-# -- unmounting ----------------------------------------------------------------------------------------------------------------------
+# -- unmounting
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> None:
@@ -355,9 +378,10 @@ def _fusermount_unmount(path: str, lazy: bool) -> tuple[int, str]:
     """fusermount3 -u; (0, "") or the errno and what it said."""
     program = fusermount()
     command = [program, "-u", *(["-z"] if lazy else []), "--", path]
-    done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, "LC_ALL": "C"}, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
     if done.returncode == 0:
         return 0, ""
     error = _fusermount_error(done.stderr, path)
     return error.errno, str(error)
-

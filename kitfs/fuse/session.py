@@ -1,11 +1,12 @@
 """The kernel transport: the /dev/fuse protocol spoken for a file system.
 
-``Session`` takes requests from descriptors and answers them; ``KernelTransport`` makes the mount and the descriptors. Neither knows what
-is in the file system: they translate, count and answer.
+``Session`` takes requests from descriptors and answers them; ``KernelTransport`` makes the mount and the descriptors.
+Neither knows what is in the file system: they translate, count and answer.
 
-Threading: one worker per descriptor (cloned ones where the kernel can, so that workers do not queue for one lock). Workers never wait:
-they ask with ``wait=False``, and what would block goes to the cold pool, so a getattr or a cached read never stands behind the network.
-A reply goes to the descriptor that its request came from, which is where the kernel looks for it.
+Threading: one worker per descriptor (cloned ones where the kernel can, so that workers do not queue for one lock).
+Workers never wait: they ask with ``wait=False``, and what would block goes to the cold pool, so a getattr or a cached
+read never stands behind the network. A reply goes to the descriptor that its request came from, which is where the
+kernel looks for it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from typing import TYPE_CHECKING, Final
 from kitfs.errors import MountError, WouldBlock
 from kitfs.fuse import abi
 from kitfs.fuse.abi import Op, OpenFlag, Request
-from kitfs.fuse.cold import ColdPool, Reply, Waiting, dying
-from kitfs.fuse.failures import Failures
+from kitfs.fuse.blocking import BlockingPool, Reply, Waiting, dying
+from kitfs.fuse.errno_policy import Failures
 from kitfs.fuse.mounting import DEVICE, MountOptions, mount_fuse, unmount
-from kitfs.fuse.values import Handle, Inode, NoEntry
+from kitfs.fuse.replies import Handle
+from kitfs.kit.inode import Inode, NoEntry
 from kitfs.metrics import Counters
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class Session:
         self._counters = counters
         self._log = log
         self._failures = Failures(counters, log)
-        self._cold = ColdPool(eintr=(errno.EINTR, b""), is_dying=is_dying)
+        self._cold = BlockingPool(eintr=(errno.EINTR, b""), is_dying=is_dying)
         self._dir_flags = OpenFlag(0)
         self._operations: dict[int, Callable[[Request, bool], bytes]] = {
             Op.LOOKUP: self._lookup,
@@ -87,7 +89,10 @@ class Session:
         if not self._handshake():
             return
         ready()
-        others = [threading.Thread(target=self._work, args=(fd,), name=f"kitfs-fuse-{n}", daemon=True) for n, fd in enumerate(self._fds[1:], 1)]
+        others = [
+            threading.Thread(target=self._work, args=(fd,), name=f"kitfs-fuse-{n}", daemon=True)
+            for n, fd in enumerate(self._fds[1:], 1)
+        ]
         for thread in others:
             thread.start()
         try:
@@ -97,7 +102,7 @@ class Session:
         finally:
             self._cold.close()
 
-    # -- messages --------------------------------------------------------------------------------------------------------------------
+    # -- messages
 
     def _handshake(self) -> bool:
         """INIT; False when the mount was gone before it came."""
@@ -114,7 +119,10 @@ class Session:
             if init.major < abi.MAJOR or init.minor < abi.OLDEST_MINOR:
                 self._reply(fd, request.unique, (errno.EPROTO, b""))
                 needed = f"{abi.MAJOR}.{abi.OLDEST_MINOR}"
-                raise MountError(f"this kernel speaks FUSE {init.major}.{init.minor}; {needed} (Linux 3.15) is needed", errno=errno.EPROTO)
+                raise MountError(
+                    f"this kernel speaks FUSE {init.major}.{init.minor}; {needed} (Linux 3.15) is needed",
+                    errno=errno.EPROTO,
+                )
             agreed = abi.negotiate(init)
             if agreed.minor >= abi.CACHE_DIR_MINOR:
                 self._dir_flags = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
@@ -176,12 +184,16 @@ class Session:
                 reply = self._answer(request, False)
             except WouldBlock:
                 reply_later = partial(self._reply, fd, request.unique)
-                self._cold.submit(Waiting(request.unique, request.pid, partial(self._answer, request, True), reply_later))
+                self._cold.submit(
+                    Waiting(request.unique, request.pid, partial(self._answer, request, True), reply_later)
+                )
             else:
                 self._reply(fd, request.unique, reply)
 
     def _answer(self, request: Request, wait: bool) -> Reply:
-        """Every request's one place: the operation, and what its failure is called. Raises WouldBlock, unless it may wait."""
+        """Every request's one place: the operation, and what its failure is called. Raises WouldBlock, unless it may
+        wait.
+        """
         operation = self._operations.get(request.opcode)
         if operation is None:
             if request.opcode == Op.IOCTL:
@@ -196,7 +208,7 @@ class Session:
         except Exception as e:  # noqa: BLE001 - whatever it is, the kernel waits for an answer
             return self._failures.errno_of(request.operation, e), b""
 
-    # -- operations ------------------------------------------------------------------------------------------------------------------
+    # -- operations
 
     def _lookup(self, request: Request, wait: bool) -> bytes:
         try:
@@ -214,11 +226,12 @@ class Session:
 
     def _open(self, request: Request, wait: bool) -> bytes:
         handle = self._fs.open(Inode(request.nodeid), request.open_flags())
-        flags, backing_id = self._way_of(Inode(request.nodeid), handle)
+        flags, backing_id = self._open_mode(Inode(request.nodeid), handle)
         return abi.open_out(handle, flags, backing_id=backing_id)
 
-    def _way_of(self, inode: Inode, handle: Handle) -> tuple[OpenFlag, int]:
-        """How a new handle is read: the flags of the OPEN reply and the backing id. Every handle is copied through us and cached.
+    def _open_mode(self, inode: Inode, handle: Handle) -> tuple[OpenFlag, int]:
+        """How a new handle is read: the flags of the OPEN reply and the backing id. Every handle is copied through us
+        and cached.
 
         The one place where that is decided. The kernel refuses to mix ways on one inode.
         """
@@ -269,7 +282,9 @@ class KernelTransport:
 
     name: Final = "kernel"
 
-    def __init__(self, filesystem: FileSystem, options: MountOptions, *, counters: Counters, log: logging.Logger) -> None:
+    def __init__(
+        self, filesystem: FileSystem, options: MountOptions, *, counters: Counters, log: logging.Logger
+    ) -> None:
         self._filesystem = filesystem
         self._options = options
         self._counters = counters
@@ -284,7 +299,8 @@ class KernelTransport:
         self._fd = mount_fuse(self._options)
 
     def serve(self, ready: Callable[[], None]) -> None:
-        """Answer the kernel until the mount is gone, on this thread and a few more. ``ready`` is called when the mount answers.
+        """Answer the kernel until the mount is gone, on this thread and a few more. ``ready`` is called when the
+        mount answers.
 
         Raises MountError when the kernel's protocol is too old.
         """
@@ -300,7 +316,9 @@ class KernelTransport:
                 os.close(each)
 
     def stop(self) -> None:
-        """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last user."""
+        """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last
+        user.
+        """
         try:
             try:
                 unmount(self._options.mountpoint, lazy=False)
@@ -319,7 +337,9 @@ def _workers() -> int:
 
 
 def _cloned(fd: int) -> int:
-    """Another descriptor of the same connection with a queue of its own; ``fd`` itself, to share, where that cannot be had."""
+    """Another descriptor of the same connection with a queue of its own; ``fd`` itself, to share, where that cannot
+    be had.
+    """
     try:
         clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

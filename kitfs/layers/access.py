@@ -12,7 +12,9 @@ SEARCH: Final = 0o005
 
 
 class Closed(NamedTuple):
-    """How many files others may not read, and how many directories they may not list or enter; ``file`` and ``directory`` name one each."""
+    """How many files others may not read, and how many directories they may not list or enter; ``file`` and
+    ``directory`` name one each.
+    """
 
     files: int = 0
     directories: int = 0
@@ -24,7 +26,10 @@ class Closed(NamedTuple):
 
     def __str__(self) -> str:
         told = []
-        for count, one, many, example in ((self.files, "file", "files", self.file), (self.directories, "directory", "directories", self.directory)):
+        for count, one, many, example in (
+            (self.files, "file", "files", self.file),
+            (self.directories, "directory", "directories", self.directory),
+        ):
             if count:
                 told.append(f"{count} {one if count == 1 else many} ({'' if count == 1 else 'such as '}{example})")
         return " and ".join(told)
@@ -43,7 +48,11 @@ class Closed(NamedTuple):
 
 def closed_to_others(index: LayerIndex) -> Closed:
     """What is closed in a layer."""
-    return summed(_closed(member) for member in index.members.values() if member.kind != "symlink" and member.mode & SEARCH != SEARCH)
+    return summed(
+        _closed(member)
+        for member in index.members.values()
+        if member.kind != "symlink" and member.mode & SEARCH != SEARCH
+    )
 
 
 def _closed(member: Member) -> Closed:
@@ -61,6 +70,9 @@ def summed(found: Iterable[Closed]) -> Closed:
     for one in found:
         if one:
             total = Closed(
-                total.files + one.files, total.directories + one.directories, total.file or one.file, total.directory or one.directory
+                total.files + one.files,
+                total.directories + one.directories,
+                total.file or one.file,
+                total.directory or one.directory,
             )
     return total

@@ -1,8 +1,8 @@
 """gzip and zstd, decoded as a stream in bounded pieces; and a decoder as a Source over another blob.
 
-Many members and many frames are one stream (RFC 1952 §2.2, RFC 8878 §3.1); zeros may follow the last gzip member, as gzip itself
-allows. Output comes in pieces of at most ``PIECE`` bytes however much a stream would like to grow, so that a bomb stays in memory
-bounds. Threading: none of its own; a decoder belongs to whoever iterates it.
+Many members and many frames are one stream (RFC 1952 §2.2, RFC 8878 §3.1); zeros may follow the last gzip member, as
+gzip itself allows. Output comes in pieces of at most ``PIECE`` bytes however much a stream would like to grow, so
+that a bomb stays in memory bounds. Threading: none of its own; a decoder belongs to whoever iterates it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ Bytes = bytes | bytearray | memoryview
 
 
 def decode(stream: Iterable[Bytes], compression: str) -> Iterator[bytes]:
-    """Decode a stream of any pieces. Raises LayerError for what is damaged or cut off, UnsupportedLayer for another ``compression``."""
+    """Decode a stream of any pieces. Raises LayerError for what is damaged or cut off, UnsupportedLayer for another
+    ``compression``.
+    """
     if compression == "gzip":
         return _gzip(stream)
     if compression == "zstd":
@@ -37,7 +39,9 @@ def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
             raise LayerError("a gzip stream that goes on behind its padding")
         while not padding:
             if decoder is None:
-                padding = members > 0 and data[:1] == b"\0"  # no member begins so; RFC 1952 leaves padding to the reader
+                padding = (
+                    members > 0 and data[:1] == b"\0"
+                )  # no member begins so; RFC 1952 leaves padding to the reader
                 if padding and data.strip(b"\0"):
                     raise LayerError("a gzip stream that goes on behind its padding")
                 if padding or not data:
@@ -82,7 +86,9 @@ def _zstd(stream: Iterable[Bytes]) -> Iterator[bytes]:
             yield out
     except zstandard.ZstdError as e:
         if "too much memory" in str(e):
-            raise LayerError(f"a zstd stream with a window of more than {MAX_WINDOW >> 20} MiB (zstd --long=28 and above)")
+            raise LayerError(
+                f"a zstd stream with a window of more than {MAX_WINDOW >> 20} MiB (zstd --long=28 and above)"
+            )
         raise LayerError(f"not zstd, or damaged: {e}")
     finally:
         reader.close()
@@ -117,7 +123,9 @@ class _Pieces:
 
 
 class _Frames:
-    """Walks zstd frames by their block headers (RFC 8878 §3.1.1), since the library says nothing of a frame that is cut off."""
+    """Walks zstd frames by their block headers (RFC 8878 §3.1.1), since the library says nothing of a frame that is
+    cut off.
+    """
 
     MAGIC: Final = 0xFD2FB528
     SKIPPABLE: Final = 0x184D2A50
@@ -165,7 +173,9 @@ class _Frames:
         self._checksum = bool(descriptor & 4)
         single = descriptor >> 5 & 1
         self._step = self._block
-        return 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3] + ((1 if single else 0), 2, 4, 8)[descriptor >> 6]
+        return (
+            5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3] + ((1 if single else 0), 2, 4, 8)[descriptor >> 6]
+        )
 
     def _block(self, at: int) -> int:
         head = self._buffer[at : at + 3]
@@ -202,7 +212,9 @@ class DecodedSource:
         return False
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """(offset, bytes) from 0 to the end, whatever was asked. Raises LayerError, and what the compressed blob raises."""
+        """(offset, bytes) from 0 to the end, whatever was asked. Raises LayerError, and what the compressed blob
+        raises.
+        """
         at = 0
         for piece in decode(self._open(), self._compression):
             yield at, memoryview(piece)

@@ -1,9 +1,9 @@
 """What a layer holds: members by path, each with where its bytes lie in the blob.
 
-A ``LayerIndex`` is a finished, immutable value: the winners of one layer by the rules of README's *Semantics*, and what was left out.
-``IndexBuilder`` applies the rules entry by entry, whatever the archive format. It reads nothing and knows no tar.
-Paths are str, UTF-8 with surrogateescape, without leading "./", trailing "/", empty or "." components; "" is the root.
-Threading: a builder belongs to one thread, an index to everybody.
+A ``LayerIndex`` is a finished, immutable value: the winners of one layer by the rules of README's *Semantics*, and
+what was left out. ``IndexBuilder`` applies the rules entry by entry, whatever the archive format. It reads nothing
+and knows no tar. Paths are str, UTF-8 with surrogateescape, without leading "./", trailing "/", empty or "."
+components; "" is the root. Threading: a builder belongs to one thread, an index to everybody.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ KINDS: Final = ("file", "dir", "symlink")
 
 
 class Extent(NamedTuple):
-    """``length`` bytes of a file from ``file_offset`` on lie at ``blob_offset`` of the (decoded) blob. Bytes in no extent are zero."""
+    """``length`` bytes of a file from ``file_offset`` on lie at ``blob_offset`` of the (decoded) blob. Bytes in no
+    extent are zero.
+    """
 
     file_offset: int
     blob_offset: int
@@ -35,9 +37,9 @@ class Extent(NamedTuple):
 class Member(NamedTuple):
     """One entry that won its name.
 
-    ``mode`` permission bits only; ``size`` in bytes; ``target`` of a symlink; ``link`` the first of the names that are one file by hard
-    links ("" for that name itself), so that they can share an inode. It is the path of a member of the same index: a name that a later
-    entry took away from the file is not among its names any more.
+    ``mode`` permission bits only; ``size`` in bytes; ``target`` of a symlink; ``link`` the first of the names that
+    are one file by hard links ("" for that name itself), so that they can share an inode. It is the path of a member
+    of the same index: a name that a later entry took away from the file is not among its names any more.
     """
 
     path: str
@@ -59,8 +61,8 @@ class Skipped(NamedTuple):
 class LayerIndex:
     """The members of one layer.
 
-    ``members`` maps path to winner, explicit entries only; ``get`` knows implied directories too; ``children`` are names below a
-    directory. ``total`` is the sum of file sizes in bytes.
+    ``members`` maps path to winner, explicit entries only; ``get`` knows implied directories too; ``children`` are
+    names below a directory. ``total`` is the sum of file sizes in bytes.
     """
 
     def __init__(self, members: Mapping[str, Member], skipped: Iterable[Skipped] = ()) -> None:
@@ -98,7 +100,9 @@ class LayerIndex:
     def to_json(self) -> dict[str, Any]:
         """A compact JSON value: columns, one row per member."""
         members = list(self.members.values())
-        plain = [len(m.extents) == 1 and m.extents[0].file_offset == 0 and m.extents[0].length == m.size for m in members]
+        plain = [
+            len(m.extents) == 1 and m.extents[0].file_offset == 0 and m.extents[0].length == m.size for m in members
+        ]
         return {
             "version": VERSION,
             "paths": [m.path for m in members],
@@ -106,7 +110,9 @@ class LayerIndex:
             "modes": [m.mode for m in members],
             "sizes": [m.size for m in members],
             "offsets": [m.extents[0].blob_offset if p else -1 for m, p in zip(members, plain, strict=True)],
-            "extents": {str(i): [list(e) for e in m.extents] for i, m in enumerate(members) if m.extents and not plain[i]},
+            "extents": {
+                str(i): [list(e) for e in m.extents] for i, m in enumerate(members) if m.extents and not plain[i]
+            },
             "targets": {str(i): m.target for i, m in enumerate(members) if m.kind == "symlink"},
             "links": {str(i): m.link for i, m in enumerate(members) if m.link},
             "skipped": [[s.name, s.reason] for s in self.skipped],
@@ -114,7 +120,9 @@ class LayerIndex:
 
     @classmethod
     def from_json(cls, value: Any) -> LayerIndex:
-        """The index behind ``to_json``. Raises ValueError for anything that ``to_json`` does not give: a cache may be damaged."""
+        """The index behind ``to_json``. Raises ValueError for anything that ``to_json`` does not give: a cache may be
+        damaged.
+        """
         try:
             return _from_json(value)
         except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as e:
@@ -131,16 +139,17 @@ def raw_index(path: str, size: int, mode: int) -> LayerIndex:
 class IndexBuilder:
     """Takes entries in the order of the archive and keeps the winners.
 
-    The order of the archive decides as with GNU tar: of two files (or symlinks) of one name the later wins; a directory replaces a file; a
-    file replaces a directory that is empty, and is left out where something is below it; an entry below a file or symlink is left out. Of two
-    directories the first one's mode stands. Raises LayerError above ``max_entries`` entries, and above
-    256 characters of names for each of them (16 Mi at least): short entries can imply long chains of directories.
+    The order of the archive decides as with GNU tar: of two files (or symlinks) of one name the later wins; a
+    directory replaces a file; a file replaces a directory that is empty, and is left out where something is below it;
+    an entry below a file or symlink is left out. Of two directories the first one's mode stands. Raises LayerError
+    above ``max_entries`` entries, and above 256 characters of names for each of them (16 Mi at least): short entries
+    can imply long chains of directories.
     """
 
     def __init__(self, *, max_entries: int) -> None:
         self._max_entries = max_entries
         self._count = 0
-        self._letters = max(16 << 20, 256 * max_entries)  # that names may still take
+        self._name_bytes = max(16 << 20, 256 * max_entries)  # that names may still take
         self._members: dict[str, Member] = {}
         self._implied: set[str] = {""}  # directories: those that have an entry, and those that something is below
         self._filled: set[str] = set()  # directories that something is below
@@ -149,10 +158,10 @@ class IndexBuilder:
 
     def skip(self, name: str, reason: str) -> None:
         """Leave an entry out."""
-        self.pass_over()
+        self.skip_data()
         self._leave_out(name, reason)
 
-    def pass_over(self) -> None:
+    def skip_data(self) -> None:
         """An entry that is nothing to show and nothing to miss, such as a volume label."""
         self._count += 1
         if self._count > self._max_entries:
@@ -174,7 +183,9 @@ class IndexBuilder:
             self._add(name, Member("", "symlink", 0o777, len(_raw(target)), (), target))
 
     def add_hard_link(self, name: str, target: str) -> None:
-        """Another name of an earlier file or symlink. A link of a file to itself, which GNU tar writes for a file named twice, is no news."""
+        """Another name of an earlier file or symlink. A link of a file to itself, which GNU tar writes for a file
+        named twice, is no news.
+        """
         first, reason = clean(target)
         found = self._members.get(first)
         if reason:
@@ -186,7 +197,7 @@ class IndexBuilder:
         path = clean(name)[0]
         file = self._files.setdefault(first, self._count)
         if path == first or self._files.get(path) == file:
-            self.pass_over()
+            self.skip_data()
         elif self._add(name, found):
             self._files[path] = file
 
@@ -196,8 +207,8 @@ class IndexBuilder:
         self._skipped.append(Skipped(name, reason))
 
     def _spend(self, letters: int) -> None:
-        self._letters -= letters
-        if self._letters < 0:
+        self._name_bytes -= letters
+        if self._name_bytes < 0:
             raise LayerError("names that are too long for their number (--max-entries)")
 
     def _add(self, name: str, member: Member) -> bool:
@@ -206,7 +217,7 @@ class IndexBuilder:
         if reason:
             self.skip(name, reason)
             return False
-        self.pass_over()
+        self.skip_data()
         if not path:
             if member.kind != "dir":
                 self._leave_out(name, "a file in place of the root")
@@ -310,7 +321,9 @@ def _from_json(value: Any) -> LayerIndex:
     spread, targets, links = ({_row(k): v for k, v in value[key].items()} for key in ("extents", "targets", "links"))
     names = {"f": "file", "d": "dir", "s": "symlink"}
     members: dict[str, Member] = {}
-    for i, (path, kind, mode, size, offset) in enumerate(zip(paths, _all(list(kinds), str), modes, sizes, offsets, strict=True)):
+    for i, (path, kind, mode, size, offset) in enumerate(
+        zip(paths, _all(list(kinds), str), modes, sizes, offsets, strict=True)
+    ):
         if clean(path) != (path, "") or not path:
             raise ValueError(f"a layer index with a path {_short(path)!r}")
         extents = (Extent(0, offset, size),) if offset >= 0 else _extents(spread.pop(i, ()))
@@ -335,7 +348,13 @@ def _check(member: Member, members: Mapping[str, Member]) -> None:
         if start < end or at > SIZE_MAX - length:
             raise ValueError("a layer index with extents that overlap")
         end = start + length
-    if type(target) is not str or type(link) is not str or end > size or (kind != "file" and extents) or (kind == "dir" and (size or link)):
+    if (
+        type(target) is not str
+        or type(link) is not str
+        or end > size
+        or (kind != "file" and extents)
+        or (kind == "dir" and (size or link))
+    ):
         raise ValueError("a layer index with a member that contradicts itself")
     if (kind == "symlink") != bool(target) or (target and ("\0" in target or len(_raw(target)) != size)):
         raise ValueError("a layer index with a damaged symbolic link")

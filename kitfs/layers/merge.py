@@ -1,8 +1,9 @@
 """What has a name when layers are laid over each other, as if one archive after the other was unpacked by GNU tar.
 
-Of two files the later one has the name. A directory that has an entry of its own replaces a file; a file replaces a directory that is empty.
-Otherwise the earlier one stands, and the later one is left out with everything below it. Of two directories the first entry's mode stands.
-This is the rule between layers; ``index.IndexBuilder`` follows it between the entries of one layer. Pure. Threading: none.
+Of two files the later one has the name. A directory that has an entry of its own replaces a file; a file replaces a
+directory that is empty. Otherwise the earlier one stands, and the later one is left out with everything below it. Of
+two directories the first entry's mode stands. This is the rule between layers; ``index.IndexBuilder`` follows it
+between the entries of one layer. Pure. Threading: none.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Names(Protocol):
 class Winner(NamedTuple):
     """What has a name: a member of the layer ``number``.
 
-    ``since``: of layers below this number nothing is below the directory, since a file had the name after them. ``left_out`` are (number,
-    member) of the layers that gave way.
+    ``since``: of layers below this number nothing is below the directory, since a file had the name after them.
+    ``left_out`` are (number, member) of the layers that gave way.
     """
 
     member: Member

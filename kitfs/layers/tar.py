@@ -1,10 +1,11 @@
 """Tar, read by hopping headers: what is inside, and where its bytes lie, without reading the bytes.
 
-Reads what GNU tar, bsdtar, Go and Python write: v7, ustar, pax, GNU long names, base-256 numbers, and sparse files of every GNU version
-(``header`` and ``sparse`` have the formats). Nothing is written and nothing is verified here but header checksums. Damage is LayerError;
-an entry that cannot be in a tree is left out by ``index``. An archive ends with its first block of zeros, as GNU tar and bsdtar have it, or
-with the blob. However it lies, it costs time in proportion to the blob's size, and memory in proportion to ``max_entries``.
-Threading: none of its own; one call, one thread.
+Reads what GNU tar, bsdtar, Go and Python write: v7, ustar, pax, GNU long names, base-256 numbers, and sparse files of
+every GNU version (``header`` and ``sparse`` have the formats). Nothing is written and nothing is verified here but
+header checksums. Damage is LayerError; an entry that cannot be in a tree is left out by ``index``. An archive ends
+with its first block of zeros, as GNU tar and bsdtar have it, or with the blob. However it lies, it costs time in
+proportion to the blob's size, and memory in proportion to ``max_entries``. Threading: none of its own; one call, one
+thread.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from kitfs.errors import LayerError
-from kitfs.layers.header import BLOCK, Extensions, Header, check_sum, number, padded
 from kitfs.layers.index import SIZE_MAX, IndexBuilder, LayerIndex, clean
-from kitfs.layers.sparse import map_headers, spread
+from kitfs.layers.tar_header import BLOCK, Extensions, Header, check_sum, number, padded
+from kitfs.layers.tar_sparse import map_headers, spread
 
 MAX_ENTRIES: Final = 2_000_000
 MAX_EXTENDED: Final = 8 << 20  # bytes of all extension headers of one entry: far above what tools write
@@ -23,9 +24,16 @@ FIRST_WINDOW: Final = 4096  # bytes read at a header that was hopped to
 NEAR: Final = 32 << 10  # bytes between two reads that are not worth a hop: a store fetches as much for a header alone
 MAX_WINDOW: Final = 1 << 20  # bytes read at once where headers sit close together
 ZEROS: Final = bytes(BLOCK)
-NO_DATA: Final = frozenset(b"123456")  # links, devices, directories and fifos have no data, whatever their size field says
+NO_DATA: Final = frozenset(
+    b"123456"
+)  # links, devices, directories and fifos have no data, whatever their size field says
 FILES: Final = frozenset(b"\x000" + b"7S")
-LEFT_OUT: Final = {0x33: "a character device", 0x34: "a block device", 0x36: "a fifo", 0x4D: "the rest of a file from another volume"}
+LEFT_OUT: Final = {
+    0x33: "a character device",
+    0x34: "a block device",
+    0x36: "a fifo",
+    0x4D: "the rest of a file from another volume",
+}
 
 
 class Reader(Protocol):
@@ -38,7 +46,9 @@ class Reader(Protocol):
 
 
 def index_tar(reader: Reader, *, max_entries: int = MAX_ENTRIES) -> LayerIndex:
-    """The index of a tar. Raises LayerError for what is no tar, is damaged, or has more than ``max_entries`` entries."""
+    """The index of a tar. Raises LayerError for what is no tar, is damaged, or has more than ``max_entries``
+    entries.
+    """
     builder = IndexBuilder(max_entries=max_entries)
     budget = max_entries  # of extents, so that sparse maps cannot outgrow memory either
     window = _Window(reader)
@@ -58,7 +68,7 @@ def index_tar(reader: Reader, *, max_entries: int = MAX_ENTRIES) -> LayerIndex:
         elif flag == 0x31:
             builder.add_hard_link(header.name, header.link)
         elif flag == 0x56:  # 'V', a volume label
-            builder.pass_over()
+            builder.skip_data()
         else:
             builder.skip(header.name, LEFT_OUT.get(flag, f"an entry of unknown type {chr(flag)!r}"))
     return builder.finish()
@@ -99,7 +109,9 @@ class _Window:
 
 
 def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
-    """Every entry but the extensions, which are settled into it. ``whole``: check that the archive is as long as it says."""
+    """Every entry but the extensions, which are settled into it. ``whole``: check that the archive is as long as it
+    says.
+    """
     at = end = 0
     extensions = Extensions()
     while True:
@@ -140,7 +152,9 @@ def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
 
 
 def _check_end(reader: Reader, end: int, at: int, got: int) -> None:
-    """The last entry's data must be there to its last byte. Of the block at ``at``, behind that, ``got`` bytes were there."""
+    """The last entry's data must be there to its last byte. Of the block at ``at``, behind that, ``got`` bytes were
+    there.
+    """
     if got == BLOCK:
         return
     size = reader.size

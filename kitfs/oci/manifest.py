@@ -1,7 +1,8 @@
 """Manifests, descriptors and media types: pure values, read leniently and written as Go writes them.
 
-Follows image-spec v1.1 (manifest.md, descriptor.md, image-index.md), KitOps' media types of every version and CNCF model-spec, its legacy
-cnai names too. Unknown fields are kept, so that copying loses nothing. No I/O, no digest is checked here.
+Follows image-spec v1.1 (manifest.md, descriptor.md, image-index.md), KitOps' media types of every version and CNCF
+model-spec, its legacy cnai names too. Unknown fields are kept, so that copying loses nothing. No I/O, no digest is
+checked here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from kitfs.errors import InvalidReference, ManifestError, UnsupportedLayer
-from kitfs.oci.gojson import Ambiguous, check_keys, dumps, loads
+from kitfs.gocompat.json import Ambiguous, check_keys, dumps, loads
 from kitfs.oci.names import Digest
 
 IMAGE_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -34,24 +35,43 @@ MAX_SIZE: Final = 1 << 62  # bytes: what an offset can hold, with room to add
 MAX_SHOWN: Final = 100  # characters of a foreign value in a message
 INDEXES: Final = (IMAGE_INDEX, DOCKER_LIST)
 MANIFESTS: Final = (IMAGE_MANIFEST, DOCKER_MANIFEST)
-DESCRIPTOR_KEYS: Final = frozenset(("mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"))
-MANIFEST_KEYS: Final = frozenset(("schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations"))
+DESCRIPTOR_KEYS: Final = frozenset(
+    ("mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType")
+)
+MANIFEST_KEYS: Final = frozenset(
+    ("schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations")
+)
 INDEX_KEYS: Final = frozenset(("schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations"))
-OF_MANIFESTS: Final = ("config", "layers", "fsLayers", "history")  # keys of which an index has none; the last two are Docker's first schema's
+OF_MANIFESTS: Final = (
+    "config",
+    "layers",
+    "fsLayers",
+    "history",
+)  # keys of which an index has none; the last two are Docker's first schema's
 OF_INDEXES: Final = ("manifests", "fsLayers", "history")  # keys of which a manifest has none
 
 KIT_LAYER: Final = re.compile(r"application/vnd\.kitops\.modelkit\.(\w+)\.v1\.(\w+)(?:\+(\w+))?")
-PACK_LAYER: Final = re.compile(r"application/vnd\.(?:cncf|cnai)\.model\.(weight\.config|weight|doc|code|dataset)\.v1\.(raw|tar)(?:\+(\w+))?")
+PACK_LAYER: Final = re.compile(
+    r"application/vnd\.(?:cncf|cnai)\.model\.(weight\.config|weight|doc|code|dataset)\.v1\.(raw|tar)(?:\+(\w+))?"
+)
 KIT_KINDS: Final = {
     "model": "model", "modelpart": "modelpart", "dataset": "dataset", "code": "code", "docs": "docs", "mcpb": "mcpserver",
 }  # fmt: skip
-PACK_KINDS: Final = {"weight": "model", "weight.config": "modelpart", "code": "code", "dataset": "dataset", "doc": "docs"}
+PACK_KINDS: Final = {
+    "weight": "model",
+    "weight.config": "modelpart",
+    "code": "code",
+    "dataset": "dataset",
+    "doc": "docs",
+}
 COMPRESSIONS: Final = {None: "none", "gzip": "gzip", "zstd": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What points at a blob: media type, digest, size in bytes. ``extra`` are fields that no specification here knows."""
+    """What points at a blob: media type, digest, size in bytes. ``extra`` are fields that no specification here
+    knows.
+    """
 
     media_type: str
     digest: Digest
@@ -101,7 +121,9 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An image manifest of any vintage: ``media_type`` may be "" (kit before 1.16), no layers may be null (kit 1.7: ``null_layers``)."""
+    """An image manifest of any vintage: ``media_type`` may be "" (kit before 1.16), no layers may be null (kit 1.7:
+    ``null_layers``).
+    """
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
@@ -115,7 +137,9 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
-        """Raises ManifestError for what is not a manifest, an index among others, and for what could be read in two ways."""
+        """Raises ManifestError for what is not a manifest, an index among others, and for what could be read in two
+        ways.
+        """
         fields = _object(_json(data), "manifest")
         if "manifests" in fields and "config" not in fields and "layers" not in fields:
             raise ManifestError("this is an index of several manifests: name one of them by its digest")
@@ -127,7 +151,10 @@ class Manifest:
         subject = fields.get("subject")
         return cls(
             Descriptor.from_json(fields["config"], "manifest.config"),
-            tuple(Descriptor.from_json(d, f"manifest.layers[{i}]") for i, d in enumerate(_list(fields.get("layers"), "manifest.layers"))),
+            tuple(
+                Descriptor.from_json(d, f"manifest.layers[{i}]")
+                for i, d in enumerate(_list(fields.get("layers"), "manifest.layers"))
+            ),
             _text(fields.get("mediaType"), "manifest.mediaType"),
             _text(fields.get("artifactType"), "manifest.artifactType"),
             None if subject is None else Descriptor.from_json(subject, "manifest.subject"),
@@ -188,7 +215,10 @@ class IndexManifest:
             raise ManifestError("index: it has no manifests")
         check_fields(fields, is_index=True)
         return cls(
-            tuple(Descriptor.from_json(d, f"index.manifests[{i}]") for i, d in enumerate(_list(fields["manifests"], "index.manifests"))),
+            tuple(
+                Descriptor.from_json(d, f"index.manifests[{i}]")
+                for i, d in enumerate(_list(fields["manifests"], "index.manifests"))
+            ),
             _text(fields.get("mediaType"), "index.mediaType"),
             _text(fields.get("artifactType"), "index.artifactType"),
             _annotations(fields.get("annotations"), "index"),
@@ -202,21 +232,27 @@ def is_index(data: bytes) -> bool:
 
 
 def check_fields(fields: Mapping[str, Any], *, is_index: bool) -> None:
-    """Raises ManifestError for a manifest or an index that other tools may take for the other one, or read otherwise (CVE-2021-41190)."""
+    """Raises ManifestError for a manifest or an index that other tools may take for the other one, or read otherwise
+    (CVE-2021-41190).
+    """
     what, foreign, types = ("index", OF_MANIFESTS, MANIFESTS) if is_index else ("manifest", OF_INDEXES, INDEXES)
     _fields(fields, what, MANIFEST_KEYS | INDEX_KEYS)
     found = [key for key in foreign if fields.get(key) is not None]
     if found:
-        raise ManifestError(f"ambiguous: this {what} has {found[0]!r} too, which makes it another kind of document to other tools (CVE-2021-41190)")
+        raise ManifestError(
+            f"ambiguous: this {what} has {found[0]!r} too, which makes it another kind of document to other tools (CVE-2021-41190)"
+        )
     if fields.get("mediaType") in types:
         raise ManifestError(f"ambiguous: this {what} has the mediaType {fields['mediaType']} (CVE-2021-41190)")
 
 
 def check_media_type(data: bytes, media_type: str, what: str) -> None:
-    """Raises ManifestError when a manifest's bytes say that they are something else than the type they came with (CVE-2021-41190).
+    """Raises ManifestError when a manifest's bytes say that they are something else than the type they came with
+    (CVE-2021-41190).
 
-    ``media_type`` is that of the Content-Type header, or of the descriptor that names the manifest. One that is not the type of a manifest or an
-    index ("application/json" of a plain web server) says nothing; nor do bytes that are not a manifest at all, which are told when they are read.
+    ``media_type`` is that of the Content-Type header, or of the descriptor that names the manifest. One that is not
+    the type of a manifest or an index ("application/json" of a plain web server) says nothing; nor do bytes that are
+    not a manifest at all, which are told when they are read.
     """
     if media_type not in ACCEPT:
         return
@@ -231,15 +267,17 @@ def check_media_type(data: bytes, media_type: str, what: str) -> None:
         raise ManifestError(f"{what} is ambiguous: it came as {media_type}, its mediaType is {_short(inside)}")
     is_one = "manifests" in fields
     if not inside and (is_one or "config" in fields or "layers" in fields) and is_one != (media_type in INDEXES):
-        raise ManifestError(f"{what} is ambiguous: it came as {media_type}, and has the fields of {'an index' if is_one else 'a manifest'}")
+        raise ManifestError(
+            f"{what} is ambiguous: it came as {media_type}, and has the fields of {'an index' if is_one else 'a manifest'}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class LayerType:
     """What a layer's media type says.
 
-    ``family`` modelkit or modelpack; ``kind`` model, modelpart, code, dataset, docs, prompt or mcpserver; ``format`` tar or raw;
-    ``compression`` none, gzip or zstd.
+    ``family`` modelkit or modelpack; ``kind`` model, modelpart, code, dataset, docs, prompt or mcpserver; ``format``
+    tar or raw; ``compression`` none, gzip or zstd.
     """
 
     family: str
@@ -256,10 +294,14 @@ class LayerType:
         elif match := PACK_LAYER.fullmatch(text):
             family, kinds = "modelpack", PACK_KINDS
         else:
-            raise UnsupportedLayer(f"layer {descriptor.digest} has media type {_short(text)}, which is none of ModelKit or ModelPack")
+            raise UnsupportedLayer(
+                f"layer {descriptor.digest} has media type {_short(text)}, which is none of ModelKit or ModelPack"
+            )
         kind, form, compression = match.groups()
         if kind not in kinds or form not in ("tar", "raw") or compression not in COMPRESSIONS:
-            raise UnsupportedLayer(f"layer {descriptor.digest} has media type {_short(text)}, which this kitfs does not read")
+            raise UnsupportedLayer(
+                f"layer {descriptor.digest} has media type {_short(text)}, which this kitfs does not read"
+            )
         named = kinds[kind]
         if named == "code" and descriptor.annotations.get(SUBTYPE) == "prompt":
             named = "prompt"
@@ -327,4 +369,6 @@ def _data(value: Any, where: str) -> bytes | None:
 
 
 def _named(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
+    return {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}.get(
+        type(value), "a number"
+    )

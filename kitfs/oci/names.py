@@ -1,7 +1,7 @@
 """Digests and references: pure values with the spellings of OCI and of kit.
 
-Digests follow image-spec, "Digests" (sha256, sha512). References follow kit (pkg/lib/repo, ParseReference): the first path component is
-the registry if it has "." or ":", else the whole text is a repository of "localhost". No I/O here.
+Digests follow image-spec, "Digests" (sha256, sha512). References follow kit (pkg/lib/repo, ParseReference): the first
+path component is the registry if it has "." or ":", else the whole text is a repository of "localhost". No I/O here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 TAG: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 REGISTRY: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
-LAYOUT: Final = re.compile(r"oci(?:-archive)?:(?!\d{1,5}/)")  # what parse_any would read as a layout; a port is one of a registry
+LAYOUT: Final = re.compile(
+    r"oci(?:-archive)?:(?!\d{1,5}/)"
+)  # what parse_any would read as a layout; a port is one of a registry
 LOCAL: Final = "localhost"
 UNNAMED: Final = "_"  # kit's repository for kits without a name
 
@@ -60,8 +62,8 @@ class Digest(str):
 class Reference:
     """A repository of a registry, and a tag or a digest in it. ``extra_tags`` are those of ``repo:tag1,tag2``.
 
-    ``named_by`` is the registry whose kit holds the reference, "" where the user gave it: where a reference may lead depends on that.
-    It is not part of what the reference means.
+    ``named_by`` is the registry whose kit holds the reference, "" where the user gave it: where a reference may lead
+    depends on that. It is not part of what the reference means.
     """
 
     registry: str
@@ -75,7 +77,9 @@ class Reference:
     def parse(cls, text: str, *, multiple_tags: bool = False) -> Reference:
         """The rules of KITOPS §6. Raises InvalidReference."""
         if LAYOUT.match(text):
-            raise InvalidReference(f"{text!r} is an OCI layout; what is wanted is the name of a kit (registry/repository:tag)")
+            raise InvalidReference(
+                f"{text!r} is an OCI layout; what is wanted is the name of a kit (registry/repository:tag)"
+            )
         first, *extra = text.split(",")
         if extra and not multiple_tags:
             raise InvalidReference(f"{text!r}: only one tag can be given here")
@@ -113,7 +117,8 @@ class Reference:
     def display(self) -> str:
         """As kit prints it: without ``localhost/``, ``_`` and ``@`` in front (KITOPS §6.7). ``parse`` reads it again.
 
-        It does not read ``str()`` again where the registry is ``localhost``: a name without "." or ":" is part of the repository to it.
+        It does not read ``str()`` again where the registry is ``localhost``: a name without "." or ":" is part of the
+        repository to it.
         """
         return str(self).removeprefix(f"{LOCAL}/").removeprefix(UNNAMED).removeprefix("@")
 
@@ -130,14 +135,18 @@ class Reference:
         return self if self.tag or self.digest else self.with_tag("latest")
 
     def held_by(self, kit: Reference | LayoutReference) -> Reference:
-        """The same as the content of a kit names it. Kits that were packed here, and layouts on disk, are the user's own word."""
+        """The same as the content of a kit names it. Kits that were packed here, and layouts on disk, are the user's
+        own word.
+        """
         registry = kit.registry if isinstance(kit, Reference) and kit.registry != LOCAL else ""
         return replace(self, named_by=registry)
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutReference:
-    """An OCI layout on disk: ``oci:DIR`` or ``oci-archive:FILE``, with a tag or digest when it holds several manifests."""
+    """An OCI layout on disk: ``oci:DIR`` or ``oci-archive:FILE``, with a tag or digest when it holds several
+    manifests.
+    """
 
     kind: str
     path: str
@@ -162,7 +171,11 @@ def _parse_layout(kind: str, rest: str) -> LayoutReference:
         found = LayoutReference(kind, path, digest=Digest.parse(digest))
     else:
         path, colon, tag = rest.rpartition(":")
-        found = LayoutReference(kind, path, tag) if colon and "/" not in tag and tag else LayoutReference(kind, rest.removesuffix(":"))
+        found = (
+            LayoutReference(kind, path, tag)
+            if colon and "/" not in tag and tag
+            else LayoutReference(kind, rest.removesuffix(":"))
+        )
     if not found.path or "\0" in found.path:
         raise InvalidReference(f"{kind}:{rest}: no path (write {kind}:PATH[:tag])")
     return found

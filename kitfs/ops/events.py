@@ -1,4 +1,6 @@
-"""What a verb tells its caller while it works. The caller prints, draws or ignores it; verbs never print. Any thread may tell."""
+"""What a verb tells its caller while it works. The caller prints, draws or ignores it; verbs never print. Any thread
+may tell.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from kitfs.oci.names import Digest
 
 
 class Saved(NamedTuple):
-    """Something is in the store: a layer (``kind`` of its entry), the config or the manifest; ``added`` when it was not there before."""
+    """Something is in the store: a layer (``kind`` of its entry), the config or the manifest; ``added`` when it was
+    not there before.
+    """
 
     what: str
     kind: str
@@ -18,7 +22,9 @@ class Saved(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A blob or manifest is where it was to go: ``how`` exists, mounted or uploaded at a registry, pulled into the store."""
+    """A blob or manifest is where it was to go: ``how`` exists, mounted or uploaded at a registry, pulled into the
+    store.
+    """
 
     what: str
     digest: Digest

@@ -1,12 +1,14 @@
-"""Which addresses a connection may go to: those of the user's own words, and of what a registry names only ordinary ones.
+"""Which addresses a connection may go to: those of the user's own words, and of what a registry names only ordinary
+ones.
 
-A token realm, a redirect, an upload's Location, a page link or a kit's parent is a URL that somebody else chose. It must not lead to this
-machine (loopback) or to what only this link can see (link-local addresses, the metadata services of clouds), unless what named it is on
-such an address itself. The address that is connected to decides, and it is looked up once, for the connection, so that a name cannot mean
-another address afterwards. Behind a proxy the proxy looks names up; then only the host as it is written can be judged.
+A token realm, a redirect, an upload's Location, a page link or a kit's parent is a URL that somebody else chose. It
+must not lead to this machine (loopback) or to what only this link can see (link-local addresses, the metadata
+services of clouds), unless what named it is on such an address itself. The address that is connected to decides, and
+it is looked up once, for the connection, so that a name cannot mean another address afterwards. Behind a proxy the
+proxy looks names up; then only the host as it is written can be judged.
 
-The scopes are called as Linux calls those of its addresses (``ip address``): host, link, global. Threading: pure functions, and a backend
-without state.
+The scopes are called as Linux calls those of its addresses (``ip address``): host, link, global. Threading: pure
+functions, and a backend without state.
 """
 
 from __future__ import annotations
@@ -39,11 +41,14 @@ LINK6: Final = (
 NAT64: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))  # RFC 6052, RFC 8215
 COMPATIBLE: Final = ipaddress.ip_network("::/96")  # RFC 4291 §2.5.5.1
 LOCAL_NAMES: Final = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
-METADATA_NAMES: Final = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
+METADATA_NAMES: Final = frozenset(
+    {"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
+)
 
 
 class Forbidden(Exception):  # noqa: N818 - httpcore and httpx let it pass as it is; ``failures.mapped`` gives it words
-    """No address of a host may be connected to; ``address`` is the first ("" where only the host's name was judged), ``scope`` its scope.
+    """No address of a host may be connected to; ``address`` is the first ("" where only the host's name was judged),
+    ``scope`` its scope.
 
     ``host`` is host[:port] of the URL.
     """
@@ -56,7 +61,9 @@ class Forbidden(Exception):  # noqa: N818 - httpcore and httpx let it pass as it
 
 
 def scope_of(address: str) -> AddressScope:
-    """The scope of an address as the system writes it, IPv4 addresses inside IPv6 ones included. Raises ValueError for what is not one."""
+    """The scope of an address as the system writes it, IPv4 addresses inside IPv6 ones included. Raises ValueError
+    for what is not one.
+    """
     found = ipaddress.ip_address(address.strip("[]").partition("%")[0])
     scopes = {_scope(one) for one in (found, *_embedded(found))}
     return "host" if "host" in scopes else "link" if "link" in scopes else "global"
@@ -104,17 +111,26 @@ def _embedded(address: Address) -> Iterator[Address]:
 
 
 def permitted(scope: AddressScope, led_from: AddressScope | None) -> bool:
-    """Whether a URL may lead to an address of a scope. ``led_from``: the scope of what named the URL, None for the user."""
+    """Whether a URL may lead to an address of a scope. ``led_from``: the scope of what named the URL, None for the
+    user.
+    """
     return led_from is None or scope in ("global", led_from)
 
 
 def answered_from(response: httpx.Response) -> AddressScope:
-    """The scope of the address that an answer came from; behind a proxy, and without a connection, what the URL itself says."""
-    return response.extensions.get("address_scope") or scope_of_name(response.request.url.raw_host.decode("ascii", "replace")) or "global"
+    """The scope of the address that an answer came from; behind a proxy, and without a connection, what the URL
+    itself says.
+    """
+    return (
+        response.extensions.get("address_scope")
+        or scope_of_name(response.request.url.raw_host.decode("ascii", "replace"))
+        or "global"
+    )
 
 
 class GuardedBackend(httpcore.NetworkBackend):
-    """Makes the connections of ``inner`` to permitted addresses only (``permitted``), and within one deadline for all addresses of a name.
+    """Makes the connections of ``inner`` to permitted addresses only (``permitted``), and within one deadline for all
+    addresses of a name.
 
     Raises Forbidden when a name has no address that is permitted, ConnectTimeout, ConnectError.
     """
@@ -127,7 +143,9 @@ class GuardedBackend(httpcore.NetworkBackend):
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
-        """A connection to the first address of a host that takes it; each has its share of ``timeout`` (seconds, for all)."""
+        """A connection to the first address of a host that takes it; each has its share of ``timeout`` (seconds, for
+        all).
+        """
         until = None if timeout is None else time.monotonic() + timeout
         addresses = _looked_up(host, port, timeout)
         allowed = [a for a in addresses if permitted(scope_of(a), self._led_from)]
@@ -159,7 +177,9 @@ class GuardedBackend(httpcore.NetworkBackend):
 
 
 def _looked_up(host: str, port: int, timeout: float | None) -> list[str]:
-    """The addresses of a host, in the system's order. Raises ConnectError, and ConnectTimeout for a resolver that does not answer in time."""
+    """The addresses of a host, in the system's order. Raises ConnectError, and ConnectTimeout for a resolver that
+    does not answer in time.
+    """
     if scope_of_name(host) is not None and not host.rstrip(".")[-1:].isalpha():
         return _addresses(host, port)  # an address: nobody is asked
     answer: list[list[str] | Exception] = []

@@ -1,10 +1,11 @@
 """Who asks: anonymous, Basic, or the bearer token flow, as an ``httpx.Auth``.
 
-Follows distribution's "Token Authentication Specification" and its OAuth2 form: 401 with ``WWW-Authenticate: Bearer`` → a token from
-the realm (GET with Basic, or POST with a refresh token) → the request again. Tokens are kept per (host, scope) until shortly before
-they expire; a 401 in between gets a new one once. Before a body is streamed an expired token is replaced without being refused, lest the
-body travel in vain. Threading: the flow runs on whatever thread sends; when many readers need a token
-for one scope, one of them asks for it and the others wait for what it gets.
+Follows distribution's "Token Authentication Specification" and its OAuth2 form: 401 with ``WWW-Authenticate: Bearer``
+→ a token from the realm (GET with Basic, or POST with a refresh token) → the request again. Tokens are kept per
+(host, scope) until shortly before they expire; a 401 in between gets a new one once. Before a body is streamed an
+expired token is replaced without being refused, lest the body travel in vain. Threading: the flow runs on whatever
+thread sends; when many readers need a token for one scope, one of them asks for it and the others wait for what it
+gets.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import httpx
 from kitfs.errors import KitfsError, RegistryError, Unauthorized, Unavailable
 from kitfs.registry.addresses import AddressScope, answered_from
 from kitfs.registry.credentials import Credential, Credentials
-from kitfs.registry.failures import failure, read_capped, read_error, shown
-from kitfs.registry.transport import is_loopback
+from kitfs.registry.http_errors import failure, read_capped, read_error, shown
+from kitfs.registry.routes import is_loopback
 
 CLIENT_ID: Final = "kitfs"
 MIN_LIFE: Final = 60.0  # seconds: what a token lives that does not say (the specification's default)
@@ -32,10 +33,12 @@ MARGIN: Final = 0.1  # part of a token's life that is not used, lest it expire o
 MAX_TOKEN: Final = 128 << 10  # bytes of a token server's answer
 ATTEMPTS: Final = 5  # of one request, each with another token
 MAX_CHALLENGE: Final = 16 << 10  # characters of one header that are read
-# A token and, if one follows, its value: a quoted string or anything up to a blank or comma. No part of it is tried in two ways. The "/" is
+# A token and, if one follows, its value: a quoted string or anything up to a blank or comma. No part of it is tried
+# in two ways. The "/" is
 # of base64, which follows schemes that kitfs does not speak.
 PIECE: Final = re.compile(
-    r"""[\s,;]*+(?P<token>[!#$%&'*+./^_`|~0-9A-Za-z-]++)(?:\s*+=\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<bare>[^\s,"]*+)))?+[\s,;]*+""", re.DOTALL
+    r"""[\s,;]*+(?P<token>[!#$%&'*+./^_`|~0-9A-Za-z-]++)(?:\s*+=\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<bare>[^\s,"]*+)))?+[\s,;]*+""",
+    re.DOTALL,
 )
 SCHEMES: Final = ("basic", "bearer")
 ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
@@ -56,11 +59,12 @@ class Challenge(NamedTuple):
 
 
 def challenges(*headers: str) -> dict[str, dict[str, str]]:
-    """Values of ``WWW-Authenticate`` headers as "basic" or "bearer" → parameters (names in lower case, values without their quotes).
+    """Values of ``WWW-Authenticate`` headers as "basic" or "bearer" → parameters (names in lower case, values without
+    their quotes).
 
-    RFC 9110 §11.6.1, and what servers make of it: any case and spacing, parameters without commas between them, bare URLs. Of several
-    challenges of a scheme the first counts, unless only a later one has a realm. A header is read from left to right, once, and no
-    further than ``MAX_CHALLENGE`` characters or to the first that fits nothing.
+    RFC 9110 §11.6.1, and what servers make of it: any case and spacing, parameters without commas between them, bare
+    URLs. Of several challenges of a scheme the first counts, unless only a later one has a realm. A header is read
+    from left to right, once, and no further than ``MAX_CHALLENGE`` characters or to the first that fits nothing.
     """
     found: dict[str, dict[str, str]] = {}
     for header in headers:
@@ -90,8 +94,10 @@ def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield scheme, parameters
 
 
-class Errand:
-    """One thread's way to the token server, which others wait for. ``header`` or ``error`` is what it brought; neither: it got no answer."""
+class TokenRequest:
+    """One thread's way to the token server, which others wait for. ``header`` or ``error`` is what it brought;
+    neither: it got no answer.
+    """
 
     __slots__ = ("done", "error", "header")
 
@@ -108,7 +114,7 @@ class Tokens:
         self._clock = clock
         self._lock = threading.Lock()
         self._tokens: dict[tuple[str, str], Token] = {}
-        self._errands: dict[tuple[str, str], Errand] = {}
+        self._errands: dict[tuple[str, str], TokenRequest] = {}
         self._challenges: dict[tuple[str, str], Challenge] = {}
         self._accepted: set[tuple[str, str]] = set()
 
@@ -150,16 +156,16 @@ class Tokens:
         with self._lock:
             return self._challenges.get((host, scope))
 
-    def set_out(self, host: str, scope: str) -> tuple[Errand, bool]:
-        """The errand for a token, and whether it is the caller's own: then ``come_back`` must end it."""
+    def begin(self, host: str, scope: str) -> tuple[TokenRequest, bool]:
+        """The errand for a token, and whether it is the caller's own: then ``end`` must end it."""
         with self._lock:
             found = self._errands.get((host, scope))
             if found is not None:
                 return found, False
-            self._errands[host, scope] = errand = Errand()
+            self._errands[host, scope] = errand = TokenRequest()
             return errand, True
 
-    def come_back(self, host: str, scope: str, errand: Errand) -> None:
+    def end(self, host: str, scope: str, errand: TokenRequest) -> None:
         """End an errand; those who wait look at what it brought."""
         with self._lock:
             del self._errands[host, scope]
@@ -169,7 +175,8 @@ class Tokens:
 class RegistryAuth(httpx.Auth):
     """The auth flow of one repository: ``scope`` such as repository:name:pull, several with blanks between them.
 
-    A scope that is for more than pulling is asked for beside what the challenge names. Raises Unauthorized when no token can be had.
+    A scope that is for more than pulling is asked for beside what the challenge names. Raises Unauthorized when no
+    token can be had.
 
     ``host`` is the registry whose credentials count; ``plain_http`` allows to send them to a token server without TLS.
     """
@@ -190,9 +197,11 @@ class RegistryAuth(httpx.Auth):
         return RegistryAuth(self._host, scope, self._credentials, self._tokens, plain_http=self._plain_http)
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send, and on 401 once more with what the challenge asks for; a few times more where such tokens have been good before.
+        """Send, and on 401 once more with what the challenge asks for; a few times more where such tokens have been
+        good before.
 
-        A token may expire on the way, while a registry that is busy is waited for, or be one that another thread got long ago.
+        A token may expire on the way, while a registry that is busy is waited for, or be one that another thread got
+        long ago.
         """
         held = self._tokens.get(self._host, self._scope)
         known = self._tokens.challenge(self._host, self._scope)
@@ -232,13 +241,19 @@ class RegistryAuth(httpx.Auth):
         return found
 
     def _explain(self, response: httpx.Response) -> None:
-        """Raise Unauthorized with the reason, when a request is refused for want of credentials that could not be looked up."""
+        """Raise Unauthorized with the reason, when a request is refused for want of credentials that could not be
+        looked up.
+        """
         if self._trouble:
-            raise Unauthorized(f"{self._host} wants credentials, and {self._trouble}", status=response.status_code, url=shown(response.request.url))
+            raise Unauthorized(
+                f"{self._host} wants credentials, and {self._trouble}",
+                status=response.status_code,
+                url=shown(response.request.url),
+            )
 
     def _fetched(self, challenge: Challenge, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, str]:
         """A new token, or the one that another thread is fetching right now."""
-        errand, own = self._tokens.set_out(self._host, self._scope)
+        errand, own = self._tokens.begin(self._host, self._scope)
         if not own:
             errand.done.wait()  # its owner's timeouts end it
             if errand.error is not None:
@@ -253,7 +268,7 @@ class RegistryAuth(httpx.Auth):
             errand.error = e
             raise
         finally:
-            self._tokens.come_back(self._host, self._scope, errand)
+            self._tokens.end(self._host, self._scope, errand)
 
     def _bearer(
         self, challenge: Challenge, credential: Credential | None, request: httpx.Request
@@ -288,7 +303,9 @@ class RegistryAuth(httpx.Auth):
         except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
             token, life = "", MIN_LIFE
         if not token or not token.isascii() or not token.isprintable():
-            raise RegistryError(f"{shown(realm)} answers {status} and no token for {self._host}", status=status, url=shown(realm))
+            raise RegistryError(
+                f"{shown(realm)} answers {status} and no token for {self._host}", status=status, url=shown(realm)
+            )
         header = f"Bearer {token}"
         self._tokens.keep(self._host, self._scope, header, max(1.0, life))
         return header
@@ -298,14 +315,28 @@ class RegistryAuth(httpx.Auth):
     ) -> httpx.Request:
         """GET with Basic, or the OAuth2 POST for a refresh token; with the timeouts of the request that it is for.
 
-        Credentials go over plain HTTP only when that was asked for: by --plain-http, to this host itself, or to loopback.
+        Credentials go over plain HTTP only when that was asked for: by --plain-http, to this host itself, or to
+        loopback.
         """
-        service, scope = challenge.parameters.get("service", ""), widened(challenge.parameters.get("scope", ""), self._scope)
+        service, scope = (
+            challenge.parameters.get("service", ""),
+            widened(challenge.parameters.get("scope", ""), self._scope),
+        )
         home = (request.url.scheme, request.url.host)
-        if credential and realm.scheme == "http" and not (self._plain_http or is_loopback(realm.host) or (realm.scheme, realm.host) == home):
-            raise Unauthorized(f"{self._host} wants the credentials sent to {shown(realm)} without TLS; allow it with --plain-http", url=shown(realm))
+        if (
+            credential
+            and realm.scheme == "http"
+            and not (self._plain_http or is_loopback(realm.host) or (realm.scheme, realm.host) == home)
+        ):
+            raise Unauthorized(
+                f"{self._host} wants the credentials sent to {shown(realm)} without TLS; allow it with --plain-http",
+                url=shown(realm),
+            )
         if request.url.scheme == "https" and realm.scheme == "http" and not self._plain_http:
-            raise RegistryError(f"{self._host} names a token server without TLS, {shown(realm)}: a registry over TLS may not", url=shown(realm))
+            raise RegistryError(
+                f"{self._host} names a token server without TLS, {shown(realm)}: a registry over TLS may not",
+                url=shown(realm),
+            )
         headers = {name: request.headers[name] for name in ("User-Agent", "Accept-Encoding") if name in request.headers}
         extensions = {k: v for k, v in request.extensions.items() if k != "repeat"}
         if (realm.scheme, realm.netloc) != (request.url.scheme, request.url.netloc):

@@ -1,9 +1,10 @@
 """A registry's blob as a Source: single ranges, checked; bodies that break off are taken up where they stand.
 
-The registry is hostile. 206 is required and its Content-Range checked; 200 to a range means that this registry has no ranges for it,
-and the whole body becomes the one stream that fills the store. A redirect's target is kept until it fails, and asked for anew once when it
-does not answer as it did (it expired). A faster way to read bodies belongs into ``_pieces``, which alone touches them.
-Threading: any number of threads read at once, each on a connection of its own.
+The registry is hostile. 206 is required and its Content-Range checked; 200 to a range means that this registry has no
+ranges for it, and the whole body becomes the one stream that fills the store. A redirect's target is kept until it
+fails, and asked for anew once when it does not answer as it did (it expired). A faster way to read bodies belongs
+into ``_pieces``, which alone touches them. Threading: any number of threads read at once, each on a connection of its
+own.
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ import httpx
 
 from kitfs.errors import IntegrityError, KitfsError, RangeIgnored, RegistryError
 from kitfs.oci.manifest import Descriptor
-from kitfs.registry.failures import Broken, Stalled, check_encoding, failure, host_of, mapped, read_error, shown
+from kitfs.registry.http_errors import Broken, Stalled, check_encoding, failure, host_of, mapped, read_error, shown
 from kitfs.registry.pace import LEAST
 
 if TYPE_CHECKING:
-    from kitfs.registry.client import Endpoint, RegistryClient
+    from kitfs.registry.client import RegistryClient
+    from kitfs.registry.http import Endpoint
 
 FRUITLESS: Final = 3  # attempts in a row that bring next to nothing before an endpoint is given up
-PROGRESS: Final = LEAST  # bytes that an attempt must bring unless it brings all: one byte for each request would never end
+PROGRESS: Final = (
+    LEAST  # bytes that an attempt must bring unless it brings all: one byte for each request would never end
+)
 PAUSE: Final = 0.2  # seconds before an attempt after one that brought nothing
 CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
 class Speed:
-    """Least speed over the attempts of a range, each of which may be quick to bring too little. ``waited``: seconds, for their heads too."""
+    """Least speed over the attempts of a range, each of which may be quick to bring too little. ``waited``: seconds,
+    for their heads too.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -39,7 +45,9 @@ class Speed:
         self.waited = 0.0
 
     def too_slow(self, response: httpx.Response, came: int) -> bool:
-        """Whether less than ``LEAST`` came per second, over one timeout or more, after an attempt that brought ``came`` bytes."""
+        """Whether less than ``LEAST`` came per second, over one timeout or more, after an attempt that brought
+        ``came`` bytes.
+        """
         pace = response.extensions.get("pace")
         self.waited += pace.waited if pace is not None else 0.0
         self._came += came
@@ -72,10 +80,12 @@ class RemoteBlob:
         return self._ranged
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """(offset, bytes) of [start, stop), or of everything from 0 when there are no ranges. See ``store.source.Source``.
+        """(offset, bytes) of [start, stop), or of everything from 0 when there are no ranges. See
+        ``store.source.Source``.
 
-        Every endpoint is asked in turn, each from where the last one broke off. Raises what the last one, the registry itself, did
-        wrong, with the causes of all: NotFound, Unauthorized, RateLimited, Unavailable, RangeIgnored, IntegrityError.
+        Every endpoint is asked in turn, each from where the last one broke off. Raises what the last one, the
+        registry itself, did wrong, with the causes of all: NotFound, Unauthorized, RateLimited, Unavailable,
+        RangeIgnored, IntegrityError.
         """
         size = self._descriptor.size
         stop = size if stop is None else min(stop, size)
@@ -95,7 +105,9 @@ class RemoteBlob:
                     first, end = self._span(endpoint, response, at, stop, whole)
                     if response.status_code == 200 and not whole and (at, stop) != (0, size):
                         self._ranged = False
-                        if at == start:  # nothing was given yet, so this call becomes the stream; else what it gave is passed over
+                        if (
+                            at == start
+                        ):  # nothing was given yet, so this call becomes the stream; else what it gave is passed over
                             whole, at, stop, before = True, 0, size, 0
                     with closing(self._pieces(response, first, end)) as pieces:
                         for offset, view in pieces:
@@ -106,7 +118,9 @@ class RemoteBlob:
                             if at >= stop and not whole:
                                 break
                     if at < stop and at - before < PROGRESS:
-                        raise Broken(f"{self._what}: {endpoint.host} sends {at - before} bytes where {stop - before} were asked for")
+                        raise Broken(
+                            f"{self._what}: {endpoint.host} sends {at - before} bytes where {stop - before} were asked for"
+                        )
                 except Broken as e:
                     cause: KitfsError = e
                     if at >= stop:
@@ -124,7 +138,7 @@ class RemoteBlob:
             else:
                 return
             causes.append(cause)
-        from kitfs.registry.client import combined
+        from kitfs.registry.http import combined
 
         raise combined(causes, [e.host for e in self._endpoints])
 
@@ -154,10 +168,14 @@ class RemoteBlob:
             return response
         read_error(response)
         if response.status_code == 416:
-            raise IntegrityError(f"{self._what}: {endpoint.host} has fewer than the {self._descriptor.size} bytes of its descriptor")
+            raise IntegrityError(
+                f"{self._what}: {endpoint.host} has fewer than the {self._descriptor.size} bytes of its descriptor"
+            )
         raise failure(response, self._what)
 
-    def _span(self, endpoint: Endpoint, response: httpx.Response, start: int, stop: int, whole: bool) -> tuple[int, int]:
+    def _span(
+        self, endpoint: Endpoint, response: httpx.Response, start: int, stop: int, whole: bool
+    ) -> tuple[int, int]:
         """[first byte, end) of the body that comes; closes a response that is refused.
 
         Raises RegistryError or IntegrityError when it is not what was asked for.
@@ -168,16 +186,22 @@ class RemoteBlob:
             length = response.headers.get("Content-Length")
             if response.status_code == 200:
                 if length not in (None, str(size)):
-                    raise IntegrityError(f"{self._what}: {endpoint.host} has {length} bytes, its descriptor says {size}")
+                    raise IntegrityError(
+                        f"{self._what}: {endpoint.host} has {length} bytes, its descriptor says {size}"
+                    )
                 return 0, size
             match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if whole or not match:
-                raise RangeIgnored(f"{self._what}: {endpoint.host} answers 206 without a usable Content-Range", status=206)
+                raise RangeIgnored(
+                    f"{self._what}: {endpoint.host} answers 206 without a usable Content-Range", status=206
+                )
             first, last, total = int(match[1]), int(match[2]), match[3]
             if total not in ("*", str(size)):
                 raise IntegrityError(f"{self._what}: {endpoint.host} has {total} bytes, its descriptor says {size}")
             if first != start or not start <= last < stop or length not in (None, str(last + 1 - first)):
-                told = f"{self._what}: {endpoint.host} sends bytes {first}-{last} where {start}-{stop - 1} were asked for"
+                told = (
+                    f"{self._what}: {endpoint.host} sends bytes {first}-{last} where {start}-{stop - 1} were asked for"
+                )
                 raise RegistryError(told, status=206)
             return first, last + 1
         except KitfsError:
@@ -185,9 +209,11 @@ class RemoteBlob:
             raise
 
     def _pieces(self, response: httpx.Response, at: int, end: int) -> Generator[tuple[int, memoryview], None, None]:
-        """The body, which should be the bytes [at, end) of the blob. Raises Broken, Stalled, and IntegrityError when there is more.
+        """The body, which should be the bytes [at, end) of the blob. Raises Broken, Stalled, and IntegrityError when
+        there is more.
 
-        The last piece is given when the response is at its end, so that a reader who stops there leaves a connection for the next.
+        The last piece is given when the response is at its end, so that a reader who stops there leaves a connection
+        for the next.
         """
         sized = "Content-Length" in response.headers
         try:
@@ -196,12 +222,17 @@ class RemoteBlob:
                 for piece in body:
                     view = memoryview(piece)
                     if at + len(view) > end:
-                        raise IntegrityError(f"{self._what}: {host_of(response.request.url)} sends more than the bytes up to {end} that are due")
+                        raise IntegrityError(
+                            f"{self._what}: {host_of(response.request.url)} sends more than the bytes up to {end} that are due"
+                        )
                     if at + len(view) == end and sized:
                         next(body, None)  # takes nothing off the wire: the length has told that this is the end
                     yield at, view
                     at += len(view)
             if at < end:
-                raise Broken(f"{self._what}: {host_of(response.request.url)} ended the body at byte {at}", url=shown(response.request.url))
+                raise Broken(
+                    f"{self._what}: {host_of(response.request.url)} ended the body at byte {at}",
+                    url=shown(response.request.url),
+                )
         finally:
             response.close()

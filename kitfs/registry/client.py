@@ -1,8 +1,9 @@
 """A client of OCI registries: repositories with their manifests, blobs and referrers.
 
-Follows distribution-spec v1.1. ``RegistryClient`` holds one httpx.Client for all threads, composed here: auth flow → retry → routed
-connections. ``Repository`` asks the mirrors of its registry in order and then the registry itself; when all fail, one error names each
-cause. Nothing is cached but tokens and redirect targets. Threading: every method from any thread.
+Follows distribution-spec v1.1. ``RegistryClient`` holds one httpx.Client for all threads, composed here: auth flow →
+retry → routed connections. ``Repository`` asks the mirrors of its registry in order and then the registry itself;
+when all fail, one error names each cause. Nothing is cached but tokens and redirect targets. Threading: every method
+from any thread.
 """
 
 from __future__ import annotations
@@ -10,63 +11,64 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http.cookiejar import CookieJar
 from typing import Any, Final, TypeVar
 
 import httpx
 
-from kitfs.errors import IntegrityError, InvalidReference, KitfsError, ManifestError, NotFound, RegistryError, UsageError
+from kitfs.errors import (
+    IntegrityError,
+    InvalidReference,
+    KitfsError,
+    ManifestError,
+    NotFound,
+    RegistryError,
+    UsageError,
+)
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest, check_media_type
 from kitfs.oci.names import LOCAL, TAG, Digest, Reference
-from kitfs.redaction import public
+from kitfs.oci.referrers import EMPTY, entry_of, listing, omitting, subject_of, tag_of
 from kitfs.registry.addresses import AddressScope, answered_from, scope_of_name
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.blob import RemoteBlob
-from kitfs.registry.body import Body, Read
 from kitfs.registry.credentials import DOCKER_HOSTS, Credential, Credentials, Given
-from kitfs.registry.duplex import DuplexTransport
-from kitfs.registry.failures import Broken, SpeaksTls, asks_for_tls, check_encoding, failure, host_of, mapped, read_capped, read_error, shown
-from kitfs.registry.referrers import EMPTY, entry_of, listing, omitting, subject_of, tag_of
+from kitfs.registry.early_answer import DuplexTransport
+from kitfs.registry.http import LAST_PORT, MAX_REDIRECTS, REDIRECTS, Endpoint, _url, combined
+from kitfs.registry.http_errors import (
+    Broken,
+    SpeaksTls,
+    asks_for_tls,
+    check_encoding,
+    failure,
+    host_of,
+    mapped,
+    read_capped,
+    read_error,
+    shown,
+)
 from kitfs.registry.refusals import manifest_refusal
 from kitfs.registry.retry import CONNECT_BUDGET, RetryTransport
+from kitfs.registry.routes import ClientOptions, is_loopback
 from kitfs.registry.tls_probe import speaks_tls
-from kitfs.registry.transport import ClientOptions, is_loopback
 from kitfs.registry.upload import CHUNK, Upload
-from kitfs.registry.ways import Journal, Lessons
+from kitfs.registry.upload_body import Body, Read
+from kitfs.registry.upload_methods import Lessons, SessionHints
 
 __all__ = ["ClientOptions", "RegistryClient", "Repository"]
 
 MAX_MANIFEST: Final = 4 << 20  # bytes: what distribution-spec asks registries to take
-MAX_REDIRECTS: Final = 5
-LAST_PORT: Final = 65_535
+
+
 MAX_PAGES: Final = 64  # of referrers
 MAX_TAG_PAGES: Final = 1000
 MAX_TAGS: Final = 1_000_000
 IDLE_PAGES: Final = 16  # that may bring no new tag, one after the other
-REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
 BODY_ATTEMPTS: Final = 3  # of a small body that breaks off
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One way to a repository: ``base`` ends in the repository's name, ``host`` is what people and credentials call it.
-
-    ``patience``: seconds in which a refused connection is tried again. All endpoints of a repository share one budget.
-    ``led_from``: the address scope of the registry whose content names this one, None where the user does (see ``addresses``).
-    """
-
-    base: str
-    host: str
-    auth: RegistryAuth
-    patience: float
-    led_from: AddressScope | None = None
-
-    def scoped(self, scope: str) -> Endpoint:
-        """The same, with tokens for another scope."""
-        return replace(self, auth=self.auth.scoped(scope))
 
 
 class RegistryClient:
@@ -90,7 +92,9 @@ class RegistryClient:
         self._secure: set[bytes] = set()  # netlocs on loopback that turned out to speak TLS
         self._probed: set[bytes] = set()  # netlocs that were asked whether they do
         self._scopes: dict[str, AddressScope] = {}  # of the addresses of endpoints, by scheme and host
-        timeout = httpx.Timeout(options.read_timeout, connect=min(options.connect_timeout, options.read_timeout), pool=None)
+        timeout = httpx.Timeout(
+            options.read_timeout, connect=min(options.connect_timeout, options.read_timeout), pool=None
+        )
         self._http = httpx.Client(
             transport=RetryTransport(transport or DuplexTransport(options), counters),
             timeout=timeout,
@@ -107,11 +111,14 @@ class RegistryClient:
     def repository(self, reference: Reference) -> Repository:
         """The repository of a reference.
 
-        One that a kit names (``Reference.held_by``) leads to addresses of this machine or this link only from a registry that is on one
-        too; mirrors are the user's choice. Raises NotFound when it names no registry, UsageError for one that no URL can hold.
+        One that a kit names (``Reference.held_by``) leads to addresses of this machine or this link only from a
+        registry that is on one too; mirrors are the user's choice. Raises NotFound when it names no registry,
+        UsageError for one that no URL can hold.
         """
         if reference.registry == LOCAL:
-            raise NotFound(f"{reference.display} is not in the store, and names no registry to ask (write registry/repository:tag)")
+            raise NotFound(
+                f"{reference.display} is not in the store, and names no registry to ask (write registry/repository:tag)"
+            )
         name, registry = reference.repository, reference.registry
         mirrors = self.options.mirrors.get(registry, ())
         patience = CONNECT_BUDGET / (len(mirrors) + 1)
@@ -130,20 +137,25 @@ class RegistryClient:
     def address_scope(self, base: str) -> AddressScope:
         """The scope of the addresses that the host of a URL has answered from; before it did, what the URL itself says.
 
-        A host that answers from addresses of several scopes is taken for an ordinary one: its name is not to be relied on.
+        A host that answers from addresses of several scopes is taken for an ordinary one: its name is not to be
+        relied on.
         """
         url = _url(base)
         return self._scopes.get(_origin(url)) or scope_of_name(url.raw_host.decode("ascii", "replace")) or "global"
 
     def _endpoint(self, url: str, name: str, *, patience: float, host: str = "") -> Endpoint:
-        """``host`` as the reference spells it, with a port that the scheme implies: so it stands in credential files."""
+        """``host`` as the reference spells it, with a port that the scheme implies: so it stands in credential
+        files.
+        """
         parsed = _url(url)
         host = host or host_of(parsed)
         credentials = self._credentials
         if parsed.userinfo:
             credentials = Given(Credential(parsed.username, parsed.password))
             url = str(parsed.copy_with(userinfo=b"")).rstrip("/")  # so that it stands in no message
-        auth = RegistryAuth(host, f"repository:{name}:pull", credentials, self._tokens, plain_http=bool(self.options.plain_http))
+        auth = RegistryAuth(
+            host, f"repository:{name}:pull", credentials, self._tokens, plain_http=bool(self.options.plain_http)
+        )
         return Endpoint(f"{url}/v2/{name}", host, auth, patience)
 
     def send(
@@ -152,9 +164,9 @@ class RegistryClient:
     ) -> httpx.Response:  # fmt: skip
         """An answer whose body is still to be read, after redirects. Credentials stay with the endpoint's own host.
 
-        A ``Body`` goes out once, but for redirects and refused tokens; ``repeat`` False: so does everything else. A registry on
-        loopback that turns out to speak TLS is spoken to over TLS from then on, unless ``plain_http`` was given.
-        Raises Unavailable when there is none, Unauthorized when no token can be had.
+        A ``Body`` goes out once, but for redirects and refused tokens; ``repeat`` False: so does everything else. A
+        registry on loopback that turns out to speak TLS is spoken to over TLS from then on, unless ``plain_http`` was
+        given. Raises Unavailable when there is none, Unauthorized when no token can be had.
         """
         home, at = self._spoken(httpx.URL(endpoint.base)), self._spoken(httpx.URL(url))
         try:
@@ -169,7 +181,9 @@ class RegistryClient:
         return url.copy_with(scheme="https") if url.scheme == "http" and url.netloc in self._secure else url
 
     def _secured(self, home: httpx.URL) -> bool:
-        """Speak TLS to a server on loopback from now on, and say whether that may be: plain HTTP was the default there."""
+        """Speak TLS to a server on loopback from now on, and say whether that may be: plain HTTP was the default
+        there.
+        """
         if home.scheme != "http" or self.options.plain_http is not None or not is_loopback(home.host):
             return False
         self._secure.add(home.netloc)
@@ -177,7 +191,11 @@ class RegistryClient:
 
     def _probe(self, home: httpx.URL, error: httpx.TransportError) -> bool:
         """Whether a server that closed the connection and never said a word speaks TLS; it is asked once."""
-        if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error) and "TLS" not in str(error):
+        if (
+            isinstance(error, httpx.RemoteProtocolError)
+            and "disconnected" not in str(error)
+            and "TLS" not in str(error)
+        ):
             return False
         if self.options.proxy or home.netloc in self._probed or _origin(home) in self._scopes:
             return False
@@ -206,7 +224,11 @@ class RegistryClient:
             try:
                 with mapped(at, what):
                     request = self._http.build_request(
-                        method, at, headers=headers, content=body, extensions=extensions | ({} if limit is None else {"led_from": limit})
+                        method,
+                        at,
+                        headers=headers,
+                        content=body,
+                        extensions=extensions | ({} if limit is None else {"led_from": limit}),
                     )
                     response = self._http.send(request, auth=endpoint.auth if same else None, stream=True)
             except Broken as e:
@@ -230,7 +252,8 @@ class RegistryClient:
 
 
 class Repository:
-    """One repository, by way of its mirrors and its registry. An Origin: resolve, manifest, blob, blob_bytes, referrers, exists.
+    """One repository, by way of its mirrors and its registry. An Origin: resolve, manifest, blob, blob_bytes,
+    referrers, exists.
 
     What changes it, and the list of its tags, passes the mirrors by: upload, put_manifest, delete_manifest, tags.
     """
@@ -248,12 +271,16 @@ class Repository:
         return self.manifest(identifier)[0]
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
-        """A manifest or index by tag or digest, its digest checked. Raises NotFound, ManifestError, IntegrityError, RegistryError."""
+        """A manifest or index by tag or digest, its digest checked. Raises NotFound, ManifestError, IntegrityError,
+        RegistryError.
+        """
         return self.each(lambda e: self._manifest(e, identifier))
 
     def _manifest(self, endpoint: Endpoint, identifier: str) -> tuple[Descriptor, bytes]:
         what = f"{self._name}{'@' if ':' in identifier else ':'}{identifier}"
-        response, data = self._small(endpoint, f"{endpoint.base}/manifests/{identifier}", {"Accept": ", ".join(ACCEPT)}, MAX_MANIFEST, what)
+        response, data = self._small(
+            endpoint, f"{endpoint.base}/manifests/{identifier}", {"Accept": ", ".join(ACCEPT)}, MAX_MANIFEST, what
+        )
         if len(data) > MAX_MANIFEST:
             raise ManifestError(f"{what}: {endpoint.host} sends a manifest of more than {MAX_MANIFEST} bytes")
         claimed = identifier if ":" in identifier else response.headers.get("Docker-Content-Digest", "")
@@ -271,16 +298,22 @@ class Repository:
         return RemoteBlob(self._client, self.endpoints, descriptor)
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
-        """A small blob, whole, its digest and size checked. Raises ManifestError when its descriptor says more than ``limit`` bytes."""
+        """A small blob, whole, its digest and size checked. Raises ManifestError when its descriptor says more than
+        ``limit`` bytes.
+        """
         if descriptor.size > limit:
-            raise ManifestError(f"{descriptor.digest} is said to have {descriptor.size} bytes: more than {limit} is no config")
+            raise ManifestError(
+                f"{descriptor.digest} is said to have {descriptor.size} bytes: more than {limit} is no config"
+            )
         return self.each(lambda e: self._blob_bytes(e, descriptor))
 
     def _blob_bytes(self, endpoint: Endpoint, descriptor: Descriptor) -> bytes:
         what = f"{self._name}: blob {descriptor.digest}"
         _, data = self._small(endpoint, f"{endpoint.base}/blobs/{descriptor.digest}", {}, descriptor.size, what)
         if len(data) != descriptor.size:
-            raise IntegrityError(f"{what} from {endpoint.host} does not have the {descriptor.size} bytes of its descriptor")
+            raise IntegrityError(
+                f"{what} from {endpoint.host} does not have the {descriptor.size} bytes of its descriptor"
+            )
         _check(descriptor.digest, data, f"{what} from {endpoint.host}")
         return data
 
@@ -299,7 +332,9 @@ class Repository:
         return self.each(ask)
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
-        """What refers to a manifest: the referrers API with its pages, or the tag that stands in for it where there is none."""
+        """What refers to a manifest: the referrers API with its pages, or the tag that stands in for it where there
+        is none.
+        """
         what = f"{self._name}: referrers of {digest}"
 
         def ask(endpoint: Endpoint) -> tuple[Descriptor, ...]:
@@ -313,9 +348,13 @@ class Repository:
                 except (NotFound, RegistryError) as e:
                     if not lacks(e):
                         raise
-                    return _of_type(self._stand_in(endpoint, digest), artifact_type)
-                if media_type_of(response) not in (IMAGE_INDEX, "application/json", ""):  # 200 and a page for people: there is no such API
-                    return _of_type(self._stand_in(endpoint, digest), artifact_type)
+                    return _of_type(self._fallback(endpoint, digest), artifact_type)
+                if media_type_of(response) not in (
+                    IMAGE_INDEX,
+                    "application/json",
+                    "",
+                ):  # 200 and a page for people: there is no such API
+                    return _of_type(self._fallback(endpoint, digest), artifact_type)
                 if len(data) > MAX_MANIFEST:
                     raise ManifestError(f"{what}: {endpoint.host} answers with more than {MAX_MANIFEST} bytes")
                 found += IndexManifest.parse(data).manifests
@@ -326,7 +365,7 @@ class Repository:
 
         return self.each(ask)
 
-    def _stand_in(self, endpoint: Endpoint, digest: Digest) -> tuple[Descriptor, ...]:
+    def _fallback(self, endpoint: Endpoint, digest: Digest) -> tuple[Descriptor, ...]:
         """The index under the tag that distribution-spec's "Referrers Tag Schema" makes of a digest."""
         try:
             found, data = self._manifest(endpoint, tag_of(digest))
@@ -336,25 +375,29 @@ class Repository:
             return ()
 
     def upload(
-        self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), journal: Journal | None = None,
+        self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), journal: SessionHints | None = None,
         progress: Callable[[int], None] | None = None, chunk: int = CHUNK,
     ) -> str:  # fmt: skip
-        """Bring a blob to the registry itself: "exists" there, "mounted" from one of ``mount_from`` (repositories of it), or "uploaded".
+        """Bring a blob to the registry itself: "exists" there, "mounted" from one of ``mount_from`` (repositories of
+        it), or "uploaded".
 
-        ``read(offset)`` gives the blob's bytes from an offset on, in pieces, as often as it is asked. ``progress`` is told how many bytes
-        more the registry has been sent, less than none when some must go again. ``journal`` lets a later call, of another process too, go
-        on where this one broke off. Raises Unauthorized, RateLimited, Unavailable, RegistryError, IntegrityError when the bytes do not
-        have their digest or are too few, StoreError when they cannot be read.
+        ``read(offset)`` gives the blob's bytes from an offset on, in pieces, as often as it is asked. ``progress`` is
+        told how many bytes more the registry has been sent, less than none when some must go again. ``journal`` lets
+        a later call, of another process too, go on where this one broke off. Raises Unauthorized, RateLimited,
+        Unavailable, RegistryError, IntegrityError when the bytes do not have their digest or are too few, StoreError
+        when they cannot be read.
         """
-        upload = Upload(self._client, self._pushing(), self._name, descriptor, read, chunk=chunk, journal=journal, progress=progress)
+        upload = Upload(
+            self._client, self._pushing(), self._name, descriptor, read, chunk=chunk, journal=journal, progress=progress
+        )
         return upload.run(mount_from)
 
     def put_manifest(self, identifier: str, media_type: str, data: bytes) -> Digest:
         """Bring a manifest or index to the registry itself, under a tag or its digest; returns the digest.
 
-        Where the registry does not list the referrers of its subject itself, the tag that stands in for that is kept up
-        (distribution-spec "Pushing Manifests with Subject"). Raises IntegrityError when the registry finds another digest, ManifestError
-        for bytes that are no manifest, RegistryError (of which Unauthorized).
+        Where the registry does not list the referrers of its subject itself, the tag that stands in for that is kept
+        up (distribution-spec "Pushing Manifests with Subject"). Raises IntegrityError when the registry finds another
+        digest, ManifestError for bytes that are no manifest, RegistryError (of which Unauthorized).
         """
         subject = subject_of(data)
         endpoint = self._pushing()
@@ -368,7 +411,9 @@ class Repository:
         digest = Digest.parse(identifier) if ":" in identifier else Digest.of(data)
         what = f"{self._name}{'@' if ':' in identifier else ':'}{identifier}"
         _check(digest, data, f"{what}: the manifest to push")
-        response = self._client.send(endpoint, "PUT", f"{endpoint.base}/manifests/{identifier}", {"Content-Type": media_type}, what, body=data)
+        response = self._client.send(
+            endpoint, "PUT", f"{endpoint.base}/manifests/{identifier}", {"Content-Type": media_type}, what, body=data
+        )
         read_error(response)
         if not response.is_success:
             raise manifest_refusal(response, what)
@@ -382,7 +427,9 @@ class Repository:
         return digest, "OCI-Subject" in response.headers
 
     def _look_again(self, endpoint: Endpoint, identifier: str, digest: Digest, what: str) -> None:
-        """Raise RegistryError when a manifest is not there although its PUT was answered with 2xx, but without a registry's headers."""
+        """Raise RegistryError when a manifest is not there although its PUT was answered with 2xx, but without a
+        registry's headers.
+        """
         try:
             found = self._manifest(endpoint, identifier)[0].digest
         except NotFound:
@@ -392,7 +439,9 @@ class Repository:
             raise RegistryError(told, url=shown(endpoint.base))
 
     def delete_manifest(self, identifier: str) -> None:
-        """Delete a tag, or a manifest with all its tags by digest. Raises NotFound, RegistryError when the registry deletes none."""
+        """Delete a tag, or a manifest with all its tags by digest. Raises NotFound, RegistryError when the registry
+        deletes none.
+        """
         what = f"{self._name}{'@' if ':' in identifier else ':'}{identifier}"
         endpoint = self.endpoints[-1].scoped(f"repository:{self._name}:pull,delete")
         try:
@@ -424,7 +473,8 @@ class Repository:
     def tags(self) -> Iterator[str]:
         """The tags that the registry itself lists, page by page, each once.
 
-        Raises NotFound, RegistryError, also for a list that has no end: too many tags or pages, or too many pages that bring nothing new.
+        Raises NotFound, RegistryError, also for a list that has no end: too many tags or pages, or too many pages
+        that bring nothing new.
         """
         what = f"{self._name}: tags"
         endpoint = self.endpoints[-1]
@@ -440,7 +490,9 @@ class Repository:
             except (ValueError, KeyError, TypeError, RecursionError):
                 listed = None
             if not isinstance(listed, list):
-                raise RegistryError(f"{what}: {endpoint.host} answers with something else than tags", status=200, url=shown(url))
+                raise RegistryError(
+                    f"{what}: {endpoint.host} answers with something else than tags", status=200, url=shown(url)
+                )
             before = len(seen)
             for tag in listed:
                 if isinstance(tag, str) and TAG.fullmatch(tag) and tag not in seen:
@@ -461,7 +513,9 @@ class Repository:
     def _small(
         self, endpoint: Endpoint, url: str | httpx.URL, headers: dict[str, str], limit: int, what: str
     ) -> tuple[httpx.Response, bytes]:
-        """(response, body of at most ``limit`` + 1 bytes) of a GET that must answer 200; a body that breaks off is asked for again."""
+        """(response, body of at most ``limit`` + 1 bytes) of a GET that must answer 200; a body that breaks off is
+        asked for again.
+        """
         for attempt in range(1, BODY_ATTEMPTS + 1):
             response = self._client.send(endpoint, "GET", url, headers, what)
             if response.status_code != 200:
@@ -479,7 +533,9 @@ class Repository:
         raise AssertionError("unreachable")
 
     def each(self, attempt: Callable[[Endpoint], T]) -> T:
-        """The first endpoint's answer that is none of an error; when all fail the registry's own error, with every cause."""
+        """The first endpoint's answer that is none of an error; when all fail the registry's own error, with every
+        cause.
+        """
         causes: list[KitfsError] = []
         for endpoint in self.endpoints:
             try:
@@ -497,7 +553,9 @@ def media_type_of(response: httpx.Response) -> str:
 
 
 def lacks(error: NotFound | RegistryError) -> bool:
-    """Whether an answer says that the registry does not do what was asked for: 501, and 4xx but a limit of time or number."""
+    """Whether an answer says that the registry does not do what was asked for: 501, and 4xx but a limit of time or
+    number.
+    """
     status = error.status if isinstance(error, RegistryError) else 404
     return status == 501 or (400 <= status < 500 and status not in (408, 429))
 
@@ -506,21 +564,10 @@ def _of_type(found: Sequence[Descriptor], artifact_type: str | None) -> tuple[De
     return tuple(d for d in found if artifact_type is None or d.artifact_type == artifact_type)
 
 
-def combined(causes: list[KitfsError], hosts: list[str]) -> KitfsError:
-    """One error of the class of the last one (the registry's own), which names each mirror's cause."""
-    last = causes[-1]
-    if len(causes) == 1:
-        return last
-    told = "; ".join(f"{'mirror ' if i < len(causes) - 1 else ''}{h}: {e}" for i, (h, e) in enumerate(zip(hosts, causes, strict=False)))
-    if isinstance(last, RegistryError):
-        error: KitfsError = type(last)(told, status=last.status, code=last.code, url=last.url)
-    else:
-        error = type(last)(told)
-    return error
-
-
 class _NoCookies(CookieJar):
-    """Keeps no cookie and sends none: a registry's cookies would go to every other one of its host, and grow without end."""
+    """Keeps no cookie and sends none: a registry's cookies would go to every other one of its host, and grow without
+    end.
+    """
 
     def extract_cookies(self, response: object, request: object) -> None:
         """Nothing."""
@@ -536,13 +583,6 @@ def _host(registry: str) -> str:
 def _origin(url: httpx.URL) -> str:
     """scheme://host[:port], without a port that the scheme implies."""
     return f"{url.scheme}://{host_of(url)}"
-
-
-def _url(text: str) -> httpx.URL:
-    try:
-        return httpx.URL(text)
-    except httpx.InvalidURL:
-        raise UsageError(f"{public(text)[:200]!r} is not the URL of a registry")
 
 
 def _check(digest: Digest, data: bytes, what: str) -> None:

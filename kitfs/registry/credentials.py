@@ -1,10 +1,11 @@
 """Credentials as kit, docker and containers keep them: files, ``credsStore`` and ``credHelpers``. Only read.
 
-Order: kit's credentials.json, then docker's config.json; in each credHelpers, credsStore, the file's own auths (oras-go
-credentials store; docker "credential helpers" protocol). Keys are hosts in any spelling that docker accepts, or repositories as
-containers-auth.json(5) has them; see ``matching``. docker.io is kept under https://index.docker.io/v1/. Line ends around user names,
-passwords and tokens, which files and shells add, are not part of them.
-Threading: answers are looked up each time that a token is needed, so that what changes on disk is seen while mounted.
+Order: kit's credentials.json, then docker's config.json; in each credHelpers, credsStore, the file's own auths
+(oras-go credentials store; docker "credential helpers" protocol). Keys are hosts in any spelling that docker accepts,
+or repositories as containers-auth.json(5) has them; see ``matching``. docker.io is kept under
+https://index.docker.io/v1/. Line ends around user names, passwords and tokens, which files and shells add, are not
+part of them. Threading: answers are looked up each time that a token is needed, so that what changes on disk is seen
+while mounted.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ ENDS: Final = "\r\n\0"  # what is not part of a name or password, where it stand
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Name and password, or a token: ``identity_token`` is an OAuth2 refresh token, ``registry_token`` a bearer token to use as it is."""
+    """Name and password, or a token: ``identity_token`` is an OAuth2 refresh token, ``registry_token`` a bearer token
+    to use as it is.
+    """
 
     username: str = ""
     password: str = ""
@@ -79,7 +82,9 @@ class Credentials:
         return None
 
     def find(self, host: str, repository: str = "") -> tuple[Credential | None, str]:
-        """(what ``of`` finds, why nothing could be looked up): what is public can be read all the same. Warns, once for each cause."""
+        """(what ``of`` finds, why nothing could be looked up): what is public can be read all the same. Warns, once
+        for each cause.
+        """
         try:
             return self.of(host, repository), ""
         except UsageError as e:
@@ -107,8 +112,9 @@ class Given(Credentials):
 def matching(keys: Iterable[str], host: str, repository: str = "") -> list[str]:
     """The keys of a credential file that are for ``host`` or its ``repository``, the best first.
 
-    A key is host[:port], with or without a scheme, a slash or the version of the API behind it (docker's ConvertToHostname); with a
-    scheme, whatever path follows. host/path without a scheme is for the repositories at and below path only, and counts before the host.
+    A key is host[:port], with or without a scheme, a slash or the version of the API behind it (docker's
+    ConvertToHostname); with a scheme, whatever path follows. host/path without a scheme is for the repositories at
+    and below path only, and counts before the host.
     """
     found: list[tuple[int, int, str]] = []
     for key in keys:

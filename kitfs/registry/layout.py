@@ -1,8 +1,8 @@
 """OCI layouts on disk, as directories or tar archives: the same face as a repository, and no network.
 
-Follows image-spec v1.1 "image-layout.md"; archives are what ``skopeo copy … oci-archive:`` writes: a plain tar of a layout. Members are found
-once and read in place by position, nothing is unpacked. A layout may be another user's: no symbolic link in it is followed, and nothing but
-regular files is opened. Threading: positional reads from any thread.
+Follows image-spec v1.1 "image-layout.md"; archives are what ``skopeo copy … oci-archive:`` writes: a plain tar of a
+layout. Members are found once and read in place by position, nothing is unpacked. A layout may be another user's: no
+symbolic link in it is followed, and nothing but regular files is opened. Threading: positional reads from any thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Generator
 from typing import Final
 
 from kitfs.errors import IntegrityError, ManifestError, NotFound, UnsupportedLayer
-from kitfs.oci.gojson import Ambiguous, check_keys, loads
+from kitfs.gocompat.json import Ambiguous, check_keys, loads
 from kitfs.oci.manifest import Descriptor, IndexManifest
 from kitfs.oci.names import Digest, LayoutReference
 from kitfs.openfile import OpenFile
@@ -92,13 +92,17 @@ class Layout:
         """A blob as a Source. Raises NotFound when the layout lacks it, IntegrityError when its size is another."""
         found = self._blob(descriptor.digest)
         if found.size != descriptor.size:
-            raise IntegrityError(f"{self.path}: blob {descriptor.digest} has {found.size} bytes, its descriptor says {descriptor.size}")
+            raise IntegrityError(
+                f"{self.path}: blob {descriptor.digest} has {found.size} bytes, its descriptor says {descriptor.size}"
+            )
         return found
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
         """A small blob, whole, its digest and size checked. Raises ManifestError above ``limit`` bytes."""
         if descriptor.size > limit:
-            raise ManifestError(f"{self.path}: {descriptor.digest} has {descriptor.size} bytes: more than {limit} is too much")
+            raise ManifestError(
+                f"{self.path}: {descriptor.digest} has {descriptor.size} bytes: more than {limit} is too much"
+            )
         data = _all(self.blob(descriptor))
         hasher = descriptor.digest.hasher()
         hasher.update(data)
@@ -149,7 +153,9 @@ class DirectoryLayout(Layout):
     """``oci:DIR``."""
 
     def open(self, name: str) -> FileRange | None:
-        """A file of the directory. Raises ManifestError for a link and for anything but a file, NotFound for one that cannot be read."""
+        """A file of the directory. Raises ManifestError for a link and for anything but a file, NotFound for one that
+        cannot be read.
+        """
         try:
             file = OpenFile(os.path.join(self.path, name), os.O_RDONLY, opener=lambda: open_below(self.path, name))
         except (FileNotFoundError, NotADirectoryError):
@@ -173,8 +179,14 @@ class ArchiveLayout(Layout):
         try:
             head = self._file.pread(6, 0)
             if head.startswith(PACKED):
-                raise UnsupportedLayer(f"{path} is compressed; decompress it first, since a compressed archive has no random access")
-            with self._file.number() as fd, open(fd, "rb", closefd=False) as f, tarfile.open(fileobj=f, mode="r:") as archive:
+                raise UnsupportedLayer(
+                    f"{path} is compressed; decompress it first, since a compressed archive has no random access"
+                )
+            with (
+                self._file.number() as fd,
+                open(fd, "rb", closefd=False) as f,
+                tarfile.open(fileobj=f, mode="r:") as archive,
+            ):
                 self._members = {os.path.normpath(m.name): (m.offset_data, m.size) for m in archive if m.isreg()}
         except (tarfile.TarError, OSError, ValueError) as e:
             self._file.close()

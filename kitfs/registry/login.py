@@ -1,7 +1,9 @@
-"""Logging in: credentials are tried at their registry, and kept where kit keeps them; logging out takes them away again.
+"""Logging in: credentials are tried at their registry, and kept where kit keeps them; logging out takes them away
+again.
 
-Follows docker's config.json as oras-go's credentials store writes it (credHelpers, then credsStore, then the file's own auths) and the
-store and erase of docker's credential helpers. The file appears by rename, with mode 0600, and keeps every entry that is not concerned.
+Follows docker's config.json as oras-go's credentials store writes it (credHelpers, then credsStore, then the file's
+own auths) and the store and erase of docker's credential helpers. The file appears by rename, with mode 0600, and
+keeps every entry that is not concerned.
 """
 
 from __future__ import annotations
@@ -15,17 +17,19 @@ from typing import Any, Final
 from kitfs.errors import StoreError, Unauthorized, UsageError
 from kitfs.registry import helpers
 from kitfs.registry.auth import RegistryAuth, Tokens
-from kitfs.registry.client import Endpoint, RegistryClient
+from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import DOCKER_HOSTS, Credential, Given, helper_of, key_of, matching
-from kitfs.registry.failures import failure, read_error
+from kitfs.registry.http import Endpoint
+from kitfs.registry.http_errors import failure, read_error
 from kitfs.registry.retry import CONNECT_BUDGET
-from kitfs.registry.transport import is_loopback
+from kitfs.registry.routes import is_loopback
 
 FILE: Final = "credentials.json"
 
 
 def check(client: RegistryClient, host: str, credential: Credential) -> None:
-    """Ask a registry ("host[:port]") whether it takes credentials: GET /v2/, by way of its token server where it has one.
+    """Ask a registry ("host[:port]") whether it takes credentials: GET /v2/, by way of its token server where it has
+    one.
 
     Raises Unauthorized when it does not, Unavailable, RegistryError, NotFound when it is no registry.
     """
@@ -40,11 +44,15 @@ def check(client: RegistryClient, host: str, credential: Credential) -> None:
         if not response.is_success:
             raise failure(response, f"login to {host}")
     except Unauthorized as e:
-        raise Unauthorized(f"{host} does not take these credentials ({e.status})", status=e.status, code=e.code, url=e.url)
+        raise Unauthorized(
+            f"{host} does not take these credentials ({e.status})", status=e.status, code=e.code, url=e.url
+        )
 
 
 def keep(kit_home: str, host: str, credential: Credential) -> str:
-    """Keep credentials; the file or helper that has them now. Raises UsageError for a file or helper that is broken, StoreError."""
+    """Keep credentials; the file or helper that has them now. Raises UsageError for a file or helper that is broken,
+    StoreError.
+    """
     path = os.path.realpath(os.path.join(kit_home, FILE))
     config = _read(path)
     helper = helper_of(config, host)
@@ -98,7 +106,9 @@ def _auths(config: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _write(path: str, config: dict[str, Any]) -> None:
-    """By rename in the same directory, so that a crash leaves the old file or the new one. Keys in Go's order, tabs as kit."""
+    """By rename in the same directory, so that a crash leaves the old file or the new one. Keys in Go's order, tabs
+    as kit.
+    """
     ordered = {key: dict(sorted(value.items())) if key == "auths" else value for key, value in sorted(config.items())}
     data = json.dumps(ordered, indent="\t", ensure_ascii=False).encode("utf-8", "surrogatepass")
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}~"

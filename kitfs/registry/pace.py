@@ -1,9 +1,10 @@
-"""A deadline for the head of an answer and a least speed for bodies, which count only while somebody waits for the other side.
+"""A deadline for the head of an answer and a least speed for bodies, which count only while somebody waits for the
+other side.
 
-``httpcore`` hands a request's timeouts down to the connection as they are, so a ``Pace`` is a float of seconds that knows more: how long
-the connection may wait now. Interim answers, headers, chunk extensions and trailers are not progress. Bytes of a body are, from
-``LEAST`` per second on. A body that nobody asks for (its reader is slow, or has paused) is not slow.
-Threading: a Pace belongs to one request, and to one thread at a time.
+``httpcore`` hands a request's timeouts down to the connection as they are, so a ``Pace`` is a float of seconds that
+knows more: how long the connection may wait now. Interim answers, headers, chunk extensions and trailers are not
+progress. Bytes of a body are, from ``LEAST`` per second on. A body that nobody asks for (its reader is slow, or has
+paused) is not slow. Threading: a Pace belongs to one request, and to one thread at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import httpcore
 import httpx
 
 LEAST: Final = 1 << 10  # bytes per second of one body, measured over one timeout: less is a stall
-MAX_HEAD: Final = 512 << 10  # bytes up to the end of a head, and of what comes with it (h11 allows 100 KiB of one head, a read has 256)
+MAX_HEAD: Final = (
+    512 << 10
+)  # bytes up to the end of a head, and of what comes with it (h11 allows 100 KiB of one head, a read has 256)
 
 
 class TooSlow(httpcore.ReadTimeout):
@@ -24,8 +27,8 @@ class TooSlow(httpcore.ReadTimeout):
 
 
 class Pace(float):
-    """``Pace(seconds)``: first the deadline of an answer's head, after ``body`` the time within which so many seconds' worth of bytes
-    must move. ``least`` is in bytes per second."""
+    """``Pace(seconds)``: first the deadline of an answer's head, after ``body`` the time within which so many
+    seconds' worth of bytes must move. ``least`` is in bytes per second."""
 
     __slots__ = ("_asked", "_clock", "_head", "_in_body", "_last", "_left", "_moved", "_quota", "waited")
 

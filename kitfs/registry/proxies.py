@@ -1,8 +1,8 @@
 """Which proxy a URL takes, as Go programs decide it from the environment.
 
-Follows golang.org/x/net/http/httpproxy (``FromEnvironment`` and ``ProxyFunc``), which kit, docker, skopeo and containerd use, so that one
-environment means the same to all of them. HTTP_PROXY, HTTPS_PROXY and NO_PROXY count; their lower-case spellings win; ALL_PROXY does not
-count. An entry of NO_PROXY is one of
+Follows golang.org/x/net/http/httpproxy (``FromEnvironment`` and ``ProxyFunc``), which kit, docker, skopeo and
+containerd use, so that one environment means the same to all of them. HTTP_PROXY, HTTPS_PROXY and NO_PROXY count;
+their lower-case spellings win; ALL_PROXY does not count. An entry of NO_PROXY is one of
 
     *                        every host
     10.0.0.0/8, fd00::/8     addresses of a block
@@ -31,8 +31,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
     """The URL of the proxy that ``environ`` has for ``url``, None for a direct connection.
 
-    Raises UsageError for plain HTTP in a CGI program (REQUEST_METHOD is set): there the client of the program chooses HTTP_PROXY, with
-    a header called Proxy (https://httpoxy.org).
+    Raises UsageError for plain HTTP in a CGI program (REQUEST_METHOD is set): there the client of the program chooses
+    HTTP_PROXY, with a header called Proxy (https://httpoxy.org).
     """
     host = url.raw_host.decode("ascii", "replace").strip("[]").lower()
     if is_loopback(host):
@@ -41,7 +41,9 @@ def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
     if not proxy:
         return None
     if url.scheme == "http" and environ.get("REQUEST_METHOD"):
-        raise UsageError("HTTP_PROXY is not used in a CGI program, whose client could choose it (unset REQUEST_METHOD, or use --proxy)")
+        raise UsageError(
+            "HTTP_PROXY is not used in a CGI program, whose client could choose it (unset REQUEST_METHOD, or use --proxy)"
+        )
     if direct(url, environ):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
@@ -64,8 +66,8 @@ def is_loopback(host: str) -> bool:
 def bypassed(host: str, port: str, rules: str) -> bool:
     """Whether NO_PROXY (``rules``) names a host: ASCII, in lower case, without brackets, and its port in digits.
 
-    As in Go, entries for addresses never match names and entries for names never match addresses, and an entry that is malformed
-    matches nothing.
+    As in Go, entries for addresses never match names and entries for names never match addresses, and an entry that
+    is malformed matches nothing.
     """
     address = _address(host.partition("%")[0])
     entries = [entry for part in rules.split(",") if (entry := part.strip().lower())]
@@ -117,7 +119,11 @@ def _block(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
         network = ipaddress.ip_network(f"{host}/{int(bits)}", strict=False)
     except ValueError:
         return None
-    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= MAPPED and network.network_address.ipv4_mapped is not None:
+    if (
+        isinstance(network, ipaddress.IPv6Network)
+        and network.prefixlen >= MAPPED
+        and network.network_address.ipv4_mapped is not None
+    ):
         return ipaddress.IPv4Network((int(network.network_address.ipv4_mapped), network.prefixlen - MAPPED))
     return network
 

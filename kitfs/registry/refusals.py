@@ -1,4 +1,6 @@
-"""What an answer to a push means: ``failures.failure`` with the words that help a person who pushes. Threading: pure functions."""
+"""What an answer to a push means: ``failures.failure`` with the words that help a person who pushes. Threading: pure
+functions.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,16 @@ from typing import Final
 import httpx
 
 from kitfs.errors import IntegrityError, KitfsError, RegistryError
-from kitfs.registry.failures import failure, host_of, shown, told
+from kitfs.registry.http_errors import failure, host_of, shown, told
 
 REFUSALS: Final = {
     405: "it takes no pushes (it may be read-only)",
     413: "too much for one request (a limit of the registry, or of a proxy before it)",
     507: "it has no space left",
 }
-KINDS: Final = frozenset({"MANIFEST_INVALID", "UNSUPPORTED"})  # codes for a manifest of a kind that the registry does not know
+KINDS: Final = frozenset(
+    {"MANIFEST_INVALID", "UNSUPPORTED"}
+)  # codes for a manifest of a kind that the registry does not know
 REMEDY: Final = "push to a registry that takes OCI artifacts, or push the image that kitfs convert makes"
 
 
@@ -37,7 +41,9 @@ def refusal(response: httpx.Response, what: str) -> KitfsError:
 
 
 def manifest_refusal(response: httpx.Response, what: str) -> KitfsError:
-    """``failure`` for an answer to a manifest: one line that says whether its kind, its size or a part of it is what is refused."""
+    """``failure`` for an answer to a manifest: one line that says whether its kind, its size or a part of it is what
+    is refused.
+    """
     status = response.status_code
     code, message = told(response)
     error = refusal(response, what)
@@ -51,4 +57,6 @@ def manifest_refusal(response: httpx.Response, what: str) -> KitfsError:
     if status >= 500 or status in (401, 403, 405, 429):
         return error
     url = shown(response.request.url)
-    return RegistryError(f"{what}: {host_of(response.request.url)} answers {status}: {words}", status=status, code=code, url=url)
+    return RegistryError(
+        f"{what}: {host_of(response.request.url)} answers {status}: {words}", status=status, code=code, url=url
+    )

@@ -1,9 +1,10 @@
-"""Trying again, as a transport around a transport: what may pass is repeated with growing, jittered pauses; what will not is not.
+"""Trying again, as a transport around a transport: what may pass is repeated with growing, jittered pauses; what will
+not is not.
 
-408, 429 and 5xx are answered again, as are connections that break before an answer; ``Retry-After`` is honoured up to ``MAX_PAUSE``. A host
-that keeps failing is left alone for a while (a circuit breaker), so that a thousand readers do not each wait out the budget.
-A body that is streamed goes out once: whoever made it knows whether the other side has kept a part of it.
-Threading: one breaker per host behind a lock; pauses are of the calling thread.
+408, 429 and 5xx are answered again, as are connections that break before an answer; ``Retry-After`` is honoured up to
+``MAX_PAUSE``. A host that keeps failing is left alone for a while (a circuit breaker), so that a thousand readers do
+not each wait out the budget. A body that is streamed goes out once: whoever made it knows whether the other side has
+kept a part of it. Threading: one breaker per host behind a lock; pauses are of the calling thread.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ ATTEMPTS: Final = 5
 BASE_PAUSE: Final = 0.25  # seconds, doubled at every attempt
 MAX_PAUSE: Final = 30.0  # seconds that a Retry-After may ask for
 MAX_WAIT: Final = 60.0  # seconds of attempts and pauses for one request, all told (its read timeout is less)
-CONNECT_BUDGET: Final = 2.5  # seconds after which a host that refuses connections is given up ("connect_budget" of a request is less)
+CONNECT_BUDGET: Final = (
+    2.5  # seconds after which a host that refuses connections is given up ("connect_budget" of a request is less)
+)
 LONGEST_DATE: Final = 64  # characters of a Retry-After that are read; an HTTP date has 29
-AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
+RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 BREAK_AFTER: Final = 8  # failures in a row, of whole budgets or refused connections
 BREAK_FOR: Final = 2.0  # seconds of leaving a host alone
 
@@ -61,8 +64,9 @@ class Breaker:
 class RetryTransport(httpx.BaseTransport):
     """Repeats requests whose body is bytes or nothing on ``inner``; counts every one it sends and every byte it gets.
 
-    Extension "repeat" of a request: False for one answer only. Connections that were refused are tried again all the same.
-    Extension "hopeless": a function that says, after a connection broke, whether another attempt would end in the same way.
+    Extension "repeat" of a request: False for one answer only. Connections that were refused are tried again all the
+    same. Extension "hopeless": a function that says, after a connection broke, whether another attempt would end in
+    the same way.
     """
 
     def __init__(
@@ -87,7 +91,9 @@ class RetryTransport(httpx.BaseTransport):
             raise httpx.ConnectError("it failed several times in a row and is left alone for a moment", request=request)
         began = self._clock()
         once = not request.extensions.get("repeat", isinstance(request.stream, httpx.ByteStream))
-        patience = min(MAX_WAIT, request.extensions.get("timeout", {}).get("read") or MAX_WAIT)  # nobody waits longer for nothing
+        patience = min(
+            MAX_WAIT, request.extensions.get("timeout", {}).get("read") or MAX_WAIT
+        )  # nobody waits longer for nothing
         for attempt in range(1, ATTEMPTS + 1):
             self._counters.add("requests")
             try:
@@ -110,11 +116,15 @@ class RetryTransport(httpx.BaseTransport):
                 raise
             else:
                 response.stream = _Counted(response.stream, self._counters)
-                if once and response.status_code in AGAIN:
+                if once and response.status_code in RETRYABLE:
                     return response
                 pause = retry_after(response) or pause_after(attempt)
-                if response.status_code not in AGAIN or attempt == ATTEMPTS or self._clock() - began + pause > patience:
-                    breaker.tell(ok=response.status_code not in AGAIN or response.status_code == 429)
+                if (
+                    response.status_code not in RETRYABLE
+                    or attempt == ATTEMPTS
+                    or self._clock() - began + pause > patience
+                ):
+                    breaker.tell(ok=response.status_code not in RETRYABLE or response.status_code == 429)
                     return response
                 response.close()
             self._counters.add("retries")
@@ -168,5 +178,11 @@ def retry_after(response: httpx.Response) -> float | None:
 def _hopeless(e: httpx.TransportError) -> bool:
     """A failure that no second attempt changes: a name that is not known, a certificate that is not trusted."""
     text = str(e).lower()
-    hopeless = ("certificate", "wrong version number", "record layer", "name or service not known", "no address associated")
+    hopeless = (
+        "certificate",
+        "wrong version number",
+        "record layer",
+        "name or service not known",
+        "no address associated",
+    )
     return any(words in text for words in hopeless)

@@ -1,6 +1,8 @@
-"""The sockets of one client: which are open, so that a forked child can close its copies and closing the client wakes those who wait.
+"""The sockets of one client: which are open, so that a forked child can close its copies and closing the client wakes
+those who wait.
 
-Nothing is sent on them here: a TLS connection that a child took leave of properly would be over for the parent too. Threading: any thread.
+Nothing is sent on them here: a TLS connection that a child took leave of properly would be over for the parent too.
+Threading: any thread.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class Sockets:
     def add(self, one: object) -> None:
         """Know of a socket; of anything else nothing needs to be known.
 
-        Raises RuntimeError, as httpx does, when the client was closed while it was being connected: nobody would close it. It is closed.
+        Raises RuntimeError, as httpx does, when the client was closed while it was being connected: nobody would
+        close it. It is closed.
         """
         if isinstance(one, socket.socket):
             with forks.guard:
@@ -40,7 +43,9 @@ class Sockets:
             found = list(self._open)
         for one in found:
             with suppress(OSError):
-                socket.socket.shutdown(one, socket.SHUT_RDWR)  # not SSLSocket's, after which bytes would be read that are still encrypted
+                socket.socket.shutdown(
+                    one, socket.SHUT_RDWR
+                )  # not SSLSocket's, after which bytes would be read that are still encrypted
 
     def after_fork_in_child(self) -> None:
         """Close the child's copies."""

@@ -1,7 +1,9 @@
-"""Whether a server that was spoken to in plain HTTP speaks TLS instead: one handshake, whose certificate is not looked at.
+"""Whether a server that was spoken to in plain HTTP speaks TLS instead: one handshake, whose certificate is not
+looked at.
 
-Registries on loopback are spoken to in plain HTTP unless told otherwise. Some that speak TLS say so (an alert, or 400 with a sentence),
-others only close the connection, and are asked here. Nothing is sent over such a connection. Threading: a pure function.
+Registries on loopback are spoken to in plain HTTP unless told otherwise. Some that speak TLS say so (an alert, or 400
+with a sentence), others only close the connection, and are asked here. Nothing is sent over such a connection.
+Threading: a pure function.
 """
 
 from __future__ import annotations

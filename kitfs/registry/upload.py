@@ -1,11 +1,13 @@
-"""Pushing a blob: it is looked for first, mounted from a repository beside it, or sent; chunks resume where they broke off.
+"""Pushing a blob: it is looked for first, mounted from a repository beside it, or sent; chunks resume where they
+broke off.
 
-Follows distribution-spec v1.1 "Pushing blobs". What a registry can do is learned from its answers: statuses are read by class (any 2xx
-means done), a way of sending that it refuses is followed by the next one (``registry.ways``), and its bookkeeping (Range, Location,
-Docker-Upload-UUID) is a hint, since the digest in the closing request decides. After a setback the session is asked how much it has
-(GET), and a session that the registry has lost is replaced by a new one. Setbacks are tolerated within a budget that is renewed by each
-byte that the registry acknowledges beyond what it ever had.
-Threading: an Upload belongs to one thread; several blobs are sent at once over the client that they share.
+Follows distribution-spec v1.1 "Pushing blobs". What a registry can do is learned from its answers: statuses are read
+by class (any 2xx means done), a way of sending that it refuses is followed by the next one (``registry.ways``), and
+its bookkeeping (Range, Location, Docker-Upload-UUID) is a hint, since the digest in the closing request decides.
+After a setback the session is asked how much it has (GET), and a session that the registry has lost is replaced by a
+new one. Setbacks are tolerated within a budget that is renewed by each byte that the registry acknowledges beyond
+what it ever had. Threading: an Upload belongs to one thread; several blobs are sent at once over the client that they
+share.
 """
 
 from __future__ import annotations
@@ -21,31 +23,36 @@ import httpx
 
 from kitfs.errors import IntegrityError, KitfsError, RateLimited, RegistryError, Unavailable
 from kitfs.oci.manifest import Descriptor
-from kitfs.registry.body import Body, Read
-from kitfs.registry.failures import Broken, Stalled, failure, mapped, read_error, shown
+from kitfs.registry.http_errors import Broken, Stalled, failure, mapped, read_error, shown
 from kitfs.registry.refusals import code_of, refusal
-from kitfs.registry.retry import AGAIN, MAX_WAIT, pause_after, retry_after
-from kitfs.registry.ways import PATCH, PUT, Journal, Plan
+from kitfs.registry.retry import MAX_WAIT, RETRYABLE, pause_after, retry_after
+from kitfs.registry.upload_body import Body, Read
+from kitfs.registry.upload_methods import PATCH, PUT, Plan, SessionHints
 
 if TYPE_CHECKING:
-    from kitfs.registry.client import Endpoint, RegistryClient
+    from kitfs.registry.client import RegistryClient
+    from kitfs.registry.http import Endpoint
 
 CHUNK: Final = 32 << 20  # bytes of one PATCH; a smaller blob goes in one PUT
 FRUITLESS: Final = 5  # setbacks in a row, none of which brought the registry a byte more
-FOREVER: Final = frozenset({501, 505, 507})  # of 5xx: what no second attempt changes
+PERMANENT: Final = frozenset({501, 505, 507})  # of 5xx: what no second attempt changes
 RANGE: Final = re.compile(r"(?:bytes[= ])?0-(-1|\d{1,19})(?:/.*)?")
 LOST: Final = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
 CLOSED: Final = frozenset({"DENIED", "UNAUTHORIZED"})  # codes that no other way of sending changes
 OCTETS: Final = "application/octet-stream"
 
 
-class Setback(Exception):  # noqa: N818 - not an error yet
-    """An attempt that may be repeated after ``pause`` seconds (None: the usual); ``error`` is raised when the budget is spent.
+class Retryable(Exception):  # noqa: N818 - not an error yet
+    """An attempt that may be repeated after ``pause`` seconds (None: the usual); ``error`` is raised when the budget
+    is spent.
 
-    ``lost``: the registry has no such session any more. ``other``: at the end of the budget another way of sending may help.
+    ``lost``: the registry has no such session any more. ``other``: at the end of the budget another way of sending
+    may help.
     """
 
-    def __init__(self, error: KitfsError, *, pause: float | None = None, lost: bool = False, other: bool = False) -> None:
+    def __init__(
+        self, error: KitfsError, *, pause: float | None = None, lost: bool = False, other: bool = False
+    ) -> None:
         super().__init__(error)
         self.error = error
         self.pause = pause
@@ -54,7 +61,9 @@ class Setback(Exception):  # noqa: N818 - not an error yet
 
 
 class Refused(Exception):  # noqa: N818 - not an error while there is another way
-    """The registry does not take the bytes in this way. ``too_large``: bytes of the request, where its size was refused."""
+    """The registry does not take the bytes in this way. ``too_large``: bytes of the request, where its size was
+    refused.
+    """
 
     def __init__(self, error: KitfsError, *, too_large: int | None = None) -> None:
         super().__init__(error)
@@ -64,10 +73,12 @@ class Refused(Exception):  # noqa: N818 - not an error while there is another wa
 
 @dataclass(slots=True)
 class Session:
-    """An upload session. ``at``: bytes that the registry has, where it is ``sure``; ``least``: bytes of every chunk but the last.
+    """An upload session. ``at``: bytes that the registry has, where it is ``sure``; ``least``: bytes of every chunk
+    but the last.
 
-    ``exact``: each byte was sent by this process and acknowledged in order, so that a wrong digest cannot be the session's fault.
-    ``odd``: a Range was not the one that was due. ``doubted``: the place where a chunk was refused with 416 before.
+    ``exact``: each byte was sent by this process and acknowledged in order, so that a wrong digest cannot be the
+    session's fault. ``odd``: a Range was not the one that was due. ``doubted``: the place where a chunk was refused
+    with 416 before.
     """
 
     location: httpx.URL
@@ -91,7 +102,7 @@ class Upload:
         read: Read,
         *,
         chunk: int = CHUNK,
-        journal: Journal | None = None,
+        journal: SessionHints | None = None,
         progress: Callable[[int], None] | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
@@ -139,7 +150,7 @@ class Upload:
                     session = session or self._begin()
                     self._send(session)
                     break
-                except Setback as setback:
+                except Retryable as setback:
                     session = self._recovered(session, setback)
             except Refused as refused:
                 self._change(session, refused)
@@ -150,18 +161,20 @@ class Upload:
         self._tell(self._size)
         return "uploaded"
 
-    # -- one request each ----------------------------------------------------------------------------------------------------
+    # -- one request each
 
     @property
     def _what(self) -> str:
         return f"{self._name}: blob {self._digest}"
 
     def _exists(self) -> bool:
-        """Whether the registry says that it has the blob. A HEAD that it refuses is a no: the requests that follow tell what is wrong."""
+        """Whether the registry says that it has the blob. A HEAD that it refuses is a no: the requests that follow
+        tell what is wrong.
+        """
         url = f"{self._endpoint.base}/blobs/{self._digest}"
         response = self._client.send(self._endpoint, "HEAD", url, {}, self._what)
         response.close()
-        if response.status_code in AGAIN or (response.status_code >= 500 and response.status_code not in FOREVER):
+        if response.status_code in RETRYABLE or (response.status_code >= 500 and response.status_code not in PERMANENT):
             response._content = b""  # noqa: SLF001 - the body of a HEAD
             raise failure(response, self._what)
         return response.is_success
@@ -177,7 +190,9 @@ class Upload:
             try:
                 response = self._client.send(self._endpoint.scoped(scope), "POST", self._uploads(query), {}, self._what)
                 read_error(response)
-                if response.status_code == 201 or (response.is_success and response.status_code != 202 and self._exists()):
+                if response.status_code == 201 or (
+                    response.is_success and response.status_code != 202 and self._exists()
+                ):
                     if session is not None:
                         self._cancel(session)
                     return True, None
@@ -226,14 +241,16 @@ class Upload:
         if at == 1:
             at = 0  # 0-0 is what most registries say of nothing, too
         if at > self._size:
-            raise Setback(self._lost(), pause=0, lost=True, other=True)
+            raise Retryable(self._lost(), pause=0, lost=True, other=True)
         if "Location" in response.headers:
             session.location = self._location(response)
         session.sure, session.exact = True, False
         self._acknowledged(session, at)
 
     def _patch(self, session: Session, stop: int, headers: dict[str, str]) -> None:
-        """Send the bytes up to ``stop``. Any 2xx says that they were taken; a Range counts where it says that a part of them was."""
+        """Send the bytes up to ``stop``. Any 2xx says that they were taken; a Range counts where it says that a part
+        of them was.
+        """
         body = self._body(session.at, stop)
         response = self._request("PATCH", session.location, {"Content-Type": OCTETS, **headers}, body)
         if not response.is_success:
@@ -243,12 +260,17 @@ class Upload:
         found = RANGE.fullmatch(response.headers.get("Range", ""))
         has = int(found[1]) + 1 if found else stop
         session.odd = session.odd or has != stop
-        # Some say where this chunk ends in itself, where the first one ended, or one byte too much: the next request or the digest tells.
+        # Some say where this chunk ends in itself, where the first one ended, or one byte too much: the next request
+        # or the digest tells.
         self._acknowledged(session, has if session.at < has <= stop and self._plan.way.chunk else stop)
 
     def _close(self, session: Session, body: Body) -> None:
         """Send the closing request, with the whole blob if that is the way."""
-        query = session.location.query + (b"&" if session.location.query else b"") + f"digest={quote(self._digest, safe='')}".encode()
+        query = (
+            session.location.query
+            + (b"&" if session.location.query else b"")
+            + f"digest={quote(self._digest, safe='')}".encode()
+        )
         self._closing = True
         response = self._request("PUT", session.location.copy_with(query=query), {"Content-Type": OCTETS}, body)
         if not response.is_success:
@@ -272,12 +294,15 @@ class Upload:
         try:
             response = self._client.send(self._endpoint, method, url, headers, self._what, body=body, repeat=False)
         except (Unavailable, RateLimited) as e:
-            # Some hang up on what they do not take: where no byte was ever acknowledged, that may be the way of sending.
-            raise Setback(e, other=isinstance(e, Broken) and body is not None and body.size > 0 and not self._most)
+            # Some hang up on what they do not take: where no byte was ever acknowledged, that may be the way of
+            # sending.
+            raise Retryable(e, other=isinstance(e, Broken) and body is not None and body.size > 0 and not self._most)
         read_error(response)
         status = response.status_code
-        if status in AGAIN or (status >= 500 and status not in FOREVER):
-            raise Setback(failure(response, self._what), pause=retry_after(response), other=status == 500 and body is not None)
+        if status in RETRYABLE or (status >= 500 and status not in PERMANENT):
+            raise Retryable(
+                failure(response, self._what), pause=retry_after(response), other=status == 500 and body is not None
+            )
         return response
 
     def _location(self, response: httpx.Response) -> httpx.URL:
@@ -287,7 +312,9 @@ class Upload:
         if not text and (number := response.headers.get("Docker-Upload-UUID", "")):
             text = f"{self._endpoint.base}/blobs/uploads/{quote(number, safe='')}"
         if not text:
-            raise RegistryError(f"{self._what}: {host} answers {response.status_code} without a Location", status=response.status_code)
+            raise RegistryError(
+                f"{self._what}: {host} answers {response.status_code} without a Location", status=response.status_code
+            )
         with mapped(response.request.url, self._what):
             return self._allowed(response.request.url.join(text))
 
@@ -296,12 +323,14 @@ class Upload:
         if (url.scheme, home.scheme, url.host) == ("http", "https", home.host):
             return url.copy_with(scheme=home.scheme, port=home.port)  # a proxy ends TLS, and the registry does not know
         if url.scheme not in ("http", "https") or (url.scheme, home.scheme) == ("http", "https"):
-            raise RegistryError(f"{self._what}: {self._endpoint.host} wants it sent to {url.scheme}:, away from TLS", url=shown(url))
+            raise RegistryError(
+                f"{self._what}: {self._endpoint.host} wants it sent to {url.scheme}:, away from TLS", url=shown(url)
+            )
         return url
 
-    # -- what becomes of it --------------------------------------------------------------------------------------------------
+    # -- what becomes of it
 
-    def _refused(self, response: httpx.Response, session: Session, sent: int) -> Setback | Refused | KitfsError:
+    def _refused(self, response: httpx.Response, session: Session, sent: int) -> Retryable | Refused | KitfsError:
         """What follows from an answer that is not 2xx to a request that sent ``sent`` bytes or closed the session."""
         error: KitfsError = refusal(response, self._what)
         status, code = response.status_code, code_of(response)
@@ -313,23 +342,30 @@ class Upload:
             return self._digest_refused(session)
         fresh = session.exact and session.at == 0 and not session.odd
         if code in LOST or (status in (404, 410) and not fresh):
-            return Setback(self._lost(), pause=0, lost=True, other=True)
+            return Retryable(self._lost(), pause=0, lost=True, other=True)
         if status == 416 and not fresh and session.doubted != session.at:
             session.doubted = session.at
-            return Setback(error, pause=0, lost=session.at == 0, other=True)  # it may have one byte (see _ask), which nobody can tell
+            return Retryable(
+                error, pause=0, lost=session.at == 0, other=True
+            )  # it may have one byte (see _ask), which nobody can tell
         return Refused(error, too_large=sent if status == 413 else None)
 
-    def _digest_refused(self, session: Session) -> Setback | Refused | KitfsError:
+    def _digest_refused(self, session: Session) -> Retryable | Refused | KitfsError:
         """The registry has other bytes than were due: the local copy says whose fault that is."""
         host = self._endpoint.host
         if not self._intact():
             self._give_up(session)
-            return IntegrityError(f"{self._what}: {host} finds another digest in what was sent: the local copy is damaged; pack or pull it again")
-        error = RegistryError(f"{self._what}: {host} finds another digest in what was sent, and the local copy has the right one", status=400)
+            return IntegrityError(
+                f"{self._what}: {host} finds another digest in what was sent: the local copy is damaged; pack or pull it again"
+            )
+        error = RegistryError(
+            f"{self._what}: {host} finds another digest in what was sent, and the local copy has the right one",
+            status=400,
+        )
         if session.exact or session.odd or self._mistrusted:
             return Refused(error)
         self._mistrusted = True
-        return Setback(error, pause=0, lost=True)
+        return Retryable(error, pause=0, lost=True)
 
     def _intact(self) -> bool:
         """Whether the local copy has the digest that it should have. Raises IntegrityError when it is too short."""
@@ -338,11 +374,11 @@ class Upload:
             hasher.update(piece)
         return bool(hasher.hexdigest() == self._digest.hex)
 
-    def _unanswered(self, response: httpx.Response, session: Session) -> Setback | KitfsError:
+    def _unanswered(self, response: httpx.Response, session: Session) -> Retryable | KitfsError:
         """What follows when a session does not say how much it has."""
         if response.status_code in (401, 403):
             return refusal(response, self._what)
-        return Setback(self._lost(), pause=0, lost=True, other=True)
+        return Retryable(self._lost(), pause=0, lost=True, other=True)
 
     def _change(self, session: Session | None, refused: Refused) -> None:
         """Go on to the next way of sending. Raises the first refusal's error when there is none."""
@@ -362,16 +398,26 @@ class Upload:
     def _lost(self) -> Unavailable:
         return Unavailable(f"{self._what}: {self._endpoint.host} does not know its upload any more; push again")
 
-    def _recovered(self, session: Session | None, setback: Setback) -> Session | None:
-        """The session to go on with, after a pause; None to begin anew. Raises the setback's error at the end of the budget."""
-        self._failures += 2 if isinstance(setback.error, Stalled) else 1  # whoever waited for a timeout has waited long already
+    def _recovered(self, session: Session | None, setback: Retryable) -> Session | None:
+        """The session to go on with, after a pause; None to begin anew. Raises the setback's error at the end of the
+        budget.
+        """
+        self._failures += (
+            2 if isinstance(setback.error, Stalled) else 1
+        )  # whoever waited for a timeout has waited long already
         pause = pause_after(self._failures) if setback.pause is None else setback.pause
         if self._failures >= FRUITLESS or self._waited + pause > MAX_WAIT:
             if not self._resuming and setback.other:
                 raise Refused(setback.error)
             if not self._resuming:
                 raise setback.error
-            session, self._resuming, self._failures, self._waited, pause = None, False, 0, 0.0, 0.0  # there may be no such place any more
+            session, self._resuming, self._failures, self._waited, pause = (
+                None,
+                False,
+                0,
+                0.0,
+                0.0,
+            )  # there may be no such place any more
         self._client.counters.add("retries")
         self._client.log.debug("%s; again in %.1f s", setback.error, pause)
         self._waited += pause

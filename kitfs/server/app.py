@@ -1,9 +1,10 @@
 """HTTP around the registry: routes, bodies that stream both ways, the log line of each request.
 
-aiohttp speaks HTTP; its loop stays behind this door. Bodies come in pieces that a thread hashes and writes while the next ones arrive,
-and go out by sendfile(2) (over TLS in pieces, since asyncio's own way there is slow): no body is ever held or spooled. Everything that
-touches the disk runs on the threads of ``pool``. A push of a chunk that is still waiting for its body gives way to the next request for
-its upload: a client that comes back after a cut must not wait for the server to notice the cut.
+aiohttp speaks HTTP; its loop stays behind this door. Bodies come in pieces that a thread hashes and writes while the
+next ones arrive, and go out by sendfile(2) (over TLS in pieces, since asyncio's own way there is slow): no body is
+ever held or spooled. Everything that touches the disk runs on the threads of ``pool``. A push of a chunk that is
+still waiting for its body gives way to the next request for its upload: a client that comes back after a cut must not
+wait for the server to notice the cut.
 """
 
 from __future__ import annotations
@@ -12,37 +13,51 @@ import asyncio
 import contextlib
 import functools
 import io
-import json
 import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any, Final, TypeVar
-from urllib.parse import urlencode
 
 from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestPayloadError
 
-from kitfs import __version__, escaping
 from kitfs.errors import KitfsError, StoreFull
 from kitfs.oci.manifest import IMAGE_INDEX
 from kitfs.server import ranges
-from kitfs.server.answers import UNSUPPORTED, ApiError, of_error, out_of_descriptors
+from kitfs.server.api_errors import UNSUPPORTED, ApiError, of_error, out_of_descriptors
 from kitfs.server.htpasswd import Htpasswd
 from kitfs.server.logins import Logins
-from kitfs.server.registry import MAX_MANIFEST, Page, Registry, checked, parsed, too_big
+from kitfs.server.registry import MAX_MANIFEST, Registry, checked, parsed, too_big
+from kitfs.server.replies import (
+    VERSION,
+    answer,
+    counted,
+    created,
+    listed,
+    malformed,
+    matches,
+    next_link,
+    pending,
+    refusal,
+    shown,
+    unchanged,
+    uploaded,
+)
+from kitfs.server.uploads import MAX_OPEN, REST, UploadQueue, Uploads, UploadTurn, _append
 from kitfs.store.ingest import Ingest
 
 PIECE: Final = 1 << 20  # bytes that are hashed and written at once
 TLS_PIECE: Final = 256 << 10
-SLICES: Final = (256 << 10, 8 << 20)  # bytes of one sendfile, least and most: what a client must take within the patience that a body has
+SLICES: Final = (
+    256 << 10,
+    8 << 20,
+)  # bytes of one sendfile, least and most: what a client must take within the patience that a body has
 PATIENCE: Final = 60.0
-REST: Final = 0.1  # seconds without a byte after which what has come of a body is written
-SETTLE: Final = 1.0  # seconds that a question for an upload's progress waits for its body to rest
-TAKEOVER: Final = 10.0  # seconds that a request waits for the one before it on the same upload
-MAX_OPEN: Final = 256  # uploads that are kept open between two chunks, so that nothing is hashed twice
+
+
 ROUTES: Final = tuple(
     (re.compile(pattern), kind)
     for pattern, kind in (
@@ -57,13 +72,15 @@ ROUTES: Final = tuple(
     )
 )
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-VERSION: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "X-Content-Type-Options": "nosniff", "Server": f"kitfs/{__version__}"}
+
+
 T = TypeVar("T")
 Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.StreamResponse]]
 
 
 class App:
-    """A handler for aiohttp's low-level server. ``patience`` in seconds: without a byte for so long a body, either way, is given up.
+    """A handler for aiohttp's low-level server. ``patience`` in seconds: without a byte for so long a body, either
+    way, is given up.
 
     ``uploads`` are kept open between two chunks at most.
     """
@@ -120,19 +137,33 @@ class App:
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()  # closing it would wait for whoever takes nothing
-            response = web.Response()  # aiohttp finds that it cannot be sent, and is done; an exception would be a traceback in the log
+            response = (
+                web.Response()
+            )  # aiohttp finds that it cannot be sent, and is done; an exception would be a traceback in the log
         finally:
             self._running -= 1
-            line = (request.remote or "-", user, request.method, request.path_qs, status, size, time.monotonic() - began)
+            line = (
+                request.remote or "-",
+                user,
+                request.method,
+                request.path_qs,
+                status,
+                size,
+                time.monotonic() - began,
+            )
             self._log.info('%s %s "%s %s" %s %d %.3fs', *(shown(x) if isinstance(x, str) else x for x in line))
         return response
 
     def _refused(self, request: web.BaseRequest, error: Exception) -> web.StreamResponse:
-        """The answer to what could not be done. What is the registry's own fault is told to its log; a bug is one traceback there."""
+        """The answer to what could not be done. What is the registry's own fault is told to its log; a bug is one
+        traceback there.
+        """
         if isinstance(error, RequestPayloadError):
             error = ApiError(400, "UNKNOWN", "the body is broken: its chunks are not as HTTP has them")
         elif out_of_descriptors(error):
-            error = ApiError(503, "UNAVAILABLE", "this registry has too many files open; try again", headers={"Retry-After": "1"})
+            error = ApiError(
+                503, "UNAVAILABLE", "this registry has too many files open; try again", headers={"Retry-After": "1"}
+            )
         elif isinstance(error, KitfsError):
             told, error = error, of_error(error)
             if error.status >= 500:
@@ -147,7 +178,7 @@ class App:
         if self._logins is not None:
             self._logins.close()
 
-    async def rested(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until no request is being answered."""
         while self._running:
             await asyncio.sleep(REST / 2)
@@ -181,10 +212,16 @@ class App:
             handlers = self._handlers[kind]
             method = "GET" if request.method == "HEAD" and "GET" in handlers else request.method
             if method not in handlers or (self._read_only and request.method in WRITES):
-                allowed = {m for m in handlers if not (self._read_only and m in WRITES)} | ({"HEAD"} if "GET" in handlers else set())
+                allowed = {m for m in handlers if not (self._read_only and m in WRITES)} | (
+                    {"HEAD"} if "GET" in handlers else set()
+                )
                 if request.method == "OPTIONS":
                     return answer(200, headers={"Allow": ", ".join(sorted(allowed))})
-                reason = "this registry is read-only" if self._read_only and method in handlers else "the operation is unsupported"
+                reason = (
+                    "this registry is read-only"
+                    if self._read_only and method in handlers
+                    else "the operation is unsupported"
+                )
                 raise ApiError(405, UNSUPPORTED, reason, headers={"Allow": ", ".join(sorted(allowed))})
             found = match.groupdict()
             name = found.get("name", "")
@@ -197,7 +234,9 @@ class App:
         return answer(200, b"{}", content_type="application/json")
 
     async def _blob(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
-        digest, file = await self._run(functools.partial(self._registry.blob, name, ident, promised=request.method == "HEAD"))
+        digest, file = await self._run(
+            functools.partial(self._registry.blob, name, ident, promised=request.method == "HEAD")
+        )
         with contextlib.closing(file):
             size = os.fstat(file.fileno()).st_size
             headers = {"Docker-Content-Digest": str(digest), "ETag": f'"{digest}"', "Cache-Control": "max-age=31536000"}
@@ -212,7 +251,12 @@ class App:
                 try:
                     asked = ranges.requested(request.headers.get("Range"), size)
                 except ranges.Unsatisfiable:
-                    raise ApiError(416, "RANGE_INVALID", "no byte of the blob is in that range", headers={"Content-Range": f"bytes */{size}"})
+                    raise ApiError(
+                        416,
+                        "RANGE_INVALID",
+                        "no byte of the blob is in that range",
+                        headers={"Content-Range": f"bytes */{size}"},
+                    )
                 if asked is not None:
                     span, status = asked, 206
                     headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
@@ -225,7 +269,9 @@ class App:
                 await response.write_eof()
             return response
 
-    async def _send(self, request: web.BaseRequest, response: web.StreamResponse, file: io.FileIO, span: ranges.Span) -> None:
+    async def _send(
+        self, request: web.BaseRequest, response: web.StreamResponse, file: io.FileIO, span: ranges.Span
+    ) -> None:
         start, step = span.start, TLS_PIECE if request.secure else SLICES[0]
         while start < span.stop:
             size = min(step, span.stop - start)
@@ -282,7 +328,9 @@ class App:
             if len(data) > MAX_MANIFEST:
                 raise too_big()
         content_type = request.headers.get("Content-Type", "")
-        done = await self._run(self._registry.put_manifest, name, ident, bytes(data), content_type, tuple(request.query.getall("tag", ())))
+        done = await self._run(
+            self._registry.put_manifest, name, ident, bytes(data), content_type, tuple(request.query.getall("tag", ()))
+        )
         headers = {"Location": f"/v2/{name}/manifests/{done.digest}", "Docker-Content-Digest": str(done.digest)}
         if done.subject is not None:
             headers["OCI-Subject"] = str(done.subject)
@@ -313,13 +361,13 @@ class App:
             self._keep(ingest)
             return pending(name, ingest.name, 0)
         try:
-            await self._receive(request, ingest, Turn(Queue(), 0))
+            await self._receive(request, ingest, UploadTurn(UploadQueue(), 0))
             return created(name, str(await self._run(self._registry.finish, name, ingest, digest_text)))
         finally:
             await self._run(ingest.discard)
 
     async def _progress(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
-        await self._uploads.rested(ident)
+        await self._uploads.wait_idle(ident)
         size = await self._run(self._registry.progress, name, ident)
         response = pending(name, ident, size)
         response.set_status(204)
@@ -347,7 +395,7 @@ class App:
         return answer(204, headers={"Docker-Upload-UUID": ident})
 
     @contextlib.asynccontextmanager
-    async def _working(self, name: str, ident: str) -> AsyncIterator[tuple[Ingest, Turn]]:
+    async def _working(self, name: str, ident: str) -> AsyncIterator[tuple[Ingest, UploadTurn]]:
         """An upload, alone; kept open for its next chunk unless it has ended."""
         async with self._uploads.alone(ident) as turn:
             await self._run(self._registry.progress, name, ident)
@@ -366,7 +414,7 @@ class App:
         for old in self._uploads.keep(ingest):
             self._pool.submit(old.close)
 
-    async def _receive(self, request: web.BaseRequest, ingest: Ingest, turn: Turn) -> None:
+    async def _receive(self, request: web.BaseRequest, ingest: Ingest, turn: UploadTurn) -> None:
         """Append a body. What has come when it breaks off stays; the next request goes on behind it."""
         header = request.headers.get("Content-Range")
         if header is not None and request.body_exists:
@@ -377,7 +425,12 @@ class App:
             length = request.content_length
             if said.start != ingest.size or (length is not None and length != said.stop - said.start):
                 told = {"Range": uploaded(ingest.size)}
-                raise ApiError(416, "BLOB_UPLOAD_INVALID", f"the upload has {ingest.size} bytes, and Content-Range says {header[:100]}", headers=told)
+                raise ApiError(
+                    416,
+                    "BLOB_UPLOAD_INVALID",
+                    f"the upload has {ingest.size} bytes, and Content-Range says {header[:100]}",
+                    headers=told,
+                )
         with turn.interruptible():
             loop = asyncio.get_running_loop()
             writing: asyncio.Future[None] | None = None
@@ -402,106 +455,10 @@ class App:
                 await self._run(_append, ingest, gathered)
 
 
-class Queue:
-    """The requests for one upload: how many there are, the number of the latest, who waits for a body, and whether nothing of it comes."""
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
-        self.latest = 0
-        self.receiving: asyncio.Task[Any] | None = None
-        self.resting = False
-
-
-class Turn:
-    """A request's time alone with an upload; while it waits for a body it gives way to a later one."""
-
-    def __init__(self, queue: Queue, number: int) -> None:
-        self.queue = queue
-        self._number = number
-
-    def check(self) -> None:
-        """Raises ApiError when a later request is there."""
-        if self.queue.latest > self._number:
-            raise ApiError(409, "BLOB_UPLOAD_INVALID", "a later request has taken this upload over")
-
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """While a body is waited for, a later request for the same upload may take over."""
-        self.check()
-        task = asyncio.current_task()
-        assert task is not None
-        self.queue.receiving = task
-        before = task.cancelling()
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self.queue.latest > self._number and task.uncancel() <= before:
-                self.check()
-            raise
-        finally:
-            self.queue.receiving, self.queue.resting = None, False
-
-
-class Uploads:
-    """Which uploads this process works on: one request at a time, the latest first. Used on the loop's thread only."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._open: dict[str, Ingest] = {}
-        self._queues: dict[str, Queue] = {}
-
-    @contextlib.asynccontextmanager
-    async def alone(self, ident: str) -> AsyncIterator[Turn]:
-        """Alone with an upload; whoever waits for a body on it is interrupted. Raises ApiError when he does not end, or a later one comes."""
-        queue = self._queues.setdefault(ident, Queue())
-        queue.users += 1
-        queue.latest += 1
-        turn = Turn(queue, queue.latest)
-        try:
-            if queue.receiving is not None and not queue.receiving.cancelling():
-                queue.receiving.cancel()
-            try:
-                async with asyncio.timeout(TAKEOVER):
-                    await queue.lock.acquire()
-            except TimeoutError:
-                raise ApiError(409, "BLOB_UPLOAD_INVALID", "another request works on this upload", headers={"Retry-After": "1"})
-            try:
-                turn.check()
-                yield turn
-            finally:
-                queue.lock.release()
-        finally:
-            queue.users -= 1
-            if not queue.users:
-                del self._queues[ident]
-
-    async def rested(self, ident: str) -> None:
-        """Wait until nothing comes in for an upload, for SETTLE at most: who asks how far it is has lost the connection that it came on."""
-        end = time.monotonic() + SETTLE
-        while (queue := self._queues.get(ident)) is not None and not queue.resting and time.monotonic() < end:
-            await asyncio.sleep(REST / 2)
-
-    def take(self, ident: str) -> Ingest | None:
-        """An upload that is open, for whoever is alone with it."""
-        return self._open.pop(ident, None)
-
-    def keep(self, ingest: Ingest) -> list[Ingest]:
-        """Keep an upload open for its next chunk; those that are to be closed instead."""
-        if ingest.ended:
-            return []
-        self._open[ingest.name] = ingest
-        surplus = list(self._open)[: max(0, len(self._open) - self._most)]
-        return [self._open.pop(name) for name in surplus]
-
-    def taken(self) -> list[Ingest]:
-        """All of them, for closing."""
-        found, self._open = list(self._open.values()), {}
-        return found
-
-
 async def settled(future: asyncio.Future[T]) -> T:
-    """What a future brings, awaited to its end: a cancellation is raised after it. A thread cannot be stopped, only waited for."""
+    """What a future brings, awaited to its end: a cancellation is raised after it. A thread cannot be stopped, only
+    waited for.
+    """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
@@ -513,13 +470,10 @@ async def settled(future: asyncio.Future[T]) -> T:
     return future.result()
 
 
-def _append(ingest: Ingest, gathered: list[bytes]) -> None:
-    for piece in gathered:
-        ingest.write(piece)
-
-
 async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[bytes]:
-    """A body as it comes, asked for when the client waits for that; an empty piece whenever it rests. Raises TimeoutError after ``patience``."""
+    """A body as it comes, asked for when the client waits for that; an empty piece whenever it rests. Raises
+    TimeoutError after ``patience``.
+    """
     if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # aiohttp's sign that an answer has begun
@@ -539,86 +493,3 @@ async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[byt
             return
         yield piece
         end = time.monotonic() + patience
-
-
-def malformed(request: web.BaseRequest) -> bool:
-    """Whether the parser has met something behind the beginning of a body that is not HTTP.
-
-    aiohttp queues that as the connection's next message and lets the reader of the body wait; no other message can come before its end.
-    """
-    return not request.content.is_eof() and bool(getattr(request.protocol, "_messages", ()))
-
-
-def answer(status: int, data: bytes = b"", *, content_type: str = "", headers: Mapping[str, str] | None = None) -> web.Response:
-    """A response with a body that is at hand."""
-    response = web.Response(status=status, body=data, headers=VERSION | dict(headers or {}))
-    if content_type:
-        response.headers["Content-Type"] = content_type
-    return response
-
-
-def refusal(request: web.BaseRequest, error: ApiError) -> web.Response:
-    """An error as it is answered."""
-    response = answer(error.status, error.body(), content_type="application/json", headers=error.headers)
-    if request.method == "HEAD":
-        response.headers["Content-Length"] = str(len(error.body()))
-    if "Expect" in request.headers or malformed(request):
-        response.force_close()  # whether the body still comes is up to the client: what follows could be taken for it
-    return response
-
-
-def created(name: str, digest: str) -> web.Response:
-    """201 of a blob."""
-    return answer(201, headers={"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest})
-
-
-def pending(name: str, ident: str, size: int) -> web.Response:
-    """202 of an upload that has ``size`` bytes."""
-    headers = {"Location": f"/v2/{name}/blobs/uploads/{ident}", "Range": uploaded(size), "Docker-Upload-UUID": ident}
-    return answer(202, headers=headers)
-
-
-def uploaded(size: int) -> str:
-    """The bytes of an upload as a Range header says them: "0-0" for none, as CNCF distribution does."""
-    return f"0-{max(0, size - 1)}"
-
-
-def listed(request: web.BaseRequest, page: Page, value: dict[str, Any]) -> web.Response:
-    """A page of names, with a Link to the next."""
-    headers = {"Link": next_link(request, page.names[-1], request.query.get("n"))} if page.more and page.names else {}
-    return answer(200, json.dumps(value).encode(), content_type="application/json", headers=headers)
-
-
-def next_link(request: web.BaseRequest, last: str, count: str | None) -> str:
-    """RFC 8288: where the next page is; other parameters stay."""
-    kept = [(k, v) for k, v in request.query.items() if k not in ("n", "last")]
-    query = [*kept, ("last", last), *([] if count is None else [("n", count)])]
-    return f'<{request.rel_url.raw_path}?{urlencode(query, errors="surrogateescape")}>; rel="next"'
-
-
-def counted(request: web.BaseRequest) -> int | None:
-    """The parameter n. Raises ApiError for what is no number."""
-    text = request.query.get("n")
-    if not text:
-        return None
-    if not text.isascii() or not text.isdigit():
-        raise ApiError(400, "PAGINATION_NUMBER_INVALID", "invalid number of results requested", detail={"n": text[:100]})
-    return int(text.lstrip("0")[:9] or 0)
-
-
-def matches(header: str | None, digest: str) -> bool:
-    """Whether If-None-Match names what would be sent."""
-    tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
-    return "*" in tags or f'"{digest}"' in tags or digest in tags
-
-
-def unchanged(header: str | None, digest: str) -> bool:
-    """Whether If-Match, if there is one, names what would be sent. A weak tag never does (RFC 9110, 13.1.1)."""
-    tags = [tag.strip() for tag in (header or "*").split(",")]
-    return "*" in tags or f'"{digest}"' in tags
-
-
-def shown(text: str) -> str:
-    """Foreign text between the quotes of a line of the log."""
-    return escaping.shown(text[:500]).replace('"', "\\x22")
-

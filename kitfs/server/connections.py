@@ -1,9 +1,10 @@
 """The connections of the server: accepted while descriptors last, and shed, the longest idle first, when they do not.
 
-asyncio's own way at the limit of descriptors is a traceback for each connection that waits, hundreds a second. Here a number of
-connections is kept free for what requests open (``most``), and the process never comes to its limit by connections alone. At that number
-a connection that has been idle for ``SPARED`` seconds makes place for a new one; when there is none, new ones wait in the kernel's queue.
-When the system itself has no descriptor left, the same happens. The log has one line about it per ``SAID_EVERY`` seconds.
+asyncio's own way at the limit of descriptors is a traceback for each connection that waits, hundreds a second. Here a
+number of connections is kept free for what requests open (``most``), and the process never comes to its limit by
+connections alone. At that number a connection that has been idle for ``SPARED`` seconds makes place for a new one;
+when there is none, new ones wait in the kernel's queue. When the system itself has no descriptor left, the same
+happens. The log has one line about it per ``SAID_EVERY`` seconds.
 
 Used on the loop's thread only.
 """
@@ -24,7 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
-from kitfs.server.app import MAX_OPEN
+from kitfs.server.uploads import MAX_OPEN
 
 SPARED: Final = 1.0  # seconds within which an idle connection may still say what it wants
 PAUSE: Final = 0.1  # seconds until connections are accepted again
@@ -58,7 +59,9 @@ class Connections(web.Server):
     def __init__(self, handler: Any, **options: Any) -> None:
         super().__init__(self._handle, **options)
         self._answer = handler
-        self._since: OrderedDict[asyncio.BaseTransport, float] = OrderedDict()  # idle connections: since when, the longest first
+        self._since: OrderedDict[asyncio.BaseTransport, float] = (
+            OrderedDict()
+        )  # idle connections: since when, the longest first
         self._busy: set[asyncio.BaseTransport] = set()
         self._transports: dict[web.RequestHandler, asyncio.BaseTransport] = {}
 
@@ -113,7 +116,13 @@ class Acceptor:
     """Accepts on ``listening`` for ``connections``, ``most`` at once, from ``start`` to ``stop``."""
 
     def __init__(
-        self, connections: Connections, listening: socket.socket, *, most: int, log: logging.Logger, context: ssl.SSLContext | None = None
+        self,
+        connections: Connections,
+        listening: socket.socket,
+        *,
+        most: int,
+        log: logging.Logger,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self._connections = connections
         self._listening = listening

@@ -1,8 +1,9 @@
 """Who may use the registry: HTTP Basic against an htpasswd file with bcrypt hashes, as CNCF distribution reads it.
 
-The file is read again when it changes; while it cannot be read, or has a wrong line, what it said before counts, which is logged once.
-bcrypt is slow by design, so what was right once is remembered, as a keyed hash, for as long as the file has the same hash for that user.
-What is wrong takes the same time for every name, known or not: that of the file's most costly hash. Threading: any thread.
+The file is read again when it changes; while it cannot be read, or has a wrong line, what it said before counts,
+which is logged once. bcrypt is slow by design, so what was right once is remembered, as a keyed hash, for as long as
+the file has the same hash for that user. What is wrong takes the same time for every name, known or not: that of the
+file's most costly hash. Threading: any thread.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from kitfs.errors import UsageError
 
 MAX_PASSWORD: Final = 72  # bytes that bcrypt looks at; newer ones refuse more
 MAX_REMEMBERED: Final = 1000
-DECOY: Final = b"$2b$%02d$abcdefghijklmnopqrstuuEe6YbDLLbgOvcJNHMVIFJIN8KGCQXPG"  # a hash at any cost, for time and not for an answer
+# a hash at any cost, for time and not for an answer
+DECOY: Final = b"$2b$%02d$abcdefghijklmnopqrstuuEe6YbDLLbgOvcJNHMVIFJIN8KGCQXPG"
 HASH: Final = re.compile(r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
 
@@ -35,7 +37,9 @@ class Login(NamedTuple):
 
 
 class Htpasswd:
-    """The users of a file. Raises UsageError when it cannot be read, or has a line that is no user with a bcrypt hash."""
+    """The users of a file. Raises UsageError when it cannot be read, or has a line that is no user with a bcrypt
+    hash.
+    """
 
     def __init__(self, path: str, *, log: logging.Logger) -> None:
         self._path = path
@@ -45,7 +49,9 @@ class Htpasswd:
         self._key = os.urandom(32)
         self._stamp: tuple[int, int, int] | None = None
         self._users: dict[str, bytes] = {}
-        self._right: dict[bytes, tuple[str, bytes]] = {}  # a keyed hash of user and password -> the user and the file's hash
+        self._right: dict[
+            bytes, tuple[str, bytes]
+        ] = {}  # a keyed hash of user and password -> the user and the file's hash
         self._refresh()
 
     def _refresh(self) -> None:
@@ -65,11 +71,15 @@ class Htpasswd:
                 continue
             user, found_colon, hashed = line.partition(":")
             if not found_colon or not user or not HASH.fullmatch(hashed):
-                raise UsageError(f"--htpasswd: {self._path}: line {number} is no user with a bcrypt hash (make it with htpasswd -B)")
+                raise UsageError(
+                    f"--htpasswd: {self._path}: line {number} is no user with a bcrypt hash (make it with htpasswd -B)"
+                )
             users[user] = hashed.encode()
         with self._lock:
             self._users, self._stamp, self._said = users, stamp, ""
-            self._right = {seal: (user, hashed) for seal, (user, hashed) in self._right.items() if users.get(user) == hashed}
+            self._right = {
+                seal: (user, hashed) for seal, (user, hashed) in self._right.items() if users.get(user) == hashed
+            }
 
     def user(self, authorization: str) -> str | None:
         """The user whom an Authorization header proves, None when it proves nobody."""
@@ -106,7 +116,9 @@ class Htpasswd:
         try:
             if not users or not bcrypt.checkpw(password, hashed or DECOY % most) or hashed is None:
                 for cost in range(_cost(hashed) if hashed else most, most):
-                    bcrypt.checkpw(password, DECOY % cost)  # 2**c + 2**(c+1) + … + 2**(m-1) rounds are what 2**m have more than 2**c
+                    bcrypt.checkpw(
+                        password, DECOY % cost
+                    )  # 2**c + 2**(c+1) + … + 2**(m-1) rounds are what 2**m have more than 2**c
                 return False
         except ValueError:
             return False

@@ -1,9 +1,10 @@
 """Who logs in, and in which order: bcrypt costs a core's time for every password that is not known yet, right or wrong.
 
-Passwords are checked on threads of their own, few and of low priority, so that guessing slows down no pull and no push. A login that was
-right once is remembered (``htpasswd``) and does not come here. Those that wait are taken in the order of, first, how often the same name
-has failed from the same address lately, and second, in turn by address: somebody who guesses waits behind those who do not. Names that
-exist and names that do not are treated alike, so that no wait tells which exist. Used on the loop's thread only.
+Passwords are checked on threads of their own, few and of low priority, so that guessing slows down no pull and no
+push. A login that was right once is remembered (``htpasswd``) and does not come here. Those that wait are taken in
+the order of, first, how often the same name has failed from the same address lately, and second, in turn by address:
+somebody who guesses waits behind those who do not. Names that exist and names that do not are treated alike, so that
+no wait tells which exist. Used on the loop's thread only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from kitfs.server.answers import ApiError
+from kitfs.server.api_errors import ApiError
 from kitfs.server.htpasswd import Htpasswd, Login
 
 PATIENCE: Final = 60.0  # seconds that a login waits for its turn
@@ -47,7 +48,9 @@ class _Waiting:
 class Logins:
     """The logins of ``users``; what is remembered is looked up on ``pool``. ``threads`` None: half the cores."""
 
-    def __init__(self, users: Htpasswd, pool: Executor, *, threads: int | None = None, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, users: Htpasswd, pool: Executor, *, threads: int | None = None, patience: float = PATIENCE
+    ) -> None:
         self._users = users
         self._pool = pool
         self._patience = patience
@@ -55,7 +58,9 @@ class Logins:
         self._checkers = ThreadPoolExecutor(self._free, thread_name_prefix="kitfs-logins", initializer=_yield_to_others)
         self._queue: list[_Waiting] = []
         self._turn = 0  # of the login that was taken last; each address has one turn after the other
-        self._last: dict[str, tuple[int, int]] = {}  # for each address that waits: its last turn, and how many of its logins wait
+        self._last: dict[
+            str, tuple[int, int]
+        ] = {}  # for each address that waits: its last turn, and how many of its logins wait
         self._failed: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
         self._number = 0
         self._closed = False
@@ -63,8 +68,8 @@ class Logins:
     async def user(self, authorization: str, *, peer: str, gone: Callable[[], bool]) -> str | None:
         """The user whom an Authorization header proves, None when it proves nobody.
 
-        ``peer`` is the address that it came from; once ``gone`` says that nobody waits for the answer, no time is spent on it. Raises
-        ApiError when too many others wait.
+        ``peer`` is the address that it came from; once ``gone`` says that nobody waits for the answer, no time is
+        spent on it. Raises ApiError when too many others wait.
         """
         login = self._users.login(authorization)
         if login is None:
@@ -78,14 +83,21 @@ class Logins:
         last, count = self._last.get(peer, (0, 0))
         turn = max(last, self._turn) + 1
         self._last[peer] = turn, count + 1
-        waiting = _Waiting(self._failures(peer, login.user), turn, self._number, peer, login, gone, loop.create_future())
+        waiting = _Waiting(
+            self._failures(peer, login.user), turn, self._number, peer, login, gone, loop.create_future()
+        )
         heapq.heappush(self._queue, waiting)
         self._next()
         try:
             async with asyncio.timeout(self._patience):
                 right = await waiting.right
         except TimeoutError:
-            raise ApiError(429, "TOOMANYREQUESTS", "too many logins wait to be checked; try again later", headers={"Retry-After": "5"})
+            raise ApiError(
+                429,
+                "TOOMANYREQUESTS",
+                "too many logins wait to be checked; try again later",
+                headers={"Retry-After": "5"},
+            )
         return login.user if right else None
 
     def close(self) -> None:

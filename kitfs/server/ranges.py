@@ -25,8 +25,8 @@ class Span(NamedTuple):
 def requested(header: str | None, size: int) -> Span | None:
     """What a Range header asks of a blob of ``size`` bytes; None for all of it.
 
-    Another unit than bytes, no range at all and several ranges are answered with all of it, which RFC 9110 14.2 allows; empty elements of
-    the list count for nothing (5.6.1). Raises Unsatisfiable, also for what is malformed.
+    Another unit than bytes, no range at all and several ranges are answered with all of it, which RFC 9110 14.2
+    allows; empty elements of the list count for nothing (5.6.1). Raises Unsatisfiable, also for what is malformed.
     """
     if not header:
         return None
@@ -39,7 +39,10 @@ def requested(header: str | None, size: int) -> Span | None:
     match = ONE.fullmatch(listed[0])
     if match is None or not any(match.groups()):
         raise Unsatisfiable
-    first, last = (None if not digits else int(digits[:MAX_DIGITS]) if len(digits) <= MAX_DIGITS else 1 << 62 for digits in match.groups())
+    first, last = (
+        None if not digits else int(digits[:MAX_DIGITS]) if len(digits) <= MAX_DIGITS else 1 << 62
+        for digits in match.groups()
+    )
     if first is None:
         assert last is not None
         span = Span(max(0, size - last), size)
@@ -51,7 +54,9 @@ def requested(header: str | None, size: int) -> Span | None:
 
 
 def pushed(header: str) -> Span:
-    """What a chunk's Content-Range says: ``start-end`` (distribution-spec) or ``bytes start-end/*`` (RFC 9110). Raises Unsatisfiable."""
+    """What a chunk's Content-Range says: ``start-end`` (distribution-spec) or ``bytes start-end/*`` (RFC 9110).
+    Raises Unsatisfiable.
+    """
     match = CONTENT.fullmatch(header.strip())
     if match is None or int(match[2]) < int(match[1]):
         raise Unsatisfiable

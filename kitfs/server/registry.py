@@ -1,9 +1,10 @@
 """What the registry does, without HTTP: blobs, manifests, tags, referrers and uploads of repositories, over a Store.
 
-Follows distribution-spec v1.1. Everything raises ApiError for what cannot be done, with the specification's codes, or what the store
-raises (``answers.of_error`` makes an answer of it). A repository has a blob when it links it *and* the store has it whole and verified.
-Order makes it durable: a blob's link, its bytes, then what names it, each fsynced before the next, and all before the caller answers.
-Threading: every method from any thread; an upload by one thread at a time.
+Follows distribution-spec v1.1. Everything raises ApiError for what cannot be done, with the specification's codes, or
+what the store raises (``answers.of_error`` makes an answer of it). A repository has a blob when it links it *and* the
+store has it whole and verified. Order makes it durable: a blob's link, its bytes, then what names it, each fsynced
+before the next, and all before the caller answers. Threading: every method from any thread; an upload by one thread
+at a time.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
 from kitfs.errors import IntegrityError, InvalidReference, ManifestError, StoreError, StoreFull
-from kitfs.oci.gojson import loads
+from kitfs.gocompat.json import loads
 from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST, check_fields
 from kitfs.oci.names import REPOSITORY, TAG, Digest
-from kitfs.server.answers import ApiError, unknown_blob, unknown_manifest, unknown_name, unknown_upload
-from kitfs.server.garbage import MIN_AGE, SteadyClock, collect
+from kitfs.server.api_errors import ApiError, unknown_blob, unknown_manifest, unknown_name, unknown_upload
+from kitfs.server.collect import MIN_AGE, SteadyClock, collect
 from kitfs.store.ingest import Ingest, drop_starved, note_of, size_of, starved_bytes, sweep
 from kitfs.store.lease import release
 from kitfs.store.repositories import BLOBS, MANIFESTS, REFERRERS, TAGS, link_name
@@ -79,7 +80,14 @@ class Accepted(NamedTuple):
 class Registry:
     """The registry over a store; nothing outside the store is ever read or written."""
 
-    def __init__(self, store: Store, *, log: logging.Logger | None = None, min_age: float = MIN_AGE, collect_every: float = COLLECT_EVERY) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        log: logging.Logger | None = None,
+        min_age: float = MIN_AGE,
+        collect_every: float = COLLECT_EVERY,
+    ) -> None:
         self._store = store
         self._links = store.repositories
         self._log = log or store.log
@@ -95,13 +103,15 @@ class Registry:
     def make_room(self) -> bool:
         """Free what nobody needs, since the disk is full; whether anything went.
 
-        First the blobs that nothing has any more, then those of removed kits, last the parts of uploads that found no room before.
-        Not to be called while a repository is locked.
+        First the blobs that nothing has any more, then those of removed kits, last the parts of uploads that found no
+        room before. Not to be called while a repository is locked.
         """
         return self._store.make_room() or self._collect() or drop_starved(self._store.root) > 0
 
     def expect(self, size: int) -> None:
-        """Make room for a body of ``size`` bytes that ends its upload. Raises StoreFull when that cannot be, before anything was given up."""
+        """Make room for a body of ``size`` bytes that ends its upload. Raises StoreFull when that cannot be, before
+        anything was given up.
+        """
         root = self._store.root
         while size > _free_bytes(root) + starved_bytes(root):
             if not self._store.make_room() and not self._collect():
@@ -137,7 +147,9 @@ class Registry:
     # Blobs
 
     def blob(self, repository: str, digest_text: str, *, promised: bool = False) -> tuple[Digest, io.FileIO]:
-        """A blob's file, to be closed by the caller. ``promised``: whoever asks may go on to push a manifest of it (HEAD)."""
+        """A blob's file, to be closed by the caller. ``promised``: whoever asks may go on to push a manifest of it
+        (HEAD).
+        """
         name, digest = checked(repository), parsed(digest_text)
         file = self._open(name, digest, promised)
         if file is None:
@@ -160,7 +172,9 @@ class Registry:
         self._something_went = True
 
     def mount(self, repository: str, digest_text: str, source: str | None) -> Digest | None:
-        """Link a blob that another repository has (any, when ``source`` is None); None when it has not, and it must be uploaded."""
+        """Link a blob that another repository has (any, when ``source`` is None); None when it has not, and it must
+        be uploaded.
+        """
         name = checked(repository)
         try:
             digest = Digest.parse(digest_text)
@@ -184,7 +198,9 @@ class Registry:
     def begin(self, repository: str) -> Ingest:
         """A new upload."""
         name = checked(repository)
-        return self._with_room(lambda: self._store.ingest(resumable=True, note={"repository": name}, make_room=self.make_room))
+        return self._with_room(
+            lambda: self._store.ingest(resumable=True, note={"repository": name}, make_room=self.make_room)
+        )
 
     def resume(self, repository: str, upload: str) -> Ingest:
         """An upload that was begun, by this process or another."""
@@ -245,7 +261,9 @@ class Registry:
         except InvalidReference as e:
             raise StoreError(f"the tag {name}:{reference} is damaged: {e}")
 
-    def put_manifest(self, repository: str, reference: str, data: bytes, content_type: str, more_tags: tuple[str, ...] = ()) -> Accepted:
+    def put_manifest(
+        self, repository: str, reference: str, data: bytes, content_type: str, more_tags: tuple[str, ...] = ()
+    ) -> Accepted:
         """Take a manifest under a tag or its digest, with every blob that it names in the repository already."""
         name = checked(repository)
         by_digest = ":" in reference
@@ -260,7 +278,9 @@ class Registry:
         hasher = digest.hasher()
         hasher.update(data)
         if hasher.hexdigest() != digest.hex:
-            raise ApiError(400, "DIGEST_INVALID", "provided digest did not match uploaded content", detail={"digest": reference})
+            raise ApiError(
+                400, "DIGEST_INVALID", "provided digest did not match uploaded content", detail={"digest": reference}
+            )
         subject = _subject(manifest)
         descriptor = _referrer(manifest, media_type, digest, len(data))
         if not self._links.exists(name):
@@ -285,16 +305,24 @@ class Registry:
         return Accepted(digest, subject, tags)
 
     def _check_parts(self, name: str, manifest: dict[str, Any], media_type: str) -> None:
-        """Raises ApiError unless the repository has all that a manifest names. A subject may be missing, by the specification."""
+        """Raises ApiError unless the repository has all that a manifest names. A subject may be missing, by the
+        specification.
+        """
         missing = []
         for descriptor, kind in _parts(manifest, media_type):
             digest = parsed(str(descriptor.get("digest")), code="MANIFEST_INVALID")
-            linked = self._links.use_blob(name, digest) if kind == BLOBS else self._links.get(name, kind, link_name(digest)) is not None
+            linked = (
+                self._links.use_blob(name, digest)
+                if kind == BLOBS
+                else self._links.get(name, kind, link_name(digest)) is not None
+            )
             if not linked or not self._store.has_sealed(digest):
                 missing.append(str(digest))
         if missing:
             errors = [{"digest": d} for d in missing[:100]]
-            raise ApiError(400, "MANIFEST_BLOB_UNKNOWN", f"blob unknown to registry: {', '.join(missing[:3])}", detail=errors)
+            raise ApiError(
+                400, "MANIFEST_BLOB_UNKNOWN", f"blob unknown to registry: {', '.join(missing[:3])}", detail=errors
+            )
 
     def delete_manifest(self, repository: str, reference: str) -> None:
         """Forget a tag; or, by digest, a manifest with every tag that means it."""
@@ -335,15 +363,21 @@ class Registry:
         """Repositories after ``last``."""
         return _page(self._links.names(), count, last)
 
-    def referrers(self, repository: str, digest_text: str, artifact_type: str | None, last: str | None = None) -> Referrers:
-        """What refers to a manifest, after the digest ``last``: as many as clients read at once, one at least if there is one."""
+    def referrers(
+        self, repository: str, digest_text: str, artifact_type: str | None, last: str | None = None
+    ) -> Referrers:
+        """What refers to a manifest, after the digest ``last``: as many as clients read at once, one at least if
+        there is one.
+        """
         name, digest = checked(repository), parsed(digest_text)
         page: list[bytes] = []
         end = ""
         size = len(_index_of(page))
         for found in self._links.referrers(name, digest):
             at = str(found.get("digest"))
-            if (artifact_type is not None and found.get("artifactType") != artifact_type) or (last is not None and at <= last):
+            if (artifact_type is not None and found.get("artifactType") != artifact_type) or (
+                last is not None and at <= last
+            ):
                 continue
             data = _compact(found)
             size += len(data) + 1
@@ -355,7 +389,9 @@ class Registry:
 
 
 def _free_bytes(root: str) -> int:
-    """Bytes that are free on a disk for root, which others may not have: what does not fit into these fits for nobody."""
+    """Bytes that are free on a disk for root, which others may not have: what does not fit into these fits for
+    nobody.
+    """
     found = os.statvfs(root)
     return found.f_bfree * found.f_frsize
 
@@ -397,7 +433,11 @@ def _read_manifest(data: bytes, content_type: str) -> tuple[dict[str, Any], str]
     named = content_type.partition(";")[0].strip().lower()
     if named and isinstance(inside, str) and inside and inside != named:
         raise _invalid(f"the Content-Type is {named[:100]}, the mediaType {inside[:100]}")
-    media_type = named or (inside if isinstance(inside, str) else "") or (IMAGE_INDEX if "manifests" in manifest else IMAGE_MANIFEST)
+    media_type = (
+        named
+        or (inside if isinstance(inside, str) else "")
+        or (IMAGE_INDEX if "manifests" in manifest else IMAGE_MANIFEST)
+    )
     if media_type not in ACCEPT:
         raise _invalid(f"media type {media_type[:100]!r} is none of {', '.join(ACCEPT)}")
     if manifest.get("schemaVersion") != 2:
@@ -452,7 +492,13 @@ def _referrer(manifest: dict[str, Any], media_type: str, digest: Digest, size: i
         raise _invalid("artifactType must be a text")
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
         raise _invalid("annotations must be texts")
-    descriptor = {"mediaType": media_type, "digest": str(digest), "size": size, "artifactType": artifact_type, "annotations": annotations}
+    descriptor = {
+        "mediaType": media_type,
+        "digest": str(digest),
+        "size": size,
+        "artifactType": artifact_type,
+        "annotations": annotations,
+    }
     return {key: value for key, value in descriptor.items() if value}
 
 
@@ -467,5 +513,6 @@ def _compact(value: Any) -> bytes:
 
 
 def _index_of(descriptors: list[bytes]) -> bytes:
-    return _compact({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": []})[:-2] + b",".join(descriptors) + b"]}"
-
+    return (
+        _compact({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": []})[:-2] + b",".join(descriptors) + b"]}"
+    )

@@ -1,14 +1,16 @@
 """One blob of the store, open: its bytes by position, fetched when they are missing, and what may be said of them.
 
-    <directory>/meta.json   {"version", "size", "chunk", "cuts": []}; "size" null for a decoded form until its end was seen, then
+    <directory>/meta.json   {"version", "size", "chunk", "cuts": []}; "size" null for a decoded form until its end was
+    seen, then
                             rewritten by rename with "sha256", the digest of what the decoder gave
                 present     which chunks are there (``present``)
                 sealed      all here, read back, digest right, fsynced; written by rename
                 lease       who uses it (``lease``)
                 rest        the bytes (``body``)
 
-A failed verification is final for this object: every later read raises the same IntegrityError, and the entry is gone from the disk, so
-that the next opening begins afresh. Threading: every method from any thread; a warm ``pread`` takes no lock.
+A failed verification is final for this object: every later read raises the same IntegrityError, and the entry is gone
+from the disk, so that the next opening begins afresh. Threading: every method from any thread; a warm ``pread`` takes
+no lock.
 """
 
 from __future__ import annotations
@@ -24,17 +26,18 @@ from contextlib import ExitStack, suppress
 from typing import Any, Final, Protocol
 
 from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
+from kitfs.gocompat.json import own_json
 from kitfs.metrics import Counters
-from kitfs.oci.gojson import own_json
 from kitfs.oci.names import Digest
 from kitfs.ownership import open_file
-from kitfs.store.body import Body
-from kitfs.store.evict import bury
+from kitfs.store.chunk_map import ChunkMap
+from kitfs.store.data_file import DataFile
+from kitfs.store.durable import unwritten, write_durably
+from kitfs.store.evict import remove_entry
 from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
 from kitfs.store.lease import Lease
-from kitfs.store.plan import MAX_SIZE, MAX_WINDOW, META_VERSION, new_meta
-from kitfs.store.present import Present
-from kitfs.store.refs import unwritten, write_durably
+from kitfs.store.meta import MAX_SIZE, META_VERSION, new_meta
+from kitfs.store.readahead import MAX_WINDOW
 from kitfs.store.source import Source
 
 PIECE: Final = 1 << 20  # bytes read at once when a blob is read from end to end
@@ -66,13 +69,23 @@ class Home(Protocol):
 
 
 class Blob:
-    """A blob of ``size`` bytes (None: not known yet) in ``directory``, filled from ``source`` (None: what is there is all there is).
+    """A blob of ``size`` bytes (None: not known yet) in ``directory``, filled from ``source`` (None: what is there is
+    all there is).
 
-    ``of`` is the compressed blob when this is its decoded form. Raises StoreError when the store cannot be used, IntegrityError when
-    a verified blob of this digest has another size, ManifestError for a size that no blob has.
+    ``of`` is the compressed blob when this is its decoded form. Raises StoreError when the store cannot be used,
+    IntegrityError when a verified blob of this digest has another size, ManifestError for a size that no blob has.
     """
 
-    def __init__(self, home: Home, directory: str, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None) -> None:
+    def __init__(
+        self,
+        home: Home,
+        directory: str,
+        digest: Digest,
+        *,
+        size: int | None,
+        source: Source | None,
+        of: Blob | None = None,
+    ) -> None:
         self.digest: Final = digest
         self._home = home
         self._directory = directory
@@ -130,9 +143,9 @@ class Blob:
                     return False
                 self._meta = self._settle(size)
                 self.sealed = os.path.exists(os.path.join(self._directory, "sealed"))
-                self._body = Body(self._directory)
+                self._body = DataFile(self._directory)
                 undo.callback(self._body.close)
-                self._present = Present(self._directory, None if size is None else -(-size // self._meta["chunk"]))
+                self._present = ChunkMap(self._directory, None if size is None else -(-size // self._meta["chunk"]))
             undo.pop_all()
         return True
 
@@ -192,8 +205,8 @@ class Blob:
     def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes:
         """``size`` bytes at ``offset``, short at the end of the blob.
 
-        Raises WouldBlock with ``wait=False`` when not all are there, IntegrityError when the blob was found to be wrong, else what the
-        source raises.
+        Raises WouldBlock with ``wait=False`` when not all are there, IntegrityError when the blob was found to be
+        wrong, else what the source raises.
         """
         if self.failure is not None or (self._of is not None and self._of.failure is not None):
             raise self.failure or self._wrong_origin()
@@ -214,7 +227,11 @@ class Blob:
             raise self.failure
         if known is None and self._fetcher.size is not None:
             self._size = self._fetcher.size
-            return self.pread(offset, size, wait=wait) if not passed else self._gathered(offset, min(size, self._size - offset), passed)
+            return (
+                self.pread(offset, size, wait=wait)
+                if not passed
+                else self._gathered(offset, min(size, self._size - offset), passed)
+            )
         return self._gathered(offset, size, passed) if passed else self._stored(offset, size)
 
     def _wrong_origin(self) -> IntegrityError:
@@ -222,7 +239,9 @@ class Blob:
 
     def _stored(self, offset: int, size: int) -> bytes:
         data = self._body.pread(offset, size)
-        if len(data) < size:  # across the end, which nobody knew when the reader came: it is written before the last chunk is marked
+        if (
+            len(data) < size
+        ):  # across the end, which nobody knew when the reader came: it is written before the last chunk is marked
             if self._size is None:
                 self._size = self._learn_size()
             if self._size is not None:
@@ -289,7 +308,8 @@ class Blob:
     def verify(self) -> None:
         """Read everything back, compare the digest, and seal.
 
-        Raises IntegrityError when it is wrong or not all here, StoreFull or StoreError when it cannot be read back or sealed.
+        Raises IntegrityError when it is wrong or not all here, StoreFull or StoreError when it cannot be read back or
+        sealed.
         """
         try:
             self._verify()
@@ -355,13 +375,17 @@ class Blob:
                 self._home.log.warning("%s cannot be dropped: %s", self, e)
 
     def retire(self) -> None:
-        """Drop the compressed bytes once their decoded form is sealed, unless they are pinned or somebody else uses them."""
+        """Drop the compressed bytes once their decoded form is sealed, unless they are pinned or somebody else uses
+        them.
+        """
         if not self._home.is_pinned(str(self.digest)) and self._lease.alone():
             self.drop()
 
     def drop(self) -> None:
-        """Remove the entry from the store; this object goes on reading what it has open. One that came in its place stays."""
-        bury(self._home.root, self._directory, lease=self._lease.file)
+        """Remove the entry from the store; this object goes on reading what it has open. One that came in its place
+        stays.
+        """
+        remove_entry(self._home.root, self._directory, lease=self._lease.file)
 
     def _wrote(self, size: int) -> None:
         self._unsynced += size
@@ -418,10 +442,16 @@ class Blob:
                         self._present.save()
             except OSError as e:
                 full = e.errno in (errno.ENOSPC, errno.EDQUOT)  # of which the store has its own word
-                self._home.log.log(logging.INFO if full else logging.WARNING, "%s: what was fetched would not survive a reboot: %s", self, e.strerror)
+                self._home.log.log(
+                    logging.INFO if full else logging.WARNING,
+                    "%s: what was fetched would not survive a reboot: %s",
+                    self,
+                    e.strerror,
+                )
 
     def close(self, patience: float = CLOSE_PATIENCE) -> None:
-        """End flights, save what was fetched, give the lease back. What is still under way, and every later read, raises Closed.
+        """End flights, save what was fetched, give the lease back. What is still under way, and every later read,
+        raises Closed.
 
         Waits ``patience`` seconds for sources that do not answer; their threads find the files closed.
         """
@@ -439,7 +469,9 @@ class Blob:
             self._lease.close()
 
     def stop(self) -> None:
-        """Begin to close: no flight starts any more, and neither readers nor a verification under way are waited for long."""
+        """Begin to close: no flight starts any more, and neither readers nor a verification under way are waited for
+        long.
+        """
         self._stopped = True
         if self._fetcher is not None:
             self._fetcher.stop()

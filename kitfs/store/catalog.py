@@ -1,10 +1,10 @@
 """Hints that can be rebuilt: tags as last seen, layer indexes. diskcache over SQLite, JSON values, never pickle.
 
-Every failure is a miss, said once: a catalog may be damaged, locked or gone, and no read fails for it. One that is damaged is begun
-anew. Never on the warm read path.
-Threading: every method from any thread. One thread of the catalog's own uses SQLite, because only the thread that opened a connection may
-close it, and none may be open across a fork: SQLite in the child would believe in locks that the parent has
-(https://www.sqlite.org/howtocorrupt.html, section 2.6). So it is closed before a fork and opened again when it is next needed.
+Every failure is a miss, said once: a catalog may be damaged, locked or gone, and no read fails for it. One that is
+damaged is begun anew. Never on the warm read path. Threading: every method from any thread. One thread of the
+catalog's own uses SQLite, because only the thread that opened a connection may close it, and none may be open across
+a fork: SQLite in the child would believe in locks that the parent has (https://www.sqlite.org/howtocorrupt.html,
+section 2.6). So it is closed before a fork and opened again when it is next needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from kitfs import forks
 from kitfs.ownership import check_directory, make_directory, make_private, open_file
 
 Key = tuple[str, str]
-DATABASE: Final = ("cache.db", "cache.db-wal", "cache.db-shm")  # diskcache's file, and what SQLite puts beside it with the mode that it has
+DATABASE: Final = (
+    "cache.db",
+    "cache.db-wal",
+    "cache.db-shm",
+)  # diskcache's file, and what SQLite puts beside it with the mode that it has
 DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 MAX_VALUE: Final = 1 << 30  # bytes of a value; SQLite takes a little less
 
@@ -108,9 +112,15 @@ class Catalog:
             import diskcache
 
             _make_private(self._directory)
-            # Nothing mapped: whoever truncates a mapped database, or a disk that cannot read it, kills the process (SIGBUS). All in the
+            # Nothing mapped: whoever truncates a mapped database, or a disk that cannot read it, kills the process
+            # (SIGBUS). All in the
             # database: diskcache would make its other files by the umask.
-            options = {"eviction_policy": "none", "statistics": 0, "sqlite_mmap_size": 0, "disk_min_file_size": MAX_VALUE}
+            options = {
+                "eviction_policy": "none",
+                "statistics": 0,
+                "sqlite_mmap_size": 0,
+                "disk_min_file_size": MAX_VALUE,
+            }
             self._cache = diskcache.Cache(self._directory, disk=diskcache.JSONDisk, timeout=5, **options)
         return self._cache
 
@@ -137,12 +147,18 @@ class Catalog:
             self._miss(e)
 
     def _miss(self, e: Exception) -> None:
-        if isinstance(e, sqlite3.DatabaseError) and getattr(e, "sqlite_errorcode", 0) & 0xFF in DAMAGED and self._begin_anew():
+        if (
+            isinstance(e, sqlite3.DatabaseError)
+            and getattr(e, "sqlite_errorcode", 0) & 0xFF in DAMAGED
+            and self._begin_anew()
+        ):
             self._log.warning("the catalog in %s was damaged, and is begun anew: %s", self._directory, e)
             return
         if not self._broken:
             self._broken = True
-            self._log.warning("the catalog in %s cannot be used, going on without: %s: %s", self._directory, type(e).__name__, e)
+            self._log.warning(
+                "the catalog in %s cannot be used, going on without: %s: %s", self._directory, type(e).__name__, e
+            )
 
     def _begin_anew(self) -> bool:
         """Put a damaged catalog away, once. Whoever has it open goes on with what he has until he notices too."""
@@ -150,14 +166,14 @@ class Catalog:
             if self._renewed:
                 return False
             self._renewed = True
-            grave = os.path.join(os.path.dirname(self._directory), "ingest", f"dead-{uuid.uuid4().hex}")
+            trash = os.path.join(os.path.dirname(self._directory), "ingest", f"dead-{uuid.uuid4().hex}")
             try:
-                os.rename(self._directory, grave)
+                os.rename(self._directory, trash)
             except OSError:
                 return False
             if self._worker is not None:
                 self._worker.ask(self._forget)
-        shutil.rmtree(grave, ignore_errors=True)
+        shutil.rmtree(trash, ignore_errors=True)
         return True
 
     def _forget(self) -> None:
@@ -178,10 +194,12 @@ class Catalog:
 
 
 def _make_private(directory: str) -> None:
-    """Make the directory and the database, which SQLite would make by the umask, and close what older versions left open to others.
+    """Make the directory and the database, which SQLite would make by the umask, and close what older versions left
+    open to others.
 
-    No file of a database may be opened here: when it is closed, the locks go that SQLite has on it in this process (fcntl(2)). So an empty
-    one is made under another name and linked. Raises OSError, Unsafe for a database that is a link or another user's.
+    No file of a database may be opened here: when it is closed, the locks go that SQLite has on it in this process
+    (fcntl(2)). So an empty one is made under another name and linked. Raises OSError, Unsafe for a database that is a
+    link or another user's.
     """
     with suppress(FileExistsError):
         make_directory(directory)

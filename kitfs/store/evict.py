@@ -1,7 +1,8 @@
 """Making room: whole blobs, least recently used first, never leased or pinned ones.
 
-Death is rename + unlink, never truncate or punch: whoever has a file of the blob open goes on reading it. Pure planning
-(``victims``) is apart from the disk. Threading: any thread or process may evict at any time; the exclusive lease decides.
+Death is rename + unlink, never truncate or punch: whoever has a file of the blob open goes on reading it. Pure
+planning (``victims``) is apart from the disk. Threading: any thread or process may evict at any time; the exclusive
+lease decides.
 """
 
 from __future__ import annotations
@@ -55,40 +56,47 @@ def _names(directory: str) -> Sequence[str]:
 def victims(found: Sequence[Entry], pinned: Collection[str]) -> tuple[list[Entry], list[Entry]]:
     """What may go, least recently used first: (layers, small blobs).
 
-    Manifests and configs are what makes a remount work offline, and weigh nothing: they go only when that cures the want of room.
+    Manifests and configs are what makes a remount work offline, and weigh nothing: they go only when that cures the
+    want of room.
     """
     free = sorted((e for e in found if e.digest not in pinned), key=lambda e: e.used)
     return [e for e in free if e.size > SMALL], [e for e in free if e.size <= SMALL]
 
 
 def remove(root: str, entry: Entry) -> bool:
-    """Take a blob away if nobody has a lease on it, or had one since it was looked at: it may have been pinned meanwhile."""
+    """Take a blob away if nobody has a lease on it, or had one since it was looked at: it may have been pinned
+    meanwhile.
+    """
     try:
         lease = OwnFile(os.path.join(entry.directory, "lease"), os.O_RDWR)
     except OSError:
         return False
     try:
-        return exclusive(lease) and lease.stat().st_mtime_ns == entry.used and bury(root, entry.directory, lease=lease)
+        return (
+            exclusive(lease)
+            and lease.stat().st_mtime_ns == entry.used
+            and remove_entry(root, entry.directory, lease=lease)
+        )
     finally:
         release(lease)
 
 
-def bury(root: str, directory: str, *, lease: OpenFile | None = None, spare_sealed: bool = False) -> bool:
+def remove_entry(root: str, directory: str, *, lease: OpenFile | None = None, spare_sealed: bool = False) -> bool:
     """Rename a blob out of its place and unlink it there; a crash between the two leaves rubbish that ``sweep`` takes.
 
-    False when somebody else was quicker: with ``lease``, open, only the entry that it belongs to is taken, not one that came after it;
-    with ``spare_sealed`` only one that is not verified.
+    False when somebody else was quicker: with ``lease``, open, only the entry that it belongs to is taken, not one
+    that came after it; with ``spare_sealed`` only one that is not verified.
     """
-    grave = os.path.join(root, "ingest", f"dead-{uuid.uuid4().hex}")
+    trash = os.path.join(root, "ingest", f"dead-{uuid.uuid4().hex}")
     with locked(directory, lease) as there:
         if not there or (spare_sealed and os.path.exists(os.path.join(directory, "sealed"))):
             return False
-        make_directories(os.path.dirname(grave))
+        make_directories(os.path.dirname(trash))
         try:
-            os.rename(directory, grave)
+            os.rename(directory, trash)
         except FileNotFoundError:
             return False  # by no rule of ours
-    shutil.rmtree(grave, ignore_errors=True)
+    shutil.rmtree(trash, ignore_errors=True)
     return True
 
 

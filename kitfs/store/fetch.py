@@ -1,16 +1,16 @@
 """Fills missing chunks from a source: one flight per chunk among the threads of a process and the processes of a host.
 
-A ranged source is asked for runs of missing chunks, wider for sequential readers (``plan``); the part beyond what the reader needs is
-fetched on a thread of its own, so that the reader waits for its own chunks only. A source that is not ranged has one stream for
-all: readers wait until it has passed their chunks. A decoder's stream goes only as far as somebody needs it and then rests; a
-registry's, which would be cut off, goes on to the end.
+A ranged source is asked for runs of missing chunks, wider for sequential readers (``plan``); the part beyond what the
+reader needs is fetched on a thread of its own, so that the reader waits for its own chunks only. A source that is not
+ranged has one stream for all: readers wait until it has passed their chunks. A decoder's stream goes only as far as
+somebody needs it and then rests; a registry's, which would be cut off, goes on to the end.
 
-Chunks are written before they are marked, and marked as they come, so that a killed process costs the others what it had on the way.
-When the store cannot take a chunk, its bytes are handed to every reader that wants it, and soon forgotten (read through): a decoder that
-is past a chunk that somebody wants again begins anew.
+Chunks are written before they are marked, and marked as they come, so that a killed process costs the others what it
+had on the way. When the store cannot take a chunk, its bytes are handed to every reader that wants it, and soon
+forgotten (read through): a decoder that is past a chunk that somebody wants again begins anew.
 
-Threading: ``_lock`` guards flights, streams and overflow, and is never held over I/O on the source. Waiters sleep on a condition and
-wake at every mark; marks of other processes are polled.
+Threading: ``_lock`` guards flights, streams and overflow, and is never held over I/O on the source. Waiters sleep on
+a condition and wake at every mark; marks of other processes are polled.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from itertools import chain
 from typing import Any, Final
 
 from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
-from kitfs.store.body import Body
-from kitfs.store.plan import MAX_WINDOW, Streams
-from kitfs.store.present import Present
+from kitfs.store.chunk_map import ChunkMap
+from kitfs.store.data_file import DataFile
+from kitfs.store.readahead import MAX_WINDOW, Streams
 from kitfs.store.source import Source
 
 POLL: Final = 0.005  # seconds between looks at what another process is fetching
@@ -54,7 +54,9 @@ class Flight:
 
 
 class Want:
-    """Chunks ``first`` to ``last`` that a reader is in ``ensure`` for; ``passed`` are those that the store could not take."""
+    """Chunks ``first`` to ``last`` that a reader is in ``ensure`` for; ``passed`` are those that the store could not
+    take.
+    """
 
     __slots__ = ("first", "last", "missing", "passed")
 
@@ -68,18 +70,19 @@ class Want:
 class Fetcher:
     """Fills one blob.
 
-    ``rests`` says that a stream of the source may stand still for as long as nobody wants more of it: a decoder's, not a registry's.
-    ``room`` says whether the store takes more bytes (it may evict to make it so), ``make_room`` whether some were freed on a full disk;
-    ``wrote`` is told how many were stored, ``passed`` how many were not. ``finished`` is called with (size, digest of the stream) when an
-    unranged source has come to its end, before its last chunk is marked; False says that the size could not be kept, so that a short last
-    chunk may not be either. ``landed`` after every flight. ``learn_size`` gives a size that another process has found.
+    ``rests`` says that a stream of the source may stand still for as long as nobody wants more of it: a decoder's,
+    not a registry's. ``room`` says whether the store takes more bytes (it may evict to make it so), ``make_room``
+    whether some were freed on a full disk; ``wrote`` is told how many were stored, ``passed`` how many were not.
+    ``finished`` is called with (size, digest of the stream) when an unranged source has come to its end, before its
+    last chunk is marked; False says that the size could not be kept, so that a short last chunk may not be either.
+    ``landed`` after every flight. ``learn_size`` gives a size that another process has found.
     """
 
     def __init__(
         self,
         source: Source,
-        body: Body,
-        present: Present,
+        body: DataFile,
+        present: ChunkMap,
         *,
         chunk: int,
         size: int | None,
@@ -127,8 +130,8 @@ class Fetcher:
     def ensure(self, first: int, last: int) -> dict[int, bytes]:
         """Return when chunks ``first`` to ``last`` are there, with those that the store could not take.
 
-        Raises the KitfsError of the source when they cannot be had. ``last`` may lie beyond the end of a blob of unknown size: then
-        the call returns when the end is known.
+        Raises the KitfsError of the source when they cannot be had. ``last`` may lie beyond the end of a blob of
+        unknown size: then the call returns when the end is known.
         """
         want = Want(first, last)
         with self._lock:
@@ -151,7 +154,9 @@ class Fetcher:
             self._arrived.notify_all()
 
     def close(self, patience: float = CLOSE_PATIENCE) -> bool:
-        """End what is on its way. False when a thread still waits for its source after ``patience`` seconds: it raises Closed in the end."""
+        """End what is on its way. False when a thread still waits for its source after ``patience`` seconds: it
+        raises Closed in the end.
+        """
         self.stop()
         with self._lock:
             threads = list(self._threads)
@@ -161,7 +166,9 @@ class Fetcher:
         return not any(thread.is_alive() for thread in threads)
 
     def _next_missing(self, want: Want) -> int | None:
-        """The first wanted chunk that is neither in the store nor handed over; takes what overflowed before it was wanted."""
+        """The first wanted chunk that is neither in the store nor handed over; takes what overflowed before it was
+        wanted.
+        """
         first, last = want.first, want.last
         while True:
             if self.size is not None:
@@ -213,7 +220,9 @@ class Fetcher:
             raise flight.error
 
     def _claim(self, missing: int, last: int) -> Flight | None:
-        """A flight from ``missing`` on, locked against other processes; None when one of them has it. Call with the lock."""
+        """A flight from ``missing`` on, locked against other processes; None when one of them has it. Call with the
+        lock.
+        """
         chunks = self._present.chunks or 0
         planned = self._streams.plan(missing * self._chunk, (last + 1) * self._chunk)
         stop = min(-(-planned // self._chunk), chunks, missing + max(1, MAX_WINDOW // self._chunk))
@@ -278,7 +287,9 @@ class Fetcher:
         return sink.at >= stop or self._closed
 
     def _board(self, first: Piece, pieces: Pieces) -> bool:
-        """Let a whole body that came in answer to a range be the stream for everybody; False when there is one already."""
+        """Let a whole body that came in answer to a range be the stream for everybody; False when there is one
+        already.
+        """
         with self._lock:
             if self._stream is not None or first[0] != 0:
                 return False
@@ -378,7 +389,9 @@ class Fetcher:
             return sink.at < self._demand() * self._chunk
 
     def _rest(self, sink: _Sink) -> bool:
-        """Wait until somebody wants more than the stream has given; False when the blob was closed, or the stream must begin anew."""
+        """Wait until somebody wants more than the stream has given; False when the blob was closed, or the stream
+        must begin anew.
+        """
         with self._lock:
             while not self._closed and not self._left_behind(sink.at // self._chunk):
                 if sink.at < self._demand() * self._chunk:
@@ -401,7 +414,9 @@ class Fetcher:
         return wanted > 0 and self._present.first_missing(0, wanted - 1) is not None
 
     def store(self, first: int, data: bytes | bytearray | memoryview) -> None:
-        """Write whole chunks (the last one of the blob may be short) and mark them; hand them over when the store is full."""
+        """Write whole chunks (the last one of the blob may be short) and mark them; hand them over when the store is
+        full.
+        """
         count = -(-len(data) // self._chunk)
         if self._room() and self._write(first, count, data):
             self._wrote(len(data))

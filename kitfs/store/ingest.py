@@ -5,8 +5,9 @@
                    rest, lease        the bytes so far, in order; who works on it (``lease``)
                    note               what its maker wants to know again, JSON
 
-The directory *is* the blob's entry: ``commit`` adds what an entry has besides its bytes and renames it to its place, with everything
-fsynced before. Each byte is hashed as it is written; what another process wrote is read back once. Threading: one thread at a time.
+The directory *is* the blob's entry: ``commit`` adds what an entry has besides its bytes and renames it to its place,
+with everything fsynced before. Each byte is hashed as it is written; what another process wrote is read back once.
+Threading: one thread at a time.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, Self
 
 from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
-from kitfs.oci.gojson import own_json
+from kitfs.gocompat.json import own_json
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile, OwnFile
 from kitfs.ownership import check_below, make_directories, make_directory, open_file
-from kitfs.store.evict import bury
+from kitfs.store.durable import fsync_directory
+from kitfs.store.evict import remove_entry
 from kitfs.store.lease import check_descriptors, exclusive, release
-from kitfs.store.plan import new_meta
-from kitfs.store.refs import fsync_directory
+from kitfs.store.meta import new_meta
 
 PIECE: Final = 1 << 20
 SYNC_EVERY: Final = 64 << 20  # bytes after which they are brought to the disk, so that the last fsync is short
@@ -55,12 +56,16 @@ class Ingest:
             if create:
                 make_directory(self._directory)
             try:
-                self._lease: OpenFile | None = OwnFile(os.path.join(self._directory, "lease"), os.O_RDWR | (os.O_CREAT if create else 0))
+                self._lease: OpenFile | None = OwnFile(
+                    os.path.join(self._directory, "lease"), os.O_RDWR | (os.O_CREAT if create else 0)
+                )
             except FileNotFoundError:
                 raise NotFound(f"there is no upload {name}")
             except OSError:
                 if create:
-                    shutil.rmtree(self._directory, ignore_errors=True)  # no room, or no descriptor: nobody knows its name yet
+                    shutil.rmtree(
+                        self._directory, ignore_errors=True
+                    )  # no room, or no descriptor: nobody knows its name yet
                 raise
             try:
                 if not exclusive(self._lease):
@@ -130,7 +135,9 @@ class Ingest:
                 self._sync()
 
     def _sync(self) -> None:
-        """Bring what was written to the disk. One that failed may say later that all is well when nothing is: then all is dropped."""
+        """Bring what was written to the disk. One that failed may say later that all is well when nothing is: then
+        all is dropped.
+        """
         try:
             os.fdatasync(self._fd)
         except OSError:
@@ -159,11 +166,14 @@ class Ingest:
             self._hashed = at
         return Digest.parse(f"{algorithm}:{hasher.hexdigest()}")
 
-    def commit(self, expected: Digest | None = None, *, verified: Callable[[], object] | None = None) -> tuple[Digest, bool]:
+    def commit(
+        self, expected: Digest | None = None, *, verified: Callable[[], object] | None = None
+    ) -> tuple[Digest, bool]:
         """(digest, whether the store did not have it yet): verified, durable, and leased until ``close``.
 
-        ``verified`` is called when the bytes are right, and before the ingest is gone: a crash leaves one or the other to go on with.
-        Raises IntegrityError when the bytes are not ``expected``, StoreFull, StoreError; the ingest is as before then.
+        ``verified`` is called when the bytes are right, and before the ingest is gone: a crash leaves one or the
+        other to go on with. Raises IntegrityError when the bytes are not ``expected``, StoreFull, StoreError; the
+        ingest is as before then.
         """
         found = self.digest(expected.algorithm if expected is not None else "sha256")
         if expected is not None and found != expected:
@@ -189,7 +199,9 @@ class Ingest:
         return found, True
 
     def _write(self, name: str, value: Any) -> None:
-        """A file of the directory, fsynced. Nobody reads it before the directory, fsynced after it, is told of or moved: no rename is needed."""
+        """A file of the directory, fsynced. Nobody reads it before the directory, fsynced after it, is told of or
+        moved: no rename is needed.
+        """
         fd = open_file(os.path.join(self._directory, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with open(fd, "wb") as f:
             f.write(json.dumps(value).encode())
@@ -210,7 +222,7 @@ class Ingest:
             whole = False
         if not whole:
             release(held)
-            bury(self._root, target)
+            remove_entry(self._root, target)
             return False
         fsync_directory(os.path.dirname(target))  # whoever brought it may not have come to it yet
         self._bury()
@@ -234,21 +246,23 @@ class Ingest:
             except OSError as e:
                 if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            if not bury(self._root, target, spare_sealed=True) and self._is_there(target):
+            if not remove_entry(self._root, target, spare_sealed=True) and self._is_there(target):
                 return False
         fsync_directory(prefix)
         fsync_directory(os.path.dirname(prefix))  # whoever made the prefix may not have come to it yet
         return True
 
     def _bury(self) -> None:
-        bury(self._root, self._directory)
+        remove_entry(self._root, self._directory)
         os.close(self._fd)
         self._fd = -1
 
     def give_way(self) -> None:
-        """Let go of an upload that found no room: its bytes stay to be continued until somebody needs their room (``drop_starved``).
+        """Let go of an upload that found no room: its bytes stay to be continued until somebody needs their room
+        (``drop_starved``).
 
-        The mark is the time of the bytes, which needs no room: their next write takes it away, and ``sweep`` sees them as abandoned.
+        The mark is the time of the bytes, which needs no room: their next write takes it away, and ``sweep`` sees
+        them as abandoned.
         """
         if self._fd >= 0:
             try:
@@ -292,7 +306,9 @@ def hold(directory: str) -> OpenFile | None:
     try:
         lease.flock(fcntl.LOCK_SH | fcntl.LOCK_NB)
         there, ours = os.stat(os.path.join(directory, "lease")), lease.stat()
-        if (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev) and os.path.exists(os.path.join(directory, "sealed")):
+        if (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev) and os.path.exists(
+            os.path.join(directory, "sealed")
+        ):
             lease.touch()  # an evictor that has already chosen it sees that it was used since
             return lease
     except OSError:
@@ -324,7 +340,9 @@ def size_of(root: str, name: str) -> int | None:
 
 
 def _written(directory: str) -> float:
-    """When bytes of an upload last came, in seconds since the epoch; a crash may have left it without a file for them."""
+    """When bytes of an upload last came, in seconds since the epoch; a crash may have left it without a file for
+    them.
+    """
     try:
         return os.stat(os.path.join(directory, "rest")).st_mtime
     except FileNotFoundError:
@@ -354,7 +372,10 @@ def starved_bytes(root: str) -> int:
     total = 0
     for name in _names(os.path.join(root, "ingest")):
         with contextlib.suppress(OSError):
-            if UPLOAD.fullmatch(name) and (found := os.stat(os.path.join(root, "ingest", name, "rest"))).st_mtime == STARVED:
+            if (
+                UPLOAD.fullmatch(name)
+                and (found := os.stat(os.path.join(root, "ingest", name, "rest"))).st_mtime == STARVED
+            ):
                 total += found.st_blocks * 512
     return total
 
@@ -371,14 +392,16 @@ def drop_starved(root: str) -> int:
         except OSError:
             continue
         try:
-            dropped += exclusive(lease) and bury(root, directory)
+            dropped += exclusive(lease) and remove_entry(root, directory)
         finally:
             release(lease)
     return dropped
 
 
 def sweep(root: str, now: float | None = None) -> None:
-    """Unlink what nobody goes on with: ``new`` ingests whose process is gone, uploads that were abandoned a week ago."""
+    """Unlink what nobody goes on with: ``new`` ingests whose process is gone, uploads that were abandoned a week
+    ago.
+    """
     now = time.time() if now is None else now
     ingest = os.path.join(root, "ingest")
     for name in _names(ingest):
@@ -393,7 +416,7 @@ def sweep(root: str, now: float | None = None) -> None:
             continue
         try:
             if exclusive(lease):
-                bury(root, directory)
+                remove_entry(root, directory)
         finally:
             release(lease)
 

@@ -1,8 +1,8 @@
 """Leases on blobs: whoever has a blob open holds a shared flock on its ``lease``; the evictor needs an exclusive one.
 
-The kernel lets go of a lease when its process dies. The file's times are the blob's last use. A blob's directory is moved away, and its
-files are made and replaced, under a flock on the directory itself; which entry it is, is told by the inode of its ``lease``, since
-another may have come in its place. Threading: a lease belongs to one Blob.
+The kernel lets go of a lease when its process dies. The file's times are the blob's last use. A blob's directory is
+moved away, and its files are made and replaced, under a flock on the directory itself; which entry it is, is told by
+the inode of its ``lease``, since another may have come in its place. Threading: a lease belongs to one Blob.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ POLL: Final = 0.002  # seconds between two tries
 
 
 class Lease:
-    """A shared lease on the blob in ``directory``, which is made when missing. Right after it was taken the directory is the live one.
+    """A shared lease on the blob in ``directory``, which is made when missing. Right after it was taken the directory
+    is the live one.
 
-    No evictor moves it away from then on; one who finds the blob to be wrong does, so that whoever touches its files asks ``entry``.
+    No evictor moves it away from then on; one who finds the blob to be wrong does, so that whoever touches its files
+    asks ``entry``.
     """
 
     def __init__(self, directory: str) -> None:
@@ -41,7 +43,9 @@ class Lease:
                 self.file.touch()
                 return
             self.file.close()
-            time.sleep(POLL)  # it is being evicted: begin again. Not waited for: who retired a blob keeps its lease to his end
+            time.sleep(
+                POLL
+            )  # it is being evicted: begin again. Not waited for: who retired a blob keeps its lease to his end
 
     def entry(self) -> AbstractContextManager[bool]:
         """The lock of the directory; whether what is there is still the leased entry."""
@@ -62,7 +66,8 @@ class Lease:
 
 @contextmanager
 def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
-    """The lock of a blob's directory; whether what is there is the entry whose lease is open as ``lease`` (None: whichever it is).
+    """The lock of a blob's directory; whether what is there is the entry whose lease is open as ``lease`` (None:
+    whichever it is).
 
     It stays there as long as the lock is held.
     """
@@ -90,7 +95,8 @@ def release(held: OpenFile) -> None:
 def check_descriptors(error: OSError) -> None:
     """Raise StoreError when a file could not be opened because the process, or the system, has no descriptor left.
 
-    Then nobody knows whether the file exists; a caller that took it for missing would refuse, forget or evict what is there.
+    Then nobody knows whether the file exists; a caller that took it for missing would refuse, forget or evict what is
+    there.
     """
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise StoreError(f"the store cannot be read: {(error.strerror or str(error)).lower()}") from error

@@ -7,49 +7,16 @@ Threading and processes: a file appears whole or not at all; the last writer of 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote
 
-from kitfs.errors import StoreError, StoreFull
-from kitfs.oci.gojson import own_json
+from kitfs.errors import StoreError
+from kitfs.gocompat.json import own_json
 from kitfs.ownership import check_below, make_directories, open_file
-
-
-def fsync_directory(directory: str) -> None:
-    """Make renames in a directory survive a crash."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_durably(path: str, data: bytes) -> None:
-    """A file that is there whole after a crash, or not at all. Raises OSError."""
-    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}~"
-    try:
-        with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    fsync_directory(os.path.dirname(path))
-
-
-def unwritten(path: str, error: OSError) -> StoreError:
-    """What it is when ``write_durably`` fails: StoreFull where there is no room."""
-    kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
-    return kind(f"cannot write {path}: {(error.strerror or str(error)).lower()}")
+from kitfs.store.durable import fsync_directory, unwritten, write_durably
 
 
 class Refs:

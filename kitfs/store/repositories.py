@@ -1,14 +1,16 @@
 """Which repositories a served store has, and what belongs to them: links, one small file each, by rename and fsynced.
 
-    served/<repository, "/" as "+">/blobs/<algorithm>-<hex>                     {}; its time is the blob's last use in the repository
+    served/<repository, "/" as "+">/blobs/<algorithm>-<hex>                     {}; its time is the blob's last use in
+    the repository
                                     manifests/<algorithm>-<hex>                 {"mediaType", "size"}
                                     tags/<tag>                                  {"digest"}
                                     referrers/<algorithm>-<hex of the subject>/<algorithm>-<hex>    a descriptor
 
-A link says that a repository has a blob, and pins it; the bytes are the store's. A blob's link is made once and never replaced, so that
-``use_blob`` and ``unlink_unused`` can agree by a flock on it which of them was first: a blob that somebody was told about stays.
-Names must have been checked (``oci.names``): then no name leads anywhere else. Threading and processes: links appear whole or not at
-all; whoever changes what manifests mean, or takes blobs out of a repository, takes ``locked`` first, since that is several links.
+A link says that a repository has a blob, and pins it; the bytes are the store's. A blob's link is made once and never
+replaced, so that ``use_blob`` and ``unlink_unused`` can agree by a flock on it which of them was first: a blob that
+somebody was told about stays. Names must have been checked (``oci.names``): then no name leads anywhere else.
+Threading and processes: links appear whole or not at all; whoever changes what manifests mean, or takes blobs out of
+a repository, takes ``locked`` first, since that is several links.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from kitfs.errors import StoreError
-from kitfs.oci.gojson import own_json
+from kitfs.gocompat.json import own_json
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile
 from kitfs.ownership import check_below, make_directory, open_file
+from kitfs.store.durable import fsync_directory, unwritten, write_durably
 from kitfs.store.lease import exclusive, release, same
-from kitfs.store.refs import fsync_directory, unwritten, write_durably
 
 BLOBS: Final = "blobs"
 MANIFESTS: Final = "manifests"
@@ -54,7 +56,9 @@ class Repositories:
         return os.path.isdir(self._path(repository))
 
     def link(self, repository: str, kind: str, name: str, value: dict[str, Any], *, below: str = "") -> None:
-        """Make or replace a link; durable when this returns. ``below``: the subject of a referrer. Raises StoreError."""
+        """Make or replace a link; durable when this returns. ``below``: the subject of a referrer. Raises
+        StoreError.
+        """
         path = self._path(repository, kind, *filter(None, (below,)), name)
         try:
             check_below(self._directory, os.path.dirname(path))
@@ -78,9 +82,11 @@ class Repositories:
             raise unwritten(path, e) from e
 
     def use_blob(self, repository: str, digest: Digest, *, within: float = 0.0, repair: bool = False) -> bool:
-        """Whether a repository has a blob; if so, it counts as used now. Raises StoreError for a damaged link, unless it is to ``repair`` it.
+        """Whether a repository has a blob; if so, it counts as used now. Raises StoreError for a damaged link, unless
+        it is to ``repair`` it.
 
-        A use that was noted less than ``within`` seconds ago is not noted again. A time in the future stays: times only go forward.
+        A use that was noted less than ``within`` seconds ago is not noted again. A time in the future stays: times
+        only go forward.
         """
         path = self._path(repository, BLOBS, link_name(digest))
         while True:
@@ -94,14 +100,19 @@ class Repositories:
                 link.flock(fcntl.LOCK_SH)  # held exclusively for a moment by ``unlink_unused`` only
                 if link.pread(64, 0) not in (LINK, b""):  # empty: being made this very moment, or cut off by a crash
                     if not repair:
-                        raise StoreError(f"the link {path} cannot be read: it is damaged; pushing the blob again mends it")
+                        raise StoreError(
+                            f"the link {path} cannot be read: it is damaged; pushing the blob again mends it"
+                        )
                     link.pwrite(LINK, 0)
                     with link.number() as fd:
                         os.ftruncate(fd, len(LINK))
                         os.fsync(fd)
                 now = time.time_ns()
                 if link.stat().st_mtime_ns < now - int(within * 1e9):
-                    with contextlib.suppress(OSError), link.number() as fd:  # a read-only disk: then nothing is collected either
+                    with (
+                        contextlib.suppress(OSError),
+                        link.number() as fd,
+                    ):  # a read-only disk: then nothing is collected either
                         os.utime(fd, ns=(now, now))
                 if same(link, path):
                     return True
@@ -109,7 +120,9 @@ class Repositories:
                 release(link)
 
     def last_use(self, repository: str, name: str) -> float | None:
-        """When a blob was last used in a repository, in seconds since the epoch; None when it is not linked (any more)."""
+        """When a blob was last used in a repository, in seconds since the epoch; None when it is not linked (any
+        more).
+        """
         try:
             return os.stat(self._path(repository, BLOBS, name)).st_mtime
         except FileNotFoundError:
@@ -118,8 +131,8 @@ class Repositories:
     def unlink_unused(self, repository: str, name: str, *, before: float) -> bool:
         """Forget a blob that was last used at or ``before`` a time (seconds since the epoch); whether it went.
 
-        The caller holds ``locked``, which keeps manifests from arriving; a use at this very moment keeps the link. Not fsynced: a link
-        that a crash brings back is collected later.
+        The caller holds ``locked``, which keeps manifests from arriving; a use at this very moment keeps the link.
+        Not fsynced: a link that a crash brings back is collected later.
         """
         path = self._path(repository, BLOBS, name)
         try:

@@ -9,8 +9,9 @@
            decoded/<algorithm>/ab/<hex>/     the decoded form of that blob
            ingest/                           unfinished things (``ingest``), and dead ones on their way out
 
-It knows bytes and digests; manifests only as far as pins need them. Threading: every method from any thread. One housekeeping thread
-verifies, syncs and evicts; it is joined by ``close``. Several Stores may be open on one directory, in this process and others.
+It knows bytes and digests; manifests only as far as pins need them. Threading: every method from any thread. One
+housekeeping thread verifies, syncs and evicts; it is joined by ``close``. Several Stores may be open on one
+directory, in this process and others.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from kitfs.errors import Closed, IntegrityError, InvalidReference, StoreError, StoreFull
+from kitfs.gocompat.json import own_json
 from kitfs.metrics import Counters
-from kitfs.oci.gojson import own_json
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile
 from kitfs.ownership import Unsafe, check_below, check_directory, make_directory, open_file, own_directory
 from kitfs.store import evict, ingest
 from kitfs.store.blob import Blob
 from kitfs.store.catalog import Catalog
+from kitfs.store.durable import write_durably
 from kitfs.store.evict import Entry
 from kitfs.store.fetch import CLOSE_PATIENCE
 from kitfs.store.ingest import NO_ROOM, Ingest, entry_path, hold
 from kitfs.store.lease import check_descriptors
-from kitfs.store.refs import Refs, write_durably
+from kitfs.store.refs import Refs
 from kitfs.store.repositories import Repositories
 from kitfs.store.source import Source
 
@@ -53,7 +55,9 @@ RECHECK: Final = 5.0  # seconds between two looks whether a full store has room 
 class Store:
     """The store in ``root``; see ``open``."""
 
-    def __init__(self, root: str, *, size_limit: int | None, free_share: float, counters: Counters, log: logging.Logger) -> None:
+    def __init__(
+        self, root: str, *, size_limit: int | None, free_share: float, counters: Counters, log: logging.Logger
+    ) -> None:
         self.root = root
         self.counters = counters
         self.log = log
@@ -87,14 +91,16 @@ class Store:
         option: str = "--cache-dir",
         despite: Collection[int] = (),
     ) -> Store:
-        """The store in ``root``, made 0700 when missing. ``size_limit`` in bytes for what is not pinned; ``free_share`` of the disk.
+        """The store in ``root``, made 0700 when missing. ``size_limit`` in bytes for what is not pinned;
+        ``free_share`` of the disk.
 
-        ``option`` is what messages tell to choose another directory with. ``despite`` holds the errno values of failed writes that do
-        not matter to a caller who reads: with one of these a store that exists is opened all the same, and the log says so once. The
-        store's own ``root`` is a directory in it where an empty one is shared with other users (``ownership.own_directory``).
+        ``option`` is what messages tell to choose another directory with. ``despite`` holds the errno values of
+        failed writes that do not matter to a caller who reads: with one of these a store that exists is opened all
+        the same, and the log says so once. The store's own ``root`` is a directory in it where an empty one is shared
+        with other users (``ownership.own_directory``).
 
-        Raises StoreError, or StoreFull, when it cannot be made, read or written, was written by another version of kitfs, or when another
-        user owns it or may write it.
+        Raises StoreError, or StoreFull, when it cannot be made, read or written, was written by another version of
+        kitfs, or when another user owns it or may write it.
         """
         given = root
         try:
@@ -128,7 +134,11 @@ class Store:
                     store.close()
                     raise StoreFull(told)
                 why = (failure.strerror or str(failure)).lower()
-                log.warning("%s cannot be written now (%s): what it holds can be read, and nothing is taken until that changes", root, why)
+                log.warning(
+                    "%s cannot be written now (%s): what it holds can be read, and nothing is taken until that changes",
+                    root,
+                    why,
+                )
         return store
 
     def close(self) -> None:
@@ -157,18 +167,26 @@ class Store:
         return path
 
     def blob(self, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None) -> Blob:
-        """Open a blob. With ``of``, the decoded form of that blob: its size and digest are known when its source has ended."""
-        blob = Blob(self, self.path(digest, "blobs" if of is None else "decoded"), digest, size=size, source=source, of=of)
+        """Open a blob. With ``of``, the decoded form of that blob: its size and digest are known when its source has
+        ended.
+        """
+        blob = Blob(
+            self, self.path(digest, "blobs" if of is None else "decoded"), digest, size=size, source=source, of=of
+        )
         self._blobs.add(blob)
         if self._stopped:  # it was closed meanwhile, and has not seen this one
             blob.close()
             raise Closed(f"the store in {self.root} was closed")
         return blob
 
-    def ingest(self, *, resumable: bool = False, note: Any = None, make_room: Callable[[], bool] | None = None) -> Ingest:
-        """A blob on its way in; ``resumable`` keeps it beyond this process, with ``note``. Raises StoreError, StoreFull.
+    def ingest(
+        self, *, resumable: bool = False, note: Any = None, make_room: Callable[[], bool] | None = None
+    ) -> Ingest:
+        """A blob on its way in; ``resumable`` keeps it beyond this process, with ``note``. Raises StoreError,
+        StoreFull.
 
-        ``make_room`` is called when the disk is full, and returns whether a write is worth another try; the default is ``make_room``.
+        ``make_room`` is called when the disk is full, and returns whether a write is worth another try; the default
+        is ``make_room``.
         """
         return Ingest.new(self.root, make_room=make_room or self.make_room, resumable=resumable, note=note)
 
@@ -188,7 +206,8 @@ class Store:
         return hold(self.path(digest))
 
     def open_sealed(self, digest: Digest) -> io.FileIO | None:
-        """The file of a blob that is whole and verified, right to its end even when the blob is evicted meanwhile; None when it is not here.
+        """The file of a blob that is whole and verified, right to its end even when the blob is evicted meanwhile;
+        None when it is not here.
 
         Raises StoreError when no descriptor is left to look with.
         """
@@ -215,7 +234,9 @@ class Store:
         return os.path.exists(os.path.join(self.path(digest, "decoded"), "sealed"))
 
     def put(self, digest: Digest, data: bytes) -> None:
-        """Store a small blob: a manifest, a config. Raises IntegrityError unless it has its digest, StoreError when it cannot be kept."""
+        """Store a small blob: a manifest, a config. Raises IntegrityError unless it has its digest, StoreError when
+        it cannot be kept.
+        """
         hasher = digest.hasher()
         hasher.update(data)
         if hasher.hexdigest() != digest.hex:
@@ -279,7 +300,9 @@ class Store:
             first, self._said_full = not self._said_full, True
             self._full, self._checked = True, time.monotonic()
         if first:
-            self.log.warning("the store in %s is full and nothing can be evicted: what is fetched now is not kept", self.root)
+            self.log.warning(
+                "the store in %s is full and nothing can be evicted: what is fetched now is not kept", self.root
+            )
 
     def later(self, task: Callable[[], object]) -> None:
         """Run something on the housekeeping thread."""
@@ -303,7 +326,9 @@ class Store:
         return sum(e.size for e in evict.entries(self.root) if e.digest not in pinned)
 
     def evict(self, *, at_least: int = 0) -> int:
-        """Bring the store below its limits, and free ``at_least`` bytes, as far as leases and pins allow; bytes freed."""
+        """Bring the store below its limits, and free ``at_least`` bytes, as far as leases and pins allow; bytes
+        freed.
+        """
         there = list(evict.entries(self.root))
         pinned = self.pinned()  # after the look: what is pinned later was leased later, which ``remove`` sees
         found = [e for e in there if e.digest not in pinned]
@@ -338,7 +363,9 @@ class Store:
 
     @contextmanager
     def kept(self, digests: Collection[str]) -> Iterator[None]:
-        """Blobs that are pinned for the time of the block, since they are about to be: no limit counts them, nothing evicts them."""
+        """Blobs that are pinned for the time of the block, since they are about to be: no limit counts them, nothing
+        evicts them.
+        """
         held = frozenset(digests)
         self._kept.append(held)
         try:
@@ -349,7 +376,8 @@ class Store:
             self._kept.remove(held)
 
     def pinned(self) -> set[str]:
-        """Digests of all that repositories link and refs name: manifests, configs, layers, and manifests that an index lists.
+        """Digests of all that repositories link and refs name: manifests, configs, layers, and manifests that an
+        index lists.
 
         What an index of ``indexes`` lists is not: its kits have names of their own, or were only looked at.
         """
@@ -369,7 +397,9 @@ class Store:
             if isinstance(manifest, dict):
                 below = [manifest.get("config"), *(manifest.get("layers") or ())]
                 found.update(d["digest"] for d in below if isinstance(d, dict) and "digest" in d)
-                pending += [d["digest"] for d in manifest.get("manifests") or () if isinstance(d, dict) and "digest" in d]
+                pending += [
+                    d["digest"] for d in manifest.get("manifests") or () if isinstance(d, dict) and "digest" in d
+                ]
         found.update(descriptor["digest"] for _, _, descriptor in self.indexes.items())
         return found.union(linked, *self._kept)
 

@@ -34,7 +34,13 @@ REFERENCE = "registry.test/team/kit:v1"
 def remote(stack: ExitStack, fake: FakeRegistry, reference: str, *, sockets: bool = True, **options: object) -> Source:
     fake.put_blob("team/kit", DATA)
     transport = None if sockets else fake.transport()
-    client = RegistryClient(ClientOptions(**options), Credentials(()), counters=Counters(), log=logging.getLogger("test"), transport=transport)  # type: ignore[arg-type]
+    client = RegistryClient(
+        ClientOptions(**options),
+        Credentials(()),
+        counters=Counters(),
+        log=logging.getLogger("test"),
+        transport=transport,
+    )  # type: ignore[arg-type]
     stack.callback(client.close)
     return client.repository(Reference.parse(reference)).blob(BLOB)
 
@@ -114,7 +120,16 @@ MAKERS: list[Callable[[ExitStack, Path], Source]] = [
     registry, registry_without_socket, registry_without_ranges, registry_without_ranges_that_cuts, registry_that_cuts, registry_without_lengths,
     registry_with_cdn, mirror, layout_directory, layout_archive, gzip_decoder, zstd_decoder, fake_bytes,
 ]  # fmt: skip
-SPANS = [(0, 1), (0, None), (0, len(DATA)), (1, 2), (65_535, 65_537), (100_000, 250_000), (len(DATA) - 1, len(DATA)), (len(DATA) - 10, None)]
+SPANS = [
+    (0, 1),
+    (0, None),
+    (0, len(DATA)),
+    (1, 2),
+    (65_535, 65_537),
+    (100_000, 250_000),
+    (len(DATA) - 1, len(DATA)),
+    (len(DATA) - 10, None),
+]
 
 
 @pytest.fixture(params=MAKERS, ids=lambda maker: maker.__name__)

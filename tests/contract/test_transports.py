@@ -1,7 +1,7 @@
 """What both transports owe a file system, on real mounts of one in memory.
 
-The mount is served by threads of this process, so only calls that let other threads run may touch it: system calls do, a page fault of a
-mapping does not (there, and where something is killed, a process of its own is used).
+The mount is served by threads of this process, so only calls that let other threads run may touch it: system calls
+do, a page fault of a mapping does not (there, and where something is killed, a process of its own is used).
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Served:
         self.failure: BaseException | None = None
         made: Callable[..., Transport] = KernelTransport if kind == "kernel" else LibfuseTransport
         options = MountOptions(mountpoint=str(path), source=source, allow_other=False)
-        self.transport = made(cast(FileSystem, self.fs), options, counters=self.counters, log=logging.getLogger("kitfs.test"))
+        self.transport = made(
+            cast(FileSystem, self.fs), options, counters=self.counters, log=logging.getLogger("kitfs.test")
+        )
         self.ready = threading.Event()
         self.thread = threading.Thread(target=self._serve, name="serve")
 
@@ -130,7 +132,7 @@ def child(code: str, *args: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-S", "-c", code, *map(str, args)], stdin=pipe, stdout=pipe, stderr=pipe)
 
 
-# -- content -------------------------------------------------------------------------------------------------------------------------
+# -- content
 
 
 def test_the_kernel_shows_source_and_type(mount: Served) -> None:
@@ -210,13 +212,22 @@ def test_a_long_directory_is_listed_whole_and_twice_the_same(mount: Served) -> N
         assert [name for name, _, _ in entries] == [f"{n:05}" for n in range(3000)]
         assert all(is_file for _, _, is_file in entries)
     for name, inode, _ in entries[::500]:
-        assert os.lstat(mount / "many" / name).st_ino == inode == mount.fs.root.children[b"many"].children[name.encode()].number
+        assert (
+            os.lstat(mount / "many" / name).st_ino
+            == inode
+            == mount.fs.root.children[b"many"].children[name.encode()].number
+        )
 
 
 def test_stat_says_what_the_file_system_says(mount: Served) -> None:
     """Type, mode, size, blocks, times, owner, and an inode of 63 bits."""
     about = os.lstat(mount / "file")
-    assert (stat.S_ISREG(about.st_mode), stat.S_IMODE(about.st_mode), about.st_size, about.st_blocks) == (True, 0o644, 10, 1)
+    assert (stat.S_ISREG(about.st_mode), stat.S_IMODE(about.st_mode), about.st_size, about.st_blocks) == (
+        True,
+        0o644,
+        10,
+        1,
+    )
     assert (about.st_atime, about.st_mtime, about.st_ctime) == (MTIME, MTIME, MTIME)
     assert (about.st_uid, about.st_gid) == (os.geteuid(), os.getegid())
     assert about.st_ino > 1 << 62
@@ -250,7 +261,9 @@ def test_posix_errors(mount: Served) -> None:
         "utime": ("EROFS", lambda: os.utime(mount / "file")),
         "setxattr": ("EROFS", lambda: os.setxattr(mount / "file", "user.x", b"")),
     }
-    assert {name: told(action) for name, (_, action) in actions.items()} == {name: expected for name, (expected, _) in actions.items()}
+    assert {name: told(action) for name, (_, action) in actions.items()} == {
+        name: expected for name, (expected, _) in actions.items()
+    }
 
 
 def test_extended_attributes(mount: Served) -> None:
@@ -291,7 +304,7 @@ def test_every_open_is_released(mount: Served) -> None:
     assert mount.fs.open_handles == {}
 
 
-# -- failures and waits --------------------------------------------------------------------------------------------------------------
+# -- failures and waits
 
 
 def test_a_read_that_fails_is_eio_and_the_next_one_asks_again(mount: Served) -> None:
@@ -388,7 +401,7 @@ def test_a_killed_lookup_ends_at_once(mount: Served) -> None:
     assert not gate.is_set()
 
 
-# -- the end -------------------------------------------------------------------------------------------------------------------------
+# -- the end
 
 
 def test_serve_returns_after_an_unmount_from_outside(mount: Served) -> None:
@@ -432,7 +445,10 @@ HOLDS = {
 @pytest.mark.parametrize("how", HOLDS)
 def test_a_busy_mount_names_who_uses_it(mount: Served, how: str) -> None:
     """EBUSY with the process's id, for each way to hold a mount; lazily it goes all the same."""
-    held = child(f"import mmap, os, sys; p = sys.argv[1]; {HOLDS[how]}; print('holding', flush=True); sys.stdin.read(1)", mount.path)
+    held = child(
+        f"import mmap, os, sys; p = sys.argv[1]; {HOLDS[how]}; print('holding', flush=True); sys.stdin.read(1)",
+        mount.path,
+    )
     try:
         assert held.stdout is not None
         assert held.stdout.readline() == b"holding\n"
@@ -446,7 +462,9 @@ def test_a_busy_mount_names_who_uses_it(mount: Served, how: str) -> None:
         held.communicate(b"x", timeout=PATIENCE)
 
 
-def test_relative_and_symlinked_paths_are_unmounted(mount: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_and_symlinked_paths_are_unmounted(
+    mount: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel's path is found for them."""
     (tmp_path / "alias").symlink_to(mount.path)
     monkeypatch.chdir(tmp_path)
@@ -461,7 +479,9 @@ def test_a_mount_that_does_not_answer_can_be_ended(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "alias").symlink_to("m")
     options = MountOptions(mountpoint=str(tmp_path / "m"), source="stalled")
-    transport = KernelTransport(cast(FileSystem, MemoryFileSystem({})), options, counters=Counters(), log=logging.getLogger("kitfs.test"))
+    transport = KernelTransport(
+        cast(FileSystem, MemoryFileSystem({})), options, counters=Counters(), log=logging.getLogger("kitfs.test")
+    )
     if os.geteuid() != 0:
         needs("fusermount3")
     transport.mount()

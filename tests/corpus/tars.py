@@ -1,7 +1,8 @@
-"""Nasty tars, block by block. ``CASES`` names each with what an index must make of it: members and left-out names, or a LayerError.
+"""Nasty tars, block by block. ``CASES`` names each with what an index must make of it: members and left-out names, or
+a LayerError.
 
-Members are path → (kind, content of a file, target of a symlink or "" of a directory). The blocks are written by this module's own
-hand, by the formats' descriptions, with nothing of kitfs.
+Members are path → (kind, content of a file, target of a symlink or "" of a directory). The blocks are written by this
+module's own hand, by the formats' descriptions, with nothing of kitfs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ END = bytes(1024)
 
 
 def block(
-    name: bytes, size: int = 0, flag: bytes = b"0", *, link: bytes = b"", magic: bytes = b"ustar\x0000", fields: dict[int, bytes] | None = None
+    name: bytes,
+    size: int = 0,
+    flag: bytes = b"0",
+    *,
+    link: bytes = b"",
+    magic: bytes = b"ustar\x0000",
+    fields: dict[int, bytes] | None = None,
 ) -> bytes:
     """A header; ``fields`` are raw bytes at offsets, which win."""
     head = bytearray(512)
@@ -39,7 +46,9 @@ def data(content: bytes) -> bytes:
     return content + bytes(-len(content) % 512)
 
 
-def file(name: bytes, content: bytes = b"", *, magic: bytes = b"ustar\x0000", fields: dict[int, bytes] | None = None) -> bytes:
+def file(
+    name: bytes, content: bytes = b"", *, magic: bytes = b"ustar\x0000", fields: dict[int, bytes] | None = None
+) -> bytes:
     """A regular file."""
     return block(name, len(content), magic=magic, fields=fields) + data(content)
 
@@ -106,7 +115,9 @@ ENDS = {
     "one block of zeros": Case(file(b"a", b"1") + bytes(512), {"a": ONE}),
     "half a block of zeros": Case(file(b"a", b"1") + bytes(100), {"a": ONE}),
     "what follows the end does not count": Case(file(b"a", b"1") + END + file(b"b") + b"noise", {"a": ONE}),
-    "a lone block of zeros is the end, as GNU tar and bsdtar say": Case(file(b"a", b"1") + bytes(512) + file(b"b") + END, {"a": ONE}),
+    "a lone block of zeros is the end, as GNU tar and bsdtar say": Case(
+        file(b"a", b"1") + bytes(512) + file(b"b") + END, {"a": ONE}
+    ),
     "only a global header, as git archive of nothing": Case(pax((b"comment", b"0" * 40), flag=b"g") + END, {}),
     "cut in a header": Case(file(b"a", b"1") + file(b"b")[:300], error="cut off"),
     "cut in data": Case(file(b"a", b"12345")[:516], error="truncated"),
@@ -125,28 +136,39 @@ NUMBERS = {
     "size of 2^63 - 1": Case(block(b"a", fields={124: base256((1 << 63) - 1)}) + END, error="truncated"),
     "size of 2^63 - 512, twice": Case(block(b"a", fields={124: base256((1 << 63) - 512)}) * 2 + END, error="truncated"),
     "size of 8 GiB - 1 in octal": Case(block(b"a", fields={124: b"77777777777\0"}) + END, error="truncated"),
-    "size of twelve octal digits": Case(block(b"a", fields={124: b"000000000003"}) + data(b"abc") + END, {"a": (F, b"abc")}),
+    "size of twelve octal digits": Case(
+        block(b"a", fields={124: b"000000000003"}) + data(b"abc") + END, {"a": (F, b"abc")}
+    ),
     "size between blanks": Case(block(b"a", fields={124: b"        3 \0\0"}) + data(b"abc") + END, {"a": (F, b"abc")}),
     "size left empty": Case(block(b"a", fields={124: bytes(12)}) + END, {"a": (F, b"")}),
     "size in decimal": Case(block(b"a", fields={124: b"00000000009\0"}) + END, error="octal"),
-    "negative time and owner, which do not matter": Case(block(b"a", 1, fields={108: b"\xff" * 16, 136: base256(-5)}) + data(b"1") + END, {"a": ONE}),
+    "negative time and owner, which do not matter": Case(
+        block(b"a", 1, fields={108: b"\xff" * 16, 136: base256(-5)}) + data(b"1") + END, {"a": ONE}
+    ),
     "pax size over a size of 0": Case(pax((b"size", b"3")) + block(b"a") + data(b"abc") + END, {"a": (F, b"abc")}),
     "pax size of 20 digits": Case(pax((b"size", b"99999999999999999999")) + block(b"a") + END, error="size="),
     "pax size of 2^63": Case(pax((b"size", b"%d" % (1 << 63))) + block(b"a") + END, error="size="),
     "pax size with a sign": Case(pax((b"size", b"-1")) + block(b"a") + END, error="size="),
     "pax size in Arabic digits": Case(pax((b"size", "٣".encode())) + block(b"a") + END, error="size="),
-    "a link that claims a size": Case(block(b"l", 9999, b"2", link=b"t") + file(b"a", b"1") + END, {"l": ("symlink", "t"), "a": ONE}),
-    "a directory that claims a size": Case(block(b"d", 9999, b"5") + file(b"a", b"1") + END, {"d": ("dir", ""), "a": ONE}),
+    "a link that claims a size": Case(
+        block(b"l", 9999, b"2", link=b"t") + file(b"a", b"1") + END, {"l": ("symlink", "t"), "a": ONE}
+    ),
+    "a directory that claims a size": Case(
+        block(b"d", 9999, b"5") + file(b"a", b"1") + END, {"d": ("dir", ""), "a": ONE}
+    ),
     "a hard link that claims a size": Case(
         file(b"a", b"1") + block(b"h", 600, b"1", link=b"a") + file(b"b", b"1") + END, {"a": ONE, "h": ONE, "b": ONE}
     ),
     "a hard link that has its data": Case(
-        file(b"a", b"1") + block(b"h", 600, b"1", link=b"a") + data(b"y" * 600) + file(b"b", b"1") + END, {"a": ONE, "h": ONE, "b": ONE}
+        file(b"a", b"1") + block(b"h", 600, b"1", link=b"a") + data(b"y" * 600) + file(b"b", b"1") + END,
+        {"a": ONE, "h": ONE, "b": ONE},
     ),
 }
 
 HIGH_BYTES = block("é".encode() + b"\xff", 1)
-SIGNED_SUM = HIGH_BYTES[:148] + b"%06o\0 " % (int(HIGH_BYTES[148:154], 8) - 256 * 3) + HIGH_BYTES[156:]  # as old Suns summed
+SIGNED_SUM = (
+    HIGH_BYTES[:148] + b"%06o\0 " % (int(HIGH_BYTES[148:154], 8) - 256 * 3) + HIGH_BYTES[156:]
+)  # as old Suns summed
 HEADERS = {
     "v7": Case(file(b"d/", magic=b"") + file(b"d/a", b"1", magic=b"") + END, {"d": ("dir", ""), "d/a": ONE}),
     "v7 with NUL for its type": Case(block(b"a", 1, b"\0", magic=b"") + data(b"1") + END, {"a": ONE}),
@@ -154,14 +176,26 @@ HEADERS = {
     "signed checksum": Case(SIGNED_SUM + data(b"1") + END, {"é\udcff": ONE}),
     "wrong checksum": Case(block(b"a")[:148] + b"0000000\0" + block(b"a")[156:] + END, error="checksum"),
     "ustar prefix": Case(file(b"n", b"1", fields={345: b"p/q"}) + END, {"p/q/n": ONE}),
-    "GNU's header has no prefix there": Case(file(b"n", b"1", magic=b"ustar  \0", fields={345: b"0000"}) + END, {"n": ONE}),
-    "star's prefix is shorter": Case(file(b"n", b"1", fields={345: b"p".ljust(131, b"\0") + b"00000000000 ", 508: b"tar\0"}) + END, {"p/n": ONE}),
+    "GNU's header has no prefix there": Case(
+        file(b"n", b"1", magic=b"ustar  \0", fields={345: b"0000"}) + END, {"n": ONE}
+    ),
+    "star's prefix is shorter": Case(
+        file(b"n", b"1", fields={345: b"p".ljust(131, b"\0") + b"00000000000 ", 508: b"tar\0"}) + END, {"p/n": ONE}
+    ),
     "names of every byte": Case(file(b"\xff\xfe \n\\", b"1") + END, {"\udcff\udcfe \n\\": ONE}),
     "a name of 100 bytes and no NUL": Case(file(b"n" * 100, b"1") + END, {"n" * 100: ONE}),
-    "pax wins over a long name": Case(long(b"L", b"l" * 120) + pax((b"path", b"p")) + file(b"s", b"1") + END, {"p": ONE}),
-    "the later long name wins": Case(long(b"L", b"x" * 120) + long(b"L", b"y" * 120) + file(b"s", b"1") + END, {"y" * 120: ONE}),
-    "a long name is of one entry": Case(long(b"L", b"x" * 120) + file(b"s", b"1") + file(b"t", b"1") + END, {"x" * 120: ONE, "t": ONE}),
-    "a long link": Case(long(b"K", b"t" * 300) + block(b"l", flag=b"2", link=b"t" * 100) + END, {"l": ("symlink", "t" * 300)}),
+    "pax wins over a long name": Case(
+        long(b"L", b"l" * 120) + pax((b"path", b"p")) + file(b"s", b"1") + END, {"p": ONE}
+    ),
+    "the later long name wins": Case(
+        long(b"L", b"x" * 120) + long(b"L", b"y" * 120) + file(b"s", b"1") + END, {"y" * 120: ONE}
+    ),
+    "a long name is of one entry": Case(
+        long(b"L", b"x" * 120) + file(b"s", b"1") + file(b"t", b"1") + END, {"x" * 120: ONE, "t": ONE}
+    ),
+    "a long link": Case(
+        long(b"K", b"t" * 300) + block(b"l", flag=b"2", link=b"t" * 100) + END, {"l": ("symlink", "t" * 300)}
+    ),
     "Solaris X": Case(pax((b"path", b"p"), flag=b"X") + file(b"s", b"1") + END, {"p": ONE}),
     "a global path holds until an empty one": Case(
         pax((b"path", b"g"), flag=b"g")
@@ -175,7 +209,11 @@ HEADERS = {
     ),
     "pax records nobody knows": Case(
         pax(
-            (b"SCHILY.xattr.user.a", b"\0\n=\xff"), (b"LIBARCHIVE.xattr.b", b"x"), (b"mtime", b"-1.5"), (b"hdrcharset", b"BINARY"), (b"path", b"\xff")
+            (b"SCHILY.xattr.user.a", b"\0\n=\xff"),
+            (b"LIBARCHIVE.xattr.b", b"x"),
+            (b"mtime", b"-1.5"),
+            (b"hdrcharset", b"BINARY"),
+            (b"path", b"\xff"),
         )
         + file(b"s", b"1")
         + END,
@@ -187,25 +225,40 @@ HEADERS = {
     "pax without a number": Case(block(b"x", 9, b"x") + data(b"path=abc\n") + file(b"s") + END, error="pax"),
     "pax without =": Case(block(b"x", 8, b"x") + data(b"8 abcde\n") + file(b"s") + END, error="pax"),
     "empty pax header": Case(block(b"x", 0, b"x") + file(b"s", b"1") + END, {"s": ONE}),
-    "a pax header of 2^40 bytes": Case(block(b"x", fields={124: base256(1 << 40)}, flag=b"x") + END, error="extended headers"),
+    "a pax header of 2^40 bytes": Case(
+        block(b"x", fields={124: base256(1 << 40)}, flag=b"x") + END, error="extended headers"
+    ),
     "pax headers without end": Case(pax((b"comment", b"x" * 4000)) * 2100 + file(b"s") + END, error="extended headers"),
     "global headers without end": Case(block(b"g", 0, b"g") * 17000 + file(b"s") + END, error="extended headers"),
 }
 
 ENTRIES = {
     "a volume label": Case(block(b"LABEL", flag=b"V") + file(b"a", b"1") + END, {"a": ONE}),
-    "the rest of another volume": Case(block(b"m", 3, b"M") + data(b"abc") + file(b"a", b"1") + END, {"a": ONE}, ("m",)),
-    "a dumpdir": Case(block(b"d/", 9, b"D", magic=b"ustar  \0") + data(b"Ya\0Nb\0\0") + file(b"d/a", b"1") + END, {"d": ("dir", ""), "d/a": ONE}),
-    "types of vendors": Case(
-        block(b"z", 3, b"Z") + data(b"abc") + block(b"A", 3, b"A") + data(b"abc") + file(b"a", b"1") + END, {"a": ONE}, ("z", "A")
+    "the rest of another volume": Case(
+        block(b"m", 3, b"M") + data(b"abc") + file(b"a", b"1") + END, {"a": ONE}, ("m",)
     ),
-    "devices and fifos": Case(b"".join(block(t, 0, t) for t in (b"3", b"4", b"6")) + file(b"a", b"1") + END, {"a": ONE}, ("3", "4", "6")),
+    "a dumpdir": Case(
+        block(b"d/", 9, b"D", magic=b"ustar  \0") + data(b"Ya\0Nb\0\0") + file(b"d/a", b"1") + END,
+        {"d": ("dir", ""), "d/a": ONE},
+    ),
+    "types of vendors": Case(
+        block(b"z", 3, b"Z") + data(b"abc") + block(b"A", 3, b"A") + data(b"abc") + file(b"a", b"1") + END,
+        {"a": ONE},
+        ("z", "A"),
+    ),
+    "devices and fifos": Case(
+        b"".join(block(t, 0, t) for t in (b"3", b"4", b"6")) + file(b"a", b"1") + END, {"a": ONE}, ("3", "4", "6")
+    ),
     "names that leave the root": Case(
-        b"".join(file(n) for n in (b"/a", b"../a", b"b/..", b"b/../../a", b"..", b"//a")) + file(b"..a/...", b"1") + END,
+        b"".join(file(n) for n in (b"/a", b"../a", b"b/..", b"b/../../a", b"..", b"//a"))
+        + file(b"..a/...", b"1")
+        + END,
         {"..a/...": ONE},
         ("/a", "../a", "b/..", "b/../../a", "..", "//a"),
     ),
-    "the root, and a file in its place": Case(block(b"./", flag=b"5") + block(b"", flag=b"5") + file(b".") + END, {}, (".",)),
+    "the root, and a file in its place": Case(
+        block(b"./", flag=b"5") + block(b"", flag=b"5") + file(b".") + END, {}, (".",)
+    ),
     "a NUL in a pax name": Case(pax((b"path", b"a\0b")) + file(b"s") + END, {}, ("a\0b",)),
     "components of 255 and 256 bytes": Case(
         long(b"L", "é".encode() * 127 + b"x") + file(b"s", b"1") + long(b"L", "é".encode() * 128) + file(b"s") + END,
@@ -213,23 +266,35 @@ ENTRIES = {
         ("é" * 128,),
     ),
     "a path of 4097 bytes": Case(
-        long(b"L", b"abc/" * 1024 + b"x") + file(b"s") + file(b"a", b"1") + END, {"a": ONE}, (("abc/" * 1024 + "x")[:1024] + "…",)
+        long(b"L", b"abc/" * 1024 + b"x") + file(b"s") + file(b"a", b"1") + END,
+        {"a": ONE},
+        (("abc/" * 1024 + "x")[:1024] + "…",),
     ),
     "a megabyte of directories": Case(long(b"L", b"a/" * (1 << 19) + b"x") + file(b"s") + END, {}, ("a/" * 512 + "…",)),
     "symlinks without a usable target": Case(
-        block(b"e", flag=b"2") + pax((b"linkpath", b"a\0b")) + block(b"n", flag=b"2") + long(b"K", b"x" * 4096) + block(b"l", flag=b"2") + END,
+        block(b"e", flag=b"2")
+        + pax((b"linkpath", b"a\0b"))
+        + block(b"n", flag=b"2")
+        + long(b"K", b"x" * 4096)
+        + block(b"l", flag=b"2")
+        + END,
         {},
         ("e", "n", "l"),
     ),
     "symlinks that leave the root are shown": Case(
-        block(b"a", flag=b"2", link=b"/etc") + block(b"b", flag=b"2", link=b"../..") + END, {"a": ("symlink", "/etc"), "b": ("symlink", "../..")}
+        block(b"a", flag=b"2", link=b"/etc") + block(b"b", flag=b"2", link=b"../..") + END,
+        {"a": ("symlink", "/etc"), "b": ("symlink", "../..")},
     ),
     "nothing is written through a symlink": Case(
-        block(b"l", flag=b"2", link=b"/etc") + file(b"l/passwd") + block(b"l/d", flag=b"5") + END, {"l": ("symlink", "/etc")}, ("l/passwd", "l/d")
+        block(b"l", flag=b"2", link=b"/etc") + file(b"l/passwd") + block(b"l/d", flag=b"5") + END,
+        {"l": ("symlink", "/etc")},
+        ("l/passwd", "l/d"),
     ),
     "hard links to nothing that may be linked": Case(
         block(b"d", flag=b"5")
-        + b"".join(block(b"h%d" % i, flag=b"1", link=t) for i, t in enumerate((b"/a", b"../a", b"d", b"later", b"", b".")))
+        + b"".join(
+            block(b"h%d" % i, flag=b"1", link=t) for i, t in enumerate((b"/a", b"../a", b"d", b"later", b"", b"."))
+        )
         + file(b"later", b"1")
         + END,
         {"d": ("dir", ""), "later": ONE},
@@ -237,7 +302,8 @@ ENTRIES = {
     ),
     "a hard link to itself is no news": Case(file(b"a", b"1") + block(b"a", flag=b"1", link=b"./a") + END, {"a": ONE}),
     "a hard link to a symlink": Case(
-        block(b"s", flag=b"2", link=b"t") + block(b"h", flag=b"1", link=b"s") + END, {"s": ("symlink", "t"), "h": ("symlink", "t")}
+        block(b"s", flag=b"2", link=b"t") + block(b"h", flag=b"1", link=b"s") + END,
+        {"s": ("symlink", "t"), "h": ("symlink", "t")},
     ),
     "a hard link keeps what it linked to": Case(
         file(b"a", b"1") + block(b"h", flag=b"1", link=b"a") + file(b"a", b"2") + END, {"h": ONE, "a": (F, b"2")}
@@ -251,7 +317,10 @@ def s_header(size: int, pairs: list[tuple[int, int]], real: int, *, more: bytes 
 
 
 SPARSE = {
-    "old GNU": Case(s_header(1536, [(0, 512), (1024, 1024), (3072, 0)], 3072) + A + B + C + END, {"s": (F, A + HOLE + B + C + HOLE * 2)}),
+    "old GNU": Case(
+        s_header(1536, [(0, 512), (1024, 1024), (3072, 0)], 3072) + A + B + C + END,
+        {"s": (F, A + HOLE + B + C + HOLE * 2)},
+    ),
     "old GNU, two extension headers": Case(
         s_header(15360, [(1024 * i, 512) for i in range(4)], 30720, more=b"\1")
         + extension([(1024 * i, 512) for i in range(4, 25)], more=b"\1")
@@ -261,9 +330,13 @@ SPARSE = {
         + END,
         {"s": (F, (A + HOLE) * 30), "a": ONE},
     ),
-    "old GNU, extension headers without end": Case(s_header(0, [], 9, more=b"\1") + extension([], more=b"\1") * 16500, error="does not end"),
+    "old GNU, extension headers without end": Case(
+        s_header(0, [], 9, more=b"\1") + extension([], more=b"\1") * 16500, error="does not end"
+    ),
     "old GNU, cut in an extension header": Case(s_header(0, [], 9, more=b"\1") + bytes(100), error="cut off"),
-    "old GNU, a file of 2^63 bytes": Case(block(b"s", 0, b"S", magic=OLD, fields={483: base256(1 << 63)}) + END, error="2^63"),
+    "old GNU, a file of 2^63 bytes": Case(
+        block(b"s", 0, b"S", magic=OLD, fields={483: base256(1 << 63)}) + END, error="2^63"
+    ),
     "star": Case(
         block(
             b"s",
@@ -290,7 +363,9 @@ SPARSE = {
         {"s": (F, HOLE + A), "a": ONE},
     ),
     "all hole": Case(s_header(0, [(512, 0)], 512) + END, {"s": (F, HOLE)}),
-    "spans of no whole blocks lie one behind the other": Case(s_header(3, [(0, 1), (5, 2)], 9) + data(b"abc") + END, {"s": (F, b"a\0\0\0\0bc\0\0")}),
+    "spans of no whole blocks lie one behind the other": Case(
+        s_header(3, [(0, 1), (5, 2)], 9) + data(b"abc") + END, {"s": (F, b"a\0\0\0\0bc\0\0")}
+    ),
     "spans that overlap": Case(s_header(4, [(0, 2), (1, 2)], 9) + data(b"abcd") + END, error="sparse map"),
     "spans out of order": Case(s_header(4, [(5, 2), (1, 2)], 9) + data(b"abcd") + END, error="sparse map"),
     "a span behind the end of its file": Case(s_header(4, [(8, 2)], 9) + data(b"abcd") + END, error="sparse map"),
@@ -308,20 +383,32 @@ SPARSE = {
         + END,
         {"s": (F, A + HOLE * 3 + B + C)},
     ),
-    "0.0, all hole": Case(pax((b"GNU.sparse.size", b"6"), (b"GNU.sparse.numblocks", b"0")) + file(b"s") + END, {"s": (F, bytes(6))}),
+    "0.0, all hole": Case(
+        pax((b"GNU.sparse.size", b"6"), (b"GNU.sparse.numblocks", b"0")) + file(b"s") + END, {"s": (F, bytes(6))}
+    ),
     "0.1": Case(
-        pax(*SPARSE_0_1, (b"GNU.sparse.name", b"s"), (b"GNU.sparse.map", b"0,512,2048,1024")) + file(b"GNUSparseFile.1/s", A + B + C) + END,
+        pax(*SPARSE_0_1, (b"GNU.sparse.name", b"s"), (b"GNU.sparse.map", b"0,512,2048,1024"))
+        + file(b"GNUSparseFile.1/s", A + B + C)
+        + END,
         {"s": (F, A + HOLE * 3 + B + C)},
     ),
-    "0.1, neighbours": Case(pax(*SPARSE_0_1, (b"GNU.sparse.map", b"0,512,512,1024")) + file(b"s", A + B + C) + END, {"s": (F, A + B + C + HOLE * 3)}),
+    "0.1, neighbours": Case(
+        pax(*SPARSE_0_1, (b"GNU.sparse.map", b"0,512,512,1024")) + file(b"s", A + B + C) + END,
+        {"s": (F, A + B + C + HOLE * 3)},
+    ),
     "0.1, an odd number": Case(pax(*SPARSE_0_1, (b"GNU.sparse.map", b"0,1,8")) + file(b"s", b"abc") + END, error="odd"),
-    "0.1, commas": Case(pax(*SPARSE_0_1, (b"GNU.sparse.map", b"0,1,,")) + file(b"s", b"abc") + END, error="GNU.sparse.map"),
+    "0.1, commas": Case(
+        pax(*SPARSE_0_1, (b"GNU.sparse.map", b"0,1,,")) + file(b"s", b"abc") + END, error="GNU.sparse.map"
+    ),
     "0.1, beyond 2^63": Case(
-        pax((b"GNU.sparse.size", b"9999999999999999999"), (b"GNU.sparse.map", b"0,1")) + file(b"s", b"a") + END, error="GNU.sparse.size"
+        pax((b"GNU.sparse.size", b"9999999999999999999"), (b"GNU.sparse.map", b"0,1")) + file(b"s", b"a") + END,
+        error="GNU.sparse.size",
     ),
     "0.1, no size": Case(pax((b"GNU.sparse.map", b"0,1")) + file(b"s", b"a") + END, error="GNU.sparse.size"),
     "1.0": Case(
-        pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"3072")) + file(b"G/s", data(b"2\n0\n512\n2048\n1024\n") + A + B + C) + END,
+        pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"3072"))
+        + file(b"G/s", data(b"2\n0\n512\n2048\n1024\n") + A + B + C)
+        + END,
         {"s": (F, A + HOLE * 3 + B + C)},
     ),
     "1.0, a map over blocks": Case(
@@ -330,12 +417,19 @@ SPARSE = {
         + END,
         {"s": (F, (A + HOLE) * 300)},
     ),
-    "1.0, no spans": Case(pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s", data(b"0\n")) + END, {"s": (F, bytes(6))}),
+    "1.0, no spans": Case(
+        pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s", data(b"0\n")) + END, {"s": (F, bytes(6))}
+    ),
     "1.0, no map": Case(pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s") + END, error="sparse map"),
-    "1.0, megabytes of one number": Case(pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s", b"1" * (4 << 20)) + END, error="sparse map"),
-    "1.0, more spans than lines": Case(pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s", data(b"5\n0\n1\n")) + END, error="sparse map"),
+    "1.0, megabytes of one number": Case(
+        pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s", b"1" * (4 << 20)) + END, error="sparse map"
+    ),
+    "1.0, more spans than lines": Case(
+        pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s", data(b"5\n0\n1\n")) + END, error="sparse map"
+    ),
     "1.0, spans without number": Case(
-        pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s", data(b"9223372036854775807\n0\n1\n")) + END, error="sparse map"
+        pax(*SPARSE_1_0, (b"GNU.sparse.realsize", b"6")) + file(b"G/s", data(b"9223372036854775807\n0\n1\n")) + END,
+        error="sparse map",
     ),
     "1.0, no size": Case(pax(*SPARSE_1_0) + file(b"G/s", data(b"0\n")) + END, error="realsize"),
 }

@@ -1,6 +1,8 @@
-"""What a registry can do to its clients: values that change an ``Answer`` before or while ``tests.fakes.registry`` sends it.
+"""What a registry can do to its clients: values that change an ``Answer`` before or while ``tests.fakes.registry``
+sends it.
 
-Not a server: it knows no socket and no path. A fault is immutable but for its events, and may be met by many requests at once.
+Not a server: it knows no socket and no path. A fault is immutable but for its events, and may be met by many requests
+at once.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class Broken(Exception):  # noqa: N818 - the word for it
 class Answer:
     """An answer on its way out. Offsets of ``cut``, ``stall`` and ``drip`` are in bytes of this body.
 
-    ``first`` is the place of the body's first byte in the whole blob. ``length`` is the Content-Length that is claimed; None: chunked.
+    ``first`` is the place of the body's first byte in the whole blob. ``length`` is the Content-Length that is
+    claimed; None: chunked.
     """
 
     status: int
@@ -155,7 +158,8 @@ class IgnoreRange:
 
 @dataclass(frozen=True)
 class Deaf:
-    """The request's body is heard up to ``at`` bytes, and the connection ends; what was heard is kept by its upload session, or not.
+    """The request's body is heard up to ``at`` bytes, and the connection ends; what was heard is kept by its upload
+    session, or not.
 
     ``answers``: the answer is given first, from what was heard. The registry looks for this one before it listens.
     """

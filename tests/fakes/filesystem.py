@@ -1,7 +1,7 @@
 """A file system in memory, with the interface of ``kitfs.fuse.filesystem.FileSystem``, for tests of the transports.
 
-``MemoryFileSystem({"a/b": b"bytes", "link": Link("a/b"), "empty": None})``: bytes are files, ``Link`` symlinks, None directories; parents
-are made. Paths are str or bytes. Faults and waits by path, changed at any time:
+``MemoryFileSystem({"a/b": b"bytes", "link": Link("a/b"), "empty": None})``: bytes are files, ``Link`` symlinks, None
+directories; parents are made. Paths are str or bytes. Faults and waits by path, changed at any time:
 
     fs.cold[operation, path] = Event()     raises WouldBlock unless it may wait; then it waits for the event
     fs.fails[operation, path] = error      raises the error, after the wait
@@ -9,8 +9,8 @@ are made. Paths are str or bytes. Faults and waits by path, changed at any time:
 
 where the operation is lookup (of the path's last name), opendir or read.
 
-``fs.calls`` lists (operation, path, wait) of lookups, opens, releases, listings and reads; ``fs.open_handles`` is what was not released.
-Threading: any thread may call.
+``fs.calls`` lists (operation, path, wait) of lookups, opens, releases, listings and reads; ``fs.open_handles`` is
+what was not released. Threading: any thread may call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kitfs.errors import WouldBlock
-from kitfs.fuse.values import Attr, DirEntry, Entry, Handle, Inode, NoEntry, StatFS
+from kitfs.fuse.replies import Attr, DirEntry, Entry, Handle, StatFS
+from kitfs.kit.inode import Inode, NoEntry
 
 MTIME = 1_700_000_000
 BATCH = 1000  # entries that one readdir gives at most
@@ -78,7 +79,9 @@ class MemoryFileSystem:
             if name not in node.children:
                 last = depth == len(names)
                 # High numbers, so that a transport that shortens inodes is found out.
-                made = Node((1 << 62) + len(self.nodes), b"/".join(names[:depth]), content if last else None, node.number)
+                made = Node(
+                    (1 << 62) + len(self.nodes), b"/".join(names[:depth]), content if last else None, node.number
+                )
                 node.children[name] = self.nodes[made.number] = made
             node = node.children[name]
 
@@ -158,7 +161,9 @@ class MemoryFileSystem:
     def readdir(self, handle: Handle, offset: int) -> Sequence[DirEntry]:
         node = self.open_handles[handle]
         listed = [(b".", node), (b"..", self.nodes[node.parent]), *node.children.items()]
-        return [DirEntry(name, Inode(n.number), self._attr(n), i) for i, (name, n) in enumerate(listed, 1)][offset : offset + BATCH]
+        return [DirEntry(name, Inode(n.number), self._attr(n), i) for i, (name, n) in enumerate(listed, 1)][
+            offset : offset + BATCH
+        ]
 
     def releasedir(self, handle: Handle) -> None:
         del self.open_handles[handle]

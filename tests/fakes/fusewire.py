@@ -5,9 +5,10 @@
         wire.init()
         reply = wire.call(LOOKUP, node=1, body=b"name\\0")
 
-Messages keep their borders (SOCK_SEQPACKET), as they do on /dev/fuse. The numbers and structs are written here once more, out of
-<linux/fuse.h>, so that they do not repeat a mistake of kitfs. ``send`` returns the request's unique, ``answer(unique)`` waits for its reply
-and keeps those of other requests. What a socketpair does not do: clone, EINVAL for a small read buffer, ENOENT for a late reply.
+Messages keep their borders (SOCK_SEQPACKET), as they do on /dev/fuse. The numbers and structs are written here once
+more, out of <linux/fuse.h>, so that they do not repeat a mistake of kitfs. ``send`` returns the request's unique,
+``answer(unique)`` waits for its reply and keeps those of other requests. What a socketpair does not do: clone, EINVAL
+for a small read buffer, ENOENT for a late reply.
 """
 
 from __future__ import annotations
@@ -93,7 +94,10 @@ class FuseWire:
     def send(self, opcode: int, *, node: int = 1, body: bytes = b"", pid: int = 0) -> int:
         """One request; returns its unique."""
         self._unique += 2  # the lowest bit is the INTERRUPTs'
-        self.send_raw(struct.pack("=IIQQIIIHH", 40 + len(body), opcode, self._unique, node, os.geteuid(), os.getegid(), pid, 0, 0) + body)
+        self.send_raw(
+            struct.pack("=IIQQIIIHH", 40 + len(body), opcode, self._unique, node, os.geteuid(), os.getegid(), pid, 0, 0)
+            + body
+        )
         return self._unique
 
     def interrupt(self, unique: int) -> None:
@@ -120,7 +124,7 @@ class FuseWire:
         """INIT, as Linux 6.x sends it."""
         return self.call(INIT, node=0, body=struct.pack("=IIIII44x", major, minor, 131072, flags, 0))
 
-    # -- operations, as a test says them ---------------------------------------------------------------------------------------------
+    # -- operations, as a test says them
 
     def lookup(self, *names: bytes) -> int:
         """The node id at the end of a path, which must be there."""

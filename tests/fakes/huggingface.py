@@ -5,10 +5,12 @@
         hub.redirect_to(cdn)                                     # LFS objects by way of a FakeRegistry, signed
         hub.tokens = {"hf_secret"}                               # else 401; ``gated`` names repositories of 403
 
-It is a server of LFS's batch API too, at ``hub.url/lfs``: of ``objects`` (hex → bytes), which it gives to those that bring the header it tells.
+It is a server of LFS's batch API too, at ``hub.url/lfs``: of ``objects`` (hex → bytes), which it gives to those that
+bring the header it tells.
 
-Everything else is a FakeRegistry's: faults, what was served, start and stop. ``page`` files are listed at once; ``recursive`` False lists one
-level, as some mirrors of the hub do. ``links`` says where the next page is: "absolute" or "relative".
+Everything else is a FakeRegistry's: faults, what was served, start and stop. ``page`` files are listed at once;
+``recursive`` False lists one level, as some mirrors of the hub do. ``links`` says where the next page is: "absolute"
+or "relative".
 """
 
 from __future__ import annotations
@@ -82,17 +84,22 @@ class FakeHub(FakeRegistry):
         """Answer LFS objects with 302 to a signed location of ``cdn``, which serves it until ``expire_locations``."""
         self._target = cdn
 
-    # -- answers -------------------------------------------------------------------------------------------------------------
+    # -- answers
 
     def _plain(self, served: Served, form: bytes, *, ignore_range: bool) -> Answer:
         url = urlsplit(served.path)
         parts = unquote(url.path).strip("/").split("/")
         if parts[0] == "lfs":
             return self._lfs(parts[-1], served, form, ignore_range)
-        if self.tokens is not None and served.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
+        if (
+            self.tokens is not None
+            and served.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens
+        ):
             return self._error(401, "Invalid username or password.", "")
         if parts[0] == "api" and len(parts) >= 6:
-            return self._api(parts[1], "/".join(parts[2:4]), parts[4], url.path.split("/")[6:], parse_qs(url.query), served)
+            return self._api(
+                parts[1], "/".join(parts[2:4]), parts[4], url.path.split("/")[6:], parse_qs(url.query), served
+            )
         kind = parts.pop(0) if parts[0] in ("datasets", "spaces") else "models"
         if len(parts) >= 5 and parts[2] == "resolve":
             return self._resolve(kind, "/".join(parts[:2]), parts[3], "/".join(parts[4:]), served, ignore_range)
@@ -100,7 +107,9 @@ class FakeHub(FakeRegistry):
 
     @staticmethod
     def _error(status: int, message: str, code: str) -> Answer:
-        headers = {"Content-Type": "application/json"} | ({"X-Error-Code": code, "X-Error-Message": message} if code else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"X-Error-Code": code, "X-Error-Message": message} if code else {}
+        )
         return Answer(status, headers, memoryview(json.dumps({"error": message}).encode()))
 
     def _lfs(self, what: str, served: Served, form: bytes, ignore_range: bool) -> Answer:
@@ -117,7 +126,9 @@ class FakeHub(FakeRegistry):
                 told.append({**wanted, "error": {"code": 404, "message": "Object does not exist"}})
         return self._json({"transfer": "basic", "objects": told}, {"Content-Type": "application/vnd.git-lfs+json"})
 
-    def _api(self, kind: str, name: str, what: str, rest: list[str], query: dict[str, list[str]], served: Served) -> Answer:
+    def _api(
+        self, kind: str, name: str, what: str, rest: list[str], query: dict[str, list[str]], served: Served
+    ) -> Answer:
         if not any((k, n) == (kind, name) for k, n, _ in self._named):
             return self._error(401, "Repository not found", "RepoNotFound")
         if name in self.gated:
@@ -133,7 +144,9 @@ class FakeHub(FakeRegistry):
         headers = {}
         if start + self.page < len(entries):
             base = self.url if self.links == "absolute" else ""
-            headers["Link"] = f'<{base}{urlsplit(served.path).path}?recursive=true&cursor={start + self.page}>; rel="next"'
+            headers["Link"] = (
+                f'<{base}{urlsplit(served.path).path}?recursive=true&cursor={start + self.page}>; rel="next"'
+            )
         return self._json(entries[start : start + self.page], headers)
 
     @staticmethod
@@ -150,7 +163,9 @@ class FakeHub(FakeRegistry):
             deep = recursive and self.recursive
             for i in range(1, len(rest) if deep else min(2, len(rest))):
                 directory = prefix + "/".join(rest[:i])
-                found.setdefault(directory, {"type": "directory", "oid": git_oid(directory.encode()), "size": 0, "path": directory})
+                found.setdefault(
+                    directory, {"type": "directory", "oid": git_oid(directory.encode()), "size": 0, "path": directory}
+                )
             if deep or len(rest) == 1:
                 found[path] = self._entry(path, content)
         return [*found.values(), *self.raw_entries]
@@ -159,7 +174,9 @@ class FakeHub(FakeRegistry):
     def _entry(path: str, content: bytes | Lfs) -> dict[str, Any]:
         if isinstance(content, bytes):
             return {"type": "file", "oid": git_oid(content), "size": len(content), "path": path}
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{content.oid}\nsize {len(content.data)}\n".encode()
+        pointer = (
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{content.oid}\nsize {len(content.data)}\n".encode()
+        )
         about = {"oid": content.oid, "size": len(content.data), "pointerSize": len(pointer)}
         return {"type": "file", "oid": git_oid(pointer), "size": len(content.data), "path": path, "lfs": about}
 
@@ -173,5 +190,9 @@ class FakeHub(FakeRegistry):
             where = f"/cdn/{content.oid}?signature={secrets.token_hex(8)}"
             with self._target._lock:
                 self._target._locations[where] = content.data, None
-            return Answer(302, {"Location": f"{self._target.url}{where}", "X-Linked-Size": str(len(content.data))}, memoryview(b"Found"))
+            return Answer(
+                302,
+                {"Location": f"{self._target.url}{where}", "X-Linked-Size": str(len(content.data))},
+                memoryview(b"Found"),
+            )
         return self._blob(content.data, served, ignore_range)

@@ -1,8 +1,10 @@
-"""Registries as their users have met them: the FakeRegistry with the habits of one product each, as public issues describe them.
+"""Registries as their users have met them: the FakeRegistry with the habits of one product each, as public issues
+describe them.
 
-A habit is what differs from distribution-spec v1.1, or what the specification leaves open, in the answers to a push, a pull, a mount of
-a blob, a deletion or a question about referrers. Each class names where the habit was seen. They are not the products: what is not named
-here is the FakeRegistry's. ``KINDS`` has one of each by name, for tests that go through all of them.
+A habit is what differs from distribution-spec v1.1, or what the specification leaves open, in the answers to a push,
+a pull, a mount of a blob, a deletion or a question about referrers. Each class names where the habit was seen. They
+are not the products: what is not named here is the FakeRegistry's. ``KINDS`` has one of each by name, for tests that
+go through all of them.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class DockerHub(FakeRegistry):
 
 
 class GitHub(FakeRegistry):
-    """A request with a Content-Range may have 4 MiB (416: ocx 237, rust-oci-client 35), one without any size; no referrers API; no DELETE."""
+    """A request with a Content-Range may have 4 MiB (416: ocx 237, rust-oci-client 35), one without any size; no
+    referrers API; no DELETE.
+    """
 
     limit = 4 * MiB
 
@@ -44,7 +48,11 @@ class GitHub(FakeRegistry):
 
     def _upload(self, repository: _Repository, name: str, identity: str, served: Served, form: bytes) -> Answer:
         if "content-range" in served.headers and len(form) > self.limit:
-            return error(416, "REQUESTED_RANGE_NOT_SATISFIABLE", "the request body is too large and exceeds the maximum permissible limit of 4.00MiB")
+            return error(
+                416,
+                "REQUESTED_RANGE_NOT_SATISFIABLE",
+                "the request body is too large and exceeds the maximum permissible limit of 4.00MiB",
+            )
         return super()._upload(repository, name, identity, served, form)
 
     def _delete_manifest(self, repository: _Repository, what: str, served: Served, form: bytes) -> Answer:
@@ -52,8 +60,8 @@ class GitHub(FakeRegistry):
 
 
 class Amazon(FakeRegistry):
-    """ECR: PATCH answers 201 (tart 273) with a Range that stays at the first chunk (containers-roadmap 2831); repositories are not made by
-    a push (404 NAME_UNKNOWN); Basic alone; a deletion by tag is 400."""
+    """ECR: PATCH answers 201 (tart 273) with a Range that stays at the first chunk (containers-roadmap 2831);
+    repositories are not made by a push (404 NAME_UNKNOWN); Basic alone; a deletion by tag is 400."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,14 +86,18 @@ class Amazon(FakeRegistry):
 
 
 class Google(FakeRegistry):
-    """Artifact Registry: no chunks (kitops 777, skopeo 1101), and locations below another path, absolute and with a query of their own."""
+    """Artifact Registry: no chunks (kitops 777, skopeo 1101), and locations below another path, absolute and with a
+    query of their own.
+    """
 
     def _upload(self, repository: _Repository, name: str, identity: str, served: Served, form: bytes) -> Answer:
         if "content-range" in served.headers:
             return error(404, "UNSUPPORTED", "chunked uploads are not supported")
         return super()._upload(repository, name, identity, served, form)
 
-    def _session(self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]) -> Answer:
+    def _session(
+        self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]
+    ) -> Answer:
         answer = super()._session(status, name, identity, repository, headers)
         answer.headers["Location"] = f"{self.url}{answer.headers['Location']}&upload_id=AI27aGCE0z-08w"
         answer.headers.pop("Range")
@@ -93,7 +105,9 @@ class Google(FakeRegistry):
 
 
 class Artifactory(FakeRegistry):
-    """A PUT with a body is 404 BLOB_UNKNOWN (buildx 196, containerd 3533); 403 where others say 404 (go-containerregistry 1691)."""
+    """A PUT with a body is 404 BLOB_UNKNOWN (buildx 196, containerd 3533); 403 where others say 404
+    (go-containerregistry 1691).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,15 +115,23 @@ class Artifactory(FakeRegistry):
 
     def _get_manifests(self, repository: _Repository, what: str, served: Served, ignore_range: bool) -> Answer:
         answer = super()._get_manifests(repository, what, served, ignore_range)
-        return error(403, "DENIED", "The client does not have permission for manifest") if answer.status == 404 else answer
+        return (
+            error(403, "DENIED", "The client does not have permission for manifest") if answer.status == 404 else answer
+        )
 
     def _get_blobs(self, repository: _Repository, what: str, served: Served, ignore_range: bool) -> Answer:
         answer = super()._get_blobs(repository, what, served, ignore_range)
-        return error(403, "DENIED", "The client does not have permission") if answer.status == 404 and served.method == "HEAD" else answer
+        return (
+            error(403, "DENIED", "The client does not have permission")
+            if answer.status == 404 and served.method == "HEAD"
+            else answer
+        )
 
 
 class Quay(FakeRegistry):
-    """A manifest's PUT is 202 (containers/image 381, containerd 3750); a manifest whose types it does not know is 400 MANIFEST_INVALID."""
+    """A manifest's PUT is 202 (containers/image 381, containerd 3750); a manifest whose types it does not know is 400
+    MANIFEST_INVALID.
+    """
 
     def __init__(self, known: str = ".*") -> None:
         super().__init__()
@@ -118,7 +140,10 @@ class Quay(FakeRegistry):
 
     def _put_manifest(self, repository: _Repository, what: str, served: Served, form: bytes) -> Answer:
         manifest: dict[str, Any] = json.loads(form)
-        types = [manifest.get("artifactType", ""), *(d["mediaType"] for d in (manifest.get("config", {}), *manifest.get("layers", ())) if d)]
+        types = [
+            manifest.get("artifactType", ""),
+            *(d["mediaType"] for d in (manifest.get("config", {}), *manifest.get("layers", ())) if d),
+        ]
         strange = next((one for one in types if one and not self.known.fullmatch(one)), None)
         if strange is not None:
             return error(400, "MANIFEST_INVALID", f"manifest data does not match schema: '{strange}' is not one of […]")
@@ -130,21 +155,29 @@ class Quay(FakeRegistry):
 class Pulp(FakeRegistry):
     """PATCH answers 204 (pulp_container 2199), with a Range one byte too long (284) or 0--1 for nothing (430)."""
 
-    def _session(self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]) -> Answer:
-        answer = super()._session(204 if status == 202 and repository.uploads[identity] else status, name, identity, repository, headers)
+    def _session(
+        self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]
+    ) -> Answer:
+        answer = super()._session(
+            204 if status == 202 and repository.uploads[identity] else status, name, identity, repository, headers
+        )
         at = len(repository.uploads[identity])
         answer.headers["Range"] = f"0-{at}" if at else "0--1"
         return answer
 
 
 class Zot(FakeRegistry):
-    """Relative locations without a query, no Range after POST, chunks out of order are 416, a manifest without its blobs is refused."""
+    """Relative locations without a query, no Range after POST, chunks out of order are 416, a manifest without its
+    blobs is refused.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stateless = True
 
-    def _session(self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]) -> Answer:
+    def _session(
+        self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]
+    ) -> Answer:
         answer = super()._session(status, name, identity, repository, headers)
         answer.headers["Location"] = answer.headers["Location"].partition("?")[0]
         if not repository.uploads[identity]:
@@ -160,7 +193,9 @@ class Zot(FakeRegistry):
 
 
 class GitLab(FakeRegistry):
-    """No referrers API, and the tag that stands in for it is taken for the digest that it was made of (oras-go 1396); 404 to DELETE of a tag."""
+    """No referrers API, and the tag that stands in for it is taken for the digest that it was made of (oras-go 1396);
+    404 to DELETE of a tag.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,8 +214,8 @@ class GitLab(FakeRegistry):
 
 
 class Harbor(FakeRegistry):
-    """401 for a mount from a project that is not there (harbor 17097), and to questions for referrers (18305, before 2.8); http: locations
-    behind a proxy that ends TLS are tested in test_upload."""
+    """401 for a mount from a project that is not there (harbor 17097), and to questions for referrers (18305, before
+    2.8); http: locations behind a proxy that ends TLS are tested in test_upload."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,7 +242,9 @@ class Aliyun(FakeRegistry):
 
 
 class Proxy(FakeRegistry):
-    """Any registry behind a proxy with a limit of its own for bodies (413), as nginx's client_max_body_size and Cloudflare's."""
+    """Any registry behind a proxy with a limit of its own for bodies (413), as nginx's client_max_body_size and
+    Cloudflare's.
+    """
 
     def __init__(self, limit: int = 5 * MiB) -> None:
         super().__init__()

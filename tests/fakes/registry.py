@@ -8,17 +8,18 @@
         ...
         assert registry.moved(digest) <= len(blob)          # body bytes sent; registry.served() has every request
 
-    FakeRegistry().transport()                             # the same without sockets: cut and stalled bodies raise httpx errors at once
+    FakeRegistry().transport()                             # the same without sockets: cut and stalled bodies raise
+    httpx errors at once
 
-Settings: ``redirect_blobs_to(cdn)`` answers blobs with 307 to another FakeRegistry, signed until ``expire_locations``;
-``require_basic`` and ``require_token`` close the door (``expire_tokens``, ``identity_tokens``, a token server elsewhere);
-``referrers_api`` False leaves only the tag that stands in for it; ``prefix`` moves /v2/ below a path; ``tls`` speaks TLS.
-``address`` is where ``start`` listens.
-Pushes are taken as distribution-spec says, in one piece or in chunks, in order; sessions live until ``lose_uploads``, over broken
-connections too. ``refuse_bodies`` and ``refuse_chunks`` refuse a way of sending, ``body_limit`` is a proxy's (413), ``stateless`` sessions need no
-state in their query. ``mounts`` False: no blob is mounted; ``chunk_min`` is what OCI-Chunk-Min-Length says; ``tags_per_page`` pages tags.
-``stop`` and ``start`` keep port and content. Methods may be called from any thread; every connection has a
-thread of its own, and all of them have ended when ``stop`` returns.
+Settings: ``redirect_blobs_to(cdn)`` answers blobs with 307 to another FakeRegistry, signed until
+``expire_locations``; ``require_basic`` and ``require_token`` close the door (``expire_tokens``, ``identity_tokens``,
+a token server elsewhere); ``referrers_api`` False leaves only the tag that stands in for it; ``prefix`` moves /v2/
+below a path; ``tls`` speaks TLS. ``address`` is where ``start`` listens. Pushes are taken as distribution-spec says,
+in one piece or in chunks, in order; sessions live until ``lose_uploads``, over broken connections too.
+``refuse_bodies`` and ``refuse_chunks`` refuse a way of sending, ``body_limit`` is a proxy's (413), ``stateless``
+sessions need no state in their query. ``mounts`` False: no blob is mounted; ``chunk_min`` is what
+OCI-Chunk-Min-Length says; ``tags_per_page`` pages tags. ``stop`` and ``start`` keep port and content. Methods may be
+called from any thread; every connection has a thread of its own, and all of them have ended when ``stop`` returns.
 """
 
 from __future__ import annotations
@@ -57,9 +58,11 @@ _STATE = "_state=a%2Bb+c%3D%3D"  # of every session: what a client must give bac
 
 @dataclass
 class Served:
-    """One request and what became of it. ``range`` as asked, "" for none; ``sent`` counts body bytes, also of bodies that broke off.
+    """One request and what became of it. ``range`` as asked, "" for none; ``sent`` counts body bytes, also of bodies
+    that broke off.
 
-    ``heard`` counts those of the request's body. ``connection`` numbers the connections of a server in the order of their arrival.
+    ``heard`` counts those of the request's body. ``connection`` numbers the connections of a server in the order of
+    their arrival.
     """
 
     method: str
@@ -93,7 +96,9 @@ class _Repository:
 
 @dataclass
 class _Door:
-    """Who may come in. ``realm`` None: Basic; else tokens, given to ``users`` (None: to anybody) and to ``identity`` tokens."""
+    """Who may come in. ``realm`` None: Basic; else tokens, given to ``users`` (None: to anybody) and to ``identity``
+    tokens.
+    """
 
     users: dict[str, str] | None
     realm: Callable[[], str] | None = None
@@ -115,7 +120,9 @@ class _Door:
     def allows(self, authorization: str, needed: str) -> bool:
         """Whether a token's scope has what a change needs; whoever came in may read."""
         granted = self.granted.get(authorization.removeprefix("Bearer "), {})
-        return self.realm is None or all(actions <= granted.get(resource, set()) for resource, actions in _scopes(needed).items())
+        return self.realm is None or all(
+            actions <= granted.get(resource, set()) for resource, actions in _scopes(needed).items()
+        )
 
 
 def _scopes(text: str) -> dict[str, set[str]]:
@@ -145,7 +152,9 @@ class FakeRegistry:
         self._served: list[Served] = []
         self._cdn: FakeRegistry | None = None
         self._uses: int | None = None
-        self._locations: dict[str, tuple[Content, int | None]] = {}  # what a CDN serves, by signed path, and how often still
+        self._locations: dict[
+            str, tuple[Content, int | None]
+        ] = {}  # what a CDN serves, by signed path, and how often still
         self._door: _Door | None = None
         self._desk: _Door | None = None  # whose tokens are given out here
         self._server: _Server | None = None
@@ -163,7 +172,7 @@ class FakeRegistry:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    # -- where it is ---------------------------------------------------------------------------------------------------------
+    # -- where it is
 
     @property
     def host(self) -> str:
@@ -191,7 +200,7 @@ class FakeRegistry:
         """The registry without a socket, whatever host is asked for."""
         return httpx.MockTransport(self._mock)
 
-    # -- what it holds -------------------------------------------------------------------------------------------------------
+    # -- what it holds
 
     def put_blob(self, repository: str, content: Content, *, digest: str = "") -> str:
         """Keep a blob under its digest, or under a claimed one; returns the digest."""
@@ -220,10 +229,12 @@ class FakeRegistry:
     def _repository(self, name: str) -> _Repository:
         return self._repositories.setdefault(name, _Repository())
 
-    # -- how it behaves ------------------------------------------------------------------------------------------------------
+    # -- how it behaves
 
     def fail(self, path: str, fault: Fault, *, method: str = "", times: int | None = None) -> Rule:
-        """Apply a fault to requests whose path (with its query) holds the regex: to all of them, or to the next ``times``."""
+        """Apply a fault to requests whose path (with its query) holds the regex: to all of them, or to the next
+        ``times``.
+        """
         rule = Rule(re.compile(path), fault, method, times)
         with self._lock:
             self._rules.append(rule)
@@ -235,7 +246,9 @@ class FakeRegistry:
             self._rules.clear()
 
     def redirect_blobs_to(self, cdn: FakeRegistry, *, uses: int | None = None) -> None:
-        """Answer GET of blobs with 307 to a signed location of ``cdn``, which serves it until ``expire_locations``, or so many times."""
+        """Answer GET of blobs with 307 to a signed location of ``cdn``, which serves it until ``expire_locations``,
+        or so many times.
+        """
         self._cdn, self._uses = cdn, uses
 
     def expire_locations(self) -> None:
@@ -251,9 +264,13 @@ class FakeRegistry:
         self, users: dict[str, str] | None = None, *, identity_tokens: frozenset[str] = frozenset(), expires_in: int = 300,
         server: FakeRegistry | None = None,
     ) -> None:  # fmt: skip
-        """Let only bearers of a token in. ``users`` None gives one to anybody; ``server``: another FakeRegistry that gives them out."""
+        """Let only bearers of a token in. ``users`` None gives one to anybody; ``server``: another FakeRegistry that
+        gives them out.
+        """
         desk = server or self
-        self._door = desk._desk = _Door(users, lambda: f"{desk.url.removesuffix(desk.prefix)}/token", identity_tokens, expires_in)
+        self._door = desk._desk = _Door(
+            users, lambda: f"{desk.url.removesuffix(desk.prefix)}/token", identity_tokens, expires_in
+        )
 
     def expire_tokens(self) -> None:
         """Every token that was given so far opens no door any more."""
@@ -275,7 +292,7 @@ class FakeRegistry:
             for repository in self._repositories.values():
                 repository.uploads.clear()
 
-    # -- what it saw ---------------------------------------------------------------------------------------------------------
+    # -- what it saw
 
     def served(self, path: str = "", *, method: str = "") -> list[Served]:
         """Every request so far, in order; those whose path holds the regex."""
@@ -308,13 +325,17 @@ class FakeRegistry:
         with self._lock:
             self._served.clear()
 
-    # -- answers -------------------------------------------------------------------------------------------------------------
+    # -- answers
 
     def meet(self, served: Served) -> list[Rule]:
         """Note a request that begins; the faults that meet it."""
         with self._lock:
             self._served.append(served)
-            met = [r for r in self._rules if r.times != 0 and r.method in ("", served.method) and r.pattern.search(served.path)]
+            met = [
+                r
+                for r in self._rules
+                if r.times != 0 and r.method in ("", served.method) and r.pattern.search(served.path)
+            ]
             for rule in met:
                 rule.hits += 1
                 rule.times = None if rule.times is None else rule.times - 1
@@ -345,13 +366,19 @@ class FakeRegistry:
         if self.body_limit and len(form) > self.body_limit:
             return Answer(413, {"Content-Type": "text/html"}, memoryview(b"<html>413 Request Entity Too Large</html>"))
         if path == "/token" and self._desk is not None:
-            return self._token(self._desk, served, parse_qs(url.query) if served.method == "GET" else parse_qs(form.decode()))
+            return self._token(
+                self._desk, served, parse_qs(url.query) if served.method == "GET" else parse_qs(form.decode())
+            )
         if path.startswith("/cdn/"):
             with self._lock:
                 content, uses = self._locations.pop(served.path, (b"", 0))
                 if uses != 0:
                     self._locations[served.path] = content, None if uses is None else uses - 1
-            return error(403, "AccessDenied", "Request has expired") if uses == 0 else self._blob(content, served, ignore_range)
+            return (
+                error(403, "AccessDenied", "Request has expired")
+                if uses == 0
+                else self._blob(content, served, ignore_range)
+            )
         if not path.startswith(f"{self.prefix}/v2/"):
             return error(404, "NOT_FOUND", "no such page")
         shown = served.headers.get("authorization", "")
@@ -369,7 +396,9 @@ class FakeRegistry:
         match = _PATH.fullmatch(path.removeprefix(self.prefix))
         if match is not None and match["kind"] == "manifests" and served.method in ("PUT", "DELETE"):
             with self._lock:
-                return getattr(self, f"_{served.method.lower()}_manifest")(self._repository(match["name"]), match["what"], served, form)  # type: ignore[no-any-return]
+                return getattr(self, f"_{served.method.lower()}_manifest")(
+                    self._repository(match["name"]), match["what"], served, form
+                )  # type: ignore[no-any-return]
         if match is None:
             return Answer(200, {"Docker-Distribution-Api-Version": "registry/2.0"}, memoryview(b"{}"))
         with self._lock:
@@ -419,7 +448,7 @@ class FakeRegistry:
             headers["Link"] = f'<{url.path}?n={self.tags_per_page}&last={page[-1]}>; rel="next"'
         return Answer(200, headers, memoryview(json.dumps({"tags": page or None}).encode()))
 
-    # -- pushes: with the lock held ------------------------------------------------------------------------------------------
+    # -- pushes: with the lock held
 
     @staticmethod
     def _needed(method: str, path: str, query: dict[str, list[str]]) -> str:
@@ -430,7 +459,9 @@ class FakeRegistry:
         name = match["name"].removesuffix("/blobs")
         if method == "DELETE" and match["kind"] == "manifests":
             return f"repository:{name}:delete"
-        return " ".join([f"repository:{name}:pull,push", *(f"repository:{source}:pull" for source in query.get("from", []))])
+        return " ".join(
+            [f"repository:{name}:pull,push", *(f"repository:{source}:pull" for source in query.get("from", []))]
+        )
 
     def _upload(self, repository: _Repository, name: str, identity: str, served: Served, form: bytes) -> Answer:
         """A request about an upload session."""
@@ -441,10 +472,16 @@ class FakeRegistry:
             digest = query.get("mount", [""])[0]
             if self.mounts and digest in source.blobs:
                 repository.blobs[digest] = source.blobs[digest]
-                return Answer(201, {"Location": f"{self.prefix}/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest}, memoryview(b""))
+                return Answer(
+                    201,
+                    {"Location": f"{self.prefix}/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest},
+                    memoryview(b""),
+                )
             identity = secrets.token_hex(8)
             repository.uploads[identity] = bytearray()
-            return self._session(202, name, identity, repository, {"OCI-Chunk-Min-Length": str(self.chunk_min)} if self.chunk_min else {})
+            return self._session(
+                202, name, identity, repository, {"OCI-Chunk-Min-Length": str(self.chunk_min)} if self.chunk_min else {}
+            )
         if identity not in repository.uploads:
             return error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
         refused = self._refused.get("chunk" if "content-range" in served.headers else served.method) if form else None
@@ -469,12 +506,22 @@ class FakeRegistry:
         if hashlib.new(digest.partition(":")[0], data).hexdigest() != digest.partition(":")[2]:
             return error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
         repository.blobs[digest] = bytes(data)
-        return Answer(201, {"Location": f"{self.prefix}/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest}, memoryview(b""))
+        return Answer(
+            201,
+            {"Location": f"{self.prefix}/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest},
+            memoryview(b""),
+        )
 
-    def _session(self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]) -> Answer:
+    def _session(
+        self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]
+    ) -> Answer:
         at = len(repository.uploads[identity])
         where = f"{self.prefix}/v2/{name}/blobs/uploads/{identity}?{_STATE}{at}"
-        return Answer(status, {"Location": where, "Range": f"0-{max(0, at - 1)}", "Docker-Upload-UUID": identity, **headers}, memoryview(b""))
+        return Answer(
+            status,
+            {"Location": where, "Range": f"0-{max(0, at - 1)}", "Docker-Upload-UUID": identity, **headers},
+            memoryview(b""),
+        )
 
     def _put_manifest(self, repository: _Repository, what: str, served: Served, form: bytes) -> Answer:
         digest = kits.sha256(form)
@@ -485,7 +532,9 @@ class FakeRegistry:
             repository.tags[what] = digest
         subject = (json.loads(form).get("subject") or {}).get("digest", "")
         headers = {"Location": f"{served.path.rpartition('/')[0]}/{digest}", "Docker-Content-Digest": digest}
-        return Answer(201, headers | ({"OCI-Subject": subject} if subject and self.referrers_api else {}), memoryview(b""))
+        return Answer(
+            201, headers | ({"OCI-Subject": subject} if subject and self.referrers_api else {}), memoryview(b"")
+        )
 
     def _delete_manifest(self, repository: _Repository, what: str, _served: Served, _form: bytes) -> Answer:
         if repository.tags.pop(what, None) is None:
@@ -503,7 +552,9 @@ class FakeRegistry:
         first, last = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
         if first > last:
             return Answer(416, {"Content-Range": f"bytes */{len(data)}"}, memoryview(b""))
-        return Answer(206, {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}, data[first : last + 1], first)
+        return Answer(
+            206, {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}, data[first : last + 1], first
+        )
 
     def _bytes(self, content: Content) -> memoryview:
         if isinstance(content, bytes):
@@ -527,9 +578,13 @@ class FakeRegistry:
             desk.tokens.add(token)
             desk.granted[token] = _scopes(" ".join(asked.get("scope", [])))
         name = "access_token" if served.method == "POST" else "token"
-        return Answer(200, {"Content-Type": "application/json"}, memoryview(json.dumps({name: token, "expires_in": desk.expires_in}).encode()))
+        return Answer(
+            200,
+            {"Content-Type": "application/json"},
+            memoryview(json.dumps({name: token, "expires_in": desk.expires_in}).encode()),
+        )
 
-    # -- without a socket ----------------------------------------------------------------------------------------------------
+    # -- without a socket
 
     def _mock(self, request: httpx.Request) -> httpx.Response:
         headers = {k.lower(): v for k, v in request.headers.items()}
@@ -567,7 +622,7 @@ class _MockBody(httpx.SyncByteStream):
             raise httpx.RemoteProtocolError("peer closed connection without sending complete message body") from None
 
 
-# -- the socket server -----------------------------------------------------------------------------------------------------------
+# -- the socket server
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):

@@ -14,8 +14,9 @@ from kitfs.errors import Unavailable
 class BytesSource:
     """Bytes, in pieces of ``piece`` bytes from one buffer that is used again, as a socket's would be.
 
-    Faults: ``cut_after`` bytes of a request it fails with Unavailable; ``stall`` is waited for before each piece after the first;
-    ``lie_at`` is a byte that comes out wrong; ``short`` bytes are missing at the end; ``ranged`` False gives everything from 0.
+    Faults: ``cut_after`` bytes of a request it fails with Unavailable; ``stall`` is waited for before each piece
+    after the first; ``lie_at`` is a byte that comes out wrong; ``short`` bytes are missing at the end; ``ranged``
+    False gives everything from 0.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """The same requests for any OCI registry: content to prepare it with, the requests, and what of an answer is compared.
 
-A ``Case`` is a few requests in a row, each of which is compared; "@" in a target is the last answer's Location. Generated from
-parameters, so that a new form of range is one line. ``prepare`` pushes the content, by the forms of push that every registry knows.
+A ``Case`` is a few requests in a row, each of which is compared; "@" in a target is the last answer's Location.
+Generated from parameters, so that a new form of range is one line. ``prepare`` pushes the content, by the forms of
+push that every registry knows.
 """
 
 from __future__ import annotations
@@ -51,17 +52,38 @@ TAGS = ("1.0", "1.1", "_under", "a", "b", "latest", "Upper", "v1", "v10", "v2")
 
 
 def manifest_of(*layers: bytes, media_type: str = MANIFEST, **more: Any) -> bytes:
-    config = {"mediaType": "application/vnd.kitops.modelkit.config.v1+json", "digest": sha256(CONFIG), "size": len(CONFIG)}
-    described = [{"mediaType": "application/vnd.kitops.modelkit.model.v1.tar", "digest": sha256(b), "size": len(b)} for b in layers]
-    return json.dumps({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": described} | more).encode()
+    config = {
+        "mediaType": "application/vnd.kitops.modelkit.config.v1+json",
+        "digest": sha256(CONFIG),
+        "size": len(CONFIG),
+    }
+    described = [
+        {"mediaType": "application/vnd.kitops.modelkit.model.v1.tar", "digest": sha256(b), "size": len(b)}
+        for b in layers
+    ]
+    return json.dumps(
+        {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": described} | more
+    ).encode()
 
 
 KIT = manifest_of(BLOB, SMALL)
 KIT_DIGEST = sha256(KIT)
 DOCKER_KIT = manifest_of(
-    SMALL, media_type=DOCKER, config={"mediaType": "application/vnd.docker.container.image.v1+json", "digest": sha256(CONFIG), "size": len(CONFIG)}
+    SMALL,
+    media_type=DOCKER,
+    config={
+        "mediaType": "application/vnd.docker.container.image.v1+json",
+        "digest": sha256(CONFIG),
+        "size": len(CONFIG),
+    },
 )
-LIST = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [{"mediaType": MANIFEST, "digest": KIT_DIGEST, "size": len(KIT)}]}).encode()
+LIST = json.dumps(
+    {
+        "schemaVersion": 2,
+        "mediaType": INDEX,
+        "manifests": [{"mediaType": MANIFEST, "digest": KIT_DIGEST, "size": len(KIT)}],
+    }
+).encode()
 
 
 class Ask(NamedTuple):
@@ -95,7 +117,9 @@ def sent(address: str, ask: Ask, location: str) -> tuple[Answer, str]:
         connection.putrequest(ask.method, target, skip_accept_encoding=True)
         for name, value in ask.headers.items():
             connection.putheader(name, value)
-        if "Transfer-Encoding" not in ask.headers and (ask.length is not None or ask.body or ask.method in ("POST", "PUT", "PATCH")):
+        if "Transfer-Encoding" not in ask.headers and (
+            ask.length is not None or ask.body or ask.method in ("POST", "PUT", "PATCH")
+        ):
             connection.putheader("Content-Length", ask.length if ask.length is not None else str(len(ask.body)))
         connection.endheaders(ask.body or None)
         if ask.length is not None and ask.length.isdigit() and int(ask.length) > len(ask.body):
@@ -127,7 +151,9 @@ def fetched(address: str, target: str) -> tuple[http.client.HTTPResponse, bytes]
 
 
 def compared(response: http.client.HTTPResponse, data: bytes, ask: Ask) -> Answer:
-    """Status; an error's codes, JSON as a value or the digest of the body; headers by meaning. Not told: length and type of an error's text."""
+    """Status; an error's codes, JSON as a value or the digest of the body; headers by meaning. Not told: length and
+    type of an error's text.
+    """
     found: Answer = {"status": response.status, "body": _meaning(response, data)}
     for name in COMPARED:
         value = response.headers.get(name)
@@ -180,11 +206,13 @@ def run(address: str, case: Case) -> list[Answer]:
     return answers
 
 
-# -- content -------------------------------------------------------------------------------------------------------------------------
+# -- content
 
 
 def upload(repository: str, data: bytes) -> tuple[Ask, ...]:
-    return Ask("POST", f"/v2/{repository}/blobs/uploads/"), Ask("PUT", f"@?digest={sha256(data)}", {"Content-Type": OCTETS}, data)
+    return Ask("POST", f"/v2/{repository}/blobs/uploads/"), Ask(
+        "PUT", f"@?digest={sha256(data)}", {"Content-Type": OCTETS}, data
+    )
 
 
 def tagged(repository: str, reference: str, data: bytes = KIT, media_type: str = MANIFEST) -> Ask:
@@ -202,7 +230,7 @@ def content() -> Iterator[Case]:
     yield Case("push an index", (tagged("a/kit", "index", LIST, INDEX),))
 
 
-# -- requests ------------------------------------------------------------------------------------------------------------------------
+# -- requests
 
 END = len(BLOB)
 ONE_RANGE = {
@@ -262,7 +290,13 @@ MORE_RANGES = {
     "suffix and first": "bytes=0-0,-1",
     "more than all": f"bytes=0-{END - 1},0-{END - 1}",
 }
-UNITS = {"capitals": "Bytes=5-9", "items": "items=5-9", "seconds": "seconds=1-2", "none": "none", "blank before equals": "bytes =5-9"}
+UNITS = {
+    "capitals": "Bytes=5-9",
+    "items": "items=5-9",
+    "seconds": "seconds=1-2",
+    "none": "none",
+    "blank before equals": "bytes =5-9",
+}
 BLOB_TAG = f'"{sha256(BLOB)}"'
 KIT_TAG = f'"{KIT_DIGEST}"'
 
@@ -291,7 +325,13 @@ def tags_of(digest: str) -> dict[str, str]:
 
 def reading() -> Iterator[Case]:
     blob = f"/v2/a/kit/blobs/{sha256(BLOB)}"
-    for kind, table in (("range", ONE_RANGE), ("unsatisfiable", NO_RANGE), ("malformed", BAD_RANGE), ("several", MORE_RANGES), ("unit", UNITS)):
+    for kind, table in (
+        ("range", ONE_RANGE),
+        ("unsatisfiable", NO_RANGE),
+        ("malformed", BAD_RANGE),
+        ("several", MORE_RANGES),
+        ("unit", UNITS),
+    ):
         for name, value in table.items():
             yield Case(f"{kind}: {name}", (Ask("GET", blob, {"Range": value}),))
     for name in ("first", "open", "suffix", "suffix of more"):
@@ -307,7 +347,9 @@ def reading() -> Iterator[Case]:
         "list": f'"x", {BLOB_TAG}',
     }.items():
         yield Case(f"if-range: {name}", (Ask("GET", blob, {"If-Range": value, "Range": "bytes=5-9"}),))
-        yield Case(f"if-range unsatisfiable: {name}", (Ask("GET", blob, {"If-Range": value, "Range": f"bytes={END}-"}),))
+        yield Case(
+            f"if-range unsatisfiable: {name}", (Ask("GET", blob, {"If-Range": value, "Range": f"bytes={END}-"}),)
+        )
     for method in ("GET", "HEAD"):
         yield Case(f"{method} blob", (Ask(method, blob),))
         yield Case(f"{method} small blob", (Ask(method, f"/v2/a/kit/blobs/{sha256(SMALL)}"),))
@@ -315,7 +357,10 @@ def reading() -> Iterator[Case]:
         yield Case(f"{method} blob of no repository", (Ask(method, f"/v2/no/such/blobs/{sha256(BLOB)}"),))
         yield Case(f"{method} base", (Ask(method, "/v2/"),))
         for reference, media_type in (("v1", MANIFEST), (KIT_DIGEST, MANIFEST), ("docker", DOCKER), ("index", INDEX)):
-            yield Case(f"{method} manifest {reference[:9]}", (Ask(method, f"/v2/a/kit/manifests/{reference}", {"Accept": media_type}),))
+            yield Case(
+                f"{method} manifest {reference[:9]}",
+                (Ask(method, f"/v2/a/kit/manifests/{reference}", {"Accept": media_type}),),
+            )
         for reference in (
             "none",
             ABSENT,
@@ -332,8 +377,12 @@ def reading() -> Iterator[Case]:
             "é",
         ):
             target = f"/v2/a/kit/manifests/{_quoted(reference)}"
-            yield Case(f"{method} manifest {reference[:16]!r} {len(reference)}", (Ask(method, target, {"Accept": MANIFEST}),))
-        yield Case(f"{method} manifest of no repository", (Ask(method, "/v2/no/such/manifests/v1", {"Accept": MANIFEST}),))
+            yield Case(
+                f"{method} manifest {reference[:16]!r} {len(reference)}", (Ask(method, target, {"Accept": MANIFEST}),)
+            )
+        yield Case(
+            f"{method} manifest of no repository", (Ask(method, "/v2/no/such/manifests/v1", {"Accept": MANIFEST}),)
+        )
         for name, accept in {
             "no Accept": None,
             "any": "*/*",
@@ -344,18 +393,35 @@ def reading() -> Iterator[Case]:
         }.items():
             headers = {} if accept is None else {"Accept": accept}
             yield Case(f"{method} accept: {name}", (Ask(method, "/v2/a/kit/manifests/v1", headers),))
-        for digest in (f"sha256:{'0' * 63}", "sha256:xyz", "sha384:00", "sha512:00", "none", f"sha256:{sha256(BLOB)[7:].upper()}", "sha256:", ":"):
+        for digest in (
+            f"sha256:{'0' * 63}",
+            "sha256:xyz",
+            "sha384:00",
+            "sha512:00",
+            "none",
+            f"sha256:{sha256(BLOB)[7:].upper()}",
+            "sha256:",
+            ":",
+        ):
             yield Case(f"{method} blob {digest[:16]!r} {len(digest)}", (Ask(method, f"/v2/a/kit/blobs/{digest}"),))
     for name, value in tags_of(sha256(BLOB)).items():
         yield Case(f"if-none-match of a blob: {name}", (Ask("GET", blob, {"If-None-Match": value}),))
     yield Case("if-none-match of a blob: head", (Ask("HEAD", blob, {"If-None-Match": BLOB_TAG}),))
     yield Case("if-none-match of a blob: range", (Ask("GET", blob, {"If-None-Match": BLOB_TAG, "Range": "bytes=5-9"}),))
-    yield Case("if-none-match of a blob: range of another", (Ask("GET", blob, {"If-None-Match": '"x"', "Range": "bytes=5-9"}),))
+    yield Case(
+        "if-none-match of a blob: range of another", (Ask("GET", blob, {"If-None-Match": '"x"', "Range": "bytes=5-9"}),)
+    )
     for name, value in tags_of(KIT_DIGEST).items():
         for reference in ("v1", KIT_DIGEST):
             ask = Ask("GET", f"/v2/a/kit/manifests/{reference}", {"If-None-Match": value, "Accept": MANIFEST})
             yield Case(f"if-none-match of a manifest by {'tag' if reference == 'v1' else 'digest'}: {name}", (ask,))
-    for name, value in {"its ETag": BLOB_TAG, "another": '"x"', "any": "*", "list": f'"x", {BLOB_TAG}', "weak": f"W/{BLOB_TAG}"}.items():
+    for name, value in {
+        "its ETag": BLOB_TAG,
+        "another": '"x"',
+        "any": "*",
+        "list": f'"x", {BLOB_TAG}',
+        "weak": f"W/{BLOB_TAG}",
+    }.items():
         yield Case(f"if-match of a blob: {name}", (Ask("GET", blob, {"If-Match": value}),))
     for n in ("1", "2", "5", "10", "100", "1000", "0", "-1", "x", "", "1.5", "99999999999999999999", " 2", "+2", "0x2"):
         yield Case(f"catalog n={n}", (Ask("GET", f"/v2/_catalog?n={_quoted(n)}"),))
@@ -371,7 +437,11 @@ def reading() -> Iterator[Case]:
     yield Case("referrers", (Ask("GET", f"/v2/a/kit/referrers/{KIT_DIGEST}"),))
     yield Case(
         "pages of the catalog",
-        (Ask("GET", "/v2/_catalog?n=2"), Ask("GET", "/v2/_catalog?n=2&last=a/kit-2"), Ask("GET", "/v2/_catalog?n=2&last=c/d/e")),
+        (
+            Ask("GET", "/v2/_catalog?n=2"),
+            Ask("GET", "/v2/_catalog?n=2&last=a/kit-2"),
+            Ask("GET", "/v2/_catalog?n=2&last=c/d/e"),
+        ),
     )
 
 
@@ -401,8 +471,14 @@ BAD_NAMES = (
 def names() -> Iterator[Case]:
     for name in BAD_NAMES:
         for what, target in {"tags": "tags/list", "blob": f"blobs/{sha256(BLOB)}", "manifest": "manifests/v1"}.items():
-            yield Case(f"bad name {name[:12]!r} {len(name)}: {what}", (Ask("GET", f"/v2/{_quoted(name, '/%@:+')}/{target}", {"Accept": MANIFEST}),))
-        yield Case(f"bad name {name[:12]!r} {len(name)}: upload", (Ask("POST", f"/v2/{_quoted(name, '/%@:+')}/blobs/uploads/"),))
+            yield Case(
+                f"bad name {name[:12]!r} {len(name)}: {what}",
+                (Ask("GET", f"/v2/{_quoted(name, '/%@:+')}/{target}", {"Accept": MANIFEST}),),
+            )
+        yield Case(
+            f"bad name {name[:12]!r} {len(name)}: upload",
+            (Ask("POST", f"/v2/{_quoted(name, '/%@:+')}/blobs/uploads/"),),
+        )
     for name in ("a", "0", "a.b_c-d__e--f", "a" * 200):
         yield Case(f"good name {name[:12]!r} {len(name)}", (Ask("GET", f"/v2/{name}/tags/list"),))
     for target in (
@@ -452,7 +528,9 @@ def methods() -> Iterator[Case]:
 
 
 def _patched(start: int, data: bytes, *, form: str = "{}-{}", **more: Any) -> Ask:
-    return Ask("PATCH", "@", {"Content-Type": OCTETS, "Content-Range": form.format(start, start + len(data) - 1)}, data, **more)
+    return Ask(
+        "PATCH", "@", {"Content-Type": OCTETS, "Content-Range": form.format(start, start + len(data) - 1)}, data, **more
+    )
 
 
 def _pieces(data: bytes) -> bytes:
@@ -476,8 +554,23 @@ def pushing() -> Iterator[Case]:
         "monolithic": (*upload("push", BLOB), read_back),
         "monolithic by POST": (Ask("POST", f"/v2/push/blobs/uploads/?digest={sha256(SMALL)}", octets, SMALL),),
         "one stream": (begin, Ask("PATCH", "@", octets, BLOB), finish, read_back),
-        "chunks": (begin, _patched(at[0], one), progress, _patched(at[1], two), progress, _patched(at[2], three), finish, read_back),
-        "the last chunk with PUT": (begin, _patched(at[0], one), _patched(at[1], two), finish._replace(body=three, headers=octets), read_back),
+        "chunks": (
+            begin,
+            _patched(at[0], one),
+            progress,
+            _patched(at[1], two),
+            progress,
+            _patched(at[2], three),
+            finish,
+            read_back,
+        ),
+        "the last chunk with PUT": (
+            begin,
+            _patched(at[0], one),
+            _patched(at[1], two),
+            finish._replace(body=three, headers=octets),
+            read_back,
+        ),
         "chunks without Content-Range": (
             begin,
             Ask("PATCH", "@", octets, one),
@@ -489,8 +582,16 @@ def pushing() -> Iterator[Case]:
         "a chunk out of order": (begin, _patched(at[1], two), progress),
         "a hole": (begin, _patched(at[0], one), _patched(at[2], three), progress),
         "an overlap": (begin, _patched(at[0], one), _patched(at[1] - 5, two), progress),
-        "Content-Range too long": (begin, Ask("PATCH", "@", octets | {"Content-Range": f"0-{len(one)}"}, one), progress),
-        "Content-Range too short": (begin, Ask("PATCH", "@", octets | {"Content-Range": f"0-{len(one) - 2}"}, one), progress),
+        "Content-Range too long": (
+            begin,
+            Ask("PATCH", "@", octets | {"Content-Range": f"0-{len(one)}"}, one),
+            progress,
+        ),
+        "Content-Range too short": (
+            begin,
+            Ask("PATCH", "@", octets | {"Content-Range": f"0-{len(one) - 2}"}, one),
+            progress,
+        ),
         "Content-Range no range": (begin, Ask("PATCH", "@", octets | {"Content-Range": "some"}, one), progress),
         "Content-Range backwards": (begin, Ask("PATCH", "@", octets | {"Content-Range": "5-2"}, one), progress),
         "Content-Range of RFC 9110": (begin, _patched(0, one, form="bytes {}-{}/*"), progress),
@@ -607,7 +708,11 @@ def deleting() -> Iterator[Case]:
         "an absent tag": (Ask("DELETE", "/v2/z/manifests/none"),),
         "an absent manifest": (Ask("DELETE", f"/v2/z/manifests/{ABSENT}"),),
         "a manifest of no repository": (Ask("DELETE", f"/v2/no/such/manifests/{ABSENT}"),),
-        "a tag": (Ask("DELETE", "/v2/b/manifests/v1"), Ask("GET", "/v2/b/manifests/v1", accept), Ask("GET", f"/v2/b/manifests/{KIT_DIGEST}", accept)),
+        "a tag": (
+            Ask("DELETE", "/v2/b/manifests/v1"),
+            Ask("GET", "/v2/b/manifests/v1", accept),
+            Ask("GET", f"/v2/b/manifests/{KIT_DIGEST}", accept),
+        ),
         "a manifest": (
             Ask("DELETE", manifest),
             Ask("GET", manifest, accept),

@@ -50,7 +50,9 @@ def until(size: int, client: httpx.Client, location: str) -> int:
 def finished(client: httpx.Client, location: str, data: bytes, rest: bytes = b"", digest: Digest | None = None) -> None:
     """Ends an upload whose bytes are ``data`` when ``rest`` is there too."""
     answer = client.put(location, params={"digest": str(digest or Digest.of(data))}, content=rest)
-    assert (answer.status_code, answer.headers["Docker-Content-Digest"]) == (201, digest or Digest.of(data)), answer.text
+    assert (answer.status_code, answer.headers["Docker-Content-Digest"]) == (201, digest or Digest.of(data)), (
+        answer.text
+    )
 
 
 def pushed(client: httpx.Client, name: str, data: bytes, digest: Digest | None = None) -> Digest:
@@ -64,13 +66,19 @@ def descriptor(data: bytes, media_type: str = "application/octet-stream") -> dic
 
 def manifest(**more: Any) -> bytes:
     """A manifest of CONFIG and no layers."""
-    return json.dumps({"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": descriptor(CONFIG), "layers": [], **more}).encode()
+    return json.dumps(
+        {"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": descriptor(CONFIG), "layers": [], **more}
+    ).encode()
 
 
-def put(client: httpx.Client, name: str, reference: str, data: bytes, media_type: str = IMAGE_MANIFEST, **params: Any) -> httpx.Response:
+def put(
+    client: httpx.Client, name: str, reference: str, data: bytes, media_type: str = IMAGE_MANIFEST, **params: Any
+) -> httpx.Response:
     """Pushes a manifest, CONFIG before it."""
     pushed(client, name, CONFIG)
-    return client.put(f"/v2/{name}/manifests/{reference}", content=data, headers={"Content-Type": media_type}, params=params)
+    return client.put(
+        f"/v2/{name}/manifests/{reference}", content=data, headers={"Content-Type": media_type}, params=params
+    )
 
 
 def index(*manifests: bytes, **more: Any) -> bytes:
@@ -158,4 +166,3 @@ def no_traceback(log: Path) -> None:
     text = log.read_text()
     assert "Traceback" not in text, text[-5000:]
     assert "a bug" not in text, text[-5000:]
-

@@ -32,8 +32,12 @@ def expected(name: str) -> trees.Tree:
 
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
-def test_a_golden_kit_mounts_as_recorded(golden_registry: RegistryProcess, anybody: Host, transport: str, name: str) -> None:
-    """Paths, types, sizes, modes and sha256 are those of trees/NAME.json, with each transport, for root and for an ordinary user."""
+def test_a_golden_kit_mounts_as_recorded(
+    golden_registry: RegistryProcess, anybody: Host, transport: str, name: str
+) -> None:
+    """Paths, types, sizes, modes and sha256 are those of trees/NAME.json, with each transport, for root and for an
+    ordinary user.
+    """
     mirror = f"registry.golden.test={golden_registry.url}"
     mount = anybody.mount(f"registry.golden.test/golden/{name}:v1", "--mirror", mirror, "--transport", transport)
     assert mount.digest == GOLDEN_KITS[name]["manifest"]
@@ -44,7 +48,9 @@ def test_a_golden_kit_mounts_as_recorded(golden_registry: RegistryProcess, anybo
 
 @pytest.mark.parametrize("name", MODELPACKS)
 def test_the_recorded_modelpacks_lack_their_dataset(name: str) -> None:
-    """The recorded trees list data/rows.csv, which modctl packed into no layer; anything else that went missing would show here."""
+    """The recorded trees list data/rows.csv, which modctl packed into no layer; anything else that went missing would
+    show here.
+    """
     assert in_no_layer(name) == {"data", "data/rows.csv"}
 
 
@@ -81,7 +87,9 @@ def _file_of(kit: str, path: str) -> bytes:
 
 
 def test_only_shows_what_its_filters_select(golden_registry: RegistryProcess, host: Host) -> None:
-    """``--only model`` shows model and model parts, ``--only docs:README.md`` one document; without kitfile there is no Kitfile."""
+    """``--only model`` shows model and model parts, ``--only docs:README.md`` one document; without kitfile there is
+    no Kitfile.
+    """
     ref = f"{golden_registry.host}/golden/basic:v1"
     model = host.mount(ref, "--only", "model", at="model")
     assert sorted(host.scan(model)) == ["model", "model/tiny.safetensors"]
@@ -90,10 +98,14 @@ def test_only_shows_what_its_filters_select(golden_registry: RegistryProcess, ho
 
 
 @pytest.mark.parametrize("name", ["basic", "many-gzip"])
-def test_a_user_owns_what_he_mounts(golden_registry: RegistryProcess, user_host: Host, name: str, transport: str) -> None:
+def test_a_user_owns_what_he_mounts(
+    golden_registry: RegistryProcess, user_host: Host, name: str, transport: str
+) -> None:
     """Without --uid and --gid everything belongs to the mounting user."""
     mount = user_host.mount(f"{golden_registry.host}/golden/{name}:v1", "--transport", transport)
-    code = "import os,sys; print({(s.st_uid, s.st_gid) for s in map(os.lstat, [sys.argv[1], sys.argv[1] + '/Kitfile'])})"
+    code = (
+        "import os,sys; print({(s.st_uid, s.st_gid) for s in map(os.lstat, [sys.argv[1], sys.argv[1] + '/Kitfile'])})"
+    )
     user = os.geteuid() if user_host.python.user is None else user_host.python.user
     group = os.getegid() if user_host.python.user is None else user_host.python.user
     assert user_host.run_python(code, mount.path).strip() == str({(user, group)})

@@ -53,7 +53,11 @@ def box() -> Iterator[Host]:
 def hub() -> Iterator[FakeHub]:
     with FakeHub() as running:
         running.put("models", "Team/Net", TREE)
-        rows = {"train/0.parquet": lfs(b"rows" * 1000), "train/1.parquet": lfs(b"more" * 1000), "README.md": b"# rows\n"}
+        rows = {
+            "train/0.parquet": lfs(b"rows" * 1000),
+            "train/1.parquet": lfs(b"more" * 1000),
+            "README.md": b"# rows\n",
+        }
         running.put("datasets", "team/rows", rows)
         yield running
 
@@ -70,10 +74,12 @@ def files(box: Host, reference: str) -> dict[str, bytes]:
 
 
 def plain(tree: Tree) -> dict[str, bytes]:
-    return {path: one if isinstance(one, bytes) else one.data for path, one in tree.items() if not path.startswith(".git")}
+    return {
+        path: one if isinstance(one, bytes) else one.data for path, one in tree.items() if not path.startswith(".git")
+    }
 
 
-# -- init --------------------------------------------------------------------------------------------------------------------------------
+# -- init
 
 
 @pytest.mark.skipif(not TRANSCRIPTS.exists(), reason="not here: the transcripts of the real kit")
@@ -101,25 +107,35 @@ def test_init_for_programs(box: Host, tmp_path: Path) -> None:
 
 
 def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
-    """The same Kitfile for the golden trees, where a ``kit`` binary with the rules of 1.7 is on PATH (later ones take --remote).
+    """The same Kitfile for the golden trees, where a ``kit`` binary with the rules of 1.7 is on PATH (later ones take
+    --remote).
 
     But for ``.bin``, which is a model to 1.7 and to nobody later.
     """
     kit = shutil.which("kit")
-    if kit is None or "--remote" in subprocess.run([kit, "init", "--help"], capture_output=True, text=True, check=False).stdout:
+    if (
+        kit is None
+        or "--remote" in subprocess.run([kit, "init", "--help"], capture_output=True, text=True, check=False).stdout
+    ):
         pytest.skip("not here: kit 1.7")
     for name in ("basic", "parts", "context", "names", "modelpack", "modes"):
         tree = golden_tree(tmp_path, name)
         for path in tree.rglob("*.bin"):
             path.rename(path.with_suffix(".pt"))
         (tree / "Kitfile").unlink(missing_ok=True)
-        subprocess.run([kit, "init", ".", "--name", "n", "--desc", "d"], cwd=tree, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            [kit, "init", ".", "--name", "n", "--desc", "d"],
+            cwd=tree,
+            check=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+        )
         theirs = (tree / "Kitfile").read_text()
         box.kitfs("init", tree, "--name", "n", "--desc", "d", "-f")
         assert (tree / "Kitfile").read_text() == theirs
 
 
-# -- from a hub --------------------------------------------------------------------------------------------------------------------------
+# -- from a hub
 
 
 def test_a_repository_of_a_hub_is_a_kit(box: Host, hub: FakeHub) -> None:
@@ -145,7 +161,10 @@ def test_datasets_and_kitfiles_of_ones_own(box: Host, hub: FakeHub, tmp_path: Pa
     kitfile.write_text("manifestVersion: 1.0.0\ndatasets:\n  - name: rows\n    path: train\n")
     box.kitfs("import", "datasets/team/rows", "-f", kitfile, env={"HF_ENDPOINT": hub.url})
     found = files(box, "team/rows:latest")
-    assert {p: d for p, d in found.items() if p != "Kitfile"} == {"train/0.parquet": b"rows" * 1000, "train/1.parquet": b"more" * 1000}
+    assert {p: d for p, d in found.items() if p != "Kitfile"} == {
+        "train/0.parquet": b"rows" * 1000,
+        "train/1.parquet": b"more" * 1000,
+    }
     assert b"    path: train/1.parquet" in box.kitfs("cat", "team/rows:latest", "Kitfile").stdout.encode()
 
 
@@ -172,7 +191,10 @@ def test_straight_to_a_registry(box: Host, hub: FakeHub) -> None:
 
 
 def test_events_for_programs(box: Host, hub: FakeHub) -> None:
-    lines = [json.loads(line) for line in box.kitfs("import", "Team/Net", "--json", env={"HF_ENDPOINT": hub.url}).stdout.splitlines()]
+    lines = [
+        json.loads(line)
+        for line in box.kitfs("import", "Team/Net", "--json", env={"HF_ENDPOINT": hub.url}).stdout.splitlines()
+    ]
     assert lines[-1]["event"] == "done"
     assert lines[-1]["references"] == ["team/net:latest"]
     assert {line["event"] for line in lines} >= {"kitfile", "noted", "saved", "total", "moved"}
@@ -192,13 +214,15 @@ def test_events_for_programs(box: Host, hub: FakeHub) -> None:
         (["oci:/none:v1"], {}, 3, "there is no such directory"),
     ],
 )  # fmt: skip
-def test_failures_are_one_line(box: Host, hub: FakeHub, args: list[str], env: dict[str, str], code: int, text: str) -> None:
+def test_failures_are_one_line(
+    box: Host, hub: FakeHub, args: list[str], env: dict[str, str], code: int, text: str
+) -> None:
     done = box.kitfs("import", *args, env={"HF_ENDPOINT": hub.url, **env}, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1)
     assert text in done.stderr
 
 
-# -- from git ----------------------------------------------------------------------------------------------------------------------------
+# -- from git
 
 
 def git(directory: Path, *args: str) -> str:
@@ -238,20 +262,29 @@ def test_a_git_repository_is_a_kit(box: Host, repository: Path) -> None:
     assert "authors" not in box.kitfs("cat", "here/net:rel", "Kitfile").stdout  # a directory tells a name, and no owner
     for ref in ("v1", git(repository, "rev-parse", "v1").strip()):
         box.kitfs("import", f"file://{repository}", "--ref", ref, "-t", "here/net:v1")
-        assert {p: d for p, d in files(box, "here/net:v1").items() if p != "Kitfile"} == {"w.gguf": WEIGHTS[:50_000], "run.py": b"print()\n"}
+        assert {p: d for p, d in files(box, "here/net:v1").items() if p != "Kitfile"} == {
+            "w.gguf": WEIGHTS[:50_000],
+            "run.py": b"print()\n",
+        }
     assert re.search(r"(?m)^-rwxr-xr-x .* run\.py$", box.kitfs("ls", "-l", "here/net:v1").stdout)
     assert list((box.cache / "ingest").iterdir()) == []
 
 
 def test_the_same_commit_is_the_same_kit(box: Host, repository: Path) -> None:
-    said = [json.loads(box.kitfs("import", repository, "-t", f"here/{i}:v1", "--json").stdout.splitlines()[-1])["digest"] for i in range(2)]
+    said = [
+        json.loads(box.kitfs("import", repository, "-t", f"here/{i}:v1", "--json").stdout.splitlines()[-1])["digest"]
+        for i in range(2)
+    ]
     assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077])
 def test_the_umask_does_not_change_a_kit(box: Host, repository: Path, mask: int) -> None:
     """Modes of files are those of the commit."""
-    first, second = (box.kitfs("import", str(repository), "-t", name, "--json", umask=m) for name, m in (("a:b", 0o022), ("a:c", mask)))
+    first, second = (
+        box.kitfs("import", str(repository), "-t", name, "--json", umask=m)
+        for name, m in (("a:b", 0o022), ("a:c", mask))
+    )
     assert json.loads(first.stdout.splitlines()[-1])["digest"] == json.loads(second.stdout.splitlines()[-1])["digest"]
 
 
@@ -291,7 +324,9 @@ def without_git_lfs(tmp_path: Path) -> dict[str, str]:
     return {"PATH": str(place)}
 
 
-def test_large_files_come_from_an_lfs_server(box: Host, hub: FakeHub, repository: Path, without_git_lfs: dict[str, str]) -> None:
+def test_large_files_come_from_an_lfs_server(
+    box: Host, hub: FakeHub, repository: Path, without_git_lfs: dict[str, str]
+) -> None:
     """Without git-lfs too; their modes stay, and connections that break do not matter."""
     (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
     (repository / "run.py").write_bytes(pointer(b"#!"))
@@ -316,7 +351,14 @@ def test_large_files_come_from_an_lfs_server(box: Host, hub: FakeHub, repository
     ],
 )  # fmt: skip
 def test_lfs_servers_that_fail(
-    box: Host, hub: FakeHub, repository: Path, without_git_lfs: dict[str, str], fault: Fault | None, objects: dict[str, bytes], code: int, text: str
+    box: Host,
+    hub: FakeHub,
+    repository: Path,
+    without_git_lfs: dict[str, str],
+    fault: Fault | None,
+    objects: dict[str, bytes],
+    code: int,
+    text: str,
 ) -> None:
     (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
     (repository / ".lfsconfig").write_text(f"[lfs]\n\turl = {hub.url}/lfs\n")
@@ -345,7 +387,7 @@ def test_large_files_of_a_repository_beside(box: Host, repository: Path, without
     assert files(box, "here/net:v1")["w.gguf"] == WEIGHTS
 
 
-# -- layouts -----------------------------------------------------------------------------------------------------------------------------
+# -- layouts
 
 
 def skopeo(*args: str | Path) -> str:
@@ -355,7 +397,9 @@ def skopeo(*args: str | Path) -> str:
 
 @pytest.mark.parametrize("name", ["basic", "many-gzip", "empty", "names", "modelpack-raw"])
 def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
-    """A golden archive, imported, exported as directory and archive, read by skopeo, imported again: the same manifest, the same tree."""
+    """A golden archive, imported, exported as directory and archive, read by skopeo, imported again: the same
+    manifest, the same tree.
+    """
     archive, digest = GOLDEN / f"layouts/{name}.tar", json.loads((GOLDEN / "kits.json").read_text())[name]["manifest"]
     box.kitfs("import", f"oci-archive:{archive}:v1", "-t", "here/kit:v1")
     box.kitfs("export", "here/kit:v1", f"oci:{tmp_path / 'dir'}:one")
@@ -386,7 +430,9 @@ def test_what_a_killed_export_left_goes_with_the_next(box: Host, tmp_path: Path,
 
 
 def test_a_layout_that_is_there_keeps_what_it_has(box: Host, tmp_path: Path) -> None:
-    """Manifests of other tags, fields that nobody here knows; of the same tag the newer one counts; a damaged blob is written anew."""
+    """Manifests of other tags, fields that nobody here knows; of the same tag the newer one counts; a damaged blob is
+    written anew.
+    """
     place = tmp_path / "dir"
     skopeo("copy", "--preserve-digests", f"oci-archive:{GOLDEN / 'layouts/parts.tar'}:v1", f"oci:{place}:parts")
     index = json.loads((place / "index.json").read_text()) | {"annotations": {"mine": "stays"}}

@@ -1,4 +1,6 @@
-"""Imports of git repositories under the settings of a user: the bytes are the commit's, the way there is the user's, secrets stay secret."""
+"""Imports of git repositories under the settings of a user: the bytes are the commit's, the way there is the user's,
+secrets stay secret.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,14 @@ def repository(tmp_path: Path) -> Path:
 def imported(box: Host, url: str | Path, **environ: str) -> str:
     """The digest of the kit."""
     home = Path(environ.get("HOME", "/nonexistent"))
-    done = box.kitfs("import", url, "-t", "here/net:v1", "--json", env={"HOME": str(home), "XDG_CONFIG_HOME": str(home / "xdg"), **environ})
+    done = box.kitfs(
+        "import",
+        url,
+        "-t",
+        "here/net:v1",
+        "--json",
+        env={"HOME": str(home), "XDG_CONFIG_HOME": str(home / "xdg"), **environ},
+    )
     return str(json.loads(done.stdout.splitlines()[-1])["digest"])
 
 
@@ -57,7 +66,9 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_settings_of_the_user_do_not_change_an_import(box: Host, repository: Path, tmp_path: Path, settings: str) -> None:
+def test_settings_of_the_user_do_not_change_an_import(
+    box: Host, repository: Path, tmp_path: Path, settings: str
+) -> None:
     """Neither the bytes nor the modes, whatever ~/.gitconfig has."""
     home = tmp_path / "home"
     (home / "template/hooks").mkdir(parents=True)
@@ -168,7 +179,9 @@ def web(repository: Path, tmp_path: Path) -> Iterator[_Web]:
 
 
 def test_a_login_in_a_url_is_used_and_stands_nowhere(box: Host, web: _Web, tmp_path: Path) -> None:
-    """It reaches the server, and no message, Kitfile, manifest or file of the store, nor the credential store of the user."""
+    """It reaches the server, and no message, Kitfile, manifest or file of the store, nor the credential store of the
+    user.
+    """
     (tmp_path / ".gitconfig").write_text(f"[credential]\n helper = store --file={tmp_path}/kept\n")
     url = f"http://ada:p%40ss%2Fword@127.0.0.1:{web.server_port}/net.git"
     done = box.kitfs("import", url, "-t", "here/net:v1", env={"HOME": str(tmp_path)}, check=False)

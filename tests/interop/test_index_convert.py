@@ -1,4 +1,6 @@
-"""Indexes and images at CNCF distribution and ``kitfs serve``: labels choose what is mounted; an image is the mount's tree to foreign hands."""
+"""Indexes and images at CNCF distribution and ``kitfs serve``: labels choose what is mounted; an image is the mount's
+tree to foreign hands.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ class Embedded:
         self.host = server.address
 
     def counts(self) -> tuple[int, int]:
-        lines = [line for line in self.server.log.read_text().splitlines() if "/blobs/uploads/" in line and " 201 " in line]
+        lines = [
+            line for line in self.server.log.read_text().splitlines() if "/blobs/uploads/" in line and " 201 " in line
+        ]
         return sum('"PUT ' in line for line in lines), sum('"POST ' in line and "mount=" in line for line in lines)
 
 
@@ -83,7 +87,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def skopeo(*args: str) -> None:
-    done = subprocess.run(["skopeo", "--insecure-policy", *args], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        ["skopeo", "--insecure-policy", *args], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -95,13 +101,19 @@ def extracted(layout: Path, into: Path) -> trees.Tree:
     for layer in manifest["layers"]:
         blob = layout / "blobs" / layer["digest"].replace(":", "/")
         options = DECODER[layer["mediaType"].removeprefix(LAYER)]
-        subprocess.run(["tar", "-x", "-p", "--no-same-owner", "-C", str(into), "-f", str(blob), *options], check=True, timeout=60)
+        subprocess.run(
+            ["tar", "-x", "-p", "--no-same-owner", "-C", str(into), "-f", str(blob), *options], check=True, timeout=60
+        )
     return trees.masked(trees.scan(into))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_image_is_the_tree_of_the_mount(running: Running, host: Host, sources: Path, form: str, tmp_path: Path) -> None:
-    """pack → push → convert sends a config and a Kitfile and no layer; skopeo copies the image, and tar makes the golden tree of it."""
+def test_an_image_is_the_tree_of_the_mount(
+    running: Running, host: Host, sources: Path, form: str, tmp_path: Path
+) -> None:
+    """pack → push → convert sends a config and a Kitfile and no layer; skopeo copies the image, and tar makes the
+    golden tree of it.
+    """
     needs("skopeo", "tar")
     for name in ("basic", "names"):
         ref, image = f"{running.host}/kits/{name}-{form}:v1", f"{running.host}/images/{name}-{form}:v1"
@@ -111,7 +123,9 @@ def test_an_image_is_the_tree_of_the_mount(running: Running, host: Host, sources
         uploads, mounts = running.counts()
         told = json.loads(host.kitfs("convert", ref, image, "--json").stdout.splitlines()[-1])
         assert (told["event"], told["uploaded"], told["existed"]) == ("done", 0, 0)
-        layers = {digest["digest"] for digest in json.loads(host.kitfs("inspect", "-r", ref).stdout)["manifest"]["layers"]}
+        layers = {
+            digest["digest"] for digest in json.loads(host.kitfs("inspect", "-r", ref).stdout)["manifest"]["layers"]
+        }
         assert running.counts() == (uploads + 2, mounts + len(layers))
         layout = tmp_path / f"{name}-layout"
         skopeo("copy", "-q", "--src-tls-verify=false", f"docker://{image}", f"oci:{layout}:v1")
@@ -132,14 +146,26 @@ def test_an_image_of_many_platforms(running: Running, host: Host, sources: Path,
     assert running.counts() == uploads
     for architecture in ("amd64", "arm64"):
         layout = tmp_path / architecture
-        skopeo("--override-arch", architecture, "copy", "-q", "--src-tls-verify=false", f"docker://{image}", f"oci:{layout}:v1")
-        inspected = subprocess.run(["skopeo", "inspect", "--config", f"oci:{layout}:v1"], capture_output=True, text=True, check=True)
+        skopeo(
+            "--override-arch",
+            architecture,
+            "copy",
+            "-q",
+            "--src-tls-verify=false",
+            f"docker://{image}",
+            f"oci:{layout}:v1",
+        )
+        inspected = subprocess.run(
+            ["skopeo", "inspect", "--config", f"oci:{layout}:v1"], capture_output=True, text=True, check=True
+        )
         assert json.loads(inspected.stdout)["architecture"] == architecture
         assert extracted(layout, tmp_path / f"{architecture}-tree") == trees.masked(trees.golden(GOLDEN, "basic"))
 
 
 def test_labels_choose_what_is_mounted(running: Running, host: Host, sources: Path, tmp_path: Path) -> None:
-    """An index goes up with its kits; each variant is mounted, listed and unpacked out of another store; status --check asks anew."""
+    """An index goes up with its kits; each variant is mounted, listed and unpacked out of another store; status
+    --check asks anew.
+    """
     name = f"{running.host}/team/model"
 
     def there(*args: str | Path) -> None:
@@ -172,7 +198,10 @@ def test_labels_choose_what_is_mounted(running: Running, host: Host, sources: Pa
     assert check == {"moved": True, "digest": mounts["parts"].digest}
     refused = host.kitfs("mount", f"{name}:all", host.mnt / "no", check=False)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert f"reference {name}:all is a ModelKit index; select one of its ModelKits with --label (-l): {name}:new (kind=basic)" in refused.stderr
+    assert (
+        f"reference {name}:all is a ModelKit index; select one of its ModelKits with --label (-l): {name}:new (kind=basic)"
+        in refused.stderr
+    )
     assert not (host.mnt / "no").exists()
 
 
@@ -188,8 +217,18 @@ def test_skopeo_reads_an_index_and_its_kits(running: Running, host: Host, source
     command = ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}:all"]
     raw = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
     assert pushed == f"sha256:{hashlib.sha256(raw).hexdigest()}"
-    assert [row["modelMetadata"] for row in json.loads(raw)["manifests"]] == [{"kind": "basic", "n": 1.5}, {"kind": "names", "n": 1.5}]
+    assert [row["modelMetadata"] for row in json.loads(raw)["manifests"]] == [
+        {"kind": "basic", "n": 1.5},
+        {"kind": "names", "n": 1.5},
+    ]
     listed = json.loads(raw)["manifests"][1]["digest"]
-    skopeo("copy", "-q", "--preserve-digests", "--src-tls-verify=false", f"docker://{name}@{listed}", f"oci:{tmp_path / 'layout'}:v1")
+    skopeo(
+        "copy",
+        "-q",
+        "--preserve-digests",
+        "--src-tls-verify=false",
+        f"docker://{name}@{listed}",
+        f"oci:{tmp_path / 'layout'}:v1",
+    )
     mount = host.mount(f"oci:{tmp_path / 'layout'}:v1")
     assert (mount.digest, host.scan(mount)) == (listed, trees.masked(trees.golden(GOLDEN, "names")))

@@ -1,4 +1,6 @@
-"""``kitfs pack`` of the golden trees: layers and configs are kit's byte for byte, and the manifest is that of the version asked for."""
+"""``kitfs pack`` of the golden trees: layers and configs are kit's byte for byte, and the manifest is that of the
+version asked for.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kitfs import __version__
+from kitfs.version import __version__
 from tests import kits, trees
 from tests.conftest import GOLDEN
 from tests.fakes.registry import FakeRegistry
@@ -64,7 +66,9 @@ def blob(box: Host, digest: str) -> bytes:
     return data
 
 
-def packed(box: Host, *args: str | os.PathLike[str], env: dict[str, str] | None = None) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
+def packed(
+    box: Host, *args: str | os.PathLike[str], env: dict[str, str] | None = None
+) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
     """(digest, manifest, config, lines printed) of a pack."""
     lines = box.kitfs("pack", *args, env=env).stdout.splitlines()
     digest = lines[-1].removeprefix("Model saved: ")
@@ -74,8 +78,12 @@ def packed(box: Host, *args: str | os.PathLike[str], env: dict[str, str] | None 
 
 @pytest.mark.parametrize("name", PACKED_BY_KIT)
 @pytest.mark.parametrize("version", [None, "1.7.0", "1.10.0"])
-def test_layers_and_config_of_a_golden_tree_are_kits(golden_trees: Path, box: Host, mirror: tuple[str, str], name: str, version: str | None) -> None:
-    """Digests, sizes and media types of all layers, digest and size of the config; of compressed kits the diffIds are the layers here."""
+def test_layers_and_config_of_a_golden_tree_are_kits(
+    golden_trees: Path, box: Host, mirror: tuple[str, str], name: str, version: str | None
+) -> None:
+    """Digests, sizes and media types of all layers, digest and size of the config; of compressed kits the diffIds are
+    the layers here.
+    """
     expected = GOLDEN_KITS[name]
     options = () if version is None else ("--kit-version", version)
     _, manifest, config, lines = packed(box, golden_trees / expected["tree"], "-t", "here:v1", *options, *mirror)
@@ -83,10 +91,14 @@ def test_layers_and_config_of_a_golden_tree_are_kits(golden_trees: Path, box: Ho
     assert [layer["digest"] for layer in layers] == expected["diff_ids"]
     assert [m[3] for m in map(SAVED.fullmatch, lines) if m] == expected["diff_ids"]
     if expected["compression"] == "none":
-        assert [{key: layer[key] for key in ("mediaType", "digest", "size")} for layer in layers] == (expected["layers"] or [])
+        assert [{key: layer[key] for key in ("mediaType", "digest", "size")} for layer in layers] == (
+            expected["layers"] or []
+        )
         assert manifest["config"] == expected["config"]
     else:
-        assert [layer["mediaType"] for layer in layers] == [layer["mediaType"].removesuffix("+gzip") for layer in expected["layers"]]
+        assert [layer["mediaType"] for layer in layers] == [
+            layer["mediaType"].removesuffix("+gzip") for layer in expected["layers"]
+        ]
         theirs = json.loads(trees.blob_of(GOLDEN / f"layouts/{name}.tar", expected["config"]["digest"]))
         assert config == without_digests(theirs, config)
 
@@ -111,7 +123,7 @@ def test_a_manifest_of_kit_1_7_is_kits(golden_trees: Path, box: Host, mirror: tu
     assert digest == GOLDEN_KITS[name]["manifest"]
 
 
-# -- the shapes of other versions -------------------------------------------------------------------------------------------------
+# -- the shapes of other versions
 
 KITFILE = b"""\
 manifestVersion: 1.0.0
@@ -178,17 +190,39 @@ def oracle(tree: Path, vintage: kits.Vintage) -> kits.Kit:
 
 @pytest.mark.parametrize(
     ("vintage", "version"),
-    [("1.7", "1.7.0"), ("1.7", "v1.9.3"), ("1.10", "1.10.0"), ("1.10", "1.15.2"), ("1.17", "1.16.0"), ("1.17", "1.17.0"), ("1.17", None)],
+    [
+        ("1.7", "1.7.0"),
+        ("1.7", "v1.9.3"),
+        ("1.10", "1.10.0"),
+        ("1.10", "1.15.2"),
+        ("1.17", "1.16.0"),
+        ("1.17", "1.17.0"),
+        ("1.17", None),
+    ],
 )
-def test_a_manifest_has_the_shape_of_its_version(tree: Path, box: Host, vintage: kits.Vintage, version: str | None) -> None:
-    """Every field, in order, is that of an independent builder of the same vintage; a prompt is marked as one in all of them."""
+def test_a_manifest_has_the_shape_of_its_version(
+    tree: Path, box: Host, vintage: kits.Vintage, version: str | None
+) -> None:
+    """Every field, in order, is that of an independent builder of the same vintage; a prompt is marked as one in all
+    of them.
+    """
     options = () if version is None else ("--kit-version", version)
-    digest, found, config, _ = packed(box, tree, "-t", "shapes:v1", *options, env={"SOURCE_DATE_EPOCH": str(kits.CREATED_EPOCH)})
+    digest, found, config, _ = packed(
+        box, tree, "-t", "shapes:v1", *options, env={"SOURCE_DATE_EPOCH": str(kits.CREATED_EPOCH)}
+    )
     kit = oracle(tree, vintage)
     expected = json.loads(kit.manifest)
     written = json.loads(kit.config)
-    written["model"]["path"], written["model"]["parts"][0]["path"], written["code"][0]["path"] = "./model/w.bin", "adapters/", "src//run.py"
-    expected["config"] = {**expected["config"], "digest": kits.sha256(kits.compact(written)), "size": len(kits.compact(written))}
+    written["model"]["path"], written["model"]["parts"][0]["path"], written["code"][0]["path"] = (
+        "./model/w.bin",
+        "adapters/",
+        "src//run.py",
+    )
+    expected["config"] = {
+        **expected["config"],
+        "digest": kits.sha256(kits.compact(written)),
+        "size": len(kits.compact(written)),
+    }
     expected["annotations"] = {**expected["annotations"], VERSION: version or f"kitfs-{__version__}"}
     if vintage == "1.7":
         expected["layers"][5]["annotations"] = {"ml.kitops.modelkit.layer-subtype": "prompt"}
@@ -216,7 +250,9 @@ def test_the_created_time_is_now_without_source_date_epoch(tree: Path, box: Host
 
 
 def _now() -> str:
-    return subprocess.run(["date", "-u", "+%Y-%m-%dT%H:%M:%SZ"], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["date", "-u", "+%Y-%m-%dT%H:%M:%SZ"], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.mark.parametrize("value", ["yesterday", "-1", "1e9", "253402300800", "12 13"])

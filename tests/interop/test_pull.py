@@ -1,7 +1,8 @@
 """``kitfs pull`` and ``kitfs push`` of big kits through everything that breaks; what is there afterwards is the kit.
 
-``PULL_MIB`` in the environment is the size of the kits that are killed again and again: 512, and 5120 by hand, which takes some minutes
-and four times that of disk. Kills come when so and so many bytes were moved since the last one, by a seed that a failure names.
+``PULL_MIB`` in the environment is the size of the kits that are killed again and again: 512, and 5120 by hand, which
+takes some minutes and four times that of disk. Kills come when so and so many bytes were moved since the last one, by
+a seed that a failure names.
 """
 
 from __future__ import annotations
@@ -134,12 +135,14 @@ def running(box: Host, *args: str | Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-# -- pull --------------------------------------------------------------------------------------------------------------------------
+# -- pull
 
 
 @pytest.mark.parametrize("name", sorted(set(GOLDEN_KITS) - {"child"}))
 def test_a_golden_kit(golden_registry: RegistryProcess, box: Host, name: str) -> None:
-    """Of each form: it is told in kit's words, has the recorded digest, and is there when the registry is not asked any more."""
+    """Of each form: it is told in kit's words, has the recorded digest, and is there when the registry is not asked
+    any more.
+    """
     ref = f"{golden_registry.host}/golden/{name}:v1"
     mark = golden_registry.mark()
     done = box.kitfs("pull", ref)
@@ -158,7 +161,9 @@ def test_a_golden_parent(golden_registry: RegistryProcess, box: Host) -> None:
     parent = GOLDEN_KITS["parts"]["reference"]
     mirror = ("--mirror", f"{parent.partition('/')[0]}={golden_registry.url}")
     done = box.kitfs("pull", ref, *mirror)
-    assert done.stdout == f"Pulling {ref}\nPulling referenced image {parent}\nPulled {GOLDEN_KITS['child']['manifest']}\n"
+    assert (
+        done.stdout == f"Pulling {ref}\nPulling referenced image {parent}\nPulled {GOLDEN_KITS['child']['manifest']}\n"
+    )
     mark = golden_registry.mark()
     box.kitfs("unpack", ref, "-d", box.root / "out")
     assert trees.scan(box.root / "out") == trees.golden(GOLDEN, "child")
@@ -207,7 +212,9 @@ def test_two_pulls_at_once(own_registry: RegistryProcess, box: Host, tmp_path: P
             out, err = process.communicate(timeout=60)
             assert (process.returncode, out.splitlines()[-1], err) == (0, f"Pulled {kit.digest}", "")
     verified(box, kit)
-    assert own_registry.moved() < size_of(kit) + len(kit.manifest) + sum(2 * kits.size_of(c) for c in kit.blobs.values() if isinstance(c, bytes))
+    assert own_registry.moved() < size_of(kit) + len(kit.manifest) + sum(
+        2 * kits.size_of(c) for c in kit.blobs.values() if isinstance(c, bytes)
+    )
 
 
 def test_a_wrong_byte(box: Host, tmp_path: Path) -> None:
@@ -254,7 +261,13 @@ def test_a_pull_through_a_door_and_a_crowd(box: Host, tmp_path: Path) -> None:
         ref = fake.put_kit("team/kit", kit, "v1")
         fake.require_token(server=desk, expires_in=1)
         busy = Status(429, {"Retry-After": "1"}, code="TOOMANYREQUESTS", message="slow down", refuses=True)
-        for path, method in (("/manifests/", ""), ("/blobs/sha", "GET"), ("/uploads/", "POST"), ("/uploads/", "PATCH"), ("/uploads/", "PUT")):
+        for path, method in (
+            ("/manifests/", ""),
+            ("/blobs/sha", "GET"),
+            ("/uploads/", "POST"),
+            ("/uploads/", "PATCH"),
+            ("/uploads/", "PUT"),
+        ):
             fake.fail(path, busy, method=method, times=2)
         box.kitfs("pull", ref)
         verified(box, kit)
@@ -343,7 +356,12 @@ def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
         pytest.skip(f"{CANNOT} no kit on PATH")
     subprocess.run([sys.executable, GOLDEN / "make_trees.py", tmp_path / "trees"], check=True)
     for ref in ("mine:v1", "127.0.0.1:1/team/mine:v1"):
-        done = subprocess.run(["kit", "pack", tmp_path / "trees/basic", "-t", ref, "--progress", "none"], env=box.env, capture_output=True, text=True)
+        done = subprocess.run(
+            ["kit", "pack", tmp_path / "trees/basic", "-t", ref, "--progress", "none"],
+            env=box.env,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     storage = box.home / "kitops/storage"
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in storage.rglob("*")}
@@ -354,7 +372,7 @@ def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in storage.rglob("*")} == before
 
 
-# -- kills, and memory ---------------------------------------------------------------------------------------------------------------
+# -- kills, and memory
 
 
 @pytest.mark.slow
@@ -377,7 +395,9 @@ def test_a_pull_that_is_killed_again_and_again(own_registry: RegistryProcess, bo
         box.kitfs("pull", ref, timeout=600)
         moved = meter.moved
     verified(box, kit)
-    most = size_of(kit) + KILLS * (2 * STREAMS * WINDOW + sum(len(c) for c in kit.blobs.values() if isinstance(c, bytes)) + TALK)
+    most = size_of(kit) + KILLS * (
+        2 * STREAMS * WINDOW + sum(len(c) for c in kit.blobs.values() if isinstance(c, bytes)) + TALK
+    )
     assert moved <= most, f"seed {seed}"
 
 
@@ -412,7 +432,10 @@ def test_a_push_that_is_killed_again_and_again(box: Host, tmp_path: Path) -> Non
         source = f"{fake.host}/team/kit:v1"
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
-    with Server(tmp_path / "root", tmp_path / "log") as server, Meter(int(server.address.rpartition(":")[2]), sent=True) as meter:
+    with (
+        Server(tmp_path / "root", tmp_path / "log") as server,
+        Meter(int(server.address.rpartition(":")[2]), sent=True) as meter,
+    ):
         ref = f"{meter.host}/team/kit:v1"
         for _ in range(KILLS):
             meter.hold(rng.randrange(BIG // KILLS))

@@ -1,4 +1,6 @@
-"""Pushes to CNCF distribution and to ``kitfs serve``: in one piece, in chunks, mounted, over connections that break; skopeo reads them."""
+"""Pushes to CNCF distribution and to ``kitfs serve``: in one piece, in chunks, mounted, over connections that break;
+skopeo reads them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ Repositories = Callable[[str, str], Repository]
 @pytest.fixture
 def repository() -> Iterator[Repositories]:
     """(host, name) → Repository."""
-    client = RegistryClient(ClientOptions(read_timeout=20.0), Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test"))
+    client = RegistryClient(
+        ClientOptions(read_timeout=20.0), Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test")
+    )
     yield lambda host, name: client.repository(Reference.parse(f"{host}/{name}"))
     client.close()
 
@@ -61,7 +65,9 @@ class Notes(dict[tuple[str, str], Any]):
 
 @pytest.mark.parametrize("chunk", [32 * MiB, 4 * MiB, 9 * MiB + 7, 3 * MiB])
 def test_a_blob_arrives(own_registry: RegistryProcess, repository: Repositories, chunk: int) -> None:
-    """In one PUT, in chunks with a rest, in one chunk, in chunks without; no session is left, and the second push sends nothing."""
+    """In one PUT, in chunks with a rest, in one chunk, in chunks without; no session is left, and the second push
+    sends nothing.
+    """
     team, told = repository(own_registry.host, "team/kit"), list[int]()
     assert team.upload(BLOB, reader(), chunk=chunk, progress=told.append) == "uploaded"
     assert own_registry.blob_path(BLOB.digest).read_bytes() == DATA
@@ -86,17 +92,23 @@ def test_a_blob_is_mounted(own_registry: RegistryProcess, repository: Repositori
     team = repository(own_registry.host, "team/kit")
     assert team.upload(BLOB, read, mount_from=["lib/none", "lib/base"]) == "mounted"
     assert team.upload(BLOB, read) == "exists"
-    assert [row.status for row in own_registry.served() if row.method == "DELETE"] == [204]  # the session that asking lib/none began
+    assert [row.status for row in own_registry.served() if row.method == "DELETE"] == [
+        204
+    ]  # the session that asking lib/none began
 
 
 @pytest.mark.parametrize("chunk", [32 * MiB, 2 * MiB])
 @pytest.mark.parametrize("after", [100, 3 * MiB + 99, 9 * MiB])
-def test_a_connection_that_breaks(own_registry: RegistryProcess, repository: Repositories, after: int, chunk: int) -> None:
+def test_a_connection_that_breaks(
+    own_registry: RegistryProcess, repository: Repositories, after: int, chunk: int
+) -> None:
     """The blob arrives all the same; this registry loses the session of a broken chunk, so it is begun anew."""
     with Relay(own_registry.port) as relay:
         relay.cut(after)
         told: list[int] = []
-        assert repository(relay.host, "team/kit").upload(BLOB, reader(), chunk=chunk, progress=told.append) == "uploaded"
+        assert (
+            repository(relay.host, "team/kit").upload(BLOB, reader(), chunk=chunk, progress=told.append) == "uploaded"
+        )
     assert own_registry.blob_path(BLOB.digest).read_bytes() == DATA
     assert sum(told) == len(DATA)
 
@@ -117,7 +129,9 @@ def test_a_registry_that_restarts(own_registry: RegistryProcess, repository: Rep
 
 
 @pytest.mark.parametrize("stop", [0, 77])
-def test_a_later_call_goes_on_or_begins_anew(own_registry: RegistryProcess, repository: Repositories, stop: int) -> None:
+def test_a_later_call_goes_on_or_begins_anew(
+    own_registry: RegistryProcess, repository: Repositories, stop: int
+) -> None:
     """A push that ended between chunks goes on; one that ended within a chunk has lost its session here."""
 
     class Killed(BaseException):
@@ -143,7 +157,9 @@ def test_a_later_call_goes_on_or_begins_anew(own_registry: RegistryProcess, repo
 
 
 def test_kitfs_serve_keeps_what_it_has(repository: Repositories, tmp_path: Path) -> None:
-    """Through a connection that breaks, a server that is killed and a push that ends: one session, and no chunk goes twice whole."""
+    """Through a connection that breaks, a server that is killed and a push that ends: one session, and no chunk goes
+    twice whole.
+    """
 
     class Killed(BaseException):
         pass
@@ -211,7 +227,9 @@ def test_a_body_is_streamed(own_registry: RegistryProcess, repository: Repositor
 
 
 @pytest.mark.parametrize("vintage", ["1.7", "1.17", "modelpack"])
-def test_skopeo_reads_a_pushed_kit(registry: RegistryProcess, repository: Repositories, tmp_path: Path, vintage: kits.Vintage) -> None:
+def test_skopeo_reads_a_pushed_kit(
+    registry: RegistryProcess, repository: Repositories, tmp_path: Path, vintage: kits.Vintage
+) -> None:
     """Every blob and the manifest, byte for byte; the tags are those that were given."""
     needs("skopeo")
     model = kits.part("model", "model", kits.kit_tar({"model/w.bin": DATA}))
@@ -225,7 +243,12 @@ def test_skopeo_reads_a_pushed_kit(registry: RegistryProcess, repository: Reposi
         assert team.put_manifest(tag, IMAGE_MANIFEST, kit.manifest) == kits.sha256(kit.manifest)
     assert sorted(team.tags()) == ["latest", "v1"]
     command = ["skopeo", "--insecure-policy", "copy", "-q", "--preserve-digests", "--src-tls-verify=false"]
-    subprocess.run([*command, f"docker://{registry.host}/{name}:v1", f"oci:{tmp_path}:v1"], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [*command, f"docker://{registry.host}/{name}:v1", f"oci:{tmp_path}:v1"],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     for digest in [*kit.blobs, kits.sha256(kit.manifest)]:
         assert kits.sha256(tmp_path / "blobs/sha256" / digest.partition(":")[2]) == digest
 
@@ -242,7 +265,11 @@ def test_manifests_are_deleted(own_registry: RegistryProcess, repository: Reposi
     team = repository(own_registry.host, "team/kit")
     team.upload(Descriptor("", Digest.of(b"{}"), 2), reader(b"{}"))
     config = {"mediaType": "application/vnd.test", "digest": Digest.of(b"{}"), "size": 2}
-    digest = team.put_manifest("v1", IMAGE_MANIFEST, kits.compact({"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": config, "layers": []}))
+    digest = team.put_manifest(
+        "v1",
+        IMAGE_MANIFEST,
+        kits.compact({"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": config, "layers": []}),
+    )
     with pytest.raises(RegistryError) as caught:
         team.delete_manifest("v1")
     assert caught.value.status in (400, 405)

@@ -1,4 +1,6 @@
-"""``kitfs pack`` and ``kitfs push`` to CNCF distribution and to ``kitfs serve``, through everything that breaks; what arrived is the kit."""
+"""``kitfs pack`` and ``kitfs push`` to CNCF distribution and to ``kitfs serve``, through everything that breaks; what
+arrived is the kit.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Meter(Relay):
 
 @dataclass
 class Registry:
-    """A registry behind a meter; ``host`` is the meter's. ``crash`` ends it by SIGKILL and starts it again on its data."""
+    """A registry behind a meter; ``host`` is the meter's. ``crash`` ends it by SIGKILL and starts it again on its
+    data.
+    """
 
     kind: str
     meter: Meter
@@ -155,7 +159,7 @@ def packed(box: Host, tree: Path, ref: str, *options: str) -> str:
     return box.kitfs("pack", tree, "-t", ref, *options).stdout.splitlines()[-1].removeprefix("Model saved: ")
 
 
-# -- what goes over the wire --------------------------------------------------------------------------------------------------------
+# -- what goes over the wire
 
 
 def test_a_pushed_kit_is_there_and_goes_once(registry: Registry, box: Host, golden_trees: Path) -> None:
@@ -192,7 +196,9 @@ def test_a_kit_without_a_tag_is_pushed_by_its_digest(registry: Registry, box: Ho
 
 
 def test_a_push_that_was_killed_goes_on(registry: Registry, box: Host, big: Path) -> None:
-    """In the middle of a layer: with ``kitfs serve`` no more than a chunk goes again; distribution, which loses the chunk, gets it all."""
+    """In the middle of a layer: with ``kitfs serve`` no more than a chunk goes again; distribution, which loses the
+    chunk, gets it all.
+    """
     ref = f"{registry.host}/team/big:v1"
     digest = packed(box, big, ref)
     registry.meter.hold(SOME)
@@ -269,7 +275,9 @@ def test_a_push_gets_its_token_and_one_to_mount(box: Host, golden_trees: Path) -
         (("here:v1", "127.0.0.1:1/a/b:v1"), 4, "127.0.0.1:1"),
     ],
 )
-def test_a_push_that_cannot_be_is_one_line(box: Host, golden_trees: Path, args: tuple[str, ...], code: int, said: str) -> None:
+def test_a_push_that_cannot_be_is_one_line(
+    box: Host, golden_trees: Path, args: tuple[str, ...], code: int, said: str
+) -> None:
     packed(box, golden_trees / "empty", "here:v1")
     with FakeRegistry() as fake:
         done = box.kitfs("push", *(arg.format(host=fake.host) for arg in args), "--plain-http", check=False)
@@ -280,12 +288,14 @@ def test_a_push_that_cannot_be_is_one_line(box: Host, golden_trees: Path, args: 
     assert "Pushed" not in done.stdout
 
 
-# -- what arrives -------------------------------------------------------------------------------------------------------------------
+# -- what arrives
 
 
 @pytest.mark.mount
 @pytest.mark.parametrize("name", ["basic", "parts", "context", "names", "modes", "empty", "duplicates", "ignore"])
-def test_a_pushed_kit_is_mounted_elsewhere(registry: Registry, box: Host, host: Host, golden_trees: Path, name: str) -> None:
+def test_a_pushed_kit_is_mounted_elsewhere(
+    registry: Registry, box: Host, host: Host, golden_trees: Path, name: str
+) -> None:
     """From another store, the tree is the recorded one; ``ls`` and ``cat`` show it too."""
     ref = f"{registry.host}/team/{name}:v1"
     digest = packed(box, golden_trees / name, ref)
@@ -325,6 +335,14 @@ def test_kit_pulls_and_unpacks_what_was_pushed(
     packed(box, golden_trees / name, ref, *options)
     box.kitfs("push", ref, "--plain-http")
     for command in (["pull", ref, "--plain-http"], ["unpack", ref, "-d", str(tmp_path / "out")]):
-        done = subprocess.run(["kit", *command, "--progress", "none"], env=box.env, capture_output=True, text=True, check=False, umask=0, timeout=120)
+        done = subprocess.run(
+            ["kit", *command, "--progress", "none"],
+            env=box.env,
+            capture_output=True,
+            text=True,
+            check=False,
+            umask=0,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     assert trees.masked(trees.scan(tmp_path / "out")) == trees.golden(GOLDEN, name)

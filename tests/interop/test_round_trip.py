@@ -1,4 +1,6 @@
-"""Kits of every form through a foreign registry and foreign hands: packed here and read there, packed there and read here; trees equal."""
+"""Kits of every form through a foreign registry and foreign hands: packed here and read there, packed there and read
+here; trees equal.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
     """An environment for foreign programs, whose homes go away."""
-    return {**os.environ, "HOME": str(tmp_path / "home"), "KITOPS_HOME": str(tmp_path / "kitops"), "DOCKER_CONFIG": str(tmp_path / "docker")}
+    return {
+        **os.environ,
+        "HOME": str(tmp_path / "home"),
+        "KITOPS_HOME": str(tmp_path / "kitops"),
+        "DOCKER_CONFIG": str(tmp_path / "docker"),
+    }
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
@@ -67,14 +74,27 @@ def masked(tree: trees.Tree) -> trees.Tree:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_packed_here_and_carried_by_skopeo(host: Host, registry: RegistryProcess, sources: Path, form: str, tmp_path: Path) -> None:
-    """pack → docker-registry → skopeo → another repository → pull, mount and unpack elsewhere; every tree is the golden one."""
+def test_packed_here_and_carried_by_skopeo(
+    host: Host, registry: RegistryProcess, sources: Path, form: str, tmp_path: Path
+) -> None:
+    """pack → docker-registry → skopeo → another repository → pull, mount and unpack elsewhere; every tree is the
+    golden one.
+    """
     needs("skopeo")
     name = "basic"
     first, second = (f"{registry.host}/trip/{which}-{form}:v1" for which in ("one", "two"))
     host.kitfs("pack", sources / name, "-t", first, *FORMS[form])
     host.kitfs("push", first)
-    run("skopeo", "copy", "-q", "--preserve-digests", "--src-tls-verify=false", "--dest-tls-verify=false", f"docker://{first}", f"docker://{second}")
+    run(
+        "skopeo",
+        "copy",
+        "-q",
+        "--preserve-digests",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+        f"docker://{first}",
+        f"docker://{second}",
+    )
     golden = trees.golden(GOLDEN, name)
     elsewhere = {"KITFS_CACHE_DIR": str(tmp_path / "elsewhere")}
     mount = host.mount(second, env=elsewhere)
@@ -90,7 +110,13 @@ def test_packed_here_and_carried_by_skopeo(host: Host, registry: RegistryProcess
 @pytest.mark.parametrize("compression", ["none", "gzip", "gzip-fastest"])
 @pytest.mark.parametrize("name", KITS)
 def test_packed_here_and_unpacked_by_kit(
-    host: Host, registry: RegistryProcess, sources: Path, name: str, compression: str, tmp_path: Path, home: dict[str, str]
+    host: Host,
+    registry: RegistryProcess,
+    sources: Path,
+    name: str,
+    compression: str,
+    tmp_path: Path,
+    home: dict[str, str],
 ) -> None:
     """What kit 1.7 reads: tar layers, without compression or gzip."""
     kit = foreign("kit")
@@ -109,7 +135,13 @@ def test_packed_here_and_unpacked_by_kit(
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 @pytest.mark.parametrize("name", KITS)
 def test_packed_by_kit_and_read_here(
-    host: Host, registry: RegistryProcess, sources: Path, name: str, compression: str, tmp_path: Path, home: dict[str, str]
+    host: Host,
+    registry: RegistryProcess,
+    sources: Path,
+    name: str,
+    compression: str,
+    tmp_path: Path,
+    home: dict[str, str],
 ) -> None:
     kit = foreign("kit")
     reference = f"{registry.host}/trip/by-kit-{name}-{compression}:v1"
@@ -152,7 +184,16 @@ def test_model_packs_of_modctl_are_read_here(
     shutil.copytree(sources / "modelpack", tree)
     run(modctl, "build", "-t", reference, "-f", tree / "Modelfile", f"--raw={str(raw).lower()}", tree, env=home)
     run(modctl, "push", reference, "--plain-http", env=home)
-    run(modctl, "pull", reference, "--plain-http", "--extract-dir", tmp_path / "by-modctl", "--extract-from-remote", env=home)
+    run(
+        modctl,
+        "pull",
+        reference,
+        "--plain-http",
+        "--extract-dir",
+        tmp_path / "by-modctl",
+        "--extract-from-remote",
+        env=home,
+    )
     wanted = {path: (told["type"], told.get("sha256")) for path, told in trees.scan(tmp_path / "by-modctl").items()}
     assert "model-00001-of-00002.safetensors" in wanted
     mount = host.mount(reference)

@@ -88,7 +88,9 @@ def in_chunks(client: httpx.Client, name: str, data: bytes) -> None:
     location = begun(client, name)
     for at in range(0, len(data), 300_000):
         chunk = data[at : at + 300_000]
-        answer = client.patch(location, content=chunk, headers={"Content-Range": f"{at}-{at + len(chunk) - 1}", **OCTETS})
+        answer = client.patch(
+            location, content=chunk, headers={"Content-Range": f"{at}-{at + len(chunk) - 1}", **OCTETS}
+        )
         assert (answer.status_code, answer.headers["Range"]) == (202, f"0-{at + len(chunk) - 1}")
         location = answer.headers["Location"]
     finished(client, location, data)
@@ -105,7 +107,9 @@ def in_chunks_the_last_with_put(client: httpx.Client, name: str, data: bytes) ->
     location = begun(client, name)
     half = len(data) // 2
     if half:
-        location = client.patch(location, content=data[:half], headers={"Content-Range": f"bytes 0-{half - 1}/*"}).headers["Location"]
+        location = client.patch(
+            location, content=data[:half], headers={"Content-Range": f"bytes 0-{half - 1}/*"}
+        ).headers["Location"]
     finished(client, location, data, data[half:])
 
 
@@ -120,7 +124,15 @@ def streamed_with_put(client: httpx.Client, name: str, data: bytes) -> None:
     assert answer.status_code == 201
 
 
-WAYS = [monolithic, single, in_chunks, in_chunks_without_ranges, in_chunks_the_last_with_put, streamed, streamed_with_put]
+WAYS = [
+    monolithic,
+    single,
+    in_chunks,
+    in_chunks_without_ranges,
+    in_chunks_the_last_with_put,
+    streamed,
+    streamed_with_put,
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda w: w.__name__)
@@ -147,7 +159,9 @@ def test_sha512(client: httpx.Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("said", ["0-9", "19-28", "11-20", "x", "10-8", "bytes=10-19", "10-20", "10-18", "-1-9"])
-def test_a_chunk_that_is_not_the_next_one_is_refused_and_the_upload_goes_on(client: httpx.Client, name: str, said: str) -> None:
+def test_a_chunk_that_is_not_the_next_one_is_refused_and_the_upload_goes_on(
+    client: httpx.Client, name: str, said: str
+) -> None:
     location = begun(client, name)
     assert client.patch(location, content=DATA[:10], headers={"Content-Range": "0-9"}).status_code == 202
     for do, params in ((client.patch, {}), (client.put, {"digest": Digest.of(DATA)})):
@@ -180,7 +194,10 @@ def test_an_upload_belongs_to_its_repository(client: httpx.Client, name: str) ->
     assert received(client, location) == 0
 
 
-@pytest.mark.parametrize("digest", ["", "x", "sha256:x", "sha256:" + "G" * 64, "sha256:" + "0" * 63, "md5:" + "0" * 32, "sha256:../../../etc/passwd"])
+@pytest.mark.parametrize(
+    "digest",
+    ["", "x", "sha256:x", "sha256:" + "G" * 64, "sha256:" + "0" * 63, "md5:" + "0" * 32, "sha256:../../../etc/passwd"],
+)
 def test_what_is_no_digest_leaves_an_upload_as_it_was(client: httpx.Client, name: str, digest: str) -> None:
     location = begun(client, name)
     client.patch(location, content=DATA[:100])
@@ -188,14 +205,20 @@ def test_what_is_no_digest_leaves_an_upload_as_it_was(client: httpx.Client, name
     assert code(client.put(location, content=DATA[100:])) == (400, "DIGEST_INVALID")
     assert received(client, location) == 100
     finished(client, location, DATA, DATA[100:])
-    assert code(client.post(f"/v2/{name}/blobs/uploads/", params={"digest": digest}, content=b"x")) == (400, "DIGEST_INVALID")
+    assert code(client.post(f"/v2/{name}/blobs/uploads/", params={"digest": digest}, content=b"x")) == (
+        400,
+        "DIGEST_INVALID",
+    )
 
 
 def test_other_bytes_than_the_digest_says_are_refused(client: httpx.Client, name: str) -> None:
     location = begun(client, name)
     assert code(client.put(location, params={"digest": UNKNOWN}, content=DATA)) == (400, "DIGEST_INVALID")
     assert code(client.get(location)) == (404, "BLOB_UPLOAD_UNKNOWN")
-    assert code(client.post(f"/v2/{name}/blobs/uploads/", params={"digest": UNKNOWN}, content=DATA)) == (400, "DIGEST_INVALID")
+    assert code(client.post(f"/v2/{name}/blobs/uploads/", params={"digest": UNKNOWN}, content=DATA)) == (
+        400,
+        "DIGEST_INVALID",
+    )
     for digest in (UNKNOWN, Digest.of(DATA)):
         assert client.head(f"/v2/{name}/blobs/{digest}").status_code == 404
 
@@ -207,7 +230,11 @@ def test_a_blob_is_mounted_from_where_it_is(client: httpx.Client, name: str) -> 
     data = name.encode()
     digest = pushed(client, f"{name}/source", data)
     uploads = f"/v2/{name}/blobs/uploads/"
-    for params in ({"mount": digest, "from": "nobody/has"}, {"mount": UNKNOWN, "from": f"{name}/source"}, {"mount": digest, "from": "../x"}):
+    for params in (
+        {"mount": digest, "from": "nobody/has"},
+        {"mount": UNKNOWN, "from": f"{name}/source"},
+        {"mount": digest, "from": "../x"},
+    ):
         answer = client.post(uploads, params=params)
         assert answer.status_code == 202
         assert client.head(f"/v2/{name}/blobs/{digest}").status_code == 404
@@ -390,7 +417,10 @@ def test_what_is_unknown(client: httpx.Client, name: str) -> None:
     assert {path: code(client.get(path)) for path in expected} == {path: (404, text) for path, text in expected.items()}
 
 
-@pytest.mark.parametrize("repository", ["A", "a..b", "a_", "-a", "a//b", "a%20b", "a%2f", "%2e%2e", "a/%2e%2e/b", "a+b", "a%00", "é", "a" * 256])
+@pytest.mark.parametrize(
+    "repository",
+    ["A", "a..b", "a_", "-a", "a//b", "a%20b", "a%2f", "%2e%2e", "a/%2e%2e/b", "a+b", "a%00", "é", "a" * 256],
+)
 def test_what_is_no_name(client: httpx.Client, repository: str) -> None:
     for method, path in (
         ("GET", "tags/list"), ("GET", "manifests/v1"), ("PUT", "manifests/v1"), ("DELETE", "manifests/v1"), ("POST", "blobs/uploads/"),
@@ -473,7 +503,10 @@ def test_referrers(client: httpx.Client, name: str) -> None:
     assert (empty.status_code, empty.headers["Content-Type"]) == (200, IMAGE_INDEX)
     assert empty.json() == {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": []}
     about = {"subject": descriptor(manifest(), IMAGE_MANIFEST)}
-    signature, other = manifest(artifactType="text/sig", annotations={"a": "b"}, **about), index(artifactType="text/other", **about)
+    signature, other = (
+        manifest(artifactType="text/sig", annotations={"a": "b"}, **about),
+        index(artifactType="text/other", **about),
+    )
     for data, media_type in ((signature, IMAGE_MANIFEST), (other, IMAGE_INDEX)):
         answer = put(client, name, Digest.of(data), data, media_type)
         assert (answer.status_code, answer.headers["OCI-Subject"]) == (201, subject)
@@ -556,7 +589,12 @@ def test_htpasswd(tmp_path: Path) -> None:
     with Server(tmp_path / "root", tmp_path / "log", "--htpasswd", str(users)) as server:
         with client_of(server) as client:
             for auth in (None, ("ann", "wrong"), ("eve", "secret")):
-                for method, path in (("GET", "/v2/"), ("POST", "/v2/a/blobs/uploads/"), ("GET", "/none"), ("PUT", "/v2/A/manifests/x")):
+                for method, path in (
+                    ("GET", "/v2/"),
+                    ("POST", "/v2/a/blobs/uploads/"),
+                    ("GET", "/none"),
+                    ("PUT", "/v2/A/manifests/x"),
+                ):
                     answer = client.request(method, path, auth=auth)
                     assert code(answer) == (401, "UNAUTHORIZED")
                     assert answer.headers["WWW-Authenticate"] == 'Basic realm="kitfs"'
@@ -568,7 +606,7 @@ def test_htpasswd(tmp_path: Path) -> None:
         assert server.stop() == 0
     no_traceback(server.log)
     log = server.log.read_text()
-    assert " ann \"" in log
+    assert ' ann "' in log
     assert "secret" not in log
 
 

@@ -1,6 +1,8 @@
-"""The same requests to docker-registry and to ``kitfs serve``, after the same pushes: the same answers, but for one table of differences.
+"""The same requests to docker-registry and to ``kitfs serve``, after the same pushes: the same answers, but for one
+table of differences.
 
-The README has the same table, for people: a test holds the two together. Requests and what of an answer is compared: ``registry_requests``.
+The README has the same table, for people: a test holds the two together. Requests and what of an answer is compared:
+``registry_requests``.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ SECTION = "Differences from CNCF distribution"
 class Difference:
     """Cases whose answers may differ, and how. ``what`` is the first cell of a row of the README.
 
-    ``cases`` matches "name [number of the request]" whole; ``theirs`` and ``ours`` are statuses, 0 is a connection closed without an
-    answer; ``code`` is the error of ours, ``fields`` what may differ when the statuses are equal, "" for all.
+    ``cases`` matches "name [number of the request]" whole; ``theirs`` and ``ours`` are statuses, 0 is a connection
+    closed without an answer; ``code`` is the error of ours, ``fields`` what may differ when the statuses are equal,
+    "" for all.
     """
 
     what: str
@@ -39,7 +42,11 @@ class Difference:
     fields: str = ""
 
     def explains(self, place: str, theirs: Answer, ours: Answer) -> bool:
-        if not re.fullmatch(self.cases, place) or theirs["status"] not in self.theirs or ours["status"] not in self.ours:
+        if (
+            not re.fullmatch(self.cases, place)
+            or theirs["status"] not in self.theirs
+            or ours["status"] not in self.ours
+        ):
             return False
         if self.code and ours.get("body") not in (None, [self.code]):
             return False
@@ -60,22 +67,50 @@ DIFFERENCES = (
     Difference("`Bytes=5-9`", r"unit: capitals .*", (416,), (206,)),
     Difference("another unit than bytes", r"unit: (items|seconds) .*", (416,), (200,)),
     Difference("several ranges", r"several: .*", (206, 416), (200,)),
-    Difference("`If-None-Match` of a manifest", r"if-none-match of a manifest by (tag|digest): (weak|any|list.*) .*", (200,), (304,)),
-    Difference("304 of a manifest", r"if-none-match of a manifest .*", (304,), (304,), fields="ETag Docker-Content-Digest"),
+    Difference(
+        "`If-None-Match` of a manifest",
+        r"if-none-match of a manifest by (tag|digest): (weak|any|list.*) .*",
+        (200,),
+        (304,),
+    ),
+    Difference(
+        "304 of a manifest", r"if-none-match of a manifest .*", (304,), (304,), fields="ETag Docker-Content-Digest"
+    ),
     Difference("`If-None-Match` without quotes", r"if-none-match of a blob: bare .*", (200,), (304,)),
     Difference(
-        "a digest that is none", r"(GET|HEAD) (manifest '(sha|md5)|blob ').*|manifest: by a bad digest .*", (404, 500), (400,), "DIGEST_INVALID"
+        "a digest that is none",
+        r"(GET|HEAD) (manifest '(sha|md5)|blob ').*|manifest: by a bad digest .*",
+        (404, 500),
+        (400,),
+        "DIGEST_INVALID",
     ),
     Difference("a name that is none", r"bad name .*", (301, 404, 500), (400,), "NAME_INVALID"),
     Difference("a tag that is none", r"manifest: a (bad|long) tag \[0\]", (404,), (400,), "TAG_INVALID"),
     Difference("a manifest's `Accept`", r"(GET|HEAD) accept: .*", (404,), (200,)),
     Difference("`HEAD` of tags and catalog", r"method HEAD of (catalog|tags) .*", (405,), (200,)),
-    Difference("`HEAD` of tags and catalog", r"method .* of (catalog|tags) .*", (405,), (405,), "UNSUPPORTED", "Allow body"),
-    Difference("other methods of `/v2/`", r"method (POST|PUT|PATCH|DELETE|TRACE) of base .*", (200,), (405,), "UNSUPPORTED"),
-    Difference("other methods of `/v2/`", r"method OPTIONS of base .*", (200,), (200,), fields="Allow Content-Length Content-Type body"),
+    Difference(
+        "`HEAD` of tags and catalog", r"method .* of (catalog|tags) .*", (405,), (405,), "UNSUPPORTED", "Allow body"
+    ),
+    Difference(
+        "other methods of `/v2/`", r"method (POST|PUT|PATCH|DELETE|TRACE) of base .*", (200,), (405,), "UNSUPPORTED"
+    ),
+    Difference(
+        "other methods of `/v2/`",
+        r"method OPTIONS of base .*",
+        (200,),
+        (200,),
+        fields="Allow Content-Length Content-Type body",
+    ),
     Difference("methods that HTTP does not have", r"method FROB .*", (200,), (400,)),
     Difference("other methods of uploads", r"method .* of uploads? .*", (404,), (405,), "UNSUPPORTED"),
-    Difference("an upload that is not known", r"method (GET|PATCH|DELETE) of upload .*", (404,), (404,), "BLOB_UPLOAD_UNKNOWN", "body"),
+    Difference(
+        "an upload that is not known",
+        r"method (GET|PATCH|DELETE) of upload .*",
+        (404,),
+        (404,),
+        "BLOB_UPLOAD_UNKNOWN",
+        "body",
+    ),
     Difference(
         "an upload that is not known",
         r"upload: (a wrong digest|finished twice|of another repository) .*",
@@ -96,15 +131,31 @@ DIFFERENCES = (
     Difference("a mount without `from`", r"mount: without from \[0\]", (202,), (201,)),
     Difference("a mount without `from`", r"mount: without from \[1\]", (404,), (200,)),
     Difference(
-        "a manifest that is none", r"manifest: (null|no schema version|schema version 1|bad digest inside) \[0\]", (500,), (400,), "MANIFEST_INVALID"
+        "a manifest that is none",
+        r"manifest: (null|no schema version|schema version 1|bad digest inside) \[0\]",
+        (500,),
+        (400,),
+        "MANIFEST_INVALID",
     ),
     Difference("a manifest that is none", r"manifest: no config \[0\]", (400,), (400,), "MANIFEST_INVALID", "body"),
     Difference("a manifest without `Content-Type`", r"manifest: no type \[0\]", (400,), (201,)),
     Difference("a manifest without `Content-Type`", r"manifest: no type \[1\]", (404,), (200,)),
     Difference("a manifest over 4 MiB", r"manifest: too big \[0\]", (400,), (413,), "MANIFEST_INVALID"),
     Difference("`POST` with a digest", r"upload: monolithic by POST .*", (202,), (201,)),
-    Difference("a chunk's `Content-Range`", r"upload: (a chunk|a hole|an overlap|Content-Range).*", (202,), (416,), "BLOB_UPLOAD_INVALID"),
-    Difference("a chunk's `Content-Range`", r"upload: (a chunk|a hole|an overlap|Content-Range).*", (204,), (204,), fields="Range"),
+    Difference(
+        "a chunk's `Content-Range`",
+        r"upload: (a chunk|a hole|an overlap|Content-Range).*",
+        (202,),
+        (416,),
+        "BLOB_UPLOAD_INVALID",
+    ),
+    Difference(
+        "a chunk's `Content-Range`",
+        r"upload: (a chunk|a hole|an overlap|Content-Range).*",
+        (204,),
+        (204,),
+        fields="Range",
+    ),
     Difference("a chunk's `Content-Type`", r"upload: another type \[1\]", (500,), (202,)),
     Difference("a chunk's `Content-Type`", r"upload: another type \[2\]", (204,), (204,), fields="Range"),
     Difference("sha512", r"upload: sha512 .*", (201,), (201,), fields="Docker-Content-Digest Location"),
@@ -113,7 +164,14 @@ DIFFERENCES = (
     Difference("deletion of a tag", r"delete: an absent tag .*", (400,), (404,), "MANIFEST_UNKNOWN"),
     Difference("deletion of a tag", r"delete: a tag \[0\]", (400,), (202,)),
     Difference("deletion of a tag", r"delete: a tag \[1\]", (200,), (404,), "MANIFEST_UNKNOWN"),
-    Difference("deletion where there is no repository", r"delete: a manifest of no repository .*", (404,), (404,), "NAME_UNKNOWN", "body"),
+    Difference(
+        "deletion where there is no repository",
+        r"delete: a manifest of no repository .*",
+        (404,),
+        (404,),
+        "NAME_UNKNOWN",
+        "body",
+    ),
 )
 PLAIN = "errors"  # whatever refuses in distribution before its API does, answers in plain text
 
@@ -147,7 +205,9 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Asked]:
     found = []
     with RegistryProcess(directory / "registry") as theirs, Server(directory / "root", directory / "log") as ours:
         for case in registry_requests.cases():
-            answers = zip(registry_requests.run(theirs.host, case), registry_requests.run(ours.address, case), strict=True)
+            answers = zip(
+                registry_requests.run(theirs.host, case), registry_requests.run(ours.address, case), strict=True
+            )
             found += [Asked(f"{case.name} [{i}]", case.asks[i], *pair) for i, pair in enumerate(answers)]
     return found
 
@@ -160,7 +220,9 @@ def test_there_are_enough_requests() -> None:
 def test_answers_are_the_same_or_the_difference_is_told(asked: list[Asked]) -> None:
     """Status, body and headers are docker-registry's, or a Difference explains them."""
     untold = {
-        one.place: {field: (one.theirs.get(field), one.ours.get(field)) for field in sorted(differing(one.theirs, one.ours))}
+        one.place: {
+            field: (one.theirs.get(field), one.ours.get(field)) for field in sorted(differing(one.theirs, one.ours))
+        }
         for one in asked
         if differing(one.theirs, one.ours)
         and not is_plain(one.theirs, one.ours)

@@ -1,4 +1,6 @@
-"""``kitfs serve`` and clients that mean ill, or know no better: nothing hangs, nothing grows, nothing outside the root is touched."""
+"""``kitfs serve`` and clients that mean ill, or know no better: nothing hangs, nothing grows, nothing outside the
+root is touched.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,22 @@ from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.server.app import App
 from kitfs.server.registry import Registry
-from kitfs.server.run import http
+from kitfs.server.serve import http
 from kitfs.store.store import Store
-from tests.interop.serving import CONFIG, PATIENCE, Wire, begun, client_of, finished, manifest, no_traceback, pushed, put, received, until
+from tests.interop.serving import (
+    CONFIG,
+    PATIENCE,
+    Wire,
+    begun,
+    client_of,
+    finished,
+    manifest,
+    no_traceback,
+    pushed,
+    put,
+    received,
+    until,
+)
 from tests.server import Server
 
 MiB = 1 << 20
@@ -189,7 +204,9 @@ def test_100_continue(server: Server, client: httpx.Client) -> None:
         ("POST /v2/A/blobs/uploads/", "X: y", 400),
     ],
 )
-def test_a_refused_body_is_not_asked_for(server: Server, client: httpx.Client, line: str, header: str, status: int) -> None:
+def test_a_refused_body_is_not_asked_for(
+    server: Server, client: httpx.Client, line: str, header: str, status: int
+) -> None:
     location = begun(client, "expect")
     length = 5 if status != 413 else 5 * MiB
     with Wire(server.address) as wire:
@@ -222,10 +239,14 @@ def test_fewer_bytes_than_content_length_says(server: Server, client: httpx.Clie
 
 @pytest.mark.parametrize("wrong", [b"zz\r\nhello", b"-5\r\n", b"\r\n", b"XX", b"0\r\nno trailer\r\n\r\n"], ids=ascii)
 def test_a_chunk_that_is_malformed_is_refused_when_it_comes(server: Server, client: httpx.Client, wrong: bytes) -> None:
-    """400 at once and the end of the connection, also in the middle of a body that went well so far; what came before it stays."""
+    """400 at once and the end of the connection, also in the middle of a body that went well so far; what came before
+    it stays.
+    """
     location = begun(client, "chunks")
     with Wire(server.address) as wire:
-        wire.say(f"PATCH {location}", "Transfer-Encoding: chunked", body=b"5\r\nhello" + (b"" if wrong == b"XX" else b"\r\n"))
+        wire.say(
+            f"PATCH {location}", "Transfer-Encoding: chunked", body=b"5\r\nhello" + (b"" if wrong == b"XX" else b"\r\n")
+        )
         until(5, client, location)
         wire.socket.sendall(wrong)
         answer = wire.hear()
@@ -251,7 +272,14 @@ def test_an_upgrade_is_declined(server: Server, client: httpx.Client) -> None:
         for upgrade in ("h2c", "websocket"):
             wire.say("GET /v2/", "Connection: Upgrade", f"Upgrade: {upgrade}")
             assert wire.hear().status == 200
-        wire.say(f"PATCH {location}", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AA", "Content-Length: 5", body=b"hello")
+        wire.say(
+            f"PATCH {location}",
+            "Connection: Upgrade, HTTP2-Settings",
+            "Upgrade: h2c",
+            "HTTP2-Settings: AA",
+            "Content-Length: 5",
+            body=b"hello",
+        )
         assert wire.hear().headers["range"] == "0-4"
 
 
@@ -281,7 +309,11 @@ def test_no_path_leads_out_of_the_root(tmp_path: Path) -> None:
     (secret / "sealed").write_text("{}")
     before = files(secret)
     digest = f"sha256:{hashlib.sha256(b'top secret').hexdigest()}"
-    with Server(tmp_path / "root", tmp_path / "log") as server, client_of(server) as client, Wire(server.address) as wire:
+    with (
+        Server(tmp_path / "root", tmp_path / "log") as server,
+        client_of(server) as client,
+        Wire(server.address) as wire,
+    ):
         put(client, "a", "v1", manifest())
         location = begun(client, "a")
         for part in PARTS:
@@ -312,7 +344,7 @@ def test_no_path_leads_out_of_the_root(tmp_path: Path) -> None:
 
 
 def test_the_log_has_a_line_for_each_request_whatever_it_says(server: Server, client: httpx.Client) -> None:
-    forged = "/v2/%0a2026-01-01%20INFO%20forged\"%22%1b[31m"
+    forged = '/v2/%0a2026-01-01%20INFO%20forged"%22%1b[31m'
     with Wire(server.address) as wire:
         wire.say(f"GET {forged}")
         assert wire.hear().status == 404
@@ -322,7 +354,7 @@ def test_the_log_has_a_line_for_each_request_whatever_it_says(server: Server, cl
         assert wire.hear().status == 200  # the line comes after the answer
     lines = [line for line in server.log.read_text().splitlines() if "forged" in line]
     assert len(lines) == 2
-    assert all(" 127.0.0.1 - \"GET /v2/" in line for line in lines)
+    assert all(' 127.0.0.1 - "GET /v2/' in line for line in lines)
     assert len(lines[1]) < 1000
 
 
@@ -337,7 +369,10 @@ def test_many_at_once(server: Server) -> None:
                 assert client.get(f"/v2/crowd/blobs/{digest}").content == data
                 assert put(client, "crowd", f"v{m}", manifest(annotations={"n": str(n)})).status_code == 201
                 assert json.loads(client.get(f"/v2/crowd/manifests/v{m}").content)["schemaVersion"] == 2
-                about = manifest(subject={"digest": str(Digest.of(CONFIG)), "size": 2, "mediaType": "text/x"}, annotations={"n": f"{n}.{m}"})
+                about = manifest(
+                    subject={"digest": str(Digest.of(CONFIG)), "size": 2, "mediaType": "text/x"},
+                    annotations={"n": f"{n}.{m}"},
+                )
                 assert put(client, "crowd", Digest.of(about), about).status_code == 201
 
     with ThreadPoolExecutor(16) as pool:
@@ -375,7 +410,7 @@ class Impatient:
 
     def finish_running(self) -> None:
         """Waits until no request is being answered."""
-        asyncio.run_coroutine_threadsafe(self._app.rested(), self._loop).result(PATIENCE)
+        asyncio.run_coroutine_threadsafe(self._app.wait_idle(), self._loop).result(PATIENCE)
 
     def __enter__(self) -> Impatient:
         self._thread.start()
@@ -395,7 +430,9 @@ def impatient(tmp_path: Path) -> Iterator[Impatient]:
 
 @pytest.fixture
 def impatient_client(impatient: Impatient) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://{impatient.address}", trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+    with httpx.Client(
+        base_url=f"http://{impatient.address}", trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
+    ) as client:
         yield client
 
 
@@ -411,7 +448,9 @@ def test_half_a_header_is_not_waited_for(impatient: Impatient, said: bytes) -> N
         assert wire.ended()
 
 
-def test_a_body_that_stalls_is_given_up_and_what_came_is_kept(impatient: Impatient, impatient_client: httpx.Client) -> None:
+def test_a_body_that_stalls_is_given_up_and_what_came_is_kept(
+    impatient: Impatient, impatient_client: httpx.Client
+) -> None:
     location = begun(impatient_client, "a")
     with Wire(impatient.address) as wire:
         wire.say(f"PATCH {location}", f"Content-Length: {len(DATA)}", body=DATA[:1000])
@@ -423,7 +462,9 @@ def test_a_body_that_stalls_is_given_up_and_what_came_is_kept(impatient: Impatie
     finished(impatient_client, location, DATA, DATA[1000:])
 
 
-def test_chunks_that_are_broken_are_given_up_and_what_came_before_is_kept(impatient: Impatient, impatient_client: httpx.Client) -> None:
+def test_chunks_that_are_broken_are_given_up_and_what_came_before_is_kept(
+    impatient: Impatient, impatient_client: httpx.Client
+) -> None:
     location = begun(impatient_client, "a")
     with Wire(impatient.address) as wire:
         wire.say(f"PATCH {location}", "Transfer-Encoding: chunked", body=b"5\r\nhello\r\n")
@@ -444,7 +485,9 @@ def test_a_body_that_comes_slowly_is_waited_for(impatient: Impatient, impatient_
 
 
 @pytest.mark.parametrize("path", ["/v2/a/blobs/{blob}", "/v2/a/manifests/v1"])
-def test_a_client_that_does_not_read_is_given_up(impatient: Impatient, impatient_client: httpx.Client, path: str) -> None:
+def test_a_client_that_does_not_read_is_given_up(
+    impatient: Impatient, impatient_client: httpx.Client, path: str
+) -> None:
     blob = pushed(impatient_client, "a", DATA * 16)
     put(impatient_client, "a", "v1", manifest(annotations={"a": "x" * (4 * MiB - 1000)}))
     with Wire(impatient.address, buffer=4096) as wire:

@@ -1,7 +1,9 @@
-"""Clients push and pull while ``kitfs serve`` is killed with SIGKILL again and again: nothing acknowledged is lost, nothing half-written served.
+"""Clients push and pull while ``kitfs serve`` is killed with SIGKILL again and again: nothing acknowledged is lost,
+nothing half-written served.
 
-64 blobs of 1 to 8 MiB. ``SERVE_KILL_MIB=64`` in the environment makes them 1 to 64 MiB, 2 GiB in all, which takes some minutes and 4 GiB
-of disk. Kills come when so and so many bytes have been moved since the last one, by a seed that a failure names, and never at a time.
+64 blobs of 1 to 8 MiB. ``SERVE_KILL_MIB=64`` in the environment makes them 1 to 64 MiB, 2 GiB in all, which takes
+some minutes and 4 GiB of disk. Kills come when so and so many bytes have been moved since the last one, by a seed
+that a failure names, and never at a time.
 """
 
 from __future__ import annotations
@@ -41,7 +43,11 @@ class Blob:
         self.data = data
         self.digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         self.repository = f"kill/{number % 5}"
-        config = {"mediaType": "application/vnd.kitops.modelkit.config.v1+json", "digest": self.digest, "size": len(data)}
+        config = {
+            "mediaType": "application/vnd.kitops.modelkit.config.v1+json",
+            "digest": self.digest,
+            "size": len(data),
+        }
         self.manifest = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []}).encode()
         self.manifest_digest = f"sha256:{hashlib.sha256(self.manifest).hexdigest()}"
 
@@ -63,7 +69,9 @@ def made(seed: int) -> list[Blob]:
 
 
 class Scene:
-    """What clients and the killer share: who is acknowledged, whether the server is up, how much was moved, what went wrong."""
+    """What clients and the killer share: who is acknowledged, whether the server is up, how much was moved, what went
+    wrong.
+    """
 
     def __init__(self, blobs: list[Blob], address: str) -> None:
         self.blobs = blobs
@@ -87,7 +95,9 @@ class Scene:
         """Return when so much more was moved, or something failed."""
         with self._lock:
             until = self._moved + size
-            assert self._lock.wait_for(lambda: self._moved >= until or self.failure is not None, timeout=300), "nothing moves any more"
+            assert self._lock.wait_for(lambda: self._moved >= until or self.failure is not None, timeout=300), (
+                "nothing moves any more"
+            )
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
@@ -117,7 +127,9 @@ class Gone(Exception):  # noqa: N818 - what happened, not a mistake
 
 
 class Client:
-    """One thread's connection. Every method raises Gone when the server was killed, and AssertionError for an answer that must not be."""
+    """One thread's connection. Every method raises Gone when the server was killed, and AssertionError for an answer
+    that must not be.
+    """
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
@@ -174,7 +186,7 @@ class Client:
             self.close()
         return response, data
 
-    # -- pushing -----------------------------------------------------------------------------------------------------------------
+    # -- pushing
 
     def push(self, blob: Blob) -> None:
         """In one of four ways, until it is acknowledged; then a tag that means it."""
@@ -202,7 +214,9 @@ class Client:
         self.finish(blob, self.begin(blob), blob.data)
 
     def by_post(self, blob: Blob) -> None:
-        response, said = self.ask("POST", f"/v2/{blob.repository}/blobs/uploads/?digest={blob.digest}", blob.data, OCTETS)
+        response, said = self.ask(
+            "POST", f"/v2/{blob.repository}/blobs/uploads/?digest={blob.digest}", blob.data, OCTETS
+        )
         assert response.status == 201, (response.status, bytes(said))
 
     def streamed(self, blob: Blob) -> None:
@@ -244,10 +258,12 @@ class Client:
         last = int(response.headers["Range"].partition("-")[2])
         return last + 1 if last else 0
 
-    # -- pulling -----------------------------------------------------------------------------------------------------------------
+    # -- pulling
 
     def pull(self, blob: Blob, rng: random.Random, *, acknowledged: bool) -> None:
-        """HEAD, all of it or a range of it: as it was pushed. One that nobody acknowledged may be missing, never another."""
+        """HEAD, all of it or a range of it: as it was pushed. One that nobody acknowledged may be missing, never
+        another.
+        """
         way = rng.choice(("HEAD", "GET", "range"))
         first = rng.randrange(len(blob.data)) if way == "range" else 0
         last = rng.randrange(first, len(blob.data)) if way == "range" else len(blob.data) - 1
@@ -259,7 +275,9 @@ class Client:
         assert response.status == (206 if way == "range" else 200)
         assert int(response.headers["Content-Length"]) == last - first + 1
         if way != "HEAD":
-            assert hashlib.sha256(data).digest() == hashlib.sha256(blob.data[first : last + 1]).digest(), f"{blob.digest}: other bytes"
+            assert hashlib.sha256(data).digest() == hashlib.sha256(blob.data[first : last + 1]).digest(), (
+                f"{blob.digest}: other bytes"
+            )
         self._scene.count("pulls")
 
     def resolve(self, blob: Blob, *, acknowledged: bool) -> None:
@@ -296,7 +314,9 @@ def work(scene: Scene, number: int, seed: int) -> None:
 
 
 def test_nothing_acknowledged_is_lost_and_nothing_half_written_is_served(tmp_path: Path) -> None:
-    """8 clients, 64 blobs, 10 kills: every 201 and every tag holds, every answer that ends has the right bytes, in the end all is there."""
+    """8 clients, 64 blobs, 10 kills: every 201 and every tag holds, every answer that ends has the right bytes, in
+    the end all is there.
+    """
     seed = random.SystemRandom().randrange(1 << 32)
     rng = random.Random(seed)
     blobs = made(seed)
@@ -330,11 +350,15 @@ def test_nothing_acknowledged_is_lost_and_nothing_half_written_is_served(tmp_pat
         client = Client(scene)
         for blob in blobs:
             response, data = client.ask("GET", blob.path)
-            assert (response.status, hashlib.sha256(data).digest()) == (200, hashlib.sha256(blob.data).digest()), f"seed {seed}: {blob.number}"
+            assert (response.status, hashlib.sha256(data).digest()) == (200, hashlib.sha256(blob.data).digest()), (
+                f"seed {seed}: {blob.number}"
+            )
             client.resolve(blob, acknowledged=True)
         for repository in {blob.repository for blob in blobs}:
             _, data = client.ask("GET", f"/v2/{repository}/tags/list")
-            assert set(json.loads(data)["tags"]) == {f"t{blob.number}" for blob in blobs if blob.repository == repository}
+            assert set(json.loads(data)["tags"]) == {
+                f"t{blob.number}" for blob in blobs if blob.repository == repository
+            }
         client.close()
         assert server.stop() == 0
     assert scene.counts["broken off"] > 0

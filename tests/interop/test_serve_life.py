@@ -1,4 +1,6 @@
-"""``kitfs serve`` when connections are cut, when it is killed or ended at work, when its disk is full, and when it cannot begin."""
+"""``kitfs serve`` when connections are cut, when it is killed or ended at work, when its disk is full, and when it
+cannot begin.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +133,9 @@ def test_a_status_takes_nothing_over(server: Server) -> None:
 def test_a_single_post_that_is_cut_leaves_nothing(server: Server) -> None:
     with client_of(server) as client:
         wire = Wire(server.address)
-        wire.say(f"POST /v2/a/blobs/uploads/?digest={Digest.of(DATA)}", f"Content-Length: {len(DATA)}", body=DATA[:HALF])
+        wire.say(
+            f"POST /v2/a/blobs/uploads/?digest={Digest.of(DATA)}", f"Content-Length: {len(DATA)}", body=DATA[:HALF]
+        )
         ingest = server.root / "ingest"
         while not any(ingest.iterdir()):
             pass
@@ -245,7 +249,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     needs("mount")
     directory = tmp_path / "disk"
     directory.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "kitfs-test", str(directory)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "kitfs-test", str(directory)], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"not here: no tmpfs can be mounted: {done.stderr.strip()}")
     try:
@@ -326,7 +332,9 @@ def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:
     bad.write_text("no certificate")
     ca = Path(__file__).parents[1] / "unit" / "registry" / "tls" / "ca.pem"
     for cert, key in ((tmp_path / "none", bad), (bad, bad), (ca, ca), (bad, tmp_path)):
-        exit_code, line = refused_start("--root", str(tmp_path / "root"), "--tls-cert", str(cert), "--tls-key", str(key))
+        exit_code, line = refused_start(
+            "--root", str(tmp_path / "root"), "--tls-cert", str(cert), "--tls-key", str(key)
+        )
         assert exit_code == 2
         assert str(cert) in line or str(key) in line
     exit_code, line = refused_start("--root", str(tmp_path / "root"), "--tls-cert", str(ca))
@@ -366,7 +374,12 @@ def test_a_blob_of_256_mib_passes_through_without_being_held_or_spooled(server: 
     digest = Digest.parse(f"sha256:{hasher.hexdigest()}")
     with client_of(server) as client:
         location = begun(client, "a")
-        answer = client.put(location, params={"digest": digest}, content=(piece for _ in range(size // MiB)), headers={"Content-Length": str(size)})
+        answer = client.put(
+            location,
+            params={"digest": digest},
+            content=(piece for _ in range(size // MiB)),
+            headers={"Content-Length": str(size)},
+        )
         assert answer.status_code == 201
         got = Digest.of(b"").hasher()
         with client.stream("GET", f"/v2/a/blobs/{digest}") as answer:
@@ -404,7 +417,10 @@ def test_descriptors_are_given_back(server: Server) -> None:
             blob = f"/v2/a/blobs/{pushed(client, 'a', DATA[n:])}"
             assert client.get(blob, headers={"Range": "bytes=0-9"}).content == DATA[n : n + 10]
             client.delete(begun(client, "a"))
-            assert code(client.put(begun(client, "a"), params={"digest": Digest.of(b"")}, content=b"x")) == (400, "DIGEST_INVALID")
+            assert code(client.put(begun(client, "a"), params={"digest": Digest.of(b"")}, content=b"x")) == (
+                400,
+                "DIGEST_INVALID",
+            )
             with Wire(server.address) as wire:
                 wire.say(f"GET {blob}")
                 wire.hear(body=False)

@@ -1,4 +1,6 @@
-"""``kitfs serve`` without room, without descriptors, and with garbage: pulls go on, nothing that may be needed goes, and it recovers."""
+"""``kitfs serve`` without room, without descriptors, and with garbage: pulls go on, nothing that may be needed goes,
+and it recovers.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,21 @@ import httpx
 import pytest
 
 from kitfs.oci.names import Digest
-from kitfs.server.run import exposed
+from kitfs.server.serve import exposed
 from tests.conftest import needs, needs_root
-from tests.interop.serving import CONFIG, Wire, begun, client_of, code, descriptor, finished, manifest, no_traceback, pushed, received
+from tests.interop.serving import (
+    CONFIG,
+    Wire,
+    begun,
+    client_of,
+    code,
+    descriptor,
+    finished,
+    manifest,
+    no_traceback,
+    pushed,
+    received,
+)
 from tests.server import KITFS, Server
 
 MiB = 1 << 20
@@ -34,7 +48,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     needs("mount")
     directory = tmp_path / "disk"
     directory.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "kitfs-test", str(directory)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "kitfs-test", str(directory)], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"not here: no tmpfs can be mounted: {done.stderr.strip()}")
     try:
@@ -62,13 +78,17 @@ def kit(client: httpx.Client, name: str, tag: str, *layers: bytes) -> Digest:
     for part in (CONFIG, *layers):
         pushed(client, name, part)
     data = manifest(layers=[descriptor(layer) for layer in layers])
-    answer = client.put(f"/v2/{name}/manifests/{tag}", content=data, headers={"Content-Type": json.loads(data)["mediaType"]})
+    answer = client.put(
+        f"/v2/{name}/manifests/{tag}", content=data, headers={"Content-Type": json.loads(data)["mediaType"]}
+    )
     assert answer.status_code == 201, answer.text
     return Digest.of(data)
 
 
 def gc(root: Path, *options: str) -> dict[str, int]:
-    done = subprocess.run([str(KITFS), "serve", "gc", "--root", str(root), "--json", *options], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [str(KITFS), "serve", "gc", "--root", str(root), "--json", *options], capture_output=True, text=True, check=True
+    )
     found: dict[str, int] = json.loads(done.stdout)
     return found
 
@@ -98,7 +118,9 @@ Way = Callable[[httpx.Client, bytes], httpx.Response]
 
 @pytest.mark.parametrize("way", [by_put, by_patch, by_pieces, by_post])
 def test_a_push_that_does_not_fit_leaves_room_for_the_next_one(disk: Path, tmp_path: Path, way: Way) -> None:
-    """However it comes, 507 is its answer, pulls go on, an unfinished upload of somebody else survives, and the next push is taken."""
+    """However it comes, 507 is its answer, pulls go on, an unfinished upload of somebody else survives, and the next
+    push is taken.
+    """
     with Server(disk / "root", tmp_path / "log") as server, client_of(server) as client:
         old = pushed(client, "a", b"old")
         other = begun(client, "b")
@@ -201,7 +223,9 @@ def few(tmp_path: Path) -> Iterator[Server]:
         running.stop()
         command = f'ulimit -n 300; exec "$0" serve --root "{running.root}" --listen {running.address}'
         with running.log.open("ab") as log:
-            running.process = subprocess.Popen(["/bin/sh", "-c", command, str(KITFS)], stdout=subprocess.PIPE, stderr=log, text=True)
+            running.process = subprocess.Popen(
+                ["/bin/sh", "-c", command, str(KITFS)], stdout=subprocess.PIPE, stderr=log, text=True
+            )
         assert running.process.stdout is not None
         assert " at http" in running.process.stdout.readline()
         yield running
@@ -244,7 +268,12 @@ def test_handshakes_that_do_not_come_to_their_end_are_shed_too(tmp_path: Path) -
     command = f'ulimit -n 200; exec "$0" serve --root "{tmp_path / "root"}" --listen 127.0.0.1:0 --tls-cert "$1" --tls-key "$1"'
     log = tmp_path / "log"
     with log.open("ab") as out:
-        running = subprocess.Popen(["/bin/sh", "-c", command, str(KITFS), str(tls / "server.pem")], stdout=subprocess.PIPE, stderr=out, text=True)
+        running = subprocess.Popen(
+            ["/bin/sh", "-c", command, str(KITFS), str(tls / "server.pem")],
+            stdout=subprocess.PIPE,
+            stderr=out,
+            text=True,
+        )
     assert running.stdout is not None
     url = running.stdout.readline().split()[-1]
     silent = []
@@ -346,7 +375,9 @@ def test_no_blob_that_a_push_was_told_of_vanishes_before_its_manifest(server: Se
                 if client.head(f"/v2/a/blobs/{Digest.of(DATA)}").status_code == 200:
                     told += 1
                     data = manifest(layers=[descriptor(DATA)], annotations={"n": str(told)})
-                    answer = client.put("/v2/a/manifests/v1", content=data, headers={"Content-Type": json.loads(data)["mediaType"]})
+                    answer = client.put(
+                        "/v2/a/manifests/v1", content=data, headers={"Content-Type": json.loads(data)["mediaType"]}
+                    )
                     assert answer.status_code == 201, answer.text
                     assert client.get(f"/v2/a/blobs/{Digest.of(DATA)}").content == DATA
                     client.delete(f"/v2/a/manifests/{Digest.of(data)}")
@@ -367,7 +398,9 @@ def test_a_killed_collector_leaves_every_kit_whole(server: Server) -> None:
             digest = client.head(f"/v2/a/manifests/v{n}").headers["Docker-Content-Digest"]
             client.delete(f"/v2/a/manifests/{digest}")
         for delay in (0.15, 0.25, 0.35, 0.45, 0.55):
-            running = subprocess.Popen([str(KITFS), "serve", "gc", "--root", str(server.root), "--min-age", "0"], stdout=subprocess.DEVNULL)
+            running = subprocess.Popen(
+                [str(KITFS), "serve", "gc", "--root", str(server.root), "--min-age", "0"], stdout=subprocess.DEVNULL
+            )
             time.sleep(delay)
             running.kill()
             running.wait()
@@ -385,7 +418,9 @@ def test_cache_verbs_say_where_the_room_of_removed_kits_is(server: Server) -> No
     with client_of(server) as client:
         kit(client, "a", "v1", DATA)
     for verb in ("info", "clear"):
-        done = subprocess.run([str(KITFS), "cache", verb, "--cache-dir", str(server.root)], capture_output=True, text=True)
+        done = subprocess.run(
+            [str(KITFS), "cache", verb, "--cache-dir", str(server.root)], capture_output=True, text=True
+        )
         assert (done.returncode, done.stderr.count("\n")) == (0, 1)
         assert "kitfs serve gc" in done.stderr
     with client_of(server) as client:
@@ -427,7 +462,10 @@ def test_listening_on_every_address_is_warned_of_at_the_start(tmp_path: Path) ->
     log = tmp_path / "log"
     with log.open("wb") as out:
         running = subprocess.Popen(
-            [str(KITFS), "serve", "--root", str(tmp_path / "root"), "--listen", "0.0.0.0:0"], stdout=subprocess.PIPE, stderr=out, text=True
+            [str(KITFS), "serve", "--root", str(tmp_path / "root"), "--listen", "0.0.0.0:0"],
+            stdout=subprocess.PIPE,
+            stderr=out,
+            text=True,
         )
     assert running.stdout is not None
     assert "serving" in running.stdout.readline()

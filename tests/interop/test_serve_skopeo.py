@@ -1,4 +1,6 @@
-"""skopeo copies every golden kit into ``kitfs serve`` and out of it, and between it and docker-registry, digests preserved."""
+"""skopeo copies every golden kit into ``kitfs serve`` and out of it, and between it and docker-registry, digests
+preserved.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,15 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def copy(source: str, target: str) -> None:
-    command = ["skopeo", "--insecure-policy", "copy", "-q", "--preserve-digests", "--src-tls-verify=false", "--dest-tls-verify=false"]
+    command = [
+        "skopeo",
+        "--insecure-policy",
+        "copy",
+        "-q",
+        "--preserve-digests",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+    ]
     done = subprocess.run([*command, source, target], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -58,10 +68,15 @@ def described(name: str) -> dict[str, int]:
 
 
 def in_layout(layout: Path) -> tuple[str, dict[str, int]]:
-    """The manifest's digest of a layout with one manifest, and digest -> size of the other blobs, each as its bytes say."""
+    """The manifest's digest of a layout with one manifest, and digest -> size of the other blobs, each as its bytes
+    say.
+    """
     index = json.loads((layout / "index.json").read_bytes())
     (manifest,) = [d["digest"] for d in index["manifests"]]
-    blobs = {f"sha256:{hashlib.sha256(data).hexdigest()}": len(data) for data in (p.read_bytes() for p in (layout / "blobs/sha256").iterdir())}
+    blobs = {
+        f"sha256:{hashlib.sha256(data).hexdigest()}": len(data)
+        for data in (p.read_bytes() for p in (layout / "blobs/sha256").iterdir())
+    }
     assert set(blobs) == {f"sha256:{p.name}" for p in (layout / "blobs/sha256").iterdir()}
     del blobs[manifest]
     return manifest, blobs
@@ -69,7 +84,9 @@ def in_layout(layout: Path) -> tuple[str, dict[str, int]]:
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
 def test_a_golden_kit_goes_in_and_comes_out(serving: Server, tmp_path: Path, name: str) -> None:
-    """The manifest and every blob have the digests of kits.json on the server and in the layout that skopeo copies out."""
+    """The manifest and every blob have the digests of kits.json on the server and in the layout that skopeo copies
+    out.
+    """
     copy(f"oci-archive:{GOLDEN}/layouts/{name}.tar:v1", f"docker://{serving.address}/in/{name}:v1")
     assert digest_at(serving.address, f"in/{name}") == GOLDEN_KITS[name]["manifest"]
     copy(f"docker://{serving.address}/in/{name}:v1", f"oci:{tmp_path}/out:v1")
@@ -77,8 +94,12 @@ def test_a_golden_kit_goes_in_and_comes_out(serving: Server, tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
-def test_a_golden_kit_goes_between_registries(golden_registry: RegistryProcess, serving: Server, tmp_path: Path, name: str) -> None:
-    """docker-registry to kitfs serve and back: the same manifest everywhere, and every blob of the copy that came back is whole."""
+def test_a_golden_kit_goes_between_registries(
+    golden_registry: RegistryProcess, serving: Server, tmp_path: Path, name: str
+) -> None:
+    """docker-registry to kitfs serve and back: the same manifest everywhere, and every blob of the copy that came
+    back is whole.
+    """
     copy(f"docker://{golden_registry.host}/golden/{name}:v1", f"docker://{serving.address}/across/{name}:v1")
     assert digest_at(serving.address, f"across/{name}") == GOLDEN_KITS[name]["manifest"]
     copy(f"docker://{serving.address}/across/{name}:v1", f"docker://{golden_registry.host}/back/{name}:v1")
@@ -96,6 +117,9 @@ def test_a_repository_is_mirrored_by_digest(serving: Server, tmp_path: Path) -> 
     copy(f"docker://{serving.address}/mirror/copy@{digest}", f"oci:{tmp_path}/out:v1")
     assert in_layout(tmp_path / "out") == (digest, described("basic"))
     listed = subprocess.run(
-        ["skopeo", "list-tags", "--tls-verify=false", f"docker://{serving.address}/mirror/basic"], capture_output=True, text=True, timeout=60
+        ["skopeo", "list-tags", "--tls-verify=false", f"docker://{serving.address}/mirror/basic"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert json.loads(listed.stdout)["Tags"] == ["v1", "v2"]

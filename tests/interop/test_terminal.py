@@ -1,4 +1,6 @@
-"""Every verb, with a registry, kits, layouts and arguments that want to drive a terminal: nothing of theirs is printed or logged as it is."""
+"""Every verb, with a registry, kits, layouts and arguments that want to drive a terminal: nothing of theirs is
+printed or logged as it is.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ class Terminal:
         self.host = host
 
     def run(self, *args: str | os.PathLike[str], env: dict[str, str] | None = None) -> str:
-        """What a verb says on stdout and stderr. Raises AssertionError where that drives a terminal, or when the verb has a bug."""
+        """What a verb says on stdout and stderr. Raises AssertionError where that drives a terminal, or when the verb
+        has a bug.
+        """
         done = self.host.kitfs(*args, env={"PYTHONUTF8": "1"} | (env or {}), check=False, text=False)
         told = (done.stdout + b"\n" + done.stderr).decode("utf-8")  # type: ignore[operator]
         check(told, args)
@@ -71,7 +75,7 @@ class Terminal:
 
 def check(text: str, what: object) -> None:
     found = RAW.search(text)
-    assert found is None, f"{what}: {found[0]!r} in {text[max(0, found.start() - 200):found.end() + 100]!r}"
+    assert found is None, f"{what}: {found[0]!r} in {text[max(0, found.start() - 200) : found.end() + 100]!r}"
     assert not re.search("^FORGED", text, re.MULTILINE), f"{what}: a line of a foreign text in {text!r}"
 
 
@@ -137,7 +141,9 @@ def test_errors_of_a_registry_are_escaped(terminal: Terminal, fake: FakeRegistry
 
 
 def test_texts_of_a_kit_are_escaped(terminal: Terminal, fake: FakeRegistry, tmp_path: Path) -> None:
-    """Names, descriptions, annotations, labels and paths, by every verb that shows them, for people and for programs."""
+    """Names, descriptions, annotations, labels and paths, by every verb that shows them, for people and for
+    programs.
+    """
     ref = fake.put_kit("team/kit", hostile_kit(EVIL, b"w" * 5000), "v1")
     other = fake.put_kit("team/kit", hostile_kit(f"{EVIL}2", b"v" * 5000), "v2")
     out = tmp_path / "out"
@@ -168,7 +174,12 @@ def test_a_manifest_that_is_not_a_kit_is_escaped(terminal: Terminal, fake: FakeR
     fake.put_blob("team/kit", b"{}")
     for field in ("artifactType", "mediaType", "config"):
         value: object = {"mediaType": EVIL, "digest": empty, "size": 2} if field == "config" else EVIL
-        manifest = {"schemaVersion": 2, "config": {"mediaType": "x", "digest": empty, "size": 2}, "layers": [], field: value}
+        manifest = {
+            "schemaVersion": 2,
+            "config": {"mediaType": "x", "digest": empty, "size": 2},
+            "layers": [],
+            field: value,
+        }
         fake.put_manifest("team/kit", json.dumps(manifest).encode(), tag=field)
         for verb in ("ls", "pull", "inspect --remote", "info --remote"):
             terminal.run(*verb.split(), f"{fake.host}/team/kit:{field.lower() if field == 'config' else field}")
@@ -180,7 +191,9 @@ def test_a_manifest_that_is_not_a_kit_is_escaped(terminal: Terminal, fake: FakeR
 
 @pytest.mark.mount
 def test_a_mount_and_its_log_are_escaped(terminal: Terminal, fake: FakeRegistry) -> None:
-    """What a registry says while a file is read is in the log and in the status, escaped; the mount point's name too."""
+    """What a registry says while a file is read is in the log and in the status, escaped; the mount point's name
+    too.
+    """
     weights = os.urandom(200_000)
     fake.put_kit("team/kit", kits.build([kits.part("model", "w.bin", weights, format="raw")]), "v1")
     at = terminal.host.mnt / EVIL

@@ -1,8 +1,9 @@
-"""What the real kit 1.7 printed for some hundred commands, replayed: the same success or failure every time, the same standard output.
+"""What the real kit 1.7 printed for some hundred commands, replayed: the same success or failure every time, the same
+standard output.
 
-The transcript is not copied: it is read where it lies, beside the repository. All of it is replayed once, in order, by the program in
-subprocesses, against a docker-registry; each command is a test of its own. Its trees are those of make_trees.py; the small wrong Kitfiles
-are what its own messages tell of them.
+The transcript is not copied: it is read where it lies, beside the repository. All of it is replayed once, in order,
+by the program in subprocesses, against a docker-registry; each command is a test of its own. Its trees are those of
+make_trees.py; the small wrong Kitfiles are what its own messages tell of them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Ours(NamedTuple):
     code: int
 
 
-# Where kit 1.7 is wrong, or older than what kitfs follows. Command → why; success and standard output are then those of EXPECTED.
+# Where kit 1.7 is wrong, or older than what kitfs follows. Command → why; success and standard output are then those
+# of EXPECTED.
 # README's "Differences from kit" has a row for each.
 DIFFERENCES = {
     "kit version": "its own version",
@@ -92,7 +94,9 @@ def steps(text: str) -> list[Step]:
 STEPS = steps(TRANSCRIPT.read_text()) if TRANSCRIPT.exists() else []
 
 
-replays = pytest.mark.skipif(not STEPS, reason="not here: ../shared/golden/transcripts-kit-1.7.txt lies beside the repository where it was made")
+replays = pytest.mark.skipif(
+    not STEPS, reason="not here: ../shared/golden/transcripts-kit-1.7.txt lies beside the repository where it was made"
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +143,8 @@ def test_as_kit(replayed: tuple[str, list[Ours]], step: Step) -> None:
 
 
 def comparable(command: str, stdout: str) -> str | list[str]:
-    """What is left to compare: columns are as wide as the registry's name, kit's layers of one type come in any order, and the transcript
-    has lost diff's last empty line."""
+    """What is left to compare: columns are as wide as the registry's name, kit's layers of one type come in any
+    order, and the transcript has lost diff's last empty line."""
     if command.startswith("kit list"):
         return [re.sub(" {3,}", "   ", line) for line in stdout.splitlines()]
     if command.startswith("kit diff"):
@@ -164,5 +168,7 @@ def test_every_difference_is_one() -> None:
     assert set(DIFFERENCES) == set(EXPECTED)
     assert {step.command for step in STEPS} >= set(DIFFERENCES)
     assert {shlex.split(step.command)[1] for step in STEPS} >= set(GAPS)
-    changed = {step.command for step in STEPS if step.code or not re.fullmatch(EXPECTED.get(step.command, ""), step.stdout)}
+    changed = {
+        step.command for step in STEPS if step.code or not re.fullmatch(EXPECTED.get(step.command, ""), step.stdout)
+    }
     assert changed >= set(DIFFERENCES)

@@ -1,4 +1,6 @@
-"""``kitfs unpack`` as a program: golden kits out of a registry, what the real kit printed, kills, wrong bytes, memory."""
+"""``kitfs unpack`` as a program: golden kits out of a registry, what the real kit printed, kills, wrong bytes,
+memory.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,10 @@ def test_a_golden_kit_unpacks_as_recorded(golden_registry: RegistryProcess, here
     done = here.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, "--mirror", mirror, "-o", "--json")
     told = json.loads(done.stdout)
     assert set(told) == {"reference", "digest", "directory", "layers"}
-    assert (told["reference"], told["digest"]) == (f"registry.golden.test/golden/{name}:v1", GOLDEN_KITS[name]["manifest"])
+    assert (told["reference"], told["digest"]) == (
+        f"registry.golden.test/golden/{name}:v1",
+        GOLDEN_KITS[name]["manifest"],
+    )
     assert all(set(layer) == {"kind", "path", "digest", "files", "bytes"} for layer in told["layers"])
     assert trees.scan(out) == expected
 
@@ -94,7 +99,9 @@ def transcripts() -> list[tuple[str, str, bool]]:
     return found
 
 
-@pytest.mark.skipif(not TRANSCRIPTS.exists(), reason="not here: the transcripts of the real kit are not in this checkout")
+@pytest.mark.skipif(
+    not TRANSCRIPTS.exists(), reason="not here: the transcripts of the real kit are not in this checkout"
+)
 def test_what_the_real_kit_printed(golden_registry: RegistryProcess, here: Host) -> None:
     """Every unpack of the transcripts gives the same stdout, and succeeds or fails as it did there."""
     golden_registry.copy_archive(GOLDEN / "layouts/basic.tar", "t/basic")
@@ -110,17 +117,23 @@ def test_what_the_real_kit_printed(golden_registry: RegistryProcess, here: Host)
 
 
 def test_references(golden_registry: RegistryProcess, here: Host) -> None:
-    """No tag is latest, and said; several tags are refused before anything happens; an archive is as good as a registry."""
+    """No tag is latest, and said; several tags are refused before anything happens; an archive is as good as a
+    registry.
+    """
     archive = GOLDEN / "layouts/basic.tar"
     golden_registry.push(build([part("docs", "x", b"x", format="raw")]), "unpack/basic", "latest")
     done = here.kitfs("unpack", f"{golden_registry.host}/unpack/basic", "-d", here.root / "a", "-f", "docs")
     assert ("latest" in done.stderr, os.listdir(here.root / "a")) == (True, ["x"])
-    assert "can not unpack multiple tags" in refused(here.kitfs("unpack", "r.io/a:v1,v2", "-d", here.root / "b", check=False), 2)
+    assert "can not unpack multiple tags" in refused(
+        here.kitfs("unpack", "r.io/a:v1,v2", "-d", here.root / "b", check=False), 2
+    )
     here.kitfs("unpack", f"oci-archive:{archive}:v1", "-d", here.root / "c", "--docs")
     assert sorted(os.listdir(here.root / "c")) == ["README.md", "docs"]
     assert not (here.root / "b").exists()
     (here.root / "file").write_bytes(b"")
-    assert "is not a directory" in refused(here.kitfs("unpack", f"oci-archive:{archive}:v1", "-d", here.root / "file", check=False), 10)
+    assert "is not a directory" in refused(
+        here.kitfs("unpack", f"oci-archive:{archive}:v1", "-d", here.root / "file", check=False), 10
+    )
 
 
 def test_deprecated_flags_are_filters(here: Host) -> None:
@@ -134,7 +147,9 @@ def test_deprecated_flags_are_filters(here: Host) -> None:
 
 
 def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, here: Host) -> None:
-    """Exit 6, and nothing of that layer; the same command goes on when the registry is right again, and fetches nothing twice but that."""
+    """Exit 6, and nothing of that layer; the same command goes on when the registry is right again, and fetches
+    nothing twice but that.
+    """
     good = part("code", "c", kit_tar({"c/x": b"x" * 5000}))
     bad = part("model", "m", kit_tar({f"m/{n}": RANDOM.randbytes(MiB) for n in range(6)}))
     kit = build([bad, good])
@@ -156,7 +171,9 @@ def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, her
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_kill_at_any_moment(own_registry: RegistryProcess, here: Host, seed: int) -> None:
-    """Ten kills, and the next run brings the right tree and leaves nothing else; what came over the network once is not fetched again."""
+    """Ten kills, and the next run brings the right tree and leaves nothing else; what came over the network once is
+    not fetched again.
+    """
     chance = random.Random(seed)
     big = {f"m/{n}.bin": chance.randbytes(chance.randrange(9 * MiB)) for n in range(8)}
     small = {f"c/{n % 7}/{n}.txt": b"%d" % n * chance.randrange(500) for n in range(600)}
@@ -220,7 +237,9 @@ def test_memory_stays_small(own_registry: RegistryProcess, here: Host, compressi
     else:
         ref = own_registry.push(kit, "team/kit")
     command = here.command("unpack", ref, "-d", here.root / "out")
-    done = subprocess.run([sys.executable, "-c", PEAK, *command], env=here.env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *command], env=here.env, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     with (here.root / "out/m/w.bin").open("rb") as f:
         assert [os.pread(f.fileno(), 2, n << 26).rstrip(b"\0") for n in range(16)] == [b"%d" % n for n in range(16)]

@@ -36,13 +36,15 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:
     return lines[0]
 
 
-def refuses_to_mount(host: Host, ref: str, *options: str, words: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
+def refuses_to_mount(
+    host: Host, ref: str, *options: str, words: tuple[str, ...] = (), env: dict[str, str] | None = None
+) -> None:
     """Asserts that the mount is refused, and that the mount point that it made is gone."""
     refused(host.kitfs("mount", ref, host.mnt / "refused", *options, check=False, env=env), *words)
     assert not (host.mnt / "refused").exists()
 
 
-# -- the registry ----------------------------------------------------------------------------------------------------------------------
+# -- the registry
 
 
 @contextlib.contextmanager
@@ -86,7 +88,9 @@ def test_a_closed_port(host: Host) -> None:
 
 def test_401_without_credentials(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
     """A registry that wants a password, and there is none; then a wrong one."""
-    with RegistryProcess(tmp_path / "locked", htpasswd="u:$2y$05$Uw0zTyXkGFiRaGY6lwLdBO5kvZV8Ql0tVNV0g1qM9fLPnw1gpPjDK\n") as locked:
+    with RegistryProcess(
+        tmp_path / "locked", htpasswd="u:$2y$05$Uw0zTyXkGFiRaGY6lwLdBO5kvZV8Ql0tVNV0g1qM9fLPnw1gpPjDK\n"
+    ) as locked:
         refuses_to_mount(host, f"{locked.host}/team/kit:v1", words=(locked.host, "401"))
         (host.home / "docker").mkdir()
         (host.home / "docker/config.json").write_text(json.dumps({"auths": {locked.host: {"auth": "dTp3cm9uZw=="}}}))
@@ -106,7 +110,9 @@ def test_not_a_registry(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    "ref", ["golden/basic:nope", "golden/nope:v1", "golden/basic@sha256:" + "0" * 64], ids=["tag", "repository", "digest"]
+    "ref",
+    ["golden/basic:nope", "golden/nope:v1", "golden/basic@sha256:" + "0" * 64],
+    ids=["tag", "repository", "digest"],
 )
 def test_what_the_registry_does_not_have(golden_registry: RegistryProcess, host: Host, ref: str) -> None:
     """A missing tag, repository and digest."""
@@ -138,7 +144,13 @@ def test_an_ordinary_container_image(registry: RegistryProcess, host: Host) -> N
 def test_a_manifest_that_is_none(host: Host, name: str) -> None:
     """Bytes behind a tag that are not a manifest, or half of one; docker-registry itself would not serve them."""
     whole = build([part("model", "m", kit_tar({"m/w": b"w"}))]).manifest
-    data = {"truncated": whole[:-30], "empty": b"", "array": b"[]", "binary": bytes(range(256)), "deep": b'{"a":' * 100_000}[name]
+    data = {
+        "truncated": whole[:-30],
+        "empty": b"",
+        "array": b"[]",
+        "binary": bytes(range(256)),
+        "deep": b'{"a":' * 100_000,
+    }[name]
     with answering(200, data, {"Content-Type": kits.MANIFEST}) as server:
         refuses_to_mount(host, f"{server}/bad/manifest:v1")
 
@@ -172,7 +184,7 @@ def test_a_blob_that_is_shorter_than_its_descriptor(registry: RegistryProcess, h
         os.pread(file.fileno(), 4096, 200_000)
 
 
-# -- the command line ------------------------------------------------------------------------------------------------------------------
+# -- the command line
 
 USAGE = {
     "no verb known": (["frobnicate"], ("frobnicate",)),
@@ -212,13 +224,18 @@ def test_a_bad_command_line(host: Host, name: str) -> None:
     assert not directory.exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("KITFS_TRANSPORT", "warp"), ("KITFS_CACHE_SIZE", "lots"), ("KITFS_TLS_CERT", "/nowhere/ca.pem")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("KITFS_TRANSPORT", "warp"), ("KITFS_CACHE_SIZE", "lots"), ("KITFS_TLS_CERT", "/nowhere/ca.pem")],
+)
 def test_a_bad_environment(host: Host, name: str, value: str) -> None:
     """A setting in the environment is refused as its flag is, and the line names the variable's value."""
     refuses_to_mount(host, ARCHIVE, env={name: value}, words=(value,))
 
 
-@pytest.mark.parametrize("text", ["transport: warp\n", "no-such-setting: 1\n", "- a list\n", "a: [unclosed\n", "cache-size: {a: b}\n"])
+@pytest.mark.parametrize(
+    "text", ["transport: warp\n", "no-such-setting: 1\n", "- a list\n", "a: [unclosed\n", "cache-size: {a: b}\n"]
+)
 def test_a_bad_settings_file(host: Host, text: str) -> None:
     """A settings file with a bad value, an unknown name, or no mapping at all."""
     file = host.root / "settings.yaml"
@@ -226,7 +243,7 @@ def test_a_bad_settings_file(host: Host, text: str) -> None:
     refuses_to_mount(host, ARCHIVE, "--settings", str(file))
 
 
-# -- the mount point -------------------------------------------------------------------------------------------------------------------
+# -- the mount point
 
 
 def test_a_mount_point_that_is_a_file(host: Host) -> None:
@@ -270,16 +287,25 @@ def test_a_mount_point_that_is_another_file_system(host: Host) -> None:
         subprocess.run(["umount", target], check=True)
 
 
-# -- the machine -----------------------------------------------------------------------------------------------------------------------
+# -- the machine
 
 
 def without_dev_fuse(host: Host, *args: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs kitfs in a mount namespace whose /dev has no fuse."""
     needs_root()
     needs("unshare", "mount")
-    script = "mount -t tmpfs tmpfs /dev && for d in null:3 zero:5 random:8 urandom:9; do mknod -m 666 /dev/${d%:*} c 1 ${d#*:}; done; exec \"$@\""
+    script = 'mount -t tmpfs tmpfs /dev && for d in null:3 zero:5 random:8 urandom:9; do mknod -m 666 /dev/${d%:*} c 1 ${d#*:}; done; exec "$@"'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *host.command(*args)]
-    return subprocess.run(command, env=host.env, cwd="/", capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
+    return subprocess.run(
+        command,
+        env=host.env,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
 
 
 def test_no_dev_fuse(host: Host, transport: str) -> None:
@@ -290,7 +316,15 @@ def test_no_dev_fuse(host: Host, transport: str) -> None:
 def test_no_fusermount3(user_host: Host) -> None:
     """An ordinary user on a machine without fusermount3."""
     archive = shutil.copy(GOLDEN / "layouts/basic.tar", user_host.root / "kit.tar")
-    done = user_host.kitfs("mount", f"oci-archive:{archive}:v1", user_host.mnt / "a", "--transport", "kernel", check=False, env={"PATH": "/nowhere"})
+    done = user_host.kitfs(
+        "mount",
+        f"oci-archive:{archive}:v1",
+        user_host.mnt / "a",
+        "--transport",
+        "kernel",
+        check=False,
+        env={"PATH": "/nowhere"},
+    )
     refused(done, "fusermount3")
 
 

@@ -87,4 +87,6 @@ def test_demo_without_room(host: Host, tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert (done.returncode, done.stdout, left) == (7, "", [])
-    assert done.stderr == f"kitfs: {tmp_path} has less than 256.0 MiB of free space; set TMPDIR to a directory that has\n"
+    assert (
+        done.stderr == f"kitfs: {tmp_path} has less than 256.0 MiB of free space; set TMPDIR to a directory that has\n"
+    )

@@ -1,7 +1,9 @@
-"""Faults and their ends through a real mount (DESIGN §6): what read(2) returned, when, who was named, and the next read.
+"""Faults and their ends through a real mount (DESIGN §6): what read(2) returned, when, who was named, and the next
+read.
 
-``test_hostile`` has the list of what a reader does or does not notice; here each fault comes while something is mounted, and goes away
-again. Times are bounds on haste (nothing is given up before its time) and on hanging, with wide margins; never on speed.
+``test_hostile`` has the list of what a reader does or does not notice; here each fault comes while something is
+mounted, and goes away again. Times are bounds on haste (nothing is given up before its time) and on hanging, with
+wide margins; never on speed.
 """
 
 from __future__ import annotations
@@ -94,12 +96,16 @@ def docker_config(host: Host, config: object) -> None:
     (host.home / "docker/config.json").write_text(json.dumps(config))
 
 
-# -- nothing comes ------------------------------------------------------------------------------------------------------------------
+# -- nothing comes
 
 
 @pytest.mark.parametrize("at", [None, 0, 100])
-def test_a_stall_is_eio_no_sooner_than_the_read_timeout(host: Host, fake: FakeRegistry, ref: str, transport: str, at: int | None) -> None:
-    """Without a status line, a body, or the rest of one: the reader waits as long as --read-timeout says, then EIO; then it is read."""
+def test_a_stall_is_eio_no_sooner_than_the_read_timeout(
+    host: Host, fake: FakeRegistry, ref: str, transport: str, at: int | None
+) -> None:
+    """Without a status line, a body, or the rest of one: the reader waits as long as --read-timeout says, then EIO;
+    then it is read.
+    """
     mount = host.mount(ref, "--transport", transport, "--read-timeout", "2")
     stall = Stall(at)
     fake.fail("/blobs/", stall)
@@ -131,7 +137,9 @@ def test_a_late_answer_is_no_stall(host: Host, fake: FakeRegistry, ref: str) -> 
     assert seconds >= 1.5
 
 
-def test_a_refused_connection_is_eio_within_five_seconds(host: Host, fake: FakeRegistry, ref: str, transport: str) -> None:
+def test_a_refused_connection_is_eio_within_five_seconds(
+    host: Host, fake: FakeRegistry, ref: str, transport: str
+) -> None:
     """Whatever --read-timeout says; what is cached is read meanwhile, and the rest when the registry is back."""
     mount = host.mount(ref, "--transport", transport)
     assert pread(mount, 0)[0] == "right"
@@ -157,7 +165,9 @@ def test_a_mapped_page_that_cannot_be_had_is_sigbus(host: Host, fake: FakeRegist
 
 
 def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Many failures in a row break the circuit: readers fail sooner, and soon after the end of the fault they succeed."""
+    """Many failures in a row break the circuit: readers fail sooner, and soon after the end of the fault they
+    succeed.
+    """
     mount = host.mount(ref)
     fake.stop()
     for n in range(12):
@@ -169,7 +179,9 @@ def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: Fa
 
 @pytest.mark.slow
 def test_a_silent_registry_does_not_keep_a_known_tag_from_mounting(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Its last known digest is mounted, long before --read-timeout is over, with a warning; the same request on it is success too."""
+    """Its last known digest is mounted, long before --read-timeout is over, with a warning; the same request on it is
+    success too.
+    """
     host.umount(host.mount(ref))
     silence = Stall()
     fake.fail("/manifests/", silence)
@@ -182,7 +194,7 @@ def test_a_silent_registry_does_not_keep_a_known_tag_from_mounting(host: Host, f
     assert host.mount(ref, "--read-timeout", "1000").warnings == ""
 
 
-# -- wrong answers --------------------------------------------------------------------------------------------------------------------
+# -- wrong answers
 
 
 def test_retry_after_is_waited_for(host: Host, fake: FakeRegistry, ref: str) -> None:
@@ -233,7 +245,9 @@ def test_a_cut_body_is_taken_up_where_it_stands(host: Host, fake: FakeRegistry, 
 
 
 def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, kit: Kit, transport: str) -> None:
-    """A registry without ranges: a read far behind returns its bytes, and the whole file is moved once, in one answer."""
+    """A registry without ranges: a read far behind returns its bytes, and the whole file is moved once, in one
+    answer.
+    """
     mount = host.mount(ref, "--transport", transport)
     fake.forget()
     fake.fail("/blobs/", IgnoreRange())
@@ -244,7 +258,9 @@ def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, 
 
 
 def test_a_retry_after_beyond_the_read_timeout_is_eio(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Nobody waits longer than --read-timeout: the registry's answer is the error, and it is asked again by the next read only."""
+    """Nobody waits longer than --read-timeout: the registry's answer is the error, and it is asked again by the next
+    read only.
+    """
     mount = host.mount(ref, "--read-timeout", "3")
     fake.fail("/blobs/", Status(429, {"Retry-After": "25"}, "TOOMANYREQUESTS", "slow down"))
     found, seconds = pread(mount, 3 * MiB)
@@ -274,7 +290,9 @@ def test_one_stream_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> Non
 
 
 def test_a_lie_is_eio_from_when_it_is_known(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
-    """The layer is dropped, named and counted, and every later read is EIO; a mount made when the lie is over reads the truth."""
+    """The layer is dropped, named and counted, and every later read is EIO; a mount made when the lie is over reads
+    the truth.
+    """
     mount = host.mount(ref)
     rule = fake.fail("/blobs/", Lie(5 * MiB))
     with reader(mount / "w.bin") as process:
@@ -290,7 +308,7 @@ def test_a_lie_is_eio_from_when_it_is_known(host: Host, fake: FakeRegistry, ref:
     wait_until(lambda: os.getxattr(again / "w.bin", "user.kitfs.state") == b"verified", "the truth was never verified")
 
 
-# -- other hosts ----------------------------------------------------------------------------------------------------------------------
+# -- other hosts
 
 
 def test_locations_that_serve_once(host: Host, fake: FakeRegistry, ref: str) -> None:
@@ -322,7 +340,9 @@ def test_a_target_that_is_away_for_a_while(host: Host, fake: FakeRegistry, ref: 
 
 
 def test_a_target_that_stalls_is_left_by_the_next_read(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A node of a CDN that hangs costs one reader --read-timeout; the next read asks the registry, which knows a better one."""
+    """A node of a CDN that hangs costs one reader --read-timeout; the next read asks the registry, which knows a
+    better one.
+    """
     with FakeRegistry() as ill, FakeRegistry() as well:
         fake.redirect_blobs_to(ill)
         mount = host.mount(ref, "--read-timeout", "2")
@@ -338,7 +358,9 @@ def test_a_target_that_stalls_is_left_by_the_next_read(host: Host, fake: FakeReg
 
 
 def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
-    """Its registry takes over amid a file; with both away one line names both, and either of them is enough to be well again."""
+    """Its registry takes over amid a file; with both away one line names both, and either of them is enough to be
+    well again.
+    """
     with FakeRegistry() as mirror:
         mirror.put_kit("team/kit", kit, "v1")
         mount = host.mount(ref, f"--mirror={fake.host}={mirror.url}")
@@ -355,7 +377,9 @@ def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: 
         is_well(mount, 4 * MiB)
 
 
-def test_a_mirror_that_stalls_is_passed_after_the_read_timeout(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
+def test_a_mirror_that_stalls_is_passed_after_the_read_timeout(
+    host: Host, fake: FakeRegistry, ref: str, kit: Kit
+) -> None:
     """The reader waits for the mirror as long as --read-timeout says, and then gets its bytes from the registry."""
     with FakeRegistry() as mirror:
         mirror.put_kit("team/kit", kit, "v1")
@@ -367,11 +391,13 @@ def test_a_mirror_that_stalls_is_passed_after_the_read_timeout(host: Host, fake:
         assert host.status(mount)["errors"] == 0
 
 
-# -- who asks -------------------------------------------------------------------------------------------------------------------------
+# -- who asks
 
 
 def test_a_token_server_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """The token ends while mounted and no new one comes: EIO after --read-timeout, which names the token server; then bytes."""
+    """The token ends while mounted and no new one comes: EIO after --read-timeout, which names the token server; then
+    bytes.
+    """
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
         mount = host.mount(ref, "--read-timeout", "2")
@@ -412,7 +438,9 @@ def test_a_password_that_changes_while_mounted(host: Host, fake: FakeRegistry, r
 
 
 def test_a_credential_helper_gives_an_identity_token(host: Host, fake: FakeRegistry, ref: str, tmp_path: Path) -> None:
-    """A program on PATH is asked while mounting and again when the token has ended; what it gives goes to the token server by POST."""
+    """A program on PATH is asked while mounting and again when the token has ended; what it gives goes to the token
+    server by POST.
+    """
     fake.require_token({}, identity_tokens=frozenset({"refresh-me"}))
     program = tmp_path / "docker-credential-vault"
     program.write_text(
@@ -426,7 +454,7 @@ def test_a_credential_helper_gives_an_identity_token(host: Host, fake: FakeRegis
     assert {s.method for s in fake.served("/token")} == {"POST"}
 
 
-# -- TLS ------------------------------------------------------------------------------------------------------------------------------
+# -- TLS
 
 
 def test_a_registry_behind_a_certificate_of_its_own(host: Host, kit: Kit) -> None:

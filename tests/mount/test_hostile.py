@@ -79,7 +79,9 @@ REFUSED: dict[str, tuple[Fault, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_reader_gets_as_eio(host: Host, fake: FakeRegistry, ref: str, name: str) -> None:
-    """EIO soon, the cause in the log and in last_error; after the registry is healed the same mount reads the right bytes."""
+    """EIO soon, the cause in the log and in last_error; after the registry is healed the same mount reads the right
+    bytes.
+    """
     fault, word = REFUSED[name]
     mount = host.mount(ref)
     fake.fail("/blobs/", fault)
@@ -94,15 +96,22 @@ def test_what_a_reader_gets_as_eio(host: Host, fake: FakeRegistry, ref: str, nam
 
 
 @pytest.mark.parametrize("by", [-1000, 1000])
-def test_a_200_that_is_shorter_or_longer_than_the_blob_is_eio_at_its_end(host: Host, fake: FakeRegistry, ref: str, by: int) -> None:
-    """A registry that streams the whole blob with other than the promised number of bytes: no wrong byte is ever read, and the end is EIO."""
+def test_a_200_that_is_shorter_or_longer_than_the_blob_is_eio_at_its_end(
+    host: Host, fake: FakeRegistry, ref: str, by: int
+) -> None:
+    """A registry that streams the whole blob with other than the promised number of bytes: no wrong byte is ever
+    read, and the end is EIO.
+    """
     mount = host.mount(ref)
     fake.fail("/blobs/", IgnoreRange())
     fake.fail("/blobs/", Resize(by))
     with reader(mount / "w.bin") as process:
         out, _ = process.communicate(timeout=SOON)
     assert out.strip() in ("", DIGEST)
-    wait_until(lambda: host.status(mount)["last_error"] is not None or host.status(mount)["integrity_failures"] > 0, "nobody noticed")
+    wait_until(
+        lambda: host.status(mount)["last_error"] is not None or host.status(mount)["integrity_failures"] > 0,
+        "nobody noticed",
+    )
     assert os.getxattr(mount / "w.bin", "user.kitfs.state") != b"verified"
 
 
@@ -117,7 +126,9 @@ def test_a_lying_bit_is_found(host: Host, fake: FakeRegistry, ref: str) -> None:
 
 
 def test_a_stalled_body_does_not_stop_what_is_cached(host: Host, fake: FakeRegistry, ref: str, transport: str) -> None:
-    """While one reader waits for a stalled body, cached bytes, names and attributes are answered; it reads on when the stall ends."""
+    """While one reader waits for a stalled body, cached bytes, names and attributes are answered; it reads on when
+    the stall ends.
+    """
     mount = host.mount(ref, "--transport", transport)
     assert read_at(mount / "w.bin", 0) == "read 4096"
     stall = Stall(0)
@@ -158,7 +169,9 @@ def test_sixty_four_readers_of_a_stalled_registry_all_get_eio(host: Host, fake: 
 
 
 def test_a_redirect_that_expires_is_resolved_again(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Blobs live at signed locations of another host: after they expire the next read asks anew; Authorization never goes there."""
+    """Blobs live at signed locations of another host: after they expire the next read asks anew; Authorization never
+    goes there.
+    """
     fake.require_basic({"u": "p"})
     (host.home / "docker").mkdir()
     (host.home / "docker/config.json").write_text(json.dumps({"auths": {fake.host: {"auth": "dTpw"}}}))
@@ -183,7 +196,9 @@ def test_tokens_are_renewed_while_mounted(host: Host, fake: FakeRegistry, ref: s
 
 
 def test_mirrors_are_tried_in_order_and_their_failures_named(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A dead mirror, a mirror without the kit, and one that has it; when none has it, one line names each one's cause."""
+    """A dead mirror, a mirror without the kit, and one that has it; when none has it, one line names each one's
+    cause.
+    """
     with FakeRegistry() as empty, FakeRegistry() as dead:
         dead.stop()
         mirrors = [f"--mirror=up.example.test={one.url}" for one in (dead, empty)]

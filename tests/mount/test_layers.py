@@ -37,7 +37,9 @@ def extracted(tmp_path: Path, *tars: bytes) -> trees.Tree:
     previous = os.umask(0o022)
     try:
         for data in tars:
-            subprocess.run(["tar", "-xpf", "-", "-C", str(out), "--no-same-owner"], input=data, check=True, capture_output=True)
+            subprocess.run(
+                ["tar", "-xpf", "-", "-C", str(out), "--no-same-owner"], input=data, check=True, capture_output=True
+            )
     finally:
         os.umask(previous)
     return trees.masked(trees.scan(out))
@@ -47,12 +49,14 @@ def shown(host: Host, mount: Mounted) -> trees.Tree:
     return trees.without(host.scan(mount), "Kitfile")
 
 
-# -- tars of other programs ----------------------------------------------------------------------------------------------------
+# -- tars of other programs
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A directory with everything a tar can say about files: links, long and foreign names, holes, modes, an empty directory."""
+    """A directory with everything a tar can say about files: links, long and foreign names, holes, modes, an empty
+    directory.
+    """
     top = tmp_path / "source/m"
     (top / "empty").mkdir(parents=True)
     (top / "a.bin").write_bytes(WEIGHTS)
@@ -84,7 +88,9 @@ def source(tmp_path: Path) -> Path:
 
 def written_by_gnu_tar(*options: str) -> Callable[[Path], bytes]:
     def write(source: Path) -> bytes:
-        return subprocess.run(["tar", "-C", str(source), *options, "-cf", "-", "m"], check=True, capture_output=True).stdout
+        return subprocess.run(
+            ["tar", "-C", str(source), *options, "-cf", "-", "m"], check=True, capture_output=True
+        ).stdout
 
     return write
 
@@ -92,7 +98,9 @@ def written_by_gnu_tar(*options: str) -> Callable[[Path], bytes]:
 def written_by_bsdtar(*options: str) -> Callable[[Path], bytes]:
     def write(source: Path) -> bytes:
         needs("bsdtar")
-        return subprocess.run(["bsdtar", "-C", str(source), *options, "-cf", "-", "m"], check=True, capture_output=True).stdout
+        return subprocess.run(
+            ["bsdtar", "-C", str(source), *options, "-cf", "-", "m"], check=True, capture_output=True
+        ).stdout
 
     return write
 
@@ -115,19 +123,25 @@ WRITERS = {
     "gnu-sparse-0.0": written_by_gnu_tar("--format=posix", "--sparse", "--sparse-version=0.0"),
     "gnu-sparse-0.1": written_by_gnu_tar("--format=posix", "--sparse", "--sparse-version=0.1"),
     "gnu-sparse-1.0": written_by_gnu_tar("--format=posix", "--sparse", "--sparse-version=1.0"),
-    "gnu-pax-global": written_by_gnu_tar("--format=posix", "--pax-option=globexthdr.name=global,comment=every file,SCHILY.xattr.user.a=b"),
+    "gnu-pax-global": written_by_gnu_tar(
+        "--format=posix", "--pax-option=globexthdr.name=global,comment=every file,SCHILY.xattr.user.a=b"
+    ),
     "bsdtar-pax": written_by_bsdtar("--format=pax"),
     "bsdtar-restricted": written_by_bsdtar("--format=paxr"),
     "bsdtar-gnu": written_by_bsdtar("--format=gnutar"),
     "python-pax": written_by_python(tarfile.PAX_FORMAT),
     "python-gnu": written_by_python(tarfile.GNU_FORMAT),
-    "python-pax-global": written_by_python(tarfile.PAX_FORMAT, pax_headers={"comment": "global", "hdrcharset": "ISO-IR 10646 2000 UTF-8"}),
+    "python-pax-global": written_by_python(
+        tarfile.PAX_FORMAT, pax_headers={"comment": "global", "hdrcharset": "ISO-IR 10646 2000 UTF-8"}
+    ),
 }
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, source: Path, writer: str) -> None:
-    """Links, long names, sparse files of every version, pax global headers: as GNU tar extracts them; hard links share an inode."""
+    """Links, long names, sparse files of every version, pax global headers: as GNU tar extracts them; hard links
+    share an inode.
+    """
     data = WRITERS[writer](source)
     mount = mounted(host, build([part("model", "m", data)]))
     expected = extracted(tmp_path, data)
@@ -152,7 +166,9 @@ def test_an_old_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, form
 
 
 def test_names_in_every_alphabet(host: Host, tmp_path: Path, transport: str) -> None:
-    """Names of many scripts, both Unicode forms of one letter, control characters, 255 bytes and 1200-byte paths come out as they went in."""
+    """Names of many scripts, both Unicode forms of one letter, control characters, 255 bytes and 1200-byte paths come
+    out as they went in.
+    """
     data = kit_tar({f"m/{name}": name.encode() for name in ALPHABETS})
     mount = mounted(host, build([part("model", "m", data)]), "--transport", transport)
     assert shown(host, mount) == extracted(tmp_path, data)
@@ -171,12 +187,14 @@ def test_names_that_are_not_utf8(host: Host, tmp_path: Path, transport: str) -> 
     assert (mount / "m" / raw).read_bytes() == b"bytes"
 
 
-# -- media types, compressions, vintages ---------------------------------------------------------------------------------------
+# -- media types, compressions, vintages
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 @pytest.mark.parametrize("form", ["tar", "raw"])
-def test_every_format_and_compression(host: Host, tmp_path: Path, form: str, compression: kits.Compression, transport: str) -> None:
+def test_every_format_and_compression(
+    host: Host, tmp_path: Path, form: str, compression: kits.Compression, transport: str
+) -> None:
     """tar and raw layers, plain, gzip and zstd, are the same tree with the same bytes."""
     if form == "tar":
         content, path = kit_tar({"m/w.bin": WEIGHTS, "m/sub/c.json": b"{}"}, modes={"m/w.bin": 0o640}), "m"
@@ -191,13 +209,22 @@ def test_every_format_and_compression(host: Host, tmp_path: Path, form: str, com
 
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"])
 def test_every_vintage(host: Host, tmp_path: Path, vintage: kits.Vintage) -> None:
-    """Manifests from before LayerInfo to today's, and ModelPacks with and without a Kitfile annotation, show the same files."""
-    tars = {name: kit_tar({f"{name}/f.bin": name.encode() * 1000}) for name in ("weights", "part", "source", "rows", "card")}
+    """Manifests from before LayerInfo to today's, and ModelPacks with and without a Kitfile annotation, show the same
+    files.
+    """
+    tars = {
+        name: kit_tar({f"{name}/f.bin": name.encode() * 1000}) for name in ("weights", "part", "source", "rows", "card")
+    }
     kinds = dict(zip(tars, ("model", "modelpart", "code", "dataset", "docs"), strict=True))
-    layers = [part(kinds[name], name, data, compression="gzip" if name == "rows" else "none") for name, data in tars.items()]
+    layers = [
+        part(kinds[name], name, data, compression="gzip" if name == "rows" else "none") for name, data in tars.items()
+    ]
     mount = mounted(host, build(layers, vintage=vintage))
     assert shown(host, mount) == extracted(tmp_path, *tars.values())
-    if vintage not in ("modctl", "cnai"):  # beside a ModelPack without the annotation a generated one may stand, or none
+    if vintage not in (
+        "modctl",
+        "cnai",
+    ):  # beside a ModelPack without the annotation a generated one may stand, or none
         assert (mount / "Kitfile").exists()
     assert int(os.stat(mount / "weights/f.bin").st_mtime) == (kits.CREATED_EPOCH if vintage == "1.17" else 0)
 
@@ -246,7 +273,10 @@ def test_an_empty_kit(host: Host, vintage: kits.Vintage) -> None:
 def test_prompts_and_mcp_bundles(host: Host) -> None:
     """Prompts are code layers with a subtype, MCP bundles raw layers of their own media type."""
     bundle = b"PK\x05\x06" + bytes(18)
-    layers = [part("prompt", "agents.md", b"be kind\n", format="raw"), part("mcpserver", "tools/s.mcpb", bundle, format="raw", name="s")]
+    layers = [
+        part("prompt", "agents.md", b"be kind\n", format="raw"),
+        part("mcpserver", "tools/s.mcpb", bundle, format="raw", name="s"),
+    ]
     mount = mounted(host, build(layers))
     assert (mount / "agents.md").read_bytes() == b"be kind\n"
     assert (mount / "tools/s.mcpb").read_bytes() == bundle
@@ -259,7 +289,7 @@ def test_unknown_fields_are_survived(host: Host) -> None:
     assert (mounted(host, kit) / "m/w").read_bytes() == b"w"
 
 
-# -- the merge -----------------------------------------------------------------------------------------------------------------
+# -- the merge
 
 
 def test_of_two_files_the_later_wins_and_of_two_directories_the_first_mode(host: Host) -> None:
@@ -275,7 +305,9 @@ def test_of_two_files_the_later_wins_and_of_two_directories_the_first_mode(host:
 
 def test_the_kitfile_of_kitfs_always_wins(host: Host) -> None:
     """A layer with a Kitfile of its own does not replace the one made from the config."""
-    mount = mounted(host, build([part("code", ".", kit_tar({"Kitfile": b"evil: true\n", "app.py": b"pass\n"}))], name="mine"))
+    mount = mounted(
+        host, build([part("code", ".", kit_tar({"Kitfile": b"evil: true\n", "app.py": b"pass\n"}))], name="mine")
+    )
     assert (mount / "Kitfile").read_text() == "manifestVersion: 1.0.0\npackage:\n  name: mine\ncode:\n  - path: .\n"
     assert (mount / "app.py").read_bytes() == b"pass\n"
 
@@ -292,9 +324,16 @@ def test_parents_without_an_entry_are_made(host: Host) -> None:
 
 
 def test_entries_that_would_leave_the_root_are_left_out_and_named(host: Host) -> None:
-    """Absolute names, ``..``, hard links to outside, devices and fifos: each in the log and in the count, and the rest is there."""
+    """Absolute names, ``..``, hard links to outside, devices and fifos: each in the log and in the count, and the
+    rest is there.
+    """
     buffer = io.BytesIO()
-    bad = {"/etc/passwd": tarfile.REGTYPE, "m/../../up": tarfile.REGTYPE, "m/device": tarfile.CHRTYPE, "m/fifo": tarfile.FIFOTYPE}
+    bad = {
+        "/etc/passwd": tarfile.REGTYPE,
+        "m/../../up": tarfile.REGTYPE,
+        "m/device": tarfile.CHRTYPE,
+        "m/fifo": tarfile.FIFOTYPE,
+    }
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, kind in {**bad, "m/good": tarfile.REGTYPE}.items():
             info = tarfile.TarInfo(name)
@@ -343,10 +382,17 @@ def test_a_kit_of_many_layers_lists_in_order(host: Host) -> None:
 
 
 def test_more_layers_than_descriptors_are_refused_in_one_line(host: Host) -> None:
-    """Where the limit of open files is too low for a kit and cannot be raised, the line says by how much, and nothing is mounted."""
-    layout = kits.write_layout(build([part("docs", f"d{n}", b"%d" % n, format="raw") for n in range(300)]), host.root / "many", "v1")
+    """Where the limit of open files is too low for a kit and cannot be raised, the line says by how much, and nothing
+    is mounted.
+    """
+    layout = kits.write_layout(
+        build([part("docs", f"d{n}", b"%d" % n, format="raw") for n in range(300)]), host.root / "many", "v1"
+    )
     limited = ["prlimit", "--nofile=600:600", "setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
-    command = [*(limited if os.geteuid() == 0 else limited[:2]), *host.command("mount", f"oci:{layout}:v1", host.mnt / "a")]
+    command = [
+        *(limited if os.geteuid() == 0 else limited[:2]),
+        *host.command("mount", f"oci:{layout}:v1", host.mnt / "a"),
+    ]
     done = subprocess.run(command, env=host.env, cwd="/", capture_output=True, text=True, timeout=90, check=False)
     assert (done.returncode, len(done.stderr.splitlines()), done.stdout) == (9, 1, "")
     assert "300 layers" in done.stderr

@@ -29,9 +29,17 @@ def test_mount_in_a_command_substitution_returns(host: Host) -> None:
     """``out=$(kitfs mount …)`` returns: the daemon keeps none of the caller's descriptors, and its directory is /."""
     command = shlex.join(host.command("mount", ARCHIVE, host.mnt / "a"))
     reader, writer = os.pipe()
-    script = f"out=$({command} 2>&1); echo \"<$out>\""
+    script = f'out=$({command} 2>&1); echo "<$out>"'
     try:
-        done = subprocess.run(["bash", "-c", script], env=host.env, capture_output=True, text=True, timeout=60, pass_fds=(writer,), check=True)
+        done = subprocess.run(
+            ["bash", "-c", script],
+            env=host.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            pass_fds=(writer,),
+            check=True,
+        )
     finally:
         os.close(writer)
     assert os.read(reader, 1) == b""  # nobody holds the other end
@@ -58,7 +66,9 @@ def test_the_mount_table_names_the_reference(registry: RegistryProcess, host: Ho
     """In /proc/mounts the source is REF, the type fuse.kitfs, and the mount is read-only."""
     ref = registry.push(build([part("docs", "README.md", b"#\n", format="raw")]), "life/table")
     mount = host.mount(ref, "--transport", transport)
-    source, path, kind, options, *_ = next(line.split() for line in Path("/proc/mounts").read_text().splitlines() if str(mount.path) in line)
+    source, path, kind, options, *_ = next(
+        line.split() for line in Path("/proc/mounts").read_text().splitlines() if str(mount.path) in line
+    )
     assert (source, path, kind) == (ref, str(mount.path), "fuse.kitfs")
     assert {"ro", "default_permissions"} <= set(options.split(","))
     assert ("allow_other" in options.split(",")) == (os.geteuid() == 0)
@@ -91,7 +101,9 @@ def test_umount_returns_when_the_daemon_is_gone(host: Host, transport: str) -> N
     assert host.mounts() == []
 
 
-@pytest.mark.parametrize("name", ["plain", "sp ace", "tab\there", "é モデル", "back\\slash", "quote'\"", "comma,semi;", "new\nline"])
+@pytest.mark.parametrize(
+    "name", ["plain", "sp ace", "tab\there", "é モデル", "back\\slash", "quote'\"", "comma,semi;", "new\nline"]
+)
 def test_umount_takes_any_name(host: Host, name: str, transport: str) -> None:
     """Mount points with blanks, commas, control characters and foreign letters mount, list and unmount."""
     mount = host.mount(ARCHIVE, "--transport", transport, at=name)
@@ -210,10 +222,17 @@ def test_status_is_stable(host: Host, transport: str) -> None:
     mount = host.mount(ARCHIVE, "--transport", transport)
     told = host.status(mount)
     assert told.keys() >= STATUS_FIELDS
-    assert (told["digest"], told["mountpoint"], told["pid"], told["log"]) == (mount.digest, str(mount.path), mount.pid, str(mount.log))
+    assert (told["digest"], told["mountpoint"], told["pid"], told["log"]) == (
+        mount.digest,
+        str(mount.path),
+        mount.pid,
+        str(mount.log),
+    )
     assert told["transport"] == transport
     recorded = json.loads((GOLDEN / "kits.json").read_text())["basic"]["layers"]
-    assert [(x["digest"], x["media_type"], x["size"]) for x in told["layers"]] == [(x["digest"], x["mediaType"], x["size"]) for x in recorded]
+    assert [(x["digest"], x["media_type"], x["size"]) for x in told["layers"]] == [
+        (x["digest"], x["mediaType"], x["size"]) for x in recorded
+    ]
     assert {x["state"] for x in told["layers"]} <= {"absent", "partial", "present", "verified"}
     assert (told["errors"], told["last_error"], told["skipped_entries"]) == (0, None, 0)
 
@@ -252,10 +271,14 @@ def test_settings_come_from_flag_environment_and_file_in_this_order(host: Host) 
     by_file = host.mount(ARCHIVE, "--settings", file, at="file")
     assert host.status(by_file)["transport"] == "libfuse"
     assert os.lstat(by_file / "run.sh").st_mode & 0o777 == 0o700
-    by_environment = host.mount(ARCHIVE, "--settings", file, at="environment", env={"KITFS_TRANSPORT": "kernel", "KITFS_UMASK": "027"})
+    by_environment = host.mount(
+        ARCHIVE, "--settings", file, at="environment", env={"KITFS_TRANSPORT": "kernel", "KITFS_UMASK": "027"}
+    )
     assert host.status(by_environment)["transport"] == "kernel"
     assert os.lstat(by_environment / "run.sh").st_mode & 0o777 == 0o750
-    by_flag = host.mount(ARCHIVE, "--settings", file, "--transport", "libfuse", at="flag", env={"KITFS_TRANSPORT": "kernel"})
+    by_flag = host.mount(
+        ARCHIVE, "--settings", file, "--transport", "libfuse", at="flag", env={"KITFS_TRANSPORT": "kernel"}
+    )
     assert host.status(by_flag)["transport"] == "libfuse"
 
 
@@ -290,7 +313,9 @@ def test_a_mount_survives_a_hundred_listings_at_once(host: Host, transport: str)
     """Many programs walk a cold mount at the same time; all see the recorded tree."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     code = Path(trees.__file__).read_text()
-    walkers = [subprocess.Popen([sys.executable, "-c", code, mount.path], stdout=subprocess.PIPE, text=True) for _ in range(12)]
+    walkers = [
+        subprocess.Popen([sys.executable, "-c", code, mount.path], stdout=subprocess.PIPE, text=True) for _ in range(12)
+    ]
     expected = trees.golden(GOLDEN, "basic")
     for walker in walkers:
         with walker:

@@ -1,4 +1,6 @@
-"""What ``mount`` tells of the kit: files that other users cannot read, and what cannot be listed while the registry is away."""
+"""What ``mount`` tells of the kit: files that other users cannot read, and what cannot be listed while the registry
+is away.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def private_kit(host: Host) -> str:
 
 
 def test_what_is_closed_to_others_is_told_with_the_remedy(host: Host) -> None:
-    """A kit that was packed here; root's mount is open to others by default. With what the note says they can read it."""
+    """A kit that was packed here; root's mount is open to others by default. With what the note says they can read
+    it.
+    """
     needs_root()
     host.mnt.chmod(0o755)
     ref = private_kit(host)
@@ -53,7 +57,12 @@ def test_what_is_closed_to_others_is_told_with_the_remedy(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [(["--file-mode", "644"], "1 directory"), (["--dir-mode", "755"], "1 file"), (["--umask", "077"], ""), (["--no-allow-other"], "")],
+    [
+        (["--file-mode", "644"], "1 directory"),
+        (["--dir-mode", "755"], "1 file"),
+        (["--umask", "077"], ""),
+        (["--no-allow-other"], ""),
+    ],
 )
 def test_what_was_asked_for_is_not_told(host: Host, options: list[str], told: str) -> None:
     """Only what no option decided is noted; a mount that others cannot see has no note."""
@@ -86,11 +95,18 @@ def test_fstab_takes_modes(host: Host) -> None:
     layout = kits.write_layout(build([part("model", "m", PRIVATE)]), host.root / "layout", "v1")
     done = mount_helper(host, f"oci:{layout}:v1", host.mnt / "a", "-o", "file_mode=0444,dir-mode=0555")
     assert done.returncode == 0, done.stderr
-    assert [os.lstat(host.mnt / "a" / name).st_mode & 0o777 for name in ("m/w.safetensors", "Kitfile", "m", "")] == [0o444, 0o444, 0o555, 0o555]
+    assert [os.lstat(host.mnt / "a" / name).st_mode & 0o777 for name in ("m/w.safetensors", "Kitfile", "m", "")] == [
+        0o444,
+        0o444,
+        0o555,
+        0o555,
+    ]
 
 
 def test_a_listing_that_needs_the_registry_says_so(own_registry: RegistryProcess, host: Host) -> None:
-    """With the registry away mount warns of layers that were never listed; listing them is EIO, whose cause says why; the rest lists."""
+    """With the registry away mount warns of layers that were never listed; listing them is EIO, whose cause says why;
+    the rest lists.
+    """
     layers = [part("model", "m", kit_tar({"m/w": b"w"})), part("docs", "d", kit_tar({"d/r": b"r"}))]
     ref = own_registry.push(build(layers), "notes/away")
     mount = host.mount(ref, "--only", "model")

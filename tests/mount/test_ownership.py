@@ -37,7 +37,9 @@ def loose(root: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
 def test_all_that_is_made_is_private(host: Host, tmp_path: Path, mask: int) -> None:
-    """Files of the store and of mounts are 0600 and directories 0700 in directories that everybody may read, under any umask."""
+    """Files of the store and of mounts are 0600 and directories 0700 in directories that everybody may read, under
+    any umask.
+    """
     if host.python.user is not None:
         pytest.skip("cannot: another user would have to own the source")
     for directory in (host.cache, host.run_dir):
@@ -73,7 +75,9 @@ def everybodys_directory(path: Path) -> None:
 @pytest.mark.parametrize("change", [others_directory, everybodys_directory], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("part", ["", "catalog", "blobs", "decoded", "ingest", "refs", "indexes", "VERSION"])
 def test_a_store_of_another_user_is_refused(host: Host, change: Callable[[Path], None], part: str) -> None:
-    """Whole or in part, for root too; one line names the directory, says what is wrong, and which option chooses another."""
+    """Whole or in part, for root too; one line names the directory, says what is wrong, and which option chooses
+    another.
+    """
     needs_root()
     with FakeRegistry() as registry:
         ref = registry.put_kit("team/kit", KIT, "v1")
@@ -95,9 +99,13 @@ def test_a_store_of_another_user_is_refused(host: Host, change: Callable[[Path],
 FILES = ("rest", "lease", "meta.json")
 
 
-@pytest.mark.parametrize("part", ["ingest", "blobs", "blobs/sha256", "blobs/sha256/PREFIX", "blobs/sha256/PREFIX/HEX", *FILES])
+@pytest.mark.parametrize(
+    "part", ["ingest", "blobs", "blobs/sha256", "blobs/sha256/PREFIX", "blobs/sha256/PREFIX/HEX", *FILES]
+)
 def test_no_link_in_a_store_is_followed(host: Host, tmp_path: Path, part: str) -> None:
-    """Nothing is read or written through it: the mount fails in one line, or reads fail, and the file behind it stays as it was."""
+    """Nothing is read or written through it: the mount fails in one line, or reads fail, and the file behind it stays
+    as it was.
+    """
     victim = tmp_path / "victim"
     with FakeRegistry() as registry:
         ref = registry.put_kit("team/kit", KIT, "v1")
@@ -127,7 +135,9 @@ def test_no_link_in_a_store_is_followed(host: Host, tmp_path: Path, part: str) -
 
 @pytest.mark.parametrize("mode", [0o777, 0o2777])
 def test_an_empty_shared_directory_is_used_by_a_subdirectory(host: Host, mode: int) -> None:
-    """As a pod's emptyDir: cache and run-time files are in a 0700 directory, which the next run of the same user finds again."""
+    """As a pod's emptyDir: cache and run-time files are in a 0700 directory, which the next run of the same user
+    finds again.
+    """
     for directory in (host.cache, host.run_dir):
         directory.chmod(mode)
     with FakeRegistry() as registry:
@@ -165,7 +175,9 @@ def test_files_of_a_mount_that_another_user_owns_are_refused(host: Host, suffix:
 
 @pytest.mark.parametrize("name", ["layer", "blobs", "blobs/sha256", "index.json"])
 def test_a_layout_shows_no_file_of_the_reader(host: Host, tmp_path: Path, name: str) -> None:
-    """A user's layout with a link to a file that only root may read: root's mount, which others may read, does not show it."""
+    """A user's layout with a link to a file that only root may read: root's mount, which others may read, does not
+    show it.
+    """
     needs_root()
     secret = tmp_path / "secret"
     layout = kits.write_layout(KIT, host.root / "layout", "v1")

@@ -16,7 +16,9 @@ def test_a_chain_of_parents_shows_the_model_of_each(registry: RegistryProcess, h
     """Child, parent and grandparent: the models of all, other sections of the child only, and the child's Kitfile."""
     grand = build([part("modelpart", "base.bin", b"base", format="raw"), part("docs", "grand.md", b"g", format="raw")])
     top = registry.push(grand, "parents/grand")
-    parent = build([part("modelpart", "lora.bin", b"lora", format="raw"), part("code", "p.py", b"p", format="raw")], parent=top)
+    parent = build(
+        [part("modelpart", "lora.bin", b"lora", format="raw"), part("code", "p.py", b"p", format="raw")], parent=top
+    )
     middle = registry.push(parent, "parents/parent")
     child = build([part("docs", "card", kit_tar({"card/README.md": b"# child\n"}))], parent=middle)
     mount = host.mount(registry.push(child, "parents/child"))

@@ -30,14 +30,25 @@ def content(size: int) -> bytes:
 def mount(host: Host, transport: str) -> Mounted:
     """A kit with files of many sizes, a directory, and symlinks, some of them loops."""
     files = {f"m/size-{size}": content(size)[:size] for size in SIZES}
-    tar = kit_tar({**files, "m/d/inner": b"inner", "m/run.sh": b"#!/bin/sh\necho ran\n"}, modes={"m/run.sh": 0o755})[:-1024]
+    tar = kit_tar({**files, "m/d/inner": b"inner", "m/run.sh": b"#!/bin/sh\necho ran\n"}, modes={"m/run.sh": 0o755})[
+        :-1024
+    ]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as links:
-        for name, target in {"m/loop": "loop", "m/a": "b", "m/b": "a", "m/link": "d/inner", "m/to-dir": "d", "m/dangling": "gone"}.items():
+        for name, target in {
+            "m/loop": "loop",
+            "m/a": "b",
+            "m/b": "a",
+            "m/link": "d/inner",
+            "m/to-dir": "d",
+            "m/dangling": "gone",
+        }.items():
             info = tarfile.TarInfo(name)
             info.type, info.linkname = tarfile.SYMTYPE, target
             links.addfile(info)
-    layout = kits.write_layout(build([part("model", "m", tar + buffer.getvalue())], vintage="1.17"), host.root / "layout", "v1")
+    layout = kits.write_layout(
+        build([part("model", "m", tar + buffer.getvalue())], vintage="1.17"), host.root / "layout", "v1"
+    )
     return host.mount(f"oci:{layout}:v1", "--transport", transport)
 
 
@@ -108,7 +119,9 @@ def test_names_that_are_not_there(mount: Mounted) -> None:
         "readlink of a file": ("EINVAL", lambda: os.readlink(m / "size-1")),
         "no such attribute": ("ENODATA", lambda: os.getxattr(m / "size-1", "user.nothing")),
     }
-    assert {name: told(action) for name, (_, action) in actions.items()} == {name: expected for name, (expected, _) in actions.items()}
+    assert {name: told(action) for name, (_, action) in actions.items()} == {
+        name: expected for name, (expected, _) in actions.items()
+    }
 
 
 def test_reading_a_directory_is_eisdir(mount: Mounted) -> None:
@@ -149,7 +162,9 @@ def test_symlinks_are_followed_by_the_kernel(mount: Mounted) -> None:
 
 
 def test_directories_list_dots_and_stable_inodes(mount: Mounted) -> None:
-    """d_ino of a listing is st_ino, no two files share one, and it is the same after the caches are dropped by a new listing."""
+    """d_ino of a listing is st_ino, no two files share one, and it is the same after the caches are dropped by a new
+    listing.
+    """
     numbers = {entry.name: entry.inode() for entry in os.scandir(mount / "m")}
     assert numbers == {name: os.lstat(mount / "m" / name).st_ino for name in numbers}
     assert len(set(numbers.values())) == len(numbers)
@@ -186,13 +201,19 @@ def test_extended_attributes_tell_where_bytes_come_from(host: Host, mount: Mount
 
 def test_one_time_for_everything(mount: Mounted) -> None:
     """Every entry has the manifest's created time."""
-    times = {os.lstat(os.path.join(top, name)).st_mtime for top, folders, files in os.walk(mount.path) for name in folders + files}
+    times = {
+        os.lstat(os.path.join(top, name)).st_mtime
+        for top, folders, files in os.walk(mount.path)
+        for name in folders + files
+    }
     assert times == {float(kits.CREATED_EPOCH)}
 
 
 def test_owner_and_umask_are_options(host: Host, transport: str) -> None:
     """--uid, --gid and --umask change what lstat says."""
-    layout = kits.write_layout(build([part("model", "m", kit_tar({"m/w": b"w"}, modes={"m/w": 0o666}))]), host.root / "layout", "v1")
+    layout = kits.write_layout(
+        build([part("model", "m", kit_tar({"m/w": b"w"}, modes={"m/w": 0o666}))]), host.root / "layout", "v1"
+    )
     mount = host.mount(f"oci:{layout}:v1", "--transport", transport, "--uid", "1234", "--gid", "4321", "--umask", "027")
     for path, mode in {mount / "m/w": 0o640, mount / "m": 0o750, mount / "Kitfile": 0o640}.items():
         about = os.lstat(path)
@@ -204,5 +225,8 @@ def test_modes_are_options(host: Host, transport: str) -> None:
     packed = kit_tar({"m/w": b"w"}, modes={"m": 0o700, "m/w": 0o600})
     layout = kits.write_layout(build([part("model", "m", packed)]), host.root / "layout", "v1")
     mount = host.mount(f"oci:{layout}:v1", "--transport", transport, "--file-mode", "444", "--dir-mode", "0755")
-    found = {path: stat.S_IMODE(os.lstat(path).st_mode) for path in (mount / "m/w", mount / "Kitfile", mount / "m", mount.path)}
+    found = {
+        path: stat.S_IMODE(os.lstat(path).st_mode)
+        for path in (mount / "m/w", mount / "Kitfile", mount / "m", mount.path)
+    }
     assert found == {mount / "m/w": 0o444, mount / "Kitfile": 0o444, mount / "m": 0o755, mount.path: 0o755}

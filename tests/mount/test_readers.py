@@ -46,11 +46,15 @@ def in_threads(read: object, arguments: list[object]) -> list[object]:
 def test_safetensors_by_mmap_and_by_read_from_eight_threads(
     own_registry: RegistryProcess, host: Host, tmp_path: Path, transport: str, compression: str
 ) -> None:
-    """safe_open (mmap) and load (read) give equal tensors to 8 threads at once, each of which opens the cold file itself."""
+    """safe_open (mmap) and load (read) give equal tensors to 8 threads at once, each of which opens the cold file
+    itself.
+    """
     values = tensors()
     safetensors.numpy.save_file(values, tmp_path / "w.safetensors")
     data = (tmp_path / "w.safetensors").read_bytes()
-    ref = own_registry.push(build([part("model", "m", kit_tar({"m/w.safetensors": data}), compression=compression)]), "readers/st")
+    ref = own_registry.push(
+        build([part("model", "m", kit_tar({"m/w.safetensors": data}), compression=compression)]), "readers/st"
+    )
     path = host.mount(ref, "--transport", transport) / "m/w.safetensors"
 
     def by_mmap(names: list[str]) -> dict[str, np.ndarray]:
@@ -61,7 +65,9 @@ def test_safetensors_by_mmap_and_by_read_from_eight_threads(
         return safetensors.numpy.load(path.read_bytes())
 
     names = list(values)
-    for found in in_threads(by_mmap, [names[n:] + names[:n] for n in range(THREADS)]) + in_threads(by_read, list(range(THREADS))):
+    for found in in_threads(by_mmap, [names[n:] + names[:n] for n in range(THREADS)]) + in_threads(
+        by_read, list(range(THREADS))
+    ):
         assert found.keys() == values.keys()
         assert all(np.array_equal(found[name], values[name]) for name in values)
     assert path.read_bytes() == data
@@ -75,7 +81,11 @@ def test_gguf_by_mmap_and_by_read_from_eight_threads(
     values = tensors()
     write_gguf(tmp_path / "w.gguf", values)
     data = (tmp_path / "w.gguf").read_bytes()
-    layer = part("model", "m", kit_tar({"m/w.gguf": data})) if form == "tar" else part("model", "m/w.gguf", data, format="raw")
+    layer = (
+        part("model", "m", kit_tar({"m/w.gguf": data}))
+        if form == "tar"
+        else part("model", "m/w.gguf", data, format="raw")
+    )
     path = host.mount(own_registry.push(build([layer]), f"readers/gguf-{form}"), "--transport", transport) / "m/w.gguf"
 
     def by_mmap(_: object) -> dict[str, np.ndarray]:

@@ -1,4 +1,6 @@
-"""Push, pull, mount, index, convert and remove through registries with the habits of one product each (``tests.fakes.registries``)."""
+"""Push, pull, mount, index, convert and remove through registries with the habits of one product each
+(``tests.fakes.registries``).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ SIZE = 33 * MiB  # one chunk and a bit
 
 @pytest.mark.parametrize("name", list(KINDS))
 def test_a_kit_goes_there_and_back(host: Host, tmp_path: Path, name: str) -> None:
-    """What was packed is what is mounted, pulled, listed in an index and converted; removing ends in one line either way."""
+    """What was packed is what is mounted, pulled, listed in an index and converted; removing ends in one line either
+    way.
+    """
     data = bytes(range(256)) * (SIZE >> 8)
     box = tmp_path / "box"
     (box / "data").mkdir(parents=True)

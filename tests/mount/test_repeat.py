@@ -1,4 +1,6 @@
-"""Mounting where a mount of kitfs is, or was: what is the same request, what is another one, and what is really mounted afterwards."""
+"""Mounting where a mount of kitfs is, or was: what is the same request, what is another one, and what is really
+mounted afterwards.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,14 @@ def refused(host: Host, ref: str, path: Path, *options: str | Path) -> str:
     return done.stderr
 
 
-# -- what is really mounted ------------------------------------------------------------------------------------------------------------
+# -- what is really mounted
 
 
 @pytest.mark.parametrize("how", ["kitfs", "system"])
 def test_a_mount_after_a_lazy_unmount_is_a_new_mount(host: Host, transport: str, how: str) -> None:
-    """While a file of the detached mount is open, its directory mounts again: by a new daemon, and the file reads on."""
+    """While a file of the detached mount is open, its directory mounts again: by a new daemon, and the file reads
+    on.
+    """
     first = host.mount(ARCHIVE, "--transport", transport)
     with (first / "model/tiny.safetensors").open("rb", buffering=0) as file:
         if how == "kitfs":
@@ -91,7 +95,9 @@ def test_mounts_after_a_lazy_unmount_at_once_are_one(host: Host) -> None:
 
 
 def test_umount_of_a_detached_mount_says_who_uses_it(host: Host) -> None:
-    """There is nothing to unmount, but the daemon cannot end: exit 9 names the process; afterwards the daemon ends by itself."""
+    """There is nothing to unmount, but the daemon cannot end: exit 9 names the process; afterwards the daemon ends by
+    itself.
+    """
     mount = host.mount(ARCHIVE)
     with (mount / "run.sh").open("rb"):
         host.umount(mount, "--lazy")
@@ -120,7 +126,10 @@ def test_sigterm_of_a_detached_daemon_leaves_the_next_mount_alone(host: Host) ->
 def stopped(pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "the daemon does not stop")
+        wait_until(
+            lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T",
+            "the daemon does not stop",
+        )
         yield
     finally:
         try:
@@ -151,7 +160,9 @@ def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options:
 
 
 def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
-    """Neither umount nor mount touches a file system that somebody mounted over the kit; afterwards the kit's mount is as it was."""
+    """Neither umount nor mount touches a file system that somebody mounted over the kit; afterwards the kit's mount
+    is as it was.
+    """
     needs_root()
     mount = host.mount(ARCHIVE)
     subprocess.run(["mount", "-t", "tmpfs", "over", mount.path], check=True)
@@ -179,8 +190,13 @@ def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
 
 
 def test_mounts_of_two_run_dirs_at_once_are_one(host: Host) -> None:
-    """They have no lock in common but the mount point itself: one succeeds, the other is told, nothing is mounted twice."""
-    processes = [host.start("mount", ARCHIVE, host.mnt / "a", env={"KITFS_RUN_DIR": str(host.root / f"run{n}")}) for n in range(4)]
+    """They have no lock in common but the mount point itself: one succeeds, the other is told, nothing is mounted
+    twice.
+    """
+    processes = [
+        host.start("mount", ARCHIVE, host.mnt / "a", env={"KITFS_RUN_DIR": str(host.root / f"run{n}")})
+        for n in range(4)
+    ]
     codes = []
     for process in processes:
         with process:
@@ -193,7 +209,7 @@ def test_mounts_of_two_run_dirs_at_once_are_one(host: Host) -> None:
     host.kitfs("umount", host.mnt / "a", "--run-dir", winner)
 
 
-# -- the same request, and another one -----------------------------------------------------------------------------------------------
+# -- the same request, and another one
 
 
 @pytest.mark.parametrize(
@@ -223,9 +239,13 @@ def test_mounts_of_two_run_dirs_at_once_are_one(host: Host) -> None:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_another_option_is_another_request(host: Host, option: list[str], told: str) -> None:
-    """Exit 9, in one line that says what the mount has and what was asked for, and how to get that; no password is shown."""
+    """Exit 9, in one line that says what the mount has and what was asked for, and how to get that; no password is
+    shown.
+    """
     mount = host.mount(ARCHIVE)
-    line = refused(host, ARCHIVE, mount.path, *(str(host.root / "other") if word == "OTHER" else word for word in option))
+    line = refused(
+        host, ARCHIVE, mount.path, *(str(host.root / "other") if word == "OTHER" else word for word in option)
+    )
     assert told in line
     assert f"kitfs umount {mount.path}" in line
     assert "secret" not in line
@@ -248,7 +268,11 @@ def test_a_request_is_the_same_however_it_is_spelled(host: Host) -> None:
     file = host.root / "settings.yaml"
     file.write_text("umask: '0o022'\nmirror: [b.io=http://b, a.io=http://a]\nread-timeout: 60s\n")
     again = ["--only", "docs:README.md", "--only", "code,model", "--cache-dir", host.root / "store", "--settings", file]
-    for path, more in ((f"{first.path}/", {}), (host.root / "link/a", {"KITFS_TRANSPORT": "kernel"}), ("a", {"KITFS_CACHE_SIZE": "50GiB"})):
+    for path, more in (
+        (f"{first.path}/", {}),
+        (host.root / "link/a", {"KITFS_TRANSPORT": "kernel"}),
+        ("a", {"KITFS_CACHE_SIZE": "50GiB"}),
+    ):
         done = host.kitfs("mount", ARCHIVE, path, *again, env=more, cwd=host.mnt)
         assert f" pid {first.pid} " in done.stdout
     assert states(host) == [(first.pid, "alive")]
@@ -258,7 +282,9 @@ def test_passwords_are_compared_and_not_kept(host: Host) -> None:
     """Another password of a proxy is another request; no file of the run-time directory has one."""
     mount = host.mount(ARCHIVE, "--proxy", "http://me:hunter2@p:3128")
     assert host.mount(ARCHIVE, "--proxy", "http://me:hunter2@p:3128").pid == mount.pid
-    assert "--proxy http://p:3128 with another user or password" in refused(host, ARCHIVE, mount.path, "--proxy", "http://me:hunter3@p:3128")
+    assert "--proxy http://p:3128 with another user or password" in refused(
+        host, ARCHIVE, mount.path, "--proxy", "http://me:hunter3@p:3128"
+    )
     assert not [path for path in host.run_dir.iterdir() if path.is_file() and b"hunter" in path.read_bytes()]
 
 

@@ -101,7 +101,9 @@ class Other:
 
     def __init__(self, path: str) -> None:
         reader, self._writer = os.pipe()
-        self._process = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=reader, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, path], stdin=reader, stdout=subprocess.PIPE, text=True
+        )
         os.close(reader)
         assert self._process.stdout is not None
         self._process.stdout.readline()
@@ -126,7 +128,10 @@ def mapped(models: str) -> Any:
 @pytest.mark.parametrize("use", [opened, mapped])
 def test_what_this_process_still_uses_is_detached(place: Place, caplog: pytest.LogCaptureFixture, use: Any) -> None:
     """A model that is mapped stays mapped; the directory is free, and the log says what was done."""
-    with caplog.at_level(logging.WARNING, "kitfs"), kitfs.mount(place.reference, place.directory, **place.options) as models:
+    with (
+        caplog.at_level(logging.WARNING, "kitfs"),
+        kitfs.mount(place.reference, place.directory, **place.options) as models,
+    ):
         used = use(models)
     assert not os.path.ismount(place.directory)
     assert used.read(7) == b"weights"
@@ -142,7 +147,13 @@ with kitfs.mount(sys.argv[1], sys.argv[2], cache_dir=sys.argv[3], config=sys.arg
     os.chdir(models)
 print(os.path.ismount(sys.argv[2]))
 """
-    words = [place.reference, place.directory, place.options["cache_dir"], place.options["config"], place.options["run_dir"]]
+    words = [
+        place.reference,
+        place.directory,
+        place.options["cache_dir"],
+        place.options["config"],
+        place.options["run_dir"],
+    ]
     ended = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "False\n"), ended.stderr
     assert len(ended.stderr.splitlines()) == 1
@@ -184,7 +195,13 @@ with kitfs.mount(sys.argv[1], sys.argv[2], cache_dir=sys.argv[3], config=sys.arg
         sys.exit()
     print(os.waitpid(child, 0)[1], len(os.listdir(models)))
 """
-    words = [place.reference, place.directory, place.options["cache_dir"], place.options["config"], place.options["run_dir"]]
+    words = [
+        place.reference,
+        place.directory,
+        place.options["cache_dir"],
+        place.options["config"],
+        place.options["run_dir"],
+    ]
     ended = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0 2\n", "")
 

@@ -20,7 +20,16 @@ HELPER = "from kitfs.cli.mount_helper import main; main()"
 
 def mount_helper(host: Host, *args: str | Path) -> subprocess.CompletedProcess[str]:
     command = [host.python.executable, "-c", HELPER, *(str(arg) for arg in args)]
-    return subprocess.run(command, env=host.env, cwd="/", capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
+    return subprocess.run(
+        command,
+        env=host.env,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
 
 
 def test_the_helper_mounts_as_mount_8_calls_it(host: Host) -> None:
@@ -75,5 +84,7 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path: Path, name: str) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip(f"{CANNOT} no systemd on this machine")
     unit = shutil.copy(REPOSITORY / f"systemd/{name}.service", tmp_path / f"{name.replace('@', '@test')}.service")
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False
+    )
     assert [line for line in done.stderr.splitlines() if "kitfs" in line and "EnvironmentFile" not in line] == []

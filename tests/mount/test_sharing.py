@@ -36,15 +36,20 @@ except OSError as e:
 
 
 def moved_exactly(registry: RegistryProcess, since: Mark, digest: str, size: int) -> None:
-    """Asserts that the registry served each byte of a blob once. It writes a request's line a moment after the request's last byte."""
-    wait_until(lambda: registry.moved(since, digest=digest) >= size, f"fewer than the {size} bytes of {digest} were served")
+    """Asserts that the registry served each byte of a blob once. It writes a request's line a moment after the
+    request's last byte.
+    """
+    wait_until(
+        lambda: registry.moved(since, digest=digest) >= size, f"fewer than the {size} bytes of {digest} were served"
+    )
     assert registry.moved(since, digest=digest) == size
-
 
 
 def reader(path: Path) -> subprocess.Popen[str]:
     """A process that hashes a file: one that hangs can be waited for with a limit."""
-    return subprocess.Popen([sys.executable, "-c", READ, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", READ, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def digest_by(process: subprocess.Popen[str], seconds: float = 120) -> str:
@@ -60,7 +65,9 @@ def digest_by(process: subprocess.Popen[str], seconds: float = 120) -> str:
 
 def read_at(path: Path, offset: int, seconds: float = 30) -> str:
     """What reading 4 KiB there gives, in a process with a time limit: ``read N`` or the name of an errno."""
-    done = subprocess.run([sys.executable, "-c", READ_AT, path, str(offset)], capture_output=True, text=True, timeout=seconds, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_AT, path, str(offset)], capture_output=True, text=True, timeout=seconds, check=True
+    )
     return done.stdout.strip()
 
 
@@ -85,12 +92,18 @@ def test_a_second_mount_of_a_warm_layer_says_that_it_is_verified(own_registry: R
     host.umount(mount)
     again = host.mount(ref, at="two")
     (again / "m/w.bin").read_bytes()
-    wait_until(lambda: os.getxattr(again / "m/w.bin", "user.kitfs.state") == b"verified", "the layer was never verified")
+    wait_until(
+        lambda: os.getxattr(again / "m/w.bin", "user.kitfs.state") == b"verified", "the layer was never verified"
+    )
     assert [layer["state"] for layer in host.status(again)["layers"]] == ["verified"]
 
 
-def test_four_processes_on_one_cold_layer_of_which_one_is_killed_mid_chunk(own_registry: RegistryProcess, host: Host) -> None:
-    """The registry serves each byte once, but for at most the request that died with its process; the other three read the right bytes."""
+def test_four_processes_on_one_cold_layer_of_which_one_is_killed_mid_chunk(
+    own_registry: RegistryProcess, host: Host
+) -> None:
+    """The registry serves each byte once, but for at most the request that died with its process; the other three
+    read the right bytes.
+    """
     weights = random.Random(2).randbytes(24 * MiB)
     kit = build([part("model", "w.bin", weights, format="raw")])
     own_registry.push(kit, "share/killed")
@@ -167,7 +180,9 @@ def test_sixty_four_readers_of_one_cold_file(own_registry: RegistryProcess, host
 def half_cached(own_registry: RegistryProcess, host: Host) -> tuple[str, Mounted, bytes]:
     """A kit whose tree was listed and whose first half was read; its mount is gone and the registry has stopped."""
     weights = random.Random(6).randbytes(16 * MiB)
-    ref = own_registry.push(build([part("model", "m", kit_tar({"m/w.bin": weights, "m/z.bin": b"z" * 100}))]), "offline/half")
+    ref = own_registry.push(
+        build([part("model", "m", kit_tar({"m/w.bin": weights, "m/z.bin": b"z" * 100}))]), "offline/half"
+    )
     mount = host.mount(ref)
     assert sorted(os.listdir(mount / "m")) == ["w.bin", "z.bin"]
     with (mount / "m/w.bin").open("rb", buffering=0) as file:
@@ -177,7 +192,9 @@ def half_cached(own_registry: RegistryProcess, host: Host) -> tuple[str, Mounted
     return ref, mount, weights
 
 
-def test_a_remount_with_the_registry_stopped_lists_and_reads_what_was_cached(host: Host, half_cached: tuple[str, Mounted, bytes]) -> None:
+def test_a_remount_with_the_registry_stopped_lists_and_reads_what_was_cached(
+    host: Host, half_cached: tuple[str, Mounted, bytes]
+) -> None:
     """The tree is there from the store alone, cached bytes are read, and one warning on stderr gives the tag's age."""
     ref, before, weights = half_cached
     mount = host.mount(ref)
@@ -186,7 +203,9 @@ def test_a_remount_with_the_registry_stopped_lists_and_reads_what_was_cached(hos
     assert os.stat(mount / "m/w.bin").st_size == len(weights)
     with (mount / "m/w.bin").open("rb", buffering=0) as file:
         assert file.read(4 * MiB) == weights[: 4 * MiB]
-    warnings = [line for line in (mount.warnings + mount.log_text()).splitlines() if "ago" in line or "last known" in line]
+    warnings = [
+        line for line in (mount.warnings + mount.log_text()).splitlines() if "ago" in line or "last known" in line
+    ]
     assert len(warnings) >= 1
 
 
@@ -201,7 +220,9 @@ def test_a_byte_that_was_never_fetched_gives_eio_in_time(host: Host, half_cached
     assert ref.partition("/")[0] in host.status(mount)["last_error"]
 
 
-def test_a_registry_that_stalls_gives_eio_in_time_and_is_read_when_it_is_back(own_registry: RegistryProcess, host: Host) -> None:
+def test_a_registry_that_stalls_gives_eio_in_time_and_is_read_when_it_is_back(
+    own_registry: RegistryProcess, host: Host
+) -> None:
     """No byte for --read-timeout seconds is EIO for the reader that waits; after that the same file can be read."""
     weights = random.Random(7).randbytes(4 * MiB)
     own_registry.push(build([part("model", "w.bin", weights, format="raw")]), "offline/stall")
@@ -219,7 +240,9 @@ def test_a_registry_that_stalls_gives_eio_in_time_and_is_read_when_it_is_back(ow
 def test_a_registry_that_comes_back_is_read_again(own_registry: RegistryProcess, host: Host) -> None:
     """A mount outlives a stop and start of its registry: cold reads fail between and succeed after."""
     weights = random.Random(8).randbytes(2 * MiB)
-    mount = host.mount(own_registry.push(build([part("model", "w.bin", weights, format="raw")]), "offline/back"), "--read-timeout", "2")
+    mount = host.mount(
+        own_registry.push(build([part("model", "w.bin", weights, format="raw")]), "offline/back"), "--read-timeout", "2"
+    )
     own_registry.stop()
     assert read_at(mount / "w.bin", 0, seconds=REFUSED_WITHIN) == "EIO"
     own_registry.start()
@@ -241,8 +264,12 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte[0] ^ 1]))
 
 
-def test_a_bit_flipped_in_the_store_is_found_before_the_layer_is_called_verified(own_registry: RegistryProcess, host: Host) -> None:
-    """A present chunk that changed on disk: completing the layer drops it, counts it, logs it once, and nobody says verified."""
+def test_a_bit_flipped_in_the_store_is_found_before_the_layer_is_called_verified(
+    own_registry: RegistryProcess, host: Host
+) -> None:
+    """A present chunk that changed on disk: completing the layer drops it, counts it, logs it once, and nobody says
+    verified.
+    """
     weights = random.Random(9).randbytes(2 * MiB)
     kit = build([part("model", "w.bin", weights, format="raw")])
     ref = own_registry.push(kit, "flip/one")
@@ -260,7 +287,9 @@ def test_a_bit_flipped_in_the_store_is_found_before_the_layer_is_called_verified
         with reader(mount / "w.bin") as process:
             process.communicate(timeout=60)
         states.add(os.getxattr(mount / "w.bin", "user.kitfs.state"))
-        return "IntegrityError" in mount.log_text() or kit.layers[0].partition(":")[2][:12] in (host.status(mount)["last_error"] or "")
+        return "IntegrityError" in mount.log_text() or kit.layers[0].partition(":")[2][:12] in (
+            host.status(mount)["last_error"] or ""
+        )
 
     wait_until(found, "the flipped bit was never found", seconds=60)
     assert b"verified" not in states
@@ -271,7 +300,9 @@ def test_a_bit_flipped_in_the_store_is_found_before_the_layer_is_called_verified
 
 
 def test_a_layer_that_lies_is_never_verified(own_registry: RegistryProcess, host: Host) -> None:
-    """A registry that serves other bytes than the digest says: the layer is dropped, reads become EIO, the state is not verified."""
+    """A registry that serves other bytes than the digest says: the layer is dropped, reads become EIO, the state is
+    not verified.
+    """
     true, lie = random.Random(10).randbytes(MiB), random.Random(11).randbytes(MiB)
     kit = build([part("model", "w.bin", true, format="raw")])
     ref = own_registry.push(kit, "flip/lie")
@@ -296,7 +327,9 @@ def test_evicted_layers_come_back(own_registry: RegistryProcess, host: Host) -> 
             host.umount(mount)
 
 
-def test_a_store_that_fills_up_is_read_through(own_registry: RegistryProcess, new_host: Callable[..., Host], tmp_path: Path) -> None:
+def test_a_store_that_fills_up_is_read_through(
+    own_registry: RegistryProcess, new_host: Callable[..., Host], tmp_path: Path
+) -> None:
     """A cache on a file system of 8 MiB: 24 MiB are read right, and the log says once that they are not kept."""
     if os.geteuid() != 0:
         pytest.skip("not here: only root may mount a tmpfs")

@@ -15,10 +15,18 @@ from tests.host import Host
 @pytest.mark.mount
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_mount_leaves_nothing(host: Host, number: signal.Signals) -> None:
-    """A registry that accepts and says nothing, and Ctrl-C (or SIGTERM to a mount in the foreground): no directory and no daemon stay."""
+    """A registry that accepts and says nothing, and Ctrl-C (or SIGTERM to a mount in the foreground): no directory
+    and no daemon stay.
+    """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ref = f"127.0.0.1:{silent.getsockname()[1]}/a/b:v1"
-        with host.start("mount", ref, host.mnt / "never", *(["--foreground"] if number == signal.SIGTERM else []), stderr=subprocess.PIPE) as process:
+        with host.start(
+            "mount",
+            ref,
+            host.mnt / "never",
+            *(["--foreground"] if number == signal.SIGTERM else []),
+            stderr=subprocess.PIPE,
+        ) as process:
             connection = silent.accept()[0]
             deadline = time.monotonic() + 20
             while not (host.mnt / "never").is_dir():

@@ -1,4 +1,6 @@
-"""stdin, stdout and stderr of every kind, and a current directory that is gone: one line at most, no traceback, no lost mount."""
+"""stdin, stdout and stderr of every kind, and a current directory that is gone: one line at most, no traceback, no
+lost mount.
+"""
 
 from __future__ import annotations
 
@@ -97,9 +99,21 @@ def test_a_current_directory_that_is_gone(host: Host, ref: str) -> None:
     gone = host.mnt / "gone"
     script = 'mkdir "$0" && cd "$0" && rmdir "$0" && "$@"'
     there = host.mnt / "a"
-    for args, code in ((("mount", ref, there), 0), (("mount", ref, "b"), 9), (("mounts", "--cache-dir", "c"), 2), (("umount", there), 0)):
+    for args, code in (
+        (("mount", ref, there), 0),
+        (("mount", ref, "b"), 9),
+        (("mounts", "--cache-dir", "c"), 2),
+        (("umount", there), 0),
+    ):
         command = ["bash", "-c", script, str(gone), *host.command(*args)]
-        done = subprocess.run(command, env={**host.env, "PYTHONPATH": os.getcwd()}, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command,
+            env={**host.env, "PYTHONPATH": os.getcwd()},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode == code, done.stderr
         assert done.stderr.count("\n") == (code > 0)
         assert "bug" not in done.stderr

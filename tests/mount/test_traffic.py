@@ -20,8 +20,12 @@ KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
 
 @pytest.mark.slow
-def test_a_kit_of_ten_gibibytes_is_listed_and_read_in_four_mebibytes(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """Mount, ``ls -lR`` and 4 KiB in the middle of the last of eight files of a 10 GiB tar: at most 4 MiB, both counts agree."""
+def test_a_kit_of_ten_gibibytes_is_listed_and_read_in_four_mebibytes(
+    own_registry: RegistryProcess, host: Host, tmp_path: Path
+) -> None:
+    """Mount, ``ls -lR`` and 4 KiB in the middle of the last of eight files of a 10 GiB tar: at most 4 MiB, both
+    counts agree.
+    """
     size = 10 * GiB // 8
     middle = size // 2
     page = random.Random(1).randbytes(4 * KiB)
@@ -43,7 +47,9 @@ def test_a_kit_of_ten_gibibytes_is_listed_and_read_in_four_mebibytes(own_registr
 
 
 @pytest.mark.slow
-def test_one_percent_read_at_random_moves_at_most_a_tenth(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
+def test_one_percent_read_at_random_moves_at_most_a_tenth(
+    own_registry: RegistryProcess, host: Host, tmp_path: Path
+) -> None:
     """4 KiB reads at random places of a 1 GiB tar, 1 % of it in all, move at most 10 %, and are the right bytes."""
     dice = random.Random(2)
     size = GiB - MiB
@@ -61,8 +67,12 @@ def test_one_percent_read_at_random_moves_at_most_a_tenth(own_registry: Registry
 
 
 @pytest.mark.slow
-def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """A 1 GiB gzip layer: the mount answers before 1 % has moved, the bytes are right, and the daemon's peak is at most 100 MiB."""
+def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(
+    own_registry: RegistryProcess, host: Host, tmp_path: Path
+) -> None:
+    """A 1 GiB gzip layer: the mount answers before 1 % has moved, the bytes are right, and the daemon's peak is at
+    most 100 MiB.
+    """
     piece = random.Random(3).randbytes(MiB)
     pieces = 1023
     blob = tmp_path / "layer.tar.gz"
@@ -90,17 +100,25 @@ def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(own_regist
         while data := file.read(MiB):
             found.update(data)
     assert found.hexdigest() == whole.hexdigest()
-    peak = {line.split(":")[0]: line.split()[1] for line in Path(f"/proc/{mount.pid}/status").read_text().splitlines() if "VmHWM" in line}
+    peak = {
+        line.split(":")[0]: line.split()[1]
+        for line in Path(f"/proc/{mount.pid}/status").read_text().splitlines()
+        if "VmHWM" in line
+    }
     assert int(peak["VmHWM"]) <= 100 * KiB
 
 
 def test_twenty_thousand_small_files_take_far_fewer_requests(own_registry: RegistryProcess, host: Host) -> None:
-    """``find`` and a read of each of 20,000 files: every byte right, in at most a tenth as many requests as files, no byte twice."""
+    """``find`` and a read of each of 20,000 files: every byte right, in at most a tenth as many requests as files, no
+    byte twice.
+    """
     files = {f"m/{n % 100:02}/{n:05}.json": b'{"n": %d}' % n for n in range(20_000)}
     ref = own_registry.push(build([part("dataset", "m", kit_tar(files))]), "many/small")
     since = own_registry.mark()
     mount = host.mount(ref)
-    found = subprocess.run(["find", ".", "-type", "f"], cwd=mount.path, check=True, capture_output=True, text=True).stdout
+    found = subprocess.run(
+        ["find", ".", "-type", "f"], cwd=mount.path, check=True, capture_output=True, text=True
+    ).stdout
     assert sorted(found.splitlines()) == sorted(["./Kitfile", *(f"./{path}" for path in files)])
     wrong = [path for path, data in files.items() if (mount / path).read_bytes() != data]
     assert wrong == []
@@ -112,12 +130,16 @@ def test_twenty_thousand_small_files_take_far_fewer_requests(own_registry: Regis
 
 def test_status_counts_what_the_registry_counts(own_registry: RegistryProcess, host: Host) -> None:
     """``bytes_fetched`` is every body byte since the mount began, manifest and config included."""
-    ref = own_registry.push(build([part("model", "m", kit_tar({"m/w.bin": random.Random(4).randbytes(3 * MiB)}))]), "count/one")
+    ref = own_registry.push(
+        build([part("model", "m", kit_tar({"m/w.bin": random.Random(4).randbytes(3 * MiB)}))]), "count/one"
+    )
     since = own_registry.mark()
     mount = host.mount(ref)
     (mount / "m/w.bin").read_bytes()
     told = host.status(mount)
-    wait_until(lambda: own_registry.moved(since) >= told["bytes_fetched"], "the registry counts fewer bytes than the mount")
+    wait_until(
+        lambda: own_registry.moved(since) >= told["bytes_fetched"], "the registry counts fewer bytes than the mount"
+    )
     assert told["bytes_fetched"] == own_registry.moved(since)
     assert told["requests"] == len(own_registry.served(since))
     assert [(x["fetched"], x["size"]) for x in told["layers"]] == [(x["size"], x["size"]) for x in told["layers"]]

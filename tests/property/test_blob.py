@@ -1,4 +1,6 @@
-"""A state machine over one blob: reads, fills, closings, reboots, kills and evictions in any order never give a wrong byte."""
+"""A state machine over one blob: reads, fills, closings, reboots, kills and evictions in any order never give a wrong
+byte.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class BlobMachine(RuleBasedStateMachine):
         self._open_store()
 
     def _open_store(self) -> None:
-        self.store = Store.open(os.path.join(self.root, "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
+        self.store = Store.open(
+            os.path.join(self.root, "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0
+        )
         self._open_blob()
 
     def _open_blob(self) -> None:
@@ -96,7 +100,9 @@ class BlobMachine(RuleBasedStateMachine):
     @rule()
     def evicted(self) -> None:
         """A limit of one byte takes the blob when nobody uses it; whoever has it open reads on."""
-        limited = Store.open(self.store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0, size_limit=1)
+        limited = Store.open(
+            self.store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0, size_limit=1
+        )
         limited.evict()
         assert os.path.exists(self.store.path(DIGEST))
         self.blob.close()

@@ -18,26 +18,26 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kitfs.daemon.record import Record, RunDir
+from kitfs.daemon.run_dir import Record, RunDir
 from kitfs.errors import ContextError, KitfsError, LayerError, UsageError
 from kitfs.fuse import abi
+from kitfs.gocompat.template import parse as parse_template
 from kitfs.layers.codec import decode
 from kitfs.layers.index import LayerIndex
 from kitfs.layers.tar import index_tar
 from kitfs.metrics import Counters
-from kitfs.oci.filters import Filter
-from kitfs.oci.kitfile import Kitfile
-from kitfs.oci.kitindex import KIT_INDEX, KitIndex, annotation_edits, is_kit_index, label_edits, select, selector
+from kitfs.modelkit.filters import Filter
+from kitfs.modelkit.index import KIT_INDEX, KitIndex, annotation_edits, is_kit_index, label_edits, select, selector
+from kitfs.modelkit.kitfile import Kitfile
+from kitfs.modelkit.layers import kit_layers, kitfile_of
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, IndexManifest, LayerType, Manifest, check_media_type
-from kitfs.oci.match import kit_layers, kitfile_of
 from kitfs.oci.names import LayoutReference, parse_any
-from kitfs.ops import local
-from kitfs.ops.journal import NAME as JOURNAL
-from kitfs.ops.journal import Journal
-from kitfs.ops.template import parse as parse_template
+from kitfs.oci.referrers import entry_of, listing, omitting, subject_of
+from kitfs.ops.library import tags as local
+from kitfs.ops.unpack.journal import NAME as JOURNAL
+from kitfs.ops.unpack.journal import Journal
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.layout import open_layout
-from kitfs.registry.referrers import entry_of, listing, omitting, subject_of
 from kitfs.store.store import Store
 from tests import kits
 
@@ -51,7 +51,9 @@ KIT = kits.build(
         kits.part("code", "src", kits.kit_tar({"src/a.py": b"a"}), compression="gzip"),
     ]
 )
-PACK = kits.build([kits.part("model", "w.bin", b"w", format="raw"), kits.part("docs", "r.md", b"r", format="raw")], vintage="modctl")
+PACK = kits.build(
+    [kits.part("model", "w.bin", b"w", format="raw"), kits.part("docs", "r.md", b"r", format="raw")], vintage="modctl"
+)
 SHA = "sha256:" + "ab" * 32
 INDEX = json.dumps({
     "schemaVersion": 2, "mediaType": IMAGE_INDEX, "artifactType": KIT_INDEX,
@@ -59,7 +61,7 @@ INDEX = json.dumps({
     "annotations": {"x": "y"},
 }).encode()  # fmt: skip
 
-# -- documents ------------------------------------------------------------------------------------------------------------------------
+# -- documents
 
 NASTY: list[Any] = [
     None, True, False, 0, -1, 1 << 63, 1 << 70, 10**400, 1e308, 0.5, "", "a", "\0", "\ud800", "\udcff", "\u202e", "..", "../x", "/", "/x", "a/../..",
@@ -68,7 +70,11 @@ NASTY: list[Any] = [
 ]  # fmt: skip
 NESTED = ("[" * 90 + "]" * 90, "[" * 5000 + "]" * 5000, '{"a":' * 5000 + "1" + "}" * 5000)
 CHANGES = st.lists(
-    st.tuples(st.integers(0, 1 << 30), st.sampled_from(["set", "delete", "twice", "case", "nest", "into", "copy", "rename"]), st.sampled_from(NASTY)),
+    st.tuples(
+        st.integers(0, 1 << 30),
+        st.sampled_from(["set", "delete", "twice", "case", "nest", "into", "copy", "rename"]),
+        st.sampled_from(NASTY),
+    ),
     min_size=1,
     max_size=4,
 )
@@ -143,7 +149,7 @@ def tried(call: Callable[[], Any], *errors: type[BaseException]) -> Any:
     return None
 
 
-# -- manifests, configs, indexes, layouts -----------------------------------------------------------------------------------------------
+# -- manifests, configs, indexes, layouts
 
 
 @given(st.sampled_from([KIT.manifest, PACK.manifest, INDEX]), CHANGES)
@@ -152,11 +158,26 @@ def test_manifests(data: bytes, changes: Changes) -> None:
     data = changed(data, changes)
     manifest = tried(lambda: Manifest.parse(data), KitfsError)
     if manifest is not None:
-        tried(lambda: (manifest.flavor, manifest.created, manifest.to_json(), [LayerType.parse(d) for d in manifest.layers]), KitfsError)
+        tried(
+            lambda: (
+                manifest.flavor,
+                manifest.created,
+                manifest.to_json(),
+                [LayerType.parse(d) for d in manifest.layers],
+            ),
+            KitfsError,
+        )
         tried(lambda: kit_layers(manifest, kitfile_of(manifest, KIT.config)), KitfsError)
     index = tried(lambda: KitIndex.parse(data), KitfsError)
     if index is not None:
-        tried(lambda: (select(index, {"k": "v"}, parse_any("r.io/k:v1")), index.to_json(), [(v.size, v.pairs()) for v in index.variants]), KitfsError)
+        tried(
+            lambda: (
+                select(index, {"k": "v"}, parse_any("r.io/k:v1")),
+                index.to_json(),
+                [(v.size, v.pairs()) for v in index.variants],
+            ),
+            KitfsError,
+        )
     for call in (
         lambda: IndexManifest.parse(data), lambda: is_kit_index(data), lambda: check_media_type(data, IMAGE_MANIFEST, "x"),
         lambda: subject_of(data), lambda: entry_of(IMAGE_MANIFEST, kits_digest(), data), lambda: omitting(data, kits_digest()),
@@ -176,11 +197,19 @@ def test_configs(of: tuple[kits.Kit, bytes], changes: Changes) -> None:
     kitfile = tried(lambda: kitfile_of(Manifest.parse(of[0].manifest), data), KitfsError)
     if kitfile is not None:
         kitfile.to_yaml().encode()
-        tried(lambda: (kitfile.to_json(), kitfile.doubtful(), kitfile.parent, kitfile.validate()), KitfsError)
+        tried(lambda: (kitfile.to_json(), kitfile.warnings(), kitfile.parent, kitfile.validate()), KitfsError)
         tried(lambda: kit_layers(Manifest.parse(of[0].manifest), kitfile), KitfsError)
 
 
-@given(CHANGES, st.lists(st.tuples(st.integers(0, 1 << 20), st.sampled_from(["\\ud800", "\\0", "&a ", "*a", "!!int ", "- ", "? ", "{", "'", "\t"]))))
+@given(
+    CHANGES,
+    st.lists(
+        st.tuples(
+            st.integers(0, 1 << 20),
+            st.sampled_from(["\\ud800", "\\0", "&a ", "*a", "!!int ", "- ", "? ", "{", "'", "\t"]),
+        )
+    ),
+)
 @fuzz
 def test_kitfiles(changes: Changes, inserted: list[tuple[int, str]]) -> None:
     """As YAML, of which JSON is a part, with things of YAML's own put in."""
@@ -190,7 +219,7 @@ def test_kitfiles(changes: Changes, inserted: list[tuple[int, str]]) -> None:
     kitfile = tried(lambda: Kitfile.from_yaml(text.encode("utf-8", "surrogatepass")), KitfsError)
     if kitfile is not None:
         kitfile.to_yaml().encode()
-        tried(lambda: (kitfile.validate(), kitfile.to_json(), kitfile.doubtful()), KitfsError)
+        tried(lambda: (kitfile.validate(), kitfile.to_json(), kitfile.warnings()), KitfsError)
 
 
 @given(st.sampled_from(["index.json", "oci-layout"]), CHANGES)
@@ -204,7 +233,7 @@ def test_layouts(name: str, changes: Changes) -> None:
                 tried(lambda opened=opened, identifier=identifier: opened.manifest(identifier), KitfsError)  # type: ignore[misc]
 
 
-# -- layers -----------------------------------------------------------------------------------------------------------------------------
+# -- layers
 
 
 class Bytes:
@@ -232,7 +261,12 @@ RECORDS = st.lists(
 )  # fmt: skip
 
 
-@given(RECORDS, st.binary(max_size=40), st.integers(-1, 60), st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, b"S", b"D"]))
+@given(
+    RECORDS,
+    st.binary(max_size=40),
+    st.integers(-1, 60),
+    st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, b"S", b"D"]),
+)
 @fuzz
 def test_pax_records(records: list[tuple[str, str]], data: bytes, length: int, kind: bytes) -> None:
     """Records that contradict each other, and lengths of records that lie."""
@@ -252,7 +286,11 @@ def test_pax_records(records: list[tuple[str, str]], data: bytes, length: int, k
         LayerIndex.from_json(json.loads(json.dumps(index.to_json())))
 
 
-@given(st.sampled_from(["gzip", "zstd"]), st.binary(max_size=3000), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=3))
+@given(
+    st.sampled_from(["gzip", "zstd"]),
+    st.binary(max_size=3000),
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=3),
+)
 @fuzz
 def test_streams(kind: str, data: bytes, flips: list[tuple[int, int]]) -> None:
     packed = bytearray(gzip.compress(data) if kind == "gzip" else zstandard.compress(data))
@@ -272,7 +310,7 @@ def test_indexes_of_the_catalog(changes: Changes) -> None:
         tried(lambda: LayerIndex.from_json(loaded), ValueError)
 
 
-# -- files of the host ------------------------------------------------------------------------------------------------------------------
+# -- files of the host
 
 
 @given(CHANGES)
@@ -292,7 +330,11 @@ def test_tags_of_the_store(changes: Changes) -> None:
 @given(CHANGES)
 @fuzz
 def test_credentials(changes: Changes) -> None:
-    config = {"auths": {"r.io": {"auth": "YTpi"}, "https://x/v1/": {"identitytoken": "t"}}, "credHelpers": {"y": "no-such"}, "credsStore": ""}
+    config = {
+        "auths": {"r.io": {"auth": "YTpi"}, "https://x/v1/": {"identitytoken": "t"}},
+        "credHelpers": {"y": "no-such"},
+        "credsStore": "",
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "credentials.json")
         Path(path).write_bytes(changed(json.dumps(config).encode(), changes))
@@ -304,7 +346,12 @@ def test_credentials(changes: Changes) -> None:
 @fuzz
 def test_journals(changes: Changes) -> None:
     """Lines of an earlier run count as far as they make sense."""
-    lines = [{"version": 1, "what": ["a"], "nonce": "n"}, {"boot": "b"}, {"d": "x"}, {"f": "x/y", "i": 1, "s": 2, "m": 3}]
+    lines = [
+        {"version": 1, "what": ["a"], "nonce": "n"},
+        {"boot": "b"},
+        {"d": "x"},
+        {"f": "x/y", "i": 1, "s": 2, "m": 3},
+    ]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, JOURNAL).write_bytes(b"\n".join(changed(json.dumps(line).encode(), changes) for line in lines))
         fd = os.open(folder, os.O_RDONLY)
@@ -323,14 +370,16 @@ def test_journals(changes: Changes) -> None:
 def test_records_of_mounts(changes: Changes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(folder)
-        record = {name: "x" if kind == "str" else 1 if kind == "int" else [] for name, kind in Record.__annotations__.items()}
+        record = {
+            name: "x" if kind == "str" else 1 if kind == "int" else [] for name, kind in Record.__annotations__.items()
+        }
         Path(run.file("/m", "json")).write_bytes(changed(json.dumps(record).encode(), changes))
         Path(run.file("/n", "json")).write_bytes(json.dumps(record).encode())
         run.record("/m")
         run.records()
 
 
-# -- texts of the command line, requests of the kernel ----------------------------------------------------------------------------------
+# -- texts of the command line, requests of the kernel
 
 TEXTS = st.text(st.sampled_from("ab/:@=-,.{}|$\"'\\\0\udcff 1é["), max_size=20)
 
@@ -356,7 +405,15 @@ def test_requests_of_the_kernel(opcode: int, body: bytes, extensions: int, off: 
     data = abi._IN_HEADER.pack(length, opcode, 1, 1, 0, 0, 0, extensions, 0) + body
     found = tried(lambda: abi.request(data), abi.BadRequestError)
     if found is not None:
-        for read in (found.name, found.init, found.open_flags, found.read, found.handle, found.xattr, found.interrupted):
+        for read in (
+            found.name,
+            found.init,
+            found.open_flags,
+            found.read,
+            found.handle,
+            found.xattr,
+            found.interrupted,
+        ):
             tried(read, abi.BadRequestError)
         init = tried(found.init, abi.BadRequestError)
         tried(lambda: abi.init_out(abi.negotiate(init)) if init is not None else None, abi.BadRequestError, UsageError)

@@ -1,4 +1,6 @@
-"""The order of a tar as GNU tar has it: the same archives, extracted by GNU tar one after the other, shown by a tree, and planned by an unpack."""
+"""The order of a tar as GNU tar has it: the same archives, extracted by GNU tar one after the other, shown by a tree,
+and planned by an unpack.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kitfs.errors import UnsafePath
-from kitfs.fuse.tree import Tree
+from kitfs.kit.tree import Tree
 from kitfs.layers.index import LayerIndex, Member
 from kitfs.layers.read import read_member
 from kitfs.layers.tar import index_tar
 from kitfs.metrics import Counters
-from kitfs.ops.outline import Sourced, outline
+from kitfs.ops.unpack.plan import PlacedLayer, outline
 
 LOG = logging.getLogger("kitfs.test")
 PATHS = st.sampled_from(["a", "b", "a/a", "a/b", "b/a", "a/a/a", "a/a/b"])
@@ -78,14 +80,18 @@ def built(entries: list[Entry], number: int) -> bytes:
             info = tarfile.TarInfo(name)
             info.type, info.mode = kind, 0o755
             data = f"{number}.{i}".encode() if kind == tarfile.REGTYPE else b""
-            info.linkname = link if kind == tarfile.LNKTYPE else f"nowhere{number}.{i}" if kind == tarfile.SYMTYPE else ""
+            info.linkname = (
+                link if kind == tarfile.LNKTYPE else f"nowhere{number}.{i}" if kind == tarfile.SYMTYPE else ""
+            )
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return out.getvalue()
 
 
 def meaningful(entries: list[Entry]) -> list[Entry]:
-    """Without hard links to what is not a file when they come: GNU tar makes directories for them, or removes files, and then fails."""
+    """Without hard links to what is not a file when they come: GNU tar makes directories for them, or removes files,
+    and then fails.
+    """
     kept: list[Entry] = []
     for entry in entries:
         target = index_tar(MemoryReader(built(kept, 0))).members.get(entry[2]) if entry[1] == tarfile.LNKTYPE else None
@@ -118,7 +124,11 @@ def packed(entries: list[Entry], number: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["tar", "-xpf", "-"], cwd=folder, input=built(entries, number), capture_output=True, check=False)
         names = sorted(os.listdir(folder))
-        command = ["tar", "--sort=name", "--hard-dereference", "-cf", "-", "--", *names] if names else ["tar", "-cf", "-", "-T", "/dev/null"]
+        command = (
+            ["tar", "--sort=name", "--hard-dereference", "-cf", "-", "--", *names]
+            if names
+            else ["tar", "-cf", "-", "-T", "/dev/null"]
+        )
         return subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout
 
 
@@ -148,7 +158,7 @@ def looked_up(layers: list[MemoryLayer], paths: Found) -> Found:
 
 def planned(layers: list[MemoryLayer]) -> Found:
     """What an unpack writes."""
-    plan = outline([Sourced(layer.digest, layer.index(), "") for layer in layers])
+    plan = outline([PlacedLayer(layer.digest, layer.index(), "") for layer in layers])
     found: Found = dict.fromkeys(plan.directories, "dir")
     for item in plan.items():
         found[item.path] = shown(item.member, layers[item.source])
@@ -159,7 +169,9 @@ def planned(layers: list[MemoryLayer]) -> Found:
 @given(ENTRIES)
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_one_archive(entries: list[Entry]) -> None:
-    """Files, directories, empty ones too, symbolic and hard links of the same names in any order are what GNU tar makes of them."""
+    """Files, directories, empty ones too, symbolic and hard links of the same names in any order are what GNU tar
+    makes of them.
+    """
     archive = built(meaningful(entries), 0)
     layers = [MemoryLayer(archive, 0)]
     want = extracted([archive])
@@ -175,7 +187,9 @@ def test_the_order_of_one_archive(entries: list[Entry]) -> None:
 @given(st.lists(ENTRIES, min_size=2, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_layers(layers_entries: list[list[Entry]]) -> None:
-    """Layers, each packed from a tree as kit packs it, are what GNU tar makes of them one after the other; a mount, lookups and an unpack agree."""
+    """Layers, each packed from a tree as kit packs it, are what GNU tar makes of them one after the other; a mount,
+    lookups and an unpack agree.
+    """
     archives = [packed(meaningful(entries), number) for number, entries in enumerate(layers_entries)]
     layers = [MemoryLayer(archive, number) for number, archive in enumerate(archives)]
     want = extracted(archives)

@@ -10,20 +10,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kitfs.errors import InvalidReference, KitfileError, KitfsError, ManifestError, UsageError
-from kitfs.oci.filters import Filter
-from kitfs.oci.kitfile import Kitfile, clean_path
+from kitfs.modelkit.filters import Filter
+from kitfs.modelkit.kitfile import Kitfile, clean_path
+from kitfs.modelkit.layers import FileMetadata, kit_layers, kitfile_of
 from kitfs.oci.manifest import KIT_CONFIG, Descriptor, IndexManifest, Manifest, is_index
-from kitfs.oci.match import FileMetadata, kit_layers, kitfile_of
 from kitfs.oci.names import Digest, LayoutReference, parse_any
 
 SHA = "sha256:" + "ab" * 32
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.sampled_from([SHA, "sha256:", "a:b", "-1", "\ud800", "s3://x", "../.."])
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.sampled_from([SHA, "sha256:", "a:b", "-1", "\ud800", "s3://x", "../.."]),
 )
-VALUES = st.recursive(LEAVES, lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=5), below, max_size=4), max_leaves=12)
-TEXTS = st.one_of(st.text(max_size=20), st.sampled_from(["n", "1.0", "1e3", "- a", "a: b", "2024-05-01", "x\ny\n", " x", "null", "~", "#", "\u2028"]))
+VALUES = st.recursive(
+    LEAVES,
+    lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=5), below, max_size=4),
+    max_leaves=12,
+)
+TEXTS = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(["n", "1.0", "1e3", "- a", "a: b", "2024-05-01", "x\ny\n", " x", "null", "~", "#", "\u2028"]),
+)
 LAYER_TYPES = st.sampled_from(
-    [f"application/vnd.{t}" for t in ("kitops.modelkit.model.v1.tar", "kitops.modelkit.code.v1.raw+zstd", "cncf.model.weight.v1.raw", "x")]
+    [
+        f"application/vnd.{t}"
+        for t in ("kitops.modelkit.model.v1.tar", "kitops.modelkit.code.v1.raw+zstd", "cncf.model.weight.v1.raw", "x")
+    ]
 )
 
 
@@ -36,11 +51,17 @@ DESCRIPTORS = objects(
     mediaType=LAYER_TYPES,
     digest=st.just(SHA),
     size=st.integers(0, 1 << 70),
-    annotations=st.dictionaries(st.sampled_from(["org.cncf.model.filepath", "org.cncf.model.file.metadata+json"]), TEXTS),
+    annotations=st.dictionaries(
+        st.sampled_from(["org.cncf.model.filepath", "org.cncf.model.file.metadata+json"]), TEXTS
+    ),
 )
 GOOD = st.fixed_dictionaries(
     {"mediaType": LAYER_TYPES, "digest": st.just(SHA), "size": st.integers(0, 99)},
-    optional={"annotations": st.dictionaries(st.sampled_from(["org.cncf.model.filepath", "org.cncf.model.file.metadata+json"]), TEXTS)},
+    optional={
+        "annotations": st.dictionaries(
+            st.sampled_from(["org.cncf.model.filepath", "org.cncf.model.file.metadata+json"]), TEXTS
+        )
+    },
 )
 CONFIG_TYPES = st.sampled_from([KIT_CONFIG, "application/vnd.cncf.model.config.v1+json"])
 MANIFESTS = objects(
@@ -69,7 +90,24 @@ LINES = st.lists(
     st.tuples(
         st.sampled_from(["", "  ", "    ", "\t"]),
         st.sampled_from(
-            ["model:", "package:", "  name:", "parameters:", "- ", "&a ", "*a", "<<: *a", "<<: {[a]: b}", "? ", "!!int ", "|", "> ", "[", "{", '"']
+            [
+                "model:",
+                "package:",
+                "  name:",
+                "parameters:",
+                "- ",
+                "&a ",
+                "*a",
+                "<<: *a",
+                "<<: {[a]: b}",
+                "? ",
+                "!!int ",
+                "|",
+                "> ",
+                "[",
+                "{",
+                '"',
+            ]
         ),
         TEXTS,
     ).map("".join),
@@ -80,7 +118,9 @@ LINES = st.lists(
 @given(JSON_TEXTS)
 @settings(max_examples=300, deadline=None)
 def test_manifests_of_any_bytes(data: bytes) -> None:
-    """A Manifest that is written and read again is written the same, or a ManifestError: of unknown numbers Go keeps 53 bits."""
+    """A Manifest that is written and read again is written the same, or a ManifestError: of unknown numbers Go keeps
+    53 bits.
+    """
     for parse in (Manifest.parse, IndexManifest.parse, is_index):
         try:
             parse(data)
@@ -94,7 +134,10 @@ def test_manifests_of_any_bytes(data: bytes) -> None:
     assert isinstance(manifest.created, int)
 
 
-@given(MANIFESTS.map(lambda v: json.dumps(v).encode()), CONFIGS.map(lambda v: json.dumps(v).encode()) | st.binary(max_size=20))
+@given(
+    MANIFESTS.map(lambda v: json.dumps(v).encode()),
+    CONFIGS.map(lambda v: json.dumps(v).encode()) | st.binary(max_size=20),
+)
 @settings(max_examples=300, deadline=None)
 def test_kits_of_any_manifest_and_config(data: bytes, config: bytes) -> None:
     """Its Kitfile can be written and its layers have entries, or there is one KitfsError."""
@@ -139,7 +182,9 @@ def test_kitfiles_of_any_text(text: str | bytes) -> None:
     try:
         kitfile.to_json()
     except KitfileError:
-        assert re.search("parameters|<<|[&{]", text if isinstance(text, str) else text.decode("latin-1"))  # only they can hold what JSON cannot
+        assert re.search(
+            "parameters|<<|[&{]", text if isinstance(text, str) else text.decode("latin-1")
+        )  # only they can hold what JSON cannot
 
 
 WHOLE = TEXTS.filter(lambda t: not t.startswith("\n") and not set(t) & set("\r\x85\u2028\u2029"))
@@ -148,14 +193,20 @@ WHOLE = TEXTS.filter(lambda t: not t.startswith("\n") and not set(t) & set("\r\x
 @given(st.dictionaries(WHOLE, WHOLE, max_size=4))
 @settings(max_examples=200, deadline=None)
 def test_texts_survive_yaml(parameters: dict[str, str]) -> None:
-    """What is written in YAML is read again as the same texts, but for first empty lines and Unicode's separators, which yaml.v3 loses."""
+    """What is written in YAML is read again as the same texts, but for first empty lines and Unicode's separators,
+    which yaml.v3 loses.
+    """
     kitfile = Kitfile.from_json(json.dumps({"model": {"parameters": parameters}}).encode())
     again = Kitfile.from_yaml(kitfile.to_yaml().encode())
     assert again.model is not None
     assert again.model.parameters == parameters
 
 
-@given(st.text(alphabet="aA1:@/.-_,[] é\0", max_size=24) | st.text() | st.text(alphabet="ar.io/:", max_size=6).map(lambda t: f"{t}@{SHA}"))
+@given(
+    st.text(alphabet="aA1:@/.-_,[] é\0", max_size=24)
+    | st.text()
+    | st.text(alphabet="ar.io/:", max_size=6).map(lambda t: f"{t}@{SHA}")
+)
 @settings(max_examples=500, deadline=None)
 def test_references_of_any_text(text: str) -> None:
     """An InvalidReference, or a reference that is read again from what is shown of it."""

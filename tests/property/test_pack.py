@@ -1,7 +1,8 @@
-"""Random trees, packed: a layer holds what KITOPS §1.5 and §3 say, as GNU tar and Python read it, in the order of filepath.Walk.
+"""Random trees, packed: a layer holds what KITOPS §1.5 and §3 say, as GNU tar and Python read it, in the order of
+filepath.Walk.
 
-The rules are written down once more here, from that text, and share no line with kitfs: what a layer holds is decided path by path, with a
-matcher that goes through patterns and paths by their segments.
+The rules are written down once more here, from that text, and share no line with kitfs: what a layer holds is decided
+path by path, with a matcher that goes through patterns and paths by their segments.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kitfs.metrics import Counters
-from kitfs.oci.kitfile import Kitfile
+from kitfs.modelkit.kitfile import Kitfile
 from kitfs.oci.names import Reference
 from kitfs.ops.events import quiet
-from kitfs.ops.pack import Packed, Shape, pack
+from kitfs.ops.pack.pack import KitFormat, Packed, pack
 from kitfs.store.store import Store
 from tests.conftest import needs
 
@@ -55,7 +56,7 @@ def rules(draw: st.DrawFn) -> str:
 LINES = st.lists(st.one_of(rules(), st.sampled_from(["", "# a", "#*", "   "])), max_size=5)
 
 
-# -- the rules, from their text ---------------------------------------------------------------------------------------------------
+# -- the rules, from their text
 
 
 @dataclass
@@ -117,7 +118,9 @@ def within(path: list[str], directory: list[str]) -> bool:
     return path[: len(directory)] == directory
 
 
-def expected(context: bytes, layer: list[str], others: list[list[str]], ignore: Ignore) -> list[tuple[bytes, bool, int, bytes]]:
+def expected(
+    context: bytes, layer: list[str], others: list[list[str]], ignore: Ignore
+) -> list[tuple[bytes, bool, int, bytes]]:
     """(name, whether a directory, mode, content) of all that a layer holds."""
 
     def kept(path: list[str]) -> bool:
@@ -146,12 +149,14 @@ def read(path: bytes) -> bytes:
         return file.read()
 
 
-# -- trees on disk ----------------------------------------------------------------------------------------------------------------
+# -- trees on disk
 
 
 def make(directory: bytes, dice: random.Random, files: list[bytes], depth: int = 0) -> None:
     """Fill a directory. A hard link is one to a file that was made before. Without root, modes let their owner read."""
-    names = {name_of(dice) for _ in range(dice.randint(0 if depth else 3, 6 - depth))} | ({b"Kitfile"} if not depth else set())
+    names = {name_of(dice) for _ in range(dice.randint(0 if depth else 3, 6 - depth))} | (
+        {b"Kitfile"} if not depth else set()
+    )
     for name in sorted(names):
         path = os.path.join(directory, name)
         kind = dice.choice(KINDS)
@@ -204,10 +209,14 @@ def packable(context: bytes) -> list[str]:
 
 def packed(context: bytes, root: str, paths: list[str]) -> tuple[Packed, list[str]]:
     """The kit of one code layer for each path, and the files of its layers."""
-    kitfile = Kitfile.from_json(json.dumps({"manifestVersion": "1.0.0", "package": {}, "code": [{"path": p} for p in paths]}).encode())
+    kitfile = Kitfile.from_json(
+        json.dumps({"manifestVersion": "1.0.0", "package": {}, "code": [{"path": p} for p in paths]}).encode()
+    )
     store = Store.open(root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
     try:
-        made = pack(os.fsdecode(context), kitfile, store, [Reference.parse("a:b")], shape=Shape("1.7.0"), report=quiet)
+        made = pack(
+            os.fsdecode(context), kitfile, store, [Reference.parse("a:b")], shape=KitFormat("1.7.0"), report=quiet
+        )
         return made, [os.path.join(store.path(layer.digest), "rest") for layer in made.manifest.layers]
     finally:
         store.close()
@@ -225,9 +234,21 @@ def listed(archive: str) -> list[tuple[bytes, bool, int, bytes]]:
 
 
 def extracted(archive: str, target: bytes) -> list[tuple[bytes, bool, int, bytes]]:
-    """A layer as GNU tar writes it out, sorted; directories that it had to make up itself are left out by their mode, which is ours."""
+    """A layer as GNU tar writes it out, sorted; directories that it had to make up itself are left out by their mode,
+    which is ours.
+    """
     os.mkdir(target)
-    command = ["tar", "--extract", "--preserve-permissions", "--no-same-owner", "--delay-directory-restore", "-f", archive, "-C", os.fsdecode(target)]
+    command = [
+        "tar",
+        "--extract",
+        "--preserve-permissions",
+        "--no-same-owner",
+        "--delay-directory-restore",
+        "-f",
+        archive,
+        "-C",
+        os.fsdecode(target),
+    ]
     done = subprocess.run(command, capture_output=True, check=False, umask=0o027)
     assert (done.returncode, done.stderr) == (0, b""), done.stderr
     found = []
@@ -242,7 +263,9 @@ def extracted(archive: str, target: bytes) -> list[tuple[bytes, bool, int, bytes
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 32), LINES, st.data())
 def test_a_layer_holds_what_the_rules_say(seed: int, lines: list[str], data: st.DataObject) -> None:
-    """Names, order, types, modes and bytes, for Python's tarfile; for GNU tar's extraction what no ignored parent is missing from."""
+    """Names, order, types, modes and bytes, for Python's tarfile; for GNU tar's extraction what no ignored parent is
+    missing from.
+    """
     needs("tar")
     scratch = tempfile.mkdtemp(prefix="kitfs-pack-")
     try:
@@ -252,14 +275,18 @@ def test_a_layer_holds_what_the_rules_say(seed: int, lines: list[str], data: st.
         if lines:
             with open(os.path.join(context, b".kitignore"), "wb") as file:
                 file.write("\n".join(lines).encode())
-        paths = data.draw(st.lists(st.one_of(st.just("."), st.sampled_from(packable(context))), min_size=1, max_size=6, unique=True))
+        paths = data.draw(
+            st.lists(st.one_of(st.just("."), st.sampled_from(packable(context))), min_size=1, max_size=6, unique=True)
+        )
         spelled = [data.draw(st.sampled_from([p, f"./{p}", f"{p}/", p.replace("/", "//")])) for p in paths]
         _, layers = packed(context, os.path.join(scratch, "store"), spelled)
         split = [[] if p == "." else p.split("/") for p in paths]
         for number, (layer, archive) in enumerate(zip(split, layers, strict=True)):
             rows = expected(context, layer, split, Ignore.of(lines))
             assert listed(archive) == rows
-            assert extracted(archive, os.path.join(os.fsencode(scratch), b"out%d" % number)) == sorted(rows + made_up(rows))
+            assert extracted(archive, os.path.join(os.fsencode(scratch), b"out%d" % number)) == sorted(
+                rows + made_up(rows)
+            )
     finally:
         shutil.rmtree(scratch)
 

@@ -1,4 +1,6 @@
-"""Tars of every shape, and tars that were damaged: the tree that was packed, or one LayerError, and never anything else."""
+"""Tars of every shape, and tars that were damaged: the tree that was packed, or one LayerError, and never anything
+else.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from kitfs.layers.tar import first_path, index_tar
 from tests.corpus.tars import CASES, signed
 
 NAMES = st.text(st.sampled_from("ab./é日 -\\"), min_size=1, max_size=12)
-KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, b"V", b"Z"])
+KINDS = st.sampled_from(
+    [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, b"V", b"Z"]
+)
 ENTRIES = st.lists(st.tuples(NAMES, KINDS, st.binary(max_size=1200), NAMES), max_size=12)
 FORMATS = st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 Entry = tuple[str, bytes, bytes, str]
@@ -60,7 +64,9 @@ def built(entries: list[Entry], form: int) -> bytes:
 
 
 def consistent(index: LayerIndex, reader: Bytes) -> None:
-    """No path leaves the root, every parent is a directory, every file can be read, every link is of the file that it is; JSON keeps it all."""
+    """No path leaves the root, every parent is a directory, every file can be read, every link is of the file that it
+    is; JSON keeps it all.
+    """
     for path, member in index.members.items():
         parts = path.split("/")
         assert not {"..", ".", ""} & set(parts)
@@ -81,7 +87,9 @@ def consistent(index: LayerIndex, reader: Bytes) -> None:
 
 
 def merged(entries: list[Entry]) -> dict[str, Any]:
-    """What README's *Semantics* make of entries, told the long way: nested dictionaries, where a file is [content], a symlink its target."""
+    """What README's *Semantics* make of entries, told the long way: nested dictionaries, where a file is [content], a
+    symlink its target.
+    """
     root: dict[str, Any] = {}
 
     def find(name: str, *, make: bool = False) -> tuple[dict[str, Any] | None, str]:
@@ -239,7 +247,12 @@ def test_what_tools_write(seed: int, writer: list[str]) -> None:
         assert shown(index, Bytes(data)) == on_disk(target)
 
 
-@given(ENTRIES, FORMATS, st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 1 << 20))
+@given(
+    ENTRIES,
+    FORMATS,
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=8),
+    st.integers(0, 1 << 20),
+)
 @settings(max_examples=200, deadline=None)
 def test_damaged_tars(entries: list[Entry], form: int, flips: list[tuple[int, int]], cut: int) -> None:
     """Flipped bytes and cut ends give a consistent index or a LayerError."""
@@ -253,7 +266,9 @@ FIELD = st.one_of(
     st.binary(min_size=12, max_size=12),
     st.integers(-(1 << 95), (1 << 95) - 1).map(lambda n: (n & ((1 << 96) - 1) | 1 << 95).to_bytes(12, "big")),
     st.integers(0, 8**11 - 1).map(lambda n: b"%011o\0" % n),
-    st.sampled_from([b"\xff" * 12, b"\x80" + bytes(11), b"\x80\0\0\0\x7f" + b"\xff" * 7, b"\x80\0\0\0\x80" + bytes(7), bytes(12)]),
+    st.sampled_from(
+        [b"\xff" * 12, b"\x80" + bytes(11), b"\x80\0\0\0\x7f" + b"\xff" * 7, b"\x80\0\0\0\x80" + bytes(7), bytes(12)]
+    ),
 )
 PLACES = st.sampled_from([100, 124, 136, 156, 157, 257, 345, 355, 356, 386, 398, 410, 452, 482, 483, 504])
 EDITS = st.lists(st.tuples(st.integers(0, 1 << 16), PLACES, FIELD, st.integers(1, 12)), min_size=1, max_size=4)
@@ -263,7 +278,9 @@ SMALL = sorted(name for name, case in CASES.items() if len(case.archive) < 1 << 
 @given(st.sampled_from(SMALL), EDITS, st.booleans())
 @settings(max_examples=1000, deadline=None)
 def test_lies_with_right_checksums(name: str, edits: list[tuple[int, int, bytes, int]], sized: bool) -> None:
-    """Any header of a nasty tar with fields that lie, and a checksum that is right all the same: a consistent index or a LayerError."""
+    """Any header of a nasty tar with fields that lie, and a checksum that is right all the same: a consistent index
+    or a LayerError.
+    """
     data = bytearray(CASES[name].archive)
     for number, place, value, length in edits:
         at = number % max(1, len(data) // 512) * 512

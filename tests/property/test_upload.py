@@ -1,4 +1,6 @@
-"""Whatever happens to an upload, it ends with the blob's own bytes in the registry or with an error of kitfs; progress adds up."""
+"""Whatever happens to an upload, it ends with the blob's own bytes in the registry or with an error of kitfs;
+progress adds up.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ METHODS = st.sampled_from(["HEAD", "POST", "PATCH", "PATCH", "PATCH", "GET", "PU
 STATUSES = st.builds(Status, st.sampled_from([404, 408, 410, 416, 429, 500, 502, 503]), refuses=st.booleans())
 CUTS = st.builds(Deaf, st.integers(0, 300 * KiB), keeps=st.booleans(), answers=st.booleans(), reset=st.booleans())
 RANGES = st.builds(lambda end: Headers({"Range": f"0-{end}"}), st.integers(0, 300 * KiB))
-FAULTS: st.SearchStrategy[tuple[str, Fault, int]] = st.tuples(METHODS, st.one_of(STATUSES, CUTS, RANGES), st.integers(1, 3))
+FAULTS: st.SearchStrategy[tuple[str, Fault, int]] = st.tuples(
+    METHODS, st.one_of(STATUSES, CUTS, RANGES), st.integers(1, 3)
+)
 
 
 class Notes(dict[tuple[str, str], Any]):
@@ -49,8 +53,15 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(faults=st.lists(FAULTS, max_size=8), chunk=st.sampled_from([1, 2, 3, 5, 8, 500]), size=st.integers(0, len(DATA)), loses=st.integers(0, 40))
-def test_uploads_end_well(tmp_path: Path, faults: list[tuple[str, Fault, int]], chunk: int, size: int, loses: int) -> None:
+@given(
+    faults=st.lists(FAULTS, max_size=8),
+    chunk=st.sampled_from([1, 2, 3, 5, 8, 500]),
+    size=st.integers(0, len(DATA)),
+    loses=st.integers(0, 40),
+)
+def test_uploads_end_well(
+    tmp_path: Path, faults: list[tuple[str, Fault, int]], chunk: int, size: int, loses: int
+) -> None:
     """A call with faults, and one without them that takes up what the first has left."""
     data, told, notes = DATA[:size], list[int](), Notes()
     blob = Descriptor("x", Digest.of(data), size)

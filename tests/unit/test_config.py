@@ -32,7 +32,10 @@ def test_settings_file_in_the_configuration_home_is_read(tmp_path: Path) -> None
     """$XDG_CONFIG_HOME/kitfs/settings.yaml counts when no file is named."""
     (tmp_path / "kitfs").mkdir()
     (tmp_path / "kitfs" / "settings.yaml").write_text("read_timeout: 7\n")
-    assert Settings.load({"settings": None, "read-timeout": None}, {"XDG_CONFIG_HOME": str(tmp_path)})["read-timeout"] == 7.0
+    assert (
+        Settings.load({"settings": None, "read-timeout": None}, {"XDG_CONFIG_HOME": str(tmp_path)})["read-timeout"]
+        == 7.0
+    )
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
@@ -53,7 +56,11 @@ def test_every_option_has_an_environment_variable(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["mirror", "tls-cert", "only"])
 def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> None:
     """A list in YAML is a repeated flag; in the environment blanks separate."""
-    one, two = ("a.example=http://m1", "a.example=http://m2") if name == "mirror" else (str(tmp_path / "1"), str(tmp_path / "2"))
+    one, two = (
+        ("a.example=http://m1", "a.example=http://m2")
+        if name == "mirror"
+        else (str(tmp_path / "1"), str(tmp_path / "2"))
+    )
     if name == "tls-cert":
         Path(one).write_text("x")
         Path(two).write_text("x")
@@ -61,7 +68,9 @@ def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> 
     file.write_text(f"{name}: ['{one}', '{two}']\n")
     flags = load({"settings": None, name: [one, two]})[name]
     assert load({"settings": str(file), name: None})[name] == flags
-    assert load({"settings": None, name: None}, {"KITFS_" + name.upper().replace("-", "_"): f"{one} {two}"})[name] == flags
+    assert (
+        load({"settings": None, name: None}, {"KITFS_" + name.upper().replace("-", "_"): f"{one} {two}"})[name] == flags
+    )
     assert len(flags) == 2
 
 
@@ -117,7 +126,9 @@ def test_a_settings_file_with_an_escape_beyond_unicode(tmp_path: Path) -> None:
         load({"settings": str(tmp_path / "s.yaml"), "cache-dir": None})
 
 
-@pytest.mark.parametrize(("text", "value"), [("50GiB", 50 << 30), ("1k", 1024), ("2MB", 2_000_000), ("1.5g", 3 << 29), ("17", 17), ("9B", 9)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("50GiB", 50 << 30), ("1k", 1024), ("2MB", 2_000_000), ("1.5g", 3 << 29), ("17", 17), ("9B", 9)]
+)
 def test_sizes(text: str, value: int) -> None:
     """Binary prefixes with iB or bare, decimal ones with B."""
     assert size(text) == value
@@ -162,7 +173,13 @@ def test_kit_home_is_kits_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("127.0.0.1:5000", ("127.0.0.1", 5000)), ("[::1]:0", ("::1", 0)), ("5000", ("127.0.0.1", 5000)), (":80", ("127.0.0.1", 80)), ("h:1", ("h", 1))],
+    [
+        ("127.0.0.1:5000", ("127.0.0.1", 5000)),
+        ("[::1]:0", ("::1", 0)),
+        ("5000", ("127.0.0.1", 5000)),
+        (":80", ("127.0.0.1", 80)),
+        ("h:1", ("h", 1)),
+    ],
 )
 def test_listen(text: str, wanted: tuple[str, int]) -> None:
     """Where the registry listens."""
@@ -178,7 +195,10 @@ def test_listen_refuses(text: str) -> None:
 
 def test_platforms() -> None:
     """As images have them."""
-    assert [platform(text) for text in ("linux/amd64", "linux/arm64/v8")] == [("linux", "amd64", ""), ("linux", "arm64", "v8")]
+    assert [platform(text) for text in ("linux/amd64", "linux/arm64/v8")] == [
+        ("linux", "amd64", ""),
+        ("linux", "arm64", "v8"),
+    ]
     for text in ("linux", "linux/", "linux/a/b/c", "Linux/amd64"):
         with pytest.raises(ValueError, match="is not OS/ARCHITECTURE"):
             platform(text)

@@ -1,61 +1,103 @@
-"""The layout's import rule: imports go downward only, siblings never import each other."""
+"""The layout's rules about imports: they go downward only, siblings never import each other, and there is no circle.
+
+Imports inside functions count like those of a module's head. Imports below ``if TYPE_CHECKING`` do not: they are not
+executed.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "kitfs"
 
-# Lower rank is lower in the building. Packages of one rank are siblings. The SDK is the package itself (kitfs/__init__.py).
-RANK = {
-    "redaction": -1,
-    "errors": 0, "escaping": 0, "ownership": 0, "metrics": 0, "forks": 0,
-    "oci": 1, "openfile": 1,
-    "registry": 2, "store": 2, "layers": 2,
-    "kit": 3,
-    "ops": 4, "fuse": 4,
-    "daemon": 5, "server": 5, "config": 5,
-    "session": 6, "mounted": 6, "sdk": 7, "fs": 8, "__init__": 9,
-    "cli": 10, "__main__": 11,
-}
-# config is read by the CLI and the daemon only; __version__ comes from the package itself and is below everything.
-ALLOWED = {("daemon", "config")}
+# A lower number is a lower floor. Packages on one floor are siblings.
+FLOORS = (
+    ("redaction",),
+    ("errors", "escaping", "forks", "metrics", "ownership", "parallel", "system", "version"),
+    ("openfile",),
+    ("gocompat", "layers", "formats", "config"),
+    ("oci",),
+    ("content",),
+    ("store", "modelkit"),
+    ("registry", "server"),
+    ("kit",),
+    ("ops", "fuse"),
+    ("daemon",),
+    ("sdk",),
+    ("cli", "integrations"),
+    ("__init__", "__main__"),
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
-def top(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    return {
+        ".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in ROOT.rglob("*.py")
+    }
 
 
-def imported(tree: ast.AST) -> list[tuple[int, str]]:
-    """(line, first name below kitfs) of every import of kitfs, wherever it stands."""
-    found: list[tuple[int, str]] = []
-    for node in ast.walk(tree):
+def executed(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The import statements below a node, without those of ``if TYPE_CHECKING``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            yield child
+        elif isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            yield from (found for other in child.orelse for found in executed(other))
+        else:
+            yield from executed(child)
+
+
+def imported(path: Path, known: dict[str, Path]) -> set[tuple[int, str]]:
+    """(line, module) of every import of a module of kitfs that ``path`` executes."""
+    found: set[tuple[int, str]] = set()
+    for node in executed(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name.split(".")[1] if "." in alias.name else "__init__")
-                      for alias in node.names if alias.name.split(".")[0] == "kitfs"]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import"
-            if node.module == "kitfs":
-                found += [(node.lineno, a.name) for a in node.names if a.name != "__version__"]
-            elif node.module and node.module.startswith("kitfs."):
-                found.append((node.lineno, node.module.split(".")[1]))
+            found |= {(node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] == "kitfs"}
+            continue
+        assert node.level == 0, f"{path}:{node.lineno}: relative import"
+        if node.module is None or node.module.split(".")[0] != "kitfs":
+            continue
+        for alias in node.names:
+            full = f"{node.module}.{alias.name}"
+            found.add((node.lineno, full if full in known else node.module))
     return found
 
 
+def graph() -> dict[str, set[tuple[int, str]]]:
+    """Every module with what it imports."""
+    known = modules()
+    return {name: imported(path, known) for name, path in known.items()}
+
+
+def package(module: str) -> str:
+    """The first name below kitfs; ``__init__`` for the package itself."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
 def test_imports_go_downward_only() -> None:
-    """No module imports one of its own rank outside its package, or of a higher rank."""
-    wrong = []
-    for path in sorted(ROOT.rglob("*.py")):
-        here = top(path)
-        for line, there in imported(ast.parse(path.read_text())):
-            if there == here or (here, there) in ALLOWED:
-                continue
-            if RANK[there] >= RANK[here]:
-                wrong.append(f"{path.relative_to(ROOT.parent)}:{line} imports {there}")
+    """No module imports one of a higher floor, or of a sibling."""
+    wrong = [
+        f"{module}:{line} imports {other}"
+        for module, others in sorted(graph().items())
+        for line, other in sorted(others)
+        if package(other) != package(module) and FLOOR[package(other)] >= FLOOR[package(module)]
+    ]
     assert wrong == []
 
 
-def test_every_package_has_a_rank() -> None:
-    """A new top-level package must be given its place."""
-    assert {top(p) for p in ROOT.rglob("*.py")} <= set(RANK)
+def test_there_is_no_import_circle() -> None:
+    """The modules can be put in an order in which each imports only earlier ones."""
+    try:
+        TopologicalSorter({module: {other for _, other in others} for module, others in graph().items()}).prepare()
+    except CycleError as e:
+        raise AssertionError(" -> ".join(e.args[1])) from None
+
+
+def test_every_package_has_a_floor() -> None:
+    """A new top-level module or package must be given its place."""
+    assert {package(module) for module in modules()} <= set(FLOOR)

@@ -25,7 +25,13 @@ def test_every_use_after_close_raises_closed(path: str) -> None:
     file = OpenFile(path, os.O_RDWR)
     file.close()
     file.close()
-    for use in (lambda: file.pread(1, 0), lambda: file.pwrite(b"x", 0), file.stat, file.touch, lambda: file.flock(fcntl.LOCK_SH)):
+    for use in (
+        lambda: file.pread(1, 0),
+        lambda: file.pwrite(b"x", 0),
+        file.stat,
+        file.touch,
+        lambda: file.flock(fcntl.LOCK_SH),
+    ):
         with pytest.raises(Closed):
             use()
     assert issubclass(Closed, KitfsError)

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.ownership import Unsafe, check_below, check_directory, make_directories, open_below, open_file, own_directory, refuse_links
+from kitfs.ownership import (
+    Unsafe,
+    check_below,
+    check_directory,
+    make_directories,
+    open_below,
+    open_file,
+    own_directory,
+    refuse_links,
+)
 from tests.conftest import needs_root
 
 OTHER = 12345
@@ -95,7 +104,9 @@ STRANGE = [make_link, make_dangling, make_fifo, make_socket, make_device, make_o
 @pytest.mark.parametrize("make", [*STRANGE, make_directory], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_TRUNC], ids=["read", "write"])
 def test_nothing_but_an_own_file_is_opened(tmp_path: Path, make: object, flags: int) -> None:
-    """A link, a FIFO, a socket, a device, a directory, another user's file and one that others may write are refused, and stay as they are."""
+    """A link, a FIFO, a socket, a device, a directory, another user's file and one that others may write are refused,
+    and stay as they are.
+    """
     tmp_path.chmod(0o755)
     assert callable(make)
     make(tmp_path / "file")
@@ -132,7 +143,9 @@ def test_no_linked_directory_is_entered(tmp_path: Path) -> None:
 
 
 def test_an_empty_shared_directory_gets_a_subdirectory(tmp_path: Path) -> None:
-    """It is 0700, has the user's number in its name, and is found again, also when others have put something beside it."""
+    """It is 0700, has the user's number in its name, and is found again, also when others have put something beside
+    it.
+    """
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o2777)

@@ -76,7 +76,11 @@ def test_known_secrets_go_in_any_spelling() -> None:
 def test_a_url_that_is_kept_has_no_secrets() -> None:
     assert public("https://user:secret@hub.test/team/net?token=x#y") == "https://hub.test/team/net"
     assert [public(text) for text in ("u:secret@x", "hub/u:sec/ret@x")] == ["x", "x"]
-    assert [public(text) for text in ("git@host.test:org/repo", "/srv/a:b@c", "./a:b@c")] == ["git@host.test:org/repo", "/srv/a:b@c", "./a:b@c"]
+    assert [public(text) for text in ("git@host.test:org/repo", "/srv/a:b@c", "./a:b@c")] == [
+        "git@host.test:org/repo",
+        "/srv/a:b@c",
+        "./a:b@c",
+    ]
 
 
 def test_errors_hold_no_secrets() -> None:
@@ -91,7 +95,9 @@ def test_lines_of_a_log_hold_no_secrets() -> None:
     try:
         raise ValueError("http://u:secret@host")
     except ValueError:
-        record = logging.LogRecord("kitfs", logging.ERROR, __file__, 1, "to %s", ("http://u:secret@host",), sys.exc_info())
+        record = logging.LogRecord(
+            "kitfs", logging.ERROR, __file__, 1, "to %s", ("http://u:secret@host",), sys.exc_info()
+        )
     told = LogFormatter("%(message)s").format(record)
     assert "to http://host" in told
     assert "secret@" not in told

@@ -1,9 +1,10 @@
-"""The environment in which git imports: what decides about a commit's bytes is neutral, what is about reaching the repository is the user's.
+"""The environment in which git imports: what decides about a commit's bytes is neutral, what is about reaching the
+repository is the user's.
 
-An import has the bytes that ``git clone`` gives with an empty configuration: the repository's own .gitattributes count (eol, text, ident,
-working-tree-encoding), and no setting of the user, of the system or of the environment does. Filter drivers are never run, for a clone
-has none: LFS pointers are replaced afterwards. What the user has set about credentials, proxies, TLS, ssh and url.*.insteadOf stays in
-force. Pure functions.
+An import has the bytes that ``git clone`` gives with an empty configuration: the repository's own .gitattributes
+count (eol, text, ident, working-tree-encoding), and no setting of the user, of the system or of the environment does.
+Filter drivers are never run, for a clone has none: LFS pointers are replaced afterwards. What the user has set about
+credentials, proxies, TLS, ssh and url.*.insteadOf stays in force. Pure functions.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ NEUTRAL: Final = {
 }
 USERNAME: Final = "KITFS_IMPORT_USERNAME"
 PASSWORD: Final = "KITFS_IMPORT_PASSWORD"  # noqa: S105 - the names of the variables that tell git's helper
-HELPER: Final = f'!f() {{ test "$1" = get && printf "username=%s\\npassword=%s\\n" "${USERNAME}" "${PASSWORD}"; }}; f'  # git runs it by a shell
+# git runs it by a shell
+HELPER: Final = f'!f() {{ test "$1" = get && printf "username=%s\\npassword=%s\\n" "${USERNAME}" "${PASSWORD}"; }}; f'
 
 
 class Login(NamedTuple):
@@ -64,7 +66,9 @@ class Login(NamedTuple):
 
 
 def split_login(url: str, token: str | None) -> tuple[str, Login | None]:
-    """(a URL of HTTP without user and password, those or the token's); other URLs as they are. ``token`` counts before the URL's own."""
+    """(a URL of HTTP without user and password, those or the token's); other URLs as they are. ``token`` counts
+    before the URL's own.
+    """
     where = urlsplit(url)
     if where.scheme.lower() not in ("http", "https"):
         return url, None
@@ -77,13 +81,23 @@ def split_login(url: str, token: str | None) -> tuple[str, Login | None]:
 def environment(
     directory: str, url: str, login: Login | None, *, object_format: str, proxy: str | None, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables for git in ``directory``, for a repository at ``url`` (without a login). ``object_format``: sha1 or sha256."""
-    options = [*NEUTRAL.items(), ("init.defaultObjectFormat", object_format), ("remote.origin.url", url), ("safe.directory", directory)]
+    """The variables for git in ``directory``, for a repository at ``url`` (without a login). ``object_format``: sha1
+    or sha256.
+    """
+    options = [
+        *NEUTRAL.items(),
+        ("init.defaultObjectFormat", object_format),
+        ("remote.origin.url", url),
+        ("safe.directory", directory),
+    ]
     kept = {name: value for name, value in environ.items() if not name.startswith("GIT_") or KEPT.fullmatch(name)}
     if login is not None:
         where = urlsplit(url)
         helpers = f"credential.{where.scheme}://{where.netloc}.helper"
-        options += [(helpers, ""), (helpers, HELPER)]  # ours alone: another one would keep the login, or give an older one
+        options += [
+            (helpers, ""),
+            (helpers, HELPER),
+        ]  # ours alone: another one would keep the login, or give an older one
         kept |= {USERNAME: login.username, PASSWORD: login.password}
     if proxy:
         options.append(("http.proxy", proxy))
@@ -103,7 +117,8 @@ def environment(
 
 
 def with_proxies(variables: Mapping[str, str], url: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """``variables`` with the proxy that ``environ`` has for ``url``, as every connection of kitfs takes it: git, by curl, reads NO_PROXY otherwise.
+    """``variables`` with the proxy that ``environ`` has for ``url``, as every connection of kitfs takes it: git, by
+    curl, reads NO_PROXY otherwise.
 
     Raises UsageError as ``proxy_for``.
     """

@@ -1,7 +1,8 @@
 """A git repository as a directory: one commit, without git's own files, its LFS objects in the place of their pointers.
 
-By the program ``git`` and, where the repository has LFS objects, ``git lfs`` if it is there, else ``imports.lfs``. Nothing of the repository
-is run: no hooks, no submodules, and no transport that starts a program of its choice. Threading: one thread, which waits for git.
+By the program ``git`` and, where the repository has LFS objects, ``git lfs`` if it is there, else ``imports.lfs``.
+Nothing of the repository is run: no hooks, no submodules, and no transport that starts a program of its choice.
+Threading: one thread, which waits for git.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kitfs.openfile import OwnFile
 from kitfs.ops.events import Noted, Report
 from kitfs.ops.imports import lfs
 from kitfs.ops.imports.environment import ATTRIBUTES, UMASK, Login, environment, split_login, with_proxies
-from kitfs.ops.transfer import AT_ONCE
+from kitfs.ops.transfer.push import AT_ONCE
 from kitfs.ownership import make_directories
 from kitfs.redaction import public, without
 from kitfs.registry.client import RegistryClient
@@ -41,10 +42,17 @@ class Checkout(NamedTuple):
 
 @contextlib.contextmanager
 def checkout(
-    url: str, ref: str, root: str, client: RegistryClient, *, token: str | None = None, at_once: int = AT_ONCE, report: Report
+    url: str,
+    ref: str,
+    root: str,
+    client: RegistryClient,
+    *,
+    token: str | None = None,
+    concurrency: int = AT_ONCE,
+    report: Report,
 ) -> Iterator[Checkout]:
-    """The files of ``ref`` ("": what the repository's HEAD means) of the repository at ``url``, in a directory below the store's ``root``
-    for the time of the block; a killed process leaves what the next one sweeps.
+    """The files of ``ref`` ("": what the repository's HEAD means) of the repository at ``url``, in a directory below
+    the store's ``root`` for the time of the block; a killed process leaves what the next one sweeps.
 
     Raises UsageError when git is missing, NotFound when it cannot fetch that, ContextError, StoreError.
     """
@@ -69,7 +77,16 @@ def checkout(
                 server, near = lfs.server_of(url, configured), _objects(url)
                 mine = login if _same(server, url) else None
                 named_by = url if configured else ""
-                lfs.resolve(pointers, server, client, login=mine, near=near, at_once=at_once, report=report, named_by=named_by)
+                lfs.resolve(
+                    pointers,
+                    server,
+                    client,
+                    login=mine,
+                    near=near,
+                    concurrency=concurrency,
+                    report=report,
+                    named_by=named_by,
+                )
             left = _pointers(directory)
             if left:
                 name = os.path.relpath(left[0].path, directory)
@@ -93,7 +110,9 @@ class _Git:
         self._env = self._environment("sha1")
 
     def _environment(self, object_format: str) -> dict[str, str]:
-        variables = environment(self._directory, self._url, self._login, object_format=object_format, proxy=self._proxy, environ=os.environ)
+        variables = environment(
+            self._directory, self._url, self._login, object_format=object_format, proxy=self._proxy, environ=os.environ
+        )
         return variables if self._proxy else with_proxies(variables, self._real, os.environ)
 
     def fetch(self, ref: str) -> None:
@@ -180,7 +199,11 @@ def _pointers(directory: str) -> list[lfs.Pointer]:
 def _objects(url: str) -> str:
     """The directory of LFS objects of a repository on this machine, "" for any other."""
     path = url.removeprefix("file://")
-    places = [os.path.join(path, ".git", "lfs", "objects"), os.path.join(path, "lfs", "objects")] if path.startswith("/") else []
+    places = (
+        [os.path.join(path, ".git", "lfs", "objects"), os.path.join(path, "lfs", "objects")]
+        if path.startswith("/")
+        else []
+    )
     return next((place for place in places if os.path.isdir(place)), "")
 
 

@@ -1,9 +1,10 @@
 """A Hugging Face hub: the files of a repository at a revision, and their bytes from any place on.
 
-Follows the hub's HTTP API as KITOPS §9.2 has it: ``/api/models/NAME/revision/REF`` pins a commit, ``/api/models/NAME/tree/SHA`` lists it in
-pages (RFC 8288 links), ``/NAME/resolve/SHA/PATH`` is a file, mostly by way of a CDN whose URLs are signed and expire. Requests go over the
-client of the registries, which retries, follows redirects and shows the token to the hub itself only. A hub is asked to be quick: what it answers
-with 429 waits longer than a registry may make anybody wait. Threading: every method from any thread.
+Follows the hub's HTTP API as KITOPS §9.2 has it: ``/api/models/NAME/revision/REF`` pins a commit,
+``/api/models/NAME/tree/SHA`` lists it in pages (RFC 8288 links), ``/NAME/resolve/SHA/PATH`` is a file, mostly by way
+of a CDN whose URLs are signed and expire. Requests go over the client of the registries, which retries, follows
+redirects and shows the token to the hub itself only. A hub is asked to be quick: what it answers with 429 waits
+longer than a registry may make anybody wait. Threading: every method from any thread.
 """
 
 from __future__ import annotations
@@ -32,17 +33,29 @@ from kitfs.errors import (
     UnsafePath,
     UsageError,
 )
-from kitfs.oci.kitfile import clean_path
+from kitfs.modelkit.kitfile import clean_path
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest
 from kitfs.ops.events import Report, Warned, quiet
 from kitfs.redaction import public, without
 from kitfs.registry.auth import RegistryAuth
 from kitfs.registry.blob import RemoteBlob
-from kitfs.registry.client import BODY_ATTEMPTS, Endpoint, RegistryClient
-from kitfs.registry.failures import Broken, Stalled, check_encoding, failure, host_of, mapped, read_capped, read_error, secrets_of, shown
+from kitfs.registry.client import BODY_ATTEMPTS, RegistryClient
+from kitfs.registry.http import Endpoint
+from kitfs.registry.http_errors import (
+    Broken,
+    Stalled,
+    check_encoding,
+    failure,
+    host_of,
+    mapped,
+    read_capped,
+    read_error,
+    secrets_of,
+    shown,
+)
 from kitfs.registry.retry import CONNECT_BUDGET, retry_after
-from kitfs.registry.transport import is_loopback
+from kitfs.registry.routes import is_loopback
 
 KINDS: Final = ("models", "datasets", "spaces")
 NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -59,7 +72,9 @@ LEFT_OUT: Final = frozenset((".gitignore", ".gitattributes"))
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a revision: ``size`` in bytes; ``git`` the SHA-1 of its git blob, which is that of a pointer where ``digest`` (LFS) is known."""
+    """A file of a revision: ``size`` in bytes; ``git`` the SHA-1 of its git blob, which is that of a pointer where
+    ``digest`` (LFS) is known.
+    """
 
     path: str
     size: int
@@ -85,7 +100,9 @@ class TokenAuth(RegistryAuth):
 
 
 class Hub:
-    """The hub at ``url``. Raises UsageError for what is no URL, and for a token that would go over the network in the clear."""
+    """The hub at ``url``. Raises UsageError for what is no URL, and for a token that would go over the network in the
+    clear.
+    """
 
     def __init__(
         self,
@@ -156,7 +173,9 @@ class Hub:
                 raise ValueError
             return response, json.loads(data)
         except (ValueError, RecursionError):
-            raise RegistryError(f"{what}: {self.host} answers with something that is no listing", status=200, url=shown(url))
+            raise RegistryError(
+                f"{what}: {self.host} answers with something that is no listing", status=200, url=shown(url)
+            )
 
     def get(self, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
         """An answer, its body to be read. 429 is waited for within ``PATIENCE``, which all threads share."""
@@ -186,7 +205,9 @@ class Hub:
             if code == "GatedRepo":
                 cause = "it is for those who accepted the conditions on its page"
             detail = f" ({told})" if told else ""
-            return Unauthorized(f"{what} answers {status}: {cause}; give a token (--token, HF_TOKEN){detail}", status=status)
+            return Unauthorized(
+                f"{what} answers {status}: {cause}; give a token (--token, HF_TOKEN){detail}", status=status
+            )
         if status == 404:
             if code == "RevisionNotFound" or told.startswith("Invalid rev id"):
                 return NotFound(f"{what} has no such reference (--ref)")
@@ -195,10 +216,12 @@ class Hub:
             return RateLimited(f"{what} answers 429: too many requests; try again later", status=429)
         return failure(response, what.removesuffix(f": {self.host}"))
 
-    # -- what a Snapshot asks for -------------------------------------------------------------------------------------------------
+    # -- what a Snapshot asks for
 
     def listing(self, kind: str, name: str, sha: str) -> Iterator[dict[str, Any]]:
-        """The entries of a commit, as the hub has them: page by page, and by directories where it lists one level only."""
+        """The entries of a commit, as the hub has them: page by page, and by directories where it lists one level
+        only.
+        """
         pending = [""]
         while pending:
             below = pending.pop()
@@ -224,7 +247,9 @@ class Hub:
             asked.add(str(at))
             response, entries = self._json(at, what)
             if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-                raise RegistryError(f"{what}: {self.host} answers with something that is no listing", status=200, url=shown(at))
+                raise RegistryError(
+                    f"{what}: {self.host} answers with something that is no listing", status=200, url=shown(at)
+                )
             yield from entries
             after = response.links.get("next", {}).get("url")
             with mapped(at, what):
@@ -238,10 +263,13 @@ class Hub:
 class HubBlob(RemoteBlob):
     """A file of a hub as a Source: as a registry's blob, but for where it is and what is said when it is not.
 
-    The URL that the hub redirects to is used until it has expired, so that a file of many ranges asks the hub itself once.
+    The URL that the hub redirects to is used until it has expired, so that a file of many ranges asks the hub itself
+    once.
     """
 
-    def __init__(self, hub: Hub, client: RegistryClient, endpoint: Endpoint, url: str, file: HubFile, what: str) -> None:
+    def __init__(
+        self, hub: Hub, client: RegistryClient, endpoint: Endpoint, url: str, file: HubFile, what: str
+    ) -> None:
         super().__init__(client, (endpoint,), Descriptor("", file.digest or UNKNOWN, file.size))
         self._hub = hub
         self._url = url
@@ -294,7 +322,9 @@ class Snapshot:
         return f"<Snapshot {self.kind}/{self.name}@{self.sha[:12]}>"
 
     def files(self) -> list[HubFile]:
-        """Its files, by path, without those that are git's own. Raises UnsafePath for a path that leads elsewhere, RegistryError."""
+        """Its files, by path, without those that are git's own. Raises UnsafePath for a path that leads elsewhere,
+        RegistryError.
+        """
         found: dict[str, HubFile] = {}
         for number, entry in enumerate(self._hub.listing(self.kind, self.name, self.sha)):
             if number > 2 * MAX_FILES:
@@ -318,13 +348,17 @@ class Snapshot:
                 digest = Digest.parse(f"sha256:{str(lfs['oid']).removeprefix('sha256:')}")
                 size = lfs.get("size", size)
             except (TypeError, KeyError, AttributeError, InvalidReference):
-                raise RegistryError(f"{self.name}: {path[:100]!r} is listed with an LFS object that is none", status=200)
+                raise RegistryError(
+                    f"{self.name}: {path[:100]!r} is listed with an LFS object that is none", status=200
+                )
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < MAX_SIZE or not isinstance(git, str):
             raise RegistryError(f"{self.name}: {path[:100]!r} is listed without its size or object", status=200)
         return HubFile(path, size, git if SHA.fullmatch(git) and len(git) == 40 else "", digest)
 
     def blob(self, file: HubFile) -> HubBlob:
-        """A file as a Source; nothing is asked until it is read. Its number of bytes is checked, their digest is not."""
+        """A file as a Source; nothing is asked until it is read. Its number of bytes is checked, their digest is
+        not.
+        """
         return self._hub.blob(f"{self.url}/resolve/{self.sha}/{quote(file.path)}", file, f"{self.name}: {file.path}")
 
 

@@ -1,10 +1,12 @@
-"""A Hugging Face repository as a kit: every file a raw layer, so that what the hub calls an LFS object is the layer's blob already.
+"""A Hugging Face repository as a kit: every file a raw layer, so that what the hub calls an LFS object is the layer's
+blob already.
 
-No copy of the repository is made. A file whose digest the listing tells goes into the store as a registry's blob does: not at all when it is
-there, else by ranges, of which those that came stay when the import breaks off; or straight to a registry that lacks it, without being kept. A file
-without one is small: it is kept, checked against its git object, and remembered by that. Entries that are directories become one entry for each
-of their files; prompts and models stay as they are, as tars, and so does everything where there would be too many layers.
-Threading: ``bring`` runs threads of its own and returns when they have ended.
+No copy of the repository is made. A file whose digest the listing tells goes into the store as a registry's blob
+does: not at all when it is there, else by ranges, of which those that came stay when the import breaks off; or
+straight to a registry that lacks it, without being kept. A file without one is small: it is kept, checked against its
+git object, and remembered by that. Entries that are directories become one entry for each of their files; prompts and
+models stay as they are, as tars, and so does everything where there would be too many layers. Threading: ``bring``
+runs threads of its own and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -20,21 +22,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from kitfs.errors import ContextError, IntegrityError, InvalidReference, LayerError, StoreError
-from kitfs.layers.write import TRAILER, entry_length, header, padding
-from kitfs.oci.kitfile import Kitfile, clean_path
+from kitfs.layers.tar_writer import TRAILER, entry_length, header, padding
+from kitfs.modelkit.kitfile import Kitfile, clean_path
+from kitfs.modelkit.writer import KitFormat, Written
 from kitfs.oci.manifest import IMAGE_MANIFEST, Descriptor
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Moved, Report, Saved, Sent, Total, Warned
-from kitfs.ops.ignore import IgnoreRules, is_within, left_out
 from kitfs.ops.imports.hub import HubFile
-from kitfs.ops.local import assign
-from kitfs.ops.pack import Packed
-from kitfs.ops.shape import Shape, Written
-from kitfs.ops.transfer import AT_ONCE, Target, fill
+from kitfs.ops.library.tags import assign
+from kitfs.ops.pack.ignore import IgnoreRules, is_within, left_out
+from kitfs.ops.pack.pack import Packed
+from kitfs.ops.transfer.push import AT_ONCE, Target
+from kitfs.store.fill import fill
 from kitfs.store.source import Source
 from kitfs.store.store import Store
 
-MAX_LAYERS: Final = 1000  # more, and directories stay layers: each descriptor is half a KiB, and manifests may have 4 MiB
+MAX_LAYERS: Final = (
+    1000  # more, and directories stay layers: each descriptor is half a KiB, and manifests may have 4 MiB
+)
 MAX_MANIFEST: Final = 4 << 20
 FILE_MODE: Final = 0o644  # a hub does not tell
 DIRECTORY_MODE: Final = 0o755
@@ -70,7 +75,10 @@ class Piece:
         """Bytes of the layer."""
         if self.raw:
             return self.files[0].size
-        return sum(entry_length(os.fsencode(p), directory=f is None, size=0 if f is None else f.size) for p, f in self.members()) + len(TRAILER)
+        return sum(
+            entry_length(os.fsencode(p), directory=f is None, size=0 if f is None else f.size)
+            for p, f in self.members()
+        ) + len(TRAILER)
 
     def members(self) -> list[tuple[str, HubFile | None]]:
         """(path, its file, None for a directory) in the order of kit's tars."""
@@ -84,7 +92,12 @@ class Piece:
 
 
 def arranged(
-    kitfile: Kitfile, files: Sequence[HubFile], *, ignore: bytes | None = None, parent_paths: Collection[str] = (), report: Report
+    kitfile: Kitfile,
+    files: Sequence[HubFile],
+    *,
+    ignore: bytes | None = None,
+    parent_paths: Collection[str] = (),
+    report: Report,
 ) -> tuple[Kitfile, list[Piece]]:
     """(the Kitfile whose entries are the layers, those layers in its order) for the files of a repository.
 
@@ -136,7 +149,9 @@ class _Arrangement:
             kitfile,
             model=model,
             code=tuple(s for x in kitfile.code for s in self._sections("code", x)),
-            datasets=tuple(s for x in kitfile.datasets for s in ([x] if x.remote_path else self._sections("dataset", x))),
+            datasets=tuple(
+                s for x in kitfile.datasets for s in ([x] if x.remote_path else self._sections("dataset", x))
+            ),
             docs=tuple(s for x in kitfile.docs for s in self._sections("docs", x)),
             prompts=tuple(s for x in kitfile.prompts for s in self._sections("prompt", x)),
             mcp_servers=tuple(s for x in kitfile.mcp_servers for s in self._sections("mcpserver", x)),
@@ -201,20 +216,21 @@ def bring(
     store: Store,
     references: Sequence[Reference],
     *,
-    shape: Shape,
+    shape: KitFormat,
     target: Target | None = None,
-    at_once: int = AT_ONCE,
+    concurrency: int = AT_ONCE,
     report: Report,
 ) -> Packed:
-    """Make the kit of ``arranged`` in the store and tag it with ``references``; with ``target``, at that repository under their tags instead.
+    """Make the kit of ``arranged`` in the store and tag it with ``references``; with ``target``, at that repository
+    under their tags instead.
 
-    Raises IntegrityError for a file that is not what was listed, StoreFull, StoreError, what the hub or the registry raises. Nothing is tagged
-    then; files that are whole, and ranges of big ones, stay for the next time.
+    Raises IntegrityError for a file that is not what was listed, StoreFull, StoreError, what the hub or the registry
+    raises. Nothing is tagged then; files that are whole, and ranges of big ones, stay for the next time.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(store.kept({f.digest for p in pieces for f in p.files if f.digest is not None}))
         work = _Bringing(origin, store, stack, target, report)
-        written = work.run(pieces, at_once)
+        written = work.run(pieces, concurrency)
         filled = kitfile.with_layers([(w.digest, w.diff_id) for w in written])
         layers = [shape.layer(w, raw=p.raw) for w, p in zip(written, pieces, strict=True)]
         media_type, config_bytes = shape.config(filled, written)
@@ -223,7 +239,9 @@ def bring(
         manifest = replace(manifest, annotations={**manifest.annotations, SOURCE: origin.url, REVISION: origin.sha})
         data = manifest.to_json()
         if len(data) > MAX_MANIFEST:
-            raise ContextError(f"{len(layers)} layers are more than a manifest can hold; give a Kitfile with directories (-f)")
+            raise ContextError(
+                f"{len(layers)} layers are more than a manifest can hold; give a Kitfile with directories (-f)"
+            )
         descriptor = Descriptor(IMAGE_MANIFEST, Digest.of(data), len(data))
         if target is None:
             _keep(store, stack, work, config, config_bytes, descriptor, data, references, report)
@@ -262,7 +280,9 @@ def _keep(
 class _Bringing:
     """The layers on their way."""
 
-    def __init__(self, origin: Origin, store: Store, stack: contextlib.ExitStack, target: Target | None, report: Report) -> None:
+    def __init__(
+        self, origin: Origin, store: Store, stack: contextlib.ExitStack, target: Target | None, report: Report
+    ) -> None:
         self._origin = origin
         self._store = store
         self._stack = stack
@@ -273,14 +293,14 @@ class _Bringing:
         self._flights: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self.kept: set[Digest] = set()
 
-    def run(self, pieces: Sequence[Piece], at_once: int) -> list[Written]:
+    def run(self, pieces: Sequence[Piece], concurrency: int) -> list[Written]:
         """Every layer, several at once, big ones first; told in order. The first error ends them all."""
         for piece in pieces:
             self._report(Total(piece.path, piece.size))
         order = sorted(range(len(pieces)), key=lambda i: -pieces[i].size)
         done: dict[int, tuple[Written, str]] = {}
         told = 0
-        with ThreadPoolExecutor(at_once, thread_name_prefix="kitfs-import") as pool:
+        with ThreadPoolExecutor(concurrency, thread_name_prefix="kitfs-import") as pool:
             futures = {pool.submit(self._layer, pieces[i]): i for i in order}
             try:
                 for future in as_completed(futures):
@@ -318,7 +338,9 @@ class _Bringing:
         if self._target is not None:
             how = self._send(self._target, piece, digest, moved)
         moved.finish()
-        written = Written(piece.kind, piece.path, digest, digest, piece.size, piece.files[0].size if piece.raw else 0, FILE_MODE, 0)
+        written = Written(
+            piece.kind, piece.path, digest, digest, piece.size, piece.files[0].size if piece.raw else 0, FILE_MODE, 0
+        )
         return written, how
 
     def _file(self, file: HubFile, moved: _Moved) -> tuple[Digest, str]:
@@ -357,7 +379,9 @@ class _Bringing:
             return None
 
     def _small(self, file: HubFile, moved: _Moved) -> tuple[Digest, str]:
-        """A file of which only the git object is known, checked against that. Ranges of it would be of no use later: it comes whole."""
+        """A file of which only the git object is known, checked against that. Ranges of it would be of no use later:
+        it comes whole.
+        """
         hasher = hashlib.sha1(b"blob %d\0" % file.size)  # noqa: S324 - git's, and the listing's word, not a secret's
         ingest = self._store.ingest()
         try:
@@ -392,7 +416,12 @@ class _Bringing:
             for path, file in piece.members():
                 try:
                     name = os.fsencode(path)
-                    head = header(name, directory=file is None, mode=DIRECTORY_MODE if file is None else FILE_MODE, size=file.size if file else 0)
+                    head = header(
+                        name,
+                        directory=file is None,
+                        mode=DIRECTORY_MODE if file is None else FILE_MODE,
+                        size=file.size if file else 0,
+                    )
                 except LayerError as e:
                     raise ContextError(f"error processing {piece.kind}: {e}")
                 ingest.write(head)
@@ -424,7 +453,9 @@ class _Bringing:
         file = self._store.open_sealed(digest)
         if file is None and piece.raw:
             source = self._origin.blob(piece.files[0])
-            return target.upload(descriptor, lambda at: self._read(source, at), journal=self._store.catalog, progress=moved)
+            return target.upload(
+                descriptor, lambda at: self._read(source, at), journal=self._store.catalog, progress=moved
+            )
         if file is None:
             raise StoreError(f"blob {digest} was evicted before it was sent; import again")
         with contextlib.closing(file):

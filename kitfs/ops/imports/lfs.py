@@ -1,7 +1,9 @@
-"""Git LFS objects without git-lfs: found by their pointers, fetched as the batch API tells, checked, and put in the place of the pointers.
+"""Git LFS objects without git-lfs: found by their pointers, fetched as the batch API tells, checked, and put in the
+place of the pointers.
 
-Follows git-lfs' docs/spec.md (pointers), docs/api/server-discovery.md and docs/api/batch.md (transfer "basic"). A repository on this machine
-keeps its objects beside itself. Threading: ``resolve`` runs threads of its own and returns when they have ended.
+Follows git-lfs' docs/spec.md (pointers), docs/api/server-discovery.md and docs/api/batch.md (transfer "basic"). A
+repository on this machine keeps its objects beside itself. Threading: ``resolve`` runs threads of its own and returns
+when they have ended.
 """
 
 from __future__ import annotations
@@ -29,13 +31,18 @@ from kitfs.ops.imports.hub import TokenAuth
 from kitfs.redaction import without
 from kitfs.registry.addresses import AddressScope, scope_of_name
 from kitfs.registry.blob import RemoteBlob
-from kitfs.registry.client import Endpoint, RegistryClient
-from kitfs.registry.failures import check_encoding, failure, host_of, mapped, read_capped, read_error, shown
+from kitfs.registry.client import RegistryClient
+from kitfs.registry.http import Endpoint
+from kitfs.registry.http_errors import check_encoding, failure, host_of, mapped, read_capped, read_error, shown
 from kitfs.registry.retry import CONNECT_BUDGET
-from kitfs.registry.transport import is_loopback
+from kitfs.registry.routes import is_loopback
 
-POINTER: Final = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n(?:ext-[^\n]+\n)*oid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n")
-REMOTE: Final = re.compile(r"(?:\w+://)?(?:[^/@]*@)?(\[[^\]/]*\]|[^/:@]+):?")  # the host of a URL, and of ssh's host:path
+POINTER: Final = re.compile(
+    rb"version https://git-lfs\.github\.com/spec/v1\n(?:ext-[^\n]+\n)*oid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n"
+)
+REMOTE: Final = re.compile(
+    r"(?:\w+://)?(?:[^/@]*@)?(\[[^\]/]*\]|[^/:@]+):?"
+)  # the host of a URL, and of ssh's host:path
 MAX_POINTER: Final = 1024  # bytes, as git-lfs has it
 BATCH: Final = 100  # objects of one request
 MAX_ANSWER: Final = 16 << 20
@@ -61,7 +68,9 @@ def pointer_at(path: str) -> Pointer | None:
 
 
 def server_of(url: str, configured: str) -> str:
-    """The LFS server of a repository: ``configured`` (lfs.url) where it says one, else below the repository's own URL; "" where that is no HTTP."""
+    """The LFS server of a repository: ``configured`` (lfs.url) where it says one, else below the repository's own
+    URL; "" where that is no HTTP.
+    """
     found = configured
     if not found:
         where = urlsplit(url)
@@ -78,7 +87,7 @@ def resolve(
     *,
     login: Login | None,
     near: str,
-    at_once: int,
+    concurrency: int,
     report: Report,
     named_by: str = "",
 ) -> None:
@@ -86,7 +95,8 @@ def resolve(
 
     ``named_by``: the URL of the repository whose content names the server, "" where the repository's own URL does.
 
-    Raises ContextError when there is neither a server nor the object, IntegrityError, Unauthorized, RegistryError, Unavailable.
+    Raises ContextError when there is neither a server nor the object, IntegrityError, Unauthorized, RegistryError,
+    Unavailable.
     """
     by_digest: dict[Digest, list[Pointer]] = {}
     for pointer in pointers:
@@ -96,7 +106,9 @@ def resolve(
     missing = [p for p in wanted if p.digest not in here]
     remote = _Server(client, server, login, named_by) if missing and server else None
     if missing and remote is None:
-        raise ContextError(f"{os.path.basename(missing[0].path)} is an LFS object that is not there; install git-lfs, or name a server")
+        raise ContextError(
+            f"{os.path.basename(missing[0].path)} is an LFS object that is not there; install git-lfs, or name a server"
+        )
     where = remote.locate(missing) if remote is not None else {}
     stop = threading.Event()
 
@@ -112,7 +124,7 @@ def resolve(
 
     for pointer in wanted:
         report(Total(str(pointer.digest), pointer.size, os.path.basename(pointer.path)))
-    with ThreadPoolExecutor(at_once, thread_name_prefix="kitfs-lfs") as pool:
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="kitfs-lfs") as pool:
         futures = [pool.submit(fetch, p) for p in wanted]
         try:
             for future in as_completed(futures):
@@ -152,16 +164,25 @@ def _write(pointer: Pointer, pieces: Iterator[bytes], moved: Any) -> None:
         os.chmod(temporary, os.stat(pointer.path).st_mode & 0o777)
         os.replace(temporary, pointer.path)
     except OSError as e:
-        raise ContextError(f"{os.path.basename(pointer.path)}: its LFS object cannot be written: {(e.strerror or str(e)).lower()}")
+        raise ContextError(
+            f"{os.path.basename(pointer.path)}: its LFS object cannot be written: {(e.strerror or str(e)).lower()}"
+        )
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
 
 
 def _led_from(named_by: str, host: str) -> AddressScope | None:
-    """Where a repository may lead with the server that its content names; None for one on this machine, and for its own host."""
+    """Where a repository may lead with the server that its content names; None for one on this machine, and for its
+    own host.
+    """
     where = REMOTE.match(named_by)
-    if where is None or named_by.startswith(("file:", "/", ".")) or os.path.exists(named_by) or where[1].lower() == host.lower():
+    if (
+        where is None
+        or named_by.startswith(("file:", "/", "."))
+        or os.path.exists(named_by)
+        or where[1].lower() == host.lower()
+    ):
         return None
     return scope_of_name(where[1]) or "global"  # git's own connection is not seen here
 
@@ -172,13 +193,18 @@ class _Server:
     def __init__(self, client: RegistryClient, url: str, login: Login | None, named_by: str) -> None:
         parsed = httpx.URL(url)
         if named_by.startswith("https:") and parsed.scheme == "http":
-            raise RegistryError(f"LFS objects: the repository is read over TLS and names a server without TLS, {shown(parsed)}", url=shown(parsed))
+            raise RegistryError(
+                f"LFS objects: the repository is read over TLS and names a server without TLS, {shown(parsed)}",
+                url=shown(parsed),
+            )
         if login and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
             login = None
         basic = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}" if login else ""
         self._client = client
         self._secrets = [basic, basic.removeprefix("Basic "), login.password] if login else []
-        self._endpoint = Endpoint(url, host_of(parsed), TokenAuth(basic), CONNECT_BUDGET, _led_from(named_by, parsed.host))
+        self._endpoint = Endpoint(
+            url, host_of(parsed), TokenAuth(basic), CONNECT_BUDGET, _led_from(named_by, parsed.host)
+        )
 
     def locate(self, pointers: Sequence[Pointer]) -> dict[Digest, _Object]:
         """Where the objects are. Raises Unauthorized, NotFound, RegistryError."""
@@ -192,9 +218,13 @@ class _Server:
 
     def _batch(self, pointers: Sequence[Pointer]) -> list[dict[str, Any]]:
         objects = [{"oid": p.digest.hex, "size": p.size} for p in pointers]
-        body = json.dumps({"operation": "download", "transfers": ["basic"], "objects": objects, "hash_algo": "sha256"}).encode()
+        body = json.dumps(
+            {"operation": "download", "transfers": ["basic"], "objects": objects, "hash_algo": "sha256"}
+        ).encode()
         what, url = "LFS objects", f"{self._endpoint.base}/objects/batch"
-        response = self._client.send(self._endpoint, "POST", url, {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE}, what, body=body)
+        response = self._client.send(
+            self._endpoint, "POST", url, {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE}, what, body=body
+        )
         if response.status_code != 200:
             read_error(response)
             if response.status_code in (401, 403):
@@ -210,26 +240,39 @@ class _Server:
                 raise ValueError
             return found
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise RegistryError(f"{what}: {self._endpoint.host} answers with something that lists none", status=200, url=shown(url))
+            raise RegistryError(
+                f"{what}: {self._endpoint.host} answers with something that lists none", status=200, url=shown(url)
+            )
 
     def _object(self, pointer: Pointer, told: dict[str, Any] | None) -> _Object:
         name = os.path.basename(pointer.path)
         try:
             action = (told or {})["actions"]["download"]
             href, header = httpx.URL(action["href"]), {str(k): str(v) for k, v in (action.get("header") or {}).items()}
-            if href.scheme not in ("http", "https") or (href.scheme, httpx.URL(self._endpoint.base).scheme) == ("http", "https"):
+            if href.scheme not in ("http", "https") or (href.scheme, httpx.URL(self._endpoint.base).scheme) == (
+                "http",
+                "https",
+            ):
                 raise ValueError
         except (KeyError, TypeError, AttributeError, ValueError, httpx.InvalidURL):
             error = (told or {}).get("error")
-            cause = without(str(error.get("message")), self._secrets)[:200] if isinstance(error, dict) else "no place where it is"
-            raise RegistryError(f"{name}: {self._endpoint.host} has no LFS object {pointer.digest.hex[:12]}: {cause}", status=200)
+            cause = (
+                without(str(error.get("message")), self._secrets)[:200]
+                if isinstance(error, dict)
+                else "no place where it is"
+            )
+            raise RegistryError(
+                f"{name}: {self._endpoint.host} has no LFS object {pointer.digest.hex[:12]}: {cause}", status=200
+            )
         return _Object(self._client, self._endpoint, href, header, pointer)
 
 
 class _Object(RemoteBlob):
     """An LFS object as a Source, at the place that the server named, with the headers that it asked for."""
 
-    def __init__(self, client: RegistryClient, endpoint: Endpoint, href: httpx.URL, header: Mapping[str, str], pointer: Pointer) -> None:
+    def __init__(
+        self, client: RegistryClient, endpoint: Endpoint, href: httpx.URL, header: Mapping[str, str], pointer: Pointer
+    ) -> None:
         super().__init__(client, (endpoint,), Descriptor("", pointer.digest, pointer.size))
         self._href = href
         self._header = {k: v for k, v in header.items() if k.lower() not in ("range", "accept-encoding", "host")}

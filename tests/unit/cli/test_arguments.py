@@ -38,7 +38,19 @@ def test_a_running_process_shows_no_secret(tmp_path: Path) -> None:
         pytest.skip("needs /proc")
     with FakeRegistry() as fake:
         fake.fail("/v2/", Stall())
-        command = [sys.executable, "-m", "kitfs", "login", fake.host, "-u", "ada", "-p", "hunter22", "--config", str(tmp_path)]
+        command = [
+            sys.executable,
+            "-m",
+            "kitfs",
+            "login",
+            fake.host,
+            "-u",
+            "ada",
+            "-p",
+            "hunter22",
+            "--config",
+            str(tmp_path),
+        ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             wait_until(lambda: fake.served() != [], "the registry is asked", seconds=60)

@@ -24,7 +24,9 @@ def given(options: str) -> dict[str, object]:
     ],
 )
 def test_options(options: str, flags: dict[str, object]) -> None:
-    """Ours become settings, with - or _; what only means something to mount(8) is passed over; a comma may be escaped."""
+    """Ours become settings, with - or _; what only means something to mount(8) is passed over; a comma may be
+    escaped.
+    """
     assert given(options) == flags
 
 

@@ -35,7 +35,10 @@ def parse(*args: str, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
         (("--plain-http=false", "--tls-verify=0", "R"), ("R", False, False, None, (), False, False)),
         (("--allow-other", "R"), ("R", None, True, True, (), False, False)),
         (("--no-allow-other", "R", "-f", "--json"), ("R", None, True, False, (), True, True)),
-        (("--mirror", "a=http://b", "--mirror=c=http://d", "R"), ("R", None, True, None, (("a", "http://b"), ("c", "http://d")), False, False)),
+        (
+            ("--mirror", "a=http://b", "--mirror=c=http://d", "R"),
+            ("R", None, True, None, (("a", "http://b"), ("c", "http://d")), False, False),
+        ),
         (("--", "--plain-http"), ("--plain-http", None, True, None, (), False, False)),
     ],
 )
@@ -86,7 +89,9 @@ def test_what_kit_takes_with_every_verb(args: str, monkeypatch: pytest.MonkeyPat
     assert LEVELS == [("R", "debug", "plain", "/k")]
 
 
-@pytest.mark.parametrize(("given", "meant"), [("warn", "warning"), ("trace", "debug"), ("error", "error"), ("info", "info")])
+@pytest.mark.parametrize(
+    ("given", "meant"), [("warn", "warning"), ("trace", "debug"), ("error", "error"), ("info", "info")]
+)
 def test_kits_names_of_levels(given: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
     LEVELS.clear()

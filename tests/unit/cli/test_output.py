@@ -10,7 +10,15 @@ from kitfs.escaping import shown
 
 @pytest.mark.parametrize(
     ("size", "told"),
-    [(0, "0 B"), (512, "512 B"), (1023, "1023 B"), (7168, "7.0 KiB"), (709_120, "692.5 KiB"), (1 << 30, "1.0 GiB"), (2047, "1.9 KiB")],
+    [
+        (0, "0 B"),
+        (512, "512 B"),
+        (1023, "1023 B"),
+        (7168, "7.0 KiB"),
+        (709_120, "692.5 KiB"),
+        (1 << 30, "1.0 GiB"),
+        (2047, "1.9 KiB"),
+    ],
 )
 def test_sizes_are_kits(size: int, told: str) -> None:
     """One floored decimal, as FormatBytes (the 692.5 KiB stand in a recorded listing of kit)."""

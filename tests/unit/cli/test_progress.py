@@ -135,7 +135,7 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().out == "Pulling\nPulled\n"
 
 
-# -- a terminal ---------------------------------------------------------------------------------------------------------------------
+# -- a terminal
 
 
 class Screen:
@@ -205,13 +205,19 @@ def screen() -> Iterator[Screen]:
 
 def environment(tmp_path: Path) -> dict[str, str]:
     kept = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
-    homes = {name: str(tmp_path / name) for name in ("HOME", "KITOPS_HOME", "DOCKER_CONFIG", "KITFS_CACHE_DIR", "KITFS_RUN_DIR")}
+    homes = {
+        name: str(tmp_path / name)
+        for name in ("HOME", "KITOPS_HOME", "DOCKER_CONFIG", "KITFS_CACHE_DIR", "KITFS_RUN_DIR")
+    }
     return {**kept, **homes, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
 
 
 def held(fake: FakeRegistry) -> tuple[str, kits.Kit, list[Stall]]:
     """A kit of two layers that the registry holds in their middles."""
-    parts = [kits.part("model", "[red]\x1b[2J.bin", os.urandom(2 * MiB), format="raw"), kits.part("dataset", "d.bin", os.urandom(MiB), format="raw")]
+    parts = [
+        kits.part("model", "[red]\x1b[2J.bin", os.urandom(2 * MiB), format="raw"),
+        kits.part("dataset", "d.bin", os.urandom(MiB), format="raw"),
+    ]
     kit = kits.build([*parts, kits.part("code", "c.py", b"c", format="raw")])
     ref = fake.put_kit("team/kit", kit, "v1")
     stalls = [Stall(MiB // 2), Stall(MiB // 2)]
@@ -226,10 +232,16 @@ def kitfs(*args: str) -> list[str]:
 
 @pytest.mark.parametrize("piped", [False, True], ids=["all on the terminal", "stdout piped"])
 def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
-    """On a terminal a pull that takes longer than a second draws a bar for everything that is on its way; at the end they are gone."""
+    """On a terminal a pull that takes longer than a second draws a bar for everything that is on its way; at the end
+    they are gone.
+    """
     with FakeRegistry() as fake:
         ref, kit, stalls = held(fake)
-        streams: dict[str, Any] = {"stdin": screen.slave, "stderr": screen.slave, "stdout": subprocess.PIPE if piped else screen.slave}
+        streams: dict[str, Any] = {
+            "stdin": screen.slave,
+            "stderr": screen.slave,
+            "stdout": subprocess.PIPE if piped else screen.slave,
+        }
         process = subprocess.Popen(kitfs("pull", ref), env=environment(tmp_path), cwd=REPOSITORY, **streams)
         try:
             drawn = screen.wait_for(lambda lines: any("total" in line and "MiB" in line for line in lines))
@@ -253,7 +265,11 @@ def test_no_bars_where_none_are_wanted(tmp_path: Path, screen: Screen, mode: str
     with FakeRegistry() as fake:
         ref, kit, stalls = held(fake)
         process = subprocess.Popen(
-            kitfs("pull", ref, "--progress", mode), env=environment(tmp_path), cwd=REPOSITORY, stderr=screen.slave, stdout=screen.slave
+            kitfs("pull", ref, "--progress", mode),
+            env=environment(tmp_path),
+            cwd=REPOSITORY,
+            stderr=screen.slave,
+            stdout=screen.slave,
         )
         try:
             assert all(stall.reached.wait(60) for stall in stalls)
@@ -268,7 +284,9 @@ def test_no_bars_where_none_are_wanted(tmp_path: Path, screen: Screen, mode: str
 
 
 def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each by its label, which is no markup and drives no terminal; what has not begun, and what is done, has none; lines go above."""
+    """Each by its label, which is no markup and drives no terminal; what has not begun, and what is done, has none;
+    lines go above.
+    """
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -295,7 +313,9 @@ def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("width", [30, 40, 59, 60, 80, 100, 200])
 def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    """However narrow the terminal is: the name is cut from the left, and the size stays; the total is last, whatever began after it."""
+    """However narrow the terminal is: the name is cut from the left, and the size stays; the total is last, whatever
+    began after it.
+    """
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -311,7 +331,10 @@ def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, widt
             screen.wait_for(lambda lines: len(lines) == 3 and any("0.7/2.6 GiB" in line for line in lines))
             report(Moved(names[2], 1023 * MiB // 2))
             drawn = screen.wait_for(lambda lines: len(lines) == 4 and any("1.2/2.6 GiB" in line for line in lines))
-            assert [("399.0/900.0 MiB" in row, "511.5/900.0 MiB" in row) for row in drawn] == [(True, False)] * 2 + [(False, True), (False, False)]
+            assert [("399.0/900.0 MiB" in row, "511.5/900.0 MiB" in row) for row in drawn] == [(True, False)] * 2 + [
+                (False, True),
+                (False, False),
+            ]
             assert drawn[-1].startswith("total ")
             assert max(len(row) for row in drawn) <= width
             assert all(("iB/s" in row or "0 B/s" in row) == (width >= 60) for row in drawn)
@@ -327,7 +350,11 @@ def test_a_speed_is_that_of_the_last_seconds() -> None:
         speed.tell(second * MiB)
     assert speed.now() == MiB
     now[0] = 60.0
-    assert (speed.now(), bars.time_left(5 * MiB, speed.now()), bars.time_left(65 * MiB, MiB)) == (0.0, "-:--:--", "0:01:05")
+    assert (speed.now(), bars.time_left(5 * MiB, speed.now()), bars.time_left(65 * MiB, MiB)) == (
+        0.0,
+        "-:--:--",
+        "0:01:05",
+    )
 
 
 @pytest.mark.parametrize(
@@ -353,7 +380,9 @@ class Terminal(io.StringIO):
 
 
 def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal, in one line that goes away before the answer comes; quiet for short work, elsewhere, and with --progress none."""
+    """On a terminal, in one line that goes away before the answer comes; quiet for short work, elsewhere, and with
+    --progress none.
+    """
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)

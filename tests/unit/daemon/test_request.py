@@ -30,7 +30,9 @@ def test_filters_that_select_the_same_are_the_same(one: tuple[str, ...], other: 
     assert differ(replace(PLAIN, only=one), replace(PLAIN, only=other)) == []
 
 
-@pytest.mark.parametrize(("one", "other"), [(("docs",), ()), (("docs",), ("docs:a",)), (("docs:a", "model"), ("docs", "model:a"))])
+@pytest.mark.parametrize(
+    ("one", "other"), [(("docs",), ()), (("docs",), ("docs:a",)), (("docs:a", "model"), ("docs", "model:a"))]
+)
 def test_filters_that_select_something_else_differ(one: tuple[str, ...], other: tuple[str, ...]) -> None:
     """A filter that selects less than another one is another one."""
     assert len(differ(replace(PLAIN, only=one), replace(PLAIN, only=other))) == 1
@@ -71,4 +73,6 @@ def test_users_and_passwords_are_not_in_the_terms(url: str) -> None:
 def test_what_an_older_kitfs_did_not_record_counts_as_equal() -> None:
     """A mount that outlives an upgrade is still the mount that was asked for."""
     assert differences({}, terms_of(PLAIN, "salt")) == []
-    assert differences({"umask": "000"}, terms_of(replace(PLAIN, umask=0o22, uid=7), "salt")) == ["--umask 000 (asked for: 022)"]
+    assert differences({"umask": "000"}, terms_of(replace(PLAIN, umask=0o22, uid=7), "salt")) == [
+        "--umask 000 (asked for: 022)"
+    ]

@@ -10,13 +10,28 @@ import pytest
 
 from kitfs.fuse import abi
 from kitfs.fuse.abi import BadRequestError, InitFlag, Op, OpenFlag
-from kitfs.fuse.values import Attr, DirEntry, Entry, Inode, StatFS
+from kitfs.fuse.replies import Attr, DirEntry, Entry, StatFS
+from kitfs.kit.inode import Inode
 
 
 class FuseAttr(ctypes.Structure):
     _fields_ = [
         *[(name, c_uint64) for name in ("ino", "size", "blocks", "atime", "mtime", "ctime")],
-        *[(name, c_uint32) for name in ("atimensec", "mtimensec", "ctimensec", "mode", "nlink", "uid", "gid", "rdev", "blksize", "flags")],
+        *[
+            (name, c_uint32)
+            for name in (
+                "atimensec",
+                "mtimensec",
+                "ctimensec",
+                "mode",
+                "nlink",
+                "uid",
+                "gid",
+                "rdev",
+                "blksize",
+                "flags",
+            )
+        ],
     ]
 
 
@@ -55,7 +70,10 @@ class FuseOutHeader(ctypes.Structure):
 
 
 class FuseInitIn(ctypes.Structure):
-    _fields_ = [*[(name, c_uint32) for name in ("major", "minor", "max_readahead", "flags", "flags2")], ("unused", c_uint32 * 11)]
+    _fields_ = [
+        *[(name, c_uint32) for name in ("major", "minor", "max_readahead", "flags", "flags2")],
+        ("unused", c_uint32 * 11),
+    ]
 
 
 class FuseInitOut(ctypes.Structure):
@@ -85,14 +103,30 @@ def fields(value: ctypes.Structure) -> dict[str, int]:
 
 
 def header(body: bytes, *, opcode: int = Op.GETATTR, extensions: int = 0, length: int | None = None) -> bytes:
-    head = FuseInHeader(len=40 + len(body) if length is None else length, opcode=opcode, unique=8, nodeid=1, pid=99, total_extlen=extensions)
+    head = FuseInHeader(
+        len=40 + len(body) if length is None else length,
+        opcode=opcode,
+        unique=8,
+        nodeid=1,
+        pid=99,
+        total_extlen=extensions,
+    )
     return bytes(head) + body
 
 
 def expected_attr() -> dict[str, int]:
     zero = dict.fromkeys(("atimensec", "mtimensec", "ctimensec", "rdev", "flags"), 0)
     times = dict.fromkeys(("atime", "mtime", "ctime"), 1_700_000_000)
-    told = {"ino": 77, "size": 1025, "blocks": 3, "mode": stat.S_IFREG | 0o640, "nlink": 2, "uid": 1000, "gid": 100, "blksize": 131072}
+    told = {
+        "ino": 77,
+        "size": 1025,
+        "blocks": 3,
+        "mode": stat.S_IFREG | 0o640,
+        "nlink": 2,
+        "uid": 1000,
+        "gid": 100,
+        "blksize": 131072,
+    }
     return {**told, **zero, **times}
 
 
@@ -131,7 +165,15 @@ def test_what_is_no_request_is_refused(data: bytes) -> None:
 def test_bodies_that_are_too_short_are_refused() -> None:
     """Each reader of a body checks its length, and that names end."""
     request = abi.request(header(b"abc"))
-    for read in (request.name, request.init, request.open_flags, request.read, request.handle, request.xattr, request.interrupted):
+    for read in (
+        request.name,
+        request.init,
+        request.open_flags,
+        request.read,
+        request.handle,
+        request.xattr,
+        request.interrupted,
+    ):
         with pytest.raises(BadRequestError):
             read()
 
@@ -157,9 +199,16 @@ def test_getxattr_has_size_and_name_and_listxattr_a_size() -> None:
 def test_init_keeps_to_what_both_sides_know() -> None:
     """The older minor, only offered flags, and a read buffer that the kernel accepts."""
     offered = InitFlag.ASYNC_READ | InitFlag.MAX_PAGES | 1 << 16  # and writeback, which we do not want
-    init = abi.request(header(bytes(FuseInitIn(major=7, minor=31, max_readahead=131072, flags=offered)), opcode=Op.INIT)).init()
+    init = abi.request(
+        header(bytes(FuseInitIn(major=7, minor=31, max_readahead=131072, flags=offered)), opcode=Op.INIT)
+    ).init()
     out = FuseInitOut.from_buffer_copy(abi.init_out(abi.negotiate(init)))
-    assert (out.major, out.minor, out.max_readahead, out.flags) == (7, 31, 131072, InitFlag.ASYNC_READ | InitFlag.MAX_PAGES)
+    assert (out.major, out.minor, out.max_readahead, out.flags) == (
+        7,
+        31,
+        131072,
+        InitFlag.ASYNC_READ | InitFlag.MAX_PAGES,
+    )
     assert (out.max_pages, out.time_gran, out.flags2) == (256, 1, 0)
     assert out.max_background > 64
     assert max(8192, 40 + 40 + out.max_write) <= abi.READ_BUFFER
@@ -200,12 +249,19 @@ def test_open_out() -> None:
 def test_errors_are_negative_in_the_header() -> None:
     """A reply with an error is a header only."""
     assert fields(FuseOutHeader.from_buffer_copy(abi.out_header(8, error=5))) == {"len": 16, "error": -5, "unique": 8}
-    assert fields(FuseOutHeader.from_buffer_copy(abi.out_header(8, length=100))) == {"len": 116, "error": 0, "unique": 8}
+    assert fields(FuseOutHeader.from_buffer_copy(abi.out_header(8, length=100))) == {
+        "len": 116,
+        "error": 0,
+        "unique": 8,
+    }
 
 
 def entries(count: int) -> list[DirEntry]:
     names = [b".", b"..", *(f"n{i}".encode() * (i + 1) for i in range(count))]
-    return [DirEntry(name, Inode(100 + i), ATTR._replace(ino=200 + i) if hasattr(ATTR, "_replace") else ATTR, i + 1) for i, name in enumerate(names)]
+    return [
+        DirEntry(name, Inode(100 + i), ATTR._replace(ino=200 + i) if hasattr(ATTR, "_replace") else ATTR, i + 1)
+        for i, name in enumerate(names)
+    ]
 
 
 def unpacked(data: bytes, *, plus: bool) -> list[tuple[int, bytes, int, int]]:
@@ -228,11 +284,13 @@ def unpacked(data: bytes, *, plus: bool) -> list[tuple[int, bytes, int, int]]:
 def test_dirents_carry_types_and_offsets() -> None:
     """Each padded to eight bytes."""
     listing = entries(5)
-    assert unpacked(abi.dirents(listing, 4096, plus=False), plus=False) == [(0, e.name, stat.S_IFREG >> 12, e.offset) for e in listing]
+    assert unpacked(abi.dirents(listing, 4096, plus=False), plus=False) == [
+        (0, e.name, stat.S_IFREG >> 12, e.offset) for e in listing
+    ]
 
 
 def test_direntplus_carries_node_ids_but_for_the_dots() -> None:
-    """"." and ".." are node 0: they are no lookups."""
+    """ "." and ".." are node 0: they are no lookups."""
     listing = entries(5)
     expected = [(0 if e.name in (b".", b"..") else e.inode, e.name, stat.S_IFREG >> 12, e.offset) for e in listing]
     assert unpacked(abi.dirents(listing, 4096, plus=True), plus=True) == expected
@@ -247,10 +305,21 @@ def test_only_whole_dirents_that_fit_are_sent(plus: bool) -> None:
         data = abi.dirents(listing, size, plus=plus)
         assert whole.startswith(data)
         assert len(data) <= size
-        assert len(unpacked(data, plus=plus)) == sum(1 for n in range(len(listing)) if len(abi.dirents(listing[: n + 1], 1 << 20, plus=plus)) <= size)
+        assert len(unpacked(data, plus=plus)) == sum(
+            1 for n in range(len(listing)) if len(abi.dirents(listing[: n + 1], 1 << 20, plus=plus)) <= size
+        )
 
 
 def test_statfs_has_nothing_free() -> None:
     """fuse_kstatfs."""
     out = FuseKstatfs.from_buffer_copy(abi.statfs_out(StatFS(blocks=10, files=3, block_size=4096, name_max=255)))
-    assert (out.blocks, out.bfree, out.bavail, out.files, out.ffree, out.bsize, out.frsize, out.namelen) == (10, 0, 0, 3, 0, 4096, 4096, 255)
+    assert (out.blocks, out.bfree, out.bavail, out.files, out.ffree, out.bsize, out.frsize, out.namelen) == (
+        10,
+        0,
+        0,
+        3,
+        0,
+        4096,
+        4096,
+        255,
+    )

@@ -22,7 +22,9 @@ from tests.fakes.filesystem import MemoryFileSystem
 
 def transport(path: Path) -> LibfuseTransport:
     options = MountOptions(mountpoint=str(path), source="registry.example/a:v1")
-    return LibfuseTransport(cast(FileSystem, MemoryFileSystem({})), options, counters=Counters(), log=logging.getLogger("kitfs.test"))
+    return LibfuseTransport(
+        cast(FileSystem, MemoryFileSystem({})), options, counters=Counters(), log=logging.getLogger("kitfs.test")
+    )
 
 
 def needs_device() -> None:

@@ -29,7 +29,10 @@ def test_escapes_of_mountinfo_are_undone() -> None:
 
 def test_optional_fields_of_any_number_are_skipped() -> None:
     """Between the mount options and the dash stand none, one or more tagged fields."""
-    assert [(m.mountpoint, m.fstype, m.source) for m in parse_mountinfo(MOUNTINFO)[:2]] == [("/", "ext4", "/dev/root"), ("/proc", "proc", "proc")]
+    assert [(m.mountpoint, m.fstype, m.source) for m in parse_mountinfo(MOUNTINFO)[:2]] == [
+        ("/", "ext4", "/dev/root"),
+        ("/proc", "proc", "proc"),
+    ]
 
 
 def test_lines_of_another_shape_are_left_out() -> None:
@@ -57,10 +60,29 @@ def test_the_root_is_a_mount_point_and_a_plain_directory_is_not(tmp_path: Path) 
 def test_canonical_paths_are_those_of_realpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Links, relative ones, chains, dots, loops and what is missing."""
     (tmp_path / "a/b").mkdir(parents=True)
-    for name, target in {"abs": str(tmp_path / "a"), "rel": "a/b", "chain": "rel", "up": "a/b/../../a", "a/b/back": "../..", "gone": "x/y"}.items():
+    for name, target in {
+        "abs": str(tmp_path / "a"),
+        "rel": "a/b",
+        "chain": "rel",
+        "up": "a/b/../../a",
+        "a/b/back": "../..",
+        "gone": "x/y",
+    }.items():
         (tmp_path / name).symlink_to(target)
     monkeypatch.chdir(tmp_path / "a")
-    for text in (".", "..", "b", "../abs/b", "../chain/", "../up//b/./back/a", "../gone/z", "missing/../b", str(tmp_path / "rel/.."), "/", "//tmp"):
+    for text in (
+        ".",
+        "..",
+        "b",
+        "../abs/b",
+        "../chain/",
+        "../up//b/./back/a",
+        "../gone/z",
+        "missing/../b",
+        str(tmp_path / "rel/.."),
+        "/",
+        "//tmp",
+    ):
         expected = os.path.realpath(text)
         assert mounting.canonical(text) == ("/tmp" if text == "//tmp" else expected)
     (tmp_path / "loop").symlink_to("loop")
@@ -79,7 +101,9 @@ def test_nobody_holds_what_is_not_mounted(tmp_path: Path) -> None:
     assert mounting.holders(str(tmp_path)) == []
 
 
-@pytest.mark.parametrize(("value", "expected"), [("r/a:v1", "r/a:v1"), ("oci:/a,b:v1", r"oci:/a\,b:v1"), ("oci:/a\\b", r"oci:/a\\b")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("r/a:v1", "r/a:v1"), ("oci:/a,b:v1", r"oci:/a\,b:v1"), ("oci:/a\\b", r"oci:/a\\b")]
+)
 def test_option_values_are_escaped(value: str, expected: str) -> None:
     """Commas and backslashes would end an option."""
     assert mounting.escaped(value) == expected
@@ -104,7 +128,11 @@ def test_a_device_that_cannot_be_opened_says_what_to_do(number: int, part: str) 
 @pytest.mark.parametrize(
     ("said", "number", "part"),
     [
-        (b"fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n", errno.EPERM, "--no-allow-other"),
+        (
+            b"fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n",
+            errno.EPERM,
+            "--no-allow-other",
+        ),
         (b"fusermount3: user has no write access to mountpoint /m\n", errno.EACCES, "no write access"),
         (b"fusermount3: failed to open /dev/fuse: Permission denied\n", errno.EACCES, "chmod 666"),
         (b"fusermount3: failed to unmount /m: Device or resource busy\n", errno.EBUSY, "busy"),

@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 
 from kitfs.errors import IntegrityError, MountError, Unauthorized
-from kitfs.fuse.cold import dying
+from kitfs.fuse.blocking import dying
 from kitfs.fuse.filesystem import FileSystem
 from kitfs.fuse.session import Session
 from kitfs.metrics import Counters
@@ -79,7 +79,7 @@ def cold_read(wire: FuseWire, fs: MemoryFileSystem, *, pid: int = 0) -> tuple[in
     return wire.send(wires.READ, node=node, body=wire.read_body(handle, 0, 4096), pid=pid), gate
 
 
-# -- INIT ----------------------------------------------------------------------------------------------------------------------------
+# -- INIT
 
 
 def test_init_is_answered_and_then_it_is_ready(fresh: FuseWire) -> None:
@@ -120,7 +120,7 @@ def test_directories_are_not_cached_by_kernels_that_cannot(fresh: FuseWire) -> N
     assert fresh.open(1, opcode=wires.OPENDIR)[1] == 0
 
 
-# -- operations ----------------------------------------------------------------------------------------------------------------------
+# -- operations
 
 
 def test_lookup_getattr_open_read_release(wire: FuseWire, fs: MemoryFileSystem) -> None:
@@ -218,7 +218,7 @@ def test_requests_are_counted_by_operation(wire: FuseWire, counters: Counters) -
     assert [counters.get("fuse_requests", name) for name in ("lookup", "open", "read")] == [1, 1, 100]
 
 
-# -- errors --------------------------------------------------------------------------------------------------------------------------
+# -- errors
 
 
 def test_a_read_fails_with_eio_whatever_happened(
@@ -248,7 +248,7 @@ def test_garbage_does_not_end_the_session(wire: FuseWire, counters: Counters) ->
     assert counters.get("bugs") == 2
 
 
-# -- waiting -------------------------------------------------------------------------------------------------------------------------
+# -- waiting
 
 
 def test_what_waits_does_not_keep_the_rest_waiting(wire: FuseWire, fs: MemoryFileSystem) -> None:
@@ -265,8 +265,12 @@ def test_what_waits_does_not_keep_the_rest_waiting(wire: FuseWire, fs: MemoryFil
     assert {wire.answer(unique) for unique in waiting} == {(0, b"cold")}
 
 
-@pytest.mark.parametrize(("opcode", "operation", "body"), [(wires.LOOKUP, "lookup", b"dir\0"), (wires.OPENDIR, "opendir", bytes(8))])
-def test_lookups_and_listings_wait_aside_too(wire: FuseWire, fs: MemoryFileSystem, opcode: int, operation: str, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("opcode", "operation", "body"), [(wires.LOOKUP, "lookup", b"dir\0"), (wires.OPENDIR, "opendir", bytes(8))]
+)
+def test_lookups_and_listings_wait_aside_too(
+    wire: FuseWire, fs: MemoryFileSystem, opcode: int, operation: str, body: bytes
+) -> None:
     """They are asked without waiting first, and answered when the wait is over."""
     node = 1 if opcode == wires.LOOKUP else wire.lookup(b"dir")
     gate = fs.cold[operation, "dir"] = threading.Event()
@@ -307,7 +311,9 @@ def test_the_read_of_a_killed_thread_ends_at_once(wire: FuseWire, fs: MemoryFile
     assert wire._replies == {}
 
 
-def test_a_thread_that_is_killed_after_a_harmless_signal_is_noticed(wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed) -> None:
+def test_a_thread_that_is_killed_after_a_harmless_signal_is_noticed(
+    wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed
+) -> None:
     """The kernel sends one INTERRUPT only, so we go on looking."""
     unique, _ = cold_read(wire, fs, pid=5)
     wire.interrupt(unique)
@@ -324,7 +330,9 @@ def test_an_interrupt_that_overtakes_its_request_counts(wire: FuseWire, fs: Memo
     handle, _ = wire.open(node)
     fs.cold["read", "dir/cold"] = threading.Event()
     wire.interrupt(wire._unique + 2)
-    assert wire.call(wires.STATFS).error == 0  # unique + 2: what the INTERRUPT was about is answered warm, and nothing happens
+    assert (
+        wire.call(wires.STATFS).error == 0
+    )  # unique + 2: what the INTERRUPT was about is answered warm, and nothing happens
     wire.interrupt(wire._unique + 4)
     assert wire.call(wires.STATFS).error == 0
     assert wire.call(wires.READ, node=node, body=wire.read_body(handle, 0, 4), pid=5) == (errno.EINTR, b"")
@@ -338,7 +346,7 @@ def test_an_unmount_ends_the_session_while_requests_wait(wire: FuseWire, fs: Mem
     assert wire.failure is None
 
 
-# -- who is dying --------------------------------------------------------------------------------------------------------------------
+# -- who is dying
 
 
 def test_a_living_process_is_not_dying() -> None:

@@ -21,7 +21,9 @@ def index(*modes: tuple[str, int]) -> LayerIndex:
 
 def test_files_need_to_be_read_and_directories_to_be_listed_and_entered() -> None:
     """Only the bits of others count; a symbolic link is closed to nobody."""
-    found = closed_to_others(index(("d/", 0o751), ("e/", 0o755), ("e/a", 0o640), ("e/b", 0o600), ("e/c", 0o004), ("e/d", 0o644)))
+    found = closed_to_others(
+        index(("d/", 0o751), ("e/", 0o755), ("e/a", 0o640), ("e/b", 0o600), ("e/c", 0o004), ("e/d", 0o644))
+    )
     assert found == Closed(2, 1, "e/a, mode 0640", "d, mode 0751")
     assert str(found) == "2 files (such as e/a, mode 0640) and 1 directory (d, mode 0751)"
     assert str(found.only(files=False, directories=True)) == "1 directory (d, mode 0751)"

@@ -14,7 +14,9 @@ from tests.unit.layers.test_tar import Bytes
 @pytest.mark.parametrize("sized", [True, False], ids=["sized", "unsized"])
 @pytest.mark.parametrize("name", CASES)
 def test_nasty_tar(name: str, sized: bool) -> None:
-    """Each is what the corpus says: members and left-out names, or one LayerError; whether the blob's size is known or not."""
+    """Each is what the corpus says: members and left-out names, or one LayerError; whether the blob's size is known
+    or not.
+    """
     case = CASES[name]
     if case.error:
         with pytest.raises(LayerError) as caught:
@@ -22,6 +24,9 @@ def test_nasty_tar(name: str, sized: bool) -> None:
         assert case.error in str(caught.value)
         return
     index = index_tar(Bytes(case.archive, sized=sized))
-    shown = {p: (m.kind, read_member(Bytes(case.archive), m, 0, m.size) if m.kind == "file" else m.target) for p, m in index.members.items()}
+    shown = {
+        p: (m.kind, read_member(Bytes(case.archive), m, 0, m.size) if m.kind == "file" else m.target)
+        for p, m in index.members.items()
+    }
     assert shown == case.members
     assert tuple(s.name for s in index.skipped) == case.skipped

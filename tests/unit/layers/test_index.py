@@ -1,4 +1,6 @@
-"""What an index promises: identities of hard links, bounds on what archives imply, and the JSON form that a damaged cache cannot fake."""
+"""What an index promises: identities of hard links, bounds on what archives imply, and the JSON form that a damaged
+cache cannot fake.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_the_first_name_is_the_identity() -> None:
 
 
 def test_an_identity_moves_on_when_its_name_is_taken() -> None:
-    """A later file takes the first name: the links that are left are one file by the next name, and the new file is another."""
+    """A later file takes the first name: the links that are left are one file by the next name, and the new file is
+    another.
+    """
     b = builder()
     add(b, "a", 512)
     b.add_hard_link("b", "a")

@@ -109,7 +109,9 @@ def test_gnu_tar(tree: Path, options: list[str]) -> None:
 @pytest.mark.parametrize("form", ["pax", "gnutar"])
 def test_bsdtar(tree: Path, form: str) -> None:
     """bsdtar's pax (sparse too) and GNU formats show what it packed."""
-    data = subprocess.run(["bsdtar", "--format", form, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True).stdout
+    data = subprocess.run(
+        ["bsdtar", "--format", form, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True
+    ).stdout
     assert shown(data) == on_disk(tree)
 
 
@@ -117,7 +119,9 @@ def test_bsdtar(tree: Path, form: str) -> None:
 def test_tarfile(tree: Path, form: int) -> None:
     """Python's tarfile, with a pax global header."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=form, pax_headers={"comment": "global"} if form == tarfile.PAX_FORMAT else None) as archive:
+    with tarfile.open(
+        fileobj=out, mode="w", format=form, pax_headers={"comment": "global"} if form == tarfile.PAX_FORMAT else None
+    ) as archive:
         archive.add(tree / "m", "m")
     assert shown(out.getvalue()) == on_disk(tree)
 
@@ -127,7 +131,9 @@ def test_old_formats(tmp_path: Path, tool: str) -> None:
     """v7 and ustar, in which directories may be told by a slash and names split."""
     (tmp_path / "m/d").mkdir(parents=True)
     (tmp_path / "m/d/f").write_bytes(b"x" * 513)
-    data = subprocess.run(["tar", f"--format={tool}", "-cf", "-", "m"], cwd=tmp_path, check=True, capture_output=True).stdout
+    data = subprocess.run(
+        ["tar", f"--format={tool}", "-cf", "-", "m"], cwd=tmp_path, check=True, capture_output=True
+    ).stdout
     assert shown(data) == on_disk(tmp_path)
 
 
@@ -141,11 +147,18 @@ def test_labels_and_incremental_archives(tree: Path, tmp_path: Path, form: str) 
 
 
 def test_volumes(tmp_path: Path) -> None:
-    """The first volume of an archive ends inside a file: truncated. The second begins with the rest of it, which is left out."""
+    """The first volume of an archive ends inside a file: truncated. The second begins with the rest of it, which is
+    left out.
+    """
     (tmp_path / "big").write_bytes(bytes(30_000))
     (tmp_path / "small").write_bytes(b"small")
     volumes = ["--tape-length=20", "--file=1.tar", "--file=2.tar"]
-    subprocess.run(["tar", "--format=gnu", "--multi-volume", *volumes, "-c", "big", "small"], cwd=tmp_path, check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        ["tar", "--format=gnu", "--multi-volume", *volumes, "-c", "big", "small"],
+        cwd=tmp_path,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
     with pytest.raises(LayerError, match="truncated"):
         index_tar(Bytes((tmp_path / "1.tar").read_bytes()))
     second = (tmp_path / "2.tar").read_bytes()
@@ -208,7 +221,9 @@ def tar(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
 
 
 def test_what_leaves_the_root_is_left_out() -> None:
-    """Absolute names, "..", links to outside or nothing, devices, fifos and long components are skipped with a reason each."""
+    """Absolute names, "..", links to outside or nothing, devices, fifos and long components are skipped with a reason
+    each.
+    """
     data = tar(
         entry("good", b"1"),
         entry("/abs", b"2"),
@@ -225,12 +240,24 @@ def test_what_leaves_the_root_is_left_out() -> None:
     )
     index = index_tar(Bytes(data))
     assert list(index.members) == ["good", "soft", "last"]
-    assert [s.name for s in index.skipped] == ["/abs", "a/../../up", "hard-out", "hard-abs", "hard-none", "null", "disk", "pipe", "c" * 256]
+    assert [s.name for s in index.skipped] == [
+        "/abs",
+        "a/../../up",
+        "hard-out",
+        "hard-abs",
+        "hard-none",
+        "null",
+        "disk",
+        "pipe",
+        "c" * 256,
+    ]
     assert all(s.reason for s in index.skipped)
 
 
 def test_names_that_come_twice() -> None:
-    """As with GNU tar: the later file wins, a directory replaces a file, a file an empty directory; the first directory's mode stands."""
+    """As with GNU tar: the later file wins, a directory replaces a file, a file an empty directory; the first
+    directory's mode stands.
+    """
     data = tar(
         entry("f", b"old"),
         entry("f", b"new", mode=0o600),
@@ -275,7 +302,13 @@ def test_index_survives_json(tree: Path) -> None:
     value = json.loads(json.dumps(index.to_json()))
     again = LayerIndex.from_json(value)
     assert dict(again.members) == dict(index.members)
-    for damage in ({"version": 99}, {"sizes": [1]}, {"offsets": ["x"] * len(value["paths"])}, {"modes": [4096] * len(value["paths"])}, {"kinds": 7}):
+    for damage in (
+        {"version": 99},
+        {"sizes": [1]},
+        {"offsets": ["x"] * len(value["paths"])},
+        {"modes": [4096] * len(value["paths"])},
+        {"kinds": 7},
+    ):
         with pytest.raises(ValueError, match=r"version|index|range|zip|argument"):
             LayerIndex.from_json({**value, **damage})
 
@@ -305,7 +338,9 @@ class Stripes:
 
 
 def test_files_that_sit_together_take_few_reads() -> None:
-    """20,000 files of 1 KiB: less than a read for a hundred of them. 2,000 of 20 KiB are read through too, in steps that grow."""
+    """20,000 files of 1 KiB: less than a read for a hundred of them. 2,000 of 20 KiB are read through too, in steps
+    that grow.
+    """
     many = Stripes(20_000, 1024)
     assert len(index_tar(many).members) == 20_000
     assert len(many.reads) < 100
@@ -353,7 +388,14 @@ def test_first_path() -> None:
     """The first entry's path, past global headers; None for an empty archive, LayerError for no archive."""
     assert first_path(Bytes(tar(entry("./m/x")))) == "m/x"
     assert first_path(Bytes(bytes(1024))) is None
-    assert first_path(Bytes(tar(entry("LABEL", type=b"V"), entry("./", type=tarfile.DIRTYPE), entry("/abs", b"x" * 600), entry("m")))) == "m"
+    assert (
+        first_path(
+            Bytes(
+                tar(entry("LABEL", type=b"V"), entry("./", type=tarfile.DIRTYPE), entry("/abs", b"x" * 600), entry("m"))
+            )
+        )
+        == "m"
+    )
     with pytest.raises(LayerError):
         first_path(Bytes(b"PK\x03\x04" + b"x" * 600))
 

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from kitfs.errors import KitfsError, ManifestError, UnsupportedLayer
-from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, KIT_CONFIG, Descriptor, IndexManifest, LayerType, Manifest, check_media_type, is_index
+from kitfs.oci.manifest import (
+    IMAGE_INDEX,
+    IMAGE_MANIFEST,
+    KIT_CONFIG,
+    Descriptor,
+    IndexManifest,
+    LayerType,
+    Manifest,
+    check_media_type,
+    is_index,
+)
 from kitfs.oci.names import Digest
 
 SHA = "sha256:" + "0a" * 32
@@ -78,7 +88,10 @@ def test_flavors(config: str, artifact: str, flavor: str) -> None:
     [
         ("application/vnd.oci.image.config.v1+json", "an ordinary container image, not a ModelKit"),
         ("application/vnd.docker.container.image.v1+json", "an ordinary container image, not a ModelKit"),
-        ("application/vnd.cncf.helm.config.v1+json", "an artifact of type application/vnd.cncf.helm.config.v1+json, not a ModelKit"),
+        (
+            "application/vnd.cncf.helm.config.v1+json",
+            "an artifact of type application/vnd.cncf.helm.config.v1+json, not a ModelKit",
+        ),
         ("", "an artifact of type unknown, not a ModelKit"),
     ],
 )
@@ -161,7 +174,9 @@ def test_lone_surrogates_and_bytes_that_are_no_utf8_can_be_written_again() -> No
 def test_indexes() -> None:
     """An index gives its descriptors, with kit 1.17's labels in extra."""
     entry = {"mediaType": IMAGE_MANIFEST, "digest": SHA, "size": 9, "modelMetadata": {"labels": {"q": "q4"}}}
-    data = json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "artifactType": "x/y", "manifests": [entry]}).encode()
+    data = json.dumps(
+        {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "artifactType": "x/y", "manifests": [entry]}
+    ).encode()
     parsed = IndexManifest.parse(data)
     assert [d.to_json() for d in parsed.manifests] == [entry]
     assert (parsed.media_type, parsed.artifact_type) == (IMAGE_INDEX, "x/y")
@@ -170,7 +185,9 @@ def test_indexes() -> None:
     assert not is_index(manifest())
 
 
-@pytest.mark.parametrize("data", [b"{}", b"[]", b'{"manifests":{}}', b'{"manifests":[{}]}', b'{"manifests":[null]}', b"\xff"])
+@pytest.mark.parametrize(
+    "data", [b"{}", b"[]", b'{"manifests":{}}', b'{"manifests":[{}]}', b'{"manifests":[null]}', b"\xff"]
+)
 def test_wrong_indexes(data: bytes) -> None:
     """What is no index is a ManifestError."""
     with pytest.raises(ManifestError):
@@ -235,15 +252,30 @@ INDEX_TYPE, MANIFEST_TYPE = "application/vnd.oci.image.index.v1+json", "applicat
         (f'{{"config":{TEXT},"layers":[],"manifests":[]}}', "this manifest has 'manifests' too"),
         ('{"layers":[],"manifests":[]}', "this manifest has 'manifests' too"),
         (f'{{"config":{TEXT},"layers":[],"fsLayers":[]}}', "this manifest has 'fsLayers' too"),
-        (f'{{"config":{TEXT},"layers":[],"mediaType":"{INDEX_TYPE}"}}', "this manifest has the mediaType application/vnd.oci.image.index"),
+        (
+            f'{{"config":{TEXT},"layers":[],"mediaType":"{INDEX_TYPE}"}}',
+            "this manifest has the mediaType application/vnd.oci.image.index",
+        ),
         (f'{{"config":{TEXT},"config":{TEXT},"layers":[]}}', "the key 'config' is there twice in one object"),
         (f'{{"config":{TEXT},"layers":[],"l\\u0061yers":[]}}', "the key 'layers' is there twice in one object"),
-        (f'{{"config":{TEXT},"layers":[{{"digest":"{SHA}","size":1,"size":2}}]}}', "the key 'size' is there twice in one object"),
-        (f'{{"config":{TEXT},"layers":[],"annotations":{{"a":"1","a":"2"}}}}', "the key 'a' is there twice in one object"),
+        (
+            f'{{"config":{TEXT},"layers":[{{"digest":"{SHA}","size":1,"size":2}}]}}',
+            "the key 'size' is there twice in one object",
+        ),
+        (
+            f'{{"config":{TEXT},"layers":[],"annotations":{{"a":"1","a":"2"}}}}',
+            "the key 'a' is there twice in one object",
+        ),
         (f'{{"config":{TEXT},"layers":[],"Layers":[{TEXT}]}}', "the key 'Layers' differs from 'layers' in case only"),
         (f'{{"config":{TEXT},"layer\u017f":[{TEXT}]}}', "the key 'layer\u017f' differs from 'layers' in case only"),
-        (f'{{"config":{TEXT},"layers":[{{"digest":"{SHA}","Digest":"{SHA}","size":1}}]}}', r"manifest.layers\[0\]: the key 'Digest' differs"),
-        (f'{{"config":{TEXT},"layers":[],"ManifestS":[]}}', "the key 'ManifestS' differs from 'manifests' in case only"),
+        (
+            f'{{"config":{TEXT},"layers":[{{"digest":"{SHA}","Digest":"{SHA}","size":1}}]}}',
+            r"manifest.layers\[0\]: the key 'Digest' differs",
+        ),
+        (
+            f'{{"config":{TEXT},"layers":[],"ManifestS":[]}}',
+            "the key 'ManifestS' differs from 'manifests' in case only",
+        ),
     ],
 )
 def test_manifests_that_can_be_read_in_two_ways(text: str, told: str) -> None:
@@ -257,9 +289,15 @@ def test_manifests_that_can_be_read_in_two_ways(text: str, told: str) -> None:
     [
         ('{"manifests":[],"layers":[]}', "this index has 'layers' too"),
         (f'{{"manifests":[],"config":{TEXT}}}', "this index has 'config' too"),
-        (f'{{"manifests":[],"mediaType":"{MANIFEST_TYPE}"}}', "this index has the mediaType application/vnd.oci.image.manifest"),
+        (
+            f'{{"manifests":[],"mediaType":"{MANIFEST_TYPE}"}}',
+            "this index has the mediaType application/vnd.oci.image.manifest",
+        ),
         ('{"manifests":[],"manifests":[]}', "the key 'manifests' is there twice"),
-        (f'{{"manifests":[{{"digest":"{SHA}","size":1,"mediaType":"a","mediaType":"b"}}]}}', "the key 'mediaType' is there twice"),
+        (
+            f'{{"manifests":[{{"digest":"{SHA}","size":1,"mediaType":"a","mediaType":"b"}}]}}',
+            "the key 'mediaType' is there twice",
+        ),
         ('{"manifests":[],"MediaType":"x"}', "the key 'MediaType' differs from 'mediaType' in case only"),
     ],
 )
@@ -289,5 +327,9 @@ def test_annotations_are_a_map_whose_keys_have_a_case() -> None:
 )
 def test_the_type_that_a_manifest_came_with(fields: dict[str, Any], media_type: str, fits: bool) -> None:
     """It must be the one that the manifest says of itself; what is not the type of a manifest says nothing."""
-    with contextlib.nullcontext() if fits else pytest.raises(ManifestError, match="a/b is ambiguous: it came as " + re.escape(media_type)):
+    with (
+        contextlib.nullcontext()
+        if fits
+        else pytest.raises(ManifestError, match="a/b is ambiguous: it came as " + re.escape(media_type))
+    ):
         check_media_type(json.dumps(fields).encode(), media_type, "a/b")

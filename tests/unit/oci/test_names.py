@@ -26,7 +26,9 @@ SHA = "sha256:" + "0a" * 32
     ],
 )
 def test_references(text: str, registry: str, repository: str, tag: str | None, digest: str | None) -> None:
-    """The first component is the registry if it has a dot or a colon; a digest drops the tag; a digest alone is an unnamed kit."""
+    """The first component is the registry if it has a dot or a colon; a digest drops the tag; a digest alone is an
+    unnamed kit.
+    """
     assert Reference.parse(text) == Reference(registry, repository, tag, None if digest is None else Digest(digest))
 
 
@@ -60,7 +62,14 @@ def test_several_tags() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("kit:v1", "kit:v1"), ("localhost/kit:v1", "localhost/kit:v1"), ("r.io/a:b", "r.io/a:b"), (SHA, SHA), ("a/b", "a/b")]
+    ("text", "shown"),
+    [
+        ("kit:v1", "kit:v1"),
+        ("localhost/kit:v1", "localhost/kit:v1"),
+        ("r.io/a:b", "r.io/a:b"),
+        (SHA, SHA),
+        ("a/b", "a/b"),
+    ],
 )
 def test_display(text: str, shown: str) -> None:
     """The registry that stands for none is not shown."""
@@ -84,7 +93,9 @@ def test_layouts(text: str, reference: LayoutReference) -> None:
     assert str(reference) == text.removesuffix(":")
 
 
-@pytest.mark.parametrize("text", ["sha256:" + "A" * 64, "sha256:" + "a" * 63, "md5:" + "a" * 32, "sha512:" + "a" * 64, None, 7, ""])
+@pytest.mark.parametrize(
+    "text", ["sha256:" + "A" * 64, "sha256:" + "a" * 63, "md5:" + "a" * 32, "sha512:" + "a" * 64, None, 7, ""]
+)
 def test_wrong_digests(text: object) -> None:
     """Only lower-case sha256 and sha512 of the right length are digests."""
     with pytest.raises(InvalidReference):

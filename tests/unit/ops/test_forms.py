@@ -1,4 +1,6 @@
-"""Every form in which a kit can be packed shows the same tree; what differs is in the manifest, as the formats have it."""
+"""Every form in which a kit can be packed shows the same tree; what differs is in the manifest, as the formats have
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,15 @@ import pytest
 import zstandard
 
 from kitfs.errors import ContextError, UsageError
-from kitfs.fuse.tree import tree_of
-from kitfs.kit import Resolver, Stored
+from kitfs.kit.origin import Stored
+from kitfs.kit.resolver import Resolver
+from kitfs.kit.tree import tree_of
 from kitfs.metrics import Counters
+from kitfs.modelkit.writer import KitFormat
 from kitfs.oci.manifest import Descriptor, Manifest
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import quiet
-from kitfs.ops.pack import find_kitfile, pack, pack_to, read_kitfile
-from kitfs.ops.shape import Shape
+from kitfs.ops.pack.pack import find_kitfile, pack, pack_to, read_kitfile
 from kitfs.store.store import Store
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -67,14 +70,21 @@ def shown(store: Store, reference: Reference) -> dict[str, dict[str, Any]]:
     return found
 
 
-def packed_shape(**form: Any) -> Shape:
-    return Shape(created=1_700_000_000, **form)
+def packed_shape(**form: Any) -> KitFormat:
+    return KitFormat(created=1_700_000_000, **form)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: "-".join(str(v) for v in f.values()))
 def test_the_tree_is_the_same(basic: Path, store: Store, form: dict[str, Any]) -> None:
     reference = Reference.parse("r.io/a:v1")
-    made = pack(str(basic), read_kitfile(find_kitfile(str(basic)) or ""), store, [reference], shape=packed_shape(**form), report=quiet)
+    made = pack(
+        str(basic),
+        read_kitfile(find_kitfile(str(basic)) or ""),
+        store,
+        [reference],
+        shape=packed_shape(**form),
+        report=quiet,
+    )
     tars = [d for layer, d in zip(made.manifest.layers, BASIC["diff_ids"], strict=True) if ".tar" in layer.media_type]
     diff_ids = [str(e.diff_id) for e in made.kitfile.entries()]
     assert [d for layer, d in zip(made.manifest.layers, diff_ids, strict=True) if ".tar" in layer.media_type] == tars
@@ -84,7 +94,9 @@ def test_the_tree_is_the_same(basic: Path, store: Store, form: dict[str, Any]) -
         blob = store.get(layer.digest) or b""
         plain = {"+gzip": gzip.decompress, "+zstd": _unzstd}.get(layer.media_type[-5:], bytes)(blob)
         assert Digest.of(plain) == diff_id
-    wanted = {path: {k: v for k, v in told.items() if k in ("type", "mode", "size", "sha256")} for path, told in TREE.items()}
+    wanted = {
+        path: {k: v for k, v in told.items() if k in ("type", "mode", "size", "sha256")} for path, told in TREE.items()
+    }
     assert {p: {**t, "mode": t["mode"].zfill(4)} for p, t in shown(store, reference).items()} == {
         p: {**t, "mode": str(t["mode"]).zfill(4)} for p, t in wanted.items()
     }
@@ -142,13 +154,20 @@ def test_media_types_annotations_and_config_of_a_model_pack(basic: Path, store: 
 )
 def test_what_no_reader_could_read_is_refused(form: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        Shape(**form)
+        KitFormat(**form)
 
 
 def test_mcp_servers_are_no_part_of_a_model_pack(tmp_path: Path, store: Store) -> None:
     (tmp_path / "Kitfile").write_text("manifestVersion: 1.0.0\nmcpServers: [{name: s, path: s.mcpb}]\n")
     with pytest.raises(UsageError, match="mcpServers are not supported when packing in modelpack format"):
-        pack(str(tmp_path), read_kitfile(str(tmp_path / "Kitfile")), store, [], shape=Shape(model_pack=True), report=quiet)
+        pack(
+            str(tmp_path),
+            read_kitfile(str(tmp_path / "Kitfile")),
+            store,
+            [],
+            shape=KitFormat(model_pack=True),
+            report=quiet,
+        )
 
 
 class Registry:
@@ -184,7 +203,9 @@ class Registry:
         return Digest.of(data)
 
 
-@pytest.mark.parametrize("form", [{}, {"compression": "gzip"}, {"compression": "zstd"}, {"layer_format": "raw"}], ids=str)
+@pytest.mark.parametrize(
+    "form", [{}, {"compression": "gzip"}, {"compression": "zstd"}, {"layer_format": "raw"}], ids=str
+)
 def test_straight_to_a_registry_gives_the_same_kit(basic: Path, store: Store, form: dict[str, Any]) -> None:
     kitfile = read_kitfile(str(basic / "Kitfile"))
     kept = pack(str(basic), kitfile, store, [Reference.parse("r.io/a:v1")], shape=packed_shape(**form), report=quiet)
@@ -206,5 +227,7 @@ def test_a_file_that_changes_between_its_two_readings_fails_the_push(basic: Path
 
     registry = Late([])
     with pytest.raises(ContextError, match=r"w\.bin changed while it was packed"):
-        pack_to(str(tmp_path), read_kitfile(str(tmp_path / "Kitfile")), registry, ["v1"], shape=Shape(), report=quiet)
+        pack_to(
+            str(tmp_path), read_kitfile(str(tmp_path / "Kitfile")), registry, ["v1"], shape=KitFormat(), report=quiet
+        )
     assert registry.tags == {}

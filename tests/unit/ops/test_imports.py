@@ -14,18 +14,39 @@ from typing import Any
 
 import pytest
 
-from kitfs.errors import ContextError, IntegrityError, KitfsError, NotFound, RateLimited, RegistryError, Unauthorized, UnsafePath, UsageError
-from kitfs.kit import Resolver
+from kitfs.errors import (
+    ContextError,
+    IntegrityError,
+    KitfsError,
+    NotFound,
+    RateLimited,
+    RegistryError,
+    Unauthorized,
+    UnsafePath,
+    UsageError,
+)
+from kitfs.kit.resolver import Resolver
 from kitfs.metrics import Counters
-from kitfs.oci.kitfile import Code, Dataset, Docs, Kitfile, MCPServer, Model, ModelPart, Package, Prompt, clean_path
+from kitfs.modelkit.kitfile import (
+    Code,
+    Dataset,
+    Docs,
+    Kitfile,
+    MCPServer,
+    Model,
+    ModelPart,
+    Package,
+    Prompt,
+    clean_path,
+)
+from kitfs.modelkit.writer import KitFormat
 from kitfs.oci.names import Reference
 from kitfs.ops.events import Event, Saved, Sent, Warned, quiet
-from kitfs.ops.generate import File, generate, tree_of
 from kitfs.ops.imports import huggingface
 from kitfs.ops.imports.hub import Hub, HubFile, Snapshot
 from kitfs.ops.imports.huggingface import arranged, bring, read_small
-from kitfs.ops.pack import Packed
-from kitfs.ops.shape import Shape
+from kitfs.ops.pack.generate import File, generate, tree_of
+from kitfs.ops.pack.pack import Packed
 from kitfs.registry.client import ClientOptions, RegistryClient
 from kitfs.registry.credentials import Credentials
 from kitfs.store.store import Store
@@ -96,7 +117,7 @@ def brought(snapshot: Snapshot, store: Store, *, told: list[Event] | None = None
     guess = generate(tree_of(File(f.path, f.size) for f in files), Package("net"), lambda _: b"")
     kitfile, pieces = arranged(guess, files, report=quiet)
     report = quiet if told is None else told.append
-    shape = Shape(created=snapshot.modified, layer_format="raw")
+    shape = KitFormat(created=snapshot.modified, layer_format="raw")
     return bring(snapshot, kitfile, pieces, store, [NAME], shape=shape, report=report, **more)
 
 
@@ -107,7 +128,12 @@ def content(store: Store) -> dict[str, bytes]:
         raise AssertionError("everything is here")
 
     kit = Resolver(store, nobody, log=LOG).open(NAME)
-    found = {m.path: layer.pread(m, 0, m.size) for layer in kit.layers for m in layer.index().members.values() if m.kind == "file"}
+    found = {
+        m.path: layer.pread(m, 0, m.size)
+        for layer in kit.layers
+        for m in layer.index().members.values()
+        if m.kind == "file"
+    }
     kit.close()
     return found
 
@@ -121,11 +147,12 @@ def asked(hub: FakeHub) -> list[str]:
     return [s.path.split("/resolve/")[1].partition("/")[2] for s in hub.served("/resolve/")]
 
 
-# -- the listing -------------------------------------------------------------------------------------------------------------------------
+# -- the listing
 
 
 @pytest.mark.parametrize(
-    ("page", "links", "recursive"), [(1000, "absolute", True), (2, "relative", True), (1, "absolute", True), (2, "relative", False)]
+    ("page", "links", "recursive"),
+    [(1000, "absolute", True), (2, "relative", True), (1, "absolute", True), (2, "relative", False)],
 )
 def test_every_file_is_listed(fake: FakeHub, snapshot: Open, page: int, links: str, recursive: bool) -> None:
     """In pages, by links of either form, by directories where the hub lists one level; git's own files are none."""
@@ -198,7 +225,7 @@ def test_answers_that_are_no_listing(fake: FakeHub, snapshot: Open, body: bytes)
         snapshot().files()
 
 
-# -- who may ask -------------------------------------------------------------------------------------------------------------------------
+# -- who may ask
 
 
 def test_the_token_is_the_hubs_alone(fake: FakeHub, snapshot: Open, store: Store) -> None:
@@ -210,7 +237,9 @@ def test_the_token_is_the_hubs_alone(fake: FakeHub, snapshot: Open, store: Store
         assert content(store) == plain(TREE)
         assert {s.headers["authorization"] for s in fake.served()} == {"Bearer hf_x"}
         assert [s for s in cdn.served() if "authorization" in s.headers] == []
-        assert sum(s.sent for s in fake.served("model.safetensors")) == len(b"Found") * len(fake.served("model.safetensors"))
+        assert sum(s.sent for s in fake.served("model.safetensors")) == len(b"Found") * len(
+            fake.served("model.safetensors")
+        )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +254,13 @@ def test_the_token_is_the_hubs_alone(fake: FakeHub, snapshot: Open, store: Store
     ],
 )  # fmt: skip
 def test_refusals_are_told(
-    fake: FakeHub, snapshot: Open, prepare: Callable[[FakeHub], object], name: str, ref: str, error: type[KitfsError], text: str
+    fake: FakeHub,
+    snapshot: Open,
+    prepare: Callable[[FakeHub], object],
+    name: str,
+    ref: str,
+    error: type[KitfsError],
+    text: str,
 ) -> None:
     prepare(fake)
     with pytest.raises(error, match=text):
@@ -277,7 +312,7 @@ def test_a_hub_that_repeats_a_token_is_not_quoted(fake: FakeHub, snapshot: Open)
     assert "hunter22" not in str(caught.value)
 
 
-# -- what a kit becomes ------------------------------------------------------------------------------------------------------------------
+# -- what a kit becomes
 
 
 def test_every_file_is_a_raw_layer_of_its_own_digest(snapshot: Open, store: Store) -> None:
@@ -286,7 +321,9 @@ def test_every_file_is_a_raw_layer_of_its_own_digest(snapshot: Open, store: Stor
     packed = brought(origin, store, told=told)
     assert content(store) == plain(TREE)
     layers = {layer.annotations["org.cncf.model.filepath"]: layer for layer in packed.manifest.layers}
-    assert {path: layer.digest for path, layer in layers.items()} == {p: f"sha256:{hashlib.sha256(d).hexdigest()}" for p, d in plain(TREE).items()}
+    assert {path: layer.digest for path, layer in layers.items()} == {
+        p: f"sha256:{hashlib.sha256(d).hexdigest()}" for p, d in plain(TREE).items()
+    }
     weights = layers["model.safetensors"]
     assert weights.media_type == "application/vnd.kitops.modelkit.model.v1.raw"
     assert json.loads(weights.annotations["org.cncf.model.file.metadata+json"]) == {
@@ -313,7 +350,9 @@ def test_what_is_here_is_not_asked_for_again(fake: FakeHub, snapshot: Open, stor
 
 
 def test_equal_files_come_once(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    fake.put("models", "team/net", {f"{i}.gguf": lfs(OTHER) for i in range(6)} | {f"{i}.json": b"same" for i in range(6)})
+    fake.put(
+        "models", "team/net", {f"{i}.gguf": lfs(OTHER) for i in range(6)} | {f"{i}.json": b"same" for i in range(6)}
+    )
     brought(snapshot(), store)
     assert content(store) == {f"{i}.gguf": OTHER for i in range(6)} | {f"{i}.json": b"same" for i in range(6)}
     assert len(asked(fake)) == 2
@@ -331,7 +370,7 @@ def test_what_a_mount_has_fetched_is_not_fetched_again(fake: FakeHub, snapshot: 
     assert sum(s.sent for s in fake.served("model.safetensors")) <= file.size - 5 * MiB + MiB
 
 
-# -- what breaks -------------------------------------------------------------------------------------------------------------------------
+# -- what breaks
 
 
 def test_bodies_that_break_go_on(fake: FakeHub, snapshot: Open, store: Store) -> None:
@@ -368,7 +407,7 @@ def test_an_import_that_broke_off_goes_on(fake: FakeHub, snapshot: Open, store: 
     """Files that came stay."""
     fake.fail("config.json", Status(404))
     with pytest.raises(NotFound):
-        brought(snapshot(), store, at_once=1)
+        brought(snapshot(), store, concurrency=1)
     assert store.refs.get(NAME.name, "v1") is None
     fake.heal()
     fake.forget()
@@ -383,7 +422,7 @@ def test_ranges_that_came_stay(fake: FakeHub, snapshot: Open, store: Store) -> N
     fake.fail("model.safetensors", Status(403))
     fake._rules[1].pattern = _Later(rule)  # type: ignore[assignment]
     with pytest.raises(Unauthorized):
-        brought(snapshot(), store, at_once=1)
+        brought(snapshot(), store, concurrency=1)
     came = sum(s.sent for s in fake.served("model.safetensors") if s.status == 206)
     assert came > 0
     fake.heal()
@@ -430,14 +469,16 @@ def test_a_hub_that_asks_to_wait(fake: FakeHub, client: RegistryClient) -> None:
     assert told == [Warned(f"{fake.host} has had too many requests and asks to wait")]
 
 
-def test_a_hub_that_asks_for_too_much_patience(fake: FakeHub, client: RegistryClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_asks_for_too_much_patience(
+    fake: FakeHub, client: RegistryClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kitfs.ops.imports.hub.PATIENCE", 0.0)
     fake.fail("/revision/", Status(429, {"Retry-After": "0"}))
     with pytest.raises(RateLimited, match="too many requests"):
         Hub(client, fake.url).snapshot("models", "team/net", "main")
 
 
-# -- straight to a registry --------------------------------------------------------------------------------------------------------------
+# -- straight to a registry
 
 
 def test_what_a_registry_has_never_moves(fake: FakeHub, snapshot: Open, store: Store, client: RegistryClient) -> None:
@@ -462,14 +503,18 @@ def test_what_a_registry_has_never_moves(fake: FakeHub, snapshot: Open, store: S
         assert registry.served("/uploads/") == []
 
 
-def test_a_push_goes_on_where_the_hub_broke_off(fake: FakeHub, snapshot: Open, store: Store, client: RegistryClient) -> None:
+def test_a_push_goes_on_where_the_hub_broke_off(
+    fake: FakeHub, snapshot: Open, store: Store, client: RegistryClient
+) -> None:
     with FakeRegistry() as registry:
         fake.fail("model.safetensors", Cut(2 * MiB), times=3)
         brought(snapshot(), store, target=client.repository(Reference.parse(f"{registry.host}/team/kit")))
         assert registry.blob("team/kit", f"sha256:{hashlib.sha256(WEIGHTS).hexdigest()}") == WEIGHTS
 
 
-def test_a_registry_finds_what_a_hub_lies_about(fake: FakeHub, snapshot: Open, store: Store, client: RegistryClient) -> None:
+def test_a_registry_finds_what_a_hub_lies_about(
+    fake: FakeHub, snapshot: Open, store: Store, client: RegistryClient
+) -> None:
     with FakeRegistry() as registry:
         fake.fail("model.safetensors", Lie(5))
         with pytest.raises(IntegrityError):
@@ -477,7 +522,7 @@ def test_a_registry_finds_what_a_hub_lies_about(fake: FakeHub, snapshot: Open, s
         assert registry.served("/manifests/", method="PUT") == []
 
 
-# -- layers of files ---------------------------------------------------------------------------------------------------------------------
+# -- layers of files
 
 
 def listed(*paths: str) -> list[HubFile]:
@@ -513,7 +558,15 @@ def test_models_and_prompts_stay_directories() -> None:
 
 def test_a_kitignore_counts() -> None:
     told: list[Event] = []
-    _, found = layers(Kitfile("1.0.0", code=(Code("."), Code("x.py"))), "a", "b/c", "b/d", "x.py", ignore=b"b\n!b/d\nx.py\n", told=told)
+    _, found = layers(
+        Kitfile("1.0.0", code=(Code("."), Code("x.py"))),
+        "a",
+        "b/c",
+        "b/d",
+        "x.py",
+        ignore=b"b\n!b/d\nx.py\n",
+        told=told,
+    )
     assert found == [("code", "a", True), ("code", "b/d", True)]
     assert told == [Warned("code layer path x.py ignored by kitignore")]
 
@@ -521,7 +574,11 @@ def test_a_kitignore_counts() -> None:
 def test_too_many_files_stay_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface, "MAX_LAYERS", 3)
     kitfile = Kitfile("1.0.0", code=(Code("."),), datasets=(Dataset(path="d"),))
-    assert layers(kitfile, "a", "d/1", "d/2")[1] == [("code", "a", True), ("dataset", "d/1", True), ("dataset", "d/2", True)]
+    assert layers(kitfile, "a", "d/1", "d/2")[1] == [
+        ("code", "a", True),
+        ("dataset", "d/1", True),
+        ("dataset", "d/2", True),
+    ]
     assert layers(kitfile, "a", "d/1", "d/2", "d/3")[1] == [("code", ".", False), ("dataset", "d", False)]
 
 
@@ -534,7 +591,7 @@ def test_entries_that_are_not_there() -> None:
 
 def test_directories_are_tars_as_kit_packs_them(fake: FakeHub, snapshot: Open, store: Store, tmp_path: Path) -> None:
     """Byte for byte those of a directory with the same files."""
-    from kitfs.ops.pack import pack
+    from kitfs.ops.pack.pack import pack
 
     tree = {"m/b.bin": lfs(OTHER), "m/a/x.json": b"{}", "m/a.json": b"1", "m/é": b"2", "m/empty": b"", "z": b"z"}
     fake.put("models", "team/net", tree)
@@ -546,10 +603,12 @@ def test_directories_are_tars_as_kit_packs_them(fake: FakeHub, snapshot: Open, s
     kitfile = Kitfile("1.0.0", model=Model(path="m"))
     origin = snapshot()
     made, pieces = arranged(kitfile, origin.files(), report=quiet)
-    ours = bring(origin, made, pieces, store, [NAME], shape=Shape(created=1, layer_format="raw"), report=quiet)
-    theirs = pack(str(tmp_path / "t"), kitfile, store, [NAME], shape=Shape(created=1), report=quiet)
+    ours = bring(origin, made, pieces, store, [NAME], shape=KitFormat(created=1, layer_format="raw"), report=quiet)
+    theirs = pack(str(tmp_path / "t"), kitfile, store, [NAME], shape=KitFormat(created=1), report=quiet)
     assert ours.manifest.config == theirs.manifest.config
-    assert [replace(d, annotations={}) for d in ours.manifest.layers] == [replace(d, annotations={}) for d in theirs.manifest.layers]
+    assert [replace(d, annotations={}) for d in ours.manifest.layers] == [
+        replace(d, annotations={}) for d in theirs.manifest.layers
+    ]
     assert content(store) == {p: d for p, d in plain(tree).items() if p != "z"}
 
 

@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 from kitfs.errors import IntegrityError, ManifestError, NotFound, RegistryError, Unauthorized, UsageError
-from kitfs.kit import Resolver
+from kitfs.kit.resolver import Resolver
 from kitfs.metrics import Counters
-from kitfs.oci.kitindex import KIT_INDEX
+from kitfs.modelkit.index import KIT_INDEX
 from kitfs.oci.manifest import Descriptor, Manifest
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Event, Moved, Noted, Sent, Total, Warned, quiet
-from kitfs.ops.local import find
-from kitfs.ops.local import kits as local_kits
-from kitfs.ops.transfer import STREAMS, STRIPE, pull
+from kitfs.ops.library.tags import find
+from kitfs.ops.library.tags import kits as local_kits
+from kitfs.ops.transfer.pull import pull
 from kitfs.registry.client import ClientOptions, RegistryClient
 from kitfs.registry.credentials import Credentials
+from kitfs.store.fill import STREAMS, STRIPE
 from kitfs.store.store import Store
 from tests import kits
 from tests.fakes.faults import Answer, Cut, Fault, IgnoreRange, Lie, Resize, Status
@@ -89,7 +90,10 @@ def bring(client: RegistryClient, store: Store) -> Pull:
 
 
 def kit_of(*parts: kits.Part, **more: object) -> kits.Kit:
-    parts = parts or (kits.part("model", "w.bin", WEIGHTS, format="raw"), kits.part("code", "src", kits.kit_tar({"src/a.py": SMALL})))
+    parts = parts or (
+        kits.part("model", "w.bin", WEIGHTS, format="raw"),
+        kits.part("code", "src", kits.kit_tar({"src/a.py": SMALL})),
+    )
     return kits.build(list(parts), **more)  # type: ignore[arg-type]
 
 
@@ -111,13 +115,18 @@ def total(kit: kits.Kit) -> int:
     return len(kit.manifest) + sum(kits.size_of(content) for content in kit.blobs.values())
 
 
-# -- what is there afterwards ------------------------------------------------------------------------------------------------------
+# -- what is there afterwards
 
 
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"])
 def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, vintage: kits.Vintage) -> None:
-    """Manifest, config and layers are there, verified and pinned, and each byte was moved once; the tree can be read offline."""
-    parts = [kits.part("model", "w.bin", WEIGHTS, format="raw"), kits.part("docs", "docs", kits.kit_tar({"docs/a.md": SMALL}), compression="gzip")]
+    """Manifest, config and layers are there, verified and pinned, and each byte was moved once; the tree can be read
+    offline.
+    """
+    parts = [
+        kits.part("model", "w.bin", WEIGHTS, format="raw"),
+        kits.part("docs", "docs", kits.kit_tar({"docs/a.md": SMALL}), compression="gzip"),
+    ]
     kit = kit_of(*parts, vintage=vintage)
     ref = fake.put_kit("team/kit", kit, "v1")
     assert bring(ref) == kit.digest
@@ -125,7 +134,12 @@ def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, v
     assert fake.moved() == total(kit)
     fake.stop()
     opened = Resolver(store, lambda _: pytest.fail("nobody is to be asked"), log=LOG).open(Reference.parse(ref))
-    with_files = {m.path: layer.pread(m, 0, m.size) for layer in opened.layers for m in layer.index().members.values() if m.kind == "file"}
+    with_files = {
+        m.path: layer.pread(m, 0, m.size)
+        for layer in opened.layers
+        for m in layer.index().members.values()
+        if m.kind == "file"
+    }
     opened.close()
     assert with_files == {"w.bin": WEIGHTS, "docs/a.md": SMALL}
 
@@ -137,13 +151,19 @@ def test_what_is_told(fake: FakeRegistry, bring: Pull) -> None:
     bring(fake.put_kit("team/kit", kit, "v1"), told=told)
     totals = {e.name: e.size for e in told if isinstance(e, Total)}
     assert totals == {digest: kits.size_of(content) for digest, content in kit.blobs.items()}
-    assert [e.label for e in told if isinstance(e, Total)] == [f"config {kits.sha256(kit.config)[7:19]}", "w.bin", "src"]
+    assert [e.label for e in told if isinstance(e, Total)] == [
+        f"config {kits.sha256(kit.config)[7:19]}",
+        "w.bin",
+        "src",
+    ]
     for name, size in totals.items():
         assert sum(e.size for e in told if isinstance(e, Moved) and e.name == name) == size
     assert {(e.digest, e.how) for e in told if isinstance(e, Sent)} == {(digest, "pulled") for digest in kit.blobs}
 
 
-@pytest.mark.parametrize("parts", [[], [kits.part("model", "empty", b"", format="raw")]], ids=["no layers", "a layer of no bytes"])
+@pytest.mark.parametrize(
+    "parts", [[], [kits.part("model", "empty", b"", format="raw")]], ids=["no layers", "a layer of no bytes"]
+)
 def test_a_kit_of_nothing(fake: FakeRegistry, store: Store, bring: Pull, parts: list[kits.Part]) -> None:
     """It is as good as any other."""
     kit = kits.build(parts)
@@ -184,7 +204,7 @@ def test_a_tag_that_moved(fake: FakeRegistry, store: Store, bring: Pull) -> None
     whole(store, old, f"{ref.removesuffix(':v1')}@{old.digest}")
 
 
-# -- what is moved -----------------------------------------------------------------------------------------------------------------
+# -- what is moved
 
 
 def test_again(fake: FakeRegistry, bring: Pull) -> None:
@@ -196,7 +216,9 @@ def test_again(fake: FakeRegistry, bring: Pull) -> None:
     told: list[Event] = []
     assert bring(ref, told=told) == kit.digest
     assert [s.path for s in fake.served()] == ["/v2/team/kit/manifests/v1"]
-    assert sum(e.size for e in told if isinstance(e, Moved)) == sum(kits.size_of(content) for content in kit.blobs.values())
+    assert sum(e.size for e in told if isinstance(e, Moved)) == sum(
+        kits.size_of(content) for content in kit.blobs.values()
+    )
 
 
 def test_after_a_part(fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull) -> None:
@@ -214,7 +236,9 @@ def test_after_a_part(fake: FakeRegistry, store: Store, client: RegistryClient, 
     assert fake.moved() == total(kit)
 
 
-def test_while_a_mount_reads(fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull, open_store: Opener) -> None:
+def test_while_a_mount_reads(
+    fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull, open_store: Opener
+) -> None:
     """Of a blob that another process has open each byte is moved once, and both have all of it."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -301,7 +325,9 @@ def test_what_broke_off_goes_on(fake: FakeRegistry, store: Store, bring: Pull) -
 
 
 def test_a_kit_larger_than_the_limit(fake: FakeRegistry, open_store: Opener, bring: Pull) -> None:
-    """--cache-size is for what is not pinned: a pull is whole whatever it says, and nothing of it is evicted, then or later."""
+    """--cache-size is for what is not pinned: a pull is whole whatever it says, and nothing of it is evicted, then or
+    later.
+    """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     tiny = open_store(size_limit=1)
@@ -311,12 +337,16 @@ def test_a_kit_larger_than_the_limit(fake: FakeRegistry, open_store: Opener, bri
     assert fake.moved() == total(kit)
 
 
-def test_a_limit_takes_what_is_not_pinned(fake: FakeRegistry, open_store: Opener, client: RegistryClient, bring: Pull) -> None:
+def test_a_limit_takes_what_is_not_pinned(
+    fake: FakeRegistry, open_store: Opener, client: RegistryClient, bring: Pull
+) -> None:
     """A store that is full of what was read gives way to a pull."""
     tiny = open_store(size_limit=2 * MiB)
     read = random.Random(9).randbytes(3 * MiB)
     other = Descriptor("", Digest.parse(fake.put_blob("team/kit", read)), len(read))
-    blob = tiny.blob(other.digest, size=other.size, source=client.repository(Reference.parse(f"{fake.host}/team/kit")).blob(other))
+    blob = tiny.blob(
+        other.digest, size=other.size, source=client.repository(Reference.parse(f"{fake.host}/team/kit")).blob(other)
+    )
     assert b"".join(blob.stream()) == read
     blob.close()
     kit = kit_of()
@@ -337,7 +367,7 @@ def test_a_disk_that_is_almost_full(fake: FakeRegistry, open_store: Opener, brin
     whole(store, kit, ref)
 
 
-# -- parents -----------------------------------------------------------------------------------------------------------------------
+# -- parents
 
 
 def test_parents_come_too(fake: FakeRegistry, store: Store, bring: Pull) -> None:
@@ -352,12 +382,17 @@ def test_parents_come_too(fake: FakeRegistry, store: Store, bring: Pull) -> None
     bring(ref, told=told)
     for name, one in ((ref, kit), (parent, second), (grand, first)):
         whole(store, one, name)
-    assert [e.text for e in told if isinstance(e, Noted)] == [f"Pulling referenced image {parent}", f"Pulling referenced image {grand}"]
+    assert [e.text for e in told if isinstance(e, Noted)] == [
+        f"Pulling referenced image {parent}",
+        f"Pulling referenced image {grand}",
+    ]
 
 
 def test_a_parent_that_is_not_there(fake: FakeRegistry, store: Store, bring: Pull) -> None:
     """Nothing is tagged."""
-    ref = fake.put_kit("team/kit", kit_of(kits.part("code", "b", SMALL, format="raw"), parent=f"{fake.host}/base/none:v1"), "v1")
+    ref = fake.put_kit(
+        "team/kit", kit_of(kits.part("code", "b", SMALL, format="raw"), parent=f"{fake.host}/base/none:v1"), "v1"
+    )
     with pytest.raises(NotFound, match="base/none"):
         bring(ref)
     assert local_kits(store) == []
@@ -375,13 +410,17 @@ def test_parents_in_a_circle(fake: FakeRegistry, bring: Pull) -> None:
 def test_parents_of_parents_without_end(fake: FakeRegistry, bring: Pull) -> None:
     """Ten are enough, as for kit."""
     for n in range(12):
-        fake.put_kit(f"team/n{n}", kits.build([kits.part("code", "a", b"a", format="raw")], parent=f"{fake.host}/team/n{n + 1}:v1"), "v1")
+        fake.put_kit(
+            f"team/n{n}",
+            kits.build([kits.part("code", "a", b"a", format="raw")], parent=f"{fake.host}/team/n{n + 1}:v1"),
+            "v1",
+        )
     with pytest.raises(ManifestError, match="reached maximum number of model references"):
         bring(f"{fake.host}/team/n0:v1")
     assert len(fake.served("/manifests/")) == 11
 
 
-# -- what does not pass ------------------------------------------------------------------------------------------------------------
+# -- what does not pass
 
 
 @pytest.mark.parametrize("place", [0, 9 * MiB, len(WEIGHTS) - 1])
@@ -401,7 +440,9 @@ def test_a_wrong_byte(fake: FakeRegistry, store: Store, bring: Pull, place: int)
 
 @pytest.mark.parametrize("fault", [Lie(3), Resize(-1), Resize(1)], ids=str)
 @pytest.mark.parametrize("what", ["config", "manifest"])
-def test_a_config_or_manifest_that_is_wrong(fake: FakeRegistry, store: Store, bring: Pull, what: str, fault: Fault) -> None:
+def test_a_config_or_manifest_that_is_wrong(
+    fake: FakeRegistry, store: Store, bring: Pull, what: str, fault: Fault
+) -> None:
     """Neither passes."""
     kit = kit_of(kits.part("code", "a", b"a", format="raw"))
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -453,7 +494,9 @@ def test_a_config_that_is_too_long_is_not_fetched(fake: FakeRegistry, store: Sto
     manifest = json.loads(kit.manifest)
     manifest["config"]["size"] = (8 << 20) + 1
     ref = fake.put_kit("team/long", kits.Kit(kits.compact(manifest), kit.config, kit.blobs, kit.layers), "v1")
-    with pytest.raises(ManifestError, match=r"/team/long:v1: a config of 8388609 bytes: more than 8388608 is too much$"):
+    with pytest.raises(
+        ManifestError, match=r"/team/long:v1: a config of 8388609 bytes: more than 8388608 is too much$"
+    ):
         bring(ref)
     assert fake.served("/blobs/") == []
     assert local_kits(store) == []
@@ -480,7 +523,7 @@ def test_the_first_failure_ends_the_others(fake: FakeRegistry, store: Store, bri
     assert len(fake.served("/blobs/")) < 40
 
 
-# -- doors, and registries that are busy -------------------------------------------------------------------------------------------
+# -- doors, and registries that are busy
 
 
 def test_without_credentials(fake: FakeRegistry, bring: Pull) -> None:
@@ -513,7 +556,7 @@ def test_tokens_that_live_for_two_requests(fake: FakeRegistry, store: Store, cli
     with FakeRegistry() as desk:
         fake.require_token(server=desk, expires_in=300)
         fake.fail("/blobs/", Expire(fake, every=2))
-        pull(Reference.parse(ref), store, client.repository, at_once=1, report=quiet)
+        pull(Reference.parse(ref), store, client.repository, concurrency=1, report=quiet)
         whole(store, kit, ref)
         assert len(desk.served("/token")) == 11
 
@@ -542,7 +585,7 @@ def test_a_registry_that_asks_to_come_later(fake: FakeRegistry, store: Store, br
     assert fake.moved() < total(kit) + TALK
 
 
-# -- indexes ---------------------------------------------------------------------------------------------------------------------------
+# -- indexes
 
 
 def test_the_kit_of_an_index_that_labels_choose(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
@@ -550,8 +593,13 @@ def test_the_kit_of_an_index_that_labels_choose(fake: FakeRegistry, store: Store
     made = [kit_of(kits.part("model", "w.bin", text.encode(), format="raw")) for text in ("q4", "q8")]
     for number, kit in enumerate(made):
         fake.put_kit("team/kit", kit, f"q{number}")
-    rows = [{"mediaType": kits.MANIFEST, "digest": k.digest, "size": len(k.manifest), "modelMetadata": {"q": i}} for i, k in enumerate(made)]
-    listed = json.dumps({"schemaVersion": 2, "mediaType": kits.INDEX, "artifactType": KIT_INDEX, "manifests": rows}).encode()
+    rows = [
+        {"mediaType": kits.MANIFEST, "digest": k.digest, "size": len(k.manifest), "modelMetadata": {"q": i}}
+        for i, k in enumerate(made)
+    ]
+    listed = json.dumps(
+        {"schemaVersion": 2, "mediaType": kits.INDEX, "artifactType": KIT_INDEX, "manifests": rows}
+    ).encode()
     named = Reference.parse(f"{fake.host}/team/kit:all")
     client.repository(named).put_manifest("all", kits.INDEX, listed)
     told: list[Event] = []
@@ -586,13 +634,15 @@ class BusyUntilItExpires:
         return Status(429, code="TOOMANYREQUESTS", message="slow down").apply(answer)
 
 
-def test_a_busy_registry_whose_tokens_do_not_live_that_long(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
+def test_a_busy_registry_whose_tokens_do_not_live_that_long(
+    fake: FakeRegistry, store: Store, client: RegistryClient
+) -> None:
     """Each time it is waited for, a new token is needed."""
     kit = kit_of(kits.part("code", "a", SMALL, format="raw"))
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.require_token()
     fake.fail(f"/blobs/{kit.layers[0]}", BusyUntilItExpires(fake, 3))
-    pull(Reference.parse(ref), store, client.repository, at_once=1, report=quiet)
+    pull(Reference.parse(ref), store, client.repository, concurrency=1, report=quiet)
     whole(store, kit, ref)
 
 

@@ -60,7 +60,9 @@ def client(counters: Counters, tmp_path: Path) -> Iterator[Callable[..., Registr
 @pytest.fixture
 def repository(client: Callable[..., RegistryClient], fake: FakeRegistry) -> Callable[..., Repository]:
     """``team/kit`` of the registry, by a client with these options."""
-    return lambda name="team/kit", registry="", **options: client(**options).repository(Reference.parse(f"{registry or fake.host}/{name}"))
+    return lambda name="team/kit", registry="", **options: client(**options).repository(
+        Reference.parse(f"{registry or fake.host}/{name}")
+    )
 
 
 def descriptor(data: bytes, size: int = -1) -> Descriptor:

@@ -38,7 +38,9 @@ def test_basic(fake: FakeRegistry, repository: Repositories) -> None:
 
 
 @pytest.mark.parametrize("auths", [{}, {"HOST": {"auth": base64.b64encode(b"u:wrong").decode()}}])
-def test_basic_without_the_right_password(fake: FakeRegistry, repository: Repositories, auths: dict[str, object]) -> None:
+def test_basic_without_the_right_password(
+    fake: FakeRegistry, repository: Repositories, auths: dict[str, object]
+) -> None:
     """Unauthorized, after no more than one attempt with what is there."""
     fake.require_basic({"u": "p:w"})
     one = repository(auths={k.replace("HOST", fake.host): v for k, v in auths.items()})
@@ -92,11 +94,17 @@ def test_a_token_that_ends_is_fetched_anew(fake: FakeRegistry, repository: Repos
     fake.expire_tokens()
     fake.forget()
     assert one.manifest("v1")[1] == BODY
-    assert [s.path.split("?")[0] for s in fake.served()] == ["/v2/team/kit/manifests/v1", "/token", "/v2/team/kit/manifests/v1"]
+    assert [s.path.split("?")[0] for s in fake.served()] == [
+        "/v2/team/kit/manifests/v1",
+        "/token",
+        "/v2/team/kit/manifests/v1",
+    ]
 
 
 def test_a_token_is_not_used_to_its_last_moment() -> None:
-    """A tenth of its life is margin; what names no life lives a minute; another header is not forgotten for a refused one."""
+    """A tenth of its life is margin; what names no life lives a minute; another header is not forgotten for a refused
+    one.
+    """
     now = [0.0]
     tokens = Tokens(lambda: now[0])
     tokens.keep("h", "s", "Bearer a", 100)
@@ -124,7 +132,9 @@ def test_many_readers_fetch_one_token(fake: FakeRegistry, repository: Repositori
     for thread in threads:
         thread.join()
     assert got == [BODY] * 16
-    assert len(fake.served("/token")) <= 2  # a reader whose 401 came late may find the errand ended and its token refused or unseen
+    assert (
+        len(fake.served("/token")) <= 2
+    )  # a reader whose 401 came late may find the errand ended and its token refused or unseen
 
 
 def test_readers_do_not_queue_up_behind_a_stalled_token_server(fake: FakeRegistry, repository: Repositories) -> None:
@@ -152,7 +162,10 @@ def test_readers_do_not_queue_up_behind_a_stalled_token_server(fake: FakeRegistr
 def test_a_refused_token_says_who_and_where(fake: FakeRegistry, repository: Repositories) -> None:
     """Unauthorized names the realm, whose credentials were refused, and what to do."""
     fake.require_token({"u": "other"})
-    with pytest.raises(Unauthorized, match=rf"{fake.url}/token refuses the credentials of u for {fake.host} \(401\); log in with kitfs login"):
+    with pytest.raises(
+        Unauthorized,
+        match=rf"{fake.url}/token refuses the credentials of u for {fake.host} \(401\); log in with kitfs login",
+    ):
         repository(auths={fake.host: USER}).manifest("v1")
     with pytest.raises(Unauthorized, match="refuses anonymous access"):
         repository().manifest("v1")
@@ -187,7 +200,9 @@ def test_a_token_server_that_answers_nonsense(
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("asks", ["Bearer", 'Bearer realm=""', 'Bearer realm="ftp://x/"', 'Bearer realm="http://[::bad"', "Negotiate", ""])
+@pytest.mark.parametrize(
+    "asks", ["Bearer", 'Bearer realm=""', 'Bearer realm="ftp://x/"', 'Bearer realm="http://[::bad"', "Negotiate", ""]
+)
 def test_challenges_that_cannot_be_met(fake: FakeRegistry, repository: Repositories, asks: str) -> None:
     """They end in one error, not in a traceback."""
     fake.fail("/manifests/", Status(401, {"WWW-Authenticate": asks} if asks else {}))
@@ -211,12 +226,18 @@ def test_challenges_are_read_as_they_come() -> None:
 @pytest.mark.parametrize(
     ("headers", "bearer"),
     [
-        (['Bearer realm="https://a/t",service="say \\"r\\", \\\\"'], {"realm": "https://a/t", "service": 'say "r", \\'}),
+        (
+            ['Bearer realm="https://a/t",service="say \\"r\\", \\\\"'],
+            {"realm": "https://a/t", "service": 'say "r", \\'},
+        ),
         (['bEaReR  \t realm = "https://a/t" ,\tservice\t=\tr'], {"realm": "https://a/t", "service": "r"}),
         ([', , Bearer realm=https://a/t?x=1&y=2,,service="r"'], {"realm": "https://a/t?x=1&y=2", "service": "r"}),
         (['Bearer realm="https://a/t" service="r"'], {"realm": "https://a/t", "service": "r"}),
         (['Negotiate YIIa+/==, Bearer realm="https://a/t"'], {"realm": "https://a/t"}),
-        (['Digest realm="Bearer realm=\\"https://evil\\"", nonce="x", Bearer realm="https://a/t"'], {"realm": "https://a/t"}),
+        (
+            ['Digest realm="Bearer realm=\\"https://evil\\"", nonce="x", Bearer realm="https://a/t"'],
+            {"realm": "https://a/t"},
+        ),
         (['Bearer error="invalid_token"', 'Bearer realm="https://a/t"'], {"realm": "https://a/t"}),
         (['Basic realm="x', 'Bearer realm="https://a/t"'], {"realm": "https://a/t"}),
         (['Bearer realm="https://a/t"', 'Bearer realm="https://b/t"'], {"realm": "https://a/t"}),
@@ -224,24 +245,32 @@ def test_challenges_are_read_as_they_come() -> None:
     ],
 )
 def test_challenges_in_every_spelling(headers: list[str], bearer: dict[str, str]) -> None:
-    """RFC 9110 §11.6.1: escapes, blanks, empty list elements, several challenges, several headers; and what servers make of it."""
+    """RFC 9110 §11.6.1: escapes, blanks, empty list elements, several challenges, several headers; and what servers
+    make of it.
+    """
     assert challenges(*headers)["bearer"] == bearer
 
 
 def test_several_challenge_headers(fake: FakeRegistry, repository: Repositories) -> None:
     """They count as one list does: the token is had."""
     fake.require_token()
-    fake.fail("/manifests/", Headers({"WWW-Authenticate": f'Negotiate, bearer  Realm = "{fake.url}/t\\oken" , service="fake"'}), times=1)
+    fake.fail(
+        "/manifests/",
+        Headers({"WWW-Authenticate": f'Negotiate, bearer  Realm = "{fake.url}/t\\oken" , service="fake"'}),
+        times=1,
+    )
     assert repository().manifest("v1")[1] == BODY
 
 
-HEAPS = ['a="', "bearer ", "basic,", "a ", " ", ",", "\\", 'a=b,', '"', "=", 'a="\\"",', "Bearer a=", "\t=", "a= "]
+HEAPS = ['a="', "bearer ", "basic,", "a ", " ", ",", "\\", "a=b,", '"', "=", 'a="\\"",', "Bearer a=", "\t=", "a= "]
 
 
 @pytest.mark.parametrize("heap", HEAPS)
 @pytest.mark.parametrize("start", ["", "Bearer ", 'Bearer realm="'])
 def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> None:
-    """However long it is, each step takes a character at least, none goes back, and no step is begun behind the bound."""
+    """However long it is, each step takes a character at least, none goes back, and no step is begun behind the
+    bound.
+    """
     header = (start + heap * MAX_CHALLENGE)[:MAX_CHALLENGE]
     steps, at = 0, 0
     while (match := PIECE.match(header, at)) is not None:
@@ -256,7 +285,9 @@ def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
     auth = RegistryAuth("r.test", "repository:x:pull", Given(Credential("u", "p")), Tokens(), plain_http=plain_http)
     steps = auth.auth_flow(httpx.Request("GET", url))
     request = next(steps)
-    refused = httpx.Response(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'}, request=request, stream=httpx.ByteStream(b""))
+    refused = httpx.Response(
+        401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'}, request=request, stream=httpx.ByteStream(b"")
+    )
     return steps.send(refused)
 
 
@@ -271,7 +302,9 @@ def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
     ],
 )
 def test_where_credentials_may_go(url: str, realm: str, plain_http: bool) -> None:
-    """Over TLS; without it only when that was asked for, to loopback, or to a host that gets everything without TLS anyway."""
+    """Over TLS; without it only when that was asked for, to loopback, or to a host that gets everything without TLS
+    anyway.
+    """
     assert flow(url, realm, plain_http=plain_http).headers["Authorization"].startswith("Basic ")
 
 
@@ -282,7 +315,9 @@ def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
         flow(url, "http://auth.test/token", plain_http=False)
 
 
-def test_public_content_needs_no_credential_helper(fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path) -> None:
+def test_public_content_needs_no_credential_helper(
+    fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path
+) -> None:
     """A helper that is missing is a warning where anonymous access is enough; the refusal names it where it is not."""
     fake.require_token()
     made = client()
@@ -290,7 +325,9 @@ def test_public_content_needs_no_credential_helper(fake: FakeRegistry, client: C
     assert made.repository(Reference.parse(f"{fake.host}/team/kit:v1")).manifest("v1")[1]
 
 
-def test_a_refusal_names_the_missing_credential_helper(fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path) -> None:
+def test_a_refusal_names_the_missing_credential_helper(
+    fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path
+) -> None:
     """Basic and Bearer alike."""
     made = client()
     (tmp_path / "credentials.json").write_text('{"credsStore": "missing", "auths": {}}')
@@ -301,7 +338,9 @@ def test_a_refusal_names_the_missing_credential_helper(fake: FakeRegistry, clien
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 418, 500])
-def test_a_registry_that_repeats_our_credentials_is_not_quoted(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+def test_a_registry_that_repeats_our_credentials_is_not_quoted(
+    fake: FakeRegistry, repository: Repositories, status: int
+) -> None:
     """Neither the header, nor what it decodes to, in any spelling of the answer."""
     header = "Basic " + base64.b64encode(b"u:hunter22").decode()
     fake.require_basic({"u": "hunter22"})
@@ -341,7 +380,11 @@ def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegist
         ("", "repository:a:pull,push repository:b:pull", "repository:a:pull,push repository:b:pull"),
         ("repository:a:pull", "repository:a:pull,push", "repository:a:pull,push"),
         ("repository:a:delete", "repository:a:pull,push", "repository:a:pull,push,delete"),
-        ("repository:a:pull,push", "repository:a:pull,push repository:b:pull", "repository:a:pull,push repository:b:pull"),
+        (
+            "repository:a:pull,push",
+            "repository:a:pull,push repository:b:pull",
+            "repository:a:pull,push repository:b:pull",
+        ),
         ("registry:catalog:*", "repository:h:1/a:pull,push", "repository:h:1/a:pull,push registry:catalog:*"),
     ],
 )

@@ -8,7 +8,16 @@ from collections.abc import Callable
 
 import pytest
 
-from kitfs.errors import IntegrityError, KitfsError, NotFound, RangeIgnored, RateLimited, RegistryError, Unauthorized, Unavailable
+from kitfs.errors import (
+    IntegrityError,
+    KitfsError,
+    NotFound,
+    RangeIgnored,
+    RateLimited,
+    RegistryError,
+    Unauthorized,
+    Unavailable,
+)
 from kitfs.metrics import Counters
 from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.client import Repository
@@ -215,7 +224,9 @@ def test_a_blob_shorter_than_its_descriptor(fake: FakeRegistry, repository: Repo
 
 
 @pytest.mark.parametrize("by", [-1, 1, 70_000])
-def test_a_stream_without_length_that_is_shorter_or_longer(fake: FakeRegistry, repository: Repositories, by: int) -> None:
+def test_a_stream_without_length_that_is_shorter_or_longer(
+    fake: FakeRegistry, repository: Repositories, by: int
+) -> None:
     """Found when the body ends: too few bytes are asked for again and given up, too many are an IntegrityError."""
     blob = blob_of(fake, repository)
     for fault in (IgnoreRange(), Resize(by), Chunked()):
@@ -225,11 +236,15 @@ def test_a_stream_without_length_that_is_shorter_or_longer(fake: FakeRegistry, r
 
 
 def test_a_stall_fails_after_the_read_timeout(fake: FakeRegistry, repository: Repositories) -> None:
-    """Counted since the last byte; the message says who, what and how long. It is not tried again: the reader has waited enough."""
+    """Counted since the last byte; the message says who, what and how long. It is not tried again: the reader has
+    waited enough.
+    """
     blob = blob_of(fake, repository, read_timeout=0.3)
     stall = Stall(100_000)
     fake.fail("/blobs/", stall)
-    got = read_until(Unavailable, rf"blob sha256:.*: {fake.host} sent nothing for 0.3 s \(--read-timeout\)", blob, 0, None)
+    got = read_until(
+        Unavailable, rf"blob sha256:.*: {fake.host} sent nothing for 0.3 s \(--read-timeout\)", blob, 0, None
+    )
     assert got == DATA[:100_000]
     assert len(fake.served()) == 1
 

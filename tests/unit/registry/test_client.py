@@ -11,7 +11,17 @@ from collections.abc import Callable
 
 import pytest
 
-from kitfs.errors import IntegrityError, KitfsError, ManifestError, NotFound, RateLimited, RegistryError, Unauthorized, Unavailable, UsageError
+from kitfs.errors import (
+    IntegrityError,
+    KitfsError,
+    ManifestError,
+    NotFound,
+    RateLimited,
+    RegistryError,
+    Unauthorized,
+    Unavailable,
+    UsageError,
+)
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest, Reference
 from kitfs.registry.client import RegistryClient, Repository
@@ -45,7 +55,9 @@ def test_a_manifest_by_digest_is_checked(fake: FakeRegistry, repository: Reposit
         repository().manifest(digest)
 
 
-def test_a_manifest_by_tag_must_have_the_digest_that_its_registry_claims(fake: FakeRegistry, repository: Repositories) -> None:
+def test_a_manifest_by_tag_must_have_the_digest_that_its_registry_claims(
+    fake: FakeRegistry, repository: Repositories
+) -> None:
     """Docker-Content-Digest is checked; a registry without it, or with nonsense, is believed."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": "nonsense"}), times=1)
@@ -115,8 +127,17 @@ def test_referrers(fake: FakeRegistry, repository: Repositories, api: bool) -> N
     subject = fake.put_manifest("team/kit", BODY, tag="v1")
     rows = []
     for kind in ("a/sig", "a/sbom"):
-        data = json.dumps({"schemaVersion": 2, "artifactType": kind, "config": {}, "subject": {"digest": subject}}).encode()
-        rows.append({"mediaType": MANIFEST, "digest": fake.put_manifest("team/kit", data), "size": len(data), "artifactType": kind})
+        data = json.dumps(
+            {"schemaVersion": 2, "artifactType": kind, "config": {}, "subject": {"digest": subject}}
+        ).encode()
+        rows.append(
+            {
+                "mediaType": MANIFEST,
+                "digest": fake.put_manifest("team/kit", data),
+                "size": len(data),
+                "artifactType": kind,
+            }
+        )
     if not api:
         index = json.dumps({"schemaVersion": 2, "manifests": rows}).encode()
         fake.put_manifest("team/kit", index, tag=subject.replace(":", "-"), media_type=INDEX)
@@ -141,8 +162,18 @@ SAID: list[tuple[Fault | None, str, type[KitfsError], str]] = [
     (None, "team/kit:none", NotFound, "team/kit:none: HOST: not found: there is no such tag or digest"),
     (None, "team/none:v1", NotFound, "team/none:v1: HOST: not found: there is no such repository"),
     (Status(404, body=b"<html>"), "team/kit:v1", NotFound, "team/kit:v1: HOST: not found"),
-    (Status(401), "team/kit:v1", Unauthorized, "no credentials that it accepts, or no such repository; log in with kitfs login HOST"),
-    (Status(403, code="DENIED", message="go away"), "team/kit:v1", Unauthorized, "403: not allowed, or no such repository (go away)"),
+    (
+        Status(401),
+        "team/kit:v1",
+        Unauthorized,
+        "no credentials that it accepts, or no such repository; log in with kitfs login HOST",
+    ),
+    (
+        Status(403, code="DENIED", message="go away"),
+        "team/kit:v1",
+        Unauthorized,
+        "403: not allowed, or no such repository (go away)",
+    ),
     (Status(429, {"Retry-After": "0"}), "team/kit:v1", RateLimited, "429: too many requests"),
     (Status(501, code="X", message="a\nb"), "team/kit:v1", Unavailable, "answers 501 (a b)"),
     (Status(418), "team/kit:v1", RegistryError, "answers 418"),
@@ -269,7 +300,9 @@ def test_when_all_fail_each_is_named(fake: FakeRegistry, repository: Repositorie
         mirror.stop()
         with pytest.raises(NotFound) as caught:
             repository(mirrors={fake.host: (mirror.url,)}).manifest("v1")
-    assert f"mirror {mirror.host}: team/kit:v1: {mirror.host} cannot be reached: connection refused" in str(caught.value)
+    assert f"mirror {mirror.host}: team/kit:v1: {mirror.host} cannot be reached: connection refused" in str(
+        caught.value
+    )
     assert f"; {fake.host}: team/kit:v1: {fake.host}: not found" in str(caught.value)
 
 
@@ -306,7 +339,9 @@ def test_docker_io_is_asked_at_its_registry(client: Clients) -> None:
         ("registry.test", True, "http"),
     ],
 )  # fmt: skip
-def test_plain_http_is_for_loopback_unless_asked(client: Clients, registry: str, plain: bool | None, scheme: str) -> None:
+def test_plain_http_is_for_loopback_unless_asked(
+    client: Clients, registry: str, plain: bool | None, scheme: str
+) -> None:
     """By default TLS to everything but localhost, 127.0.0.0/8 and ::1."""
     repository = client(plain_http=plain).repository(Reference.parse(f"{registry}/team/kit:v1"))
     assert repository.endpoints[-1].base == f"{scheme}://{registry}/v2/team/kit"

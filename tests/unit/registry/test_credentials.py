@@ -76,9 +76,13 @@ def test_auths(tmp_path: Path, entry: Any, expected: Credential | None) -> None:
 @pytest.mark.parametrize("scheme", ["", "https://", "http://"])
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v2", "/v2/"])
 def test_hosts_in_every_spelling(tmp_path: Path, scheme: str, path: str) -> None:
-    """With a scheme, a slash and the API's version or without them, as docker reads them; the same for a helper of one host."""
+    """With a scheme, a slash and the API's version or without them, as docker reads them; the same for a helper of
+    one host.
+    """
     key = f"{scheme}{HOST}{path}"
-    assert Credentials((written(tmp_path / "c.json", {"auths": {key: AUTH}}),)).of(HOST, "team/kit") == Credential("u", "p:w")
+    assert Credentials((written(tmp_path / "c.json", {"auths": {key: AUTH}}),)).of(HOST, "team/kit") == Credential(
+        "u", "p:w"
+    )
     assert helper_of({"credHelpers": {key: "here"}}, HOST, "team/kit") == ("here", key)
 
 
@@ -86,7 +90,10 @@ def test_hosts_in_every_spelling(tmp_path: Path, scheme: str, path: str) -> None
     ("keys", "expected"),
     [
         ([HOST, f"https://{HOST}/", f"http://{HOST}"], [HOST, f"https://{HOST}/", f"http://{HOST}"]),
-        ([f"{HOST}/team", HOST, f"{HOST}/team/kit", f"{HOST}/team/kit/more"], [f"{HOST}/team/kit", f"{HOST}/team", HOST]),
+        (
+            [f"{HOST}/team", HOST, f"{HOST}/team/kit", f"{HOST}/team/kit/more"],
+            [f"{HOST}/team/kit", f"{HOST}/team", HOST],
+        ),
         ([f"{HOST}/tea", f"{HOST}/other", "registry.test", f"x{HOST}", f"https://x/{HOST}"], []),
         ([f"https://{HOST}/some/path"], [f"https://{HOST}/some/path"]),
         ([HOST.upper(), f"HTTPS://{HOST}"], [HOST.upper(), f"HTTPS://{HOST}"]),
@@ -106,7 +113,9 @@ def test_an_empty_entry_hides_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["docker.io", "index.docker.io", "registry-1.docker.io"])
 def test_docker_hub_has_a_name_of_its_own(tmp_path: Path, host: str) -> None:
     """Its credentials are kept under https://index.docker.io/v1/."""
-    assert Credentials((written(tmp_path / "c.json", {"auths": {"https://index.docker.io/v1/": AUTH}}),)).of(host) == Credential("u", "p:w")
+    assert Credentials((written(tmp_path / "c.json", {"auths": {"https://index.docker.io/v1/": AUTH}}),)).of(
+        host
+    ) == Credential("u", "p:w")
 
 
 def test_kits_file_comes_before_dockers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +145,10 @@ def test_what_changes_on_disk_is_seen(tmp_path: Path) -> None:
 
 def test_a_helper_for_one_host_comes_before_the_store_and_the_file(tmp_path: Path, helper: Path) -> None:
     """credHelpers, then credsStore, then auths."""
-    path = written(tmp_path / "c.json", {"credHelpers": {HOST: "here"}, "credsStore": "token", "auths": {HOST: AUTH, "file.test": AUTH}})
+    path = written(
+        tmp_path / "c.json",
+        {"credHelpers": {HOST: "here"}, "credsStore": "token", "auths": {HOST: AUTH, "file.test": AUTH}},
+    )
     assert Credentials((path,)).of(HOST) == Credential("helped", "s3cret")
     assert Credentials((path,)).of("file.test") == Credential("u", "p:w")
     assert helper.read_text().splitlines() == [HOST, "file.test"]
@@ -199,7 +211,9 @@ def test_sections_of_another_shape_are_passed_over(tmp_path: Path, config: Any) 
     assert Credentials((written(tmp_path / "c.json", config),)).of(HOST) is None
 
 
-def test_a_helper_of_the_current_directory_is_not_run(tmp_path: Path, helper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_of_the_current_directory_is_not_run(
+    tmp_path: Path, helper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where PATH names it."""
     monkeypatch.chdir(tmp_path / "bin")
     monkeypatch.setenv("PATH", ".::bin")
@@ -211,7 +225,7 @@ def test_a_helper_of_the_current_directory_is_not_run(tmp_path: Path, helper: Pa
 def test_line_ends_of_a_helper_are_not_part_of_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows programs answer with CRLF, in WSL too."""
     script = tmp_path / "bin/docker-credential-crlf"
-    written(script, "#!/bin/sh\nprintf '{\"Username\":\"u\\\\r\\\\n\",\\r\\n\"Secret\":\"s3cret\\\\r\\\\n\"}\\r\\n'\n")
+    written(script, '#!/bin/sh\nprintf \'{"Username":"u\\\\r\\\\n",\\r\\n"Secret":"s3cret\\\\r\\\\n"}\\r\\n\'\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     assert Credentials((written(tmp_path / "c.json", {"credsStore": "crlf"}),)).of(HOST) == Credential("u", "s3cret")

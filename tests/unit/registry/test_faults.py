@@ -1,7 +1,7 @@
 """What registries, token servers, targets of redirects and proxies do to a client (DESIGN §6), over real sockets.
 
-Here is what lies between the parts: each part's own behaviour is beside this file. Times are bounds on hanging and on haste, never on
-speed.
+Here is what lies between the parts: each part's own behaviour is beside this file. Times are bounds on hanging and on
+haste, never on speed.
 """
 
 from __future__ import annotations
@@ -100,12 +100,16 @@ def test_a_registry_cannot_write_the_log(fake: FakeRegistry, repository: Reposit
     assert len(took(lambda: repository().manifest("v1"), Unauthorized)[1]) < 600
 
 
-def test_200_to_a_range_becomes_one_stream_for_every_reader(fake: FakeRegistry, repository: Repositories, tmp_path: Path) -> None:
+def test_200_to_a_range_becomes_one_stream_for_every_reader(
+    fake: FakeRegistry, repository: Repositories, tmp_path: Path
+) -> None:
     """Many cold readers of a registry that ignores ranges: one request and one body serve everybody."""
     big = random.Random(8).randbytes(8 * MiB)
     digest = Digest.parse(fake.put_blob("team/kit", big))
     fake.fail("/blobs/", IgnoreRange())
-    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
+    store = Store.open(
+        str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0
+    )
     blob = store.blob(digest, size=len(big), source=repository().blob(Descriptor("", digest, len(big))))
     assert bytes(blob.pread(5 * MiB, 4096)) == big[5 * MiB :][:4096]  # the first one learns that there are no ranges
     wrong: list[int] = []
@@ -133,7 +137,9 @@ def in_parallel(run: Callable[[int], object], count: int) -> None:
 
 
 def test_locations_that_serve_once_are_resolved_for_every_range(fake: FakeRegistry, repository: Repositories) -> None:
-    """A CDN whose signatures are good for one request: the kept location is refused, a new one is asked for, once per read."""
+    """A CDN whose signatures are good for one request: the kept location is refused, a new one is asked for, once per
+    read.
+    """
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn, uses=1)
         blob = repository().blob(BLOB)
@@ -171,7 +177,9 @@ def test_a_target_that_asks_for_a_password_gets_none(fake: FakeRegistry, reposit
 
 
 def test_a_target_that_stalls_is_not_asked_for_ever(fake: FakeRegistry, repository: Repositories) -> None:
-    """Whatever went wrong there, before its body or amid it: the next read asks the registry, which may know a better one."""
+    """Whatever went wrong there, before its body or amid it: the next read asks the registry, which may know a better
+    one.
+    """
     for stall in (Stall(), Stall(0), Stall(5)):
         with FakeRegistry() as ill, FakeRegistry() as well:
             fake.redirect_blobs_to(ill)
@@ -184,7 +192,9 @@ def test_a_target_that_stalls_is_not_asked_for_ever(fake: FakeRegistry, reposito
 
 
 def test_a_target_whose_bodies_break_off_is_not_asked_for_ever(fake: FakeRegistry, repository: Repositories) -> None:
-    """The attempt after a body without a byte goes by way of the registry; one that broke off later is taken up where it stands."""
+    """The attempt after a body without a byte goes by way of the registry; one that broke off later is taken up where
+    it stands.
+    """
     with FakeRegistry() as ill, FakeRegistry() as well:
         fake.redirect_blobs_to(ill)
         blob = repository().blob(BLOB)
@@ -199,10 +209,16 @@ def test_a_target_whose_bodies_break_off_is_not_asked_for_ever(fake: FakeRegistr
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_nobody_waits_longer_for_retry_after_than_the_read_timeout(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """A pause that does not fit is not begun: the answer as it is, at once, and the registry is not bothered sooner than it wants."""
+def test_nobody_waits_longer_for_retry_after_than_the_read_timeout(
+    fake: FakeRegistry, repository: Repositories, status: int
+) -> None:
+    """A pause that does not fit is not begun: the answer as it is, at once, and the registry is not bothered sooner
+    than it wants.
+    """
     fake.fail("/manifests/", Status(status, {"Retry-After": "20"}))
-    seconds, _ = took(lambda: repository(read_timeout=2.0).manifest("v1"), RateLimited if status == 429 else Unavailable)
+    seconds, _ = took(
+        lambda: repository(read_timeout=2.0).manifest("v1"), RateLimited if status == 429 else Unavailable
+    )
     assert seconds < 15
     assert len(fake.served()) == 1
 
@@ -251,7 +267,9 @@ def test_a_login_while_mounted_is_seen(fake: FakeRegistry, repository: Repositor
     assert team.manifest("v1")[1] == MANIFEST
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"manifests": 5}', b" " * (6 * MiB)], ids=["html", "list", "number", "long"])
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"[]", b'{"manifests": 5}', b" " * (6 * MiB)], ids=["html", "list", "number", "long"]
+)
 def test_referrers_that_are_no_index(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
     """200 and nonsense is an error, not "nothing refers to it"."""
     fake.fail("/referrers/", Status(200, {"Content-Type": INDEX}, body=body))
@@ -318,12 +336,16 @@ def test_tls_goes_through_a_proxy_as_a_tunnel(
             if environment:
                 monkeypatch.setenv("HTTPS_PROXY", url)
             options = {"tls_verify": False} if environment else {"proxy": url, **TRUSTED}
-            registry = "registry.example.test" if environment else secure.host  # the environment's proxy is not for loopback
+            registry = (
+                "registry.example.test" if environment else secure.host
+            )  # the environment's proxy is not for loopback
             team = repository(registry=registry, **options)
             assert team.manifest("v1")[1] == MANIFEST
             assert read(team) == DATA
             if not environment:
-                told = took(lambda: repository(registry=registry, proxy=url, plain_http=False).manifest("v1"), Unavailable)[1]
+                told = took(
+                    lambda: repository(registry=registry, proxy=url, plain_http=False).manifest("v1"), Unavailable
+                )[1]
                 assert "--tls-cert" in told
         finally:
             proxy.shutdown()

@@ -57,13 +57,17 @@ def rewrite_index(directory: Path, rows: list[dict[str, object]]) -> None:
 
 
 @pytest.mark.parametrize("identifier", ["v1", "", KIT.digest])
-def test_a_manifest_is_found_by_tag_digest_or_alone(opened: Callable[[Path], Layout], directory: Path, identifier: str) -> None:
+def test_a_manifest_is_found_by_tag_digest_or_alone(
+    opened: Callable[[Path], Layout], directory: Path, identifier: str
+) -> None:
     """No tag is needed where there is one manifest only."""
     descriptor, data = opened(directory).manifest(identifier)
     assert (descriptor.digest, data) == (KIT.digest, KIT.manifest)
 
 
-def test_a_manifest_that_the_index_does_not_list_is_found_by_digest(opened: Callable[[Path], Layout], directory: Path) -> None:
+def test_a_manifest_that_the_index_does_not_list_is_found_by_digest(
+    opened: Callable[[Path], Layout], directory: Path
+) -> None:
     """It is a blob like any other."""
     rewrite_index(directory, [])
     assert opened(directory).manifest(KIT.digest)[1] == KIT.manifest
@@ -93,17 +97,24 @@ def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layou
 
 def test_one_manifest_under_two_tags_needs_no_tag(opened: Callable[[Path], Layout], directory: Path) -> None:
     """Both mean the same."""
-    rewrite_index(directory, [{**INDEX_ROW, "annotations": {"org.opencontainers.image.ref.name": n}} for n in ("a", "b")])
+    rewrite_index(
+        directory, [{**INDEX_ROW, "annotations": {"org.opencontainers.image.ref.name": n}} for n in ("a", "b")]
+    )
     assert opened(directory).resolve("").digest == KIT.digest
 
 
-def test_referrers_are_found_under_the_tag_that_stands_in_for_the_api(opened: Callable[[Path], Layout], directory: Path) -> None:
+def test_referrers_are_found_under_the_tag_that_stands_in_for_the_api(
+    opened: Callable[[Path], Layout], directory: Path
+) -> None:
     """sha256-<hex>, as distribution-spec names it."""
     row = {"mediaType": kits.MANIFEST, "digest": Digest.of(b"sig"), "size": 3, "artifactType": "a/sig"}
     listed = kits.compact({"schemaVersion": 2, "manifests": [row]})
     (directory / "blobs/sha256" / kits.sha256(listed).partition(":")[2]).write_bytes(listed)
     tag = {"org.opencontainers.image.ref.name": KIT.digest.replace(":", "-")}
-    rewrite_index(directory, [INDEX_ROW, {"mediaType": kits.INDEX, "digest": kits.sha256(listed), "size": len(listed), "annotations": tag}])
+    rewrite_index(
+        directory,
+        [INDEX_ROW, {"mediaType": kits.INDEX, "digest": kits.sha256(listed), "size": len(listed), "annotations": tag}],
+    )
     layout = opened(directory)
     assert [d.digest for d in layout.referrers(Digest(KIT.digest))] == [Digest.of(b"sig")]
     assert layout.referrers(Digest(KIT.digest), "a/other") == ()
@@ -129,9 +140,24 @@ BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
     ("oci-layout", b'{"imageLayoutVersion":"2.0.0"}', ManifestError, "version '2.0.0' is not known"),
     ("oci-layout", b"nonsense", ManifestError, "version 'unknown' is not known"),
     ("oci-layout", b"[1]", ManifestError, "version 'unknown' is not known"),
-    ("oci-layout", b'{"imageLayoutVersion":"1.0.0","imageLayoutVersion":"1.0.0"}', ManifestError, "ambiguous oci-layout: the key 'imageLayoutV"),
-    ("oci-layout", b'{"imageLayoutVersion":"1.0.0","ImageLayoutVersion":"2"}', ManifestError, "ambiguous oci-layout: .* in case only"),
-    ("index.json", b'{"manifests":[],"manifests":[]}', ManifestError, "ambiguous manifest: the key 'manifests' is there twice"),
+    (
+        "oci-layout",
+        b'{"imageLayoutVersion":"1.0.0","imageLayoutVersion":"1.0.0"}',
+        ManifestError,
+        "ambiguous oci-layout: the key 'imageLayoutV",
+    ),
+    (
+        "oci-layout",
+        b'{"imageLayoutVersion":"1.0.0","ImageLayoutVersion":"2"}',
+        ManifestError,
+        "ambiguous oci-layout: .* in case only",
+    ),
+    (
+        "index.json",
+        b'{"manifests":[],"manifests":[]}',
+        ManifestError,
+        "ambiguous manifest: the key 'manifests' is there twice",
+    ),
     ("index.json", b'{"manifests":[],"layers":[]}', ManifestError, "ambiguous: this index has 'layers' too"),
     ("index.json", b"{", ManifestError, "not a manifest"),
     ("index.json", b"{}", ManifestError, "it has no manifests"),
@@ -140,7 +166,9 @@ BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
 
 
 @pytest.mark.parametrize(("name", "data", "kind", "words"), BROKEN)
-def test_broken_layouts(opened: Callable[[Path], Layout], directory: Path, name: str, data: bytes | None, kind: type[KitfsError], words: str) -> None:
+def test_broken_layouts(
+    opened: Callable[[Path], Layout], directory: Path, name: str, data: bytes | None, kind: type[KitfsError], words: str
+) -> None:
     """One line each, with the path."""
     (directory / name).unlink()
     if data is not None:
@@ -212,9 +240,13 @@ def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path) -> None:
     layout.close()
 
 
-@pytest.mark.parametrize("name", ["oci-layout", "index.json", "blobs", "blobs/sha256", f"blobs/sha256/{KIT.layers[0][7:]}"])
+@pytest.mark.parametrize(
+    "name", ["oci-layout", "index.json", "blobs", "blobs/sha256", f"blobs/sha256/{KIT.layers[0][7:]}"]
+)
 def test_no_link_in_a_directory_is_followed(directory: Path, name: str) -> None:
-    """A layout may be another user's, and a link in it lead to a file that only the reader may read: it is refused by name."""
+    """A layout may be another user's, and a link in it lead to a file that only the reader may read: it is refused by
+    name.
+    """
     (directory / name).rename(directory.parent / "elsewhere")
     (directory / name).symlink_to(directory.parent / "elsewhere")
 

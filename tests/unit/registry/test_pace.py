@@ -1,4 +1,6 @@
-"""Answers and bodies that never quite stop coming: each ends at its deadline, or at the least speed; a reader that rests is no reason to."""
+"""Answers and bodies that never quite stop coming: each ends at its deadline, or at the least speed; a reader that
+rests is no reason to.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,7 @@ def test_a_pace_is_its_seconds() -> None:
     assert f"{Pace(2.5):g}" == "2.5"
 
 
-# -- servers that drip ------------------------------------------------------------------------------------------------------------
+# -- servers that drip
 
 
 @pytest.fixture
@@ -242,7 +244,10 @@ def test_a_byte_for_each_range_is_given_up(serve: Servers, client: Clients) -> N
         found = re.search(rb"bytes=(\d+)", head)
         assert found is not None
         at = int(found[1])
-        one.sendall(b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\nContent-Length: 1\r\n\r\n" % (at, at, len(DATA)))
+        one.sendall(
+            b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\nContent-Length: 1\r\n\r\n"
+            % (at, at, len(DATA))
+        )
         one.sendall(DATA[at : at + 1])
 
     host = serve(handler)
@@ -270,7 +275,9 @@ def test_attempts_that_bring_too_little_end_together() -> None:
 
 
 @pytest.mark.parametrize("fault", [Drip(1, 0.05), Stall(10)], ids=["drips", "stalls"])
-def test_a_registry_that_is_slow_for_one_reader_is_well_for_the_next(fake: FakeRegistry, client: Clients, fault: Fault) -> None:
+def test_a_registry_that_is_slow_for_one_reader_is_well_for_the_next(
+    fake: FakeRegistry, client: Clients, fault: Fault
+) -> None:
     """What was given up leaves nothing behind."""
     fake.put_blob("team/kit", DATA)
     blob = team(client(read_timeout=0.3), fake.host).blob(descriptor(DATA))
@@ -280,7 +287,7 @@ def test_a_registry_that_is_slow_for_one_reader_is_well_for_the_next(fake: FakeR
     assert b"".join(bytes(view) for _, view in blob.read_range(0, None)) == DATA
 
 
-# -- servers that listen slowly ---------------------------------------------------------------------------------------------------
+# -- servers that listen slowly
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["silent", "interim"])

@@ -1,4 +1,6 @@
-"""The proxy environment, as golang.org/x/net/http/httpproxy reads it; the expected values are those of its version 0.46."""
+"""The proxy environment, as golang.org/x/net/http/httpproxy reads it; the expected values are those of its version
+0.46.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ PROXY = "http://proxy.test:3128"
     ],
 )
 def test_no_proxy(rules: str, url: str, bypassed: bool) -> None:
-    """Names with what is below them, suffixes, ports (those that a scheme implies too), addresses, CIDR blocks, and loopback always."""
+    """Names with what is below them, suffixes, ports (those that a scheme implies too), addresses, CIDR blocks, and
+    loopback always.
+    """
     environ = {"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "NO_PROXY": rules}
     assert proxy_for(httpx.URL(url), environ) == (None if bypassed else PROXY)
 
@@ -102,7 +106,9 @@ def test_a_cgi_program_takes_no_http_proxy() -> None:
     assert proxy_for(httpx.URL("https://registry.test/"), environ) == PROXY
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "::1", "[::1]", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "::1", "[::1]", "::ffff:127.0.0.1"]
+)
 def test_loopback(host: str) -> None:
     """localhost, 127.0.0.0/8, ::1; nothing that only looks like it."""
     assert is_loopback(host)

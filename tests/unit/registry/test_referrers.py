@@ -9,10 +9,18 @@ from typing import Any
 
 import pytest
 
-from kitfs.errors import IntegrityError, InvalidReference, KitfsError, ManifestError, NotFound, RegistryError, Unauthorized
+from kitfs.errors import (
+    IntegrityError,
+    InvalidReference,
+    KitfsError,
+    ManifestError,
+    NotFound,
+    RegistryError,
+    Unauthorized,
+)
+from kitfs.oci import referrers
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST
 from kitfs.oci.names import Digest
-from kitfs.registry import referrers
 from kitfs.registry.client import Repository
 from tests.fakes.faults import Headers, Status
 from tests.fakes.registry import FakeRegistry
@@ -24,7 +32,9 @@ TAG = SUBJECT["digest"].replace(":", "-")  # type: ignore[attr-defined]
 
 
 def manifest(**more: Any) -> bytes:
-    return json.dumps({"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": CONFIG, "layers": [], **more}).encode()
+    return json.dumps(
+        {"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": CONFIG, "layers": [], **more}
+    ).encode()
 
 
 PLAIN = manifest()
@@ -37,7 +47,7 @@ def listed(fake: FakeRegistry) -> list[dict[str, Any]]:
     return json.loads(data)["manifests"]  # type: ignore[no-any-return]
 
 
-# -- pushing -----------------------------------------------------------------------------------------------------------------------------
+# -- pushing
 
 
 @pytest.mark.parametrize("identifier", ["v1", Digest.of(PLAIN)])
@@ -80,14 +90,21 @@ def test_another_digest_or_none_is_as_good(fake: FakeRegistry, repository: Repos
         (401, "UNAUTHORIZED", Unauthorized, "log in"),
         (403, "DENIED", Unauthorized, "log in"),
         (404, "NAME_UNKNOWN", NotFound, "there is no such repository"),
-        (400, "MANIFEST_INVALID", RegistryError, "does not take a manifest of this kind (words); push to a registry that takes OCI artifacts"),
+        (
+            400,
+            "MANIFEST_INVALID",
+            RegistryError,
+            "does not take a manifest of this kind (words); push to a registry that takes OCI artifacts",
+        ),
         (415, "", RegistryError, "does not take a manifest of this kind"),
         (405, "UNSUPPORTED", RegistryError, "it takes no pushes"),
         (413, "SIZE_INVALID", RegistryError, "too much for one request"),
         (507, "", RegistryError, "it has no space left"),
     ],
 )
-def test_refusals(fake: FakeRegistry, repository: Repositories, status: int, code: str, kind: type[KitfsError], words: str) -> None:
+def test_refusals(
+    fake: FakeRegistry, repository: Repositories, status: int, code: str, kind: type[KitfsError], words: str
+) -> None:
     """One line each, of the class that fits."""
     fake.fail("/manifests/", Status(status, code=code, message="words"))
     with pytest.raises(kind, match=r"^team/kit:v1: ") as caught:
@@ -121,7 +138,7 @@ def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) ->
         assert mirror.served() == []
 
 
-# -- subjects ----------------------------------------------------------------------------------------------------------------------------
+# -- subjects
 
 
 def test_a_registry_that_knows_subjects_keeps_the_list(fake: FakeRegistry, repository: Repositories) -> None:
@@ -151,13 +168,20 @@ def test_what_others_wrote_into_the_list_stays(fake: FakeRegistry, repository: R
     """Unknown fields too."""
     fake.referrers_api = False
     other = {"mediaType": "x/y", "digest": Digest.of(b"other"), "size": 5, "new": [1]}
-    fake.put_manifest("team/kit", json.dumps({"schemaVersion": 2, "manifests": [other], "more": 1}).encode(), tag=TAG, media_type=IMAGE_INDEX)
+    fake.put_manifest(
+        "team/kit",
+        json.dumps({"schemaVersion": 2, "manifests": [other], "more": 1}).encode(),
+        tag=TAG,
+        media_type=IMAGE_INDEX,
+    )
     repository().put_manifest("v1", IMAGE_MANIFEST, SIGNATURE)
     assert listed(fake)[0] == other
     assert json.loads(fake.manifest("team/kit", TAG)[0])["more"] == 1
 
 
-@pytest.mark.parametrize("there", [b"{}", b"[]", b'{"manifests": 7}', PLAIN, json.dumps({"mediaType": "x/y", "manifests": []}).encode()])
+@pytest.mark.parametrize(
+    "there", [b"{}", b"[]", b'{"manifests": 7}', PLAIN, json.dumps({"mediaType": "x/y", "manifests": []}).encode()]
+)
 def test_something_else_under_the_tag_is_left_alone(fake: FakeRegistry, repository: Repositories, there: bytes) -> None:
     """The push fails, in one line that names the tag."""
     fake.referrers_api = False
@@ -170,7 +194,9 @@ def test_something_else_under_the_tag_is_left_alone(fake: FakeRegistry, reposito
 def test_a_list_with_a_subject_of_its_own_ends_there(fake: FakeRegistry, repository: Repositories) -> None:
     """The list's own subject has no list."""
     fake.referrers_api = False
-    strange = json.dumps({"schemaVersion": 2, "manifests": [], "subject": {**SUBJECT, "digest": Digest.of(b"next")}}).encode()
+    strange = json.dumps(
+        {"schemaVersion": 2, "manifests": [], "subject": {**SUBJECT, "digest": Digest.of(b"next")}}
+    ).encode()
     fake.put_manifest("team/kit", strange, tag=TAG, media_type=IMAGE_INDEX)
     repository().put_manifest("v1", IMAGE_MANIFEST, SIGNATURE)
     assert len(fake.served()) == 3
@@ -183,7 +209,7 @@ def test_an_index_may_refer_too() -> None:
     assert (referrers.subject_of(data), entry.artifact_type) == (SUBJECT["digest"], "")
 
 
-# -- deleting ----------------------------------------------------------------------------------------------------------------------------
+# -- deleting
 
 
 def test_a_tag_is_deleted(fake: FakeRegistry, repository: Repositories) -> None:
@@ -200,7 +226,10 @@ def test_a_referrer_that_is_deleted_leaves_the_list(fake: FakeRegistry, reposito
     """Where a tag stands in for the referrers API."""
     fake.referrers_api = False
     team = repository()
-    digests = [team.put_manifest(f"v{i}", IMAGE_MANIFEST, data) for i, data in enumerate((SIGNATURE, manifest(subject=SUBJECT)))]
+    digests = [
+        team.put_manifest(f"v{i}", IMAGE_MANIFEST, data)
+        for i, data in enumerate((SIGNATURE, manifest(subject=SUBJECT)))
+    ]
     team.delete_manifest(digests[0])
     assert [row["digest"] for row in listed(fake)] == digests[1:]
 
@@ -227,10 +256,12 @@ def test_deleting_asks_for_a_token_for_it(fake: FakeRegistry, repository: Reposi
     fake.put_manifest("team/kit", PLAIN, tag="v1")
     fake.require_token()
     repository().delete_manifest("v1")
-    assert [s.path for s in fake.served("/token")] == ["/token?service=fake&scope=repository%3Ateam%2Fkit%3Apull%2Cdelete"]
+    assert [s.path for s in fake.served("/token")] == [
+        "/token?service=fake&scope=repository%3Ateam%2Fkit%3Apull%2Cdelete"
+    ]
 
 
-# -- tags --------------------------------------------------------------------------------------------------------------------------------
+# -- tags
 
 
 @pytest.mark.parametrize("page", [0, 1, 3, 7])
@@ -277,7 +308,9 @@ def test_pages_without_end_end(fake: FakeRegistry, repository: Repositories, mon
 
 def test_a_list_of_tags_that_goes_round_ends(fake: FakeRegistry, repository: Repositories) -> None:
     """A page that leads to itself is given up, and each tag is given once until then."""
-    fake.fail("/tags/", Status(200, {"Link": '</v2/team/kit/tags/list?n=1>; rel="next"'}, body=b'{"tags": ["v1", "v2"]}'))
+    fake.fail(
+        "/tags/", Status(200, {"Link": '</v2/team/kit/tags/list?n=1>; rel="next"'}, body=b'{"tags": ["v1", "v2"]}')
+    )
     tags = repository().tags()
     assert [next(tags), next(tags)] == ["v1", "v2"]
     with pytest.raises(RegistryError, match="does not come to the end of its list"):

@@ -1,4 +1,6 @@
-"""The habits of registries, one product each (``tests.fakes.registries``): blobs, manifests, referrers and deletions by way of a client."""
+"""The habits of registries, one product each (``tests.fakes.registries``): blobs, manifests, referrers and deletions
+by way of a client.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 from kitfs.errors import NotFound, RegistryError
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST
 from kitfs.oci.names import Digest, Reference
-from kitfs.ops.removing import remove_remote
+from kitfs.ops.library.remove import remove_remote
 from kitfs.registry.client import RegistryClient, Repository
 from tests import kits
 from tests.fakes.registries import KINDS, Amazon, Artifactory, DockerHub, GitHub, GitLab, Google, Quay
@@ -60,7 +62,11 @@ def test_a_blob_arrives_and_is_found_again(client: Clients, kind: FakeRegistry, 
     assert kind.blob("team/kit", kits.sha256(data)) == data
     assert repository.blob_bytes(descriptor(data), len(DATA)) == data
     again = repository.upload(descriptor(data), reader(data), chunk=CHUNK)
-    assert again == ("exists" if asked(kind, "/blobs/sha256")[-1] == "HEAD" and kind is not None and not headless(kind) else "uploaded")
+    assert again == (
+        "exists"
+        if asked(kind, "/blobs/sha256")[-1] == "HEAD" and kind is not None and not headless(kind)
+        else "uploaded"
+    )
 
 
 def headless(kind: FakeRegistry) -> bool:
@@ -95,10 +101,14 @@ def test_a_referrer_is_found(client: Clients, kind: FakeRegistry) -> None:
     subject = put_kit(repository, KIT, "v1")
     if not kind_answers_referrers(kind):
         assert repository.referrers(subject) == ()
-    note = json.loads(KIT.manifest) | {"subject": {"mediaType": IMAGE_MANIFEST, "digest": subject, "size": len(KIT.manifest)}}
+    note = json.loads(KIT.manifest) | {
+        "subject": {"mediaType": IMAGE_MANIFEST, "digest": subject, "size": len(KIT.manifest)}
+    }
     data = json.dumps(note).encode()
     put = repository.put_manifest(kits.sha256(data), IMAGE_MANIFEST, data)
-    if type(kind).__name__ != "Harbor":  # its API answers 401 and no tag stands in for it: the referrers are known to it alone
+    if (
+        type(kind).__name__ != "Harbor"
+    ):  # its API answers 401 and no tag stands in for it: the referrers are known to it alone
         assert [d.digest for d in repository.referrers(subject)] == [put]
 
 
@@ -122,7 +132,9 @@ def test_referrers_of_an_index_are_not_its_children(client: Clients) -> None:
 
 
 @pytest.mark.parametrize("kind", [Amazon, GitLab, FakeRegistry])
-def test_the_last_tag_takes_the_kit_where_tags_are_not_deleted(client: Clients, kind: Callable[[], FakeRegistry]) -> None:
+def test_the_last_tag_takes_the_kit_where_tags_are_not_deleted(
+    client: Clients, kind: Callable[[], FakeRegistry]
+) -> None:
     """400, 404 and 405 to the DELETE of a tag mean the same."""
     with kind() as fake:
         repository = team(client, fake)
@@ -132,7 +144,9 @@ def test_the_last_tag_takes_the_kit_where_tags_are_not_deleted(client: Clients, 
         if kind is FakeRegistry:
             assert remove_remote(repository, reference).kit is False
         else:
-            with pytest.raises(RegistryError, match="does not support untagging; --force deletes the kit, and with it the tags v2"):
+            with pytest.raises(
+                RegistryError, match="does not support untagging; --force deletes the kit, and with it the tags v2"
+            ):
                 remove_remote(repository, reference)
             assert remove_remote(repository, reference, force=True).kit is True
 
@@ -154,7 +168,9 @@ def test_a_manifest_of_an_unknown_kind(client: Clients) -> None:
     with Quay(known=r"application/vnd\.oci\.image\..*") as fake, pytest.raises(RegistryError) as caught:
         put_kit(team(client, fake), KIT, "v1")
     told = str(caught.value)
-    assert told.startswith(f"team/kit:v1: {fake.host} answers 400: it does not take a manifest of this kind (manifest data does not match")
+    assert told.startswith(
+        f"team/kit:v1: {fake.host} answers 400: it does not take a manifest of this kind (manifest data does not match"
+    )
     assert told.endswith("push to a registry that takes OCI artifacts, or push the image that kitfs convert makes")
     assert "\n" not in told
 
@@ -179,4 +195,6 @@ def test_no_byte_goes_in_vain_more_than_once(client: Clients, kind: Callable[[],
     """A refused chunk costs one request; odd bookkeeping costs none."""
     with kind() as fake:
         team(client, fake).upload(descriptor(DATA), reader(), chunk=CHUNK)
-        assert [s.method for s in fake.served("/uploads/.") if s.method in ("PATCH", "PUT") and s.status != 401] == requests
+        assert [
+            s.method for s in fake.served("/uploads/.") if s.method in ("PATCH", "PUT") and s.status != 401
+        ] == requests

@@ -19,7 +19,9 @@ Step = int | Exception | tuple[int, str]
 
 @dataclass
 class Script(httpx.BaseTransport):
-    """Answers in order: a status, a status with Retry-After, or an exception; the last one for ever. Sleeping moves the clock."""
+    """Answers in order: a status, a status with Retry-After, or an exception; the last one for ever. Sleeping moves
+    the clock.
+    """
 
     steps: list[Step]
     now: float = 1000.0
@@ -73,7 +75,9 @@ def test_the_last_answer_is_handed_on() -> None:
     assert script.asked == 5
 
 
-@pytest.mark.parametrize("error", [httpx.ReadError("reset"), httpx.RemoteProtocolError("closed"), httpx.WriteError("pipe")])
+@pytest.mark.parametrize(
+    "error", [httpx.ReadError("reset"), httpx.RemoteProtocolError("closed"), httpx.WriteError("pipe")]
+)
 def test_a_connection_that_breaks_before_the_answer_is_tried_again(error: Exception) -> None:
     """A reset, a close, an idle connection that was gone."""
     script = Script([error, error, 200])
@@ -88,7 +92,9 @@ def test_a_timeout_is_not_tried_again() -> None:
     assert script.asked == 1
 
 
-@pytest.mark.parametrize("step", [503, 429, httpx.ReadError("reset"), httpx.WriteError("pipe"), httpx.RemoteProtocolError("closed")])
+@pytest.mark.parametrize(
+    "step", [503, 429, httpx.ReadError("reset"), httpx.WriteError("pipe"), httpx.RemoteProtocolError("closed")]
+)
 def test_a_streamed_body_goes_out_once(step: Step) -> None:
     """Nobody here knows what the other side has kept of it; one such failure says nothing about the host either."""
 
@@ -120,7 +126,10 @@ def test_whoever_decides_alone_is_asked_once(method: str) -> None:
     """The extension "repeat" of a request."""
     script = Script([503])
     transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
-    assert transport.handle_request(httpx.Request(method, "http://r.test/", extensions={"repeat": False})).status_code == 503
+    assert (
+        transport.handle_request(httpx.Request(method, "http://r.test/", extensions={"repeat": False})).status_code
+        == 503
+    )
     assert script.asked == 1
 
 
@@ -177,7 +186,9 @@ def test_many_mirrors_share_the_patience() -> None:
     assert script.now - 1000 <= 0.4
 
 
-@pytest.mark.parametrize("text", ["[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "[Errno -2] Name or service not known"])
+@pytest.mark.parametrize(
+    "text", ["[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "[Errno -2] Name or service not known"]
+)
 def test_what_no_second_attempt_changes(text: str) -> None:
     """A certificate and an unknown name fail at once."""
     script = Script([httpx.ConnectError(text)])

@@ -13,7 +13,16 @@ from typing import Any
 import httpx
 import pytest
 
-from kitfs.errors import IntegrityError, KitfsError, NotFound, RateLimited, RegistryError, StoreError, Unauthorized, Unavailable
+from kitfs.errors import (
+    IntegrityError,
+    KitfsError,
+    NotFound,
+    RateLimited,
+    RegistryError,
+    StoreError,
+    Unauthorized,
+    Unavailable,
+)
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest
@@ -70,7 +79,7 @@ def ranges(fake: FakeRegistry) -> list[str]:
     return [s.headers["content-range"] for s in fake.served(method="PATCH") if "content-range" in s.headers]
 
 
-# -- the plain way -----------------------------------------------------------------------------------------------------------------------
+# -- the plain way
 
 
 def test_a_blob_that_is_there_is_not_sent(fake: FakeRegistry, repository: Repositories) -> None:
@@ -95,7 +104,9 @@ def test_what_is_smaller_than_a_chunk_goes_in_one_put(fake: FakeRegistry, reposi
 
 @pytest.mark.parametrize("chunks", [1, 4, 4.5])
 def test_chunks_go_one_after_the_other(fake: FakeRegistry, repository: Repositories, chunks: float) -> None:
-    """PATCHes with Content-Range, then an empty PUT; the location and its query are the ones that the registry gave last."""
+    """PATCHes with Content-Range, then an empty PUT; the location and its query are the ones that the registry gave
+    last.
+    """
     data = DATA[: int(chunks * CHUNK)]
     blob = descriptor(data)
     told: list[int] = []
@@ -130,14 +141,18 @@ def test_another_digest_algorithm_is_told(fake: FakeRegistry, repository: Reposi
     assert fake.blob("team/kit", blob.digest) == DATA
 
 
-def test_locations_may_be_absolute(fake: FakeRegistry, repository: Repositories, client: Callable[..., RegistryClient]) -> None:
+def test_locations_may_be_absolute(
+    fake: FakeRegistry, repository: Repositories, client: Callable[..., RegistryClient]
+) -> None:
     """On another host, which gets no credentials."""
     with FakeRegistry() as storage:
         fake.require_basic({"u": "p"})
         push(repository(name="x/y", auths={fake.host: {"auth": "dTpw"}}), descriptor(b"warm"), b"warm")
         repository_at(client(), storage.host, "team/kit").upload  # noqa: B018 - the repository that the location names
         storage._repository("team/kit").uploads["1"] = bytearray()
-        fake.fail("/uploads/$", Headers({"Location": f"{storage.url}/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"}))
+        fake.fail(
+            "/uploads/$", Headers({"Location": f"{storage.url}/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"})
+        )
         assert push(repository(auths={fake.host: {"auth": "dTpw"}})) == "uploaded"
         assert storage.blob("team/kit", BLOB.digest) == DATA
         assert all("authorization" not in s.headers for s in storage.served())
@@ -152,7 +167,11 @@ def test_a_location_without_tls_is_not_followed(client: Callable[..., RegistryCl
     with pytest.raises(RegistryError, match=r"registry\.test wants it sent to http:, away from TLS"):
         push(team)
     fake._repository("team/kit").uploads["1"] = bytearray()
-    fake.fail("/uploads/$", Headers({"Location": "http://registry.test/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"}), times=1)
+    fake.fail(
+        "/uploads/$",
+        Headers({"Location": "http://registry.test/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"}),
+        times=1,
+    )
     assert push(team) == "uploaded"
 
 
@@ -164,7 +183,7 @@ def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) ->
         assert mirror.served() == []
 
 
-# -- mounting ----------------------------------------------------------------------------------------------------------------------------
+# -- mounting
 
 
 def test_a_blob_is_mounted_from_beside(fake: FakeRegistry, repository: Repositories) -> None:
@@ -172,7 +191,9 @@ def test_a_blob_is_mounted_from_beside(fake: FakeRegistry, repository: Repositor
     fake.put_blob("lib/base", DATA)
     assert push(repository(), mount_from=["lib/none", "team/kit", "lib/base", "lib/more"]) == "mounted"
     posts = [s.path for s in fake.served(method="POST")]
-    assert posts == [f"/v2/team/kit/blobs/uploads/?mount={BLOB.digest.replace(':', '%3A')}&from=lib%2F{n}" for n in ("none", "base")]
+    assert posts == [
+        f"/v2/team/kit/blobs/uploads/?mount={BLOB.digest.replace(':', '%3A')}&from=lib%2F{n}" for n in ("none", "base")
+    ]
     assert (fake.blob("team/kit", BLOB.digest), fake.uploads("team/kit")) == (DATA, {})
 
 
@@ -199,12 +220,14 @@ def test_mounting_asks_for_a_token_for_both(fake: FakeRegistry, repository: Repo
     assert scopes == [[own], [own, source]]
 
 
-# -- setbacks ----------------------------------------------------------------------------------------------------------------------------
+# -- setbacks
 
 
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("reset", [True, False])
-def test_a_broken_chunk_goes_on_where_the_registry_stands(fake: FakeRegistry, repository: Repositories, keeps: bool, reset: bool) -> None:
+def test_a_broken_chunk_goes_on_where_the_registry_stands(
+    fake: FakeRegistry, repository: Repositories, keeps: bool, reset: bool
+) -> None:
     """It is asked, and nothing that it has is sent again."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Deaf(50_000, keeps=keeps, reset=reset), method="PATCH", times=1)
     told: list[int] = []
@@ -218,14 +241,18 @@ def test_a_broken_chunk_goes_on_where_the_registry_stands(fake: FakeRegistry, re
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520])
 @pytest.mark.parametrize("method", ["POST", "PATCH", "GET", "PUT"])
-def test_answers_that_may_pass(fake: FakeRegistry, repository: Repositories, counters: Counters, method: str, status: int) -> None:
+def test_answers_that_may_pass(
+    fake: FakeRegistry, repository: Repositories, counters: Counters, method: str, status: int
+) -> None:
     """Each kind of request is made again."""
     if method == "GET":
         fake.fail(UPLOAD, Status(503), method="PATCH", times=1)
     fake.fail("/uploads/", Status(status), method=method, times=2)
     assert push(repository()) == "uploaded"
     assert fake.blob("team/kit", BLOB.digest) == DATA
-    assert counters.get("retries") == {"GET": 3, "PUT": 1}.get(method, 2)  # the first PUT was done, only its answer was lost
+    assert counters.get("retries") == {"GET": 3, "PUT": 1}.get(
+        method, 2
+    )  # the first PUT was done, only its answer was lost
 
 
 def test_retry_after_is_honoured(fake: FakeRegistry, repository: Repositories) -> None:
@@ -252,7 +279,9 @@ def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories
         (Status(429, refuses=True), RateLimited),
     ],
 )
-def test_setbacks_without_progress_end(fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[KitfsError]) -> None:
+def test_setbacks_without_progress_end(
+    fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[KitfsError]
+) -> None:
     """Five in a row are enough in each way, in one line."""
     for method in ("PATCH", "PUT"):
         fake.fail(UPLOAD, fault, method=method)
@@ -296,7 +325,9 @@ def test_416_asks_for_the_place(fake: FakeRegistry, repository: Repositories) ->
 
 @pytest.mark.parametrize("said", ["0-999", "5-9", "junk", "0-99999999", "bytes=0-204799", "0-204800", "0-0", None])
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-def test_2xx_says_that_a_chunk_was_taken(fake: FakeRegistry, repository: Repositories, said: str | None, status: int) -> None:
+def test_2xx_says_that_a_chunk_was_taken(
+    fake: FakeRegistry, repository: Repositories, said: str | None, status: int
+) -> None:
     """Whatever its Range says: no byte goes twice, and the digest decides."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Headers({"Range": said}), method="PATCH", times=1)
     fake.fail("/uploads/", Restatus(status), method="PATCH")
@@ -361,7 +392,7 @@ def test_a_registry_that_says_nothing_is_given_up(fake: FakeRegistry, repository
     assert len(ranges(fake)) == 3
 
 
-# -- from call to call -------------------------------------------------------------------------------------------------------------------
+# -- from call to call
 
 
 def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
@@ -423,7 +454,15 @@ def test_a_session_with_too_many_bytes(fake: FakeRegistry, repository: Repositor
 
 
 @pytest.mark.parametrize(
-    "note", [None, 7, "text", [], {}, *({"location": at, "at": 1, "least": 0} for at in (7, "http://[", "ftp://x/", "http://x"))]
+    "note",
+    [
+        None,
+        7,
+        "text",
+        [],
+        {},
+        *({"location": at, "at": 1, "least": 0} for at in (7, "http://[", "ftp://x/", "http://x")),
+    ],
 )
 def test_a_journal_is_a_hint(fake: FakeRegistry, repository: Repositories, note: Any) -> None:
     """Whatever stands there, the push works."""
@@ -454,14 +493,16 @@ def test_what_came_another_way_is_not_noted_any_more(fake: FakeRegistry, reposit
     assert notes == {}
 
 
-# -- tokens ------------------------------------------------------------------------------------------------------------------------------
+# -- tokens
 
 
 def test_one_token_serves_a_push(fake: FakeRegistry, repository: Repositories) -> None:
     """It is for pull and push from the first request on."""
     fake.require_token()
     push(repository())
-    assert [s.path for s in fake.served("/token")] == ["/token?service=fake&scope=repository%3Ateam%2Fkit%3Apull%2Cpush"]
+    assert [s.path for s in fake.served("/token")] == [
+        "/token?service=fake&scope=repository%3Ateam%2Fkit%3Apull%2Cpush"
+    ]
     assert [s.status for s in fake.served() if s.status == 401] == [401]
 
 
@@ -506,7 +547,7 @@ def test_a_token_that_may_not_push(fake: FakeRegistry, repository: Repositories)
         push(repository())
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------------------------
+# -- refusals
 
 
 @pytest.mark.parametrize(
@@ -521,8 +562,18 @@ def test_a_token_that_may_not_push(fake: FakeRegistry, repository: Repositories)
     ],
 )
 @pytest.mark.parametrize(("method", "early"), [("POST", False), ("P", False), ("P", True), ("PUT", False)])
-def test_refusals(fake: FakeRegistry, repository: Repositories, method: str, early: bool, status: int, kind: type[KitfsError], words: str) -> None:
-    """When no way is left, one line says what the first answer was, and the session is given up; early answers count as well."""
+def test_refusals(
+    fake: FakeRegistry,
+    repository: Repositories,
+    method: str,
+    early: bool,
+    status: int,
+    kind: type[KitfsError],
+    words: str,
+) -> None:
+    """When no way is left, one line says what the first answer was, and the session is given up; early answers count
+    as well.
+    """
     for one in ("PATCH", "PUT") if method == "P" else (method,):
         fake.fail("/uploads/", Status(status, refuses=True), method=one)
         if early:
@@ -551,7 +602,9 @@ def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None
 
 def test_a_wrong_digest(fake: FakeRegistry, repository: Repositories) -> None:
     """Bytes that are not the blob's are not sent a second time: the local copy is looked at."""
-    with pytest.raises(IntegrityError, match=f"{fake.host} finds another digest in what was sent: the local copy is damaged"):
+    with pytest.raises(
+        IntegrityError, match=f"{fake.host} finds another digest in what was sent: the local copy is damaged"
+    ):
         push(repository(), data=DATA[:-1] + b"?")
     assert asked(fake).count("PUT") == 1
 
@@ -605,7 +658,12 @@ def test_redirects_are_followed_with_the_body(fake: FakeRegistry, repository: Re
     """307 elsewhere: the bytes go again from the start of the chunk, the credentials do not."""
     with FakeRegistry() as storage:
         storage._repository("team/kit").uploads["1"] = bytearray()
-        fake.fail(UPLOAD, Status(307, {"Location": f"{storage.url}/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"}), method="PATCH", times=1)
+        fake.fail(
+            UPLOAD,
+            Status(307, {"Location": f"{storage.url}/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"}),
+            method="PATCH",
+            times=1,
+        )
         assert push(repository()) == "uploaded"
         assert storage.blob("team/kit", BLOB.digest) == DATA
 

@@ -50,7 +50,10 @@ def place(tmp_path: Path, server: Server) -> Place:
     (tree / "Kitfile").write_text(KITFILE)
     common: dict[str, Any] = {"config": str(tmp_path / "home"), "run_dir": str(tmp_path / "run")}
     place = Place(
-        f"{server.address}/team/example:v1", tree, {"cache_dir": tmp_path / "store", **common}, {"cache_dir": tmp_path / "fresh", **common}
+        f"{server.address}/team/example:v1",
+        tree,
+        {"cache_dir": tmp_path / "store", **common},
+        {"cache_dir": tmp_path / "fresh", **common},
     )
     without_run = {k: v for k, v in place.options.items() if k != "run_dir"}
     kitfs.pack(tree, place.reference, **without_run)

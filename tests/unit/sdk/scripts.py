@@ -21,15 +21,27 @@ class Ended(NamedTuple):
     err: str
 
 
-def run(home: Path, code: str, *args: str, options: tuple[str, ...] = (), environ: dict[str, str] | None = None) -> Ended:
-    """Run a program with a store of its own in ``home``; its text is a file, so that it can be spawned again by multiprocessing."""
+def run(
+    home: Path, code: str, *args: str, options: tuple[str, ...] = (), environ: dict[str, str] | None = None
+) -> Ended:
+    """Run a program with a store of its own in ``home``; its text is a file, so that it can be spawned again by
+    multiprocessing.
+    """
     script = home / "program.py"
     script.write_text(textwrap.dedent(code))
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("KITFS_", "KITOPS_"))}
-    clean |= {f"KITFS_{name}": str(home / name.lower()) for name in ("CACHE_DIR", "CONFIG", "RUN_DIR")} | {"PYTHONPATH": str(ROOT)}
+    clean |= {f"KITFS_{name}": str(home / name.lower()) for name in ("CACHE_DIR", "CONFIG", "RUN_DIR")} | {
+        "PYTHONPATH": str(ROOT)
+    }
     command = [sys.executable, *options, str(script), *args]
     with subprocess.Popen(
-        command, cwd=home, env=clean | (environ or {}), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=home,
+        env=clean | (environ or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             out, err = process.communicate(timeout=PATIENCE)

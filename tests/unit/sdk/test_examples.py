@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import kitfs
-import kitfs.sdk
+import kitfs.sdk.kit
 from tests.unit.sdk.conftest import Place
 
 README = Path(__file__).parents[3] / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-DOCSTRINGS = [kitfs.__doc__ or "", kitfs.sdk.Kit.__doc__ or "", kitfs.sdk.mount.__doc__ or ""]
+DOCSTRINGS = [kitfs.__doc__ or "", kitfs.sdk.kit.Kit.__doc__ or "", kitfs.sdk.kit.mount.__doc__ or ""]
 
 
 @pytest.fixture
@@ -32,7 +32,9 @@ def settled(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def adapted(code: str, place: Place, here: Path) -> str:
     """An example with a registry and directories that exist."""
-    return code.replace("registry.example.com/team/llama", place.reference.rsplit(":", 1)[0]).replace("/tmp/kits", str(here / "kits"))
+    return code.replace("registry.example.com/team/llama", place.reference.rsplit(":", 1)[0]).replace(
+        "/tmp/kits", str(here / "kits")
+    )
 
 
 @pytest.mark.mount
@@ -49,7 +51,9 @@ def test_there_are_examples() -> None:
 @pytest.mark.mount
 @pytest.mark.parametrize("text", DOCSTRINGS, ids=["kitfs", "Kit", "mount"])
 def test_examples_of_docstrings(settled: Path, place: Place, text: str) -> None:
-    examples = doctest.DocTestParser().get_examples(adapted(text, place, settled).replace('"model.safetensors"', '"model/model.safetensors"'))
+    examples = doctest.DocTestParser().get_examples(
+        adapted(text, place, settled).replace('"model.safetensors"', '"model/model.safetensors"')
+    )
     assert examples
     names: dict[str, object] = {"kitfs": kitfs, "os": __import__("os")}
     for example in examples:

@@ -37,7 +37,12 @@ def test_the_file_system(place: Place, url: str) -> None:
     fs, root = fsspec.url_to_fs(url, **place.fresh)
     assert root == place.reference
     assert sorted(fs.ls(root, detail=False)) == [f"{root}/Kitfile", f"{root}/data", f"{root}/model"]
-    assert fs.find(root) == [f"{root}/Kitfile", f"{root}/data/train.csv", f"{root}/model/config.json", f"{root}/model/model.safetensors"]
+    assert fs.find(root) == [
+        f"{root}/Kitfile",
+        f"{root}/data/train.csv",
+        f"{root}/model/config.json",
+        f"{root}/model/model.safetensors",
+    ]
     assert fs.glob(f"{root}/**/*.json") == [f"{root}/model/config.json"]
     assert fs.info(f"{root}/model")["type"] == "directory"
     assert fs.size(f"{root}/model/model.safetensors") == len(MODEL)
@@ -109,7 +114,9 @@ def test_a_file_has_what_files_of_fsspec_have(place: Place, url: str) -> None:
     assert fs.read_block(f"{url}/data/train.csv", 1, 4, b"\n") == b"1,2\n"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # fsspec's MMapCache leaves its own file open
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # fsspec's MMapCache leaves its own file open
 @pytest.mark.parametrize("protocol", ["blockcache", "filecache", "simplecache"])
 def test_caches_of_fsspec_lie_over_kits(place: Place, url: str, tmp_path: Path, protocol: str) -> None:
     options = {"kitfs": place.fresh, protocol: {"cache_storage": str(tmp_path / "cached")}}
@@ -174,7 +181,9 @@ def test_one_filter_is_a_text(place: Place) -> None:
 
 
 def test_a_file_system_is_pickled_with_what_its_tags_mean(place: Place, url: str) -> None:
-    """What is unpickled after the tag has moved reads the bytes of before; here the tag means the new ones, in an instance of its own."""
+    """What is unpickled after the tag has moved reads the bytes of before; here the tag means the new ones, in an
+    instance of its own.
+    """
     fs = fsspec.filesystem("kitfs", **place.fresh)
     path = f"{url}/data/train.csv"
     with fs.open(path) as f:

@@ -1,4 +1,6 @@
-"""fsspec's own tests of file systems, those that read: what they write becomes a kit, which is packed when they read."""
+"""fsspec's own tests of file systems, those that read: what they write becomes a kit, which is packed when they
+read.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.tests.abstract import AbstractFixtures, AbstractGetTests, AbstractOpenTests
 
 import kitfs
-from kitfs.fs import KitFileSystem
+from kitfs.integrations.fsspec import KitFileSystem
 
 REFERENCE = "localhost/suite/tree:v1"
 WRITES = ("makedirs", "mkdir", "touch", "pipe", "rm")
@@ -38,7 +40,9 @@ class Packed(KitFileSystem):
 
     def _write(self, name: str, path: str, *args: Any, **kwargs: Any) -> Any:
         self._changed = True
-        return getattr(self._local, name)(str(self._tree) + path.removeprefix(f"/{REFERENCE.partition('/')[2]}"), *args, **kwargs)
+        return getattr(self._local, name)(
+            str(self._tree) + path.removeprefix(f"/{REFERENCE.partition('/')[2]}"), *args, **kwargs
+        )
 
     def _pack(self) -> None:
         if self._changed:

@@ -1,4 +1,6 @@
-"""How long kits and files live: until they are closed, their program ends, or nobody holds them; and what is said after that."""
+"""How long kits and files live: until they are closed, their program ends, or nobody holds them; and what is said
+after that.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 import kitfs
-from kitfs.sdk import Kit
+from kitfs.sdk.kit import Kit
 from tests.unit.sdk.conftest import MODEL, Place
 from tests.unit.sdk.scripts import run
 
@@ -100,8 +102,12 @@ BINARY_READS = {
 }
 
 
-@pytest.mark.parametrize(("mode", "read"), [("r", read) for read in READS] + [("rb", read) for read in READS | BINARY_READS])
-def test_a_file_of_a_kit_that_was_closed_raises_value_errors_whatever_it_has_buffered(kit: Kit, mode: Any, read: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "read"), [("r", read) for read in READS] + [("rb", read) for read in READS | BINARY_READS]
+)
+def test_a_file_of_a_kit_that_was_closed_raises_value_errors_whatever_it_has_buffered(
+    kit: Kit, mode: Any, read: str
+) -> None:
     f: Any = kit.open("data/train.csv", mode)
     lines = iter(f)
     next(lines)
@@ -142,7 +148,9 @@ def test_what_is_closed_never_reads_another_file(place: Place, data: str, tmp_pa
         assert again.read("data/0.bin") == right
 
 
-def test_readers_meet_a_close_in_another_thread_with_a_value_error_or_their_own_bytes(place: Place, data: str, tmp_path: Path) -> None:
+def test_readers_meet_a_close_in_another_thread_with_a_value_error_or_their_own_bytes(
+    place: Place, data: str, tmp_path: Path
+) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"S" * BIG)
     with kitfs.open(data, **place.fresh) as first:
@@ -162,7 +170,9 @@ def test_readers_meet_a_close_in_another_thread_with_a_value_error_or_their_own_
             wrong.append(e)
 
     for round_ in range(6):
-        kit = kitfs.open(data, **(place.fresh if round_ % 2 else {**place.fresh, "cache_dir": tmp_path / f"cache{round_}"}))
+        kit = kitfs.open(
+            data, **(place.fresh if round_ % 2 else {**place.fresh, "cache_dir": tmp_path / f"cache{round_}"})
+        )
         readers = [threading.Thread(target=read, args=(kit, i)) for i in range(4)]
         for reader in readers:
             reader.start()
@@ -206,7 +216,10 @@ def test_a_kit_is_pickled_with_its_digest(place: Place, tmp_path: Path) -> None:
 
 def test_a_pickled_kit_holds_no_password(place: Place) -> None:
     """Of URLs; what it needs is looked up where it is unpickled."""
-    options = place.options | {"proxy": "http://me:hunter2@127.0.0.1:9", "mirror": {"r.example.com": ["https://me:hunter2@m.example.com"]}}
+    options = place.options | {
+        "proxy": "http://me:hunter2@127.0.0.1:9",
+        "mirror": {"r.example.com": ["https://me:hunter2@m.example.com"]},
+    }
     with kitfs.open(place.reference, **options) as kit:
         pickled = pickle.dumps(kit)
     assert b"hunter2" not in pickled
@@ -266,7 +279,9 @@ def test_a_program_ends_in_silence(place: Place, data: str, tmp_path: Path, end:
     assert ended == (0, "", "")
 
 
-def test_an_exception_ends_a_program_with_its_own_traceback_and_nothing_else(place: Place, data: str, tmp_path: Path) -> None:
+def test_an_exception_ends_a_program_with_its_own_traceback_and_nothing_else(
+    place: Place, data: str, tmp_path: Path
+) -> None:
     ended = run(tmp_path, "import sys, kitfs\nkit = kitfs.open(sys.argv[1])\nkit.read('data/1.bin')\n1 / 0", data)
     assert (ended.code, ended.err.splitlines()[-1]) == (1, "ZeroDivisionError: division by zero")
     assert ended.err.count("Traceback") == 1

@@ -16,11 +16,11 @@ import pytest
 import kitfs
 from kitfs import errors
 from kitfs.metrics import Counters
-from kitfs.oci.kitfile import Code, Kitfile, Package
-from kitfs.oci.kitindex import label_edits
+from kitfs.modelkit.index import label_edits
+from kitfs.modelkit.kitfile import Code, Kitfile, Package
 from kitfs.oci.manifest import IMAGE_INDEX
 from kitfs.oci.names import Reference
-from kitfs.ops import index
+from kitfs.ops.library import index
 from kitfs.registry.client import ClientOptions, RegistryClient
 from kitfs.registry.credentials import Credentials
 from kitfs.store.store import Store
@@ -32,8 +32,18 @@ def test_a_kit_is_read_lazily(place: Place) -> None:
         assert kit.digest.startswith("sha256:")
         assert kit.reference == place.reference
         assert (kit.kitfile.package.name, kit.kitfile.package.authors) == ("example", ("Ada",))
-        assert [(x.kind, x.path, x.state) for x in kit.layers] == [("model", "model", "absent"), ("dataset", "data/train.csv", "absent")]
-        assert [f.path for f in kit.files()] == ["Kitfile", "data", "data/train.csv", "model", "model/config.json", "model/model.safetensors"]
+        assert [(x.kind, x.path, x.state) for x in kit.layers] == [
+            ("model", "model", "absent"),
+            ("dataset", "data/train.csv", "absent"),
+        ]
+        assert [f.path for f in kit.files()] == [
+            "Kitfile",
+            "data",
+            "data/train.csv",
+            "model",
+            "model/config.json",
+            "model/model.safetensors",
+        ]
         assert [f.path for f in kit.listdir("model")] == ["model/config.json", "model/model.safetensors"]
         assert kit.stat("model/model.safetensors").size == len(MODEL)
         assert kit.read("model/model.safetensors", 8, 20) == MODEL[8:28]
@@ -162,7 +172,9 @@ def test_labels_choose_a_kit_of_an_index(place: Place, tmp_path: Path) -> None:
     with kitfs.open(str(named), **fresh) as kit:
         assert kit.digest == digest
     for labels in ({}, {"kind": "two"}):
-        with pytest.raises(errors.UsageError, match=r"select one of its ModelKits|no ModelKit in the index has kind=two"):
+        with pytest.raises(
+            errors.UsageError, match=r"select one of its ModelKits|no ModelKit in the index has kind=two"
+        ):
             kitfs.pull(str(named), labels=labels, **fresh)
 
 
@@ -178,7 +190,7 @@ def open_store(root: str) -> Iterator[Store]:
 def test_warnings_are_escaped_for_a_program_without_handlers() -> None:
     """What a registry says does not drive the terminal of a script that has not set up logging."""
     code = (
-        "import logging, sys, kitfs, kitfs.sdk\n"
+        "import logging, sys, kitfs, kitfs.sdk.kit\n"
         "logging.getLogger('kitfs').warning('%s says %s', 'a', '\x1b]0;x\x07\\nFORGED')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

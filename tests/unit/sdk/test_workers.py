@@ -1,4 +1,6 @@
-"""Worker processes that read one kit, as PyTorch's DataLoader has them: forked and spawned, with kits that were opened before and after."""
+"""Worker processes that read one kit, as PyTorch's DataLoader has them: forked and spawned, with kits that were
+opened before and after.
+"""
 
 from __future__ import annotations
 
@@ -106,13 +108,17 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("face", ["sdk", "fsspec"])
-def test_workers_read_the_right_bytes_and_leave_a_right_store(data: Data, tmp_path: Path, method: str, face: str) -> None:
+def test_workers_read_the_right_bytes_and_leave_a_right_store(
+    data: Data, tmp_path: Path, method: str, face: str
+) -> None:
     ended = run(tmp_path, PROGRAM, method, data.reference, face, environ=data.environ)
     assert (ended.code, ended.err) == (0, "")
     digests = [hashlib.sha256(content).hexdigest() for content in data.files]
     found = json.loads(ended.out)
     assert found["own"] == digests
-    assert sorted(found["workers"]) == [[i, [digests[i]] * 2, data.files[0][100_000:100_005].hex()] for i in range(1, WORKERS + 1)]
+    assert sorted(found["workers"]) == [
+        [i, [digests[i]] * 2, data.files[0][100_000:100_005].hex()] for i in range(1, WORKERS + 1)
+    ]
     assert found["codes"] == [0] * WORKERS
     later = run(
         tmp_path,

@@ -34,7 +34,9 @@ def basic(user: str, password: str, scheme: str = "Basic") -> str:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "htpasswd"
-    path.write_text(f"# users\n\nann:{ANN}\n  bo:{hashed('päss:word')}  \nco:{ANN.replace('$2b$', '$2y$')}\ndi:{ANN.replace('$2b$', '$2a$')}\n")
+    path.write_text(
+        f"# users\n\nann:{ANN}\n  bo:{hashed('päss:word')}  \nco:{ANN.replace('$2b$', '$2y$')}\ndi:{ANN.replace('$2b$', '$2a$')}\n"
+    )
     return path
 
 
@@ -184,7 +186,9 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_wrong_login_costs_the_same_rounds_for_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bcrypt does as many rounds for a name that does not exist as for one with a cheap hash and one with a costly one."""
+    """bcrypt does as many rounds for a name that does not exist as for one with a cheap hash and one with a costly
+    one.
+    """
     path = tmp_path / "htpasswd"
     path.write_text(f"cheap:{ANN}\ncostly:{bcrypt.hashpw(b'secret', bcrypt.gensalt(7)).decode()}\n")
     users = Htpasswd(str(path), log=LOG)

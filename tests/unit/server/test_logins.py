@@ -13,7 +13,7 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from kitfs.server.answers import ApiError
+from kitfs.server.api_errors import ApiError
 from kitfs.server.htpasswd import Htpasswd, Login
 from kitfs.server.logins import Logins
 
@@ -54,7 +54,9 @@ def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-def running(users: Users, pool: ThreadPoolExecutor, work: Callable[[Logins], Awaitable[None]], *, patience: float = 60.0) -> None:
+def running(
+    users: Users, pool: ThreadPoolExecutor, work: Callable[[Logins], Awaitable[None]], *, patience: float = 60.0
+) -> None:
     async def run() -> None:
         logins = Logins(users, pool, threads=1, patience=patience)
         try:
@@ -91,13 +93,17 @@ def test_a_login_that_is_remembered_waits_for_no_other(users: Users, pool: Threa
     running(users, pool, work)
 
 
-def test_pulls_and_pushes_have_their_threads_while_passwords_are_checked(users: Users, pool: ThreadPoolExecutor) -> None:
+def test_pulls_and_pushes_have_their_threads_while_passwords_are_checked(
+    users: Users, pool: ThreadPoolExecutor
+) -> None:
     """No login that waits holds a thread of the pool that everything else runs on."""
 
     async def work(logins: Logins) -> None:
         others = [asked(logins, f"u{n}") for n in range(50)]
         await waiting(logins, 49)
-        assert await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(pool, int) for _ in range(8))) == [0] * 8
+        assert (
+            await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(pool, int) for _ in range(8))) == [0] * 8
+        )
         users.open.set()
         await asyncio.gather(*others)
 
@@ -180,7 +186,9 @@ def test_the_end_of_the_server_is_told_to_logins_that_wait(users: Users, pool: T
 
 
 def test_names_that_exist_are_queued_like_those_that_do_not(users: Users, pool: ThreadPoolExecutor) -> None:
-    """The order of checks is the order of arrival for equally many failures, so that no wait tells which names exist."""
+    """The order of checks is the order of arrival for equally many failures, so that no wait tells which names
+    exist.
+    """
 
     async def work(logins: Logins) -> None:
         held = asked(logins, "x")
@@ -221,7 +229,11 @@ def test_a_login_that_waits_too_long_is_told_to_come_back(users: Users, pool: Th
         held = asked(logins, "x")
         with pytest.raises(ApiError) as caught:
             await asked(logins, "ann", "secret")
-        assert (caught.value.status, caught.value.code, "Retry-After" in caught.value.headers) == (429, "TOOMANYREQUESTS", True)
+        assert (caught.value.status, caught.value.code, "Retry-After" in caught.value.headers) == (
+            429,
+            "TOOMANYREQUESTS",
+            True,
+        )
         users.open.set()
         with pytest.raises(ApiError):
             await held

@@ -71,13 +71,18 @@ def test_a_chunk(header: str) -> None:
     assert pushed(header) == Span(0, 10)
 
 
-@pytest.mark.parametrize("header", ["", "-", "0-", "-9", "9-0", "bytes=0-9", "0-9/x", "bytes */10", "0--9", "0-" + "9" * 19, "٣-4", "0-9\n0"])
+@pytest.mark.parametrize(
+    "header", ["", "-", "0-", "-9", "9-0", "bytes=0-9", "0-9/x", "bytes */10", "0--9", "0-" + "9" * 19, "٣-4", "0-9\n0"]
+)
 def test_no_chunk(header: str) -> None:
     with pytest.raises(Unsatisfiable):
         pushed(header)
 
 
-@given(st.one_of(st.text(max_size=40), st.from_regex(r"\A(bytes)?[ =]?[0-9]{0,40}-[0-9]{0,40}\Z", fullmatch=True)), st.integers(0, 1 << 70))
+@given(
+    st.one_of(st.text(max_size=40), st.from_regex(r"\A(bytes)?[ =]?[0-9]{0,40}-[0-9]{0,40}\Z", fullmatch=True)),
+    st.integers(0, 1 << 70),
+)
 def test_any_text_is_within_the_blob_or_refused(header: str, size: int) -> None:
     try:
         span = requested(header, size)

@@ -15,7 +15,7 @@ import pytest
 from kitfs.errors import IntegrityError, StoreError
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST
 from kitfs.oci.names import Digest
-from kitfs.server.answers import ApiError
+from kitfs.server.api_errors import ApiError
 from kitfs.server.registry import MAX_MANIFEST, Accepted, Registry
 from kitfs.store.store import Store
 
@@ -46,7 +46,12 @@ def descriptor(data: bytes, media_type: str = "application/octet-stream") -> dic
 
 
 def manifest(**more: Any) -> bytes:
-    parts = {"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": descriptor(CONFIG), "layers": [descriptor(DATA)]}
+    parts = {
+        "schemaVersion": 2,
+        "mediaType": IMAGE_MANIFEST,
+        "config": descriptor(CONFIG),
+        "layers": [descriptor(DATA)],
+    }
     return json.dumps({k: v for k, v in {**parts, **more}.items() if v is not None}).encode()
 
 
@@ -55,13 +60,17 @@ def index(*manifests: bytes, **more: Any) -> bytes:
     return json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": listed, **more}).encode()
 
 
-def put(registry: Registry, name: str, reference: str, data: bytes, content_type: str = "", tags: tuple[str, ...] = ()) -> Accepted:
+def put(
+    registry: Registry, name: str, reference: str, data: bytes, content_type: str = "", tags: tuple[str, ...] = ()
+) -> Accepted:
     for part in (CONFIG, DATA):
         pushed(registry, name, part)
     return registry.put_manifest(name, reference, data, content_type, tags)
 
 
-def referring(registry: Registry, name: str, digest: str, kind: str | None = None, last: str | None = None) -> list[dict[str, Any]]:
+def referring(
+    registry: Registry, name: str, digest: str, kind: str | None = None, last: str | None = None
+) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(registry.referrers(name, digest, kind, last).data)["manifests"]
     return found
 
@@ -75,7 +84,9 @@ def refusal(do: Callable[..., object], *args: Any) -> tuple[int, str]:
 
 
 def files(root: str | Path) -> set[str]:
-    return {os.path.relpath(os.path.join(at, name), root) for at, below, names in os.walk(root) for name in below + names}
+    return {
+        os.path.relpath(os.path.join(at, name), root) for at, below, names in os.walk(root) for name in below + names
+    }
 
 
 # Blobs
@@ -119,7 +130,10 @@ def test_an_upload_makes_no_repository(registry: Registry) -> None:
     assert registry.catalog(None, None).names == []
 
 
-@pytest.mark.parametrize("upload", ["..", "../blobs", "upload-", "new-" + "0" * 32, "upload-" + "0" * 32, "\0", "upload-" + "A" * 32, "x" * 5000])
+@pytest.mark.parametrize(
+    "upload",
+    ["..", "../blobs", "upload-", "new-" + "0" * 32, "upload-" + "0" * 32, "\0", "upload-" + "A" * 32, "x" * 5000],
+)
 def test_what_is_no_upload_is_unknown(registry: Registry, upload: str) -> None:
     assert refusal(registry.progress, "a", upload) == (404, "BLOB_UPLOAD_UNKNOWN")
     assert refusal(registry.resume, "a", upload) == (404, "BLOB_UPLOAD_UNKNOWN")
@@ -159,7 +173,9 @@ def test_what_a_repository_has_is_pinned(registry: Registry, store: Store) -> No
     assert (store.has_sealed(kept), store.has_sealed(deleted)) == (True, False)
 
 
-def test_a_blob_that_is_gone_from_the_store_is_unknown_and_may_be_pushed_again(registry: Registry, store: Store) -> None:
+def test_a_blob_that_is_gone_from_the_store_is_unknown_and_may_be_pushed_again(
+    registry: Registry, store: Store
+) -> None:
     digest = pushed(registry, "a", DATA)
     os.unlink(os.path.join(store.path(digest), "sealed"))
     assert refusal(registry.blob, "a", digest) == (404, "BLOB_UNKNOWN")
@@ -178,7 +194,9 @@ OUTSIDE = (
 
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=lambda n: ascii(n[:20]))
-def test_what_is_no_name_is_refused_everywhere_and_touches_nothing(registry: Registry, store: Store, tmp_path: Path, name: str) -> None:
+def test_what_is_no_name_is_refused_everywhere_and_touches_nothing(
+    registry: Registry, store: Store, tmp_path: Path, name: str
+) -> None:
     digest = pushed(registry, "a", DATA)
     before = files(tmp_path)
     for do, *args in (
@@ -191,7 +209,9 @@ def test_what_is_no_name_is_refused_everywhere_and_touches_nothing(registry: Reg
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["a", "a/b", "a" * 255, "a/" * 127 + "a", "a-b/c__d/e.f/0", "blobs/uploads", "tags/list", "a--b", "v2"])
+@pytest.mark.parametrize(
+    "name", ["a", "a/b", "a" * 255, "a/" * 127 + "a", "a-b/c__d/e.f/0", "blobs/uploads", "tags/list", "a--b", "v2"]
+)
 def test_names(registry: Registry, name: str) -> None:
     done = put(registry, name, "v1", manifest())
     assert registry.manifest(name, "v1").digest == done.digest
@@ -331,7 +351,10 @@ def test_layers_that_are_elsewhere_may_be_missing(registry: Registry) -> None:
     away = {**descriptor(b"away"), "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar"}
     linked = {**descriptor(b"linked"), "urls": ["https://example.org/x"]}
     put(registry, "a", "v1", manifest(layers=[away, linked]))
-    assert refusal(registry.put_manifest, "a", "v2", manifest(layers=[descriptor(b"away")]), "") == (400, "MANIFEST_BLOB_UNKNOWN")
+    assert refusal(registry.put_manifest, "a", "v2", manifest(layers=[descriptor(b"away")]), "") == (
+        400,
+        "MANIFEST_BLOB_UNKNOWN",
+    )
 
 
 def test_an_index_needs_its_manifests(registry: Registry) -> None:
@@ -342,7 +365,10 @@ def test_an_index_needs_its_manifests(registry: Registry) -> None:
     assert registry.manifest("a", "all").media_type == IMAGE_INDEX
     assert registry.put_manifest("a", "none", index(), "").digest == Digest.of(index())
     pushed(registry, "a", b"a blob is no manifest")
-    assert refusal(registry.put_manifest, "a", "v2", index(b"a blob is no manifest"), "") == (400, "MANIFEST_BLOB_UNKNOWN")
+    assert refusal(registry.put_manifest, "a", "v2", index(b"a blob is no manifest"), "") == (
+        400,
+        "MANIFEST_BLOB_UNKNOWN",
+    )
 
 
 def test_a_deleted_manifest_takes_its_tags_along(registry: Registry) -> None:
@@ -374,7 +400,13 @@ def test_referrers(registry: Registry) -> None:
     for data in (typed, by_config, listed):
         assert put(registry, "a", Digest.of(data), data).subject == subject.digest
     expected = [
-        {"mediaType": IMAGE_MANIFEST, "digest": Digest.of(typed), "size": len(typed), "artifactType": "text/x", "annotations": {"a": "b", "é": "ü"}},
+        {
+            "mediaType": IMAGE_MANIFEST,
+            "digest": Digest.of(typed),
+            "size": len(typed),
+            "artifactType": "text/x",
+            "annotations": {"a": "b", "é": "ü"},
+        },
         {"mediaType": IMAGE_MANIFEST, "digest": Digest.of(by_config), "size": len(by_config), "artifactType": "text/y"},
         {"mediaType": IMAGE_INDEX, "digest": Digest.of(listed), "size": len(listed), "artifactType": "text/x"},
     ]
@@ -408,7 +440,9 @@ def test_referrers_come_in_pages_that_clients_can_read(registry: Registry) -> No
     subject = Digest.of(manifest())
     pushed_digests = []
     for n in range(5):
-        data = manifest(subject=descriptor(manifest()), annotations={"fill": "FILL", "n": str(n)}).replace(b"FILL", "é".encode() * 800_000)
+        data = manifest(subject=descriptor(manifest()), annotations={"fill": "FILL", "n": str(n)}).replace(
+            b"FILL", "é".encode() * 800_000
+        )
         pushed_digests.append(put(registry, "a", Digest.of(data), data).digest)
     seen: list[str] = []
     last = None
@@ -428,7 +462,9 @@ def test_referrers_come_in_pages_that_clients_can_read(registry: Registry) -> No
 def test_a_referrer_larger_than_a_page_is_a_page(registry: Registry) -> None:
     """What is no UTF-8 becomes U+FFFD, three bytes for one."""
     for n in b"ab":
-        data = manifest(subject=descriptor(manifest()), annotations={"fill": "FILL"}).replace(b"FILL", bytes([n]) + b"\xff" * (MAX_MANIFEST - 2000))
+        data = manifest(subject=descriptor(manifest()), annotations={"fill": "FILL"}).replace(
+            b"FILL", bytes([n]) + b"\xff" * (MAX_MANIFEST - 2000)
+        )
         put(registry, "a", Digest.of(data), data)
     first = registry.referrers("a", Digest.of(manifest()), None)
     assert first.next is not None
@@ -481,7 +517,9 @@ def damaged(store: Store, *parts: str) -> Path:
     return path
 
 
-def test_a_damaged_link_of_a_blob_is_an_error_until_the_blob_is_pushed_or_deleted(registry: Registry, store: Store) -> None:
+def test_a_damaged_link_of_a_blob_is_an_error_until_the_blob_is_pushed_or_deleted(
+    registry: Registry, store: Store
+) -> None:
     digest = pushed(registry, "a", DATA)
     path = damaged(store, "a", "blobs", "sha256-" + digest.hex)
     with pytest.raises(StoreError, match="cannot be read"):

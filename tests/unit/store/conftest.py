@@ -20,7 +20,9 @@ def open_store(tmp_path: Path) -> Iterator[Opener]:
     opened: list[Store] = []
 
     def open_one(**options: int | float | None) -> Store:
-        store = Store.open(str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0, **options)  # type: ignore[arg-type]
+        store = Store.open(
+            str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0, **options
+        )  # type: ignore[arg-type]
         opened.append(store)
         return store
 

@@ -18,7 +18,7 @@ import pytest
 from kitfs.errors import IntegrityError, StoreError, Unavailable, WouldBlock
 from kitfs.oci.names import Digest
 from kitfs.store.blob import Blob
-from kitfs.store.present import Present
+from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
 
@@ -80,7 +80,9 @@ def test_wait_false_never_fetches(store: Store) -> None:
 
 
 def test_complete_blob_is_verified_by_reading_back(store: Store) -> None:
-    """present when the last chunk has come, verified once the digest of what is on disk is right; without its source then."""
+    """present when the last chunk has come, verified once the digest of what is on disk is right; without its source
+    then.
+    """
     blob = opened(store, BytesSource(DATA))
     blob.fill()
     wait_for(lambda: blob.state == "verified", blob.state)
@@ -202,7 +204,9 @@ def test_decoded_form_is_read_up_to_where_it_stands(store: Store) -> None:
 
 
 def test_decoded_form_of_wrong_bytes_is_never_verified(store: Store) -> None:
-    """The compressed bytes do not have their digest: neither form is verified, and the decoded one stops giving bytes."""
+    """The compressed bytes do not have their digest: neither form is verified, and the decoded one stops giving
+    bytes.
+    """
     lying = BytesSource(DATA)
     lying.lie_at = 5
     wire = opened(store, lying)
@@ -235,17 +239,17 @@ def test_only_what_was_synced_is_believed_after_a_reboot(open_store: Callable[..
 def test_marks_are_not_believed_where_no_boot_can_be_told_from_another(tmp_path: Path) -> None:
     """Without a boot id a map counts for whoever opened it; the next one has what was synced, and nothing else."""
     nobody_knows = bytes(16)
-    first = Present(str(tmp_path), 8, boot=nobody_knows)
+    first = ChunkMap(str(tmp_path), 8, boot=nobody_knows)
     first.mark(0, 2)
     first.save()
     first.mark(5)
-    second = Present(str(tmp_path), 8, boot=nobody_knows)
+    second = ChunkMap(str(tmp_path), 8, boot=nobody_knows)
     assert [first.has(0, 1), first.has(5, 5), second.has(0, 1), second.has(5, 5)] == [True, True, True, False]
     first.close()
     second.close()
     boot = bytes(range(16))
     for marked in (False, True):  # with a boot id the same map is shared
-        shared = Present(str(tmp_path), 8, boot=boot)
+        shared = ChunkMap(str(tmp_path), 8, boot=boot)
         assert shared.has(7, 7) == marked
         shared.mark(7)
         shared.close()
@@ -267,7 +271,9 @@ def test_full_disk_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch
 
 
 def test_size_that_contradicts_a_verified_blob(store: Store) -> None:
-    """A descriptor with another size than the verified blob of that digest is an IntegrityError; an unverified entry gives way."""
+    """A descriptor with another size than the verified blob of that digest is an IntegrityError; an unverified entry
+    gives way.
+    """
     store.blob(DIGEST, size=5, source=None).close()
     blob = opened(store, BytesSource(DATA))
     blob.fill()
@@ -315,13 +321,22 @@ store.close()
 """
 
 
-def test_processes_fetch_each_byte_once_even_when_one_is_killed(open_store: Callable[..., Store], tmp_path: Path) -> None:
-    """Four processes read one cold blob and one is killed in the middle: each byte comes once, but for what the dead one had on its way."""
+def test_processes_fetch_each_byte_once_even_when_one_is_killed(
+    open_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    """Four processes read one cold blob and one is killed in the middle: each byte comes once, but for what the dead
+    one had on its way.
+    """
     root = open_store().root
     log, data_file = tmp_path / "log", tmp_path / "data"
     data_file.write_bytes(DATA)
     children = [
-        subprocess.Popen([sys.executable, "-c", READER, root, log, DIGEST, data_file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", READER, root, log, DIGEST, data_file],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(4)
     ]
     try:

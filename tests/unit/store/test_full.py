@@ -1,4 +1,6 @@
-"""A store that takes no more: every byte is still read, by as many readers as there are, from decoders and from registries."""
+"""A store that takes no more: every byte is still read, by as many readers as there are, from decoders and from
+registries.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def decoded(store: Store, source: BytesSource) -> Blob:
 
 
 def test_a_decoder_begins_anew_for_what_it_has_passed(store: Store, disk: Disk) -> None:
-    """What was given before and could not be kept is given again to who comes back for it, and the decoder goes on ahead after that."""
+    """What was given before and could not be kept is given again to who comes back for it, and the decoder goes on
+    ahead after that.
+    """
     disk.refuses = lambda name: name == "rest"
     blob = decoded(store, BytesSource(DATA, ranged=False, known=False, piece=MiB))
     with ThreadPoolExecutor() as pool:
@@ -58,7 +62,9 @@ def test_a_decoder_begins_anew_for_what_it_has_passed(store: Store, disk: Disk) 
 
 @pytest.mark.parametrize("known", [True, False], ids=["registry without ranges", "decoder"])
 def test_many_readers_of_one_stream_that_cannot_be_kept(store: Store, disk: Disk, known: bool) -> None:
-    """64 readers of 64 places end, each with its bytes, though the stream runs further than what is remembered of it."""
+    """64 readers of 64 places end, each with its bytes, though the stream runs further than what is remembered of
+    it.
+    """
     disk.refuses = lambda name: name == "rest"
     source = BytesSource(DATA, ranged=False, known=known, piece=MiB)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source) if known else decoded(store, source)
@@ -82,8 +88,12 @@ def test_marks_that_have_no_room_are_no_marks(store: Store, disk: Disk) -> None:
     assert blob.state == "partial"
 
 
-def test_a_size_that_cannot_be_kept(store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """No room for a decoded form's size: said once, its last chunk is not kept either, and another process reads it all the same."""
+def test_a_size_that_cannot_be_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No room for a decoded form's size: said once, its last chunk is not kept either, and another process reads it
+    all the same.
+    """
     replace = os.replace
 
     def full(source: str, target: str) -> None:
@@ -118,7 +128,9 @@ def test_marks_of_another_process_are_seen(store: Store) -> None:
 
 
 def test_a_decoder_rests_although_its_size_is_known(store: Store, disk: Disk) -> None:
-    """Two readers side by side who go through a decoded form that cannot be kept: it is decoded once for both, not anew for each read."""
+    """Two readers side by side who go through a decoded form that cannot be kept: it is decoded once for both, not
+    anew for each read.
+    """
     disk.refuses = lambda name: name == "rest"
     source = BytesSource(DATA, ranged=False, known=False, piece=MiB)
     blob = decoded(store, source)

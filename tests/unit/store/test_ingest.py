@@ -175,7 +175,9 @@ def test_a_blob_that_was_held_since_the_evictor_looked_is_spared(store: Store, m
 
 
 def test_of_two_that_commit_at_once_the_first_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second has looked, and finds the blob only when it moves its own there: what was acknowledged is never moved away."""
+    """The second has looked, and finds the blob only when it moves its own there: what was acknowledged is never
+    moved away.
+    """
     first, second = store.ingest(), store.ingest()
     first.write(DATA)
     second.write(DATA)

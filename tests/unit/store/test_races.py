@@ -1,4 +1,6 @@
-"""Entries that are opened, evicted, dropped and sealed, and what somebody else may do to them between any two system calls."""
+"""Entries that are opened, evicted, dropped and sealed, and what somebody else may do to them between any two system
+calls.
+"""
 
 from __future__ import annotations
 
@@ -98,11 +100,13 @@ def test_opening_meets_an_evictor(store: Store) -> None:
 
 @pytest.mark.parametrize("filled", [False, True])
 def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Store], filled: bool) -> None:
-    """Wherever the entry is dropped, and perhaps made anew and filled: no opening fails, and its files are all of one entry."""
+    """Wherever the entry is dropped, and perhaps made anew and filled: no opening fails, and its files are all of one
+    entry.
+    """
     other = open_store()
 
     def act() -> None:
-        evict.bury(other.root, other.path(DIGEST))
+        evict.remove_entry(other.root, other.path(DIGEST))
         if filled:
             blob = opened(other)
             blob.fill()
@@ -110,7 +114,7 @@ def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Sto
 
     blobs: list[Blob] = []
     for at in itertools.count():
-        evict.bury(store.root, store.path(DIGEST))
+        evict.remove_entry(store.root, store.path(DIGEST))
         opened(store).close()
         more = interrupted(lambda: blobs.append(opened(store)), act, at)
         assert blobs[0].pread(0, len(DATA)) == DATA, at
@@ -126,7 +130,7 @@ def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: C
     fresh: list[Blob] = []
 
     def act() -> None:
-        evict.bury(other.root, other.path(DIGEST))
+        evict.remove_entry(other.root, other.path(DIGEST))
         fresh.append(opened(other))
 
     for at in itertools.count():
@@ -152,7 +156,7 @@ def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callabl
     store.later(house.wait)  # the verification is this thread's
 
     def act() -> None:
-        evict.bury(other.root, other.path(DIGEST))
+        evict.remove_entry(other.root, other.path(DIGEST))
         opened(other).close()
 
     try:
@@ -169,7 +173,7 @@ def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callabl
             blob = opened(other)
             assert blob.pread(0, len(DATA)) == DATA, at
             blob.close()
-            evict.bury(other.root, other.path(DIGEST))
+            evict.remove_entry(other.root, other.path(DIGEST))
             if not more:
                 break
     finally:
@@ -206,8 +210,12 @@ def test_pins_are_asked_for_after_the_look(store: Store, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("size", [100, 300_000])
-def test_the_end_becomes_known_while_it_is_read(store: Store, open_store: Callable[..., Store], size: int, elsewhere: bool) -> None:
-    """Wherever in a read across the end of a decoded blob somebody else finds that end, here or in another process: the read is short."""
+def test_the_end_becomes_known_while_it_is_read(
+    store: Store, open_store: Callable[..., Store], size: int, elsewhere: bool
+) -> None:
+    """Wherever in a read across the end of a decoded blob somebody else finds that end, here or in another process:
+    the read is short.
+    """
     other = open_store()
     wire = opened(store)
 
@@ -218,7 +226,11 @@ def test_the_end_becomes_known_while_it_is_read(store: Store, open_store: Callab
         blob = decoded(store)
         another = decoded(other) if elsewhere else blob
         read: list[bytes] = []
-        more = interrupted(lambda: read.append(blob.pread(len(DATA) - 10, size)), lambda: another.pread(len(DATA), 1), at)  # noqa: B023
+        more = interrupted(
+            lambda: read.append(blob.pread(len(DATA) - 10, size)),  # noqa: B023 - called before the next round
+            lambda: another.pread(len(DATA), 1),  # noqa: B023 - the same
+            at,
+        )
         assert read == [DATA[-10:]], at
         blob.drop()
         blob.close()

@@ -13,7 +13,8 @@ import pytest
 
 from kitfs.errors import IntegrityError, StoreError
 from kitfs.oci.names import Digest
-from kitfs.store.plan import MAX_WINDOW, Streams, chunk_size
+from kitfs.store.meta import chunk_size
+from kitfs.store.readahead import MAX_WINDOW, Streams
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
 
@@ -91,12 +92,20 @@ def test_leased_and_pinned_blobs_stay(open_store: Callable[..., Store]) -> None:
     open_store().blob(used, size=MIB, source=None)
     store = open_store(size_limit=1)
     store.evict()
-    assert [os.path.exists(store.path(d)) for d in (used, layer, config, Digest.of(manifest), other)] == [True, True, True, True, False]
+    assert [os.path.exists(store.path(d)) for d in (used, layer, config, Digest.of(manifest), other)] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
     assert store.usage() < 2 * MIB
 
 
 def test_small_blobs_go_only_when_that_helps(open_store: Callable[..., Store]) -> None:
-    """A manifest is not sacrificed for a layer in use that is too big anyway; it goes when its bytes are what is too much."""
+    """A manifest is not sacrificed for a layer in use that is too big anyway; it goes when its bytes are what is too
+    much.
+    """
     store = open_store()
     store.put(Digest.of(b"manifest"), b"manifest")
     used = fill(store, 1)
@@ -140,7 +149,11 @@ def test_tags_are_files(store: Store) -> None:
         assert store.refs.get(name, tag) is None
         store.refs.set(name, tag, {"digest": "sha256:1"})
         assert store.refs.get(name, tag) == {"digest": "sha256:1"}
-    assert [(n, t) for n, t, _ in store.refs.items()] == [("a/b", "V_1.2-3"), ("localhost/_", ".hidden"), ("r.io:5000/team/kit", "v1")]
+    assert [(n, t) for n, t, _ in store.refs.items()] == [
+        ("a/b", "V_1.2-3"),
+        ("localhost/_", ".hidden"),
+        ("r.io:5000/team/kit", "v1"),
+    ]
     assert store.refs.delete("a/b", "V_1.2-3")
     assert not store.refs.delete("a/b", "V_1.2-3")
     next(Path(store.root, "refs").glob("localhost*/*")).write_text("{")
@@ -148,7 +161,10 @@ def test_tags_are_files(store: Store) -> None:
         store.refs.get("localhost/_", ".hidden")
 
 
-@pytest.mark.parametrize(("size", "chunk"), [(1, 32 << 10), (16 << 30, 32 << 10), ((16 << 30) + 1, 64 << 10), (1 << 40, 2 << 20), (None, 128 << 10)])
+@pytest.mark.parametrize(
+    ("size", "chunk"),
+    [(1, 32 << 10), (16 << 30, 32 << 10), ((16 << 30) + 1, 64 << 10), (1 << 40, 2 << 20), (None, 128 << 10)],
+)
 def test_chunk_sizes(size: int | None, chunk: int) -> None:
     """32 KiB to 16 GiB, then doubling, so that no blob has more than 2^19 chunks."""
     assert chunk_size(size) == chunk

@@ -1,0 +1,278 @@
+"""The verb demo: the whole way of a kit, from files to a mount, in one command and a temporary directory.
+
+It runs the verbs as a user would, each as a process of its own, so that what it shows is what a user gets. It takes
+nothing from the user's settings and touches nothing of theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+import click
+
+from kitfs.cli.options import Command, takes
+from kitfs.cli.output import flush, human_size, put
+from kitfs.config import Settings
+from kitfs.errors import IntegrityError, KitfsError, StoreError
+
+TENSORS: Final = 128
+SHAPE: Final = (256, 512)  # of each tensor, in F32: 512 KiB
+READ: Final = ("layers.7.weight", "layers.42.weight")
+MOST: Final = 0.10  # of the kit that may be fetched for reading two tensors
+NEEDED: Final = 4  # times the model's size: source, packed, served, and room
+NO_MOUNT: Final = 9  # exit code of a mount that cannot be made
+PATIENCE: Final = 120.0  # seconds that any step may take
+KITFILE: Final = """manifestVersion: 1.0.0
+package:
+  name: demo
+  version: 1.0.0
+  description: a model that kitfs demo made up
+  authors: [kitfs]
+model:
+  name: demo
+  path: model/model.safetensors
+  format: safetensors
+  parts:
+    - name: tokenizer
+      path: model/tokenizer.json
+datasets:
+  - name: prompts
+    path: data/prompts.csv
+docs:
+  - path: README.md
+"""
+
+
+class DemoFailed(KitfsError):  # noqa: N818 - as the classes of errors.py
+    """A step of the demo went wrong."""
+
+
+@click.command("demo", cls=Command, short_help="Show it all: pack, serve, push, mount, read.")
+@takes("transport")
+def demo(settings: Settings) -> None:
+    """Make a model of 64 MiB, pack it, serve a registry, push, mount it, read two tensors, and say what that fetched.
+
+    All in a temporary directory, of which nothing is left. Where nothing can be mounted the same kit is shown by ls
+    and cat.
+    """
+    with _interruptible(), _workshop() as home:
+        _run(Demo(home, settings["transport"]))
+
+
+class Demo:
+    """The directory of a demo, and how its steps are run."""
+
+    def __init__(self, home: Path, transport: str) -> None:
+        self.home = home
+        self.transport = transport
+        self.model = home / "model" / "model" / "model.safetensors"
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("KITFS_", "KITOPS_"))} | {
+            "XDG_CONFIG_HOME": str(home)
+        }
+        self.store = ["--cache-dir", str(home / "packed")]
+        self.mounts = ["--cache-dir", str(home / "cache"), "--run-dir", str(home / "run")]
+
+    def kitfs(self, *args: str, told: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a verb, and print the command with its time; ``told`` is how it is shown."""
+        began = time.monotonic()
+        command = [*PROGRAM, *args]
+        try:
+            done = subprocess.run(
+                command, env=self.env, cwd=self.home, text=True, capture_output=True, timeout=PATIENCE, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise DemoFailed(f"kitfs {args[0]} does not end within {PATIENCE:.0f} s")
+        if told:
+            put(f"$ kitfs {told:<72} {time.monotonic() - began:6.2f} s")
+            flush()
+        return done
+
+    def must(self, *args: str, told: str = "") -> str:
+        """What a verb prints. Raises DemoFailed when it fails."""
+        done = self.kitfs(*args, told=told)
+        if done.returncode:
+            raise DemoFailed(
+                f"kitfs {args[0]} failed with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
+            )
+        return done.stdout
+
+
+PROGRAM: Final = (sys.executable, "-m", "kitfs")
+
+
+def _run(demo: Demo) -> None:
+    began = time.monotonic()
+    _make_model(demo)
+    size = demo.model.stat().st_size
+    put(f"made a model of {human_size(size)}: {TENSORS} tensors {list(SHAPE)} of F32 in {demo.model.name}")
+    with _registry(demo) as address:
+        name = f"{address}/demo/model:v1"
+        demo.must("pack", str(demo.home / "model"), "-t", name, *demo.store, told=f"pack model -t {name}")
+        demo.must("push", name, *demo.store, "--config", str(demo.home), told=f"push {name}")
+        shutil.rmtree(demo.home / "packed")
+        mountpoint = demo.home / "models"
+        options = (*demo.mounts, "--config", str(demo.home), "--transport", demo.transport)
+        try:
+            done = demo.kitfs("mount", name, str(mountpoint), *options, told=f"mount {name} models")
+            if done.returncode == NO_MOUNT:
+                put(
+                    f"nothing can be mounted here ({done.stderr.strip().removeprefix('kitfs: ')}): the same by ls and cat"
+                )
+                _show_unmounted(demo, name)
+            elif done.returncode:
+                raise DemoFailed(done.stderr.strip().removeprefix("kitfs: "))
+            else:
+                _show_mounted(demo, mountpoint, size)
+        finally:
+            if os.path.ismount(mountpoint):
+                demo.must("umount", str(mountpoint), *demo.mounts, told="umount models")
+    put(f"done in {time.monotonic() - began:.1f} s; nothing of it is left")
+
+
+def _show_mounted(demo: Demo, mountpoint: Path, size: int) -> None:
+    """The tree, two tensors compared with what was packed, and what all that has fetched."""
+    for path in sorted(mountpoint.rglob("*")):
+        put(f"  {path.relative_to(mountpoint)}{'/' if path.is_dir() else f'  ({human_size(path.stat().st_size)})'}")
+    began = time.monotonic()
+    how, got = _read_tensors(mountpoint / "model" / "model.safetensors")
+    took = time.monotonic() - began
+    if got != [_plain_tensor(demo.model, name) for name in READ]:
+        raise IntegrityError("the tensors that were read through the mount are not those that were packed")
+    put(f"read {' and '.join(READ)} {how}: {human_size(sum(map(len, got)))} in {took:.2f} s, equal to what was packed")
+    status = json.loads(demo.must("status", str(mountpoint), "--json", *demo.mounts))
+    fetched, whole = status["bytes_fetched"], sum(layer["size"] for layer in status["layers"])
+    put(
+        f"fetched {human_size(fetched)} of the kit's {human_size(whole)} ({fetched / whole:.1%}), in {status['requests']} requests"
+    )
+    if fetched > MOST * size:
+        raise DemoFailed(f"that is more than {MOST:.0%} of the kit")
+
+
+def _show_unmounted(demo: Demo, name: str) -> None:
+    """The same tree, and a file of it, without a mount."""
+    options = (*demo.mounts[:2], "--config", str(demo.home))
+    for line in demo.must("ls", "-R", name, *options, told=f"ls -R {name}").splitlines():
+        put(f"  {line}")
+    for line in demo.must("cat", name, "README.md", *options, told=f"cat {name} README.md").splitlines():
+        put(f"  {line}")
+
+
+def _make_model(demo: Demo) -> None:
+    """A model with a Kitfile around it; every byte of its tensors is random."""
+    root = demo.home / "model"
+    for directory in (root / "model", root / "data"):
+        directory.mkdir(parents=True)
+    width = SHAPE[0] * SHAPE[1] * 4
+    spans = {f"layers.{i}.weight": [i * width, (i + 1) * width] for i in range(TENSORS)}
+    header = json.dumps(
+        {name: {"dtype": "F32", "shape": list(SHAPE), "data_offsets": span} for name, span in spans.items()}
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    with demo.model.open("wb") as f:
+        f.write(struct.pack("<Q", len(header)) + header)
+        for _ in range(TENSORS):
+            f.write(os.urandom(width))
+    (root / "model" / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": {f"token{i}": i for i in range(2000)}}})
+    )
+    (root / "data" / "prompts.csv").write_text("".join(f"{i},what is {i} squared?\n" for i in range(1000)))
+    (root / "README.md").write_text("# demo\n\nA model that kitfs demo made up: its tensors are noise.\n")
+    (root / "Kitfile").write_text(KITFILE)
+
+
+def _read_tensors(path: Path) -> tuple[str, list[bytes]]:
+    """(how, bytes of the tensors in READ): with the safetensors library where it is installed, else by plain reads."""
+    try:
+        import safetensors
+    except ImportError:
+        return "by plain reads", [_plain_tensor(path, name) for name in READ]
+    try:
+        with safetensors.safe_open(path, framework="numpy") as f:
+            return f"with safetensors {safetensors.__version__}", [f.get_tensor(name).tobytes() for name in READ]
+    except (ImportError, ModuleNotFoundError):  # it wants numpy
+        return "by plain reads", [_plain_tensor(path, name) for name in READ]
+
+
+def _plain_tensor(path: Path, name: str) -> bytes:
+    """A tensor's bytes, by the format of safetensors."""
+    with path.open("rb", buffering=0) as f:
+        (length,) = struct.unpack("<Q", f.read(8))
+        header = json.loads(os.pread(f.fileno(), length, 8))
+        start, stop = header[name]["data_offsets"]
+        return os.pread(f.fileno(), stop - start, 8 + length + start)
+
+
+@contextlib.contextmanager
+def _registry(demo: Demo) -> Iterator[str]:
+    """``kitfs serve`` on a port that is free: its address."""
+    command = [*PROGRAM, "serve", "--root", str(demo.home / "registry"), "--listen", "127.0.0.1:0"]
+    with (demo.home / "registry.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, env=demo.env, cwd=demo.home, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        if "http://" not in line:
+            raise DemoFailed(
+                f"kitfs serve does not start: {(demo.home / 'registry.log').read_text(errors='replace').strip()}"
+            )
+        address = line.rsplit("http://", 1)[1].strip()
+        put(f"$ kitfs serve --root registry --listen {address} &")
+        yield address
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        server.stdout.close() if server.stdout is not None else None
+
+
+@contextlib.contextmanager
+def _workshop() -> Iterator[Path]:
+    """A temporary directory with room, gone afterwards."""
+    try:
+        home = Path(tempfile.mkdtemp(prefix="kitfs-demo-"))
+    except OSError as e:
+        raise StoreError(f"no temporary directory can be made: {e.strerror}; set TMPDIR to one that can be written")
+    try:
+        needed = NEEDED * TENSORS * SHAPE[0] * SHAPE[1] * 4
+        if shutil.disk_usage(home).free < needed:
+            raise StoreError(
+                f"{home.parent} has less than {human_size(needed)} of free space; set TMPDIR to a directory that has"
+            )
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does: with everything put away."""
+
+    def ended(_: int, __: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+VERBS = (demo,)

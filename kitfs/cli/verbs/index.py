@@ -1,0 +1,379 @@
+"""The verbs of indexes (kit's ``index`` group), and convert. Texts, tables and JSON are those of kit 1.17 (KITOPS
+§8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from kitfs.cli.options import Command, Verbs, takes
+from kitfs.cli.output import human_size, put, put_json, put_json_text, put_table
+from kitfs.cli.progress import Reporter
+from kitfs.cli.session import host_of, store_of
+from kitfs.cli.verbs.transfer import ended_at_once, settled
+from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.errors import NotFound, UsageError
+from kitfs.escaping import shown
+from kitfs.ops.events import Noted
+
+if TYPE_CHECKING:
+    from kitfs.kit.host import Workspace
+    from kitfs.modelkit.index import Variant
+    from kitfs.oci.names import Digest, Reference
+    from kitfs.ops.library.index import Deleted, Found
+    from kitfs.registry.client import Repository
+
+NONE: Final = "<none>"
+HEAD: Final = ("ORIGINAL REFERENCE", "SIZE", "LABELS", "ANNOTATIONS", "DIGEST")
+
+
+@click.group("index", cls=Verbs, short_help="Variants of a model under one name, told apart by labels.")
+def index() -> None:
+    """An index lists kits of its repository, each with labels. pull, unpack, mount, ls and cat choose one of them by
+    --label.
+    """
+
+
+@index.command("create", cls=Command, short_help="Make an empty index in the store.")
+@click.argument("reference", metavar="INDEX")
+@takes("json", *COMMON)
+def create(settings: Settings, reference: str) -> None:
+    """Make the empty index INDEX in the store."""
+    from kitfs.ops.library import index as indexes
+
+    named = _tag(reference)
+    with store_of(settings) as store:
+        digest = indexes.create(store, named)
+    _tell(settings, f"Created index {named.display} (digest {digest})", {"index": named.display, "digest": digest})
+
+
+@index.command("add", cls=Command, short_help="Let an index list a kit, or label one that it lists.")
+@click.argument("reference", metavar="INDEX")
+@click.argument("kit", metavar="REF")
+@takes("at-registry", "set-label", "annotate", "json", *COMMON, *NETWORK)
+def add(settings: Settings, reference: str, kit: str) -> None:
+    """Let INDEX list the kit REF of its repository. One that it lists keeps the labels and annotations that are not
+    named.
+    """
+    from kitfs.modelkit.index import annotation_edits, label_edits
+    from kitfs.oci.names import LOCAL, Reference
+    from kitfs.ops.library import index as indexes
+
+    named, model = _tag(reference), Reference.parse(kit)
+    if not model.identifier:
+        raise UsageError(f"missing tag or digest from ModelKit reference {kit}")
+    labels, annotations = label_edits(settings["set-label"]), annotation_edits(settings["annotate"])
+    remote = settings["at-registry"]
+    if remote and model.registry == LOCAL:
+        raise UsageError(f"can not check remote: {model.display} does not contain registry")
+    with host_of(settings) as host:
+        origin = host.client.repository(model) if remote else None
+        digest = indexes.add(host.store, named, model, origin=origin, labels=labels, annotations=annotations)
+    _tell(
+        settings,
+        f"Added {model.display} to index {named.display} (digest {digest})",
+        {"index": named.display, "reference": model.display, "digest": digest},
+    )
+
+
+@index.command("remove", cls=Command, short_help="Let an index no longer list a kit.")
+@click.argument("reference", metavar="INDEX")
+@click.argument("kit", metavar="REF")
+@takes("json", *COMMON)
+def remove(settings: Settings, reference: str, kit: str) -> None:
+    """Let INDEX no longer list the kit REF, which stays where it is. One that is not in the store is named by its
+    digest.
+    """
+    from kitfs.oci.names import Reference
+    from kitfs.ops.library import index as indexes
+
+    named, model = _tag(reference), Reference.parse(kit)
+    if not model.identifier:
+        raise UsageError(f"missing tag or digest from ModelKit reference {kit}")
+    with store_of(settings) as store:
+        gone, digest = indexes.remove(store, named, model)
+    told = gone if model.digest is not None else model.display
+    _tell(
+        settings,
+        f"Removed {told} from index {named.display} (digest {digest})",
+        {"index": named.display, "removed": gone, "digest": digest},
+    )
+
+
+@index.command("delete", cls=Command, short_help="Delete an index of the store; its kits stay.")
+@click.argument("reference", metavar="[INDEX]", required=False)
+@takes("delete-force", "delete-all", "json", *COMMON)
+def delete(settings: Settings, reference: str | None) -> None:
+    """Delete the tag INDEX, and with the last one, --force or a digest the index itself. Its kits stay; at a registry
+    it goes by remove.
+    """
+    from kitfs.oci.names import Reference
+    from kitfs.ops.library import index as indexes
+
+    everything, force = settings["delete-all"], settings["delete-force"]
+    if everything and reference is not None:
+        raise UsageError("index should not be specified when --all flag is used")
+    if not everything and reference is None:
+        raise UsageError("index is required for delete unless --all is specified")
+    with store_of(settings) as store:
+        if reference is None:
+            gone = indexes.delete_all(store) if force else []  # an index that has no tag does not stay
+            told = [f"Deleted index {_repository(one.name)}@{one.digest}" for one in gone]
+        else:
+            named = Reference.parse(reference)
+            if not named.identifier:
+                raise UsageError(f"tag or digest is required when deleting an index ('{reference}:<tag>')")
+            gone = [indexes.delete(store, named, force=force)]
+            told = [
+                f"{'Deleted' if one.whole else 'Untagged'} index {named.display} (digest {one.digest})" for one in gone
+            ]
+    if settings["json"]:
+        put_json([_deleted(one) for one in gone])
+        return
+    for line, one in zip(told, gone, strict=True):
+        put(line)
+        if one.whole and one.tags:
+            put(f"Removed tags: {', '.join(one.tags)}")
+
+
+def _deleted(one: Deleted) -> dict[str, object]:
+    return {"repository": _repository(one.name), "digest": one.digest, "tags": list(one.tags), "index": one.whole}
+
+
+@index.command("list", cls=Command, short_help="List the indexes of the store.")
+@takes("index-format", "json", *COMMON)
+def list_indexes(settings: Settings) -> None:
+    """List the indexes of the store, one row per tag, and how many kits each lists."""
+    from kitfs.gocompat.json import indented
+    from kitfs.ops.library import index as indexes
+
+    with store_of(settings) as store:
+        rows = [(_repository(row.name), row) for row in indexes.listed(store)]
+    rows.sort(key=lambda row: (row[0], row[1].digest))
+    if _as_json(settings):
+        put_json_text(
+            indented(
+                [
+                    {"repo": repo, "digest": row.digest, "tags": list(row.tags), "modelKits": row.kits}
+                    for repo, row in rows
+                ]
+            )
+        )
+        return
+    cells = [
+        (repo, tag, NONE if row.kits is None else str(row.kits), row.digest) for repo, row in rows for tag in row.tags
+    ]
+    put_table(("REPOSITORY", "TAG", "MODELKITS", "DIGEST"), cells)
+
+
+@index.command("info", cls=Command, short_help="Show the kits of an index.")
+@click.argument("reference", metavar="INDEX")
+@takes("at-registry", "index-format", "json", *COMMON, *NETWORK)
+def info(settings: Settings, reference: str) -> None:
+    """Show the kits that INDEX lists, with their labels and annotations; --remote: as its registry has it."""
+    from kitfs.modelkit.index import indented
+    from kitfs.ops.library import index as indexes
+
+    with host_of(settings) as host:
+        named, found = _look(settings, host, reference)
+
+        def manifest(digest: Digest) -> bytes | None:
+            return (
+                host.client.repository(named).manifest(digest)[1] if settings["at-registry"] else host.store.get(digest)
+            )
+
+        sizes = [indexes.size_of(variant, manifest) for variant in found.value.variants]
+    if _as_json(settings):
+        put_json_text(indented(indexes.as_json(found, named, sizes)))
+        return
+    count = len(sizes)
+    put(f"Index {named.display} ({found.digest})")
+    put("Index contains no ModelKits" if not count else "1 ModelKit:" if count == 1 else f"{count} ModelKits:")
+    rows = [
+        row for variant, size in zip(found.value.variants, sizes, strict=True) for row in _rows(variant, size, named)
+    ]
+    if rows:
+        put_table(HEAD, rows)
+
+
+def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[str, ...]]:
+    """One row, and one more for each label and annotation that is not the first."""
+    labels, notes = variant.pairs(), [f"{key}={value}" for key, value in variant.notes().items()]
+    first = (variant.name(named) or NONE, NONE if size is None else human_size(size)), (str(variant.digest),)
+    rows = []
+    for i in range(max(1, len(labels), len(notes))):
+        said = [(texts[i] if i < len(texts) else "" if i else NONE) for texts in (labels, notes)]
+        rows.append(tuple(shown(cell) for cell in ((*first[0], *said, *first[1]) if i == 0 else ("", "", *said, ""))))
+    return rows
+
+
+@index.command("inspect", cls=Command, short_help="Show an index's own JSON.")
+@click.argument("reference", metavar="INDEX")
+@takes("at-registry", "json", *COMMON, *NETWORK)
+def inspect(settings: Settings, reference: str) -> None:
+    """Show the JSON of INDEX, over lines; --remote: as its registry has it."""
+    from kitfs.modelkit.index import indented
+
+    with host_of(settings) as host:
+        put_json_text(indented(_look(settings, host, reference)[1].data))
+
+
+@index.command("push", cls=Command, short_help="Bring an index of the store, and its kits, to a registry.")
+@click.argument("reference", metavar="INDEX")
+@click.argument("destination", metavar="[DEST]", required=False)
+@takes("concurrency", "progress", "json", *COMMON, *NETWORK)
+def push(settings: Settings, reference: str, destination: str | None) -> None:
+    """Push INDEX to its registry, or as DEST; first those of its kits that are not there."""
+    from kitfs.oci.names import LOCAL, Reference
+    from kitfs.ops.library import index as indexes
+
+    source = settled(Reference.parse(reference))
+    target = settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
+    if target.registry == LOCAL:
+        raise UsageError("registry is required when pushing (write registry/repository:tag)")
+    with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
+        report(Noted(f"Pushing index {source.display}" + (f" to {target.display}" if destination is not None else "")))
+        with ended_at_once(report):
+            digest = indexes.push(
+                source, target, host.store, _itself(host, target), concurrency=settings["concurrency"], report=report
+            )
+        report.say(f"Pushed index {digest}", event="done", reference=target.display, digest=digest)
+
+
+@index.command("pull", cls=Command, short_help="Bring an index of a registry into the store.")
+@click.argument("reference", metavar="INDEX")
+@takes("json", *COMMON, *NETWORK)
+def pull(settings: Settings, reference: str) -> None:
+    """Bring INDEX into the store. Its kits stay where they are: pull, unpack and mount choose one of them by
+    --label.
+    """
+    from kitfs.oci.names import LOCAL
+    from kitfs.ops.library import index as indexes
+
+    named = _tag(reference)
+    if named.registry == LOCAL:
+        raise UsageError("registry is required when pulling (write registry/repository:tag)")
+    with host_of(settings) as host:
+        if not settings["json"]:
+            put(f"Pulling index {named.display}")
+        digest = indexes.pull(host.store, named, host.client.repository(named))
+    _tell(settings, f"Pulled index {digest}", {"index": named.display, "digest": digest})
+
+
+@click.command("convert", cls=Command, short_help="Make an ordinary OCI image of a kit, over the same layers.")
+@click.argument("reference", metavar="REF")
+@click.argument("image", metavar="IMAGE")
+@takes(
+    "only",
+    "label",
+    "platform",
+    "remote",
+    "cache-size",
+    "max-entries",
+    "concurrency",
+    "progress",
+    "json",
+    *COMMON,
+    *NETWORK,
+)
+def convert(settings: Settings, reference: str, image: str) -> None:
+    """Make the OCI image IMAGE (registry/repository:tag, more tags after commas) of the kit REF, for those who know
+    nothing of kits.
+
+    Its layers are the kit's own: at the same registry nothing of them is sent. Layers that are tars only. Several
+    --platform make an index whose images share everything; without one it is linux/amd64.
+    """
+    from contextlib import closing
+
+    from kitfs.cli.verbs.mount import reference_of
+    from kitfs.modelkit.filters import Filter
+    from kitfs.modelkit.index import selector
+    from kitfs.oci.names import LOCAL, Reference, parse_any
+    from kitfs.ops.transfer import image as converting
+
+    filters, labels = [Filter.parse(text) for text in settings["only"]], selector(settings["label"])
+    named = parse_any(reference_of(reference))
+    target = settled(Reference.parse(image, multiple_tags=True))
+    if target.registry == LOCAL:
+        raise UsageError(f"{image}: registry is required when converting (write registry/repository:tag)")
+    with (
+        host_of(settings, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host,
+        closing(host.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])) as kit,
+        Reporter(settings["progress"], as_json=settings["json"]) as report,
+        ended_at_once(report),
+    ):
+        done = converting.convert(
+            kit,
+            target,
+            host.store,
+            _itself(host, target),
+            platforms=settings["platform"] or (converting.DEFAULT_PLATFORM,),
+            concurrency=settings["concurrency"],
+            report=report,
+        )
+        ways = (("uploaded", done.uploaded), ("mounted", done.mounted), ("there already", done.existed))
+        told = [f"{human_size(size)} {how}" for how, size in ways if size]
+        fields = {"reference": target.display, **done._asdict()}
+        report.say(
+            f"Converted to {target.display} {done.digest}" + (f" (layers: {', '.join(told)})" if told else ""),
+            event="done",
+            **fields,
+        )
+
+
+def _tag(text: str) -> Reference:
+    """The name of an index that may be changed."""
+    from kitfs.oci.names import Reference
+
+    named = Reference.parse(text)
+    if named.digest is not None:
+        raise UsageError(f"index reference must be a tag, not a digest: {text}")
+    return settled(named)
+
+
+def _look(settings: Settings, host: Workspace, text: str) -> tuple[Reference, Found]:
+    """The index that is asked about. Raises NotFound in kit's words."""
+    from kitfs.oci.names import LOCAL, Reference
+    from kitfs.ops.library import index as indexes
+
+    named = Reference.parse(text)
+    if not named.identifier:
+        raise UsageError(f"missing tag or digest from index reference {text}")
+    if settings["at-registry"]:
+        if named.registry == LOCAL:
+            raise UsageError(f"can not check remote: {named.display} does not contain registry")
+        return named, indexes.fetched(host.client.repository(named), named)
+    try:
+        return named, indexes.stored(host.store, named)
+    except NotFound as e:
+        raise NotFound(f"{e}; use kitfs index pull to download it, or --remote to read it from its registry")
+
+
+def _itself(host: Workspace, reference: Reference) -> Repository:
+    """A repository at its registry, without the mirrors."""
+    from kitfs.registry.client import Repository
+
+    return Repository(host.client, reference.repository, host.client.repository(reference).endpoints[-1:])
+
+
+def _repository(name: str) -> str:
+    from kitfs.oci.names import LOCAL
+
+    return name.removeprefix(f"{LOCAL}/")
+
+
+def _as_json(settings: Settings) -> bool:
+    return bool(settings["json"]) or settings["index-format"] == "json"
+
+
+def _tell(settings: Settings, line: str, fields: Mapping[str, object]) -> None:
+    if settings["json"]:
+        put_json(dict(fields))
+    else:
+        put(line)
+
+
+VERBS = (index, convert)

@@ -1,0 +1,288 @@
+"""The verbs of kits that are there: list, inspect, info, tag, remove. Their texts are kit's (KITOPS §8)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from kitfs.cli.options import Command, takes
+from kitfs.cli.output import human_size, put, put_json, put_json_text, put_lines, put_table, say
+from kitfs.cli.session import host_of, store_of
+from kitfs.cli.verbs.transfer import settled
+from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.errors import KitfsError, NotFound, UsageError
+from kitfs.escaping import shown
+
+if TYPE_CHECKING:
+    from kitfs.kit.host import Workspace
+    from kitfs.oci.names import Reference
+    from kitfs.ops.events import Event
+    from kitfs.ops.library.inspect import Look
+    from kitfs.ops.library.listing import Row
+    from kitfs.ops.library.remove import Removed
+
+HEAD: Final = ("REPOSITORY", "TAG", "MAINTAINER", "NAME", "SIZE", "DIGEST")
+FIELDS: Final = ("Repo", "Tags", "Digest", "ModelName", "Size", "Author")
+
+
+@click.command("list", cls=Command, short_help="List the kits of the store, or of a repository.")
+@click.argument("repository", metavar="[REPOSITORY]", required=False)
+@takes("format", "having", "json", "concurrency", *COMMON, *NETWORK)
+def list_kits(settings: Settings, repository: str | None) -> None:
+    """List the kits that were packed or pulled here, or those of REPOSITORY at its registry, one row per tag.
+
+    --format takes table, json, or a template of Go's with fields and constants: {{.Repo}} {{.Tags}} {{.Digest}}
+    {{.ModelName}} {{.Size}} {{.Author}}.
+    """
+    from kitfs.gocompat import template
+    from kitfs.modelkit.filters import Filter
+    from kitfs.oci.names import LOCAL, Reference
+    from kitfs.ops.library import listing
+
+    form = "json" if settings["json"] else settings["format"]
+    parts = None if form in ("table", "json") else template.parse(form, FIELDS)
+    filters = [Filter.parse(text) for text in settings["having"]]
+    reference = None if repository is None else Reference.parse(repository)
+    if reference is not None and reference.registry == LOCAL:
+        raise UsageError(f"{repository} names no registry (write registry/repository); without it the store is listed")
+    with host_of(settings, waits=True) as host:
+        if reference is None:
+            rows = listing.of_store(host.store, filters, report=_warn)
+        else:
+            rows = listing.of_repository(
+                host.client.repository(reference), reference, filters, concurrency=settings["concurrency"]
+            )
+    if form == "json":
+        _put_go_json([_json(row) for row in rows])
+    elif parts is None:
+        put_table(HEAD, [cells for row in rows for cells in _cells(row)])
+    else:
+        for row in rows:
+            text = template.render(parts, dict(zip(FIELDS, map(shown, _values(row)), strict=True)))
+            put_lines(text.removesuffix("\n") if form.endswith("\n") else text)
+
+
+def _warn(event: Event) -> None:
+    from kitfs.ops.events import Warned
+
+    if isinstance(event, Warned):
+        say(f"kitfs: warning: {shown(event.text)}")
+
+
+def _json(row: Row) -> dict[str, object]:
+    """A row as kit 1.17 has it: the size in bytes."""
+    tags = list(row.tags) or None
+    return {
+        "repo": row.repo,
+        "digest": row.digest,
+        "tags": tags,
+        "modelName": row.model_name,
+        "size": row.size,
+        "author": row.author,
+    }
+
+
+def _cells(row: Row) -> list[tuple[str, ...]]:
+    said = (shown(row.author), shown(row.model_name), human_size(row.size), str(row.digest))
+    return [(row.repo, tag, *said) for tag in row.tags or ("<none>",)]
+
+
+def _values(row: Row) -> Sequence[str]:
+    return row.repo, f"[{' '.join(row.tags)}]", str(row.digest), row.model_name, human_size(row.size), row.author
+
+
+def _put_go_json(value: object) -> None:
+    """JSON byte for byte as kit prints it."""
+    from kitfs.gocompat.json import indented
+
+    put_json_text(indented(value))
+
+
+@click.command("inspect", cls=Command, short_help="Show a kit's manifest and Kitfile as JSON.")
+@click.argument("reference", metavar="REF")
+@takes("at-registry", "json", "concurrency", *COMMON, *NETWORK)
+def inspect(settings: Settings, reference: str) -> None:
+    """Show manifest, Kitfile with its digests, and the version of kit that packed the kit REF of the store; --remote:
+    of its registry.
+    """
+    from kitfs.ops.library.inspect import inspection
+
+    _put_go_json(inspection(_look(settings, reference)))
+
+
+@click.command("info", cls=Command, short_help="Show a kit's Kitfile.")
+@click.argument("reference", metavar="REF")
+@takes("at-registry", "node", "json", "concurrency", *COMMON, *NETWORK)
+def info(settings: Settings, reference: str) -> None:
+    """Show the Kitfile of the kit REF of the store, of its registry with --remote, or of a layout; --filter: one part
+    of it.
+    """
+    from kitfs.gocompat.yaml_writer import dump
+    from kitfs.ops.library import inspect as inspecting
+
+    kitfile = _look(settings, reference).kitfile
+    found = kitfile if settings["node"] is None else inspecting.node(kitfile, settings["node"])
+    if settings["json"]:
+        _put_go_json(inspecting.as_json(found))
+    else:
+        put_lines(dump(inspecting.as_yaml(found), printable=True).removesuffix("\n"))
+
+
+def _look(settings: Settings, text: str) -> Look:
+    """The kit that is asked about. Raises NotFound in kit's words."""
+    from kitfs.oci.names import LOCAL, LayoutReference, parse_any
+    from kitfs.ops.library import inspect as inspecting
+    from kitfs.registry.layout import open_layout
+
+    remote = settings["at-registry"]
+    reference = parse_any(text)
+    if isinstance(reference, LayoutReference):
+        if remote:
+            raise UsageError(f"can not check remote: {text} is a layout on disk")
+        with closing(open_layout(reference)) as layout:
+            return inspecting.fetched(layout, reference.digest or reference.tag or "")
+    reference = settled(reference)
+    if remote and reference.registry == LOCAL:
+        raise UsageError(f"can not check remote: {reference.display} does not contain registry")
+    with host_of(settings, waits=True) as host:
+        try:
+            if remote:
+                return inspecting.fetched(host.client.repository(reference), reference.identifier)
+            return inspecting.stored(host.store, reference)
+        except NotFound as e:
+            where = str(e) if remote else "it is not in the store; --remote asks its registry"
+            raise NotFound(f"Could not find modelkit {reference.display}: {where}")
+
+
+@click.command("tag", cls=Command, short_help="Give a kit of the store another name.")
+@click.argument("source", metavar="SOURCE")
+@click.argument("target", metavar="TARGET")
+@takes("json", *COMMON)
+def tag(settings: Settings, source: str, target: str) -> None:
+    """Let TARGET (repository:tag, more tags after commas) mean the kit SOURCE of the store."""
+    from kitfs.oci.names import Reference
+    from kitfs.ops.library.tags import assign, find
+
+    old = _named(Reference.parse(source), "source")
+    new = _named(Reference.parse(target, multiple_tags=True), "target")
+    if new.digest is not None:
+        raise UsageError(f"{target} is a digest; a kit has its own")
+    with store_of(settings) as store:
+        kit = find(store, old)
+        if kit is None:
+            raise NotFound(f"Failed to tag modelkit: model {old} not found in the store")
+        names = [new.with_tag(name) for name in (new.tag or "", *new.extra_tags)]
+        for name in names:
+            assign(store, name, kit.descriptor)
+            if not settings["json"]:
+                put(f"Modelkit {old} tagged as {name}")
+    if settings["json"]:
+        put_json({"digest": kit.digest, "references": [name.display for name in names]})
+
+
+def _named(reference: Reference, role: str) -> Reference:
+    if not reference.identifier:
+        raise UsageError(f"{role} ModelKit reference requires a tag or digest (write {reference.display}:TAG)")
+    return reference
+
+
+@click.command("remove", cls=Command, short_help="Remove a kit, or a name of it.")
+@click.argument("reference", metavar="[REF]", required=False)
+@takes("remove-force", "remove-all", "remove-remote", "json", "concurrency", *COMMON, *NETWORK)
+def remove(settings: Settings, reference: str | None) -> None:
+    """Remove the tag REF (more tags after commas) from the store, and with the last one the kit; by digest or with
+    --force the kit at once.
+
+    --all removes every kit without a tag, --all --force every kit. --remote removes the tag at its registry; by
+    digest or with --force the kit there, with all its tags.
+    """
+    from kitfs.oci.names import LOCAL, Reference
+    from kitfs.ops.library import remove as removing
+
+    everything, remote, force = settings["remove-all"], settings["remove-remote"], settings["remove-force"]
+    if everything and remote:
+        raise UsageError("cannot use --all with --remote")
+    if everything:
+        if reference is not None:
+            raise UsageError("modelkit should not be specified when --all flag is used")
+        with store_of(settings) as store:
+            gone = removing.remove_all(store) if force else removing.remove_untagged(store)
+        _tell(settings, [(_lines_of_all(one), one) for one in gone])
+        return
+    if reference is None:
+        raise UsageError("modelkit is required for remove unless --all is specified")
+    first = Reference.parse(reference, multiple_tags=True)
+    if not first.identifier:
+        raise UsageError(f"missing tag or digest in {reference}; to remove all of a repository, remove its digests")
+    if remote and first.registry == LOCAL:
+        raise UsageError(f"can not remove from a registry: {first.display} names none (write registry/repository:tag)")
+    with host_of(settings, waits=True) as host:
+        _remove_each(
+            settings, host, [first, *(first.with_tag(name) for name in first.extra_tags)], remote=remote, force=force
+        )
+
+
+def _remove_each(
+    settings: Settings, host: Workspace, references: Sequence[Reference], *, remote: bool, force: bool
+) -> None:
+    """Remove names one after another. The first that is not there ends it, as kit does; later ones are told, and the
+    last error raised.
+    """
+    from kitfs.ops.library import remove as removing
+    from kitfs.registry.client import Repository
+
+    done: list[tuple[list[str], Removed]] = []
+    failed: KitfsError | None = None
+    for i, reference in enumerate(references):
+        try:
+            if remote:
+                endpoint = host.client.repository(reference).endpoints[-1:]
+                repository = Repository(host.client, reference.repository, endpoint)
+                one = removing.remove_remote(repository, reference, force=force)
+                say(f"kitfs: {'removed' if one.kit else 'untagged'} {reference.display} (digest {one.digest})")
+                done.append(([], one))
+            else:
+                one = removing.remove(host.store, reference, force=force)
+                done.append(([f"Removed {reference.display} (digest {one.digest})"], one))
+        except KitfsError as e:
+            if i == 0:
+                raise type(e)(f"Failed to remove: {e}") if isinstance(e, NotFound) else e
+            if failed is not None:
+                say(f"kitfs: {failed}")
+            failed = NotFound(f"Failed to remove tag {reference.tag}: {e}") if isinstance(e, NotFound) else e
+    _tell(settings, done)
+    if failed is not None:
+        raise failed
+
+
+def _lines_of_all(one: Removed) -> list[str]:
+    repository = _repository(one)
+    return [*(f"Untagged {repository}:{name}" for name in one.tags), f"Removed {repository}@{one.digest}"]
+
+
+def _repository(one: Removed) -> str:
+    from kitfs.oci.names import LOCAL, UNNAMED
+
+    return one.name.removeprefix(f"{LOCAL}/").removeprefix(UNNAMED)
+
+
+def _tell(settings: Settings, done: Sequence[tuple[list[str], Removed]]) -> None:
+    if settings["json"]:
+        put_json(
+            [
+                {"repository": _repository(one), "digest": one.digest, "tags": list(one.tags), "kit": one.kit}
+                for _, one in done
+            ]
+        )
+        return
+    for lines, _ in done:
+        for line in lines:
+            put(line)
+    sys.stdout.flush()
+
+
+VERBS = (list_kits, inspect, info, tag, remove)

@@ -1,0 +1,120 @@
+"""The verbs of credentials: login, logout. Their texts are kit's (KITOPS §4.2)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import click
+
+from kitfs.cli.options import Command, takes
+from kitfs.cli.output import put, put_json, say
+from kitfs.config import NETWORK, Settings
+from kitfs.errors import KitfsError, UsageError
+
+if TYPE_CHECKING:
+    from kitfs.registry.credentials import Credential
+
+
+@click.command("login", cls=Command, short_help="Keep credentials for a registry, once it has taken them.")
+@click.argument("registry", metavar="REGISTRY")
+@takes("username", "password", "password-stdin", "json", "concurrency", "settings", *NETWORK)
+def login(settings: Settings, registry: str) -> None:
+    """Try credentials at REGISTRY, and keep them in kit's credentials.json, or with the helper that it names.
+
+    Without --password or --password-stdin it asks, on a terminal. Without a name the password is a token.
+    """
+    from kitfs.metrics import Counters
+    from kitfs.registry.client import ClientOptions, RegistryClient
+    from kitfs.registry.credentials import Credentials
+    from kitfs.registry.login import check, keep
+
+    host = _host(registry)
+    credential = _credential(settings)
+    options = ClientOptions(**settings.client_fields())
+    with closing(
+        RegistryClient(options, Credentials(()), counters=Counters(), log=logging.getLogger("kitfs"))
+    ) as client:
+        check(client, host, credential)
+    where = keep(settings["config"], host, credential)
+    if settings["json"]:
+        put_json({"registry": host, "username": credential.username, "kept": where})
+    else:
+        put("Log in successful")
+
+
+def _credential(settings: Settings) -> Credential:
+    from kitfs.registry.credentials import Credential
+
+    username, password = settings["username"] or "", settings["password"] or ""
+    if settings["password-stdin"]:
+        if password:
+            raise UsageError("cannot use both --password and --password-stdin")
+        password = sys.stdin.read().strip("\r\n")
+        if not password:
+            raise UsageError("failed to read password from stdin: got empty string")
+    elif (
+        password
+        and username
+        and os.environ.get("KITFS_PASSWORD", "").strip("\r\n") != password
+        and not settings["json"]
+    ):
+        put("Warning: Using --password via CLI is insecure. Consider using --password-stdin instead")
+    if not password:
+        return _asked(username)
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in username + password):
+        raise UsageError("--username, --password: not UTF-8")
+    return Credential(username, password) if username else Credential(identity_token=password)
+
+
+def _asked(username: str) -> Credential:
+    """Name and password from the terminal."""
+    import getpass
+
+    from kitfs.registry.credentials import Credential
+
+    if not sys.stdin.isatty():
+        raise UsageError("attempting to read input from non-terminal; give the password with --password-stdin")
+    try:
+        username = username or input("Username: ").strip()
+        return Credential(username, getpass.getpass("Password: "))
+    except EOFError:
+        raise UsageError("no password was given")
+
+
+@click.command("logout", cls=Command, short_help="Forget the credentials for a registry.")
+@click.argument("registry", metavar="REGISTRY")
+@takes("json", "settings")
+def logout(settings: Settings, registry: str) -> None:
+    """Take the credentials for REGISTRY out of kit's credentials.json, or of the helper that it names."""
+    from kitfs.registry.credentials import Credentials
+    from kitfs.registry.login import forget
+
+    host = _host(registry)
+    erased = forget(settings["config"], host)
+    try:
+        left = Credentials.load(settings["config"]).of(host) is not None
+    except KitfsError:
+        left = False  # docker's file, which is not ours to judge here
+    if left:
+        say(
+            f"kitfs: docker's configuration has credentials for {host} too, which stay in use; docker logout {host} forgets them"
+        )
+    if settings["json"]:
+        put_json({"registry": host, "erased": erased, "left_in_docker": left})
+    else:
+        put(f"Successfully logged out from {registry}")
+
+
+def _host(text: str) -> str:
+    from kitfs.oci.names import REGISTRY
+
+    if not REGISTRY.fullmatch(text):
+        raise UsageError(f"{text!r} is no registry (write HOST or HOST:PORT, such as ghcr.io)")
+    return text
+
+
+VERBS = (login, logout)

@@ -1,0 +1,135 @@
+"""The verbs of the embedded registry: serve, and serve gc."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Final
+
+import click
+
+from kitfs.cli.options import Command, Verbs, takes
+from kitfs.cli.output import flush, human_size, put, put_json
+from kitfs.config import COMMON, Settings
+from kitfs.errors import UsageError
+
+
+class ServeVerbs(Verbs, Command):
+    """``kitfs serve``, which is a verb itself, with verbs below it. An option before such a verb is handed on to it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as a verb does: nothing is moved."""
+        return Command.parse_args(self, ctx, args)
+
+
+@click.group(
+    "serve", cls=ServeVerbs, invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]",
+    short_help="Run an OCI registry backed by a store.",
+)  # fmt: skip
+@takes("listen", "root", "serve-cert", "serve-key", "htpasswd", "read-only", "min-age", "log-level", *COMMON)
+def serve(settings: Settings) -> None:
+    """Run an OCI registry: what clients push is kept in a store, and served.
+
+    Prints its URL when it answers, and logs one line per request to stderr. Ends on SIGTERM or Ctrl-C within 5 s;
+    uploads that were not finished can go on when it runs again. When the disk is full, pulls go on and pushes are
+    refused, after the blobs of removed kits were freed as "kitfs serve gc" does.
+    """
+    context = click.get_current_context()
+    if context.invoked_subcommand is not None:
+        _hand_on(context)
+        return
+    from kitfs.server.serve import ServeRequest
+    from kitfs.server.serve import serve as run
+    from kitfs.system import notify_systemd
+
+    log = _logging(settings)
+    logging.getLogger("asyncio").addHandler(log.handlers[-1])
+    logging.getLogger("aiohttp").addHandler(log.handlers[-1])
+    host, port = settings["listen"]
+    root = settings["root"] or settings["cache-dir"]
+
+    def ready(url: str) -> None:
+        put(f"serving {root} at {url}")
+        flush()
+        notify_systemd("READY=1")
+
+    request = ServeRequest(
+        root=root,
+        host=host,
+        port=port,
+        tls_cert=settings["serve-cert"],
+        tls_key=settings["serve-key"],
+        htpasswd=settings["htpasswd"],
+        read_only=settings["read-only"],
+        min_age=settings["min-age"],
+    )
+    run(request, log=log, ready=ready)
+    notify_systemd("STOPPING=1")
+
+
+def _hand_on(context: click.Context) -> None:
+    """Give the options that stand before a verb below serve to that verb. Raises UsageError for one that it does not
+    take.
+    """
+    group = context.command
+    assert isinstance(group, click.Group)
+    verb = group.commands[context.invoked_subcommand or ""]
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    foreign = sorted(given.keys() - {param.name for param in verb.params})
+    if foreign:
+        raise UsageError(f"kitfs serve {verb.name} does not take --{foreign[0].replace('_', '-')}")
+    context.default_map = {verb.name or "": given}
+
+
+def _logging(settings: Settings) -> logging.Logger:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log = logging.getLogger("kitfs")
+    log.addHandler(handler)
+    log.setLevel(settings["log-level"].upper())
+    return log
+
+
+@serve.command("gc", cls=Command, short_help="Free the blobs of removed kits.")
+@takes("root", "min-age", "json", "log-level", *COMMON)
+def collect_garbage(settings: Settings) -> None:
+    """Free the blobs of kits that were removed from the registry, whether it runs or not.
+
+    A blob stays while a manifest of its repository leads to it, tagged or not, and for --min-age after it was last
+    pushed, mounted or asked for, since a push sends its manifest last. With --min-age 0 nothing should be pushed
+    meanwhile. Unfinished uploads stay. A file's time in the future counts as now; do not run this while the system's
+    clock is ahead.
+    """
+    from contextlib import closing
+
+    from kitfs.metrics import Counters
+    from kitfs.server.collect import collect
+    from kitfs.store.ingest import NO_ROOM
+    from kitfs.store.store import Store
+
+    root = settings["root"] or settings["cache-dir"]
+    if not os.path.exists(os.path.join(root, "VERSION")):
+        raise UsageError(f"{root} is not a store: name the registry's directory with --root")
+    log = _logging(settings)
+    with closing(
+        Store.open(root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=NO_ROOM)
+    ) as store:
+        found = collect(store, log=log, min_age=settings["min-age"])
+    if settings["json"]:
+        put_json(found._asdict())
+        return
+    put(f"freed {human_size(found.freed)} in {_blobs(found.blobs)}")
+    if found.young_blobs:
+        put(f"{human_size(found.young)} in {_blobs(found.young_blobs)} are unused, but younger than --min-age")
+
+
+def _blobs(count: int) -> str:
+    return f"{count} blob{'' if count == 1 else 's'}"
+
+
+VERBS: Final = (serve,)

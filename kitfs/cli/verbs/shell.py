@@ -1,0 +1,135 @@
+"""The verbs around the others: cache, version, help, completion."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import TYPE_CHECKING
+
+import click
+
+from kitfs.cli.options import Command, Verbs, takes
+from kitfs.cli.output import human_size, put, put_json, put_lines, say
+from kitfs.cli.session import store_of
+from kitfs.config import COMMON, Settings
+from kitfs.errors import UsageError
+from kitfs.version import __version__
+
+if TYPE_CHECKING:
+    from kitfs.store.store import Store
+
+
+@click.group("cache", cls=Verbs, short_help="What mounts have fetched: show it, free it.")
+def cache() -> None:
+    """What the store holds besides the kits that were packed or pulled: blobs that mounts and other readers fetched."""
+
+
+@cache.command("info", cls=Command, short_help="Show what fetched blobs take on disk.")
+@takes("json", *COMMON)
+def cache_info(settings: Settings) -> None:
+    """Show what fetched blobs take on disk, as registries have them and decoded."""
+    from kitfs.ops.library.cache import usage
+
+    with store_of(settings) as store:
+        found = usage(store)
+        _mention_registry(settings, store)
+    total = sum(found.values())
+    if settings["json"]:
+        put_json({"total": total, **found})
+    elif not total:
+        put("Cache is currently empty")
+    else:
+        put(f"Total size of cache directory: {human_size(total)}")
+        put("Cache contents:")
+        there = {f"  ./{name}": size for name, size in found.items() if size}
+        for name, size in there.items():
+            put(f"{name.ljust(max(map(len, there)) + 4)}{human_size(size)}")
+
+
+@cache.command("clear", cls=Command, short_help="Free fetched blobs.")
+@takes("json", *COMMON)
+def cache_clear(settings: Settings) -> None:
+    """Free fetched blobs. What a mount uses now stays, and kits that were packed or pulled do."""
+    from kitfs.ops.library.cache import clear
+
+    with store_of(settings) as store:
+        cleared = clear(store)
+        _mention_registry(settings, store)
+    if settings["json"]:
+        put_json(cleared._asdict())
+    elif cleared.in_use:
+        say(f"kitfs: {human_size(cleared.freed)} freed; {human_size(cleared.in_use)} are in use by mounts")
+
+
+def _mention_registry(settings: Settings, store: Store) -> None:
+    """Tell somebody who looks for the room of removed kits where it is."""
+    if not settings["json"] and store.repositories.names():
+        say(
+            f"kitfs: what was pushed to the registry in {store.root} is not part of its cache; kitfs serve gc --root frees what removed kits left"
+        )
+
+
+@click.command("version", cls=Command, short_help="Show the version.")
+@takes("json")
+def version(settings: Settings) -> None:
+    """Show the versions of kitfs and Python, and the commit where the installer has noted it."""
+    told = {
+        "version": __version__,
+        "commit": _commit(),
+        "built": "unknown",
+        "python_version": platform.python_version(),
+    }
+    if settings["json"]:
+        put_json(told)
+        return
+    for name, value in told.items():
+        put(f"{name.capitalize().replace('_', ' ')}: {value}")
+
+
+def _commit() -> str:
+    """The commit that pip has installed (direct_url.json, PEP 610)."""
+    from importlib import metadata
+
+    try:
+        commit = (
+            json.loads(metadata.distribution("kitfs").read_text("direct_url.json") or "{}")
+            .get("vcs_info", {})
+            .get("commit_id")
+        )
+    except (metadata.PackageNotFoundError, ValueError, AttributeError):
+        commit = None
+    return str(commit or "unknown")
+
+
+@click.command("help", cls=Command, short_help="Show what a verb does.")
+@click.argument("verb", metavar="[VERB]", nargs=-1)
+@takes()
+def help_(_: Settings, verb: tuple[str, ...]) -> None:
+    """Show what VERB does, and its options; without VERB all verbs."""
+    at = click.get_current_context().find_root()
+    for name in verb:
+        found = at.command.get_command(at, name) if isinstance(at.command, click.Group) else None
+        if found is None:
+            raise UsageError(f"unknown command {' '.join(verb)!r}; kitfs help lists the commands")
+        at = click.Context(found, info_name=name, parent=at)
+    put_lines(at.command.get_help(at))
+
+
+@click.command("completion", cls=Command, short_help="Print what makes a shell complete kitfs.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@takes()
+def completion(_: Settings, shell: str) -> None:
+    """Print the script that makes SHELL complete verbs and options.
+
+    bash: eval "$(kitfs completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc; fish: kitfs completion fish >
+    ~/.config/fish/completions/kitfs.fish
+    """
+    from click.shell_completion import ShellComplete, get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(click.get_current_context().find_root().command, {}, "kitfs", "_KITFS_COMPLETE")
+    put_lines(ShellComplete.source(script))  # bash's own looks for a bash first, which need not be where this runs
+
+
+VERBS = (cache, version, help_, completion)

@@ -1,0 +1,116 @@
+"""The verbs of a kit's tree without a mount: ls and cat. Lazily too: ls reads indexes, cat the bytes of one file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kitfs.cli.options import Command, takes
+from kitfs.cli.output import flush, human_size, put, put_bytes, put_json
+from kitfs.cli.session import host_of
+from kitfs.cli.verbs.mount import reference_of
+from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.errors import UsageError
+from kitfs.escaping import shown
+
+if TYPE_CHECKING:
+    from kitfs.kit.kit import Kit
+    from kitfs.kit.tree import Node, Tree
+
+TREE_OPTIONS = ("only", "cache-size", "max-entries", "remote", *COMMON, *NETWORK)
+PIECE = 1 << 20  # bytes that cat reads at once
+
+
+@contextmanager
+def opened(reference: str, settings: Settings, labels: Sequence[str]) -> Iterator[tuple[Kit, Tree]]:
+    """A kit and its merged tree, for the time of the block; warnings go to stderr. ``labels`` as --label has them."""
+    from kitfs.kit.tree import tree_of
+    from kitfs.modelkit.filters import Filter
+    from kitfs.modelkit.index import selector
+    from kitfs.oci.names import parse_any
+
+    filters = [Filter.parse(text) for text in settings["only"]]
+    chosen = selector(labels)
+    named = parse_any(reference_of(reference))
+    with host_of(settings, waits=True, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host:
+        kit = host.resolver.open(named, filters=filters, labels=chosen, remote=settings["remote"])
+        try:
+            yield kit, tree_of(kit, counters=host.client.counters, log=host.client.log)
+        finally:
+            kit.close()
+
+
+class _Ls(Command):
+    """ls, whose -h asks for sizes that people read, as GNU's; alone it asks for help, as every verb's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """A lone -h is --help."""
+        return super().parse_args(ctx, ["--help"] if args == ["-h"] else args)
+
+
+@click.command(
+    "ls", cls=_Ls, short_help="List a kit's files, without a mount.", context_settings={"help_option_names": ["--help"]}
+)
+@click.argument("reference", metavar="REF")
+@click.argument("path", metavar="[PATH]", required=False, default="")
+@takes("list-label", "long", "human-readable", "recursive", "json", *TREE_OPTIONS)
+def ls(settings: Settings, reference: str, path: str) -> None:
+    """List what is at PATH in the kit behind REF; only indexes are read. -R: also what is below."""
+    with opened(reference, settings, settings["list-label"]) as (kit, tree):
+        node = tree.resolve(path)
+        listed = (
+            [(node.path, node)]
+            if node.kind != "dir"
+            else list(tree.walk(node) if settings["recursive"] else tree.list(node))
+        )
+        if settings["json"]:
+            put_json([_json(p, n) for p, n in listed])
+            return
+        for name, found in listed:
+            told = name if node.kind != "dir" or settings["recursive"] else name.rsplit("/", 1)[-1]
+            put(_long(told, found, kit.created, human=settings["human-readable"]) if settings["long"] else shown(told))
+
+
+def _json(path: str, node: Node) -> dict[str, Any]:
+    printable = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    told: dict[str, Any] = {"path": printable, "type": node.kind, "mode": f"{node.mode:04o}"}
+    if node.kind == "file":
+        told["size"] = node.size
+    if node.kind == "symlink":
+        told["target"] = node.target
+    if node.layer is not None:
+        told["layer"] = str(node.layer.digest)
+    return told
+
+
+def _long(name: str, node: Node, created: int, *, human: bool) -> str:
+    kind = {"dir": "d", "symlink": "l"}.get(node.kind, "-")
+    bits = "".join(c if node.mode >> (8 - i) & 1 else "-" for i, c in enumerate("rwxrwxrwx"))
+    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(created))
+    size = f"{human_size(node.size):>10}" if human else f"{node.size:>14}"
+    return f"{kind}{bits} {size} {when} {shown(name)}" + (f" -> {shown(node.target)}" if node.kind == "symlink" else "")
+
+
+@click.command("cat", cls=Command, short_help="Write a file of a kit to stdout, without a mount.")
+@click.argument("reference", metavar="REF")
+@click.argument("path", metavar="PATH")
+@takes("label", *TREE_OPTIONS)
+def cat(settings: Settings, reference: str, path: str) -> None:
+    """Write the file at PATH in the kit behind REF to stdout; only its bytes are fetched."""
+    with opened(reference, settings, settings["label"]) as (_, tree):
+        node = tree.resolve(path)
+        if node.kind != "file":
+            raise UsageError(f"{path or '/'} is a directory; list it with: kitfs ls {reference} {path}")
+        at = 0
+        while at < node.size:
+            data = tree.pread(node, at, PIECE)
+            put_bytes(data)
+            at += len(data)
+        flush()
+
+
+VERBS = (ls, cat)

@@ -1,0 +1,102 @@
+"""The verb unpack. Its flags and texts are kit's (KITOPS §5)."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import click
+
+from kitfs.cli.options import Command, takes
+from kitfs.cli.output import flush, put_json, say
+from kitfs.cli.progress import Reporter
+from kitfs.cli.session import host_of
+from kitfs.cli.verbs.mount import reference_of
+from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.errors import NotFound, UsageError
+from kitfs.ops.events import Event, Noted
+
+if TYPE_CHECKING:
+    from kitfs.modelkit.filters import Filter
+
+DEPRECATED = ("kitfile", "model", "code", "datasets", "docs")
+
+
+@click.command("unpack", cls=Command, short_help="Write a kit's files to a directory.")
+@click.argument("reference", metavar="REF")
+@takes(
+    "dir", "label", "replace", "ignore-existing", "filter", "include-remote", "remote", *(f"just-{kind}" for kind in DEPRECATED),
+    "cache-size", "max-entries", "progress", "json", *COMMON, *NETWORK,
+)  # fmt: skip
+def unpack(settings: Settings, reference: str) -> None:
+    """Write the files of the kit REF to --dir, every byte verified.
+
+    What is not in the store is fetched, only as far as --filter needs it. A file that is there already is an error.
+    Nothing is written where something is in the way, or unsafe; an unpack that was killed goes on when it is run
+    again.
+    """
+    from kitfs.modelkit.index import selector
+    from kitfs.oci.names import LayoutReference, parse_any
+    from kitfs.ops.unpack import unpack as unpacking
+
+    if "," in reference and not reference.startswith(("oci:", "oci-archive:")):
+        raise UsageError("can not unpack multiple tags")
+    filters = _filters(settings)
+    labels = selector(settings["label"])
+    named = parse_any(reference_of(reference))
+    directory = settings["dir"]
+    unpacking.check_directory(directory)
+    with (
+        ExitStack() as last,
+        host_of(settings, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host,
+        Reporter(settings["progress"]) as reporter,
+    ):
+
+        def report(event: Event) -> None:
+            if not (settings["json"] and isinstance(event, Noted)):
+                reporter(event)
+
+        report(Noted(f"Unpacking to {directory}"))
+        try:
+            kit = host.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])
+        except NotFound as e:
+            if isinstance(named, LayoutReference):
+                raise
+            told = f"reference {named.display} is not present in local storage and could not be found in remote"
+            raise NotFound(f"Failed to find reference {named.display}: {told} ({e})")
+        try:
+            done = unpacking.unpack(
+                kit,
+                directory,
+                host.store,
+                host.resolver,
+                filters=filters,
+                overwrite=settings["replace"],
+                ignore_existing=settings["ignore-existing"],
+                include_remote=settings["include-remote"],
+                remote=settings["remote"],
+                max_entries=settings["max-entries"],
+                last=last,
+                report=report,
+            )
+        finally:
+            kit.close()
+        if settings["json"]:
+            name = str(named) if isinstance(named, LayoutReference) else named.display
+            put_json({"reference": name, **done._asdict(), "layers": [layer._asdict() for layer in done.layers]})
+        flush()
+
+
+def _filters(settings: Settings) -> list[Filter]:
+    """Those of --filter; without any, what kit's flags of old select."""
+    from kitfs.modelkit.filters import Filter
+
+    filters = [Filter.parse(text) for text in settings["filter"]]
+    old = [kind for kind in DEPRECATED if settings[f"just-{kind}"]]
+    if old:
+        instead = "and left out beside --filter" if filters else f"write --filter {','.join(old)}"
+        say(f"kitfs: warning: {', '.join(f'--{kind}' for kind in old)}: deprecated, {instead}")
+    return filters or ([Filter(tuple(old))] if old else [])
+
+
+VERBS = (unpack,)

@@ -1,0 +1,105 @@
+"""The directory that a kit is mounted on."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from kitfs.errors import MountError
+
+POINT_PATIENCE: Final = 5.0  # seconds that a mount point is waited for which another process is mounting on
+
+
+@dataclass(slots=True)
+class CreatedMountpoint:
+    """A mount point: whether it was made by us, and is to stay; ``lock`` keeps other run-time directories' mounts
+    away from it.
+    """
+
+    made: bool = False
+    kept: bool = False
+    lock: int = -1
+
+    def unlock(self) -> None:
+        """Let others look at the mount point: what is mounted there can be seen now."""
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
+
+
+@contextmanager
+def _mountpoint(path: str) -> Iterator[CreatedMountpoint]:
+    """Check a mount point, or make it, and lock it; one that was made is removed again unless it is ``kept``."""
+    made = CreatedMountpoint()
+    _check_free(path)
+    try:
+        try:
+            info = os.stat(path)
+        except FileNotFoundError:
+            os.mkdir(path, 0o755)
+            made.made = True
+        else:
+            if not stat.S_ISDIR(info.st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+            if os.listdir(path):
+                raise OSError(errno.ENOTEMPTY, "not empty")
+    except FileNotFoundError:
+        parent = os.path.dirname(path)
+        why = "no directory can be made there" if os.path.isdir(parent) else f"{parent} does not exist"
+        raise MountError(f"mount point {path}: {why}", errno=errno.ENOENT)
+    except OSError as e:
+        raise MountError(f"mount point {path}: {(e.strerror or str(e)).lower()}", errno=e.errno or errno.EIO)
+    try:
+        made.lock = _locked(path)
+        _check_free(path)  # another run-time directory's mount may have come first
+        yield made
+    finally:
+        made.unlock()
+        if made.made and not made.kept:
+            try:
+                os.rmdir(path)
+            except OSError:
+                pass  # somebody put something there, or took it away
+
+
+def _check_free(path: str) -> None:
+    """Raises MountError when something is mounted at a path."""
+    from kitfs.fuse.mounting import FSTYPE, mount_at
+
+    there = mount_at(path)
+    if there is not None:
+        # Not asked whether it answers: one that is stalled would not. We hold the lock, so a mount of ours has no
+        # daemon any more.
+        unknown = f" whose daemon died, or has another --run-dir; clear it with: kitfs umount {path}"
+        hint = unknown if there.fstype == FSTYPE else f", of {there.source}"
+        raise MountError(f"{path} is already a mount{hint}", errno=errno.EBUSY)
+
+
+def _locked(path: str) -> int:
+    """A descriptor that holds a flock on a directory; -1 where it cannot be opened or its file system knows no
+    locks.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    deadline = time.monotonic() + POINT_PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise MountError(f"mount point {path} is locked by another process", errno=errno.EBUSY)
+            time.sleep(0.02)
+        except OSError:
+            os.close(fd)
+            return -1

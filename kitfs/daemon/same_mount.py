@@ -1,0 +1,97 @@
+"""A mount that is asked for where a mount of kitfs is there already: the same one is success, another one is an error
+that says what differs.
+
+What is the same, ``request`` says. Tags are asked for at their registry again, since one that has moved means another
+kit. Threading: no shared state.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+
+from kitfs.daemon.presence import presence
+from kitfs.daemon.request import MountRequest, differences, terms_of
+from kitfs.daemon.run_dir import Record, RunDir
+from kitfs.errors import KitfsError, MountError, RateLimited, Unavailable
+from kitfs.oci.names import LOCAL, UNNAMED, LayoutReference, Reference, parse_any
+
+
+def check(request: MountRequest, record: Record, run: RunDir, *, foreground: bool, log: logging.Logger) -> None:
+    """Return if the mount of ``record`` is what ``request`` asks for, and answers; warnings go to ``log``.
+
+    Raises MountError (EBUSY) that says what differs, that the daemon does not answer, or that ``foreground`` cannot
+    be had.
+    """
+    where, served = record.mountpoint, f"a mount of {record.reference}"
+    replace = f"to mount something else there, first run: kitfs umount {where}"
+    if not _same_place(parse_any(record.reference), parse_any(request.reference)):
+        raise _busy(f"{where} is already a mount, of {record.reference} (asked for: {request.reference}); {replace}")
+    different = differences(record.terms, terms_of(request, record.nonce))
+    if different:
+        raise _busy(f"{where} is already {served} with other options: {', '.join(different)}; {replace}")
+    digest = _digest_of(request, record, log)
+    if digest != record.digest:
+        named = " with these labels" if request.labels else ""
+        raise _busy(
+            f"{where} is already {served}, {record.digest}; {request.reference}{named} now means {digest}; {replace}"
+        )
+    state = presence(run, record).state
+    if state != "alive":
+        raise _busy(
+            f"{where} is already {served}, but its daemon (process {record.pid}) {state_text(state)}; clear it with: kitfs umount {where}"
+        )
+    if foreground:
+        raise _busy(
+            f"{where} is already {served}, by process {record.pid}, which --foreground cannot take over; {replace}"
+        )
+
+
+def state_text(state: str) -> str:
+    """A state that is not "alive", after "its daemon"."""
+    return {"dead": "has died", "detached": "is detached from it"}.get(state, state)
+
+
+def _busy(text: str) -> MountError:
+    return MountError(text, errno=errno.EBUSY)
+
+
+def _same_place(mounted: Reference | LayoutReference, asked: Reference | LayoutReference) -> bool:
+    """Whether two references name the same repository or layout. A kit of the store may be named by its digest
+    alone.
+    """
+    if isinstance(mounted, LayoutReference) or isinstance(asked, LayoutReference):
+        if not (isinstance(mounted, LayoutReference) and isinstance(asked, LayoutReference)):
+            return False
+        return mounted.kind == asked.kind and os.path.realpath(mounted.path) == os.path.realpath(asked.path)
+    unnamed = mounted.registry == asked.registry == LOCAL and UNNAMED in (mounted.repository, asked.repository)
+    return unnamed or mounted.name == asked.name
+
+
+def _digest_of(request: MountRequest, record: Record, log: logging.Logger) -> str:
+    """The digest of the kit that a request means now. A registry that is away changes nothing for the reference that
+    was mounted.
+    """
+    from kitfs.kit.host import open_workspace
+    from kitfs.metrics import Counters
+    from kitfs.registry.client import ClientOptions
+
+    reference = parse_any(request.reference)
+    if reference.digest == record.digest:
+        return record.digest
+    options = ClientOptions(**request.client)
+    try:
+        with open_workspace(
+            request.cache_dir, client_options=options, kit_home=request.kit_home, counters=Counters(), log=log
+        ) as host:
+            return str(host.resolver.identify(reference, labels=request.labels, remote=request.remote))
+    except KitfsError as e:
+        if isinstance(e, (Unavailable, RateLimited)) and (request.reference, request.labels) == (
+            record.reference,
+            record.labels,
+        ):
+            log.warning("whether %s still means %s cannot be known: %s", record.reference, record.digest, e)
+            return record.digest
+        text = f"{record.mountpoint} is already a mount of {record.reference}; what {request.reference} means cannot be known: {e}"
+        raise _busy(text)

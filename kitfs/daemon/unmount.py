@@ -1,0 +1,102 @@
+"""The end of a mount, as ``umount`` brings it about from another process.
+
+``finish`` promises that the mount point is free and, unless it is lazy, that the daemon is gone: it checks both.
+Threading: no shared state.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import Final
+
+from kitfs.daemon.presence import is_at, record_at
+from kitfs.daemon.run_dir import Record, RunDir
+from kitfs.errors import MountError
+from kitfs.fuse.mounting import FSTYPE, MountInfo, holders_of, mount_at, mounts, unmount
+
+PATIENCE: Final = 15.0  # seconds that a daemon has to end by itself after its unmount
+LAZY_PATIENCE: Final = 1.0  # the same, after a lazy unmount: files that are still open keep the daemon
+
+
+def finish(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIENCE) -> None:
+    """End the mount at ``mountpoint``; returns when its daemon is gone, at once with ``lazy``. Also clears one whose
+    daemon died.
+
+    A daemon that was stopped (SIGSTOP) is continued, so that it can end. Raises MountError when nothing of kitfs is
+    mounted there, when it is in use or covered by another mount, and when the mount or the daemon is still there
+    afterwards.
+    """
+    there = mount_at(mountpoint)
+    record = record_at(run, mountpoint, there)
+    if (
+        there is not None
+        and there.fstype != FSTYPE
+        and any(m.fstype == FSTYPE and m.mountpoint == mountpoint for m in mounts())
+    ):
+        text = f"the mount at {mountpoint} is covered by another one, of {there.source} ({there.fstype}): unmount that one first"
+        raise MountError(text, errno=errno.EBUSY)
+    ours = there is not None and there.fstype == FSTYPE
+    if not ours and record is None:
+        raise MountError(f"nothing of kitfs is mounted at {mountpoint}", errno=errno.EINVAL)
+    if ours:
+        known = record is not None and is_at(record, there)
+        unmount(mountpoint, lazy=lazy or (record is not None and known and not run.alive(record)))
+        again = mount_at(mountpoint)
+        if again is not None and there is not None and again.number == there.number:
+            raise MountError(f"{mountpoint} is still mounted", errno=errno.EBUSY)
+        if not known:
+            return  # a mount of another run-time directory
+    if record is not None:
+        _await_end(run, record, lazy=lazy, patience=patience)
+
+
+def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> None:
+    """Wait for a daemon whose mount point is free, and remove what it may have left. Raises MountError when it does
+    not end.
+    """
+    _continue(run, record)
+    deadline = time.monotonic() + (min(LAZY_PATIENCE, patience) if lazy else patience)
+    asked = time.monotonic() + LAZY_PATIENCE
+    while not run.wait_gone(record, 0.1):
+        if time.monotonic() > deadline and lazy:
+            return  # it goes on serving the files that are still open
+        if time.monotonic() > asked and not lazy and (users := _users(record)):
+            text = (
+                f"{record.mountpoint} is detached, but its files are still {users}: its daemon {record.pid} serves them"
+            )
+            raise MountError(text, errno=errno.EBUSY)
+        if time.monotonic() > deadline:
+            text = f"{record.mountpoint} is unmounted, but its daemon {record.pid} does not end; see {record.log}"
+            raise MountError(text, errno=errno.EBUSY)
+    run.forget(record)
+
+
+def _users(record: Record) -> str:
+    """Who has files of a detached mount open; empty when nobody is seen."""
+    if not record.dev:
+        return ""
+    pids = holders_of(MountInfo(record.mountpoint, record.reference, FSTYPE, record.dev, record.number), detached=True)
+    return f"in use by process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}" if pids else ""
+
+
+def _continue(run: RunDir, record: Record) -> None:
+    """Continue a daemon that was stopped. The process must have the daemon's lock open: its id may be another
+    process's by now.
+    """
+    try:
+        with open(f"/proc/{record.pid}/stat", "rb") as f:
+            if f.read().rpartition(b")")[2].split()[:1] != [b"T"]:
+                return
+        lock = os.stat(run.file_of(record, "lock"))
+        fds = os.listdir(f"/proc/{record.pid}/fd")
+    except OSError:
+        return
+    for fd in fds:
+        with suppress(OSError):
+            if os.path.samestat(lock, os.stat(f"/proc/{record.pid}/fd/{fd}")):
+                os.kill(record.pid, signal.SIGCONT)
+                return

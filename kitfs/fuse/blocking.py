@@ -1,0 +1,167 @@
+"""Requests that wait: for the network or for a decoder. A pool of threads, and what happens when their asker is killed.
+
+A waiting request must not fail because of a signal: EINTR in a page fault is SIGBUS, and Go programs and profilers
+get signals all the time. So an INTERRUPT only makes us look at who asked: when that task is dying (SIGKILL is
+pending, which is also how the kernel marks the threads of a process that any other signal ends) the request is
+answered EINTR at once and the late answer is dropped. The kernel sends one INTERRUPT for a request, whatever signals
+follow, so an interrupted one is looked at every ``WATCH`` seconds until it ends.
+
+Threading: any thread may call. One lock guards the table; a reply is written while it is held, so a request is
+answered once and never after ``close``. Threads are started when a request finds none idle, and are daemons: one may
+be inside a read that has no end yet.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+THREADS: Final = 64
+WATCH: Final = 0.1  # seconds between two looks at the asker of an interrupted request
+_EARLY: Final = 4096  # INTERRUPTs remembered that came before their request was known to be cold
+_SIGKILL_BIT: Final = 1 << 8
+
+Reply = tuple[int, bytes]  # positive errno (0: none), payload
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """One request in the pool. ``pid`` is the asking thread's; ``reply`` writes the answer to where the request came
+    from.
+    """
+
+    unique: int
+    pid: int
+    answer: Callable[[], Reply]
+    reply: Callable[[Reply], None]
+    interrupted: bool = False
+
+
+def dying(pid: int) -> bool:
+    """Whether a thread is being killed or is gone; False when that cannot be known (pid 0: it lives in another pid
+    namespace).
+    """
+    if pid <= 0:
+        return False
+    try:
+        with open(f"/proc/{pid}/status", "rb") as f:
+            lines = f.read().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    except OSError:
+        return False
+    for line in lines:
+        name, _, value = line.partition(b":")
+        if name == b"State" and value.split()[0] in (b"Z", b"X"):
+            return True
+        if name in (b"SigPnd", b"ShdPnd") and int(value, 16) & _SIGKILL_BIT:
+            return True
+    return False
+
+
+class BlockingPool:
+    """Answers requests on threads of its own."""
+
+    def __init__(self, *, eintr: Reply, threads: int = THREADS, is_dying: Callable[[int], bool] = dying) -> None:
+        self._limit = threads
+        self._is_dying = is_dying
+        self._eintr = eintr
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._interruption = threading.Condition(self._lock)
+        self._backlog: deque[Waiting] = deque()
+        self._waiting: dict[int, Waiting] = {}
+        self._early: OrderedDict[int, None] = OrderedDict()
+        self._threads = 0
+        self._idle = 0
+        self._watcher: threading.Thread | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<ColdPool {len(self._waiting)} waiting, {self._threads} threads>"
+
+    def submit(self, request: Waiting) -> None:
+        """Have a request answered; nothing happens after ``close``."""
+        with self._lock:
+            if self._closed:
+                return
+            self._waiting[request.unique] = request
+            interrupted = request.unique in self._early
+            self._early.pop(request.unique, None)
+            self._backlog.append(request)
+            if len(self._backlog) > self._idle and self._threads < self._limit:
+                self._threads += 1
+                threading.Thread(target=self._run, name=f"kitfs-cold-{self._threads}", daemon=True).start()
+            else:
+                self._work.notify()
+        if interrupted:
+            self.interrupt(request.unique)
+
+    def interrupt(self, unique: int) -> None:
+        """An INTERRUPT came for a request, which may be unknown here yet, or any more."""
+        with self._lock:
+            request = self._waiting.get(unique)
+            if request is None:
+                self._early[unique] = None
+                while len(self._early) > _EARLY:
+                    self._early.popitem(last=False)
+                return
+            request.interrupted = True
+        if self._is_dying(request.pid):
+            self._finish(request, self._eintr)
+            return
+        with self._lock:
+            if self._watcher is None and not self._closed:
+                self._watcher = threading.Thread(target=self._watch, name="kitfs-watch", daemon=True)
+                self._watcher.start()
+            self._interruption.notify()
+
+    def close(self) -> None:
+        """Answer nothing any more, and let the idle threads go."""
+        with self._lock:
+            self._closed = True
+            self._waiting.clear()
+            self._backlog.clear()
+            self._early.clear()
+            self._work.notify_all()
+            self._interruption.notify()
+            watcher = self._watcher
+        if watcher is not None:
+            watcher.join()
+
+    def _finish(self, request: Waiting, reply: Reply) -> None:
+        with self._lock:
+            if self._waiting.get(request.unique) is request:
+                del self._waiting[request.unique]
+                request.reply(reply)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while not self._backlog:
+                    if self._closed:
+                        return
+                    self._idle += 1
+                    self._work.wait()
+                    self._idle -= 1
+                request = self._backlog.popleft()
+                if self._waiting.get(request.unique) is not request:
+                    continue  # its asker was killed while it stood in the queue
+            self._finish(request, request.answer())
+
+    def _watch(self) -> None:
+        while True:
+            with self._lock:
+                while not self._closed and not any(r.interrupted for r in self._waiting.values()):
+                    self._interruption.wait()
+                if not self._closed:
+                    self._interruption.wait(WATCH)
+                if self._closed:
+                    return
+                interrupted = [r for r in self._waiting.values() if r.interrupted]
+            for request in interrupted:
+                if self._is_dying(request.pid):
+                    self._finish(request, self._eintr)

@@ -1,0 +1,46 @@
+"""Plain values that the file system and its transports exchange. No struct, no ctypes, no I/O."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NewType
+
+from kitfs.kit.inode import Inode
+
+Handle = NewType("Handle", int)
+
+
+class Attr(NamedTuple):
+    """What stat(2) shows: ``mode`` with the type's bits, ``size`` in bytes, ``mtime`` in seconds since the epoch."""
+
+    ino: int
+    size: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    mtime: int
+
+
+class Entry(NamedTuple):
+    """The answer of a lookup."""
+
+    inode: Inode
+    attr: Attr
+
+
+class DirEntry(NamedTuple):
+    """One name of a directory; ``offset`` is where reading goes on after it."""
+
+    name: bytes
+    inode: Inode
+    attr: Attr
+    offset: int
+
+
+class StatFS(NamedTuple):
+    """What statfs(2) shows of something full and read-only; ``blocks`` of ``block_size`` bytes."""
+
+    blocks: int
+    files: int
+    block_size: int = 4096
+    name_max: int = 255

@@ -1,0 +1,163 @@
+"""JSON as Go's encoding/json reads and writes it: what is no UTF-8 becomes U+FFFD, and out it goes compact, with
+``<``, ``>`` and ``&`` escaped and floats in Go's form. Values from outside are bounded here, so that whoever walks
+them need not look. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+ESCAPES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+ESCAPED: Final = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
+MAX_DEPTH: Final = 100  # levels of nesting: what Python's stack carries with room to spare
+MAX_SHOWN: Final = 100  # characters of a key in a message
+MAX_VALUES: Final = 500_000  # of a text: a manifest of 4 MiB has fewer, a Kitfile of ten thousand entries as well
+
+
+class Ambiguous(ValueError):  # noqa: N818 - what the JSON is, as in the message
+    """JSON that two readers may understand in two ways (CVE-2021-41190 and its kin)."""
+
+
+def loads(data: bytes, *, floats: bool = False) -> Any:
+    """A JSON text. ``floats``: every number is a float, as in Go's ``any``.
+
+    Raises Ambiguous for a key that an object has twice; ValueError for what is not JSON (NaN among it), for numbers
+    that float64 cannot hold, beyond MAX_DEPTH and MAX_VALUES.
+    """
+    number = float if floats else None
+    try:
+        value = json.loads(
+            data.decode("utf-8", "replace"), parse_int=number, parse_constant=_no_constant, object_pairs_hook=_unique
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply")
+    return _settled(value, 1, [0])
+
+
+def own_json(data: bytes) -> Any:
+    """A JSON text that kitfs wrote itself, or that a user keeps. Raises ValueError for what is not JSON, what is
+    nested too deeply included.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply")
+
+
+def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises Ambiguous for a key that differs in case only from one that means something: Go's encoding/json reads it
+    as that one.
+    """
+    folded = {name.casefold(): name for name in known}
+    for key in keys:
+        meant = folded.get(key.casefold())
+        if meant is not None and key != meant:
+            raise Ambiguous(
+                f"{where}: the key {key[:MAX_SHOWN]!r} differs from {meant!r} in case only, and some tools read it as that one"
+            )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise Ambiguous(
+            f"the key {twice[:MAX_SHOWN]!r} is there twice in one object, and tools differ in which of the two they read"
+        )
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _settled(value: Any, depth: int, seen: list[int]) -> Any:
+    seen[0] += 1
+    if seen[0] > MAX_VALUES:
+        raise ValueError(f"more than {MAX_VALUES} values")
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    if isinstance(value, str):
+        return SURROGATE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {SURROGATE.sub("\ufffd", k): _settled(v, depth + 1, seen) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_settled(v, depth + 1, seen) for v in value]
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError("a number that is too large")
+    return value
+
+
+def dumps(value: Any) -> bytes:
+    """Compact JSON. dicts keep their order (Go's structs do; give maps sorted). Raises ValueError for NaN and
+    infinity.
+    """
+    return _text(value).encode()
+
+
+def indented(value: Any, margin: str = "") -> str:
+    """JSON as MarshalIndent with two blanks writes it. Raises ValueError for NaN and infinity."""
+    inner = margin + "  "
+    if isinstance(value, dict) and value:
+        fields = [f"{inner}{string(k)}: {indented(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(fields) + f"\n{margin}}}"
+    if isinstance(value, (list, tuple)) and value:
+        return "[\n" + ",\n".join([inner + indented(v, inner) for v in value]) + f"\n{margin}]"
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join([f"{string(k)}:{_text(v)}" for k, v in value.items()]) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join([_text(v) for v in value]) + "]"
+    if isinstance(value, str):
+        return string(value)
+    if isinstance(value, float):
+        return number(value)
+    return json.dumps(value)
+
+
+def string(text: str) -> str:
+    """A JSON string with Go's escapes; a lone surrogate stands for what is not UTF-8 and becomes ``\\ufffd``."""
+    return ESCAPED.sub(lambda m: ESCAPES.get(m[0], "\\ufffd"), json.dumps(text, ensure_ascii=False))
+
+
+def number(value: float) -> str:
+    """A float64 as encoding/json has it: the shortest digits, with an exponent below 1e-6 and from 1e21 on."""
+    if not math.isfinite(value):
+        raise ValueError(f"{value} cannot be JSON")
+    digits, exponent = shortest(value)
+    sign = "-" if math.copysign(1, value) < 0 else ""
+    if value == 0:
+        return sign + "0"
+    if -6 <= exponent < 21:
+        return sign + plain(digits, exponent)
+    mantissa = digits[0] + ("." + digits[1:] if len(digits) > 1 else "")
+    return f"{sign}{mantissa}e{'-' if exponent < 0 else '+'}{abs(exponent)}"
+
+
+def shortest(value: float) -> tuple[str, int]:
+    """(digits without trailing zeros, decimal exponent of the first one) of the shortest text that reads back as
+    ``value``.
+    """
+    mantissa, _, exponent = f"{abs(value)!r}".partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits = (whole + fraction).lstrip("0")
+    first = len(whole) - 1 if whole.strip("0") else -1 - (len(fraction) - len(fraction.lstrip("0")))
+    return digits.rstrip("0") or "0", first + int(exponent or 0)
+
+
+def plain(digits: str, exponent: int) -> str:
+    """Digits in positional notation."""
+    if exponent < 0:
+        return "0." + "0" * (-exponent - 1) + digits
+    if len(digits) <= exponent + 1:
+        return digits + "0" * (exponent + 1 - len(digits))
+    return digits[: exponent + 1] + "." + digits[exponent + 1 :]

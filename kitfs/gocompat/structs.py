@@ -1,0 +1,188 @@
+"""Dataclasses from and to JSON and YAML as Go's struct tags have it: what encoding/json and yaml.v3 do with KitOps'
+Kitfile structs.
+
+A field's metadata says what it holds: ``key`` (its name, else the field's own), ``always`` (no omitempty), ``texts``
+(a list of strings), ``of`` (a list of structs), ``one`` (a struct, or a pointer to one when its default is None),
+``any`` (interface{}); without any of these it is a string. ``digest`` and ``diff_id`` are in JSON only. Which structs
+there are is not known here. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Final
+
+import yaml
+
+from kitfs.gocompat import yaml_reader as goyaml
+from kitfs.gocompat.json import Ambiguous
+from kitfs.gocompat.yaml_writer import Fields, Flow
+
+PACKAGE: Final = "artifact"  # Go's, in messages: "not found in type artifact.KitFile"
+GO_NAMES: Final = {"Kitfile": "KitFile", "Dataset": "DataSet"}
+JSON_ONLY: Final = frozenset(("digest", "diff_id"))
+
+
+def from_json(cls: Any, value: Any, where: str) -> Any:
+    """A struct from a JSON object: unknown keys are dropped, others match in any case, null is nothing.
+
+    Raises ValueError, of which Ambiguous for two keys that match one field.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object")
+    folded: dict[str, list[str]] = {}
+    for key in value:
+        folded.setdefault(key.casefold(), []).append(key)
+    made: dict[str, Any] = {}
+    for f in fields(cls):
+        name = _name(f)
+        keys = folded.get(name.casefold(), ())
+        if len(keys) > 1:
+            raise Ambiguous(
+                f"{where}: the keys {keys[0]!r} and {keys[1]!r} differ in case only, and tools differ in which of them they read"
+            )
+        found = value[keys[0]] if keys else None
+        if found is not None:
+            made[f.name] = _from_json(f.metadata, found, f"{where}.{name}")
+    return cls(**made)
+
+
+def _from_json(meta: Any, value: Any, where: str) -> Any:
+    if meta.get("any"):
+        return value
+    if "one" in meta:
+        return from_json(meta["one"], value, where)
+    if "of" in meta or meta.get("texts"):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list")
+        if meta.get("texts"):
+            return tuple(_string("" if v is None else v, where) for v in value)
+        return tuple(from_json(meta["of"], {} if v is None else v, f"{where}[{i}]") for i, v in enumerate(value))
+    return _string(value, where)
+
+
+def _string(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be a text")
+    return value
+
+
+def from_node(cls: Any, node: yaml.Node, wrong: list[str]) -> Any:
+    """A struct from a YAML node, None for null; what does not fit is gathered in ``wrong``, in yaml.v3's words.
+
+    Raises KitfileError for what yaml.v3 does not go on after.
+    """
+    if goyaml.short_tag(node) == "!!null":
+        return None
+    go_type = f"{PACKAGE}.{GO_NAMES.get(cls.__name__, cls.__name__)}"
+    if not isinstance(node, yaml.MappingNode):
+        _misfit(node, go_type, wrong)
+        return None
+    known = {_name(f): f for f in fields(cls) if f.name not in JSON_ONLY}
+    made: dict[str, Any] = {}
+    for key, value in goyaml.pairs(node, wrong) or ():
+        name = _text_of(key, wrong)
+        if name is None:
+            continue
+        f = known.get(name)
+        if f is None:
+            wrong.append(f"line {goyaml.line_of(key)}: field {name} not found in type {go_type}")
+            continue
+        found = _from_node(f.metadata, value, wrong)
+        if found is not None:
+            made[f.name] = found
+    return cls(**made)
+
+
+def _from_node(meta: Any, node: yaml.Node, wrong: list[str]) -> Any:
+    if meta.get("any"):
+        return goyaml.value_of(node, wrong)
+    if "one" in meta:
+        return from_node(meta["one"], node, wrong)
+    if "of" not in meta and not meta.get("texts"):
+        return _text_of(node, wrong)
+    if not isinstance(node, yaml.SequenceNode):
+        if goyaml.short_tag(node) == "!!null":
+            return None
+        element = (
+            "string" if meta.get("texts") else f"{PACKAGE}.{GO_NAMES.get(meta['of'].__name__, meta['of'].__name__)}"
+        )
+        _misfit(node, f"[]{element}", wrong)
+        return None
+    items = [_text_of(n, wrong) if meta.get("texts") else from_node(meta["of"], n, wrong) for n in node.value]
+    return tuple(i for i in items if i is not None)  # yaml.v3 leaves null items out
+
+
+def _text_of(node: yaml.Node, wrong: list[str]) -> str | None:
+    """A field of type string takes any scalar's literal text, a binary's content, and nothing of null."""
+    if not isinstance(node, yaml.ScalarNode):
+        _misfit(node, "string", wrong)
+        return None
+    value = goyaml.scalar(node)
+    if value is None:
+        return None
+    return value if type(value) is str else str(node.value)
+
+
+def _misfit(node: yaml.Node, go_type: str, wrong: list[str]) -> None:
+    if isinstance(node, yaml.MappingNode) and goyaml.pairs(node, wrong) is None:
+        return  # yaml.v3 looks at the keys first
+    shown = goyaml.short_tag(node)
+    if isinstance(node, yaml.ScalarNode):
+        text = str(node.value).encode()
+        shown += f" `{text.decode() if len(text) <= 10 else text[:7].decode(errors='ignore') + '...'}`"
+    wrong.append(f"line {goyaml.line_of(node)}: cannot unmarshal {shown} into {go_type}")
+
+
+def to_json(section: Any) -> dict[str, Any]:
+    """What encoding/json marshals, in its order. Raises ValueError for a map that JSON cannot say."""
+    out: dict[str, Any] = {}
+    for f in fields(section):
+        value, meta = getattr(section, f.name), f.metadata
+        if not meta.get("always") and not _filled(meta, value):
+            continue
+        if "one" in meta:
+            out[_name(f)] = to_json(value)
+        elif "of" in meta:
+            out[_name(f)] = [to_json(v) for v in value]
+        else:
+            out[_name(f)] = _plain(value) if meta.get("any") else value
+    return out
+
+
+def to_yaml(section: Any) -> Fields:
+    """What yaml.v3 marshals, in its order: as JSON, but without digests, and without a struct that is empty and no
+    pointer.
+    """
+    out = Fields()
+    for f in fields(section):
+        value, meta = getattr(section, f.name), f.metadata
+        if f.name in JSON_ONLY or ("one" in meta and meta.get("always") and value == meta["one"]()):
+            continue
+        if not meta.get("always") and not _filled(meta, value):
+            continue
+        if "one" in meta:
+            out[_name(f)] = to_yaml(value)
+        elif "of" in meta:
+            out[_name(f)] = [to_yaml(v) for v in value]
+        else:
+            out[_name(f)] = Flow(value) if meta.get("texts") else value
+    return out
+
+
+def _name(f: Any) -> str:
+    return str(f.metadata.get("key") or f.name)
+
+
+def _filled(meta: Any, value: Any) -> bool:
+    """Whether omitempty leaves a value in: an interface only has to hold something."""
+    return value is not None and (bool(meta.get("any")) or value not in ("", ()))
+
+
+def _plain(value: Any) -> Any:
+    """Parameters as Go's JSON has them: maps sorted by key."""
+    if isinstance(value, goyaml.AnyMap):
+        raise ValueError("json: unsupported type: map[interface {}]interface {}")
+    if isinstance(value, dict):
+        return {k: _plain(value[k]) for k in sorted(value, key=str.encode)}
+    return [_plain(v) for v in value] if isinstance(value, list) else value

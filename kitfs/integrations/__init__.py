@@ -1,0 +1,1 @@
+"""Adapters that other Python packages load."""

@@ -1,0 +1,183 @@
+"""One tar header and the records of a pax header: bytes in, values out.
+
+ustar and pax are POSIX.1-2001 (pax, "pax Interchange Format"); base-256 numbers and magic are GNU tar's (tar.h); the
+signed checksum is that of old Suns. It reads nothing and hops nowhere: ``tar`` does. Damage is LayerError. Threading:
+pure functions.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from kitfs.errors import LayerError
+from kitfs.layers.index import SIZE_MAX
+
+BLOCK: Final = 512
+GLOBAL_KEYS: Final = frozenset(("path", "linkpath", "size"))
+KEYS: Final = GLOBAL_KEYS | {
+    f"GNU.sparse.{key}" for key in ("major", "name", "size", "realsize", "map")
+}  # what an index can use
+
+
+class Header(NamedTuple):
+    """One entry with its extensions settled. ``at`` is where its data begins, ``size`` what the archive holds of it."""
+
+    name: str
+    flag: int
+    mode: int
+    size: int
+    link: str
+    at: int
+    pax: dict[str, str]
+    sparse: tuple[tuple[int, int], ...]  # (offset, length) from pax 0.0
+    block: bytes
+    extra: int  # bytes of the headers that go on with a sparse map and end where the data begins
+
+
+def padded(size: int) -> int:
+    """``size`` rounded up to whole blocks."""
+    return (size + BLOCK - 1) & -BLOCK
+
+
+def check_sum(block: bytes, at: int) -> None:
+    """Raises LayerError unless the header's checksum is right, by unsigned or (old tars) signed bytes."""
+    field = block[148:156]
+    want = number(field, at)
+    total = sum(block) - sum(field) + 8 * 0x20
+    if total == want:
+        return
+    signed = total - 256 * sum(1 for b in block[:148] + block[156:] if b > 127)
+    if signed != want:
+        raise LayerError(f"not a tar header at {at}: wrong checksum")
+
+
+def number(field: bytes, at: int) -> int:
+    """A number of the header at ``at``: octal text, or base-256 with the first bit set. Raises LayerError for
+    anything else.
+    """
+    if field[0] & 0x80:
+        if field[0] & 0x40:
+            raise LayerError(f"a negative number in the tar header at {at}")
+        value = int.from_bytes(bytes([field[0] & 0x3F]) + field[1:], "big")
+    else:
+        text = field.split(b"\0", 1)[0].strip()
+        if text.translate(None, b"01234567"):
+            raise LayerError(f"not a tar header at {at}: {text!r} is not octal")
+        value = int(text, 8) if text else 0
+    if value > SIZE_MAX:
+        raise LayerError(f"a number beyond 2^63 in the tar header at {at}")
+    return value
+
+
+def decimal(text: str, what: str) -> int:
+    """A number of a pax record or a sparse map. Raises LayerError for anything but digits, and beyond 2^63."""
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > SIZE_MAX:
+        raise LayerError(f"a tar with {what}={text[:30]!r}")
+    return int(text)
+
+
+def text_of(field: bytes) -> str:
+    """The text of a field, up to its first NUL."""
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def name_of(block: bytes) -> str:
+    """The name in a header: v7's, or ustar's in two parts."""
+    name = block[:100].split(b"\0", 1)[0]
+    if block[257:263] == b"ustar\0" and block[345]:
+        prefix = block[345:476] if block[508:512] == b"tar\0" else block[345:500]  # star keeps times behind 131 bytes
+        name = prefix.split(b"\0", 1)[0] + b"/" + name
+    return name.decode("utf-8", "surrogateescape")
+
+
+def pax_records(data: bytes, into: dict[str, str], sparse: list[tuple[int, int]]) -> None:
+    """Settle the records of a pax header ("length key=value\\n"): those an index can use, the pairs of a sparse 0.0
+    map by themselves.
+    """
+    at = 0
+    offset = None
+    while at < len(data) and data[at] != 0:
+        space = data.find(b" ", at, at + 20)
+        digits = data[at:space] if space > 0 else b""
+        length = int(digits) if digits.isdigit() else 0
+        if length < 5 or at + length > len(data) or data[at + length - 1] != 0x0A:
+            raise LayerError("a damaged pax header")
+        key, equals, value = data[space + 1 : at + length - 1].partition(b"=")
+        if not equals:
+            raise LayerError("a damaged pax header")
+        name = key.decode("utf-8", "surrogateescape")
+        at += length
+        if name == "GNU.sparse.offset":
+            offset = decimal(value.decode("utf-8", "replace"), name)
+        elif name == "GNU.sparse.numbytes" and offset is not None:
+            sparse.append((offset, decimal(value.decode("utf-8", "replace"), name)))
+            offset = None
+        elif name in KEYS:
+            into[name] = value.decode("utf-8", "surrogateescape")
+
+
+class Extensions:
+    """What the headers before an entry say of it: pax 'x' and Solaris 'X', pax global 'g', GNU 'L' and 'K'.
+
+    An empty value of an 'x' record takes away what a global header said, and that of a global one what an earlier one
+    said.
+    """
+
+    FLAGS: Final = b"xXgLK"
+
+    def __init__(self) -> None:
+        self._shared: dict[str, str] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._own: dict[str, str] = {}
+        self._sparse: list[tuple[int, int]] = []
+        self._name = self._link = ""
+        self.pending = False  # whether something was said of an entry that has not come yet
+        self.taken = 0  # bytes of headers since the last entry
+
+    def take(self, flag: int, data: bytes) -> None:
+        """The data of one extension header. Raises LayerError when damaged."""
+        self.taken += BLOCK + len(data)
+        if flag == 0x67:
+            said: dict[str, str] = {}
+            pax_records(data, said, [])
+            merged = {**self._shared, **{k: v for k, v in said.items() if k in GLOBAL_KEYS}}
+            self._shared = {k: v for k, v in merged.items() if v}
+            return
+        self.pending = True
+        if flag == 0x4C:
+            self._name = text_of(data)
+        elif flag == 0x4B:
+            self._link = text_of(data)
+        else:
+            pax_records(data, self._own, self._sparse)
+
+    def settle(self, block: bytes, at: int) -> Header:
+        """The entry whose header block is at ``at``, with what was said of it, which is then forgotten. Its data is
+        taken to follow.
+        """
+        if not self.pending and not self._shared:
+            pax: dict[str, str] = {}
+            sparse: tuple[tuple[int, int], ...] = ()
+            name = link = ""
+        else:
+            pax = {k: v for k, v in {**self._shared, **self._own}.items() if v}
+            sparse = tuple(self._sparse)
+            name, link = pax.get("path", self._name), pax.get("linkpath", self._link)
+        size = decimal(pax["size"], "size") if "size" in pax else number(block[124:136], at)
+        if self.taken:
+            self._clear()
+        mode = number(block[100:108], at) & 0o777
+        return Header(
+            name or name_of(block),
+            block[156],
+            mode,
+            size,
+            link or text_of(block[157:257]),
+            at + BLOCK,
+            pax,
+            sparse,
+            block,
+            0,
+        )

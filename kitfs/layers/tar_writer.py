@@ -1,0 +1,124 @@
+"""A tar written byte for byte as Go's archive/tar writes the layers of kit: what is not content, as pure functions.
+
+USTAR where it will do: a name of more than 100 bytes is split at a slash if it can be, else it and a name that is not
+ASCII stand in a pax header, as does a size of 8 GiB and more (POSIX.1-2001; KITOPS §1.5; archive/tar of Go 1.26,
+``allowedFormats`` and ``writePAXHeader``). Owner 1000, group 0 and time 0 are kit's. An entry is ``header``, its
+content, ``padding``; an archive is its entries and ``TRAILER``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kitfs.errors import LayerError
+from kitfs.layers.tar_header import BLOCK, padded
+
+TRAILER: Final = bytes(2 * BLOCK)
+NAME: Final = 100  # bytes of the name field
+PREFIX: Final = 155  # bytes of the prefix field
+SIZE_FIELD: Final = 0o77777777777  # the largest size that 11 octal digits hold: 8 GiB - 1
+MAX_RECORDS: Final = 1 << 20  # bytes of pax records that Go agrees to write and to read
+UID: Final = 1000
+
+
+def header(name: bytes, *, directory: bool, mode: int, size: int = 0) -> bytes:
+    """All blocks before the content.
+
+    ``name`` is relative and clean, without a slash at its end; ``mode`` may hold 0o7777; ``size`` is in bytes, 0 for
+    a directory. Raises LayerError for a name that a tar cannot hold.
+    """
+    flag = b"5" if directory else b"0"
+    records = _records(name, size)
+    if not records:
+        prefix, rest = _split(name)
+        return _block(flag, rest, mode & 0o7777, UID, size, prefix=prefix)
+    directories, slash, base = name.rpartition(b"/")
+    special = _ascii(directories + slash + b"PaxHeaders.0" + (b"/" + base if base else b""))[:NAME].rstrip(b"/")
+    return b"".join((
+        _block(b"x", special, 0, 0, len(records), devices=False),
+        records,
+        padding(len(records)),
+        _block(flag, _cut(_ascii(name)), mode & 0o7777, UID, size if size <= SIZE_FIELD else 0),
+    ))  # fmt: skip
+
+
+def padding(size: int) -> bytes:
+    """The zeros after ``size`` bytes of content."""
+    return bytes(padded(size) - size)
+
+
+def entry_length(name: bytes, *, directory: bool, size: int) -> int:
+    """Bytes that an entry takes in all: headers, content, padding. Raises LayerError as ``header`` does."""
+    records = len(_records(name, size))
+    return BLOCK + (BLOCK + padded(records) if records else 0) + (0 if directory else padded(size))
+
+
+def _records(name: bytes, size: int) -> bytes:
+    """The pax records of an entry, none when USTAR will do."""
+    if b"\0" in name:
+        raise LayerError(f"{name[:100]!r}: a name with a NUL byte cannot be in a tar")
+    fits = name.isascii() and len(name) <= NAME
+    if size <= SIZE_FIELD and (fits or (name.isascii() and _split(name)[0])):
+        return b""
+    found = b""
+    if not fits:
+        found += _record(b"path", name)
+    if size > SIZE_FIELD:
+        found += _record(b"size", b"%d" % size)
+    if len(found) > MAX_RECORDS:
+        raise LayerError(f"{name[:100]!r}…: a name of {len(name)} bytes is too long for a tar")
+    return found
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    """``length key=value\\n``, where the length counts its own digits."""
+    bare = len(key) + len(value) + 3
+    length = bare + len(str(bare))
+    length = bare + len(str(length))
+    return b"%d %s=%s\n" % (length, key, value)
+
+
+def _split(name: bytes) -> tuple[bytes, bytes]:
+    """(prefix, rest): split at the last slash that the prefix field allows. The prefix is empty where no split is
+    needed or none fits.
+    """
+    if len(name) > NAME:
+        at = name.rfind(b"/", 0, PREFIX + 1)
+        if at > 0 and 0 < len(name) - at - 1 <= NAME:
+            return name[:at], name[at + 1 :]
+    return b"", name
+
+
+def _ascii(name: bytes) -> bytes:
+    """Without its bytes beyond ASCII."""
+    return name if name.isascii() else bytes(b for b in name if b < 0x80)
+
+
+def _cut(name: bytes) -> bytes:
+    """What the name field holds of a long name. A slash in its last byte is hidden, that of directories before it
+    too, by a NUL.
+
+    Go's ``formatString`` writes one NUL behind what is left without the slashes, and leaves what is behind that.
+    """
+    field = bytearray(name[:NAME])
+    if len(name) > NAME and field[-1] == 0x2F:
+        field[len(bytes(field[:-1]).rstrip(b"/"))] = 0
+    return bytes(field)
+
+
+def _block(
+    flag: bytes, name: bytes, mode: int, uid: int, size: int, *, prefix: bytes = b"", devices: bool = True
+) -> bytes:
+    """One header block with its checksum. ``devices``: write the device numbers as zeros in octal, which a pax header
+    does not.
+    """
+    start = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(NAME, b"\0"), mode, uid, 0, size, 0)
+    rest = (
+        flag
+        + bytes(100)
+        + b"ustar\x0000"
+        + bytes(64)
+        + (b"0000000\x000000000\0" if devices else bytes(16))
+        + prefix.ljust(167, b"\0")
+    )
+    return b"%s%06o\0 %s" % (start, sum(start) + 8 * 0x20 + sum(rest), rest)

@@ -1,0 +1,72 @@
+"""kit's filters: which parts of a kit are wanted (``kit unpack --filter``, KITOPS §5). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from kitfs.errors import UsageError
+from kitfs.modelkit.kitfile import Entry, clean_path
+
+TYPES: Final = {
+    "kitfile": frozenset(),
+    "model": frozenset({"model", "modelpart"}),
+    "datasets": frozenset({"dataset"}),
+    "code": frozenset({"code"}),
+    "docs": frozenset({"docs"}),
+    "prompts": frozenset({"prompt"}),
+    "mcpservers": frozenset({"mcpserver"}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """``<type1>,<type2>[:<name1>,<name2>]``: entries of these types, whose name or path is one of these (none: all)."""
+
+    types: tuple[str, ...]
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Filter:
+        """Raises UsageError, in kit's words; also for a colon without names, which kit takes for a name that nothing
+        has.
+        """
+        types, colon, rest = text.partition(":")
+        names = tuple(n for n in rest.split(",") if n)
+        if ":" in rest or not types or (colon and not names):
+            raise UsageError("invalid filter: should be in format <type1>,<type2>[:<filter1>,<filter2>]")
+        for kind in types.split(","):
+            if kind not in TYPES:
+                allowed = "'kitfile', 'model', 'datasets', 'code', 'docs', 'prompts', or 'mcpservers'"
+                raise UsageError(f"invalid filter type {kind} (must be one of {allowed})")
+        return cls(tuple(types.split(",")), names)
+
+    def __str__(self) -> str:
+        return ",".join(self.types) + (":" + ",".join(self.names) if self.names else "")
+
+    def selects(self, entry: Entry) -> bool:
+        """Whether an entry is wanted. A name matches the entry's name, or its path as written or cleaned."""
+        if not any(entry.kind in TYPES[t] for t in self.types):
+            return False
+        return not self.names or bool({entry.name, entry.path, clean_path(entry.path)} & set(self.names))
+
+
+def selects(filters: Sequence[Filter], entry: Entry) -> bool:
+    """Whether any filter selects an entry; no filters select everything."""
+    return not filters or any(f.selects(entry) for f in filters)
+
+
+def selects_kitfile(filters: Sequence[Filter]) -> bool:
+    """Whether the Kitfile itself is wanted."""
+    return not filters or any("kitfile" in f.types for f in filters)
+
+
+def for_parent(filters: Sequence[Filter]) -> tuple[Filter, ...] | None:
+    """What is taken of a parent: its model part of the filters, all of the model without filters; None: nothing of
+    it.
+    """
+    if not filters:
+        return (Filter(("model",)),)
+    models = tuple(Filter(("model",), f.names) for f in filters if "model" in f.types)
+    return models or None

@@ -1,0 +1,336 @@
+"""Indexes of kits (``kit index``): one name for the variants of a model, told apart by labels. Pure values.
+
+Follows KitOps 1.17 (pkg/lib/index: index.go, edits.go, select.go): an image index whose artifactType says so, the
+labels in ``modelMetadata`` of each descriptor. Label values are JSON and are kept as they were written, so that an
+index which is read and written again keeps its digest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
+
+from kitfs.errors import ManifestError, NotFound, UsageError
+from kitfs.gocompat.json import ESCAPES, Ambiguous, check_keys, dumps, loads
+from kitfs.oci.manifest import IMAGE_INDEX, Descriptor, IndexManifest
+from kitfs.oci.names import Digest, LayoutReference, Reference
+
+KIT_INDEX: Final = "application/vnd.kitops.modelkit.index.v1+json"
+ORIGINAL_TAG: Final = "ml.kitops.modelkit.original-tag"
+KIT_SIZE: Final = "ml.kitops.modelkit.size"
+MAX_TOLD: Final = 20  # variants in a message
+NAME: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+KEY: Final = re.compile(rf"({NAME}(\.{NAME})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
+BLANK: Final = re.compile(r"[ \t\r\n]*")
+SHOULD_BE: Final = (
+    "must be a name of letters, digits, '-', '_', and '.' that starts and ends with a letter or digit, optionally prefixed by a DNS "
+    "subdomain and '/' (e.g. example.com/gpu)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One kit of an index. ``labels``: key → JSON text."""
+
+    descriptor: Descriptor
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of the kit's manifest."""
+        return self.descriptor.digest
+
+    @property
+    def tag(self) -> str:
+        """The tag by which the kit was added, "" when it was added by its digest."""
+        return self.descriptor.annotations.get(ORIGINAL_TAG, "")
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the kit's layers, as they were recorded; None when they were not."""
+        text = self.descriptor.annotations.get(KIT_SIZE, "")
+        return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+    def notes(self) -> dict[str, str]:
+        """The annotations that somebody gave it."""
+        return {k: v for k, v in sorted(self.descriptor.annotations.items()) if k not in (ORIGINAL_TAG, KIT_SIZE)}
+
+    def pairs(self) -> list[str]:
+        """The labels as ``key=value``, sorted."""
+        return [f"{key}={plain(self.labels[key])}" for key in sorted(self.labels)]
+
+    def name(self, within: Reference | LayoutReference) -> str:
+        """What people call it, in the repository of the index; "" when nothing was recorded."""
+        if not self.tag or isinstance(within, LayoutReference):
+            return self.tag
+        return within.with_tag(self.tag).display
+
+
+@dataclass(frozen=True, slots=True)
+class KitIndex:
+    """An index of kits, in the order in which they were added."""
+
+    variants: tuple[Variant, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, data: bytes) -> KitIndex:
+        """Raises ManifestError for what is no index of kits."""
+        if not is_kit_index(data):
+            raise ManifestError("artifact is not a ModelKit index")
+        index = IndexManifest.parse(data)
+        text = data.decode("utf-8", "replace")
+        top = dict(_members(text))
+        raw = _elements(top["manifests"]) if top["manifests"] != "null" else []
+        variants = []
+        for i, (descriptor, entry) in enumerate(zip(index.manifests, raw, strict=True)):
+            try:
+                check_keys(descriptor.extra, ("modelMetadata",), f"index.manifests[{i}]")
+            except Ambiguous as e:
+                raise ManifestError(f"ambiguous: {e}")
+            labels = dict(_members(entry)).get("modelMetadata", "null")
+            if labels != "null" and not labels.startswith("{"):
+                raise ManifestError(f"index.manifests[{i}].modelMetadata: an object was expected")
+            extra = {k: v for k, v in descriptor.extra.items() if k != "modelMetadata"}
+            found = {} if labels == "null" else {key: compact(value) for key, value in _members(labels)}
+            variants.append(Variant(replace(descriptor, extra=extra), found))
+        known = {"schemaVersion", "mediaType", "artifactType", "manifests", "annotations"}
+        return cls(tuple(variants), index.annotations, {k: v for k, v in loads(data).items() if k not in known})
+
+    def to_json(self) -> bytes:
+        """The index as kit writes it: compact, Go's field order, maps sorted."""
+        start = dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "artifactType": KIT_INDEX}).decode()
+        rest = {"subject": self.extra["subject"]} if "subject" in self.extra else {}
+        rest |= {"annotations": dict(sorted(self.annotations.items()))} if self.annotations else {}
+        rest |= {k: v for k, v in self.extra.items() if k != "subject"}
+        end = "," + dumps(rest).decode()[1:] if rest else "}"
+        return f'{start[:-1]},"manifests":[{",".join(_entry(v) for v in self.variants)}]{end}'.encode()
+
+    def get(self, digest: Digest) -> Variant | None:
+        """The variant that is a kit."""
+        return next((v for v in self.variants if v.digest == digest), None)
+
+    def added(self, variant: Variant) -> KitIndex:
+        """With a variant, in the place of the one of its digest, else at the end."""
+        if self.get(variant.digest) is None:
+            return replace(self, variants=(*self.variants, variant))
+        return replace(self, variants=tuple(variant if v.digest == variant.digest else v for v in self.variants))
+
+    def removed(self, digest: Digest) -> KitIndex:
+        """Without a variant."""
+        return replace(self, variants=tuple(v for v in self.variants if v.digest != digest))
+
+
+def is_kit_index(data: bytes) -> bool:
+    """Whether these bytes are an index of kits, not a manifest or another index. Raises ManifestError for what is no
+    JSON object.
+    """
+    try:
+        fields = loads(data)
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and (fields.get("mediaType"), fields.get("artifactType")) == (
+        IMAGE_INDEX,
+        KIT_INDEX,
+    )
+
+
+# -- one of them
+
+
+def selector(texts: Sequence[str]) -> dict[str, str]:
+    """Labels to choose by, of ``key=value`` texts. Raises UsageError."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise UsageError(f'invalid label "{text}": expected key=value')
+        if key in found:
+            raise UsageError(
+                f'invalid label "{text}": {key} is already set to "{found[key]}"; each label can be specified only once'
+            )
+        found[key] = value
+    return found
+
+
+def select(index: KitIndex, labels: Mapping[str, str], named: Reference | LayoutReference) -> Variant:
+    """The one variant that has every label. Raises UsageError unless there is one, NotFound for an empty index."""
+    display = named.display if isinstance(named, Reference) else str(named)
+    if not index.variants:
+        raise NotFound(f"{display}: index contains no ModelKits")
+    if not labels:
+        told = "is a ModelKit index; select one of its ModelKits with --label (-l)"
+        raise UsageError(f"reference {display} {told}: {_told(index.variants, named)}")
+    found = [
+        v for v in index.variants if all(k in v.labels and plain(v.labels[k]) == want for k, want in labels.items())
+    ]
+    if not found:
+        wanted = ", ".join(f"{key}={labels[key]}" for key in sorted(labels))
+        raise UsageError(
+            f"{display}: no ModelKit in the index has {wanted}. The index contains: {_told(index.variants, named)}"
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"{display}: {len(found)} ModelKits in the index match; add labels to select one of: {_told(found, named)}"
+        )
+    return found[0]
+
+
+def _told(variants: Sequence[Variant], named: Reference | LayoutReference) -> str:
+    """Variants in one line."""
+    told = [f"{v.name(named) or v.digest} ({', '.join(v.pairs()) or 'no labels'})" for v in variants[:MAX_TOLD]]
+    more = [f"{len(variants) - MAX_TOLD} more"] if len(variants) > MAX_TOLD else []
+    return "".join(c if c.isprintable() else "\ufffd" for c in "; ".join(told + more))
+
+
+# -- changes
+
+
+class Edits(NamedTuple):
+    """Values to set by key, and keys to remove."""
+
+    set: Mapping[str, str]
+    remove: tuple[str, ...]
+
+    def applied(self, current: Mapping[str, str]) -> dict[str, str]:
+        """What ``current`` becomes."""
+        return {k: v for k, v in (dict(current) | dict(self.set)).items() if k not in self.remove}
+
+
+def label_edits(texts: Sequence[str]) -> Edits:
+    """Of ``key=value``, ``key:=JSON`` and ``key-``; values come out as JSON texts. Raises UsageError."""
+    given: dict[str, str] = {}
+    remove = []
+    for key, value, is_json in _arguments(texts, "label"):
+        if value is None:
+            remove.append(key)
+            continue
+        if not KEY.fullmatch(key):
+            raise UsageError(f'invalid label key "{key}": {SHOULD_BE}')
+        if is_json:
+            try:
+                loads(value.encode("utf-8", "surrogateescape"))
+            except ValueError:
+                raise UsageError(f"invalid label {key}:={value}: value is not valid JSON")
+        given[key] = compact(value) if is_json else dumps(value).decode()
+    return Edits(given, tuple(remove))
+
+
+def annotation_edits(texts: Sequence[str]) -> Edits:
+    """Of ``key=value`` and ``key-``. Raises UsageError."""
+    given: dict[str, str] = {}
+    remove = []
+    for key, value, is_json in _arguments(texts, "annotation"):
+        if is_json:
+            raise UsageError(f"invalid annotation {key}:={value}: annotation values are strings; use key=value")
+        if value is None:
+            remove.append(key)
+        else:
+            given[key] = value
+    return Edits(given, tuple(remove))
+
+
+def _arguments(texts: Sequence[str], kind: str) -> Iterator[tuple[str, str | None, bool]]:
+    """(key, value or None to remove it, whether the value is JSON)."""
+    seen = set()
+    for text in texts:
+        key, sign, given = text.partition("=")
+        value: str | None = given
+        is_json = bool(sign) and key.endswith(":")
+        if is_json:
+            key = key[:-1]
+        elif not sign and text.endswith("-"):
+            key, value = text[:-1], None
+        elif not sign:
+            raise UsageError(f'invalid {kind} "{text}": expected key=value to set, or key- to remove')
+        if not key:
+            raise UsageError(f'invalid {kind} "{text}": key cannot be empty')
+        if key in seen:
+            raise UsageError(f'invalid {kind} "{text}": each key can be specified only once')
+        seen.add(key)
+        yield key, value, is_json
+
+
+# -- JSON as it was written
+
+
+def compact(text: str) -> str:
+    """JSON without its blanks, escaped as Go escapes it."""
+    return re.sub("[<>&\u2028\u2029]", lambda m: ESCAPES[m[0]], "".join(TOKEN.findall(text)))
+
+
+def indented(data: bytes) -> str:
+    """JSON over lines, two blanks a level, its values as they are written (Go's json.Indent)."""
+    out: list[str] = []
+    depth = 0
+    before = ""
+    for part in TOKEN.findall(data.decode("utf-8", "replace")):
+        if part in "]}":
+            depth -= 1
+            if before not in "[{":
+                out.append("\n" + "  " * depth)
+        elif before in ("[", "{", ","):
+            out.append("\n" + "  " * depth)
+        out.append(": " if part == ":" else part)
+        depth += part in "[{"
+        before = part
+    return "".join(out)
+
+
+def plain(value: str) -> str:
+    """A label's value for people: a text without its quotes, other JSON as it is written (kit: null is an empty
+    text).
+    """
+    if value == "null":
+        return ""
+    return str(loads(value.encode())) if value.startswith('"') else value
+
+
+def _entry(variant: Variant) -> str:
+    """One of ``manifests``."""
+    value = variant.descriptor.to_json()
+    extra = {k: value.pop(k) for k in variant.descriptor.extra}
+    text = dumps(value).decode()
+    if variant.labels:
+        labels = ",".join(f"{dumps(key).decode()}:{variant.labels[key]}" for key in sorted(variant.labels))
+        text = f'{text[:-1]},"modelMetadata":{{{labels}}}}}'
+    return f"{text[:-1]},{dumps(extra).decode()[1:]}" if extra else text
+
+
+def _members(text: str) -> Iterator[tuple[str, str]]:
+    """(key, JSON text of the value) of an object that is known to be right."""
+    decode = json.JSONDecoder().raw_decode
+    at = _after(text, _after(text, 0) + 1)
+    while text[at] != "}":
+        key, at = decode(text, at)
+        start = _after(text, _after(text, at) + 1)
+        _, at = decode(text, start)
+        yield key, text[start:at]
+        at = _after(text, at)
+        if text[at] == ",":
+            at = _after(text, at + 1)
+
+
+def _elements(text: str) -> Iterator[str]:
+    """JSON texts of a list that is known to be right."""
+    decode = json.JSONDecoder().raw_decode
+    at = _after(text, 1)
+    while text[at] != "]":
+        start = at
+        _, at = decode(text, start)
+        yield text[start:at]
+        at = _after(text, at)
+        if text[at] == ",":
+            at = _after(text, at + 1)
+
+
+def _after(text: str, at: int) -> int:
+    """The first place from ``at`` on that is no blank."""
+    found = BLANK.match(text, at)
+    assert found is not None
+    return found.end()

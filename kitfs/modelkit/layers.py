@@ -1,0 +1,208 @@
+"""Which entry of the Kitfile a layer belongs to, where it goes in the tree, and what its annotations say of the file.
+Pure.
+
+ModelKits since KitOps 0.5 carry the layer's digest in the config; older ones are matched by position within their
+type; ModelPacks say their path in an annotation (KITOPS §1.3, §11).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from kitfs.errors import KitfileError, ManifestError
+from kitfs.gocompat.json import Ambiguous, check_keys, loads
+from kitfs.modelkit.kitfile import Code, Dataset, Docs, Entry, Kitfile, Model, ModelPart, Package, Prompt, clean_path
+from kitfs.oci.manifest import FILEPATH, Descriptor, LayerType, Manifest
+
+METADATA: Final = ("org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json")
+KITFILE_ANNOTATION: Final = "ml.kitops.modelkit.kitfile"
+
+
+class FileMetadata(NamedTuple):
+    """What org.cncf.model.file.metadata+json says of a raw layer's file; None where it says nothing that can be
+    used.
+    """
+
+    name: str
+    mode: int | None
+    size: int | None
+
+    @classmethod
+    def of(cls, descriptor: Descriptor) -> FileMetadata | None:
+        """Leniently: an annotation that cannot be read is as good as none. Raises ManifestError for one that can be
+        read in two ways.
+        """
+        text = _annotation(descriptor.annotations, METADATA)
+        try:
+            value = loads(text.encode()) if text else None
+            if not isinstance(value, dict):
+                return None
+            check_keys(value, ("name", "mode", "size", "typeflag"), "its file metadata")
+        except Ambiguous as e:
+            raise ManifestError(f"layer {descriptor.digest} is ambiguous: {e}")
+        except ValueError:
+            return None
+        name, mode, size = value.get("name"), value.get("mode"), value.get("size")
+        return cls(
+            name if isinstance(name, str) else "",
+            mode & 0o777 if isinstance(mode, int) and not isinstance(mode, bool) and mode >= 0 else None,
+            size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 62 else None,
+        )
+
+
+class LayerEntry(NamedTuple):
+    """A layer with its entry. ``path`` is cleaned and relative; "" is the whole context, None when nothing says."""
+
+    descriptor: Descriptor
+    type: LayerType
+    entry: Entry | None
+    path: str | None
+
+
+def kit_layers(manifest: Manifest, kitfile: Kitfile) -> tuple[LayerEntry, ...]:
+    """Every layer of a manifest, in order. Raises UnsupportedLayer for a media type that is not read."""
+    types = [LayerType.parse(d) for d in manifest.layers]
+    entries = kitfile.entries()
+    by_digest: dict[str, list[Entry]] = defaultdict(list)
+    by_kind: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_kind[entry.kind].append(entry)
+        if entry.digest is not None:
+            by_digest[entry.digest].append(entry)
+    by_path = {clean_path(e.path): e for e in reversed(entries)}
+    has_digests = any(e.digest is not None for e in entries)
+    found = []
+    for descriptor, kind in zip(manifest.layers, types, strict=True):
+        annotated = _annotation(descriptor.annotations, FILEPATH)
+        same: list[Entry] = []
+        if has_digests:
+            same = by_digest[descriptor.digest]
+        elif kind.family == "modelkit":
+            same = by_kind[kind.kind]
+        elif annotated and clean_path(annotated) in by_path:
+            same = [by_path[clean_path(annotated)]]
+        owner = _take(same, annotated, keep_last=has_digests)
+        path = owner.path if owner is not None else annotated
+        if annotated and kind.format == "raw":
+            path = annotated
+        found.append(LayerEntry(descriptor, kind, owner, None if path is None else _relative(path)))
+    return tuple(found)
+
+
+def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) -> Entry | None:
+    """The entry of a layer among those that could be: the one of its annotated path, else the first; each is taken
+    once.
+
+    ``keep_last``: a digest whose layers are more than its entries keeps the last one (equal files in one descriptor).
+    """
+    if not candidates:
+        return None
+    at = next((i for i, e in enumerate(candidates) if annotated and clean_path(e.path) == clean_path(annotated)), 0)
+    return candidates[at] if keep_last and len(candidates) == 1 else candidates.pop(at)
+
+
+def _relative(path: str) -> str:
+    """Cleaned; the context itself is ""; a path that leaves it stays as it is, for the index to leave out."""
+    cleaned = clean_path(path)
+    return "" if cleaned == "." else cleaned
+
+
+def _annotation(annotations: Mapping[str, str], names: Iterable[str]) -> str | None:
+    return next((annotations[n] for n in names if annotations.get(n)), None)
+
+
+def has_kitfile(manifest: Manifest) -> bool:
+    """Whether a Kitfile was packed: in the config of a ModelKit, in the annotation that KitOps leaves on a
+    ModelPack.
+    """
+    return manifest.flavor == "modelkit" or bool(manifest.annotations.get(KITFILE_ANNOTATION))
+
+
+def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
+    """The Kitfile of a kit: its config, the annotation that KitOps leaves on a ModelPack, or one made from the
+    layers' paths.
+
+    Raises KitfileError for a config or annotation that cannot be read, ManifestError for a ModelPack layer without a
+    path, or with other than one diffId per layer.
+    """
+    if manifest.flavor == "modelkit":
+        return Kitfile.from_json(config)
+    if has_kitfile(manifest):
+        return Kitfile.from_json(manifest.annotations[KITFILE_ANNOTATION].encode())
+    return _generated(manifest, config)
+
+
+def _generated(manifest: Manifest, config: bytes) -> Kitfile:
+    """What kit makes of a ModelPack that it did not pack: the first weight is the model, the others its parts (KITOPS
+    §11.2).
+    """
+    try:
+        whole = loads(config)
+        if not isinstance(whole, dict):
+            raise ValueError("an object was expected")
+        check_keys(whole, ("descriptor", "config", "modelfs"), "config")
+        told, shape = _section(whole, "descriptor"), _section(whole, "config")
+        check_keys(told, ("name", "version", "description", "licenses", "authors"), "descriptor")
+        check_keys(_section(whole, "modelfs"), ("diffIds",), "modelfs")
+    except ValueError as e:
+        raise KitfileError(f"not a ModelPack's config: {e}")
+    found = _paths(manifest, _texts(_section(whole, "modelfs"), "diffIds"))
+    weights, configs = found["model"], found["modelpart"]
+    model = None
+    if weights or configs:
+        parts = tuple(ModelPart(path=p, digest=d, diff_id=i) for p, d, i in (*weights[1:], *configs))
+        path, digest, diff_id = weights[0] if weights else ("", "", "")
+        model = Model(
+            _str(told, "name"),
+            path,
+            format=_str(shape, "format"),
+            version=_str(told, "version"),
+            parts=parts,
+            digest=digest,
+            diff_id=diff_id,
+        )
+    return Kitfile(
+        manifest_version="1.0.0",
+        package=Package(
+            _str(told, "name"),
+            _str(told, "version"),
+            _str(told, "description"),
+            next(iter(_texts(told, "licenses")), ""),
+            tuple(_texts(told, "authors")),
+        ),
+        model=model,
+        code=tuple(Code(p, digest=d, diff_id=i) for p, d, i in found["code"]),
+        datasets=tuple(Dataset(path=p, digest=d, diff_id=i) for p, d, i in found["dataset"]),
+        docs=tuple(Docs(p, digest=d, diff_id=i) for p, d, i in found["docs"]),
+        prompts=tuple(Prompt(path=p, digest=d, diff_id=i) for p, d, i in found["prompt"]),
+    )
+
+
+def _paths(manifest: Manifest, diff_ids: list[str]) -> Mapping[str, list[tuple[str, str, str]]]:
+    """Per kind, (path, digest, diffId) of its layers in order."""
+    if diff_ids and len(diff_ids) != len(manifest.layers):
+        raise ManifestError(f"the config has {len(diff_ids)} diffIds for {len(manifest.layers)} layers")
+    found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for i, descriptor in enumerate(manifest.layers):
+        path = _annotation(descriptor.annotations, FILEPATH)
+        if path is None:
+            raise ManifestError(f"unknown file path for layer: no {FILEPATH[0]} annotation (layer {descriptor.digest})")
+        found[LayerType.parse(descriptor).kind].append((path, str(descriptor.digest), diff_ids[i] if diff_ids else ""))
+    return found
+
+
+def _section(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _texts(value: Mapping[str, Any], key: str) -> list[str]:
+    found = value.get(key)
+    return [x for x in found if isinstance(x, str)] if isinstance(found, list) else []
+
+
+def _str(value: Mapping[str, Any], key: str) -> str:
+    found = value.get(key)
+    return found if isinstance(found, str) else ""

@@ -1,0 +1,1 @@
+"""Comparing two kits: layers, files and tensors."""

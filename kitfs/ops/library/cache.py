@@ -1,0 +1,42 @@
+"""What the store holds besides the kits that were packed or pulled: blobs that mounts and other readers fetched. No
+printing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from kitfs.store import evict
+from kitfs.store.store import Store
+
+
+class Cleared(NamedTuple):
+    """Bytes on disk that were freed, and that stay since somebody uses them now."""
+
+    freed: int
+    in_use: int
+
+
+def usage(store: Store) -> dict[str, int]:
+    """Bytes on disk by form: blobs as registries have them, and decoded ones."""
+    pinned = store.pinned()
+    found = dict.fromkeys(evict.FORMS, 0)
+    for entry in evict.entries(store.root):
+        if entry.digest not in pinned:
+            found[os.path.relpath(entry.directory, store.root).split(os.sep)[0]] += entry.size
+    return found
+
+
+def clear(store: Store) -> Cleared:
+    """Free all of it that nobody uses now."""
+    there = list(evict.entries(store.root))
+    pinned = store.pinned()  # after the look, as when evicting: what is pinned later was leased later
+    freed = in_use = 0
+    for entry in there:
+        if entry.digest not in pinned:
+            if evict.remove(store.root, entry):
+                freed += entry.size
+            else:
+                in_use += entry.size
+    return Cleared(freed, in_use)

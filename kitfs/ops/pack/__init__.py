@@ -1,0 +1,1 @@
+"""Packing a directory into a kit."""

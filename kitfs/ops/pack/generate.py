@@ -1,0 +1,342 @@
+"""A Kitfile for a directory that has none: what its files are, by their names and sizes, as kit's init and import
+guess it.
+
+Follows KitOps' pkg/lib/kitfile/generate (KITOPS §9.1): version 1.7 for what becomes of directories, which later
+versions do in another way; prompts, MCP bundles, PyTorch's ``.bin`` and what operating systems leave behind are those
+of later versions. Content is read of licences and of SKILL.md only. A ``Directory`` is of a file system or of a list
+of files somewhere else. Threading: one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+import yaml
+
+from kitfs.errors import ContextError, KitfsError, UsageError
+from kitfs.modelkit.kitfile import Code, Dataset, Docs, Kitfile, MCPServer, Model, ModelPart, Package, Prompt
+from kitfs.ops.events import Report, Warned, quiet
+from kitfs.ops.pack.licenses import license_of
+from kitfs.ops.pack.pack import KITFILE_NAMES
+
+MANIFEST_VERSION: Final = "1.0.0"
+MODELS: Final = (
+    ".safetensors", ".pkl", ".joblib", ".pth", ".pt", ".mar", ".pt2", ".ptl", ".pb", ".ckpt", ".tflite", ".tfrecords", ".npy", ".npz", ".keras",
+    ".h5", ".caffemodel", ".pmml", ".coreml", ".gguf", ".ggml", ".ggmf", ".llamafile", ".onnx",
+)  # fmt: skip
+METADATA: Final = (".json", ".yaml", ".xml", ".txt")
+DOCS: Final = (".md", ".adoc", ".html", ".pdf")
+DATASETS: Final = (".tar", ".zip", ".parquet", ".csv")
+PROMPTS: Final = frozenset(("agents.md", "skill.md", "claude.md"))
+CODE_DIRECTORIES: Final = frozenset(("src", "pkg", "lib", "build"))
+JUNK: Final = frozenset((
+    ".DS_Store", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", ".Spotlight-V100", ".Trashes", ".AppleDouble", ".LSOverride", "ehthumbs.db",
+))  # fmt: skip
+MAX_UNKNOWN: Final = 5  # directories of which nothing is known, before one layer takes everything
+MAX_READ: Final = 1 << 20  # bytes of a licence or SKILL.md
+MAX_DEPTH: Final = 200
+
+Read = Callable[[str], bytes]  # the first MAX_READ bytes of a file, by its path
+
+
+class File(NamedTuple):
+    """A file: ``path`` relative with "/", ``size`` in bytes."""
+
+    path: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The last segment."""
+        return posixpath.basename(self.path)
+
+
+@dataclass(slots=True)
+class Directory:
+    """A directory and all that is below it, in the order of names' bytes. The root's path is "."."""
+
+    path: str
+    files: list[File] = field(default_factory=list)
+    directories: list[Directory] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The last segment."""
+        return posixpath.basename(self.path)
+
+
+def directory_of(context: str) -> Directory:
+    """What is in a directory; links and devices are not. Raises ContextError."""
+    return _walked(context, ".", 0)
+
+
+def _walked(context: str, path: str, depth: int) -> Directory:
+    here = os.path.join(context, path) if path != "." else context
+    if depth > MAX_DEPTH:
+        raise ContextError(f"{path}: directories are nested more than {MAX_DEPTH} deep")
+    made = Directory(path)
+    try:
+        with os.scandir(here) as found:
+            entries = sorted(found, key=lambda e: os.fsencode(e.name))
+        for entry in entries:
+            below = entry.name if path == "." else f"{path}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                made.directories.append(_walked(context, below, depth + 1))
+            elif entry.is_file(follow_symlinks=False):
+                made.files.append(File(below, entry.stat(follow_symlinks=False).st_size))
+    except OSError as e:
+        raise ContextError(f"failed to read directory {here}: {(e.strerror or str(e)).lower()}")
+    return made
+
+
+def tree_of(files: Iterable[File]) -> Directory:
+    """The directories that a list of files implies. Paths must be clean and relative."""
+    root = Directory(".")
+    known: dict[str, Directory] = {"": root}
+
+    def at(path: str) -> Directory:
+        missing: list[str] = []
+        while path not in known:
+            missing.append(path)
+            path = posixpath.dirname(path)
+        for below in reversed(missing):
+            known[below] = Directory(below)
+            known[path].directories.append(known[below])
+            path = below
+        return known[path]
+
+    for file in files:
+        at(posixpath.dirname(file.path)).files.append(file)
+    for directory in known.values():
+        directory.files.sort(key=lambda f: os.fsencode(f.name))
+        directory.directories.sort(key=lambda d: os.fsencode(d.name))
+    return root
+
+
+def reader_of(context: str) -> Read:
+    """Reads files of a directory. What it gives raises ContextError."""
+
+    def read(path: str) -> bytes:
+        try:
+            with open(os.path.join(context, path), "rb") as f:
+                return f.read(MAX_READ)
+        except OSError as e:
+            raise ContextError(f"{path} cannot be read: {(e.strerror or str(e)).lower()}")
+
+    return read
+
+
+def kind_of(name: str) -> str:
+    """What a file is, by its name: prompt, mcpserver, model, metadata, docs, dataset, or code for what nobody knows."""
+    if name.lower() in PROMPTS or ".prompt" in name.lower():
+        return "prompt"
+    if name.endswith(".mcpb"):
+        return "mcpserver"
+    if name.endswith(MODELS) or (name.endswith(".bin") and "pytorch_model" in name):
+        return "model"
+    for kind, suffixes in (("metadata", METADATA), ("docs", DOCS), ("dataset", DATASETS)):
+        if name.endswith(suffixes):
+            return kind
+    return "code"
+
+
+def generate(root: Directory, package: Package, read: Read, report: Report = quiet) -> Kitfile:
+    """The Kitfile of what is below ``root``. What cannot be read of it is told as a warning, and guessed without."""
+    guess = _Guess(read, report)
+    metadata: list[File] = []
+    catch_all = False
+    for file in root.files:
+        if file.name in KITFILE_NAMES or file.name in JUNK:
+            continue
+        lower = file.name.lower()
+        kind = kind_of(file.name)
+        if lower.startswith("readme"):
+            guess.docs.append(Docs(file.path, "Readme file"))
+        elif lower.startswith("license"):
+            guess.docs.append(Docs(file.path, "License file"))
+            guess.read_license(file)
+        elif kind == "metadata":
+            metadata.append(file)
+        elif kind == "code":
+            catch_all = True
+        else:
+            guess.add(kind, file)
+    unknown = [d.path for d in root.directories if d.name not in JUNK and not guess.add_directory(d)]
+    if guess.models:
+        model = _model(guess.models)
+        model = replace(model, parts=(*model.parts, *(ModelPart(path=f.path) for f in metadata)))
+    else:
+        model = None
+        guess.datasets += [Dataset(path=f.path) for f in metadata]
+    if catch_all or len(unknown) > MAX_UNKNOWN:
+        guess.code = [Code(".")]
+    else:
+        guess.code += [Code(path) for path in unknown]
+    made = Kitfile(
+        MANIFEST_VERSION,
+        package,
+        model,
+        tuple(guess.code),
+        tuple(guess.datasets),
+        tuple(guess.docs),
+        tuple(guess.prompts),
+        tuple(guess.servers),
+    )
+    return _licensed(made, guess.license)
+
+
+class _Guess:
+    """What was found so far."""
+
+    def __init__(self, read: Read, report: Report) -> None:
+        self._read = read
+        self._report = report
+        self.models: list[File] = []
+        self.code: list[Code] = []
+        self.datasets: list[Dataset] = []
+        self.docs: list[Docs] = []
+        self.prompts: list[Prompt] = []
+        self.servers: list[MCPServer] = []
+        self.license = ""
+
+    def add(self, kind: str, file: File) -> None:
+        """One file that has a kind of its own."""
+        if kind == "model":
+            self.models.append(file)
+        elif kind == "docs":
+            self.docs.append(Docs(file.path))
+        elif kind == "dataset":
+            self.datasets.append(Dataset(path=file.path))
+        elif kind == "prompt":
+            told = self._skill(file) if file.name.lower() == "skill.md" else Prompt()
+            self.prompts.append(replace(told, path=file.path))
+        else:
+            name = posixpath.splitext(file.name)[0]
+            if any(s.name == name for s in self.servers):
+                name = posixpath.splitext(file.path)[0]
+            self.servers.append(MCPServer(name, file.path))
+
+    def add_directory(self, directory: Directory) -> bool:
+        """A directory of the root; False when it is not known what it is. Its models are models all the same."""
+        path = directory.path
+        if directory.name == "docs":
+            self.docs.append(Docs(path))
+            return True
+        if directory.name in CODE_DIRECTORIES:
+            self.code.append(Code(path))
+            return True
+        skill = next((f for f in directory.files if f.name == "SKILL.md"), None)
+        if skill is not None:
+            self.prompts.append(replace(self._skill(skill), path=path))
+            return True
+        kinds: dict[str, list[File]] = {"code": []} if any(d.name not in JUNK for d in directory.directories) else {}
+        for file in directory.files:
+            if file.name not in JUNK:
+                kinds.setdefault(kind_of(file.name), []).append(file)
+        models, metadata = kinds.get("model", []), kinds.pop("metadata", [])
+        self.models += models
+        for server in kinds.get("mcpserver", []):
+            self.add("mcpserver", server)
+        if len(kinds) != 1 or "code" in kinds:
+            return False
+        if models:
+            self.models += metadata
+        elif "dataset" in kinds:
+            self.datasets.append(Dataset(path=path))
+        elif "docs" in kinds:
+            self.docs.append(Docs(path))
+        elif "prompt" in kinds:
+            self.prompts.append(Prompt(path=path))
+        elif metadata:
+            return False  # bundles are layers by themselves, and what lies beside them is of no kind
+        return True
+
+    def read_license(self, file: File) -> None:
+        """Find out which licence this is; the last one counts."""
+        try:
+            self.license = license_of(self._read(file.path))
+        except KitfsError as e:
+            self._report(Warned(f"Error determining license type: {e}"))
+            self.license = ""
+        if not self.license:
+            self._report(Warned("Unable to determine license type"))
+
+    def _skill(self, file: File) -> Prompt:
+        """Name and description from the front matter of a SKILL.md."""
+        try:
+            text = self._read(file.path).decode("utf-8", "replace")
+        except KitfsError as e:
+            self._report(Warned(f"{file.path}: {e}"))
+            return Prompt()
+        front = front_matter(text)
+        return Prompt(front.get("name", ""), "", front.get("description", ""))
+
+
+def front_matter(text: str) -> dict[str, str]:
+    """The texts of the YAML between two lines of "---" that a Markdown file begins with; {} where there is none, or
+    it cannot be read.
+    """
+    lines = text.removeprefix("\ufeff").splitlines()
+    if not lines or lines[0].rstrip() != "---":
+        return {}
+    end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
+    try:
+        loaded = yaml.load("\n".join(lines[1:end]), Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes texts and nothing else
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return (
+        {k: v.strip() for k, v in loaded.items() if isinstance(k, str) and isinstance(v, str)}
+        if isinstance(loaded, dict)
+        else {}
+    )
+
+
+def save(path: str, text: str, *, overwrite: bool) -> None:
+    """Write a Kitfile; one that is there gives way whole, or not at all. Raises UsageError when it may not,
+    ContextError.
+    """
+    temporary = f"{path}.{os.getpid()}~"
+    try:
+        with open(temporary if overwrite else path, "w" if overwrite else "x", encoding="utf-8") as f:
+            f.write(text)
+        if overwrite:
+            os.replace(temporary, path)
+    except FileExistsError:
+        raise UsageError(f"Kitfile already exists at {path}. Use '--force' to overwrite")
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise ContextError(f"Failed to write Kitfile: {path}: {(e.strerror or str(e)).lower()}")
+
+
+def _model(files: list[File]) -> Model:
+    """One file is the model. Of several the largest is, when it has more than one and a half times their average;
+    else the first.
+    """
+    largest = max(files, key=lambda f: f.size)  # the first of those
+    average = sum(f.size for f in files) // len(files)
+    if len(files) == 1 or largest.size > average + average // 2:
+        suffix = os.path.splitext(f"x{largest.name}")[1]
+        model = Model(largest.path.removesuffix(suffix) if suffix else largest.path, largest.path)
+    else:
+        largest = files[0]
+        model = Model(path=largest.path)
+    return replace(model, parts=tuple(ModelPart(path=f.path) for f in files if f != largest))
+
+
+def _licensed(kitfile: Kitfile, found: str) -> Kitfile:
+    """With the licence where it belongs: the model, else the only dataset or code layer, else the package."""
+    if not found:
+        return kitfile
+    if kitfile.model is not None:
+        return replace(kitfile, model=replace(kitfile.model, license=found))
+    if len(kitfile.datasets) == 1:
+        return replace(kitfile, datasets=(replace(kitfile.datasets[0], license=found),))
+    if len(kitfile.code) == 1:
+        return replace(kitfile, code=(replace(kitfile.code[0], license=found),))
+    return replace(kitfile, package=replace(kitfile.package, license=found))

@@ -1,0 +1,159 @@
+"""The bytes of a layer, made from the files of its plan: a tar as kit writes it, or one file as it is; compressed or
+not.
+
+The bytes of a plan are the same each time they are made, and can be made from any offset on, so that a layer can be
+sent without being kept: a file that is not as it was planned, or changes while it is read, fails instead. Small
+pieces are gathered, so that a layer of many small files is not written in as many system calls. Threading: a Contents
+may be read by several threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from kitfs.errors import ContextError, LayerError
+from kitfs.layers.tar_writer import TRAILER, entry_length, header, padding
+from kitfs.ops.pack.scan import LayerPlan, ScannedFile, identity
+
+PIECE: Final = 1 << 20
+NO_ZIP: Final = (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, EOFError, struct.error)
+GONE: Final = (
+    errno.ENOENT,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.ENOTDIR,
+)  # of open: no file any more, a link, a socket, no directory above
+GZIP_LEVELS: Final = {"gzip": 6, "gzip-fastest": 1}
+GZIP_WINDOW: Final = 31  # zlib: the largest window, with gzip's header and trailer
+ZSTD_LEVEL: Final = 3
+
+
+class Contents:
+    """The uncompressed bytes of a layer. ``raw``: its one file as it is, else a tar. Raises ContextError for a name
+    that tar cannot hold.
+    """
+
+    def __init__(self, context: str, plan: LayerPlan, *, raw: bool) -> None:
+        self._context = context
+        self.plan: Final = plan
+        self.raw: Final = raw
+        try:
+            self.size: Final = plan.entries[-1].size if raw else sum(map(_length, plan.entries)) + len(TRAILER)
+        except LayerError as e:
+            raise ContextError(str(e))
+
+    def pieces(self, start: int = 0) -> Iterator[bytes]:
+        """The bytes from ``start`` on, in pieces of about 1 MiB. Raises ContextError for a file that is not as it was
+        planned.
+        """
+        gathered = bytearray()
+        for data in self._raw(start) if self.raw else self._tar(start):
+            if len(gathered) + len(data) > PIECE and gathered:
+                yield bytes(gathered)
+                gathered.clear()
+            if len(data) >= PIECE:
+                yield data
+            else:
+                gathered += data
+        if gathered:
+            yield bytes(gathered)
+
+    def _raw(self, start: int) -> Iterator[bytes]:
+        return self._file(self.plan.entries[-1], start)
+
+    def _tar(self, start: int) -> Iterator[bytes]:
+        at = 0
+        for entry in self.plan.entries:
+            length = _length(entry)
+            if at + length > start:
+                yield from self._entry(entry, max(0, start - at))
+            at += length
+        yield TRAILER[max(0, start - at) :]
+
+    def _entry(self, entry: ScannedFile, skip: int) -> Iterator[bytes]:
+        """The bytes of one entry, without the first ``skip``."""
+        head = header(os.fsencode(entry.path), directory=entry.directory, mode=entry.mode, size=entry.size)
+        if skip < len(head):
+            yield head[skip:]
+        if entry.directory:
+            return
+        skip = max(0, skip - len(head))
+        yield from self._file(entry, min(skip, entry.size))
+        yield padding(entry.size)[max(0, skip - entry.size) :]
+
+    def _file(self, entry: ScannedFile, start: int) -> Iterator[bytes]:
+        with opened(self._context, entry) as fd:
+            at = os.lseek(fd, start, os.SEEK_SET)
+            while at < entry.size:
+                data = os.read(fd, min(PIECE, entry.size - at))
+                if not data:
+                    break
+                yield data
+                at += len(data)
+            there = os.lstat(os.path.join(self._context, entry.path))
+            if at < entry.size or identity(os.fstat(fd)) != entry.identity or identity(there) != entry.identity:
+                raise changed(entry)
+
+
+def _length(entry: ScannedFile) -> int:
+    return entry_length(os.fsencode(entry.path), directory=entry.directory, size=entry.size)
+
+
+def compressed(pieces: Iterable[bytes], method: str) -> Iterator[bytes]:
+    """Pieces as a gzip or zstd stream: ``method`` gzip, gzip-fastest or zstd. The same pieces give the same stream."""
+    if method == "zstd":
+        import zstandard
+
+        encoder = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compressobj()
+        for piece in pieces:
+            yield encoder.compress(piece)
+        yield encoder.flush()
+        return
+    deflate = zlib.compressobj(GZIP_LEVELS[method], zlib.DEFLATED, GZIP_WINDOW)
+    for piece in pieces:
+        yield deflate.compress(piece)
+    yield deflate.flush()
+
+
+def check_bundle(context: str, plan: LayerPlan) -> None:
+    """Raises ContextError for what is no MCP bundle: one file, a zip with a manifest.json at its root."""
+    files = [e for e in plan.entries if not e.directory]
+    if len(files) != 1 or files[0].path != plan.path:
+        raise ContextError(f"{plan.path} is no file that may be packed")
+    with opened(context, files[0]) as fd:
+        try:
+            with open(fd, "rb", closefd=False) as f, zipfile.ZipFile(f) as bundle:
+                bundle.getinfo("manifest.json")
+        except NO_ZIP:
+            raise ContextError(f"{plan.path} is no MCP bundle (a zip with manifest.json at its root)")
+
+
+@contextlib.contextmanager
+def opened(context: str, entry: ScannedFile) -> Iterator[int]:
+    """A descriptor of a planned file. Raises ContextError when it cannot be read, there or in the block, or is
+    another one.
+    """
+    try:
+        fd = os.open(os.path.join(context, entry.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if identity(os.fstat(fd)) != entry.identity:
+                raise changed(entry)
+            yield fd
+        finally:
+            os.close(fd)
+    except OSError as e:
+        if e.errno in GONE:
+            raise changed(entry)
+        raise ContextError(f"{entry.path} cannot be read: {(e.strerror or str(e)).lower()}")
+
+
+def changed(entry: ScannedFile) -> ContextError:
+    """What fails a pack whose input does not stand still."""
+    return ContextError(f"{entry.path} changed while it was packed; pack again when nobody writes to it")

@@ -1,0 +1,1 @@
+"""Moving kits between the store, registries and layouts."""

@@ -1,0 +1,1 @@
+"""Writing a kit's files to a directory."""

@@ -1,0 +1,83 @@
+"""What a registry answers when it does not do what was asked: distribution-spec's error codes and their bodies.
+Pure.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from kitfs.errors import IntegrityError, KitfsError, NotFound, StoreBusy, StoreFull
+
+UNSUPPORTED: Final = "UNSUPPORTED"
+
+
+class ApiError(Exception):
+    """An answer of ``status`` with one error; ``headers`` go with it."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, detail: Any = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        """The JSON of distribution-spec, "Error Codes"."""
+        error = {"code": self.code, "message": self.message} | ({} if self.detail is None else {"detail": self.detail})
+        return json.dumps({"errors": [error]}).encode()
+
+
+def out_of_descriptors(error: BaseException | None) -> bool:
+    """Whether an error is, or came of, a file that could not be opened because too many are open: nothing else is
+    wrong then.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def unknown_blob(digest: str) -> ApiError:
+    """404 of a blob that the repository does not have."""
+    return ApiError(404, "BLOB_UNKNOWN", "blob unknown to registry", detail={"digest": digest})
+
+
+def unknown_manifest(reference: str) -> ApiError:
+    """404 of a manifest that the repository does not have."""
+    return ApiError(404, "MANIFEST_UNKNOWN", "manifest unknown", detail={"reference": reference})
+
+
+def unknown_name(name: str) -> ApiError:
+    """404 of a repository that nothing was pushed to."""
+    return ApiError(404, "NAME_UNKNOWN", "repository name not known to registry", detail={"name": name})
+
+
+def unknown_upload() -> ApiError:
+    """404 of an upload that has ended, or never was."""
+    return ApiError(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
+
+
+def of_error(error: KitfsError) -> ApiError:
+    """What the store says, as an answer."""
+    if isinstance(error, IntegrityError):
+        return ApiError(400, "DIGEST_INVALID", "provided digest did not match uploaded content", detail=str(error))
+    if isinstance(error, StoreFull):
+        return ApiError(
+            507,
+            "DENIED",
+            "no space left in this registry: nothing can be pushed until there is room again; pulls go on",
+        )
+    if isinstance(error, StoreBusy):
+        return ApiError(
+            409, "BLOB_UPLOAD_INVALID", "another request works on this upload", headers={"Retry-After": "1"}
+        )
+    if isinstance(error, NotFound):
+        return unknown_upload()
+    return ApiError(500, "UNKNOWN", "the store of this registry fails; its log has more")

@@ -1,0 +1,214 @@
+"""What removed kits leave behind in a served store: found by marking from every manifest that is left, and freed.
+
+A blob leaves a repository when no manifest of that repository leads to it and nobody pushed it, mounted it or was
+told that it exists for ``min_age`` seconds: a push asks for its blobs first and sends its manifest last. What a
+manifest leads to is every descriptor in it, and in the indexes, children and subjects behind it, whether they are
+tagged or not. Bytes go when no repository and no packed or pulled kit has them any more, nobody reads them, and they
+are as old.
+
+The parts of unfinished uploads are not blobs yet and are never touched. While an upload of a repository is open, the
+age of that repository's blobs is counted at its beginning, so that a push that takes days keeps what it has sent
+already.
+
+Ages are differences between times of files and ``now``, both of the system's clock. A time in the future counts as
+now, so that a clock that jumps back frees nothing; a running server hands in ``SteadyClock``, which a jump ahead does
+not reach. ``kitfs serve gc`` has no memory of its own and believes the clock: it must not run while the clock is
+known to be ahead.
+
+A crash at any moment leaves less garbage than before, or the same. Threading and processes: any number of collectors
+may run, beside servers and pushes; a repository is locked only while its links go.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from kitfs.errors import InvalidReference, StoreError
+from kitfs.oci.manifest import ACCEPT
+from kitfs.oci.names import Digest
+from kitfs.store import evict
+from kitfs.store.ingest import ABANDONED, uploads
+from kitfs.store.repositories import BLOBS, MANIFESTS
+from kitfs.store.store import Store
+
+MIN_AGE: Final = 86_400.0  # seconds
+
+
+class Collected(NamedTuple):
+    """Blobs that were freed and their bytes on disk; blobs that no manifest needs but that are younger than the least
+    age, and theirs.
+    """
+
+    blobs: int
+    freed: int
+    young_blobs: int
+    young: int
+
+
+class SteadyClock:
+    """The system's time as this process may believe it: never later than the time of its start and what has passed
+    since (with sleep).
+    """
+
+    def __init__(self) -> None:
+        self._start = time.time()
+        self._ticks = _ticks()
+
+    def __call__(self) -> float:
+        """Seconds since the epoch."""
+        return min(time.time(), self._start + _ticks() - self._ticks)
+
+
+def _ticks() -> float:
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def collect(store: Store, *, log: logging.Logger, min_age: float = MIN_AGE, now: float | None = None) -> Collected:
+    """Free what no manifest needs and nobody used for ``min_age`` seconds before ``now`` (None: the system's time).
+
+    A repository with a manifest that cannot be read is left as it is, and the log says so. Raises StoreError when the
+    store cannot be read.
+    """
+    now = time.time() if now is None else now
+
+    def before(at: float) -> float:
+        return at - min_age if min_age > 0 else math.inf
+
+    try:
+        begun = _begun(store, now)
+        young: set[str] = set()
+        for repository in store.repositories.names():
+            try:
+                young |= _unlink(store, repository, before=before(min(now, begun.get(repository, now))))
+            except _UnreadableError as e:
+                log.warning("nothing of the repository %s is freed: %s", repository, e)
+        return _free(store, young, before=before(now))
+    except OSError as e:
+        raise StoreError(f"the store in {store.root} cannot be collected: {(e.strerror or str(e)).lower()}") from e
+
+
+class _UnreadableError(Exception):
+    """A manifest is linked and cannot be read: nobody knows what it needs."""
+
+
+def _begun(store: Store, now: float) -> dict[str, float]:
+    """When the oldest open upload of a repository began, by repository."""
+    found: dict[str, float] = {}
+    for upload in uploads(store.root):
+        repository = upload.note.get("repository") if isinstance(upload.note, dict) else None
+        if isinstance(repository, str) and now - upload.written < ABANDONED:
+            found[repository] = min(upload.began, found.get(repository, upload.began))
+    return found
+
+
+def _unlink(store: Store, repository: str, *, before: float) -> set[str]:
+    """Forget the blobs of a repository that nothing needs and that were last used at or before a time; digests of the
+    younger ones.
+    """
+    links = store.repositories
+    manifests = set(links.listed(repository, MANIFESTS))
+    needed = _needed(store, manifests)
+    idle = [name for name in links.listed(repository, BLOBS) if _digest(name) not in needed]
+    if not idle:
+        return set()
+    with links.locked(repository):  # from here on no manifest arrives
+        needed |= _needed(store, set(links.listed(repository, MANIFESTS)) - manifests)
+        unneeded = [name for name in idle if _digest(name) not in needed]
+        went = {name for name in unneeded if links.unlink_unused(repository, name, before=before)}
+    return {_digest(name) for name in unneeded if name not in went}
+
+
+def _needed(store: Store, manifests: set[str]) -> set[str]:
+    """Digests of all that manifests, given as names of links, lead to."""
+    found = {_digest(name) for name in manifests}
+    read: set[str] = set()
+    pending = deque(
+        (text, True) for text in found
+    )  # the linked ones come first: for them it matters whether they can be read
+    while pending:
+        text, linked = pending.popleft()
+        if text in read:
+            continue
+        read.add(text)
+        for below, leads_on in _descriptors(_read(store, text, linked=linked)):
+            found.add(below)
+            if leads_on:
+                pending.append((below, False))
+    return found
+
+
+def _read(store: Store, text: str, *, linked: bool) -> Any:
+    """A manifest's JSON; None for one that a manifest names, but that is not here. Raises _UnreadableError for a
+    linked one.
+    """
+    try:
+        data = store.get(Digest.parse(text))
+        value = None if data is None else json.loads(data)
+    except (InvalidReference, ValueError, RecursionError) as e:
+        if not linked:
+            return None
+        raise _UnreadableError(f"its manifest {text} is damaged ({e}); delete it by its digest, or push it again")
+    if value is None and linked:
+        raise _UnreadableError(f"its manifest {text} is missing; delete it by its digest, or push it again")
+    return value
+
+
+def _descriptors(manifest: Any) -> Iterator[tuple[str, bool]]:
+    """(digest, whether it is a manifest's) of every descriptor, wherever it stands: fields that later specifications
+    add count too.
+
+    What an index lists and what a referrer is about is taken for a manifest whatever its type says. Names of fields
+    have no case, since clients in Go read them so.
+    """
+    pending = [(manifest, "")]
+    while pending:
+        value, inside = pending.pop()
+        if isinstance(value, list):
+            pending += [(item, inside) for item in value]
+        elif isinstance(value, dict):
+            fields = {key.lower(): item for key, item in value.items()}
+            digest = fields.get("digest")
+            if isinstance(digest, str):
+                yield digest, inside in ("manifests", "subject") or fields.get("mediatype") in ACCEPT
+            pending += [(item, key.lower()) for key, item in value.items()]
+
+
+def _free(store: Store, young: set[str], *, before: float) -> Collected:
+    """Free the bytes that registries' clients sent and that nothing pins; what mounts fetched into the same store is
+    theirs.
+    """
+    there = list(evict.entries(store.root))
+    pinned = store.pinned()  # after the look, as when evicting: what is pinned later was leased later
+    blobs = freed = young_blobs = young_bytes = 0
+    for entry in there:
+        if entry.digest in pinned:
+            idle = entry.digest in young
+        else:
+            idle = _was_sent(entry)
+            if idle and entry.used <= before * 1e9 and evict.remove(store.root, entry):
+                blobs, freed = blobs + 1, freed + entry.size
+                continue
+        if idle:
+            young_blobs, young_bytes = young_blobs + 1, young_bytes + entry.size
+    return Collected(blobs, freed, young_blobs, young_bytes)
+
+
+def _was_sent(entry: evict.Entry) -> bool:
+    """Whether a blob came whole, by an ingest: one that was fetched in chunks has their map beside it
+    (``store.present``).
+    """
+    return os.path.exists(os.path.join(entry.directory, "sealed")) and not os.path.exists(
+        os.path.join(entry.directory, "present")
+    )
+
+
+def _digest(name: str) -> str:
+    """The digest behind the name of a link."""
+    return name.replace("-", ":", 1)

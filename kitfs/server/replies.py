@@ -1,0 +1,108 @@
+"""Responses of the registry, and the conditions of requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from kitfs import escaping
+from kitfs.server.api_errors import ApiError
+from kitfs.server.registry import Page
+from kitfs.version import __version__
+
+VERSION: Final = {
+    "Docker-Distribution-Api-Version": "registry/2.0",
+    "X-Content-Type-Options": "nosniff",
+    "Server": f"kitfs/{__version__}",
+}
+
+
+def malformed(request: web.BaseRequest) -> bool:
+    """Whether the parser has met something behind the beginning of a body that is not HTTP.
+
+    aiohttp queues that as the connection's next message and lets the reader of the body wait; no other message can
+    come before its end.
+    """
+    return not request.content.is_eof() and bool(getattr(request.protocol, "_messages", ()))
+
+
+def answer(
+    status: int, data: bytes = b"", *, content_type: str = "", headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """A response with a body that is at hand."""
+    response = web.Response(status=status, body=data, headers=VERSION | dict(headers or {}))
+    if content_type:
+        response.headers["Content-Type"] = content_type
+    return response
+
+
+def refusal(request: web.BaseRequest, error: ApiError) -> web.Response:
+    """An error as it is answered."""
+    response = answer(error.status, error.body(), content_type="application/json", headers=error.headers)
+    if request.method == "HEAD":
+        response.headers["Content-Length"] = str(len(error.body()))
+    if "Expect" in request.headers or malformed(request):
+        response.force_close()  # whether the body still comes is up to the client: what follows could be taken for it
+    return response
+
+
+def created(name: str, digest: str) -> web.Response:
+    """201 of a blob."""
+    return answer(201, headers={"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest})
+
+
+def pending(name: str, ident: str, size: int) -> web.Response:
+    """202 of an upload that has ``size`` bytes."""
+    headers = {"Location": f"/v2/{name}/blobs/uploads/{ident}", "Range": uploaded(size), "Docker-Upload-UUID": ident}
+    return answer(202, headers=headers)
+
+
+def uploaded(size: int) -> str:
+    """The bytes of an upload as a Range header says them: "0-0" for none, as CNCF distribution does."""
+    return f"0-{max(0, size - 1)}"
+
+
+def listed(request: web.BaseRequest, page: Page, value: dict[str, Any]) -> web.Response:
+    """A page of names, with a Link to the next."""
+    headers = {"Link": next_link(request, page.names[-1], request.query.get("n"))} if page.more and page.names else {}
+    return answer(200, json.dumps(value).encode(), content_type="application/json", headers=headers)
+
+
+def next_link(request: web.BaseRequest, last: str, count: str | None) -> str:
+    """RFC 8288: where the next page is; other parameters stay."""
+    kept = [(k, v) for k, v in request.query.items() if k not in ("n", "last")]
+    query = [*kept, ("last", last), *([] if count is None else [("n", count)])]
+    return f'<{request.rel_url.raw_path}?{urlencode(query, errors="surrogateescape")}>; rel="next"'
+
+
+def counted(request: web.BaseRequest) -> int | None:
+    """The parameter n. Raises ApiError for what is no number."""
+    text = request.query.get("n")
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise ApiError(
+            400, "PAGINATION_NUMBER_INVALID", "invalid number of results requested", detail={"n": text[:100]}
+        )
+    return int(text.lstrip("0")[:9] or 0)
+
+
+def matches(header: str | None, digest: str) -> bool:
+    """Whether If-None-Match names what would be sent."""
+    tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return "*" in tags or f'"{digest}"' in tags or digest in tags
+
+
+def unchanged(header: str | None, digest: str) -> bool:
+    """Whether If-Match, if there is one, names what would be sent. A weak tag never does (RFC 9110, 13.1.1)."""
+    tags = [tag.strip() for tag in (header or "*").split(",")]
+    return "*" in tags or f'"{digest}"' in tags
+
+
+def shown(text: str) -> str:
+    """Foreign text between the quotes of a line of the log."""
+    return escaping.shown(text[:500]).replace('"', "\\x22")

@@ -1,0 +1,229 @@
+"""The life of the embedded registry: listen, serve until SIGTERM or SIGINT, let running requests end, keep uploads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import resource
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from kitfs.errors import StoreError, UsageError
+from kitfs.metrics import Counters
+from kitfs.server.app import App
+from kitfs.server.collect import MIN_AGE
+from kitfs.server.connections import Acceptor, Connections, budget
+from kitfs.server.htpasswd import Htpasswd
+from kitfs.server.registry import Registry
+from kitfs.server.replies import shown
+from kitfs.store.ingest import NO_ROOM
+from kitfs.store.store import Store
+
+GRACE: Final = 2.0  # seconds that running requests have after SIGTERM
+CUT: Final = 0.5  # seconds that aiohttp gives them then, twice, to find that their connections are closed
+LAST: Final = (
+    4.0  # seconds after SIGTERM until what still works on a thread (reading a large upload back) is left as it is
+)
+IDLE: Final = 75.0  # seconds that a connection may wait, or take for its headers
+MAX_HEADER: Final = 16 << 10  # bytes of a request line, and of one header
+MAX_HEADERS: Final = 100
+BACKLOG: Final = 512
+THREADS: Final = 16
+FILES: Final = 65_536  # descriptors that are asked for: two a connection
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRequest:
+    """What ``kitfs serve`` was asked. ``port`` 0: any that is free."""
+
+    root: str
+    host: str = "127.0.0.1"
+    port: int = 5000
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    htpasswd: str | None = None
+    read_only: bool = False
+    min_age: float = MIN_AGE  # seconds for which the blobs of removed kits stay
+
+
+def exposed(host: str, port: int, *, tls: bool, users: bool, read_only: bool) -> list[str]:
+    """What is risky about listening on an address, one line for each, with its remedy; nothing on loopback. ``host``
+    is numeric.
+    """
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    if (mapped or address).is_loopback:
+        return []
+    lines = []
+    if not users:
+        may = "pull everything" if read_only else "pull, replace and delete everything"
+        lines.append(
+            f"anybody who reaches {host} port {port} may {may}: admit users with --htpasswd, or listen on 127.0.0.1"
+        )
+    if not tls:
+        sent = "passwords and what is pulled and pushed" if users else "what is pulled and pushed"
+        lines.append(
+            f"without TLS {sent} can be read and changed on the way to {host} port {port}: give --tls-cert and --tls-key, or listen on "
+            "127.0.0.1 behind a proxy that speaks TLS"
+        )
+    return lines
+
+
+def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; ``ready`` is told the URL when it answers.
+
+    Raises UsageError for what cannot be listened on, read or used as a certificate, StoreError.
+    """
+    context = _tls(request)
+    users = Htpasswd(request.htpasswd, log=log) if request.htpasswd else None
+    _raise_limit()
+    listening = _listen(request.host, request.port)
+    with contextlib.closing(listening), contextlib.ExitStack() as stack:
+        store = _opened(request, log)
+        stack.callback(store.close)
+        pool = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="kitfs-serve"))
+        registry = Registry(store, log=log, min_age=request.min_age)
+        app = App(registry, pool, log=log, htpasswd=users, read_only=request.read_only, uploads=budget().uploads)
+        host, port = listening.getsockname()[:2]
+        for line in exposed(host, port, tls=context is not None, users=users is not None, read_only=request.read_only):
+            log.warning("%s", line)
+        url = f"{'http' if context is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+        asyncio.run(_serve(app, listening, context, lambda: ready(url), log))
+
+
+def _opened(request: ServeRequest, log: logging.Logger) -> Store:
+    """The store of a request. A full disk is no obstacle to pulls; with ``read_only`` neither is one that may not be
+    written.
+    """
+    unwritable = (errno.EROFS, errno.EACCES, errno.EPERM)
+    despite = (*NO_ROOM, *(unwritable if request.read_only else ()))
+    try:
+        return Store.open(request.root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=despite)
+    except StoreError as e:
+        if isinstance(e.__context__, OSError) and e.__context__.errno in unwritable and not request.read_only:
+            raise StoreError(f"{e}, or serve what it holds with --read-only")
+        raise
+
+
+def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> Connections:
+    """What speaks HTTP for an App; to be made on the loop's thread. ``idle``: see IDLE."""
+    errors = log.getChild("http")
+    errors.addFilter(_in_one_line)
+    return Connections(
+        app,
+        keepalive_timeout=idle,
+        max_line_size=MAX_HEADER,
+        max_field_size=MAX_HEADER,
+        max_headers=MAX_HEADERS,
+        auto_decompress=False,
+        access_log=None,
+        logger=errors,
+    )
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """What is no HTTP is answered by aiohttp with 400, and is a line of the log like other requests, not a traceback.
+
+    A client that went away has its line already.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, ConnectionError):
+        return False
+    if isinstance(error, HttpProcessingError):
+        peer = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        record.msg, record.args = '%s - "no HTTP" 400: %s', (peer or "-", shown(" ".join(error.message.split())))
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        record.exc_info = None
+    return True
+
+
+async def _serve(
+    app: App, listening: socket.socket, context: ssl.SSLContext | None, ready: Callable[[], None], log: logging.Logger
+) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    last = threading.Timer(LAST, os._exit, (0,))  # as harmless as SIGKILL, which the store survives
+    last.daemon = True
+
+    def end() -> None:
+        if not stop.is_set():
+            stop.set()
+            last.start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    connections = http(app, log=log)
+    runner = web.ServerRunner(connections, handle_signals=False, shutdown_timeout=CUT)
+    await runner.setup()
+    acceptor = Acceptor(connections, listening, most=budget().connections, log=log, context=context)
+    try:
+        acceptor.start()
+        ready()
+        await stop.wait()
+        acceptor.stop()
+        app.end_logins()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                await app.wait_idle()
+    finally:
+        await runner.cleanup()
+        await app.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as e:
+        raise UsageError(f"--listen: {host}:{port}: {getattr(e, 'strerror', None) or e}")
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(IDLE * 1000)
+        )  # connections inherit it: who takes nothing is gone
+        made.bind(address)
+        made.listen(BACKLOG)
+    except (OSError, OverflowError) as e:
+        made.close()
+        raise UsageError(f"--listen: {host}:{port}: {getattr(e, 'strerror', None) or e}".lower())
+    made.setblocking(False)
+    return made
+
+
+def _tls(request: ServeRequest) -> ssl.SSLContext | None:
+    if bool(request.tls_cert) != bool(request.tls_key):
+        raise UsageError("--tls-cert and --tls-key must be given together")
+    if not request.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(request.tls_cert, request.tls_key, password=lambda: b"")
+    except (ssl.SSLError, OSError, ValueError) as e:
+        raise UsageError(
+            f"{request.tls_cert} and {request.tls_key} cannot be used for TLS: {getattr(e, 'strerror', None) or e}"
+        )
+    return context
+
+
+def _raise_limit() -> None:
+    """As many descriptors as the system lets us have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

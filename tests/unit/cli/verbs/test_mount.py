@@ -1,0 +1,56 @@
+"""What ``mount`` hands on to its daemon."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kitfs.cli.verbs.mount import reference_of
+from kitfs.oci.names import REGISTRY, REPOSITORY, TAG, Digest, Reference, parse_any
+
+SHA = "sha256:" + "0a" * 32
+
+HOSTS = st.from_regex(REGISTRY, fullmatch=True).filter(lambda host: ":" in host or "." in host)
+NAMES = st.one_of(
+    st.from_regex(REPOSITORY, fullmatch=True).map(lambda name: name.replace(".", "-", 1)),
+    st.sampled_from(["kit", "localhost/kit", "a.b", "sha256", "team/kit"]),
+).filter(lambda name: ("." not in name.partition("/")[0] or "/" not in name) and name not in ("oci", "oci-archive"))
+WHERE = st.tuples(HOSTS, NAMES) | st.tuples(st.just("localhost"), NAMES)
+WHICH = st.tuples(st.none() | st.from_regex(TAG, fullmatch=True), st.none()) | st.tuples(
+    st.none(), st.just(Digest(SHA))
+)
+REFERENCES = st.builds(lambda where, which: Reference(*where, *which), WHERE, WHICH) | st.just(
+    Reference("localhost", "_", digest=Digest(SHA))
+)
+
+
+@given(REFERENCES)
+def test_every_reference_reaches_the_daemon(reference: Reference) -> None:
+    """What is handed on is parsed there as what was meant here, at ``latest`` when nothing else was said."""
+    assert parse_any(reference.display) == reference
+    assert parse_any(reference_of(reference.display)) == reference.or_latest()
+
+
+@pytest.mark.parametrize(
+    ("text", "handed"),
+    [
+        ("kit:v1", "kit:v1"),
+        ("localhost/kit:v1", "localhost/kit:v1"),
+        ("kit", "kit:latest"),
+        ("r.io/a:v1@" + SHA, "r.io/a@" + SHA),
+        (SHA, SHA),
+    ],
+)
+def test_names_without_a_registry(text: str, handed: str) -> None:
+    """Local kits and digests alone are handed on as kit spells them."""
+    assert reference_of(text) == handed
+
+
+def test_layouts_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon has another current directory."""
+    monkeypatch.chdir(tmp_path)
+    assert reference_of("oci:kit:v1") == f"oci:{os.path.join(tmp_path, 'kit')}:v1"

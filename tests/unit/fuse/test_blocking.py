@@ -1,0 +1,87 @@
+"""The pool of threads for requests that wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from kitfs.fuse.blocking import BlockingPool, Reply, Waiting
+
+PATIENCE = 60.0
+EINTR: Reply = (4, b"")
+
+
+class Replies:
+    """What was replied, and a wait for it."""
+
+    def __init__(self) -> None:
+        self.got: dict[int, Reply] = {}
+        self._changed = threading.Condition()
+
+    def to(self, unique: int) -> Callable[[Reply], None]:
+        def reply(answer: Reply) -> None:
+            with self._changed:
+                assert unique not in self.got
+                self.got[unique] = answer
+                self._changed.notify_all()
+
+        return reply
+
+    def wait(self, *uniques: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: set(uniques) <= set(self.got), PATIENCE)
+
+
+def stalled(gate: threading.Event) -> Callable[[], Reply]:
+    def answer() -> Reply:
+        assert gate.wait(PATIENCE)
+        return 0, b"late"
+
+    return answer
+
+
+def test_no_more_threads_than_asked_for() -> None:
+    """What finds none stands in the queue, and is answered all the same."""
+    pool, replies, gate = BlockingPool(eintr=EINTR, threads=2), Replies(), threading.Event()
+    for unique in range(5):
+        pool.submit(Waiting(unique, 0, stalled(gate), replies.to(unique)))
+    assert repr(pool) == "<ColdPool 5 waiting, 2 threads>"
+    gate.set()
+    replies.wait(*range(5))
+    assert set(replies.got.values()) == {(0, b"late")}
+    pool.close()
+
+
+def test_a_request_that_was_killed_in_the_queue_is_never_asked() -> None:
+    """The thread goes on to the next one."""
+    pool, replies, gate = (
+        BlockingPool(eintr=EINTR, threads=1, is_dying=lambda pid: pid == 7),
+        Replies(),
+        threading.Event(),
+    )
+    asked = threading.Event()
+
+    def ask() -> Reply:
+        asked.set()
+        return 0, b""
+
+    pool.submit(Waiting(1, 0, stalled(gate), replies.to(1)))
+    pool.submit(Waiting(2, 7, ask, replies.to(2)))
+    pool.submit(Waiting(3, 0, lambda: (0, b"third"), replies.to(3)))
+    pool.interrupt(2)
+    assert replies.got == {2: EINTR}
+    gate.set()
+    replies.wait(1, 3)
+    assert not asked.is_set()
+    pool.close()
+
+
+def test_nothing_is_answered_after_close() -> None:
+    """Neither what waits nor what comes later."""
+    pool, replies, gate = BlockingPool(eintr=EINTR), Replies(), threading.Event()
+    pool.submit(Waiting(1, 0, stalled(gate), replies.to(1)))
+    pool.close()
+    gate.set()
+    pool.submit(Waiting(2, 0, lambda: (0, b""), replies.to(2)))
+    pool.interrupt(1)
+    assert replies.got == {}

@@ -1,0 +1,437 @@
+"""Opening kits: what is asked of whom, parents, filters, tags when the registry is away, kits that were packed or
+pulled here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import logging
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import (
+    IntegrityError,
+    LayerError,
+    ManifestError,
+    NotFound,
+    RateLimited,
+    Unauthorized,
+    Unavailable,
+    UsageError,
+)
+from kitfs.kit.kit import Kit
+from kitfs.kit.origin import Origin
+from kitfs.kit.resolver import Resolver
+from kitfs.metrics import Counters
+from kitfs.modelkit.filters import Filter
+from kitfs.modelkit.index import KIT_INDEX
+from kitfs.oci.manifest import Descriptor
+from kitfs.oci.names import Digest, LayoutReference, Reference
+from kitfs.registry.layout import open_layout
+from kitfs.store.source import Source
+from kitfs.store.store import Store
+from tests import kits
+
+LOG = logging.getLogger("kitfs.test")
+
+
+class Registry:
+    """An Origin per repository over layouts on disk; ``failure`` is raised for every manifest, none is given before
+    it ``speaks``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.failure: Exception | None = None
+        self.speaks = threading.Event()
+        self.speaks.set()
+        self.asked: list[str] = []
+
+    def put(self, name: str, kit: kits.Kit) -> Reference:
+        kits.write_layout(kit, self.root / name.replace("/", "_"), "v1")
+        return Reference.parse(f"{name}:v1")
+
+    def origin_of(self, reference: Reference | LayoutReference) -> Origin:
+        assert isinstance(reference, Reference)
+        return Repository(self, open_layout(LayoutReference("oci", str(self.root / reference.name.replace("/", "_")))))
+
+
+class Repository:
+    def __init__(self, registry: Registry, layout: Origin) -> None:
+        self._registry = registry
+        self._layout = layout
+
+    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
+        self._registry.asked.append(f"manifest {identifier[:12]}")
+        assert self._registry.speaks.wait(60)
+        if self._registry.failure is not None:
+            raise self._registry.failure
+        return self._layout.manifest(identifier)
+
+    def blob(self, descriptor: Descriptor) -> Source | None:
+        return self._layout.blob(descriptor)
+
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
+        self._registry.asked.append("config")
+        return self._layout.blob_bytes(descriptor, limit)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=LOG, free_share=0.0)
+    yield store
+    store.close()
+
+
+def resolver(registry: Registry, store: Store, now: float = 1000.0, patience: float = 60.0) -> Resolver:
+    return Resolver(store, registry.origin_of, log=LOG, clock=lambda: now, patience=patience)
+
+
+def paths(kit: Kit) -> Sequence[str | None]:
+    return [layer.path for layer in kit.layers]
+
+
+def model(path: str, data: bytes = b"weights") -> kits.Part:
+    return kits.part("model", path, data, format="raw")
+
+
+def test_opening_asks_for_manifest_and_config_only(registry: Registry, store: Store) -> None:
+    """Two requests; by digest, and a second time, not even those."""
+    ref = registry.put("r.io/a", kits.build([model("m/w.bin")]))
+    kit = resolver(registry, store).open(ref)
+    assert registry.asked == ["manifest v1", "config"]
+    assert paths(kit) == ["m/w.bin"]
+    assert kit.layers[0].state() == "absent"
+    registry.failure = AssertionError("asked")
+    by_digest = resolver(registry, store).open(Reference.parse(f"r.io/a@{kit.digest}"))
+    assert by_digest.kitfile_bytes == kit.kitfile_bytes
+
+
+@pytest.mark.parametrize("failure", [Unavailable("away"), RateLimited("too many")])
+def test_tag_means_its_last_digest_when_the_registry_is_away(
+    registry: Registry, store: Store, caplog: pytest.LogCaptureFixture, failure: Exception
+) -> None:
+    """With one warning that gives its age."""
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    digest = resolver(registry, store, 1000.0).open(ref).digest
+    registry.failure = failure
+    assert resolver(registry, store, 1000.0 + 3 * 3600).open(ref).digest == digest
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "3 h ago" in warnings[0]
+
+
+def test_a_silent_registry_is_not_waited_for_where_the_tag_is_known(
+    registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After ``patience`` seconds the tag means its last known digest, with one warning that says so; a tag that is
+    not known waits.
+    """
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    digest = resolver(registry, store).open(ref).digest
+    other = registry.put("r.io/b", kits.build([model("v.bin")]))
+    registry.speaks.clear()
+    assert resolver(registry, store, patience=0.01).open(ref).digest == digest
+    assert [r.getMessage().endswith("r.io has not answered within 0.01 s") for r in caplog.records] == [True]
+    timer = threading.Timer(0.5, registry.speaks.set)
+    timer.start()
+    assert paths(resolver(registry, store, patience=0.01).open(other)) == ["v.bin"]
+    timer.join()
+
+
+def test_a_known_tag_that_is_refused_in_time_is_refused(registry: Registry, store: Store) -> None:
+    """Whatever asking raises is raised, and an answer that is in time counts."""
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    resolver(registry, store).open(ref)
+    registry.put("r.io/a", kits.build([model("v.bin")]))
+    assert paths(resolver(registry, store).open(ref)) == ["v.bin"]
+    registry.failure = TimeoutError("a bug")
+    with pytest.raises(TimeoutError, match="a bug"):
+        resolver(registry, store).open(ref)
+
+
+@pytest.mark.parametrize("failure", [Unauthorized("401", status=401), NotFound("404")])
+def test_refusals_are_never_answered_from_memory(registry: Registry, store: Store, failure: Exception) -> None:
+    """401, 403 and 404 stand."""
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    resolver(registry, store).open(ref)
+    registry.failure = failure
+    with pytest.raises(type(failure)):
+        resolver(registry, store).open(ref)
+
+
+def test_unknown_tag_of_a_registry_that_is_away(registry: Registry, store: Store) -> None:
+    """There is nothing to fall back on: the registry's own error."""
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    registry.failure = Unavailable("away")
+    with pytest.raises(Unavailable, match="away"):
+        resolver(registry, store).open(ref)
+
+
+def test_parents_come_first_and_give_their_model(registry: Registry, store: Store) -> None:
+    """The parent's model and parts, under the child's own layers; its Kitfile and datasets are not shown."""
+    parent = [
+        model("base.bin"),
+        kits.part("modelpart", "tok.json", b"t", format="raw"),
+        kits.part("dataset", "data.csv", b"d", format="raw"),
+    ]
+    registry.put("r.io/parent", kits.build(parent))
+    ref = registry.put(
+        "r.io/child", kits.build([kits.part("docs", "README.md", b"r", format="raw")], parent="r.io/parent:v1")
+    )
+    kit = resolver(registry, store).open(ref)
+    assert paths(kit) == ["base.bin", "tok.json", "README.md"]
+    assert kit.kitfile_bytes is not None
+    assert b"r.io/parent:v1" in kit.kitfile_bytes
+
+
+@pytest.mark.parametrize(
+    ("filters", "shown", "kitfile"),
+    [
+        (["model"], ["base.bin"], False),
+        (["docs"], ["README.md"], False),
+        (["kitfile"], [], True),
+        (["kitfile,docs", "model:base"], ["README.md"], True),
+        (["model:base.bin"], ["base.bin"], False),
+    ],
+)
+def test_filters(registry: Registry, store: Store, filters: list[str], shown: list[str], kitfile: bool) -> None:
+    """kit's filters, by type, name and path; a parent gives its model part of them, or nothing."""
+    registry.put("r.io/parent", kits.build([model("base.bin")]))
+    ref = registry.put(
+        "r.io/child", kits.build([kits.part("docs", "README.md", b"r", format="raw")], parent="r.io/parent:v1")
+    )
+    kit = resolver(registry, store).open(ref, filters=[Filter.parse(f) for f in filters])
+    assert paths(kit) == shown
+    assert (kit.kitfile_bytes is not None) == kitfile
+
+
+def test_cycles_and_long_chains_of_parents(registry: Registry, store: Store) -> None:
+    """Both end in one line that shows the chain."""
+    registry.put("r.io/a", kits.build([], parent="r.io/b:v1"))
+    ref = registry.put("r.io/b", kits.build([], parent="r.io/a:v1"))
+    with pytest.raises(ManifestError, match=r"found cycle in modelkit references: \[r.io/b:v1=>r.io/a:v1=>r.io/b:v1\]"):
+        resolver(registry, store).open(ref)
+    for i in range(12):
+        ref = registry.put(f"r.io/c{i}", kits.build([], parent=f"r.io/c{i - 1}:v1" if i else ""))
+    with pytest.raises(ManifestError, match="reached maximum number of model references"):
+        resolver(registry, store).open(ref)
+
+
+def test_kit_that_was_pulled_here_needs_nobody(registry: Registry, store: Store) -> None:
+    """A tag under refs/ is served from the store; remote asks the registry all the same."""
+    built = kits.build([model("w.bin", b"here")])
+    manifest = json.loads(built.manifest)
+    for data in (built.manifest, *built.blobs.values()):
+        assert isinstance(data, bytes)
+        store.put(Digest.of(data), data)
+    store.refs.set("localhost/mine", "v1", {"digest": built.digest})
+    kit = Resolver(store, _nobody, log=LOG).open(Reference.parse("mine:v1"))
+    index = kit.layers[0].index()
+    assert kit.layers[0].pread(index.members["w.bin"], 0, 99) == b"here"
+    assert kit.layers[0].state() == "verified"
+    assert kit.digest == built.digest
+    assert len(manifest["layers"]) == len(kit.layers)
+    with pytest.raises(NotFound, match="nobody"):
+        Resolver(store, _nobody, log=LOG).open(Reference.parse("mine:v1"), remote=True)
+
+
+@pytest.mark.parametrize("lie", [3, 5000])
+def test_metadata_that_lies_about_a_size(registry: Registry, store: Store, lie: int) -> None:
+    """A compressed file that is longer or shorter than its annotation says is never passed off as whole."""
+    built = kits.build([kits.part("model", "w.bin", b"0123456789" * 100, format="raw", compression="gzip")])
+    manifest = json.loads(built.manifest)
+    annotations = manifest["layers"][0]["annotations"]
+    key = "org.cncf.model.file.metadata+json"
+    annotations[key] = json.dumps(json.loads(annotations[key]) | {"size": lie})
+    kit = resolver(registry, store).open(
+        registry.put("r.io/a", dataclasses.replace(built, manifest=json.dumps(manifest).encode()))
+    )
+    layer = kit.layers[0]
+    member = layer.index().members["w.bin"]
+    assert member.size == lie
+    with pytest.raises(IntegrityError, match=r"longer than the 3 bytes|ends before its file"):
+        layer.pread(member, 0, lie)
+
+
+def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) -> None:
+    """It is named among what was left out, and does not break the rest."""
+    built = kits.build([model("w.bin")], vintage="0.4")
+    manifest = json.loads(built.manifest)
+    config = json.dumps({"manifestVersion": "1.0.0", "package": {}}).encode()
+    manifest["config"] |= {"digest": kits.sha256(config), "size": len(config)}
+    bare = kits.Kit(json.dumps(manifest).encode(), config, {kits.sha256(config): config, **built.blobs}, built.layers)
+    layer = resolver(registry, store).open(registry.put("r.io/a", bare)).layers[0]
+    assert layer.path is None
+    assert [len(layer.index().members), len(layer.index().skipped)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/abs/w.bin", "an absolute path"),
+        ("../w.bin", "a path that leaves the root"),
+        (".", "a file in place of the root"),
+        ("", "one file, and neither"),
+    ],
+)
+def test_raw_layer_whose_path_cannot_be_is_left_out(registry: Registry, store: Store, path: str, reason: str) -> None:
+    """What is wrong with the path is said."""
+    layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([model(path)]))).layers[0]
+    assert [(len(layer.index().members), s.reason[: len(reason)]) for s in layer.index().skipped] == [(0, reason)]
+
+
+WEIGHTS = kits.kit_tar({"m/w.bin": b"".join(random.Random(i).randbytes(3) + b"\x3c" for i in range(100_000))})
+
+
+@pytest.mark.parametrize(
+    ("compression", "blob", "first_entry_agrees"),
+    [
+        ("gzip", None, True),
+        ("zstd", None, True),
+        ("gzip", kits.gzip_members(WEIGHTS, 1)[:10] + bytes([0xFF]) * 1000, False),
+        ("zstd", b"\x28\xb5\x2f\xfd" + bytes([0xFF]) * 1000, False),
+        ("gzip", gzip.compress(b"", mtime=0), False),
+        ("zstd", b"", False),
+    ],
+    ids=["gzip", "zstd", "damaged gzip", "damaged zstd", "empty gzip", "no zstd"],
+)
+def test_a_layer_whose_head_says_nothing_is_not_taken_at_its_word(
+    registry: Registry, store: Store, compression: kits.Compression, blob: bytes | None, first_entry_agrees: bool
+) -> None:
+    """Names outside its path are looked for in its index, which knows whether it is damaged; weights fill whole zstd
+    blocks.
+    """
+    part = kits.part("model", "m/w.bin", WEIGHTS, compression=compression, blob=blob)
+    layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([part]))).layers[0]
+    assert layer.first_entry_agrees() == first_entry_agrees
+
+
+@pytest.mark.parametrize("name", ["d/c", "../c"])
+def test_an_index_at_hand_is_refused_where_a_fresh_one_would_be(registry: Registry, store: Store, name: str) -> None:
+    """Entries that another mount takes, kept or left out, are too many for this one."""
+    ref = registry.put(
+        "r.io/a", kits.build([kits.part("dataset", "d", kits.kit_tar({"d/a": b"", "d/b": b"", name: b""}))])
+    )
+
+    def indexed(limit: int) -> int:
+        layer = Resolver(store, registry.origin_of, log=LOG, max_entries=limit).open(ref).layers[0]
+        index = layer.index()
+        return len(index.members) + len(index.skipped)
+
+    count = indexed(100)
+    assert indexed(count) == count
+    with pytest.raises(LayerError, match=rf"^layer sha256:\w+: more than {count - 1} entries \(--max-entries\)$"):
+        indexed(count - 1)
+
+
+def _nobody(_: Reference | LayoutReference) -> Origin:
+    raise NotFound("nobody is asked")
+
+
+# -- indexes
+
+
+def kit_of(text: str) -> kits.Kit:
+    return kits.build([kits.part("model", "m.bin", kits.kit_tar({"m.bin": text.encode()}))])
+
+
+def listing(*made: kits.Kit) -> bytes:
+    """An index of kits that are labelled q=0, q=1, …"""
+    rows = [
+        {"mediaType": kits.MANIFEST, "digest": k.digest, "size": len(k.manifest), "modelMetadata": {"q": str(i)}}
+        for i, k in enumerate(made)
+    ]
+    return json.dumps(
+        {"schemaVersion": 2, "mediaType": kits.INDEX, "artifactType": KIT_INDEX, "manifests": rows}
+    ).encode()
+
+
+def put_index(registry: Registry, name: str, *made: kits.Kit) -> Digest:
+    """An index and its kits as ``name:v1``."""
+    data = listing(*made)
+    whole = {digest: content for k in made for digest, content in {**k.blobs, k.digest: k.manifest}.items()}
+    kits.write_layout(kits.Kit(data, b"", whole), registry.root / name.replace("/", "_"), "v1")
+    return Digest.of(data)
+
+
+def test_labels_choose_a_kit_of_an_index(registry: Registry, store: Store) -> None:
+    """By tag, or by the digest of the index; without labels what there is is told. The kit says that it is that kit."""
+    digest = put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
+    tag = Reference.parse("r.io/a:v1")
+    opens = resolver(registry, store)
+    for named in (tag, dataclasses.replace(tag, tag=None, digest=digest)):
+        kit = opens.open(named, labels={"q": "1"})
+        assert (kit.digest, kit.reference) == (kit_of("1").digest, named)
+        assert kit.layers[0].pread(kit.layers[0].index().members["m.bin"], 0, 9) == b"1"
+        kit.close()
+        with pytest.raises(UsageError, match=r"is a ModelKit index; select one of its ModelKits with --label \(-l\): "):
+            opens.open(named)
+    with pytest.raises(UsageError, match="no ModelKit in the index has q=2"):
+        opens.open(tag, labels={"q": "2"})
+
+
+def test_an_index_of_the_store_needs_no_registry_for_itself(registry: Registry, store: Store) -> None:
+    """Its kits come from the registry when they are not here. A kit of the same name comes first without labels, and
+    not with them.
+    """
+    digest = put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
+    store.put(digest, listing(kit_of("0"), kit_of("1")))
+    store.indexes.set("r.io/a", "mine", {"digest": str(digest)})
+    named = Reference.parse("r.io/a:mine")
+    opens = resolver(registry, store)
+    assert opens.open(named, labels={"q": "0"}).digest == kit_of("0").digest
+    assert registry.asked == [f"manifest {kit_of('0').digest[:12]}", "config"]
+    with pytest.raises(UsageError, match="is a ModelKit index"):
+        opens.open(named)
+    with pytest.raises(NotFound):
+        opens.open(named, labels={"q": "0"}, remote=True)
+    other = kit_of("other")
+    for text, content in {**other.blobs, other.digest: other.manifest}.items():
+        assert isinstance(content, bytes)
+        store.put(Digest.parse(text), content)
+    store.refs.set("r.io/a", "mine", {"digest": other.digest})
+    assert opens.open(named).digest == other.digest
+    assert opens.open(named, labels={"q": "1"}).digest == kit_of("1").digest
+
+
+def test_an_index_that_was_seen_serves_offline(
+    registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a tag of a kit does."""
+    put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
+    tag = Reference.parse("r.io/a:v1")
+    resolver(registry, store).open(tag, labels={"q": "1"})
+    registry.failure = Unavailable("no route")
+    assert resolver(registry, store).open(tag, labels={"q": "1"}).digest == kit_of("1").digest
+    with pytest.raises(Unavailable):
+        resolver(registry, store).open(tag, labels={"q": "0"})
+
+
+def test_labels_of_a_kit_are_ignored_and_told(
+    registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference = registry.put("r.io/a", kit_of("0"))
+    with caplog.at_level("WARNING", "kitfs.test"):
+        assert resolver(registry, store).open(reference, labels={"q": "1"}).digest == kit_of("0").digest
+    assert caplog.messages == ["labels are ignored: r.io/a:v1 is a ModelKit, not a ModelKit index"]
+
+
+def test_a_layer_knows_whose_it_is(registry: Registry, store: Store) -> None:
+    """Its kit's, or a parent's."""
+    parent = registry.put("r.io/parent", kit_of("p"))
+    child = registry.put(
+        "r.io/child", kits.build([kits.part("code", "c", kits.kit_tar({"c": b""}))], parent=str(parent))
+    )
+    assert [layer.kit for layer in resolver(registry, store).open(child).layers] == [parent, child]

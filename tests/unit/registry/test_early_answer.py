@@ -1,0 +1,169 @@
+"""Answers that come before the body is heard, from servers that neither read on nor hang up."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpcore
+import httpx
+import pytest
+from httpcore._backends.sync import SyncStream
+
+from kitfs.registry.early_answer import DuplexStream, DuplexTransport
+from kitfs.registry.routes import ClientOptions
+from kitfs.registry.sockets import Sockets
+
+MiB = 1 << 20
+TLS = Path(__file__).parent / "tls"
+OPTIONS = ClientOptions(tls_certs=(str(TLS / "ca.pem"),))
+Handler = Callable[[socket.socket], None]
+Servers = Callable[..., str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Servers]:
+    """Makes servers of one connection each, which stays open until the end of the test; returns their URL."""
+    sockets: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def make(handler: Handler, *, tls: bool = False) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listener)
+
+        def run() -> None:
+            one, _ = listener.accept()
+            if tls:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(TLS / "server.pem")
+                one = context.wrap_socket(one, server_side=True)
+            sockets.append(one)
+            handler(one)
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+        return f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}/"
+
+    yield make
+    for thread in threads:
+        thread.join(20)
+    for one in sockets:
+        one.close()
+
+
+def put(url: str, pieces: int = 64, *, timeout: float = 20.0) -> tuple[int, int]:
+    """(status, pieces of 1 MiB that were asked of the body)."""
+    made = 0
+
+    def body() -> Iterator[bytes]:
+        nonlocal made
+        for _ in range(pieces):
+            made += 1
+            yield bytes(MiB)
+
+    with httpx.Client(transport=DuplexTransport(OPTIONS), timeout=timeout) as client:
+        response = client.put(url, content=body(), headers={"Content-Length": str(pieces * MiB)})
+    return response.status_code, made
+
+
+def head(one: socket.socket) -> bytes:
+    """The head of a request, and what of the body came with it."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += one.recv(4096)
+    return data.partition(b"\r\n\r\n")[2]
+
+
+def hear(one: socket.socket, heard: int, size: int) -> int:
+    while heard < size:
+        heard += len(one.recv(MiB))
+    return heard
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("after", [0, 3 * MiB])
+def test_an_early_answer_is_heard(serve: Servers, tls: bool, after: int) -> None:
+    """The body stops, and the answer stands, though the server reads no more and keeps the connection."""
+
+    def handler(one: socket.socket) -> None:
+        hear(one, len(head(one)), after)
+        one.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+
+    status, made = put(serve(handler, tls=tls))
+    assert status == 413
+    assert made < 64
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_an_early_answer_before_a_reset_is_heard(serve: Servers, tls: bool) -> None:
+    """The server closes with most of the body unread."""
+
+    def handler(one: socket.socket) -> None:
+        hear(one, len(head(one)), MiB)
+        one.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+        one.close()
+
+    assert put(serve(handler, tls=tls))[0] == 401
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_body_that_is_heard_arrives_whole(serve: Servers, tls: bool) -> None:
+    """A TLS server's session tickets, which come first, are no answer; a slow reader is none either."""
+    heard = []
+
+    def handler(one: socket.socket) -> None:
+        heard.append(hear(one, len(head(one)), 64 * MiB))
+        one.sendall(b"HTTP/1.1 201 Yes\r\nContent-Length: 0\r\n\r\n")
+
+    assert put(serve(handler, tls=tls)) == (201, 64)
+    assert heard == [64 * MiB]
+
+
+def test_an_interim_answer_is_none(serve: Servers) -> None:
+    """1xx in the middle: the body goes on, and the final answer counts."""
+
+    def handler(one: socket.socket) -> None:
+        heard = hear(one, len(head(one)), MiB)
+        one.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+        hear(one, heard, 64 * MiB)
+        one.sendall(b"HTTP/1.1 201 Yes\r\nContent-Length: 0\r\n\r\n")
+
+    assert put(serve(handler)) == (201, 64)
+
+
+def test_whoever_takes_nothing_times_out(serve: Servers) -> None:
+    """As a write did before."""
+    with pytest.raises(httpx.WriteTimeout):
+        put(serve(head), timeout=0.2)
+
+
+def test_whoever_hangs_up_without_a_word_breaks_the_connection(serve: Servers) -> None:
+    """There is no answer to read."""
+
+    def handler(one: socket.socket) -> None:
+        head(one)
+        one.close()
+
+    with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+        put(serve(handler))
+
+
+def test_what_came_early_is_read_first() -> None:
+    """In the pieces that are asked for, and then the rest of it from the socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 413 Too Large\r\n")
+        select.select([ours], [], [], 10)
+        stream = DuplexStream(SyncStream(ours), Sockets())
+        with pytest.raises(httpcore.WriteError):
+            stream.write(bytes(8 * MiB), 5.0)
+        theirs.sendall(b"more")
+        assert [stream.read(8, 5.0), stream.read(65536, 5.0), stream.read(65536, 5.0)] == [
+            b"HTTP/1.1",
+            b" 413 Too Large\r\n",
+            b"more",
+        ]

@@ -1,0 +1,195 @@
+"""Connections: TLS and its hints, client certificates, proxies and their environment, ~/.netrc."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import RegistryError, UsageError
+from kitfs.oci.names import Reference
+from kitfs.registry.client import RegistryClient, Repository
+from tests.fakes.faults import Deaf, Status
+from tests.fakes.registry import FakeRegistry
+from tests.unit.registry.conftest import descriptor
+
+Repositories = Callable[..., Repository]
+BODY = b'{"schemaVersion":2,"config":{},"layers":[]}'
+TLS = Path(__file__).parent / "tls"  # a CA that nobody else knows, and what it signed for 127.0.0.1 and localhost
+
+
+def server_context(*, wants_client: bool = False) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "server.pem")
+    if wants_client:
+        context.load_verify_locations(TLS / "ca.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@pytest.fixture
+def secure() -> Iterator[FakeRegistry]:
+    """A registry behind TLS."""
+    with FakeRegistry(tls=server_context()) as running:
+        running.put_manifest("team/kit", BODY, tag="v1")
+        yield running
+
+
+def test_a_certificate_of_a_named_ca_is_trusted(secure: FakeRegistry, repository: Repositories) -> None:
+    """--tls-cert adds to what the system trusts."""
+    assert (
+        repository(registry=secure.host, plain_http=False, tls_certs=(str(TLS / "ca.pem"),)).manifest("v1")[1] == BODY
+    )
+
+
+def test_an_unknown_certificate_names_the_way_out(secure: FakeRegistry, repository: Repositories) -> None:
+    """At once, and with the two options that help."""
+    words = (
+        rf"{secure.host}: its certificate is not trusted \(.*\); name its CA with --tls-cert, or use --tls-verify=false"
+    )
+    with pytest.raises(RegistryError, match=words):
+        repository(registry=secure.host, plain_http=False).manifest("v1")
+
+
+def test_tls_without_verification(secure: FakeRegistry, repository: Repositories) -> None:
+    """--tls-verify=false takes any certificate."""
+    assert repository(registry=secure.host, plain_http=False, tls_verify=False).manifest("v1")[1] == BODY
+
+
+def test_a_client_certificate_is_shown(repository: Repositories) -> None:
+    """--cert and --key; without them the server hangs up."""
+    with FakeRegistry(tls=server_context(wants_client=True)) as strict:
+        strict.put_manifest("team/kit", BODY, tag="v1")
+        trust = {"registry": strict.host, "plain_http": False, "tls_certs": (str(TLS / "ca.pem"),)}
+        mine = str(TLS / "client.pem")
+        assert repository(**trust, cert=mine, key=mine).manifest("v1")[1] == BODY
+        with pytest.raises(RegistryError, match=strict.host):
+            repository(**trust).manifest("v1")
+
+
+def test_tls_to_a_plain_server_hints_at_plain_http(fake: FakeRegistry, repository: Repositories) -> None:
+    """Loopback by default is plain; asked to speak TLS there, the hint names the option."""
+    with pytest.raises(RegistryError, match=f"{fake.host}: it does not speak TLS; for plain HTTP use --plain-http"):
+        repository(plain_http=False).manifest("v1")
+
+
+@pytest.mark.parametrize("option", ["tls_certs", "cert"])
+def test_a_file_that_is_no_certificate(repository: Repositories, tmp_path: Path, option: str) -> None:
+    """UsageError with the file's name, also when mirrors are there that could be asked instead."""
+    bad = tmp_path / "bad.pem"
+    bad.write_text("nothing")
+    options = {"tls_certs": (str(bad),)} if option == "tls_certs" else {"cert": str(bad), "key": str(bad)}
+    with pytest.raises(UsageError, match=r"bad\.pem cannot be used for TLS"):
+        repository(registry="registry.test", mirrors={"registry.test": ("https://mirror.test",)}, **options).manifest(
+            "v1"
+        )
+
+
+def test_an_explicit_proxy_is_for_everything(fake: FakeRegistry, repository: Repositories) -> None:
+    """Loopback too: who names a proxy means it."""
+    fake.put_manifest("team/kit", BODY, tag="v1")
+    assert repository(registry="127.0.0.1:1", proxy=fake.url).manifest("v1")[1] == BODY
+    assert fake.served()[0].path == "http://127.0.0.1:1/v2/team/kit/manifests/v1"
+
+
+def test_the_proxy_environment(fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTP_PROXY is honoured; a proxy without a scheme is an HTTP one; loopback goes straight."""
+    fake.put_manifest("team/kit", BODY, tag="v1")
+    monkeypatch.setenv("HTTP_PROXY", fake.host)
+    assert repository(registry="registry.test", plain_http=True).manifest("v1")[1] == BODY
+    assert repository().manifest("v1")[1] == BODY
+    assert [s.path for s in fake.served()] == [
+        "http://registry.test/v2/team/kit/manifests/v1",
+        "/v2/team/kit/manifests/v1",
+    ]
+
+
+def test_no_proxy(fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NO_PROXY counts for every connection; see test_proxies for what it may say."""
+    monkeypatch.setenv("HTTP_PROXY", fake.host)
+    monkeypatch.setenv("NO_PROXY", "*.test:80")
+    with pytest.raises(RegistryError, match=r"a\.registry\.test cannot be reached"):
+        repository(registry="a.registry.test", plain_http=True).manifest("v1")
+    assert fake.served() == []
+
+
+def test_a_dead_proxy_is_named(fake: FakeRegistry, repository: Repositories) -> None:
+    """It is the proxy that refuses, not the registry; its password is nobody's business."""
+    fake.stop()
+    with pytest.raises(RegistryError, match=rf"connection refused \(through the proxy http://{fake.host}\)"):
+        repository(registry="registry.test", plain_http=True, proxy=f"http://u:secret@{fake.host}").manifest("v1")
+
+
+@pytest.mark.parametrize("proxy", ["ftp://proxy:21", "http://[::bad"])
+def test_a_proxy_that_cannot_be(repository: Repositories, proxy: str) -> None:
+    """UsageError, one line."""
+    with pytest.raises(UsageError, match=r"the proxy .* cannot be used"):
+        repository(proxy=proxy).manifest("v1")
+
+
+def test_netrc_does_not_count(
+    fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Credentials come from kit's and docker's files only."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login u password p\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    fake.put_manifest("team/kit", BODY, tag="v1")
+    repository().manifest("v1")
+    assert "authorization" not in fake.served()[0].headers
+
+
+def test_plain_http_to_a_tls_server_hints_at_tls(secure: FakeRegistry, repository: Repositories) -> None:
+    """A server that hangs up on plain HTTP may be one of those."""
+    with pytest.raises(
+        RegistryError, match=rf"{secure.host} broke the connection: .*; if it speaks TLS, leave out --plain-http"
+    ):
+        repository(registry=secure.host, plain_http=True).manifest("v1")
+
+
+@pytest.mark.parametrize("says", ["nothing", "Go", "nginx"])
+def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[..., RegistryClient], says: str) -> None:
+    """Plain HTTP is only the default there: whether the server hangs up or says what it speaks, it is spoken to over
+    TLS from then on.
+    """
+    secure.put_manifest("team/kit", BODY, tag="v1")
+    words = {
+        "Go": b"Client sent an HTTP request to an HTTPS server.\n",
+        "nginx": b"<h1>The plain HTTP request was sent to HTTPS port</h1>",
+    }
+    one = client(tls_certs=(str(TLS / "ca.pem"),))
+    team = one.repository(Reference.parse(f"{secure.host}/team/kit"))
+    if says == "nothing":
+        assert team.manifest("v1")[1] == BODY
+        assert team.upload(descriptor(b"x" * 5000), lambda at: iter([(b"x" * 5000)[at:]]), chunk=1000) == "uploaded"
+    else:
+        with FakeRegistry() as plain:
+            plain.fail("", Status(400, body=words[says]))
+            with pytest.raises(RegistryError, match=r"TLS|broke") as caught:
+                one.repository(Reference.parse(f"{plain.host}/team/kit")).manifest("v1")
+            assert "answers 400" not in str(caught.value)
+            assert len(plain.served()) == 1
+
+
+def test_an_untrusted_certificate_on_loopback_is_told(secure: FakeRegistry, repository: Repositories) -> None:
+    """The advice is about the certificate, not about --plain-http."""
+    with pytest.raises(RegistryError, match=r"its certificate is not trusted .*; name its CA with --tls-cert"):
+        repository(registry=secure.host).manifest("v1")
+
+
+def test_a_plain_server_that_breaks_is_not_taken_for_tls(fake: FakeRegistry, repository: Repositories) -> None:
+    """The handshake fails, and the error is what it was."""
+    fake.fail("/manifests/", Deaf(0))
+    with pytest.raises(RegistryError, match="broke the connection"):
+        repository().manifest("v1")
+
+
+def test_a_tls_registry_through_a_plain_proxy(
+    secure: FakeRegistry, fake: FakeRegistry, repository: Repositories
+) -> None:
+    """The proxy is asked to CONNECT; one that will not is named."""
+    with pytest.raises(RegistryError, match=rf"\(through the proxy {fake.url}\)"):
+        repository(registry=secure.host, plain_http=False, proxy=fake.url).manifest("v1")

@@ -1,0 +1,208 @@
+"""What a registry can do is learned from its answers: each way of sending a blob is tried once, and what was refused
+comes last afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Any
+
+import pytest
+
+from kitfs.errors import RegistryError
+from kitfs.metrics import Counters
+from kitfs.oci.names import Reference
+from kitfs.registry.client import ClientOptions, RegistryClient
+from kitfs.registry.credentials import Credentials
+from kitfs.registry.upload_methods import BELIEVED, Lesson, Lessons, Plan
+from tests.fakes.faults import Deaf, Headers, Restatus, Status
+from tests.fakes.registry import FakeRegistry
+from tests.unit.registry.conftest import descriptor
+from tests.unit.registry.test_upload import BLOB, CHUNK, DATA, Notes, Repositories, asked, push, ranges, reader
+
+SIZES = [0, 1, 3000, CHUNK - 1, CHUNK, len(DATA)]
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 409, 411, 415, 416, 422, 501, 505])
+def test_where_chunks_are_refused_one_put_is_sent(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+    """Whatever the refusal is called, and whatever the registry's name."""
+    fake.fail("/uploads/", Status(status, code="X", message="no chunks", refuses=True), method="PATCH")
+    assert push(repository()) == "uploaded"
+    assert asked(fake) == ["HEAD", "POST", "PATCH", "DELETE", "POST", "PUT"]
+    assert fake.blob("team/kit", BLOB.digest) == DATA
+    assert fake.uploads("team/kit") == {}
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_registry_that_hangs_up_on_chunks(fake: FakeRegistry, repository: Repositories, reset: bool) -> None:
+    """After five attempts without a byte it is sent the blob in another way."""
+    fake.fail("/uploads/", Deaf(1000, keeps=False, reset=reset), method="PATCH")
+    assert push(repository()) == "uploaded"
+    assert asked(fake).count("PUT") == 1
+    assert fake.blob("team/kit", BLOB.digest) == DATA
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("status", [400, 404, 405, 411, 413, 415, 501])
+def test_where_a_put_with_a_body_is_refused_patch_is_sent(
+    fake: FakeRegistry, repository: Repositories, status: int, size: int
+) -> None:
+    """The whole blob in one PATCH, as docker sends it, or chunks where its size was refused."""
+    data = DATA[:size]
+    fake.refuse_bodies("PUT", status)
+    assert push(repository(), descriptor(data), data) == "uploaded"
+    assert fake.blob("team/kit", descriptor(data).digest) == data
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_registry_that_takes_a_plain_patch_only(fake: FakeRegistry, repository: Repositories, size: int) -> None:
+    """Neither a Content-Range nor a PUT with a body."""
+    data = DATA[:size]
+    fake.refuse_bodies("PUT", 404)
+    fake.refuse_chunks(400)
+    assert push(repository(), descriptor(data), data) == "uploaded"
+    assert fake.blob("team/kit", descriptor(data).digest) == data
+
+
+@pytest.mark.parametrize("limit", [3_500, 13_000, 50_000])
+@pytest.mark.parametrize("size", [13_000, 60_000, len(DATA)])
+def test_a_proxy_with_a_limit_is_sent_smaller_chunks(
+    fake: FakeRegistry, repository: Repositories, limit: int, size: int
+) -> None:
+    """413 for a request rules out the ways whose requests are as large."""
+    data = DATA[:size]
+    fake.body_limit = limit
+    assert push(repository(), descriptor(data), data) == "uploaded"
+    assert fake.blob("team/kit", descriptor(data).digest) == data
+    refused = [s for s in fake.served() if s.status == 413]
+    assert len(refused) <= 3
+    assert sorted((int(s.headers["content-length"]) for s in refused), reverse=True) == [
+        int(s.headers["content-length"]) for s in refused
+    ]
+
+
+def test_each_way_is_tried_once(fake: FakeRegistry, repository: Repositories) -> None:
+    """The error is what the registry said first."""
+    fake.refuse_chunks(416)
+    fake.refuse_bodies("PUT", 404)
+    fake.refuse_bodies("PATCH", 400)
+    with pytest.raises(RegistryError, match="answers 416"):
+        push(repository())
+    sent = [(s.method, s.headers.get("content-range")) for s in fake.served() if s.method in ("PATCH", "PUT")]
+    assert len(set(sent)) == len(sent) == 5
+
+
+def test_what_was_refused_is_remembered(fake: FakeRegistry, repository: Repositories) -> None:
+    """The next blob goes the way that the host took, also when another process sends it."""
+    notes = Notes()
+    fake.refuse_chunks(400)
+    team = repository()
+    push(team, journal=notes)
+    for again in (team, repository()):
+        fake.forget()
+        data = random.Random(len(fake._repository("team/kit").blobs)).randbytes(2 * CHUNK)
+        push(again, descriptor(data), data, journal=notes)
+        assert asked(fake) == ["HEAD", "POST", "PUT"]
+
+
+def test_a_note_of_a_way_is_a_hint() -> None:
+    """It counts for a week, and rubbish counts for nothing."""
+    now = 1e9
+    lessons = Lessons(lambda: now)
+    notes = Notes()
+    lessons.learn("h", Lesson(frozenset({"put"}), 7), notes)
+    assert Lessons(lambda: now + BELIEVED - 1).of("h", notes) == Lesson(frozenset({"put"}), 7)
+    assert Lessons(lambda: now + BELIEVED).of("h", notes) == Lesson()
+    rubbish: list[Any] = [
+        None,
+        7,
+        "x",
+        {},
+        {"at": now},
+        {"at": "x", "refused": 5, "limit": 1},
+        {"at": now, "refused": [], "limit": "x"},
+    ]
+    for note in rubbish:
+        notes["ways", "h"] = note
+        assert Lessons(lambda: now).of("h", notes) == Lesson()
+
+
+def test_no_way_is_ever_ruled_out() -> None:
+    """A host that refused everything is asked everything again, in another order."""
+    all_ways = {"chunks", "put", "patch", "chunks/8", "chunks/32"}
+    plan = Plan(10_000, 1000, Lesson(frozenset(all_ways), 1))
+    seen = set()
+    more = True
+    while more:
+        seen.add(plan.way.name)
+        more = plan.refuse(None)
+    assert seen == all_ways
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
+def test_any_2xx_is_done(fake: FakeRegistry, repository: Repositories, method: str, status: int) -> None:
+    """Of the requests of an upload."""
+    fake.fail("/uploads/", Restatus(status), method=method)
+    assert push(repository()) == "uploaded"
+    assert asked(fake) == ["HEAD", "POST", *["PATCH"] * 5, "PUT"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 501])
+def test_a_head_that_is_refused_is_a_no(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+    """The blob is sent."""
+    fake.fail("/blobs/sha256:", Status(status), method="HEAD")
+    assert push(repository()) == "uploaded"
+
+
+@pytest.mark.parametrize("status", [200, 204])
+def test_a_mount_with_another_2xx_is_looked_at(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+    """The blob is there, or it is sent in the session that was begun."""
+    fake.put_blob("lib/base", DATA)
+    fake.fail("mount=", Restatus(status))
+    assert push(repository(), mount_from=["lib/base"]) == "mounted"
+    data = DATA[:100]
+    assert push(repository(), descriptor(data), data, mount_from=["lib/base"]) == "uploaded"
+
+
+def test_a_session_may_be_named_by_its_number_alone(fake: FakeRegistry, repository: Repositories) -> None:
+    """Docker-Upload-UUID stands in for a Location that is missing."""
+    fake.stateless = True
+    fake.fail("/uploads/", Headers({"Location": None}))
+    assert push(repository()) == "uploaded"
+
+
+def test_a_wrong_digest_of_a_right_copy_is_the_registrys_fault(fake: FakeRegistry, repository: Repositories) -> None:
+    """A registry that mixes up chunks is sent the blob in one piece."""
+    fake.fail("_state=a%2Bb.c%3D%3D204800", Status(202, {"Range": "0-307199"}, refuses=True), method="PATCH", times=1)
+    assert push(repository()) == "uploaded"
+    assert fake.blob("team/kit", BLOB.digest) == DATA
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_any_2xx_of_a_manifest_is_done(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+    """Also without the headers of a registry, as long as the manifest is there."""
+    fake.fail("/manifests/", Restatus(status), method="PUT")
+    fake.fail("/manifests/", Headers({"Docker-Content-Digest": None, "Location": None}), method="PUT")
+    repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b'{"config": {"mediaType": "x"}}')
+    assert fake.manifest("team/kit", "v1")[0] == b'{"config": {"mediaType": "x"}}'
+
+
+def test_a_page_for_people_is_not_a_manifest(fake: FakeRegistry, repository: Repositories) -> None:
+    """200 with nothing of a registry in it (a login page) is looked at."""
+    fake.fail("/manifests/", Status(200, body=b"<html>log in", refuses=True), method="PUT")
+    with pytest.raises(RegistryError, match="took the manifest and does not have it: it may not be a registry"):
+        repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b"{}")
+
+
+def test_ways_without_a_journal(fake: FakeRegistry) -> None:
+    """A client alone remembers too."""
+    fake.refuse_chunks(501)
+    client = RegistryClient(ClientOptions(), Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test"))
+    team = client.repository(Reference.parse(f"{fake.host}/team/kit"))
+    team.upload(BLOB, reader(), chunk=CHUNK)
+    data = DATA[1:]
+    team.upload(descriptor(data), reader(data), chunk=CHUNK)
+    client.close()
+    assert len(ranges(fake)) == 1
