@@ -23,13 +23,15 @@ BLANKS: Final = " \t"
 ENDS: Final = f"\0{BLANKS}{BREAKS}"
 
 
+# yaml.v3 takes \' in a double-quoted scalar, and does not take \/.
+GO_ESCAPES: Final = {c: v for c, v in yaml.BaseLoader.ESCAPE_REPLACEMENTS.items() if c != "/"} | {"'": "'"}
+
+
 class Loader(yaml.BaseLoader):
     """Gives nodes. A scalar without a tag has the tag ``""``, so that ``!!str 1`` can be told from ``1``."""
 
     DEFAULT_SCALAR_TAG = ""  # type: ignore[misc]  # the stubs call final what PyYAML reads from the class
-    ESCAPE_REPLACEMENTS: ClassVar = {c: v for c, v in yaml.BaseLoader.ESCAPE_REPLACEMENTS.items() if c != "/"} | {
-        "'": "'"
-    }  # type: ignore[misc]
+    ESCAPE_REPLACEMENTS: ClassVar = GO_ESCAPES  # type: ignore[misc]
     depth = nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
