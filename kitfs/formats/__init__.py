@@ -1,1 +1,1 @@
-"""Headers of model files: safetensors and GGUF."""
+"""Headers of model files: safetensors and GGUF. Only headers are read, never the values of tensors."""

@@ -4,9 +4,7 @@ kit can.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,33 +12,16 @@ from kitfs.cli.options import Command, takes
 from kitfs.cli.output import human_size, put, put_json
 from kitfs.cli.session import host_of
 from kitfs.config import COMMON, NETWORK, Settings
-from kitfs.errors import KitfsError, NotFound, UnsupportedLayer
+from kitfs.errors import UnsupportedLayer
 from kitfs.escaping import shown
 
 if TYPE_CHECKING:
-    from kitfs.kit.host import Workspace
-    from kitfs.kit.kit import Kit
-    from kitfs.oci.manifest import Descriptor, Manifest
-    from kitfs.oci.names import Digest, LayoutReference, Reference
-    from kitfs.ops.diff.layers import Comparison, File, Files, Place, Tensors
+    from kitfs.oci.manifest import Descriptor
+    from kitfs.ops.diff.diff import Difference
+    from kitfs.ops.diff.files import FileChange, FileChanges
+    from kitfs.ops.diff.tensors import KitTensor, TensorChanges
 
 RULE: Final = "-" * 39
-LOCAL_PREFIX: Final = "local://"
-REMOTE_PREFIX: Final = "remote://"
-
-
-class Side(NamedTuple):
-    """One of the two: ``remote`` when its registry was asked."""
-
-    reference: Reference | LayoutReference
-    remote: bool
-    digest: Digest
-    manifest: Manifest
-
-    @property
-    def name(self) -> str:
-        """As people write it."""
-        return getattr(self.reference, "display", str(self.reference))
 
 
 @click.command("diff", cls=Command, short_help="Compare two kits: layers, files, tensors.")
@@ -55,116 +36,38 @@ def diff(settings: Settings, first: str, second: str) -> None:
     may have changed: --content reads them, side by side. --tensors tells of tensors that were added, removed,
     reshaped, retyped or moved, by reading the heads of safetensors and GGUF files; their values are not compared.
     """
-    from kitfs.ops.diff import layers as comparing
+    from kitfs.ops.diff import diff as compare
 
     with host_of(settings, waits=True, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host:
-        a, b = _side(host, first, 1), _side(host, second, 2)
-        comparison = comparing.compare(a.manifest, b.manifest)
-        files = tensors = None
-        same = a.digest == b.digest
-        if (settings["files"] or settings["content"] or settings["tensors"]) and not same:
-            with _files(host, a, b) as (left, right):
-                if settings["files"] or settings["content"]:
-                    files = comparing.compare_files(left, right, content=settings["content"])
-                if settings["tensors"]:
-                    tensors = comparing.compare_tensors(left, right)
+        found = compare.diff(
+            host,
+            first,
+            second,
+            files=settings["files"],
+            content=settings["content"],
+            tensors=settings["tensors"],
+        )
     if settings["json"]:
-        put_json(_json(a, b, comparison, files, tensors))
-    elif same:
+        put_json(_json(found))
+    elif found.identical:
         put("ModelKits are identical")
     else:
-        _put_layers(a, b, comparison)
-        if files is not None:
-            _put_files(files)
-        if tensors is not None:
-            _put_tensors(tensors, content=settings["content"])
+        _put_layers(found)
+        if found.files is not None:
+            _put_files(found.files)
+        if found.tensors is not None:
+            _put_tensors(found.tensors, content=settings["content"])
 
 
-def _side(host: Workspace, text: str, number: int) -> Side:
-    """Find a kit. Raises the error's own class, in kit's words."""
-    try:
-        return _found(host, text)
-    except KitfsError as e:
-        e.args = (f"Failed to get manifest for ModelKit{number}: {e}",)
-        raise
-
-
-def _found(host: Workspace, text: str) -> Side:
-    from kitfs.oci.manifest import Manifest
-    from kitfs.oci.names import LOCAL, LayoutReference, parse_any
-    from kitfs.ops.library.tags import find, required
-
-    bare = text.removeprefix(REMOTE_PREFIX).removeprefix(LOCAL_PREFIX)
-    reference = parse_any(bare)
-    if isinstance(reference, LayoutReference):
-        kit = host.resolver.open(reference)
-        kit.close()
-        return Side(reference, True, kit.digest, kit.manifest)
-    reference = reference.or_latest()
-    local = None
-    if not text.startswith(REMOTE_PREFIX):
-        local = required(host.store, reference) if text.startswith(LOCAL_PREFIX) else find(host.store, reference)
-    if local is not None:
-        data = host.store.get(local.digest)
-        if data is None:
-            raise NotFound(f"{reference.display}: the store has lost its manifest; pull it again")
-        return Side(reference, False, local.digest, Manifest.parse(data))
-    if reference.registry == LOCAL:
-        raise NotFound(f"{reference.display} is not in the store, and names no registry")
-    descriptor, data = host.client.repository(reference).manifest(reference.identifier)
-    return Side(reference, True, descriptor.digest, Manifest.parse(data))
-
-
-@contextmanager
-def _files(host: Workspace, a: Side, b: Side) -> Iterator[tuple[dict[str, File], dict[str, File]]]:
-    """The files of both kits, parents included, less those of layers that cannot make a difference."""
-    from dataclasses import replace
-
-    from kitfs.ops.diff.layers import differing
-
-    first, second = host.resolver.open(a.reference, remote=a.remote), host.resolver.open(b.reference, remote=b.remote)
-    try:
-        left, right = differing(first.layers, second.layers)
-        yield _files_of(host, replace(first, layers=tuple(left))), _files_of(host, replace(second, layers=tuple(right)))
-    finally:
-        first.close()
-        second.close()
-
-
-def _files_of(host: Workspace, kit: Kit) -> dict[str, File]:
-    from kitfs.kit.tree import tree_of
-    from kitfs.oci.names import Digest
-    from kitfs.ops.diff.layers import File
-
-    tree = tree_of(kit, counters=host.client.counters, log=host.client.log)
-    raw = {layer.digest for layer in kit.layers if layer.type.format == "raw" and not layer.compressed}
-    found = {}
-    for path, node in tree.walk(tree.root):
-        if node.kind == "dir":
-            continue
-
-        def read(offset: int, size: int, node: Any = node) -> bytes:
-            return tree.pread(node, offset, size)
-
-        if node.layer is None:
-            data = b"" if node.synthetic is None else node.synthetic.data
-            found[path] = File(node.kind, node.mode, node.size, node.target, Digest.of(data), (), True, read)
-        else:
-            digest = node.layer.digest
-            found[path] = File(
-                node.kind, node.mode, node.size, node.target, digest, node.member.extents, digest in raw, read
-            )
-    return found
-
-
-def _put_layers(a: Side, b: Side, comparison: Comparison) -> None:
+def _put_layers(found: Difference) -> None:
+    a, b, changes = found.first, found.second, found.layers
     put("Comparing:")
     put(f"  ModelKit1: {a.name}")
     put(f"  ModelKit2: {b.name}")
     put("")
     put("Configurations:")
     put(RULE)
-    if comparison.same_config:
+    if changes.same_config:
         put(f"  Configs are identical (Digest: {a.manifest.config.digest[:17]})")
     else:
         put("Configs differ:")
@@ -173,10 +76,10 @@ def _put_layers(a: Side, b: Side, comparison: Comparison) -> None:
     put("")
     put("Annotations:")
     put(RULE)
-    put("  Annotations are identical " if comparison.same_annotations else "  Annotations does not match")
+    put("  Annotations are identical " if changes.same_annotations else "  Annotations does not match")
     put("")
     titles = ("Shared Layers", f"Unique Layers to ModelKit1 ({a.name})", f"Unique Layers to ModelKit2 ({b.name})")
-    for title, layers in zip(titles, (comparison.shared, comparison.first, comparison.second), strict=True):
+    for title, layers in zip(titles, (changes.shared, changes.first, changes.second), strict=True):
         put(title)
         put(RULE)
         put("Type    | Digest             | Size" if layers else "<none>")
@@ -194,7 +97,7 @@ def _kind(layer: Descriptor) -> str:
         return "unknown"
 
 
-def _put_files(files: Files) -> None:
+def _put_files(files: FileChanges) -> None:
     counts = f"{len(files.added)} added, {len(files.removed)} removed, {len(files.changed)} changed"
     put(f"Files: {counts}" + (f", {len(files.maybe)} may have changed" if files.maybe else ""))
     put(RULE)
@@ -220,7 +123,7 @@ def _put_files(files: Files) -> None:
     put("")
 
 
-def _put_tensors(tensors: Tensors, *, content: bool) -> None:
+def _put_tensors(tensors: TensorChanges, *, content: bool) -> None:
     put(f"Tensors: {len(tensors.added)} added, {len(tensors.removed)} removed, {len(tensors.changed)} changed")
     put(RULE)
     for place in tensors.added:
@@ -235,8 +138,8 @@ def _put_tensors(tensors: Tensors, *, content: bool) -> None:
         )
         after = "" if change.what == ("moved",) else f" -> {_type(change.after)}"
         put(f"~ {_tensor(change.before)}{after} in {where} ({', '.join(change.what)})")
-    for number, path, why in tensors.unreadable:
-        put(f"! ModelKit{number} {shown(path)}: {shown(why)}")
+    for file in tensors.unreadable:
+        put(f"! ModelKit{file.kit} {shown(file.path)}: {shown(file.reason)}")
     if tensors.same:
         one, its = (
             ("1 tensor has", "its values were")
@@ -250,24 +153,25 @@ def _put_tensors(tensors: Tensors, *, content: bool) -> None:
     put("")
 
 
-def _tensor(place: Place) -> str:
+def _tensor(place: KitTensor) -> str:
     return f"{shown(place.tensor.name)} {_type(place)}"
 
 
-def _type(place: Place) -> str:
+def _type(place: KitTensor) -> str:
     return f"{shown(place.tensor.dtype)} [{', '.join(map(str, place.tensor.shape))}]"
 
 
-def _json(a: Side, b: Side, comparison: Comparison, files: Files | None, tensors: Tensors | None) -> dict[str, Any]:
+def _json(found: Difference) -> dict[str, Any]:
+    sides, changes, files, tensors = (found.first, found.second), found.layers, found.files, found.tensors
     told: dict[str, Any] = {
-        "identical": a.digest == b.digest,
+        "identical": found.identical,
         "kits": [
             {"reference": s.name, "remote": s.remote, "digest": s.digest, "config": s.manifest.config.digest}
-            for s in (a, b)
+            for s in sides
         ],
-        "same_config": comparison.same_config,
-        "same_annotations": comparison.same_annotations,
-        "layers": {name: [_layer_json(d) for d in getattr(comparison, name)] for name in ("shared", "first", "second")},
+        "same_config": changes.same_config,
+        "same_annotations": changes.same_annotations,
+        "layers": {name: [_layer_json(d) for d in getattr(changes, name)] for name in ("shared", "first", "second")},
     }
     if files is not None:
         told["files"] = {
@@ -286,7 +190,7 @@ def _json(a: Side, b: Side, comparison: Comparison, files: Files | None, tensors
             ],
             "same": tensors.same,
             "unreadable": [
-                {"kit": number, "path": _text(path), "reason": why} for number, path, why in tensors.unreadable
+                {"kit": file.kit, "path": _text(file.path), "reason": file.reason} for file in tensors.unreadable
             ],
         }
     return told
@@ -296,7 +200,7 @@ def _layer_json(layer: Descriptor) -> dict[str, Any]:
     return {"type": _kind(layer), "media_type": layer.media_type, "digest": layer.digest, "size": layer.size}
 
 
-def _change_json(change: Any) -> dict[str, Any]:
+def _change_json(change: FileChange) -> dict[str, Any]:
     sides = {
         name: {"size": file.size, "mode": f"{file.mode:04o}"}
         for name, file in (("before", change.before), ("after", change.after))
@@ -304,7 +208,7 @@ def _change_json(change: Any) -> dict[str, Any]:
     return {"path": _text(change.path), "what": list(change.what), **sides}
 
 
-def _tensor_json(place: Place) -> dict[str, Any]:
+def _tensor_json(place: KitTensor) -> dict[str, Any]:
     return {
         "name": _text(place.tensor.name),
         "file": _text(place.path),

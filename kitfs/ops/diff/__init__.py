@@ -1,1 +1,1 @@
-"""Comparing two kits: layers, files and tensors."""
+"""Compare two kits by their layers, files and tensors."""

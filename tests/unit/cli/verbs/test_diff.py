@@ -233,7 +233,7 @@ def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
         "~ shape F32 [2, 3] -> F32 [3, 2] in m/1.safetensors (reshaped)",
         "~ type F32 [5] -> BF16 [5] in m/1.safetensors (retyped)",
         "~ moved I8 [7] in m/1.safetensors -> m/2.safetensors (moved)",
-        "! ModelKit1 m/broken.safetensors: no safetensors file: 2 bytes",
+        "! ModelKit1 m/broken.safetensors: not a safetensors file: it has only 2 bytes",
         "= 4 tensors have the same name, type and shape in both; their values were not compared; --content compares the bytes of files",
         "",
     ]
@@ -243,7 +243,9 @@ def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
         "before": {"name": "shape", "file": "m/1.safetensors", "dtype": "F32", "shape": [2, 3]},
         "after": {"name": "shape", "file": "m/1.safetensors", "dtype": "F32", "shape": [3, 2]},
     }
-    assert told["unreadable"] == [{"kit": 1, "path": "m/broken.safetensors", "reason": "no safetensors file: 2 bytes"}]
+    assert told["unreadable"] == [
+        {"kit": 1, "path": "m/broken.safetensors", "reason": "not a safetensors file: it has only 2 bytes"}
+    ]
 
 
 def test_equal_heads_are_not_equal_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:

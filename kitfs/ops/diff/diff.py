@@ -1,0 +1,136 @@
+"""Compare two kits: find both, compare their manifests, and on request their files and tensors.
+
+Threading: one thread, beside those of the store and the registries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from kitfs.errors import KitfsError, NotFound
+from kitfs.kit.host import Workspace
+from kitfs.kit.kit import Kit
+from kitfs.kit.layer import Layer
+from kitfs.kit.tree import tree_of
+from kitfs.oci.manifest import Manifest
+from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference, parse_any
+from kitfs.ops.diff.files import ComparedFile, FileChanges, compare_files, files_of
+from kitfs.ops.diff.layers import LayerChanges, compare_layers, without_equal_layers
+from kitfs.ops.diff.tensors import TensorChanges, compare_tensors
+from kitfs.ops.library.tags import find, required
+
+LOCAL_PREFIX: Final = "local://"
+REMOTE_PREFIX: Final = "remote://"
+
+
+class DiffSide(NamedTuple):
+    """One of the two kits that are compared. ``remote`` is True if its registry or layout was asked, not the store."""
+
+    reference: Reference | LayoutReference
+    remote: bool
+    digest: Digest
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The reference as people write it."""
+        return str(self.reference) if isinstance(self.reference, LayoutReference) else self.reference.display
+
+
+class Difference(NamedTuple):
+    """The result of ``diff``. ``files`` and ``tensors`` are None if they were not compared."""
+
+    first: DiffSide
+    second: DiffSide
+    layers: LayerChanges
+    files: FileChanges | None
+    tensors: TensorChanges | None
+
+    @property
+    def identical(self) -> bool:
+        """Whether both references lead to one manifest."""
+        return self.first.digest == self.second.digest
+
+
+def diff(
+    workspace: Workspace,
+    first: str,
+    second: str,
+    *,
+    files: bool = False,
+    content: bool = False,
+    tensors: bool = False,
+) -> Difference:
+    """Compare the kits that two references name.
+
+    ``local://REF`` is looked up in the store and ``remote://REF`` at its registry; a reference without a prefix is
+    looked up in the store first. ``files`` compares files by the indexes of their layers, ``content`` also reads files
+    that may differ, ``tensors`` compares the headers of safetensors and GGUF files. Identical kits are not compared any
+    further. Raises NotFound, ManifestError, LayerError, and what the registries raise.
+    """
+    a, b = _side(workspace, first, 1), _side(workspace, second, 2)
+    layers = compare_layers(a.manifest, b.manifest)
+    if not (files or content or tensors) or a.digest == b.digest:
+        return Difference(a, b, layers, None, None)
+    with _files(workspace, a, b) as (left, right):
+        return Difference(
+            a,
+            b,
+            layers,
+            compare_files(left, right, content=content) if files or content else None,
+            compare_tensors(left, right) if tensors else None,
+        )
+
+
+def _side(workspace: Workspace, text: str, number: int) -> DiffSide:
+    """Find one of the kits. Errors keep their class, and their message begins as kit's does."""
+    try:
+        return _found(workspace, text)
+    except KitfsError as e:
+        e.args = (f"Failed to get manifest for ModelKit{number}: {e}",)
+        raise
+
+
+def _found(workspace: Workspace, text: str) -> DiffSide:
+    reference = parse_any(text.removeprefix(REMOTE_PREFIX).removeprefix(LOCAL_PREFIX))
+    if isinstance(reference, LayoutReference):
+        with closing(workspace.resolver.open(reference)) as kit:
+            return DiffSide(reference, True, kit.digest, kit.manifest)
+    reference = reference.or_latest()
+    local = None
+    if not text.startswith(REMOTE_PREFIX):
+        search = required if text.startswith(LOCAL_PREFIX) else find
+        local = search(workspace.store, reference)
+    if local is not None:
+        data = workspace.store.get(local.digest)
+        if data is None:
+            raise NotFound(f"{reference.display}: its manifest is missing from the store; pull the kit again")
+        return DiffSide(reference, False, local.digest, Manifest.parse(data))
+    if reference.registry == LOCAL:
+        raise NotFound(f"{reference.display} is not in the store, and it names no registry to ask")
+    descriptor, data = workspace.client.repository(reference).manifest(reference.identifier)
+    return DiffSide(reference, True, descriptor.digest, Manifest.parse(data))
+
+
+@contextmanager
+def _files(
+    workspace: Workspace, a: DiffSide, b: DiffSide
+) -> Iterator[tuple[dict[str, ComparedFile], dict[str, ComparedFile]]]:
+    """List the files of both kits with those of their parents, without layers that cannot make a difference. The files
+    can be read until the end of the block.
+    """
+    resolver = workspace.resolver
+    with (
+        closing(resolver.open(a.reference, remote=a.remote)) as first,
+        closing(resolver.open(b.reference, remote=b.remote)) as second,
+    ):
+        left, right = without_equal_layers(first.layers, second.layers)
+        yield _listed(workspace, first, left), _listed(workspace, second, right)
+
+
+def _listed(workspace: Workspace, kit: Kit, layers: list[Layer]) -> dict[str, ComparedFile]:
+    part = replace(kit, layers=tuple(layers))
+    return files_of(part, tree_of(part, counters=workspace.client.counters, log=workspace.client.log))

@@ -1,0 +1,120 @@
+"""Compare the files of two kits by the indexes of their layers.
+
+An index has names, sizes and modes. Two files of one size in different layers may be equal or not: they are read only
+if the caller asks for it (``content=True``). Threading: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Final, NamedTuple
+
+from kitfs.kit.kit import Kit
+from kitfs.kit.tree import Node, Tree
+from kitfs.oci.names import Digest
+
+PIECE: Final = 1 << 20  # bytes that are read of each file at once
+
+
+class ComparedFile(NamedTuple):
+    """A regular file or symbolic link of a kit.
+
+    ``layer`` is the digest of its layer and ``position`` says where in that layer its bytes are. If ``is_whole_layer``
+    is True, the layer is this file and nothing else, so the digest of the layer is the digest of the file.
+    ``read(offset, size)`` returns bytes of the file.
+    """
+
+    kind: str
+    mode: int
+    size: int
+    target: str
+    layer: str
+    position: Hashable
+    is_whole_layer: bool
+    read: Callable[[int, int], bytes]
+
+    def same_bytes(self, other: ComparedFile | None) -> bool:
+        """Return whether both are the same bytes of the same layer."""
+        return other is not None and (self.layer, self.position) == (other.layer, other.position)
+
+
+class FileChange(NamedTuple):
+    """A path that both kits have, with something that differs.
+
+    ``what`` lists the differences: "kind", "size", "mode", "target" or "content". It has "maybe" if the bytes may
+    differ but were not compared.
+    """
+
+    path: str
+    before: ComparedFile
+    after: ComparedFile
+    what: tuple[str, ...]
+
+
+class FileChanges(NamedTuple):
+    """The differences between the files of two kits, each list sorted by path.
+
+    ``maybe`` are files about which only their bytes could tell whether they differ.
+    """
+
+    added: list[tuple[str, ComparedFile]]
+    removed: list[tuple[str, ComparedFile]]
+    changed: list[FileChange]
+    maybe: list[FileChange]
+
+
+def files_of(kit: Kit, tree: Tree) -> dict[str, ComparedFile]:
+    """List the files and symbolic links of ``tree``, which shows ``kit``, by path."""
+    raw = {layer.digest for layer in kit.layers if layer.type.format == "raw" and not layer.compressed}
+    return {path: _file(node, tree, raw) for path, node in tree.walk(tree.root) if node.kind != "dir"}
+
+
+def _file(node: Node, tree: Tree, raw: set[Digest]) -> ComparedFile:
+    """Describe a node; ``raw`` are the digests of layers that are one file without an archive around it."""
+
+    def read(offset: int, size: int) -> bytes:
+        return tree.pread(node, offset, size)
+
+    if node.layer is None:  # the Kitfile, which no layer has
+        digest: str = Digest.of(b"" if node.synthetic is None else node.synthetic.data)
+        return ComparedFile(node.kind, node.mode, node.size, node.target, digest, (), True, read)
+    layer = node.layer.digest
+    extents = node.member.extents
+    return ComparedFile(node.kind, node.mode, node.size, node.target, layer, extents, layer in raw, read)
+
+
+def compare_files(
+    first: Mapping[str, ComparedFile], second: Mapping[str, ComparedFile], *, content: bool = False
+) -> FileChanges:
+    """Compare the files of two kits by path.
+
+    With ``content``, files that may differ are read side by side, up to the first difference.
+    """
+    changes = [
+        FileChange(path, first[path], second[path], _differences(first[path], second[path], content))
+        for path in sorted(first.keys() & second)
+    ]
+    return FileChanges(
+        [(path, second[path]) for path in sorted(second.keys() - first)],
+        [(path, first[path]) for path in sorted(first.keys() - second)],
+        [change for change in changes if change.what and change.what != ("maybe",)],
+        [change for change in changes if change.what == ("maybe",)],
+    )
+
+
+def _differences(a: ComparedFile, b: ComparedFile, content: bool) -> tuple[str, ...]:
+    if a.kind != b.kind:
+        return ("kind",)
+    if a.kind == "symlink":
+        return () if a.target == b.target else ("target",)
+    mode = ("mode",) if a.mode != b.mode else ()
+    if a.size != b.size:
+        return ("size", *mode)
+    if a.size == 0 or a.same_bytes(b):
+        return mode
+    if a.is_whole_layer and b.is_whole_layer:
+        return mode if a.layer == b.layer else ("content", *mode)
+    if not content:
+        return (*mode, "maybe")
+    same = all(a.read(at, PIECE) == b.read(at, PIECE) for at in range(0, a.size, PIECE))
+    return mode if same else ("content", *mode)

@@ -1,0 +1,31 @@
+"""Pair the items of two lists that have one key."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Pairs(NamedTuple, Generic[T]):
+    """``pairs`` of items with one key, and the items of both lists that are left over. All keep their order."""
+
+    pairs: list[tuple[T, T]]
+    first: list[T]
+    second: list[T]
+
+
+def pair(first: Sequence[T], second: Sequence[T], key: Callable[[T], Hashable]) -> Pairs[T]:
+    """Pair each item of ``second`` with the earliest item of ``first`` that has its key and is not paired yet."""
+    waiting: dict[Hashable, list[T]] = defaultdict(list)
+    for item in first:
+        waiting[key(item)].append(item)
+    pairs, rest = [], []
+    for item in second:
+        if waiting[key(item)]:
+            pairs.append((waiting[key(item)].pop(0), item))
+        else:
+            rest.append(item)
+    return Pairs(pairs, [item for item in first if any(item is other for other in waiting[key(item)])], rest)

@@ -1,0 +1,15 @@
+"""A file in memory that counts what is read of it."""
+
+from __future__ import annotations
+
+
+class Reads:
+    """A file that counts the bytes that are read of it. ``size`` may be larger than ``data``: the rest reads as zeros."""
+
+    def __init__(self, data: bytes, size: int | None = None) -> None:
+        self.data, self.size, self.moved = data, len(data) if size is None else size, 0
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        assert 0 <= offset <= offset + size <= self.size
+        self.moved += size
+        return self.data[offset : offset + size].ljust(size, b"\0")
