@@ -15,7 +15,7 @@ def each(items: Sequence[T], do: Callable[[T], None], concurrency: int, stop: th
 
     KeyboardInterrupt is raised at once: a request that waits for a registry may do so for long.
     """
-    pool = ThreadPoolExecutor(concurrency, thread_name_prefix="kitfs-transfer")
+    pool = ThreadPoolExecutor(concurrency, thread_name_prefix="kitfs-each")
     try:
         for future in as_completed([pool.submit(do, item) for item in items]):
             future.result()

@@ -7,6 +7,9 @@ import os
 import resource
 import socket
 import sys
+from typing import Final
+
+MAX_LINKS: Final = 40  # symbolic links that the resolution of one path may follow, as Linux (path_resolution(7))
 
 
 def allow_many_files(needed: int = 0) -> int:

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from kitfs.layers.tar import MAX_ENTRIES
+
 if TYPE_CHECKING:
     from kitfs.config import Settings
 
@@ -47,7 +49,7 @@ class MountRequest:
     umask: int = 0
     file_mode: int | None = None
     dir_mode: int | None = None
-    max_entries: int = 2_000_000
+    max_entries: int = MAX_ENTRIES
     remote: bool = False
     log_level: str = "info"
     client: dict[str, Any] = field(default_factory=dict)

@@ -38,6 +38,7 @@ from typing import Any, Final, TextIO
 from kitfs.errors import MountError
 from kitfs.gocompat.json import own_json
 from kitfs.ownership import Unsafe, open_file, own_directory
+from kitfs.store.durable import whole_file
 
 DOOR_PATIENCE: Final = 10.0  # seconds
 LONGEST_SOCKET = 107  # bytes of sun_path, less its NUL (unix(7))
@@ -111,10 +112,8 @@ class RunDir:
     def write(self, record: Record) -> None:
         """Publish a record by rename: a reader sees all of it or none."""
         target = self.file(record.mountpoint, "json")
-        temporary = f"{target}.{os.getpid()}"
-        with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as f:
-            json.dump(asdict(record), f)
-        os.replace(temporary, target)
+        with whole_file(target, durable=False) as f:
+            f.write(json.dumps(asdict(record)).encode())
 
     def open_log(self, mountpoint: str) -> TextIO:
         """Open a mount's log for reading. Raises FileNotFoundError when there is none, MountError for one of another

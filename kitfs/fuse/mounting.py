@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from kitfs.errors import MountError
+from kitfs.system import MAX_LINKS
 
 DEVICE: Final = "/dev/fuse"
 FUSE_CONF: Final = "/etc/fuse.conf"
 FSTYPE: Final = "fuse.kitfs"
 FUSERMOUNT: Final = "fusermount3"
 
-_MAX_LINKS: Final = 40  # as path_resolution(7)
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _NO_DEVICE: Final = (
@@ -105,7 +105,7 @@ def canonical(path: str, *, mountpoints: Collection[str] | None = None) -> str:
             continue
         there = os.path.join(here, name)
         target = "" if there in known else _link_target(there)
-        if not target or links >= _MAX_LINKS:
+        if not target or links >= MAX_LINKS:
             here = there
             continue
         links += 1

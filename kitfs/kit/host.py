@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
-from kitfs.kit.layer import MAX_ENTRIES
 from kitfs.kit.origin import Origin
 from kitfs.kit.resolver import Resolver
+from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.metrics import Counters
 from kitfs.oci.names import LayoutReference, Reference
 from kitfs.registry.client import ClientOptions, RegistryClient

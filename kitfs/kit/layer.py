@@ -19,7 +19,6 @@ from kitfs.store.blob import Blob
 from kitfs.store.source import Source
 from kitfs.store.store import Store
 
-MAX_ENTRIES: Final = 2_000_000
 TAIL: Final = 1 << 20  # bytes that may follow a tar's last entry: GNU tar pads to records of up to a few hundred KiB
 PEEK: Final = 16 << 10  # bytes of a compressed layer that are mostly enough to decode its first tar entry
 BLOCK: Final = (

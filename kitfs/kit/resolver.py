@@ -28,8 +28,9 @@ from kitfs.errors import (
     Unavailable,
 )
 from kitfs.kit.kit import Kit
-from kitfs.kit.layer import MAX_ENTRIES, Layer
+from kitfs.kit.layer import Layer
 from kitfs.kit.origin import Origin, Stored
+from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.modelkit.filters import Filter, for_parent, selects, selects_kitfile
 from kitfs.modelkit.index import KitIndex, is_kit_index, select
 from kitfs.modelkit.layers import has_kitfile, kit_layers, kitfile_of

@@ -28,8 +28,8 @@ from kitfs.layers.index import NAME_MAX, SIZE_MAX, LayerIndex, Member
 from kitfs.layers.merge import winner
 from kitfs.metrics import Counters
 from kitfs.oci.paths import paths_overlap
+from kitfs.system import MAX_LINKS
 
-MAX_LINKS: Final = 40  # symbolic links that one path may follow, as Linux
 MAX_NAMED: Final = 10_000  # left-out entries of a layer that are named in the log, one line each
 BLOCK: Final = 4096
 MAX_BLOCKS: Final = SIZE_MAX // BLOCK  # what programs can multiply out again; holes can sum up to more

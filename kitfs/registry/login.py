@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import threading
 from typing import Any, Final
 
 from kitfs.errors import StoreError, Unauthorized, UsageError
@@ -23,6 +22,7 @@ from kitfs.registry.http import Endpoint
 from kitfs.registry.http_errors import failure, read_error
 from kitfs.registry.retry import CONNECT_BUDGET
 from kitfs.registry.routes import is_loopback
+from kitfs.store.durable import write_durably
 
 FILE: Final = "credentials.json"
 
@@ -111,18 +111,8 @@ def _write(path: str, config: dict[str, Any]) -> None:
     """
     ordered = {key: dict(sorted(value.items())) if key == "auths" else value for key, value in sorted(config.items())}
     data = json.dumps(ordered, indent="\t", ensure_ascii=False).encode("utf-8", "surrogatepass")
-    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}~"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
+        write_durably(path, data)
     except OSError as e:
         raise StoreError(f"credentials cannot be kept in {path}: {e.strerror}")

@@ -29,7 +29,7 @@ from kitfs.server.connections import Acceptor, Connections, budget
 from kitfs.server.htpasswd import Htpasswd
 from kitfs.server.registry import Registry
 from kitfs.server.replies import shown
-from kitfs.store.ingest import NO_ROOM
+from kitfs.store.durable import NO_SPACE
 from kitfs.store.store import Store
 
 GRACE: Final = 2.0  # seconds that running requests have after SIGTERM
@@ -109,7 +109,7 @@ def _opened(request: ServeRequest, log: logging.Logger) -> Store:
     written.
     """
     unwritable = (errno.EROFS, errno.EACCES, errno.EPERM)
-    despite = (*NO_ROOM, *(unwritable if request.read_only else ()))
+    despite = (*NO_SPACE, *(unwritable if request.read_only else ()))
     try:
         return Store.open(request.root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=despite)
     except StoreError as e:

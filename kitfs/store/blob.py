@@ -15,7 +15,6 @@ no lock.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -32,7 +31,7 @@ from kitfs.oci.names import Digest
 from kitfs.ownership import open_file
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
-from kitfs.store.durable import unwritten, write_durably
+from kitfs.store.durable import NO_SPACE, whole_file, write_durably, write_error
 from kitfs.store.evict import remove_entry
 from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
 from kitfs.store.lease import Lease
@@ -314,7 +313,7 @@ class Blob:
         try:
             self._verify()
         except OSError as e:
-            raise unwritten(self._directory, e)
+            raise write_error(self._directory, e)
 
     def _verify(self) -> None:
         with self._verifying:
@@ -441,7 +440,7 @@ class Blob:
                     if live:
                         self._present.save()
             except OSError as e:
-                full = e.errno in (errno.ENOSPC, errno.EDQUOT)  # of which the store has its own word
+                full = e.errno in NO_SPACE  # of which the store has its own word
                 self._home.log.log(
                     logging.INFO if full else logging.WARNING,
                     "%s: what was fetched would not survive a reboot: %s",
@@ -479,12 +478,5 @@ class Blob:
 
 def _replace(path: str, meta: dict[str, Any]) -> None:
     """meta.json by rename. Not fsynced: an entry whose meta.json a crash has damaged begins afresh."""
-    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}"
-    try:
-        with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="ascii") as f:
-            json.dump(meta, f)
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with whole_file(path, durable=False) as f:
+        f.write(json.dumps(meta).encode())

@@ -27,6 +27,7 @@ from typing import Final
 from kitfs.errors import Closed
 from kitfs.openfile import OwnFile
 from kitfs.ownership import open_file
+from kitfs.store.durable import whole_file
 
 MAGIC: Final = b"KITFSMAP"
 VERSION: Final = 1
@@ -139,17 +140,8 @@ class ChunkMap:
     def save(self) -> None:
         """Write ``synced``; the data must have been fsynced before."""
         chunks = self.count() if self.chunks is None else self.chunks
-        temporary = os.path.join(self._directory, f"synced.{os.getpid()}")
-        try:
-            with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as f:
-                f.write(self._file.pread(HEADER + chunks, 0))
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, os.path.join(self._directory, "synced"))
-        except OSError:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with whole_file(os.path.join(self._directory, "synced")) as f:
+            f.write(self._file.pread(HEADER + chunks, 0))
 
     def try_lock(self, first: int, count: int) -> bool:
         """Take the flight of chunks for this open file; False when another process has one of them."""
@@ -202,9 +194,7 @@ def _adopt(directory: str, path: str, boot: bytes, length: int) -> None:
                 marks = f.read(length - HEADER)
     except FileNotFoundError:
         pass
-    temporary = f"{path}.{os.getpid()}"
-    with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as f:
+    with whole_file(path, durable=False) as f:
         f.write(_header(boot))
         f.write(marks.translate(bytes([0]) + b"\1" + bytes(254)))
         f.truncate(length)
-    os.replace(temporary, path)

@@ -1,18 +1,25 @@
-"""Files that survive a crash whole or not at all."""
+"""Files that survive a crash whole or not at all.
+
+Every file that must never be seen half written is made by ``whole_file``: a temporary file in the same directory, then
+a rename. Threading: no state.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import BinaryIO, Final
 
 from kitfs.errors import StoreError, StoreFull
 from kitfs.ownership import open_file
 
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})  # errno values of a write for which the disk has no room
+
 
 def fsync_directory(directory: str) -> None:
-    """Make renames in a directory survive a crash."""
+    """Make the renames in a directory survive a crash. Raises OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -20,23 +27,40 @@ def fsync_directory(directory: str) -> None:
         os.close(fd)
 
 
-def write_durably(path: str, data: bytes) -> None:
-    """A file that is there whole after a crash, or not at all. Raises OSError."""
-    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}~"
+@contextmanager
+def whole_file(path: str, *, private: bool = True, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yield a file to write, which gets the name ``path`` when the block ends without an error.
+
+    Readers see the old file or the new one, never a part. A ``private`` file has mode 0600 (``ownership.open_file``);
+    any other has the mode that the umask gives, and the block may change it. A ``durable`` file and its name are
+    fsynced before the block's end. The temporary file ends with "~" and is removed when the block fails. Raises
+    OSError.
+    """
+    temporary = f"{path}.{os.urandom(8).hex()}~"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = open_file(temporary, flags) if private else os.open(temporary, flags, 0o666)
     try:
-        with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as f:
-            f.write(data)
+        with open(fd, "wb") as f:
+            yield f
             f.flush()
-            os.fsync(f.fileno())
+            if durable:
+                os.fsync(f.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    fsync_directory(os.path.dirname(path))
+    if durable:
+        fsync_directory(os.path.dirname(path))
 
 
-def unwritten(path: str, error: OSError) -> StoreError:
-    """What it is when ``write_durably`` fails: StoreFull where there is no room."""
-    kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+def write_durably(path: str, data: bytes) -> None:
+    """Write a private file that exists whole after a crash, or not at all. Raises OSError."""
+    with whole_file(path) as f:
+        f.write(data)
+
+
+def write_error(path: str, error: OSError) -> StoreError:
+    """Return the StoreError for a file that could not be written: StoreFull when the disk has no room."""
+    kind = StoreFull if error.errno in NO_SPACE else StoreError
     return kind(f"cannot write {path}: {(error.strerror or str(error)).lower()}")

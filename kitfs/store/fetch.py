@@ -27,14 +27,14 @@ from typing import Any, Final
 from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
+from kitfs.store.durable import NO_SPACE
 from kitfs.store.readahead import MAX_WINDOW, Streams
 from kitfs.store.source import Source
 
 POLL: Final = 0.005  # seconds between looks at what another process is fetching
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
 OVERFLOW: Final = 8 << 20  # bytes that may wait in memory for their readers when the store is full
-NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-FULL: Final = NO_ROOM | {errno.EIO, errno.EROFS, errno.EFBIG}
+FULL: Final = NO_SPACE | {errno.EIO, errno.EROFS, errno.EFBIG}
 
 
 Piece = tuple[int, memoryview]
@@ -451,7 +451,7 @@ class Fetcher:
             except OSError as e:
                 if e.errno not in FULL:
                     raise
-                if e.errno not in NO_ROOM or not self._make_room():
+                if e.errno not in NO_SPACE or not self._make_room():
                     return False
 
     def present(self, chunk: int) -> bool:

@@ -30,7 +30,7 @@ from kitfs.gocompat.json import own_json
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile, OwnFile
 from kitfs.ownership import check_below, make_directories, make_directory, open_file
-from kitfs.store.durable import fsync_directory
+from kitfs.store.durable import NO_SPACE, fsync_directory
 from kitfs.store.evict import remove_entry
 from kitfs.store.lease import check_descriptors, exclusive, release
 from kitfs.store.meta import new_meta
@@ -40,7 +40,6 @@ SYNC_EVERY: Final = 64 << 20  # bytes after which they are brought to the disk, 
 UPLOAD: Final = re.compile(r"upload-[0-9a-f]{32}")
 ABANDONED: Final = 7 * 86_400.0  # seconds after which an upload that nobody goes on with is rubbish
 STARVED: Final = 0.0  # the time of the bytes of an upload that gave way, in seconds since the epoch
-NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Ingest:
@@ -122,7 +121,7 @@ class Ingest:
                 try:
                     done = os.pwrite(self._fd, view, self.size)
                 except OSError as e:
-                    if e.errno in NO_ROOM and self._make_room():
+                    if e.errno in NO_SPACE and self._make_room():
                         continue
                     raise
                 if self._hashed == self.size:
@@ -434,6 +433,6 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno in NO_ROOM:
+        if e.errno in NO_SPACE:
             raise StoreFull(f"{what} cannot be kept: no space left on the disk of the store")
         raise StoreError(f"{what} cannot be kept: {e.strerror}")

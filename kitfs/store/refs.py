@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from kitfs.errors import StoreError
 from kitfs.gocompat.json import own_json
 from kitfs.ownership import check_below, make_directories, open_file
-from kitfs.store.durable import fsync_directory, unwritten, write_durably
+from kitfs.store.durable import fsync_directory, write_durably, write_error
 
 
 class Refs:
@@ -52,7 +52,7 @@ class Refs:
             fsync_directory(self._directory)
             write_durably(path, json.dumps(descriptor).encode())
         except OSError as e:
-            raise unwritten(path, e)
+            raise write_error(path, e)
 
     def delete(self, name: str, tag: str) -> bool:
         """Forget a tag; whether there was one."""

@@ -28,7 +28,7 @@ from kitfs.gocompat.json import own_json
 from kitfs.oci.names import Digest
 from kitfs.openfile import OpenFile
 from kitfs.ownership import check_below, make_directory, open_file
-from kitfs.store.durable import fsync_directory, unwritten, write_durably
+from kitfs.store.durable import fsync_directory, write_durably, write_error
 from kitfs.store.lease import exclusive, release, same
 
 BLOBS: Final = "blobs"
@@ -66,7 +66,7 @@ class Repositories:
                 _make_durably(self._directory, os.path.dirname(path))
             write_durably(path, json.dumps(value).encode())
         except OSError as e:
-            raise unwritten(path, e) from e
+            raise write_error(path, e) from e
 
     def add_blob(self, repository: str, digest: Digest) -> None:
         """Link a blob, or note that it is used now; durable when this returns. Raises StoreError, StoreFull."""
@@ -79,7 +79,7 @@ class Repositories:
                     _write_new(path, LINK)
             fsync_directory(os.path.dirname(path))
         except OSError as e:
-            raise unwritten(path, e) from e
+            raise write_error(path, e) from e
 
     def use_blob(self, repository: str, digest: Digest, *, within: float = 0.0, repair: bool = False) -> bool:
         """Whether a repository has a blob; if so, it counts as used now. Raises StoreError for a damaged link, unless
@@ -199,7 +199,7 @@ class Repositories:
             _make_durably(self._directory, path)
             held = OpenFile(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as e:
-            raise unwritten(path, e) from e
+            raise write_error(path, e) from e
         try:
             held.flock(fcntl.LOCK_EX)
             yield

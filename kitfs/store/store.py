@@ -36,10 +36,10 @@ from kitfs.ownership import Unsafe, check_below, check_directory, make_directory
 from kitfs.store import evict, ingest
 from kitfs.store.blob import Blob
 from kitfs.store.catalog import Catalog
-from kitfs.store.durable import write_durably
+from kitfs.store.durable import NO_SPACE, write_durably
 from kitfs.store.evict import Entry
 from kitfs.store.fetch import CLOSE_PATIENCE
-from kitfs.store.ingest import NO_ROOM, Ingest, entry_path, hold
+from kitfs.store.ingest import Ingest, entry_path, hold
 from kitfs.store.lease import check_descriptors
 from kitfs.store.refs import Refs
 from kitfs.store.repositories import Repositories
@@ -119,7 +119,7 @@ class Store:
             reason = e.strerror if isinstance(e, Unsafe) else (e.strerror or str(e)).lower()
             told = f"cache directory {given} cannot be used: {reason}; choose another with {option}"
             usable = e.errno in despite and not isinstance(e, Unsafe) and os.path.exists(os.path.join(root, "VERSION"))
-            if e.errno not in NO_ROOM and not usable:
+            if e.errno not in NO_SPACE and not usable:
                 raise StoreError(told)
             failure: OSError | None = e
         else:

@@ -109,7 +109,7 @@ def collect_garbage(settings: Settings) -> None:
 
     from kitfs.metrics import Counters
     from kitfs.server.collect import collect
-    from kitfs.store.ingest import NO_ROOM
+    from kitfs.store.durable import NO_SPACE
     from kitfs.store.store import Store
 
     root = settings["root"] or settings["cache-dir"]
@@ -117,7 +117,7 @@ def collect_garbage(settings: Settings) -> None:
         raise UsageError(f"{root} is not a store: name the registry's directory with --root")
     log = _logging(settings)
     with closing(
-        Store.open(root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=NO_ROOM)
+        Store.open(root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=NO_SPACE)
     ) as store:
         found = collect(store, log=log, min_age=settings["min-age"])
     if settings["json"]:

@@ -9,13 +9,11 @@ when they have ended.
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -28,6 +26,7 @@ from kitfs.oci.names import Digest
 from kitfs.ops.events import Moved, Report, Total
 from kitfs.ops.imports.environment import Login
 from kitfs.ops.imports.hub import TokenAuth
+from kitfs.parallel import each
 from kitfs.redaction import without
 from kitfs.registry.addresses import AddressScope, scope_of_name
 from kitfs.registry.blob import RemoteBlob
@@ -36,6 +35,7 @@ from kitfs.registry.http import Endpoint
 from kitfs.registry.http_errors import check_encoding, failure, host_of, mapped, read_capped, read_error, shown
 from kitfs.registry.retry import CONNECT_BUDGET
 from kitfs.registry.routes import is_loopback
+from kitfs.store.durable import whole_file
 
 POINTER: Final = re.compile(
     rb"version https://git-lfs\.github\.com/spec/v1\n(?:ext-[^\n]+\n)*oid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n"
@@ -124,16 +124,7 @@ def resolve(
 
     for pointer in wanted:
         report(Total(str(pointer.digest), pointer.size, os.path.basename(pointer.path)))
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="kitfs-lfs") as pool:
-        futures = [pool.submit(fetch, p) for p in wanted]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            for future in futures:
-                future.cancel()
-            raise
+    each(wanted, fetch, concurrency, stop)
 
 
 def _near(directory: str, pointer: Pointer) -> str | None:
@@ -150,26 +141,22 @@ def _file(path: str) -> Iterator[bytes]:
 
 def _write(pointer: Pointer, pieces: Iterator[bytes], moved: Any) -> None:
     """An object in the place of its pointer, with its mode; raises IntegrityError when it is another."""
-    temporary = f"{pointer.path}.{threading.get_ident()}~"
     hasher, size = pointer.digest.hasher(), 0
     try:
-        with open(temporary, "xb") as f:
+        with whole_file(pointer.path, private=False, durable=False) as f:
             for piece in pieces:
                 f.write(piece)
                 hasher.update(piece)
                 size += len(piece)
                 moved(len(piece))
-        if size != pointer.size or hasher.hexdigest() != pointer.digest.hex:
-            raise IntegrityError(f"{os.path.basename(pointer.path)}: the LFS object that came is not {pointer.digest}")
-        os.chmod(temporary, os.stat(pointer.path).st_mode & 0o777)
-        os.replace(temporary, pointer.path)
+            if size != pointer.size or hasher.hexdigest() != pointer.digest.hex:
+                name = os.path.basename(pointer.path)
+                raise IntegrityError(f"{name}: the LFS object that came is not {pointer.digest}")
+            os.fchmod(f.fileno(), os.stat(pointer.path).st_mode & 0o777)
     except OSError as e:
         raise ContextError(
             f"{os.path.basename(pointer.path)}: its LFS object cannot be written: {(e.strerror or str(e)).lower()}"
         )
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
 
 
 def _led_from(named_by: str, host: str) -> AddressScope | None:

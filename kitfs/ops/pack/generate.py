@@ -9,7 +9,6 @@ of files somewhere else. Threading: one thread.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posixpath
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from kitfs.modelkit.kitfile import Code, Dataset, Docs, Kitfile, MCPServer, Mode
 from kitfs.ops.events import Report, Warned, quiet
 from kitfs.ops.pack.licenses import license_of
 from kitfs.ops.pack.pack import KITFILE_NAMES
+from kitfs.store.durable import whole_file
 
 MANIFEST_VERSION: Final = "1.0.0"
 MODELS: Final = (
@@ -300,17 +300,12 @@ def save(path: str, text: str, *, overwrite: bool) -> None:
     """Write a Kitfile; one that is there gives way whole, or not at all. Raises UsageError when it may not,
     ContextError.
     """
-    temporary = f"{path}.{os.getpid()}~"
     try:
-        with open(temporary if overwrite else path, "w" if overwrite else "x", encoding="utf-8") as f:
-            f.write(text)
-        if overwrite:
-            os.replace(temporary, path)
+        with whole_file(path, private=False, durable=False) if overwrite else open(path, "xb") as f:
+            f.write(text.encode())
     except FileExistsError:
         raise UsageError(f"Kitfile already exists at {path}. Use '--force' to overwrite")
     except OSError as e:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         raise ContextError(f"Failed to write Kitfile: {path}: {(e.strerror or str(e)).lower()}")
 
 

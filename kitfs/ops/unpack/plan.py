@@ -16,12 +16,12 @@ from kitfs.errors import UnsafePath
 from kitfs.layers.index import LayerIndex, Member, Skipped, clean
 from kitfs.layers.merge import Winner, winner
 from kitfs.oci.paths import paths_overlap
+from kitfs.system import MAX_LINKS
 
 UNSAFE: Final = re.compile(
     r"(a hard link to .*: )?(an absolute path|a path that leaves the root)|a (character|block) device|a fifo|below .*, which is a symlink",
     re.DOTALL,
 )
-MAX_LINKS: Final = 40  # symbolic links that one path may follow, as Linux
 MAX_TOLD: Final = 100  # left-out entries of a layer that are named
 
 

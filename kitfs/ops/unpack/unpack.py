@@ -20,8 +20,8 @@ from typing import Final, NamedTuple
 
 from kitfs.errors import ContextError, KitfsError, UnsafePath
 from kitfs.kit.kit import Kit
-from kitfs.kit.layer import MAX_ENTRIES
 from kitfs.kit.resolver import Resolver
+from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.modelkit.filters import Filter
 from kitfs.ops.events import Moved, Noted, Report, Total, Warned, quiet
 from kitfs.ops.unpack.content import ContentSource, Stopped, free_bytes
