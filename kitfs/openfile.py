@@ -21,6 +21,8 @@ from kitfs import forks
 from kitfs.errors import Closed
 from kitfs.ownership import open_file
 
+PIECE: Final = 1 << 20  # bytes of one read when a file or a stream is processed from beginning to end
+
 
 class OpenFile:
     """An open file; the arguments are those of os.open, and it is closed on exec. ``opener`` opens it in another way.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
-from kitfs.kit.origin import Origin
+from kitfs.content import Origin
 from kitfs.kit.resolver import Resolver
 from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.metrics import Counters

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any, Final
 
+from kitfs.content import Origin, Source
 from kitfs.errors import IntegrityError, LayerError, StoreError, WouldBlock
-from kitfs.kit.origin import Origin
 from kitfs.layers.access import Closed, closed_to_others
 from kitfs.layers.codec import DecodedSource, decode
 from kitfs.layers.index import LayerIndex, Member, Skipped, raw_index
@@ -16,7 +16,6 @@ from kitfs.modelkit.layers import FileMetadata, LayerEntry
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.oci.paths import paths_overlap
 from kitfs.store.blob import Blob
-from kitfs.store.source import Source
 from kitfs.store.store import Store
 
 TAIL: Final = 1 << 20  # bytes that may follow a tar's last entry: GNU tar pads to records of up to a few hundred KiB

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from kitfs.content import Source
 from kitfs.errors import NotFound
 from kitfs.oci.manifest import Descriptor
-from kitfs.store.source import Source
-
-
-class Origin(Protocol):
-    """Where a kit comes from: a repository of a registry, or an OCI layout on disk."""
-
-    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]: ...
-
-    def blob(self, descriptor: Descriptor) -> Source | None: ...
-
-    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes: ...
 
 
 class Stored:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, NamedTuple
 
+from kitfs.content import Origin
 from kitfs.errors import (
     KitfsError,
     ManifestError,
@@ -29,7 +30,7 @@ from kitfs.errors import (
 )
 from kitfs.kit.kit import Kit
 from kitfs.kit.layer import Layer
-from kitfs.kit.origin import Origin, Stored
+from kitfs.kit.origin import Stored
 from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.modelkit.filters import Filter, for_parent, selects, selects_kitfile
 from kitfs.modelkit.index import KitIndex, is_kit_index, select

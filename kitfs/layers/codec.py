@@ -12,8 +12,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Final
 
 from kitfs.errors import LayerError, UnsupportedLayer
+from kitfs.openfile import PIECE
 
-PIECE: Final = 1 << 20
 SLICE: Final = 64 << 10
 MAX_WINDOW: Final = 128 << 20  # bytes of a zstd window: what `zstd --ultra -22 --long=27` needs
 Bytes = bytes | bytearray | memoryview

@@ -31,6 +31,7 @@ PACK_MANIFESTS: Final = ("application/vnd.cncf.model.manifest.v1+json", "applica
 CREATED: Final = "org.opencontainers.image.created"
 FILEPATH: Final = ("org.cncf.model.filepath", "org.cnai.model.filepath")
 SUBTYPE: Final = "ml.kitops.modelkit.layer-subtype"
+MAX_MANIFEST: Final = 4 << 20  # bytes: the least that distribution-spec asks registries to accept
 MAX_SIZE: Final = 1 << 62  # bytes: what an offset can hold, with room to add
 MAX_SHOWN: Final = 100  # characters of a foreign value in a message
 INDEXES: Final = (IMAGE_INDEX, DOCKER_LIST)

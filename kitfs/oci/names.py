@@ -21,6 +21,7 @@ LAYOUT: Final = re.compile(
     r"oci(?:-archive)?:(?!\d{1,5}/)"
 )  # what parse_any would read as a layout; a port is one of a registry
 LOCAL: Final = "localhost"
+DOCKER_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 UNNAMED: Final = "_"  # kit's repository for kits without a name
 
 
@@ -54,8 +55,12 @@ class Digest(str):
         return self.partition(":")[2]
 
     def hasher(self) -> Any:
-        """A fresh hashlib object of the algorithm."""
+        """Return a new hashlib object of the algorithm."""
         return hashlib.new(self.algorithm)
+
+    def matches(self, data: bytes | bytearray) -> bool:
+        """Return whether ``data`` has this digest."""
+        return bool(hashlib.new(self.algorithm, data).hexdigest() == self.hex)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,11 @@ class LayoutReference:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.path}" + (f"@{self.digest}" if self.digest else f":{self.tag}" if self.tag else "")
+
+
+def api_host(registry: str) -> str:
+    """Return the host that serves a registry's API: docker.io is served by registry-1.docker.io."""
+    return "registry-1.docker.io" if registry in DOCKER_HOSTS else registry
 
 
 def parse_any(text: str) -> Reference | LayoutReference:

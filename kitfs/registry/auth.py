@@ -36,7 +36,7 @@ MAX_CHALLENGE: Final = 16 << 10  # characters of one header that are read
 # A token and, if one follows, its value: a quoted string or anything up to a blank or comma. No part of it is tried
 # in two ways. The "/" is
 # of base64, which follows schemes that kitfs does not speak.
-PIECE: Final = re.compile(
+CHALLENGE_PART: Final = re.compile(
     r"""[\s,;]*+(?P<token>[!#$%&'*+./^_`|~0-9A-Za-z-]++)(?:\s*+=\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<bare>[^\s,"]*+)))?+[\s,;]*+""",
     re.DOTALL,
 )
@@ -79,7 +79,7 @@ def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
     scheme, parameters = "", dict[str, str]()
     at = 0
     while at < len(header):
-        match = PIECE.match(header, at)
+        match = CHALLENGE_PART.match(header, at)
         if match is None:
             break  # nobody knows what follows
         at = match.end()

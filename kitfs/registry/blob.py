@@ -81,7 +81,7 @@ class RemoteBlob:
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """(offset, bytes) of [start, stop), or of everything from 0 when there are no ranges. See
-        ``store.source.Source``.
+        ``content.Source``.
 
         Every endpoint is asked in turn, each from where the last one broke off. Raises what the last one, the
         registry itself, did wrong, with the causes of all: NotFound, Unauthorized, RateLimited, Unavailable,

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
+from kitfs.content import Hints
 from kitfs.errors import (
     IntegrityError,
     InvalidReference,
@@ -27,13 +28,13 @@ from kitfs.errors import (
     UsageError,
 )
 from kitfs.metrics import Counters
-from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, Descriptor, IndexManifest, check_media_type
-from kitfs.oci.names import LOCAL, TAG, Digest, Reference
+from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, MAX_MANIFEST, Descriptor, IndexManifest, check_media_type
+from kitfs.oci.names import LOCAL, TAG, Digest, Reference, api_host
 from kitfs.oci.referrers import EMPTY, entry_of, listing, omitting, subject_of, tag_of
 from kitfs.registry.addresses import AddressScope, answered_from, scope_of_name
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.blob import RemoteBlob
-from kitfs.registry.credentials import DOCKER_HOSTS, Credential, Credentials, Given
+from kitfs.registry.credentials import Credential, Credentials, Given
 from kitfs.registry.early_answer import DuplexTransport
 from kitfs.registry.http import LAST_PORT, MAX_REDIRECTS, REDIRECTS, Endpoint, _url, combined
 from kitfs.registry.http_errors import (
@@ -54,11 +55,9 @@ from kitfs.registry.routes import ClientOptions, is_loopback
 from kitfs.registry.tls_probe import speaks_tls
 from kitfs.registry.upload import CHUNK, Upload
 from kitfs.registry.upload_body import Body, Read
-from kitfs.registry.upload_methods import Lessons, SessionHints
+from kitfs.registry.upload_methods import Lessons
 
 __all__ = ["ClientOptions", "RegistryClient", "Repository"]
-
-MAX_MANIFEST: Final = 4 << 20  # bytes: what distribution-spec asks registries to take
 
 
 MAX_PAGES: Final = 64  # of referrers
@@ -123,14 +122,14 @@ class RegistryClient:
         mirrors = self.options.mirrors.get(registry, ())
         patience = CONNECT_BUDGET / (len(mirrors) + 1)
         endpoints = [self._endpoint(url.rstrip("/"), name, patience=patience) for url in mirrors]
-        endpoint = self._endpoint(self._home(registry), name, patience=patience, host=_host(registry))
+        endpoint = self._endpoint(self._home(registry), name, patience=patience, host=api_host(registry))
         if reference.named_by not in ("", registry):
             endpoint = replace(endpoint, led_from=self.address_scope(self._home(reference.named_by)))
         return Repository(self, name, (*endpoints, endpoint))
 
     def _home(self, registry: str) -> str:
         """The URL of a registry."""
-        host = _host(registry)
+        host = api_host(registry)
         plain = is_loopback(_url(f"http://{host}").host) if self.options.plain_http is None else self.options.plain_http
         return f"{'http' if plain else 'https'}://{host}"
 
@@ -375,20 +374,20 @@ class Repository:
             return ()
 
     def upload(
-        self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), journal: SessionHints | None = None,
+        self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), hints: Hints | None = None,
         progress: Callable[[int], None] | None = None, chunk: int = CHUNK,
     ) -> str:  # fmt: skip
         """Bring a blob to the registry itself: "exists" there, "mounted" from one of ``mount_from`` (repositories of
         it), or "uploaded".
 
         ``read(offset)`` gives the blob's bytes from an offset on, in pieces, as often as it is asked. ``progress`` is
-        told how many bytes more the registry has been sent, less than none when some must go again. ``journal`` lets
+        told how many bytes more the registry has been sent, less than none when some must go again. ``hints`` lets
         a later call, of another process too, go on where this one broke off. Raises Unauthorized, RateLimited,
         Unavailable, RegistryError, IntegrityError when the bytes do not have their digest or are too few, StoreError
         when they cannot be read.
         """
         upload = Upload(
-            self._client, self._pushing(), self._name, descriptor, read, chunk=chunk, journal=journal, progress=progress
+            self._client, self._pushing(), self._name, descriptor, read, chunk=chunk, hints=hints, progress=progress
         )
         return upload.run(mount_from)
 
@@ -576,17 +575,11 @@ class _NoCookies(CookieJar):
         """Nothing."""
 
 
-def _host(registry: str) -> str:
-    return "registry-1.docker.io" if registry in DOCKER_HOSTS else registry
-
-
 def _origin(url: httpx.URL) -> str:
     """scheme://host[:port], without a port that the scheme implies."""
     return f"{url.scheme}://{host_of(url)}"
 
 
 def _check(digest: Digest, data: bytes, what: str) -> None:
-    hasher = digest.hasher()
-    hasher.update(data)
-    if hasher.hexdigest() != digest.hex:
+    if not digest.matches(data):
         raise IntegrityError(f"{what} does not have its digest {digest}")

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kitfs.errors import UsageError
+from kitfs.oci.names import DOCKER_HOSTS
 from kitfs.ownership import Unsafe, open_regular
 from kitfs.registry import helpers
 
 DOCKER_KEY: Final = "https://index.docker.io/v1/"
-DOCKER_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 VERSIONS: Final = frozenset({"", "v1", "v2"})  # paths that name the API of a host, not a repository
 ENDS: Final = "\r\n\0"  # what is not part of a name or password, where it stands around it
 

@@ -18,8 +18,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, Final, Protocol
+from typing import Final
 
+from kitfs.content import Hints, RemoteOrigin, Source
 from kitfs.errors import IntegrityError, KitfsError, NotFound, RateLimited, Unauthorized, Unavailable
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import LOCAL, Digest, Reference
@@ -35,33 +36,6 @@ UNREACHABLE: Final = (
     NotFound,
     Unauthorized,
 )  # what a kit that only kit has looks like to its registry
-
-
-class Hints(Protocol):
-    """Hints between processes, which may forget. The store's catalog is one."""
-
-    def get(self, key: tuple[str, str], /) -> Any: ...
-
-    def set(self, key: tuple[str, str], value: Any, /) -> None: ...
-
-
-class Remote(Protocol):
-    """A blob of a registry; a Source."""
-
-    @property
-    def ranged(self) -> bool: ...
-
-    def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]: ...
-
-
-class Repository(Protocol):
-    """What is asked for what kit has not; ``client.Repository`` is one."""
-
-    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]: ...
-
-    def blob(self, descriptor: Descriptor) -> Any: ...
-
-    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes: ...
 
 
 class StoredFile(FileRange):
@@ -164,7 +138,7 @@ class KitStorage:
             check.end()
 
     def origin(
-        self, reference: Reference, repository: Callable[[Reference], Repository], *, whole: bool = False
+        self, reference: Reference, repository: Callable[[Reference], RemoteOrigin], *, whole: bool = False
     ) -> LocalFirstRepository:
         """Where a reference's bytes come from. ``whole``: all of them are wanted, so that checks are waited for, and
         tags of kit count.
@@ -188,15 +162,14 @@ class KitStorage:
         file = self._file(digest)
         if file is None or (file.size or 0) > MAX_SMALL:
             return None
-        hasher, data = digest.hasher(), bytearray()
+        data = bytearray()
         try:
             for _, view in file.read_range(0, None):
                 data += view
         except (KitfsError, OSError) as e:
             self._wrong(digest, str(e))
             return None
-        hasher.update(data)
-        if hasher.hexdigest() != digest.hex:
+        if not digest.matches(data):
             self._wrong(digest, "it does not have its digest")
             return None
         return bytes(data)
@@ -232,7 +205,7 @@ class LocalFirstRepository:
     """An Origin: a repository, and kit's storage before it for what is named by its digest."""
 
     def __init__(
-        self, home: KitStorage, reference: Reference, repository: Callable[[Reference], Repository], *, whole: bool
+        self, home: KitStorage, reference: Reference, repository: Callable[[Reference], RemoteOrigin], *, whole: bool
     ) -> None:
         self._home = home
         self._reference = reference
@@ -265,7 +238,7 @@ class LocalFirstRepository:
                 raise
             return found
 
-    def blob(self, descriptor: Descriptor) -> Any:
+    def blob(self, descriptor: Descriptor) -> Source:
         """A blob as a Source; nothing is asked until it is read."""
         check = self._home.check(descriptor)
         if check is None:
@@ -286,11 +259,11 @@ class LocalFirstBlob:
     right.
     """
 
-    def __init__(self, check: DigestCheck, remote: Callable[[], Remote], *, patient: bool) -> None:
+    def __init__(self, check: DigestCheck, remote: Callable[[], Source], *, patient: bool) -> None:
         self._check = check
         self._make = remote
         self._patient = patient
-        self._remote: Remote | None = None
+        self._remote: Source | None = None
 
     @property
     def size(self) -> int | None:
@@ -303,7 +276,7 @@ class LocalFirstBlob:
         return self._remote is None or self._remote.ranged
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """See ``store.source.Source``. Raises what the registry raises, where neither has it."""
+        """See ``content.Source``. Raises what the registry raises, where neither has it."""
         at, stop = (start, stop) if self.ranged else (0, None)
         check = self._check
         check.begin()

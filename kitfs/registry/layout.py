@@ -16,12 +16,11 @@ from kitfs.errors import IntegrityError, ManifestError, NotFound, UnsupportedLay
 from kitfs.gocompat.json import Ambiguous, check_keys, loads
 from kitfs.oci.manifest import Descriptor, IndexManifest
 from kitfs.oci.names import Digest, LayoutReference
-from kitfs.openfile import OpenFile
+from kitfs.openfile import PIECE, OpenFile
 from kitfs.ownership import Unsafe, open_below, open_regular
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 MAX_INDEX: Final = 16 << 20
-PIECE: Final = 1 << 20
 PACKED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
 
 
@@ -104,9 +103,7 @@ class Layout:
                 f"{self.path}: {descriptor.digest} has {descriptor.size} bytes: more than {limit} is too much"
             )
         data = _all(self.blob(descriptor))
-        hasher = descriptor.digest.hasher()
-        hasher.update(data)
-        if hasher.hexdigest() != descriptor.digest.hex:
+        if not descriptor.digest.matches(data):
             raise IntegrityError(f"{self.path}: blob {descriptor.digest} does not have its digest")
         return data
 

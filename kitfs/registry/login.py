@@ -14,10 +14,11 @@ import os
 from typing import Any, Final
 
 from kitfs.errors import StoreError, Unauthorized, UsageError
+from kitfs.oci.names import api_host
 from kitfs.registry import helpers
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.client import RegistryClient
-from kitfs.registry.credentials import DOCKER_HOSTS, Credential, Given, helper_of, key_of, matching
+from kitfs.registry.credentials import Credential, Given, helper_of, key_of, matching
 from kitfs.registry.http import Endpoint
 from kitfs.registry.http_errors import failure, read_error
 from kitfs.registry.retry import CONNECT_BUDGET
@@ -33,7 +34,7 @@ def check(client: RegistryClient, host: str, credential: Credential) -> None:
 
     Raises Unauthorized when it does not, Unavailable, RegistryError, NotFound when it is no registry.
     """
-    at = "registry-1.docker.io" if host in DOCKER_HOSTS else host
+    at = api_host(host)
     name = at.rpartition(":")[0] if not at.endswith("]") and ":" in at else at
     plain = is_loopback(name.strip("[]")) if client.options.plain_http is None else client.options.plain_http
     base = f"{'http' if plain else 'https'}://{at}/v2"

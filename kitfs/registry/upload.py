@@ -21,13 +21,14 @@ from urllib.parse import quote
 
 import httpx
 
+from kitfs.content import Hints
 from kitfs.errors import IntegrityError, KitfsError, RateLimited, RegistryError, Unavailable
 from kitfs.oci.manifest import Descriptor
 from kitfs.registry.http_errors import Broken, Stalled, failure, mapped, read_error, shown
 from kitfs.registry.refusals import code_of, refusal
 from kitfs.registry.retry import MAX_WAIT, RETRYABLE, pause_after, retry_after
 from kitfs.registry.upload_body import Body, Read
-from kitfs.registry.upload_methods import PATCH, PUT, Plan, SessionHints
+from kitfs.registry.upload_methods import PATCH, PUT, Plan
 
 if TYPE_CHECKING:
     from kitfs.registry.client import RegistryClient
@@ -102,7 +103,7 @@ class Upload:
         read: Read,
         *,
         chunk: int = CHUNK,
-        journal: SessionHints | None = None,
+        hints: Hints | None = None,
         progress: Callable[[int], None] | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
@@ -112,9 +113,9 @@ class Upload:
         self._digest = descriptor.digest
         self._size = descriptor.size
         self._read = read
-        self._plan = Plan(descriptor.size, chunk, client.lessons.of(endpoint.host, journal))
+        self._plan = Plan(descriptor.size, chunk, client.lessons.of(endpoint.host, hints))
         self._refusal: KitfsError | None = None  # the first one: it is raised when no way is left
-        self._journal = journal
+        self._hints = hints
         self._key = ("upload", f"{endpoint.base}@{self._digest}")
         self._progress = progress
         self._sleep = sleep
@@ -157,7 +158,7 @@ class Upload:
                 session = None
         self._forget()
         if self._refusal is not None:
-            self._client.lessons.learn(self._endpoint.host, self._plan.lesson, self._journal)
+            self._client.lessons.learn(self._endpoint.host, self._plan.lesson, self._hints)
         self._tell(self._size)
         return "uploaded"
 
@@ -435,8 +436,8 @@ class Upload:
         self._tell(at)
         if at > self._most:
             self._most, self._failures, self._waited = at, 0, 0.0
-        if self._journal is not None and at and self._plan.way.chunk:
-            self._journal.set(self._key, {"location": str(session.location), "at": at, "least": session.least})
+        if self._hints is not None and at and self._plan.way.chunk:
+            self._hints.set(self._key, {"location": str(session.location), "at": at, "least": session.least})
 
     def _tell(self, at: int) -> None:
         """Tell progress that everything up to ``at`` has been sent, and nothing beyond."""
@@ -446,7 +447,7 @@ class Upload:
 
     def _noted(self) -> Session | None:
         """The session that an earlier call left unfinished, if the registry may still have it."""
-        noted: Any = self._journal.get(self._key) if self._journal is not None and self._plan.way.chunk else None
+        noted: Any = self._hints.get(self._key) if self._hints is not None and self._plan.way.chunk else None
         try:
             location, at, least = noted["location"], int(noted["at"]), int(noted["least"])
             return Session(self._allowed(httpx.URL(location)), at, least, sure=False, exact=False)
@@ -454,5 +455,5 @@ class Upload:
             return None  # there is no note, or it is nobody's
 
     def _forget(self) -> None:
-        if self._journal is not None:
-            self._journal.delete(self._key)
+        if self._hints is not None:
+            self._hints.delete(self._key)

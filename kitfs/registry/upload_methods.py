@@ -13,20 +13,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
+
+from kitfs.content import Hints
 
 SHARES: Final = (8, 32)  # of the size of a chunk: 4 MiB (GitHub's limit) and 1 MiB (nginx's) of 32 MiB
 BELIEVED: Final = 7 * 86_400  # seconds that a note of another process counts
-
-
-class SessionHints(Protocol):
-    """Where hints for later processes are noted; it may forget them. The store's catalog is one."""
-
-    def get(self, key: tuple[str, str], /) -> Any: ...
-
-    def set(self, key: tuple[str, str], value: Any, /) -> None: ...
-
-    def delete(self, key: tuple[str, str], /) -> None: ...
 
 
 class Way(NamedTuple):
@@ -70,23 +62,23 @@ class Lessons:
         self._lock = threading.Lock()
         self._known: dict[str, Lesson] = {}
 
-    def of(self, host: str, journal: SessionHints | None) -> Lesson:
+    def of(self, host: str, hints: Hints | None) -> Lesson:
         """What is known of a host, also from processes before this one."""
         with self._lock:
             if host not in self._known:
-                self._known[host] = self._noted(host, journal)
+                self._known[host] = self._noted(host, hints)
             return self._known[host]
 
-    def learn(self, host: str, lesson: Lesson, journal: SessionHints | None) -> None:
+    def learn(self, host: str, lesson: Lesson, hints: Hints | None) -> None:
         """Remember what a host refused, once it has taken the same bytes another way."""
         with self._lock:
             known = self._known[host] = self._known.get(host, Lesson()).with_(lesson)
-        if journal is not None:
+        if hints is not None:
             note = {"refused": sorted(known.refused), "limit": known.limit, "at": self._clock()}
-            journal.set(("ways", host), note)
+            hints.set(("ways", host), note)
 
-    def _noted(self, host: str, journal: SessionHints | None) -> Lesson:
-        noted: Any = journal.get(("ways", host)) if journal is not None else None
+    def _noted(self, host: str, hints: Hints | None) -> Lesson:
+        noted: Any = hints.get(("ways", host)) if hints is not None else None
         try:
             if not 0 <= self._clock() - noted["at"] < BELIEVED:
                 return Lesson()

@@ -25,12 +25,13 @@ from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestPayloadError
 
 from kitfs.errors import KitfsError, StoreFull
-from kitfs.oci.manifest import IMAGE_INDEX
+from kitfs.oci.manifest import IMAGE_INDEX, MAX_MANIFEST
+from kitfs.openfile import PIECE
 from kitfs.server import ranges
 from kitfs.server.api_errors import UNSUPPORTED, ApiError, of_error, out_of_descriptors
 from kitfs.server.htpasswd import Htpasswd
 from kitfs.server.logins import Logins
-from kitfs.server.registry import MAX_MANIFEST, Registry, checked, parsed, too_big
+from kitfs.server.registry import Registry, checked, parsed, too_big
 from kitfs.server.replies import (
     VERSION,
     answer,
@@ -49,7 +50,6 @@ from kitfs.server.replies import (
 from kitfs.server.uploads import MAX_OPEN, REST, UploadQueue, Uploads, UploadTurn, _append
 from kitfs.store.ingest import Ingest
 
-PIECE: Final = 1 << 20  # bytes that are hashed and written at once
 TLS_PIECE: Final = 256 << 10
 SLICES: Final = (
     256 << 10,

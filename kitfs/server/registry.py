@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from kitfs.errors import IntegrityError, InvalidReference, ManifestError, StoreError, StoreFull
 from kitfs.gocompat.json import loads
-from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST, check_fields
+from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST, MAX_MANIFEST, check_fields
 from kitfs.oci.names import REPOSITORY, TAG, Digest
 from kitfs.server.api_errors import ApiError, unknown_blob, unknown_manifest, unknown_name, unknown_upload
 from kitfs.server.collect import MIN_AGE, SteadyClock, collect
@@ -31,7 +31,6 @@ from kitfs.store.lease import release
 from kitfs.store.repositories import BLOBS, MANIFESTS, REFERRERS, TAGS, link_name
 from kitfs.store.store import Store
 
-MAX_MANIFEST: Final = 4 << 20  # bytes: what distribution-spec wants taken at least, and what clients read at most
 MAX_NAME: Final = 255
 NOTED: Final = 60.0  # seconds within which a blob that is read again is not noted as used again
 COLLECT_EVERY: Final = 60.0  # seconds between two collections for want of room, unless something was deleted since
@@ -275,9 +274,7 @@ class Registry:
         if len(data) > MAX_MANIFEST:
             raise too_big()
         manifest, media_type = _read_manifest(data, content_type)
-        hasher = digest.hasher()
-        hasher.update(data)
-        if hasher.hexdigest() != digest.hex:
+        if not digest.matches(data):
             raise ApiError(
                 400, "DIGEST_INVALID", "provided digest did not match uploaded content", detail={"digest": reference}
             )

@@ -24,10 +24,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any, Final, Protocol
 
+from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
 from kitfs.gocompat.json import own_json
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
+from kitfs.openfile import PIECE
 from kitfs.ownership import open_file
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
@@ -37,9 +39,7 @@ from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
 from kitfs.store.lease import Lease
 from kitfs.store.meta import MAX_SIZE, META_VERSION, new_meta
 from kitfs.store.readahead import MAX_WINDOW
-from kitfs.store.source import Source
 
-PIECE: Final = 1 << 20  # bytes read at once when a blob is read from end to end
 SYNC_EVERY: Final = 256 << 20  # bytes fetched between two copies of ``present`` that survive a reboot
 
 

@@ -24,12 +24,12 @@ from contextlib import closing
 from itertools import chain
 from typing import Any, Final
 
+from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
 from kitfs.store.durable import NO_SPACE
 from kitfs.store.readahead import MAX_WINDOW, Streams
-from kitfs.store.source import Source
 
 POLL: Final = 0.005  # seconds between looks at what another process is fetching
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer

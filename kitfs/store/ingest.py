@@ -28,14 +28,13 @@ from typing import Any, Final, NamedTuple, Self
 from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
 from kitfs.gocompat.json import own_json
 from kitfs.oci.names import Digest
-from kitfs.openfile import OpenFile, OwnFile
+from kitfs.openfile import PIECE, OpenFile, OwnFile
 from kitfs.ownership import check_below, make_directories, make_directory, open_file
 from kitfs.store.durable import NO_SPACE, fsync_directory
 from kitfs.store.evict import remove_entry
 from kitfs.store.lease import check_descriptors, exclusive, release
 from kitfs.store.meta import new_meta
 
-PIECE: Final = 1 << 20
 SYNC_EVERY: Final = 64 << 20  # bytes after which they are brought to the disk, so that the last fsync is short
 UPLOAD: Final = re.compile(r"upload-[0-9a-f]{32}")
 ABANDONED: Final = 7 * 86_400.0  # seconds after which an upload that nobody goes on with is rubbish

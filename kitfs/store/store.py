@@ -27,6 +27,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, InvalidReference, StoreError, StoreFull
 from kitfs.gocompat.json import own_json
 from kitfs.metrics import Counters
@@ -43,7 +44,6 @@ from kitfs.store.ingest import Ingest, entry_path, hold
 from kitfs.store.lease import check_descriptors
 from kitfs.store.refs import Refs
 from kitfs.store.repositories import Repositories
-from kitfs.store.source import Source
 
 VERSION: Final = "1"
 MAX_SMALL: Final = 64 << 20  # bytes of what ``get`` gives whole
@@ -237,10 +237,8 @@ class Store:
         """Store a small blob: a manifest, a config. Raises IntegrityError unless it has its digest, StoreError when
         it cannot be kept.
         """
-        hasher = digest.hasher()
-        hasher.update(data)
-        if hasher.hexdigest() != digest.hex:
-            raise IntegrityError(f"{digest}: the bytes have another digest, {digest.algorithm}:{hasher.hexdigest()}")
+        if not digest.matches(data):
+            raise IntegrityError(f"the bytes to store do not have the digest {digest}")
         directory = self.path(digest)
         if os.path.exists(os.path.join(directory, "sealed")):
             return
@@ -269,9 +267,7 @@ class Store:
             return None
         with suppress(OSError):  # a disk that is read-only keeps no time of use, and needs none
             os.utime(os.path.join(directory, "lease"))
-        hasher = digest.hasher()
-        hasher.update(data)
-        return data if hasher.hexdigest() == digest.hex else None
+        return data if digest.matches(data) else None
 
     def room(self) -> bool:
         """Whether the store takes more bytes. Looks at the limits every now and then, and evicts to keep them."""

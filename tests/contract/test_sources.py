@@ -1,4 +1,4 @@
-"""What every Source promises (``kitfs.store.source``), asserted for each one there is."""
+"""What every Source promises (``kitfs.content``), asserted for each one there is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from kitfs.content import Source
 from kitfs.layers.codec import DecodedSource
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import Descriptor
@@ -19,7 +20,6 @@ from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.registry.client import ClientOptions, RegistryClient
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.layout import open_layout
-from kitfs.store.source import Source
 from tests.fakes.faults import Chunked, Cut, IgnoreRange
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.sources import BytesSource

@@ -1,4 +1,4 @@
-"""Sources for tests of the store: bytes, and bytes with faults. They match ``kitfs.store.source.Source`` by structure.
+"""Sources for tests of the store: bytes, and bytes with faults. They match ``kitfs.content.Source`` by structure.
 
 Each remembers what was asked of it: ``asked`` are (start, stop) in order, ``given`` how many bytes went out.
 """

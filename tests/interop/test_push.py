@@ -146,11 +146,11 @@ def test_a_later_call_goes_on_or_begins_anew(
     notes, told = Notes(), list[int]()
     team = repository(own_registry.host, "team/kit")
     with pytest.raises(Killed):
-        team.upload(BLOB, read, chunk=2 * MiB, journal=notes)
+        team.upload(BLOB, read, chunk=2 * MiB, hints=notes)
     assert len(notes) == 1
     assert json.loads(json.dumps(list(notes.values()))) == list(notes.values())
     mark = own_registry.mark()
-    assert team.upload(BLOB, reader(), chunk=2 * MiB, journal=notes, progress=told.append) == "uploaded"
+    assert team.upload(BLOB, reader(), chunk=2 * MiB, hints=notes, progress=told.append) == "uploaded"
     assert own_registry.blob_path(BLOB.digest).read_bytes() == DATA
     assert (notes, sum(told)) == ({}, len(DATA))
     assert any(row.method == "GET" and row.status == 204 for row in own_registry.served(mark)) or stop
@@ -187,8 +187,8 @@ def test_kitfs_serve_keeps_what_it_has(repository: Repositories, tmp_path: Path)
         team = repository(relay.host, "team/kit")
         relay.cut(3 * MiB)
         with pytest.raises(Killed):
-            team.upload(BLOB, read, chunk=2 * MiB, journal=notes)
-        assert team.upload(BLOB, reader(), chunk=2 * MiB, journal=notes, progress=told.append) == "uploaded"
+            team.upload(BLOB, read, chunk=2 * MiB, hints=notes)
+        assert team.upload(BLOB, reader(), chunk=2 * MiB, hints=notes, progress=told.append) == "uploaded"
         assert (told[0] >= 6 * MiB, sum(told), len(notes.seen), notes) == (True, len(DATA), 1, {})
         assert team.blob_bytes(BLOB, len(DATA)) == DATA
 

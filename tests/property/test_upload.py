@@ -82,11 +82,11 @@ def test_uploads_end_well(
         client = RegistryClient(options, Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test"))
         team = client.repository(Reference.parse(f"{fake.host}/team/kit"))
         try:
-            came = team.upload(blob, read, chunk=chunk * 32 * KiB, journal=notes, progress=told.append)
+            came = team.upload(blob, read, chunk=chunk * 32 * KiB, hints=notes, progress=told.append)
         except KitfsError:
             fake.heal()
             told.clear()
-            came = team.upload(blob, read, chunk=chunk * 32 * KiB, journal=notes, progress=told.append)
+            came = team.upload(blob, read, chunk=chunk * 32 * KiB, hints=notes, progress=told.append)
         finally:
             client.close()
         assert (came, sum(told)) in (("uploaded", size), ("exists", 0))

@@ -218,7 +218,7 @@ class _Import:
                 )
             else:
                 tags = [reference.tag or "latest" for reference in self._references]
-                journal = store.catalog
+                hints = store.catalog
                 packed = packing.pack_to(
                     found.directory,
                     kitfile,
@@ -226,7 +226,7 @@ class _Import:
                     tags,
                     shape=shape,
                     parent_paths=parents,
-                    journal=journal,
+                    hints=hints,
                     report=report,
                 )
             return packed.descriptor.digest

@@ -60,7 +60,7 @@ def pack(settings: Settings, directory: str) -> None:
                     host.client.repository(references[0]),
                     [reference.tag or "latest" for reference in references],
                 )
-                journal = host.store.catalog
+                hints = host.store.catalog
                 with ended_at_once(report):
                     packed = packing.pack_to(
                         context,
@@ -69,7 +69,7 @@ def pack(settings: Settings, directory: str) -> None:
                         tags,
                         shape=shape,
                         parent_paths=paths,
-                        journal=journal,
+                        hints=hints,
                         report=report,
                     )
             else:

@@ -16,13 +16,13 @@ from kitfs.cli.verbs.mount import reference_of
 from kitfs.config import COMMON, NETWORK, Settings
 from kitfs.errors import UsageError
 from kitfs.escaping import shown
+from kitfs.openfile import PIECE
 
 if TYPE_CHECKING:
     from kitfs.kit.kit import Kit
     from kitfs.kit.tree import Node, Tree
 
 TREE_OPTIONS = ("only", "cache-size", "max-entries", "remote", *COMMON, *NETWORK)
-PIECE = 1 << 20  # bytes that cat reads at once
 
 
 @contextmanager

@@ -7,13 +7,12 @@ if the caller asks for it (``content=True``). Threading: none.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from kitfs.kit.kit import Kit
 from kitfs.kit.tree import Node, Tree
 from kitfs.oci.names import Digest
-
-PIECE: Final = 1 << 20  # bytes that are read of each file at once
+from kitfs.openfile import PIECE
 
 
 class ComparedFile(NamedTuple):

@@ -21,30 +21,29 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
+from kitfs.content import Destination, Source
 from kitfs.errors import ContextError, IntegrityError, InvalidReference, LayerError, StoreError
 from kitfs.layers.tar_writer import TRAILER, entry_length, header, padding
 from kitfs.modelkit.kitfile import Kitfile, clean_path
 from kitfs.modelkit.writer import KitFormat, Written
-from kitfs.oci.manifest import IMAGE_MANIFEST, Descriptor
+from kitfs.oci.manifest import IMAGE_MANIFEST, MAX_MANIFEST, Descriptor
 from kitfs.oci.names import Digest, Reference
+from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Report, Saved, Sent, Total, Warned
 from kitfs.ops.imports.hub import HubFile
 from kitfs.ops.library.tags import assign
 from kitfs.ops.pack.ignore import IgnoreRules, is_within, left_out
 from kitfs.ops.pack.pack import Packed
-from kitfs.ops.transfer.push import AT_ONCE, Target
+from kitfs.ops.transfer.push import AT_ONCE
 from kitfs.store.fill import fill
-from kitfs.store.source import Source
 from kitfs.store.store import Store
 
 MAX_LAYERS: Final = (
     1000  # more, and directories stay layers: each descriptor is half a KiB, and manifests may have 4 MiB
 )
-MAX_MANIFEST: Final = 4 << 20
 FILE_MODE: Final = 0o644  # a hub does not tell
 DIRECTORY_MODE: Final = 0o755
 WHOLE: Final = frozenset(("model", "prompt"))  # entries that stay one layer, also as directories
-PIECE: Final = 1 << 20
 SOURCE: Final = "org.opencontainers.image.source"
 REVISION: Final = "org.opencontainers.image.revision"
 
@@ -217,7 +216,7 @@ def bring(
     references: Sequence[Reference],
     *,
     shape: KitFormat,
-    target: Target | None = None,
+    target: Destination | None = None,
     concurrency: int = AT_ONCE,
     report: Report,
 ) -> Packed:
@@ -246,7 +245,7 @@ def bring(
         if target is None:
             _keep(store, stack, work, config, config_bytes, descriptor, data, references, report)
         else:
-            how = target.upload(config, lambda at: iter((config_bytes[at:],)), journal=store.catalog)
+            how = target.upload(config, lambda at: iter((config_bytes[at:],)), hints=store.catalog)
             report(Sent("config", config.digest, config.size, how))
             for reference in references:
                 target.put_manifest(reference.tag or str(descriptor.digest), descriptor.media_type, data)
@@ -281,7 +280,7 @@ class _Bringing:
     """The layers on their way."""
 
     def __init__(
-        self, origin: Origin, store: Store, stack: contextlib.ExitStack, target: Target | None, report: Report
+        self, origin: Origin, store: Store, stack: contextlib.ExitStack, target: Destination | None, report: Report
     ) -> None:
         self._origin = origin
         self._store = store
@@ -446,7 +445,7 @@ class _Bringing:
         if expected and hasher.hexdigest() != expected:
             raise IntegrityError(f"{file.path}: what came is not what was listed ({expected})")
 
-    def _send(self, target: Target, piece: Piece, digest: Digest, moved: _Moved) -> str:
+    def _send(self, target: Destination, piece: Piece, digest: Digest, moved: _Moved) -> str:
         """Bring a layer to the registry: out of the store where it is there, else from the hub without being kept."""
         media_type = "application/octet-stream"
         descriptor = Descriptor(media_type, digest, piece.size)
@@ -454,7 +453,7 @@ class _Bringing:
         if file is None and piece.raw:
             source = self._origin.blob(piece.files[0])
             return target.upload(
-                descriptor, lambda at: self._read(source, at), journal=self._store.catalog, progress=moved
+                descriptor, lambda at: self._read(source, at), hints=self._store.catalog, progress=moved
             )
         if file is None:
             raise StoreError(f"blob {digest} was evicted before it was sent; import again")
@@ -466,7 +465,7 @@ class _Bringing:
                     yield data
                     at += len(data)
 
-            return target.upload(descriptor, read, journal=self._store.catalog)
+            return target.upload(descriptor, read, hints=self._store.catalog)
 
 
 class _Moved:

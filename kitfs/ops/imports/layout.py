@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from kitfs.content import Origin, Source
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.ops.events import Report
@@ -15,7 +16,6 @@ from kitfs.ops.library.tags import assign, required
 from kitfs.ops.transfer import pull as pulling
 from kitfs.ops.transfer import push as transfer
 from kitfs.registry.layout import Layout, open_layout
-from kitfs.store.source import Source
 from kitfs.store.store import Store
 
 
@@ -32,12 +32,15 @@ class _One:
     def blob(self, descriptor: Descriptor) -> Source:
         return self._layout.blob(descriptor)
 
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
+        return self._layout.blob_bytes(descriptor, limit)
+
 
 def bring(
     source: LayoutReference,
     references: Sequence[Reference],
     store: Store,
-    repository_of: Callable[[Reference], pulling.Origin],
+    repository_of: Callable[[Reference], Origin],
     *,
     concurrency: int = transfer.AT_ONCE,
     report: Report,

@@ -23,6 +23,7 @@ import httpx
 from kitfs.errors import ContextError, IntegrityError, KitfsError, RegistryError, Unauthorized
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest
+from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Report, Total
 from kitfs.ops.imports.environment import Login
 from kitfs.ops.imports.hub import TokenAuth
@@ -46,7 +47,6 @@ REMOTE: Final = re.compile(
 MAX_POINTER: Final = 1024  # bytes, as git-lfs has it
 BATCH: Final = 100  # objects of one request
 MAX_ANSWER: Final = 16 << 20
-PIECE: Final = 1 << 20
 MEDIA_TYPE: Final = "application/vnd.git-lfs+json"
 
 

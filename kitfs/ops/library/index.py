@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
+from kitfs.content import Destination, Manifests
 from kitfs.errors import KitfsError, ManifestError, NotFound, StoreError, Unauthorized, UsageError
 from kitfs.gocompat.json import dumps
 from kitfs.modelkit.index import KIT_SIZE, ORIGINAL_TAG, Edits, KitIndex, Variant, is_kit_index
@@ -25,13 +26,7 @@ from kitfs.store.store import Store
 NO_EDITS: Final = Edits({}, ())
 
 
-class Origin(Protocol):
-    """The repository that is asked; ``registry.client.Repository`` is one."""
-
-    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]: ...
-
-
-class Target(transfer.Target, Origin, Protocol):
+class Target(Destination, Manifests, Protocol):
     """The repository that is pushed to: the registry's own answers, no mirror's."""
 
 
@@ -79,7 +74,7 @@ def stored(store: Store, reference: Reference) -> Found:
     return Found(digest, KitIndex.parse(data), data)
 
 
-def fetched(origin: Origin, reference: Reference) -> Found:
+def fetched(origin: Manifests, reference: Reference) -> Found:
     """An index of a registry. Raises NotFound, RegistryError, ManifestError for what is no index of kits."""
     descriptor, data = origin.manifest(reference.identifier or "latest")
     return Found(descriptor.digest, KitIndex.parse(data), data)
@@ -108,7 +103,7 @@ def add(
     reference: Reference,
     kit: Reference,
     *,
-    origin: Origin | None = None,
+    origin: Manifests | None = None,
     labels: Edits = NO_EDITS,
     annotations: Edits = NO_EDITS,
 ) -> Digest:
@@ -130,7 +125,7 @@ def add(
     return _write(store, reference, found.value.added(Variant(entry, labels.applied(known.labels))))
 
 
-def _kit(store: Store, kit: Reference, origin: Origin | None) -> tuple[Descriptor, Manifest]:
+def _kit(store: Store, kit: Reference, origin: Manifests | None) -> tuple[Descriptor, Manifest]:
     """(the descriptor that an index has of a kit, its manifest)."""
     if origin is not None:
         found, data = origin.manifest(kit.identifier)
@@ -202,7 +197,7 @@ def _delete(store: Store, row: Listed) -> Deleted:
     return Deleted(row.name, row.digest, row.tags, whole=True)
 
 
-def pull(store: Store, reference: Reference, origin: Origin) -> Digest:
+def pull(store: Store, reference: Reference, origin: Manifests) -> Digest:
     """Bring an index into the store, byte for byte; its kits are left where they are. Raises NotFound, RegistryError,
     ManifestError.
     """
@@ -254,7 +249,7 @@ def push(
     return found.digest
 
 
-def _has(target: Origin, digest: Digest) -> bool:
+def _has(target: Manifests, digest: Digest) -> bool:
     try:
         target.manifest(digest)
     except (NotFound, Unauthorized):

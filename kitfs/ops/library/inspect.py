@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
+from kitfs.content import Origin
 from kitfs.errors import NotFound, StoreError, UsageError
 from kitfs.gocompat import json as gojson
 from kitfs.gocompat import structs as schema
@@ -18,20 +19,12 @@ from kitfs.kit.resolver import MAX_CONFIG
 from kitfs.modelkit.kitfile import Kitfile
 from kitfs.modelkit.layers import kitfile_of
 from kitfs.modelkit.writer import CLI_VERSION
-from kitfs.oci.manifest import Descriptor, Manifest
+from kitfs.oci.manifest import Manifest
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.library.tags import required
 from kitfs.store.store import Store
 
 NODE: Final = re.compile(r"\.?[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*")
-
-
-class Origin(Protocol):
-    """The repository that is asked; ``registry.client.Repository`` is one."""
-
-    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]: ...
-
-    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes: ...
 
 
 class Look(NamedTuple):

@@ -5,10 +5,11 @@ Threading: ``of_repository`` asks several tags at once on threads of its own, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
+from kitfs.content import Repository
 from kitfs.errors import KitfsError, ManifestError, NotFound
 from kitfs.modelkit.filters import Filter, selects, selects_kitfile
 from kitfs.modelkit.kitfile import Entry, Kitfile
@@ -32,12 +33,6 @@ class Row(NamedTuple):
     model_name: str
     size: int
     author: str
-
-
-class Repository(inspecting.Origin, Protocol):
-    """What is listed; ``registry.client.Repository`` is one."""
-
-    def tags(self) -> Iterator[str]: ...
 
 
 def of_store(store: Store, filters: Sequence[Filter] = (), *, report: Report) -> list[Row]:

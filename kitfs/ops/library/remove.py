@@ -6,12 +6,11 @@ printing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from kitfs.content import Repository
 from kitfs.errors import NotFound, RegistryError
 from kitfs.gocompat.json import own_json
-from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.library.tags import LocalKit, find, kits
 from kitfs.store import evict
@@ -79,16 +78,6 @@ def free(store: Store, blobs: set[str]) -> None:
     for entry in evict.entries(store.root):
         if entry.digest in blobs:
             evict.remove(store.root, entry)
-
-
-class Repository(Protocol):
-    """The registry's own answers, no mirror's; ``registry.client.Repository`` is one."""
-
-    def resolve(self, identifier: str) -> Descriptor: ...
-
-    def tags(self) -> Iterator[str]: ...
-
-    def delete_manifest(self, identifier: str) -> None: ...
 
 
 def remove_remote(repository: Repository, reference: Reference, *, force: bool = False) -> Removed:

@@ -20,9 +20,9 @@ from typing import Final
 
 from kitfs.errors import ContextError, LayerError
 from kitfs.layers.tar_writer import TRAILER, entry_length, header, padding
+from kitfs.openfile import PIECE
 from kitfs.ops.pack.scan import LayerPlan, ScannedFile, identity
 
-PIECE: Final = 1 << 20
 NO_ZIP: Final = (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, EOFError, struct.error)
 GONE: Final = (
     errno.ENOENT,

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from kitfs.content import Destination, Hints
 from kitfs.errors import ContextError, KitfsError, UsageError
 from kitfs.kit.resolver import Resolver
 from kitfs.modelkit.kitfile import Entry, Kitfile, clean_path
@@ -28,9 +29,7 @@ from kitfs.ops.library.tags import assign, check_whole, find
 from kitfs.ops.pack.ignore import IgnoreRules
 from kitfs.ops.pack.layer_stream import Contents, check_bundle, compressed
 from kitfs.ops.pack.scan import LayerPlan, ScannedFile, plan
-from kitfs.ops.transfer.push import Target
 from kitfs.ownership import open_regular, read_start
-from kitfs.registry.upload_methods import SessionHints
 from kitfs.store.store import Store
 
 KITFILE_NAMES: Final = ("Kitfile", "kitfile", ".kitfile")
@@ -145,12 +144,12 @@ def pack(
 def pack_to(
     context: str,
     kitfile: Kitfile,
-    target: Target,
+    target: Destination,
     tags: Sequence[str],
     *,
     shape: KitFormat,
     parent_paths: Collection[str] = (),
-    journal: SessionHints | None = None,
+    hints: Hints | None = None,
     report: Report,
     workers: int | None = None,
 ) -> Packed:
@@ -163,13 +162,13 @@ def pack_to(
 
     def send(job: _Job, stop: threading.Event) -> None:
         job.written = _measured(job, shape, stop)
-        how = _upload(job, target, shape, journal, report, stop)
+        how = _upload(job, target, shape, hints, report, stop)
         job.added = how != "exists"
         report(Sent("blob", job.written.digest, job.written.size, how))
 
     _write_all(jobs, send, report, workers, patient=False)
     kit = _Finished(kitfile, jobs, shape)
-    how = target.upload(kit.config, lambda offset: iter([kit.config_bytes[offset:]]), journal=journal)
+    how = target.upload(kit.config, lambda offset: iter([kit.config_bytes[offset:]]), hints=hints)
     report(Sent("config", kit.config.digest, kit.config.size, how))
     for tag in tags:
         target.put_manifest(tag, IMAGE_MANIFEST, kit.manifest_bytes)
@@ -344,7 +343,7 @@ def _measured(job: _Job, shape: KitFormat, stop: threading.Event) -> Written:
 
 
 def _upload(
-    job: _Job, target: Target, shape: KitFormat, journal: SessionHints | None, report: Report, stop: threading.Event
+    job: _Job, target: Destination, shape: KitFormat, hints: Hints | None, report: Report, stop: threading.Event
 ) -> str:
     """Send a layer, made anew from its files. A compressed one is made from its beginning wherever it goes on."""
     assert job.written is not None
@@ -360,7 +359,7 @@ def _upload(
             offset = max(0, offset - len(piece))
 
     descriptor = shape.layer(job.written, raw=job.contents.raw)
-    how = target.upload(descriptor, read, journal=journal, progress=lambda size: report(Moved(job.plan.path, size)))
+    how = target.upload(descriptor, read, hints=hints, progress=lambda size: report(Moved(job.plan.path, size)))
     if how != "uploaded":
         report(Moved(job.plan.path, job.contents.size))
     return how

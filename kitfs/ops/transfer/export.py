@@ -20,33 +20,25 @@ import shutil
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final
 
+from kitfs.content import Origin
 from kitfs.errors import ContextError, IntegrityError, ManifestError, NotFound, UsageError
 from kitfs.gocompat.json import Ambiguous, loads
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Manifest
 from kitfs.oci.names import Digest, LayoutReference
+from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total
 from kitfs.ops.transfer.push import label
 from kitfs.ownership import Unsafe, open_below, refuse_links
 from kitfs.registry.layout import MAX_INDEX, REF_NAME
 from kitfs.store.durable import fsync_directory
-from kitfs.store.source import Source
 from kitfs.store.store import Store
 
 LEFT: Final = re.compile(r"\.[0-9a-f]{32}~")  # behind a name: what an export is writing
-PIECE: Final = 1 << 20
 MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
 FILE_MODE: Final = 0o644
 DIRECTORY_MODE: Final = 0o755
-
-
-class Origin(Protocol):
-    """Where a kit is; a repository of a registry, an OCI layout or the store itself is one."""
-
-    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]: ...
-
-    def blob(self, descriptor: Descriptor) -> Source | None: ...
 
 
 Read = Callable[[Descriptor], Iterator[bytes]]

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
+from kitfs.content import Destination, Source
 from kitfs.errors import LayerError, NotFound, UnsupportedLayer, UsageError
 from kitfs.gocompat.json import dumps
 from kitfs.kit.kit import Kit
@@ -24,11 +25,11 @@ from kitfs.layers.index import clean
 from kitfs.layers.tar_writer import TRAILER, header, padding
 from kitfs.oci.manifest import CREATED, IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Manifest
 from kitfs.oci.names import Digest, Reference
+from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total
-from kitfs.ops.transfer.push import AT_ONCE, PIECE, Target
+from kitfs.ops.transfer.push import AT_ONCE
 from kitfs.ops.unpack.plan import Layering, PlacedLayer
 from kitfs.parallel import each
-from kitfs.store.source import Source
 from kitfs.store.store import Store
 
 IMAGE_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
@@ -63,7 +64,7 @@ def convert(
     kit: Kit,
     image: Reference,
     store: Store,
-    target: Target,
+    target: Destination,
     *,
     platforms: Sequence[Platform] = (DEFAULT_PLATFORM,),
     concurrency: int = AT_ONCE,
@@ -224,7 +225,7 @@ def _reader(layer: Layer, store: Store, stack: ExitStack) -> Callable[[int], Ite
 
 
 def _send(
-    blobs: dict[Digest, _Blob], layers: set[Digest], store: Store, target: Target, concurrency: int, report: Report
+    blobs: dict[Digest, _Blob], layers: set[Digest], store: Store, target: Destination, concurrency: int, report: Report
 ) -> dict[str, int]:
     """Bring every blob there, several at once; bytes of ``layers`` by how they came there."""
     stop = threading.Event()
@@ -247,7 +248,7 @@ def _send(
             descriptor,
             read,
             mount_from=blob.mount_from,
-            journal=store.catalog,
+            hints=store.catalog,
             progress=lambda size: report(Moved(name, size)),
         )
         if how != "uploaded":
@@ -262,7 +263,7 @@ def _send(
     return sent
 
 
-def _name(image: Reference, manifests: Sequence[tuple[Platform, bytes]], target: Target, report: Report) -> Digest:
+def _name(image: Reference, manifests: Sequence[tuple[Platform, bytes]], target: Destination, report: Report) -> Digest:
     """Push what names the image; its digest."""
     media_type, data = IMAGE_MANIFEST, manifests[0][1]
     if len(manifests) > 1:

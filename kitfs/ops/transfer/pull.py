@@ -6,8 +6,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
+from kitfs.content import Origin
 from kitfs.errors import ManifestError
 from kitfs.kit.resolver import MAX_CHAIN, MAX_CONFIG
 from kitfs.modelkit.index import KitIndex, is_kit_index, select
@@ -19,16 +19,7 @@ from kitfs.ops.library.tags import assign, check_whole
 from kitfs.ops.transfer.push import AT_ONCE, label
 from kitfs.parallel import each
 from kitfs.store.fill import fill
-from kitfs.store.source import Source
 from kitfs.store.store import Store
-
-
-class Origin(Protocol):
-    """The repository that is pulled from; ``registry.client.Repository`` is one."""
-
-    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]: ...
-
-    def blob(self, descriptor: Descriptor) -> Source: ...
 
 
 def pull(

@@ -12,43 +12,28 @@ import contextlib
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Final
 
+from kitfs.content import Destination
 from kitfs.errors import KitfsError, NotFound, StoreError, UnsupportedLayer
 from kitfs.gocompat.json import own_json
 from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest
 from kitfs.oci.names import Digest, Reference
+from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Report, Sent, Total
 from kitfs.parallel import each
 from kitfs.store.store import Store
 
 AT_ONCE: Final = 5  # blobs, as kit
-PIECE: Final = 1 << 20
 NEIGHBOURS: Final = 3  # repositories that a blob is asked to be mounted from
-
-
-class Target(Protocol):
-    """The repository that is pushed to; ``registry.client.Repository`` is one."""
-
-    def upload(
-        self,
-        descriptor: Descriptor,
-        read: Callable[[int], Iterator[bytes]],
-        *,
-        mount_from: Sequence[str] = (),
-        journal: Any = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> str: ...
-
-    def put_manifest(self, identifier: str, media_type: str, data: bytes) -> Digest: ...
 
 
 def push(
     source: Reference,
     destination: Reference,
     store: Store,
-    target: Target,
+    target: Destination,
     *,
     concurrency: int = AT_ONCE,
     report: Report,
@@ -98,7 +83,7 @@ def _upload_all(
     blobs: Sequence[Descriptor],
     files: dict[Digest, io.FileIO],
     store: Store,
-    target: Target,
+    target: Destination,
     neighbours: dict[Digest, list[str]],
     concurrency: int,
     report: Report,
@@ -120,7 +105,7 @@ def _upload_all(
             descriptor,
             read,
             mount_from=neighbours.get(descriptor.digest, ()),
-            journal=store.catalog,
+            hints=store.catalog,
             progress=lambda size: report(Moved(str(descriptor.digest), size)),
         )
         if how != "uploaded":

@@ -21,12 +21,12 @@ from kitfs.kit.layer import Layer
 from kitfs.layers.codec import decode
 from kitfs.layers.index import SIZE_MAX, LayerIndex
 from kitfs.layers.tar import index_tar
+from kitfs.openfile import PIECE
 from kitfs.ops.unpack.safe_directory import copy_range, put
 from kitfs.store import fill as filling
 from kitfs.store.blob import Blob
 from kitfs.store.store import Store
 
-PIECE: Final = 1 << 20
 GROWTH: Final = 200  # times its size that a layer may decode to: what is mostly zeros does more, and is small
 SMALL: Final = 16 << 30  # bytes that any layer may decode to, if they are free
 

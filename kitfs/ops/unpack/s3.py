@@ -22,7 +22,8 @@ import httpx
 
 from kitfs.errors import IntegrityError, RegistryError, UsageError
 from kitfs.layers.index import LayerIndex, raw_index
-from kitfs.ops.unpack.content import PIECE, Body, Moved, Stopped
+from kitfs.openfile import PIECE
+from kitfs.ops.unpack.content import Body, Moved, Stopped
 from kitfs.ops.unpack.safe_directory import put
 from kitfs.redaction import redacted
 from kitfs.registry.proxies import proxy_for

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kitfs.content import Origin, Source
 from kitfs.errors import (
     IntegrityError,
     LayerError,
@@ -26,7 +27,6 @@ from kitfs.errors import (
     UsageError,
 )
 from kitfs.kit.kit import Kit
-from kitfs.kit.origin import Origin
 from kitfs.kit.resolver import Resolver
 from kitfs.metrics import Counters
 from kitfs.modelkit.filters import Filter
@@ -34,7 +34,6 @@ from kitfs.modelkit.index import KIT_INDEX
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.registry.layout import open_layout
-from kitfs.store.source import Source
 from kitfs.store.store import Store
 from tests import kits
 

@@ -11,7 +11,8 @@ import pytest
 import zstandard
 
 from kitfs.errors import LayerError, UnsupportedLayer
-from kitfs.layers.codec import PIECE, DecodedSource, decode
+from kitfs.layers.codec import DecodedSource, decode
+from kitfs.openfile import PIECE
 
 DATA = random.Random(1).randbytes(300_000) + bytes(5_000_000) + b"tail"
 SKIPPABLE = b"\x50\x2a\x4d\x18\x05\0\0\0hello"

@@ -184,7 +184,7 @@ class Registry:
         read: Callable[[int], Iterator[bytes]],
         *,
         mount_from: Sequence[str] = (),
-        journal: Any = None,
+        hints: Any = None,
         progress: Callable[[int], None] | None = None,
     ) -> str:
         if descriptor.digest in self.blobs:

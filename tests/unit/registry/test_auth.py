@@ -12,7 +12,7 @@ import pytest
 
 from kitfs.errors import KitfsError, RateLimited, RegistryError, Unauthorized, Unavailable
 from kitfs.oci.names import Reference
-from kitfs.registry.auth import MAX_CHALLENGE, PIECE, RegistryAuth, Tokens, challenges, widened
+from kitfs.registry.auth import CHALLENGE_PART, MAX_CHALLENGE, RegistryAuth, Tokens, challenges, widened
 from kitfs.registry.client import RegistryClient, Repository
 from kitfs.registry.credentials import Credential, Given
 from tests.fakes.faults import Fault, Headers, Stall, Status
@@ -273,7 +273,7 @@ def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> 
     """
     header = (start + heap * MAX_CHALLENGE)[:MAX_CHALLENGE]
     steps, at = 0, 0
-    while (match := PIECE.match(header, at)) is not None:
+    while (match := CHALLENGE_PART.match(header, at)) is not None:
         assert match.end() > at
         steps, at = steps + 1, match.end()
     assert steps <= len(header)

@@ -408,7 +408,7 @@ def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
         yield from reader()(offset)
 
     with pytest.raises(Killed):
-        team.upload(BLOB, read, chunk=CHUNK, journal=notes)
+        team.upload(BLOB, read, chunk=CHUNK, hints=notes)
     assert len(notes) == 1
     fake.stop()  # returns when it has heard the end of it
     fake.start()
@@ -419,7 +419,7 @@ def test_a_later_call_goes_on(fake: FakeRegistry, repository: Repositories) -> N
     """Nothing that the registry has is sent again; then nothing is noted any more."""
     notes, told = Notes(), list[int]()
     interrupted(fake, repository(), notes)
-    assert push(repository(), journal=notes, progress=told.append) == "uploaded"
+    assert push(repository(), hints=notes, progress=told.append) == "uploaded"
     assert ranges(fake)[0].startswith("2048")
     assert (asked(fake)[:2], sum(told), notes) == (["HEAD", "GET"], len(DATA), {})
     assert fake.blob("team/kit", BLOB.digest) == DATA
@@ -430,7 +430,7 @@ def test_a_session_that_the_registry_lost_meanwhile(fake: FakeRegistry, reposito
     notes = Notes()
     interrupted(fake, repository(), notes)
     fake.lose_uploads()
-    assert push(repository(), journal=notes) == "uploaded"
+    assert push(repository(), hints=notes) == "uploaded"
     assert (ranges(fake)[0], notes) == ("0-102399", {})
 
 
@@ -440,7 +440,7 @@ def test_a_session_with_other_bytes_in_it(fake: FakeRegistry, repository: Reposi
     interrupted(fake, repository(), notes)
     for data in fake._repository("team/kit").uploads.values():
         data[7] ^= 1
-    assert push(repository(), journal=notes) == "uploaded"
+    assert push(repository(), hints=notes) == "uploaded"
     assert asked(fake).count("PUT") == 2
 
 
@@ -450,7 +450,7 @@ def test_a_session_with_too_many_bytes(fake: FakeRegistry, repository: Repositor
     interrupted(fake, repository(), notes)
     for data in fake._repository("team/kit").uploads.values():
         data += DATA
-    assert push(repository(), journal=notes) == "uploaded"
+    assert push(repository(), hints=notes) == "uploaded"
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_a_journal_is_a_hint(fake: FakeRegistry, repository: Repositories, note:
     """Whatever stands there, the push works."""
     team, notes = repository(), Notes()
     notes["upload", f"{team.endpoints[-1].base}@{BLOB.digest}"] = note
-    assert push(team, journal=notes) == "uploaded"
+    assert push(team, hints=notes) == "uploaded"
     assert notes == {}
 
 
@@ -477,10 +477,10 @@ def test_a_failed_push_stays_noted(fake: FakeRegistry, repository: Repositories)
     notes = Notes()
     fake.fail("_state=a%2Bb.c%3D%3D102400", Status(503, refuses=True), method="PATCH")
     with pytest.raises(Unavailable):
-        push(repository(), journal=notes)
+        push(repository(), hints=notes)
     fake.heal()
     fake.forget()
-    assert push(repository(), journal=notes) == "uploaded"
+    assert push(repository(), hints=notes) == "uploaded"
     assert ranges(fake)[0] == "102400-204799"
 
 
@@ -489,7 +489,7 @@ def test_what_came_another_way_is_not_noted_any_more(fake: FakeRegistry, reposit
     notes = Notes()
     interrupted(fake, repository(), notes)
     fake.put_blob("team/kit", DATA)
-    assert push(repository(), journal=notes) == "exists"
+    assert push(repository(), hints=notes) == "exists"
     assert notes == {}
 
 

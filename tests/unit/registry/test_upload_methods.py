@@ -98,11 +98,11 @@ def test_what_was_refused_is_remembered(fake: FakeRegistry, repository: Reposito
     notes = Notes()
     fake.refuse_chunks(400)
     team = repository()
-    push(team, journal=notes)
+    push(team, hints=notes)
     for again in (team, repository()):
         fake.forget()
         data = random.Random(len(fake._repository("team/kit").blobs)).randbytes(2 * CHUNK)
-        push(again, descriptor(data), data, journal=notes)
+        push(again, descriptor(data), data, hints=notes)
         assert asked(fake) == ["HEAD", "POST", "PUT"]
 
 

@@ -46,7 +46,7 @@ class FakeTarget:
         read: Callable[[int], Iterator[bytes]],
         *,
         mount_from: Sequence[str] = (),
-        journal: Any = None,
+        hints: Any = None,
         progress: Callable[[int], None] | None = None,
     ) -> str:
         with self._lock:
