@@ -12,12 +12,17 @@ import ctypes.util
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from kitfs.store.store import Store
 from tests import host as hosts
+from tests import stores
+from tests.fakes.registry import FakeRegistry
 from tests.registry_process import RegistryProcess
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -88,7 +93,46 @@ def _broken_pipes_are_errors() -> Iterator[None]:
     signal.signal(signal.SIGPIPE, before)
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset the proxies and certificates of the environment in which the tests run."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+# -- stores and kits
+
+
+@pytest.fixture
+def open_store(tmp_path: Path) -> Iterator[stores.Opener]:
+    """Open Stores on one directory, as often as the function is called."""
+    with stores.opener(tmp_path / "store") as open_one:
+        yield open_one
+
+
+@pytest.fixture
+def store(open_store: stores.Opener) -> Store:
+    """An empty store of this test's own."""
+    return open_store()
+
+
+@pytest.fixture(scope="session")
+def golden_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directories out of which the golden kits were packed. No test changes these directories."""
+    root = tmp_path_factory.mktemp("golden")
+    subprocess.run([sys.executable, GOLDEN / "make_trees.py", root], check=True)
+    return root
+
+
 # -- registries
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeRegistry]:
+    """A fake registry that listens on a socket."""
+    with FakeRegistry() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -164,6 +208,13 @@ def new_host(_swept: None) -> Iterator[Callable[..., hosts.Host]]:
     yield make
     left = [line for one in made for line in one.close()]
     assert not left, "left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def box() -> Iterator[hosts.Host]:
+    """A host that needs no FUSE."""
+    with hosts.boxed() as made:
+        yield made
 
 
 @pytest.fixture

@@ -239,6 +239,17 @@ class Host:
         return "".join(f"\n--- {path}\n" + path.read_text(errors="replace")[-3000:] for path in logs)
 
 
+@contextlib.contextmanager
+def boxed(*, patience: float = 3600) -> Iterator[Host]:
+    """Give a host that needs no FUSE; at the end it must have left no mount and no process behind."""
+    made = Host(own_python(), patience=patience)
+    try:
+        yield made
+    finally:
+        left = made.close()
+    assert left == []
+
+
 # -- what is left behind
 
 

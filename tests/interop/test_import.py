@@ -22,7 +22,7 @@ from tests.conftest import GOLDEN, needs
 from tests.fakes.faults import Cut, Fault, Lie, Status
 from tests.fakes.huggingface import FakeHub, Tree, lfs
 from tests.fakes.registry import FakeRegistry
-from tests.host import Host, own_python
+from tests.host import Host
 
 pytestmark = pytest.mark.interop
 TRANSCRIPTS = Path(__file__).parents[3] / "shared/golden/transcripts-kit-1.7.txt"
@@ -39,14 +39,6 @@ TREE: Tree = {
     "run me#1%.py": b"print()\n",
     "src/a/b.py": b"pass\n",
 }
-
-
-@pytest.fixture
-def box() -> Iterator[Host]:
-    """A host that needs no FUSE."""
-    made = Host(own_python())
-    yield made
-    assert made.close() == []
 
 
 @pytest.fixture

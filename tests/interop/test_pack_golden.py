@@ -8,7 +8,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from kitfs.version import __version__
 from tests import kits, trees
 from tests.conftest import GOLDEN
 from tests.fakes.registry import FakeRegistry
-from tests.host import Host, own_python
+from tests.host import Host
 
 pytestmark = pytest.mark.interop
 GOLDEN_KITS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kits.json").read_text())
@@ -29,22 +28,6 @@ PLAIN = [name for name in PACKED_BY_KIT if GOLDEN_KITS[name]["compression"] == "
 VERSION = "ml.kitops.modelkit.cli-version"
 CREATED = "org.opencontainers.image.created"
 SAVED = re.compile(r"(Saved|Already saved) (\w+) layer: (sha256:[0-9a-f]{64})")
-
-
-@pytest.fixture(scope="module")
-def golden_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden trees, written by their script."""
-    root = tmp_path_factory.mktemp("golden")
-    subprocess.run([sys.executable, GOLDEN / "make_trees.py", root], check=True)
-    return root
-
-
-@pytest.fixture
-def box() -> Iterator[Host]:
-    """A host that needs no FUSE."""
-    made = Host(own_python())
-    yield made
-    assert made.close() == []
 
 
 @pytest.fixture(scope="module")

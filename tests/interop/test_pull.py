@@ -90,14 +90,6 @@ def size_of(kit: kits.Kit) -> int:
     return len(kit.manifest) + sum(kits.size_of(content) for content in kit.blobs.values())
 
 
-@pytest.fixture
-def box() -> Iterator[Host]:
-    """A host that needs no FUSE."""
-    made = Host(own_python(), patience=3600)
-    yield made
-    assert made.close() == []
-
-
 @pytest.fixture(params=["kitfs serve", "docker-registry"])
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """host:port of each registry in turn, on this test's own data."""

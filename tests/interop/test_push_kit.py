@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import pytest
 from tests import kits, trees
 from tests.conftest import CANNOT, GOLDEN, needs
 from tests.fakes.registry import FakeRegistry
-from tests.host import Host, own_python
+from tests.host import Host
 from tests.registry_process import RegistryProcess, Relay
 from tests.server import Server
 
@@ -115,22 +114,6 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registr
         meter = Meter(port)
         stack.enter_context(meter)
         yield Registry(request.param, meter, crash)
-
-
-@pytest.fixture(scope="module")
-def golden_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden trees, written by their script."""
-    root = tmp_path_factory.mktemp("golden")
-    subprocess.run([sys.executable, GOLDEN / "make_trees.py", root], check=True)
-    return root
-
-
-@pytest.fixture
-def box() -> Iterator[Host]:
-    """A host that needs no FUSE."""
-    made = Host(own_python())
-    yield made
-    assert made.close() == []
 
 
 @pytest.fixture

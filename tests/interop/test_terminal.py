@@ -86,12 +86,6 @@ def terminal() -> Iterator[Terminal]:
     assert made.close() == []
 
 
-@pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as running:
-        yield running
-
-
 ARGUMENTS = (
     (EVIL,), (EVIL, EVIL), (f"--{EVIL}",), (f"--cache-dir=/dev/null/{EVIL}", "a:b"), (f"--cache-dir=/dev/null/{EVIL}", "a:b", "c:d"),
     (f"--log-level={EVIL}",),

@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,6 @@ from kitfs.errors import (
 )
 from kitfs.kit.kit import Kit
 from kitfs.kit.resolver import Resolver
-from kitfs.metrics import Counters
 from kitfs.modelkit.filters import Filter
 from kitfs.modelkit.index import KIT_INDEX
 from kitfs.oci.manifest import Descriptor
@@ -84,13 +83,6 @@ class Repository:
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     return Registry(tmp_path)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=LOG, free_share=0.0)
-    yield store
-    store.close()
 
 
 def resolver(registry: Registry, store: Store, now: float = 1000.0, patience: float = 60.0) -> Resolver:

@@ -50,13 +50,6 @@ def basic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "basic"
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=LOG)
-    yield store
-    store.close()
-
-
 def shown(store: Store, reference: Reference) -> dict[str, dict[str, Any]]:
     """path → what trees/*.json says of it."""
     kit = Resolver(store, lambda _: Stored(), log=LOG).open(reference)

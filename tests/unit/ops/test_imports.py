@@ -26,7 +26,6 @@ from kitfs.errors import (
     UsageError,
 )
 from kitfs.kit.resolver import Resolver
-from kitfs.metrics import Counters
 from kitfs.modelkit.kitfile import (
     Code,
     Dataset,
@@ -47,8 +46,7 @@ from kitfs.ops.imports.hub import Hub, HubFile, Snapshot
 from kitfs.ops.imports.huggingface import arranged, bring, read_small
 from kitfs.ops.pack.generate import File, generate, tree_of
 from kitfs.ops.pack.pack import Packed
-from kitfs.registry.client import ClientOptions, RegistryClient
-from kitfs.registry.credentials import Credentials
+from kitfs.registry.client import RegistryClient
 from kitfs.store.store import Store
 from tests.fakes.faults import Cut, Headers, IgnoreRange, Lie, Status
 from tests.fakes.huggingface import MODIFIED_EPOCH, FakeHub, Tree, git_oid, lfs
@@ -71,32 +69,11 @@ LOG = logging.getLogger("kitfs.test")
 NAME = Reference.parse("here/net:v1")
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
 @pytest.fixture
 def fake() -> Iterator[FakeHub]:
     with FakeHub() as running:
         running.put("models", "team/net", TREE)
         yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=LOG)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def client() -> Iterator[RegistryClient]:
-    client = RegistryClient(ClientOptions(read_timeout=10.0), Credentials(()), counters=Counters(), log=LOG)
-    yield client
-    client.close()
 
 
 Open = Callable[..., Snapshot]

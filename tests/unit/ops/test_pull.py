@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from kitfs.errors import IntegrityError, ManifestError, NotFound, RegistryError, Unauthorized, UsageError
 from kitfs.kit.resolver import Resolver
-from kitfs.metrics import Counters
 from kitfs.modelkit.index import KIT_INDEX
 from kitfs.oci.manifest import Descriptor, Manifest
 from kitfs.oci.names import Digest, Reference
@@ -21,13 +19,13 @@ from kitfs.ops.events import Event, Moved, Noted, Sent, Total, Warned, quiet
 from kitfs.ops.library.tags import find
 from kitfs.ops.library.tags import kits as local_kits
 from kitfs.ops.transfer.pull import pull
-from kitfs.registry.client import ClientOptions, RegistryClient
-from kitfs.registry.credentials import Credentials
+from kitfs.registry.client import RegistryClient
 from kitfs.store.fill import STREAMS, STRIPE
 from kitfs.store.store import Store
 from tests import kits
 from tests.fakes.faults import Answer, Cut, Fault, IgnoreRange, Lie, Resize, Status
 from tests.fakes.registry import FakeRegistry
+from tests.stores import Opener
 
 MiB = 1 << 20
 LOG = logging.getLogger("kitfs.test")
@@ -35,48 +33,7 @@ WEIGHTS = random.Random(3).randbytes(21 * MiB + 11)
 SMALL = random.Random(4).randbytes(100_001)
 TALK = 1 * MiB  # what buffers of sockets hold of a body that nobody wants any more, and more
 
-Opener = Callable[..., Store]
 Pull = Callable[..., Digest]
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as running:
-        yield running
-
-
-@pytest.fixture
-def open_store(tmp_path: Path) -> Iterator[Opener]:
-    """Stores of one directory."""
-    opened: list[Store] = []
-
-    def make(**options: float | None) -> Store:
-        options = {"free_share": 0.0, **options}
-        opened.append(Store.open(str(tmp_path / "store"), counters=Counters(), log=LOG, **options))  # type: ignore[arg-type]
-        return opened[-1]
-
-    yield make
-    for store in opened:
-        store.close()
-
-
-@pytest.fixture
-def store(open_store: Opener) -> Store:
-    return open_store()
-
-
-@pytest.fixture
-def client() -> Iterator[RegistryClient]:
-    client = RegistryClient(ClientOptions(read_timeout=10.0), Credentials(()), counters=Counters(), log=LOG)
-    yield client
-    client.close()
 
 
 @pytest.fixture

@@ -18,21 +18,6 @@ from kitfs.registry.credentials import Credentials
 from tests.fakes.registry import FakeRegistry
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of whoever runs the tests does not count."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    """A registry that listens."""
-    with FakeRegistry() as running:
-        yield running
-
-
 @pytest.fixture
 def counters() -> Counters:
     """What the clients of a test count."""

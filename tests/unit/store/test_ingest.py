@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
-from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.store import ingest
 from kitfs.store.store import Store
 
 DATA = bytes(range(256)) * 5000
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("test"))
-    yield store
-    store.close()
 
 
 def names(store: Store) -> list[str]:

@@ -6,9 +6,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import pytest
 
 from tests.conftest import GOLDEN
 from tests.fakes.registry import FakeRegistry
-from tests.host import Host, own_python
+from tests.host import Host
 
 GOLDEN_KITS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kits.json").read_text())
 AS_OF_1_7 = ("--kit-version", "1.7.0")
@@ -25,22 +22,6 @@ KINDS = {  # of the layers of golden trees, as kit calls them
     "parts": ["model", "modelpart", "modelpart", "modelpart"],
     "empty": [],
 }
-
-
-@pytest.fixture(scope="module")
-def golden_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden trees, written by their script."""
-    root = tmp_path_factory.mktemp("golden")
-    subprocess.run([sys.executable, GOLDEN / "make_trees.py", root, *KINDS], check=True)
-    return root
-
-
-@pytest.fixture
-def box() -> Iterator[Host]:
-    """A host that needs no FUSE."""
-    made = Host(own_python())
-    yield made
-    assert made.close() == []
 
 
 def lines(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from kitfs.errors import ManifestError, NotFound, UsageError
-from kitfs.metrics import Counters
 from kitfs.modelkit.index import KIT_INDEX, annotation_edits, indented, label_edits
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor
 from kitfs.oci.names import Digest, Reference
@@ -20,34 +17,13 @@ from kitfs.ops.library import index
 from kitfs.ops.library.listing import of_store
 from kitfs.ops.library.remove import remove as remove_kit
 from kitfs.ops.library.tags import assign, find
-from kitfs.registry.client import ClientOptions, RegistryClient, Repository
-from kitfs.registry.credentials import Credentials
+from kitfs.registry.client import RegistryClient, Repository
 from kitfs.store.store import Store
 from tests import kits
 from tests.fakes.registry import FakeRegistry
 
 LOG = logging.getLogger("kitfs.test")
 ALL = Reference.parse("test/model:all")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=LOG, free_share=0.0)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as running:
-        yield running
-
-
-@pytest.fixture
-def client() -> Iterator[RegistryClient]:
-    client = RegistryClient(ClientOptions(read_timeout=10.0), Credentials(()), counters=Counters(), log=LOG)
-    yield client
-    client.close()
 
 
 def kit_of(text: str, vintage: kits.Vintage = "1.17") -> kits.Kit:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from kitfs.errors import NotFound
-from kitfs.metrics import Counters
 from kitfs.oci.manifest import IMAGE_MANIFEST, Descriptor
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.library.tags import assign, find, kits, required
 from kitfs.store.store import Store
 
 ONE, TWO = (Descriptor(IMAGE_MANIFEST, Digest.of(data), 3) for data in (b"one", b"two"))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("test"))
-    yield store
-    store.close()
 
 
 def told(store: Store) -> list[tuple[str, Digest, tuple[str, ...]]]:

@@ -15,7 +15,7 @@ import subprocess
 import tarfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,11 @@ from kitfs.ops.events import Event, Moved, Saved, Total, Warned, quiet
 from kitfs.ops.pack.pack import KitFormat, Packed, pack
 from kitfs.store.store import Store
 from tests.conftest import needs, needs_root
-from tests.host import Host, own_python, wait_until
+from tests.host import Host, boxed, wait_until
 
 MiB = 1 << 20
 REFERENCE = Reference.parse("registry.test/a/b:v1")
 SHAPE = KitFormat("1.17.0", created=0)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(
-        str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0
-    )
-    yield store
-    store.close()
 
 
 @pytest.fixture
@@ -129,7 +120,7 @@ def test_the_read_system_calls_of_a_pack_carry_each_byte_once(tree: Path, tmp_pa
         "from kitfs.ops import pack; before = count();"
         "code = main.run(main.cli, sys.argv[1:]); print(count() - before, file=sys.stderr); sys.exit(code)"
     )
-    with box() as host:
+    with boxed() as host:
         done = subprocess.run(
             [host.python.executable, "-c", code, "pack", tree, "-t", "a:b"],
             env=host.env,
@@ -607,23 +598,13 @@ def test_a_file_of_more_than_8_gib(tree: Path, store: Store, monkeypatch: pytest
 # -- stores that are full, verbs that are killed
 
 
-@contextlib.contextmanager
-def box() -> Iterator[Host]:
-    """A host that needs no FUSE."""
-    made = Host(own_python())
-    try:
-        yield made
-    finally:
-        assert made.close() == []
-
-
 def test_a_full_disk_is_told_and_nothing_is_left(tree: Path) -> None:
     """One line, exit code 7; what the pack had written is gone, so that the disk is as free as before."""
     needs_root()
     needs("mount")
     (tree / "model/big.bin").write_bytes(bytes(24 * MiB))
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: README.md}]\ncode: [{path: model}]\n")
-    with box() as host:
+    with boxed() as host:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", host.cache], check=True)
         try:
             done = host.kitfs("pack", tree, "-t", "a:b", check=False)
@@ -679,7 +660,7 @@ def written(host: Host) -> int:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_pack_that_is_ended_tags_nothing(endless: Path, number: signal.Signals) -> None:
     """Ctrl-C leaves nothing and says so in one line; what SIGKILL leaves, the next store that is opened sweeps."""
-    with box() as host:
+    with boxed() as host:
         process = host.start("pack", endless, "-t", "a:b", "--progress", "none")
         try:
             wait_until(lambda: written(host) > 4 * MiB or process.poll() is not None, "nothing was written")
@@ -707,7 +688,7 @@ def test_a_pack_that_is_ended_tags_nothing(endless: Path, number: signal.Signals
 def test_two_packs_of_one_tree_at_once(tree: Path) -> None:
     """Both end well, with one kit and one copy of each blob."""
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: README.md}]\ncode: [{path: model}]\n")
-    with box() as host:
+    with boxed() as host:
         running = [
             host.start("pack", tree, "-t", f"a:{tag}", env={"SOURCE_DATE_EPOCH": "1"})
             for tag in ("one", "two", "three")

@@ -34,12 +34,6 @@ NOISE = random.Random(7).randbytes(70_000)
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as running:
-        yield running
-
-
-@pytest.fixture
 def host(tmp_path: Path) -> Iterator[Workspace]:
     options = ClientOptions(read_timeout=10.0)
     with open_workspace(

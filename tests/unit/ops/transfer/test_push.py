@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import threading
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 
 from kitfs.errors import NotFound, StoreError, Unauthorized
-from kitfs.metrics import Counters
 from kitfs.modelkit.kitfile import Kitfile
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
@@ -69,15 +67,6 @@ class FakeTarget:
         self.manifests[identifier] = data
         self.order.append(f"{identifier} {media_type}")
         return Digest.of(data)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(
-        str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0
-    )
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -1,0 +1,32 @@
+"""Stores for tests: on a directory of the test's own, never short of room, and closed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kitfs.metrics import Counters
+from kitfs.store.store import Store
+
+Opener = Callable[..., Store]
+
+
+@contextlib.contextmanager
+def opener(directory: Path) -> Iterator[Opener]:
+    """Give a function that opens a Store on ``directory``, as often as it is called, each with counters of its own.
+
+    Keywords of the function go to ``Store.open``. All stores are closed when the block ends.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def open_one(**options: Any) -> Store:
+            log = logging.getLogger("kitfs.test")
+            options = {"free_share": 0.0, "counters": Counters(), "log": log, **options}
+            store = Store.open(str(directory), **options)
+            stack.callback(store.close)
+            return store
+
+        yield open_one
