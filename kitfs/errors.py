@@ -17,6 +17,7 @@
     ├── ManifestError               EIO      8   not a manifest, not a ModelKit
     ├── KitfileError                EINVAL   8
     ├── LayerError                  EIO      8   a layer that is not what its media type says
+    │   ├── LayerLimit              EIO      8   a layer beyond a limit, such as --max-entries
     │   ├── UnsupportedLayer        EOPNOTSUPP 8
     │   └── UnsafePath              EPERM    8
     ├── ContextError                EIO      10  a directory to pack from or unpack to: missing, unreadable, changing,
@@ -31,6 +32,7 @@ where, what to do. ``WouldBlock`` is no error but an answer: it is raised only t
 from __future__ import annotations
 
 import errno as _errno
+from typing import Self
 
 from kitfs.redaction import public, redacted
 
@@ -45,6 +47,11 @@ class KitfsError(Exception):
 
     def __str__(self) -> str:
         return redacted(" ".join(super().__str__().split()))
+
+    def prefixed(self, subject: str) -> Self:
+        """Put ``subject``, what the error is about, in front of the message. Class and fields stay as they are."""
+        self.args = (f"{subject}: {self}",)
+        return self
 
 
 class UsageError(KitfsError):
@@ -150,6 +157,10 @@ class LayerError(KitfsError):
     """A layer that is not what its media type says: a broken tar, a truncated gzip."""
 
     exit_code = 8
+
+
+class LayerLimit(LayerError):
+    """A layer that exceeds a limit of its reader, such as ``--max-entries``. Its bytes may be intact."""
 
 
 class UnsupportedLayer(LayerError):

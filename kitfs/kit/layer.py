@@ -6,7 +6,7 @@ import threading
 from typing import Any, Final
 
 from kitfs.content import Origin, Source
-from kitfs.errors import IntegrityError, LayerError, StoreError, WouldBlock
+from kitfs.errors import IntegrityError, LayerError, LayerLimit, StoreError, WouldBlock
 from kitfs.layers.access import Closed, closed_to_others
 from kitfs.layers.codec import DecodedSource, decode
 from kitfs.layers.index import LayerIndex, Member, Skipped, raw_index
@@ -138,12 +138,13 @@ class Layer:
                 pass  # a hint that can be rebuilt
             else:
                 if len(index.members) + len(index.skipped) > self._max_entries:  # built by a mount that takes more
-                    raise LayerError(f"layer {self.digest}: more than {self._max_entries} entries (--max-entries)")
+                    limit = f"more than {self._max_entries} entries; raise the limit with --max-entries"
+                    raise LayerLimit(f"layer {self.digest}: {limit}")
                 return index
         try:
             index = index_tar(content, max_entries=self._max_entries)
         except LayerError as e:
-            raise LayerError(f"layer {self.digest}: {e}")
+            raise e.prefixed(f"layer {self.digest}")
         if self.compressed:
             end = max((e.blob_offset + e.length for m in index.members.values() for e in m.extents), default=0)
             content.pread(end, TAIL)  # what follows the last entry, so that the decoder comes to its end

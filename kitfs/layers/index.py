@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from kitfs.errors import LayerError
+from kitfs.errors import LayerLimit
 
 VERSION: Final = 2  # of the JSON form, and of the rules by which members win
 NAME_MAX: Final = 255  # bytes of one component, as Linux has it
@@ -165,7 +165,7 @@ class IndexBuilder:
         """An entry that is nothing to show and nothing to miss, such as a volume label."""
         self._count += 1
         if self._count > self._max_entries:
-            raise LayerError(f"more than {self._max_entries} entries (--max-entries)")
+            raise LayerLimit(f"more than {self._max_entries} entries; raise the limit with --max-entries")
 
     def add_file(self, name: str, size: int, mode: int, extents: tuple[Extent, ...]) -> None:
         """A regular file."""
@@ -209,7 +209,7 @@ class IndexBuilder:
     def _spend(self, letters: int) -> None:
         self._name_bytes -= letters
         if self._name_bytes < 0:
-            raise LayerError("names that are too long for their number (--max-entries)")
+            raise LayerLimit("the file names use too much memory; raise the limit with --max-entries")
 
     def _add(self, name: str, member: Member) -> bool:
         """Whether the member now has the name."""

@@ -90,8 +90,7 @@ def _side(workspace: Workspace, text: str, number: int) -> DiffSide:
     try:
         return _found(workspace, text)
     except KitfsError as e:
-        e.args = (f"Failed to get manifest for ModelKit{number}: {e}",)
-        raise
+        raise e.prefixed(f"Failed to get manifest for ModelKit{number}")
 
 
 def _found(workspace: Workspace, text: str) -> DiffSide:

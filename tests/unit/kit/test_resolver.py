@@ -18,7 +18,7 @@ import pytest
 from kitfs.content import Origin, Source
 from kitfs.errors import (
     IntegrityError,
-    LayerError,
+    LayerLimit,
     ManifestError,
     NotFound,
     RateLimited,
@@ -323,7 +323,7 @@ def test_an_index_at_hand_is_refused_where_a_fresh_one_would_be(registry: Regist
 
     count = indexed(100)
     assert indexed(count) == count
-    with pytest.raises(LayerError, match=rf"^layer sha256:\w+: more than {count - 1} entries \(--max-entries\)$"):
+    with pytest.raises(LayerLimit, match=rf"^layer sha256:\w+: more than {count - 1} entries; .*--max-entries$"):
         indexed(count - 1)
 
 
