@@ -25,7 +25,7 @@ from kitfs.errors import KitfsError, RegistryError, Unauthorized, Unavailable
 from kitfs.registry.addresses import AddressScope, answered_from
 from kitfs.registry.credentials import Credential, Credentials
 from kitfs.registry.http_errors import failure, read_capped, read_error, shown
-from kitfs.registry.routes import is_loopback
+from kitfs.registry.proxies import is_loopback
 
 CLIENT_ID: Final = "kitfs"
 MIN_LIFE: Final = 60.0  # seconds: what a token lives that does not say (the specification's default)

@@ -21,8 +21,8 @@ from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credential, Given, helper_of, key_of, matching
 from kitfs.registry.http import Endpoint
 from kitfs.registry.http_errors import failure, read_error
+from kitfs.registry.proxies import is_loopback
 from kitfs.registry.retry import CONNECT_BUDGET
-from kitfs.registry.routes import is_loopback
 from kitfs.store.durable import write_durably
 
 FILE: Final = "credentials.json"

@@ -1,7 +1,7 @@
-"""Connections: which transport a URL takes (TLS or not, through which proxy), made when first needed.
+"""Connections: the transport that a URL takes (TLS or not, through which proxy), made when it is first needed.
 
-The proxy environment is read as Go reads it (see ``proxies``); an explicit proxy is for everything. Nothing else of
-the environment counts, and no ~/.netrc. TLS trusts what the system and certifi trust, and the files of
+The proxy environment is read as Go reads it (see ``proxies``); an explicit proxy serves every request. Nothing else of
+the environment counts, and ~/.netrc is not read. TLS trusts what the system and certifi trust, and the files of
 ``--tls-cert``.
 
 Threading: transports are shared by all threads.
@@ -23,11 +23,11 @@ from kitfs.errors import RegistryError, UsageError
 from kitfs.redaction import public
 from kitfs.registry.addresses import AddressScope, Forbidden, GuardedBackend, permitted, scope_of, scope_of_name
 from kitfs.registry.pace import Pace, PacedBody
-from kitfs.registry.proxies import is_loopback as is_loopback  # where it is looked for
+from kitfs.registry.pool import PoolTransport, pool_of
 from kitfs.registry.proxies import proxy_for
 from kitfs.version import __version__
 
-MAX_HEADERS: Final = 200  # of one answer; registries send about twenty
+MAX_HEADERS: Final = 200  # of one response; registries send about twenty
 MAX_HEADER_BYTES: Final = 64 << 10  # of all of them: a challenge that names many repositories takes a few KiB
 
 
@@ -35,8 +35,8 @@ MAX_HEADER_BYTES: Final = 64 << 10  # of all of them: a challenge that names man
 class ClientOptions:
     """How to reach registries.
 
-    ``plain_http`` None: plain HTTP to loopback hosts only. ``mirrors``: host → base URLs that are asked before it, in
-    order. Timeouts in seconds; ``read_timeout`` is for the head of an answer, and for each window of its body
+    ``plain_http`` None: plain HTTP to loopback hosts only. ``mirrors``: host → base URLs that are tried before it, in
+    order. Timeouts are in seconds; ``read_timeout`` is for the head of a response, and for each window of its body
     (``pace``).
     """
 
@@ -53,36 +53,38 @@ class ClientOptions:
 
 
 class RoutedTransport(httpx.BaseTransport):
-    """Sends each request over the transport that its URL takes, at its pace (``pace``), to addresses that are
-    permitted (``addresses``).
+    """Sends each request over the transport that its URL takes, at its pace (``pace``), to permitted addresses only
+    (``addresses``). ``backend`` makes the connections.
 
-    Extension "led_from" of a request: the address scope of what named its URL; absent, the user did. Extensions of an
-    answer: "address_scope", that of the address that it came from, and "pace", that of its body. Raises Forbidden for
-    a URL that leads where it may not, RegistryError for an answer with more headers than any registry sends.
+    Extension "led_from" of a request: the address scope of the server that named its URL; absent if the user named
+    it. Extensions of a response: "address_scope", that of the address that sent it, and "pace", that of its body.
+    Raises Forbidden for a URL that leads to an address that is not permitted, RegistryError for a response with more
+    headers than any registry sends.
     """
 
-    def __init__(self, options: ClientOptions) -> None:
+    def __init__(self, options: ClientOptions, backend: httpcore.NetworkBackend | None = None) -> None:
         self._options = options
+        self._backend = httpcore.SyncBackend() if backend is None else backend
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
-        self._transports: dict[tuple[str, str | None, AddressScope | None], httpx.HTTPTransport] = {}
+        self._transports: dict[tuple[str, str | None, AddressScope | None], PoolTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """The answer of whatever the URL leads to."""
-        proxy = self._proxy(request.url)
+        """Send a request; the body of the response has yet to be read."""
+        proxy = self._options.proxy or proxy_for(request.url, os.environ)
         led_from: AddressScope | None = request.extensions.get("led_from")
         written = scope_of_name(request.url.raw_host.decode("ascii", "replace"))
         if proxy is not None and written is not None and not permitted(written, led_from):
-            raise Forbidden("", written, _host(request.url))
+            raise Forbidden("", written, _netloc(request.url))
         timeouts = request.extensions.get("timeout") or {}
         paces = {name: Pace(timeouts[name]) for name in ("read", "write") if timeouts.get(name) is not None}
         request.extensions = {**request.extensions, "timeout": {**timeouts, **paces}}
         if "write" in paces:
-            paces["write"].body()  # of a request, what counts is that it moves
+            paces["write"].body()  # a request has no head of its own to be measured: all of it counts as a body
         try:
-            response = self._through(request.url.scheme, proxy, led_from).handle_request(request)
+            response = self._transport(request.url.scheme, proxy, led_from).handle_request(request)
         except Forbidden as e:
-            e.host = _host(request.url)
+            e.host = _netloc(request.url)
             raise
         except httpx.TransportError as e:
             if proxy is not None:
@@ -98,44 +100,28 @@ class RoutedTransport(httpx.BaseTransport):
             response.extensions["address_scope"] = scope
         return response
 
-    def _through(self, scheme: str, proxy: str | None, led_from: AddressScope | None) -> httpx.HTTPTransport:
+    def _transport(self, scheme: str, proxy: str | None, led_from: AddressScope | None) -> PoolTransport:
         if proxy is not None:
-            led_from = None  # the proxy is the user's choice
+            led_from = None  # the user chose the proxy
         with self._lock:
             if (scheme, proxy, led_from) not in self._transports:
-                self._transports[scheme, proxy, led_from] = self._made(scheme, proxy, led_from)
+                self._transports[scheme, proxy, led_from] = self._new_transport(scheme, proxy, led_from)
             return self._transports[scheme, proxy, led_from]
 
-    def _made(self, scheme: str, proxy: str | None, led_from: AddressScope | None) -> httpx.HTTPTransport:
-        secure = scheme == "https" or (proxy or "").startswith("https:")
-        if secure and self._context is None:
+    def _new_transport(self, scheme: str, proxy: str | None, led_from: AddressScope | None) -> PoolTransport:
+        over_tls = (proxy or "").startswith("https:")
+        if (scheme == "https" or over_tls) and self._context is None:
             self._context = tls_context(self._options)
-        verify: ssl.SSLContext | bool = self._context if secure and self._context is not None else False
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0)
         try:
-            context = (
-                verify if isinstance(verify, ssl.SSLContext) and (proxy or "").startswith("https:") else None
-            )  # httpcore refuses another
-            over = None if proxy is None else httpx.Proxy(proxy, ssl_context=context)
-            made = httpx.HTTPTransport(verify=verify, proxy=over, limits=limits, trust_env=False)
+            # httpcore refuses a context for a proxy that does not speak TLS
+            over = None if proxy is None else httpx.Proxy(proxy, ssl_context=self._context if over_tls else None)
+            return PoolTransport(pool_of(GuardedBackend(self._backend, led_from), self._context, over))
         except (ValueError, httpx.InvalidURL):
             raise UsageError(
-                f"the proxy {public(proxy or '')} cannot be used: it is not a URL of a proxy (http://proxy:3128)"
+                f"cannot use the proxy {public(proxy or '')}: not the URL of a proxy (expected http://HOST:PORT)"
             )
-        except ImportError:
-            raise UsageError(f"the proxy {public(proxy or '')} needs the Python package socksio")
-        pool = made._pool  # noqa: SLF001 - httpx has no public way to give httpcore a network backend
-        pool._network_backend = self._backend(pool._network_backend, led_from)  # noqa: SLF001 - as above
-        return made
-
-    def _backend(self, inner: httpcore.NetworkBackend, led_from: AddressScope | None) -> httpcore.NetworkBackend:
-        """What makes the connections for URLs that were named from ``led_from``."""
-        return GuardedBackend(inner, led_from)
-
-    def _proxy(self, url: httpx.URL) -> str | None:
-        if self._options.proxy:
-            return self._options.proxy
-        return proxy_for(url, os.environ)
+        except RuntimeError:
+            raise UsageError(f"cannot use the proxy {public(proxy or '')}: install the Python package socksio")
 
     def close(self) -> None:
         """Close every connection."""
@@ -145,36 +131,40 @@ class RoutedTransport(httpx.BaseTransport):
             self._transports.clear()
 
 
-def _host(url: httpx.URL) -> str:
-    """host[:port], without the port that the scheme implies."""
+def _netloc(url: httpx.URL) -> str:
+    """Return host[:port], without the port that the scheme implies."""
     return url.netloc.decode("ascii", "replace")
 
 
 def _peer(response: httpx.Response) -> AddressScope | None:
-    """The scope of the address that an answer came from, None where no connection says."""
+    """Return the scope of the address that sent a response, None if there is no connection to ask."""
     stream = response.extensions.get("network_stream")
     try:
         return scope_of(str(stream.get_extra_info("server_addr")[0])) if stream is not None else None
     except (OSError, ValueError, TypeError):
-        return None  # the other side has closed it already
+        return None  # the other side has closed the connection
 
 
 def _check_head(response: httpx.Response, url: httpx.URL) -> None:
-    """Raise RegistryError for an answer with too many headers, or too long ones."""
+    """Raise RegistryError for a response with too many headers, or too long ones."""
     raw = response.headers.raw
     size = sum(len(name) + len(value) for name, value in raw)
     if len(raw) <= MAX_HEADERS and size <= MAX_HEADER_BYTES:
         return
     response.close()
-    told = f"{_host(url)} sends {len(raw)} headers of {size} bytes: more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes are refused"
-    raise RegistryError(told, status=response.status_code)
+    text = (
+        f"{_netloc(url)} sent {len(raw)} headers of {size} bytes: "
+        f"the limits are {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes"
+    )
+    raise RegistryError(text, status=response.status_code)
 
 
 def tls_context(options: ClientOptions) -> ssl.SSLContext:
-    """What TLS trusts and shows. Raises UsageError for a file that is no certificate or key."""
-    context = httpx.create_ssl_context(
-        trust_env=False
-    )  # certifi's; OpenSSL's own honour SSL_CERT_FILE and SSL_CERT_DIR
+    """Return the settings of TLS: trusted certificates, and the one that kitfs shows. Raises UsageError for a file
+    that is not a certificate or key.
+    """
+    # certifi's certificates; those of OpenSSL itself honour SSL_CERT_FILE and SSL_CERT_DIR
+    context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
     name = ""
     try:
@@ -187,5 +177,5 @@ def tls_context(options: ClientOptions) -> ssl.SSLContext:
             name = options.cert
             context.load_cert_chain(options.cert, options.key)
     except (ssl.SSLError, OSError) as e:
-        raise UsageError(f"{name} cannot be used for TLS: {e.strerror or e}")
+        raise UsageError(f"cannot use {name} for TLS: {e.strerror or e}")
     return context

@@ -54,8 +54,8 @@ from kitfs.registry.http_errors import (
     secrets_of,
     shown,
 )
+from kitfs.registry.proxies import is_loopback
 from kitfs.registry.retry import CONNECT_BUDGET, retry_after
-from kitfs.registry.routes import is_loopback
 
 KINDS: Final = ("models", "datasets", "spaces")
 NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)

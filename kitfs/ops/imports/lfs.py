@@ -34,8 +34,8 @@ from kitfs.registry.blob import RemoteBlob
 from kitfs.registry.client import RegistryClient
 from kitfs.registry.http import Endpoint
 from kitfs.registry.http_errors import check_encoding, failure, host_of, mapped, read_capped, read_error, shown
+from kitfs.registry.proxies import is_loopback
 from kitfs.registry.retry import CONNECT_BUDGET
-from kitfs.registry.routes import is_loopback
 from kitfs.store.durable import whole_file
 
 POINTER: Final = re.compile(

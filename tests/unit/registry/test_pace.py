@@ -226,7 +226,7 @@ def test_interim_answers_without_end_are_bounded(serve: Servers, client: Clients
 def test_headers_are_bounded(fake: FakeRegistry, client: Clients, headers: dict[str, str]) -> None:
     """In number and in size, at once."""
     fake.fail("/manifests/", Status(200, headers, body=b"{}"))
-    with pytest.raises(RegistryError, match=f"{fake.host} sends .* headers of .* bytes"):
+    with pytest.raises(RegistryError, match=f"{fake.host} sent .* headers of .* bytes"):
         team(client(), fake.host).manifest("v1")
     assert len(fake.served()) == 1
 

@@ -81,7 +81,7 @@ def test_a_file_that_is_no_certificate(repository: Repositories, tmp_path: Path,
     bad = tmp_path / "bad.pem"
     bad.write_text("nothing")
     options = {"tls_certs": (str(bad),)} if option == "tls_certs" else {"cert": str(bad), "key": str(bad)}
-    with pytest.raises(UsageError, match=r"bad\.pem cannot be used for TLS"):
+    with pytest.raises(UsageError, match=r"cannot use .*bad\.pem for TLS"):
         repository(registry="registry.test", mirrors={"registry.test": ("https://mirror.test",)}, **options).manifest(
             "v1"
         )
@@ -125,7 +125,7 @@ def test_a_dead_proxy_is_named(fake: FakeRegistry, repository: Repositories) -> 
 @pytest.mark.parametrize("proxy", ["ftp://proxy:21", "http://[::bad"])
 def test_a_proxy_that_cannot_be(repository: Repositories, proxy: str) -> None:
     """UsageError, one line."""
-    with pytest.raises(UsageError, match=r"the proxy .* cannot be used"):
+    with pytest.raises(UsageError, match=r"cannot use the proxy"):
         repository(proxy=proxy).manifest("v1")
 
 
