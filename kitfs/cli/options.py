@@ -1,14 +1,15 @@
-"""Flags made from the table of ``config``: every verb names the options it takes, and gets them settled as
-``Settings``.
+"""Flags made from options: a verb names the options that it takes, and is called with their values as ``Settings``.
 
-What kit takes with every verb (``EVERYWHERE``), before or after its name, every verb takes here.
+A verb takes common options by name, from the table of ``config``, and its own ones as ``Option`` values. The options
+that kit takes with every verb (``EVERYWHERE``), before or after the verb's name, every verb takes here too.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import click
@@ -21,6 +22,10 @@ Verb = Callable[..., None]
 EVERYWHERE: Final = ("config", "log-level", "progress")
 VERBOSE: Final = re.compile("-v+|--verbose")
 BEFORE: Final = frozenset(f"--{name}" for name in ("settings", "cache-dir", "run-dir", *EVERYWHERE))
+REMOTE: Final = OPTIONS["remote"]._replace(short="r", help="Ask the registry, not the store.")
+UNUSED_CONCURRENCY: Final = OPTIONS["concurrency"]._replace(
+    default=None, help="Accepted because kit accepts it; this verb transfers one thing at a time."
+)
 
 
 class Interrupted(KitfsError):  # noqa: N818 - as the classes of errors.py
@@ -29,11 +34,28 @@ class Interrupted(KitfsError):  # noqa: N818 - as the classes of errors.py
     exit_code = 130
 
 
+@dataclass(slots=True)
+class Invocation:
+    """What the end of the process must know of the verb that ran: whether its output is JSON."""
+
+    json: bool = False
+
+
+class Flag(click.Option):
+    """A flag of click that knows the ``Option`` that it was made from."""
+
+    option: Option
+
+    def __init__(self, *args: Any, option: Option, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.option = option
+
+
 class _Helpful(click.Command):
-    """What shows its help through ``output``: a stdout that takes nothing is told as for every answer."""
+    """A command that writes its help through ``output``, so that a stdout that cannot be written is reported."""
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """click's own option, but for the writing."""
+        """Return click's own option with another callback."""
         option = super().get_help_option(ctx)
         if option is not None:
             option.callback = _show_help
@@ -48,19 +70,17 @@ def _show_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 class Command(_Helpful):
-    """A verb. ``--plain-http`` and its like take a BOOL after "=" only, so a bare one becomes ``=true`` before click
-    sees it.
-    """
+    """A verb. ``--plain-http`` and its like take a BOOL after "=" only: a bare one becomes ``=true`` for click."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Give bare boolean options their value, up to a ``--``."""
-        bare = {opt for p in self.params if isinstance(p, click.Option) for opt in p.opts if _option(p).boolean}
+        bare = {opt for p in self.params if isinstance(p, Flag) and p.option.boolean for opt in p.opts}
         end = args.index("--") if "--" in args else len(args)
         return super().parse_args(ctx, [f"{a}=true" if a in bare else a for a in args[:end]] + args[end:])
 
 
 class Verbs(_Helpful, click.Group):
-    """A group of verbs. What every verb takes may stand before its name, as with kit, and is handed on to it."""
+    """A group of verbs. The options that every verb takes may stand before its name, as with kit."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Move leading options behind the verb."""
@@ -70,45 +90,55 @@ class Verbs(_Helpful, click.Group):
         return super().parse_args(ctx, [*args[at : at + 1], *args[:at], *args[at + 1 :]] if at < len(args) else args)
 
 
-def _option(param: click.Option) -> Option:
-    name = (param.name or "").replace("_", "-")
-    return OPTIONS.get(name, Option(name, str, ""))
-
-
-def takes(*names: str) -> Callable[[Verb], Verb]:
-    """Decorate a verb with options of the table, and those of ``EVERYWHERE``; it is called with ``settings`` and its
-    own arguments.
-    """
-    names = (*names, *(name for name in EVERYWHERE if name not in names))
+def takes(*options: str | Option) -> Callable[[Verb], Verb]:
+    """Decorate a verb with options, and those of ``EVERYWHERE``; it is called with ``settings`` and its arguments."""
+    table = {o.name: o for o in (OPTIONS[one] if isinstance(one, str) else one for one in options)}
+    table |= {name: OPTIONS[name] for name in EVERYWHERE if name not in table}
 
     def decorate(verb: Verb) -> Verb:
+        @click.pass_context
         @functools.wraps(verb)
-        def settle(**kwargs: Any) -> None:
+        def settle(ctx: click.Context, /, **kwargs: Any) -> None:
             if kwargs.pop("verbose"):
                 kwargs["log_level"] = "debug"
-            flags = {name: kwargs.pop(name.replace("-", "_")) for name in names}
+            flags = {name: kwargs.pop(name.replace("-", "_")) for name in table}
+            settings = Settings.load(flags, own=table.values(), known=all_options(ctx.find_root().command))
+            if ctx.obj is not None and settings.takes("json"):
+                ctx.obj.json = settings["json"]
             try:
-                verb(Settings.load(flags), **kwargs)
+                verb(settings, **kwargs)
             except KeyboardInterrupt:
                 raise Interrupted("interrupted")  # click would print an empty line of its own
 
         decorated: Verb = click.option("-v", "--verbose", count=True, help="Log more: as --log-level debug.")(settle)
-        for name in reversed(names):
-            decorated = _flag(OPTIONS[name])(decorated)
+        for option in reversed(table.values()):
+            decorated = _flag(option)(decorated)
         return decorated
 
     return decorate
 
 
+def all_options(command: click.Command) -> Iterator[Option]:
+    """Yield the options of a command and of every command below it."""
+    yield from (param.option for param in command.params if isinstance(param, Flag))
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            yield from all_options(below)
+
+
 def _flag(option: Option) -> Callable[[Verb], Verb]:
-    long = f"--{option.spelled or option.name}"
-    spelled = [f"-{option.short}", long] if option.short else [long]
-    if option.spelled:
-        spelled.append(option.name.replace("-", "_"))
+    name = option.name.replace("-", "_")
+    spelled = [
+        *([f"-{option.short}"] if option.short else []),
+        *(f"--{one}" for one in (option.name, *option.aliases)),
+        name,
+    ]
+    fields: dict[str, Any] = {"cls": Flag, "option": option, "default": None, "help": option.help}
     if option.negatable:
-        return click.option(f"{long}/--no-{option.name}", default=None, help=option.help)
+        return click.option(f"--{option.name}/--no-{option.name}", **fields)
     if option.flag:
-        return click.option(*spelled, is_flag=True, flag_value="true", default=None, help=option.help)
-    told = option.help + (f" [default: {option.default}]" if isinstance(option.default, str) else "")
-    metavar = f"[={option.metavar}]" if option.boolean else option.metavar
-    return click.option(*spelled, default=None, multiple=option.many, metavar=metavar, help=told)
+        return click.option(*spelled, is_flag=True, flag_value="true", **fields)
+    if option.default is not None and option.help:
+        fields["help"] = f"{option.help} [default: {option.default}]"
+    fields["metavar"] = f"[={option.metavar}]" if option.boolean else option.metavar
+    return click.option(*spelled, multiple=option.many, **fields)

@@ -120,7 +120,7 @@ def _ours(host: Host, step: Step, address: str, at: Path) -> Ours:
     args = shlex.split(step.command.replace("REGISTRY", address))[1:]
     if args[0] in GAPS:
         return Ours("", "", 0)
-    done = host.kitfs(*args, env={"KITFS_KIT_VERSION": "1.7.0"}, check=False, cwd=at)
+    done = host.kitfs(*args, env={"KITFS_PACK_KIT_VERSION": "1.7.0"}, check=False, cwd=at)
     return Ours(done.stdout.replace(address, "REGISTRY").replace(f"{at}/", ""), done.stderr, done.returncode)
 
 

@@ -7,8 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.config import OPTIONS, Settings, listen, mirror, mode, octal, path, platform, seconds, size, word
+from kitfs.config import OPTIONS, Option, Settings, options_of
 from kitfs.errors import UsageError
+from kitfs.parsers import (
+    Choice,
+    boolean,
+    listen,
+    mirror,
+    mode,
+    octal,
+    password,
+    path,
+    platform,
+    seconds,
+    size,
+    token,
+    word,
+)
 
 EVERY = dict.fromkeys(OPTIONS)
 
@@ -42,6 +57,7 @@ def test_settings_file_in_the_configuration_home_is_read(tmp_path: Path) -> None
 def test_every_option_has_an_environment_variable(name: str, tmp_path: Path) -> None:
     """KITFS_<OPTION> is read for every row of the table: a value that cannot be parsed is named by its variable."""
     variable = "KITFS_" + name.upper().replace("-", "_")
+    assert OPTIONS[name].variable == variable
     bad = {"log-level": "loud"}.get(name, "\0bad")
     if OPTIONS[name].parse in (path, word):
         file = tmp_path / "file"
@@ -51,6 +67,54 @@ def test_every_option_has_an_environment_variable(name: str, tmp_path: Path) -> 
         return
     with pytest.raises(UsageError, match=f"^{variable}: "):
         load({name: None}, {variable: bad})
+
+
+PACK = options_of(
+    "pack",
+    Option("compression", Choice("none", "zstd"), "", default="none"),
+    Option("file", word, ""),
+    Option("force", boolean, "", default="false", flag=True, flag_only=True),
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["pack: {compression: zstd}\n", "pack-compression: zstd\n", "pack:\n  compression: zstd\npack_file: x\n"]
+)
+def test_an_option_of_one_verb_stands_below_the_verb_or_begins_with_its_name(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(text)
+    flags = {"settings": str(file), "compression": None}
+    settings = Settings.load(flags, {}, own=PACK, known=PACK)
+    assert settings["compression"] == "zstd"
+    assert settings.origin("compression") == f"{file}: pack-compression"
+    assert Settings.load({"settings": str(file), "cache-dir": None}, {})["cache-dir"]
+
+
+def test_an_option_of_one_verb_has_a_variable_of_its_own() -> None:
+    """The variable of the bare flag is another option's, or nobody's."""
+    variables = {"KITFS_PACK_COMPRESSION": "zstd", "KITFS_FILE": "nobody's"}
+    settings = Settings.load({"compression": None, "file": None}, variables, own=PACK)
+    assert (settings["compression"], settings["file"]) == ("zstd", None)
+
+
+def test_a_flag_that_overwrites_exists_on_the_command_line_only(tmp_path: Path) -> None:
+    variables = {"KITFS_PACK_FORCE": "true", "KITFS_FORCE": "true", "": "true"}
+    assert Settings.load({"force": None}, variables, own=PACK)["force"] is False
+    assert Settings.load({"force": "true"}, {}, own=PACK)["force"] is True
+    file = tmp_path / "s.yaml"
+    file.write_text("pack: {force: true}\n")
+    with pytest.raises(UsageError, match="pack-force can only be given on the command line"):
+        Settings.load({"settings": str(file), "force": None}, {}, own=PACK, known=PACK)
+
+
+def test_a_misspelled_option_of_a_verb_is_refused_where_its_options_are_known(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("pack: {compresion: zstd}\n")
+    with pytest.raises(UsageError, match="there is no option 'pack-compresion'"):
+        Settings.load({"settings": str(file)}, {}, known=PACK)
+    file.write_text("pack: zstd\n")
+    with pytest.raises(UsageError, match="pack must map option names to values"):
+        Settings.load({"settings": str(file)}, {})
 
 
 @pytest.mark.parametrize("name", ["mirror", "tls-cert", "only"])
@@ -222,19 +286,26 @@ def test_a_wrong_settings_file_is_not_quoted_where_it_may_hold_a_secret(text: st
     path = tmp_path / "settings.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=r"settings\.yaml") as caught:
-        Settings.load({"settings": str(path), "proxy": None, "mirror": None, "token": None}, {})
+        Settings.load({"settings": str(path), "proxy": None, "mirror": None, "token": None}, {}, own=SECRET)
     assert "hunter22" not in str(caught.value)
 
 
+SECRET = (Option("token", token, ""), Option("password", password, ""))
+
+
 def test_line_ends_around_secrets_and_proxies_are_not_part_of_them() -> None:
-    """Wherever they come from."""
+    """They are taken away from flags and from environment variables."""
     values = {"token": " hf_x\r\n", "password": " p \r\n", "proxy": "http://proxy.test:1\n"}
     variables = {f"KITFS_{name.upper()}": value for name, value in values.items()}
-    for settings in (Settings.load(values, {}), Settings.load(dict.fromkeys(values), variables)):
+    for settings in (
+        Settings.load(values, {}, own=SECRET),
+        Settings.load(dict.fromkeys(values), variables, own=SECRET),
+    ):
         assert [settings[name] for name in values] == ["hf_x", " p ", "http://proxy.test:1"]
 
 
 def test_settings_do_not_print_their_secrets() -> None:
-    settings = Settings.load({"token": "hunter22", "password": "hunter22", "proxy": "http://u:hunter22@proxy.test"}, {})
+    flags = {"token": "hunter22", "password": "hunter22", "proxy": "http://u:hunter22@proxy.test"}
+    settings = Settings.load(flags, {}, own=SECRET)
     assert "hunter22" not in repr(settings)
     assert "proxy.test" in repr(settings)

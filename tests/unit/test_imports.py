@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2] / "kitfs"
 # A lower number is a lower floor. Packages on one floor are siblings.
 FLOORS = (
     ("redaction",),
-    ("errors", "escaping", "forks", "manual", "metrics", "ownership", "parallel", "system", "version"),
+    ("errors", "escaping", "forks", "manual", "metrics", "ownership", "parallel", "parsers", "system", "version"),
     ("openfile",),
     ("gocompat", "layers", "formats", "config"),
     ("oci",),

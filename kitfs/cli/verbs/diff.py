@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kitfs.cli.options import Command, takes
+from kitfs.cli.options import UNUSED_CONCURRENCY, Command, takes
 from kitfs.cli.output import human_size, put, put_json
 from kitfs.cli.session import host_of
-from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import UnsupportedLayer
 from kitfs.escaping import shown
+from kitfs.parsers import boolean
 
 if TYPE_CHECKING:
     from kitfs.oci.manifest import Descriptor
@@ -21,13 +22,31 @@ if TYPE_CHECKING:
     from kitfs.ops.diff.files import FileChange, FileChanges
     from kitfs.ops.diff.tensors import KitTensor, TensorChanges
 
+DIFF: Final = options_of(
+    "diff",
+    Option("files", boolean, "Compare the files too, by reading only indexes.", default="false", flag=True),
+    Option(
+        "tensors",
+        boolean,
+        "Compare the tensors of safetensors and GGUF files, by reading only their headers.",
+        default="false",
+        flag=True,
+    ),
+    Option(
+        "content",
+        boolean,
+        "Compare the bytes of files whose size and layer do not tell whether they changed.",
+        default="false",
+        flag=True,
+    ),
+)
 RULE: Final = "-" * 39
 
 
 @click.command("diff", cls=Command, short_help="Compare two kits: layers, files, tensors.")
 @click.argument("first", metavar="REF")
 @click.argument("second", metavar="REF")
-@takes("files", "tensors", "content", "cache-size", "max-entries", "json", "concurrency", *COMMON, *NETWORK)
+@takes(*DIFF, "cache-size", "max-entries", "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def diff(settings: Settings, first: str, second: str) -> None:
     """Compare two kits by their manifests. local://REF is in the store, remote://REF at its registry; without either
     the store comes first.

@@ -20,9 +20,10 @@ from kitfs.cli.session import host_of
 from kitfs.cli.verbs.transfer import _kitfile as kitfile_of
 from kitfs.cli.verbs.transfer import _references as references_of
 from kitfs.cli.verbs.transfer import _source_date as source_date
-from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
 from kitfs.escaping import shown
+from kitfs.parsers import Choice, boolean, token, word
 from kitfs.redaction import public
 
 if TYPE_CHECKING:
@@ -36,9 +37,28 @@ HUB = "https://huggingface.co"
 LAYOUTS = ("oci:", "oci-archive:")
 
 
+INIT = options_of(
+    "init",
+    Option("name", word, "Name of the package.", metavar="NAME"),
+    Option("desc", word, "Description of the package.", metavar="TEXT"),
+    Option("author", word, "Author of the package.", metavar="NAME"),
+    Option("force", boolean, "Overwrite an existing Kitfile.", default="false", flag=True, short="f", flag_only=True),
+    Option("output", word, "Path of the Kitfile (default: DIR/Kitfile); - is stdout.", metavar="FILE"),
+)
+IMPORT = options_of(
+    "import",
+    Option("ref", word, "Branch, tag or commit of the repository.", metavar="REF"),
+    Option("token", token, "Token for the repository (default for a hub: that of HF_TOKEN).", metavar="TOKEN"),
+    Option("tag", word, "Name of the kit: repository:tag, more tags after commas.", metavar="REF", short="t"),
+    Option("file", word, "The Kitfile; - reads it from stdin.", metavar="FILE", short="f"),
+    Option("tool", Choice("hf", "git", "auto"), "How to read the repository.", default="auto", metavar="hf|git|auto"),
+    Option("push", boolean, "Write to the registry, and keep no copy in the store.", default="false", flag=True),
+)
+
+
 @click.command("init", cls=Command, short_help="Write a Kitfile for a directory.")
 @click.argument("directory", metavar="DIR")
-@takes("name", "desc", "author", "overwrite", "save-as", "json", "settings")
+@takes(*INIT, "json", "settings")
 def init(settings: Settings, directory: str) -> None:
     """Look at the files of DIR and write a Kitfile for them, by what models, data sets, documents and code are mostly
     called.
@@ -60,15 +80,15 @@ def init(settings: Settings, directory: str) -> None:
             told[option] = click.prompt(
                 f"Enter {question} for the ModelKit", default="", show_default=False, err=True
             ).strip()
-    path = settings["save-as"] or os.path.normpath(os.path.join(directory, KITFILE))
-    if path != STDOUT and not settings["overwrite"] and os.path.lexists(path):
+    path = settings["output"] or os.path.normpath(os.path.join(directory, KITFILE))
+    if path != STDOUT and not settings["force"] and os.path.lexists(path):
         raise UsageError(f"Kitfile already exists at {path}. Use '--force' to overwrite")
     package = Package(told["name"], description=told["desc"], authors=(told["author"],) if told["author"] else ())
     root = generating.directory_of(directory)
     kitfile = generating.generate(root, package, generating.reader_of(directory), report)
     text = kitfile.to_yaml(printable=path == STDOUT)
     if path != STDOUT:
-        generating.save(path, text, overwrite=settings["overwrite"])
+        generating.save(path, text, overwrite=settings["force"])
     if settings["json"]:
         put_json({"path": None if path == STDOUT else os.path.abspath(path), "kitfile": json.loads(kitfile.to_json())})
     elif path == STDOUT:
@@ -80,7 +100,7 @@ def init(settings: Settings, directory: str) -> None:
 
 @click.command("import", cls=Command, short_help="Make a kit of a Hugging Face or git repository, or of an OCI layout.")
 @click.argument("repository", metavar="REPOSITORY")
-@takes("ref", "token", "tag", "file", "tool", "concurrency", "straight", "json", *COMMON, *NETWORK)
+@takes(*IMPORT, "concurrency", "json", *STORE, *NETWORK)
 def import_(settings: Settings, repository: str) -> None:
     """Make a kit of REPOSITORY, in the store, or with --push at the registry of --tag.
 
@@ -102,7 +122,7 @@ def import_(settings: Settings, repository: str) -> None:
     )
     text = given or f"{_named(repository).lower()}:latest"
     references = references_of(text)
-    if settings["straight"] and references[0].registry == LOCAL:
+    if settings["push"] and references[0].registry == LOCAL:
         raise UsageError("registry is required when pushing (write --tag registry/repository:tag)")
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         if settings["tag"] is None:
@@ -114,7 +134,7 @@ def import_(settings: Settings, repository: str) -> None:
             digest = task.from_hub(repository)
         else:
             digest = task.from_git(repository)
-        told = f"Pushed {digest}" if settings["straight"] else f"Model is packed as {text}"
+        told = f"Pushed {digest}" if settings["push"] else f"Model is packed as {text}"
         report.say(told, event="done", digest=digest, references=[reference.display for reference in references])
 
 
@@ -129,7 +149,7 @@ class _Import:
         self._references = references
         self._text = text
         self._report = report
-        self._target = host.client.repository(references[0]) if settings["straight"] else None
+        self._target = host.client.repository(references[0]) if settings["push"] else None
 
     def from_layout(self, layout: LayoutReference) -> Digest:
         """A kit that is one already."""
@@ -314,7 +334,7 @@ def _tool(asked: str, repository: str) -> str:
 @click.command("export", cls=Command, short_help="Write a kit to an OCI layout.")
 @click.argument("reference", metavar="REF")
 @click.argument("target", metavar="oci:DIR[:tag]")
-@takes("at-registry", "json", *COMMON, *NETWORK)
+@takes("remote", "json", *STORE, *NETWORK)
 def export(settings: Settings, reference: str, target: str) -> None:
     """Write the kit REF to oci:DIR[:tag], or to oci-archive:FILE[:tag], for skopeo and whatever else reads OCI layouts.
 
@@ -339,7 +359,7 @@ def export(settings: Settings, reference: str, target: str) -> None:
                 layout.close()
         else:
             source = source.or_latest()
-            kit = None if settings["at-registry"] else find(host.store, source)
+            kit = None if settings["remote"] else find(host.store, source)
             if kit is not None:
                 digest = exporting(str(kit.digest), Stored(), host.store, to, report=report)
             else:

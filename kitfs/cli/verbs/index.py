@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from kitfs.cli.options import Command, Verbs, takes
+from kitfs.cli.options import REMOTE, Command, Verbs, takes
 from kitfs.cli.output import human_size, put, put_json, put_json_text, put_table
 from kitfs.cli.progress import Reporter
 from kitfs.cli.session import host_of, store_of
 from kitfs.cli.verbs.transfer import ended_at_once, settled
-from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import NotFound, UsageError
 from kitfs.escaping import shown
 from kitfs.ops.events import Noted
+from kitfs.parsers import Choice, boolean, platform, word
 
 if TYPE_CHECKING:
     from kitfs.kit.host import Workspace
@@ -26,6 +27,44 @@ if TYPE_CHECKING:
     from kitfs.ops.library.index import Deleted, Found
     from kitfs.registry.client import Repository
 
+ADD: Final = options_of(
+    "index-add",
+    Option(
+        "label",
+        word,
+        "Label the kit: KEY=VALUE or KEY:=JSON; KEY- removes a label. Repeatable.",
+        metavar="LABEL",
+        many=True,
+        short="l",
+    ),
+    Option("annotate", word, "Annotate the kit: KEY=VALUE; KEY- removes one. Repeatable.", metavar="NOTE", many=True),
+)
+DELETE: Final = options_of(
+    "index-delete",
+    Option(
+        "force",
+        boolean,
+        "Delete the index itself, with all its tags.",
+        default="false",
+        flag=True,
+        short="f",
+        flag_only=True,
+    ),
+    Option(
+        "all",
+        boolean,
+        "Delete every index that has no tag; with --force every index.",
+        default="false",
+        flag=True,
+        short="a",
+        flag_only=True,
+    ),
+)
+FORMAT: Final = Option("format", Choice("table", "json"), "table or json.", default="table", metavar="FORMAT")
+CONVERT: Final = options_of(
+    "convert",
+    Option("platform", platform, "OS/ARCHITECTURE of the image. Repeatable.", metavar="PLATFORM", many=True),
+)
 NONE: Final = "<none>"
 HEAD: Final = ("ORIGINAL REFERENCE", "SIZE", "LABELS", "ANNOTATIONS", "DIGEST")
 
@@ -39,7 +78,7 @@ def index() -> None:
 
 @index.command("create", cls=Command, short_help="Make an empty index in the store.")
 @click.argument("reference", metavar="INDEX")
-@takes("json", *COMMON)
+@takes("json", *STORE)
 def create(settings: Settings, reference: str) -> None:
     """Make the empty index INDEX in the store."""
     from kitfs.ops.library import index as indexes
@@ -53,7 +92,7 @@ def create(settings: Settings, reference: str) -> None:
 @index.command("add", cls=Command, short_help="Let an index list a kit, or label one that it lists.")
 @click.argument("reference", metavar="INDEX")
 @click.argument("kit", metavar="REF")
-@takes("at-registry", "set-label", "annotate", "json", *COMMON, *NETWORK)
+@takes(REMOTE, *ADD, "json", *STORE, *NETWORK)
 def add(settings: Settings, reference: str, kit: str) -> None:
     """Let INDEX list the kit REF of its repository. One that it lists keeps the labels and annotations that are not
     named.
@@ -65,8 +104,8 @@ def add(settings: Settings, reference: str, kit: str) -> None:
     named, model = _tag(reference), Reference.parse(kit)
     if not model.identifier:
         raise UsageError(f"missing tag or digest from ModelKit reference {kit}")
-    labels, annotations = label_edits(settings["set-label"]), annotation_edits(settings["annotate"])
-    remote = settings["at-registry"]
+    labels, annotations = label_edits(settings["label"]), annotation_edits(settings["annotate"])
+    remote = settings["remote"]
     if remote and model.registry == LOCAL:
         raise UsageError(f"can not check remote: {model.display} does not contain registry")
     with host_of(settings) as host:
@@ -82,7 +121,7 @@ def add(settings: Settings, reference: str, kit: str) -> None:
 @index.command("remove", cls=Command, short_help="Let an index no longer list a kit.")
 @click.argument("reference", metavar="INDEX")
 @click.argument("kit", metavar="REF")
-@takes("json", *COMMON)
+@takes("json", *STORE)
 def remove(settings: Settings, reference: str, kit: str) -> None:
     """Let INDEX no longer list the kit REF, which stays where it is. One that is not in the store is named by its
     digest.
@@ -105,7 +144,7 @@ def remove(settings: Settings, reference: str, kit: str) -> None:
 
 @index.command("delete", cls=Command, short_help="Delete an index of the store; its kits stay.")
 @click.argument("reference", metavar="[INDEX]", required=False)
-@takes("delete-force", "delete-all", "json", *COMMON)
+@takes(*DELETE, "json", *STORE)
 def delete(settings: Settings, reference: str | None) -> None:
     """Delete the tag INDEX, and with the last one, --force or a digest the index itself. Its kits stay; at a registry
     it goes by remove.
@@ -113,7 +152,7 @@ def delete(settings: Settings, reference: str | None) -> None:
     from kitfs.oci.names import Reference
     from kitfs.ops.library import index as indexes
 
-    everything, force = settings["delete-all"], settings["delete-force"]
+    everything, force = settings["all"], settings["force"]
     if everything and reference is not None:
         raise UsageError("index should not be specified when --all flag is used")
     if not everything and reference is None:
@@ -144,7 +183,7 @@ def _deleted(one: Deleted) -> dict[str, object]:
 
 
 @index.command("list", cls=Command, short_help="List the indexes of the store.")
-@takes("index-format", "json", *COMMON)
+@takes(*options_of("index-list", FORMAT), "json", *STORE)
 def list_indexes(settings: Settings) -> None:
     """List the indexes of the store, one row per tag, and how many kits each lists."""
     from kitfs.gocompat.json import indented
@@ -171,7 +210,7 @@ def list_indexes(settings: Settings) -> None:
 
 @index.command("info", cls=Command, short_help="Show the kits of an index.")
 @click.argument("reference", metavar="INDEX")
-@takes("at-registry", "index-format", "json", *COMMON, *NETWORK)
+@takes(REMOTE, *options_of("index-info", FORMAT), "json", *STORE, *NETWORK)
 def info(settings: Settings, reference: str) -> None:
     """Show the kits that INDEX lists, with their labels and annotations; --remote: as its registry has it."""
     from kitfs.modelkit.index import indented
@@ -181,9 +220,7 @@ def info(settings: Settings, reference: str) -> None:
         named, found = _look(settings, host, reference)
 
         def manifest(digest: Digest) -> bytes | None:
-            return (
-                host.client.repository(named).manifest(digest)[1] if settings["at-registry"] else host.store.get(digest)
-            )
+            return host.client.repository(named).manifest(digest)[1] if settings["remote"] else host.store.get(digest)
 
         sizes = [indexes.size_of(variant, manifest) for variant in found.value.variants]
     if _as_json(settings):
@@ -212,7 +249,7 @@ def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[st
 
 @index.command("inspect", cls=Command, short_help="Show an index's own JSON.")
 @click.argument("reference", metavar="INDEX")
-@takes("at-registry", "json", *COMMON, *NETWORK)
+@takes(REMOTE, "json", *STORE, *NETWORK)
 def inspect(settings: Settings, reference: str) -> None:
     """Show the JSON of INDEX, over lines; --remote: as its registry has it."""
     from kitfs.modelkit.index import indented
@@ -224,7 +261,7 @@ def inspect(settings: Settings, reference: str) -> None:
 @index.command("push", cls=Command, short_help="Bring an index of the store, and its kits, to a registry.")
 @click.argument("reference", metavar="INDEX")
 @click.argument("destination", metavar="[DEST]", required=False)
-@takes("concurrency", "progress", "json", *COMMON, *NETWORK)
+@takes("concurrency", "progress", "json", *STORE, *NETWORK)
 def push(settings: Settings, reference: str, destination: str | None) -> None:
     """Push INDEX to its registry, or as DEST; first those of its kits that are not there."""
     from kitfs.oci.names import LOCAL, Reference
@@ -245,7 +282,7 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
 
 @index.command("pull", cls=Command, short_help="Bring an index of a registry into the store.")
 @click.argument("reference", metavar="INDEX")
-@takes("json", *COMMON, *NETWORK)
+@takes("json", *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
     """Bring INDEX into the store. Its kits stay where they are: pull, unpack and mount choose one of them by
     --label.
@@ -269,14 +306,14 @@ def pull(settings: Settings, reference: str) -> None:
 @takes(
     "only",
     "label",
-    "platform",
+    *CONVERT,
     "remote",
     "cache-size",
     "max-entries",
     "concurrency",
     "progress",
     "json",
-    *COMMON,
+    *STORE,
     *NETWORK,
 )
 def convert(settings: Settings, reference: str, image: str) -> None:
@@ -342,7 +379,7 @@ def _look(settings: Settings, host: Workspace, text: str) -> tuple[Reference, Fo
     named = Reference.parse(text)
     if not named.identifier:
         raise UsageError(f"missing tag or digest from index reference {text}")
-    if settings["at-registry"]:
+    if settings["remote"]:
         if named.registry == LOCAL:
             raise UsageError(f"can not check remote: {named.display} does not contain registry")
         return named, indexes.fetched(host.client.repository(named), named)
@@ -366,7 +403,7 @@ def _repository(name: str) -> str:
 
 
 def _as_json(settings: Settings) -> bool:
-    return bool(settings["json"]) or settings["index-format"] == "json"
+    return bool(settings["json"]) or settings["format"] == "json"
 
 
 def _tell(settings: Settings, line: str, fields: Mapping[str, object]) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from kitfs.cli.options import Command, takes
+from kitfs.cli.options import REMOTE, UNUSED_CONCURRENCY, Command, takes
 from kitfs.cli.output import human_size, put, put_json, put_json_text, put_lines, put_table, say
 from kitfs.cli.session import host_of, store_of
 from kitfs.cli.verbs.transfer import settled
-from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.config import FILTER, NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import KitfsError, NotFound, UsageError
 from kitfs.escaping import shown
+from kitfs.parsers import boolean, word
 
 if TYPE_CHECKING:
     from kitfs.kit.host import Workspace
@@ -26,12 +27,53 @@ if TYPE_CHECKING:
     from kitfs.ops.library.remove import Removed
 
 HEAD: Final = ("REPOSITORY", "TAG", "MAINTAINER", "NAME", "SIZE", "DIGEST")
+LIST: Final = options_of(
+    "list",
+    Option(
+        "format", word, "table, json, or a template of fields such as {{.Repo}}.", default="table", metavar="FORMAT"
+    ),
+    Option("filter", word, f"List only kits that contain this: {FILTER}.", metavar="FILTER", many=True, short="f"),
+)
+INFO: Final = options_of(
+    "info",
+    Option("filter", word, "Show one part of the Kitfile: model.path, package.authors.", metavar="PATH", short="f"),
+)
+REMOVE: Final = options_of(
+    "remove",
+    Option(
+        "force",
+        boolean,
+        "Remove the kit itself, with all its tags.",
+        default="false",
+        flag=True,
+        short="f",
+        flag_only=True,
+    ),
+    Option(
+        "all",
+        boolean,
+        "Remove every kit that has no tag; with --force every kit.",
+        default="false",
+        flag=True,
+        short="a",
+        flag_only=True,
+    ),
+    Option(
+        "remote",
+        boolean,
+        "Remove from the registry, not from the store.",
+        default="false",
+        flag=True,
+        short="r",
+        flag_only=True,
+    ),
+)
 FIELDS: Final = ("Repo", "Tags", "Digest", "ModelName", "Size", "Author")
 
 
 @click.command("list", cls=Command, short_help="List the kits of the store, or of a repository.")
 @click.argument("repository", metavar="[REPOSITORY]", required=False)
-@takes("format", "having", "json", "concurrency", *COMMON, *NETWORK)
+@takes(*LIST, "json", "concurrency", *STORE, *NETWORK)
 def list_kits(settings: Settings, repository: str | None) -> None:
     """List the kits that were packed or pulled here, or those of REPOSITORY at its registry, one row per tag.
 
@@ -45,7 +87,7 @@ def list_kits(settings: Settings, repository: str | None) -> None:
 
     form = "json" if settings["json"] else settings["format"]
     parts = None if form in ("table", "json") else template.parse(form, FIELDS)
-    filters = [Filter.parse(text) for text in settings["having"]]
+    filters = [Filter.parse(text) for text in settings["filter"]]
     reference = None if repository is None else Reference.parse(repository)
     if reference is not None and reference.registry == LOCAL:
         raise UsageError(f"{repository} names no registry (write registry/repository); without it the store is listed")
@@ -104,7 +146,7 @@ def _put_go_json(value: object) -> None:
 
 @click.command("inspect", cls=Command, short_help="Show a kit's manifest and Kitfile as JSON.")
 @click.argument("reference", metavar="REF")
-@takes("at-registry", "json", "concurrency", *COMMON, *NETWORK)
+@takes(REMOTE, "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def inspect(settings: Settings, reference: str) -> None:
     """Show manifest, Kitfile with its digests, and the version of kit that packed the kit REF of the store; --remote:
     of its registry.
@@ -116,7 +158,7 @@ def inspect(settings: Settings, reference: str) -> None:
 
 @click.command("info", cls=Command, short_help="Show a kit's Kitfile.")
 @click.argument("reference", metavar="REF")
-@takes("at-registry", "node", "json", "concurrency", *COMMON, *NETWORK)
+@takes(REMOTE, *INFO, "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def info(settings: Settings, reference: str) -> None:
     """Show the Kitfile of the kit REF of the store, of its registry with --remote, or of a layout; --filter: one part
     of it.
@@ -125,7 +167,7 @@ def info(settings: Settings, reference: str) -> None:
     from kitfs.ops.library import inspect as inspecting
 
     kitfile = _look(settings, reference).kitfile
-    found = kitfile if settings["node"] is None else inspecting.node(kitfile, settings["node"])
+    found = kitfile if settings["filter"] is None else inspecting.node(kitfile, settings["filter"])
     if settings["json"]:
         _put_go_json(inspecting.as_json(found))
     else:
@@ -138,7 +180,7 @@ def _look(settings: Settings, text: str) -> Look:
     from kitfs.ops.library import inspect as inspecting
     from kitfs.registry.layout import open_layout
 
-    remote = settings["at-registry"]
+    remote = settings["remote"]
     reference = parse_any(text)
     if isinstance(reference, LayoutReference):
         if remote:
@@ -161,7 +203,7 @@ def _look(settings: Settings, text: str) -> Look:
 @click.command("tag", cls=Command, short_help="Give a kit of the store another name.")
 @click.argument("source", metavar="SOURCE")
 @click.argument("target", metavar="TARGET")
-@takes("json", *COMMON)
+@takes("json", *STORE)
 def tag(settings: Settings, source: str, target: str) -> None:
     """Let TARGET (repository:tag, more tags after commas) mean the kit SOURCE of the store."""
     from kitfs.oci.names import Reference
@@ -192,7 +234,7 @@ def _named(reference: Reference, role: str) -> Reference:
 
 @click.command("remove", cls=Command, short_help="Remove a kit, or a name of it.")
 @click.argument("reference", metavar="[REF]", required=False)
-@takes("remove-force", "remove-all", "remove-remote", "json", "concurrency", *COMMON, *NETWORK)
+@takes(*REMOVE, "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def remove(settings: Settings, reference: str | None) -> None:
     """Remove the tag REF (more tags after commas) from the store, and with the last one the kit; by digest or with
     --force the kit at once.
@@ -203,7 +245,7 @@ def remove(settings: Settings, reference: str | None) -> None:
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops.library import remove as removing
 
-    everything, remote, force = settings["remove-all"], settings["remove-remote"], settings["remove-force"]
+    everything, remote, force = settings["all"], settings["remote"], settings["force"]
     if everything and remote:
         raise UsageError("cannot use --all with --remote")
     if everything:

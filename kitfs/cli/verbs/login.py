@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.options import Command, takes
+from kitfs.cli.options import UNUSED_CONCURRENCY, Command, takes
 from kitfs.cli.output import put, put_json, say
-from kitfs.config import NETWORK, Settings
+from kitfs.config import NETWORK, Option, Settings, options_of
 from kitfs.errors import KitfsError, UsageError
+from kitfs.parsers import boolean, password, word
 
 if TYPE_CHECKING:
     from kitfs.registry.credentials import Credential
 
 
+LOGIN = options_of(
+    "login",
+    Option("username", word, "User name; without it the password is a token.", metavar="NAME", short="u"),
+    Option("password", password, "Password or token; --password-stdin is safer.", metavar="PASSWORD", short="p"),
+    Option("password-stdin", boolean, "Read the password from stdin.", default="false", flag=True),
+)
+
+
 @click.command("login", cls=Command, short_help="Keep credentials for a registry, once it has taken them.")
 @click.argument("registry", metavar="REGISTRY")
-@takes("username", "password", "password-stdin", "json", "concurrency", "settings", *NETWORK)
+@takes(*LOGIN, "json", UNUSED_CONCURRENCY, "settings", *NETWORK)
 def login(settings: Settings, registry: str) -> None:
     """Try credentials at REGISTRY, and keep them in kit's credentials.json, or with the helper that it names.
 
@@ -56,12 +64,7 @@ def _credential(settings: Settings) -> Credential:
         password = sys.stdin.read().strip("\r\n")
         if not password:
             raise UsageError("failed to read password from stdin: got empty string")
-    elif (
-        password
-        and username
-        and os.environ.get("KITFS_PASSWORD", "").strip("\r\n") != password
-        and not settings["json"]
-    ):
+    elif password and username and settings.origin("password") == "--password" and not settings["json"]:
         put("Warning: Using --password via CLI is insecure. Consider using --password-stdin instead")
     if not password:
         return _asked(username)

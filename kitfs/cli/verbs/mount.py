@@ -13,9 +13,10 @@ import click
 from kitfs.cli.options import Command, takes
 from kitfs.cli.output import Unwritable, flush, human_size, put, put_json, put_table, say
 from kitfs.cli.verbs.transfer import settled
-from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.config import COMMON, NETWORK, Option, Settings, options_of
 from kitfs.errors import KitfsError, MountError, NotFound, UsageError
 from kitfs.escaping import shown
+from kitfs.parsers import boolean
 
 if TYPE_CHECKING:
     from kitfs.daemon.presence import Presence
@@ -45,8 +46,23 @@ def mount_request(reference: str, directory: str, settings: Settings) -> MountRe
     return MountRequest.of(reference_of(reference), directory, settings)
 
 
+FOREGROUND = options_of(
+    "mount",
+    Option("foreground", boolean, "Stay in the foreground, and log to stderr too.", default="false", flag=True),
+)
+UMOUNT = options_of(
+    "umount",
+    Option("lazy", boolean, "Detach the mount now, even if it is in use.", default="false", flag=True, flag_only=True),
+    Option("all", boolean, "End every mount of this store.", default="false", flag=True, flag_only=True),
+)
+STATUS = options_of(
+    "status", Option("check", boolean, "Ask the registry whether the tag has moved.", default="false", flag=True)
+)
+LOGS = options_of(
+    "logs", Option("follow", boolean, "Keep printing as the log grows.", default="false", flag=True, short="f")
+)
 MOUNT_OPTIONS = (
-    "foreground", "only", "label", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "file-mode", "dir-mode",
+    "only", "label", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "file-mode", "dir-mode",
     "max-entries", "remote", "log-level", *COMMON, *NETWORK,
 )  # fmt: skip
 
@@ -54,7 +70,7 @@ MOUNT_OPTIONS = (
 @click.command("mount", cls=Command, short_help="Show a kit as a read-only directory, at once.")
 @click.argument("reference", metavar="REF")
 @click.argument("directory", metavar="DIR")
-@takes(*MOUNT_OPTIONS)
+@takes(*FOREGROUND, *MOUNT_OPTIONS)
 def mount(settings: Settings, reference: str, directory: str) -> None:
     """Show the kit behind REF at DIR, read-only. Bytes are fetched when they are first read.
 
@@ -100,7 +116,7 @@ def do_mount(request: MountRequest, *, foreground: bool) -> None:
 
 @click.command("umount", cls=Command, short_help="End a mount, and its daemon.")
 @click.argument("directory", metavar="DIR", required=False)
-@takes("lazy", "all", *COMMON)
+@takes(*UMOUNT, *COMMON)
 def umount(settings: Settings, directory: str | None) -> None:
     """End the mount at DIR, or --all mounts of this store; returns when the daemon is gone. Also clears a mount whose
     daemon died.
@@ -162,7 +178,7 @@ def mounts(settings: Settings) -> None:
 
 @click.command("status", cls=Command, short_help="What a mount has fetched, and how it fares.")
 @click.argument("directory", metavar="DIR", required=False)
-@takes("json", "check", *COMMON, *NETWORK)
+@takes(*STATUS, "json", *COMMON, *NETWORK)
 def status(settings: Settings, directory: str | None) -> None:
     """What the mount at DIR has fetched, and how it fares; without DIR every mount of this store, a line each."""
     from kitfs.daemon.presence import presences, record_at, records_of
@@ -276,7 +292,7 @@ def _details(one: dict[str, Any]) -> None:
 
 @click.command("logs", cls=Command, short_help="Print a mount's log.")
 @click.argument("directory", metavar="DIR")
-@takes("follow", *COMMON)
+@takes(*LOGS, *COMMON)
 def logs(settings: Settings, directory: str) -> None:
     """Print the log of the mount at DIR, also when it is unmounted already; -f goes on until the daemon ends."""
     from kitfs.daemon.run_dir import RunDir

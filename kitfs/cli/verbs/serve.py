@@ -11,8 +11,35 @@ import click
 
 from kitfs.cli.options import Command, Verbs, takes
 from kitfs.cli.output import flush, human_size, put, put_json
-from kitfs.config import COMMON, Settings
+from kitfs.config import STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
+from kitfs.parsers import boolean, duration, listen, path
+
+ROOT, MIN_AGE = options_of(
+    "serve",
+    Option("root", path, "Directory of the store that is served (default: that of --cache-dir).", metavar="DIR"),
+    Option(
+        "min-age",
+        duration,
+        "Keep unused blobs that were pushed or asked for within this time.",
+        default="24h",
+        metavar="TIME",
+    ),
+)
+SERVE = options_of(
+    "serve",
+    Option(
+        "listen",
+        listen,
+        "Address to listen on; port 0 picks a free one.",
+        default="127.0.0.1:5000",
+        metavar="HOST:PORT",
+    ),
+    Option("tls-cert", path, "Serve TLS with this certificate chain.", metavar="FILE", is_file=True),
+    Option("tls-key", path, "Key of that certificate.", metavar="FILE", is_file=True),
+    Option("htpasswd", path, "Admit only the users of this htpasswd file (bcrypt).", metavar="FILE", is_file=True),
+    Option("read-only", boolean, "Refuse pushes and deletes.", default="false", flag=True),
+)
 
 
 class ServeVerbs(Verbs, Command):
@@ -27,7 +54,7 @@ class ServeVerbs(Verbs, Command):
     "serve", cls=ServeVerbs, invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]",
     short_help="Run an OCI registry backed by a store.",
 )  # fmt: skip
-@takes("listen", "root", "serve-cert", "serve-key", "htpasswd", "read-only", "min-age", "log-level", *COMMON)
+@takes(*SERVE, ROOT, MIN_AGE, "log-level", *STORE)
 def serve(settings: Settings) -> None:
     """Run an OCI registry: what clients push is kept in a store, and served.
 
@@ -58,8 +85,8 @@ def serve(settings: Settings) -> None:
         root=root,
         host=host,
         port=port,
-        tls_cert=settings["serve-cert"],
-        tls_key=settings["serve-key"],
+        tls_cert=settings["tls-cert"],
+        tls_key=settings["tls-key"],
         htpasswd=settings["htpasswd"],
         read_only=settings["read-only"],
         min_age=settings["min-age"],
@@ -96,7 +123,7 @@ def _logging(settings: Settings) -> logging.Logger:
 
 
 @serve.command("gc", cls=Command, short_help="Free the blobs of removed kits.")
-@takes("root", "min-age", "json", "log-level", *COMMON)
+@takes(ROOT, MIN_AGE, "json", "log-level", *STORE)
 def collect_garbage(settings: Settings) -> None:
     """Free the blobs of kits that were removed from the registry, whether it runs or not.
 

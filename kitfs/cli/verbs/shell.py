@@ -11,7 +11,7 @@ import click
 from kitfs.cli.options import Command, Verbs, takes
 from kitfs.cli.output import human_size, put, put_json, put_lines, say
 from kitfs.cli.session import store_of
-from kitfs.config import COMMON, Settings
+from kitfs.config import STORE, Settings
 from kitfs.errors import UsageError
 from kitfs.version import __version__
 
@@ -25,7 +25,7 @@ def cache() -> None:
 
 
 @cache.command("info", cls=Command, short_help="Show what fetched blobs take on disk.")
-@takes("json", *COMMON)
+@takes("json", *STORE)
 def cache_info(settings: Settings) -> None:
     """Show what fetched blobs take on disk, as registries have them and decoded."""
     from kitfs.ops.library.cache import usage
@@ -47,7 +47,7 @@ def cache_info(settings: Settings) -> None:
 
 
 @cache.command("clear", cls=Command, short_help="Free fetched blobs.")
-@takes("json", *COMMON)
+@takes("json", *STORE)
 def cache_clear(settings: Settings) -> None:
     """Free fetched blobs. What a mount uses now stays, and kits that were packed or pulled do."""
     from kitfs.ops.library.cache import clear

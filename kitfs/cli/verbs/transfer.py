@@ -16,10 +16,11 @@ from kitfs.cli.options import Command, Interrupted, takes
 from kitfs.cli.output import flush, say
 from kitfs.cli.progress import Reporter
 from kitfs.cli.session import host_of
-from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import ContextError, KitfsError, UsageError
 from kitfs.escaping import shown
 from kitfs.ops.events import Noted
+from kitfs.parsers import Choice, boolean, word
 
 if TYPE_CHECKING:
     from kitfs.modelkit.kitfile import Kitfile
@@ -27,14 +28,33 @@ if TYPE_CHECKING:
     from kitfs.oci.names import Reference
 
 STDIN = "-"
+PACK = options_of(
+    "pack",
+    Option("file", word, "The Kitfile; - reads it from stdin.", metavar="FILE", short="f"),
+    Option("tag", word, "Name of the kit: repository:tag, more tags after commas.", metavar="REF", short="t"),
+    Option(
+        "compression",
+        Choice("none", "gzip", "gzip-fastest", "zstd"),
+        "How layers are compressed: none, gzip, gzip-fastest or zstd.",
+        default="none",
+        metavar="METHOD",
+    ),
+    Option(
+        "layer-format",
+        Choice("tar", "raw"),
+        "Format of a layer that is one file: tar, or raw, which is the file itself.",
+        default="tar",
+        metavar="FORMAT",
+    ),
+    Option("use-model-pack", boolean, "Write a CNCF ModelPack.", default="false", flag=True),
+    Option("push", boolean, "Write to the registry, and keep no copy in the store.", default="false", flag=True),
+    Option("kit-version", word, "Write the manifest as this version of kit does.", metavar="VERSION"),
+)
 
 
 @click.command("pack", cls=Command, short_help="Pack a directory into a kit.")
 @click.argument("directory", metavar="DIR")
-@takes(
-    "file", "tag", "compression", "layer-format", "use-model-pack", "straight", "kit-version", "concurrency", "progress", "json",
-    *COMMON, *NETWORK,
-)  # fmt: skip
+@takes(*PACK, "concurrency", "progress", "json", *STORE, *NETWORK)
 def pack(settings: Settings, directory: str) -> None:
     """Pack DIR, as its Kitfile says, into a kit in the store.
 
@@ -48,14 +68,14 @@ def pack(settings: Settings, directory: str) -> None:
     context = os.path.realpath(directory)
     kitfile, where = _kitfile(settings["file"], directory)
     references = _references(settings["tag"])
-    if settings["straight"] and references[0].registry == LOCAL:
+    if settings["push"] and references[0].registry == LOCAL:
         raise UsageError("--push: registry is required when pushing (name it with --tag registry/repository:tag)")
     shape = _shape(settings)
     allow_many_files()
     with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
         paths = packing.parent_paths(host.resolver, kitfile)
         try:
-            if settings["straight"]:
+            if settings["push"]:
                 repository, tags = (
                     host.client.repository(references[0]),
                     [reference.tag or "latest" for reference in references],
@@ -79,7 +99,7 @@ def pack(settings: Settings, directory: str) -> None:
         except ContextError as e:
             raise ContextError(f"{where}: {shown(e.args[0])}")
         digest = packed.descriptor.digest
-        done = f"Pushed {digest}" if settings["straight"] else f"Model saved: {digest}"
+        done = f"Pushed {digest}" if settings["push"] else f"Model saved: {digest}"
         report.say(done, event="done", digest=digest, references=[reference.display for reference in references])
 
 
@@ -143,7 +163,7 @@ def _source_date() -> int | None:
 @click.command("push", cls=Command, short_help="Bring a kit of the store to a registry.")
 @click.argument("reference", metavar="REF")
 @click.argument("destination", metavar="[DEST]", required=False)
-@takes("concurrency", "progress", "json", *COMMON, *NETWORK)
+@takes("concurrency", "progress", "json", *STORE, *NETWORK)
 def push(settings: Settings, reference: str, destination: str | None) -> None:
     """Push the kit REF to its registry, or as DEST. What the registry has is not sent; a push that broke off goes
     on.
@@ -169,7 +189,7 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
 
 @click.command("pull", cls=Command, short_help="Bring a kit of a registry into the store, whole.")
 @click.argument("reference", metavar="REF")
-@takes("label", "cache-size", "concurrency", "progress", "json", *COMMON, *NETWORK)
+@takes("label", "cache-size", "concurrency", "progress", "json", *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
     """Pull the kit REF, and the kits it takes its model from, into the store, verified, to stay until it is removed.
 

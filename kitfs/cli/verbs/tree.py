@@ -13,16 +13,28 @@ from kitfs.cli.options import Command, takes
 from kitfs.cli.output import flush, human_size, put, put_bytes, put_json
 from kitfs.cli.session import host_of
 from kitfs.cli.verbs.mount import reference_of
-from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.config import NETWORK, OPTIONS, STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
 from kitfs.escaping import shown
 from kitfs.openfile import PIECE
+from kitfs.parsers import boolean
 
 if TYPE_CHECKING:
     from kitfs.kit.kit import Kit
     from kitfs.kit.tree import Node, Tree
 
-TREE_OPTIONS = ("only", "cache-size", "max-entries", "remote", *COMMON, *NETWORK)
+TREE_OPTIONS = ("only", "cache-size", "max-entries", "remote", *STORE, *NETWORK)
+LS = (
+    OPTIONS["label"]._replace(short=""),  # -l asks for the long format
+    *options_of(
+        "ls",
+        Option("long", boolean, "Show mode, size and time too.", default="false", flag=True, short="l"),
+        Option("human-readable", boolean, "With -l: sizes in KiB, MiB, GiB.", default="false", flag=True, short="h"),
+        Option(
+            "recursive", boolean, "List directories with everything below them.", default="false", flag=True, short="R"
+        ),
+    ),
+)
 
 
 @contextmanager
@@ -57,10 +69,10 @@ class _Ls(Command):
 )
 @click.argument("reference", metavar="REF")
 @click.argument("path", metavar="[PATH]", required=False, default="")
-@takes("list-label", "long", "human-readable", "recursive", "json", *TREE_OPTIONS)
+@takes(*LS, "json", *TREE_OPTIONS)
 def ls(settings: Settings, reference: str, path: str) -> None:
     """List what is at PATH in the kit behind REF; only indexes are read. -R: also what is below."""
-    with opened(reference, settings, settings["list-label"]) as (kit, tree):
+    with opened(reference, settings, settings["label"]) as (kit, tree):
         node = tree.resolve(path)
         listed = (
             [(node.path, node)]

@@ -12,22 +12,34 @@ from kitfs.cli.output import flush, put_json, say
 from kitfs.cli.progress import Reporter
 from kitfs.cli.session import host_of
 from kitfs.cli.verbs.mount import reference_of
-from kitfs.config import COMMON, NETWORK, Settings
+from kitfs.config import NETWORK, OPTIONS, STORE, Option, Settings, options_of
 from kitfs.errors import NotFound, UsageError
 from kitfs.ops.events import Event, Noted
+from kitfs.parsers import boolean, path
 
 if TYPE_CHECKING:
     from kitfs.modelkit.filters import Filter
 
 DEPRECATED = ("kitfile", "model", "code", "datasets", "docs")
+ONLY = OPTIONS["only"]._replace(aliases=("filter",), short="f")
+UNPACK = options_of(
+    "unpack",
+    Option("dir", path, "Directory to unpack into.", default=".", metavar="DIR", short="d"),
+    Option("overwrite", boolean, "Replace existing files.", default="false", flag=True, short="o", flag_only=True),
+    Option("ignore-existing", boolean, "Keep existing files.", default="false", flag=True, short="i"),
+    Option(
+        "include-remote", boolean, "Unpack datasets that are in other kits or in S3 too.", default="false", flag=True
+    ),
+    *(
+        Option(kind, boolean, f"Deprecated: --only {kind}.", default="false", flag=True, flag_only=True)
+        for kind in DEPRECATED
+    ),
+)
 
 
 @click.command("unpack", cls=Command, short_help="Write a kit's files to a directory.")
 @click.argument("reference", metavar="REF")
-@takes(
-    "dir", "label", "replace", "ignore-existing", "filter", "include-remote", "remote", *(f"just-{kind}" for kind in DEPRECATED),
-    "cache-size", "max-entries", "progress", "json", *COMMON, *NETWORK,
-)  # fmt: skip
+@takes(ONLY, "label", *UNPACK, "remote", "cache-size", "max-entries", "progress", "json", *STORE, *NETWORK)
 def unpack(settings: Settings, reference: str) -> None:
     """Write the files of the kit REF to --dir, every byte verified.
 
@@ -71,7 +83,7 @@ def unpack(settings: Settings, reference: str) -> None:
                 host.store,
                 host.resolver,
                 filters=filters,
-                overwrite=settings["replace"],
+                overwrite=settings["overwrite"],
                 ignore_existing=settings["ignore-existing"],
                 include_remote=settings["include-remote"],
                 remote=settings["remote"],
@@ -91,10 +103,10 @@ def _filters(settings: Settings) -> list[Filter]:
     """Those of --filter; without any, what kit's flags of old select."""
     from kitfs.modelkit.filters import Filter
 
-    filters = [Filter.parse(text) for text in settings["filter"]]
-    old = [kind for kind in DEPRECATED if settings[f"just-{kind}"]]
+    filters = [Filter.parse(text) for text in settings["only"]]
+    old = [kind for kind in DEPRECATED if settings[kind]]
     if old:
-        instead = "and left out beside --filter" if filters else f"write --filter {','.join(old)}"
+        instead = "and left out beside --only" if filters else f"write --only {','.join(old)}"
         say(f"kitfs: warning: {', '.join(f'--{kind}' for kind in old)}: deprecated, {instead}")
     return filters or ([Filter(tuple(old))] if old else [])
 

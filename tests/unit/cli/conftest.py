@@ -30,7 +30,7 @@ Kitfs = Callable[..., Done]
 @pytest.fixture
 def kitfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Kitfs:
     """Runs ``kitfs ARGS`` with a store and homes of this test's own, in its folder."""
-    for name in ("KITFS_PASSWORD", "KITFS_LOG_LEVEL", "SOURCE_DATE_EPOCH", "NO_COLOR"):
+    for name in ("KITFS_LOGIN_PASSWORD", "KITFS_LOG_LEVEL", "SOURCE_DATE_EPOCH", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
@@ -38,7 +38,7 @@ def kitfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.setenv("KITFS_CACHE_DIR", str(tmp_path / "store"))
     monkeypatch.setenv("KITFS_RUN_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("KITFS_KIT_VERSION", "1.7.0")
+    monkeypatch.setenv("KITFS_PACK_KIT_VERSION", "1.7.0")
     monkeypatch.chdir(tmp_path)
 
     def kitfs(*args: str | Path) -> Done:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import click
 import pytest
 
-from kitfs.cli.options import Command, Verbs, takes
-from kitfs.config import Settings
+from kitfs.cli.main import cli
+from kitfs.cli.options import Command, Verbs, all_options, takes
+from kitfs.config import OWNERS, Option, Settings
+from kitfs.parsers import boolean
 
 SEEN: list[tuple[object, ...]] = []
+FOLLOW = Option("follow", boolean, "Keep printing.", default="false", flag=True, short="f", verb="verb")
 
 
 @click.command("verb", cls=Command)
 @click.argument("reference")
-@takes("plain-http", "tls-verify", "allow-other", "mirror", "json", "follow")
+@takes("plain-http", "tls-verify", "allow-other", "mirror", "json", FOLLOW)
 def verb(settings: Settings, reference: str) -> None:
     names = ("plain-http", "tls-verify", "allow-other", "mirror", "json", "follow")
     SEEN.append((reference, *(settings[n] for n in names)))
@@ -97,3 +100,29 @@ def test_kits_names_of_levels(given: str, meant: str, monkeypatch: pytest.Monkey
     LEVELS.clear()
     bare.main(["--log-level", given, "R"], standalone_mode=False)
     assert [row[1] for row in LEVELS] == [meant]  # type: ignore[index]
+
+
+def test_every_option_of_a_verb_is_named_by_that_verb() -> None:
+    """``Settings`` knows which verbs have options of their own, also where the tables of verbs are not imported."""
+    assert {option.verb for option in all_options(cli)} - {""} == OWNERS
+
+
+def test_no_two_options_share_a_variable() -> None:
+    """Options of one key agree in everything that the environment and the settings file decide."""
+    found: dict[str, Option] = {}
+    for option in all_options(cli):
+        same = found.setdefault(option.key, option)
+        assert (same.parse, same.many, same.flag_only, same.variable) == (
+            option.parse,
+            option.many,
+            option.flag_only,
+            option.variable,
+        ), option.key
+
+
+def test_flags_that_delete_or_overwrite_have_no_variable() -> None:
+    deleting = {option.key for option in all_options(cli) if option.name in ("force", "overwrite", "all", "lazy")}
+    assert deleting == {option.key for option in all_options(cli) if option.flag_only} - {
+        "remove-remote",
+        *(f"unpack-{kind}" for kind in ("kitfile", "model", "code", "datasets", "docs")),
+    }
