@@ -186,27 +186,6 @@ class Settings:
         """Return whether the verb takes this option."""
         return name in self._values
 
-    def client_fields(self) -> dict[str, Any]:
-        """Return the fields of registry ClientOptions, from the network options.
-
-        Raises UsageError for a certificate without its key, or a key without its certificate.
-        """
-        if bool(self["cert"]) != bool(self["key"]):
-            raise UsageError("--cert and --key must be given together")
-        mirrors: dict[str, tuple[str, ...]] = {}
-        for host, url in self["mirror"]:
-            mirrors[host] = (*mirrors.get(host, ()), url)
-        return {
-            "plain_http": self["plain-http"],
-            "tls_verify": self["tls-verify"],
-            "tls_certs": self["tls-cert"],
-            "cert": self["cert"],
-            "key": self["key"],
-            "proxy": self["proxy"],
-            "mirrors": mirrors,
-            "read_timeout": self["read-timeout"],
-        }
-
     @classmethod
     def load(
         cls,

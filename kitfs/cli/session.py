@@ -5,51 +5,39 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kitfs.config import Settings
 from kitfs.escaping import LogFormatter
 
 if TYPE_CHECKING:
-    from kitfs.kit.host import Workspace
+    from kitfs.kit.workspace import Workspace
     from kitfs.store.store import Store
 
 
 @contextmanager
-def host_of(settings: Settings, *, waits: bool = False, **more: Any) -> Iterator[Workspace]:
+def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspace]:
     """The store of --cache-dir and the registries of the network options, for the time of the block.
 
     Warnings go to stderr; with --log-level, or -v, what it says. ``waits``: a terminal is told that work goes on,
     where no bars do.
     """
     from kitfs.cli.progress import Waiting
-    from kitfs.kit.host import open_workspace
-    from kitfs.metrics import Counters
-    from kitfs.registry.client import ClientOptions
+    from kitfs.kit.options import WorkspaceOptions
+    from kitfs.kit.workspace import Workspace
 
-    options = ClientOptions(**settings.client_fields())
-    with (
-        _told(settings) as log,
-        open_workspace(
-            settings["cache-dir"],
-            client_options=options,
-            kit_home=settings["config"],
-            counters=Counters(),
-            log=log,
-            **more,
-        ) as host,
-    ):
+    with _told(settings) as log, Workspace.open(WorkspaceOptions.of(settings), log=log) as workspace:
         if not waits:
-            yield host
+            yield workspace
             return
         mode = settings["progress"] if settings.takes("progress") else "auto"
-        with Waiting(mode, lambda: host.client.counters.get("bytes_fetched")):
-            yield host
+        with Waiting(mode, lambda: workspace.counters.get("bytes_fetched")):
+            yield workspace
 
 
 @contextmanager
 def store_of(settings: Settings) -> Iterator[Store]:
-    """The store of --cache-dir alone, for the time of the block; messages as with ``host_of``."""
+    """The store of --cache-dir alone, for the time of the block; messages as with ``workspace_of``."""
     from kitfs.metrics import Counters
     from kitfs.store.store import Store
 

@@ -24,8 +24,7 @@ def main() -> int:
     try:
         request = json.load(sys.stdin)
         if sys.argv[1:] == ["mount"]:
-            request["only"] = tuple(request["only"])
-            started = start(MountRequest(**request), lambda warning: print(shown(warning), file=sys.stderr))  # noqa: T201
+            started = start(MountRequest.from_json(request), lambda warning: print(shown(warning), file=sys.stderr))  # noqa: T201
             answer = asdict(started.record) | {"made": started.made}
         elif sys.argv[1:] == ["umount"]:
             finish(RunDir(request["run_dir"]), request["mountpoint"], lazy=request.get("lazy", False))

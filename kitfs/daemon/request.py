@@ -19,7 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from kitfs.kit.options import WorkspaceOptions
 from kitfs.layers.tar import MAX_ENTRIES
+from kitfs.registry.options import ClientOptions
 
 if TYPE_CHECKING:
     from kitfs.config import Settings
@@ -30,9 +32,7 @@ _MARK: Final = " #"  # before the hash of what a text leaves out
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """Everything a daemon needs, as plain values; every path is absolute. ``client`` are the fields of registry
-    ClientOptions.
-    """
+    """Everything a daemon needs, as plain values; every path is absolute."""
 
     reference: str
     mountpoint: str
@@ -52,7 +52,7 @@ class MountRequest:
     max_entries: int = MAX_ENTRIES
     remote: bool = False
     log_level: str = "info"
-    client: dict[str, Any] = field(default_factory=dict)
+    client: ClientOptions = field(default_factory=ClientOptions)
 
     @classmethod
     def of(cls, reference: str, directory: str, settings: Settings) -> MountRequest:
@@ -85,7 +85,24 @@ class MountRequest:
             max_entries=settings["max-entries"],
             remote=settings["remote"],
             log_level=settings["log-level"],
-            client=settings.client_fields(),
+            client=ClientOptions.of(settings),
+        )
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> MountRequest:
+        """Return the request whose ``dataclasses.asdict`` went through JSON. Raises TypeError for an unknown field."""
+        client = ClientOptions.from_json(fields.get("client", {}))
+        return cls(**{**fields, "only": tuple(fields.get("only", ())), "client": client})
+
+    @property
+    def workspace(self) -> WorkspaceOptions:
+        """The options of the workspace that the mount's daemon opens."""
+        return WorkspaceOptions(
+            cache_dir=self.cache_dir,
+            kit_home=self.kit_home,
+            client=self.client,
+            cache_size=self.cache_size,
+            max_entries=self.max_entries,
         )
 
     @property
@@ -103,9 +120,7 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
     An empty text stands for an option that was not given. ``salt`` is hashed with the users and passwords of URLs.
     """
     client = request.client
-    mirrors = {
-        host: " ".join(_without_user(url, salt) for url in urls) for host, urls in (client.get("mirrors") or {}).items()
-    }
+    mirrors = {host: " ".join(_without_user(url, salt) for url in urls) for host, urls in client.mirrors.items()}
     return {
         "only": _only(request.only),
         "cache-dir": os.path.realpath(request.cache_dir),
@@ -121,14 +136,14 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
         "max-entries": str(request.max_entries),
         "remote": _text(request.remote),
         "log-level": request.log_level,
-        "plain-http": _text(client.get("plain_http")),
-        "tls-verify": _text(client.get("tls_verify", True)),
-        "tls-cert": " ".join(sorted(set(client.get("tls_certs") or ()))),
-        "cert": client.get("cert") or "",
-        "key": client.get("key") or "",
-        "proxy": _without_user(client.get("proxy") or "", salt),
+        "plain-http": _text(client.plain_http),
+        "tls-verify": _text(client.tls_verify),
+        "tls-cert": " ".join(sorted(set(client.tls_certs))),
+        "cert": client.cert or "",
+        "key": client.key or "",
+        "proxy": _without_user(client.proxy or "", salt),
         "mirror": " ".join(f"{host}={urls}" for host, urls in sorted(mirrors.items())),
-        "read-timeout": _text(client.get("read_timeout")),
+        "read-timeout": _text(client.read_timeout),
     }
 
 

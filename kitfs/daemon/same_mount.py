@@ -73,19 +73,14 @@ def _digest_of(request: MountRequest, record: Record, log: logging.Logger) -> st
     """The digest of the kit that a request means now. A registry that is away changes nothing for the reference that
     was mounted.
     """
-    from kitfs.kit.host import open_workspace
-    from kitfs.metrics import Counters
-    from kitfs.registry.client import ClientOptions
+    from kitfs.kit.workspace import Workspace
 
     reference = parse_any(request.reference)
     if reference.digest == record.digest:
         return record.digest
-    options = ClientOptions(**request.client)
     try:
-        with open_workspace(
-            request.cache_dir, client_options=options, kit_home=request.kit_home, counters=Counters(), log=log
-        ) as host:
-            return str(host.resolver.identify(reference, labels=request.labels, remote=request.remote))
+        with Workspace.open(request.workspace, log=log) as workspace:
+            return str(workspace.resolver.identify(reference, labels=request.labels, remote=request.remote))
     except KitfsError as e:
         if isinstance(e, (Unavailable, RateLimited)) and (request.reference, request.labels) == (
             record.reference,

@@ -137,12 +137,11 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, 
     from kitfs.daemon import notes
     from kitfs.daemon.status import LastError, StatusSocket, status_of
     from kitfs.fuse.filesystem import FileSystem
-    from kitfs.kit.host import open_workspace
     from kitfs.kit.tree import tree_of
+    from kitfs.kit.workspace import Workspace
     from kitfs.metrics import Counters
     from kitfs.modelkit.filters import Filter
     from kitfs.oci.names import parse_any
-    from kitfs.registry.client import ClientOptions
 
     signal.signal(signal.SIGTERM, _interrupted)
     with ExitStack() as stack:
@@ -152,24 +151,14 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, 
         last_error = LastError()
         log = stack.enter_context(_logging(log_path, request.log_level, last_error, stderr))
         counters = Counters()
-        host = stack.enter_context(
-            open_workspace(
-                request.cache_dir,
-                cache_size=request.cache_size,
-                client_options=ClientOptions(**request.client),
-                kit_home=request.kit_home,
-                counters=counters,
-                log=log,
-                max_entries=request.max_entries,
-            )
-        )
+        workspace = stack.enter_context(Workspace.open(request.workspace, counters=counters, log=log))
         filters = [Filter.parse(f) for f in request.only]
-        kit = host.resolver.open(
+        kit = workspace.resolver.open(
             parse_any(request.reference), filters=filters, labels=request.labels, remote=request.remote
         )
         stack.callback(kit.close)
         _check_files(kit.layers, request.mountpoint)
-        notes.warn(kit, request, host.resolver, log)
+        notes.warn(kit, request, workspace.resolver, log)
         closed = notes.ClosedNote(request, log)
         filesystem = FileSystem(
             tree_of(kit, counters=counters, log=log, met=closed.met),

@@ -49,17 +49,14 @@ from kitfs.registry.http_errors import (
     read_error,
     shown,
 )
+from kitfs.registry.options import ClientOptions
 from kitfs.registry.proxies import is_loopback
 from kitfs.registry.refusals import manifest_refusal
 from kitfs.registry.retry import CONNECT_BUDGET, RetryTransport
-from kitfs.registry.routes import ClientOptions
 from kitfs.registry.tls_probe import speaks_tls
 from kitfs.registry.upload import CHUNK, Upload
 from kitfs.registry.upload_body import Body, Read
 from kitfs.registry.upload_methods import Lessons
-
-__all__ = ["ClientOptions", "RegistryClient", "Repository"]
-
 
 MAX_PAGES: Final = 64  # of referrers
 MAX_TAG_PAGES: Final = 1000

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import httpcore
 
+from kitfs.registry.options import ClientOptions
 from kitfs.registry.pace import Pace
-from kitfs.registry.routes import ClientOptions, RoutedTransport
+from kitfs.registry.routes import RoutedTransport
 from kitfs.registry.sockets import Sockets
 
 MIN_BODY: Final = 4 << 10  # bytes of a write during which the connection listens; writes of heads are smaller

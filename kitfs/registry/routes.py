@@ -12,8 +12,6 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 import httpcore
@@ -22,34 +20,13 @@ import httpx
 from kitfs.errors import RegistryError, UsageError
 from kitfs.redaction import public
 from kitfs.registry.addresses import AddressScope, Forbidden, GuardedBackend, permitted, scope_of, scope_of_name
+from kitfs.registry.options import ClientOptions
 from kitfs.registry.pace import Pace, PacedBody
 from kitfs.registry.pool import PoolTransport, pool_of
 from kitfs.registry.proxies import proxy_for
-from kitfs.version import __version__
 
 MAX_HEADERS: Final = 200  # of one response; registries send about twenty
 MAX_HEADER_BYTES: Final = 64 << 10  # of all of them: a challenge that names many repositories takes a few KiB
-
-
-@dataclass(frozen=True, slots=True)
-class ClientOptions:
-    """How to reach registries.
-
-    ``plain_http`` None: plain HTTP to loopback hosts only. ``mirrors``: host → base URLs that are tried before it, in
-    order. Timeouts are in seconds; ``read_timeout`` is for the head of a response, and for each window of its body
-    (``pace``).
-    """
-
-    plain_http: bool | None = None
-    tls_verify: bool = True
-    tls_certs: tuple[str, ...] = ()
-    cert: str | None = None
-    key: str | None = None
-    proxy: str | None = None
-    mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    read_timeout: float = 60.0
-    connect_timeout: float = 5.0
-    user_agent: str = f"kitfs/{__version__}"
 
 
 class RoutedTransport(httpx.BaseTransport):

@@ -13,15 +13,16 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from kitfs import forks
 from kitfs.config import COMMON, NETWORK, OCTAL, OPTIONS, Settings
 from kitfs.errors import Closed, NotFound, UsageError
-from kitfs.kit.host import Workspace
+from kitfs.kit.options import WorkspaceOptions
 from kitfs.kit.tree import Node
+from kitfs.kit.workspace import Workspace
 from kitfs.modelkit.filters import Filter
 from kitfs.modelkit.kitfile import Kitfile
 from kitfs.oci.names import LOCAL, UNNAMED, LayoutReference, Reference, parse_any
@@ -332,10 +333,10 @@ def pack(
     if tag is not None:
         references = Reference.parse(tag, multiple_tags=True).or_latest().tagged()
     shape = KitFormat(kit_version or CLI_VERSION_OF_KITFS, created, compression, layer_format, model_pack)
-    with _host(settings) as host:
-        parent_paths = packing.parent_paths(host.resolver, found)
+    with _workspace(settings) as workspace:
+        parent_paths = packing.parent_paths(workspace.resolver, found)
         packed = packing.pack(
-            context, found, host.store, references, shape=shape, parent_paths=parent_paths, report=report
+            context, found, workspace.store, references, shape=shape, parent_paths=parent_paths, report=report
         )
     return str(packed.descriptor.digest)
 
@@ -349,8 +350,8 @@ def push(reference: str, destination: str | None = None, *, report: Report = qui
     settings = settled(options, (*COMMON, *NETWORK))
     source = Reference.parse(reference).or_latest()
     target = source if destination is None else Reference.parse(destination, multiple_tags=True).or_latest()
-    with _host(settings) as host:
-        return str(transfer.push(source, target, host.store, host.client.repository(target), report=report))
+    with _workspace(settings) as workspace:
+        return str(transfer.push(source, target, workspace.store, workspace.client.repository(target), report=report))
 
 
 def pull(reference: str, *, labels: Mapping[str, str] | None = None, report: Report = quiet, **options: Any) -> str:
@@ -362,9 +363,9 @@ def pull(reference: str, *, labels: Mapping[str, str] | None = None, report: Rep
     from kitfs.ops.transfer import pull as pulling
 
     settings = settled(options, ("cache-size", *COMMON, *NETWORK))
-    with _host(settings) as host:
+    with _workspace(settings) as workspace:
         named = Reference.parse(reference).or_latest()
-        return str(pulling.pull(named, host.store, host.pull_from, labels=labels, report=report))
+        return str(pulling.pull(named, workspace.store, workspace.pull_from, labels=labels, report=report))
 
 
 def unpack(
@@ -391,14 +392,14 @@ def unpack(
     named = _named(reference)
     chosen = [Filter.parse(text) for text in filters(only)]
     with (
-        _host(settings) as host,
-        closing(host.resolver.open(named, filters=chosen, labels=labels, remote=settings["remote"])) as kit,
+        _workspace(settings) as workspace,
+        closing(workspace.resolver.open(named, filters=chosen, labels=labels, remote=settings["remote"])) as kit,
     ):
         done = write(
             kit,
             os.fspath(directory),
-            host.store,
-            host.resolver,
+            workspace.store,
+            workspace.resolver,
             filters=chosen,
             overwrite=overwrite,
             ignore_existing=ignore_existing,
@@ -482,10 +483,8 @@ def _texts(name: str, value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
-@contextmanager
-def _host(settings: Settings) -> Iterator[Workspace]:
-    with ExitStack() as stack:
-        yield sessions.host_of(settings, stack)
+def _workspace(settings: Settings) -> Workspace:
+    return Workspace.open(WorkspaceOptions.of(settings))
 
 
 def _named(reference: str) -> Reference | LayoutReference:

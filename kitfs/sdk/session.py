@@ -25,13 +25,12 @@ from typing import Any, Final
 from kitfs import forks
 from kitfs.config import Settings
 from kitfs.escaping import LogFilter
-from kitfs.kit.host import Workspace, host_on
 from kitfs.kit.kit import Kit
+from kitfs.kit.options import WorkspaceOptions
 from kitfs.kit.tree import Tree, tree_of
-from kitfs.metrics import Counters
+from kitfs.kit.workspace import Workspace
 from kitfs.modelkit.filters import Filter
 from kitfs.oci.names import Digest, Reference, parse_any
-from kitfs.registry.client import ClientOptions
 
 logging.getLogger("kitfs").addFilter(LogFilter())  # a program without handlers has its warnings on stderr
 USERINFO: Final = re.compile(r"//[^/@]*@")  # of a URL: name and password
@@ -85,16 +84,16 @@ class Session:
         if isinstance(named, Reference):
             named = named.or_latest()
         with ExitStack() as stack:
-            host = host_of(recipe.settings, stack)
-            self.kit: Final[Kit] = host.resolver.open(
+            workspace = stack.enter_context(Workspace.open(WorkspaceOptions.of(recipe.settings)))
+            self.kit: Final[Kit] = workspace.resolver.open(
                 named,
                 filters=[Filter.parse(text) for text in recipe.only],
                 labels=recipe.labels,
                 remote=recipe.settings["remote"],
                 pins={reference: Digest.parse(digest) for reference, digest in recipe.pins.items()},
             )
-            self.tree: Final[Tree] = tree_of(self.kit, counters=host.client.counters, log=host.client.log)
-            self._store = host.store
+            self.tree: Final[Tree] = tree_of(self.kit, counters=workspace.counters, log=workspace.log)
+            self._store = workspace.store
             self._stack = stack.pop_all()
         _keep(self)
 
@@ -118,20 +117,6 @@ class Held:
 
     def __init__(self) -> None:
         self.session: Session | None = None
-
-
-def host_of(settings: Settings, stack: ExitStack) -> Workspace:
-    """The store and the registries of some settings, closed with ``stack``."""
-    known = {name: settings[name] for name in ("cache-size", "max-entries") if settings.takes(name)}
-    return host_on(
-        stack,
-        settings["cache-dir"],
-        client_options=ClientOptions(**settings.client_fields()),
-        kit_home=settings["config"],
-        counters=Counters(),
-        log=logging.getLogger("kitfs"),
-        **{name.replace("-", "_"): value for name, value in known.items()},
-    )
 
 
 def pinned(recipe: Recipe, kit: Kit) -> Recipe:

@@ -17,9 +17,10 @@ from kitfs.layers.codec import DecodedSource
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, LayoutReference, Reference
-from kitfs.registry.client import ClientOptions, RegistryClient
+from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.layout import open_layout
+from kitfs.registry.options import ClientOptions
 from tests.fakes.faults import Chunked, Cut, IgnoreRange
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.sources import BytesSource

@@ -20,8 +20,9 @@ from kitfs.errors import IntegrityError, NotFound, RegistryError
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import IMAGE_MANIFEST, Descriptor
 from kitfs.oci.names import Digest, Reference
-from kitfs.registry.client import ClientOptions, RegistryClient, Repository
+from kitfs.registry.client import RegistryClient, Repository
 from kitfs.registry.credentials import Credentials
+from kitfs.registry.options import ClientOptions
 from tests import kits
 from tests.conftest import needs
 from tests.registry_process import RegistryProcess, Relay

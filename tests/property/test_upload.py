@@ -19,8 +19,9 @@ from kitfs.errors import KitfsError
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
-from kitfs.registry.client import ClientOptions, RegistryClient
+from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credentials
+from kitfs.registry.options import ClientOptions
 from tests.fakes.faults import Deaf, Fault, Headers, Status
 from tests.fakes.registry import FakeRegistry
 

@@ -10,7 +10,7 @@ import click
 
 from kitfs.cli.options import UNUSED_CONCURRENCY, Command, takes
 from kitfs.cli.output import human_size, put, put_json
-from kitfs.cli.session import host_of
+from kitfs.cli.session import workspace_of
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import UnsupportedLayer
 from kitfs.escaping import shown
@@ -57,9 +57,9 @@ def diff(settings: Settings, first: str, second: str) -> None:
     """
     from kitfs.ops.diff import diff as compare
 
-    with host_of(settings, waits=True, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host:
+    with workspace_of(settings, waits=True) as workspace:
         found = compare.diff(
-            host,
+            workspace,
             first,
             second,
             files=settings["files"],

@@ -16,7 +16,7 @@ import click
 from kitfs.cli.options import Command, takes
 from kitfs.cli.output import put, put_json, put_lines, say
 from kitfs.cli.progress import Reporter
-from kitfs.cli.session import host_of
+from kitfs.cli.session import workspace_of
 from kitfs.cli.verbs.transfer import _kitfile as kitfile_of
 from kitfs.cli.verbs.transfer import _references as references_of
 from kitfs.cli.verbs.transfer import _source_date as source_date
@@ -27,7 +27,7 @@ from kitfs.parsers import Choice, boolean, token, word
 from kitfs.redaction import public
 
 if TYPE_CHECKING:
-    from kitfs.kit.host import Workspace
+    from kitfs.kit.workspace import Workspace
     from kitfs.modelkit.kitfile import Kitfile, Package
     from kitfs.oci.names import Digest, LayoutReference, Reference
 
@@ -124,10 +124,10 @@ def import_(settings: Settings, repository: str) -> None:
     references = references_of(text)
     if settings["push"] and references[0].registry == LOCAL:
         raise UsageError("registry is required when pushing (write --tag registry/repository:tag)")
-    with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
+    with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
         if settings["tag"] is None:
             report(Noted(f"Using tag {text}. Use flag --tag to override"))
-        task = _Import(settings, host, references, text, report)
+        task = _Import(settings, workspace, references, text, report)
         if isinstance(layout, LayoutReference):
             digest = task.from_layout(layout)
         elif _tool(settings["tool"], repository) == "hf":
@@ -142,14 +142,14 @@ class _Import:
     """One import, of whatever kind."""
 
     def __init__(
-        self, settings: Settings, host: Workspace, references: Sequence[Reference], text: str, report: Reporter
+        self, settings: Settings, workspace: Workspace, references: Sequence[Reference], text: str, report: Reporter
     ) -> None:
         self._settings = settings
-        self._host = host
+        self._workspace = workspace
         self._references = references
         self._text = text
         self._report = report
-        self._target = host.client.repository(references[0]) if settings["push"] else None
+        self._target = workspace.client.repository(references[0]) if settings["push"] else None
 
     def from_layout(self, layout: LayoutReference) -> Digest:
         """A kit that is one already."""
@@ -161,8 +161,8 @@ class _Import:
         return bring(
             layout,
             self._references,
-            self._host.store,
-            self._host.client.repository,
+            self._workspace.store,
+            self._workspace.client.repository,
             concurrency=concurrency,
             report=self._report,
         )
@@ -178,7 +178,7 @@ class _Import:
 
         kind, name = _of_hub(repository)
         token = self._settings["token"] or os.environ.get("HF_TOKEN")
-        hub = Hub(self._host.client, _hub(), token, report=self._report)
+        hub = Hub(self._workspace.client, _hub(), token, report=self._report)
         snapshot = hub.snapshot(kind, name, self._settings["ref"] or "main")
         files = {f.path: f for f in snapshot.files()}
         kitfile = self._given()
@@ -189,7 +189,7 @@ class _Import:
             )
             kitfile = self._shown(kitfile)
         ignore = read_small(snapshot, files[".kitignore"], packing.MAX_IGNORE) if ".kitignore" in files else None
-        parents = packing.parent_paths(self._host.resolver, kitfile)
+        parents = packing.parent_paths(self._workspace.resolver, kitfile)
         made, pieces = arranged(kitfile, list(files.values()), ignore=ignore, parent_paths=parents, report=self._report)
         shape = KitFormat(created=_created(snapshot.modified), layer_format="raw")
         self._report(Noted(f"Packing model to {self._text}"))
@@ -197,7 +197,7 @@ class _Import:
             snapshot,
             made,
             pieces,
-            self._host.store,
+            self._workspace.store,
             self._references,
             shape=shape,
             target=self._target,
@@ -219,7 +219,7 @@ class _Import:
             kind, name = _of_hub(repository)
             url = f"{_hub().rstrip('/')}/{'' if kind == 'models' else kind + '/'}{name}"
         token, concurrency = self._settings["token"] or None, self._settings["concurrency"]
-        where = (url, self._settings["ref"] or "", self._host.store.root, self._host.client)
+        where = (url, self._settings["ref"] or "", self._workspace.store.root, self._workspace.client)
         with checkout(*where, token=token, concurrency=concurrency, report=self._report) as found:
             kitfile, path = self._given(), packing.find_kitfile(found.directory)
             if kitfile is None and path is not None:
@@ -228,10 +228,10 @@ class _Import:
                 package = _package(repository)
                 kitfile = generate(directory_of(found.directory), package, reader_of(found.directory), self._report)
                 kitfile = self._shown(kitfile)
-            parents = packing.parent_paths(self._host.resolver, kitfile)
+            parents = packing.parent_paths(self._workspace.resolver, kitfile)
             shape = KitFormat(created=_created(found.committed))
             self._report(Noted(f"Packing model to {self._text}"))
-            store, report = self._host.store, self._report
+            store, report = self._workspace.store, self._report
             if self._target is None:
                 packed = packing.pack(
                     found.directory, kitfile, store, self._references, shape=shape, parent_paths=parents, report=report
@@ -350,20 +350,22 @@ def export(settings: Settings, reference: str, target: str) -> None:
     to, source = parse_any(target), parse_any(reference)
     if not isinstance(to, LayoutReference):
         raise UsageError(f"{target!r} is no OCI layout (write oci:DIR[:tag] or oci-archive:FILE[:tag])")
-    with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
+    with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
         if isinstance(source, LayoutReference):
             layout = open_layout(source)
             try:
-                digest = exporting(source.digest or source.tag or "", layout, host.store, to, report=report)
+                digest = exporting(source.digest or source.tag or "", layout, workspace.store, to, report=report)
             finally:
                 layout.close()
         else:
             source = source.or_latest()
-            kit = None if settings["remote"] else find(host.store, source)
+            kit = None if settings["remote"] else find(workspace.store, source)
             if kit is not None:
-                digest = exporting(str(kit.digest), Stored(), host.store, to, report=report)
+                digest = exporting(str(kit.digest), Stored(), workspace.store, to, report=report)
             else:
-                digest = exporting(source.identifier, host.client.repository(source), host.store, to, report=report)
+                digest = exporting(
+                    source.identifier, workspace.client.repository(source), workspace.store, to, report=report
+                )
         report.say(f"Exported {digest}", event="done", digest=digest, target=str(to))
 
 

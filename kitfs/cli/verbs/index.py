@@ -12,7 +12,7 @@ import click
 from kitfs.cli.options import REMOTE, Command, Verbs, takes
 from kitfs.cli.output import human_size, put, put_json, put_json_text, put_table
 from kitfs.cli.progress import Reporter
-from kitfs.cli.session import host_of, store_of
+from kitfs.cli.session import store_of, workspace_of
 from kitfs.cli.verbs.transfer import ended_at_once, settled
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import NotFound, UsageError
@@ -21,7 +21,7 @@ from kitfs.ops.events import Noted
 from kitfs.parsers import Choice, boolean, platform, word
 
 if TYPE_CHECKING:
-    from kitfs.kit.host import Workspace
+    from kitfs.kit.workspace import Workspace
     from kitfs.modelkit.index import Variant
     from kitfs.oci.names import Digest, Reference
     from kitfs.ops.library.index import Deleted, Found
@@ -108,9 +108,9 @@ def add(settings: Settings, reference: str, kit: str) -> None:
     remote = settings["remote"]
     if remote and model.registry == LOCAL:
         raise UsageError(f"can not check remote: {model.display} does not contain registry")
-    with host_of(settings) as host:
-        origin = host.client.repository(model) if remote else None
-        digest = indexes.add(host.store, named, model, origin=origin, labels=labels, annotations=annotations)
+    with workspace_of(settings) as workspace:
+        origin = workspace.client.repository(model) if remote else None
+        digest = indexes.add(workspace.store, named, model, origin=origin, labels=labels, annotations=annotations)
     _tell(
         settings,
         f"Added {model.display} to index {named.display} (digest {digest})",
@@ -216,11 +216,15 @@ def info(settings: Settings, reference: str) -> None:
     from kitfs.modelkit.index import indented
     from kitfs.ops.library import index as indexes
 
-    with host_of(settings) as host:
-        named, found = _look(settings, host, reference)
+    with workspace_of(settings) as workspace:
+        named, found = _look(settings, workspace, reference)
 
         def manifest(digest: Digest) -> bytes | None:
-            return host.client.repository(named).manifest(digest)[1] if settings["remote"] else host.store.get(digest)
+            return (
+                workspace.client.repository(named).manifest(digest)[1]
+                if settings["remote"]
+                else workspace.store.get(digest)
+            )
 
         sizes = [indexes.size_of(variant, manifest) for variant in found.value.variants]
     if _as_json(settings):
@@ -254,8 +258,8 @@ def inspect(settings: Settings, reference: str) -> None:
     """Show the JSON of INDEX, over lines; --remote: as its registry has it."""
     from kitfs.modelkit.index import indented
 
-    with host_of(settings) as host:
-        put_json_text(indented(_look(settings, host, reference)[1].data))
+    with workspace_of(settings) as workspace:
+        put_json_text(indented(_look(settings, workspace, reference)[1].data))
 
 
 @index.command("push", cls=Command, short_help="Bring an index of the store, and its kits, to a registry.")
@@ -271,11 +275,16 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
     target = settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
     if target.registry == LOCAL:
         raise UsageError("registry is required when pushing (write registry/repository:tag)")
-    with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
+    with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
         report(Noted(f"Pushing index {source.display}" + (f" to {target.display}" if destination is not None else "")))
         with ended_at_once(report):
             digest = indexes.push(
-                source, target, host.store, _itself(host, target), concurrency=settings["concurrency"], report=report
+                source,
+                target,
+                workspace.store,
+                _itself(workspace, target),
+                concurrency=settings["concurrency"],
+                report=report,
             )
         report.say(f"Pushed index {digest}", event="done", reference=target.display, digest=digest)
 
@@ -293,10 +302,10 @@ def pull(settings: Settings, reference: str) -> None:
     named = _tag(reference)
     if named.registry == LOCAL:
         raise UsageError("registry is required when pulling (write registry/repository:tag)")
-    with host_of(settings) as host:
+    with workspace_of(settings) as workspace:
         if not settings["json"]:
             put(f"Pulling index {named.display}")
-        digest = indexes.pull(host.store, named, host.client.repository(named))
+        digest = indexes.pull(workspace.store, named, workspace.client.repository(named))
     _tell(settings, f"Pulled index {digest}", {"index": named.display, "digest": digest})
 
 
@@ -337,16 +346,16 @@ def convert(settings: Settings, reference: str, image: str) -> None:
     if target.registry == LOCAL:
         raise UsageError(f"{image}: registry is required when converting (write registry/repository:tag)")
     with (
-        host_of(settings, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host,
-        closing(host.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])) as kit,
+        workspace_of(settings) as workspace,
+        closing(workspace.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])) as kit,
         Reporter(settings["progress"], as_json=settings["json"]) as report,
         ended_at_once(report),
     ):
         done = converting.convert(
             kit,
             target,
-            host.store,
-            _itself(host, target),
+            workspace.store,
+            _itself(workspace, target),
             platforms=settings["platform"] or (converting.DEFAULT_PLATFORM,),
             concurrency=settings["concurrency"],
             report=report,
@@ -371,7 +380,7 @@ def _tag(text: str) -> Reference:
     return settled(named)
 
 
-def _look(settings: Settings, host: Workspace, text: str) -> tuple[Reference, Found]:
+def _look(settings: Settings, workspace: Workspace, text: str) -> tuple[Reference, Found]:
     """The index that is asked about. Raises NotFound in kit's words."""
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops.library import index as indexes
@@ -382,18 +391,18 @@ def _look(settings: Settings, host: Workspace, text: str) -> tuple[Reference, Fo
     if settings["remote"]:
         if named.registry == LOCAL:
             raise UsageError(f"can not check remote: {named.display} does not contain registry")
-        return named, indexes.fetched(host.client.repository(named), named)
+        return named, indexes.fetched(workspace.client.repository(named), named)
     try:
-        return named, indexes.stored(host.store, named)
+        return named, indexes.stored(workspace.store, named)
     except NotFound as e:
         raise NotFound(f"{e}; use kitfs index pull to download it, or --remote to read it from its registry")
 
 
-def _itself(host: Workspace, reference: Reference) -> Repository:
+def _itself(workspace: Workspace, reference: Reference) -> Repository:
     """A repository at its registry, without the mirrors."""
     from kitfs.registry.client import Repository
 
-    return Repository(host.client, reference.repository, host.client.repository(reference).endpoints[-1:])
+    return Repository(workspace.client, reference.repository, workspace.client.repository(reference).endpoints[-1:])
 
 
 def _repository(name: str) -> str:

@@ -11,7 +11,7 @@ import click
 
 from kitfs.cli.options import REMOTE, UNUSED_CONCURRENCY, Command, takes
 from kitfs.cli.output import human_size, put, put_json, put_json_text, put_lines, put_table, say
-from kitfs.cli.session import host_of, store_of
+from kitfs.cli.session import store_of, workspace_of
 from kitfs.cli.verbs.transfer import settled
 from kitfs.config import FILTER, NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import KitfsError, NotFound, UsageError
@@ -19,7 +19,7 @@ from kitfs.escaping import shown
 from kitfs.parsers import boolean, word
 
 if TYPE_CHECKING:
-    from kitfs.kit.host import Workspace
+    from kitfs.kit.workspace import Workspace
     from kitfs.oci.names import Reference
     from kitfs.ops.events import Event
     from kitfs.ops.library.inspect import Look
@@ -91,12 +91,12 @@ def list_kits(settings: Settings, repository: str | None) -> None:
     reference = None if repository is None else Reference.parse(repository)
     if reference is not None and reference.registry == LOCAL:
         raise UsageError(f"{repository} names no registry (write registry/repository); without it the store is listed")
-    with host_of(settings, waits=True) as host:
+    with workspace_of(settings, waits=True) as workspace:
         if reference is None:
-            rows = listing.of_store(host.store, filters, report=_warn)
+            rows = listing.of_store(workspace.store, filters, report=_warn)
         else:
             rows = listing.of_repository(
-                host.client.repository(reference), reference, filters, concurrency=settings["concurrency"]
+                workspace.client.repository(reference), reference, filters, concurrency=settings["concurrency"]
             )
     if form == "json":
         _put_go_json([_json(row) for row in rows])
@@ -190,11 +190,11 @@ def _look(settings: Settings, text: str) -> Look:
     reference = settled(reference)
     if remote and reference.registry == LOCAL:
         raise UsageError(f"can not check remote: {reference.display} does not contain registry")
-    with host_of(settings, waits=True) as host:
+    with workspace_of(settings, waits=True) as workspace:
         try:
             if remote:
-                return inspecting.fetched(host.client.repository(reference), reference.identifier)
-            return inspecting.stored(host.store, reference)
+                return inspecting.fetched(workspace.client.repository(reference), reference.identifier)
+            return inspecting.stored(workspace.store, reference)
         except NotFound as e:
             where = str(e) if remote else "it is not in the store; --remote asks its registry"
             raise NotFound(f"Could not find modelkit {reference.display}: {where}")
@@ -262,14 +262,18 @@ def remove(settings: Settings, reference: str | None) -> None:
         raise UsageError(f"missing tag or digest in {reference}; to remove all of a repository, remove its digests")
     if remote and first.registry == LOCAL:
         raise UsageError(f"can not remove from a registry: {first.display} names none (write registry/repository:tag)")
-    with host_of(settings, waits=True) as host:
+    with workspace_of(settings, waits=True) as workspace:
         _remove_each(
-            settings, host, [first, *(first.with_tag(name) for name in first.extra_tags)], remote=remote, force=force
+            settings,
+            workspace,
+            [first, *(first.with_tag(name) for name in first.extra_tags)],
+            remote=remote,
+            force=force,
         )
 
 
 def _remove_each(
-    settings: Settings, host: Workspace, references: Sequence[Reference], *, remote: bool, force: bool
+    settings: Settings, workspace: Workspace, references: Sequence[Reference], *, remote: bool, force: bool
 ) -> None:
     """Remove names one after another. The first that is not there ends it, as kit does; later ones are told, and the
     last error raised.
@@ -282,13 +286,13 @@ def _remove_each(
     for i, reference in enumerate(references):
         try:
             if remote:
-                endpoint = host.client.repository(reference).endpoints[-1:]
-                repository = Repository(host.client, reference.repository, endpoint)
+                endpoint = workspace.client.repository(reference).endpoints[-1:]
+                repository = Repository(workspace.client, reference.repository, endpoint)
                 one = removing.remove_remote(repository, reference, force=force)
                 say(f"kitfs: {'removed' if one.kit else 'untagged'} {reference.display} (digest {one.digest})")
                 done.append(([], one))
             else:
-                one = removing.remove(host.store, reference, force=force)
+                one = removing.remove(workspace.store, reference, force=force)
                 done.append(([f"Removed {reference.display} (digest {one.digest})"], one))
         except KitfsError as e:
             if i == 0:

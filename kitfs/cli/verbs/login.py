@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -35,17 +34,13 @@ def login(settings: Settings, registry: str) -> None:
 
     Without --password or --password-stdin it asks, on a terminal. Without a name the password is a token.
     """
-    from kitfs.metrics import Counters
-    from kitfs.registry.client import ClientOptions, RegistryClient
-    from kitfs.registry.credentials import Credentials
+    from kitfs.kit.workspace import open_client
     from kitfs.registry.login import check, keep
+    from kitfs.registry.options import ClientOptions
 
     host = _host(registry)
     credential = _credential(settings)
-    options = ClientOptions(**settings.client_fields())
-    with closing(
-        RegistryClient(options, Credentials(()), counters=Counters(), log=logging.getLogger("kitfs"))
-    ) as client:
+    with closing(open_client(ClientOptions.of(settings), kit_home=None)) as client:
         check(client, host, credential)
     where = keep(settings["config"], host, credential)
     if settings["json"]:

@@ -229,31 +229,22 @@ def _check(reference: str, labels: dict[str, str], digest: str, settings: Settin
     """Whether a tag, and the labels that chose from its index, still mean the mounted digest; asks the registry or
     layout, and stores nothing.
     """
-    import logging
     from contextlib import closing
 
-    from kitfs.metrics import Counters
+    from kitfs.kit.workspace import open_client
     from kitfs.modelkit.index import KitIndex, is_kit_index, select
     from kitfs.oci.names import LayoutReference, parse_any
-    from kitfs.registry.client import ClientOptions, RegistryClient
-    from kitfs.registry.credentials import Credentials
     from kitfs.registry.layout import open_layout
+    from kitfs.registry.options import ClientOptions
 
     named = parse_any(reference)
     if named.digest is not None:
         return {"moved": False, "digest": str(named.digest)}
-    log = logging.getLogger("kitfs")
     if isinstance(named, LayoutReference):
         with closing(open_layout(named)) as layout:
             found, data = layout.manifest(named.tag or "")
     else:
-        client = RegistryClient(
-            ClientOptions(**settings.client_fields()),
-            Credentials.load(settings["config"]),
-            counters=Counters(),
-            log=log,
-        )
-        with closing(client):
+        with closing(open_client(ClientOptions.of(settings), kit_home=settings["config"])) as client:
             found, data = client.repository(named).manifest(named.tag or "latest")
     now = select(KitIndex.parse(data), labels, named).digest if is_kit_index(data) else found.digest
     return {"moved": now != digest, "digest": str(now)}

@@ -15,7 +15,7 @@ import click
 from kitfs.cli.options import Command, Interrupted, takes
 from kitfs.cli.output import flush, say
 from kitfs.cli.progress import Reporter
-from kitfs.cli.session import host_of
+from kitfs.cli.session import workspace_of
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import ContextError, KitfsError, UsageError
 from kitfs.escaping import shown
@@ -72,15 +72,15 @@ def pack(settings: Settings, directory: str) -> None:
         raise UsageError("--push: registry is required when pushing (name it with --tag registry/repository:tag)")
     shape = _shape(settings)
     allow_many_files()
-    with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
-        paths = packing.parent_paths(host.resolver, kitfile)
+    with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
+        paths = packing.parent_paths(workspace.resolver, kitfile)
         try:
             if settings["push"]:
                 repository, tags = (
-                    host.client.repository(references[0]),
+                    workspace.client.repository(references[0]),
                     [reference.tag or "latest" for reference in references],
                 )
-                hints = host.store.catalog
+                hints = workspace.store.catalog
                 with ended_at_once(report):
                     packed = packing.pack_to(
                         context,
@@ -94,7 +94,7 @@ def pack(settings: Settings, directory: str) -> None:
                     )
             else:
                 packed = packing.pack(
-                    context, kitfile, host.store, references, shape=shape, parent_paths=paths, report=report
+                    context, kitfile, workspace.store, references, shape=shape, parent_paths=paths, report=report
                 )
         except ContextError as e:
             raise ContextError(f"{where}: {shown(e.args[0])}")
@@ -177,12 +177,12 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
     if target.registry == LOCAL:
         raise UsageError("registry is required when pushing (write registry/repository:tag)")
     allow_many_files()
-    with host_of(settings) as host, Reporter(settings["progress"], as_json=settings["json"]) as report:
+    with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
         report(Noted(f"Pushing {source.display}" + (f" to {target.display}" if destination is not None else "")))
-        repository = host.client.repository(target)
+        repository = workspace.client.repository(target)
         with ended_at_once(report):
             digest = transfer.push(
-                source, target, host.store, repository, concurrency=settings["concurrency"], report=report
+                source, target, workspace.store, repository, concurrency=settings["concurrency"], report=report
             )
         report.say(f"Pushed {digest}", event="done", reference=target.display, digest=digest)
 
@@ -203,15 +203,20 @@ def pull(settings: Settings, reference: str) -> None:
     source = settled(Reference.parse(reference))
     labels = selector(settings["label"])
     with (
-        host_of(settings, cache_size=settings["cache-size"]) as host,
+        workspace_of(settings) as workspace,
         Reporter(settings["progress"], as_json=settings["json"]) as report,
     ):
-        if source.registry == LOCAL and not host.pull_from(source).known():
+        if source.registry == LOCAL and not workspace.pull_from(source).known():
             raise UsageError("registry is required when pulling (write registry/repository:tag)")
         report(Noted(f"Pulling {source.display}"))
         with ended_at_once(report):
             digest = pulling.pull(
-                source, host.store, host.pull_from, labels=labels, concurrency=settings["concurrency"], report=report
+                source,
+                workspace.store,
+                workspace.pull_from,
+                labels=labels,
+                concurrency=settings["concurrency"],
+                report=report,
             )
         report.say(f"Pulled {digest}", event="done", reference=source.display, digest=digest)
 

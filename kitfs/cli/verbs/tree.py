@@ -11,7 +11,7 @@ import click
 
 from kitfs.cli.options import Command, takes
 from kitfs.cli.output import flush, human_size, put, put_bytes, put_json
-from kitfs.cli.session import host_of
+from kitfs.cli.session import workspace_of
 from kitfs.cli.verbs.mount import reference_of
 from kitfs.config import NETWORK, OPTIONS, STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
@@ -48,10 +48,10 @@ def opened(reference: str, settings: Settings, labels: Sequence[str]) -> Iterato
     filters = [Filter.parse(text) for text in settings["only"]]
     chosen = selector(labels)
     named = parse_any(reference_of(reference))
-    with host_of(settings, waits=True, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host:
-        kit = host.resolver.open(named, filters=filters, labels=chosen, remote=settings["remote"])
+    with workspace_of(settings, waits=True) as workspace:
+        kit = workspace.resolver.open(named, filters=filters, labels=chosen, remote=settings["remote"])
         try:
-            yield kit, tree_of(kit, counters=host.client.counters, log=host.client.log)
+            yield kit, tree_of(kit, counters=workspace.client.counters, log=workspace.client.log)
         finally:
             kit.close()
 

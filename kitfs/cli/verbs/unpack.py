@@ -10,7 +10,7 @@ import click
 from kitfs.cli.options import Command, takes
 from kitfs.cli.output import flush, put_json, say
 from kitfs.cli.progress import Reporter
-from kitfs.cli.session import host_of
+from kitfs.cli.session import workspace_of
 from kitfs.cli.verbs.mount import reference_of
 from kitfs.config import NETWORK, OPTIONS, STORE, Option, Settings, options_of
 from kitfs.errors import NotFound, UsageError
@@ -60,7 +60,7 @@ def unpack(settings: Settings, reference: str) -> None:
     unpacking.check_directory(directory)
     with (
         ExitStack() as last,
-        host_of(settings, cache_size=settings["cache-size"], max_entries=settings["max-entries"]) as host,
+        workspace_of(settings) as workspace,
         Reporter(settings["progress"]) as reporter,
     ):
 
@@ -70,7 +70,7 @@ def unpack(settings: Settings, reference: str) -> None:
 
         report(Noted(f"Unpacking to {directory}"))
         try:
-            kit = host.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])
+            kit = workspace.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])
         except NotFound as e:
             if isinstance(named, LayoutReference):
                 raise
@@ -80,8 +80,8 @@ def unpack(settings: Settings, reference: str) -> None:
             done = unpacking.unpack(
                 kit,
                 directory,
-                host.store,
-                host.resolver,
+                workspace.store,
+                workspace.resolver,
                 filters=filters,
                 overwrite=settings["overwrite"],
                 ignore_existing=settings["ignore-existing"],

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from kitfs.errors import KitfsError, NotFound
-from kitfs.kit.host import Workspace
 from kitfs.kit.kit import Kit
 from kitfs.kit.layer import Layer
 from kitfs.kit.tree import tree_of
+from kitfs.kit.workspace import Workspace
 from kitfs.oci.manifest import Manifest
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference, parse_any
 from kitfs.ops.diff.files import ComparedFile, FileChanges, compare_files, files_of

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kitfs.daemon.request import MountRequest, differences, terms_of
+from kitfs.registry.options import ClientOptions
 
 PLAIN = MountRequest("r.io/a/b:v1", "/m", "/cache", "/run", "/home")
 
@@ -49,25 +50,29 @@ def test_filters_that_select_something_else_differ(one: tuple[str, ...], other: 
 )
 def test_network_options_are_compared_by_what_they_mean(one: dict[str, Any], other: dict[str, Any]) -> None:
     """The order of hosts and of CA files does not matter; neither does JSON between the two."""
-    assert differ(replace(PLAIN, client=one), replace(PLAIN, client=other)) == []
+    assert (
+        differ(
+            replace(PLAIN, client=ClientOptions.from_json(one)), replace(PLAIN, client=ClientOptions.from_json(other))
+        )
+        == []
+    )
 
 
 def test_the_order_of_a_hosts_mirrors_matters() -> None:
     """They are asked in this order."""
-    one, other = (replace(PLAIN, client={"mirrors": {"r.io": urls}}) for urls in (("u", "v"), ("v", "u")))
+    one, other = (replace(PLAIN, client=ClientOptions(mirrors={"r.io": urls})) for urls in (("u", "v"), ("v", "u")))
     assert differ(one, other) == ["--mirror r.io=u v (asked for: r.io=v u)"]
 
 
 @pytest.mark.parametrize("url", ["http://me:hunter2@p:1", "http://hunter2@p:1", "http://me:hunter2@x/y@p:1"])
 def test_users_and_passwords_are_not_in_the_terms(url: str) -> None:
     """They are compared by a hash, which the salt changes, and are not shown."""
-    asked = replace(PLAIN, client={"proxy": url, "mirrors": {"r.io": (url,)}})
+    asked = replace(PLAIN, client=ClientOptions(proxy=url, mirrors={"r.io": (url,)}))
     terms = terms_of(asked, "salt")
     assert not [text for text in terms.values() if "hunter2" in text]
     assert terms["proxy"] != terms_of(asked, "pepper")["proxy"]
-    assert differ(asked, replace(asked, client={"proxy": url.replace("2", "3"), "mirrors": {"r.io": (url,)}})) == [
-        "--proxy http://p:1 with another user or password"
-    ]
+    other = replace(asked, client=ClientOptions(proxy=url.replace("2", "3"), mirrors={"r.io": (url,)}))
+    assert differ(asked, other) == ["--proxy http://p:1 with another user or password"]
 
 
 def test_what_an_older_kitfs_did_not_record_counts_as_equal() -> None:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from kitfs.metrics import Counters
-from kitfs.registry.client import ClientOptions, RegistryClient
+from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credentials
+from kitfs.registry.options import ClientOptions
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import pytest
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
-from kitfs.registry.client import ClientOptions, RegistryClient, Repository
+from kitfs.registry.client import RegistryClient, Repository
 from kitfs.registry.credentials import Credentials
+from kitfs.registry.options import ClientOptions
 from tests.fakes.registry import FakeRegistry
 
 

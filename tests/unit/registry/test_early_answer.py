@@ -15,7 +15,7 @@ import pytest
 from httpcore._backends.sync import SyncStream
 
 from kitfs.registry.early_answer import DuplexStream, DuplexTransport
-from kitfs.registry.routes import ClientOptions
+from kitfs.registry.options import ClientOptions
 from kitfs.registry.sockets import Sockets
 
 MiB = 1 << 20

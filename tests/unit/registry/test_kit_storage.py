@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 
 from kitfs.errors import NotFound, Unavailable
-from kitfs.kit.host import Workspace, open_workspace
-from kitfs.metrics import Counters
+from kitfs.kit.options import WorkspaceOptions
+from kitfs.kit.workspace import Workspace
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import quiet
 from kitfs.ops.transfer.pull import pull
 from kitfs.registry import kit_storage as kit_home
-from kitfs.registry.client import ClientOptions
 from kitfs.registry.kit_storage import KitStorage
+from kitfs.registry.options import ClientOptions
 from tests import kits
 from tests.conftest import GOLDEN
 from tests.fakes.faults import IgnoreRange, Stall, Status
@@ -74,23 +74,19 @@ def storage(tmp_path: Path) -> Storage:
 @pytest.fixture
 def opened(tmp_path: Path, storage: Storage) -> Iterator[Opener]:
     """Hosts of one store, one after the other."""
-    last: list[object] = []
+    last: list[Workspace] = []
 
     def run() -> Workspace:
         close()
-        context = open_workspace(
-            str(tmp_path / "store"),
-            client_options=ClientOptions(read_timeout=10.0),
-            kit_home=str(storage.home),
-            counters=Counters(),
-            log=LOG,
+        options = WorkspaceOptions(
+            cache_dir=str(tmp_path / "store"), kit_home=str(storage.home), client=ClientOptions(read_timeout=10.0)
         )
-        last.append(context)
-        return context.__enter__()
+        last.append(Workspace.open(options, log=LOG))
+        return last[0]
 
     def close() -> None:
         while last:
-            last.pop().__exit__(None, None, None)  # type: ignore[attr-defined]
+            last.pop().close()
 
     yield run
     close()

@@ -13,8 +13,9 @@ import pytest
 from kitfs.errors import RegistryError
 from kitfs.metrics import Counters
 from kitfs.oci.names import Reference
-from kitfs.registry.client import ClientOptions, RegistryClient
+from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credentials
+from kitfs.registry.options import ClientOptions
 from kitfs.registry.upload_methods import BELIEVED, Lesson, Lessons, Plan
 from tests.fakes.faults import Deaf, Headers, Restatus, Status
 from tests.fakes.registry import FakeRegistry

@@ -21,8 +21,9 @@ from kitfs.modelkit.kitfile import Code, Kitfile, Package
 from kitfs.oci.manifest import IMAGE_INDEX
 from kitfs.oci.names import Reference
 from kitfs.ops.library import index
-from kitfs.registry.client import ClientOptions, RegistryClient
+from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credentials
+from kitfs.registry.options import ClientOptions
 from kitfs.store.store import Store
 from tests.unit.sdk.conftest import MODEL, Place
 

@@ -17,15 +17,16 @@ import pytest
 import zstandard
 
 from kitfs.errors import LayerError, ManifestError, NotFound, UnsupportedLayer, UsageError
-from kitfs.kit.host import Workspace, open_workspace
+from kitfs.kit.options import WorkspaceOptions
 from kitfs.kit.tree import tree_of
+from kitfs.kit.workspace import Workspace
 from kitfs.metrics import Counters
 from kitfs.modelkit.filters import Filter
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Event, Moved, Noted, Total, quiet
 from kitfs.ops.transfer.image import IMAGE_CONFIG, IMAGE_LAYER, Converted, convert
 from kitfs.ops.transfer.pull import pull
-from kitfs.registry.client import ClientOptions
+from kitfs.registry.options import ClientOptions
 from tests import kits
 from tests.fakes.registry import FakeRegistry
 
@@ -35,10 +36,10 @@ NOISE = random.Random(7).randbytes(70_000)
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Workspace]:
-    options = ClientOptions(read_timeout=10.0)
-    with open_workspace(
-        str(tmp_path / "store"), client_options=options, kit_home=str(tmp_path / "kit"), counters=Counters(), log=LOG
-    ) as opened:
+    options = WorkspaceOptions(
+        cache_dir=str(tmp_path / "store"), kit_home=str(tmp_path / "kit"), client=ClientOptions(read_timeout=10.0)
+    )
+    with Workspace.open(options, log=LOG) as opened:
         yield opened
 
 

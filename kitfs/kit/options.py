@@ -1,0 +1,36 @@
+"""The options of a workspace, as values. Importing this module loads neither the store nor an HTTP library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kitfs.config import Settings
+from kitfs.layers.tar import MAX_ENTRIES
+from kitfs.registry.options import ClientOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkspaceOptions:
+    """What ``Workspace.open`` needs to know.
+
+    ``cache_dir`` is the store's directory. ``kit_home`` is kit's home, which holds credentials.json and the kits that
+    kit has pulled. ``cache_size`` limits the evictable blobs of the store, in bytes; None means no limit. A layer with
+    more than ``max_entries`` entries is refused.
+    """
+
+    cache_dir: str
+    kit_home: str
+    client: ClientOptions = field(default_factory=ClientOptions)
+    cache_size: int | None = None
+    max_entries: int = MAX_ENTRIES
+
+    @classmethod
+    def of(cls, settings: Settings) -> WorkspaceOptions:
+        """Return what ``settings`` ask for. Raises UsageError for network options that contradict each other."""
+        return cls(
+            cache_dir=settings["cache-dir"],
+            kit_home=settings["config"],
+            client=ClientOptions.of(settings),
+            cache_size=settings["cache-size"] if settings.takes("cache-size") else None,
+            max_entries=settings["max-entries"] if settings.takes("max-entries") else MAX_ENTRIES,
+        )

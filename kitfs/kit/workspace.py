@@ -1,0 +1,97 @@
+"""The workspace of every verb: the store, the registries, and the resolver over both.
+
+``Workspace.open`` is the one place where they are put together. Threading: a workspace may be used by any thread; the
+thread that closes it must be the last one to use it.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from typing import Final
+
+from kitfs.content import Origin
+from kitfs.kit.options import WorkspaceOptions
+from kitfs.kit.resolver import Resolver
+from kitfs.metrics import Counters
+from kitfs.oci.names import LayoutReference, Reference
+from kitfs.registry.client import RegistryClient
+from kitfs.registry.credentials import Credentials
+from kitfs.registry.kit_storage import KitStorage, LocalFirstRepository
+from kitfs.registry.layout import Layout, open_layout
+from kitfs.registry.options import ClientOptions
+from kitfs.store.store import Store
+
+LOG: Final = logging.getLogger("kitfs")
+
+
+class Workspace:
+    """An open store, a client of registries, and a ``Resolver`` that opens kits with both.
+
+    Leaving a ``with`` block closes all of them.
+    """
+
+    def __init__(self, options: WorkspaceOptions, *, counters: Counters, log: logging.Logger) -> None:
+        self.options: Final = options
+        self.counters: Final = counters
+        self.log: Final = log
+        self._layouts: dict[str, Layout] = {}
+        with ExitStack() as stack:
+            self.store: Final = Store.open(options.cache_dir, size_limit=options.cache_size, counters=counters, log=log)
+            stack.callback(self.store.close)
+            self.client: Final = open_client(options.client, kit_home=options.kit_home, counters=counters, log=log)
+            stack.callback(self.client.close)
+            self._kit_storage: Final = KitStorage(options.kit_home, self.store.catalog, log)
+            stack.callback(self._kit_storage.close)
+            self.resolver: Final = Resolver(
+                self.store,
+                self._origin_of,
+                log=log,
+                max_entries=options.max_entries,
+                fallback=self._kit_storage.fallback,
+            )
+            self._stack = stack.pop_all()
+
+    @classmethod
+    def open(
+        cls, options: WorkspaceOptions, *, counters: Counters | None = None, log: logging.Logger = LOG
+    ) -> Workspace:
+        """Open the store and prepare the client of registries; nothing is sent yet.
+
+        Raises StoreError when the store cannot be used.
+        """
+        return cls(options, counters=Counters() if counters is None else counters, log=log)
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the layouts, the client and the store. A second call does nothing."""
+        self._stack.close()
+
+    def pull_from(self, reference: Reference) -> LocalFirstRepository:
+        """Return the repository that whole kits are pulled from: blobs that kit has pulled are read from kit's home."""
+        return self._kit_storage.origin(reference, self.client.repository, whole=True)
+
+    def _origin_of(self, reference: Reference | LayoutReference) -> Origin:
+        if isinstance(reference, Reference):
+            return self._kit_storage.origin(reference, self.client.repository)
+        if reference.path not in self._layouts:
+            layout = open_layout(reference)
+            self._stack.callback(layout.close)
+            self._layouts[reference.path] = layout
+        return self._layouts[reference.path]
+
+
+def open_client(
+    options: ClientOptions, *, kit_home: str | None, counters: Counters | None = None, log: logging.Logger = LOG
+) -> RegistryClient:
+    """Return a client of registries for work that needs no store; the caller closes it.
+
+    The client uses the credentials of ``kit_home``, or none when that is None.
+    """
+    credentials = Credentials(()) if kit_home is None else Credentials.load(kit_home)
+    return RegistryClient(options, credentials, counters=Counters() if counters is None else counters, log=log)

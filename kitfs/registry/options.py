@@ -1,0 +1,64 @@
+"""The options of a registry client, as values. Importing this module loads no HTTP library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kitfs.config import Settings
+from kitfs.errors import UsageError
+from kitfs.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """How to reach registries.
+
+    ``plain_http`` None means plain HTTP for loopback hosts only. ``mirrors`` maps a host to the base URLs that are
+    asked before it, in order. Timeouts are in seconds; ``read_timeout`` applies to the head of a response and to each
+    window of its body (``registry.pace``).
+    """
+
+    plain_http: bool | None = None
+    tls_verify: bool = True
+    tls_certs: tuple[str, ...] = ()
+    cert: str | None = None
+    key: str | None = None
+    proxy: str | None = None
+    mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    read_timeout: float = 60.0
+    connect_timeout: float = 5.0
+    user_agent: str = f"kitfs/{__version__}"
+
+    @classmethod
+    def of(cls, settings: Settings) -> ClientOptions:
+        """Return what the network options of ``settings`` ask for. Raises UsageError for a certificate without its
+        key.
+        """
+        if bool(settings["cert"]) != bool(settings["key"]):
+            raise UsageError("--cert and --key must be given together")
+        mirrors: dict[str, tuple[str, ...]] = {}
+        for host, url in settings["mirror"]:
+            mirrors[host] = (*mirrors.get(host, ()), url)
+        return cls(
+            plain_http=settings["plain-http"],
+            tls_verify=settings["tls-verify"],
+            tls_certs=settings["tls-cert"],
+            cert=settings["cert"],
+            key=settings["key"],
+            proxy=settings["proxy"],
+            mirrors=mirrors,
+            read_timeout=settings["read-timeout"],
+        )
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> ClientOptions:
+        """Return the options whose ``dataclasses.asdict`` went through JSON, which has lists where there are tuples."""
+        return cls(
+            **{
+                **fields,
+                "tls_certs": tuple(fields.get("tls_certs", ())),
+                "mirrors": {host: tuple(urls) for host, urls in fields.get("mirrors", {}).items()},
+            }
+        )
