@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kitfs.metrics import Counters
+from kitfs.store.room import Room
 from kitfs.store.store import Store
 
 Opener = Callable[..., Store]
@@ -30,3 +31,17 @@ def opener(directory: Path) -> Iterator[Opener]:
             return store
 
         yield open_one
+
+
+def room_of(store: Store, **collaborators: Any) -> Room:
+    """Give a Room for a store without limits, which lists blobs or measures the disk by the given collaborators."""
+    return Room(
+        store.root,
+        store.pins,
+        size_limit=None,
+        free_share=0.0,
+        counters=store.counters,
+        log=store.log,
+        later=store.later,
+        **collaborators,
+    )

@@ -24,7 +24,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -33,8 +32,7 @@ from typing import Any, Final, NamedTuple
 from kitfs.errors import InvalidReference, StoreError
 from kitfs.oci.manifest import ACCEPT
 from kitfs.oci.names import Digest
-from kitfs.store import evict
-from kitfs.store.ingest import ABANDONED, uploads
+from kitfs.store.ingests import ABANDONED
 from kitfs.store.repositories import BLOBS, MANIFESTS
 from kitfs.store.store import Store
 
@@ -101,7 +99,7 @@ class _UnreadableError(Exception):
 def _begun(store: Store, now: float) -> dict[str, float]:
     """When the oldest open upload of a repository began, by repository."""
     found: dict[str, float] = {}
-    for upload in uploads(store.root):
+    for upload in store.ingests.uploads():
         repository = upload.note.get("repository") if isinstance(upload.note, dict) else None
         if isinstance(repository, str) and now - upload.written < ABANDONED:
             found[repository] = min(upload.began, found.get(repository, upload.began))
@@ -184,29 +182,20 @@ def _free(store: Store, young: set[str], *, before: float) -> Collected:
     """Free the bytes that registries' clients sent and that nothing pins; what mounts fetched into the same store is
     theirs.
     """
-    there = list(evict.entries(store.root))
+    there = list(store.entries())
     pinned = store.pinned()  # after the look, as when evicting: what is pinned later was leased later
     blobs = freed = young_blobs = young_bytes = 0
     for entry in there:
         if entry.digest in pinned:
             idle = entry.digest in young
         else:
-            idle = _was_sent(entry)
-            if idle and entry.used <= before * 1e9 and evict.remove(store.root, entry):
+            idle = entry.came_whole()
+            if idle and entry.used <= before * 1e9 and store.remove(entry):
                 blobs, freed = blobs + 1, freed + entry.size
                 continue
         if idle:
             young_blobs, young_bytes = young_blobs + 1, young_bytes + entry.size
     return Collected(blobs, freed, young_blobs, young_bytes)
-
-
-def _was_sent(entry: evict.Entry) -> bool:
-    """Whether a blob came whole, by an ingest: one that was fetched in chunks has their map beside it
-    (``store.present``).
-    """
-    return os.path.exists(os.path.join(entry.directory, "sealed")) and not os.path.exists(
-        os.path.join(entry.directory, "present")
-    )
 
 
 def _digest(name: str) -> str:

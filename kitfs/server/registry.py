@@ -26,7 +26,7 @@ from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST,
 from kitfs.oci.names import REPOSITORY, TAG, Digest
 from kitfs.server.api_errors import ApiError, unknown_blob, unknown_manifest, unknown_name, unknown_upload
 from kitfs.server.collect import MIN_AGE, SteadyClock, collect
-from kitfs.store.ingest import Ingest, drop_starved, note_of, size_of, starved_bytes, sweep
+from kitfs.store.ingest import Ingest
 from kitfs.store.lease import release
 from kitfs.store.repositories import BLOBS, MANIFESTS, REFERRERS, TAGS, link_name
 from kitfs.store.store import Store
@@ -105,15 +105,15 @@ class Registry:
         First the blobs that nothing has any more, then those of removed kits, last the parts of uploads that found no
         room before. Not to be called while a repository is locked.
         """
-        return self._store.make_room() or self._collect() or drop_starved(self._store.root) > 0
+        return self._store.room.make() or self._collect() or self._store.ingests.drop_starved() > 0
 
     def expect(self, size: int) -> None:
         """Make room for a body of ``size`` bytes that ends its upload. Raises StoreFull when that cannot be, before
         anything was given up.
         """
         root = self._store.root
-        while size > _free_bytes(root) + starved_bytes(root):
-            if not self._store.make_room() and not self._collect():
+        while size > _free_bytes(root) + self._store.ingests.starved_bytes():
+            if not self._store.room.make() and not self._collect():
                 raise StoreFull(f"a body of {size} bytes finds no room on the disk of the store")
 
     def _collect(self) -> bool:
@@ -124,7 +124,7 @@ class Registry:
             self._something_went = False
             try:
                 found = collect(self._store, log=self._log, min_age=self._min_age, now=self._clock())
-                sweep(self._store.root)
+                self._store.ingests.sweep()
             except StoreError as e:
                 self._log.warning("no room can be made: %s", e)
                 return False
@@ -132,7 +132,7 @@ class Registry:
                 self._collect_next = time.monotonic() + self._collect_every
             if found.blobs:
                 self._log.info("the disk was full: freed %d blobs of removed kits, %d bytes", found.blobs, found.freed)
-            return found.blobs > 0 or self._store.make_room()  # what lost its last link is free whatever its age
+            return found.blobs > 0 or self._store.room.make()  # what lost its last link is free whatever its age
 
     def _with_room(self, do: Callable[[], T]) -> T:
         """Do what writes, again whenever room could be made for it. Raises StoreFull, and what ``do`` raises."""
@@ -209,13 +209,13 @@ class Registry:
     def progress(self, repository: str, upload: str) -> int:
         """Bytes that an upload has."""
         self._check_upload(repository, upload)
-        size = size_of(self._store.root, upload)
+        size = self._store.ingests.size(upload)
         if size is None:
             raise unknown_upload()
         return size
 
     def _check_upload(self, repository: str, upload: str) -> None:
-        note = note_of(self._store.root, upload)
+        note = self._store.ingests.note(upload)
         if not isinstance(note, dict) or note.get("repository") != checked(repository):
             raise unknown_upload()
 

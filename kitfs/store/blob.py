@@ -22,23 +22,23 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
-from kitfs.gocompat.json import own_json
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE
-from kitfs.ownership import open_file
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
-from kitfs.store.durable import NO_SPACE, whole_file, write_durably, write_error
+from kitfs.store.durable import NO_SPACE, write_durably, write_error
 from kitfs.store.evict import remove_entry
 from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
 from kitfs.store.lease import Lease
-from kitfs.store.meta import MAX_SIZE, META_VERSION, new_meta
+from kitfs.store.meta import MAX_SIZE, load_meta, load_or_reset, save_meta
+from kitfs.store.pins import Pins
 from kitfs.store.readahead import MAX_WINDOW
+from kitfs.store.room import Room
 
 SYNC_EVERY: Final = 256 << 20  # bytes fetched between two copies of ``present`` that survive a reboot
 
@@ -46,25 +46,24 @@ SYNC_EVERY: Final = 256 << 20  # bytes fetched between two copies of ``present``
 class Home(Protocol):
     """What a blob needs of its store."""
 
-    root: str
-    log: logging.Logger
-    counters: Counters
+    @property
+    def root(self) -> str: ...
 
-    def room(self) -> bool: ...
+    @property
+    def log(self) -> logging.Logger: ...
 
-    def make_room(self) -> bool: ...
+    @property
+    def counters(self) -> Counters: ...
 
-    def is_kept(self, digest: str) -> bool: ...
+    @property
+    def pins(self) -> Pins: ...
 
-    def wrote(self, size: int) -> None: ...
+    @property
+    def room(self) -> Room: ...
 
-    def passed(self, size: int) -> None: ...
+    def later(self, task: Callable[[], None], /) -> None: ...
 
-    def later(self, task: Callable[[], None]) -> None: ...
-
-    def is_pinned(self, digest: str) -> bool: ...
-
-    def forget_index(self, digest: str) -> None: ...
+    def forget_index(self, digest: str, /) -> None: ...
 
 
 class Blob:
@@ -114,10 +113,10 @@ class Blob:
                 size=self._size,
                 rests=of is not None,
                 name=str(self),
-                room=lambda: home.is_kept(digest) or home.room(),
-                make_room=lambda: home.is_kept(digest) and home.make_room(),
+                room=lambda: home.pins.is_held(digest) or home.room.available(),
+                make_room=lambda: home.pins.is_held(digest) and home.room.make(),
                 wrote=self._wrote,
-                passed=home.passed,
+                passed=home.room.read_through,
                 hasher=hashlib.sha256,
                 finished=self._finished,
                 landed=self._after_fetch,
@@ -140,35 +139,13 @@ class Blob:
             with self._lease.entry() as live:
                 if not live:
                     return False
-                self._meta = self._settle(size)
+                self._meta = load_or_reset(self._directory, size, f"blob {self.digest}")
                 self.sealed = os.path.exists(os.path.join(self._directory, "sealed"))
                 self._body = DataFile(self._directory)
                 undo.callback(self._body.close)
                 self._present = ChunkMap(self._directory, None if size is None else -(-size // self._meta["chunk"]))
             undo.pop_all()
         return True
-
-    def _settle(self, size: int | None) -> dict[str, Any]:
-        """meta.json, written when there is none or it is damaged. An unsealed entry with another size gives way."""
-        path = os.path.join(self._directory, "meta.json")
-        try:
-            with open(open_file(path), "rb") as f:
-                meta: dict[str, Any] = own_json(f.read())
-            if meta["version"] == META_VERSION and isinstance(meta["chunk"], int) and meta["chunk"] > 0:
-                if size is None or meta["size"] == size:
-                    return meta
-                if os.path.exists(os.path.join(self._directory, "sealed")):
-                    raise IntegrityError(f"blob {self.digest} has {meta['size']} bytes, its descriptor says {size}")
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            pass
-        for name in ("present", "synced", "sealed"):
-            try:
-                os.unlink(os.path.join(self._directory, name))
-            except FileNotFoundError:
-                pass
-        meta = new_meta(size)
-        _replace(path, meta)
-        return meta
 
     @property
     def size(self) -> int | None:
@@ -377,7 +354,7 @@ class Blob:
         """Drop the compressed bytes once their decoded form is sealed, unless they are pinned or somebody else uses
         them.
         """
-        if not self._home.is_pinned(str(self.digest)) and self._lease.alone():
+        if self.digest not in self._home.pins.digests() and self._lease.alone():
             self.drop()
 
     def drop(self) -> None:
@@ -388,7 +365,7 @@ class Blob:
 
     def _wrote(self, size: int) -> None:
         self._unsynced += size
-        self._home.wrote(size)
+        self._home.room.wrote(size)
 
     def _after_fetch(self) -> None:
         """After every flight: what was fetched is to survive a reboot, and what is complete is to be verified."""
@@ -411,7 +388,7 @@ class Blob:
             with self._lease.entry() as live:
                 if not live:
                     return False  # whoever opened it before reads on, and finds the end for himself
-                _replace(os.path.join(self._directory, "meta.json"), self._meta)
+                save_meta(self._directory, self._meta)
         except OSError as e:
             if not self._said_unkept:
                 self._said_unkept = True
@@ -422,8 +399,7 @@ class Blob:
     def _learn_size(self) -> int | None:
         """The size that another process has found since this one opened the blob."""
         try:
-            with open(open_file(os.path.join(self._directory, "meta.json")), "rb") as f:
-                self._meta = own_json(f.read())
+            self._meta = load_meta(self._directory)
         except (OSError, ValueError):
             return None
         size = self._meta.get("size")
@@ -474,9 +450,3 @@ class Blob:
         self._stopped = True
         if self._fetcher is not None:
             self._fetcher.stop()
-
-
-def _replace(path: str, meta: dict[str, Any]) -> None:
-    """meta.json by rename. Not fsynced: an entry whose meta.json a crash has damaged begins afresh."""
-    with whole_file(path, durable=False) as f:
-        f.write(json.dumps(meta).encode())

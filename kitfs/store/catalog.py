@@ -16,7 +16,6 @@ import shutil
 import sqlite3
 import sys
 import threading
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -72,8 +71,9 @@ class Worker:
 class Catalog:
     """A persistent mapping of (kind, name) to JSON values in ``directory``, opened at first use."""
 
-    def __init__(self, directory: str, log: logging.Logger) -> None:
+    def __init__(self, directory: str, log: logging.Logger, *, trash: Callable[[], str]) -> None:
         self._directory = directory
+        self._trash = trash
         self._log = log
         self._lock = threading.RLock()  # one question at a time; held over a fork
         self._worker: Worker | None = None
@@ -166,7 +166,7 @@ class Catalog:
             if self._renewed:
                 return False
             self._renewed = True
-            trash = os.path.join(os.path.dirname(self._directory), "ingest", f"dead-{uuid.uuid4().hex}")
+            trash = self._trash()
             try:
                 os.rename(self._directory, trash)
             except OSError:

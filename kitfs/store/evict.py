@@ -1,71 +1,71 @@
-"""Making room: whole blobs, least recently used first, never leased or pinned ones.
+"""Make room: remove whole blobs, the least recently used first, but never leased or pinned ones.
 
-Death is rename + unlink, never truncate or punch: whoever has a file of the blob open goes on reading it. Pure
-planning (``victims``) is apart from the disk. Threading: any thread or process may evict at any time; the exclusive
-lease decides.
+A blob is removed by a rename and then unlinked, never truncated or punched: a process that has a file of the blob open
+can still read it. The planning (``victims``) is pure and apart from the disk. Threading: any thread or process may
+evict at any time; the exclusive lease decides which of them removes a blob.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from kitfs.openfile import OpenFile, OwnFile
 from kitfs.ownership import make_directories
 from kitfs.store.lease import exclusive, locked, release
+from kitfs.store.paths import FORMS, TRASH, ingest_path, names_in, trash_path
 
-FORMS: Final = ("blobs", "decoded")
 SMALL: Final = 256 << 10  # bytes on disk
 
 
 class Entry(NamedTuple):
-    """A blob on disk: bytes it takes, when it was last used (nanoseconds since the epoch), its digest."""
+    """A blob on disk: ``form`` is "blobs" or "decoded", ``size`` counts bytes on disk, ``used`` is the time of its
+    last use in nanoseconds since the epoch.
+    """
 
     directory: str
+    form: str
     digest: str
     size: int
     used: int
 
+    def came_whole(self) -> bool:
+        """Tell whether an ingest brought the blob: a blob that was fetched in chunks has a chunk map beside it."""
+        there = os.path.exists(os.path.join(self.directory, "sealed"))
+        return there and not os.path.exists(os.path.join(self.directory, "present"))
+
 
 def entries(root: str) -> Iterator[Entry]:
-    """Every blob of a store, as far as they can be looked at while others come and go."""
+    """Yield every blob of a store. Blobs that come or go during the walk may be left out."""
     for form in FORMS:
         base = os.path.join(root, form)
-        for algorithm in _names(base):
-            for prefix in _names(os.path.join(base, algorithm)):
-                for name in _names(os.path.join(base, algorithm, prefix)):
+        for algorithm in names_in(base):
+            for prefix in names_in(os.path.join(base, algorithm)):
+                for name in names_in(os.path.join(base, algorithm, prefix)):
                     directory = os.path.join(base, algorithm, prefix, name)
                     try:
                         size = sum(os.lstat(os.path.join(directory, f)).st_blocks * 512 for f in os.listdir(directory))
                         used = os.lstat(os.path.join(directory, "lease")).st_mtime_ns
                     except OSError:
                         continue
-                    yield Entry(directory, f"{algorithm}:{name}", size, used)
-
-
-def _names(directory: str) -> Sequence[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return ()
+                    yield Entry(directory, form, f"{algorithm}:{name}", size, used)
 
 
 def victims(found: Sequence[Entry], pinned: Collection[str]) -> tuple[list[Entry], list[Entry]]:
-    """What may go, least recently used first: (layers, small blobs).
+    """Return the entries that may be evicted, the least recently used first: (layers, small blobs).
 
-    Manifests and configs are what makes a remount work offline, and weigh nothing: they go only when that cures the
-    want of room.
+    Manifests and configs let a kit be mounted again without its registry, and take little space. They are evicted
+    only if nothing else frees enough space.
     """
     free = sorted((e for e in found if e.digest not in pinned), key=lambda e: e.used)
     return [e for e in free if e.size > SMALL], [e for e in free if e.size <= SMALL]
 
 
 def remove(root: str, entry: Entry) -> bool:
-    """Take a blob away if nobody has a lease on it, or had one since it was looked at: it may have been pinned
-    meanwhile.
+    """Remove a blob and return True, unless it is leased, or was leased since ``entry`` was read: a process that
+    leased it may have pinned it.
     """
     try:
         lease = OwnFile(os.path.join(entry.directory, "lease"), os.O_RDWR)
@@ -82,12 +82,13 @@ def remove(root: str, entry: Entry) -> bool:
 
 
 def remove_entry(root: str, directory: str, *, lease: OpenFile | None = None, spare_sealed: bool = False) -> bool:
-    """Rename a blob out of its place and unlink it there; a crash between the two leaves rubbish that ``sweep`` takes.
+    """Rename a blob's directory into the trash and unlink it there; ``sweep`` clears what a crash between the two
+    leaves.
 
-    False when somebody else was quicker: with ``lease``, open, only the entry that it belongs to is taken, not one
-    that came after it; with ``spare_sealed`` only one that is not verified.
+    Returns False when another process removed it first. With ``lease``, which is open, only the entry that the lease
+    belongs to is removed, not one that has taken its place. With ``spare_sealed`` a verified entry stays.
     """
-    trash = os.path.join(root, "ingest", f"dead-{uuid.uuid4().hex}")
+    trash = trash_path(root)
     with locked(directory, lease) as there:
         if not there or (spare_sealed and os.path.exists(os.path.join(directory, "sealed"))):
             return False
@@ -95,14 +96,13 @@ def remove_entry(root: str, directory: str, *, lease: OpenFile | None = None, sp
         try:
             os.rename(directory, trash)
         except FileNotFoundError:
-            return False  # by no rule of ours
+            return False  # someone removed it by hand: kitfs holds the lock
     shutil.rmtree(trash, ignore_errors=True)
     return True
 
 
 def sweep(root: str) -> None:
-    """Unlink what a crash left between a rename and its unlink."""
-    ingest = os.path.join(root, "ingest")
-    for name in _names(ingest):
-        if name.startswith("dead-"):
-            shutil.rmtree(os.path.join(ingest, name), ignore_errors=True)
+    """Unlink what a crash left in the trash."""
+    for name in names_in(ingest_path(root)):
+        if name.startswith(TRASH):
+            shutil.rmtree(ingest_path(root, name), ignore_errors=True)

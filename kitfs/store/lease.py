@@ -1,8 +1,10 @@
-"""Leases on blobs: whoever has a blob open holds a shared flock on its ``lease``; the evictor needs an exclusive one.
+"""Leases on blobs: a process that has a blob open holds a shared flock on the blob's ``lease`` file, and the evictor
+needs an exclusive one.
 
-The kernel lets go of a lease when its process dies. The file's times are the blob's last use. A blob's directory is
-moved away, and its files are made and replaced, under a flock on the directory itself; which entry it is, is told by
-the inode of its ``lease``, since another may have come in its place. Threading: a lease belongs to one Blob.
+The kernel releases a lease when its process dies. The times of the lease file are the blob's last use. A blob's
+directory is moved away, and its files are made and replaced, only under a flock on the directory itself. The inode of
+``lease`` identifies an entry, since another entry of the same digest may have taken its place. Threading: a lease
+belongs to one Blob.
 """
 
 from __future__ import annotations
@@ -23,11 +25,10 @@ POLL: Final = 0.002  # seconds between two tries
 
 
 class Lease:
-    """A shared lease on the blob in ``directory``, which is made when missing. Right after it was taken the directory
-    is the live one.
+    """A shared lease on the blob in ``directory``, which is made when it is missing.
 
-    No evictor moves it away from then on; one who finds the blob to be wrong does, so that whoever touches its files
-    asks ``entry``.
+    While the lease is held the evictor leaves the directory alone. A failed verification may still move it, so always
+    go through ``entry`` to reach the files.
     """
 
     def __init__(self, directory: str) -> None:
@@ -38,38 +39,38 @@ class Lease:
             try:
                 self.file: OpenFile = OwnFile(path, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:
-                continue  # evicted between the two lines
+                continue  # the directory was evicted between the two lines
             if _shared(self.file) and same(self.file, path):
                 self.file.touch()
                 return
             self.file.close()
-            time.sleep(
-                POLL
-            )  # it is being evicted: begin again. Not waited for: who retired a blob keeps its lease to his end
+            # The directory is being evicted. Poll rather than block: a process that retired a corrupt blob holds its
+            # lease until it exits.
+            time.sleep(POLL)
 
     def entry(self) -> AbstractContextManager[bool]:
-        """The lock of the directory; whether what is there is still the leased entry."""
+        """Lock the directory for a block; yields whether it still is the leased entry."""
         return locked(self.directory, self.file)
 
     def alone(self) -> bool:
-        """Make the lease exclusive, if nobody else has one; it stays so."""
+        """Make the lease exclusive for good, unless another process holds one; returns whether it is exclusive."""
         return exclusive(self.file)
 
     def close(self) -> None:
-        """Give the lease back; now is the blob's last use."""
+        """Release the lease, and record now as the blob's last use."""
         try:
             self.file.touch()
         except (Closed, OSError):
-            pass  # a time that is a little old evicts a little early, and that is all
+            pass  # an older time only means that the blob is evicted a little early
         release(self.file)
 
 
 @contextmanager
 def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
-    """The lock of a blob's directory; whether what is there is the entry whose lease is open as ``lease`` (None:
-    whichever it is).
+    """Lock a blob's directory for a block; yields whether it is the entry whose lease is open as ``lease`` (None: any
+    entry will do).
 
-    It stays there as long as the lock is held.
+    The entry stays in its place while the lock is held.
     """
     try:
         entry = OpenFile(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -83,36 +84,70 @@ def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
         release(entry)
 
 
+def hold_sealed(directory: str) -> OpenFile | None:
+    """Take a shared lease on a blob that is whole and verified; the caller releases it. None when there is no such
+    blob.
+
+    Raises StoreError when the process has no descriptor left.
+    """
+    try:
+        lease = OwnFile(os.path.join(directory, "lease"), os.O_RDWR)
+    except OSError as e:
+        check_descriptors(e)
+        return None
+    try:
+        lease.flock(fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if same(lease, os.path.join(directory, "lease")) and os.path.exists(os.path.join(directory, "sealed")):
+            lease.touch()  # an evictor that has already chosen the blob sees that it was used since
+            return lease
+    except OSError:
+        pass  # it is being evicted
+    release(lease)
+    return None
+
+
 def release(held: OpenFile) -> None:
-    """Give a lock back, and close its file: a child that forked meanwhile may not have closed its copy yet."""
+    """Release a lock and close its file. Closing alone is not enough: a child that was forked a moment ago may still
+    have its copy open.
+    """
     try:
         held.flock(fcntl.LOCK_UN)
     except (Closed, OSError):
-        pass  # in a child, whose copy is closed
+        pass  # in a forked child, whose copy is closed
     held.close()
 
 
 def check_descriptors(error: OSError) -> None:
     """Raise StoreError when a file could not be opened because the process, or the system, has no descriptor left.
 
-    Then nobody knows whether the file exists; a caller that took it for missing would refuse, forget or evict what is
-    there.
+    Such an error does not tell whether the file exists. A caller that took the file for missing would refuse, forget
+    or evict a blob that exists.
     """
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise StoreError(f"the store cannot be read: {(error.strerror or str(error)).lower()}") from error
 
 
 def exclusive(file: OpenFile) -> bool:
-    """Whether an exclusive lock could be had at once."""
+    """Try to take an exclusive lock without waiting; returns whether it was taken."""
+    return _flock(file, fcntl.LOCK_EX)
+
+
+def _shared(file: OpenFile) -> bool:
+    return _flock(file, fcntl.LOCK_SH)
+
+
+def _flock(file: OpenFile, operation: int) -> bool:
     try:
-        file.flock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.flock(operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 def _make(directory: str) -> None:
-    """Not os.makedirs: it takes a directory that goes away after mkdir met it for a file in the way."""
+    """Make a directory and its parents. ``os.makedirs`` is no use here: when the directory is removed just after its
+    mkdir failed with EEXIST, it reports a file in the way.
+    """
     try:
         make_directory(directory)
     except FileExistsError:
@@ -121,17 +156,8 @@ def _make(directory: str) -> None:
         make_directories(os.path.dirname(directory))
 
 
-def _shared(file: OpenFile) -> bool:
-    """Whether a shared lock could be had at once."""
-    try:
-        file.flock(fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def same(file: OpenFile, path: str) -> bool:
-    """Whether an open file is the one that a path leads to."""
+    """Tell whether an open file is the one that ``path`` leads to."""
     try:
         there = os.stat(path)
     except FileNotFoundError:

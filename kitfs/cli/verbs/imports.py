@@ -219,7 +219,7 @@ class _Import:
             kind, name = _of_hub(repository)
             url = f"{_hub().rstrip('/')}/{'' if kind == 'models' else kind + '/'}{name}"
         token, concurrency = self._settings["token"] or None, self._settings["concurrency"]
-        where = (url, self._settings["ref"] or "", self._workspace.store.root, self._workspace.client)
+        where = (url, self._settings["ref"] or "", self._workspace.store, self._workspace.client)
         with checkout(*where, token=token, concurrency=concurrency, report=self._report) as found:
             kitfile, path = self._given(), packing.find_kitfile(found.directory)
             if kitfile is None and path is not None:

@@ -11,21 +11,18 @@ import contextlib
 import os
 import shutil
 import subprocess
-import uuid
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from kitfs.errors import ContextError, NotFound, StoreError, UsageError
-from kitfs.openfile import OwnFile
 from kitfs.ops.events import Noted, Report
 from kitfs.ops.imports import lfs
 from kitfs.ops.imports.environment import ATTRIBUTES, UMASK, Login, environment, split_login, with_proxies
 from kitfs.ops.transfer.push import AT_ONCE
-from kitfs.ownership import make_directories
 from kitfs.redaction import public, without
 from kitfs.registry.client import RegistryClient
-from kitfs.store.lease import exclusive, release
+from kitfs.store.store import Store
 
 OWN: Final = frozenset((".gitignore", ".gitattributes"))
 SHA256: Final = 64  # hexadecimal digits of a name in a repository of that object format
@@ -44,15 +41,15 @@ class Checkout(NamedTuple):
 def checkout(
     url: str,
     ref: str,
-    root: str,
+    store: Store,
     client: RegistryClient,
     *,
     token: str | None = None,
     concurrency: int = AT_ONCE,
     report: Report,
 ) -> Iterator[Checkout]:
-    """The files of ``ref`` ("": what the repository's HEAD means) of the repository at ``url``, in a directory below
-    the store's ``root`` for the time of the block; a killed process leaves what the next one sweeps.
+    """The files of ``ref`` ("": what the repository's HEAD means) of the repository at ``url``, in a scratch
+    directory of ``store`` for the time of the block; the next process sweeps what a killed one leaves.
 
     Raises UsageError when git is missing, NotFound when it cannot fetch that, ContextError, StoreError.
     """
@@ -60,7 +57,7 @@ def checkout(
         raise UsageError("git is not installed: git repositories need the program git (and git-lfs, or not)")
     if ref.startswith("-") or url.startswith("-"):
         raise UsageError(f"{(ref if ref.startswith('-') else url)[:200]!r} is no repository or reference of git")
-    with _directory(root) as directory:
+    with store.ingests.scratch() as directory:
         url, login = split_login(url, token)
         git = _Git(directory, url, login, client.options.proxy)
         report(Noted(f"Cloning repository {git.shown}"))
@@ -169,23 +166,6 @@ class _Git:
             return self.run(*args).strip()
         except (ContextError, NotFound):
             return ""
-
-
-@contextlib.contextmanager
-def _directory(root: str) -> Iterator[str]:
-    """A directory below the store, leased as an ingest is, so that it is swept when nobody works in it any more."""
-    whole = os.path.join(root, "ingest", f"new-{uuid.uuid4().hex}")
-    try:
-        make_directories(os.path.join(whole, "tree"))
-        lease = OwnFile(os.path.join(whole, "lease"), os.O_RDWR | os.O_CREAT)
-    except OSError as e:
-        raise StoreError(f"{whole} cannot be made: {e.strerror}")
-    try:
-        exclusive(lease)
-        yield os.path.join(whole, "tree")
-    finally:
-        shutil.rmtree(whole, ignore_errors=True)
-        release(lease)
 
 
 def _pointers(directory: str) -> list[lfs.Pointer]:

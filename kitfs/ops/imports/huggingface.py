@@ -227,7 +227,7 @@ def bring(
     raises. Nothing is tagged then; files that are whole, and ranges of big ones, stay for the next time.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(store.kept({f.digest for p in pieces for f in p.files if f.digest is not None}))
+        stack.enter_context(store.pin({f.digest for p in pieces for f in p.files if f.digest is not None}))
         work = _Bringing(origin, store, stack, target, report)
         written = work.run(pieces, concurrency)
         filled = kitfile.with_layers([(w.digest, w.diff_id) for w in written])
@@ -264,7 +264,7 @@ def _keep(
     references: Sequence[Reference],
     report: Report,
 ) -> None:
-    stack.enter_context(store.kept((config.digest, descriptor.digest)))
+    stack.enter_context(store.pin((config.digest, descriptor.digest)))
     for what, digest, content in (("config", config.digest, config_bytes), ("manifest", descriptor.digest, data)):
         added = not store.has_sealed(digest)
         store.put(digest, content)
@@ -367,7 +367,7 @@ class _Bringing:
     def _hold(self, digest: Digest) -> None:
         with self._lock:
             self.kept.add(digest)
-            self._stack.enter_context(self._store.kept((digest,)))
+            self._stack.enter_context(self._store.pin((digest,)))
 
     def _remembered(self, file: HubFile) -> Digest | None:
         """The digest that the content of a git object had here before."""

@@ -4,10 +4,9 @@ printing.
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
-from kitfs.store import evict
+from kitfs.store.paths import FORMS
 from kitfs.store.store import Store
 
 
@@ -21,21 +20,21 @@ class Cleared(NamedTuple):
 def usage(store: Store) -> dict[str, int]:
     """Bytes on disk by form: blobs as registries have them, and decoded ones."""
     pinned = store.pinned()
-    found = dict.fromkeys(evict.FORMS, 0)
-    for entry in evict.entries(store.root):
+    found = dict.fromkeys(FORMS, 0)
+    for entry in store.entries():
         if entry.digest not in pinned:
-            found[os.path.relpath(entry.directory, store.root).split(os.sep)[0]] += entry.size
+            found[entry.form] += entry.size
     return found
 
 
 def clear(store: Store) -> Cleared:
     """Free all of it that nobody uses now."""
-    there = list(evict.entries(store.root))
+    there = list(store.entries())
     pinned = store.pinned()  # after the look, as when evicting: what is pinned later was leased later
     freed = in_use = 0
     for entry in there:
         if entry.digest not in pinned:
-            if evict.remove(store.root, entry):
+            if store.remove(entry):
                 freed += entry.size
             else:
                 in_use += entry.size

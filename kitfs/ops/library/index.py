@@ -312,7 +312,7 @@ def _save(store: Store, reference: Reference, digest: Digest, data: bytes) -> Di
     """Keep an index and let the tag mean it; the one that it meant before goes when nothing else means it."""
     assert is_kit_index(data)
     before = _tagged(store, reference)
-    with store.kept([digest]):
+    with store.pin([digest]):
         store.put(digest, data)
         store.indexes.set(
             reference.name, reference.tag or "latest", Descriptor(IMAGE_INDEX, digest, len(data)).to_json()

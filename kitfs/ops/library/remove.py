@@ -13,7 +13,6 @@ from kitfs.errors import NotFound, RegistryError
 from kitfs.gocompat.json import own_json
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.library.tags import LocalKit, find, kits
-from kitfs.store import evict
 from kitfs.store.store import Store
 
 PASSING = (401, 403, 408, 429)  # statuses that do not say that a registry deletes no tags, or nothing at all
@@ -75,9 +74,9 @@ def _free(store: Store, digest: Digest) -> None:
 def free(store: Store, blobs: set[str]) -> None:
     """Free blobs that nothing pins. What somebody has open stays until the store needs room."""
     blobs = blobs - store.pinned()
-    for entry in evict.entries(store.root):
+    for entry in store.entries():
         if entry.digest in blobs:
-            evict.remove(store.root, entry)
+            store.remove(entry)
 
 
 def remove_remote(repository: Repository, reference: Reference, *, force: bool = False) -> Removed:

@@ -68,7 +68,7 @@ def _pull(
             f"{reference.display}: a config of {manifest.config.size} bytes: more than {MAX_CONFIG} is too much"
         )
     wanted = {d.digest: d for d in (manifest.config, *manifest.layers)}
-    with store.kept([found.digest, *wanted]):
+    with store.pin([found.digest, *wanted]):
         store.put(found.digest, data)
         _fill_all(list(wanted.values()), origin, store, concurrency, report)
         config = store.get(manifest.config.digest)

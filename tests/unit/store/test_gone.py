@@ -7,10 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from kitfs.oci.names import Digest
-from kitfs.store import store as module
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
 
@@ -18,25 +15,25 @@ MiB = 1 << 20
 DATA = random.Random(23).randbytes(3 * MiB)
 
 
-def test_a_store_that_is_deleted_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_deleted_is_read_through(open_store: Callable[..., Store]) -> None:
     """No directory any more, and a full disk to look at again: reads go on."""
-    monkeypatch.setattr(module, "RECHECK", -1.0)
+    store = open_store(recheck=-1.0)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
     assert blob.pread(0, 4096) == DATA[:4096]
     shutil.rmtree(store.root)
-    store.passed(0)  # as after a write that the disk did not take
+    store.room.read_through(0)  # as after a write that the disk did not take
     assert [at for at in range(0, len(DATA), MiB // 2) if blob.pread(at, 100_000) != DATA[at : at + 100_000]] == []
     assert store.counters.get("bugs") == 0
 
 
-def test_a_tag_that_is_damaged_fails_no_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tag_that_is_damaged_fails_no_read(open_store: Callable[..., Store]) -> None:
     """Who would know what is pinned? Nothing is evicted then, and nothing more is kept."""
-    monkeypatch.setattr(module, "RECHECK", -1.0)
+    store = open_store(recheck=-1.0)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
     store.refs.set("r/a", "v1", {"digest": str(Digest.of(DATA))})
     for path in Path(store.root, "refs").rglob("v1"):
         path.write_text("{")
-    store.passed(0)
+    store.room.read_through(0)
     assert blob.pread(MiB, 4096) == DATA[MiB : MiB + 4096]
 
 

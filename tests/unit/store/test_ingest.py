@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
 from kitfs.oci.names import Digest
-from kitfs.store import ingest
+from kitfs.openfile import OpenFile
+from kitfs.store.ingest import Ingest
+from kitfs.store.lease import hold_sealed
+from kitfs.store.room import DiskUsage
 from kitfs.store.store import Store
+from tests.stores import room_of
 
 DATA = bytes(range(256)) * 5000
 
@@ -53,7 +58,7 @@ def test_the_same_bytes_twice_are_one_blob(store: Store) -> None:
 def test_other_bytes_than_expected_are_refused_and_may_be_discarded(store: Store) -> None:
     new = store.ingest()
     new.write(DATA)
-    with pytest.raises(IntegrityError, match="another digest"):
+    with pytest.raises(IntegrityError, match="have the digest"):
         new.commit(Digest.of(b"something else"))
     assert store.open_sealed(Digest.of(DATA)) is None
     new.discard()
@@ -75,8 +80,8 @@ def test_an_upload_goes_on_where_it_stands(store: Store) -> None:
     with pytest.raises(StoreBusy):
         store.resume(first.name)
     first.close()
-    assert ingest.note_of(store.root, first.name) == {"repository": "a/b"}
-    assert ingest.size_of(store.root, first.name) == 1000
+    assert store.ingests.note(first.name) == {"repository": "a/b"}
+    assert store.ingests.size(first.name) == 1000
     again = store.resume(first.name)
     assert again.size == 1000
     again.write(DATA[1000:])
@@ -91,22 +96,22 @@ def test_an_upload_goes_on_where_it_stands(store: Store) -> None:
 def test_what_is_no_upload_is_not_found(store: Store, name: str) -> None:
     with pytest.raises(NotFound):
         store.resume(name)
-    assert ingest.size_of(store.root, name) is None
-    assert ingest.note_of(store.root, name) is None
+    assert store.ingests.size(name) is None
+    assert store.ingests.note(name) is None
 
 
 def test_what_a_process_left_behind_is_swept_and_uploads_are_kept_for_a_week(store: Store) -> None:
     kept, mine = store.ingest(resumable=True), store.ingest()
     kept.close()
     os.makedirs(os.path.join(store.root, "ingest", "new-of-a-dead-process"))
-    ingest.sweep(store.root)
+    store.ingests.sweep()
     assert "new-of-a-dead-process" in names(store)  # too young: its maker may not have its lease yet
     for name in names(store):
         os.utime(os.path.join(store.root, "ingest", name), (0, 0))
-    ingest.sweep(store.root)
+    store.ingests.sweep()
     assert names(store) == sorted([kept.name, mine.name])
     os.utime(os.path.join(store.root, "ingest", kept.name, "rest"), (0, 0))
-    ingest.sweep(store.root)
+    store.ingests.sweep()
     assert names(store) == [mine.name]
     mine.close()
 
@@ -143,24 +148,22 @@ def test_pins_of_served_repositories(store: Store) -> None:
     assert store.get(Digest.of(b"two" * 100_000)) is None
 
 
-def test_a_blob_that_was_held_since_the_evictor_looked_is_spared(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the evictor's look and its hand somebody finds the blob, holds it, links it and lets go."""
+def test_a_blob_that_was_held_since_the_evictor_listed_it_is_spared(store: Store) -> None:
+    """After eviction has listed the blobs and their pins, another thread leases the blob, links it and releases it."""
     new = store.ingest()
     new.write(DATA)
     digest, _ = new.commit()
     new.close()
     os.utime(os.path.join(store.path(digest), "lease"), (1, 1))
-    surplus = Store._surplus
 
-    def link_meanwhile(self: Store, used: int) -> int:
-        lease = self.hold(digest)
+    def link_meanwhile(root: str) -> DiskUsage:
+        lease = store.hold(digest)
         assert lease is not None
-        self.repositories.link("a", "blobs", "sha256-" + digest.hex, {})
+        store.repositories.link("a", "blobs", "sha256-" + digest.hex, {})
         lease.close()
-        return surplus(self, used)
+        return shutil.disk_usage(root)
 
-    monkeypatch.setattr(Store, "_surplus", link_meanwhile)
-    store.evict(at_least=1 << 40)
+    room_of(store, disk_usage=link_meanwhile).evict(at_least=1 << 40)
     assert store.get(digest) == DATA
 
 
@@ -168,20 +171,18 @@ def test_of_two_that_commit_at_once_the_first_stays(store: Store, monkeypatch: p
     """The second has looked, and finds the blob only when it moves its own there: what was acknowledged is never
     moved away.
     """
-    first, second = store.ingest(), store.ingest()
-    first.write(DATA)
-    second.write(DATA)
-    looked = ingest.hold
-    answers: list[int | None] = []
+    answers: list[None] = []
 
-    def look(directory: str) -> int | None:
+    def hold(directory: str) -> OpenFile | None:
         if not answers:
             answers.append(None)
             assert first.commit() == (Digest.of(DATA), True)
             return None
-        return looked(directory)
+        return hold_sealed(directory)
 
-    monkeypatch.setattr(ingest, "hold", look)
+    first, second = store.ingest(), Ingest.new(store.root, make_room=store.room.make, hold=hold)
+    first.write(DATA)
+    second.write(DATA)
     digest = Digest.of(DATA)
     inode = None
 

@@ -42,7 +42,7 @@ def test_unknown_version_is_refused(open_store: Callable[..., Store]) -> None:
     """A store written by a newer kitfs is left alone."""
     root = Path(open_store().root)
     (root / "VERSION").write_text("2\n")
-    with pytest.raises(StoreError, match="format '2', this kitfs knows 1"):
+    with pytest.raises(StoreError, match="format '2', but this kitfs knows only 1"):
         open_store()
     assert (root / "VERSION").read_text() == "2\n"
 

@@ -1,0 +1,157 @@
+"""The ingests of a store: which of them another process may resume, and which are swept.
+
+    <store>/ingest/new-<uuid>/        an ingest or a scratch directory of one process; swept when its lease is free
+    <store>/ingest/upload-<uuid>/     a resumable ingest (``ingest``); swept a week after its last byte
+
+Threading: every method from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from kitfs.errors import StoreError
+from kitfs.gocompat.json import own_json
+from kitfs.openfile import OwnFile
+from kitfs.ownership import make_directories, open_file
+from kitfs.store.evict import remove_entry
+from kitfs.store.ingest import NEW, STARVED, UPLOAD
+from kitfs.store.lease import check_descriptors, exclusive, release
+from kitfs.store.paths import ingest_path, names_in
+
+ABANDONED: Final = 7 * 86_400.0  # seconds without a byte after which an upload is swept
+
+
+class Upload(NamedTuple):
+    """A resumable ingest: its note, when it began and when its last bytes came, in seconds since the epoch."""
+
+    note: Any
+    began: float
+    written: float
+
+
+class Ingests:
+    """The ingests in the store at ``root``."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def note(self, name: str) -> Any:
+        """Return the note that an upload was begun with; None when there is no such upload, or its note is damaged."""
+        if not UPLOAD.fullmatch(name):
+            return None
+        try:
+            with open(open_file(os.path.join(self._path(name), "note")), "rb") as f:
+                return own_json(f.read())
+        except ValueError:
+            return None
+        except OSError as e:
+            check_descriptors(e)
+            return None
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes that an upload has so far, also while it is being written; None when it does not exist."""
+        try:
+            return os.lstat(os.path.join(self._path(name), "rest")).st_size if UPLOAD.fullmatch(name) else None
+        except OSError:
+            return None
+
+    def uploads(self) -> Iterator[Upload]:
+        """Yield every upload that can be resumed."""
+        for name in self._names():
+            note = self.note(name)
+            directory = self._path(name)
+            with contextlib.suppress(OSError):
+                if note is not None:
+                    began = os.stat(os.path.join(directory, "note")).st_mtime
+                    yield Upload(note, began, _last_written(directory))
+
+    def starved_bytes(self) -> int:
+        """Return the bytes on disk of the uploads that found no room: what ``drop_starved`` frees at most."""
+        total = 0
+        for name in self._names():
+            with contextlib.suppress(OSError):
+                if UPLOAD.fullmatch(name):
+                    found = os.stat(os.path.join(self._path(name), "rest"))
+                    total += found.st_blocks * 512 if found.st_mtime == STARVED else 0
+        return total
+
+    def drop_starved(self) -> int:
+        """Unlink the uploads that found no room (``Ingest.give_way``) and were not resumed since; returns how many."""
+        dropped = 0
+        for name in self._names():
+            directory = self._path(name)
+            try:
+                if not UPLOAD.fullmatch(name) or os.stat(os.path.join(directory, "rest")).st_mtime != STARVED:
+                    continue
+                lease = OwnFile(os.path.join(directory, "lease"), os.O_RDWR)
+            except OSError:
+                continue
+            try:
+                dropped += exclusive(lease) and remove_entry(self._root, directory)
+            finally:
+                release(lease)
+        return dropped
+
+    def sweep(self, now: float | None = None) -> None:
+        """Unlink what will not be resumed: ``new`` ingests whose process has ended, and uploads without a byte for a
+        week before ``now`` (seconds since the epoch; None: the system's time).
+        """
+        now = time.time() if now is None else now
+        for name in self._names():
+            directory = self._path(name)
+            try:
+                if UPLOAD.fullmatch(name) and now - _last_written(directory) < ABANDONED:
+                    continue
+                if not name.startswith((NEW, "upload-")) or now - os.stat(directory).st_mtime < 1.0:
+                    continue  # not an ingest; or made a moment ago, and not leased yet
+                lease = OwnFile(os.path.join(directory, "lease"), os.O_RDWR | os.O_CREAT)
+            except OSError:
+                continue
+            try:
+                if exclusive(lease):
+                    remove_entry(self._root, directory)
+            finally:
+                release(lease)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[str]:
+        """Yield an empty directory on the store's disk, which is removed at the end of the block.
+
+        It is leased as an ingest is, so that the next process sweeps what a killed one leaves. Raises StoreError when
+        it cannot be made.
+        """
+        whole = self._path(f"{NEW}{uuid.uuid4().hex}")
+        try:
+            make_directories(os.path.join(whole, "tree"))
+            lease = OwnFile(os.path.join(whole, "lease"), os.O_RDWR | os.O_CREAT)
+        except OSError as e:
+            raise StoreError(f"cannot make the directory {whole}: {e.strerror}")
+        try:
+            exclusive(lease)
+            yield os.path.join(whole, "tree")
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
+            release(lease)
+
+    def _path(self, name: str) -> str:
+        return ingest_path(self._root, name)
+
+    def _names(self) -> list[str]:
+        return list(names_in(ingest_path(self._root)))
+
+
+def _last_written(directory: str) -> float:
+    """Return when the last bytes of an ingest came, in seconds since the epoch. A crash may have left the directory
+    without the file of its bytes.
+    """
+    try:
+        return os.stat(os.path.join(directory, "rest")).st_mtime
+    except FileNotFoundError:
+        return os.stat(directory).st_mtime

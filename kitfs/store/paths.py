@@ -1,0 +1,51 @@
+"""Where the parts of a store are on disk. Only this package knows; everybody else asks the Store.
+
+    <root>/VERSION                           the format; any other version than ours is refused
+           catalog/                          hints that can be rebuilt (``catalog``)
+           refs/                             tags of packed and pulled kits (``refs``)
+           indexes/                          tags of indexes of kits (``refs``): an index and a kit may share a name
+           served/                           repositories of the embedded registry (``repositories``)
+           blobs/<algorithm>/ab/<hex>/       a blob with the bytes that registries serve (``blob``)
+           decoded/<algorithm>/ab/<hex>/     the decoded form of that blob
+           ingest/                           blobs that are being written (``ingest``), and removed ones until their
+                                             files are unlinked
+
+Pure but for ``names_in``. Threading: no state.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+from kitfs.oci.names import Digest
+
+FORMS: Final = ("blobs", "decoded")
+DIRECTORIES: Final = (*FORMS, "refs", "indexes", "ingest")  # which opening a store makes
+LATER: Final = ("catalog", "served")  # which their first use makes
+TRASH: Final = "dead-"  # how the names of removed entries in ``ingest`` begin
+
+
+def entry_path(root: str, digest: Digest, form: str = "blobs") -> str:
+    """Return the directory of a blob."""
+    return os.path.join(root, form, digest.algorithm, digest.hex[:2], digest.hex)
+
+
+def ingest_path(root: str, name: str = "") -> str:
+    """Return the directory of one ingest, or with ``name`` "" the directory of all of them."""
+    return os.path.join(root, "ingest", name) if name else os.path.join(root, "ingest")
+
+
+def trash_path(root: str) -> str:
+    """Return a new path to rename a directory to before it is unlinked; ``evict.sweep`` clears what a crash leaves."""
+    return ingest_path(root, f"{TRASH}{uuid.uuid4().hex}")
+
+
+def names_in(directory: str) -> Sequence[str]:
+    """Return the names in a directory; none when it does not exist or cannot be read."""
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return ()

@@ -1,0 +1,76 @@
+"""Which blobs are pinned: no limit counts them, and eviction leaves them alone.
+
+A blob is pinned when a tag of a packed or pulled kit or a repository of the embedded registry leads to it, and while an
+operation of this process is bringing it. Threading: every method from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kitfs.errors import InvalidReference
+from kitfs.gocompat.json import own_json
+from kitfs.oci.names import Digest
+from kitfs.store.refs import Refs
+from kitfs.store.repositories import Repositories
+
+
+class Pins:
+    """The pins of a store; ``read`` gives the bytes of a manifest, or None when the store does not have it."""
+
+    def __init__(
+        self, refs: Refs, indexes: Refs, repositories: Repositories, read: Callable[[Digest], bytes | None]
+    ) -> None:
+        self._refs = refs
+        self._indexes = indexes
+        self._repositories = repositories
+        self._read = read
+        self._held: list[frozenset[str]] = []
+
+    @contextmanager
+    def hold(self, digests: Collection[str]) -> Iterator[None]:
+        """Pin blobs for the time of a block, which is to make them permanent."""
+        held = frozenset(digests)
+        self._held.append(held)
+        try:
+            yield
+        finally:
+            self._held.remove(held)
+
+    def is_held(self, digest: str) -> bool:
+        """Tell whether a block (``hold``) pins a blob right now: such a blob may use up the rest of the disk."""
+        return any(digest in held for held in list(self._held))
+
+    def digests(self) -> set[str]:
+        """Return the digests of everything that repositories, tags and blocks pin: manifests, configs, layers, and
+        the manifests that an index lists.
+
+        The kits that an index of ``indexes`` lists are not pinned by it: they have tags of their own, or were only
+        looked at. Raises StoreError when a tag cannot be read.
+        """
+        found: set[str] = set()
+        linked = set(self._repositories.linked())
+        pending = [descriptor["digest"] for _, _, descriptor in self._refs.items()]
+        while pending:
+            text = pending.pop()
+            if text in found:
+                continue
+            found.add(text)
+            manifest = self._manifest(text)
+            below = [manifest.get("config"), *(manifest.get("layers") or ())]
+            found.update(d["digest"] for d in below if isinstance(d, dict) and "digest" in d)
+            listed = manifest.get("manifests") or ()
+            pending += [d["digest"] for d in listed if isinstance(d, dict) and "digest" in d]
+        found.update(descriptor["digest"] for _, _, descriptor in self._indexes.items())
+        return found.union(linked, *self._held)
+
+    def _manifest(self, text: str) -> dict[str, Any]:
+        """Return a manifest of the store; empty when it is missing or damaged."""
+        try:
+            data = self._read(Digest.parse(text))
+            manifest: Any = own_json(data) if data else {}
+        except (ValueError, InvalidReference):
+            return {}
+        return manifest if isinstance(manifest, dict) else {}
