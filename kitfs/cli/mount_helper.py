@@ -1,23 +1,24 @@
-"""``mount.kitfs``: what mount(8) calls for file systems of type kitfs, so that an fstab line works.
+"""``mount.kitfs``: the program that mount(8) runs for file systems of type kitfs, so that an fstab line works.
 
     mount.kitfs SPEC DIR [-sfnv] [-N namespace] [-o OPTIONS] [-t TYPE]          (mount(8), "External helpers")
 
-SPEC is a reference. Options are those of ``kitfs mount`` with ``-`` or ``_``
-(``cache_dir=/var/cache/kits,plain_http,only=model``); a comma inside a value is written ``\\,``. Options that mean
-nothing here (``rw`` of ``defaults``, ``_netdev``, ``noauto``, ``x-…``) are passed over; unknown ones are refused.
-Exit codes are mount(8)'s: 0, 1 wrong usage, 32 the mount failed.
+SPEC is a reference. Options are those of ``kitfs mount``, written with ``-`` or ``_``
+(``cache_dir=/var/cache/kits,plain_http,only=model``); a comma inside a value is written ``\\,``. Options that only mean
+something to mount(8) (``rw`` of ``defaults``, ``_netdev``, ``noauto``, ``x-…``) are ignored; unknown ones are refused.
+Exit codes are those of mount(8): 0 for success, 1 for wrong usage, 32 for a mount that failed.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
-from kitfs.cli.main import fail
-from kitfs.cli.options import Command
+from kitfs.cli.commands import Command
+from kitfs.cli.main import fail, usage_text
+from kitfs.cli.options import Interrupted
 from kitfs.cli.output import settle_streams
 from kitfs.cli.verbs.mount import MOUNT_OPTIONS, do_mount, mount_request
 from kitfs.config import OPTIONS, Settings
@@ -27,12 +28,15 @@ IGNORED = re.compile(
     r"(|ro|rw|defaults|(no)?auto|(no)?(suid|dev|exec|atime|diratime|relatime|user|users|owner|group|fail)|async|sync|_netdev|_rnetdev"
     r"|strictatime|lazytime|nolazytime|silent|loud|default_permissions|comment=.*|x-.*|X-.*)"
 )
+WRONG_USAGE: Final = 1  # exit codes of mount(8)
+FAILED: Final = 32
 SUPPORTED = tuple(name for name in MOUNT_OPTIONS if name != "foreground")
 
 
 def flags_of(options: str) -> dict[str, object]:
-    """Option name → texts, from the text after -o. Raises UsageError for an option that is none of ours nor of
-    mount(8)'s.
+    """Return the texts of every option by its name, from the text after -o.
+
+    Raises UsageError for an option that is neither one of ``kitfs mount`` nor one of mount(8).
     """
     flags: dict[str, object] = dict.fromkeys(SUPPORTED)
     for part in re.split(r"(?<!\\),", options):
@@ -79,10 +83,13 @@ def main() -> NoReturn:
     settle_streams()
     try:
         helper.main(standalone_mode=False)
-    except (click.ClickException, UsageError, InvalidReference) as e:
-        sys.exit(fail(e.format_message() if isinstance(e, click.ClickException) else str(e), 1))
+    except click.ClickException as e:
+        fail(UsageError(usage_text(e)))
+        sys.exit(WRONG_USAGE)
     except KitfsError as e:
-        sys.exit(fail(str(e), 32))
+        fail(e)
+        sys.exit(WRONG_USAGE if isinstance(e, (UsageError, InvalidReference)) else FAILED)
     except KeyboardInterrupt:
-        sys.exit(fail("interrupted", 32))
+        fail(Interrupted("interrupted"))
+        sys.exit(FAILED)
     sys.exit(0)

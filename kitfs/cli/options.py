@@ -7,21 +7,19 @@ that kit takes with every verb (``EVERYWHERE``), before or after the verb's name
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
-from kitfs.cli.output import flush, put_lines
 from kitfs.config import OPTIONS, Option, Settings
 from kitfs.errors import KitfsError
+from kitfs.parsers import path
 
 Verb = Callable[..., None]
 EVERYWHERE: Final = ("config", "log-level", "progress")
-VERBOSE: Final = re.compile("-v+|--verbose")
-BEFORE: Final = frozenset(f"--{name}" for name in ("settings", "cache-dir", "run-dir", *EVERYWHERE))
 REMOTE: Final = OPTIONS["remote"]._replace(short="r", help="Ask the registry, not the store.")
 UNUSED_CONCURRENCY: Final = OPTIONS["concurrency"]._replace(
     default=None, help="Accepted because kit accepts it; this verb transfers one thing at a time."
@@ -50,44 +48,13 @@ class Flag(click.Option):
         super().__init__(*args, **kwargs)
         self.option = option
 
-
-class _Helpful(click.Command):
-    """A command that writes its help through ``output``, so that a stdout that cannot be written is reported."""
-
-    def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """Return click's own option with another callback."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.callback = _show_help
-        return option
-
-
-def _show_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted and not ctx.resilient_parsing:
-        put_lines(ctx.get_help())
-        flush()
-        ctx.exit()
-
-
-class Command(_Helpful):
-    """A verb. ``--plain-http`` and its like take a BOOL after "=" only: a bare one becomes ``=true`` for click."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Give bare boolean options their value, up to a ``--``."""
-        bare = {opt for p in self.params if isinstance(p, Flag) and p.option.boolean for opt in p.opts}
-        end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [f"{a}=true" if a in bare else a for a in args[:end]] + args[end:])
-
-
-class Verbs(_Helpful, click.Group):
-    """A group of verbs. The options that every verb takes may stand before its name, as with kit."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Move leading options behind the verb."""
-        at = 0
-        while at < len(args) and (VERBOSE.fullmatch(args[at]) or args[at].partition("=")[0] in BEFORE):
-            at += 1 if VERBOSE.fullmatch(args[at]) or "=" in args[at] else 2
-        return super().parse_args(ctx, [*args[at : at + 1], *args[:at], *args[at + 1 :]] if at < len(args) else args)
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the values of an option: its few words, files, or directories."""
+        if self.option.words:
+            return [CompletionItem(one) for one in self.option.words if one.startswith(incomplete)]
+        if self.option.parse is path:
+            return [CompletionItem(incomplete, type="file" if self.option.is_file else "dir")]
+        return super().shell_complete(ctx, incomplete)
 
 
 def takes(*options: str | Option) -> Callable[[Verb], Verb]:

@@ -14,15 +14,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from kitfs.errors import KitfsError
 from kitfs.escaping import shown, shown_json, shown_lines
 from kitfs.redaction import redacted
 
+BROKEN_PIPE: Final = 141  # exit code of a program whose reader went away, as shells have it (128 + SIGPIPE)
+
 
 class Unwritable(KitfsError):  # noqa: N818 - as the classes of errors.py
-    """stdout does not take what is written: 141 and no word when its reader went away."""
+    """stdout cannot be written. If its reader went away the exit code is BROKEN_PIPE, and nothing is printed."""
 
 
 def settle_streams() -> None:
@@ -50,13 +52,18 @@ def _writing() -> Iterator[None]:
     except OSError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own flush at exit is silent
         error = Unwritable(f"stdout cannot be written: {e.strerror}")
-        error.exit_code = 141 if isinstance(e, BrokenPipeError) else 1
+        error.exit_code = BROKEN_PIPE if isinstance(e, BrokenPipeError) else 1
         raise error
 
 
 def say(text: str) -> None:
     """Write one line for people to stderr, without the secrets of URLs and headers in it."""
     sys.stderr.write(f"{shown(redacted(text))}\n")
+
+
+def say_json(value: Any) -> None:
+    """Write one line of JSON to stderr."""
+    sys.stderr.write(f"{shown_json(json.dumps(value))}\n")
 
 
 _before: Callable[[], None] | None = None

@@ -23,7 +23,8 @@ from typing import Final, NoReturn
 
 import click
 
-from kitfs.cli.options import Command, takes
+from kitfs.cli.commands import Command
+from kitfs.cli.options import takes
 from kitfs.cli.output import flush, human_size, put
 from kitfs.config import Settings
 from kitfs.errors import IntegrityError, KitfsError, StoreError

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kitfs.cli.options import UNUSED_CONCURRENCY, Command, takes
+from kitfs.cli.commands import Command
+from kitfs.cli.options import UNUSED_CONCURRENCY, takes
 from kitfs.cli.output import human_size, put, put_json
 from kitfs.cli.session import workspace_of
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from kitfs.cli.options import Command, takes
+from kitfs.cli.commands import Command
+from kitfs.cli.options import takes
 from kitfs.cli.output import put, put_json, put_lines, say
 from kitfs.cli.progress import Reporter
 from kitfs.cli.session import workspace_of

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from kitfs.cli.options import REMOTE, Command, Verbs, takes
+from kitfs.cli.commands import Command, Verbs
+from kitfs.cli.options import REMOTE, takes
 from kitfs.cli.output import human_size, put, put_json, put_json_text, put_table
 from kitfs.cli.progress import Reporter
 from kitfs.cli.session import store_of, workspace_of

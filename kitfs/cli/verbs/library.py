@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from kitfs.cli.options import REMOTE, UNUSED_CONCURRENCY, Command, takes
+from kitfs.cli.commands import Command
+from kitfs.cli.options import REMOTE, UNUSED_CONCURRENCY, takes
 from kitfs.cli.output import human_size, put, put_json, put_json_text, put_lines, put_table, say
 from kitfs.cli.session import store_of, workspace_of
 from kitfs.cli.verbs.transfer import settled

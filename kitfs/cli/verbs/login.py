@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.options import UNUSED_CONCURRENCY, Command, takes
+from kitfs.cli.commands import Command
+from kitfs.cli.options import UNUSED_CONCURRENCY, takes
 from kitfs.cli.output import put, put_json, say
 from kitfs.config import NETWORK, Option, Settings, options_of
 from kitfs.errors import KitfsError, UsageError

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kitfs.cli.options import Command, takes
+from kitfs.cli.commands import Command
+from kitfs.cli.options import takes
 from kitfs.cli.output import Unwritable, flush, human_size, put, put_json, put_table, say
 from kitfs.cli.verbs.transfer import settled
 from kitfs.config import COMMON, NETWORK, Option, Settings, options_of

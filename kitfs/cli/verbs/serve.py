@@ -9,7 +9,8 @@ from typing import Final
 
 import click
 
-from kitfs.cli.options import Command, Verbs, takes
+from kitfs.cli.commands import Command, Verbs
+from kitfs.cli.options import takes
 from kitfs.cli.output import flush, human_size, put, put_json
 from kitfs.config import STORE, Option, Settings, options_of
 from kitfs.errors import UsageError

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.options import Command, Verbs, takes
+from kitfs.cli.commands import Command, Verbs
+from kitfs.cli.options import takes
 from kitfs.cli.output import human_size, put, put_json, put_lines, say
 from kitfs.cli.session import store_of
 from kitfs.config import STORE, Settings
@@ -101,18 +102,28 @@ def _commit() -> str:
     return str(commit or "unknown")
 
 
-@click.command("help", cls=Command, short_help="Show what a verb does.")
-@click.argument("verb", metavar="[VERB]", nargs=-1)
+@click.command("help", cls=Command, short_help="Show the help of a verb, or a page of the manual.")
+@click.argument("topic", metavar="[VERB|TOPIC]", nargs=-1)
 @takes()
-def help_(_: Settings, verb: tuple[str, ...]) -> None:
-    """Show what VERB does, and its options; without VERB all verbs."""
+def help_(_: Settings, topic: tuple[str, ...]) -> None:
+    """Show what a verb does and its options, or a topic of the manual; without either, all verbs and topics."""
+    from kitfs import manual
+
     at = click.get_current_context().find_root()
-    for name in verb:
+    topics = manual.topics()
+    if len(topic) == 1 and topic[0] in topics:
+        put_lines(manual.read(topic[0]).removesuffix("\n"))
+        return
+    for name in topic:
         found = at.command.get_command(at, name) if isinstance(at.command, click.Group) else None
         if found is None:
-            raise UsageError(f"unknown command {' '.join(verb)!r}; kitfs help lists the commands")
+            wanted = " ".join(topic)
+            raise UsageError(f"there is no verb or topic {wanted!r}; kitfs help lists them")
         at = click.Context(found, info_name=name, parent=at)
     put_lines(at.command.get_help(at))
+    if not topic:
+        width = max(map(len, topics)) + 2
+        put_lines("\n".join(["", "Topics of kitfs help TOPIC:", *(f"  {n:<{width}}{t}" for n, t in topics.items())]))
 
 
 @click.command("completion", cls=Command, short_help="Print what makes a shell complete kitfs.")

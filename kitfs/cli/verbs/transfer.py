@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.options import Command, Interrupted, takes
+from kitfs.cli.commands import Command
+from kitfs.cli.options import Interrupted, takes
 from kitfs.cli.output import flush, say
 from kitfs.cli.progress import Reporter
 from kitfs.cli.session import workspace_of

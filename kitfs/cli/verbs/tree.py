@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kitfs.cli.options import Command, takes
+from kitfs.cli.commands import Command
+from kitfs.cli.options import takes
 from kitfs.cli.output import flush, human_size, put, put_bytes, put_json
 from kitfs.cli.session import workspace_of
 from kitfs.cli.verbs.mount import reference_of

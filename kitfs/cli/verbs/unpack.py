@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.options import Command, takes
+from kitfs.cli.commands import Command
+from kitfs.cli.options import takes
 from kitfs.cli.output import flush, put_json, say
 from kitfs.cli.progress import Reporter
 from kitfs.cli.session import workspace_of

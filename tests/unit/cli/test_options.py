@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 import pytest
 
+from kitfs.cli.commands import Command, Verbs
 from kitfs.cli.main import cli
-from kitfs.cli.options import Command, Verbs, all_options, takes
+from kitfs.cli.options import all_options, takes
 from kitfs.config import OWNERS, Option, Settings
 from kitfs.parsers import boolean
 
