@@ -5,8 +5,15 @@
 ...     print([file.path for file in kit.files()])
 ...     header = kit.read("model.safetensors", 0, 8)
 
-``open``, ``pack``, ``push``, ``pull``, ``unpack`` and ``mount`` are in ``kitfs.sdk``, errors in ``kitfs.errors``;
-both are imported when first used.
+Every verb of the command line is a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``,
+``status``, ``logs``, ``unpack``, ``init``, ``pack``, ``push``, ``pull``, ``export``, ``convert``, ``list``, ``info``,
+``inspect``, ``diff``, ``tag``, ``remove``, ``login``, ``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The
+verbs of a group are in ``kitfs.index`` and ``kitfs.cache``. Options of the command line are keywords
+(``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``, the events of
+``progress=`` in ``kitfs.events``. Each of these is imported when it is first used.
+
+Threading: all functions may be called from any thread, and many threads may share one Kit. A file object of a kit, and
+a Mount, belong to one thread at a time.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,39 +23,109 @@ from kitfs.version import __version__
 if TYPE_CHECKING:
     from kitfs import errors as errors
     from kitfs.errors import KitfsError as KitfsError
-    from kitfs.sdk.kit import (
-        FileInfo,
-        Kit,
-        Kitfile,
-        LayerInfo,
-        mount,
-        open,  # noqa: A004 - kitfs.open is what it is called
-        pack,
-        pull,
-        push,
-        unpack,
-    )
-    from kitfs.sdk.mount import Mount
+    from kitfs.modelkit import kitfile as kitfile
+    from kitfs.modelkit.kitfile import Kitfile as Kitfile
+    from kitfs.ops import events as events
+    from kitfs.sdk import cache as cache
+    from kitfs.sdk import index as index
+    from kitfs.sdk.diff import KitDifference as KitDifference
+    from kitfs.sdk.diff import diff as diff
+    from kitfs.sdk.kit import FileInfo as FileInfo
+    from kitfs.sdk.kit import Kit as Kit
+    from kitfs.sdk.kit import LayerInfo as LayerInfo
+    from kitfs.sdk.kit import open as open  # noqa: A004 - used as kitfs.open
+    from kitfs.sdk.library import Inspection as Inspection
+    from kitfs.sdk.library import KitSummary as KitSummary
+    from kitfs.sdk.library import RemovedKit as RemovedKit
+    from kitfs.sdk.library import info as info
+    from kitfs.sdk.library import inspect as inspect
+    from kitfs.sdk.library import list_kits as list  # noqa: A004 - used as kitfs.list
+    from kitfs.sdk.library import remove as remove
+    from kitfs.sdk.library import tag as tag
+    from kitfs.sdk.login import login as login
+    from kitfs.sdk.login import logout as logout
+    from kitfs.sdk.mount import Mount as Mount
+    from kitfs.sdk.mount import MountStatus as MountStatus
+    from kitfs.sdk.mount import logs as logs
+    from kitfs.sdk.mount import mount as mount
+    from kitfs.sdk.mount import mounts as mounts
+    from kitfs.sdk.mount import status as status
+    from kitfs.sdk.mount import unmount as unmount
+    from kitfs.sdk.options import ConvertOptions as ConvertOptions
+    from kitfs.sdk.options import MountOptions as MountOptions
+    from kitfs.sdk.options import Options as Options
+    from kitfs.sdk.options import PullOptions as PullOptions
+    from kitfs.sdk.options import ReadOptions as ReadOptions
+    from kitfs.sdk.options import StoreOptions as StoreOptions
+    from kitfs.sdk.options import TransferOptions as TransferOptions
+    from kitfs.sdk.pack import init as init
+    from kitfs.sdk.pack import pack as pack
+    from kitfs.sdk.serve import CollectedGarbage as CollectedGarbage
+    from kitfs.sdk.serve import Registry as Registry
+    from kitfs.sdk.serve import collect_garbage as collect_garbage
+    from kitfs.sdk.serve import serve as serve
+    from kitfs.sdk.transfer import ConvertedImage as ConvertedImage
+    from kitfs.sdk.transfer import convert as convert
+    from kitfs.sdk.transfer import export as export
+    from kitfs.sdk.transfer import pull as pull
+    from kitfs.sdk.transfer import push as push
+    from kitfs.sdk.unpack import unpack as unpack
+
+MODULES = {  # public name → where it is; a name without a colon is a module
+    "KitfsError": "kitfs.errors:KitfsError",
+    "Kitfile": "kitfs.modelkit.kitfile:Kitfile",
+    "cache": "kitfs.sdk.cache",
+    "errors": "kitfs.errors",
+    "events": "kitfs.ops.events",
+    "index": "kitfs.sdk.index",
+    "kitfile": "kitfs.modelkit.kitfile",
+    "list": "kitfs.sdk.library:list_kits",
+} | {
+    name: f"kitfs.sdk.{module}:{name}"
+    for module, names in {
+        "diff": ("KitDifference", "diff"),
+        "kit": ("FileInfo", "Kit", "LayerInfo", "open"),
+        "library": ("Inspection", "KitSummary", "RemovedKit", "info", "inspect", "remove", "tag"),
+        "login": ("login", "logout"),
+        "mount": ("Mount", "MountStatus", "logs", "mount", "mounts", "status", "unmount"),
+        "options": (
+            "ConvertOptions",
+            "MountOptions",
+            "Options",
+            "PullOptions",
+            "ReadOptions",
+            "StoreOptions",
+            "TransferOptions",
+        ),
+        "pack": ("init", "pack"),
+        "serve": ("CollectedGarbage", "Registry", "collect_garbage", "serve"),
+        "transfer": ("ConvertedImage", "convert", "export", "pull", "push"),
+        "unpack": ("unpack",),
+    }.items()
+    for name in names
+}
 
 __all__ = [
-    "FileInfo", "Kit", "Kitfile", "KitfsError", "LayerInfo", "Mount", "__version__",
-    "errors", "mount", "open", "pack", "pull", "push", "unpack",
+    "CollectedGarbage", "ConvertOptions", "ConvertedImage", "FileInfo", "Inspection", "Kit",
+    "KitDifference", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions", "MountStatus",
+    "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "TransferOptions",
+    "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "index",
+    "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts", "open", "pack",
+    "pull", "push", "remove", "serve", "status", "tag", "unmount", "unpack",
 ]  # fmt: skip
-
-HOMES = {"KitfsError": "kitfs.errors", "Mount": "kitfs.sdk.mount"}  # the others are in kitfs.sdk.kit
 
 
 def __getattr__(name: str) -> Any:
-    """What the SDK has, imported when it is first asked for: the command line must not wait for it."""
-    if name not in __all__:
+    """Import a public name when it is first used: the command line must not wait for the SDK."""
+    if name not in MODULES:
         raise AttributeError(f"module 'kitfs' has no attribute {name!r}")
     from importlib import import_module
 
-    if name == "errors":
-        return import_module("kitfs.errors")
-    return getattr(import_module(HOMES.get(name, "kitfs.sdk.kit")), name)
+    module, _, attribute = MODULES[name].partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
 
 
-def __dir__() -> list[str]:
-    """What there is to use, before it is imported: completion and ``help(kitfs)`` show it."""
+def __dir__() -> Any:
+    """List the public names also before they are imported, for completion and help."""
     return sorted({*__all__, "__doc__", "__file__", "__name__", "__path__"})

@@ -1,1 +1,1 @@
-"""Adapters that other Python packages load."""
+"""Adapters for other Python packages. Each is imported by the package that it adapts kitfs to."""

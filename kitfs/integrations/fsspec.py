@@ -1,13 +1,14 @@
-"""kitfs:// for fsspec: pandas, pyarrow, safetensors and datasets read kits with what they already know.
+"""kitfs:// for fsspec: pandas, pyarrow, safetensors and datasets read kits as they read other file systems.
 
     fsspec.open("kitfs://registry.example.com/team/llama:v1/config.json")
     pandas.read_csv("kitfs://registry.example.com/team/llama:v1/data/train.csv", storage_options={"read_timeout": 10})
 
-A URL is ``kitfs://registry/repository:tag/path`` or ``…@sha256:…/path``; without a registry
-(``kitfs:///llama:v1/path``) it is a kit of the store. The tag or digest must be there: it is where the path begins.
-Registered as an entry point of fsspec, which nothing here needs to be installed for; this module is imported by
-fsspec only. Read-only. Threading: as fsspec's instances, any thread. Kits stay open, and a tag means what it meant
-when it was first used, as long as their file system lives or until ``invalidate_cache``; a forked child has its own.
+A URL is ``kitfs://registry/repository:tag/path`` or ``kitfs://registry/repository@sha256:…/path``; without a registry
+(``kitfs:///llama:v1/path``) it names a kit of the store. The tag or digest is required: it is where the path begins.
+
+This module is an entry point of fsspec, and only fsspec imports it; nothing else needs fsspec to be installed. The file
+system is read-only. Threading: any number of threads may use one instance. A kit stays open, and its tag means what it
+meant at its first use, as long as the file system lives or until ``invalidate_cache``. A forked child opens its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
@@ -25,7 +26,9 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from kitfs import forks
 from kitfs.errors import NotFound, UsageError
 from kitfs.oci.names import LOCAL, Digest, Reference
-from kitfs.sdk import kit as sdk
+from kitfs.sdk.kit import FileInfo, Kit
+from kitfs.sdk.kit import open as open_kit
+from kitfs.sdk.options import Filters, ReadOptions, filters_of, settings_of
 from kitfs.sdk.session import without_secrets
 
 URL: Final = re.compile(
@@ -33,41 +36,39 @@ URL: Final = re.compile(
     re.DOTALL,
 )
 KINDS: Final = {"file": "file", "dir": "directory", "symlink": "link"}
-BLOCK: Final = (
-    128 << 10
-)  # bytes that a file reads ahead, unless its opener says otherwise; the store keeps what was read
+BLOCK: Final = 128 << 10  # bytes that a file reads ahead by default; small, since the store caches what was read
+OWN: Final = ("asynchronous", "loop", "skip_instance_cache", "use_listings_cache")  # arguments of fsspec itself
 
 
 class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """The file system of every kit; options are those of ``kitfs.open``."""
+    """The file system of every kit.
+
+    ``only`` and ``labels`` (storage options, as all arguments): see ``kitfs.open``. ``options``: those of
+    ``kitfs.ReadOptions``, and fsspec's own. Raises TypeError for an option that does not exist, UsageError for a value
+    that does not parse.
+    """
 
     protocol = "kitfs"
     root_marker = ""
     async_impl = False
 
-    def __init__(self, *, only: str | Sequence[str] = (), **options: Any) -> None:
-        own = {
-            name: options.pop(name)
-            for name in ("asynchronous", "loop", "skip_instance_cache", "use_listings_cache")
-            if name in options
-        }
-        super().__init__(**own)
-        sdk.settled(options, sdk.READING)  # told now, not at the first file
-        self._only = sdk.filters(only)
+    def __init__(self, *, only: Filters = (), labels: Mapping[str, str] | None = None, **options: Any) -> None:
+        super().__init__(**{name: options.pop(name) for name in OWN if name in options})
+        settings_of(options, ReadOptions)  # so that a wrong option is an error now, not at the first file
+        self._only = filters_of(only)
+        self._labels = dict(labels or {})
         self._options = options
         self._lock = forks.Lock()
-        self._kits: dict[str, sdk.Kit] = {}
+        self._kits: dict[str, Kit] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The options, without names and passwords in URLs, and the kits that are open, which mean the same
-        elsewhere.
-        """
+        """Pickle the options, without user names and passwords in URLs, and the open kits with their digests."""
         with self._lock:
             kits = dict(self._kits)
         return _unpickled, (type(self), without_secrets(dict(self.storage_options)), kits)
 
-    def adopt(self, kits: dict[str, sdk.Kit]) -> bool:
-        """Take kits that were opened elsewhere; False when a tag of them means another kit here."""
+    def adopt(self, kits: dict[str, Kit]) -> bool:
+        """Add kits that were unpickled; return False when a tag of theirs means another kit in this instance."""
         with self._lock:
             if any(name in self._kits and self._kits[name].digest != kit.digest for name, kit in kits.items()):
                 return False
@@ -77,15 +78,18 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
         if isinstance(path, list):
-            return [cls._strip_protocol(one) for one in path]
+            return [cls._strip_protocol(item) for item in path]
         return str(path).removeprefix("kitfs://").rstrip("/")
 
-    def _located(self, path: str) -> tuple[sdk.Kit, str, str]:
-        """(kit, its part of the URL, path in it). Raises FileNotFoundError when there is no such kit."""
+    def _located(self, path: str) -> tuple[Kit, str, str]:
+        """Split a URL into (kit, the part of the URL that names it, the path in it); open the kit at its first use.
+
+        Raises FileNotFoundError when the kit does not exist, UsageError for a URL without tag and digest.
+        """
         text = self._strip_protocol(path)
         match = URL.fullmatch(text)
         if match is None or not (match["tag"] or match["digest"]):
-            raise UsageError(f"{path!r} is not a URL of a kit: write kitfs://registry/repository:tag/path")
+            raise UsageError(f"{path!r} is not the URL of a kit (write kitfs://registry/repository:tag/path)")
         registry = match["registry"] or LOCAL
         digest = Digest.parse(match["digest"]) if match["digest"] else None
         reference = Reference(registry, match["repository"], None if digest else match["tag"], digest)
@@ -93,38 +97,41 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         with self._lock:
             if name not in self._kits:
                 with _missing():
-                    self._kits[name] = sdk.open(reference.display, only=self._only, **self._options)
+                    self._kits[name] = open_kit(
+                        reference.display, only=self._only, labels=self._labels, **self._options
+                    )
             inside = match["path"] or ""
             return self._kits[name], text[: len(text) - len(inside)].rstrip("/"), inside
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Let go of the kits, so that each tag is looked up again when it is next used. Files that are open go on."""
+        """Forget the open kits, so that each tag is looked up again at its next use. Open files can still be read."""
         with self._lock:
             self._kits.clear()
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        """What is in a directory; of a file, the file. Raises FileNotFoundError, KitfsError."""
+        """List a directory, or a file itself. Raises FileNotFoundError, KitfsError."""
         kit, root, inside = self._located(path)
         with _missing():
-            found = kit.stat(inside)
-            listed = kit.listdir(inside) if found.kind == "dir" else [found]
-        told = [_told(kit, root, info) for info in listed]
-        return told if detail else [one["name"] for one in told]
+            entry = kit.stat(inside)
+            entries = kit.listdir(inside) if entry.kind == "dir" else [entry]
+        listed = [_info(kit, root, entry) for entry in entries]
+        return listed if detail else [info["name"] for info in listed]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """What is at a path. Raises FileNotFoundError, KitfsError."""
+        """Describe the entry at a path. Raises FileNotFoundError, KitfsError."""
         kit, root, inside = self._located(path)
         with _missing():
-            found = kit.stat(inside)
-        return _told(kit, root, found) | {"name": f"{root}/{inside}" if inside else root}
+            entry = kit.stat(inside)
+        return _info(kit, root, entry) | {"name": f"{root}/{inside}" if inside else root}
 
     def ukey(self, path: str) -> str:
-        """A text that is another when the content is: a kit never changes."""
+        """Return a text that identifies the content: the digest of the kit, and the path."""
         kit, _, inside = self._located(path)
         return f"{kit.digest}/{inside}"
 
     def created(self, path: str) -> datetime:
-        """When the kit was made, as its manifest says; 1970 when it does not. Files have no times of their own.
+        """Return when the kit was packed, 1970 when its manifest does not say it. Files have no times of their own.
+
         Raises FileNotFoundError.
         """
         kit, _, inside = self._located(path)
@@ -135,8 +142,9 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
     modified = created
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
-        """Bytes of a file; negative positions count from its end, as fsspec has it. Raises FileNotFoundError,
-        IsADirectoryError, KitfsError.
+        """Read a file from ``start`` to ``end``; negative positions count from its end.
+
+        Raises FileNotFoundError, IsADirectoryError, KitfsError.
         """
         kit, _, inside = self._located(path)
         with _missing():
@@ -145,45 +153,38 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
             return kit.read(inside, first, max(0, stop - first))
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> KitBufferedFile:
-        """A file object. Raises FileNotFoundError, IsADirectoryError, OSError for any other mode than reading."""
+        """Open a file. Raises FileNotFoundError, IsADirectoryError, OSError (EROFS) for another mode than "rb"."""
         if mode != "rb":
             self._refused(path)
         kit, _, inside = self._located(path)
         with _missing():
-            found = kit.stat(inside)
-        if found.kind != "file":
+            entry = kit.stat(inside)
+        if entry.kind != "file":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        known = {
-            name: value
-            for name, value in kwargs.items()
-            if name in ("cache_type", "cache_options") and value is not None
-        }
+        caching = {name: kwargs[name] for name in ("cache_type", "cache_options") if kwargs.get(name) is not None}
         return KitBufferedFile(
-            self, path, mode, block_size=block_size or BLOCK, size=found.size, kit=kit, inside=inside, **known
+            self, path, mode, block_size=block_size or BLOCK, size=entry.size, kit=kit, inside=inside, **caching
         )
 
     def _refused(self, path: Any, *others: Any, **kwargs: Any) -> NoReturn:
-        """Raises OSError (EROFS): nothing is ever written to a kit."""
+        """Refuse every operation that writes: kits are read-only. Raises OSError (EROFS)."""
         raise OSError(errno.EROFS, "kits are read-only", path[0] if isinstance(path, list) and path else path)
 
     mkdir = makedirs = mkdirs = rmdir = rm = rm_file = _rm = mv = move = rename = cp_file = copy = cp = touch = _refused
     pipe = pipe_file = put = upload = delete = _refused
 
     def put_file(self, lpath: Any, rpath: Any, *others: Any, **kwargs: Any) -> NoReturn:
-        """Raises OSError (EROFS)."""
+        """Refuse to write, like the other operations; here the second path is the kit's. Raises OSError (EROFS)."""
         self._refused(rpath)
 
 
 class KitBufferedFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
-    """A file of a kit, as fsspec's other file systems have it: with ``size``, ``blocksize`` and a ``cache``; it can
-    be pickled.
+    """A file of a kit with what files of fsspec have: ``size``, ``blocksize`` and a ``cache``. It can be pickled.
 
-    It keeps its kit, also when its file system lets go of it.
+    It keeps its kit open, also after ``invalidate_cache`` of its file system.
     """
 
-    def __init__(
-        self, fs: KitFileSystem, path: str, mode: str = "rb", *, kit: sdk.Kit, inside: str, **kwargs: Any
-    ) -> None:
+    def __init__(self, fs: KitFileSystem, path: str, mode: str = "rb", *, kit: Kit, inside: str, **kwargs: Any) -> None:
         self.kit: Final = kit
         self._inside = inside
         super().__init__(fs, path, mode, **kwargs)
@@ -197,7 +198,7 @@ class KitBufferedFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has
 
 
 def _reopened(
-    fs: KitFileSystem, path: str, kit: sdk.Kit, inside: str, blocksize: int, at: int, size: int, cache: str
+    fs: KitFileSystem, path: str, kit: Kit, inside: str, blocksize: int, at: int, size: int, cache: str
 ) -> KitBufferedFile:
     file = KitBufferedFile(fs, path, kit=kit, inside=inside, block_size=blocksize, size=size, cache_type=cache)
     if at:
@@ -205,9 +206,9 @@ def _reopened(
     return file
 
 
-def _unpickled(kind: type[KitFileSystem], options: dict[str, Any], kits: dict[str, sdk.Kit]) -> KitFileSystem:
-    """A file system in which tags mean what they meant where it was pickled; an instance of its own where they mean
-    something else here.
+def _unpickled(kind: type[KitFileSystem], options: dict[str, Any], kits: dict[str, Kit]) -> KitFileSystem:
+    """Make a file system whose tags mean what they meant where it was pickled: the cached instance of this process if
+    its tags mean the same, else a new instance.
     """
     fs = kind(**options)
     if not fs.adopt(kits):
@@ -218,26 +219,26 @@ def _unpickled(kind: type[KitFileSystem], options: dict[str, Any], kits: dict[st
 
 @contextmanager
 def _missing() -> Iterator[None]:
-    """A NotFound as fsspec's users expect it."""
+    """Raise FileNotFoundError, as users of fsspec expect, instead of NotFound."""
     try:
         yield
     except NotFound as e:
         raise FileNotFoundError(errno.ENOENT, str(e)) from e
 
 
-def _told(kit: sdk.Kit, root: str, info: sdk.FileInfo) -> dict[str, Any]:
-    """A FileInfo as fsspec tells it. By its ETag a cache sees that a tag has moved; times are the kit's, in seconds
-    since the epoch.
+def _info(kit: Kit, root: str, entry: FileInfo) -> dict[str, Any]:
+    """Describe an entry as fsspec does. The ETag tells caches that a tag has moved. Times are those of the kit, in
+    seconds since the epoch.
     """
-    name = f"{root}/{info.path}" if info.path else root
-    size = info.size if info.kind == "file" else 0
-    times = float(kit.created)
-    told: dict[str, Any] = {
-        "name": name,
-        "size": size,
-        "type": KINDS[info.kind],
-        "mode": info.mode,
-        "layer": info.layer,
+    created = float(kit.created)
+    info: dict[str, Any] = {
+        "name": f"{root}/{entry.path}" if entry.path else root,
+        "size": entry.size if entry.kind == "file" else 0,
+        "type": KINDS[entry.kind],
+        "mode": entry.mode,
+        "layer": entry.layer,
+        "ETag": f"{kit.digest}/{entry.path}",
+        "created": created,
+        "mtime": created,
     }
-    told |= {"ETag": f"{kit.digest}/{info.path}", "created": times, "mtime": times}
-    return told | ({"destination": info.target} if info.kind == "symlink" else {})
+    return info | ({"destination": entry.target} if entry.kind == "symlink" else {})

@@ -1,39 +1,84 @@
-"""Files of a kit as Python file objects."""
+"""Files of a kit as Python file objects, and the search for paths in its tree."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import translate
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from kitfs import forks
-from kitfs.kit.tree import Node
+from kitfs.kit.inode import NoEntry
+from kitfs.kit.tree import Node, Tree
 from kitfs.sdk.session import Session
 
-BUFFER: Final = 128 << 10  # bytes that a file object reads at once
-PIECE: Final = 4 << 20
+BUFFER: Final = 128 << 10  # bytes that a file object reads ahead
+PIECE: Final = 4 << 20  # bytes that the tree is asked for at most at a time
+WILDCARDS: Final = re.compile(r"[*?[]")
 
 if TYPE_CHECKING:
     from kitfs.sdk.kit import Kit
 
 
-def _directory(session: Session, path: str) -> Node:
+def directory_node(session: Session, path: str) -> Node:
+    """Find a directory. Raises NotFound, NotADirectoryError, KitfsError."""
     node = session.tree.resolve(path)
     if node.kind != "dir":
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     return node
 
 
-def _file(session: Session, path: str) -> Node:
+def file_node(session: Session, path: str) -> Node:
+    """Find a file. Raises NotFound, IsADirectoryError, KitfsError."""
     node = session.tree.resolve(path)
     if node.kind != "file":
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     return node
 
 
+def matching(tree: Tree, pattern: str) -> list[Node]:
+    """Find the entries whose paths match a pattern (see ``Kit.glob``), by path. Raises ValueError, KitfsError."""
+    if pattern.startswith("/"):
+        raise ValueError(f"the pattern {pattern!r} must be relative to the root of the kit")
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    if not parts:
+        raise ValueError("the pattern is empty")
+    found = {node.path: node for node in _matching(tree, tree.root, parts)}
+    return [found[path] for path in sorted(found)]
+
+
+def _matching(tree: Tree, node: Node, parts: Sequence[str]) -> Iterator[Node]:
+    """Yield the entries below a node that match the parts of a pattern; some of them more than once."""
+    if not parts:
+        yield node
+        return
+    first, rest = parts[0], parts[1:]
+    if node.kind != "dir":
+        return
+    if first == "**":
+        yield from _matching(tree, node, rest) if rest else ()
+        for _, child in tree.list(node):
+            if not rest:
+                yield child
+            yield from _matching(tree, child, parts)
+    elif WILDCARDS.search(first):
+        match = re.compile(translate(first)).match
+        for name, child in tree.list(node):
+            if match(name):
+                yield from _matching(tree, child, rest)
+    else:
+        try:
+            child = tree.lookup(node, first)
+        except NoEntry:
+            return
+        yield from _matching(tree, child, rest)
+
+
 class _RawFile(io.RawIOBase):
-    """A file of a kit, by position. It keeps the kit."""
+    """A file of a kit without a buffer. It keeps the kit open."""
 
     def __init__(self, kit: Kit, path: str, size: int) -> None:
         super().__init__()
@@ -55,15 +100,15 @@ class _RawFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
         if base + offset < 0:
-            raise ValueError(f"a negative position: {base + offset}")
+            raise ValueError(f"cannot seek to the negative position {base + offset}")
         self._at = base + offset
         return self._at
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        with self.kit._using() as session:  # noqa: SLF001 - one class in two parts
+        with self.kit._using() as session:  # noqa: SLF001 - a file is a part of its kit
             if self._node is None or self._node[0] is not session:
-                self._node = session, _file(session, self.name)
+                self._node = session, file_node(session, self.name)
             data = session.tree.pread(self._node[1], self._at, min(len(view), PIECE)) if self._at < self.size else b""
         view[: len(data)] = data
         self._at += len(data)
@@ -71,9 +116,9 @@ class _RawFile(io.RawIOBase):
 
 
 class KitFile(io.BufferedReader):
-    """A file of a kit, open for reading; ``size`` in bytes. Closed when its kit is, whatever it has in its buffer.
+    """A file of a kit, open for reading; ``size`` is its length in bytes. It is closed when its kit is closed.
 
-    A forked child reads on where the file stood, with a buffer of its own.
+    A forked child reads on from the same position, with a buffer of its own.
     """
 
     def __init__(self, kit: Kit, path: str, size: int, at: int = 0) -> None:
@@ -85,18 +130,20 @@ class KitFile(io.BufferedReader):
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """The length of the file in bytes."""
         return self._raw.size
 
     @property
     def closed(self) -> bool:
-        """Whether the file or its kit was closed."""
+        """Whether the file or its kit is closed."""
         return super().closed or self._raw.kit.closed
 
     def _ready(self) -> None:
-        """Raises Closed. In a child the buffer is made again: a thread of the parent may have held its lock."""
+        """Check that the file can be used. A forked child gets a new buffer: a thread of the parent may have held the
+        lock of the old one. Raises Closed.
+        """
         if self._raw.kit.closed:
-            raise self._raw.kit._was_closed()  # noqa: SLF001 - one class in two parts
+            raise self._raw.kit._was_closed()  # noqa: SLF001 - a file is a part of its kit
         if self._generation != forks.generation:
             at = super().tell()
             super().__init__(cast("io.RawIOBase", self._raw), BUFFER)

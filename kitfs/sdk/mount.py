@@ -1,7 +1,7 @@
-"""A mounted kit as an object: where it is, and how it ends.
+"""Mounts: make and end them, and find out how they are.
 
-The daemon that serves it is started and ended by a process of its own, since this one may have threads and must not
-fork. Threading: a Mount is used by one thread at a time.
+The daemon of a mount is started and ended by a process of its own, since this process may have threads and must not
+fork. Threading: a Mount is used by one thread at a time; the functions may be called from any thread.
 """
 
 from __future__ import annotations
@@ -12,18 +12,211 @@ import logging
 import os
 import subprocess
 import sys
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from kitfs import forks
-from kitfs.errors import MountError
+from kitfs.errors import MountError, NotFound
+from kitfs.sdk.names import display, kit_reference
+from kitfs.sdk.options import Filters, MountOptions, Options, StoreOptions, StrPath, filters_of, settings_of
+
+if TYPE_CHECKING:
+    from kitfs.config import Settings
+    from kitfs.daemon.presence import Presence
+    from kitfs.daemon.run_dir import Record
+
+
+@dataclass(frozen=True, slots=True)
+class MountedLayer:
+    """A layer of a mounted kit. ``size``: bytes at the registry. ``fetched``: those that are in the store.
+
+    ``path`` and ``state``: as in LayerInfo.
+    """
+
+    path: str
+    digest: str
+    media_type: str
+    size: int
+    fetched: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class MountStatus:
+    """How a mount is.
+
+    ``state``: "alive"; "dead" when its daemon died, which ``unmount`` clears; "does not answer" when its daemon is
+    stopped or stuck; "detached" when it was unmounted lazily and files are still open. ``log``: the path of the
+    daemon's log. The other fields are None, or empty, unless the daemon answered. ``uptime``: seconds.
+    ``bytes_fetched`` and ``requests``: what came from registries. ``errors``: reads that failed. ``skipped_entries``:
+    entries of layers that are not shown. ``integrity_failures``: blobs that did not have their digest.
+    ``read_through``: bytes that were served uncached because the store was full. ``moved``: with ``check``, whether
+    the tag now means another digest.
+    """
+
+    reference: str
+    labels: dict[str, str]
+    digest: str
+    mountpoint: str
+    state: str
+    transport: str
+    pid: int
+    log: str
+    uptime: float | None = None
+    bytes_fetched: int | None = None
+    requests: int | None = None
+    errors: int | None = None
+    last_error: str | None = None
+    skipped_entries: int | None = None
+    integrity_failures: int | None = None
+    read_through: int | None = None
+    layers: tuple[MountedLayer, ...] = field(default=())
+    moved: bool | None = None
+
+
+def mount(
+    reference: str,
+    directory: StrPath,
+    *,
+    only: Filters = (),
+    labels: Mapping[str, str] | None = None,
+    **options: Unpack[MountOptions],
+) -> Mount:
+    """Mount a kit as a read-only directory. In a ``with`` it is unmounted at the end of the block.
+
+    >>> with kitfs.mount("registry.example.com/team/llama:v1", "models") as models:
+    ...     os.listdir(models)
+    >>> mounted = kitfs.mount("registry.example.com/team/llama:v1", "models")
+    >>> os.listdir(mounted.path)
+    >>> mounted.unmount()
+
+    ``reference``, ``only`` and ``labels``: see ``open``. A mount of the same kit with the same options that exists at
+    the directory is used, and the end of the block leaves it mounted. Raises MountError when nothing can be mounted
+    there or something else is, and what ``open`` raises.
+    """
+    from kitfs.daemon.request import MountRequest
+
+    chosen = tuple(f"{key}={value}" for key, value in (labels or {}).items())
+    settings = settings_of(options, MountOptions, only=filters_of(only), label=chosen)
+    request = MountRequest.of(display(kit_reference(reference)), os.fspath(directory), settings)
+    answer = ask("mount", asdict(request))
+    return Mount(answer["mountpoint"], request.run_dir, made=answer["made"])
+
+
+def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[StoreOptions]) -> None:
+    """End the mount at a directory; return when its daemon has ended. Also clears a mount whose daemon died.
+
+    ``lazy``: detach the mount now; files that are open can be read to their end. Raises MountError when the mount is in
+    use, or when nothing of kitfs is mounted there.
+    """
+    from kitfs.fuse.mounting import canonical
+
+    settings = settings_of(options, StoreOptions)
+    ask("umount", {"mountpoint": canonical(os.fspath(directory)), "run_dir": settings["run-dir"], "lazy": lazy})
+
+
+def mounts(**options: Unpack[StoreOptions]) -> list[MountStatus]:
+    """List the mounts of the store, by mount point. Raises MountError."""
+    from kitfs.daemon.presence import presences, records_of
+    from kitfs.daemon.run_dir import RunDir
+
+    settings = settings_of(options, StoreOptions)
+    run = RunDir(settings["run-dir"])
+    records = records_of(run, os.path.realpath(settings["cache-dir"]))
+    return [_status(record, found) for record, found in zip(records, presences(run, records), strict=True)]
+
+
+def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options]) -> MountStatus:
+    """Find out how the mount at a directory is.
+
+    ``check``: also ask the registry whether the tag has moved. Raises NotFound when nothing of kitfs is mounted there,
+    MountError, and with ``check`` what the registry raises.
+    """
+    from dataclasses import replace
+
+    from kitfs.daemon.presence import presence, record_at
+    from kitfs.daemon.run_dir import RunDir
+    from kitfs.fuse.mounting import canonical, mount_at
+
+    settings = settings_of(options, Options)
+    run = RunDir(settings["run-dir"])
+    mountpoint = canonical(os.fspath(directory))
+    record = record_at(run, mountpoint, mount_at(mountpoint))
+    if record is None:
+        raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
+    found = _status(record, presence(run, record))
+    return replace(found, moved=_has_moved(record, settings)) if check else found
+
+
+def logs(directory: StrPath, **options: Unpack[StoreOptions]) -> str:
+    """Get the log of the mount at a directory, also after it was unmounted. Raises NotFound, MountError."""
+    from kitfs.daemon.run_dir import RunDir
+    from kitfs.fuse.mounting import canonical
+
+    mountpoint = canonical(os.fspath(directory))
+    try:
+        with RunDir(settings_of(options, StoreOptions)["run-dir"]).open_log(mountpoint) as log:
+            return log.read()
+    except FileNotFoundError:
+        raise NotFound(f"there is no log of a mount at {mountpoint}")
+
+
+def _status(record: Record, found: Presence) -> MountStatus:
+    answered = found.status
+    known = (
+        "bytes_fetched",
+        "requests",
+        "errors",
+        "last_error",
+        "skipped_entries",
+        "integrity_failures",
+        "read_through",
+    )
+    return MountStatus(
+        record.reference,
+        record.labels,
+        record.digest,
+        record.mountpoint,
+        found.state,
+        record.transport,
+        record.pid,
+        record.log,
+        uptime=answered.get("uptime_s"),
+        layers=tuple(MountedLayer(**{**layer, "path": layer["path"] or ""}) for layer in answered.get("layers", ())),
+        **{name: answered.get(name) for name in known},
+    )
+
+
+def _has_moved(record: Record, settings: Settings) -> bool:
+    """Whether the tag of a mount, and its labels in an index, now lead to another digest."""
+    from contextlib import closing
+
+    from kitfs.kit.workspace import open_client
+    from kitfs.modelkit.index import KitIndex, is_kit_index, select
+    from kitfs.oci.names import LayoutReference, parse_any
+    from kitfs.registry.layout import open_layout
+    from kitfs.registry.options import ClientOptions
+
+    named = parse_any(record.reference)
+    if named.digest is not None:
+        return False
+    if isinstance(named, LayoutReference):
+        with closing(open_layout(named)) as layout:
+            found, data = layout.manifest(named.tag or "")
+    else:
+        with closing(open_client(ClientOptions.of(settings), kit_home=settings["config"])) as client:
+            found, data = client.repository(named).manifest(named.tag or "latest")
+    now = select(KitIndex.parse(data), record.labels, named).digest if is_kit_index(data) else found.digest
+    return str(now) != record.digest
 
 
 class Mount:
     """A kit that is mounted at ``path``, a directory. It stays mounted until ``unmount``, or until the end of a
-    ``with``, which gives ``path``.
+    ``with``, whose value is ``path``.
 
-    ``made`` says whether this object's call mounted it; the end of a ``with`` leaves a mount that was there before,
-    and in a forked child its parent's. Behaves as its path where a path is wanted (os.PathLike).
+    ``made`` says whether this object's call mounted it. The end of a ``with`` leaves a mount that existed before, and
+    in a forked child the mount of its parent. A Mount can be used wherever a path can (os.PathLike).
     """
 
     def __init__(self, path: str, run_dir: str, *, made: bool) -> None:
@@ -40,11 +233,11 @@ class Mount:
         return self.path
 
     def unmount(self, *, lazy: bool = False) -> None:
-        """End the mount; returns when its daemon is gone. Nothing happens the second time.
+        """End the mount; return when its daemon has ended. A second call does nothing.
 
-        ``lazy`` takes the name away at once and lets files that are open be read to their end; so does a mount that
-        this process itself or a child of it still uses (an open or mapped file, its working directory), with a
-        warning. Raises MountError when other processes use it.
+        ``lazy`` detaches the mount at once; files that are open can be read to their end. That also happens, with a
+        warning, when this process itself or a child of it still uses the mount (an open or mapped file, its working
+        directory). Raises MountError when other processes use it.
         """
         if self._ended:
             return
@@ -55,7 +248,7 @@ class Mount:
                 raise
             self._end(lazy=True)
             logging.getLogger("kitfs").warning(
-                "%s is still in use by this process: detached, and what is open or mapped stays readable until it is closed",
+                "%s is still in use by this process: detached; its open and mapped files stay readable until closed",
                 self.path,
             )
         self._ended = True
@@ -75,23 +268,22 @@ class Mount:
             self.unmount()
         except Exception as e:
             if isinstance(e, MountError) and e.errno == errno.EINVAL:
-                return  # somebody has unmounted it meanwhile
+                return  # another process has unmounted it meanwhile
             if error is None:
                 raise
-            logging.getLogger("kitfs").warning(
-                "%s stays mounted: %s", self.path, e
-            )  # what ended the block matters more
+            # The exception that ended the block matters more than this one.
+            logging.getLogger("kitfs").warning("%s stays mounted: %s", self.path, e)
 
 
 def _users(path: str) -> frozenset[int]:
-    """The ids of the processes that use a mount, as far as they can be seen."""
+    """The ids of the processes that use a mount, as far as this user can see them."""
     from kitfs.fuse.mounting import holders
 
     return frozenset(holders(path))
 
 
 def _is_ours(pid: int) -> bool:
-    """Whether a process is this one, or was started by it."""
+    """Whether a process is this one or a descendant of it."""
     while pid > 1 and pid != os.getpid():
         try:
             with open(f"/proc/{pid}/stat", "rb") as f:
@@ -102,7 +294,7 @@ def _is_ours(pid: int) -> bool:
 
 
 def ask(verb: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Have ``python -m kitfs.daemon`` do something, and log what it warns of. Raises the error that it raised."""
+    """Run ``python -m kitfs.daemon``, and log its warnings. Raises the error that it raised."""
     from kitfs.daemon.start import error_from_json
 
     command = [sys.executable, "-m", "kitfs.daemon", verb]

@@ -1,12 +1,12 @@
-"""What a process holds while a kit is open in it, and how that ends.
+"""A kit that is open in one process, and how that ends.
 
-A ``Session`` is one process's own store, connections, layers and tree of one kit, made by a ``Recipe``: what was
-asked for, and which digest it meant. A forked child lets its parent's sessions be and makes its own from the same
-recipe; so does whoever unpickles one.
+A ``Session`` is one process's own store, connections, layers and tree of one kit. It is made by a ``Recipe``: what
+was asked for, and the digest that it meant. A forked child does not touch the sessions of its parent and makes its own
+from the same recipe; so does a process that unpickles a kit.
 
-Every session is closed: by its owner, by a thread of this module when its owner was garbage (a finalizer may run on
-any thread, also on one that closing would wait for), or when the interpreter exits, while its threads still run.
-Threading: any thread.
+Every session is closed: by its owner; or by a thread of this module after its owner was garbage collected, since a
+finalizer may run on any thread, also on a thread that closing would wait for; or when the interpreter exits, while
+its threads still run. Threading: any thread.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -29,8 +29,11 @@ from kitfs.kit.kit import Kit
 from kitfs.kit.options import WorkspaceOptions
 from kitfs.kit.tree import Tree, tree_of
 from kitfs.kit.workspace import Workspace
+from kitfs.metrics import Counters
 from kitfs.modelkit.filters import Filter
 from kitfs.oci.names import Digest, Reference, parse_any
+from kitfs.registry.client import Repository
+from kitfs.store.store import Store
 
 logging.getLogger("kitfs").addFilter(LogFilter())  # a program without handlers has its warnings on stderr
 USERINFO: Final = re.compile(r"//[^/@]*@")  # of a URL: name and password
@@ -38,10 +41,11 @@ USERINFO: Final = re.compile(r"//[^/@]*@")  # of a URL: name and password
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What was asked for. ``settings`` is all of it as this process settled it, ``options`` what the caller gave, for
-    another process.
+    """How to open a kit. ``options`` are those that the caller gave, and serve another process; ``settings`` are all
+    options as this process settled them.
 
-    ``pins`` are the digests that references meant when the kit was opened: its own and its parents'.
+    ``pins`` maps references, the kit's own and those of its parents, to the digests that they meant when the kit was
+    opened.
     """
 
     reference: str
@@ -52,7 +56,7 @@ class Recipe:
     pins: Mapping[str, str] = field(default_factory=dict)
 
     def public(self) -> tuple[str, tuple[str, ...], dict[str, str], dict[str, Any], dict[str, str]]:
-        """What may be pickled: everything but the settings of this process, and no name or password of a URL."""
+        """The fields that are pickled: all but ``settings``, and without the user names and passwords of URLs."""
         return (
             self.reference,
             self.only,
@@ -63,18 +67,18 @@ class Recipe:
 
 
 def without_secrets(value: Any) -> Any:
-    """An option's value without the names and passwords that its URLs may have."""
+    """Remove user names and passwords of URLs from an option's value."""
     if isinstance(value, str):
         return USERINFO.sub("//", value)
-    if isinstance(value, dict):
-        return {key: without_secrets(one) for key, one in value.items()}
+    if isinstance(value, Mapping):
+        return {key: without_secrets(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_secrets(one) for one in value]
+        return [without_secrets(item) for item in value]
     return value
 
 
 class Session:
-    """An opened kit in this process. Raises what ``Resolver.open`` raises."""
+    """A kit that is open in this process. Raises the errors of ``Resolver.open``."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.generation: Final = forks.generation
@@ -84,7 +88,8 @@ class Session:
         if isinstance(named, Reference):
             named = named.or_latest()
         with ExitStack() as stack:
-            workspace = stack.enter_context(Workspace.open(WorkspaceOptions.of(recipe.settings)))
+            workspace = stack.enter_context(workspace_of(recipe.settings))
+            self.workspace: Final[Workspace] = workspace
             self.kit: Final[Kit] = workspace.resolver.open(
                 named,
                 filters=[Filter.parse(text) for text in recipe.only],
@@ -93,25 +98,24 @@ class Session:
                 pins={reference: Digest.parse(digest) for reference, digest in recipe.pins.items()},
             )
             self.tree: Final[Tree] = tree_of(self.kit, counters=workspace.counters, log=workspace.log)
-            self._store = workspace.store
             self._stack = stack.pop_all()
         _keep(self)
 
     def close(self) -> None:
-        """End what is under way and let go of everything. Waits when another thread closes it; nothing happens the
-        second time.
+        """Stop running reads, and close the store and all connections. Waits while another thread closes the session;
+        a second call does nothing.
         """
         if self.generation != forks.generation:
-            return  # the parent's
+            return  # the session of the parent process
         self.closed = True
         with self._closing:
-            self._store.stop()
+            self.workspace.store.stop()
             self._stack.close()
             _open.discard(self)
 
 
 class Held:
-    """What a Kit holds: its session, if there is one. Outlives the Kit, so that its session can be closed then."""
+    """The session of a Kit, if it has one. It outlives the Kit, so that the session can be closed after it."""
 
     __slots__ = ("session",)
 
@@ -119,13 +123,32 @@ class Held:
         self.session: Session | None = None
 
 
+def workspace_of(settings: Settings) -> Workspace:
+    """Open the store and the registries of ``settings``, for a ``with``. Raises StoreError, UsageError."""
+    return Workspace.open(WorkspaceOptions.of(settings))
+
+
+def origin_repository(workspace: Workspace, reference: Reference) -> Repository:
+    """The repository of a reference at its own registry, without the mirrors."""
+    endpoints = workspace.client.repository(reference).endpoints[-1:]
+    return Repository(workspace.client, reference.repository, endpoints)
+
+
+@contextmanager
+def store_of(settings: Settings) -> Iterator[Store]:
+    """Open the store of ``settings`` alone, for the time of a block. Raises StoreError."""
+    store = Store.open(settings["cache-dir"], counters=Counters(), log=logging.getLogger("kitfs"))
+    with closing(store):
+        yield store
+
+
 def pinned(recipe: Recipe, kit: Kit) -> Recipe:
-    """The recipe of an opened kit: whoever follows it opens the same bytes, wherever tags have moved to."""
+    """The recipe of an opened kit, with its digests: it opens the same bytes also after a tag has moved."""
     return replace(recipe, pins={reference: str(digest) for reference, digest in kit.pins.items()})
 
 
 _open: set[Session] = set()
-_parents: list[set[Session]] = []  # of the processes that this one was forked from: neither used nor finalized
+_parents: list[set[Session]] = []  # of the processes that this one was forked from; kept, so that none is finalized
 _unused: queue.SimpleQueue[Session] = queue.SimpleQueue()
 _closer: threading.Thread | None = None
 _starting: Final = forks.Lock()
@@ -133,8 +156,8 @@ exiting = False
 
 
 def _keep(session: Session) -> None:
-    """Know of a session until it is closed, and be ready to close it."""
-    global _closer  # noqa: PLW0603 - one thread for a process
+    """Keep a session until it is closed, and start the thread that closes unused sessions."""
+    global _closer  # noqa: PLW0603 - each process has one such thread
     _open.add(session)
     with _starting:
         if _closer is None and not exiting:
@@ -144,7 +167,7 @@ def _keep(session: Session) -> None:
 
 
 def _close_with_worker() -> None:
-    """A worker of multiprocessing ends without atexit, but with finalizers of its own."""
+    """Close sessions at the end of a worker of multiprocessing: it runs its own finalizers, but no atexit functions."""
     process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
     if process is not None and util is not None and process.parent_process() is not None:
         util.Finalize(None, _close_all, exitpriority=0)
@@ -156,12 +179,14 @@ def _close_unused(unused: queue.SimpleQueue[Session]) -> None:
         try:
             session.close()
         except Exception:
-            logging.getLogger("kitfs").exception("a kit that nobody uses any more could not be closed")
+            logging.getLogger("kitfs").exception("cannot close a kit that was garbage collected")
         del session
 
 
 def let_go(held: Held) -> None:
-    """Nobody uses what is held any more. May be called by any finalizer: it takes no lock and closes nothing itself."""
+    """Have a session closed, since its Kit is gone. Any finalizer may call this: it takes no lock and closes nothing
+    itself.
+    """
     session = held.session
     if session is not None and session.generation == forks.generation:
         _unused.put(session)
@@ -169,19 +194,19 @@ def let_go(held: Held) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    """Close what is still open, while the threads that closing waits for still run."""
+    """Close every open session while the threads that closing waits for still run."""
     global exiting  # noqa: PLW0603
     exiting = True
     for session in list(_open):
         try:
             session.close()
         except Exception:
-            logging.getLogger("kitfs").exception("a kit could not be closed")
+            logging.getLogger("kitfs").exception("cannot close a kit at the end of the program")
 
 
 class _Hook:
     def after_fork_in_child(self) -> None:
-        """Leave what the parent has open alone."""
+        """Set the sessions of the parent process aside."""
         global _open, _unused, _closer
         _parents.append(_open)
         _open, _unused, _closer = set(), queue.SimpleQueue(), None

@@ -14,7 +14,7 @@ from tests.unit.sdk.conftest import Place
 
 README = Path(__file__).parents[3] / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-DOCSTRINGS = [kitfs.__doc__ or "", kitfs.sdk.kit.Kit.__doc__ or "", kitfs.sdk.kit.mount.__doc__ or ""]
+DOCSTRINGS = [kitfs.__doc__ or "", kitfs.sdk.kit.Kit.__doc__ or "", kitfs.mount.__doc__ or ""]
 
 
 @pytest.fixture

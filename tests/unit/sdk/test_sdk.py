@@ -82,7 +82,7 @@ def test_what_is_not_there_and_what_is_something_else(place: Place) -> None:
             kit.read("model")
         with pytest.raises(NotADirectoryError):
             kit.listdir("data/train.csv")
-        with pytest.raises(ValueError, match="not negative"):
+        with pytest.raises(ValueError, match="must not be negative"):
             kit.read("data/train.csv", -1)
     with pytest.raises(errors.NotFound):
         kitfs.open(place.reference.replace(":v1", ":v9"), **place.fresh)
@@ -122,7 +122,7 @@ def test_push_tells_what_it_does_and_pull_brings_it_back(place: Place) -> None:
     options = {k: v for k, v in place.options.items() if k != "run_dir"}
     told: list[object] = []
     copy = place.reference.replace("example", "copy")
-    digest = kitfs.push(place.reference, copy, report=told.append, **options)
+    digest = kitfs.push(place.reference, copy, progress=told.append, **options)
     assert {type(event).__name__ for event in told} >= {"Total", "Moved", "Sent"}
     fresh = {k: v for k, v in place.fresh.items() if k != "run_dir"}
     assert kitfs.pull(copy, **fresh) == digest

@@ -1,0 +1,192 @@
+"""Comparing two kits: layers, files and tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Unpack
+
+from kitfs.errors import UnsupportedLayer
+from kitfs.oci.manifest import FILEPATH, Descriptor, LayerType
+from kitfs.sdk.names import display
+from kitfs.sdk.options import ReadOptions, settings_of
+from kitfs.sdk.session import workspace_of
+
+if TYPE_CHECKING:
+    from kitfs.ops.diff.diff import DiffSide
+    from kitfs.ops.diff.files import ComparedFile, FileChanges
+    from kitfs.ops.diff.tensors import KitTensor, TensorChanges
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedKit:
+    """One of the two kits. ``remote``: its registry or layout was asked, not the store."""
+
+    reference: str
+    digest: str
+    remote: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedLayer:
+    """A layer of one kit or both. ``kind``: as in LayerInfo, "unknown" for a media type that kitfs does not know."""
+
+    kind: str
+    path: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedFile:
+    """A file that both kits have.
+
+    ``what``: what differs: kind, size, mode, target, content; or "maybe" when only the bytes could tell. ``before`` and
+    ``after``: its sizes in bytes.
+    """
+
+    path: str
+    what: tuple[str, ...]
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileDifference:
+    """The files that differ, by path; ``added`` and ``removed`` are paths."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[ChangedFile, ...]
+    maybe: tuple[ChangedFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor. ``dtype`` and ``shape`` are as its file has them: GGUF puts the fastest dimension first."""
+
+    name: str
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedTensor:
+    """A tensor that both kits have. ``what``: reshaped, retyped, moved (to another file)."""
+
+    what: tuple[str, ...]
+    before: TensorInfo
+    after: TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """The tensors that differ.
+
+    ``same``: how many have the same name, type and shape in files that may differ. ``unreadable``: (1 or 2, path,
+    reason) of files whose header cannot be read.
+    """
+
+    added: tuple[TensorInfo, ...]
+    removed: tuple[TensorInfo, ...]
+    changed: tuple[ChangedTensor, ...]
+    same: int
+    unreadable: tuple[tuple[int, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KitDifference:
+    """The result of ``diff``.
+
+    ``shared``: the layers of both kits; ``only_first`` and ``only_second``: the layers of one. ``files`` and
+    ``tensors``: None when they were not compared, which is also so for identical kits.
+    """
+
+    first: ComparedKit
+    second: ComparedKit
+    same_config: bool
+    same_annotations: bool
+    shared: tuple[ComparedLayer, ...]
+    only_first: tuple[ComparedLayer, ...]
+    only_second: tuple[ComparedLayer, ...]
+    files: FileDifference | None
+    tensors: TensorDifference | None
+
+    @property
+    def identical(self) -> bool:
+        """Whether both are one kit: the digests of their manifests are equal."""
+        return self.first.digest == self.second.digest
+
+
+def diff(
+    first: str,
+    second: str,
+    *,
+    files: bool = False,
+    content: bool = False,
+    tensors: bool = False,
+    **options: Unpack[ReadOptions],
+) -> KitDifference:
+    """Compare two kits.
+
+    A reference is looked up in the store first; "local://REF" only there, "remote://REF" only at its registry.
+    ``files``: compare the files by the indexes of their layers. ``content``: compare files, and read those of which
+    the indexes do not say whether they differ. ``tensors``: compare the headers of safetensors and GGUF files. Raises
+    NotFound, ManifestError, LayerError, StoreError, RegistryError.
+    """
+    from kitfs.ops.diff.diff import diff as run
+
+    with workspace_of(settings_of(options, ReadOptions)) as workspace:
+        found = run(workspace, first, second, files=files, content=content, tensors=tensors)
+    layers = found.layers
+    return KitDifference(
+        _kit(found.first),
+        _kit(found.second),
+        layers.same_config,
+        layers.same_annotations,
+        tuple(map(_layer, layers.shared)),
+        tuple(map(_layer, layers.first)),
+        tuple(map(_layer, layers.second)),
+        None if found.files is None else _files(found.files),
+        None if found.tensors is None else _tensors(found.tensors),
+    )
+
+
+def _kit(side: DiffSide) -> ComparedKit:
+    return ComparedKit(display(side.reference), str(side.digest), side.remote)
+
+
+def _layer(layer: Descriptor) -> ComparedLayer:
+    try:
+        kind = LayerType.parse(layer).kind
+    except UnsupportedLayer:
+        kind = "unknown"
+    path = next((layer.annotations[name] for name in FILEPATH if name in layer.annotations), "")
+    return ComparedLayer(kind, path, str(layer.digest), layer.size)
+
+
+def _files(changes: FileChanges) -> FileDifference:
+    def changed(path: str, what: tuple[str, ...], before: ComparedFile, after: ComparedFile) -> ChangedFile:
+        return ChangedFile(path, what, before.size, after.size)
+
+    return FileDifference(
+        tuple(path for path, _ in changes.added),
+        tuple(path for path, _ in changes.removed),
+        tuple(changed(c.path, c.what, c.before, c.after) for c in changes.changed),
+        tuple(changed(c.path, c.what, c.before, c.after) for c in changes.maybe),
+    )
+
+
+def _tensors(changes: TensorChanges) -> TensorDifference:
+    return TensorDifference(
+        tuple(map(_tensor, changes.added)),
+        tuple(map(_tensor, changes.removed)),
+        tuple(ChangedTensor(c.what, _tensor(c.before), _tensor(c.after)) for c in changes.changed),
+        changes.same,
+        tuple((file.kit, file.path, file.reason) for file in changes.unreadable),
+    )
+
+
+def _tensor(tensor: KitTensor) -> TensorInfo:
+    value = tensor.tensor
+    return TensorInfo(value.name, tensor.path, value.dtype, tuple(value.shape))

@@ -1,0 +1,276 @@
+"""Indexes of kits (``kitfs.index``): one name for the variants of a model, told apart by labels.
+
+    kitfs.index.create("registry.example.com/team/llama:all")
+    kitfs.index.add("registry.example.com/team/llama:all", "registry.example.com/team/llama:q4", labels={"bits": "4"})
+    kitfs.index.push("registry.example.com/team/llama:all")
+    kitfs.open("registry.example.com/team/llama:all", labels={"bits": "4"})
+
+An index and the kits that it lists are in one repository. Deleting an index does not delete its kits.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Unpack
+
+from kitfs.errors import UsageError
+from kitfs.oci.names import LOCAL, Digest, Reference
+from kitfs.sdk.names import remote_reference
+from kitfs.sdk.options import Options, StoreOptions, TransferOptions, settings_of
+from kitfs.sdk.progress import Progress, reporting
+from kitfs.sdk.session import origin_repository, store_of, workspace_of
+
+if TYPE_CHECKING:
+    from kitfs.kit.workspace import Workspace
+    from kitfs.ops.library.index import Deleted, Found
+
+Edits = Mapping[str, "str | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSummary:
+    """An index in a list. ``kits``: how many kits it lists, None when the index is damaged."""
+
+    repository: str
+    tags: tuple[str, ...]
+    digest: str
+    kits: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedKit:
+    """A kit that an index lists.
+
+    ``reference``: the name by which it was added, "" when that was its digest. ``size``: bytes of its layers, None when
+    the index does not say it and the manifest is not at hand. ``labels``: as Python values. ``annotations``: texts.
+    """
+
+    reference: str
+    digest: str
+    size: int | None
+    labels: dict[str, Any]
+    annotations: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """An index and the kits that it lists, in the order in which they were added."""
+
+    reference: str
+    digest: str
+    kits: tuple[IndexedKit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedIndex:
+    """What a ``delete`` deleted: ``tags`` of a repository, and the index itself when ``index`` is True."""
+
+    repository: str
+    digest: str
+    tags: tuple[str, ...]
+    index: bool
+
+
+def create(index: str, **options: Unpack[StoreOptions]) -> str:
+    """Make an empty index in the store; return its digest. Raises UsageError when the index exists, StoreError."""
+    from kitfs.ops.library.index import create as run
+
+    with store_of(settings_of(options, StoreOptions)) as store:
+        return str(run(store, _tag(index)))
+
+
+def add(
+    index: str,
+    kit: str,
+    *,
+    labels: Mapping[str, Any] | None = None,
+    annotations: Edits | None = None,
+    remote: bool = False,
+    **options: Unpack[Options],
+) -> str:
+    """Add a kit of the same repository to an index, or change its labels; return the new digest of the index.
+
+    ``labels``: any JSON values; None removes a label. ``annotations``: texts; None removes one. Labels and annotations
+    that are not named stay. ``remote``: look the kit up at its registry. Raises NotFound, UsageError for a kit of
+    another repository or a label that is not valid, ManifestError, StoreError, RegistryError.
+    """
+    import json
+
+    from kitfs.modelkit.index import annotation_edits, label_edits
+    from kitfs.ops.library.index import add as run
+
+    label_texts = [
+        f"{key}-" if value is None else f"{key}={value}" if isinstance(value, str) else f"{key}:={json.dumps(value)}"
+        for key, value in (labels or {}).items()
+    ]
+    note_texts = [f"{key}-" if value is None else f"{key}={value}" for key, value in (annotations or {}).items()]
+    settings = settings_of(options, Options)
+    named = _kit(kit)
+    if remote and named.registry == LOCAL:
+        raise UsageError(f"cannot ask a registry for {kit}: it names none (write registry/repository:tag)")
+    with workspace_of(settings) as workspace:
+        digest = run(
+            workspace.store,
+            _tag(index),
+            named,
+            origin=workspace.client.repository(named) if remote else None,
+            labels=label_edits(label_texts),
+            annotations=annotation_edits(note_texts),
+        )
+    return str(digest)
+
+
+def remove(index: str, kit: str, **options: Unpack[StoreOptions]) -> str:
+    """Remove a kit from an index; return the new digest of the index. The kit itself stays.
+
+    ``kit``: a name of a kit of the store, or registry/repository@digest. Raises NotFound, StoreError.
+    """
+    from kitfs.ops.library.index import remove as run
+
+    with store_of(settings_of(options, StoreOptions)) as store:
+        return str(run(store, _tag(index), _kit(kit))[1])
+
+
+def delete(
+    index: str | None = None,
+    *,
+    all: bool = False,  # noqa: A002 - the flag's name
+    force: bool = False,
+    **options: Unpack[StoreOptions],
+) -> builtins.list[DeletedIndex]:
+    """Delete a tag of an index from the store, and the index itself with its last tag; its kits stay.
+
+    ``force``, or a digest instead of a tag, deletes the index at once. ``all`` with ``force`` deletes every index.
+    Raises NotFound, UsageError, StoreError.
+    """
+    from kitfs.ops.library import index as indexes
+
+    if (index is None) != all:
+        raise UsageError("delete takes an index, or all=True")
+    with store_of(settings_of(options, StoreOptions)) as store:
+        if index is None:
+            return [_deleted(row) for row in (indexes.delete_all(store) if force else ())]
+        return [_deleted(indexes.delete(store, _kit(index), force=force))]
+
+
+def list_indexes(**options: Unpack[StoreOptions]) -> builtins.list[IndexSummary]:
+    """List the indexes of the store (as ``kitfs.index.list``). Raises StoreError."""
+    from kitfs.ops.library.index import listed
+
+    with store_of(settings_of(options, StoreOptions)) as store:
+        rows = listed(store)
+    return [IndexSummary(_repository(row.name), row.tags, str(row.digest), row.kits) for row in rows]
+
+
+def info(index: str, *, remote: bool = False, **options: Unpack[Options]) -> IndexInfo:
+    """Get the kits that an index of the store lists, with ``remote`` those of the index at its registry.
+
+    Raises NotFound, ManifestError, StoreError, RegistryError, UsageError.
+    """
+    import json
+
+    from kitfs.ops.library.index import size_of
+
+    named = Reference.parse(index).or_latest()
+    with workspace_of(settings_of(options, Options)) as workspace:
+        found = _found(workspace, named, remote=remote)
+
+        def manifest(digest: Digest) -> bytes | None:
+            if remote:
+                return workspace.client.repository(named).manifest(digest)[1]
+            return workspace.store.get(digest)
+
+        kits = tuple(
+            IndexedKit(
+                variant.name(named),
+                str(variant.digest),
+                size_of(variant, manifest),
+                {key: json.loads(text) for key, text in variant.labels.items()},
+                variant.notes(),
+            )
+            for variant in found.value.variants
+        )
+    return IndexInfo(named.display, str(found.digest), kits)
+
+
+def inspect(index: str, *, remote: bool = False, **options: Unpack[Options]) -> dict[str, Any]:
+    """Get the JSON values of an index of the store, with ``remote`` of the index at its registry.
+
+    Raises NotFound, ManifestError, StoreError, RegistryError, UsageError.
+    """
+    import json
+
+    with workspace_of(settings_of(options, Options)) as workspace:
+        value: dict[str, Any] = json.loads(_found(workspace, Reference.parse(index).or_latest(), remote=remote).data)
+    return value
+
+
+def push(
+    index: str,
+    destination: str | None = None,
+    *,
+    progress: Progress = False,
+    **options: Unpack[TransferOptions],
+) -> str:
+    """Push an index, after those of its kits that the registry does not have; return its digest.
+
+    Raises NotFound when a kit is neither at the registry nor in the store, RegistryError, StoreError, UsageError.
+    """
+    from kitfs.ops.library.index import push as run
+
+    settings = settings_of(options, TransferOptions)
+    source = Reference.parse(index).or_latest()
+    target = remote_reference(destination or index, "push to")
+    with workspace_of(settings) as workspace, reporting(progress, f"push {target.display}") as report:
+        repository = origin_repository(workspace, target)
+        digest = run(source, target, workspace.store, repository, concurrency=settings["concurrency"], report=report)
+    return str(digest)
+
+
+def pull(index: str, **options: Unpack[Options]) -> str:
+    """Pull an index into the store; return its digest. Its kits are not pulled.
+
+    Raises NotFound, RegistryError, ManifestError, StoreError, UsageError.
+    """
+    from kitfs.ops.library.index import pull as run
+
+    named = remote_reference(index, "pull")
+    with workspace_of(settings_of(options, Options)) as workspace:
+        return str(run(workspace.store, named, workspace.client.repository(named)))
+
+
+def _tag(index: str) -> Reference:
+    """The name of an index that is changed. Raises UsageError for a digest."""
+    named = Reference.parse(index)
+    if named.digest is not None:
+        raise UsageError(f"cannot change {index}: name the index by a tag, not by a digest")
+    return named.or_latest()
+
+
+def _kit(kit: str) -> Reference:
+    """A reference with a tag or a digest. Raises UsageError for one that has neither."""
+    named = Reference.parse(kit)
+    if not named.identifier:
+        raise UsageError(f"{kit} has neither a tag nor a digest")
+    return named
+
+
+def _found(workspace: Workspace, named: Reference, *, remote: bool) -> Found:
+    from kitfs.ops.library.index import fetched, stored
+
+    if remote and named.registry == LOCAL:
+        raise UsageError(f"cannot ask a registry for {named.display}: it names none (write registry/repository:tag)")
+    return fetched(workspace.client.repository(named), named) if remote else stored(workspace.store, named)
+
+
+def _deleted(row: Deleted) -> DeletedIndex:
+    return DeletedIndex(_repository(row.name), str(row.digest), row.tags, row.whole)
+
+
+def _repository(name: str) -> str:
+    return name.removeprefix(f"{LOCAL}/")
+
+
+list = list_indexes  # noqa: A001 - public as kitfs.index.list

@@ -1,0 +1,44 @@
+"""Credentials for registries, kept where kit keeps them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Unpack
+
+from kitfs.errors import UsageError
+from kitfs.oci.names import REGISTRY
+from kitfs.sdk.options import Options, settings_of
+
+
+def login(registry: str, password: str, *, username: str = "", **options: Unpack[Options]) -> str:
+    """Check credentials at a registry and store them; return the file or the credential helper that has them now.
+
+    ``registry``: HOST or HOST:PORT. Without ``username`` the password is an identity token. Raises Unauthorized when
+    the registry refuses the credentials, NotFound, RegistryError, StoreError, UsageError.
+    """
+    from kitfs.kit.workspace import open_client
+    from kitfs.registry import login as logins
+    from kitfs.registry.credentials import Credential
+    from kitfs.registry.options import ClientOptions
+
+    settings = settings_of(options, Options)
+    host = _host(registry)
+    if not password:
+        raise UsageError(f"cannot log in to {host}: the password is empty")
+    credential = Credential(username, password) if username else Credential(identity_token=password)
+    with closing(open_client(ClientOptions.of(settings), kit_home=None)) as client:
+        logins.check(client, host, credential)
+    return logins.keep(settings["config"], host, credential)
+
+
+def logout(registry: str, **options: Unpack[Options]) -> bool:
+    """Erase the credentials for a registry; return whether there were any. Raises StoreError, UsageError."""
+    from kitfs.registry import login as logins
+
+    return logins.forget(settings_of(options, Options)["config"], _host(registry))
+
+
+def _host(registry: str) -> str:
+    if not REGISTRY.fullmatch(registry):
+        raise UsageError(f"not a registry address: {registry!r} (expected HOST or HOST:PORT, such as ghcr.io)")
+    return registry

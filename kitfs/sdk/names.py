@@ -1,0 +1,34 @@
+"""References as the SDK reads and shows them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from kitfs.errors import UsageError
+from kitfs.oci.names import LOCAL, LayoutReference, Reference, parse_any
+
+
+def kit_reference(text: str) -> Reference | LayoutReference:
+    """Parse the reference of a kit: a tag that is not given is ``latest``, and the path of a layout becomes absolute.
+
+    Raises InvalidReference.
+    """
+    named = parse_any(text)
+    return named.or_latest() if isinstance(named, Reference) else replace(named, path=os.path.abspath(named.path))
+
+
+def remote_reference(text: str, action: str) -> Reference:
+    """Parse the reference of a kit at a registry, with more tags after commas; ``action`` names the operation.
+
+    Raises InvalidReference, UsageError when it names no registry.
+    """
+    named = Reference.parse(text, multiple_tags=True).or_latest()
+    if named.registry == LOCAL:
+        raise UsageError(f"cannot {action} {text}: it names no registry (write registry/repository:tag)")
+    return named
+
+
+def display(named: Reference | LayoutReference) -> str:
+    """A reference as people write it."""
+    return named.display if isinstance(named, Reference) else str(named)

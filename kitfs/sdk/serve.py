@@ -1,0 +1,139 @@
+"""A registry over a store, for the time of a block: for tests, demos, and moving kits in a trusted network.
+
+The registry runs in a process of its own, ``python -m kitfs.sdk.registry_process``. It ends with the block, and also
+when this process dies. Threading: a Registry may be used by any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Unpack
+
+from kitfs.errors import StoreError
+from kitfs.sdk.options import StoreOptions, StrPath, settings_of
+
+DAY: Final = 86_400.0  # seconds
+PATIENCE: Final = 10.0  # seconds that the process has to end after it was asked to
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """A registry that runs. ``url``: where it answers. ``root``: the store that it serves. ``pid``: its process."""
+
+    url: str
+    root: str
+    pid: int
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, with which the references of its kits begin."""
+        return self.url.partition("://")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedGarbage:
+    """What a garbage collection freed: ``blobs`` and their bytes on disk; and the unused blobs that are too young."""
+
+    blobs: int
+    freed: int
+    young_blobs: int
+    young: int
+
+
+@contextmanager
+def serve(
+    root: StrPath | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    tls_cert: StrPath | None = None,
+    tls_key: StrPath | None = None,
+    htpasswd: StrPath | None = None,
+    read_only: bool = False,
+    min_age: float = DAY,
+    **options: Unpack[StoreOptions],
+) -> Iterator[Registry]:
+    """Run an OCI registry over a store for the time of a block.
+
+    >>> with kitfs.serve() as registry:
+    ...     kitfs.push("llama:v1", f"{registry.address}/team/llama:v1")
+
+    ``root``: the store that is served, by default that of ``cache_dir``. ``port``: 0 chooses a free one. ``tls_cert``
+    and ``tls_key``: files of a certificate chain and its key. ``htpasswd``: a file of the users that are admitted, with
+    bcrypt hashes. ``read_only``: refuse pushes and deletions. ``min_age``: seconds for which unused blobs stay. Its log
+    goes to stderr. Raises UsageError for an address, a file or a certificate that cannot be used, StoreError.
+    """
+    settings = settings_of(options, StoreOptions)
+    directory = os.path.abspath(settings["cache-dir"] if root is None else os.fspath(root))
+    request: dict[str, Any] = {
+        "root": directory,
+        "host": host,
+        "port": port,
+        "read_only": read_only,
+        "min_age": min_age,
+    }
+    files = {"tls_cert": tls_cert, "tls_key": tls_key, "htpasswd": htpasswd}
+    request |= {name: os.path.abspath(os.fspath(path)) for name, path in files.items() if path is not None}
+    command = [sys.executable, "-m", "kitfs.sdk.registry_process", json.dumps(request)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Registry(_url(process), directory, process.pid)
+        finally:
+            _end(process)
+
+
+def _url(process: subprocess.Popen[str]) -> str:
+    """Wait until the registry answers. Raises its error when it does not start."""
+    from kitfs.daemon.start import error_from_json
+
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise StoreError(f"the registry ended with {process.wait()} before it answered; its log is on stderr")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise error_from_json(answer)
+    return str(answer["url"])
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def collect_garbage(
+    root: StrPath | None = None, *, min_age: float = DAY, **options: Unpack[StoreOptions]
+) -> CollectedGarbage:
+    """Free the blobs of kits that were removed from a registry's store, whether it runs or not (``kitfs serve gc``).
+
+    ``root``: the store, by default that of ``cache_dir``. A blob stays while a manifest of its repository needs it, and
+    for ``min_age`` seconds after it was last pushed, mounted or asked for. Raises UsageError when there is no store,
+    StoreError.
+    """
+    import logging
+    from contextlib import closing
+
+    from kitfs.errors import UsageError
+    from kitfs.metrics import Counters
+    from kitfs.server.collect import collect
+    from kitfs.store.durable import NO_SPACE
+    from kitfs.store.store import Store
+
+    settings = settings_of(options, StoreOptions)
+    directory = settings["cache-dir"] if root is None else os.fspath(root)
+    if not os.path.exists(os.path.join(directory, "VERSION")):
+        raise UsageError(f"{directory} is not a store")
+    log = logging.getLogger("kitfs")
+    store = Store.open(directory, counters=Counters(), log=log, free_share=0.0, option="root", despite=NO_SPACE)
+    with closing(store):
+        found = collect(store, log=log, min_age=min_age)
+    return CollectedGarbage(found.blobs, found.freed, found.young_blobs, found.young)

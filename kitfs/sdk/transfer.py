@@ -1,0 +1,180 @@
+"""Moving kits: to and from registries, to OCI layouts, and to ordinary images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Unpack
+
+from kitfs.errors import UsageError
+from kitfs.modelkit.filters import Filter
+from kitfs.oci.names import LayoutReference, Reference, parse_any
+from kitfs.parsers import platform
+from kitfs.sdk.names import kit_reference, remote_reference
+from kitfs.sdk.options import (
+    ConvertOptions,
+    Filters,
+    Options,
+    PullOptions,
+    StrPath,
+    TransferOptions,
+    filters_of,
+    settings_of,
+)
+from kitfs.sdk.progress import Progress, reporting
+from kitfs.sdk.session import origin_repository, workspace_of
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedImage:
+    """The result of ``convert``.
+
+    ``digest``: of the image's manifest, or of its index when it has several platforms. ``uploaded``, ``mounted`` and
+    ``existed``: bytes of layers that were sent, that the registry took from another of its repositories, and that the
+    repository had.
+    """
+
+    reference: str
+    digest: str
+    uploaded: int
+    mounted: int
+    existed: int
+
+
+def push(
+    reference: str,
+    destination: str | None = None,
+    *,
+    progress: Progress = False,
+    **options: Unpack[TransferOptions],
+) -> str:
+    """Push a kit of the store to its registry, or to ``destination``; return the digest of its manifest.
+
+    ``destination``: registry/repository:tag, with more tags after commas. What the registry has is not sent, and a push
+    that broke off resumes when it is called again. ``progress``: see ``kitfs.sdk.progress``. Raises NotFound when the
+    kit is not in the store, RegistryError, StoreError, UsageError when no registry is named.
+    """
+    from kitfs.ops.transfer.push import push as run
+
+    settings = settings_of(options, TransferOptions)
+    source = Reference.parse(reference).or_latest()
+    target = remote_reference(destination or reference, "push to")
+    with workspace_of(settings) as workspace, reporting(progress, f"push {target.display}") as report:
+        repository = workspace.client.repository(target)
+        digest = run(source, target, workspace.store, repository, concurrency=settings["concurrency"], report=report)
+    return str(digest)
+
+
+def pull(
+    reference: str,
+    *,
+    labels: Mapping[str, str] | None = None,
+    progress: Progress = False,
+    **options: Unpack[PullOptions],
+) -> str:
+    """Pull a kit, and the kits that it takes its model from, into the store; return the digest of its manifest.
+
+    The kit is verified, and stays until it is removed. ``labels`` choose one kit of an index, which gets the tag of the
+    index in the store. What a mount has fetched is not fetched again, and a pull that broke off resumes when it is
+    called again. ``progress``: see ``kitfs.sdk.progress``. Raises NotFound, RegistryError, IntegrityError,
+    ManifestError, KitfileError, StoreFull, StoreError, UsageError.
+    """
+    from kitfs.ops.transfer.pull import pull as run
+
+    settings = settings_of(options, PullOptions)
+    source = Reference.parse(reference).or_latest()
+    with workspace_of(settings) as workspace, reporting(progress, f"pull {source.display}") as report:
+        digest = run(
+            source,
+            workspace.store,
+            workspace.pull_from,
+            labels=labels,
+            concurrency=settings["concurrency"],
+            report=report,
+        )
+    return str(digest)
+
+
+def export(
+    reference: str,
+    target: StrPath,
+    *,
+    remote: bool = False,
+    progress: Progress = False,
+    **options: Unpack[Options],
+) -> str:
+    """Write a kit to an OCI layout; return the digest of its manifest.
+
+    ``reference``: a kit of the store, else of its registry, or a layout. ``target``: oci:DIR[:tag] or
+    oci-archive:FILE[:tag]; a path is a directory. A directory that is a layout keeps its other manifests. ``remote``:
+    ask the registry also for a kit that is in the store. Raises UsageError for a target that is something else or an
+    archive that exists, ContextError when the target cannot be written, NotFound, RegistryError, IntegrityError.
+    """
+    from kitfs.kit.origin import Stored
+    from kitfs.ops.library.tags import find
+    from kitfs.ops.transfer.export import export as run
+    from kitfs.registry.layout import open_layout
+
+    settings = settings_of(options, Options)
+    to = parse_any(target if isinstance(target, str) else f"oci:{target.__fspath__()}")
+    if not isinstance(to, LayoutReference):
+        raise UsageError(f"{target!r} is not an OCI layout (write oci:DIR[:tag] or oci-archive:FILE[:tag])")
+    with workspace_of(settings) as workspace, reporting(progress, f"export {reference}") as report:
+        source = kit_reference(reference)
+        if isinstance(source, LayoutReference):
+            with closing(open_layout(source)) as layout:
+                return str(run(source.digest or source.tag or "", layout, workspace.store, to, report=report))
+        kit = None if remote else find(workspace.store, source)
+        if kit is not None:
+            return str(run(str(kit.digest), Stored(), workspace.store, to, report=report))
+        origin = workspace.client.repository(source)
+        return str(run(source.identifier, origin, workspace.store, to, report=report))
+
+
+def convert(
+    reference: str,
+    image: str,
+    *,
+    only: Filters = (),
+    labels: Mapping[str, str] | None = None,
+    platforms: Sequence[str] = ("linux/amd64",),
+    progress: Progress = False,
+    **options: Unpack[ConvertOptions],
+) -> ConvertedImage:
+    """Make an ordinary OCI image of a kit, over the same layers.
+
+    ``image``: registry/repository:tag, with more tags after commas. ``platforms``: OS/ARCHITECTURE[/VARIANT]; several
+    make an index whose images share all layers. ``reference``, ``only`` and ``labels``: see ``open``. Raises
+    UnsupportedLayer for a layer that is not a tar, UsageError, and what ``open`` and ``push`` raise.
+    """
+    from kitfs.ops.transfer.image import convert as run
+
+    settings = settings_of(options, ConvertOptions)
+    target = remote_reference(image, "convert to")
+    filters = [Filter.parse(text) for text in filters_of(only)]
+    with (
+        workspace_of(settings) as workspace,
+        closing(
+            workspace.resolver.open(kit_reference(reference), filters=filters, labels=labels, remote=settings["remote"])
+        ) as kit,
+        reporting(progress, f"convert {target.display}") as report,
+    ):
+        done = run(
+            kit,
+            target,
+            workspace.store,
+            origin_repository(workspace, target),
+            platforms=[_platform(text) for text in platforms],
+            concurrency=settings["concurrency"],
+            report=report,
+        )
+    return ConvertedImage(target.display, str(done.digest), done.uploaded, done.mounted, done.existed)
+
+
+def _platform(text: str) -> tuple[str, str, str]:
+    """Parse OS/ARCHITECTURE[/VARIANT]. Raises UsageError."""
+    try:
+        return platform(text)
+    except ValueError as e:
+        raise UsageError(f"platforms: {e}")
