@@ -11,9 +11,11 @@ T = TypeVar("T")
 
 
 def each(items: Sequence[T], do: Callable[[T], None], concurrency: int, stop: threading.Event) -> None:
-    """Do something for every item on threads; the first error ends the others, and is raised when they have.
+    """Call ``do`` for every item on ``concurrency`` threads, and return when all calls have.
 
-    KeyboardInterrupt is raised at once: a request that waits for a registry may do so for long.
+    On the first error ``stop`` is set, no further call begins, and the error is raised when the running calls have
+    returned; ``do`` should look at ``stop`` now and then. KeyboardInterrupt is raised at once, since a call that waits
+    for a registry may wait long.
     """
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="kitfs-each")
     try:

@@ -1,4 +1,7 @@
-"""What a process asks of its system: descriptor limits and systemd's notifications."""
+"""What a process sets in its system and tells it: limits of descriptors, and systemd's notifications.
+
+Threading: no state of its own; the limits are those of the whole process.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ import os
 import resource
 import socket
 import sys
+from contextlib import suppress
 from typing import Final
 
 MAX_LINKS: Final = 40  # symbolic links that the resolution of one path may follow, as Linux (path_resolution(7))
 
 
 def allow_many_files(needed: int = 0) -> int:
-    """Raise the soft limit of open files to the hard one, and that one to ``needed`` where we may; returns the
-    limit.
+    """Raise the soft limit of open files to the hard one, and the hard one to ``needed`` where the process may.
+
+    Returns the soft limit.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard == resource.RLIM_INFINITY else max(hard, needed)
@@ -23,13 +28,22 @@ def allow_many_files(needed: int = 0) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
             break
         except (OSError, ValueError):
-            pass  # not privileged, or more than the kernel gives anybody (fs.nr_open)
+            pass  # the process is not privileged, or the kernel's own limit (fs.nr_open) is lower
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
+def allow_files(files: int) -> None:
+    """Raise the soft limit of open files to ``files``, as far as the hard limit allows. A higher limit stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def notify_systemd(state: str) -> None:
-    """Tell systemd (sd_notify(3)), when it started us and wants to know."""
+    """Send a state such as "READY=1" to systemd (sd_notify(3)), if it started this process and asks for states."""
     name = os.environ.get("NOTIFY_SOCKET", "")
     if not name:
         return
@@ -39,4 +53,4 @@ def notify_systemd(state: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
             s.sendto(state.encode(), name)
     except OSError as e:
-        logging.getLogger("kitfs").warning("systemd was not told %s: %s", state, e)
+        logging.getLogger("kitfs").warning("cannot notify systemd of %s: %s", state, e)

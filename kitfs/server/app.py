@@ -1,10 +1,9 @@
-"""HTTP around the registry: routes, bodies that stream both ways, the log line of each request.
+"""HTTP around the registry: the routes, the handler of each request, and its line in the log.
 
-aiohttp speaks HTTP; its loop stays behind this door. Bodies come in pieces that a thread hashes and writes while the
-next ones arrive, and go out by sendfile(2) (over TLS in pieces, since asyncio's own way there is slow): no body is
-ever held or spooled. Everything that touches the disk runs on the threads of ``pool``. A push of a chunk that is
-still waiting for its body gives way to the next request for its upload: a client that comes back after a cut must not
-wait for the server to notice the cut.
+aiohttp speaks HTTP, and nothing outside this package knows its loop. Bodies are streamed (``bodies``). Everything that
+touches the disk runs on the threads of ``pool``. A push of a chunk that still waits for its body gives way to the next
+request for the same upload: a client that comes back after a broken connection must not wait until the server notices
+that it broke.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import io
 import logging
 import os
 import re
@@ -21,40 +19,35 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any, Final, TypeVar
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
 from kitfs.errors import KitfsError, StoreFull
 from kitfs.oci.manifest import IMAGE_INDEX, MAX_MANIFEST
-from kitfs.openfile import PIECE
 from kitfs.server import ranges
 from kitfs.server.api_errors import UNSUPPORTED, ApiError, of_error, out_of_descriptors
+from kitfs.server.bodies import await_to_end, pieces, receive, send
 from kitfs.server.htpasswd import Htpasswd
 from kitfs.server.logins import Logins
-from kitfs.server.registry import Registry, checked, parsed, too_big
+from kitfs.server.manifests import too_big
+from kitfs.server.names import digest_of, repository_name
+from kitfs.server.registry import Registry
 from kitfs.server.replies import (
     VERSION,
     answer,
     counted,
     created,
     listed,
-    malformed,
     matches,
     next_link,
     pending,
     refusal,
     shown,
     unchanged,
-    uploaded,
 )
-from kitfs.server.uploads import MAX_OPEN, REST, UploadQueue, Uploads, UploadTurn, _append
+from kitfs.server.uploads import MAX_OPEN, REST, OpenUploads, UploadQueue, UploadTurn
 from kitfs.store.ingest import Ingest
 
-TLS_PIECE: Final = 256 << 10
-SLICES: Final = (
-    256 << 10,
-    8 << 20,
-)  # bytes of one sendfile, least and most: what a client must take within the patience that a body has
 PATIENCE: Final = 60.0
 
 
@@ -79,10 +72,10 @@ Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.StreamResponse]]
 
 
 class App:
-    """A handler for aiohttp's low-level server. ``patience`` in seconds: without a byte for so long a body, either
-    way, is given up.
+    """The handler for aiohttp's low-level server.
 
-    ``uploads`` are kept open between two chunks at most.
+    A body is given up after ``patience`` seconds without a byte, in either direction. At most ``uploads`` uploads are
+    kept open between two chunks.
     """
 
     def __init__(
@@ -102,7 +95,7 @@ class App:
         self._logins = None if htpasswd is None else Logins(htpasswd, pool)
         self._read_only = read_only
         self._patience = patience
-        self._uploads = Uploads(uploads)
+        self._uploads = OpenUploads(uploads)
         self._running = 0
         self._handlers: Mapping[str, Mapping[str, Handler]] = {
             "base": {"GET": self._base},
@@ -128,7 +121,7 @@ class App:
                 response = await self._routed(request)
             except (ConnectionError, TimeoutError):
                 raise
-            except Exception as e:  # noqa: BLE001 - every error has an answer
+            except Exception as e:  # noqa: BLE001 - every error gets a response
                 response = self._refused(request, e)
             async with asyncio.timeout(self._patience):
                 await response.prepare(request)
@@ -136,10 +129,9 @@ class App:
             status, size = response.status, response.content_length or 0
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
-                request.transport.abort()  # closing it would wait for whoever takes nothing
-            response = (
-                web.Response()
-            )  # aiohttp finds that it cannot be sent, and is done; an exception would be a traceback in the log
+                request.transport.abort()  # closing it would wait for a client that takes nothing
+            # aiohttp finds that the response cannot be sent, and is done; an exception would log a traceback.
+            response = web.Response()
         finally:
             self._running -= 1
             line = (
@@ -155,26 +147,26 @@ class App:
         return response
 
     def _refused(self, request: web.BaseRequest, error: Exception) -> web.StreamResponse:
-        """The answer to what could not be done. What is the registry's own fault is told to its log; a bug is one
-        traceback there.
+        """Return the response to a request that failed. Faults of the registry itself are logged; a bug is logged with
+        its traceback.
         """
         if isinstance(error, RequestPayloadError):
-            error = ApiError(400, "UNKNOWN", "the body is broken: its chunks are not as HTTP has them")
+            error = ApiError(400, "UNKNOWN", "the body is malformed: its chunks are not valid HTTP")
         elif out_of_descriptors(error):
             error = ApiError(
                 503, "UNAVAILABLE", "this registry has too many files open; try again", headers={"Retry-After": "1"}
             )
         elif isinstance(error, KitfsError):
-            told, error = error, of_error(error)
+            cause, error = error, of_error(error)
             if error.status >= 500:
-                self._log.warning("%s %s: %s", request.method, shown(request.path), told)
+                self._log.warning("%s %s: %s", request.method, shown(request.path), cause)
         elif not isinstance(error, ApiError):
             self._log.error("a bug: %s %s", request.method, shown(request.path), exc_info=error)
             error = ApiError(500, "UNKNOWN", "a bug in kitfs; its log has more")
         return refusal(request, error)
 
     def end_logins(self) -> None:
-        """Check no passwords any more: whoever waits for that is told so."""
+        """Check no more passwords: requests that wait for a check get an error."""
         if self._logins is not None:
             self._logins.close()
 
@@ -184,13 +176,13 @@ class App:
             await asyncio.sleep(REST / 2)
 
     async def close(self) -> None:
-        """Let go of the uploads that are open."""
+        """Close the uploads that are open."""
         for ingest in self._uploads.taken():
             await self._run(ingest.close)
 
     async def _run(self, do: Callable[..., T], *args: Any) -> T:
-        """Run what blocks on a thread, to its end even when the request is cancelled."""
-        return await settled(asyncio.get_running_loop().run_in_executor(self._pool, do, *args))
+        """Run a blocking call on a thread. It runs to its end even when the request is cancelled."""
+        return await await_to_end(asyncio.get_running_loop().run_in_executor(self._pool, do, *args))
 
     async def _admitted(self, request: web.BaseRequest) -> str:
         if self._logins is None:
@@ -204,7 +196,7 @@ class App:
 
     async def _routed(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":  # RFC 9112, 6.1
-            raise ApiError(501, UNSUPPORTED, "a body comes as it is or in chunks, not in another transfer coding")
+            raise ApiError(501, UNSUPPORTED, "the only supported transfer coding of a body is chunked")
         for pattern, kind in ROUTES:
             match = pattern.fullmatch(request.path)
             if match is None:
@@ -225,7 +217,7 @@ class App:
                 raise ApiError(405, UNSUPPORTED, reason, headers={"Allow": ", ".join(sorted(allowed))})
             found = match.groupdict()
             name = found.get("name", "")
-            return await handlers[method](request, checked(name) if name else "", found.get("ident", ""))
+            return await handlers[method](request, repository_name(name) if name else "", found.get("ident", ""))
         raise ApiError(404, "NAME_UNKNOWN", "no such resource: this is an OCI registry, its API begins at /v2/")
 
     # Reading
@@ -241,7 +233,7 @@ class App:
             size = os.fstat(file.fileno()).st_size
             headers = {"Docker-Content-Digest": str(digest), "ETag": f'"{digest}"', "Cache-Control": "max-age=31536000"}
             if not unchanged(request.headers.get("If-Match"), digest):
-                raise ApiError(412, "UNKNOWN", "If-Match names another content than the blob's")
+                raise ApiError(412, "UNKNOWN", "If-Match does not name the content of the blob")
             if matches(request.headers.get("If-None-Match"), digest):
                 return answer(304, headers=headers)
             headers["Accept-Ranges"] = "bytes"
@@ -265,34 +257,9 @@ class App:
             response.content_length = span.stop - span.start
             await response.prepare(request)
             if request.method == "GET":
-                await self._send(request, response, file, span)
+                await send(request, response, file, span, run=self._run, patience=self._patience)
                 await response.write_eof()
             return response
-
-    async def _send(
-        self, request: web.BaseRequest, response: web.StreamResponse, file: io.FileIO, span: ranges.Span
-    ) -> None:
-        start, step = span.start, TLS_PIECE if request.secure else SLICES[0]
-        while start < span.stop:
-            size = min(step, span.stop - start)
-            began = time.monotonic()
-            data = await self._run(os.pread, file.fileno(), size, start) if request.secure else b""
-            async with asyncio.timeout(self._patience):
-                try:
-                    if request.secure:
-                        sent = len(data)
-                        await response.write(data)
-                    elif request.transport is None:
-                        raise ConnectionResetError("the client went away")
-                    else:
-                        sent = await asyncio.get_running_loop().sendfile(request.transport, file, start, size)
-                except (OSError, RuntimeError) as e:  # RuntimeError: the transport is closing
-                    raise ConnectionResetError(f"{request.path} cannot be sent to its end: {e}")
-            if sent != size:
-                raise ConnectionResetError(f"{request.path} cannot be sent to its end: the file has become shorter")
-            start += size
-            if not request.secure:
-                step = min(step * 2, SLICES[1]) if time.monotonic() - began < 1.0 else max(step // 2, SLICES[0])
 
     async def _manifest(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
         found = await self._run(self._registry.manifest, name, ident)
@@ -354,7 +321,7 @@ class App:
                 return created(name, str(digest))
         digest_text = request.query.get("digest")
         if digest_text is not None:
-            parsed(digest_text)
+            digest_of(digest_text)
             await self._run(self._registry.expect, request.content_length or 0)
         ingest = await self._run(self._registry.begin, name)
         if digest_text is None or mount is not None:
@@ -383,7 +350,7 @@ class App:
         digest_text = request.query.get("digest")
         if digest_text is None:
             raise ApiError(400, "DIGEST_INVALID", "the digest parameter is missing")
-        parsed(digest_text)
+        digest_of(digest_text)
         async with self._working(name, ident) as (ingest, turn):
             await self._run(self._registry.expect, request.content_length or 0)
             await self._receive(request, ingest, turn)
@@ -396,7 +363,7 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _working(self, name: str, ident: str) -> AsyncIterator[tuple[Ingest, UploadTurn]]:
-        """An upload, alone; kept open for its next chunk unless it has ended."""
+        """Have an upload alone for a block; it is kept open for its next chunk unless it has ended."""
         async with self._uploads.alone(ident) as turn:
             await self._run(self._registry.progress, name, ident)
             ingest = self._uploads.take(ident)
@@ -415,81 +382,4 @@ class App:
             self._pool.submit(old.close)
 
     async def _receive(self, request: web.BaseRequest, ingest: Ingest, turn: UploadTurn) -> None:
-        """Append a body. What has come when it breaks off stays; the next request goes on behind it."""
-        header = request.headers.get("Content-Range")
-        if header is not None and request.body_exists:
-            try:
-                said = ranges.pushed(header)
-            except ranges.Unsatisfiable:
-                raise ApiError(416, "BLOB_UPLOAD_INVALID", f"Content-Range {header[:100]!r} is no range")
-            length = request.content_length
-            if said.start != ingest.size or (length is not None and length != said.stop - said.start):
-                told = {"Range": uploaded(ingest.size)}
-                raise ApiError(
-                    416,
-                    "BLOB_UPLOAD_INVALID",
-                    f"the upload has {ingest.size} bytes, and Content-Range says {header[:100]}",
-                    headers=told,
-                )
-        with turn.interruptible():
-            loop = asyncio.get_running_loop()
-            writing: asyncio.Future[None] | None = None
-            gathered: list[bytes] = []
-            size = 0
-            try:
-                async for piece in pieces(request, self._patience):
-                    turn.queue.resting = False
-                    gathered.append(piece)
-                    size += len(piece)
-                    if size >= PIECE or not piece:
-                        if writing is not None:
-                            await settled(writing)
-                        writing = loop.run_in_executor(self._pool, _append, ingest, gathered)
-                        gathered, size = [], 0
-                        if not piece:
-                            await settled(writing)
-                            turn.queue.resting = True
-            finally:
-                if writing is not None:
-                    await settled(writing)
-                await self._run(_append, ingest, gathered)
-
-
-async def settled(future: asyncio.Future[T]) -> T:
-    """What a future brings, awaited to its end: a cancellation is raised after it. A thread cannot be stopped, only
-    waited for.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as e:
-            cancelled = e
-    if cancelled is not None:
-        raise cancelled
-    return future.result()
-
-
-async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[bytes]:
-    """A body as it comes, asked for when the client waits for that; an empty piece whenever it rests. Raises
-    TimeoutError after ``patience``.
-    """
-    if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # aiohttp's sign that an answer has begun
-    end = time.monotonic() + patience
-    while True:
-        try:
-            async with asyncio.timeout(REST):
-                piece = await request.content.readany()
-        except TimeoutError:
-            if malformed(request):
-                raise RequestPayloadError("the chunks of the body are malformed")
-            if time.monotonic() > end:
-                raise
-            yield b""
-            continue
-        if not piece:
-            return
-        yield piece
-        end = time.monotonic() + patience
+        await receive(request, ingest, turn, pool=self._pool, patience=self._patience)

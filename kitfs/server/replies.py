@@ -11,7 +11,7 @@ from aiohttp import web
 
 from kitfs import escaping
 from kitfs.server.api_errors import ApiError
-from kitfs.server.registry import Page
+from kitfs.server.pages import Page
 from kitfs.version import __version__
 
 VERSION: Final = {

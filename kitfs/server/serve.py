@@ -8,7 +8,6 @@ import errno
 import ipaddress
 import logging
 import os
-import resource
 import signal
 import socket
 import ssl
@@ -22,7 +21,6 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from kitfs.errors import StoreError, UsageError
-from kitfs.metrics import Counters
 from kitfs.server.app import App
 from kitfs.server.collect import MIN_AGE
 from kitfs.server.connections import Acceptor, Connections, budget
@@ -31,6 +29,7 @@ from kitfs.server.registry import Registry
 from kitfs.server.replies import shown
 from kitfs.store.durable import NO_SPACE
 from kitfs.store.store import Store
+from kitfs.system import allow_files
 
 GRACE: Final = 2.0  # seconds that running requests have after SIGTERM
 CUT: Final = 0.5  # seconds that aiohttp gives them then, twice, to find that their connections are closed
@@ -89,7 +88,7 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
     """
     context = _tls(request)
     users = Htpasswd(request.htpasswd, log=log) if request.htpasswd else None
-    _raise_limit()
+    allow_files(FILES)
     listening = _listen(request.host, request.port)
     with contextlib.closing(listening), contextlib.ExitStack() as stack:
         store = _opened(request, log)
@@ -111,9 +110,9 @@ def _opened(request: ServeRequest, log: logging.Logger) -> Store:
     unwritable = (errno.EROFS, errno.EACCES, errno.EPERM)
     despite = (*NO_SPACE, *(unwritable if request.read_only else ()))
     try:
-        return Store.open(request.root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=despite)
+        return Store.open(request.root, log=log, free_share=0.0, option="--root", despite=despite)
     except StoreError as e:
-        if isinstance(e.__context__, OSError) and e.__context__.errno in unwritable and not request.read_only:
+        if isinstance(e.__cause__, OSError) and e.__cause__.errno in unwritable and not request.read_only:
             raise StoreError(f"{e}, or serve what it holds with --read-only")
         raise
 
@@ -218,12 +217,3 @@ def _tls(request: ServeRequest) -> ssl.SSLContext | None:
             f"{request.tls_cert} and {request.tls_key} cannot be used for TLS: {getattr(e, 'strerror', None) or e}"
         )
     return context
-
-
-def _raise_limit() -> None:
-    """As many descriptors as the system lets us have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -60,7 +60,7 @@ class UploadTurn:
             self.queue.receiving, self.queue.resting = None, False
 
 
-class Uploads:
+class OpenUploads:
     """Which uploads this process works on: one request at a time, the latest first. Used on the loop's thread only."""
 
     def __init__(self, most: int) -> None:
@@ -121,8 +121,3 @@ class Uploads:
         """All of them, for closing."""
         found, self._open = list(self._open.values()), {}
         return found
-
-
-def _append(ingest: Ingest, gathered: list[bytes]) -> None:
-    for piece in gathered:
-        ingest.write(piece)

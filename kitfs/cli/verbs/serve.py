@@ -135,7 +135,6 @@ def collect_garbage(settings: Settings) -> None:
     """
     from contextlib import closing
 
-    from kitfs.metrics import Counters
     from kitfs.server.collect import collect
     from kitfs.store.durable import NO_SPACE
     from kitfs.store.store import Store
@@ -144,9 +143,7 @@ def collect_garbage(settings: Settings) -> None:
     if not os.path.exists(os.path.join(root, "VERSION")):
         raise UsageError(f"{root} is not a store: name the registry's directory with --root")
     log = _logging(settings)
-    with closing(
-        Store.open(root, counters=Counters(), log=log, free_share=0.0, option="--root", despite=NO_SPACE)
-    ) as store:
+    with closing(Store.open(root, log=log, free_share=0.0, option="--root", despite=NO_SPACE)) as store:
         found = collect(store, log=log, min_age=settings["min-age"])
     if settings["json"]:
         put_json(found._asdict())

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from kitfs.errors import IntegrityError, StoreError
-from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST
+from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, MAX_MANIFEST
 from kitfs.oci.names import Digest
 from kitfs.server.api_errors import ApiError
-from kitfs.server.registry import MAX_MANIFEST, Accepted, Registry
+from kitfs.server.manifests import PushedManifest
+from kitfs.server.registry import Registry
 from kitfs.store.store import Store
 
 DATA = bytes(range(256)) * 100
@@ -62,7 +63,7 @@ def index(*manifests: bytes, **more: Any) -> bytes:
 
 def put(
     registry: Registry, name: str, reference: str, data: bytes, content_type: str = "", tags: tuple[str, ...] = ()
-) -> Accepted:
+) -> PushedManifest:
     for part in (CONFIG, DATA):
         pushed(registry, name, part)
     return registry.put_manifest(name, reference, data, content_type, tags)

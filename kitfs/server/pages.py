@@ -1,0 +1,40 @@
+"""x"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NamedTuple
+
+from kitfs.oci.manifest import IMAGE_INDEX
+
+PAGE: Final = 1000  # tags or repositories of one answer
+
+
+class Page(NamedTuple):
+    """Some names, in order, and whether there are more."""
+
+    names: list[str]
+    more: bool
+
+
+class Referrers(NamedTuple):
+    """An index of referrers, and the digest after which the next one begins, if it is not all."""
+
+    data: bytes
+    next: str | None
+
+
+def page_of(names: list[str], count: int | None, last: str | None) -> Page:
+    after = names if last is None else [name for name in names if name > last]
+    count = PAGE if count is None else min(count, PAGE)
+    return Page(after[:count], len(after) > count > 0)
+
+
+def compact(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def index_of(descriptors: list[bytes]) -> bytes:
+    return (
+        compact({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": []})[:-2] + b",".join(descriptors) + b"]}"
+    )
