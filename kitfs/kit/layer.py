@@ -9,7 +9,8 @@ from kitfs.content import Origin, Source
 from kitfs.errors import IntegrityError, LayerError, LayerLimit, StoreError, WouldBlock
 from kitfs.layers.access import Closed, closed_to_others
 from kitfs.layers.codec import DecodedSource, decode
-from kitfs.layers.index import LayerIndex, Member, Skipped, raw_index
+from kitfs.layers.index import LayerIndex, Member, raw_index
+from kitfs.layers.names import Skipped, SkipReason
 from kitfs.layers.read import read_member
 from kitfs.layers.tar import first_path, index_tar
 from kitfs.modelkit.layers import FileMetadata, LayerEntry
@@ -154,10 +155,7 @@ class Layer:
     def _raw_index(self, decoded_size: int | None) -> LayerIndex:
         metadata = self._metadata
         if self.path is None:
-            return LayerIndex(
-                {},
-                [Skipped("", "one file, and neither an org.cncf.model.filepath annotation nor the Kitfile names it")],
-            )
+            return LayerIndex({}, [Skipped("", SkipReason.UNNAMED_FILE)])
         size = self.descriptor.size
         if self.compressed:
             size = (

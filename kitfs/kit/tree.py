@@ -24,8 +24,9 @@ from typing import Final, NamedTuple, Protocol
 from kitfs.errors import KitfsError, NotFound, RegistryError, WouldBlock
 from kitfs.kit.inode import ROOT, Inode, NoEntry
 from kitfs.kit.kit import Kit
-from kitfs.layers.index import NAME_MAX, SIZE_MAX, LayerIndex, Member
+from kitfs.layers.index import SIZE_MAX, LayerIndex, Member
 from kitfs.layers.merge import winner
+from kitfs.layers.names import NAME_MAX, encoded
 from kitfs.metrics import Counters
 from kitfs.oci.paths import paths_overlap
 from kitfs.system import MAX_LINKS
@@ -179,7 +180,7 @@ class Tree:
             return found
         if parent.kind != "dir":
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if len(name) > NAME_MAX // 4 and len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
+        if len(name) > NAME_MAX // 4 and len(encoded(name)) > NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         path = f"{parent.path}/{name}" if parent.path else name
         possible = self._numbered[parent.since :]
@@ -333,7 +334,7 @@ class Tree:
         self._on_met(layer.digest, index)
         self._counters.add("skipped_entries", len(index.skipped))
         for skipped in index.skipped[:MAX_NAMED]:
-            self._log.warning("layer %s: left out %r: %s", layer.digest[:19], skipped.name, skipped.reason)
+            self._log.warning("layer %s: %s", layer.digest[:19], skipped)
         if len(index.skipped) > MAX_NAMED:
             self._log.warning("layer %s: left out %d more", layer.digest[:19], len(index.skipped) - MAX_NAMED)
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from kitfs.errors import LayerError
-from kitfs.layers.index import SIZE_MAX, IndexBuilder, LayerIndex, clean
+from kitfs.layers.index import SIZE_MAX, IndexBuilder, LayerIndex
+from kitfs.layers.names import SkipReason, clean
 from kitfs.layers.tar_header import BLOCK, Extensions, Header, check_sum, number, padded
 from kitfs.layers.tar_sparse import map_headers, spread
 
@@ -28,11 +29,11 @@ NO_DATA: Final = frozenset(
     b"123456"
 )  # links, devices, directories and fifos have no data, whatever their size field says
 FILES: Final = frozenset(b"\x000" + b"7S")
-LEFT_OUT: Final = {
-    0x33: "a character device",
-    0x34: "a block device",
-    0x36: "a fifo",
-    0x4D: "the rest of a file from another volume",
+SKIPPED: Final = {
+    0x33: SkipReason.CHARACTER_DEVICE,
+    0x34: SkipReason.BLOCK_DEVICE,
+    0x36: SkipReason.FIFO,
+    0x4D: SkipReason.OTHER_VOLUME,  # the rest of a file that began on an earlier volume
 }
 
 
@@ -69,8 +70,10 @@ def index_tar(reader: Reader, *, max_entries: int = MAX_ENTRIES) -> LayerIndex:
             builder.add_hard_link(header.name, header.link)
         elif flag == 0x56:  # 'V', a volume label
             builder.skip_data()
+        elif flag in SKIPPED:
+            builder.skip(header.name, SKIPPED[flag])
         else:
-            builder.skip(header.name, LEFT_OUT.get(flag, f"an entry of unknown type {chr(flag)!r}"))
+            builder.skip(header.name, SkipReason.UNKNOWN_TYPE, chr(flag))
     return builder.finish()
 
 

@@ -21,7 +21,7 @@ from kitfs.gocompat.json import dumps
 from kitfs.kit.kit import Kit
 from kitfs.kit.layer import Layer
 from kitfs.layers.codec import decode
-from kitfs.layers.index import clean
+from kitfs.layers.names import clean
 from kitfs.layers.tar_writer import TRAILER, header, padding
 from kitfs.oci.manifest import CREATED, IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Manifest
 from kitfs.oci.names import Digest, Reference
@@ -141,9 +141,9 @@ def _check_names(layers: Sequence[Layer]) -> None:
                     f"layer {layer.digest} holds {path!r}: in an OCI image {WHITEOUT} in front of a name takes a file away"
                 )
         for skipped in index.skipped:
-            path, reason = clean(skipped.name)
-            if path and not reason and index.get(path) is not None:
-                told = f"holds {path!r} more than once, and of those a mount leaves out {skipped.reason}"
+            path = clean(skipped.name)[0]
+            if path and index.get(path) is not None:
+                told = f"holds {path!r} more than once, and of those a mount leaves out {skipped.text}"
                 raise UnsupportedLayer(f"layer {layer.digest} {told}; an OCI image would show that one")
     left_out: list[str] = []
     Layering([PlacedLayer(f"layer {layer.digest}", layer.index(), layer.path) for layer in layers], (), left_out)

@@ -7,21 +7,17 @@ the tree is refused here: ``UnsafePath``, before anything is written. Threading:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from kitfs.errors import UnsafePath
-from kitfs.layers.index import LayerIndex, Member, Skipped, clean
+from kitfs.layers.index import LayerIndex, Member
 from kitfs.layers.merge import Winner, winner
+from kitfs.layers.names import Skipped, clean
 from kitfs.oci.paths import paths_overlap
 from kitfs.system import MAX_LINKS
 
-UNSAFE: Final = re.compile(
-    r"(a hard link to .*: )?(an absolute path|a path that leaves the root)|a (character|block) device|a fifo|below .*, which is a symlink",
-    re.DOTALL,
-)
 MAX_TOLD: Final = 100  # left-out entries of a layer that are named
 
 
@@ -114,18 +110,19 @@ def _in_order(sources: Sequence[PlacedLayer], won: dict[str, Winner]) -> Iterato
 def _refused(name: str, skipped: Sequence[Skipped]) -> Iterator[str]:
     """Lines for entries that are left out. Raises UnsafePath for those that are no accident."""
     for entry in skipped:
-        if UNSAFE.fullmatch(entry.reason):
-            raise UnsafePath(f"{name} holds {entry.name[:200]!r}: {entry.reason[:400]}; nothing was unpacked")
+        if entry.reason.unsafe:
+            raise UnsafePath(f"{name} holds {entry.name[:200]!r}: {entry.text[:400]}; nothing was unpacked")
     for entry in skipped[:MAX_TOLD]:
-        yield f"{name}: left out {entry.name!r}: {entry.reason}"
+        yield f"{name}: {entry}"
     if len(skipped) > MAX_TOLD:
         yield f"{name}: left out {len(skipped) - MAX_TOLD} more"
 
 
 def _below(source: PlacedLayer) -> str:
     below, reason = clean(source.below)
-    if reason:
-        raise UnsafePath(f"{source.name} is to go to {source.below!r}: {reason}; nothing was unpacked")
+    if reason is not None:
+        why = Skipped(source.below, reason).text
+        raise UnsafePath(f"{source.name} is to go to {source.below!r}: {why}; nothing was unpacked")
     return below
 
 

@@ -28,6 +28,7 @@ from kitfs.errors import (
 )
 from kitfs.kit.kit import Kit
 from kitfs.kit.resolver import Resolver
+from kitfs.layers.names import SkipReason
 from kitfs.modelkit.filters import Filter
 from kitfs.modelkit.index import KIT_INDEX
 from kitfs.oci.manifest import Descriptor
@@ -271,16 +272,18 @@ def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) 
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("/abs/w.bin", "an absolute path"),
-        ("../w.bin", "a path that leaves the root"),
-        (".", "a file in place of the root"),
-        ("", "one file, and neither"),
+        ("/abs/w.bin", SkipReason.ABSOLUTE_PATH),
+        ("../w.bin", SkipReason.LEAVES_ROOT),
+        (".", SkipReason.REPLACES_ROOT),
+        ("", SkipReason.UNNAMED_FILE),
     ],
 )
-def test_raw_layer_whose_path_cannot_be_is_left_out(registry: Registry, store: Store, path: str, reason: str) -> None:
+def test_raw_layer_whose_path_cannot_be_is_left_out(
+    registry: Registry, store: Store, path: str, reason: SkipReason
+) -> None:
     """What is wrong with the path is said."""
     layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([model(path)]))).layers[0]
-    assert [(len(layer.index().members), s.reason[: len(reason)]) for s in layer.index().skipped] == [(0, reason)]
+    assert [(len(layer.index().members), s.reason) for s in layer.index().skipped] == [(0, reason)]
 
 
 WEIGHTS = kits.kit_tar({"m/w.bin": b"".join(random.Random(i).randbytes(3) + b"\x3c" for i in range(100_000))})
@@ -325,6 +328,19 @@ def test_an_index_at_hand_is_refused_where_a_fresh_one_would_be(registry: Regist
     assert indexed(count) == count
     with pytest.raises(LayerLimit, match=rf"^layer sha256:\w+: more than {count - 1} entries; .*--max-entries$"):
         indexed(count - 1)
+
+
+def test_an_index_of_another_version_is_built_again(registry: Registry, store: Store) -> None:
+    """Its reasons and rows may mean something else, so that nothing of it is used."""
+    ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", kits.kit_tar({"d/a": b"", "../c": b""}))]))
+    layer = resolver(registry, store).open(ref).layers[0]
+    key = ("index", layer.digest)
+    stored = layer.index().to_json()
+    assert store.catalog.get(key) == stored
+    store.catalog.set(key, {**stored, "version": 2, "skipped": [["../c", "a path that leaves the root"]]})
+    again = resolver(registry, store).open(ref).layers[0].index()
+    assert {s.reason for s in again.skipped} == {SkipReason.LEAVES_ROOT}
+    assert store.catalog.get(key) == stored
 
 
 def _nobody(_: Reference | LayoutReference) -> Origin:

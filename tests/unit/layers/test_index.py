@@ -12,6 +12,7 @@ import pytest
 
 from kitfs.errors import LayerError
 from kitfs.layers.index import Extent, IndexBuilder, LayerIndex, raw_index
+from kitfs.layers.names import SkipReason
 
 
 def builder(max_entries: int = 1000) -> IndexBuilder:
@@ -98,9 +99,9 @@ def test_short_archives_cannot_imply_endless_directories() -> None:
 def test_left_out_names_are_cut() -> None:
     """A megabyte of a name that is left out is not kept."""
     b = builder()
-    b.skip("n" * (1 << 20), "a reason")
+    b.skip("n" * (1 << 20), SkipReason.FIFO)
     b.add_hard_link("h", "/" + "t" * (1 << 20))
-    assert all(len(s.name) + len(s.reason) < 3000 for s in b.finish().skipped)
+    assert all(len(s.name) + len(s.text) < 3000 for s in b.finish().skipped)
 
 
 def test_raw() -> None:
@@ -122,7 +123,9 @@ def sample() -> LayerIndex:
     b.add_hard_link("d/h", "d/f")
     b.add_symlink("d/l", "été")
     add(b, "implied/\udcff", 4096, 1)
-    b.skip("/x", "an absolute path")
+    b.skip("/x", SkipReason.ABSOLUTE_PATH)
+    b.skip("h", SkipReason.LEAVES_ROOT, link="../x")
+    b.skip("f/x", SkipReason.BELOW_FILE, "f")
     return b.finish()
 
 

@@ -1,0 +1,123 @@
+"""Names of the entries of an archive: their normal form, and why an entry is skipped.
+
+A path in normal form is a str, UTF-8 with surrogateescape, without a leading "./", a trailing "/", and empty or "."
+components; "" is the root. Decisions read ``SkipReason``; texts are made when they are shown. Pure.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+NAME_MAX: Final = 255  # bytes of one component, as Linux has it
+PATH_MAX: Final = 4095  # bytes of a path: no system call takes a longer one
+SHOWN_MAX: Final = 1024  # characters of a skipped entry's name that are kept
+
+
+class SkipReason(Enum):
+    """Why an entry is not in the tree. The values are stored in catalogs: they never change their meaning."""
+
+    ABSOLUTE_PATH = "absolute-path"
+    LEAVES_ROOT = "leaves-root"
+    NUL_IN_NAME = "nul-in-name"
+    LONG_NAME = "long-name"
+    LONG_PATH = "long-path"
+    CHARACTER_DEVICE = "character-device"
+    BLOCK_DEVICE = "block-device"
+    FIFO = "fifo"
+    OTHER_VOLUME = "other-volume"
+    UNKNOWN_TYPE = "unknown-type"
+    UNUSABLE_TARGET = "unusable-target"
+    MISSING_TARGET = "missing-target"
+    BELOW_FILE = "below-file"
+    BELOW_SYMLINK = "below-symlink"
+    FILLED_DIRECTORY = "filled-directory"
+    REPLACES_ROOT = "replaces-root"
+    UNNAMED_FILE = "unnamed-file"
+    OTHER_KIND = "other-kind"
+
+    @property
+    def unsafe(self) -> bool:
+        """Whether such an entry would lead out of the directory that it is unpacked to, or is a device."""
+        return self in UNSAFE
+
+
+UNSAFE: Final = frozenset({
+    SkipReason.ABSOLUTE_PATH, SkipReason.LEAVES_ROOT, SkipReason.CHARACTER_DEVICE, SkipReason.BLOCK_DEVICE,
+    SkipReason.FIFO, SkipReason.BELOW_SYMLINK,
+})  # fmt: skip
+
+_TEXTS: Final = {
+    SkipReason.ABSOLUTE_PATH: "an absolute path",
+    SkipReason.LEAVES_ROOT: "a path that leaves the root",
+    SkipReason.NUL_IN_NAME: "a NUL in its name",
+    SkipReason.LONG_NAME: f"a name of more than {NAME_MAX} bytes",
+    SkipReason.LONG_PATH: f"a path of more than {PATH_MAX} bytes",
+    SkipReason.CHARACTER_DEVICE: "a character device",
+    SkipReason.BLOCK_DEVICE: "a block device",
+    SkipReason.FIFO: "a fifo",
+    SkipReason.OTHER_VOLUME: "the rest of a file from another volume",
+    SkipReason.UNKNOWN_TYPE: "an entry of unknown type {detail!r}",
+    SkipReason.UNUSABLE_TARGET: "a symbolic link without a usable target",
+    SkipReason.MISSING_TARGET: "a hard link to {detail!r}, which is not a file of this layer",
+    SkipReason.BELOW_FILE: "below {detail!r}, which is a file",
+    SkipReason.BELOW_SYMLINK: "below {detail!r}, which is a symlink",
+    SkipReason.FILLED_DIRECTORY: "a file where an earlier entry is a directory with something in it",
+    SkipReason.REPLACES_ROOT: "a file in place of the root",
+    SkipReason.UNNAMED_FILE: (
+        "a single file that neither an org.cncf.model.filepath annotation nor the Kitfile gives a name"
+    ),
+    SkipReason.OTHER_KIND: "a {detail} where an earlier layer has something else",
+}
+
+
+class Skipped(NamedTuple):
+    """An entry that is not in the tree, and why.
+
+    ``detail`` completes the text of some reasons: a target, a directory, the type of an entry. ``link`` is the target
+    of a hard link if the reason is that target's, not the entry's own.
+    """
+
+    name: str
+    reason: SkipReason
+    detail: str = ""
+    link: str = ""
+
+    @property
+    def text(self) -> str:
+        """The reason as a text for people."""
+        text = _TEXTS[self.reason].format(detail=self.detail)
+        return f"a hard link to {self.link!r}: {text}" if self.link else text
+
+    def __str__(self) -> str:
+        return f"left out {self.name!r}: {self.text}"
+
+
+def clean(name: str) -> tuple[str, SkipReason | None]:
+    """Return (path in normal form, None), or ("", why no entry may have this name)."""
+    if name.startswith("/"):
+        return "", SkipReason.ABSOLUTE_PATH
+    if "\0" in name:
+        return "", SkipReason.NUL_IN_NAME
+    brief = len(name) <= (NAME_MAX if name.isascii() else NAME_MAX // 4)
+    if brief and "/." not in name and "//" not in name and name[:1] != ".":
+        return name.removesuffix("/"), None
+    parts = [p for p in name.split("/") if p not in ("", ".")]
+    if ".." in parts:
+        return "", SkipReason.LEAVES_ROOT
+    if any(len(p) > NAME_MAX // 4 and len(encoded(p)) > NAME_MAX for p in parts):
+        return "", SkipReason.LONG_NAME
+    path = "/".join(parts)
+    if len(path) > PATH_MAX // 4 and len(encoded(path)) > PATH_MAX:
+        return "", SkipReason.LONG_PATH
+    return path, None
+
+
+def encoded(text: str) -> bytes:
+    """Return the bytes of a name as an archive or a file system has them."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def shortened(text: str) -> str:
+    """Return a name cut to ``SHOWN_MAX`` characters, with an ellipsis if it is longer."""
+    return text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "…"
