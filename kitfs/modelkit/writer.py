@@ -1,14 +1,14 @@
-"""What a packed kit looks like: media types, annotations, config and manifest of each version of kit, ModelKit or
-ModelPack. Pure.
+"""The format of a packed kit: media types, annotations, config and manifest, for each version of kit.
 
-Follows KITOPS §1.1, §1.2, §1.7 and §11, and CNCF's model-spec (config.md, annotations.md).
+A kit is written as a ModelKit or as a ModelPack. Follows KITOPS §1.1, §1.2, §1.7 and §11, and CNCF's model-spec
+(config.md, annotations.md). Pure: no I/O.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -33,7 +33,7 @@ from kitfs.version import __version__
 
 CLI_VERSION: Final = "ml.kitops.modelkit.cli-version"
 CLI_VERSION_OF_KITFS: Final = f"kitfs-{__version__}"
-BASES: Final = {"prompt": "code", "mcpserver": "mcpb"}  # the kinds whose media type has another name
+BASES: Final = {"prompt": "code", "mcpserver": "mcpb"}  # kinds whose media type has a different name
 PACK_NAMES: Final = {
     "model": "weight",
     "modelpart": "weight.config",
@@ -44,14 +44,15 @@ PACK_NAMES: Final = {
 }
 SUFFIXES: Final = {"none": "", "gzip": "+gzip", "gzip-fastest": "+gzip", "zstd": "+zstd"}
 FORMATS: Final = ("tar", "raw")
-UNRELEASED: Final = "unknown"  # the version of a kit that was built by hand
+UNRELEASED: Final = "unknown"  # the version that a kit built from source reports
 VERSION: Final = re.compile(r"v?(\d{1,9})\.(\d{1,9})")
-REGULAR: Final = 48  # tar's type flag "0"
+REGULAR: Final = 48  # the type flag "0" of tar
 
 
-class Written(NamedTuple):
-    """A layer that was made: ``path`` as it is annotated; ``mode`` and ``mtime`` (ns) of its file where it is a raw
-    one.
+class PackedLayer(NamedTuple):
+    """A finished layer. ``kind`` is that of its ``Entry``, ``path`` the one in its annotation, ``size`` in bytes.
+
+    A ``raw`` layer is its one file as it is: ``file_size`` (bytes), ``mode`` and ``mtime`` (ns) are those of the file.
     """
 
     kind: str
@@ -59,17 +60,34 @@ class Written(NamedTuple):
     digest: Digest
     diff_id: Digest
     size: int
+    raw: bool = False
     file_size: int = 0
     mode: int = 0
     mtime: int = 0
 
 
+class PackedKit(NamedTuple):
+    """A finished kit: its Kitfile with the digests of the layers, and the config and manifest made of them.
+
+    ``descriptor`` is the descriptor of the manifest.
+    """
+
+    kitfile: Kitfile
+    config: Descriptor
+    config_bytes: bytes
+    manifest: Manifest
+    manifest_bytes: bytes
+    descriptor: Descriptor
+
+
 @dataclass(frozen=True, slots=True)
 class KitFormat:
-    """How a kit is written. ``created`` in seconds since the epoch; None is now.
+    """How a kit is written.
 
-    ``cli_version``: the version of kit whose manifests these are. Raises UsageError for what no such kit can read,
-    and for what is no version, compression or format.
+    ``cli_version``: the version of kit whose manifests are written. ``created``: the created time in seconds since
+    the epoch; None is the time of packing. ``compression``: none, gzip, gzip-fastest or zstd. ``layer_format``: tar or
+    raw. Raises UsageError for an unknown version, compression or format, and for a combination that this version of
+    kit cannot read.
     """
 
     cli_version: str = CLI_VERSION_OF_KITFS
@@ -80,13 +98,13 @@ class KitFormat:
 
     def __post_init__(self) -> None:
         if self.cli_version not in (CLI_VERSION_OF_KITFS, UNRELEASED) and not VERSION.match(self.cli_version):
-            raise UsageError(f"{self.cli_version!r} is no version of kit (write 1.7.0)")
+            raise UsageError(f"{self.cli_version!r} is not a version of kit (expected a number such as 1.7.0)")
         if self.compression not in SUFFIXES:
             raise UsageError(f"compression {self.compression!r} is not one of {', '.join(SUFFIXES)}")
         if self.layer_format not in FORMATS:
             raise UsageError(f"layer format {self.layer_format!r} is not one of {', '.join(FORMATS)}")
         if not self.has_artifact_type and (self.compression == "zstd" or self.layer_format == "raw" or self.model_pack):
-            raise UsageError(f"kit {self.cli_version} reads no zstd layers, no raw layers and no ModelPacks")
+            raise UsageError(f"kit {self.cli_version} cannot read zstd layers, raw layers or ModelPacks")
         if self.model_pack and self.layer_format == "raw" and self.compression != "none":
             raise UsageError("compression for raw layers is not supported for ModelPack")
 
@@ -97,61 +115,78 @@ class KitFormat:
 
     @property
     def has_artifact_type(self) -> bool:
-        """artifactType and filepath annotations: since 1.10."""
+        """Whether manifests have an artifactType and layers a filepath annotation (since kit 1.10)."""
         return self._version >= (1, 10)
 
     @property
     def has_created(self) -> bool:
-        """mediaType and created time: since 1.16."""
+        """Whether manifests have a mediaType and a created time (since kit 1.16)."""
         return self._version >= (1, 16)
 
     def is_raw(self, kind: str, *, one_file: bool) -> bool:
-        """Whether a layer is its file as it is; directories are tars whatever was asked."""
+        """Whether a layer of this kind is stored as its one file. A directory is always a tar."""
         return kind == "mcpserver" or (self.layer_format == "raw" and one_file)
 
     def compression_of(self, kind: str) -> str:
-        """none, gzip, gzip-fastest or zstd: MCP bundles are never compressed."""
+        """Return the compression of a layer of this kind. MCP bundles are never compressed."""
         return "none" if kind == "mcpserver" else self.compression
 
     def time(self) -> datetime:
-        """The created time."""
         return datetime.now(UTC) if self.created is None else datetime.fromtimestamp(self.created, UTC)
 
-    def layer(self, written: Written, *, raw: bool) -> Descriptor:
-        """The descriptor of a layer."""
+    def layer(self, layer: PackedLayer) -> Descriptor:
+        """Return the descriptor of a layer."""
         annotations = {}
         if self.has_artifact_type:
-            annotations[FILEPATH[0]] = written.path
-        if written.kind == "prompt":
+            annotations[FILEPATH[0]] = layer.path
+        if layer.kind == "prompt":
             annotations[SUBTYPE] = "prompt"
-        if raw and written.kind != "mcpserver":
-            annotations[METADATA[0]] = self._metadata(written)
-        form = "raw" if raw else "tar"
-        suffix = SUFFIXES[self.compression_of(written.kind)]
+        if layer.raw and layer.kind != "mcpserver":
+            annotations[METADATA[0]] = self._metadata(layer)
+        form = "raw" if layer.raw else "tar"
+        suffix = SUFFIXES[self.compression_of(layer.kind)]
         if self.model_pack:
-            media_type = f"application/vnd.cncf.model.{PACK_NAMES[written.kind]}.v1.{form}{suffix}"
+            media_type = f"application/vnd.cncf.model.{PACK_NAMES[layer.kind]}.v1.{form}{suffix}"
         else:
-            media_type = f"application/vnd.kitops.modelkit.{BASES.get(written.kind, written.kind)}.v1.{form}{suffix}"
-        return Descriptor(media_type, written.digest, written.size, annotations)
+            media_type = f"application/vnd.kitops.modelkit.{BASES.get(layer.kind, layer.kind)}.v1.{form}{suffix}"
+        return Descriptor(media_type, layer.digest, layer.size, annotations)
 
-    def _metadata(self, written: Written) -> str:
-        """org.cncf.model.file.metadata+json; with a created time given, that is its file's, so that a pack can be
-        repeated.
+    def _metadata(self, layer: PackedLayer) -> str:
+        """Return the value of org.cncf.model.file.metadata+json for a raw layer.
+
+        If the kit has a created time, the file's mtime is set to it, so that packing again gives the same bytes.
         """
-        mtime = written.mtime if self.created is None else self.created * 1_000_000_000
-        told = {
-            "name": written.path.rpartition("/")[2],
-            "mode": written.mode & 0o777,
+        mtime = layer.mtime if self.created is None else self.created * 1_000_000_000
+        fields = {
+            "name": layer.path.rpartition("/")[2],
+            "mode": layer.mode & 0o777,
             "uid": 0,
             "gid": 0,
-            "size": written.file_size,
+            "size": layer.file_size,
             "mtime": rfc3339(mtime),
             "typeflag": REGULAR,
         }
-        return dumps(told).decode()
+        return dumps(fields).decode()
 
-    def config(self, kitfile: Kitfile, layers: Sequence[Written]) -> tuple[str, bytes]:
-        """(media type, bytes) of the config. Raises KitfileError for parameters that JSON cannot say."""
+    def assemble(
+        self, kitfile: Kitfile, layers: Sequence[PackedLayer], annotations: Mapping[str, str] | None = None
+    ) -> PackedKit:
+        """Make config and manifest of a kit from its finished layers, which are in the order of ``kitfile.entries()``.
+
+        ``annotations`` are added to those of the manifest. Raises KitfileError for parameters that JSON cannot hold.
+        """
+        kitfile = kitfile.with_layers([(layer.digest, layer.diff_id) for layer in layers])
+        media_type, config_bytes = self._config(kitfile, layers)
+        config = Descriptor(media_type, Digest.of(config_bytes), len(config_bytes))
+        manifest = self._manifest(config, [self.layer(layer) for layer in layers], kitfile)
+        if annotations:
+            manifest = replace(manifest, annotations={**manifest.annotations, **annotations})
+        data = manifest.to_json()
+        descriptor = Descriptor(IMAGE_MANIFEST, Digest.of(data), len(data))
+        return PackedKit(kitfile, config, config_bytes, manifest, data, descriptor)
+
+    def _config(self, kitfile: Kitfile, layers: Sequence[PackedLayer]) -> tuple[str, bytes]:
+        """Return (media type, bytes) of the config."""
         if not self.model_pack:
             return KIT_CONFIG, kitfile.to_json()
         package, model = kitfile.package, kitfile.model
@@ -165,14 +200,13 @@ class KitFormat:
             "description": package.description,
         }
         value = {
-            "descriptor": {key: told for key, told in descriptor.items() if told},
+            "descriptor": {key: text for key, text in descriptor.items() if text},
             "modelfs": {"type": "layers", "diffIds": [str(layer.diff_id) for layer in layers]},
             "config": {"format": model.format} if model is not None and model.format else {},
         }
         return PACK_CONFIGS[0], dumps(value)
 
-    def manifest(self, config: Descriptor, layers: Sequence[Descriptor], kitfile: Kitfile) -> Manifest:
-        """The manifest."""
+    def _manifest(self, config: Descriptor, layers: Sequence[Descriptor], kitfile: Kitfile) -> Manifest:
         annotations = {CLI_VERSION: self.cli_version}
         if self.has_created:
             annotations[CREATED] = self.time().strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -190,7 +224,7 @@ class KitFormat:
 
 
 def rfc3339(nanoseconds: int) -> str:
-    """A time as Go's RFC3339Nano has it, in UTC."""
+    """Format a time in nanoseconds since the epoch as Go's RFC3339Nano does, in UTC."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     fraction = f".{rest:09d}".rstrip("0") if rest else ""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + fraction + "Z"

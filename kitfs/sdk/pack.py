@@ -7,7 +7,6 @@ from typing import Literal, Unpack
 
 from kitfs.errors import UsageError
 from kitfs.modelkit.kitfile import Kitfile, Package
-from kitfs.oci.names import LOCAL, UNNAMED, Reference
 from kitfs.sdk.options import StrPath, TransferOptions, settings_of
 from kitfs.sdk.progress import Progress, reporting
 from kitfs.sdk.session import workspace_of
@@ -62,63 +61,34 @@ def pack(
 
     ``tag``: repository:tag, with more tags after commas; a kit without one is named by its digest. ``kitfile``: a path,
     or a Kitfile object; by default the directory's own. ``kit_version``: write the manifest as this version of kit
-    does. ``created``: seconds since the epoch; by default the time of the newest file. ``compression`` and
+    does. ``created``: seconds since the epoch; by default the time of packing. ``compression`` and
     ``layer_format``: how layers are written. ``model_pack``: write a CNCF ModelPack. ``push``: send the kit straight to
     the registry of ``tag``, without a copy in the store. ``progress``: see ``kitfs.sdk.progress``. Raises ContextError,
     KitfileError, StoreError, UsageError, what opening a parent kit raises, and with ``push`` what ``push`` raises.
     """
     from kitfs.modelkit.writer import CLI_VERSION_OF_KITFS, KitFormat
-    from kitfs.ops.pack import pack as packing
+    from kitfs.ops.pack.pack import pack as packing
+    from kitfs.ops.pack.pack import references_of
 
     settings = settings_of(options, TransferOptions)
-    found = _kitfile(directory, kitfile)
     kit_format = KitFormat(kit_version or CLI_VERSION_OF_KITFS, created, compression, layer_format, model_pack)
-    references = references_of(tag)
-    if push and references[0].registry == LOCAL:
-        raise UsageError(f"cannot push {tag or 'a kit without a tag'}: it names no registry")
-    context = os.path.realpath(directory)
     with workspace_of(settings) as workspace, reporting(progress, f"pack {os.fspath(directory)}") as report:
-        parents = packing.parent_paths(workspace.resolver, found)
-        workers = settings["concurrency"] if settings.given("concurrency") else None
-        if push:
-            kit = packing.pack_to(
-                context,
-                found,
-                workspace.client.repository(references[0]),
-                [reference.tag or "latest" for reference in references],
-                shape=kit_format,
-                parent_paths=parents,
-                hints=workspace.store.catalog,
-                report=report,
-                workers=workers,
-            )
-        else:
-            kit = packing.pack(
-                context,
-                found,
-                workspace.store,
-                references,
-                shape=kit_format,
-                parent_paths=parents,
-                report=report,
-                workers=workers,
-            )
+        kit = packing(
+            workspace,
+            os.fspath(directory),
+            _kitfile(directory, kitfile),
+            references_of(tag),
+            kit_format=kit_format,
+            push=push,
+            concurrency=settings["concurrency"] if settings.given("concurrency") else None,
+            report=report,
+        )
     return str(kit.descriptor.digest)
-
-
-def references_of(tag: str | None) -> list[Reference]:
-    """The references of a tag. Raises UsageError for a digest, InvalidReference."""
-    if tag is None:
-        return [Reference(LOCAL, UNNAMED)]
-    named = Reference.parse(tag, multiple_tags=True)
-    if named.digest is not None:
-        raise UsageError(f"cannot pack as {tag}: a kit gets its own digest")
-    return named.or_latest().tagged()
 
 
 def _kitfile(directory: StrPath, kitfile: Kitfile | StrPath | None) -> Kitfile:
     """Find the Kitfile of a pack. Raises UsageError when there is none, ContextError, KitfileError."""
-    from kitfs.ops.pack.pack import find_kitfile, read_kitfile
+    from kitfs.ops.pack.kitfiles import find_kitfile, read_kitfile
 
     if isinstance(kitfile, Kitfile):
         kitfile.validate()

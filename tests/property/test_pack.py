@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 
 from kitfs.metrics import Counters
 from kitfs.modelkit.kitfile import Kitfile
+from kitfs.modelkit.writer import KitFormat, PackedKit
 from kitfs.oci.names import Reference
 from kitfs.ops.events import quiet
-from kitfs.ops.pack.pack import KitFormat, Packed, pack
+from kitfs.ops.pack.pack import pack_to_store
 from kitfs.store.store import Store
 from tests.conftest import needs
 
@@ -207,15 +208,15 @@ def packable(context: bytes) -> list[str]:
     return found
 
 
-def packed(context: bytes, root: str, paths: list[str]) -> tuple[Packed, list[str]]:
+def packed(context: bytes, root: str, paths: list[str]) -> tuple[PackedKit, list[str]]:
     """The kit of one code layer for each path, and the files of its layers."""
     kitfile = Kitfile.from_json(
         json.dumps({"manifestVersion": "1.0.0", "package": {}, "code": [{"path": p} for p in paths]}).encode()
     )
     store = Store.open(root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
     try:
-        made = pack(
-            os.fsdecode(context), kitfile, store, [Reference.parse("a:b")], shape=KitFormat("1.7.0"), report=quiet
+        made = pack_to_store(
+            os.fsdecode(context), kitfile, store, [Reference.parse("a:b")], kit_format=KitFormat("1.7.0"), report=quiet
         )
         return made, [os.path.join(store.path(layer.digest), "rest") for layer in made.manifest.layers]
     finally:

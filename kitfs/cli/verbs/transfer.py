@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -62,50 +62,36 @@ def pack(settings: Settings, directory: str) -> None:
     Layers and config are byte for byte those of kit. What .kitignore names is left out. SOURCE_DATE_EPOCH sets the
     created time. With --push the kit goes straight to the registry of its tag, and nothing of it is kept here.
     """
-    from kitfs.oci.names import LOCAL
-    from kitfs.ops.pack import pack as packing
+    from kitfs.ops.pack.pack import pack as packing
+    from kitfs.ops.pack.pack import references_of
     from kitfs.system import allow_many_files
 
-    context = os.path.realpath(directory)
+    push = settings["push"]
     kitfile, where = _kitfile(settings["file"], directory)
-    references = _references(settings["tag"])
-    if settings["push"] and references[0].registry == LOCAL:
-        raise UsageError("--push: registry is required when pushing (name it with --tag registry/repository:tag)")
-    shape = _shape(settings)
+    references = references_of(settings["tag"])
+    kit_format = _format(settings)
     allow_many_files()
     with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
-        paths = packing.parent_paths(workspace.resolver, kitfile)
         try:
-            if settings["push"]:
-                repository, tags = (
-                    workspace.client.repository(references[0]),
-                    [reference.tag or "latest" for reference in references],
-                )
-                hints = workspace.store.catalog
-                with ended_at_once(report):
-                    packed = packing.pack_to(
-                        context,
-                        kitfile,
-                        repository,
-                        tags,
-                        shape=shape,
-                        parent_paths=paths,
-                        hints=hints,
-                        report=report,
-                    )
-            else:
-                packed = packing.pack(
-                    context, kitfile, workspace.store, references, shape=shape, parent_paths=paths, report=report
+            with ended_at_once(report) if push else nullcontext():
+                kit = packing(
+                    workspace,
+                    directory,
+                    kitfile,
+                    references,
+                    kit_format=kit_format,
+                    push=push,
+                    concurrency=settings["concurrency"] if settings.given("concurrency") else None,
+                    report=report,
                 )
         except ContextError as e:
             raise ContextError(f"{where}: {shown(e.args[0])}")
-        digest = packed.descriptor.digest
-        done = f"Pushed {digest}" if settings["push"] else f"Model saved: {digest}"
+        digest = kit.descriptor.digest
+        done = f"Pushed {digest}" if push else f"Model saved: {digest}"
         report.say(done, event="done", digest=digest, references=[reference.display for reference in references])
 
 
-def _shape(settings: Settings) -> KitFormat:
-    """How the kit is to be written."""
+def _format(settings: Settings) -> KitFormat:
     from kitfs.modelkit.writer import CLI_VERSION_OF_KITFS, KitFormat
 
     return KitFormat(
@@ -119,7 +105,7 @@ def _shape(settings: Settings) -> KitFormat:
 
 def _kitfile(file: str | None, directory: str) -> tuple[Kitfile, str]:
     """(Kitfile, what messages call it)."""
-    from kitfs.ops.pack.pack import MAX_KITFILE, find_kitfile, parse_kitfile, read_kitfile
+    from kitfs.ops.pack.kitfiles import MAX_KITFILE, find_kitfile, parse_kitfile, read_kitfile
 
     if file == STDIN:
         if sys.stdin.isatty():
@@ -134,18 +120,6 @@ def _kitfile(file: str | None, directory: str) -> tuple[Kitfile, str]:
     if not os.path.isdir(directory):
         raise UsageError(f"{directory} is not a directory")
     return read_kitfile(path), directory
-
-
-def _references(text: str | None) -> list[Reference]:
-    """The references of --tag; without one a kit is kept by its digest."""
-    from kitfs.oci.names import LOCAL, UNNAMED, Reference
-
-    if text is None:
-        return [Reference(LOCAL, UNNAMED)]
-    first = Reference.parse(text, multiple_tags=True)
-    if first.digest is not None:
-        raise UsageError(f"--tag: {text!r} is a digest; a kit gets its own when it is packed")
-    return first.or_latest().tagged()
 
 
 def _source_date() -> int | None:

@@ -111,6 +111,7 @@ class Hub:
         token: str | None = None,
         *,
         report: Report = quiet,
+        patience: float = PATIENCE,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         wrong = f"{public(url)[:200]!r} is not the URL of a hub (https://huggingface.co is one)"
@@ -133,6 +134,7 @@ class Hub:
         self._endpoint = Endpoint(self._url, self.host, TokenAuth(header), CONNECT_BUDGET)
         self._report = report
         self._sleep = sleep
+        self._patience = patience
         self._lock = threading.Lock()
         self._waited = 0.0
 
@@ -186,7 +188,7 @@ class Hub:
             pause = retry_after(response) or USUAL_WAIT
             with self._lock:
                 first, self._waited = self._waited == 0, self._waited + pause
-                over = self._waited > PATIENCE
+                over = self._waited > self._patience
             if over:
                 return response
             response.close()

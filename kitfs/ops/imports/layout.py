@@ -1,7 +1,7 @@
-"""A kit of an OCI layout on disk, a directory or an archive, brought into the store: a pull from there.
+"""Importing a kit from an OCI layout on disk (a directory or an archive): a pull whose source is the layout.
 
-Only the manifest that is asked for, with its blobs, each verified; a kit that this one takes its model from comes
-from its registry.
+Only the requested manifest and its blobs are copied, and each blob is verified. A parent kit, from which this kit
+takes its model, is pulled from its registry.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from kitfs.registry.layout import Layout, open_layout
 from kitfs.store.store import Store
 
 
-class _One:
-    """An Origin of one manifest of a layout, whatever it is asked by."""
+class _SingleManifest:
+    """An Origin that returns one manifest of a layout for every tag or digest."""
 
     def __init__(self, layout: Layout, identifier: str) -> None:
         self._layout = layout
@@ -36,7 +36,7 @@ class _One:
         return self._layout.blob_bytes(descriptor, limit)
 
 
-def bring(
+def import_layout(
     source: LayoutReference,
     references: Sequence[Reference],
     store: Store,
@@ -45,17 +45,17 @@ def bring(
     concurrency: int = transfer.AT_ONCE,
     report: Report,
 ) -> Digest:
-    """Bring a kit of a layout into the store and tag it with ``references``; the digest of its manifest.
+    """Copy a kit of a layout into the store and tag it with ``references``. Returns the digest of its manifest.
 
-    ``repository_of`` gives the repositories of parents. Raises NotFound for what is no layout, and as
-    ``pulling.pull`` does.
+    ``repository_of`` returns the repository of a parent kit. Raises NotFound if there is no layout, and what
+    ``pulling.pull`` raises.
     """
     layout = open_layout(source)
     try:
-        one = _One(layout, source.digest or source.tag or "")
+        single = _SingleManifest(layout, source.digest or source.tag or "")
         first = references[0]
         digest = pulling.pull(
-            first, store, lambda r: one if r is first else repository_of(r), concurrency=concurrency, report=report
+            first, store, lambda r: single if r is first else repository_of(r), concurrency=concurrency, report=report
         )
         for reference in references[1:]:
             assign(store, reference, required(store, first).descriptor)

@@ -20,8 +20,8 @@ import yaml
 from kitfs.errors import ContextError, KitfsError, UsageError
 from kitfs.modelkit.kitfile import Code, Dataset, Docs, Kitfile, MCPServer, Model, ModelPart, Package, Prompt
 from kitfs.ops.events import Report, Warned, quiet
+from kitfs.ops.pack.kitfiles import KITFILE_NAMES
 from kitfs.ops.pack.licenses import license_of
-from kitfs.ops.pack.pack import KITFILE_NAMES
 from kitfs.store.durable import whole_file
 
 MANIFEST_VERSION: Final = "1.0.0"

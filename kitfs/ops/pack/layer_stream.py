@@ -1,10 +1,9 @@
-"""The bytes of a layer, made from the files of its plan: a tar as kit writes it, or one file as it is; compressed or
-not.
+"""The bytes of a layer, made from the files of its plan: a tar as kit writes it, or one file as it is.
 
-The bytes of a plan are the same each time they are made, and can be made from any offset on, so that a layer can be
-sent without being kept: a file that is not as it was planned, or changes while it is read, fails instead. Small
-pieces are gathered, so that a layer of many small files is not written in as many system calls. Threading: a Contents
-may be read by several threads.
+A plan always gives the same bytes, and they can be made from any offset on, so a layer can be uploaded without being
+stored. If a file differs from its plan, or changes while it is read, making the bytes fails. Small pieces are joined,
+so that a layer of many small files takes few system calls to write. Threading: several threads may read one
+LayerStream.
 """
 
 from __future__ import annotations
@@ -23,21 +22,18 @@ from kitfs.layers.tar_writer import TRAILER, entry_length, header, padding
 from kitfs.openfile import PIECE
 from kitfs.ops.pack.scan import LayerPlan, ScannedFile, identity
 
-NO_ZIP: Final = (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, EOFError, struct.error)
-GONE: Final = (
-    errno.ENOENT,
-    errno.ELOOP,
-    errno.ENXIO,
-    errno.ENOTDIR,
-)  # of open: no file any more, a link, a socket, no directory above
+INVALID_ZIP: Final = (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, EOFError, struct.error)
+# errors of open() when the file was removed, became a link or a socket, or a directory above it was replaced
+REPLACED: Final = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)
 GZIP_LEVELS: Final = {"gzip": 6, "gzip-fastest": 1}
 GZIP_WINDOW: Final = 31  # zlib: the largest window, with gzip's header and trailer
 ZSTD_LEVEL: Final = 3
 
 
-class Contents:
-    """The uncompressed bytes of a layer. ``raw``: its one file as it is, else a tar. Raises ContextError for a name
-    that tar cannot hold.
+class LayerStream:
+    """The uncompressed bytes of a layer: a tar, or with ``raw`` its one file. ``size`` is their number.
+
+    Raises ContextError for a name that tar cannot hold.
     """
 
     def __init__(self, context: str, plan: LayerPlan, *, raw: bool) -> None:
@@ -50,8 +46,9 @@ class Contents:
             raise ContextError(str(e))
 
     def pieces(self, start: int = 0) -> Iterator[bytes]:
-        """The bytes from ``start`` on, in pieces of about 1 MiB. Raises ContextError for a file that is not as it was
-        planned.
+        """Yield the bytes from ``start`` on, in pieces of about 1 MiB.
+
+        Raises ContextError if a file differs from its plan.
         """
         gathered = bytearray()
         for data in self._raw(start) if self.raw else self._tar(start):
@@ -78,7 +75,7 @@ class Contents:
         yield TRAILER[max(0, start - at) :]
 
     def _entry(self, entry: ScannedFile, skip: int) -> Iterator[bytes]:
-        """The bytes of one entry, without the first ``skip``."""
+        """Yield the bytes of one entry of the tar, without the first ``skip`` bytes."""
         head = header(os.fsencode(entry.path), directory=entry.directory, mode=entry.mode, size=entry.size)
         if skip < len(head):
             yield head[skip:]
@@ -97,8 +94,8 @@ class Contents:
                     break
                 yield data
                 at += len(data)
-            there = os.lstat(os.path.join(self._context, entry.path))
-            if at < entry.size or identity(os.fstat(fd)) != entry.identity or identity(there) != entry.identity:
+            now = os.lstat(os.path.join(self._context, entry.path))
+            if at < entry.size or identity(os.fstat(fd)) != entry.identity or identity(now) != entry.identity:
                 raise changed(entry)
 
 
@@ -107,7 +104,7 @@ def _length(entry: ScannedFile) -> int:
 
 
 def compressed(pieces: Iterable[bytes], method: str) -> Iterator[bytes]:
-    """Pieces as a gzip or zstd stream: ``method`` gzip, gzip-fastest or zstd. The same pieces give the same stream."""
+    """Compress pieces into one stream. ``method``: gzip, gzip-fastest or zstd. Equal bytes give an equal stream."""
     if method == "zstd":
         import zstandard
 
@@ -123,22 +120,23 @@ def compressed(pieces: Iterable[bytes], method: str) -> Iterator[bytes]:
 
 
 def check_bundle(context: str, plan: LayerPlan) -> None:
-    """Raises ContextError for what is no MCP bundle: one file, a zip with a manifest.json at its root."""
+    """Raise ContextError unless a layer is an MCP bundle: a single zip file with a manifest.json at its root."""
     files = [e for e in plan.entries if not e.directory]
     if len(files) != 1 or files[0].path != plan.path:
-        raise ContextError(f"{plan.path} is no file that may be packed")
+        raise ContextError(f"{plan.path}: an MCP bundle must be a single zip file with a manifest.json")
     with opened(context, files[0]) as fd:
         try:
             with open(fd, "rb", closefd=False) as f, zipfile.ZipFile(f) as bundle:
                 bundle.getinfo("manifest.json")
-        except NO_ZIP:
-            raise ContextError(f"{plan.path} is no MCP bundle (a zip with manifest.json at its root)")
+        except INVALID_ZIP:
+            raise ContextError(f"{plan.path} is not an MCP bundle (a zip file with manifest.json at its root)")
 
 
 @contextlib.contextmanager
 def opened(context: str, entry: ScannedFile) -> Iterator[int]:
-    """A descriptor of a planned file. Raises ContextError when it cannot be read, there or in the block, or is
-    another one.
+    """Open a planned file for the time of a block, and yield its file descriptor.
+
+    Raises ContextError if the file cannot be opened, differs from its plan, or cannot be read in the block.
     """
     try:
         fd = os.open(os.path.join(context, entry.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -149,11 +147,11 @@ def opened(context: str, entry: ScannedFile) -> Iterator[int]:
         finally:
             os.close(fd)
     except OSError as e:
-        if e.errno in GONE:
+        if e.errno in REPLACED:
             raise changed(entry)
-        raise ContextError(f"{entry.path} cannot be read: {(e.strerror or str(e)).lower()}")
+        raise ContextError(f"cannot read {entry.path}: {(e.strerror or str(e)).lower()}")
 
 
 def changed(entry: ScannedFile) -> ContextError:
-    """What fails a pack whose input does not stand still."""
-    return ContextError(f"{entry.path} changed while it was packed; pack again when nobody writes to it")
+    """Return the error for a file that was replaced or written to during the pack."""
+    return ContextError(f"{entry.path} changed while it was packed; pack again when no program writes to it")

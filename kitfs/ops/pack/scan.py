@@ -1,8 +1,8 @@
-"""What of a context directory goes into which layer: the walk that kit's pack makes, as a plan.
+"""Which files of a context directory go into which layer: the walk that kit's pack makes, as a plan.
 
-Follows KitOps' pkg/lib/kitfile/layer.go (KITOPS §1.5): per directory in the order of bytes, parents of the layer path
-first, links and devices left out, a name is compared by whole segments. Reads directories and looks at files; opens
-none. Threading: one thread.
+Follows KitOps' pkg/lib/kitfile/layer.go (KITOPS §1.5). Entries of a directory are visited in the order of their names'
+bytes, the parents of the layer path come first, and symbolic links and devices are left out. Paths are compared by
+whole segments. The scan lists directories and calls stat on files; it opens no file. Threading: one thread.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ MODE = 0o7777
 
 
 class ScannedFile(NamedTuple):
-    """A file or directory of a layer, as it was when it was looked at. ``path`` is relative to the context, with
-    "/".
-    """
+    """A file or directory of a layer, as it was during the scan. ``path`` is relative to the context, with "/"."""
 
     path: str
     directory: bool
@@ -34,82 +32,102 @@ class ScannedFile(NamedTuple):
 
 @dataclass(slots=True)
 class LayerPlan:
-    """What goes into the layer of ``path`` (clean; "." is the context), in the order of the archive."""
+    """The entries of the layer of ``path`` (cleaned; "." is the context), in the order of the archive."""
 
     path: str
     entries: list[ScannedFile] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # links, devices, sockets: not packed
-    ignored: bool = False  # the path itself is ignored
+    skipped: list[str] = field(default_factory=list)  # links, devices and sockets, which are not packed
+    ignored: bool = False  # .kitignore, or another layer, excludes ``path`` itself
 
     @property
     def files(self) -> int:
-        """How many files it has."""
+        """The number of files."""
         return sum(1 for e in self.entries if not e.directory)
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether the layer path is a file, and not a directory."""
+        return bool(self.entries) and not self.entries[-1].directory and self.entries[-1].path == self.path
 
 
 def identity(found: os.stat_result) -> tuple[int, int, int, int, int]:
-    """What does not change as long as nobody writes to a file."""
+    """Return values that stay the same as long as a file is neither replaced nor written to."""
     return found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns
 
 
-def plan(context: str, path: str, rules: IgnoreRules, others: Collection[str]) -> LayerPlan:
-    """The plan of one layer. ``others``: clean paths of all layers and of the parent kit's. Raises ContextError."""
+def plan_layer(context: str, path: str, rules: IgnoreRules, others: Collection[str]) -> LayerPlan:
+    """Plan one layer. ``others``: the cleaned paths of all layers, and of the parent kit's.
+
+    Raises ContextError if the path does not exist, leads out of the context, or cannot be read.
+    """
     path = clean_path(path)
+    _check_inside(context, path)
+    plan = LayerPlan(path, ignored=path != "." and _left_out(path, path, rules, others))
+    plan.entries.extend(_walk(context, ".", plan, rules, others))
+    return plan
+
+
+def _check_inside(context: str, path: str) -> None:
+    """Raise ContextError unless a cleaned path is a file or directory inside the context, symbolic links resolved."""
     whole = os.path.join(context, path)
-    made = LayerPlan(path)
     try:
-        there = os.stat(whole)
+        mode = os.stat(whole).st_mode
     except FileNotFoundError:
         raise ContextError(f"path {path} does not exist")
     except OSError as e:
         raise ContextError(f"path {path}: {e.strerror}")
     except ValueError:
-        raise ContextError(f"path {path!r}: no file has a NUL byte in its name")
-    if not (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)):
+        raise ContextError(f"path {path!r}: a file name cannot contain a NUL byte")
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ContextError(f"path {path} is neither a file nor a directory")
     base, real = os.path.realpath(context), os.path.realpath(whole)
     if real != base and not real.startswith(os.path.join(base, "")):
         raise ContextError(f"paths must be within context directory (path {path} leads to {real})")
-    made.ignored = path != "." and _left_out(path, path, rules, others)
-    pending: list[Iterator[str]] = [iter(_names(context, "."))]
-    above: list[str] = ["."]
+
+
+def _walk(
+    context: str, directory: str, plan: LayerPlan, rules: IgnoreRules, others: Collection[str]
+) -> Iterator[ScannedFile]:
+    """Yield the entries of the layer below a directory; links and devices are noted in ``plan.skipped``.
+
+    Directories wait on a list, and not on Python's stack, so that their depth has no limit.
+    """
+    pending = [(directory, iter(_names(context, directory)))]
     while pending:
-        name = next(pending[-1], None)
+        above, names = pending[-1]
+        name = next(names, None)
         if name is None:
             pending.pop()
-            above.pop()
             continue
-        here = name if above[-1] == "." else f"{above[-1]}/{name}"
-        if not is_within(here, path) and not is_within(path, here):
+        path = name if above == "." else f"{above}/{name}"
+        inside = is_within(path, plan.path)
+        if not inside and not is_within(plan.path, path):
             continue
-        found = _look(context, here)
-        directory = stat.S_ISDIR(found.st_mode)
-        if not directory and not stat.S_ISREG(found.st_mode):
-            if is_within(here, path):
-                made.skipped.append(here)
+        found = _lstat(context, path)
+        is_directory = stat.S_ISDIR(found.st_mode)
+        if not is_directory and not stat.S_ISREG(found.st_mode):
+            if inside:
+                plan.skipped.append(path)
             continue
-        if not directory and not is_within(here, path):
+        if not is_directory and not inside:
             continue
-        out = _left_out(here, path, rules, others)
+        out = _left_out(path, plan.path, rules, others)
         if not out:
-            made.entries.append(
-                ScannedFile(here, directory, found.st_mode & MODE, 0 if directory else found.st_size, identity(found))
-            )
-        if directory and (not out or rules.has_exceptions):
-            pending.append(iter(_names(context, here)))
-            above.append(here)
-    return made
+            size = 0 if is_directory else found.st_size
+            yield ScannedFile(path, is_directory, found.st_mode & MODE, size, identity(found))
+        if is_directory and (not out or rules.has_exceptions):
+            pending.append((path, iter(_names(context, path))))
 
 
-def _left_out(here: str, layer: str, rules: IgnoreRules, others: Collection[str]) -> bool:
-    return rules.ignores(here) or left_out(here, layer, others)
+def _left_out(path: str, layer: str, rules: IgnoreRules, others: Collection[str]) -> bool:
+    return rules.ignores(path) or left_out(path, layer, others)
 
 
-def _look(context: str, path: str) -> os.stat_result:
+def _lstat(context: str, path: str) -> os.stat_result:
     try:
         return os.lstat(os.path.join(context, path))
     except FileNotFoundError:
-        raise ContextError(f"{path} vanished while it was packed")
+        raise ContextError(f"{path} was removed while it was packed")
     except OSError as e:
         raise ContextError(f"{path}: {e.strerror}")
 

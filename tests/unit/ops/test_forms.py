@@ -27,7 +27,8 @@ from kitfs.modelkit.writer import KitFormat
 from kitfs.oci.manifest import Descriptor, Manifest
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import quiet
-from kitfs.ops.pack.pack import find_kitfile, pack, pack_to, read_kitfile
+from kitfs.ops.pack.kitfiles import find_kitfile, read_kitfile
+from kitfs.ops.pack.pack import pack_to_registry, pack_to_store
 from kitfs.store.store import Store
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -70,12 +71,12 @@ def packed_shape(**form: Any) -> KitFormat:
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: "-".join(str(v) for v in f.values()))
 def test_the_tree_is_the_same(basic: Path, store: Store, form: dict[str, Any]) -> None:
     reference = Reference.parse("r.io/a:v1")
-    made = pack(
+    made = pack_to_store(
         str(basic),
         read_kitfile(find_kitfile(str(basic)) or ""),
         store,
         [reference],
-        shape=packed_shape(**form),
+        kit_format=packed_shape(**form),
         report=quiet,
     )
     tars = [d for layer, d in zip(made.manifest.layers, BASIC["diff_ids"], strict=True) if ".tar" in layer.media_type]
@@ -103,7 +104,7 @@ def _unzstd(data: bytes) -> bytes:
 def test_media_types_annotations_and_config_of_a_model_pack(basic: Path, store: Store) -> None:
     """Field by field, as CNCF's model-spec and KITOPS §11.2 have them."""
     shape = packed_shape(layer_format="raw", model_pack=True)
-    made = pack(str(basic), read_kitfile(str(basic / "Kitfile")), store, [], shape=shape, report=quiet)
+    made = pack_to_store(str(basic), read_kitfile(str(basic / "Kitfile")), store, [], kit_format=shape, report=quiet)
     manifest = json.loads(made.manifest.to_json())
     assert manifest["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
     assert [x["mediaType"].removeprefix("application/vnd.cncf.model.") for x in manifest["layers"]] == [
@@ -153,12 +154,12 @@ def test_what_no_reader_could_read_is_refused(form: dict[str, Any]) -> None:
 def test_mcp_servers_are_no_part_of_a_model_pack(tmp_path: Path, store: Store) -> None:
     (tmp_path / "Kitfile").write_text("manifestVersion: 1.0.0\nmcpServers: [{name: s, path: s.mcpb}]\n")
     with pytest.raises(UsageError, match="mcpServers are not supported when packing in modelpack format"):
-        pack(
+        pack_to_store(
             str(tmp_path),
             read_kitfile(str(tmp_path / "Kitfile")),
             store,
             [],
-            shape=KitFormat(model_pack=True),
+            kit_format=KitFormat(model_pack=True),
             report=quiet,
         )
 
@@ -201,9 +202,13 @@ class Registry:
 )
 def test_straight_to_a_registry_gives_the_same_kit(basic: Path, store: Store, form: dict[str, Any]) -> None:
     kitfile = read_kitfile(str(basic / "Kitfile"))
-    kept = pack(str(basic), kitfile, store, [Reference.parse("r.io/a:v1")], shape=packed_shape(**form), report=quiet)
+    kept = pack_to_store(
+        str(basic), kitfile, store, [Reference.parse("r.io/a:v1")], kit_format=packed_shape(**form), report=quiet
+    )
     registry = Registry([1, 511, 512, 513, 1024, 1536, 2000, 16_384, 100_000, 400_000])
-    sent = pack_to(str(basic), kitfile, registry, ["v1", "latest"], shape=packed_shape(**form), report=quiet)
+    sent = pack_to_registry(
+        str(basic), kitfile, registry, ["v1", "latest"], kit_format=packed_shape(**form), report=quiet
+    )
     assert sent.descriptor == kept.descriptor
     assert registry.tags == {"v1": kept.manifest.to_json(), "latest": kept.manifest.to_json()}
     assert set(registry.blobs) == {d.digest for d in (kept.manifest.config, *kept.manifest.layers)}
@@ -220,7 +225,12 @@ def test_a_file_that_changes_between_its_two_readings_fails_the_push(basic: Path
 
     registry = Late([])
     with pytest.raises(ContextError, match=r"w\.bin changed while it was packed"):
-        pack_to(
-            str(tmp_path), read_kitfile(str(tmp_path / "Kitfile")), registry, ["v1"], shape=KitFormat(), report=quiet
+        pack_to_registry(
+            str(tmp_path),
+            read_kitfile(str(tmp_path / "Kitfile")),
+            registry,
+            ["v1"],
+            kit_format=KitFormat(),
+            report=quiet,
         )
     assert registry.tags == {}

@@ -38,14 +38,13 @@ from kitfs.modelkit.kitfile import (
     Prompt,
     clean_path,
 )
-from kitfs.modelkit.writer import KitFormat
+from kitfs.modelkit.writer import KitFormat, PackedKit
 from kitfs.oci.names import Reference
 from kitfs.ops.events import Event, Saved, Sent, Warned, quiet
-from kitfs.ops.imports import huggingface
+from kitfs.ops.imports.arrange import arrange
 from kitfs.ops.imports.hub import Hub, HubFile, Snapshot
-from kitfs.ops.imports.huggingface import arranged, bring, read_small
+from kitfs.ops.imports.snapshot import SOURCE, import_snapshot, read_small
 from kitfs.ops.pack.generate import File, generate, tree_of
-from kitfs.ops.pack.pack import Packed
 from kitfs.registry.client import RegistryClient
 from kitfs.store.store import Store
 from tests.fakes.faults import Cut, Headers, IgnoreRange, Lie, Status
@@ -89,13 +88,12 @@ def snapshot(client: RegistryClient, fake: FakeHub) -> Open:
     return make
 
 
-def brought(snapshot: Snapshot, store: Store, *, told: list[Event] | None = None, **more: Any) -> Packed:
+def brought(snapshot: Snapshot, store: Store, *, told: list[Event] | None = None, **more: Any) -> PackedKit:
     files = snapshot.files()
     guess = generate(tree_of(File(f.path, f.size) for f in files), Package("net"), lambda _: b"")
-    kitfile, pieces = arranged(guess, files, report=quiet)
     report = quiet if told is None else told.append
     shape = KitFormat(created=snapshot.modified, layer_format="raw")
-    return bring(snapshot, kitfile, pieces, store, [NAME], shape=shape, report=report, **more)
+    return import_snapshot(snapshot, arrange(guess, files), store, [NAME], kit_format=shape, report=report, **more)
 
 
 def content(store: Store) -> dict[str, bytes]:
@@ -277,7 +275,7 @@ def test_a_login_in_the_url_of_a_hub_is_used_and_not_kept(fake: FakeHub, client:
     """A hub behind a proxy that asks for a password: it goes into the header, not into the manifest."""
     snapshot = Hub(client, fake.url.replace("://", "://ada:hunter22@")).snapshot("models", "team/net", "main")
     packed = brought(snapshot, store)
-    assert packed.manifest.annotations[huggingface.SOURCE] == f"{fake.url}/team/net"
+    assert packed.manifest.annotations[SOURCE] == f"{fake.url}/team/net"
     assert {s.headers["authorization"] for s in fake.served()} == {"Basic YWRhOmh1bnRlcjIy"}
 
 
@@ -422,7 +420,7 @@ class _Later:
 def test_a_hub_that_lies_about_content(fake: FakeHub, snapshot: Open, store: Store, path: str) -> None:
     """Found by the LFS object's digest, or by git's own; nothing is tagged."""
     fake.fail(f"/resolve/[0-9a-f]+/{path}", Lie(1))
-    with pytest.raises(IntegrityError, match=f"{path}: what came is not what was listed"):
+    with pytest.raises(IntegrityError, match=f"{path}: the downloaded content does not match"):
         brought(snapshot(), store)
     assert store.refs.get(NAME.name, "v1") is None
     fake.heal()
@@ -446,13 +444,10 @@ def test_a_hub_that_asks_to_wait(fake: FakeHub, client: RegistryClient) -> None:
     assert told == [Warned(f"{fake.host} has had too many requests and asks to wait")]
 
 
-def test_a_hub_that_asks_for_too_much_patience(
-    fake: FakeHub, client: RegistryClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kitfs.ops.imports.hub.PATIENCE", 0.0)
+def test_a_hub_that_asks_for_too_much_patience(fake: FakeHub, client: RegistryClient) -> None:
     fake.fail("/revision/", Status(429, {"Retry-After": "0"}))
     with pytest.raises(RateLimited, match="too many requests"):
-        Hub(client, fake.url).snapshot("models", "team/net", "main")
+        Hub(client, fake.url, patience=0.0).snapshot("models", "team/net", "main")
 
 
 # -- straight to a registry
@@ -507,11 +502,13 @@ def listed(*paths: str) -> list[HubFile]:
 
 
 def layers(
-    kitfile: Kitfile, *paths: str, ignore: bytes | None = None, told: list[Event] | None = None
+    kitfile: Kitfile, *paths: str, ignore: bytes | None = None, warnings: list[str] | None = None, **more: Any
 ) -> tuple[Kitfile, list[tuple[str, str, bool]]]:
-    made, pieces = arranged(kitfile, listed(*paths), ignore=ignore, report=quiet if told is None else told.append)
-    assert [(p.kind, p.path) for p in pieces] == [(e.kind, clean_path(e.path)) for e in made.entries()]
-    return made, [(p.kind, p.path, p.raw) for p in pieces]
+    made = arrange(kitfile, listed(*paths), ignore=ignore, **more)
+    assert [(p.kind, p.path) for p in made.layers] == [(e.kind, clean_path(e.path)) for e in made.kitfile.entries()]
+    if warnings is not None:
+        warnings += made.warnings
+    return made.kitfile, [(p.kind, p.path, p.raw) for p in made.layers]
 
 
 def test_directories_become_their_files() -> None:
@@ -534,7 +531,7 @@ def test_models_and_prompts_stay_directories() -> None:
 
 
 def test_a_kitignore_counts() -> None:
-    told: list[Event] = []
+    warnings: list[str] = []
     _, found = layers(
         Kitfile("1.0.0", code=(Code("."), Code("x.py"))),
         "a",
@@ -542,21 +539,20 @@ def test_a_kitignore_counts() -> None:
         "b/d",
         "x.py",
         ignore=b"b\n!b/d\nx.py\n",
-        told=told,
+        warnings=warnings,
     )
     assert found == [("code", "a", True), ("code", "b/d", True)]
-    assert told == [Warned("code layer path x.py ignored by kitignore")]
+    assert warnings == ["code layer path x.py ignored by kitignore"]
 
 
-def test_too_many_files_stay_directories(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface, "MAX_LAYERS", 3)
+def test_too_many_files_stay_directories() -> None:
     kitfile = Kitfile("1.0.0", code=(Code("."),), datasets=(Dataset(path="d"),))
-    assert layers(kitfile, "a", "d/1", "d/2")[1] == [
+    assert layers(kitfile, "a", "d/1", "d/2", max_layers=3)[1] == [
         ("code", "a", True),
         ("dataset", "d/1", True),
         ("dataset", "d/2", True),
     ]
-    assert layers(kitfile, "a", "d/1", "d/2", "d/3")[1] == [("code", ".", False), ("dataset", "d", False)]
+    assert layers(kitfile, "a", "d/1", "d/2", "d/3", max_layers=3)[1] == [("code", ".", False), ("dataset", "d", False)]
 
 
 def test_entries_that_are_not_there() -> None:
@@ -568,7 +564,7 @@ def test_entries_that_are_not_there() -> None:
 
 def test_directories_are_tars_as_kit_packs_them(fake: FakeHub, snapshot: Open, store: Store, tmp_path: Path) -> None:
     """Byte for byte those of a directory with the same files."""
-    from kitfs.ops.pack.pack import pack
+    from kitfs.ops.pack.pack import pack_to_store
 
     tree = {"m/b.bin": lfs(OTHER), "m/a/x.json": b"{}", "m/a.json": b"1", "m/é": b"2", "m/empty": b"", "z": b"z"}
     fake.put("models", "team/net", tree)
@@ -579,9 +575,10 @@ def test_directories_are_tars_as_kit_packs_them(fake: FakeHub, snapshot: Open, s
         path.chmod(0o755 if path.is_dir() else 0o644)
     kitfile = Kitfile("1.0.0", model=Model(path="m"))
     origin = snapshot()
-    made, pieces = arranged(kitfile, origin.files(), report=quiet)
-    ours = bring(origin, made, pieces, store, [NAME], shape=KitFormat(created=1, layer_format="raw"), report=quiet)
-    theirs = pack(str(tmp_path / "t"), kitfile, store, [NAME], shape=KitFormat(created=1), report=quiet)
+    made = arrange(kitfile, origin.files())
+    raw = KitFormat(created=1, layer_format="raw")
+    ours = import_snapshot(origin, made, store, [NAME], kit_format=raw, report=quiet)
+    theirs = pack_to_store(str(tmp_path / "t"), kitfile, store, [NAME], kit_format=KitFormat(created=1), report=quiet)
     assert ours.manifest.config == theirs.manifest.config
     assert [replace(d, annotations={}) for d in ours.manifest.layers] == [
         replace(d, annotations={}) for d in theirs.manifest.layers

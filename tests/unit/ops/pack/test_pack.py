@@ -24,9 +24,10 @@ import pytest
 from kitfs.errors import ContextError, KitfileError, KitfsError, StoreError, StoreFull
 from kitfs.metrics import Counters
 from kitfs.modelkit.kitfile import Kitfile
+from kitfs.modelkit.writer import KitFormat, PackedKit
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Event, Moved, Saved, Total, Warned, quiet
-from kitfs.ops.pack.pack import KitFormat, Packed, pack
+from kitfs.ops.pack.pack import pack_to_store
 from kitfs.store.store import Store
 from tests.conftest import needs, needs_root
 from tests.host import Host, boxed, wait_until
@@ -54,11 +55,11 @@ def codes(*paths: str) -> Kitfile:
     return kitfile(code=[{"path": path} for path in paths])
 
 
-def packed(tree: Path, store: Store, made: Kitfile, report: Callable[[Event], None] = quiet, **more: Any) -> Packed:
-    return pack(str(tree), made, store, [REFERENCE], shape=SHAPE, report=report, **more)
+def packed(tree: Path, store: Store, made: Kitfile, report: Callable[[Event], None] = quiet, **more: Any) -> PackedKit:
+    return pack_to_store(str(tree), made, store, [REFERENCE], kit_format=SHAPE, report=report, **more)
 
 
-def layer(store: Store, made: Packed, number: int = 0) -> tarfile.TarFile:
+def layer(store: Store, made: PackedKit, number: int = 0) -> tarfile.TarFile:
     file = store.open_sealed(made.manifest.layers[number].digest)
     assert file is not None
     with file:
@@ -159,7 +160,7 @@ def test_equal_layers_are_two_descriptors_and_one_blob(tree: Path, store: Store,
             bundle.writestr(zipfile.ZipInfo("manifest.json"), "{}")
     servers = [{"name": name, "path": f"{name}.mcpb"} for name in "ab"]
     events: list[Event] = []
-    made = packed(tree, store, kitfile(mcpServers=servers), events.append, workers=workers)
+    made = packed(tree, store, kitfile(mcpServers=servers), events.append, concurrency=workers)
     first, second = made.manifest.layers
     assert first.digest == second.digest
     assert [e.added for e in events if isinstance(e, Saved)] == [True, False, True, True]
@@ -210,10 +211,10 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [not_a_zip, without_manifest, of_the_future, a_directory, a_link, empty])
-def test_what_is_no_mcp_bundle_is_not_packed(tree: Path, store: Store, make: Callable[[Path], None]) -> None:
-    """A zip with manifest.json at its root, and nothing else."""
+def test_an_mcp_server_must_be_a_zip_with_a_manifest(tree: Path, store: Store, make: Callable[[Path], None]) -> None:
+    """An mcpServers entry that is not a single zip file with manifest.json at its root fails the pack."""
     make(tree / "tool.mcpb")
-    with pytest.raises(ContextError, match=r"^error processing mcpserver: tool\.mcpb is no "):
+    with pytest.raises(ContextError, match=r"^error processing mcpserver: tool\.mcpb(:| is not an MCP bundle)"):
         packed(tree, store, kitfile(mcpServers=[{"name": "tool", "path": "tool.mcpb"}]))
     assert leftovers(store) == []
 
@@ -349,7 +350,9 @@ def test_a_file_that_changes_fails_the_pack(
     with pytest.raises(ContextError) as caught:
         packed(tree, store, made)
     assert meddler.done
-    assert str(caught.value) == f"model/{target.name} changed while it was packed; pack again when nobody writes to it"
+    assert (
+        str(caught.value) == f"model/{target.name} changed while it was packed; pack again when no program writes to it"
+    )
     assert leftovers(store) == []
 
 
@@ -364,7 +367,7 @@ def test_a_file_that_vanishes_while_the_tree_is_looked_at_fails_the_pack(
         return real(path, **more)
 
     monkeypatch.setattr(os, "lstat", vanishing)
-    with pytest.raises(ContextError, match=r"^error processing code: model/w\.bin vanished while it was packed$"):
+    with pytest.raises(ContextError, match=r"^error processing code: model/w\.bin was removed while it was packed$"):
         packed(tree, store, codes("model"))
     assert leftovers(store) == []
 
@@ -389,7 +392,7 @@ def test_the_first_error_ends_a_pack_whichever_layers_it_is(
     (tree / "third").write_bytes(b"3")
     Meddler(monkeypatch, tree / "third", fail, opened=False)
     with pytest.raises(ContextError, match=r"^third changed while it was packed"):
-        packed(tree, store, codes("model", "README.md", "third"), workers=3)
+        packed(tree, store, codes("model", "README.md", "third"), concurrency=3)
     assert leftovers(store) == []
 
 
@@ -408,7 +411,7 @@ def test_a_file_that_cannot_be_read_is_named(tree: Path, store: Store, monkeypat
         return real(path, *args, **more)
 
     monkeypatch.setattr(os, "open", refusing)
-    with pytest.raises(ContextError, match=r"^model/w\.bin cannot be read: permission denied$"):
+    with pytest.raises(ContextError, match=r"^cannot read model/w\.bin: permission denied$"):
         packed(tree, store, codes("model"))
     assert leftovers(store) == []
 
@@ -455,7 +458,7 @@ def test_a_path_that_cannot_be_packed_is_named(
 
 def test_a_path_with_a_nul_is_no_path(tree: Path, store: Store) -> None:
     with pytest.raises(
-        ContextError, match=r"^error processing code: path 'a\\x00b': no file has a NUL byte in its name$"
+        ContextError, match=r"^error processing code: path 'a\\x00b': a file name cannot contain a NUL byte$"
     ):
         packed(tree, store, codes("a\0b"))
 
@@ -508,7 +511,7 @@ def test_files_that_only_their_owner_may_read_are_told(tree: Path, store: Store)
         (b"a\n[", "line 2 of .kitignore: invalid pattern '['"),
         (b"x" * 70_000, "line 1 of .kitignore is longer than 65535 bytes"),
         (b"!", "line 1 of .kitignore: invalid pattern '!'"),
-        (b"#" * 1000 + b"\n" + b"# x\n" * (2 * MiB), ".kitignore has more than 4194304 bytes"),
+        (b"#" * 1000 + b"\n" + b"# x\n" * (2 * MiB), ".kitignore is too large (limit 4194304 bytes)"),
     ],
     ids=["brackets", "a long line", "nothing taken back", "too long"],
 )
@@ -635,7 +638,7 @@ def test_a_store_that_is_full_fails_the_pack(tree: Path, store: Store, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", failing)
             with pytest.raises(StoreFull, match="no space left"):
-                packed(tree, store, codes("model", "README.md"), workers=1)
+                packed(tree, store, codes("model", "README.md"), concurrency=1)
         assert leftovers(store) == []
 
 
@@ -707,7 +710,7 @@ def test_two_packs_of_one_tree_at_once(tree: Path) -> None:
 def test_eviction_takes_nothing_that_is_being_packed(tree: Path, store: Store, before: bool) -> None:
     """An evictor that wants everything, at every event of the pack, from another store on the same directory."""
     if before:
-        pack(str(tree), codes("model", "README.md"), store, [], shape=SHAPE, report=quiet)
+        pack_to_store(str(tree), codes("model", "README.md"), store, [], kit_format=SHAPE, report=quiet)
     greedy = Store.open(
         store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0, size_limit=1
     )

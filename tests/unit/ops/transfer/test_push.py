@@ -14,10 +14,11 @@ import pytest
 
 from kitfs.errors import NotFound, StoreError, Unauthorized
 from kitfs.modelkit.kitfile import Kitfile
+from kitfs.modelkit.writer import KitFormat, PackedKit
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Event, Moved, Sent, Total, quiet
-from kitfs.ops.pack.pack import KitFormat, Packed, pack
+from kitfs.ops.pack.pack import pack_to_store
 from kitfs.ops.transfer.push import push
 from kitfs.store.store import Store
 
@@ -79,10 +80,12 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def packed(tree: Path, store: Store, *references: Reference) -> Packed:
+def packed(tree: Path, store: Store, *references: Reference) -> PackedKit:
     code = [{"path": f"f{number}"} for number in range(12)]
     kitfile = Kitfile.from_json(json.dumps({"manifestVersion": "1.0.0", "package": {}, "code": code}).encode())
-    return pack(str(tree), kitfile, store, references or [HERE], shape=KitFormat("1.17.0", created=0), report=quiet)
+    return pack_to_store(
+        str(tree), kitfile, store, references or [HERE], kit_format=KitFormat("1.17.0", created=0), report=quiet
+    )
 
 
 def test_blobs_go_first_and_the_manifest_last(tree: Path, store: Store) -> None:

@@ -1,0 +1,349 @@
+"""The files of a repository at a commit, imported as a kit without a copy of the repository on disk.
+
+A file whose SHA-256 the listing states (an LFS object) goes into the store as a registry's blob does: it is not
+fetched if the store has it; otherwise ranges of it are fetched, and the ranges that arrived are kept if the import
+fails. If the kit is pushed, such a file goes straight to the registry and is not stored. Any other file is small: it
+is fetched whole, checked against its git object, and remembered by that. Threading: ``import_snapshot`` runs threads
+of its own and returns when they have ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from kitfs.content import Destination, Source
+from kitfs.errors import ContextError, IntegrityError, InvalidReference, LayerError, StoreError
+from kitfs.layers.tar_writer import TRAILER, header, padding
+from kitfs.modelkit.writer import KitFormat, PackedKit, PackedLayer
+from kitfs.oci.manifest import Descriptor
+from kitfs.oci.names import Digest, Reference
+from kitfs.openfile import PIECE
+from kitfs.ops.events import Moved, Report, Saved, Sent, Total
+from kitfs.ops.imports.arrange import Arrangement, PlannedLayer
+from kitfs.ops.imports.hub import HubFile
+from kitfs.ops.library.tags import assign
+from kitfs.ops.pack.pack import upload_manifest
+from kitfs.ops.transfer.push import AT_ONCE
+from kitfs.parallel import each
+from kitfs.store.fill import fill
+from kitfs.store.store import Store
+
+MAX_MANIFEST: Final = 4 << 20
+FILE_MODE: Final = 0o644  # a hub does not state modes
+DIRECTORY_MODE: Final = 0o755
+SOURCE: Final = "org.opencontainers.image.source"
+REVISION: Final = "org.opencontainers.image.revision"
+STOPPED: Final = "the import was stopped because another layer failed"
+
+
+class SnapshotSource(Protocol):
+    """A repository at a commit; ``hub.Snapshot`` is one. The manifest records ``url`` and ``sha``."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def sha(self) -> str: ...
+
+    def blob(self, file: HubFile) -> Source: ...
+
+
+class ImportedLayer(NamedTuple):
+    """A finished layer. ``how`` is "added" or "had" in a store, "exists", "mounted" or "uploaded" at a registry."""
+
+    layer: PackedLayer
+    how: str
+
+
+def read_small(snapshot: SnapshotSource, file: HubFile, limit: int) -> bytes:
+    """Return the first ``limit`` bytes of a file. Raises what its source raises."""
+    out = bytearray()
+    with contextlib.closing(snapshot.blob(file).read_range(0, min(limit, file.size))) as pieces:
+        for _, view in pieces:
+            out += view
+            if len(out) >= limit:
+                break
+    return bytes(out[:limit])
+
+
+def import_snapshot(
+    snapshot: SnapshotSource,
+    arrangement: Arrangement,
+    store: Store,
+    references: Sequence[Reference],
+    *,
+    kit_format: KitFormat,
+    target: Destination | None = None,
+    concurrency: int = AT_ONCE,
+    report: Report,
+) -> PackedKit:
+    """Make the kit of an arrangement in the store and tag it; with ``target``, in that repository instead.
+
+    Raises IntegrityError for a file that differs from the listing, ContextError for a manifest that is too large,
+    StoreFull, StoreError, and what the hub or the registry raises. Nothing is tagged then. Complete files, and the
+    fetched ranges of large ones, stay in the store for the next attempt.
+    """
+    with contextlib.ExitStack() as pins:
+        digests = {f.digest for layer in arrangement.layers for f in layer.files if f.digest is not None}
+        pins.enter_context(store.pin(digests))
+        importer = _Importer(snapshot, store, pins, target, report)
+        layers = importer.run(arrangement.layers, concurrency)
+        kit = kit_format.assemble(arrangement.kitfile, layers, {SOURCE: snapshot.url, REVISION: snapshot.sha})
+        if len(kit.manifest_bytes) > MAX_MANIFEST:
+            raise ContextError(
+                f"{len(layers)} layers are too many for one manifest; write a Kitfile whose entries are directories (-f)"
+            )
+        if target is None:
+            _store_manifest(kit, store, pins, importer.pinned, references, report)
+        else:
+            tags = [reference.tag or "latest" for reference in references]
+            upload_manifest(kit, target, tags, hints=store.catalog, report=report)
+    return kit
+
+
+def _store_manifest(
+    kit: PackedKit,
+    store: Store,
+    pins: contextlib.ExitStack,
+    layers: set[Digest],
+    references: Sequence[Reference],
+    report: Report,
+) -> None:
+    """Store config and manifest, and tag the kit. Raises StoreError if a layer was evicted meanwhile."""
+    config, manifest = kit.config.digest, kit.descriptor.digest
+    pins.enter_context(store.pin((config, manifest)))
+    for what, digest, content in (("config", config, kit.config_bytes), ("manifest", manifest, kit.manifest_bytes)):
+        added = not store.has_sealed(digest)
+        store.put(digest, content)
+        report(Saved(what, what, digest, added))
+    lost = next((d for d in layers if not store.has_sealed(d)), None)
+    if lost is not None:
+        raise StoreError(f"blob {lost} was evicted while other layers were imported; import again")
+    for reference in references:
+        assign(store, reference, kit.descriptor)
+
+
+class _Importer:
+    """Fetches the layers of one import. ``pinned`` has the digests that the store must still have at the end."""
+
+    def __init__(
+        self,
+        snapshot: SnapshotSource,
+        store: Store,
+        pins: contextlib.ExitStack,
+        target: Destination | None,
+        report: Report,
+    ) -> None:
+        self._snapshot = snapshot
+        self._store = store
+        self._pins = pins
+        self._target = target
+        self._report = report
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._flights: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.pinned: set[Digest] = set()
+
+    def run(self, planned: Sequence[PlannedLayer], concurrency: int) -> list[PackedLayer]:
+        """Import every layer, several at once and the largest first; report them in the given order."""
+        for layer in planned:
+            self._report(Total(layer.path, layer.size))
+        order = sorted(range(len(planned)), key=lambda i: -planned[i].size)
+        done: dict[int, ImportedLayer] = {}
+        reported = 0
+
+        def run(number: int) -> None:
+            nonlocal reported
+            imported = self._layer(planned[number])
+            with self._lock:
+                done[number] = imported
+                while reported in done:
+                    self._report_layer(done[reported])
+                    reported += 1
+
+        each(order, run, concurrency, self._stop, patient=True)
+        return [done[i].layer for i in range(len(planned))]
+
+    def _report_layer(self, imported: ImportedLayer) -> None:
+        layer, how = imported
+        if self._target is None:
+            self._report(Saved("layer", layer.kind, layer.digest, how == "added"))
+        else:
+            self._report(Sent("blob", layer.digest, layer.size, how))
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise ContextError(STOPPED)
+
+    def _layer(self, planned: PlannedLayer) -> ImportedLayer:
+        self._check()
+        progress = _LayerProgress(planned, self._report)
+        if not planned.raw:
+            digest, how = self._tar(planned, progress)
+        elif self._target is not None and planned.files[0].digest is not None:
+            digest, how = planned.files[0].digest, ""  # it goes to the registry without passing through the store
+        else:
+            digest, how = self._file(planned.files[0], progress)
+        if self._target is not None:
+            how = self._send(self._target, planned, digest, progress)
+        progress.finish()
+        layer = PackedLayer(planned.kind, planned.path, digest, digest, planned.size, raw=planned.raw, mode=FILE_MODE)
+        return ImportedLayer(layer._replace(file_size=planned.files[0].size) if planned.raw else layer, how)
+
+    def _file(self, file: HubFile, progress: _LayerProgress) -> tuple[Digest, str]:
+        """Store a file, and return (digest, "added" or "had"). A file that is in the kit twice is fetched once."""
+        with self._lock:
+            flight = self._flights[file.digest or file.git or file.path]
+        with flight:
+            digest = file.digest or self._remembered(file)
+            if digest is None:
+                return self._small(file, progress)
+            self._pin(digest)
+            if self._store.has_sealed(digest):
+                return digest, "had"
+            if file.digest is None:
+                return self._small(file, progress)  # the store has evicted it
+            with contextlib.closing(self._store.blob(digest, size=file.size, source=self._snapshot.blob(file))) as blob:
+                fill(blob, file.size, progress, self._stop)
+                self._check()
+                try:
+                    blob.verify()
+                except IntegrityError:
+                    raise IntegrityError(
+                        f"{file.path}: the downloaded content does not match the listed digest {digest}"
+                    )
+            return digest, "added"
+
+    def _pin(self, digest: Digest) -> None:
+        with self._lock:
+            self.pinned.add(digest)
+            self._pins.enter_context(self._store.pin((digest,)))
+
+    def _remembered(self, file: HubFile) -> Digest | None:
+        """Return the digest that the content of a git object had in an earlier import."""
+        known = self._store.catalog.get(("git", file.git)) if file.git else None
+        try:
+            return None if known is None else Digest.parse(known)
+        except InvalidReference:
+            return None
+
+    def _small(self, file: HubFile, progress: _LayerProgress) -> tuple[Digest, str]:
+        """Fetch a file of which only the git object is known, and check it against that.
+
+        The file is fetched whole, because ranges of it could not be verified when an import resumes.
+        """
+        hasher = hashlib.sha1(b"blob %d\0" % file.size)  # noqa: S324 - git names its objects by SHA-1
+        ingest = self._store.ingest()
+        try:
+            for piece in self._read(self._snapshot.blob(file)):
+                hasher.update(piece)
+                ingest.write(piece)
+                progress(len(piece))
+            if file.git and hasher.hexdigest() != file.git:
+                raise IntegrityError(
+                    f"{file.path}: the downloaded content does not match the listed git object {file.git}"
+                )
+            digest, added = ingest.commit()
+            self._pin(digest)
+        finally:
+            ingest.close()
+        if file.git:
+            self._store.catalog.set(("git", file.git), str(digest))
+        return digest, "added" if added else "had"
+
+    def _read(self, source: Source, start: int = 0) -> Iterator[bytes]:
+        """Yield the bytes of a file from ``start`` on, as the hub serves them."""
+        if start >= (source.size or 0):
+            return
+        with contextlib.closing(source.read_range(start, None)) as pieces:
+            for at, view in pieces:
+                self._check()
+                if at + len(view) > start:
+                    yield bytes(view[max(0, start - at) :])
+
+    def _tar(self, planned: PlannedLayer, progress: _LayerProgress) -> tuple[Digest, str]:
+        """Store a directory as one tar; each of its files is checked while it is written."""
+        ingest = self._store.ingest()
+        try:
+            for path, file in planned.members():
+                try:
+                    name = os.fsencode(path)
+                    head = header(
+                        name,
+                        directory=file is None,
+                        mode=DIRECTORY_MODE if file is None else FILE_MODE,
+                        size=file.size if file else 0,
+                    )
+                except LayerError as e:
+                    raise ContextError(f"error processing {planned.kind}: {e}")
+                ingest.write(head)
+                if file is not None:
+                    self._write(file, ingest.write, progress)
+                    ingest.write(padding(file.size))
+            ingest.write(TRAILER)
+            digest, added = ingest.commit()
+            self._pin(digest)
+        finally:
+            ingest.close()
+        return digest, "added" if added else "had"
+
+    def _write(self, file: HubFile, write: Callable[[bytes], None], progress: _LayerProgress) -> None:
+        """Write a file of a tar. Raises IntegrityError if its content differs from the listing."""
+        hasher = hashlib.sha1(b"blob %d\0" % file.size) if file.digest is None else file.digest.hasher()  # noqa: S324 - git names its objects by SHA-1
+        for piece in self._read(self._snapshot.blob(file)):
+            hasher.update(piece)
+            write(piece)
+            progress(len(piece))
+        expected = file.git if file.digest is None else file.digest.hex
+        if expected and hasher.hexdigest() != expected:
+            raise IntegrityError(f"{file.path}: the downloaded content does not match the listed digest {expected}")
+
+    def _send(self, target: Destination, planned: PlannedLayer, digest: Digest, progress: _LayerProgress) -> str:
+        """Upload a layer from the store; if the store does not have it, from the hub without storing it."""
+        media_type = "application/octet-stream"
+        descriptor = Descriptor(media_type, digest, planned.size)
+        file = self._store.open_sealed(digest)
+        if file is None and planned.raw:
+            source = self._snapshot.blob(planned.files[0])
+            return target.upload(
+                descriptor, lambda at: self._read(source, at), hints=self._store.catalog, progress=progress
+            )
+        if file is None:
+            raise StoreError(f"blob {digest} was evicted before it was uploaded; import again")
+        with contextlib.closing(file):
+
+            def read(at: int) -> Iterator[bytes]:
+                while data := os.pread(file.fileno(), PIECE, at):
+                    self._check()
+                    yield data
+                    at += len(data)
+
+            return target.upload(descriptor, read, hints=self._store.catalog)
+
+
+class _LayerProgress:
+    """Reports the progress of a layer; bytes that were present already are reported at the end."""
+
+    def __init__(self, planned: PlannedLayer, report: Report) -> None:
+        self._name = planned.path
+        self._size = planned.size
+        self._report = report
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def __call__(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+        self._report(Moved(self._name, size))
+
+    def finish(self) -> None:
+        """Report the bytes that were not reported yet."""
+        left, self._done = self._size - self._done, self._size
+        if left:
+            self._report(Moved(self._name, left))
