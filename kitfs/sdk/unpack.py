@@ -73,20 +73,18 @@ def write_files(
     progress: Progress,
 ) -> str:
     """Unpack a kit that was opened with the filters ``only``; the parameters and errors are those of ``unpack``."""
-    from kitfs.ops.unpack.unpack import unpack as write
+    from kitfs.ops.unpack.unpack import unpack_kit
 
     with reporting(progress, f"unpack {display(kit.reference)}") as report:
-        done = write(
+        done = unpack_kit(
+            workspace,
             kit,
             os.fspath(directory),
-            workspace.store,
-            workspace.resolver,
             filters=[Filter.parse(text) for text in only],
             overwrite=overwrite,
             ignore_existing=ignore_existing,
             include_remote=include_remote,
             remote=settings["remote"],
-            max_entries=settings["max-entries"],
             report=report,
         )
     return str(done.digest)

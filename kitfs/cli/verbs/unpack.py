@@ -14,7 +14,7 @@ from kitfs.cli.progress import Reporter
 from kitfs.cli.session import workspace_of
 from kitfs.cli.verbs.mount import reference_of
 from kitfs.config import NETWORK, OPTIONS, STORE, Option, Settings, options_of
-from kitfs.errors import NotFound, UsageError
+from kitfs.errors import UsageError
 from kitfs.ops.events import Event, Noted
 from kitfs.parsers import boolean, path
 
@@ -57,8 +57,6 @@ def unpack(settings: Settings, reference: str) -> None:
     filters = _filters(settings)
     labels = selector(settings["label"])
     named = parse_any(reference_of(reference))
-    directory = settings["dir"]
-    unpacking.check_directory(directory)
     with (
         ExitStack() as last,
         workspace_of(settings) as workspace,
@@ -69,31 +67,19 @@ def unpack(settings: Settings, reference: str) -> None:
             if not (settings["json"] and isinstance(event, Noted)):
                 reporter(event)
 
-        report(Noted(f"Unpacking to {directory}"))
-        try:
-            kit = workspace.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])
-        except NotFound as e:
-            if isinstance(named, LayoutReference):
-                raise
-            told = f"reference {named.display} is not present in local storage and could not be found in remote"
-            raise NotFound(f"Failed to find reference {named.display}: {told} ({e})")
-        try:
-            done = unpacking.unpack(
-                kit,
-                directory,
-                workspace.store,
-                workspace.resolver,
-                filters=filters,
-                overwrite=settings["overwrite"],
-                ignore_existing=settings["ignore-existing"],
-                include_remote=settings["include-remote"],
-                remote=settings["remote"],
-                max_entries=settings["max-entries"],
-                last=last,
-                report=report,
-            )
-        finally:
-            kit.close()
+        done = unpacking.unpack(
+            workspace,
+            named,
+            settings["dir"],
+            filters=filters,
+            labels=labels,
+            overwrite=settings["overwrite"],
+            ignore_existing=settings["ignore-existing"],
+            include_remote=settings["include-remote"],
+            remote=settings["remote"],
+            last=last,
+            report=report,
+        )
         if settings["json"]:
             name = str(named) if isinstance(named, LayoutReference) else named.display
             put_json({"reference": name, **done._asdict(), "layers": [layer._asdict() for layer in done.layers]})

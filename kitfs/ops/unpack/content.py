@@ -1,45 +1,58 @@
-"""Where the bytes of an unpack come from: a layer of a kit, brought into the store, verified, and then copied into
-files.
+"""Where the bytes of an unpack come from: the layers of a kit.
 
-A blob is read back and compared with its digest before the first file of it is written; only a layer that the store
-cannot keep is written as it passes, hashed on its way, and its files get their names when the digest is right. Of a
-layer that is written so the index was read before, from the same source, by reads of their own. Threading: a Supply
-belongs to one thread at a time; ``stop`` ends it from any other.
+A layer is fetched into the store and compared with its digest before the first of its files is written. Only a layer
+that the store cannot keep is written while it is fetched: it is hashed on the way, and its files get their names when
+the digest is right. The index of such a layer was read before, from the same source, by requests of its own.
+Threading: a ContentSource belongs to one thread at a time; setting ``stop`` from another thread ends its work.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-from kitfs.errors import IntegrityError, LayerError, StoreFull
+from kitfs.errors import IntegrityError, LayerError, LayerLimit, StoreFull
 from kitfs.kit.layer import Layer
 from kitfs.layers.codec import decode
 from kitfs.layers.index import SIZE_MAX, LayerIndex
 from kitfs.layers.tar import index_tar
 from kitfs.openfile import PIECE
-from kitfs.ops.unpack.safe_directory import copy_range, put
+from kitfs.ops.unpack.progress import Stopped
+from kitfs.ops.unpack.safe_directory import copy_range, write_all
 from kitfs.store import fill as filling
 from kitfs.store.blob import Blob
 from kitfs.store.store import Store
 
-GROWTH: Final = 200  # times its size that a layer may decode to: what is mostly zeros does more, and is small
-SMALL: Final = 16 << 30  # bytes that any layer may decode to, if they are free
-
-Moved = Callable[[int], None]
+CountBytes = Callable[[int], None]
 
 
-class Stopped(Exception):  # noqa: N818 - no error: somebody else's error ended this
-    """The unpack ends for another reason."""
+class Limits(NamedTuple):
+    """How many bytes a compressed layer may decode to.
+
+    A layer may decode to ``growth`` times its size, and any layer to ``small`` bytes: content that is mostly zeros grows
+    by more than a factor of 200, but is small. ``room`` is the free space in bytes where the kit is unpacked; None means
+    that the file system is asked.
+    """
+
+    growth: int = 200
+    small: int = 16 << 30
+    room: int | None = None
+
+    def decoded(self, size: int) -> int:
+        """Return how many bytes a layer of ``size`` bytes may decode to, if there is room for them."""
+        return max(self.small, self.growth * size)
 
 
-class Body(Protocol):
-    """The content that extents speak of. ``verified``: its digest is known to be right; else only when ``finish`` has
-    returned.
+DEFAULT_LIMITS: Final = Limits()
+
+
+class Content(Protocol):
+    """The content of a layer, to which the extents of its index refer.
+
+    ``verified`` is True if the digest is known to be right; otherwise it is known when ``finish`` has returned.
     """
 
     @property
@@ -53,8 +66,10 @@ class Body(Protocol):
 
 
 class ContentSource(Protocol):
-    """What an unpack needs of a layer, or of a file that is somewhere else. ``fetches`` is how many bytes it has to
-    get first.
+    """What an unpack needs of a layer, or of a file that is stored elsewhere.
+
+    ``fetches`` returns how many bytes must be fetched before anything is written. ``index`` reads the index; ``room`` is
+    how many bytes there are for decoded content. ``open`` returns the content itself.
     """
 
     @property
@@ -68,32 +83,33 @@ class ContentSource(Protocol):
 
     def fetches(self) -> int: ...
 
-    def index(self, moved: Moved, stop: threading.Event, room: int) -> LayerIndex: ...
+    def index(self, count: CountBytes, stop: threading.Event, room: int) -> LayerIndex: ...
 
-    def body(self, moved: Moved, stop: threading.Event) -> Body: ...
+    def open(self, count: CountBytes, stop: threading.Event) -> Content: ...
 
 
 class LayerContent:
-    """A layer of a kit."""
+    """The ContentSource of a layer of a kit."""
 
-    def __init__(self, layer: Layer, store: Store, *, max_entries: int) -> None:
+    def __init__(self, layer: Layer, store: Store, *, max_entries: int, limits: Limits) -> None:
         self.layer: Final = layer
         self._store = store
         self._max_entries = max_entries
+        self._limits = limits
         self._verified: Blob | None = None
         self._index: LayerIndex | None = None
 
     def __repr__(self) -> str:
-        return f"<LayerSupply {self.layer!r}>"
+        return f"<LayerContent {self.layer!r}>"
 
     @property
     def kind(self) -> str:
-        """The kind of its entry; that of its media type when it has none."""
+        """The kind of its Kitfile entry; the kind of its media type if it has no entry."""
         return self.layer.entry.kind if self.layer.entry is not None else self.layer.type.kind
 
     @property
     def path(self) -> str | None:
-        """The path that it declares."""
+        """The path that the layer declares."""
         return self.layer.path
 
     @property
@@ -102,29 +118,27 @@ class LayerContent:
         return str(self.layer.digest)
 
     def fetches(self) -> int:
-        """Bytes that have to come from its registry, as far as is known."""
+        """Return how many bytes must be fetched from its registry: 0 if the store has the layer, else all of them."""
         digest = self.layer.digest
-        return (
-            0
-            if self._store.has_sealed(digest) or (self.layer.compressed and self._store.has_decoded(digest))
-            else self.layer.size
-        )
+        is_stored = self._store.has_sealed(digest) or (self.layer.compressed and self._store.has_decoded(digest))
+        return 0 if is_stored else self.layer.size
 
-    def index(self, moved: Moved, stop: threading.Event, room: int) -> LayerIndex:
-        """What the layer holds: of verified bytes where they are here, and of a compressed layer in any case where
-        the store can keep it.
+    def index(self, count: CountBytes, stop: threading.Event, room: int) -> LayerIndex:
+        """Read the index, from verified bytes if the store has them. A compressed layer is brought into the store
+        first, if the store can keep it.
 
-        ``room`` is how many bytes a compressed layer may decode to, beside its own limit. Raises IntegrityError,
-        LayerError.
+        Raises IntegrityError, LayerError, and LayerLimit for a layer that decodes to more than ``room`` bytes.
         """
         layer = self.layer
         if layer.compressed or not self.fetches():
-            self._verified = self._verify(moved, stop, room)
+            self._verified = self._verify(count, stop, room)
         try:
             self._index = self._read_index(stop, room)
-        except LayerError as e:
-            if "--max-entries" not in str(e) and self._verified is None and self._verify(moved, stop, room) is None:
-                Streamed(layer, None, moved, stop).finish()  # bytes that are damaged are told as that
+        except LayerLimit:
+            raise
+        except LayerError:
+            if self._verified is None and self._verify(count, stop, room) is None:
+                Streamed(layer, None, count, stop).finish()  # raises IntegrityError if damage is the reason
             raise
         return self._index
 
@@ -134,36 +148,36 @@ class LayerContent:
             self._decode(layer.content(), stop, room)
         if layer.type.format == "raw" or (self._verified is None and not layer.compressed):
             return layer.index()
-        content = self._verified or _Limited(layer.content(), self._limit(room))
+        content = self._verified or self._limited(layer.content(), room)
         try:
             return index_tar(content, max_entries=self._max_entries)
         except LayerError as e:
-            raise LayerError(f"layer {self.digest}: {e}")
+            raise e.prefixed(f"layer {self.digest}")
 
-    def _limit(self, room: int) -> int:
-        """Bytes that the layer may decode to."""
-        return min(room, max(SMALL, GROWTH * self.layer.size))
+    def _limited(self, content: Blob, room: int) -> _LimitedReader:
+        return _LimitedReader(content, min(room, self._limits.decoded(self.layer.size)))
 
-    def _verify(self, moved: Moved, stop: threading.Event, room: int) -> Blob | None:
-        """The content, in the store and verified; None when the store cannot keep it. Raises IntegrityError,
-        Stopped.
+    def _verify(self, count: CountBytes, stop: threading.Event, room: int) -> Blob | None:
+        """Bring the content into the store and verify it. Returns None if the store cannot keep it.
+
+        Raises IntegrityError, Stopped.
         """
         layer = self.layer
         if layer.compressed and self._store.has_decoded(layer.digest):
             content = layer.content()
             if content.sealed:
                 return content
-        told = 0
+        counted = 0
 
-        def count(size: int) -> None:
-            nonlocal told
-            told += size
-            moved(size)
+        def add(size: int) -> None:
+            nonlocal counted
+            counted += size
+            count(size)
 
         wire = layer.wire()
         try:
             if not wire.sealed:
-                filling.fill(wire, layer.size, count, stop)
+                filling.fill(wire, layer.size, add, stop)
                 if stop.is_set():
                     raise Stopped
                 wire.verify()
@@ -174,14 +188,14 @@ class LayerContent:
             if not content.complete:
                 raise StoreFull(f"{content}: no space left in the store")
             content.verify()
-        except StoreFull:  # the target may have room all the same
-            moved(-told)
+        except StoreFull:  # the directory may have room although the store has none
+            count(-counted)
             return None
         return content
 
     def _decode(self, content: Blob, stop: threading.Event, room: int) -> None:
-        """Decode all of a layer. Raises LayerError for one that grows beyond measure."""
-        limited = _Limited(content, self._limit(room))
+        """Decode a whole layer. Raises LayerLimit if it grows beyond its limit."""
+        limited = self._limited(content, room)
         at = 0
         try:
             while data := limited.pread(at, 4 * PIECE):
@@ -189,36 +203,34 @@ class LayerContent:
                 if stop.is_set():
                     raise Stopped
         except LayerError as e:
-            content.drop()  # else what is no use to anybody would lie in the store
-            if self.digest in str(e):
-                raise
-            raise LayerError(f"layer {self.digest}: {e}")
+            content.drop()  # otherwise bytes that nothing can use would take room in the store
+            raise e.prefixed(f"layer {self.digest}")
 
-    def body(self, moved: Moved, stop: threading.Event) -> Body:
-        """The content, verified where the store can keep it. Raises IntegrityError when it is not what the index was
-        made of.
+    def open(self, count: CountBytes, stop: threading.Event) -> Content:
+        """Open the content, verified if the store can keep it.
+
+        Raises IntegrityError if the bytes are not those that the index was made of.
         """
         if self._verified is None:
-            self._verified = self._verify(moved, stop, SIZE_MAX)
+            self._verified = self._verify(count, stop, SIZE_MAX)
             if self._verified is not None and self._index is not None and not self._agrees(stop, self._index):
                 self._store.forget_index(self.digest)
-                raise IntegrityError(f"layer {self.digest}: its index was made of other bytes than these; try again")
+                raise IntegrityError(f"layer {self.digest}: its cached index was made of other bytes; try again")
         if self._verified is None:
             raw = self.layer.compressed and self.layer.type.format == "raw"
-            return Streamed(self.layer, self._index if raw else None, moved, stop)
+            return Streamed(self.layer, self._index if raw else None, count, stop)
         if self.layer.type.format == "raw" and self._index is not None:
             check_size(self._index, self._verified.size or 0)
-        return Verified(
-            self._verified, None if self.layer.compressed else self._store.open_sealed(self.layer.digest), moved, stop
-        )
+        file = None if self.layer.compressed else self._store.open_sealed(self.layer.digest)
+        return Verified(self._verified, file, count, stop)
 
     def _agrees(self, stop: threading.Event, index: LayerIndex) -> bool:
-        """Whether verified bytes have the index that was made before they were."""
+        """Return whether the verified bytes have ``index``, which was made before they were verified."""
         return self.layer.type.format == "raw" or self._read_index(stop, SIZE_MAX).to_json() == index.to_json()
 
 
 def check_size(index: LayerIndex, size: int) -> None:
-    """Raises IntegrityError unless a file of one layer is as long as its annotation says."""
+    """Raises IntegrityError, in kit's words, unless the only file of a layer is as long as its annotation says."""
     for path in index.members:
         if size != index.total:
             raise IntegrityError(
@@ -226,8 +238,8 @@ def check_size(index: LayerIndex, size: int) -> None:
             )
 
 
-class _Limited:
-    """Content that may not grow beyond ``limit`` bytes, as a Reader."""
+class _LimitedReader:
+    """Reads decoded content, and raises LayerLimit for bytes beyond ``limit``."""
 
     def __init__(self, content: Blob, limit: int) -> None:
         self._content = content
@@ -235,31 +247,33 @@ class _Limited:
 
     @property
     def size(self) -> int | None:
-        """That of the content, once it is known."""
+        """The size of the content, once it is known."""
         return self._content.size
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Bytes of the content. Raises LayerError behind the limit."""
+        """Read bytes of the content."""
         if offset > self._limit:
-            raise LayerError(
-                f"{self._content} grows to more than {self._limit} bytes, which are more than it should, or more than are free"
+            raise LayerLimit(
+                f"it decompresses to more than {self._limit} bytes, which is more than its size allows or than is free"
             )
         return self._content.pread(offset, size)
 
 
 class Verified:
-    """Content whose digest is right: copied by the kernel where there is one file of it."""
+    """Content whose digest is right. ``file`` is the file that holds all of it, from which the kernel can copy; None
+    if there is no such file.
+    """
 
     verified: Final = True
 
-    def __init__(self, content: Blob, file: io.FileIO | None, moved: Moved, stop: threading.Event) -> None:
+    def __init__(self, content: Blob, file: io.FileIO | None, count: CountBytes, stop: threading.Event) -> None:
         self._content = content
         self._file = file
-        self._moved = moved
+        self._count = count
         self._stop = stop
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
-        """Copy ``size`` bytes from ``at`` into a file."""
+        """Copy ``size`` bytes of the content from ``at`` to ``offset`` of the file ``fd``."""
         while size:
             if self._stop.is_set():
                 raise Stopped
@@ -273,53 +287,54 @@ class Verified:
                 data = self._content.pread(at, min(size, PIECE))
                 if not data:
                     raise IntegrityError(f"{self._content} ends before its files do")
-                put(fd, data, offset)
+                write_all(fd, data, offset)
                 done = len(data)
             at, offset, size = at + done, offset + done, size - done
-            self._moved(done)
+            self._count(done)
 
     def finish(self) -> None:
-        """Nothing is left to be found out."""
+        """Do nothing: the content was verified before."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
 
 class Streamed:
-    """Content that the store cannot keep, once, from its beginning to its end, hashed as it passes. ``whole`` is the
-    index of one file.
+    """Content that the store cannot keep: read once, from beginning to end, and hashed on the way.
+
+    ``index`` is given if the layer is one file, whose size is checked at the end.
     """
 
     verified: Final = False
 
-    def __init__(self, layer: Layer, whole: LayerIndex | None, moved: Moved, stop: threading.Event) -> None:
+    def __init__(self, layer: Layer, index: LayerIndex | None, count: CountBytes, stop: threading.Event) -> None:
         self._layer = layer
-        self._whole = whole
-        self._moved = moved
+        self._index = index
+        self._count = count
         self._stop = stop
         self._hasher: Any = layer.digest.hasher()
         self._wire = self._hashed(layer.wire().stream())
         self._pieces: Iterator[bytes] = decode(self._wire, layer.type.compression) if layer.compressed else self._wire
         self._piece = memoryview(b"")
-        self._at = 0  # of the piece's first byte
+        self._at = 0  # offset of the piece in the content
 
     def _hashed(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             if self._stop.is_set():
                 raise Stopped
             self._hasher.update(piece)
-            self._moved(len(piece))
+            self._count(len(piece))
             yield piece
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
-        """Copy ``size`` bytes from ``at``, which must not lie before what was copied last."""
+        """Copy ``size`` bytes of the content from ``at``, which must not lie before the end of the last copy."""
         while size:
             while self._at + len(self._piece) <= at:
                 self._next()
             piece = self._piece[at - self._at :][:size]
-            put(fd, piece, offset)
+            write_all(fd, piece, offset)
             at, offset, size = at + len(piece), offset + len(piece), size - len(piece)
 
     def _next(self) -> None:
@@ -327,35 +342,28 @@ class Streamed:
         try:
             piece = next(self._pieces, None)
         except LayerError:
-            self.finish()  # bytes that are damaged are told as that
+            self.finish()  # raises IntegrityError if damage is the reason
             raise
         if piece is None:
             raise IntegrityError(f"layer {self._layer.digest} ends before its files do")
         self._piece = memoryview(piece)
 
     def finish(self) -> None:
-        """Take in the rest, undecoded. Raises IntegrityError when the digest, or the length of one file, is not
-        right.
+        """Read the rest without decoding it. Raises IntegrityError if the digest, or the size of the only file, is
+        wrong.
         """
         more = 0
-        if self._whole is not None:
+        if self._index is not None:
             with suppress(LayerError):
                 more = len(next(self._pieces, b""))
         for _ in self._wire:
             pass
-        found = self._hasher.hexdigest()
-        if found != self._layer.digest.hex:
-            raise IntegrityError(
-                f"layer {self._layer.digest} does not have its digest: it is {self._layer.digest.algorithm}:{found}"
-            )
-        if self._whole is not None:
-            check_size(self._whole, self._at + len(self._piece) + more)
+        actual = self._hasher.hexdigest()
+        if actual != self._layer.digest.hex:
+            algorithm = self._layer.digest.algorithm
+            raise IntegrityError(f"layer {self._layer.digest} does not match its digest: it has {algorithm}:{actual}")
+        if self._index is not None:
+            check_size(self._index, self._at + len(self._piece) + more)
 
     def close(self) -> None:
-        """Nothing to let go."""
-
-
-def free_bytes(fd: int) -> int:
-    """Bytes that the file system of an open file has for whoever asks."""
-    found = os.fstatvfs(fd)
-    return found.f_bavail * found.f_frsize
+        """Do nothing: no file is open."""

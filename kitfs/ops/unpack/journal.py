@@ -1,15 +1,16 @@
-"""The journal of an unpack, in the directory that is unpacked to, so that the same command goes on where a killed one
-was.
+"""The journal of an unpack, with which the same command resumes after it was killed.
 
-    .kitfs-unpack.json   one JSON object a line: first {"version", "what", "nonce"}; {"boot"} when a run begins; {"d":
-    path} before a
-                         directory is made; {"f": path, "i": inode, "s": size, "m": mtime} before a file that is whole
-                         gets its name
+    .kitfs-unpack.json   in the directory that is written to; one JSON object per line:
+        {"version", "what", "nonce"}   the first line; "what" identifies the command
+        {"boot"}                       when a run begins: the id of this boot of the machine
+        {"d": path}                    before a directory is made
+        {"f": path, "i": inode, "s": size, "m": mtime}   before a whole file gets its name
 
-``what`` is the manifest's digest, the filters and the layers' digests. A file of the journal that has its inode is
-ours; one that has its size and time too is done, if the machine has not been restarted since: nothing is fsynced
-before the end. A journal only grows, so that no kill costs what an earlier run had noted. Threading: any thread
-writes; one lock.
+The command is identified by the digest of the manifest, the filters, and the digests of the layers. A file with the
+inode that the journal records was written by this command. If its size and mtime match too, and the machine has not
+been restarted since, the file is complete: nothing is fsynced before the end of an unpack, so a restart may have lost
+bytes. The journal is only appended to, so a kill never loses what an earlier run has recorded. Threading: any thread may
+write; one lock.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, Final, Self
 from kitfs.errors import ContextError
 from kitfs.gocompat.json import own_json
 from kitfs.openfile import OpenFile
-from kitfs.ops.unpack.safe_directory import SafeDirectory, Written
+from kitfs.ops.unpack.safe_directory import PendingFile, SafeDirectory
 from kitfs.store.chunk_map import boot_id
 from kitfs.store.lease import release
 
@@ -35,12 +36,15 @@ VERSION: Final = 1
 
 
 class Journal:
-    """What an earlier run of the same command has done, and what this one does. ``nonce`` is in the temporary names
-    of all its runs; ``stale`` in those of another command that was here before and will not go on."""
+    """What earlier runs of the same command have done, and what this run does.
 
-    def __init__(self, file: OpenFile, what: list[str]) -> None:
+    ``nonce`` is part of the temporary names of all its runs; ``stale`` is the nonce of another command that was
+    interrupted here and that this one replaces ("" if there was none). ``directories`` are those that the command made.
+    """
+
+    def __init__(self, file: OpenFile, command: list[str]) -> None:
         self._file = file
-        self._what = what
+        self._command = command
         self._lock = threading.Lock()
         self._boot = boot_id().hex()
         self.nonce = ""
@@ -49,18 +53,20 @@ class Journal:
         self._files: dict[str, tuple[str, int, int, int]] = {}  # boot, inode, size, mtime
 
     @classmethod
-    def open(cls, root: int, shown: str, what: list[str]) -> Self:
-        """The journal in a directory; empty unless an earlier run of ``what`` left it. Raises ContextError when
-        another unpack is at work there.
+    def open(cls, root: int, name: str, command: list[str]) -> Self:
+        """Open and lock the journal of the directory behind ``root``; ``name`` is the directory's name in messages.
+
+        The journal is empty unless an earlier run of ``command`` was interrupted. Raises ContextError if another unpack
+        is running in this directory.
         """
-        file = _locked(root, shown)
+        file = _locked(root, name)
         try:
-            journal = cls(file, what)
+            journal = cls(file, command)
             with file.number() as fd:
                 lines = _lines(fd)
             head = lines[0] if lines else {}
             if head.get("version") == VERSION and isinstance(head.get("nonce"), str):
-                if head.get("what") == what:
+                if head.get("what") == command:
                     journal.nonce = head["nonce"]
                     journal._take(lines[1:])
                 else:
@@ -81,32 +87,32 @@ class Journal:
                 self._files[line["f"]] = (boot, line.get("i", 0), line.get("s", 0), line.get("m", 0))
 
     def begin(self) -> None:
-        """Something is about to be written. Raises ContextError."""
+        """Record that this run begins to write. Raises ContextError."""
         if not self.nonce:
             self.nonce = secrets.token_hex(8)
             with suppress(OSError), self._file.number() as fd:
                 os.ftruncate(fd, 0)
-            self._append(_line({"version": VERSION, "what": self._what, "nonce": self.nonce}))
-        self._append(b"\n" + _line({"boot": self._boot}))  # behind a line that a kill may have cut off
+            self._append(_line({"version": VERSION, "what": self._command, "nonce": self.nonce}))
+        self._append(b"\n" + _line({"boot": self._boot}))  # the line feed ends a line that a kill may have cut off
 
     def is_ours(self, path: str, about: os.stat_result) -> bool:
-        """Whether an earlier run put this file there."""
+        """Return whether an earlier run has written the file with these attributes."""
         return path in self._files and self._files[path][1] == about.st_ino
 
     def is_done(self, path: str, about: os.stat_result) -> bool:
-        """Whether that file is as it was put there, on the disk or still in memory."""
+        """Return whether an earlier run has written this file, and it has not changed since."""
         return self._files.get(path) == (self._boot, about.st_ino, about.st_size, about.st_mtime_ns)
 
     def making(self, path: str) -> None:
-        """A directory is about to be made."""
+        """Record that a directory is about to be made."""
         with self._lock:
             self.directories.add(path)
             self._append(_line({"d": path}))
 
-    def settling(self, written: Written) -> None:
-        """A file that is whole is about to get its name."""
+    def publishing(self, file: PendingFile) -> None:
+        """Record that a whole file is about to get its name."""
         with self._lock:
-            self._append(_line({"f": written.path, "i": written.inode, "s": written.size, "m": written.mtime}))
+            self._append(_line({"f": file.path, "i": file.inode, "s": file.size, "m": file.mtime}))
 
     def _append(self, data: bytes) -> None:
         try:
@@ -114,30 +120,30 @@ class Journal:
                 while data:
                     data = data[os.write(fd, data) :]
         except OSError as e:
-            raise ContextError(f"{NAME} cannot be written: {(e.strerror or str(e)).lower()}")
+            raise ContextError(f"cannot write the journal {NAME}: {(e.strerror or str(e)).lower()}")
 
-    def remove(self, place: SafeDirectory) -> None:
-        """All is done, or nothing was begun."""
+    def remove(self, directory: SafeDirectory) -> None:
+        """Remove the journal's file: the unpack is complete, or has not begun."""
         with suppress(OSError):
-            os.unlink(NAME, dir_fd=place.fileno())
+            os.unlink(NAME, dir_fd=directory.fileno())
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was begun here, by any command."""
+        """Whether no command has begun to write here."""
         return self._file.stat().st_size == 0
 
     def close(self) -> None:
-        """Let go; whoever runs the same command next goes on."""
+        """Unlock and close the file, so that the next run of the same command can resume."""
         release(self._file)
 
 
-def _locked(root: int, shown: str) -> OpenFile:
-    """The journal's file, made when missing, with the lock that says that somebody works here."""
+def _locked(root: int, name: str) -> OpenFile:
+    """Open the journal's file, make it if it is missing, and take the lock that excludes other unpacks."""
     while True:
         try:
             file = OpenFile(NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=root)
         except OSError as e:
-            raise ContextError(f"{shown} cannot be written: {(e.strerror or str(e)).lower()}")
+            raise ContextError(f"cannot write to {name}: {(e.strerror or str(e)).lower()}")
         try:
             file.flock(fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
@@ -146,13 +152,13 @@ def _locked(root: int, shown: str) -> OpenFile:
         except OSError as e:
             release(file)
             if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ContextError(f"another unpack is at work in {shown}; wait for it")
-            raise ContextError(f"{shown}/{NAME} cannot be locked: {(e.strerror or str(e)).lower()}")
-        release(file)  # it was removed between the two calls
+                raise ContextError(f"another unpack is running in {name}; wait until it has ended")
+            raise ContextError(f"cannot lock {name}/{NAME}: {(e.strerror or str(e)).lower()}")
+        release(file)  # another process has removed the file between open and flock
 
 
 def _lines(fd: int) -> list[dict[str, Any]]:
-    """Every line that can be read: the last may be cut off."""
+    """Read every line that is a JSON object; the last line may be cut off."""
     found = []
     with open(os.dup(fd), "rb") as f:
         f.seek(0)

@@ -1,10 +1,9 @@
-"""A directory that is written to, with nothing in it followed: every name is reached component by component, symbolic
-links refused.
+"""A directory that is written to without following symbolic links: every name is opened component by component.
 
-A file gets a temporary name beside its place, its bytes, its mode (the umask has no say), and then its name, by
-rename: what a killed process leaves behind is whole, or has a temporary name. Those begin with ``.kitfs-<nonce>-``,
-so that ``sweep`` finds them. Threading: a Place belongs to one thread; ``clone`` gives another one its own. Linux and
-other POSIX systems with openat(2).
+A file first gets a temporary name in its directory, then its bytes and its mode (the umask does not apply), and last
+its own name, by rename. So a file that a killed process leaves behind is whole, or has a temporary name. Temporary names
+begin with ``.kitfs-<nonce>-``; ``sweep`` finds them by that. Threading: a SafeDirectory belongs to one thread; ``clone``
+returns another one for another thread. Needs openat(2): Linux and other POSIX systems.
 """
 
 from __future__ import annotations
@@ -21,16 +20,18 @@ from typing import Final, NamedTuple
 
 from kitfs.errors import ContextError
 
-OPEN_DIRECTORIES: Final = 32
+OPEN_DIRECTORIES: Final = 32  # descriptors that stay open
 FOLLOW_NOTHING: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_RDONLY | os.O_CLOEXEC
-COPY: Final = 16 << 20  # bytes that the kernel is asked to copy at once
+COPY: Final = 16 << 20  # bytes of one copy_file_range(2)
 NO_COPY: Final = frozenset(
     {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EPERM, errno.EIO}
 )
 
 
-class Written(NamedTuple):
-    """A file under its temporary name: directory, temporary and final name, what the journal says of it."""
+class PendingFile(NamedTuple):
+    """A whole file under its temporary name. ``path`` is the name that it will get; inode, size in bytes and mtime in
+    nanoseconds are what the journal records.
+    """
 
     path: str
     temporary: str
@@ -40,23 +41,23 @@ class Written(NamedTuple):
 
 
 class SafeDirectory:
-    """The directory ``root`` (an open descriptor, which is duplicated); ``shown`` is its name in messages, ``nonce``
-    is in temporary names.
+    """The directory behind the descriptor ``root``, which is duplicated. ``name`` is used in messages, ``nonce`` in
+    temporary names.
     """
 
-    def __init__(self, root: int, shown: str, nonce: str = "", numbers: Iterator[int] | None = None) -> None:
+    def __init__(self, root: int, name: str, nonce: str = "", numbers: Iterator[int] | None = None) -> None:
         self._root = os.dup(root)
-        self.shown = shown
+        self.name = name
         self.nonce = nonce
         self._numbers = itertools.count() if numbers is None else numbers
         self._open: OrderedDict[str, int] = OrderedDict()
 
     @classmethod
     def open(cls, directory: str) -> SafeDirectory | None:
-        """The directory, which may itself be reached by symbolic links; None when there is none. Raises
+        """Open a directory; its own path may contain symbolic links. Returns None if it does not exist. Raises
         ContextError.
         """
-        with _told(directory):
+        with _named(directory):
             try:
                 fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -67,24 +68,24 @@ class SafeDirectory:
                 os.close(fd)
 
     def clone(self) -> SafeDirectory:
-        """The same place for another thread."""
-        return SafeDirectory(self._root, self.shown, self.nonce, self._numbers)
+        """Return the same directory for another thread, which closes it."""
+        return SafeDirectory(self._root, self.name, self.nonce, self._numbers)
 
     def close(self) -> None:
-        """Let go of every descriptor."""
+        """Close all descriptors."""
         for fd in (*self._open.values(), self._root):
             os.close(fd)
         self._open.clear()
 
     def fileno(self) -> int:
-        """The descriptor of the directory itself."""
+        """Return the descriptor of the directory itself, as files do."""
         return self._root
 
-    def about(self, path: str) -> os.stat_result | None:
-        """lstat of a name; None when it, or a directory above it, is not there. Raises ContextError where something
-        above it is no directory.
+    def lstat(self, path: str) -> os.stat_result | None:
+        """Return the attributes of a name; None if it, or a directory above it, does not exist. Raises ContextError if
+        something above it is not a directory.
         """
-        with _told(path):
+        with _named(path):
             try:
                 parent, name = self._at(path)
                 return os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -92,8 +93,8 @@ class SafeDirectory:
                 return None
 
     def read(self, path: str, limit: int) -> bytes | None:
-        """The first bytes of a regular file; None when it is none, or not there."""
-        with _told(path):
+        """Return the first ``limit`` bytes of a regular file; None if there is no regular file of this name."""
+        with _named(path):
             try:
                 parent, name = self._at(path)
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
@@ -103,28 +104,28 @@ class SafeDirectory:
                 return f.read(limit) if stat.S_ISREG(os.fstat(fd).st_mode) else None
 
     def make_directory(self, path: str) -> None:
-        """A directory that only its owner may enter, until ``set_mode``; one that is there already stays as it is."""
-        with _told(path):
+        """Make a directory that only its owner may enter until ``set_mode``. An existing directory stays as it is."""
+        with _named(path):
             parent, name = self._at(path)
             with suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=parent)
 
     def unlock(self, path: str) -> None:
-        """Let the owner back into a directory that an earlier run had made and given its mode."""
-        with _told(path):
+        """Let the owner into a directory again that an earlier run has made and given its final mode."""
+        with _named(path):
             parent, name = self._at(path)
             os.chmod(name, 0o700, dir_fd=parent)
 
     def set_mode(self, path: str, mode: int) -> None:
-        """The mode of a directory, at last."""
-        with _told(path):
+        """Give a directory its final mode."""
+        with _named(path):
             os.fchmod(self._directory(path), mode)
 
-    def write(self, path: str, mode: int, size: int, fill: Callable[[int], None]) -> Written:
-        """A file of ``size`` bytes under its temporary name; ``fill`` writes to the descriptor, and what it does not
-        write is a hole.
+    def write(self, path: str, mode: int, size: int, fill: Callable[[int], None]) -> PendingFile:
+        """Write a file of ``size`` bytes under a temporary name. ``fill`` writes to the descriptor; ranges that it
+        leaves out become holes.
         """
-        with _told(path):
+        with _named(path):
             parent, _ = self._at(path)
             temporary = self._temporary()
             fd = os.open(
@@ -142,13 +143,13 @@ class SafeDirectory:
                 raise
             finally:
                 os.close(fd)
-            return Written(path, temporary, about.st_ino, about.st_size, about.st_mtime_ns)
+            return PendingFile(path, temporary, about.st_ino, about.st_size, about.st_mtime_ns)
 
-    def link(self, path: str, first: str) -> Written | None:
-        """Another name of a file that is in place, under a temporary name; None where the file system has no hard
-        links.
+    def link(self, path: str, first: str) -> PendingFile | None:
+        """Make a hard link to the published file ``first``, under a temporary name. Returns None if the file system has
+        no hard links.
         """
-        with _told(path):
+        with _named(path):
             there, name = os.dup(self._at(first)[0]), first.rpartition("/")[2]
             try:
                 parent, _ = self._at(path)
@@ -161,11 +162,11 @@ class SafeDirectory:
             finally:
                 os.close(there)
             about = os.stat(temporary, dir_fd=parent, follow_symlinks=False)
-            return Written(path, temporary, about.st_ino, about.st_size, about.st_mtime_ns)
+            return PendingFile(path, temporary, about.st_ino, about.st_size, about.st_mtime_ns)
 
-    def copy(self, path: str, first: str, mode: int, size: int) -> Written:
-        """The same bytes as a file that is in place, under a temporary name."""
-        with _told(first):
+    def copy(self, path: str, first: str, mode: int, size: int) -> PendingFile:
+        """Copy the published file ``first`` to a file with a temporary name."""
+        with _named(first):
             parent, name = self._at(first)
             source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
@@ -173,38 +174,38 @@ class SafeDirectory:
             def fill(fd: int) -> None:
                 at = 0
                 while data := os.pread(source, 1 << 20, at):
-                    put(fd, data, at)
+                    write_all(fd, data, at)
                     at += len(data)
 
             return self.write(path, mode, size, fill)
         finally:
             os.close(source)
 
-    def symlink(self, path: str, target: str) -> Written:
-        """A symbolic link under a temporary name."""
-        with _told(path):
+    def symlink(self, path: str, target: str) -> PendingFile:
+        """Make a symbolic link under a temporary name."""
+        with _named(path):
             parent, _ = self._at(path)
             temporary = self._temporary()
             os.symlink(target, temporary, dir_fd=parent)
             about = os.stat(temporary, dir_fd=parent, follow_symlinks=False)
-            return Written(path, temporary, about.st_ino, about.st_size, about.st_mtime_ns)
+            return PendingFile(path, temporary, about.st_ino, about.st_size, about.st_mtime_ns)
 
-    def publish(self, written: Written) -> None:
-        """Give a file its name, whoever had it."""
-        with _told(written.path):
-            parent, name = self._at(written.path)
-            os.rename(written.temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-            with suppress(FileNotFoundError):  # of two names of one file rename(2) removes neither
-                os.unlink(written.temporary, dir_fd=parent)
+    def publish(self, file: PendingFile) -> None:
+        """Give a file its name; a file that has this name now is replaced."""
+        with _named(file.path):
+            parent, name = self._at(file.path)
+            os.rename(file.temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+            with suppress(FileNotFoundError):  # rename(2) between two names of one file removes neither of them
+                os.unlink(file.temporary, dir_fd=parent)
 
-    def discard(self, written: Written) -> None:
-        """Take a file away that never got its name."""
+    def discard(self, file: PendingFile) -> None:
+        """Remove a file that was not published."""
         with suppress(OSError, ContextError):
-            os.unlink(written.temporary, dir_fd=self._at(written.path)[0])
+            os.unlink(file.temporary, dir_fd=self._at(file.path)[0])
 
     def sweep(self, directories: Iterable[str], nonce: str) -> None:
-        """Remove what a killed process left under its temporary names in these directories, as far as they are
-        there.
+        """Remove the temporary files that a killed process has left in ``directories``. Directories that do not exist
+        are skipped.
         """
         for directory in directories:
             with suppress(OSError):
@@ -213,14 +214,14 @@ class SafeDirectory:
                     if name.startswith(f".kitfs-{nonce}-"):
                         os.unlink(name, dir_fd=fd)
 
-    def forget(self, name: str) -> None:
-        """Remove a file of the directory itself, if it can be, and let go of every descriptor."""
+    def remove_and_close(self, name: str) -> None:
+        """Remove a file directly in this directory if that is possible, and close all descriptors."""
         with suppress(OSError):
             os.unlink(name, dir_fd=self._root)
         self.close()
 
     def sync(self) -> None:
-        """Return when all of the file system is on the disk (syncfs(2)), where there is such a call."""
+        """Wait until all data of the file system is on the disk (syncfs(2), where the system has it)."""
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None, use_errno=True).syncfs(self._root)
 
@@ -228,15 +229,14 @@ class SafeDirectory:
         return f".kitfs-{self.nonce}-{next(self._numbers)}"
 
     def _at(self, path: str) -> tuple[int, str]:
-        """(descriptor of the directory that a name is in, its last component)."""
+        """Return the descriptor of the directory of a name, and the last component of the name."""
         parent, _, name = path.rpartition("/")
         return self._directory(parent), name
 
     def _directory(self, path: str) -> int:
-        """The descriptor of a directory, open until others have been used in its place.
+        """Return the descriptor of a directory. It stays open until ``OPEN_DIRECTORIES`` others have been used since.
 
-        The directories on the way to it stay open too, so that a walk up or down a tree of any depth opens each
-        directory only now and then.
+        The directories above it stay open too, so a walk up or down a deep tree rarely opens a directory twice.
         """
         if not path:
             return self._root
@@ -257,8 +257,9 @@ class SafeDirectory:
 
 
 def copy_range(source: int, at: int, size: int, target: int, offset: int) -> int:
-    """Let the kernel copy bytes between files, sharing blocks where the file system can; how many it did, 0 when it
-    cannot here.
+    """Let the kernel copy bytes between two files, which may share blocks afterwards.
+
+    Returns how many bytes were copied: at most ``size``, and 0 if the kernel cannot copy between these files.
     """
     try:
         return os.copy_file_range(source, target, min(size, COPY), at, offset)
@@ -268,8 +269,8 @@ def copy_range(source: int, at: int, size: int, target: int, offset: int) -> int
         raise
 
 
-def put(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of it."""
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all bytes of ``data`` at ``offset``."""
     view = memoryview(data)
     while len(view):
         done = os.pwrite(fd, view, offset)
@@ -278,13 +279,11 @@ def put(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
-    """The system's errors, with the name that they are about."""
+def _named(path: str) -> Iterator[None]:
+    """Raise errors of the system as ContextError, with the name that they are about."""
     try:
         yield
     except OSError as e:
         if e.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise ContextError(
-                f"path {path!r} lies below something that is not a directory (no symbolic link is followed)"
-            )
-        raise ContextError(f"{path!r} cannot be written: {(e.strerror or str(e)).lower()}")
+            raise ContextError(f"cannot write {path!r}: a parent is not a directory (symbolic links are not followed)")
+        raise ContextError(f"cannot write {path!r}: {(e.strerror or str(e)).lower()}")

@@ -17,7 +17,7 @@ import tarfile
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import zstandard
@@ -27,6 +27,7 @@ from kitfs.errors import (
     IntegrityError,
     KitfsError,
     LayerError,
+    LayerLimit,
     ManifestError,
     NotFound,
     UnsafePath,
@@ -35,13 +36,16 @@ from kitfs.errors import (
 from kitfs.kit.kit import Kit
 from kitfs.kit.resolver import Resolver
 from kitfs.kit.tree import tree_of
+from kitfs.kit.workspace import Workspace
+from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.metrics import Counters
 from kitfs.modelkit.filters import Filter
 from kitfs.oci.names import LayoutReference, Reference
 from kitfs.ops.events import Event, Moved, Noted, Total, Warned
+from kitfs.ops.unpack.content import Limits
 from kitfs.ops.unpack.journal import NAME as JOURNAL
 from kitfs.ops.unpack.safe_directory import SafeDirectory
-from kitfs.ops.unpack.unpack import Unpacked, check_directory, unpack
+from kitfs.ops.unpack.unpack import Unpacked, unpack
 from kitfs.registry.layout import open_layout
 from kitfs.store.store import Store
 from tests import kits, trees
@@ -65,6 +69,7 @@ class World:
         self.resolver = Resolver(self.store, self._origin_of, log=LOG)
         self.told: list[Event] = []
         self.layouts: list[Any] = []
+        self.max_entries = MAX_ENTRIES
 
     def _origin_of(self, reference: Reference | LayoutReference) -> Any:
         assert isinstance(reference, Reference)
@@ -88,17 +93,19 @@ class World:
     ) -> Unpacked:
         parsed = [Filter.parse(f) for f in filters]
         self.told = []
-        kit = self.resolver.open(reference, filters=parsed)
 
         def tell(event: Event) -> None:
             self.told.append(event)
             if report is not None:
                 report(event)
 
-        try:
-            return unpack(kit, str(to or self.out), self.store, self.resolver, filters=parsed, report=tell, **more)
-        finally:
-            kit.close()
+        return unpack(self.workspace, reference, str(to or self.out), filters=parsed, report=tell, **more)
+
+    @property
+    def workspace(self) -> Workspace:
+        """What an unpack needs of a workspace: the store, the resolver and one option."""
+        options = types.SimpleNamespace(max_entries=self.max_entries)
+        return cast(Workspace, types.SimpleNamespace(store=self.store, resolver=self.resolver, options=options))
 
     def shown(self, reference: Reference, *filters: str) -> trees.Tree:
         """What a mount shows, in the form of ``trees.scan``, without hashes."""
@@ -126,7 +133,10 @@ class World:
 
     @property
     def lines(self) -> list[str]:
-        return [event.text for event in self.told if isinstance(event, Noted)]
+        """The lines of the steps, which follow the line with the directory."""
+        first, *steps = [event.text for event in self.told if isinstance(event, Noted)]
+        assert first == f"Unpacking to {self.out}"
+        return steps
 
     @property
     def warnings(self) -> list[str]:
@@ -425,14 +435,13 @@ def test_no_symbolic_link_in_the_directory_is_followed(world: World, options: di
     assert (outside / "file").read_bytes() == b"mine"
 
 
-def test_a_name_that_is_taken(world: World) -> None:
-    """The directory itself must be one."""
+def test_a_directory_whose_name_is_taken_is_an_error(world: World) -> None:
+    reference = world.put([model()])
     (world.root / "f").write_bytes(b"")
     (world.root / "l").symlink_to("nowhere")
     for name in ("f", "l"):
         with pytest.raises(ContextError, match="is not a directory"):
-            check_directory(str(world.root / name))
-    check_directory(str(world.root / "none"))
+            world.unpack(reference, to=world.root / name)
 
 
 # -- hostile kits
@@ -512,31 +521,25 @@ def test_every_nasty_tar_unpacks_as_it_mounts_or_is_refused(world: World, name: 
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
-def test_a_layer_that_is_all_growth(world: World, compression: Compression, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ends in one line when it grows beyond measure, or beyond the disk."""
-    import kitfs.ops.unpack.content as supply
-    import kitfs.ops.unpack.unpack as unpacking
-
+@pytest.mark.parametrize("limits", [Limits(room=20 * MiB), Limits(small=MiB, growth=10)], ids=["room", "growth"])
+def test_a_layer_that_decodes_to_more_than_its_limit_is_refused(
+    world: World, compression: Compression, limits: Limits
+) -> None:
+    """Nothing of it is left in the directory or in the store."""
     reference = world.put([part("model", "w", bytes(64 * MiB), format="raw", compression=compression)])
-    monkeypatch.setattr(unpacking, "_room", lambda _: 20 * MiB)
-    with pytest.raises(LayerError, match=f"more than {20 * MiB} bytes"):
-        world.unpack(reference)
-    monkeypatch.setattr(unpacking, "_room", lambda _: 1 << 40)
-    monkeypatch.setattr(supply, "SMALL", MiB)
-    monkeypatch.setattr(supply, "GROWTH", 10)
-    with pytest.raises(LayerError, match="which are more than it should"):
-        world.unpack(reference)
+    with pytest.raises(LayerLimit, match=r"^layer sha256:\w+: it decompresses to more than \d+ bytes"):
+        world.unpack(reference, limits=limits)
     assert not world.out.exists()
     assert not list((world.root / "store/decoded").rglob("rest"))
 
 
-def test_too_many_entries(world: World) -> None:
-    """One line."""
+def test_a_layer_of_too_many_entries_is_refused(world: World) -> None:
     many = b"".join(file(b"f%d" % n) for n in range(50)) + END
-    kit = world.put([part("model", ".", many)])
-    resolver = Resolver(world.store, world._origin_of, log=LOG, max_entries=10)
-    with pytest.raises(LayerError, match="more than 10 entries"):
-        unpack(resolver.open(kit), str(world.out), world.store, resolver, max_entries=10)
+    reference = world.put([part("model", ".", many)])
+    world.max_entries = 10
+    world.resolver = Resolver(world.store, world._origin_of, log=LOG, max_entries=10)
+    with pytest.raises(LayerLimit, match="more than 10 entries"):
+        world.unpack(reference)
     assert not world.out.exists()
 
 
@@ -691,7 +694,7 @@ def test_what_is_gone_at_the_end_was_not_unpacked(world: World, name: str) -> No
             (world.out / name).rmdir() if name == "d" else (world.out / name).unlink()
             removed.append(name)
 
-    with pytest.raises(ContextError, match=f"'{name}': not there, or not whole, although"):
+    with pytest.raises(ContextError, match=f"'{name}' is missing or incomplete"):
         world.unpack(reference, report=remove, concurrency=1)
     assert removed == [name]
     world.unpack(reference)
@@ -880,7 +883,7 @@ def test_two_unpacks_into_one_directory_exclude_each_other(world: World) -> None
     world.out.mkdir()
     with (world.out / JOURNAL).open("wb") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)
-        with pytest.raises(ContextError, match="another unpack is at work"):
+        with pytest.raises(ContextError, match="another unpack is running"):
             world.unpack(reference)
     world.unpack(reference)
 
@@ -985,7 +988,7 @@ def test_s3_without_its_client(world: World, monkeypatch: pytest.MonkeyPatch) ->
     """One line that says what to install."""
     monkeypatch.setitem(sys.modules, "boto3", None)
     reference = world.put(with_remote({"path": "d.csv", "remotePath": "s3://bucket/key", "remoteHash": "abc"}))
-    with pytest.raises(UsageError, match=r"needs boto3: pip install 'kitfs\[s3\]'"):
+    with pytest.raises(UsageError, match=r"needs boto3; run: pip install 'kitfs\[s3\]'"):
         world.unpack(reference, include_remote=True)
 
 
@@ -1033,7 +1036,7 @@ def test_an_object_of_s3(world: World, monkeypatch: pytest.MonkeyPatch, version:
     where = {"Bucket": "bucket", "Key": "dir/key"} | ({"VersionId": "3"} if version else {})
     assert bucket.asked == [where, where | {"IfMatch": f'"{etag}"'}]
     bucket.data = flipped(data, 77)
-    with pytest.raises(IntegrityError, match="another MD5"):
+    with pytest.raises(IntegrityError, match="has the MD5"):
         world.unpack(reference, include_remote=True, to=world.root / "second")
     assert not (world.root / "second/far/d.csv").exists()
     bucket.etag = "other"

@@ -1,0 +1,169 @@
+"""The second phase of an unpack: find everything that is in the way, before anything is written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from kitfs.errors import ContextError
+from kitfs.ops.events import Noted, Report
+from kitfs.ops.unpack.journal import Journal
+from kitfs.ops.unpack.look import Planned, PlannedLayer
+from kitfs.ops.unpack.plan import Item
+from kitfs.ops.unpack.safe_directory import SafeDirectory
+from kitfs.ops.unpack.steps import KITFILE, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A plan that nothing stands in the way of.
+
+    ``missing`` are directories that must be made, ``kept`` files that were there before and stay, ``done`` files that
+    an earlier run of the same command has written. ``has_kitfile``: the right Kitfile is there already.
+    """
+
+    planned: Planned
+    missing: frozenset[str]
+    kept: frozenset[str]
+    done: frozenset[str]
+    has_kitfile: bool
+
+    def stays(self, item: Item) -> bool:
+        """Return whether the file of an item need not be written."""
+        return item.path in self.done or item.path in self.kept
+
+    def is_due(self, layer: PlannedLayer) -> bool:
+        """Return whether a layer must be read. An empty layer must, since its digest has to be verified."""
+        return not layer.items or not all(self.stays(item) for item in layer.items)
+
+
+def check(
+    planned: Planned,
+    directory: SafeDirectory,
+    journal: Journal,
+    *,
+    overwrite: bool,
+    ignore_existing: bool,
+    report: Report,
+) -> Checked:
+    """Look at every name that the plan writes, layer by layer in kit's order.
+
+    Raises ContextError for the first one that is in the way; the steps before it are reported first, as kit does.
+    """
+    checker = _Checker(planned, directory, journal, overwrite=overwrite, ignore_existing=ignore_existing)
+    problems = checker.layers()
+    kitfile_problem = checker.kitfile()
+    if problems or kitfile_problem:
+        _fail(planned, directory, problems, kitfile_problem, report)
+    return checker.result()
+
+
+def _fail(
+    planned: Planned, directory: SafeDirectory, problems: dict[int, str], kitfile_problem: str, report: Report
+) -> None:
+    """Report the steps before the first problem, and raise it."""
+    number = 0
+    for step, layer in planned.steps:
+        if step.kitfile and kitfile_problem:
+            name = os.path.join(directory.name, KITFILE)
+            raise ContextError(f"Failed to unpack config: path {name} {kitfile_problem}")
+        report(Noted(text_of(step, directory, has_kitfile=False)))
+        if layer is None:
+            continue
+        if number in problems:
+            advice = "--overwrite replaces files, --ignore-existing keeps them"
+            raise ContextError(f"Failed to unpack: {problems[number]} ({advice})")
+        number += 1
+
+
+def text_of(step: Step, directory: SafeDirectory, *, has_kitfile: bool) -> str:
+    """Return kit's line for a step, which is another one for a Kitfile that is there already."""
+    found = step.kitfile and has_kitfile
+    return f"Found existing Kitfile at {os.path.join(directory.name, KITFILE)}" if found else step.text
+
+
+class _Checker:
+    """Looks at the names of a plan, and collects what ``Checked`` holds."""
+
+    def __init__(
+        self,
+        planned: Planned,
+        directory: SafeDirectory,
+        journal: Journal,
+        *,
+        overwrite: bool,
+        ignore_existing: bool,
+    ) -> None:
+        self._planned = planned
+        self._directory = directory
+        self._journal = journal
+        self._overwrite = overwrite
+        self._ignore_existing = ignore_existing
+        self._missing: set[str] = set()
+        self._kept: set[str] = set()
+        self._done: set[str] = set()
+        self._has_kitfile = False
+
+    def result(self) -> Checked:
+        return Checked(
+            self._planned, frozenset(self._missing), frozenset(self._kept), frozenset(self._done), self._has_kitfile
+        )
+
+    def layers(self) -> dict[int, str]:
+        """Return the first problem, by the number of its layer; no layer behind it is looked at."""
+        problems = self._directories()
+        for number, layer in enumerate(self._planned.layers):
+            if number in problems:
+                break
+            problem = next(filter(None, map(self._in_the_way, layer.items)), "")
+            if problem:
+                problems[number] = problem
+                break
+        return problems
+
+    def _directories(self) -> dict[int, str]:
+        """Find the directories that are missing, and the first that is something else."""
+        for path, item in self._planned.tree.directories.items():
+            parent = path.rpartition("/")[0]
+            about = None if parent in self._missing else self._directory.lstat(path)
+            if about is None:
+                self._missing.add(path)
+            elif not stat.S_ISDIR(about.st_mode):  # nothing below it can be looked at
+                return {item.source: f"path '{path}' already exists and is not a directory"}
+            elif path in self._journal.directories and about.st_mode & 0o700 != 0o700:
+                self._directory.unlock(path)
+        return {}
+
+    def _in_the_way(self, item: Item) -> str:
+        """Return why a name cannot be written; "" if it can be, or need not be."""
+        if item.path.rpartition("/")[0] in self._missing:
+            return ""
+        about = self._directory.lstat(item.path)
+        if about is None:
+            return ""
+        if self._journal.is_done(item.path, about):
+            self._done.add(item.path)
+            return ""
+        if self._journal.is_ours(item.path, about):
+            return ""
+        if self._ignore_existing:
+            self._kept.add(item.path)
+            return ""
+        if not self._overwrite:
+            return f"path '{item.path}' already exists"
+        replaceable = stat.S_ISREG(about.st_mode) or (item.member.kind == "symlink" and stat.S_ISLNK(about.st_mode))
+        return "" if replaceable else f"path '{item.path}' already exists and is not a regular file"
+
+    def kitfile(self) -> str:
+        """Return why the Kitfile cannot be written; "" if it can be, or is there already."""
+        data = self._planned.kit.kitfile_bytes
+        about = None if data is None else self._directory.lstat(KITFILE)
+        if data is None or about is None:
+            return ""
+        if not stat.S_ISREG(about.st_mode):
+            return "exists and is not a regular file"
+        if self._overwrite or self._journal.is_ours(KITFILE, about):
+            return ""
+        self._has_kitfile = self._directory.read(KITFILE, len(data) + 1) == data
+        return "" if self._has_kitfile else "already exists"

@@ -1,0 +1,204 @@
+"""The last phase of an unpack: write everything that ``check`` has found to be due.
+
+A file gets its name only when it is whole and its bytes are verified. Threading: ``write`` uses the threads of its
+``Workers`` and returns when they have ended; the set of written names is only added to.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+from kitfs.errors import ContextError
+from kitfs.ops.events import Noted, Report
+from kitfs.ops.unpack.check import Checked, text_of
+from kitfs.ops.unpack.journal import Journal
+from kitfs.ops.unpack.look import PlannedLayer, PlannedStep
+from kitfs.ops.unpack.plan import Item, UnpackPlan
+from kitfs.ops.unpack.progress import Stopped, Workers
+from kitfs.ops.unpack.safe_directory import PendingFile, SafeDirectory, write_all
+from kitfs.ops.unpack.steps import KITFILE
+
+
+class HardLink(NamedTuple):
+    """A further name of a file; ``first`` is the name that is written before."""
+
+    item: Item
+    first: str
+
+
+def write(checked: Checked, directory: SafeDirectory, journal: Journal, workers: Workers, *, report: Report) -> None:
+    """Write the plan, and look at the end whether all of it is there. From its beginning on, the same command can
+    resume.
+
+    Raises ContextError for what cannot be written, IntegrityError for a layer that does not have its digest (none of
+    its files is left then), LayerError, and what the registries raise.
+    """
+    _Writer(checked, directory, journal, workers, report).run()
+
+
+class _Writer:
+    """The state of ``write``: ``_written`` are the names that this run has published."""
+
+    def __init__(
+        self, checked: Checked, directory: SafeDirectory, journal: Journal, workers: Workers, report: Report
+    ) -> None:
+        self._checked = checked
+        self._tree: UnpackPlan = checked.planned.tree
+        self._directory = directory
+        self._journal = journal
+        self._workers = workers
+        self._report = report
+        self._written: set[str] = set()
+        self._links, self._copies = _hard_links(checked)
+
+    def run(self) -> None:
+        self._journal.begin()
+        self._directory.nonce = self._journal.nonce
+        self._sweep()
+        self._make_directories()
+        for layer in self._checked.planned.layers:
+            self._announce(layer)
+        self._workers.each(self._checked.planned.steps, self._write_step, begin=self._begin)
+        for link in self._links:
+            self._write_link(link)
+        for item in self._tree.symlinks:
+            if not self._checked.stays(item):
+                self._publish(self._directory.symlink(item.path, item.member.target), self._directory)
+        self._confirm()  # before a directory gets a mode that locks this process out
+        for path in reversed(self._tree.directories):
+            if path in self._journal.directories:
+                self._directory.set_mode(path, self._tree.directories[path].member.mode)
+        self._directory.sync()
+
+    def _sweep(self) -> None:
+        """Remove the temporary files of killed runs."""
+        existing = [path for path in self._tree.directories if path not in self._checked.missing]
+        for nonce in filter(None, (self._journal.nonce, self._journal.stale)):
+            self._directory.sweep(["", *existing], nonce)
+
+    def _make_directories(self) -> None:
+        for path in self._tree.directories:
+            if path in self._checked.missing:
+                self._journal.making(path)
+                self._directory.make_directory(path)
+
+    def _announce(self, layer: PlannedLayer) -> None:
+        """Report how many bytes of a layer will be counted."""
+        if not self._checked.is_due(layer):
+            layer.progress.finish()
+        else:
+            layer.progress.expect(layer.progress.total or sum(item.member.size for item in self._files_to_write(layer)))
+
+    def _begin(self, planned: PlannedStep) -> None:
+        text = text_of(planned.step, self._directory, has_kitfile=self._checked.has_kitfile)
+        self._report(Noted(text))
+
+    def _files_to_write(self, layer: PlannedLayer) -> list[Item]:
+        """Return the regular files of a layer that are due, in the order of their bytes in the layer."""
+        items = [
+            item
+            for item in layer.items
+            if item.member.kind == "file"
+            and not self._checked.stays(item)
+            and (item.path not in self._tree.links or item.path in self._copies)
+        ]
+        return sorted(items, key=lambda item: item.member.extents[0].blob_offset if item.member.extents else -1)
+
+    def _write_step(self, planned: PlannedStep) -> None:
+        if planned.step.kitfile and not self._checked.has_kitfile:
+            data = self._checked.planned.kit.kitfile_bytes or b""
+            with closing(self._directory.clone()) as directory:
+                file = directory.write(KITFILE, 0o644, len(data), lambda fd: write_all(fd, data, 0))
+                self._publish(file, directory)
+        elif planned.layer is not None and self._checked.is_due(planned.layer):
+            self._write_layer(planned.layer, self._files_to_write(planned.layer))
+
+    def _write_layer(self, layer: PlannedLayer, items: Sequence[Item]) -> None:
+        """Write the files of a layer. After a failure, files that are not verified are removed."""
+        pending: list[PendingFile] = []
+        with (
+            closing(layer.source.open(layer.progress.add, self._workers.stop)) as content,
+            closing(self._directory.clone()) as directory,
+        ):
+            try:
+                for item in items:
+                    if self._workers.stop.is_set():
+                        raise Stopped
+
+                    def fill(fd: int, item: Item = item) -> None:
+                        for offset, at, size in item.member.extents:
+                            content.copy(at, size, fd, offset)
+
+                    file = directory.write(item.path, item.member.mode, item.member.size, fill)
+                    if content.verified:
+                        self._publish(file, directory)
+                    else:
+                        pending.append(file)
+                content.finish()
+                while pending:
+                    self._publish(pending[-1], directory)
+                    pending.pop()
+            finally:
+                for file in pending:
+                    directory.discard(file)
+
+    def _write_link(self, link: HardLink) -> None:
+        """Write a further name of a file; a copy where the file system has no hard links."""
+        path, member = link.item.path, link.item.member
+        file = self._directory.link(path, link.first) or self._directory.copy(
+            path, link.first, member.mode, member.size
+        )
+        self._publish(file, self._directory)
+
+    def _publish(self, file: PendingFile, directory: SafeDirectory) -> None:
+        self._journal.publishing(file)
+        directory.publish(file)
+        self._written.add(file.path)
+
+    def _confirm(self) -> None:
+        """Look whether everything is there that the kit holds. Raises ContextError, which names the first name that is
+        missing or not whole.
+        """
+        lost = [path for path in self._tree.directories if not self._has(path, stat.S_IFDIR)]
+        for item in self._tree.items():
+            if item.path in self._checked.kept:
+                continue
+            is_link = item.member.kind == "symlink"
+            kind, size = (stat.S_IFLNK, None) if is_link else (stat.S_IFREG, item.member.size)
+            was_written = item.path in self._written or item.path in self._checked.done
+            if not was_written or not self._has(item.path, kind, size):
+                lost.append(item.path)
+        kitfile = self._checked.planned.kit.kitfile_bytes
+        if kitfile is not None and not self._has(KITFILE, stat.S_IFREG, len(kitfile)):
+            lost.append(KITFILE)
+        if lost:
+            names = f"{lost[0]!r} is" if len(lost) == 1 else f"{lost[0]!r} and {len(lost) - 1} more are"
+            raise ContextError(
+                f"Failed to unpack: in {self._directory.name}, {names} missing or incomplete after everything was "
+                "written; does another program change this directory? Run the same command again"
+            )
+
+    def _has(self, path: str, kind: int, size: int | None = None) -> bool:
+        about = self._directory.lstat(path)
+        return about is not None and stat.S_IFMT(about.st_mode) == kind and size in (None, about.st_size)
+
+
+def _hard_links(checked: Checked) -> tuple[list[HardLink], set[str]]:
+    """Return the hard links that are due, and the names that are written as files of their own in their place.
+
+    If the first name of a file is kept as it was, it is not the kit's file, so the next name becomes the first.
+    """
+    links: list[HardLink] = []
+    instead: dict[str, str] = {}  # first name → the name that is written as a file in its place
+    for path, item in checked.planned.tree.links.items():
+        first = checked.planned.tree.targets[path]
+        if checked.stays(item):
+            continue
+        if first in checked.kept and first not in instead:
+            instead[first] = path
+        if instead.get(first) != path:
+            links.append(HardLink(item, instead.get(first, first)))
+    return links, set(instead.values())
