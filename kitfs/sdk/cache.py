@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Unpack
 
-from kitfs.sdk.options import StoreOptions, settings_of
+from kitfs.sdk.options import Options, settings_of
 from kitfs.sdk.session import store_of
 
 
@@ -27,17 +27,17 @@ class CacheCleared:
     in_use: int
 
 
-def info(**options: Unpack[StoreOptions]) -> CacheUsage:
+def info(**options: Unpack[Options]) -> CacheUsage:
     """Measure the cache. Raises StoreError."""
     from kitfs.ops.library.cache import usage
 
-    with store_of(settings_of(options, StoreOptions)) as store:
+    with store_of(settings_of(options, Options)) as store:
         return CacheUsage(**usage(store))
 
 
-def clear(**options: Unpack[StoreOptions]) -> CacheCleared:
+def clear(**options: Unpack[Options]) -> CacheCleared:
     """Evict every blob of the cache that is not in use. Raises StoreError."""
     from kitfs.ops.library.cache import clear as run
 
-    with store_of(settings_of(options, StoreOptions)) as store:
+    with store_of(settings_of(options, Options)) as store:
         return CacheCleared(*run(store))

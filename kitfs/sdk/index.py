@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from kitfs.errors import UsageError
 from kitfs.oci.names import LOCAL, Digest, Reference
 from kitfs.sdk.names import remote_reference
-from kitfs.sdk.options import Options, StoreOptions, TransferOptions, settings_of
+from kitfs.sdk.options import Options, TransferOptions, settings_of
 from kitfs.sdk.progress import Progress, reporting
 from kitfs.sdk.session import origin_repository, store_of, workspace_of
 
@@ -73,11 +73,11 @@ class DeletedIndex:
     index: bool
 
 
-def create(index: str, **options: Unpack[StoreOptions]) -> str:
+def create(index: str, **options: Unpack[Options]) -> str:
     """Make an empty index in the store; return its digest. Raises UsageError when the index exists, StoreError."""
     from kitfs.ops.library.index import create as run
 
-    with store_of(settings_of(options, StoreOptions)) as store:
+    with store_of(settings_of(options, Options)) as store:
         return str(run(store, _tag(index)))
 
 
@@ -122,14 +122,14 @@ def add(
     return str(digest)
 
 
-def remove(index: str, kit: str, **options: Unpack[StoreOptions]) -> str:
+def remove(index: str, kit: str, **options: Unpack[Options]) -> str:
     """Remove a kit from an index; return the new digest of the index. The kit itself stays.
 
     ``kit``: a name of a kit of the store, or registry/repository@digest. Raises NotFound, StoreError.
     """
     from kitfs.ops.library.index import remove as run
 
-    with store_of(settings_of(options, StoreOptions)) as store:
+    with store_of(settings_of(options, Options)) as store:
         return str(run(store, _tag(index), _kit(kit))[1])
 
 
@@ -138,7 +138,7 @@ def delete(
     *,
     all: bool = False,  # noqa: A002 - the flag's name
     force: bool = False,
-    **options: Unpack[StoreOptions],
+    **options: Unpack[Options],
 ) -> builtins.list[DeletedIndex]:
     """Delete a tag of an index from the store, and the index itself with its last tag; its kits stay.
 
@@ -149,17 +149,17 @@ def delete(
 
     if (index is None) != all:
         raise UsageError("delete takes an index, or all=True")
-    with store_of(settings_of(options, StoreOptions)) as store:
+    with store_of(settings_of(options, Options)) as store:
         if index is None:
             return [_deleted(row) for row in (indexes.delete_all(store) if force else ())]
         return [_deleted(indexes.delete(store, _kit(index), force=force))]
 
 
-def list_indexes(**options: Unpack[StoreOptions]) -> builtins.list[IndexSummary]:
+def list_indexes(**options: Unpack[Options]) -> builtins.list[IndexSummary]:
     """List the indexes of the store (as ``kitfs.index.list``). Raises StoreError."""
     from kitfs.ops.library.index import listed
 
-    with store_of(settings_of(options, StoreOptions)) as store:
+    with store_of(settings_of(options, Options)) as store:
         rows = listed(store)
     return [IndexSummary(_repository(row.name), row.tags, str(row.digest), row.kits) for row in rows]
 

@@ -11,7 +11,7 @@ from kitfs.modelkit.filters import Filter
 from kitfs.modelkit.kitfile import Kitfile
 from kitfs.oci.names import LOCAL, UNNAMED, LayoutReference, Reference
 from kitfs.sdk.names import kit_reference, remote_reference
-from kitfs.sdk.options import Filters, Options, StoreOptions, TransferOptions, filters_of, settings_of
+from kitfs.sdk.options import Filters, Options, TransferOptions, filters_of, settings_of
 from kitfs.sdk.session import origin_repository, store_of, workspace_of
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _look(reference: str, settings: Settings, *, remote: bool) -> Look:
         return inspecting.stored(workspace.store, named)
 
 
-def tag(source: str, target: str, **options: Unpack[StoreOptions]) -> str:
+def tag(source: str, target: str, **options: Unpack[Options]) -> str:
     """Give a kit of the store more names; return the digest of its manifest.
 
     ``target``: repository:tag, with more tags after commas. A tag that another kit had moves to this one. Raises
@@ -156,7 +156,7 @@ def tag(source: str, target: str, **options: Unpack[StoreOptions]) -> str:
     new = Reference.parse(target, multiple_tags=True).or_latest()
     if new.digest is not None:
         raise UsageError(f"cannot tag {source} as {target}: a kit cannot be given a digest")
-    with store_of(settings_of(options, StoreOptions)) as store:
+    with store_of(settings_of(options, Options)) as store:
         kit = required(store, old)
         for reference in new.tagged():
             assign(store, reference, kit.descriptor)

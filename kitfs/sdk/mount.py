@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from kitfs import forks
 from kitfs.errors import MountError, NotFound
 from kitfs.sdk.names import display, kit_reference
-from kitfs.sdk.options import Filters, MountOptions, Options, StoreOptions, StrPath, filters_of, settings_of
+from kitfs.sdk.options import Filters, MountOptions, Options, StrPath, filters_of, settings_of
 
 if TYPE_CHECKING:
     from kitfs.config import Settings
@@ -104,7 +104,7 @@ def mount(
     return Mount(answer["mountpoint"], request.run_dir, made=answer["made"])
 
 
-def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[StoreOptions]) -> None:
+def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options]) -> None:
     """End the mount at a directory; return when its daemon has ended. Also clears a mount whose daemon died.
 
     ``lazy``: detach the mount now; files that are open can be read to their end. Raises MountError when the mount is in
@@ -112,16 +112,16 @@ def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[StoreOp
     """
     from kitfs.fuse.mounting import canonical
 
-    settings = settings_of(options, StoreOptions)
+    settings = settings_of(options, Options)
     ask("umount", {"mountpoint": canonical(os.fspath(directory)), "run_dir": settings["run-dir"], "lazy": lazy})
 
 
-def mounts(**options: Unpack[StoreOptions]) -> list[MountStatus]:
+def mounts(**options: Unpack[Options]) -> list[MountStatus]:
     """List the mounts of the store, by mount point. Raises MountError."""
     from kitfs.daemon.presence import presences, records_of
     from kitfs.daemon.run_dir import RunDir
 
-    settings = settings_of(options, StoreOptions)
+    settings = settings_of(options, Options)
     run = RunDir(settings["run-dir"])
     records = records_of(run, os.path.realpath(settings["cache-dir"]))
     return [_status(record, found) for record, found in zip(records, presences(run, records), strict=True)]
@@ -149,14 +149,14 @@ def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options
     return replace(found, moved=_has_moved(record, settings)) if check else found
 
 
-def logs(directory: StrPath, **options: Unpack[StoreOptions]) -> str:
+def logs(directory: StrPath, **options: Unpack[Options]) -> str:
     """Get the log of the mount at a directory, also after it was unmounted. Raises NotFound, MountError."""
     from kitfs.daemon.run_dir import RunDir
     from kitfs.fuse.mounting import canonical
 
     mountpoint = canonical(os.fspath(directory))
     try:
-        with RunDir(settings_of(options, StoreOptions)["run-dir"]).open_log(mountpoint) as log:
+        with RunDir(settings_of(options, Options)["run-dir"]).open_log(mountpoint) as log:
             return log.read()
     except FileNotFoundError:
         raise NotFound(f"there is no log of a mount at {mountpoint}")

@@ -25,28 +25,25 @@ PATHS: Final = frozenset({"settings", "config", "cache-dir", "run-dir", "tls-cer
 
 
 class StoreOptions(TypedDict, total=False):
-    """Which directories a function works in.
-
-    ``settings``: the YAML file with settings. ``cache_dir``: the store. ``run_dir``: where the records of mounts are;
-    only ``mount``, ``unmount``, ``mounts``, ``status`` and ``logs`` use it, and the other functions accept it so that
-    one dict of options serves all of them.
-    """
+    """The options of a registry over a store. ``settings``: the YAML file with settings. ``cache_dir``: the store."""
 
     settings: StrPath
     cache_dir: StrPath
-    run_dir: StrPath
 
 
 class Options(StoreOptions, total=False):
-    """How registries are reached, and the options of StoreOptions.
+    """The options that every other function takes, so that one dict of them serves a whole program.
 
-    ``config``: the directory of kit's credentials.json. ``plain_http``: speak HTTP without TLS (by default to loopback
-    addresses only). ``tls_verify``: check the registry's certificate. ``tls_cert``: files of CA certificates that are
-    trusted too. ``cert`` and ``key``: files of a client certificate and its key. ``proxy``: a URL. ``mirror``: URLs
-    that are asked before a host, as ``{"registry.example.com": ["http://mirror:5000"]}`` or as "HOST=URL" texts.
-    ``read_timeout``: seconds without a byte after which a request is given up.
+    ``run_dir``: the directory with the records of mounts; only the functions about mounts use it. The other options
+    are used when a registry is asked. ``config``: the directory of kit's credentials.json. ``plain_http``: speak HTTP
+    without TLS (by default to loopback addresses only). ``tls_verify``: check the registry's certificate.
+    ``tls_cert``: files of CA certificates that are trusted too. ``cert`` and ``key``: files of a client certificate and
+    its key. ``proxy``: a URL. ``mirror``: URLs that are asked before a host, as
+    ``{"registry.example.com": ["http://mirror:5000"]}`` or as "HOST=URL" texts. ``read_timeout``: seconds without a
+    byte after which a request is given up.
     """
 
+    run_dir: StrPath
     config: StrPath
     plain_http: bool
     tls_verify: bool

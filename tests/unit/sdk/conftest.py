@@ -24,7 +24,9 @@ datasets: [{name: train, path: data/train.csv}]
 
 
 class Place(NamedTuple):
-    """``reference`` is on a registry, and in the store of ``options``; ``fresh`` are options of another store."""
+    """A kit that was packed from ``tree``. ``reference`` names it at a registry and in the store of ``options``;
+    ``fresh`` are the options of another, empty store.
+    """
 
     reference: str
     tree: Path
@@ -55,7 +57,6 @@ def place(tmp_path: Path, server: Server) -> Place:
         {"cache_dir": tmp_path / "store", **common},
         {"cache_dir": tmp_path / "fresh", **common},
     )
-    without_run = {k: v for k, v in place.options.items() if k != "run_dir"}
-    kitfs.pack(tree, place.reference, **without_run)
-    kitfs.push(place.reference, **without_run)
+    kitfs.pack(tree, place.reference, **place.options)
+    kitfs.push(place.reference, **place.options)
     return place

@@ -1,4 +1,4 @@
-"""Kits across fork(2): the child has what it needs of its own, and the parent does not notice."""
+"""Kits across fork(2): a child opens its own store and connections, and the parent's stay as they are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORK = """
     right = open(sys.argv[2], "rb").read()
 
     def forked(work):
-        # A child; its exit code, 0 when ``work`` says True.
+        # Run ``work`` in a child; return its exit code, 0 when ``work`` returned True.
         child = os.fork()
         if child == 0:
             code = 1
@@ -74,7 +74,8 @@ print(forked(read), read())
     "grandchildren": """
 kit = kitfs.open(sys.argv[1])
 kit.read(WEIGHTS, 0, 10)
-print(forked(lambda: kit.read(WEIGHTS, 5, 10) == right[5:15] and forked(lambda: kit.read(WEIGHTS) == right) == 0), kit.read(WEIGHTS) == right)
+def grandchild(): return forked(lambda: kit.read(WEIGHTS) == right) == 0
+print(forked(lambda: kit.read(WEIGHTS, 5, 10) == right[5:15] and grandchild()), kit.read(WEIGHTS) == right)
 """,
     "threads that read and open meanwhile": """
 kit = kitfs.open(sys.argv[1])
@@ -115,13 +116,16 @@ print(forked(lambda: fs.cat_file(url) == right and f.read() == right[1000:]), f.
     "the catalog is used on both sides": """
 kit = kitfs.open(sys.argv[1])
 kit.files()
-print(forked(lambda: len(kitfs.open(sys.argv[1]).files()) == len(kit.files())), len(kitfs.open(sys.argv[1]).files()) == len(kit.files()))
+def same(): return len(kitfs.open(sys.argv[1]).files()) == len(kit.files())
+print(forked(same), same())
 """,
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_after_a_fork(place: Place, tmp_path: Path, model: str, case: str) -> None:
+def test_after_a_fork_parent_and_child_read_the_right_bytes(
+    place: Place, tmp_path: Path, model: str, case: str
+) -> None:
     ended = run(tmp_path, program(CASES[case]), place.reference, model)
     assert ended == (0, "0 True\n", "")
 
@@ -139,7 +143,8 @@ kit = kitfs.open(sys.argv[1])
 kit.read(WEIGHTS)
 while kit.layers[0].state != "verified": time.sleep(0.01)
 def kept():
-    names = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{n}")]
+    links = [f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")]
+    names = [os.readlink(link) for link in links if os.path.lexists(link)]
     return [name for name in names if name.startswith((os.environ["KITFS_CACHE_DIR"], "socket:"))]
 print(bool(kept()), forked(lambda: not kept()))
 """),
@@ -150,7 +155,7 @@ print(bool(kept()), forked(lambda: not kept()))
 
 
 def test_a_lease_of_the_parent_outlives_its_children(place: Place, tmp_path: Path, model: str) -> None:
-    """A child that used the kit and ended has given back its own lease, not the parent's: nothing can be evicted."""
+    """A child that used the kit gives back its own lease at its end. The parent's stays, so nothing can be evicted."""
     ended = run(
         tmp_path,
         program("""

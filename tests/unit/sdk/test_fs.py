@@ -1,4 +1,4 @@
-"""kitfs:// for those who know fsspec."""
+"""kitfs:// as a file system of fsspec."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def url(place: Place) -> str:
     return f"kitfs://{place.reference}"
 
 
-def test_open_by_url(place: Place, url: str) -> None:
+def test_a_file_is_opened_by_its_url(place: Place, url: str) -> None:
     with fsspec.open(f"{url}/data/train.csv", "rb", **place.fresh) as f:
         assert f.read() == b"a,b\n1,2\n3,4\n"
     with fsspec.open(f"{url}/data/train.csv", "r", **place.fresh) as f:
@@ -33,7 +33,7 @@ def test_open_by_url(place: Place, url: str) -> None:
         fsspec.open(f"{url}/nothing", "rb", **place.fresh).open()
 
 
-def test_the_file_system(place: Place, url: str) -> None:
+def test_directories_and_files_can_be_listed_described_and_read(place: Place, url: str) -> None:
     fs, root = fsspec.url_to_fs(url, **place.fresh)
     assert root == place.reference
     assert sorted(fs.ls(root, detail=False)) == [f"{root}/Kitfile", f"{root}/data", f"{root}/model"]
@@ -57,14 +57,14 @@ def test_the_file_system(place: Place, url: str) -> None:
         fs.ls(f"{root}/nothing")
 
 
-def test_copies_to_disk(place: Place, url: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_directory_can_be_copied_to_disk(place: Place, url: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     fs, root = fsspec.url_to_fs(url, **place.fresh)
     target = tmp_path_factory.mktemp("got")
     fs.get(f"{root}/model", str(target / "model"), recursive=True)
     assert (target / "model" / "model.safetensors").read_bytes() == MODEL
 
 
-def test_kits_of_the_store_and_digests(place: Place, url: str) -> None:
+def test_a_digest_may_stand_for_the_tag(place: Place, url: str) -> None:
     fs, root = fsspec.url_to_fs(url, **place.options)
     digest = fs.ukey(root).split("/")[0]
     by_digest = f"kitfs://{place.reference.rsplit(':', 1)[0]}@{digest}/data/train.csv"
@@ -88,15 +88,14 @@ def test_what_only_knows_file_objects_reads_a_kit(place: Place, url: str) -> Non
 
 
 def test_an_etag_and_times_tell_caches_when_a_tag_has_moved(place: Place) -> None:
-    """datasets looks for an ETag, duckdb asks ``modified``; what has moved has others."""
-    options = {k: v for k, v in place.options.items() if k != "run_dir"}
+    """datasets reads the ETag and duckdb calls ``modified``; both change when the tag moves to another kit."""
     fs, root = fsspec.url_to_fs(f"kitfs://{place.reference}", **place.fresh)
     path = f"{root}/data/train.csv"
     before = fs.info(path)
     assert before == fs.ls(path)[0] == next(one for one in fs.ls(f"{root}/data") if one["name"] == path)
     assert before["ETag"] == fs.ukey(path)
-    kitfs.pack(place.tree, place.reference, created=86_400 * 365, kit_version="v1.5.0", **options)
-    kitfs.push(place.reference, **options)
+    kitfs.pack(place.tree, place.reference, created=86_400 * 365, kit_version="v1.5.0", **place.options)
+    kitfs.push(place.reference, **place.options)
     assert fs.info(path)["ETag"] == before["ETag"], "the kit is open"
     fs.invalidate_cache()
     after = fs.info(path)
@@ -175,14 +174,31 @@ def test_a_directory_is_not_a_file(place: Place, url: str) -> None:
         assert raised.value.errno == errno.EISDIR
 
 
-def test_one_filter_is_a_text(place: Place) -> None:
+def test_only_chooses_parts_of_a_kit(place: Place) -> None:
     fs, root = fsspec.url_to_fs(f"kitfs://{place.reference}", only="datasets", **place.fresh)
     assert fs.find(root) == [f"{root}/data/train.csv"]
 
 
+def test_labels_choose_a_kit_of_an_index(place: Place) -> None:
+    name = place.reference.replace(":v1", ":all")
+    kitfs.index.create(name, **place.options)
+    kitfs.index.add(name, place.reference, labels={"bits": "4"}, **place.options)
+    kitfs.index.push(name, **place.options)
+    with fsspec.open(f"kitfs://{name}/data/train.csv", labels={"bits": "4"}, **place.fresh) as f:
+        assert f.read() == b"a,b\n1,2\n3,4\n"
+    fs = fsspec.filesystem("kitfs", labels={"bits": "8"}, **place.fresh)
+    with pytest.raises(UsageError, match="no ModelKit in the index has bits=8"):
+        fs.ls(f"kitfs://{name}")
+
+
+def test_a_wrong_option_is_an_error_at_once() -> None:
+    with pytest.raises(TypeError, match="no such option: chache-dir"):
+        fsspec.filesystem("kitfs", chache_dir="/x")
+
+
 def test_a_file_system_is_pickled_with_what_its_tags_mean(place: Place, url: str) -> None:
-    """What is unpickled after the tag has moved reads the bytes of before; here the tag means the new ones, in an
-    instance of its own.
+    """A file system that is unpickled after the tag has moved reads the earlier bytes, in an instance of its own; the
+    other instance reads the new ones.
     """
     fs = fsspec.filesystem("kitfs", **place.fresh)
     path = f"{url}/data/train.csv"
@@ -191,9 +207,8 @@ def test_a_file_system_is_pickled_with_what_its_tags_mean(place: Place, url: str
         pickled, pickled_file = pickle.dumps(fs), pickle.dumps(f)
     assert pickle.loads(pickled) is fs
     (place.tree / "data" / "train.csv").write_text("9,9\n")
-    options = {k: v for k, v in place.options.items() if k != "run_dir"}
-    kitfs.pack(place.tree, place.reference, **options)
-    kitfs.push(place.reference, **options)
+    kitfs.pack(place.tree, place.reference, **place.options)
+    kitfs.push(place.reference, **place.options)
     fs.invalidate_cache()
     assert fs.cat_file(path) == b"9,9\n"
     again = pickle.loads(pickled)

@@ -1,4 +1,4 @@
-"""How long kits and files live: until they are closed, their program ends, or nobody holds them; and what is said
+"""How long kits and files live: until they are closed, their program ends, or no reference is left; and what raises
 after that.
 """
 
@@ -41,25 +41,23 @@ def data(place: Place) -> str:
         (tree / "data" / f"{i}.bin").write_bytes(os.urandom(BIG))
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ndatasets: [{name: d, path: data}]\n")
     reference = place.reference.replace("example", "data")
-    options = {k: v for k, v in place.options.items() if k != "run_dir"}
-    kitfs.pack(tree, reference, **options)
-    kitfs.push(reference, **options)
+    kitfs.pack(tree, reference, **place.options)
+    kitfs.push(reference, **place.options)
     return reference
 
 
 def test_a_file_keeps_its_kit(place: Place) -> None:
-    """A file whose kit nobody else holds goes on being read."""
+    """A file can be read although there is no other reference to its kit."""
     f = kitfs.open(place.reference, **place.fresh).open(WEIGHTS)
     gc.collect()
     assert f.read() == MODEL
 
 
 def test_a_zip_file_in_a_kit_of_which_only_the_file_is_held(place: Place) -> None:
-    """zipfile is given a file and nothing else."""
+    """zipfile keeps the file and nothing else of the kit."""
     with zipfile.ZipFile(place.tree / "model" / "a.zip", "w") as archive:
         archive.writestr("inside", b"content")
-    options = {k: v for k, v in place.options.items() if k != "run_dir"}
-    kitfs.pack(place.tree, "zipped:v1", **options)
+    kitfs.pack(place.tree, "zipped:v1", **place.options)
     with zipfile.ZipFile(kitfs.open("zipped:v1", **place.options).open("model/a.zip")) as archive:
         assert archive.read("inside") == b"content"
 
@@ -166,7 +164,7 @@ def test_readers_meet_a_close_in_another_thread_with_a_value_error_or_their_own_
                 at = (at + 50_000) % BIG
         except ValueError:
             pass
-        except BaseException as e:  # noqa: BLE001 - whatever else there is, is wrong
+        except BaseException as e:  # noqa: BLE001 - every other exception is a failure
             wrong.append(e)
 
     for round_ in range(6):
@@ -202,20 +200,19 @@ def test_a_kit_in_a_cycle_is_let_go(place: Place) -> None:
 
 
 def test_a_kit_is_pickled_with_its_digest(place: Place, tmp_path: Path) -> None:
-    """What is unpickled reads the same bytes also when the tag has moved."""
+    """An unpickled kit reads the same bytes also when the tag has moved."""
     with kitfs.open(place.reference, **place.fresh) as kit:
         pickled = pickle.dumps(kit)
     (place.tree / "data" / "train.csv").write_text("other\n")
-    options = {k: v for k, v in place.options.items() if k != "run_dir"}
-    kitfs.pack(place.tree, place.reference, **options)
-    kitfs.push(place.reference, **options)
+    kitfs.pack(place.tree, place.reference, **place.options)
+    kitfs.push(place.reference, **place.options)
     with pickle.loads(pickled) as again:
         assert (again.reference, again.digest) == (kit.reference, kit.digest)
         assert again.read("data/train.csv") == b"a,b\n1,2\n3,4\n"
 
 
 def test_a_pickled_kit_holds_no_password(place: Place) -> None:
-    """Of URLs; what it needs is looked up where it is unpickled."""
+    """User names and passwords of URLs are left out; credentials are looked up where the kit is unpickled."""
     options = place.options | {
         "proxy": "http://me:hunter2@127.0.0.1:9",
         "mirror": {"r.example.com": ["https://me:hunter2@m.example.com"]},
@@ -241,7 +238,9 @@ ENDS = {
     "a text file open": "f = kitfs.open(R).open('Kitfile', 'r'); f.readline()",
     "sys.exit": "kit = kitfs.open(R); kit.read('data/2.bin'); sys.exit()",
     "a cycle": "kit = kitfs.open(R); kit.read('data/2.bin'); kit.me = kit; del kit",
-    "a fetch under way": "import threading\nkit = kitfs.open(R)\nthreading.Thread(target=kit.read, args=('data/3.bin',), daemon=True).start()",
+    "a fetch under way": """import threading
+kit = kitfs.open(R)
+threading.Thread(target=kit.read, args=('data/3.bin',), daemon=True).start()""",
     "daemon threads that go on reading": """import threading, time
 kit = kitfs.open(R)
 def read():
@@ -288,6 +287,6 @@ def test_an_exception_ends_a_program_with_its_own_traceback_and_nothing_else(
 
 
 def test_what_was_fetched_is_remembered_beyond_the_end_of_the_program(place: Place, data: str, tmp_path: Path) -> None:
-    """The map of what is there is saved though nobody closed the kit."""
+    """The map of fetched chunks is saved although the program did not close the kit."""
     run(tmp_path, "import sys, kitfs\nkit = kitfs.open(sys.argv[1])\nkit.read('data/1.bin', 0, 100)", data)
     assert list((tmp_path / "cache_dir").glob("blobs/sha256/*/*/synced"))
