@@ -1,16 +1,17 @@
-"""A Kitfile for a directory that has none: what its files are, by their names and sizes, as kit's init and import
-guess it.
+"""Generating a Kitfile for a directory that has none: what its files are is guessed from their names and sizes.
 
-Follows KitOps' pkg/lib/kitfile/generate (KITOPS §9.1): version 1.7 for what becomes of directories, which later
-versions do in another way; prompts, MCP bundles, PyTorch's ``.bin`` and what operating systems leave behind are those
-of later versions. Content is read of licences and of SKILL.md only. A ``Directory`` is of a file system or of a list
-of files somewhere else. Threading: one thread.
+Follows KitOps' pkg/lib/kitfile/generate (KITOPS §9.1). Directories are treated as in kit 1.7, which later versions
+changed; prompts, MCP bundles, PyTorch's ``.bin`` and the files that operating systems leave behind are those of later
+versions. What kit does not know, and would pack as code, is recognised in addition: the formats of ``OTHER_MODELS``
+and ``OTHER_DATASETS``, notebooks, and directories of partitioned Parquet, Arrow (``save_to_disk``) and Zarr. Only
+licences and SKILL.md are read. A ``Directory`` is made of a file system, or of a list of files. Threading: one thread.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
@@ -26,39 +27,50 @@ from kitfs.store.durable import whole_file
 
 MANIFEST_VERSION: Final = "1.0.0"
 MODELS: Final = (
-    ".safetensors", ".pkl", ".joblib", ".pth", ".pt", ".mar", ".pt2", ".ptl", ".pb", ".ckpt", ".tflite", ".tfrecords", ".npy", ".npz", ".keras",
-    ".h5", ".caffemodel", ".pmml", ".coreml", ".gguf", ".ggml", ".ggmf", ".llamafile", ".onnx",
+    ".safetensors", ".pkl", ".joblib", ".pth", ".pt", ".mar", ".pt2", ".ptl", ".pb", ".ckpt", ".tflite", ".tfrecords",
+    ".npy", ".npz", ".keras", ".h5", ".caffemodel", ".pmml", ".coreml", ".gguf", ".ggml", ".ggmf", ".llamafile", ".onnx",
 )  # fmt: skip
+OTHER_MODELS: Final = (".engine", ".plan", ".pickle", ".onnx_data", ".onnx.data")  # TensorRT, pickle, ONNX' tensors
 METADATA: Final = (".json", ".yaml", ".xml", ".txt")
 DOCS: Final = (".md", ".adoc", ".html", ".pdf")
 DATASETS: Final = (".tar", ".zip", ".parquet", ".csv")
+OTHER_DATASETS: Final = (".arrow", ".feather", ".jsonl", ".ndjson")
+TABLES: Final = (".parquet", *OTHER_DATASETS)  # files that make a directory with subdirectories a dataset
+NOTEBOOK: Final = ".ipynb"
+PARTITION: Final = re.compile(r"[^=]+=.*")  # the name of a directory of partitioned data: column=value
+ZARR: Final = frozenset((".zgroup", ".zarray", ".zmetadata", "zarr.json"))
+TABLE_MARKS: Final = frozenset(("_SUCCESS", "_metadata", "_common_metadata"))  # of Spark and Parquet
+SUFFIXES: Final = (
+    ("metadata", METADATA), ("docs", DOCS), ("dataset", DATASETS), ("model", OTHER_MODELS), ("dataset", OTHER_DATASETS),
+    ("notebook", NOTEBOOK),
+)  # fmt: skip
 PROMPTS: Final = frozenset(("agents.md", "skill.md", "claude.md"))
 CODE_DIRECTORIES: Final = frozenset(("src", "pkg", "lib", "build"))
 JUNK: Final = frozenset((
-    ".DS_Store", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", ".Spotlight-V100", ".Trashes", ".AppleDouble", ".LSOverride", "ehthumbs.db",
+    ".DS_Store", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", ".Spotlight-V100", ".Trashes", ".AppleDouble",
+    ".LSOverride", "ehthumbs.db",
 ))  # fmt: skip
-MAX_UNKNOWN: Final = 5  # directories of which nothing is known, before one layer takes everything
+MAX_UNKNOWN: Final = 5  # if more directories are of no known kind, one layer takes everything
 MAX_READ: Final = 1 << 20  # bytes of a licence or SKILL.md
 MAX_DEPTH: Final = 200
 
-Read = Callable[[str], bytes]  # the first MAX_READ bytes of a file, by its path
+ReadStart = Callable[[str], bytes]  # returns the first MAX_READ bytes of a file, by its path
 
 
 class File(NamedTuple):
-    """A file: ``path`` relative with "/", ``size`` in bytes."""
+    """A file: ``path`` is relative, with "/"; ``size`` in bytes."""
 
     path: str
     size: int
 
     @property
     def name(self) -> str:
-        """The last segment."""
         return posixpath.basename(self.path)
 
 
 @dataclass(slots=True)
 class Directory:
-    """A directory and all that is below it, in the order of names' bytes. The root's path is "."."""
+    """A directory with everything below it, in the order of the names' bytes. The path of the root is "."."""
 
     path: str
     files: list[File] = field(default_factory=list)
@@ -66,12 +78,11 @@ class Directory:
 
     @property
     def name(self) -> str:
-        """The last segment."""
         return posixpath.basename(self.path)
 
 
 def directory_of(context: str) -> Directory:
-    """What is in a directory; links and devices are not. Raises ContextError."""
+    """List a directory and everything below it, without symbolic links and devices. Raises ContextError."""
     return _walked(context, ".", 0)
 
 
@@ -95,7 +106,7 @@ def _walked(context: str, path: str, depth: int) -> Directory:
 
 
 def tree_of(files: Iterable[File]) -> Directory:
-    """The directories that a list of files implies. Paths must be clean and relative."""
+    """Make the tree of directories that a list of files implies. Paths must be clean and relative."""
     root = Directory(".")
     known: dict[str, Directory] = {"": root}
 
@@ -118,35 +129,65 @@ def tree_of(files: Iterable[File]) -> Directory:
     return root
 
 
-def reader_of(context: str) -> Read:
-    """Reads files of a directory. What it gives raises ContextError."""
+def reader_of(context: str) -> ReadStart:
+    """Return a function that reads the start of a file below a directory; it raises ContextError."""
 
     def read(path: str) -> bytes:
         try:
             with open(os.path.join(context, path), "rb") as f:
                 return f.read(MAX_READ)
         except OSError as e:
-            raise ContextError(f"{path} cannot be read: {(e.strerror or str(e)).lower()}")
+            raise ContextError(f"cannot read {path}: {(e.strerror or str(e)).lower()}")
 
     return read
 
 
 def kind_of(name: str) -> str:
-    """What a file is, by its name: prompt, mcpserver, model, metadata, docs, dataset, or code for what nobody knows."""
+    """Return the kind of a file by its name.
+
+    One of prompt, mcpserver, model, metadata, docs, dataset, notebook, and code for every other name.
+    """
     if name.lower() in PROMPTS or ".prompt" in name.lower():
         return "prompt"
     if name.endswith(".mcpb"):
         return "mcpserver"
     if name.endswith(MODELS) or (name.endswith(".bin") and "pytorch_model" in name):
         return "model"
-    for kind, suffixes in (("metadata", METADATA), ("docs", DOCS), ("dataset", DATASETS)):
+    for kind, suffixes in SUFFIXES:
         if name.endswith(suffixes):
             return kind
     return "code"
 
 
-def generate(root: Directory, package: Package, read: Read, report: Report = quiet) -> Kitfile:
-    """The Kitfile of what is below ``root``. What cannot be read of it is told as a warning, and guessed without."""
+def is_dataset(directory: Directory) -> bool:
+    """Whether a directory with subdirectories is one dataset: a Zarr store, or tables and nothing else.
+
+    The tables lie in partitions (``column=value``), in the splits that ``save_to_disk`` writes, or in other
+    directories of which the same holds. Files of metadata may lie beside them.
+    """
+    if directory.name.endswith(".zarr") or any(file.name in ZARR for file in directory.files):
+        return True
+    return _has_only_tables(directory) and _has_data(directory)
+
+
+def _has_only_tables(directory: Directory) -> bool:
+    in_partition = PARTITION.fullmatch(directory.name) is not None
+    for file in directory.files:
+        if file.name in TABLE_MARKS or file.name in JUNK or kind_of(file.name) == "metadata":
+            continue
+        if not file.name.endswith(TABLES) and not (in_partition and kind_of(file.name) == "dataset"):
+            return False
+    return all(_has_only_tables(d) or is_dataset(d) for d in directory.directories if d.name not in JUNK)
+
+
+def _has_data(directory: Directory) -> bool:
+    return any(kind_of(file.name) == "dataset" for file in directory.files) or any(
+        _has_data(d) or is_dataset(d) for d in directory.directories
+    )
+
+
+def generate(root: Directory, package: Package, read: ReadStart, report: Report = quiet) -> Kitfile:
+    """Generate a Kitfile for the files below ``root``. A file that cannot be read is reported as a warning."""
     guess = _Guess(read, report)
     metadata: list[File] = []
     catch_all = False
@@ -177,7 +218,7 @@ def generate(root: Directory, package: Package, read: Read, report: Report = qui
         guess.code = [Code(".")]
     else:
         guess.code += [Code(path) for path in unknown]
-    made = Kitfile(
+    kitfile = Kitfile(
         MANIFEST_VERSION,
         package,
         model,
@@ -187,13 +228,13 @@ def generate(root: Directory, package: Package, read: Read, report: Report = qui
         tuple(guess.prompts),
         tuple(guess.servers),
     )
-    return _licensed(made, guess.license)
+    return _with_license(kitfile, guess.license)
 
 
 class _Guess:
-    """What was found so far."""
+    """The entries found so far."""
 
-    def __init__(self, read: Read, report: Report) -> None:
+    def __init__(self, read: ReadStart, report: Report) -> None:
         self._read = read
         self._report = report
         self.models: list[File] = []
@@ -205,16 +246,18 @@ class _Guess:
         self.license = ""
 
     def add(self, kind: str, file: File) -> None:
-        """One file that has a kind of its own."""
+        """Add a file of the root, or an MCP bundle, as an entry of its own."""
         if kind == "model":
             self.models.append(file)
         elif kind == "docs":
             self.docs.append(Docs(file.path))
         elif kind == "dataset":
             self.datasets.append(Dataset(path=file.path))
+        elif kind == "notebook":
+            self.code.append(Code(file.path))
         elif kind == "prompt":
-            told = self._skill(file) if file.name.lower() == "skill.md" else Prompt()
-            self.prompts.append(replace(told, path=file.path))
+            prompt = self._skill(file) if file.name.lower() == "skill.md" else Prompt()
+            self.prompts.append(replace(prompt, path=file.path))
         else:
             name = posixpath.splitext(file.name)[0]
             if any(s.name == name for s in self.servers):
@@ -222,7 +265,7 @@ class _Guess:
             self.servers.append(MCPServer(name, file.path))
 
     def add_directory(self, directory: Directory) -> bool:
-        """A directory of the root; False when it is not known what it is. Its models are models all the same."""
+        """Add a directory of the root as an entry. Returns False if it has no known kind; its models are added still."""
         path = directory.path
         if directory.name == "docs":
             self.docs.append(Docs(path))
@@ -234,7 +277,11 @@ class _Guess:
         if skill is not None:
             self.prompts.append(replace(self._skill(skill), path=path))
             return True
-        kinds: dict[str, list[File]] = {"code": []} if any(d.name not in JUNK for d in directory.directories) else {}
+        nested = any(d.name not in JUNK for d in directory.directories)
+        if is_dataset(directory) if nested else directory.name.endswith(".zarr"):
+            self.datasets.append(Dataset(path=path))
+            return True
+        kinds: dict[str, list[File]] = {"code": []} if nested else {}
         for file in directory.files:
             if file.name not in JUNK:
                 kinds.setdefault(kind_of(file.name), []).append(file)
@@ -252,12 +299,14 @@ class _Guess:
             self.docs.append(Docs(path))
         elif "prompt" in kinds:
             self.prompts.append(Prompt(path=path))
+        elif "notebook" in kinds:
+            self.code.append(Code(path))
         elif metadata:
-            return False  # bundles are layers by themselves, and what lies beside them is of no kind
+            return False  # MCP bundles are layers of their own, and the files beside them have no known kind
         return True
 
     def read_license(self, file: File) -> None:
-        """Find out which licence this is; the last one counts."""
+        """Identify a licence; of several licence files the last one counts."""
         try:
             self.license = license_of(self._read(file.path))
         except KitfsError as e:
@@ -267,7 +316,7 @@ class _Guess:
             self._report(Warned("Unable to determine license type"))
 
     def _skill(self, file: File) -> Prompt:
-        """Name and description from the front matter of a SKILL.md."""
+        """Return a prompt with the name and description in the front matter of a SKILL.md."""
         try:
             text = self._read(file.path).decode("utf-8", "replace")
         except KitfsError as e:
@@ -278,15 +327,16 @@ class _Guess:
 
 
 def front_matter(text: str) -> dict[str, str]:
-    """The texts of the YAML between two lines of "---" that a Markdown file begins with; {} where there is none, or
-    it cannot be read.
+    """Return the texts of a Markdown file's front matter: the YAML between two lines of "---" at its beginning.
+
+    A file without front matter, or with front matter that is not YAML, has none of them.
     """
     lines = text.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return {}
     end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
     try:
-        loaded = yaml.load("\n".join(lines[1:end]), Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes texts and nothing else
+        loaded = yaml.load("\n".join(lines[1:end]), Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes only texts
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
     return (
@@ -297,8 +347,9 @@ def front_matter(text: str) -> dict[str, str]:
 
 
 def save(path: str, text: str, *, overwrite: bool) -> None:
-    """Write a Kitfile; one that is there gives way whole, or not at all. Raises UsageError when it may not,
-    ContextError.
+    """Write a Kitfile; with ``overwrite`` an existing one is replaced atomically.
+
+    Raises UsageError if the file exists and ``overwrite`` is False, ContextError if it cannot be written.
     """
     try:
         with whole_file(path, private=False, durable=False) if overwrite else open(path, "xb") as f:
@@ -310,10 +361,11 @@ def save(path: str, text: str, *, overwrite: bool) -> None:
 
 
 def _model(files: list[File]) -> Model:
-    """One file is the model. Of several the largest is, when it has more than one and a half times their average;
-    else the first.
+    """Choose the model among the model files; the others are its parts.
+
+    The largest file is the model if its size exceeds one and a half times the average; otherwise the first file is.
     """
-    largest = max(files, key=lambda f: f.size)  # the first of those
+    largest = max(files, key=lambda f: f.size)  # of equally large files the first
     average = sum(f.size for f in files) // len(files)
     if len(files) == 1 or largest.size > average + average // 2:
         suffix = os.path.splitext(f"x{largest.name}")[1]
@@ -324,8 +376,8 @@ def _model(files: list[File]) -> Model:
     return replace(model, parts=tuple(ModelPart(path=f.path) for f in files if f != largest))
 
 
-def _licensed(kitfile: Kitfile, found: str) -> Kitfile:
-    """With the licence where it belongs: the model, else the only dataset or code layer, else the package."""
+def _with_license(kitfile: Kitfile, found: str) -> Kitfile:
+    """Set the licence of the model; without one, of the only dataset or code entry; else of the package."""
     if not found:
         return kitfile
     if kitfile.model is not None:

@@ -37,7 +37,9 @@ def parts(kitfile: Kitfile) -> list[str]:
         ("w.safetensors", "model"), ("w.gguf", "model"), ("w.bin", "code"), ("pytorch_model.bin", "model"), ("x.pytorch_model-1-of-2.bin", "model"),
         ("config.json", "metadata"), ("a.txt", "metadata"), ("a.md", "docs"), ("AGENTS.md", "prompt"), ("Claude.MD", "prompt"),
         ("my.prompt.yaml", "prompt"), ("x.prompt", "prompt"), ("tool.mcpb", "mcpserver"), ("t.parquet", "dataset"), ("a.py", "code"), ("a", "code"),
-        ("A.MD", "code"),
+        ("A.MD", "code"), ("net.engine", "model"), ("net.plan", "model"), ("m.onnx", "model"), ("m.onnx_data", "model"),
+        ("m.joblib", "model"), ("m.pkl", "model"), ("m.pickle", "model"), ("t.arrow", "dataset"), ("t.jsonl", "dataset"),
+        ("eda.ipynb", "notebook"),
     ],
 )  # fmt: skip
 def test_a_file_is_known_by_its_name(name: str, kind: str) -> None:
@@ -90,6 +92,45 @@ def test_directories_of_one_kind_are_layers() -> None:
     assert kitfile.prompts == (Prompt(path="p"),)
     assert kitfile.code == (Code("src"),)
     assert parts(kitfile) == ["w/a.gguf", "w/c.json"]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("data/split=train/0.parquet", "data/split=test/0.parquet", "data/_SUCCESS"),
+        ("data/by_fold/fold=0/split=train/0.parquet", "data/by_fold/fold=1/split=train/0.parquet"),
+        ("data/split=train/a.csv", "data/split=test/a.csv"),
+        ("data/dataset_dict.json", "data/train/data-0.arrow", "data/train/state.json", "data/test/data-0.arrow"),
+        ("data/data-0.arrow", "data/dataset_info.json", "data/state.json"),
+        ("data/train/a.jsonl", "data/test/b.jsonl"),
+        ("data/a.jsonl",),
+        ("data/x.zarr/.zattrs", "data/x.zarr/0.0", "data/y/t.parquet"),
+        ("data/.zgroup", "data/temperature/.zarray", "data/temperature/0.0"),
+        ("data/zarr.json", "data/t/c/0/0"),
+    ],
+    ids=" ".join,
+)
+def test_a_tree_of_tables_or_a_zarr_store_is_one_dataset(paths: tuple[str, ...]) -> None:
+    """One entry for the directory of the root, however deep its files lie, and no code."""
+    assert guessed(*paths) == Kitfile("1.0.0", datasets=(Dataset(path="data"),))
+
+
+@pytest.mark.parametrize(
+    "paths", [("d/x=1/a.py",), ("d/x=1/a.parquet", "d/run.py"), ("d/deep/a.csv",), ("d/x=1/about.json",)], ids=" ".join
+)
+def test_a_tree_with_other_files_is_code_as_kit_has_it(paths: tuple[str, ...]) -> None:
+    assert guessed(*paths) == Kitfile("1.0.0", code=(Code("d"),))
+
+
+def test_notebooks_are_code_of_their_own() -> None:
+    """A notebook of the root does not turn everything into one layer of code, as a file of no known kind does."""
+    assert guessed("eda.ipynb", "notes/a.ipynb", "t.csv") == Kitfile(
+        "1.0.0", code=(Code("eda.ipynb"), Code("notes")), datasets=(Dataset(path="t.csv"),)
+    )
+
+
+def test_the_tensors_beside_an_onnx_file_are_parts_of_the_model() -> None:
+    assert parts(guessed(net__onnx=10, net__onnx_data=9)) == ["net.onnx", "net.onnx_data"]
 
 
 def test_a_mixed_directory_is_code_and_its_models_are_models() -> None:
