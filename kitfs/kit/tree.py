@@ -2,7 +2,7 @@
 
 A lookup waits for the layers whose declared path relates to the name, a listing for those that relate to the
 directory; the others are not touched. What is merged once never changes. The rules are README's *Semantics*: layers
-lie over each other as ``layers.merge`` has it, a layer that declares a name comes before one that has it all the
+lie over each other as ``kit.layering`` has it, a layer that declares a name comes before one that has it all the
 same, and a synthetic file always wins. It knows no FUSE: ``filesystem`` speaks for it to kernels, ``ls`` and ``cat``
 read it directly.
 
@@ -24,12 +24,11 @@ from typing import Final, NamedTuple, Protocol
 from kitfs.errors import KitfsError, NotFound, RegistryError, WouldBlock
 from kitfs.kit.inode import ROOT, Inode, NoEntry
 from kitfs.kit.kit import Kit
+from kitfs.kit.layering import BadLink, Links, Numbered, Winner, gave_way, joined, winner, winners
 from kitfs.layers.index import SIZE_MAX, LayerIndex, Member
-from kitfs.layers.merge import winner
 from kitfs.layers.names import NAME_MAX, encoded
 from kitfs.metrics import Counters
 from kitfs.oci.paths import paths_overlap
-from kitfs.system import MAX_LINKS
 
 MAX_NAMED: Final = 10_000  # left-out entries of a layer that are named in the log, one line each
 BLOCK: Final = 4096
@@ -175,25 +174,27 @@ class Tree:
         """The node of a name in a directory. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock,
         KitfsError.
         """
-        found = parent.children.get(name)
-        if found is not None:
-            return found
+        known = parent.children.get(name)
+        if known is not None:
+            return known
         if parent.kind != "dir":
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if len(name) > NAME_MAX // 4 and len(encoded(name)) > NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        path = f"{parent.path}/{name}" if parent.path else name
-        possible = self._numbered[parent.since :]
+        path = joined(parent.path, name)
         covering = [
-            (number, self._index(layer, wait)) for number, layer in possible if paths_overlap(path, layer.path or "")
+            Numbered(number, self._index(layer, wait), layer.path or "")
+            for number, layer in self._numbered[parent.since :]
+            if paths_overlap(path, layer.path or "")
         ]
-        node = self._merged(path, covering, parent.since)
+        found = winner(path, covering)
         final = True
-        if node is None:
+        if found is None:
             strays, final = self._strays(path, wait, parent.since)
-            node = self._merged(path, strays, parent.since)
-        if node is None:
+            found = winner(path, strays)
+        if found is None:
             raise NoEntry(final=final)
+        node = self._won(path, found, parent.since)
         return parent.children.setdefault(name, node)
 
     def list(self, directory: Node, *, wait: bool = True) -> list[tuple[str, Node]]:
@@ -211,17 +212,9 @@ class Tree:
         for number, layer in self._numbered[directory.since :]:
             if number not in indexes and (index := self._known(layer)) is not None:
                 indexes[number] = index
-        here = [(number, indexes[number]) for number in sorted(indexes) if indexes[number].has_children(at)]
-        names = dict.fromkeys(directory.children)
-        for _, index in here:
-            names.update(dict.fromkeys(index.children(at)))
-        declared = _by_name(at, self.layers, here)
-        for name in names:
-            if name not in directory.children:
-                path = f"{at}/{name}" if at else name
-                node = self._merged(path, declared(name), directory.since) or self._merged(path, here, directory.since)
-                if node is not None:
-                    directory.children.setdefault(name, node)
+        here = [Numbered(number, indexes[number], self.layers[number].path or "") for number in sorted(indexes)]
+        for name, path, found in winners(at, here, without=directory.children):
+            directory.children.setdefault(name, self._won(path, found, directory.since))
         return sorted(directory.children.items(), key=_by_bytes)
 
     def walk(self, directory: Node) -> Iterator[tuple[str, Node]]:
@@ -240,28 +233,24 @@ class Tree:
         """The node behind a path from the root, symbolic links followed inside the tree. Raises NotFound,
         KitfsError.
         """
-        pending = [p for p in path.split("/") if p not in ("", ".")][::-1]
-        at = [self.root]
-        followed = 0
-        while pending:
-            name = pending.pop()
-            if name == "..":
-                at = at[:-1] or at
-                continue
+
+        def look(at: str) -> Member:
             try:
-                node = self.lookup(at[-1], name)
+                return self._at(at).member
             except OSError as e:
                 raise NotFound(f"no {path!r} in the kit: {(e.strerror or str(e)).lower()}")
-            if node.kind != "symlink":
-                at.append(node)
-                continue
-            followed += 1
-            if followed > MAX_LINKS or node.target.startswith("/"):
-                raise NotFound(
-                    f"no {path!r} in the kit: {node.path!r} links {'out of it' if node.target.startswith('/') else 'in a circle'}"
-                )
-            pending += [p for p in node.target.split("/") if p not in ("", ".")][::-1]
-        return at[-1]
+
+        try:
+            return self._at(Links(look, confined=True).end(path).path)
+        except BadLink as e:
+            raise NotFound(f"no {path!r} in the kit: {e.path!r} links {'in a circle' if e.circular else 'out of it'}")
+
+    def _at(self, path: str) -> Node:
+        """Return the node at a path without links. Raises as ``lookup`` does."""
+        node = self.root
+        for name in path.split("/") if path else ():
+            node = self.lookup(node, name)
+        return node
 
     def pread(self, node: Node, offset: int, size: int, *, wait: bool = True) -> bytes:
         """Bytes of a file, short at its end. Raises WouldBlock, KitfsError."""
@@ -338,7 +327,7 @@ class Tree:
         if len(index.skipped) > MAX_NAMED:
             self._log.warning("layer %s: left out %d more", layer.digest[:19], len(index.skipped) - MAX_NAMED)
 
-    def _strays(self, path: str, wait: bool, since: int) -> tuple[Sequence[tuple[int, LayerIndex]], bool]:
+    def _strays(self, path: str, wait: bool, since: int) -> tuple[Sequence[Numbered], bool]:
         """Layers outside whose declared path a name lies and which may hold it all the same; and whether that is all
         there can be.
         """
@@ -356,14 +345,11 @@ class Tree:
             if index is None:
                 final = False
             else:
-                found.append((number, index))
+                found.append(Numbered(number, index, layer.path or ""))
         return found, final
 
-    def _merged(self, path: str, indexes: Sequence[tuple[int, LayerIndex]], since: int) -> Node | None:
-        """What has a name below a directory whose layers count from ``since`` on."""
-        found = winner(path, indexes)
-        if found is None:
-            return None
+    def _won(self, path: str, found: Winner, since: int) -> Node:
+        """Return the node of a winner below a directory whose layers count from ``since`` on."""
         for number, member in found.left_out:
             self._conflict(path, member, self.layers[number])
         layer = self.layers[found.number]
@@ -376,12 +362,7 @@ class Tree:
                 return
             self._said.add((layer.digest, path))
         self._counters.add("skipped_entries")
-        self._log.warning(
-            "layer %s: left out %r: a %s where an earlier layer has something else",
-            layer.digest[:19],
-            path,
-            member.kind,
-        )
+        self._log.warning("layer %s: %s", layer.digest[:19], gave_way(path, member))
 
     def _registered(self, node: Node) -> Node:
         """A node with its number: a hash of layer and path, so that it is the same in every mount; hard links share
@@ -396,27 +377,6 @@ class Tree:
                 node.inode = Inode(number)
                 return node if taken.path != node.path else taken
             number = (number + 1) & (1 << 63) - 1
-
-
-def _by_name(
-    at: str, layers: Sequence[TreeLayer], here: Sequence[tuple[int, LayerIndex]]
-) -> Callable[[str], list[tuple[int, LayerIndex]]]:
-    """A function from a name in the directory ``at`` to those of ``here`` whose declared path relates to the name, in
-    their order.
-
-    A kit may have thousands of layers with a name each, so that comparing each name with each layer would take too
-    long.
-    """
-    prefix = f"{at}/" if at else ""
-    everywhere: list[int] = []
-    places: dict[str, list[int]] = {}
-    for place, (number, _) in enumerate(here):
-        path = layers[number].path or ""
-        if not path or path == at or at.startswith(path + "/"):
-            everywhere.append(place)
-        elif path.startswith(prefix):
-            places.setdefault(path[len(prefix) :].partition("/")[0], []).append(place)
-    return lambda name: [here[place] for place in sorted(everywhere + places.get(name, []))]
 
 
 def tree_of(

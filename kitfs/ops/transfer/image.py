@@ -20,6 +20,7 @@ from kitfs.errors import LayerError, NotFound, UnsupportedLayer, UsageError
 from kitfs.gocompat.json import dumps
 from kitfs.kit.kit import Kit
 from kitfs.kit.layer import Layer
+from kitfs.kit.layering import PlacedLayer, merge
 from kitfs.layers.codec import decode
 from kitfs.layers.names import clean
 from kitfs.layers.tar_writer import TRAILER, header, padding
@@ -28,7 +29,6 @@ from kitfs.oci.names import Digest, Reference
 from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total
 from kitfs.ops.transfer.push import AT_ONCE
-from kitfs.ops.unpack.plan import Layering, PlacedLayer
 from kitfs.parallel import each
 from kitfs.store.store import Store
 
@@ -145,10 +145,9 @@ def _check_names(layers: Sequence[Layer]) -> None:
             if path and index.get(path) is not None:
                 told = f"holds {path!r} more than once, and of those a mount leaves out {skipped.text}"
                 raise UnsupportedLayer(f"layer {layer.digest} {told}; an OCI image would show that one")
-    left_out: list[str] = []
-    Layering([PlacedLayer(f"layer {layer.digest}", layer.index(), layer.path) for layer in layers], (), left_out)
-    if left_out:
-        raise UnsupportedLayer(f"{left_out[0]}; an OCI image would show it")
+    merged = merge([PlacedLayer(f"layer {layer.digest}", layer.index(), layer.path) for layer in layers])
+    if merged.left_out:
+        raise UnsupportedLayer(f"{merged.left_out[0]}; an OCI image would show it")
 
 
 def _diff_id(layer: Layer, report: Report) -> Digest:

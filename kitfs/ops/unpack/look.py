@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from kitfs.errors import ContextError, UnsafePath
 from kitfs.kit.kit import Kit
+from kitfs.kit.layering import PlacedLayer
 from kitfs.layers.index import LayerIndex
 from kitfs.ops.events import Report, Warned
 from kitfs.ops.unpack.content import ContentSource
 from kitfs.ops.unpack.journal import NAME as JOURNAL
-from kitfs.ops.unpack.plan import Item, PlacedLayer, UnpackPlan, outline
+from kitfs.ops.unpack.plan import Item, UnpackPlan, outline
 from kitfs.ops.unpack.progress import Progress, Workers
 from kitfs.ops.unpack.steps import KITFILE, Step
 

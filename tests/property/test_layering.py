@@ -20,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kitfs.errors import UnsafePath
+from kitfs.kit.layering import PlacedLayer
 from kitfs.kit.tree import Tree
 from kitfs.layers.index import LayerIndex, Member
 from kitfs.layers.read import read_member
 from kitfs.layers.tar import index_tar
 from kitfs.metrics import Counters
-from kitfs.ops.unpack.plan import PlacedLayer, outline
+from kitfs.ops.unpack.plan import outline
 
 LOG = logging.getLogger("kitfs.test")
 PATHS = st.sampled_from(["a", "b", "a/a", "a/b", "b/a", "a/a/a", "a/a/b"])
@@ -62,7 +63,7 @@ class MemoryLayer:
     def index(self, *, wait: bool = True) -> LayerIndex:
         return self._index
 
-    def trusted(self, *, wait: bool = True) -> bool:
+    def first_entry_agrees(self, *, wait: bool = True) -> bool:
         return True
 
     def state(self) -> str:

@@ -1,0 +1,111 @@
+"""The merge rules of layers, and symbolic links, as functions of values."""
+
+from __future__ import annotations
+
+import pytest
+
+from kitfs.errors import UnsafePath
+from kitfs.kit.layering import BadLink, End, Links, PlacedLayer, merge
+from kitfs.layers.index import IndexBuilder, LayerIndex, Member
+from kitfs.system import MAX_LINKS
+
+
+def index(*entries: str) -> LayerIndex:
+    """An index of ``path`` (a file), ``path/`` (a directory) and ``path->target`` (a symbolic link)."""
+    builder = IndexBuilder(max_entries=100)
+    for entry in entries:
+        path, arrow, target = entry.partition("->")
+        if arrow:
+            builder.add_symlink(path, target)
+        elif entry.endswith("/"):
+            builder.add_directory(entry, 0o755)
+        else:
+            builder.add_file(entry, 0, 0o644, ())
+    return builder.finish()
+
+
+def links(*entries: str, confined: bool = False) -> Links:
+    return Links(index(*entries).get, confined=confined)
+
+
+def test_directories_come_before_what_is_in_them() -> None:
+    """So that a caller can make them in this order."""
+    merged = merge([PlacedLayer("a", index("d/e/f", "d/g"), "d"), PlacedLayer("b", index("h"), "h", below="d/e")])
+    assert list(merged.winners) == ["d", "d/e", "d/e/f", "d/e/h", "d/g"]
+
+
+def test_entries_that_give_way_are_named() -> None:
+    """A file where a directory has contents, and everything below a file."""
+    merged = merge([PlacedLayer("a", index("d/x"), ""), PlacedLayer("b", index("d", "d2"), ""),
+                    PlacedLayer("c", index("d2/y"), "")])  # fmt: skip
+    assert merged.left_out == (
+        "b: left out 'd': a file where an earlier layer has something else",
+        "c: left out 'd2': a dir where an earlier layer has something else",
+        "c: left out 'd2/y': below 'd2', which is a file",
+    )
+
+
+def test_names_below_a_symbolic_link_of_another_layer_are_refused() -> None:
+    """Writing them would follow the link."""
+    with pytest.raises(UnsafePath, match="a has a symbolic link at 's'"):
+        merge([PlacedLayer("a", index("s->t"), ""), PlacedLayer("b", index("s/x"), "")])
+
+
+def test_a_place_outside_the_target_is_refused() -> None:
+    """``below`` may be any text of a Kitfile."""
+    with pytest.raises(UnsafePath, match="leaves the root"):
+        merge([PlacedLayer("a", index("x"), "", below="../up")])
+
+
+def test_names_that_are_reserved_at_the_root_are_left_to_the_caller() -> None:
+    """Only at the root: the same name in a directory is an ordinary one."""
+    assert list(merge([PlacedLayer("a", index("K", "d/K"), "")], reserved=("K",)).winners) == ["d", "d/K"]
+
+
+def test_links_are_followed_to_their_end() -> None:
+    """Through directories and other links; a name that does not exist ends nothing."""
+    tree = links("d/f", "l->d", "m->l/f", "up->d/../l", "gone->d/nothing/x")
+    assert tree.end("m") == End("d/f", missing=False, followed=2)
+    assert tree.end("up/f") == End("d/f", missing=False, followed=2)
+    assert tree.end("gone") == End("d/nothing/x", missing=True, followed=1)
+
+
+@pytest.mark.parametrize("target", ["/etc", "..", "d/../../x", "nothing/../x", "out2"])
+def test_a_link_that_leads_out_is_bad(target: str) -> None:
+    """Also by way of another link, and where a name on the way does not exist."""
+    with pytest.raises(BadLink) as e:
+        links("d/f", "out2->../x", f"l->{target}").end("l")
+    assert not e.value.circular
+
+
+def test_a_confined_walk_stays_at_the_root() -> None:
+    """As chroot(2) does it; absolute targets are bad there too."""
+    assert links("d/f", "l->../../d/f", confined=True).end("l").path == "d/f"
+    with pytest.raises(BadLink):
+        links("l->/d", confined=True).end("l")
+
+
+def test_circles_and_long_chains_are_bad() -> None:
+    """Linux follows MAX_LINKS links of one path."""
+    with pytest.raises(BadLink) as e:
+        links("a->b", "b->a").end("a")
+    assert e.value.circular
+    chain = [f"l{n}->l{n + 1}" for n in range(MAX_LINKS + 1)]
+    assert links(*chain).end("l1").followed == MAX_LINKS
+    with pytest.raises(BadLink):
+        links(*chain).end("l0")
+
+
+def test_each_link_is_followed_once() -> None:
+    """A chain in which each link leads through the next one twice would take 2**30 steps otherwise."""
+    looked = 0
+    names = index("l30/", *(f"l{n}->l{n + 1}/../l{n + 1}" for n in range(30)))
+
+    def look(path: str) -> Member | None:
+        nonlocal looked
+        looked += 1
+        return names.get(path)
+
+    with pytest.raises(BadLink):
+        Links(look, confined=False).end("l0")
+    assert looked < 1000
