@@ -6,7 +6,7 @@
 ...     header = kit.read("model.safetensors", 0, 8)
 
 Every verb of the command line is a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``,
-``status``, ``logs``, ``unpack``, ``init``, ``pack``, ``push``, ``pull``, ``export``, ``convert``, ``list``, ``info``,
+``status``, ``logs``, ``unpack``, ``init``, ``pack``, ``import_kit``, ``push``, ``pull``, ``export``, ``convert``, ``list``, ``info``,
 ``inspect``, ``diff``, ``tag``, ``remove``, ``login``, ``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The
 verbs of a group are in ``kitfs.index`` and ``kitfs.cache``. Options of the command line are keywords
 (``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``, the events of
@@ -51,13 +51,15 @@ if TYPE_CHECKING:
     from kitfs.sdk.mount import mounts as mounts
     from kitfs.sdk.mount import status as status
     from kitfs.sdk.mount import unmount as unmount
-    from kitfs.sdk.options import ConvertOptions as ConvertOptions
+    from kitfs.sdk.options import CopyOptions as CopyOptions
     from kitfs.sdk.options import MountOptions as MountOptions
     from kitfs.sdk.options import Options as Options
     from kitfs.sdk.options import PullOptions as PullOptions
     from kitfs.sdk.options import ReadOptions as ReadOptions
     from kitfs.sdk.options import StoreOptions as StoreOptions
     from kitfs.sdk.options import TransferOptions as TransferOptions
+    from kitfs.sdk.pack import ImportedKit as ImportedKit
+    from kitfs.sdk.pack import import_kit as import_kit
     from kitfs.sdk.pack import init as init
     from kitfs.sdk.pack import pack as pack
     from kitfs.sdk.serve import CollectedGarbage as CollectedGarbage
@@ -89,7 +91,7 @@ MODULES = {  # public name → where it is; a name without a colon is a module
         "login": ("login", "logout"),
         "mount": ("Mount", "MountStatus", "logs", "mount", "mounts", "status", "unmount"),
         "options": (
-            "ConvertOptions",
+            "CopyOptions",
             "MountOptions",
             "Options",
             "PullOptions",
@@ -97,7 +99,7 @@ MODULES = {  # public name → where it is; a name without a colon is a module
             "StoreOptions",
             "TransferOptions",
         ),
-        "pack": ("init", "pack"),
+        "pack": ("ImportedKit", "import_kit", "init", "pack"),
         "serve": ("CollectedGarbage", "Registry", "collect_garbage", "serve"),
         "transfer": ("ConvertedImage", "convert", "export", "pull", "push"),
         "unpack": ("unpack",),
@@ -106,10 +108,10 @@ MODULES = {  # public name → where it is; a name without a colon is a module
 }
 
 __all__ = [
-    "CollectedGarbage", "ConvertOptions", "ConvertedImage", "FileInfo", "Inspection", "Kit",
+    "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
     "KitDifference", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions", "MountStatus",
     "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "TransferOptions",
-    "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "index",
+    "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "import_kit", "index",
     "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts", "open", "pack",
     "pull", "push", "remove", "serve", "status", "tag", "unmount", "unpack",
 ]  # fmt: skip

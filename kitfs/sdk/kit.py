@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack, overload
 from kitfs import forks
 from kitfs.errors import Closed, NotFound
 from kitfs.kit.tree import Node
+from kitfs.modelkit.filters import Filter
 from kitfs.modelkit.kitfile import Kitfile
 from kitfs.sdk import session as sessions
 from kitfs.sdk.files import PIECE, KitFile, directory_node, file_node, matching
@@ -330,20 +331,22 @@ class Kit:
 
         The kit's own ``only`` filters decide what is written. See ``kitfs.unpack`` for the parameters and errors.
         """
-        from kitfs.sdk.unpack import write_files
+        from kitfs.ops.unpack.unpack import unpack_kit
+        from kitfs.sdk.progress import reporting
 
-        with self._using() as session:
-            return write_files(
+        with self._using() as session, reporting(progress, f"unpack {self.reference}") as report:
+            done = unpack_kit(
                 session.workspace,
                 session.kit,
-                self._recipe.settings,
-                directory,
-                only=self._recipe.only,
+                fspath(directory),
+                filters=[Filter.parse(text) for text in self._recipe.only],
                 overwrite=overwrite,
                 ignore_existing=ignore_existing,
                 include_remote=include_remote,
-                progress=progress,
+                remote=self._recipe.settings["remote"],
+                report=report,
             )
+            return str(done.digest)
 
 
 def _unpickled(

@@ -79,8 +79,8 @@ class ReadOptions(Options, total=False):
     remote: bool
 
 
-class ConvertOptions(ReadOptions, total=False):
-    """The options of reading a kit and sending what is made of it. ``concurrency``: as in TransferOptions."""
+class CopyOptions(ReadOptions, total=False):
+    """The options of copying a kit to somewhere else. ``concurrency``: how many layers are copied at once."""
 
     concurrency: int
 

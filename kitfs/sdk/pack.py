@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Unpack
 
 from kitfs.errors import UsageError
@@ -10,6 +12,14 @@ from kitfs.modelkit.kitfile import Kitfile, Package
 from kitfs.sdk.options import StrPath, TransferOptions, settings_of
 from kitfs.sdk.progress import Progress, reporting
 from kitfs.sdk.session import workspace_of
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedKit:
+    """The result of ``import_kit``: the digest of the manifest, and every name that the kit has now."""
+
+    digest: str
+    references: tuple[str, ...]
 
 
 def init(
@@ -97,3 +107,46 @@ def _kitfile(directory: StrPath, kitfile: Kitfile | StrPath | None) -> Kitfile:
     if path is None:
         raise UsageError(f"there is no Kitfile in {os.fspath(directory)}: make one with kitfs.init, or give kitfile=")
     return read_kitfile(path)
+
+
+def import_kit(
+    repository: str,
+    tag: str | None = None,
+    *,
+    ref: str = "",
+    token: str = "",
+    tool: Literal["auto", "hf", "git"] = "auto",
+    kitfile: Kitfile | StrPath | None = None,
+    edit: Callable[[Kitfile], Kitfile] | None = None,
+    created: int | None = None,
+    push: bool = False,
+    progress: Progress = False,
+    **options: Unpack[TransferOptions],
+) -> ImportedKit:
+    """Make a kit of a Hugging Face repository, a git repository or an OCI layout (the verb ``kitfs import``).
+
+    ``repository``: owner/name or datasets/owner/name of a Hugging Face hub, the URL or path of a git repository,
+    oci:DIR[:tag] or oci-archive:FILE[:tag]. ``tag``: repository:tag of the kit; by default made from the name. ``ref``:
+    a branch, tag or commit. ``token``: for the hub or the git server; by default HF_TOKEN for a hub. ``tool``: how the
+    repository is read. ``kitfile``: used instead of the repository's own. ``edit``: a function that is given a Kitfile
+    that was generated, and returns the one to use. ``created``: seconds since the epoch; by default the time of the
+    commit. ``push``: send the kit straight to the registry of ``tag``. An import that broke off resumes when it is
+    called again. Raises NotFound, Unauthorized, RegistryError, IntegrityError, ContextError, KitfileError, StoreError,
+    UsageError.
+    """
+    from kitfs.ops.imports.run import ImportOptions
+    from kitfs.ops.imports.run import import_kit as run
+
+    settings = settings_of(options, TransferOptions)
+    chosen = ImportOptions(
+        ref=ref,
+        token=token,
+        tool=tool,
+        kitfile=None if kitfile is None else _kitfile("", kitfile),
+        push=push,
+        created=created,
+        concurrency=settings["concurrency"],
+    )
+    with workspace_of(settings) as workspace, reporting(progress, f"import {repository}") as report:
+        done = run(workspace, repository, tag, options=chosen, report=report, edit=edit)
+    return ImportedKit(str(done.digest), tuple(reference.display for reference in done.references))

@@ -13,7 +13,7 @@ from kitfs.oci.names import LayoutReference, Reference, parse_any
 from kitfs.parsers import platform
 from kitfs.sdk.names import kit_reference, remote_reference
 from kitfs.sdk.options import (
-    ConvertOptions,
+    CopyOptions,
     Filters,
     Options,
     PullOptions,
@@ -140,7 +140,7 @@ def convert(
     labels: Mapping[str, str] | None = None,
     platforms: Sequence[str] = ("linux/amd64",),
     progress: Progress = False,
-    **options: Unpack[ConvertOptions],
+    **options: Unpack[CopyOptions],
 ) -> ConvertedImage:
     """Make an ordinary OCI image of a kit, over the same layers.
 
@@ -150,7 +150,7 @@ def convert(
     """
     from kitfs.ops.transfer.image import convert as run
 
-    settings = settings_of(options, ConvertOptions)
+    settings = settings_of(options, CopyOptions)
     target = remote_reference(image, "convert to")
     filters = [Filter.parse(text) for text in filters_of(only)]
     with (

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Unpack
+from collections.abc import Mapping
+from typing import Unpack
 
 from kitfs.modelkit.filters import Filter
 from kitfs.sdk.names import display, kit_reference
-from kitfs.sdk.options import Filters, ReadOptions, StrPath, filters_of, settings_of
+from kitfs.sdk.options import CopyOptions, Filters, StrPath, filters_of, settings_of
 from kitfs.sdk.progress import Progress, reporting
 from kitfs.sdk.session import workspace_of
-
-if TYPE_CHECKING:
-    from kitfs.config import Settings
-    from kitfs.kit.kit import Kit
-    from kitfs.kit.workspace import Workspace
 
 
 def unpack(
@@ -29,7 +23,7 @@ def unpack(
     ignore_existing: bool = False,
     include_remote: bool = False,
     progress: Progress = False,
-    **options: Unpack[ReadOptions],
+    **options: Unpack[CopyOptions],
 ) -> str:
     """Write the files of a kit to a directory, verified; return the digest of its manifest.
 
@@ -40,51 +34,22 @@ def unpack(
     entries that would leave the directory, ContextError for files that are in the way or cannot be written,
     IntegrityError, LayerError, and what ``open`` raises.
     """
-    settings = settings_of(options, ReadOptions)
-    named, chosen = kit_reference(reference), filters_of(only)
-    filters = [Filter.parse(text) for text in chosen]
-    with (
-        workspace_of(settings) as workspace,
-        closing(workspace.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])) as kit,
-    ):
-        return write_files(
+    from kitfs.ops.unpack.unpack import unpack as run
+
+    settings = settings_of(options, CopyOptions)
+    named, filters = kit_reference(reference), [Filter.parse(text) for text in filters_of(only)]
+    with workspace_of(settings) as workspace, reporting(progress, f"unpack {display(named)}") as report:
+        done = run(
             workspace,
-            kit,
-            settings,
-            directory,
-            only=chosen,
-            overwrite=overwrite,
-            ignore_existing=ignore_existing,
-            include_remote=include_remote,
-            progress=progress,
-        )
-
-
-def write_files(
-    workspace: Workspace,
-    kit: Kit,
-    settings: Settings,
-    directory: StrPath,
-    *,
-    only: Sequence[str],
-    overwrite: bool,
-    ignore_existing: bool,
-    include_remote: bool,
-    progress: Progress,
-) -> str:
-    """Unpack a kit that was opened with the filters ``only``; the parameters and errors are those of ``unpack``."""
-    from kitfs.ops.unpack.unpack import unpack_kit
-
-    with reporting(progress, f"unpack {display(kit.reference)}") as report:
-        done = unpack_kit(
-            workspace,
-            kit,
+            named,
             os.fspath(directory),
-            filters=[Filter.parse(text) for text in only],
+            filters=filters,
+            labels=labels,
             overwrite=overwrite,
             ignore_existing=ignore_existing,
             include_remote=include_remote,
             remote=settings["remote"],
+            concurrency=settings["concurrency"],
             report=report,
         )
     return str(done.digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import kitfs
 from kitfs import errors
+from tests.fakes.huggingface import FakeHub, lfs
 from tests.unit.sdk.conftest import MODEL, Place
 from tests.unit.sdk.scripts import run
 
@@ -46,6 +48,33 @@ def test_init_returns_the_kitfile_that_it_writes(place: Place) -> None:
     with pytest.raises(errors.UsageError, match="overwrite=True"):
         kitfs.init(place.tree)
     kitfs.init(place.tree, overwrite=True)
+
+
+def test_import_kit_makes_a_kit_of_a_repository_of_a_hub(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function ``edit`` is given the Kitfile that was generated; its result is packed."""
+    given: list[kitfs.Kitfile] = []
+
+    def edit(kitfile: kitfs.Kitfile) -> kitfs.Kitfile:
+        given.append(kitfile)
+        return replace(kitfile, package=replace(kitfile.package, name="edited"))
+
+    with FakeHub() as hub:
+        hub.put("models", "team/net", {"README.md": b"# net\n", "config.json": b"{}", "model.safetensors": lfs(MODEL)})
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        done = kitfs.import_kit("team/net", edit=edit, **place.fresh)
+    assert done.references == ("team/net:latest",)
+    assert [kitfile.package.name for kitfile in given] == ["net"]
+    with kitfs.open("team/net", **place.fresh) as kit:
+        assert (kit.digest, kit.kitfile.package.name) == (done.digest, "edited")
+        assert kit.read("model.safetensors") == MODEL
+
+
+def test_import_kit_takes_a_kit_of_a_layout_as_it_is(place: Place, tmp_path: Path) -> None:
+    digest = kitfs.export(place.reference, tmp_path / "layout", **place.options)
+    done = kitfs.import_kit(f"oci:{tmp_path / 'layout'}", "copy:a,b", **place.fresh)
+    assert (done.digest, done.references) == (digest, ("copy:a", "copy:b"))
 
 
 def test_list_shows_the_kits_of_the_store_and_of_a_repository(place: Place, second: str) -> None:
