@@ -32,7 +32,7 @@ where, what to do. ``WouldBlock`` is no error but an answer: it is raised only t
 from __future__ import annotations
 
 import errno as _errno
-from typing import Self
+from typing import Any, Self
 
 from kitfs.redaction import public, redacted
 
@@ -195,3 +195,16 @@ class MountError(KitfsError):
 
 class WouldBlock(Exception):
     """The answer needs the network or a decoder, and the caller said ``wait=False``."""
+
+
+def error_to_json(error: KitfsError) -> dict[str, Any]:
+    """Return an error as a JSON object, for another process: its class, message and errno."""
+    return {"error": type(error).__name__, "message": str(error), "errno": error.errno}
+
+
+def error_from_json(fields: dict[str, Any]) -> KitfsError:
+    """Return an error of another process (``error_to_json``) as an instance of the same class."""
+    kind = globals().get(fields["error"])
+    error = (kind if isinstance(kind, type) and issubclass(kind, KitfsError) else KitfsError)(fields["message"])
+    error.errno = fields["errno"]
+    return error

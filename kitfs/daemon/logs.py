@@ -18,8 +18,8 @@ LOG_BYTES: Final = 16 << 20
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
-    """A rotating log, 0600. Raises MountError when another user owns the file at ``path`` or may write it, and when
-    it is a link.
+    """A rotating log of mode 0600. Raises MountError when the file at ``path`` is a link, belongs to another user or
+    can be written by one.
     """
 
     def _open(self) -> TextIOWrapper:
@@ -34,8 +34,10 @@ class LogFile(logging.handlers.RotatingFileHandler):
 
 
 @contextmanager
-def _logging(path: str, level: str, last_error: logging.Handler, stderr: bool) -> Iterator[logging.Logger]:
-    """The daemon's logger, into its file (and stderr); uncaught tracebacks of the interpreter go there too."""
+def daemon_log(path: str, level: str, last_error: logging.Handler, stderr: bool) -> Iterator[logging.Logger]:
+    """Yield the daemon's logger, which writes into the file at ``path`` (and to stderr). Tracebacks of the interpreter
+    go into the file too.
+    """
     log = logging.getLogger("kitfs")
     log.setLevel(level.upper())
     log.propagate = False

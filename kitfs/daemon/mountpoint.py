@@ -1,4 +1,6 @@
-"""The directory that a kit is mounted on."""
+"""The directory that a kit is mounted on: it is checked or made, and locked while the mount is being made. Threading:
+no shared state.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ from typing import Final
 
 from kitfs.errors import MountError
 
-POINT_PATIENCE: Final = 5.0  # seconds that a mount point is waited for which another process is mounting on
+POINT_PATIENCE: Final = 5.0  # seconds to wait for another process that is mounting on the same directory
 
 
 @dataclass(slots=True)
 class CreatedMountpoint:
-    """A mount point: whether it was made by us, and is to stay; ``lock`` keeps other run-time directories' mounts
-    away from it.
+    """A mount point: whether kitfs ``made`` it, and whether it is ``kept`` after the block. ``lock`` keeps mounts of
+    other run-time directories away.
     """
 
     made: bool = False
@@ -28,15 +30,19 @@ class CreatedMountpoint:
     lock: int = -1
 
     def unlock(self) -> None:
-        """Let others look at the mount point: what is mounted there can be seen now."""
+        """Let other processes use the mount point: they can see what is mounted there now."""
         if self.lock >= 0:
             os.close(self.lock)
             self.lock = -1
 
 
 @contextmanager
-def _mountpoint(path: str) -> Iterator[CreatedMountpoint]:
-    """Check a mount point, or make it, and lock it; one that was made is removed again unless it is ``kept``."""
+def claim_mountpoint(path: str) -> Iterator[CreatedMountpoint]:
+    """Check a mount point or make it, and lock it for a block. A directory that was made here is removed again unless
+    it is ``kept``.
+
+    Raises MountError when the path cannot be a mount point, or something is mounted there.
+    """
     made = CreatedMountpoint()
     _check_free(path)
     try:
@@ -66,25 +72,25 @@ def _mountpoint(path: str) -> Iterator[CreatedMountpoint]:
             try:
                 os.rmdir(path)
             except OSError:
-                pass  # somebody put something there, or took it away
+                pass  # another program put a file there, or removed the directory
 
 
 def _check_free(path: str) -> None:
-    """Raises MountError when something is mounted at a path."""
+    """Raise MountError when something is mounted at a path."""
     from kitfs.fuse.mounting import FSTYPE, mount_at
 
     there = mount_at(path)
     if there is not None:
-        # Not asked whether it answers: one that is stalled would not. We hold the lock, so a mount of ours has no
-        # daemon any more.
+        # The mount is not asked whether it answers: a stalled one would block. This process holds the lock, so a mount
+        # of this run-time directory has no daemon any more.
         unknown = f" whose daemon died, or has another --run-dir; clear it with: kitfs umount {path}"
         hint = unknown if there.fstype == FSTYPE else f", of {there.source}"
         raise MountError(f"{path} is already a mount{hint}", errno=errno.EBUSY)
 
 
 def _locked(path: str) -> int:
-    """A descriptor that holds a flock on a directory; -1 where it cannot be opened or its file system knows no
-    locks.
+    """Return a descriptor that holds a flock on a directory; -1 when the directory cannot be opened or its file system
+    has no locks.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,12 +1,11 @@
-"""Whether what a record says is true: the mount table, the daemon's lock and its answer, put together in one place
-for every verb.
+"""Whether a record is true: the mount table, the daemon's lock and its answer, combined in one place for every verb.
 
     alive             the mount is at its mount point, and its daemon answers
-    does not answer   the mount is there and the daemon's process exists, but it is stopped or stuck
+    does not answer   the mount exists and the daemon's process runs, but it is stopped or stuck
     detached          nothing at the mount point leads to the daemon any more; it serves files that are still open
     dead              the daemon's process has ended without unmounting
 
-Nothing here asks the mounted file system anything. Threading: no shared state.
+Nothing here makes a request of the mounted file system. Threading: no shared state.
 """
 
 from __future__ import annotations
@@ -17,34 +16,34 @@ from typing import Any, Final, NamedTuple
 from kitfs.daemon.run_dir import Record, RunDir, ask
 from kitfs.fuse.mounting import FSTYPE, MountInfo, mount_at, mounts
 
-ANSWER: Final = 5.0  # seconds that a daemon has to say what it does
-AT_ONCE: Final = 16  # daemons that are asked at the same time
+ANSWER: Final = 5.0  # seconds that a daemon has to answer
+CONCURRENCY: Final = 16  # daemons that are asked at the same time
 
 
 class Presence(NamedTuple):
-    """State of a mount, and the daemon's own status object: empty unless it answered."""
+    """The state of a mount, and the daemon's own status object, which is empty unless the daemon answered."""
 
     state: str
     status: dict[str, Any]
 
 
 def is_at(record: Record, there: MountInfo | None) -> bool:
-    """Whether the topmost mount at a record's mount point is the record's. A record of an older kitfs knows no
+    """Tell whether the topmost mount at a record's mount point is the record's. The record of an older kitfs has no
     device.
     """
     return there is not None and there.fstype == FSTYPE and record.dev in ("", there.dev)
 
 
 def record_at(run: RunDir, mountpoint: str, there: MountInfo | None) -> Record | None:
-    """The record of what is mounted at a mount point; where that is none of ours, of a daemon that was detached from
-    there, if any.
+    """Return the record of the mount at a mount point. If the mount there is not of this run-time directory, return the
+    record of a daemon that was detached from there, or None.
     """
     found = [record for record in run.records() if record.mountpoint == mountpoint]
     return next((record for record in reversed(found) if is_at(record, there)), found[-1] if found else None)
 
 
 def presence(run: RunDir, record: Record, *, timeout: float = ANSWER) -> Presence:
-    """The state of one mount. A daemon that does not answer is waited for ``timeout`` seconds."""
+    """Return the state of one mount. The daemon has ``timeout`` seconds to answer."""
     if not run.alive(record):
         return Presence("dead", {})
     there = is_at(record, mount_at(record.mountpoint))
@@ -56,17 +55,19 @@ def presence(run: RunDir, record: Record, *, timeout: float = ANSWER) -> Presenc
 
 
 def presences(run: RunDir, records: Sequence[Record]) -> list[Presence]:
-    """The states of several mounts, asked at the same time."""
+    """Return the states of several mounts, which are asked at the same time."""
     from concurrent.futures import ThreadPoolExecutor
 
     if not records:
         return []
-    with ThreadPoolExecutor(min(len(records), AT_ONCE)) as pool:
+    with ThreadPoolExecutor(min(len(records), CONCURRENCY)) as pool:
         return list(pool.map(lambda record: presence(run, record), records))
 
 
 def records_of(run: RunDir, store: str) -> list[Record]:
-    """Records of the mounts of a store (a real path); those of daemons that left no mount behind are removed."""
+    """Return the records of a store's mounts (``store`` is a real path). Records of daemons that left no mount behind
+    are removed.
+    """
     table = {mount.mountpoint: mount for mount in mounts()}  # a later mount covers an earlier one
     found = []
     for record in run.records():

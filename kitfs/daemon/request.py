@@ -1,9 +1,8 @@
 """What a mount was asked to be, and whether another request asks for the same.
 
 Two requests are the same when they show the same kit of the same repository or layout, whatever tag, digest or labels
-name it, and all other options agree after they were parsed: not how they were spelled, where they were set, or in
-which order they were given. ``terms_of`` turns the options of a request into texts, which the record of a mount keeps
-for the requests that come later.
+name it, and all other options agree after parsing: their spelling, order and place of setting do not matter.
+``terms_of`` turns the options of a request into texts, which the record of a mount keeps for later requests.
 
 No text holds a user or password of a URL: those are hashed with a salt that differs from mount to mount. Pure but for
 ``MountRequest.of`` and ``terms_of``, which resolve symbolic links of paths.
@@ -26,13 +25,13 @@ from kitfs.registry.options import ClientOptions
 if TYPE_CHECKING:
     from kitfs.config import Settings
 
-_USER: Final = re.compile(r"//(.*)@")  # user and password of a URL; too much rather than too little
-_MARK: Final = " #"  # before the hash of what a text leaves out
+_USER: Final = re.compile(r"//(.*)@")  # user and password of a URL; greedy, so that it rather hides too much
+_MARK: Final = " #"  # before the hash of the user and password that a text leaves out
 
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """Everything a daemon needs, as plain values; every path is absolute."""
+    """Everything that a daemon needs, as plain values; every path is absolute."""
 
     reference: str
     mountpoint: str
@@ -56,8 +55,8 @@ class MountRequest:
 
     @classmethod
     def of(cls, reference: str, directory: str, settings: Settings) -> MountRequest:
-        """What the options of ``mount`` ask for. Raises UsageError, MountError for a directory that cannot be a mount
-        point.
+        """Return the request of the options of ``mount``. Raises UsageError, and MountError for a directory that cannot
+        be a mount point.
         """
         from kitfs.fuse.mounting import canonical
         from kitfs.modelkit.filters import Filter
@@ -114,8 +113,8 @@ class MountRequest:
 
 
 def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
-    """Every option of a request but what names the kit, by its name on the command line, as a text that is equal for
-    equal options.
+    """Return every option of a request except those that name the kit, by its name on the command line, as a text that
+    is equal for equal options.
 
     An empty text stands for an option that was not given. ``salt`` is hashed with the users and passwords of URLs.
     """
@@ -148,19 +147,21 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
 
 
 def differences(mounted: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
-    """What differs between the terms of a mount and those of a request, for people. An option that the mount did not
+    """Describe what differs between the terms of a mount and those of a request. An option that the mount did not
     record counts as equal.
     """
     return [
-        f"--{name} {_shown(mounted[name], asked[name])}"
+        f"--{name} {_difference(mounted[name], asked[name])}"
         for name in asked
         if name in mounted and mounted[name] != asked[name]
     ]
 
 
-def _shown(mounted: str, asked: str) -> str:
-    told = [re.sub(rf"{_MARK}\w+", "", text) or "not given" for text in (mounted, asked)]
-    return f"{told[0]} with another user or password" if told[0] == told[1] else f"{told[0]} (asked for: {told[1]})"
+def _difference(mounted: str, asked: str) -> str:
+    texts = [re.sub(rf"{_MARK}\w+", "", text) or "not given" for text in (mounted, asked)]
+    return (
+        f"{texts[0]} with another user or password" if texts[0] == texts[1] else f"{texts[0]} (asked for: {texts[1]})"
+    )
 
 
 def _text(value: object) -> str:
@@ -172,7 +173,7 @@ def _text(value: object) -> str:
 
 
 def _only(filters: Sequence[str]) -> str:
-    """What filters select together, whatever their order and however they were split: ``docs:a,b model``."""
+    """Return what filters select together, whatever their order and however they were split: ``docs:a,b model``."""
     from kitfs.modelkit.filters import Filter
 
     names: dict[str, set[str] | None] = {}  # per type; None selects every name
@@ -184,7 +185,7 @@ def _only(filters: Sequence[str]) -> str:
 
 
 def _without_user(url: str, salt: str) -> str:
-    """A URL whose user and password are replaced by a salted hash."""
+    """Return a URL whose user and password are replaced by a salted hash."""
     found = _USER.search(url)
     if found is None:
         return url

@@ -1,22 +1,21 @@
 """The run-time directory: one record, lock, log and socket per mount, by which verbs find the daemons.
 
-    <run-dir>/<id>.json   what is mounted where (Record), written by rename when the mount answers, removed when it ends
-              <id>.lock   flock, held exclusively by the daemon for its life: whoever gets it knows that the daemon is
-              gone. It holds a
-                          nonce, which the daemon's record repeats: a record with another nonce is that of a dead daemon
-              <id>.log    the daemon's log; kept after the end, cut at 16 MiB
-              <id>.sock   Unix socket that answers every connection with the status as one JSON object
-              <id>.<nonce>.json, .lock, .sock   of a daemon that serves files which are still open, while its mount
-              point is free or
-                          used by another mount (``displace``)
+    <run-dir>/<id>.json   what is mounted where (Record); written by rename when the mount answers, removed at its end
+              <id>.lock   held exclusively (flock) by the daemon until it ends, so that a free lock means that the
+                          daemon has ended; holds a nonce, which the daemon's record repeats: a record with another
+                          nonce is that of a dead daemon
+              <id>.log    the daemon's log; kept after the end, rotated at 16 MiB
+              <id>.sock   a Unix socket that sends the status as one JSON object to every client
+              <id>.<nonce>.json, .lock, .sock
+                          of a daemon that serves files which are still open, while its mount point is free or used by
+                          another mount (``displace``)
 
-The directory and its files belong to its user alone (``ownership``): what another user owns, or may write, is
-refused. In an empty directory that others share, all of it is in a subdirectory.
+The directory and its files belong to its user alone (``ownership``): a directory or file that another user owns or may
+write is refused. In an empty directory that users share, all of it is in a subdirectory.
 
-``<id>`` is made from the mount point, so that the socket's path stays short and names of any kind are safe. Nothing
-here outlives a reboot, and nothing here is needed to serve a read. Files of one mount are renamed and removed, and
-its lock is taken, under a flock on the directory itself (``_door``), which nobody holds for longer than that takes.
-Threading: no shared state.
+``<id>`` is made from the mount point, so that the socket's path stays short and any name is safe. Nothing here outlives
+a reboot, and no read needs it. The files of a mount are renamed and removed, and its lock is taken, under a flock on
+the directory itself (``_exclusive``), which is held no longer than that takes. Threading: no shared state.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ from kitfs.gocompat.json import own_json
 from kitfs.ownership import Unsafe, open_file, own_directory
 from kitfs.store.durable import whole_file
 
-DOOR_PATIENCE: Final = 10.0  # seconds
-LONGEST_SOCKET = 107  # bytes of sun_path, less its NUL (unix(7))
+LOCK_PATIENCE: Final = 10.0  # seconds
+LONGEST_SOCKET: Final = 107  # bytes of sun_path, less its NUL (unix(7))
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a daemon says of itself. Times are seconds since the epoch; ``store`` is the real path of the cache
-    directory.
+    """What a daemon publishes about its mount. Times are seconds since the epoch; ``store`` is the real path of the
+    cache directory.
     """
 
     reference: str
@@ -72,11 +71,11 @@ KINDS: Final[dict[str, Any]] = {  # types of the fields: a record may be damaged
 
 
 class RunDir:
-    """The run-time directory at ``path``, made 0700 when missing, or kitfs's own part of it
+    """The run-time directory at ``path``, made with mode 0700 when it is missing, or kitfs's own part of it
     (``ownership.own_directory``).
 
-    Raises MountError when it, or a file in it, belongs to another user or can be written by others, and when it
-    cannot be made.
+    Raises MountError when it, or a file in it, belongs to another user or can be written by one, and when it cannot be
+    made.
     """
 
     def __init__(self, path: str) -> None:
@@ -91,21 +90,21 @@ class RunDir:
             )
 
     def file(self, mountpoint: str, suffix: str, nonce: str = "") -> str:
-        """Path of a mount's file of one kind; with a ``nonce``, of one that was displaced."""
+        """Return the path of one of a mount's files; with a ``nonce``, of a daemon that was displaced."""
         name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
         return os.path.join(self.path, f"{name}.{nonce}.{suffix}" if nonce else f"{name}.{suffix}")
 
     def file_of(self, record: Record, suffix: str) -> str:
-        """Path of one of the files of a record's daemon, displaced or not."""
-        displaced = self.file(record.mountpoint, suffix, _aside(record))
+        """Return the path of one of the files of a record's daemon, displaced or not."""
+        displaced = self.file(record.mountpoint, suffix, _displaced_part(record))
         return displaced if os.path.exists(displaced) else self.file(record.mountpoint, suffix)
 
     def record(self, mountpoint: str) -> Record | None:
-        """The record of a mount point (a real path), None when there is none."""
+        """Return the record of a mount point (a real path); None when there is none."""
         return _read(self.file(mountpoint, "json"))
 
     def records(self) -> list[Record]:
-        """Every record, those of displaced daemons too, by mount point."""
+        """Return every record, those of displaced daemons too, by mount point."""
         found = [_read(str(p)) for p in Path(self.path).glob("*.json")]
         return sorted((r for r in found if r is not None), key=lambda r: (r.mountpoint, r.started))
 
@@ -116,54 +115,55 @@ class RunDir:
             f.write(json.dumps(asdict(record)).encode())
 
     def open_log(self, mountpoint: str) -> TextIO:
-        """Open a mount's log for reading. Raises FileNotFoundError when there is none, MountError for one of another
-        user.
+        """Open a mount's log for reading. Raises FileNotFoundError when there is none, MountError when it is another
+        user's.
         """
         with _refused(path := self.file(mountpoint, "log")):
             return open(open_file(path), encoding="utf-8", errors="replace")
 
     def forget(self, gone: Record | str) -> None:
-        """Remove the files of a daemon, or record and socket of a mount point, whoever's they are; the log is for
-        people.
+        """Remove the files of a daemon; or the record and socket of a mount point, whatever daemon wrote them. The log
+        stays, for people.
 
-        The lock of a mount point stays, since somebody may be waiting for it.
+        The lock of a mount point stays too, since another process may be waiting for it.
         """
-        with self._door():
+        with self._exclusive():
             if isinstance(gone, str):
                 stale, mountpoint = True, gone
             else:
                 mountpoint = gone.mountpoint
                 for suffix in ("json", "sock", "lock"):
-                    Path(self.file(mountpoint, suffix, _aside(gone))).unlink(missing_ok=True)
+                    Path(self.file(mountpoint, suffix, _displaced_part(gone))).unlink(missing_ok=True)
                 record = self.record(mountpoint)
                 stale = record is None or record.nonce == gone.nonce
             for suffix in ("json", "sock") if stale else ():
                 Path(self.file(mountpoint, suffix)).unlink(missing_ok=True)
 
     def displace(self, record: Record) -> None:
-        """Free a mount point of a daemon that has been detached from it and goes on serving open files. Does nothing
-        when it is free already.
+        """Free the mount point of a daemon that was detached from it and still serves open files. Does nothing when it
+        is free already.
         """
-        with self._door():
+        with self._exclusive():
             if self.record(record.mountpoint) == record and self.alive(record):
                 for suffix in ("sock", "json", "lock"):  # without its lock a record counts as a dead daemon's
                     with suppress(FileNotFoundError):
                         os.rename(
-                            self.file(record.mountpoint, suffix), self.file(record.mountpoint, suffix, _aside(record))
+                            self.file(record.mountpoint, suffix),
+                            self.file(record.mountpoint, suffix, _displaced_part(record)),
                         )
 
     @contextmanager
-    def _door(self) -> Iterator[None]:
-        """Exclude other processes from changing which files belong to a mount point. Raises MountError after
-        ``DOOR_PATIENCE`` seconds.
+    def _exclusive(self) -> Iterator[None]:
+        """Keep other processes from changing which files belong to a mount point, for a block. Raises MountError after
+        ``LOCK_PATIENCE`` seconds.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            yield  # somebody removed the directory: there are no files to keep others from
+            yield  # the directory was removed: there are no files to protect
             return
         try:
-            deadline = time.monotonic() + DOOR_PATIENCE
+            deadline = time.monotonic() + LOCK_PATIENCE
             while True:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,7 +171,7 @@ class RunDir:
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         raise MountError(
-                            f"run-time directory {self.path} is locked by another process that does not go on",
+                            f"run-time directory {self.path} is locked by another process that does not release it",
                             errno=errno.EBUSY,
                         )
                     time.sleep(0.002)
@@ -181,10 +181,10 @@ class RunDir:
 
     @contextmanager
     def hold(self, mountpoint: str) -> Iterator[str]:
-        """Take the mount's lock for the time of the block; yields its new nonce, or "" when another process has it."""
+        """Take the lock of a mount for a block; yields its new nonce, or "" when another process holds it."""
         fd = -1
         try:
-            with self._door():
+            with self._exclusive():
                 with _refused(path := self.file(mountpoint, "lock")):
                     fd = open_file(path, os.O_RDWR | os.O_CREAT)
                 try:
@@ -205,7 +205,7 @@ class RunDir:
                 os.close(fd)
 
     def alive(self, daemon: Record | str) -> bool:
-        """Whether the daemon of a record runs, or any daemon that holds the lock of a mount point."""
+        """Tell whether the daemon of a record runs, or any daemon that holds the lock of a mount point."""
         path = self.file(daemon, "lock") if isinstance(daemon, str) else self.file_of(daemon, "lock")
         try:
             with _refused(path):
@@ -222,7 +222,7 @@ class RunDir:
             os.close(fd)
 
     def wait_gone(self, daemon: Record | str, timeout: float) -> bool:
-        """Wait until the daemon is gone; False after ``timeout`` seconds."""
+        """Wait until a daemon has ended; False after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while self.alive(daemon):
             if time.monotonic() > deadline:
@@ -231,14 +231,14 @@ class RunDir:
         return True
 
 
-def _aside(record: Record) -> str:
-    """What the names of a displaced daemon's files have in the middle. A daemon of before nonces has none."""
+def _displaced_part(record: Record) -> str:
+    """Return the middle part of the names of a displaced daemon's files. The record of an old kitfs has no nonce."""
     return record.nonce or "old"
 
 
 @contextmanager
 def _refused(path: str) -> Iterator[None]:
-    """Turn Unsafe into a MountError that says what to do."""
+    """Raise Unsafe of the block as a MountError that says what to do."""
     try:
         yield
     except (Unsafe, IsADirectoryError) as e:
@@ -251,7 +251,7 @@ def _read(path: str) -> Record | None:
             loaded = own_json(f.read())
         later = {
             name: loaded[name] for name in ("labels", "terms", "dev", "number", "nonce") if name in loaded
-        }  # since an older kitfs
+        }  # fields that a record of an older kitfs lacks
         record = Record(
             **{f.name: loaded[f.name] for f in fields(Record) if f.default is MISSING and f.default_factory is MISSING},
             **later,
@@ -263,7 +263,7 @@ def _read(path: str) -> Record | None:
 
 @contextmanager
 def _reachable(path: str) -> Iterator[str]:
-    """A name for a socket that fits into sun_path, however long the directory's own name is."""
+    """Yield a name for a socket that fits into sun_path, however long its directory's name is."""
     if len(os.fsencode(path)) <= LONGEST_SOCKET:
         yield path
         return
@@ -275,13 +275,12 @@ def _reachable(path: str) -> Iterator[str]:
 
 
 def listen(path: str) -> socket.socket:
-    """A listening Unix socket, 0600, in place of whatever a dead daemon left there."""
+    """Return a listening Unix socket of mode 0600, in place of one that a dead daemon left."""
     Path(path).unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        os.fchmod(
-            server.fileno(), 0o600
-        )  # what Linux makes the name with, less the umask: nobody gets in before the line below
+        # Linux makes the name with this mode less the umask, so that no other user connects before the chmod below.
+        os.fchmod(server.fileno(), 0o600)
         with _reachable(path) as name:
             server.bind(name)
         os.chmod(path, 0o600)
@@ -293,7 +292,7 @@ def listen(path: str) -> socket.socket:
 
 
 def ask(path: str, *, timeout: float = 5.0) -> Any:
-    """What the daemon behind a socket says of itself.
+    """Return the status that the daemon behind a socket sends.
 
     Raises OSError or ValueError when it does not answer in ``timeout`` seconds, MountError when another user has put
     the socket there.
@@ -301,7 +300,7 @@ def ask(path: str, *, timeout: float = 5.0) -> Any:
     info = os.lstat(path)
     if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
         raise MountError(
-            f"{path} is not a socket of a daemon of yours; remove it, or choose another directory with --run-dir"
+            f"{path} is not the socket of a daemon of this user; remove it, or choose another directory with --run-dir"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout)

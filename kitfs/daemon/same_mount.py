@@ -1,8 +1,8 @@
-"""A mount that is asked for where a mount of kitfs is there already: the same one is success, another one is an error
+"""A mount request for a directory where kitfs has mounted already: the same request succeeds, any other is an error
 that says what differs.
 
-What is the same, ``request`` says. Tags are asked for at their registry again, since one that has moved means another
-kit. Threading: no shared state.
+``request`` defines what is the same. Tags are resolved at their registry again, since a tag that has moved means
+another kit. Threading: no shared state.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from kitfs.oci.names import LOCAL, UNNAMED, LayoutReference, Reference, parse_an
 
 
 def check(request: MountRequest, record: Record, run: RunDir, *, foreground: bool, log: logging.Logger) -> None:
-    """Return if the mount of ``record`` is what ``request`` asks for, and answers; warnings go to ``log``.
+    """Return if the mount of ``record`` is what ``request`` asks for, and its daemon answers; warnings go to ``log``.
 
-    Raises MountError (EBUSY) that says what differs, that the daemon does not answer, or that ``foreground`` cannot
-    be had.
+    Raises MountError (EBUSY), which says what differs, that the daemon does not answer, or that ``foreground`` is
+    impossible.
     """
     where, served = record.mountpoint, f"a mount of {record.reference}"
     replace = f"to mount something else there, first run: kitfs umount {where}"
@@ -49,7 +49,7 @@ def check(request: MountRequest, record: Record, run: RunDir, *, foreground: boo
 
 
 def state_text(state: str) -> str:
-    """A state that is not "alive", after "its daemon"."""
+    """Return a state that is not "alive" as the words that follow "its daemon"."""
     return {"dead": "has died", "detached": "is detached from it"}.get(state, state)
 
 
@@ -58,7 +58,7 @@ def _busy(text: str) -> MountError:
 
 
 def _same_place(mounted: Reference | LayoutReference, asked: Reference | LayoutReference) -> bool:
-    """Whether two references name the same repository or layout. A kit of the store may be named by its digest
+    """Tell whether two references name the same repository or layout. A kit of the store may be named by its digest
     alone.
     """
     if isinstance(mounted, LayoutReference) or isinstance(asked, LayoutReference):
@@ -70,8 +70,8 @@ def _same_place(mounted: Reference | LayoutReference, asked: Reference | LayoutR
 
 
 def _digest_of(request: MountRequest, record: Record, log: logging.Logger) -> str:
-    """The digest of the kit that a request means now. A registry that is away changes nothing for the reference that
-    was mounted.
+    """Return the digest of the kit that a request means now. While the registry is unreachable, the reference that was
+    mounted means the kit that was mounted.
     """
     from kitfs.kit.workspace import Workspace
 
@@ -86,7 +86,7 @@ def _digest_of(request: MountRequest, record: Record, log: logging.Logger) -> st
             record.reference,
             record.labels,
         ):
-            log.warning("whether %s still means %s cannot be known: %s", record.reference, record.digest, e)
+            log.warning("cannot tell whether %s still means %s: %s", record.reference, record.digest, e)
             return record.digest
-        text = f"{record.mountpoint} is already a mount of {record.reference}; what {request.reference} means cannot be known: {e}"
+        text = f"{record.mountpoint} is already a mount of {record.reference}; cannot resolve {request.reference}: {e}"
         raise _busy(text)

@@ -1,12 +1,10 @@
-"""From ``mount`` to ``umount``: the process that serves one mount.
+"""The life of a daemon: the process that serves one mount, from ``mount`` to ``umount``.
 
-``start`` forks the daemon and waits until the mount answers; ``serve`` is the daemon's whole life, and what
-``--foreground`` runs in place. The daemon takes the mount's lock first and keeps it until its process ends, so that
-two mounts of one directory cannot race and a dead daemon is known by its free lock. It resolves, mounts, publishes
-its record, and then waits for a signal or for the unmount.
+The daemon takes the mount's lock first and keeps it until its process ends, so that two mounts of one directory cannot
+race and a dead daemon is recognized by its free lock. It opens the kit, mounts it, publishes its record, and then waits
+for a signal or for the unmount. ``start`` forks the process; ``--foreground`` calls ``serve`` in its own.
 
-Threading: ``start`` must be called while the process has one thread (it forks). In the daemon the main thread waits
-for signals; the transport, the status socket and the store have threads of their own.
+Threading: the main thread waits for signals; the transport, the status socket and the store have threads of their own.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from kitfs.daemon.logs import _logging
-from kitfs.daemon.mountpoint import _mountpoint
+from kitfs.daemon.logs import daemon_log
+from kitfs.daemon.mountpoint import claim_mountpoint
 from kitfs.daemon.presence import is_at
 from kitfs.daemon.request import MountRequest, terms_of
 from kitfs.daemon.run_dir import Record, RunDir, listen
@@ -30,30 +28,33 @@ from kitfs.errors import MountError
 from kitfs.system import allow_many_files, notify_systemd
 
 if TYPE_CHECKING:
+    from kitfs.daemon.notes import ClosedNote
+    from kitfs.daemon.status import LastError
     from kitfs.fuse.filesystem import FileSystem
+    from kitfs.fuse.mounting import MountInfo
+    from kitfs.kit.kit import Kit
     from kitfs.kit.layer import Layer
     from kitfs.metrics import Counters
 
 
-START_PATIENCE: Final = 60.0  # seconds that a second mount of the same directory waits for the first one to answer
+START_PATIENCE: Final = 60.0  # seconds that a second mount of a directory waits for the first one to answer
 FILES_OF_LAYER: Final = 3  # descriptors: its lease, its map and its bytes
-FILES_OF_COMPRESSED: Final = 6  # those of its decoded form too
+FILES_OF_COMPRESSED: Final = 6  # and those of its decoded form
 SPARE_FILES: Final = 256  # descriptors of the mount itself: connections, the catalog, one of /dev/fuse for each worker
 
 
 class Ready(Protocol):
-    """Called when the mount answers, with what was warned of until then; ``made``: False for a mount that was there
-    before.
-    """
+    """Called when the mount answers, with the warnings until then; ``made`` is False for a mount that existed before."""
 
     def __call__(self, record: Record, warnings: Sequence[str], /, *, made: bool) -> None: ...
 
 
 def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> None:
-    """Mount, call ``ready`` when the mount answers, and return when it is unmounted. ``foreground``: log to stderr too.
+    """Mount, call ``ready`` when the mount answers, and return when it is unmounted. With ``foreground``, log to stderr
+    too.
 
-    A mount that is there already and was made by the same request answers instead, at once, but not with
-    ``foreground``. Raises KitfsError when the mount cannot be made. Installs handlers for SIGTERM and SIGINT.
+    When the same request is mounted already, that mount is the answer, at once, but not with ``foreground``. Raises
+    KitfsError when the mount cannot be made. Installs handlers for SIGTERM and SIGINT.
     """
     allow_many_files()
     run = RunDir(request.run_dir)
@@ -68,15 +69,16 @@ def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> N
             return
         if time.monotonic() > deadline:
             raise MountError(
-                f"{request.mountpoint} is being mounted by another process that does not get ready", errno=errno.EBUSY
+                f"{request.mountpoint} is being mounted by another process, which is not ready yet; try again",
+                errno=errno.EBUSY,
             )
         time.sleep(0.02)
 
 
 def _of_another(run: RunDir, mountpoint: str) -> Record | None:
-    """The record of the daemon that serves a mount point; None while there is none yet.
+    """Return the record of the daemon that serves a mount point; None when there is none, or not yet.
 
-    A daemon that was detached from there and only serves files that are still open is moved out of the way. Raises
+    A daemon that was detached from the mount point and only serves files that are still open is displaced. Raises
     MountError for a mount that another one covers.
     """
     from kitfs.fuse.mounting import mounts
@@ -95,28 +97,30 @@ def _of_another(run: RunDir, mountpoint: str) -> Record | None:
 
 
 def _checked(request: MountRequest, record: Record, run: RunDir, foreground: bool) -> Sequence[str]:
-    """The warnings of a request for what is mounted already. Raises MountError for another request."""
+    """Return the warnings of a request for a mount that exists already. Raises MountError when it is not the same
+    request.
+    """
     from kitfs.daemon.same_mount import check
     from kitfs.daemon.status import LastError
 
     log = logging.getLogger("kitfs")
     log.propagate = False
-    told = LastError()
-    log.addHandler(told)
+    warned = LastError()
+    log.addHandler(warned)
     try:
         check(request, record, run, foreground=foreground, log=log)
     finally:
-        log.removeHandler(told)
-    return told.warnings
+        log.removeHandler(warned)
+    return warned.warnings
 
 
 def _interrupted(number: int, frame: object) -> None:
-    """SIGTERM before the mount answers: unwind, so that a mount point that was made is removed."""
+    """Unwind on SIGTERM before the mount answers, so that a mount point that was made is removed."""
     raise MountError(f"interrupted by {signal.Signals(number).name}", errno=errno.EINTR)
 
 
 def _check_files(layers: Sequence[Layer], mountpoint: str) -> None:
-    """Raises MountError for a kit whose layers take more descriptors than this process may have."""
+    """Raise MountError for a kit whose layers take more descriptors than this process may open."""
     from kitfs.oci.names import LayoutReference
 
     needed = SPARE_FILES
@@ -125,85 +129,51 @@ def _check_files(layers: Sequence[Layer], mountpoint: str) -> None:
         needed += isinstance(layer.kit, LayoutReference)  # the file of the layout
     limit = allow_many_files(needed)
     if limit < needed:
-        text = (
-            f"{len(layers)} layers take up to {needed} descriptors, and this process may open {limit}: raise its limit"
-        )
         raise MountError(
-            f"cannot mount at {mountpoint}: {text} (ulimit -Hn, LimitNOFILE= of systemd), or choose a part of the kit with --only"
+            f"cannot mount at {mountpoint}: {len(layers)} layers take up to {needed} descriptors, and this process may "
+            f"open {limit}: raise its limit (ulimit -Hn, LimitNOFILE= of systemd), or choose a part of the kit with --only"
         )
+
+
+class _Starting(NamedTuple):
+    """What the steps of a start share; ``stack`` undoes them in reverse order."""
+
+    request: MountRequest
+    run: RunDir
+    stack: ExitStack
+    counters: Counters
+    last_error: LastError
+    log: logging.Logger
+    log_path: str
 
 
 def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, stderr: bool) -> None:
-    from kitfs.daemon import notes
-    from kitfs.daemon.status import LastError, StatusSocket, status_of
-    from kitfs.fuse.filesystem import FileSystem
-    from kitfs.kit.tree import tree_of
-    from kitfs.kit.workspace import Workspace
+    from kitfs.daemon.notes import ClosedNote
+    from kitfs.daemon.status import LastError
     from kitfs.metrics import Counters
-    from kitfs.modelkit.filters import Filter
-    from kitfs.oci.names import parse_any
 
     signal.signal(signal.SIGTERM, _interrupted)
     with ExitStack() as stack:
-        made = stack.enter_context(_mountpoint(request.mountpoint))
+        mountpoint = stack.enter_context(claim_mountpoint(request.mountpoint))
         run.forget(request.mountpoint)  # a dead daemon's record, so that it is not mistaken for this one's
-        log_path = run.file(request.mountpoint, "log")
-        last_error = LastError()
-        log = stack.enter_context(_logging(log_path, request.log_level, last_error, stderr))
-        counters = Counters()
-        workspace = stack.enter_context(Workspace.open(request.workspace, counters=counters, log=log))
-        filters = [Filter.parse(f) for f in request.only]
-        kit = workspace.resolver.open(
-            parse_any(request.reference), filters=filters, labels=request.labels, remote=request.remote
-        )
-        stack.callback(kit.close)
-        _check_files(kit.layers, request.mountpoint)
-        notes.warn(kit, request, workspace.resolver, log)
-        closed = notes.ClosedNote(request, log)
-        filesystem = FileSystem(
-            tree_of(kit, counters=counters, log=log, met=closed.met),
-            uid=request.uid,
-            gid=request.gid,
-            umask=request.umask,
-            file_mode=request.file_mode,
-            dir_mode=request.dir_mode,
-            mtime=kit.created,
-            counters=counters,
-            log=log,
-            reference=request.reference,
-            manifest_digest=kit.digest,
-        )
+        log_path, last_error = run.file(request.mountpoint, "log"), LastError()
+        log = stack.enter_context(daemon_log(log_path, request.log_level, last_error, stderr))
+        at = _Starting(request, run, stack, Counters(), last_error, log, log_path)
+        closed = ClosedNote(request, log)
+        kit = _open_kit(at)
+        filesystem = _filesystem(at, kit, closed)
         end = Shutdown(request.mountpoint, log)
-        transport = _transport(request, filesystem, counters, log)
+        transport = _transport(at, filesystem)
         transport.mount()
         stack.callback(end.detach)
         there = end.watch(transport)
-        made.unlock()
-        record = Record(
-            reference=request.reference,
-            digest=kit.digest,
-            mountpoint=request.mountpoint,
-            pid=os.getpid(),
-            transport=transport.name,
-            store=os.path.realpath(request.cache_dir),
-            log=log_path,
-            started=time.time(),
-            labels=request.labels,
-            terms=terms_of(request, nonce),
-            dev=there.dev,
-            number=there.number,
-            nonce=nonce,
-        )
+        mountpoint.unlock()
+        record = _record(at, kit, transport.name, there, nonce)
         for layer in kit.layers:
             layer.load_state()
         closed.look(kit)
-        server = StatusSocket(
-            listen(run.file(request.mountpoint, "sock")), lambda: status_of(record, kit, counters, last_error), log
-        )
-        stack.callback(server.close)
-        stack.callback(run.forget, record)
-        run.write(record)
-        made.kept = True
+        _publish(at, record, kit)
+        mountpoint.kept = True
         log.info(
             "mounted %s (%s) on %s with the %s transport",
             request.reference,
@@ -219,14 +189,86 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, 
         log.info("unmounted %s", request.mountpoint)
 
 
-def _transport(request: MountRequest, filesystem: FileSystem, counters: Counters, log: logging.Logger) -> Transport:
+def _open_kit(at: _Starting) -> Kit:
+    """Open the workspace and the kit of the request, both until the end of the mount, and warn about the kit."""
+    from kitfs.daemon import notes
+    from kitfs.kit.workspace import Workspace
+    from kitfs.modelkit.filters import Filter
+    from kitfs.oci.names import parse_any
+
+    request = at.request
+    workspace = at.stack.enter_context(Workspace.open(request.workspace, counters=at.counters, log=at.log))
+    filters = [Filter.parse(f) for f in request.only]
+    kit = workspace.resolver.open(
+        parse_any(request.reference), filters=filters, labels=request.labels, remote=request.remote
+    )
+    at.stack.callback(kit.close)
+    _check_files(kit.layers, request.mountpoint)
+    notes.warn(kit, request, workspace.resolver, at.log)
+    return kit
+
+
+def _filesystem(at: _Starting, kit: Kit, closed: ClosedNote) -> FileSystem:
+    """Return the file system that shows a kit with the owner and modes of the request."""
+    from kitfs.fuse.filesystem import FileSystem
+    from kitfs.kit.tree import tree_of
+
+    request = at.request
+    return FileSystem(
+        tree_of(kit, counters=at.counters, log=at.log, met=closed.met),
+        uid=request.uid,
+        gid=request.gid,
+        umask=request.umask,
+        file_mode=request.file_mode,
+        dir_mode=request.dir_mode,
+        mtime=kit.created,
+        counters=at.counters,
+        log=at.log,
+        reference=request.reference,
+        manifest_digest=kit.digest,
+    )
+
+
+def _record(at: _Starting, kit: Kit, transport: str, there: MountInfo, nonce: str) -> Record:
+    """Return the record of a mount that answers at ``there``."""
+    request = at.request
+    return Record(
+        reference=request.reference,
+        digest=kit.digest,
+        mountpoint=request.mountpoint,
+        pid=os.getpid(),
+        transport=transport,
+        store=os.path.realpath(request.cache_dir),
+        log=at.log_path,
+        started=time.time(),
+        labels=request.labels,
+        terms=terms_of(request, nonce),
+        dev=there.dev,
+        number=there.number,
+        nonce=nonce,
+    )
+
+
+def _publish(at: _Starting, record: Record, kit: Kit) -> None:
+    """Open the status socket and write the record, both until the end of the mount."""
+    from kitfs.daemon.status import StatusSocket, status_of
+
+    socket = listen(at.run.file(record.mountpoint, "sock"))
+    server = StatusSocket(socket, lambda: status_of(record, kit, at.counters, at.last_error), at.log)
+    at.stack.callback(server.close)
+    at.stack.callback(at.run.forget, record)
+    at.run.write(record)
+
+
+def _transport(at: _Starting, filesystem: FileSystem) -> Transport:
     from kitfs.fuse.mounting import MountOptions
 
+    request = at.request
     options = MountOptions(mountpoint=request.mountpoint, source=request.reference, allow_other=request.allow_other)
     if request.transport_name == "kernel":
         from kitfs.fuse.session import KernelTransport
 
-        return KernelTransport(filesystem, options, counters=counters, log=log)
+        return KernelTransport(filesystem, options, counters=at.counters, log=at.log)
     from kitfs.fuse.libfuse import LibfuseTransport
 
-    return LibfuseTransport(filesystem, options, counters=counters, log=log)
+    return LibfuseTransport(filesystem, options, counters=at.counters, log=at.log)

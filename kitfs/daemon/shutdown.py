@@ -1,4 +1,6 @@
-"""Waiting for the end of a mount."""
+"""Wait for the end of a mount, and bring it about on a signal. Threading: the main thread waits; the transport has a
+thread of its own.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ from kitfs.errors import MountError
 if TYPE_CHECKING:
     from kitfs.fuse.mounting import MountInfo
 
-GRACE: Final = 10.0  # seconds that SIGTERM waits for users of the mount before it detaches lazily
+GRACE: Final = 10.0  # seconds that SIGTERM waits for programs that use the mount, before it detaches lazily
 
 
 class Transport(Protocol):
-    """What both transports are to a daemon."""
+    """What a daemon needs of both transports."""
 
     @property
     def name(self) -> str: ...
@@ -50,7 +52,9 @@ class Shutdown:
         self._wake.set()
 
     def watch(self, transport: Transport) -> MountInfo:
-        """Run the transport on its thread; returns the mount when it answers. Raises what ended it before."""
+        """Run the transport on its thread, and return the mount when it answers. Raises the error that ended the
+        transport before.
+        """
         from kitfs.fuse.mounting import FSTYPE, mount_at
 
         answering = threading.Event()
@@ -77,7 +81,7 @@ class Shutdown:
         return there
 
     def check(self) -> None:
-        """Raises MountError when the mount is not at its mount point any more."""
+        """Raise MountError when the mount is not at its mount point any more."""
         if not self._is_there():
             raise self._gone()
 
@@ -85,8 +89,8 @@ class Shutdown:
         return MountError(f"{self._mountpoint} was unmounted, or something was mounted over it, before it answered")
 
     def _is_there(self) -> bool:
-        """Whether the mount point leads to this mount, and not to another that came after it. A mount that was never
-        seen counts.
+        """Tell whether the mount point leads to this mount, and not to another that came after it. A mount that was
+        never seen counts as this one.
         """
         from kitfs.fuse.mounting import mount_at
 
@@ -94,7 +98,7 @@ class Shutdown:
         return there is not None and (self._mount is None or there.number == self._mount.number)
 
     def wait(self) -> None:
-        """Return when the mount is no more. Raises what broke the transport."""
+        """Return when the mount has ended. Raises the error that broke the transport."""
         self._wake.wait()
         if self._serving.is_set() and self._signal is not None:
             self._log.info("%s: unmounting", signal.Signals(self._signal).name)
@@ -103,7 +107,9 @@ class Shutdown:
             raise self._failure
 
     def detach(self) -> None:
-        """Unmount, politely for ``GRACE`` seconds and then lazily; nothing to do when it is unmounted already."""
+        """Unmount, for ``GRACE`` seconds only when nobody uses the mount, and then lazily. Does nothing when it is
+        unmounted already.
+        """
         from kitfs.fuse.mounting import unmount
 
         deadline = time.monotonic() + GRACE

@@ -1,4 +1,4 @@
-"""Start a mount's daemon and wait until the mount answers."""
+"""Start the daemon of a mount, and wait until the mount answers. Threading: fork, so the process must have one thread."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from kitfs import errors
 from kitfs.daemon.request import MountRequest
 from kitfs.daemon.run_dir import Record, RunDir
 from kitfs.daemon.serve import serve
-from kitfs.errors import KitfsError, MountError
+from kitfs.errors import KitfsError, MountError, error_from_json, error_to_json
 
 
 class Started(NamedTuple):
-    """A mount that answers; ``made``: False when it was there before."""
+    """A mount that answers; ``made`` is False when it existed before."""
 
     record: Record
     made: bool
 
 
 def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
-    """Mount in a new daemon; returns when the mount answers. ``warn`` is given what the daemon warned of until then.
-    Raises its error.
+    """Mount in a new daemon, and return when the mount answers. ``warn`` gets what the daemon warned of until then.
 
-    Where the same request was mounted before, by any process, that mount is the answer.
+    When the same request was mounted before, by any process, that mount is the result. Raises the error of the daemon.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -44,9 +42,8 @@ def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
         os.waitpid(child, 0)
         raise
     if not answer:
-        raise MountError(
-            f"the daemon died before {request.mountpoint} answered; see {RunDir(request.run_dir).file(request.mountpoint, 'log')}"
-        )
+        log = RunDir(request.run_dir).file(request.mountpoint, "log")
+        raise MountError(f"the daemon died before {request.mountpoint} answered; see {log}")
     answered = json.loads(answer)
     for warning in answered.get("warnings", ()):
         warn(warning)
@@ -55,21 +52,10 @@ def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
     raise error_from_json(answered)
 
 
-def error_to_json(error: KitfsError) -> dict[str, Any]:
-    """An error as JSON, for another process."""
-    return {"error": type(error).__name__, "message": str(error), "errno": error.errno}
-
-
-def error_from_json(answered: dict[str, Any]) -> KitfsError:
-    """An error of another process as the same class in this one."""
-    kind = getattr(errors, answered["error"], KitfsError)
-    error: KitfsError = kind(answered["message"])
-    error.errno = answered["errno"]
-    return error
-
-
 def _daemon(request: MountRequest, pipe: int) -> None:
-    """The forked child: a session of its own, none of the caller's descriptors, / as its directory. Never returns."""
+    """Run in the forked child, as a daemon: a session of its own, none of the caller's descriptors, / as its directory.
+    Never returns.
+    """
     status = 1
     try:
         os.setsid()
@@ -83,15 +69,15 @@ def _daemon(request: MountRequest, pipe: int) -> None:
                 try:
                     os.close(int(name))
                 except OSError:
-                    pass  # the listing's own
+                    pass  # the descriptor of the listing itself
 
-        def answer(told: dict[str, Any]) -> None:
+        def answer(fields: dict[str, Any]) -> None:
             nonlocal pipe
             if pipe >= 0:
                 try:
-                    os.write(pipe, json.dumps(told).encode())
+                    os.write(pipe, json.dumps(fields).encode())
                 except BrokenPipeError:
-                    pass  # the caller is gone; the mount is not
+                    pass  # the caller has ended; the mount stays
                 os.close(pipe)
                 pipe = -1
 
@@ -109,4 +95,4 @@ def _daemon(request: MountRequest, pipe: int) -> None:
             logging.getLogger("kitfs").exception("a bug ended the daemon")
             answer(error_to_json(MountError(f"a bug in kitfs: {type(e).__name__}: {e}")))
     finally:
-        os._exit(status)  # whatever thread still waits for a socket has nobody left to answer
+        os._exit(status)  # a thread that still waits for a socket has nobody left to answer

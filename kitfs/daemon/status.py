@@ -1,8 +1,8 @@
-"""What a mount says of itself: the stable JSON object of ``kitfs status --json``, and the socket that gives it to
-whoever connects.
+"""The status of a mount: the stable JSON object of ``kitfs status --json``, and the socket that sends it to every
+client.
 
-Threading: the socket has one thread; everything it reads is a counter or a byte map that other threads may be
-changing, which is fine.
+Threading: the socket has one thread; everything it reads is a counter or a byte map that other threads may change
+meanwhile, which does no harm.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MAX_WARNINGS: Final = 20
 
 
 class LastError(logging.Handler):
-    """Remembers the last error that was logged, for ``last_error``, and the first few warnings, for whoever waits for
-    the mount.
+    """A log handler that remembers the last error, for the status, and the first few warnings, for the verb that waits
+    for the mount.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,9 @@ class LastError(logging.Handler):
 
 
 def status_of(record: Record, kit: Kit, counters: Counters, last_error: LastError) -> dict[str, Any]:
-    """The object of ``kitfs status --json``; README documents its fields. Sizes in bytes, ``uptime_s`` in seconds."""
+    """Return the object of ``kitfs status --json``, whose fields the manual documents. Sizes are in bytes, ``uptime_s``
+    in seconds.
+    """
     return {
         "reference": record.reference,
         "labels": record.labels,
@@ -72,7 +74,7 @@ def status_of(record: Record, kit: Kit, counters: Counters, last_error: LastErro
 
 
 class StatusSocket:
-    """Answers every connection with the status, as one JSON object, until closed."""
+    """Sends the status as one JSON object to every client that connects, until it is closed."""
 
     def __init__(self, server: socket.socket, status: Callable[[], dict[str, Any]], log: logging.Logger) -> None:
         self._server = server
@@ -93,8 +95,8 @@ class StatusSocket:
                     client.sendall(json.dumps(self._status()).encode())
                 except OSError as e:
                     self._log.debug("status: %s", e)
-                except Exception:  # noqa: BLE001 - one bad answer must not end the thread
-                    self._log.exception("status: a bug")
+                except Exception:  # noqa: BLE001 - one failed status must not end the thread
+                    self._log.exception("a bug in the status socket")
 
     def close(self) -> None:
         """End the thread and close the socket."""

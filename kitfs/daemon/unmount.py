@@ -1,6 +1,6 @@
-"""The end of a mount, as ``umount`` brings it about from another process.
+"""End a mount from another process than its daemon, as ``umount`` does.
 
-``finish`` promises that the mount point is free and, unless it is lazy, that the daemon is gone: it checks both.
+``unmount`` promises that the mount point is free and, unless it is lazy, that the daemon has ended: it checks both.
 Threading: no shared state.
 """
 
@@ -16,18 +16,19 @@ from typing import Final
 from kitfs.daemon.presence import is_at, record_at
 from kitfs.daemon.run_dir import Record, RunDir
 from kitfs.errors import MountError
-from kitfs.fuse.mounting import FSTYPE, MountInfo, holders_of, mount_at, mounts, unmount
+from kitfs.fuse import mounting
+from kitfs.fuse.mounting import FSTYPE, MountInfo, holders_of, mount_at, mounts
 
-PATIENCE: Final = 15.0  # seconds that a daemon has to end by itself after its unmount
+PATIENCE: Final = 15.0  # seconds that a daemon has to end after its unmount
 LAZY_PATIENCE: Final = 1.0  # the same, after a lazy unmount: files that are still open keep the daemon
 
 
-def finish(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIENCE) -> None:
-    """End the mount at ``mountpoint``; returns when its daemon is gone, at once with ``lazy``. Also clears one whose
-    daemon died.
+def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIENCE) -> None:
+    """End the mount at ``mountpoint``, and return when its daemon has ended; with ``lazy``, return at once. A mount
+    whose daemon died is cleared.
 
     A daemon that was stopped (SIGSTOP) is continued, so that it can end. Raises MountError when nothing of kitfs is
-    mounted there, when it is in use or covered by another mount, and when the mount or the daemon is still there
+    mounted there, when the mount is in use or covered by another mount, and when the mount or the daemon still exists
     afterwards.
     """
     there = mount_at(mountpoint)
@@ -44,7 +45,7 @@ def finish(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIEN
         raise MountError(f"nothing of kitfs is mounted at {mountpoint}", errno=errno.EINVAL)
     if ours:
         known = record is not None and is_at(record, there)
-        unmount(mountpoint, lazy=lazy or (record is not None and known and not run.alive(record)))
+        mounting.unmount(mountpoint, lazy=lazy or (record is not None and known and not run.alive(record)))
         again = mount_at(mountpoint)
         if again is not None and there is not None and again.number == there.number:
             raise MountError(f"{mountpoint} is still mounted", errno=errno.EBUSY)
@@ -55,15 +56,15 @@ def finish(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIEN
 
 
 def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> None:
-    """Wait for a daemon whose mount point is free, and remove what it may have left. Raises MountError when it does
-    not end.
+    """Wait for a daemon whose mount point is free, and remove the files that it may have left. Raises MountError when
+    the daemon does not end.
     """
     _continue(run, record)
     deadline = time.monotonic() + (min(LAZY_PATIENCE, patience) if lazy else patience)
     asked = time.monotonic() + LAZY_PATIENCE
     while not run.wait_gone(record, 0.1):
         if time.monotonic() > deadline and lazy:
-            return  # it goes on serving the files that are still open
+            return  # the daemon still serves the files that are open
         if time.monotonic() > asked and not lazy and (users := _users(record)):
             text = (
                 f"{record.mountpoint} is detached, but its files are still {users}: its daemon {record.pid} serves them"
@@ -76,7 +77,7 @@ def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> N
 
 
 def _users(record: Record) -> str:
-    """Who has files of a detached mount open; empty when nobody is seen."""
+    """Return which processes have files of a detached mount open, as text; empty when none is seen."""
     if not record.dev:
         return ""
     pids = holders_of(MountInfo(record.mountpoint, record.reference, FSTYPE, record.dev, record.number), detached=True)
@@ -84,8 +85,8 @@ def _users(record: Record) -> str:
 
 
 def _continue(run: RunDir, record: Record) -> None:
-    """Continue a daemon that was stopped. The process must have the daemon's lock open: its id may be another
-    process's by now.
+    """Continue a daemon that was stopped. The process must have the daemon's lock open: the process id may belong to
+    another process by now.
     """
     try:
         with open(f"/proc/{record.pid}/stat", "rb") as f:

@@ -295,7 +295,7 @@ def _is_ours(pid: int) -> bool:
 
 def ask(verb: str, request: dict[str, Any]) -> dict[str, Any]:
     """Run ``python -m kitfs.daemon``, and log its warnings. Raises the error that it raised."""
-    from kitfs.daemon.start import error_from_json
+    from kitfs.errors import error_from_json
 
     command = [sys.executable, "-m", "kitfs.daemon", verb]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)

@@ -14,8 +14,7 @@ import sys
 import threading
 from typing import Any
 
-from kitfs.daemon.start import error_to_json
-from kitfs.errors import KitfsError
+from kitfs.errors import KitfsError, error_to_json
 from kitfs.escaping import LogFormatter
 from kitfs.server.serve import ServeRequest, serve
 

@@ -90,7 +90,7 @@ def serve(
 
 def _url(process: subprocess.Popen[str]) -> str:
     """Wait until the registry answers. Raises its error when it does not start."""
-    from kitfs.daemon.start import error_from_json
+    from kitfs.errors import error_from_json
 
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -124,19 +124,19 @@ def umount(settings: Settings, directory: str | None) -> None:
     """
     from kitfs.daemon.presence import records_of
     from kitfs.daemon.run_dir import RunDir
-    from kitfs.daemon.unmount import finish
+    from kitfs.daemon.unmount import unmount
     from kitfs.fuse.mounting import canonical
 
     if (directory is None) != settings["all"]:
         raise UsageError("umount takes a DIR, or --all")
     run = RunDir(settings["run-dir"])
     if directory is not None:
-        finish(run, canonical(directory), lazy=settings["lazy"])
+        unmount(run, canonical(directory), lazy=settings["lazy"])
         return
     failures = []
     for record in records_of(run, os.path.realpath(settings["cache-dir"])):
         try:
-            finish(run, record.mountpoint, lazy=settings["lazy"])
+            unmount(run, record.mountpoint, lazy=settings["lazy"])
         except MountError as e:
             failures.append(e)
     for failure in failures[1:]:
