@@ -163,7 +163,8 @@ def golden_registry(registry: RegistryProcess) -> RegistryProcess:
 # -- hosts
 
 
-def _need_fuse() -> None:
+def need_fuse() -> None:
+    """Skip the test where nothing can be mounted."""
     if not Path("/dev/fuse").exists():
         pytest.skip(f"{CANNOT} this kernel or container has no /dev/fuse")
     if os.geteuid() != 0:
@@ -181,7 +182,7 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Python]:
 
     Whoever runs the tests without being root is an ordinary user already.
     """
-    _need_fuse()
+    need_fuse()
     needs("fusermount3")
     if os.geteuid() != 0:
         yield hosts.own_python()
@@ -201,7 +202,7 @@ def new_host(_swept: None) -> Iterator[Callable[..., hosts.Host]]:
     made: list[hosts.Host] = []
 
     def make(python: hosts.Python | None = None, *, patience: float = 240) -> hosts.Host:
-        _need_fuse()
+        need_fuse()
         made.append(hosts.Host(python or hosts.own_python(), patience=patience))
         return made[-1]
 

@@ -1,20 +1,31 @@
 """The manual: one Markdown file per topic, installed with the package so that it can be read offline.
 
-``kitfs help TOPIC`` prints a topic. A file is ``NAME.md``; its first line is ``# `` and the title. No topic has the name
-of a verb, since ``kitfs help VERB`` prints the help of the verb. This module only
-finds and reads the files: it imports nothing else of kitfs, and may be used from any thread.
+``kitfs help TOPIC`` prints a topic. A file is ``NAME.md``; its first line is ``# `` and the title. No topic has the
+name of a verb, since ``kitfs help VERB`` prints the help of the verb. This module only finds and reads the files: it
+imports nothing else of kitfs, and may be used from any thread.
 """
 
 from __future__ import annotations
 
 from importlib.resources import files
 
-# The order in which the topics are listed: what most people look for comes first.
+# The order in which the topics are listed: pages for people first, then tasks, then reference.
 _ORDER = (
-    "monitoring",
-    "progress",
-    "exit-codes",
-    "json",
+    ("scientist", "platform", "integrator")
+    + ("mounting", "packing", "unpacking", "importing", "indexes", "images", "comparing", "python", "server")
+    + (
+        "settings",
+        "credentials",
+        "monitoring",
+        "progress",
+        "exit-codes",
+        "json",
+        "kit",
+        "registries",
+        "boot",
+        "operate",
+    )
+    + ("semantics", "design", "decisions")
 )
 
 

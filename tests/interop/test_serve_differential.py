@@ -1,7 +1,7 @@
 """The same requests to docker-registry and to ``kitfs serve``, after the same pushes: the same answers, but for one
 table of differences.
 
-The README has the same table, for people: a test holds the two together. Requests and what of an answer is compared:
+The topic "server" of the manual has the same table, for people: a test holds the two together. Requests and what of an answer is compared:
 ``registry_requests``.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kitfs import manual
 from tests.conftest import needs
 from tests.interop import registry_requests
 from tests.interop.registry_requests import Answer, Ask
@@ -21,13 +22,11 @@ from tests.registry_process import RegistryProcess
 from tests.server import Server
 
 pytestmark = pytest.mark.interop
-README = Path(__file__).parents[2] / "README.md"
-SECTION = "Differences from CNCF distribution"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Cases whose answers may differ, and how. ``what`` is the first cell of a row of the README.
+    """Cases whose answers may differ, and how. ``what`` is the first cell of a row of the manual.
 
     ``cases`` matches "name [number of the request]" whole; ``theirs`` and ``ours`` are statuses, 0 is a connection
     closed without an answer; ``code`` is the error of ours, ``fields`` what may differ when the statuses are equal,
@@ -65,7 +64,7 @@ DIFFERENCES = (
     Difference("an end beyond 64 bits", r"unsatisfiable: end over 64 bits .*", (416,), (206,)),
     Difference("signs in a range", r"malformed: plus .*", (206,), (416,), "RANGE_INVALID"),
     Difference("`Bytes=5-9`", r"unit: capitals .*", (416,), (206,)),
-    Difference("another unit than bytes", r"unit: (items|seconds) .*", (416,), (200,)),
+    Difference("a unit other than bytes", r"unit: (items|seconds) .*", (416,), (200,)),
     Difference("several ranges", r"several: .*", (206, 416), (200,)),
     Difference(
         "`If-None-Match` of a manifest",
@@ -78,14 +77,14 @@ DIFFERENCES = (
     ),
     Difference("`If-None-Match` without quotes", r"if-none-match of a blob: bare .*", (200,), (304,)),
     Difference(
-        "a digest that is none",
+        "an invalid digest",
         r"(GET|HEAD) (manifest '(sha|md5)|blob ').*|manifest: by a bad digest .*",
         (404, 500),
         (400,),
         "DIGEST_INVALID",
     ),
-    Difference("a name that is none", r"bad name .*", (301, 404, 500), (400,), "NAME_INVALID"),
-    Difference("a tag that is none", r"manifest: a (bad|long) tag \[0\]", (404,), (400,), "TAG_INVALID"),
+    Difference("an invalid name", r"bad name .*", (301, 404, 500), (400,), "NAME_INVALID"),
+    Difference("an invalid tag", r"manifest: a (bad|long) tag \[0\]", (404,), (400,), "TAG_INVALID"),
     Difference("a manifest's `Accept`", r"(GET|HEAD) accept: .*", (404,), (200,)),
     Difference("`HEAD` of tags and catalog", r"method HEAD of (catalog|tags) .*", (405,), (200,)),
     Difference(
@@ -104,7 +103,7 @@ DIFFERENCES = (
     Difference("methods that HTTP does not have", r"method FROB .*", (200,), (400,)),
     Difference("other methods of uploads", r"method .* of uploads? .*", (404,), (405,), "UNSUPPORTED"),
     Difference(
-        "an upload that is not known",
+        "an unknown upload",
         r"method (GET|PATCH|DELETE) of upload .*",
         (404,),
         (404,),
@@ -112,32 +111,32 @@ DIFFERENCES = (
         "body",
     ),
     Difference(
-        "an upload that is not known",
+        "an unknown upload",
         r"upload: (a wrong digest|finished twice|of another repository) .*",
         (404,),
         (404,),
         "BLOB_UPLOAD_UNKNOWN",
         "body",
     ),
-    Difference("an upload that is not known", r"method PUT of upload .*", (404,), (400,), "DIGEST_INVALID"),
-    Difference("`/`, `/v2` and slashes too many", r"target .*", (200,), (404,), "NAME_UNKNOWN"),
-    Difference("`/`, `/v2` and slashes too many", r"target .*/ .*", (301,), (404,), "NAME_UNKNOWN"),
-    Difference("`/`, `/v2` and slashes too many", r"target .*/uploads .*", (301,), (405,), "UNSUPPORTED"),
-    Difference("`/`, `/v2` and slashes too many", r"target /v2 .*", (301,), (200,)),
+    Difference("an unknown upload", r"method PUT of upload .*", (404,), (400,), "DIGEST_INVALID"),
+    Difference("`/`, `/v2` and repeated slashes", r"target .*", (200,), (404,), "NAME_UNKNOWN"),
+    Difference("`/`, `/v2` and repeated slashes", r"target .*/ .*", (301,), (404,), "NAME_UNKNOWN"),
+    Difference("`/`, `/v2` and repeated slashes", r"target .*/uploads .*", (301,), (405,), "UNSUPPORTED"),
+    Difference("`/`, `/v2` and repeated slashes", r"target /v2 .*", (301,), (200,)),
     Difference("`n` and `last` of tags", r"tags (n|last)=.*", (200,), (200,), fields="Link body"),
-    Difference("an `n` that is no number", r"(tags|catalog) n=.*", (200,), (400,), "PAGINATION_NUMBER_INVALID"),
+    Difference("an `n` that is not a number", r"(tags|catalog) n=.*", (200,), (400,), "PAGINATION_NUMBER_INVALID"),
     Difference("a repository without tags", r"delete: a manifest \[3\]", (200,), (200,), fields="body"),
     Difference("referrers", r"referrers .*", (404,), (200,)),
     Difference("a mount without `from`", r"mount: without from \[0\]", (202,), (201,)),
     Difference("a mount without `from`", r"mount: without from \[1\]", (404,), (200,)),
     Difference(
-        "a manifest that is none",
+        "an invalid manifest",
         r"manifest: (null|no schema version|schema version 1|bad digest inside) \[0\]",
         (500,),
         (400,),
         "MANIFEST_INVALID",
     ),
-    Difference("a manifest that is none", r"manifest: no config \[0\]", (400,), (400,), "MANIFEST_INVALID", "body"),
+    Difference("an invalid manifest", r"manifest: no config \[0\]", (400,), (400,), "MANIFEST_INVALID", "body"),
     Difference("a manifest without `Content-Type`", r"manifest: no type \[0\]", (400,), (201,)),
     Difference("a manifest without `Content-Type`", r"manifest: no type \[1\]", (404,), (200,)),
     Difference("a manifest over 4 MiB", r"manifest: too big \[0\]", (400,), (413,), "MANIFEST_INVALID"),
@@ -165,7 +164,7 @@ DIFFERENCES = (
     Difference("deletion of a tag", r"delete: a tag \[0\]", (400,), (202,)),
     Difference("deletion of a tag", r"delete: a tag \[1\]", (200,), (404,), "MANIFEST_UNKNOWN"),
     Difference(
-        "deletion where there is no repository",
+        "deletion in a repository that does not exist",
         r"delete: a manifest of no repository .*",
         (404,),
         (404,),
@@ -248,10 +247,10 @@ def test_kitfs_never_fails(asked: list[Asked]) -> None:
     }
 
 
-def test_the_readme_has_the_same_table() -> None:
-    """Each ``what`` is a row of the README's table, and there are no other rows."""
-    text = README.read_text().partition(f"{SECTION}")[2]
-    rows = re.findall(r"^\| (.+?) \|", text.partition("\n\n#")[0], re.MULTILINE)[1:]
+def test_the_manual_has_the_same_table() -> None:
+    """Each ``what`` is a row of the table in the topic "server", and there are no other rows."""
+    text = manual.read("server").partition("## Differences from CNCF distribution")[2]
+    rows = re.findall(r"^\| (.+?) \|", text, re.MULTILINE)[1:]
     assert sorted(rows) == sorted({d.what for d in DIFFERENCES} | {PLAIN})
 
 

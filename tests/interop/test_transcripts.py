@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+from kitfs import manual
 from tests.conftest import GOLDEN, needs
 from tests.host import REPOSITORY, Host, own_python
 from tests.registry_process import RegistryProcess
@@ -56,7 +57,7 @@ class Ours(NamedTuple):
 
 # Where kit 1.7 is wrong, or older than what kitfs follows. Command → why; success and standard output are then those
 # of EXPECTED.
-# README's "Differences from kit" has a row for each.
+# The topic "kit" of the manual has a row for each.
 DIFFERENCES = {
     "kit version": "its own version",
     "kit list --format json": "sizes are bytes, as in kit 1.17",
@@ -161,10 +162,9 @@ def test_an_unknown_manifest_version_is_told(replayed: tuple[str, list[Ours]]) -
 
 @replays
 def test_every_difference_is_one() -> None:
-    """No entry is left of what is no difference any more, or no command of the transcript; README has every reason."""
-    readme = (REPOSITORY / "README.md").read_text()
-    table = readme[readme.index("### Differences from kit\n") :]
-    assert [why for why in DIFFERENCES.values() if why not in table[: table.index("\n#", 1)]] == []
+    """Every entry is still a difference and a command of the transcript, and the manual has its reason."""
+    table = manual.read("kit").partition("## Differences from kit\n")[2]
+    assert [why for why in DIFFERENCES.values() if why not in table] == []
     assert set(DIFFERENCES) == set(EXPECTED)
     assert {step.command for step in STEPS} >= set(DIFFERENCES)
     assert {shlex.split(step.command)[1] for step in STEPS} >= set(GAPS)

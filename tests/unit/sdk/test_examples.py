@@ -1,9 +1,8 @@
-"""Every example of Python in the README and in docstrings runs, against a real registry."""
+"""Every example in a docstring runs against a real registry. Those of the manual are in tests/manual."""
 
 from __future__ import annotations
 
 import doctest
-import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ import kitfs
 import kitfs.sdk.kit
 from tests.unit.sdk.conftest import Place
 
-README = Path(__file__).parents[3] / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 DOCSTRINGS = [kitfs.__doc__ or "", kitfs.sdk.kit.Kit.__doc__ or "", kitfs.mount.__doc__ or ""]
 
 
@@ -35,17 +32,6 @@ def adapted(code: str, place: Place, here: Path) -> str:
     return code.replace("registry.example.com/team/llama", place.reference.rsplit(":", 1)[0]).replace(
         "/tmp/kits", str(here / "kits")
     )
-
-
-@pytest.mark.mount
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_examples_of_the_readme(settled: Path, place: Place, number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(adapted(EXAMPLES[number], place, settled), f"README, example {number + 1}", "exec"), {})
-    assert capsys.readouterr().out
-
-
-def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 3
 
 
 @pytest.mark.mount

@@ -1,0 +1,55 @@
+"""Run the examples of the manual, and write what they print into the pages.
+
+    python -m tests.manual.record [PAGE ...]
+
+To be run after a change of what kitfs prints. Only blocks of kind ``console`` are rewritten.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.manual.pages import Block, Machine, blocks, fill, machine, masked, pages, path_of
+from tests.server import Server
+
+
+def recorded(text: str, made: Machine) -> str:
+    """The text of a page with what its examples print now."""
+    at, parts = 0, []
+    for block in blocks(text):
+        if block.reason is not None or block.kind not in ("sh", "console", "python"):
+            continue
+        printed = made.run(block)
+        if block.kind == "console":
+            parts += [text[at : block.span[0]], _session(block, printed)]
+            at = block.span[1]
+        elif any(code for code, _ in printed):
+            print(f"{block.text}{printed}")
+    return "".join([*parts, text[at:]])
+
+
+def _session(block: Block, printed: list[tuple[int, str]]) -> str:
+    lines = []
+    for (command, before), (_, now) in zip(block.steps, printed, strict=True):
+        now = before if before is not None and masked(before) == masked(now) else now
+        lines.append(f"$ {command}{now.rstrip()}\n" if now.strip() else f"$ {command}")
+    return "".join(lines)
+
+
+def main(names: list[str]) -> None:
+    """Record the pages of these names; every page if there are none."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kitfs-record-") as directory,
+        Server(Path(directory, "root"), Path(directory, "log")) as server,
+    ):
+        fill(server.address)
+        for name, text in pages().items():
+            if name in names or not names:
+                with machine(server.address) as made:
+                    path_of(name).write_text(recorded(text, made))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

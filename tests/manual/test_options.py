@@ -1,0 +1,134 @@
+"""What the README and the manual say about commands, options, topics and codes is what the program has."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from kitfs import errors, manual
+from kitfs.cli.main import cli
+from kitfs.config import OPTIONS
+from kitfs.ops import events
+from tests.manual.pages import ROOT, blocks, pages
+
+PAGES = pages()
+FOREIGN = {"--path", "--as-skill", "--help", "--mib"}  # options of other programs, of kit alone, and of click
+
+
+def verbs(command: click.Command = cli, name: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every verb, those of groups too, with its name."""
+    if name:
+        yield name, command
+    if isinstance(command, click.Group):
+        for word, one in command.commands.items():
+            yield from verbs(one, f"{name} {word}".strip())
+
+
+FLAGS = {flag for _, one in verbs() for param in one.params for flag in (*param.opts, *param.secondary_opts)}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every kitfs command in the blocks of a page, up to what the shell takes."""
+    for block in blocks(text):
+        if block.kind in ("sh", "console"):
+            for command, _ in block.steps:
+                for part in re.split(r"\n|[;|]|&&|\bdo\b", command.replace("\\\n", " ")):
+                    words = re.split(r"\s[0-9]?[<>]|\s&", part.strip())[0]
+                    if re.match(r"(until |\S*/)?kitfs ", words):
+                        yield shlex.split(words.removeprefix("until "))[1:]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_command_line_accepts_every_example(page: str) -> None:
+    """The words of each command are parsed, also of those that a test cannot run."""
+    for words in commands(PAGES[page]):
+        command: click.Command = cli
+        context, rest = click.Context(cli, info_name="kitfs"), list(words)
+        while isinstance(command, click.Group) and rest and rest[0] in command.commands:
+            command = command.commands[rest.pop(0)]
+        command.make_context("verb", rest, parent=context)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_that_a_page_names_exists(page: str) -> None:
+    """A name in backticks that begins with two dashes is an option of some verb."""
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.S)
+    named = {flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"(?<!\S)--[a-z-]+", code)}
+    assert sorted(named - FLAGS - FOREIGN) == []
+
+
+def test_every_common_option_is_documented_in_exactly_one_place() -> None:
+    """The table in the topic "settings" has one row for each, and no other page has such a row."""
+    rows = {page: re.findall(r"^\| `--([a-z-]+)[^|]*\| [^|]+ \|", text, re.M) for page, text in PAGES.items()}
+    directories = ["cache-dir", "run-dir", "config"]
+    assert sorted(rows.pop("settings")) == sorted([*OPTIONS, *directories])
+    assert [page for page, found in rows.items() if found] == []
+
+
+def test_the_defaults_of_common_options_are_those_of_the_program() -> None:
+    """A default in backticks is the one in the table of options."""
+    shown = dict(re.findall(r"^\| `--([a-z-]+)[^|]*\| `([^`$]+)` \|", PAGES["settings"], re.M))
+    assert {name: OPTIONS[name].default for name in shown} == shown
+
+
+def test_every_option_of_a_verb_has_a_help_text() -> None:
+    """An option of one verb is documented in the help of the verb."""
+    silent = [
+        f"{name} {param.opts[-1]}"
+        for name, one in verbs()
+        for param in one.params
+        if isinstance(param, click.Option) and not param.help and not param.hidden
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_topic_that_a_page_names_exists(page: str) -> None:
+    """``kitfs help X`` names a topic or a verb, and a link leads to a file."""
+    known = {*manual.topics(), *(name for name, _ in verbs()), "TOPIC", "VERB"}
+    assert set(re.findall(r"`kitfs help (\S+)`", PAGES[page])) <= known
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGES[page])
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_topics_are_the_files_of_the_manual() -> None:
+    """Every file is a topic with a title, and no topic has the name of a verb."""
+    files = {path.stem for path in Path(str(manual.__file__)).parent.glob("*.md")}
+    assert files == set(manual.topics())
+    assert not files & set(cli.commands)
+    assert all(manual.topics().values())
+
+
+def test_an_unknown_topic_is_a_key_error() -> None:
+    with pytest.raises(KeyError):
+        manual.read("../README")
+
+
+def test_the_readme_is_short() -> None:
+    """At most 200 lines, and no line of a page is longer than 140 characters, but for tables, pictures and output."""
+    assert len(PAGES["README"].splitlines()) <= 200
+    prose = {page: re.sub(r"```.*?```", "", text, flags=re.S).splitlines() for page, text in PAGES.items()}
+    long = [(page, line) for page, lines in prose.items() for line in lines if len(line) > 140 and line[0] not in "|!"]
+    assert long == []
+
+
+def test_every_exit_code_is_documented() -> None:
+    """The topic "exit-codes" has a row for the code of every class of error."""
+    classes = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.KitfsError)]
+    shown = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGES["exit-codes"], re.M)}
+    assert {one.exit_code for one in classes} <= shown
+    assert shown == {*range(11), 130, 141}
+
+
+def test_every_event_is_documented() -> None:
+    """The topic "progress" has a row for every event, with the names of its fields."""
+    rows = dict(re.findall(r"^\| `([a-z]+)` \| ([^|]+) \|", PAGES["progress"], re.M))
+    kinds = [one for one in vars(events).values() if isinstance(one, type) and hasattr(one, "__match_args__")]
+    assert {one.__name__.lower() for one in kinds} <= set(rows)
+    for one in kinds:
+        assert set(re.findall(r"`([a-z]+)`", rows[one.__name__.lower()])) == set(one.__match_args__)
