@@ -11,22 +11,11 @@ from importlib.resources import files
 
 # The order in which the topics are listed: pages for people first, then tasks, then reference.
 _ORDER = (
-    ("scientist", "platform", "integrator")
-    + ("mounting", "packing", "unpacking", "importing", "indexes", "images", "comparing", "python", "server")
-    + (
-        "settings",
-        "credentials",
-        "monitoring",
-        "progress",
-        "exit-codes",
-        "json",
-        "kit",
-        "registries",
-        "boot",
-        "operate",
-    )
-    + ("semantics", "design", "decisions")
-)
+    "scientist", "platform", "integrator",
+    "mounting", "packing", "unpacking", "importing", "indexes", "images", "comparing", "python", "server",
+    "settings", "credentials", "monitoring", "progress", "exit-codes", "json", "kit", "registries", "boot", "operate",
+    "semantics", "design", "decisions",
+)  # fmt: skip
 
 
 def topics() -> dict[str, str]:
