@@ -122,6 +122,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("log-level", LEVEL, "Least severe messages that are logged: debug, info, warning or error.", default="info", metavar="LEVEL"),
         Option("progress", Choice("auto", "none", "plain", "fancy"), "How to show progress: auto, none, plain or fancy.", default="auto", metavar="MODE"),
         Option("concurrency", positive, "How many transfers run at the same time.", default="5", metavar="N"),
+        Option("no-trunc", boolean, "On a terminal, print digests and cells of tables in full.", default="false", flag=True),
         Option("json", boolean, "Print JSON for programs.", default="false", flag=True),
     )
 }  # fmt: skip

@@ -18,8 +18,22 @@ import click
 from kitfs.cli import arguments
 from kitfs.cli.commands import Verbs
 from kitfs.cli.options import Interrupted, Invocation
-from kitfs.cli.output import BROKEN_PIPE, Unwritable, flush, put, say, say_json, settle_streams
-from kitfs.cli.verbs import demo, diff, imports, index, library, login, mount, serve, shell, transfer, tree, unpack
+from kitfs.cli.output import BROKEN_PIPE, Unwritable, flush, put, report_failure, settle_streams
+from kitfs.cli.verbs import (
+    demo,
+    diff,
+    imports,
+    index,
+    library,
+    login,
+    mount,
+    serve,
+    shell,
+    status,
+    transfer,
+    tree,
+    unpack,
+)
 from kitfs.errors import KitfsError, UsageError
 from kitfs.version import __version__
 
@@ -48,7 +62,7 @@ def cli() -> None:
     """
 
 
-for _module in (mount, tree, unpack, imports, transfer, library, diff, index, shell, login, serve, demo):
+for _module in (mount, status, tree, unpack, imports, transfer, library, diff, index, shell, login, serve, demo):
     for _verb in _module.VERBS:
         cli.add_command(_verb)
 
@@ -88,7 +102,7 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
         if os.environ.get("KITFS_DEBUG"):
             raise
         error = e
-    return fail(error, as_json=invocation.json)
+    return report_failure(error, as_json=invocation.json)
 
 
 def usage_text(error: click.ClickException) -> str:
@@ -101,17 +115,3 @@ def usage_text(error: click.ClickException) -> str:
         usage = " ".join(context.get_usage().split()).removeprefix("Usage: ")
         return f"{text.removesuffix('.')} (usage: {usage}; {see})"
     return f"{text.removesuffix('.')}; {see}"
-
-
-def fail(error: BaseException, *, as_json: bool = False) -> int:
-    """Report a failure in one line on stderr, and return its exit code."""
-    kind, code, message = type(error).__name__, 1, str(error)
-    if isinstance(error, KitfsError):
-        code = error.exit_code
-    else:
-        message = f"a bug in kitfs: {kind}: {error} (KITFS_DEBUG=1 shows where)"
-    if as_json:
-        say_json({"error": kind, "message": " ".join(message.split()), "exit_code": code})
-    else:
-        say("kitfs: " + " ".join(message.split()))
-    return code

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
 from kitfs.cli.commands import Command
-from kitfs.cli.main import fail, usage_text
+from kitfs.cli.main import usage_text
 from kitfs.cli.options import Interrupted
-from kitfs.cli.output import settle_streams
-from kitfs.cli.verbs.mount import MOUNT_OPTIONS, do_mount, mount_request
+from kitfs.cli.output import flush, put, report_failure, settle_streams
+from kitfs.cli.verbs.mount import MOUNT_OPTIONS, mount_in_daemon, mount_request
 from kitfs.config import OPTIONS, Settings
 from kitfs.errors import InvalidReference, KitfsError, UsageError
+
+if TYPE_CHECKING:
+    from kitfs.daemon.run_dir import Record
 
 IGNORED = re.compile(
     r"(|ro|rw|defaults|(no)?auto|(no)?(suid|dev|exec|atime|diratime|relatime|user|users|owner|group|fail)|async|sync|_netdev|_rnetdev"
@@ -59,6 +62,12 @@ def flags_of(options: str) -> dict[str, object]:
     return flags
 
 
+def announce(record: Record) -> None:
+    """Print the digest of a kit that was mounted, the process id of its daemon, and the path of its log."""
+    put(f"{record.digest} pid {record.pid} log {record.log}")
+    flush()
+
+
 @click.command("mount.kitfs", cls=Command)
 @click.argument("spec")
 @click.argument("directory")
@@ -75,7 +84,7 @@ def helper(spec: str, directory: str, options: tuple[str, ...], fake: bool, **_:
     """Mount SPEC at DIRECTORY; called by mount(8)."""
     request = mount_request(spec, directory, Settings.load(flags_of(",".join(options))))
     if not fake:
-        do_mount(request, foreground=False)
+        mount_in_daemon(request, announce)
 
 
 def main() -> NoReturn:
@@ -84,12 +93,12 @@ def main() -> NoReturn:
     try:
         helper.main(standalone_mode=False)
     except click.ClickException as e:
-        fail(UsageError(usage_text(e)))
+        report_failure(UsageError(usage_text(e)))
         sys.exit(WRONG_USAGE)
     except KitfsError as e:
-        fail(e)
+        report_failure(e)
         sys.exit(WRONG_USAGE if isinstance(e, (UsageError, InvalidReference)) else FAILED)
     except KeyboardInterrupt:
-        fail(Interrupted("interrupted"))
+        report_failure(Interrupted("interrupted"))
         sys.exit(FAILED)
     sys.exit(0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from kitfs.errors import KitfsError
 from kitfs.escaping import shown, shown_json, shown_lines
 from kitfs.redaction import redacted
 
+GAP: Final = "   "  # between two columns of a table
+NARROWEST: Final = 8  # columns below which no cell is shortened
 BROKEN_PIPE: Final = 141  # exit code of a program whose reader went away, as shells have it (128 + SIGPIPE)
 
 
@@ -64,6 +67,20 @@ def say(text: str) -> None:
 def say_json(value: Any) -> None:
     """Write one line of JSON to stderr."""
     sys.stderr.write(f"{shown_json(json.dumps(value))}\n")
+
+
+def report_failure(error: BaseException, *, as_json: bool = False) -> int:
+    """Report a failure in one line on stderr, and return its exit code."""
+    kind, code, message = type(error).__name__, 1, str(error)
+    if isinstance(error, KitfsError):
+        code = error.exit_code
+    else:
+        message = f"a bug in kitfs: {kind}: {error} (KITFS_DEBUG=1 shows where)"
+    if as_json:
+        say_json({"error": kind, "message": " ".join(message.split()), "exit_code": code})
+    else:
+        say("kitfs: " + " ".join(message.split()))
+    return code
 
 
 _before: Callable[[], None] | None = None
@@ -121,12 +138,49 @@ def put_json(value: Any) -> None:
     put_json_text(json.dumps(value, indent=2, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8")))
 
 
-def put_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as kit prints them: as wide as their widest cell, three blanks between."""
+def put_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, full: bool = True) -> None:
+    """Write columns as kit does: each as wide as its widest cell, with three blanks between.
+
+    Unless ``full``, a table for a terminal is made to fit it: the middle of the widest cells becomes an ellipsis.
+    """
     rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    if not full and is_terminal():
+        widths = _fitted(widths, [len(title) for title in head], shutil.get_terminal_size().columns)
     for row in (head, *rows):
-        put("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = (_cut(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True))
+        put(GAP.join(cells).rstrip())
+
+
+def _fitted(widths: Sequence[int], least: Sequence[int], columns: int) -> list[int]:
+    """Return widths that fit a terminal; the widest columns give way first, but none below its title."""
+    fitted = list(widths)
+    excess = sum(fitted) + len(GAP) * (len(fitted) - 1) - columns
+    while excess > 0:
+        at = max(range(len(fitted)), key=lambda i: fitted[i] - max(least[i], NARROWEST))
+        if fitted[at] <= max(least[at], NARROWEST):
+            break
+        fitted[at] -= 1
+        excess -= 1
+    return fitted
+
+
+def _cut(text: str, width: int) -> str:
+    """Shorten a text in its middle: both ends of a path and of a reference tell more than the middle."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def is_terminal() -> bool:
+    """Return whether people read stdout."""
+    return sys.stdout.isatty()
+
+
+def short(digest: str, *, full: bool) -> str:
+    """Return a digest as people read it: its first 12 digits on a terminal, all of it elsewhere or if ``full``."""
+    return digest if full or not is_terminal() else digest[: len("sha256:") + 12]
 
 
 def human_size(size: int) -> str:

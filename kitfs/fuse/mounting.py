@@ -130,6 +130,18 @@ def mount_at(path: str) -> MountInfo | None:
     return next((m for m in reversed(found) if m.mountpoint == path), None)
 
 
+def requests_waiting(device: str) -> int | None:
+    """Return how many requests a FUSE mount has not answered yet; None if the kernel does not tell.
+
+    ``device`` is major:minor as in mountinfo. Source: Documentation/filesystems/fuse.rst, "waiting".
+    """
+    try:
+        with open(f"/sys/fs/fuse/connections/{device.partition(':')[2]}/waiting", "rb") as f:
+            return int(f.read())
+    except (OSError, ValueError):
+        return None
+
+
 def is_mountpoint(path: str) -> bool:
     """Whether something is mounted at a path; known without asking what is mounted there, so dead mounts are mounts
     too.

@@ -1,32 +1,33 @@
-"""The verbs of mounts: mount, umount, mounts, status, logs."""
+"""The verbs of mounts: mount, umount, mounts, logs."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from kitfs.cli.commands import Command
+from kitfs.cli.completion import directories, mountpoints, references
 from kitfs.cli.options import takes
-from kitfs.cli.output import Unwritable, flush, human_size, put, put_json, put_table, say
+from kitfs.cli.output import Unwritable, flush, put, put_json, put_json_text, put_table, report_failure, say, short
 from kitfs.cli.verbs.transfer import settled
 from kitfs.config import COMMON, NETWORK, Option, Settings, options_of
 from kitfs.errors import KitfsError, MountError, NotFound, UsageError
-from kitfs.escaping import shown
 from kitfs.parsers import boolean
 
 if TYPE_CHECKING:
-    from kitfs.daemon.presence import Presence
     from kitfs.daemon.request import MountRequest
     from kitfs.daemon.run_dir import Record
 
 
 def reference_of(text: str) -> str:
-    """A reference as the daemon parses it again: ``latest`` when there is no tag, paths of layouts absolute."""
+    """Return a reference as the daemon will parse it: with tag ``latest`` if it has none, and with an absolute path."""
     from dataclasses import replace
 
     from kitfs.oci.names import LayoutReference, parse_any
@@ -36,12 +37,12 @@ def reference_of(text: str) -> str:
         try:
             return str(replace(reference, path=os.path.abspath(reference.path)))
         except OSError:
-            raise UsageError(f"{text}: the current directory is gone")
+            raise UsageError(f"{text}: the current directory no longer exists")
     return settled(reference).display
 
 
 def mount_request(reference: str, directory: str, settings: Settings) -> MountRequest:
-    """What a daemon needs to know, from the settings of ``mount``."""
+    """Return what a daemon needs to know, from the settings of ``mount``."""
     from kitfs.daemon.request import MountRequest
 
     return MountRequest.of(reference_of(reference), directory, settings)
@@ -51,13 +52,11 @@ FOREGROUND = options_of(
     "mount",
     Option("foreground", boolean, "Stay in the foreground, and log to stderr too.", default="false", flag=True),
 )
+LOG_LINE = re.compile(r"(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) (?P<level>[A-Z]+) (?P<message>.*)")
 UMOUNT = options_of(
     "umount",
     Option("lazy", boolean, "Detach the mount now, even if it is in use.", default="false", flag=True, flag_only=True),
     Option("all", boolean, "End every mount of this store.", default="false", flag=True, flag_only=True),
-)
-STATUS = options_of(
-    "status", Option("check", boolean, "Ask the registry whether the tag has moved.", default="false", flag=True)
 )
 LOGS = options_of(
     "logs", Option("follow", boolean, "Keep printing as the log grows.", default="false", flag=True, short="f")
@@ -68,59 +67,71 @@ MOUNT_OPTIONS = (
 )  # fmt: skip
 
 
-@click.command("mount", cls=Command, short_help="Show a kit as a read-only directory, at once.")
-@click.argument("reference", metavar="REF")
-@click.argument("directory", metavar="DIR")
-@takes(*FOREGROUND, *MOUNT_OPTIONS)
+@click.command("mount", cls=Command, short_help="Mount a kit as a read-only directory.")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@click.argument("directory", metavar="DIR", shell_complete=directories)
+@takes(*FOREGROUND, *MOUNT_OPTIONS, "no-trunc", "json")
 def mount(settings: Settings, reference: str, directory: str) -> None:
-    """Show the kit behind REF at DIR, read-only. Bytes are fetched when they are first read.
+    """Mount the kit REF at DIR, read-only. Bytes are fetched when a program first reads them.
 
-    REF is registry/repository:tag or @digest, oci:DIR[:tag] or oci-archive:FILE[:tag]; of an index --label chooses
-    one kit. Prints the digest, the daemon's pid and its log when the mount answers.
+    REF is registry/repository:tag or @digest, oci:DIR[:tag] or oci-archive:FILE[:tag]. If REF is an index, --label
+    chooses one of its kits. When the mount is ready, the digest, the process id of the daemon and the path of its log
+    are printed.
     """
-    do_mount(mount_request(reference, directory, settings), foreground=settings["foreground"])
+
+    def announce(record: Record) -> None:
+        if settings["json"]:
+            put_json({**fields_of(record), "log": record.log})
+        else:
+            put(f"{short(record.digest, full=settings['no-trunc'])} pid {record.pid} log {record.log}")
+        flush()
+
+    request = mount_request(reference, directory, settings)
+    if settings["foreground"]:
+        serve_here(request, announce, as_json=settings["json"])
+    else:
+        mount_in_daemon(request, announce)
 
 
-def do_mount(request: MountRequest, *, foreground: bool) -> None:
-    """Mount, here or in a daemon, and print one line when the mount answers. In the foreground this ends the process.
+def mount_in_daemon(request: MountRequest, announce: Callable[[Record], None]) -> None:
+    """Start a daemon that mounts a kit, and announce the mount when it is ready."""
+    from kitfs.daemon.start import start
 
-    A stdout that cannot be written ends no mount: in the foreground it is a warning in the log.
+    announce(start(request, lambda warning: say(f"kitfs: {warning}")).record)
+
+
+def serve_here(request: MountRequest, announce: Callable[[Record], None], *, as_json: bool) -> NoReturn:
+    """Mount a kit in this process, and end the process when the mount ends.
+
+    A stdout that cannot be written does not end the mount: the log gets a warning.
     """
     import logging
 
     from kitfs.daemon.serve import serve
-    from kitfs.daemon.start import start
 
-    def told(record: Record) -> None:
-        put(f"{record.digest} pid {record.pid} log {record.log}")
-        flush()
-
-    def told_or_logged(record: Record, _: Sequence[str], /, *, made: bool) -> None:
+    def ready(record: Record, _: Sequence[str], /, *, made: bool) -> None:
         try:
-            told(record)
+            announce(record)
         except Unwritable as e:
-            logging.getLogger("kitfs").warning("%s; the mount goes on", e)
+            logging.getLogger("kitfs").warning("%s; the mount stays up", e)
 
-    if not foreground:
-        told(start(request, lambda warning: say(f"kitfs: {warning}")).record)
-        return
     code = 0
     try:
-        serve(request, told_or_logged, foreground=True)
+        serve(request, ready, foreground=True)
     except KitfsError as e:
-        say(f"kitfs: {e}")
-        code = e.exit_code
+        code = report_failure(e, as_json=as_json)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads that still wait for a socket have nobody left to answer
+    os._exit(code)  # threads that still wait for a socket have nothing left to do
 
 
-@click.command("umount", cls=Command, short_help="End a mount, and its daemon.")
-@click.argument("directory", metavar="DIR", required=False)
-@takes(*UMOUNT, *COMMON)
+@click.command("umount", cls=Command, short_help="Unmount a kit.")
+@click.argument("directory", metavar="[DIR]", required=False, shell_complete=mountpoints)
+@takes(*UMOUNT, "json", *COMMON)
 def umount(settings: Settings, directory: str | None) -> None:
-    """End the mount at DIR, or --all mounts of this store; returns when the daemon is gone. Also clears a mount whose
-    daemon died.
+    """Unmount the kit at DIR, or with --all every mount of this store, and wait until the daemon has ended.
+
+    A mount whose daemon has died is cleared too.
     """
     from kitfs.daemon.presence import records_of
     from kitfs.daemon.run_dir import RunDir
@@ -128,165 +139,61 @@ def umount(settings: Settings, directory: str | None) -> None:
     from kitfs.fuse.mounting import canonical
 
     if (directory is None) != settings["all"]:
-        raise UsageError("umount takes a DIR, or --all")
+        raise UsageError("umount needs either a DIR or --all")
     run = RunDir(settings["run-dir"])
-    if directory is not None:
-        unmount(run, canonical(directory), lazy=settings["lazy"])
-        return
-    failures = []
-    for record in records_of(run, os.path.realpath(settings["cache-dir"])):
+    if directory is None:
+        places = [record.mountpoint for record in records_of(run, os.path.realpath(settings["cache-dir"]))]
+    else:
+        places = [canonical(directory)]
+    unmounted, failures = [], []
+    for place in places:
         try:
-            unmount(run, record.mountpoint, lazy=settings["lazy"])
+            unmount(run, place, lazy=settings["lazy"])
+            unmounted.append(place)
         except MountError as e:
             failures.append(e)
+    if settings["json"] and (unmounted or not failures):
+        put_json([{"mountpoint": place} for place in unmounted])
     for failure in failures[1:]:
-        say(f"kitfs: {failure}")
+        report_failure(failure, as_json=settings["json"])
     if failures:
         raise failures[0]
 
 
 @click.command("mounts", cls=Command, short_help="List the mounts of this store.")
-@takes("json", *COMMON)
+@takes("no-trunc", "json", *COMMON)
 def mounts(settings: Settings) -> None:
     """List the mounts of this store, with their state.
 
-    A mount is "alive"; "dead" when its daemon died, which umount clears; "does not answer" when its daemon is stopped
-    or stuck; or "detached" when it was unmounted lazily and its daemon still serves open files.
+    The state is "alive"; "dead" if the daemon has died, which umount clears; "does not answer" if the daemon is stopped
+    or stuck; or "detached" if the mount was unmounted lazily and its daemon still serves open files.
     """
-    from dataclasses import asdict
-
     from kitfs.daemon.presence import presences, records_of
     from kitfs.daemon.run_dir import RunDir
 
     run = RunDir(settings["run-dir"])
     records = records_of(run, os.path.realpath(settings["cache-dir"]))
-    rows = [
-        asdict(record) | {"state": found.state} for record, found in zip(records, presences(run, records), strict=True)
-    ]
+    rows = list(zip(records, (found.state for found in presences(run, records)), strict=True))
     if settings["json"]:
-        put_json(
-            [{k: r[k] for k in ("reference", "digest", "mountpoint", "pid", "transport", "state", "log")} for r in rows]
-        )
-    else:
-        put_table(
-            ("REFERENCE", "MOUNTPOINT", "PID", "TRANSPORT", "STATE", "DIGEST"),
-            [
-                (shown(r["reference"]), shown(r["mountpoint"]), str(r["pid"]), r["transport"], r["state"], r["digest"])
-                for r in rows
-            ],
-        )
-
-
-@click.command("status", cls=Command, short_help="What a mount has fetched, and how it fares.")
-@click.argument("directory", metavar="DIR", required=False)
-@takes(*STATUS, "json", *COMMON, *NETWORK)
-def status(settings: Settings, directory: str | None) -> None:
-    """What the mount at DIR has fetched, and how it fares; without DIR every mount of this store, a line each."""
-    from kitfs.daemon.presence import presences, record_at, records_of
-    from kitfs.daemon.run_dir import RunDir
-    from kitfs.daemon.same_mount import state_text
-    from kitfs.fuse.mounting import canonical, mount_at
-
-    run = RunDir(settings["run-dir"])
-    if directory is None:
-        records = records_of(run, os.path.realpath(settings["cache-dir"]))
-    else:
-        mountpoint = canonical(directory)
-        record = record_at(run, mountpoint, mount_at(mountpoint))
-        if record is None:
-            raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
-        records = [record]
-    told = [_status(*both) for both in zip(records, presences(run, records), strict=True)]
-    if settings["check"]:
-        for one in told:
-            one["check"] = _check(one["reference"], one["labels"], one["digest"], settings)
-    if settings["json"]:
-        put_json(told if directory is None else told[0])
-    elif directory is None:
-        for one in told:
-            put(_line(one))
-    else:
-        _details(told[0])
-    if directory is not None and told[0]["state"] != "alive":
-        where, pid = told[0]["mountpoint"], told[0]["pid"]
-        state = state_text(told[0]["state"])
-        raise MountError(
-            f"the daemon that serves {where} (process {pid}) {state}; clear the mount with: kitfs umount {where}"
-        )
-
-
-def _status(record: Record, found: Presence) -> dict[str, Any]:
-    known: dict[str, Any] = {
-        "reference": record.reference,
-        "labels": record.labels,
-        "digest": record.digest,
-        "transport": record.transport,
-    }
-    known |= {"mountpoint": record.mountpoint, "pid": record.pid, "log": record.log}
-    return known | found.status | {"state": found.state}
-
-
-def _check(reference: str, labels: dict[str, str], digest: str, settings: Settings) -> dict[str, Any]:
-    """Whether a tag, and the labels that chose from its index, still mean the mounted digest; asks the registry or
-    layout, and stores nothing.
-    """
-    from contextlib import closing
-
-    from kitfs.kit.workspace import open_client
-    from kitfs.modelkit.index import KitIndex, is_kit_index, select
-    from kitfs.oci.names import LayoutReference, parse_any
-    from kitfs.registry.layout import open_layout
-    from kitfs.registry.options import ClientOptions
-
-    named = parse_any(reference)
-    if named.digest is not None:
-        return {"moved": False, "digest": str(named.digest)}
-    if isinstance(named, LayoutReference):
-        with closing(open_layout(named)) as layout:
-            found, data = layout.manifest(named.tag or "")
-    else:
-        with closing(open_client(ClientOptions.of(settings), kit_home=settings["config"])) as client:
-            found, data = client.repository(named).manifest(named.tag or "latest")
-    now = select(KitIndex.parse(data), labels, named).digest if is_kit_index(data) else found.digest
-    return {"moved": now != digest, "digest": str(now)}
-
-
-def _line(one: dict[str, Any]) -> str:
-    told = f"{shown(one['mountpoint'])}  {shown(one['reference'])}  {one['digest'][:19]}  {one['state']}"
-    if "layers" in one:
-        size = sum(layer["size"] for layer in one["layers"])
-        there = sum(layer["fetched"] for layer in one["layers"])
-        told += f"  {human_size(there)} of {human_size(size)} here  errors {one['errors']}"
-    return told + _moved(one)
-
-
-def _moved(one: dict[str, Any]) -> str:
-    if "check" not in one:
-        return ""
-    return f"  the tag has moved to {one['check']['digest']}" if one["check"]["moved"] else "  the tag has not moved"
-
-
-def _details(one: dict[str, Any]) -> None:
-    for name in ("reference", "digest", "mountpoint", "state", "transport", "pid", "uptime_s", "bytes_fetched", "requests", "errors", "last_error",
-                 "skipped_entries", "log"):  # fmt: skip
-        if one.get(name) is not None:
-            put(f"{name + ':':17}{shown(str(one[name]))}")
-    if "check" in one:
-        put(f"{'tag:':17}{_moved(one).strip()}")
-    if one.get("layers"):
-        put("")
-        rows = [
-            (shown(x["path"] or "."), x["state"], human_size(x["fetched"]), human_size(x["size"]), x["digest"][:19])
-            for x in one["layers"]
-        ]
-        put_table(("LAYER", "STATE", "HERE", "SIZE", "DIGEST"), rows)
+        put_json([{**fields_of(record), "state": state, "log": record.log} for record, state in rows])
+        return
+    full = settings["no-trunc"]
+    put_table(
+        ("REFERENCE", "MOUNTPOINT", "PID", "TRANSPORT", "STATE", "DIGEST"),
+        [(r.reference, r.mountpoint, str(r.pid), r.transport, state, short(r.digest, full=full)) for r, state in rows],
+        full=full,
+    )
 
 
 @click.command("logs", cls=Command, short_help="Print a mount's log.")
-@click.argument("directory", metavar="DIR")
-@takes(*LOGS, *COMMON)
+@click.argument("directory", metavar="DIR", shell_complete=mountpoints)
+@takes(*LOGS, "json", *COMMON)
 def logs(settings: Settings, directory: str) -> None:
-    """Print the log of the mount at DIR, also when it is unmounted already; -f goes on until the daemon ends."""
+    """Print the log of the mount at DIR, even if it has been unmounted. With -f, keep printing until the daemon ends.
+
+    With --json every line of the log is an object with time, level and message; a line that continues a message, as of
+    a traceback, has only the message.
+    """
     from kitfs.daemon.run_dir import RunDir
     from kitfs.fuse.mounting import canonical
 
@@ -300,11 +207,26 @@ def logs(settings: Settings, directory: str) -> None:
         while True:
             alive = run.alive(mountpoint)
             for line in log:
-                put(line.removesuffix("\n"))
+                text = line.removesuffix("\n")
+                if settings["json"]:
+                    put_json_text(json.dumps(log_fields(text)))
+                else:
+                    put(text)
             flush()
             if not settings["follow"] or not alive:
                 return
             time.sleep(0.2)
 
 
-VERBS = (mount, umount, mounts, status, logs)
+def fields_of(record: Record) -> dict[str, object]:
+    """Return the fields of a mount that JSON shows."""
+    return {name: getattr(record, name) for name in ("reference", "digest", "mountpoint", "pid", "transport")}
+
+
+def log_fields(line: str) -> dict[str, str]:
+    """Return the parts of a line of a log: time, level and message, or the message alone."""
+    match = LOG_LINE.fullmatch(line)
+    return match.groupdict() if match else {"message": line}
+
+
+VERBS = (mount, umount, mounts, logs)

@@ -1,0 +1,199 @@
+"""The verb status: what mounts have fetched and cached, and whether they are healthy.
+
+On a terminal it shows more, in words; elsewhere the lines and the JSON are stable.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from kitfs.cli.commands import Command
+from kitfs.cli.completion import mountpoints
+from kitfs.cli.options import takes
+from kitfs.cli.output import human_size, is_terminal, put, put_json, put_table, say, short
+from kitfs.cli.session import store_of
+from kitfs.config import COMMON, NETWORK, Option, Settings, options_of
+from kitfs.errors import KitfsError, MountError, NotFound
+from kitfs.escaping import shown
+from kitfs.parsers import boolean
+
+if TYPE_CHECKING:
+    from kitfs.daemon.presence import Presence
+    from kitfs.daemon.run_dir import Record
+
+STATUS: Final = options_of(
+    "status", Option("check", boolean, "Ask the registry whether the tag has moved.", default="false", flag=True)
+)
+FIELDS: Final = (
+    "reference", "digest", "mountpoint", "state", "transport", "pid", "uptime_s", "bytes_fetched", "requests", "errors", "last_error",
+    "skipped_entries", "log",
+)  # fmt: skip
+COLUMN: Final = 17
+
+
+@click.command("status", cls=Command, short_help="Show a mount's progress and health.")
+@click.argument("directory", metavar="[DIR]", required=False, shell_complete=mountpoints)
+@takes(*STATUS, "cache-size", "no-trunc", "json", *COMMON, *NETWORK)
+def status(settings: Settings, directory: str | None) -> None:
+    """Show what the mount at DIR has fetched and whether it is healthy; without DIR every mount, one line each.
+
+    With DIR it fails unless the mount is alive, so that it can be used as a health check.
+    """
+    from kitfs.daemon.presence import presences, record_at, records_of
+    from kitfs.daemon.run_dir import RunDir
+    from kitfs.daemon.same_mount import state_text
+    from kitfs.fuse.mounting import canonical, mount_at
+
+    run = RunDir(settings["run-dir"])
+    if directory is None:
+        records = records_of(run, os.path.realpath(settings["cache-dir"]))
+    else:
+        mountpoint = canonical(directory)
+        record = record_at(run, mountpoint, mount_at(mountpoint))
+        if record is None:
+            raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
+        records = [record]
+    states = [_fields(*both) for both in zip(records, presences(run, records), strict=True)]
+    if settings["check"]:
+        for one in states:
+            one["check"] = _check(one, settings)
+    if settings["json"]:
+        put_json(states if directory is None else states[0])
+    elif directory is None:
+        _put_all(states, settings)
+    elif is_terminal():
+        _put_for_people(states[0], records[0], settings)
+    else:
+        _put_fields(states[0])
+    if directory is not None and states[0]["state"] != "alive":
+        where, pid, state = states[0]["mountpoint"], states[0]["pid"], state_text(states[0]["state"])
+        raise MountError(f"the daemon that serves {where} (process {pid}) {state}; run: kitfs umount {where}")
+
+
+def _fields(record: Record, presence: Presence) -> dict[str, Any]:
+    names = ("reference", "labels", "digest", "transport", "mountpoint", "pid", "log")
+    return {name: getattr(record, name) for name in names} | presence.status | {"state": presence.state}
+
+
+def _check(one: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return whether a tag, with the labels that chose from its index, still means the mounted digest."""
+    from kitfs.kit.freshness import current_digest
+    from kitfs.registry.options import ClientOptions
+
+    options = ClientOptions.of(settings)
+    now = current_digest(one["reference"], one["labels"], options, kit_home=settings["config"])
+    return {"moved": now != one["digest"], "digest": str(now)}
+
+
+def _put_all(states: list[dict[str, Any]], settings: Settings) -> None:
+    """Write a line for each mount, and on a terminal what the cache holds."""
+    for one in states:
+        put(_line(one))
+    if not states:
+        say(f"kitfs: no kit of the store {settings['cache-dir']} is mounted")
+    elif is_terminal():
+        put(f"cache: {_cache(settings)}")
+
+
+def _line(one: dict[str, Any]) -> str:
+    text = f"{shown(one['mountpoint'])}  {shown(one['reference'])}  {one['digest'][:19]}  {one['state']}"
+    if "layers" in one:
+        size, cached = (sum(layer[name] for layer in one["layers"]) for name in ("size", "fetched"))
+        text += f"  {human_size(cached)} of {human_size(size)} here  errors {one['errors']}"
+        if is_terminal() and one.get("read_through"):
+            text += f"  {human_size(one['read_through'])} read through"
+    return text + _moved(one)
+
+
+def _moved(one: dict[str, Any]) -> str:
+    if "check" not in one:
+        return ""
+    return f"  the tag has moved to {one['check']['digest']}" if one["check"]["moved"] else "  the tag has not moved"
+
+
+def _put_fields(one: dict[str, Any]) -> None:
+    """Write the lines of one mount as programs have read them since the first version."""
+    for name in FIELDS:
+        if one.get(name) is not None:
+            put(f"{name + ':':{COLUMN}}{shown(str(one[name]))}")
+    if "check" in one:
+        put(f"{'tag:':{COLUMN}}{_moved(one).strip()}")
+    _put_layers(one, full=True)
+
+
+def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> None:
+    """Write the state of one mount in words."""
+    from kitfs.fuse.mounting import requests_waiting
+
+    full = settings["no-trunc"]
+    lines = {
+        "reference": shown(one["reference"]),
+        "digest": short(one["digest"], full=full),
+        "mountpoint": shown(one["mountpoint"]),
+        "state": one["state"] + (f", up {_duration(one['uptime_s'])}" if "uptime_s" in one else ""),
+        "served by": f"process {one['pid']}, transport {one['transport']}",
+    }
+    if "layers" in one:
+        size, cached = (sum(layer[name] for layer in one["layers"]) for name in ("size", "fetched"))
+        lines["cached"] = f"{human_size(cached)} of {human_size(size)}"
+        lines["fetched"] = f"{human_size(one['bytes_fetched'])} in {one['requests']} requests"
+        lines["read through"] = _read_through(one)
+    waiting = requests_waiting(record.dev)
+    if waiting is not None:
+        lines["waiting"] = f"{waiting} request{'' if waiting == 1 else 's'} of programs"
+    if "errors" in one:
+        lines["errors"] = f"{one['errors']}" + (f" (last: {shown(one['last_error'])})" if one["last_error"] else "")
+    if one.get("skipped_entries"):
+        lines["left out"] = f"{one['skipped_entries']} entries of the layers"
+    lines["cache"] = _cache(settings)
+    lines["log"] = shown(one["log"])
+    if "check" in one:
+        lines["tag"] = _moved(one).strip()
+    for name, text in lines.items():
+        put(f"{name + ':':{COLUMN}}{text}")
+    _put_layers(one, full=full)
+
+
+def _read_through(one: dict[str, Any]) -> str:
+    if not one.get("read_through"):
+        return "nothing: every byte that was read could be cached"
+    return f"{human_size(one['read_through'])} served without being cached, because the store is full"
+
+
+def _cache(settings: Settings) -> str:
+    """Return how much of its limit the cache of fetched blobs takes, and how much disk is free."""
+    import shutil
+
+    from kitfs.ops.library.cache import usage
+
+    try:
+        with store_of(settings) as store:
+            used = sum(usage(store).values())
+    except KitfsError as e:
+        return f"cannot be read: {e}"
+    free = shutil.disk_usage(settings["cache-dir"]).free
+    return f"{human_size(used)} of at most {human_size(settings['cache-size'])}, {human_size(free)} of disk free"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds) // 60
+    days, hours = minutes // 1440, minutes // 60 % 24
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
+
+
+def _put_layers(one: dict[str, Any], *, full: bool) -> None:
+    if one.get("layers"):
+        put("")
+        rows = [
+            (x["path"] or ".", x["state"], human_size(x["fetched"]), human_size(x["size"]), x["digest"][:19])
+            for x in one["layers"]
+        ]
+        put_table(("LAYER", "STATE", "HERE", "SIZE", "DIGEST"), rows, full=full)
+
+
+VERBS = (status,)

@@ -1,0 +1,29 @@
+"""Whether a reference still means the digest that was opened: tags move. Nothing is stored. Threading: none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+
+from kitfs.kit.workspace import open_client
+from kitfs.modelkit.index import KitIndex, is_kit_index, select
+from kitfs.oci.names import Digest, LayoutReference, parse_any
+from kitfs.registry.layout import open_layout
+from kitfs.registry.options import ClientOptions
+
+
+def current_digest(reference: str, labels: Mapping[str, str], options: ClientOptions, *, kit_home: str) -> Digest:
+    """Return the digest that a reference means now, of the kit that ``labels`` choose if it names an index.
+
+    The registry or the layout is asked, unless the reference is a digest itself. Raises the errors of the registry.
+    """
+    named = parse_any(reference)
+    if named.digest is not None:
+        return named.digest
+    if isinstance(named, LayoutReference):
+        with closing(open_layout(named)) as layout:
+            found, data = layout.manifest(named.tag or "")
+    else:
+        with closing(open_client(options, kit_home=kit_home)) as client:
+            found, data = client.repository(named).manifest(named.tag or "latest")
+    return select(KitIndex.parse(data), labels, named).digest if is_kit_index(data) else found.digest
