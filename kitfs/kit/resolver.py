@@ -129,7 +129,7 @@ class Resolver:
             self._found(reference, labels, remote) if known is None else self._known(reference, known, remote)
         )
         manifest = self._parse(Manifest.parse, data, reference)
-        self._parse(lambda _: manifest.flavor, data, reference)
+        self._parse(lambda _: manifest.require_kit(), data, reference)
         kitfile = kitfile_of(manifest, self._config(manifest.config, origin))
         matched = kit_layers(manifest, kitfile)
         own = tuple(

@@ -1,4 +1,4 @@
-"""kit's filters: which parts of a kit are wanted (``kit unpack --filter``, KITOPS §5). Pure."""
+"""Filters that choose parts of a kit, as ``kit unpack --filter`` has them (KITOPS §5). Pure."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """``<type1>,<type2>[:<name1>,<name2>]``: entries of these types, whose name or path is one of these (none: all)."""
+    """``<type1>,<type2>[:<name1>,<name2>]``: the entries of these types with one of these names or paths.
+
+    Without names, all entries of these types are chosen.
+    """
 
     types: tuple[str, ...]
     names: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Filter:
-        """Raises UsageError, in kit's words; also for a colon without names, which kit takes for a name that nothing
-        has.
+        """Parse a filter. Raises UsageError in kit's words.
+
+        A colon without names is an error too; kit accepts it and chooses nothing.
         """
         types, colon, rest = text.partition(":")
         names = tuple(n for n in rest.split(",") if n)
@@ -46,26 +50,24 @@ class Filter:
         return ",".join(self.types) + (":" + ",".join(self.names) if self.names else "")
 
     def selects(self, entry: Entry) -> bool:
-        """Whether an entry is wanted. A name matches the entry's name, or its path as written or cleaned."""
+        """Whether an entry is chosen. A name matches the entry's name, and its path as written or cleaned."""
         if not any(entry.kind in TYPES[t] for t in self.types):
             return False
         return not self.names or bool({entry.name, entry.path, clean_path(entry.path)} & set(self.names))
 
 
 def selects(filters: Sequence[Filter], entry: Entry) -> bool:
-    """Whether any filter selects an entry; no filters select everything."""
+    """Whether any filter chooses an entry. Without filters every entry is chosen."""
     return not filters or any(f.selects(entry) for f in filters)
 
 
 def selects_kitfile(filters: Sequence[Filter]) -> bool:
-    """Whether the Kitfile itself is wanted."""
+    """Whether the Kitfile itself is chosen."""
     return not filters or any("kitfile" in f.types for f in filters)
 
 
 def for_parent(filters: Sequence[Filter]) -> tuple[Filter, ...] | None:
-    """What is taken of a parent: its model part of the filters, all of the model without filters; None: nothing of
-    it.
-    """
+    """Return the filters for a parent kit, of which only the model is used; None if nothing of it is chosen."""
     if not filters:
         return (Filter(("model",)),)
     models = tuple(Filter(("model",), f.names) for f in filters if "model" in f.types)

@@ -1,8 +1,8 @@
-"""Indexes of kits (``kit index``): one name for the variants of a model, told apart by labels. Pure values.
+"""Indexes of kits (``kit index``): one name for several variants of a model, which labels distinguish.
 
-Follows KitOps 1.17 (pkg/lib/index: index.go, edits.go, select.go): an image index whose artifactType says so, the
-labels in ``modelMetadata`` of each descriptor. Label values are JSON and are kept as they were written, so that an
-index which is read and written again keeps its digest.
+Follows KitOps 1.17 (pkg/lib/index: index.go, edits.go, select.go). An index is an OCI image index with an artifactType
+of its own, and the labels of a variant are the ``modelMetadata`` of its descriptor. Label values are JSON and are kept
+as they were written, so that reading and writing an index keeps its digest. Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kitfs.oci.names import Digest, LayoutReference, Reference
 KIT_INDEX: Final = "application/vnd.kitops.modelkit.index.v1+json"
 ORIGINAL_TAG: Final = "ml.kitops.modelkit.original-tag"
 KIT_SIZE: Final = "ml.kitops.modelkit.size"
-MAX_TOLD: Final = 20  # variants in a message
+MAX_LISTED: Final = 20  # variants that a message lists
 NAME: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 KEY: Final = re.compile(rf"({NAME}(\.{NAME})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
@@ -34,37 +34,37 @@ SHOULD_BE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One kit of an index. ``labels``: key → JSON text."""
+    """One kit of an index. ``labels`` maps a key to the JSON text of its value."""
 
     descriptor: Descriptor
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> Digest:
-        """Digest of the kit's manifest."""
+        """The digest of the kit's manifest."""
         return self.descriptor.digest
 
     @property
     def tag(self) -> str:
-        """The tag by which the kit was added, "" when it was added by its digest."""
+        """The tag with which the kit was added, "" if it was added by its digest."""
         return self.descriptor.annotations.get(ORIGINAL_TAG, "")
 
     @property
     def size(self) -> int | None:
-        """Bytes of the kit's layers, as they were recorded; None when they were not."""
+        """The recorded size of the kit's layers in bytes; None if none was recorded."""
         text = self.descriptor.annotations.get(KIT_SIZE, "")
         return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
     def notes(self) -> dict[str, str]:
-        """The annotations that somebody gave it."""
+        """The annotations that users gave the variant."""
         return {k: v for k, v in sorted(self.descriptor.annotations.items()) if k not in (ORIGINAL_TAG, KIT_SIZE)}
 
     def pairs(self) -> list[str]:
-        """The labels as ``key=value``, sorted."""
+        """Return the labels as ``key=value``, sorted."""
         return [f"{key}={plain(self.labels[key])}" for key in sorted(self.labels)]
 
     def name(self, within: Reference | LayoutReference) -> str:
-        """What people call it, in the repository of the index; "" when nothing was recorded."""
+        """Return the reference of the kit in the repository of the index; "" if no tag was recorded."""
         if not self.tag or isinstance(within, LayoutReference):
             return self.tag
         return within.with_tag(self.tag).display
@@ -80,7 +80,7 @@ class KitIndex:
 
     @classmethod
     def parse(cls, data: bytes) -> KitIndex:
-        """Raises ManifestError for what is no index of kits."""
+        """Parse an index. Raises ManifestError if it is not an index of kits."""
         if not is_kit_index(data):
             raise ManifestError("artifact is not a ModelKit index")
         index = IndexManifest.parse(data)
@@ -103,7 +103,7 @@ class KitIndex:
         return cls(tuple(variants), index.annotations, {k: v for k, v in loads(data).items() if k not in known})
 
     def to_json(self) -> bytes:
-        """The index as kit writes it: compact, Go's field order, maps sorted."""
+        """Return the JSON that kit writes: compact, in Go's field order, with sorted maps."""
         start = dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "artifactType": KIT_INDEX}).decode()
         rest = {"subject": self.extra["subject"]} if "subject" in self.extra else {}
         rest |= {"annotations": dict(sorted(self.annotations.items()))} if self.annotations else {}
@@ -112,24 +112,22 @@ class KitIndex:
         return f'{start[:-1]},"manifests":[{",".join(_entry(v) for v in self.variants)}]{end}'.encode()
 
     def get(self, digest: Digest) -> Variant | None:
-        """The variant that is a kit."""
+        """Return the variant whose manifest has this digest, None if there is none."""
         return next((v for v in self.variants if v.digest == digest), None)
 
     def added(self, variant: Variant) -> KitIndex:
-        """With a variant, in the place of the one of its digest, else at the end."""
+        """Return a copy with a variant, which replaces the one of its digest or is appended."""
         if self.get(variant.digest) is None:
             return replace(self, variants=(*self.variants, variant))
         return replace(self, variants=tuple(variant if v.digest == variant.digest else v for v in self.variants))
 
     def removed(self, digest: Digest) -> KitIndex:
-        """Without a variant."""
+        """Return a copy without the variant of this digest."""
         return replace(self, variants=tuple(v for v in self.variants if v.digest != digest))
 
 
 def is_kit_index(data: bytes) -> bool:
-    """Whether these bytes are an index of kits, not a manifest or another index. Raises ManifestError for what is no
-    JSON object.
-    """
+    """Whether these bytes are an index of kits, and not a manifest or another index."""
     try:
         fields = loads(data)
     except ValueError:
@@ -140,11 +138,11 @@ def is_kit_index(data: bytes) -> bool:
     )
 
 
-# -- one of them
+# -- choosing a variant
 
 
 def selector(texts: Sequence[str]) -> dict[str, str]:
-    """Labels to choose by, of ``key=value`` texts. Raises UsageError."""
+    """Parse labels to choose by from ``key=value`` texts. Raises UsageError."""
     found: dict[str, str] = {}
     for text in texts:
         key, sign, value = text.partition("=")
@@ -159,51 +157,54 @@ def selector(texts: Sequence[str]) -> dict[str, str]:
 
 
 def select(index: KitIndex, labels: Mapping[str, str], named: Reference | LayoutReference) -> Variant:
-    """The one variant that has every label. Raises UsageError unless there is one, NotFound for an empty index."""
+    """Return the only variant that has all labels.
+
+    Raises UsageError if no variant or more than one has them, NotFound if the index is empty.
+    """
     display = named.display if isinstance(named, Reference) else str(named)
     if not index.variants:
         raise NotFound(f"{display}: index contains no ModelKits")
     if not labels:
-        told = "is a ModelKit index; select one of its ModelKits with --label (-l)"
-        raise UsageError(f"reference {display} {told}: {_told(index.variants, named)}")
+        rule = "is a ModelKit index; select one of its ModelKits with --label (-l)"
+        raise UsageError(f"reference {display} {rule}: {_list(index.variants, named)}")
     found = [
         v for v in index.variants if all(k in v.labels and plain(v.labels[k]) == want for k, want in labels.items())
     ]
     if not found:
         wanted = ", ".join(f"{key}={labels[key]}" for key in sorted(labels))
         raise UsageError(
-            f"{display}: no ModelKit in the index has {wanted}. The index contains: {_told(index.variants, named)}"
+            f"{display}: no ModelKit in the index has {wanted}. The index contains: {_list(index.variants, named)}"
         )
     if len(found) > 1:
         raise UsageError(
-            f"{display}: {len(found)} ModelKits in the index match; add labels to select one of: {_told(found, named)}"
+            f"{display}: {len(found)} ModelKits in the index match; add labels to select one of: {_list(found, named)}"
         )
     return found[0]
 
 
-def _told(variants: Sequence[Variant], named: Reference | LayoutReference) -> str:
-    """Variants in one line."""
-    told = [f"{v.name(named) or v.digest} ({', '.join(v.pairs()) or 'no labels'})" for v in variants[:MAX_TOLD]]
-    more = [f"{len(variants) - MAX_TOLD} more"] if len(variants) > MAX_TOLD else []
-    return "".join(c if c.isprintable() else "\ufffd" for c in "; ".join(told + more))
+def _list(variants: Sequence[Variant], named: Reference | LayoutReference) -> str:
+    """List variants in one line of a message."""
+    listed = [f"{v.name(named) or v.digest} ({', '.join(v.pairs()) or 'no labels'})" for v in variants[:MAX_LISTED]]
+    more = [f"{len(variants) - MAX_LISTED} more"] if len(variants) > MAX_LISTED else []
+    return "".join(c if c.isprintable() else "\ufffd" for c in "; ".join(listed + more))
 
 
 # -- changes
 
 
 class Edits(NamedTuple):
-    """Values to set by key, and keys to remove."""
+    """Changes of labels or annotations: values to set by key, and keys to remove."""
 
     set: Mapping[str, str]
     remove: tuple[str, ...]
 
     def applied(self, current: Mapping[str, str]) -> dict[str, str]:
-        """What ``current`` becomes."""
+        """Return ``current`` with the changes made."""
         return {k: v for k, v in (dict(current) | dict(self.set)).items() if k not in self.remove}
 
 
 def label_edits(texts: Sequence[str]) -> Edits:
-    """Of ``key=value``, ``key:=JSON`` and ``key-``; values come out as JSON texts. Raises UsageError."""
+    """Parse edits of labels: ``key=value``, ``key:=JSON`` and ``key-``. Values are JSON texts. Raises UsageError."""
     given: dict[str, str] = {}
     remove = []
     for key, value, is_json in _arguments(texts, "label"):
@@ -222,7 +223,7 @@ def label_edits(texts: Sequence[str]) -> Edits:
 
 
 def annotation_edits(texts: Sequence[str]) -> Edits:
-    """Of ``key=value`` and ``key-``. Raises UsageError."""
+    """Parse edits of annotations: ``key=value`` and ``key-``. Raises UsageError."""
     given: dict[str, str] = {}
     remove = []
     for key, value, is_json in _arguments(texts, "annotation"):
@@ -236,7 +237,7 @@ def annotation_edits(texts: Sequence[str]) -> Edits:
 
 
 def _arguments(texts: Sequence[str], kind: str) -> Iterator[tuple[str, str | None, bool]]:
-    """(key, value or None to remove it, whether the value is JSON)."""
+    """Yield (key, value, whether the value is JSON); the value is None if the key is to be removed."""
     seen = set()
     for text in texts:
         key, sign, given = text.partition("=")
@@ -256,16 +257,16 @@ def _arguments(texts: Sequence[str], kind: str) -> Iterator[tuple[str, str | Non
         yield key, value, is_json
 
 
-# -- JSON as it was written
+# -- JSON that keeps its spelling
 
 
 def compact(text: str) -> str:
-    """JSON without its blanks, escaped as Go escapes it."""
+    """Remove the blanks of a JSON text, and escape it as Go does."""
     return re.sub("[<>&\u2028\u2029]", lambda m: ESCAPES[m[0]], "".join(TOKEN.findall(text)))
 
 
 def indented(data: bytes) -> str:
-    """JSON over lines, two blanks a level, its values as they are written (Go's json.Indent)."""
+    """Spread JSON over lines with two blanks per level, and keep its values as written (Go's json.Indent)."""
     out: list[str] = []
     depth = 0
     before = ""
@@ -283,16 +284,14 @@ def indented(data: bytes) -> str:
 
 
 def plain(value: str) -> str:
-    """A label's value for people: a text without its quotes, other JSON as it is written (kit: null is an empty
-    text).
-    """
+    """Return a label's value for people: a string without quotes, other JSON as written; null is "", as in kit."""
     if value == "null":
         return ""
     return str(loads(value.encode())) if value.startswith('"') else value
 
 
 def _entry(variant: Variant) -> str:
-    """One of ``manifests``."""
+    """Return the JSON of one element of ``manifests``."""
     value = variant.descriptor.to_json()
     extra = {k: value.pop(k) for k in variant.descriptor.extra}
     text = dumps(value).decode()
@@ -303,7 +302,7 @@ def _entry(variant: Variant) -> str:
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:
-    """(key, JSON text of the value) of an object that is known to be right."""
+    """Yield (key, JSON text of the value) of a JSON object that is known to be valid."""
     decode = json.JSONDecoder().raw_decode
     at = _after(text, _after(text, 0) + 1)
     while text[at] != "}":
@@ -317,7 +316,7 @@ def _members(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _elements(text: str) -> Iterator[str]:
-    """JSON texts of a list that is known to be right."""
+    """Yield the JSON texts of the elements of a JSON list that is known to be valid."""
     decode = json.JSONDecoder().raw_decode
     at = _after(text, 1)
     while text[at] != "]":
@@ -330,7 +329,7 @@ def _elements(text: str) -> Iterator[str]:
 
 
 def _after(text: str, at: int) -> int:
-    """The first place from ``at`` on that is no blank."""
+    """Return the position of the first character from ``at`` on that is not a blank."""
     found = BLANK.match(text, at)
     assert found is not None
     return found.end()

@@ -1,8 +1,7 @@
-"""The Kitfile: read from YAML (strictly, as people write it) and from JSON (leniently, as configs have it), written
-as kit writes both.
+"""The Kitfile: read from YAML (strictly) and from the JSON of a config (leniently), and written as kit writes both.
 
-Follows KitOps' pkg/artifact/kitfile.go: fields, their order, what is left out when empty. The dataclasses are the
-schema: a field's JSON name is its own in camel case. Pure.
+Follows KitOps' pkg/artifact/kitfile.go for the fields, their order, and which empty fields are omitted. The
+dataclasses are the schema: the JSON name of a field is its own name in camel case. Pure.
 """
 
 from __future__ import annotations
@@ -19,17 +18,18 @@ from kitfs.gocompat import yaml_reader as goyaml
 from kitfs.gocompat import yaml_writer as goemit
 from kitfs.oci.names import Digest, Reference
 
-VERSION: Final = "1.0.0"  # of Kitfiles, the only one there is
+VERSION: Final = "1.0.0"  # the only version of Kitfiles so far
 MAX_JSON: Final = 8 << 20
 PART_TYPE: Final = re.compile(r"\w[\w.-]*", re.ASCII)
 MAX_PART_TYPE: Final = 64
-MAX_TOLD: Final = 10  # of the things that are wrong in a Kitfile
-MAX_LINE: Final = 300  # characters of one of them
+MAX_PROBLEMS: Final = 10  # that one message lists
+MAX_LINE: Final = 300  # characters of a problem in a message
 
 
 class Entry(NamedTuple):
-    """One entry that becomes, or became, a layer. ``kind`` is model, modelpart, code, dataset, docs, prompt or
-    mcpserver.
+    """An entry of a Kitfile that has a layer.
+
+    ``kind`` is model, modelpart, code, dataset, docs, prompt or mcpserver.
     """
 
     kind: str
@@ -45,7 +45,7 @@ def _text(key: str = "", *, always: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """``package``: who made it and what it is."""
+    """``package``: name, version and authors of the kit."""
 
     name: str = _text()
     version: str = _text()
@@ -96,7 +96,7 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """``datasets[]``; one with ``remote_path`` has no layer."""
+    """``datasets[]``. A dataset with a ``remote_path`` has no layer."""
 
     name: str = _text()
     path: str = _text()
@@ -111,7 +111,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Docs:
-    """``docs[]``; its path is always written."""
+    """``docs[]``. The path is written even if it is empty."""
 
     path: str = _text(always=True)
     description: str = _text()
@@ -156,34 +156,38 @@ class Kitfile:
 
     @classmethod
     def from_yaml(cls, data: bytes) -> Self:
-        """A Kitfile that somebody wrote: unknown fields are errors, told as kit tells them. Raises KitfileError."""
+        """Parse a Kitfile. Unknown fields are errors, reported as kit reports them. Raises KitfileError."""
         node = goyaml.parse(data)
         if node is None:
             raise KitfileError("the Kitfile is empty")
         wrong: list[str] = []
         kitfile = schema.from_node(cls, node, wrong)
         if wrong:
-            more = [f"and {len(wrong) - MAX_TOLD} more"] if len(wrong) > MAX_TOLD else []
-            raise KitfileError("yaml: unmarshal errors: " + "; ".join([w[:MAX_LINE] for w in wrong[:MAX_TOLD]] + more))
+            more = [f"and {len(wrong) - MAX_PROBLEMS} more"] if len(wrong) > MAX_PROBLEMS else []
+            raise KitfileError(
+                "yaml: unmarshal errors: " + "; ".join([w[:MAX_LINE] for w in wrong[:MAX_PROBLEMS]] + more)
+            )
         return cls() if kitfile is None else kitfile
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """A kit's config: unknown fields are dropped, keys match in any case, numbers are floats, as in Go. Raises
-        KitfileError.
+        """Parse a kit's config as Go does: unknown fields are dropped, keys match in any case, numbers are floats.
+
+        Raises KitfileError.
         """
         if len(data) > MAX_JSON:
-            raise KitfileError(f"a config of {len(data)} bytes: more than {MAX_JSON} is no Kitfile")
+            raise KitfileError(f"the config is {len(data)} bytes; a Kitfile may have at most {MAX_JSON}")
         try:
             loaded = gojson.loads(data, floats=True)
             kitfile: Self = schema.from_json(cls, {} if loaded is None else loaded, "Kitfile")
         except ValueError as e:
-            raise KitfileError(f"not a kit's config: {e}")
+            raise KitfileError(f"the config is not that of a kit: {e}")
         return kitfile
 
     def to_json(self) -> bytes:
-        """The config blob, byte for byte as kit marshals it. Raises KitfileError for parameters that JSON cannot
-        say.
+        """Return the config blob, byte for byte as kit writes it.
+
+        Raises KitfileError if the parameters hold a value that JSON does not have.
         """
         try:
             return gojson.dumps(schema.to_json(self))
@@ -191,13 +195,17 @@ class Kitfile:
             raise KitfileError(f"the Kitfile cannot be written as JSON: {e}")
 
     def to_yaml(self, *, printable: bool = False) -> str:
-        """The Kitfile as kit prints it (info) and writes it (unpack): without digests, authors in flow style.
-        ``printable`` as in ``dump``.
+        """Return the YAML that kit prints (info) and writes (unpack): without digests, authors in flow style.
+
+        ``printable`` as in ``gocompat.yaml_writer.dump``.
         """
         return goemit.dump(schema.to_yaml(self), printable=printable)
 
     def entries(self) -> tuple[Entry, ...]:
-        """The entries that have a layer, in layer order: model, parts, code, datasets, docs, prompts, mcpServers."""
+        """Return the entries that have a layer, in layer order.
+
+        The order is model, parts, code, datasets, docs, prompts, mcpServers.
+        """
         found: list[Entry] = []
         if self.model is not None:
             if self.model.path and self.parent is None:
@@ -211,8 +219,9 @@ class Kitfile:
         return tuple(found)
 
     def with_layers(self, layers: Sequence[tuple[Digest, Digest]]) -> Self:
-        """Itself, with (digest, diffId) of the layer of each of ``entries``, in their order; everything else has
-        none.
+        """Return a copy with the (digest, diffId) of each entry's layer; ``layers`` is in the order of ``entries``.
+
+        What has no layer gets empty digests.
         """
         left = iter(layers)
 
@@ -237,17 +246,13 @@ class Kitfile:
 
     @property
     def parent(self) -> Reference | None:
-        """The ModelKit that ``model.path`` names, when it names one and not a path; a model that has a layer has a
-        path.
-        """
+        """The ModelKit that ``model.path`` refers to; None if it is a path, as it is if the model has a layer."""
         if self.model is None or self.model.digest:
             return None
         return _reference(self.model.path)
 
     def validate(self) -> None:
-        """kit's checks of a Kitfile that is to be packed. Raises KitfileError with every problem, sorted, in kit's
-        words.
-        """
+        """Check the Kitfile as kit does before packing. Raises KitfileError with all problems, in kit's words."""
         problems: list[str] = []
         same: dict[str, list[str]] = {}
         for source, path in self._sources():
@@ -268,15 +273,13 @@ class Kitfile:
             raise KitfileError("errors while validating Kitfile: \n" + "\n".join(f"  * {p}" for p in sorted(problems)))
 
     def warnings(self) -> list[str]:
-        """What may be packed and is hardly meant: an unknown manifestVersion, entries whose paths differ in spelling
-        only.
+        """Return warnings about a Kitfile that may be packed but is probably a mistake.
 
-        Kit after 1.7 warns of the one, and makes an error of the other.
+        These are an unknown manifestVersion (kit after 1.7 warns about it) and entries whose paths differ in spelling
+        only (an error in kit after 1.7).
         """
         version = self.manifest_version
-        doubts = (
-            [f"Unrecognized manifestVersion {version}: treating Kitfile as {VERSION}"] if version != VERSION else []
-        )
+        found = [f"Unrecognized manifestVersion {version}: treating Kitfile as {VERSION}"] if version != VERSION else []
         same: dict[str, dict[str, list[str]]] = {}
         for source, path in self._sources():
             same.setdefault(clean_path(path), {}).setdefault(path or ".", []).append(source)
@@ -285,7 +288,7 @@ class Kitfile:
             for path, spelled in same.items()
             if len(spelled) > 1
         ]
-        return doubts + [
+        return found + [
             f"{', '.join(sources[:-1])} and {sources[-1]} use the same path {path}" for path, sources in names
         ]
 
@@ -322,7 +325,7 @@ class Kitfile:
                 yield f"mcpServer layer {i} must be an .mcpb file (path {server.path})"
 
     def _sources(self) -> list[tuple[str, str]]:
-        """(what kit calls it, path) of everything that has a path of its own."""
+        """Return (the name that kit's messages use, path) of everything that has a path."""
         found: list[tuple[str, str]] = []
         if self.model is not None:
             if self.model.path and self.parent is None:
@@ -337,7 +340,11 @@ class Kitfile:
 
 
 def clean_path(path: str) -> str:
-    """Go's path.Clean: "." for nothing, no double or trailing slashes, ".." settled as far as it can be."""
+    """Clean a path as Go's path.Clean does.
+
+    The empty path becomes ".". Repeated and trailing slashes are removed, and ".." is resolved where a directory
+    stands before it.
+    """
     rooted = path.startswith("/")
     out: list[str] = []
     for part in path.split("/"):
@@ -349,7 +356,7 @@ def clean_path(path: str) -> str:
 
 
 def _reference(text: str) -> Reference | None:
-    """The ModelKit that a text names, if it looks like one, as kit's IsModelKitReference has it."""
+    """Parse a text as a reference of a ModelKit if it has a tag or digest, as kit's IsModelKitReference does."""
     if ":" not in text and "@" not in text:
         return None
     try:
@@ -366,4 +373,4 @@ def _digest(text: str) -> Digest | None:
     try:
         return Digest.parse(text)
     except InvalidReference:
-        return None  # kits before 0.5 have none; a broken one matches nothing
+        return None  # configs before KitOps 0.5 have no digests, and an invalid one matches no layer

@@ -1,8 +1,8 @@
-"""Which entry of the Kitfile a layer belongs to, where it goes in the tree, and what its annotations say of the file.
-Pure.
+"""Matching layers with the entries of the Kitfile: which entry a layer belongs to, and where its files go in the tree.
 
-ModelKits since KitOps 0.5 carry the layer's digest in the config; older ones are matched by position within their
-type; ModelPacks say their path in an annotation (KITOPS §1.3, §11).
+In ModelKits since KitOps 0.5 the config has the digest of each entry's layer. In older ones, entries and layers are
+matched by their order within a type. The layers of a ModelPack state their path in an annotation (KITOPS §1.3, §11).
+Pure.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ KITFILE_ANNOTATION: Final = "ml.kitops.modelkit.kitfile"
 
 
 class FileMetadata(NamedTuple):
-    """What org.cncf.model.file.metadata+json says of a raw layer's file; None where it says nothing that can be
-    used.
-    """
+    """The fields of a raw layer's org.cncf.model.file.metadata+json; None for a field that is missing or invalid."""
 
     name: str
     mode: int | None
@@ -31,8 +29,9 @@ class FileMetadata(NamedTuple):
 
     @classmethod
     def of(cls, descriptor: Descriptor) -> FileMetadata | None:
-        """Leniently: an annotation that cannot be read is as good as none. Raises ManifestError for one that can be
-        read in two ways.
+        """Parse the annotation of a layer; None if there is none, or it is not valid JSON.
+
+        Raises ManifestError if it is ambiguous: two keys of it differ in case only.
         """
         text = _annotation(descriptor.annotations, METADATA)
         try:
@@ -53,7 +52,11 @@ class FileMetadata(NamedTuple):
 
 
 class LayerEntry(NamedTuple):
-    """A layer with its entry. ``path`` is cleaned and relative; "" is the whole context, None when nothing says."""
+    """A layer and its entry, None if no entry matches.
+
+    ``path`` is cleaned and relative; "" is the whole context, and None means that neither an entry nor an annotation
+    states it.
+    """
 
     descriptor: Descriptor
     type: LayerType
@@ -62,7 +65,7 @@ class LayerEntry(NamedTuple):
 
 
 def kit_layers(manifest: Manifest, kitfile: Kitfile) -> tuple[LayerEntry, ...]:
-    """Every layer of a manifest, in order. Raises UnsupportedLayer for a media type that is not read."""
+    """Match every layer of a manifest, in order. Raises UnsupportedLayer for an unknown media type."""
     types = [LayerType.parse(d) for d in manifest.layers]
     entries = kitfile.entries()
     by_digest: dict[str, list[Entry]] = defaultdict(list)
@@ -92,10 +95,10 @@ def kit_layers(manifest: Manifest, kitfile: Kitfile) -> tuple[LayerEntry, ...]:
 
 
 def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) -> Entry | None:
-    """The entry of a layer among those that could be: the one of its annotated path, else the first; each is taken
-    once.
+    """Take the entry of a layer from the candidates: the one with its annotated path, else the first.
 
-    ``keep_last``: a digest whose layers are more than its entries keeps the last one (equal files in one descriptor).
+    Each entry is taken once. With ``keep_last`` the last candidate stays, because a manifest may have more layers with
+    one digest than the Kitfile has entries (equal files).
     """
     if not candidates:
         return None
@@ -104,7 +107,7 @@ def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) ->
 
 
 def _relative(path: str) -> str:
-    """Cleaned; the context itself is ""; a path that leaves it stays as it is, for the index to leave out."""
+    """Clean a path. The context itself is ""; a path that leads out of it is kept, and the layer index skips it."""
     cleaned = clean_path(path)
     return "" if cleaned == "." else cleaned
 
@@ -114,18 +117,15 @@ def _annotation(annotations: Mapping[str, str], names: Iterable[str]) -> str | N
 
 
 def has_kitfile(manifest: Manifest) -> bool:
-    """Whether a Kitfile was packed: in the config of a ModelKit, in the annotation that KitOps leaves on a
-    ModelPack.
-    """
+    """Whether a kit contains a Kitfile: the config of a ModelKit, or the annotation that KitOps adds to a ModelPack."""
     return manifest.flavor == "modelkit" or bool(manifest.annotations.get(KITFILE_ANNOTATION))
 
 
 def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
-    """The Kitfile of a kit: its config, the annotation that KitOps leaves on a ModelPack, or one made from the
-    layers' paths.
+    """Return the Kitfile of a kit: its config, the annotation of a ModelPack, or one made from the layers' paths.
 
-    Raises KitfileError for a config or annotation that cannot be read, ManifestError for a ModelPack layer without a
-    path, or with other than one diffId per layer.
+    Raises KitfileError for an invalid config or annotation. Raises ManifestError if a layer of a ModelPack has no
+    path, or the number of diffIds differs from that of the layers.
     """
     if manifest.flavor == "modelkit":
         return Kitfile.from_json(config)
@@ -135,19 +135,20 @@ def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
 
 
 def _generated(manifest: Manifest, config: bytes) -> Kitfile:
-    """What kit makes of a ModelPack that it did not pack: the first weight is the model, the others its parts (KITOPS
-    §11.2).
+    """Make the Kitfile that kit makes for a ModelPack without one.
+
+    The first weight layer is the model, the others are its parts (KITOPS §11.2).
     """
     try:
         whole = loads(config)
         if not isinstance(whole, dict):
             raise ValueError("an object was expected")
         check_keys(whole, ("descriptor", "config", "modelfs"), "config")
-        told, shape = _section(whole, "descriptor"), _section(whole, "config")
-        check_keys(told, ("name", "version", "description", "licenses", "authors"), "descriptor")
+        about, config_fields = _section(whole, "descriptor"), _section(whole, "config")
+        check_keys(about, ("name", "version", "description", "licenses", "authors"), "descriptor")
         check_keys(_section(whole, "modelfs"), ("diffIds",), "modelfs")
     except ValueError as e:
-        raise KitfileError(f"not a ModelPack's config: {e}")
+        raise KitfileError(f"the config is not that of a ModelPack: {e}")
     found = _paths(manifest, _texts(_section(whole, "modelfs"), "diffIds"))
     weights, configs = found["model"], found["modelpart"]
     model = None
@@ -155,10 +156,10 @@ def _generated(manifest: Manifest, config: bytes) -> Kitfile:
         parts = tuple(ModelPart(path=p, digest=d, diff_id=i) for p, d, i in (*weights[1:], *configs))
         path, digest, diff_id = weights[0] if weights else ("", "", "")
         model = Model(
-            _str(told, "name"),
+            _str(about, "name"),
             path,
-            format=_str(shape, "format"),
-            version=_str(told, "version"),
+            format=_str(config_fields, "format"),
+            version=_str(about, "version"),
             parts=parts,
             digest=digest,
             diff_id=diff_id,
@@ -166,11 +167,11 @@ def _generated(manifest: Manifest, config: bytes) -> Kitfile:
     return Kitfile(
         manifest_version="1.0.0",
         package=Package(
-            _str(told, "name"),
-            _str(told, "version"),
-            _str(told, "description"),
-            next(iter(_texts(told, "licenses")), ""),
-            tuple(_texts(told, "authors")),
+            _str(about, "name"),
+            _str(about, "version"),
+            _str(about, "description"),
+            next(iter(_texts(about, "licenses")), ""),
+            tuple(_texts(about, "authors")),
         ),
         model=model,
         code=tuple(Code(p, digest=d, diff_id=i) for p, d, i in found["code"]),
@@ -181,7 +182,7 @@ def _generated(manifest: Manifest, config: bytes) -> Kitfile:
 
 
 def _paths(manifest: Manifest, diff_ids: list[str]) -> Mapping[str, list[tuple[str, str, str]]]:
-    """Per kind, (path, digest, diffId) of its layers in order."""
+    """Return (path, digest, diffId) of the layers of each kind, in order."""
     if diff_ids and len(diff_ids) != len(manifest.layers):
         raise ManifestError(f"the config has {len(diff_ids)} diffIds for {len(manifest.layers)} layers")
     found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)

@@ -177,6 +177,10 @@ class Manifest:
             raise ManifestError("this is an ordinary container image, not a ModelKit or ModelPack")
         raise ManifestError(f"this is an artifact of type {kind[:MAX_SHOWN] or 'unknown'}, not a ModelKit or ModelPack")
 
+    def require_kit(self) -> None:
+        """Raise ManifestError if the manifest is not that of a ModelKit or ModelPack."""
+        _ = self.flavor
+
     @property
     def created(self) -> int:
         """org.opencontainers.image.created in seconds since the epoch, else 0."""

@@ -142,7 +142,7 @@ def _kit(store: Store, kit: Reference, origin: Manifests | None) -> tuple[Descri
         data = there
     try:
         manifest = Manifest.parse(data)
-        _ = manifest.flavor
+        manifest.require_kit()
     except ManifestError as e:
         raise ManifestError(f"{kit.display}: {e}")
     return Descriptor(

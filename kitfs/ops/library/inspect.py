@@ -59,7 +59,7 @@ def fetched(origin: Origin, identifier: str) -> Look:
     """Look at a kit of a registry. Raises NotFound, RegistryError, ManifestError, KitfileError, IntegrityError."""
     descriptor, data = origin.manifest(identifier)
     manifest = Manifest.parse(data)
-    _ = manifest.flavor  # before anything of what is no kit is fetched
+    manifest.require_kit()  # before any blob of another artifact is fetched
     return Look(descriptor.digest, manifest, kitfile_of(manifest, origin.blob_bytes(manifest.config, MAX_CONFIG)))
 
 

@@ -60,7 +60,7 @@ def _pull(
     descriptor = replace(found, media_type=found.media_type or IMAGE_MANIFEST)
     try:
         manifest = Manifest.parse(data)
-        _ = manifest.flavor
+        manifest.require_kit()
     except ManifestError as e:
         raise ManifestError(f"reference {reference.display} does not refer to a model: {e}")
     if manifest.config.size > MAX_CONFIG:
