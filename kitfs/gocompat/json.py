@@ -1,6 +1,7 @@
-"""JSON as Go's encoding/json reads and writes it: what is no UTF-8 becomes U+FFFD, and out it goes compact, with
-``<``, ``>`` and ``&`` escaped and floats in Go's form. Values from outside are bounded here, so that whoever walks
-them need not look. Pure.
+"""JSON as Go's encoding/json reads and writes it.
+
+Bytes that are not UTF-8 become U+FFFD. Output is compact, with ``<``, ``>`` and ``&`` escaped and floats in Go's form.
+Input has limits on depth and number of values, so that code which walks over the result needs none. Pure.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from typing import Any, Final
 ESCAPES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 ESCAPED: Final = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
-MAX_DEPTH: Final = 100  # levels of nesting: what Python's stack carries with room to spare
+MAX_DEPTH: Final = 100  # levels of nesting, which fit on Python's stack with room to spare
 MAX_SHOWN: Final = 100  # characters of a key in a message
-MAX_VALUES: Final = 500_000  # of a text: a manifest of 4 MiB has fewer, a Kitfile of ten thousand entries as well
+MAX_VALUES: Final = 500_000  # of a text; a manifest of 4 MiB and a Kitfile of ten thousand entries have fewer
 
 
-class Ambiguous(ValueError):  # noqa: N818 - what the JSON is, as in the message
-    """JSON that two readers may understand in two ways (CVE-2021-41190 and its kin)."""
+class Ambiguous(ValueError):  # noqa: N818 - the name describes the JSON
+    """JSON that two parsers may read in different ways (CVE-2021-41190 and similar ones)."""
 
 
 def loads(data: bytes, *, floats: bool = False) -> Any:
-    """A JSON text. ``floats``: every number is a float, as in Go's ``any``.
+    """Parse JSON. With ``floats`` every number becomes a float, as in Go's ``any``.
 
-    Raises Ambiguous for a key that an object has twice; ValueError for what is not JSON (NaN among it), for numbers
-    that float64 cannot hold, beyond MAX_DEPTH and MAX_VALUES.
+    Raises Ambiguous if an object has a key twice. Raises ValueError for invalid JSON (NaN included), for a number that
+    float64 cannot hold, and beyond MAX_DEPTH and MAX_VALUES.
     """
     number = float if floats else None
     try:
@@ -36,13 +37,11 @@ def loads(data: bytes, *, floats: bool = False) -> Any:
         )
     except RecursionError:
         raise ValueError("nested too deeply")
-    return _settled(value, 1, [0])
+    return _checked(value, 1, [0])
 
 
 def own_json(data: bytes) -> Any:
-    """A JSON text that kitfs wrote itself, or that a user keeps. Raises ValueError for what is not JSON, what is
-    nested too deeply included.
-    """
+    """Parse JSON that kitfs or the user wrote. Raises ValueError if it is invalid or nested too deeply."""
     try:
         return json.loads(data)
     except RecursionError:
@@ -50,15 +49,14 @@ def own_json(data: bytes) -> Any:
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raises Ambiguous for a key that differs in case only from one that means something: Go's encoding/json reads it
-    as that one.
-    """
+    """Raise Ambiguous if a key differs from a known one in case only: Go's encoding/json takes it for that one."""
     folded = {name.casefold(): name for name in known}
     for key in keys:
         meant = folded.get(key.casefold())
         if meant is not None and key != meant:
             raise Ambiguous(
-                f"{where}: the key {key[:MAX_SHOWN]!r} differs from {meant!r} in case only, and some tools read it as that one"
+                f"{where}: the key {key[:MAX_SHOWN]!r} differs from {meant!r} in case only, "
+                "and some tools read it as that key"
             )
 
 
@@ -68,7 +66,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise Ambiguous(
-            f"the key {twice[:MAX_SHOWN]!r} is there twice in one object, and tools differ in which of the two they read"
+            f"an object has the key {twice[:MAX_SHOWN]!r} twice, and tools differ in which of the two they read"
         )
     return found
 
@@ -77,7 +75,8 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
-def _settled(value: Any, depth: int, seen: list[int]) -> Any:
+def _checked(value: Any, depth: int, seen: list[int]) -> Any:
+    """Return a parsed value without surrogates. Raises ValueError beyond the limits; ``seen[0]`` counts values."""
     seen[0] += 1
     if seen[0] > MAX_VALUES:
         raise ValueError(f"more than {MAX_VALUES} values")
@@ -86,23 +85,24 @@ def _settled(value: Any, depth: int, seen: list[int]) -> Any:
     if isinstance(value, str):
         return SURROGATE.sub("\ufffd", value)
     if isinstance(value, dict):
-        return {SURROGATE.sub("\ufffd", k): _settled(v, depth + 1, seen) for k, v in value.items()}
+        return {SURROGATE.sub("\ufffd", k): _checked(v, depth + 1, seen) for k, v in value.items()}
     if isinstance(value, list):
-        return [_settled(v, depth + 1, seen) for v in value]
+        return [_checked(v, depth + 1, seen) for v in value]
     if isinstance(value, float) and math.isinf(value):
         raise ValueError("a number that is too large")
     return value
 
 
 def dumps(value: Any) -> bytes:
-    """Compact JSON. dicts keep their order (Go's structs do; give maps sorted). Raises ValueError for NaN and
-    infinity.
+    """Write compact JSON. A dict keeps its order, as Go's structs do; sort what is a map in Go first.
+
+    Raises ValueError for NaN and infinity.
     """
     return _text(value).encode()
 
 
 def indented(value: Any, margin: str = "") -> str:
-    """JSON as MarshalIndent with two blanks writes it. Raises ValueError for NaN and infinity."""
+    """Write JSON as MarshalIndent does with two blanks. Raises ValueError for NaN and infinity."""
     inner = margin + "  "
     if isinstance(value, dict) and value:
         fields = [f"{inner}{string(k)}: {indented(v, inner)}" for k, v in value.items()]
@@ -125,12 +125,12 @@ def _text(value: Any) -> str:
 
 
 def string(text: str) -> str:
-    """A JSON string with Go's escapes; a lone surrogate stands for what is not UTF-8 and becomes ``\\ufffd``."""
+    """Write a JSON string with Go's escapes. A lone surrogate, which stands for invalid UTF-8, becomes ``\\ufffd``."""
     return ESCAPED.sub(lambda m: ESCAPES.get(m[0], "\\ufffd"), json.dumps(text, ensure_ascii=False))
 
 
 def number(value: float) -> str:
-    """A float64 as encoding/json has it: the shortest digits, with an exponent below 1e-6 and from 1e21 on."""
+    """Write a float64 as encoding/json does: the shortest digits, with an exponent below 1e-6 and from 1e21 on."""
     if not math.isfinite(value):
         raise ValueError(f"{value} cannot be JSON")
     digits, exponent = shortest(value)
@@ -144,8 +144,9 @@ def number(value: float) -> str:
 
 
 def shortest(value: float) -> tuple[str, int]:
-    """(digits without trailing zeros, decimal exponent of the first one) of the shortest text that reads back as
-    ``value``.
+    """Return the digits of the shortest text that reads back as ``value``, and the decimal exponent of the first one.
+
+    The digits have no trailing zeros.
     """
     mantissa, _, exponent = f"{abs(value)!r}".partition("e")
     whole, _, fraction = mantissa.partition(".")
@@ -155,7 +156,7 @@ def shortest(value: float) -> tuple[str, int]:
 
 
 def plain(digits: str, exponent: int) -> str:
-    """Digits in positional notation."""
+    """Write digits in positional notation."""
     if exponent < 0:
         return "0." + "0" * (-exponent - 1) + digits
     if len(digits) <= exponent + 1:

@@ -1,10 +1,9 @@
-"""Dataclasses from and to JSON and YAML as Go's struct tags have it: what encoding/json and yaml.v3 do with KitOps'
-Kitfile structs.
+"""Dataclasses read from and written to JSON and YAML as encoding/json and yaml.v3 do with Go's structs.
 
-A field's metadata says what it holds: ``key`` (its name, else the field's own), ``always`` (no omitempty), ``texts``
-(a list of strings), ``of`` (a list of structs), ``one`` (a struct, or a pointer to one when its default is None),
-``any`` (interface{}); without any of these it is a string. ``digest`` and ``diff_id`` are in JSON only. Which structs
-there are is not known here. Pure.
+The metadata of a dataclass field replaces Go's struct tags: ``key`` (the name, if it is not the field's own),
+``always`` (no omitempty), ``texts`` (a list of strings), ``of`` (a list of structs), ``one`` (a struct, or a pointer
+to one if its default is None), ``any`` (interface{}). A field with none of these is a string. ``digest`` and
+``diff_id`` are in JSON only. This module knows no particular struct. Pure.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from kitfs.gocompat import yaml_reader as goyaml
 from kitfs.gocompat.json import Ambiguous
 from kitfs.gocompat.yaml_writer import Fields, Flow
 
-PACKAGE: Final = "artifact"  # Go's, in messages: "not found in type artifact.KitFile"
+PACKAGE: Final = "artifact"  # of Go, as in the message "not found in type artifact.KitFile"
 GO_NAMES: Final = {"Kitfile": "KitFile", "Dataset": "DataSet"}
 JSON_ONLY: Final = frozenset(("digest", "diff_id"))
 
 
 def from_json(cls: Any, value: Any, where: str) -> Any:
-    """A struct from a JSON object: unknown keys are dropped, others match in any case, null is nothing.
+    """Read a struct from a JSON object. Unknown keys are dropped, known ones match in any case, null sets nothing.
 
-    Raises ValueError, of which Ambiguous for two keys that match one field.
+    Raises Ambiguous if two keys match one field, another ValueError if a value has the wrong type.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be an object")
@@ -39,7 +38,8 @@ def from_json(cls: Any, value: Any, where: str) -> Any:
         keys = folded.get(name.casefold(), ())
         if len(keys) > 1:
             raise Ambiguous(
-                f"{where}: the keys {keys[0]!r} and {keys[1]!r} differ in case only, and tools differ in which of them they read"
+                f"{where}: the keys {keys[0]!r} and {keys[1]!r} differ in case only, "
+                "and tools differ in which of them they read"
             )
         found = value[keys[0]] if keys else None
         if found is not None:
@@ -68,9 +68,10 @@ def _string(value: Any, where: str) -> str:
 
 
 def from_node(cls: Any, node: yaml.Node, wrong: list[str]) -> Any:
-    """A struct from a YAML node, None for null; what does not fit is gathered in ``wrong``, in yaml.v3's words.
+    """Read a struct from a YAML node; None for null. Port of mappingStruct (decode.go:878 of yaml.v3 v3.0.1).
 
-    Raises KitfileError for what yaml.v3 does not go on after.
+    A value that does not fit is added to ``wrong`` in yaml.v3's words. Raises KitfileError for errors that end
+    yaml.v3's decoding.
     """
     if goyaml.short_tag(node) == "!!null":
         return None
@@ -110,11 +111,11 @@ def _from_node(meta: Any, node: yaml.Node, wrong: list[str]) -> Any:
         _misfit(node, f"[]{element}", wrong)
         return None
     items = [_text_of(n, wrong) if meta.get("texts") else from_node(meta["of"], n, wrong) for n in node.value]
-    return tuple(i for i in items if i is not None)  # yaml.v3 leaves null items out
+    return tuple(i for i in items if i is not None)  # yaml.v3 omits null items
 
 
 def _text_of(node: yaml.Node, wrong: list[str]) -> str | None:
-    """A field of type string takes any scalar's literal text, a binary's content, and nothing of null."""
+    """Return what a field of type string takes: the text of a scalar, the content of a binary, None for null."""
     if not isinstance(node, yaml.ScalarNode):
         _misfit(node, "string", wrong)
         return None
@@ -126,16 +127,16 @@ def _text_of(node: yaml.Node, wrong: list[str]) -> str | None:
 
 def _misfit(node: yaml.Node, go_type: str, wrong: list[str]) -> None:
     if isinstance(node, yaml.MappingNode) and goyaml.pairs(node, wrong) is None:
-        return  # yaml.v3 looks at the keys first
-    shown = goyaml.short_tag(node)
+        return  # yaml.v3 reports the keys first
+    value = goyaml.short_tag(node)
     if isinstance(node, yaml.ScalarNode):
         text = str(node.value).encode()
-        shown += f" `{text.decode() if len(text) <= 10 else text[:7].decode(errors='ignore') + '...'}`"
-    wrong.append(f"line {goyaml.line_of(node)}: cannot unmarshal {shown} into {go_type}")
+        value += f" `{text.decode() if len(text) <= 10 else text[:7].decode(errors='ignore') + '...'}`"
+    wrong.append(f"line {goyaml.line_of(node)}: cannot unmarshal {value} into {go_type}")
 
 
 def to_json(section: Any) -> dict[str, Any]:
-    """What encoding/json marshals, in its order. Raises ValueError for a map that JSON cannot say."""
+    """Return what encoding/json writes, in its order. Raises ValueError for a map with keys that are not strings."""
     out: dict[str, Any] = {}
     for f in fields(section):
         value, meta = getattr(section, f.name), f.metadata
@@ -151,8 +152,9 @@ def to_json(section: Any) -> dict[str, Any]:
 
 
 def to_yaml(section: Any) -> Fields:
-    """What yaml.v3 marshals, in its order: as JSON, but without digests, and without a struct that is empty and no
-    pointer.
+    """Return what yaml.v3 writes, in its order.
+
+    It has the fields of the JSON except for digests, and for a struct that is empty and not a pointer.
     """
     out = Fields()
     for f in fields(section):
@@ -175,12 +177,12 @@ def _name(f: Any) -> str:
 
 
 def _filled(meta: Any, value: Any) -> bool:
-    """Whether omitempty leaves a value in: an interface only has to hold something."""
+    """Whether omitempty keeps a value. An interface is kept if it holds anything."""
     return value is not None and (bool(meta.get("any")) or value not in ("", ()))
 
 
 def _plain(value: Any) -> Any:
-    """Parameters as Go's JSON has them: maps sorted by key."""
+    """Return parameters as Go's JSON has them: with maps sorted by key."""
     if isinstance(value, goyaml.AnyMap):
         raise ValueError("json: unsupported type: map[interface {}]interface {}")
     if isinstance(value, dict):

@@ -1,8 +1,7 @@
-"""The part of Go's text/template that ``list --format`` takes: text, fields, and constants. Everything else is
-refused by name. Pure.
+"""The part of Go's text/template that ``list --format`` supports: text, fields and constants.
 
-Follows text/template: ``{{- `` and `` -}}`` trim the white space beside them, ``{{/* … */}}`` is a comment, a nil
-slice prints ``[]``.
+Follows text/template: ``{{- `` and `` -}}`` trim the white space beside them, ``{{/* … */}}`` is a comment, and a nil
+slice is printed as ``[]``. Everything else is an error that names it. Pure.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ FIELD: Final = re.compile(r"\.([A-Za-z_]\w*)")
 NUMBER: Final = re.compile(r"[+-]?\d+")
 KEYWORDS: Final = ("if", "range", "with", "template", "block", "define", "end", "else", "break", "continue")
 FUNCTIONS: Final = (
-    "and", "call", "eq", "ge", "gt", "html", "index", "js", "le", "len", "lt", "ne", "not", "or", "print", "printf", "println", "slice",
-    "urlquery",
+    "and", "call", "eq", "ge", "gt", "html", "index", "js", "le", "len", "lt", "ne", "not", "or", "print", "printf",
+    "println", "slice", "urlquery",
 )  # fmt: skip
 
 
@@ -32,7 +31,7 @@ class Field(NamedTuple):
 
 
 def parse(text: str, known: Sequence[str]) -> list[str | Field]:
-    """A template as texts and fields in order. Raises UsageError for what is not taken, naming it."""
+    """Parse a template into texts and fields. Raises UsageError, which names what is not supported."""
     parts: list[str | Field] = []
     at, trim = 0, False
     while at <= len(text):
@@ -59,9 +58,7 @@ def _value(text: str, known: Sequence[str]) -> str | Field:
     field = FIELD.fullmatch(text)
     if field is not None:
         if field[1] not in known:
-            raise UsageError(
-                f"--format: there is no field .{field[1]}; there are {', '.join('.' + name for name in known)}"
-            )
+            raise UsageError(f"--format: unknown field .{field[1]} (fields: {', '.join('.' + name for name in known)})")
         return Field(field[1])
     if len(text) > 1 and text[0] == text[-1] == "`" and "`" not in text[1:-1]:
         return text[1:-1]
@@ -79,7 +76,7 @@ def _value(text: str, known: Sequence[str]) -> str | Field:
 
 
 def _named(text: str) -> str:
-    """What an action uses that is not taken."""
+    """Name the unsupported part of an action."""
     first = re.match(r"\w+", text)
     if not text:
         return "an empty action"
@@ -95,5 +92,5 @@ def _named(text: str) -> str:
 
 
 def render(parts: Sequence[str | Field], values: Mapping[str, str]) -> str:
-    """A template filled in."""
+    """Fill in a template."""
     return "".join(values[part.name] if isinstance(part, Field) else part for part in parts)

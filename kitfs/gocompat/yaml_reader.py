@@ -1,9 +1,9 @@
-"""YAML as Go's yaml.v3 reads it, on the nodes of goscan; goemit writes it.
+"""YAML as Go's yaml.v3 (v3.0.1) reads it, from the nodes that ``yaml_scanner`` composes.
 
-Reading gives nodes with their scalars unresolved, since a field of type string takes a scalar's literal text and one
-of any type what yaml.v3's resolve.go makes of it: YAML 1.2 with a little 1.1 (``0o17`` and ``010`` are numbers,
-``yes`` and ``1:30`` are strings). What decode.go gathers instead of failing at once (a key that stands twice) is
-appended to the caller's list ``wrong``. Pure.
+``parse`` returns nodes whose scalars are unresolved: a field of type string takes the literal text of a scalar, and
+a field of any type takes what resolve.go:126 makes of it. That is YAML 1.2 with some of 1.1: ``0o17`` and ``010`` are
+numbers, ``yes`` and ``1:30`` are strings. Problems after which decode.go continues (a key that occurs twice) are
+appended to the list ``wrong`` of the caller. ``yaml_writer`` writes YAML. Pure.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import yaml
 from kitfs.errors import KitfileError
 from kitfs.gocompat.yaml_scanner import MAX_DEPTH, MAX_NODES, Loader
 
-MAX_BYTES: Final = 1 << 20  # of a YAML text: some ten thousand entries, far more than people write
-MAX_TEXT: Final = 4 << 20  # characters of all scalars after aliases are followed
+MAX_BYTES: Final = 1 << 20  # of a YAML text, enough for about ten thousand entries
+MAX_TEXT: Final = 4 << 20  # characters of all scalars, with aliases expanded
 PREFIX: Final = "tag:yaml.org,2002:"
 MERGE: Final = "<<"
 RESOLVABLE: Final = frozenset(("", "!!str", "!!bool", "!!int", "!!float", "!!null", "!!timestamp"))
 FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 INTEGER: Final = re.compile(
-    r"(?P<sign>[-+]?)(?:0[xX](?P<hex>[0-9a-fA-F]+)|0[oO](?P<oct>[0-7]+)|0[bB](?P<bin>[01]+)|(?P<old>0[0-7]+)|(?P<dec>0|[1-9][0-9]*))"
+    r"(?P<sign>[-+]?)(?:0[xX](?P<hex>[0-9a-fA-F]+)|0[oO](?P<oct>[0-7]+)|0[bB](?P<bin>[01]+)"
+    r"|(?P<old>0[0-7]+)|(?P<dec>0|[1-9][0-9]*))"
 )
-SIGNED: Final = re.compile(
-    r"0(?:o(?P<oct>[-+][0-7]+)|b(?P<bin>[-+][01]+))"
-)  # resolve.go hands what follows 0o and 0b to ParseInt as it is
+# resolve.go passes what follows 0o and 0b to ParseInt, which accepts a sign
+SIGNED: Final = re.compile(r"0(?:o(?P<oct>[-+][0-7]+)|b(?P<bin>[-+][01]+))")
 BASES: Final = {"hex": 16, "oct": 8, "bin": 2, "old": 8, "dec": 10}
-MAX_DIGITS: Final = 64  # of an integer that 64 bits can hold, in base 2, leading zeros aside
+MAX_DIGITS: Final = 64  # of a 64-bit integer in base 2, without leading zeros
 CLOCK: Final = r"(?P<hour{0}>\d\d?):(?P<minute{0}>\d\d?):(?P<second{0}>\d\d?)(?:[.,](?P<fraction{0}>\d+))?"
 TIMESTAMP: Final = re.compile(
     r"(?P<year>\d{4})-(?P<month>\d\d?)-(?P<day>\d\d?)"
@@ -53,19 +53,19 @@ WORDS: Final[Mapping[str, Any]] = {
 
 
 class Timestamp(str):
-    """A time, as time.Time writes itself in RFC3339Nano: what a YAML timestamp is in JSON."""
+    """A time in the form RFC3339Nano, in which Go writes a YAML timestamp as JSON."""
 
     __slots__ = ()
 
 
 class AnyMap(dict[Any, Any]):
-    """A map[interface{}]interface{}: a mapping of which not every key is a string, and which Go's JSON refuses."""
+    """A map[interface{}]interface{}: a mapping with a key that is not a string. Go cannot write it as JSON."""
 
 
 def parse(data: bytes) -> yaml.Node | None:
-    """The first document as PyYAML nodes, None when there is none. Raises KitfileError."""
+    """Parse the first document into PyYAML nodes; None if there is no document. Raises KitfileError."""
     if len(data) > MAX_BYTES:
-        raise KitfileError(f"a YAML text of {len(data)} bytes: more than {MAX_BYTES} is no Kitfile")
+        raise KitfileError(f"the Kitfile is {len(data)} bytes; it may have at most {MAX_BYTES}")
     try:
         loader = Loader(_decoded(data))
         try:
@@ -87,7 +87,7 @@ def parse(data: bytes) -> yaml.Node | None:
 
 
 def _decoded(data: bytes) -> str:
-    """UTF-8, or UTF-16 where a byte order mark says so (as editors of Windows write)."""
+    """Decode UTF-8, or UTF-16 if the text has its byte order mark (editors on Windows write it)."""
     for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding)
@@ -95,12 +95,16 @@ def _decoded(data: bytes) -> str:
 
 
 def _check_aliases(root: yaml.Node) -> None:
-    """Raises KitfileError when following the aliases would never end, or make far more of the text than it says."""
+    """Raise KitfileError if expanding the aliases would never end, or would exceed the limits of a document.
+
+    yaml.v3 has a limit of its own, which depends on the size of the text (allowedAliasRatio, decode.go:468).
+    """
     sizes: dict[int, tuple[int, int, int] | None] = {}
 
     def size(node: yaml.Node) -> tuple[int, int, int]:
-        """(nodes, characters, levels) of a node, aliases followed; what an alias names stands before it, so that this
-        does not recur far.
+        """Return (nodes, characters, levels) of a node with aliases expanded.
+
+        An anchor stands before its aliases, so its size is known already and the recursion stays shallow.
         """
         if id(node) in sizes:
             known = sizes[id(node)]
@@ -124,21 +128,19 @@ def _check_aliases(root: yaml.Node) -> None:
 
 
 def children(node: yaml.Node) -> list[yaml.Node]:
-    """A sequence's items, a mapping's keys and values; none of a scalar."""
+    """Return the items of a sequence, or the keys and values of a mapping; a scalar has no children."""
     if isinstance(node, yaml.MappingNode):
         return [n for pair in node.value for n in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def line_of(node: yaml.Node) -> int:
-    """The line a node begins on, from 1."""
+    """Return the line on which a node begins, counted from 1."""
     return int(node.start_mark.line) + 1
 
 
 def short_tag(node: yaml.Node) -> str:
-    """A node's tag as yaml.v3 names it in errors: the one written, else what the node resolves to: !!map, !!seq,
-    !!str …
-    """
+    """Return a node's tag as yaml.v3's errors name it: the explicit one, else the resolved one (yaml.go:435)."""
     tag = _written_tag(node)
     if tag:
         return tag
@@ -154,7 +156,7 @@ def short_tag(node: yaml.Node) -> str:
 def _written_tag(node: yaml.Node) -> str:
     tag = str(node.tag or "")
     if isinstance(node, yaml.CollectionNode) and tag in (f"{PREFIX}map", f"{PREFIX}seq"):
-        return ""  # PyYAML gives them to collections that have no tag
+        return ""  # PyYAML assigns these to collections without a tag
     return "" if tag == "!" else f"!!{tag.removeprefix(PREFIX)}" if tag.startswith(PREFIX) else tag
 
 
@@ -164,9 +166,10 @@ def _tag_of(value: Any) -> str:
 
 
 def pairs(node: yaml.MappingNode, wrong: list[str]) -> list[tuple[yaml.Node, yaml.Node]] | None:
-    """A mapping's entries, those of merge keys (``<<``) last and only where they are new.
+    """Return the entries of a mapping; entries of merge keys (``<<``) come last and never replace others.
 
-    None when a key stands twice, which ``wrong`` then says. Raises KitfileError for a merge of what is no mapping.
+    Returns None if a key occurs twice, after adding that to ``wrong``. Raises KitfileError if a merged value is not a
+    mapping. Port of mapping and merge (decode.go:767, :959).
     """
     if not _unique(node, wrong):
         return None
@@ -202,8 +205,9 @@ def _unique(node: yaml.MappingNode, wrong: list[str]) -> bool:
 
 
 def value_of(node: yaml.Node, wrong: list[str]) -> Any:
-    """What a field of any type gets: dict (AnyMap where a key is no string), list, str, int, float, bool, Timestamp
-    or None.
+    """Return the value that a field of any type gets, as unmarshal (decode.go:484) does.
+
+    It is a dict (AnyMap if a key is not a string), list, str, int, float, bool, Timestamp or None.
     """
     if isinstance(node, yaml.MappingNode):
         entries = pairs(node, wrong)
@@ -223,7 +227,7 @@ def _key(node: yaml.Node, wrong: list[str]) -> Any:
 
 
 def scalar(node: yaml.Node) -> Any:
-    """A scalar, resolved as yaml.v3's resolve.go does. Raises KitfileError where its tag says what it is not."""
+    """Resolve a scalar. Port of scalar (decode.go:565). Raises KitfileError if its tag does not fit its text."""
     text, tag = str(node.value), _written_tag(node)
     quoted = node.style is not None  # type: ignore[attr-defined]  # callers have a ScalarNode
     if tag == "!!binary":
@@ -247,7 +251,7 @@ def _binary(text: str) -> str:
 
 
 def resolve(text: str, *, times: bool = True) -> Any:
-    """What plain text means; ``times``: it may be a timestamp."""
+    """Resolve the text of a plain scalar; ``times``: it may be a timestamp. Port of resolve (resolve.go:126)."""
     if text in WORDS:
         return WORDS[text]
     if text[0] not in "+-.0123456789":
@@ -266,7 +270,7 @@ def resolve(text: str, *, times: bool = True) -> Any:
 
 
 def _float(text: str) -> float | str:
-    """The float, or the text where it is none or none that 64 bits can hold."""
+    """Return the float, or the text if it is not a float that 64 bits can hold."""
     value = float(text) if FLOAT.fullmatch(text) else math.inf
     return text if math.isinf(value) else value
 
@@ -285,7 +289,7 @@ def _integer(text: str) -> int | None:
 
 
 def timestamp(text: str) -> Timestamp | None:
-    """A time in one of yaml.v3's four formats, as time.Parse takes them."""
+    """Parse a time in one of yaml.v3's four formats. Port of parseTimestamp (resolve.go:306)."""
     match = TIMESTAMP.fullmatch(text)
     if not match:
         return None
@@ -308,6 +312,5 @@ def timestamp(text: str) -> Timestamp | None:
     fraction = (parts[f"fraction{clock}"] or "")[:9].rstrip("0")
     offset = number["zone_hour"] * 60 + number["zone_minute"]
     zone = f"{parts['sign']}{offset // 60:02d}:{offset % 60:02d}" if offset else "Z"
-    return Timestamp(
-        f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}{'.' if fraction else ''}{fraction}{zone}"
-    )
+    fraction = f".{fraction}" if fraction else ""
+    return Timestamp(f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}{fraction}{zone}")

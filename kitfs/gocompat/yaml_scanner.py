@@ -1,9 +1,9 @@
-"""PyYAML's pure loader, scanning as yaml.v3's scannerc.go does where the two differ, and composing within bounds.
+"""PyYAML's pure loader, changed to scan as yaml.v3's scannerc.go (v3.0.1) does, with limits on what it composes.
 
-They are ports of one parser (libyaml); PyYAML forbids tabs between tokens and inside plain scalars, ends a flow
-scalar at ``:]``, knows the escape ``\\/`` but not ``\\'``, and refuses an anchor that is given anew. The pure loader
-is taken, not libyaml's: deep nesting ends in an exception here, where C ends in a crash. One loader, one text, one
-thread.
+Both are ports of libyaml. PyYAML differs in that it forbids tabs between tokens and inside plain scalars, ends a flow
+scalar at ``:]``, knows the escape ``\\/`` but not ``\\'``, and rejects an anchor that is defined again. The loader is
+the one in Python and not libyaml's, because deep nesting raises an exception in Python and crashes in C. Threading:
+one loader reads one text in one thread.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ from yaml.tokens import ScalarToken
 
 from kitfs.errors import KitfileError
 
-MAX_DEPTH: Final = 100  # levels of nesting: what Python's stack carries with room to spare
-MAX_NODES: Final = 200_000  # of a document: some ten thousand entries, far more than people write, in a few seconds
+MAX_DEPTH: Final = 100  # levels of nesting, which fit on Python's stack with room to spare
+MAX_NODES: Final = 200_000  # of a document: enough for ten thousand entries, and read in a few seconds
 BREAKS: Final = "\r\n\x85\u2028\u2029"
 BLANKS: Final = " \t"
 ENDS: Final = f"\0{BLANKS}{BREAKS}"
 
 
-# yaml.v3 takes \' in a double-quoted scalar, and does not take \/.
+# In a double-quoted scalar yaml.v3 accepts the escape \' and rejects \/.
 GO_ESCAPES: Final = {c: v for c, v in yaml.BaseLoader.ESCAPE_REPLACEMENTS.items() if c != "/"} | {"'": "'"}
 
 
 class Loader(yaml.BaseLoader):
-    """Gives nodes. A scalar without a tag has the tag ``""``, so that ``!!str 1`` can be told from ``1``."""
+    """Composes nodes. A scalar without a tag has the tag ``""``, so that ``!!str 1`` and ``1`` differ."""
 
     DEFAULT_SCALAR_TAG = ""  # type: ignore[misc]  # the stubs call final what PyYAML reads from the class
     ESCAPE_REPLACEMENTS: ClassVar = GO_ESCAPES  # type: ignore[misc]
     depth = nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node and what is below it; an anchor means the last node that was given it. Raises KitfileError beyond
-        the limits.
+        """Compose a node and everything below it. An anchor that is defined again replaces the earlier one.
+
+        Raises KitfileError beyond the limits of depth and number.
         """
         self.nodes += 1
         if self.depth >= MAX_DEPTH:
             raise KitfileError("yaml: nested too deeply")
         if self.nodes > MAX_NODES:
-            raise KitfileError(f"yaml: more than {MAX_NODES} values are no Kitfile")
+            raise KitfileError(f"yaml: too many values (limit {MAX_NODES})")
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if not isinstance(event, yaml.AliasEvent):
             self.anchors.pop(event.anchor, None)
@@ -52,7 +53,10 @@ class Loader(yaml.BaseLoader):
         return node
 
     def scan_to_next_token(self) -> None:
-        """White space, comments and breaks; a tab counts as white space wherever no block key could begin."""
+        """Skip white space, comments and line breaks. A tab is white space wherever no block key can begin.
+
+        Port of yaml_parser_scan_to_next_token (scannerc.go:1535).
+        """
         if self.index == 0 and self.peek() == "\ufeff":
             self.forward()
         while True:
@@ -65,7 +69,7 @@ class Loader(yaml.BaseLoader):
                 self.allow_simple_key = True
 
     def scan_block_scalar_ignored_line(self, start_mark: Any) -> None:
-        """The rest of a block scalar's first line: white space, a comment."""
+        """Skip the rest of a block scalar's first line. Port of a part of scannerc.go:2190."""
         while self.peek() in BLANKS:
             self.forward()
         self._skip_comment()
@@ -79,8 +83,9 @@ class Loader(yaml.BaseLoader):
         self._line_break()
 
     def scan_flow_scalar_non_spaces(self, double: Any, start_mark: Any) -> Any:
-        """Characters and escapes of a quoted scalar. As in yaml.v3, an escape may name neither a surrogate nor what
-        is beyond Unicode.
+        """Scan characters and escapes of a quoted scalar.
+
+        An escape may not stand for a surrogate or for a number beyond Unicode, as in scannerc.go:2435.
         """
         try:
             chunks = super().scan_flow_scalar_non_spaces(double, start_mark)
@@ -96,10 +101,10 @@ class Loader(yaml.BaseLoader):
         return chunks
 
     def scan_plain(self) -> Any:
-        """A plain scalar: lines are folded, tabs inside are kept."""
+        """Scan a plain scalar: lines are folded and tabs are kept. Port of scannerc.go:2691."""
         start = end = self.get_mark()
         chunks: list[str] = []
-        between = ""  # what joins the next word to those before
+        between = ""  # the text between the previous word and the next
         broken = False
         while not self._at_document_mark() and self.peek() != "#":
             length = 0
@@ -125,7 +130,7 @@ class Loader(yaml.BaseLoader):
         )
 
     def _plain_spaces(self, start: Any) -> tuple[str, bool]:
-        """(what white space and breaks fold to, whether there was a break)."""
+        """Skip white space and line breaks; return (the text they fold to, whether there was a line break)."""
         spaces: list[str] = []
         breaks: list[str] = []
         while self.peek() != "\0" and self.peek() in ENDS:

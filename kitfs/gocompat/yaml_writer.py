@@ -1,9 +1,8 @@
-"""YAML exactly as Go's yaml.v3 writes it with SetIndent(2): what ``kit info`` prints and ``kit unpack`` leaves as
-Kitfile.
+"""YAML exactly as Go's yaml.v3 writes it with SetIndent(2), which ``kit info`` prints and ``kit unpack`` writes.
 
-A port of what encode.go, emitterc.go and sorter.go do for structs, maps, lists and scalars without comments, anchors
-and tags, oddities included: they are in the bytes of every Kitfile that kit wrote. It reads nothing (goyaml does) and
-knows no schema. Pure.
+A port of encode.go, emitterc.go and sorter.go for structs, maps, lists and scalars without comments, anchors and tags.
+Their oddities are ported too, because they are in the bytes of every Kitfile that kit wrote. Docstrings name the
+functions they port with their line in yaml.v3 v3.0.1. ``yaml_reader`` reads YAML; neither knows a schema. Pure.
 """
 
 from __future__ import annotations
@@ -17,36 +16,37 @@ from typing import Any, Final, NamedTuple
 from kitfs.gocompat.json import plain, shortest
 from kitfs.gocompat.yaml_reader import Timestamp, resolve
 
-MAX_SIMPLE_KEY: Final = 128  # bytes of a key that stands before its colon; longer ones are written as "? key"
+MAX_SIMPLE_KEY: Final = 128  # bytes of a key; a longer one is written as "? key"
 BREAKS: Final = frozenset("\r\n\x85\u2028\u2029")
 BLANKS: Final = frozenset(" \t\0") | BREAKS
 FIRST_INDICATORS: Final = frozenset("#,[]{}&*!|>'\"%@`")
 FLOW_INDICATORS: Final = frozenset(",?[]{}:")
-UNPRINTABLE: Final = re.compile(
-    "[^\n\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd]"
-)  # yaml.v3 takes nothing beyond the basic plane
+# is_printable, yamlprivateh.go:85: no character beyond the basic plane is printable
+UNPRINTABLE: Final = re.compile("[^\n\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd]")
 ESCAPED: Final = re.compile(f'{UNPRINTABLE.pattern}|[\r\n\x85\u2028\u2029"\\\\]')
 ESCAPES: Final = {
-    "\0": "0", "\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r", "\x1b": "e", '"': '"', "\\": "\\",
-    "\x85": "N", "\xa0": "_", "\u2028": "L", "\u2029": "P",
+    "\0": "0", "\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r", "\x1b": "e",
+    '"': '"', "\\": "\\", "\x85": "N", "\xa0": "_", "\u2028": "L", "\u2029": "P",
 }  # fmt: skip
 ORDINARY: Final = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_/.+=-]*")  # most names and paths
+# isOldBool, encode.go:314
 OLD_BOOLS: Final = frozenset(
     ("y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "n", "N", "no", "No", "NO", "off", "Off", "OFF")
 )
+# isBase60Float, encode.go:292
 BASE_60: Final = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
 
 
 class Fields(dict[str, Any]):
-    """A struct: its fields keep their order, where a map's keys are sorted."""
+    """A struct: its fields keep their order, whereas the keys of a map are sorted (structv and mapv, encode.go:214)."""
 
 
 class Flow(list[str]):
-    """A list of texts to be written in flow style."""
+    """A list of texts that is written in flow style."""
 
 
 class Analysis(NamedTuple):
-    """Which styles could carry a text (yaml_emitter_analyze_scalar)."""
+    """The styles in which a scalar may be written (yaml_emitter_analyze_scalar)."""
 
     multiline: bool
     flow_plain: bool
@@ -56,10 +56,10 @@ class Analysis(NamedTuple):
 
 
 def dump(value: Any, *, printable: bool = False) -> str:
-    """A document as yaml.v3 writes it, with its final newline. Texts must be free of lone surrogates.
+    """Write a document as yaml.v3 does, with a final newline. Texts must not contain lone surrogates.
 
-    With ``printable`` a text with a character that a terminal must not be given (``escaping``) is quoted and the
-    character escaped, which yaml.v3 does for some of them only; it is read back as the same text.
+    With ``printable``, a text that contains a character which is unsafe for a terminal (see ``escaping``) is quoted
+    and that character escaped. yaml.v3 escapes only some of them. Reading the result gives the same text.
     """
     writer = _Writer(printable=printable)
     if isinstance(value, Mapping) and value:
@@ -73,8 +73,10 @@ def dump(value: Any, *, printable: bool = False) -> str:
 
 
 class _Writer:
-    """The emitter's state: ``column``, whether white space came last, whether nothing but indentation stands on the
-    line.
+    """The emitter and its state.
+
+    ``column`` is the current column, ``whitespace`` whether white space was written last, and ``indention`` whether
+    the line holds only indentation so far.
     """
 
     def __init__(self, *, printable: bool) -> None:
@@ -86,6 +88,7 @@ class _Writer:
         self.flow = False
 
     def mapping(self, value: Mapping[Any, Any], indent: int) -> None:
+        """Port of yaml_emitter_emit_block_mapping_key (emitterc.go:765) and yaml_emitter_check_simple_key (:970)."""
         keys = list(value) if isinstance(value, Fields) else sorted(value, key=functools.cmp_to_key(_order))
         for key in keys:
             self.indent(indent)
@@ -103,13 +106,14 @@ class _Writer:
             self.node(value[key], indent)
 
     def sequence(self, value: list[Any], indent: int) -> None:
+        """Port of yaml_emitter_emit_block_sequence_item (emitterc.go:729)."""
         for item in value:
             self.indent(indent)
             self.indicator("-", spaced=True, indention=True)
             self.node(item, indent)
 
     def node(self, value: Any, indent: int) -> None:
-        """A value inside a mapping or sequence that stands at ``indent``."""
+        """Write a value of a mapping or sequence whose entries begin in column ``indent``."""
         if isinstance(value, Mapping):
             if value:
                 self.mapping(value, indent + 2)
@@ -126,6 +130,7 @@ class _Writer:
             self.scalar(text, style, analyze(text), indent + 2)
 
     def flow_sequence(self, value: list[Any], indent: int) -> None:
+        """Port of yaml_emitter_emit_flow_sequence_item (emitterc.go:532)."""
         self.indicator("[", spaced=True, space=True)
         self.flow = True
         for i, item in enumerate(value):
@@ -137,7 +142,7 @@ class _Writer:
         self.indicator("]")
 
     def scalar(self, text: str, style: str, analysis: Analysis, indent: int, *, key: bool = False) -> None:
-        """yaml_emitter_select_scalar_style, then the writer of that style."""
+        """Port of yaml_emitter_select_scalar_style (emitterc.go:1004); then call the writer of that style."""
         if style == "" and (
             not (analysis.flow_plain if self.flow else analysis.block_plain) or (not text and (self.flow or key))
         ):
@@ -156,8 +161,10 @@ class _Writer:
             self.lines(text, indent, quote=style)
 
     def lines(self, text: str, indent: int, *, quote: str) -> None:
-        """A plain or single-quoted scalar. Its breaks can only be U+2028 and U+2029: "\\n" asks for a literal, the
-        others for escapes.
+        """Write a plain or single-quoted scalar.
+
+        Port of yaml_emitter_write_plain_scalar (emitterc.go:1609) and yaml_emitter_write_single_quoted_scalar (:1668).
+        The only line breaks in such a scalar are U+2028 and U+2029: "\\n" requires a literal, others an escape.
         """
         self.indicator(quote, spaced=True)
         breaks = False
@@ -174,13 +181,15 @@ class _Writer:
         self.whitespace = self.indention = False
 
     def double_quoted(self, text: str) -> None:
+        """Port of yaml_emitter_write_double_quoted_scalar (emitterc.go:1727)."""
         self.indicator('"', spaced=True)
-        everything = text.startswith("\ufeff")  # is_bom looks at the first character, wherever it is asked about
+        everything = text.startswith("\ufeff")  # is_bom (yamlprivateh.go:103) always looks at the first character
         quoted = "".join(map(_escape, text)) if everything else ESCAPED.sub(lambda m: _escape(m[0]), text)
         self.put("".join(c if c.isprintable() else _escape(c) for c in quoted) if self.printable else quoted)
         self.indicator('"')
 
     def literal(self, text: str, indent: int) -> None:
+        """Port of yaml_emitter_write_literal_scalar and its hints (emitterc.go:1890, :1848)."""
         hints = "2" if text[0] == " " or text[0] in BREAKS else ""
         if text[-1] not in BREAKS:
             hints += "-"
@@ -200,7 +209,7 @@ class _Writer:
                 self.indention = breaks = False
 
     def indent(self, indent: int) -> None:
-        """yaml_emitter_write_indent: on to the column ``indent`` of a line that has nothing else."""
+        """Move to column ``indent`` of a line without content. Port of yaml_emitter_write_indent (emitterc.go:1490)."""
         if not self.indention or self.column > indent or (self.column == indent and not self.whitespace):
             self.break_line()
         if self.column < indent:
@@ -208,8 +217,10 @@ class _Writer:
         self.whitespace = True
 
     def indicator(self, text: str, *, spaced: bool = False, space: bool = False, indention: bool = False) -> None:
-        """``spaced``: white space must come before; ``space``: it counts as such; ``indention``: the line is still
-        all indentation.
+        """Write an indicator. Port of yaml_emitter_write_indicator (emitterc.go:1517).
+
+        ``spaced``: white space is required before it. ``space``: the indicator counts as white space. ``indention``:
+        after it the line still counts as indentation only.
         """
         if spaced and not self.whitespace:
             self.put(" ")
@@ -228,14 +239,14 @@ class _Writer:
 
 
 def analyze(text: str) -> Analysis:
-    """Which styles could carry ``text``."""
+    """Find the styles in which ``text`` may be written. Port of yaml_emitter_analyze_scalar (emitterc.go:1255)."""
     if ORDINARY.fullmatch(text):
         return Analysis(multiline=False, flow_plain=True, block_plain=True, single=True, block=True)
     if not text:
         return Analysis(multiline=False, flow_plain=False, block_plain=True, single=True, block=False)
     block_indicators = flow_indicators = text.startswith(("---", "..."))
     multiline = space_break = break_space = False
-    before = "\0"  # the character before: the start counts as white space
+    before = "\0"  # the previous character; the beginning counts as white space
     for i, char in enumerate(text):
         followed = text[i + 1 : i + 2] in ("", " ", "\t")
         if i == 0 and char in FIRST_INDICATORS:
@@ -275,7 +286,10 @@ def _escape(char: str) -> str:
 
 
 def _scalar(value: Any) -> tuple[str, str]:
-    """(text, style asked for): "" is plain, where the writer may still have to quote."""
+    """Return (text, requested style); "" requests a plain scalar, which the emitter quotes if it must.
+
+    Port of stringv and floatv (encode.go:324, :391).
+    """
     if value is None:
         return "null", ""
     if isinstance(value, bool):
@@ -294,7 +308,10 @@ def _scalar(value: Any) -> tuple[str, str]:
 
 
 def go_float(value: float) -> str:
-    """A float as strconv.FormatFloat(f, 'g', -1, 64): an exponent of two digits below 1e-4 and from 1e6 on."""
+    """Format a float as strconv.FormatFloat(f, 'g', -1, 64) does.
+
+    Below 1e-4 and from 1e6 on it has an exponent of at least two digits.
+    """
     if math.isnan(value):
         return ".nan"
     if math.isinf(value):
@@ -310,7 +327,7 @@ def go_float(value: float) -> str:
 
 
 def _order(a: Any, b: Any) -> int:
-    """yaml.v3's keyList.Less, as a comparison."""
+    """Compare two keys. Port of keyList.Less (sorter.go:27)."""
     return -1 if _less(a, b) else int(_less(b, a))
 
 
@@ -339,7 +356,7 @@ def _less(a: Any, b: Any) -> bool:
 
 
 def _kind(value: Any) -> int:
-    """The order of Go's reflect.Kind: null, bool, int, float, string, struct (a time)."""
+    """Return Go's reflect.Kind of a key, by which keys of different types are ordered."""
     kinds: tuple[tuple[type, int], ...] = ((type(None), 20), (bool, 1), (int, 2), (float, 14), (Timestamp, 25))
     return next((rank for kind, rank in kinds if isinstance(value, kind)), 24)
 
@@ -352,9 +369,7 @@ def _digits_before(text: str, end: int) -> str:
 
 
 def _number(text: str, at: int, number: int) -> tuple[int, int]:
-    """(value, end) of the digits from ``at`` on, after the digits of ``number``; an int64 that overflows as Go's
-    does.
-    """
+    """Return (value, end) of the digits from ``at`` on, appended to ``number``. It overflows as Go's int64 does."""
     while at < len(text) and text[at].isdecimal():
         number = number * 10 + ord(text[at]) - 48
         at += 1

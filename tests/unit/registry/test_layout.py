@@ -156,7 +156,7 @@ BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
         "index.json",
         b'{"manifests":[],"manifests":[]}',
         ManifestError,
-        "ambiguous manifest: the key 'manifests' is there twice",
+        "ambiguous manifest: an object has the key 'manifests' twice",
     ),
     ("index.json", b'{"manifests":[],"layers":[]}', ManifestError, "ambiguous: this index has 'layers' too"),
     ("index.json", b"{", ManifestError, "not a manifest"),

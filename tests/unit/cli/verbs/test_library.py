@@ -140,7 +140,7 @@ def test_templates(kitfs: Kitfs, packed: str, empty: str, template: str, printed
     ("template", "named"),
     [
         ("{{range .Tags}}{{.}}{{end}}", "'range'"),
-        ("{{.Nope}}", "there is no field .Nope"),
+        ("{{.Nope}}", "unknown field .Nope"),
         ("{{.Repo | len}}", "pipeline '.Repo | len'"),
         ("{{", "unclosed"),
     ],
