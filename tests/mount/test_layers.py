@@ -293,13 +293,15 @@ def test_unknown_fields_are_survived(host: Host) -> None:
 
 
 def test_of_two_files_the_later_wins_and_of_two_directories_the_first_mode(host: Host) -> None:
-    """Layers are merged in order; a file never replaces a directory, nor a directory a file."""
+    """Layers are merged in order, as GNU tar extracts them: a directory replaces a file of its name, and a file does
+    not replace a directory that holds something.
+    """
     first = kit_tar({"a/both": b"first", "a/dir/x": b"x", "a/file": b"file"}, modes={"a": 0o750})
     second = kit_tar({"a/both": b"second", "a/dir": b"a file now", "a/file/y": b"below a file"}, modes={"a": 0o700})
     mount = mounted(host, build([part("model", "a", first), part("dataset", "a/", second)]))
     assert (mount / "a/both").read_bytes() == b"second"
-    assert trees.scan(mount / "a").keys() == {"both", "dir", "dir/x", "file"}
-    assert (mount / "a/file").read_bytes() == b"file"
+    assert trees.scan(mount / "a").keys() == {"both", "dir", "dir/x", "file", "file/y"}
+    assert (mount / "a/file/y").read_bytes() == b"below a file"
     assert os.stat(mount / "a").st_mode & 0o777 == 0o750
 
 
