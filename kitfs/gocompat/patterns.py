@@ -43,7 +43,8 @@ LOWER: Final[Ranges] = ((0x61, 0x7A),)
 UPPER: Final[Ranges] = ((0x41, 0x5A),)
 NAMED: Final[dict[str, Ranges]] = {
     "alnum": DIGIT + UPPER + LOWER, "alpha": UPPER + LOWER, "ascii": ((0, 0x7F),), "blank": ((9, 9), (0x20, 0x20)),
-    "cntrl": ((0, 0x1F), (0x7F, 0x7F)), "digit": DIGIT, "graph": ((0x21, 0x7E),), "lower": LOWER, "print": ((0x20, 0x7E),),
+    "cntrl": ((0, 0x1F), (0x7F, 0x7F)), "digit": DIGIT, "graph": ((0x21, 0x7E),), "lower": LOWER,
+    "print": ((0x20, 0x7E),),
     "punct": ((0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E)), "space": ((9, 13), (0x20, 0x20)), "upper": UPPER,
     "word": (*DIGIT, *UPPER, (0x5F, 0x5F), *LOWER), "xdigit": (*DIGIT, (0x41, 0x46), (0x61, 0x66)),
 }  # fmt: skip

@@ -27,8 +27,8 @@ KEY: Final = re.compile(rf"({NAME}(\.{NAME})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za
 TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 BLANK: Final = re.compile(r"[ \t\r\n]*")
 SHOULD_BE: Final = (
-    "must be a name of letters, digits, '-', '_', and '.' that starts and ends with a letter or digit, optionally prefixed by a DNS "
-    "subdomain and '/' (e.g. example.com/gpu)"
+    "must be a name of letters, digits, '-', '_', and '.' that starts and ends with a letter or digit, optionally "
+    "prefixed by a DNS subdomain and '/' (e.g. example.com/gpu)"
 )
 
 

@@ -295,7 +295,8 @@ class Kitfile:
     def _wrong_parts(self) -> Iterator[str]:
         for part in self.model.parts if self.model is not None else ():
             if part.type and not PART_TYPE.fullmatch(part.type):
-                yield f"modelpart {part.name} has invalid type (must be alphanumeric with dots, dashes, and underscores)"
+                rule = "must be alphanumeric with dots, dashes, and underscores"
+                yield f"modelpart {part.name} has invalid type ({rule})"
             if len(part.type) > MAX_PART_TYPE:
                 yield f"modelpart {part.name} type is too long (must be fewer than {MAX_PART_TYPE} characters)"
 

@@ -1,10 +1,9 @@
-"""The environment in which git imports: what decides about a commit's bytes is neutral, what is about reaching the
-repository is the user's.
+"""The environment in which an import runs git: neutral for the bytes of a commit, the user's for reaching the server.
 
-An import has the bytes that ``git clone`` gives with an empty configuration: the repository's own .gitattributes
-count (eol, text, ident, working-tree-encoding), and no setting of the user, of the system or of the environment does.
-Filter drivers are never run, for a clone has none: LFS pointers are replaced afterwards. What the user has set about
-credentials, proxies, TLS, ssh and url.*.insteadOf stays in force. Pure functions.
+An import gets the bytes that ``git clone`` gives with an empty configuration. The repository's own .gitattributes
+apply (eol, text, ident, working-tree-encoding); settings of the user, the system and the environment do not. Filter
+drivers are never run, and LFS pointers are replaced afterwards. The user's settings for credentials, proxies, TLS, ssh
+and url.*.insteadOf stay in force. Pure functions.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import httpx
 
 from kitfs.registry.proxies import direct, proxy_for
 
-ATTRIBUTES: Final = "* -filter\n"  # of $GIT_DIR/info/attributes, which comes before every .gitattributes
-UMASK: Final = 0o022  # of what git writes: the modes of files are part of a kit
-KEPT: Final = re.compile(  # how a repository is reached; everything else of GIT_* could change what comes
+ATTRIBUTES: Final = "* -filter\n"  # in $GIT_DIR/info/attributes, which takes precedence over .gitattributes
+UMASK: Final = 0o022  # for the files that git writes: their modes become part of the kit
+KEPT: Final = re.compile(  # variables for reaching a repository; any other GIT_* could change the bytes of a commit
     "GIT_(ASKPASS|CONFIG_(GLOBAL|NOSYSTEM|SYSTEM)|EXEC_PATH|HTTP_[A-Z_]+|PROXY_[A-Z_]+|SSH(_COMMAND|_VARIANT)?|SSL_[A-Z_]+)"
 )
 NEUTRAL: Final = {
@@ -53,21 +52,22 @@ NEUTRAL: Final = {
     "submodule.recurse": "false",
 }
 USERNAME: Final = "KITFS_IMPORT_USERNAME"
-PASSWORD: Final = "KITFS_IMPORT_PASSWORD"  # noqa: S105 - the names of the variables that tell git's helper
-# git runs it by a shell
+PASSWORD: Final = "KITFS_IMPORT_PASSWORD"  # noqa: S105 - the name of a variable for git's credential helper
+# a credential helper, which git runs in a shell
 HELPER: Final = f'!f() {{ test "$1" = get && printf "username=%s\\npassword=%s\\n" "${USERNAME}" "${PASSWORD}"; }}; f'
 
 
 class Login(NamedTuple):
-    """What a repository's server is told."""
+    """User name and password for the server of a repository."""
 
     username: str
     password: str
 
 
 def split_login(url: str, token: str | None) -> tuple[str, Login | None]:
-    """(a URL of HTTP without user and password, those or the token's); other URLs as they are. ``token`` counts
-    before the URL's own.
+    """Split an HTTP URL into (the URL without user and password, the login). Other URLs are returned unchanged.
+
+    ``token`` takes precedence over the user and password of the URL.
     """
     where = urlsplit(url)
     if where.scheme.lower() not in ("http", "https"):
@@ -81,8 +81,9 @@ def split_login(url: str, token: str | None) -> tuple[str, Login | None]:
 def environment(
     directory: str, url: str, login: Login | None, *, object_format: str, proxy: str | None, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables for git in ``directory``, for a repository at ``url`` (without a login). ``object_format``: sha1
-    or sha256.
+    """Return the variables for git in ``directory`` and a repository at ``url``, which has no login.
+
+    ``object_format``: sha1 or sha256.
     """
     options = [
         *NEUTRAL.items(),
@@ -97,7 +98,7 @@ def environment(
         options += [
             (helpers, ""),
             (helpers, HELPER),
-        ]  # ours alone: another one would keep the login, or give an older one
+        ]  # the empty value disables other helpers, which could store the login or return an old one
         kept |= {USERNAME: login.username, PASSWORD: login.password}
     if proxy:
         options.append(("http.proxy", proxy))
@@ -117,10 +118,9 @@ def environment(
 
 
 def with_proxies(variables: Mapping[str, str], url: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """``variables`` with the proxy that ``environ`` has for ``url``, as every connection of kitfs takes it: git, by
-    curl, reads NO_PROXY otherwise.
+    """Return ``variables`` with the proxy that ``environ`` has for ``url``, chosen as for every connection of kitfs.
 
-    Raises UsageError as ``proxy_for``.
+    git cannot choose it: it uses curl, which reads NO_PROXY differently. Raises UsageError as ``proxy_for`` does.
     """
     names = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
     kept = {name: value for name, value in variables.items() if name.lower() not in names}
@@ -137,7 +137,7 @@ def with_proxies(variables: Mapping[str, str], url: str, environ: Mapping[str, s
 
 
 def _settings(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The settings of GIT_CONFIG_COUNT, by which programs give git a login; ours follow, and count."""
+    """Return the settings of GIT_CONFIG_COUNT, which other programs use to pass a login; ours override them."""
     text = environ.get("GIT_CONFIG_COUNT", "")
     count = int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 0
     found = [(environ.get(f"GIT_CONFIG_KEY_{i}"), environ.get(f"GIT_CONFIG_VALUE_{i}")) for i in range(count)]

@@ -1,8 +1,8 @@
-"""A git repository as a directory: one commit, without git's own files, its LFS objects in the place of their pointers.
+"""Checking out one commit of a git repository into a directory, with LFS objects and without git's own files.
 
-By the program ``git`` and, where the repository has LFS objects, ``git lfs`` if it is there, else ``imports.lfs``.
-Nothing of the repository is run: no hooks, no submodules, and no transport that starts a program of its choice.
-Threading: one thread, which waits for git.
+Uses the program ``git``. LFS objects are fetched with ``git lfs`` if it is installed, otherwise with ``imports.lfs``.
+Nothing from the repository is run: no hooks, no submodules, and no transport that starts a program. Threading: one
+thread, which waits for git.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from kitfs.registry.client import RegistryClient
 from kitfs.store.store import Store
 
 OWN: Final = frozenset((".gitignore", ".gitattributes"))
-SHA256: Final = 64  # hexadecimal digits of a name in a repository of that object format
-TOLD: Final = 300  # characters of what git says
+SHA256: Final = 64  # hexadecimal digits of an object name in a repository of that object format
+MAX_STDERR: Final = 300  # characters of git's stderr in a message
 
 
 class Checkout(NamedTuple):
-    """A commit on disk: its name, and its time in seconds since the epoch."""
+    """A commit that was checked out: its hash, and its time in seconds since the epoch."""
 
     directory: str
     sha: str
@@ -54,9 +54,9 @@ def checkout(
     Raises UsageError when git is missing, NotFound when it cannot fetch that, ContextError, StoreError.
     """
     if shutil.which("git") is None:
-        raise UsageError("git is not installed: git repositories need the program git (and git-lfs, or not)")
+        raise UsageError("git is not installed; install git to import git repositories (git-lfs is optional)")
     if ref.startswith("-") or url.startswith("-"):
-        raise UsageError(f"{(ref if ref.startswith('-') else url)[:200]!r} is no repository or reference of git")
+        raise UsageError(f"{(ref if ref.startswith('-') else url)[:200]!r} is not a repository or reference of git")
     with store.ingests.scratch() as directory:
         url, login = split_login(url, token)
         git = _Git(directory, url, login, client.options.proxy)
@@ -87,13 +87,15 @@ def checkout(
             left = _pointers(directory)
             if left:
                 name = os.path.relpath(left[0].path, directory)
-                raise ContextError(f"{git.shown}: {name} is an LFS object that is not there, one of {len(left)}")
+                raise ContextError(
+                    f"{git.shown}: {name} is an LFS object that could not be fetched, one of {len(left)}"
+                )
         _without_gits_own(directory)
         yield Checkout(directory, sha, max(0, int(committed)))
 
 
 class _Git:
-    """git in a directory, for one repository. Its settings are those of ``environment``."""
+    """Runs git in a directory for one repository, with the settings of ``environment``."""
 
     def __init__(self, directory: str, url: str, login: Login | None, proxy: str | None) -> None:
         self._directory = directory
@@ -103,7 +105,7 @@ class _Git:
         self.shown: Final = public(url)
         self._real = url
         self._env = self._environment("sha1")
-        self._real = self.ask("ls-remote", "--get-url", "--", url) or url  # as url.*.insteadOf has it
+        self._real = self.ask("ls-remote", "--get-url", "--", url) or url  # after url.*.insteadOf
         self._env = self._environment("sha1")
 
     def _environment(self, object_format: str) -> dict[str, str]:
@@ -113,7 +115,7 @@ class _Git:
         return variables if self._proxy else with_proxies(variables, self._real, os.environ)
 
     def fetch(self, ref: str) -> None:
-        """Fetch one commit into a new repository of the remote's object format. Raises NotFound."""
+        """Fetch one commit into a new repository, in the remote's object format. Raises NotFound."""
         failed = f"{self.shown}: git cannot fetch {ref}"
         try:
             self._fetch(ref, failed)
@@ -133,11 +135,11 @@ class _Git:
             with open(os.path.join(info, "attributes"), "w") as f:
                 f.write(ATTRIBUTES)
         except OSError as e:
-            raise StoreError(f"{info} cannot be written: {e.strerror}")
+            raise StoreError(f"cannot write {info}: {e.strerror}")
         self.run("fetch", "--quiet", "--no-tags", "--depth", "1", "--", self._url, ref, failed=failed)
 
     def run(self, *args: str, failed: str = "") -> str:
-        """What a command of git prints. Raises NotFound, for what ``failed`` says, or ContextError."""
+        """Run git and return its stdout. If it fails, NotFound with text ``failed``, if given; else ContextError."""
         try:
             done = subprocess.run(
                 ["git", *args],
@@ -151,17 +153,17 @@ class _Git:
                 umask=UMASK,
             )
         except OSError as e:
-            raise UsageError(f"git cannot be run: {e.strerror}")
+            raise UsageError(f"cannot run git: {e.strerror}")
         if done.returncode:
             secrets = self._login or ()
-            told = without(" ".join(line for line in done.stderr.splitlines() if line.strip()), secrets)[-TOLD:]
+            stderr = without(" ".join(line for line in done.stderr.splitlines() if line.strip()), secrets)[-MAX_STDERR:]
             if failed:
-                raise NotFound(f"{failed}: {told}")
-            raise ContextError(f"git {args[0]} failed for {self.shown}: {told}")
+                raise NotFound(f"{failed}: {stderr}")
+            raise ContextError(f"git {args[0]} failed for {self.shown}: {stderr}")
         return done.stdout
 
     def ask(self, *args: str) -> str:
-        """What a command of git prints, "" when it fails."""
+        """Run git and return its stdout, "" if git fails."""
         try:
             return self.run(*args).strip()
         except (ContextError, NotFound):
@@ -169,7 +171,7 @@ class _Git:
 
 
 def _pointers(directory: str) -> list[lfs.Pointer]:
-    """Files that are LFS pointers, by path."""
+    """Find the files that are LFS pointers, in the order of their paths."""
     try:
         return [found for path in sorted(_files(directory)) if (found := lfs.pointer_at(path)) is not None]
     except OSError as e:
@@ -177,7 +179,7 @@ def _pointers(directory: str) -> list[lfs.Pointer]:
 
 
 def _objects(url: str) -> str:
-    """The directory of LFS objects of a repository on this machine, "" for any other."""
+    """Return the directory of LFS objects of a repository on this machine; "" for a remote repository."""
     path = url.removeprefix("file://")
     places = (
         [os.path.join(path, ".git", "lfs", "objects"), os.path.join(path, "lfs", "objects")]
@@ -188,7 +190,7 @@ def _objects(url: str) -> str:
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two URLs are of one server."""
+    """Whether two URLs have the same scheme, host and port."""
     a, b = urlsplit(one), urlsplit(other)
     return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
 
@@ -201,11 +203,11 @@ def _files(directory: str) -> Iterator[str]:
 
 
 def _without_gits_own(directory: str) -> None:
-    """Remove what is git's and not the repository's."""
+    """Remove the files that only git uses."""
     try:
         for path in list(_files(directory)):
             if os.path.basename(path) in OWN:
                 os.unlink(path)
         shutil.rmtree(os.path.join(directory, ".git"))
     except OSError as e:
-        raise StoreError(f"{directory} cannot be tidied: {e.strerror}")
+        raise StoreError(f"cannot remove git's files from {directory}: {e.strerror}")

@@ -1,10 +1,10 @@
-"""A Hugging Face hub: the files of a repository at a revision, and their bytes from any place on.
+"""A Hugging Face hub: the files of a repository at a revision, and their bytes from any offset on.
 
 Follows the hub's HTTP API as KITOPS §9.2 has it: ``/api/models/NAME/revision/REF`` pins a commit,
-``/api/models/NAME/tree/SHA`` lists it in pages (RFC 8288 links), ``/NAME/resolve/SHA/PATH`` is a file, mostly by way
-of a CDN whose URLs are signed and expire. Requests go over the client of the registries, which retries, follows
-redirects and shows the token to the hub itself only. A hub is asked to be quick: what it answers with 429 waits
-longer than a registry may make anybody wait. Threading: every method from any thread.
+``/api/models/NAME/tree/SHA`` lists it in pages (RFC 8288 links), and ``/NAME/resolve/SHA/PATH`` is a file, which mostly
+redirects to a CDN whose URLs are signed and expire. Requests use the client of the registries, which retries, follows
+redirects, and sends the token to the hub only. After a 429 a hub may ask for a longer wait than a registry may.
+Threading: every method may be called from any thread.
 """
 
 from __future__ import annotations
@@ -64,16 +64,17 @@ MAX_ANSWER: Final = 32 << 20  # bytes of one page of a listing
 MAX_FILES: Final = 200_000
 MAX_PAGES: Final = 2000
 MAX_SIZE: Final = 1 << 60
-PATIENCE: Final = 600.0  # seconds that a hub may ask to wait, all told: its limits are per five minutes
-USUAL_WAIT: Final = 10.0  # seconds, where 429 does not say how many
-UNKNOWN: Final = Digest.of(b"")  # for a file whose digest nobody knows before it is read
+PATIENCE: Final = 600.0  # seconds that all waits together may take: the limits of a hub are per five minutes
+USUAL_WAIT: Final = 10.0  # seconds to wait after a 429 without Retry-After
+UNKNOWN: Final = Digest.of(b"")  # for a file whose digest is unknown until it has been read
 LEFT_OUT: Final = frozenset((".gitignore", ".gitattributes"))
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a revision: ``size`` in bytes; ``git`` the SHA-1 of its git blob, which is that of a pointer where
-    ``digest`` (LFS) is known.
+    """A file of a revision; ``size`` in bytes.
+
+    ``git`` is the SHA-1 of its git blob. For an LFS object, whose ``digest`` is known, that blob is the pointer.
     """
 
     path: str
@@ -100,8 +101,9 @@ class TokenAuth(RegistryAuth):
 
 
 class Hub:
-    """The hub at ``url``. Raises UsageError for what is no URL, and for a token that would go over the network in the
-    clear.
+    """The hub at ``url``.
+
+    Raises UsageError if it is not a URL, or if the token would be sent without TLS.
     """
 
     def __init__(
@@ -123,11 +125,11 @@ class Hub:
             raise UsageError(wrong)
         token = (token or "").strip()
         if not (token.isascii() and token.isprintable()) or " " in token:
-            raise UsageError("the token holds characters that no token has")
+            raise UsageError("the token contains invalid characters (check for line breaks)")
         header = f"Bearer {token}" if token else _basic(parsed)
-        parsed = parsed.copy_with(userinfo=b"")  # so that it stands in no message, and in no manifest
+        parsed = parsed.copy_with(userinfo=b"")  # so that it appears in no message and no manifest
         if header and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
-            raise UsageError(f"the token is not sent to {host_of(parsed)} without TLS; allow it with --plain-http")
+            raise UsageError(f"the token is not sent to {host_of(parsed)} without TLS (to allow it, add --plain-http)")
         self._client = client
         self._url = str(parsed)
         self.host: Final = host_of(parsed)
@@ -139,17 +141,17 @@ class Hub:
         self._waited = 0.0
 
     def snapshot(self, kind: str, name: str, ref: str) -> Snapshot:
-        """The repository ``name`` of ``kind`` (models, datasets, spaces) at the commit that ``ref`` means now.
+        """Return the repository ``name`` of ``kind`` (models, datasets, spaces) at the commit that ``ref`` names now.
 
         Raises NotFound, Unauthorized, RateLimited, Unavailable, RegistryError.
         """
         if kind not in KINDS or not NAME.fullmatch(name):
-            raise UsageError(f"{name[:200]!r} is no repository of a hub (write owner/name)")
+            raise UsageError(f"{name[:200]!r} is not the name of a repository of a hub (expected owner/name)")
         what = f"{name}@{ref}"
         found = self._json(f"{self._url}/api/{kind}/{name}/revision/{quote(ref, safe='')}", what)[1]
         sha = found.get("sha") if isinstance(found, dict) else None
         if not isinstance(sha, str) or not SHA.fullmatch(sha):
-            raise RegistryError(f"{what}: {self.host} names no commit", status=200)
+            raise RegistryError(f"{what}: the answer of {self.host} names no commit", status=200)
         return Snapshot(self, kind, name, sha, _epoch(found.get("lastModified")))
 
     def _json(self, url: str | httpx.URL, what: str) -> tuple[httpx.Response, Any]:
@@ -175,12 +177,13 @@ class Hub:
                 raise ValueError
             return response, json.loads(data)
         except (ValueError, RecursionError):
-            raise RegistryError(
-                f"{what}: {self.host} answers with something that is no listing", status=200, url=shown(url)
-            )
+            raise RegistryError(f"{what}: the answer of {self.host} is not a valid listing", status=200, url=shown(url))
 
     def get(self, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
-        """An answer, its body to be read. 429 is waited for within ``PATIENCE``, which all threads share."""
+        """Send a GET and return the response, whose body the caller reads and closes.
+
+        A 429 is retried after the requested wait, until all waits of all threads together exceed ``patience``.
+        """
         while True:
             response = self._client.send(self._endpoint, "GET", url, headers, what)
             if response.status_code != 429:
@@ -193,36 +196,39 @@ class Hub:
                 return response
             response.close()
             if first:
-                self._report(Warned(f"{self.host} has had too many requests and asks to wait"))
+                self._report(Warned(f"{self.host} limits the rate of requests; waiting as it asks"))
             self._sleep(pause)
 
     def failure(self, response: httpx.Response, what: str) -> KitfsError:
-        """What an answer means that is an error, in the hub's own words where it has any."""
+        """Return the error for a response that is not a success, with the hub's own words if it sent any."""
         read_error(response)
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
-        told = without(response.headers.get("X-Error-Message", "") or _told(response), secrets_of(response.request))
+        words = without(
+            response.headers.get("X-Error-Message", "") or _error_text(response), secrets_of(response.request)
+        )
         what = f"{what}: {self.host}"
         if status in (401, 403):
-            cause = "no such repository, or a private one"
+            cause = "the repository does not exist, or it is private"
             if code == "GatedRepo":
-                cause = "it is for those who accepted the conditions on its page"
-            detail = f" ({told})" if told else ""
+                cause = "the conditions on the page of the repository must be accepted first"
+            detail = f" ({words})" if words else ""
             return Unauthorized(
-                f"{what} answers {status}: {cause}; give a token (--token, HF_TOKEN){detail}", status=status
+                f"{what} returns {status}: {cause}; give a token (--token, HF_TOKEN){detail}", status=status
             )
         if status == 404:
-            if code == "RevisionNotFound" or told.startswith("Invalid rev id"):
-                return NotFound(f"{what} has no such reference (--ref)")
-            return NotFound(f"{what}: not found{f' ({told})' if told else ''}")
+            if code == "RevisionNotFound" or words.startswith("Invalid rev id"):
+                return NotFound(f"{what}: the branch, tag or commit does not exist (--ref)")
+            return NotFound(f"{what}: not found{f' ({words})' if words else ''}")
         if status == 429:
-            return RateLimited(f"{what} answers 429: too many requests; try again later", status=429)
+            return RateLimited(f"{what} returns 429: too many requests; try again later", status=429)
         return failure(response, what.removesuffix(f": {self.host}"))
 
-    # -- what a Snapshot asks for
+    # -- requests of a Snapshot
 
     def listing(self, kind: str, name: str, sha: str) -> Iterator[dict[str, Any]]:
-        """The entries of a commit, as the hub has them: page by page, and by directories where it lists one level
-        only.
+        """Yield the entries of a commit as the hub lists them, page by page.
+
+        If the hub lists one level only, its directories are listed one after the other.
         """
         pending = [""]
         while pending:
@@ -238,19 +244,24 @@ class Hub:
                         directories.append(path)
                 yield entry
             with_content = {path.rpartition("/")[0] for path in seen}
-            pending += [d for d in directories if d not in with_content]  # git knows no empty directories
+            pending += [
+                d for d in directories if d not in with_content
+            ]  # a directory in git is never empty, so this one was not listed
 
     def _pages(self, url: str, what: str) -> Iterator[dict[str, Any]]:
         at: httpx.URL | None = httpx.URL(url)
         asked: set[str] = set()
         while at is not None:
             if str(at) in asked or len(asked) == MAX_PAGES:
-                raise RegistryError(f"{what}: {self.host} does not come to the end of its listing", status=200)
+                raise RegistryError(
+                    f"{what}: endless file listing of {self.host} (more than {MAX_PAGES} pages or a repeated page)",
+                    status=200,
+                )
             asked.add(str(at))
             response, entries = self._json(at, what)
             if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
                 raise RegistryError(
-                    f"{what}: {self.host} answers with something that is no listing", status=200, url=shown(at)
+                    f"{what}: the answer of {self.host} is not a valid listing", status=200, url=shown(at)
                 )
             yield from entries
             after = response.links.get("next", {}).get("url")
@@ -258,7 +269,7 @@ class Hub:
                 at = at.join(after) if after else None
 
     def blob(self, url: str, file: HubFile, what: str) -> HubBlob:
-        """A file as a Source; nothing is asked until it is read."""
+        """Return a file as a Source. No request is sent until it is read."""
         return HubBlob(self, self._client, self._endpoint, url, file, what)
 
 
@@ -310,7 +321,7 @@ class HubBlob(RemoteBlob):
 
 
 class Snapshot:
-    """A repository at a commit. ``modified``: seconds since the epoch, 0 when nobody says."""
+    """A repository at a commit. ``modified``: seconds since the epoch, 0 if the hub does not state it."""
 
     def __init__(self, hub: Hub, kind: str, name: str, sha: str, modified: int) -> None:
         self._hub = hub
@@ -324,8 +335,9 @@ class Snapshot:
         return f"<Snapshot {self.kind}/{self.name}@{self.sha[:12]}>"
 
     def files(self) -> list[HubFile]:
-        """Its files, by path, without those that are git's own. Raises UnsafePath for a path that leads elsewhere,
-        RegistryError.
+        """List the files in the order of their paths, without .gitignore and .gitattributes.
+
+        Raises UnsafePath for a path that leads out of the repository, RegistryError.
         """
         found: dict[str, HubFile] = {}
         for number, entry in enumerate(self._hub.listing(self.kind, self.name, self.sha)):
@@ -337,7 +349,7 @@ class Snapshot:
             if kind != "file":
                 raise RegistryError(f"{self.name}: unknown type in repository tree: {str(kind)[:50]}", status=200)
             if not isinstance(path, str) or not _is_clean(path):
-                raise UnsafePath(f"{self.name}: {str(path)[:100]!r} is no path of a file")
+                raise UnsafePath(f"{self.name}: {str(path)[:100]!r} is not a safe path of a file")
             if path.rpartition("/")[2] not in LEFT_OUT:
                 found[path] = self._file(path, entry)
         return [found[path] for path in sorted(found)]
@@ -351,21 +363,19 @@ class Snapshot:
                 size = lfs.get("size", size)
             except (TypeError, KeyError, AttributeError, InvalidReference):
                 raise RegistryError(
-                    f"{self.name}: {path[:100]!r} is listed with an LFS object that is none", status=200
+                    f"{self.name}: the listing has an invalid LFS object for {path[:100]!r}", status=200
                 )
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < MAX_SIZE or not isinstance(git, str):
-            raise RegistryError(f"{self.name}: {path[:100]!r} is listed without its size or object", status=200)
+            raise RegistryError(f"{self.name}: the listing lacks the size or git object of {path[:100]!r}", status=200)
         return HubFile(path, size, git if SHA.fullmatch(git) and len(git) == 40 else "", digest)
 
     def blob(self, file: HubFile) -> HubBlob:
-        """A file as a Source; nothing is asked until it is read. Its number of bytes is checked, their digest is
-        not.
-        """
+        """Return a file as a Source. The Source checks the number of bytes, and not their digest."""
         return self._hub.blob(f"{self.url}/resolve/{self.sha}/{quote(file.path)}", file, f"{self.name}: {file.path}")
 
 
 def _is_clean(path: str) -> bool:
-    """Whether a path is relative, leads nowhere else, and can be said in UTF-8."""
+    """Whether a path is relative, clean, inside the repository, and valid UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -374,7 +384,7 @@ def _is_clean(path: str) -> bool:
 
 
 def _basic(url: httpx.URL) -> str:
-    """The Authorization for the user and password of a URL, "" without any."""
+    """Return the Authorization header for the user and password of a URL; "" if it has none."""
     pair = f"{url.username}:{url.password}" if url.userinfo else ""
     return f"Basic {base64.b64encode(pair.encode()).decode()}" if pair else ""
 
@@ -387,7 +397,7 @@ def _epoch(text: Any) -> int:
         return 0
 
 
-def _told(response: httpx.Response) -> str:
+def _error_text(response: httpx.Response) -> str:
     try:
         return str(json.loads(response.content)["error"])[:200]
     except (ValueError, KeyError, TypeError, RecursionError):

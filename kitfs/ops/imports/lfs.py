@@ -1,9 +1,8 @@
-"""Git LFS objects without git-lfs: found by their pointers, fetched as the batch API tells, checked, and put in the
-place of the pointers.
+"""Git LFS objects without git-lfs: the files that are pointers are found, and their objects fetched and verified.
 
-Follows git-lfs' docs/spec.md (pointers), docs/api/server-discovery.md and docs/api/batch.md (transfer "basic"). A
-repository on this machine keeps its objects beside itself. Threading: ``resolve`` runs threads of its own and returns
-when they have ended.
+Each object replaces its pointer. Follows git-lfs' docs/spec.md (pointers), docs/api/server-discovery.md and
+docs/api/batch.md (transfer "basic"). A repository on this machine has its objects in its own directory.
+Threading: ``resolve`` runs threads of its own and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -43,15 +42,15 @@ POINTER: Final = re.compile(
 )
 REMOTE: Final = re.compile(
     r"(?:\w+://)?(?:[^/@]*@)?(\[[^\]/]*\]|[^/:@]+):?"
-)  # the host of a URL, and of ssh's host:path
-MAX_POINTER: Final = 1024  # bytes, as git-lfs has it
-BATCH: Final = 100  # objects of one request
+)  # the host of a URL, or of host:path as ssh has it
+MAX_POINTER: Final = 1024  # bytes; the limit of git-lfs
+BATCH: Final = 100  # objects in one request
 MAX_ANSWER: Final = 16 << 20
 MEDIA_TYPE: Final = "application/vnd.git-lfs+json"
 
 
 class Pointer(NamedTuple):
-    """A file that stands for an LFS object of ``size`` bytes; ``path`` is absolute."""
+    """A file that is the pointer of an LFS object of ``size`` bytes; ``path`` is absolute."""
 
     path: str
     digest: Digest
@@ -59,7 +58,7 @@ class Pointer(NamedTuple):
 
 
 def pointer_at(path: str) -> Pointer | None:
-    """The pointer that a file is, None for any other file. Raises OSError."""
+    """Parse a file as a pointer; None if it is not a pointer. Raises OSError."""
     if os.path.islink(path) or not os.path.isfile(path) or os.lstat(path).st_size > MAX_POINTER:
         return None
     with open(path, "rb") as f:
@@ -68,8 +67,9 @@ def pointer_at(path: str) -> Pointer | None:
 
 
 def server_of(url: str, configured: str) -> str:
-    """The LFS server of a repository: ``configured`` (lfs.url) where it says one, else below the repository's own
-    URL; "" where that is no HTTP.
+    """Return the URL of a repository's LFS server; "" if it has none that speaks HTTP.
+
+    It is ``configured`` (lfs.url) if that is set, otherwise a URL below the repository's own.
     """
     found = configured
     if not found:
@@ -91,12 +91,11 @@ def resolve(
     report: Report,
     named_by: str = "",
 ) -> None:
-    """Put every object in the place of its pointers. ``near``: a directory of objects on this machine, "" for none.
+    """Replace every pointer by its object.
 
-    ``named_by``: the URL of the repository whose content names the server, "" where the repository's own URL does.
-
-    Raises ContextError when there is neither a server nor the object, IntegrityError, Unauthorized, RegistryError,
-    Unavailable.
+    ``near``: a directory of objects on this machine, "" for none. ``named_by``: the URL of the repository if its
+    content names the server, "" if the server follows from that URL itself. Raises ContextError if an object is
+    missing and there is no server; IntegrityError, Unauthorized, RegistryError, Unavailable.
     """
     by_digest: dict[Digest, list[Pointer]] = {}
     for pointer in pointers:
@@ -107,7 +106,7 @@ def resolve(
     remote = _Server(client, server, login, named_by) if missing and server else None
     if missing and remote is None:
         raise ContextError(
-            f"{os.path.basename(missing[0].path)} is an LFS object that is not there; install git-lfs, or name a server"
+            f"LFS object {os.path.basename(missing[0].path)} is missing from the repository; install git-lfs"
         )
     where = remote.locate(missing) if remote is not None else {}
     stop = threading.Event()
@@ -128,7 +127,7 @@ def resolve(
 
 
 def _near(directory: str, pointer: Pointer) -> str | None:
-    """An object's file among those of a repository on this machine."""
+    """Return the path of an object in a repository on this machine, None if it is not there."""
     path = os.path.join(directory, pointer.digest.hex[:2], pointer.digest.hex[2:4], pointer.digest.hex)
     return path if directory and os.path.isfile(path) else None
 
@@ -140,7 +139,7 @@ def _file(path: str) -> Iterator[bytes]:
 
 
 def _write(pointer: Pointer, pieces: Iterator[bytes], moved: Any) -> None:
-    """An object in the place of its pointer, with its mode; raises IntegrityError when it is another."""
+    """Write an object over its pointer, with the pointer's mode. Raises IntegrityError if its digest differs."""
     hasher, size = pointer.digest.hasher(), 0
     try:
         with whole_file(pointer.path, private=False, durable=False) as f:
@@ -151,17 +150,18 @@ def _write(pointer: Pointer, pieces: Iterator[bytes], moved: Any) -> None:
                 moved(len(piece))
             if size != pointer.size or hasher.hexdigest() != pointer.digest.hex:
                 name = os.path.basename(pointer.path)
-                raise IntegrityError(f"{name}: the LFS object that came is not {pointer.digest}")
+                raise IntegrityError(f"{name}: the downloaded LFS object does not match the digest {pointer.digest}")
             os.fchmod(f.fileno(), os.stat(pointer.path).st_mode & 0o777)
     except OSError as e:
         raise ContextError(
-            f"{os.path.basename(pointer.path)}: its LFS object cannot be written: {(e.strerror or str(e)).lower()}"
+            f"{os.path.basename(pointer.path)}: cannot write its LFS object: {(e.strerror or str(e)).lower()}"
         )
 
 
 def _led_from(named_by: str, host: str) -> AddressScope | None:
-    """Where a repository may lead with the server that its content names; None for one on this machine, and for its
-    own host.
+    """Return the addresses to which the content of a repository may send requests by naming an LFS server.
+
+    None, which allows all, is for a repository on this machine and for a server on the repository's own host.
     """
     where = REMOTE.match(named_by)
     if (
@@ -171,7 +171,7 @@ def _led_from(named_by: str, host: str) -> AddressScope | None:
         or where[1].lower() == host.lower()
     ):
         return None
-    return scope_of_name(where[1]) or "global"  # git's own connection is not seen here
+    return scope_of_name(where[1]) or "global"  # kitfs does not see which address git connected to
 
 
 class _Server:
@@ -181,7 +181,7 @@ class _Server:
         parsed = httpx.URL(url)
         if named_by.startswith("https:") and parsed.scheme == "http":
             raise RegistryError(
-                f"LFS objects: the repository is read over TLS and names a server without TLS, {shown(parsed)}",
+                f"LFS objects: the repository is read over TLS, but names a server without TLS: {shown(parsed)}",
                 url=shown(parsed),
             )
         if login and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
@@ -194,13 +194,13 @@ class _Server:
         )
 
     def locate(self, pointers: Sequence[Pointer]) -> dict[Digest, _Object]:
-        """Where the objects are. Raises Unauthorized, NotFound, RegistryError."""
+        """Ask the server for the URL of each object. Raises Unauthorized, NotFound, RegistryError."""
         found: dict[Digest, _Object] = {}
         for at in range(0, len(pointers), BATCH):
             part = pointers[at : at + BATCH]
-            told = {o.get("oid"): o for o in self._batch(part)}
+            answers = {o.get("oid"): o for o in self._batch(part)}
             for pointer in part:
-                found[pointer.digest] = self._object(pointer, told.get(pointer.digest.hex))
+                found[pointer.digest] = self._object(pointer, answers.get(pointer.digest.hex))
         return found
 
     def _batch(self, pointers: Sequence[Pointer]) -> list[dict[str, Any]]:
@@ -215,8 +215,11 @@ class _Server:
         if response.status_code != 200:
             read_error(response)
             if response.status_code in (401, 403):
-                told = f"{what}: {self._endpoint.host} answers {response.status_code}: give a token (--token), or install git-lfs"
-                raise Unauthorized(told, status=response.status_code)
+                status = response.status_code
+                raise Unauthorized(
+                    f"{what}: {self._endpoint.host} returns {status}: give a token (--token), or install git-lfs",
+                    status=status,
+                )
             raise failure(response, what)
         check_encoding(response, what)
         with mapped(url, what):
@@ -228,13 +231,15 @@ class _Server:
             return found
         except (ValueError, KeyError, TypeError, RecursionError):
             raise RegistryError(
-                f"{what}: {self._endpoint.host} answers with something that lists none", status=200, url=shown(url)
+                f"{what}: the answer of {self._endpoint.host} is not a valid list of objects",
+                status=200,
+                url=shown(url),
             )
 
-    def _object(self, pointer: Pointer, told: dict[str, Any] | None) -> _Object:
+    def _object(self, pointer: Pointer, answer: dict[str, Any] | None) -> _Object:
         name = os.path.basename(pointer.path)
         try:
-            action = (told or {})["actions"]["download"]
+            action = (answer or {})["actions"]["download"]
             href, header = httpx.URL(action["href"]), {str(k): str(v) for k, v in (action.get("header") or {}).items()}
             if href.scheme not in ("http", "https") or (href.scheme, httpx.URL(self._endpoint.base).scheme) == (
                 "http",
@@ -242,11 +247,11 @@ class _Server:
             ):
                 raise ValueError
         except (KeyError, TypeError, AttributeError, ValueError, httpx.InvalidURL):
-            error = (told or {}).get("error")
+            error = (answer or {}).get("error")
             cause = (
                 without(str(error.get("message")), self._secrets)[:200]
                 if isinstance(error, dict)
-                else "no place where it is"
+                else "the answer has no URL for it"
             )
             raise RegistryError(
                 f"{name}: {self._endpoint.host} has no LFS object {pointer.digest.hex[:12]}: {cause}", status=200
@@ -279,11 +284,10 @@ class _Object(RemoteBlob):
         raise error
 
     def pieces(self) -> Iterator[bytes]:
-        """All of it."""
         for _, view in self.read_range(0, None):
             yield bytes(view)
 
 
 def _anonymous(endpoint: Endpoint) -> Endpoint:
-    """The same, without credentials of ours beside those that the server named."""
+    """Return the endpoint without our credentials: the server stated those to send."""
     return replace(endpoint, auth=TokenAuth(""))

@@ -27,8 +27,9 @@ from kitfs.store.durable import whole_file
 
 MANIFEST_VERSION: Final = "1.0.0"
 MODELS: Final = (
-    ".safetensors", ".pkl", ".joblib", ".pth", ".pt", ".mar", ".pt2", ".ptl", ".pb", ".ckpt", ".tflite", ".tfrecords",
-    ".npy", ".npz", ".keras", ".h5", ".caffemodel", ".pmml", ".coreml", ".gguf", ".ggml", ".ggmf", ".llamafile", ".onnx",
+    ".safetensors", ".pkl", ".joblib", ".pth", ".pt", ".mar", ".pt2", ".ptl", ".pb", ".ckpt", ".tflite",
+    ".tfrecords", ".npy", ".npz", ".keras", ".h5", ".caffemodel", ".pmml", ".coreml", ".gguf", ".ggml", ".ggmf",
+    ".llamafile", ".onnx",
 )  # fmt: skip
 OTHER_MODELS: Final = (".engine", ".plan", ".pickle", ".onnx_data", ".onnx.data")  # TensorRT, pickle, ONNX' tensors
 METADATA: Final = (".json", ".yaml", ".xml", ".txt")
@@ -265,7 +266,7 @@ class _Guess:
             self.servers.append(MCPServer(name, file.path))
 
     def add_directory(self, directory: Directory) -> bool:
-        """Add a directory of the root as an entry. Returns False if it has no known kind; its models are added still."""
+        """Add a directory of the root as an entry. Returns False if its kind is unknown; its models are added still."""
         path = directory.path
         if directory.name == "docs":
             self.docs.append(Docs(path))

@@ -1,9 +1,9 @@
-"""What is left out of a layer: by .kitignore, and because another layer holds it.
+"""Which files a layer leaves out: those that .kitignore excludes, and those that belong to another layer.
 
-.kitignore is read as dockerignore is (moby's ``ignorefile.ReadAll`` and ``MatchesOrParentMatches``; KITOPS §3):
-patterns begin at the context directory, ``*`` stays in a name, ``**`` does not, ``!`` takes back, and the last one
-that matches a path or a directory above it decides. Pure: it reads no file and walks nothing. Threading: rules
-remember what they have seen; one thread at a time.
+.kitignore has the syntax of .dockerignore (moby's ``ignorefile.ReadAll`` and ``MatchesOrParentMatches``; KITOPS §3).
+Patterns are relative to the context directory, ``*`` matches within a name, ``**`` matches across directories, and
+``!`` makes an exception. The last pattern that matches a path, or a directory above it, decides. Pure: no I/O.
+Threading: rules cache their matches, so one thread at a time may use them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ from kitfs.errors import KitfileError
 from kitfs.gocompat.patterns import Glob, GlobSet
 from kitfs.modelkit.kitfile import clean_path
 
-ALWAYS: Final = ("Kitfile", "kitfile", ".kitfile", ".kitignore")  # after the user's, so that no "!" takes them back
-MAX_LINE: Final = (1 << 16) - 1  # bytes of a line, as bufio.Scanner has it
+ALWAYS: Final = (
+    "Kitfile",
+    "kitfile",
+    ".kitfile",
+    ".kitignore",
+)  # follow the user's rules, so that no "!" can include them
+MAX_LINE: Final = (1 << 16) - 1  # bytes of a line, the limit of Go's bufio.Scanner
 BOM: Final = b"\xef\xbb\xbf"
-# Go's
-SPACE: Final = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+SPACE: Final = (  # of Go's unicode.IsSpace
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029"
+    "\u202f\u205f\u3000"
+)
 
 
 class Rule(NamedTuple):
-    """A pattern; ``exception`` when it was written with ``!``."""
+    """A pattern; ``exception`` if it was written with ``!``."""
 
     glob: Glob
     exception: bool
@@ -34,15 +41,16 @@ class IgnoreRules:
 
     def __init__(self, rules: Collection[Rule]) -> None:
         self._rules = tuple(rules)
-        self._globs: GlobSet | None = None  # made when a path is looked at
+        self._globs: GlobSet | None = None  # made for the first path
         self.has_exceptions: Final = any(
             rule.exception for rule in self._rules
-        )  # so that what is below an ignored directory may not be
+        )  # then a path below an ignored directory may be included
 
     @classmethod
     def parse(cls, data: bytes | None) -> IgnoreRules:
-        """The rules of a .kitignore, None when there is none. Raises KitfileError for a malformed pattern, with its
-        line.
+        """Parse a .kitignore; ``data`` is None if there is none.
+
+        Raises KitfileError for a malformed pattern, with its line number.
         """
         rules: list[Rule] = []
         for number, pattern in _patterns(data or b""):
@@ -53,8 +61,10 @@ class IgnoreRules:
         return cls([*rules, *(Rule(Glob(name), exception=False) for name in ALWAYS)])
 
     def ignores(self, path: str) -> bool:
-        """Whether a path is left out. It is relative to the context, clean, slash separated, with surrogateescape for
-        what is not UTF-8.
+        """Whether a path is left out.
+
+        ``path`` is relative to the context, clean, and separated by slashes; bytes that are not UTF-8 are escaped by
+        surrogateescape.
         """
         if self._globs is None:
             self._globs = GlobSet(rule.glob for rule in self._rules)
@@ -63,21 +73,20 @@ class IgnoreRules:
 
 
 def left_out(path: str, layer: str, others: Collection[str]) -> bool:
-    """Whether a layer leaves a path to another one: to one that lies inside of the layer or beside it, not to one
-    around it.
+    """Whether ``path`` belongs to another layer: one nested in this layer or beside it, not one that contains it.
 
-    ``others`` are the paths of all layers, its own among them or not. All are clean, "." is the context.
+    ``others`` are the paths of all layers, with or without this one's. All paths are clean, and "." is the context.
     """
     return any(is_within(path, other) and not is_within(layer, other) for other in others)
 
 
 def is_within(path: str, directory: str) -> bool:
-    """Whether a clean relative path is a directory or below it, by whole names."""
+    """Whether a clean relative path is ``directory`` or below it; names are compared whole."""
     return directory in (".", path) or path.startswith(directory + "/")
 
 
 def _patterns(data: bytes) -> Iterator[tuple[int, str]]:
-    """(line number, pattern, an exception's with its "!") of every line that holds one."""
+    """Yield (line number, pattern) of every line with a pattern; an exception keeps its "!"."""
     for number, line in enumerate(data.split(b"\n"), 1):
         if len(line) > MAX_LINE:
             raise KitfileError(f"line {number} of .kitignore is longer than {MAX_LINE} bytes")
@@ -98,15 +107,16 @@ def _patterns(data: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _rule(pattern: str) -> list[Rule]:
-    """A pattern's rule. It is trimmed and cleaned once more, as moby does, which may leave nothing. Raises
-    ValueError.
+    """Return the rule of a pattern, or nothing if the pattern is empty after cleaning. Raises ValueError.
+
+    The pattern is trimmed and cleaned a second time, as moby does.
     """
     pattern = pattern.strip(SPACE)
     if not pattern:
         return []
     pattern = clean_path(pattern)
     if pattern == "!":
-        raise ValueError("nothing after the exclamation mark")
+        raise ValueError("the exclamation mark has no pattern after it")
     exception = pattern.startswith("!")
     return [Rule(Glob(pattern[exception:]), exception)]
 

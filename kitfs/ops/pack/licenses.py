@@ -1,7 +1,8 @@
-"""Which licence a text is: SPDX identifiers, by what only the text of that licence says.
+"""Identifying the licence of a text: SPDX identifiers, found by phrases that only one licence contains.
 
-kit asks google/licensecheck, which knows some hundreds; these are the ones that models, data sets and code come with,
-and they get the same identifiers. A text that is several licences, or none of these, has no answer. Pure.
+kit uses google/licensecheck, which knows hundreds of licences. This module knows those that models, datasets and code
+usually have, and gives the same identifiers for them. A text with several licences, or with none of these, is not
+identified. Pure.
 """
 
 from __future__ import annotations
@@ -9,26 +10,32 @@ from __future__ import annotations
 import re
 from typing import Final
 
-HEAD: Final = 400  # characters in which a text says which licence it is, where others name it too
+HEAD: Final = 400  # characters of a title, for licences that other texts mention too
 
-# identifier → patterns: what the normalised text must hold (the first once), what not (after "!"); "^": in its head,
-# as often as it likes
+GRANT: Final = (
+    "permission is hereby granted free of charge to any person obtaining a copy of this software and associated "
+    "documentation files"
+)
+ISC_GRANT: Final = (
+    "permission to use copy modify and or distribute this software for any purpose with or without fee "
+    "is hereby granted"
+)
+# SPDX identifier → patterns. The normalised text must match each (the first one only once), and must not match those
+# after "!"; a pattern after "^" must match in the first HEAD characters, any number of times.
 MARKS: Final[dict[str, tuple[str, ...]]] = {
     "Apache-2.0": ("^apache license version 2 0 (january 2004|the license you may not use)",),
     "MIT": (
-        "permission is hereby granted free of charge to any person obtaining a copy of this software and associated documentation files",
+        GRANT,
         "the above copyright notice and this permission notice shall be included in all copies",
     ),
     "MIT-0": (
-        "permission is hereby granted free of charge to any person obtaining a copy of this software and associated documentation files",
+        GRANT,
         "!this permission notice shall be included in all copies",
         "!the above copyright notice",
     ),
-    "ISC": (
-        "permission to use copy modify and or distribute this software for any purpose with or without fee is hereby granted provided that",
-    ),
+    "ISC": (f"{ISC_GRANT} provided that",),
     "0BSD": (
-        "permission to use copy modify and or distribute this software for any purpose with or without fee is hereby granted",
+        ISC_GRANT,
         "!hereby granted provided that",
     ),
     "BSD-2-Clause": (
@@ -67,7 +74,7 @@ MARKS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def license_of(text: bytes) -> str:
-    """The SPDX identifier of a licence text, "" when it is none of those known, or several."""
+    """Return the SPDX identifier of a licence text; "" if it is unknown or contains several licences."""
     normal = " ".join(re.findall(r"[a-z0-9]+", text.decode("utf-8", "replace").lower()))
     found = [name for name, marks in MARKS.items() if all(_holds(normal, mark) for mark in marks)]
     if len(found) != 1 or len(re.findall(MARKS[found[0]][0], normal)) > 1:

@@ -144,7 +144,7 @@ BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
         "oci-layout",
         b'{"imageLayoutVersion":"1.0.0","imageLayoutVersion":"1.0.0"}',
         ManifestError,
-        "ambiguous oci-layout: the key 'imageLayoutV",
+        "ambiguous oci-layout: an object has the key 'imageLayoutV",
     ),
     (
         "oci-layout",
