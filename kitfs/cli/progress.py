@@ -1,8 +1,8 @@
-"""How verbs show what they do: lines in kit's words, bars on a terminal, now and then a line elsewhere, JSON lines
-for programs.
+"""How verbs show their progress: lines in kit's words, bars on a terminal, a line every five seconds elsewhere, and
+JSON lines for programs.
 
-Short work is quiet: bars and lines begin when it has taken a second, or five. Bars are rich's, on stderr, and
-imported when they are drawn. Threading: events come from any thread; one lock keeps lines and bars apart.
+Short work is quiet: bars appear after one second, and lines after five. rich draws the bars on stderr; it is imported
+when the first bar is drawn. Threading: events come from any thread; one lock keeps lines and bars apart.
 """
 
 from __future__ import annotations
@@ -11,28 +11,44 @@ import json
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from kitfs.cli.output import before_the_answer, flush, human_size, put, put_json_text, put_lines, say
+from kitfs.cli.output import (
+    before_the_answer,
+    flush,
+    human_size,
+    is_terminal,
+    put,
+    put_json_text,
+    put_lines,
+    say,
+    short,
+)
 from kitfs.escaping import shown
-from kitfs.ops.events import Event, Moved, Noted, Saved, Total, Warned
+from kitfs.ops.events import Event, Moved, Noted, Saved, Sent, Total, Warned
 
 if TYPE_CHECKING:
     from kitfs.cli.bars import Bars
 
 FANCY_AFTER: Final = 1.0  # seconds of work before bars are drawn
 WAITING_EVERY: Final = 0.5  # seconds between two looks of a verb without bars
+WAYS: Final = {"exists": "already there", "existed": "already there"}  # how a blob got there, in words
 PLAIN_EVERY: Final = 5.0  # seconds between two lines
 
 
 class Reporter:
-    """A Report for the time of a verb. ``mode`` none, plain or fancy, or auto: fancy on a terminal, else plain;
-    ``as_json`` prints events.
+    """The report of a verb. ``mode`` is none, plain, fancy, or auto: fancy on a terminal, and plain elsewhere.
+
+    With ``as_json`` every event is printed as JSON. With ``full`` digests are not shortened on a terminal.
     """
 
-    def __init__(self, mode: str, *, as_json: bool = False) -> None:
+    def __init__(self, mode: str, *, as_json: bool = False, full: bool = False) -> None:
+        self._full = full
+        self._sent: Counter[str] = Counter()
+        self._sizes: Counter[str] = Counter()
         terminal = sys.stderr.isatty()
         self._mode = ("fancy" if terminal else "plain") if mode == "auto" else mode
         self._json = as_json
@@ -53,6 +69,10 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bars away. A second call does nothing."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -70,6 +90,9 @@ class Reporter:
             elif isinstance(event, Moved):
                 self._done[event.name] = self._done.get(event.name, 0) + event.size
                 self._draw(event.name)
+            elif isinstance(event, Sent) and event.what == "blob":
+                self._sent[event.how] += 1
+                self._sizes[event.how] += event.size
             if self._json:
                 put_json_text(json.dumps(as_json(event)))
                 flush()
@@ -78,10 +101,10 @@ class Reporter:
             elif isinstance(event, Noted):
                 self._line(lambda: put(shown(event.text)))
             elif isinstance(event, Saved):
-                self._line(lambda: put(_saved(event)))
+                self._line(lambda: put(self._saved(event)))
 
     def say(self, text: str, **fields: Any) -> None:
-        """Write a line of the verb's own to stdout; for programs, an event with ``fields``."""
+        """Write a line to stdout; for programs, an event with ``fields`` instead."""
         self.say_lines(shown(text), **fields)
 
     def say_lines(self, text: str, **fields: Any) -> None:
@@ -92,6 +115,26 @@ class Reporter:
             else:
                 self._line(lambda: put_lines(text))
             flush()
+
+    def short(self, digest: str) -> str:
+        """Return a digest as people read it: short on a terminal."""
+        return short(digest, full=self._full)
+
+    def end(self, text: str, **fields: Any) -> None:
+        """Write the last line of a verb, as ``say``; on a terminal a line follows with what moved and what was there."""
+        self.say(text, **fields)
+        if is_terminal() and not self._json and self._sent:
+            ways = [f"{n} {WAYS.get(how, how)} ({human_size(self._sizes[how])})" for how, n in self._sent.items()]
+            self.say_lines(f"{sum(self._sent.values())} blobs: {', '.join(ways)}")
+
+    def _saved(self, event: Saved) -> str:
+        digest = self.short(event.digest)
+        if event.what == "layer":
+            where = f"  {shown(event.path)} ({human_size(event.size)})" if event.path and is_terminal() else ""
+            return f"{'Saved' if event.added else 'Already saved'} {event.kind} layer: {digest}{where}"
+        if event.what == "config":
+            return f"{'Saved configuration' if event.added else 'Configuration already exists in storage'}: {digest}"
+        return f"{'Saved manifest to storage' if event.added else 'Manifest already exists in storage'}: {digest}"
 
     def _line(self, write: Any) -> None:
         """Write a line where bars may be drawn."""
@@ -104,7 +147,7 @@ class Reporter:
         self._begin()
 
     def _show(self) -> None:
-        """What the thread does: begin the bars, or say now and then how far it is."""
+        """Run in the thread: begin the bars, or write a line of progress every few seconds."""
         if self._mode == "fancy":
             if not self._ended.wait(FANCY_AFTER):
                 with self._lock:
@@ -127,7 +170,7 @@ class Reporter:
             self._draw(name)
 
     def _draw(self, name: str) -> None:
-        """Bring one bar up to date, and that of everything."""
+        """Draw the bar of one thing, and that of the total."""
         if self._bars is None or name not in self._totals:
             return
         total, label = self._totals[name]
@@ -141,21 +184,17 @@ class Reporter:
 
 
 def as_json(event: Event) -> dict[str, Any]:
-    """An event for programs: its kind in lower case as ``event``, and its fields."""
-    return {"event": type(event).__name__.lower(), **event._asdict()}
-
-
-def _saved(event: Saved) -> str:
-    if event.what == "layer":
-        return f"{'Saved' if event.added else 'Already saved'} {event.kind} layer: {event.digest}"
-    if event.what == "config":
-        return f"{'Saved configuration' if event.added else 'Configuration already exists in storage'}: {event.digest}"
-    return f"{'Saved manifest to storage' if event.added else 'Manifest already exists in storage'}: {event.digest}"
+    """Return an event for programs: its kind in lower case as ``event``, and its fields."""
+    fields = event._asdict()
+    if isinstance(event, Saved):
+        del fields["path"], fields["size"]  # for people: programs know them from the events of the layer
+    return {"event": type(event).__name__.lower(), **fields}
 
 
 class Waiting:
-    """Says on a terminal that a verb without bars still works, until it answers there; ``fetched`` gives the bytes
-    from registries so far.
+    """A line on a terminal which shows that a verb without bars still works; it goes away when the verb answers.
+
+    ``fetched`` returns the bytes that registries have sent so far.
     """
 
     def __init__(self, mode: str, fetched: Callable[[], int]) -> None:
@@ -176,7 +215,7 @@ class Waiting:
         self.end()
 
     def end(self) -> None:
-        """Take the words away."""
+        """Take the line away."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -1,32 +1,41 @@
-"""What verbs without a daemon work with: the store and the registries of the settings."""
+"""The parts that verbs share: the store and registries of the settings, the report of progress, and references.
+
+A ``Workspace`` or a ``Store`` is open for the time of a ``with`` block. Threading: the main thread only.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from kitfs.cli.options import Interrupted
+from kitfs.cli.output import flush, say
+from kitfs.cli.progress import Reporter, Waiting
 from kitfs.config import Settings
+from kitfs.errors import KitfsError, UsageError
 from kitfs.escaping import LogFormatter
 
 if TYPE_CHECKING:
     from kitfs.kit.workspace import Workspace
+    from kitfs.oci.names import LayoutReference, Reference
+    from kitfs.registry.client import Repository
     from kitfs.store.store import Store
 
 
 @contextmanager
 def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspace]:
-    """The store of --cache-dir and the registries of the network options, for the time of the block.
+    """Open the store of --cache-dir and the registries of the network options.
 
-    Warnings go to stderr; with --log-level, or -v, what it says. ``waits``: a terminal is told that work goes on,
-    where no bars do.
+    Warnings of the log go to stderr; with --log-level or -v, everything from that level on. With ``waits``, for a verb
+    without progress bars, a terminal shows that the verb still works.
     """
-    from kitfs.cli.progress import Waiting
     from kitfs.kit.options import WorkspaceOptions
     from kitfs.kit.workspace import Workspace
 
-    with _told(settings) as log, Workspace.open(WorkspaceOptions.of(settings), log=log) as workspace:
+    with _log_to_stderr(settings) as log, Workspace.open(WorkspaceOptions.of(settings), log=log) as workspace:
         if not waits:
             yield workspace
             return
@@ -37,26 +46,98 @@ def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspa
 
 @contextmanager
 def store_of(settings: Settings) -> Iterator[Store]:
-    """The store of --cache-dir alone, for the time of the block; messages as with ``workspace_of``."""
+    """Open the store of --cache-dir alone. The log goes to stderr as with ``workspace_of``."""
     from kitfs.metrics import Counters
     from kitfs.store.store import Store
 
-    with _told(settings) as log, closing(Store.open(settings["cache-dir"], counters=Counters(), log=log)) as store:
+    with (
+        _log_to_stderr(settings) as log,
+        closing(Store.open(settings["cache-dir"], counters=Counters(), log=log)) as store,
+    ):
         yield store
 
 
 @contextmanager
-def _told(settings: Settings) -> Iterator[logging.Logger]:
+def _log_to_stderr(settings: Settings) -> Iterator[logging.Logger]:
     log = logging.getLogger("kitfs")
     log.setLevel(settings["log-level"].upper() if settings.given("log-level") else logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("kitfs: %(message)s"))
-    if not settings.given("log-level"):
-        handler.addFilter(
-            lambda record: record.levelno < logging.ERROR or record.exc_info is not None
-        )  # the verb's own error says it
+    if not settings.given("log-level"):  # the failure that the verb reports says what an error in the log would say
+        handler.addFilter(lambda record: record.levelno < logging.ERROR or record.exc_info is not None)
     log.addHandler(handler)
     try:
         yield log
     finally:
         log.removeHandler(handler)
+
+
+def reporter_of(settings: Settings) -> Reporter:
+    """Return the report that a verb gives to what it calls, as --progress, --json and --no-trunc ask for."""
+    return Reporter(settings["progress"], as_json=settings["json"], full=settings["no-trunc"])
+
+
+@contextmanager
+def exit_on_interrupt(report: Reporter) -> Iterator[None]:
+    """Let Ctrl-C end the process without waiting for requests.
+
+    The disk is then as after a kill, and the transfer resumes when the same command is run again.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        report.close()
+        say("kitfs: interrupted")
+        with suppress(KitfsError, OSError):
+            flush()
+        os._exit(Interrupted.exit_code)
+
+
+def with_tag(reference: Reference) -> Reference:
+    """Return a reference with a tag or digest: with ``latest``, and a note about it, if it has neither."""
+    if reference.tag is None and reference.digest is None:
+        reference = reference.or_latest()
+        say(f"kitfs: no tag given, using latest ({reference.display})")
+    return reference
+
+
+def named(text: str) -> Reference | LayoutReference:
+    """Parse a reference: with a tag, as ``with_tag``; a layout by its absolute path, since the daemon works in /."""
+    from dataclasses import replace
+
+    from kitfs.oci.names import LayoutReference, parse_any
+
+    reference = parse_any(text)
+    if not isinstance(reference, LayoutReference):
+        return with_tag(reference)
+    try:
+        return replace(reference, path=os.path.abspath(reference.path))
+    except OSError:
+        raise UsageError(f"{text}: the current directory no longer exists")
+
+
+def display(reference: Reference | LayoutReference) -> str:
+    """Return a reference as people write it."""
+    from kitfs.oci.names import LayoutReference
+
+    return str(reference) if isinstance(reference, LayoutReference) else reference.display
+
+
+def registry_target(text: str | None, source: Reference | None, *, task: str) -> Reference:
+    """Return the destination of a verb that writes to a registry: ``text``, or ``source`` if that is None.
+
+    Raises UsageError if it names no registry.
+    """
+    from kitfs.oci.names import LOCAL, Reference
+
+    target = source if text is None else with_tag(Reference.parse(text, multiple_tags=True))
+    if target is None or target.registry == LOCAL:
+        raise UsageError(f"registry is required when {task} (write registry/repository:tag)")
+    return target
+
+
+def writable(workspace: Workspace, reference: Reference) -> Repository:
+    """Return a repository at its registry itself, without the mirrors, which take no pushes."""
+    from kitfs.registry.client import Repository
+
+    return Repository(workspace.client, reference.repository, workspace.client.repository(reference).endpoints[-1:])

@@ -19,6 +19,8 @@ class Saved(NamedTuple):
     kind: str
     digest: Digest
     added: bool
+    path: str = ""  # of a layer, as the Kitfile has it
+    size: int = 0  # bytes of a layer
 
 
 class Sent(NamedTuple):

@@ -1,6 +1,4 @@
-"""The verbs that make kits of what is no kit yet: init, import; and export. Their texts are kit's (KITOPS §9.1,
-§9.2).
-"""
+"""The verbs between kits and other forms: init, import, export. Their texts on stdout are kit's (KITOPS §9.1, §9.2)."""
 
 from __future__ import annotations
 
@@ -12,10 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from kitfs.cli.commands import Command
+from kitfs.cli.completion import directories, references
 from kitfs.cli.options import takes
 from kitfs.cli.output import put, put_json, put_lines, say
 from kitfs.cli.progress import Reporter
-from kitfs.cli.session import workspace_of
+from kitfs.cli.session import reporter_of, workspace_of
 from kitfs.cli.verbs.transfer import _kitfile as kitfile_of
 from kitfs.cli.verbs.transfer import _source_date as source_date
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
@@ -50,13 +49,12 @@ IMPORT = options_of(
 
 
 @click.command("init", cls=Command, short_help="Write a Kitfile for a directory.")
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", shell_complete=directories)
 @takes(*INIT, "json", "settings")
 def init(settings: Settings, directory: str) -> None:
-    """Look at the files of DIR and write a Kitfile for them, by what models, data sets, documents and code are mostly
-    called.
+    """Write a Kitfile for the files of DIR. The names of files decide what is a model, a dataset, a document or code.
 
-    On a terminal it asks for the name, description and author that are not given.
+    On a terminal it asks for the name, the description and the author unless they are given.
     """
     from kitfs.modelkit.kitfile import Package
     from kitfs.ops.events import Event, Warned
@@ -93,13 +91,14 @@ def init(settings: Settings, directory: str) -> None:
 
 @click.command("import", cls=Command, short_help="Make a kit of a Hugging Face or git repository, or of an OCI layout.")
 @click.argument("repository", metavar="REPOSITORY")
-@takes(*IMPORT, "concurrency", "json", *STORE, *NETWORK)
+@takes(*IMPORT, "concurrency", "no-trunc", "json", *STORE, *NETWORK)
 def import_(settings: Settings, repository: str) -> None:
-    """Make a kit of REPOSITORY, in the store, or with --push at the registry of --tag.
+    """Make a kit of REPOSITORY in the store, or with --push at the registry of --tag.
 
-    REPOSITORY is owner/name of a Hugging Face hub (HF_ENDPOINT, HF_TOKEN), datasets/owner/name there, a URL of a git
-    repository, oci:DIR[:tag] or oci-archive:FILE[:tag]. Of a hub, no copy is made: a file is a layer, and one that is
-    there already does not move. An import that broke off goes on.
+    REPOSITORY is owner/name or datasets/owner/name of a Hugging Face hub (HF_ENDPOINT, HF_TOKEN), the URL of a git
+    repository, oci:DIR[:tag] or oci-archive:FILE[:tag]. Every file of a hub becomes a layer without another copy on
+    disk, and a file that is already at the destination is not transferred. An interrupted import resumes when it is run
+    again.
     """
     from kitfs.ops.imports.run import ImportOptions, import_kit
 
@@ -112,7 +111,7 @@ def import_(settings: Settings, repository: str) -> None:
         created=source_date(),
         concurrency=settings["concurrency"],
     )
-    with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
+    with workspace_of(settings) as workspace, reporter_of(settings) as report:
         imported = import_kit(
             workspace,
             repository,
@@ -121,9 +120,9 @@ def import_(settings: Settings, repository: str) -> None:
             report=report,
             edit=lambda kitfile: _edited(kitfile, report, ask=not settings["json"] and sys.stdin.isatty()),
         )
-        done = f"Pushed {imported.digest}" if settings["push"] else f"Model is packed as {imported.tag}"
+        done = f"Pushed {report.short(imported.digest)}" if settings["push"] else f"Model is packed as {imported.tag}"
         names = [reference.display for reference in imported.references]
-        report.say(done, event="done", digest=imported.digest, references=names)
+        report.end(done, event="done", digest=imported.digest, references=names)
 
 
 def _edited(kitfile: Kitfile, report: Reporter, *, ask: bool) -> Kitfile:
@@ -139,13 +138,13 @@ def _edited(kitfile: Kitfile, report: Reporter, *, ask: bool) -> Kitfile:
 
 
 @click.command("export", cls=Command, short_help="Write a kit to an OCI layout.")
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=references)
 @click.argument("target", metavar="oci:DIR[:tag]")
-@takes("remote", "json", *STORE, *NETWORK)
+@takes("remote", "no-trunc", "json", *STORE, *NETWORK)
 def export(settings: Settings, reference: str, target: str) -> None:
-    """Write the kit REF to oci:DIR[:tag], or to oci-archive:FILE[:tag], for skopeo and whatever else reads OCI layouts.
+    """Write the kit REF to oci:DIR[:tag] or to oci-archive:FILE[:tag], for skopeo and other tools that read OCI layouts.
 
-    REF is a kit of the store, else of its registry, or an OCI layout. A directory that is a layout already keeps its
+    REF is a kit of the store, or else of its registry, or an OCI layout. A directory that already is a layout keeps its
     other manifests.
     """
     from kitfs.kit.origin import Stored
@@ -156,8 +155,8 @@ def export(settings: Settings, reference: str, target: str) -> None:
 
     to, source = parse_any(target), parse_any(reference)
     if not isinstance(to, LayoutReference):
-        raise UsageError(f"{target!r} is no OCI layout (write oci:DIR[:tag] or oci-archive:FILE[:tag])")
-    with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
+        raise UsageError(f"{target!r} is not an OCI layout (write oci:DIR[:tag] or oci-archive:FILE[:tag])")
+    with workspace_of(settings) as workspace, reporter_of(settings) as report:
         if isinstance(source, LayoutReference):
             layout = open_layout(source)
             try:
@@ -173,7 +172,7 @@ def export(settings: Settings, reference: str, target: str) -> None:
                 digest = exporting(
                     source.identifier, workspace.client.repository(source), workspace.store, to, report=report
                 )
-        report.say(f"Exported {digest}", event="done", digest=digest, target=str(to))
+        report.say(f"Exported {report.short(digest)}", event="done", digest=digest, target=str(to))
 
 
 VERBS = (init, import_, export)

@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from kitfs.cli.commands import Command, Verbs
+from kitfs.cli.completion import references
 from kitfs.cli.options import REMOTE, takes
 from kitfs.cli.output import human_size, put, put_json, put_json_text, put_table
-from kitfs.cli.progress import Reporter
-from kitfs.cli.session import store_of, workspace_of
-from kitfs.cli.verbs.transfer import ended_at_once, settled
+from kitfs.cli.session import (
+    exit_on_interrupt,
+    named,
+    registry_target,
+    reporter_of,
+    store_of,
+    with_tag,
+    workspace_of,
+    writable,
+)
+from kitfs.cli.verbs.transfer import push_as
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import NotFound, UsageError
 from kitfs.escaping import shown
-from kitfs.ops.events import Noted
 from kitfs.parsers import Choice, boolean, platform, word
 
 if TYPE_CHECKING:
@@ -26,7 +34,6 @@ if TYPE_CHECKING:
     from kitfs.modelkit.index import Variant
     from kitfs.oci.names import Digest, Reference
     from kitfs.ops.library.index import Deleted, Found
-    from kitfs.registry.client import Repository
 
 ADD: Final = options_of(
     "index-add",
@@ -78,7 +85,7 @@ def index() -> None:
 
 
 @index.command("create", cls=Command, short_help="Make an empty index in the store.")
-@click.argument("reference", metavar="INDEX")
+@click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes("json", *STORE)
 def create(settings: Settings, reference: str) -> None:
     """Make the empty index INDEX in the store."""
@@ -91,8 +98,8 @@ def create(settings: Settings, reference: str) -> None:
 
 
 @index.command("add", cls=Command, short_help="Let an index list a kit, or label one that it lists.")
-@click.argument("reference", metavar="INDEX")
-@click.argument("kit", metavar="REF")
+@click.argument("reference", metavar="INDEX", shell_complete=references)
+@click.argument("kit", metavar="REF", shell_complete=references)
 @takes(REMOTE, *ADD, "json", *STORE, *NETWORK)
 def add(settings: Settings, reference: str, kit: str) -> None:
     """Let INDEX list the kit REF of its repository. One that it lists keeps the labels and annotations that are not
@@ -120,8 +127,8 @@ def add(settings: Settings, reference: str, kit: str) -> None:
 
 
 @index.command("remove", cls=Command, short_help="Let an index no longer list a kit.")
-@click.argument("reference", metavar="INDEX")
-@click.argument("kit", metavar="REF")
+@click.argument("reference", metavar="INDEX", shell_complete=references)
+@click.argument("kit", metavar="REF", shell_complete=references)
 @takes("json", *STORE)
 def remove(settings: Settings, reference: str, kit: str) -> None:
     """Let INDEX no longer list the kit REF, which stays where it is. One that is not in the store is named by its
@@ -144,7 +151,7 @@ def remove(settings: Settings, reference: str, kit: str) -> None:
 
 
 @index.command("delete", cls=Command, short_help="Delete an index of the store; its kits stay.")
-@click.argument("reference", metavar="[INDEX]", required=False)
+@click.argument("reference", metavar="[INDEX]", required=False, shell_complete=references)
 @takes(*DELETE, "json", *STORE)
 def delete(settings: Settings, reference: str | None) -> None:
     """Delete the tag INDEX, and with the last one, --force or a digest the index itself. Its kits stay; at a registry
@@ -210,7 +217,7 @@ def list_indexes(settings: Settings) -> None:
 
 
 @index.command("info", cls=Command, short_help="Show the kits of an index.")
-@click.argument("reference", metavar="INDEX")
+@click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes(REMOTE, *options_of("index-info", FORMAT), "json", *STORE, *NETWORK)
 def info(settings: Settings, reference: str) -> None:
     """Show the kits that INDEX lists, with their labels and annotations; --remote: as its registry has it."""
@@ -253,7 +260,7 @@ def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[st
 
 
 @index.command("inspect", cls=Command, short_help="Show an index's own JSON.")
-@click.argument("reference", metavar="INDEX")
+@click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes(REMOTE, "json", *STORE, *NETWORK)
 def inspect(settings: Settings, reference: str) -> None:
     """Show the JSON of INDEX, over lines; --remote: as its registry has it."""
@@ -263,35 +270,19 @@ def inspect(settings: Settings, reference: str) -> None:
         put_json_text(indented(_look(settings, workspace, reference)[1].data))
 
 
-@index.command("push", cls=Command, short_help="Bring an index of the store, and its kits, to a registry.")
-@click.argument("reference", metavar="INDEX")
-@click.argument("destination", metavar="[DEST]", required=False)
-@takes("concurrency", "progress", "json", *STORE, *NETWORK)
+@index.command("push", cls=Command, short_help="Push an index of the store, and its kits, to a registry.")
+@click.argument("reference", metavar="INDEX", shell_complete=references)
+@click.argument("destination", metavar="[DEST]", required=False, shell_complete=references)
+@takes("concurrency", "progress", "no-trunc", "json", *STORE, *NETWORK)
 def push(settings: Settings, reference: str, destination: str | None) -> None:
-    """Push INDEX to its registry, or as DEST; first those of its kits that are not there."""
-    from kitfs.oci.names import LOCAL, Reference
+    """Push INDEX to its registry, or under the name DEST, after those of its kits that the registry does not have."""
     from kitfs.ops.library import index as indexes
 
-    source = settled(Reference.parse(reference))
-    target = settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
-    if target.registry == LOCAL:
-        raise UsageError("registry is required when pushing (write registry/repository:tag)")
-    with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
-        report(Noted(f"Pushing index {source.display}" + (f" to {target.display}" if destination is not None else "")))
-        with ended_at_once(report):
-            digest = indexes.push(
-                source,
-                target,
-                workspace.store,
-                _itself(workspace, target),
-                concurrency=settings["concurrency"],
-                report=report,
-            )
-        report.say(f"Pushed index {digest}", event="done", reference=target.display, digest=digest)
+    push_as(settings, reference, destination, noun="index ", push=indexes.push)
 
 
 @index.command("pull", cls=Command, short_help="Bring an index of a registry into the store.")
-@click.argument("reference", metavar="INDEX")
+@click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes("json", *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
     """Bring INDEX into the store. Its kits stay where they are: pull, unpack and mount choose one of them by
@@ -311,7 +302,7 @@ def pull(settings: Settings, reference: str) -> None:
 
 
 @click.command("convert", cls=Command, short_help="Make an ordinary OCI image of a kit, over the same layers.")
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=references)
 @click.argument("image", metavar="IMAGE")
 @takes(
     "only",
@@ -322,6 +313,7 @@ def pull(settings: Settings, reference: str) -> None:
     "max-entries",
     "concurrency",
     "progress",
+    "no-trunc",
     "json",
     *STORE,
     *NETWORK,
@@ -335,37 +327,34 @@ def convert(settings: Settings, reference: str, image: str) -> None:
     """
     from contextlib import closing
 
-    from kitfs.cli.verbs.mount import reference_of
     from kitfs.modelkit.filters import Filter
     from kitfs.modelkit.index import selector
-    from kitfs.oci.names import LOCAL, Reference, parse_any
     from kitfs.ops.transfer import image as converting
 
     filters, labels = [Filter.parse(text) for text in settings["only"]], selector(settings["label"])
-    named = parse_any(reference_of(reference))
-    target = settled(Reference.parse(image, multiple_tags=True))
-    if target.registry == LOCAL:
-        raise UsageError(f"{image}: registry is required when converting (write registry/repository:tag)")
+    kit_name = named(reference)
+    target = registry_target(image, None, task="converting")
     with (
         workspace_of(settings) as workspace,
-        closing(workspace.resolver.open(named, filters=filters, labels=labels, remote=settings["remote"])) as kit,
-        Reporter(settings["progress"], as_json=settings["json"]) as report,
-        ended_at_once(report),
+        closing(workspace.resolver.open(kit_name, filters=filters, labels=labels, remote=settings["remote"])) as kit,
+        reporter_of(settings) as report,
+        exit_on_interrupt(report),
     ):
         done = converting.convert(
             kit,
             target,
             workspace.store,
-            _itself(workspace, target),
+            writable(workspace, target),
             platforms=settings["platform"] or (converting.DEFAULT_PLATFORM,),
             concurrency=settings["concurrency"],
             report=report,
         )
         ways = (("uploaded", done.uploaded), ("mounted", done.mounted), ("there already", done.existed))
-        told = [f"{human_size(size)} {how}" for how, size in ways if size]
+        layers = [f"{human_size(size)} {how}" for how, size in ways if size]
         fields = {"reference": target.display, **done._asdict()}
         report.say(
-            f"Converted to {target.display} {done.digest}" + (f" (layers: {', '.join(told)})" if told else ""),
+            f"Converted to {target.display} {report.short(done.digest)}"
+            + (f" (layers: {', '.join(layers)})" if layers else ""),
             event="done",
             **fields,
         )
@@ -378,7 +367,7 @@ def _tag(text: str) -> Reference:
     named = Reference.parse(text)
     if named.digest is not None:
         raise UsageError(f"index reference must be a tag, not a digest: {text}")
-    return settled(named)
+    return with_tag(named)
 
 
 def _look(settings: Settings, workspace: Workspace, text: str) -> tuple[Reference, Found]:
@@ -397,13 +386,6 @@ def _look(settings: Settings, workspace: Workspace, text: str) -> tuple[Referenc
         return named, indexes.stored(workspace.store, named)
     except NotFound as e:
         raise NotFound(f"{e}; use kitfs index pull to download it, or --remote to read it from its registry")
-
-
-def _itself(workspace: Workspace, reference: Reference) -> Repository:
-    """A repository at its registry, without the mirrors."""
-    from kitfs.registry.client import Repository
-
-    return Repository(workspace.client, reference.repository, workspace.client.repository(reference).endpoints[-1:])
 
 
 def _repository(name: str) -> str:

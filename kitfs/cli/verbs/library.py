@@ -12,8 +12,7 @@ import click
 from kitfs.cli.commands import Command
 from kitfs.cli.options import REMOTE, UNUSED_CONCURRENCY, takes
 from kitfs.cli.output import human_size, put, put_json, put_json_text, put_lines, put_table, say
-from kitfs.cli.session import store_of, workspace_of
-from kitfs.cli.verbs.transfer import settled
+from kitfs.cli.session import store_of, with_tag, workspace_of
 from kitfs.config import FILTER, NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import KitfsError, NotFound, UsageError
 from kitfs.escaping import shown
@@ -188,7 +187,7 @@ def _look(settings: Settings, text: str) -> Look:
             raise UsageError(f"can not check remote: {text} is a layout on disk")
         with closing(open_layout(reference)) as layout:
             return inspecting.fetched(layout, reference.digest or reference.tag or "")
-    reference = settled(reference)
+    reference = with_tag(reference)
     if remote and reference.registry == LOCAL:
         raise UsageError(f"can not check remote: {reference.display} does not contain registry")
     with workspace_of(settings, waits=True) as workspace:

@@ -16,7 +16,7 @@ from kitfs.cli.commands import Command
 from kitfs.cli.completion import directories, mountpoints, references
 from kitfs.cli.options import takes
 from kitfs.cli.output import Unwritable, flush, put, put_json, put_json_text, put_table, report_failure, say, short
-from kitfs.cli.verbs.transfer import settled
+from kitfs.cli.session import display, named
 from kitfs.config import COMMON, NETWORK, Option, Settings, options_of
 from kitfs.errors import KitfsError, MountError, NotFound, UsageError
 from kitfs.parsers import boolean
@@ -26,26 +26,11 @@ if TYPE_CHECKING:
     from kitfs.daemon.run_dir import Record
 
 
-def reference_of(text: str) -> str:
-    """Return a reference as the daemon will parse it: with tag ``latest`` if it has none, and with an absolute path."""
-    from dataclasses import replace
-
-    from kitfs.oci.names import LayoutReference, parse_any
-
-    reference = parse_any(text)
-    if isinstance(reference, LayoutReference):
-        try:
-            return str(replace(reference, path=os.path.abspath(reference.path)))
-        except OSError:
-            raise UsageError(f"{text}: the current directory no longer exists")
-    return settled(reference).display
-
-
 def mount_request(reference: str, directory: str, settings: Settings) -> MountRequest:
     """Return what a daemon needs to know, from the settings of ``mount``."""
     from kitfs.daemon.request import MountRequest
 
-    return MountRequest.of(reference_of(reference), directory, settings)
+    return MountRequest.of(display(named(reference)), directory, settings)
 
 
 FOREGROUND = options_of(

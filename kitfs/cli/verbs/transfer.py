@@ -1,24 +1,21 @@
-"""The verbs that make kits and bring them to registries and back: pack, push, pull. Their texts are kit's (KITOPS
-§8).
-"""
+"""The verbs that make kits and transfer them: pack, push, pull. Their texts on stdout are kit's (KITOPS §8)."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
 from kitfs.cli.commands import Command
-from kitfs.cli.options import Interrupted, takes
-from kitfs.cli.output import flush, say
-from kitfs.cli.progress import Reporter
-from kitfs.cli.session import workspace_of
+from kitfs.cli.completion import directories, references
+from kitfs.cli.options import takes
+from kitfs.cli.session import exit_on_interrupt, registry_target, reporter_of, with_tag, workspace_of, writable
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
-from kitfs.errors import ContextError, KitfsError, UsageError
+from kitfs.errors import ContextError, UsageError
 from kitfs.escaping import shown
 from kitfs.ops.events import Noted
 from kitfs.parsers import Choice, boolean, word
@@ -26,7 +23,7 @@ from kitfs.parsers import Choice, boolean, word
 if TYPE_CHECKING:
     from kitfs.modelkit.kitfile import Kitfile
     from kitfs.modelkit.writer import KitFormat
-    from kitfs.oci.names import Reference
+    from kitfs.oci.names import Digest
 
 STDIN = "-"
 PACK = options_of(
@@ -54,13 +51,13 @@ PACK = options_of(
 
 
 @click.command("pack", cls=Command, short_help="Pack a directory into a kit.")
-@click.argument("directory", metavar="DIR")
-@takes(*PACK, "concurrency", "progress", "json", *STORE, *NETWORK)
+@click.argument("directory", metavar="DIR", shell_complete=directories)
+@takes(*PACK, "concurrency", "progress", "no-trunc", "json", *STORE, *NETWORK)
 def pack(settings: Settings, directory: str) -> None:
-    """Pack DIR, as its Kitfile says, into a kit in the store.
+    """Pack the directory DIR into a kit in the store, as its Kitfile describes.
 
-    Layers and config are byte for byte those of kit. What .kitignore names is left out. SOURCE_DATE_EPOCH sets the
-    created time. With --push the kit goes straight to the registry of its tag, and nothing of it is kept here.
+    Layers and config are byte for byte those of kit. Files that .kitignore names are left out. SOURCE_DATE_EPOCH sets
+    the created time. With --push the kit is written to the registry of its tag, and not to the store.
     """
     from kitfs.ops.pack.pack import pack as packing
     from kitfs.ops.pack.pack import references_of
@@ -71,9 +68,9 @@ def pack(settings: Settings, directory: str) -> None:
     references = references_of(settings["tag"])
     kit_format = _format(settings)
     allow_many_files()
-    with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
+    with workspace_of(settings) as workspace, reporter_of(settings) as report:
         try:
-            with ended_at_once(report) if push else nullcontext():
+            with exit_on_interrupt(report) if push else nullcontext():
                 kit = packing(
                     workspace,
                     directory,
@@ -87,8 +84,8 @@ def pack(settings: Settings, directory: str) -> None:
         except ContextError as e:
             raise ContextError(f"{where}: {shown(e.args[0])}")
         digest = kit.descriptor.digest
-        done = f"Pushed {digest}" if push else f"Model saved: {digest}"
-        report.say(done, event="done", digest=digest, references=[reference.display for reference in references])
+        done = f"Pushed {report.short(digest)}" if push else f"Model saved: {report.short(digest)}"
+        report.end(done, event="done", digest=digest, references=[reference.display for reference in references])
 
 
 def _format(settings: Settings) -> KitFormat:
@@ -104,7 +101,7 @@ def _format(settings: Settings) -> KitFormat:
 
 
 def _kitfile(file: str | None, directory: str) -> tuple[Kitfile, str]:
-    """(Kitfile, what messages call it)."""
+    """Return the Kitfile, and the name that messages give it."""
     from kitfs.ops.pack.kitfiles import MAX_KITFILE, find_kitfile, parse_kitfile, read_kitfile
 
     if file == STDIN:
@@ -135,56 +132,67 @@ def _source_date() -> int | None:
     return value
 
 
-@click.command("push", cls=Command, short_help="Bring a kit of the store to a registry.")
-@click.argument("reference", metavar="REF")
-@click.argument("destination", metavar="[DEST]", required=False)
-@takes("concurrency", "progress", "json", *STORE, *NETWORK)
+@click.command("push", cls=Command, short_help="Push a kit of the store to a registry.")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@click.argument("destination", metavar="[DEST]", required=False, shell_complete=references)
+@takes("concurrency", "progress", "no-trunc", "json", *STORE, *NETWORK)
 def push(settings: Settings, reference: str, destination: str | None) -> None:
-    """Push the kit REF to its registry, or as DEST. What the registry has is not sent; a push that broke off goes
-    on.
+    """Push the kit REF to its registry, or under the name DEST.
+
+    Content that the registry already has is not sent. An interrupted push resumes when it is run again.
     """
-    from kitfs.oci.names import LOCAL, Reference
-    from kitfs.ops.transfer import push as transfer
+    from kitfs.ops.transfer import push as pushing
+
+    push_as(settings, reference, destination, noun="", push=pushing.push)
+
+
+def push_as(
+    settings: Settings, reference: str, destination: str | None, *, noun: str, push: Callable[..., Digest]
+) -> None:
+    """Push a kit or an index with the function of ``ops`` for it. ``noun`` names it in kit's words: "" or "index "."""
+    from kitfs.oci.names import Reference
     from kitfs.system import allow_many_files
 
-    source = settled(Reference.parse(reference))
-    target = settled(Reference.parse(destination, multiple_tags=True)) if destination is not None else source
-    if target.registry == LOCAL:
-        raise UsageError("registry is required when pushing (write registry/repository:tag)")
+    source = with_tag(Reference.parse(reference))
+    target = registry_target(destination, source, task="pushing")
     allow_many_files()
-    with workspace_of(settings) as workspace, Reporter(settings["progress"], as_json=settings["json"]) as report:
-        report(Noted(f"Pushing {source.display}" + (f" to {target.display}" if destination is not None else "")))
-        repository = workspace.client.repository(target)
-        with ended_at_once(report):
-            digest = transfer.push(
-                source, target, workspace.store, repository, concurrency=settings["concurrency"], report=report
+    with workspace_of(settings) as workspace, reporter_of(settings) as report:
+        report(Noted(f"Pushing {noun}{source.display}" + (f" to {target.display}" if destination is not None else "")))
+        with exit_on_interrupt(report):
+            digest = push(
+                source,
+                target,
+                workspace.store,
+                writable(workspace, target),
+                concurrency=settings["concurrency"],
+                report=report,
             )
-        report.say(f"Pushed {digest}", event="done", reference=target.display, digest=digest)
+        report.end(f"Pushed {noun}{report.short(digest)}", event="done", reference=target.display, digest=digest)
 
 
-@click.command("pull", cls=Command, short_help="Bring a kit of a registry into the store, whole.")
-@click.argument("reference", metavar="REF")
-@takes("label", "cache-size", "concurrency", "progress", "json", *STORE, *NETWORK)
+@click.command("pull", cls=Command, short_help="Pull a kit from a registry into the store.")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@takes("label", "cache-size", "concurrency", "progress", "no-trunc", "json", *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
-    """Pull the kit REF, and the kits it takes its model from, into the store, verified, to stay until it is removed.
+    """Pull the whole kit REF, and the kits that its model comes from, into the store, where they stay until removed.
 
-    What a mount has fetched already is not fetched again; a pull that broke off goes on. Of an index --label chooses
-    one kit, which takes its tag here.
+    Content is verified. What a mount has fetched already is not fetched again, and an interrupted pull resumes when it
+    is run again. If REF is an index, --label chooses one of its kits, which gets the tag of the index in the store.
     """
     from kitfs.modelkit.index import selector
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops.transfer import pull as pulling
 
-    source = settled(Reference.parse(reference))
+    source = with_tag(Reference.parse(reference))
     labels = selector(settings["label"])
     with (
         workspace_of(settings) as workspace,
-        Reporter(settings["progress"], as_json=settings["json"]) as report,
+        reporter_of(settings) as report,
     ):
         if source.registry == LOCAL and not workspace.pull_from(source).known():
             raise UsageError("registry is required when pulling (write registry/repository:tag)")
         report(Noted(f"Pulling {source.display}"))
-        with ended_at_once(report):
+        with exit_on_interrupt(report):
             digest = pulling.pull(
                 source,
                 workspace.store,
@@ -193,30 +201,7 @@ def pull(settings: Settings, reference: str) -> None:
                 concurrency=settings["concurrency"],
                 report=report,
             )
-        report.say(f"Pulled {digest}", event="done", reference=source.display, digest=digest)
-
-
-@contextmanager
-def ended_at_once(report: Reporter) -> Iterator[None]:
-    """Lets Ctrl-C end the process without waiting for requests: what is on disk is as after a kill, and goes on when
-    the verb is run again.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        report.__exit__(None, None, None)
-        say("kitfs: interrupted")
-        with suppress(KitfsError, OSError):
-            flush()
-        os._exit(Interrupted.exit_code)
-
-
-def settled(reference: Reference) -> Reference:
-    """A reference with a tag or digest: ``latest`` when it has none, and said."""
-    if reference.tag is None and reference.digest is None:
-        reference = reference.or_latest()
-        say(f"kitfs: no tag given, using latest ({reference.display})")
-    return reference
+        report.end(f"Pulled {report.short(digest)}", event="done", reference=source.display, digest=digest)
 
 
 VERBS = (pack, push, pull)

@@ -1,4 +1,4 @@
-"""The verbs of a kit's tree without a mount: ls and cat. Lazily too: ls reads indexes, cat the bytes of one file."""
+"""The verbs that read a kit without a mount: ls and cat. ls reads only indexes, and cat the bytes of one file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kitfs.cli.commands import Command
+from kitfs.cli.completion import paths, references
 from kitfs.cli.options import takes
 from kitfs.cli.output import flush, human_size, put, put_bytes, put_json
-from kitfs.cli.session import workspace_of
-from kitfs.cli.verbs.mount import reference_of
+from kitfs.cli.session import named, workspace_of
 from kitfs.config import NETWORK, OPTIONS, STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
 from kitfs.escaping import shown
@@ -40,17 +40,16 @@ LS = (
 
 @contextmanager
 def opened(reference: str, settings: Settings, labels: Sequence[str]) -> Iterator[tuple[Kit, Tree]]:
-    """A kit and its merged tree, for the time of the block; warnings go to stderr. ``labels`` as --label has them."""
+    """Open a kit and its merged tree. ``labels`` are texts as --label takes them; warnings go to stderr."""
     from kitfs.kit.tree import tree_of
     from kitfs.modelkit.filters import Filter
     from kitfs.modelkit.index import selector
-    from kitfs.oci.names import parse_any
 
     filters = [Filter.parse(text) for text in settings["only"]]
     chosen = selector(labels)
-    named = parse_any(reference_of(reference))
+    kit_name = named(reference)
     with workspace_of(settings, waits=True) as workspace:
-        kit = workspace.resolver.open(named, filters=filters, labels=chosen, remote=settings["remote"])
+        kit = workspace.resolver.open(kit_name, filters=filters, labels=chosen, remote=settings["remote"])
         try:
             yield kit, tree_of(kit, counters=workspace.client.counters, log=workspace.client.log)
         finally:
@@ -58,21 +57,21 @@ def opened(reference: str, settings: Settings, labels: Sequence[str]) -> Iterato
 
 
 class _Ls(Command):
-    """ls, whose -h asks for sizes that people read, as GNU's; alone it asks for help, as every verb's."""
+    """The verb ls: -h asks for sizes that people read, as in GNU's ls; alone it asks for help, as with every verb."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """A lone -h is --help."""
+        """Read a lone -h as --help."""
         return super().parse_args(ctx, ["--help"] if args == ["-h"] else args)
 
 
 @click.command(
     "ls", cls=_Ls, short_help="List a kit's files, without a mount.", context_settings={"help_option_names": ["--help"]}
 )
-@click.argument("reference", metavar="REF")
-@click.argument("path", metavar="[PATH]", required=False, default="")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@click.argument("path", metavar="[PATH]", required=False, default="", shell_complete=paths)
 @takes(*LS, "json", *TREE_OPTIONS)
 def ls(settings: Settings, reference: str, path: str) -> None:
-    """List what is at PATH in the kit behind REF; only indexes are read. -R: also what is below."""
+    """List the files at PATH of the kit REF, with -R also everything below. Only indexes are read."""
     with opened(reference, settings, settings["label"]) as (kit, tree):
         node = tree.resolve(path)
         listed = (
@@ -109,11 +108,11 @@ def _long(name: str, node: Node, created: int, *, human: bool) -> str:
 
 
 @click.command("cat", cls=Command, short_help="Write a file of a kit to stdout, without a mount.")
-@click.argument("reference", metavar="REF")
-@click.argument("path", metavar="PATH")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@click.argument("path", metavar="PATH", shell_complete=paths)
 @takes("label", *TREE_OPTIONS)
 def cat(settings: Settings, reference: str, path: str) -> None:
-    """Write the file at PATH in the kit behind REF to stdout; only its bytes are fetched."""
+    """Write the file at PATH of the kit REF to stdout. Only its bytes are fetched."""
     with opened(reference, settings, settings["label"]) as (_, tree):
         node = tree.resolve(path)
         if node.kind != "file":

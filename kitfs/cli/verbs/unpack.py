@@ -1,4 +1,4 @@
-"""The verb unpack. Its flags and texts are kit's (KITOPS §5)."""
+"""The verb unpack. Its flags and its texts on stdout are kit's (KITOPS §5)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from kitfs.cli.commands import Command
+from kitfs.cli.completion import references
 from kitfs.cli.options import takes
 from kitfs.cli.output import flush, put_json, say
 from kitfs.cli.progress import Reporter
-from kitfs.cli.session import workspace_of
-from kitfs.cli.verbs.mount import reference_of
+from kitfs.cli.session import display, named, workspace_of
 from kitfs.config import NETWORK, OPTIONS, STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
 from kitfs.ops.events import Event, Noted
@@ -39,24 +39,23 @@ UNPACK = options_of(
 
 
 @click.command("unpack", cls=Command, short_help="Write a kit's files to a directory.")
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=references)
 @takes(ONLY, "label", *UNPACK, "remote", "cache-size", "max-entries", "progress", "json", *STORE, *NETWORK)
 def unpack(settings: Settings, reference: str) -> None:
-    """Write the files of the kit REF to --dir, every byte verified.
+    """Write the files of the kit REF to the directory --dir. Every byte is verified.
 
-    What is not in the store is fetched, only as far as --filter needs it. A file that is there already is an error.
-    Nothing is written where something is in the way, or unsafe; an unpack that was killed goes on when it is run
+    Content that is not in the store is fetched, but only the parts that --only chooses. If a file exists already, or if
+    the kit holds an unsafe path, it fails before anything is written. An interrupted unpack resumes when it is run
     again.
     """
     from kitfs.modelkit.index import selector
-    from kitfs.oci.names import LayoutReference, parse_any
     from kitfs.ops.unpack import unpack as unpacking
 
     if "," in reference and not reference.startswith(("oci:", "oci-archive:")):
         raise UsageError("can not unpack multiple tags")
     filters = _filters(settings)
     labels = selector(settings["label"])
-    named = parse_any(reference_of(reference))
+    kit_name = named(reference)
     with (
         ExitStack() as last,
         workspace_of(settings) as workspace,
@@ -69,7 +68,7 @@ def unpack(settings: Settings, reference: str) -> None:
 
         done = unpacking.unpack(
             workspace,
-            named,
+            kit_name,
             settings["dir"],
             filters=filters,
             labels=labels,
@@ -81,13 +80,14 @@ def unpack(settings: Settings, reference: str) -> None:
             report=report,
         )
         if settings["json"]:
-            name = str(named) if isinstance(named, LayoutReference) else named.display
-            put_json({"reference": name, **done._asdict(), "layers": [layer._asdict() for layer in done.layers]})
+            put_json(
+                {"reference": display(kit_name), **done._asdict(), "layers": [layer._asdict() for layer in done.layers]}
+            )
         flush()
 
 
 def _filters(settings: Settings) -> list[Filter]:
-    """Those of --filter; without any, what kit's flags of old select."""
+    """Return the filters of --only, or those of kit's deprecated flags if there are none."""
     from kitfs.modelkit.filters import Filter
 
     filters = [Filter.parse(text) for text in settings["only"]]

@@ -160,7 +160,7 @@ def run_jobs(
     for job in jobs:  # of several equal layers the first one is reported as new
         job.added = job.done.digest in new
         new.discard(job.done.digest)
-        report(Saved("layer", job.entry.kind, job.done.digest, job.added))
+        report(Saved("layer", job.entry.kind, job.done.digest, job.added, job.plan.path, job.done.size))
 
 
 def write_layer(

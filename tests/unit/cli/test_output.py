@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from kitfs.cli.output import human_size, put_table
@@ -43,3 +46,26 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     """Columns are as wide as their widest cell, and no line ends in blanks."""
     put_table(("A", "LONGER"), [("x" * 4, "y"), ("z", "")])
     assert capsys.readouterr().out == "A      LONGER\nxxxx   y\nz\n"
+
+
+class Terminal(io.StringIO):
+    """A stdout that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_a_table_fits_its_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """The widest cells are cut in their middle; with ``full`` nothing is cut."""
+    rows = [("registry.example.com/team/llama:v1", "/srv/models/llama", "alive"), ("a:b", "/m", "dead")]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    put_table(("REFERENCE", "MOUNTPOINT", "STATE"), rows, full=False)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns
+    assert ("…" in lines[1]) == (columns < 62)
+    assert lines[1].startswith("regi")
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    put_table(("REFERENCE", "MOUNTPOINT", "STATE"), rows, full=True)
+    assert rows[0][0] in out.getvalue()

@@ -88,8 +88,9 @@ def test_every_kind_of_event_is_documented() -> None:
     """In the README, with its fields."""
     text = (REPOSITORY / "README.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE))
-    for kind in (Noted, Warned, Total, Moved, Saved, Sent):
-        assert re.findall(r"`(\w+)`", rows[kind.__name__.lower()]) == list(kind._fields), kind
+    for event in EVENTS:
+        name, *fields = (progress.as_json(event)["event"], *progress.as_json(event))
+        assert re.findall(r"`(\w+)`", rows[name]) == fields[1:], name
     assert "| `done` |" in text
 
 
@@ -230,6 +231,11 @@ def kitfs(*args: str) -> list[str]:
     return [sys.executable, "-m", "kitfs", *args]
 
 
+def pulled(ref: str, kit: kits.Kit) -> list[str]:
+    """The lines of a pull on a terminal: a short digest, and what moved."""
+    return [f"Pulling {ref}", f"Pulled {kit.digest[:19]}", "4 blobs: 4 pulled (3.0 MiB)"]
+
+
 @pytest.mark.parametrize("piped", [False, True], ids=["all on the terminal", "stdout piped"])
 def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
     """On a terminal a pull that takes longer than a second draws a bar for everything that is on its way; at the end
@@ -252,11 +258,10 @@ def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
         finally:
             process.kill()
             process.wait()
-    answer = [f"Pulling {ref}", f"Pulled {kit.digest}"]
     assert process.returncode == 0
-    assert screen.end() == ([] if piped else answer)
+    assert screen.end() == ([] if piped else pulled(ref, kit))
     if piped:
-        assert out.decode().splitlines() == answer
+        assert out.decode().splitlines() == [f"Pulling {ref}", f"Pulled {kit.digest}"]
 
 
 @pytest.mark.parametrize("mode", ["none", "plain"])
@@ -279,7 +284,7 @@ def test_no_bars_where_none_are_wanted(tmp_path: Path, screen: Screen, mode: str
         finally:
             process.kill()
             process.wait()
-    assert screen.end() == [f"Pulling {ref}", f"Pulled {kit.digest}"]
+    assert screen.end() == pulled(ref, kit)
     assert "\x1b" not in screen.raw
 
 
@@ -412,3 +417,28 @@ def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: py
     with progress.Waiting("auto", fetched):
         pass
     assert err.getvalue() == ""
+
+
+def test_a_terminal_names_each_layer_and_sums_up_what_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests are short; what was there already is counted apart."""
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    with Reporter("none") as report:
+        report(Saved("layer", "model", DIGEST, True, "model/w.bin", 3 * MiB))
+        report(Sent("blob", DIGEST, 2 * MiB, "uploaded"))
+        report(Sent("blob", DIGEST, MiB, "exists"))
+        report(Sent("manifest", DIGEST, 1, "uploaded"))
+        report.end(f"Pushed {report.short(DIGEST)}")
+    short = DIGEST[:19]
+    assert out.getvalue().splitlines() == [
+        f"Saved model layer: {short}  model/w.bin (3.0 MiB)",
+        f"Pushed {short}",
+        "2 blobs: 1 uploaded (2.0 MiB), 1 already there (1.0 MiB)",
+    ]
+
+
+def test_digests_are_full_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert Reporter("none", full=True).short(DIGEST) == DIGEST
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert Reporter("none").short(DIGEST) == DIGEST

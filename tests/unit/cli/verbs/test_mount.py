@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kitfs.cli.verbs.mount import reference_of
+from kitfs.cli.session import display, named
 from kitfs.oci.names import REGISTRY, REPOSITORY, TAG, Digest, Reference, parse_any
 
 SHA = "sha256:" + "0a" * 32
@@ -32,7 +32,7 @@ REFERENCES = st.builds(lambda where, which: Reference(*where, *which), WHERE, WH
 def test_every_reference_reaches_the_daemon(reference: Reference) -> None:
     """What is handed on is parsed there as what was meant here, at ``latest`` when nothing else was said."""
     assert parse_any(reference.display) == reference
-    assert parse_any(reference_of(reference.display)) == reference.or_latest()
+    assert named(reference.display) == reference.or_latest()
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_every_reference_reaches_the_daemon(reference: Reference) -> None:
 )
 def test_names_without_a_registry(text: str, handed: str) -> None:
     """Local kits and digests alone are handed on as kit spells them."""
-    assert reference_of(text) == handed
+    assert display(named(text)) == handed
 
 
 def test_layouts_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon has another current directory."""
     monkeypatch.chdir(tmp_path)
-    assert reference_of("oci:kit:v1") == f"oci:{os.path.join(tmp_path, 'kit')}:v1"
+    assert display(named("oci:kit:v1")) == f"oci:{os.path.join(tmp_path, 'kit')}:v1"
