@@ -107,9 +107,8 @@ def main() -> None:
                 runs = [one_run(registry, ref, kit.layers[0], transport, temporary) for _ in range(options.runs)]
                 for name in runs[0]:
                     values = sorted(run[name] for run in runs)
-                    print(
-                        f"{transport:8} {name:30} median {statistics.median(values):.2f}  ({', '.join(f'{v:.2f}' for v in values)})"
-                    )
+                    every = ", ".join(f"{value:.2f}" for value in values)
+                    print(f"{transport:8} {name:30} median {statistics.median(values):.2f}  ({every})")
     finally:
         shutil.rmtree(temporary)
 

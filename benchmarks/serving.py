@@ -56,7 +56,8 @@ class Client:
     ) -> str:
         """The answer's head; bytes [start, stop) of a file are the body."""
         self._socket.sendall(
-            f"{method} {target} HTTP/1.1\r\nHost: {self._address}\r\nContent-Length: {stop - start}\r\n{headers}\r\n".encode()
+            f"{method} {target} HTTP/1.1\r\nHost: {self._address}\r\n"
+            f"Content-Length: {stop - start}\r\n{headers}\r\n".encode()
         )
         if body is not None:
             with body.open("rb") as file:
@@ -241,9 +242,8 @@ def main() -> None:
             for name, runs in found.items():
                 values = ", ".join(f"{run[form]:.2f}" for run in runs)
                 print(f"{form:22} {name:16} median {medians[name]:6.2f} s  ({values})")
-            print(
-                f"{form:22} ratio            median {statistics.median(ratios):6.2f}    ({', '.join(f'{r:.2f}' for r in ratios)})"
-            )
+            every = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"{form:22} ratio            median {statistics.median(ratios):6.2f}    ({every})")
         for name, runs in found.items():
             print(f"memory                 {name:16} at most {max(run['MiB'] for run in runs):.0f} MiB")
     finally:

@@ -92,14 +92,12 @@ def main() -> None:
         with RegistryProcess(scratch / "registry") as registry:
             runs = [one_run(host, registry, tree, scratch, number=n) for n in range(options.runs)]
         for name in runs[0]:
-            print(
-                f"{name:12} median {statistics.median(r[name] for r in runs):6.2f} s  ({', '.join(f'{r[name]:.2f}' for r in runs)})"
-            )
+            every = ", ".join(f"{run[name]:.2f}" for run in runs)
+            print(f"{name:12} median {statistics.median(run[name] for run in runs):6.2f} s  ({every})")
         for what, ours, theirs in RATIOS:
             ratios = [r[ours] / r[theirs] for r in runs]
-            print(
-                f"{what}: {ours} / {theirs:12} median {statistics.median(ratios):5.2f}  ({', '.join(f'{r:.2f}' for r in ratios)})"
-            )
+            every = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"{what}: {ours} / {theirs:12} median {statistics.median(ratios):5.2f}  ({every})")
     finally:
         host.close()
         shutil.rmtree(scratch)

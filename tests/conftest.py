@@ -1,9 +1,9 @@
 """Fixtures for real mounts and real registries, and the rule about skips.
 
-A test that needs a program asks for it with ``needs(...)``. Where it is missing the test is skipped, with a reason
-that tells what to install; with ``CI=true`` it fails instead, because ``.ci/run`` installs all of them. What no
-package can give (root, a kernel with FUSE) is skipped with a reason that starts with "not here:", in CI too. All
-skips are listed once more at the end of a run.
+A test that needs a program asks for it with ``needs(...)``. If the program is missing, the test is skipped with a
+reason that names the package to install. With ``CI=true`` it fails instead, because ``.ci/run`` installs all of them. A test
+that needs what no package can give (root, a kernel with FUSE) is skipped in CI too, with a reason that starts with
+"not here:". All skips are listed again at the end of a run.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tests.registry_process import RegistryProcess
 
 GOLDEN = Path(__file__).parent / "golden"
 CANNOT = "not here:"
-PACKAGES = {
-    "docker-registry": "docker-registry", "skopeo": "skopeo", "fusermount3": "fuse3", "bsdtar": "libarchive-tools", "libfuse": "libfuse2",
-    "tar": "tar", "git": "git", "setfattr": "attr", "unshare": "util-linux", "mount": "mount",
+PACKAGES = {  # of Debian, by the program that they bring
+    "docker-registry": "docker-registry", "skopeo": "skopeo", "fusermount3": "fuse3", "bsdtar": "libarchive-tools",
+    "libfuse": "libfuse2", "tar": "tar", "git": "git", "setfattr": "attr", "unshare": "util-linux", "mount": "mount",
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def in_ci() -> bool:
 
 
 def needs(*programs: str) -> None:
-    """Skips the test where a program is missing; in CI it is a failure."""
+    """Skip the test if a program is missing; in CI, fail it."""
     for name in programs:
         here = ctypes.util.find_library("fuse") if name == "libfuse" else shutil.which(name)
         if not here:
@@ -85,9 +85,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _broken_pipes_are_errors() -> Iterator[None]:
-    """Gives SIGPIPE back its disposition: libfuse's fuse_remove_signal_handlers leaves SIG_DFL in the process that
-    served a mount.
-    """
+    """Restore the disposition of SIGPIPE: libfuse leaves SIG_DFL in a process that has served a mount."""
     before = signal.getsignal(signal.SIGPIPE)
     yield
     signal.signal(signal.SIGPIPE, before)
@@ -137,7 +135,7 @@ def fake() -> Iterator[FakeRegistry]:
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
-    """One docker-registry for the whole run: for tests that neither stop it nor count what all of it served."""
+    """One docker-registry for the whole run, for tests that neither stop it nor count all of its answers."""
     needs("docker-registry")
     with RegistryProcess(tmp_path_factory.mktemp("registry")) as running:
         yield running
@@ -180,7 +178,7 @@ def _swept() -> None:
 def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Python]:
     """An interpreter that runs as an ordinary user, who may open /dev/fuse while the fixture lives.
 
-    Whoever runs the tests without being root is an ordinary user already.
+    If the tests do not run as root, it is their own interpreter.
     """
     need_fuse()
     needs("fusermount3")
@@ -198,7 +196,7 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Python]:
 
 @pytest.fixture
 def new_host(_swept: None) -> Iterator[Callable[..., hosts.Host]]:
-    """Makes hosts; at the end each must have left no mount and no process behind."""
+    """Make hosts. At the end, each must have left no mount and no process behind."""
     made: list[hosts.Host] = []
 
     def make(python: hosts.Python | None = None, *, patience: float = 240) -> hosts.Host:
@@ -220,13 +218,13 @@ def box() -> Iterator[hosts.Host]:
 
 @pytest.fixture
 def host(new_host: Callable[..., hosts.Host]) -> hosts.Host:
-    """A host whose user is whoever runs the tests."""
+    """A host whose user runs the tests."""
     return new_host()
 
 
 @pytest.fixture
 def user_host(new_host: Callable[..., hosts.Host], nobody: hosts.Python) -> hosts.Host:
-    """A host whose user is an ordinary one."""
+    """A host whose user is an ordinary user."""
     return new_host(nobody)
 
 
