@@ -1,5 +1,4 @@
-"""The arguments of this process as others see them: without passwords and tokens, for everybody may read
-/proc/PID/cmdline.
+"""Hide passwords and tokens in the arguments of this process: every user may read /proc/PID/cmdline.
 
 A mount's daemon keeps the arguments of the ``kitfs mount`` that it was forked from for as long as it lives. Linux
 shows the memory in which they were passed (proc(5), arg_start and arg_end), which a process may overwrite; Python has
@@ -20,9 +19,7 @@ ARG_END: Final = 48
 
 
 def hide() -> None:
-    """Overwrite what is secret in the arguments that the system shows; where it cannot be done they stay as they
-    are.
-    """
+    """Overwrite the secrets in the arguments that the system shows. If that is not possible nothing happens."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/stat", "rb") as f:
             fields = f.read().rpartition(b")")[2].split()  # from the third on: the second may hold blanks
@@ -35,7 +32,7 @@ def hide() -> None:
 
 
 def without_secrets(arguments: list[bytes]) -> list[bytes]:
-    """The arguments, each as long as before."""
+    """Return the arguments without their secrets, each as long as before."""
     found = []
     secret = False
     for argument in arguments:

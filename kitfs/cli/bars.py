@@ -1,8 +1,7 @@
-"""The bars of a verb: one line for each thing on its way, and the total below them. Drawn by rich on stderr, imported
-when they are drawn.
+"""Progress bars: one line for each thing that is being transferred, and the total below them, drawn by rich on stderr.
 
 A line fits its terminal: the name is cut from the left first, then speed and time go. Sizes and speeds are in binary
-units, as ``ls -h`` has them; speeds are those of the last seconds, so that what waits shows 0 B/s. Threading:
+units, as ``ls -h`` has them; speeds are those of the last seconds, so that a transfer that waits shows 0 B/s. Threading:
 ``draw`` under the caller's lock; rich draws on a thread of its own, which only reads.
 """
 
@@ -37,14 +36,14 @@ class Speed:
         self._samples = deque([(clock(), done)], maxlen=int(WINDOW / SAMPLE))
 
     def tell(self, done: int) -> None:
-        """So many bytes are done now."""
+        """Record how many bytes are done now."""
         now = self._clock()
         if len(self._samples) > 1 and now - self._samples[-2][0] < SAMPLE:
             self._samples.pop()
         self._samples.append((now, done))
 
     def now(self) -> float:
-        """Bytes a second."""
+        """Return bytes a second."""
         now = self._clock()
         samples = tuple(self._samples)
         since = next((one for one in samples if one[0] >= now - WINDOW), None)
@@ -102,8 +101,9 @@ class Bars:
         self._progress.start()
 
     def draw(self, name: str, label: str, done: int, total: int, *, alone: bool) -> None:
-        """Bring a bar up to date. What has not begun has none yet unless it is ``alone``, and the bar of what is done
-        goes away.
+        """Update a bar.
+
+        A transfer that has not begun has no bar unless it is ``alone``; the bar of a finished one is removed.
         """
         if done >= total:
             if name in self._tasks:
@@ -124,7 +124,7 @@ class Bars:
         self._progress.stop()
 
     def resume(self) -> Bars:
-        """Others: the same ones, begun again, would erase the line as if it were their own."""
+        """Return new bars: the old ones, started again, would erase the line as if it were theirs."""
         again = Bars()
         again._speeds = self._speeds
         return again
@@ -135,7 +135,7 @@ class Bars:
 
 
 def shortened(text: str, width: int) -> str:
-    """The end of a name, which tells more of a path than its beginning, in ``width`` columns."""
+    """Cut a name to ``width`` columns. Its end stays, since it tells more of a path than its beginning."""
     from rich.cells import cell_len
 
     if cell_len(text) <= width:
@@ -146,7 +146,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def sizes(done: int, total: int) -> str:
-    """``399.0/900.0 MiB``: both in the unit of the total, floored."""
+    """Return ``399.0/900.0 MiB``: both rounded down, in the unit of the total."""
     power = 0
     while total >> (10 * (power + 1)) and power < len(UNITS) - 1:
         power += 1
@@ -157,7 +157,7 @@ def sizes(done: int, total: int) -> str:
 
 
 def time_left(left: int, speed: float) -> str:
-    """``0:01:05``, and dashes when nobody can say or would wait so long."""
+    """Return the time left, as ``0:01:05``; dashes if it is unknown or longer than 100 hours."""
     seconds = left / speed if speed > 0 else float("inf")
     if seconds >= 100 * 3600:
         return "-:--:--"

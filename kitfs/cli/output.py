@@ -1,9 +1,9 @@
 """What verbs print: tables, JSON, messages on stderr. Programs get JSON with sorted meaning and no colour; people get
 columns.
 
-All of stdout goes through here, so that one that cannot be written is told apart from every other failure, and so
-that no foreign text reaches a terminal unescaped (``escaping``): ``put`` and ``say`` write one line, ``put_lines`` a
-text of several.
+All of stdout goes through here, so that a failure to write it is distinguished from every other failure, and so that
+no foreign text reaches a terminal unescaped (``escaping``). ``put`` and ``say`` write one line, ``put_lines`` a text
+of several lines.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ class Unwritable(KitfsError):  # noqa: N818 - as the classes of errors.py
 
 
 def settle_streams() -> None:
-    """Let descriptors 0 to 2 that the caller closed lead to /dev/null, lest some file of ours gets their numbers.
+    """Open /dev/null for those of the descriptors 0 to 2 that are closed, so that no file of ours gets their numbers.
 
-    What an encoding cannot say, stdout says by a backslash, as stderr does: half of a surrogate pair comes out as
-    JSON writes it.
+    stdout writes characters that its encoding does not have as backslash escapes, as stderr does.
     """
     for fd in range(3):
         try:
@@ -87,7 +86,7 @@ _before: Callable[[], None] | None = None
 
 
 def before_the_answer(do: Callable[[], None] | None) -> None:
-    """Call something once, before the first of the answer is put."""
+    """Call a function once, before the first part of the answer is written."""
     global _before  # noqa: PLW0603 - one answer a process
     _before = do
 
@@ -121,20 +120,20 @@ def _put_escaped(text: str) -> None:
 
 
 def put_bytes(data: bytes) -> None:
-    """Part of a file, on stdout as it is."""
+    """Write bytes to stdout as they are."""
     _begin()
     with _writing():
         sys.stdout.buffer.write(data)
 
 
 def flush() -> None:
-    """Let go of what was put, now."""
+    """Flush stdout."""
     with _writing():
         sys.stdout.flush()
 
 
 def put_json(value: Any) -> None:
-    """The answer for programs."""
+    """Write the answer for programs: indented JSON."""
     put_json_text(json.dumps(value, indent=2, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8")))
 
 

@@ -1,7 +1,7 @@
-"""The verb demo: the whole way of a kit, from files to a mount, in one command and a temporary directory.
+"""The verb demo: a kit from its files to a mount, in one command and a temporary directory.
 
-It runs the verbs as a user would, each as a process of its own, so that what it shows is what a user gets. It takes
-nothing from the user's settings and touches nothing of theirs.
+It runs every verb in a process of its own, as a user would, so that it shows what a user gets. It neither reads the
+user's settings nor touches their files.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ docs:
 
 
 class DemoFailed(KitfsError):  # noqa: N818 - as the classes of errors.py
-    """A step of the demo went wrong."""
+    """A step of the demo failed."""
 
 
-@click.command("demo", cls=Command, short_help="Show it all: pack, serve, push, mount, read.")
+@click.command("demo", cls=Command, short_help="See it work: pack, serve, push, mount, read.")
 @takes("transport")
 def demo(settings: Settings) -> None:
-    """Make a model of 64 MiB, pack it, serve a registry, push, mount it, read two tensors, and say what that fetched.
+    """Pack a model of 64 MiB, push it to a local registry, mount it, read two tensors, and report what was fetched.
 
-    All in a temporary directory, of which nothing is left. Where nothing can be mounted the same kit is shown by ls
-    and cat.
+    Everything happens in a temporary directory, which is removed at the end. If nothing can be mounted on this machine,
+    ls and cat show the same kit.
     """
     with _interruptible(), _workshop() as home:
         _run(Demo(home, settings["transport"]))
@@ -86,8 +86,8 @@ class Demo:
         self.store = ["--cache-dir", str(home / "packed")]
         self.mounts = ["--cache-dir", str(home / "cache"), "--run-dir", str(home / "run")]
 
-    def kitfs(self, *args: str, told: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a verb, and print the command with its time; ``told`` is how it is shown."""
+    def kitfs(self, *args: str, shown_as: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a verb. If ``shown_as`` is given, print it as the command, with the time it took."""
         began = time.monotonic()
         command = [*PROGRAM, *args]
         try:
@@ -96,14 +96,14 @@ class Demo:
             )
         except subprocess.TimeoutExpired:
             raise DemoFailed(f"kitfs {args[0]} does not end within {PATIENCE:.0f} s")
-        if told:
-            put(f"$ kitfs {told:<72} {time.monotonic() - began:6.2f} s")
+        if shown_as:
+            put(f"$ kitfs {shown_as:<72} {time.monotonic() - began:6.2f} s")
             flush()
         return done
 
-    def must(self, *args: str, told: str = "") -> str:
-        """What a verb prints. Raises DemoFailed when it fails."""
-        done = self.kitfs(*args, told=told)
+    def must(self, *args: str, shown_as: str = "") -> str:
+        """Run a verb and return its stdout. Raises DemoFailed when it fails."""
+        done = self.kitfs(*args, shown_as=shown_as)
         if done.returncode:
             raise DemoFailed(
                 f"kitfs {args[0]} failed with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
@@ -121,13 +121,13 @@ def _run(demo: Demo) -> None:
     put(f"made a model of {human_size(size)}: {TENSORS} tensors {list(SHAPE)} of F32 in {demo.model.name}")
     with _registry(demo) as address:
         name = f"{address}/demo/model:v1"
-        demo.must("pack", str(demo.home / "model"), "-t", name, *demo.store, told=f"pack model -t {name}")
-        demo.must("push", name, *demo.store, "--config", str(demo.home), told=f"push {name}")
+        demo.must("pack", str(demo.home / "model"), "-t", name, *demo.store, shown_as=f"pack model -t {name}")
+        demo.must("push", name, *demo.store, "--config", str(demo.home), shown_as=f"push {name}")
         shutil.rmtree(demo.home / "packed")
         mountpoint = demo.home / "models"
         options = (*demo.mounts, "--config", str(demo.home), "--transport", demo.transport)
         try:
-            done = demo.kitfs("mount", name, str(mountpoint), *options, told=f"mount {name} models")
+            done = demo.kitfs("mount", name, str(mountpoint), *options, shown_as=f"mount {name} models")
             if done.returncode == NO_MOUNT:
                 put(
                     f"nothing can be mounted here ({done.stderr.strip().removeprefix('kitfs: ')}): the same by ls and cat"
@@ -139,12 +139,12 @@ def _run(demo: Demo) -> None:
                 _show_mounted(demo, mountpoint, size)
         finally:
             if os.path.ismount(mountpoint):
-                demo.must("umount", str(mountpoint), *demo.mounts, told="umount models")
+                demo.must("umount", str(mountpoint), *demo.mounts, shown_as="umount models")
     put(f"done in {time.monotonic() - began:.1f} s; nothing of it is left")
 
 
 def _show_mounted(demo: Demo, mountpoint: Path, size: int) -> None:
-    """The tree, two tensors compared with what was packed, and what all that has fetched."""
+    """Show the tree, compare two tensors with those that were packed, and show what was fetched."""
     for path in sorted(mountpoint.rglob("*")):
         put(f"  {path.relative_to(mountpoint)}{'/' if path.is_dir() else f'  ({human_size(path.stat().st_size)})'}")
     began = time.monotonic()
@@ -163,16 +163,16 @@ def _show_mounted(demo: Demo, mountpoint: Path, size: int) -> None:
 
 
 def _show_unmounted(demo: Demo, name: str) -> None:
-    """The same tree, and a file of it, without a mount."""
+    """Show the same tree, and a file of it, without a mount."""
     options = (*demo.mounts[:2], "--config", str(demo.home))
-    for line in demo.must("ls", "-R", name, *options, told=f"ls -R {name}").splitlines():
+    for line in demo.must("ls", "-R", name, *options, shown_as=f"ls -R {name}").splitlines():
         put(f"  {line}")
-    for line in demo.must("cat", name, "README.md", *options, told=f"cat {name} README.md").splitlines():
+    for line in demo.must("cat", name, "README.md", *options, shown_as=f"cat {name} README.md").splitlines():
         put(f"  {line}")
 
 
 def _make_model(demo: Demo) -> None:
-    """A model with a Kitfile around it; every byte of its tensors is random."""
+    """Write a model of random tensors, and a Kitfile for it."""
     root = demo.home / "model"
     for directory in (root / "model", root / "data"):
         directory.mkdir(parents=True)
@@ -208,7 +208,7 @@ def _read_tensors(path: Path) -> tuple[str, list[bytes]]:
 
 
 def _plain_tensor(path: Path, name: str) -> bytes:
-    """A tensor's bytes, by the format of safetensors."""
+    """Read the bytes of a tensor, by the format of safetensors."""
     with path.open("rb", buffering=0) as f:
         (length,) = struct.unpack("<Q", f.read(8))
         header = json.loads(os.pread(f.fileno(), length, 8))
@@ -218,7 +218,7 @@ def _plain_tensor(path: Path, name: str) -> bytes:
 
 @contextlib.contextmanager
 def _registry(demo: Demo) -> Iterator[str]:
-    """``kitfs serve`` on a port that is free: its address."""
+    """Run ``kitfs serve`` on a free port, and yield its address."""
     command = [*PROGRAM, "serve", "--root", str(demo.home / "registry"), "--listen", "127.0.0.1:0"]
     with (demo.home / "registry.log").open("wb") as log:
         server = subprocess.Popen(
@@ -246,7 +246,7 @@ def _registry(demo: Demo) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _workshop() -> Iterator[Path]:
-    """A temporary directory with room, gone afterwards."""
+    """Yield a temporary directory with enough free space, and remove it afterwards."""
     try:
         home = Path(tempfile.mkdtemp(prefix="kitfs-demo-"))
     except OSError as e:
@@ -264,7 +264,7 @@ def _workshop() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: with everything put away."""
+    """Let SIGTERM end the demo as Ctrl-C does, so that everything is cleaned up."""
 
     def ended(_: int, __: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt

@@ -183,7 +183,7 @@ def _type(place: KitTensor) -> str:
 
 def _json(found: Difference) -> dict[str, Any]:
     sides, changes, files, tensors = (found.first, found.second), found.layers, found.files, found.tensors
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "identical": found.identical,
         "kits": [
             {"reference": s.name, "remote": s.remote, "digest": s.digest, "config": s.manifest.config.digest}
@@ -194,14 +194,14 @@ def _json(found: Difference) -> dict[str, Any]:
         "layers": {name: [_layer_json(d) for d in getattr(changes, name)] for name in ("shared", "first", "second")},
     }
     if files is not None:
-        told["files"] = {
+        fields["files"] = {
             "added": [{"path": _text(path), "size": file.size} for path, file in files.added],
             "removed": [{"path": _text(path), "size": file.size} for path, file in files.removed],
             "changed": [_change_json(c) for c in files.changed],
             "maybe": [_change_json(c) for c in files.maybe],
         }
     if tensors is not None:
-        told["tensors"] = {
+        fields["tensors"] = {
             "added": [_tensor_json(p) for p in tensors.added],
             "removed": [_tensor_json(p) for p in tensors.removed],
             "changed": [
@@ -213,7 +213,7 @@ def _json(found: Difference) -> dict[str, Any]:
                 {"kit": file.kit, "path": _text(file.path), "reason": file.reason} for file in tensors.unreadable
             ],
         }
-    return told
+    return fields
 
 
 def _layer_json(layer: Descriptor) -> dict[str, Any]:

@@ -64,17 +64,19 @@ def init(settings: Settings, directory: str) -> None:
         if isinstance(event, Warned):
             say(f"kitfs: warning: {shown(event.text)}")
 
-    told = {}
+    answers = {}
     for option, question in (("name", "a name"), ("desc", "a short description"), ("author", "an author")):
-        told[option] = settings[option] or ""
-        if not told[option] and sys.stdin.isatty() and not settings["json"]:
-            told[option] = click.prompt(
+        answers[option] = settings[option] or ""
+        if not answers[option] and sys.stdin.isatty() and not settings["json"]:
+            answers[option] = click.prompt(
                 f"Enter {question} for the ModelKit", default="", show_default=False, err=True
             ).strip()
     path = settings["output"] or os.path.normpath(os.path.join(directory, KITFILE))
     if path != STDOUT and not settings["force"] and os.path.lexists(path):
         raise UsageError(f"Kitfile already exists at {path}. Use '--force' to overwrite")
-    package = Package(told["name"], description=told["desc"], authors=(told["author"],) if told["author"] else ())
+    package = Package(
+        answers["name"], description=answers["desc"], authors=(answers["author"],) if answers["author"] else ()
+    )
     root = generating.directory_of(directory)
     kitfile = generating.generate(root, package, generating.reader_of(directory), report)
     text = kitfile.to_yaml(printable=path == STDOUT)

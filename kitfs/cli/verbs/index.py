@@ -77,10 +77,11 @@ NONE: Final = "<none>"
 HEAD: Final = ("ORIGINAL REFERENCE", "SIZE", "LABELS", "ANNOTATIONS", "DIGEST")
 
 
-@click.group("index", cls=Verbs, short_help="Variants of a model under one name, told apart by labels.")
+@click.group("index", cls=Verbs, short_help="Group variants of a model under one name, by labels.")
 def index() -> None:
-    """An index lists kits of its repository, each with labels. pull, unpack, mount, ls and cat choose one of them by
-    --label.
+    """Manage indexes. An index lists kits of one repository, each with labels.
+
+    pull, unpack, mount, ls and cat choose a kit of an index with --label.
     """
 
 
@@ -97,13 +98,14 @@ def create(settings: Settings, reference: str) -> None:
     _tell(settings, f"Created index {named.display} (digest {digest})", {"index": named.display, "digest": digest})
 
 
-@index.command("add", cls=Command, short_help="Let an index list a kit, or label one that it lists.")
+@index.command("add", cls=Command, short_help="Add a kit to an index, or change its labels.")
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @click.argument("kit", metavar="REF", shell_complete=references)
 @takes(REMOTE, *ADD, "json", *STORE, *NETWORK)
 def add(settings: Settings, reference: str, kit: str) -> None:
-    """Let INDEX list the kit REF of its repository. One that it lists keeps the labels and annotations that are not
-    named.
+    """Add the kit REF to INDEX, which must be of the same repository, or change the labels of a kit that it lists.
+
+    Labels and annotations that are not named stay as they are.
     """
     from kitfs.modelkit.index import annotation_edits, label_edits
     from kitfs.oci.names import LOCAL, Reference
@@ -126,14 +128,12 @@ def add(settings: Settings, reference: str, kit: str) -> None:
     )
 
 
-@index.command("remove", cls=Command, short_help="Let an index no longer list a kit.")
+@index.command("remove", cls=Command, short_help="Remove a kit from an index.")
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @click.argument("kit", metavar="REF", shell_complete=references)
 @takes("json", *STORE)
 def remove(settings: Settings, reference: str, kit: str) -> None:
-    """Let INDEX no longer list the kit REF, which stays where it is. One that is not in the store is named by its
-    digest.
-    """
+    """Remove the kit REF from INDEX. The kit itself stays. A kit that is not in the store is named by its digest."""
     from kitfs.oci.names import Reference
     from kitfs.ops.library import index as indexes
 
@@ -142,10 +142,10 @@ def remove(settings: Settings, reference: str, kit: str) -> None:
         raise UsageError(f"missing tag or digest from ModelKit reference {kit}")
     with store_of(settings) as store:
         gone, digest = indexes.remove(store, named, model)
-    told = gone if model.digest is not None else model.display
+    gone_name = gone if model.digest is not None else model.display
     _tell(
         settings,
-        f"Removed {told} from index {named.display} (digest {digest})",
+        f"Removed {gone_name} from index {named.display} (digest {digest})",
         {"index": named.display, "removed": gone, "digest": digest},
     )
 
@@ -154,8 +154,9 @@ def remove(settings: Settings, reference: str, kit: str) -> None:
 @click.argument("reference", metavar="[INDEX]", required=False, shell_complete=references)
 @takes(*DELETE, "json", *STORE)
 def delete(settings: Settings, reference: str | None) -> None:
-    """Delete the tag INDEX, and with the last one, --force or a digest the index itself. Its kits stay; at a registry
-    it goes by remove.
+    """Delete the tag INDEX from the store. An index is deleted with its last tag; its kits stay.
+
+    --force, or a digest, deletes the index at once. To delete it from a registry use: kitfs remove --remote.
     """
     from kitfs.oci.names import Reference
     from kitfs.ops.library import index as indexes
@@ -168,19 +169,19 @@ def delete(settings: Settings, reference: str | None) -> None:
     with store_of(settings) as store:
         if reference is None:
             gone = indexes.delete_all(store) if force else []  # an index that has no tag does not stay
-            told = [f"Deleted index {_repository(one.name)}@{one.digest}" for one in gone]
+            lines = [f"Deleted index {_repository(one.name)}@{one.digest}" for one in gone]
         else:
             named = Reference.parse(reference)
             if not named.identifier:
                 raise UsageError(f"tag or digest is required when deleting an index ('{reference}:<tag>')")
             gone = [indexes.delete(store, named, force=force)]
-            told = [
+            lines = [
                 f"{'Deleted' if one.whole else 'Untagged'} index {named.display} (digest {one.digest})" for one in gone
             ]
     if settings["json"]:
         put_json([_deleted(one) for one in gone])
         return
-    for line, one in zip(told, gone, strict=True):
+    for line, one in zip(lines, gone, strict=True):
         put(line)
         if one.whole and one.tags:
             put(f"Removed tags: {', '.join(one.tags)}")
@@ -193,7 +194,7 @@ def _deleted(one: Deleted) -> dict[str, object]:
 @index.command("list", cls=Command, short_help="List the indexes of the store.")
 @takes(*options_of("index-list", FORMAT), "json", *STORE)
 def list_indexes(settings: Settings) -> None:
-    """List the indexes of the store, one row per tag, and how many kits each lists."""
+    """List the indexes of the store, one row per tag, with the number of their kits."""
     from kitfs.gocompat.json import indented
     from kitfs.ops.library import index as indexes
 
@@ -220,7 +221,7 @@ def list_indexes(settings: Settings) -> None:
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes(REMOTE, *options_of("index-info", FORMAT), "json", *STORE, *NETWORK)
 def info(settings: Settings, reference: str) -> None:
-    """Show the kits that INDEX lists, with their labels and annotations; --remote: as its registry has it."""
+    """Show the kits of INDEX with their labels and annotations, from the store or with --remote from its registry."""
     from kitfs.modelkit.index import indented
     from kitfs.ops.library import index as indexes
 
@@ -249,7 +250,7 @@ def info(settings: Settings, reference: str) -> None:
 
 
 def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[str, ...]]:
-    """One row, and one more for each label and annotation that is not the first."""
+    """Return a row of the table, and one more for each further label and annotation."""
     labels, notes = variant.pairs(), [f"{key}={value}" for key, value in variant.notes().items()]
     first = (variant.name(named) or NONE, NONE if size is None else human_size(size)), (str(variant.digest),)
     rows = []
@@ -263,7 +264,7 @@ def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[st
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes(REMOTE, "json", *STORE, *NETWORK)
 def inspect(settings: Settings, reference: str) -> None:
-    """Show the JSON of INDEX, over lines; --remote: as its registry has it."""
+    """Show INDEX as indented JSON, from the store or with --remote from its registry."""
     from kitfs.modelkit.index import indented
 
     with workspace_of(settings) as workspace:
@@ -281,13 +282,11 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
     push_as(settings, reference, destination, noun="index ", push=indexes.push)
 
 
-@index.command("pull", cls=Command, short_help="Bring an index of a registry into the store.")
+@index.command("pull", cls=Command, short_help="Pull an index from a registry into the store.")
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes("json", *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
-    """Bring INDEX into the store. Its kits stay where they are: pull, unpack and mount choose one of them by
-    --label.
-    """
+    """Pull INDEX into the store, without its kits: pull, unpack and mount choose one of them with --label."""
     from kitfs.oci.names import LOCAL
     from kitfs.ops.library import index as indexes
 
@@ -301,7 +300,7 @@ def pull(settings: Settings, reference: str) -> None:
     _tell(settings, f"Pulled index {digest}", {"index": named.display, "digest": digest})
 
 
-@click.command("convert", cls=Command, short_help="Make an ordinary OCI image of a kit, over the same layers.")
+@click.command("convert", cls=Command, short_help="Make an OCI image that shares the layers of a kit.")
 @click.argument("reference", metavar="REF", shell_complete=references)
 @click.argument("image", metavar="IMAGE")
 @takes(
@@ -319,11 +318,10 @@ def pull(settings: Settings, reference: str) -> None:
     *NETWORK,
 )
 def convert(settings: Settings, reference: str, image: str) -> None:
-    """Make the OCI image IMAGE (registry/repository:tag, more tags after commas) of the kit REF, for those who know
-    nothing of kits.
+    """Make the OCI image IMAGE (registry/repository:tag, more tags after commas) of the kit REF, for container tools.
 
-    Its layers are the kit's own: at the same registry nothing of them is sent. Layers that are tars only. Several
-    --platform make an index whose images share everything; without one it is linux/amd64.
+    The image has the layers of the kit, so at the same registry no layer is sent. Every layer must be a tar. Several
+    --platform make an index of images that share everything; the default is linux/amd64.
     """
     from contextlib import closing
 
@@ -361,7 +359,7 @@ def convert(settings: Settings, reference: str, image: str) -> None:
 
 
 def _tag(text: str) -> Reference:
-    """The name of an index that may be changed."""
+    """Parse the name of an index that a verb changes."""
     from kitfs.oci.names import Reference
 
     named = Reference.parse(text)
@@ -371,7 +369,7 @@ def _tag(text: str) -> Reference:
 
 
 def _look(settings: Settings, workspace: Workspace, text: str) -> tuple[Reference, Found]:
-    """The index that is asked about. Raises NotFound in kit's words."""
+    """Find the index that a verb shows. Raises NotFound in kit's words."""
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops.library import index as indexes
 

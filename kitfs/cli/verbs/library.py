@@ -1,4 +1,4 @@
-"""The verbs of kits that are there: list, inspect, info, tag, remove. Their texts are kit's (KITOPS §8)."""
+"""The verbs of the store: list, inspect, info, tag, remove. Their texts on stdout are kit's (KITOPS §8)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from kitfs.cli.commands import Command
+from kitfs.cli.completion import references
 from kitfs.cli.options import REMOTE, UNUSED_CONCURRENCY, takes
-from kitfs.cli.output import human_size, put, put_json, put_json_text, put_lines, put_table, say
+from kitfs.cli.output import human_size, put, put_json, put_json_text, put_lines, put_table, say, short
 from kitfs.cli.session import store_of, with_tag, workspace_of
 from kitfs.config import FILTER, NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import KitfsError, NotFound, UsageError
@@ -73,9 +74,9 @@ FIELDS: Final = ("Repo", "Tags", "Digest", "ModelName", "Size", "Author")
 
 @click.command("list", cls=Command, short_help="List the kits of the store, or of a repository.")
 @click.argument("repository", metavar="[REPOSITORY]", required=False)
-@takes(*LIST, "json", "concurrency", *STORE, *NETWORK)
+@takes(*LIST, "no-trunc", "json", "concurrency", *STORE, *NETWORK)
 def list_kits(settings: Settings, repository: str | None) -> None:
-    """List the kits that were packed or pulled here, or those of REPOSITORY at its registry, one row per tag.
+    """List the kits of the store, or those of REPOSITORY at its registry, one row per tag.
 
     --format takes table, json, or a template of Go's with fields and constants: {{.Repo}} {{.Tags}} {{.Digest}}
     {{.ModelName}} {{.Size}} {{.Author}}.
@@ -101,7 +102,8 @@ def list_kits(settings: Settings, repository: str | None) -> None:
     if form == "json":
         _put_go_json([_json(row) for row in rows])
     elif parts is None:
-        put_table(HEAD, [cells for row in rows for cells in _cells(row)])
+        full = settings["no-trunc"]
+        put_table(HEAD, [cells for row in rows for cells in _cells(row, full=full)], full=full)
     else:
         for row in rows:
             text = template.render(parts, dict(zip(FIELDS, map(shown, _values(row)), strict=True)))
@@ -116,7 +118,7 @@ def _warn(event: Event) -> None:
 
 
 def _json(row: Row) -> dict[str, object]:
-    """A row as kit 1.17 has it: the size in bytes."""
+    """Return a row as kit 1.17 prints it: with the size in bytes."""
     tags = list(row.tags) or None
     return {
         "repo": row.repo,
@@ -128,8 +130,8 @@ def _json(row: Row) -> dict[str, object]:
     }
 
 
-def _cells(row: Row) -> list[tuple[str, ...]]:
-    said = (shown(row.author), shown(row.model_name), human_size(row.size), str(row.digest))
+def _cells(row: Row, *, full: bool) -> list[tuple[str, ...]]:
+    said = (shown(row.author), shown(row.model_name), human_size(row.size), short(row.digest, full=full))
     return [(row.repo, tag, *said) for tag in row.tags or ("<none>",)]
 
 
@@ -138,18 +140,19 @@ def _values(row: Row) -> Sequence[str]:
 
 
 def _put_go_json(value: object) -> None:
-    """JSON byte for byte as kit prints it."""
+    """Write JSON byte for byte as kit prints it."""
     from kitfs.gocompat.json import indented
 
     put_json_text(indented(value))
 
 
 @click.command("inspect", cls=Command, short_help="Show a kit's manifest and Kitfile as JSON.")
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=references)
 @takes(REMOTE, "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def inspect(settings: Settings, reference: str) -> None:
-    """Show manifest, Kitfile with its digests, and the version of kit that packed the kit REF of the store; --remote:
-    of its registry.
+    """Show the manifest of the kit REF, its Kitfile with digests, and the version of kit that packed it, as JSON.
+
+    The kit is read from the store, or with --remote from its registry.
     """
     from kitfs.ops.library.inspect import inspection
 
@@ -157,11 +160,12 @@ def inspect(settings: Settings, reference: str) -> None:
 
 
 @click.command("info", cls=Command, short_help="Show a kit's Kitfile.")
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=references)
 @takes(REMOTE, *INFO, "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def info(settings: Settings, reference: str) -> None:
-    """Show the Kitfile of the kit REF of the store, of its registry with --remote, or of a layout; --filter: one part
-    of it.
+    """Show the Kitfile of the kit REF, or with --filter one part of it.
+
+    The kit is read from the store, with --remote from its registry, or from an OCI layout.
     """
     from kitfs.gocompat.yaml_writer import dump
     from kitfs.ops.library import inspect as inspecting
@@ -175,7 +179,7 @@ def info(settings: Settings, reference: str) -> None:
 
 
 def _look(settings: Settings, text: str) -> Look:
-    """The kit that is asked about. Raises NotFound in kit's words."""
+    """Find the kit that a verb shows. Raises NotFound in kit's words."""
     from kitfs.oci.names import LOCAL, LayoutReference, parse_any
     from kitfs.ops.library import inspect as inspecting
     from kitfs.registry.layout import open_layout
@@ -201,11 +205,11 @@ def _look(settings: Settings, text: str) -> Look:
 
 
 @click.command("tag", cls=Command, short_help="Give a kit of the store another name.")
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", metavar="SOURCE", shell_complete=references)
 @click.argument("target", metavar="TARGET")
 @takes("json", *STORE)
 def tag(settings: Settings, source: str, target: str) -> None:
-    """Let TARGET (repository:tag, more tags after commas) mean the kit SOURCE of the store."""
+    """Give the kit SOURCE of the store the name TARGET (repository:tag, more tags after commas)."""
     from kitfs.oci.names import Reference
     from kitfs.ops.library.tags import assign, find
 
@@ -232,15 +236,14 @@ def _named(reference: Reference, role: str) -> Reference:
     return reference
 
 
-@click.command("remove", cls=Command, short_help="Remove a kit, or a name of it.")
-@click.argument("reference", metavar="[REF]", required=False)
+@click.command("remove", cls=Command, short_help="Remove a kit, or one of its tags.")
+@click.argument("reference", metavar="[REF]", required=False, shell_complete=references)
 @takes(*REMOVE, "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def remove(settings: Settings, reference: str | None) -> None:
-    """Remove the tag REF (more tags after commas) from the store, and with the last one the kit; by digest or with
-    --force the kit at once.
+    """Remove the tag REF (more tags after commas) from the store. A kit is removed with its last tag.
 
-    --all removes every kit without a tag, --all --force every kit. --remote removes the tag at its registry; by
-    digest or with --force the kit there, with all its tags.
+    A digest, or --force, removes the kit at once, with all its tags. --all removes every kit without a tag, and --all
+    --force every kit. --remote removes from the registry instead of the store.
     """
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops.library import remove as removing
@@ -275,8 +278,10 @@ def remove(settings: Settings, reference: str | None) -> None:
 def _remove_each(
     settings: Settings, workspace: Workspace, references: Sequence[Reference], *, remote: bool, force: bool
 ) -> None:
-    """Remove names one after another. The first that is not there ends it, as kit does; later ones are told, and the
-    last error raised.
+    """Remove names one after another.
+
+    If the first one does not exist, nothing is removed, as in kit. Later failures are reported, and the last one is
+    raised at the end.
     """
     from kitfs.ops.library import remove as removing
     from kitfs.registry.client import Repository

@@ -27,13 +27,13 @@ LOGIN = options_of(
 )
 
 
-@click.command("login", cls=Command, short_help="Keep credentials for a registry, once it has taken them.")
+@click.command("login", cls=Command, short_help="Log in to a registry.")
 @click.argument("registry", metavar="REGISTRY")
 @takes(*LOGIN, "json", UNUSED_CONCURRENCY, "settings", *NETWORK)
 def login(settings: Settings, registry: str) -> None:
-    """Try credentials at REGISTRY, and keep them in kit's credentials.json, or with the helper that it names.
+    """Check credentials at REGISTRY, and store them in kit's credentials.json or with the helper that it names.
 
-    Without --password or --password-stdin it asks, on a terminal. Without a name the password is a token.
+    Without --password or --password-stdin it asks for them on a terminal. Without a user name the password is a token.
     """
     from kitfs.kit.workspace import open_client
     from kitfs.registry.login import check, keep
@@ -70,7 +70,7 @@ def _credential(settings: Settings) -> Credential:
 
 
 def _asked(username: str) -> Credential:
-    """Name and password from the terminal."""
+    """Ask for the user name and the password on the terminal."""
     import getpass
 
     from kitfs.registry.credentials import Credential
@@ -84,11 +84,11 @@ def _asked(username: str) -> Credential:
         raise UsageError("no password was given")
 
 
-@click.command("logout", cls=Command, short_help="Forget the credentials for a registry.")
+@click.command("logout", cls=Command, short_help="Log out of a registry.")
 @click.argument("registry", metavar="REGISTRY")
 @takes("json", "settings")
 def logout(settings: Settings, registry: str) -> None:
-    """Take the credentials for REGISTRY out of kit's credentials.json, or of the helper that it names."""
+    """Remove the credentials for REGISTRY from kit's credentials.json or from the helper that it names."""
     from kitfs.registry.credentials import Credentials
     from kitfs.registry.login import forget
 
@@ -112,7 +112,7 @@ def _host(text: str) -> str:
     from kitfs.oci.names import REGISTRY
 
     if not REGISTRY.fullmatch(text):
-        raise UsageError(f"{text!r} is no registry (write HOST or HOST:PORT, such as ghcr.io)")
+        raise UsageError(f"{text!r} is not a registry address (expected HOST or HOST:PORT, for example ghcr.io)")
     return text
 
 

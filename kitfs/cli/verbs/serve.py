@@ -44,7 +44,7 @@ SERVE = options_of(
 
 
 class ServeVerbs(Verbs, Command):
-    """``kitfs serve``, which is a verb itself, with verbs below it. An option before such a verb is handed on to it."""
+    """The verb ``kitfs serve``, which has verbs below it. An option before such a verb is passed to it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as a verb does: nothing is moved."""
@@ -57,10 +57,10 @@ class ServeVerbs(Verbs, Command):
 )  # fmt: skip
 @takes(*SERVE, ROOT, MIN_AGE, "log-level", *STORE)
 def serve(settings: Settings) -> None:
-    """Run an OCI registry: what clients push is kept in a store, and served.
+    """Run an OCI registry. Content that clients push is kept in a store and served from it.
 
-    Prints its URL when it answers, and logs one line per request to stderr. Ends on SIGTERM or Ctrl-C within 5 s;
-    uploads that were not finished can go on when it runs again. When the disk is full, pulls go on and pushes are
+    It prints its URL when it is ready, and logs one line per request to stderr. It ends within 5 s of SIGTERM or Ctrl-C;
+    unfinished uploads can resume when it runs again. When the disk is full, pulls still work and pushes are
     refused, after the blobs of removed kits were freed as "kitfs serve gc" does.
     """
     context = click.get_current_context()

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from kitfs.store.store import Store
 
 
-@click.group("cache", cls=Verbs, short_help="What mounts have fetched: show it, free it.")
+@click.group("cache", cls=Verbs, short_help="Show or free what mounts have cached.")
 def cache() -> None:
-    """What the store holds besides the kits that were packed or pulled: blobs that mounts and other readers fetched."""
+    """Manage the cache: the blobs that mounts and other readers fetched, besides kits that were packed or pulled."""
 
 
-@cache.command("info", cls=Command, short_help="Show what fetched blobs take on disk.")
+@cache.command("info", cls=Command, short_help="Show the disk space of fetched blobs.")
 @takes("json", *STORE)
 def cache_info(settings: Settings) -> None:
-    """Show what fetched blobs take on disk, as registries have them and decoded."""
+    """Show the disk space of fetched blobs, as registries have them (blobs) and decompressed (decoded)."""
     from kitfs.ops.library.cache import usage
 
     with store_of(settings) as store:
@@ -50,7 +50,7 @@ def cache_info(settings: Settings) -> None:
 @cache.command("clear", cls=Command, short_help="Free fetched blobs.")
 @takes("json", *STORE)
 def cache_clear(settings: Settings) -> None:
-    """Free fetched blobs. What a mount uses now stays, and kits that were packed or pulled do."""
+    """Free fetched blobs. Blobs that a mount uses now stay, and so do kits that were packed or pulled."""
     from kitfs.ops.library.cache import clear
 
     with store_of(settings) as store:
@@ -63,7 +63,7 @@ def cache_clear(settings: Settings) -> None:
 
 
 def _mention_registry(settings: Settings, store: Store) -> None:
-    """Tell somebody who looks for the room of removed kits where it is."""
+    """Mention the registry of the store: a user who looks for the space of removed kits finds it there."""
     if not settings["json"] and store.repositories.names():
         say(
             f"kitfs: what was pushed to the registry in {store.root} is not part of its cache; kitfs serve gc --root frees what removed kits left"
@@ -73,22 +73,22 @@ def _mention_registry(settings: Settings, store: Store) -> None:
 @click.command("version", cls=Command, short_help="Show the version.")
 @takes("json")
 def version(settings: Settings) -> None:
-    """Show the versions of kitfs and Python, and the commit where the installer has noted it."""
-    told = {
+    """Show the versions of kitfs and Python, and the commit if the installer recorded it."""
+    fields = {
         "version": __version__,
         "commit": _commit(),
         "built": "unknown",
         "python_version": platform.python_version(),
     }
     if settings["json"]:
-        put_json(told)
+        put_json(fields)
         return
-    for name, value in told.items():
+    for name, value in fields.items():
         put(f"{name.capitalize().replace('_', ' ')}: {value}")
 
 
 def _commit() -> str:
-    """The commit that pip has installed (direct_url.json, PEP 610)."""
+    """Return the commit that pip installed (direct_url.json, PEP 610)."""
     from importlib import metadata
 
     try:
@@ -126,11 +126,11 @@ def help_(_: Settings, topic: tuple[str, ...]) -> None:
         put_lines("\n".join(["", "Topics of kitfs help TOPIC:", *(f"  {n:<{width}}{t}" for n, t in topics.items())]))
 
 
-@click.command("completion", cls=Command, short_help="Print what makes a shell complete kitfs.")
+@click.command("completion", cls=Command, short_help="Print a shell completion script.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @takes()
 def completion(_: Settings, shell: str) -> None:
-    """Print the script that makes SHELL complete verbs and options.
+    """Print the script that makes SHELL complete verbs, options, references, mount points and paths in kits.
 
     bash: eval "$(kitfs completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc; fish: kitfs completion fish >
     ~/.config/fish/completions/kitfs.fish

@@ -83,20 +83,22 @@ def ls(settings: Settings, reference: str, path: str) -> None:
             put_json([_json(p, n) for p, n in listed])
             return
         for name, found in listed:
-            told = name if node.kind != "dir" or settings["recursive"] else name.rsplit("/", 1)[-1]
-            put(_long(told, found, kit.created, human=settings["human-readable"]) if settings["long"] else shown(told))
+            label = name if node.kind != "dir" or settings["recursive"] else name.rsplit("/", 1)[-1]
+            put(
+                _long(label, found, kit.created, human=settings["human-readable"]) if settings["long"] else shown(label)
+            )
 
 
 def _json(path: str, node: Node) -> dict[str, Any]:
     printable = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    told: dict[str, Any] = {"path": printable, "type": node.kind, "mode": f"{node.mode:04o}"}
+    fields: dict[str, Any] = {"path": printable, "type": node.kind, "mode": f"{node.mode:04o}"}
     if node.kind == "file":
-        told["size"] = node.size
+        fields["size"] = node.size
     if node.kind == "symlink":
-        told["target"] = node.target
+        fields["target"] = node.target
     if node.layer is not None:
-        told["layer"] = str(node.layer.digest)
-    return told
+        fields["layer"] = str(node.layer.digest)
+    return fields
 
 
 def _long(name: str, node: Node, created: int, *, human: bool) -> str:

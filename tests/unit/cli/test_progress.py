@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from kitfs import manual
 from kitfs.cli import bars, output, progress
 from kitfs.cli.progress import Reporter
 from kitfs.oci.names import Digest
@@ -85,8 +86,8 @@ def test_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_kind_of_event_is_documented() -> None:
-    """In the README, with its fields."""
-    text = (REPOSITORY / "README.md").read_text()
+    """The manual's page about progress has every event with its fields."""
+    text = manual.read("progress")
     rows = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE))
     for event in EVENTS:
         name, *fields = (progress.as_json(event)["event"], *progress.as_json(event))
