@@ -304,7 +304,9 @@ def open_out(handle: int, flags: OpenFlag, *, backing_id: int = 0) -> bytes:
 
 def statfs_out(about: StatFS) -> bytes:
     """fuse_statfs_out of something full and read-only."""
-    return _STATFS_OUT.pack(about.blocks, 0, 0, about.files, 0, about.block_size, about.name_max, about.block_size, 0)
+    return _STATFS_OUT.pack(
+        about.blocks, 0, about.available, about.files, 0, about.block_size, about.name_max, about.block_size, 0
+    )
 
 
 def xattr_size_out(size: int) -> bytes:

@@ -112,7 +112,7 @@ class Operations:
     def statfs(self, path: str) -> dict[str, int]:
         about = self._fs.statfs()
         return {
-            "f_bsize": about.block_size, "f_frsize": about.block_size, "f_blocks": about.blocks, "f_bfree": 0, "f_bavail": 0,
+            "f_bsize": about.block_size, "f_frsize": about.block_size, "f_blocks": about.blocks, "f_bfree": 0, "f_bavail": about.available,
             "f_files": about.files, "f_ffree": 0, "f_favail": 0, "f_namemax": about.name_max,
         }  # fmt: skip
 

@@ -44,3 +44,8 @@ class StatFS(NamedTuple):
     files: int
     block_size: int = 4096
     name_max: int = 255
+
+    @property
+    def available(self) -> int:
+        """Blocks for ordinary users. Nothing can be written, but with 0 ``df`` and disk alarms report a full disk."""
+        return self.blocks

@@ -316,7 +316,7 @@ def test_statfs_has_nothing_free() -> None:
     assert (out.blocks, out.bfree, out.bavail, out.files, out.ffree, out.bsize, out.frsize, out.namelen) == (
         10,
         0,
-        0,
+        10,
         3,
         0,
         4096,
