@@ -1,12 +1,12 @@
-"""What must happen around fork(2), and which process this is.
+"""What must happen around fork(2), and in which process this code runs.
 
-A forked child has a copy of everything: of locks that threads of the parent held and nobody will ever release, of
-sockets and descriptors that it shares with the parent, and of an SQLite library that believes in locks which belong
-to another process. So ``generation`` is another number in each forked child, and whatever belongs to one process
-compares it where work starts and begins afresh when it differs. What cannot wait for that registers with ``watch``.
+A forked child has a copy of everything: of locks that threads of the parent held and that nothing will ever release, of
+sockets and descriptors that it shares with the parent, and of an SQLite library that believes in locks of another
+process. So ``generation`` is another number in each forked child, and an object that belongs to one process compares it
+where work starts, and begins afresh when it differs. What cannot wait for that registers with ``watch``.
 
-Threading: the hooks run on the thread that forks. ``guard`` is held over the fork itself, so that what is done under
-it is done or not begun in the child; hold it only for what takes no time.
+Threading: the hooks run on the thread that forks. ``guard`` is held over the fork itself, so that an action under it is
+either done or not begun in the child; hold it only for actions that take no time.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import threading
 import weakref
 from typing import Any, Final, Protocol
 
-generation = 0  # another number in each forked child, so that a process id that is used again does not deceive
+generation = 0  # another number in each forked child; a process id may be used again
 guard: Final = threading.RLock()
 
 
 class Watched(Protocol):
-    """Something that must be told of forks. None of it may raise."""
+    """An object that takes part in forks. None of its methods may raise."""
 
     def before_fork(self) -> None: ...
 
@@ -31,8 +31,8 @@ class Watched(Protocol):
 
 
 class Lock:
-    """A lock that is free in a forked child, whoever held it in the parent. For what may be used before and after a
-    fork.
+    """A lock that is free in a forked child, whichever thread held it in the parent; for objects that are used before
+    and after a fork.
     """
 
     __slots__ = ("__weakref__", "_lock")
@@ -49,18 +49,18 @@ class Lock:
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Be free."""
+        """Replace the lock by a free one."""
         self._lock = threading.Lock()
 
 
-_forking: Any = threading.Lock()  # one fork at a time, since what follows is kept between the hooks
-_told: list[Watched] = []
+_forking: Any = threading.Lock()  # one fork at a time, since the hooks share the lists below
+_prepared: list[Watched] = []
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 _renewed: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def watch(one: Watched) -> None:
-    """Tell ``one`` of every fork, for as long as it lives. It is not kept alive by this."""
+    """Call the hooks of ``one`` at every fork, for as long as it lives. This does not keep it alive."""
     with guard:
         _watched.add(one)
 
@@ -75,32 +75,32 @@ def _before() -> None:
     _forking.acquire()
     while True:
         guard.acquire()
-        new = [one for one in _watched if one not in _told]
+        new = [one for one in _watched if one not in _prepared]
         if not new:
             return  # with the guard, which the hooks below release
         guard.release()
         for one in new:
-            _told.append(one)
+            _prepared.append(one)
             one.before_fork()
 
 
 def _in_parent() -> None:
     guard.release()
-    for one in reversed(_told):
+    for one in reversed(_prepared):
         one.after_fork_in_parent()
-    _told.clear()
+    _prepared.clear()
     _forking.release()
 
 
 def _in_child() -> None:
-    global generation, _forking  # noqa: PLW0603 - the one state that this module is for
+    global generation, _forking  # noqa: PLW0603 - the only state, and the purpose, of this module
     generation += 1
     guard.release()  # a fork leaves the thread that held it
     for one in list(_renewed):
         one.after_fork_in_child()
-    for one in reversed(_told):
+    for one in reversed(_prepared):
         one.after_fork_in_child()
-    _told.clear()
+    _prepared.clear()
     _forking = threading.Lock()
 
 

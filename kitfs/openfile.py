@@ -1,9 +1,9 @@
-"""File descriptors that are never used by their number alone, and that belong to one process.
+"""File descriptors that are never used after they were closed, and that belong to one process.
 
-A number is given to the next file as soon as it is free. So an OpenFile is closed when its last user has left it, and
-every later use raises Closed; no read and no write reaches another file of the program. Locks (flock(2), and the
-"Open file description locks" of fcntl(2)) belong to what a forked child shares with its parent: a child that kept its
-copy would hold the lock after the parent has died. So a child closes its copies at once, which drops none of the
+The kernel gives the number of a closed descriptor to the next file. So an OpenFile is closed when its last user has
+left it, and every later use raises Closed: no read or write reaches another file of the program. Locks (flock(2), and
+the "Open file description locks" of fcntl(2)) are shared by a parent and its forked child: a child that kept
+its copy would hold the lock after the parent has died. So a child closes its copies at once, which releases none of the
 parent's locks.
 
 Threading: every method from any thread; a read or a write takes no lock.
@@ -25,8 +25,8 @@ PIECE: Final = 1 << 20  # bytes of one read when a file or a stream is processed
 
 
 class OpenFile:
-    """An open file; the arguments are those of os.open, and it is closed on exec. ``opener`` opens it in another way.
-    Raises OSError.
+    """An open file, closed on exec; the arguments are those of os.open. ``opener`` opens it in another way. Raises
+    OSError.
     """
 
     __slots__ = ("__weakref__", "_closing", "_fd", "_path", "_users")
@@ -57,7 +57,7 @@ class OpenFile:
             self.close()
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Bytes at an offset, as os.pread. Raises Closed, OSError."""
+        """Read bytes at an offset, as os.pread. Raises Closed, OSError."""
         user = self._enter()
         try:
             return os.pread(self._fd, size, offset)
@@ -74,7 +74,7 @@ class OpenFile:
 
     @contextmanager
     def number(self) -> Iterator[int]:
-        """The descriptor's number, which stays its own for the time of the block. Raises Closed."""
+        """Yield the descriptor's number, which stays valid for the block. Raises Closed."""
         user = self._enter()
         try:
             yield self._fd
@@ -82,12 +82,12 @@ class OpenFile:
             self._leave(user)
 
     def flock(self, operation: int) -> None:
-        """As fcntl.flock. Raises Closed, OSError."""
+        """Lock or unlock, as fcntl.flock. Raises Closed, OSError."""
         with self.number() as fd:
             fcntl.flock(fd, operation)
 
     def stat(self) -> os.stat_result:
-        """As os.fstat. Raises Closed, OSError."""
+        """Return the status, as os.fstat. Raises Closed, OSError."""
         with self.number() as fd:
             return os.fstat(fd)
 
@@ -97,8 +97,8 @@ class OpenFile:
             os.utime(fd)
 
     def _enter(self) -> object:
-        # Entered before it is asked whether it closes, and closed before it is asked who is inside: one of the two
-        # sees the other.
+        # A user enters before it checks ``_closing``, and ``close`` sets ``_closing`` before it looks for users, so
+        # that one of the two always sees the other.
         user = object()
         self._users.add(user)
         if self._closing:
@@ -112,7 +112,7 @@ class OpenFile:
             self._close_unused()
 
     def close(self) -> None:
-        """Let go of the file, when its last user has left it. Nothing happens the second time."""
+        """Close the file when its last user has left it. A second call does nothing."""
         self._closing = True
         self._close_unused()
 
@@ -123,13 +123,13 @@ class OpenFile:
                 os.close(fd)
 
     def after_fork_in_child(self) -> None:
-        """Close the child's copy, whoever used it in the parent."""
+        """Close the child's copy, even if a thread of the parent was using it."""
         self._users.clear()
         self.close()
 
 
 class OwnFile(OpenFile):
-    """An open file of the store: see ``ownership.open_file``. Raises OSError, Unsafe among them."""
+    """An open file of the store (``ownership.open_file``). Raises OSError, Unsafe among them."""
 
     __slots__ = ()
 

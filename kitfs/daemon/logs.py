@@ -28,7 +28,8 @@ class LogFile(logging.handlers.RotatingFileHandler):
             fd = open_file(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except (Unsafe, IsADirectoryError) as e:
             raise MountError(
-                f"{self.baseFilename} cannot be used: {e.strerror}; remove it, or choose another directory with --run-dir"
+                f"{self.baseFilename} cannot be used: {e.strerror}; "
+                "remove it, or choose another directory with --run-dir"
             )
         return open(fd, "a", encoding="utf-8", errors="backslashreplace")
 

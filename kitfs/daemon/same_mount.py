@@ -40,7 +40,8 @@ def check(request: MountRequest, record: Record, run: RunDir, *, foreground: boo
     state = presence(run, record).state
     if state != "alive":
         raise _busy(
-            f"{where} is already {served}, but its daemon (process {record.pid}) {state_text(state)}; clear it with: kitfs umount {where}"
+            f"{where} is already {served}, but its daemon (process {record.pid}) {state_text(state)}; "
+            f"clear it with: kitfs umount {where}"
         )
     if foreground:
         raise _busy(

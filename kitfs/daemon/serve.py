@@ -44,7 +44,7 @@ SPARE_FILES: Final = 256  # descriptors of the mount itself: connections, the ca
 
 
 class Ready(Protocol):
-    """Called when the mount answers, with the warnings until then; ``made`` is False for a mount that existed before."""
+    """Called when the mount answers, with the warnings so far; ``made`` is False for a mount that existed before."""
 
     def __call__(self, record: Record, warnings: Sequence[str], /, *, made: bool) -> None: ...
 
@@ -131,7 +131,7 @@ def _check_files(layers: Sequence[Layer], mountpoint: str) -> None:
     if limit < needed:
         raise MountError(
             f"cannot mount at {mountpoint}: {len(layers)} layers take up to {needed} descriptors, and this process may "
-            f"open {limit}: raise its limit (ulimit -Hn, LimitNOFILE= of systemd), or choose a part of the kit with --only"
+            f"open {limit}: raise its limit (ulimit -Hn, LimitNOFILE= of systemd), or mount a part of it with --only"
         )
 
 

@@ -1,4 +1,4 @@
-"""Start the daemon of a mount, and wait until the mount answers. Threading: fork, so the process must have one thread."""
+"""Start the daemon of a mount, and wait until the mount answers. It forks, so the process must have one thread."""
 
 from __future__ import annotations
 

@@ -38,8 +38,11 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
         and there.fstype != FSTYPE
         and any(m.fstype == FSTYPE and m.mountpoint == mountpoint for m in mounts())
     ):
-        text = f"the mount at {mountpoint} is covered by another one, of {there.source} ({there.fstype}): unmount that one first"
-        raise MountError(text, errno=errno.EBUSY)
+        cover = f"{there.source} ({there.fstype})"
+        raise MountError(
+            f"the mount at {mountpoint} is covered by another one, of {cover}: unmount that one first",
+            errno=errno.EBUSY,
+        )
     ours = there is not None and there.fstype == FSTYPE
     if not ours and record is None:
         raise MountError(f"nothing of kitfs is mounted at {mountpoint}", errno=errno.EINVAL)

@@ -1,6 +1,4 @@
-"""What a registry answers when it does not do what was asked: distribution-spec's error codes and their bodies.
-Pure.
-"""
+"""The errors of a registry: distribution-spec's error codes and their bodies. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ UNSUPPORTED: Final = "UNSUPPORTED"
 
 
 class ApiError(Exception):
-    """An answer of ``status`` with one error; ``headers`` go with it."""
+    """A response of ``status`` with one error; ``headers`` are sent with it."""
 
     def __init__(
         self, status: int, code: str, message: str, *, detail: Any = None, headers: Mapping[str, str] | None = None
@@ -28,15 +26,13 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> bytes:
-        """The JSON of distribution-spec, "Error Codes"."""
+        """Return the JSON of distribution-spec, "Error Codes"."""
         error = {"code": self.code, "message": self.message} | ({} if self.detail is None else {"detail": self.detail})
         return json.dumps({"errors": [error]}).encode()
 
 
 def out_of_descriptors(error: BaseException | None) -> bool:
-    """Whether an error is, or came of, a file that could not be opened because too many are open: nothing else is
-    wrong then.
-    """
+    """Tell whether an error is, or was caused by, a file that could not be opened because too many are open."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             return True
@@ -45,39 +41,39 @@ def out_of_descriptors(error: BaseException | None) -> bool:
 
 
 def unknown_blob(digest: str) -> ApiError:
-    """404 of a blob that the repository does not have."""
+    """Return 404 for a blob that the repository does not have."""
     return ApiError(404, "BLOB_UNKNOWN", "blob unknown to registry", detail={"digest": digest})
 
 
 def unknown_manifest(reference: str) -> ApiError:
-    """404 of a manifest that the repository does not have."""
+    """Return 404 for a manifest that the repository does not have."""
     return ApiError(404, "MANIFEST_UNKNOWN", "manifest unknown", detail={"reference": reference})
 
 
 def unknown_name(name: str) -> ApiError:
-    """404 of a repository that nothing was pushed to."""
+    """Return 404 for a repository that nothing was pushed to."""
     return ApiError(404, "NAME_UNKNOWN", "repository name not known to registry", detail={"name": name})
 
 
 def unknown_upload() -> ApiError:
-    """404 of an upload that has ended, or never was."""
+    """Return 404 for an upload that has ended or never existed."""
     return ApiError(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
 
 
 def of_error(error: KitfsError) -> ApiError:
-    """What the store says, as an answer."""
+    """Return the response for an error of the store."""
     if isinstance(error, IntegrityError):
         return ApiError(400, "DIGEST_INVALID", "provided digest did not match uploaded content", detail=str(error))
     if isinstance(error, StoreFull):
         return ApiError(
             507,
             "DENIED",
-            "no space left in this registry: nothing can be pushed until there is room again; pulls go on",
+            "no space left in this registry: nothing can be pushed until space is freed; pulls still work",
         )
     if isinstance(error, StoreBusy):
         return ApiError(
-            409, "BLOB_UPLOAD_INVALID", "another request works on this upload", headers={"Retry-After": "1"}
+            409, "BLOB_UPLOAD_INVALID", "another request is writing this upload", headers={"Retry-After": "1"}
         )
     if isinstance(error, NotFound):
         return unknown_upload()
-    return ApiError(500, "UNKNOWN", "the store of this registry fails; its log has more")
+    return ApiError(500, "UNKNOWN", "the store of this registry failed; see its log")

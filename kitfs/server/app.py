@@ -38,11 +38,11 @@ from kitfs.server.replies import (
     counted,
     created,
     listed,
+    log_text,
     matches,
     next_link,
     pending,
     refusal,
-    shown,
     unchanged,
 )
 from kitfs.server.uploads import MAX_OPEN, REST, OpenUploads, UploadQueue, UploadTurn
@@ -143,7 +143,7 @@ class App:
                 size,
                 time.monotonic() - began,
             )
-            self._log.info('%s %s "%s %s" %s %d %.3fs', *(shown(x) if isinstance(x, str) else x for x in line))
+            self._log.info('%s %s "%s %s" %s %d %.3fs', *(log_text(x) if isinstance(x, str) else x for x in line))
         return response
 
     def _refused(self, request: web.BaseRequest, error: Exception) -> web.StreamResponse:
@@ -159,9 +159,9 @@ class App:
         elif isinstance(error, KitfsError):
             cause, error = error, of_error(error)
             if error.status >= 500:
-                self._log.warning("%s %s: %s", request.method, shown(request.path), cause)
+                self._log.warning("%s %s: %s", request.method, log_text(request.path), cause)
         elif not isinstance(error, ApiError):
-            self._log.error("a bug: %s %s", request.method, shown(request.path), exc_info=error)
+            self._log.error("a bug: %s %s", request.method, log_text(request.path), exc_info=error)
             error = ApiError(500, "UNKNOWN", "a bug in kitfs; its log has more")
         return refusal(request, error)
 

@@ -1,22 +1,21 @@
-"""What removed kits leave behind in a served store: found by marking from every manifest that is left, and freed.
+"""Free what removed kits leave in a served store: mark everything that the remaining manifests need, and free the rest.
 
-A blob leaves a repository when no manifest of that repository leads to it and nobody pushed it, mounted it or was
-told that it exists for ``min_age`` seconds: a push asks for its blobs first and sends its manifest last. What a
-manifest leads to is every descriptor in it, and in the indexes, children and subjects behind it, whether they are
-tagged or not. Bytes go when no repository and no packed or pulled kit has them any more, nobody reads them, and they
-are as old.
+A blob leaves a repository when no manifest of that repository leads to it and for ``min_age`` seconds no client pushed
+it, mounted it or asked whether it exists: a push asks for its blobs first and sends its manifest last. A manifest leads
+to every descriptor in it, and in the indexes, children and subjects behind it, tagged or not. Bytes are freed when no
+repository and no packed or pulled kit has them any more, no reader has them open, and they are as old.
 
 The parts of unfinished uploads are not blobs yet and are never touched. While an upload of a repository is open, the
-age of that repository's blobs is counted at its beginning, so that a push that takes days keeps what it has sent
-already.
+age of that repository's blobs is counted at the beginning of the upload, so that a push that takes days keeps what it
+has sent already.
 
-Ages are differences between times of files and ``now``, both of the system's clock. A time in the future counts as
-now, so that a clock that jumps back frees nothing; a running server hands in ``SteadyClock``, which a jump ahead does
-not reach. ``kitfs serve gc`` has no memory of its own and believes the clock: it must not run while the clock is
-known to be ahead.
+Ages are differences between times of files and ``now``, both of the system's clock. A time in the future counts as now,
+so that a clock that jumps back frees nothing; a running server passes in a ``SteadyClock``, which a jump ahead does not
+affect. ``kitfs serve gc`` has no memory of its own and trusts the clock: it must not run while the clock is known to be
+ahead.
 
 A crash at any moment leaves less garbage than before, or the same. Threading and processes: any number of collectors
-may run, beside servers and pushes; a repository is locked only while its links go.
+may run, beside servers and pushes; a repository is locked only while its links are removed.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ MIN_AGE: Final = 86_400.0  # seconds
 
 
 class Collected(NamedTuple):
-    """Blobs that were freed and their bytes on disk; blobs that no manifest needs but that are younger than the least
-    age, and theirs.
+    """The blobs that were freed and their bytes on disk; the blobs that no manifest needs but that are too young, and
+    their bytes.
     """
 
     blobs: int
@@ -51,16 +50,14 @@ class Collected(NamedTuple):
 
 
 class SteadyClock:
-    """The system's time as this process may believe it: never later than the time of its start and what has passed
-    since (with sleep).
-    """
+    """The system's time, but never later than this process's start plus the time that has passed since (with sleep)."""
 
     def __init__(self) -> None:
         self._start = time.time()
         self._ticks = _ticks()
 
     def __call__(self) -> float:
-        """Seconds since the epoch."""
+        """Return seconds since the epoch."""
         return min(time.time(), self._start + _ticks() - self._ticks)
 
 
@@ -69,7 +66,8 @@ def _ticks() -> float:
 
 
 def collect(store: Store, *, log: logging.Logger, min_age: float = MIN_AGE, now: float | None = None) -> Collected:
-    """Free what no manifest needs and nobody used for ``min_age`` seconds before ``now`` (None: the system's time).
+    """Free blobs that no manifest needs and that were not used for ``min_age`` seconds before ``now`` (None: the
+    system's time).
 
     A repository with a manifest that cannot be read is left as it is, and the log says so. Raises StoreError when the
     store cannot be read.
@@ -86,18 +84,18 @@ def collect(store: Store, *, log: logging.Logger, min_age: float = MIN_AGE, now:
             try:
                 young |= _unlink(store, repository, before=before(min(now, begun.get(repository, now))))
             except _UnreadableError as e:
-                log.warning("nothing of the repository %s is freed: %s", repository, e)
+                log.warning("nothing in the repository %s is freed: %s", repository, e)
         return _free(store, young, before=before(now))
     except OSError as e:
-        raise StoreError(f"the store in {store.root} cannot be collected: {(e.strerror or str(e)).lower()}") from e
+        raise StoreError(f"cannot free anything in the store {store.root}: {(e.strerror or str(e)).lower()}") from e
 
 
 class _UnreadableError(Exception):
-    """A manifest is linked and cannot be read: nobody knows what it needs."""
+    """A manifest is linked but cannot be read, so that nobody knows what it needs."""
 
 
 def _begun(store: Store, now: float) -> dict[str, float]:
-    """When the oldest open upload of a repository began, by repository."""
+    """Return when the oldest open upload of each repository began."""
     found: dict[str, float] = {}
     for upload in store.ingests.uploads():
         repository = upload.note.get("repository") if isinstance(upload.note, dict) else None
@@ -107,8 +105,8 @@ def _begun(store: Store, now: float) -> dict[str, float]:
 
 
 def _unlink(store: Store, repository: str, *, before: float) -> set[str]:
-    """Forget the blobs of a repository that nothing needs and that were last used at or before a time; digests of the
-    younger ones.
+    """Unlink the blobs of a repository that nothing needs and that were last used at or before ``before``; returns the
+    digests of the younger ones.
     """
     links = store.repositories
     manifests = set(links.listed(repository, MANIFESTS))
@@ -116,7 +114,7 @@ def _unlink(store: Store, repository: str, *, before: float) -> set[str]:
     idle = [name for name in links.listed(repository, BLOBS) if _digest(name) not in needed]
     if not idle:
         return set()
-    with links.locked(repository):  # from here on no manifest arrives
+    with links.locked(repository):  # no manifest can arrive while it is locked
         needed |= _needed(store, set(links.listed(repository, MANIFESTS)) - manifests)
         unneeded = [name for name in idle if _digest(name) not in needed]
         went = {name for name in unneeded if links.unlink_unused(repository, name, before=before)}
@@ -124,12 +122,11 @@ def _unlink(store: Store, repository: str, *, before: float) -> set[str]:
 
 
 def _needed(store: Store, manifests: set[str]) -> set[str]:
-    """Digests of all that manifests, given as names of links, lead to."""
+    """Return the digests of everything that manifests, given as names of links, lead to."""
     found = {_digest(name) for name in manifests}
     read: set[str] = set()
-    pending = deque(
-        (text, True) for text in found
-    )  # the linked ones come first: for them it matters whether they can be read
+    # The linked manifests come first: for them it matters whether they can be read.
+    pending = deque((text, True) for text in found)
     while pending:
         text, linked = pending.popleft()
         if text in read:
@@ -143,8 +140,8 @@ def _needed(store: Store, manifests: set[str]) -> set[str]:
 
 
 def _read(store: Store, text: str, *, linked: bool) -> Any:
-    """A manifest's JSON; None for one that a manifest names, but that is not here. Raises _UnreadableError for a
-    linked one.
+    """Return the JSON of a manifest. A missing or damaged manifest is None if it is only named by another one; if it is
+    linked, raises _UnreadableError.
     """
     try:
         data = store.get(Digest.parse(text))
@@ -159,11 +156,11 @@ def _read(store: Store, text: str, *, linked: bool) -> Any:
 
 
 def _descriptors(manifest: Any) -> Iterator[tuple[str, bool]]:
-    """(digest, whether it is a manifest's) of every descriptor, wherever it stands: fields that later specifications
-    add count too.
+    """Yield (digest, whether it is a manifest's) of every descriptor, wherever it stands, so that fields of later
+    specifications count too.
 
-    What an index lists and what a referrer is about is taken for a manifest whatever its type says. Names of fields
-    have no case, since clients in Go read them so.
+    An entry of an index and the subject of a referrer count as manifests whatever their type. Names of fields are
+    compared without case, since clients in Go read them so.
     """
     pending = [(manifest, "")]
     while pending:
@@ -179,11 +176,11 @@ def _descriptors(manifest: Any) -> Iterator[tuple[str, bool]]:
 
 
 def _free(store: Store, young: set[str], *, before: float) -> Collected:
-    """Free the bytes that registries' clients sent and that nothing pins; what mounts fetched into the same store is
-    theirs.
+    """Free the bytes that clients of the registry sent and that nothing pins. Bytes that mounts fetched into the same
+    store are not touched.
     """
     there = list(store.entries())
-    pinned = store.pinned()  # after the look, as when evicting: what is pinned later was leased later
+    pinned = store.pinned()  # after the list, as when evicting: a blob that is pinned later was leased later
     blobs = freed = young_blobs = young_bytes = 0
     for entry in there:
         if entry.digest in pinned:
@@ -199,5 +196,5 @@ def _free(store: Store, young: set[str], *, before: float) -> Collected:
 
 
 def _digest(name: str) -> str:
-    """The digest behind the name of a link."""
+    """Return the digest behind the name of a link."""
     return name.replace("-", ":", 1)

@@ -1,12 +1,13 @@
-"""The connections of the server: accepted while descriptors last, and shed, the longest idle first, when they do not.
+"""The connections of the server: they are accepted while descriptors last, and when none is left, the longest idle ones
+are closed.
 
-asyncio's own way at the limit of descriptors is a traceback for each connection that waits, hundreds a second. Here a
-number of connections is kept free for what requests open (``most``), and the process never comes to its limit by
-connections alone. At that number a connection that has been idle for ``SPARED`` seconds makes place for a new one;
-when there is none, new ones wait in the kernel's queue. When the system itself has no descriptor left, the same
-happens. The log has one line about it per ``SAID_EVERY`` seconds.
+At the limit of descriptors asyncio itself logs a traceback for each waiting connection, hundreds a second. Here some
+descriptors are reserved for the files that requests open (``most``), so that connections alone never reach the limit.
+When ``most`` connections are open, one that has been idle for ``SPARED`` seconds is closed for a new one; if there is
+none, new ones wait in the kernel's queue. The same happens when the system itself has no descriptor left. The log has
+one line about it per ``SAID_EVERY`` seconds.
 
-Used on the loop's thread only.
+Threading: used on the loop's thread only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from aiohttp import web
 
 from kitfs.server.uploads import MAX_OPEN
 
-SPARED: Final = 1.0  # seconds within which an idle connection may still say what it wants
+SPARED: Final = 1.0  # seconds that an idle connection has to send a request
 PAUSE: Final = 0.1  # seconds until connections are accepted again
 BATCH: Final = 16  # connections accepted before other work has its turn
 SAID_EVERY: Final = 60.0
@@ -44,7 +45,7 @@ class Budget(NamedTuple):
 
 
 def budget(limit: int | None = None) -> Budget:
-    """What a limit of descriptors (None: this process's) is enough for, at two descriptors each."""
+    """Return what a limit of descriptors (None: this process's) is enough for, at two descriptors each."""
     if limit is None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if limit == resource.RLIM_INFINITY:
@@ -54,14 +55,13 @@ def budget(limit: int | None = None) -> Budget:
 
 
 class Connections(web.Server):
-    """What makes a protocol for each connection, and knows which of them are idle."""
+    """Makes a protocol for each connection, and knows which connections are idle."""
 
     def __init__(self, handler: Any, **options: Any) -> None:
         super().__init__(self._handle, **options)
         self._answer = handler
-        self._since: OrderedDict[asyncio.BaseTransport, float] = (
-            OrderedDict()
-        )  # idle connections: since when, the longest first
+        # Idle connections and since when; the longest idle first.
+        self._since: OrderedDict[asyncio.BaseTransport, float] = OrderedDict()
         self._busy: set[asyncio.BaseTransport] = set()
         self._transports: dict[web.RequestHandler, asyncio.BaseTransport] = {}
 
@@ -69,13 +69,13 @@ class Connections(web.Server):
         return len(self._since) + len(self._busy)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """A connection is there; it is idle until its first request."""
+        """Register a connection; it is idle until its first request."""
         super().connection_made(handler, transport)
         self._transports[handler] = transport
         self._since[transport] = time.monotonic()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        """A connection has ended."""
+        """Forget a connection that has ended."""
         super().connection_lost(handler, exc)
         transport = self._transports.pop(handler, None)
         if transport is not None:
@@ -102,7 +102,7 @@ class Connections(web.Server):
                 self._since[transport] = time.monotonic()
 
     def shed(self) -> bool:
-        """End the connection that has been idle longest; False when none has been for ``SPARED`` seconds."""
+        """Close the connection that has been idle longest; False when none has been idle for ``SPARED`` seconds."""
         transport, since = next(iter(self._since.items()), (None, 0.0))
         if transport is None or time.monotonic() - since < SPARED:
             return False
@@ -113,7 +113,7 @@ class Connections(web.Server):
 
 
 class Acceptor:
-    """Accepts on ``listening`` for ``connections``, ``most`` at once, from ``start`` to ``stop``."""
+    """Accepts connections on ``listening``, at most ``most`` at once, from ``start`` to ``stop``."""
 
     def __init__(
         self,
@@ -135,12 +135,12 @@ class Acceptor:
         self._said = -SAID_EVERY
 
     def start(self) -> None:
-        """Accept from now on."""
+        """Begin to accept."""
         self._resume = None
         self._loop.add_reader(self._listening, self._accept)
 
     def stop(self) -> None:
-        """Accept no more, and close the listening socket. Connections stay."""
+        """Stop accepting and close the listening socket. Open connections stay."""
         if self._resume is not None:
             self._resume.cancel()
         self._loop.remove_reader(self._listening)
@@ -159,14 +159,14 @@ class Acceptor:
                 if e.errno in SHORTAGE:
                     self._shed()
                     self._pause()
-                return  # else nobody waits any more
+                return  # any other error: no connection is waiting any more
             accepted.setblocking(False)
             task = self._loop.create_task(self._open(accepted))
             self._opening[task] = time.monotonic()
             task.add_done_callback(lambda done: self._opening.pop(done, None))
 
     def _shed(self) -> bool:
-        """End a handshake that does not come to its end, or an idle connection; False when there is neither."""
+        """Abort a TLS handshake that takes too long, or close an idle connection; False when there is neither."""
         task, since = next(iter(self._opening.items()), (None, 0.0))
         if task is None or time.monotonic() - since < SPARED:
             return self._connections.shed()
@@ -175,17 +175,18 @@ class Acceptor:
         return True
 
     def _pause(self) -> None:
-        """Leave those who wait in the kernel's queue for a moment."""
+        """Leave new connections in the kernel's queue for a moment."""
         now = time.monotonic()
         if now - self._said >= SAID_EVERY:
             self._said = now
             self._log.warning(
-                "%d connections are open, and no descriptors are left for more: new ones wait (raise the limit: ulimit -n, LimitNOFILE=)",
+                "%d connections are open, and no descriptors are left for more: new ones wait "
+                "(raise the limit: ulimit -n, LimitNOFILE=)",
                 len(self._connections) + len(self._opening),
             )
         self._loop.remove_reader(self._listening)
         self._resume = self._loop.call_later(PAUSE, self.start)
 
     async def _open(self, accepted: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # a handshake that comes to nothing is no news; asyncio closes the socket
+        with contextlib.suppress(OSError):  # a failed handshake is not logged; asyncio closes the socket
             await self._loop.connect_accepted_socket(self._connections, accepted, ssl=self._context)

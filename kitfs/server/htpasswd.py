@@ -1,8 +1,8 @@
-"""Who may use the registry: HTTP Basic against an htpasswd file with bcrypt hashes, as CNCF distribution reads it.
+"""The users of the registry: HTTP Basic against an htpasswd file with bcrypt hashes, as CNCF distribution reads it.
 
-The file is read again when it changes; while it cannot be read, or has a wrong line, what it said before counts,
-which is logged once. bcrypt is slow by design, so what was right once is remembered, as a keyed hash, for as long as
-the file has the same hash for that user. What is wrong takes the same time for every name, known or not: that of the
+The file is read again when it changes. While it cannot be read, or has a wrong line, its previous contents are kept,
+which is logged once. bcrypt is slow by design, so a login that was right is remembered, as a keyed hash, for as long as
+the file has the same hash for that user. A wrong login takes the same time for every name, known or not: that of the
 file's most costly hash. Threading: any thread.
 """
 
@@ -22,22 +22,22 @@ import bcrypt
 
 from kitfs.errors import UsageError
 
-MAX_PASSWORD: Final = 72  # bytes that bcrypt looks at; newer ones refuse more
+MAX_PASSWORD: Final = 72  # bytes that bcrypt uses; newer releases refuse more
 MAX_REMEMBERED: Final = 1000
-# a hash at any cost, for time and not for an answer
+# a hash of any cost, which is checked only to take its time
 DECOY: Final = b"$2b$%02d$abcdefghijklmnopqrstuuEe6YbDLLbgOvcJNHMVIFJIN8KGCQXPG"
 HASH: Final = re.compile(r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
 
 class Login(NamedTuple):
-    """What somebody says who he is."""
+    """A user name and a password, not checked yet."""
 
     user: str
     password: str
 
 
 class Htpasswd:
-    """The users of a file. Raises UsageError when it cannot be read, or has a line that is no user with a bcrypt
+    """The users of a file. Raises UsageError when it cannot be read, or has a line that is not a user with a bcrypt
     hash.
     """
 
@@ -49,9 +49,7 @@ class Htpasswd:
         self._key = os.urandom(32)
         self._stamp: tuple[int, int, int] | None = None
         self._users: dict[str, bytes] = {}
-        self._right: dict[
-            bytes, tuple[str, bytes]
-        ] = {}  # a keyed hash of user and password -> the user and the file's hash
+        self._right: dict[bytes, tuple[str, bytes]] = {}  # by keyed hash of a login: its user and the file's hash
         self._refresh()
 
     def _refresh(self) -> None:
@@ -72,7 +70,8 @@ class Htpasswd:
             user, found_colon, hashed = line.partition(":")
             if not found_colon or not user or not HASH.fullmatch(hashed):
                 raise UsageError(
-                    f"--htpasswd: {self._path}: line {number} is no user with a bcrypt hash (make it with htpasswd -B)"
+                    f"--htpasswd: {self._path}: line {number} is not a user with a bcrypt hash "
+                    "(make it with htpasswd -B)"
                 )
             users[user] = hashed.encode()
         with self._lock:
@@ -82,12 +81,12 @@ class Htpasswd:
             }
 
     def user(self, authorization: str) -> str | None:
-        """The user whom an Authorization header proves, None when it proves nobody."""
+        """Return the user whom an Authorization header proves; None when it proves none."""
         login = self.login(authorization)
         return login.user if login is not None and (self.remembered(login) or self.check(login)) else None
 
     def login(self, authorization: str) -> Login | None:
-        """The user and password in an Authorization header, None when there are none."""
+        """Return the user and password in an Authorization header; None when it has none."""
         scheme, _, encoded = authorization.partition(" ")
         try:
             user, found, password = base64.b64decode(encoded, validate=True).decode().partition(":")
@@ -96,19 +95,21 @@ class Htpasswd:
         return Login(user, password) if scheme.lower() == "basic" and found else None
 
     def remembered(self, login: Login) -> bool:
-        """Whether a login was right before, by the file as it is now; quick, and False says nothing."""
+        """Tell whether a login was right before, by the file as it is now. This is quick; False means that ``check``
+        must decide.
+        """
         try:
             self._refresh()
         except UsageError as e:
-            told = str(e)
+            message = str(e)
             with self._lock:
-                told, self._said = "" if told == self._said else told, told
-            if told:
-                self._log.warning("%s; what it said before counts", told)
+                known, self._said = message == self._said, message
+            if not known:
+                self._log.warning("%s; keeping the previous contents", message)
         return self._seal(login) in self._right
 
     def check(self, login: Login) -> bool:
-        """Whether a login is right. Slow; as slow for a name that does not exist as for one that does."""
+        """Tell whether a login is right. This is slow, and as slow for an unknown name as for a known one."""
         users = self._users
         hashed = users.get(login.user)
         password = login.password.encode()[:MAX_PASSWORD]
@@ -116,9 +117,8 @@ class Htpasswd:
         try:
             if not users or not bcrypt.checkpw(password, hashed or DECOY % most) or hashed is None:
                 for cost in range(_cost(hashed) if hashed else most, most):
-                    bcrypt.checkpw(
-                        password, DECOY % cost
-                    )  # 2**c + 2**(c+1) + … + 2**(m-1) rounds are what 2**m have more than 2**c
+                    # 2**c + 2**(c+1) + … + 2**(m-1) rounds are the difference between 2**m and 2**c.
+                    bcrypt.checkpw(password, DECOY % cost)
                 return False
         except ValueError:
             return False
@@ -134,5 +134,5 @@ class Htpasswd:
 
 
 def _cost(hashed: bytes) -> int:
-    """The binary logarithm of a hash's rounds."""
+    """Return the binary logarithm of a hash's rounds."""
     return int(hashed[4:6])

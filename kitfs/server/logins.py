@@ -1,10 +1,10 @@
-"""Who logs in, and in which order: bcrypt costs a core's time for every password that is not known yet, right or wrong.
+"""The order in which logins are checked: bcrypt costs a core's time for every unknown password, right or wrong.
 
-Passwords are checked on threads of their own, few and of low priority, so that guessing slows down no pull and no
-push. A login that was right once is remembered (``htpasswd``) and does not come here. Those that wait are taken in
-the order of, first, how often the same name has failed from the same address lately, and second, in turn by address:
-somebody who guesses waits behind those who do not. Names that exist and names that do not are treated alike, so that
-no wait tells which exist. Used on the loop's thread only.
+Passwords are checked on a few threads of low priority, so that guessing slows down no pull and no push. A login that
+was right once is remembered (``htpasswd``) and is not checked here. Waiting logins are ordered first by how often the
+same name has failed from the same address lately, and second in turn by address: a client that guesses waits behind
+those that do not. Known and unknown names are treated alike, so that no waiting time tells which names exist.
+Threading: used on the loop's thread only.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from kitfs.server.api_errors import ApiError
 from kitfs.server.htpasswd import Htpasswd, Login
 
 PATIENCE: Final = 60.0  # seconds that a login waits for its turn
-MAX_FAILURES: Final = 16  # beyond which one more makes no difference
-MAX_FAILED: Final = 10_000  # names at addresses whose failures are kept
-FORGIVEN: Final = 600.0  # seconds after which a failure counts no more
+MAX_FAILURES: Final = 16  # more failures make no difference
+MAX_FAILED: Final = 10_000  # pairs of a name and an address whose failures are remembered
+FORGIVEN: Final = 600.0  # seconds for which a failure counts
 NICE: Final = 10  # of the threads that check passwords (setpriority(2))
 
 
 @dataclass(order=True, slots=True)
 class _Waiting:
-    """A login in the queue; the first three decide."""
+    """A login in the queue; the first three fields decide its place."""
 
     failures: int
     turn: int
@@ -46,7 +46,7 @@ class _Waiting:
 
 
 class Logins:
-    """The logins of ``users``; what is remembered is looked up on ``pool``. ``threads`` None: half the cores."""
+    """The logins of ``users``; remembered ones are looked up on ``pool``. ``threads`` None: half the cores."""
 
     def __init__(
         self, users: Htpasswd, pool: Executor, *, threads: int | None = None, patience: float = PATIENCE
@@ -57,19 +57,17 @@ class Logins:
         self._free = max(1, (os.cpu_count() or 1) // 2) if threads is None else threads
         self._checkers = ThreadPoolExecutor(self._free, thread_name_prefix="kitfs-logins", initializer=_yield_to_others)
         self._queue: list[_Waiting] = []
-        self._turn = 0  # of the login that was taken last; each address has one turn after the other
-        self._last: dict[
-            str, tuple[int, int]
-        ] = {}  # for each address that waits: its last turn, and how many of its logins wait
+        self._turn = 0  # of the login that was checked last; each address has one turn after the other
+        self._last: dict[str, tuple[int, int]] = {}  # by waiting address: its last turn, how many of its logins wait
         self._failed: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
         self._number = 0
         self._closed = False
 
     async def user(self, authorization: str, *, peer: str, gone: Callable[[], bool]) -> str | None:
-        """The user whom an Authorization header proves, None when it proves nobody.
+        """Return the user whom an Authorization header proves; None when it proves none.
 
-        ``peer`` is the address that it came from; once ``gone`` says that nobody waits for the answer, no time is
-        spent on it. Raises ApiError when too many others wait.
+        ``peer`` is the address of the client. Once ``gone`` returns True, because the client has disconnected, no time
+        is spent on its password. Raises ApiError when too many other logins wait.
         """
         login = self._users.login(authorization)
         if login is None:
@@ -95,13 +93,13 @@ class Logins:
             raise ApiError(
                 429,
                 "TOOMANYREQUESTS",
-                "too many logins wait to be checked; try again later",
+                "too many logins are waiting to be checked; try again later",
                 headers={"Retry-After": "5"},
             )
         return login.user if right else None
 
     def close(self) -> None:
-        """End the threads; logins that still wait are told so, and not checked."""
+        """End the threads; logins that still wait get an error and are not checked."""
         self._closed = True
         for waiting in self._queue:
             if not waiting.right.done():
@@ -120,7 +118,7 @@ class Logins:
             if waiting.right.done():
                 continue
             if waiting.gone():
-                waiting.right.set_exception(ConnectionResetError("the client went away"))
+                waiting.right.set_exception(ConnectionResetError("the client has disconnected"))
                 continue
             self._free -= 1
             check = asyncio.get_running_loop().run_in_executor(self._checkers, self._users.check, waiting.login)
@@ -152,10 +150,10 @@ class Logins:
 
 
 def _ending() -> ApiError:
-    return ApiError(503, "UNAVAILABLE", "this registry is about to end; try again", headers={"Retry-After": "5"})
+    return ApiError(503, "UNAVAILABLE", "this registry is shutting down; try again", headers={"Retry-After": "5"})
 
 
 def _yield_to_others() -> None:
-    """Lower the priority of this thread; on Linux a thread has one of its own."""
+    """Lower the priority of this thread; on Linux each thread has its own."""
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -1,4 +1,6 @@
-"""x"""
+"""The manifests that are pushed to the registry: what is accepted, what they need, and how they are listed as
+referrers. Pure.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ INDEXES: Final = (IMAGE_INDEX, DOCKER_LIST)
 NOT_DISTRIBUTED: Final = (
     "application/vnd.oci.image.layer.nondistributable.v1.",
     "application/vnd.docker.image.rootfs.foreign.diff.",
-)  # layers whose bytes are elsewhere by their very type
+)  # layers whose type says that their bytes are elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +43,20 @@ class PushedManifest(NamedTuple):
 
 
 def too_big() -> ApiError:
-    """413 of a manifest."""
+    """Return 413 for a manifest."""
     return ApiError(413, "MANIFEST_INVALID", f"a manifest has at most {MAX_MANIFEST} bytes")
 
 
 def read_manifest(data: bytes, content_type: str) -> tuple[dict[str, Any], str]:
-    """(manifest, media type). Raises ApiError for what is no manifest, or not what its header says."""
+    """Return (manifest, media type). Raises ApiError for bytes that are not a manifest, or not of the type that the
+    header says.
+    """
     try:
         manifest = loads(data)
     except ValueError as e:
         raise _invalid(f"not JSON: {e}")
     if not isinstance(manifest, dict):
-        raise _invalid("a manifest is an object")
+        raise _invalid("a manifest must be an object")
     inside = manifest.get("mediaType")
     named = content_type.partition(";")[0].strip().lower()
     if named and isinstance(inside, str) and inside and inside != named:
@@ -63,7 +67,7 @@ def read_manifest(data: bytes, content_type: str) -> tuple[dict[str, Any], str]:
         or (IMAGE_INDEX if "manifests" in manifest else IMAGE_MANIFEST)
     )
     if media_type not in ACCEPT:
-        raise _invalid(f"media type {media_type[:100]!r} is none of {', '.join(ACCEPT)}")
+        raise _invalid(f"media type {media_type[:100]!r} is not one of {', '.join(ACCEPT)}")
     if manifest.get("schemaVersion") != 2:
         raise _invalid("schemaVersion must be 2")
     try:
@@ -78,13 +82,13 @@ def _invalid(message: str) -> ApiError:
 
 
 def parts_of(manifest: dict[str, Any], media_type: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """(descriptor, kind of link) of everything that must be there before a manifest is."""
+    """Yield (descriptor, kind of link) of everything that a repository must have before the manifest."""
     if media_type in INDEXES:
         descriptors, kind = manifest.get("manifests"), MANIFESTS
     else:
         layers = manifest.get("layers")
         if not isinstance(manifest.get("config"), dict) or not isinstance(layers, (list, type(None))):
-            raise _invalid("it needs a config and a list of layers")
+            raise _invalid("it must have a config and a list of layers")
         descriptors, kind = [manifest["config"], *(layers or ())], BLOBS
     if not isinstance(descriptors, (list, type(None))) or not all(isinstance(d, dict) for d in descriptors or ()):
         raise _invalid("a list of descriptors was expected")
@@ -95,6 +99,7 @@ def parts_of(manifest: dict[str, Any], media_type: str) -> Iterator[tuple[dict[s
 
 
 def subject_of(manifest: dict[str, Any]) -> Digest | None:
+    """Return the digest of the manifest that a manifest refers to; None when it refers to none. Raises ApiError."""
     subject = manifest.get("subject")
     if subject is None:
         return None
@@ -104,7 +109,7 @@ def subject_of(manifest: dict[str, Any]) -> Digest | None:
 
 
 def referrer_of(manifest: dict[str, Any], media_type: str, digest: Digest, size: int) -> dict[str, Any]:
-    """The descriptor under which a manifest is listed as a referrer (distribution-spec, "Listing Referrers").
+    """Return the descriptor under which a manifest is listed as a referrer (distribution-spec, "Listing Referrers").
 
     Raises ApiError for types and annotations that no client could read in it.
     """
@@ -113,9 +118,9 @@ def referrer_of(manifest: dict[str, Any], media_type: str, digest: Digest, size:
     artifact_type = manifest.get("artifactType") or config_type
     annotations = manifest.get("annotations") or {}
     if not isinstance(artifact_type, (str, type(None))):
-        raise _invalid("artifactType must be a text")
+        raise _invalid("artifactType must be a string")
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
-        raise _invalid("annotations must be texts")
+        raise _invalid("annotations must be strings")
     descriptor = {
         "mediaType": media_type,
         "digest": str(digest),

@@ -1,4 +1,4 @@
-"""x"""
+"""The names in a request: repositories and digests. Pure."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ MAX_NAME: Final = 255
 
 
 def is_repository(name: str) -> bool:
-    """Whether a text is a repository's name."""
+    """Tell whether a text is a repository's name."""
     return len(name) <= MAX_NAME and REPOSITORY.fullmatch(name) is not None
 
 
 def repository_name(name: str) -> str:
-    """A repository's name. Raises ApiError for anything that is none."""
+    """Return a repository's name. Raises ApiError for any other text."""
     if not is_repository(name):
         raise ApiError(400, "NAME_INVALID", "invalid repository name", detail={"name": name[:MAX_NAME]})
     return name
 
 
 def digest_of(text: str, *, code: str = "DIGEST_INVALID") -> Digest:
-    """A digest. Raises ApiError for anything that is none."""
+    """Return a digest. Raises ApiError for any other text."""
     try:
         return Digest.parse(text)
     except InvalidReference as e:

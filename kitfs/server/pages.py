@@ -1,4 +1,4 @@
-"""x"""
+"""Lists that are served in pages: names, and the index of referrers. Pure."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ class Page(NamedTuple):
 
 
 class Referrers(NamedTuple):
-    """An index of referrers, and the digest after which the next one begins, if it is not all."""
+    """An index of referrers, and the digest after which the next page begins; None for the last page."""
 
     data: bytes
     next: str | None
 
 
 def page_of(names: list[str], count: int | None, last: str | None) -> Page:
+    """Return the page of at most ``count`` sorted names that follow ``last``."""
     after = names if last is None else [name for name in names if name > last]
     count = PAGE if count is None else min(count, PAGE)
     return Page(after[:count], len(after) > count > 0)
 
 
 def compact(value: Any) -> bytes:
+    """Return a value as JSON without blanks."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def index_of(descriptors: list[bytes]) -> bytes:
+    """Return an image index of descriptors, which are JSON already."""
     return (
         compact({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": []})[:-2] + b",".join(descriptors) + b"]}"
     )

@@ -1,4 +1,4 @@
-"""Range and Content-Range, as distribution-spec's clients use them. Follows RFC 9110, section 14. Pure."""
+"""Range and Content-Range, as clients of distribution-spec use them. Follows RFC 9110, section 14. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_DIGITS: Final = 18
 
 
 class Unsatisfiable(Exception):  # noqa: N818 - RFC 9110's word
-    """No byte of the blob is in the range, or it is no range."""
+    """No byte of the blob is in the range, or the text is not a range."""
 
 
 class Span(NamedTuple):
@@ -23,10 +23,10 @@ class Span(NamedTuple):
 
 
 def requested(header: str | None, size: int) -> Span | None:
-    """What a Range header asks of a blob of ``size`` bytes; None for all of it.
+    """Return the range that a Range header asks of a blob of ``size`` bytes; None for the whole blob.
 
-    Another unit than bytes, no range at all and several ranges are answered with all of it, which RFC 9110 14.2
-    allows; empty elements of the list count for nothing (5.6.1). Raises Unsatisfiable, also for what is malformed.
+    Another unit than bytes and several ranges mean the whole blob, which RFC 9110 14.2 allows; empty elements of the
+    list do not count (5.6.1). Raises Unsatisfiable, also for a malformed header.
     """
     if not header:
         return None
@@ -54,7 +54,9 @@ def requested(header: str | None, size: int) -> Span | None:
 
 
 def pushed(header: str) -> Span:
-    """What a chunk's Content-Range says: ``start-end`` (distribution-spec) or ``bytes start-end/*`` (RFC 9110).
+    """Return the range of a chunk's Content-Range: ``start-end`` (distribution-spec) or ``bytes start-end/*`` (RFC
+    9110).
+
     Raises Unsatisfiable.
     """
     match = CONTENT.fullmatch(header.strip())

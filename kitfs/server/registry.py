@@ -1,10 +1,10 @@
 """What the registry does, without HTTP: blobs, manifests, tags, referrers and uploads of repositories, over a Store.
 
-Follows distribution-spec v1.1. Everything raises ApiError for what cannot be done, with the specification's codes, or
-what the store raises (``answers.of_error`` makes an answer of it). A repository has a blob when it links it *and* the
-store has it whole and verified. Order makes it durable: a blob's link, its bytes, then what names it, each fsynced
-before the next, and all before the caller answers. Threading: every method from any thread; an upload by one thread
-at a time.
+Follows distribution-spec v1.1. Every failure raises ApiError with the specification's codes, or an error of the store,
+for which ``api_errors.of_error`` makes a response. A repository has a blob when it links the blob *and* the store has
+it whole and verified. The order of writes makes it durable: a blob's link, its bytes, then what names it, each fsynced
+before the next, and all before the call returns. Threading: every method from any thread; an upload by one thread at a
+time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from kitfs.store.lease import release
 from kitfs.store.repositories import BLOBS, MANIFESTS, REFERRERS, TAGS, link_name
 from kitfs.store.store import Store
 
-NOTED: Final = 60.0  # seconds within which a blob that is read again is not noted as used again
+NOTED: Final = 60.0  # seconds for which a further read of a blob is not recorded as a use
 
 
 class Registry:
@@ -61,8 +61,8 @@ class Registry:
     # Blobs
 
     def blob(self, repository: str, digest_text: str, *, promised: bool = False) -> tuple[Digest, io.FileIO]:
-        """A blob's file, to be closed by the caller. ``promised``: whoever asks may go on to push a manifest of it
-        (HEAD).
+        """Return a blob's file, which the caller closes. ``promised``: the client asks only whether it exists (HEAD),
+        and may push a manifest of it next.
         """
         name, digest = repository_name(repository), digest_of(digest_text)
         file = self._open(name, digest, promised)
@@ -76,7 +76,7 @@ class Registry:
         return self._store.open_sealed(digest)
 
     def delete_blob(self, repository: str, digest_text: str) -> None:
-        """Take a blob out of a repository; its bytes go when the store needs room and nothing else has them."""
+        """Remove a blob from a repository; its bytes are freed when the store needs room and nothing else has them."""
         name, digest = repository_name(repository), digest_of(digest_text)
         if not self._links.exists(name):
             raise unknown_blob(digest_text)
@@ -86,8 +86,8 @@ class Registry:
         self._room.note_removal()
 
     def mount(self, repository: str, digest_text: str, source: str | None) -> Digest | None:
-        """Link a blob that another repository has (any, when ``source`` is None); None when it has not, and it must
-        be uploaded.
+        """Link a blob that another repository has (any, when ``source`` is None); None when none has it, and the client
+        must upload it.
         """
         name = repository_name(repository)
         try:
@@ -110,19 +110,19 @@ class Registry:
     # Uploads
 
     def begin(self, repository: str) -> Ingest:
-        """A new upload."""
+        """Begin an upload."""
         name = repository_name(repository)
         return self._room.retry(
             lambda: self._store.ingest(resumable=True, note={"repository": name}, make_room=self._room.make)
         )
 
     def resume(self, repository: str, upload: str) -> Ingest:
-        """An upload that was begun, by this process or another."""
+        """Open an upload that was begun by this process or another."""
         self._check_upload(repository, upload)
         return self._store.resume(upload, make_room=self._room.make)
 
     def progress(self, repository: str, upload: str) -> int:
-        """Bytes that an upload has."""
+        """Return the bytes that an upload has."""
         self._check_upload(repository, upload)
         size = self._store.ingests.size(upload)
         if size is None:
@@ -135,13 +135,15 @@ class Registry:
             raise unknown_upload()
 
     def finish(self, repository: str, ingest: Ingest, digest_text: str) -> Digest:
-        """The upload's bytes become a blob of the repository; durable when this returns. Wrong bytes are dropped."""
+        """Make an upload's bytes a blob of the repository; durable when this returns. Bytes with a wrong digest are
+        dropped.
+        """
         name = repository_name(repository)
         digest = digest_of(digest_text)
 
         def commit() -> None:
             if ingest.ended:
-                raise StoreError(f"the upload {ingest.name} was lost when the disk was full")
+                raise StoreError(f"the upload {ingest.name} was dropped when the disk was full")
             ingest.commit(digest, verified=lambda: self._links.add_blob(name, digest))
 
         try:
@@ -155,7 +157,7 @@ class Registry:
     # Manifests
 
     def manifest(self, repository: str, reference: str) -> ServedManifest:
-        """A manifest by tag or digest."""
+        """Return a manifest by tag or digest."""
         name = repository_name(repository)
         digest = self._resolved(name, reference)
         link = self._links.get(name, MANIFESTS, link_name(digest))
@@ -178,14 +180,14 @@ class Registry:
     def put_manifest(
         self, repository: str, reference: str, data: bytes, content_type: str, more_tags: tuple[str, ...] = ()
     ) -> PushedManifest:
-        """Take a manifest under a tag or its digest, with every blob that it names in the repository already."""
+        """Take a manifest under a tag or its digest; the repository must have every blob that it names."""
         name = repository_name(repository)
         by_digest = ":" in reference
         digest = digest_of(reference) if by_digest else Digest.of(data)
         tags = more_tags if by_digest else (reference, *more_tags)
         for tag in tags:
             if not TAG.fullmatch(tag):
-                raise ApiError(400, "TAG_INVALID", "manifest tag is not a tag", detail={"tag": tag[:200]})
+                raise ApiError(400, "TAG_INVALID", "manifest tag is not a valid tag", detail={"tag": tag[:200]})
         if len(data) > MAX_MANIFEST:
             raise too_big()
         manifest, media_type = read_manifest(data, content_type)
@@ -196,12 +198,12 @@ class Registry:
         subject = subject_of(manifest)
         descriptor = referrer_of(manifest, media_type, digest, len(data))
         if not self._links.exists(name):
-            self._check_parts(name, manifest, media_type)  # what is refused makes no repository
+            self._check_parts(name, manifest, media_type)  # a manifest that is refused makes no repository
 
         def put() -> None:
             with self._links.locked(name):
                 self._check_parts(name, manifest, media_type)
-                ingest = self._store.ingest(make_room=lambda: False)  # room is made when the lock is given back
+                ingest = self._store.ingest(make_room=lambda: False)  # room is made after the lock was released
                 try:
                     ingest.write(data)
                     ingest.commit(digest)
@@ -217,7 +219,7 @@ class Registry:
         return PushedManifest(digest, subject, tags)
 
     def _check_parts(self, name: str, manifest: dict[str, Any], media_type: str) -> None:
-        """Raises ApiError unless the repository has all that a manifest names. A subject may be missing, by the
+        """Raise ApiError unless the repository has everything that a manifest names. A subject may be missing, by the
         specification.
         """
         missing = []
@@ -237,7 +239,7 @@ class Registry:
             )
 
     def delete_manifest(self, repository: str, reference: str) -> None:
-        """Forget a tag; or, by digest, a manifest with every tag that means it."""
+        """Remove a tag; or, by digest, a manifest with every tag that points to it."""
         name = repository_name(repository)
         if not self._links.exists(name):
             raise unknown_name(name)
@@ -251,7 +253,7 @@ class Registry:
                 raise unknown_manifest(reference)
             for tag in self._links.listed(name, TAGS):
                 meant = None
-                with contextlib.suppress(StoreError):  # whatever a damaged tag meant, it is not in the way
+                with contextlib.suppress(StoreError):  # a damaged tag does not keep the manifest from being removed
                     meant = self._links.get(name, TAGS, tag)
                 if meant is not None and meant.get("digest") == digest:
                     self._links.unlink(name, TAGS, tag)
@@ -265,21 +267,21 @@ class Registry:
     # Lists
 
     def tags(self, repository: str, count: int | None, last: str | None) -> Page:
-        """Tags after ``last``, at most ``count`` of them, in the order of their bytes."""
+        """Return the tags after ``last``, at most ``count``, in the order of their bytes."""
         name = repository_name(repository)
         if not self._links.exists(name):
             raise unknown_name(name)
         return page_of(self._links.listed(name, TAGS), count, last)
 
     def catalog(self, count: int | None, last: str | None) -> Page:
-        """Repositories after ``last``."""
+        """Return the repositories after ``last``, at most ``count``."""
         return page_of(self._links.names(), count, last)
 
     def referrers(
         self, repository: str, digest_text: str, artifact_type: str | None, last: str | None = None
     ) -> Referrers:
-        """What refers to a manifest, after the digest ``last``: as many as clients read at once, one at least if
-        there is one.
+        """Return the referrers of a manifest after the digest ``last``: as many as clients read at once, but at least
+        one if there is one.
         """
         name, digest = repository_name(repository), digest_of(digest_text)
         page: list[bytes] = []

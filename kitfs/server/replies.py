@@ -1,4 +1,4 @@
-"""Responses of the registry, and the conditions of requests."""
+"""The responses of the registry, and the conditions of requests. Pure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ VERSION: Final = {
 
 
 def malformed(request: web.BaseRequest) -> bool:
-    """Whether the parser has met something behind the beginning of a body that is not HTTP.
+    """Tell whether the parser has met bytes in a body that are not HTTP.
 
-    aiohttp queues that as the connection's next message and lets the reader of the body wait; no other message can
-    come before its end.
+    aiohttp queues them as the connection's next message and lets the reader of the body wait; no other message can come
+    before the end of the body.
     """
     return not request.content.is_eof() and bool(getattr(request.protocol, "_messages", ()))
 
@@ -33,7 +33,7 @@ def malformed(request: web.BaseRequest) -> bool:
 def answer(
     status: int, data: bytes = b"", *, content_type: str = "", headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """A response with a body that is at hand."""
+    """Return a response whose body is in memory."""
     response = web.Response(status=status, body=data, headers=VERSION | dict(headers or {}))
     if content_type:
         response.headers["Content-Type"] = content_type
@@ -41,46 +41,46 @@ def answer(
 
 
 def refusal(request: web.BaseRequest, error: ApiError) -> web.Response:
-    """An error as it is answered."""
+    """Return the response for an error."""
     response = answer(error.status, error.body(), content_type="application/json", headers=error.headers)
     if request.method == "HEAD":
         response.headers["Content-Length"] = str(len(error.body()))
     if "Expect" in request.headers or malformed(request):
-        response.force_close()  # whether the body still comes is up to the client: what follows could be taken for it
+        response.force_close()  # the client may still send the body, which would be taken for the next request
     return response
 
 
 def created(name: str, digest: str) -> web.Response:
-    """201 of a blob."""
+    """Return 201 for a blob."""
     return answer(201, headers={"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest})
 
 
 def pending(name: str, ident: str, size: int) -> web.Response:
-    """202 of an upload that has ``size`` bytes."""
+    """Return 202 for an upload that has ``size`` bytes."""
     headers = {"Location": f"/v2/{name}/blobs/uploads/{ident}", "Range": uploaded(size), "Docker-Upload-UUID": ident}
     return answer(202, headers=headers)
 
 
 def uploaded(size: int) -> str:
-    """The bytes of an upload as a Range header says them: "0-0" for none, as CNCF distribution does."""
+    """Return the bytes of an upload as the text of a Range header: "0-0" for none, as CNCF distribution does."""
     return f"0-{max(0, size - 1)}"
 
 
 def listed(request: web.BaseRequest, page: Page, value: dict[str, Any]) -> web.Response:
-    """A page of names, with a Link to the next."""
+    """Return a page of names, with a Link to the next page."""
     headers = {"Link": next_link(request, page.names[-1], request.query.get("n"))} if page.more and page.names else {}
     return answer(200, json.dumps(value).encode(), content_type="application/json", headers=headers)
 
 
 def next_link(request: web.BaseRequest, last: str, count: str | None) -> str:
-    """RFC 8288: where the next page is; other parameters stay."""
+    """Return the Link to the next page (RFC 8288); other parameters of the request stay."""
     kept = [(k, v) for k, v in request.query.items() if k not in ("n", "last")]
     query = [*kept, ("last", last), *([] if count is None else [("n", count)])]
     return f'<{request.rel_url.raw_path}?{urlencode(query, errors="surrogateescape")}>; rel="next"'
 
 
 def counted(request: web.BaseRequest) -> int | None:
-    """The parameter n. Raises ApiError for what is no number."""
+    """Return the parameter n; None when it is missing. Raises ApiError for a text that is not a number."""
     text = request.query.get("n")
     if not text:
         return None
@@ -92,17 +92,19 @@ def counted(request: web.BaseRequest) -> int | None:
 
 
 def matches(header: str | None, digest: str) -> bool:
-    """Whether If-None-Match names what would be sent."""
+    """Tell whether If-None-Match names the content that would be sent."""
     tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return "*" in tags or f'"{digest}"' in tags or digest in tags
 
 
 def unchanged(header: str | None, digest: str) -> bool:
-    """Whether If-Match, if there is one, names what would be sent. A weak tag never does (RFC 9110, 13.1.1)."""
+    """Tell whether If-Match, if there is one, names the content that would be sent. A weak tag never does (RFC 9110,
+    13.1.1).
+    """
     tags = [tag.strip() for tag in (header or "*").split(",")]
     return "*" in tags or f'"{digest}"' in tags
 
 
-def shown(text: str) -> str:
-    """Foreign text between the quotes of a line of the log."""
+def log_text(text: str) -> str:
+    """Return foreign text, escaped for the quotes in a line of the log."""
     return escaping.shown(text[:500]).replace('"', "\\x22")

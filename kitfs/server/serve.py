@@ -1,4 +1,7 @@
-"""The life of the embedded registry: listen, serve until SIGTERM or SIGINT, let running requests end, keep uploads."""
+"""The life of the embedded registry: listen, serve until SIGTERM or SIGINT, let running requests end, keep uploads.
+
+Threading: ``serve`` runs a loop on the main thread, and a pool of threads for what blocks.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +29,25 @@ from kitfs.server.collect import MIN_AGE
 from kitfs.server.connections import Acceptor, Connections, budget
 from kitfs.server.htpasswd import Htpasswd
 from kitfs.server.registry import Registry
-from kitfs.server.replies import shown
+from kitfs.server.replies import log_text
 from kitfs.store.durable import NO_SPACE
 from kitfs.store.store import Store
 from kitfs.system import allow_files
 
 GRACE: Final = 2.0  # seconds that running requests have after SIGTERM
 CUT: Final = 0.5  # seconds that aiohttp gives them then, twice, to find that their connections are closed
-LAST: Final = (
-    4.0  # seconds after SIGTERM until what still works on a thread (reading a large upload back) is left as it is
-)
-IDLE: Final = 75.0  # seconds that a connection may wait, or take for its headers
+LAST: Final = 4.0  # seconds after SIGTERM until the process exits, even if a thread still reads a large upload back
+IDLE: Final = 75.0  # seconds that a connection may be idle, or take for its headers
 MAX_HEADER: Final = 16 << 10  # bytes of a request line, and of one header
 MAX_HEADERS: Final = 100
 BACKLOG: Final = 512
 THREADS: Final = 16
-FILES: Final = 65_536  # descriptors that are asked for: two a connection
+FILES: Final = 65_536  # descriptors that the server wants: two for each connection
 
 
 @dataclass(frozen=True, slots=True)
 class ServeRequest:
-    """What ``kitfs serve`` was asked. ``port`` 0: any that is free."""
+    """What ``kitfs serve`` was asked to do. ``port`` 0 means any free port."""
 
     root: str
     host: str = "127.0.0.1"
@@ -59,8 +60,8 @@ class ServeRequest:
 
 
 def exposed(host: str, port: int, *, tls: bool, users: bool, read_only: bool) -> list[str]:
-    """What is risky about listening on an address, one line for each, with its remedy; nothing on loopback. ``host``
-    is numeric.
+    """Return what is risky about listening on an address, one line for each risk, with its remedy; nothing on loopback.
+    ``host`` is numeric.
     """
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
@@ -70,21 +71,21 @@ def exposed(host: str, port: int, *, tls: bool, users: bool, read_only: bool) ->
     if not users:
         may = "pull everything" if read_only else "pull, replace and delete everything"
         lines.append(
-            f"anybody who reaches {host} port {port} may {may}: admit users with --htpasswd, or listen on 127.0.0.1"
+            f"anybody who reaches {host} port {port} may {may}: require a login with --htpasswd, or listen on 127.0.0.1"
         )
     if not tls:
         sent = "passwords and what is pulled and pushed" if users else "what is pulled and pushed"
         lines.append(
-            f"without TLS {sent} can be read and changed on the way to {host} port {port}: give --tls-cert and --tls-key, or listen on "
-            "127.0.0.1 behind a proxy that speaks TLS"
+            f"without TLS {sent} can be read and changed on the way to {host} port {port}: "
+            "give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that speaks TLS"
         )
     return lines
 
 
 def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; ``ready`` is told the URL when it answers.
+    """Serve until SIGTERM or SIGINT; ``ready`` is called with the URL when the server answers.
 
-    Raises UsageError for what cannot be listened on, read or used as a certificate, StoreError.
+    Raises UsageError for an address, htpasswd file or certificate that cannot be used, StoreError.
     """
     context = _tls(request)
     users = Htpasswd(request.htpasswd, log=log) if request.htpasswd else None
@@ -104,8 +105,8 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
 
 
 def _opened(request: ServeRequest, log: logging.Logger) -> Store:
-    """The store of a request. A full disk is no obstacle to pulls; with ``read_only`` neither is one that may not be
-    written.
+    """Open the store of a request. Pulls work with a full disk; with ``read_only`` they also work with a store that may
+    not be written.
     """
     unwritable = (errno.EROFS, errno.EACCES, errno.EPERM)
     despite = (*NO_SPACE, *(unwritable if request.read_only else ()))
@@ -118,7 +119,7 @@ def _opened(request: ServeRequest, log: logging.Logger) -> Store:
 
 
 def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> Connections:
-    """What speaks HTTP for an App; to be made on the loop's thread. ``idle``: see IDLE."""
+    """Return the HTTP side of an App; call it on the loop's thread. ``idle``: see IDLE."""
     errors = log.getChild("http")
     errors.addFilter(_in_one_line)
     return Connections(
@@ -134,16 +135,17 @@ def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> Connections:
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """What is no HTTP is answered by aiohttp with 400, and is a line of the log like other requests, not a traceback.
+    """Log a request that is not HTTP, which aiohttp answers with 400, as one line like other requests and not as a
+    traceback.
 
-    A client that went away has its line already.
+    A client that has disconnected has its line already.
     """
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, ConnectionError):
         return False
     if isinstance(error, HttpProcessingError):
         peer = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        record.msg, record.args = '%s - "no HTTP" 400: %s', (peer or "-", shown(" ".join(error.message.split())))
+        record.msg, record.args = '%s - "no HTTP" 400: %s', (peer or "-", log_text(" ".join(error.message.split())))
         record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
         record.exc_info = None
     return True
@@ -154,7 +156,7 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    last = threading.Timer(LAST, os._exit, (0,))  # as harmless as SIGKILL, which the store survives
+    last = threading.Timer(LAST, os._exit, (0,))  # the store survives it, as it survives SIGKILL
     last.daemon = True
 
     def end() -> None:
@@ -192,9 +194,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"--listen: {host}:{port}: {getattr(e, 'strerror', None) or e}")
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(IDLE * 1000)
-        )  # connections inherit it: who takes nothing is gone
+        # Connections inherit it: a client that acknowledges nothing for so long is disconnected.
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(IDLE * 1000))
         made.bind(address)
         made.listen(BACKLOG)
     except (OSError, OverflowError) as e:

@@ -1,4 +1,6 @@
-"""Whose turn it is on an upload session, and the sessions that are kept open."""
+"""Which request may write an upload, and the uploads that are kept open between two chunks. Threading: the loop's
+thread only.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,15 @@ from typing import Any, Final
 from kitfs.server.api_errors import ApiError
 from kitfs.store.ingest import Ingest
 
-REST: Final = 0.1  # seconds without a byte after which what has come of a body is written
-SETTLE: Final = 1.0  # seconds that a question for an upload's progress waits for its body to rest
-TAKEOVER: Final = 10.0  # seconds that a request waits for the one before it on the same upload
+REST: Final = 0.1  # seconds without a byte after which the bytes of a body so far are written
+SETTLE: Final = 1.0  # seconds that a request for an upload's progress waits for its body to pause
+TAKEOVER: Final = 10.0  # seconds that a request waits for an earlier one on the same upload
 MAX_OPEN: Final = 256  # uploads that are kept open between two chunks, so that nothing is hashed twice
 
 
 class UploadQueue:
-    """The requests for one upload: how many there are, the number of the latest, who waits for a body, and whether
-    nothing of it comes.
+    """The requests for one upload: how many there are, the number of the latest, the task that waits for a body, and
+    whether that body pauses.
     """
 
     def __init__(self) -> None:
@@ -31,20 +33,20 @@ class UploadQueue:
 
 
 class UploadTurn:
-    """A request's time alone with an upload; while it waits for a body it gives way to a later one."""
+    """A request's time alone with an upload. While it waits for a body it gives way to a later request."""
 
     def __init__(self, queue: UploadQueue, number: int) -> None:
         self.queue = queue
         self._number = number
 
     def check(self) -> None:
-        """Raises ApiError when a later request is there."""
+        """Raise ApiError when a later request has come."""
         if self.queue.latest > self._number:
             raise ApiError(409, "BLOB_UPLOAD_INVALID", "a later request has taken this upload over")
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """While a body is waited for, a later request for the same upload may take over."""
+        """Let a later request for the same upload take over during the block, which waits for a body."""
         self.check()
         task = asyncio.current_task()
         assert task is not None
@@ -61,7 +63,7 @@ class UploadTurn:
 
 
 class OpenUploads:
-    """Which uploads this process works on: one request at a time, the latest first. Used on the loop's thread only."""
+    """The uploads that this process is writing: one request at a time, the latest first."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -70,8 +72,8 @@ class OpenUploads:
 
     @contextlib.asynccontextmanager
     async def alone(self, ident: str) -> AsyncIterator[UploadTurn]:
-        """Alone with an upload; whoever waits for a body on it is interrupted. Raises ApiError when he does not end,
-        or a later one comes.
+        """Have an upload alone for a block; a request that waits for its body is interrupted. Raises ApiError when that
+        request does not end, or a later one comes.
         """
         queue = self._queues.setdefault(ident, UploadQueue())
         queue.users += 1
@@ -85,7 +87,7 @@ class OpenUploads:
                     await queue.lock.acquire()
             except TimeoutError:
                 raise ApiError(
-                    409, "BLOB_UPLOAD_INVALID", "another request works on this upload", headers={"Retry-After": "1"}
+                    409, "BLOB_UPLOAD_INVALID", "another request is writing this upload", headers={"Retry-After": "1"}
                 )
             try:
                 turn.check()
@@ -98,19 +100,19 @@ class OpenUploads:
                 del self._queues[ident]
 
     async def wait_idle(self, ident: str) -> None:
-        """Wait until nothing comes in for an upload, for SETTLE at most: who asks how far it is has lost the
-        connection that it came on.
+        """Wait until no bytes come for an upload, at most SETTLE seconds: a client that asks for its progress has lost
+        the connection that sent them.
         """
         end = time.monotonic() + SETTLE
         while (queue := self._queues.get(ident)) is not None and not queue.resting and time.monotonic() < end:
             await asyncio.sleep(REST / 2)
 
     def take(self, ident: str) -> Ingest | None:
-        """An upload that is open, for whoever is alone with it."""
+        """Return an upload that is kept open, for the request that has it alone; None when it is not open."""
         return self._open.pop(ident, None)
 
     def keep(self, ingest: Ingest) -> list[Ingest]:
-        """Keep an upload open for its next chunk; those that are to be closed instead."""
+        """Keep an upload open for its next chunk; returns the uploads that are to be closed instead."""
         if ingest.ended:
             return []
         self._open[ingest.name] = ingest
@@ -118,6 +120,6 @@ class OpenUploads:
         return [self._open.pop(name) for name in surplus]
 
     def taken(self) -> list[Ingest]:
-        """All of them, for closing."""
+        """Return all open uploads, for closing."""
         found, self._open = list(self._open.values()), {}
         return found

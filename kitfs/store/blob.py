@@ -1,16 +1,15 @@
-"""One blob of the store, open: its bytes by position, fetched when they are missing, and what may be said of them.
+"""One blob of the store, open: its bytes by position, fetched when they are missing, and its state.
 
-    <directory>/meta.json   {"version", "size", "chunk", "cuts": []}; "size" null for a decoded form until its end was
-    seen, then
-                            rewritten by rename with "sha256", the digest of what the decoder gave
-                present     which chunks are there (``present``)
-                sealed      all here, read back, digest right, fsynced; written by rename
-                lease       who uses it (``lease``)
-                rest        the bytes (``body``)
+    <directory>/meta.json   size and chunk size (``meta``)
+                present     which chunks are stored (``chunk_map``)
+                sealed      exists when every byte was read back and the digest was right, and all of it is fsynced;
+                            written by rename
+                lease       held by every process that has the blob open (``lease``)
+                rest        the bytes (``data_file``)
 
-A failed verification is final for this object: every later read raises the same IntegrityError, and the entry is gone
-from the disk, so that the next opening begins afresh. Threading: every method from any thread; a warm ``pread`` takes
-no lock.
+A failed verification is final for this object: every later read raises the same IntegrityError, and the entry is
+removed from the disk, so that the next opening begins afresh. Threading: every method from any thread; a warm ``pread``
+takes no lock.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from typing import Final, Protocol
+from typing import Final
 
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
-from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE
 from kitfs.store.chunk_map import ChunkMap
@@ -34,44 +32,22 @@ from kitfs.store.data_file import DataFile
 from kitfs.store.durable import NO_SPACE, write_durably, write_error
 from kitfs.store.evict import remove_entry
 from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
+from kitfs.store.home import Home
 from kitfs.store.lease import Lease
 from kitfs.store.meta import MAX_SIZE, load_meta, load_or_reset, save_meta
-from kitfs.store.pins import Pins
 from kitfs.store.readahead import MAX_WINDOW
-from kitfs.store.room import Room
 
-SYNC_EVERY: Final = 256 << 20  # bytes fetched between two copies of ``present`` that survive a reboot
-
-
-class Home(Protocol):
-    """What a blob needs of its store."""
-
-    @property
-    def root(self) -> str: ...
-
-    @property
-    def log(self) -> logging.Logger: ...
-
-    @property
-    def counters(self) -> Counters: ...
-
-    @property
-    def pins(self) -> Pins: ...
-
-    @property
-    def room(self) -> Room: ...
-
-    def later(self, task: Callable[[], None], /) -> None: ...
-
-    def forget_index(self, digest: str, /) -> None: ...
+SYNC_EVERY: Final = (
+    256 << 20
+)  # bytes fetched between two copies of ``present`` that survive a reboot (``ChunkMap.save``)
 
 
 class Blob:
-    """A blob of ``size`` bytes (None: not known yet) in ``directory``, filled from ``source`` (None: what is there is
-    all there is).
+    """A blob of ``size`` bytes (None: not known yet) in ``directory``, filled from ``source`` (None: only stored bytes
+    can be read).
 
     ``of`` is the compressed blob when this is its decoded form. Raises StoreError when the store cannot be used,
-    IntegrityError when a verified blob of this digest has another size, ManifestError for a size that no blob has.
+    IntegrityError when a verified blob of this digest has another size, ManifestError for a size beyond the limit.
     """
 
     def __init__(
@@ -88,18 +64,18 @@ class Blob:
         self._home = home
         self._directory = directory
         self._of = of
-        self.failure: IntegrityError | None = None  # what was found to be wrong with it
+        self.failure: IntegrityError | None = None  # why its bytes are wrong
         self._closed = False
         self._stopped = False
         self._said_unkept = False
         self._verifying = threading.Lock()
         if size is not None and size > MAX_SIZE:
-            raise ManifestError(f"{digest} is said to have {size} bytes: more than {MAX_SIZE} is no blob")
+            raise ManifestError(f"{digest} declares {size} bytes; the limit for a blob is {MAX_SIZE}")
         try:
             while not self._open(size):
-                pass  # the entry was found to be wrong, and dropped, between the lease and the files
+                pass  # a failed verification removed the entry between the lease and the files
         except OSError as e:
-            raise StoreError(f"the store's entry {directory} cannot be opened: {e.strerror}")
+            raise StoreError(f"cannot open the store's entry {directory}: {e.strerror}")
         self._chunk: Final[int] = self._meta["chunk"]
         self._size: int | None = self._meta["size"]
         self._unsynced = 0
@@ -132,7 +108,7 @@ class Blob:
         return f"{'the decoded form of ' if self._of is not None else ''}blob {self.digest}"
 
     def _open(self, size: int | None) -> bool:
-        """Take the lease and open the files, all of one entry; False when that went away meanwhile."""
+        """Take the lease and open the files, all of one entry; False when that entry was removed meanwhile."""
         self._lease = Lease(self._directory)
         with ExitStack() as undo:
             undo.callback(self._lease.close)
@@ -149,7 +125,7 @@ class Blob:
 
     @property
     def size(self) -> int | None:
-        """Length in bytes; None while nobody knows it."""
+        """Length in bytes; None while it is not known."""
         return self._size
 
     @property
@@ -169,7 +145,9 @@ class Blob:
 
     @property
     def state(self) -> str:
-        """absent, partial, present (all here) or verified (all here, read back, and their digest is right)."""
+        """ "absent", "partial", "present" (every byte is stored) or "verified" (and every byte was read back, with the
+        right digest).
+        """
         if self.failure is not None:
             return "absent"
         if self.sealed:
@@ -179,10 +157,10 @@ class Blob:
         return "partial" if self._present.count() else "absent"
 
     def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes:
-        """``size`` bytes at ``offset``, short at the end of the blob.
+        """Return ``size`` bytes at ``offset``; fewer at the end of the blob.
 
-        Raises WouldBlock with ``wait=False`` when not all are there, IntegrityError when the blob was found to be
-        wrong, else what the source raises.
+        Raises WouldBlock with ``wait=False`` when bytes are missing, IntegrityError when the blob has wrong bytes, and
+        whatever the source raises.
         """
         if self.failure is not None or (self._of is not None and self._of.failure is not None):
             raise self.failure or self._wrong_origin()
@@ -197,7 +175,7 @@ class Blob:
         if not wait:
             raise WouldBlock
         if self._fetcher is None:
-            raise IntegrityError(f"{self} is not whole in the store, and has no source")
+            raise IntegrityError(f"{self} is not complete in the store, and there is no source to fetch it from")
         passed = self._fetcher.ensure(first, last)
         if self.failure is not None:
             raise self.failure
@@ -211,24 +189,24 @@ class Blob:
         return self._gathered(offset, size, passed) if passed else self._stored(offset, size)
 
     def _wrong_origin(self) -> IntegrityError:
-        return IntegrityError(f"{self} comes from bytes with a wrong digest")
+        return IntegrityError(f"{self} was decoded from bytes with a wrong digest")
 
     def _stored(self, offset: int, size: int) -> bytes:
         data = self._body.pread(offset, size)
-        if (
-            len(data) < size
-        ):  # across the end, which nobody knew when the reader came: it is written before the last chunk is marked
+        if len(data) < size:
+            # The read crosses the end of the blob. Its size was unknown when the read began; it is recorded before the
+            # last chunk is marked, so it is known now.
             if self._size is None:
                 self._size = self._learn_size()
             if self._size is not None:
                 size = min(size, self._size - offset)
         if len(data) < size:
-            self._fail(IntegrityError(f"{self}: the store's file is shorter than what it was marked to hold"))
+            self._fail(IntegrityError(f"{self}: the store's file is shorter than its chunk map says"))
             raise self.failure or StoreError("closed")
         return data
 
     def _gathered(self, offset: int, size: int, passed: dict[int, bytes]) -> bytes:
-        """Bytes of which some chunks were never stored."""
+        """Return bytes of which some chunks were never stored; ``passed`` holds those."""
         out = bytearray()
         at, stop = offset, offset + size
         while at < stop:
@@ -243,13 +221,15 @@ class Blob:
         return bytes(out)
 
     def stream(self, start: int = 0) -> Iterator[bytes]:
-        """The bytes from ``start`` to the end, in pieces."""
+        """Yield the bytes from ``start`` to the end, in pieces."""
         while data := self.pread(start, PIECE):
             yield data
             start += len(data)
 
     def fetch(self, offset: int, size: int) -> bool:
-        """Bring bytes into the store without giving them; whether they are there now. Raises what ``pread`` raises."""
+        """Bring bytes into the store without returning them; returns whether the store has them. Raises what ``pread``
+        raises.
+        """
         if self.failure is not None:
             raise self.failure
         stop = offset + size if self._size is None else min(offset + size, self._size)
@@ -259,7 +239,7 @@ class Blob:
         if self.sealed or self._present.has(first, last):
             return True
         if self._fetcher is None:
-            raise IntegrityError(f"{self} is not whole in the store, and has no source")
+            raise IntegrityError(f"{self} is not complete in the store, and there is no source to fetch it from")
         passed = self._fetcher.ensure(first, last)
         if self.failure is not None:
             raise self.failure
@@ -267,11 +247,11 @@ class Blob:
 
     @property
     def ranged(self) -> bool:
-        """Whether several parts of it may be fetched at the same time."""
+        """Whether several parts of the blob may be fetched at the same time."""
         return self._fetcher is not None and self._fetcher.ranged
 
     def fill(self) -> None:
-        """Fetch what is missing."""
+        """Fetch all missing bytes, as far as the store takes them."""
         at = 0
         while not self.complete:
             if self._size is not None and at >= self._size:
@@ -282,10 +262,10 @@ class Blob:
             at += got
 
     def verify(self) -> None:
-        """Read everything back, compare the digest, and seal.
+        """Read everything back, compare the digest, and seal the blob.
 
-        Raises IntegrityError when it is wrong or not all here, StoreFull or StoreError when it cannot be read back or
-        sealed.
+        Raises IntegrityError when the digest is wrong or bytes are missing, StoreFull or StoreError when the blob
+        cannot be read back or sealed.
         """
         try:
             self._verify()
@@ -316,7 +296,9 @@ class Blob:
                 hasher.update(data)
                 at += len(data)
             if at != self._size or hasher.hexdigest() != want:
-                self._fail(IntegrityError(f"{self} does not have its digest: read back as sha256:{hasher.hexdigest()}"))
+                self._fail(
+                    IntegrityError(f"{self} does not have its digest: its bytes have sha256:{hasher.hexdigest()}")
+                )
                 raise self.failure or StoreError("closed")
             self._body.sync()
             with self._lease.entry() as live:
@@ -330,16 +312,16 @@ class Blob:
             self._of.retire()
 
     def _verify_later(self) -> None:
-        """What the store's thread does when the last chunk has come."""
+        """Verify on the store's thread, after the last chunk has come."""
         try:
             self._verify()
         except (IntegrityError, StoreError):
-            pass  # told and counted where it was found, or closed: the next opening verifies
+            pass  # already logged and counted; or closed, and the next opening verifies
         except OSError as e:
             self._home.log.warning("%s cannot be sealed: %s", self, e)
 
     def _fail(self, error: IntegrityError) -> None:
-        """Drop the entry: one log line, one count, and this object never gives a byte again."""
+        """Remove the entry, with one line in the log and one count; this object never returns a byte again."""
         if self.failure is None:
             self.failure = error
             self._home.counters.add("integrity_failures")
@@ -351,15 +333,15 @@ class Blob:
                 self._home.log.warning("%s cannot be dropped: %s", self, e)
 
     def retire(self) -> None:
-        """Drop the compressed bytes once their decoded form is sealed, unless they are pinned or somebody else uses
+        """Remove the compressed bytes once their decoded form is sealed, unless they are pinned or another process uses
         them.
         """
         if self.digest not in self._home.pins.digests() and self._lease.alone():
             self.drop()
 
     def drop(self) -> None:
-        """Remove the entry from the store; this object goes on reading what it has open. One that came in its place
-        stays.
+        """Remove the entry from the store; this object can still read what it has open. An entry that has taken its
+        place stays.
         """
         remove_entry(self._home.root, self._directory, lease=self._lease.file)
 
@@ -368,18 +350,20 @@ class Blob:
         self._home.room.wrote(size)
 
     def _after_fetch(self) -> None:
-        """After every flight: what was fetched is to survive a reboot, and what is complete is to be verified."""
+        """After every fetch, make new bytes survive a reboot and verify a blob that is complete."""
         if self._stopped:
             return
         if self._unsynced > SYNC_EVERY:
             self._unsynced = 0
             self._home.later(self._save)
-        with suppress(Closed):  # a moment ago
+        with suppress(Closed):  # closed a moment ago
             if not self.sealed and self.complete:
                 self._home.later(self._verify_later)
 
     def _finished(self, size: int, sha256: str) -> bool:
-        """A source without ranges has come to its end. False when others cannot be told its size."""
+        """Record the size after a source without ranges has ended. Returns False when the size cannot be recorded for
+        other processes.
+        """
         self._size = size
         if self._of is None:
             return True
@@ -387,7 +371,7 @@ class Blob:
         try:
             with self._lease.entry() as live:
                 if not live:
-                    return False  # whoever opened it before reads on, and finds the end for himself
+                    return False  # processes that opened it before find the end of the stream themselves
                 save_meta(self._directory, self._meta)
         except OSError as e:
             if not self._said_unkept:
@@ -397,7 +381,7 @@ class Blob:
         return True
 
     def _learn_size(self) -> int | None:
-        """The size that another process has found since this one opened the blob."""
+        """Return the size that another process has recorded since the blob was opened here; None when it is unknown."""
         try:
             self._meta = load_meta(self._directory)
         except (OSError, ValueError):
@@ -406,7 +390,7 @@ class Blob:
         return size if isinstance(size, int) else None
 
     def _save(self) -> None:
-        """Make what was fetched survive a reboot."""
+        """Make fetched bytes survive a reboot."""
         with self._verifying:
             if self._closed or self.failure is not None:
                 return
@@ -416,17 +400,17 @@ class Blob:
                     if live:
                         self._present.save()
             except OSError as e:
-                full = e.errno in NO_SPACE  # of which the store has its own word
+                full = e.errno in NO_SPACE  # which the store logs itself
                 self._home.log.log(
                     logging.INFO if full else logging.WARNING,
-                    "%s: what was fetched would not survive a reboot: %s",
+                    "%s: bytes fetched lately would not survive a reboot: %s",
                     self,
                     e.strerror,
                 )
 
     def close(self, patience: float = CLOSE_PATIENCE) -> None:
-        """End flights, save what was fetched, give the lease back. What is still under way, and every later read,
-        raises Closed.
+        """End fetches, make fetched bytes survive a reboot, and release the lease. Running fetches and every later read
+        raise Closed.
 
         Waits ``patience`` seconds for sources that do not answer; their threads find the files closed.
         """
@@ -444,9 +428,7 @@ class Blob:
             self._lease.close()
 
     def stop(self) -> None:
-        """Begin to close: no flight starts any more, and neither readers nor a verification under way are waited for
-        long.
-        """
+        """Begin to close: start no fetch, and do not wait long for readers or for a running verification."""
         self._stopped = True
         if self._fetcher is not None:
             self._fetcher.stop()

@@ -1,10 +1,13 @@
-"""Hints that can be rebuilt: tags as last seen, layer indexes. diskcache over SQLite, JSON values, never pickle.
+"""Hints that can be rebuilt: tags as last seen, layer indexes. They are kept by diskcache over SQLite as JSON values,
+never as pickles.
 
-Every failure is a miss, said once: a catalog may be damaged, locked or gone, and no read fails for it. One that is
-damaged is begun anew. Never on the warm read path. Threading: every method from any thread. One thread of the
-catalog's own uses SQLite, because only the thread that opened a connection may close it, and none may be open across
-a fork: SQLite in the child would believe in locks that the parent has (https://www.sqlite.org/howtocorrupt.html,
-section 2.6). So it is closed before a fork and opened again when it is next needed.
+Every failure counts as a miss and is logged once: a catalog may be damaged, locked or gone, and no read fails because
+of that. A damaged catalog is replaced by an empty one. The catalog is never used on the warm read path.
+
+Threading: every method from any thread. One thread of the catalog's own uses SQLite, because only the thread that
+opened a connection may close it, and no connection may be open across a fork: SQLite in the child would believe in
+locks that the parent has (https://www.sqlite.org/howtocorrupt.html, section 2.6). So the connection is closed before a
+fork and opened again at the next use.
 """
 
 from __future__ import annotations
@@ -24,11 +27,8 @@ from kitfs import forks
 from kitfs.ownership import check_directory, make_directory, make_private, open_file
 
 Key = tuple[str, str]
-DATABASE: Final = (
-    "cache.db",
-    "cache.db-wal",
-    "cache.db-shm",
-)  # diskcache's file, and what SQLite puts beside it with the mode that it has
+# diskcache's file, and the files that SQLite puts beside it with the same mode
+DATABASE: Final = ("cache.db", "cache.db-wal", "cache.db-shm")
 DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 MAX_VALUE: Final = 1 << 30  # bytes of a value; SQLite takes a little less
 
@@ -36,7 +36,7 @@ Reply = queue.SimpleQueue[tuple[Any, Exception | None]]
 
 
 class Worker:
-    """A thread that does what it is asked, one thing after the other."""
+    """A thread that runs the tasks it is given, one after the other."""
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Reply] | None] = queue.SimpleQueue()
@@ -48,12 +48,12 @@ class Worker:
             task, reply = asked
             try:
                 reply.put((task(), None))
-            except Exception as e:  # noqa: BLE001 - raised again by the one who asked
+            except Exception as e:  # noqa: BLE001 - raised again by ``ask``
                 reply.put((None, e))
             del asked, task, reply
 
     def ask(self, task: Callable[[], Any]) -> Any:
-        """Do it; returns what it returns and raises what it raises."""
+        """Run a task on the thread; returns what it returns and raises what it raises."""
         if sys.is_finalizing():
             raise RuntimeError("the interpreter ends")  # and has stopped the thread
         reply: Reply = queue.SimpleQueue()
@@ -64,26 +64,28 @@ class Worker:
         return value
 
     def end(self) -> None:
-        """End the thread when it has done all that it was asked."""
+        """End the thread when it has run every task."""
         self._asked.put(None)
 
 
 class Catalog:
-    """A persistent mapping of (kind, name) to JSON values in ``directory``, opened at first use."""
+    """A persistent mapping of (kind, name) to JSON values in ``directory``, opened at first use. ``trash`` gives a new
+    path to move a damaged catalog to.
+    """
 
     def __init__(self, directory: str, log: logging.Logger, *, trash: Callable[[], str]) -> None:
         self._directory = directory
         self._trash = trash
         self._log = log
-        self._lock = threading.RLock()  # one question at a time; held over a fork
+        self._lock = threading.RLock()  # one task at a time; held over a fork
         self._worker: Worker | None = None
         self._cache: Any = None
         self._broken = False
-        self._renewed = False
+        self._replaced = False
         forks.watch(self)
 
     def before_fork(self) -> None:
-        """Close the connection, and keep everybody from opening one."""
+        """Close the connection, and keep other threads from opening one."""
         self._lock.acquire()
         if self._worker is not None and self._cache is not None:
             try:
@@ -92,16 +94,16 @@ class Catalog:
                 self._log.warning("the catalog in %s cannot be closed: %s", self._directory, e)
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
+        """Let threads use the catalog again."""
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Begin afresh: the thread is not there any more."""
+        """Begin afresh: the thread does not exist in the child."""
         self._lock = threading.RLock()
         self._worker = self._cache = None
 
     def _do(self, what: Callable[[Any], Any]) -> Any:
-        """Do something with the cache, on the thread that alone may."""
+        """Run a function on the cache, on the only thread that may use it."""
         with self._lock:
             if self._worker is None:
                 self._worker = Worker()
@@ -112,9 +114,8 @@ class Catalog:
             import diskcache
 
             _make_private(self._directory)
-            # Nothing mapped: whoever truncates a mapped database, or a disk that cannot read it, kills the process
-            # (SIGBUS). All in the
-            # database: diskcache would make its other files by the umask.
+            # No mmap: a mapped database that is truncated, or that the disk cannot read, kills the process (SIGBUS).
+            # Every value in the database: diskcache would make other files with the mode that the umask gives.
             options = {
                 "eviction_policy": "none",
                 "statistics": 0,
@@ -125,7 +126,7 @@ class Catalog:
         return self._cache
 
     def get(self, key: Key) -> Any:
-        """The value, None when there is none or it cannot be had."""
+        """Return a value; None when there is none or it cannot be read."""
         try:
             return self._do(lambda cache: cache.get(":".join(key), None, retry=False))
         except Exception as e:  # noqa: BLE001 - sqlite, zlib, json, OS: whatever breaks a hint, the hint is a miss
@@ -133,14 +134,14 @@ class Catalog:
             return None
 
     def set(self, key: Key, value: Any) -> None:
-        """Keep a JSON value, if that can be done."""
+        """Store a JSON value, if the catalog can be written."""
         try:
             self._do(lambda cache: cache.set(":".join(key), value, retry=False))
         except Exception as e:  # noqa: BLE001 - as in get
             self._miss(e)
 
     def delete(self, key: Key) -> None:
-        """Forget a value."""
+        """Remove a value."""
         try:
             self._do(lambda cache: cache.delete(":".join(key), retry=False))
         except Exception as e:  # noqa: BLE001 - as in get
@@ -150,22 +151,26 @@ class Catalog:
         if (
             isinstance(e, sqlite3.DatabaseError)
             and getattr(e, "sqlite_errorcode", 0) & 0xFF in DAMAGED
-            and self._begin_anew()
+            and self._replace()
         ):
-            self._log.warning("the catalog in %s was damaged, and is begun anew: %s", self._directory, e)
+            self._log.warning(
+                "the catalog in %s was damaged and has been replaced by an empty one: %s", self._directory, e
+            )
             return
         if not self._broken:
             self._broken = True
             self._log.warning(
-                "the catalog in %s cannot be used, going on without: %s: %s", self._directory, type(e).__name__, e
+                "the catalog in %s cannot be used; continuing without it: %s: %s", self._directory, type(e).__name__, e
             )
 
-    def _begin_anew(self) -> bool:
-        """Put a damaged catalog away, once. Whoever has it open goes on with what he has until he notices too."""
+    def _replace(self) -> bool:
+        """Replace a damaged catalog, once. Processes that have it open keep using the old file until they detect the
+        damage themselves.
+        """
         with self._lock:
-            if self._renewed:
+            if self._replaced:
                 return False
-            self._renewed = True
+            self._replaced = True
             trash = self._trash()
             try:
                 os.rename(self._directory, trash)
@@ -182,7 +187,7 @@ class Catalog:
             self._cache = None
 
     def close(self) -> None:
-        """Close the connection, and end the thread. One that is used again is opened again."""
+        """Close the connection and end the thread. The next use opens the catalog again."""
         with self._lock:
             if self._worker is None:
                 return
@@ -194,12 +199,12 @@ class Catalog:
 
 
 def _make_private(directory: str) -> None:
-    """Make the directory and the database, which SQLite would make by the umask, and close what older versions left
-    open to others.
+    """Make the directory and the database with private modes, and tighten those that older versions left open to other
+    users.
 
-    No file of a database may be opened here: when it is closed, the locks go that SQLite has on it in this process
-    (fcntl(2)). So an empty one is made under another name and linked. Raises OSError, Unsafe for a database that is a
-    link or another user's.
+    SQLite would make the files with the mode that the umask gives. No file of an existing database may be opened here:
+    closing it would release the locks that SQLite has on it in this process (fcntl(2)). So an empty file is made under
+    another name and linked. Raises OSError; Unsafe for a database that is a link or another user's.
     """
     with suppress(FileExistsError):
         make_directory(directory)

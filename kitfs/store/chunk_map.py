@@ -1,18 +1,22 @@
-"""Which chunks of a blob are there: a header and one byte per chunk, in a file that every process with the blob open
+"""Which chunks of a blob are stored: a header and one byte per chunk, in a file that every process with the blob open
 reads and marks.
 
-    present   64 bytes of header: magic (8), version (4), boot id (16), zeros; then one byte per chunk: 0 absent, 1
-    present
+    present   64 bytes of header: magic (8), version (4), boot id (16), zeros; then one byte per chunk: 0 absent,
+              1 present
     synced    the last copy of ``present`` whose chunks had been fsynced before; same format
 
-A byte and not a bit: two processes must not lose each other's marks. By pread and pwrite, never mapped: a page of a
-mapping for which the disk has no room, or which it cannot read, kills the process (SIGBUS). What was seen to be there
-stays there, so it is remembered, and a warm look is no system call. ``present`` is believed only in the boot that
-wrote it, since its pages may have reached the disk before the data's; after a reboot ``synced`` is. Where the system
-has no boot id, nobody can tell whether it was rebooted: ``synced`` is believed then, and whoever opens a blob has a
-map of its own. OFD locks on the bytes (fcntl(2), "Open file description locks") are the flights of other processes: a
-chunk that somebody fetches is locked, and the kernel lets go when that process dies. Threading: marks and looks are
-single bytes; no lock is taken. A memory that loses a mark to a race looks again.
+It has a byte and not a bit per chunk, so that two processes cannot lose each other's marks. It is read and written by
+pread and pwrite and never mapped: a page of a mapping for which the disk has no room, or which the disk cannot read,
+kills the process (SIGBUS). A stored chunk stays stored, so marks are remembered, and a warm lookup makes no system
+call.
+
+``present`` is trusted only in the boot that wrote it, since its pages may have reached the disk before the data; after
+a reboot ``synced`` is trusted instead. On a system without a boot id a reboot cannot be recognized: ``synced`` is
+trusted then, and every opening has a map of its own.
+
+OFD locks on the bytes (fcntl(2), "Open file description locks") show other processes which chunks are being fetched. A
+chunk being fetched is locked; the kernel releases the lock if its process dies. Threading: marks and lookups are single
+bytes and take no lock. If a race loses a remembered mark, the file is read again.
 """
 
 from __future__ import annotations
@@ -33,13 +37,13 @@ MAGIC: Final = b"KITFSMAP"
 VERSION: Final = 1
 HEADER: Final = 64
 UNKNOWN_CHUNKS: Final = 1 << 23  # chunks that a blob of unknown size may have; the file is sparse
-PAGE: Final = 4096  # marks read at once: fewer are read only where fewer are asked for
+PAGE: Final = 4096  # marks read at once, at most
 FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, len, pid
 
 
 def boot_id() -> bytes:
-    """16 bytes that differ from boot to boot (random(4), /proc/sys/kernel/random/boot_id); zeros where there is
-    none.
+    """Return 16 bytes that differ from boot to boot (random(4), /proc/sys/kernel/random/boot_id); zeros on a system
+    without one.
     """
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
@@ -53,7 +57,9 @@ def _header(boot: bytes) -> bytes:
 
 
 class ChunkMap:
-    """The map of one blob in ``directory``; opened under the directory's lock. ``chunks`` None: nobody knows yet."""
+    """The map of one blob in ``directory``; opened under the directory's lock. ``chunks`` is None while the size is not
+    known.
+    """
 
     def __init__(self, directory: str, chunks: int | None, *, boot: bytes | None = None) -> None:
         self._directory = directory
@@ -70,15 +76,15 @@ class ChunkMap:
         self._seen = bytearray(length - HEADER if chunks is not None else 0)
 
     def close(self) -> None:
-        """Let go of the file, and of its flights; marks stay in it."""
+        """Close the file and release its locks; the marks stay in it."""
         self._file.close()
 
     def has(self, first: int, last: int) -> bool:
-        """Whether chunks ``first`` to ``last``, both included, are all there."""
+        """Tell whether the chunks ``first`` to ``last``, both included, are all stored."""
         return self.first_missing(first, last) is None
 
     def first_missing(self, first: int, last: int) -> int | None:
-        """The first absent chunk of ``first`` to ``last``, None when all are there."""
+        """Return the first absent chunk of ``first`` to ``last``; None when all are stored."""
         seen = self._seen
         at = seen.find(b"\0", first, last + 1)
         if at < 0:
@@ -94,7 +100,7 @@ class ChunkMap:
         return None
 
     def first_present(self, first: int, last: int) -> int | None:
-        """The first chunk of ``first`` to ``last`` that is there, None when none is."""
+        """Return the first stored chunk of ``first`` to ``last``; None when none is stored."""
         at = first
         while at <= last:
             marks = self._look(at, last)
@@ -105,7 +111,7 @@ class ChunkMap:
         return None
 
     def _look(self, first: int, last: int) -> bytes:
-        """The marks of up to ``PAGE`` chunks from ``first`` on, at least one; what they say is remembered."""
+        """Read the marks of up to ``PAGE`` chunks from ``first`` on, at least one, and remember them."""
         wanted = min(last + 1 - first, PAGE)
         marks = self._file.pread(wanted, HEADER + first).ljust(wanted, b"\0")
         there = len(marks) - len(marks.lstrip(b"\1"))
@@ -115,12 +121,12 @@ class ChunkMap:
 
     def _remember(self, first: int, count: int) -> None:
         seen = self._seen
-        if first <= len(seen):  # of a map of unknown length the beginning is remembered, as far as it has no gap
+        if first <= len(seen):  # for a blob of unknown size only the marks before the first gap are remembered
             seen[first : first + count] = b"\1" * count
 
     def mark(self, first: int, count: int = 1) -> None:
-        """Say that chunks are there; their bytes must have been written before. Raises OSError (ENOSPC, EIO): then
-        nobody is told.
+        """Mark chunks as stored; their bytes must have been written before. Raises OSError (ENOSPC, EIO); no other
+        process sees the marks then.
         """
         marks = b"\1" * count
         written = self._file.pwrite(marks, HEADER + first)
@@ -129,7 +135,9 @@ class ChunkMap:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def count(self) -> int:
-        """How many chunks are there. Of a map of unknown length only the beginning up to the first gap is counted."""
+        """Return how many chunks are stored. For a blob of unknown size only those before the first absent one are
+        counted.
+        """
         if self.chunks is None:
             gap = self.first_missing(0, UNKNOWN_CHUNKS)
             return UNKNOWN_CHUNKS if gap is None else gap
@@ -144,20 +152,20 @@ class ChunkMap:
             f.write(self._file.pread(HEADER + chunks, 0))
 
     def try_lock(self, first: int, count: int) -> bool:
-        """Take the flight of chunks for this open file; False when another process has one of them."""
+        """Lock chunks that are to be fetched; False when another process has locked one of them."""
         return self._lock(fcntl.F_WRLCK, HEADER + first, count)
 
     def unlock(self, first: int, count: int) -> None:
-        """End the flight of chunks. A file that is closed has none."""
+        """Release the lock of chunks. A file that is closed has none."""
         with suppress(Closed):
             self._lock(fcntl.F_UNLCK, HEADER + first, count)
 
     def try_lock_stream(self) -> bool:
-        """Take the flight of the whole stream: byte 0 of the file stands for it."""
+        """Lock the stream of the whole blob: byte 0 of the file stands for it. False when another process has it."""
         return self._lock(fcntl.F_WRLCK, 0, 1)
 
     def unlock_stream(self) -> None:
-        """End the flight of the whole stream. A file that is closed has none."""
+        """Release the lock of the stream. A file that is closed has none."""
         with suppress(Closed):
             self._lock(fcntl.F_UNLCK, 0, 1)
 
@@ -174,7 +182,7 @@ class ChunkMap:
 
 def _trusted(path: str, boot: bytes) -> bool:
     if not any(boot):
-        return False  # no boot id: the map may be of any boot
+        return False  # without a boot id the map may be of any boot
     try:
         with open(open_file(path), "rb") as f:
             return f.read(HEADER) == _header(boot)
@@ -183,8 +191,8 @@ def _trusted(path: str, boot: bytes) -> bool:
 
 
 def _adopt(directory: str, path: str, boot: bytes, length: int) -> None:
-    """A fresh map for this boot: what ``synced`` says, else nothing. By rename: a crash leaves the old one, which is
-    not believed.
+    """Make a map for this boot with the marks of ``synced``, by rename: a crash leaves the old map, which is not
+    trusted.
     """
     marks = b""
     try:

@@ -1,8 +1,8 @@
 """The bytes of a blob on disk: one sparse file, ``rest``.
 
-``meta.json`` keeps a list of member cuts for later: a cut is a member that lives in a file of its own from its first
-byte, which FUSE passthrough needs. One sparse body is always legal. Never truncated, never punched: an open
-descriptor is right forever. Threading: positional reads and writes only.
+``meta.json`` has a list of cuts for later: a cut is a member that is stored in a file of its own from its first byte,
+which FUSE passthrough needs. A blob without cuts is always valid. The file is never truncated or punched, so an open
+descriptor stays right. Threading: positional reads and writes only.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from kitfs.openfile import OwnFile
 
 
 class DataFile:
-    """The sparse body in ``directory``, made when missing."""
+    """The sparse file in ``directory``, made when it is missing."""
 
     def __init__(self, directory: str) -> None:
         self._file = OwnFile(os.path.join(directory, "rest"), os.O_RDWR | os.O_CREAT)
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Bytes at an offset; short at the end of the file. Raises Closed, OSError."""
+        """Return bytes at an offset; fewer at the end of the file. Raises Closed, OSError."""
         data = self._file.pread(size, offset)
         while len(data) < size:
             more = self._file.pread(size - len(data), offset + len(data))
@@ -29,7 +29,7 @@ class DataFile:
         return data
 
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write all of it. Raises Closed, OSError (ENOSPC, EDQUOT, EIO)."""
+        """Write all bytes at an offset. Raises Closed, OSError (ENOSPC, EDQUOT, EIO)."""
         view = memoryview(data)
         while len(view):
             done = self._file.pwrite(view, offset)
@@ -37,10 +37,10 @@ class DataFile:
             view = view[done:]
 
     def sync(self) -> None:
-        """Return when every byte written is on the disk."""
+        """Return when every byte that was written is on the disk."""
         with self._file.number() as fd:
             os.fdatasync(fd)
 
     def close(self) -> None:
-        """Let go of the file, when nobody reads or writes it any more."""
+        """Close the file when nothing reads or writes it any more."""
         self._file.close()

@@ -1,16 +1,19 @@
-"""Fills missing chunks from a source: one flight per chunk among the threads of a process and the processes of a host.
+"""Fetch missing chunks from a source: each chunk is fetched once, among the threads of a process and the processes of a
+machine.
 
-A ranged source is asked for runs of missing chunks, wider for sequential readers (``plan``); the part beyond what the
-reader needs is fetched on a thread of its own, so that the reader waits for its own chunks only. A source that is not
-ranged has one stream for all: readers wait until it has passed their chunks. A decoder's stream goes only as far as
-somebody needs it and then rests; a registry's, which would be cut off, goes on to the end.
+A ranged source is asked for runs of missing chunks, longer ones for sequential readers (``readahead``); the part beyond
+the reader's own chunks is fetched on another thread, so that the reader waits for its own chunks only. A source that is
+not ranged has one stream for all readers, which wait until it has passed their chunks. The stream of a decoder goes
+only as far as a reader needs it and then pauses; that of a registry, which would close an idle connection, runs to the
+end.
 
-Chunks are written before they are marked, and marked as they come, so that a killed process costs the others what it
-had on the way. When the store cannot take a chunk, its bytes are handed to every reader that wants it, and soon
-forgotten (read through): a decoder that is past a chunk that somebody wants again begins anew.
+Chunks are written before they are marked, and marked as they come, so that a killed process costs the others only the
+bytes that it was receiving. When the store cannot take a chunk, its bytes are handed to every reader that wants it and
+kept only for a moment (read through). If a reader needs a chunk the decoder has already passed and that was not stored,
+the decoder restarts from the beginning.
 
-Threading: ``_lock`` guards flights, streams and overflow, and is never held over I/O on the source. Waiters sleep on
-a condition and wake at every mark; marks of other processes are polled.
+Threading: ``_lock`` guards flights, streams and overflow, and is never held over I/O on the source. Waiting readers
+sleep on a condition and wake at every mark; marks of other processes are polled.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from kitfs.store.data_file import DataFile
 from kitfs.store.durable import NO_SPACE
 from kitfs.store.readahead import MAX_WINDOW, Streams
 
-POLL: Final = 0.005  # seconds between looks at what another process is fetching
+POLL: Final = 0.005  # seconds between two looks at the marks of another process
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
 OVERFLOW: Final = 8 << 20  # bytes that may wait in memory for their readers when the store is full
 FULL: Final = NO_SPACE | {errno.EIO, errno.EROFS, errno.EFBIG}
@@ -42,7 +45,9 @@ Pieces = Generator[Piece, None, None]
 
 
 class Flight:
-    """Chunks ``first`` to ``stop`` (not included) on their way; ``error`` is what ended it early."""
+    """The chunks ``first`` to ``stop`` (not included), which are being fetched; ``error`` is what ended the fetch
+    early.
+    """
 
     __slots__ = ("done", "error", "first", "stop")
 
@@ -54,8 +59,8 @@ class Flight:
 
 
 class Want:
-    """Chunks ``first`` to ``last`` that a reader is in ``ensure`` for; ``passed`` are those that the store could not
-    take.
+    """The chunks ``first`` to ``last`` that a reader waits for in ``ensure``; ``passed`` holds those that the store
+    could not take.
     """
 
     __slots__ = ("first", "last", "missing", "passed")
@@ -63,19 +68,21 @@ class Want:
     def __init__(self, first: int, last: int) -> None:
         self.first = first
         self.last = last
-        self.missing: int | None = None  # the chunk that it waits for the stream to bring
+        self.missing: int | None = None  # the chunk for which it waits on the stream
         self.passed: dict[int, bytes] = {}
 
 
 class Fetcher:
     """Fills one blob.
 
-    ``rests`` says that a stream of the source may stand still for as long as nobody wants more of it: a decoder's,
-    not a registry's. ``room`` says whether the store takes more bytes (it may evict to make it so), ``make_room``
-    whether some were freed on a full disk; ``wrote`` is told how many were stored, ``passed`` how many were not.
-    ``finished`` is called with (size, digest of the stream) when an unranged source has come to its end, before its
-    last chunk is marked; False says that the size could not be kept, so that a short last chunk may not be either.
-    ``landed`` after every flight. ``learn_size`` gives a size that another process has found.
+    ``rests`` says that a stream of the source may pause while no reader needs more of it, as a decoder's may and a
+    registry's may not. ``room`` tells whether the store takes more bytes (it may evict to make room), ``make_room``
+    whether some were freed on a full disk. ``wrote`` is called with the number of bytes that were stored, ``passed``
+    with the number that were not.
+
+    ``finished`` is called with (size, digest of the stream) when a source without ranges has ended, before its last
+    chunk is marked; it returns False when the size could not be recorded, and then a short last chunk is not stored
+    either. ``landed`` is called after every flight. ``learn_size`` returns a size that another process has found.
     """
 
     def __init__(
@@ -128,10 +135,10 @@ class Fetcher:
         return self._source.ranged
 
     def ensure(self, first: int, last: int) -> dict[int, bytes]:
-        """Return when chunks ``first`` to ``last`` are there, with those that the store could not take.
+        """Return when the chunks ``first`` to ``last`` are stored, with those that the store could not take.
 
-        Raises the KitfsError of the source when they cannot be had. ``last`` may lie beyond the end of a blob of
-        unknown size: then the call returns when the end is known.
+        Raises the KitfsError of the source when they cannot be fetched. ``last`` may lie beyond the end of a blob of
+        unknown size: the call returns when the end is known then.
         """
         want = Want(first, last)
         with self._lock:
@@ -148,13 +155,13 @@ class Fetcher:
         return want.passed
 
     def stop(self) -> None:
-        """Start no flight any more, and tell those who wait or fetch that they are to end."""
+        """Start no flight any more, and end the running ones and their readers."""
         with self._lock:
             self._closed = True
             self._arrived.notify_all()
 
     def close(self, patience: float = CLOSE_PATIENCE) -> bool:
-        """End what is on its way. False when a thread still waits for its source after ``patience`` seconds: it
+        """End running flights. Returns False when a thread still waits for its source after ``patience`` seconds: it
         raises Closed in the end.
         """
         self.stop()
@@ -166,9 +173,7 @@ class Fetcher:
         return not any(thread.is_alive() for thread in threads)
 
     def _next_missing(self, want: Want) -> int | None:
-        """The first wanted chunk that is neither in the store nor handed over; takes what overflowed before it was
-        wanted.
-        """
+        """Return the first wanted chunk that is neither stored nor handed over; takes chunks from the overflow."""
         first, last = want.first, want.last
         while True:
             if self.size is not None:
@@ -186,11 +191,11 @@ class Fetcher:
             first = missing + 1
 
     def _has(self, chunk: int, want: Want) -> bool:
-        """Whether a chunk is there for a reader. Call with the lock."""
+        """Tell whether a reader can have a chunk. Call with the lock."""
         return self._present.has(chunk, chunk) or chunk in want.passed or chunk in self._overflow
 
     def _ensure_ranged(self, missing: int, want: Want) -> None:
-        """Join the flight of the first missing chunk, or fly it and what follows."""
+        """Join the flight of the first missing chunk, or start one for it and the following chunks."""
         with self._lock:
             flight = self._flights.get(missing)
             if flight is not None:
@@ -200,7 +205,7 @@ class Fetcher:
                 raise Closed(f"{self._name} is closed")
             flight = self._claim(missing, want.last)
         if flight is None:
-            threading.Event().wait(POLL)  # another process fetches it
+            threading.Event().wait(POLL)  # another process is fetching it
             return
         if flight.stop - 1 <= want.last:
             self._fly(flight)
@@ -220,8 +225,8 @@ class Fetcher:
             raise flight.error
 
     def _claim(self, missing: int, last: int) -> Flight | None:
-        """A flight from ``missing`` on, locked against other processes; None when one of them has it. Call with the
-        lock.
+        """Return a flight that begins at ``missing``, locked against other processes; None when another process has it.
+        Call with the lock.
         """
         chunks = self._present.chunks or 0
         planned = self._streams.plan(missing * self._chunk, (last + 1) * self._chunk)
@@ -232,7 +237,7 @@ class Fetcher:
             if stop == missing + 1:
                 return None
             stop = missing + max(1, (stop - missing) // 4)
-        if self._present.has(missing, missing):  # it came while we asked for the lock
+        if self._present.has(missing, missing):  # it came while this thread took the lock
             self._present.unlock(missing, stop - missing)
             return None
         flight = Flight(missing, stop)
@@ -240,7 +245,7 @@ class Fetcher:
         return flight
 
     def _fly(self, flight: Flight) -> None:
-        """Fetch the chunks of a flight; what goes wrong is left in ``flight.error``."""
+        """Fetch the chunks of a flight; an error is left in ``flight.error``."""
         try:
             start = flight.first * self._chunk
             stop = flight.stop * self._chunk if self.size is None else min(flight.stop * self._chunk, self.size)
@@ -269,17 +274,19 @@ class Fetcher:
             self._landed()
 
     def _ended(self, error: Exception) -> KitfsError:
-        """What a flight's readers are told of an error; of one that the closing has caused, that."""
+        """Return the error for a flight's readers: Closed when the fetcher was closed, whatever the source raised."""
         if self._closed:
             return Closed(f"{self._name} was closed")
         return error if isinstance(error, KitfsError) else StoreError(f"{self._name}: {type(error).__name__}: {error}")
 
     def _take(self, first: Piece | None, pieces: Pieces, start: int, stop: int) -> bool:
-        """Store the pieces of a range; whether they covered it."""
+        """Store the pieces of a range; returns whether they covered it."""
         sink = _Sink(self, start)
         for offset, view in chain([] if first is None else [first], pieces):
             if offset != sink.at:
-                raise IntegrityError(f"{self._name}: bytes from {offset} where {sink.at} were due")
+                raise IntegrityError(
+                    f"{self._name}: the source gave bytes at {offset}, but those at {sink.at} were expected"
+                )
             sink.take(view[: stop - offset])
             if sink.at >= stop or self._closed:
                 break
@@ -287,7 +294,7 @@ class Fetcher:
         return sink.at >= stop or self._closed
 
     def _board(self, first: Piece, pieces: Pieces) -> bool:
-        """Let a whole body that came in answer to a range be the stream for everybody; False when there is one
+        """Use a whole body that came in response to a range as the stream for all readers; False when there is a stream
         already.
         """
         with self._lock:
@@ -298,7 +305,7 @@ class Fetcher:
         return True
 
     def _start(self, run: Callable[..., None], *args: object) -> None:
-        """Run something on a thread of its own, which ``close`` waits for. Call with the lock."""
+        """Run a function on a thread of its own, which ``close`` waits for. Call with the lock."""
 
         def body() -> None:
             try:
@@ -312,7 +319,7 @@ class Fetcher:
         thread.start()
 
     def _ensure_streamed(self, missing: int, want: Want) -> None:
-        """Wait until the one stream has passed the missing chunk; start it when it does not run."""
+        """Wait until the stream has passed the missing chunk; start the stream when there is none."""
         with self._lock:
             if self._closed:
                 raise Closed(f"{self._name} is closed")
@@ -331,18 +338,19 @@ class Fetcher:
                 raise flight.error
 
     def size_allows(self, chunk: int) -> bool:
-        """Whether a chunk may exist, for all that is known of the size."""
+        """Tell whether a chunk may exist, as far as the size is known."""
         return self.size is None or chunk * self._chunk < self.size
 
     def _fly_stream(self, flight: Flight, pieces: Pieces | None) -> None:
-        """The stream of a source without ranges, from 0 to its end."""
+        """Run the stream of a source without ranges, from byte 0 to its end."""
         locked = False
         try:
             while not (locked := self._present.try_lock_stream()):
                 if pieces is not None:
                     pieces.close()
                     pieces = None
-                # Another process streams; its marks serve us too. It lets go when it rests, ends or dies.
+                # Another process streams, and its marks count here too. It releases the lock when it pauses, ends or
+                # dies.
                 with self._lock:
                     self._arrived.wait(POLL)
                     if self._closed or not self._wanted():
@@ -384,13 +392,13 @@ class Fetcher:
             self._landed()
 
     def _goes_on(self, sink: _Sink) -> bool:
-        """Whether somebody waits for what the stream has not given yet."""
+        """Tell whether a reader waits for bytes that the stream has not reached yet."""
         with self._lock:
             return sink.at < self._demand() * self._chunk
 
     def _rest(self, sink: _Sink) -> bool:
-        """Wait until somebody wants more than the stream has given; False when the blob was closed, or the stream
-        must begin anew.
+        """Wait until a reader needs more than the stream has given. Returns False when the blob was closed, or the
+        stream must restart.
         """
         with self._lock:
             while not self._closed and not self._left_behind(sink.at // self._chunk):
@@ -400,23 +408,23 @@ class Fetcher:
             return False
 
     def _demand(self) -> int:
-        """Chunks up to which somebody wants the blob now. Call with the lock."""
+        """Return the number of chunks up to which readers want the blob now. Call with the lock."""
         return max((want.last + 1 for want in self._wants), default=0)
 
     def _left_behind(self, given: int) -> bool:
-        """Whether somebody waits for a chunk that the stream gave before, and that was not kept. Call with the lock."""
+        """Tell whether a reader waits for a chunk that the stream has passed and that was not stored. Call with the
+        lock.
+        """
         return any(w.missing is not None and w.missing < given and not self._has(w.missing, w) for w in self._wants)
 
     def _wanted(self) -> bool:
-        """Whether a chunk that somebody asked the stream for is still missing. Call with the lock."""
+        """Tell whether a chunk that a reader wants from the stream is still missing. Call with the lock."""
         demand = self._demand()
         wanted = demand if self.size is None else min(demand, -(-self.size // self._chunk))
         return wanted > 0 and self._present.first_missing(0, wanted - 1) is not None
 
     def store(self, first: int, data: bytes | bytearray | memoryview) -> None:
-        """Write whole chunks (the last one of the blob may be short) and mark them; hand them over when the store is
-        full.
-        """
+        """Write and mark whole chunks (the last of the blob may be short); hand them over when the store is full."""
         count = -(-len(data) // self._chunk)
         if self._room() and self._write(first, count, data):
             self._wrote(len(data))
@@ -455,7 +463,7 @@ class Fetcher:
                     return False
 
     def present(self, chunk: int) -> bool:
-        """Whether a chunk is stored."""
+        """Tell whether a chunk is stored."""
         return self._present.has(chunk, chunk)
 
     @property
@@ -465,7 +473,7 @@ class Fetcher:
 
 
 class _Sink:
-    """Cuts a stream of views into whole chunks; ``at`` is where the next byte belongs."""
+    """Cuts a stream of views into whole chunks; ``at`` is the offset of the next byte."""
 
     def __init__(self, fetcher: Fetcher, at: int) -> None:
         self._fetcher = fetcher
@@ -473,7 +481,7 @@ class _Sink:
         self.at = at
 
     def take(self, view: memoryview) -> None:
-        """The next bytes; whole chunks go straight from the view to the disk."""
+        """Take the next bytes; whole chunks go straight from the view to the disk."""
         chunk = self._fetcher.chunk
         while len(view):
             first = self.at // chunk
@@ -490,7 +498,7 @@ class _Sink:
             view = view[len(part) :]
 
     def end(self, *, kept: bool = True) -> None:
-        """The blob's last chunk, when it is a short one and all of it came. ``kept`` False: it is not to be stored."""
+        """Store the blob's last chunk, when it is short and came whole; with ``kept`` False, only hand it over."""
         size = self._fetcher.size
         if self._pending and (size is None or self.at == size):
             put = self._put if kept else self._fetcher.hand_over
@@ -512,7 +520,7 @@ class _Sink:
 
 
 def _rejoin(first: Piece, pieces: Pieces) -> Pieces:
-    """A generator whose first piece was taken, with that piece put back."""
+    """Yield the pieces of a generator whose first piece was taken, with that piece again."""
     with closing(pieces):
         yield first
         yield from pieces

@@ -1,4 +1,4 @@
-"""Fill a blob by parallel ranges."""
+"""Fill a blob by several parallel ranges. Threading: ``fill`` from any thread."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from kitfs.parallel import each
 from kitfs.store.blob import Blob
 
 STRIPE: Final = 4 << 20  # bytes of one request of a pull
-STREAMS: Final = 4  # requests at once for one blob
+STREAMS: Final = 4  # concurrent requests for one blob
 
 
 def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Event) -> None:
-    """Fetch all of a blob, by several requests at once where its registry has ranges. Raises StoreFull when the store
-    cannot keep it.
+    """Fetch all of a blob of ``size`` bytes, by several requests at once when its source has ranges.
+
+    ``moved`` is called with the bytes of each stripe; ``stop`` ends the transfer. Raises StoreFull when the store
+    cannot keep the blob, and what the source raises.
     """
     places = iter(range(0, size, STRIPE))
     lock = threading.Lock()
-    failed = (
-        threading.Event()
-    )  # ends this blob's other requests; ``stop`` belongs to the caller, for whom a full store may be no end
+    # Ends the other requests of this blob. ``stop`` belongs to the caller, which may continue with a full store.
+    failed = threading.Event()
 
     def work() -> None:
         while not (stop.is_set() or failed.is_set()):
@@ -31,7 +32,7 @@ def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Ev
             if at is None:
                 return
             if not blob.fetch(at, min(STRIPE, size - at)):
-                raise StoreFull(f"{blob}: no space left in the store; make room, or choose another with --cache-dir")
+                raise StoreFull(f"{blob}: no space left in the store; free some, or choose another with --cache-dir")
             moved(min(STRIPE, size - at))
 
     if size <= STRIPE or not blob.ranged:

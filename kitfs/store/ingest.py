@@ -3,7 +3,7 @@
     <store>/ingest/new-<uuid>/        of one process
     <store>/ingest/upload-<uuid>/     resumable, also by another process
                    rest, lease        the bytes so far, in order; the lease of the process that writes it (``lease``)
-                   note               JSON that whoever began it wants back when it is resumed
+                   note               JSON for the process that resumes it
 
 The directory becomes the blob's entry: ``commit`` adds what an entry has besides its bytes and renames it to its place,
 with everything fsynced before. Each byte is hashed as it is written; bytes that another process wrote are read back

@@ -145,7 +145,7 @@ def _flock(file: OpenFile, operation: int) -> bool:
 
 
 def _make(directory: str) -> None:
-    """Make a directory and its parents. ``os.makedirs`` is no use here: when the directory is removed just after its
+    """Make a directory and its parents. ``os.makedirs`` does not work here: when the directory is removed just after its
     mkdir failed with EEXIST, it reports a file in the way.
     """
     try:

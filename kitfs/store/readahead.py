@@ -1,9 +1,9 @@
-"""What to fetch for a read that misses: pure decisions, no I/O.
+"""How much to fetch for a read that misses: pure decisions, no I/O.
 
-Streams are seen per blob, not per handle: loader threads share files. A miss that begins where an earlier fetch
-ended, or skips no more than that fetch's window ahead, continues its stream, and the window doubles; any other begins
-a stream of its own with no window at all, so that a random read moves its own chunks and nothing more. Threading: the
-caller's lock.
+Streams are recognized per blob, not per handle, since the threads of a loader share files. A miss that begins where an
+earlier fetch ended, or skips no more than that fetch's window, continues its stream, and the window doubles. Any other
+miss begins a new stream without a window, so that a random read fetches only its own chunks. Threading: the caller's
+lock.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-CURSORS: Final = 16  # streams that one blob may have at once
-MAX_WINDOW: Final = 4 << 20  # bytes of one request: also what a killed process can cost others again
+CURSORS: Final = 16  # streams remembered per blob
+MAX_WINDOW: Final = 4 << 20  # bytes of one request: also what other processes fetch again after one is killed
 
 
 @dataclass(slots=True)
 class Cursor:
-    """One stream: where its last fetch ended, and how much it fetched."""
+    """One stream: where its last fetch ended, and its window in bytes."""
 
     end: int
     window: int
@@ -33,7 +33,9 @@ class Streams:
         return f"<Streams {', '.join(f'{c.end}+{c.window}' for c in self._cursors)}>"
 
     def plan(self, start: int, stop: int) -> int:
-        """Where a fetch for the miss [start, stop) should end: at ``stop``, or later when it continues a stream."""
+        """Return where a fetch for the miss [start, stop) should end: at ``stop``, or later when the miss continues a
+        stream.
+        """
         for i, cursor in enumerate(self._cursors):
             if 0 <= start - cursor.end <= cursor.window:
                 cursor.window = min(max(2 * cursor.window, stop - start), MAX_WINDOW)

@@ -1,4 +1,5 @@
-"""Tags of kits that were packed or pulled here: what exists nowhere else, one file each, by rename and fsynced.
+"""Tags of kits that were packed or pulled here. They exist nowhere else, so each is a file that is written by rename
+and fsynced.
 
     refs/<quoted registry/repository>/<quoted tag>     {"mediaType": …, "digest": …, "size": …}
 
@@ -29,7 +30,7 @@ class Refs:
         return os.path.join(self._directory, _quoted(name), _quoted(tag))
 
     def get(self, name: str, tag: str) -> dict[str, Any] | None:
-        """The descriptor behind a tag, None when there is none. Raises StoreError for one that is damaged."""
+        """Return the descriptor of a tag; None when the tag does not exist. Raises StoreError for a damaged one."""
         path = self._path(name, tag)
         try:
             check_below(self._directory, os.path.dirname(path))
@@ -40,7 +41,7 @@ class Refs:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as e:
-            raise StoreError(f"the tag in {path} cannot be read: {getattr(e, 'strerror', None) or e}")
+            raise StoreError(f"cannot read the tag in {path}: {getattr(e, 'strerror', None) or e}")
         return loaded
 
     def set(self, name: str, tag: str, descriptor: dict[str, Any]) -> None:
@@ -55,7 +56,7 @@ class Refs:
             raise write_error(path, e)
 
     def delete(self, name: str, tag: str) -> bool:
-        """Forget a tag; whether there was one."""
+        """Remove a tag; returns whether it existed."""
         try:
             os.unlink(self._path(name, tag))
         except FileNotFoundError:
@@ -63,7 +64,7 @@ class Refs:
         return True
 
     def items(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """(name, tag, descriptor) of every tag."""
+        """Yield (name, tag, descriptor) of every tag."""
         for quoted in sorted(os.listdir(self._directory)):
             for tag in sorted(os.listdir(os.path.join(self._directory, quoted))):
                 if tag.endswith("~"):
@@ -75,5 +76,5 @@ class Refs:
 
 
 def _quoted(text: str) -> str:
-    """A file name for any text: "/" and a leading "." quoted."""
+    """Return a file name for any text: "/" and a leading "." are quoted."""
     return quote(text, safe="").replace(".", "%2E") if text.startswith(".") else quote(text, safe="")

@@ -1,16 +1,17 @@
-"""Which repositories a served store has, and what belongs to them: links, one small file each, by rename and fsynced.
+"""The repositories of a served store and what belongs to them, as links: one small file each, written by rename and
+fsynced.
 
-    served/<repository, "/" as "+">/blobs/<algorithm>-<hex>                     {}; its time is the blob's last use in
-    the repository
-                                    manifests/<algorithm>-<hex>                 {"mediaType", "size"}
-                                    tags/<tag>                                  {"digest"}
+    served/<repository, "/" as "+">/blobs/<algorithm>-<hex>       {}; its time is the last use of the blob there
+                                    manifests/<algorithm>-<hex>   {"mediaType", "size"}
+                                    tags/<tag>                    {"digest"}
                                     referrers/<algorithm>-<hex of the subject>/<algorithm>-<hex>    a descriptor
 
 A link says that a repository has a blob, and pins it; the bytes are the store's. A blob's link is made once and never
-replaced, so that ``use_blob`` and ``unlink_unused`` can agree by a flock on it which of them was first: a blob that
-somebody was told about stays. Names must have been checked (``oci.names``): then no name leads anywhere else.
-Threading and processes: links appear whole or not at all; whoever changes what manifests mean, or takes blobs out of
-a repository, takes ``locked`` first, since that is several links.
+replaced, so that a flock on it orders ``use_blob`` and ``unlink_unused``: a blob that a client knows of stays.
+Names must have been checked (``oci.names``), so that no name leads anywhere else.
+
+Threading and processes: a link appears whole or not at all. A caller that changes manifests, or removes blobs from a
+repository, takes ``locked`` first, since several links are involved.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ BLOBS: Final = "blobs"
 MANIFESTS: Final = "manifests"
 TAGS: Final = "tags"
 REFERRERS: Final = "referrers"
-LINK: Final = b"{}"  # all that a blob's link holds
+LINK: Final = b"{}"  # the content of a blob's link
 
 
 class Repositories:
@@ -48,17 +49,15 @@ class Repositories:
         return os.path.join(self._directory, repository.replace("/", "+"), *parts)
 
     def names(self) -> list[str]:
-        """Every repository, sorted."""
+        """Return every repository, sorted."""
         return sorted(name.replace("+", "/") for name in _listed(self._directory))
 
     def exists(self, repository: str) -> bool:
-        """Whether anything was ever pushed there."""
+        """Tell whether anything was ever pushed to a repository."""
         return os.path.isdir(self._path(repository))
 
     def link(self, repository: str, kind: str, name: str, value: dict[str, Any], *, below: str = "") -> None:
-        """Make or replace a link; durable when this returns. ``below``: the subject of a referrer. Raises
-        StoreError.
-        """
+        """Make or replace a link; durable when this returns. ``below`` is a referrer's subject. Raises StoreError."""
         path = self._path(repository, kind, *filter(None, (below,)), name)
         try:
             check_below(self._directory, os.path.dirname(path))
@@ -69,7 +68,7 @@ class Repositories:
             raise write_error(path, e) from e
 
     def add_blob(self, repository: str, digest: Digest) -> None:
-        """Link a blob, or note that it is used now; durable when this returns. Raises StoreError, StoreFull."""
+        """Link a blob, or record its use now; durable when this returns. Raises StoreError, StoreFull."""
         path = self._path(repository, BLOBS, link_name(digest))
         try:
             while not self.use_blob(repository, digest, repair=True):
@@ -82,10 +81,10 @@ class Repositories:
             raise write_error(path, e) from e
 
     def use_blob(self, repository: str, digest: Digest, *, within: float = 0.0, repair: bool = False) -> bool:
-        """Whether a repository has a blob; if so, it counts as used now. Raises StoreError for a damaged link, unless
-        it is to ``repair`` it.
+        """Tell whether a repository has a blob; if it does, its last use is now. Raises StoreError for a damaged link,
+        unless it is to be repaired (``repair``).
 
-        A use that was noted less than ``within`` seconds ago is not noted again. A time in the future stays: times
+        A use less than ``within`` seconds after the recorded one is not recorded. A time in the future stays: times
         only go forward.
         """
         path = self._path(repository, BLOBS, link_name(digest))
@@ -95,24 +94,20 @@ class Repositories:
             except FileNotFoundError:
                 return False
             except OSError as e:
-                raise StoreError(f"the link {path} cannot be read: {e.strerror}") from e
+                raise StoreError(f"cannot read the link {path}: {e.strerror}") from e
             try:
-                link.flock(fcntl.LOCK_SH)  # held exclusively for a moment by ``unlink_unused`` only
-                if link.pread(64, 0) not in (LINK, b""):  # empty: being made this very moment, or cut off by a crash
+                link.flock(fcntl.LOCK_SH)  # only ``unlink_unused`` holds it exclusively, for a moment
+                if link.pread(64, 0) not in (LINK, b""):  # empty while it is being made, or after a crash
                     if not repair:
-                        raise StoreError(
-                            f"the link {path} cannot be read: it is damaged; pushing the blob again mends it"
-                        )
+                        raise StoreError(f"the link {path} is damaged; push the blob again to repair it")
                     link.pwrite(LINK, 0)
                     with link.number() as fd:
                         os.ftruncate(fd, len(LINK))
                         os.fsync(fd)
                 now = time.time_ns()
                 if link.stat().st_mtime_ns < now - int(within * 1e9):
-                    with (
-                        contextlib.suppress(OSError),
-                        link.number() as fd,
-                    ):  # a read-only disk: then nothing is collected either
+                    # A read-only disk records no use, and nothing is collected there either.
+                    with contextlib.suppress(OSError), link.number() as fd:
                         os.utime(fd, ns=(now, now))
                 if same(link, path):
                     return True
@@ -120,19 +115,18 @@ class Repositories:
                 release(link)
 
     def last_use(self, repository: str, name: str) -> float | None:
-        """When a blob was last used in a repository, in seconds since the epoch; None when it is not linked (any
-        more).
-        """
+        """Return when a blob was last used in a repository, in seconds since the epoch; None when it is not linked."""
         try:
             return os.stat(self._path(repository, BLOBS, name)).st_mtime
         except FileNotFoundError:
             return None
 
     def unlink_unused(self, repository: str, name: str, *, before: float) -> bool:
-        """Forget a blob that was last used at or ``before`` a time (seconds since the epoch); whether it went.
+        """Remove the link of a blob that was last used at or before ``before`` (seconds since the epoch); returns
+        whether it was removed.
 
-        The caller holds ``locked``, which keeps manifests from arriving; a use at this very moment keeps the link.
-        Not fsynced: a link that a crash brings back is collected later.
+        The caller holds ``locked``, which keeps manifests from arriving; a use at the same moment keeps the link. Not
+        fsynced: a link that a crash brings back is collected later.
         """
         path = self._path(repository, BLOBS, name)
         try:
@@ -148,7 +142,7 @@ class Repositories:
             release(link)
 
     def get(self, repository: str, kind: str, name: str) -> dict[str, Any] | None:
-        """A link's value, None when there is none. Raises StoreError for one that is damaged."""
+        """Return a link's value; None when it does not exist. Raises StoreError for a damaged one."""
         path = self._path(repository, kind, name)
         try:
             check_below(self._directory, os.path.dirname(path))
@@ -157,11 +151,11 @@ class Repositories:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as e:
-            raise StoreError(f"the link {path} cannot be read: {getattr(e, 'strerror', None) or e}") from e
+            raise StoreError(f"cannot read the link {path}: {getattr(e, 'strerror', None) or e}") from e
         return loaded if isinstance(loaded, dict) else {}
 
     def unlink(self, repository: str, kind: str, name: str, *, below: str = "") -> bool:
-        """Forget a link; whether there was one."""
+        """Remove a link; returns whether it existed."""
         path = self._path(repository, kind, *filter(None, (below,)), name)
         try:
             os.unlink(path)
@@ -173,11 +167,11 @@ class Repositories:
         return True
 
     def listed(self, repository: str, kind: str) -> list[str]:
-        """The names of a kind of link, sorted bytewise."""
+        """Return the names of a kind of link, sorted bytewise."""
         return sorted(_listed(self._path(repository, kind)))
 
     def referrers(self, repository: str, subject: Digest) -> Iterator[dict[str, Any]]:
-        """Descriptors of what refers to a manifest, in the order of their digests."""
+        """Yield the descriptors of the manifests that refer to a manifest, in the order of their digests."""
         kind = os.path.join(REFERRERS, link_name(subject))
         for name in self.listed(repository, kind):
             found = self.get(repository, kind, name)
@@ -185,7 +179,7 @@ class Repositories:
                 yield found
 
     def linked(self) -> Iterator[str]:
-        """The digest of every blob and manifest that some repository has."""
+        """Yield the digest of every blob and manifest that a repository has."""
         for repository in _listed(self._directory):
             for kind in (BLOBS, MANIFESTS):
                 for name in _listed(os.path.join(self._directory, repository, kind)):
@@ -193,7 +187,7 @@ class Repositories:
 
     @contextlib.contextmanager
     def locked(self, repository: str) -> Iterator[None]:
-        """Alone among those who change a repository's manifests, tags and referrers."""
+        """Exclude every other change to a repository's manifests, tags and referrers, for a block."""
         path = self._path(repository)
         try:
             _make_durably(self._directory, path)
@@ -208,7 +202,7 @@ class Repositories:
 
 
 def link_name(digest: Digest) -> str:
-    """A digest as a file name."""
+    """Return a digest as a file name."""
     return digest.replace(":", "-", 1)
 
 
@@ -220,7 +214,7 @@ def _listed(directory: str) -> list[str]:
 
 
 def _write_new(path: str, data: bytes) -> None:
-    """A file that did not exist; fsynced, the directory is the caller's to sync. Raises FileExistsError, OSError."""
+    """Write and fsync a file that does not exist; the caller fsyncs the directory. Raises FileExistsError, OSError."""
     fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with open(fd, "wb") as f:
@@ -234,7 +228,7 @@ def _write_new(path: str, data: bytes) -> None:
 
 
 def _make_durably(root: str, directory: str) -> None:
-    """Make a directory and those above it, from ``root`` down, so that they survive a crash."""
+    """Make a directory and its parents, from ``root`` down, so that they survive a crash."""
     missing = []
     while not os.path.isdir(directory):
         missing.append(directory)

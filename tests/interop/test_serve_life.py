@@ -351,7 +351,7 @@ def test_an_htpasswd_that_cannot_be_used(tmp_path: Path) -> None:
     users.write_text("ann:secret\n")
     exit_code, line = refused_start("--root", str(tmp_path / "root"), "--htpasswd", str(users))
     assert exit_code == 2
-    assert "line 1 is no user with a bcrypt hash" in line
+    assert "line 1 is not a user with a bcrypt hash" in line
 
 
 # Sizes

@@ -142,7 +142,7 @@ def test_a_broken_file_changes_nothing_and_is_told_once(file: Path, caplog: pyte
             assert users.user(basic("ann", "secret")) == "ann"
             assert users.user(basic("ann", "wrong")) is None
         assert len(caplog.records) == 1
-        assert caplog.messages[0].endswith("; what it said before counts")
+        assert caplog.messages[0].endswith("; keeping the previous contents")
     replaced(file, f"eve:{ANN}\n")
     assert users.user(basic("ann", "secret")) is None
     assert users.user(basic("eve", "secret")) == "eve"
@@ -170,7 +170,9 @@ def test_a_wrong_line_is_one_clear_error(tmp_path: Path, line: str) -> None:
     path.write_text(f"# users\nbo:{ANN}\n{line}\n")
     with pytest.raises(UsageError) as caught:
         Htpasswd(str(path), log=LOG)
-    assert str(caught.value) == f"--htpasswd: {path}: line 3 is no user with a bcrypt hash (make it with htpasswd -B)"
+    assert (
+        str(caught.value) == f"--htpasswd: {path}: line 3 is not a user with a bcrypt hash (make it with htpasswd -B)"
+    )
 
 
 def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_tags_are_files(store: Store) -> None:
     assert store.refs.delete("a/b", "V_1.2-3")
     assert not store.refs.delete("a/b", "V_1.2-3")
     next(Path(store.root, "refs").glob("localhost*/*")).write_text("{")
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(StoreError, match="cannot read the tag"):
         store.refs.get("localhost/_", ".hidden")
 
 
