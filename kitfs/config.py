@@ -97,12 +97,29 @@ OPTIONS: Final[Mapping[str, Option]] = {
     for o in (
         Option("settings", path, "YAML file with settings.", metavar="FILE", is_file=True),
         Option("config", path, "Home of kit, which holds credentials.json.", metavar="DIR"),
-        Option("cache-dir", path, "Directory of the store, which every mount and verb that names it shares.", metavar="DIR"),
-        Option("cache-size", size, "Most disk space that lazily fetched blobs may take.", default="50GiB", metavar="SIZE"),
+        Option(
+            "cache-dir", path, "Directory of the store, which every mount and verb that names it shares.", metavar="DIR"
+        ),
+        Option(
+            "cache-size", size, "Most disk space that lazily fetched blobs may take.", default="50GiB", metavar="SIZE"
+        ),
         Option("run-dir", path, "Directory of the sockets, logs and records of mounts.", metavar="DIR"),
-        Option("transport", Choice("auto", "kernel", "libfuse"), "How to speak FUSE: auto, kernel or libfuse.", default="auto", metavar="T"),
+        Option(
+            "transport",
+            Choice("auto", "kernel", "libfuse"),
+            "How to speak FUSE: auto, kernel or libfuse.",
+            default="auto",
+            metavar="T",
+        ),
         Option("only", word, f"Choose parts of the kit: {FILTER}. Repeatable.", metavar="FILTER", many=True),
-        Option("label", word, "Choose the kit of an index that has this label: KEY=VALUE. Repeatable.", metavar="LABEL", many=True, short="l"),
+        Option(
+            "label",
+            word,
+            "Choose the kit of an index that has this label: KEY=VALUE. Repeatable.",
+            metavar="LABEL",
+            many=True,
+            short="l",
+        ),
         Option("allow-other", boolean, "Let other users see the mount (default for root).", negatable=True),
         Option("uid", natural, "Numeric owner of everything in the mount.", metavar="UID"),
         Option("gid", natural, "Numeric group of everything in the mount.", metavar="GID"),
@@ -110,22 +127,61 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("file-mode", mode, "Mode of every file (default: as packed).", metavar="MODE"),
         Option("dir-mode", mode, "Mode of every directory (default: as packed).", metavar="MODE"),
         Option("max-entries", positive, "Refuse a layer with more entries than this.", default="2000000", metavar="N"),
-        Option("remote", boolean, "Read the kit from its registry, even if it is in the store.", default="false", flag=True),
-        Option("plain-http", boolean, "Speak plain HTTP (default: to loopback hosts only).", metavar="BOOL", boolean=True),
-        Option("tls-verify", boolean, "Verify the registry's certificate.", default="true", metavar="BOOL", boolean=True),
-        Option("tls-cert", path, "Also trust the CA certificates of this file. Repeatable.", metavar="FILE", many=True, is_file=True),
+        Option(
+            "remote", boolean, "Read the kit from its registry, even if it is in the store.", default="false", flag=True
+        ),
+        Option(
+            "plain-http", boolean, "Speak plain HTTP (default: to loopback hosts only).", metavar="BOOL", boolean=True
+        ),
+        Option(
+            "tls-verify", boolean, "Verify the registry's certificate.", default="true", metavar="BOOL", boolean=True
+        ),
+        Option(
+            "tls-cert",
+            path,
+            "Also trust the CA certificates of this file. Repeatable.",
+            metavar="FILE",
+            many=True,
+            is_file=True,
+        ),
         Option("cert", path, "Client certificate.", metavar="FILE", is_file=True),
         Option("key", path, "Key of the client certificate.", metavar="FILE", is_file=True),
         Option("proxy", proxy_url, "Proxy for all requests (default: as HTTPS_PROXY and its like say).", metavar="URL"),
-        Option("mirror", mirror, "Ask URL before HOST itself. Repeatable; mirrors are tried in order.", metavar="HOST=URL", many=True),
-        Option("read-timeout", seconds, "Give up a request that received no byte for this long.", default="60", metavar="SECONDS"),
-        Option("log-level", LEVEL, "Least severe messages that are logged: debug, info, warning or error.", default="info", metavar="LEVEL"),
-        Option("progress", Choice("auto", "none", "plain", "fancy"), "How to show progress: auto, none, plain or fancy.", default="auto", metavar="MODE"),
+        Option(
+            "mirror",
+            mirror,
+            "Ask URL before HOST itself. Repeatable; mirrors are tried in order.",
+            metavar="HOST=URL",
+            many=True,
+        ),
+        Option(
+            "read-timeout",
+            seconds,
+            "Give up a request that received no byte for this long.",
+            default="60",
+            metavar="SECONDS",
+        ),
+        Option(
+            "log-level",
+            LEVEL,
+            "Least severe messages that are logged: debug, info, warning or error.",
+            default="info",
+            metavar="LEVEL",
+        ),
+        Option(
+            "progress",
+            Choice("auto", "none", "plain", "fancy"),
+            "How to show progress: auto, none, plain or fancy.",
+            default="auto",
+            metavar="MODE",
+        ),
         Option("concurrency", positive, "How many transfers run at the same time.", default="5", metavar="N"),
-        Option("no-trunc", boolean, "On a terminal, print digests and cells of tables in full.", default="false", flag=True),
+        Option(
+            "no-trunc", boolean, "On a terminal, print digests and cells of tables in full.", default="false", flag=True
+        ),
         Option("json", boolean, "Print JSON for programs.", default="false", flag=True),
     )
-}  # fmt: skip
+}
 
 NETWORK: Final = ("config", "plain-http", "tls-verify", "tls-cert", "cert", "key", "proxy", "mirror", "read-timeout")
 STORE: Final = ("settings", "cache-dir")
