@@ -1,8 +1,8 @@
 """Progress bars: one line for each thing that is being transferred, and the total below them, drawn by rich on stderr.
 
 A line fits its terminal: the name is cut from the left first, then speed and time go. Sizes and speeds are in binary
-units, as ``ls -h`` has them; speeds are those of the last seconds, so that a transfer that waits shows 0 B/s. Threading:
-``draw`` under the caller's lock; rich draws on a thread of its own, which only reads.
+units, as ``ls -h`` has them; speeds are those of the last seconds, so that a transfer that waits shows 0 B/s.
+Threading: ``draw`` is called under the caller's lock; rich draws on a thread of its own, which only reads.
 """
 
 from __future__ import annotations

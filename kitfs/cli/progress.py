@@ -121,7 +121,7 @@ class Reporter:
         return short(digest, full=self._full)
 
     def end(self, text: str, **fields: Any) -> None:
-        """Write the last line of a verb, as ``say``; on a terminal a line follows with what moved and what was there."""
+        """Write the last line of a verb, as ``say``; on a terminal a line about what moved follows."""
         self.say(text, **fields)
         if is_terminal() and not self._json and self._sent:
             ways = [f"{n} {WAYS.get(how, how)} ({human_size(self._sizes[how])})" for how, n in self._sent.items()]
@@ -158,9 +158,8 @@ class Reporter:
                 done, total = sum(self._done.values()), sum(size for size, _ in self._totals.values())
                 speed = done / max(0.1, time.monotonic() - self._began)
                 if total:
-                    say(
-                        f"kitfs: {human_size(done)} of {human_size(total)} ({done * 100 // total}%), {human_size(int(speed))}/s"
-                    )
+                    part = f"{human_size(done)} of {human_size(total)} ({done * 100 // total}%)"
+                    say(f"kitfs: {part}, {human_size(int(speed))}/s")
 
     def _begin(self) -> None:
         from kitfs.cli.bars import Bars

@@ -129,9 +129,8 @@ def _run(demo: Demo) -> None:
         try:
             done = demo.kitfs("mount", name, str(mountpoint), *options, shown_as=f"mount {name} models")
             if done.returncode == NO_MOUNT:
-                put(
-                    f"nothing can be mounted here ({done.stderr.strip().removeprefix('kitfs: ')}): the same by ls and cat"
-                )
+                reason = done.stderr.strip().removeprefix("kitfs: ")
+                put(f"nothing can be mounted here ({reason}): the same by ls and cat")
                 _show_unmounted(demo, name)
             elif done.returncode:
                 raise DemoFailed(done.stderr.strip().removeprefix("kitfs: "))
@@ -155,9 +154,8 @@ def _show_mounted(demo: Demo, mountpoint: Path, size: int) -> None:
     put(f"read {' and '.join(READ)} {how}: {human_size(sum(map(len, got)))} in {took:.2f} s, equal to what was packed")
     status = json.loads(demo.must("status", str(mountpoint), "--json", *demo.mounts))
     fetched, whole = status["bytes_fetched"], sum(layer["size"] for layer in status["layers"])
-    put(
-        f"fetched {human_size(fetched)} of the kit's {human_size(whole)} ({fetched / whole:.1%}), in {status['requests']} requests"
-    )
+    part = f"{human_size(fetched)} of the kit's {human_size(whole)} ({fetched / whole:.1%})"
+    put(f"fetched {part}, in {status['requests']} requests")
     if fetched > MOST * size:
         raise DemoFailed(f"that is more than {MOST:.0%} of the kit")
 

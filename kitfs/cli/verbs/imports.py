@@ -144,7 +144,7 @@ def _edited(kitfile: Kitfile, report: Reporter, *, ask: bool) -> Kitfile:
 @click.argument("target", metavar="oci:DIR[:tag]")
 @takes("remote", "no-trunc", "json", *STORE, *NETWORK)
 def export(settings: Settings, reference: str, target: str) -> None:
-    """Write the kit REF to oci:DIR[:tag] or to oci-archive:FILE[:tag], for skopeo and other tools that read OCI layouts.
+    """Write the kit REF to oci:DIR[:tag] or to oci-archive:FILE[:tag], for skopeo and other readers of layouts.
 
     REF is a kit of the store, or else of its registry, or an OCI layout. A directory that already is a layout keeps its
     other manifests.

@@ -99,9 +99,8 @@ def logout(settings: Settings, registry: str) -> None:
     except KitfsError:
         left = False  # docker's file, which is not ours to judge here
     if left:
-        say(
-            f"kitfs: docker's configuration has credentials for {host} too, which stay in use; docker logout {host} forgets them"
-        )
+        where = f"docker's configuration has credentials for {host} too, which stay in use"
+        say(f"kitfs: {where}; docker logout {host} forgets them")
     if settings["json"]:
         put_json({"registry": host, "erased": erased, "left_in_docker": left})
     else:

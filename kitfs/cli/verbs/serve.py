@@ -59,8 +59,8 @@ class ServeVerbs(Verbs, Command):
 def serve(settings: Settings) -> None:
     """Run an OCI registry. Content that clients push is kept in a store and served from it.
 
-    It prints its URL when it is ready, and logs one line per request to stderr. It ends within 5 s of SIGTERM or Ctrl-C;
-    unfinished uploads can resume when it runs again. When the disk is full, pulls still work and pushes are
+    It prints its URL when it is ready, and logs one line per request to stderr. It ends within 5 s of SIGTERM or
+    Ctrl-C; unfinished uploads can resume when it runs again. When the disk is full, pulls still work and pushes are
     refused, after the blobs of removed kits were freed as "kitfs serve gc" does.
     """
     context = click.get_current_context()

@@ -66,7 +66,8 @@ def _mention_registry(settings: Settings, store: Store) -> None:
     """Mention the registry of the store: a user who looks for the space of removed kits finds it there."""
     if not settings["json"] and store.repositories.names():
         say(
-            f"kitfs: what was pushed to the registry in {store.root} is not part of its cache; kitfs serve gc --root frees what removed kits left"
+            f"kitfs: what was pushed to the registry in {store.root} is not part of its cache;"
+            " kitfs serve gc --root frees what removed kits left"
         )
 
 

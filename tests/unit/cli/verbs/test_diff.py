@@ -234,7 +234,8 @@ def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
         "~ type F32 [5] -> BF16 [5] in m/1.safetensors (retyped)",
         "~ moved I8 [7] in m/1.safetensors -> m/2.safetensors (moved)",
         "! ModelKit1 m/broken.safetensors: not a safetensors file: it has only 2 bytes",
-        "= 4 tensors have the same name, type and shape in both; their values were not compared; --content compares the bytes of files",
+        "= 4 tensors have the same name, type and shape in both; their values were not compared;"
+        " --content compares the bytes of files",
         "",
     ]
     told = kitfs("diff", first, second, "--tensors", "--json").json["tensors"]

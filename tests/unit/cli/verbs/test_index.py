@@ -77,7 +77,8 @@ def test_tables(kitfs: Kitfs, packed: list[str]) -> None:
     """A row per kit, more for more labels; what is not said is <none>."""
     kitfs("index", "create", "test/model:all")
     kitfs(
-        "index", "add", "test/model:all", "test/model:q4_0", "-l", "quantization=q4_0", "-l", "vram=6GB", "-l", 'gpuArchs:=["sm_80", "sm_90"]',
+        "index", "add", "test/model:all", "test/model:q4_0", "-l", "quantization=q4_0", "-l", "vram=6GB",
+        "-l", 'gpuArchs:=["sm_80", "sm_90"]',
         "--annotate", "org.example.tested=true",
     )  # fmt: skip
     digest = last_digest(kitfs("index", "add", "test/model:all", f"test/model@{packed[1]}").out)

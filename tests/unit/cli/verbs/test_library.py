@@ -311,8 +311,8 @@ def test_tag(kitfs: Kitfs, packed: str) -> None:
     )
     done = kitfs("tag", "r.io/team/tiny:v1", "copy:a,b")
     assert (
-        done.out
-        == "Modelkit r.io/team/tiny:v1 tagged as localhost/copy:a\nModelkit r.io/team/tiny:v1 tagged as localhost/copy:b\n"
+        done.out == "Modelkit r.io/team/tiny:v1 tagged as localhost/copy:a\n"
+        "Modelkit r.io/team/tiny:v1 tagged as localhost/copy:b\n"
     )
     assert kitfs("list", "--format", "{{.Repo}} {{.Tags}}").out == "copy [a b]\nr.io/team/tiny [v1 v2 v3]\n"
     assert kitfs("tag", f"r.io/team/tiny@{packed}", "x:y", "--json").json == {"digest": packed, "references": ["x:y"]}

@@ -41,8 +41,10 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program, log = tmp_path / "bin/docker-credential-test", tmp_path / "helped.jsonl"
     program.parent.mkdir()
     program.write_text(
-        f"#!{sys.executable}\nimport sys, json\ntold = sys.stdin.read()\nopen({str(log)!r}, 'a').write(json.dumps([sys.argv[1], told]) + '\\n')\n"
-        "if 'bad' in told: sys.exit('it is locked')\nif sys.argv[1] == 'get': print('credentials not found'); sys.exit(1)\n"
+        f"#!{sys.executable}\nimport sys, json\ntold = sys.stdin.read()\n"
+        f"open({str(log)!r}, 'a').write(json.dumps([sys.argv[1], told]) + '\\n')\n"
+        "if 'bad' in told: sys.exit('it is locked')\n"
+        "if sys.argv[1] == 'get': print('credentials not found'); sys.exit(1)\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
