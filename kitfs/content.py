@@ -2,7 +2,7 @@
 
 A ``Source`` is the bytes of one blob; an ``Origin`` gives the manifests and blobs of a kit; a ``Destination`` takes
 them; ``Hints`` are notes between processes. Classes match these Protocols by structure and need not import them. There
-is no code here, and no threading rule: each implementation states its own.
+is neither code nor a threading rule here: each implementation states its own.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@
 
 Every class carries ``errno`` (what a lookup or an open through a mount answers) and ``exit_code`` (what the CLI exits
 with; 1 is left for bugs). ``read`` through a mount answers EIO whatever the class. The message is one line: what,
-where, what to do. ``WouldBlock`` is no error but an answer: it is raised only to callers that passed ``wait=False``.
+where, what to do. ``WouldBlock`` is an answer rather than an error: only callers that passed
+``wait=False`` see it.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ _U64: Final = struct.Struct("=Q")  # fuse_interrupt_in
 
 
 class BadRequestError(ValueError):
-    """Bytes that are no request of this protocol."""
+    """The bytes are not a request of this protocol."""
 
 
 class Request(NamedTuple):
@@ -266,7 +266,7 @@ def init_out(agreed: Negotiated) -> bytes:
 
 
 def version_out() -> bytes:
-    """What answers an INIT of a newer major: our own, whereupon the kernel begins anew with it."""
+    """Return the answer to an INIT of a newer major version: our version, with which the kernel asks again."""
     return _INIT_OUT.pack(MAJOR, MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 

@@ -179,7 +179,7 @@ class LibfuseTransport:
         if self._fuse is None:
             raise MountError(f"{self._options.mountpoint} is not mounted", errno=errno.EINVAL)
         failure: list[Exception] = []
-        # A thread of its own, so that fusepy cannot take SIGINT away from whoever runs us on the main thread.
+        # A thread of its own, so that fusepy cannot take SIGINT away from the caller on the main thread.
         thread = threading.Thread(target=self._run, args=(ready, failure), name="kitfs-libfuse", daemon=True)
         thread.start()
         thread.join()

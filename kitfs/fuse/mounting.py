@@ -2,7 +2,7 @@
 
 Root mounts with mount(2); everybody else asks ``fusermount3``, which hands its descriptor of /dev/fuse over a socket
 (libfuse's protocol, ``_FUSE_COMMFD``). Nothing here ever asks a mounted file system anything: a dead or a stalled one
-must not hang whoever looks. What is mounted is read from /proc/self/mountinfo (proc_pid_mountinfo(5)).
+must not block its reader. What is mounted is read from /proc/self/mountinfo (proc_pid_mountinfo(5)).
 
 Threading: functions without state; any thread.
 """

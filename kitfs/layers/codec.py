@@ -2,7 +2,7 @@
 
 Many members and many frames are one stream (RFC 1952 §2.2, RFC 8878 §3.1); zeros may follow the last gzip member, as
 gzip itself allows. Output comes in pieces of at most ``PIECE`` bytes however much a stream would like to grow, so
-that a bomb stays in memory bounds. Threading: none of its own; a decoder belongs to whoever iterates it.
+that a bomb stays in memory bounds. Threading: none of its own; a decoder belongs to the thread that iterates it.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Reader(Protocol):
 
 
 def index_tar(reader: Reader, *, max_entries: int = MAX_ENTRIES) -> LayerIndex:
-    """The index of a tar. Raises LayerError for what is no tar, is damaged, or has more than ``max_entries``
+    """The index of a tar. Raises LayerError for data that is not a tar, is damaged, or has more than ``max_entries``
     entries.
     """
     builder = IndexBuilder(max_entries=max_entries)
@@ -80,7 +80,7 @@ def index_tar(reader: Reader, *, max_entries: int = MAX_ENTRIES) -> LayerIndex:
 def first_path(reader: Reader) -> str | None:
     """Normalised path of the first entry that can be in a tree and is not its root, None when there is none.
 
-    Raises LayerError when what comes before it is no tar.
+    Raises LayerError if the data before it is not a tar.
     """
     for header in _headers(_Window(reader), whole=False):
         path = clean(header.pax.get("GNU.sparse.name", header.name))[0]

@@ -86,7 +86,7 @@ class Descriptor:
 
     @classmethod
     def from_json(cls, value: Any, where: str = "descriptor") -> Descriptor:
-        """Raises ManifestError for what is no descriptor."""
+        """Raise ManifestError if the value is not a descriptor."""
         fields = _fields(value, where, DESCRIPTOR_KEYS)
         size = fields.get("size")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:

@@ -48,7 +48,7 @@ def entry_of(media_type: str, digest: Digest, data: bytes) -> Descriptor:
 
 
 def listing(index: bytes, entry: Descriptor) -> bytes | None:
-    """The index with one more entry, None when it has it already. Raises ManifestError for what is no index."""
+    """The index with one more entry, None when it has it already. Raises ManifestError if the data is not an index."""
     fields, rows = _index(index)
     if any(_names(row, entry.digest) for row in rows):
         return None
@@ -56,7 +56,7 @@ def listing(index: bytes, entry: Descriptor) -> bytes | None:
 
 
 def omitting(index: bytes, digest: Digest) -> bytes | None:
-    """The index without a manifest, None when it does not have it. Raises ManifestError for what is no index."""
+    """The index without a manifest, None when it does not have it. Raises ManifestError if the data is not an index."""
     fields, rows = _index(index)
     left = [row for row in rows if not _names(row, digest)]
     return None if len(left) == len(rows) else dumps({**fields, "manifests": left})
@@ -66,9 +66,7 @@ def _index(data: bytes) -> tuple[dict[str, Any], list[Any]]:
     fields = _fields(data)
     rows = fields.get("manifests")
     if fields.get("mediaType", IMAGE_INDEX) != IMAGE_INDEX or not isinstance(rows, list):
-        raise ManifestError(
-            "the tag that stands for the referrers API is no image index; who made it is not known, so it is left alone"
-        )
+        raise ManifestError("the fallback tag of the referrers API is not an image index, so it is not changed")
     return fields, rows
 
 

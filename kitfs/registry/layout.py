@@ -165,7 +165,7 @@ class DirectoryLayout(Layout):
 
 
 class ArchiveLayout(Layout):
-    """``oci-archive:FILE``. Raises NotFound for a file that cannot be read, ManifestError for one that is no tar."""
+    """``oci-archive:FILE``. Raises NotFound for a file that cannot be read, ManifestError if it is not a tar."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)

@@ -67,7 +67,7 @@ def display_on(stream: IO[str], title: str) -> Display:
 
 
 def in_notebook() -> bool:
-    """Whether this is the process of a notebook, whose output is no terminal but can rewrite a line."""
+    """Whether this is the process of a notebook, whose output is not a terminal but can rewrite a line."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and hasattr(shell, "kernel")

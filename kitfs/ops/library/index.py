@@ -75,7 +75,7 @@ def stored(store: Store, reference: Reference) -> Found:
 
 
 def fetched(origin: Manifests, reference: Reference) -> Found:
-    """An index of a registry. Raises NotFound, RegistryError, ManifestError for what is no index of kits."""
+    """An index of a registry. Raises NotFound, RegistryError, ManifestError if the data is not an index of kits."""
     descriptor, data = origin.manifest(reference.identifier or "latest")
     return Found(descriptor.digest, KitIndex.parse(data), data)
 
@@ -110,7 +110,7 @@ def add(
     """Let an index list a kit of its repository, or change what it says of it; the new digest of the index.
 
     The kit is the store's, or with ``origin`` its registry's. Raises UsageError for a kit of another repository,
-    NotFound, ManifestError for what is no kit.
+    NotFound, ManifestError if the manifest is not a kit's.
     """
     if kit.name != reference.name:
         told = "an index may only reference ModelKits in its own repository"

@@ -76,7 +76,7 @@ def inspection(look: Look) -> dict[str, Any]:
 def node(kitfile: Kitfile, path: str) -> Any:
     """The part of a Kitfile that ``model.path``, ``package.authors``, ``model.parameters.lr`` or ``code.0.path`` names.
 
-    Fields are found in any case (kit: with their first letter in either). Raises UsageError for what is no path,
+    Fields are found in any case (kit: with their first letter in either). Raises UsageError for a wrong path,
     NotFound.
     """
     if "[" in path:

@@ -59,9 +59,11 @@ def of_store(store: Store, filters: Sequence[Filter] = (), *, report: Report) ->
 def of_repository(
     repository: Repository, reference: Reference, filters: Sequence[Filter] = (), *, concurrency: int = 5
 ) -> list[Row]:
-    """The kits of a repository, one row per tag, or the one that the reference names. What is no kit is left out.
+    """Return the kits of a repository, one row per tag, or the kit that the reference names.
 
-    Raises NotFound when the repository or what is named is not there, ManifestError when what is named is no kit,
+    Manifests that are not kits are left out.
+
+    Raises NotFound if the repository or the reference does not exist, ManifestError if the reference is not a kit,
     RegistryError.
     """
     if reference.identifier:

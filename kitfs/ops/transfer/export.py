@@ -47,7 +47,7 @@ Read = Callable[[Descriptor], Iterator[bytes]]
 def export(identifier: str, origin: Origin, store: Store, target: LayoutReference, *, report: Report) -> Digest:
     """Write the kit ``identifier`` (a tag or digest) of ``origin`` to ``target``; the digest of its manifest.
 
-    Raises UsageError for a target that is no layout, or an archive that exists; IntegrityError, NotFound, what the
+    Raises UsageError for a target that is not a layout, or an archive that exists; IntegrityError, NotFound, what the
     origin raises, ContextError when the target cannot be written. A new layout is not there then, one that was there
     is as before but for blobs that nothing names.
     """
@@ -145,7 +145,7 @@ def _write_directory(path: str, entry: Descriptor, data: bytes, blobs: Sequence[
 
 
 def _add(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
-    """Add to a layout. Its index is read when the blobs are there, so that whoever adds meanwhile is not forgotten."""
+    """Add to a layout. The index is read after the blobs are written, to keep what other processes added."""
     if not os.path.exists(os.path.join(path, "oci-layout")):
         raise UsageError(f"{path} is no OCI layout: it has no oci-layout")
     _known_index(path)
@@ -174,7 +174,7 @@ def _known_index(path: str) -> dict[str, Any]:
         index = None
     listed = index.get("manifests") if isinstance(index, dict) else None
     if not isinstance(index, dict) or not isinstance(listed, list) or not all(isinstance(d, dict) for d in listed):
-        raise ManifestError(f"{name} is no index of an OCI layout")
+        raise ManifestError(f"{name} is not an index of an OCI layout")
     return index
 
 
@@ -193,7 +193,7 @@ def _index(before: dict[str, Any], entry: Descriptor) -> bytes:
 
 
 def _fill(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
-    """Write what a layout lacks of the blobs; what it has of them is read, and written anew when it is damaged."""
+    """Write the blobs that a layout does not have; those that it has are read, and written again if damaged."""
     made = set()
     for blob in (*blobs, entry):
         folder = os.path.join(path, "blobs", blob.digest.algorithm)

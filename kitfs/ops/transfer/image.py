@@ -1,4 +1,4 @@
-"""A kit as an ordinary OCI image, for Kubernetes image volumes, containerd and whoever knows nothing of kits.
+"""A kit as an ordinary OCI image, for Kubernetes image volumes, containerd and other programs that do not know kits.
 
 Follows image-spec v1.1 (config.md, layer.md): a new config and manifest over the very same layer blobs, mounted from
 the kit's repository where that is at the same registry, so that nothing is sent; and one small layer with the

@@ -35,7 +35,7 @@ def pull(
     its manifest.
 
     Of an index the kit that has the ``labels``: here it takes the tag, as with kit. What a mount has fetched is not
-    fetched again, and what broke off goes on. Raises NotFound, IntegrityError, ManifestError for what is no kit,
+    fetched again, and what broke off goes on. Raises NotFound, IntegrityError, ManifestError if it is not a kit,
     UsageError for labels that do not choose one, StoreFull, what the registry raises; nothing is tagged then.
     """
     return _pull(reference, store, repository_of, labels or {}, concurrency, report, ())

@@ -94,7 +94,7 @@ def _check_link(links: Links, path: str, target: str) -> None:
 
 
 def _refused(name: str, skipped: Sequence[Skipped]) -> Iterator[str]:
-    """Lines for entries that are left out. Raises UnsafePath for those that are no accident."""
+    """Lines for entries that are left out. Raises UnsafePath for entries that look like an attack."""
     for entry in skipped:
         if entry.reason.unsafe:
             raise UnsafePath(f"{name} holds {entry.name[:200]!r}: {entry.text[:400]}; nothing was unpacked")
