@@ -205,7 +205,7 @@ def test_events_for_programs(box: Host, hub: FakeHub) -> None:
         (["Team/Net", "-f", "/none"], {}, 10, "cannot read /none"),
         (["oci:/none:v1"], {}, 3, "there is no such directory"),
     ],
-)  # fmt: skip
+)
 def test_failures_are_one_line(
     box: Host, hub: FakeHub, args: list[str], env: dict[str, str], code: int, text: str
 ) -> None:
@@ -303,7 +303,8 @@ def test_git_that_fails_is_one_line(box: Host, repository: Path, tmp_path: Path)
 
 
 def pointer(data: bytes) -> bytes:
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{hashlib.sha256(data).hexdigest()}\nsize {len(data)}\n".encode()
+    digest = hashlib.sha256(data).hexdigest()
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(data)}\n".encode()
 
 
 @pytest.fixture
@@ -338,10 +339,12 @@ def test_large_files_come_from_an_lfs_server(
 @pytest.mark.parametrize(
     ("fault", "objects", "code", "text"),
     [
-        (None, {}, 4, "has no LFS object .*: Object does not exist"), (Lie(5), {"w": WEIGHTS}, 6, "w.gguf: the downloaded LFS object does not match"),
-        (Status(401), {}, 5, "give a token .--token., or install git-lfs"), (Status(200, body=b"[]"), {}, 4, "not a valid list of objects"),
+        (None, {}, 4, "has no LFS object .*: Object does not exist"),
+        (Lie(5), {"w": WEIGHTS}, 6, "w.gguf: the downloaded LFS object does not match"),
+        (Status(401), {}, 5, "give a token .--token., or install git-lfs"),
+        (Status(200, body=b"[]"), {}, 4, "not a valid list of objects"),
     ],
-)  # fmt: skip
+)
 def test_lfs_servers_that_fail(
     box: Host,
     hub: FakeHub,
@@ -469,10 +472,13 @@ def test_targets_that_are_none(box: Host, tmp_path: Path) -> None:
     (tmp_path / "odd/oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
     for target, code, text in (
-        (f"oci:{tmp_path / 'file'}", 2, "is no OCI layout"), (f"oci:{tmp_path / 'full'}", 2, "is no OCI layout"),
-        (f"oci-archive:{tmp_path / 'file'}", 2, "nothing is added to archives"), ("here/other:v1", 2, "is no OCI layout"),
-        (f"oci:{tmp_path / 'odd'}", 8, "no index of an OCI layout"), (f"oci:{tmp_path / 'file/below'}", 10, "cannot be written"),
-    ):  # fmt: skip
+        (f"oci:{tmp_path / 'file'}", 2, "is no OCI layout"),
+        (f"oci:{tmp_path / 'full'}", 2, "is no OCI layout"),
+        (f"oci-archive:{tmp_path / 'file'}", 2, "nothing is added to archives"),
+        ("here/other:v1", 2, "is no OCI layout"),
+        (f"oci:{tmp_path / 'odd'}", 8, "no index of an OCI layout"),
+        (f"oci:{tmp_path / 'file/below'}", 10, "cannot be written"),
+    ):
         done = box.kitfs("export", "here/kit:v1", target, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
         assert text in done.stderr

@@ -123,9 +123,13 @@ prompts: [{name: ask, path: prompts/ask.md}]
 mcpServers: [{name: tool, path: tool.mcpb}]
 """
 FILES = {
-    "model/w.bin": b"hello\n", "adapters/a.bin": b"a" * 700, "src/run.py": b"print()\n", "data/rows.csv": b"1,2\n", "README.md": b"# shapes\n",
+    "model/w.bin": b"hello\n",
+    "adapters/a.bin": b"a" * 700,
+    "src/run.py": b"print()\n",
+    "data/rows.csv": b"1,2\n",
+    "README.md": b"# shapes\n",
     "prompts/ask.md": b"What is it?\n",
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -34,10 +34,37 @@ from tests.conftest import needs
 ROOT = os.geteuid() == 0
 PLAIN = ["a", "b", "ab", "data", "data-v2", "src", "model.bin"]
 ODD = [
-    b"a..b", b"..a", b"...", b"a..", b" ", b"-", b"-C", b"--x", b"\xff\xfe", "é".encode(), "日本".encode(), b"a b", b"\\", b"a\\nb", b"*", b"[a]",
-    b"!a", b"#a", b"%s", b"\x01\x7f", b'"', b"Kitfile", b"kitfile", b"x" * 99, b"y" * 101, b"z" * 155, b"w" * 255, "ü".encode() * 60, b"PaxHeaders.0",
+    b"a..b",
+    b"..a",
+    b"...",
+    b"a..",
+    b" ",
+    b"-",
+    b"-C",
+    b"--x",
+    b"\xff\xfe",
+    "é".encode(),
+    "日本".encode(),
+    b"a b",
+    b"\\",
+    b"a\\nb",
+    b"*",
+    b"[a]",
+    b"!a",
+    b"#a",
+    b"%s",
+    b"\x01\x7f",
+    b'"',
+    b"Kitfile",
+    b"kitfile",
+    b"x" * 99,
+    b"y" * 101,
+    b"z" * 155,
+    b"w" * 255,
+    "ü".encode() * 60,
+    b"PaxHeaders.0",
     "😀".encode(),
-]  # fmt: skip
+]
 MODES = [0o644, 0o755, 0o600, 0o4755, 0o2755, 0o1777, 0o7777, 0]
 TARGETS = [b"a", b"../a", b"/etc", b".", b"nowhere"]
 KINDS = ["file"] * 5 + ["dir"] * 4 + ["link", "fifo", "hard"]

@@ -42,7 +42,8 @@ def test_fields_are_in_gos_order_and_maps_sorted() -> None:
     index = KitIndex((variant(A, "q4_0", vram='"6GB"', gpu="[1]"),), {"b": "2", "a": "<"})
     assert index.to_json().decode() == (
         HEAD
-        + f'{{"mediaType":"{IMAGE_MANIFEST}","digest":"{A}","size":649,"annotations":{{"ml.kitops.modelkit.original-tag":"q4_0"}},'
+        + f'{{"mediaType":"{IMAGE_MANIFEST}","digest":"{A}","size":649,'
+        + '"annotations":{"ml.kitops.modelkit.original-tag":"q4_0"},'
         '"artifactType":"t","modelMetadata":{"gpu":[1],"vram":"6GB"}}],"annotations":{"a":"\\u003c","b":"2"}}'
     )
     assert KitIndex.parse(index.to_json()) == index
@@ -81,9 +82,18 @@ def test_blanks_in_a_foreign_index_do_not_matter() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", f'{{"mediaType":"{IMAGE_INDEX}","manifests":[]}}', f'{{"artifactType":"{KIT_INDEX}","manifests":[]}}', HEAD + "7]}",
-     HEAD + f'{{"digest":"{A}","size":1,"modelMetadata":[]}}]}}', HEAD[:-14] + "}", HEAD + "NaN]}"],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{}",
+        f'{{"mediaType":"{IMAGE_INDEX}","manifests":[]}}',
+        f'{{"artifactType":"{KIT_INDEX}","manifests":[]}}',
+        HEAD + "7]}",
+        HEAD + f'{{"digest":"{A}","size":1,"modelMetadata":[]}}]}}',
+        HEAD[:-14] + "}",
+        HEAD + "NaN]}",
+    ],
+)
 def test_what_is_no_index_of_kits(text: str) -> None:
     with pytest.raises(ManifestError):
         KitIndex.parse(text.encode())
@@ -111,7 +121,8 @@ LISTED = "registry.example.com/my-org/my-model:q4 (gpu=cuda, quant=q4); {} (gpu=
     [
         (
             {},
-            "reference registry.example.com/my-org/my-model:all is a ModelKit index; select one of its ModelKits with --label (-l): ",
+            "reference registry.example.com/my-org/my-model:all is a ModelKit index; "
+            "select one of its ModelKits with --label (-l): ",
         ),
         ({"quant": "q2", "a": "b"}, "no ModelKit in the index has a=b, quant=q2. The index contains: "),
         ({"gpu": "metal"}, "no ModelKit in the index has gpu=metal. The index contains: "),

@@ -73,18 +73,28 @@ def test_source_kitfiles_are_the_configs_without_digests(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("parameters", "written"),
     [
-        ('{"lr": 1e-7, "big": 4000000, "n": 1, "yes": "yes", "t": "1:30", "x": "0x1F", "e": ""}',
-         'big: 4e+06\ne: ""\nlr: 1e-07\n"n": 1\nt: "1:30"\nx: "0x1F"\n"yes": "yes"\n'),
+        (
+            '{"lr": 1e-7, "big": 4000000, "n": 1, "yes": "yes", "t": "1:30", "x": "0x1F", "e": ""}',
+            'big: 4e+06\ne: ""\nlr: 1e-07\n"n": 1\nt: "1:30"\nx: "0x1F"\n"yes": "yes"\n',
+        ),
         ('{"a10": 1, "a9": 2, "B": 3, "_": 4}', "_: 4\nB: 3\na9: 2\na10: 1\n"),
-        ('{"text": "two\\nlines\\n", "tail": "a\\nb", "tabs": "a\\tb", "lead": " x", "colon": "a: b", "hash": "a #b", "q": "it\'s"}',
-         "colon: 'a: b'\nhash: 'a #b'\nlead: ' x'\nq: it's\ntabs: \"a\\tb\"\ntail: |-\n  a\n  b\ntext: |\n  two\n  lines\n"),
-        ('{"null": null, "t": true, "l": [], "m": {}, "n1": [1, [2.5]], "date": "2024-05-01"}',
-         'date: "2024-05-01"\nl: []\nm: {}\nn1:\n  - 1\n  - - 2.5\n"null": null\nt: true\n'),
+        (
+            '{"text": "two\\nlines\\n", "tail": "a\\nb", "tabs": "a\\tb", '
+            '"lead": " x", "colon": "a: b", "hash": "a #b", "q": "it\'s"}',
+            "colon: 'a: b'\nhash: 'a #b'\nlead: ' x'\nq: it's\n"
+            'tabs: "a\\tb"\ntail: |-\n  a\n  b\ntext: |\n  two\n  lines\n',
+        ),
+        (
+            '{"null": null, "t": true, "l": [], "m": {}, "n1": [1, [2.5]], "date": "2024-05-01"}',
+            'date: "2024-05-01"\nl: []\nm: {}\nn1:\n  - 1\n  - - 2.5\n"null": null\nt: true\n',
+        ),
         ('{"u": "日本語 é", "v": "日本語 🧪 é"}', 'u: 日本語 é\nv: "日本語 \\U0001F9EA é"\n'),
-        ('{"f": 123456, "g": 1234567, "h": 0.0001, "i": 0.00001, "j": 1e21, "k": -0.5}',
-         "f: 123456\ng: 1.234567e+06\nh: 0.0001\ni: 1e-05\nj: 1e+21\nk: -0.5\n"),
+        (
+            '{"f": 123456, "g": 1234567, "h": 0.0001, "i": 0.00001, "j": 1e21, "k": -0.5}',
+            "f: 123456\ng: 1.234567e+06\nh: 0.0001\ni: 1e-05\nj: 1e+21\nk: -0.5\n",
+        ),
     ],
-)  # fmt: skip
+)
 def test_parameters_are_written_as_yaml_v3_writes_them(parameters: str, written: str) -> None:
     """Vectors recorded from yaml.v3: ambiguous scalars in double quotes, floats in Go's 'g', keys in natural order,
     literal blocks.
@@ -97,11 +107,29 @@ def test_parameters_are_written_as_yaml_v3_writes_them(parameters: str, written:
 @pytest.mark.parametrize(
     ("scalar", "value"),
     [
-        ("1e21", 1e21), ("0o17", 15), ("017", 15), ("0x1F", 31), ("0b11", 3), ("yes", "yes"), ("1:30", "1:30"), ("~", None), ("true", True),
-        ("1_000", 1000), ("1.", 1.0), (".5", 0.5), ("+1", 1), ("-0x10", -16), ("'1'", "1"), ("!!str 1", "1"), ("1e", "1e"), ("08", 8.0),
-        ("2024-05-01T10:00:00Z", "2024-05-01T10:00:00Z"), ("2024-05-01", "2024-05-01T00:00:00Z"), ("99999999999999999999999", 1e23),
+        ("1e21", 1e21),
+        ("0o17", 15),
+        ("017", 15),
+        ("0x1F", 31),
+        ("0b11", 3),
+        ("yes", "yes"),
+        ("1:30", "1:30"),
+        ("~", None),
+        ("true", True),
+        ("1_000", 1000),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("+1", 1),
+        ("-0x10", -16),
+        ("'1'", "1"),
+        ("!!str 1", "1"),
+        ("1e", "1e"),
+        ("08", 8.0),
+        ("2024-05-01T10:00:00Z", "2024-05-01T10:00:00Z"),
+        ("2024-05-01", "2024-05-01T00:00:00Z"),
+        ("99999999999999999999999", 1e23),
     ],
-)  # fmt: skip
+)
 def test_yaml_is_yaml_v3s(scalar: str, value: object) -> None:
     """Plain scalars mean what yaml.v3 takes them for, not what YAML 1.1 says."""
     kitfile = Kitfile.from_yaml(f"manifestVersion: 1.0.0\nmodel: {{parameters: {{v: {scalar}}}}}\n".encode())
@@ -149,7 +177,8 @@ LAUGHS = "x: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
         ("model:\n  digest: sha256:x\n", "line 2: field digest not found in type artifact.Model"),
         (
             "code: [1, a]\n",
-            "line 1: cannot unmarshal !!int `1` into artifact.Code; line 1: cannot unmarshal !!str `a` into artifact.Code",
+            "line 1: cannot unmarshal !!int `1` into artifact.Code; "
+            "line 1: cannot unmarshal !!str `a` into artifact.Code",
         ),
         ("", "empty"),
     ],
@@ -161,8 +190,22 @@ def test_wrong_kitfiles(text: str, told: str) -> None:
     assert told in str(e.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"7", b'{"model":7}', b'{"model":{"parts":{}}}', b'{"package":{"authors":[1]}}', b'{"docs":[[]]}',
-                                  b'{"model":{"parameters":1e999}}', b'{"model":{"parameters":NaN}}', b"[" * 100_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"7",
+        b'{"model":7}',
+        b'{"model":{"parts":{}}}',
+        b'{"package":{"authors":[1]}}',
+        b'{"docs":[[]]}',
+        b'{"model":{"parameters":1e999}}',
+        b'{"model":{"parameters":NaN}}',
+        b"[" * 100_000,
+    ],
+)
 def test_wrong_configs(data: bytes) -> None:
     """Every wrong config is a KitfileError."""
     with pytest.raises(KitfileError):
@@ -206,18 +249,39 @@ def test_invalid_utf8_becomes_the_replacement_character() -> None:
     ("text", "told"),
     [
         ("model: {name: m, path: m}\ncode: [{path: m}]\n", ["model m and code layer 0 use the same path m"]),
-        ("model: {name: m, path: /etc/passwd}\n", ["absolute paths are not supported in a Kitfile (path /etc/passwd in model m)"]),
-        ("code: [{path: a}, {path: a}]\ndocs: [{path: a}]\n", ["code layer 0, code layer 1 and docs layer 0 use the same path a"]),
+        (
+            "model: {name: m, path: /etc/passwd}\n",
+            ["absolute paths are not supported in a Kitfile (path /etc/passwd in model m)"],
+        ),
+        (
+            "code: [{path: a}, {path: a}]\ndocs: [{path: a}]\n",
+            ["code layer 0, code layer 1 and docs layer 0 use the same path a"],
+        ),
         ("code: [{}]\ndocs: [{path: .}]\n", ["code layer 0 and docs layer 0 use the same path ."]),
-        ("model: {parts: [{name: p, type: " + "t" * 65 + "}]}\n", ["modelpart p type is too long (must be fewer than 64 characters)"]),
+        (
+            "model: {parts: [{name: p, type: " + "t" * 65 + "}]}\n",
+            ["modelpart p type is too long (must be fewer than 64 characters)"],
+        ),
         ("code: [{path: http://x/y}]\n", ["HTTP urls are not supported in paths (http://x/y)"]),
-        ("datasets: [{name: d, path: d, remotePath: s3://b/k}]\n", ["remoteHash is required when remote dataset paths are used (s3://b/k)"]),
-        ("datasets: [{name: d, path: d, remotePath: ftp}]\n", ["only S3 URLs and ModelKit references are supported for remote dataset paths (ftp)"]),
+        (
+            "datasets: [{name: d, path: d, remotePath: s3://b/k}]\n",
+            ["remoteHash is required when remote dataset paths are used (s3://b/k)"],
+        ),
+        (
+            "datasets: [{name: d, path: d, remotePath: ftp}]\n",
+            ["only S3 URLs and ModelKit references are supported for remote dataset paths (ftp)"],
+        ),
         ("datasets: [{name: d, path: d, remoteHash: x}]\n", ["remote hash is only applicable when remotePath is set"]),
-        ("datasets: [{path: d, remotePath: r.io/d:v1}]\ncode: [{path: d/x}]\n", ["may be nested below the path of a remote dataset (path d/x in d)"]),
-        ("mcpServers: [{name: a, path: a.mcpb}, {name: a, path: b.zip}]\n", ["mcpServer layer 1 needs a name of its own", "must be an .mcpb file"]),
+        (
+            "datasets: [{path: d, remotePath: r.io/d:v1}]\ncode: [{path: d/x}]\n",
+            ["may be nested below the path of a remote dataset (path d/x in d)"],
+        ),
+        (
+            "mcpServers: [{name: a, path: a.mcpb}, {name: a, path: b.zip}]\n",
+            ["mcpServer layer 1 needs a name of its own", "must be an .mcpb file"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_problems_of_a_kitfile(text: str, told: list[str]) -> None:
     """What kit refuses to pack, in its words where it has some."""
     with pytest.raises(KitfileError) as e:
@@ -232,7 +296,8 @@ def test_a_good_kitfile_has_no_problems() -> None:
     Kitfile.from_yaml(b"""
 model: {name: m, path: r.io/base:v1, parts: [{name: p, path: a/b, type: lora-adapter}]}
 code: [{path: a}]
-datasets: [{name: d, path: data, remotePath: "s3://b/k", remoteHash: "sha256:x"}, {name: e, path: e, remotePath: r.io/data:v1}]
+datasets: [{name: d, path: data, remotePath: "s3://b/k", remoteHash: "sha256:x"},
+  {name: e, path: e, remotePath: r.io/data:v1}]
 mcpServers: [{name: s, path: s.mcpb}]
 """).validate()
 
@@ -249,8 +314,15 @@ datasets: [{name: r, path: r, remotePath: "s3://b/k"}, {name: d, path: data}]
 code: [{path: .}]
 model: {name: m, path: MODEL, parts: [{name: x, path: x.bin}, {path: y.bin}]}
 """
-    rest = [("modelpart", "x", "x.bin"), ("modelpart", "", "y.bin"), ("code", "", "."), ("dataset", "d", "data"), ("docs", "", "README.md"),
-            ("prompt", "", "p.md"), ("mcpserver", "s", "s.mcpb")]  # fmt: skip
+    rest = [
+        ("modelpart", "x", "x.bin"),
+        ("modelpart", "", "y.bin"),
+        ("code", "", "."),
+        ("dataset", "d", "data"),
+        ("docs", "", "README.md"),
+        ("prompt", "", "p.md"),
+        ("mcpserver", "s", "s.mcpb"),
+    ]
     assert [e[:3] for e in Kitfile.from_yaml(text.replace("MODEL", "m.gguf").encode()).entries()] == [
         ("model", "m", "m.gguf"),
         *rest,
@@ -282,10 +354,18 @@ def test_parents(path: str, parent: str | None) -> None:
 @pytest.mark.parametrize(
     ("path", "cleaned"),
     [
-        ("", "."), (".", "."), ("./a", "a"), ("a//b/", "a/b"), ("a/../b", "b"), ("../a", "../a"), ("a/../../b", "../b"), ("/", "/"),
-        ("/../a", "/a"), ("a/.", "a"),
+        ("", "."),
+        (".", "."),
+        ("./a", "a"),
+        ("a//b/", "a/b"),
+        ("a/../b", "b"),
+        ("../a", "../a"),
+        ("a/../../b", "../b"),
+        ("/", "/"),
+        ("/../a", "/a"),
+        ("a/.", "a"),
     ],
-)  # fmt: skip
+)
 def test_paths_are_cleaned_as_by_go(path: str, cleaned: str) -> None:
     """path.Clean."""
     assert clean_path(path) == cleaned

@@ -161,11 +161,15 @@ def test_datasets_have_places_of_their_own(fake: FakeHub, snapshot: Open, store:
 @pytest.mark.parametrize(
     "entry",
     [
-        {"type": "file", "path": "../x", "size": 1, "oid": "0" * 40}, {"type": "file", "path": "/etc/x", "size": 1, "oid": "0" * 40},
-        {"type": "file", "path": "a//b", "size": 1, "oid": "0" * 40}, {"type": "file", "path": "\ud800", "size": 1, "oid": "0" * 40},
-        {"type": "file", "path": "x\0", "size": 1, "oid": "0" * 40}, {"type": "file", "path": "", "size": 1, "oid": "0" * 40}, {"type": "file"},
+        {"type": "file", "path": "../x", "size": 1, "oid": "0" * 40},
+        {"type": "file", "path": "/etc/x", "size": 1, "oid": "0" * 40},
+        {"type": "file", "path": "a//b", "size": 1, "oid": "0" * 40},
+        {"type": "file", "path": "\ud800", "size": 1, "oid": "0" * 40},
+        {"type": "file", "path": "x\0", "size": 1, "oid": "0" * 40},
+        {"type": "file", "path": "", "size": 1, "oid": "0" * 40},
+        {"type": "file"},
     ],
-)  # fmt: skip
+)
 def test_paths_that_lead_elsewhere(fake: FakeHub, snapshot: Open, entry: dict[str, Any]) -> None:
     fake.raw_entries = [entry]
     with pytest.raises(UnsafePath):
@@ -175,11 +179,13 @@ def test_paths_that_lead_elsewhere(fake: FakeHub, snapshot: Open, entry: dict[st
 @pytest.mark.parametrize(
     "entry",
     [
-        {"type": "submodule", "path": "x"}, {"type": "file", "path": "x", "size": -1, "oid": ""},
+        {"type": "submodule", "path": "x"},
+        {"type": "file", "path": "x", "size": -1, "oid": ""},
         {"type": "file", "path": "x", "size": True, "oid": ""},
-        {"type": "file", "path": "x", "size": 1, "oid": "0", "lfs": {"oid": "md5:0"}}, {"type": "file", "path": "x", "size": 1, "lfs": [], "oid": ""},
+        {"type": "file", "path": "x", "size": 1, "oid": "0", "lfs": {"oid": "md5:0"}},
+        {"type": "file", "path": "x", "size": 1, "lfs": [], "oid": ""},
     ],
-)  # fmt: skip
+)
 def test_entries_that_are_no_files(fake: FakeHub, snapshot: Open, entry: dict[str, Any]) -> None:
     fake.raw_entries = [entry]
     with pytest.raises(RegistryError):
@@ -220,14 +226,26 @@ def test_the_token_is_the_hubs_alone(fake: FakeHub, snapshot: Open, store: Store
 @pytest.mark.parametrize(
     ("prepare", "name", "ref", "error", "text"),
     [
-        (lambda h: setattr(h, "tokens", {"x"}), "team/net", "main", Unauthorized, "401: the repository does not exist, or it is private; give a token"),
-        (lambda h: h.gated.add("team/net"), "team/net", "main", Unauthorized, "403: the conditions on the page of the repository"),
+        (
+            lambda h: setattr(h, "tokens", {"x"}),
+            "team/net",
+            "main",
+            Unauthorized,
+            "401: the repository does not exist, or it is private; give a token",
+        ),
+        (
+            lambda h: h.gated.add("team/net"),
+            "team/net",
+            "main",
+            Unauthorized,
+            "403: the conditions on the page of the repository",
+        ),
         (lambda _: None, "team/none", "main", Unauthorized, "the repository does not exist"),
         (lambda _: None, "team/net", "v9", NotFound, "the branch, tag or commit does not exist"),
         (lambda _: None, "../x", "main", UsageError, "not the name of a repository of a hub"),
         (lambda h: h.fail("/revision/", Status(200, body=b"{}")), "team/net", "main", RegistryError, "names no commit"),
     ],
-)  # fmt: skip
+)
 def test_refusals_are_told(
     fake: FakeHub,
     snapshot: Open,
@@ -302,8 +320,14 @@ def test_every_file_is_a_raw_layer_of_its_own_digest(snapshot: Open, store: Stor
     weights = layers["model.safetensors"]
     assert weights.media_type == "application/vnd.kitops.modelkit.model.v1.raw"
     assert json.loads(weights.annotations["org.cncf.model.file.metadata+json"]) == {
-        "name": "model.safetensors", "mode": 0o644, "uid": 0, "gid": 0, "size": len(WEIGHTS), "mtime": "2024-05-06T07:08:09Z", "typeflag": 48,
-    }  # fmt: skip
+        "name": "model.safetensors",
+        "mode": 0o644,
+        "uid": 0,
+        "gid": 0,
+        "size": len(WEIGHTS),
+        "mtime": "2024-05-06T07:08:09Z",
+        "typeflag": 48,
+    }
     assert packed.manifest.annotations["org.opencontainers.image.revision"] == origin.sha
     assert packed.manifest.created == MODIFIED_EPOCH
     assert [e.what for e in told if isinstance(e, Saved)] == ["layer"] * 7 + ["config", "manifest"]
@@ -513,13 +537,23 @@ def layers(
 
 def test_directories_become_their_files() -> None:
     """With all that the entry says of them, and without what another entry has."""
-    kitfile = Kitfile("1.0.0", model=Model(path="m", parts=(ModelPart("p", "w", type="lora"),)), datasets=(Dataset("d", "data", license="MIT"),),
-                      code=(Code(".", "all"),), docs=(Docs("a.md"),))  # fmt: skip
+    kitfile = Kitfile(
+        "1.0.0",
+        model=Model(path="m", parts=(ModelPart("p", "w", type="lora"),)),
+        datasets=(Dataset("d", "data", license="MIT"),),
+        code=(Code(".", "all"),),
+        docs=(Docs("a.md"),),
+    )
     made, found = layers(kitfile, "m", "w/1", "w/2", "data/x", "data/y/z", "a.md", "b", "Kitfile", ".kitignore")
     assert found == [
-        ("model", "m", True), ("modelpart", "w/1", True), ("modelpart", "w/2", True), ("code", "b", True), ("dataset", "data/x", True),
-        ("dataset", "data/y/z", True), ("docs", "a.md", True),
-    ]  # fmt: skip
+        ("model", "m", True),
+        ("modelpart", "w/1", True),
+        ("modelpart", "w/2", True),
+        ("code", "b", True),
+        ("dataset", "data/x", True),
+        ("dataset", "data/y/z", True),
+        ("docs", "a.md", True),
+    ]
     assert made.datasets == (Dataset("d", "data/x", license="MIT"), Dataset("d", "data/y/z", license="MIT"))
     assert made.code == (Code("b", "all"),)
 

@@ -14,9 +14,10 @@ from kitfs.ops.pack.licenses import license_of
 
 MIT = b"""MIT License
 
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation files (the
-"Software"), to deal in the Software without restriction.
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the Software.
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction.
+The above copyright notice and this permission notice shall be included in all copies or
+substantial portions of the Software.
 """
 SKILL = b"---\nname: folding\ndescription: Folds shirts.\nlicense: MIT\n---\n# Folding\n"
 
@@ -34,14 +35,35 @@ def parts(kitfile: Kitfile) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("w.safetensors", "model"), ("w.gguf", "model"), ("w.bin", "code"), ("pytorch_model.bin", "model"), ("x.pytorch_model-1-of-2.bin", "model"),
-        ("config.json", "metadata"), ("a.txt", "metadata"), ("a.md", "docs"), ("AGENTS.md", "prompt"), ("Claude.MD", "prompt"),
-        ("my.prompt.yaml", "prompt"), ("x.prompt", "prompt"), ("tool.mcpb", "mcpserver"), ("t.parquet", "dataset"), ("a.py", "code"), ("a", "code"),
-        ("A.MD", "code"), ("net.engine", "model"), ("net.plan", "model"), ("m.onnx", "model"), ("m.onnx_data", "model"),
-        ("m.joblib", "model"), ("m.pkl", "model"), ("m.pickle", "model"), ("t.arrow", "dataset"), ("t.jsonl", "dataset"),
+        ("w.safetensors", "model"),
+        ("w.gguf", "model"),
+        ("w.bin", "code"),
+        ("pytorch_model.bin", "model"),
+        ("x.pytorch_model-1-of-2.bin", "model"),
+        ("config.json", "metadata"),
+        ("a.txt", "metadata"),
+        ("a.md", "docs"),
+        ("AGENTS.md", "prompt"),
+        ("Claude.MD", "prompt"),
+        ("my.prompt.yaml", "prompt"),
+        ("x.prompt", "prompt"),
+        ("tool.mcpb", "mcpserver"),
+        ("t.parquet", "dataset"),
+        ("a.py", "code"),
+        ("a", "code"),
+        ("A.MD", "code"),
+        ("net.engine", "model"),
+        ("net.plan", "model"),
+        ("m.onnx", "model"),
+        ("m.onnx_data", "model"),
+        ("m.joblib", "model"),
+        ("m.pkl", "model"),
+        ("m.pickle", "model"),
+        ("t.arrow", "dataset"),
+        ("t.jsonl", "dataset"),
         ("eda.ipynb", "notebook"),
     ],
-)  # fmt: skip
+)
 def test_a_file_is_known_by_its_name(name: str, kind: str) -> None:
     assert kind_of(name) == kind
 
@@ -172,10 +194,12 @@ def test_kitfiles_and_rubbish_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("paths", "where"),
     [
-        (["a.gguf", "b.csv"], lambda k: k.model.license), (["b.csv", "x.py"], lambda k: k.datasets[0].license),
-        (["x.py"], lambda k: k.code[0].license), (["a.csv", "b.csv"], lambda k: k.package.license),
+        (["a.gguf", "b.csv"], lambda k: k.model.license),
+        (["b.csv", "x.py"], lambda k: k.datasets[0].license),
+        (["x.py"], lambda k: k.code[0].license),
+        (["a.csv", "b.csv"], lambda k: k.package.license),
     ],
-)  # fmt: skip
+)
 def test_a_licence_goes_where_it_belongs(paths: list[str], where: object) -> None:
     assert callable(where)
     assert where(guessed(*paths, "LICENSE", content=MIT)) == "MIT"
@@ -205,7 +229,7 @@ def test_two_licences_in_one_file_are_none() -> None:
         ("GNU AFFERO GENERAL PUBLIC LICENSE\n Version 3, 19 November 2007", "AGPL-3.0"),
         ("Mozilla Public License Version 2.0\n=====", "MPL-2.0"),
     ],
-)  # fmt: skip
+)
 def test_licences_are_known_by_their_titles(text: str, name: str) -> None:
     assert license_of(text.encode()) == name
 
