@@ -33,6 +33,25 @@ PACKAGES = {  # of Debian, by the program that they bring
 }  # fmt: skip
 
 
+# Files whose tests start many processes, or wait for time limits: `pytest -m "not slow"` leaves them out.
+SLOW = (
+    "interop/test_golden_kits.py", "interop/test_import.py", "interop/test_index_convert.py", "interop/test_pull.py",
+    "interop/test_push_kit.py", "interop/test_round_trip.py", "interop/test_serve_hostile.py",
+    "interop/test_serve_kill.py", "interop/test_serve_life.py", "interop/test_serve_pressure.py",
+    "interop/test_terminal.py", "interop/test_unpack.py", "manual/test_examples.py", "mount/test_demo.py",
+    "mount/test_faults.py", "mount/test_hostile.py", "mount/test_registries.py", "mount/test_repeat.py",
+    "mount/test_sharing.py", "unit/registry/test_kit_storage.py", "unit/registry/test_pace.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of a slow file as slow."""
+    slow = {Path(__file__).parent / name for name in SLOW}
+    for item in items:
+        if item.path in slow:
+            item.add_marker(pytest.mark.slow)
+
+
 def in_ci() -> bool:
     return os.environ.get("CI", "").lower() in ("1", "true")
 

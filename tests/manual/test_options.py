@@ -13,7 +13,6 @@ import pytest
 from kitfs import errors, manual
 from kitfs.cli.main import cli
 from kitfs.config import OPTIONS
-from kitfs.ops import events
 from tests.manual.pages import ROOT, blocks, pages
 
 PAGES = pages()
@@ -123,12 +122,3 @@ def test_every_exit_code_is_documented() -> None:
     shown = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGES["exit-codes"], re.M)}
     assert {one.exit_code for one in classes} <= shown
     assert shown == {*range(11), 130, 141}
-
-
-def test_every_event_is_documented() -> None:
-    """The topic "progress" has a row for every event, with the names of its fields."""
-    rows = dict(re.findall(r"^\| `([a-z]+)` \| ([^|]+) \|", PAGES["progress"], re.M))
-    kinds = [one for one in vars(events).values() if isinstance(one, type) and hasattr(one, "__match_args__")]
-    assert {one.__name__.lower() for one in kinds} <= set(rows)
-    for one in kinds:
-        assert set(re.findall(r"`([a-z]+)`", rows[one.__name__.lower()])) == set(one.__match_args__)
