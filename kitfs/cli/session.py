@@ -21,7 +21,7 @@ from kitfs.escaping import LogFormatter
 if TYPE_CHECKING:
     from kitfs.kit.workspace import Workspace
     from kitfs.oci.names import LayoutReference, Reference
-    from kitfs.registry.client import Repository
+    from kitfs.registry.repository import Repository
     from kitfs.store.store import Store
 
 
@@ -138,6 +138,4 @@ def registry_target(text: str | None, source: Reference | None, *, task: str) ->
 
 def writable(workspace: Workspace, reference: Reference) -> Repository:
     """Return a repository at its registry itself, without the mirrors, which take no pushes."""
-    from kitfs.registry.client import Repository
-
-    return Repository(workspace.client, reference.repository, workspace.client.repository(reference).endpoints[-1:])
+    return workspace.client.repository(reference).without_mirrors()

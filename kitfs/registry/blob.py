@@ -1,42 +1,101 @@
-"""A registry's blob as a Source: single ranges, checked; bodies that break off are taken up where they stand.
+"""A blob of a registry as a Source: single ranges, checked; a body that breaks off is resumed where it ended.
 
-The registry is hostile. 206 is required and its Content-Range checked; 200 to a range means that this registry has no
-ranges for it, and the whole body becomes the one stream that fills the store. A redirect's target is kept until it
-fails, and asked for anew once when it does not answer as it did (it expired). A faster way to read bodies belongs
-into ``_pieces``, which alone touches them. Threading: any number of threads read at once, each on a connection of its
-own.
+The registry is not trusted. A range requires 206 with a matching Content-Range; 200 means that this registry ignores
+Range, and the whole body becomes the one stream that fills the store. A redirect's target is used until it fails, and
+then the registry is asked once for another one (it had expired). Bodies are read in ``_pieces`` only. Threading: any
+number of threads read at once, each on a connection of its own.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import httpx
 
 from kitfs.errors import IntegrityError, KitfsError, RangeIgnored, RegistryError
 from kitfs.oci.manifest import Descriptor
-from kitfs.registry.http_errors import Broken, Stalled, check_encoding, failure, host_of, mapped, read_error, shown
+from kitfs.registry.http import Endpoint, HttpClient, combined
+from kitfs.registry.http_errors import Broken, Stalled, check_encoding, host_of, mapped, shown
 from kitfs.registry.pace import LEAST
 
-if TYPE_CHECKING:
-    from kitfs.registry.client import RegistryClient
-    from kitfs.registry.http import Endpoint
-
-FRUITLESS: Final = 3  # attempts in a row that bring next to nothing before an endpoint is given up
-PROGRESS: Final = (
-    LEAST  # bytes that an attempt must bring unless it brings all: one byte for each request would never end
-)
-PAUSE: Final = 0.2  # seconds before an attempt after one that brought nothing
+MAX_FRUITLESS: Final = 3  # attempts in a row without progress before an endpoint is given up
+PROGRESS: Final = LEAST  # bytes that an attempt must bring unless it brings all: one byte per request would never end
+PAUSE: Final = 0.2  # seconds before the attempt after one without progress
 CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
+class BlobRequest(Protocol):
+    """Requests a blob, or the range that ``headers`` name; returns a response of 200 or 206 and raises KitfsError for
+    any other.
+    """
+
+    def __call__(self, endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response: ...
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """Drop what is remembered of an endpoint, since its response was of no use."""
+
+
+class PlainRequest:
+    """A BlobRequest that remembers nothing."""
+
+    def __init__(self, request: Callable[[Endpoint, dict[str, str]], httpx.Response]) -> None:
+        self._request = request
+
+    def __call__(self, endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
+        """Send the request."""
+        return self._request(endpoint, headers)
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """Do nothing."""
+
+
+class RequestAtRedirect:
+    """A BlobRequest that remembers where ``request`` was redirected to, and sends the next request there.
+
+    If the redirect's target fails, which it does once its signature has expired, ``request`` is used again.
+    """
+
+    def __init__(
+        self, http: HttpClient, request: Callable[[Endpoint, dict[str, str]], httpx.Response], what: str
+    ) -> None:
+        self._http = http
+        self._request = request
+        self._what = what
+        self._targets: dict[str, httpx.URL] = {}  # by the endpoint's base
+
+    def __call__(self, endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
+        """Send the request."""
+        target = self._targets.get(endpoint.base)
+        if target is not None:
+            try:
+                response = self._http.send(endpoint, "GET", target, headers, self._what)
+                if response.status_code in (200, 206):
+                    return response
+                response.close()
+            except Stalled:
+                raise  # the reader has waited for a whole timeout already
+            except RegistryError:
+                pass  # the target's host is unreachable; the registry may name another one
+            self.forget(endpoint)
+        response = self._request(endpoint, headers)
+        if response.history:
+            self._targets[endpoint.base] = response.request.url
+        return response
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """Use ``request`` for the next request to an endpoint."""
+        self._targets.pop(endpoint.base, None)
+
+
 class Speed:
-    """Least speed over the attempts of a range, each of which may be quick to bring too little. ``waited``: seconds,
-    for their heads too.
+    """The least speed over all attempts of a range, since each may be quick and bring too little.
+
+    ``waited``: seconds, including those for the heads of responses.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -45,8 +104,8 @@ class Speed:
         self.waited = 0.0
 
     def too_slow(self, response: httpx.Response, came: int) -> bool:
-        """Whether less than ``LEAST`` came per second, over one timeout or more, after an attempt that brought
-        ``came`` bytes.
+        """Return whether fewer than ``LEAST`` bytes came per second, over one timeout or more, after an attempt that
+        brought ``came`` bytes.
         """
         pace = response.extensions.get("pace")
         self.waited += pace.waited if pace is not None else 0.0
@@ -56,183 +115,189 @@ class Speed:
         return self.waited > self._timeout
 
 
-class RemoteBlob:
-    """``size`` is the descriptor's; ``ranged`` turns False when the registry answers a range with everything."""
+@dataclass(slots=True)
+class Remaining:
+    """The bytes [at, stop) that a read still needs.
 
-    def __init__(self, client: RegistryClient, endpoints: tuple[Endpoint, ...], descriptor: Descriptor) -> None:
-        self._client = client
+    ``given``: bytes that the read has yielded. ``whole``: the read has become a stream that begins at byte 0.
+    """
+
+    at: int
+    stop: int
+    whole: bool
+    given: int = 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of a request for these bytes."""
+        return {} if self.whole else {"Range": f"bytes={self.at}-{self.stop - 1}"}
+
+
+class RemoteBlob:
+    """A blob at ``endpoints``, which are tried in order. A Source; ``request`` sends its requests.
+
+    ``what`` names the blob in messages; ``timeout`` is the read timeout in seconds, over which the least speed is
+    measured. ``ranged`` turns False when a registry answers a range with the whole blob.
+    """
+
+    def __init__(
+        self,
+        request: BlobRequest,
+        endpoints: tuple[Endpoint, ...],
+        descriptor: Descriptor,
+        *,
+        what: str,
+        timeout: float,
+    ) -> None:
+        self._request = request
         self._endpoints = endpoints
-        self._descriptor = descriptor
+        self._size = descriptor.size
+        self._what = what
+        self._timeout = timeout
         self._ranged = True
-        self._locations: dict[str, httpx.URL] = {}
 
     def __repr__(self) -> str:
-        return f"<RemoteBlob {self._descriptor.digest} at {', '.join(e.host for e in self._endpoints)}>"
+        return f"<RemoteBlob {self._what} at {', '.join(e.host for e in self._endpoints)}>"
 
     @property
     def size(self) -> int | None:
-        """Bytes, as the descriptor says."""
-        return self._descriptor.size
+        """The size in bytes that the descriptor declares."""
+        return self._size
 
     @property
     def ranged(self) -> bool:
-        """Whether single ranges can be had, as far as it is known."""
+        """Whether single ranges are available, as far as it is known."""
         return self._ranged
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """(offset, bytes) of [start, stop), or of everything from 0 when there are no ranges. See
-        ``content.Source``.
+        """Yield (offset, bytes) of [start, stop), or of everything from byte 0 if ranges are not available.
 
-        Every endpoint is asked in turn, each from where the last one broke off. Raises what the last one, the
-        registry itself, did wrong, with the causes of all: NotFound, Unauthorized, RateLimited, Unavailable,
-        RangeIgnored, IntegrityError.
+        See ``content.Source``. Every endpoint is tried in turn, each from where the last one broke off. Raises the
+        error of the last endpoint, the registry itself, with the causes of all: NotFound, Unauthorized, RateLimited,
+        Unavailable, RangeIgnored, IntegrityError.
         """
-        size = self._descriptor.size
-        stop = size if stop is None else min(stop, size)
-        whole = not self._ranged
-        if whole:
-            start, stop = 0, size
-        at = start
+        stop = self._size if stop is None else min(stop, self._size)
+        rest = Remaining(start, stop, whole=False) if self._ranged else Remaining(0, self._size, whole=True)
         causes: list[KitfsError] = []
         for endpoint in self._endpoints:
-            fruitless = 0
-            speed = Speed(self._client.options.read_timeout)
-            while at < stop:
-                before, response, began = at, None, time.monotonic()
-                try:
-                    response = self._request(endpoint, {} if whole else {"Range": f"bytes={at}-{stop - 1}"})
-                    speed.waited += time.monotonic() - began
-                    first, end = self._span(endpoint, response, at, stop, whole)
-                    if response.status_code == 200 and not whole and (at, stop) != (0, size):
-                        self._ranged = False
-                        if (
-                            at == start
-                        ):  # nothing was given yet, so this call becomes the stream; else what it gave is passed over
-                            whole, at, stop, before = True, 0, size, 0
-                    with closing(self._pieces(response, first, end)) as pieces:
-                        for offset, view in pieces:
-                            piece = view[max(0, at - offset) : max(0, stop - offset)]
-                            if len(piece):
-                                at += len(piece)
-                                yield at - len(piece), piece
-                            if at >= stop and not whole:
-                                break
-                    if at < stop and at - before < PROGRESS:
-                        raise Broken(
-                            f"{self._what}: {endpoint.host} sends {at - before} bytes where {stop - before} were asked for"
-                        )
-                except Broken as e:
-                    cause: KitfsError = e
-                    if at >= stop:
-                        return  # what was cut off is only the end of the answer
-                    fruitless = 0 if at - before >= PROGRESS else fruitless + 1
-                    if at == before:
-                        self._locations.pop(endpoint.base, None)  # the registry may know a better one
-                    if response is None or fruitless == FRUITLESS or speed.too_slow(response, at - before):
-                        break  # without any answer it was retried already, below
-                    time.sleep(PAUSE * fruitless)
-                except KitfsError as e:
-                    self._locations.pop(endpoint.base, None)
-                    cause = e
-                    break
-            else:
-                return
-            causes.append(cause)
-        from kitfs.registry.http import combined
-
-        raise combined(causes, [e.host for e in self._endpoints])
-
-    @property
-    def _what(self) -> str:
-        return f"blob {self._descriptor.digest}"
-
-    def _request(self, endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
-        """The answer of the redirect's target if there is one, of the registry if there is none or it has expired."""
-        home = f"{endpoint.base}/blobs/{self._descriptor.digest}"
-        known = self._locations.get(endpoint.base)
-        if known is not None:
             try:
-                response = self._client.send(endpoint, "GET", known, headers, self._what)
-                if response.status_code in (200, 206):
-                    return response
-                response.close()
-            except Stalled:
-                raise  # the reader has waited long enough
-            except RegistryError:
-                pass  # its host is gone; the registry may know another
-            self._locations.pop(endpoint.base, None)
-        response = self._client.send(endpoint, "GET", home, headers, self._what)
-        if response.status_code in (200, 206):
-            if shown(response.request.url) != shown(home):
-                self._locations[endpoint.base] = response.request.url
-            return response
-        read_error(response)
-        if response.status_code == 416:
-            raise IntegrityError(
-                f"{self._what}: {endpoint.host} has fewer than the {self._descriptor.size} bytes of its descriptor"
-            )
-        raise failure(response, self._what)
+                yield from self._resumed(endpoint, rest)
+                return
+            except KitfsError as e:
+                causes.append(e)
+        raise combined(causes, self._endpoints)
 
-    def _span(
-        self, endpoint: Endpoint, response: httpx.Response, start: int, stop: int, whole: bool
-    ) -> tuple[int, int]:
-        """[first byte, end) of the body that comes; closes a response that is refused.
+    def _resumed(self, endpoint: Endpoint, rest: Remaining) -> Generator[tuple[int, memoryview], None, None]:
+        """Yield the rest from one endpoint, by as many requests as it takes.
 
-        Raises RegistryError or IntegrityError when it is not what was asked for.
+        Raises KitfsError when the endpoint fails, or makes no progress.
+        """
+        fruitless = 0
+        speed = Speed(self._timeout)
+        while rest.at < rest.stop:
+            before, began = rest.given, time.monotonic()
+            try:
+                response = self._request(endpoint, rest.headers)
+            except KitfsError:
+                self._request.forget(endpoint)
+                raise  # a request without a response was retried already, by the transport
+            speed.waited += time.monotonic() - began
+            try:
+                first, end = self._span(endpoint, response, rest)
+                yield from self._received(endpoint, response, first, end, rest)
+                continue
+            except Broken:
+                if rest.at >= rest.stop:
+                    return  # only the end of the response was cut off
+                came = rest.given - before
+                fruitless = 0 if came >= PROGRESS else fruitless + 1
+                if not came:
+                    self._request.forget(endpoint)  # the registry may name a better target
+                if fruitless == MAX_FRUITLESS or speed.too_slow(response, came):
+                    raise
+            except KitfsError:
+                self._request.forget(endpoint)
+                raise
+            time.sleep(PAUSE * fruitless)
+
+    def _received(
+        self, endpoint: Endpoint, response: httpx.Response, first: int, end: int, rest: Remaining
+    ) -> Generator[tuple[int, memoryview], None, None]:
+        """Yield the bytes of one response that the rest needs.
+
+        Raises Broken if the response ended early and brought next to nothing.
+        """
+        if response.status_code == 200 and not rest.whole and (rest.at, rest.stop) != (0, self._size):
+            self._ranged = False
+            if not rest.given:  # this read becomes the stream; a read that has begun skips the bytes before it
+                rest.at, rest.stop, rest.whole = 0, self._size, True
+        before, wanted = rest.given, rest.stop - rest.at
+        with closing(self._pieces(response, first, end)) as pieces:
+            for offset, view in pieces:
+                piece = view[max(0, rest.at - offset) : max(0, rest.stop - offset)]
+                if len(piece):
+                    rest.at += len(piece)
+                    rest.given += len(piece)
+                    yield rest.at - len(piece), piece
+                if rest.at >= rest.stop and not rest.whole:
+                    break
+        came = rest.given - before
+        if rest.at < rest.stop and came < PROGRESS:
+            raise Broken(f"{self._what}: {endpoint.host} sent {came} of the {wanted} requested bytes")
+
+    def _span(self, endpoint: Endpoint, response: httpx.Response, rest: Remaining) -> tuple[int, int]:
+        """Return [first byte, end) of the body that follows; close a response that is refused.
+
+        Raises RegistryError or IntegrityError if the response is not for the requested bytes.
         """
         try:
             check_encoding(response, self._what)
-            size = self._descriptor.size
             length = response.headers.get("Content-Length")
             if response.status_code == 200:
-                if length not in (None, str(size)):
-                    raise IntegrityError(
-                        f"{self._what}: {endpoint.host} has {length} bytes, its descriptor says {size}"
-                    )
-                return 0, size
+                if length not in (None, str(self._size)):
+                    raise self._wrong_size(endpoint, length)
+                return 0, self._size
             match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if whole or not match:
+            if rest.whole or not match:
                 raise RangeIgnored(
-                    f"{self._what}: {endpoint.host} answers 206 without a usable Content-Range", status=206
+                    f"{self._what}: {endpoint.host} returned 206 without a usable Content-Range", status=206
                 )
             first, last, total = int(match[1]), int(match[2]), match[3]
-            if total not in ("*", str(size)):
-                raise IntegrityError(f"{self._what}: {endpoint.host} has {total} bytes, its descriptor says {size}")
-            if first != start or not start <= last < stop or length not in (None, str(last + 1 - first)):
-                told = (
-                    f"{self._what}: {endpoint.host} sends bytes {first}-{last} where {start}-{stop - 1} were asked for"
-                )
-                raise RegistryError(told, status=206)
+            if total not in ("*", str(self._size)):
+                raise self._wrong_size(endpoint, total)
+            if first != rest.at or not first <= last < rest.stop or length not in (None, str(last + 1 - first)):
+                text = f"{endpoint.host} sent bytes {first}-{last} instead of the requested {rest.at}-{rest.stop - 1}"
+                raise RegistryError(f"{self._what}: {text}", status=206)
             return first, last + 1
         except KitfsError:
             response.close()
             raise
 
-    def _pieces(self, response: httpx.Response, at: int, end: int) -> Generator[tuple[int, memoryview], None, None]:
-        """The body, which should be the bytes [at, end) of the blob. Raises Broken, Stalled, and IntegrityError when
-        there is more.
+    def _wrong_size(self, endpoint: Endpoint, size: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self._what}: {endpoint.host} has {size} bytes, but the descriptor declares {self._size}"
+        )
 
-        The last piece is given when the response is at its end, so that a reader who stops there leaves a connection
-        for the next.
+    def _pieces(self, response: httpx.Response, at: int, end: int) -> Generator[tuple[int, memoryview], None, None]:
+        """Yield the body, which should be the bytes [at, end) of the blob.
+
+        The last piece is yielded once the response has ended, so that a reader who stops there returns the connection
+        to the pool. Raises Broken, Stalled, and IntegrityError if the body is too long.
         """
         sized = "Content-Length" in response.headers
+        host = host_of(response.request.url)
         try:
             with mapped(response.request.url, self._what):
                 body = response.iter_raw()
                 for piece in body:
                     view = memoryview(piece)
                     if at + len(view) > end:
-                        raise IntegrityError(
-                            f"{self._what}: {host_of(response.request.url)} sends more than the bytes up to {end} that are due"
-                        )
+                        raise IntegrityError(f"{self._what}: {host} sent more bytes than the {end} that are due")
                     if at + len(view) == end and sized:
-                        next(body, None)  # takes nothing off the wire: the length has told that this is the end
+                        next(body, None)  # reads nothing from the network: Content-Length has marked the end
                     yield at, view
                     at += len(view)
             if at < end:
-                raise Broken(
-                    f"{self._what}: {host_of(response.request.url)} ended the body at byte {at}",
-                    url=shown(response.request.url),
-                )
+                raise Broken(f"{self._what}: {host} ended the body at byte {at}", url=shown(response.request.url))
         finally:
             response.close()

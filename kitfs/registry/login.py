@@ -21,7 +21,6 @@ from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credential, Given, helper_of, key_of, matching
 from kitfs.registry.http import Endpoint
 from kitfs.registry.http_errors import failure, read_error
-from kitfs.registry.proxies import is_loopback
 from kitfs.registry.retry import CONNECT_BUDGET
 from kitfs.store.durable import write_durably
 
@@ -35,12 +34,10 @@ def check(client: RegistryClient, host: str, credential: Credential) -> None:
     Raises Unauthorized when it does not, Unavailable, RegistryError, NotFound when it is no registry.
     """
     at = api_host(host)
-    name = at.rpartition(":")[0] if not at.endswith("]") and ":" in at else at
-    plain = is_loopback(name.strip("[]")) if client.options.plain_http is None else client.options.plain_http
-    base = f"{'http' if plain else 'https'}://{at}/v2"
+    base = f"{client.http.url_of(at)}/v2"
     auth = RegistryAuth(at, "", Given(credential), Tokens(), plain_http=bool(client.options.plain_http))
     try:
-        response = client.send(Endpoint(base, at, auth, CONNECT_BUDGET), "GET", f"{base}/", {}, f"login to {host}")
+        response = client.http.send(Endpoint(base, at, auth, CONNECT_BUDGET), "GET", f"{base}/", {}, f"login to {host}")
         read_error(response)
         if not response.is_success:
             raise failure(response, f"login to {host}")

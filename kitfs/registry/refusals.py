@@ -9,7 +9,7 @@ from typing import Final
 import httpx
 
 from kitfs.errors import IntegrityError, KitfsError, RegistryError
-from kitfs.registry.http_errors import failure, host_of, shown, told
+from kitfs.registry.http_errors import error_of, failure, host_of, shown
 
 REFUSALS: Final = {
     405: "it takes no pushes (it may be read-only)",
@@ -24,7 +24,7 @@ REMEDY: Final = "push to a registry that takes OCI artifacts, or push the image 
 
 def code_of(response: httpx.Response) -> str:
     """The error code of distribution-spec in an answer, "" where there is none. The body must have been read."""
-    return told(response)[0]
+    return error_of(response)[0]
 
 
 def refusal(response: httpx.Response, what: str) -> KitfsError:
@@ -45,7 +45,7 @@ def manifest_refusal(response: httpx.Response, what: str) -> KitfsError:
     is refused.
     """
     status = response.status_code
-    code, message = told(response)
+    code, message = error_of(response)
     error = refusal(response, what)
     why = f" ({message})" if message else ""
     if code in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"):

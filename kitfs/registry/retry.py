@@ -20,6 +20,7 @@ from typing import Final
 import httpx
 
 from kitfs.metrics import Counters
+from kitfs.registry.http_errors import is_permanent
 
 ATTEMPTS: Final = 5
 BASE_PAUSE: Final = 0.25  # seconds, doubled at every attempt
@@ -101,7 +102,7 @@ class RetryTransport(httpx.BaseTransport):
             except (httpx.ConnectError, httpx.ConnectTimeout) as e:
                 pause = pause_after(attempt)
                 budget = request.extensions.get("connect_budget", CONNECT_BUDGET)
-                if attempt == ATTEMPTS or self._clock() - began + pause > budget or _hopeless(e):
+                if attempt == ATTEMPTS or self._clock() - began + pause > budget or is_permanent(e):
                     breaker.tell(ok=False)
                     raise
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as e:
@@ -173,16 +174,3 @@ def retry_after(response: httpx.Response) -> float | None:
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
     return min(MAX_PAUSE, max(0.0, seconds))
-
-
-def _hopeless(e: httpx.TransportError) -> bool:
-    """A failure that no second attempt changes: a name that is not known, a certificate that is not trusted."""
-    text = str(e).lower()
-    hopeless = (
-        "certificate",
-        "wrong version number",
-        "record layer",
-        "name or service not known",
-        "no address associated",
-    )
-    return any(words in text for words in hopeless)

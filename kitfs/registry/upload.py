@@ -15,24 +15,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
 
-from kitfs.content import Hints
+from kitfs.content import Hints, ReadFrom
 from kitfs.errors import IntegrityError, KitfsError, RateLimited, RegistryError, Unavailable
 from kitfs.oci.manifest import Descriptor
+from kitfs.registry.http import Endpoint, HttpClient, StreamedBody
 from kitfs.registry.http_errors import Broken, Stalled, failure, mapped, read_error, shown
 from kitfs.registry.refusals import code_of, refusal
 from kitfs.registry.retry import MAX_WAIT, RETRYABLE, pause_after, retry_after
-from kitfs.registry.upload_body import Body, Read
-from kitfs.registry.upload_methods import PATCH, PUT, Plan
-
-if TYPE_CHECKING:
-    from kitfs.registry.client import RegistryClient
-    from kitfs.registry.http import Endpoint
+from kitfs.registry.upload_methods import PATCH, PUT, Lessons, MethodPlan
+from kitfs.registry.upload_session import Refused, Retryable, UploadSession
 
 CHUNK: Final = 32 << 20  # bytes of one PATCH; a smaller blob goes in one PUT
 FRUITLESS: Final = 5  # setbacks in a row, none of which brought the registry a byte more
@@ -43,77 +39,31 @@ CLOSED: Final = frozenset({"DENIED", "UNAUTHORIZED"})  # codes that no other way
 OCTETS: Final = "application/octet-stream"
 
 
-class Retryable(Exception):  # noqa: N818 - not an error yet
-    """An attempt that may be repeated after ``pause`` seconds (None: the usual); ``error`` is raised when the budget
-    is spent.
-
-    ``lost``: the registry has no such session any more. ``other``: at the end of the budget another way of sending
-    may help.
-    """
-
-    def __init__(
-        self, error: KitfsError, *, pause: float | None = None, lost: bool = False, other: bool = False
-    ) -> None:
-        super().__init__(error)
-        self.error = error
-        self.pause = pause
-        self.lost = lost
-        self.other = other
-
-
-class Refused(Exception):  # noqa: N818 - not an error while there is another way
-    """The registry does not take the bytes in this way. ``too_large``: bytes of the request, where its size was
-    refused.
-    """
-
-    def __init__(self, error: KitfsError, *, too_large: int | None = None) -> None:
-        super().__init__(error)
-        self.error = error
-        self.too_large = too_large
-
-
-@dataclass(slots=True)
-class Session:
-    """An upload session. ``at``: bytes that the registry has, where it is ``sure``; ``least``: bytes of every chunk
-    but the last.
-
-    ``exact``: each byte was sent by this process and acknowledged in order, so that a wrong digest cannot be the
-    session's fault. ``odd``: a Range was not the one that was due. ``doubted``: the place where a chunk was refused
-    with 416 before.
-    """
-
-    location: httpx.URL
-    at: int = 0
-    least: int = 0
-    sure: bool = True
-    exact: bool = True
-    odd: bool = False
-    doubted: int = -1
-
-
 class Upload:
     """One blob on its way to the registry of ``endpoint``, whose auth is for pushing to repository ``name``."""
 
     def __init__(
         self,
-        client: RegistryClient,
+        http: HttpClient,
         endpoint: Endpoint,
         name: str,
         descriptor: Descriptor,
-        read: Read,
+        read: ReadFrom,
+        lessons: Lessons,
         *,
         chunk: int = CHUNK,
         hints: Hints | None = None,
         progress: Callable[[int], None] | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._client = client
+        self._http = http
+        self._lessons = lessons
         self._endpoint = endpoint
         self._name = name
         self._digest = descriptor.digest
         self._size = descriptor.size
         self._read = read
-        self._plan = Plan(descriptor.size, chunk, client.lessons.of(endpoint.host, hints))
+        self._plan = MethodPlan(descriptor.size, chunk, lessons.of(endpoint.host, hints))
         self._refusal: KitfsError | None = None  # the first one: it is raised when no way is left
         self._hints = hints
         self._key = ("upload", f"{endpoint.base}@{self._digest}")
@@ -158,7 +108,7 @@ class Upload:
                 session = None
         self._forget()
         if self._refusal is not None:
-            self._client.lessons.learn(self._endpoint.host, self._plan.lesson, self._hints)
+            self._lessons.learn(self._endpoint.host, self._plan.lesson, self._hints)
         self._tell(self._size)
         return "uploaded"
 
@@ -173,23 +123,23 @@ class Upload:
         tell what is wrong.
         """
         url = f"{self._endpoint.base}/blobs/{self._digest}"
-        response = self._client.send(self._endpoint, "HEAD", url, {}, self._what)
+        response = self._http.send(self._endpoint, "HEAD", url, {}, self._what)
         response.close()
         if response.status_code in RETRYABLE or (response.status_code >= 500 and response.status_code not in PERMANENT):
             response._content = b""  # noqa: SLF001 - the body of a HEAD
             raise failure(response, self._what)
         return response.is_success
 
-    def _mount(self, sources: Sequence[str]) -> tuple[bool, Session | None]:
+    def _mount(self, sources: Sequence[str]) -> tuple[bool, UploadSession | None]:
         """(whether a repository beside this one has given the blob, else the session that was begun by asking)."""
-        session: Session | None = None
+        session: UploadSession | None = None
         for source in dict.fromkeys(sources):
             if source == self._name:
                 continue
             scope = f"repository:{self._name}:pull,push repository:{source}:pull"
             query = f"mount={quote(self._digest, safe='')}&from={quote(source, safe='')}"
             try:
-                response = self._client.send(self._endpoint.scoped(scope), "POST", self._uploads(query), {}, self._what)
+                response = self._http.send(self._endpoint.scoped(scope), "POST", self._uploads(query), {}, self._what)
                 read_error(response)
                 if response.status_code == 201 or (
                     response.is_success and response.status_code != 202 and self._exists()
@@ -205,34 +155,34 @@ class Upload:
             session = session or begun
         return False, session
 
-    def _begin(self) -> Session:
+    def _begin(self) -> UploadSession:
         response = self._request("POST", self._uploads(""), {}, self._body(0, 0))
         if not response.is_success:
             raise refusal(response, self._what)
         return self._begun(response)
 
-    def _begun(self, response: httpx.Response) -> Session:
+    def _begun(self, response: httpx.Response) -> UploadSession:
         least = response.headers.get("OCI-Chunk-Min-Length", "")
-        return Session(self._location(response), least=int(least) if re.fullmatch(r"[0-9]{1,18}", least) else 0)
+        return UploadSession(self._location(response), least=int(least) if re.fullmatch(r"[0-9]{1,18}", least) else 0)
 
     def _uploads(self, query: str) -> str:
         algorithm = "" if self._digest.algorithm == "sha256" else f"digest-algorithm={self._digest.algorithm}"
         query = "&".join(part for part in (query, algorithm) if part)
         return f"{self._endpoint.base}/blobs/uploads/{'?' if query else ''}{query}"
 
-    def _send(self, session: Session) -> None:
+    def _send(self, session: UploadSession) -> None:
         """Send what the session lacks, and close it."""
         if not session.sure:
             self._ask(session)
-        way = self._plan.way
-        if way == PATCH:
+        method = self._plan.method
+        if method == PATCH:
             self._patch(session, self._size, {})
-        while way.chunk and session.at < self._size:
-            stop = min(self._size, session.at + max(way.chunk, session.least))
+        while method.chunk and session.at < self._size:
+            stop = min(self._size, session.at + max(method.chunk, session.least))
             self._patch(session, stop, {"Content-Range": f"{session.at}-{stop - 1}"})
-        self._close(session, self._body(0 if way == PUT else self._size, self._size))
+        self._close(session, self._body(0 if method == PUT else self._size, self._size))
 
-    def _ask(self, session: Session) -> None:
+    def _ask(self, session: UploadSession) -> None:
         """How much of the blob the registry has."""
         response = self._request("GET", session.location, {}, None)
         if not response.is_success:
@@ -248,7 +198,7 @@ class Upload:
         session.sure, session.exact = True, False
         self._acknowledged(session, at)
 
-    def _patch(self, session: Session, stop: int, headers: dict[str, str]) -> None:
+    def _patch(self, session: UploadSession, stop: int, headers: dict[str, str]) -> None:
         """Send the bytes up to ``stop``. Any 2xx says that they were taken; a Range counts where it says that a part
         of them was.
         """
@@ -263,10 +213,10 @@ class Upload:
         session.odd = session.odd or has != stop
         # Some say where this chunk ends in itself, where the first one ended, or one byte too much: the next request
         # or the digest tells.
-        self._acknowledged(session, has if session.at < has <= stop and self._plan.way.chunk else stop)
+        self._acknowledged(session, has if session.at < has <= stop and self._plan.method.chunk else stop)
 
-    def _close(self, session: Session, body: Body) -> None:
-        """Send the closing request, with the whole blob if that is the way."""
+    def _close(self, session: UploadSession, body: StreamedBody) -> None:
+        """Send the closing request, with the whole blob if that is the method."""
         query = (
             session.location.query
             + (b"&" if session.location.query else b"")
@@ -280,20 +230,22 @@ class Upload:
         if claimed.partition(":")[0] == self._digest.algorithm and claimed != self._digest:
             raise IntegrityError(f"{self._what}: {self._endpoint.host} has stored it as {claimed[:150]}")
 
-    def _cancel(self, session: Session) -> None:
+    def _cancel(self, session: UploadSession) -> None:
         """Give a session up; nothing depends on it."""
         try:
-            self._client.send(self._endpoint, "DELETE", session.location, {}, self._what).close()
+            self._http.send(self._endpoint, "DELETE", session.location, {}, self._what).close()
         except KitfsError:
             pass  # the registry ends it some day
 
-    def _body(self, start: int, stop: int) -> Body:
-        return Body(self._read, start, stop, self._what, self._tell)
+    def _body(self, start: int, stop: int) -> StreamedBody:
+        return StreamedBody(self._read, start, stop, self._what, self._tell)
 
-    def _request(self, method: str, url: str | httpx.URL, headers: dict[str, str], body: Body | None) -> httpx.Response:
+    def _request(
+        self, method: str, url: str | httpx.URL, headers: dict[str, str], body: StreamedBody | None
+    ) -> httpx.Response:
         """An answer, read as far as it matters. Raises Setback when there is none, or one that says to try again."""
         try:
-            response = self._client.send(self._endpoint, method, url, headers, self._what, body=body, repeat=False)
+            response = self._http.send(self._endpoint, method, url, headers, self._what, body=body, repeat=False)
         except (Unavailable, RateLimited) as e:
             # Some hang up on what they do not take: where no byte was ever acknowledged, that may be the way of
             # sending.
@@ -331,7 +283,7 @@ class Upload:
 
     # -- what becomes of it
 
-    def _refused(self, response: httpx.Response, session: Session, sent: int) -> Retryable | Refused | KitfsError:
+    def _refused(self, response: httpx.Response, session: UploadSession, sent: int) -> Retryable | Refused | KitfsError:
         """What follows from an answer that is not 2xx to a request that sent ``sent`` bytes or closed the session."""
         error: KitfsError = refusal(response, self._what)
         status, code = response.status_code, code_of(response)
@@ -351,7 +303,7 @@ class Upload:
             )  # it may have one byte (see _ask), which nobody can tell
         return Refused(error, too_large=sent if status == 413 else None)
 
-    def _digest_refused(self, session: Session) -> Retryable | Refused | KitfsError:
+    def _digest_refused(self, session: UploadSession) -> Retryable | Refused | KitfsError:
         """The registry has other bytes than were due: the local copy says whose fault that is."""
         host = self._endpoint.host
         if not self._intact():
@@ -371,35 +323,35 @@ class Upload:
     def _intact(self) -> bool:
         """Whether the local copy has the digest that it should have. Raises IntegrityError when it is too short."""
         hasher = self._digest.hasher()
-        for piece in Body(self._read, 0, self._size, self._what, lambda _: None):
+        for piece in StreamedBody(self._read, 0, self._size, self._what, lambda _: None):
             hasher.update(piece)
         return bool(hasher.hexdigest() == self._digest.hex)
 
-    def _unanswered(self, response: httpx.Response, session: Session) -> Retryable | KitfsError:
+    def _unanswered(self, response: httpx.Response, session: UploadSession) -> Retryable | KitfsError:
         """What follows when a session does not say how much it has."""
         if response.status_code in (401, 403):
             return refusal(response, self._what)
         return Retryable(self._lost(), pause=0, lost=True, other=True)
 
-    def _change(self, session: Session | None, refused: Refused) -> None:
+    def _change(self, session: UploadSession | None, refused: Refused) -> None:
         """Go on to the next way of sending. Raises the first refusal's error when there is none."""
         self._refusal = self._refusal or refused.error
-        way = self._plan.way
+        method = self._plan.method
         if session is not None:
             self._give_up(session)
         if not self._plan.refuse(refused.too_large):
             raise self._refusal
-        self._client.log.debug("%s; not by %s but by %s", refused.error, way.name, self._plan.way.name)
+        self._http.log.debug("%s; not by %s but by %s", refused.error, method.name, self._plan.method.name)
         self._failures, self._waited, self._mistrusted, self._resuming = 0, 0.0, False, False
 
-    def _give_up(self, session: Session) -> None:
+    def _give_up(self, session: UploadSession) -> None:
         self._forget()
         self._cancel(session)
 
     def _lost(self) -> Unavailable:
         return Unavailable(f"{self._what}: {self._endpoint.host} does not know its upload any more; push again")
 
-    def _recovered(self, session: Session | None, setback: Retryable) -> Session | None:
+    def _recovered(self, session: UploadSession | None, setback: Retryable) -> UploadSession | None:
         """The session to go on with, after a pause; None to begin anew. Raises the setback's error at the end of the
         budget.
         """
@@ -419,24 +371,24 @@ class Upload:
                 0.0,
                 0.0,
             )  # there may be no such place any more
-        self._client.counters.add("retries")
-        self._client.log.debug("%s; again in %.1f s", setback.error, pause)
+        self._http.counters.add("retries")
+        self._http.log.debug("%s; again in %.1f s", setback.error, pause)
         self._waited += pause
         self._sleep(pause)
-        if session is None or setback.lost or not self._plan.way.chunk:
+        if session is None or setback.lost or not self._plan.method.chunk:
             self._forget()
             return None
         session.sure = False
         return session
 
-    def _acknowledged(self, session: Session, at: int) -> None:
+    def _acknowledged(self, session: UploadSession, at: int) -> None:
         """The registry has ``at`` bytes."""
         session.at = at
         self._resuming = False
         self._tell(at)
         if at > self._most:
             self._most, self._failures, self._waited = at, 0, 0.0
-        if self._hints is not None and at and self._plan.way.chunk:
+        if self._hints is not None and at and self._plan.method.chunk:
             self._hints.set(self._key, {"location": str(session.location), "at": at, "least": session.least})
 
     def _tell(self, at: int) -> None:
@@ -445,12 +397,12 @@ class Upload:
             self._progress(at - self._told)
         self._told = at
 
-    def _noted(self) -> Session | None:
+    def _noted(self) -> UploadSession | None:
         """The session that an earlier call left unfinished, if the registry may still have it."""
-        noted: Any = self._hints.get(self._key) if self._hints is not None and self._plan.way.chunk else None
+        noted: Any = self._hints.get(self._key) if self._hints is not None and self._plan.method.chunk else None
         try:
             location, at, least = noted["location"], int(noted["at"]), int(noted["least"])
-            return Session(self._allowed(httpx.URL(location)), at, least, sure=False, exact=False)
+            return UploadSession(self._allowed(httpx.URL(location)), at, least, sure=False, exact=False)
         except (KeyError, TypeError, ValueError, httpx.InvalidURL, RegistryError):
             return None  # there is no note, or it is nobody's
 

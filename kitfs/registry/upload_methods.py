@@ -3,9 +3,9 @@
 distribution-spec v1.1 has two ways: one PUT of everything, and PATCH requests with a Content-Range. Docker's clients
 use a third: one PATCH of everything. No registry is known that takes none of them, and few take all of them at every
 size: GitHub answers 416 to chunks of more than 4 MiB, Google takes no chunks, Artifactory refuses a PUT with a body,
-and a proxy refuses what is larger than its limit (413). A refused way goes to the end of the order for its host, in
+and a proxy refuses what is larger than its limit (413). A refused method goes to the end of the order for its host, in
 this process and for a week in others; it is never ruled out. No I/O here but the notes in a Journal. Threading:
-Lessons may be used by any thread, a Plan belongs to one upload.
+Lessons may be used by any thread, a MethodPlan belongs to one upload.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHARES: Final = (8, 32)  # of the size of a chunk: 4 MiB (GitHub's limit) and 1 
 BELIEVED: Final = 7 * 86_400  # seconds that a note of another process counts
 
 
-class Way(NamedTuple):
+class Method(NamedTuple):
     """PATCH requests of ``chunk`` bytes each; 0: the whole blob in one request, of the method that ``name`` says."""
 
     name: str
@@ -32,8 +32,8 @@ class Way(NamedTuple):
         return min(self.chunk, size) if self.chunk else size
 
 
-PUT: Final = Way("put", 0)
-PATCH: Final = Way("patch", 0)
+PUT: Final = Method("put", 0)
+PATCH: Final = Method("patch", 0)
 
 
 class Lesson(NamedTuple):
@@ -44,9 +44,9 @@ class Lesson(NamedTuple):
     refused: frozenset[str] = frozenset()
     limit: int | None = None
 
-    def against(self, way: Way, size: int) -> bool:
-        """Whether a way is likely to be refused for a blob of ``size`` bytes."""
-        return way.name in self.refused or (self.limit is not None and way.request(size) >= self.limit > 0)
+    def against(self, method: Method, size: int) -> bool:
+        """Whether a method is likely to be refused for a blob of ``size`` bytes."""
+        return method.name in self.refused or (self.limit is not None and method.request(size) >= self.limit > 0)
 
     def with_(self, other: Lesson) -> Lesson:
         """Both."""
@@ -70,15 +70,15 @@ class Lessons:
             return self._known[host]
 
     def learn(self, host: str, lesson: Lesson, hints: Hints | None) -> None:
-        """Remember what a host refused, once it has taken the same bytes another way."""
+        """Remember what a host refused, once it has taken the same bytes another method."""
         with self._lock:
             known = self._known[host] = self._known.get(host, Lesson()).with_(lesson)
         if hints is not None:
             note = {"refused": sorted(known.refused), "limit": known.limit, "at": self._clock()}
-            hints.set(("ways", host), note)
+            hints.set(("upload-methods", host), note)
 
     def _noted(self, host: str, hints: Hints | None) -> Lesson:
-        noted: Any = hints.get(("ways", host)) if hints is not None else None
+        noted: Any = hints.get(("upload-methods", host)) if hints is not None else None
         try:
             if not 0 <= self._clock() - noted["at"] < BELIEVED:
                 return Lesson()
@@ -88,36 +88,38 @@ class Lessons:
             return Lesson()  # there is no note, or it is not one of ours
 
 
-class Plan:
-    """The ways that are left for one blob, in order; each is tried once. ``lesson`` is what was refused on the way."""
+class MethodPlan:
+    """The ways that are left for one blob, in order; each is tried once. ``lesson`` is what was refused on the method."""
 
     def __init__(self, size: int, chunk: int, known: Lesson) -> None:
         self._size = size
-        self._left = sorted(_ways(size, chunk), key=lambda way: known.against(way, size))
+        self._left = sorted(_methods(size, chunk), key=lambda method: known.against(method, size))
         self.lesson = Lesson()
 
     @property
-    def way(self) -> Way:
-        """The way to use now."""
+    def method(self) -> Method:
+        """The method to use now."""
         return self._left[0]
 
     def refuse(self, too_large: int | None) -> bool:
-        """Go on to the next way, and say whether there is one. ``too_large``: bytes of the request whose size was
+        """Go on to the next method, and say whether there is one. ``too_large``: bytes of the request whose size was
         refused, if it was that.
         """
-        way = self._left.pop(0)
-        self.lesson = self.lesson.with_(Lesson(frozenset({way.name})) if too_large is None else Lesson(limit=too_large))
+        method = self._left.pop(0)
+        self.lesson = self.lesson.with_(
+            Lesson(frozenset({method.name})) if too_large is None else Lesson(limit=too_large)
+        )
         if too_large is not None:
             self._left.sort(key=lambda other: other.request(self._size) >= too_large)
         return bool(self._left)
 
 
-def _ways(size: int, chunk: int) -> list[Way]:
-    """Every way for a blob: chunks first for a large one, since they resume."""
-    smaller: dict[int, Way] = {}
+def _methods(size: int, chunk: int) -> list[Method]:
+    """Every method for a blob: chunks first for a large one, since they resume."""
+    smaller: dict[int, Method] = {}
     for share in SHARES:
-        way = Way(f"chunks/{share}", max(1, chunk // share))
+        method = Method(f"chunks/{share}", max(1, chunk // share))
         if size:
-            smaller.setdefault(way.request(size), way)
+            smaller.setdefault(method.request(size), method)
     whole = [PUT, PATCH]
-    return [*whole, *smaller.values()] if size < chunk else [Way("chunks", chunk), *whole, *smaller.values()]
+    return [*whole, *smaller.values()] if size < chunk else [Method("chunks", chunk), *whole, *smaller.values()]

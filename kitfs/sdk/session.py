@@ -32,7 +32,7 @@ from kitfs.kit.workspace import Workspace
 from kitfs.metrics import Counters
 from kitfs.modelkit.filters import Filter
 from kitfs.oci.names import Digest, Reference, parse_any
-from kitfs.registry.client import Repository
+from kitfs.registry.repository import Repository
 from kitfs.store.store import Store
 
 logging.getLogger("kitfs").addFilter(LogFilter())  # a program without handlers has its warnings on stderr
@@ -130,8 +130,7 @@ def workspace_of(settings: Settings) -> Workspace:
 
 def origin_repository(workspace: Workspace, reference: Reference) -> Repository:
     """The repository of a reference at its own registry, without the mirrors."""
-    endpoints = workspace.client.repository(reference).endpoints[-1:]
-    return Repository(workspace.client, reference.repository, endpoints)
+    return workspace.client.repository(reference).without_mirrors()
 
 
 @contextmanager

@@ -201,7 +201,7 @@ def test_events_for_programs(box: Host, hub: FakeHub) -> None:
         (["Team/Net", "--push"], {}, 2, "registry is required when pushing"),
         (["Team/Net", "--tool", "svn"], {}, 2, "is not one of hf, git, auto"),
         (["Team/Net", "--concurrency", "0"], {}, 2, "not a whole number above 0"),
-        (["Team/Net"], {"HF_ENDPOINT": "http://127.0.0.1:1"}, 4, "cannot be reached"),
+        (["Team/Net"], {"HF_ENDPOINT": "http://127.0.0.1:1"}, 4, "cannot reach"),
         (["Team/Net", "-f", "/none"], {}, 10, "cannot read /none"),
         (["oci:/none:v1"], {}, 3, "there is no such directory"),
     ],

@@ -212,7 +212,7 @@ WRONG: dict[str, tuple[Fault, str]] = {
     "resets": (Cut(0, reset=True), "broke the connection"),
     "429 for ever": (Status(429, {"Retry-After": "0"}, "TOOMANYREQUESTS", "slow down"), "slow down"),
     "an error of 32 MiB": (Status(400, body=b"x" * (32 * MiB)), "400"),
-    "206 of other length": (Resize(-7), "asked for"),
+    "206 of other length": (Resize(-7), "instead of the requested"),
     "a target that is not there": (Status(307, {"Location": "http://127.0.0.1:1/gone"}), "127.0.0.1:1"),
     "a target that is no URL": (Status(307, {"Location": "http://[::bad/"}), "invalid URL"),
 }

@@ -284,15 +284,13 @@ def _remove_each(
     raised at the end.
     """
     from kitfs.ops.library import remove as removing
-    from kitfs.registry.client import Repository
 
     done: list[tuple[list[str], Removed]] = []
     failed: KitfsError | None = None
     for i, reference in enumerate(references):
         try:
             if remote:
-                endpoint = workspace.client.repository(reference).endpoints[-1:]
-                repository = Repository(workspace.client, reference.repository, endpoint)
+                repository = workspace.client.repository(reference).without_mirrors()
                 one = removing.remove_remote(repository, reference, force=force)
                 say(f"kitfs: {'removed' if one.kit else 'untagged'} {reference.display} (digest {one.digest})")
                 done.append(([], one))

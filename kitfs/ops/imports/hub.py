@@ -14,7 +14,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -38,13 +38,12 @@ from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest
 from kitfs.ops.events import Report, Warned, quiet
 from kitfs.redaction import public, without
-from kitfs.registry.auth import RegistryAuth
-from kitfs.registry.blob import RemoteBlob
-from kitfs.registry.client import BODY_ATTEMPTS, RegistryClient
+from kitfs.registry.auth import TokenAuth
+from kitfs.registry.blob import RemoteBlob, RequestAtRedirect
+from kitfs.registry.client import RegistryClient
 from kitfs.registry.http import Endpoint
 from kitfs.registry.http_errors import (
     Broken,
-    Stalled,
     check_encoding,
     failure,
     host_of,
@@ -55,6 +54,7 @@ from kitfs.registry.http_errors import (
     shown,
 )
 from kitfs.registry.proxies import is_loopback
+from kitfs.registry.repository import BODY_ATTEMPTS
 from kitfs.registry.retry import CONNECT_BUDGET, retry_after
 
 KINDS: Final = ("models", "datasets", "spaces")
@@ -81,23 +81,6 @@ class HubFile:
     size: int
     git: str
     digest: Digest | None
-
-
-class TokenAuth(RegistryAuth):
-    """The value of an Authorization header that is sent with every request; "" for none."""
-
-    def __init__(self, header: str) -> None:
-        self._header = header
-
-    def scoped(self, scope: str) -> TokenAuth:
-        """Itself: there are no scopes."""
-        return self
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Once, whatever the answer."""
-        if self._header:
-            request.headers["Authorization"] = self._header
-        yield request
 
 
 class Hub:
@@ -185,7 +168,7 @@ class Hub:
         A 429 is retried after the requested wait, until all waits of all threads together exceed ``patience``.
         """
         while True:
-            response = self._client.send(self._endpoint, "GET", url, headers, what)
+            response = self._client.http.send(self._endpoint, "GET", url, headers, what)
             if response.status_code != 429:
                 return response
             pause = retry_after(response) or USUAL_WAIT
@@ -268,56 +251,29 @@ class Hub:
             with mapped(at, what):
                 at = at.join(after) if after else None
 
-    def blob(self, url: str, file: HubFile, what: str) -> HubBlob:
-        """Return a file as a Source. No request is sent until it is read."""
-        return HubBlob(self, self._client, self._endpoint, url, file, what)
+    def blob(self, url: str, file: HubFile, what: str) -> RemoteBlob:
+        """Return a file as a Source; no request is sent until it is read.
 
+        The URL that the hub redirects to is used until it expires, so that many ranges of a file ask the hub once.
+        """
 
-class HubBlob(RemoteBlob):
-    """A file of a hub as a Source: as a registry's blob, but for where it is and what is said when it is not.
-
-    The URL that the hub redirects to is used until it has expired, so that a file of many ranges asks the hub itself
-    once.
-    """
-
-    def __init__(
-        self, hub: Hub, client: RegistryClient, endpoint: Endpoint, url: str, file: HubFile, what: str
-    ) -> None:
-        super().__init__(client, (endpoint,), Descriptor("", file.digest or UNKNOWN, file.size))
-        self._hub = hub
-        self._url = url
-        self._told = what
-        self._at: httpx.URL | None = None
-
-    def __repr__(self) -> str:
-        return f"<HubBlob {self._told}>"
-
-    @property
-    def _what(self) -> str:
-        return self._told
-
-    def _request(self, endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
-        known = self._at
-        if known is not None:
-            try:
-                response = self._client.send(endpoint, "GET", known, headers, self._told)
-                if response.status_code in (200, 206):
-                    return response
+        def request(endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
+            response = self.get(url, headers, what)
+            if response.status_code in (200, 206):
+                return response
+            if response.status_code == 416:
                 response.close()
-            except Stalled:
-                raise
-            except RegistryError:
-                pass  # its host is gone; the hub may know another
-            self._at = None
-        response = self._hub.get(self._url, headers, self._told)
-        if response.status_code in (200, 206):
-            if shown(response.request.url) != shown(self._url):
-                self._at = response.request.url
-            return response
-        if response.status_code == 416:
-            response.close()
-            raise IntegrityError(f"{self._told}: {endpoint.host} has fewer bytes than the {self.size} that it lists")
-        raise self._hub.failure(response, self._told)
+                raise IntegrityError(f"{what}: {endpoint.host} has fewer bytes than the {file.size} that it lists")
+            raise self.failure(response, what)
+
+        http = self._client.http
+        return RemoteBlob(
+            RequestAtRedirect(http, request, what),
+            (self._endpoint,),
+            Descriptor("", file.digest or UNKNOWN, file.size),
+            what=what,
+            timeout=http.options.read_timeout,
+        )
 
 
 class Snapshot:
@@ -369,7 +325,7 @@ class Snapshot:
             raise RegistryError(f"{self.name}: the listing lacks the size or git object of {path[:100]!r}", status=200)
         return HubFile(path, size, git if SHA.fullmatch(git) and len(git) == 40 else "", digest)
 
-    def blob(self, file: HubFile) -> HubBlob:
+    def blob(self, file: HubFile) -> RemoteBlob:
         """Return a file as a Source. The Source checks the number of bytes, and not their digest."""
         return self._hub.blob(f"{self.url}/resolve/{self.sha}/{quote(file.path)}", file, f"{self.name}: {file.path}")
 

@@ -19,17 +19,17 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from kitfs.errors import ContextError, IntegrityError, KitfsError, RegistryError, Unauthorized
+from kitfs.errors import ContextError, IntegrityError, RegistryError, Unauthorized
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Report, Total
 from kitfs.ops.imports.environment import Login
-from kitfs.ops.imports.hub import TokenAuth
 from kitfs.parallel import each
 from kitfs.redaction import without
 from kitfs.registry.addresses import AddressScope, scope_of_name
-from kitfs.registry.blob import RemoteBlob
+from kitfs.registry.auth import TokenAuth
+from kitfs.registry.blob import PlainRequest, RemoteBlob
 from kitfs.registry.client import RegistryClient
 from kitfs.registry.http import Endpoint
 from kitfs.registry.http_errors import check_encoding, failure, host_of, mapped, read_capped, read_error, shown
@@ -116,7 +116,7 @@ def resolve(
             return
         same = by_digest[pointer.digest]
         name = str(pointer.digest)
-        pieces = _file(here[pointer.digest]) if pointer.digest in here else where[pointer.digest].pieces()
+        pieces = _file(here[pointer.digest]) if pointer.digest in here else _pieces(where[pointer.digest])
         _write(same[0], pieces, lambda size: report(Moved(name, size)))
         for other in same[1:]:
             _write(other, _file(same[0].path), lambda _: None)
@@ -193,9 +193,9 @@ class _Server:
             url, host_of(parsed), TokenAuth(basic), CONNECT_BUDGET, _led_from(named_by, parsed.host)
         )
 
-    def locate(self, pointers: Sequence[Pointer]) -> dict[Digest, _Object]:
+    def locate(self, pointers: Sequence[Pointer]) -> dict[Digest, RemoteBlob]:
         """Ask the server for the URL of each object. Raises Unauthorized, NotFound, RegistryError."""
-        found: dict[Digest, _Object] = {}
+        found: dict[Digest, RemoteBlob] = {}
         for at in range(0, len(pointers), BATCH):
             part = pointers[at : at + BATCH]
             answers = {o.get("oid"): o for o in self._batch(part)}
@@ -209,7 +209,7 @@ class _Server:
             {"operation": "download", "transfers": ["basic"], "objects": objects, "hash_algo": "sha256"}
         ).encode()
         what, url = "LFS objects", f"{self._endpoint.base}/objects/batch"
-        response = self._client.send(
+        response = self._client.http.send(
             self._endpoint, "POST", url, {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE}, what, body=body
         )
         if response.status_code != 200:
@@ -236,7 +236,7 @@ class _Server:
                 url=shown(url),
             )
 
-    def _object(self, pointer: Pointer, answer: dict[str, Any] | None) -> _Object:
+    def _object(self, pointer: Pointer, answer: dict[str, Any] | None) -> RemoteBlob:
         name = os.path.basename(pointer.path)
         try:
             action = (answer or {})["actions"]["download"]
@@ -256,36 +256,37 @@ class _Server:
             raise RegistryError(
                 f"{name}: {self._endpoint.host} has no LFS object {pointer.digest.hex[:12]}: {cause}", status=200
             )
-        return _Object(self._client, self._endpoint, href, header, pointer)
+        return self._source(href, header, pointer)
+
+    def _source(self, href: httpx.URL, header: Mapping[str, str], pointer: Pointer) -> RemoteBlob:
+        """Return an object at the URL that the server named, requested with the headers that the server asked for."""
+        what = f"LFS object of {os.path.basename(pointer.path)}"
+        http = self._client.http
+        sent = {k: v for k, v in header.items() if k.lower() not in ("range", "accept-encoding", "host")}
+        has_login = any(name.lower() == "authorization" for name in sent)
+
+        def request(endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
+            response = http.send(
+                _anonymous(endpoint) if has_login else endpoint, "GET", href, {**sent, **headers}, what
+            )
+            if response.status_code in (200, 206):
+                return response
+            read_error(response)
+            raise failure(response, what)
+
+        return RemoteBlob(
+            PlainRequest(request),
+            (self._endpoint,),
+            Descriptor("", pointer.digest, pointer.size),
+            what=what,
+            timeout=http.options.read_timeout,
+        )
 
 
-class _Object(RemoteBlob):
-    """An LFS object as a Source, at the place that the server named, with the headers that it asked for."""
-
-    def __init__(
-        self, client: RegistryClient, endpoint: Endpoint, href: httpx.URL, header: Mapping[str, str], pointer: Pointer
-    ) -> None:
-        super().__init__(client, (endpoint,), Descriptor("", pointer.digest, pointer.size))
-        self._href = href
-        self._header = {k: v for k, v in header.items() if k.lower() not in ("range", "accept-encoding", "host")}
-        self._name = os.path.basename(pointer.path)
-
-    @property
-    def _what(self) -> str:
-        return f"LFS object of {self._name}"
-
-    def _request(self, endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
-        home = endpoint if not any(name.lower() == "authorization" for name in self._header) else _anonymous(endpoint)
-        response = self._client.send(home, "GET", self._href, {**self._header, **headers}, self._what)
-        if response.status_code in (200, 206):
-            return response
-        read_error(response)
-        error: KitfsError = failure(response, self._what)
-        raise error
-
-    def pieces(self) -> Iterator[bytes]:
-        for _, view in self.read_range(0, None):
-            yield bytes(view)
+def _pieces(source: RemoteBlob) -> Iterator[bytes]:
+    """Yield the bytes of a whole object."""
+    for _, view in source.read_range(0, None):
+        yield bytes(view)
 
 
 def _anonymous(endpoint: Endpoint) -> Endpoint:

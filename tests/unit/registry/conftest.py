@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,22 @@ def client(counters: Counters, tmp_path: Path) -> Iterator[Callable[..., Registr
     """Makes clients; ``auths`` is the section of a docker config, everything else are ClientOptions."""
     made: list[RegistryClient] = []
 
-    def make(*, auths: dict[str, Any] | None = None, transport: Any = None, **options: Any) -> RegistryClient:
+    def make(
+        *,
+        auths: dict[str, Any] | None = None,
+        transport: Any = None,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> RegistryClient:
         path = tmp_path / "credentials.json"
         path.write_text(json.dumps({"auths": auths or {}}))
         options = ClientOptions(**{"read_timeout": 10.0, **options})
         log = logging.getLogger("kitfs.test")
-        made.append(RegistryClient(options, Credentials((str(path),)), counters=counters, log=log, transport=transport))
+        made.append(
+            RegistryClient(
+                options, Credentials((str(path),)), counters=counters, log=log, transport=transport, clock=clock
+            )
+        )
         return made[-1]
 
     yield make

@@ -321,7 +321,7 @@ def test_behind_a_proxy_the_host_is_judged_as_it_is_written(fake: FakeRegistry, 
     """
     fake.fail("/manifests/", Status(302, {"Location": to}))
     one = client(proxy=fake.url, plain_http=True)
-    with pytest.raises(RegistryError, match="kitfs does not connect there"):
+    with pytest.raises(RegistryError, match="kitfs does not connect to it"):
         one.repository(Reference.parse("registry.test/team/kit")).manifest("v1")
     assert [s.path for s in fake.served()] == ["http://registry.test/v2/team/kit/manifests/v1"]
 

@@ -45,7 +45,7 @@ def test_basic_without_the_right_password(
     fake.require_basic({"u": "p:w"})
     one = repository(auths={k.replace("HOST", fake.host): v for k, v in auths.items()})
     for _ in range(2):
-        with pytest.raises(Unauthorized, match="no credentials that it accepts, or no such repository"):
+        with pytest.raises(Unauthorized, match="wrong or missing credentials, or the repository does not exist"):
             one.manifest("v1")
     assert all(s.status == 401 for s in fake.served())
     assert len(fake.served()) <= 4
@@ -172,8 +172,8 @@ def test_a_refused_token_says_who_and_where(fake: FakeRegistry, repository: Repo
 
 
 BROKEN: list[tuple[Fault, type[RegistryError], str]] = [
-    (Status(503), Unavailable, "answers 503"),
-    (Status(429, {"Retry-After": "0"}), RateLimited, "answers 429"),
+    (Status(503), Unavailable, "returned 503"),
+    (Status(429, {"Retry-After": "0"}), RateLimited, "returned 429"),
     (Status(200, body=b"no json"), RegistryError, "no token"),
     (Status(200, body=b"[]"), RegistryError, "no token"),
     (Status(200, body=b"{}"), RegistryError, "no token"),
@@ -367,7 +367,7 @@ def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegist
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
         desk.stop()
-        words = f"{desk.host} cannot be reached: connection refused, which {fake.host} names as its token server"
+        words = f"cannot reach {desk.host}: connection refused, which {fake.host} names as its token server"
         with pytest.raises(Unavailable, match=words):
             repository().manifest("v1")
 

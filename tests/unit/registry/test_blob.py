@@ -20,7 +20,7 @@ from kitfs.errors import (
 )
 from kitfs.metrics import Counters
 from kitfs.registry.blob import RemoteBlob
-from kitfs.registry.client import Repository
+from kitfs.registry.repository import Repository
 from tests.fakes.faults import Chunked, ContentRange, Cut, Drip, Fault, Headers, IgnoreRange, Resize, Stall, Status
 from tests.fakes.registry import FakeRegistry
 from tests.host import wait_until
@@ -167,22 +167,22 @@ def test_a_node_without_ranges_amid_a_range(fake: FakeRegistry, repository: Repo
 
 WRONG: list[tuple[Fault, type[KitfsError], str]] = [
     (ContentRange(""), RangeIgnored, "Content-Range"),
-    (ContentRange("bytes 0-9/1000000"), RegistryError, "sends bytes 0-9 where 10-19"),
-    (ContentRange("bytes 10-29/1000000"), RegistryError, "sends bytes 10-29 where 10-19"),
-    (ContentRange("bytes 10-14/1000000"), RegistryError, "sends bytes 10-14 where 10-19"),
-    (ContentRange("bytes 10-19/999"), IntegrityError, "has 999 bytes, its descriptor says 1000000"),
+    (ContentRange("bytes 0-9/1000000"), RegistryError, "sent bytes 0-9 instead of the requested 10-19"),
+    (ContentRange("bytes 10-29/1000000"), RegistryError, "sent bytes 10-29 instead of the requested 10-19"),
+    (ContentRange("bytes 10-14/1000000"), RegistryError, "sent bytes 10-14 instead of the requested 10-19"),
+    (ContentRange("bytes 10-19/999"), IntegrityError, "has 999 bytes, but the descriptor declares 1000000"),
     (ContentRange("bytes */1000000"), RangeIgnored, "Content-Range"),
-    (Resize(-1), RegistryError, "asked for"),
-    (Resize(1), RegistryError, "asked for"),
-    (Headers({"Content-Encoding": "gzip"}), RegistryError, "gzip encoded"),
-    (Status(404, code="BLOB_UNKNOWN"), NotFound, "no such blob"),
-    (Status(404, code="NAME_UNKNOWN"), NotFound, "no such repository"),
-    (Status(401), Unauthorized, "no such repository"),
-    (Status(403), Unauthorized, "not allowed, or no such repository"),
-    (Status(416), IntegrityError, "fewer than the 1000000 bytes"),
-    (Status(400, body=b"no"), RegistryError, "answers 400"),
-    (Status(302), RegistryError, "answers 302"),
-    (Status(204), RegistryError, "answers 204"),
+    (Resize(-1), RegistryError, "instead of the requested"),
+    (Resize(1), RegistryError, "instead of the requested"),
+    (Headers({"Content-Encoding": "gzip"}), RegistryError, "Content-Encoding gzip"),
+    (Status(404, code="BLOB_UNKNOWN"), NotFound, "the blob does not exist"),
+    (Status(404, code="NAME_UNKNOWN"), NotFound, "the repository does not exist"),
+    (Status(401), Unauthorized, "the repository does not exist"),
+    (Status(403), Unauthorized, "no permission, or the repository does not exist"),
+    (Status(416), IntegrityError, "fewer than the declared 1000000 bytes"),
+    (Status(400, body=b"no"), RegistryError, "returned 400"),
+    (Status(302), RegistryError, "returned 302"),
+    (Status(204), RegistryError, "returned 204"),
     (Status(307, {"Location": "ftp://elsewhere/x"}), RegistryError, "redirects to ftp"),
     (Status(307, {"Location": "http://[::bad/x"}), RegistryError, "invalid URL"),
     (Status(429, {"Retry-After": "0"}, code="TOOMANYREQUESTS", message="slow down"), RateLimited, "slow down"),
@@ -216,10 +216,10 @@ def test_client_errors_are_not_retried(fake: FakeRegistry, repository: Repositor
 
 def test_a_blob_shorter_than_its_descriptor(fake: FakeRegistry, repository: Repositories) -> None:
     """By its length in a 200, and by the total of a 206."""
-    with pytest.raises(IntegrityError, match="has 1000000 bytes, its descriptor says 1000001"):
+    with pytest.raises(IntegrityError, match="has 1000000 bytes, but the descriptor declares 1000001"):
         read(blob_of(fake, repository, len(DATA) + 1), 0, 10)
     fake.fail("/blobs/", IgnoreRange())
-    with pytest.raises(IntegrityError, match="has 1000000 bytes, its descriptor says 1000001"):
+    with pytest.raises(IntegrityError, match="has 1000000 bytes, but the descriptor declares 1000001"):
         read(blob_of(fake, repository, len(DATA) + 1), 0, 10)
 
 
@@ -345,7 +345,7 @@ def test_all_endpoints_causes_are_named(fake: FakeRegistry, repository: Reposito
             read(blob, 0, 10)
     told = str(caught.value)
     assert f"mirror {empty.host}: " in told
-    assert "no such repository" in told
+    assert "the repository does not exist" in told
     assert f"mirror {dead.host}: " in told
     assert "connection refused" in told
     assert f"; {fake.host}: " in told

@@ -51,7 +51,7 @@ def test_a_manifest_by_digest_is_checked(fake: FakeRegistry, repository: Reposit
     digest = fake.put_manifest("team/kit", BODY)
     assert repository().manifest(digest)[1] == BODY
     fake.fail("/manifests/", Lie(3))
-    with pytest.raises(IntegrityError, match=f"{fake.host} sends does not have its digest {digest}"):
+    with pytest.raises(IntegrityError, match=f"{fake.host} does not have its digest {digest}"):
         repository().manifest(digest)
 
 
@@ -81,7 +81,7 @@ def test_a_manifest_must_be_what_its_content_type_says(fake: FakeRegistry, repos
 def test_manifests_are_capped(fake: FakeRegistry, repository: Repositories) -> None:
     """Above 4 MiB one line tells so, and the rest is not read."""
     fake.put_manifest("team/kit", b" " * (32 << 20), tag="v1")
-    with pytest.raises(ManifestError, match="more than 4194304 bytes"):
+    with pytest.raises(ManifestError, match="larger than 4194304 bytes"):
         repository().manifest("v1")
     assert fake.moved() < 16 << 20
 
@@ -100,7 +100,7 @@ def test_small_blobs_are_checked_and_capped(fake: FakeRegistry, repository: Repo
     """Size and digest must be the descriptor's; a config that claims to be huge is not even asked for."""
     fake.put_blob("team/kit", BODY)
     assert repository().blob_bytes(descriptor(BODY), 1000) == BODY
-    with pytest.raises(ManifestError, match="more than 10"):
+    with pytest.raises(ManifestError, match="the limit for a config is 10"):
         repository().blob_bytes(descriptor(BODY), 10)
     for fault, size in ((Lie(0), -1), (Resize(1), -1), (Chunked(), len(BODY) - 1), (Chunked(), len(BODY) + 1)):
         fake.heal()
@@ -159,25 +159,25 @@ def test_referrers_go_on_to_the_next_page(fake: FakeRegistry, repository: Reposi
 
 
 SAID: list[tuple[Fault | None, str, type[KitfsError], str]] = [
-    (None, "team/kit:none", NotFound, "team/kit:none: HOST: not found: there is no such tag or digest"),
-    (None, "team/none:v1", NotFound, "team/none:v1: HOST: not found: there is no such repository"),
+    (None, "team/kit:none", NotFound, "team/kit:none: HOST: not found: the tag or digest does not exist"),
+    (None, "team/none:v1", NotFound, "team/none:v1: HOST: not found: the repository does not exist"),
     (Status(404, body=b"<html>"), "team/kit:v1", NotFound, "team/kit:v1: HOST: not found"),
     (
         Status(401),
         "team/kit:v1",
         Unauthorized,
-        "no credentials that it accepts, or no such repository; log in with kitfs login HOST",
+        "wrong or missing credentials, or the repository does not exist; log in with kitfs login HOST",
     ),
     (
         Status(403, code="DENIED", message="go away"),
         "team/kit:v1",
         Unauthorized,
-        "403: not allowed, or no such repository (go away)",
+        "(403): no permission, or the repository does not exist (go away)",
     ),
     (Status(429, {"Retry-After": "0"}), "team/kit:v1", RateLimited, "429: too many requests"),
-    (Status(501, code="X", message="a\nb"), "team/kit:v1", Unavailable, "answers 501 (a b)"),
-    (Status(418), "team/kit:v1", RegistryError, "answers 418"),
-    (Status(200, {"Content-Encoding": "zstd"}, body=b"x"), "team/kit:v1", RegistryError, "zstd encoded"),
+    (Status(501, code="X", message="a\nb"), "team/kit:v1", Unavailable, "returned 501 (a b)"),
+    (Status(418), "team/kit:v1", RegistryError, "returned 418"),
+    (Status(200, {"Content-Encoding": "zstd"}, body=b"x"), "team/kit:v1", RegistryError, "Content-Encoding zstd"),
 ]
 
 
@@ -217,11 +217,11 @@ def test_a_refused_connection_fails_within_five_seconds(fake: FakeRegistry, repo
     """Also over several mirrors, for manifests and for blobs: all share one patience."""
     fake.stop()
     began = time.monotonic()
-    with pytest.raises(Unavailable, match="cannot be reached: connection refused"):
+    with pytest.raises(Unavailable, match=r"cannot reach .*: connection refused"):
         repository(mirrors={fake.host: (fake.url, fake.url)}).manifest("v1")
     assert time.monotonic() - began < 5
     began = time.monotonic()
-    with pytest.raises(Unavailable, match="cannot be reached: connection refused"):
+    with pytest.raises(Unavailable, match=r"cannot reach .*: connection refused"):
         list(repository().blob(descriptor(BODY)).read_range(0, None))
     assert time.monotonic() - began < 5
 
@@ -238,7 +238,7 @@ def test_a_registry_that_comes_back_is_not_missed(fake: FakeRegistry, repository
 
 def test_an_unknown_host_fails_at_once(repository: Repositories) -> None:
     """No name, no attempts."""
-    with pytest.raises(Unavailable, match=r"no-such-host\.invalid cannot be reached"):
+    with pytest.raises(Unavailable, match=r"cannot reach no-such-host\.invalid"):
         repository(registry="no-such-host.invalid").manifest("v1")
 
 
@@ -300,9 +300,7 @@ def test_when_all_fail_each_is_named(fake: FakeRegistry, repository: Repositorie
         mirror.stop()
         with pytest.raises(NotFound) as caught:
             repository(mirrors={fake.host: (mirror.url,)}).manifest("v1")
-    assert f"mirror {mirror.host}: team/kit:v1: {mirror.host} cannot be reached: connection refused" in str(
-        caught.value
-    )
+    assert f"mirror {mirror.host}: team/kit:v1: cannot reach {mirror.host}: connection refused" in str(caught.value)
     assert f"; {fake.host}: team/kit:v1: {fake.host}: not found" in str(caught.value)
 
 

@@ -24,7 +24,7 @@ from kitfs.errors import KitfsError, ManifestError, NotFound, RateLimited, Regis
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest
-from kitfs.registry.client import Repository
+from kitfs.registry.repository import Repository
 from kitfs.store.store import Store
 from tests.fakes.faults import Cut, Fault, IgnoreRange, Stall, Status
 from tests.fakes.registry import INDEX, FakeRegistry

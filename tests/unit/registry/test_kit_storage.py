@@ -339,7 +339,7 @@ def test_a_kit_that_only_kit_has(
         if how == "pull":
             assert pulled(host, ref) == kit.digest
         assert files(host, ref) == FILES
-    with pytest.raises(NotFound, match=f"{short}:v2 is not in the store, and names no registry"):
+    with pytest.raises(NotFound, match=f"{short}:v2 is not in the store, and it names no registry"):
         files(host, f"{short}:v2")
     assert caplog.records == []
 

@@ -127,7 +127,7 @@ def test_a_blob_that_is_not_what_it_should_be(opened: Callable[[Path], Layout], 
     with pytest.raises(IntegrityError, match="does not have its digest"):
         opened(directory).blob_bytes(LAYER, 7000)
     path.write_bytes(b"short")
-    with pytest.raises(IntegrityError, match="has 5 bytes, its descriptor says 7000"):
+    with pytest.raises(IntegrityError, match="has 5 bytes, but the descriptor declares 7000"):
         opened(directory).blob(LAYER)
     path.unlink()
     with pytest.raises(NotFound, match="is not there"):

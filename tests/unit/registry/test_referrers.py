@@ -21,7 +21,7 @@ from kitfs.errors import (
 from kitfs.oci import referrers
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST
 from kitfs.oci.names import Digest
-from kitfs.registry.client import Repository
+from kitfs.registry.repository import Repository
 from tests.fakes.faults import Headers, Status
 from tests.fakes.registry import FakeRegistry
 
@@ -71,7 +71,7 @@ def test_a_wrong_digest_is_not_sent(fake: FakeRegistry, repository: Repositories
 def test_the_registrys_digest_is_checked(fake: FakeRegistry, repository: Repositories, claimed: str) -> None:
     """What it has stored must be what was sent."""
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": claimed}))
-    with pytest.raises(IntegrityError, match=f"team/kit:v1: .*{fake.host} has stored"):
+    with pytest.raises(IntegrityError, match=f"team/kit:v1: .*{fake.host} stored"):
         repository().put_manifest("v1", IMAGE_MANIFEST, PLAIN)
 
 
@@ -89,7 +89,7 @@ def test_another_digest_or_none_is_as_good(fake: FakeRegistry, repository: Repos
         (400, "MANIFEST_BLOB_UNKNOWN", RegistryError, "(words)"),
         (401, "UNAUTHORIZED", Unauthorized, "log in"),
         (403, "DENIED", Unauthorized, "log in"),
-        (404, "NAME_UNKNOWN", NotFound, "there is no such repository"),
+        (404, "NAME_UNKNOWN", NotFound, "the repository does not exist"),
         (
             400,
             "MANIFEST_INVALID",
@@ -246,7 +246,7 @@ def test_damaged_manifests_can_be_deleted(fake: FakeRegistry, repository: Reposi
 def test_registries_that_delete_nothing(fake: FakeRegistry, repository: Repositories, status: int, code: str) -> None:
     """The caller sees the status."""
     fake.fail("/manifests/", Status(status, code=code, message="no"), method="DELETE")
-    with pytest.raises(RegistryError, match=f"answers {status}") as caught:
+    with pytest.raises(RegistryError, match=f"returned {status}") as caught:
         repository().delete_manifest("v1")
     assert caught.value.status == status
 
@@ -275,7 +275,7 @@ def test_tags_come_page_by_page(fake: FakeRegistry, repository: Repositories, pa
 
 
 def test_a_repository_without_tags(fake: FakeRegistry, repository: Repositories) -> None:
-    """null, or 404 when there is no such repository."""
+    """null, or 404 when the repository does not exist."""
     fake.put_manifest("team/kit", PLAIN)
     assert list(repository().tags()) == []
     with pytest.raises(NotFound, match="no/such: tags: "):
@@ -286,7 +286,7 @@ def test_a_repository_without_tags(fake: FakeRegistry, repository: Repositories)
 def test_what_is_no_list_of_tags(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
     """One line."""
     fake.fail("/tags/", Status(200, body=body))
-    with pytest.raises(RegistryError, match="answers with something else than tags"):
+    with pytest.raises(RegistryError, match="something other than a list of tags"):
         list(repository().tags())
 
 
@@ -296,13 +296,12 @@ def test_what_is_no_tag_is_left_out(fake: FakeRegistry, repository: Repositories
     assert list(repository().tags()) == ["v1", "v2"]
 
 
-def test_pages_without_end_end(fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list that leads to itself."""
-    monkeypatch.setattr("kitfs.registry.client.MAX_TAG_PAGES", 5)
+def test_pages_without_end_end(fake: FakeRegistry, repository: Repositories) -> None:
+    """A list of tags whose pages lead to themselves is an error after the most pages."""
     fake.put_manifest("team/kit", PLAIN, tag="v1")
     fake.fail("/tags/", Headers({"Link": '</v2/team/kit/tags/list>; rel="next"'}))
-    with pytest.raises(RegistryError, match="has more than 5 pages of them"):
-        list(repository().tags())
+    with pytest.raises(RegistryError, match="more than 5 pages of tags"):
+        list(repository().tags(max_pages=5))
     assert len(fake.served()) == 5
 
 
@@ -313,6 +312,6 @@ def test_a_list_of_tags_that_goes_round_ends(fake: FakeRegistry, repository: Rep
     )
     tags = repository().tags()
     assert [next(tags), next(tags)] == ["v1", "v2"]
-    with pytest.raises(RegistryError, match="does not come to the end of its list"):
+    with pytest.raises(RegistryError, match="endless list of tags"):
         next(tags)
     assert len(fake.served()) < 30

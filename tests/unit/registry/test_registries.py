@@ -169,7 +169,7 @@ def test_a_manifest_of_an_unknown_kind(client: Clients) -> None:
         put_kit(team(client, fake), KIT, "v1")
     told = str(caught.value)
     assert told.startswith(
-        f"team/kit:v1: {fake.host} answers 400: it does not take a manifest of this kind (manifest data does not match"
+        f"team/kit:v1: {fake.host} returned 400: it does not take a manifest of this kind (manifest data does not match"
     )
     assert told.endswith("push to a registry that takes OCI artifacts, or push the image that kitfs convert makes")
     assert "\n" not in told
@@ -177,7 +177,7 @@ def test_a_manifest_of_an_unknown_kind(client: Clients) -> None:
 
 def test_a_repository_that_a_push_does_not_make(client: Clients) -> None:
     """404 to the POST is told as it is, after one request."""
-    with Amazon() as fake, pytest.raises(NotFound, match="there is no such repository"):
+    with Amazon() as fake, pytest.raises(NotFound, match="the repository does not exist"):
         client().repository(Reference.parse(f"{fake.host}/new/kit")).upload(descriptor(DATA), reader())
     assert asked(fake) == ["HEAD", "POST"]
 

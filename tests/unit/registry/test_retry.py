@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import email.utils
+import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -187,11 +189,13 @@ def test_many_mirrors_share_the_patience() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "[Errno -2] Name or service not known"]
+    "cause", [ssl.SSLCertVerificationError(), socket.gaierror(socket.EAI_NONAME, "Name or service not known")]
 )
-def test_what_no_second_attempt_changes(text: str) -> None:
-    """A certificate and an unknown name fail at once."""
-    script = Script([httpx.ConnectError(text)])
+def test_a_permanent_failure_is_not_retried(cause: OSError) -> None:
+    """A certificate that is not trusted and an unknown name fail at once."""
+    error = httpx.ConnectError(str(cause))
+    error.__cause__ = cause
+    script = Script([error])
     with pytest.raises(httpx.ConnectError):
         script.run()()
     assert script.asked == 1

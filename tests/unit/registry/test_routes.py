@@ -110,7 +110,7 @@ def test_no_proxy(fake: FakeRegistry, repository: Repositories, monkeypatch: pyt
     """NO_PROXY counts for every connection; see test_proxies for what it may say."""
     monkeypatch.setenv("HTTP_PROXY", fake.host)
     monkeypatch.setenv("NO_PROXY", "*.test:80")
-    with pytest.raises(RegistryError, match=r"a\.registry\.test cannot be reached"):
+    with pytest.raises(RegistryError, match=r"cannot reach a\.registry\.test"):
         repository(registry="a.registry.test", plain_http=True).manifest("v1")
     assert fake.served() == []
 
@@ -145,7 +145,7 @@ def test_netrc_does_not_count(
 def test_plain_http_to_a_tls_server_hints_at_tls(secure: FakeRegistry, repository: Repositories) -> None:
     """A server that hangs up on plain HTTP may be one of those."""
     with pytest.raises(
-        RegistryError, match=rf"{secure.host} broke the connection: .*; if it speaks TLS, leave out --plain-http"
+        RegistryError, match=rf"{secure.host} broke the connection: .*; if it speaks TLS, omit --plain-http"
     ):
         repository(registry=secure.host, plain_http=True).manifest("v1")
 
@@ -170,7 +170,7 @@ def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[...
             plain.fail("", Status(400, body=words[says]))
             with pytest.raises(RegistryError, match=r"TLS|broke") as caught:
                 one.repository(Reference.parse(f"{plain.host}/team/kit")).manifest("v1")
-            assert "answers 400" not in str(caught.value)
+            assert "returned 400" not in str(caught.value)
             assert len(plain.served()) == 1
 
 

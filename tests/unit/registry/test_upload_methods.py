@@ -16,7 +16,7 @@ from kitfs.oci.names import Reference
 from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.options import ClientOptions
-from kitfs.registry.upload_methods import BELIEVED, Lesson, Lessons, Plan
+from kitfs.registry.upload_methods import BELIEVED, Lesson, Lessons, MethodPlan
 from tests.fakes.faults import Deaf, Headers, Restatus, Status
 from tests.fakes.registry import FakeRegistry
 from tests.unit.registry.conftest import descriptor
@@ -88,7 +88,7 @@ def test_each_way_is_tried_once(fake: FakeRegistry, repository: Repositories) ->
     fake.refuse_chunks(416)
     fake.refuse_bodies("PUT", 404)
     fake.refuse_bodies("PATCH", 400)
-    with pytest.raises(RegistryError, match="answers 416"):
+    with pytest.raises(RegistryError, match="returned 416"):
         push(repository())
     sent = [(s.method, s.headers.get("content-range")) for s in fake.served() if s.method in ("PATCH", "PUT")]
     assert len(set(sent)) == len(sent) == 5
@@ -125,18 +125,18 @@ def test_a_note_of_a_way_is_a_hint() -> None:
         {"at": now, "refused": [], "limit": "x"},
     ]
     for note in rubbish:
-        notes["ways", "h"] = note
+        notes["upload-methods", "h"] = note
         assert Lessons(lambda: now).of("h", notes) == Lesson()
 
 
 def test_no_way_is_ever_ruled_out() -> None:
     """A host that refused everything is asked everything again, in another order."""
     all_ways = {"chunks", "put", "patch", "chunks/8", "chunks/32"}
-    plan = Plan(10_000, 1000, Lesson(frozenset(all_ways), 1))
+    plan = MethodPlan(10_000, 1000, Lesson(frozenset(all_ways), 1))
     seen = set()
     more = True
     while more:
-        seen.add(plan.way.name)
+        seen.add(plan.method.name)
         more = plan.refuse(None)
     assert seen == all_ways
 

@@ -1,0 +1,374 @@
+"""A repository of a registry: its manifests, blobs, tags and referrers.
+
+Follows distribution-spec v1.1. Reads try the mirrors of the registry in order and then the registry itself; if all
+fail, one error names each cause. Writes and the list of tags use the registry only. Threading: every method from any
+thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
+
+import httpx
+
+from kitfs.content import Hints, ReadFrom
+from kitfs.errors import (
+    IntegrityError,
+    InvalidReference,
+    KitfsError,
+    ManifestError,
+    NotFound,
+    RegistryError,
+    UsageError,
+)
+from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, MAX_MANIFEST, Descriptor, IndexManifest, check_media_type
+from kitfs.oci.names import TAG, Digest
+from kitfs.oci.referrers import EMPTY, entry_of, listing, omitting, subject_of, tag_of
+from kitfs.registry.blob import BlobRequest, RemoteBlob, RequestAtRedirect
+from kitfs.registry.http import Endpoint, HttpClient, combined, next_page
+from kitfs.registry.http_errors import Broken, check_encoding, failure, mapped, read_capped, read_error, shown
+from kitfs.registry.refusals import manifest_refusal
+from kitfs.registry.upload import CHUNK, Upload
+from kitfs.registry.upload_methods import Lessons
+
+MAX_PAGES: Final = 64  # of a list of referrers
+MAX_TAG_PAGES: Final = 1000
+MAX_TAGS: Final = 1_000_000
+MAX_IDLE_PAGES: Final = 16  # pages in a row without a new tag
+BODY_ATTEMPTS: Final = 3  # of a small body that breaks off
+T = TypeVar("T")
+
+
+class Repository:
+    """A repository behind its mirrors; a ``content.Repository`` and a ``content.Destination``."""
+
+    def __init__(self, http: HttpClient, name: str, endpoints: tuple[Endpoint, ...], lessons: Lessons) -> None:
+        self._http = http
+        self._name = name
+        self._lessons = lessons
+        self.endpoints: Final = endpoints
+
+    def __repr__(self) -> str:
+        return f"<Repository {self._name} at {', '.join(e.host for e in self.endpoints)}>"
+
+    def without_mirrors(self) -> Repository:
+        """Return the repository at its registry only."""
+        return Repository(self._http, self._name, self.endpoints[-1:], self._lessons)
+
+    def resolve(self, identifier: str) -> Descriptor:
+        """Return the descriptor of a tag or digest. Raises as ``manifest``."""
+        return self.manifest(identifier)[0]
+
+    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
+        """Fetch a manifest or index by tag or digest, and verify its digest.
+
+        Raises NotFound, ManifestError, IntegrityError, RegistryError.
+        """
+        return self._first(lambda e: self._manifest(e, identifier))
+
+    def _manifest(self, endpoint: Endpoint, identifier: str) -> tuple[Descriptor, bytes]:
+        what = self._named(identifier)
+        response, data = self._small(
+            endpoint, f"{endpoint.base}/manifests/{identifier}", {"Accept": ", ".join(ACCEPT)}, MAX_MANIFEST, what
+        )
+        if len(data) > MAX_MANIFEST:
+            raise ManifestError(f"{what}: the manifest from {endpoint.host} is larger than {MAX_MANIFEST} bytes")
+        claimed = identifier if ":" in identifier else response.headers.get("Docker-Content-Digest", "")
+        try:
+            digest = Digest.parse(claimed)
+        except InvalidReference:
+            digest = Digest.of(data)
+        _verify(digest, data, f"{what}: the manifest from {endpoint.host}")
+        media_type = media_type_of(response)
+        check_media_type(data, media_type, f"{what}: the manifest from {endpoint.host}")
+        return Descriptor(media_type, digest, len(data)), data
+
+    def blob(self, descriptor: Descriptor) -> RemoteBlob:
+        """Return a blob as a Source; no request is sent until it is read."""
+        what = f"blob {descriptor.digest}"
+
+        def request(endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
+            url = f"{endpoint.base}/blobs/{descriptor.digest}"
+            response = self._http.send(endpoint, "GET", url, headers, what)
+            if response.status_code in (200, 206):
+                return response
+            read_error(response)
+            if response.status_code == 416:
+                raise IntegrityError(f"{what}: {endpoint.host} has fewer than the declared {descriptor.size} bytes")
+            raise failure(response, what)
+
+        known: BlobRequest = RequestAtRedirect(self._http, request, what)
+        return RemoteBlob(known, self.endpoints, descriptor, what=what, timeout=self._http.options.read_timeout)
+
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
+        """Fetch a small blob, and verify its digest and size.
+
+        Raises ManifestError if its descriptor declares more than ``limit`` bytes, else as ``manifest``.
+        """
+        if descriptor.size > limit:
+            raise ManifestError(
+                f"{descriptor.digest} declares {descriptor.size} bytes; the limit for a config is {limit}"
+            )
+        return self._first(lambda e: self._blob_bytes(e, descriptor))
+
+    def _blob_bytes(self, endpoint: Endpoint, descriptor: Descriptor) -> bytes:
+        what = f"{self._name}: blob {descriptor.digest}"
+        _, data = self._small(endpoint, f"{endpoint.base}/blobs/{descriptor.digest}", {}, descriptor.size, what)
+        if len(data) != descriptor.size:
+            raise IntegrityError(f"{what} from {endpoint.host} does not have the declared {descriptor.size} bytes")
+        _verify(descriptor.digest, data, f"{what} from {endpoint.host}")
+        return data
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """Return whether the repository has a blob. Raises RegistryError."""
+        what = f"{self._name}: blob {descriptor.digest}"
+
+        def ask(endpoint: Endpoint) -> bool:
+            response = self._http.head(endpoint, f"{endpoint.base}/blobs/{descriptor.digest}", what)
+            if not response.is_success and response.status_code != 404:
+                raise failure(response, what)
+            return response.is_success
+
+        return self._first(ask)
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+        """Return the manifests whose subject is ``digest``, all or those of one artifact type.
+
+        They come from the referrers API, or from the tag that replaces it if the registry has no such API. Raises
+        ManifestError, IntegrityError, RegistryError.
+        """
+        found = self._first(lambda e: self._referrers(e, digest))
+        return tuple(d for d in found if artifact_type is None or d.artifact_type == artifact_type)
+
+    def _referrers(self, endpoint: Endpoint, digest: Digest) -> tuple[Descriptor, ...]:
+        what = f"{self._name}: referrers of {digest}"
+        found: list[Descriptor] = []
+        url: httpx.URL | None = httpx.URL(f"{endpoint.base}/referrers/{digest}")
+        for _ in range(MAX_PAGES):
+            if url is None:
+                break
+            try:
+                response, data = self._small(endpoint, url, {"Accept": IMAGE_INDEX}, MAX_MANIFEST, what)
+            except (NotFound, RegistryError) as e:
+                if not is_unsupported(e):
+                    raise
+                return self._tagged_referrers(endpoint, digest)
+            if media_type_of(response) not in (IMAGE_INDEX, "application/json", ""):
+                return self._tagged_referrers(endpoint, digest)  # 200 with a web page: the registry has no such API
+            if len(data) > MAX_MANIFEST:
+                raise ManifestError(f"{what}: the list from {endpoint.host} is larger than {MAX_MANIFEST} bytes")
+            found += IndexManifest.parse(data).manifests
+            url = next_page(response, url, what)
+        return tuple(found)
+
+    def _tagged_referrers(self, endpoint: Endpoint, digest: Digest) -> tuple[Descriptor, ...]:
+        """Return the index under the tag that distribution-spec's "Referrers Tag Schema" derives from a digest."""
+        try:
+            found, data = self._manifest(endpoint, tag_of(digest))
+            # GitLab takes the tag for the digest, and returns the subject.
+            return () if found.digest == digest else IndexManifest.parse(data).manifests
+        except NotFound:
+            return ()
+
+    def upload(
+        self, descriptor: Descriptor, read: ReadFrom, *, mount_from: Sequence[str] = (), hints: Hints | None = None,
+        progress: Callable[[int], None] | None = None, chunk: int = CHUNK,
+    ) -> str:  # fmt: skip
+        """Upload a blob to the registry itself.
+
+        Returns "exists" if the registry has it, "mounted" if it took the blob from one of ``mount_from`` (other
+        repositories of this registry), else "uploaded". ``read(offset)`` yields the blob's bytes from an offset on, and
+        is called as often as needed. ``progress`` is called with the number of bytes that were sent since the last
+        call; the number is negative if some must be sent again. ``hints`` let a later call resume an interrupted
+        upload, also in another process. Raises Unauthorized, RateLimited, Unavailable, RegistryError, IntegrityError if
+        the bytes do not have their digest or are too few, StoreError if they cannot be read.
+        """
+        upload = Upload(
+            self._http, self._pushing(), self._name, descriptor, read, self._lessons,
+            chunk=chunk, hints=hints, progress=progress,
+        )  # fmt: skip
+        return upload.run(mount_from)
+
+    def put_manifest(self, identifier: str, media_type: str, data: bytes) -> Digest:
+        """Push a manifest or index to the registry itself, under a tag or its digest; return the digest.
+
+        If the registry does not list the referrers of the manifest's subject itself, the tag that replaces that list is
+        updated (distribution-spec "Pushing Manifests with Subject"). Raises IntegrityError if the registry computes
+        another digest, ManifestError for bytes that are not a manifest, RegistryError (of which Unauthorized).
+        """
+        subject = subject_of(data)
+        endpoint = self._pushing()
+        digest, lists = self._put_manifest(endpoint, identifier, media_type, data)
+        if subject is not None and not lists:
+            self._change_tagged_referrers(
+                endpoint, subject, lambda index: listing(index, entry_of(media_type, digest, data))
+            )
+        return digest
+
+    def _put_manifest(self, endpoint: Endpoint, identifier: str, media_type: str, data: bytes) -> tuple[Digest, bool]:
+        """Push a manifest; return its digest, and whether the registry lists it among its subject's referrers."""
+        digest = Digest.parse(identifier) if ":" in identifier else Digest.of(data)
+        what = self._named(identifier)
+        _verify(digest, data, f"{what}: the manifest to push")
+        response = self._http.send(
+            endpoint, "PUT", f"{endpoint.base}/manifests/{identifier}", {"Content-Type": media_type}, what, body=data
+        )
+        read_error(response)
+        if not response.is_success:
+            raise manifest_refusal(response, what)
+        if not {"Docker-Content-Digest", "Location"} & {name.title() for name in response.headers}:
+            self._check_pushed(endpoint, identifier, digest, what)
+        try:
+            stored = Digest.parse(response.headers.get("Docker-Content-Digest", digest))
+        except InvalidReference as e:
+            raise IntegrityError(f"{what}: {endpoint.host} stored the manifest under an invalid digest: {e}")
+        _verify(stored, data, f"{what}: the manifest that {endpoint.host} stored")
+        return digest, "OCI-Subject" in response.headers
+
+    def _check_pushed(self, endpoint: Endpoint, identifier: str, digest: Digest, what: str) -> None:
+        """Raise RegistryError if a manifest does not exist although its PUT returned 2xx, without the headers of a
+        registry.
+        """
+        try:
+            found = self._manifest(endpoint, identifier)[0].digest
+        except NotFound:
+            found = None
+        if found != digest:
+            text = f"{what}: {endpoint.host} accepted the manifest but does not have it: it may not be a registry"
+            raise RegistryError(text, url=shown(endpoint.base))
+
+    def delete_manifest(self, identifier: str) -> None:
+        """Delete a tag; by digest, a manifest with all its tags.
+
+        Raises NotFound, RegistryError if the registry does not delete manifests.
+        """
+        what = self._named(identifier)
+        endpoint = self.endpoints[-1].scoped(f"repository:{self._name}:pull,delete")
+        try:
+            subject = subject_of(self._manifest(endpoint, identifier)[1]) if ":" in identifier else None
+        except (ManifestError, IntegrityError):
+            subject = None  # a manifest that cannot be read can still be deleted
+        response = self._http.send(endpoint, "DELETE", f"{endpoint.base}/manifests/{identifier}", {}, what)
+        read_error(response)
+        if not response.is_success:
+            raise failure(response, what)
+        if subject is not None:
+            self._change_tagged_referrers(
+                self._pushing(), subject, lambda index: omitting(index, Digest.parse(identifier))
+            )
+
+    def _change_tagged_referrers(
+        self, endpoint: Endpoint, subject: Digest, change: Callable[[bytes], bytes | None]
+    ) -> None:
+        """Change the index under the tag that replaces the referrers API; ``change`` returns None for no change."""
+        tag = tag_of(subject)
+        try:
+            found, index = self._manifest(endpoint, tag)
+            index = EMPTY if found.digest == subject else index  # GitLab takes the tag for the digest
+        except NotFound:
+            index = EMPTY
+        try:
+            changed = change(index)
+        except ManifestError as e:
+            raise ManifestError(f"{self._name}:{tag}: {e}")
+        if changed is not None:
+            self._put_manifest(endpoint, tag, IMAGE_INDEX, changed)
+
+    def tags(self, *, max_pages: int = MAX_TAG_PAGES) -> Iterator[str]:
+        """Yield the tags that the registry itself lists, each once, page by page.
+
+        Raises NotFound, RegistryError, also for an endless list: too many tags or pages, or too many pages in a row
+        without a new tag.
+        """
+        what = f"{self._name}: tags"
+        endpoint = self.endpoints[-1]
+        seen: set[str] = set()
+        idle = 0  # pages in a row without a new tag
+        url: httpx.URL | None = httpx.URL(f"{endpoint.base}/tags/list")
+        for _ in range(max_pages):
+            if url is None:
+                return
+            response, data = self._small(endpoint, url, {}, MAX_MANIFEST, what)
+            before = len(seen)
+            for tag in _tags_in(data, f"{what}: {endpoint.host}", url):
+                if tag not in seen:
+                    seen.add(tag)
+                    yield tag
+            idle = 0 if len(seen) > before else idle + 1
+            if len(seen) > MAX_TAGS or idle == MAX_IDLE_PAGES:
+                raise RegistryError(f"{what}: {endpoint.host} returns an endless list of tags", status=200)
+            url = next_page(response, url, what)
+        raise RegistryError(f"{what}: {endpoint.host} returns more than {max_pages} pages of tags", status=200)
+
+    def _pushing(self) -> Endpoint:
+        """Return the registry itself, with tokens that allow to push: mirrors are for pulling."""
+        return self.endpoints[-1].scoped(f"repository:{self._name}:pull,push")
+
+    def _named(self, identifier: str) -> str:
+        return f"{self._name}{'@' if ':' in identifier else ':'}{identifier}"
+
+    def _small(
+        self, endpoint: Endpoint, url: str | httpx.URL, headers: dict[str, str], limit: int, what: str
+    ) -> tuple[httpx.Response, bytes]:
+        """GET a small body; return the response, and at most ``limit`` + 1 bytes of its body.
+
+        A body that breaks off is requested again. Raises the error of any status but 200.
+        """
+        for attempt in range(1, BODY_ATTEMPTS + 1):
+            response = self._http.send(endpoint, "GET", url, headers, what)
+            if response.status_code != 200:
+                read_error(response)
+                raise failure(response, what)
+            try:
+                check_encoding(response, what)
+                with mapped(response.request.url, what):
+                    return response, read_capped(response, limit)
+            except Broken:
+                if attempt == BODY_ATTEMPTS:
+                    raise
+            finally:
+                response.close()
+        raise AssertionError("unreachable")
+
+    def _first(self, attempt: Callable[[Endpoint], T]) -> T:
+        """Return the result of the first endpoint that succeeds. Raises the registry's own error, with every cause,
+        if all fail.
+        """
+        causes: list[KitfsError] = []
+        for endpoint in self.endpoints:
+            try:
+                return attempt(endpoint)
+            except UsageError:
+                raise  # a certificate or a credential file that cannot be read: every endpoint would fail
+            except KitfsError as e:
+                causes.append(e)
+        raise combined(causes, self.endpoints)
+
+
+def media_type_of(response: httpx.Response) -> str:
+    """Return the Content-Type without its parameters."""
+    return str(response.headers.get("Content-Type", "")).partition(";")[0].strip()
+
+
+def is_unsupported(error: NotFound | RegistryError) -> bool:
+    """Return whether an error means that the registry lacks a feature: 501, and 4xx except limits of time or number."""
+    status = error.status if isinstance(error, RegistryError) else 404
+    return status == 501 or (400 <= status < 500 and status not in (408, 429))
+
+
+def _tags_in(data: bytes, where: str, url: httpx.URL) -> list[str]:
+    """Return the valid tags of one page. Raises RegistryError for a page that is not a list of tags."""
+    try:
+        listed = json.loads(data)["tags"] or [] if len(data) <= MAX_MANIFEST else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        listed = None
+    if not isinstance(listed, list):
+        raise RegistryError(f"{where} returned something other than a list of tags", status=200, url=shown(url))
+    return [tag for tag in listed if isinstance(tag, str) and TAG.fullmatch(tag)]
+
+
+def _verify(digest: Digest, data: bytes, what: str) -> None:
+    if not digest.matches(data):
+        raise IntegrityError(f"{what} does not have its digest {digest}")
