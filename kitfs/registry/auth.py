@@ -304,7 +304,7 @@ class RegistryAuth(httpx.Auth):
             token, life = "", MIN_LIFE
         if not token or not token.isascii() or not token.isprintable():
             raise RegistryError(
-                f"{shown(realm)} answers {status} and no token for {self._host}", status=status, url=shown(realm)
+                f"{shown(realm)} returned {status} and no token for {self._host}", status=status, url=shown(realm)
             )
         header = f"Bearer {token}"
         self._tokens.keep(self._host, self._scope, header, max(1.0, life))

@@ -46,7 +46,9 @@ class FileRange:
         while start < stop:
             data = self._file.pread(min(PIECE, stop - start), self._start + start)
             if not data:
-                raise IntegrityError(f"{self._what} ends at byte {start}, its descriptor says {self._size}")
+                raise IntegrityError(
+                    f"{self._what} ends at byte {start}, but the descriptor declares {self._size} bytes"
+                )
             yield start, memoryview(data)
             start += len(data)
 
@@ -92,7 +94,7 @@ class Layout:
         found = self._blob(descriptor.digest)
         if found.size != descriptor.size:
             raise IntegrityError(
-                f"{self.path}: blob {descriptor.digest} has {found.size} bytes, its descriptor says {descriptor.size}"
+                f"{self.path}: blob {descriptor.digest} has {found.size} bytes, but the descriptor declares {descriptor.size}"
             )
         return found
 

@@ -36,7 +36,7 @@ def refusal(response: httpx.Response, what: str) -> KitfsError:
         return IntegrityError(words)
     if status not in REFUSALS or not isinstance(error, RegistryError):
         return error
-    words = f"{what}: {host_of(response.request.url)} answers {status}: {REFUSALS[status]}"
+    words = f"{what}: {host_of(response.request.url)} returned {status}: {REFUSALS[status]}"
     return RegistryError(words, status=status, code=error.code, url=error.url)
 
 
@@ -58,5 +58,5 @@ def manifest_refusal(response: httpx.Response, what: str) -> KitfsError:
         return error
     url = shown(response.request.url)
     return RegistryError(
-        f"{what}: {host_of(response.request.url)} answers {status}: {words}", status=status, code=code, url=url
+        f"{what}: {host_of(response.request.url)} returned {status}: {words}", status=status, code=code, url=url
     )

@@ -1,7 +1,7 @@
 """Trying again, as a transport around a transport: what may pass is repeated with growing, jittered pauses; what will
 not is not.
 
-408, 429 and 5xx are answered again, as are connections that break before an answer; ``Retry-After`` is honoured up to
+408, 429 and 5xx are retried, as are connections that break before an answer; ``Retry-After`` is honoured up to
 ``MAX_PAUSE``. A host that keeps failing is left alone for a while (a circuit breaker), so that a thousand readers do
 not each wait out the budget. A body that is streamed goes out once: whoever made it knows whether the other side has
 kept a part of it. Threading: one breaker per host behind a lock; pauses are of the calling thread.

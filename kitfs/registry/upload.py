@@ -266,7 +266,7 @@ class Upload:
             text = f"{self._endpoint.base}/blobs/uploads/{quote(number, safe='')}"
         if not text:
             raise RegistryError(
-                f"{self._what}: {host} answers {response.status_code} without a Location", status=response.status_code
+                f"{self._what}: {host} returned {response.status_code} without a Location", status=response.status_code
             )
         with mapped(response.request.url, self._what):
             return self._allowed(response.request.url.join(text))

@@ -476,7 +476,7 @@ def test_targets_that_are_none(box: Host, tmp_path: Path) -> None:
         (f"oci:{tmp_path / 'full'}", 2, "is no OCI layout"),
         (f"oci-archive:{tmp_path / 'file'}", 2, "nothing is added to archives"),
         ("here/other:v1", 2, "is not an OCI layout"),
-        (f"oci:{tmp_path / 'odd'}", 8, "no index of an OCI layout"),
+        (f"oci:{tmp_path / 'odd'}", 8, "is not an index of an OCI layout"),
         (f"oci:{tmp_path / 'file/below'}", 10, "cannot be written"),
     ):
         done = box.kitfs("export", "here/kit:v1", target, check=False)

@@ -71,7 +71,7 @@ REFUSED: dict[str, tuple[Fault, str]] = {
     "403": (Status(403, code="DENIED"), "403"),
     "401": (Status(401, code="UNAUTHORIZED"), "401"),
     "503 for ever": (Status(503), "503"),
-    "416": (Status(416), "descriptor"),
+    "416": (Status(416), "fewer than the declared"),
     "an endless redirect": (Status(307, {"Location": "/v2/team/kit/blobs/again"}), "redirect"),
     "a redirect to a file": (Status(307, {"Location": "file:///etc/passwd"}), ""),
 }

@@ -193,7 +193,7 @@ def test_any_2xx_of_a_manifest_is_done(fake: FakeRegistry, repository: Repositor
 def test_a_page_for_people_is_not_a_manifest(fake: FakeRegistry, repository: Repositories) -> None:
     """200 with nothing of a registry in it (a login page) is looked at."""
     fake.fail("/manifests/", Status(200, body=b"<html>log in", refuses=True), method="PUT")
-    with pytest.raises(RegistryError, match="took the manifest and does not have it: it may not be a registry"):
+    with pytest.raises(RegistryError, match="accepted the manifest but does not have it: it may not be a registry"):
         repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b"{}")
 
 
