@@ -16,7 +16,6 @@ import pytest
 
 from tests.conftest import needs
 from tests.host import Host
-from tests.interop.test_import import box as box  # a fixture
 from tests.interop.test_import import files, git
 
 ATTRIBUTES = "*.mine filter=mine\n*.lfs filter=lfs\n*.win text eol=crlf\n*.auto text=auto\n*.id ident\n"

@@ -55,20 +55,20 @@ def check(
     problems = checker.layers()
     kitfile_problem = checker.kitfile()
     if problems or kitfile_problem:
-        _fail(planned, directory, problems, kitfile_problem, report)
+        _fail(checker.result(), directory, problems, kitfile_problem, report)
     return checker.result()
 
 
 def _fail(
-    planned: Planned, directory: SafeDirectory, problems: dict[int, str], kitfile_problem: str, report: Report
+    checked: Checked, directory: SafeDirectory, problems: dict[int, str], kitfile_problem: str, report: Report
 ) -> None:
     """Report the steps before the first problem, and raise it."""
     number = 0
-    for step, layer in planned.steps:
+    for step, layer in checked.planned.steps:
         if step.kitfile and kitfile_problem:
             name = os.path.join(directory.name, KITFILE)
             raise ContextError(f"Failed to unpack config: path {name} {kitfile_problem}")
-        report(Noted(text_of(step, directory, has_kitfile=False)))
+        report(Noted(text_of(step, directory, has_kitfile=checked.has_kitfile)))
         if layer is None:
             continue
         if number in problems:
