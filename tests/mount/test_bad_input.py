@@ -116,7 +116,7 @@ def test_not_a_registry(host: Host) -> None:
 )
 def test_what_the_registry_does_not_have(golden_registry: RegistryProcess, host: Host, ref: str) -> None:
     """A missing tag, repository and digest."""
-    refuses_to_mount(host, f"{golden_registry.host}/{ref}", words=(golden_registry.host, "no such"))
+    refuses_to_mount(host, f"{golden_registry.host}/{ref}", words=(golden_registry.host, "does not exist"))
 
 
 @pytest.mark.parametrize("ref", ["", "UPPER.example.com/Team/Kit:v1", "r.example.com/a:b:c:d", "r.example.com/a@sha256:123", "r.example.com/a b:v1",

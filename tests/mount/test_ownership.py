@@ -26,10 +26,18 @@ KIT = kits.build([
 
 
 def loose(root: Path) -> dict[str, str]:
-    """Files that are not 0600 and directories that are not 0700, below a directory."""
+    """Files that are not 0600 and directories that are not 0700, below a directory.
+
+    A file that a daemon is just making (its name ends with "~") may have fewer bits under a strict umask, for a moment.
+    """
     found = {}
     for path in root.rglob("*"):
-        mode = stat.S_IMODE(path.lstat().st_mode)
+        try:
+            mode = stat.S_IMODE(path.lstat().st_mode)
+        except FileNotFoundError:
+            continue  # published under its own name meanwhile
+        if path.name.endswith("~") and mode == 0:
+            continue
         if mode != (0o700 if path.is_dir() else 0o600):
             found[str(path.relative_to(root))] = f"{mode:04o}"
     return found

@@ -92,4 +92,4 @@ def test_uploads_end_well(
             client.close()
         assert (came, sum(told)) in (("uploaded", size), ("exists", 0))
         assert fake.blob("team/kit", blob.digest) == data
-        assert [key for key in notes if key[0] != "ways"] == []
+        assert [key for key in notes if key[0] != "upload-methods"] == []
