@@ -24,7 +24,7 @@ from contextlib import ExitStack, suppress
 from typing import Final
 
 from kitfs.content import Source
-from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
+from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, StoreFull, WouldBlock
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE
 from kitfs.store.chunk_map import ChunkMap
@@ -75,7 +75,8 @@ class Blob:
             while not self._open(size):
                 pass  # a failed verification removed the entry between the lease and the files
         except OSError as e:
-            raise StoreError(f"cannot open the store's entry {directory}: {e.strerror}")
+            kind = StoreFull if e.errno in NO_SPACE else StoreError
+            raise kind(f"cannot open the store's entry {directory}: {(e.strerror or str(e)).lower()}")
         self._chunk: Final[int] = self._meta["chunk"]
         self._size: int | None = self._meta["size"]
         self._unsynced = 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kitfs.errors import StoreFull
 from kitfs.oci.names import Digest
 from kitfs.store.blob import Blob
 from kitfs.store.store import Store
@@ -141,3 +142,14 @@ def test_a_decoder_rests_although_its_size_is_known(store: Store, disk: Disk) ->
             reads = [(start, pool.submit(blob.pread, start, step)) for start in (at, at + step)]
             assert [start for start, read in reads if read.result(PATIENCE) != DATA[start : start + step]] == []
     assert len(source.asked) <= 3
+
+
+def test_an_entry_for_which_there_is_no_room_is_a_full_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full before the first byte of a blob is reported as one that is full in the middle."""
+
+    def mkdir(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(StoreFull, match="no space left"):
+        store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
