@@ -6,11 +6,11 @@
 ...     header = kit.read("model.safetensors", 0, 8)
 
 Every verb of the command line is a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``,
-``status``, ``logs``, ``unpack``, ``init``, ``pack``, ``import_kit``, ``push``, ``pull``, ``export``, ``convert``, ``list``, ``info``,
-``inspect``, ``diff``, ``tag``, ``remove``, ``login``, ``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The
-verbs of a group are in ``kitfs.index`` and ``kitfs.cache``. Options of the command line are keywords
-(``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``, the events of
-``progress=`` in ``kitfs.events``. Each of these is imported when it is first used.
+``status``, ``logs``, ``unpack``, ``init``, ``pack``, ``import_kit``, ``push``, ``pull``, ``export``, ``convert``,
+``list``, ``info``, ``inspect``, ``diff``, ``tag``, ``remove``, ``login``, ``logout``, ``serve`` and ``collect_garbage``
+(for serve gc). The verbs of a group are in ``kitfs.index`` and ``kitfs.cache``. Options of the command line are
+keywords (``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``, the
+events of ``progress=`` in ``kitfs.events``. Each of these is imported when it is first used.
 
 Threading: all functions may be called from any thread, and many threads may share one Kit. A file object of a kit, and
 a Mount, belong to one thread at a time.

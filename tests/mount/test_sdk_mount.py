@@ -1,4 +1,4 @@
-"""``kitfs.mount`` in a Python program."""
+"""Mounts in a Python program: ``kitfs.mount``, ``unmount``, ``mounts``, ``status`` and ``logs``."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_mount_for_the_time_of_a_block(place: Place) -> None:
 
 
 def test_mount_without_a_block(place: Place) -> None:
-    """It is mounted at once, until it is unmounted; its object is a path."""
+    """The kit is mounted when the call returns, until it is unmounted; the Mount can be used as a path."""
     mounted = kitfs.mount(place.reference, place.directory, **place.options)
     assert mounted.path == os.fspath(mounted) == str(place.directory)
     assert sorted(os.listdir(mounted)) == ["Kitfile", "w.bin"]
@@ -80,7 +80,7 @@ def test_mount_without_a_block(place: Place) -> None:
 
 
 def test_a_block_ends_only_the_mount_that_it_made(place: Place) -> None:
-    """One that was there before is left, and the inner block of two leaves the outer one's."""
+    """A mount that existed before stays, and the inner of two blocks leaves the outer block's mount."""
     before = kitfs.mount(place.reference, place.directory, **place.options)
     with kitfs.mount(place.reference, place.directory, **place.options):
         pass
@@ -172,7 +172,7 @@ def test_what_another_process_uses_stays_mounted(place: Place) -> None:
 
 @pytest.mark.parametrize("user", ["this process", "another process"])
 def test_the_exception_of_a_block_is_its_own(place: Place, user: str) -> None:
-    """Whatever keeps the mount from ending."""
+    """The exception of the block is raised, also when the mount cannot be ended."""
     used: list[Any] = []
 
     def fail() -> None:
@@ -206,6 +206,33 @@ with kitfs.mount(sys.argv[1], sys.argv[2], cache_dir=sys.argv[3], config=sys.arg
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0 2\n", "")
 
 
-def test_one_filter_is_a_text(place: Place) -> None:
+def test_only_chooses_parts_of_a_kit(place: Place) -> None:
     with kitfs.mount(place.reference, place.directory, only="model", **place.options) as models:
         assert os.listdir(models) == ["w.bin"]
+
+
+def test_a_mount_can_be_listed_examined_and_ended_by_its_directory(place: Place) -> None:
+    kitfs.mount(place.reference, place.directory, **place.options)
+    Path(place.directory, "w.bin").read_bytes()
+    (listed,) = kitfs.mounts(**place.options)
+    status = kitfs.status(place.directory, check=True, **place.options)
+    assert (listed.mountpoint, listed.state, listed.moved) == (str(place.directory), "alive", None)
+    assert (status.reference, status.digest, status.moved) == (place.reference, listed.digest, False)
+    assert [(layer.path, layer.fetched) for layer in status.layers] == [("w.bin", status.layers[0].size)]
+    assert status.bytes_fetched is not None
+    assert status.bytes_fetched > 7000
+    assert kitfs.logs(place.directory, **place.options)
+    kitfs.unmount(place.directory, **place.options)
+    assert not os.path.ismount(place.directory)
+    assert kitfs.mounts(**place.options) == []
+    assert kitfs.logs(place.directory, **place.options), "the log stays"
+    with pytest.raises(NotFound):
+        kitfs.status(place.directory, **place.options)
+
+
+def test_status_with_check_finds_that_a_tag_has_moved(place: Place, tmp_path: Path) -> None:
+    with kitfs.mount(place.reference, place.directory, **place.options) as models:
+        assert kitfs.status(models, check=True, **place.options).moved is False
+        (tmp_path / "tree" / "w.bin").write_bytes(b"other")
+        kitfs.pack(tmp_path / "tree", place.reference, push=True, **place.options)
+        assert kitfs.status(models, check=True, **place.options).moved is True

@@ -16,12 +16,12 @@ from kitfs.config import OPTIONS
 from kitfs.sdk import options
 
 PUBLIC = {
-    "CollectedGarbage", "CopyOptions", "ConvertedImage", "FileInfo", "ImportedKit", "Inspection", "Kit", "KitDifference",
-    "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions", "MountStatus", "Options",
-    "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "TransferOptions", "__version__", "cache",
-    "collect_garbage", "convert", "diff", "errors", "events", "export", "import_kit", "index", "info", "init", "inspect", "kitfile",
-    "list", "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "serve", "status",
-    "tag", "unmount", "unpack",
+    "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
+    "KitDifference", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions", "MountStatus",
+    "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "TransferOptions",
+    "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "import_kit", "index",
+    "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts", "open", "pack",
+    "pull", "push", "remove", "serve", "status", "tag", "unmount", "unpack",
 }  # fmt: skip
 
 # The verbs that have no function of their own, and what a program uses instead.

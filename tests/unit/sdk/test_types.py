@@ -57,7 +57,7 @@ def test_mypy_accepts_right_programs_and_refuses_misspelled_options(tmp_path: Pa
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), str(program)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     first = len(textwrap.dedent(RIGHT).splitlines()) + 1
-    told = {int(line.split(":")[1]): line for line in done.stdout.splitlines() if ": error: " in line}
-    assert list(told) == list(range(first, first + len(WRONG))), done.stdout
-    for (code, error), line in zip(WRONG.items(), told.values(), strict=True):
+    errors = {int(line.split(":")[1]): line for line in done.stdout.splitlines() if ": error: " in line}
+    assert list(errors) == list(range(first, first + len(WRONG))), done.stdout
+    for (code, error), line in zip(WRONG.items(), errors.values(), strict=True):
         assert error in line, code
