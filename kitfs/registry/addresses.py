@@ -46,7 +46,7 @@ METADATA_NAMES: Final = frozenset(
 )
 
 
-class Forbidden(Exception):  # noqa: N818 - httpcore and httpx let it pass as it is; ``failures.mapped`` gives it words
+class Forbidden(Exception):  # noqa: N818 - httpcore and httpx let it pass as it is; ``mapped`` gives it words
     """No address of a host may be connected to; ``address`` is the first ("" where only the host's name was judged),
     ``scope`` its scope.
 

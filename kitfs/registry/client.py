@@ -1,6 +1,6 @@
 """A client of OCI registries (distribution-spec v1.1): makes repositories that share connections, tokens and lessons.
 
-Nothing is cached but tokens and what ``HttpClient`` and ``UploadLessons`` have learned about hosts. Threading: every
+Nothing is cached but tokens and what ``HttpClient`` and ``Lessons`` have learned about hosts. Threading: every
 method from any thread.
 """
 

@@ -1,4 +1,4 @@
-"""What an answer to a push means: ``failures.failure`` with the words that help a person who pushes. Threading: pure
+"""What an answer to a push means: ``http_errors.failure`` with the words that help a person who pushes. Threading: pure
 functions.
 """
 

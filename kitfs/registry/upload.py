@@ -2,7 +2,7 @@
 broke off.
 
 Follows distribution-spec v1.1 "Pushing blobs". What a registry can do is learned from its answers: statuses are read
-by class (any 2xx means done), a way of sending that it refuses is followed by the next one (``registry.ways``), and
+by class (any 2xx means done), a way of sending that it refuses is followed by the next one (``upload_methods``), and
 its bookkeeping (Range, Location, Docker-Upload-UUID) is a hint, since the digest in the closing request decides.
 After a setback the session is asked how much it has (GET), and a session that the registry has lost is replaced by a
 new one. Setbacks are tolerated within a budget that is renewed by each byte that the registry acknowledges beyond
@@ -123,10 +123,8 @@ class Upload:
         tell what is wrong.
         """
         url = f"{self._endpoint.base}/blobs/{self._digest}"
-        response = self._http.send(self._endpoint, "HEAD", url, {}, self._what)
-        response.close()
+        response = self._http.head(self._endpoint, url, self._what)
         if response.status_code in RETRYABLE or (response.status_code >= 500 and response.status_code not in PERMANENT):
-            response._content = b""  # noqa: SLF001 - the body of a HEAD
             raise failure(response, self._what)
         return response.is_success
 
