@@ -1,14 +1,13 @@
-"""Which addresses a connection may go to: those of the user's own words, and of what a registry names only ordinary
-ones.
+"""Which addresses a connection may go to: any address that the user names, but only global ones that a registry names.
 
-A token realm, a redirect, an upload's Location, a page link or a kit's parent is a URL that somebody else chose. It
-must not lead to this machine (loopback) or to what only this link can see (link-local addresses, the metadata
-services of clouds), unless what named it is on such an address itself. The address that is connected to decides, and
-it is looked up once, for the connection, so that a name cannot mean another address afterwards. Behind a proxy the
-proxy looks names up; then only the host as it is written can be judged.
+A token realm, a redirect, an upload's Location, a page link or a kit's parent is a URL that another party chose. Such a
+URL must not lead to this machine (loopback) or to an address that only this link can reach (link-local addresses, the
+metadata services of clouds), unless the server that named the URL is on such an address itself. The check applies to
+the address that is connected to. A name is looked up once, for the connection, so that it cannot mean another address
+afterwards. Behind a proxy the proxy looks names up; then only the host as the URL spells it can be checked.
 
-The scopes are called as Linux calls those of its addresses (``ip address``): host, link, global. Threading: pure
-functions, and a backend without state.
+The scopes have the names that Linux gives to those of its addresses (``ip address``): host, link, global. Threading:
+pure functions, and a backend without state.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ HOST: Final = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("0.0.0.
 LINK: Final = (
     ipaddress.ip_network("169.254.0.0/16"),
     ipaddress.ip_network("100.100.100.200/32"),  # metadata service of Alibaba Cloud
-    ipaddress.ip_network("168.63.129.16/32"),  # the same of Azure
-    ipaddress.ip_network("192.0.0.192/32"),  # the same of Oracle Cloud
+    ipaddress.ip_network("168.63.129.16/32"),  # metadata service of Azure
+    ipaddress.ip_network("192.0.0.192/32"),  # metadata service of Oracle Cloud
 )
 HOST6: Final = (ipaddress.ip_network("::/128"), ipaddress.ip_network("::1/128"))
 LINK6: Final = (
     ipaddress.ip_network("fe80::/10"),
     ipaddress.ip_network("fd00:ec2::/32"),  # metadata service of AWS
-    ipaddress.ip_network("fd20:ce::254/128"),  # the same of Google Cloud
+    ipaddress.ip_network("fd20:ce::254/128"),  # metadata service of Google Cloud
 )
 NAT64: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))  # RFC 6052, RFC 8215
 COMPATIBLE: Final = ipaddress.ip_network("::/96")  # RFC 4291 §2.5.5.1
@@ -46,11 +45,11 @@ METADATA_NAMES: Final = frozenset(
 )
 
 
-class Forbidden(Exception):  # noqa: N818 - httpcore and httpx let it pass as it is; ``mapped`` gives it words
-    """No address of a host may be connected to; ``address`` is the first ("" where only the host's name was judged),
-    ``scope`` its scope.
+class Forbidden(Exception):  # noqa: N818 - httpcore and httpx pass it on unchanged; ``mapped`` translates it
+    """None of a host's addresses may be connected to.
 
-    ``host`` is host[:port] of the URL.
+    ``address`` is the first of them, "" if only the host's name was checked; ``scope`` is its scope. ``host`` is
+    host[:port] of the URL.
     """
 
     def __init__(self, address: str, scope: AddressScope, host: str = "") -> None:
@@ -61,8 +60,9 @@ class Forbidden(Exception):  # noqa: N818 - httpcore and httpx let it pass as it
 
 
 def scope_of(address: str) -> AddressScope:
-    """The scope of an address as the system writes it, IPv4 addresses inside IPv6 ones included. Raises ValueError
-    for what is not one.
+    """Return the scope of an address in the system's spelling; an IPv4 address inside an IPv6 one counts.
+
+    Raises ValueError for a text that is not an address.
     """
     found = ipaddress.ip_address(address.strip("[]").partition("%")[0])
     scopes = {_scope(one) for one in (found, *_embedded(found))}
@@ -70,9 +70,10 @@ def scope_of(address: str) -> AddressScope:
 
 
 def scope_of_name(host: str) -> AddressScope | None:
-    """The scope of a host as a URL spells it, None for a name that only a lookup can tell.
+    """Return the scope of a host as a URL spells it, None for a name whose addresses must be looked up.
 
-    IPv4 addresses count in every spelling that inet_aton(3) takes: decimal, octal, hexadecimal, with parts left out.
+    IPv4 addresses are recognized in every spelling that inet_aton(3) accepts: decimal, octal, hexadecimal, with parts
+    left out.
     """
     host = host.strip("[]").rstrip(".").lower()
     if host in LOCAL_NAMES or host.endswith(".localhost"):
@@ -97,7 +98,7 @@ def _scope(address: Address) -> AddressScope:
 
 
 def _embedded(address: Address) -> Iterator[Address]:
-    """IPv4 addresses that an IPv6 address leads to by way of a mapping, a tunnel or a translator."""
+    """Yield the IPv4 addresses that an IPv6 address leads to through a mapping, a tunnel or a translator."""
     if isinstance(address, ipaddress.IPv4Address):
         return
     if address.ipv4_mapped is not None:
@@ -111,15 +112,17 @@ def _embedded(address: Address) -> Iterator[Address]:
 
 
 def permitted(scope: AddressScope, led_from: AddressScope | None) -> bool:
-    """Whether a URL may lead to an address of a scope. ``led_from``: the scope of what named the URL, None for the
-    user.
+    """Return whether a URL may lead to an address of a scope.
+
+    ``led_from``: the scope of the server that named the URL, None if the user named it.
     """
     return led_from is None or scope in ("global", led_from)
 
 
 def answered_from(response: httpx.Response) -> AddressScope:
-    """The scope of the address that an answer came from; behind a proxy, and without a connection, what the URL
-    itself says.
+    """Return the scope of the address that sent a response.
+
+    Behind a proxy, and without a connection, it is the scope of the host as the URL spells it.
     """
     return (
         response.extensions.get("address_scope")
@@ -129,10 +132,9 @@ def answered_from(response: httpx.Response) -> AddressScope:
 
 
 class GuardedBackend(httpcore.NetworkBackend):
-    """Makes the connections of ``inner`` to permitted addresses only (``permitted``), and within one deadline for all
-    addresses of a name.
+    """A backend that connects to permitted addresses only (``permitted``), within one deadline for all of a name's.
 
-    Raises Forbidden when a name has no address that is permitted, ConnectTimeout, ConnectError.
+    Raises Forbidden if no address of a name is permitted, ConnectTimeout, ConnectError.
     """
 
     def __init__(self, inner: httpcore.NetworkBackend, led_from: AddressScope | None) -> None:
@@ -143,8 +145,9 @@ class GuardedBackend(httpcore.NetworkBackend):
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
-        """A connection to the first address of a host that takes it; each has its share of ``timeout`` (seconds, for
-        all).
+        """Connect to the first address of a host that accepts the connection.
+
+        ``timeout``: seconds for all addresses together; each of them gets an equal share of the rest.
         """
         until = None if timeout is None else time.monotonic() + timeout
         addresses = _looked_up(host, port, timeout)
@@ -164,7 +167,7 @@ class GuardedBackend(httpcore.NetworkBackend):
             try:
                 peer = str(stream.get_extra_info("server_addr")[0])
             except OSError:
-                peer = address  # it has hung up already
+                peer = address  # the other side has closed the connection already
             if permitted(scope_of(peer), self._led_from):
                 return stream
             stream.close()
@@ -172,22 +175,23 @@ class GuardedBackend(httpcore.NetworkBackend):
         raise failed
 
     def sleep(self, seconds: float) -> None:
-        """As the inner one."""
+        """Sleep as the inner backend does."""
         self._inner.sleep(seconds)
 
 
 def _looked_up(host: str, port: int, timeout: float | None) -> list[str]:
-    """The addresses of a host, in the system's order. Raises ConnectError, and ConnectTimeout for a resolver that
-    does not answer in time.
+    """Return the addresses of a host, in the system's order.
+
+    Raises ConnectError, and ConnectTimeout for a resolver that does not answer in time.
     """
     if scope_of_name(host) is not None and not host.rstrip(".")[-1:].isalpha():
-        return _addresses(host, port)  # an address: nobody is asked
+        return _addresses(host, port)  # an address: no resolver is asked
     answer: list[list[str] | Exception] = []
 
     def ask() -> None:
         try:
             answer.append(_addresses(host, port))
-        except Exception as e:  # noqa: BLE001 - raised again by the thread that waits
+        except Exception as e:  # noqa: BLE001 - the waiting thread raises it
             answer.append(e)
 
     asking = threading.Thread(target=ask, name="kitfs-lookup", daemon=True)  # getaddrinfo(3) has no timeout

@@ -1,11 +1,11 @@
-"""Who asks: anonymous, Basic, or the bearer token flow, as an ``httpx.Auth``.
+"""Authentication of requests, as an ``httpx.Auth``: anonymous, Basic, or the bearer token flow.
 
 Follows distribution's "Token Authentication Specification" and its OAuth2 form: 401 with ``WWW-Authenticate: Bearer``
-→ a token from the realm (GET with Basic, or POST with a refresh token) → the request again. Tokens are kept per
-(host, scope) until shortly before they expire; a 401 in between gets a new one once. Before a body is streamed an
-expired token is replaced without being refused, lest the body travel in vain. Threading: the flow runs on whatever
-thread sends; when many readers need a token for one scope, one of them asks for it and the others wait for what it
-gets.
+→ a token from the realm (GET with Basic, or POST with a refresh token) → the request again. Tokens are cached per
+(host, scope) until shortly before they expire; if the registry returns 401 before that, the token is replaced once.
+Before a body is streamed, an expired token is replaced without waiting for a 401, so that the body is not sent in vain.
+Threading: the flow runs on the thread that sends. If several threads need a token for one scope, one of them requests
+it and the others wait for the result.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from kitfs.registry.http_errors import failure, read_capped, read_error, shown
 from kitfs.registry.proxies import is_loopback
 
 CLIENT_ID: Final = "kitfs"
-MIN_LIFE: Final = 60.0  # seconds: what a token lives that does not say (the specification's default)
-MARGIN: Final = 0.1  # part of a token's life that is not used, lest it expire on the way
-MAX_TOKEN: Final = 128 << 10  # bytes of a token server's answer
-ATTEMPTS: Final = 5  # of one request, each with another token
+MIN_LIFE: Final = 60.0  # seconds that a token without ``expires_in`` is valid (the specification's default)
+MARGIN: Final = 0.1  # part of a token's life that is not used, so that it does not expire while it is sent
+MAX_TOKEN: Final = 128 << 10  # bytes of a token server's response
+ATTEMPTS: Final = 5  # for one request, each with another token
 MAX_CHALLENGE: Final = 16 << 10  # characters of one header that are read
-# A token and, if one follows, its value: a quoted string or anything up to a blank or comma. No part of it is tried
-# in two ways. The "/" is
-# of base64, which follows schemes that kitfs does not speak.
+# A token and its value, if it has one: a quoted string or anything up to a blank or comma. The expression never
+# backtracks. The "/" occurs in base64, which follows schemes that kitfs does not support.
 CHALLENGE_PART: Final = re.compile(
     r"""[\s,;]*+(?P<token>[!#$%&'*+./^_`|~0-9A-Za-z-]++)(?:\s*+=\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<bare>[^\s,"]*+)))?+[\s,;]*+""",
     re.DOTALL,
@@ -45,26 +44,26 @@ ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Token(NamedTuple):
-    """An Authorization header's value, and when it stops being of use (monotonic seconds)."""
+    """The value of an Authorization header, and the time from which it is not used any more (monotonic seconds)."""
 
     header: str
     until: float
 
 
 class Challenge(NamedTuple):
-    """What a host asks of bearers, and the scope of the address that asked it (see ``addresses``)."""
+    """The parameters of a host's Bearer challenge, and the scope of the address that sent it (see ``addresses``)."""
 
     parameters: dict[str, str]
     led_from: AddressScope
 
 
 def challenges(*headers: str) -> dict[str, dict[str, str]]:
-    """Values of ``WWW-Authenticate`` headers as "basic" or "bearer" → parameters (names in lower case, values without
-    their quotes).
+    """Parse ``WWW-Authenticate`` headers into "basic" or "bearer" → parameters.
 
-    RFC 9110 §11.6.1, and what servers make of it: any case and spacing, parameters without commas between them, bare
-    URLs. Of several challenges of a scheme the first counts, unless only a later one has a realm. A header is read
-    from left to right, once, and no further than ``MAX_CHALLENGE`` characters or to the first that fits nothing.
+    Names of parameters are in lower case, values have no quotes. Follows RFC 9110 §11.6.1, and accepts what servers
+    send in practice: any case and spacing, parameters without commas between them, unquoted URLs. Of several challenges
+    of a scheme the first counts, unless only a later one has a realm. A header is read once, from left to right, up to
+    ``MAX_CHALLENGE`` characters or the first character that is not valid.
     """
     found: dict[str, dict[str, str]] = {}
     for header in headers:
@@ -75,13 +74,13 @@ def challenges(*headers: str) -> dict[str, dict[str, str]]:
 
 
 def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(scheme, parameters) of one header. A token is a parameter's name where a "=" follows it, else a scheme."""
+    """Yield (scheme, parameters) of one header. A token before a "=" is the name of a parameter, else a scheme."""
     scheme, parameters = "", dict[str, str]()
     at = 0
     while at < len(header):
         match = CHALLENGE_PART.match(header, at)
         if match is None:
-            break  # nobody knows what follows
+            break  # the rest cannot be parsed
         at = match.end()
         token, quoted, bare = match.group("token", "quoted", "bare")
         if quoted is None and bare is None:
@@ -95,8 +94,9 @@ def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 class TokenRequest:
-    """One thread's way to the token server, which others wait for. ``header`` or ``error`` is what it brought;
-    neither: it got no answer.
+    """A token request in flight, shared by every thread that needs the same token.
+
+    It ends with ``header`` or ``error``; with neither if the token server could not be reached.
     """
 
     __slots__ = ("done", "error", "header")
@@ -114,71 +114,71 @@ class Tokens:
         self._clock = clock
         self._lock = threading.Lock()
         self._tokens: dict[tuple[str, str], Token] = {}
-        self._errands: dict[tuple[str, str], TokenRequest] = {}
+        self._requests: dict[tuple[str, str], TokenRequest] = {}
         self._challenges: dict[tuple[str, str], Challenge] = {}
         self._accepted: set[tuple[str, str]] = set()
 
     def get(self, host: str, scope: str) -> str | None:
-        """A header that still holds, None when there is none."""
+        """Return a header that has not expired, None if there is none."""
         with self._lock:
             token = self._tokens.get((host, scope))
         return token.header if token is not None and token.until > self._clock() else None
 
-    def keep(self, host: str, scope: str, header: str, life: float) -> None:
-        """Keep a header for ``life`` seconds, less a margin."""
+    def put(self, host: str, scope: str, header: str, life: float) -> None:
+        """Cache a header for ``life`` seconds, less a margin."""
         with self._lock:
             self._tokens[host, scope] = Token(header, self._clock() + life * (1 - MARGIN))
 
-    def forget(self, host: str, scope: str, header: str) -> None:
-        """Drop a header that was refused, unless another thread has a newer one."""
+    def discard(self, host: str, scope: str, header: str) -> None:
+        """Discard a header that was refused, unless another thread has replaced it."""
         with self._lock:
             token = self._tokens.get((host, scope))
             if token is not None and token.header == header:
                 del self._tokens[host, scope]
 
     def accept(self, host: str, scope: str) -> None:
-        """A token was good."""
+        """Record that a host accepted a token for a scope."""
         if (host, scope) not in self._accepted:
             with self._lock:
                 self._accepted.add((host, scope))
 
     def accepted(self, host: str, scope: str) -> bool:
-        """Whether one ever was, so that one that is refused has expired."""
+        """Return whether a host ever accepted a token for a scope, so that a token that it refuses has expired."""
         return (host, scope) in self._accepted
 
     def remember(self, host: str, scope: str, challenge: Challenge) -> None:
-        """Keep what a host asks of bearers."""
+        """Record the latest Bearer challenge of a host."""
         with self._lock:
             self._challenges[host, scope] = challenge
 
     def challenge(self, host: str, scope: str) -> Challenge | None:
-        """What a host asked of bearers the last time, None when it never did."""
+        """Return the latest Bearer challenge of a host, None if it never sent one."""
         with self._lock:
             return self._challenges.get((host, scope))
 
     def begin(self, host: str, scope: str) -> tuple[TokenRequest, bool]:
-        """The errand for a token, and whether it is the caller's own: then ``end`` must end it."""
+        """Return the request for a token, and whether the caller must send it and then call ``end``."""
         with self._lock:
-            found = self._errands.get((host, scope))
+            found = self._requests.get((host, scope))
             if found is not None:
                 return found, False
-            self._errands[host, scope] = errand = TokenRequest()
-            return errand, True
+            self._requests[host, scope] = new = TokenRequest()
+            return new, True
 
-    def end(self, host: str, scope: str, errand: TokenRequest) -> None:
-        """End an errand; those who wait look at what it brought."""
+    def end(self, host: str, scope: str, ended: TokenRequest) -> None:
+        """End a request, and wake the threads that wait for its result."""
         with self._lock:
-            del self._errands[host, scope]
-        errand.done.set()
+            del self._requests[host, scope]
+        ended.done.set()
 
 
 class RegistryAuth(httpx.Auth):
-    """The auth flow of one repository: ``scope`` such as repository:name:pull, several with blanks between them.
+    """The auth flow of one repository.
 
-    A scope that is for more than pulling is asked for beside what the challenge names. Raises Unauthorized when no
-    token can be had.
-
-    ``host`` is the registry whose credentials count; ``plain_http`` allows to send them to a token server without TLS.
+    ``host`` is the registry whose credentials are used; ``plain_http`` allows to send them to a token server without
+    TLS. ``scope`` is, for example, repository:name:pull; several scopes have blanks between them. A scope that allows
+    more than to pull is requested beside those that the challenge names. Raises Unauthorized if no token can be
+    obtained.
     """
 
     requires_response_body = False
@@ -190,18 +190,18 @@ class RegistryAuth(httpx.Auth):
         self._tokens = tokens
         self._plain_http = plain_http
         self._repository = scope.split(" ")[0].removeprefix("repository:").rpartition(":")[0]
-        self._trouble = ""  # why no credentials could be looked up
+        self._lookup_error = ""  # why the credentials could not be looked up
 
     def scoped(self, scope: str) -> RegistryAuth:
-        """The same for another scope."""
+        """Return the auth flow for another scope."""
         return RegistryAuth(self._host, scope, self._credentials, self._tokens, plain_http=self._plain_http)
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send, and on 401 once more with what the challenge asks for; a few times more where such tokens have been
-        good before.
+        """Send a request; on 401 send it once more, with the authorization that the challenge asks for.
 
-        A token may expire on the way, while a registry that is busy is waited for, or be one that another thread got
-        long ago.
+        If the registry has accepted such tokens before, a 401 means that the token has expired (while a busy registry
+        was waited for, or because another thread obtained it long ago), so the request is sent up to ``ATTEMPTS``
+        times.
         """
         held = self._tokens.get(self._host, self._scope)
         known = self._tokens.challenge(self._host, self._scope)
@@ -216,67 +216,69 @@ class RegistryAuth(httpx.Auth):
                     self._tokens.accept(self._host, self._scope)
                 return
             if held is not None:
-                self._tokens.forget(self._host, self._scope, held)
+                self._tokens.discard(self._host, self._scope, held)
             if attempt == ATTEMPTS - 1 or (attempt and not self._tokens.accepted(self._host, self._scope)):
                 self._explain(response)
                 return
             read_error(response)
             asked = challenges(*response.headers.get_list("WWW-Authenticate"))
-            header = self._tokens.get(self._host, self._scope)  # another thread may have a newer one
+            header = self._tokens.get(self._host, self._scope)  # another thread may have obtained a new one
             if header is None and "bearer" in asked:
                 challenge = Challenge(asked["bearer"], answered_from(response))
                 self._tokens.remember(self._host, self._scope, challenge)
                 header = yield from self._fetched(challenge, request)
             elif header is None and "basic" in asked and (credential := self._credential()):
                 header = _basic(credential)
-                self._tokens.keep(self._host, self._scope, header, 86_400)
+                self._tokens.put(self._host, self._scope, header, 86_400)
             if header is None or header == held:
                 self._explain(response)
-                return  # nothing that was not refused already
+                return  # there is no header that the registry has not refused already
             request.headers["Authorization"] = held = header
 
     def _credential(self) -> Credential | None:
-        """What is known for the repository; None, too, where it cannot be looked up, since it may be public."""
-        found, self._trouble = self._credentials.find(self._host, self._repository)
+        """Return the credential for the repository; None if there is none or if the lookup fails: the repository may
+        be public.
+        """
+        found, self._lookup_error = self._credentials.find(self._host, self._repository)
         return found
 
     def _explain(self, response: httpx.Response) -> None:
-        """Raise Unauthorized with the reason, when a request is refused for want of credentials that could not be
-        looked up.
-        """
-        if self._trouble:
+        """Raise Unauthorized with the reason if a request was refused because the lookup of credentials failed."""
+        if self._lookup_error:
             raise Unauthorized(
-                f"{self._host} wants credentials, and {self._trouble}",
+                f"{self._host} requires credentials, but {self._lookup_error}",
                 status=response.status_code,
                 url=shown(response.request.url),
             )
 
     def _fetched(self, challenge: Challenge, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, str]:
-        """A new token, or the one that another thread is fetching right now."""
-        errand, own = self._tokens.begin(self._host, self._scope)
+        """Return the header of a new token, or of the one that another thread is requesting at this moment."""
+        flight, own = self._tokens.begin(self._host, self._scope)
         if not own:
-            errand.done.wait()  # its owner's timeouts end it
-            if errand.error is not None:
-                raise copy.copy(errand.error)
-            if not errand.header:
-                raise Unavailable(f"{self._host}: no token, its token server does not answer", url=shown(request.url))
-            return errand.header
+            flight.done.wait()  # without a timeout here: those of the sending thread end the request
+            if flight.error is not None:
+                raise copy.copy(flight.error)
+            if not flight.header:
+                raise Unavailable(
+                    f"{self._host}: cannot get a token: its token server does not respond", url=shown(request.url)
+                )
+            return flight.header
         try:
-            errand.header = yield from self._bearer(challenge, self._credential(), request)
-            return errand.header
+            flight.header = yield from self._bearer(challenge, self._credential(), request)
+            return flight.header
         except KitfsError as e:
-            errand.error = e
+            flight.error = e
             raise
         finally:
-            self._tokens.end(self._host, self._scope, errand)
+            self._tokens.end(self._host, self._scope, flight)
 
     def _bearer(
         self, challenge: Challenge, credential: Credential | None, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, str]:
-        """A token from the realm of a challenge."""
+        """Request a token from the realm of a challenge, and return its header."""
         if credential and credential.registry_token:
             header = f"Bearer {credential.registry_token}"
-            self._tokens.keep(self._host, self._scope, header, MIN_LIFE)
+            self._tokens.put(self._host, self._scope, header, MIN_LIFE)
             return header
         named = challenge.parameters.get("realm", "")
         try:
@@ -284,15 +286,15 @@ class RegistryAuth(httpx.Auth):
         except httpx.InvalidURL:
             raise RegistryError(f"{self._host} names an invalid token realm {named[:100]!r}")
         if not named or realm.scheme not in ("http", "https") or (realm.port or 0) > 65_535:
-            raise RegistryError(f"{self._host} asks for a token and names no realm")
+            raise RegistryError(f"{self._host} asks for a token, but its challenge does not name a realm")
         response = yield self._token_request(realm, challenge, credential, request)
         body = read_capped(response, MAX_TOKEN)
         status = response.status_code
         if status in (400, 401, 403, 404):
-            who = f"the credentials of {credential.username or 'its token'}" if credential else "anonymous access"
-            remedy = self._trouble or f"log in with kitfs login {self._host}"
-            told = f"{shown(realm)} refuses {who} for {self._host} ({status}); {remedy}"
-            raise Unauthorized(told, status=status, url=shown(realm))
+            refused = f"the credentials of {credential.username or 'its token'}" if credential else "anonymous access"
+            remedy = self._lookup_error or f"log in with kitfs login {self._host}"
+            text = f"{shown(realm)} refuses {refused} for {self._host} ({status}); {remedy}"
+            raise Unauthorized(text, status=status, url=shown(realm))
         if status in (408, 429) or status >= 500:
             raise failure(response, f"a token for {self._host}")
         try:
@@ -304,24 +306,22 @@ class RegistryAuth(httpx.Auth):
             token, life = "", MIN_LIFE
         if not token or not token.isascii() or not token.isprintable():
             raise RegistryError(
-                f"{shown(realm)} returned {status} and no token for {self._host}", status=status, url=shown(realm)
+                f"{shown(realm)} returned {status} but no token for {self._host}", status=status, url=shown(realm)
             )
         header = f"Bearer {token}"
-        self._tokens.keep(self._host, self._scope, header, max(1.0, life))
+        self._tokens.put(self._host, self._scope, header, max(1.0, life))
         return header
 
     def _token_request(
         self, realm: httpx.URL, challenge: Challenge, credential: Credential | None, request: httpx.Request
     ) -> httpx.Request:
-        """GET with Basic, or the OAuth2 POST for a refresh token; with the timeouts of the request that it is for.
+        """Return the request for a token: GET with Basic, or the OAuth2 POST with a refresh token.
 
-        Credentials go over plain HTTP only when that was asked for: by --plain-http, to this host itself, or to
-        loopback.
+        It has the timeouts of ``request``, which needs the token. Credentials are sent over plain HTTP only with
+        --plain-http, to the host of ``request`` if that uses plain HTTP itself, or to loopback.
         """
-        service, scope = (
-            challenge.parameters.get("service", ""),
-            widened(challenge.parameters.get("scope", ""), self._scope),
-        )
+        service = challenge.parameters.get("service", "")
+        scope = widened(challenge.parameters.get("scope", ""), self._scope)
         home = (request.url.scheme, request.url.host)
         if (
             credential
@@ -329,12 +329,12 @@ class RegistryAuth(httpx.Auth):
             and not (self._plain_http or is_loopback(realm.host) or (realm.scheme, realm.host) == home)
         ):
             raise Unauthorized(
-                f"{self._host} wants the credentials sent to {shown(realm)} without TLS; allow it with --plain-http",
+                f"{self._host} asks for the credentials at {shown(realm)}, without TLS; allow that with --plain-http",
                 url=shown(realm),
             )
         if request.url.scheme == "https" and realm.scheme == "http" and not self._plain_http:
             raise RegistryError(
-                f"{self._host} names a token server without TLS, {shown(realm)}: a registry over TLS may not",
+                f"{self._host} uses TLS but names a token server without TLS: {shown(realm)} is not contacted",
                 url=shown(realm),
             )
         headers = {name: request.headers[name] for name in ("User-Agent", "Accept-Encoding") if name in request.headers}
@@ -370,7 +370,7 @@ class TokenAuth(httpx.Auth):
 
 
 def widened(asked: str, own: str) -> str:
-    """The scope to ask for: what the challenge names, and what is needed beyond pulling, each resource once."""
+    """Return the scope to request: that of the challenge, and what ``own`` needs beyond to pull, each resource once."""
     if not asked or (own.endswith(":pull") and " " not in own):
         return asked or own
     actions: dict[str, dict[str, None]] = {}

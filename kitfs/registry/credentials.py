@@ -1,11 +1,12 @@
-"""Credentials as kit, docker and containers keep them: files, ``credsStore`` and ``credHelpers``. Only read.
+"""The credential files of kit, docker and containers, and the credential helpers that they name.
 
-Order: kit's credentials.json, then docker's config.json; in each credHelpers, credsStore, the file's own auths
-(oras-go credentials store; docker "credential helpers" protocol). Keys are hosts in any spelling that docker accepts,
-or repositories as containers-auth.json(5) has them; see ``matching``. docker.io is kept under
+Lookups read kit's credentials.json, then docker's config.json; in each of them credHelpers, credsStore, then the
+file's own auths (oras-go credentials store; docker "credential helpers" protocol). Keys are hosts in any spelling that
+docker accepts, or repositories as in containers-auth.json(5); see ``matching``. docker.io is stored under
 https://index.docker.io/v1/. Line ends around user names, passwords and tokens, which files and shells add, are not
-part of them. Threading: answers are looked up each time that a token is needed, so that what changes on disk is seen
-while mounted.
+part of them. ``store`` and ``erase`` change kit's file, or the helper that it names, as oras-go does: the file is
+replaced by a rename, has mode 0600, and keeps every other entry. Threading: no state but which warnings were logged;
+credentials are looked up each time that a token is needed, so that a mount sees changes on disk.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kitfs.errors import UsageError
+from kitfs.errors import StoreError, UsageError
 from kitfs.oci.names import DOCKER_HOSTS
 from kitfs.ownership import Unsafe, open_regular
 from kitfs.registry import helpers
+from kitfs.store.durable import write_durably
 
+KIT_FILE: Final = "credentials.json"
 DOCKER_KEY: Final = "https://index.docker.io/v1/"
 VERSIONS: Final = frozenset({"", "v1", "v2"})  # paths that name the API of a host, not a repository
-ENDS: Final = "\r\n\0"  # what is not part of a name or password, where it stands around it
+ENDS: Final = "\r\n\0"  # characters that are removed from both ends of a user name or password
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Name and password, or a token: ``identity_token`` is an OAuth2 refresh token, ``registry_token`` a bearer token
-    to use as it is.
+    """A user name and password, or a token.
+
+    ``identity_token`` is an OAuth2 refresh token, ``registry_token`` a bearer token that is sent as it is.
     """
 
     username: str = ""
@@ -49,7 +53,7 @@ class Credential:
 
 
 class Credentials:
-    """The credential files, in order; see ``load``."""
+    """The credentials in ``files``, which are read in this order; see ``load``."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
         self._files = files
@@ -58,32 +62,33 @@ class Credentials:
 
     @classmethod
     def load(cls, kit_home: str) -> Credentials:
-        """Kit's file in ``kit_home``, then docker's. Files that do not exist are passed over."""
+        """Return the credentials in kit's file in ``kit_home`` and in docker's. Files that do not exist are skipped."""
         docker = os.environ.get("DOCKER_CONFIG") or os.path.join(os.path.expanduser("~"), ".docker")
-        return cls((os.path.join(kit_home, "credentials.json"), os.path.join(docker, "config.json")))
+        return cls((os.path.join(kit_home, KIT_FILE), os.path.join(docker, "config.json")))
 
     def of(self, host: str, repository: str = "") -> Credential | None:
-        """What is known for a registry host ("host[:port]"), or for one of its repositories.
+        """Return the credential for a registry host ("host[:port]"), or for one of its repositories.
 
-        Raises UsageError for a file or helper that is broken, when nothing else has any.
+        Raises UsageError for an invalid file or a helper that fails, if no other place has a credential.
         """
-        trouble: UsageError | None = None
+        first_error: UsageError | None = None
         for path in self._files:
             for look in (_in_helpers, _in_auths):
                 try:
-                    found = look(_read(path), host, repository, path)
+                    found = look(_read(path, skip_forbidden=True), host, repository, path)
                 except UsageError as e:
-                    trouble = trouble or e
+                    first_error = first_error or e
                     continue
                 if found:
                     return found
-        if trouble is not None:
-            raise trouble
+        if first_error is not None:
+            raise first_error
         return None
 
     def find(self, host: str, repository: str = "") -> tuple[Credential | None, str]:
-        """(what ``of`` finds, why nothing could be looked up): what is public can be read all the same. Warns, once
-        for each cause.
+        """Return (what ``of`` returns, ""), or (None, the reason) if the lookup fails.
+
+        A failed lookup logs a warning, once for each reason, since public content can be read without credentials.
         """
         try:
             return self.of(host, repository), ""
@@ -93,28 +98,28 @@ class Credentials:
             new = cause not in self._warned
             self._warned.add(cause)
         if new:
-            logging.getLogger("kitfs").warning("warning: %s; asking %s without credentials", cause, host)
+            logging.getLogger("kitfs").warning("warning: %s; sending requests to %s without credentials", cause, host)
         return None, cause
 
 
 class Given(Credentials):
-    """Credentials that the user gave: these, whatever the files say."""
+    """A credential that the user gave, which is used whatever the files contain."""
 
     def __init__(self, credential: Credential) -> None:
         super().__init__(())
         self._credential = credential
 
     def of(self, host: str, repository: str = "") -> Credential | None:
-        """These."""
+        """Return the credential that the user gave."""
         return self._credential
 
 
 def matching(keys: Iterable[str], host: str, repository: str = "") -> list[str]:
-    """The keys of a credential file that are for ``host`` or its ``repository``, the best first.
+    """Return the keys of a credential file that match ``host`` or its ``repository``, the best match first.
 
-    A key is host[:port], with or without a scheme, a slash or the version of the API behind it (docker's
-    ConvertToHostname); with a scheme, whatever path follows. host/path without a scheme is for the repositories at
-    and below path only, and counts before the host.
+    A key is host[:port], with or without a scheme before it, and a slash or the version of the API after it (docker's
+    ConvertToHostname); after a scheme, any path is ignored. host/path without a scheme matches the repositories at and
+    below path only, and is a better match than the host.
     """
     found: list[tuple[int, int, str]] = []
     for key in keys:
@@ -132,18 +137,68 @@ def matching(keys: Iterable[str], host: str, repository: str = "") -> list[str]:
 
 
 def key_of(host: str) -> str:
-    """What a host is called in credential files, where kit and docker write it."""
+    """Return the key under which kit and docker store the credential of a host."""
     return DOCKER_KEY if host.lower() in DOCKER_HOSTS else host
 
 
-def _read(path: str) -> dict[str, Any]:
+def store(kit_home: str, host: str, credential: Credential) -> str:
+    """Store a credential in kit's file or in the helper that it names; return the path or the helper's name.
+
+    Raises UsageError for an invalid file or a helper that fails, StoreError if the file cannot be written.
+    """
+    path = _kit_file(kit_home)
+    config = _read(path)
+    helper = helper_of(config, host)
+    if helper is not None:
+        secret = credential.identity_token or credential.password
+        name = "<token>" if credential.identity_token else credential.username
+        data = json.dumps({"ServerURL": helper[1], "Username": name, "Secret": secret}).encode()
+        helpers.run(helper[0], "store", data, about=host, secret=secret)
+        return f"docker-credential-{helper[0]}"
+    entry: dict[str, str] = {}
+    if credential.username or credential.password:
+        entry["auth"] = base64.b64encode(f"{credential.username}:{credential.password}".encode()).decode()
+    if credential.identity_token:
+        entry["identitytoken"] = credential.identity_token
+    _write(path, config | {"auths": _auths(config, path) | {key_of(host): entry}})
+    return path
+
+
+def erase(kit_home: str, host: str) -> bool:
+    """Erase the credential of a host from kit's file and from the helper that it names.
+
+    Returns whether there was one, as far as the helper reports it. Raises as ``store``.
+    """
+    path = _kit_file(kit_home)
+    config = _read(path)
+    helper = helper_of(config, host)
+    erased = helper is not None and helpers.run(helper[0], "erase", helper[1].encode(), about=host) is not None
+    auths = _auths(config, path)
+    gone = matching(auths, host)
+    left = {key: entry for key, entry in auths.items() if key not in gone}
+    if len(left) < len(auths):
+        _write(path, config | {"auths": left})
+    return erased or len(left) < len(auths)
+
+
+def _kit_file(kit_home: str) -> str:
+    """Return the path of kit's file; a symbolic link is followed, so that the rename replaces its target."""
+    return os.path.realpath(os.path.join(kit_home, KIT_FILE))
+
+
+def _read(path: str, *, skip_forbidden: bool = False) -> dict[str, Any]:
+    """Read a credential file; {} if it does not exist, and with ``skip_forbidden`` if this user may not read it.
+
+    Raises UsageError for a file that cannot be read or is not a JSON object.
+    """
+    skipped = (FileNotFoundError, NotADirectoryError, *((PermissionError,) if skip_forbidden else ()))
     try:
         with open(open_regular(path), "rb") as f:
             loaded = json.load(f)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return {}
     except Unsafe as e:
         raise UsageError(f"credentials in {path} cannot be read: {e.strerror}")
+    except skipped:
+        return {}
     except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"credentials in {path} cannot be read: {e}")
     if not isinstance(loaded, dict):
@@ -151,15 +206,37 @@ def _read(path: str) -> dict[str, Any]:
     return loaded
 
 
+def _write(path: str, config: dict[str, Any]) -> None:
+    """Replace a credential file by a rename, so that a crash leaves the old file or the new one.
+
+    Keys have Go's order, and the indentation is a tab, as in the files that kit writes.
+    """
+    ordered = {key: dict(sorted(value.items())) if key == "auths" else value for key, value in sorted(config.items())}
+    data = json.dumps(ordered, indent="\t", ensure_ascii=False).encode("utf-8", "surrogatepass")
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        write_durably(path, data)
+    except OSError as e:
+        raise StoreError(f"credentials cannot be stored in {path}: {e.strerror}")
+
+
+def _auths(config: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return the section "auths" of a credential file. Raises UsageError if it is not an object."""
+    auths = config.get("auths") or {}
+    if not isinstance(auths, dict):
+        raise UsageError(f"credentials in {path} cannot be read: auths is not an object")
+    return auths
+
+
 def helper_of(config: dict[str, Any], host: str, repository: str = "") -> tuple[str, str] | None:
-    """(the helper that a file names for a host, the key that it is asked for), None when it names none."""
+    """Return (the helper that a file names for a host, the key to look up in it), None if the file names no helper."""
     named = config.get("credHelpers")
     if isinstance(named, dict):
         for key in matching(named, host, repository):
             if isinstance(named[key], str) and named[key]:
                 return named[key], key
-    store = config.get("credsStore")
-    return (store, key_of(host)) if isinstance(store, str) and store else None
+    default = config.get("credsStore")
+    return (default, key_of(host)) if isinstance(default, str) and default else None
 
 
 def _in_helpers(config: dict[str, Any], host: str, repository: str, path: str) -> Credential | None:
@@ -181,7 +258,7 @@ def _in_auths(config: dict[str, Any], host: str, repository: str, path: str) -> 
             continue
         identity, registry = _str(entry.get("identitytoken")).strip(), _str(entry.get("registrytoken")).strip()
         if not (registry.isascii() and registry.isprintable()):
-            raise UsageError(f"credentials in {path}: the registrytoken of {key} holds characters that no token has")
+            raise UsageError(f"credentials in {path}: the registrytoken of {key} contains invalid characters")
         username, password = _str(entry.get("username")), _str(entry.get("password"))
         if entry.get("auth"):
             username, password = _pair(_str(entry["auth"]), key, path)
@@ -191,7 +268,7 @@ def _in_auths(config: dict[str, Any], host: str, repository: str, path: str) -> 
 
 
 def _pair(auth: str, key: str, path: str) -> tuple[str, str]:
-    """Name and password of an ``auth``: base64, with its padding or without it."""
+    """Decode the user name and password of an ``auth``, which is base64 with or without padding."""
     text = "".join(auth.split()).rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
     try:
         username, _, password = base64.b64decode(text + "=" * (-len(text) % 4), validate=True).decode().partition(":")

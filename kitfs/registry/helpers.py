@@ -1,8 +1,8 @@
 """Credential helpers: the programs ``docker-credential-NAME`` that credsStore and credHelpers name.
 
-Follows docker-credential-helpers' protocol: a verb (get, store, erase) as the argument, what it is about on stdin,
-JSON on stdout. A helper is looked up on PATH only, never in the current directory. What it says when it fails is
-shown without the secret that it was given. Threading: none of its own; each call waits for its program.
+Follows docker-credential-helpers' protocol: a verb (get, store, erase) as the argument, the registry or the credential
+on stdin, JSON on stdout. A helper is looked up on PATH only, never in the current directory. The message of a helper
+that fails is shown without the secret that was passed to it. Threading: no state; each call waits for its program.
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ from kitfs.errors import UsageError
 from kitfs.redaction import without
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}")
-ABSENT: Final = (
-    "credentials not found",
-    "no credentials server URL",
-    "no credentials username",
-)  # credentials/error.go
+# Messages of a helper that has no credential (docker-credential-helpers, credentials/error.go)
+ABSENT: Final = ("credentials not found", "no credentials server URL", "no credentials username")
 PATIENCE: Final = 30.0  # seconds that a credential helper may take
-LONGEST_ANSWER: Final = 200  # characters of what a helper says when it fails
+MAX_MESSAGE: Final = 200  # characters of a failed helper's message that are shown
 
 
 def ask(helper: str, key: str) -> tuple[str, str] | None:
-    """The user name and secret that a helper has for ``key``, None when it has none. Raises UsageError for a helper
-    that does not work.
+    """Return the user name and secret that a helper has for ``key``, None if it has none.
+
+    Raises UsageError for a helper that does not work.
     """
     answer = run(helper, "get", key.encode(), about=key)
     if answer is None:
@@ -42,14 +40,15 @@ def ask(helper: str, key: str) -> tuple[str, str] | None:
 
 
 def run(helper: str, verb: str, data: bytes, *, about: str, secret: str = "") -> bytes | None:
-    """What a helper prints, None when it has no credentials. ``about`` names the registry, ``secret`` is part of
-    ``data``.
+    """Run a helper and return what it prints, None if it has no credential.
 
-    Raises UsageError for a name that no helper has, a helper that is missing, hangs or fails.
+    ``about`` names the registry in messages; ``secret`` is the part of ``data`` that messages must not show. Raises
+    UsageError for an invalid name, and for a helper that is missing, hangs or fails.
     """
     if not NAME.fullmatch(helper):
         raise UsageError(
-            f"{helper[:100]!r} is not the name of a credential helper (credsStore and credHelpers name docker-credential-NAME)"
+            f"{helper[:100]!r} is not the name of a credential helper "
+            "(credsStore and credHelpers hold the NAME of docker-credential-NAME)"
         )
     program = f"docker-credential-{helper}"
     found = shutil.which(program)
@@ -63,10 +62,10 @@ def run(helper: str, verb: str, data: bytes, *, about: str, secret: str = "") ->
         raise UsageError(f"the credential helper {program} cannot be run: {e.strerror}")
     if not done.returncode:
         return done.stdout
-    said = (done.stdout.strip() or done.stderr.strip()).decode(errors="replace")
-    if verb != "store" and (not said or any(words in said for words in ABSENT)):
+    message = (done.stdout.strip() or done.stderr.strip()).decode(errors="replace")
+    if verb != "store" and (not message or any(words in message for words in ABSENT)):
         return None
-    cause = without((said.splitlines() or ["without a word"])[0], [secret])[:LONGEST_ANSWER]
+    cause = without((message.splitlines() or ["it printed no message"])[0], [secret])[:MAX_MESSAGE]
     raise UsageError(
         f"the credential helper {program} failed {f'for {about}' if verb == 'get' else f'to {verb}'}: {cause}"
     )

@@ -17,8 +17,8 @@ def login(registry: str, password: str, *, username: str = "", **options: Unpack
     the registry refuses the credentials, NotFound, RegistryError, StoreError, UsageError.
     """
     from kitfs.kit.workspace import open_client
-    from kitfs.registry import login as logins
-    from kitfs.registry.credentials import Credential
+    from kitfs.registry.credentials import Credential, store
+    from kitfs.registry.login import verify
     from kitfs.registry.options import ClientOptions
 
     settings = settings_of(options, Options)
@@ -27,15 +27,15 @@ def login(registry: str, password: str, *, username: str = "", **options: Unpack
         raise UsageError(f"cannot log in to {host}: the password is empty")
     credential = Credential(username, password) if username else Credential(identity_token=password)
     with closing(open_client(ClientOptions.of(settings), kit_home=None)) as client:
-        logins.check(client, host, credential)
-    return logins.keep(settings["config"], host, credential)
+        verify(client, host, credential)
+    return store(settings["config"], host, credential)
 
 
 def logout(registry: str, **options: Unpack[Options]) -> bool:
     """Erase the credentials for a registry; return whether there were any. Raises StoreError, UsageError."""
-    from kitfs.registry import login as logins
+    from kitfs.registry.credentials import erase
 
-    return logins.forget(settings_of(options, Options)["config"], _host(registry))
+    return erase(settings_of(options, Options)["config"], _host(registry))
 
 
 def _host(registry: str) -> str:

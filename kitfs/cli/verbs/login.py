@@ -36,14 +36,15 @@ def login(settings: Settings, registry: str) -> None:
     Without --password or --password-stdin it asks for them on a terminal. Without a user name the password is a token.
     """
     from kitfs.kit.workspace import open_client
-    from kitfs.registry.login import check, keep
+    from kitfs.registry.credentials import store
+    from kitfs.registry.login import verify
     from kitfs.registry.options import ClientOptions
 
     host = _host(registry)
     credential = _credential(settings)
     with closing(open_client(ClientOptions.of(settings), kit_home=None)) as client:
-        check(client, host, credential)
-    where = keep(settings["config"], host, credential)
+        verify(client, host, credential)
+    where = store(settings["config"], host, credential)
     if settings["json"]:
         put_json({"registry": host, "username": credential.username, "kept": where})
     else:
@@ -89,11 +90,10 @@ def _asked(username: str) -> Credential:
 @takes("json", "settings")
 def logout(settings: Settings, registry: str) -> None:
     """Remove the credentials for REGISTRY from kit's credentials.json or from the helper that it names."""
-    from kitfs.registry.credentials import Credentials
-    from kitfs.registry.login import forget
+    from kitfs.registry.credentials import Credentials, erase
 
     host = _host(registry)
-    erased = forget(settings["config"], host)
+    erased = erase(settings["config"], host)
     try:
         left = Credentials.load(settings["config"]).of(host) is not None
     except KitfsError:

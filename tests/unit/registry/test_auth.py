@@ -107,10 +107,10 @@ def test_a_token_is_not_used_to_its_last_moment() -> None:
     """
     now = [0.0]
     tokens = Tokens(lambda: now[0])
-    tokens.keep("h", "s", "Bearer a", 100)
+    tokens.put("h", "s", "Bearer a", 100)
     now[0] = 89.9
     assert tokens.get("h", "s") == "Bearer a"
-    tokens.forget("h", "s", "Bearer older")
+    tokens.discard("h", "s", "Bearer older")
     assert tokens.get("h", "s") == "Bearer a"
     now[0] = 90.1
     assert tokens.get("h", "s") is None
@@ -311,7 +311,7 @@ def test_where_credentials_may_go(url: str, realm: str, plain_http: bool) -> Non
 @pytest.mark.parametrize("url", ["https://r.test/v2/", "http://127.0.0.1:5000/v2/", "http://mirror.test/v2/"])
 def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
     """Whatever the registry names as its realm."""
-    with pytest.raises(Unauthorized, match="without TLS; allow it with --plain-http"):
+    with pytest.raises(Unauthorized, match="without TLS; allow that with --plain-http"):
         flow(url, "http://auth.test/token", plain_http=False)
 
 

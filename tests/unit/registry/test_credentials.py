@@ -244,7 +244,7 @@ def test_what_cannot_be_looked_up_is_warned_of_once(tmp_path: Path, caplog: pyte
     credentials = Credentials((written(tmp_path / "c.json", {"credsStore": "missing"}),))
     cause = "the credential helper docker-credential-missing is not on PATH"
     assert [credentials.find(HOST), credentials.find(HOST)] == [(None, cause)] * 2
-    assert caplog.messages == [f"warning: {cause}; asking {HOST} without credentials"]
+    assert caplog.messages == [f"warning: {cause}; sending requests to {HOST} without credentials"]
 
 
 def test_a_credential_does_not_print_its_secret() -> None:

@@ -75,7 +75,7 @@ def test_login_with_a_password(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> 
 
 def test_credentials_that_are_not_taken_are_not_kept(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
     done = kitfs("login", fake.host, "-u", "ada", "-p", "wrong")
-    assert (done.code, done.err) == (5, f"kitfs: {fake.host} does not take these credentials (401)\n")
+    assert (done.code, done.err) == (5, f"kitfs: {fake.host} does not accept these credentials (401)\n")
     assert "pw" not in done.err
     assert not kept.exists()
 
@@ -213,16 +213,16 @@ def test_what_is_no_registry(kitfs: Kitfs, text: str) -> None:
         assert kitfs(verb, text, *(("-u", "a", "-p", "b") if verb == "login" else ())).code == 2
 
 
-def test_what_is_kept_is_what_is_read(tmp_path: Path) -> None:
-    """For docker.io under its key, whatever it was called."""
-    from kitfs.registry.login import forget, keep
+def test_what_is_stored_is_what_is_read(tmp_path: Path) -> None:
+    """docker.io is stored under its key, whichever of its names was given."""
+    from kitfs.registry.credentials import erase, store
 
     for host in ("docker.io", "registry-1.docker.io", "a.io:5000"):
         for credential in (Credential("näme", "p:w"), Credential(identity_token="t")):
-            keep(str(tmp_path), host, credential)
+            store(str(tmp_path), host, credential)
             assert Credentials((str(tmp_path / "credentials.json"),)).of(host) == credential
     assert list(json.loads((tmp_path / "credentials.json").read_text())["auths"]) == ["a.io:5000", DOCKER]
-    assert forget(str(tmp_path), "index.docker.io")
+    assert erase(str(tmp_path), "index.docker.io")
     assert Credentials((str(tmp_path / "credentials.json"),)).of("docker.io") is None
 
 
