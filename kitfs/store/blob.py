@@ -332,6 +332,7 @@ class Blob:
                 self.drop()
             except OSError as e:
                 self._home.log.warning("%s cannot be dropped: %s", self, e)
+            self._home.failed(self.digest)
 
     def retire(self) -> None:
         """Remove the compressed bytes once their decoded form is sealed, unless they are pinned or another process uses

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kitfs.metrics import Counters
+from kitfs.oci.names import Digest
 from kitfs.store.pins import Pins
 from kitfs.store.room import Room
 
@@ -29,6 +30,8 @@ class Home(Protocol):
     @property
     def room(self) -> Room: ...
 
-    def later(self, task: Callable[[], None], /) -> None: ...
+    def later(self, task: Callable[[], object], /) -> None: ...
 
     def forget_index(self, digest: str, /) -> None: ...
+
+    def failed(self, digest: Digest, /) -> None: ...

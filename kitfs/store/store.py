@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 from kitfs.content import Source
@@ -76,6 +77,7 @@ class Store:
         )
         self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._blobs: set[Blob] = set()
+        self._on_failure: list[Callable[[Digest], object]] = []
         self._stopped = False
         self._thread = threading.Thread(target=self._keep_house, name="kitfs-store", daemon=True)
         self._thread.start()
@@ -261,6 +263,19 @@ class Store:
     def later(self, task: Callable[[], object]) -> None:
         """Run a task on the housekeeping thread."""
         self._tasks.put(task)
+
+    def on_failure(self, callback: Callable[[Digest], object]) -> None:
+        """Have ``callback`` called with the digest of every blob whose bytes turn out to be wrong, for as long as the
+        store is open.
+
+        It is called on the housekeeping thread, which holds no lock then and must not be kept waiting.
+        """
+        self._on_failure.append(callback)
+
+    def failed(self, digest: Digest) -> None:
+        """Tell those that asked by ``on_failure`` that a blob has wrong bytes; from any thread, with any lock held."""
+        for callback in tuple(self._on_failure):
+            self.later(partial(callback, digest))
 
     def _keep_house(self) -> None:
         while (task := self._tasks.get()) is not None:

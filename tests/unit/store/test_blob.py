@@ -107,6 +107,24 @@ def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..
     wait_for(lambda: fresh.state == "verified", fresh.state)
 
 
+def test_failed_blob_is_reported_on_a_thread_without_locks(store: Store) -> None:
+    """A callback of ``on_failure`` is called with the digest on the housekeeping thread, where the failed blob can be used."""
+    reported: list[tuple[Digest, str, bool]] = []
+    source = BytesSource(DATA)
+    source.lie_at = 2_000_000
+    blob = opened(store, source)
+
+    def report(digest: Digest) -> None:
+        with pytest.raises(IntegrityError):
+            blob.verify()  # takes the lock that the failed verification held
+        reported.append((digest, threading.current_thread().name, os.path.exists(store.path(digest))))
+
+    store.on_failure(report)
+    blob.fill()
+    wait_for(lambda: len(reported) > 0, "never reported")
+    assert reported == [(DIGEST, "kitfs-store", False)]
+
+
 def test_flipped_bit_is_found_before_verified(open_store: Callable[..., Store]) -> None:
     """A byte that changes on disk after it was fetched keeps the blob from ever being verified."""
     store = open_store()
