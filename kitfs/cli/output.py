@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from kitfs.escaping import shown, shown_json, shown_lines
 from kitfs.redaction import redacted
 
 GAP: Final = "   "  # between two columns of a table
+DIGEST: Final = re.compile(r"(sha(?:256|512):[0-9a-f]{12})[0-9a-f]+")
 NARROWEST: Final = 8  # columns below which no cell is shortened
 BROKEN_PIPE: Final = 141  # exit code of a program whose reader went away, as shells have it (128 + SIGPIPE)
 
@@ -177,9 +179,14 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def short(digest: str, *, full: bool) -> str:
-    """Return a digest as people read it: its first 12 digits on a terminal, all of it elsewhere or if ``full``."""
-    return digest if full or not is_terminal() else digest[: len("sha256:") + 12]
+def short(text: str, *, full: bool) -> str:
+    """Return a text with its digests as people read them: their first 12 digits on a terminal, else or if ``full`` all."""
+    return text if full or not is_terminal() else DIGEST.sub(r"\1", text)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: "1 blob", "3 blobs"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def human_size(size: int) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from kitfs.cli.output import (
     before_the_answer,
+    counted,
     flush,
     human_size,
     is_terminal,
@@ -48,6 +49,7 @@ class Reporter:
     def __init__(self, mode: str, *, as_json: bool = False, full: bool = False) -> None:
         self._full = full
         self._sent: Counter[str] = Counter()
+        self._saved_layers: Counter[str] = Counter()
         self._sizes: Counter[str] = Counter()
         terminal = sys.stderr.isatty()
         self._mode = ("fancy" if terminal else "plain") if mode == "auto" else mode
@@ -93,6 +95,10 @@ class Reporter:
             elif isinstance(event, Sent) and event.what == "blob":
                 self._sent[event.how] += 1
                 self._sizes[event.how] += event.size
+            elif isinstance(event, Saved) and event.what == "layer":
+                how = "saved" if event.added else "exists"
+                self._saved_layers[how] += 1
+                self._sizes[how] += event.size
             if self._json:
                 put_json_text(json.dumps(as_json(event)))
                 flush()
@@ -121,11 +127,13 @@ class Reporter:
         return short(digest, full=self._full)
 
     def end(self, text: str, **fields: Any) -> None:
-        """Write the last line of a verb, as ``say``; on a terminal a line about what moved follows."""
+        """Write the last line of a verb, as ``say``; on a terminal a line about what moved or was saved follows."""
         self.say(text, **fields)
-        if is_terminal() and not self._json and self._sent:
-            ways = [f"{n} {WAYS.get(how, how)} ({human_size(self._sizes[how])})" for how, n in self._sent.items()]
-            self.say_lines(f"{sum(self._sent.values())} blobs: {', '.join(ways)}")
+        if is_terminal() and not self._json:
+            for what, counts in (("blob", self._sent), ("layer", self._saved_layers)):
+                if counts:
+                    ways = [f"{n} {WAYS.get(how, how)} ({human_size(self._sizes[how])})" for how, n in counts.items()]
+                    self.say_lines(f"{counted(counts.total(), what)}: {', '.join(ways)}")
 
     def _saved(self, event: Saved) -> str:
         digest = self.short(event.digest)

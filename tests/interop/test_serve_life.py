@@ -4,6 +4,7 @@ cannot begin.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -34,7 +35,7 @@ from tests.interop.serving import (
     refused_start,
     until,
 )
-from tests.server import Server
+from tests.server import KITFS, Server
 
 MiB = 1 << 20
 DATA = os.urandom(1 << 16) * 48  # 3 MiB
@@ -298,6 +299,16 @@ def test_deleted_blobs_make_room(small_disk: Path, tmp_path: Path) -> None:
 
 
 # Beginnings
+
+
+def test_with_json_it_says_where_it_serves_in_one_object(tmp_path: Path) -> None:
+    command = [str(KITFS), "serve", "--root", str(tmp_path / "root"), "--listen", "127.0.0.1:0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        assert httpx.get(f"{ready['url']}/v2/", trust_env=False).status_code == 200
+        process.terminate()
+    assert ready == {"url": ready["url"], "root": str(tmp_path / "root")}
 
 
 def test_a_port_that_is_taken(server: Server, tmp_path: Path) -> None:

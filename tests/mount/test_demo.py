@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -48,6 +49,13 @@ def test_demo(anybody: Host, options: tuple[str, ...]) -> None:
         assert f"$ kitfs {verb} " in done.stdout
     assert done.stdout.splitlines()[-1].endswith("nothing of it is left")
     assert list((anybody.root / "tmp").iterdir()) == []
+
+
+def test_demo_with_json_prints_its_findings_only(host: Host) -> None:
+    found = json.loads(host.kitfs("demo", "--json", env=workshop(host), timeout=200).stdout)
+    assert found.keys() == {"mounted", "kit_bytes", "read_bytes", "fetched_bytes", "requests", "seconds"}
+    assert (found["mounted"], found["read_bytes"]) == (True, 1 << 20)
+    assert found["read_bytes"] <= found["fetched_bytes"] <= found["kit_bytes"] / 10
 
 
 def test_demo_where_nothing_can_be_mounted(host: Host) -> None:

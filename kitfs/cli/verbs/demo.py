@@ -19,13 +19,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
 from kitfs.cli.commands import Command
 from kitfs.cli.options import takes
-from kitfs.cli.output import flush, human_size, put
+from kitfs.cli.output import flush, human_size, put, put_json
 from kitfs.config import Settings
 from kitfs.errors import IntegrityError, KitfsError, StoreError
 
@@ -62,7 +62,7 @@ class DemoFailed(KitfsError):  # noqa: N818 - as the classes of errors.py
 
 
 @click.command("demo", cls=Command, short_help="See it work: pack, serve, push, mount, read.")
-@takes("transport")
+@takes("transport", "json")
 def demo(settings: Settings) -> None:
     """Pack a model of 64 MiB, push it to a local registry, mount it, read two tensors, and report what was fetched.
 
@@ -70,21 +70,30 @@ def demo(settings: Settings) -> None:
     ls and cat show the same kit.
     """
     with _interruptible(), _workshop() as home:
-        _run(Demo(home, settings["transport"]))
+        found = _run(Demo(home, settings["transport"], quiet=settings["json"]))
+    if settings["json"]:
+        put_json(found)
 
 
 class Demo:
-    """The directory of a demo, and how its steps are run."""
+    """The directory of a demo, and how its steps are run and shown. With ``quiet`` they are not shown."""
 
-    def __init__(self, home: Path, transport: str) -> None:
+    def __init__(self, home: Path, transport: str, *, quiet: bool) -> None:
         self.home = home
         self.transport = transport
+        self.quiet = quiet
         self.model = home / "model" / "model" / "model.safetensors"
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("KITFS_", "KITOPS_"))} | {
             "XDG_CONFIG_HOME": str(home)
         }
         self.store = ["--cache-dir", str(home / "packed")]
         self.mounts = ["--cache-dir", str(home / "cache"), "--run-dir", str(home / "run")]
+
+    def show(self, line: str) -> None:
+        """Print a line for people."""
+        if not self.quiet:
+            put(line)
+            flush()
 
     def kitfs(self, *args: str, shown_as: str = "") -> subprocess.CompletedProcess[str]:
         """Run a verb. If ``shown_as`` is given, print it as the command, with the time it took."""
@@ -97,8 +106,7 @@ class Demo:
         except subprocess.TimeoutExpired:
             raise DemoFailed(f"kitfs {args[0]} does not end within {PATIENCE:.0f} s")
         if shown_as:
-            put(f"$ kitfs {shown_as:<72} {time.monotonic() - began:6.2f} s")
-            flush()
+            self.show(f"$ kitfs {shown_as:<72} {time.monotonic() - began:6.2f} s")
         return done
 
     def must(self, *args: str, shown_as: str = "") -> str:
@@ -114,11 +122,12 @@ class Demo:
 PROGRAM: Final = (sys.executable, "-m", "kitfs")
 
 
-def _run(demo: Demo) -> None:
+def _run(demo: Demo) -> dict[str, Any]:
+    """Run the demo, and return its findings: bytes of the kit, and of those that were fetched through a mount."""
     began = time.monotonic()
     _make_model(demo)
     size = demo.model.stat().st_size
-    put(f"made a model of {human_size(size)}: {TENSORS} tensors {list(SHAPE)} of F32 in {demo.model.name}")
+    demo.show(f"made a model of {human_size(size)}: {TENSORS} tensors {list(SHAPE)} of F32 in {demo.model.name}")
     with _registry(demo) as address:
         name = f"{address}/demo/model:v1"
         demo.must("pack", str(demo.home / "model"), "-t", name, *demo.store, shown_as=f"pack model -t {name}")
@@ -130,43 +139,49 @@ def _run(demo: Demo) -> None:
             done = demo.kitfs("mount", name, str(mountpoint), *options, shown_as=f"mount {name} models")
             if done.returncode == NO_MOUNT:
                 reason = done.stderr.strip().removeprefix("kitfs: ")
-                put(f"nothing can be mounted here ({reason}): the same by ls and cat")
+                demo.show(f"nothing can be mounted here ({reason}): the same by ls and cat")
+                found: dict[str, Any] = {"mounted": False, "reason": reason}
                 _show_unmounted(demo, name)
             elif done.returncode:
                 raise DemoFailed(done.stderr.strip().removeprefix("kitfs: "))
             else:
-                _show_mounted(demo, mountpoint, size)
+                found = {"mounted": True, **_show_mounted(demo, mountpoint, size)}
         finally:
             if os.path.ismount(mountpoint):
                 demo.must("umount", str(mountpoint), *demo.mounts, shown_as="umount models")
-    put(f"done in {time.monotonic() - began:.1f} s; nothing of it is left")
+    took = time.monotonic() - began
+    demo.show(f"done in {took:.1f} s; nothing of it is left")
+    return {**found, "seconds": round(took, 3)}
 
 
-def _show_mounted(demo: Demo, mountpoint: Path, size: int) -> None:
-    """Show the tree, compare two tensors with those that were packed, and show what was fetched."""
+def _show_mounted(demo: Demo, mountpoint: Path, size: int) -> dict[str, Any]:
+    """Show the tree, compare two tensors with those that were packed, and return and show what was fetched."""
     for path in sorted(mountpoint.rglob("*")):
-        put(f"  {path.relative_to(mountpoint)}{'/' if path.is_dir() else f'  ({human_size(path.stat().st_size)})'}")
+        kind = "/" if path.is_dir() else f"  ({human_size(path.stat().st_size)})"
+        demo.show(f"  {path.relative_to(mountpoint)}{kind}")
     began = time.monotonic()
     how, got = _read_tensors(mountpoint / "model" / "model.safetensors")
     took = time.monotonic() - began
     if got != [_plain_tensor(demo.model, name) for name in READ]:
         raise IntegrityError("the tensors that were read through the mount are not those that were packed")
-    put(f"read {' and '.join(READ)} {how}: {human_size(sum(map(len, got)))} in {took:.2f} s, equal to what was packed")
+    read = sum(map(len, got))
+    demo.show(f"read {' and '.join(READ)} {how}: {human_size(read)} in {took:.2f} s, equal to what was packed")
     status = json.loads(demo.must("status", str(mountpoint), "--json", *demo.mounts))
     fetched, whole = status["bytes_fetched"], sum(layer["size"] for layer in status["layers"])
     part = f"{human_size(fetched)} of the kit's {human_size(whole)} ({fetched / whole:.1%})"
-    put(f"fetched {part}, in {status['requests']} requests")
+    demo.show(f"fetched {part}, in {status['requests']} requests")
     if fetched > MOST * size:
-        raise DemoFailed(f"that is more than {MOST:.0%} of the kit")
+        raise DemoFailed(f"the demo fetched {part}, which is more than {MOST:.0%} of the kit")
+    return {"kit_bytes": whole, "read_bytes": read, "fetched_bytes": fetched, "requests": status["requests"]}
 
 
 def _show_unmounted(demo: Demo, name: str) -> None:
     """Show the same tree, and a file of it, without a mount."""
     options = (*demo.mounts[:2], "--config", str(demo.home))
     for line in demo.must("ls", "-R", name, *options, shown_as=f"ls -R {name}").splitlines():
-        put(f"  {line}")
+        demo.show(f"  {line}")
     for line in demo.must("cat", name, "README.md", *options, shown_as=f"cat {name} README.md").splitlines():
-        put(f"  {line}")
+        demo.show(f"  {line}")
 
 
 def _make_model(demo: Demo) -> None:
@@ -230,7 +245,7 @@ def _registry(demo: Demo) -> Iterator[str]:
                 f"kitfs serve does not start: {(demo.home / 'registry.log').read_text(errors='replace').strip()}"
             )
         address = line.rsplit("http://", 1)[1].strip()
-        put(f"$ kitfs serve --root registry --listen {address} &")
+        demo.show(f"$ kitfs serve --root registry --listen {address} &")
         yield address
     finally:
         server.terminate()

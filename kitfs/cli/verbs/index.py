@@ -12,7 +12,7 @@ import click
 from kitfs.cli.commands import Command, Verbs
 from kitfs.cli.completion import references
 from kitfs.cli.options import REMOTE, takes
-from kitfs.cli.output import human_size, put, put_json, put_json_text, put_table
+from kitfs.cli.output import human_size, put, put_json, put_json_text, put_table, short
 from kitfs.cli.session import (
     exit_on_interrupt,
     named,
@@ -87,7 +87,7 @@ def index() -> None:
 
 @index.command("create", cls=Command, short_help="Make an empty index in the store.")
 @click.argument("reference", metavar="INDEX", shell_complete=references)
-@takes("json", *STORE)
+@takes("no-trunc", "json", *STORE)
 def create(settings: Settings, reference: str) -> None:
     """Make the empty index INDEX in the store."""
     from kitfs.ops.library import index as indexes
@@ -101,7 +101,7 @@ def create(settings: Settings, reference: str) -> None:
 @index.command("add", cls=Command, short_help="Add a kit to an index, or change its labels.")
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @click.argument("kit", metavar="REF", shell_complete=references)
-@takes(REMOTE, *ADD, "json", *STORE, *NETWORK)
+@takes(REMOTE, *ADD, "no-trunc", "json", *STORE, *NETWORK)
 def add(settings: Settings, reference: str, kit: str) -> None:
     """Add the kit REF to INDEX, which must be of the same repository, or change the labels of a kit that it lists.
 
@@ -131,7 +131,7 @@ def add(settings: Settings, reference: str, kit: str) -> None:
 @index.command("remove", cls=Command, short_help="Remove a kit from an index.")
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @click.argument("kit", metavar="REF", shell_complete=references)
-@takes("json", *STORE)
+@takes("no-trunc", "json", *STORE)
 def remove(settings: Settings, reference: str, kit: str) -> None:
     """Remove the kit REF from INDEX. The kit itself stays. A kit that is not in the store is named by its digest."""
     from kitfs.oci.names import Reference
@@ -152,7 +152,7 @@ def remove(settings: Settings, reference: str, kit: str) -> None:
 
 @index.command("delete", cls=Command, short_help="Delete an index of the store; its kits stay.")
 @click.argument("reference", metavar="[INDEX]", required=False, shell_complete=references)
-@takes(*DELETE, "json", *STORE)
+@takes(*DELETE, "no-trunc", "json", *STORE)
 def delete(settings: Settings, reference: str | None) -> None:
     """Delete the tag INDEX from the store. An index is deleted with its last tag; its kits stay.
 
@@ -182,7 +182,7 @@ def delete(settings: Settings, reference: str | None) -> None:
         put_json([_deleted(one) for one in gone])
         return
     for line, one in zip(lines, gone, strict=True):
-        put(line)
+        put(short(line, full=settings["no-trunc"]))
         if one.whole and one.tags:
             put(f"Removed tags: {', '.join(one.tags)}")
 
@@ -192,7 +192,7 @@ def _deleted(one: Deleted) -> dict[str, object]:
 
 
 @index.command("list", cls=Command, short_help="List the indexes of the store.")
-@takes(*options_of("index-list", FORMAT), "json", *STORE)
+@takes(*options_of("index-list", FORMAT), "no-trunc", "json", *STORE)
 def list_indexes(settings: Settings) -> None:
     """List the indexes of the store, one row per tag, with the number of their kits."""
     from kitfs.gocompat.json import indented
@@ -211,15 +211,18 @@ def list_indexes(settings: Settings) -> None:
             )
         )
         return
+    full = settings["no-trunc"]
     cells = [
-        (repo, tag, NONE if row.kits is None else str(row.kits), row.digest) for repo, row in rows for tag in row.tags
+        (repo, tag, NONE if row.kits is None else str(row.kits), short(row.digest, full=full))
+        for repo, row in rows
+        for tag in row.tags
     ]
-    put_table(("REPOSITORY", "TAG", "MODELKITS", "DIGEST"), cells)
+    put_table(("REPOSITORY", "TAG", "MODELKITS", "DIGEST"), cells, full=full)
 
 
 @index.command("info", cls=Command, short_help="Show the kits of an index.")
 @click.argument("reference", metavar="INDEX", shell_complete=references)
-@takes(REMOTE, *options_of("index-info", FORMAT), "json", *STORE, *NETWORK)
+@takes(REMOTE, *options_of("index-info", FORMAT), "no-trunc", "json", *STORE, *NETWORK)
 def info(settings: Settings, reference: str) -> None:
     """Show the kits of INDEX with their labels and annotations, from the store or with --remote from its registry."""
     from kitfs.modelkit.index import indented
@@ -239,14 +242,14 @@ def info(settings: Settings, reference: str) -> None:
     if _as_json(settings):
         put_json_text(indented(indexes.as_json(found, named, sizes)))
         return
-    count = len(sizes)
-    put(f"Index {named.display} ({found.digest})")
+    count, full = len(sizes), settings["no-trunc"]
+    put(short(f"Index {named.display} ({found.digest})", full=full))
     put("Index contains no ModelKits" if not count else "1 ModelKit:" if count == 1 else f"{count} ModelKits:")
     rows = [
         row for variant, size in zip(found.value.variants, sizes, strict=True) for row in _rows(variant, size, named)
     ]
     if rows:
-        put_table(HEAD, rows)
+        put_table(HEAD, [[short(cell, full=full) for cell in row] for row in rows], full=full)
 
 
 def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[str, ...]]:
@@ -284,7 +287,7 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
 
 @index.command("pull", cls=Command, short_help="Pull an index from a registry into the store.")
 @click.argument("reference", metavar="INDEX", shell_complete=references)
-@takes("json", *STORE, *NETWORK)
+@takes("no-trunc", "json", *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
     """Pull INDEX into the store, without its kits: pull, unpack and mount choose one of them with --label."""
     from kitfs.oci.names import LOCAL
@@ -400,7 +403,7 @@ def _tell(settings: Settings, line: str, fields: Mapping[str, object]) -> None:
     if settings["json"]:
         put_json(dict(fields))
     else:
-        put(line)
+        put(short(line, full=settings["no-trunc"]))
 
 
 VERBS = (index, convert)

@@ -207,7 +207,7 @@ def _look(settings: Settings, text: str) -> Look:
 @click.command("tag", cls=Command, short_help="Give a kit of the store another name.")
 @click.argument("source", metavar="SOURCE", shell_complete=references)
 @click.argument("target", metavar="TARGET")
-@takes("json", *STORE)
+@takes("no-trunc", "json", *STORE)
 def tag(settings: Settings, source: str, target: str) -> None:
     """Give the kit SOURCE of the store the name TARGET (repository:tag, more tags after commas)."""
     from kitfs.oci.names import Reference
@@ -225,7 +225,7 @@ def tag(settings: Settings, source: str, target: str) -> None:
         for name in names:
             assign(store, name, kit.descriptor)
             if not settings["json"]:
-                put(f"Modelkit {old} tagged as {name}")
+                put(short(f"Modelkit {old} tagged as {name}", full=settings["no-trunc"]))
     if settings["json"]:
         put_json({"digest": kit.digest, "references": [name.display for name in names]})
 
@@ -238,7 +238,7 @@ def _named(reference: Reference, role: str) -> Reference:
 
 @click.command("remove", cls=Command, short_help="Remove a kit, or one of its tags.")
 @click.argument("reference", metavar="[REF]", required=False, shell_complete=references)
-@takes(*REMOVE, "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
+@takes(*REMOVE, "no-trunc", "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def remove(settings: Settings, reference: str | None) -> None:
     """Remove the tag REF (more tags after commas) from the store. A kit is removed with its last tag.
 
@@ -292,7 +292,8 @@ def _remove_each(
             if remote:
                 repository = workspace.client.repository(reference).without_mirrors()
                 one = removing.remove_remote(repository, reference, force=force)
-                say(f"kitfs: {'removed' if one.kit else 'untagged'} {reference.display} (digest {one.digest})")
+                how = "removed" if one.kit else "untagged"
+                say(short(f"kitfs: {how} {reference.display} (digest {one.digest})", full=settings["no-trunc"]))
                 done.append(([], one))
             else:
                 one = removing.remove(workspace.store, reference, force=force)
@@ -330,7 +331,7 @@ def _tell(settings: Settings, done: Sequence[tuple[list[str], Removed]]) -> None
         return
     for lines, _ in done:
         for line in lines:
-            put(line)
+            put(short(line, full=settings["no-trunc"]))
     sys.stdout.flush()
 
 

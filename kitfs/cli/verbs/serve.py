@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ import click
 
 from kitfs.cli.commands import Command, Verbs
 from kitfs.cli.options import takes
-from kitfs.cli.output import flush, human_size, put, put_json
+from kitfs.cli.output import counted, flush, human_size, put, put_json, put_json_text
 from kitfs.config import STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
 from kitfs.parsers import boolean, duration, listen, path
@@ -55,11 +56,11 @@ class ServeVerbs(Verbs, Command):
     "serve", cls=ServeVerbs, invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]",
     short_help="Run an OCI registry backed by a store.",
 )  # fmt: skip
-@takes(*SERVE, ROOT, MIN_AGE, "log-level", *STORE)
+@takes(*SERVE, ROOT, MIN_AGE, "json", "log-level", *STORE)
 def serve(settings: Settings) -> None:
     """Run an OCI registry. Content that clients push is kept in a store and served from it.
 
-    It prints its URL when it is ready, and logs one line per request to stderr. It ends within 5 s of SIGTERM or
+    It prints its URL when it is ready (with --json as one line of JSON), and logs one line per request to stderr. It ends within 5 s of SIGTERM or
     Ctrl-C; unfinished uploads can resume when it runs again. When the disk is full, pulls still work and pushes are
     refused, after the blobs of removed kits were freed as "kitfs serve gc" does.
     """
@@ -78,7 +79,10 @@ def serve(settings: Settings) -> None:
     root = settings["root"] or settings["cache-dir"]
 
     def ready(url: str) -> None:
-        put(f"serving {root} at {url}")
+        if settings["json"]:
+            put_json_text(json.dumps({"url": url, "root": os.path.abspath(root)}))
+        else:
+            put(f"serving {root} at {url}")
         flush()
         notify_systemd("READY=1")
 
@@ -148,13 +152,9 @@ def collect_garbage(settings: Settings) -> None:
     if settings["json"]:
         put_json(found._asdict())
         return
-    put(f"freed {human_size(found.freed)} in {_blobs(found.blobs)}")
+    put(f"freed {human_size(found.freed)} in {counted(found.blobs, 'blob')}")
     if found.young_blobs:
-        put(f"{human_size(found.young)} in {_blobs(found.young_blobs)} are unused, but younger than --min-age")
-
-
-def _blobs(count: int) -> str:
-    return f"{count} blob{'' if count == 1 else 's'}"
+        put(f"{human_size(found.young)} in {counted(found.young_blobs, 'blob')} are unused, but younger than --min-age")
 
 
 VERBS: Final = (serve,)

@@ -13,7 +13,7 @@ import click
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import mountpoints
 from kitfs.cli.options import takes
-from kitfs.cli.output import human_size, is_terminal, put, put_json, put_table, say, short
+from kitfs.cli.output import counted, human_size, is_terminal, put, put_json, put_table, say, short
 from kitfs.cli.session import store_of
 from kitfs.config import COMMON, NETWORK, Option, Settings, options_of
 from kitfs.errors import KitfsError, MountError, NotFound
@@ -143,7 +143,7 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         lines["read through"] = _read_through(one)
     waiting = requests_waiting(record.dev)
     if waiting is not None:
-        lines["waiting"] = f"{waiting} request{'' if waiting == 1 else 's'} of programs"
+        lines["waiting"] = f"{counted(waiting, 'request')} of programs"
     if "errors" in one:
         lines["errors"] = f"{one['errors']}" + (f" (last: {shown(one['last_error'])})" if one["last_error"] else "")
     if one.get("skipped_entries"):

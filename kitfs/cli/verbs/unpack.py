@@ -10,7 +10,7 @@ import click
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import references
 from kitfs.cli.options import takes
-from kitfs.cli.output import flush, put_json, say
+from kitfs.cli.output import counted, flush, human_size, is_terminal, put_json, say
 from kitfs.cli.progress import Reporter
 from kitfs.cli.session import display, named, workspace_of
 from kitfs.config import NETWORK, OPTIONS, STORE, Option, Settings, options_of
@@ -82,6 +82,11 @@ def unpack(settings: Settings, reference: str) -> None:
         if settings["json"]:
             put_json(
                 {"reference": display(kit_name), **done._asdict(), "layers": [layer._asdict() for layer in done.layers]}
+            )
+        elif is_terminal():
+            files, size = sum(layer.files for layer in done.layers), sum(layer.bytes for layer in done.layers)
+            reporter.say(
+                f"Unpacked {counted(files, 'file')} ({human_size(size)}) of {counted(len(done.layers), 'layer')}"
             )
         flush()
 

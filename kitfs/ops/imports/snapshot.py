@@ -173,7 +173,7 @@ class _Importer:
     def _report_layer(self, imported: ImportedLayer) -> None:
         layer, how = imported
         if self._target is None:
-            self._report(Saved("layer", layer.kind, layer.digest, how == "added"))
+            self._report(Saved("layer", layer.kind, layer.digest, how == "added", layer.path, layer.size))
         else:
             self._report(Sent("blob", layer.digest, layer.size, how))
 

@@ -435,6 +435,7 @@ def test_a_terminal_names_each_layer_and_sums_up_what_moved(monkeypatch: pytest.
         f"Saved model layer: {short}  model/w.bin (3.0 MiB)",
         f"Pushed {short}",
         "2 blobs: 1 uploaded (2.0 MiB), 1 already there (1.0 MiB)",
+        "1 layer: 1 saved (3.0 MiB)",
     ]
 
 
