@@ -23,12 +23,16 @@ from kitfs.registry.http import Endpoint, HttpClient, url_from
 from kitfs.registry.http_errors import host_of
 from kitfs.registry.options import ClientOptions
 from kitfs.registry.repository import Repository
-from kitfs.registry.retry import CONNECT_BUDGET
+from kitfs.registry.retry import CONNECT_BUDGET, RETRIES, RetryPolicy
 from kitfs.registry.upload_methods import Lessons
 
 
 class RegistryClient:
-    """Makes the Repository of a reference; ``http`` sends requests, ``clock`` says when a token expires."""
+    """Makes the Repository of a reference.
+
+    ``transport`` replaces the connections to registries, ``clock`` (seconds) decides when a token expires, and
+    ``retries`` says how failed requests are retried.
+    """
 
     def __init__(
         self,
@@ -39,11 +43,12 @@ class RegistryClient:
         log: logging.Logger,
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
+        retries: RetryPolicy = RETRIES,
     ) -> None:
         self.options: Final = options
         self.counters: Final = counters
         self.log: Final = log
-        self.http: Final = HttpClient(options, counters=counters, log=log, transport=transport)
+        self.http: Final = HttpClient(options, counters=counters, log=log, transport=transport, retries=retries)
         self.tokens: Final = Tokens(clock)
         self.lessons: Final = Lessons()
         self._credentials = credentials

@@ -65,7 +65,7 @@ class DuplexStream(httpcore.NetworkStream):
             data = self._inner.read(size, left)
         except httpcore.ReadTimeout:
             raise timeout.too_slow()
-        timeout.came(len(data))
+        timeout.count_head(len(data))
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -75,7 +75,7 @@ class DuplexStream(httpcore.NetworkStream):
         """
         pace = timeout if isinstance(timeout, Pace) else None if timeout is None else Pace(timeout)
         if pace is not None:
-            pace.ask()
+            pace.resume()
         try:
             if self._listens:
                 sock: socket.socket = self._inner.get_extra_info("socket")
@@ -188,5 +188,5 @@ def _left(pace: Pace | None) -> float | None:
 
 def _moved(pace: Pace | None, size: int) -> None:
     if pace is not None:
-        pace.rest(size)
-        pace.ask()
+        pace.pause(size)
+        pace.resume()

@@ -34,7 +34,7 @@ from kitfs.registry.http_errors import (
 )
 from kitfs.registry.options import ClientOptions
 from kitfs.registry.proxies import is_loopback
-from kitfs.registry.retry import RetryTransport
+from kitfs.registry.retry import RETRIES, RetryPolicy, RetryTransport
 from kitfs.registry.tls_probe import speaks_tls
 
 MAX_REDIRECTS: Final = 5
@@ -107,7 +107,7 @@ class StreamedBody(httpx.SyncByteStream):
 
 
 class HttpClient:
-    """Sends requests to endpoints of registries."""
+    """Sends requests to endpoints of registries, and retries them as ``retries`` says."""
 
     def __init__(
         self,
@@ -116,10 +116,12 @@ class HttpClient:
         counters: Counters,
         log: logging.Logger,
         transport: httpx.BaseTransport | None = None,
+        retries: RetryPolicy = RETRIES,
     ) -> None:
         self.options: Final = options
         self.counters: Final = counters
         self.log: Final = log
+        self.retries: Final = retries
         self._secure: set[bytes] = set()  # netlocs on loopback that turned out to speak TLS
         self._probed: set[bytes] = set()  # netlocs that were probed for TLS
         self._scopes: dict[str, AddressScope] = {}  # of the addresses of servers, by scheme and host
@@ -127,7 +129,7 @@ class HttpClient:
             options.read_timeout, connect=min(options.connect_timeout, options.read_timeout), pool=None
         )
         self._http = httpx.Client(
-            transport=RetryTransport(transport or DuplexTransport(options), counters),
+            transport=RetryTransport(transport or DuplexTransport(options), counters, retries),
             timeout=timeout,
             headers={"User-Agent": options.user_agent, "Accept-Encoding": "identity"},
             cookies=_NoCookies(),

@@ -1,13 +1,13 @@
-"""kit's own storage (KITOPS §4.1) as a second place where blobs are: read, never written, and believed only by digest.
+"""kit's own storage (KITOPS §4.1) as a second source of blobs: it is never written, and every digest is verified.
 
     <home>/storage/blobs/sha256/<hex>                            every blob
                    <base64url(registry/repository)>-tags.json    {tag: descriptor}
 
-A file counts once it was read from end to end and has its digest; then it is read instead of the network. That check
-runs on a thread of its own, so that a reader of a few bytes does not wait for the hash of gigabytes: until it has
-ended a big blob is asked of its registry. What the check found is noted by the file's inode, size and times, for
-later processes. A file that is wrong is left alone, with one warning. Threading: every method from any thread;
-``close`` ends the checks.
+A file is used once it was read from end to end and has its digest; then it is read instead of the registry's blob. That
+check runs on a thread of its own, so that a reader of a few bytes does not wait until gigabytes are hashed: until the
+check has ended, a large blob is fetched from its registry. The result of the check is stored with the file's inode,
+size and times, for later processes. A file with a wrong digest is not used and not changed; one warning is logged.
+Threading: every method from any thread; ``close`` ends the checks.
 """
 
 from __future__ import annotations
@@ -29,21 +29,17 @@ from kitfs.ownership import open_below
 from kitfs.registry.layout import FileRange
 
 MAX_SMALL: Final = 8 << 20  # bytes of a manifest, a config, a list of tags
-AT_ONCE: Final = 64 << 20  # bytes that are hashed while the reader waits: sooner than most registries send them
-UNREACHABLE: Final = (
-    Unavailable,
-    RateLimited,
-    NotFound,
-    Unauthorized,
-)  # what a kit that only kit has looks like to its registry
+WAIT_LIMIT: Final = 64 << 20  # bytes that are hashed while the reader waits: most registries would send them later
+# Errors of a registry for which kit's copy is used: the registry may be unreachable, or not have (or not show) the kit
+UNREACHABLE: Final = (Unavailable, RateLimited, NotFound, Unauthorized)
 
 
 class StoredFile(FileRange):
-    """A file of kit's storage, open."""
+    """An open file of kit's storage."""
 
     @classmethod
     def open(cls, storage: str, name: str) -> StoredFile | None:
-        """None when there is none that can be read; no link below ``storage`` is followed."""
+        """Open a file, None if it does not exist or cannot be read. No link below ``storage`` is followed."""
         path = os.path.join(storage, name)
         try:
             file = OpenFile(path, os.O_RDONLY, opener=lambda: open_below(storage, name))
@@ -52,35 +48,36 @@ class StoredFile(FileRange):
         return cls(file, 0, file.stat().st_size, path)
 
     def identity(self) -> list[int]:
-        """What is another when the file is, or was written to."""
+        """Return the identity of the file, which changes when the file is replaced or modified."""
         about = self._file.stat()
         return [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
 
 
 class DigestCheck:
-    """Whether a file has its digest: found out on a thread, begun by ``begin``. ``right`` counts when ``done`` is
-    set.
+    """A check on a thread of its own whether a file has its digest; ``right`` is the result once ``done`` is set.
+
+    ``warn`` is called with the reason if the file cannot be used.
     """
 
     def __init__(
-        self, file: StoredFile, digest: Digest, notes: Hints, closing: threading.Event, told: Callable[[str], None]
+        self, file: StoredFile, digest: Digest, hints: Hints, closing: threading.Event, warn: Callable[[str], None]
     ) -> None:
         self.file: Final = file
         self.done: Final = threading.Event()
         self.right = False
         self._digest = digest
-        self._notes = notes
+        self._hints = hints
         self._closing = closing
-        self._told = told
+        self._warn = warn
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Look at the notes, else begin to read. Only the first call does."""
+        """Use the result of an earlier process, or start the check. Calls after the first one do nothing."""
         with self._lock:
             if self._thread is not None or self.done.is_set():
                 return
-            if self._notes.get(("kit", self._digest)) == self.file.identity():
+            if self._hints.get(("kit", self._digest)) == self.file.identity():
                 self.right = True
                 self.done.set()
             else:
@@ -88,7 +85,7 @@ class DigestCheck:
                 self._thread.start()
 
     def end(self) -> None:
-        """Wait for what was begun."""
+        """Wait until the check has ended, if it was started."""
         if self._thread is not None:
             self._thread.join()
 
@@ -102,34 +99,48 @@ class DigestCheck:
                 hasher.update(view)
             self.right = hasher.hexdigest() == self._digest.hex and self.file.identity() == identity
             if self.right:
-                self._notes.set(("kit", self._digest), identity)
+                self._hints.set(("kit", self._digest), identity)
             else:
-                self._told("it does not have its digest")
+                self._warn("it does not have its digest")
         except (KitfsError, OSError) as e:
-            self._told(str(e))
+            self._warn(str(e))
         finally:
             self.done.set()
 
     def fail(self, error: Exception) -> None:
-        """The file changed after it was checked."""
+        """Record that the file cannot be used although its digest was right: it has changed since the check."""
         if self.right:
             self.right = False
-            self._told(str(error))
+            self._warn(str(error))
 
 
 class KitStorage:
-    """kit's home directory; nothing need be there."""
+    """The storage in kit's home directory, which need not exist.
 
-    def __init__(self, home: str, notes: Hints, log: logging.Logger) -> None:
+    ``hints`` store the results of checks. A reader waits for the check of a blob of at most ``wait_limit`` bytes.
+    ``open_file`` opens a file below the storage's directory, as ``StoredFile.open``.
+    """
+
+    def __init__(
+        self,
+        home: str,
+        hints: Hints,
+        log: logging.Logger,
+        *,
+        wait_limit: int = WAIT_LIMIT,
+        open_file: Callable[[str, str], StoredFile | None] = StoredFile.open,
+    ) -> None:
+        self.wait_limit: Final = wait_limit
         self._storage = os.path.join(home, "storage")
-        self._notes = notes
+        self._hints = hints
+        self._open_file = open_file
         self._log = log
         self._lock = threading.Lock()
         self._checks: dict[Digest, DigestCheck] = {}
         self._closing = threading.Event()
 
     def __repr__(self) -> str:
-        return f"<KitHome {self._storage}>"
+        return f"<KitStorage {self._storage}>"
 
     def close(self) -> None:
         """End the checks."""
@@ -140,13 +151,14 @@ class KitStorage:
     def origin(
         self, reference: Reference, repository: Callable[[Reference], RemoteOrigin], *, whole: bool = False
     ) -> LocalFirstRepository:
-        """Where a reference's bytes come from. ``whole``: all of them are wanted, so that checks are waited for, and
-        tags of kit count.
+        """Return the Origin of a reference.
+
+        ``whole``: the caller reads every byte, so that it waits for checks, and may use a tag that only kit has.
         """
         return LocalFirstRepository(self, reference, repository, whole=whole)
 
     def tagged(self, reference: Reference) -> tuple[Descriptor, bytes] | None:
-        """The manifest that a tag means to kit, None when it knows none that is right."""
+        """Return the manifest that kit has under a tag, None if it has none, or none with the right digest."""
         name = base64.urlsafe_b64encode(reference.name.encode()).decode()
         try:
             with open(open_below(self._storage, f"{name}-tags.json"), "rb") as f:
@@ -158,7 +170,7 @@ class KitStorage:
         return None if data is None else (descriptor, data)
 
     def small(self, digest: Digest) -> bytes | None:
-        """A small blob whose digest was checked just now."""
+        """Read a small blob and verify its digest; None if kit does not have it, or its copy is wrong."""
         file = self._file(digest)
         if file is None or (file.size or 0) > MAX_SMALL:
             return None
@@ -167,15 +179,15 @@ class KitStorage:
             for _, view in file.read_range(0, None):
                 data += view
         except (KitfsError, OSError) as e:
-            self._wrong(digest, str(e))
+            self._warn(digest, str(e))
             return None
         if not digest.matches(data):
-            self._wrong(digest, "it does not have its digest")
+            self._warn(digest, "it does not have its digest")
             return None
         return bytes(data)
 
     def check(self, descriptor: Descriptor) -> DigestCheck | None:
-        """The check of a blob, which need not have begun; None when kit has none of this size."""
+        """Return the check of a blob, which may not have started; None if kit has no blob of this digest and size."""
         with self._lock:
             found = self._checks.get(descriptor.digest)
             if found is None:
@@ -183,109 +195,119 @@ class KitStorage:
                 if file is None or file.size != descriptor.size:
                     return None
                 digest = descriptor.digest
-                found = DigestCheck(file, digest, self._notes, self._closing, lambda why: self._wrong(digest, why))
+                found = DigestCheck(file, digest, self._hints, self._closing, lambda why: self._warn(digest, why))
                 self._checks[digest] = found
         return found
 
     def _file(self, digest: Digest) -> StoredFile | None:
-        return StoredFile.open(self._storage, f"blobs/{digest.algorithm}/{digest.hex}")
+        return self._open_file(self._storage, f"blobs/{digest.algorithm}/{digest.hex}")
 
-    def _wrong(self, digest: Digest, why: str) -> None:
+    def _warn(self, digest: Digest, why: str) -> None:
         self._log.warning("kit's copy of %s in %s is not used: %s", digest, self._storage, why)
 
     def fallback(self, reference: Reference, cause: KitfsError) -> tuple[Descriptor, bytes] | None:
-        """``tagged``, where a registry gave ``cause`` for an answer; told, unless nobody was to be asked."""
+        """Return what ``tagged`` returns, after the registry failed with ``cause``.
+
+        A warning is logged, unless the reference names no registry.
+        """
         found = self.tagged(reference)
         if found is not None and reference.registry != LOCAL:
-            self._log.warning("%s: using %s, which is what kit has here: %s", reference.display, found[0].digest, cause)
+            self._log.warning("%s: using %s from kit's local storage: %s", reference.display, found[0].digest, cause)
         return found
 
 
 class LocalFirstRepository:
-    """An Origin: a repository, and kit's storage before it for what is named by its digest."""
+    """An Origin: a repository, and kit's storage, which is tried first for content that is named by its digest."""
 
     def __init__(
-        self, home: KitStorage, reference: Reference, repository: Callable[[Reference], RemoteOrigin], *, whole: bool
+        self, storage: KitStorage, reference: Reference, repository: Callable[[Reference], RemoteOrigin], *, whole: bool
     ) -> None:
-        self._home = home
+        self._storage = storage
         self._reference = reference
         self._repository = repository
         self._whole = whole
 
     def __repr__(self) -> str:
-        return f"<Nearby {self._reference}>"
+        return f"<LocalFirstRepository {self._reference}>"
 
     def known(self) -> bool:
-        """Whether kit has what the reference means, as far as it is not wrong."""
+        """Return whether kit has the manifest of the reference, with the right digest."""
         digest = self._reference.digest
-        return (self._home.tagged(self._reference) if digest is None else self._home.small(digest)) is not None
+        return (self._storage.tagged(self._reference) if digest is None else self._storage.small(digest)) is not None
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
-        """A manifest by tag, of the registry; by digest, of kit when it has it. Raises what the registry raises."""
+        """Return a manifest: by tag from the registry, by digest from kit if it has it.
+
+        Raises the errors of the registry.
+        """
         if ":" in identifier:
             digest = Digest.parse(identifier)
-            data = self._home.small(digest)
-            return (
-                self._repository(self._reference).manifest(identifier)
-                if data is None
-                else (Descriptor("", digest, len(data)), data)
-            )
+            data = self._storage.small(digest)
+            if data is None:
+                return self._repository(self._reference).manifest(identifier)
+            return Descriptor("", digest, len(data)), data
         try:
             return self._repository(self._reference).manifest(identifier)
         except UNREACHABLE as e:
-            found = self._home.fallback(self._reference.with_tag(identifier), e) if self._whole else None
+            found = self._storage.fallback(self._reference.with_tag(identifier), e) if self._whole else None
             if found is None:
                 raise
             return found
 
     def blob(self, descriptor: Descriptor) -> Source:
-        """A blob as a Source; nothing is asked until it is read."""
-        check = self._home.check(descriptor)
+        """Return a blob as a Source; no request is sent until it is read."""
+        check = self._storage.check(descriptor)
         if check is None:
             return self._repository(self._reference).blob(descriptor)
-        patient = self._whole or descriptor.size <= AT_ONCE
-        return LocalFirstBlob(check, lambda: self._repository(self._reference).blob(descriptor), patient=patient)
+        waits = self._whole or descriptor.size <= self._storage.wait_limit
+        return LocalFirstBlob(check, lambda: self._repository(self._reference).blob(descriptor), waits=waits)
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
-        """A small blob, whole. Raises what the registry raises."""
-        data = self._home.small(descriptor.digest) if descriptor.size <= limit else None
+        """Read a small blob whole. Raises the errors of the registry."""
+        data = self._storage.small(descriptor.digest) if descriptor.size <= limit else None
         if data is None or len(data) != descriptor.size:
             return self._repository(self._reference).blob_bytes(descriptor, limit)
         return data
 
 
 class LocalFirstBlob:
-    """A blob that kit has, as a Source; ``remote`` makes the registry's, for as long as the file is not known to be
-    right.
+    """A blob that kit has, as a Source.
+
+    Until ``check`` has found kit's file to be right, the blob of the registry, which ``open_remote`` returns, is read
+    instead. ``waits``: readers wait for the check.
     """
 
-    def __init__(self, check: DigestCheck, remote: Callable[[], Source], *, patient: bool) -> None:
+    def __init__(self, check: DigestCheck, open_remote: Callable[[], Source], *, waits: bool) -> None:
         self._check = check
-        self._make = remote
-        self._patient = patient
+        self._open_remote = open_remote
+        self._waits = waits
         self._remote: Source | None = None
 
     @property
     def size(self) -> int | None:
-        """Bytes."""
+        """The size in bytes."""
         return self._check.file.size
 
     @property
     def ranged(self) -> bool:
-        """False once the registry was seen to have no ranges, since what is asked for then begins at 0."""
+        """Whether single ranges are available; False once the registry has ignored a range."""
         return self._remote is None or self._remote.ranged
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """See ``content.Source``. Raises what the registry raises, where neither has it."""
+        """Yield (offset, bytes) of [start, stop); see ``content.Source``.
+
+        If the registry fails, the rest comes from kit's file once its check has ended; raises the error of the registry
+        if that file cannot be used.
+        """
         at, stop = (start, stop) if self.ranged else (0, None)
         check = self._check
         check.begin()
-        if self._patient:
+        if self._waits:
             check.done.wait()
         if not (check.done.is_set() and check.right):
             try:
                 if self._remote is None:
-                    self._remote = self._make()
+                    self._remote = self._open_remote()
                 for offset, view in self._remote.read_range(at, stop):
                     yield offset, view
                     at = offset + len(view)
@@ -302,5 +324,5 @@ class LocalFirstBlob:
         except (IntegrityError, OSError) as e:
             check.fail(e)
             if self._remote is None:
-                self._remote = self._make()
+                self._remote = self._open_remote()
             yield from self._remote.read_range(at, stop)

@@ -1,8 +1,9 @@
-"""OCI layouts on disk, as directories or tar archives: the same face as a repository, and no network.
+"""OCI layouts on disk, as directories or tar archives, with the interface of a repository.
 
-Follows image-spec v1.1 "image-layout.md"; archives are what ``skopeo copy … oci-archive:`` writes: a plain tar of a
-layout. Members are found once and read in place by position, nothing is unpacked. A layout may be another user's: no
-symbolic link in it is followed, and nothing but regular files is opened. Threading: positional reads from any thread.
+Follows image-spec v1.1 "image-layout.md"; an archive is a plain tar of a layout, as ``skopeo copy … oci-archive:``
+writes it. Its members are located once and read in place by offset; nothing is unpacked. A layout may belong to another
+user: no symbolic link in it is followed, and only regular files are opened. Threading: positional reads from any
+thread.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kitfs.ownership import Unsafe, open_below, open_regular
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 MAX_INDEX: Final = 16 << 20
-PACKED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
+COMPRESSED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")  # the first bytes of gzip, zstd, bzip2, xz
 
 
 class FileRange:
@@ -37,11 +38,11 @@ class FileRange:
 
     @property
     def size(self) -> int | None:
-        """Bytes."""
+        """The size in bytes."""
         return self._size
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """(offset, bytes) of [start, stop). Raises IntegrityError when the file ends before that."""
+        """Yield (offset, bytes) of [start, stop). Raises IntegrityError if the file ends before ``stop``."""
         stop = self._size if stop is None else min(stop, self._size)
         while start < stop:
             data = self._file.pread(min(PIECE, stop - start), self._start + start)
@@ -63,14 +64,14 @@ class Layout:
         return f"<{type(self).__name__} {self.path}>"
 
     def open(self, name: str) -> FileRange | None:
-        """A file of the layout, None when there is none of that name."""
+        """Open a file of the layout, None if it does not exist."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files of the layout."""
 
     def resolve(self, identifier: str) -> Descriptor:
-        """The descriptor behind a tag or digest; "" is the only manifest there is. Raises NotFound."""
+        """Return the descriptor of a tag or digest; "" means the only manifest of the layout. Raises NotFound."""
         listed = self._index().manifests
         if ":" in identifier:
             digest = Digest.parse(identifier)
@@ -81,28 +82,29 @@ class Layout:
             return named[0]
         tags = ", ".join(sorted(d.annotations.get(REF_NAME, str(d.digest)[:19]) for d in listed)[:20]) or "nothing"
         if identifier:
-            raise NotFound(f"{self.path}: there is no tag {identifier!r}; it holds {tags}")
-        raise NotFound(f"{self.path}: a tag is needed, it holds {tags}")
+            raise NotFound(f"{self.path}: the tag {identifier!r} does not exist; the layout holds {tags}")
+        raise NotFound(f"{self.path}: a tag is needed; the layout holds {tags}")
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
-        """A manifest by tag or digest, its digest checked. Raises NotFound, ManifestError, IntegrityError."""
+        """Read a manifest by tag or digest, and verify its digest. Raises NotFound, ManifestError, IntegrityError."""
         descriptor = self.resolve(identifier)
         return descriptor, self.blob_bytes(descriptor, MAX_INDEX)
 
     def blob(self, descriptor: Descriptor) -> FileRange:
-        """A blob as a Source. Raises NotFound when the layout lacks it, IntegrityError when its size is another."""
+        """Return a blob as a Source. Raises NotFound if it does not exist, IntegrityError if its size differs."""
         found = self._blob(descriptor.digest)
         if found.size != descriptor.size:
             raise IntegrityError(
-                f"{self.path}: blob {descriptor.digest} has {found.size} bytes, but the descriptor declares {descriptor.size}"
+                f"{self.path}: blob {descriptor.digest} has {found.size} bytes, "
+                f"but the descriptor declares {descriptor.size}"
             )
         return found
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
-        """A small blob, whole, its digest and size checked. Raises ManifestError above ``limit`` bytes."""
+        """Read a small blob whole, and verify its digest and size. Raises ManifestError above ``limit`` bytes."""
         if descriptor.size > limit:
             raise ManifestError(
-                f"{self.path}: {descriptor.digest} has {descriptor.size} bytes: more than {limit} is too much"
+                f"{self.path}: {descriptor.digest} declares {descriptor.size} bytes; the limit is {limit}"
             )
         data = _all(self.blob(descriptor))
         if not descriptor.digest.matches(data):
@@ -110,11 +112,11 @@ class Layout:
         return data
 
     def exists(self, descriptor: Descriptor) -> bool:
-        """Whether the layout has a blob."""
+        """Return whether the layout has a blob."""
         return self.open(_name(descriptor.digest)) is not None
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
-        """What the layout's index lists under the tag that stands in for the referrers API."""
+        """Return the manifests whose subject is ``digest``, as listed under the tag that replaces the referrers API."""
         tag = f"{digest.algorithm[:32]}-{digest.hex[:64]}"
         listed = [d for d in self._index().manifests if d.annotations.get(REF_NAME) == tag]
         found = [d for entry in listed for d in IndexManifest.parse(self.blob_bytes(entry, MAX_INDEX)).manifests]
@@ -125,7 +127,7 @@ class Layout:
         if marker is None or index is None:
             raise NotFound(f"{self.path} is not an OCI layout: it has no {'index.json' if marker else 'oci-layout'}")
         if (index.size or 0) > MAX_INDEX:
-            raise ManifestError(f"{self.path}: an index.json of {index.size} bytes")
+            raise ManifestError(f"{self.path}: index.json has {index.size} bytes; the limit is {MAX_INDEX}")
         try:
             fields = loads(_all(marker))
             version = fields["imageLayoutVersion"]
@@ -135,7 +137,7 @@ class Layout:
         except (ValueError, KeyError, TypeError):
             version = "unknown"
         if version != "1.0.0":
-            raise ManifestError(f"{self.path}: OCI layout version {version!r} is not known")
+            raise ManifestError(f"{self.path}: OCI layout version {version!r} is not supported (only 1.0.0 is)")
         try:
             return IndexManifest.parse(_all(index))
         except ManifestError as e:
@@ -144,16 +146,17 @@ class Layout:
     def _blob(self, digest: Digest) -> FileRange:
         found = self.open(_name(digest))
         if found is None:
-            raise NotFound(f"{self.path}: blob {digest} is not there")
+            raise NotFound(f"{self.path}: blob {digest} does not exist")
         return found
 
 
 class DirectoryLayout(Layout):
-    """``oci:DIR``."""
+    """The layout of an ``oci:DIR`` reference."""
 
     def open(self, name: str) -> FileRange | None:
-        """A file of the directory. Raises ManifestError for a link and for anything but a file, NotFound for one that
-        cannot be read.
+        """Open a file of the directory, None if it does not exist.
+
+        Raises ManifestError for a link and for anything but a regular file, NotFound for a file that cannot be read.
         """
         try:
             file = OpenFile(os.path.join(self.path, name), os.O_RDONLY, opener=lambda: open_below(self.path, name))
@@ -167,7 +170,11 @@ class DirectoryLayout(Layout):
 
 
 class ArchiveLayout(Layout):
-    """``oci-archive:FILE``. Raises NotFound for a file that cannot be read, ManifestError if it is not a tar."""
+    """The layout of an ``oci-archive:FILE`` reference.
+
+    Raises NotFound for a file that cannot be read, ManifestError if it is not a tar archive, UnsupportedLayer if it is
+    compressed.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -177,7 +184,7 @@ class ArchiveLayout(Layout):
             raise NotFound(f"{path}: {(e.strerror or str(e)).lower()}")
         try:
             head = self._file.pread(6, 0)
-            if head.startswith(PACKED):
+            if head.startswith(COMPRESSED):
                 raise UnsupportedLayer(
                     f"{path} is compressed; decompress it first, since a compressed archive has no random access"
                 )
@@ -195,7 +202,7 @@ class ArchiveLayout(Layout):
             raise
 
     def open(self, name: str) -> FileRange | None:
-        """A member of the archive."""
+        """Return a member of the archive, None if it does not exist."""
         found = self._members.get(name)
         return None if found is None else FileRange(self._file, *found, f"{self.path}: {name}")
 
@@ -205,11 +212,11 @@ class ArchiveLayout(Layout):
 
 
 def open_layout(reference: LayoutReference) -> Layout:
-    """The layout that a reference names. Raises NotFound when there is nothing there."""
+    """Open the layout that a reference names. Raises NotFound if it does not exist, else as its class."""
     if reference.kind == "oci-archive":
         return ArchiveLayout(reference.path)
     if not os.path.isdir(reference.path):
-        raise NotFound(f"{reference.path}: there is no such directory")
+        raise NotFound(f"{reference.path}: the directory does not exist")
     return DirectoryLayout(reference.path)
 
 

@@ -1,10 +1,10 @@
-"""A deadline for the head of an answer and a least speed for bodies, which count only while somebody waits for the
-other side.
+"""A deadline for the head of a response, and a minimum speed for bodies.
 
-``httpcore`` hands a request's timeouts down to the connection as they are, so a ``Pace`` is a float of seconds that
-knows more: how long the connection may wait now. Interim answers, headers, chunk extensions and trailers are not
-progress. Bytes of a body are, from ``LEAST`` per second on. A body that nobody asks for (its reader is slow, or has
-paused) is not slow. Threading: a Pace belongs to one request, and to one thread at a time.
+``httpcore`` passes a request's timeouts to the connection unchanged, so a ``Pace`` is a float of seconds that also knows
+how long the connection may still wait. Its clock runs only while kitfs waits for the other side: a body whose reader is
+slow, or has paused, is not slow. Interim responses, headers, chunk extensions and trailers are not progress; the bytes
+of a body are, if at least ``LEAST`` of them arrive per second. Threading: a Pace belongs to one request, and to one
+thread at a time.
 """
 
 from __future__ import annotations
@@ -16,32 +16,33 @@ from typing import Final
 import httpcore
 import httpx
 
-LEAST: Final = 1 << 10  # bytes per second of one body, measured over one timeout: less is a stall
-MAX_HEAD: Final = (
-    512 << 10
-)  # bytes up to the end of a head, and of what comes with it (h11 allows 100 KiB of one head, a read has 256)
+LEAST: Final = 1 << 10  # bytes per second of one body, measured over one timeout: a slower body has stalled
+# Bytes up to the end of a head, with the rest of the read that ends it: h11 allows a head of 100 KiB, one read has up to
+# 256 KiB, and interim responses come before the head.
+MAX_HEAD: Final = 512 << 10
 
 
 class TooSlow(httpcore.ReadTimeout):
-    """An answer came, but not fast enough; the text says what the other side did."""
+    """A response arrived, but too slowly; the text says what the other side did."""
 
 
 class Pace(float):
-    """``Pace(seconds)``: first the deadline of an answer's head, after ``body`` the time within which so many
-    seconds' worth of bytes must move. ``least`` is in bytes per second."""
+    """``Pace(seconds)``: the deadline of a response's head, and then the length of the windows of its body.
 
-    __slots__ = ("_asked", "_clock", "_head", "_in_body", "_last", "_left", "_moved", "_quota", "waited")
+    In each window ``least`` times ``seconds`` bytes must arrive. The clock starts paused.
+    """
+
+    __slots__ = ("_clock", "_head", "_in_body", "_last", "_left", "_moved", "_quota", "_started", "waited")
 
     def __new__(cls, seconds: float, *, least: int = LEAST, clock: Callable[[], float] = time.monotonic) -> Pace:
-        """A pace that has not begun."""
         pace = super().__new__(cls, seconds)
         pace._clock = clock
         pace._quota = max(1.0, least * seconds)  # bytes
-        pace._left = float(seconds)  # of the head or of the present window, when nobody waits
-        pace._last = pace._left  # the same when the last byte came
+        pace._left = float(seconds)  # seconds of the head or of this window, as of the last pause
+        pace._last = pace._left  # seconds that were left when the last byte arrived
         pace._moved = 0  # bytes in this window
         pace._head = 0  # bytes before the body
-        pace._asked = None  # since when somebody waits
+        pace._started = None  # when the clock was started, None while it is paused
         pace._in_body = False
         pace.waited = 0.0
         return pace
@@ -52,27 +53,27 @@ class Pace(float):
     _last: float
     _moved: int
     _head: int
-    _asked: float | None
+    _started: float | None
     _in_body: bool
     waited: float
-    """Seconds that somebody waited, between ``ask`` and ``rest``, all told."""
+    """Total seconds that the clock ran."""
 
-    def body(self) -> None:
-        """The head is there; what follows is measured as a body."""
-        self._in_body, self._asked = True, None
+    def begin_body(self) -> None:
+        """Measure a body from now on: the head is complete. The clock is paused."""
+        self._in_body, self._started = True, None
         self._renew()
 
-    def ask(self) -> None:
-        """Somebody waits from now on."""
-        self._asked = self._clock()
+    def resume(self) -> None:
+        """Start the clock, because kitfs waits for the other side from now on."""
+        self._started = self._clock()
 
-    def rest(self, moved: int) -> None:
-        """Nobody waits any more; ``moved`` bytes of the body came, or went, since ``ask``."""
-        if self._asked is not None:
-            waited = self._clock() - self._asked
+    def pause(self, moved: int) -> None:
+        """Stop the clock; ``moved`` bytes of the body were received or sent since ``resume``."""
+        if self._started is not None:
+            waited = self._clock() - self._started
             self._left -= waited
             self.waited += waited
-            self._asked = None
+            self._started = None
         if moved:
             self._last = self._left
         self._moved += moved
@@ -80,27 +81,27 @@ class Pace(float):
             self._renew()
 
     def left(self) -> float:
-        """Seconds that the connection may wait now; none are left at 0 and below."""
-        if self._asked is None:
-            self.ask()
-        assert self._asked is not None
-        return self._left - (self._clock() - self._asked)
+        """Return the seconds that the connection may still wait, and start the clock. 0 or less: the time is over."""
+        if self._started is None:
+            self.resume()
+        assert self._started is not None
+        return self._left - (self._clock() - self._started)
 
     def too_slow(self) -> httpcore.ReadTimeout:
-        """The error of a read that has lasted too long."""
-        if self._last - self.left() >= 0.9 * self:  # next to nothing of the time has brought anything
+        """Return the error of a read whose time is over."""
+        if self._last - self.left() >= 0.9 * self:  # nothing arrived in nearly all of the time
             return httpcore.ReadTimeout("timed out")
         if self._in_body:
             return TooSlow(f"sent only {self._moved} bytes in {float(self):g} s")
-        return TooSlow(f"did not finish the head of its answer within {float(self):g} s")
+        return TooSlow(f"did not complete the head of its response within {float(self):g} s")
 
-    def came(self, size: int) -> None:
-        """Bytes have come. Raises RemoteProtocolError when there is no end to what stands before a body."""
+    def count_head(self, size: int) -> None:
+        """Count received bytes, unless they belong to a body. Raises RemoteProtocolError for an endless head."""
         if not self._in_body:
             self._last = self.left()
             self._head += size
             if self._head > MAX_HEAD:
-                raise httpcore.RemoteProtocolError(f"more than {MAX_HEAD} bytes of headers and interim answers")
+                raise httpcore.RemoteProtocolError(f"more than {MAX_HEAD} bytes of headers and interim responses")
 
     def _renew(self) -> None:
         self._left = self._last = float(self)
@@ -108,7 +109,7 @@ class Pace(float):
 
 
 class PacedBody(httpx.SyncByteStream):
-    """The body of an answer, measured by the pace of its request."""
+    """The body of a response, measured by the pace of its request."""
 
     def __init__(self, inner: object, pace: Pace) -> None:
         assert isinstance(inner, httpx.SyncByteStream)
@@ -116,14 +117,14 @@ class PacedBody(httpx.SyncByteStream):
         self._pace = pace
 
     def __iter__(self) -> Iterator[bytes]:
-        """The pieces as they come."""
+        """Yield the pieces of the body as they arrive."""
         pace = self._pace
-        pace.ask()
+        pace.resume()
         for piece in self._inner:
-            pace.rest(len(piece))
+            pace.pause(len(piece))
             yield piece
-            pace.ask()
+            pace.resume()
 
     def close(self) -> None:
-        """Let go of the connection, or keep it for the next request when the answer is at its end."""
+        """Return the connection to the pool, or close it if the body was not read to its end."""
         self._inner.close()

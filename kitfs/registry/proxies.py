@@ -1,16 +1,16 @@
-"""Which proxy a URL takes, as Go programs decide it from the environment.
+"""Which proxy a request uses, decided from the environment as Go programs do.
 
 Follows golang.org/x/net/http/httpproxy (``FromEnvironment`` and ``ProxyFunc``), which kit, docker, skopeo and
-containerd use, so that one environment means the same to all of them. HTTP_PROXY, HTTPS_PROXY and NO_PROXY count;
-their lower-case spellings win; ALL_PROXY does not count. An entry of NO_PROXY is one of
+containerd use, so that one environment has the same effect on all of them. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are
+read, in lower case first; ALL_PROXY is ignored. An entry of NO_PROXY is one of
 
     *                        every host
     10.0.0.0/8, fd00::/8     addresses of a block
-    10.1.2.3, 10.1.2.3:5000, [fd00::1]:5000    an address, perhaps with one port
-    name, name:5000          a name and everything below it
-    .name, *.name            only what is below it
+    10.1.2.3, 10.1.2.3:5000, [fd00::1]:5000    an address, on any port or on one port
+    name, name:5000          a name and all names below it
+    .name, *.name            the names below it only
 
-localhost and loopback addresses never take a proxy of the environment. Pure functions; nothing is resolved.
+A proxy of the environment is never used for localhost and loopback addresses. Pure functions; no name is resolved.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import httpx
 from kitfs.errors import UsageError
 
 PORTS: Final = {"http": "80", "https": "443"}
-MAPPED: Final = 96  # bits of ::ffff:0:0/96, behind which an IPv4 address may be written as an IPv6 one
+MAPPED: Final = 96  # bits of ::ffff:0:0/96, the prefix of an IPv4 address that is written as an IPv6 one
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
-    """The URL of the proxy that ``environ`` has for ``url``, None for a direct connection.
+    """Return the URL of the proxy that ``environ`` names for ``url``, None for a direct connection.
 
-    Raises UsageError for plain HTTP in a CGI program (REQUEST_METHOD is set): there the client of the program chooses
-    HTTP_PROXY, with a header called Proxy (https://httpoxy.org).
+    Raises UsageError for plain HTTP in a CGI program (REQUEST_METHOD is set): its client could set HTTP_PROXY with a
+    header called Proxy (https://httpoxy.org).
     """
     host = url.raw_host.decode("ascii", "replace").strip("[]").lower()
     if is_loopback(host):
@@ -42,7 +42,8 @@ def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
         return None
     if url.scheme == "http" and environ.get("REQUEST_METHOD"):
         raise UsageError(
-            "HTTP_PROXY is not used in a CGI program, whose client could choose it (unset REQUEST_METHOD, or use --proxy)"
+            "HTTP_PROXY is not used in a CGI program, because its client could set it "
+            "(unset REQUEST_METHOD, or use --proxy)"
         )
     if direct(url, environ):
         return None
@@ -50,13 +51,13 @@ def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
 
 
 def direct(url: httpx.URL, environ: Mapping[str, str]) -> bool:
-    """Whether NO_PROXY names the host of ``url``, whatever proxy there is."""
+    """Return whether NO_PROXY excludes the host of ``url`` from proxies."""
     host = url.raw_host.decode("ascii", "replace").strip("[]").lower()
     return bypassed(host, str(url.port or PORTS.get(url.scheme, "")), _either(environ, "no_proxy"))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is localhost, or an address of 127.0.0.0/8 or ::1, with or without brackets."""
+    """Return whether a host is localhost, or an address of 127.0.0.0/8 or ::1, with or without brackets."""
     if host.lower() == "localhost":
         return True
     address = _address(host.strip("[]").partition("%")[0])
@@ -64,10 +65,11 @@ def is_loopback(host: str) -> bool:
 
 
 def bypassed(host: str, port: str, rules: str) -> bool:
-    """Whether NO_PROXY (``rules``) names a host: ASCII, in lower case, without brackets, and its port in digits.
+    """Return whether NO_PROXY (``rules``) excludes a host: in ASCII and lower case, without brackets, its port in
+    digits.
 
-    As in Go, entries for addresses never match names and entries for names never match addresses, and an entry that
-    is malformed matches nothing.
+    As in Go, entries for addresses never match names, entries for names never match addresses, and a malformed entry
+    matches nothing.
     """
     address = _address(host.partition("%")[0])
     entries = [entry for part in rules.split(",") if (entry := part.strip().lower())]
@@ -90,7 +92,7 @@ def _matches(entry: str, host: str, port: str, address: Address | None) -> bool:
 
 
 def _split(entry: str) -> tuple[str, str]:
-    """(host, port) as net.SplitHostPort does it, ("entry as it is", "") where there is no port."""
+    """Split an entry into (host, port) as net.SplitHostPort does; (entry, "") if it has no port."""
     head, colon, port = entry.rpartition(":")
     if head.startswith("["):
         inner, bracket, rest = head[1:].partition("]")
@@ -99,7 +101,7 @@ def _split(entry: str) -> tuple[str, str]:
 
 
 def _address(text: str) -> Address | None:
-    """An address without a zone; IPv4 in IPv6 counts as IPv4."""
+    """Parse an address without a zone; an IPv4 address inside an IPv6 one is returned as IPv4."""
     if "%" in text:
         return None
     try:
@@ -111,7 +113,7 @@ def _address(text: str) -> Address | None:
 
 
 def _block(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """A block in CIDR notation, whose host bits may be set."""
+    """Parse a block in CIDR notation, whose host bits may be set; None for any other text."""
     host, slash, bits = text.partition("/")
     if not slash or "%" in host or not (bits.isascii() and bits.isdigit()):
         return None
@@ -129,7 +131,7 @@ def _block(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 def _ascii(name: str) -> str:
-    """A name as DNS has it, with its leading dot."""
+    """Return a name with its leading dot in the ASCII form that DNS uses."""
     if name.isascii():
         return name
     try:
@@ -139,5 +141,5 @@ def _ascii(name: str) -> str:
 
 
 def _either(environ: Mapping[str, str], name: str) -> str:
-    """The value of a variable in lower case, else in upper case, without blanks and line ends around it."""
+    """Return the value of a variable, in lower case first, without blanks and line ends around it."""
     return (environ.get(name) or environ.get(name.upper()) or "").strip()

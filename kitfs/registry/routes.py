@@ -57,7 +57,7 @@ class RoutedTransport(httpx.BaseTransport):
         paces = {name: Pace(timeouts[name]) for name in ("read", "write") if timeouts.get(name) is not None}
         request.extensions = {**request.extensions, "timeout": {**timeouts, **paces}}
         if "write" in paces:
-            paces["write"].body()  # a request has no head of its own to be measured: all of it counts as a body
+            paces["write"].begin_body()  # a request has no head of its own to be measured: all of it counts as a body
         try:
             response = self._transport(request.url.scheme, proxy, led_from).handle_request(request)
         except Forbidden as e:
@@ -69,7 +69,7 @@ class RoutedTransport(httpx.BaseTransport):
             raise
         _check_head(response, request.url)
         if "read" in paces:
-            paces["read"].body()
+            paces["read"].begin_body()
             response.stream = PacedBody(response.stream, paces["read"])
             response.extensions["pace"] = paces["read"]
         scope = written if proxy is not None else _peer(response)

@@ -1,7 +1,6 @@
-"""The sockets of one client: which are open, so that a forked child can close its copies and closing the client wakes
-those who wait.
+"""The open sockets of one client: a forked child closes its copies, and closing the client wakes threads that wait.
 
-Nothing is sent on them here: a TLS connection that a child took leave of properly would be over for the parent too.
+Nothing is sent on the sockets here: if a child closed a TLS connection properly, it would end for the parent too.
 Threading: any thread.
 """
 
@@ -24,10 +23,10 @@ class Sockets:
         forks.watch_child(self)
 
     def add(self, one: object) -> None:
-        """Know of a socket; of anything else nothing needs to be known.
+        """Add a socket; anything else is ignored.
 
-        Raises RuntimeError, as httpx does, when the client was closed while it was being connected: nobody would
-        close it. It is closed.
+        If the client was closed while the socket was being connected, the socket is closed, and RuntimeError is raised,
+        as httpx does.
         """
         if isinstance(one, socket.socket):
             with forks.guard:
@@ -37,15 +36,14 @@ class Sockets:
                 raise RuntimeError("the client was closed")
 
     def shut(self) -> None:
-        """End every connection, so that threads which wait for one go on. The sockets are for their owners to close."""
+        """Shut every connection down, so that threads which wait for it wake. Its owner closes the socket."""
         self._shut = True
         with forks.guard:
             found = list(self._open)
         for one in found:
             with suppress(OSError):
-                socket.socket.shutdown(
-                    one, socket.SHUT_RDWR
-                )  # not SSLSocket's, after which bytes would be read that are still encrypted
+                # not SSLSocket.shutdown, after which a read would return bytes that are still encrypted
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
 
     def after_fork_in_child(self) -> None:
         """Close the child's copies."""

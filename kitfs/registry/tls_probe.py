@@ -1,8 +1,7 @@
-"""Whether a server that was spoken to in plain HTTP speaks TLS instead: one handshake, whose certificate is not
-looked at.
+"""A probe whether a server that did not respond to plain HTTP speaks TLS: one handshake, without verification.
 
-Registries on loopback are spoken to in plain HTTP unless told otherwise. Some that speak TLS say so (an alert, or 400
-with a sentence), others only close the connection, and are asked here. Nothing is sent over such a connection.
+Registries on loopback are contacted over plain HTTP by default. Some that speak TLS say so (with an alert, or 400 and a
+sentence); others only close the connection, and are probed here. Nothing is sent over the probe's connection.
 Threading: a pure function.
 """
 
@@ -16,7 +15,7 @@ PATIENCE: Final = 1.0  # seconds: the server is on this machine
 
 
 def speaks_tls(host: str, port: int, *, patience: float = PATIENCE) -> bool:
-    """Try a handshake. False for a server that refuses it, does not answer in ``patience`` seconds, or is not there."""
+    """Try a handshake; return False if the server refuses it, does not respond in ``patience`` seconds or is down."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,13 +1,11 @@
-"""Pushing a blob: it is looked for first, mounted from a repository beside it, or sent; chunks resume where they
-broke off.
+"""The upload of a blob: skipped if the registry has it, mounted from another repository, or sent; chunks resume.
 
-Follows distribution-spec v1.1 "Pushing blobs". What a registry can do is learned from its answers: statuses are read
-by class (any 2xx means done), a way of sending that it refuses is followed by the next one (``upload_methods``), and
-its bookkeeping (Range, Location, Docker-Upload-UUID) is a hint, since the digest in the closing request decides.
-After a setback the session is asked how much it has (GET), and a session that the registry has lost is replaced by a
-new one. Setbacks are tolerated within a budget that is renewed by each byte that the registry acknowledges beyond
-what it ever had. Threading: an Upload belongs to one thread; several blobs are sent at once over the client that they
-share.
+Follows distribution-spec v1.1 "Pushing blobs". What a registry supports is learned from its responses: any 2xx means
+success, and a method of sending that it refuses is followed by the next one (``upload_methods``). The registry's
+bookkeeping (Range, Location, Docker-Upload-UUID) is only a hint, since the digest in the closing request decides. After
+a failed attempt the registry is asked how much the session has (GET); a session that the registry has lost is replaced
+by a new one. Failed attempts are retried within a budget, which is renewed whenever the registry acknowledges more bytes
+than ever before. Threading: an Upload belongs to one thread; several uploads may share a client.
 """
 
 from __future__ import annotations
@@ -26,21 +24,21 @@ from kitfs.oci.manifest import Descriptor
 from kitfs.registry.http import Endpoint, HttpClient, StreamedBody
 from kitfs.registry.http_errors import Broken, Stalled, failure, mapped, read_error, shown
 from kitfs.registry.refusals import code_of, refusal
-from kitfs.registry.retry import MAX_WAIT, RETRYABLE, pause_after, retry_after
+from kitfs.registry.retry import MAX_WAIT, RETRYABLE, retry_after
 from kitfs.registry.upload_methods import PATCH, PUT, Lessons, MethodPlan
 from kitfs.registry.upload_session import Refused, Retryable, UploadSession
 
-CHUNK: Final = 32 << 20  # bytes of one PATCH; a smaller blob goes in one PUT
-FRUITLESS: Final = 5  # setbacks in a row, none of which brought the registry a byte more
-PERMANENT: Final = frozenset({501, 505, 507})  # of 5xx: what no second attempt changes
+CHUNK: Final = 32 << 20  # bytes of one PATCH; a smaller blob is sent in one PUT
+MAX_FAILURES: Final = 5  # failed attempts in a row, after none of which the registry had more bytes
+PERMANENT: Final = frozenset({501, 505, 507})  # statuses of 5xx that another attempt does not change
 RANGE: Final = re.compile(r"(?:bytes[= ])?0-(-1|\d{1,19})(?:/.*)?")
 LOST: Final = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
-CLOSED: Final = frozenset({"DENIED", "UNAUTHORIZED"})  # codes that no other way of sending changes
+CLOSED: Final = frozenset({"DENIED", "UNAUTHORIZED"})  # codes that no other method of sending changes
 OCTETS: Final = "application/octet-stream"
 
 
 class Upload:
-    """One blob on its way to the registry of ``endpoint``, whose auth is for pushing to repository ``name``."""
+    """The upload of one blob to the registry of ``endpoint``, whose auth allows to push to repository ``name``."""
 
     def __init__(
         self,
@@ -64,28 +62,28 @@ class Upload:
         self._size = descriptor.size
         self._read = read
         self._plan = MethodPlan(descriptor.size, chunk, lessons.of(endpoint.host, hints))
-        self._refusal: KitfsError | None = None  # the first one: it is raised when no way is left
+        self._refusal: KitfsError | None = None  # the first one, which is raised if no method is left
         self._hints = hints
         self._key = ("upload", f"{endpoint.base}@{self._digest}")
         self._progress = progress
         self._sleep = sleep
-        self._told = 0  # bytes, to progress
-        self._most = 0  # bytes that were ever acknowledged
-        self._failures = 0  # since then
-        self._waited = 0.0  # seconds, since then
-        self._resuming = False  # whether the session is one that an earlier call left, and nothing was heard of it yet
-        self._closing = False  # whether the closing request has been sent, so that the blob may be there
-        self._mistrusted = False  # whether a digest was wrong already, maybe by a session's fault
+        self._reported = 0  # bytes that were reported to ``progress``
+        self._most = 0  # the most bytes that the registry ever acknowledged
+        self._failures = 0  # failed attempts since then
+        self._waited = 0.0  # seconds of pauses since then
+        self._resuming = False  # whether the session is an earlier call's, and the registry has not confirmed it yet
+        self._closing = False  # whether the closing request has been sent, so that the registry may have the blob
+        self._mistrusted = False  # whether a digest was wrong already, possibly because of a resumed session
 
     def __repr__(self) -> str:
         return f"<Upload {self._digest} to {self._endpoint.host}, {self._most} of {self._size} bytes>"
 
     def run(self, mount_from: Sequence[str] = ()) -> str:
-        """exists, mounted or uploaded. Raises what ``Repository.upload`` does."""
+        """Upload the blob; return "exists", "mounted" or "uploaded". Raises as ``Repository.upload``."""
         if self._exists():
             self._forget()
             return "exists"
-        session = self._noted()
+        session = self._saved_session()
         self._resuming = session is not None
         if session is None:
             mounted, session = self._mount(mount_from)
@@ -96,20 +94,20 @@ class Upload:
                 try:
                     if self._closing and self._exists():
                         self._refusal = None
-                        break  # the answer was lost or wrong, and the blob is there
+                        break  # the response was lost or wrong, but the registry has the blob
                     self._closing = False
                     session = session or self._begin()
                     self._send(session)
                     break
-                except Retryable as setback:
-                    session = self._recovered(session, setback)
+                except Retryable as failed:
+                    session = self._recovered(session, failed)
             except Refused as refused:
-                self._change(session, refused)
+                self._change_method(session, refused)
                 session = None
         self._forget()
         if self._refusal is not None:
             self._lessons.learn(self._endpoint.host, self._plan.lesson, self._hints)
-        self._tell(self._size)
+        self._report(self._size)
         return "uploaded"
 
     # -- one request each
@@ -119,8 +117,9 @@ class Upload:
         return f"{self._name}: blob {self._digest}"
 
     def _exists(self) -> bool:
-        """Whether the registry says that it has the blob. A HEAD that it refuses is a no: the requests that follow
-        tell what is wrong.
+        """Return whether the registry says that it has the blob.
+
+        A HEAD that it refuses counts as False: the requests that follow find out what is wrong.
         """
         url = f"{self._endpoint.base}/blobs/{self._digest}"
         response = self._http.head(self._endpoint, url, self._what)
@@ -129,7 +128,9 @@ class Upload:
         return response.is_success
 
     def _mount(self, sources: Sequence[str]) -> tuple[bool, UploadSession | None]:
-        """(whether a repository beside this one has given the blob, else the session that was begun by asking)."""
+        """Try to mount the blob from one of ``sources``; return whether that succeeded, and the session that the
+        registry began instead.
+        """
         session: UploadSession | None = None
         for source in dict.fromkeys(sources):
             if source == self._name:
@@ -147,7 +148,7 @@ class Upload:
                     return True, None
                 begun = self._begun(response) if response.is_success else None
             except RegistryError:
-                continue  # a source that may not be pulled from, or is not there, is no reason to fail
+                continue  # the source does not exist or may not be pulled from: the blob is sent instead
             if session is not None and begun is not None:
                 self._cancel(begun)
             session = session or begun
@@ -169,7 +170,7 @@ class Upload:
         return f"{self._endpoint.base}/blobs/uploads/{'?' if query else ''}{query}"
 
     def _send(self, session: UploadSession) -> None:
-        """Send what the session lacks, and close it."""
+        """Send the bytes that the session does not have, and close it."""
         if not session.sure:
             self._ask(session)
         method = self._plan.method
@@ -181,14 +182,14 @@ class Upload:
         self._close(session, self._body(0 if method == PUT else self._size, self._size))
 
     def _ask(self, session: UploadSession) -> None:
-        """How much of the blob the registry has."""
+        """Ask the registry how much of the blob the session has."""
         response = self._request("GET", session.location, {}, None)
         if not response.is_success:
-            raise self._unanswered(response, session)
+            raise self._unknown_session(response)
         found = RANGE.fullmatch(response.headers.get("Range", ""))
         at = int(found[1]) + 1 if found else self._size + 1
         if at == 1:
-            at = 0  # 0-0 is what most registries say of nothing, too
+            at = 0  # most registries return 0-0 for an empty session, too
         if at > self._size:
             raise Retryable(self._lost(), pause=0, lost=True, other=True)
         if "Location" in response.headers:
@@ -197,8 +198,9 @@ class Upload:
         self._acknowledged(session, at)
 
     def _patch(self, session: UploadSession, stop: int, headers: dict[str, str]) -> None:
-        """Send the bytes up to ``stop``. Any 2xx says that they were taken; a Range counts where it says that a part
-        of them was.
+        """Send the bytes up to ``stop``.
+
+        Any 2xx means that the registry has them, unless its Range says that it has only a part of them.
         """
         body = self._body(session.at, stop)
         response = self._request("PATCH", session.location, {"Content-Type": OCTETS, **headers}, body)
@@ -209,8 +211,8 @@ class Upload:
         found = RANGE.fullmatch(response.headers.get("Range", ""))
         has = int(found[1]) + 1 if found else stop
         session.odd = session.odd or has != stop
-        # Some say where this chunk ends in itself, where the first one ended, or one byte too much: the next request
-        # or the digest tells.
+        # Some registries return the end of this chunk counted from its own start, the end of the first chunk, or one
+        # byte too many. If such a Range hides a loss, the next request or the digest reveals it.
         self._acknowledged(session, has if session.at < has <= stop and self._plan.method.chunk else stop)
 
     def _close(self, session: UploadSession, body: StreamedBody) -> None:
@@ -226,27 +228,30 @@ class Upload:
             raise self._refused(response, session, body.size)
         claimed = response.headers.get("Docker-Content-Digest", "")
         if claimed.partition(":")[0] == self._digest.algorithm and claimed != self._digest:
-            raise IntegrityError(f"{self._what}: {self._endpoint.host} has stored it as {claimed[:150]}")
+            raise IntegrityError(f"{self._what}: {self._endpoint.host} stored it under another digest: {claimed[:150]}")
 
     def _cancel(self, session: UploadSession) -> None:
-        """Give a session up; nothing depends on it."""
+        """Cancel a session; errors are ignored, since nothing depends on it."""
         try:
             self._http.send(self._endpoint, "DELETE", session.location, {}, self._what).close()
         except KitfsError:
-            pass  # the registry ends it some day
+            pass  # the registry ends the session after a while
 
     def _body(self, start: int, stop: int) -> StreamedBody:
-        return StreamedBody(self._read, start, stop, self._what, self._tell)
+        return StreamedBody(self._read, start, stop, self._what, self._report)
 
     def _request(
         self, method: str, url: str | httpx.URL, headers: dict[str, str], body: StreamedBody | None
     ) -> httpx.Response:
-        """An answer, read as far as it matters. Raises Setback when there is none, or one that says to try again."""
+        """Send a request and return the response, with the useful part of its body read.
+
+        Raises Retryable if there is no response, or one with a status that is retried.
+        """
         try:
             response = self._http.send(self._endpoint, method, url, headers, self._what, body=body, repeat=False)
         except (Unavailable, RateLimited) as e:
-            # Some hang up on what they do not take: where no byte was ever acknowledged, that may be the way of
-            # sending.
+            # Some registries close the connection instead of refusing a request. If no byte was ever acknowledged, the
+            # method of sending may be the reason.
             raise Retryable(e, other=isinstance(e, Broken) and body is not None and body.size > 0 and not self._most)
         read_error(response)
         status = response.status_code
@@ -257,7 +262,10 @@ class Upload:
         return response
 
     def _location(self, response: httpx.Response) -> httpx.URL:
-        """Where the session goes on. Raises RegistryError when there is no such place, or TLS would be left for it."""
+        """Return the URL for the next request of a session.
+
+        Raises RegistryError for a response without a Location, or with one that leads away from TLS.
+        """
         host = self._endpoint.host
         text = response.headers.get("Location", "")
         if not text and (number := response.headers.get("Docker-Upload-UUID", "")):
@@ -272,23 +280,26 @@ class Upload:
     def _allowed(self, url: httpx.URL) -> httpx.URL:
         home = httpx.URL(self._endpoint.base)
         if (url.scheme, home.scheme, url.host) == ("http", "https", home.host):
-            return url.copy_with(scheme=home.scheme, port=home.port)  # a proxy ends TLS, and the registry does not know
+            return url.copy_with(scheme=home.scheme, port=home.port)  # a proxy terminates TLS
         if url.scheme not in ("http", "https") or (url.scheme, home.scheme) == ("http", "https"):
             raise RegistryError(
-                f"{self._what}: {self._endpoint.host} wants it sent to {url.scheme}:, away from TLS", url=shown(url)
+                f"{self._what}: {self._endpoint.host} leads the upload to {url.scheme}:, away from TLS", url=shown(url)
             )
         return url
 
-    # -- what becomes of it
+    # -- failures and progress
 
     def _refused(self, response: httpx.Response, session: UploadSession, sent: int) -> Retryable | Refused | KitfsError:
-        """What follows from an answer that is not 2xx to a request that sent ``sent`` bytes or closed the session."""
+        """Return the error for a response that is not 2xx.
+
+        ``sent``: bytes of the body of the request, which was a PATCH or closed the session.
+        """
         error: KitfsError = refusal(response, self._what)
         status, code = response.status_code, code_of(response)
         if status in (401, 403, 507) or code in CLOSED:
             if status == 507:
                 self._give_up(session)
-            return error  # an upload goes on in its session after a login
+            return error  # the session is kept: the upload may resume after a login
         if code == "DIGEST_INVALID":
             return self._digest_refused(session)
         fresh = session.exact and session.at == 0 and not session.odd
@@ -296,21 +307,20 @@ class Upload:
             return Retryable(self._lost(), pause=0, lost=True, other=True)
         if status == 416 and not fresh and session.doubted != session.at:
             session.doubted = session.at
-            return Retryable(
-                error, pause=0, lost=session.at == 0, other=True
-            )  # it may have one byte (see _ask), which nobody can tell
+            # The session may have one byte, which ``_ask`` cannot tell from an empty one.
+            return Retryable(error, pause=0, lost=session.at == 0, other=True)
         return Refused(error, too_large=sent if status == 413 else None)
 
     def _digest_refused(self, session: UploadSession) -> Retryable | Refused | KitfsError:
-        """The registry has other bytes than were due: the local copy says whose fault that is."""
+        """Return the error for a wrong digest: the cause is the local copy, a resumed session, or the registry."""
         host = self._endpoint.host
         if not self._intact():
             self._give_up(session)
             return IntegrityError(
-                f"{self._what}: {host} finds another digest in what was sent: the local copy is damaged; pack or pull it again"
+                f"{self._what}: {host} computed another digest, because the local copy is damaged: pack or pull it again"
             )
         error = RegistryError(
-            f"{self._what}: {host} finds another digest in what was sent, and the local copy has the right one",
+            f"{self._what}: {host} computed another digest, although the local copy is right; push again",
             status=400,
         )
         if session.exact or session.odd or self._mistrusted:
@@ -319,27 +329,27 @@ class Upload:
         return Retryable(error, pause=0, lost=True)
 
     def _intact(self) -> bool:
-        """Whether the local copy has the digest that it should have. Raises IntegrityError when it is too short."""
+        """Return whether the local copy has its digest. Raises IntegrityError if it is too short."""
         hasher = self._digest.hasher()
         for piece in StreamedBody(self._read, 0, self._size, self._what, lambda _: None):
             hasher.update(piece)
         return bool(hasher.hexdigest() == self._digest.hex)
 
-    def _unanswered(self, response: httpx.Response, session: UploadSession) -> Retryable | KitfsError:
-        """What follows when a session does not say how much it has."""
+    def _unknown_session(self, response: httpx.Response) -> Retryable | KitfsError:
+        """Return the error for a response that does not say how much a session has."""
         if response.status_code in (401, 403):
             return refusal(response, self._what)
         return Retryable(self._lost(), pause=0, lost=True, other=True)
 
-    def _change(self, session: UploadSession | None, refused: Refused) -> None:
-        """Go on to the next way of sending. Raises the first refusal's error when there is none."""
+    def _change_method(self, session: UploadSession | None, refused: Refused) -> None:
+        """Continue with the next method of sending. Raises the error of the first refusal if no method is left."""
         self._refusal = self._refusal or refused.error
         method = self._plan.method
         if session is not None:
             self._give_up(session)
         if not self._plan.refuse(refused.too_large):
             raise self._refusal
-        self._http.log.debug("%s; not by %s but by %s", refused.error, method.name, self._plan.method.name)
+        self._http.log.debug("%s; trying method %s instead of %s", refused.error, self._plan.method.name, method.name)
         self._failures, self._waited, self._mistrusted, self._resuming = 0, 0.0, False, False
 
     def _give_up(self, session: UploadSession) -> None:
@@ -347,62 +357,56 @@ class Upload:
         self._cancel(session)
 
     def _lost(self) -> Unavailable:
-        return Unavailable(f"{self._what}: {self._endpoint.host} does not know its upload any more; push again")
+        return Unavailable(f"{self._what}: {self._endpoint.host} has lost the upload session; push again")
 
-    def _recovered(self, session: UploadSession | None, setback: Retryable) -> UploadSession | None:
-        """The session to go on with, after a pause; None to begin anew. Raises the setback's error at the end of the
-        budget.
+    def _recovered(self, session: UploadSession | None, failed: Retryable) -> UploadSession | None:
+        """Pause after a failed attempt; return the session to continue with, None for a new one.
+
+        Raises the error of the attempt if the budget is used up.
         """
-        self._failures += (
-            2 if isinstance(setback.error, Stalled) else 1
-        )  # whoever waited for a timeout has waited long already
-        pause = pause_after(self._failures) if setback.pause is None else setback.pause
-        if self._failures >= FRUITLESS or self._waited + pause > MAX_WAIT:
-            if not self._resuming and setback.other:
-                raise Refused(setback.error)
+        self._failures += 2 if isinstance(failed.error, Stalled) else 1  # a timeout has already taken long
+        pause = self._http.retries.pause_after(self._failures) if failed.pause is None else failed.pause
+        if self._failures >= MAX_FAILURES or self._waited + pause > MAX_WAIT:
+            if not self._resuming and failed.other:
+                raise Refused(failed.error)
             if not self._resuming:
-                raise setback.error
-            session, self._resuming, self._failures, self._waited, pause = (
-                None,
-                False,
-                0,
-                0.0,
-                0.0,
-            )  # there may be no such place any more
+                raise failed.error
+            # The location of the earlier call's session may not exist any more: begin a new one, with a new budget.
+            session, self._resuming, self._failures, self._waited, pause = None, False, 0, 0.0, 0.0
         self._http.counters.add("retries")
-        self._http.log.debug("%s; again in %.1f s", setback.error, pause)
+        self._http.log.debug("%s; retrying in %.1f s", failed.error, pause)
         self._waited += pause
         self._sleep(pause)
-        if session is None or setback.lost or not self._plan.method.chunk:
+        if session is None or failed.lost or not self._plan.method.chunk:
             self._forget()
             return None
         session.sure = False
         return session
 
     def _acknowledged(self, session: UploadSession, at: int) -> None:
-        """The registry has ``at`` bytes."""
+        """Record that the registry has ``at`` bytes."""
         session.at = at
         self._resuming = False
-        self._tell(at)
+        self._report(at)
         if at > self._most:
             self._most, self._failures, self._waited = at, 0, 0.0
         if self._hints is not None and at and self._plan.method.chunk:
             self._hints.set(self._key, {"location": str(session.location), "at": at, "least": session.least})
 
-    def _tell(self, at: int) -> None:
-        """Tell progress that everything up to ``at`` has been sent, and nothing beyond."""
-        if self._progress is not None and at != self._told:
-            self._progress(at - self._told)
-        self._told = at
+    def _report(self, at: int) -> None:
+        """Report to ``progress`` that the bytes up to ``at`` have been sent, and no others."""
+        if self._progress is not None and at != self._reported:
+            self._progress(at - self._reported)
+        self._reported = at
 
-    def _noted(self) -> UploadSession | None:
-        """The session that an earlier call left unfinished, if the registry may still have it."""
-        noted: Any = self._hints.get(self._key) if self._hints is not None and self._plan.method.chunk else None
+    def _saved_session(self) -> UploadSession | None:
+        """Return the session that an earlier call left unfinished, None if there is none."""
+        saved: Any = self._hints.get(self._key) if self._hints is not None and self._plan.method.chunk else None
         try:
-            location, at, least = noted["location"], int(noted["at"]), int(noted["least"])
+            location, at, least = saved["location"], int(saved["at"]), int(saved["least"])
             return UploadSession(self._allowed(httpx.URL(location)), at, least, sure=False, exact=False)
         except (KeyError, TypeError, ValueError, httpx.InvalidURL, RegistryError):
-            return None  # there is no note, or it is nobody's
+            return None  # there is no hint, or it is not valid
 
     def _forget(self) -> None:
         if self._hints is not None:

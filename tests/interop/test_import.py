@@ -203,7 +203,7 @@ def test_events_for_programs(box: Host, hub: FakeHub) -> None:
         (["Team/Net", "--concurrency", "0"], {}, 2, "not a whole number above 0"),
         (["Team/Net"], {"HF_ENDPOINT": "http://127.0.0.1:1"}, 4, "cannot reach"),
         (["Team/Net", "-f", "/none"], {}, 10, "cannot read /none"),
-        (["oci:/none:v1"], {}, 3, "there is no such directory"),
+        (["oci:/none:v1"], {}, 3, "the directory does not exist"),
     ],
 )
 def test_failures_are_one_line(

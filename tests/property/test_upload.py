@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from kitfs.oci.names import Digest, Reference
 from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.options import ClientOptions
+from kitfs.registry.retry import RetryPolicy
 from tests.fakes.faults import Deaf, Fault, Headers, Status
 from tests.fakes.registry import FakeRegistry
 
@@ -37,20 +37,13 @@ FAULTS: st.SearchStrategy[tuple[str, Fault, int]] = st.tuples(
 
 
 class Notes(dict[tuple[str, str], Any]):
-    """A journal that keeps JSON, as the catalog does."""
+    """Hints that keep JSON, as the catalog does."""
 
     def set(self, key: tuple[str, str], value: Any) -> None:
         self[key] = json.loads(json.dumps(value))
 
     def delete(self, key: tuple[str, str]) -> None:
         self.pop(key, None)
-
-
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses between attempts are as short as they can be, and no host is left alone."""
-    monkeypatch.setattr("kitfs.registry.retry.BASE_PAUSE", 0.0)
-    monkeypatch.setattr("kitfs.registry.retry.BREAK_AFTER", 1 << 30)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,7 +73,9 @@ def test_uploads_end_well(
                 yield data[at : at + 10 * KiB]
 
         options = ClientOptions(read_timeout=10.0)
-        client = RegistryClient(options, Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test"))
+        retries = RetryPolicy(backoff=0.0, break_after=1 << 30)  # without pauses, and without a circuit breaker
+        log = logging.getLogger("kitfs.test")
+        client = RegistryClient(options, Credentials(()), counters=Counters(), log=log, retries=retries)
         team = client.repository(Reference.parse(f"{fake.host}/team/kit"))
         try:
             came = team.upload(blob, read, chunk=chunk * 32 * KiB, hints=notes, progress=told.append)

@@ -17,18 +17,25 @@ from kitfs.oci.names import Digest, Reference
 from kitfs.registry.client import RegistryClient, Repository
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.options import ClientOptions
+from kitfs.registry.retry import RETRIES, RetryPolicy
 from tests.fakes.registry import FakeRegistry
 
 
 @pytest.fixture
 def counters() -> Counters:
-    """What the clients of a test count."""
+    """The counters of every client in a test."""
     return Counters()
 
 
 @pytest.fixture
-def client(counters: Counters, tmp_path: Path) -> Iterator[Callable[..., RegistryClient]]:
-    """Makes clients; ``auths`` is the section of a docker config, everything else are ClientOptions."""
+def retries() -> RetryPolicy:
+    """How clients retry; modules that retry often override it."""
+    return RETRIES
+
+
+@pytest.fixture
+def client(counters: Counters, tmp_path: Path, retries: RetryPolicy) -> Iterator[Callable[..., RegistryClient]]:
+    """Make clients; ``auths`` is the section of a docker config, and ``options`` are fields of ClientOptions."""
     made: list[RegistryClient] = []
 
     def make(
@@ -42,9 +49,10 @@ def client(counters: Counters, tmp_path: Path) -> Iterator[Callable[..., Registr
         path.write_text(json.dumps({"auths": auths or {}}))
         options = ClientOptions(**{"read_timeout": 10.0, **options})
         log = logging.getLogger("kitfs.test")
+        credentials = Credentials((str(path),))
         made.append(
             RegistryClient(
-                options, Credentials((str(path),)), counters=counters, log=log, transport=transport, clock=clock
+                options, credentials, counters=counters, log=log, transport=transport, clock=clock, retries=retries
             )
         )
         return made[-1]
@@ -56,12 +64,12 @@ def client(counters: Counters, tmp_path: Path) -> Iterator[Callable[..., Registr
 
 @pytest.fixture
 def repository(client: Callable[..., RegistryClient], fake: FakeRegistry) -> Callable[..., Repository]:
-    """``team/kit`` of the registry, by a client with these options."""
+    """Make the repository ``team/kit`` of the fake registry, with a client that has these options."""
     return lambda name="team/kit", registry="", **options: client(**options).repository(
         Reference.parse(f"{registry or fake.host}/{name}")
     )
 
 
 def descriptor(data: bytes, size: int = -1) -> Descriptor:
-    """The descriptor of a blob; ``size`` is claimed."""
+    """Return the descriptor of a blob, which declares ``size`` if that is given."""
     return Descriptor("application/octet-stream", Digest.of(data), len(data) if size < 0 else size)

@@ -1,6 +1,4 @@
-"""kit's own storage beside a registry: what is read there, what is not believed, and what a kit that only kit has
-is.
-"""
+"""kit's own storage beside a registry: which copies are read, which are not trusted, and kits that only kit has."""
 
 from __future__ import annotations
 
@@ -10,24 +8,25 @@ import logging
 import os
 import random
 import tarfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from kitfs.errors import NotFound, Unavailable
+from kitfs.content import RemoteOrigin, Source
+from kitfs.errors import NotFound, Unauthorized, Unavailable
 from kitfs.kit.options import WorkspaceOptions
 from kitfs.kit.workspace import Workspace
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import quiet
 from kitfs.ops.transfer.pull import pull
-from kitfs.registry import kit_storage as kit_home
-from kitfs.registry.kit_storage import KitStorage
+from kitfs.registry.kit_storage import KitStorage, StoredFile
 from kitfs.registry.options import ClientOptions
 from tests import kits
 from tests.conftest import GOLDEN
-from tests.fakes.faults import IgnoreRange, Stall, Status
+from tests.fakes.faults import IgnoreRange, Status
 from tests.fakes.registry import FakeRegistry
 
 MiB = 1 << 20
@@ -36,7 +35,7 @@ LOG = logging.getLogger("kitfs.test")
 
 
 class Storage:
-    """kit's home, as kit 1.7 writes it."""
+    """A home of kit as kit 1.7 writes it."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -58,7 +57,7 @@ class Storage:
         return self.blobs / digest.removeprefix("sha256:")
 
     def state(self) -> dict[str, tuple[int, int, int]]:
-        """What would be another if something was written: inode, size and time of every file."""
+        """Return inode, size and time of every file, which change if anything is written."""
         found = {path: path.stat() for path in sorted(self.home.rglob("*"))}
         return {str(path): (about.st_ino, about.st_size, about.st_mtime_ns) for path, about in found.items()}
 
@@ -73,7 +72,7 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def opened(tmp_path: Path, storage: Storage) -> Iterator[Opener]:
-    """Hosts of one store, one after the other."""
+    """Open workspaces of one store, one after the other."""
     last: list[Workspace] = []
 
     def run() -> Workspace:
@@ -101,7 +100,7 @@ def kit_of(**more: object) -> kits.Kit:
 
 
 def files(host: Workspace, reference: str, *, remote: bool = False) -> dict[str, bytes]:
-    """What a mount reads."""
+    """Return the content of every file, as a mount reads it."""
     kit = host.resolver.open(Reference.parse(reference), remote=remote)
     found = {
         m.path: layer.pread(m, 0, m.size)
@@ -127,7 +126,7 @@ FILES = {"w.bin": WEIGHTS, "src/a.py": b"print()\n"}
 def test_only_the_manifest_is_asked_of_the_registry(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """When kit has pulled the kit before, under whatever name; what kit has is as it was."""
+    """If kit has the blobs already, under any name, only the manifest is fetched, and kit's storage is not changed."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     storage.put(kit, "somewhere.test/else", "v7")
@@ -146,7 +145,7 @@ def test_only_the_manifest_is_asked_of_the_registry(
 def test_a_wrong_copy_is_not_used(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, wrong: str
 ) -> None:
-    """The registry is asked instead; of a byte one warning tells. The file stays as it is."""
+    """The registry's blob is read instead, with one warning if a byte is wrong, and the file is not changed."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     storage.put(kit, "somewhere.test/else")
@@ -158,7 +157,7 @@ def test_a_wrong_copy_is_not_used(
         path.write_bytes(WEIGHTS[:-1])
     elif wrong == "a folder":
         path.mkdir()
-    elif wrong == "a link":  # which may lead to what only the reader may read
+    elif wrong == "a link":  # it might lead to a file that only the reader may read
         (storage.home / "elsewhere").write_bytes(WEIGHTS)
         path.symlink_to(storage.home / "elsewhere")
     else:
@@ -168,8 +167,8 @@ def test_a_wrong_copy_is_not_used(
     assert pulled(host, ref) == kit.digest
     assert files(host, ref) == FILES
     assert fake.moved() == len(kit.manifest) + len(WEIGHTS)
-    told = [f"kit's copy of {kit.layers[0]} in {storage.home}/storage is not used: it does not have its digest"]
-    assert [r.getMessage() for r in caplog.records] == (told if wrong == "a byte" else [])
+    warnings = [f"kit's copy of {kit.layers[0]} in {storage.home}/storage is not used: it does not have its digest"]
+    assert [r.getMessage() for r in caplog.records] == (warnings if wrong == "a byte" else [])
     assert storage.state() == before
 
 
@@ -177,7 +176,7 @@ def test_a_wrong_copy_is_not_used(
 def test_no_linked_directory_of_kits_is_entered(
     fake: FakeRegistry, opened: Opener, storage: Storage, name: str
 ) -> None:
-    """The registry is asked instead."""
+    """A symbolic link inside kit's storage is not followed; the registry's blobs are read instead."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     storage.put(kit, "somewhere.test/else")
@@ -190,7 +189,7 @@ def test_no_linked_directory_of_kits_is_entered(
 def test_a_wrong_config_and_manifest_are_not_used(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor are they believed when they are asked for by digest."""
+    """A copy of a config or manifest with a wrong digest is not used, even if it is requested by its digest."""
     kit = kit_of()
     ref = f"{fake.put_kit('team/kit', kit, 'v1').removesuffix(':v1')}@{kit.digest}"
     storage.put(kit, "somewhere.test/else")
@@ -201,31 +200,34 @@ def test_a_wrong_config_and_manifest_are_not_used(
     assert fake.moved() == len(kit.manifest) + len(kit.config)
 
 
-def test_a_copy_is_checked_once(
-    fake: FakeRegistry, opened: Opener, storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A later process takes it at its word, for as long as the file is the same."""
-    kit = kit_of()
-    ref = fake.put_kit("team/kit", kit, "v1")
-    storage.put(kit, "somewhere.test/else")
-    assert files(opened(), ref)["w.bin"] == WEIGHTS
-    read: list[str] = []
-    plain = kit_home.DigestCheck._read
-    monkeypatch.setattr(kit_home.DigestCheck, "_read", lambda self: (read.append(self._digest), plain(self)))
-    host = opened()
-    host.store.evict(at_least=1 << 40)
-    assert files(host, ref)["w.bin"] == WEIGHTS
-    assert read == []
-    path = storage.path(kit.layers[0])
-    path.write_bytes(bytes(len(WEIGHTS)))
-    host = opened()
-    host.store.evict(at_least=1 << 40)
-    assert files(host, ref)["w.bin"] == WEIGHTS
-    assert read == [kit.layers[0]]
+def test_a_copy_is_checked_once(opened: Opener, storage: Storage) -> None:
+    """A later process does not hash a file again, unless the file has changed."""
+    storage.put(kit_of(), "somewhere.test/else")
+    digest = Digest.of(WEIGHTS)
+    reads: list[str] = []
+
+    class Recorded(StoredFile):
+        def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
+            reads.append("read")
+            yield from super().read_range(start, stop)
+
+    def checked() -> bool:
+        home = KitStorage(str(storage.home), opened().store.catalog, LOG, open_file=Recorded.open)
+        check = home.check(Descriptor("", digest, len(WEIGHTS)))
+        assert check is not None
+        check.begin()
+        assert check.done.wait(60)
+        home.close()
+        return check.right
+
+    assert (checked(), reads) == (True, ["read"])
+    assert (checked(), reads) == (True, ["read"])
+    storage.path(digest).write_bytes(bytes(len(WEIGHTS)))
+    assert (checked(), reads) == (False, ["read", "read"])
 
 
-class Held:
-    """A file whose check has not come to its end; a Notes that knows nothing."""
+class NoHints:
+    """Hints that store nothing."""
 
     def get(self, _key: tuple[str, str], /) -> None:
         return None
@@ -234,8 +236,32 @@ class Held:
         pass
 
 
+class SlowStorage:
+    """The storage of kit, whose checks do not begin to read before ``released`` is set."""
+
+    def __init__(self, home: Path) -> None:
+        released = self.released = threading.Event()
+
+        class SlowFile(StoredFile):
+            def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
+                assert released.wait(60)
+                yield from super().read_range(start, stop)
+
+        self.storage = KitStorage(str(home), NoHints(), LOG, wait_limit=100, open_file=SlowFile.open)
+
+    def blob(self, data: bytes, answer: Answer) -> Source:
+        """The blob ``data`` of a repository that returns ``answer``."""
+
+        class Repository:
+            def blob(self, _: Descriptor) -> Answer:
+                return answer
+
+        origin = self.storage.origin(Reference.parse("a.test/b:v1"), lambda _: Repository())  # type: ignore[arg-type,return-value]
+        return origin.blob(Descriptor("", Digest.of(data), len(data)))
+
+
 class Answer:
-    """A repository's blob, by ranges or whole; ``failure`` is raised after ``good`` bytes."""
+    """A repository's blob, in ranges or as one stream; Unavailable is raised after ``good`` bytes."""
 
     def __init__(self, data: bytes, *, ranged: bool = True, good: int = 1 << 60) -> None:
         self.data = data
@@ -253,73 +279,57 @@ class Answer:
             yield at, memoryview(self.data)[at : min(at + 1000, stop)]
 
 
-def test_a_big_copy_is_not_waited_for(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until it is checked the registry is asked; then it is not, and where the registry goes away the check is waited
-    for.
-    """
+def test_a_large_copy_is_read_after_its_check(storage: Storage) -> None:
+    """Until kit's copy is checked the registry's blob is read; if the registry fails, the reader waits for the check."""
     data = random.Random(2).randbytes(10_000)
-    digest = Digest.of(data)
-    storage.path(digest).write_bytes(data)
-    monkeypatch.setattr(kit_home, "AT_ONCE", 100)
-    go = Stall()
-    plain = kit_home.DigestCheck._read
-    monkeypatch.setattr(kit_home.DigestCheck, "_read", lambda self: (go.until.wait(), plain(self)))
-    home = KitStorage(str(storage.home), Held(), LOG)
+    storage.path(Digest.of(data)).write_bytes(data)
+    slow = SlowStorage(storage.home)
     answer = Answer(data, good=3000)
-
-    class Repository:
-        def blob(self, _: Descriptor) -> Answer:
-            return answer
-
-    source = home.origin(Reference.parse("a.test/b:v1"), lambda _: Repository()).blob(Descriptor("", digest, len(data)))  # type: ignore[arg-type,return-value]
+    source = slow.blob(data, answer)
     assert b"".join(bytes(view) for _, view in source.read_range(100, 2100)) == data[100:2100]
     assert answer.asked == 1
     pieces = source.read_range(2000, 9000)
     assert next(pieces)[0] == 2000
-    go.until.set()
+    slow.released.set()
     assert b"".join(bytes(view) for _, view in pieces) == data[3000:9000]
     assert answer.asked == 2
     assert b"".join(bytes(view) for _, view in source.read_range(0, None)) == data
     assert answer.asked == 2
-    home.close()
+    slow.storage.close()
 
 
-def test_a_registry_without_ranges_that_goes_away(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one stream goes on from kit's copy."""
+def test_a_registry_without_ranges_that_goes_away(storage: Storage) -> None:
+    """If the registry fails in the middle of its one stream, the rest is read from kit's copy."""
     data = random.Random(2).randbytes(10_000)
     storage.path(Digest.of(data)).write_bytes(data)
-    monkeypatch.setattr(kit_home, "AT_ONCE", 100)
-    go = Stall()
-    plain = kit_home.DigestCheck._read
-    monkeypatch.setattr(kit_home.DigestCheck, "_read", lambda self: (go.until.wait(), plain(self)))
-    home = KitStorage(str(storage.home), Held(), LOG)
-    answer = Answer(data, ranged=False, good=3000)
-
-    class Repository:
-        def blob(self, _: Descriptor) -> Answer:
-            return answer
-
-    source = home.origin(Reference.parse("a.test/b:v1"), lambda _: Repository()).blob(
-        Descriptor("", Digest.of(data), len(data))
-    )  # type: ignore[arg-type,return-value]
+    slow = SlowStorage(storage.home)
+    source = slow.blob(data, Answer(data, ranged=False, good=3000))
     pieces = source.read_range(5000, 6000)
     assert next(pieces)[0] == 0
     assert not source.ranged
-    go.until.set()
+    slow.released.set()
     assert data[:1000] + b"".join(bytes(view) for _, view in pieces) == data
-    home.close()
+    slow.storage.close()
 
 
-def test_a_registry_without_ranges(
-    fake: FakeRegistry, opened: Opener, storage: Storage, monkeypatch: pytest.MonkeyPatch
+def test_a_copy_that_is_checked_while_a_registry_without_ranges_is_read(
+    fake: FakeRegistry, storage: Storage, repository: Callable[..., RemoteOrigin]
 ) -> None:
-    """And a copy that comes to count meanwhile: the kit is right."""
-    monkeypatch.setattr(kit_home, "AT_ONCE", 100)
+    """The stream of a registry that ignores ranges may be followed by reads of kit's copy: both have the same bytes."""
     kit = kit_of()
-    ref = fake.put_kit("team/kit", kit, "v1")
+    fake.put_kit("team/kit", kit, "v1")
     fake.fail("/blobs/", IgnoreRange())
     storage.put(kit, "somewhere.test/else")
-    assert files(opened(), ref) == FILES
+    slow = SlowStorage(storage.home)
+    team = repository()
+    blob = slow.storage.origin(Reference.parse("a.test/b:v1"), lambda _: team).blob(
+        Descriptor("", Digest.of(WEIGHTS), len(WEIGHTS))
+    )
+    assert b"".join(bytes(view) for _, view in blob.read_range(5, 10)) == WEIGHTS
+    assert not blob.ranged
+    slow.released.set()
+    slow.storage.close()
+    assert b"".join(bytes(view) for _, view in blob.read_range(0, None)) == WEIGHTS
 
 
 # -- tags
@@ -330,7 +340,7 @@ def test_a_registry_without_ranges(
 def test_a_kit_that_only_kit_has(
     opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, name: str, how: str
 ) -> None:
-    """Packed by kit without a registry: it is there by its tag and by its digest, and nobody is asked."""
+    """A kit that kit packed without a registry is found by its tag and by its digest, without any request."""
     kit = kit_of()
     storage.put(kit, name, "v1", "latest")
     host = opened()
@@ -349,7 +359,7 @@ def test_a_kit_that_only_kit_has(
 def test_a_kit_whose_registry_does_not_have_it(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, away: str, how: str
 ) -> None:
-    """It is taken from kit's storage, with one warning, but not where the registry is to be asked (--remote)."""
+    """A kit that its registry does not return is read from kit's storage, with one warning, unless --remote is given."""
     kit = kit_of()
     storage.put(kit, f"{fake.host}/team/kit", "v1")
     ref = f"{fake.host}/team/kit:v1"
@@ -361,27 +371,27 @@ def test_a_kit_whose_registry_does_not_have_it(
     if how == "pull":
         assert pulled(host, ref) == kit.digest
     else:
-        with pytest.raises((NotFound, kit_home.Unauthorized, Unavailable)):
+        with pytest.raises((NotFound, Unauthorized, Unavailable)):
             files(host, ref, remote=True)
         assert files(host, ref) == FILES
     [record] = caplog.records
-    assert record.getMessage().startswith(f"{ref}: using {kit.digest}, which is what kit has here: ")
+    assert record.getMessage().startswith(f"{ref}: using {kit.digest} from kit's local storage: ")
 
 
 def test_a_tag_is_the_registrys_first(fake: FakeRegistry, opened: Opener, storage: Storage) -> None:
-    """kit's may be old."""
+    """The registry decides what a tag means, since kit's copy may be old; without it the last known manifest is used."""
     old = kits.build([kits.part("code", "old", b"old", format="raw")])
     storage.put(old, f"{fake.host}/team/kit", "v1")
     ref = fake.put_kit("team/kit", kit_of(), "v1")
     host = opened()
     assert files(host, ref) == FILES
     fake.stop()
-    assert files(host, ref) == FILES  # what was seen last, not what kit saw
+    assert files(host, ref) == FILES  # the manifest that kitfs saw last, not kit's
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"v1": 5}', '{"v1": {"digest": "x", "size": 1}}', "[" * 100_000])
-def test_tags_that_are_none(opened: Opener, storage: Storage, text: str) -> None:
-    """They are passed over."""
+def test_an_invalid_list_of_tags_is_ignored(opened: Opener, storage: Storage, text: str) -> None:
+    """kit's list of tags is not used if it cannot be read."""
     storage.put(kit_of(), "localhost/mine", "v1")
     next(storage.home.glob("storage/*-tags.json")).write_text(text)
     with pytest.raises(NotFound):
@@ -392,7 +402,7 @@ def test_tags_that_are_none(opened: Opener, storage: Storage, text: str) -> None
     "name", [path.stem for path in sorted((GOLDEN / "layouts").glob("*.tar")) if path.stem != "child"]
 )
 def test_golden_kits_in_kits_storage(opened: Opener, storage: Storage, tmp_path: Path, name: str) -> None:
-    """Whatever form kit packed them in, they are pulled from there."""
+    """Kits of every version of kit are pulled from its storage."""
     with tarfile.open(GOLDEN / "layouts" / f"{name}.tar") as archive:
         archive.extractall(tmp_path / "layout", filter="data")
     [row] = json.loads((tmp_path / "layout/index.json").read_bytes())["manifests"]

@@ -80,18 +80,18 @@ def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Pa
     assert layout.blob_bytes(LAYER, 7000) == b"weights" * 1000
     assert layout.exists(LAYER)
     assert not layout.exists(Descriptor("", Digest.of(b"none"), 4))
-    with pytest.raises(ManifestError, match="more than 6999"):
+    with pytest.raises(ManifestError, match="the limit is 6999"):
         layout.blob_bytes(LAYER, 6999)
 
 
 def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layout], directory: Path) -> None:
     """And so does a missing choice between two."""
     layout = opened(directory)
-    with pytest.raises(NotFound, match="there is no tag 'v2'; it holds v1"):
+    with pytest.raises(NotFound, match="the tag 'v2' does not exist; the layout holds v1"):
         layout.resolve("v2")
     other = {**INDEX_ROW, "digest": Digest.of(b"other"), "annotations": {"org.opencontainers.image.ref.name": "v0"}}
     rewrite_index(directory, [{**INDEX_ROW, "annotations": {"org.opencontainers.image.ref.name": "v1"}}, other])
-    with pytest.raises(NotFound, match="a tag is needed, it holds v0, v1"):
+    with pytest.raises(NotFound, match="a tag is needed; the layout holds v0, v1"):
         opened(directory).resolve("")
 
 
@@ -130,16 +130,16 @@ def test_a_blob_that_is_not_what_it_should_be(opened: Callable[[Path], Layout], 
     with pytest.raises(IntegrityError, match="has 5 bytes, but the descriptor declares 7000"):
         opened(directory).blob(LAYER)
     path.unlink()
-    with pytest.raises(NotFound, match="is not there"):
+    with pytest.raises(NotFound, match="does not exist"):
         opened(directory).blob(LAYER)
 
 
 BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
     ("index.json", None, NotFound, "not an OCI layout: it has no index.json"),
     ("oci-layout", None, NotFound, "not an OCI layout: it has no oci-layout"),
-    ("oci-layout", b'{"imageLayoutVersion":"2.0.0"}', ManifestError, "version '2.0.0' is not known"),
-    ("oci-layout", b"nonsense", ManifestError, "version 'unknown' is not known"),
-    ("oci-layout", b"[1]", ManifestError, "version 'unknown' is not known"),
+    ("oci-layout", b'{"imageLayoutVersion":"2.0.0"}', ManifestError, "version '2.0.0' is not supported"),
+    ("oci-layout", b"nonsense", ManifestError, "version 'unknown' is not supported"),
+    ("oci-layout", b"[1]", ManifestError, "version 'unknown' is not supported"),
     (
         "oci-layout",
         b'{"imageLayoutVersion":"1.0.0","imageLayoutVersion":"1.0.0"}',
@@ -182,14 +182,14 @@ def test_an_index_of_hundreds_of_megabytes_is_not_read(opened: Callable[[Path], 
     """Memory is for what can be an index."""
     with (directory / "index.json").open("r+b") as file:
         file.truncate(17 << 20)
-    with pytest.raises(ManifestError, match=r"an index\.json of 17825792 bytes"):
+    with pytest.raises(ManifestError, match=r"index\.json has 17825792 bytes"):
         opened(directory).manifest("v1")
 
 
 @pytest.mark.parametrize("kind", ["oci", "oci-archive"])
 def test_nothing_there(tmp_path: Path, kind: str) -> None:
     """NotFound with the path."""
-    with pytest.raises(NotFound, match="no such"):
+    with pytest.raises(NotFound, match="no such|does not exist"):
         open_layout(LayoutReference(kind, str(tmp_path / "none")))
 
 

@@ -48,25 +48,25 @@ def clock() -> Clock:
 def test_only_time_that_somebody_waits_counts(clock: Clock) -> None:
     """A reader that rests for an hour has all of its patience left."""
     pace = Pace(10.0, least=1, clock=clock)
-    pace.body()
+    pace.begin_body()
     for _ in range(3):
-        pace.ask()
+        pace.resume()
         clock.now += 3
-        pace.rest(0)
+        pace.pause(0)
         clock.now += 3600
-    pace.ask()
+    pace.resume()
     assert pace.left() == pytest.approx(1.0)
 
 
 def test_the_least_speed_renews_the_time(clock: Clock) -> None:
     """As many bytes as are due in the whole time, and it begins again; fewer do not."""
     pace = Pace(10.0, least=100, clock=clock)
-    pace.body()
+    pace.begin_body()
     for moved, left in [(500, 8.0), (499, 6.0), (1, 10.0), (5000, 10.0)]:
-        pace.ask()
+        pace.resume()
         clock.now += 2
-        pace.rest(moved)
-        pace.ask()
+        pace.pause(moved)
+        pace.resume()
         assert pace.left() == pytest.approx(left)
 
 
@@ -76,7 +76,7 @@ def test_a_head_is_not_prolonged_by_what_comes(clock: Clock) -> None:
     assert pace.left() == pytest.approx(10.0)
     for _ in range(10):
         clock.now += 1
-        pace.came(1)
+        pace.count_head(1)
     assert pace.left() <= 0
     assert isinstance(pace.too_slow(), TooSlow)
 
@@ -84,9 +84,9 @@ def test_a_head_is_not_prolonged_by_what_comes(clock: Clock) -> None:
 def test_a_head_has_an_end() -> None:
     """Interim answers as fast as they can come are bounded in bytes."""
     pace = Pace(10.0)
-    pace.came(MAX_HEAD)
+    pace.count_head(MAX_HEAD)
     with pytest.raises(httpcore.RemoteProtocolError, match=f"more than {MAX_HEAD} bytes"):
-        pace.came(1)
+        pace.count_head(1)
 
 
 def test_a_pace_is_its_seconds() -> None:
@@ -218,7 +218,7 @@ def test_no_token_is_waited_for_in_drips(serve: Servers, fake: FakeRegistry, cli
 def test_interim_answers_without_end_are_bounded(serve: Servers, client: Clients) -> None:
     """As fast as they come: the deadline is far away, the limit of bytes is not."""
     host = serve(dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 1000, pause=0, times=10_000))
-    with pytest.raises(Unavailable, match="bytes of headers and interim answers"):
+    with pytest.raises(Unavailable, match="bytes of headers and interim responses"):
         team(client(read_timeout=30.0), host).manifest("v1")
 
 

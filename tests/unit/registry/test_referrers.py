@@ -85,7 +85,7 @@ def test_another_digest_or_none_is_as_good(fake: FakeRegistry, repository: Repos
 @pytest.mark.parametrize(
     ("status", "code", "kind", "words"),
     [
-        (400, "DIGEST_INVALID", IntegrityError, "finds another digest"),
+        (400, "DIGEST_INVALID", IntegrityError, "computed another digest"),
         (400, "MANIFEST_BLOB_UNKNOWN", RegistryError, "(words)"),
         (401, "UNAUTHORIZED", Unauthorized, "log in"),
         (403, "DENIED", Unauthorized, "log in"),
@@ -94,11 +94,11 @@ def test_another_digest_or_none_is_as_good(fake: FakeRegistry, repository: Repos
             400,
             "MANIFEST_INVALID",
             RegistryError,
-            "does not take a manifest of this kind (words); push to a registry that takes OCI artifacts",
+            "does not accept a manifest of this kind (words); push to a registry that accepts OCI artifacts",
         ),
-        (415, "", RegistryError, "does not take a manifest of this kind"),
-        (405, "UNSUPPORTED", RegistryError, "it takes no pushes"),
-        (413, "SIZE_INVALID", RegistryError, "too much for one request"),
+        (415, "", RegistryError, "does not accept a manifest of this kind"),
+        (405, "UNSUPPORTED", RegistryError, "it does not accept pushes"),
+        (413, "SIZE_INVALID", RegistryError, "the request is too large"),
         (507, "", RegistryError, "it has no space left"),
     ],
 )

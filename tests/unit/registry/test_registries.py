@@ -15,6 +15,7 @@ from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.library.remove import remove_remote
 from kitfs.registry.client import RegistryClient, Repository
+from kitfs.registry.retry import RetryPolicy
 from tests import kits
 from tests.fakes.registries import KINDS, Amazon, Artifactory, DockerHub, GitHub, GitLab, Google, Quay
 from tests.fakes.registry import FakeRegistry
@@ -25,10 +26,15 @@ Clients = Callable[..., RegistryClient]
 KIT = kits.build([kits.part("docs", "README.md", b"# hello\n", format="raw")])
 
 
+@pytest.fixture
+def retries() -> RetryPolicy:
+    """Clients of this module retry after a millisecond."""
+    return RetryPolicy(backoff=0.001)
+
+
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses between attempts are as short as they can be, and GitHub's limit as small as the chunks here."""
-    monkeypatch.setattr("kitfs.registry.retry.BASE_PAUSE", 0.001)
+def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake of GitHub has a limit that fits the chunks of these tests."""
     monkeypatch.setattr(GitHub, "limit", CHUNK // 2)
 
 
@@ -169,9 +175,9 @@ def test_a_manifest_of_an_unknown_kind(client: Clients) -> None:
         put_kit(team(client, fake), KIT, "v1")
     told = str(caught.value)
     assert told.startswith(
-        f"team/kit:v1: {fake.host} returned 400: it does not take a manifest of this kind (manifest data does not match"
+        f"team/kit:v1: {fake.host} returned 400: it does not accept a manifest of this kind (manifest data does not match"
     )
-    assert told.endswith("push to a registry that takes OCI artifacts, or push the image that kitfs convert makes")
+    assert told.endswith("push to a registry that accepts OCI artifacts, or push the image that kitfs convert makes")
     assert "\n" not in told
 
 

@@ -29,6 +29,7 @@ from kitfs.oci.names import Digest
 from kitfs.registry import upload as uploads
 from kitfs.registry.client import RegistryClient, Repository
 from kitfs.registry.http import StreamedBody
+from kitfs.registry.retry import RetryPolicy
 from tests.fakes.faults import Deaf, Fault, Headers, Restatus, Stall, Status
 from tests.fakes.registry import FakeRegistry
 from tests.unit.registry.conftest import descriptor
@@ -62,10 +63,10 @@ class Notes(dict[tuple[str, str], Any]):
         self.pop(key, None)
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses between attempts are as short as they can be."""
-    monkeypatch.setattr("kitfs.registry.retry.BASE_PAUSE", 0.001)
+@pytest.fixture
+def retries() -> RetryPolicy:
+    """Clients of this module retry after a millisecond."""
+    return RetryPolicy(backoff=0.001)
 
 
 def push(team: Repository, blob: Descriptor = BLOB, data: bytes = DATA, **options: Any) -> str:
@@ -165,7 +166,7 @@ def test_a_location_without_tls_is_not_followed(client: Callable[..., RegistryCl
     fake = FakeRegistry()
     fake.fail("/uploads/$", Headers({"Location": "http://storage.test/1"}), times=1)
     team = repository_at(client(transport=fake.transport()), "registry.test")
-    with pytest.raises(RegistryError, match=r"registry\.test wants it sent to http:, away from TLS"):
+    with pytest.raises(RegistryError, match=r"registry\.test leads the upload to http:, away from TLS"):
         push(team)
     fake._repository("team/kit").uploads["1"] = bytearray()
     fake.fail(
@@ -291,7 +292,7 @@ def test_setbacks_without_progress_end(
     with pytest.raises(kind, match=f"^team/kit: blob {BLOB.digest}: {fake.host} ") as caught:
         push(repository())
     assert "\n" not in str(caught.value)
-    assert len([said for said in ranges(fake) if said == f"0-{CHUNK - 1}"]) == uploads.FRUITLESS
+    assert len([said for said in ranges(fake) if said == f"0-{CHUNK - 1}"]) == uploads.MAX_FAILURES
 
 
 def test_a_session_that_is_lost_is_begun_anew(fake: FakeRegistry, repository: Repositories) -> None:
@@ -313,9 +314,9 @@ def test_a_registry_that_always_loses_its_sessions(fake: FakeRegistry, repositor
     """Bytes that were sent before are not progress: in each way it ends."""
     fake.fail("_state=a%2Bb.c%3D%3D204800", Status(404), method="PATCH")
     fake.fail(UPLOAD, Status(404, code="BLOB_UPLOAD_UNKNOWN", refuses=True), method="PUT")
-    with pytest.raises(Unavailable, match="does not know its upload any more; push again"):
+    with pytest.raises(Unavailable, match="has lost the upload session; push again"):
         push(repository())
-    assert uploads.FRUITLESS < asked(fake).count("POST") <= uploads.FRUITLESS * 5
+    assert uploads.MAX_FAILURES < asked(fake).count("POST") <= uploads.MAX_FAILURES * 5
 
 
 def test_416_asks_for_the_place(fake: FakeRegistry, repository: Repositories) -> None:
@@ -557,8 +558,8 @@ def test_a_token_that_may_not_push(fake: FakeRegistry, repository: Repositories)
     [
         (400, RegistryError, "returned 400"),
         (403, Unauthorized, "no permission"),
-        (405, RegistryError, "it takes no pushes"),
-        (413, RegistryError, "too much for one request"),
+        (405, RegistryError, "it does not accept pushes"),
+        (413, RegistryError, "the request is too large"),
         (501, Unavailable, "returned 501"),
         (507, RegistryError, "it has no space left"),
     ],
@@ -604,9 +605,7 @@ def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None
 
 def test_a_wrong_digest(fake: FakeRegistry, repository: Repositories) -> None:
     """Bytes that are not the blob's are not sent a second time: the local copy is looked at."""
-    with pytest.raises(
-        IntegrityError, match=f"{fake.host} finds another digest in what was sent: the local copy is damaged"
-    ):
+    with pytest.raises(IntegrityError, match=f"{fake.host} computed another digest, because the local copy is damaged"):
         push(repository(), data=DATA[:-1] + b"?")
     assert asked(fake).count("PUT") == 1
 
@@ -614,7 +613,7 @@ def test_a_wrong_digest(fake: FakeRegistry, repository: Repositories) -> None:
 def test_a_registry_that_stores_it_as_something_else(fake: FakeRegistry, repository: Repositories) -> None:
     """Its own word is checked."""
     fake.fail(UPLOAD, Headers({"Docker-Content-Digest": f"sha256:{'0' * 64}"}), method="PUT")
-    with pytest.raises(IntegrityError, match="has stored it as sha256:000"):
+    with pytest.raises(IntegrityError, match="stored it under another digest: sha256:000"):
         push(repository())
 
 

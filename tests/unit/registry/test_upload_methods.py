@@ -16,7 +16,7 @@ from kitfs.oci.names import Reference
 from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.options import ClientOptions
-from kitfs.registry.upload_methods import BELIEVED, Lesson, Lessons, MethodPlan
+from kitfs.registry.upload_methods import MAX_AGE, Lesson, Lessons, MethodPlan
 from tests.fakes.faults import Deaf, Headers, Restatus, Status
 from tests.fakes.registry import FakeRegistry
 from tests.unit.registry.conftest import descriptor
@@ -113,8 +113,8 @@ def test_a_note_of_a_way_is_a_hint() -> None:
     lessons = Lessons(lambda: now)
     notes = Notes()
     lessons.learn("h", Lesson(frozenset({"put"}), 7), notes)
-    assert Lessons(lambda: now + BELIEVED - 1).of("h", notes) == Lesson(frozenset({"put"}), 7)
-    assert Lessons(lambda: now + BELIEVED).of("h", notes) == Lesson()
+    assert Lessons(lambda: now + MAX_AGE - 1).of("h", notes) == Lesson(frozenset({"put"}), 7)
+    assert Lessons(lambda: now + MAX_AGE).of("h", notes) == Lesson()
     rubbish: list[Any] = [
         None,
         7,
