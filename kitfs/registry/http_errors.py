@@ -23,7 +23,7 @@ from kitfs.registry.addresses import Forbidden
 from kitfs.registry.pace import TooSlow
 
 MAX_ERROR_BODY: Final = 8 << 10  # bytes of an error body that are read
-MAX_CAUSE: Final = 200  # characters of a cause that somebody else worded
+MAX_CAUSE: Final = 200  # characters of a cause whose text comes from elsewhere
 TLS_ALERT: Final = r"\x15\x03"  # the first bytes of a TLS alert (RFC 8446 §5.1), as h11 quotes them
 TLS_ADVICE: Final = "speaks TLS, not plain HTTP (omit --plain-http, or write https://)"
 UNKNOWN: Final = {

@@ -189,7 +189,7 @@ def test_an_index_of_hundreds_of_megabytes_is_not_read(opened: Callable[[Path], 
 @pytest.mark.parametrize("kind", ["oci", "oci-archive"])
 def test_nothing_there(tmp_path: Path, kind: str) -> None:
     """NotFound with the path."""
-    with pytest.raises(NotFound, match="no such|does not exist"):
+    with pytest.raises(NotFound, match=r"no such|does not exist"):
         open_layout(LayoutReference(kind, str(tmp_path / "none")))
 
 
