@@ -143,11 +143,13 @@ def put_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, full: bool 
     """Write columns as kit does: each as wide as its widest cell, with three blanks between.
 
     Unless ``full``, a table for a terminal is made to fit it: the middle of the widest cells becomes an ellipsis.
+    Digests stay whole, since part of a digest is of no use.
     """
     rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     if not full and is_terminal():
-        widths = _fitted(widths, [len(title) for title in head], shutil.get_terminal_size().columns)
+        least = [width if title == "DIGEST" else len(title) for title, width in zip(head, widths, strict=True)]
+        widths = _fitted(widths, least, shutil.get_terminal_size().columns)
     for row in (head, *rows):
         cells = (_cut(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True))
         put(GAP.join(cells).rstrip())

@@ -45,14 +45,14 @@ def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspa
 
 
 @contextmanager
-def store_of(settings: Settings) -> Iterator[Store]:
-    """Open the store of --cache-dir alone. The log goes to stderr as with ``workspace_of``."""
+def store_of(settings: Settings, directory: str | None = None) -> Iterator[Store]:
+    """Open the store of --cache-dir, or that of ``directory``, alone. The log goes to stderr as with ``workspace_of``."""
     from kitfs.metrics import Counters
     from kitfs.store.store import Store
 
     with (
         _log_to_stderr(settings) as log,
-        closing(Store.open(settings["cache-dir"], counters=Counters(), log=log)) as store,
+        closing(Store.open(directory or settings["cache-dir"], counters=Counters(), log=log)) as store,
     ):
         yield store
 

@@ -91,7 +91,10 @@ def list_kits(settings: Settings, repository: str | None) -> None:
     filters = [Filter.parse(text) for text in settings["filter"]]
     reference = None if repository is None else Reference.parse(repository)
     if reference is not None and reference.registry == LOCAL:
-        raise UsageError(f"{repository} names no registry (write registry/repository); without it the store is listed")
+        raise UsageError(
+            f"{repository} does not name a repository of a registry (write registry/repository);"
+            " without an argument, list shows the kits of the store"
+        )
     with workspace_of(settings, waits=True) as workspace:
         if reference is None:
             rows = listing.of_store(workspace.store, filters, report=_warn)

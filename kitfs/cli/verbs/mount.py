@@ -15,7 +15,18 @@ import click
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import directories, mountpoints, references
 from kitfs.cli.options import takes
-from kitfs.cli.output import Unwritable, flush, put, put_json, put_json_text, put_table, report_failure, say, short
+from kitfs.cli.output import (
+    Unwritable,
+    flush,
+    is_terminal,
+    put,
+    put_json,
+    put_json_text,
+    put_table,
+    report_failure,
+    say,
+    short,
+)
 from kitfs.cli.session import display, named
 from kitfs.config import COMMON, NETWORK, Option, Settings, options_of
 from kitfs.errors import KitfsError, MountError, NotFound, UsageError
@@ -139,6 +150,9 @@ def umount(settings: Settings, directory: str | None) -> None:
             failures.append(e)
     if settings["json"] and (unmounted or not failures):
         put_json([{"mountpoint": place} for place in unmounted])
+    elif is_terminal():
+        for place in unmounted:
+            put(f"unmounted {place}")
     for failure in failures[1:]:
         report_failure(failure, as_json=settings["json"])
     if failures:

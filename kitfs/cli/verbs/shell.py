@@ -10,7 +10,7 @@ import click
 
 from kitfs.cli.commands import Command, Verbs
 from kitfs.cli.options import takes
-from kitfs.cli.output import human_size, put, put_json, put_lines, say
+from kitfs.cli.output import human_size, is_terminal, put, put_json, put_lines, say
 from kitfs.cli.session import store_of
 from kitfs.config import STORE, Settings
 from kitfs.errors import UsageError
@@ -58,6 +58,8 @@ def cache_clear(settings: Settings) -> None:
         _mention_registry(settings, store)
     if settings["json"]:
         put_json(cleared._asdict())
+    elif is_terminal() and not cleared.in_use:
+        put(f"freed {human_size(cleared.freed)}")
     elif cleared.in_use:
         say(f"kitfs: {human_size(cleared.freed)} freed; {human_size(cleared.in_use)} are in use by mounts")
 

@@ -31,6 +31,7 @@ FIELDS: Final = (
     "reference", "digest", "mountpoint", "state", "transport", "pid", "uptime_s", "bytes_fetched", "requests", "errors",
     "last_error", "skipped_entries", "log",
 )  # fmt: skip
+ALL: Final = ("MOUNTPOINT", "REFERENCE", "STATE", "CACHED", "SIZE", "READ THROUGH", "ERRORS", "TAG")
 COLUMN: Final = 17
 
 
@@ -89,13 +90,30 @@ def _check(one: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def _put_all(states: list[dict[str, Any]], settings: Settings) -> None:
-    """Write a line for each mount, and on a terminal what the cache holds."""
-    for one in states:
-        put(_line(one))
+    """Write a line for each mount; on a terminal a table, and what the cache holds."""
     if not states:
         say(f"kitfs: no kit of the store {settings['cache-dir']} is mounted")
     elif is_terminal():
-        put(f"cache: {_cache(settings)}")
+        rows = [_row(one) for one in states]
+        used = [title for title in ALL if any(title in row for row in rows)]
+        put_table(used, [[row.get(title, "") for title in used] for row in rows], full=settings["no-trunc"])
+        put(f"cache: {_cache(settings, settings['cache-dir'], settings['cache-size'])}")
+    else:
+        for one in states:
+            put(_line(one))
+
+
+def _row(one: dict[str, Any]) -> dict[str, str]:
+    """Return the cells of a mount by their titles. A daemon that does not answer has only the first three."""
+    cells = {"MOUNTPOINT": one["mountpoint"], "REFERENCE": one["reference"], "STATE": one["state"]}
+    if "layers" in one:
+        size, cached = (sum(layer[name] for layer in one["layers"]) for name in ("size", "fetched"))
+        cells |= {"CACHED": human_size(cached), "SIZE": human_size(size), "ERRORS": str(one["errors"])}
+        if one["read_through"]:
+            cells["READ THROUGH"] = human_size(one["read_through"])
+    if "check" in one:
+        cells["TAG"] = "moved" if one["check"]["moved"] else "same"
+    return cells
 
 
 def _line(one: dict[str, Any]) -> str:
@@ -103,8 +121,6 @@ def _line(one: dict[str, Any]) -> str:
     if "layers" in one:
         size, cached = (sum(layer[name] for layer in one["layers"]) for name in ("size", "fetched"))
         text += f"  {human_size(cached)} of {human_size(size)} here  errors {one['errors']}"
-        if is_terminal() and one.get("read_through"):
-            text += f"  {human_size(one['read_through'])} read through"
     return text + _moved(one)
 
 
@@ -139,7 +155,7 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
     if "layers" in one:
         size, cached = (sum(layer[name] for layer in one["layers"]) for name in ("size", "fetched"))
         lines["cached"] = f"{human_size(cached)} of {human_size(size)}"
-        lines["fetched"] = f"{human_size(one['bytes_fetched'])} in {one['requests']} requests"
+        lines["fetched"] = f"{human_size(one['bytes_fetched'])} in {counted(one['requests'], 'request')}"
         lines["read through"] = _read_through(one)
     waiting = requests_waiting(record.dev)
     if waiting is not None:
@@ -148,7 +164,8 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         lines["errors"] = f"{one['errors']}" + (f" (last: {shown(one['last_error'])})" if one["last_error"] else "")
     if one.get("skipped_entries"):
         lines["left out"] = f"{one['skipped_entries']} entries of the layers"
-    lines["cache"] = _cache(settings)
+    limit = record.terms.get("cache-size", "")
+    lines["cache"] = _cache(settings, record.store, int(limit) if limit.isdecimal() else settings["cache-size"])
     lines["log"] = shown(one["log"])
     if "check" in one:
         lines["tag"] = _moved(one).strip()
@@ -163,19 +180,19 @@ def _read_through(one: dict[str, Any]) -> str:
     return f"{human_size(one['read_through'])} served without being cached, because the store is full"
 
 
-def _cache(settings: Settings) -> str:
-    """Return how much of its limit the cache of fetched blobs takes, and how much disk is free."""
+def _cache(settings: Settings, directory: str, limit: int) -> str:
+    """Return how much of its limit the cache of fetched blobs in a store takes, and how much disk is free."""
     import shutil
 
     from kitfs.ops.library.cache import usage
 
     try:
-        with store_of(settings) as store:
+        with store_of(settings, directory) as store:
             used = sum(usage(store).values())
     except KitfsError as e:
         return f"cannot be read: {e}"
-    free = shutil.disk_usage(settings["cache-dir"]).free
-    return f"{human_size(used)} of at most {human_size(settings['cache-size'])}, {human_size(free)} of disk free"
+    free = shutil.disk_usage(directory).free
+    return f"{human_size(used)} of at most {human_size(limit)}, {human_size(free)} of disk free"
 
 
 def _duration(seconds: float) -> str:
