@@ -24,7 +24,7 @@ FLOORS = (
     ("store", "modelkit"),
     ("registry", "server"),
     ("kit",),
-    ("ops", "fuse"),
+    ("ops", "fuse", "erofs"),
     ("daemon",),
     ("sdk",),
     ("cli", "integrations"),

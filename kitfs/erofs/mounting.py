@@ -1,0 +1,222 @@
+"""The system calls of sealed mounts: mount an EROFS image, put it under another mount, take that mount away.
+
+A new mount belongs to no directory until it is attached, so that it can be examined first. Every refusal of the kernel
+is a ``Refusal``, whose reason says whether the user, the kernel or the file system of the store is the cause. Sources:
+fsopen(2), fsconfig(2), fsmount(2), move_mount(2), umount2(2), fcntl(2) "Leases".
+
+Threading: functions without state; any thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from kitfs.erofs.refusal import OLDEST, Reason, Refusal
+
+FSTYPE: Final = "erofs"
+LONGEST: Final = 255  # bytes of the value of a mount parameter
+_FSOPEN, _FSCONFIG, _FSMOUNT, _MOVE_MOUNT = 430, 431, 432, 429  # the same on every architecture but Alpha
+_SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6  # commands of fsconfig
+_CLOEXEC: Final = 1  # of fsopen and of fsmount
+_READ_ONLY, _NO_SUID, _NO_DEV = 1, 2, 4  # MOUNT_ATTR_
+_FROM_EMPTY, _TO_EMPTY, _BENEATH = 0x4, 0x40, 0x200  # MOVE_MOUNT_
+_DETACH: Final = 2  # MNT_DETACH
+_AT_FDCWD: Final = -100
+_CLONE_FS: Final = 0x200
+
+
+class NewMount(NamedTuple):
+    """A mount: its descriptor, its device as mountinfo has it ("major:minor"), and the kernel's id of the mount."""
+
+    fd: int
+    dev: str
+    number: int
+
+
+def check_system() -> None:
+    """Raise Refusal if this user on this kernel cannot mount EROFS images that are files."""
+    if sys.platform != "linux":
+        raise Refusal(Reason.SYSTEM)
+    if os.geteuid() != 0:
+        raise Refusal(Reason.USER)
+    if _kernel() < OLDEST:
+        raise Refusal(Reason.KERNEL, f"the kernel is Linux {os.uname().release}; EROFS reads files since Linux 6.12")
+
+
+def _kernel() -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return tuple(map(int, found.groups())) if found else (0, 0)
+
+
+def is_open_elsewhere(fd: int) -> bool:
+    """Tell whether a file that is open for reading as ``fd`` is open a second time: by a process, or by the kernel for
+    a mount. Raises Refusal if the file system does not tell.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except BlockingIOError:
+        return True
+    except OSError as e:
+        raise Refusal(Reason.NO_LEASES, f"{Reason.NO_LEASES.value}: {(e.strerror or str(e)).lower()}")
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def mount_image(image: int, devices: Sequence[int], source: str, *, scratch: str) -> NewMount:
+    """Mount an EROFS image, which is open as ``image``, and its ``devices``, without a directory to be seen at.
+
+    ``source`` is what the table of mounts is to show. The kernel opens the image by that name, so a link of that name
+    is made in a new directory below ``scratch`` for the time of the call. Raises Refusal.
+    """
+    found: list[NewMount | BaseException] = []
+
+    def run() -> None:
+        try:
+            # The name is relative to the working directory, which this thread shares with no other thread from here on.
+            _check(_libc().unshare(_CLONE_FS))
+            with tempfile.TemporaryDirectory(dir=scratch, prefix="mount-") as directory:
+                name = _linked(directory, source, image)
+                os.chdir(directory)
+                try:
+                    found.append(_mount(name, image, devices))
+                finally:
+                    os.chdir("/")
+        except BaseException as e:  # noqa: BLE001 - raised by the thread that waits
+            found.append(e)
+
+    thread = threading.Thread(target=run, name="kitfs-erofs", daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], OSError):
+        raise _refusal(found[0], "", image)
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def _linked(directory: str, source: str, image: int) -> str:
+    """Make a link to an open file, whose name relative to ``directory`` is ``source``; return its name, which is
+    another if ``source`` cannot be a name.
+    """
+    parts = source.split("/")
+    usable = all(part and part not in (".", "..") and len(os.fsencode(part)) <= LONGEST for part in parts)
+    name = source if usable and len(os.fsencode(source)) <= LONGEST and "\0" not in source else "kitfs"
+    path = os.path.join(directory, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.symlink(f"/proc/self/fd/{image}", path)
+    return name
+
+
+def _mount(source: str, image: int, devices: Sequence[int]) -> NewMount:
+    try:
+        context = _call(_FSOPEN, FSTYPE.encode(), _CLOEXEC)
+    except OSError as e:
+        if e.errno == errno.ENODEV:
+            raise Refusal(Reason.NO_EROFS)
+        raise
+    try:
+        try:
+            _configure(context, _SET_STRING, b"source", os.fsencode(source))
+            for fd in devices:
+                _configure(context, _SET_STRING, b"device", f"/proc/self/fd/{fd}".encode())
+            _configure(context, _SET_FLAG, b"ro", None)
+            _configure(context, _CREATE, None, None)
+        except OSError as e:
+            raise _refusal(e, _messages(context), image)
+        fd = _call(_FSMOUNT, context, _CLOEXEC, _READ_ONLY | _NO_SUID | _NO_DEV)
+    finally:
+        os.close(context)
+    device = os.fstat(fd).st_dev
+    return NewMount(fd, f"{os.major(device)}:{os.minor(device)}", mount_number(fd))
+
+
+def _refusal(error: OSError, said: str, fd: int) -> Refusal:
+    text = (error.strerror or str(error)).lower()
+    if error.errno == errno.ENOTBLK:
+        return Refusal(Reason.FILE_SYSTEM, f"{Reason.FILE_SYSTEM.value} ({file_system_of(fd)})")
+    if error.errno == errno.EPERM:
+        return Refusal(Reason.USER, "the process may not mount (it lacks CAP_SYS_ADMIN)")
+    return Refusal(Reason.FAILED, f"{Reason.FAILED.value}: {text}{f' ({said})' if said else ''}")
+
+
+def _messages(context: int) -> str:
+    """Return what the kernel has logged for a mount, without its prefixes."""
+    said = []
+    try:
+        while line := os.read(context, 4096):
+            said.append(os.fsdecode(line).strip().partition(" ")[2])
+    except OSError:
+        pass  # ENODATA: there is no further message
+    return "; ".join(said)
+
+
+def file_system_of(fd: int) -> str:
+    """Return the type of the file system that an open file is on, as mountinfo has it; "unknown" if none is found."""
+    device = os.fstat(fd).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    with open("/proc/self/mountinfo", "rb") as f:
+        for line in f:
+            fields = line.split(b" ")
+            if fields[2] == wanted:
+                return os.fsdecode(line.partition(b" - ")[2].split(b" ")[0])
+    return "unknown"
+
+
+def mount_number(fd: int) -> int:
+    """Return the kernel's id of the mount that an open file belongs to (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as f:
+        found = re.search(rb"^mnt_id:\s*(\d+)$", f.read(), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def attach(mount: NewMount, mountpoint: str) -> None:
+    """Show a new mount at a directory. Raises Refusal."""
+    try:
+        _call(_MOVE_MOUNT, mount.fd, b"", _AT_FDCWD, os.fsencode(mountpoint), _FROM_EMPTY)
+    except OSError as e:
+        raise _refusal(e, "move_mount", mount.fd)
+
+
+def attach_beneath(mount: NewMount, top: int) -> None:
+    """Put a new mount under the mount whose root is open as ``top`` (O_PATH): it appears when that mount goes.
+
+    Raises Refusal.
+    """
+    try:
+        _call(_MOVE_MOUNT, mount.fd, b"", top, b"", _FROM_EMPTY | _TO_EMPTY | _BENEATH)
+    except OSError as e:
+        raise _refusal(e, "move_mount", mount.fd)
+
+
+def detach(top: int) -> None:
+    """Take the mount away whose root is open as ``top`` (O_PATH); its open files can be used on. Raises OSError."""
+    _check(_libc().umount2(f"/proc/self/fd/{top}".encode(), _DETACH))
+
+
+def _configure(context: int, command: int, key: bytes | None, value: bytes | None) -> None:
+    _call(_FSCONFIG, context, command, key, value, 0)
+
+
+def _call(number: int, *args: int | bytes | None) -> int:
+    """Make a system call. Raises OSError."""
+    return _check(_libc().syscall(ctypes.c_long(number), *args))
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,36 @@
+"""Why a kit cannot be mounted as EROFS. Pure."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+OLDEST: Final = (6, 12)  # the first Linux that mounts EROFS images which are files
+
+
+class Reason(Enum):
+    """The kinds of refusals; the value is a text for people, which ``Refusal`` may replace by a more exact one."""
+
+    SETTING = "the mount has --seal never"
+    TRANSPORT = "the mount has --transport libfuse"
+    PRIVATE = "the mount has --no-allow-other, which EROFS does not have"
+    SYSTEM = "only Linux has EROFS"
+    USER = "only root can mount EROFS"
+    KERNEL = "the kernel is older than Linux 6.12"
+    NO_EROFS = "the kernel has no EROFS"
+    FILE_SYSTEM = "EROFS cannot read files of the file system that the store is on"
+    NO_LEASES = "the file system that the store is on does not tell whether a file is open"
+    INCOMPLETE = "not all layers are complete and verified in the store"
+    SIZE = "a layer in the store does not have its size"
+    IMAGE = "the tree cannot be described as an EROFS image"
+    DIFFERENT = "the image would show another tree than the mount"
+    COVERED = "another file system is mounted over the mount point"
+    FAILED = "the kernel refused the mount"
+
+
+class Refusal(Exception):  # noqa: N818 - a refusal is not an error: the kit is served by FUSE
+    """A kit is not mounted as EROFS, because of ``reason``. The text says more where there is more to say."""
+
+    def __init__(self, reason: Reason, text: str = "") -> None:
+        super().__init__(text or reason.value)
+        self.reason: Final = reason
