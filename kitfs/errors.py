@@ -1,15 +1,15 @@
-"""The errors of kitfs: raised low, translated once, high.
+"""The errors of kitfs: low-level code raises them, and each adapter translates them once.
 
     KitfsError                      EIO      1
     ├── UsageError                  EINVAL   2   the command line, a setting, a filter, a size
     ├── InvalidReference            EINVAL   2   not a reference, not a digest
-    ├── NotFound                    ENOENT   3   no such tag, repository, blob, path, mount
+    ├── NotFound                    ENOENT   3   a tag, repository, blob, path or mount does not exist
     ├── RegistryError               EIO      4   (status, code, url)
     │   ├── Unauthorized            EACCES   5   401, 403
     │   ├── RateLimited             EAGAIN   4   429, after the budget of retries
     │   ├── Unavailable             EIO      4   cannot be reached, timed out, 5xx after retries
-    │   └── RangeIgnored            EIO      4   200 in answer to Range where a range was needed
-    ├── IntegrityError              EIO      6   bytes that do not have their digest or size
+    │   └── RangeIgnored            EIO      4   a registry returned 200 where a range was needed
+    ├── IntegrityError              EIO      6   bytes that do not match their digest or size
     ├── StoreError                  EIO      7   the cache directory cannot be used
     │   ├── StoreFull               ENOSPC   7
     │   ├── StoreBusy               EBUSY    7
@@ -20,14 +20,13 @@
     │   ├── LayerLimit              EIO      8   a layer beyond a limit, such as --max-entries
     │   ├── UnsupportedLayer        EOPNOTSUPP 8
     │   └── UnsafePath              EPERM    8
-    ├── ContextError                EIO      10  a directory to pack from or unpack to: missing, unreadable, changing,
-    in the way
+    ├── ContextError                EIO      10  a directory to pack from or unpack to is missing or unreadable
     └── MountError                  EIO      9   /dev/fuse, fusermount3, the mount point; carries its own errno
 
-Every class carries ``errno`` (what a lookup or an open through a mount answers) and ``exit_code`` (what the CLI exits
-with; 1 is left for bugs). ``read`` through a mount answers EIO whatever the class. The message is one line: what,
-where, what to do. ``WouldBlock`` is an answer rather than an error: only callers that passed
-``wait=False`` see it.
+Every class has an ``errno``, which a lookup or an open through a mount returns, and an ``exit_code`` of the command
+line (1 is reserved for bugs). A failed ``read`` through a mount returns EIO, whatever the class. The message is one
+line: what failed, on what, why, and what to do. ``WouldBlock`` is not an error: it is raised only for callers that
+passed ``wait=False``.
 """
 
 from __future__ import annotations
@@ -39,8 +38,9 @@ from kitfs.redaction import public, redacted
 
 
 class KitfsError(Exception):
-    """Base of everything kitfs raises on purpose; ``str()`` is one line for people, without the secrets of URLs and
-    headers in it.
+    """The base class of all errors that kitfs raises on purpose.
+
+    ``str()`` is one line for people, without the secrets of URLs and headers.
     """
 
     errno: int = _errno.EIO
@@ -50,13 +50,13 @@ class KitfsError(Exception):
         return redacted(" ".join(super().__str__().split()))
 
     def prefixed(self, subject: str) -> Self:
-        """Put ``subject``, what the error is about, in front of the message. Class and fields stay as they are."""
+        """Return the error itself, after "subject: " was put in front of its message."""
         self.args = (f"{subject}: {self}",)
         return self
 
 
 class UsageError(KitfsError):
-    """The caller asked for something that makes no sense: an option, a setting, a filter."""
+    """An option, a setting or a filter is not valid."""
 
     errno = _errno.EINVAL
     exit_code = 2
@@ -70,17 +70,17 @@ class InvalidReference(KitfsError):
 
 
 class NotFound(KitfsError):
-    """No such tag, repository, blob, path in the kit, or mount."""
+    """A tag, repository, blob, path in the kit, or mount does not exist."""
 
     errno = _errno.ENOENT
     exit_code = 3
 
 
 class RegistryError(KitfsError):
-    """The registry answered, but not with what was asked for.
+    """A registry returned an error, or an invalid response.
 
-    ``status`` is the HTTP status (0: no answer), ``code`` the first error code of the distribution-spec body ("" when
-    none), ``url`` what was asked (without credentials).
+    ``status`` is the HTTP status (0: no response), ``code`` the first error code of the distribution-spec body (""
+    without one), ``url`` the URL of the request, without credentials.
     """
 
     exit_code = 4
@@ -93,28 +93,28 @@ class RegistryError(KitfsError):
 
 
 class Unauthorized(RegistryError):
-    """401 or 403, after the credentials that are there were tried."""
+    """A registry returned 401 or 403 although the available credentials were sent."""
 
     errno = _errno.EACCES
     exit_code = 5
 
 
 class RateLimited(RegistryError):
-    """429 to the end of the retry budget."""
+    """A registry returned 429 until the retry budget was used up."""
 
     errno = _errno.EAGAIN
 
 
 class Unavailable(RegistryError):
-    """No connection, no answer in time, or 5xx to the end of the retry budget."""
+    """A registry could not be reached, did not respond in time, or returned 5xx until the retry budget was used up."""
 
 
 class RangeIgnored(RegistryError):
-    """A registry that answers 200 to Range, where only a range would do."""
+    """A registry returned 200 to a request with Range, where only a range can be used."""
 
 
 class IntegrityError(KitfsError):
-    """Bytes whose digest or size is not what their descriptor says."""
+    """Bytes do not have the digest or the size that their descriptor declares."""
 
     exit_code = 6
 
@@ -126,66 +126,66 @@ class StoreError(KitfsError):
 
 
 class StoreFull(StoreError):
-    """No space left in the store, and nothing that may be evicted."""
+    """The store has no space left, and nothing in it may be evicted."""
 
     errno = _errno.ENOSPC
 
 
 class StoreBusy(StoreError):
-    """A blob that is leased by somebody else."""
+    """A blob is leased by another user of the store."""
 
     errno = _errno.EBUSY
 
 
 class Closed(StoreError, ValueError):
-    """A kit, a file or a blob that is used after it was closed; a ValueError too, as with the files of Python."""
+    """A kit, a file or a blob was used after it was closed. It is a ValueError too, as for the files of Python."""
 
 
 class ManifestError(KitfsError):
-    """Bytes that are not an OCI manifest, or a manifest that is neither a ModelKit nor a ModelPack."""
+    """Bytes are not an OCI manifest, or a manifest is neither that of a ModelKit nor of a ModelPack."""
 
     exit_code = 8
 
 
 class KitfileError(KitfsError):
-    """A Kitfile or kit config that cannot be read."""
+    """A Kitfile or a kit's config cannot be read."""
 
     errno = _errno.EINVAL
     exit_code = 8
 
 
 class LayerError(KitfsError):
-    """A layer that is not what its media type says: a broken tar, a truncated gzip."""
+    """A layer does not have the format that its media type names: a broken tar, a truncated gzip."""
 
     exit_code = 8
 
 
 class LayerLimit(LayerError):
-    """A layer that exceeds a limit of its reader, such as ``--max-entries``. Its bytes may be intact."""
+    """A layer exceeds a limit of its reader, such as ``--max-entries``. Its bytes may be intact."""
 
 
 class UnsupportedLayer(LayerError):
-    """A media type that no codec here reads."""
+    """A layer has a media type or a compression that kitfs does not support."""
 
     errno = _errno.EOPNOTSUPP
 
 
 class UnsafePath(LayerError):
-    """A path that leaves the root."""
+    """A path leads out of the kit's root."""
 
     errno = _errno.EPERM
 
 
 class ContextError(KitfsError):
-    """A directory that is packed from or unpacked to: something is missing, cannot be read or written, changes
-    meanwhile, or is in the way.
+    """A file in a directory to pack from or unpack to is missing, cannot be read or written, changed meanwhile, or
+    exists although it must not.
     """
 
     exit_code = 10
 
 
 class MountError(KitfsError):
-    """The mount could not be made or ended; ``errno`` is the system's own where there was one."""
+    """A mount could not be made or ended; ``errno`` is that of the failed system call, if there was one."""
 
     exit_code = 9
 
@@ -195,7 +195,7 @@ class MountError(KitfsError):
 
 
 class WouldBlock(Exception):
-    """The answer needs the network or a decoder, and the caller said ``wait=False``."""
+    """The result needs the network or a decoder, but the caller passed ``wait=False``."""
 
 
 def error_to_json(error: KitfsError) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""Foreign text on its way to a terminal or a log: what could drive either is written as an escape.
+"""Escapes for foreign text that is printed on a terminal or logged, so that it cannot control either.
 
-Names, annotations, messages of registries and paths are other people's. A character that Unicode does not call
-printable is never written as it is: C0 and C1 controls, DEL, the controls of bidirectional text, separators of lines
-and paragraphs, characters without a width, and halves of surrogate pairs, by which Python stands for bytes that are
-not UTF-8. Letters of every alphabet stay. A text that was escaped once stays as it is when it is escaped again.
-``cli.output`` and ``LogFormatter`` are the places where this happens, and in the SDK ``LogFilter``. Threading: no
-state.
+Names, annotations, paths and the messages of registries come from other people. A character that Unicode does not call
+printable is written as an escape: C0 and C1 controls, DEL, the controls of bidirectional text, separators of lines and
+paragraphs, characters without a width, and halves of surrogate pairs, which in Python represent bytes that are not
+UTF-8. Letters of every alphabet are not changed, and neither is a text that was escaped before. ``cli.output`` and
+``LogFormatter`` escape texts, and in the SDK ``LogFilter``. Threading: no state.
 """
 
 from __future__ import annotations
@@ -22,14 +21,12 @@ def shown(text: str) -> str:
 
 
 def shown_lines(text: str) -> str:
-    """Return ``text`` with its newlines and tabs; nothing else in it moves a cursor."""
+    """Return ``text`` with its newlines and tabs; every other character that could move a cursor is escaped."""
     return text if _plain(text) else _with_escapes(text, "\n\t", escaped)
 
 
 def shown_json(text: str) -> str:
-    """Return a JSON text that means the same, without a character that is not printable (RFC 8259, section 7: every
-    one may be escaped).
-    """
+    """Return an equivalent JSON text without characters that are not printable (RFC 8259, section 7)."""
     return text if _plain(text) else _with_escapes(text, "\n", _json_escape)
 
 
@@ -54,9 +51,7 @@ def _with_escapes(text: str, kept: str, escape: Callable[[str], str]) -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """A formatter of log lines: a record is one line, a traceback keeps its own lines, and neither holds a secret
-    (``redaction``).
-    """
+    """A formatter that writes a record as one line and a traceback as several, both without secrets (``redaction``)."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the record's line."""
@@ -68,11 +63,9 @@ class LogFormatter(logging.Formatter):
 
 
 class LogFilter(logging.Filter):
-    """Escapes the message of a record before any handler sees it: for programs that have handlers of their own, or
-    none.
-    """
+    """A filter that escapes the message of a record before any handler gets it, for programs with own handlers."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep the record, with its message escaped."""
+        """Escape the message of the record; return True, so that the record is logged."""
         record.msg, record.args = shown(record.getMessage()), None
         return True

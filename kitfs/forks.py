@@ -1,12 +1,13 @@
-"""What must happen around fork(2), and in which process this code runs.
+"""Hooks around fork(2), and a number that differs in each forked child.
 
-A forked child has a copy of everything: of locks that threads of the parent held and that nothing will ever release, of
-sockets and descriptors that it shares with the parent, and of an SQLite library that believes in locks of another
-process. So ``generation`` is another number in each forked child, and an object that belongs to one process compares it
-where work starts, and begins afresh when it differs. What cannot wait for that registers with ``watch``.
+A forked child has a copy of everything: of locks that threads of the parent held and that will never be released, of
+sockets and descriptors that it shares with the parent, and of SQLite's record of locks that another process holds. So
+``generation`` is another number in each forked child: an object that belongs to one process compares it at the start of
+an operation, and reopens its files and connections if it differs. An object that must act during the fork itself
+registers with ``watch``.
 
-Threading: the hooks run on the thread that forks. ``guard`` is held over the fork itself, so that an action under it is
-either done or not begun in the child; hold it only for actions that take no time.
+Threading: the hooks run on the thread that forks. ``guard`` is held during the fork, so that in the child an action
+under it is either complete or not begun; hold it only for actions that take no time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 import weakref
 from typing import Any, Final, Protocol
 
-generation = 0  # another number in each forked child; a process id may be used again
+generation = 0  # differs in each forked child; a process id may be reused
 guard: Final = threading.RLock()
 
 
@@ -31,8 +32,9 @@ class Watched(Protocol):
 
 
 class Lock:
-    """A lock that is free in a forked child, whichever thread held it in the parent; for objects that are used before
-    and after a fork.
+    """A lock that is free in a forked child even if a thread of the parent held it.
+
+    It is for objects that are used both before and after a fork.
     """
 
     __slots__ = ("__weakref__", "_lock")
@@ -49,7 +51,7 @@ class Lock:
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Replace the lock by a free one."""
+        """Replace the lock with a free one."""
         self._lock = threading.Lock()
 
 
@@ -60,13 +62,13 @@ _renewed: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def watch(one: Watched) -> None:
-    """Call the hooks of ``one`` at every fork, for as long as it lives. This does not keep it alive."""
+    """Call the hooks of ``one`` at every fork. It is referenced weakly, so it may be deleted at any time."""
     with guard:
         _watched.add(one)
 
 
 def watch_child(one: Any) -> None:
-    """Call ``one.after_fork_in_child`` in every forked child, for as long as it lives."""
+    """Call ``one.after_fork_in_child`` in every forked child. It is referenced weakly."""
     with guard:
         _renewed.add(one)
 
@@ -77,7 +79,7 @@ def _before() -> None:
         guard.acquire()
         new = [one for one in _watched if one not in _prepared]
         if not new:
-            return  # with the guard, which the hooks below release
+            return  # the guard stays held: the hooks after the fork release it
         guard.release()
         for one in new:
             _prepared.append(one)
@@ -95,7 +97,7 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global generation, _forking  # noqa: PLW0603 - the only state, and the purpose, of this module
     generation += 1
-    guard.release()  # a fork leaves the thread that held it
+    guard.release()  # the thread that holds it is the one that exists in the child
     for one in list(_renewed):
         one.after_fork_in_child()
     for one in reversed(_prepared):

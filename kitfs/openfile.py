@@ -1,7 +1,7 @@
 """File descriptors that are never used after they were closed, and that belong to one process.
 
 The kernel gives the number of a closed descriptor to the next file. So an OpenFile is closed when its last user has
-left it, and every later use raises Closed: no read or write reaches another file of the program. Locks (flock(2), and
+finished, and every later use raises Closed: no read or write reaches another file of the program. Locks (flock(2), and
 the "Open file description locks" of fcntl(2)) are shared by a parent and its forked child: a child that kept
 its copy would hold the lock after the parent has died. So a child closes its copies at once, which releases none of the
 parent's locks.
@@ -112,7 +112,7 @@ class OpenFile:
             self._close_unused()
 
     def close(self) -> None:
-        """Close the file when its last user has left it. A second call does nothing."""
+        """Close the file as soon as no read or write is in progress. A second call does nothing."""
         self._closing = True
         self._close_unused()
 
@@ -129,7 +129,7 @@ class OpenFile:
 
 
 class OwnFile(OpenFile):
-    """An open file of the store (``ownership.open_file``). Raises OSError, Unsafe among them."""
+    """An open file of the store (``ownership.open_file``). Raises OSError, in particular Unsafe."""
 
     __slots__ = ()
 

@@ -6,7 +6,8 @@ bit, and a file that another user owns or may write is refused. Root gets no exc
 another user's directory are that user's choice. No symbolic link is followed below such a directory, nor in an OCI
 layout, and only regular files are opened: a FIFO would block the opener, and opening a device may have effects.
 
-Failures are OSErrors; ``Unsafe`` are those that are decided here, with the reason as ``strerror``. Threading: no state.
+Failures are OSErrors. ``Unsafe`` is raised by the checks of this module, with the reason as ``strerror``. Threading: no
+state.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-SUBDIRECTORY: Final = re.compile(r"kitfs-\d+")  # kitfs's part of a directory that users share, by user id
+SUBDIRECTORY: Final = re.compile(r"kitfs-\d+")  # the subdirectory that a user, by id, has in a shared directory
 IGNORED: Final = "lost+found"  # exists in an empty ext4 volume
 ATTEMPTS: Final = 100  # to make a directory whose parent others may remove meanwhile
 OTHERS_WRITE: Final = 0o022
@@ -200,7 +201,7 @@ def make_private(path: str) -> None:
 
 
 def _open_to_others(path: str, dir_fd: int | None) -> bool:
-    """Tell whether others can reach the files of the directory that ``path`` is in."""
+    """Return whether others can reach the files of the directory that ``path`` is in."""
     info = os.stat(os.path.dirname(path)) if dir_fd is None else os.fstat(dir_fd)
     return bool(info.st_mode & OTHERS_ENTER)
 

@@ -1,8 +1,8 @@
-"""Take secrets out of texts: before they are printed, logged, stored, or written into a manifest.
+"""The removal of secrets from texts before they are printed, logged, stored, or written into a manifest.
 
-Every error of kitfs and every line of its log passes through ``redacted``, which knows secrets by where they stand:
+Every error of kitfs and every line of its log passes through ``redacted``, which recognizes secrets by their position:
 the user and password of a URL, the signature in its query, the value of a header such as Authorization. ``without``
-takes out secrets that the caller knows. ``public`` is for a URL that is kept. What they remove leaves ``***`` or
+removes secrets that the caller knows. ``public`` is for a URL that is stored. A secret is replaced by ``***`` or by
 nothing. Pure functions.
 """
 
@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import quote
 
 HIDDEN: Final = "***"
-SHORTEST: Final = 3  # characters of a known secret: what is shorter stands in every other word
+SHORTEST: Final = 3  # characters of a known secret; a shorter text would occur in many ordinary words
 LONGEST: Final = 300  # characters of a user or password: a bound, so that each pattern takes linear time
 URL: Final = re.compile(r"(?<![a-z0-9+.-])((?:[a-z][a-z0-9+.-]{0,20}:)?//)([^\s\"'<>]+)", re.IGNORECASE)
 HOST_AND_PORT: Final = re.compile(r"(?:\[[^\]]*\]|[^:@]*)(?::\d*)?")
@@ -37,7 +37,7 @@ WORD: Final = re.compile(r"[A-Z]?[a-z]+|[a-z_]+=")  # "Basic authentication", 'B
 
 
 def redacted(text: str) -> str:
-    """A text without the secrets of its URLs and headers."""
+    """Return a text without the secrets of its URLs and headers."""
     if "//" in text:
         text = URL.sub(lambda found: found[1] + _redacted_rest(found[2]), text)
     if "@" in text:
@@ -47,7 +47,7 @@ def redacted(text: str) -> str:
 
 
 def without(text: str, secrets: Iterable[str]) -> str:
-    """A text without these secrets, as they are or percent-encoded, and without what ``redacted`` finds."""
+    """Return a text without these secrets, plain or percent-encoded, and without those that ``redacted`` removes."""
     known = {spelled for secret in secrets if len(secret) >= SHORTEST for spelled in (secret, quote(secret, safe=""))}
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
@@ -55,7 +55,7 @@ def without(text: str, secrets: Iterable[str]) -> str:
 
 
 def public(url: str) -> str:
-    """A URL, or what was meant to be one, without user and password, and without its query and fragment."""
+    """Return a URL, even a malformed one, without user and password, and without its query and fragment."""
     scheme, found, rest = url.partition("://")
     if not found:
         user, _, rest = url.rpartition("@")
@@ -64,8 +64,9 @@ def public(url: str) -> str:
 
 
 def _without_user(rest: str) -> str:
-    """What follows a scheme, without user and password; a password may hold a slash or an @ that should have been
-    encoded.
+    """Return the rest of a URL after its scheme, without user and password.
+
+    A password may contain a slash or an @ that should have been encoded.
     """
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     user, found, _ = authority.rpartition("@")

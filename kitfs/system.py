@@ -1,4 +1,4 @@
-"""What a process sets in its system and tells it: limits of descriptors, and systemd's notifications.
+"""The limits of descriptors of this process, and its notifications to systemd.
 
 Threading: no state of its own; the limits are those of the whole process.
 """

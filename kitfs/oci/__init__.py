@@ -1,1 +1,1 @@
-"""Pure values of OCI, ModelKit and ModelPack: no I/O."""
+"""OCI documents as pure values: manifests, descriptors, references and referrers. No I/O."""

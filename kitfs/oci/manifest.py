@@ -1,8 +1,8 @@
 """Manifests, descriptors and media types: pure values, read leniently and written as Go writes them.
 
-Follows image-spec v1.1 (manifest.md, descriptor.md, image-index.md), KitOps' media types of every version and CNCF
-model-spec, its legacy cnai names too. Unknown fields are kept, so that copying loses nothing. No I/O, no digest is
-checked here.
+Follows image-spec v1.1 (manifest.md, descriptor.md, image-index.md), KitOps' media types of every version, and CNCF
+model-spec with its legacy cnai names. Unknown fields are kept, so that copies lose nothing. No I/O, and no digest is
+verified here.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ PACK_MANIFESTS: Final = ("application/vnd.cncf.model.manifest.v1+json", "applica
 CREATED: Final = "org.opencontainers.image.created"
 FILEPATH: Final = ("org.cncf.model.filepath", "org.cnai.model.filepath")
 SUBTYPE: Final = "ml.kitops.modelkit.layer-subtype"
-MAX_MANIFEST: Final = 4 << 20  # bytes: the least that distribution-spec asks registries to accept
-MAX_SIZE: Final = 1 << 62  # bytes: what an offset can hold, with room to add
+MAX_MANIFEST: Final = 4 << 20  # bytes: the size that distribution-spec requires registries to accept
+MAX_SIZE: Final = 1 << 62  # bytes: a size or an offset of this value can be added to another without overflow
 MAX_SHOWN: Final = 100  # characters of a foreign value in a message
 INDEXES: Final = (IMAGE_INDEX, DOCKER_LIST)
 MANIFESTS: Final = (IMAGE_MANIFEST, DOCKER_MANIFEST)
@@ -43,21 +43,22 @@ MANIFEST_KEYS: Final = frozenset(
     ("schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations")
 )
 INDEX_KEYS: Final = frozenset(("schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations"))
-OF_MANIFESTS: Final = (
-    "config",
-    "layers",
-    "fsLayers",
-    "history",
-)  # keys of which an index has none; the last two are Docker's first schema's
-OF_INDEXES: Final = ("manifests", "fsLayers", "history")  # keys of which a manifest has none
+# Keys that an index, or a manifest, must not have; fsLayers and history belong to Docker's first schema
+NOT_IN_INDEXES: Final = ("config", "layers", "fsLayers", "history")
+NOT_IN_MANIFESTS: Final = ("manifests", "fsLayers", "history")
 
 KIT_LAYER: Final = re.compile(r"application/vnd\.kitops\.modelkit\.(\w+)\.v1\.(\w+)(?:\+(\w+))?")
 PACK_LAYER: Final = re.compile(
     r"application/vnd\.(?:cncf|cnai)\.model\.(weight\.config|weight|doc|code|dataset)\.v1\.(raw|tar)(?:\+(\w+))?"
 )
 KIT_KINDS: Final = {
-    "model": "model", "modelpart": "modelpart", "dataset": "dataset", "code": "code", "docs": "docs", "mcpb": "mcpserver",
-}  # fmt: skip
+    "model": "model",
+    "modelpart": "modelpart",
+    "dataset": "dataset",
+    "code": "code",
+    "docs": "docs",
+    "mcpb": "mcpserver",
+}
 PACK_KINDS: Final = {
     "weight": "model",
     "weight.config": "modelpart",
@@ -70,9 +71,7 @@ COMPRESSIONS: Final = {None: "none", "gzip": "gzip", "zstd": "zstd"}
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What points at a blob: media type, digest, size in bytes. ``extra`` are fields that no specification here
-    knows.
-    """
+    """A reference to a blob: media type, digest, size in bytes. ``extra`` holds fields that are not in image-spec."""
 
     media_type: str
     digest: Digest
@@ -86,7 +85,7 @@ class Descriptor:
 
     @classmethod
     def from_json(cls, value: Any, where: str = "descriptor") -> Descriptor:
-        """Raise ManifestError if the value is not a descriptor."""
+        """Parse a descriptor; ``where`` names it in messages. Raises ManifestError."""
         fields = _fields(value, where, DESCRIPTOR_KEYS)
         size = fields.get("size")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
@@ -108,7 +107,7 @@ class Descriptor:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Fields in Go's order, empty ones left out, unknown ones last."""
+        """Return the fields in Go's order, without empty ones, and with unknown ones last."""
         value: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}
         optional = {
             "urls": list(self.urls),
@@ -122,8 +121,9 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An image manifest of any vintage: ``media_type`` may be "" (kit before 1.16), no layers may be null (kit 1.7:
-    ``null_layers``).
+    """An image manifest of any version.
+
+    ``media_type`` may be "" (kit before 1.16). ``null_layers``: the list of layers is null (kit 1.7 without layers).
     """
 
     config: Descriptor
@@ -138,15 +138,13 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
-        """Raises ManifestError for what is not a manifest, an index among others, and for what could be read in two
-        ways.
-        """
+        """Parse a manifest. Raises ManifestError for other bytes, for an index, and for an ambiguous document."""
         fields = _object(_json(data), "manifest")
         if "manifests" in fields and "config" not in fields and "layers" not in fields:
             raise ManifestError("this is an index of several manifests: name one of them by its digest")
         check_fields(fields, is_index=False)
         if fields.get("schemaVersion", 2) != 2:
-            raise ManifestError(f"manifest: schemaVersion {_short(fields.get('schemaVersion'))} is not known")
+            raise ManifestError(f"manifest: schemaVersion {_short(fields.get('schemaVersion'))} is not supported")
         if "config" not in fields:
             raise ManifestError("manifest: it has no config")
         subject = fields.get("subject")
@@ -167,7 +165,7 @@ class Manifest:
 
     @property
     def flavor(self) -> str:
-        """modelkit or modelpack. Raises ManifestError for anything else."""
+        """The kind of kit, "modelkit" or "modelpack". Raises ManifestError for any other manifest."""
         if self.config.media_type == KIT_CONFIG or self.artifact_type == KIT_MANIFEST:
             return "modelkit"
         if self.config.media_type in PACK_CONFIGS or self.artifact_type in PACK_MANIFESTS:
@@ -183,7 +181,7 @@ class Manifest:
 
     @property
     def created(self) -> int:
-        """org.opencontainers.image.created in seconds since the epoch, else 0."""
+        """The time of org.opencontainers.image.created in seconds since the epoch; 0 without a valid one."""
         try:
             when = datetime.fromisoformat(self.annotations.get(CREATED, ""))
             return max(0, int(when.timestamp())) if when.tzinfo else 0
@@ -191,7 +189,7 @@ class Manifest:
             return 0
 
     def to_json(self) -> bytes:
-        """The manifest as Go writes it: compact, its field order, no newline."""
+        """Return the manifest as Go writes it: compact, in Go's field order, without a newline."""
         value: dict[str, Any] = {"schemaVersion": self.schema_version}
         value |= {k: v for k, v in (("mediaType", self.media_type), ("artifactType", self.artifact_type)) if v}
         layers = None if self.null_layers and not self.layers else [d.to_json() for d in self.layers]
@@ -205,7 +203,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class IndexManifest:
-    """An image index: what an OCI layout, a referrers answer and kit 1.17's ``kit index`` are."""
+    """An image index: of an OCI layout, a referrers response, or kit 1.17's ``kit index``."""
 
     manifests: tuple[Descriptor, ...]
     media_type: str = ""
@@ -214,7 +212,7 @@ class IndexManifest:
 
     @classmethod
     def parse(cls, data: bytes) -> IndexManifest:
-        """Raises ManifestError for what is not an index, and for what could be read in two ways."""
+        """Parse an index. Raises ManifestError for other bytes, and for an ambiguous document."""
         fields = _object(_json(data), "index")
         if "manifests" not in fields:
             raise ManifestError("index: it has no manifests")
@@ -231,33 +229,33 @@ class IndexManifest:
 
 
 def is_index(data: bytes) -> bool:
-    """Whether these bytes are an index rather than a manifest. Raises ManifestError for what is no JSON object."""
+    """Return whether bytes are an index rather than a manifest. Raises ManifestError if they are not a JSON object."""
     fields = _object(_json(data), "manifest")
     return fields.get("mediaType") in INDEXES or ("manifests" in fields and "config" not in fields)
 
 
 def check_fields(fields: Mapping[str, Any], *, is_index: bool) -> None:
-    """Raises ManifestError for a manifest or an index that other tools may take for the other one, or read otherwise
-    (CVE-2021-41190).
+    """Raise ManifestError for a manifest that other tools may take for an index, or an index that they may take for a
+    manifest (CVE-2021-41190).
     """
-    what, foreign, types = ("index", OF_MANIFESTS, MANIFESTS) if is_index else ("manifest", OF_INDEXES, INDEXES)
+    what, foreign, types = ("index", NOT_IN_INDEXES, MANIFESTS) if is_index else ("manifest", NOT_IN_MANIFESTS, INDEXES)
     _fields(fields, what, MANIFEST_KEYS | INDEX_KEYS)
     found = [key for key in foreign if fields.get(key) is not None]
     if found:
         raise ManifestError(
-            f"ambiguous: this {what} has {found[0]!r} too, which makes it another kind of document to other tools (CVE-2021-41190)"
+            f"ambiguous: this {what} also has {found[0]!r}, so other tools may read it differently (CVE-2021-41190)"
         )
     if fields.get("mediaType") in types:
         raise ManifestError(f"ambiguous: this {what} has the mediaType {fields['mediaType']} (CVE-2021-41190)")
 
 
 def check_media_type(data: bytes, media_type: str, what: str) -> None:
-    """Raises ManifestError when a manifest's bytes say that they are something else than the type they came with
+    """Raise ManifestError if the media type in a manifest differs from the one that it was served with
     (CVE-2021-41190).
 
-    ``media_type`` is that of the Content-Type header, or of the descriptor that names the manifest. One that is not
-    the type of a manifest or an index ("application/json" of a plain web server) says nothing; nor do bytes that are
-    not a manifest at all, which are told when they are read.
+    ``media_type`` is that of the Content-Type header, or of the descriptor that names the manifest. It is not compared
+    if it is not the type of a manifest or an index ("application/json" of a plain web server). Bytes that are not a
+    manifest are accepted here; ``parse`` refuses them.
     """
     if media_type not in ACCEPT:
         return
@@ -269,20 +267,21 @@ def check_media_type(data: bytes, media_type: str, what: str) -> None:
         return
     inside = fields.get("mediaType")
     if inside and inside != media_type:
-        raise ManifestError(f"{what} is ambiguous: it came as {media_type}, its mediaType is {_short(inside)}")
-    is_one = "manifests" in fields
-    if not inside and (is_one or "config" in fields or "layers" in fields) and is_one != (media_type in INDEXES):
         raise ManifestError(
-            f"{what} is ambiguous: it came as {media_type}, and has the fields of {'an index' if is_one else 'a manifest'}"
+            f"{what} is ambiguous: it was served as {media_type}, but its mediaType is {_short(inside)}"
         )
+    index = "manifests" in fields
+    if not inside and (index or "config" in fields or "layers" in fields) and index != (media_type in INDEXES):
+        kind = "an index" if index else "a manifest"
+        raise ManifestError(f"{what} is ambiguous: it was served as {media_type}, but has the fields of {kind}")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerType:
-    """What a layer's media type says.
+    """The meaning of a layer's media type.
 
-    ``family`` modelkit or modelpack; ``kind`` model, modelpart, code, dataset, docs, prompt or mcpserver; ``format``
-    tar or raw; ``compression`` none, gzip or zstd.
+    ``family`` is modelkit or modelpack; ``kind`` is model, modelpart, code, dataset, docs, prompt or mcpserver;
+    ``format`` is tar or raw; ``compression`` is none, gzip or zstd.
     """
 
     family: str
@@ -292,7 +291,7 @@ class LayerType:
 
     @classmethod
     def parse(cls, descriptor: Descriptor) -> LayerType:
-        """Raises UnsupportedLayer for a media type that kitfs does not read."""
+        """Parse the media type of a layer. Raises UnsupportedLayer for one that kitfs does not support."""
         text = descriptor.media_type
         if match := KIT_LAYER.fullmatch(text):
             family, kinds = "modelkit", KIT_KINDS
@@ -300,12 +299,12 @@ class LayerType:
             family, kinds = "modelpack", PACK_KINDS
         else:
             raise UnsupportedLayer(
-                f"layer {descriptor.digest} has media type {_short(text)}, which is none of ModelKit or ModelPack"
+                f"layer {descriptor.digest} has media type {_short(text)}, which is not one of ModelKit or ModelPack"
             )
         kind, form, compression = match.groups()
         if kind not in kinds or form not in ("tar", "raw") or compression not in COMPRESSIONS:
             raise UnsupportedLayer(
-                f"layer {descriptor.digest} has media type {_short(text)}, which this kitfs does not read"
+                f"layer {descriptor.digest} has media type {_short(text)}, which this version of kitfs does not support"
             )
         named = kinds[kind]
         if named == "code" and descriptor.annotations.get(SUBTYPE) == "prompt":
@@ -317,14 +316,14 @@ def _json(data: bytes) -> Any:
     try:
         return loads(data)
     except Ambiguous as e:
-        raise ManifestError(f"an ambiguous manifest: {e}")
+        raise ManifestError(f"ambiguous manifest: {e}")
     except ValueError as e:
         markup = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
         raise ManifestError(f"not a manifest: {'it looks like HTML (a page of a proxy, or a login?)' if markup else e}")
 
 
 def _short(value: Any) -> str:
-    """A value as messages show it: whatever it is, it comes from outside."""
+    """Return a foreign value as messages show it, limited in length."""
     return repr(value)[:MAX_SHOWN]
 
 
@@ -335,7 +334,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _fields(value: Any, where: str, known: frozenset[str]) -> Any:
-    """An object that no reader can understand otherwise."""
+    """Return an object whose keys every reader understands in the same way. Raises ManifestError."""
     found = _object(value, where)
     try:
         check_keys(found, known, where)

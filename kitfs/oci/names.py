@@ -17,22 +17,20 @@ HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 TAG: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 REGISTRY: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
-LAYOUT: Final = re.compile(
-    r"oci(?:-archive)?:(?!\d{1,5}/)"
-)  # what parse_any would read as a layout; a port is one of a registry
-LOCAL: Final = "localhost"
+LAYOUT: Final = re.compile(r"oci(?:-archive)?:(?!\d{1,5}/)")  # a layout for parse_any; "oci:5000/" is a registry
+LOCAL: Final = "localhost"  # the registry of references that name none: such a kit is in the store only
 DOCKER_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
-UNNAMED: Final = "_"  # kit's repository for kits without a name
+UNNAMED: Final = "_"  # the repository in which kit puts kits without a name
 
 
 class Digest(str):
-    """``algorithm:hex``; made by ``parse`` or ``of``, so that every Digest is a valid one."""
+    """A valid digest, ``algorithm:hex``. Only ``parse`` and ``of`` make one."""
 
     __slots__ = ()
 
     @classmethod
     def parse(cls, text: object) -> Digest:
-        """Raises InvalidReference for anything but sha256 or sha512 in lower-case hex."""
+        """Parse a digest. Raises InvalidReference for anything but sha256 or sha512 in lower-case hex."""
         if isinstance(text, str):
             algorithm, _, digits = text.partition(":")
             if len(digits) == HEX_LENGTH.get(algorithm, -1) and re.fullmatch("[0-9a-f]+", digits):
@@ -41,7 +39,7 @@ class Digest(str):
 
     @classmethod
     def of(cls, data: bytes) -> Digest:
-        """The sha256 digest of bytes."""
+        """Return the sha256 digest of bytes."""
         return cls(f"sha256:{hashlib.sha256(data).hexdigest()}")
 
     @property
@@ -51,7 +49,7 @@ class Digest(str):
 
     @property
     def hex(self) -> str:
-        """The digits."""
+        """The digest's digits, without the algorithm."""
         return self.partition(":")[2]
 
     def hasher(self) -> Any:
@@ -65,10 +63,11 @@ class Digest(str):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A repository of a registry, and a tag or a digest in it. ``extra_tags`` are those of ``repo:tag1,tag2``.
+    """A repository of a registry, and a tag or a digest in it.
 
-    ``named_by`` is the registry whose kit holds the reference, "" where the user gave it: where a reference may lead
-    depends on that. It is not part of what the reference means.
+    ``extra_tags`` are the tags after the first one of ``repo:tag1,tag2``. ``named_by`` is the registry whose kit
+    contains the reference, "" if the user gave it: it limits the addresses to which the reference may lead, and is not
+    part of its identity.
     """
 
     registry: str
@@ -80,11 +79,9 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str, *, multiple_tags: bool = False) -> Reference:
-        """The rules of KITOPS §6. Raises InvalidReference."""
+        """Parse a reference by the rules of KITOPS §6. Raises InvalidReference."""
         if LAYOUT.match(text):
-            raise InvalidReference(
-                f"{text!r} is an OCI layout; what is wanted is the name of a kit (registry/repository:tag)"
-            )
+            raise InvalidReference(f"{text!r} is an OCI layout; expected the name of a kit (registry/repository:tag)")
         first, *extra = text.split(",")
         if extra and not multiple_tags:
             raise InvalidReference(f"{text!r}: only one tag can be given here")
@@ -115,33 +112,34 @@ class Reference:
 
     @property
     def identifier(self) -> str:
-        """The digest or the tag; "" when there is neither."""
+        """The digest or the tag; "" without either."""
         return self.digest or self.tag or ""
 
     @property
     def display(self) -> str:
-        """As kit prints it: without ``localhost/``, ``_`` and ``@`` in front (KITOPS §6.7). ``parse`` reads it again.
+        """The reference as kit prints it: without ``localhost/``, ``_`` and ``@`` in front (KITOPS §6.7).
 
-        It does not read ``str()`` again where the registry is ``localhost``: a name without "." or ":" is part of the
-        repository to it.
+        ``parse`` returns the same reference for this text. For ``str()`` it does not if the registry is ``localhost``:
+        it takes a first component without "." or ":" for a part of the repository.
         """
         return str(self).removeprefix(f"{LOCAL}/").removeprefix(UNNAMED).removeprefix("@")
 
     def with_tag(self, tag: str) -> Reference:
-        """The same repository at a tag."""
+        """Return the reference to another tag of the same repository."""
         return replace(self, tag=tag, digest=None, extra_tags=())
 
     def tagged(self) -> list[Reference]:
-        """Itself, and the same repository at each of the extra tags."""
+        """Return the reference itself, and one for each of the extra tags."""
         return [self, *(self.with_tag(tag) for tag in self.extra_tags)]
 
     def or_latest(self) -> Reference:
-        """Itself, at ``latest`` when there is neither tag nor digest."""
+        """Return the reference, with the tag ``latest`` if it has neither tag nor digest."""
         return self if self.tag or self.digest else self.with_tag("latest")
 
     def held_by(self, kit: Reference | LayoutReference) -> Reference:
-        """The same as the content of a kit names it. Kits that were packed here, and layouts on disk, are the user's
-        own word.
+        """Return the reference as one that the content of ``kit`` names.
+
+        A kit that was packed on this machine, or a layout on disk, counts as the user.
         """
         registry = kit.registry if isinstance(kit, Reference) and kit.registry != LOCAL else ""
         return replace(self, named_by=registry)
@@ -149,9 +147,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class LayoutReference:
-    """An OCI layout on disk: ``oci:DIR`` or ``oci-archive:FILE``, with a tag or digest when it holds several
-    manifests.
-    """
+    """An OCI layout on disk, ``oci:DIR`` or ``oci-archive:FILE``, with a tag or digest if it has several manifests."""
 
     kind: str
     path: str
@@ -168,7 +164,7 @@ def api_host(registry: str) -> str:
 
 
 def parse_any(text: str) -> Reference | LayoutReference:
-    """A reference of either kind. Raises InvalidReference."""
+    """Parse a reference of either kind. Raises InvalidReference."""
     for kind in ("oci", "oci-archive"):
         if text.startswith(f"{kind}:"):
             return _parse_layout(kind, text.removeprefix(f"{kind}:"))
@@ -187,7 +183,7 @@ def _parse_layout(kind: str, rest: str) -> LayoutReference:
             else LayoutReference(kind, rest.removesuffix(":"))
         )
     if not found.path or "\0" in found.path:
-        raise InvalidReference(f"{kind}:{rest}: no path (write {kind}:PATH[:tag])")
+        raise InvalidReference(f"{kind}:{rest} has no valid path (write {kind}:PATH[:tag])")
     return found
 
 
@@ -195,7 +191,7 @@ def _check(text: str, registry: str, repository: str, tag: str | None) -> None:
     if registry != LOCAL and not REGISTRY.fullmatch(registry):
         raise InvalidReference(f"{text!r}: invalid registry {registry!r}")
     if not repository:
-        raise InvalidReference(f"{text!r} names no repository (write registry/repository:tag)")
+        raise InvalidReference(f"{text!r} does not name a repository (write registry/repository:tag)")
     if repository != repository.lower():
         raise InvalidReference(f"repository ({repository}) name must be lowercase")
     if not REPOSITORY.fullmatch(repository):

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def paths_overlap(a: str, b: str) -> bool:
-    """Whether one path is the other, or an ancestor of it."""
+    """Return whether the paths are the same, or one is an ancestor of the other; "" is an ancestor of every path."""
     return not a or not b or a == b or a.startswith(b + "/") or b.startswith(a + "/")

@@ -1,8 +1,7 @@
-"""The tag that stands in for the referrers API, as a value: its name, and the index below it with an entry more or
-less.
+"""The tag that replaces the referrers API: its name, and the changes to the index under it.
 
-Follows distribution-spec v1.1 "Referrers Tag Schema" and "Pushing Manifests with Subject". What it does not know of
-an index stays in it. No I/O here.
+Follows distribution-spec v1.1 "Referrers Tag Schema" and "Pushing Manifests with Subject". Unknown fields of an index
+are kept. No I/O here.
 """
 
 from __future__ import annotations
@@ -18,21 +17,22 @@ EMPTY: Final = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index
 
 
 def tag_of(digest: Digest) -> str:
-    """The tag under which the referrers of a manifest are listed."""
+    """Return the tag under which the referrers of a manifest are listed."""
     return f"{digest.algorithm[:32]}-{digest.hex[:64]}"
 
 
 def subject_of(data: bytes) -> Digest | None:
-    """The digest that a manifest or index names as its subject. Raises ManifestError for a subject that is no
-    descriptor.
+    """Return the digest that a manifest or index names as its subject, None if it has no subject.
+
+    Raises ManifestError for a subject that is not a descriptor.
     """
     subject = _fields(data).get("subject")
     return None if subject is None else Descriptor.from_json(subject, "manifest.subject").digest
 
 
 def entry_of(media_type: str, digest: Digest, data: bytes) -> Descriptor:
-    """What a referrers list says of a manifest: its artifact type (else its config's media type) and its
-    annotations.
+    """Return the entry of a manifest in a list of referrers: a descriptor with its annotations and its artifact type,
+    which defaults to its config's media type.
     """
     fields = _fields(data)
     config = fields.get("config")
@@ -47,16 +47,22 @@ def entry_of(media_type: str, digest: Digest, data: bytes) -> Descriptor:
     return Descriptor.from_json(entry, "manifest")
 
 
-def listing(index: bytes, entry: Descriptor) -> bytes | None:
-    """The index with one more entry, None when it has it already. Raises ManifestError if the data is not an index."""
+def with_entry(index: bytes, entry: Descriptor) -> bytes | None:
+    """Return the index with one more entry, None if it has that entry already.
+
+    Raises ManifestError for bytes that are not an index.
+    """
     fields, rows = _index(index)
     if any(_names(row, entry.digest) for row in rows):
         return None
     return dumps({**fields, "manifests": [*rows, entry.to_json()]})
 
 
-def omitting(index: bytes, digest: Digest) -> bytes | None:
-    """The index without a manifest, None when it does not have it. Raises ManifestError if the data is not an index."""
+def without_entry(index: bytes, digest: Digest) -> bytes | None:
+    """Return the index without the entry of a manifest, None if it has no such entry.
+
+    Raises ManifestError for bytes that are not an index.
+    """
     fields, rows = _index(index)
     left = [row for row in rows if not _names(row, digest)]
     return None if len(left) == len(rows) else dumps({**fields, "manifests": left})

@@ -1,10 +1,10 @@
 """A deadline for the head of a response, and a minimum speed for bodies.
 
-``httpcore`` passes a request's timeouts to the connection unchanged, so a ``Pace`` is a float of seconds that also knows
-how long the connection may still wait. Its clock runs only while kitfs waits for the other side: a body whose reader is
-slow, or has paused, is not slow. Interim responses, headers, chunk extensions and trailers are not progress; the bytes
-of a body are, if at least ``LEAST`` of them arrive per second. Threading: a Pace belongs to one request, and to one
-thread at a time.
+``httpcore`` passes a request's timeouts to the connection unchanged, so a ``Pace`` is a float of seconds that can also
+tell how long the connection may still wait. Its clock runs only while kitfs waits for the other side: a body whose
+reader is slow, or has paused, is not slow. Interim responses, headers, chunk extensions and trailers are not progress;
+the bytes of a body are, if at least ``LEAST`` of them arrive per second. Threading: a Pace belongs to one request, and
+to one thread at a time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import httpcore
 import httpx
 
 LEAST: Final = 1 << 10  # bytes per second of one body, measured over one timeout: a slower body has stalled
-# Bytes up to the end of a head, with the rest of the read that ends it: h11 allows a head of 100 KiB, one read has up to
-# 256 KiB, and interim responses come before the head.
+# Bytes up to the end of a head, with the rest of the read that ends it: h11 allows a head of 100 KiB, one read has up
+# to 256 KiB, and interim responses come before the head.
 MAX_HEAD: Final = 512 << 10
 
 

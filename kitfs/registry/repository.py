@@ -25,7 +25,7 @@ from kitfs.errors import (
 )
 from kitfs.oci.manifest import ACCEPT, IMAGE_INDEX, MAX_MANIFEST, Descriptor, IndexManifest, check_media_type
 from kitfs.oci.names import TAG, Digest
-from kitfs.oci.referrers import EMPTY, entry_of, listing, omitting, subject_of, tag_of
+from kitfs.oci.referrers import EMPTY, entry_of, subject_of, tag_of, with_entry, without_entry
 from kitfs.registry.blob import BlobRequest, RemoteBlob, RequestAtRedirect
 from kitfs.registry.http import Endpoint, HttpClient, combined, next_page
 from kitfs.registry.http_errors import Broken, check_encoding, failure, mapped, read_capped, read_error, shown
@@ -203,7 +203,7 @@ class Repository:
         digest, lists = self._put_manifest(endpoint, identifier, media_type, data)
         if subject is not None and not lists:
             self._change_tagged_referrers(
-                endpoint, subject, lambda index: listing(index, entry_of(media_type, digest, data))
+                endpoint, subject, lambda index: with_entry(index, entry_of(media_type, digest, data))
             )
         return digest
 
@@ -256,7 +256,7 @@ class Repository:
             raise failure(response, what)
         if subject is not None:
             self._change_tagged_referrers(
-                self._pushing(), subject, lambda index: omitting(index, Digest.parse(identifier))
+                self._pushing(), subject, lambda index: without_entry(index, Digest.parse(identifier))
             )
 
     def _change_tagged_referrers(

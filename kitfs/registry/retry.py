@@ -1,10 +1,10 @@
 """Retries transient failures with jittered exponential backoff; permanent failures are raised at once.
 
 ``RetryTransport`` is a transport around a transport. 408, 429 and 5xx are retried, as are connections that break before
-a response; ``Retry-After`` is honoured up to ``MAX_PAUSE``. After repeated failures of a host a circuit breaker sends it
-no requests for a while, so that a thousand readers do not each wait for the whole budget. A streamed body is sent once:
-only the caller knows whether the other side has kept a part of it. Threading: one breaker per host behind a lock; a
-pause blocks the calling thread only.
+a response; ``Retry-After`` is honoured up to ``MAX_PAUSE``. After repeated failures of a host a circuit breaker sends
+no requests to it for a while, so that a thousand readers do not each wait for the whole budget. A streamed body is sent
+once: only the caller knows whether the other side has kept a part of it. Threading: one breaker per host behind a lock;
+a pause blocks the calling thread only.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Breaker:
 
 
 class RetryTransport(httpx.BaseTransport):
-    """Sends requests over ``inner``, and retries those whose body is bytes or empty; counts requests and received bytes.
+    """Sends requests over ``inner``, retries those whose body is bytes or empty, and counts requests and bytes.
 
     Extension "repeat" of a request: False if it must not be retried once a
     connection exists; refused connections are retried all the same. Extension "hopeless": a function that returns,

@@ -4,8 +4,8 @@ Follows distribution-spec v1.1 "Pushing blobs". What a registry supports is lear
 success, and a method of sending that it refuses is followed by the next one (``upload_methods``). The registry's
 bookkeeping (Range, Location, Docker-Upload-UUID) is only a hint, since the digest in the closing request decides. After
 a failed attempt the registry is asked how much the session has (GET); a session that the registry has lost is replaced
-by a new one. Failed attempts are retried within a budget, which is renewed whenever the registry acknowledges more bytes
-than ever before. Threading: an Upload belongs to one thread; several uploads may share a client.
+by a new one. Failed attempts are retried within a budget, which is renewed whenever the registry acknowledges more
+bytes than ever before. Threading: an Upload belongs to one thread; several uploads may share a client.
 """
 
 from __future__ import annotations
@@ -317,7 +317,8 @@ class Upload:
         if not self._intact():
             self._give_up(session)
             return IntegrityError(
-                f"{self._what}: {host} computed another digest, because the local copy is damaged: pack or pull it again"
+                f"{self._what}: {host} computed another digest, because the local copy is damaged; "
+                "pack or pull it again"
             )
         error = RegistryError(
             f"{self._what}: {host} computed another digest, although the local copy is right; push again",

@@ -32,7 +32,7 @@ from kitfs.modelkit.kitfile import Kitfile
 from kitfs.modelkit.layers import kit_layers, kitfile_of
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, IndexManifest, LayerType, Manifest, check_media_type
 from kitfs.oci.names import LayoutReference, parse_any
-from kitfs.oci.referrers import entry_of, listing, omitting, subject_of
+from kitfs.oci.referrers import entry_of, subject_of, with_entry, without_entry
 from kitfs.ops.library import tags as local
 from kitfs.ops.unpack.journal import NAME as JOURNAL
 from kitfs.ops.unpack.journal import Journal
@@ -180,8 +180,8 @@ def test_manifests(data: bytes, changes: Changes) -> None:
         )
     for call in (
         lambda: IndexManifest.parse(data), lambda: is_kit_index(data), lambda: check_media_type(data, IMAGE_MANIFEST, "x"),
-        lambda: subject_of(data), lambda: entry_of(IMAGE_MANIFEST, kits_digest(), data), lambda: omitting(data, kits_digest()),
-        lambda: listing(data, entry_of(IMAGE_MANIFEST, kits_digest(), KIT.manifest)),
+        lambda: subject_of(data), lambda: entry_of(IMAGE_MANIFEST, kits_digest(), data), lambda: without_entry(data, kits_digest()),
+        lambda: with_entry(data, entry_of(IMAGE_MANIFEST, kits_digest(), KIT.manifest)),
     ):  # fmt: skip
         tried(call, KitfsError)
 

@@ -1,4 +1,4 @@
-"""Foreign text on its way to a terminal or a log."""
+"""Escapes for foreign text on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ TEXTS = st.text(st.one_of(st.characters(), st.sampled_from(FORBIDDEN)))
 
 @pytest.mark.parametrize("char", FORBIDDEN, ids=lambda c: f"U+{ord(c):04X}")
 def test_no_control_character_is_written(char: str) -> None:
-    """C0, DEL, C1, controls of bidirectional text, separators and halves of surrogate pairs are escaped in a line,
-    and in JSON.
-    """
+    """Control characters of every kind, and halves of surrogate pairs, are escaped in a line and in JSON."""
     assert shown(f"a{char}b").isprintable()
     assert shown_json(json.dumps({"a": char}, ensure_ascii=False)).isprintable()
 
@@ -36,16 +34,16 @@ def test_json_means_the_same(text: str) -> None:
 
 @given(TEXTS)
 def test_escaping_twice_is_escaping_once(text: str) -> None:
-    """An escaped text holds nothing that would be escaped again."""
+    """A text that was escaped once is not changed when it is escaped again."""
     assert shown(shown(text)) == shown(text)
     assert shown_lines(shown_lines(text)) == shown_lines(text)
 
 
 @given(TEXTS.map(lambda text: text.encode("utf-8", "replace").decode()))
 def test_yaml_means_the_same(text: str) -> None:
-    """A printable Kitfile reads back as the plain one does, and every character of it may go to a terminal.
+    """A printable Kitfile is read back as the same value as the plain one, and every character of it is printable.
 
-    yaml.v3 itself drops the first of a text's leading line breaks, so the plain form is the reference.
+    It is compared with the plain form because yaml.v3 itself drops the first leading line break of a text.
     """
     kitfile = Kitfile(package=Package("x", description=text))
     written = kitfile.to_yaml(printable=True)
@@ -54,7 +52,7 @@ def test_yaml_means_the_same(text: str) -> None:
 
 
 def test_a_log_record_is_one_line() -> None:
-    """A newline in a message begins no line of its own; a traceback keeps its lines, and is escaped."""
+    """A newline in a message is escaped; a traceback keeps its lines, and its other characters are escaped."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LogFormatter("%(levelname)s %(message)s"))

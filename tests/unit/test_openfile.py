@@ -1,4 +1,4 @@
-"""Files that are closed for their last user, and across forks."""
+"""Files that are closed after their last use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> str:
 
 
 def test_every_use_after_close_raises_closed(path: str) -> None:
-    """Which is an error of kitfs and a ValueError; closing again does nothing."""
+    """Every use after ``close`` raises Closed, a KitfsError and a ValueError; a second ``close`` does nothing."""
     file = OpenFile(path, os.O_RDWR)
     file.close()
     file.close()
@@ -38,8 +38,8 @@ def test_every_use_after_close_raises_closed(path: str) -> None:
     assert issubclass(Closed, ValueError)
 
 
-def test_a_number_stays_the_files_own_until_its_last_user_has_left(path: str) -> None:
-    """Closing meanwhile does not free it, so that no other file can have it."""
+def test_a_descriptor_stays_open_while_it_is_used(path: str) -> None:
+    """Closing the file during a use does not free its number, so that no other file can get it."""
     file = OpenFile(path, os.O_RDONLY)
     with file.number() as fd:
         closing = threading.Thread(target=file.close)
@@ -50,7 +50,8 @@ def test_a_number_stays_the_files_own_until_its_last_user_has_left(path: str) ->
         os.fstat(fd)
 
 
-def test_what_nobody_holds_is_closed(path: str) -> None:
+def test_a_deleted_file_is_closed(path: str) -> None:
+    """The descriptor is closed when the object is garbage-collected."""
     file = OpenFile(path, os.O_RDONLY)
     with file.number() as fd:
         pass

@@ -1,4 +1,4 @@
-"""Secrets on their way to a terminal, a log, a record or a manifest."""
+"""The removal of secrets from texts for a terminal, a log, a record or a manifest."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from kitfs.redaction import public, redacted, without
         ("X-Auth-Token: secret", "X-Auth-Token: ***"),
     ],
 )
-def test_secrets_are_known_by_where_they_stand(text: str, expected: str) -> None:
-    """The user of a URL, its signed query, and the values of headers go; the rest stays."""
+def test_secrets_are_recognized_by_their_position(text: str, expected: str) -> None:
+    """The user of a URL, its signed query, and the values of headers are removed; the rest is kept."""
     assert redacted(text) == expected
 
 
@@ -53,27 +53,30 @@ def test_secrets_are_known_by_where_they_stand(text: str, expected: str) -> None
         "the authorization token has expired",
     ],
 )
-def test_what_is_not_a_secret_stays(text: str) -> None:
-    """References, digests, pages of a listing and the words of people are not changed."""
+def test_a_text_without_a_secret_is_not_changed(text: str) -> None:
+    """References, digests, URLs of list pages and ordinary sentences are not changed."""
     assert redacted(text) == text
 
 
 @given(st.text())
 def test_redacting_twice_is_redacting_once(text: str) -> None:
+    """A text that was redacted once is not changed when it is redacted again."""
     assert redacted(redacted(text)) == redacted(text)
 
 
 @given(st.text(st.characters(codec="ascii", exclude_characters=" \"'<>", exclude_categories=["C"]), min_size=4))
 def test_no_password_of_a_url_is_left(password: str) -> None:
-    """Whatever characters it holds, encoded or not; only what looks like a port before a path is taken for one."""
+    """A password is removed from a URL whatever characters it contains, even if they should have been encoded."""
     assert redacted(f"proxy http://user:x{password}@proxy.test:3128 failed") == "proxy http://proxy.test:3128 failed"
 
 
-def test_known_secrets_go_in_any_spelling() -> None:
+def test_known_secrets_are_removed_in_any_spelling() -> None:
+    """``without`` removes a secret both as it is and percent-encoded."""
     assert without("a b/c and b%2Fc, b", ["b/c"]) == "a *** and ***, b"
 
 
-def test_a_url_that_is_kept_has_no_secrets() -> None:
+def test_a_public_url_has_no_secrets() -> None:
+    """``public`` removes user, password, query and fragment of a URL, and leaves paths and git addresses as they are."""
     assert public("https://user:secret@hub.test/team/net?token=x#y") == "https://hub.test/team/net"
     assert [public(text) for text in ("u:secret@x", "hub/u:sec/ret@x")] == ["x", "x"]
     assert [public(text) for text in ("git@host.test:org/repo", "/srv/a:b@c", "./a:b@c")] == [
@@ -83,21 +86,21 @@ def test_a_url_that_is_kept_has_no_secrets() -> None:
     ]
 
 
-def test_errors_hold_no_secrets() -> None:
-    """The text of every error of kitfs, and the URL of a registry's error."""
+def test_errors_contain_no_secrets() -> None:
+    """The text of an error of kitfs, and the URL of a RegistryError, are redacted."""
     error = RegistryError("cannot read http://u:secret@host/x", url="http://u:secret@host/x?sig=secret")
     assert (str(error), error.url) == ("cannot read http://host/x", "http://host/x")
     assert str(UsageError("Bearer hf_secret is not\na token")) == "Bearer *** is not a token"
 
 
-def test_lines_of_a_log_hold_no_secrets() -> None:
-    """Neither messages nor tracebacks."""
+def test_lines_of_a_log_contain_no_secrets() -> None:
+    """Messages and tracebacks of a log are redacted."""
     try:
         raise ValueError("http://u:secret@host")
     except ValueError:
         record = logging.LogRecord(
             "kitfs", logging.ERROR, __file__, 1, "to %s", ("http://u:secret@host",), sys.exc_info()
         )
-    told = LogFormatter("%(message)s").format(record)
-    assert "to http://host" in told
-    assert "secret@" not in told
+    message = LogFormatter("%(message)s").format(record)
+    assert "to http://host" in message
+    assert "secret@" not in message

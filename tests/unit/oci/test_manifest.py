@@ -1,4 +1,4 @@
-"""Manifests, descriptors and media types of every vintage (KITOPS §1.1, §1.2, §11.1)."""
+"""Manifests, descriptors and media types of every version (KITOPS §1.1, §1.2, §11.1)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def manifest(**more: Any) -> bytes:
 
 
 def test_the_vector_of_a_kit_1_7_manifest() -> None:
-    """Config and layer of KITOPS §1.6 make its 409 bytes and its digest."""
+    """The config and the layer of KITOPS §1.6 result in the manifest's 409 bytes and its digest."""
     made = Manifest(
         Descriptor(KIT_CONFIG, Digest("sha256:edbe426e41cf7af6f482317d9150baae723476e1c2fdf616723003a95af4a48c"), 313),
         (Descriptor(MODEL, Digest("sha256:29cdf6272176a3bcba34eeaacaeba2863713eaa748887a9a5563277cd8c95671"), 2560),),
@@ -47,13 +47,14 @@ def test_the_vector_of_a_kit_1_7_manifest() -> None:
 
 
 def test_fields_come_back_in_gos_order_with_unknown_ones_last() -> None:
-    """A manifest of kit 1.17 with everything in it, and fields that no specification here knows."""
+    """A manifest of kit 1.17 with every field, and with unknown fields, is written as it was read."""
     text = (
         '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",'
         '"artifactType":"application/vnd.kitops.modelkit.manifest.v1+json",'
         f'"config":{{"mediaType":"{KIT_CONFIG}","digest":"{SHA}","size":3}},'
-        f'"layers":[{{"mediaType":"{MODEL}","digest":"{SHA}","size":5,"urls":["https://x/\\u0026"],"annotations":{{"a":"1","b":"\\u003c"}},'
-        '"data":"aGVsbG8=","platform":{"architecture":"amd64","os":"linux"},"artifactType":"x/y","modelMetadata":{"labels":{"n":1.5}}}],'
+        f'"layers":[{{"mediaType":"{MODEL}","digest":"{SHA}","size":5,"urls":["https://x/\\u0026"],'
+        '"annotations":{"a":"1","b":"\\u003c"},"data":"aGVsbG8=","platform":{"architecture":"amd64","os":"linux"},'
+        '"artifactType":"x/y","modelMetadata":{"labels":{"n":1.5}}}],'
         f'"subject":{{"mediaType":"x/y","digest":"{SHA}","size":1}},"annotations":{{"k":"v"}},"future":[1,2.5,null]}}'
     )
     parsed = Manifest.parse(text.encode())
@@ -63,7 +64,7 @@ def test_fields_come_back_in_gos_order_with_unknown_ones_last() -> None:
 
 
 def test_old_kits_have_no_media_type_and_null_layers() -> None:
-    """kit 1.7 leaves mediaType out and writes no layers as null."""
+    """kit 1.7 leaves mediaType out, and writes an empty list of layers as null."""
     parsed = Manifest.parse(manifest(layers=None))
     assert (parsed.media_type, parsed.layers, parsed.null_layers, parsed.flavor) == ("", (), True, "modelkit")
 
@@ -79,12 +80,12 @@ def test_old_kits_have_no_media_type_and_null_layers() -> None:
     ],
 )
 def test_flavors(config: str, artifact: str, flavor: str) -> None:
-    """The config's type or the artifact's says what a manifest is."""
+    """The media type of the config, or the artifact type, decides the kind of a kit."""
     assert Manifest.parse(manifest(config={**CONFIG, "mediaType": config}, artifactType=artifact)).flavor == flavor
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ("application/vnd.oci.image.config.v1+json", "an ordinary container image, not a ModelKit"),
         ("application/vnd.docker.container.image.v1+json", "an ordinary container image, not a ModelKit"),
@@ -95,11 +96,11 @@ def test_flavors(config: str, artifact: str, flavor: str) -> None:
         ("", "an artifact of type unknown, not a ModelKit"),
     ],
 )
-def test_other_artifacts(config: str, told: str) -> None:
-    """What else a registry holds is told by its name."""
+def test_other_artifacts(config: str, message: str) -> None:
+    """The error for another artifact names its type."""
     with pytest.raises(ManifestError) as e:
         assert Manifest.parse(manifest(config={**CONFIG, "mediaType": config})).flavor
-    assert told in str(e.value)
+    assert message in str(e.value)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +116,12 @@ def test_other_artifacts(config: str, told: str) -> None:
     ],
 )
 def test_created(value: str, seconds: int) -> None:
-    """The created annotation in seconds since the epoch; 0 for what is none."""
+    """The created annotation is returned in seconds since the epoch; an invalid one as 0."""
     assert Manifest.parse(manifest(annotations={"org.opencontainers.image.created": value})).created == seconds
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "not a manifest"),
         (b"{", "not a manifest"),
@@ -133,8 +134,8 @@ def test_created(value: str, seconds: int) -> None:
         (b'{"manifests":[]}', "an index of several manifests"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 500 + b"1" + b"}" * 500, "nested too deeply"),
-        (manifest(schemaVersion=1), "schemaVersion 1 is not known"),
-        (manifest(schemaVersion=["x" * 10_000]), "is not known"),
+        (manifest(schemaVersion=1), "schemaVersion 1 is not supported"),
+        (manifest(schemaVersion=["x" * 10_000]), "is not supported"),
         (manifest(config=None), "manifest.config: an object was expected, not null"),
         (manifest(config={**CONFIG, "size": -1}), "size -1 is not a number of bytes"),
         (manifest(config={**CONFIG, "size": "3"}), "size '3' is not a number of bytes"),
@@ -156,23 +157,23 @@ def test_created(value: str, seconds: int) -> None:
         (b'{"schemaVersion":' + b"9" * 10_000 + b"}", "not a manifest"),
     ],
 )
-def test_wrong_manifests(data: bytes, told: str) -> None:
-    """Whatever a registry answers ends in a ManifestError of one short line that says where it is wrong."""
+def test_wrong_manifests(data: bytes, message: str) -> None:
+    """An invalid manifest raises a ManifestError of one short line that names the invalid field."""
     with pytest.raises(ManifestError) as e:
         Manifest.parse(data)
-    assert told in str(e.value)
+    assert message in str(e.value)
     assert len(str(e.value)) < 300
 
 
-def test_lone_surrogates_and_bytes_that_are_no_utf8_can_be_written_again() -> None:
-    """They become U+FFFD, as in Go."""
+def test_lone_surrogates_and_bytes_that_are_not_utf8_can_be_written_again() -> None:
+    """Lone surrogates and bytes that are not UTF-8 become U+FFFD, as in Go."""
     parsed = Manifest.parse(manifest(annotations={"a": "SURROGATE"}).replace(b"SURROGATE", b"\\ud800\xff"))
     assert parsed.annotations == {"a": "\ufffd\ufffd"}
     assert Manifest.parse(parsed.to_json()) == parsed
 
 
 def test_indexes() -> None:
-    """An index gives its descriptors, with kit 1.17's labels in extra."""
+    """A parsed index has its descriptors, and kit 1.17's labels in their ``extra``."""
     entry = {"mediaType": IMAGE_MANIFEST, "digest": SHA, "size": 9, "modelMetadata": {"labels": {"q": "q4"}}}
     data = json.dumps(
         {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "artifactType": "x/y", "manifests": [entry]}
@@ -189,7 +190,7 @@ def test_indexes() -> None:
     "data", [b"{}", b"[]", b'{"manifests":{}}', b'{"manifests":[{}]}', b'{"manifests":[null]}', b"\xff"]
 )
 def test_wrong_indexes(data: bytes) -> None:
-    """What is no index is a ManifestError."""
+    """Bytes that are not an index raise ManifestError."""
     with pytest.raises(ManifestError):
         IndexManifest.parse(data)
 
@@ -217,13 +218,13 @@ KITOPS = "application/vnd.kitops.modelkit."
     ],
 )
 def test_layer_types(media_type: str, expected: tuple[str, ...]) -> None:
-    """Every media type of KitOps, ModelPack and its legacy names."""
+    """Every media type of KitOps, and of ModelPack with its legacy names, is parsed."""
     found = LayerType.parse(Descriptor(media_type, Digest(SHA), 0))
     assert (found.family, found.kind, found.format, found.compression) == expected
 
 
 def test_prompts_are_code_layers_with_a_subtype() -> None:
-    """kit 1.16 tells prompts from code by an annotation."""
+    """kit 1.16 marks prompts by an annotation of a code layer."""
     annotations = {"ml.kitops.modelkit.layer-subtype": "prompt"}
     assert LayerType.parse(Descriptor(f"{KITOPS}code.v1.tar", Digest(SHA), 0, annotations)).kind == "prompt"
     assert LayerType.parse(Descriptor(f"{KITOPS}model.v1.tar", Digest(SHA), 0, annotations)).kind == "model"
@@ -231,11 +232,20 @@ def test_prompts_are_code_layers_with_a_subtype() -> None:
 
 @pytest.mark.parametrize(
     "media_type",
-    ["", f"{KITOPS}model.v1.zip", f"{KITOPS}model.v1.tar+lz4", f"{KITOPS}weights.v1.tar", f"{KITOPS}model.v2.tar", f"{KITOPS}model.v1.tar\n",
-     "application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.cncf.model.weight.v1.zip", "x" * 100_000],
-)  # fmt: skip
-def test_layers_that_nobody_reads_yet(media_type: str) -> None:
-    """UnsupportedLayer, which is a KitfsError of one short line."""
+    [
+        "",
+        f"{KITOPS}model.v1.zip",
+        f"{KITOPS}model.v1.tar+lz4",
+        f"{KITOPS}weights.v1.tar",
+        f"{KITOPS}model.v2.tar",
+        f"{KITOPS}model.v1.tar\n",
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.cncf.model.weight.v1.zip",
+        "x" * 100_000,
+    ],
+)
+def test_unsupported_layers(media_type: str) -> None:
+    """An unknown media type raises UnsupportedLayer, a KitfsError of one short line."""
     with pytest.raises(UnsupportedLayer) as e:
         LayerType.parse(Descriptor(media_type, Digest(SHA), 0))
     assert isinstance(e.value, KitfsError)
@@ -247,11 +257,11 @@ INDEX_TYPE, MANIFEST_TYPE = "application/vnd.oci.image.index.v1+json", "applicat
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        (f'{{"config":{TEXT},"layers":[],"manifests":[]}}', "this manifest has 'manifests' too"),
-        ('{"layers":[],"manifests":[]}', "this manifest has 'manifests' too"),
-        (f'{{"config":{TEXT},"layers":[],"fsLayers":[]}}', "this manifest has 'fsLayers' too"),
+        (f'{{"config":{TEXT},"layers":[],"manifests":[]}}', "this manifest also has 'manifests'"),
+        ('{"layers":[],"manifests":[]}', "this manifest also has 'manifests'"),
+        (f'{{"config":{TEXT},"layers":[],"fsLayers":[]}}', "this manifest also has 'fsLayers'"),
         (
             f'{{"config":{TEXT},"layers":[],"mediaType":"{INDEX_TYPE}"}}',
             "this manifest has the mediaType application/vnd.oci.image.index",
@@ -278,17 +288,17 @@ INDEX_TYPE, MANIFEST_TYPE = "application/vnd.oci.image.index.v1+json", "applicat
         ),
     ],
 )
-def test_manifests_that_can_be_read_in_two_ways(text: str, told: str) -> None:
-    """As CVE-2021-41190, and what Go's encoding/json reads otherwise than other readers: refused by name."""
-    with pytest.raises(ManifestError, match=f"ambiguous.*{told}"):
+def test_manifests_that_can_be_read_in_two_ways(text: str, message: str) -> None:
+    """Manifests as in CVE-2021-41190, and JSON that Go reads differently, are refused, and the error names the key."""
+    with pytest.raises(ManifestError, match=f"ambiguous.*{message}"):
         Manifest.parse(text.encode())
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ('{"manifests":[],"layers":[]}', "this index has 'layers' too"),
-        (f'{{"manifests":[],"config":{TEXT}}}', "this index has 'config' too"),
+        ('{"manifests":[],"layers":[]}', "this index also has 'layers'"),
+        (f'{{"manifests":[],"config":{TEXT}}}', "this index also has 'config'"),
         (
             f'{{"manifests":[],"mediaType":"{MANIFEST_TYPE}"}}',
             "this index has the mediaType application/vnd.oci.image.manifest",
@@ -301,12 +311,14 @@ def test_manifests_that_can_be_read_in_two_ways(text: str, told: str) -> None:
         ('{"manifests":[],"MediaType":"x"}', "the key 'MediaType' differs from 'mediaType' in case only"),
     ],
 )
-def test_indexes_that_can_be_read_in_two_ways(text: str, told: str) -> None:
-    with pytest.raises(ManifestError, match=f"ambiguous.*{told}"):
+def test_indexes_that_can_be_read_in_two_ways(text: str, message: str) -> None:
+    """Indexes as in CVE-2021-41190, and JSON that Go reads differently, are refused, and the error names the key."""
+    with pytest.raises(ManifestError, match=f"ambiguous.*{message}"):
         IndexManifest.parse(text.encode())
 
 
-def test_annotations_are_a_map_whose_keys_have_a_case() -> None:
+def test_keys_of_annotations_are_case_sensitive() -> None:
+    """Two annotations whose keys differ in case only are both kept."""
     assert Manifest.parse(manifest(annotations={"a": "1", "A": "2"})).annotations == {"a": "1", "A": "2"}
 
 
@@ -325,11 +337,11 @@ def test_annotations_are_a_map_whose_keys_have_a_case() -> None:
         ({}, INDEX_TYPE, True),
     ],
 )
-def test_the_type_that_a_manifest_came_with(fields: dict[str, Any], media_type: str, fits: bool) -> None:
-    """It must be the one that the manifest says of itself; what is not the type of a manifest says nothing."""
+def test_the_type_that_a_manifest_is_served_with(fields: dict[str, Any], media_type: str, fits: bool) -> None:
+    """The Content-Type must be the manifest's own media type, unless it is not the type of a manifest at all."""
     with (
         contextlib.nullcontext()
         if fits
-        else pytest.raises(ManifestError, match="a/b is ambiguous: it came as " + re.escape(media_type))
+        else pytest.raises(ManifestError, match="a/b is ambiguous: it was served as " + re.escape(media_type))
     ):
         check_media_type(json.dumps(fields).encode(), media_type, "a/b")

@@ -26,19 +26,19 @@ SHA = "sha256:" + "0a" * 32
     ],
 )
 def test_references(text: str, registry: str, repository: str, tag: str | None, digest: str | None) -> None:
-    """The first component is the registry if it has a dot or a colon; a digest drops the tag; a digest alone is an
-    unnamed kit.
+    """The first component is the registry if it has a dot or a colon. A digest replaces the tag, and a digest alone
+    names a kit without a name.
     """
     assert Reference.parse(text) == Reference(registry, repository, tag, None if digest is None else Digest(digest))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("r.io/Upper:v1", "repository (Upper) name must be lowercase"),
         ("r.io/-kit:v1", "repository (-kit) must start and end with a letter or number"),
-        ("r.io/", "names no repository"),
-        ("", "names no repository"),
+        ("r.io/", "does not name a repository"),
+        ("", "does not name a repository"),
         ("r.io/a:b:c", "invalid tag 'b:c'"),
         ("r.io/a:" + "t" * 129, "invalid tag"),
         ("r.io/a@sha256:abc", "is not a digest"),
@@ -46,18 +46,18 @@ def test_references(text: str, registry: str, repository: str, tag: str | None, 
         ("r.io/a:v1,v2", "only one tag"),
         ("bad host.x/a:v1", "invalid registry"),
         ("r.io/a b:v1", "invalid repository"),
-        ("oci::v1", "no path"),
+        ("oci::v1", "has no valid path"),
     ],
 )
-def test_wrong_references(text: str, told: str) -> None:
-    """What is wrong is said in one line, in kit's words where kit has some."""
+def test_wrong_references(text: str, message: str) -> None:
+    """An invalid reference raises InvalidReference, with kit's message where kit has one."""
     with pytest.raises(InvalidReference) as e:
         parse_any(text)
-    assert told in str(e.value)
+    assert message in str(e.value)
 
 
 def test_several_tags() -> None:
-    """repo:t1,t2 names two tags where that is allowed."""
+    """repo:t1,t2 is parsed into a reference with extra tags, if the caller allows several."""
     assert Reference.parse("r.io/a:t1,t2,t3", multiple_tags=True) == Reference("r.io", "a", "t1", None, ("t2", "t3"))
 
 
@@ -72,7 +72,7 @@ def test_several_tags() -> None:
     ],
 )
 def test_display(text: str, shown: str) -> None:
-    """The registry that stands for none is not shown."""
+    """A reference without a registry is displayed without ``localhost``."""
     assert Reference.parse(text).display == shown
 
 
@@ -88,7 +88,7 @@ def test_display(text: str, shown: str) -> None:
     ],
 )
 def test_layouts(text: str, reference: LayoutReference) -> None:
-    """A tag stands behind the last colon that no slash follows; the text comes back."""
+    """The tag of a layout follows the last colon without a slash after it; ``str()`` returns the parsed text."""
     assert parse_any(text) == reference
     assert str(reference) == text.removesuffix(":")
 
@@ -97,6 +97,6 @@ def test_layouts(text: str, reference: LayoutReference) -> None:
     "text", ["sha256:" + "A" * 64, "sha256:" + "a" * 63, "md5:" + "a" * 32, "sha512:" + "a" * 64, None, 7, ""]
 )
 def test_wrong_digests(text: object) -> None:
-    """Only lower-case sha256 and sha512 of the right length are digests."""
+    """Anything but lower-case sha256 and sha512 digests of the right length raises InvalidReference."""
     with pytest.raises(InvalidReference):
         Digest.parse(text)

@@ -74,7 +74,7 @@ def test_a_manifest_must_be_what_its_content_type_says(fake: FakeRegistry, repos
     kit = build([])
     index = "application/vnd.oci.image.index.v1+json"
     fake.put_manifest("team/kit", kit.manifest, tag="v1", media_type=index)
-    with pytest.raises(ManifestError, match="is ambiguous: it came as " + re.escape(index)):
+    with pytest.raises(ManifestError, match="is ambiguous: it was served as " + re.escape(index)):
         repository("team/kit").manifest("v1")
 
 

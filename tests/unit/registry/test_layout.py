@@ -158,7 +158,7 @@ BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
         ManifestError,
         "ambiguous manifest: an object has the key 'manifests' twice",
     ),
-    ("index.json", b'{"manifests":[],"layers":[]}', ManifestError, "ambiguous: this index has 'layers' too"),
+    ("index.json", b'{"manifests":[],"layers":[]}', ManifestError, "ambiguous: this index also has 'layers'"),
     ("index.json", b"{", ManifestError, "not a manifest"),
     ("index.json", b"{}", ManifestError, "it has no manifests"),
     ("index.json", b"[" * 100_000, ManifestError, "nested too deeply"),

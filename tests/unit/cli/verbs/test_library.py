@@ -73,9 +73,7 @@ def test_a_layout_is_no_name_of_a_kit(kitfs: Kitfs, packed: str, verb: tuple[str
     """A kit that was tagged so could not be mounted, unpacked or diffed: those would look for a directory."""
     done = kitfs(*verb, "oci:v1")
     assert (done.code, done.out) == (2, "")
-    assert (
-        done.err == "kitfs: 'oci:v1' is an OCI layout; what is wanted is the name of a kit (registry/repository:tag)\n"
-    )
+    assert done.err == "kitfs: 'oci:v1' is an OCI layout; expected the name of a kit (registry/repository:tag)\n"
 
 
 def test_the_table(kitfs: Kitfs, packed: str, empty: str) -> None:
