@@ -1,8 +1,8 @@
-"""Progress bars: one line for each thing that is being transferred, and the total below them, drawn by rich on stderr.
+"""Progress bars, drawn by rich on stderr: one line for each transfer, and the total below them.
 
-A line fits its terminal: the name is cut from the left first, then speed and time go. Sizes and speeds are in binary
-units, as ``ls -h`` has them; speeds are those of the last seconds, so that a transfer that waits shows 0 B/s.
-Threading: ``draw`` is called under the caller's lock; rich draws on a thread of its own, which only reads.
+A line fits its terminal: the name is cut from the left first, then speed and time are left out. Sizes and speeds are in
+binary units, as in ``ls -h``. Speeds are those of the last seconds, so a transfer that waits shows 0 B/s. Threading:
+``draw`` is called under the caller's lock; rich draws on a thread of its own, which only reads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 class Speed:
-    """Bytes a second in the last ``WINDOW`` seconds."""
+    """The speed of a transfer, in bytes per second over the last ``WINDOW`` seconds."""
 
     def __init__(self, done: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -43,7 +43,7 @@ class Speed:
         self._samples.append((now, done))
 
     def now(self) -> float:
-        """Return bytes a second."""
+        """Return the speed in bytes per second."""
         now = self._clock()
         samples = tuple(self._samples)
         since = next((one for one in samples if one[0] >= now - WINDOW), None)
@@ -52,7 +52,7 @@ class Speed:
 
 
 class Bars:
-    """Bars until ``stop``. ``draw`` begins, moves and ends one."""
+    """The bars of a verb until ``stop``. ``draw`` begins, moves and ends a bar."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -61,13 +61,13 @@ class Bars:
         from rich.text import Text
 
         class Bottom(Progress):
-            """Progress with the bar of everything below the others."""
+            """A progress display that draws the bar of the total below the other bars."""
 
             def make_tasks_table(self, tasks: Any) -> Any:
                 return super().make_tasks_table(sorted(tasks, key=lambda task: task.fields["name"] == ALL))
 
         class Words(ProgressColumn):
-            """A column of text that never wraps."""
+            """A column of text that is never wrapped."""
 
             def __init__(self, words: Callable[[Task], str], width: int, *, right: bool = True) -> None:
                 justify: Any = "right" if right else "left"
@@ -124,7 +124,7 @@ class Bars:
         self._progress.stop()
 
     def resume(self) -> Bars:
-        """Return new bars: the old ones, started again, would erase the line as if it were theirs."""
+        """Return new bars. The old ones, started again, would erase the line that was written in between."""
         again = Bars()
         again._speeds = self._speeds
         return again
@@ -135,7 +135,7 @@ class Bars:
 
 
 def shortened(text: str, width: int) -> str:
-    """Cut a name to ``width`` columns. Its end stays, since it tells more of a path than its beginning."""
+    """Cut a name to ``width`` columns. The end of a path says more than its beginning, so the end stays."""
     from rich.cells import cell_len
 
     if cell_len(text) <= width:

@@ -106,7 +106,7 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
 
 
 def usage_text(error: click.ClickException) -> str:
-    """Return the message of an error of click, and where to read on."""
+    """Return the message of an error of click, with a hint where to read more."""
     text, context = error.format_message(), getattr(error, "ctx", None)
     if context is None:
         return text

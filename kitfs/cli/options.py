@@ -1,7 +1,7 @@
 """Flags made from options: a verb names the options that it takes, and is called with their values as ``Settings``.
 
-A verb takes common options by name, from the table of ``config``, and its own ones as ``Option`` values. The options
-that kit takes with every verb (``EVERYWHERE``), before or after the verb's name, every verb takes here too.
+A verb takes common options by name, from the table of ``config``, and its own ones as ``Option`` values. Every verb
+takes the options of ``EVERYWHERE``, before or after its name, as every verb of kit does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Interrupted(KitfsError):  # noqa: N818 - as the classes of errors.py
 
 @dataclass(slots=True)
 class Invocation:
-    """What the end of the process must know of the verb that ran: whether its output is JSON."""
+    """What the end of the process must know about the verb that ran: whether its output is JSON."""
 
     json: bool = False
 
@@ -58,7 +58,7 @@ class Flag(click.Option):
 
 
 def takes(*options: str | Option) -> Callable[[Verb], Verb]:
-    """Decorate a verb with options, and those of ``EVERYWHERE``; it is called with ``settings`` and its arguments."""
+    """Decorate a verb with options and those of ``EVERYWHERE``. The verb is called with ``settings`` and its arguments."""
     table = {o.name: o for o in (OPTIONS[one] if isinstance(one, str) else one for one in options)}
     table |= {name: OPTIONS[name] for name in EVERYWHERE if name not in table}
 

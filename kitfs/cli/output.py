@@ -1,9 +1,8 @@
-"""What verbs print: tables, JSON, messages on stderr. Programs get JSON with sorted meaning and no colour; people get
-columns.
+"""What verbs print: tables, JSON, and messages on stderr.
 
-All of stdout goes through here, so that a failure to write it is distinguished from every other failure, and so that
-no foreign text reaches a terminal unescaped (``escaping``). ``put`` and ``say`` write one line, ``put_lines`` a text
-of several lines.
+All of stdout goes through here, so that a failure to write it is distinguished from every other failure, and so that no
+foreign text reaches a terminal unescaped (``escaping``). ``put`` and ``say`` write one line, ``put_lines`` a text of
+several lines.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ def put_lines(text: str) -> None:
 
 
 def put_json_text(text: str) -> None:
-    """Write JSON to stdout that is text already."""
+    """Write a text that is JSON already to stdout."""
     _put_escaped(shown_json(text))
 
 
@@ -135,7 +134,7 @@ def flush() -> None:
 
 
 def put_json(value: Any) -> None:
-    """Write the answer for programs: indented JSON."""
+    """Write an answer for programs as indented JSON."""
     put_json_text(json.dumps(value, indent=2, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8")))
 
 
@@ -156,7 +155,7 @@ def put_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, full: bool 
 
 
 def _fitted(widths: Sequence[int], least: Sequence[int], columns: int) -> list[int]:
-    """Return widths that fit a terminal; the widest columns give way first, but none below its title."""
+    """Return widths that fit a terminal. The widest columns are made narrower first, but none than its least width."""
     fitted = list(widths)
     excess = sum(fitted) + len(GAP) * (len(fitted) - 1) - columns
     while excess > 0:
@@ -169,7 +168,7 @@ def _fitted(widths: Sequence[int], least: Sequence[int], columns: int) -> list[i
 
 
 def _cut(text: str, width: int) -> str:
-    """Shorten a text in its middle: both ends of a path and of a reference tell more than the middle."""
+    """Shorten a text in its middle, because both ends of a path and of a reference say more than the middle."""
     if len(text) <= width:
         return text
     end = (width - 1) // 2
@@ -182,7 +181,10 @@ def is_terminal() -> bool:
 
 
 def short(text: str, *, full: bool) -> str:
-    """Return a text with its digests as people read them: their first 12 digits on a terminal, else or if ``full`` all."""
+    """Return a text in which people read digests: on a terminal, only the first 12 digits of each.
+
+    Elsewhere, and if ``full``, the text is returned unchanged.
+    """
     return text if full or not is_terminal() else DIGEST.sub(r"\1", text)
 
 
@@ -192,7 +194,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def human_size(size: int) -> str:
-    """Bytes as kit's FormatBytes: ``512 B``, ``7.0 KiB``, one floored decimal."""
+    """Return a size as kit's FormatBytes writes it: ``512 B``, ``7.0 KiB``, with one decimal that is rounded down."""
     if size < 1024:
         return f"{size} B"
     value = float(size)

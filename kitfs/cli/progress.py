@@ -41,7 +41,7 @@ PLAIN_EVERY: Final = 5.0  # seconds between two lines
 
 
 class Reporter:
-    """The report of a verb. ``mode`` is none, plain, fancy, or auto: fancy on a terminal, and plain elsewhere.
+    """Shows the progress of a verb. ``mode`` is none, plain, fancy, or auto: fancy on a terminal, and plain elsewhere.
 
     With ``as_json`` every event is printed as JSON. With ``full`` digests are not shortened on a terminal.
     """
@@ -74,7 +74,7 @@ class Reporter:
         self.close()
 
     def close(self) -> None:
-        """Take the bars away. A second call does nothing."""
+        """Remove the bars. A second call does nothing."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -127,7 +127,7 @@ class Reporter:
         return short(digest, full=self._full)
 
     def end(self, text: str, **fields: Any) -> None:
-        """Write the last line of a verb, as ``say``; on a terminal a line about what moved or was saved follows."""
+        """Write the last line of a verb, as ``say``. On a terminal, a line follows that says what moved or was saved."""
         self.say(text, **fields)
         if is_terminal() and not self._json:
             for what, counts in (("blob", self._sent), ("layer", self._saved_layers)):
@@ -145,7 +145,7 @@ class Reporter:
         return f"{'Saved manifest to storage' if event.added else 'Manifest already exists in storage'}: {digest}"
 
     def _line(self, write: Any) -> None:
-        """Write a line where bars may be drawn."""
+        """Write a line, although bars may be drawn."""
         if self._bars is None:
             write()
             return
@@ -177,7 +177,7 @@ class Reporter:
             self._draw(name)
 
     def _draw(self, name: str) -> None:
-        """Draw the bar of one thing, and that of the total."""
+        """Draw the bar of one transfer, and that of the total."""
         if self._bars is None or name not in self._totals:
             return
         total, label = self._totals[name]
@@ -199,7 +199,7 @@ def as_json(event: Event) -> dict[str, Any]:
 
 
 class Waiting:
-    """A line on a terminal which shows that a verb without bars still works; it goes away when the verb answers.
+    """A line on a terminal which shows that a verb without bars still works. It disappears when the verb answers.
 
     ``fetched`` returns the bytes that registries have sent so far.
     """
@@ -222,7 +222,7 @@ class Waiting:
         self.end()
 
     def end(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()

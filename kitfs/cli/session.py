@@ -1,6 +1,6 @@
-"""The parts that verbs share: the store and registries of the settings, the report of progress, and references.
+"""The parts that verbs share: the store and the registries of the settings, the report of progress, and references.
 
-A ``Workspace`` or a ``Store`` is open for the time of a ``with`` block. Threading: the main thread only.
+A ``Workspace`` or a ``Store`` is open for the length of a ``with`` block. Threading: the main thread only.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _log_to_stderr(settings: Settings) -> Iterator[logging.Logger]:
 
 
 def reporter_of(settings: Settings) -> Reporter:
-    """Return the report that a verb gives to what it calls, as --progress, --json and --no-trunc ask for."""
+    """Return the reporter of a verb, as --progress, --json and --no-trunc ask for it."""
     return Reporter(settings["progress"], as_json=settings["json"], full=settings["no-trunc"])
 
 
@@ -81,7 +81,7 @@ def reporter_of(settings: Settings) -> Reporter:
 def exit_on_interrupt(report: Reporter) -> Iterator[None]:
     """Let Ctrl-C end the process without waiting for requests.
 
-    The disk is then as after a kill, and the transfer resumes when the same command is run again.
+    The files are then as after a kill, and the transfer resumes when the same command is run again.
     """
     try:
         yield
@@ -94,7 +94,7 @@ def exit_on_interrupt(report: Reporter) -> Iterator[None]:
 
 
 def with_tag(reference: Reference) -> Reference:
-    """Return a reference with a tag or digest: with ``latest``, and a note about it, if it has neither."""
+    """Return a reference with a tag or digest. If it has neither, the tag is ``latest``, and a note is printed."""
     if reference.tag is None and reference.digest is None:
         reference = reference.or_latest()
         say(f"kitfs: no tag given, using latest ({reference.display})")
@@ -102,7 +102,9 @@ def with_tag(reference: Reference) -> Reference:
 
 
 def named(text: str) -> Reference | LayoutReference:
-    """Parse a reference: with a tag, as ``with_tag``; a layout by its absolute path, since the daemon works in /."""
+    """Parse a reference, and add ``latest`` as ``with_tag`` does. The path of a layout becomes absolute, because the
+    daemon works in /.
+    """
     from dataclasses import replace
 
     from kitfs.oci.names import LayoutReference, parse_any
@@ -137,5 +139,5 @@ def registry_target(text: str | None, source: Reference | None, *, task: str) ->
 
 
 def writable(workspace: Workspace, reference: Reference) -> Repository:
-    """Return a repository at its registry itself, without the mirrors, which take no pushes."""
+    """Return the repository at its own registry, without the mirrors, because mirrors accept no pushes."""
     return workspace.client.repository(reference).without_mirrors()

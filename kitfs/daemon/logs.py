@@ -23,7 +23,7 @@ class LogFile(logging.handlers.RotatingFileHandler):
     """
 
     def _open(self) -> TextIOWrapper:
-        """Open the file, at first and after each rotation."""
+        """Open the file: at the start, and after each rotation."""
         try:
             fd = open_file(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except (Unsafe, IsADirectoryError) as e:

@@ -21,8 +21,10 @@ POINT_PATIENCE: Final = 5.0  # seconds to wait for another process that is mount
 
 @dataclass(slots=True)
 class CreatedMountpoint:
-    """A mount point: whether kitfs ``made`` it, and whether it is ``kept`` after the block. ``lock`` keeps mounts of
-    other run-time directories away.
+    """A mount point.
+
+    ``made``: kitfs made the directory. ``kept``: it stays after the block. ``lock`` keeps mounts of other run-time
+    directories away.
     """
 
     made: bool = False

@@ -50,8 +50,9 @@ class ClosedNote:
         self._warned = not (self._files or self._directories)
 
     def look(self, kit: Kit, *, patience: float = PATIENCE) -> None:
-        """Warn about all layers whose modes are known without their registry, as far as they can be examined in
-        ``patience`` seconds.
+        """Warn about all layers whose modes are known without asking their registry.
+
+        Layers that cannot be examined within ``patience`` seconds are skipped.
         """
         if self._warned:
             return

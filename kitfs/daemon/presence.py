@@ -28,8 +28,9 @@ class Presence(NamedTuple):
 
 
 def is_at(record: Record, there: MountInfo | None) -> bool:
-    """Tell whether the topmost mount at a record's mount point is the record's. The record of an older kitfs has no
-    device.
+    """Tell whether the topmost mount at the mount point of a record is the one that the record describes.
+
+    The record of an older kitfs names no device.
     """
     return there is not None and there.fstype == FSTYPE and record.dev in ("", there.dev)
 

@@ -100,7 +100,7 @@ class RunDir:
         return displaced if os.path.exists(displaced) else self.file(record.mountpoint, suffix)
 
     def record(self, mountpoint: str) -> Record | None:
-        """Return the record of a mount point (a real path); None when there is none."""
+        """Return the record of a mount point (a real path); None when there is no record."""
         return _read(self.file(mountpoint, "json"))
 
     def records(self) -> list[Record]:
@@ -109,7 +109,7 @@ class RunDir:
         return sorted((r for r in found if r is not None), key=lambda r: (r.mountpoint, r.started))
 
     def write(self, record: Record) -> None:
-        """Publish a record by rename: a reader sees all of it or none."""
+        """Publish a record by rename: a reader sees either the whole record or none."""
         target = self.file(record.mountpoint, "json")
         with whole_file(target, durable=False) as f:
             f.write(json.dumps(asdict(record)).encode())
@@ -181,7 +181,7 @@ class RunDir:
 
     @contextmanager
     def hold(self, mountpoint: str) -> Iterator[str]:
-        """Take the lock of a mount for a block; yields its new nonce, or "" when another process holds it."""
+        """Hold the lock of a mount for a block. Yields its new nonce, or "" when another process holds the lock."""
         fd = -1
         try:
             with self._exclusive():
@@ -222,7 +222,7 @@ class RunDir:
             os.close(fd)
 
     def wait_gone(self, daemon: Record | str, timeout: float) -> bool:
-        """Wait until a daemon has ended; False after ``timeout`` seconds."""
+        """Wait until a daemon has ended. Returns False after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while self.alive(daemon):
             if time.monotonic() > deadline:

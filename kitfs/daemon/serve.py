@@ -44,17 +44,19 @@ SPARE_FILES: Final = 256  # descriptors of the mount itself: connections, the ca
 
 
 class Ready(Protocol):
-    """Called when the mount answers, with the warnings so far; ``made`` is False for a mount that existed before."""
+    """A function that is called when the mount answers, with the warnings so far. ``made`` is False for a mount that
+    existed before.
+    """
 
     def __call__(self, record: Record, warnings: Sequence[str], /, *, made: bool) -> None: ...
 
 
 def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> None:
-    """Mount, call ``ready`` when the mount answers, and return when it is unmounted. With ``foreground``, log to stderr
-    too.
+    """Mount, call ``ready`` when the mount answers, and return when it is unmounted.
 
-    When the same request is mounted already, that mount is the answer, at once, but not with ``foreground``. Raises
-    KitfsError when the mount cannot be made. Installs handlers for SIGTERM and SIGINT.
+    If the same request is mounted already, ``ready`` is called for that mount, and the function returns; with
+    ``foreground`` this is an error. With ``foreground``, the log goes to stderr too. Raises KitfsError when the mount
+    cannot be made. Installs handlers for SIGTERM and SIGINT.
     """
     allow_many_files()
     run = RunDir(request.run_dir)
@@ -76,10 +78,11 @@ def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> N
 
 
 def _of_another(run: RunDir, mountpoint: str) -> Record | None:
-    """Return the record of the daemon that serves a mount point; None when there is none, or not yet.
+    """Return the record of the daemon that serves the mount point; None when there is no such mount, or when it does
+    not answer yet.
 
     A daemon that was detached from the mount point and only serves files that are still open is displaced. Raises
-    MountError for a mount that another one covers.
+    MountError for a mount that is covered by another one.
     """
     from kitfs.fuse.mounting import mounts
 

@@ -21,7 +21,7 @@ GRACE: Final = 10.0  # seconds that SIGTERM waits for programs that use the moun
 
 
 class Transport(Protocol):
-    """What a daemon needs of both transports."""
+    """The methods of a transport that a daemon uses."""
 
     @property
     def name(self) -> str: ...
@@ -32,8 +32,9 @@ class Transport(Protocol):
 
 
 class Shutdown:
-    """Waits for the end of a mount: an unmount from outside, or SIGTERM or SIGINT, which unmount, lazily after
-    ``GRACE`` seconds.
+    """Waits for the end of a mount: an unmount by another process, or SIGTERM or SIGINT.
+
+    A signal unmounts at once, or lazily after ``GRACE`` seconds if the mount is in use.
     """
 
     def __init__(self, mountpoint: str, log: logging.Logger) -> None:
@@ -107,8 +108,9 @@ class Shutdown:
             raise self._failure
 
     def detach(self) -> None:
-        """Unmount, for ``GRACE`` seconds only when nobody uses the mount, and then lazily. Does nothing when it is
-        unmounted already.
+        """Unmount as soon as no program uses the mount, and lazily after ``GRACE`` seconds.
+
+        Does nothing when it is unmounted already.
         """
         from kitfs.fuse.mounting import unmount
 

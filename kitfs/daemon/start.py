@@ -17,16 +17,16 @@ from kitfs.errors import KitfsError, MountError, error_from_json, error_to_json
 
 
 class Started(NamedTuple):
-    """A mount that answers; ``made`` is False when it existed before."""
+    """A mount that answers. ``made`` is False when it existed before."""
 
     record: Record
     made: bool
 
 
 def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
-    """Mount in a new daemon, and return when the mount answers. ``warn`` gets what the daemon warned of until then.
+    """Mount in a new daemon, and return when the mount answers. ``warn`` gets the warnings of the daemon until then.
 
-    When the same request was mounted before, by any process, that mount is the result. Raises the error of the daemon.
+    If the same request is mounted already, by any process, that mount is the result. Raises the error of the daemon.
     """
     reader, writer = os.pipe()
     child = os.fork()

@@ -80,7 +80,7 @@ def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> N
 
 
 def _users(record: Record) -> str:
-    """Return which processes have files of a detached mount open, as text; empty when none is seen."""
+    """Return as text which processes have files of a detached mount open; empty when no such process is visible."""
     if not record.dev:
         return ""
     pids = holders_of(MountInfo(record.mountpoint, record.reference, FSTYPE, record.dev, record.number), detached=True)
@@ -88,8 +88,10 @@ def _users(record: Record) -> str:
 
 
 def _continue(run: RunDir, record: Record) -> None:
-    """Continue a daemon that was stopped. The process must have the daemon's lock open: the process id may belong to
-    another process by now.
+    """Continue a daemon that was stopped.
+
+    Only a process that has the lock of the daemon open is continued: the process id may belong to another process by
+    now.
     """
     try:
         with open(f"/proc/{record.pid}/stat", "rb") as f:

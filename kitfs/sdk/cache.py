@@ -1,6 +1,4 @@
-"""What the store holds besides the kits that were packed or pulled: blobs that mounts and open kits fetched
-(``kitfs.cache``).
-"""
+"""The cache (``kitfs.cache``): blobs that mounts and open kits fetched into the store, besides packed and pulled kits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparing two kits: layers, files and tensors."""
+"""Compare two kits: layers, files and tensors."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class KitDifference:
 
     @property
     def identical(self) -> bool:
-        """Whether both are one kit: the digests of their manifests are equal."""
+        """Whether both references name the same kit: the digests of their manifests are equal."""
         return self.first.digest == self.second.digest
 
 

@@ -242,7 +242,7 @@ def pull(index: str, **options: Unpack[Options]) -> str:
 
 
 def _tag(index: str) -> Reference:
-    """The name of an index that is changed. Raises UsageError for a digest."""
+    """Return the name of an index that is changed. Raises UsageError for a digest."""
     named = Reference.parse(index)
     if named.digest is not None:
         raise UsageError(f"cannot change {index}: name the index by a tag, not by a digest")
@@ -250,7 +250,7 @@ def _tag(index: str) -> Reference:
 
 
 def _kit(kit: str) -> Reference:
-    """A reference with a tag or a digest. Raises UsageError for one that has neither."""
+    """Return a reference with a tag or a digest. Raises UsageError for a reference that has neither."""
     named = Reference.parse(kit)
     if not named.identifier:
         raise UsageError(f"{kit} has neither a tag nor a digest")

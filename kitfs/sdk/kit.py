@@ -116,7 +116,7 @@ class Kit:
         return self._closed or (session is not None and session.closed and session.generation == forks.generation)
 
     def _session(self) -> Session:
-        """Get the session of this process, and open it if there is none. Raises Closed, and what ``open`` raises."""
+        """Return the session of this process; open it if it does not exist. Raises Closed, and what ``open`` raises."""
         if self.closed:
             raise self._was_closed()
         session = self._held.session
@@ -132,7 +132,7 @@ class Kit:
         return session
 
     def _was_closed(self) -> Closed:
-        """Make the error of a use after ``close``.
+        """Return the error of a use after ``close``.
 
         While the interpreter exits, a daemon thread waits here instead: it is about to be stopped, and its traceback
         would only confuse.
@@ -143,8 +143,8 @@ class Kit:
 
     @contextmanager
     def _using(self) -> Iterator[Session]:
-        """The session of this process, for one operation. Raises Closed when the operation failed because the kit was
-        closed.
+        """Yield the session of this process, for one operation. Raises Closed when the operation failed because the kit
+        was closed.
         """
         session = self._session()
         try:

@@ -1,4 +1,4 @@
-"""The kits of the store and of repositories: list, look at, tag and remove them."""
+"""List, inspect, tag and remove the kits of the store and of repositories."""
 
 from __future__ import annotations
 

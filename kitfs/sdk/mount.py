@@ -1,4 +1,4 @@
-"""Mounts: make and end them, and find out how they are.
+"""Make mounts, end them, and ask for their status.
 
 The daemon of a mount is started and ended by a process of its own, since this process may have threads and must not
 fork. Threading: a Mount is used by one thread at a time; the functions may be called from any thread.
@@ -128,10 +128,9 @@ def mounts(**options: Unpack[Options]) -> list[MountStatus]:
 
 
 def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options]) -> MountStatus:
-    """Find out how the mount at a directory is.
+    """Return the status of the mount at a directory. ``check``: also ask the registry whether the tag has moved.
 
-    ``check``: also ask the registry whether the tag has moved. Raises NotFound when nothing of kitfs is mounted there,
-    MountError, and with ``check`` what the registry raises.
+    Raises NotFound when nothing of kitfs is mounted there, MountError, and with ``check`` what the registry raises.
     """
     from dataclasses import replace
 
@@ -150,7 +149,7 @@ def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options
 
 
 def logs(directory: StrPath, **options: Unpack[Options]) -> str:
-    """Get the log of the mount at a directory, also after it was unmounted. Raises NotFound, MountError."""
+    """Return the log of the mount at a directory, even if it was unmounted. Raises NotFound, MountError."""
     from kitfs.daemon.run_dir import RunDir
     from kitfs.fuse.mounting import canonical
 
@@ -189,7 +188,7 @@ def _status(record: Record, found: Presence) -> MountStatus:
 
 
 def _has_moved(record: Record, settings: Settings) -> bool:
-    """Whether the tag of a mount, and its labels in an index, now lead to another digest."""
+    """Return whether the tag of a mount, and its labels in an index, now lead to another digest."""
     from contextlib import closing
 
     from kitfs.kit.workspace import open_client
@@ -276,14 +275,14 @@ class Mount:
 
 
 def _users(path: str) -> frozenset[int]:
-    """The ids of the processes that use a mount, as far as this user can see them."""
+    """Return the ids of the processes that use a mount, as far as this user can see them."""
     from kitfs.fuse.mounting import holders
 
     return frozenset(holders(path))
 
 
 def _is_ours(pid: int) -> bool:
-    """Whether a process is this one or a descendant of it."""
+    """Return whether a process is this one or a descendant of it."""
     while pid > 1 and pid != os.getpid():
         try:
             with open(f"/proc/{pid}/stat", "rb") as f:

@@ -30,5 +30,5 @@ def remote_reference(text: str, action: str) -> Reference:
 
 
 def display(named: Reference | LayoutReference) -> str:
-    """A reference as people write it."""
+    """Return a reference as people write it."""
     return named.display if isinstance(named, Reference) else str(named)

@@ -104,9 +104,10 @@ class MountOptions(ReadOptions, total=False):
 
 
 def settings_of(options: Mapping[str, Any], kind: type, **more: Any) -> Settings:
-    """Settle keyword options. ``kind`` is the TypedDict that lists them; ``more`` are options that it does not list.
+    """Return the settings that keyword options give.
 
-    Raises TypeError for an option that does not exist, UsageError for a value that does not parse.
+    ``kind`` is the TypedDict that lists them; ``more`` are options that it does not list. Raises TypeError for an
+    option that does not exist, UsageError for a value that does not parse.
     """
     known = [name.replace("_", "-") for name in kind.__annotations__]
     given = {name.replace("_", "-"): value for name, value in options.items()}
@@ -119,7 +120,7 @@ def settings_of(options: Mapping[str, Any], kind: type, **more: Any) -> Settings
 
 
 def _texts(name: str, value: Any) -> Any:
-    """A Python value as the texts that the table of options parses."""
+    """Return a Python value as the texts that the table of options parses."""
     if value is None:
         return None
     if OPTIONS[name].many:
@@ -138,12 +139,12 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def filters_of(only: Filters) -> tuple[str, ...]:
-    """The filters of an ``only=``: a text is one filter."""
+    """Return the filters of an ``only=``. A text is one filter."""
     return (only,) if isinstance(only, str) else tuple(only)
 
 
 def portable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with absolute paths, for another process that may work in another directory."""
+    """Return options with absolute paths, for another process that may work in another directory."""
 
     def absolute(value: Any) -> Any:
         if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Making kits: a Kitfile for a directory, a kit from a directory, and a kit from a repository of another kind."""
+"""Make kits: a Kitfile for a directory, a kit of a directory, and a kit of a repository of another kind."""
 
 from __future__ import annotations
 

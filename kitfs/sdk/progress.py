@@ -37,7 +37,7 @@ PLAIN_EVERY: Final = 5.0  # seconds between two lines where no line can be rewri
 
 
 class Display(Protocol):
-    """Something that shows how far a verb is, until it is closed."""
+    """Shows how far a verb is, until it is closed."""
 
     def update(self, done: int, total: int) -> None: ...
 
@@ -46,7 +46,7 @@ class Display(Protocol):
 
 @contextmanager
 def reporting(progress: Progress, title: str) -> Iterator[Report]:
-    """The Report of a verb for the time of a block. ``title`` stands before the bar."""
+    """Yield the Report of a verb for the length of a block. ``title`` stands before the bar."""
     if not isinstance(progress, bool):
         yield progress
         return
@@ -58,7 +58,7 @@ def reporting(progress: Progress, title: str) -> Iterator[Report]:
 
 
 def display_on(stream: IO[str], title: str) -> Display:
-    """What suits a stream: a bar on a terminal, a live line in a notebook, else lines."""
+    """Return the display that suits a stream: a bar on a terminal, a live line in a notebook, else lines."""
     if stream.isatty():
         return Bar(stream, title)
     if in_notebook():
@@ -67,7 +67,7 @@ def display_on(stream: IO[str], title: str) -> Display:
 
 
 def in_notebook() -> bool:
-    """Whether this is the process of a notebook, whose output is not a terminal but can rewrite a line."""
+    """Return whether this process serves a notebook, whose output is not a terminal but can rewrite a line."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and hasattr(shell, "kernel")
@@ -141,7 +141,7 @@ class Bar:
 
 
 class Line:
-    """A line of text: ``live`` writes it again over itself, else a new one comes every five seconds."""
+    """A line of text. ``live`` writes it over itself; otherwise a new line is written every five seconds."""
 
     def __init__(self, stream: IO[str], title: str, *, live: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -153,7 +153,7 @@ class Line:
         self._width = 0  # of what a shorter line has to cover
 
     def update(self, done: int, total: int) -> None:
-        """Write the line when the last one is old enough."""
+        """Write the line if the last one is old enough."""
         now = self._clock()
         self._latest = self._text(done, total, now - self._began)
         if now - self._shown >= (LIVE_EVERY if self._live else PLAIN_EVERY):

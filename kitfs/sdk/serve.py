@@ -89,7 +89,7 @@ def serve(
 
 
 def _url(process: subprocess.Popen[str]) -> str:
-    """Wait until the registry answers. Raises its error when it does not start."""
+    """Wait until the registry answers, and return its URL. Raises the error of the registry when it does not start."""
     from kitfs.errors import error_from_json
 
     assert process.stdout is not None

@@ -1,12 +1,12 @@
-"""A kit that is open in one process, and how that ends.
+"""A kit that is open in one process, and how it is closed.
 
-A ``Session`` is one process's own store, connections, layers and tree of one kit. It is made by a ``Recipe``: what
-was asked for, and the digest that it meant. A forked child does not touch the sessions of its parent and makes its own
-from the same recipe; so does a process that unpickles a kit.
+A ``Session`` is one process's own store, connections, layers and tree of one kit. It is made by a ``Recipe``: what was
+asked for, and the digest that it meant. A forked child does not touch the sessions of its parent and makes its own from
+the same recipe; so does a process that unpickles a kit.
 
-Every session is closed: by its owner; or by a thread of this module after its owner was garbage collected, since a
-finalizer may run on any thread, also on a thread that closing would wait for; or when the interpreter exits, while
-its threads still run. Threading: any thread.
+Every session is closed: by its owner; or by a thread of this module after its owner was garbage collected, because a
+finalizer may run on any thread, even on one that closing would wait for; or when the interpreter exits, while its
+threads still run. Threading: any thread.
 """
 
 from __future__ import annotations
@@ -41,11 +41,10 @@ USERINFO: Final = re.compile(r"//[^/@]*@")  # of a URL: name and password
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to open a kit. ``options`` are those that the caller gave, and serve another process; ``settings`` are all
-    options as this process settled them.
+    """How to open a kit.
 
-    ``pins`` maps references, the kit's own and those of its parents, to the digests that they meant when the kit was
-    opened.
+    ``options``: those that the caller gave; another process can use them. ``settings``: all options, as this process
+    settled them. ``pins``: the digests that the references of the kit and its parents meant when the kit was opened.
     """
 
     reference: str
@@ -56,7 +55,7 @@ class Recipe:
     pins: Mapping[str, str] = field(default_factory=dict)
 
     def public(self) -> tuple[str, tuple[str, ...], dict[str, str], dict[str, Any], dict[str, str]]:
-        """The fields that are pickled: all but ``settings``, and without the user names and passwords of URLs."""
+        """Return the fields that are pickled: all but ``settings``, and without the user names and passwords of URLs."""
         return (
             self.reference,
             self.only,
@@ -115,7 +114,7 @@ class Session:
 
 
 class Held:
-    """The session of a Kit, if it has one. It outlives the Kit, so that the session can be closed after it."""
+    """The session of a Kit, if it has one. It outlives the Kit, so that the session can be closed afterwards."""
 
     __slots__ = ("session",)
 
@@ -124,25 +123,25 @@ class Held:
 
 
 def workspace_of(settings: Settings) -> Workspace:
-    """Open the store and the registries of ``settings``, for a ``with``. Raises StoreError, UsageError."""
+    """Open the store and the registries of ``settings`` for the length of a block. Raises StoreError, UsageError."""
     return Workspace.open(WorkspaceOptions.of(settings))
 
 
 def origin_repository(workspace: Workspace, reference: Reference) -> Repository:
-    """The repository of a reference at its own registry, without the mirrors."""
+    """Return the repository of a reference at its own registry, without the mirrors."""
     return workspace.client.repository(reference).without_mirrors()
 
 
 @contextmanager
 def store_of(settings: Settings) -> Iterator[Store]:
-    """Open the store of ``settings`` alone, for the time of a block. Raises StoreError."""
+    """Open only the store of ``settings`` for the length of a block. Raises StoreError."""
     store = Store.open(settings["cache-dir"], counters=Counters(), log=logging.getLogger("kitfs"))
     with closing(store):
         yield store
 
 
 def pinned(recipe: Recipe, kit: Kit) -> Recipe:
-    """The recipe of an opened kit, with its digests: it opens the same bytes also after a tag has moved."""
+    """Return the recipe of an opened kit with its digests. It opens the same bytes even after a tag has moved."""
     return replace(recipe, pins={reference: str(digest) for reference, digest in kit.pins.items()})
 
 
@@ -166,7 +165,7 @@ def _keep(session: Session) -> None:
 
 
 def _close_with_worker() -> None:
-    """Close sessions at the end of a worker of multiprocessing: it runs its own finalizers, but no atexit functions."""
+    """Close sessions at the end of a worker of multiprocessing, which runs its own finalizers but no atexit functions."""
     process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
     if process is not None and util is not None and process.parent_process() is not None:
         util.Finalize(None, _close_all, exitpriority=0)
@@ -183,8 +182,9 @@ def _close_unused(unused: queue.SimpleQueue[Session]) -> None:
 
 
 def let_go(held: Held) -> None:
-    """Have a session closed, since its Kit is gone. Any finalizer may call this: it takes no lock and closes nothing
-    itself.
+    """Arrange that a session is closed, because its Kit was garbage collected.
+
+    Any finalizer may call this: it takes no lock and closes nothing itself.
     """
     session = held.session
     if session is not None and session.generation == forks.generation:
@@ -205,7 +205,7 @@ def _close_all() -> None:
 
 class _Hook:
     def after_fork_in_child(self) -> None:
-        """Set the sessions of the parent process aside."""
+        """Put the sessions of the parent process aside: the child must not use or close them."""
         global _open, _unused, _closer
         _parents.append(_open)
         _open, _unused, _closer = set(), queue.SimpleQueue(), None

@@ -1,4 +1,4 @@
-"""Moving kits: to and from registries, to OCI layouts, and to ordinary images."""
+"""Move kits to and from registries, to OCI layouts, and to ordinary images."""
 
 from __future__ import annotations
 

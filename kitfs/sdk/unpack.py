@@ -1,4 +1,4 @@
-"""Unpacking: the files of a kit, written to a directory."""
+"""Write the files of a kit to a directory."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ UNSUPPORTED: Final = "UNSUPPORTED"
 
 
 class ApiError(Exception):
-    """A response of ``status`` with one error; ``headers`` are sent with it."""
+    """A response with ``status`` that reports one error. ``headers`` are sent with it."""
 
     def __init__(
         self, status: int, code: str, message: str, *, detail: Any = None, headers: Mapping[str, str] | None = None

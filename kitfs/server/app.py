@@ -166,7 +166,7 @@ class App:
         return refusal(request, error)
 
     def end_logins(self) -> None:
-        """Check no more passwords: requests that wait for a check get an error."""
+        """Stop checking passwords: requests that wait for a check get an error."""
         if self._logins is not None:
             self._logins.close()
 
@@ -363,7 +363,7 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _working(self, name: str, ident: str) -> AsyncIterator[tuple[Ingest, UploadTurn]]:
-        """Have an upload alone for a block; it is kept open for its next chunk unless it has ended."""
+        """Give the request sole use of an upload for a block. It is kept open for its next chunk unless it has ended."""
         async with self._uploads.alone(ident) as turn:
             await self._run(self._registry.progress, name, ident)
             ingest = self._uploads.take(ident)

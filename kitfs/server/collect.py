@@ -91,7 +91,7 @@ def collect(store: Store, *, log: logging.Logger, min_age: float = MIN_AGE, now:
 
 
 class _UnreadableError(Exception):
-    """A manifest is linked but cannot be read, so that nobody knows what it needs."""
+    """A linked manifest cannot be read, so it is unknown which blobs it needs."""
 
 
 def _begun(store: Store, now: float) -> dict[str, float]:
@@ -105,8 +105,9 @@ def _begun(store: Store, now: float) -> dict[str, float]:
 
 
 def _unlink(store: Store, repository: str, *, before: float) -> set[str]:
-    """Unlink the blobs of a repository that nothing needs and that were last used at or before ``before``; returns the
-    digests of the younger ones.
+    """Unlink the blobs of a repository that nothing needs and that were last used at or before ``before``.
+
+    Returns the digests of the blobs that are younger.
     """
     links = store.repositories
     manifests = set(links.listed(repository, MANIFESTS))

@@ -45,7 +45,10 @@ class Budget(NamedTuple):
 
 
 def budget(limit: int | None = None) -> Budget:
-    """Return what a limit of descriptors (None: this process's) is enough for, at two descriptors each."""
+    """Return how many connections and uploads a limit of descriptors allows, at two descriptors each.
+
+    ``limit`` is by default that of this process.
+    """
     if limit is None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if limit == resource.RLIM_INFINITY:
@@ -102,7 +105,9 @@ class Connections(web.Server):
                 self._since[transport] = time.monotonic()
 
     def shed(self) -> bool:
-        """Close the connection that has been idle longest; False when none has been idle for ``SPARED`` seconds."""
+        """Close the connection that has been idle longest. Returns False when none has been idle for ``SPARED``
+        seconds.
+        """
         transport, since = next(iter(self._since.items()), (None, 0.0))
         if transport is None or time.monotonic() - since < SPARED:
             return False
@@ -166,7 +171,7 @@ class Acceptor:
             task.add_done_callback(lambda done: self._opening.pop(done, None))
 
     def _shed(self) -> bool:
-        """Abort a TLS handshake that takes too long, or close an idle connection; False when there is neither."""
+        """Abort a TLS handshake that takes too long, or close an idle connection. Returns False when there is neither."""
         task, since = next(iter(self._opening.items()), (None, 0.0))
         if task is None or time.monotonic() - since < SPARED:
             return self._connections.shed()

@@ -30,7 +30,7 @@ HASH: Final = re.compile(r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}"
 
 
 class Login(NamedTuple):
-    """A user name and a password, not checked yet."""
+    """A user name and a password that were not checked yet."""
 
     user: str
     password: str
@@ -109,7 +109,7 @@ class Htpasswd:
         return self._seal(login) in self._right
 
     def check(self, login: Login) -> bool:
-        """Tell whether a login is right. This is slow, and as slow for an unknown name as for a known one."""
+        """Tell whether a login is right. This is slow, and equally slow for known and unknown names."""
         users = self._users
         hashed = users.get(login.user)
         password = login.password.encode()[:MAX_PASSWORD]

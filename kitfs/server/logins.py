@@ -46,7 +46,7 @@ class _Waiting:
 
 
 class Logins:
-    """The logins of ``users``; remembered ones are looked up on ``pool``. ``threads`` None: half the cores."""
+    """The logins of ``users``. Remembered ones are looked up on ``pool``. ``threads``: by default, half the cores."""
 
     def __init__(
         self, users: Htpasswd, pool: Executor, *, threads: int | None = None, patience: float = PATIENCE

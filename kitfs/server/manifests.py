@@ -43,7 +43,7 @@ class PushedManifest(NamedTuple):
 
 
 def too_big() -> ApiError:
-    """Return 413 for a manifest."""
+    """Return the 413 response to a manifest that is too large."""
     return ApiError(413, "MANIFEST_INVALID", f"a manifest has at most {MAX_MANIFEST} bytes")
 
 
@@ -99,7 +99,7 @@ def parts_of(manifest: dict[str, Any], media_type: str) -> Iterator[tuple[dict[s
 
 
 def subject_of(manifest: dict[str, Any]) -> Digest | None:
-    """Return the digest of the manifest that a manifest refers to; None when it refers to none. Raises ApiError."""
+    """Return the digest of the subject that a manifest names; None when it names none. Raises ApiError."""
     subject = manifest.get("subject")
     if subject is None:
         return None

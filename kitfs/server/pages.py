@@ -11,7 +11,7 @@ PAGE: Final = 1000  # tags or repositories of one answer
 
 
 class Page(NamedTuple):
-    """Some names, in order, and whether there are more."""
+    """A part of a sorted list of names, and whether more names follow."""
 
     names: list[str]
     more: bool

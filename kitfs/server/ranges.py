@@ -25,8 +25,8 @@ class Span(NamedTuple):
 def requested(header: str | None, size: int) -> Span | None:
     """Return the range that a Range header asks of a blob of ``size`` bytes; None for the whole blob.
 
-    Another unit than bytes and several ranges mean the whole blob, which RFC 9110 14.2 allows; empty elements of the
-    list do not count (5.6.1). Raises Unsatisfiable, also for a malformed header.
+    A unit other than bytes, and several ranges, mean the whole blob, which RFC 9110 14.2 allows. Empty elements of the
+    list are ignored (5.6.1). Raises Unsatisfiable, also for a malformed header.
     """
     if not header:
         return None

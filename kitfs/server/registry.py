@@ -61,8 +61,9 @@ class Registry:
     # Blobs
 
     def blob(self, repository: str, digest_text: str, *, promised: bool = False) -> tuple[Digest, io.FileIO]:
-        """Return a blob's file, which the caller closes. ``promised``: the client asks only whether it exists (HEAD),
-        and may push a manifest of it next.
+        """Return the open file of a blob, which the caller closes.
+
+        ``promised``: the client only asks whether the blob exists (HEAD), and may push a manifest that names it next.
         """
         name, digest = repository_name(repository), digest_of(digest_text)
         file = self._open(name, digest, promised)
@@ -76,7 +77,10 @@ class Registry:
         return self._store.open_sealed(digest)
 
     def delete_blob(self, repository: str, digest_text: str) -> None:
-        """Remove a blob from a repository; its bytes are freed when the store needs room and nothing else has them."""
+        """Remove a blob from a repository.
+
+        Its bytes are freed when the store needs room and no other repository or kit has them.
+        """
         name, digest = repository_name(repository), digest_of(digest_text)
         if not self._links.exists(name):
             raise unknown_blob(digest_text)
@@ -86,8 +90,9 @@ class Registry:
         self._room.note_removal()
 
     def mount(self, repository: str, digest_text: str, source: str | None) -> Digest | None:
-        """Link a blob that another repository has (any, when ``source`` is None); None when none has it, and the client
-        must upload it.
+        """Link a blob that the repository ``source`` has, or any repository when ``source`` is None.
+
+        Returns None when there is no such blob: the client must upload it.
         """
         name = repository_name(repository)
         try:
@@ -122,7 +127,7 @@ class Registry:
         return self._store.resume(upload, make_room=self._room.make)
 
     def progress(self, repository: str, upload: str) -> int:
-        """Return the bytes that an upload has."""
+        """Return how many bytes of an upload were received."""
         self._check_upload(repository, upload)
         size = self._store.ingests.size(upload)
         if size is None:
@@ -180,7 +185,10 @@ class Registry:
     def put_manifest(
         self, repository: str, reference: str, data: bytes, content_type: str, more_tags: tuple[str, ...] = ()
     ) -> PushedManifest:
-        """Take a manifest under a tag or its digest; the repository must have every blob that it names."""
+        """Store a manifest under a tag or its digest.
+
+        Raises ApiError unless the repository has every blob that the manifest names.
+        """
         name = repository_name(repository)
         by_digest = ":" in reference
         digest = digest_of(reference) if by_digest else Digest.of(data)

@@ -98,8 +98,9 @@ def matches(header: str | None, digest: str) -> bool:
 
 
 def unchanged(header: str | None, digest: str) -> bool:
-    """Tell whether If-Match, if there is one, names the content that would be sent. A weak tag never does (RFC 9110,
-    13.1.1).
+    """Tell whether the request has no If-Match, or one that names the content that would be sent.
+
+    A weak tag never does (RFC 9110, 13.1.1).
     """
     tags = [tag.strip() for tag in (header or "*").split(",")]
     return "*" in tags or f'"{digest}"' in tags

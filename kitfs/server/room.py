@@ -49,14 +49,15 @@ class ServerRoom:
     def expect(self, size: int) -> None:
         """Make room for a body of ``size`` bytes that ends its upload.
 
-        Raises StoreFull when there cannot be that much room, before the parts of any other upload are dropped.
+        Raises StoreFull when there cannot be that much room; then the parts of other uploads are not dropped in vain.
         """
         while size > _free_bytes(self._store.root) + self._store.ingests.starved_bytes():
             if not self._store.room.make() and not self._collect():
                 raise StoreFull(f"no room for a body of {size} bytes on the disk of the store")
 
     def retry(self, do: Callable[[], T]) -> T:
-        """Return what ``do`` returns, which writes; it is called again whenever room could be made for it.
+        """Call ``do``, which writes, and return its result. It is called again each time that room could be made for
+        it.
 
         Raises StoreFull, and what ``do`` raises.
         """
@@ -68,7 +69,9 @@ class ServerRoom:
                     raise
 
     def _collect(self) -> bool:
-        """Collect garbage, unless that was done a moment ago. Returns whether any space was freed."""
+        """Collect garbage, unless that was done less than COLLECT_EVERY seconds ago. Returns whether any space was
+        freed.
+        """
         with self._collecting:
             if time.monotonic() < self._collect_next and not self._removed:
                 return False
@@ -87,8 +90,9 @@ class ServerRoom:
 
 
 def _free_bytes(root: str) -> int:
-    """Return the bytes that are free on a disk, with those that only root may use: a body that does not fit into these
-    fits for nobody.
+    """Return how many bytes of a disk are free, with those that are reserved for root.
+
+    A body that does not fit into these bytes fits for no user.
     """
     found = os.statvfs(root)
     return found.f_bfree * found.f_frsize

@@ -33,7 +33,7 @@ class UploadQueue:
 
 
 class UploadTurn:
-    """A request's time alone with an upload. While it waits for a body it gives way to a later request."""
+    """The turn of a request to write an upload. While it waits for a body it gives way to a later request."""
 
     def __init__(self, queue: UploadQueue, number: int) -> None:
         self.queue = queue
@@ -72,8 +72,9 @@ class OpenUploads:
 
     @contextlib.asynccontextmanager
     async def alone(self, ident: str) -> AsyncIterator[UploadTurn]:
-        """Have an upload alone for a block; a request that waits for its body is interrupted. Raises ApiError when that
-        request does not end, or a later one comes.
+        """Give a request sole use of an upload for a block; an earlier request that waits for its body is interrupted.
+
+        Raises ApiError when the earlier request does not end, or when a later one comes.
         """
         queue = self._queues.setdefault(ident, UploadQueue())
         queue.users += 1
@@ -100,19 +101,20 @@ class OpenUploads:
                 del self._queues[ident]
 
     async def wait_idle(self, ident: str) -> None:
-        """Wait until no bytes come for an upload, at most SETTLE seconds: a client that asks for its progress has lost
-        the connection that sent them.
+        """Wait until no bytes come for an upload, at most SETTLE seconds.
+
+        A client that asks for the progress of an upload has lost the connection on which it sent the bytes.
         """
         end = time.monotonic() + SETTLE
         while (queue := self._queues.get(ident)) is not None and not queue.resting and time.monotonic() < end:
             await asyncio.sleep(REST / 2)
 
     def take(self, ident: str) -> Ingest | None:
-        """Return an upload that is kept open, for the request that has it alone; None when it is not open."""
+        """Return an upload that is kept open, for the request that has sole use of it; None when it is not open."""
         return self._open.pop(ident, None)
 
     def keep(self, ingest: Ingest) -> list[Ingest]:
-        """Keep an upload open for its next chunk; returns the uploads that are to be closed instead."""
+        """Keep an upload open for its next chunk. Returns the uploads that the caller must close instead."""
         if ingest.ended:
             return []
         self._open[ingest.name] = ingest
@@ -120,6 +122,6 @@ class OpenUploads:
         return [self._open.pop(name) for name in surplus]
 
     def taken(self) -> list[Ingest]:
-        """Return all open uploads, for closing."""
+        """Return all open uploads and forget them; the caller closes them."""
         found, self._open = list(self._open.values()), {}
         return found

@@ -123,7 +123,7 @@ PROGRAM: Final = (sys.executable, "-m", "kitfs")
 
 
 def _run(demo: Demo) -> dict[str, Any]:
-    """Run the demo, and return its findings: bytes of the kit, and of those that were fetched through a mount."""
+    """Run the demo, and return its findings: the bytes of the kit, and how many of them a mount fetched."""
     began = time.monotonic()
     _make_model(demo)
     size = demo.model.stat().st_size
@@ -208,7 +208,9 @@ def _make_model(demo: Demo) -> None:
 
 
 def _read_tensors(path: Path) -> tuple[str, list[bytes]]:
-    """(how, bytes of the tensors in READ): with the safetensors library where it is installed, else by plain reads."""
+    """Return how the tensors in READ were read, and their bytes: by the safetensors library if it is installed, else by
+    plain reads.
+    """
     try:
         import safetensors
     except ImportError:

@@ -279,7 +279,7 @@ def inspect(settings: Settings, reference: str) -> None:
 @click.argument("destination", metavar="[DEST]", required=False, shell_complete=references)
 @takes("concurrency", "progress", "no-trunc", "json", *STORE, *NETWORK)
 def push(settings: Settings, reference: str, destination: str | None) -> None:
-    """Push INDEX to its registry, or under the name DEST, after those of its kits that the registry does not have."""
+    """Push INDEX to its registry, or under the name DEST. Kits of it that the registry does not have are pushed first."""
     from kitfs.ops.library import index as indexes
 
     push_as(settings, reference, destination, noun="index ", push=indexes.push)
@@ -289,7 +289,7 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes("no-trunc", "json", *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
-    """Pull INDEX into the store, without its kits: pull, unpack and mount choose one of them with --label."""
+    """Pull INDEX into the store, without its kits. pull, unpack and mount choose one of its kits with --label."""
     from kitfs.oci.names import LOCAL
     from kitfs.ops.library import index as indexes
 

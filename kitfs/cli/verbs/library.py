@@ -121,7 +121,7 @@ def _warn(event: Event) -> None:
 
 
 def _json(row: Row) -> dict[str, object]:
-    """Return a row as kit 1.17 prints it: with the size in bytes."""
+    """Return a row as kit 1.17 prints it, with the size in bytes."""
     tags = list(row.tags) or None
     return {
         "repo": row.repo,

@@ -65,7 +65,7 @@ def cache_clear(settings: Settings) -> None:
 
 
 def _mention_registry(settings: Settings, store: Store) -> None:
-    """Mention the registry of the store: a user who looks for the space of removed kits finds it there."""
+    """Mention the registry of the store to a user who may look here for the space of removed kits."""
     if not settings["json"] and store.repositories.names():
         say(
             f"kitfs: what was pushed to the registry in {store.root} is not part of its cache;"
