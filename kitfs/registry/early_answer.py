@@ -27,19 +27,33 @@ MAX_EARLY: Final = 64 << 10  # bytes of an early answer that are read while a bo
 BODY_READ: Final = 64 << 10  # bytes that httpcore asks for when it reads a body
 # Bytes that are read from the system instead: a quarter less CPU time for a pull than with 64 KiB, 1 MiB gains nothing.
 SYSTEM_READ: Final = 256 << 10
+TLS_ALERT: Final = b"\x15\x03"  # the first bytes of a TLS alert: its type and the major version (RFC 8446 §5.1)
+
+
+class TlsAlert(httpcore.RemoteProtocolError):
+    """A server sent a TLS alert instead of a response to plain HTTP."""
+
+
+class NoResponse(httpcore.RemoteProtocolError):
+    """A server closed a connection before it sent a byte."""
 
 
 class DuplexStream(httpcore.NetworkStream):
     """A connection (``inner``, a plain or TLS socket) whose big writes end with WriteError when an answer arrives.
 
     Timeouts that are a ``Pace`` limit whole heads and the speed of bodies, not single reads and writes. ``listens``
-    is False for TLS within TLS, which has no socket of its own to listen on.
+    is False for TLS within TLS, which has no socket of its own to listen on. ``plain``: the connection does not use
+    TLS, so that a TLS alert on it is a fault of the server.
     """
 
-    def __init__(self, inner: httpcore.NetworkStream, sockets: Sockets, *, listens: bool = True) -> None:
+    def __init__(
+        self, inner: httpcore.NetworkStream, sockets: Sockets, *, listens: bool = True, plain: bool = False
+    ) -> None:
         self._inner = inner
         self._sockets = sockets
         self._listens = listens
+        self._plain = plain
+        self._received = False
         self._early = b""
         try:
             self._peer = inner.get_extra_info("server_addr")  # the system forgets it when the other side closes
@@ -50,8 +64,18 @@ class DuplexStream(httpcore.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return the bytes of an early answer, then those that arrive; of a body, more than httpcore asks for.
 
-        Raises ReadTimeout (of which TooSlow).
+        Raises ReadTimeout (of which TooSlow); for the first bytes of a connection TlsAlert and NoResponse.
         """
+        data = self._read(max_bytes, timeout)
+        if not self._received:
+            self._received = True
+            if not data:
+                raise NoResponse("it was closed without a response")
+            if self._plain and data.startswith(TLS_ALERT):
+                raise TlsAlert("a TLS alert arrived")
+        return data
+
+    def _read(self, max_bytes: int, timeout: float | None) -> bytes:
         if self._early:
             data, self._early = self._early[:max_bytes], self._early[max_bytes:]
             return data
@@ -156,7 +180,8 @@ class DuplexBackend(httpcore.NetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
         """Connect to a host."""
-        return DuplexStream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options), self._sockets)
+        stream = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+        return DuplexStream(stream, self._sockets, plain=True)
 
     def sleep(self, seconds: float) -> None:
         """Sleep as the inner backend does."""

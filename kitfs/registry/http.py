@@ -20,7 +20,7 @@ from kitfs.metrics import Counters
 from kitfs.redaction import public
 from kitfs.registry.addresses import AddressScope, answered_from, scope_of_name
 from kitfs.registry.auth import RegistryAuth, TokenAuth
-from kitfs.registry.early_answer import DuplexTransport
+from kitfs.registry.early_answer import DuplexTransport, NoResponse, TlsAlert
 from kitfs.registry.http_errors import (
     Broken,
     SpeaksTls,
@@ -28,7 +28,6 @@ from kitfs.registry.http_errors import (
     failure,
     host_of,
     mapped,
-    protocol_fault,
     read_error,
     shown,
 )
@@ -199,8 +198,8 @@ class HttpClient:
 
     def _probe(self, home: httpx.URL, error: httpx.TransportError) -> bool:
         """Return whether a server that closed a connection without an answer speaks TLS; it is probed once."""
-        if isinstance(error, httpx.RemoteProtocolError) and protocol_fault(error) == "other":
-            return False
+        if isinstance(error, httpx.RemoteProtocolError) and not isinstance(error.__cause__, (NoResponse, TlsAlert)):
+            return False  # the server sent something that is neither HTTP nor TLS
         if self.options.proxy or home.netloc in self._probed or _origin(home) in self._scopes:
             return False
         self._probed.add(home.netloc)

@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import parse_qs
 
 import httpx
@@ -20,11 +20,11 @@ import httpx
 from kitfs.errors import NotFound, RateLimited, RegistryError, Unauthorized, Unavailable
 from kitfs.redaction import public, redacted, without
 from kitfs.registry.addresses import Forbidden
+from kitfs.registry.early_answer import TlsAlert
 from kitfs.registry.pace import TooSlow
 
 MAX_ERROR_BODY: Final = 8 << 10  # bytes of an error body that are read
 MAX_CAUSE: Final = 200  # characters of a cause whose text comes from elsewhere
-TLS_ALERT: Final = r"\x15\x03"  # the first bytes of a TLS alert (RFC 8446 §5.1), as h11 quotes them
 TLS_ADVICE: Final = "speaks TLS, not plain HTTP (omit --plain-http, or write https://)"
 UNKNOWN: Final = {
     "NAME_UNKNOWN": "the repository does not exist",
@@ -121,7 +121,7 @@ def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavaila
         text = f"{host}: {_tls_text(cause)}"
     elif isinstance(e, httpx.ConnectError):
         text = f"cannot reach {host}: {_cause_text(cause)}"
-    elif isinstance(e, httpx.RemoteProtocolError) and protocol_fault(e) == "tls":
+    elif isinstance(e.__cause__, TlsAlert):
         kind = SpeaksTls
         text = f"{host} {TLS_ADVICE}"
     else:
@@ -159,18 +159,6 @@ def is_permanent(e: httpx.TransportError) -> bool:
 def speaks_no_tls(e: ssl.SSLError) -> bool:
     """Return whether OpenSSL found that the other side does not speak TLS."""
     return (e.reason or "").startswith(("WRONG_VERSION_NUMBER", "RECORD_LAYER", "PACKET_LENGTH_TOO_LONG"))
-
-
-def protocol_fault(e: httpx.RemoteProtocolError) -> Literal["tls", "silent", "other"]:
-    """Return what a protocol error means: "tls" if a TLS alert arrived instead of a response, "silent" if the server
-    closed the connection without a byte, else "other".
-
-    httpcore and h11 tell these cases apart by their texts only.
-    """
-    text = str(root_cause(e))
-    if TLS_ALERT in text:
-        return "tls"
-    return "silent" if text.startswith("Server disconnected") else "other"
 
 
 def _cause_text(cause: BaseException) -> str:

@@ -1,0 +1,213 @@
+"""What kitfs learns from the errors of OpenSSL, httpx, httpcore and h11, asked of these libraries themselves.
+
+``http_errors`` reads the reasons of OpenSSL where there is no other way to tell faults apart, and shortens messages of
+h11 that quote foreign bytes. If a new version of a library words them differently, these tests fail. Every connection
+here is a real one, made as kitfs makes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kitfs.errors import RegistryError
+from kitfs.registry.early_answer import DuplexTransport, NoResponse, TlsAlert
+from kitfs.registry.http_errors import (
+    Broken,
+    SpeaksTls,
+    is_permanent,
+    mapped,
+    root_cause,
+    speaks_no_tls,
+    unavailable,
+)
+from kitfs.registry.options import ClientOptions
+
+TLS = Path(__file__).parent / "tls"
+ALERT = b"\x15\x03\x01\x00\x02\x02\x46"  # a fatal alert "protocol version" (RFC 8446 §6), which has no line end
+UNEXPECTED = b"\x15\x03\x03\x00\x02\x02\x0a"  # "unexpected message": its last byte is a line end
+HANDSHAKE_FAILURE = b"\x15\x03\x03\x00\x02\x02\x28"
+Servers = Callable[..., str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Servers]:
+    """Start servers that send ``data`` after the first bytes of every connection, and then close it; return host:port.
+
+    With ``tls`` the server makes a handshake first.
+    """
+    listeners: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def start(data: bytes, tls: ssl.SSLContext | None = None) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def run() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection = listener.accept()[0]
+                    with contextlib.suppress(OSError), connection:
+                        talk(connection, data, tls)
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+    for thread in threads:
+        thread.join(20)
+
+
+def talk(connection: socket.socket, data: bytes, tls: ssl.SSLContext | None) -> None:
+    """Serve one connection: read the first bytes, send ``data``, and wait until the client closes."""
+    connection.settimeout(20)
+    with connection if tls is None else tls.wrap_socket(connection, server_side=True) as stream:
+        stream.recv(65536)
+        stream.sendall(data)
+        if tls is None:
+            stream.shutdown(socket.SHUT_WR)
+        while stream.recv(65536):
+            pass
+
+
+def error_of(url: str, *, headers: dict[str, str] | None = None, trusts: bool = True) -> httpx.HTTPError:
+    """Send a request as kitfs does, and return the error of httpx that it raises.
+
+    The client trusts the CA of the tests, unless ``trusts`` is False.
+    """
+    options = ClientOptions(tls_certs=(str(TLS / "ca.pem"),) if trusts else ())
+    transport = DuplexTransport(options)
+    with httpx.Client(transport=transport, trust_env=False, timeout=20) as client, pytest.raises(httpx.HTTPError) as e:
+        client.get(url, headers=headers)
+    return e.value
+
+
+def server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "server.pem")
+    return context
+
+
+@pytest.mark.parametrize("alert", [ALERT, UNEXPECTED], ids=["without a line end", "with a line end"])
+def test_an_alert_in_reply_to_plain_http_is_a_tls_alert(serve: Servers, alert: bytes) -> None:
+    """A TLS alert is recognized by its first bytes, whatever h11 would make of them, and named as the fault."""
+    url = f"http://{serve(alert)}/"
+    error = error_of(url)
+    assert isinstance(error, httpx.RemoteProtocolError)
+    assert isinstance(error.__cause__, TlsAlert)
+    assert isinstance(unavailable(error, url, "a/b"), SpeaksTls)
+
+
+def test_a_close_without_a_byte_is_no_response(serve: Servers) -> None:
+    """A server that closes the connection at once is told apart from one that sends something else than HTTP."""
+    url = f"http://{serve(b'')}/"
+    error = error_of(url)
+    assert isinstance(error, httpx.RemoteProtocolError)
+    assert isinstance(error.__cause__, NoResponse)
+    assert isinstance(unavailable(error, url, "a/b"), Broken)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"SSH-2.0-OpenSSH_9.9\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+    ],
+    ids=["a part of a head", "another protocol", "an invalid header"],
+)
+def test_an_invalid_response_is_neither(serve: Servers, data: bytes) -> None:
+    """An invalid or incomplete response is a RemoteProtocolError of httpx, but neither TlsAlert nor NoResponse."""
+    error = error_of(f"http://{serve(data)}/")
+    assert isinstance(error, httpx.RemoteProtocolError)
+    assert not isinstance(error.__cause__, (NoResponse, TlsAlert))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", True),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", True),
+        (b"220 mail.test ESMTP\r\n", True),
+        (bytes(40), True),
+        (b"\x15\x03\x03\xff\xff" + bytes(40), True),
+        (HANDSHAKE_FAILURE, False),
+        (b"", False),
+    ],
+    ids=["HTTP", "SSH", "SMTP", "zeros", "a record that is too long", "an alert", "nothing"],
+)
+def test_openssl_names_a_server_that_does_not_speak_tls(serve: Servers, data: bytes, expected: bool) -> None:
+    """OpenSSL's reason tells a server of another protocol, which is not retried, from a failed handshake."""
+    error = error_of(f"https://{serve(data)}/")
+    cause = root_cause(error)
+    found = isinstance(cause, ssl.SSLError) and speaks_no_tls(cause)
+    assert isinstance(error, httpx.ConnectError)
+    assert (found, is_permanent(error)) == (expected, expected)
+
+
+def test_openssl_names_a_certificate_that_is_not_trusted(serve: Servers) -> None:
+    """A certificate of an unknown CA is a permanent failure, with OpenSSL's own class and message."""
+    error = error_of(f"https://{serve(b'', server_context())}/", trusts=False)
+    cause = root_cause(error)
+    assert isinstance(cause, ssl.SSLCertVerificationError)
+    assert cause.verify_message
+    assert is_permanent(error)
+
+
+def test_openssl_names_a_missing_client_certificate(serve: Servers) -> None:
+    """A server that requires a certificate of the client is a permanent failure, by the name of its alert."""
+    context = server_context()
+    context.load_verify_locations(TLS / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    error = error_of(f"https://{serve(b'', context)}/")
+    assert isinstance(error, httpx.TransportError)
+    assert is_permanent(error)
+
+
+def test_a_refused_connection_is_not_permanent() -> None:
+    """The cause of a refused connection is the system's OSError, and it is retried."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        host = f"127.0.0.1:{closed.getsockname()[1]}"
+    error = error_of(f"http://{host}/")
+    assert isinstance(error, httpx.ConnectError)
+    assert isinstance(root_cause(error), ConnectionRefusedError)
+    assert not is_permanent(error)
+
+
+def test_messages_do_not_repeat_what_h11_quotes(serve: Servers) -> None:
+    """The error for an invalid response names its fault without the bytes that h11 quotes."""
+    host = serve(b"not-http secret\r\n\r\n")
+    text = str(unavailable(error_of(f"http://{host}/"), f"http://{host}/", "a/b"))
+    assert text == f"a/b: {host} broke the connection: illegal status line"
+
+
+def test_messages_do_not_repeat_a_header_that_h11_refuses(serve: Servers) -> None:
+    """The error for an invalid header of a request does not contain the header, which may be a credential."""
+    host = serve(b"")
+    error = error_of(f"http://{host}/", headers={"Authorization": "Bearer top\nsecret"})
+    assert isinstance(error, httpx.LocalProtocolError)
+    text = str(unavailable(error, f"http://{host}/", "a/b"))
+    assert text.endswith("a header of the request contains characters that are not allowed")
+
+
+def test_httpx_reports_an_invalid_location_by_its_cause(serve: Servers) -> None:
+    """httpx parses the Location of a redirect that it does not follow; ``mapped`` names the redirect as the fault."""
+    found = b"HTTP/1.1 302 Found\r\nLocation: http://[::bad/\r\nContent-Length: 0\r\n\r\n"
+    url = f"http://{serve(found)}/"
+    with (
+        httpx.Client(transport=DuplexTransport(ClientOptions()), trust_env=False, timeout=20) as client,
+        pytest.raises(RegistryError, match=r"^a/b: .* redirects to an invalid URL$"),
+        mapped(url, "a/b"),
+    ):
+        client.get(url, follow_redirects=False)
