@@ -21,7 +21,6 @@ from kitfs.escaping import LogFormatter
 if TYPE_CHECKING:
     from kitfs.kit.workspace import Workspace
     from kitfs.oci.names import LayoutReference, Reference
-    from kitfs.registry.repository import Repository
     from kitfs.store.store import Store
 
 
@@ -136,8 +135,3 @@ def registry_target(text: str | None, source: Reference | None, *, task: str) ->
     if target is None or target.registry == LOCAL:
         raise UsageError(f"registry is required when {task} (write registry/repository:tag)")
     return target
-
-
-def writable(workspace: Workspace, reference: Reference) -> Repository:
-    """Return the repository at its own registry, without the mirrors, because mirrors accept no pushes."""
-    return workspace.client.repository(reference).without_mirrors()

@@ -1,12 +1,9 @@
-"""A Kit: manifest, Kitfile and layers with their indexes. The one place where registry, store and layers meet.
+"""Open kits: turn a reference into a ``Kit``, with its manifest, its Kitfile and its layers.
 
-``Resolver.open`` turns a reference into a ``Kit`` with the network it needs and no more: the manifest and the config.
-A ``Layer`` opens its blob and builds its index when something first asks, once per process, and keeps the index in
-the catalog, by layer digest, for every later mount of the host. It is neither a tree (``fuse.tree`` merges layers)
-nor a verb.
+``Resolver.open`` reads the manifest and the config of the kit and of its parents, and nothing else. No layer is read:
+a ``Layer`` opens its blob and builds its index when the index is first needed. ``kit.tree`` merges the layers.
 
-Threading: a Kit is read by many threads at once. ``Layer.index`` builds under a lock of its own layer; nothing here
-holds a lock that a warm read needs.
+Threading: any number of threads may open kits with one resolver.
 """
 
 from __future__ import annotations
@@ -28,9 +25,10 @@ from kitfs.errors import (
     Unauthorized,
     Unavailable,
 )
+from kitfs.kit.chain import extended
 from kitfs.kit.kit import Kit
 from kitfs.kit.layer import Layer
-from kitfs.kit.origin import Stored
+from kitfs.kit.origin import StoreOrigin
 from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.modelkit.filters import Filter, for_parent, selects, selects_kitfile
 from kitfs.modelkit.index import KitIndex, is_kit_index, select
@@ -39,15 +37,12 @@ from kitfs.oci.manifest import Descriptor, Manifest, check_media_type
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
 from kitfs.store.store import Store
 
-MAX_CONFIG: Final = 8 << 20  # bytes of a config: a thousand times what kit writes, and nothing that could hurt
-MAX_CHAIN: Final = 10  # parents of parents, as kit (KITOPS §2.3)
+MAX_CONFIG: Final = 8 << 20  # bytes of a config: a thousand times what kit writes, and small enough to hold in memory
+PATIENCE: Final = 10.0  # seconds until a tag whose last digest is known is used without an answer of its registry
 
 
-PATIENCE: Final = 10.0  # seconds that a registry has to say what a tag means whose last meaning is known
-
-
-class _Known(NamedTuple):
-    """What a tag meant ``age`` seconds ago."""
+class _KnownTag(NamedTuple):
+    """The manifest that a tag named ``age`` seconds ago."""
 
     digest: Digest
     data: bytes
@@ -55,12 +50,12 @@ class _Known(NamedTuple):
 
 
 class Resolver:
-    """Opens kits: from the store when they were packed or pulled here, else from their registry or layout.
+    """Opens kits: from the store if they were packed or pulled on this machine, otherwise from their registry or layout.
 
-    ``origin_of`` gives the Origin of a reference. Tags are resolved at their registry; when it cannot be reached
-    (never on 401, 403 or 404), or has not answered after ``patience`` seconds, a tag means its last known digest,
-    with one warning. A tag that is not known is waited for as long as the origin takes. ``fallback`` is asked for the
-    manifest of a tag after that, and where the registry has none.
+    ``origin_of`` returns the Origin of a reference. A tag is resolved at its registry. If the registry is unreachable,
+    or has not answered within ``patience`` seconds, the last known digest of the tag is used, with a warning; not if
+    the registry returns 401, 403 or 404. If no digest is known, the resolver waits as long as the origin takes.
+    ``fallback`` supplies the manifest of a tag if neither the registry nor the last known digest does.
     """
 
     def __init__(
@@ -81,7 +76,7 @@ class Resolver:
         self._clock = clock
         self._fallback = fallback
         self._patience = patience
-        self.fell_back = False  # whether a tag was given its last known meaning, since its registry did not answer
+        self.fell_back = False  # True once the last known digest of a tag was used because its registry did not answer
 
     def open(
         self,
@@ -92,23 +87,24 @@ class Resolver:
         remote: bool = False,
         pins: Mapping[str, Digest] | None = None,
     ) -> Kit:
-        """The kit behind a reference, with its parents' layers; of an index the one that has the ``labels``.
+        """Open the kit that a reference names, with the layers of its parents. ``labels`` choose a kit of an index.
 
-        ``pins``, those of a kit that was opened before, say which digests references mean; what they name is not
-        looked up again.
+        ``pins`` are those of a kit that was opened before: the references in it are not resolved again, but have the
+        digests given there. ``remote`` asks the registry even if the store has the kit.
 
-        Raises NotFound, RegistryError, IntegrityError, ManifestError, KitfileError, UnsupportedLayer, UsageError for
-        labels that do not choose one kit, or LayerError for a chain of parents that is too long or a cycle.
+        Raises NotFound, RegistryError, IntegrityError, KitfileError, UnsupportedLayer, ManifestError (also for a chain
+        of parents that is too long or has a cycle), and UsageError for labels that do not choose exactly one kit.
         """
         return self._open(reference, tuple(filters), labels or {}, remote, pins or {}, ())
 
     def identify(
         self, reference: Reference | LayoutReference, *, labels: Mapping[str, str] | None = None, remote: bool = False
     ) -> Digest:
-        """The digest of the kit that ``open`` would open. Raises NotFound, RegistryError, IntegrityError,
-        ManifestError, UsageError.
+        """Return the digest of the kit that ``open`` would open.
+
+        Raises NotFound, RegistryError, IntegrityError, ManifestError, UsageError.
         """
-        return self._found(reference, labels or {}, remote)[1]
+        return self._resolve(reference, labels or {}, remote)[1]
 
     def _open(
         self,
@@ -119,14 +115,10 @@ class Resolver:
         pins: Mapping[str, Digest],
         chain: tuple[str, ...],
     ) -> Kit:
-        chain = (*chain, str(reference))
-        if len(set(chain)) < len(chain):
-            raise ManifestError(f"found cycle in modelkit references: [{'=>'.join(chain)}]")
-        if len(chain) > MAX_CHAIN + 1:
-            raise ManifestError(f"reached maximum number of model references: [{'=>'.join(chain)}]")
+        chain = extended(chain, reference)
         known = pins.get(str(reference))
         origin, digest, data = (
-            self._found(reference, labels, remote) if known is None else self._known(reference, known, remote)
+            self._resolve(reference, labels, remote) if known is None else self._pinned(reference, known, remote)
         )
         manifest = self._parse(Manifest.parse, data, reference)
         self._parse(lambda _: manifest.require_kit(), data, reference)
@@ -138,16 +130,16 @@ class Resolver:
             if not filters or (entry.entry is not None and selects(filters, entry.entry))
         )
         inherited: tuple[Layer, ...] = ()
-        meant: dict[str, Digest] = {str(reference): digest}
+        digests: dict[str, Digest] = {str(reference): digest}
         parent_filters = for_parent(filters)
         if kitfile.parent is not None and parent_filters is not None:
             parent = self._open(
                 kitfile.parent.or_latest().held_by(reference), tuple(parent_filters), {}, remote, pins, chain
             )
             inherited = parent.layers
-            meant |= parent.pins
-        shown = kitfile.to_yaml().encode() if selects_kitfile(filters) and has_kitfile(manifest) else None
-        return Kit(reference, digest, manifest, kitfile, shown, inherited + own, meant)
+            digests |= parent.pins
+        kitfile_bytes = kitfile.to_yaml().encode() if selects_kitfile(filters) and has_kitfile(manifest) else None
+        return Kit(reference, digest, manifest, kitfile, kitfile_bytes, inherited + own, digests)
 
     @staticmethod
     def _parse(parse: Callable[[bytes], Any], data: bytes, reference: Reference | LayoutReference) -> Any:
@@ -156,16 +148,17 @@ class Resolver:
         except ManifestError as e:
             raise ManifestError(f"{reference}: {e}")
 
-    def _found(
+    def _resolve(
         self, reference: Reference | LayoutReference, labels: Mapping[str, str], remote: bool
     ) -> tuple[Origin, Digest, bytes]:
-        """(where the kit comes from, its digest, its manifest). As with kit, labels choose from an index, not from
-        kits of the store.
+        """Return the origin of the kit, its digest and its manifest.
+
+        If there are labels, an index of the store comes before a kit of the same name, as in kit.
         """
-        pinned = None if remote else self._pinned(reference, of_index=bool(labels))
-        if pinned is not None:
-            origin: Origin = Stored()
-            digest, data = pinned, self._stored_manifest(pinned, origin)
+        stored = None if remote else self._stored_digest(reference, of_index=bool(labels))
+        if stored is not None:
+            origin: Origin = StoreOrigin()
+            digest, data = stored, self._manifest_by_digest(stored, origin)
         else:
             origin = self._origin_of(reference)
             digest, data = self._manifest(reference, origin, remote)
@@ -175,28 +168,28 @@ class Resolver:
                 self._log.warning("labels are ignored: %s is a ModelKit, not a ModelKit index", name)
             return origin, digest, data
         variant = select(KitIndex.parse(data), labels, reference)
-        if pinned is not None and isinstance(reference, Reference) and reference.registry != LOCAL:
-            origin = self._origin_of(reference)  # an index may be here without its kits
-        data = self._stored_manifest(variant.digest, origin)
+        if stored is not None and isinstance(reference, Reference) and reference.registry != LOCAL:
+            origin = self._origin_of(reference)  # the store may have an index without its kits
+        data = self._manifest_by_digest(variant.digest, origin)
         check_media_type(data, variant.descriptor.media_type, f"{reference}: {variant.digest}")
         return origin, variant.digest, data
 
-    def _known(
+    def _pinned(
         self, reference: Reference | LayoutReference, digest: Digest, remote: bool
     ) -> tuple[Origin, Digest, bytes]:
-        """``_found`` for a reference whose digest is known."""
-        here = isinstance(reference, Reference) and reference.registry == LOCAL
-        if here or (not remote and self._pinned(reference, of_index=False) == digest):
-            origin: Origin = Stored()
+        """Do as ``_resolve`` for a reference whose digest is known from ``pins``."""
+        is_local = isinstance(reference, Reference) and reference.registry == LOCAL
+        if is_local or (not remote and self._stored_digest(reference, of_index=False) == digest):
+            origin: Origin = StoreOrigin()
         else:
             origin = self._origin_of(reference)
-        return origin, digest, self._stored_manifest(digest, origin)
+        return origin, digest, self._manifest_by_digest(digest, origin)
 
-    def _pinned(self, reference: Reference | LayoutReference, *, of_index: bool) -> Digest | None:
-        """The digest of a kit or an index that is here; of one that is named by its digest only where no registry
-        could have it.
+    def _stored_digest(self, reference: Reference | LayoutReference, *, of_index: bool) -> Digest | None:
+        """Return the digest that a reference has in the store; None if its registry or its layout must be asked.
 
-        A tag that both have is the kit's, but with ``of_index``.
+        A digest is looked up in the store only if the reference names no registry. If a kit and an index have the same
+        tag, the kit is returned, or with ``of_index`` the index.
         """
         if isinstance(reference, LayoutReference):
             return None
@@ -212,7 +205,7 @@ class Resolver:
 
     def _manifest(self, reference: Reference | LayoutReference, origin: Origin, remote: bool) -> tuple[Digest, bytes]:
         if reference.digest is not None:
-            return reference.digest, self._stored_manifest(reference.digest, origin)
+            return reference.digest, self._manifest_by_digest(reference.digest, origin)
         if isinstance(reference, LayoutReference):
             descriptor, data = origin.manifest(reference.tag or "")
             return descriptor.digest, data
@@ -242,15 +235,15 @@ class Resolver:
         self._store.catalog.set(key, {"digest": descriptor.digest, "seen": int(self._clock())})
         return descriptor.digest, data
 
-    def _stored_manifest(self, digest: Digest, origin: Origin) -> bytes:
+    def _manifest_by_digest(self, digest: Digest, origin: Origin) -> bytes:
         data = self._store.get(digest)
         if data is None:
             data = origin.manifest(digest)[1]
             self._keep(digest, data)
         return data
 
-    def _last_known(self, key: tuple[str, str]) -> _Known | None:
-        """What a tag meant when its registry was last asked, if the manifest is here."""
+    def _last_known(self, key: tuple[str, str]) -> _KnownTag | None:
+        """Return the manifest that a tag named when its registry last answered; None if the store has lost it."""
         known = self._store.catalog.get(key)
         try:
             digest = Digest.parse(known["digest"])
@@ -258,13 +251,12 @@ class Resolver:
         except (TypeError, KeyError, ValueError, KitfsError):
             return None
         data = self._store.get(digest)
-        return None if data is None else _Known(digest, data, age)
+        return None if data is None else _KnownTag(digest, data, age)
 
     def _in_time(self, ask: Callable[[], tuple[Descriptor, bytes]], reference: Reference) -> tuple[Descriptor, bytes]:
-        """An answer that is not waited for longer than ``patience`` seconds. Raises Unavailable after that, and what
-        ``ask`` raises.
+        """Call ``ask`` and wait at most ``patience`` seconds. Raises Unavailable after that, and what ``ask`` raises.
 
-        A registry that is silent keeps the thread that asks it for as long as a request may take; its answer is not
+        The thread that waits for a silent registry ends when its request times out; an answer that comes late is not
         used.
         """
         answer: Future[tuple[Descriptor, bytes]] = Future()
@@ -291,15 +283,15 @@ class Resolver:
         return data
 
     def _keep(self, digest: Digest, data: bytes) -> None:
-        """Store a small blob; a cache may fail, a read may not."""
+        """Store a small blob. A failure of the store is logged, and does not fail the read."""
         try:
             self._store.put(digest, data)
         except StoreError as e:
-            self._log.warning("cannot keep %s: %s", digest, e)
+            self._log.warning("cannot store %s: %s", digest, e)
 
 
 def human_age(seconds: int) -> str:
-    """An age as people say it: "42 s", "3 min", "5 h", "2 d"."""
+    """Format an age for people: "42 s", "3 min", "5 h", "2 d"."""
     for unit, width in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * width or (seconds >= width and unit != "d"):
             return f"{seconds // width} {unit}"

@@ -20,6 +20,7 @@ from kitfs.registry.credentials import Credentials
 from kitfs.registry.kit_storage import KitStorage, LocalFirstRepository
 from kitfs.registry.layout import Layout, open_layout
 from kitfs.registry.options import ClientOptions
+from kitfs.registry.repository import Repository
 from kitfs.store.store import Store
 
 LOG: Final = logging.getLogger("kitfs")
@@ -75,6 +76,10 @@ class Workspace:
     def pull_from(self, reference: Reference) -> LocalFirstRepository:
         """Return the repository that whole kits are pulled from: blobs that kit has pulled are read from kit's home."""
         return self._kit_storage.origin(reference, self.client.repository, whole=True)
+
+    def push_to(self, reference: Reference) -> Repository:
+        """Return the repository that is written to: at its registry itself, since mirrors take no pushes."""
+        return self.client.repository(reference).without_mirrors()
 
     def _origin_of(self, reference: Reference | LayoutReference) -> Origin:
         if isinstance(reference, Reference):

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from kitfs.errors import InvalidReference, ManifestError, UnsupportedLayer
-from kitfs.gocompat.json import Ambiguous, check_keys, dumps, loads
+from kitfs.gocompat.json import Ambiguous, check_keys, dumps, loads, own_json
 from kitfs.oci.names import Digest
 
 IMAGE_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -180,6 +180,11 @@ class Manifest:
         _ = self.flavor
 
     @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """The descriptors of the config and of the layers, each digest once."""
+        return tuple({d.digest: d for d in (self.config, *self.layers)}.values())
+
+    @property
     def created(self) -> int:
         """The time of org.opencontainers.image.created in seconds since the epoch; 0 without a valid one."""
         try:
@@ -199,6 +204,16 @@ class Manifest:
         if self.annotations:
             value["annotations"] = dict(sorted(self.annotations.items()))
         return dumps(value | dict(self.extra))
+
+
+def blob_digests(data: bytes) -> set[str]:
+    """Return the digests of the config and the layers of a manifest; none of a manifest that is damaged."""
+    try:
+        manifest = own_json(data)
+        parts = [manifest.get("config"), *(manifest.get("layers") or ())]
+    except (ValueError, AttributeError, TypeError):
+        return set()
+    return {part["digest"] for part in parts if isinstance(part, dict) and isinstance(part.get("digest"), str)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
-"""What a verb tells its caller while it works. The caller prints, draws or ignores it; verbs never print. Any thread
-may tell.
+"""The events that a verb reports to its caller while it works. The caller prints them, draws a bar or ignores them;
+``ops`` itself prints nothing.
+
+Threading: a verb may report from any of its threads.
 """
 
 from __future__ import annotations
@@ -11,21 +13,23 @@ from kitfs.oci.names import Digest
 
 
 class Saved(NamedTuple):
-    """Something is in the store: a layer (``kind`` of its entry), the config or the manifest; ``added`` when it was
-    not there before.
+    """A blob was stored. ``what`` is "layer", "config" or "manifest", and ``kind`` the kind of a layer's Kitfile entry.
+
+    ``added`` is False if the store had the blob already.
     """
 
     what: str
     kind: str
     digest: Digest
     added: bool
-    path: str = ""  # of a layer, as the Kitfile has it
+    path: str = ""  # of a layer, as in the Kitfile
     size: int = 0  # bytes of a layer
 
 
 class Sent(NamedTuple):
-    """A blob or manifest is where it was to go: ``how`` exists, mounted or uploaded at a registry, pulled into the
-    store.
+    """A blob or a manifest has arrived. ``what`` is "blob", "config", "manifest" or "index".
+
+    ``how`` is "exists", "mounted" or "uploaded" at a registry, "pulled" into the store, or "exported" to a layout.
     """
 
     what: str
@@ -35,14 +39,14 @@ class Sent(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """``size`` more bytes of ``name`` are done; negative when they must be done again."""
+    """``size`` more bytes of ``name`` are done; a negative number takes back bytes that must be transferred again."""
 
     name: str
     size: int
 
 
 class Total(NamedTuple):
-    """There are ``size`` bytes to do for ``name``, all told; ``label`` is what people call it."""
+    """``name`` has ``size`` bytes in total; ``label`` is its name for people."""
 
     name: str
     size: int
@@ -50,13 +54,13 @@ class Total(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """A step that begins, in kit's words."""
+    """A step begins; ``text`` is kit's line for it."""
 
     text: str
 
 
 class Warned(NamedTuple):
-    """Something that the user should know, in one line."""
+    """A warning for the user, in one line."""
 
     text: str
 
@@ -66,4 +70,4 @@ Report = Callable[[Event], None]
 
 
 def quiet(_: Event) -> None:
-    """A Report for those who do not want to know."""
+    """Ignore an event: the Report of a caller that needs none."""

@@ -20,11 +20,11 @@ from kitfs.oci.names import LOCAL, Digest, Reference
 from kitfs.sdk.names import remote_reference
 from kitfs.sdk.options import Options, TransferOptions, settings_of
 from kitfs.sdk.progress import Progress, reporting
-from kitfs.sdk.session import origin_repository, store_of, workspace_of
+from kitfs.sdk.session import store_of, workspace_of
 
 if TYPE_CHECKING:
     from kitfs.kit.workspace import Workspace
-    from kitfs.ops.library.index import Deleted, Found
+    from kitfs.ops.library.index import Deleted, IndexDocument
 
 Edits = Mapping[str, "str | None"]
 
@@ -112,10 +112,10 @@ def add(
         raise UsageError(f"cannot ask a registry for {kit}: it names none (write registry/repository:tag)")
     with workspace_of(settings) as workspace:
         digest = run(
-            workspace.store,
+            workspace,
             _tag(index),
             named,
-            origin=workspace.client.repository(named) if remote else None,
+            remote=remote,
             labels=label_edits(label_texts),
             annotations=annotation_edits(note_texts),
         )
@@ -224,8 +224,7 @@ def push(
     source = Reference.parse(index).or_latest()
     target = remote_reference(destination or index, "push to")
     with workspace_of(settings) as workspace, reporting(progress, f"push {target.display}") as report:
-        repository = origin_repository(workspace, target)
-        digest = run(source, target, workspace.store, repository, concurrency=settings["concurrency"], report=report)
+        digest = run(workspace, source, target, concurrency=settings["concurrency"], report=report)
     return str(digest)
 
 
@@ -238,7 +237,7 @@ def pull(index: str, **options: Unpack[Options]) -> str:
 
     named = remote_reference(index, "pull")
     with workspace_of(settings_of(options, Options)) as workspace:
-        return str(run(workspace.store, named, workspace.client.repository(named)))
+        return str(run(workspace, named))
 
 
 def _tag(index: str) -> Reference:
@@ -257,7 +256,7 @@ def _kit(kit: str) -> Reference:
     return named
 
 
-def _found(workspace: Workspace, named: Reference, *, remote: bool) -> Found:
+def _found(workspace: Workspace, named: Reference, *, remote: bool) -> IndexDocument:
     from kitfs.ops.library.index import fetched, stored
 
     if remote and named.registry == LOCAL:

@@ -12,12 +12,11 @@ from kitfs.modelkit.kitfile import Kitfile
 from kitfs.oci.names import LOCAL, UNNAMED, LayoutReference, Reference
 from kitfs.sdk.names import kit_reference, remote_reference
 from kitfs.sdk.options import Filters, Options, TransferOptions, filters_of, settings_of
-from kitfs.sdk.session import origin_repository, store_of, workspace_of
+from kitfs.sdk.session import store_of, workspace_of
 
 if TYPE_CHECKING:
     from kitfs.config import Settings
-    from kitfs.kit.workspace import Workspace
-    from kitfs.ops.library.inspect import Look
+    from kitfs.ops.library.inspect import KitDocuments
     from kitfs.ops.library.remove import Removed
 
 NONE = "<none>"  # what kit prints for a name that does not exist
@@ -128,7 +127,7 @@ def inspect(reference: str, *, remote: bool = False, **options: Unpack[Options])
     return Inspection(str(look.digest), look.kitfile, json.loads(look.manifest.to_json()), version)
 
 
-def _look(reference: str, settings: Settings, *, remote: bool) -> Look:
+def _look(reference: str, settings: Settings, *, remote: bool) -> KitDocuments:
     from kitfs.ops.library import inspect as inspecting
     from kitfs.registry.layout import open_layout
 
@@ -175,8 +174,10 @@ def remove(
 
     ``reference``: repository:tag, with more tags after commas, or a digest, which removes the kit with all its tags.
     ``force`` removes the kit at once. ``all`` instead of a reference removes every kit of the store that has no tag,
-    and with ``force`` every kit. ``remote`` removes from the registry. Tags are removed in their order until one cannot
-    be. Raises NotFound, RegistryError when the registry does not delete, StoreError, UsageError.
+    and with ``force`` every kit. ``remote`` removes from the registry. If the first tag cannot be removed, nothing is;
+    if a later one cannot be, the others are removed and its error is raised at the end (of several, the last; the
+    logger "kitfs" warns about the others). Raises NotFound, RegistryError when the registry does not delete, StoreError,
+    UsageError.
     """
     from kitfs.ops.library import remove as removing
 
@@ -191,15 +192,12 @@ def remove(
     if not first.identifier:
         raise UsageError(f"cannot remove {reference}: it has neither a tag nor a digest")
     with workspace_of(settings) as workspace:
-        return [_removed(_remove_one(workspace, name, force=force, remote=remote)) for name in first.tagged()]
-
-
-def _remove_one(workspace: Workspace, reference: Reference, *, force: bool, remote: bool) -> Removed:
-    from kitfs.ops.library import remove as removing
-
-    if remote:
-        return removing.remove_remote(origin_repository(workspace, reference), reference, force=force)
-    return removing.remove(workspace.store, reference, force=force)
+        done = removing.remove_each(workspace, first.tagged(), force=force, remote=remote)
+        for name, error in done.failed[:-1]:
+            workspace.log.warning("cannot remove %s: %s", name.display, error)
+        if done.failed:
+            raise done.failed[-1][1]
+    return [_removed(kit) for _, kit in done.removed]
 
 
 def _removed(kit: Removed) -> RemovedKit:

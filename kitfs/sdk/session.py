@@ -32,7 +32,6 @@ from kitfs.kit.workspace import Workspace
 from kitfs.metrics import Counters
 from kitfs.modelkit.filters import Filter
 from kitfs.oci.names import Digest, Reference, parse_any
-from kitfs.registry.repository import Repository
 from kitfs.store.store import Store
 
 logging.getLogger("kitfs").addFilter(LogFilter())  # a program without handlers has its warnings on stderr
@@ -125,11 +124,6 @@ class Held:
 def workspace_of(settings: Settings) -> Workspace:
     """Open the store and the registries of ``settings`` for the length of a block. Raises StoreError, UsageError."""
     return Workspace.open(WorkspaceOptions.of(settings))
-
-
-def origin_repository(workspace: Workspace, reference: Reference) -> Repository:
-    """Return the repository of a reference at its own registry, without the mirrors."""
-    return workspace.client.repository(reference).without_mirrors()
 
 
 @contextmanager

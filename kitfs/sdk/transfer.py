@@ -23,7 +23,7 @@ from kitfs.sdk.options import (
     settings_of,
 )
 from kitfs.sdk.progress import Progress, reporting
-from kitfs.sdk.session import origin_repository, workspace_of
+from kitfs.sdk.session import workspace_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,7 @@ def push(
     source = Reference.parse(reference).or_latest()
     target = remote_reference(destination or reference, "push to")
     with workspace_of(settings) as workspace, reporting(progress, f"push {target.display}") as report:
-        repository = workspace.client.repository(target)
-        digest = run(source, target, workspace.store, repository, concurrency=settings["concurrency"], report=report)
+        digest = run(workspace, source, target, concurrency=settings["concurrency"], report=report)
     return str(digest)
 
 
@@ -85,14 +84,7 @@ def pull(
     settings = settings_of(options, PullOptions)
     source = Reference.parse(reference).or_latest()
     with workspace_of(settings) as workspace, reporting(progress, f"pull {source.display}") as report:
-        digest = run(
-            source,
-            workspace.store,
-            workspace.pull_from,
-            labels=labels,
-            concurrency=settings["concurrency"],
-            report=report,
-        )
+        digest = run(workspace, source, labels=labels, concurrency=settings["concurrency"], report=report)
     return str(digest)
 
 
@@ -111,25 +103,14 @@ def export(
     ask the registry also for a kit that is in the store. Raises UsageError for a target that is something else or an
     archive that exists, ContextError when the target cannot be written, NotFound, RegistryError, IntegrityError.
     """
-    from kitfs.kit.origin import Stored
-    from kitfs.ops.library.tags import find
     from kitfs.ops.transfer.export import export as run
-    from kitfs.registry.layout import open_layout
 
     settings = settings_of(options, Options)
     to = parse_any(target if isinstance(target, str) else f"oci:{target.__fspath__()}")
     if not isinstance(to, LayoutReference):
         raise UsageError(f"{target!r} is not an OCI layout (write oci:DIR[:tag] or oci-archive:FILE[:tag])")
     with workspace_of(settings) as workspace, reporting(progress, f"export {reference}") as report:
-        source = kit_reference(reference)
-        if isinstance(source, LayoutReference):
-            with closing(open_layout(source)) as layout:
-                return str(run(source.digest or source.tag or "", layout, workspace.store, to, report=report))
-        kit = None if remote else find(workspace.store, source)
-        if kit is not None:
-            return str(run(str(kit.digest), Stored(), workspace.store, to, report=report))
-        origin = workspace.client.repository(source)
-        return str(run(source.identifier, origin, workspace.store, to, report=report))
+        return str(run(workspace, kit_reference(reference), to, remote=remote, report=report))
 
 
 def convert(
@@ -161,10 +142,9 @@ def convert(
         reporting(progress, f"convert {target.display}") as report,
     ):
         done = run(
+            workspace,
             kit,
             target,
-            workspace.store,
-            origin_repository(workspace, target),
             platforms=[_platform(text) for text in platforms],
             concurrency=settings["concurrency"],
             report=report,

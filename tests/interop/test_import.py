@@ -472,12 +472,12 @@ def test_targets_that_are_none(box: Host, tmp_path: Path) -> None:
     (tmp_path / "odd/oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
     for target, code, text in (
-        (f"oci:{tmp_path / 'file'}", 2, "is no OCI layout"),
-        (f"oci:{tmp_path / 'full'}", 2, "is no OCI layout"),
-        (f"oci-archive:{tmp_path / 'file'}", 2, "nothing is added to archives"),
+        (f"oci:{tmp_path / 'file'}", 2, "is not an OCI layout"),
+        (f"oci:{tmp_path / 'full'}", 2, "is not an OCI layout"),
+        (f"oci-archive:{tmp_path / 'file'}", 2, "an archive cannot be added to"),
         ("here/other:v1", 2, "is not an OCI layout"),
         (f"oci:{tmp_path / 'odd'}", 8, "is not an index of an OCI layout"),
-        (f"oci:{tmp_path / 'file/below'}", 10, "cannot be written"),
+        (f"oci:{tmp_path / 'file/below'}", 10, "cannot write"),
     ):
         done = box.kitfs("export", "here/kit:v1", target, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr

@@ -149,31 +149,15 @@ def export(settings: Settings, reference: str, target: str) -> None:
     REF is a kit of the store, or else of its registry, or an OCI layout. A directory that already is a layout keeps its
     other manifests.
     """
-    from kitfs.kit.origin import Stored
     from kitfs.oci.names import LayoutReference, parse_any
-    from kitfs.ops.library.tags import find
     from kitfs.ops.transfer.export import export as exporting
-    from kitfs.registry.layout import open_layout
 
     to, source = parse_any(target), parse_any(reference)
     if not isinstance(to, LayoutReference):
         raise UsageError(f"{target!r} is not an OCI layout (write oci:DIR[:tag] or oci-archive:FILE[:tag])")
     with workspace_of(settings) as workspace, reporter_of(settings) as report:
-        if isinstance(source, LayoutReference):
-            layout = open_layout(source)
-            try:
-                digest = exporting(source.digest or source.tag or "", layout, workspace.store, to, report=report)
-            finally:
-                layout.close()
-        else:
-            source = source.or_latest()
-            kit = None if settings["remote"] else find(workspace.store, source)
-            if kit is not None:
-                digest = exporting(str(kit.digest), Stored(), workspace.store, to, report=report)
-            else:
-                digest = exporting(
-                    source.identifier, workspace.client.repository(source), workspace.store, to, report=report
-                )
+        kit_name = source if isinstance(source, LayoutReference) else source.or_latest()
+        digest = exporting(workspace, kit_name, to, remote=settings["remote"], report=report)
         report.say(f"Exported {report.short(digest)}", event="done", digest=digest, target=str(to))
 
 

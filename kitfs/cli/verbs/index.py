@@ -21,7 +21,6 @@ from kitfs.cli.session import (
     store_of,
     with_tag,
     workspace_of,
-    writable,
 )
 from kitfs.cli.verbs.transfer import push_as
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from kitfs.kit.workspace import Workspace
     from kitfs.modelkit.index import Variant
     from kitfs.oci.names import Digest, Reference
-    from kitfs.ops.library.index import Deleted, Found
+    from kitfs.ops.library.index import Deleted, IndexDocument
 
 ADD: Final = options_of(
     "index-add",
@@ -95,7 +94,9 @@ def create(settings: Settings, reference: str) -> None:
     named = _tag(reference)
     with store_of(settings) as store:
         digest = indexes.create(store, named)
-    _tell(settings, f"Created index {named.display} (digest {digest})", {"index": named.display, "digest": digest})
+    _put_result(
+        settings, f"Created index {named.display} (digest {digest})", {"index": named.display, "digest": digest}
+    )
 
 
 @index.command("add", cls=Command, short_help="Add a kit to an index, or change its labels.")
@@ -119,9 +120,8 @@ def add(settings: Settings, reference: str, kit: str) -> None:
     if remote and model.registry == LOCAL:
         raise UsageError(f"can not check remote: {model.display} does not contain registry")
     with workspace_of(settings) as workspace:
-        origin = workspace.client.repository(model) if remote else None
-        digest = indexes.add(workspace.store, named, model, origin=origin, labels=labels, annotations=annotations)
-    _tell(
+        digest = indexes.add(workspace, named, model, remote=remote, labels=labels, annotations=annotations)
+    _put_result(
         settings,
         f"Added {model.display} to index {named.display} (digest {digest})",
         {"index": named.display, "reference": model.display, "digest": digest},
@@ -143,7 +143,7 @@ def remove(settings: Settings, reference: str, kit: str) -> None:
     with store_of(settings) as store:
         gone, digest = indexes.remove(store, named, model)
     gone_name = gone if model.digest is not None else model.display
-    _tell(
+    _put_result(
         settings,
         f"Removed {gone_name} from index {named.display} (digest {digest})",
         {"index": named.display, "removed": gone, "digest": digest},
@@ -258,8 +258,8 @@ def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[st
     first = (variant.name(named) or NONE, NONE if size is None else human_size(size)), (str(variant.digest),)
     rows = []
     for i in range(max(1, len(labels), len(notes))):
-        said = [(texts[i] if i < len(texts) else "" if i else NONE) for texts in (labels, notes)]
-        rows.append(tuple(shown(cell) for cell in ((*first[0], *said, *first[1]) if i == 0 else ("", "", *said, ""))))
+        cells = [(texts[i] if i < len(texts) else "" if i else NONE) for texts in (labels, notes)]
+        rows.append(tuple(shown(cell) for cell in ((*first[0], *cells, *first[1]) if i == 0 else ("", "", *cells, ""))))
     return rows
 
 
@@ -299,8 +299,8 @@ def pull(settings: Settings, reference: str) -> None:
     with workspace_of(settings) as workspace:
         if not settings["json"]:
             put(f"Pulling index {named.display}")
-        digest = indexes.pull(workspace.store, named, workspace.client.repository(named))
-    _tell(settings, f"Pulled index {digest}", {"index": named.display, "digest": digest})
+        digest = indexes.pull(workspace, named)
+    _put_result(settings, f"Pulled index {digest}", {"index": named.display, "digest": digest})
 
 
 @click.command("convert", cls=Command, short_help="Make an OCI image that shares the layers of a kit.")
@@ -342,10 +342,9 @@ def convert(settings: Settings, reference: str, image: str) -> None:
         exit_on_interrupt(report),
     ):
         done = converting.convert(
+            workspace,
             kit,
             target,
-            workspace.store,
-            writable(workspace, target),
             platforms=settings["platform"] or (converting.DEFAULT_PLATFORM,),
             concurrency=settings["concurrency"],
             report=report,
@@ -371,7 +370,7 @@ def _tag(text: str) -> Reference:
     return with_tag(named)
 
 
-def _look(settings: Settings, workspace: Workspace, text: str) -> tuple[Reference, Found]:
+def _look(settings: Settings, workspace: Workspace, text: str) -> tuple[Reference, IndexDocument]:
     """Find the index that a verb shows. Raises NotFound in kit's words."""
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops.library import index as indexes
@@ -399,7 +398,7 @@ def _as_json(settings: Settings) -> bool:
     return bool(settings["json"]) or settings["format"] == "json"
 
 
-def _tell(settings: Settings, line: str, fields: Mapping[str, object]) -> None:
+def _put_result(settings: Settings, line: str, fields: Mapping[str, object]) -> None:
     if settings["json"]:
         put_json(dict(fields))
     else:

@@ -15,15 +15,14 @@ from kitfs.cli.options import REMOTE, UNUSED_CONCURRENCY, takes
 from kitfs.cli.output import human_size, put, put_json, put_json_text, put_lines, put_table, say, short
 from kitfs.cli.session import store_of, with_tag, workspace_of
 from kitfs.config import FILTER, NETWORK, STORE, Option, Settings, options_of
-from kitfs.errors import KitfsError, NotFound, UsageError
+from kitfs.errors import NotFound, UsageError
 from kitfs.escaping import shown
 from kitfs.parsers import boolean, word
 
 if TYPE_CHECKING:
-    from kitfs.kit.workspace import Workspace
     from kitfs.oci.names import Reference
     from kitfs.ops.events import Event
-    from kitfs.ops.library.inspect import Look
+    from kitfs.ops.library.inspect import KitDocuments
     from kitfs.ops.library.listing import Row
     from kitfs.ops.library.remove import Removed
 
@@ -134,8 +133,8 @@ def _json(row: Row) -> dict[str, object]:
 
 
 def _cells(row: Row, *, full: bool) -> list[tuple[str, ...]]:
-    said = (shown(row.author), shown(row.model_name), human_size(row.size), short(row.digest, full=full))
-    return [(row.repo, tag, *said) for tag in row.tags or ("<none>",)]
+    cells = (shown(row.author), shown(row.model_name), human_size(row.size), short(row.digest, full=full))
+    return [(row.repo, tag, *cells) for tag in row.tags or ("<none>",)]
 
 
 def _values(row: Row) -> Sequence[str]:
@@ -181,7 +180,7 @@ def info(settings: Settings, reference: str) -> None:
         put_lines(dump(inspecting.as_yaml(found), printable=True).removesuffix("\n"))
 
 
-def _look(settings: Settings, text: str) -> Look:
+def _look(settings: Settings, text: str) -> KitDocuments:
     """Find the kit that a verb shows. Raises NotFound in kit's words."""
     from kitfs.oci.names import LOCAL, LayoutReference, parse_any
     from kitfs.ops.library import inspect as inspecting
@@ -224,7 +223,7 @@ def tag(settings: Settings, source: str, target: str) -> None:
         kit = find(store, old)
         if kit is None:
             raise NotFound(f"Failed to tag modelkit: model {old} not found in the store")
-        names = [new.with_tag(name) for name in (new.tag or "", *new.extra_tags)]
+        names = new.tagged()
         for name in names:
             assign(store, name, kit.descriptor)
             if not settings["json"]:
@@ -259,7 +258,7 @@ def remove(settings: Settings, reference: str | None) -> None:
             raise UsageError("modelkit should not be specified when --all flag is used")
         with store_of(settings) as store:
             gone = removing.remove_all(store) if force else removing.remove_untagged(store)
-        _tell(settings, [(_lines_of_all(one), one) for one in gone])
+        _put_removed(settings, [(_lines_of_all(one), one) for one in gone])
         return
     if reference is None:
         raise UsageError("modelkit is required for remove unless --all is specified")
@@ -269,47 +268,23 @@ def remove(settings: Settings, reference: str | None) -> None:
     if remote and first.registry == LOCAL:
         raise UsageError(f"can not remove from a registry: {first.display} names none (write registry/repository:tag)")
     with workspace_of(settings, waits=True) as workspace:
-        _remove_each(
-            settings,
-            workspace,
-            [first, *(first.with_tag(name) for name in first.extra_tags)],
-            remote=remote,
-            force=force,
-        )
-
-
-def _remove_each(
-    settings: Settings, workspace: Workspace, references: Sequence[Reference], *, remote: bool, force: bool
-) -> None:
-    """Remove names one after another.
-
-    If the first one does not exist, nothing is removed, as in kit. Later failures are reported, and the last one is
-    raised at the end.
-    """
-    from kitfs.ops.library import remove as removing
-
-    done: list[tuple[list[str], Removed]] = []
-    failed: KitfsError | None = None
-    for i, reference in enumerate(references):
         try:
-            if remote:
-                repository = workspace.client.repository(reference).without_mirrors()
-                one = removing.remove_remote(repository, reference, force=force)
-                how = "removed" if one.kit else "untagged"
-                say(short(f"kitfs: {how} {reference.display} (digest {one.digest})", full=settings["no-trunc"]))
-                done.append(([], one))
-            else:
-                one = removing.remove(workspace.store, reference, force=force)
-                done.append(([f"Removed {reference.display} (digest {one.digest})"], one))
-        except KitfsError as e:
-            if i == 0:
-                raise type(e)(f"Failed to remove: {e}") if isinstance(e, NotFound) else e
-            if failed is not None:
-                say(f"kitfs: {failed}")
-            failed = NotFound(f"Failed to remove tag {reference.tag}: {e}") if isinstance(e, NotFound) else e
-    _tell(settings, done)
-    if failed is not None:
-        raise failed
+            done = removing.remove_each(workspace, first.tagged(), force=force, remote=remote)
+        except NotFound as e:
+            raise e.prefixed("Failed to remove")
+    if remote:
+        for name, one in done.removed:
+            how = "removed" if one.kit else "untagged"
+            say(short(f"kitfs: {how} {name.display} (digest {one.digest})", full=settings["no-trunc"]))
+    lines = [[] if remote else [f"Removed {name.display} (digest {one.digest})"] for name, one in done.removed]
+    failures = [
+        e.prefixed(f"Failed to remove tag {name.tag}") if isinstance(e, NotFound) else e for name, e in done.failed
+    ]
+    for failure in failures[:-1]:
+        say(f"kitfs: {failure}")
+    _put_removed(settings, list(zip(lines, (one for _, one in done.removed), strict=True)))
+    if failures:
+        raise failures[-1]
 
 
 def _lines_of_all(one: Removed) -> list[str]:
@@ -323,7 +298,7 @@ def _repository(one: Removed) -> str:
     return one.name.removeprefix(f"{LOCAL}/").removeprefix(UNNAMED)
 
 
-def _tell(settings: Settings, done: Sequence[tuple[list[str], Removed]]) -> None:
+def _put_removed(settings: Settings, done: Sequence[tuple[list[str], Removed]]) -> None:
     if settings["json"]:
         put_json(
             [

@@ -13,7 +13,7 @@ import click
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import directories, references
 from kitfs.cli.options import takes
-from kitfs.cli.session import exit_on_interrupt, registry_target, reporter_of, with_tag, workspace_of, writable
+from kitfs.cli.session import exit_on_interrupt, registry_target, reporter_of, with_tag, workspace_of
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import ContextError, UsageError
 from kitfs.escaping import shown
@@ -159,14 +159,7 @@ def push_as(
     with workspace_of(settings) as workspace, reporter_of(settings) as report:
         report(Noted(f"Pushing {noun}{source.display}" + (f" to {target.display}" if destination is not None else "")))
         with exit_on_interrupt(report):
-            digest = push(
-                source,
-                target,
-                workspace.store,
-                writable(workspace, target),
-                concurrency=settings["concurrency"],
-                report=report,
-            )
+            digest = push(workspace, source, target, concurrency=settings["concurrency"], report=report)
         report.end(f"Pushed {noun}{report.short(digest)}", event="done", reference=target.display, digest=digest)
 
 
@@ -185,22 +178,12 @@ def pull(settings: Settings, reference: str) -> None:
 
     source = with_tag(Reference.parse(reference))
     labels = selector(settings["label"])
-    with (
-        workspace_of(settings) as workspace,
-        reporter_of(settings) as report,
-    ):
+    with workspace_of(settings) as workspace, reporter_of(settings) as report:
         if source.registry == LOCAL and not workspace.pull_from(source).known():
             raise UsageError("registry is required when pulling (write registry/repository:tag)")
         report(Noted(f"Pulling {source.display}"))
         with exit_on_interrupt(report):
-            digest = pulling.pull(
-                source,
-                workspace.store,
-                workspace.pull_from,
-                labels=labels,
-                concurrency=settings["concurrency"],
-                report=report,
-            )
+            digest = pulling.pull(workspace, source, labels=labels, concurrency=settings["concurrency"], report=report)
         report.end(f"Pulled {report.short(digest)}", event="done", reference=source.display, digest=digest)
 
 

@@ -19,7 +19,7 @@ from kitfs.errors import ContextError, NotFound, StoreError, UsageError
 from kitfs.ops.events import Noted, Report
 from kitfs.ops.imports import lfs
 from kitfs.ops.imports.environment import ATTRIBUTES, UMASK, Login, environment, split_login, with_proxies
-from kitfs.ops.transfer.push import AT_ONCE
+from kitfs.ops.transfer.push import CONCURRENCY
 from kitfs.redaction import public, without
 from kitfs.registry.client import RegistryClient
 from kitfs.store.store import Store
@@ -45,7 +45,7 @@ def checkout(
     client: RegistryClient,
     *,
     token: str | None = None,
-    concurrency: int = AT_ONCE,
+    concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Iterator[Checkout]:
     """The files of ``ref`` ("": what the repository's HEAD means) of the repository at ``url``, in a scratch

@@ -6,17 +6,18 @@ takes its model, is pulled from its registry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 
-from kitfs.content import Origin, Source
+from kitfs.content import Source
+from kitfs.kit.workspace import Workspace
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.ops.events import Report
 from kitfs.ops.library.tags import assign, required
-from kitfs.ops.transfer import pull as pulling
-from kitfs.ops.transfer import push as transfer
+from kitfs.ops.transfer.pull import pull_from
+from kitfs.ops.transfer.push import CONCURRENCY
 from kitfs.registry.layout import Layout, open_layout
-from kitfs.store.store import Store
 
 
 class _SingleManifest:
@@ -37,28 +38,27 @@ class _SingleManifest:
 
 
 def import_layout(
+    workspace: Workspace,
     source: LayoutReference,
     references: Sequence[Reference],
-    store: Store,
-    repository_of: Callable[[Reference], Origin],
     *,
-    concurrency: int = transfer.AT_ONCE,
+    concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Digest:
     """Copy a kit of a layout into the store and tag it with ``references``. Returns the digest of its manifest.
 
-    ``repository_of`` returns the repository of a parent kit. Raises NotFound if there is no layout, and what
-    ``pulling.pull`` raises.
+    Raises NotFound if the layout does not exist, and what ``pull`` raises.
     """
-    layout = open_layout(source)
-    try:
+    with closing(open_layout(source)) as layout:
         single = _SingleManifest(layout, source.digest or source.tag or "")
         first = references[0]
-        digest = pulling.pull(
-            first, store, lambda r: single if r is first else repository_of(r), concurrency=concurrency, report=report
+        digest = pull_from(
+            lambda reference: single if reference is first else workspace.client.repository(reference),
+            workspace.store,
+            first,
+            concurrency=concurrency,
+            report=report,
         )
         for reference in references[1:]:
-            assign(store, reference, required(store, first).descriptor)
+            assign(workspace.store, reference, required(workspace.store, first).descriptor)
         return digest
-    finally:
-        layout.close()

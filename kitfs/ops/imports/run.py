@@ -28,7 +28,7 @@ from kitfs.ops.pack.generate import MAX_READ, File, directory_of, generate, read
 from kitfs.ops.pack.kitfiles import find_kitfile, parent_paths, read_kitfile
 from kitfs.ops.pack.layer_jobs import MAX_IGNORE
 from kitfs.ops.pack.pack import pack, references_of
-from kitfs.ops.transfer.push import AT_ONCE
+from kitfs.ops.transfer.push import CONCURRENCY
 from kitfs.redaction import public
 
 HUGGING_FACE: Final = "https://huggingface.co"
@@ -63,7 +63,7 @@ class ImportOptions:
     kitfile: Kitfile | None = None
     push: bool = False
     created: int | None = None
-    concurrency: int = AT_ONCE
+    concurrency: int = CONCURRENCY
 
     @property
     def hub_url(self) -> str:
@@ -123,10 +123,9 @@ class _ImportJob:
                 "a kit of an OCI layout is imported unchanged: import it without --push and --file, then push it"
             )
         return import_layout(
+            self.workspace,
             layout,
             self.references,
-            self.workspace.store,
-            self.workspace.client.repository,
             concurrency=self.options.concurrency,
             report=self.report,
         )
@@ -157,7 +156,7 @@ class _ImportJob:
             workspace.store,
             self.references,
             kit_format=KitFormat(created=self._created(snapshot.modified), layer_format="raw"),
-            target=workspace.client.repository(self.references[0]) if options.push else None,
+            target=workspace.push_to(self.references[0]) if options.push else None,
             concurrency=options.concurrency,
             report=self.report,
         )

@@ -29,7 +29,7 @@ from kitfs.ops.imports.arrange import Arrangement, PlannedLayer
 from kitfs.ops.imports.hub import HubFile
 from kitfs.ops.library.tags import assign
 from kitfs.ops.pack.pack import upload_manifest
-from kitfs.ops.transfer.push import AT_ONCE
+from kitfs.ops.transfer.push import CONCURRENCY
 from kitfs.parallel import each
 from kitfs.store.fill import fill
 from kitfs.store.store import Store
@@ -80,7 +80,7 @@ def import_snapshot(
     *,
     kit_format: KitFormat,
     target: Destination | None = None,
-    concurrency: int = AT_ONCE,
+    concurrency: int = CONCURRENCY,
     report: Report,
 ) -> PackedKit:
     """Make the kit of an arrangement in the store and tag it; with ``target``, in that repository instead.

@@ -1,5 +1,6 @@
-"""What the store holds besides the kits that were packed or pulled: blobs that mounts and other readers fetched. No
-printing.
+"""Measure and clear the cache: the blobs that mounts and other readers fetched, which no packed or pulled kit pins.
+
+Threading: none of its own.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from kitfs.store.store import Store
 
 
 class Cleared(NamedTuple):
-    """Bytes on disk that were freed, and that stay since somebody uses them now."""
+    """Bytes on disk that were freed, and bytes that stay because a process is using them."""
 
     freed: int
     in_use: int
 
 
 def usage(store: Store) -> dict[str, int]:
-    """Bytes on disk by form: blobs as registries have them, and decoded ones."""
+    """Return the bytes on disk by form: blobs as registries have them, and decoded blobs."""
     pinned = store.pinned()
     found = dict.fromkeys(FORMS, 0)
     for entry in store.entries():
@@ -28,11 +29,11 @@ def usage(store: Store) -> dict[str, int]:
 
 
 def clear(store: Store) -> Cleared:
-    """Free all of it that nobody uses now."""
-    there = list(store.entries())
-    pinned = store.pinned()  # after the look, as when evicting: what is pinned later was leased later
+    """Free every unpinned blob that no process is using."""
+    entries = list(store.entries())
+    pinned = store.pinned()  # after the listing, as in an eviction: a blob that is pinned later was leased later
     freed = in_use = 0
-    for entry in there:
+    for entry in entries:
         if entry.digest not in pinned:
             if store.remove(entry):
                 freed += entry.size

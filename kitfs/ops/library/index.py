@@ -1,7 +1,8 @@
-"""Indexes of kits in the store and at registries: kit's ``index`` verbs (KITOPS §8; KitOps 1.17 pkg/cmd/index).
+"""Manage indexes of kits in the store and at registries: kit's ``index`` verbs (KITOPS §8; KitOps 1.17 pkg/cmd/index).
 
-An index has tags of its own (``Store.indexes``), so that it may share a name with a kit, and as kit does it lists
-kits of its own repository only. The kits are not held by it: they stay or go by their own names. No printing.
+Tags of indexes are separate from tags of kits (``Store.indexes``), so an index and a kit may have the same name. As in
+kit, an index lists only kits of its own repository. An index does not pin the kits that it lists: their own tags do.
+Threading: none of its own.
 """
 
 from __future__ import annotations
@@ -9,37 +10,37 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
-from kitfs.content import Destination, Manifests
+from kitfs.content import Manifests
 from kitfs.errors import KitfsError, ManifestError, NotFound, StoreError, Unauthorized, UsageError
 from kitfs.gocompat.json import dumps
+from kitfs.kit.workspace import Workspace
 from kitfs.modelkit.index import KIT_SIZE, ORIGINAL_TAG, Edits, KitIndex, Variant, is_kit_index
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Manifest
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Report, Sent
 from kitfs.ops.library.remove import free
-from kitfs.ops.library.tags import find
-from kitfs.ops.transfer import push as transfer
+from kitfs.ops.library.tags import blob_of, find
+from kitfs.ops.transfer.push import CONCURRENCY, push_to, put_manifest
 from kitfs.store.store import Store
 
 NO_EDITS: Final = Edits({}, ())
 
 
-class Target(Destination, Manifests, Protocol):
-    """The repository that is pushed to: the registry's own answers, no mirror's."""
-
-
-class Found(NamedTuple):
-    """An index, its digest and its bytes."""
+class IndexDocument(NamedTuple):
+    """An index as it was read: its digest, its parsed value and its bytes."""
 
     digest: Digest
     value: KitIndex
     data: bytes
 
 
-class Listed(NamedTuple):
-    """An index of the store: its repository, digest and tags, and how many kits it lists (None: it cannot be read)."""
+class IndexRow(NamedTuple):
+    """An index in a list of the store.
+
+    ``name`` is its registry/repository. ``kits`` is the number of kits that it lists, None if it cannot be read.
+    """
 
     name: str
     digest: Digest
@@ -48,7 +49,7 @@ class Listed(NamedTuple):
 
 
 class Deleted(NamedTuple):
-    """What went: tags of ``name`` (registry/repository), and the index itself when ``whole`` is True."""
+    """What was deleted: tags of ``name`` (registry/repository), and the index itself if ``whole`` is True."""
 
     name: str
     digest: Digest
@@ -57,37 +58,37 @@ class Deleted(NamedTuple):
 
 
 def create(store: Store, reference: Reference) -> Digest:
-    """An empty index; its digest. Raises UsageError when the tag is one already, StoreError."""
+    """Create an empty index; return its digest. Raises UsageError if an index has the tag already, StoreError."""
     if _tagged(store, reference) is not None:
         raise UsageError(f"index {reference.display} already exists")
     return _write(store, reference, KitIndex())
 
 
-def stored(store: Store, reference: Reference) -> Found:
-    """An index of the store, by tag or digest. Raises NotFound, StoreError when its bytes are lost, ManifestError."""
+def stored(store: Store, reference: Reference) -> IndexDocument:
+    """Read an index of the store by tag or digest. Raises NotFound, ManifestError, StoreError if its bytes are lost."""
     digest = reference.digest or _tagged(store, reference)
     if digest is None or not any(row.name == reference.name and row.digest == digest for row in listed(store)):
         raise NotFound(f"could not find index {reference.display} in local storage")
     data = store.get(digest)
     if data is None:
         raise StoreError(f"the store has lost its blob {digest}; pull or create the index again")
-    return Found(digest, KitIndex.parse(data), data)
+    return IndexDocument(digest, KitIndex.parse(data), data)
 
 
-def fetched(origin: Manifests, reference: Reference) -> Found:
-    """An index of a registry. Raises NotFound, RegistryError, ManifestError if the data is not an index of kits."""
+def fetched(origin: Manifests, reference: Reference) -> IndexDocument:
+    """Read an index of a registry. Raises NotFound, RegistryError, ManifestError if it is not an index of kits."""
     descriptor, data = origin.manifest(reference.identifier or "latest")
-    return Found(descriptor.digest, KitIndex.parse(data), data)
+    return IndexDocument(descriptor.digest, KitIndex.parse(data), data)
 
 
-def listed(store: Store) -> list[Listed]:
-    """Every index of the store, by repository and digest. Raises StoreError for a damaged tag."""
+def listed(store: Store) -> list[IndexRow]:
+    """List the indexes of the store, sorted by repository and digest. Raises StoreError for a damaged tag."""
     tags: dict[tuple[str, Digest], list[str]] = defaultdict(list)
     for name, tag, value in store.indexes.items():
         tags[name, Descriptor.from_json(value, f"the tag {name}:{tag}").digest].append(tag)
     return [
-        Listed(name, digest, tuple(sorted(there)), _count(store, digest))
-        for (name, digest), there in sorted(tags.items())
+        IndexRow(name, digest, tuple(sorted(names)), _count(store, digest))
+        for (name, digest), names in sorted(tags.items())
     ]
 
 
@@ -99,23 +100,26 @@ def _count(store: Store, digest: Digest) -> int | None:
 
 
 def add(
-    store: Store,
+    workspace: Workspace,
     reference: Reference,
     kit: Reference,
     *,
-    origin: Manifests | None = None,
+    remote: bool = False,
     labels: Edits = NO_EDITS,
     annotations: Edits = NO_EDITS,
 ) -> Digest:
-    """Let an index list a kit of its repository, or change what it says of it; the new digest of the index.
+    """Add a kit of its repository to an index, or change its labels and annotations; return the index's new digest.
 
-    The kit is the store's, or with ``origin`` its registry's. Raises UsageError for a kit of another repository,
-    NotFound, ManifestError if the manifest is not a kit's.
+    The kit is looked up in the store, or with ``remote`` at its registry. Raises NotFound, UsageError for a kit of
+    another repository, ManifestError if the manifest is not that of a kit.
     """
     if kit.name != reference.name:
-        told = "an index may only reference ModelKits in its own repository"
-        raise UsageError(f"ModelKit {kit.display} is not in the same repository as index {reference.display}; {told}")
-    descriptor, manifest = _kit(store, kit, origin)
+        raise UsageError(
+            f"ModelKit {kit.display} is not in the same repository as index {reference.display}; an index may only "
+            "reference ModelKits in its own repository"
+        )
+    store = workspace.store
+    descriptor, manifest = _kit(store, kit, workspace.client.repository(kit) if remote else None)
     found = _required(store, reference)
     known = found.value.get(descriptor.digest) or Variant(descriptor)
     recorded = dict(known.descriptor.annotations) | {KIT_SIZE: str(sum(layer.size for layer in manifest.layers))}
@@ -126,7 +130,7 @@ def add(
 
 
 def _kit(store: Store, kit: Reference, origin: Manifests | None) -> tuple[Descriptor, Manifest]:
-    """(the descriptor that an index has of a kit, its manifest)."""
+    """Return the descriptor of a kit as an index lists it, and its manifest: of the store, or of ``origin``."""
     if origin is not None:
         found, data = origin.manifest(kit.identifier)
         digest = found.digest
@@ -136,10 +140,8 @@ def _kit(store: Store, kit: Reference, origin: Manifests | None) -> tuple[Descri
             raise NotFound(
                 f"could not find ModelKit {kit.display} in local storage; use --remote to resolve it in its registry"
             )
-        digest, there = local.digest, store.get(local.digest)
-        if there is None:
-            raise StoreError(f"the store has lost its blob {digest}; pull or pack the kit again")
-        data = there
+        digest = local.digest
+        data = blob_of(store, digest)
     try:
         manifest = Manifest.parse(data)
         manifest.require_kit()
@@ -151,10 +153,9 @@ def _kit(store: Store, kit: Reference, origin: Manifests | None) -> tuple[Descri
 
 
 def remove(store: Store, reference: Reference, kit: Reference) -> tuple[Digest, Digest]:
-    """Let an index no longer list a kit, by its digest or its tag in the store; (the kit's digest, the new one of the
-    index).
+    """Remove a kit, named by its digest or by its tag in the store, from an index.
 
-    Raises NotFound.
+    Returns the digest of the kit and the new digest of the index. Raises NotFound.
     """
     found = _required(store, reference)
     digest = kit.digest
@@ -169,8 +170,9 @@ def remove(store: Store, reference: Reference, kit: Reference) -> tuple[Digest, 
 
 
 def delete(store: Store, reference: Reference, *, force: bool = False) -> Deleted:
-    """Delete a tag, and with the last one, ``force`` or a digest the index itself; its kits stay. Raises NotFound,
-    UsageError for a kit.
+    """Delete a tag of an index. With its last tag, with ``force`` or by its digest, the index itself is deleted.
+
+    Its kits stay. Raises NotFound, UsageError if the reference names a kit.
     """
     digest = reference.digest or _tagged(store, reference)
     row = next((row for row in listed(store) if row.name == reference.name and row.digest == digest), None)
@@ -186,40 +188,40 @@ def delete(store: Store, reference: Reference, *, force: bool = False) -> Delete
 
 
 def delete_all(store: Store) -> list[Deleted]:
-    """Delete every index; their kits stay."""
+    """Delete every index of the store; their kits stay."""
     return [_delete(store, row) for row in listed(store)]
 
 
-def _delete(store: Store, row: Listed) -> Deleted:
+def _delete(store: Store, row: IndexRow) -> Deleted:
     for tag in row.tags:
         store.indexes.delete(row.name, tag)
     free(store, {str(row.digest)})
     return Deleted(row.name, row.digest, row.tags, whole=True)
 
 
-def pull(store: Store, reference: Reference, origin: Manifests) -> Digest:
-    """Bring an index into the store, byte for byte; its kits are left where they are. Raises NotFound, RegistryError,
-    ManifestError.
+def pull(workspace: Workspace, reference: Reference) -> Digest:
+    """Copy an index from its registry into the store, byte for byte and without its kits; return its digest.
+
+    Raises NotFound, RegistryError, ManifestError.
     """
-    found = fetched(origin, reference)
-    return _save(store, reference, found.digest, found.data)
+    found = fetched(workspace.client.repository(reference), reference)
+    return _save(workspace.store, reference, found.digest, found.data)
 
 
 def push(
+    workspace: Workspace,
     source: Reference,
     destination: Reference,
-    store: Store,
-    target: Target,
     *,
-    concurrency: int = transfer.AT_ONCE,
+    concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Digest:
-    """Push an index of the store: first those of its kits that the registry does not have, with their blobs, then the
-    index itself.
+    """Push the index ``source`` of the store to all tags of ``destination``; return its digest.
 
-    Raises NotFound for an index that is not in the store, or when a kit is neither there nor here; what
-    ``transfer.push`` raises.
+    First those of its kits are pushed that the registry does not have. Raises NotFound if the store does not have the
+    index, or if a kit is neither at the registry nor in the store; and what pushing a kit raises.
     """
+    store, target = workspace.store, workspace.push_to(destination)
     found = stored(store, source)
     missing = [variant for variant in found.value.variants if not _has(target, variant.digest)]
     for variant in missing:
@@ -227,24 +229,19 @@ def push(
         if data is None or not _whole(store, data):
             where = f"{destination.name} does not contain every ModelKit the index references"
             raise NotFound(
-                f"{where}: {variant.name(source) or variant.digest} is neither there nor, whole, in the store; push or pull it first"
+                f"{where}: {variant.name(source) or variant.digest} is neither there nor, whole, in the store; "
+                "push or pull it first"
             )
     for variant in missing:
-        named = replace(source, tag=None, digest=variant.digest)
-        transfer.push(
-            named,
-            replace(destination, tag=None, digest=variant.digest, extra_tags=()),
-            store,
+        push_to(
             target,
+            store,
+            replace(source, tag=None, digest=variant.digest),
+            replace(destination, tag=None, digest=variant.digest, extra_tags=()),
             concurrency=concurrency,
             report=report,
         )
-    for tag in (
-        (destination.tag or "latest", *destination.extra_tags)
-        if destination.digest is None
-        else (str(destination.digest),)
-    ):
-        target.put_manifest(tag, IMAGE_INDEX, found.data)
+    put_manifest(target, destination, IMAGE_INDEX, found.data)
     report(Sent("index", found.digest, len(found.data), "uploaded"))
     return found.digest
 
@@ -253,21 +250,24 @@ def _has(target: Manifests, digest: Digest) -> bool:
     try:
         target.manifest(digest)
     except (NotFound, Unauthorized):
-        return False  # some answer 401 or 403 for what is not there; a push tells whether it may be
+        return False  # some registries return 401 or 403 for what does not exist; the push shows whether it is allowed
     return True
 
 
 def _whole(store: Store, manifest: bytes) -> bool:
-    """Whether config and layers of a manifest are in the store, verified."""
+    """Return whether the store has the config and all layers of a manifest, verified."""
     try:
         parsed = Manifest.parse(manifest)
     except ManifestError:
         return False
-    return all(store.has_sealed(d.digest) for d in (parsed.config, *parsed.layers))
+    return all(store.has_sealed(blob.digest) for blob in parsed.blobs)
 
 
 def size_of(variant: Variant, manifest: Callable[[Digest], bytes | None]) -> int | None:
-    """Bytes of a kit's layers: as recorded, else by its manifest, where ``manifest`` can give it."""
+    """Return how many bytes the layers of a listed kit have: as the index records it, otherwise by the kit's manifest.
+
+    ``manifest`` returns the manifest of a digest, or None. Returns None if the size is not known.
+    """
     if variant.size is not None:
         return variant.size
     try:
@@ -277,26 +277,26 @@ def size_of(variant: Variant, manifest: Callable[[Digest], bytes | None]) -> int
         return None
 
 
-def as_json(found: Found, reference: Reference, sizes: Sequence[int | None]) -> bytes:
-    """What kit's ``index info --format json`` prints, before it is indented."""
+def as_json(document: IndexDocument, reference: Reference, sizes: Sequence[int | None]) -> bytes:
+    """Return what kit's ``index info --format json`` prints, before it is indented."""
     kits = []
-    for variant, size in zip(found.value.variants, sizes, strict=True):
+    for variant, size in zip(document.value.variants, sizes, strict=True):
         name = variant.name(reference)
         head = dumps(({"reference": name} if name else {}) | {"digest": str(variant.digest), "size": size}).decode()
         labels = ",".join(f"{dumps(key).decode()}:{variant.labels[key]}" for key in sorted(variant.labels))
         kits.append(f'{head[:-1]},"labels":{{{labels}}},"annotations":{dumps(variant.notes()).decode()}}}')
-    head = dumps({"reference": reference.display, "digest": str(found.digest)}).decode()
+    head = dumps({"reference": reference.display, "digest": str(document.digest)}).decode()
     return f'{head[:-1]},"modelKits":[{",".join(kits)}]}}'.encode()
 
 
 def _tagged(store: Store, reference: Reference) -> Digest | None:
-    """What a tag means among the indexes."""
+    """Return the digest of the index that has a tag in the store."""
     value = store.indexes.get(reference.name, reference.tag or "latest")
     return None if value is None else Digest.parse(value["digest"])
 
 
-def _required(store: Store, reference: Reference) -> Found:
-    """An index that is to be changed. Raises NotFound."""
+def _required(store: Store, reference: Reference) -> IndexDocument:
+    """Read an index that is to be changed. Raises NotFound with advice to create it."""
     try:
         return stored(store, reference)
     except NotFound as e:
@@ -309,7 +309,7 @@ def _write(store: Store, reference: Reference, index: KitIndex) -> Digest:
 
 
 def _save(store: Store, reference: Reference, digest: Digest, data: bytes) -> Digest:
-    """Keep an index and let the tag mean it; the one that it meant before goes when nothing else means it."""
+    """Store an index and set its tag. The index that had the tag is removed if it has no other tag."""
     assert is_kit_index(data)
     before = _tagged(store, reference)
     with store.pin([digest]):

@@ -1,7 +1,7 @@
-"""What a kit says of itself: manifest and Kitfile, without layers and without parents (kit's ``inspect`` and
-``info``, KITOPS §8).
+"""Read the manifest and the Kitfile of a kit, without its layers and its parents (kit's ``inspect`` and ``info``,
+KITOPS §8).
 
-No printing; the values are ready for ``oci.gojson`` and ``oci.goemit``.
+The values can be written with ``gocompat.json`` and ``gocompat.yaml_writer``. Threading: none of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Final, NamedTuple
 
 from kitfs.content import Origin
-from kitfs.errors import NotFound, StoreError, UsageError
+from kitfs.errors import NotFound, UsageError
 from kitfs.gocompat import json as gojson
 from kitfs.gocompat import structs as schema
 from kitfs.kit.resolver import MAX_CONFIG
@@ -21,13 +21,13 @@ from kitfs.modelkit.layers import kitfile_of
 from kitfs.modelkit.writer import CLI_VERSION
 from kitfs.oci.manifest import Manifest
 from kitfs.oci.names import Digest, Reference
-from kitfs.ops.library.tags import required
+from kitfs.ops.library.tags import blob_of, required
 from kitfs.store.store import Store
 
 NODE: Final = re.compile(r"\.?[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*")
 
 
-class Look(NamedTuple):
+class KitDocuments(NamedTuple):
     """A kit's manifest, its digest and its Kitfile."""
 
     digest: Digest
@@ -35,49 +35,48 @@ class Look(NamedTuple):
     kitfile: Kitfile
 
 
-def stored(store: Store, reference: Reference) -> Look:
-    """Look at a kit that was packed or pulled here. Raises NotFound, StoreError when a part is lost, ManifestError,
-    KitfileError.
+def stored(store: Store, reference: Reference) -> KitDocuments:
+    """Read the documents of a kit of the store.
+
+    Raises NotFound, ManifestError, KitfileError, StoreError if the store has lost one of them.
     """
     return stored_digest(store, required(store, reference).digest)
 
 
-def stored_digest(store: Store, digest: Digest) -> Look:
-    """Look at a kit of the store by its digest. Raises StoreError when a part is lost, ManifestError, KitfileError."""
-    manifest = Manifest.parse(_kept(store, digest))
-    return Look(digest, manifest, kitfile_of(manifest, _kept(store, manifest.config.digest)))
+def stored_digest(store: Store, digest: Digest) -> KitDocuments:
+    """Read the documents as ``stored`` does, for a kit that is named by its digest."""
+    manifest = Manifest.parse(blob_of(store, digest))
+    return KitDocuments(digest, manifest, kitfile_of(manifest, blob_of(store, manifest.config.digest)))
 
 
-def _kept(store: Store, digest: Digest) -> bytes:
-    data = store.get(digest)
-    if data is None:
-        raise StoreError(f"the store has lost its blob {digest}; pull or pack the kit again")
-    return data
+def fetched(origin: Origin, identifier: str) -> KitDocuments:
+    """Fetch the documents of a kit of a registry or a layout.
 
-
-def fetched(origin: Origin, identifier: str) -> Look:
-    """Look at a kit of a registry. Raises NotFound, RegistryError, ManifestError, KitfileError, IntegrityError."""
+    Raises NotFound, RegistryError, ManifestError, KitfileError, IntegrityError.
+    """
     descriptor, data = origin.manifest(identifier)
     manifest = Manifest.parse(data)
-    manifest.require_kit()  # before any blob of another artifact is fetched
-    return Look(descriptor.digest, manifest, kitfile_of(manifest, origin.blob_bytes(manifest.config, MAX_CONFIG)))
+    manifest.require_kit()  # before a blob of something else is fetched
+    return KitDocuments(
+        descriptor.digest, manifest, kitfile_of(manifest, origin.blob_bytes(manifest.config, MAX_CONFIG))
+    )
 
 
-def inspection(look: Look) -> dict[str, Any]:
-    """What ``kit inspect`` prints, in its order."""
+def inspection(documents: KitDocuments) -> dict[str, Any]:
+    """Return what ``kit inspect`` prints, with its fields in that order."""
     return {
-        "digest": str(look.digest),
-        "cliVersion": look.manifest.annotations.get(CLI_VERSION) or "unknown",
-        "kitfile": schema.to_json(look.kitfile),
-        "manifest": gojson.loads(look.manifest.to_json()),
+        "digest": str(documents.digest),
+        "cliVersion": documents.manifest.annotations.get(CLI_VERSION) or "unknown",
+        "kitfile": schema.to_json(documents.kitfile),
+        "manifest": gojson.loads(documents.manifest.to_json()),
     }
 
 
 def node(kitfile: Kitfile, path: str) -> Any:
-    """The part of a Kitfile that ``model.path``, ``package.authors``, ``model.parameters.lr`` or ``code.0.path`` names.
+    """Return the part of a Kitfile that a path names: model.path, package.authors, model.parameters.lr, code.0.path.
 
-    Fields are found in any case (kit: with their first letter in either). Raises UsageError for a wrong path,
-    NotFound.
+    The case of field names does not matter (in kit, only that of the first letter). Raises UsageError for an invalid
+    path, NotFound.
     """
     if "[" in path:
         raise UsageError("invalid filter: array access using '[]' is not currently supported")
@@ -102,14 +101,14 @@ def _below(value: Any, step: str) -> Any:
 
 
 def as_yaml(value: Any) -> Any:
-    """A part of a Kitfile for ``goemit.dump``."""
+    """Return a part of a Kitfile as ``gocompat.yaml_writer.dump`` takes it."""
     if is_dataclass(value):
         return schema.to_yaml(value)
     return [as_yaml(v) for v in value] if isinstance(value, tuple) else value
 
 
 def as_json(value: Any) -> Any:
-    """A part of a Kitfile for ``gojson``."""
+    """Return a part of a Kitfile as ``gocompat.json`` takes it."""
     if is_dataclass(value):
         return schema.to_json(value)
     return [as_json(v) for v in value] if isinstance(value, tuple) else value

@@ -1,6 +1,6 @@
-"""Kits as lists show them: of the store, or of a repository (kit's ``list``, KITOPS §8).
+"""List the kits of the store or of a repository (kit's ``list``, KITOPS §8).
 
-Threading: ``of_repository`` asks several tags at once on threads of its own, and returns when they have ended.
+Threading: ``of_repository`` asks for several tags at once on threads of its own, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kitfs.oci.manifest import IMAGE_INDEX
 from kitfs.oci.names import LOCAL, UNNAMED, Digest, Reference
 from kitfs.ops.events import Report, Warned
 from kitfs.ops.library import inspect as inspecting
-from kitfs.ops.library.inspect import Look
+from kitfs.ops.library.inspect import KitDocuments
 from kitfs.ops.library.tags import kits
 from kitfs.store.store import Store
 
@@ -25,7 +25,7 @@ NONE: Final = "<none>"
 
 
 class Row(NamedTuple):
-    """One kit. ``size`` is that of its layers, in bytes; what it does not say is "<none>"."""
+    """One kit. ``size`` is the size of its layers in bytes; a text that the kit does not have is "<none>"."""
 
     repo: str
     digest: Digest
@@ -36,8 +36,9 @@ class Row(NamedTuple):
 
 
 def of_store(store: Store, filters: Sequence[Filter] = (), *, report: Report) -> list[Row]:
-    """The kits of the store that have something of what a filter selects. One that is damaged is told, and listed by
-    its names.
+    """List the kits of the store that contain something that one of the filters selects.
+
+    A damaged kit is listed with its name and tags alone, and a warning is reported.
     """
     rows = []
     for kit in kits(store):
@@ -46,13 +47,13 @@ def of_store(store: Store, filters: Sequence[Filter] = (), *, report: Report) ->
         repo = kit.name.removeprefix(f"{LOCAL}/")
         repo = NONE if repo == UNNAMED else repo
         try:
-            look = inspecting.stored_digest(store, kit.digest)
+            documents = inspecting.stored_digest(store, kit.digest)
         except KitfsError as e:
             report(Warned(f"{repo}@{kit.digest}: {e}"))
             rows.append(Row(repo, kit.digest, kit.tags, NONE, 0, NONE))
             continue
-        if _has(look.kitfile, filters):
-            rows.append(_row(repo, kit.tags, look))
+        if _has(documents.kitfile, filters):
+            rows.append(_row(repo, kit.tags, documents))
     return rows
 
 
@@ -67,30 +68,41 @@ def of_repository(
     RegistryError.
     """
     if reference.identifier:
-        look = inspecting.fetched(repository, reference.identifier)
-        return [_row(reference.repository, (reference.identifier,), look)] if _has(look.kitfile, filters) else []
+        documents = inspecting.fetched(repository, reference.identifier)
+        return (
+            [_row(reference.repository, (reference.identifier,), documents)] if _has(documents.kitfile, filters) else []
+        )
 
-    def ask(tag: str) -> Look | None:
+    def ask(tag: str) -> KitDocuments | None:
         try:
             return inspecting.fetched(repository, tag)
-        except (ManifestError, NotFound):  # another kind of artifact; a tag that went away meanwhile
+        except (ManifestError, NotFound):  # another kind of artifact, or a tag that was deleted meanwhile
             return None
 
     tags = list(repository.tags())
     with ThreadPoolExecutor(concurrency, thread_name_prefix="kitfs-list") as pool:
-        looks = list(pool.map(ask, tags))
-    found = ((tag, look) for tag, look in zip(tags, looks, strict=True) if look is not None)
-    return [_row(reference.repository, (tag,), look) for tag, look in found if _has(look.kitfile, filters)]
+        answers = list(pool.map(ask, tags))
+    found = ((tag, documents) for tag, documents in zip(tags, answers, strict=True) if documents is not None)
+    return [
+        _row(reference.repository, (tag,), documents) for tag, documents in found if _has(documents.kitfile, filters)
+    ]
 
 
-def _row(repo: str, tags: tuple[str, ...], look: Look) -> Row:
-    package = look.kitfile.package
+def _row(repo: str, tags: tuple[str, ...], documents: KitDocuments) -> Row:
+    package = documents.kitfile.package
     author = package.authors[0] if package.authors else NONE
-    return Row(repo, look.digest, tags, package.name or NONE, sum(layer.size for layer in look.manifest.layers), author)
+    return Row(
+        repo,
+        documents.digest,
+        tags,
+        package.name or NONE,
+        sum(layer.size for layer in documents.manifest.layers),
+        author,
+    )
 
 
 def _has(kitfile: Kitfile, filters: Sequence[Filter]) -> bool:
-    """Whether a kit has something that a filter selects; what it takes from elsewhere, by reference, counts."""
+    """Return whether a filter selects something of a kit. Models and datasets of other kits that it refers to count."""
     entries = [*kitfile.entries(), *(Entry("dataset", d.name, d.path) for d in kitfile.datasets if d.remote_path)]
     if kitfile.model is not None and kitfile.parent is not None:
         entries.append(Entry("model", kitfile.model.name, kitfile.model.path))

@@ -1,25 +1,27 @@
-"""Kits that go: from the store, or from their registry (kit's ``remove``, KITOPS §8).
+"""Remove kits from the store or from their registry (kit's ``remove``, KITOPS §8).
 
-A kit that goes frees its blobs at once, but for those that another kit has, or that somebody reads just now. No
-printing.
+When a kit is removed from the store, its blobs are freed at once, except those that another kit has or that a process
+is reading. Threading: none of its own.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from kitfs.content import Repository
-from kitfs.errors import NotFound, RegistryError
-from kitfs.gocompat.json import own_json
+from kitfs.errors import KitfsError, NotFound, RegistryError
+from kitfs.kit.workspace import Workspace
+from kitfs.oci.manifest import blob_digests
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.library.tags import LocalKit, find, kits
 from kitfs.store.store import Store
 
-PASSING = (401, 403, 408, 429)  # statuses that do not say that a registry deletes no tags, or nothing at all
+UNRELATED: Final = (401, 403, 408, 429)  # statuses that do not mean that the registry cannot delete
 
 
 class Removed(NamedTuple):
-    """What went: the tags of ``name`` (registry/repository), and the kit itself when ``kit`` is True."""
+    """What was removed: tags of ``name`` (registry/repository), and the kit itself if ``kit`` is True."""
 
     name: str
     digest: Digest
@@ -28,7 +30,10 @@ class Removed(NamedTuple):
 
 
 def remove(store: Store, reference: Reference, *, force: bool = False) -> Removed:
-    """Remove a tag, and with the last one, ``force`` or a digest the kit itself. Raises NotFound."""
+    """Remove a tag from the store. With its last tag, with ``force`` or by its digest, the kit itself is removed.
+
+    Raises NotFound.
+    """
     found = find(store, reference)
     if found is None:
         raise NotFound(f"model {reference.display} not found")
@@ -37,6 +42,36 @@ def remove(store: Store, reference: Reference, *, force: bool = False) -> Remove
     tag = reference.tag or "latest"
     store.refs.delete(found.name, tag)
     return Removed(found.name, found.digest, (tag,), kit=False)
+
+
+class RemovedEach(NamedTuple):
+    """What ``remove_each`` did, by reference in the order given; for a reference that failed, its error."""
+
+    removed: list[tuple[Reference, Removed]]
+    failed: list[tuple[Reference, KitfsError]]
+
+
+def remove_each(
+    workspace: Workspace, references: Sequence[Reference], *, force: bool = False, remote: bool = False
+) -> RemovedEach:
+    """Remove tags one after another from the store, or with ``remote`` from their registry.
+
+    If the first one cannot be removed, its error is raised and nothing is removed, as in kit. After that, a failure
+    does not stop the removal of the other tags.
+    """
+    done = RemovedEach([], [])
+    for reference in references:
+        try:
+            if remote:
+                removed = remove_remote(workspace.push_to(reference), reference, force=force)
+            else:
+                removed = remove(workspace.store, reference, force=force)
+            done.removed.append((reference, removed))
+        except KitfsError as e:
+            if reference is references[0]:
+                raise
+            done.failed.append((reference, e))
+    return done
 
 
 def remove_untagged(store: Store) -> list[Removed]:
@@ -57,22 +92,12 @@ def _remove(store: Store, kit: LocalKit) -> Removed:
 
 
 def _free(store: Store, digest: Digest) -> None:
-    """Free what only this kit needed."""
-    data = store.get(digest)
-    try:
-        manifest: Any = own_json(data or b"{}")
-        parts = [manifest.get("config"), *(manifest.get("layers") or ())]
-        blobs = {
-            str(digest),
-            *(part["digest"] for part in parts if isinstance(part, dict) and isinstance(part.get("digest"), str)),
-        }
-    except (ValueError, AttributeError, TypeError):
-        blobs = {str(digest)}
-    free(store, blobs)
+    """Free the manifest and the blobs of a kit, except those that another kit needs."""
+    free(store, {str(digest)} | blob_digests(store.get(digest) or b""))
 
 
 def free(store: Store, blobs: set[str]) -> None:
-    """Free blobs that nothing pins. What somebody has open stays until the store needs room."""
+    """Free those of the blobs that nothing pins. A blob that a process has open stays until the store needs room."""
     blobs = blobs - store.pinned()
     for entry in store.entries():
         if entry.digest in blobs:
@@ -80,10 +105,10 @@ def free(store: Store, blobs: set[str]) -> None:
 
 
 def remove_remote(repository: Repository, reference: Reference, *, force: bool = False) -> Removed:
-    """Remove a tag at its registry, with ``force`` or a digest the kit itself, and all its tags with it.
+    """Remove a tag from its registry. With ``force`` or by its digest, the kit itself is removed, with all its tags.
 
-    Where a registry deletes no tags, a kit goes with its last one. Raises NotFound, RegistryError when the registry
-    deletes nothing, or no tag of a kit that has more.
+    If the registry cannot delete a tag, the kit is deleted with its last tag. Raises NotFound, and RegistryError if the
+    registry cannot delete manifests, or cannot delete a tag of a kit that has other tags.
     """
     tag = reference.identifier
     try:
@@ -99,29 +124,34 @@ def remove_remote(repository: Repository, reference: Reference, *, force: bool =
                 raise
             others = [t for t in repository.tags() if t != tag and _means(repository, t, digest)]
             if others:
-                told = f"remote registry does not support untagging; --force deletes the kit, and with it the tags {', '.join(others[:5])}"
-                raise _as(e, f"{reference.display}: {told}")
+                raise _with_text(
+                    e,
+                    f"{reference.display}: remote registry does not support untagging; --force deletes the kit, and with"
+                    f" it the tags {', '.join(others[:5])}",
+                )
     try:
         repository.delete_manifest(digest)
     except RegistryError as e:
         if _unsupported(e):
-            raise _as(e, f"removing models is unsupported by registry {reference.registry}")
+            raise _with_text(e, f"removing models is unsupported by registry {reference.registry}")
         raise
     return Removed(reference.name, digest, () if reference.digest else (tag,), kit=True)
 
 
 def _unsupported(e: RegistryError | NotFound) -> bool:
-    """Whether an answer to a DELETE says that the registry does not do that: 400, 404, 405, 501 …, for what was there
-    a moment ago.
+    """Return whether an error of a DELETE means that the registry does not support it.
+
+    The manifest existed a moment ago, so 400, 404, 405 and 501 among others mean that.
     """
     status = e.status if isinstance(e, RegistryError) else 404
-    return status == 501 or (status < 500 and status not in PASSING)
+    return status == 501 or (status < 500 and status not in UNRELATED)
 
 
-def _as(e: RegistryError | NotFound, told: str) -> RegistryError:
+def _with_text(e: RegistryError | NotFound, text: str) -> RegistryError:
+    """Return a RegistryError with another text and the fields of ``e``."""
     if isinstance(e, RegistryError):
-        return RegistryError(told, status=e.status, code=e.code, url=e.url)
-    return RegistryError(told, status=404)
+        return RegistryError(text, status=e.status, code=e.code, url=e.url)
+    return RegistryError(text, status=404)
 
 
 def _means(repository: Repository, tag: str, digest: Digest) -> bool:

@@ -1,8 +1,8 @@
-"""Kits that exist here: their names in the store, as kit keeps them in its own.
+"""Tags of the kits in the store.
 
-A tag is a ref of that name. A kit that has no tag (any more) is a ref whose name is its digest, so that it stays
-pinned until it is removed, and is listed as kit lists it. Threading and processes: each change is a file of its own;
-the last writer of a tag wins.
+A tag is a ref with the same name (``store.refs``). A kit without a tag has a ref whose name is its digest, so it stays
+pinned until it is removed, and is listed as in kit. Threading and processes: each change is a file of its own; the last
+writer of a tag wins.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kitfs.store.store import Store
 
 
 class LocalKit(NamedTuple):
-    """A kit of one repository ("registry/repository"); ``tags`` are sorted, none for one that lost its own."""
+    """A kit of the store. ``name`` is its registry/repository; ``tags`` are sorted, and empty for a kit without a tag."""
 
     name: str
     descriptor: Descriptor
@@ -31,7 +31,7 @@ class LocalKit(NamedTuple):
 
 
 def kits(store: Store) -> list[LocalKit]:
-    """Every kit of the store, by repository and digest. Raises StoreError for a damaged tag."""
+    """List the kits of the store, sorted by repository and digest. Raises StoreError for a damaged tag."""
     found: dict[tuple[str, Digest], list[str]] = defaultdict(list)
     descriptors: dict[Digest, Descriptor] = {}
     for name, tag, value in store.refs.items():
@@ -44,7 +44,7 @@ def kits(store: Store) -> list[LocalKit]:
 
 
 def find(store: Store, reference: Reference) -> LocalKit | None:
-    """The kit that a reference (with a tag or digest) means here."""
+    """Return the kit that a reference names in the store; None if the store does not have it."""
     if reference.digest is None:
         value = store.refs.get(reference.name, reference.tag or "latest")
         digest = None if value is None else value["digest"]
@@ -54,9 +54,7 @@ def find(store: Store, reference: Reference) -> LocalKit | None:
 
 
 def assign(store: Store, reference: Reference, descriptor: Descriptor) -> None:
-    """Let a reference mean a manifest that is in the store; durable. A kit whose last tag this takes is kept without
-    one.
-    """
+    """Tag a manifest of the store, durably. A kit that loses its last tag by that is kept without a tag."""
     tag = reference.tag or str(descriptor.digest)
     before = store.refs.get(reference.name, tag)
     if before is not None and before["digest"] != descriptor.digest:
@@ -65,15 +63,17 @@ def assign(store: Store, reference: Reference, descriptor: Descriptor) -> None:
             store.refs.set(reference.name, str(old.digest), before)
     others = _names(store, reference.name, descriptor.digest)
     if is_untagged(tag) and any(not is_untagged(name) for name in others):
-        return  # it has a name already
+        return  # the kit has a tag, so it needs no ref by its digest
     store.refs.set(reference.name, tag, descriptor.to_json())
     if not is_untagged(tag) and str(descriptor.digest) in others:
         store.refs.delete(reference.name, str(descriptor.digest))
 
 
 def check_whole(store: Store, digests: Iterable[Digest], what: str) -> None:
-    """Raises StoreError unless every blob is in the store, whole and verified: before a kit gets a name, and at the
-    end of a verb that gave it.
+    """Raise StoreError unless the store has every blob, whole and verified.
+
+    A verb checks this before it tags a kit and again after that, so an eviction between the two is not missed. ``what``
+    names the kit in the message.
     """
     lost = next((digest for digest in digests if not store.has_sealed(digest)), None)
     if lost is not None:
@@ -83,7 +83,7 @@ def check_whole(store: Store, digests: Iterable[Digest], what: str) -> None:
 
 
 def is_untagged(tag: str) -> bool:
-    """Whether a ref's name is a digest: that of a kit without a tag."""
+    """Return whether the name of a ref is a digest, which means that the kit has no tag."""
     try:
         Digest.parse(tag)
     except InvalidReference:
@@ -92,13 +92,21 @@ def is_untagged(tag: str) -> bool:
 
 
 def _names(store: Store, name: str, digest: Digest) -> list[str]:
-    """The refs of a repository that mean a digest."""
+    """Return the names of the refs of a repository that have a digest."""
     return [tag for other, tag, value in store.refs.items() if other == name and value["digest"] == digest]
 
 
 def required(store: Store, reference: Reference) -> LocalKit:
-    """``find``, where there must be one. Raises NotFound."""
+    """Return the kit that a reference names in the store. Raises NotFound."""
     found = find(store, reference)
     if found is None:
         raise NotFound(f"{reference.display} is not in the store; pack or pull it first")
     return found
+
+
+def blob_of(store: Store, digest: Digest) -> bytes:
+    """Return a small blob of a kit of the store. Raises StoreError if the store has lost it."""
+    data = store.get(digest)
+    if data is None:
+        raise StoreError(f"the store has lost its blob {digest}; pull or pack the kit again")
+    return data

@@ -72,7 +72,7 @@ def pack(
     return pack_to_registry(
         context,
         kitfile,
-        workspace.client.repository(references[0]),
+        workspace.push_to(references[0]),
         [reference.tag or "latest" for reference in references],
         kit_format=kit_format,
         parent_paths=parents,
@@ -115,7 +115,7 @@ def pack_to_store(
         report(Saved("manifest", "manifest", kit.descriptor.digest, added))
         for reference in references:
             assign(store, reference, kit.descriptor)
-            everything = (kit.descriptor.digest, kit.config.digest, *(layer.digest for layer in kit.manifest.layers))
+            everything = (kit.descriptor.digest, *(blob.digest for blob in kit.manifest.blobs))
             check_whole(store, everything, reference.display)
     return kit
 

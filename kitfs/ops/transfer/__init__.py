@@ -1,1 +1,1 @@
-"""Moving kits between the store, registries and layouts."""
+"""Transfer kits between the store, registries and OCI layouts."""

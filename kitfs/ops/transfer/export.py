@@ -1,11 +1,11 @@
-"""A kit as an OCI layout on disk: ``oci:DIR`` or ``oci-archive:FILE``, as image-spec v1.1 "image-layout.md" has them
-and skopeo reads them.
+"""Export a kit to an OCI layout on disk: ``oci:DIR`` or ``oci-archive:FILE``, as image-spec v1.1 "image-layout.md"
+defines them and skopeo reads them.
 
-Blobs come out of the store where they are whole there, else from where the kit is, and go to the layout only; every
-byte is hashed on the way, and a layout never holds a blob without its digest. A new layout appears whole or not at
-all, by rename. In one that is there, blobs appear by rename each, and ``index.json`` is replaced when all of them are
-there: its other manifests stay. An archive that is there stays as it is. Threading: one thread; who adds to a
-directory locks it.
+A blob is read from the store if all of it is there, otherwise from the origin of the kit, without storing it. Every
+byte is hashed while it is copied, so a layout never holds a blob that does not match its digest. A new layout appears
+complete or not at all, by rename. In an existing layout, each blob appears by rename, and ``index.json`` is replaced
+after all of them; its other manifests stay. An existing archive is never changed. Threading: one thread; a process that
+changes ``index.json`` locks the directory.
 """
 
 from __future__ import annotations
@@ -23,39 +23,58 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Final
 
 from kitfs.content import Origin
-from kitfs.errors import ContextError, IntegrityError, ManifestError, NotFound, UsageError
+from kitfs.errors import ContextError, IntegrityError, ManifestError, UsageError
 from kitfs.gocompat.json import Ambiguous, loads
+from kitfs.kit.origin import StoreOrigin, blob_reader
+from kitfs.kit.workspace import Workspace
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Manifest
-from kitfs.oci.names import Digest, LayoutReference
+from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total
+from kitfs.ops.library.tags import find
 from kitfs.ops.transfer.push import label
 from kitfs.ownership import Unsafe, open_below, refuse_links
-from kitfs.registry.layout import MAX_INDEX, REF_NAME
+from kitfs.registry.layout import MAX_INDEX, REF_NAME, open_layout
 from kitfs.store.durable import fsync_directory
 from kitfs.store.store import Store
 
-LEFT: Final = re.compile(r"\.[0-9a-f]{32}~")  # behind a name: what an export is writing
+TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}~")  # the end of the name of a file that an export is writing
 MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
 FILE_MODE: Final = 0o644
 DIRECTORY_MODE: Final = 0o755
-
-
 Read = Callable[[Descriptor], Iterator[bytes]]
 
 
-def export(identifier: str, origin: Origin, store: Store, target: LayoutReference, *, report: Report) -> Digest:
-    """Write the kit ``identifier`` (a tag or digest) of ``origin`` to ``target``; the digest of its manifest.
+def export(
+    workspace: Workspace,
+    source: Reference | LayoutReference,
+    target: LayoutReference,
+    *,
+    remote: bool = False,
+    report: Report,
+) -> Digest:
+    """Write the kit ``source`` to the layout ``target``; return the digest of its manifest.
 
-    Raises UsageError for a target that is not a layout, or an archive that exists; IntegrityError, NotFound, what the
-    origin raises, ContextError when the target cannot be written. A new layout is not there then, one that was there
-    is as before but for blobs that nothing names.
+    ``source`` names a kit of the store, or else of its registry, or a layout; with ``remote`` the registry is asked
+    even if the store has the kit. Raises UsageError if the target is not a layout or is an archive that exists,
+    ContextError if it cannot be written, IntegrityError, NotFound, and what the registry raises. After an error a new
+    layout does not exist, and an existing one has its old index, perhaps with blobs that no manifest names.
     """
     if target.digest is not None:
-        raise UsageError(f"{target}: a kit gets its own digest; write {target.kind}:{target.path}[:tag]")
+        raise UsageError(f"{target}: a kit has its own digest; write {target.kind}:{target.path}[:tag]")
+    if isinstance(source, LayoutReference):
+        with contextlib.closing(open_layout(source)) as layout:
+            return _export(source.digest or source.tag or "", layout, workspace.store, target, report)
+    kit = None if remote else find(workspace.store, source)
+    if kit is not None:
+        return _export(str(kit.digest), StoreOrigin(), workspace.store, target, report)
+    return _export(source.identifier, workspace.client.repository(source), workspace.store, target, report)
+
+
+def _export(identifier: str, origin: Origin, store: Store, target: LayoutReference, report: Report) -> Digest:
     found, data = _manifest(identifier, origin, store)
     manifest = Manifest.parse(data)
-    blobs = list({d.digest: d for d in (manifest.config, *manifest.layers)}.values())
+    blobs = manifest.blobs
     media_type = found.media_type or manifest.media_type or IMAGE_MANIFEST
     entry = Descriptor(media_type, found.digest, len(data), {REF_NAME: target.tag} if target.tag else {})
     report(Noted(f"Exporting to {target}"))
@@ -68,7 +87,7 @@ def export(identifier: str, origin: Origin, store: Store, target: LayoutReferenc
         else:
             _write_directory(target.path, entry, data, blobs, read)
     except OSError as e:
-        raise ContextError(f"{target.path} cannot be written: {(e.strerror or str(e)).lower()}")
+        raise ContextError(f"cannot write {target.path}: {(e.strerror or str(e)).lower()}")
     for blob in blobs:
         report(Sent("blob", blob.digest, blob.size, "exported"))
     report(Sent("manifest", found.digest, len(data), "exported"))
@@ -76,7 +95,7 @@ def export(identifier: str, origin: Origin, store: Store, target: LayoutReferenc
 
 
 def _manifest(identifier: str, origin: Origin, store: Store) -> tuple[Descriptor, bytes]:
-    """A manifest, from the store where a digest asks for what is there."""
+    """Return a manifest: from the store if it is named by its digest and the store has it, otherwise from its origin."""
     if ":" in identifier:
         digest = Digest.parse(identifier)
         data = store.get(digest)
@@ -86,37 +105,23 @@ def _manifest(identifier: str, origin: Origin, store: Store) -> tuple[Descriptor
 
 
 def _reader(origin: Origin, store: Store, report: Report) -> Read:
-    """Reads blobs whole, and checks them at their end."""
+    """Return a function that yields the bytes of a blob, and raises IntegrityError at the end if they are wrong."""
 
     def read(descriptor: Descriptor) -> Iterator[bytes]:
         hasher = descriptor.digest.hasher()
         done = 0
-        for piece in _pieces(descriptor, origin, store):
-            hasher.update(piece)
-            done += len(piece)
-            if done > descriptor.size:
-                break
-            yield piece
-            report(Moved(str(descriptor.digest), len(piece)))
+        with blob_reader(store, descriptor.digest, lambda: origin.blob(descriptor)) as pieces:
+            for piece in pieces(0):
+                hasher.update(piece)
+                done += len(piece)
+                if done > descriptor.size:
+                    break
+                yield piece
+                report(Moved(str(descriptor.digest), len(piece)))
         if done != descriptor.size or hasher.hexdigest() != descriptor.digest.hex:
-            raise IntegrityError(f"blob {descriptor.digest}: what is there does not have its digest or size")
+            raise IntegrityError(f"blob {descriptor.digest}: its content does not match its digest or size")
 
     return read
-
-
-def _pieces(descriptor: Descriptor, origin: Origin, store: Store) -> Iterator[bytes]:
-    file = store.open_sealed(descriptor.digest)
-    if file is not None:
-        with contextlib.closing(file):
-            while data := file.read(PIECE):
-                yield data
-        return
-    source = origin.blob(descriptor)
-    if source is None:
-        raise NotFound(f"blob {descriptor.digest} is not in the store any more; ask its registry with --remote")
-    with contextlib.closing(source.read_range(0, None)) as pieces:
-        for _, view in pieces:
-            yield bytes(view)
 
 
 # -- directories
@@ -128,7 +133,7 @@ def _write_directory(path: str, entry: Descriptor, data: bytes, blobs: Sequence[
         _add(path, entry, data, blobs, read)
         return
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path)):
-        raise UsageError(f"{path} is there, and is no OCI layout")
+        raise UsageError(f"{path} already exists and is not an OCI layout; choose another directory")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary, lock = _temporary(path, directory=True)
     try:
@@ -145,9 +150,9 @@ def _write_directory(path: str, entry: Descriptor, data: bytes, blobs: Sequence[
 
 
 def _add(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
-    """Add to a layout. The index is read after the blobs are written, to keep what other processes added."""
+    """Add a kit to a layout. The index is read again after the blobs are written, to keep what other processes added."""
     if not os.path.exists(os.path.join(path, "oci-layout")):
-        raise UsageError(f"{path} is no OCI layout: it has no oci-layout")
+        raise UsageError(f"{path} is not an OCI layout: the file oci-layout is missing")
     _known_index(path)
     _fill(path, entry, data, blobs, read)
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -179,22 +184,25 @@ def _known_index(path: str) -> dict[str, Any]:
 
 
 def _index(before: dict[str, Any], entry: Descriptor) -> bytes:
-    """index.json with one more manifest: in the place of what had its tag, and once where it has none."""
+    """Return index.json with one more manifest.
+
+    It replaces the manifest that has its tag; without a tag, it replaces an entry without a tag that has its digest.
+    """
     tag = entry.annotations.get(REF_NAME)
 
-    def stays(other: dict[str, Any]) -> bool:
+    def is_kept(other: dict[str, Any]) -> bool:
         annotations = other.get("annotations")
         named = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
         return named != tag if tag is not None else named is not None or other.get("digest") != entry.digest
 
     index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, **before}
-    index["manifests"] = [*(d for d in before.get("manifests", ()) if stays(d)), entry.to_json()]
+    index["manifests"] = [*(d for d in before.get("manifests", ()) if is_kept(d)), entry.to_json()]
     return json.dumps(index, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _fill(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
-    """Write the blobs that a layout does not have; those that it has are read, and written again if damaged."""
-    made = set()
+    """Write the blobs that a layout lacks. Blobs that it has are verified, and written again if they are damaged."""
+    folders = set()
     for blob in (*blobs, entry):
         folder = os.path.join(path, "blobs", blob.digest.algorithm)
         try:
@@ -202,15 +210,16 @@ def _fill(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor]
         except Unsafe as e:
             raise ManifestError(f"{path}: {e.strerror}")
         os.makedirs(folder, DIRECTORY_MODE, exist_ok=True)
-        made.add(folder)
+        folders.add(folder)
         name = os.path.join(folder, blob.digest.hex)
-        if not _is_there(name, blob):
+        if not _has_blob(name, blob):
             _replace(name, [data] if blob is entry else read(blob))
-    for folder in made:
+    for folder in folders:
         fsync_directory(folder)
 
 
-def _is_there(name: str, blob: Descriptor) -> bool:
+def _has_blob(name: str, blob: Descriptor) -> bool:
+    """Return whether a regular file has the size and the digest of a blob."""
     try:
         with open(open_below(*os.path.split(name)), "rb") as f:
             if os.fstat(f.fileno()).st_size != blob.size:
@@ -219,20 +228,20 @@ def _is_there(name: str, blob: Descriptor) -> bool:
             while piece := f.read(PIECE):
                 hasher.update(piece)
     except (FileNotFoundError, Unsafe):
-        return False  # a link or a device gives way to a file
+        return False  # a link or a device is replaced by a file
     return bool(hasher.hexdigest() == blob.digest.hex)
 
 
 def _replace(path: str, pieces: Iterator[bytes] | list[bytes]) -> None:
-    """A file that is there whole, or not at all."""
-    with _whole(path) as f:
+    """Write a file that appears complete, by rename; an existing file is replaced."""
+    with _new_file(path) as f:
         for piece in pieces:
             f.write(piece)
 
 
 @contextlib.contextmanager
-def _whole(path: str) -> Iterator[BinaryIO]:
-    """A file to be written, which has its name when the block has ended well, and is durable then."""
+def _new_file(path: str) -> Iterator[BinaryIO]:
+    """Open a temporary file, which is fsynced and renamed to ``path`` at the end of the block, and removed on an error."""
     temporary, fd = _temporary(path)
     try:
         with open(fd, "wb") as f:
@@ -247,28 +256,29 @@ def _whole(path: str) -> Iterator[BinaryIO]:
 
 
 def _temporary(path: str, *, directory: bool = False) -> tuple[str, int]:
-    """(name, locked descriptor) of a new file or directory beside ``path``; those that killed exports left of it are
-    taken away.
+    """Make a temporary file or directory beside ``path``, and lock it. Returns its name and its descriptor.
+
+    Temporary files that killed exports left beside ``path`` are removed: nothing locks them.
     """
-    above, name = os.path.split(path)
+    above, base = os.path.split(path)
     for other in os.listdir(above):
-        if other.startswith(f"{name}.") and LEFT.fullmatch(other, len(name)):
-            _take_away(os.path.join(above, other))
-    made = os.O_RDONLY | os.O_DIRECTORY if directory else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        if other.startswith(f"{base}.") and TEMPORARY.fullmatch(other, len(base)):
+            _remove_unlocked(os.path.join(above, other))
+    flags = os.O_RDONLY | os.O_DIRECTORY if directory else os.O_WRONLY | os.O_CREAT | os.O_EXCL
     while True:
-        mine = f"{path}.{uuid.uuid4().hex}~"
+        name = f"{path}.{uuid.uuid4().hex}~"
         if directory:
-            os.mkdir(mine, DIRECTORY_MODE)
-        fd = os.open(mine, made | os.O_CLOEXEC, 0o666)
+            os.mkdir(name, DIRECTORY_MODE)
+        fd = os.open(name, flags | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.path.lexists(mine):
-            return mine, fd
-        os.close(fd)  # taken away before it was locked
+        if os.path.lexists(name):
+            return name, fd
+        os.close(fd)  # another export removed it before it was locked
 
 
-def _take_away(path: str) -> None:
-    """Remove a temporary file or directory unless somebody writes it, or we may not."""
+def _remove_unlocked(path: str) -> None:
+    """Remove a temporary file or directory, unless its writer still holds its lock or permissions forbid it."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -287,9 +297,9 @@ def _take_away(path: str) -> None:
 def _write_archive(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
     path = os.path.abspath(path)
     if os.path.lexists(path):
-        raise UsageError(f"{path} exists, and nothing is added to archives; choose another name")
+        raise UsageError(f"{path} already exists, and an archive cannot be added to; choose another name")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with _whole(path) as f, tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    with _new_file(path) as f, tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as archive:
         _add_files(archive, entry, data, blobs, read)
     fsync_directory(os.path.dirname(path))
 
@@ -318,30 +328,30 @@ def _member(archive: tarfile.TarFile, name: str, size: int, content: BinaryIO | 
 
 
 class _Reader:
-    """Pieces as a file to be read by ``tarfile``."""
+    """A file over an iterator of pieces, with the one method that ``tarfile`` needs."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._left = b""
 
     def read(self, size: int) -> bytes:
-        """Exactly so many bytes, fewer at the end only."""
-        found = bytearray(self._left)
-        while len(found) < size:
+        """Return ``size`` bytes, or fewer at the end."""
+        data = bytearray(self._left)
+        while len(data) < size:
             piece = next(self._pieces, None)
             if piece is None:
                 break
-            found += piece
-        self._left = bytes(found[size:])
-        return bytes(found[:size])
+            data += piece
+        self._left = bytes(data[size:])
+        return bytes(data[:size])
 
     def end(self) -> None:
-        """Come to the end of the pieces, where they are checked."""
+        """Read to the end of the pieces, where their digest is checked. Raises IntegrityError if bytes are left over."""
         if self._left or next(self._pieces, b""):
-            raise IntegrityError("a blob is longer than it should be")
+            raise IntegrityError("a blob is longer than its declared size")
 
     def close(self) -> None:
-        """Let go of the source."""
+        """Close the iterator, which closes its source."""
         close = getattr(self._pieces, "close", None)
         if close is not None:
             close()

@@ -1,4 +1,7 @@
-"""Bring kits of registries into the store, whole and verified."""
+"""Pull kits from registries: bring all their blobs into the store, and verify them.
+
+Threading: ``pull`` runs threads of its own and returns when they have ended.
+"""
 
 from __future__ import annotations
 
@@ -9,54 +12,66 @@ from dataclasses import replace
 
 from kitfs.content import Origin
 from kitfs.errors import ManifestError
-from kitfs.kit.resolver import MAX_CHAIN, MAX_CONFIG
+from kitfs.kit.chain import extended
+from kitfs.kit.resolver import MAX_CONFIG
+from kitfs.kit.workspace import Workspace
 from kitfs.modelkit.index import KitIndex, is_kit_index, select
 from kitfs.modelkit.layers import kitfile_of
 from kitfs.oci.manifest import IMAGE_MANIFEST, Descriptor, Manifest, check_media_type
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total, Warned
 from kitfs.ops.library.tags import assign, check_whole
-from kitfs.ops.transfer.push import AT_ONCE, label
+from kitfs.ops.transfer.push import CONCURRENCY, label
 from kitfs.parallel import each
 from kitfs.store.fill import fill
 from kitfs.store.store import Store
 
 
 def pull(
+    workspace: Workspace,
     reference: Reference,
-    store: Store,
-    repository_of: Callable[[Reference], Origin],
     *,
     labels: Mapping[str, str] | None = None,
-    concurrency: int = AT_ONCE,
+    concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Digest:
-    """Bring a kit and the kits that its ``model.path`` leads to into the store, verified and pinned; the digest of
-    its manifest.
+    """Pull a kit, and the kits that its ``model.path`` leads to; return the digest of its manifest.
 
-    Of an index the kit that has the ``labels``: here it takes the tag, as with kit. What a mount has fetched is not
-    fetched again, and what broke off goes on. Raises NotFound, IntegrityError, ManifestError if it is not a kit,
-    UsageError for labels that do not choose one, StoreFull, what the registry raises; nothing is tagged then.
+    The blobs are verified and pinned. ``labels`` choose a kit of an index; in the store it gets the tag of the index, as
+    in kit. Blobs that a mount has fetched are not fetched again, and an interrupted pull resumes. Raises NotFound,
+    IntegrityError, ManifestError if the reference does not name a kit, UsageError for labels that do not choose exactly
+    one kit, StoreFull, and what the registry raises; nothing is tagged then.
     """
-    return _pull(reference, store, repository_of, labels or {}, concurrency, report, ())
+    return pull_from(
+        workspace.pull_from, workspace.store, reference, labels=labels, concurrency=concurrency, report=report
+    )
+
+
+def pull_from(
+    origin_of: Callable[[Reference], Origin],
+    store: Store,
+    reference: Reference,
+    *,
+    labels: Mapping[str, str] | None = None,
+    concurrency: int = CONCURRENCY,
+    report: Report,
+) -> Digest:
+    """Do as ``pull`` from the origins that ``origin_of`` returns for the kit and for its parents."""
+    return _pull(reference, store, origin_of, labels or {}, concurrency, report, ())
 
 
 def _pull(
     reference: Reference,
     store: Store,
-    repository_of: Callable[[Reference], Origin],
+    origin_of: Callable[[Reference], Origin],
     labels: Mapping[str, str],
     concurrency: int,
     report: Report,
     chain: tuple[str, ...],
 ) -> Digest:
-    chain = (*chain, str(reference))
-    if len(set(chain)) < len(chain):
-        raise ManifestError(f"found cycle in modelkit references: [{'=>'.join(chain)}]")
-    if len(chain) > MAX_CHAIN + 1:
-        raise ManifestError(f"reached maximum number of model references: [{'=>'.join(chain)}]")
-    origin = repository_of(reference)
-    found, data = _chosen(reference, origin, labels, report)
+    chain = extended(chain, reference)
+    origin = origin_of(reference)
+    found, data = _choose(reference, origin, labels, report)
     descriptor = replace(found, media_type=found.media_type or IMAGE_MANIFEST)
     try:
         manifest = Manifest.parse(data)
@@ -65,28 +80,27 @@ def _pull(
         raise ManifestError(f"reference {reference.display} does not refer to a model: {e}")
     if manifest.config.size > MAX_CONFIG:
         raise ManifestError(
-            f"{reference.display}: a config of {manifest.config.size} bytes: more than {MAX_CONFIG} is too much"
+            f"{reference.display}: the config is {manifest.config.size} bytes; a kit's config may have at most {MAX_CONFIG}"
         )
-    wanted = {d.digest: d for d in (manifest.config, *manifest.layers)}
-    with store.pin([found.digest, *wanted]):
+    everything = [found.digest, *(blob.digest for blob in manifest.blobs)]
+    with store.pin(everything):
         store.put(found.digest, data)
-        _fill_all(list(wanted.values()), origin, store, concurrency, report)
+        _fill_all(manifest.blobs, origin, store, concurrency, report)
         config = store.get(manifest.config.digest)
         parent = kitfile_of(manifest, config or b"").parent
         if parent is not None:
             report(Noted(f"Pulling referenced image {parent}"))
-            _pull(parent.or_latest().held_by(reference), store, repository_of, {}, concurrency, report, chain)
-        everything = [found.digest, *wanted]
+            _pull(parent.or_latest().held_by(reference), store, origin_of, {}, concurrency, report, chain)
         check_whole(store, everything, reference.display)
         assign(store, reference, descriptor)
         check_whole(store, everything, reference.display)
     return found.digest
 
 
-def _chosen(
+def _choose(
     reference: Reference, origin: Origin, labels: Mapping[str, str], report: Report
 ) -> tuple[Descriptor, bytes]:
-    """What a reference means, of an index the kit that the labels choose."""
+    """Return the manifest that a reference names; if it names an index, the manifest of the kit that the labels choose."""
     found, data = origin.manifest(reference.digest or reference.tag or "latest")
     if not is_kit_index(data):
         if labels:

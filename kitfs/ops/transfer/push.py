@@ -1,76 +1,92 @@
-"""Kits between the store and registries: push and pull.
+"""Push kits of the store to registries (KITOPS §7).
 
-Follows KITOPS §7: blobs that the registry has are not sent, others are mounted from a neighbouring repository where
-that can be, several at once, the manifest last, so that a kit is never there in part. What broke off goes on when it
-is done again: sessions are noted in the store's catalog. Threading: ``push`` runs threads of its own and returns when
-they have ended.
+A blob that the registry has is not sent. If another repository of the registry may have it, the registry is asked to
+mount it from there. Several blobs are sent at once, and the manifest last, so a kit never appears before its blobs.
+Uploads are recorded in the store's catalog, so that an interrupted push resumes. Threading: ``push`` runs threads of its
+own and returns when they have ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from kitfs.content import Destination
 from kitfs.errors import KitfsError, NotFound, StoreError, UnsupportedLayer
-from kitfs.gocompat.json import own_json
-from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest
+from kitfs.kit.origin import file_pieces
+from kitfs.kit.workspace import Workspace
+from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest, blob_digests
 from kitfs.oci.names import Digest, Reference
-from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Report, Sent, Total
 from kitfs.parallel import each
 from kitfs.store.store import Store
 
-AT_ONCE: Final = 5  # blobs, as kit
-NEIGHBOURS: Final = 3  # repositories that a blob is asked to be mounted from
+CONCURRENCY: Final = 5  # blobs at once, as in kit
+NEIGHBOURS: Final = 3  # repositories that the registry is asked to mount one blob from
 
 
 def push(
+    workspace: Workspace,
     source: Reference,
     destination: Reference,
-    store: Store,
-    target: Destination,
     *,
-    concurrency: int = AT_ONCE,
+    concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Digest:
-    """Push a kit that was packed or pulled here; the digest of its manifest.
+    """Push the kit ``source`` of the store to all tags of ``destination``; return the digest of its manifest.
 
-    Raises NotFound when it is not in the store, StoreError when the store has lost a part of it, what the registry
+    Raises NotFound if the kit is not in the store, StoreError if the store has lost a part of it, and what the registry
     raises.
     """
+    target = workspace.push_to(destination)
+    return push_to(target, workspace.store, source, destination, concurrency=concurrency, report=report)
+
+
+def push_to(
+    target: Destination,
+    store: Store,
+    source: Reference,
+    destination: Reference,
+    *,
+    concurrency: int = CONCURRENCY,
+    report: Report,
+) -> Digest:
+    """Do as ``push`` with ``target``, the repository of ``destination``."""
     digest = stored_digest(source, store)
     data = store.get(digest)
     if data is None:
         raise NotFound(f"{source.display} is not in the store; pack or pull it first")
     manifest = Manifest.parse(data)
-    wanted = {d.digest: d for d in (manifest.config, *manifest.layers)}
     with contextlib.ExitStack() as stack:
         files = {}
-        for descriptor in wanted.values():
+        for descriptor in manifest.blobs:
             file = store.open_sealed(descriptor.digest)
             if file is None:
                 raise StoreError(
                     f"{source.display}: the store has lost its blob {descriptor.digest}; pack or pull it again"
                 )
             files[descriptor.digest] = stack.enter_context(file)
-        for descriptor in wanted.values():
+        for descriptor in manifest.blobs:
             report(Total(str(descriptor.digest), descriptor.size, label(descriptor)))
-        neighbours = _neighbours(destination, store, set(wanted))
-        _upload_all(list(wanted.values()), files, store, target, neighbours, concurrency, report)
-    media_type = manifest.media_type or IMAGE_MANIFEST
-    for tag in (destination.tag, *destination.extra_tags) if destination.digest is None else (str(destination.digest),):
-        target.put_manifest(tag or "latest", media_type, data)
+        neighbours = _neighbours(destination, store, set(files))
+        _upload_all(manifest.blobs, files, store, target, neighbours, concurrency, report)
+    put_manifest(target, destination, manifest.media_type or IMAGE_MANIFEST, data)
     report(Sent("manifest", digest, len(data), "uploaded"))
     return digest
 
 
+def put_manifest(target: Destination, destination: Reference, media_type: str, data: bytes) -> None:
+    """Put a manifest under every tag of a reference, or under its digest; under ``latest`` if it has neither."""
+    tags = (destination.tag or "latest", *destination.extra_tags)
+    for identifier in tags if destination.digest is None else (str(destination.digest),):
+        target.put_manifest(identifier, media_type, data)
+
+
 def stored_digest(reference: Reference, store: Store) -> Digest:
-    """The manifest that a reference means in the store. Raises NotFound."""
+    """Return the digest of the manifest that a reference names in the store. Raises NotFound."""
     if reference.digest is not None:
         return reference.digest
     found = store.refs.get(reference.name, reference.tag or "latest")
@@ -88,16 +104,15 @@ def _upload_all(
     concurrency: int,
     report: Report,
 ) -> None:
-    """Every blob, several at once; the first error ends them all, once their running requests have."""
+    """Upload every blob, several at once. After an error no upload begins, and those that run end before it is raised."""
     stop = threading.Event()
 
     def send(descriptor: Descriptor) -> None:
-        fd = files[descriptor.digest].fileno()
-
         def read(offset: int) -> Iterator[bytes]:
-            while (data := os.pread(fd, PIECE, offset)) and not stop.is_set():
-                yield data
-                offset += len(data)
+            for piece in file_pieces(files[descriptor.digest], offset):
+                if stop.is_set():
+                    return
+                yield piece
 
         if stop.is_set():
             return
@@ -116,7 +131,7 @@ def _upload_all(
 
 
 def label(descriptor: Descriptor) -> str:
-    """What people call a blob: its path where it has one, its kind, its digest."""
+    """Return the name of a blob for people: its path if it has one, otherwise its kind and the start of its digest."""
     for name in FILEPATH:
         if name in descriptor.annotations:
             return descriptor.annotations[name]
@@ -128,8 +143,9 @@ def label(descriptor: Descriptor) -> str:
 
 
 def _neighbours(destination: Reference, store: Store, wanted: set[Digest]) -> dict[Digest, list[str]]:
-    """Blob → other repositories of the same registry that may have it, since kits of theirs in the store have. A
-    hint: what is damaged is none.
+    """Map each blob to other repositories of the same registry that may have it.
+
+    The store has kits of those repositories with the same blob. This is a hint, so damaged entries are skipped.
     """
     found: dict[Digest, list[str]] = {}
     with contextlib.suppress(StoreError):
@@ -137,11 +153,10 @@ def _neighbours(destination: Reference, store: Store, wanted: set[Digest]) -> di
             registry, _, repository = name.partition("/")
             if registry != destination.registry or repository == destination.repository:
                 continue
-            with contextlib.suppress(KitfsError, ValueError, TypeError, AttributeError):
-                manifest = own_json(store.get(Digest.parse(descriptor["digest"])) or b"{}")
-                for layer in (manifest.get("config") or {}, *(manifest.get("layers") or ())):
-                    digest = Digest.parse(layer.get("digest"))
-                    others = found.setdefault(digest, []) if digest in wanted else []
+            with contextlib.suppress(KitfsError, TypeError, KeyError):
+                data = store.get(Digest.parse(descriptor["digest"])) or b""
+                for digest in wanted & blob_digests(data):
+                    others = found.setdefault(digest, [])
                     if repository not in others and len(others) < NEIGHBOURS:
                         others.append(repository)
     return found

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from kitfs.errors import ManifestError
+from kitfs.kit.chain import extended
 from kitfs.kit.kit import Kit
 from kitfs.kit.layer import Layer
-from kitfs.kit.resolver import MAX_CHAIN
+from kitfs.kit.layering import joined
 from kitfs.kit.workspace import Workspace
 from kitfs.modelkit.filters import Filter, for_parent, selects
 from kitfs.modelkit.kitfile import Dataset, Entry, clean_path
@@ -78,7 +78,7 @@ def steps_of(kit: Kit, directory: str, filters: Sequence[Filter], context: StepC
     if kit.kitfile_bytes is not None:
         steps.append(Step(f"Unpacking config to {directory.rstrip('/')}/{KITFILE}", kitfile=True))
     steps += [_step(layer, context) for layer in kit.layers[inherited:]]
-    steps += _remote(kit, filters, context, (), "")
+    steps += _remote(kit, filters, context, (str(kit.reference),), "")
     if filters and not steps:
         context.report(Warned(f"{' and '.join(map(str, filters))}: nothing of this kit is selected"))
     return steps
@@ -117,7 +117,7 @@ def _remote(
     kit: Kit, filters: Sequence[Filter], context: StepContext, chain: tuple[str, ...], below: str
 ) -> list[Step]:
     """List the steps for datasets that are stored elsewhere: first those of other kits, which go below the path of the
-    dataset, then objects of S3, which become the path.
+    dataset, then objects of S3, which become the path. ``chain`` are the references that lead to ``kit``, its own last.
     """
     found = [d for d in kit.kitfile.datasets if d.remote_path and selects(filters, Entry("dataset", d.name, d.path))]
     if found and not context.include_remote:
@@ -127,10 +127,10 @@ def _remote(
     steps: list[Step] = []
     for dataset in found:
         if dataset not in objects:
-            steps += _referenced(dataset, kit, context, (*chain, str(kit.reference)), _joined(below, dataset.path))
+            steps += _referenced(dataset, kit, context, chain, joined(below, dataset.path))
     for dataset in objects:
         source = ObjectContent(dataset.remote_path, dataset.remote_hash, clean_path(dataset.path))
-        path = _joined(below, dataset.path)
+        path = joined(below, dataset.path)
         steps.append(Step(f"Downloading remote S3 dataset for path {path}", source, below, path))
     return steps
 
@@ -140,16 +140,9 @@ def _referenced(dataset: Dataset, kit: Kit, context: StepContext, chain: tuple[s
     references is too long or has a cycle.
     """
     reference = Reference.parse(dataset.remote_path).or_latest().held_by(kit.reference)
-    if str(reference) in chain:
-        raise ManifestError(f"found cycle in modelkit references: [{'=>'.join((*chain, str(reference)))}]")
-    if len(chain) > MAX_CHAIN:
-        raise ManifestError(f"reached maximum number of model references: [{'=>'.join(chain)}]")
+    chain = extended(chain, reference)
     other = context.workspace.resolver.open(reference, filters=DATASETS, remote=context.remote)
     context.stack.callback(other.close)
     steps = [Step(f"Unpacking referenced dataset ModelKit {dataset.remote_path} to {path}")]
     steps += [_step(layer, context, path) for layer in other.layers]
     return steps + _remote(other, DATASETS, context, chain, path)
-
-
-def _joined(directory: str, path: str) -> str:
-    return f"{directory}/{path}" if directory else path

@@ -19,7 +19,7 @@ import pytest
 import zstandard
 
 from kitfs.errors import ContextError, UsageError
-from kitfs.kit.origin import Stored
+from kitfs.kit.origin import StoreOrigin
 from kitfs.kit.resolver import Resolver
 from kitfs.kit.tree import tree_of
 from kitfs.metrics import Counters
@@ -53,7 +53,7 @@ def basic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shown(store: Store, reference: Reference) -> dict[str, dict[str, Any]]:
     """path → what trees/*.json says of it."""
-    kit = Resolver(store, lambda _: Stored(), log=LOG).open(reference)
+    kit = Resolver(store, lambda _: StoreOrigin(), log=LOG).open(reference)
     tree = tree_of(kit, counters=Counters(), log=LOG)
     found: dict[str, dict[str, Any]] = {}
     for path, node in tree.walk(tree.root):

@@ -18,7 +18,7 @@ from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Event, Moved, Noted, Sent, Total, Warned, quiet
 from kitfs.ops.library.tags import find
 from kitfs.ops.library.tags import kits as local_kits
-from kitfs.ops.transfer.pull import pull
+from kitfs.ops.transfer.pull import pull_from
 from kitfs.registry.client import RegistryClient
 from kitfs.store.fill import STREAMS, STRIPE
 from kitfs.store.store import Store
@@ -41,7 +41,9 @@ def bring(client: RegistryClient, store: Store) -> Pull:
     """Pulls into the store."""
 
     def run(reference: str, *, into: Store = store, told: list[Event] | None = None) -> Digest:
-        return pull(Reference.parse(reference), into, client.repository, report=quiet if told is None else told.append)
+        return pull_from(
+            client.repository, into, Reference.parse(reference), report=quiet if told is None else told.append
+        )
 
     return run
 
@@ -452,7 +454,7 @@ def test_a_config_that_is_too_long_is_not_fetched(fake: FakeRegistry, store: Sto
     manifest["config"]["size"] = (8 << 20) + 1
     ref = fake.put_kit("team/long", kits.Kit(kits.compact(manifest), kit.config, kit.blobs, kit.layers), "v1")
     with pytest.raises(
-        ManifestError, match=r"/team/long:v1: a config of 8388609 bytes: more than 8388608 is too much$"
+        ManifestError, match=r"/team/long:v1: the config is 8388609 bytes; a kit's config may have at most 8388608$"
     ):
         bring(ref)
     assert fake.served("/blobs/") == []
@@ -513,7 +515,7 @@ def test_tokens_that_live_for_two_requests(fake: FakeRegistry, store: Store, cli
     with FakeRegistry() as desk:
         fake.require_token(server=desk, expires_in=300)
         fake.fail("/blobs/", Expire(fake, every=2))
-        pull(Reference.parse(ref), store, client.repository, concurrency=1, report=quiet)
+        pull_from(client.repository, store, Reference.parse(ref), concurrency=1, report=quiet)
         whole(store, kit, ref)
         assert len(desk.served("/token")) == 11
 
@@ -560,11 +562,11 @@ def test_the_kit_of_an_index_that_labels_choose(fake: FakeRegistry, store: Store
     named = Reference.parse(f"{fake.host}/team/kit:all")
     client.repository(named).put_manifest("all", kits.INDEX, listed)
     told: list[Event] = []
-    assert pull(named, store, client.repository, labels={"q": "1"}, report=told.append) == made[1].digest
+    assert pull_from(client.repository, store, named, labels={"q": "1"}, report=told.append) == made[1].digest
     assert Noted(f"Index {named.display} refers to ModelKit {made[1].digest}") in told
     whole(store, made[1], named.display)
     with pytest.raises(UsageError, match="is a ModelKit index; select one of its ModelKits"):
-        pull(named, store, client.repository, report=quiet)
+        pull_from(client.repository, store, named, report=quiet)
     assert [kit.digest for kit in local_kits(store)] == [made[1].digest]
 
 
@@ -572,7 +574,7 @@ def test_labels_of_a_kit_are_ignored_and_told(fake: FakeRegistry, store: Store, 
     kit = kit_of(kits.part("model", "w.bin", SMALL, format="raw"))
     named = Reference.parse(fake.put_kit("team/kit", kit, "v1"))
     told: list[Event] = []
-    assert pull(named, store, client.repository, labels={"q": "1"}, report=told.append) == kit.digest
+    assert pull_from(client.repository, store, named, labels={"q": "1"}, report=told.append) == kit.digest
     assert Warned(f"labels are ignored: {named.display} is a ModelKit, not a ModelKit index") in told
 
 
@@ -599,7 +601,7 @@ def test_a_busy_registry_whose_tokens_do_not_live_that_long(
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.require_token()
     fake.fail(f"/blobs/{kit.layers[0]}", BusyUntilItExpires(fake, 3))
-    pull(Reference.parse(ref), store, client.repository, concurrency=1, report=quiet)
+    pull_from(client.repository, store, Reference.parse(ref), concurrency=1, report=quiet)
     whole(store, kit, ref)
 
 

@@ -113,7 +113,7 @@ def files(host: Workspace, reference: str, *, remote: bool = False) -> dict[str,
 
 
 def pulled(host: Workspace, reference: str) -> Digest:
-    return pull(Reference.parse(reference), host.store, host.pull_from, report=quiet)
+    return pull(host, Reference.parse(reference), report=quiet)
 
 
 FILES = {"w.bin": WEIGHTS, "src/a.py": b"print()\n"}

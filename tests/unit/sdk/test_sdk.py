@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import io
-import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 import kitfs
 from kitfs import errors
-from kitfs.metrics import Counters
-from kitfs.modelkit.index import label_edits
 from kitfs.modelkit.kitfile import Code, Kitfile, Package
-from kitfs.oci.manifest import IMAGE_INDEX
-from kitfs.oci.names import Reference
-from kitfs.ops.library import index
-from kitfs.registry.client import RegistryClient
-from kitfs.registry.credentials import Credentials
-from kitfs.registry.options import ClientOptions
-from kitfs.store.store import Store
 from tests.unit.sdk.conftest import MODEL, Place
 
 
@@ -220,35 +208,22 @@ def test_many_threads_read_one_kit(place: Place) -> None:
 
 def test_labels_choose_a_kit_of_an_index(place: Place, tmp_path: Path) -> None:
     """Labels work for open, unpack and pull. The pulled kit takes the tag of the index in the store."""
-    named = Reference.parse(place.reference.replace(":v1", ":all"))
-    with open_store(str(place.options["cache_dir"])) as store:
-        index.create(store, named)
-        index.add(store, named, Reference.parse(place.reference), labels=label_edits(["kind=one"]))
-        data = index.stored(store, named).data
-    client = RegistryClient(ClientOptions(), Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test"))
-    client.repository(named).put_manifest("all", IMAGE_INDEX, data)
-    client.close()
-    with kitfs.open(str(named), labels={"kind": "one"}, **place.fresh) as kit:
+    named = place.reference.replace(":v1", ":all")
+    kitfs.index.create(named, **place.options)
+    kitfs.index.add(named, place.reference, labels={"kind": "one"}, **place.options)
+    kitfs.index.push(named, **place.options)
+    with kitfs.open(named, labels={"kind": "one"}, **place.fresh) as kit:
         assert kit.read("data/train.csv") == b"a,b\n1,2\n3,4\n"
         digest = kit.digest
-    assert kitfs.unpack(str(named), tmp_path / "out", labels={"kind": "one"}, **place.fresh) == digest
-    assert kitfs.pull(str(named), labels={"kind": "one"}, **place.fresh) == digest
-    with kitfs.open(str(named), **place.fresh) as kit:
+    assert kitfs.unpack(named, tmp_path / "out", labels={"kind": "one"}, **place.fresh) == digest
+    assert kitfs.pull(named, labels={"kind": "one"}, **place.fresh) == digest
+    with kitfs.open(named, **place.fresh) as kit:
         assert kit.digest == digest
     for labels in ({}, {"kind": "two"}):
         with pytest.raises(
             errors.UsageError, match=r"select one of its ModelKits|no ModelKit in the index has kind=two"
         ):
-            kitfs.pull(str(named), labels=labels, **place.fresh)
-
-
-@contextmanager
-def open_store(root: str) -> Iterator[Store]:
-    store = Store.open(root, counters=Counters(), log=logging.getLogger("kitfs.test"))
-    try:
-        yield store
-    finally:
-        store.close()
+            kitfs.pull(named, labels=labels, **place.fresh)
 
 
 def test_warnings_are_escaped_for_a_program_without_handlers() -> None:

@@ -117,6 +117,16 @@ def test_tag_gives_more_names_and_remove_takes_them_away(place: Place) -> None:
     assert kitfs.list(**place.options) == []
 
 
+def test_remove_goes_on_after_a_later_tag_that_does_not_exist(place: Place) -> None:
+    """As on the command line: the error is raised at the end. If the first tag does not exist, nothing is removed."""
+    kitfs.tag(place.reference, "other:a,b,c", **place.options)
+    with pytest.raises(errors.NotFound, match="other:x"):
+        kitfs.remove("other:x,a", **place.options)
+    with pytest.raises(errors.NotFound, match="other:x"):
+        kitfs.remove("other:a,x,c", **place.options)
+    assert [kit.tags for kit in kitfs.list(**place.options) if kit.repository == "other"] == [("b",)]
+
+
 def test_remove_can_remove_from_the_registry(place: Place) -> None:
     (removed,) = kitfs.remove(place.reference, remote=True, force=True, **place.fresh)
     assert removed.kit

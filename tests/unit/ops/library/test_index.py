@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kitfs.errors import ManifestError, NotFound, UsageError
+from kitfs.kit.options import WorkspaceOptions
+from kitfs.kit.workspace import Workspace
 from kitfs.modelkit.index import KIT_INDEX, annotation_edits, indented, label_edits
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor
 from kitfs.oci.names import Digest, Reference
@@ -17,13 +21,30 @@ from kitfs.ops.library import index
 from kitfs.ops.library.listing import of_store
 from kitfs.ops.library.remove import remove as remove_kit
 from kitfs.ops.library.tags import assign, find
-from kitfs.registry.client import RegistryClient, Repository
+from kitfs.registry.options import ClientOptions
+from kitfs.registry.repository import Repository
 from kitfs.store.store import Store
 from tests import kits
 from tests.fakes.registry import FakeRegistry
 
 LOG = logging.getLogger("kitfs.test")
 ALL = Reference.parse("test/model:all")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    """A workspace without credentials that gives a silent registry ten seconds."""
+    options = WorkspaceOptions(
+        cache_dir=str(tmp_path / "store"), kit_home=str(tmp_path / "kit"), client=ClientOptions(read_timeout=10.0)
+    )
+    with Workspace.open(options, log=LOG) as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(workspace: Workspace) -> Store:
+    """The store of the workspace."""
+    return workspace.store
 
 
 def kit_of(text: str, vintage: kits.Vintage = "1.17") -> kits.Kit:
@@ -44,12 +65,12 @@ def of(repository: str, reference: str) -> Reference:
     return Reference.parse(f"{repository}:{reference}")
 
 
-def test_create_add_remove_delete(store: Store) -> None:
+def test_create_add_remove_delete(store: Store, workspace: Workspace) -> None:
     """The index lists what was added, and its kits stay when it goes."""
     q4, q8 = keep(store, "q4", "test/model:q4"), keep(store, "q8", "test/model:q8")
     index.create(store, ALL)
-    index.add(store, ALL, Reference.parse("test/model:q4"))
-    digest = index.add(store, ALL, Reference.parse("test/model:q8"))
+    index.add(workspace, ALL, Reference.parse("test/model:q4"))
+    digest = index.add(workspace, ALL, Reference.parse("test/model:q8"))
     found = index.stored(store, ALL)
     assert found.digest == digest == Digest.of(found.data)
     assert [v.digest for v in found.value.variants] == [q4, q8]
@@ -62,13 +83,13 @@ def test_create_add_remove_delete(store: Store) -> None:
     assert {row.digest for row in of_store(store, report=quiet)} == {q4, q8}
 
 
-def test_an_entry_is_kits(store: Store) -> None:
+def test_an_entry_is_kits(store: Store, workspace: Workspace) -> None:
     """Field by field: the tag it was added by, the bytes of its layers, its artifact type, labels and annotations."""
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
     labels = label_edits(["quantization=q4_0", 'gpuArchs:=["sm_80", "sm_90"]'])
     index.add(
-        store,
+        workspace,
         ALL,
         Reference.parse("test/model:q4"),
         labels=labels,
@@ -83,25 +104,25 @@ def test_an_entry_is_kits(store: Store) -> None:
     )
 
 
-def test_kits_of_every_vintage_can_be_listed(store: Store) -> None:
+def test_kits_of_every_vintage_can_be_listed(store: Store, workspace: Workspace) -> None:
     """One whose manifest says no media type and no artifact type too."""
     index.create(store, ALL)
     for vintage in ("1.7", "modelpack"):
         keep(store, "x", f"test/model:{vintage}", vintage)
-        index.add(store, ALL, Reference.parse(f"test/model:{vintage}"))
+        index.add(workspace, ALL, Reference.parse(f"test/model:{vintage}"))
     first, second = json.loads(index.stored(store, ALL).data)["manifests"]
     assert (first["mediaType"], "artifactType" in first) == (IMAGE_MANIFEST, False)
     assert second["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
 
 
-def test_adding_again_merges(store: Store) -> None:
+def test_adding_again_merges(store: Store, workspace: Workspace) -> None:
     """Labels and annotations that are not named stay, key- takes one away; by digest the recorded tag stays too."""
     q4 = keep(store, "q4", "test/model:q4")
     named = Reference.parse("test/model:q4")
     index.create(store, ALL)
-    index.add(store, ALL, named, labels=label_edits(["a=1", "b=2"]), annotations=annotation_edits(["x=1", "y=2"]))
+    index.add(workspace, ALL, named, labels=label_edits(["a=1", "b=2"]), annotations=annotation_edits(["x=1", "y=2"]))
     index.add(
-        store,
+        workspace,
         ALL,
         replace(named, tag=None, digest=q4),
         labels=label_edits(["b-", "c:=3"]),
@@ -111,28 +132,28 @@ def test_adding_again_merges(store: Store) -> None:
     assert (variant.labels, variant.notes(), variant.tag) == ({"a": '"1"', "c": "3"}, {"y": "2"}, "q4")
 
 
-def test_what_cannot_be_added(store: Store) -> None:
+def test_what_cannot_be_added(store: Store, workspace: Workspace) -> None:
     keep(store, "q4", "test/model:q4")
     q4 = Reference.parse("test/model:q4")
     with pytest.raises(NotFound, match=r"could not find index test/model:all in local storage; use kitfs index create"):
-        index.add(store, ALL, q4)
+        index.add(workspace, ALL, q4)
     index.create(store, ALL)
     with pytest.raises(UsageError, match="index test/model:all already exists"):
         index.create(store, ALL)
     with pytest.raises(UsageError, match="other/model:q4 is not in the same repository as index test/model:all"):
-        index.add(store, ALL, Reference.parse("other/model:q4"))
+        index.add(workspace, ALL, Reference.parse("other/model:q4"))
     with pytest.raises(NotFound, match="could not find ModelKit test/model:q5 in local storage; use --remote"):
-        index.add(store, ALL, Reference.parse("test/model:q5"))
+        index.add(workspace, ALL, Reference.parse("test/model:q5"))
     with pytest.raises(NotFound, match="use --remote"):
-        index.add(store, ALL, ALL)
+        index.add(workspace, ALL, ALL)
 
 
-def test_an_index_and_a_kit_may_have_one_name(store: Store) -> None:
+def test_an_index_and_a_kit_may_have_one_name(store: Store, workspace: Workspace) -> None:
     """Each verb works on its own kind."""
     keep(store, "q4", "test/model:q4")
     same = keep(store, "all", "test/model:all")
     index.create(store, ALL)
-    index.add(store, ALL, Reference.parse("test/model:q4"))
+    index.add(workspace, ALL, Reference.parse("test/model:q4"))
     assert find(store, ALL) is not None
     with pytest.raises(UsageError, match="test/model:q4 is not a ModelKit index"):
         index.delete(store, Reference.parse("test/model:q4"))
@@ -144,11 +165,11 @@ def test_an_index_and_a_kit_may_have_one_name(store: Store) -> None:
     assert find(store, ALL) is None
 
 
-def test_a_kit_that_is_gone_is_still_listed(store: Store) -> None:
+def test_a_kit_that_is_gone_is_still_listed(store: Store, workspace: Workspace) -> None:
     """With the size that was recorded, and it can be taken out by its digest only."""
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
-    index.add(store, ALL, Reference.parse("test/model:q4"))
+    index.add(workspace, ALL, Reference.parse("test/model:q4"))
     remove_kit(store, Reference.parse("test/model:q4"))
     assert not store.has_sealed(q4)
     [variant] = index.stored(store, ALL).value.variants
@@ -160,13 +181,13 @@ def test_a_kit_that_is_gone_is_still_listed(store: Store) -> None:
         index.remove(store, ALL, Reference.parse(f"test/model@{q4}"))
 
 
-def test_equal_indexes_of_many_names(store: Store) -> None:
+def test_equal_indexes_of_many_names(store: Store, workspace: Workspace) -> None:
     """Deleting or changing one keeps what another name means; the rest is freed at once."""
     keep(store, "q4", "other/model:q4")
     empty = index.create(store, of("test/model", "a"))
     assert index.create(store, of("test/model", "b")) == index.create(store, of("other/model", "all")) == empty
     assert index.delete(store, of("test/model", "a")) == ("localhost/test/model", empty, ("a",), False)
-    index.add(store, of("other/model", "all"), Reference.parse("other/model:q4"))
+    index.add(workspace, of("other/model", "all"), Reference.parse("other/model:q4"))
     assert store.has_sealed(empty)
     assert index.delete(store, replace(ALL, tag=None, digest=empty)).whole
     assert not store.has_sealed(empty)
@@ -181,11 +202,11 @@ def test_force_takes_every_tag(store: Store) -> None:
     assert index.delete(store, of("test/model", "b"), force=True).tags == ("a", "b")
 
 
-def test_json_for_programs(store: Store) -> None:
+def test_json_for_programs(store: Store, workspace: Workspace) -> None:
     """kit's, byte for byte: labels as they are written."""
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
-    index.add(store, ALL, Reference.parse(f"test/model@{q4}"), labels=label_edits(["f:=1.50", "e=<"]))
+    index.add(workspace, ALL, Reference.parse(f"test/model@{q4}"), labels=label_edits(["f:=1.50", "e=<"]))
     found = index.stored(store, ALL)
     told = index.as_json(found, ALL, [7]).decode()
     assert told == (
@@ -198,72 +219,71 @@ def test_json_for_programs(store: Store) -> None:
 # -- at a registry
 
 
-def pushed(
-    store: Store, client: RegistryClient, name: str, told: list[Event] | None = None
-) -> tuple[Digest, Repository]:
-    target = client.repository(Reference.parse(name))
+def pushed(workspace: Workspace, name: str, told: list[Event] | None = None) -> tuple[Digest, Repository]:
+    """Push an index; return its digest and its repository."""
     source = Reference.parse(name)
-    return index.push(source, source, store, target, report=quiet if told is None else told.append), target
+    report = quiet if told is None else told.append
+    return index.push(workspace, source, source, report=report), workspace.client.repository(source)
 
 
-def test_push_brings_the_kits_first(fake: FakeRegistry, client: RegistryClient, store: Store) -> None:
+def test_push_brings_the_kits_first(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
     """With their blobs; again it sends the index only. It comes back byte for byte."""
     name = f"{fake.host}/team/model"
     q4, q8 = keep(store, "q4", f"{name}:q4"), keep(store, "q8", f"{name}:q8")
     named = Reference.parse(f"{name}:all")
     index.create(store, named)
     for tag in ("q4", "q8"):
-        index.add(store, named, Reference.parse(f"{name}:{tag}"), labels=label_edits([f"q={tag}"]))
-    digest, target = pushed(store, client, f"{name}:all")
+        index.add(workspace, named, Reference.parse(f"{name}:{tag}"), labels=label_edits([f"q={tag}"]))
+    digest, target = pushed(workspace, f"{name}:all")
     assert [target.manifest(d)[0].digest for d in (q4, q8)] == [q4, q8]
     told: list[Event] = []
-    assert pushed(store, client, f"{name}:all", told)[0] == digest
+    assert pushed(workspace, f"{name}:all", told)[0] == digest
     assert [event.what for event in told if isinstance(event, Sent)] == ["index"]
     mine = index.stored(store, named)
     index.delete(store, named)
-    assert index.pull(store, named, target) == digest
+    assert index.pull(workspace, named) == digest
     assert index.stored(store, named) == mine == index.fetched(target, named)
 
 
-def test_push_as_another_name(fake: FakeRegistry, client: RegistryClient, store: Store) -> None:
+def test_push_as_another_name(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
     """The kits go to the repository of the destination."""
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
-    index.add(store, ALL, Reference.parse("test/model:q4"))
+    index.add(workspace, ALL, Reference.parse("test/model:q4"))
     there = Reference.parse(f"{fake.host}/elsewhere/model:x")
-    target = client.repository(there)
-    digest = index.push(ALL, there, store, target, report=quiet)
+    digest = index.push(workspace, ALL, there, report=quiet)
+    target = workspace.client.repository(there)
     assert (target.resolve("x").digest, target.resolve(q4).digest) == (digest, q4)
 
 
-def test_push_without_a_kit(fake: FakeRegistry, client: RegistryClient, store: Store) -> None:
+def test_push_without_a_kit(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
     """One that is neither there nor here: nothing is sent."""
     name = f"{fake.host}/team/model"
     keep(store, "q4", f"{name}:q4")
     named = Reference.parse(f"{name}:all")
     index.create(store, named)
-    index.add(store, named, Reference.parse(f"{name}:q4"))
+    index.add(workspace, named, Reference.parse(f"{name}:q4"))
     remove_kit(store, Reference.parse(f"{name}:q4"))
     with pytest.raises(
         NotFound, match=rf"{name} does not contain every ModelKit the index references: {name}:q4 is neither there nor"
     ):
-        pushed(store, client, f"{name}:all")
+        pushed(workspace, f"{name}:all")
     with pytest.raises(NotFound):
-        client.repository(named).resolve("all")
+        workspace.client.repository(named).resolve("all")
 
 
-def test_add_from_a_registry(fake: FakeRegistry, client: RegistryClient, store: Store) -> None:
+def test_add_from_a_registry(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
     """Kits that are not here can be listed too, and pushed where they are already."""
     kit = kit_of("q4")
     name = f"{fake.host}/team/model"
     kits.push(kit, fake.host, "team/model", "q4")
     named, q4 = Reference.parse(f"{name}:all"), Reference.parse(f"{name}:q4")
     index.create(store, named)
-    index.add(store, named, q4, origin=client.repository(q4))
-    digest, target = pushed(store, client, f"{name}:all")
+    index.add(workspace, named, q4, remote=True)
+    digest, target = pushed(workspace, f"{name}:all")
     assert [v.digest for v in index.fetched(target, named).value.variants] == [kit.digest]
     with pytest.raises(ManifestError, match="this is an index of several manifests"):
-        index.add(store, named, named, origin=target)
+        index.add(workspace, named, named, remote=True)
     with pytest.raises(ManifestError, match="artifact is not a ModelKit index"):
-        index.pull(store, q4, target)
+        index.pull(workspace, q4)
     assert digest == index.stored(store, named).digest

@@ -58,7 +58,7 @@ def made(host: Workspace, ref: str, image: str, told: list[Event] | None = None,
     named, filters = Reference.parse(image, multiple_tags=True), [Filter.parse(text) for text in more.pop("only", ())]
     with closing(host.resolver.open(Reference.parse(ref), filters=filters)) as kit:
         report = quiet if told is None else told.append
-        return convert(kit, named, host.store, host.client.repository(named), report=report, **more)
+        return convert(host, kit, named, report=report, **more)
 
 
 def manifest_of(fake: FakeRegistry, image: str) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def test_another_registry_is_sent_the_layers(fake: FakeRegistry, host: Workspace
         assert made(host, ref, f"{other.host}/images/kit:v1")[1:] == (sizes, 0, 0)
         assert not any(host.store.has_sealed(Digest.parse(digest)) for digest in kit.layers)
         assert shown(other, f"{other.host}/images/kit:v1") == mounted_tree(host, ref)
-    pull(Reference.parse(ref), host.store, host.pull_from, report=quiet)
+    pull(host, Reference.parse(ref), report=quiet)
     fake.forget()
     with FakeRegistry() as other:
         assert made(host, ref, f"{other.host}/images/kit:v1").uploaded == sizes
@@ -260,7 +260,7 @@ def test_a_kit_without_anything(fake: FakeRegistry, host: Workspace) -> None:
         (kits.part("dataset", "d.csv", b"1", format="raw"), r"layer sha256:\S+ \(dataset d.csv\) is one file, not a tar, and an OCI image"),
         (kits.part("dataset", "d.csv", b"1", format="raw", compression="gzip"), r"\(dataset d.csv\) is one file, not a tar"),
         (kits.part("mcpserver", "s.mcpb", b"PK", format="raw", name="s"), r"\(mcpserver s.mcpb\) is one file, not a tar"),
-        (kits.part("code", "c", kits.kit_tar({"c/.wh.x": b""})), r"holds 'c/.wh.x': in an OCI image .wh. in front of a name takes a file away"),
+        (kits.part("code", "c", kits.kit_tar({"c/.wh.x": b""})), r"holds 'c/.wh.x': in an OCI image, a name that begins with .wh. removes"),
     ],
 )  # fmt: skip
 def test_what_is_no_layer_of_an_image(fake: FakeRegistry, host: Workspace, part: kits.Part, told: str) -> None:

@@ -19,7 +19,7 @@ from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Event, Moved, Sent, Total, quiet
 from kitfs.ops.pack.pack import pack_to_store
-from kitfs.ops.transfer.push import push
+from kitfs.ops.transfer.push import push_to
 from kitfs.store.store import Store
 
 HERE = Reference.parse("registry.test/a/b:v1")
@@ -93,7 +93,7 @@ def test_blobs_go_first_and_the_manifest_last(tree: Path, store: Store) -> None:
     made = packed(tree, store)
     target = FakeTarget()
     assert (
-        push(HERE, Reference.parse("r.test/c:v2,v3", multiple_tags=True), store, target, report=quiet)
+        push_to(target, store, HERE, Reference.parse("r.test/c:v2,v3", multiple_tags=True), report=quiet)
         == made.descriptor.digest
     )
     wanted = {made.manifest.config.digest, *(layer.digest for layer in made.manifest.layers)}
@@ -108,7 +108,7 @@ def test_blobs_go_first_and_the_manifest_last(tree: Path, store: Store) -> None:
 def test_a_digest_is_pushed_as_it_is(tree: Path, store: Store) -> None:
     digest = packed(tree, store).descriptor.digest
     target = FakeTarget()
-    push(Reference.parse(digest), Reference.parse(f"r.test/c@{digest}"), store, target, report=quiet)
+    push_to(target, store, Reference.parse(digest), Reference.parse(f"r.test/c@{digest}"), report=quiet)
     assert list(target.manifests) == [digest]
 
 
@@ -117,7 +117,7 @@ def test_what_is_pushed_is_told(tree: Path, store: Store, how: str) -> None:
     """Totals and moved bytes agree, whatever became of a blob; each is told once, the manifest at the end."""
     packed(tree, store)
     events: list[Event] = []
-    push(HERE, HERE, store, FakeTarget(lambda _: how), report=events.append)
+    push_to(FakeTarget(lambda _: how), store, HERE, HERE, report=events.append)
     totals = {e.name: e.size for e in events if isinstance(e, Total)}
     moved = {name: sum(e.size for e in events if isinstance(e, Moved) and e.name == name) for name in totals}
     assert moved == totals
@@ -136,7 +136,7 @@ def test_no_more_than_five_blobs_at_once(tree: Path, store: Store) -> None:
         return "uploaded"
 
     target = FakeTarget(how)
-    push(HERE, HERE, store, target, report=quiet)
+    push_to(target, store, HERE, HERE, report=quiet)
     assert target.most == 5
 
 
@@ -155,7 +155,7 @@ def test_the_first_error_ends_the_others_and_nothing_is_tagged(tree: Path, store
 
     target = FakeTarget(how)
     with pytest.raises(Unauthorized, match="not you"):
-        push(HERE, HERE, store, target, report=quiet)
+        push_to(target, store, HERE, HERE, report=quiet)
     assert target.manifests == {}
 
 
@@ -174,7 +174,7 @@ def test_neighbours_are_repositories_of_the_same_registry(tree: Path, store: Sto
     ]
     packed(tree, store, *(Reference.parse(f"{name}:v1") for name in names))
     target = FakeTarget()
-    push(HERE, HERE, store, target, report=quiet)
+    push_to(target, store, HERE, HERE, report=quiet)
     assert set(target.asked.values()) == {("c", "d", "e")}
 
 
@@ -183,7 +183,7 @@ def test_a_damaged_tag_of_another_kit_is_no_reason_to_fail(tree: Path, store: St
     [path] = Path(store.root, "refs").glob("*z/v1")
     path.write_bytes(b"{")
     target = FakeTarget()
-    push(HERE, HERE, store, target, report=quiet)
+    push_to(target, store, HERE, HERE, report=quiet)
     assert list(target.manifests) == ["v1"]
 
 
@@ -196,7 +196,7 @@ def test_a_blob_that_is_evicted_meanwhile_is_pushed_all_the_same(tree: Path, sto
         return "uploaded"
 
     target = FakeTarget(how)
-    push(HERE, HERE, store, target, report=quiet)
+    push_to(target, store, HERE, HERE, report=quiet)
     assert {Digest.of(data) for data in target.blobs.values()} == {
         made.manifest.config.digest,
         *(d.digest for d in made.manifest.layers),
@@ -211,7 +211,7 @@ def test_a_blob_that_is_lost_is_told_before_anything_is_sent(tree: Path, store: 
     with pytest.raises(
         StoreError, match=rf"^registry\.test/a/b:v1: the store has lost its blob {lost}; pack or pull it again$"
     ):
-        push(HERE, HERE, store, target, report=quiet)
+        push_to(target, store, HERE, HERE, report=quiet)
     assert target.order == []
 
 
@@ -219,4 +219,4 @@ def test_a_blob_that_is_lost_is_told_before_anything_is_sent(tree: Path, store: 
 def test_a_kit_that_is_not_here_is_not_found(tree: Path, store: Store, reference: str) -> None:
     packed(tree, store)
     with pytest.raises(NotFound, match="is not in the store; pack or pull it first"):
-        push(Reference.parse(reference), HERE, store, FakeTarget(), report=quiet)
+        push_to(FakeTarget(), store, Reference.parse(reference), HERE, report=quiet)
