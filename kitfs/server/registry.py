@@ -61,7 +61,7 @@ class Registry:
     # Blobs
 
     def blob(self, repository: str, digest_text: str, *, promised: bool = False) -> tuple[Digest, io.FileIO]:
-        """Return the open file of a blob, which the caller closes.
+        """Return the digest of a blob and its open file, which the caller closes.
 
         ``promised``: the client only asks whether the blob exists (HEAD), and may push a manifest that names it next.
         """

@@ -122,3 +122,24 @@ def test_every_exit_code_is_documented() -> None:
     shown = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGES["exit-codes"], re.M)}
     assert {one.exit_code for one in classes} <= shown
     assert shown == {*range(11), 130, 141}
+
+
+def test_the_design_lists_every_package() -> None:
+    """The listing in the topic "design" has every package and every module of kitfs."""
+    listing = next(block.text for block in blocks(PAGES["design"]))
+    files = {
+        path.stem for path in (ROOT / "kitfs").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    named = {word for names in re.findall(r"^  (.+?)  ", listing.replace("/ ", "  "), re.M) for word in names.split()}
+    assert named == files - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_wrapped_for_a_terminal_without_losing_a_word(page: str) -> None:
+    """``kitfs help TOPIC`` on a terminal of 80 columns: only code and tables may be wider, and they stay as they are."""
+    wrapped = manual.wrapped(PAGES[page], 80)
+    assert wrapped.split() == PAGES[page].split()
+    assert [block.text for block in blocks(wrapped)] == [block.text for block in blocks(PAGES[page])]
+    prose = re.sub(r"```.*?```", "", wrapped, flags=re.S).splitlines()
+    long = [line for line in prose if len(line) > 80 and line[0] not in "|!<" and " " in line.strip()]
+    assert [line for line in long if max(map(len, line.split())) < 76] == []

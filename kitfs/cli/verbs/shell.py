@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from typing import TYPE_CHECKING
 
 import click
@@ -115,7 +116,10 @@ def help_(_: Settings, topic: tuple[str, ...]) -> None:
     at = click.get_current_context().find_root()
     topics = manual.topics()
     if len(topic) == 1 and topic[0] in topics:
-        put_lines(manual.read(topic[0]).removesuffix("\n"))
+        text = manual.read(topic[0])
+        if is_terminal():
+            text = manual.wrapped(text, max(shutil.get_terminal_size().columns, 40))
+        put_lines(text.removesuffix("\n"))
         return
     for name in topic:
         found = at.command.get_command(at, name) if isinstance(at.command, click.Group) else None
