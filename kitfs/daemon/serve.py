@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kitfs.kit.kit import Kit
     from kitfs.kit.layer import Layer
     from kitfs.metrics import Counters
+    from kitfs.store.store import Store
 
 
 START_PATIENCE: Final = 60.0  # seconds that a second mount of a directory waits for the first one to answer
@@ -163,10 +164,11 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, 
         log = stack.enter_context(daemon_log(log_path, request.log_level, last_error, stderr))
         at = _Starting(request, run, stack, Counters(), last_error, log, log_path)
         closed = ClosedNote(request, log)
-        kit = _open_kit(at)
+        kit, store = _open_kit(at)
         filesystem = _filesystem(at, kit, closed)
         end = Shutdown(request.mountpoint, log)
         transport = _transport(at, filesystem)
+        store.on_failure(transport.known_wrong)
         transport.mount()
         stack.callback(end.detach)
         there = end.watch(transport)
@@ -192,8 +194,10 @@ def _serve_locked(request: MountRequest, run: RunDir, ready: Ready, nonce: str, 
         log.info("unmounted %s", request.mountpoint)
 
 
-def _open_kit(at: _Starting) -> Kit:
-    """Open the workspace and the kit of the request, both until the end of the mount, and warn about the kit."""
+def _open_kit(at: _Starting) -> tuple[Kit, Store]:
+    """Open the workspace and the kit of the request, both until the end of the mount, and warn about the kit. Returns
+    the kit and the store of its blobs.
+    """
     from kitfs.daemon import notes
     from kitfs.kit.workspace import Workspace
     from kitfs.modelkit.filters import Filter
@@ -208,7 +212,7 @@ def _open_kit(at: _Starting) -> Kit:
     at.stack.callback(kit.close)
     _check_files(kit.layers, request.mountpoint)
     notes.warn(kit, request, workspace.resolver, at.log)
-    return kit
+    return kit, workspace.store
 
 
 def _filesystem(at: _Starting, kit: Kit, closed: ClosedNote) -> FileSystem:

@@ -30,6 +30,8 @@ class Transport(Protocol):
 
     def serve(self, ready: Callable[[], None]) -> None: ...
 
+    def known_wrong(self, digest: str) -> None: ...
+
 
 class Shutdown:
     """Waits for the end of a mount: an unmount by another process, or SIGTERM or SIGINT.

@@ -238,6 +238,8 @@ _ENTRY_HEAD: Final = struct.Struct("=QQQQII")  # fuse_entry_out up to its attr
 _ATTR_HEAD: Final = struct.Struct("=QII")  # fuse_attr_out up to its attr
 _OPEN_OUT: Final = struct.Struct("=QIi")  # fuse_open_out: fh open_flags backing_id
 _STATFS_OUT: Final = struct.Struct("=QQQQQIIII24x")  # fuse_kstatfs
+_INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # fuse_notify_inval_inode_out: ino off len (0: to the end)
+_NOTIFY_INVAL_INODE: Final = 2  # of enum fuse_notify_code
 _GETXATTR_OUT: Final = struct.Struct("=II")  # fuse_getxattr_out
 _DIRENT: Final = struct.Struct("=QQII")  # fuse_dirent up to its name: ino off namelen type
 _BLOCK: Final = 512  # unit of st_blocks
@@ -273,6 +275,14 @@ def version_out() -> bytes:
 def out_header(unique: int, *, length: int = 0, error: int = 0) -> bytes:
     """fuse_out_header before ``length`` bytes; ``error`` is a positive errno, then nothing follows."""
     return _OUT_HEADER.pack(OUT_HEADER_SIZE + length, -error, unique)
+
+
+def inval_inode(nodeid: int) -> bytes:
+    """Return the notification FUSE_NOTIFY_INVAL_INODE about all of a file: a fuse_out_header whose ``unique`` is 0 and
+    whose ``error`` is the notification's code, and fuse_notify_inval_inode_out.
+    """
+    size = OUT_HEADER_SIZE + _INVAL_INODE_OUT.size
+    return _OUT_HEADER.pack(size, _NOTIFY_INVAL_INODE, 0) + _INVAL_INODE_OUT.pack(nodeid, 0, 0)
 
 
 def _attr(attr: Attr) -> bytes:

@@ -2,8 +2,9 @@
 ctypes and no kernel.
 
 Transports call it and translate: OSError is its errno, KitfsError its class's (EIO for read), WouldBlock an
-invitation to call again with ``wait=True`` on a thread that may wait. Content never changes, so nothing here is ever
-invalidated. Threading: any number of threads; a handle is a number in a dict.
+invitation to call again with ``wait=True`` on a thread that may wait. Content never changes, so kernels may cache all
+of it, until a layer turns out to have wrong bytes (``failed``). Threading: any number of threads; a handle is a number
+in a dict.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import itertools
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Literal
 
-from kitfs.fuse.replies import Attr, DirEntry, Entry, Handle, StatFS
+from kitfs.fuse.replies import Attr, DirEntry, Entry, Handle, Opened, StatFS
 from kitfs.kit.inode import Inode
 from kitfs.kit.tree import Node, Tree
 from kitfs.metrics import Counters
@@ -63,6 +64,8 @@ class FileSystem:
         self._numbers = itertools.count(1)
         self._files: dict[Handle, Node] = {}
         self._listings: dict[Handle, list[DirEntry]] = {}
+        self._cached: dict[str, set[Inode]] = {}  # by layer: of which kernels may have bytes
+        self._outdated: set[Inode] = set()  # of which kernels may have bytes that are wrong
 
     def lookup(self, parent: Inode, name: bytes, *, wait: bool = True) -> Entry:
         """The entry of a name. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock, KitfsError."""
@@ -73,15 +76,20 @@ class FileSystem:
         """Attributes of an inode that was looked up; never waits."""
         return self._attr(self._tree.node(inode))
 
-    def readlink(self, inode: Inode) -> bytes:
-        """The target of a symbolic link. Raises OSError EINVAL."""
+    def readlink(self, inode: Inode, *, wait: bool = True) -> bytes:
+        """The target of a symbolic link. Raises OSError EINVAL, WouldBlock, IntegrityError when its layer is known to
+        be wrong.
+        """
         node = self._tree.node(inode)
         if node.kind != "symlink":
             raise _error(errno.EINVAL)
+        self._admit(node, wait)
         return node.target.encode("utf-8", "surrogateescape")
 
-    def open(self, inode: Inode, flags: int) -> Handle:
-        """A handle for reading. Raises OSError (EROFS for any way of writing, EISDIR, ELOOP for a symbolic link)."""
+    def open(self, inode: Inode, flags: int, *, wait: bool = True) -> Opened:
+        """A handle for reading. Raises OSError (EROFS for any way of writing, EISDIR, ELOOP for a symbolic link),
+        WouldBlock, IntegrityError when the file's layer is known to be wrong.
+        """
         node = self._tree.node(inode)
         if node.kind == "dir":
             raise _error(errno.EISDIR)
@@ -89,9 +97,34 @@ class FileSystem:
             raise _error(errno.ELOOP)
         if flags & WRITES:
             raise _error(errno.EROFS)
+        keep_cache = self._admit(node, wait)
         handle = Handle(next(self._numbers))
         self._files[handle] = node
-        return handle
+        return Opened(handle, keep_cache)
+
+    def _admit(self, node: Node, wait: bool) -> bool:
+        """Note that a kernel gets bytes of a file or link, and return whether those that it has already are right.
+
+        Raises IntegrityError while the layer is known to be wrong. A kernel that got bytes before the layer failed and
+        after this check has no answer yet: its read fails, because the failure is known before anybody hears of it.
+        """
+        if node.layer is None:
+            return True
+        node.layer.check(wait=wait)
+        self._cached.setdefault(node.layer.digest, set()).add(node.inode)
+        if node.inode not in self._outdated:
+            return True
+        self._outdated.discard(node.inode)
+        return False
+
+    def failed(self, digest: str) -> Collection[Inode]:
+        """Return the inodes of a layer that is known to be wrong of which kernels may have cached bytes.
+
+        The next opening of each of them says that cached bytes are not to be kept.
+        """
+        inodes = list(self._cached.get(digest, ()))
+        self._outdated.update(inodes)
+        return inodes
 
     def read(self, handle: Handle, offset: int, size: int, *, wait: bool = True) -> bytes:
         """Bytes of an open file, short at its end. Raises OSError EBADF, WouldBlock, KitfsError."""
@@ -157,10 +190,12 @@ class FileSystem:
         return {f"user.kitfs.{key}".encode(): value.encode("utf-8", "surrogateescape") for key, value in found.items()}
 
     def _state(self) -> str:
-        """The root's state: what all layers share, else partial; a kit without layers is verified by its config."""
+        """Return the root's state: wrong when a layer is, else what all layers share, else partial. A kit without
+        layers is verified by its config.
+        """
         states = {layer.state() for layer in self._tree.layers} or {"verified"}
-        if len(states) == 1:
-            return states.pop()
+        if "wrong" in states or len(states) == 1:
+            return "wrong" if "wrong" in states else states.pop()
         return "present" if states == {"present", "verified"} else "partial"
 
     def _attr(self, node: Node) -> Attr:

@@ -79,20 +79,21 @@ class Operations:
     def destroy(self, path: str) -> None:
         """Nothing to let go of."""
 
-    def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
+    def getattr(self, path: str, fi: Any = None) -> dict[str, int]:
         return _stat(self._fs.getattr(self._inode(path)))
 
     def readlink(self, path: str) -> str:
         return self._fs.readlink(self._inode(path)).decode(_ENCODING)
 
-    def open(self, path: str, flags: int) -> int:
-        return self._fs.open(self._inode(path), flags)
+    def open(self, path: str, fi: Any) -> None:
+        opened = self._fs.open(self._inode(path), fi.flags)
+        fi.fh, fi.keep_cache = opened
 
-    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-        return self._fs.read(Handle(fh), offset, size)
+    def read(self, path: str, size: int, offset: int, fi: Any) -> bytes:
+        return self._fs.read(Handle(fi.fh), offset, size)
 
-    def release(self, path: str, fh: int) -> None:
-        self._fs.release(Handle(fh))
+    def release(self, path: str, fi: Any) -> None:
+        self._fs.release(Handle(fi.fh))
 
     def opendir(self, path: str) -> int:
         return self._fs.opendir(self._inode(path))
@@ -194,7 +195,7 @@ class LibfuseTransport:
         operations = Operations(self._filesystem, ready=ready, counters=self._counters, failures=failures)
         options: dict[str, Any] = {
             "fsname": _latin(escaped(self._options.source)), "subtype": "kitfs", "ro": True, "nosuid": True, "nodev": True,
-            "default_permissions": True, "use_ino": True, "kernel_cache": True, "entry_timeout": FOREVER, "attr_timeout": FOREVER,
+            "default_permissions": True, "use_ino": True, "raw_fi": True, "entry_timeout": FOREVER, "attr_timeout": FOREVER,
         }  # fmt: skip
         if self._options.allow_other:
             options["allow_other"] = True
@@ -209,6 +210,13 @@ class LibfuseTransport:
             # this process. By
             # ctypes, since Python sets dispositions from the main thread only.
             ctypes.CDLL(None).signal(signal.SIGPIPE, 1)  # SIG_IGN
+
+    def known_wrong(self, digest: str) -> None:
+        """Refuse openings of a layer's files while the layer is wrong, and drop their pages at the next opening.
+
+        libfuse 2 has no call by which pages are dropped at once: files that are open keep those that the kernel has.
+        """
+        self._filesystem.failed(digest)
 
     def stop(self) -> None:
         """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last

@@ -28,6 +28,13 @@ class Entry(NamedTuple):
     attr: Attr
 
 
+class Opened(NamedTuple):
+    """An open file. ``keep_cache``: the pages that the kernel has of the file are still right."""
+
+    handle: Handle
+    keep_cache: bool
+
+
 class DirEntry(NamedTuple):
     """One name of a directory; ``offset`` is where reading goes on after it."""
 

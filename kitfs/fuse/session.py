@@ -18,7 +18,7 @@ import os
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +27,7 @@ from kitfs.fuse import abi
 from kitfs.fuse.abi import Op, OpenFlag, Request
 from kitfs.fuse.blocking import BlockingPool, Reply, Waiting, dying
 from kitfs.fuse.errno_policy import Failures
+from kitfs.fuse.invalidation import Invalidation
 from kitfs.fuse.mounting import DEVICE, MountOptions, mount_fuse, unmount
 from kitfs.fuse.replies import Handle
 from kitfs.kit.inode import Inode, NoEntry
@@ -63,6 +64,7 @@ class Session:
         self._log = log
         self._failures = Failures(counters, log)
         self._cold = BlockingPool(eintr=(errno.EINTR, b""), is_dying=is_dying)
+        self._invalidation = Invalidation(self._fds[0], log)
         self._dir_flags = OpenFlag(0)
         self._operations: dict[int, Callable[[Request, bool], bytes]] = {
             Op.LOOKUP: self._lookup,
@@ -101,6 +103,11 @@ class Session:
                 thread.join()
         finally:
             self._cold.close()
+            self._invalidation.close()
+
+    def invalidate(self, inodes: Collection[Inode]) -> None:
+        """Have the kernel drop the pages of files, mapped ones too. Returns at once, from any thread."""
+        self._invalidation.submit(inodes)
 
     # -- messages
 
@@ -222,20 +229,12 @@ class Session:
         return abi.attr_out(self._fs.getattr(Inode(request.nodeid)))
 
     def _readlink(self, request: Request, wait: bool) -> bytes:
-        return self._fs.readlink(Inode(request.nodeid))
+        return self._fs.readlink(Inode(request.nodeid), wait=wait)
 
     def _open(self, request: Request, wait: bool) -> bytes:
-        handle = self._fs.open(Inode(request.nodeid), request.open_flags())
-        flags, backing_id = self._open_mode(Inode(request.nodeid), handle)
-        return abi.open_out(handle, flags, backing_id=backing_id)
-
-    def _open_mode(self, inode: Inode, handle: Handle) -> tuple[OpenFlag, int]:
-        """How a new handle is read: the flags of the OPEN reply and the backing id. Every handle is copied through us
-        and cached.
-
-        The one place where that is decided. The kernel refuses to mix ways on one inode.
-        """
-        return OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH, 0
+        opened = self._fs.open(Inode(request.nodeid), request.open_flags(), wait=wait)
+        flags = OpenFlag.NOFLUSH | (OpenFlag.KEEP_CACHE if opened.keep_cache else OpenFlag(0))
+        return abi.open_out(opened.handle, flags)
 
     def _read(self, request: Request, wait: bool) -> bytes:
         handle, offset, size = request.read()
@@ -290,6 +289,7 @@ class KernelTransport:
         self._counters = counters
         self._log = log
         self._fd: int | None = None
+        self._session: Session | None = None
 
     def __repr__(self) -> str:
         return f"<KernelTransport {self._options.source} on {self._options.mountpoint}>"
@@ -310,10 +310,19 @@ class KernelTransport:
         fds = [fd]
         try:
             fds += [_cloned(fd) for _ in range(_workers() - 1)]
-            Session(self._filesystem, fds, counters=self._counters, log=self._log).run(ready)
+            self._session = Session(self._filesystem, fds, counters=self._counters, log=self._log)
+            self._session.run(ready)
         finally:
+            self._session = None
             for each in set(fds):
                 os.close(each)
+
+    def known_wrong(self, digest: str) -> None:
+        """Have the kernel drop what it has of a layer that turned out to be wrong. Returns at once, from any thread."""
+        inodes = self._filesystem.failed(digest)
+        session = self._session
+        if session is not None and inodes:
+            session.invalidate(inodes)
 
     def stop(self) -> None:
         """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from typing import Any, Final
 
 from kitfs.content import Origin, Source
@@ -56,6 +57,7 @@ class Layer:
         self._decoded: Blob | None = None
         self._index: LayerIndex | None = None
         self._agrees: bool | None = None
+        self._misfit: IntegrityError | None = None  # why a failed layer cannot heal in this mount
 
     def __repr__(self) -> str:
         return f"<Layer {self.digest[:19]} {self.path!r} {self.state()}>"
@@ -121,6 +123,7 @@ class Layer:
             return self._index
         if not wait:
             raise WouldBlock
+        self.check()
         content = self.content()
         with self._lock:
             if self._index is None:
@@ -258,8 +261,63 @@ class Layer:
             )
         return data
 
+    @property
+    def failure(self) -> IntegrityError | None:
+        """Why the layer's bytes are known to be wrong; None while nothing is known against them."""
+        for blob in (self._wire, self._decoded):
+            if blob is not None and blob.failure is not None:
+                return blob.failure
+        return None
+
+    def check(self, *, wait: bool = True) -> None:
+        """Raise IntegrityError while the layer's bytes are known to be wrong.
+
+        The layer heals when any process has fetched its blob into the store and verified it: the blob is reopened here.
+        Raises WouldBlock with ``wait=False`` when the layer seems to have healed.
+        """
+        failure = self.failure
+        if failure is None:
+            return
+        proven = self._store.has_sealed(self.digest) or (self.compressed and self._store.has_decoded(self.digest))
+        if self._misfit is not None or not proven:
+            raise self._misfit or failure
+        if not wait:
+            raise WouldBlock
+        with self._lock:
+            if self.failure is failure:
+                self._reopen(failure)
+
+    def _reopen(self, failure: IntegrityError) -> None:
+        """Open the proven blob in place of the wrong one. Call with the lock.
+
+        A mounted tree shows the files where the wrong bytes had them, so the index of the proven bytes must be the same.
+        """
+        decoded, old = None, (self._wire, self._decoded)
+        with ExitStack() as undo:
+            wire = self._store.blob(self.digest, size=self.size, source=self._origin.blob(self.descriptor))
+            undo.callback(wire.close)
+            if self.compressed:
+                if self._decoded is not None and not self._store.has_decoded(self.digest):
+                    self._decoded.drop()  # it was decoded from the wrong bytes
+                source = DecodedSource(wire.stream, self.type.compression)
+                decoded = self._store.blob(self.digest, size=None, source=source, of=wire)
+                undo.callback(decoded.close)
+            if self._index is not None and self.type.format != "raw":
+                index = index_tar(decoded or wire, max_entries=self._max_entries)
+                if index.to_json() != self._index.to_json():
+                    self._misfit = IntegrityError(f"{failure}; the proven layer has other files: mount the kit again")
+                    raise self._misfit
+                self._keep_index(index)
+            undo.pop_all()
+        self._wire, self._decoded = wire, decoded
+        for blob in old:
+            if blob is not None:
+                blob.close()
+
     def state(self) -> str:
-        """absent, partial, present or verified; of a compressed layer, that of its decoded bytes."""
+        """absent, partial, present, verified or wrong; of a compressed layer, that of its decoded bytes."""
+        if self.failure is not None:
+            return "wrong"
         if self.compressed:
             if self._decoded is not None and self._decoded.state != "absent":
                 return self._decoded.state
@@ -270,7 +328,7 @@ class Layer:
         """Bytes of the blob, as the registry has it, that are in the store."""
         if self.compressed and self._decoded is not None and self._decoded.complete:
             return self.descriptor.size
-        return 0 if self._wire is None else self._wire.fetched
+        return 0 if self._wire is None or self.failure is not None else self._wire.fetched
 
     def load_state(self) -> None:
         """Look up what the store already has of this layer, so that ``state`` tells it; no network."""

@@ -64,6 +64,8 @@ class TreeLayer(Protocol):
 
     def state(self) -> str: ...
 
+    def check(self, *, wait: bool = True) -> None: ...
+
 
 class SyntheticFile(NamedTuple):
     """A file at the root that is in no layer; digest and media type are what its attributes show."""

@@ -6,8 +6,9 @@ directories; parents are made. Paths are str or bytes. Faults and waits by path,
     fs.cold[operation, path] = Event()     raises WouldBlock unless it may wait; then it waits for the event
     fs.fails[operation, path] = error      raises the error, after the wait
     fs.passing.add(path)                   a name that is not there *now*: its NoEntry is not final
+    fs.by_layer[digest] = [inode, …]       the files of a layer, for ``failed``
 
-where the operation is lookup (of the path's last name), opendir or read.
+where the operation is lookup (of the path's last name), open, opendir or read.
 
 ``fs.calls`` lists (operation, path, wait) of lookups, opens, releases, listings and reads; ``fs.open_handles`` is
 what was not released. Threading: any thread may call.
@@ -19,11 +20,11 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kitfs.errors import WouldBlock
-from kitfs.fuse.replies import Attr, DirEntry, Entry, Handle, StatFS
+from kitfs.fuse.replies import Attr, DirEntry, Entry, Handle, Opened, StatFS
 from kitfs.kit.inode import Inode, NoEntry
 
 MTIME = 1_700_000_000
@@ -67,6 +68,8 @@ class MemoryFileSystem:
         self.cold: dict[tuple[str, str], threading.Event] = {}
         self.fails: dict[tuple[str, str], Exception] = {}
         self.passing: set[str] = set()
+        self.by_layer: dict[str, list[Inode]] = {}
+        self.outdated: set[Inode] = set()
         self.calls: list[tuple[str, str, bool]] = []
         self.open_handles: dict[int, Node] = {}
         self._next = 10
@@ -128,18 +131,24 @@ class MemoryFileSystem:
     def getattr(self, inode: Inode) -> Attr:
         return self._attr(self.nodes[inode])
 
-    def readlink(self, inode: Inode) -> bytes:
+    def readlink(self, inode: Inode, *, wait: bool = True) -> bytes:
         content = self.nodes[inode].content
         if not isinstance(content, Link):
             raise _os_error(errno.EINVAL)
         return os.fsencode(content.target)
 
-    def open(self, inode: Inode, flags: int) -> Handle:
+    def open(self, inode: Inode, flags: int, *, wait: bool = True) -> Opened:
         node = self.nodes[inode]
-        self.calls.append(("open", os.fsdecode(node.path), False))
+        self._met("open", node.path, wait)
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise _os_error(errno.EROFS)
-        return self._handle(node)
+        keep_cache = inode not in self.outdated
+        self.outdated.discard(inode)
+        return Opened(self._handle(node), keep_cache)
+
+    def failed(self, digest: str) -> Collection[Inode]:
+        self.outdated |= set(self.by_layer.get(digest, ()))
+        return self.by_layer.get(digest, ())
 
     def read(self, handle: Handle, offset: int, size: int, *, wait: bool = True) -> bytes:
         node = self.open_handles[handle]

@@ -51,6 +51,7 @@ class FuseWire:
         self.failure: BaseException | None = None
         self._unique = 0
         self._replies: dict[int, Answer] = {}
+        self._notifications: list[tuple[int, bytes]] = []
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> FuseWire:
@@ -107,14 +108,26 @@ class FuseWire:
     def answer(self, unique: int) -> Answer:
         """The reply to a request."""
         while unique not in self._replies:
-            data = self._kernel.recv(1 << 20)
-            assert data, "the session hung up"
-            length, error, about = struct.unpack_from("=IiQ", data)
-            assert length == len(data), "a reply of another length than it says"
-            assert error <= 0
-            assert about not in self._replies, "a second reply"
-            self._replies[about] = Answer(-error, data[16:])
+            self._take()
         return self._replies.pop(unique)
+
+    def notification(self) -> tuple[int, bytes]:
+        """(code, body) of the next notification, which is a message to unique 0."""
+        while not self._notifications:
+            self._take()
+        return self._notifications.pop(0)
+
+    def _take(self) -> None:
+        data = self._kernel.recv(1 << 20)
+        assert data, "the session hung up"
+        length, error, about = struct.unpack_from("=IiQ", data)
+        assert length == len(data), "a reply of another length than it says"
+        if about == 0:
+            self._notifications.append((error, data[16:]))
+            return
+        assert error <= 0
+        assert about not in self._replies, "a second reply"
+        self._replies[about] = Answer(-error, data[16:])
 
     def call(self, opcode: int, *, node: int = 1, body: bytes = b"", pid: int = 0) -> Answer:
         """A request and its reply."""

@@ -69,6 +69,9 @@ class MemoryLayer:
     def state(self) -> str:
         return "verified"
 
+    def check(self, *, wait: bool = True) -> None:
+        pass
+
     def pread(self, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes:
         return read_member(self.reader, member, offset, size)
 

@@ -17,6 +17,7 @@ from kitfs.errors import IntegrityError, MountError, Unauthorized
 from kitfs.fuse.blocking import dying
 from kitfs.fuse.filesystem import FileSystem
 from kitfs.fuse.session import Session
+from kitfs.kit.inode import Inode
 from kitfs.metrics import Counters
 from tests.fakes import fusewire as wires
 from tests.fakes.filesystem import Link, MemoryFileSystem
@@ -54,14 +55,26 @@ def doomed() -> Doomed:
 
 
 @pytest.fixture
-def fresh(fs: MemoryFileSystem, counters: Counters, doomed: Doomed) -> Iterator[FuseWire]:
-    """A session with two workers, before INIT."""
+def socket() -> Iterator[FuseWire]:
+    """The kernel's side of a connection that nothing serves yet."""
     with FuseWire() as wire:
-        log = logging.getLogger("kitfs.test")
-        wire.serve(Session(cast(FileSystem, fs), [wire.fd, wire.fd], counters=counters, log=log, is_dying=doomed))
         yield wire
-        for gate in fs.cold.values():
-            gate.set()
+
+
+@pytest.fixture
+def session(socket: FuseWire, fs: MemoryFileSystem, counters: Counters, doomed: Doomed) -> Session:
+    """A session with two workers that does not run yet."""
+    log = logging.getLogger("kitfs.test")
+    return Session(cast(FileSystem, fs), [socket.fd, socket.fd], counters=counters, log=log, is_dying=doomed)
+
+
+@pytest.fixture
+def fresh(socket: FuseWire, session: Session, fs: MemoryFileSystem) -> Iterator[FuseWire]:
+    """A session that runs, before INIT."""
+    socket.serve(session)
+    yield socket
+    for gate in fs.cold.values():
+        gate.set()
 
 
 @pytest.fixture
@@ -135,6 +148,25 @@ def test_lookup_getattr_open_read_release(wire: FuseWire, fs: MemoryFileSystem) 
     assert wire.call(wires.READ, node=node, body=wire.read_body(handle, 10, 4)) == (0, b"")
     assert wire.call(wires.RELEASE, node=node, body=struct.pack("=QIIQ", handle, 0, 0, 0)) == (0, b"")
     assert fs.open_handles == {}
+
+
+def test_pages_of_a_wrong_file_are_dropped(session: Session, wire: FuseWire, fs: MemoryFileSystem) -> None:
+    """The kernel is notified of each inode, from its first byte to its end, and the next opening keeps no cache."""
+    node = wire.lookup(b"file")
+    fs.by_layer["sha256:1"] = [Inode(node), Inode(7)]
+    session.invalidate(fs.failed("sha256:1"))
+    assert [wire.notification() for _ in range(2)] == [(2, struct.pack("=Qqq", n, 0, 0)) for n in (node, 7)]
+    assert [wire.open(node)[1] for _ in range(2)] == [NOFLUSH, KEEP_CACHE | NOFLUSH]
+
+
+def test_an_opening_that_waits_keeps_nothing_waiting(wire: FuseWire, fs: MemoryFileSystem) -> None:
+    """It is answered on a thread of the pool, as a read is."""
+    node = wire.lookup(b"file")
+    gate = fs.cold["open", "file"] = threading.Event()
+    unique = wire.send(wires.OPEN, node=node, body=struct.pack("=II", os.O_RDONLY, 0))
+    assert wire.call(wires.STATFS).error == 0
+    gate.set()
+    assert wire.answer(unique).error == 0
 
 
 def test_directories_are_listed_with_both_operations(wire: FuseWire) -> None:

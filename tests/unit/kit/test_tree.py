@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from kitfs.errors import NotFound, Unavailable, WouldBlock
+from kitfs.errors import IntegrityError, NotFound, Unavailable, WouldBlock
 from kitfs.fuse import abi
 from kitfs.fuse.filesystem import FileSystem
 from kitfs.kit.inode import ROOT, Inode, NoEntry
@@ -58,6 +58,7 @@ class FakeLayer:
         self.broken = broken
         self._trusted = first_entry_agrees
         self.waited = 0
+        self.failure: IntegrityError | None = None
 
     def index(self, *, wait: bool = True) -> LayerIndex:
         if not self.ready:
@@ -76,7 +77,11 @@ class FakeLayer:
         return self.content[member.extents[0].blob_offset][offset : offset + size] if member.extents else b""
 
     def state(self) -> str:
-        return "present"
+        return "wrong" if self.failure else "present"
+
+    def check(self, *, wait: bool = True) -> None:
+        if self.failure is not None:
+            raise self.failure
 
 
 def tree(*layers: FakeLayer, kitfile: bytes | None = b"kit", counters: Counters | None = None) -> Tree:
@@ -301,7 +306,7 @@ def test_a_walk_may_be_deeper_than_the_stack() -> None:
 def test_reads_and_listings() -> None:
     """Short reads at the end; listings with dots first, stable offsets, and their own state."""
     fs = filesystem(tree(FakeLayer("", "b=123", "a=1", "c/x=1")))
-    handle = fs.open(fs.lookup(ROOT, b"b").inode, os.O_RDONLY)
+    handle, _ = fs.open(fs.lookup(ROOT, b"b").inode, os.O_RDONLY)
     assert [fs.read(handle, at, 2) for at in (0, 2, 3, 9)] == [b"12", b"3", b"", b""]
     fs.release(handle)
     raises(errno.EBADF, fs.read, handle, 0, 1)
@@ -311,6 +316,29 @@ def test_reads_and_listings() -> None:
     assert [e.name for e in fs.readdir(handle, fs.readdir(handle, 0)[2].offset)] == [b"a", b"b", b"c"]
     fs.releasedir(handle)
     raises(errno.EBADF, fs.readdir, handle, 0)
+
+
+def test_layer_that_is_known_to_be_wrong_is_refused_until_it_heals() -> None:
+    """Files and links of the layer are refused, its opened files are reported, and the first opening afterwards keeps
+    no cache. Other layers and names are not concerned.
+    """
+    wrong, right = FakeLayer("w", "w/f=123", "w/g=1", "w/l=->f", digest="sha256:w"), FakeLayer("r", "r/f=1")
+    fs = filesystem(tree(wrong, right))
+    w, r = fs.lookup(ROOT, b"w").inode, fs.lookup(ROOT, b"r").inode
+    f, link, other = fs.lookup(w, b"f").inode, fs.lookup(w, b"l").inode, fs.lookup(r, b"f").inode
+    assert [fs.open(inode, os.O_RDONLY).keep_cache for inode in (f, f, other)] == [True] * 3
+    assert fs.readlink(link) == b"f"
+    wrong.failure = IntegrityError("sha256:w")
+    assert set(fs.failed("sha256:w")) == {f, link}
+    with pytest.raises(IntegrityError):
+        fs.open(f, os.O_RDONLY)
+    with pytest.raises(IntegrityError):
+        fs.readlink(link)
+    assert fs.open(other, os.O_RDONLY).keep_cache
+    assert fs.lookup(w, b"g").attr.size == 1
+    assert [fs.getxattr(inode, b"user.kitfs.state") for inode in (f, ROOT)] == [b"wrong"] * 2
+    wrong.failure = None
+    assert [fs.open(f, os.O_RDONLY).keep_cache for _ in range(2)] == [False, True]
 
 
 def test_extended_attributes_and_statfs() -> None:

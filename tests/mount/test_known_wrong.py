@@ -1,0 +1,184 @@
+"""Bytes that are known to be wrong are never served again, through a real mount.
+
+A registry sends one wrong bit. When the layer is complete, its digest does not match: from then on its files cannot be
+opened, open files cannot be read, and mapped pages are gone, until the store has the right bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.corpus import tars
+from tests.fakes.faults import Answer, Lie
+from tests.fakes.registry import FakeRegistry
+from tests.host import Host, Mounted, wait_until
+from tests.kits import build, part
+
+pytestmark = pytest.mark.mount
+MiB = 1 << 20
+WEIGHTS = random.Random(28).randbytes(16 * MiB)
+OTHER = random.Random(29).randbytes(MiB)
+HOLDER = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+m = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+m.madvise(mmap.MADV_RANDOM)
+print(os.pread(fd, 4096, 0)[1000] == m[1000], flush=True)
+for line in sys.stdin:
+    if line == "map\\n":
+        print(m[1000], flush=True)
+    try:
+        os.pread(fd, 4096, 0)
+        print("read", flush=True)
+    except OSError as e:
+        print(e.errno, flush=True)
+"""
+
+
+@pytest.fixture
+def holder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Starts a process that has a file open and mapped and has read its first page; it reads again for each line."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(path: Path) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-c", HOLDER, str(path)], stdin=pipe, stdout=pipe, text=True, bufsize=1
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A fault: the blob has other bytes, as many as it should have."""
+
+    blob: bytes
+
+    def apply(self, answer: Answer) -> Answer:
+        answer.body = memoryview(self.blob)[answer.first : answer.first + len(answer.body)]
+        return answer
+
+
+def ask(process: subprocess.Popen[str], line: str) -> str:
+    """One line to a holder, and its answer."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(line + "\n")
+    return process.stdout.readline().strip()
+
+
+def read(path: Path) -> bytes | int:
+    """The content of a file, or the errno of reading it."""
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        return e.errno or 0
+
+
+def fail(host: Host, mount: Mounted, *paths: Path) -> None:
+    """Read all files of a layer that has a wrong bit, and return when that is known."""
+    for path in paths:
+        read(path)
+    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong bit was never found")
+
+
+def test_wrong_bytes_are_not_served_again(
+    host: Host, fake: FakeRegistry, holder: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    """Openings fail, open files fail, a mapped page raises SIGBUS, and the status says that the layer is wrong."""
+    mount = host.mount(fake.put_kit("team/kit", build([part("model", "w.bin", WEIGHTS, format="raw")]), "v1"))
+    fake.fail("/blobs/", Lie(1000))
+    process = holder(mount / "w.bin")
+    fail(host, mount, mount / "w.bin")
+    assert read(mount / "w.bin") == 5
+    wait_until(lambda: ask(process, "read") == "5", "the open file is still read from the kernel's cache")
+    assert ask(process, "map") == ""
+    assert process.wait(20) == -signal.SIGBUS
+    status = host.status(mount)
+    assert (status["layers"][0]["state"], status["layers"][0]["fetched"]) == ("wrong", 0)
+    assert os.getxattr(mount / "w.bin", "user.kitfs.state") == b"wrong"
+    assert "does not have its digest" in status["last_error"]
+
+
+def test_files_are_opened_again_when_the_blob_was_fetched_right(host: Host, fake: FakeRegistry, transport: str) -> None:
+    """Another process pulls the kit from a registry that is right: the mount serves the right bytes, and no page that
+    the kernel kept from before.
+    """
+    ref = fake.put_kit("team/kit", build([part("model", "w.bin", WEIGHTS, format="raw")]), "v1")
+    mount = host.mount(ref, "--transport", transport)
+    fake.fail("/blobs/", Lie(1000))
+    fail(host, mount, mount / "w.bin")
+    assert read(mount / "w.bin") == 5
+    fake.heal()
+    host.kitfs("pull", ref)
+    assert read(mount / "w.bin") == WEIGHTS
+    assert os.getxattr(mount / "w.bin", "user.kitfs.state") == b"verified"
+
+
+TAR = tars.file(b"m/a.bin", WEIGHTS) + tars.file(b"m/b.bin", OTHER) + tars.END
+
+
+def test_a_tar_heals_when_its_files_are_where_they_were(host: Host, fake: FakeRegistry) -> None:
+    """A wrong bit in a file: all files of the layer are refused and then healed; those of other layers never fail."""
+    kit = build([part("model", "m", TAR), part("dataset", "d.bin", OTHER, format="raw")])
+    ref = fake.put_kit("team/kit", kit, "v1")
+    mount = host.mount(ref)
+    assert read(mount / "d.bin") == OTHER
+    fake.fail(f"/blobs/{kit.layers[0]}", Lie(8 * MiB))
+    fail(host, mount, mount / "m/a.bin", mount / "m/b.bin")
+    assert [read(mount / name) for name in ("m/a.bin", "m/b.bin")] == [5, 5]
+    assert read(mount / "d.bin") == OTHER
+    assert sorted(os.listdir(mount / "m")) == ["a.bin", "b.bin"]
+    fake.heal()
+    host.kitfs("pull", ref)
+    assert [read(mount / name) for name in ("m/a.bin", "m/b.bin", "d.bin")] == [WEIGHTS, OTHER, OTHER]
+
+
+def test_a_compressed_layer_heals(host: Host, fake: FakeRegistry) -> None:
+    """A wrong bit in a gzip stream, of which no index can be made: its names are unknown until the blob is right."""
+    ref = fake.put_kit("team/kit", build([part("model", "m", TAR, compression="gzip")]), "v1")
+    mount = host.mount(ref)
+    fake.fail("/blobs/", Lie(8 * MiB))
+    fail(host, mount, mount / "m/a.bin")
+    assert read(mount / "m/a.bin") == 5
+    assert host.status(mount)["layers"][0]["state"] == "wrong"
+    fake.heal()
+    host.kitfs("pull", ref)
+    assert [read(mount / name) for name in ("m/a.bin", "m/b.bin")] == [WEIGHTS, OTHER]
+
+
+def test_a_tar_whose_files_were_elsewhere_stays_refused(host: Host, fake: FakeRegistry) -> None:
+    """The wrong bytes were headers, so that the mount shows names that the kit does not have: the error says that it
+    has to be mounted again, and then it is right.
+    """
+    kit = build([part("model", "m", tars.file(b"m/a.bin", OTHER) + tars.END)])
+    ref = fake.put_kit("team/kit", kit, "v1")
+    mount = host.mount(ref)
+    fake.fail("/blobs/", Replaced(tars.file(b"m/x.bin", OTHER) + tars.END))
+    fail(host, mount, mount / "m/x.bin")
+    assert read(mount / "m/x.bin") == 5
+    fake.heal()
+    host.kitfs("pull", ref)
+    assert read(mount / "m/x.bin") == 5
+    assert "mount the kit again" in host.status(mount)["last_error"]
+    host.umount(mount)
+    again = host.mount(ref)
+    assert (os.listdir(again / "m"), read(again / "m/a.bin")) == (["a.bin"], OTHER)
