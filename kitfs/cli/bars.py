@@ -75,7 +75,7 @@ class Bars:
                 self._words = words
 
             def render(self, task: Task) -> Text:
-                """The text, as it is."""
+                """Return the text unchanged."""
                 return Text(self._words(task))
 
         console = Console(stderr=True)

@@ -114,7 +114,7 @@ class Reporter:
         self.say_lines(shown(text), **fields)
 
     def say_lines(self, text: str, **fields: Any) -> None:
-        """As ``say``, for a text of several lines."""
+        """Write a text of several lines, as ``say`` writes one."""
         with self._lock:
             if self._json:
                 put_json_text(json.dumps(fields))

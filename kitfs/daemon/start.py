@@ -95,4 +95,4 @@ def _daemon(request: MountRequest, pipe: int) -> None:
             logging.getLogger("kitfs").exception("a bug ended the daemon")
             answer(error_to_json(MountError(f"a bug in kitfs: {type(e).__name__}: {e}")))
     finally:
-        os._exit(status)  # a thread that still waits for a socket has nobody left to answer
+        os._exit(status)  # threads that still wait for a socket have nothing left to do

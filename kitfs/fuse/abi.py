@@ -207,7 +207,7 @@ class Init(NamedTuple):
 def request(data: bytes) -> Request:
     """One message of the kernel. Raises BadRequestError when it is shorter or longer than its header says."""
     if len(data) < IN_HEADER_SIZE:
-        raise BadRequestError(f"{len(data)} bytes are no FUSE request")
+        raise BadRequestError(f"{len(data)} bytes are not a FUSE request")
     length, opcode, unique, nodeid, _, _, pid, extensions, _ = _IN_HEADER.unpack_from(data)
     if length != len(data):
         raise BadRequestError(f"a FUSE request of {length} bytes came as {len(data)}")

@@ -1,4 +1,4 @@
-"""Indexes of kits (``kitfs.index``): one name for the variants of a model, told apart by labels.
+"""Indexes of kits (``kitfs.index``): one name for the variants of a model, which labels distinguish.
 
     kitfs.index.create("registry.example.com/team/llama:all")
     kitfs.index.add("registry.example.com/team/llama:all", "registry.example.com/team/llama:q4", labels={"bits": "4"})

@@ -76,7 +76,7 @@ class Kit:
     >>> with kitfs.open("registry.example.com/team/llama:v1") as kit:
     ...     kit.read("config.json")
 
-    A forked child may go on using a Kit: it then has connections and files of its own. A Kit can be pickled: its
+    A forked child may use a Kit of its parent: it then has connections and files of its own. A Kit can be pickled: its
     digest and options travel, without user names and passwords in URLs, and it is opened again where it is first used.
     After ``close`` everything that reads raises ValueError. Paths are texts or PurePath objects, relative to the root
     of the kit.
@@ -251,7 +251,7 @@ class Kit:
             return _info(session.tree.resolve(fspath(path)))
 
     def exists(self, path: StrPath) -> bool:
-        """Whether a path exists. Raises KitfsError when that cannot be found out."""
+        """Return whether a path exists. Raises KitfsError when that cannot be found out."""
         try:
             self.stat(path)
         except NotFound:

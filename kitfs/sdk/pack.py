@@ -130,7 +130,7 @@ def import_kit(
     a branch, tag or commit. ``token``: for the hub or the git server; by default HF_TOKEN for a hub. ``tool``: how the
     repository is read. ``kitfile``: used instead of the repository's own. ``edit``: a function that is given a Kitfile
     that was generated, and returns the one to use. ``created``: seconds since the epoch; by default the time of the
-    commit. ``push``: send the kit straight to the registry of ``tag``. An import that broke off resumes when it is
+    commit. ``push``: send the kit straight to the registry of ``tag``. An interrupted import resumes when it is
     called again. Raises NotFound, Unauthorized, RegistryError, IntegrityError, ContextError, KitfileError, StoreError,
     UsageError.
     """

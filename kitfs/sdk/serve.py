@@ -1,4 +1,4 @@
-"""A registry over a store, for the time of a block: for tests, demos, and moving kits in a trusted network.
+"""A registry over a store, for the length of a block: for tests, demos, and moving kits in a trusted network.
 
 The registry runs in a process of its own, ``python -m kitfs.sdk.registry_process``. It ends with the block, and also
 when this process dies. Threading: a Registry may be used by any thread.
@@ -59,7 +59,7 @@ def serve(
     min_age: float = DAY,
     **options: Unpack[StoreOptions],
 ) -> Iterator[Registry]:
-    """Run an OCI registry over a store for the time of a block.
+    """Run an OCI registry over a store for the length of a block.
 
     >>> with kitfs.serve() as registry:
     ...     kitfs.push("llama:v1", f"{registry.address}/team/llama:v1")

@@ -51,8 +51,8 @@ def push(
 ) -> str:
     """Push a kit of the store to its registry, or to ``destination``; return the digest of its manifest.
 
-    ``destination``: registry/repository:tag, with more tags after commas. What the registry has is not sent, and a push
-    that broke off resumes when it is called again. ``progress``: see ``kitfs.sdk.progress``. Raises NotFound when the
+    ``destination``: registry/repository:tag, with more tags after commas. What the registry has is not sent, and an interrupted push
+    resumes when it is called again. ``progress``: see ``kitfs.sdk.progress``. Raises NotFound when the
     kit is not in the store, RegistryError, StoreError, UsageError when no registry is named.
     """
     from kitfs.ops.transfer.push import push as run
@@ -75,7 +75,7 @@ def pull(
     """Pull a kit, and the kits that it takes its model from, into the store; return the digest of its manifest.
 
     The kit is verified, and stays until it is removed. ``labels`` choose one kit of an index, which gets the tag of the
-    index in the store. What a mount has fetched is not fetched again, and a pull that broke off resumes when it is
+    index in the store. What a mount has fetched is not fetched again, and an interrupted pull resumes when it is
     called again. ``progress``: see ``kitfs.sdk.progress``. Raises NotFound, RegistryError, IntegrityError,
     ManifestError, KitfileError, StoreFull, StoreError, UsageError.
     """

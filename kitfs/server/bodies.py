@@ -73,7 +73,7 @@ async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[byt
 async def receive(
     request: web.BaseRequest, ingest: Ingest, turn: UploadTurn, *, pool: Executor, patience: float
 ) -> None:
-    """Append a request's body to an upload. When the body breaks off, its bytes so far stay, and the next request
+    """Append a request's body to an upload. When the body ends early, its bytes so far stay, and the next request
     resumes after them.
 
     Raises ApiError when Content-Range does not continue the upload.

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TURNS = {
-    "X is no Y": r"(?<!\b[Tt]here )\b(is|are|was|were) no (?!longer\b|more\b)[a-z]",  # "there is no Y" is English
+    "X is no Y": r"(?<!\b[Tt]here )\b(is|are|was|were) no (?!longer\b|more\b)[A-Za-z]",  # "there is no Y" is English
     "anew": r"\b[Aa]new\b",
     "lest": r"\b[Ll]est\b",
     "whoever": r"\b[Ww]hoever\b",
