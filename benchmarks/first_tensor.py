@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.reading import drop_caches, timed
+from benchmarks.machine import timed
 from tests.kits import build, part
 from tests.registry_process import RegistryProcess
 
@@ -63,7 +63,6 @@ def one_run(reference: str, root: Path) -> dict[str, float]:
         read_tensor(before.out / FILE)
 
     unpacked = timed(unpack)
-    drop_caches()
     after = Home(root)
 
     def mount() -> None:

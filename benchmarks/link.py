@@ -1,0 +1,231 @@
+"""A TCP relay on loopback that behaves like a long or narrow link.
+
+    python -m benchmarks.link TARGET_PORT --rtt 0.02 --rate 125000000
+
+It prints the port on which it listens and runs until SIGTERM. What it models: the bytes of each direction arrive half
+a round trip after they were sent; the handshake takes a round trip; all connections share ``--rate`` bytes a second
+towards the client; each connection has TCP's slow start, also after it was idle, and at most ``--window`` bytes under
+way (6 MiB, which is Linux's default receive buffer at most). It models neither loss nor the upstream's rate.
+
+Bytes go from socket to pipe to socket by splice(2), which does not copy them, because the peers need the CPU: a link
+of 10 Gbit/s takes about a seventh of a core. A process has one thread, and select(2) rather than epoll(7), whose
+timeouts are whole milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+PIECE = 256 << 10
+WINDOW = 6 << 20
+FIRST_WINDOW = 10 * 1448  # RFC 6928
+IDLE = 0.2  # seconds after which slow start begins again, as Linux does after the retransmission timeout
+ROOM = 8 << 20  # capacity of a pipe where it is allowed; the default is counted in fragments of 4 KiB
+FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+
+class Link(NamedTuple):
+    """Seconds of a round trip, and bytes a second towards the client (0: no limit)."""
+
+    name: str
+    rtt: float
+    rate: int
+
+
+class Shared:
+    """The rate that all connections share: when the next byte may leave."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._free = 0.0
+
+    def leave(self, size: int, now: float) -> float:
+        """Book ``size`` bytes and return the time at which the last of them has left."""
+        if not self._rate:
+            return now
+        self._free = max(self._free, now) + size / self._rate
+        return self._free
+
+
+class Direction:
+    """One direction of a connection: bytes wait in a pipe until they are due."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket, link: Link, shared: Shared, window: int) -> None:
+        self.source, self.sink = source, sink
+        self._link, self._shared, self._largest = link, shared, window
+        self._out, self._in = os.pipe2(os.O_NONBLOCK)
+        try:
+            fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, ROOM)
+        except PermissionError:
+            fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, 1 << 20)
+        self.opened = time.monotonic()
+        self._pieces: deque[tuple[float, int]] = deque()  # (when it arrives, bytes)
+        self._unconfirmed: deque[tuple[float, int]] = deque()  # (when its acknowledgement arrives, bytes)
+        self._under_way = 0
+        self._allowed = FIRST_WINDOW
+        self._sent = 0.0
+        self._full = False  # the pipe has no slot left
+        self.ended = self.closed = False
+
+    def wants_input(self) -> bool:
+        return not (self.ended or self._full) and self._under_way < min(self._allowed, self._largest)
+
+    def wants_output(self, now: float) -> bool:
+        return not self.closed and bool(self._pieces) and self._pieces[0][0] <= now
+
+    def next_time(self, now: float) -> float:
+        """When something happens without a socket: a piece arrives or is acknowledged."""
+        times = [queue[0][0] for queue in (self._pieces, self._unconfirmed) if queue and queue[0][0] > now]
+        return min(times, default=now + 3600)
+
+    def acknowledge(self, now: float) -> None:
+        while self._unconfirmed and self._unconfirmed[0][0] <= now:
+            size = self._unconfirmed.popleft()[1]
+            self._under_way -= size
+            self._allowed = min(self._allowed + size, self._largest)
+
+    def take(self, now: float) -> None:
+        """Move what the source has into the pipe."""
+        if now - self._sent > IDLE + self._link.rtt and not self._under_way:
+            self._allowed = FIRST_WINDOW
+        room = min(self._allowed, self._largest) - self._under_way
+        try:
+            size = os.splice(self.source.fileno(), self._in, min(room, PIECE), flags=FLAGS)
+        except BlockingIOError:
+            self._full = bool(self._pieces)
+            return
+        except OSError:
+            size = 0
+        if not size:
+            self.ended = True
+            return
+        self._sent = now
+        self._under_way += size
+        arrives = max(self._shared.leave(size, now), self.opened + self._link.rtt) + self._link.rtt / 2
+        self._pieces.append((arrives, size))
+
+    def give(self, now: float) -> None:
+        """Move what is due from the pipe into the sink."""
+        while self._pieces and self._pieces[0][0] <= now:
+            due, size = self._pieces.popleft()
+            try:
+                moved = os.splice(self._out, self.sink.fileno(), size, flags=FLAGS)
+            except BlockingIOError:
+                moved = 0
+            except OSError:  # the receiver left: so does the sender
+                self.ended = self.closed = True
+                return
+            if moved:
+                self._full = False
+                self._unconfirmed.append((now + self._link.rtt / 2, moved))
+            if moved < size:
+                self._pieces.appendleft((due, size - moved))
+                return
+
+    def finish(self) -> None:
+        """Pass the end of the source on, once everything before it has arrived."""
+        if self.ended and not self._pieces and not self.closed:
+            self.closed = True
+            try:
+                self.sink.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        os.close(self._out)
+        os.close(self._in)
+
+
+@dataclass
+class Connection:
+    """A client, the target, and the two directions between them."""
+
+    up: Direction
+    down: Direction
+
+    def close(self) -> None:
+        for direction in (self.up, self.down):
+            direction.close()
+            direction.source.close()
+
+
+def connect(client: socket.socket, port: int, link: Link, shared: Shared, window: int) -> Connection:
+    """Pair a client that connected with a connection of its own to the target."""
+    target = socket.create_connection(("127.0.0.1", port))
+    for one in (client, target):
+        one.setblocking(False)
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Connection(
+        Direction(client, target, link, Shared(0), window), Direction(target, client, link, shared, window)
+    )
+
+
+def relay(server: socket.socket, port: int, link: Link, window: int) -> None:
+    """Relay connections for ever."""
+    shared = Shared(link.rate)
+    connections: list[Connection] = []
+    while True:
+        now = time.monotonic()
+        directions = [one for connection in connections for one in (connection.up, connection.down)]
+        for one in directions:
+            one.acknowledge(now)
+        readers = {one.source: one for one in directions if one.wants_input()}
+        writers = {one.sink: one for one in directions if one.wants_output(now)}
+        wait = min((one.next_time(now) for one in directions), default=now + 3600) - now
+        readable, writable, _ = select.select([server, *readers], list(writers), [], wait)
+        now = time.monotonic()
+        for ready in readable:
+            if ready is server:
+                connections.append(connect(server.accept()[0], port, link, shared, window))
+            else:
+                readers[ready].take(now)
+        for ready in writable:
+            writers[ready].give(now)
+        for one in directions:
+            one.finish()
+        for connection in [one for one in connections if one.down.closed]:
+            connections.remove(connection)
+            connection.close()
+
+
+@contextmanager
+def slow(port: int, link: Link) -> Iterator[int]:
+    """A link before a port of loopback, as a process of its own; yields the port to connect to."""
+    command = [sys.executable, "-m", "benchmarks.link", str(port), "--rtt", str(link.rtt), "--rate", str(link.rate)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def main() -> None:
+    """Relay until SIGTERM."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("port", type=int, help="port of loopback to relay to")
+    parser.add_argument("--rtt", type=float, default=0.0, help="seconds of a round trip")
+    parser.add_argument("--rate", type=int, default=0, help="bytes a second towards the client (0: no limit)")
+    parser.add_argument("--window", type=int, default=WINDOW, help="bytes under way per connection")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        print(server.getsockname()[1], flush=True)
+        relay(server, options.port, Link("", options.rtt, options.rate), options.window)
+
+
+if __name__ == "__main__":
+    main()

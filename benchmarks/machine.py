@@ -1,0 +1,272 @@
+"""What rows measure with: homes of kitfs and of kit, a registry, files, clocks and reads.
+
+Everything lies in one scratch directory, which is on the same disk for both sides. Nothing is shared between a run
+and the next one but the registry and the kits in it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import platform
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.models import Model, Models
+from tests.host import processes_of
+from tests.registry_process import RegistryProcess
+from tests.server import KITFS
+
+PIECE = 1 << 20
+PAGE = 4096
+RANDOM_READS = 20_000
+
+
+class Watch(Protocol):
+    """Looks at the processes of kitfs while a row measures them: see benchmarks.profile."""
+
+    def watching(self, run_dir: Path) -> Any:
+        """A context in which the processes that live with this run directory are watched."""
+
+
+class Home:
+    """A machine of kitfs that has never seen a kit: an empty store, a run directory and a home of kit."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store, self.run_dir, self.mountpoint = root / "store", root / "run", root / "mnt"
+        root.mkdir()
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith("KITFS_")} | {
+            "KITFS_CACHE_DIR": str(self.store),
+            "KITFS_RUN_DIR": str(self.run_dir),
+            "KITOPS_HOME": str(root / "kitops"),
+        }
+
+    def kitfs(self, *args: str | Path) -> str:
+        """Run a verb and return what it prints."""
+        done = subprocess.run([KITFS, *args], env=self.env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"kitfs {' '.join(map(str, args))}: exit {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
+    def mount(self, reference: str, *options: str) -> Path:
+        """Mount a kit and return the directory."""
+        self.kitfs("mount", reference, self.mountpoint, *options)
+        return self.mountpoint
+
+    def never_sealed(self) -> tuple[str, ...]:
+        """The options that keep a mount from being sealed; none for a kitfs that does not seal."""
+        return ("--seal", "never") if "--seal" in self.kitfs("mount", "--help") else ()
+
+    def status(self) -> dict[str, Any]:
+        """The report of ``kitfs status --json`` about the mount."""
+        report: dict[str, Any] = json.loads(self.kitfs("status", self.mountpoint, "--json"))
+        return report
+
+    def umount(self) -> None:
+        """End the mount."""
+        self.kitfs("umount", self.mountpoint)
+
+    def peak(self) -> float:
+        """MiB of memory at the peak (VmHWM), summed over the mount's processes."""
+        texts = [Path(f"/proc/{pid}/status").read_text() for pid in processes_of(self.run_dir)]
+        return sum(int(size) for text in texts for size in re.findall(r"VmHWM:\s+(\d+) kB", text)) / 1024
+
+    def filesystem(self) -> str:
+        """The type of the topmost file system at the mountpoint, such as ``fuse.kitfs`` or ``erofs``."""
+        kinds = [line.split(" - ")[1].split()[0] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+                 if line.split()[4] == str(self.mountpoint)]  # fmt: skip
+        return kinds[-1] if kinds else ""
+
+    def close(self) -> None:
+        """Unmount and remove everything."""
+        if self.filesystem():
+            self.umount()
+        shutil.rmtree(self.root)
+
+
+class KitHome:
+    """A machine of KitOps' ``kit`` that has never seen a kit."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "kitops").mkdir(parents=True)
+        self.env = os.environ | {"KITOPS_HOME": str(root / "kitops")}
+        self.kit("version", "--show-update-notifications=false")  # it would ask the internet for a newer version
+
+    def kit(self, *args: str | Path) -> None:
+        """Run a command of kit."""
+        run("kit", *args, "--progress", "none", env=self.env)
+
+    def close(self) -> None:
+        shutil.rmtree(self.root)
+
+
+class Bench:
+    """What a row is given. ``run`` counts the runs; its parity decides which side is measured first.
+
+    ``mib``: the size of the model of most rows. ``scratch``: a directory for anything, which is deleted at the end.
+    """
+
+    def __init__(self, scratch: Path, mib: int, *, watch: Watch | None = None) -> None:
+        self.scratch, self.mib, self.run = scratch, mib, 0
+        self._watch = watch
+        self._made = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def registry(self) -> RegistryProcess:
+        """A docker-registry on loopback that lives as long as the bench."""
+        return self._stack.enter_context(RegistryProcess(self.scratch / "registry"))
+
+    @cached_property
+    def models(self) -> Models:
+        """The kits that are in the registry."""
+        return Models(self.registry, self.scratch / "models")
+
+    @property
+    def model(self) -> Model:
+        """A kit of one safetensors file of ``mib`` MiB."""
+        return self.models.tensors(self.mib)
+
+    def name(self, stem: str) -> Path:
+        """A path below the scratch directory that nobody has used."""
+        self._made += 1
+        return self.scratch / f"{stem}{self._made}"
+
+    @contextmanager
+    def home(self, *, below: Path | None = None) -> Iterator[Home]:
+        """A machine of kitfs, which is removed at the end; ``below`` another directory than the scratch."""
+        path = self.name("home")
+        made = Home(below / path.name if below else path)
+        try:
+            if self._watch:
+                with self._watch.watching(made.run_dir):
+                    yield made
+            else:
+                yield made
+        finally:
+            made.close()
+
+    @contextmanager
+    def kit_home(self) -> Iterator[KitHome]:
+        """A machine of kit, which is removed at the end."""
+        made = KitHome(self.name("kit"))
+        try:
+            yield made
+        finally:
+            made.close()
+
+    def both(self, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
+        """Call both, in an order that alternates from run to run; return (ours, theirs)."""
+        if self.run % 2:
+            other = theirs()
+            return ours(), other
+        return ours(), theirs()
+
+    def repeated(self, *works: Callable[[], float], times: int = 5) -> list[float]:
+        """The median of each of several short measurements, which are repeated in turn."""
+        found: list[list[float]] = [[work() for work in works] for _ in range(times)]
+        return [statistics.median(column) for column in zip(*found, strict=True)]
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
+    """Run a peer; what it prints is shown only if it fails."""
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}: exit {done.returncode}: {done.stderr.strip()[-500:]}")
+
+
+def timed(work: Callable[[], object], *, durable: bool = False) -> float:
+    """Seconds of a call, with nothing left to be written from before; ``durable``: until all data is on the disk."""
+    os.sync()
+    begin = time.perf_counter()
+    work()
+    if durable:
+        os.sync()
+    return time.perf_counter() - begin
+
+
+# -- reads
+
+
+def read_whole(path: Path) -> None:
+    """Read a file to its end by read(2) of 1 MiB into one buffer."""
+    buffer = bytearray(PIECE)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def read_span(path: Path, start: int, stop: int) -> None:
+    """Read bytes [start, stop) of a file by pread(2) of at most 1 MiB into one buffer."""
+    buffer = bytearray(PIECE)
+    with path.open("rb", buffering=0) as file:
+        while start < stop:
+            got = os.preadv(file.fileno(), [memoryview(buffer)[: min(PIECE, stop - start)]], start)
+            if not got:
+                raise EOFError(f"{path} ends at {start}")
+            start += got
+
+
+def read_mapped(path: Path) -> None:
+    """Copy a file out of a mapping of it, 1 MiB at a time."""
+    buffer = memoryview(bytearray(PIECE))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view, memoryview(view) as pages:
+        for start in range(0, len(pages), PIECE):
+            with pages[start : start + PIECE] as piece:
+                buffer[: len(piece)] = piece
+
+
+def read_random(path: Path) -> None:
+    """Read 20,000 blocks of 4 KiB by pread(2), at places that are the same every time."""
+    blocks = path.stat().st_size // PAGE
+    chosen = random.Random(1)
+    places = [chosen.randrange(blocks) * PAGE for _ in range(RANDOM_READS)]
+    with path.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
+        for place in places:
+            os.pread(descriptor, PAGE, place)
+
+
+def drop_pages(path: Path) -> None:
+    """Drop the pages of one file from the page cache."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# -- the machine
+
+
+def missing(programs: tuple[str, ...]) -> list[str]:
+    """Programs that are not on PATH."""
+    return [program for program in programs if shutil.which(program) is None]
+
+
+def describe() -> dict[str, str]:
+    """The machine that the numbers were made on."""
+    model = re.search(r"(?m)^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text())
+    return {
+        "cpu": f"{os.cpu_count()} x {model[1] if model else platform.machine()}",
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
+        "kernel": platform.release(),
+        "python": sys.version.split()[0],
+        "load": f"{os.getloadavg()[0]:.1f}",
+    }

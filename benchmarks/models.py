@@ -1,0 +1,123 @@
+"""The kits that rows read: made once, and planted into the registry's storage rather than pushed."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tarfile
+from functools import cache, cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.kits import build, kit_tar, part, sparse_file_tar
+from tests.registry_process import RegistryProcess
+
+TENSOR_MIB = 16
+FILE = "model.safetensors"
+SMALL_FILES = 100_000
+
+
+class Model(NamedTuple):
+    """A kit of one layer. ``reference`` names it in the registry; ``blob`` is its layer in the registry's storage.
+
+    ``file``: the kit's only file as a local file, if there is one. ``digest``: that of the layer.
+    """
+
+    reference: str
+    blob: Path
+    digest: str
+    file: Path
+
+    def path(self, port: int) -> str:
+        """The URL of the layer behind a port of loopback."""
+        repository = self.reference.partition("/")[2].rpartition(":")[0]
+        return f"http://127.0.0.1:{port}/v2/{repository}/blobs/{self.digest}"
+
+    def behind(self, port: int) -> str:
+        """The reference of the kit behind another port of loopback."""
+        return f"127.0.0.1:{port}/{self.reference.partition('/')[2]}"
+
+
+def middle(mib: int) -> str:
+    """The name of the tensor in the middle of a file of ``mib`` MiB."""
+    return f"layers.{mib // TENSOR_MIB // 2}"
+
+
+def header(mib: int) -> bytes:
+    """The header of a safetensors file of ``mib`` MiB in tensors of 16 MiB (the last is larger), padded to a page."""
+    width, count = TENSOR_MIB << 20, max(1, mib // TENSOR_MIB)
+    stops = [(n + 1) * width for n in range(count - 1)] + [mib << 20]
+    fields = {
+        f"layers.{n}": {"dtype": "U8", "shape": [stop - n * width], "data_offsets": [n * width, stop]}
+        for n, stop in enumerate(stops)
+    }
+    text = json.dumps(fields).encode()
+    padded = text.ljust(-(-(len(text) + 8) // 4096) * 4096 - 8)
+    return struct.pack("<Q", len(padded)) + padded
+
+
+class Models:
+    """Makes kits in a directory and plants them into a registry. Each is made when it is first asked for."""
+
+    def __init__(self, registry: RegistryProcess, directory: Path) -> None:
+        self._registry, self._directory = registry, directory
+        directory.mkdir()
+        self.tensors = cache(self._tensors)
+        self.raw = cache(self._raw)
+        self.sparse = cache(self._sparse)
+
+    def _planted(self, name: str, layer: Path, *, raw: bool = False, file: Path, kind: str = "model",
+                 digest: str = "") -> Model:  # fmt: skip
+        path = FILE if kind == "model" else "data"
+        kit = build([part(kind, path, layer, format="raw" if raw else "tar", digest=digest)])
+        reference = self._registry.push(kit, f"bench/{name}")
+        return Model(reference, self._registry.blob_path(kit.layers[0]), kit.layers[0], file)
+
+    def file(self, mib: int) -> Path:
+        """A local safetensors file of random tensors."""
+        path = self._directory / f"tensors-{mib}"
+        if not path.exists():
+            with path.open("wb") as out:
+                out.write(header(mib))
+                for _ in range(mib):
+                    out.write(os.urandom(1 << 20))
+        return path
+
+    def _tensors(self, mib: int) -> Model:
+        """A kit as kit packs it: the file in a tar."""
+        source, layer = self.file(mib), self._directory / f"tensors-{mib}.tar"
+        with tarfile.open(layer, "w", format=tarfile.PAX_FORMAT) as tar, source.open("rb") as file:
+            info = tarfile.TarInfo(FILE)
+            info.size, info.mode = source.stat().st_size, 0o644
+            tar.addfile(info, file)
+        return self._planted(f"tensors-{mib}", layer, file=source)
+
+    def _raw(self, mib: int) -> Model:
+        """A kit whose layer is the file itself, as ModelPack stores it."""
+        return self._planted(f"raw-{mib}", self.file(mib), file=self.file(mib), raw=True)
+
+    def _sparse(self, mib: int) -> Model:
+        """A kit of any size whose tensors are zeros and take no room on the disk.
+
+        The digest of the layer is made up, since hashing 100 GiB takes minutes: such a kit is never read whole.
+        """
+        layer = self._directory / f"sparse-{mib}.tar"
+        head = header(mib)
+        sparse_file_tar(layer, {FILE: len(head) + (mib << 20)}, marks={FILE: {0: head}})
+        digest = "sha256:" + sha256(f"sparse {mib}".encode()).hexdigest()
+        return self._planted(f"sparse-{mib}", layer, file=layer, digest=digest)
+
+    @cached_property
+    def many(self) -> Model:
+        """A kit of 100,000 files of 100 bytes in 1,000 directories; ``file`` is the same tree on the local disk."""
+        tree = self._directory / "many" / "data"
+        files = {f"data/{n % 1000:03}/{n:06}.txt": f"{n:099}\n".encode() for n in range(SMALL_FILES)}
+        for name, content in files.items():
+            path = tree.parent / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        layer = self._directory / "many.tar"
+        layer.write_bytes(kit_tar(files))
+        return self._planted("many", layer, file=tree, kind="dataset")

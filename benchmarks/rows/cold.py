@@ -1,0 +1,150 @@
+"""Rows 1 to 4: a model that the machine has never seen is read whole."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from benchmarks.link import Link, slow
+from benchmarks.machine import Bench, Home, read_whole, run, timed
+from benchmarks.models import FILE, Model
+from benchmarks.table import Absent, Found, Sample, Target, row, times
+
+LINKS = (
+    Link("1 Gbit/s 20 ms", 0.020, 125_000_000),
+    Link("10 Gbit/s 5 ms", 0.005, 1_250_000_000),
+    Link("400 Mbit/s 80 ms", 0.080, 50_000_000),
+)
+PATIENCE = 60.0  # seconds to wait for the state "verified"
+
+
+def cold_read(bench: Bench, reference: str, *, mounted: bool = False) -> float:
+    """Seconds to read the model whole through a fresh mount of an empty store; ``mounted``: the mount included."""
+    with bench.home() as home:
+        if mounted:
+            return timed(lambda: read_whole(home.mount(reference) / FILE))
+        file = home.mount(reference) / FILE
+        return timed(lambda: read_whole(file))
+
+
+def curl(bench: Bench, url: str) -> float:
+    """Seconds of ``curl -o`` of the layer to a new file."""
+    out = bench.name("curl")
+    try:
+        return timed(lambda: run("curl", "-sSf", "-o", out, url))
+    finally:
+        out.unlink(missing_ok=True)
+
+
+def until_verified(file: Path) -> float:
+    """Seconds until the layer of a file is reported as verified."""
+    begin = time.perf_counter()
+    while os.getxattr(file, "user.kitfs.state") != b"verified":
+        if time.perf_counter() - begin > PATIENCE:
+            raise TimeoutError(f"the layer of {file} is not verified after {PATIENCE:.0f} s")
+        time.sleep(0.01)
+    return time.perf_counter() - begin
+
+
+def read_and_verify(bench: Bench, model: Model, home: Home) -> tuple[float, float]:
+    """Seconds of a cold read, and seconds from its end until the layer is verified."""
+    file = home.mount(model.reference) / FILE
+    return timed(lambda: read_whole(file)), until_verified(file)
+
+
+@row(
+    1,
+    "cold full read through the mount, loopback, against `curl -o`",
+    Target(name="time", goal=1.5, must=2.0),
+    Target(name="verified after the read", goal=1.0, must=1.0, unit="s"),
+    needs=("curl",),
+)
+def against_curl(bench: Bench) -> Found:
+    """Read the model whole by reads of 1 MiB through a fresh mount of an empty store, against downloading its layer
+    by ``curl -o``. The clock of the read starts with the first read, after the mount. The second number is the time
+    from the last byte until the layer's state is "verified". Neither side syncs.
+    """
+    model = bench.model
+    verified = []
+
+    def ours() -> float:
+        with bench.home() as home:
+            seconds, after = read_and_verify(bench, model, home)
+        verified.append(after)
+        return seconds
+
+    found = bench.both(ours, lambda: curl(bench, model.path(bench.registry.port)))
+    return {"time": times(*found), "verified after the read": Sample(verified[0])}
+
+
+@row(
+    2,
+    "cold full read through the mount, loopback, against `kit unpack` from the remote and `cat`",
+    Target(name="time", goal=1.0, must=1.3),
+    needs=("kit",),
+)
+def against_remote_unpack(bench: Bench) -> Found:
+    """Read the model whole through a fresh mount of an empty store, from the first read on, against ``kit unpack`` out
+    of the registry (kit has never seen the kit, and verifies nothing) and then reading the unpacked file whole.
+    """
+    reference = bench.model.reference
+
+    def theirs() -> float:
+        with bench.kit_home() as home:
+            out = home.root / "out"
+
+            def unpack_and_read() -> None:
+                home.kit("unpack", reference, "-d", out, "--plain-http")
+                read_whole(out / FILE)
+
+            return timed(unpack_and_read)
+
+    return {"time": times(*bench.both(lambda: cold_read(bench, reference), theirs))}
+
+
+@row(
+    3,
+    "cold mount and full read, loopback, against `kit pull` and `kit unpack`",
+    Target(name="time", goal=0.6, must=0.8),
+    needs=("kit",),
+)
+def against_pull_and_unpack(bench: Bench) -> Found:
+    """Mount the kit with an empty store and read the model whole, against ``kit pull`` and ``kit unpack`` of a kit that
+    kit has never seen. The clock of ours includes ``kitfs mount``; that of theirs ends before a read.
+    """
+    reference = bench.model.reference
+
+    def theirs() -> float:
+        with bench.kit_home() as home:
+
+            def pull_and_unpack() -> None:
+                home.kit("pull", reference, "--plain-http")
+                home.kit("unpack", reference, "-d", home.root / "out", "--plain-http")
+
+            return timed(pull_and_unpack)
+
+    return {"time": times(*bench.both(lambda: cold_read(bench, reference, mounted=True), theirs))}
+
+
+@row(
+    4,
+    "cold full read through the mount over slow links, against `curl -o`",
+    Target(name=LINKS[0].name, goal=1.10, must=1.15),
+    Target(name=LINKS[1].name, goal=1.3, must=1.6),
+    Target(name=LINKS[2].name, goal=1.05, must=1.10),
+    needs=("curl",),
+)
+def over_links(bench: Bench) -> Found:
+    """Row 1 with a link between both clients and the registry: benchmarks.link, a relay in a process of its own, which
+    holds bytes back for half a round trip, shares the rate between connections and models TCP's slow start. It uses
+    CPU that both clients need.
+    """
+    model = bench.model
+    found: dict[str, Sample | Absent] = {}
+    for link in LINKS:
+        with slow(bench.registry.port, link) as port:
+            found[link.name] = times(
+                *bench.both(lambda: cold_read(bench, model.behind(port)), lambda: curl(bench, model.path(port)))
+            )
+    return found

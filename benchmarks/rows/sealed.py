@@ -1,0 +1,155 @@
+"""Rows 5 to 8: a kit that is in the store is read again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.machine import Bench, Home, drop_pages, read_mapped, read_random, read_whole, timed
+from benchmarks.models import FILE, Model
+from benchmarks.table import Absent, Found, Sample, Target, row, speed
+
+READS: dict[str, Callable[[Path], None]] = {
+    "1 MiB reads": read_whole,
+    "mmap": read_mapped,
+    "random 4 KiB": read_random,
+}
+PATIENCE = 15.0  # seconds to wait for a mount to change its mode
+
+
+def targets(goals: tuple[float, float, float], musts: tuple[float, ...] = ()) -> tuple[Target, ...]:
+    """A target for each kind of read."""
+    limits = zip(READS, goals, musts or (None, None, None), strict=True)
+    return tuple(Target(name=name, goal=goal, must=must, at_least=True) for name, goal, must in limits)
+
+
+def why_not(home: Home, mode: str) -> str:
+    """Wait until the mount has a mode; return "" or why it does not reach it, as ``kitfs status`` says."""
+    deadline = time.monotonic() + PATIENCE
+    while (report := home.status()).get("mode") != mode:
+        if "mode" not in report or time.monotonic() > deadline:
+            reason = report.get("not_sealed") or f"the mount is {report.get('mode', 'lazy')}"
+            return f"not {mode}: {reason}"
+        time.sleep(0.2)
+    return ""
+
+
+@contextmanager
+def stored(bench: Bench, model: Model, *options: str, mode: str, below: Path | None = None) -> Iterator[Path | Absent]:
+    """The model in a mount of a store that has all of it, or why the mount does not have the mode."""
+    with bench.home(below=below) as home:
+        home.kitfs("pull", model.reference)
+        home.mount(model.reference, *options)
+        reason = why_not(home, mode)
+        yield Absent(reason) if reason else home.mountpoint / FILE
+
+
+def compare(bench: Bench, mounted: Path, local: Path, *, drop: bool) -> dict[str, Sample | Absent]:
+    """The three kinds of read, both files in the page cache; ``drop``: but not the pages of the mounted one."""
+    read_whole(local)
+    read_whole(mounted)
+
+    def ours(read: Callable[[Path], None]) -> float:
+        if drop:
+            drop_pages(mounted)
+        return timed(lambda: read(mounted))
+
+    found: dict[str, Sample | Absent] = {}
+    for name, read in READS.items():
+        sides = (lambda: ours(read), lambda: timed(lambda: read(local)))  # noqa: B023 - called at once
+        found[name] = speed(*bench.repeated(*sides))
+    return found
+
+
+@row(
+    5,
+    "sealed mount, second read, against the local file",
+    *targets((0.95, 0.95, 0.9), (0.9, 0.9, 0.8)),
+)
+def second_read(bench: Bench) -> Found:
+    """Read the model through a sealed mount, when it is in the page cache, against a local copy that is in the page
+    cache too: by reads of 1 MiB; out of a mapping, copied by 1 MiB; by 20,000 reads of 4 KiB at random. Each is the
+    median of five reads, which alternate with those of the local file.
+    """
+    with stored(bench, bench.model, mode="sealed") as file:
+        if isinstance(file, Absent):
+            return dict.fromkeys(READS, file)
+        return compare(bench, file, bench.model.file, drop=False)
+
+
+@row(6, "sealed mount, its own pages dropped, against the local file", *targets((0.35, 0.75, 0.25)))
+def sealed_dropped(bench: Bench) -> Found:
+    """Row 5, but before each read the pages of the mounted file are dropped. Those of the blob in the store stay, and
+    so do those of the local file.
+    """
+    with stored(bench, bench.model, mode="sealed") as file:
+        if isinstance(file, Absent):
+            return dict.fromkeys(READS, file)
+        return compare(bench, file, bench.model.file, drop=True)
+
+
+@row(7, "passthrough (a raw layer, EROFS refused), its pages dropped", *targets((0.95, 0.9, 0.9)))
+def passthrough(bench: Bench) -> Found:
+    """Row 6 for a layer that is the file itself, with a store on tmpfs, which EROFS refuses. The local file is on the
+    same tmpfs.
+    """
+    shm = Path("/dev/shm")
+    model = bench.models.raw(bench.mib)
+    local = shm / f"kitfs-bench-{bench.scratch.name}"
+    with stored(bench, model, mode="passthrough", below=shm) as file:
+        if isinstance(file, Absent):
+            return dict.fromkeys(READS, file)
+        local.write_bytes(model.file.read_bytes())
+        try:
+            return compare(bench, file, local, drop=True)
+        finally:
+            local.unlink()
+
+
+@contextmanager
+def minimal(bench: Bench, source: Path) -> Iterator[Path]:
+    """A directory of the local disk through the smallest file system that fusepy can make (benchmarks.minimal)."""
+    mountpoint = bench.name("minimal")
+    mountpoint.mkdir()
+    before = mountpoint.stat().st_dev
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.minimal", source, mountpoint]) as process:
+        try:
+            while mountpoint.stat().st_dev == before:
+                if process.poll() is not None:
+                    raise RuntimeError("the minimal file system did not start")
+                time.sleep(0.02)
+            yield mountpoint
+        finally:
+            subprocess.run(["umount", mountpoint], check=True)
+
+
+@row(
+    8,
+    "copy mode (`--seal never`), its pages dropped",
+    *(Target(name=f"{name}, local file", goal=goal, at_least=True)
+      for name, goal in zip(READS, (0.4, 0.4, 0.1), strict=True)),
+    Target(name="1 MiB reads, minimal fusepy", goal=2.5, at_least=True),
+    Target(name="random 4 KiB, minimal fusepy", goal=1.0, at_least=True),
+)  # fmt: skip
+def copy_mode(bench: Bench) -> Found:
+    """Row 6 through a mount that copies every byte (FUSE, neither sealed nor passthrough), against the local file; and
+    against the same local file through a minimal file system of fusepy that calls pread(2), its pages dropped too.
+    """
+    with bench.home() as home, minimal(bench, bench.model.file.parent) as plain:
+        local, simple = bench.model.file, plain / bench.model.file.name
+        home.kitfs("pull", bench.model.reference)
+        mounted = home.mount(bench.model.reference, *home.never_sealed()) / FILE
+        found = {f"{name}, local file": sample for name, sample in compare(bench, mounted, local, drop=True).items()}
+
+        def dropped(file: Path, read: Callable[[Path], None]) -> float:
+            drop_pages(file)
+            return timed(lambda: read(file))
+
+        for name in ("1 MiB reads", "random 4 KiB"):
+            sides = (lambda: dropped(mounted, READS[name]), lambda: dropped(simple, READS[name]))  # noqa: B023
+            found[f"{name}, minimal fusepy"] = speed(*bench.repeated(*sides, times=3))
+        return found
