@@ -1,4 +1,4 @@
-"""Where the URLs that registries, kits and repositories name may lead, for every kind of such a URL."""
+"""Which addresses the URLs that registries, kits and repositories name may lead to, for every kind of such a URL."""
 
 from __future__ import annotations
 
@@ -35,17 +35,39 @@ DATA = b"x" * 100
 @pytest.mark.parametrize(
     ("address", "scope"),
     [
-        ("127.0.0.1", "host"), ("127.255.255.254", "host"), ("0.0.0.0", "host"), ("0.1.2.3", "host"), ("::", "host"), ("::1", "host"),
-        ("::ffff:127.0.0.1", "host"), ("::127.0.0.1", "host"), ("64:ff9b::7f00:1", "host"), ("2002:7f00:1::", "host"),
-        ("2001:0:7f00:1::", "host"), ("169.254.0.1", "link"), ("169.254.169.254", "link"), ("fe80::1", "link"), ("fe80::1%lo", "link"),
-        ("febf::1", "link"), ("::ffff:169.254.169.254", "link"), ("64:ff9b::a9fe:a9fe", "link"), ("fd00:ec2::254", "link"),
-        ("100.100.100.200", "link"), ("168.63.129.16", "link"), ("10.0.0.1", "global"), ("192.168.0.1", "global"), ("fec0::1", "global"),
-        ("8.8.8.8", "global"), ("2606:4700::1111", "global"), ("::ffff:8.8.8.8", "global"), ("128.0.0.1", "global"),
+        ("127.0.0.1", "host"),
+        ("127.255.255.254", "host"),
+        ("0.0.0.0", "host"),
+        ("0.1.2.3", "host"),
+        ("::", "host"),
+        ("::1", "host"),
+        ("::ffff:127.0.0.1", "host"),
+        ("::127.0.0.1", "host"),
+        ("64:ff9b::7f00:1", "host"),
+        ("2002:7f00:1::", "host"),
+        ("2001:0:7f00:1::", "host"),
+        ("169.254.0.1", "link"),
+        ("169.254.169.254", "link"),
+        ("fe80::1", "link"),
+        ("fe80::1%lo", "link"),
+        ("febf::1", "link"),
+        ("::ffff:169.254.169.254", "link"),
+        ("64:ff9b::a9fe:a9fe", "link"),
+        ("fd00:ec2::254", "link"),
+        ("100.100.100.200", "link"),
+        ("168.63.129.16", "link"),
+        ("10.0.0.1", "global"),
+        ("192.168.0.1", "global"),
+        ("fec0::1", "global"),
+        ("8.8.8.8", "global"),
+        ("2606:4700::1111", "global"),
+        ("::ffff:8.8.8.8", "global"),
+        ("128.0.0.1", "global"),
     ],
-)  # fmt: skip
+)
 def test_the_scope_of_an_address(address: str, scope: AddressScope) -> None:
-    """Loopback and unspecified addresses are this machine's; link-local and metadata addresses this link's; also
-    inside IPv6 addresses.
+    """Loopback and unspecified addresses have the scope host; link-local and metadata addresses have the scope link,
+    also inside IPv6 addresses.
     """
     assert scope_of(address) == scope
 
@@ -53,20 +75,36 @@ def test_the_scope_of_an_address(address: str, scope: AddressScope) -> None:
 @pytest.mark.parametrize(
     ("host", "scope"),
     [
-        ("localhost", "host"), ("LOCALHOST.", "host"), ("a.localhost", "host"), ("2130706433", "host"), ("0x7f000001", "host"),
-        ("0177.0.0.1", "host"), ("127.1", "host"), ("0", "host"), ("[::1]", "host"), ("[::ffff:7f00:1]", "host"), ("127.0.0.1.", "host"),
-        ("0xa9fea9fe", "link"), ("2852039166", "link"), ("metadata.google.internal", "link"), ("[fe80::1%25eth0]", "link"),
-        ("registry.test", None), ("localhost.test", None), ("8.8.8.8", "global"),
+        ("localhost", "host"),
+        ("LOCALHOST.", "host"),
+        ("a.localhost", "host"),
+        ("2130706433", "host"),
+        ("0x7f000001", "host"),
+        ("0177.0.0.1", "host"),
+        ("127.1", "host"),
+        ("0", "host"),
+        ("[::1]", "host"),
+        ("[::ffff:7f00:1]", "host"),
+        ("127.0.0.1.", "host"),
+        ("0xa9fea9fe", "link"),
+        ("2852039166", "link"),
+        ("metadata.google.internal", "link"),
+        ("[fe80::1%25eth0]", "link"),
+        ("registry.test", None),
+        ("localhost.test", None),
+        ("8.8.8.8", "global"),
     ],
-)  # fmt: skip
+)
 def test_the_scope_of_a_host_as_it_is_written(host: str, scope: AddressScope | None) -> None:
-    """Every spelling of inet_aton(3) counts; names say nothing, but for those that every system knows."""
+    """Addresses are recognized in every spelling of inet_aton(3); a name has no scope before it is looked up, except
+    names such as localhost.
+    """
     assert scope_of_name(host) == scope
 
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """A port of loopback, over IPv4 and IPv6."""
+    """Listen on a port of loopback, over IPv4 and IPv6."""
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         server.setblocking(False)
         yield server
@@ -75,8 +113,8 @@ def listener() -> Iterator[socket.socket]:
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.1", "0", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"]
 )
-def test_nothing_is_connected_to_loopback_for_somebody_elsewhere(listener: socket.socket, host: str) -> None:
-    """However it is spelled, and also by a name that means it: not even a connection is made."""
+def test_a_server_elsewhere_causes_no_connection_to_loopback(listener: socket.socket, host: str) -> None:
+    """A URL of a server elsewhere does not even open a connection to loopback, however its host is spelled."""
     with pytest.raises(Forbidden):
         GuardedBackend(SyncBackend(), "global").connect_tcp(host, listener.getsockname()[1], 5.0)
     with pytest.raises(BlockingIOError):
@@ -85,14 +123,14 @@ def test_nothing_is_connected_to_loopback_for_somebody_elsewhere(listener: socke
 
 @pytest.mark.parametrize("led_from", [None, "host"])
 def test_who_may_lead_to_loopback(listener: socket.socket, led_from: AddressScope | None) -> None:
-    """The user, and a registry that is there too."""
+    """The user, and a registry on loopback, may name a URL on loopback."""
     stream = GuardedBackend(SyncBackend(), led_from).connect_tcp("localhost", listener.getsockname()[1], 5.0)
     assert scope_of(stream.get_extra_info("server_addr")[0]) == "host"
     stream.close()
 
 
 def test_a_name_without_an_address(listener: socket.socket) -> None:
-    """It is a connection error as any other."""
+    """A name that cannot be resolved raises ConnectError."""
     with pytest.raises(httpcore.ConnectError):
         GuardedBackend(SyncBackend(), None).connect_tcp("nobody.invalid", 1, 5.0)
 
@@ -102,7 +140,7 @@ def test_a_name_without_an_address(listener: socket.socket) -> None:
 
 @pytest.fixture
 def elsewhere() -> str:
-    """An address of this machine that is not loopback."""
+    """Return an address of this machine that is not a loopback address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         try:
             one.connect(("198.51.100.1", 9))  # sends nothing
@@ -116,7 +154,7 @@ def elsewhere() -> str:
 
 @pytest.fixture
 def outer(elsewhere: str) -> Iterator[FakeRegistry]:
-    """A registry that is not on loopback."""
+    """Start a registry that is not on loopback."""
     registry = FakeRegistry()
     registry.address = elsewhere
     with registry:
@@ -125,7 +163,7 @@ def outer(elsewhere: str) -> Iterator[FakeRegistry]:
 
 @pytest.fixture
 def hub(elsewhere: str) -> Iterator[FakeHub]:
-    """A hub that is not on loopback, and a server of LFS objects."""
+    """Start a hub that is not on loopback, which also serves LFS objects."""
     hub = FakeHub()
     hub.address = elsewhere
     with hub:
@@ -134,7 +172,7 @@ def hub(elsewhere: str) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def inner() -> Iterator[FakeRegistry]:
-    """What nobody from outside may reach."""
+    """Start a server on loopback, which no server elsewhere may lead to."""
     with FakeRegistry() as running:
         running.put_manifest("team/kit", BODY, tag="v1")
         running.put_blob("team/kit", DATA)
@@ -231,7 +269,9 @@ def test_a_registry_elsewhere_does_not_lead_to_loopback(
     lead: Callable[[FakeRegistry, str, RegistryClient], None],
     spelled: str,
 ) -> None:
-    """One line that says where it leads; what listens there is not asked."""
+    """A URL on loopback that a registry elsewhere names is refused in one line that names both, and is never
+    requested.
+    """
     port = inner.host.rpartition(":")[2]
     with pytest.raises(RegistryError, match=rf"{spelled}:{port}(, which)? is this machine itself"):
         lead(outer, f"http://{spelled}:{port}", client(plain_http=True, read_timeout=5.0))
@@ -242,7 +282,7 @@ def test_a_registry_elsewhere_does_not_lead_to_loopback(
 def test_a_hub_elsewhere_does_not_lead_to_loopback(
     hub: FakeHub, inner: FakeRegistry, client: Clients, lead: Callable[[FakeHub, str, RegistryClient], None]
 ) -> None:
-    """As with registries: pages of its listing, and files."""
+    """URLs of list pages and files on loopback that a hub elsewhere names are refused."""
     with pytest.raises(RegistryError, match="is this machine itself"):
         lead(hub, inner.url, client(plain_http=True, read_timeout=5.0))
     assert inner.served() == []
@@ -251,7 +291,7 @@ def test_a_hub_elsewhere_does_not_lead_to_loopback(
 def test_an_lfs_object_of_a_server_elsewhere_is_not_on_loopback(
     hub: FakeHub, inner: FakeRegistry, client: Clients, tmp_path: Path
 ) -> None:
-    """The batch API's href is a URL as any other."""
+    """An href on loopback in the response of the batch API of LFS is refused."""
     oid = hashlib.sha256(DATA).hexdigest()
     told = {"objects": [{"oid": oid, "size": len(DATA), "actions": {"download": {"href": f"{inner.url}/x"}}}]}
     hub.fail("/batch", Status(200, body=json.dumps(told).encode()))
@@ -263,16 +303,18 @@ def test_an_lfs_object_of_a_server_elsewhere_is_not_on_loopback(
 def test_a_repository_elsewhere_does_not_name_an_lfs_server_on_loopback(
     hub: FakeHub, inner: FakeRegistry, client: Clients, tmp_path: Path
 ) -> None:
-    """lfs.url of .lfsconfig is the repository's word, not the user's."""
+    """lfs.url in .lfsconfig is named by the repository, not by the user, so it may not be on loopback."""
     with pytest.raises(RegistryError, match="this machine itself"):
         _lfs(f"{inner.url}/lfs", client(plain_http=True), tmp_path, named_by=f"{hub.url}/a.git")
     assert inner.served() == []
 
 
-def test_a_connection_that_is_open_already_is_not_used_for_somebody_elsewhere(
+def test_an_open_connection_to_loopback_is_not_used_for_a_redirect_from_elsewhere(
     outer: FakeRegistry, inner: FakeRegistry, client: Clients
 ) -> None:
-    """The user's own loopback registry, of which the client keeps a connection, is not reached by a redirect."""
+    """A redirect of a registry elsewhere does not reach the user's registry on loopback over a connection that the
+    client still has.
+    """
     one = client(plain_http=True)
     one.repository(Reference.parse(f"{inner.host}/team/kit")).manifest("v1")
     inner.forget()
@@ -285,14 +327,14 @@ def test_a_connection_that_is_open_already_is_not_used_for_somebody_elsewhere(
     "target", ["http://169.254.169.254/latest/meta-data", "http://[fe80::1]/x", "http://[::ffff:169.254.169.254]/x"]
 )
 def test_a_registry_on_loopback_does_not_lead_to_the_link(fake: FakeRegistry, client: Clients, target: str) -> None:
-    """Each of the two scopes is reached from itself only."""
+    """A registry on loopback may not lead to a link-local address."""
     fake.fail("/manifests/", Status(302, {"Location": target}))
     with pytest.raises(RegistryError, match="is a link-local or metadata address"):
         client().repository(Reference.parse(f"{fake.host}/team/kit")).manifest("v1")
 
 
 def test_a_registry_on_loopback_leads_to_loopback(fake: FakeRegistry, inner: FakeRegistry, client: Clients) -> None:
-    """As registries for tests do: another port, and the same machine by its name."""
+    """A registry on loopback may lead to another port and to another name of this machine."""
     fake.fail(
         "/manifests/",
         Status(302, {"Location": f"http://localhost:{inner.host.rpartition(':')[2]}/v2/team/kit/manifests/v1"}),
@@ -307,7 +349,9 @@ def test_a_registry_on_loopback_leads_to_loopback(fake: FakeRegistry, inner: Fak
 def test_a_parent_on_loopback_of_a_kit_that_is_here(
     inner: FakeRegistry, client: Clients, holder: Reference | LayoutReference
 ) -> None:
-    """A kit that was packed here, a layout on disk and a kit of a loopback registry may name it."""
+    """A kit that was packed here, a layout on disk, and a kit of a registry on loopback may name a parent on
+    loopback.
+    """
     parent = Reference.parse(f"{inner.host}/team/kit:v1").held_by(holder)
     assert client().repository(parent).manifest("v1")[1] == BODY
 
@@ -315,9 +359,9 @@ def test_a_parent_on_loopback_of_a_kit_that_is_here(
 @pytest.mark.parametrize(
     "to", ["http://127.0.0.1:1/x", "http://0x7f.1:1/x", "http://localhost:1/x", "http://169.254.169.254/x"]
 )
-def test_behind_a_proxy_the_host_is_judged_as_it_is_written(fake: FakeRegistry, client: Clients, to: str) -> None:
-    """The proxy looks names up, so that addresses and names of this machine are all that can be known here; it is not
-    asked for those.
+def test_behind_a_proxy_the_host_is_checked_as_it_is_spelled(fake: FakeRegistry, client: Clients, to: str) -> None:
+    """Behind a proxy, which looks names up, only addresses and names of this machine in the URL itself are refused,
+    without a request to the proxy.
     """
     fake.fail("/manifests/", Status(302, {"Location": to}))
     one = client(proxy=fake.url, plain_http=True)
@@ -328,7 +372,7 @@ def test_behind_a_proxy_the_host_is_judged_as_it_is_written(fake: FakeRegistry, 
 
 @pytest.mark.parametrize("credentials", [False, True])
 def test_a_realm_does_not_lead_away_from_tls(inner: FakeRegistry, client: Clients, credentials: bool) -> None:
-    """Neither with credentials nor without, and not on loopback either."""
+    """A registry over TLS may not name a token server without TLS, with or without credentials, on loopback or not."""
     with FakeRegistry(tls=server_context()) as secure:
         secure.fail("/manifests/", Status(401, {"WWW-Authenticate": f'Bearer realm="{inner.url}/token"'}))
         auths = {secure.host: {"auth": base64.b64encode(b"u:p").decode()}} if credentials else {}
@@ -339,7 +383,7 @@ def test_a_realm_does_not_lead_away_from_tls(inner: FakeRegistry, client: Client
 
 
 def test_cookies_are_not_kept(fake: FakeRegistry, client: Clients) -> None:
-    """A registry that sets some gets none back."""
+    """A cookie that a registry sets is not sent back."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     fake.fail("/v2/", Headers({"Set-Cookie": "a=b; Path=/"}))
     one = client().repository(Reference.parse(f"{fake.host}/team/kit"))

@@ -1,4 +1,6 @@
-"""Basic, the bearer token flow, identity tokens; refresh while somebody reads; where credentials may go."""
+"""Authentication: Basic, bearer tokens, identity tokens, expiry of tokens, and the hosts that credentials are
+sent to.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ def _kit(fake: FakeRegistry) -> None:
 
 
 def test_basic(fake: FakeRegistry, repository: Repositories) -> None:
-    """Nothing is sent before it is asked for; then the header stays, one 401 in all. A password may hold a colon."""
+    """Basic credentials are sent after the first 401 and with every later request; a password may contain a colon."""
     fake.require_basic({"u": "p:w"})
     one = repository(auths={fake.host: USER})
     assert [one.manifest("v1")[1] for _ in range(3)] == [BODY] * 3
@@ -41,7 +43,7 @@ def test_basic(fake: FakeRegistry, repository: Repositories) -> None:
 def test_basic_without_the_right_password(
     fake: FakeRegistry, repository: Repositories, auths: dict[str, object]
 ) -> None:
-    """Unauthorized, after no more than one attempt with what is there."""
+    """Wrong or missing Basic credentials raise Unauthorized after at most one attempt with them."""
     fake.require_basic({"u": "p:w"})
     one = repository(auths={k.replace("HOST", fake.host): v for k, v in auths.items()})
     for _ in range(2):
@@ -52,7 +54,9 @@ def test_basic_without_the_right_password(
 
 
 def test_an_anonymous_token(fake: FakeRegistry, repository: Repositories) -> None:
-    """The realm is asked for service and scope without credentials, once for many requests."""
+    """Without credentials an anonymous token is requested from the realm, with service and scope, once for many
+    requests.
+    """
     fake.require_token()
     one = repository()
     assert [one.manifest("v1")[1] for _ in range(3)] == [BODY] * 3
@@ -62,7 +66,7 @@ def test_an_anonymous_token(fake: FakeRegistry, repository: Repositories) -> Non
 
 
 def test_a_token_for_credentials(fake: FakeRegistry, repository: Repositories) -> None:
-    """Basic goes to the token server, the bearer token to the registry."""
+    """Basic credentials are sent to the token server, and the bearer token to the registry."""
     with FakeRegistry() as desk:
         fake.require_token({"u": "p:w"}, server=desk)
         assert repository(auths={fake.host: USER}).manifest("v1")[1] == BODY
@@ -71,14 +75,14 @@ def test_a_token_for_credentials(fake: FakeRegistry, repository: Repositories) -
 
 
 def test_an_identity_token(fake: FakeRegistry, repository: Repositories) -> None:
-    """A refresh token is posted as OAuth2 wants it; the answer calls its token access_token."""
+    """A refresh token is posted as OAuth2 requires; the token is read from access_token of the response."""
     fake.require_token({}, identity_tokens=frozenset({"refresh-me"}))
     assert repository(auths={fake.host: {"identitytoken": "refresh-me"}}).manifest("v1")[1] == BODY
     assert [s.method for s in fake.served("/token")] == ["POST"]
 
 
 def test_a_registry_token_is_used_as_it_is(fake: FakeRegistry, repository: Repositories) -> None:
-    """It is a bearer token already."""
+    """A registry token is sent as the bearer token, without a token server."""
     fake.require_token({})
     assert fake._door is not None
     fake._door.tokens.add("ready-made")
@@ -86,8 +90,8 @@ def test_a_registry_token_is_used_as_it_is(fake: FakeRegistry, repository: Repos
     assert fake.served("/token") == []
 
 
-def test_a_token_that_ends_is_fetched_anew(fake: FakeRegistry, repository: Repositories) -> None:
-    """401 in the middle of the day: one new token, one more request."""
+def test_an_expired_token_is_replaced(fake: FakeRegistry, repository: Repositories) -> None:
+    """After a 401 for an expired token one new token is requested, and the request is sent once more."""
     fake.require_token()
     one = repository()
     one.manifest("v1")
@@ -102,9 +106,7 @@ def test_a_token_that_ends_is_fetched_anew(fake: FakeRegistry, repository: Repos
 
 
 def test_a_token_is_not_used_to_its_last_moment() -> None:
-    """A tenth of its life is margin; what names no life lives a minute; another header is not forgotten for a refused
-    one.
-    """
+    """A token is used for nine tenths of its life, and discarded only if it is the one that was refused."""
     now = [0.0]
     tokens = Tokens(lambda: now[0])
     tokens.put("h", "s", "Bearer a", 100)
@@ -118,7 +120,7 @@ def test_a_token_is_not_used_to_its_last_moment() -> None:
 
 
 def test_many_readers_fetch_one_token(fake: FakeRegistry, repository: Repositories) -> None:
-    """While one is on its way to the token server, the others wait for what it brings."""
+    """While one thread requests a token, other threads wait for its result."""
     fake.require_token()
     one = repository()
     stall = Stall()
@@ -138,7 +140,7 @@ def test_many_readers_fetch_one_token(fake: FakeRegistry, repository: Repositori
 
 
 def test_readers_do_not_queue_up_behind_a_stalled_token_server(fake: FakeRegistry, repository: Repositories) -> None:
-    """They all fail when the one that asked does."""
+    """If a token request times out, every thread that waits for it fails at the same time."""
     fake.require_token()
     one = repository(read_timeout=0.5)
     fake.fail("/token", Stall())
@@ -160,7 +162,7 @@ def test_readers_do_not_queue_up_behind_a_stalled_token_server(fake: FakeRegistr
 
 
 def test_a_refused_token_says_who_and_where(fake: FakeRegistry, repository: Repositories) -> None:
-    """Unauthorized names the realm, whose credentials were refused, and what to do."""
+    """Unauthorized names the realm, the user whose credentials were refused, and the command to log in."""
     fake.require_token({"u": "other"})
     with pytest.raises(
         Unauthorized,
@@ -191,7 +193,7 @@ BROKEN: list[tuple[Fault, type[RegistryError], str]] = [
 def test_a_token_server_that_answers_nonsense(
     fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[RegistryError], words: str
 ) -> None:
-    """One line, of the class that fits."""
+    """An invalid response of a token server raises an error of the class that fits, in one line."""
     fake.require_token()
     fake.fail("/token", fault)
     with pytest.raises(RegistryError, match=words) as caught:
@@ -204,14 +206,14 @@ def test_a_token_server_that_answers_nonsense(
     "asks", ["Bearer", 'Bearer realm=""', 'Bearer realm="ftp://x/"', 'Bearer realm="http://[::bad"', "Negotiate", ""]
 )
 def test_challenges_that_cannot_be_met(fake: FakeRegistry, repository: Repositories, asks: str) -> None:
-    """They end in one error, not in a traceback."""
+    """A challenge that cannot be answered raises one error of kitfs."""
     fake.fail("/manifests/", Status(401, {"WWW-Authenticate": asks} if asks else {}))
     with pytest.raises(RegistryError):
         repository(auths={fake.host: USER}).manifest("v1")
 
 
 def test_challenges_are_read_as_they_come() -> None:
-    """Several schemes in one header, quotes, commas inside of quotes, no blanks, upper case."""
+    """A header may have several schemes, quotes, commas inside quotes, no blanks, and upper case."""
     assert challenges('Bearer realm="https://a/t",service="r",scope="repository:x:pull,push"') == {
         "bearer": {"realm": "https://a/t", "service": "r", "scope": "repository:x:pull,push"}
     }
@@ -245,14 +247,14 @@ def test_challenges_are_read_as_they_come() -> None:
     ],
 )
 def test_challenges_in_every_spelling(headers: list[str], bearer: dict[str, str]) -> None:
-    """RFC 9110 §11.6.1: escapes, blanks, empty list elements, several challenges, several headers; and what servers
-    make of it.
+    """Challenges are parsed in the spellings of RFC 9110 §11.6.1 (escapes, blanks, empty elements, several headers),
+    and in those that servers use in practice.
     """
     assert challenges(*headers)["bearer"] == bearer
 
 
 def test_several_challenge_headers(fake: FakeRegistry, repository: Repositories) -> None:
-    """They count as one list does: the token is had."""
+    """A bearer challenge is found in any of several headers."""
     fake.require_token()
     fake.fail(
         "/manifests/",
@@ -268,9 +270,7 @@ HEAPS = ['a="', "bearer ", "basic,", "a ", " ", ",", "\\", "a=b,", '"', "=", 'a=
 @pytest.mark.parametrize("heap", HEAPS)
 @pytest.mark.parametrize("start", ["", "Bearer ", 'Bearer realm="'])
 def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> None:
-    """However long it is, each step takes a character at least, none goes back, and no step is begun behind the
-    bound.
-    """
+    """Parsing takes linear time: every step consumes a character, none goes back, and none begins behind the limit."""
     header = (start + heap * MAX_CHALLENGE)[:MAX_CHALLENGE]
     steps, at = 0, 0
     while (match := CHALLENGE_PART.match(header, at)) is not None:
@@ -281,7 +281,7 @@ def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> 
 
 
 def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
-    """The request for a token that a challenge with this realm leads to."""
+    """Return the token request that a challenge with this realm leads to."""
     auth = RegistryAuth("r.test", "repository:x:pull", Given(Credential("u", "p")), Tokens(), plain_http=plain_http)
     steps = auth.auth_flow(httpx.Request("GET", url))
     request = next(steps)
@@ -302,15 +302,15 @@ def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
     ],
 )
 def test_where_credentials_may_go(url: str, realm: str, plain_http: bool) -> None:
-    """Over TLS; without it only when that was asked for, to loopback, or to a host that gets everything without TLS
-    anyway.
+    """Credentials are sent over TLS; without TLS only with --plain-http, to loopback, or to the registry's own host if
+    that uses plain HTTP.
     """
     assert flow(url, realm, plain_http=plain_http).headers["Authorization"].startswith("Basic ")
 
 
 @pytest.mark.parametrize("url", ["https://r.test/v2/", "http://127.0.0.1:5000/v2/", "http://mirror.test/v2/"])
 def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
-    """Whatever the registry names as its realm."""
+    """A realm on another host without TLS gets no credentials."""
     with pytest.raises(Unauthorized, match="without TLS; allow that with --plain-http"):
         flow(url, "http://auth.test/token", plain_http=False)
 
@@ -318,7 +318,7 @@ def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
 def test_public_content_needs_no_credential_helper(
     fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path
 ) -> None:
-    """A helper that is missing is a warning where anonymous access is enough; the refusal names it where it is not."""
+    """A missing helper is a warning if anonymous access is enough; otherwise the error names the helper."""
     fake.require_token()
     made = client()
     (tmp_path / "credentials.json").write_text('{"credsStore": "missing", "auths": {}}')
@@ -328,7 +328,7 @@ def test_public_content_needs_no_credential_helper(
 def test_a_refusal_names_the_missing_credential_helper(
     fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path
 ) -> None:
-    """Basic and Bearer alike."""
+    """Unauthorized names the missing helper, after a Basic and after a Bearer challenge."""
     made = client()
     (tmp_path / "credentials.json").write_text('{"credsStore": "missing", "auths": {}}')
     for require in (lambda: fake.require_basic({"u": "p"}), lambda: fake.require_token({"u": "p"})):
@@ -341,7 +341,7 @@ def test_a_refusal_names_the_missing_credential_helper(
 def test_a_registry_that_repeats_our_credentials_is_not_quoted(
     fake: FakeRegistry, repository: Repositories, status: int
 ) -> None:
-    """Neither the header, nor what it decodes to, in any spelling of the answer."""
+    """Neither the header that was sent nor its decoded form appears in an error, however the response spells them."""
     header = "Basic " + base64.b64encode(b"u:hunter22").decode()
     fake.require_basic({"u": "hunter22"})
     message = f"you sent {header}, that is u:hunter22; hunter22 is wrong"
@@ -355,7 +355,7 @@ def test_a_registry_that_repeats_our_credentials_is_not_quoted(
 
 
 def test_a_token_request_has_the_timeouts_of_its_request(fake: FakeRegistry, repository: Repositories) -> None:
-    """A token server that stalls is no reason to hang."""
+    """A stalled token server raises Unavailable after the read timeout of the request."""
     fake.require_token()
     fake.fail("/token", Stall())
     with pytest.raises(Unavailable, match=r"sent nothing for 0\.2 s"):
@@ -363,7 +363,7 @@ def test_a_token_request_has_the_timeouts_of_its_request(fake: FakeRegistry, rep
 
 
 def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegistry, repository: Repositories) -> None:
-    """The registry is well; it is somebody else who does not answer."""
+    """If a token server is unreachable, the error names both it and the registry that named it."""
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
         desk.stop()
@@ -389,12 +389,12 @@ def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegist
     ],
 )
 def test_scopes_are_joined_by_resource(asked: str, own: str, whole: str) -> None:
-    """What is needed is asked for with what the challenge names, so that one token serves a whole push."""
+    """The requested scope has the scopes of the challenge and those that the client needs, each resource once."""
     assert widened(asked, own) == whole
 
 
 def test_a_login_in_the_url_of_a_mirror_is_used_and_not_shown(fake: FakeRegistry, repository: Repositories) -> None:
-    """It is for the mirror alone."""
+    """User and password in the URL of a mirror are sent to that mirror only, and appear in no message."""
     with FakeRegistry() as mirror:
         mirror.put_manifest("team/kit", BODY, tag="v1")
         mirror.require_basic({"u": "hunter22"})

@@ -1,4 +1,4 @@
-"""A blob out of a hostile registry (DESIGN §6), over real sockets."""
+"""Blobs of a hostile registry (DESIGN §6), over real sockets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read(blob: RemoteBlob, start: int = 0, stop: int | None = None) -> bytes:
 
 
 def read_until(error: type[KitfsError], words: str, blob: RemoteBlob, start: int, stop: int | None) -> bytes:
-    """What is given before the error comes, which must."""
+    """Return the bytes that are yielded before the expected error."""
     got = bytearray()
 
     def take() -> None:
@@ -53,7 +53,9 @@ def blob_of(fake: FakeRegistry, repository: Repositories, size: int = -1, **opti
 
 
 def test_a_range_asks_for_itself_only(fake: FakeRegistry, repository: Repositories, counters: Counters) -> None:
-    """One request, one range, identity encoding; body bytes and requests are counted."""
+    """A range is read with one request for that range, with identity encoding; received bytes and requests are
+    counted.
+    """
     assert read(blob_of(fake, repository), 1000, 5096) == DATA[1000:5096]
     (served,) = fake.served()
     assert (served.method, served.range, served.sent) == ("GET", "bytes=1000-5095", 4096)
@@ -62,19 +64,19 @@ def test_a_range_asks_for_itself_only(fake: FakeRegistry, repository: Repositori
 
 
 def test_nothing_is_asked_before_it_is_read(fake: FakeRegistry, repository: Repositories) -> None:
-    """A blob of a registry costs no request to make."""
+    """No request is sent before a blob is read."""
     blob_of(fake, repository)
     assert fake.served() == []
 
 
 def test_an_empty_blob_needs_no_request(fake: FakeRegistry, repository: Repositories) -> None:
-    """No range can ask for zero bytes."""
+    """An empty blob is read without a request, since no range can have zero bytes."""
     assert read(repository().blob(descriptor(b""))) == b""
     assert fake.served() == []
 
 
 def test_sequential_ranges_share_one_connection(fake: FakeRegistry, repository: Repositories) -> None:
-    """A reader that takes exactly its range leaves the connection for the next one."""
+    """A body that was read to its end leaves its connection for the next request."""
     blob = blob_of(fake, repository)
     for n in range(20):
         pieces = blob.read_range(n * 100, n * 100 + 100)
@@ -85,7 +87,7 @@ def test_sequential_ranges_share_one_connection(fake: FakeRegistry, repository: 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_cut_body_is_taken_up_where_it_stands(fake: FakeRegistry, repository: Repositories, reset: bool) -> None:
-    """The next request begins at the first byte that did not come; what came is not asked for again."""
+    """After a body breaks off, the next request begins at the first missing byte."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(300_000, reset=reset), times=3)
     assert read(blob) == DATA
@@ -97,7 +99,7 @@ def test_a_cut_body_is_taken_up_where_it_stands(fake: FakeRegistry, repository: 
 
 
 def test_a_body_that_never_brings_a_byte_is_given_up(fake: FakeRegistry, repository: Repositories) -> None:
-    """Attempts in a row without progress are bounded; the error names host and byte."""
+    """Attempts in a row without progress are limited; the error names the host and the byte."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(0))
     with pytest.raises(Unavailable, match=f"{fake.host}") as caught:
@@ -107,7 +109,7 @@ def test_a_body_that_never_brings_a_byte_is_given_up(fake: FakeRegistry, reposit
 
 
 def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry that cuts every body after 50 kB is read to the end all the same."""
+    """A registry that cuts every body after 50 kB is read to the end."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(50_000))
     assert read(blob) == DATA
@@ -115,7 +117,7 @@ def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories
 
 
 def test_200_to_a_range_is_the_whole_blob_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """``ranged`` turns False and the body counts from 0; nothing is asked for twice."""
+    """After 200 to a range ``ranged`` is False, and the body counts from byte 0; nothing is requested twice."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", IgnoreRange())
     pieces = list(blob.read_range(500_000, 500_010))
@@ -130,7 +132,7 @@ def test_200_to_a_range_is_the_whole_blob_once(fake: FakeRegistry, repository: R
 
 
 def test_200_to_a_range_of_everything_proves_nothing(fake: FakeRegistry, repository: Repositories) -> None:
-    """Whoever asks for the whole blob gets it; ranges may still work."""
+    """200 to a request for the whole blob does not turn ``ranged`` False."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", IgnoreRange(), times=1)
     assert read(blob) == DATA
@@ -138,7 +140,7 @@ def test_200_to_a_range_of_everything_proves_nothing(fake: FakeRegistry, reposit
 
 
 def test_a_stream_that_breaks_off_goes_on_behind_what_came(fake: FakeRegistry, repository: Repositories) -> None:
-    """Without ranges the second body begins at 0: what was given already is passed over."""
+    """Without ranges a second body begins at byte 0, and the bytes that were yielded before are skipped."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", IgnoreRange())
     fake.fail("/blobs/", Cut(400_000), times=1)
@@ -152,7 +154,9 @@ def test_a_stream_that_breaks_off_goes_on_behind_what_came(fake: FakeRegistry, r
 
 
 def test_a_node_without_ranges_amid_a_range(fake: FakeRegistry, repository: Repositories) -> None:
-    """206, cut, then 200: the call goes on where it stands and stays within its range; later calls stream."""
+    """If a range breaks off and the next response is 200, the read continues within its range; later reads are
+    streams.
+    """
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(1_000), times=1)
     pieces = blob.read_range(100_000, 300_000)
@@ -193,7 +197,7 @@ WRONG: list[tuple[Fault, type[KitfsError], str]] = [
 def test_wrong_answers_are_errors_of_their_class(
     fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[KitfsError], words: str
 ) -> None:
-    """One line that names the host and the blob, and no byte is given."""
+    """An invalid response raises an error of its class that names the host and the blob, and no byte is yielded."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", fault)
     with pytest.raises(KitfsError) as caught:
@@ -206,7 +210,7 @@ def test_wrong_answers_are_errors_of_their_class(
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 416])
 def test_client_errors_are_not_retried(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """4xx but for 408 and 429 mean what they say."""
+    """4xx is not retried, except 408 and 429."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Status(status))
     with pytest.raises(KitfsError):
@@ -215,7 +219,7 @@ def test_client_errors_are_not_retried(fake: FakeRegistry, repository: Repositor
 
 
 def test_a_blob_shorter_than_its_descriptor(fake: FakeRegistry, repository: Repositories) -> None:
-    """By its length in a 200, and by the total of a 206."""
+    """A blob that is too short is found by the length of a 200 and by the total of a 206."""
     with pytest.raises(IntegrityError, match="has 1000000 bytes, but the descriptor declares 1000001"):
         read(blob_of(fake, repository, len(DATA) + 1), 0, 10)
     fake.fail("/blobs/", IgnoreRange())
@@ -227,7 +231,9 @@ def test_a_blob_shorter_than_its_descriptor(fake: FakeRegistry, repository: Repo
 def test_a_stream_without_length_that_is_shorter_or_longer(
     fake: FakeRegistry, repository: Repositories, by: int
 ) -> None:
-    """Found when the body ends: too few bytes are asked for again and given up, too many are an IntegrityError."""
+    """A body without a length is checked at its end: missing bytes are requested again a few times, extra bytes raise
+    IntegrityError.
+    """
     blob = blob_of(fake, repository)
     for fault in (IgnoreRange(), Resize(by), Chunked()):
         fake.fail("/blobs/", fault)
@@ -236,8 +242,8 @@ def test_a_stream_without_length_that_is_shorter_or_longer(
 
 
 def test_a_stall_fails_after_the_read_timeout(fake: FakeRegistry, repository: Repositories) -> None:
-    """Counted since the last byte; the message says who, what and how long. It is not tried again: the reader has
-    waited enough.
+    """A read fails when no byte arrives for the read timeout; the error names the host and the seconds, and the read is
+    not retried.
     """
     blob = blob_of(fake, repository, read_timeout=0.3)
     stall = Stall(100_000)
@@ -249,15 +255,15 @@ def test_a_stall_fails_after_the_read_timeout(fake: FakeRegistry, repository: Re
     assert len(fake.served()) == 1
 
 
-def test_a_slow_drip_is_no_stall(fake: FakeRegistry, repository: Repositories) -> None:
-    """A body may take far longer than the read timeout while it comes at the least speed (1 KiB/s)."""
+def test_a_slow_drip_is_not_a_stall(fake: FakeRegistry, repository: Repositories) -> None:
+    """A body may take longer than the read timeout, as long as it arrives at the minimum speed (1 KiB/s)."""
     blob = blob_of(fake, repository, read_timeout=1.0)
     fake.fail("/blobs/", Drip(500, 0.05))
     assert read(blob, 0, 20_000) == DATA[:20_000]
 
 
 def test_a_drip_below_the_least_speed_is_a_stall(fake: FakeRegistry, repository: Repositories) -> None:
-    """A byte now and then is not progress; the message says how much came."""
+    """A body below the minimum speed is a stall; the error says how many bytes arrived."""
     blob = blob_of(fake, repository, read_timeout=0.5)
     fake.fail("/blobs/", Drip(1, 0.05))
     got = read_until(Unavailable, rf"{fake.host} sent only \d+ bytes in 0.5 s \(--read-timeout\)", blob, 0, None)
@@ -266,7 +272,7 @@ def test_a_drip_below_the_least_speed_is_a_stall(fake: FakeRegistry, repository:
 
 
 def test_every_byte_that_came_before_a_stall_is_given_at_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """Pieces are not held back until a buffer is full."""
+    """Bytes that arrived before a stall are yielded without waiting for a full buffer."""
     blob = blob_of(fake, repository)
     stall = Stall(1_000)
     fake.fail("/blobs/", stall)
@@ -277,7 +283,7 @@ def test_every_byte_that_came_before_a_stall_is_given_at_once(fake: FakeRegistry
 
 
 def test_a_redirects_target_is_kept_and_gets_no_authorization(fake: FakeRegistry, repository: Repositories) -> None:
-    """The registry is asked once; the range goes to the target too, the credentials do not."""
+    """A redirect's target is used for later ranges, and gets the range but no credentials."""
     fake.require_basic({"u": "p"})
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
@@ -289,7 +295,7 @@ def test_a_redirects_target_is_kept_and_gets_no_authorization(fake: FakeRegistry
 
 
 def test_an_expired_target_is_resolved_once_more(fake: FakeRegistry, repository: Repositories) -> None:
-    """403 of a kept location: the registry gives a new one. 403 of that one too is an error."""
+    """If a cached target returns 403, the registry is asked for a new one; 403 from that one is an error."""
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
         blob = blob_of(fake, repository)
@@ -303,8 +309,8 @@ def test_an_expired_target_is_resolved_once_more(fake: FakeRegistry, repository:
         assert [s.status for s in cdn.served()] == [206, 403, 206, 403, 403]
 
 
-def test_a_target_whose_host_is_gone_is_resolved_anew(fake: FakeRegistry, repository: Repositories) -> None:
-    """The registry knows where the blob lives now."""
+def test_a_target_whose_host_is_gone_is_replaced(fake: FakeRegistry, repository: Repositories) -> None:
+    """If the host of a cached target is unreachable, the registry is asked for a new one."""
     with FakeRegistry() as old, FakeRegistry() as new:
         fake.redirect_blobs_to(old)
         blob = blob_of(fake, repository)
@@ -315,7 +321,7 @@ def test_a_target_whose_host_is_gone_is_resolved_anew(fake: FakeRegistry, reposi
 
 
 def test_redirects_end(fake: FakeRegistry, repository: Repositories) -> None:
-    """A circle is left after five steps."""
+    """A circle of redirects raises an error after five of them."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Status(307, {"Location": "/v2/team/kit/blobs/again"}))
     with pytest.raises(RegistryError, match="redirects more than 5 times"):
@@ -324,7 +330,7 @@ def test_redirects_end(fake: FakeRegistry, repository: Repositories) -> None:
 
 
 def test_a_mirror_that_breaks_off_is_followed_by_the_next(fake: FakeRegistry, repository: Repositories) -> None:
-    """The next endpoint begins where the mirror stood."""
+    """The next endpoint continues where a mirror broke off."""
     with FakeRegistry() as mirror:
         mirror.put_blob("team/kit", DATA)
         stall = Stall(100_000)
@@ -336,7 +342,7 @@ def test_a_mirror_that_breaks_off_is_followed_by_the_next(fake: FakeRegistry, re
 
 
 def test_all_endpoints_causes_are_named(fake: FakeRegistry, repository: Repositories) -> None:
-    """The error is of the registry's own class, and names each mirror with what it did."""
+    """If all endpoints fail, the error has the registry's own class and names the cause of each mirror."""
     with FakeRegistry() as empty, FakeRegistry() as dead:
         dead.stop()
         blob = blob_of(fake, repository, mirrors={fake.host: (empty.url, dead.url)})
@@ -352,7 +358,7 @@ def test_all_endpoints_causes_are_named(fake: FakeRegistry, repository: Reposito
 
 
 def test_two_mirrors_on_one_host_keep_their_own_targets(fake: FakeRegistry, repository: Repositories) -> None:
-    """A redirect that one path prefix gave is no answer of the other."""
+    """The redirect of one mirror is not used for another mirror on the same host."""
     with FakeRegistry(prefix="/a") as one, FakeRegistry() as cdn:
         one.put_blob("team/kit", DATA)
         one.redirect_blobs_to(cdn)
@@ -363,7 +369,7 @@ def test_two_mirrors_on_one_host_keep_their_own_targets(fake: FakeRegistry, repo
 
 
 def test_sixty_four_readers_at_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """Each has a connection when all want one; nobody waits for a pool."""
+    """Sixty-four readers get a connection each, without waiting for the pool."""
     blob = blob_of(fake, repository)
     gate = threading.Barrier(64)
     wrong: list[int] = []

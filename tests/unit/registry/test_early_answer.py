@@ -1,4 +1,4 @@
-"""Answers that come before the body is heard, from servers that neither read on nor hang up."""
+"""Responses that arrive before the body was sent, from servers that neither read on nor close the connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Servers = Callable[..., str]
 
 @pytest.fixture
 def serve() -> Iterator[Servers]:
-    """Makes servers of one connection each, which stays open until the end of the test; returns their URL."""
+    """Start servers of one connection each, which stays open until the end of the test; return their URL."""
     sockets: list[socket.socket] = []
     threads: list[threading.Thread] = []
 
@@ -56,7 +56,7 @@ def serve() -> Iterator[Servers]:
 
 
 def put(url: str, pieces: int = 64, *, timeout: float = 20.0) -> tuple[int, int]:
-    """(status, pieces of 1 MiB that were asked of the body)."""
+    """Send a PUT; return (status, pieces of 1 MiB that were taken from the body)."""
     made = 0
 
     def body() -> Iterator[bytes]:
@@ -71,7 +71,7 @@ def put(url: str, pieces: int = 64, *, timeout: float = 20.0) -> tuple[int, int]
 
 
 def head(one: socket.socket) -> bytes:
-    """The head of a request, and what of the body came with it."""
+    """Read the head of a request, and the part of the body that arrived with it."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += one.recv(4096)
@@ -87,7 +87,9 @@ def hear(one: socket.socket, heard: int, size: int) -> int:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("after", [0, 3 * MiB])
 def test_an_early_answer_is_heard(serve: Servers, tls: bool, after: int) -> None:
-    """The body stops, and the answer stands, though the server reads no more and keeps the connection."""
+    """An early response stops the body and is returned, though the server reads no more and keeps the
+    connection open.
+    """
 
     def handler(one: socket.socket) -> None:
         hear(one, len(head(one)), after)
@@ -100,7 +102,7 @@ def test_an_early_answer_is_heard(serve: Servers, tls: bool, after: int) -> None
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_an_early_answer_before_a_reset_is_heard(serve: Servers, tls: bool) -> None:
-    """The server closes with most of the body unread."""
+    """An early response is returned although the server closes the connection with most of the body unread."""
 
     def handler(one: socket.socket) -> None:
         hear(one, len(head(one)), MiB)
@@ -112,7 +114,7 @@ def test_an_early_answer_before_a_reset_is_heard(serve: Servers, tls: bool) -> N
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_body_that_is_heard_arrives_whole(serve: Servers, tls: bool) -> None:
-    """A TLS server's session tickets, which come first, are no answer; a slow reader is none either."""
+    """A slow reader, or a TLS session ticket that arrives first, does not stop a body."""
     heard = []
 
     def handler(one: socket.socket) -> None:
@@ -123,8 +125,8 @@ def test_a_body_that_is_heard_arrives_whole(serve: Servers, tls: bool) -> None:
     assert heard == [64 * MiB]
 
 
-def test_an_interim_answer_is_none(serve: Servers) -> None:
-    """1xx in the middle: the body goes on, and the final answer counts."""
+def test_an_interim_response_is_not_final(serve: Servers) -> None:
+    """After a 1xx in the middle of a body the rest is sent, and the final response is returned."""
 
     def handler(one: socket.socket) -> None:
         heard = hear(one, len(head(one)), MiB)
@@ -135,14 +137,14 @@ def test_an_interim_answer_is_none(serve: Servers) -> None:
     assert put(serve(handler)) == (201, 64)
 
 
-def test_whoever_takes_nothing_times_out(serve: Servers) -> None:
-    """As a write did before."""
+def test_a_server_that_reads_nothing_times_out(serve: Servers) -> None:
+    """A server that reads nothing raises WriteTimeout."""
     with pytest.raises(httpx.WriteTimeout):
         put(serve(head), timeout=0.2)
 
 
-def test_whoever_hangs_up_without_a_word_breaks_the_connection(serve: Servers) -> None:
-    """There is no answer to read."""
+def test_a_close_without_a_response_is_an_error(serve: Servers) -> None:
+    """A server that closes the connection without a response raises an error."""
 
     def handler(one: socket.socket) -> None:
         head(one)
@@ -153,7 +155,7 @@ def test_whoever_hangs_up_without_a_word_breaks_the_connection(serve: Servers) -
 
 
 def test_what_came_early_is_read_first() -> None:
-    """In the pieces that are asked for, and then the rest of it from the socket."""
+    """The bytes of an early response are returned first, in pieces of the requested size, then those of the socket."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"HTTP/1.1 413 Too Large\r\n")

@@ -1,7 +1,6 @@
-"""What registries, token servers, targets of redirects and proxies do to a client (DESIGN §6), over real sockets.
+"""Faults of registries, token servers, targets of redirects and proxies (DESIGN §6), over real sockets.
 
-Here is what lies between the parts: each part's own behaviour is beside this file. Times are bounds on hanging and on
-haste, never on speed.
+These tests are about several parts together; the tests of each part are beside this file.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ MiB = 1 << 20
 DATA = random.Random(7).randbytes(300_000)
 BLOB = descriptor(DATA)
 MANIFEST = json.dumps({"schemaVersion": 2, "layers": []}).encode()
-HANGS = 30.0  # seconds: whatever takes longer hangs
 AUTH = {"auth": "dTpw"}  # u:p
 TLS = Path(__file__).parent / "tls"
 TRUSTED = {"plain_http": False, "tls_certs": (str(TLS / "ca.pem"),)}
@@ -43,7 +41,7 @@ Repositories = Callable[..., Repository]
 
 @pytest.fixture
 def fake(fake: FakeRegistry) -> FakeRegistry:
-    """With one manifest and one blob in team/kit."""
+    """The fake registry, with one manifest and one blob in team/kit."""
     return fill(fake)
 
 
@@ -57,53 +55,50 @@ def read(team: Repository, start: int = 0, stop: int | None = None) -> bytes:
     return b"".join(bytes(view) for _, view in team.blob(BLOB).read_range(start, stop))
 
 
-def took(attempt: Callable[[], object], error: type[KitfsError]) -> tuple[float, str]:
-    """How long it took until an error of just this class came, and what it says."""
-    began = time.monotonic()
+def error_of(attempt: Callable[[], object], error: type[KitfsError]) -> str:
+    """Return the message of the error that ``attempt`` raises, whose class is ``error`` or a direct subclass."""
     with pytest.raises(error) as caught:
         attempt()
-    seconds = time.monotonic() - began
     assert error in type(caught.value).__mro__[:2]  # not the base of another one
     assert "\n" not in str(caught.value)
-    return seconds, str(caught.value)
+    return str(caught.value)
 
 
 def test_a_handshake_that_never_ends_is_no_connection(repository: Repositories) -> None:
-    """A port that accepts and says nothing to a TLS hello is given up after the connect timeout."""
+    """A port that accepts a connection and does not respond to TLS is given up after the connect timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         team = repository(registry=f"127.0.0.1:{silent.getsockname()[1]}", plain_http=False, connect_timeout=0.3)
-        seconds, told = took(lambda: team.manifest("v1"), Unavailable)
-    assert 0.3 <= seconds < HANGS
-    assert "no connection in time" in told
+        message = error_of(lambda: team.manifest("v1"), Unavailable)
+    assert "no connection in time" in message
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_waited_for(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """The second request is not sent before the second that was asked for has passed."""
+    """The second request is sent after the second that Retry-After asks for."""
     fake.fail("/manifests/", Status(status, {"Retry-After": "1"}), times=1)
     began = time.monotonic()
     assert repository().manifest("v1")[1] == MANIFEST
-    assert 1.0 <= time.monotonic() - began < HANGS
+    assert time.monotonic() - began >= 1.0
     assert [s.status for s in fake.served()] == [status, 200]
 
 
 def test_the_status_of_an_error_counts_though_its_body_stalls(fake: FakeRegistry, repository: Repositories) -> None:
-    """404 is 404 when nothing follows."""
+    """404 raises NotFound although the body of the response stalls."""
     fake.fail("/manifests/", Status(404, body=b"x" * 100))
     fake.fail("/manifests/", Stall(10))
-    assert took(lambda: repository(read_timeout=0.5).manifest("v1"), NotFound)[0] < HANGS
+    error_of(lambda: repository(read_timeout=0.5).manifest("v1"), NotFound)
 
 
 def test_a_registry_cannot_write_the_log(fake: FakeRegistry, repository: Repositories) -> None:
-    """Of an error's own words a few hundred characters are shown, in one line."""
+    """An error contains a few hundred characters of the registry's message, in one line."""
     fake.fail("/manifests/", Status(403, code="DENIED", message="no\nno\r\n" * 500))
-    assert len(took(lambda: repository().manifest("v1"), Unauthorized)[1]) < 600
+    assert len(error_of(lambda: repository().manifest("v1"), Unauthorized)) < 600
 
 
 def test_200_to_a_range_becomes_one_stream_for_every_reader(
     fake: FakeRegistry, repository: Repositories, tmp_path: Path
 ) -> None:
-    """Many cold readers of a registry that ignores ranges: one request and one body serve everybody."""
+    """If a registry ignores ranges, many readers of a cold blob share one request and one body."""
     big = random.Random(8).randbytes(8 * MiB)
     digest = Digest.parse(fake.put_blob("team/kit", big))
     fake.fail("/blobs/", IgnoreRange())
@@ -137,9 +132,7 @@ def in_parallel(run: Callable[[int], object], count: int) -> None:
 
 
 def test_locations_that_serve_once_are_resolved_for_every_range(fake: FakeRegistry, repository: Repositories) -> None:
-    """A CDN whose signatures are good for one request: the kept location is refused, a new one is asked for, once per
-    read.
-    """
+    """If a CDN's signature is valid for one request only, the registry is asked for a new location once per read."""
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn, uses=1)
         blob = repository().blob(BLOB)
@@ -151,7 +144,7 @@ def test_locations_that_serve_once_are_resolved_for_every_range(fake: FakeRegist
 
 @pytest.mark.parametrize("door", ["basic", "token"])
 def test_authorization_stays_with_its_host(fake: FakeRegistry, repository: Repositories, door: str) -> None:
-    """Neither Basic nor a token goes to a redirect's target, to another port, or to a mirror."""
+    """Neither Basic credentials nor a token are sent to a redirect's target, to another port, or to a mirror."""
     if door == "basic":
         fake.require_basic({"u": "p"})
     else:
@@ -168,18 +161,16 @@ def test_authorization_stays_with_its_host(fake: FakeRegistry, repository: Repos
 
 
 def test_a_target_that_asks_for_a_password_gets_none(fake: FakeRegistry, repository: Repositories) -> None:
-    """401 by a redirect's target is an error, not a reason to introduce oneself."""
+    """401 from a redirect's target is an error, and no credentials are sent to it."""
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
         cdn.fail("/cdn/", Status(401, {"WWW-Authenticate": 'Basic realm="cdn"'}))
-        took(lambda: read(repository(auths={cdn.host: AUTH, fake.host: AUTH})), Unauthorized)
+        error_of(lambda: read(repository(auths={cdn.host: AUTH, fake.host: AUTH})), Unauthorized)
         assert [s for s in cdn.served() if "authorization" in s.headers] == []
 
 
 def test_a_target_that_stalls_is_not_asked_for_ever(fake: FakeRegistry, repository: Repositories) -> None:
-    """Whatever went wrong there, before its body or amid it: the next read asks the registry, which may know a better
-    one.
-    """
+    """After a target stalls, before its body or within it, the next read asks the registry for a new target."""
     for stall in (Stall(), Stall(0), Stall(5)):
         with FakeRegistry() as ill, FakeRegistry() as well:
             fake.redirect_blobs_to(ill)
@@ -187,13 +178,13 @@ def test_a_target_that_stalls_is_not_asked_for_ever(fake: FakeRegistry, reposito
             assert b"".join(bytes(v) for _, v in blob.read_range(0, 10)) == DATA[:10]
             ill.fail("/cdn/", stall)
             fake.redirect_blobs_to(well)
-            took(lambda blob=blob: list(blob.read_range(10, 20)), Unavailable)
+            error_of(lambda blob=blob: list(blob.read_range(10, 20)), Unavailable)
             assert b"".join(bytes(v) for _, v in blob.read_range(10, 20)) == DATA[10:20]
 
 
 def test_a_target_whose_bodies_break_off_is_not_asked_for_ever(fake: FakeRegistry, repository: Repositories) -> None:
-    """The attempt after a body without a byte goes by way of the registry; one that broke off later is taken up where
-    it stands.
+    """After a body without a byte the registry is asked for a new target; a body that breaks off later is resumed at
+    the same target.
     """
     with FakeRegistry() as ill, FakeRegistry() as well:
         fake.redirect_blobs_to(ill)
@@ -209,17 +200,14 @@ def test_a_target_whose_bodies_break_off_is_not_asked_for_ever(fake: FakeRegistr
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_nobody_waits_longer_for_retry_after_than_the_read_timeout(
+def test_a_retry_after_beyond_the_read_timeout_is_not_waited_for(
     fake: FakeRegistry, repository: Repositories, status: int
 ) -> None:
-    """A pause that does not fit is not begun: the answer as it is, at once, and the registry is not bothered sooner
-    than it wants.
+    """If Retry-After is longer than the read timeout, the response is an error at once, and no second request
+    is sent.
     """
     fake.fail("/manifests/", Status(status, {"Retry-After": "20"}))
-    seconds, _ = took(
-        lambda: repository(read_timeout=2.0).manifest("v1"), RateLimited if status == 429 else Unavailable
-    )
-    assert seconds < 15
+    error_of(lambda: repository(read_timeout=2.0).manifest("v1"), RateLimited if status == 429 else Unavailable)
     assert len(fake.served()) == 1
 
 
@@ -244,25 +232,23 @@ TOKENS: dict[str, tuple[Fault, type[KitfsError]]] = {
 
 
 @pytest.mark.parametrize("name", TOKENS)
-def test_what_token_servers_do(fake: FakeRegistry, repository: Repositories, name: str) -> None:
-    """An error of its class that names the token server, in time; when it is well again the next request succeeds."""
+def test_faults_of_token_servers(fake: FakeRegistry, repository: Repositories, name: str) -> None:
+    """A faulty token server raises an error of the class that fits, which names it; later requests succeed."""
     fault, error = TOKENS[name]
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
         desk.fail("/token", fault)
         team = repository(read_timeout=0.5)
-        seconds, told = took(lambda: team.manifest("v1"), error)
-        assert seconds < HANGS
-        assert desk.host in told
+        assert desk.host in error_of(lambda: team.manifest("v1"), error)
         desk.heal()
         assert team.manifest("v1")[1] == MANIFEST
 
 
 def test_a_login_while_mounted_is_seen(fake: FakeRegistry, repository: Repositories, tmp_path: Path) -> None:
-    """Files are read whenever a token must be had."""
+    """A login is seen by the next request that needs a token, since the files are read each time."""
     fake.require_token({"u": "p"})
     team = repository()
-    took(lambda: team.manifest("v1"), Unauthorized)
+    error_of(lambda: team.manifest("v1"), Unauthorized)
     (tmp_path / "credentials.json").write_text(json.dumps({"auths": {fake.host: AUTH}}))
     assert team.manifest("v1")[1] == MANIFEST
 
@@ -270,15 +256,15 @@ def test_a_login_while_mounted_is_seen(fake: FakeRegistry, repository: Repositor
 @pytest.mark.parametrize(
     "body", [b"<html>", b"[]", b'{"manifests": 5}', b" " * (6 * MiB)], ids=["html", "list", "number", "long"]
 )
-def test_referrers_that_are_no_index(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
-    """200 and nonsense is an error, not "nothing refers to it"."""
+def test_referrers_that_are_not_an_index(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
+    """200 with a body that is not an index raises ManifestError instead of returning no referrers."""
     fake.fail("/referrers/", Status(200, {"Content-Type": INDEX}, body=body))
-    took(lambda: repository().referrers(Digest.of(MANIFEST)), ManifestError)
+    error_of(lambda: repository().referrers(Digest.of(MANIFEST)), ManifestError)
 
 
 @pytest.fixture
 def secure() -> Iterator[FakeRegistry]:
-    """The same registry behind TLS."""
+    """Start the same registry behind TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(TLS / "server.pem")
     with FakeRegistry(tls=context) as running:
@@ -286,16 +272,16 @@ def secure() -> Iterator[FakeRegistry]:
 
 
 def test_a_redirect_away_from_tls_is_refused(secure: FakeRegistry, repository: Repositories) -> None:
-    """Bytes of a registry behind TLS do not come in the clear."""
+    """A registry over TLS may not redirect a blob to plain HTTP."""
     with FakeRegistry() as cdn:
         secure.redirect_blobs_to(cdn)
-        told = took(lambda: read(repository(registry=secure.host, **TRUSTED)), RegistryError)[1]
-        assert "away from TLS" in told
+        message = error_of(lambda: read(repository(registry=secure.host, **TRUSTED)), RegistryError)
+        assert "away from TLS" in message
         assert cdn.served() == []
 
 
 class Tunnel(http.server.BaseHTTPRequestHandler):
-    """A proxy that knows CONNECT only, and leads to ``target`` whatever host was asked for."""
+    """A proxy that supports CONNECT only, and connects to ``target`` whatever host was requested."""
 
     target: tuple[str, int]
     asked: list[str]
@@ -316,17 +302,17 @@ class Tunnel(http.server.BaseHTTPRequestHandler):
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # one of the two hung up
+            pass  # one of the two sides has closed the connection
 
     def log_message(self, *_: object) -> None:
-        """Quiet: ``asked`` tells."""
+        """Log nothing: ``asked`` has the requests."""
 
 
 @pytest.mark.parametrize("environment", [False, True])
 def test_tls_goes_through_a_proxy_as_a_tunnel(
     secure: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch, environment: bool
 ) -> None:
-    """A registry behind TLS, a proxy without: CONNECT, and the certificate is checked at the far end."""
+    """A request to a registry over TLS uses CONNECT at a plain proxy, and verifies the certificate of the registry."""
     handler = type("_Tunnel", (Tunnel,), {"target": ("127.0.0.1", int(secure.host.partition(":")[2])), "asked": []})
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as proxy:
         proxy.daemon_threads = True  # a tunnel ends with the client, after this
@@ -336,17 +322,14 @@ def test_tls_goes_through_a_proxy_as_a_tunnel(
             if environment:
                 monkeypatch.setenv("HTTPS_PROXY", url)
             options = {"tls_verify": False} if environment else {"proxy": url, **TRUSTED}
-            registry = (
-                "registry.example.test" if environment else secure.host
-            )  # the environment's proxy is not for loopback
+            # The environment's proxy is not used for loopback.
+            registry = "registry.example.test" if environment else secure.host
             team = repository(registry=registry, **options)
             assert team.manifest("v1")[1] == MANIFEST
             assert read(team) == DATA
             if not environment:
-                told = took(
-                    lambda: repository(registry=registry, proxy=url, plain_http=False).manifest("v1"), Unavailable
-                )[1]
-                assert "--tls-cert" in told
+                untrusted = repository(registry=registry, proxy=url, plain_http=False)
+                assert "--tls-cert" in error_of(lambda: untrusted.manifest("v1"), Unavailable)
         finally:
             proxy.shutdown()
     assert set(handler.asked) == {registry if ":" in registry else f"{registry}:443"}

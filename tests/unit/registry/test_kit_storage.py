@@ -280,7 +280,9 @@ class Answer:
 
 
 def test_a_large_copy_is_read_after_its_check(storage: Storage) -> None:
-    """Until kit's copy is checked the registry's blob is read; if the registry fails, the reader waits for the check."""
+    """Until kit's copy is checked the registry's blob is read; if the registry fails, the reader waits for the
+    check.
+    """
     data = random.Random(2).randbytes(10_000)
     storage.path(Digest.of(data)).write_bytes(data)
     slow = SlowStorage(storage.home)
@@ -359,7 +361,9 @@ def test_a_kit_that_only_kit_has(
 def test_a_kit_whose_registry_does_not_have_it(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, away: str, how: str
 ) -> None:
-    """A kit that its registry does not return is read from kit's storage, with one warning, unless --remote is given."""
+    """A kit that its registry does not return is read from kit's storage, with one warning, unless --remote is
+    given.
+    """
     kit = kit_of()
     storage.put(kit, f"{fake.host}/team/kit", "v1")
     ref = f"{fake.host}/team/kit:v1"
@@ -379,7 +383,9 @@ def test_a_kit_whose_registry_does_not_have_it(
 
 
 def test_a_tag_is_the_registrys_first(fake: FakeRegistry, opened: Opener, storage: Storage) -> None:
-    """The registry decides what a tag means, since kit's copy may be old; without it the last known manifest is used."""
+    """The registry decides what a tag means, since kit's copy may be old; without it the last known manifest
+    is used.
+    """
     old = kits.build([kits.part("code", "old", b"old", format="raw")])
     storage.put(old, f"{fake.host}/team/kit", "v1")
     ref = fake.put_kit("team/kit", kit_of(), "v1")

@@ -1,4 +1,4 @@
-"""OCI layouts on disk: directories and archives, whole ones and broken ones."""
+"""OCI layouts on disk: directories and archives, valid and broken ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def archived(directory: Path) -> Path:
 
 @pytest.fixture(params=["oci", "oci-archive"])
 def opened(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Layout]]:
-    """Opens a layout directory as it is, or put into an archive first."""
+    """Open a layout directory as it is, or as an archive."""
     made: list[Layout] = []
 
     def opening(directory: Path) -> Layout:
@@ -48,7 +48,7 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Layout]]
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A layout with one kit at the tag v1."""
+    """Make a layout with one kit under the tag v1."""
     return kits.write_layout(KIT, tmp_path / "layout", "v1")
 
 
@@ -60,7 +60,7 @@ def rewrite_index(directory: Path, rows: list[dict[str, object]]) -> None:
 def test_a_manifest_is_found_by_tag_digest_or_alone(
     opened: Callable[[Path], Layout], directory: Path, identifier: str
 ) -> None:
-    """No tag is needed where there is one manifest only."""
+    """A manifest is found by its tag, by its digest, and without either if it is the only one."""
     descriptor, data = opened(directory).manifest(identifier)
     assert (descriptor.digest, data) == (KIT.digest, KIT.manifest)
 
@@ -68,13 +68,13 @@ def test_a_manifest_is_found_by_tag_digest_or_alone(
 def test_a_manifest_that_the_index_does_not_list_is_found_by_digest(
     opened: Callable[[Path], Layout], directory: Path
 ) -> None:
-    """It is a blob like any other."""
+    """A manifest that is not in the index is found by its digest."""
     rewrite_index(directory, [])
     assert opened(directory).manifest(KIT.digest)[1] == KIT.manifest
 
 
 def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """By range, whole with its digest checked, and asked about."""
+    """A blob is read in ranges and whole with its digest verified; ``exists`` finds it."""
     layout = opened(directory)
     assert b"".join(bytes(view) for _, view in layout.blob(LAYER).read_range(7, 14)) == b"weights"
     assert layout.blob_bytes(LAYER, 7000) == b"weights" * 1000
@@ -85,7 +85,7 @@ def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Pa
 
 
 def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """And so does a missing choice between two."""
+    """The error for an unknown tag, or for a missing one, lists the tags of the layout."""
     layout = opened(directory)
     with pytest.raises(NotFound, match="the tag 'v2' does not exist; the layout holds v1"):
         layout.resolve("v2")
@@ -96,7 +96,7 @@ def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layou
 
 
 def test_one_manifest_under_two_tags_needs_no_tag(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """Both mean the same."""
+    """If two tags have the same manifest, no tag is needed."""
     rewrite_index(
         directory, [{**INDEX_ROW, "annotations": {"org.opencontainers.image.ref.name": n}} for n in ("a", "b")]
     )
@@ -106,7 +106,7 @@ def test_one_manifest_under_two_tags_needs_no_tag(opened: Callable[[Path], Layou
 def test_referrers_are_found_under_the_tag_that_stands_in_for_the_api(
     opened: Callable[[Path], Layout], directory: Path
 ) -> None:
-    """sha256-<hex>, as distribution-spec names it."""
+    """Referrers are found under the tag sha256-<hex> of distribution-spec."""
     row = {"mediaType": kits.MANIFEST, "digest": Digest.of(b"sig"), "size": 3, "artifactType": "a/sig"}
     listed = kits.compact({"schemaVersion": 2, "manifests": [row]})
     (directory / "blobs/sha256" / kits.sha256(listed).partition(":")[2]).write_bytes(listed)
@@ -121,7 +121,7 @@ def test_referrers_are_found_under_the_tag_that_stands_in_for_the_api(
 
 
 def test_a_blob_that_is_not_what_it_should_be(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """Another size is told at once, other bytes when they are read whole, no blob at all when it is asked for."""
+    """A blob with another size, with other bytes, or that does not exist raises its error."""
     path = directory / "blobs" / KIT.layers[0].replace(":", "/")
     path.write_bytes(b"WEIGHTS" * 1000)
     with pytest.raises(IntegrityError, match="does not have its digest"):
@@ -169,7 +169,7 @@ BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
 def test_broken_layouts(
     opened: Callable[[Path], Layout], directory: Path, name: str, data: bytes | None, kind: type[KitfsError], words: str
 ) -> None:
-    """One line each, with the path."""
+    """A broken layout raises an error of one line with its path."""
     (directory / name).unlink()
     if data is not None:
         (directory / name).write_bytes(data)
@@ -179,7 +179,7 @@ def test_broken_layouts(
 
 
 def test_an_index_of_hundreds_of_megabytes_is_not_read(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """Memory is for what can be an index."""
+    """An index above the limit is refused before it is read."""
     with (directory / "index.json").open("r+b") as file:
         file.truncate(17 << 20)
     with pytest.raises(ManifestError, match=r"index\.json has 17825792 bytes"):
@@ -188,13 +188,13 @@ def test_an_index_of_hundreds_of_megabytes_is_not_read(opened: Callable[[Path], 
 
 @pytest.mark.parametrize("kind", ["oci", "oci-archive"])
 def test_nothing_there(tmp_path: Path, kind: str) -> None:
-    """NotFound with the path."""
+    """A path that does not exist raises NotFound with the path."""
     with pytest.raises(NotFound, match=r"no such|does not exist"):
         open_layout(LayoutReference(kind, str(tmp_path / "none")))
 
 
-def test_archives_that_are_none(tmp_path: Path) -> None:
-    """A directory, text, a compressed archive, one that was cut."""
+def test_files_that_are_not_archives(tmp_path: Path) -> None:
+    """A directory, a text, a compressed archive and a truncated one are refused as archives."""
     with pytest.raises(KitfsError, match=str(tmp_path)):
         open_layout(LayoutReference("oci-archive", str(tmp_path)))
     path = tmp_path / "a.tar"
@@ -207,7 +207,7 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_was_cut(tmp_path: Path) -> None:
-    """Refused when it is opened, or when what is missing is read."""
+    """A truncated archive is refused when it is opened, or when the missing part is read."""
     whole = kits.write_archive(KIT, tmp_path / "kit.tar", "v1").read_bytes()
     path = tmp_path / "cut.tar"
     for keep in (len(whole) // 4, len(whole) // 2, 3 * len(whole) // 4):
@@ -227,7 +227,7 @@ def _read_all(path: Path) -> None:
 
 
 def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path) -> None:
-    """Members are looked up by name and never written anywhere."""
+    """Members with names that lead out of the archive have no effect, since members are only looked up by name."""
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w") as tar:
         for name in ("../../oci-layout", "/index.json"):
@@ -244,9 +244,7 @@ def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path) -> None:
     "name", ["oci-layout", "index.json", "blobs", "blobs/sha256", f"blobs/sha256/{KIT.layers[0][7:]}"]
 )
 def test_no_link_in_a_directory_is_followed(directory: Path, name: str) -> None:
-    """A layout may be another user's, and a link in it lead to a file that only the reader may read: it is refused by
-    name.
-    """
+    """A symbolic link in a layout is refused by name, since it may lead to a file that only the reader may read."""
     (directory / name).rename(directory.parent / "elsewhere")
     (directory / name).symlink_to(directory.parent / "elsewhere")
 
@@ -261,7 +259,7 @@ def test_no_link_in_a_directory_is_followed(directory: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["oci-layout", "index.json", f"blobs/sha256/{KIT.digest[7:]}"])
 def test_a_fifo_in_a_directory_is_not_waited_for(directory: Path, name: str) -> None:
-    """Nobody writes to it: a reader that opened it would wait for ever."""
+    """A FIFO in a layout is refused without waiting for a writer."""
     (directory / name).unlink()
     os.mkfifo(directory / name)
     with pytest.raises(ManifestError, match="not a regular file"):
@@ -269,14 +267,14 @@ def test_a_fifo_in_a_directory_is_not_waited_for(directory: Path, name: str) -> 
 
 
 def test_an_archive_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
-    """The file itself may be named by a link, but must be a file."""
+    """An archive must be a regular file."""
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(NotFound, match="not a regular file"):
         open_layout(LayoutReference("oci-archive", str(tmp_path / "fifo")))
 
 
 def test_a_directory_and_an_archive_may_be_named_by_a_link(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """What the user names is the user's choice."""
+    """The path that the user names may be a symbolic link."""
     link = directory.parent / "link"
     link.symlink_to(directory)
     assert opened(link).manifest("v1")[1] == KIT.manifest

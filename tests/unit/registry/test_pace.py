@@ -1,5 +1,5 @@
-"""Answers and bodies that never quite stop coming: each ends at its deadline, or at the least speed; a reader that
-rests is no reason to.
+"""Responses and bodies that arrive byte by byte: each ends at its deadline or at the minimum speed; a reader that
+pauses is not slow.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789"
 
 
 class Clock:
-    """Time that moves when it is told."""
+    """A clock that the test sets."""
 
     now = 100.0
 
@@ -45,8 +45,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_only_time_that_somebody_waits_counts(clock: Clock) -> None:
-    """A reader that rests for an hour has all of its patience left."""
+def test_the_clock_runs_only_while_the_client_waits(clock: Clock) -> None:
+    """The clock of a pace does not run while the reader pauses."""
     pace = Pace(10.0, least=1, clock=clock)
     pace.begin_body()
     for _ in range(3):
@@ -59,7 +59,7 @@ def test_only_time_that_somebody_waits_counts(clock: Clock) -> None:
 
 
 def test_the_least_speed_renews_the_time(clock: Clock) -> None:
-    """As many bytes as are due in the whole time, and it begins again; fewer do not."""
+    """A new window begins once enough bytes for the whole window have moved, and not before."""
     pace = Pace(10.0, least=100, clock=clock)
     pace.begin_body()
     for moved, left in [(500, 8.0), (499, 6.0), (1, 10.0), (5000, 10.0)]:
@@ -71,7 +71,7 @@ def test_the_least_speed_renews_the_time(clock: Clock) -> None:
 
 
 def test_a_head_is_not_prolonged_by_what_comes(clock: Clock) -> None:
-    """Its bytes are not progress; how slow it was is told."""
+    """Bytes of a head do not extend its deadline, and the error says that it was slow."""
     pace = Pace(10.0, clock=clock)
     assert pace.left() == pytest.approx(10.0)
     for _ in range(10):
@@ -82,7 +82,7 @@ def test_a_head_is_not_prolonged_by_what_comes(clock: Clock) -> None:
 
 
 def test_a_head_has_an_end() -> None:
-    """Interim answers as fast as they can come are bounded in bytes."""
+    """The bytes of interim responses and of a head are limited."""
     pace = Pace(10.0)
     pace.count_head(MAX_HEAD)
     with pytest.raises(httpcore.RemoteProtocolError, match=f"more than {MAX_HEAD} bytes"):
@@ -90,7 +90,7 @@ def test_a_head_has_an_end() -> None:
 
 
 def test_a_pace_is_its_seconds() -> None:
-    """What knows nothing of paces sees a timeout."""
+    """A pace is a float with the value of its timeout."""
     assert Pace(2.5) == 2.5
     assert f"{Pace(2.5):g}" == "2.5"
 
@@ -100,7 +100,7 @@ def test_a_pace_is_its_seconds() -> None:
 
 @pytest.fixture
 def serve() -> Iterator[Servers]:
-    """Makes servers that give every request of every connection to a handler; returns host:port."""
+    """Start servers that pass every request of every connection to a handler; return host:port."""
     closing = threading.Event()
     listeners: list[socket.socket] = []
     threads: list[threading.Thread] = []
@@ -148,7 +148,9 @@ def team(client: RegistryClient, host: str) -> Repository:
 
 
 def dripping(start: bytes, drop: bytes, *, pause: float = 0.05, times: int = 2000) -> Handler:
-    """Says ``start``, and then ``drop`` again and again; by ``times`` a test that hangs fails."""
+    """Return a handler that sends ``start``, and then ``drop`` at most ``times`` times, so that a test that hangs
+    fails.
+    """
 
     def handler(one: socket.socket, _: bytes) -> None:
         one.sendall(start)
@@ -184,7 +186,7 @@ ASKS: dict[str, Callable[[Repository], object]] = {
 
 @pytest.mark.parametrize("drip", DRIPS)
 def test_no_drip_is_progress(serve: Servers, client: Clients, drip: str) -> None:
-    """Whatever drips: a manifest is given up after the read timeout."""
+    """A manifest of which only single bytes arrive is given up after the read timeout."""
     host = serve(DRIPS[drip])
     with pytest.raises(Unavailable, match=host):
         team(client(read_timeout=0.5), host).manifest("v1")
@@ -193,14 +195,14 @@ def test_no_drip_is_progress(serve: Servers, client: Clients, drip: str) -> None
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize("drip", ["interim answers", "bytes of a body"])
 def test_no_request_waits_for_drips(serve: Servers, client: Clients, drip: str, ask: str) -> None:
-    """Reads, listings and pushes alike."""
+    """Reads, lists and pushes are given up in the same way."""
     host = serve(DRIPS[drip])
     with pytest.raises(RegistryError, match=host):
         ASKS[ask](team(client(read_timeout=0.3), host))
 
 
 def test_no_push_waits_for_drips(serve: Servers, client: Clients) -> None:
-    """An upload that is answered in interim answers only."""
+    """An upload that gets interim responses only is given up."""
     host = serve(DRIPS["interim answers"])
     with pytest.raises(Unavailable, match=host):
         team(client(read_timeout=0.3), host).upload(descriptor(DATA), lambda at: iter([DATA[at:]]))
@@ -208,7 +210,7 @@ def test_no_push_waits_for_drips(serve: Servers, client: Clients) -> None:
 
 @pytest.mark.parametrize("drip", ["interim answers", "bytes of a header", "bytes of a body", "nothing"])
 def test_no_token_is_waited_for_in_drips(serve: Servers, fake: FakeRegistry, client: Clients, drip: str) -> None:
-    """A token server has the deadline of the request that it is asked for."""
+    """A token request has the deadline of the request that needs the token."""
     desk = serve(DRIPS[drip])
     fake.fail("/manifests/", Status(401, {"WWW-Authenticate": f'Bearer realm="http://{desk}/token"'}))
     with pytest.raises(Unavailable, match=desk):
@@ -216,7 +218,7 @@ def test_no_token_is_waited_for_in_drips(serve: Servers, fake: FakeRegistry, cli
 
 
 def test_interim_answers_without_end_are_bounded(serve: Servers, client: Clients) -> None:
-    """As fast as they come: the deadline is far away, the limit of bytes is not."""
+    """Interim responses that arrive at full speed are limited by their bytes, before the deadline."""
     host = serve(dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 1000, pause=0, times=10_000))
     with pytest.raises(Unavailable, match="bytes of headers and interim responses"):
         team(client(read_timeout=30.0), host).manifest("v1")
@@ -224,7 +226,7 @@ def test_interim_answers_without_end_are_bounded(serve: Servers, client: Clients
 
 @pytest.mark.parametrize("headers", [{f"X-{i}": "a" for i in range(500)}, {"X": "a" * 80_000}], ids=["many", "long"])
 def test_headers_are_bounded(fake: FakeRegistry, client: Clients, headers: dict[str, str]) -> None:
-    """In number and in size, at once."""
+    """A response with too many headers, or too long ones, raises an error and is not retried."""
     fake.fail("/manifests/", Status(200, headers, body=b"{}"))
     with pytest.raises(RegistryError, match=f"{fake.host} sent .* headers of .* bytes"):
         team(client(), fake.host).manifest("v1")
@@ -232,13 +234,13 @@ def test_headers_are_bounded(fake: FakeRegistry, client: Clients, headers: dict[
 
 
 def test_an_interim_answer_is_not_the_answer(serve: Servers, client: Clients) -> None:
-    """One, or a few, are passed over."""
+    """A few interim responses before the final one are skipped."""
     host = serve(lambda one, _: one.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 3 + OK))
     assert team(client(), host).manifest("v1")[1] == b"0123456789"
 
 
 def test_a_byte_for_each_range_is_given_up(serve: Servers, client: Clients) -> None:
-    """Answers that are right, and so small that the blob would take for ever."""
+    """A registry that returns one byte for each range is given up, although its responses are valid."""
 
     def handler(one: socket.socket, head: bytes) -> None:
         found = re.search(rb"bytes=(\d+)", head)
@@ -255,8 +257,8 @@ def test_a_byte_for_each_range_is_given_up(serve: Servers, client: Clients) -> N
         list(team(client(), host).blob(descriptor(DATA)).read_range(0, 4096))
 
 
-def test_a_reader_that_rests_is_no_stall(fake: FakeRegistry, client: Clients) -> None:
-    """Longer than the read timeout, in the middle of a body."""
+def test_a_reader_that_pauses_is_not_a_stall(fake: FakeRegistry, client: Clients) -> None:
+    """A reader may pause in the middle of a body for longer than the read timeout."""
     fake.put_blob("team/kit", DATA)
     pieces = team(client(read_timeout=0.5), fake.host).blob(descriptor(DATA)).read_range(0, None)
     got = bytes(next(pieces)[1])
@@ -265,7 +267,7 @@ def test_a_reader_that_rests_is_no_stall(fake: FakeRegistry, client: Clients) ->
 
 
 def test_attempts_that_bring_too_little_end_together() -> None:
-    """Each of them is within its own limits; over the read timeout they have not brought the least speed."""
+    """Several attempts that are too slow together are given up, although each of them is within its own limits."""
     speed = Speed(10.0)
     verdicts = []
     for came in (20_000, 2000, 2000, 2000):
@@ -278,7 +280,7 @@ def test_attempts_that_bring_too_little_end_together() -> None:
 def test_a_registry_that_is_slow_for_one_reader_is_well_for_the_next(
     fake: FakeRegistry, client: Clients, fault: Fault
 ) -> None:
-    """What was given up leaves nothing behind."""
+    """A read that was given up does not affect the next read."""
     fake.put_blob("team/kit", DATA)
     blob = team(client(read_timeout=0.3), fake.host).blob(descriptor(DATA))
     fake.fail("/blobs/", fault, times=1)
@@ -292,7 +294,7 @@ def test_a_registry_that_is_slow_for_one_reader_is_well_for_the_next(
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["silent", "interim"])
 def test_a_server_that_hears_a_push_in_drips_is_given_up(serve: Servers, client: Clients, first: bytes) -> None:
-    """Less than the least speed of what is sent is a stall too, also after an interim answer."""
+    """A server that reads a body below the minimum speed is given up, also after an interim response."""
 
     def handler(one: socket.socket, head: bytes) -> None:
         if head.startswith(b"HEAD"):
@@ -313,8 +315,8 @@ def test_a_server_that_hears_a_push_in_drips_is_given_up(serve: Servers, client:
         team(client(read_timeout=0.5), host).upload(descriptor(big), lambda at: iter([big[at:]]), chunk=1 << 30)
 
 
-def test_a_slow_but_honest_listener_is_heard_out(serve: Servers, client: Clients) -> None:
-    """The whole push takes longer than the timeout; its speed does not fall below the least."""
+def test_a_slow_server_may_read_a_push_to_its_end(serve: Servers, client: Clients) -> None:
+    """A push may take longer than the timeout if the server reads at the minimum speed."""
     big = DATA * 32
     heard = 0
 

@@ -1,5 +1,5 @@
-"""The proxy environment, as golang.org/x/net/http/httpproxy reads it; the expected values are those of its version
-0.46.
+"""The proxy environment as golang.org/x/net/http/httpproxy reads it; the expected values are those of its
+version 0.46.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ PROXY = "http://proxy.test:3128"
     ],
 )
 def test_no_proxy(rules: str, url: str, bypassed: bool) -> None:
-    """Names with what is below them, suffixes, ports (those that a scheme implies too), addresses, CIDR blocks, and
-    loopback always.
+    """NO_PROXY matches names with the names below them, suffixes, ports, addresses and CIDR blocks; loopback never uses
+    a proxy.
     """
     environ = {"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "NO_PROXY": rules}
     assert proxy_for(httpx.URL(url), environ) == (None if bypassed else PROXY)
@@ -94,12 +94,12 @@ def test_no_proxy(rules: str, url: str, bypassed: bool) -> None:
     ],
 )
 def test_which_variable_counts(environ: dict[str, str], expected: str | None) -> None:
-    """That of the scheme, in lower case before upper case; a proxy without a scheme is an HTTP one."""
+    """The variable of the scheme is used, in lower case first; a proxy without a scheme is an HTTP proxy."""
     assert proxy_for(httpx.URL("http://registry.test/"), environ) == expected
 
 
 def test_a_cgi_program_takes_no_http_proxy() -> None:
-    """Its client could have set HTTP_PROXY by a header; HTTPS_PROXY is not in its reach."""
+    """In a CGI program HTTP_PROXY is refused, since its client could set it by a header; HTTPS_PROXY is used."""
     environ = {"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "REQUEST_METHOD": "GET"}
     with pytest.raises(UsageError, match="HTTP_PROXY is not used in a CGI program"):
         proxy_for(httpx.URL("http://registry.test/"), environ)
@@ -110,6 +110,6 @@ def test_a_cgi_program_takes_no_http_proxy() -> None:
     "host", ["localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "::1", "[::1]", "::ffff:127.0.0.1"]
 )
 def test_loopback(host: str) -> None:
-    """localhost, 127.0.0.0/8, ::1; nothing that only looks like it."""
+    """localhost, 127.0.0.0/8 and ::1 are loopback; similar names are not."""
     assert is_loopback(host)
     assert not is_loopback(f"{host}.test")

@@ -1,4 +1,4 @@
-"""Manifests that are pushed and deleted, the tag that stands in for the referrers API, and lists of tags."""
+"""The push and deletion of manifests, the tag that replaces the referrers API, and lists of tags."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def listed(fake: FakeRegistry) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("identifier", ["v1", Digest.of(PLAIN)])
 def test_a_manifest_is_stored_byte_for_byte(fake: FakeRegistry, repository: Repositories, identifier: str) -> None:
-    """Under a tag or its digest, with its media type; one request."""
+    """A manifest is pushed under a tag or its digest, with its media type, in one request."""
     assert repository().put_manifest(identifier, IMAGE_MANIFEST, PLAIN) == Digest.of(PLAIN)
     assert fake.manifest("team/kit", identifier) == (PLAIN, IMAGE_MANIFEST)
     assert [s.method for s in fake.served()] == ["PUT"]
 
 
 def test_a_wrong_digest_is_not_sent(fake: FakeRegistry, repository: Repositories) -> None:
-    """The bytes are checked here first."""
+    """A manifest that does not have the given digest is not sent."""
     with pytest.raises(IntegrityError):
         repository().put_manifest(Digest.of(b"else"), IMAGE_MANIFEST, PLAIN)
     with pytest.raises(InvalidReference):
@@ -69,7 +69,7 @@ def test_a_wrong_digest_is_not_sent(fake: FakeRegistry, repository: Repositories
 
 @pytest.mark.parametrize("claimed", [Digest.of(b"else"), "junk", f"sha512:{'0' * 128}"])
 def test_the_registrys_digest_is_checked(fake: FakeRegistry, repository: Repositories, claimed: str) -> None:
-    """What it has stored must be what was sent."""
+    """The digest that the registry returns must be that of the manifest."""
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": claimed}))
     with pytest.raises(IntegrityError, match=f"team/kit:v1: .*{fake.host} stored"):
         repository().put_manifest("v1", IMAGE_MANIFEST, PLAIN)
@@ -77,7 +77,7 @@ def test_the_registrys_digest_is_checked(fake: FakeRegistry, repository: Reposit
 
 @pytest.mark.parametrize("claimed", [None, f"sha512:{hashlib.sha512(PLAIN).hexdigest()}"])
 def test_another_digest_or_none_is_as_good(fake: FakeRegistry, repository: Repositories, claimed: str | None) -> None:
-    """Any algorithm that is known."""
+    """The registry may return a digest of another algorithm, or none."""
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": claimed}))
     assert repository().put_manifest("v1", IMAGE_MANIFEST, PLAIN) == Digest.of(PLAIN)
 
@@ -105,7 +105,7 @@ def test_another_digest_or_none_is_as_good(fake: FakeRegistry, repository: Repos
 def test_refusals(
     fake: FakeRegistry, repository: Repositories, status: int, code: str, kind: type[KitfsError], words: str
 ) -> None:
-    """One line each, of the class that fits."""
+    """A refused manifest raises an error of the class that fits, in one line."""
     fake.fail("/manifests/", Status(status, code=code, message="words"))
     with pytest.raises(kind, match=r"^team/kit:v1: ") as caught:
         repository().put_manifest("v1", IMAGE_MANIFEST, PLAIN)
@@ -114,22 +114,22 @@ def test_refusals(
 
 
 def test_a_manifest_is_tried_again(fake: FakeRegistry, repository: Repositories) -> None:
-    """It may be put twice."""
+    """The push of a manifest is retried."""
     fake.fail("/manifests/", Status(503, refuses=True), times=2)
     repository().put_manifest("v1", IMAGE_MANIFEST, PLAIN)
     assert fake.manifest("team/kit", "v1")[0] == PLAIN
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"subject": 7}', b'{"subject": {"digest": "x"}}'])
-def test_what_is_no_manifest_is_not_sent(fake: FakeRegistry, repository: Repositories, data: bytes) -> None:
-    """ManifestError, and no request."""
+def test_bytes_that_are_not_a_manifest_are_not_sent(fake: FakeRegistry, repository: Repositories, data: bytes) -> None:
+    """Bytes that are not a manifest raise ManifestError without a request."""
     with pytest.raises(ManifestError):
         repository().put_manifest("v1", IMAGE_MANIFEST, data)
     assert fake.served() == []
 
 
 def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) -> None:
-    """Also tags are those of the registry itself."""
+    """Pushes, deletions and lists of tags use the registry itself, not its mirrors."""
     with FakeRegistry() as mirror:
         team = repository(mirrors={fake.host: (mirror.url,)})
         team.put_manifest("v1", IMAGE_MANIFEST, PLAIN)
@@ -142,13 +142,13 @@ def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) ->
 
 
 def test_a_registry_that_knows_subjects_keeps_the_list(fake: FakeRegistry, repository: Repositories) -> None:
-    """OCI-Subject says so."""
+    """If the registry returns OCI-Subject, the tag of referrers is not written."""
     repository().put_manifest("v1", IMAGE_MANIFEST, SIGNATURE)
     assert [s.method for s in fake.served()] == ["PUT"]
 
 
 def test_for_others_the_tag_is_kept_up(fake: FakeRegistry, repository: Repositories) -> None:
-    """One entry for each referrer, with its type and annotations; referrers() finds them."""
+    """Without OCI-Subject the index under the tag gets one entry for each referrer, with its type and annotations."""
     fake.referrers_api = False
     team = repository()
     second = manifest(subject=SUBJECT)
@@ -165,7 +165,7 @@ def test_for_others_the_tag_is_kept_up(fake: FakeRegistry, repository: Repositor
 
 
 def test_what_others_wrote_into_the_list_stays(fake: FakeRegistry, repository: Repositories) -> None:
-    """Unknown fields too."""
+    """Entries and fields of other clients in the index are kept."""
     fake.referrers_api = False
     other = {"mediaType": "x/y", "digest": Digest.of(b"other"), "size": 5, "new": [1]}
     fake.put_manifest(
@@ -183,7 +183,7 @@ def test_what_others_wrote_into_the_list_stays(fake: FakeRegistry, repository: R
     "there", [b"{}", b"[]", b'{"manifests": 7}', PLAIN, json.dumps({"mediaType": "x/y", "manifests": []}).encode()]
 )
 def test_something_else_under_the_tag_is_left_alone(fake: FakeRegistry, repository: Repositories, there: bytes) -> None:
-    """The push fails, in one line that names the tag."""
+    """If the tag has something else than an index, the push fails in one line that names the tag."""
     fake.referrers_api = False
     fake.put_manifest("team/kit", there, tag=TAG)
     with pytest.raises(ManifestError, match=f"team/kit:{TAG}: "):
@@ -192,7 +192,7 @@ def test_something_else_under_the_tag_is_left_alone(fake: FakeRegistry, reposito
 
 
 def test_a_list_with_a_subject_of_its_own_ends_there(fake: FakeRegistry, repository: Repositories) -> None:
-    """The list's own subject has no list."""
+    """The subject of the index itself gets no list."""
     fake.referrers_api = False
     strange = json.dumps(
         {"schemaVersion": 2, "manifests": [], "subject": {**SUBJECT, "digest": Digest.of(b"next")}}
@@ -203,7 +203,7 @@ def test_a_list_with_a_subject_of_its_own_ends_there(fake: FakeRegistry, reposit
 
 
 def test_an_index_may_refer_too() -> None:
-    """It has no config whose type could stand for its own."""
+    """An index that refers to a manifest is listed without an artifact type."""
     data = json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": [], "subject": SUBJECT}).encode()
     entry = referrers.entry_of(IMAGE_INDEX, Digest.of(data), data)
     assert (referrers.subject_of(data), entry.artifact_type) == (SUBJECT["digest"], "")
@@ -213,7 +213,7 @@ def test_an_index_may_refer_too() -> None:
 
 
 def test_a_tag_is_deleted(fake: FakeRegistry, repository: Repositories) -> None:
-    """And its manifest stays."""
+    """A tag is deleted, and its manifest is kept."""
     team = repository()
     digest = team.put_manifest("v1", IMAGE_MANIFEST, PLAIN)
     team.delete_manifest("v1")
@@ -223,7 +223,7 @@ def test_a_tag_is_deleted(fake: FakeRegistry, repository: Repositories) -> None:
 
 
 def test_a_referrer_that_is_deleted_leaves_the_list(fake: FakeRegistry, repository: Repositories) -> None:
-    """Where a tag stands in for the referrers API."""
+    """Deleting a referrer removes its entry from the index under the tag."""
     fake.referrers_api = False
     team = repository()
     digests = [
@@ -235,7 +235,7 @@ def test_a_referrer_that_is_deleted_leaves_the_list(fake: FakeRegistry, reposito
 
 
 def test_damaged_manifests_can_be_deleted(fake: FakeRegistry, repository: Repositories) -> None:
-    """Whatever is in them."""
+    """A manifest that cannot be read can be deleted."""
     digest = fake.put_manifest("team/kit", b"junk")
     repository().delete_manifest(digest)
     with pytest.raises(NotFound):
@@ -244,7 +244,7 @@ def test_damaged_manifests_can_be_deleted(fake: FakeRegistry, repository: Reposi
 
 @pytest.mark.parametrize(("status", "code"), [(400, "UNSUPPORTED"), (405, "UNSUPPORTED"), (405, "")])
 def test_registries_that_delete_nothing(fake: FakeRegistry, repository: Repositories, status: int, code: str) -> None:
-    """The caller sees the status."""
+    """The error for a refused deletion has the status of the response."""
     fake.fail("/manifests/", Status(status, code=code, message="no"), method="DELETE")
     with pytest.raises(RegistryError, match=f"returned {status}") as caught:
         repository().delete_manifest("v1")
@@ -252,7 +252,7 @@ def test_registries_that_delete_nothing(fake: FakeRegistry, repository: Reposito
 
 
 def test_deleting_asks_for_a_token_for_it(fake: FakeRegistry, repository: Repositories) -> None:
-    """Delete is a right of its own."""
+    """A deletion requests a token with the action delete."""
     fake.put_manifest("team/kit", PLAIN, tag="v1")
     fake.require_token()
     repository().delete_manifest("v1")
@@ -266,7 +266,7 @@ def test_deleting_asks_for_a_token_for_it(fake: FakeRegistry, repository: Reposi
 
 @pytest.mark.parametrize("page", [0, 1, 3, 7])
 def test_tags_come_page_by_page(fake: FakeRegistry, repository: Repositories, page: int) -> None:
-    """Link leads from one to the next."""
+    """Tags are listed page by page, along the Link headers."""
     fake.tags_per_page = page
     names = [f"v{i}" for i in range(7)]
     for name in names:
@@ -275,7 +275,7 @@ def test_tags_come_page_by_page(fake: FakeRegistry, repository: Repositories, pa
 
 
 def test_a_repository_without_tags(fake: FakeRegistry, repository: Repositories) -> None:
-    """null, or 404 when the repository does not exist."""
+    """A list that is null has no tags; a repository that does not exist raises NotFound."""
     fake.put_manifest("team/kit", PLAIN)
     assert list(repository().tags()) == []
     with pytest.raises(NotFound, match="no/such: tags: "):
@@ -283,21 +283,21 @@ def test_a_repository_without_tags(fake: FakeRegistry, repository: Repositories)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"tags": 7}', b'{"tags": {"a": 1}}', b"[" * 100_000])
-def test_what_is_no_list_of_tags(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
-    """One line."""
+def test_a_response_that_is_not_a_list_of_tags(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
+    """A response that is not a list of tags raises an error of one line."""
     fake.fail("/tags/", Status(200, body=body))
     with pytest.raises(RegistryError, match="something other than a list of tags"):
         list(repository().tags())
 
 
-def test_what_is_no_tag_is_left_out(fake: FakeRegistry, repository: Repositories) -> None:
-    """No escape sequence reaches a terminal this way."""
+def test_invalid_tags_are_left_out(fake: FakeRegistry, repository: Repositories) -> None:
+    """Invalid tags are left out, so that no escape sequence reaches a terminal."""
     fake.fail("/tags/", Status(200, body=b'{"tags": ["v1", 7, null, "\\u001b[31m", "a/b", "", "v2"]}'))
     assert list(repository().tags()) == ["v1", "v2"]
 
 
 def test_pages_without_end_end(fake: FakeRegistry, repository: Repositories) -> None:
-    """A list of tags whose pages lead to themselves is an error after the most pages."""
+    """A list of more pages than the limit raises an error."""
     fake.put_manifest("team/kit", PLAIN, tag="v1")
     fake.fail("/tags/", Headers({"Link": '</v2/team/kit/tags/list>; rel="next"'}))
     with pytest.raises(RegistryError, match="more than 5 pages of tags"):
@@ -306,7 +306,7 @@ def test_pages_without_end_end(fake: FakeRegistry, repository: Repositories) -> 
 
 
 def test_a_list_of_tags_that_goes_round_ends(fake: FakeRegistry, repository: Repositories) -> None:
-    """A page that leads to itself is given up, and each tag is given once until then."""
+    """A page that links to itself raises an error, after each tag was yielded once."""
     fake.fail(
         "/tags/", Status(200, {"Link": '</v2/team/kit/tags/list?n=1>; rel="next"'}, body=b'{"tags": ["v1", "v2"]}')
     )

@@ -1,5 +1,5 @@
-"""The habits of registries, one product each (``tests.fakes.registries``): blobs, manifests, referrers and deletions
-by way of a client.
+"""Blobs, manifests, referrers and deletions at registries with the habits of one product each
+(``tests.fakes.registries``).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> Iterator[FakeRegistry]:
-    """One of each."""
+    """Start one registry of each kind."""
     with KINDS[request.param]() as running:
         if running.body_limit:
             running.body_limit = CHUNK // 2
@@ -52,7 +52,7 @@ def team(client: Clients, fake: FakeRegistry) -> Repository:
 
 
 def put_kit(repository: Repository, kit: kits.Kit, tag: str) -> Digest:
-    """Push a kit by hand."""
+    """Push the blobs and the manifest of a kit."""
     for digest, content in kit.blobs.items():
         assert isinstance(content, bytes)
         assert repository.upload(descriptor(content), reader(content)) == "uploaded", digest
@@ -61,7 +61,9 @@ def put_kit(repository: Repository, kit: kits.Kit, tag: str) -> Digest:
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, len(DATA)])
 def test_a_blob_arrives_and_is_found_again(client: Clients, kind: FakeRegistry, size: int) -> None:
-    """At every registry, whatever its size; asked again, it is there, or it is sent again where nobody can ask."""
+    """Every registry gets a blob of every size; a second push finds it, or sends it again if the registry
+    refuses HEAD.
+    """
     data = DATA[:size]
     repository = team(client, kind)
     assert repository.upload(descriptor(data), reader(data), chunk=CHUNK) == "uploaded"
@@ -80,7 +82,7 @@ def headless(kind: FakeRegistry) -> bool:
 
 
 def test_a_blob_is_mounted_or_sent(client: Clients, kind: FakeRegistry) -> None:
-    """201, 202 and every refusal lead to the blob; a source that does not exist is no hindrance."""
+    """A blob is mounted or sent, whatever the registry returns; a source that does not exist is ignored."""
     kind.put_blob("team/base", DATA)
     repository = team(client, kind)
     assert repository.upload(descriptor(DATA), reader(), chunk=CHUNK, mount_from=["no/such", "team/base"]) == "mounted"
@@ -92,7 +94,7 @@ def test_a_blob_is_mounted_or_sent(client: Clients, kind: FakeRegistry) -> None:
 
 
 def test_a_kit_arrives_under_tag_and_digest(client: Clients, kind: FakeRegistry) -> None:
-    """Its manifest is what is read back."""
+    """A pushed manifest is read back by its tag and by its digest."""
     repository = team(client, kind)
     digest = put_kit(repository, KIT, "v1")
     repository.put_manifest(str(digest), IMAGE_MANIFEST, KIT.manifest)
@@ -102,7 +104,7 @@ def test_a_kit_arrives_under_tag_and_digest(client: Clients, kind: FakeRegistry)
 
 
 def test_a_referrer_is_found(client: Clients, kind: FakeRegistry) -> None:
-    """By the API or by the tag that stands in for it; before there is one, there is none."""
+    """A referrer is found through the API or through the tag that replaces it."""
     repository = team(client, kind)
     subject = put_kit(repository, KIT, "v1")
     if not kind_answers_referrers(kind):
@@ -123,7 +125,9 @@ def kind_answers_referrers(kind: FakeRegistry) -> bool:
 
 
 def test_referrers_of_an_index_are_not_its_children(client: Clients) -> None:
-    """A registry that takes the tag for the digest returns the index itself."""
+    """If a registry takes the tag for the digest and returns the index itself, its children are not returned as
+    referrers.
+    """
     with GitLab() as fake:
         repository = team(client, fake)
         child = put_kit(repository, KIT, "v1")
@@ -141,7 +145,7 @@ def test_referrers_of_an_index_are_not_its_children(client: Clients) -> None:
 def test_the_last_tag_takes_the_kit_where_tags_are_not_deleted(
     client: Clients, kind: Callable[[], FakeRegistry]
 ) -> None:
-    """400, 404 and 405 to the DELETE of a tag mean the same."""
+    """If a registry refuses to delete a tag (400, 404 or 405), the kit is deleted with its last tag."""
     with kind() as fake:
         repository = team(client, fake)
         put_kit(repository, KIT, "v1")
@@ -160,7 +164,7 @@ def test_the_last_tag_takes_the_kit_where_tags_are_not_deleted(
 @pytest.mark.parametrize("kind", [DockerHub, GitHub])
 @pytest.mark.parametrize("force", [False, True])
 def test_a_registry_that_deletes_nothing(client: Clients, kind: Callable[[], FakeRegistry], force: bool) -> None:
-    """One line says so, and the kit stays."""
+    """If a registry deletes nothing, the error says so in one line, and the kit is kept."""
     with kind() as fake:
         repository = team(client, fake)
         put_kit(repository, KIT, "v1")
@@ -170,19 +174,18 @@ def test_a_registry_that_deletes_nothing(client: Clients, kind: Callable[[], Fak
 
 
 def test_a_manifest_of_an_unknown_kind(client: Clients) -> None:
-    """One line names what the registry does not take, and what to do."""
+    """The error for a kind of manifest that a registry refuses says so in one line, and what to do."""
     with Quay(known=r"application/vnd\.oci\.image\..*") as fake, pytest.raises(RegistryError) as caught:
         put_kit(team(client, fake), KIT, "v1")
-    told = str(caught.value)
-    assert told.startswith(
-        f"team/kit:v1: {fake.host} returned 400: it does not accept a manifest of this kind (manifest data does not match"
-    )
-    assert told.endswith("push to a registry that accepts OCI artifacts, or push the image that kitfs convert makes")
-    assert "\n" not in told
+    message = str(caught.value)
+    refused = "it does not accept a manifest of this kind (manifest data does not match"
+    assert message.startswith(f"team/kit:v1: {fake.host} returned 400: {refused}")
+    assert message.endswith("push to a registry that accepts OCI artifacts, or push the image that kitfs convert makes")
+    assert "\n" not in message
 
 
 def test_a_repository_that_a_push_does_not_make(client: Clients) -> None:
-    """404 to the POST is told as it is, after one request."""
+    """404 to the POST of an upload is raised after one request."""
     with Amazon() as fake, pytest.raises(NotFound, match="the repository does not exist"):
         client().repository(Reference.parse(f"{fake.host}/new/kit")).upload(descriptor(DATA), reader())
     assert asked(fake) == ["HEAD", "POST"]
@@ -198,7 +201,7 @@ def test_a_repository_that_a_push_does_not_make(client: Clients) -> None:
     ],
 )
 def test_no_byte_goes_in_vain_more_than_once(client: Clients, kind: Callable[[], Any], requests: list[str]) -> None:
-    """A refused chunk costs one request; odd bookkeeping costs none."""
+    """A refused chunk costs one request; unusual Range headers cost none."""
     with kind() as fake:
         team(client, fake).upload(descriptor(DATA), reader(), chunk=CHUNK)
         assert [

@@ -1,4 +1,4 @@
-"""Trying again, on a scripted transport and a clock of the test's own."""
+"""Retries, on a scripted transport and with a clock of the test."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Step = int | Exception | tuple[int, str]
 
 @dataclass
 class Script(httpx.BaseTransport):
-    """Answers in order: a status, a status with Retry-After, or an exception; the last one for ever. Sleeping moves
-    the clock.
+    """A transport that returns a status, or a status with Retry-After, or raises an exception, in order; the last one
+    for ever. ``sleep`` advances the clock.
     """
 
     steps: list[Step]
@@ -54,7 +54,7 @@ class Script(httpx.BaseTransport):
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_what_may_pass_is_tried_again(status: int) -> None:
-    """Pauses grow, with jitter, and every attempt is counted."""
+    """Transient failures are retried after growing pauses with jitter, and every attempt is counted."""
     script, counters = Script([status, status, 200]), Counters()
     assert script.run(counters)() == 200
     assert [0.125 <= script.slept[0] <= 0.25, 0.25 <= script.slept[1] <= 0.5] == [True, True]
@@ -63,14 +63,14 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
 
 @pytest.mark.parametrize("status", [200, 206, 301, 400, 401, 403, 404, 405, 416, 501])
 def test_what_is_meant_is_not_tried_again(status: int) -> None:
-    """Everything else is an answer."""
+    """Every other status is returned at once."""
     script = Script([status])
     assert script.run()() == status
     assert script.asked == 1
 
 
 def test_the_last_answer_is_handed_on() -> None:
-    """After five attempts the caller sees what the host said."""
+    """After five attempts the last response is returned."""
     script = Script([503])
     assert script.run()() == 503
     assert script.asked == 5
@@ -80,13 +80,13 @@ def test_the_last_answer_is_handed_on() -> None:
     "error", [httpx.ReadError("reset"), httpx.RemoteProtocolError("closed"), httpx.WriteError("pipe")]
 )
 def test_a_connection_that_breaks_before_the_answer_is_tried_again(error: Exception) -> None:
-    """A reset, a close, an idle connection that was gone."""
+    """A reset, a close, and an idle connection that is gone are retried."""
     script = Script([error, error, 200])
     assert script.run()() == 200
 
 
 def test_a_timeout_is_not_tried_again() -> None:
-    """Whoever waited for --read-timeout has waited enough."""
+    """A request that lasted the whole read timeout is not retried."""
     script = Script([httpx.ReadTimeout("slow")])
     with pytest.raises(httpx.ReadTimeout):
         script.run()()
@@ -97,7 +97,7 @@ def test_a_timeout_is_not_tried_again() -> None:
     "step", [503, 429, httpx.ReadError("reset"), httpx.WriteError("pipe"), httpx.RemoteProtocolError("closed")]
 )
 def test_a_streamed_body_goes_out_once(step: Step) -> None:
-    """Nobody here knows what the other side has kept of it; one such failure says nothing about the host either."""
+    """A streamed body is sent once, and its failure does not count for the circuit breaker."""
 
     class Stream(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
@@ -116,15 +116,15 @@ def test_a_streamed_body_goes_out_once(step: Step) -> None:
 
 
 def test_a_streamed_body_may_wait_for_a_connection() -> None:
-    """Nothing of it has gone out while connections are refused."""
+    """Refused connections are retried for a streamed body too, since none of it was sent."""
     script = Script([httpx.ConnectError("[Errno 111] Connection refused"), 202])
     transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
     assert transport.handle_request(httpx.Request("PATCH", "http://r.test/", content=iter([b"x"]))).status_code == 202
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_whoever_decides_alone_is_asked_once(method: str) -> None:
-    """The extension "repeat" of a request."""
+def test_a_request_without_repeat_is_sent_once(method: str) -> None:
+    """A request with the extension "repeat" False is sent once."""
     script = Script([503])
     transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
     assert (
@@ -135,14 +135,14 @@ def test_whoever_decides_alone_is_asked_once(method: str) -> None:
 
 
 def test_retry_after_in_seconds_is_honoured_and_capped() -> None:
-    """7 means 7; a day means half a minute."""
+    """Retry-After in seconds is the pause, up to half a minute."""
     script = Script([(429, "7"), (503, "86400"), 200])
     assert script.run()() == 200
     assert script.slept == [7.0, 30.0]
 
 
 def test_retry_after_as_a_date_is_honoured() -> None:
-    """An HTTP date, by the wall clock."""
+    """Retry-After as an HTTP date is the pause, by the wall clock."""
     script = Script([(429, email.utils.formatdate(time.time() + 20, usegmt=True)), 200])
     assert script.run()() == 200
     assert 17 <= script.slept[0] <= 20
@@ -151,27 +151,35 @@ def test_retry_after_as_a_date_is_honoured() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "soon", "-3", "1e9", "10.5", "Thu, 01 Jan 1970 00:00:00 GMT", "Thu, 99 Foo 1970", "Mon, 01 Jan 1 00:00:00 +99999999999999",
-        "," * 60_000, "Tue, 99 Foo 2030 99:99:99 GMT",
+        "",
+        "soon",
+        "-3",
+        "1e9",
+        "10.5",
+        "Thu, 01 Jan 1970 00:00:00 GMT",
+        "Thu, 99 Foo 1970",
+        "Mon, 01 Jan 1 00:00:00 +99999999999999",
+        "," * 60_000,
+        "Tue, 99 Foo 2030 99:99:99 GMT",
     ],
     ids=lambda text: text[:40],
-)  # fmt: skip
-def test_a_useless_retry_after_is_passed_over(text: str) -> None:
-    """Then the usual pause holds."""
+)
+def test_an_invalid_retry_after_is_ignored(text: str) -> None:
+    """An invalid Retry-After is replaced by the usual pause."""
     script = Script([(429, text), 200])
     assert script.run()() == 200
     assert 0.125 <= script.slept[0] <= 0.25
 
 
-def test_pauses_end_within_a_minute_all_told() -> None:
-    """A registry that always says 30 s is asked three times."""
+def test_all_pauses_of_a_request_end_within_a_minute() -> None:
+    """A registry that always asks for 30 s gets three requests."""
     script = Script([(429, "30")])
     assert script.run()() == 429
     assert sum(script.slept) <= 60
 
 
 def test_refused_connections_are_given_up_within_five_seconds() -> None:
-    """They are tried again for a moment, because a registry may be restarting."""
+    """Refused connections are retried for a few seconds, because a registry may be restarting."""
     script = Script([httpx.ConnectError("[Errno 111] Connection refused")])
     with pytest.raises(httpx.ConnectError):
         script.run()()
@@ -180,7 +188,7 @@ def test_refused_connections_are_given_up_within_five_seconds() -> None:
 
 
 def test_many_mirrors_share_the_patience() -> None:
-    """A request may bring less patience than usual."""
+    """A request may have a smaller budget for refused connections."""
     script = Script([httpx.ConnectError("[Errno 111] Connection refused")])
     with pytest.raises(httpx.ConnectError):
         script.run()(connect_budget=0.4)
@@ -191,7 +199,7 @@ def test_many_mirrors_share_the_patience() -> None:
     "cause", [ssl.SSLCertVerificationError(), socket.gaierror(socket.EAI_NONAME, "Name or service not known")]
 )
 def test_a_permanent_failure_is_not_retried(cause: OSError) -> None:
-    """A certificate that is not trusted and an unknown name fail at once."""
+    """A certificate that is not trusted and an unknown name are not retried."""
     error = httpx.ConnectError(str(cause))
     error.__cause__ = cause
     script = Script([error])
@@ -209,7 +217,7 @@ def broken(script: Script) -> Callable[..., int]:
 
 
 def test_the_circuit_breaks_after_failures_in_a_row() -> None:
-    """Then nobody is sent out, and everybody fails at once; other hosts are not concerned."""
+    """After failures in a row requests to the host fail without being sent; other hosts are not affected."""
     script = Script([httpx.ReadTimeout("slow")])
     ask = broken(script)
     asked = script.asked
@@ -222,7 +230,7 @@ def test_the_circuit_breaks_after_failures_in_a_row() -> None:
 
 
 def test_one_probe_goes_out_when_the_circuit_is_half_open() -> None:
-    """Its failure breaks the circuit for as long again."""
+    """After a pause one request is sent; its failure begins another pause."""
     script = Script([httpx.ReadTimeout("slow")])
     ask = broken(script)
     script.now += RETRIES.break_for
@@ -235,7 +243,7 @@ def test_one_probe_goes_out_when_the_circuit_is_half_open() -> None:
 
 
 def test_a_probe_that_succeeds_closes_the_circuit() -> None:
-    """Everybody is served again."""
+    """After a successful probe every request is sent again."""
     script = Script([httpx.ReadTimeout("slow")])
     ask = broken(script)
     script.now += RETRIES.break_for
@@ -244,7 +252,7 @@ def test_a_probe_that_succeeds_closes_the_circuit() -> None:
 
 
 def test_only_one_of_many_readers_is_the_probe() -> None:
-    """While the probe is out the others still fail at once."""
+    """While the probe is in flight, other requests still fail at once."""
     now = [0.0]
     breaker = Breaker(lambda: now[0])
     for _ in range(RETRIES.break_after):
@@ -254,7 +262,7 @@ def test_only_one_of_many_readers_is_the_probe() -> None:
 
 
 def test_a_404_says_that_the_host_is_well() -> None:
-    """Refusals are answers: they count as success for the circuit, and so does 429."""
+    """4xx counts as success for the circuit breaker, 429 too."""
     script = Script([404, (429, "1")])
     ask = script.run()
     assert {ask() for _ in range(50)} == {404, 429}

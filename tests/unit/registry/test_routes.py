@@ -1,4 +1,4 @@
-"""Connections: TLS and its hints, client certificates, proxies and their environment, ~/.netrc."""
+"""Connections: TLS and its messages, client certificates, proxies and their environment, ~/.netrc."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def server_context(*, wants_client: bool = False) -> ssl.SSLContext:
 
 @pytest.fixture
 def secure() -> Iterator[FakeRegistry]:
-    """A registry behind TLS."""
+    """Start a registry behind TLS."""
     with FakeRegistry(tls=server_context()) as running:
         running.put_manifest("team/kit", BODY, tag="v1")
         yield running
 
 
 def test_a_certificate_of_a_named_ca_is_trusted(secure: FakeRegistry, repository: Repositories) -> None:
-    """--tls-cert adds to what the system trusts."""
+    """--tls-cert adds a CA to those that the system trusts."""
     assert (
         repository(registry=secure.host, plain_http=False, tls_certs=(str(TLS / "ca.pem"),)).manifest("v1")[1] == BODY
     )
 
 
 def test_an_unknown_certificate_names_the_way_out(secure: FakeRegistry, repository: Repositories) -> None:
-    """At once, and with the two options that help."""
+    """The error for an untrusted certificate names the two options that help, without a retry."""
     words = (
         rf"{secure.host}: its certificate is not trusted \(.*\); name its CA with --tls-cert, or use --tls-verify=false"
     )
@@ -54,12 +54,14 @@ def test_an_unknown_certificate_names_the_way_out(secure: FakeRegistry, reposito
 
 
 def test_tls_without_verification(secure: FakeRegistry, repository: Repositories) -> None:
-    """--tls-verify=false takes any certificate."""
+    """--tls-verify=false accepts any certificate."""
     assert repository(registry=secure.host, plain_http=False, tls_verify=False).manifest("v1")[1] == BODY
 
 
 def test_a_client_certificate_is_shown(repository: Repositories) -> None:
-    """--cert and --key; without them the server hangs up."""
+    """--cert and --key are sent to a server that requires a client certificate; without them it refuses the
+    connection.
+    """
     with FakeRegistry(tls=server_context(wants_client=True)) as strict:
         strict.put_manifest("team/kit", BODY, tag="v1")
         trust = {"registry": strict.host, "plain_http": False, "tls_certs": (str(TLS / "ca.pem"),)}
@@ -70,14 +72,14 @@ def test_a_client_certificate_is_shown(repository: Repositories) -> None:
 
 
 def test_tls_to_a_plain_server_hints_at_plain_http(fake: FakeRegistry, repository: Repositories) -> None:
-    """Loopback by default is plain; asked to speak TLS there, the hint names the option."""
+    """The error for a server that does not speak TLS names --plain-http."""
     with pytest.raises(RegistryError, match=f"{fake.host}: it does not speak TLS; for plain HTTP use --plain-http"):
         repository(plain_http=False).manifest("v1")
 
 
 @pytest.mark.parametrize("option", ["tls_certs", "cert"])
-def test_a_file_that_is_no_certificate(repository: Repositories, tmp_path: Path, option: str) -> None:
-    """UsageError with the file's name, also when mirrors are there that could be asked instead."""
+def test_a_file_that_is_not_a_certificate(repository: Repositories, tmp_path: Path, option: str) -> None:
+    """A file that is not a certificate raises UsageError with its name, and no other mirror is tried."""
     bad = tmp_path / "bad.pem"
     bad.write_text("nothing")
     options = {"tls_certs": (str(bad),)} if option == "tls_certs" else {"cert": str(bad), "key": str(bad)}
@@ -88,14 +90,14 @@ def test_a_file_that_is_no_certificate(repository: Repositories, tmp_path: Path,
 
 
 def test_an_explicit_proxy_is_for_everything(fake: FakeRegistry, repository: Repositories) -> None:
-    """Loopback too: who names a proxy means it."""
+    """--proxy is used for every host, loopback included."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     assert repository(registry="127.0.0.1:1", proxy=fake.url).manifest("v1")[1] == BODY
     assert fake.served()[0].path == "http://127.0.0.1:1/v2/team/kit/manifests/v1"
 
 
 def test_the_proxy_environment(fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTP_PROXY is honoured; a proxy without a scheme is an HTTP one; loopback goes straight."""
+    """HTTP_PROXY is used, except for loopback; a proxy without a scheme is an HTTP proxy."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     monkeypatch.setenv("HTTP_PROXY", fake.host)
     assert repository(registry="registry.test", plain_http=True).manifest("v1")[1] == BODY
@@ -107,7 +109,7 @@ def test_the_proxy_environment(fake: FakeRegistry, repository: Repositories, mon
 
 
 def test_no_proxy(fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NO_PROXY counts for every connection; see test_proxies for what it may say."""
+    """NO_PROXY is applied to every connection; test_proxies has its rules."""
     monkeypatch.setenv("HTTP_PROXY", fake.host)
     monkeypatch.setenv("NO_PROXY", "*.test:80")
     with pytest.raises(RegistryError, match=r"cannot reach a\.registry\.test"):
@@ -116,7 +118,7 @@ def test_no_proxy(fake: FakeRegistry, repository: Repositories, monkeypatch: pyt
 
 
 def test_a_dead_proxy_is_named(fake: FakeRegistry, repository: Repositories) -> None:
-    """It is the proxy that refuses, not the registry; its password is nobody's business."""
+    """If a proxy refuses the connection, the error names it without its password."""
     fake.stop()
     with pytest.raises(RegistryError, match=rf"connection refused \(through the proxy http://{fake.host}\)"):
         repository(registry="registry.test", plain_http=True, proxy=f"http://u:secret@{fake.host}").manifest("v1")
@@ -124,7 +126,7 @@ def test_a_dead_proxy_is_named(fake: FakeRegistry, repository: Repositories) -> 
 
 @pytest.mark.parametrize("proxy", ["ftp://proxy:21", "http://[::bad"])
 def test_a_proxy_that_cannot_be(repository: Repositories, proxy: str) -> None:
-    """UsageError, one line."""
+    """An invalid proxy raises UsageError."""
     with pytest.raises(UsageError, match=r"cannot use the proxy"):
         repository(proxy=proxy).manifest("v1")
 
@@ -132,7 +134,7 @@ def test_a_proxy_that_cannot_be(repository: Repositories, proxy: str) -> None:
 def test_netrc_does_not_count(
     fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Credentials come from kit's and docker's files only."""
+    """~/.netrc is not read."""
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login u password p\n")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -143,7 +145,7 @@ def test_netrc_does_not_count(
 
 
 def test_plain_http_to_a_tls_server_hints_at_tls(secure: FakeRegistry, repository: Repositories) -> None:
-    """A server that hangs up on plain HTTP may be one of those."""
+    """If a server closes a plain HTTP connection, the error says to omit --plain-http if it speaks TLS."""
     with pytest.raises(
         RegistryError, match=rf"{secure.host} broke the connection: .*; if it speaks TLS, omit --plain-http"
     ):
@@ -152,8 +154,8 @@ def test_plain_http_to_a_tls_server_hints_at_tls(secure: FakeRegistry, repositor
 
 @pytest.mark.parametrize("says", ["nothing", "Go", "nginx"])
 def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[..., RegistryClient], says: str) -> None:
-    """Plain HTTP is only the default there: whether the server hangs up or says what it speaks, it is spoken to over
-    TLS from then on.
+    """A registry on loopback that closes plain HTTP connections, or says that it speaks TLS, is contacted over TLS from
+    then on.
     """
     secure.put_manifest("team/kit", BODY, tag="v1")
     words = {
@@ -175,13 +177,13 @@ def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[...
 
 
 def test_an_untrusted_certificate_on_loopback_is_told(secure: FakeRegistry, repository: Repositories) -> None:
-    """The advice is about the certificate, not about --plain-http."""
+    """The error for a registry on loopback with an untrusted certificate is about the certificate."""
     with pytest.raises(RegistryError, match=r"its certificate is not trusted .*; name its CA with --tls-cert"):
         repository(registry=secure.host).manifest("v1")
 
 
 def test_a_plain_server_that_breaks_is_not_taken_for_tls(fake: FakeRegistry, repository: Repositories) -> None:
-    """The handshake fails, and the error is what it was."""
+    """If the probe for TLS fails, the error of the plain HTTP request is raised."""
     fake.fail("/manifests/", Deaf(0))
     with pytest.raises(RegistryError, match="broke the connection"):
         repository().manifest("v1")
@@ -190,6 +192,6 @@ def test_a_plain_server_that_breaks_is_not_taken_for_tls(fake: FakeRegistry, rep
 def test_a_tls_registry_through_a_plain_proxy(
     secure: FakeRegistry, fake: FakeRegistry, repository: Repositories
 ) -> None:
-    """The proxy is asked to CONNECT; one that will not is named."""
+    """If a proxy refuses CONNECT, the error names it."""
     with pytest.raises(RegistryError, match=rf"\(through the proxy {fake.url}\)"):
         repository(registry=secure.host, plain_http=False, proxy=fake.url).manifest("v1")
