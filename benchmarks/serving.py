@@ -186,7 +186,7 @@ def docker_registry(directory: Path) -> Iterator[tuple[str, int]]:
 def kitfs(directory: Path) -> Iterator[tuple[str, int]]:
     directory.mkdir()
     with Server(directory / "root", directory / "log") as running:
-        yield running.address, running.process.pid
+        yield running.host, running.process.pid
 
 
 SERVERS = {"docker-registry": docker_registry, "kitfs serve": kitfs}

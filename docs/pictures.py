@@ -53,9 +53,9 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="kitfs-pictures-") as directory,
         Server(Path(directory, "root"), Path(directory, "log")) as server,
     ):
-        fill(server.address)
+        fill(server.host)
         for name in PICTURES:
-            with machine(server.address) as made:
+            with machine(server.host) as made:
                 draw(name, *shown(made, name))
 
 

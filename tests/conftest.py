@@ -1,14 +1,15 @@
 """Fixtures for real mounts and real registries, and the rule about skips.
 
 A test that needs a program asks for it with ``needs(...)``. If the program is missing, the test is skipped with a
-reason that names the package to install. With ``CI=true`` it fails instead, because ``.ci/run`` installs all of them. A test
-that needs what no package can give (root, a kernel with FUSE) is skipped in CI too, with a reason that starts with
+reason that names the package to install. With ``CI=true`` it fails instead, because ``.ci/run`` installs all of them. A
+test that needs what no package can give (root, a kernel with FUSE) is skipped in CI too, with a reason that starts with
 "not here:". All skips are listed again at the end of a run.
 """
 
 from __future__ import annotations
 
 import ctypes.util
+import json
 import os
 import shutil
 import signal
@@ -16,18 +17,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kitfs.store.store import Store
 from tests import host as hosts
-from tests import stores
+from tests import interpreters, stores
 from tests.fakes.registry import FakeRegistry
 from tests.registry_process import RegistryProcess
 
 GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_KITS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kits.json").read_text())
 CANNOT = "not here:"
-PACKAGES = {  # of Debian, by the program that they bring
+PACKAGES = {  # packages of Debian, by the program that they contain
     "docker-registry": "docker-registry", "skopeo": "skopeo", "fusermount3": "fuse3", "bsdtar": "libarchive-tools",
     "libfuse": "libfuse2", "tar": "tar", "git": "git", "setfattr": "attr", "unshare": "util-linux", "mount": "mount",
 }  # fmt: skip
@@ -68,6 +71,7 @@ def needs(*programs: str) -> None:
 
 
 def needs_root() -> None:
+    """Skip the test if it does not run as root."""
     if os.geteuid() != 0:
         pytest.skip(f"{CANNOT} only root may do what this test does")
 
@@ -194,7 +198,7 @@ def _swept() -> None:
 
 
 @pytest.fixture(scope="session")
-def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Python]:
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[interpreters.Python]:
     """An interpreter that runs as an ordinary user, who may open /dev/fuse while the fixture lives.
 
     If the tests do not run as root, it is their own interpreter.
@@ -202,13 +206,13 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Python]:
     need_fuse()
     needs("fusermount3")
     if os.geteuid() != 0:
-        yield hosts.own_python()
+        yield interpreters.own_python()
         return
-    scratch = Path("/tmp") / f"{hosts.PREFIX}{os.getpid()}-python"
+    scratch = Path("/tmp") / f"{interpreters.PREFIX}{os.getpid()}-python"
     scratch.mkdir(mode=0o755)
     try:
-        with hosts.fuse_device_for_everybody():
-            yield hosts.python_for(hosts.NOBODY, scratch)
+        with interpreters.fuse_device_for_everybody():
+            yield interpreters.python_for(interpreters.NOBODY, scratch)
     finally:
         shutil.rmtree(scratch)
 
@@ -218,9 +222,9 @@ def new_host(_swept: None) -> Iterator[Callable[..., hosts.Host]]:
     """Make hosts. At the end, each must have left no mount and no process behind."""
     made: list[hosts.Host] = []
 
-    def make(python: hosts.Python | None = None, *, patience: float = 240) -> hosts.Host:
+    def make(python: interpreters.Python | None = None, *, patience: float = 240) -> hosts.Host:
         need_fuse()
-        made.append(hosts.Host(python or hosts.own_python(), patience=patience))
+        made.append(hosts.Host(python or interpreters.own_python(), patience=patience))
         return made[-1]
 
     yield make
@@ -242,7 +246,7 @@ def host(new_host: Callable[..., hosts.Host]) -> hosts.Host:
 
 
 @pytest.fixture
-def user_host(new_host: Callable[..., hosts.Host], nobody: hosts.Python) -> hosts.Host:
+def user_host(new_host: Callable[..., hosts.Host], nobody: interpreters.Python) -> hosts.Host:
     """A host whose user is an ordinary user."""
     return new_host(nobody)
 

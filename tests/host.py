@@ -1,25 +1,21 @@
-"""A host of its own for real mounts: the ``kitfs`` program in subprocesses, with its cache, run-time directory and
+"""A host for real mounts: it runs the ``kitfs`` program in subprocesses, with its own store, run-time directory and
 home.
 
-Not part of kitfs and importing nothing of it: everything here goes through the command line, as a user would. A
-``Host`` is used by one thread. Its directory lies in the system's temporary folder under a short name, because a Unix
-socket's path ends at 108 bytes and because pytest's own folders are closed to other users. The directory's name holds
-the pid of the test run: what a killed run left behind is swept by the next one.
+The module imports nothing of kitfs: everything goes through the command line, as a user would do it. A ``Host`` is used
+by one thread. Its directory is in the system's temporary folder under a short name, because the path of a Unix socket
+ends at 108 bytes, and because pytest's own folders are closed to other users. The name contains the pid of the test
+run, so that the next run can remove what a killed run left behind.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import importlib.metadata
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -29,37 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from tests import trees
+from tests.interpreters import PREFIX, Python, alive, own_python
+from tests.terminals import run_on_terminal, without_colours
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-PREFIX = "kitfs-t"
-NOBODY = 65534
 MOUNTED = re.compile(r"^(?P<digest>sha256:[0-9a-f]{64}) pid (?P<pid>\d+) log (?P<log>/.*)$")
-_DISTRIBUTION = "kitfs"
-
-
-@dataclass(frozen=True)
-class Python:
-    """An interpreter with kitfs and what it needs on its path, and who runs it (None: whoever runs the tests)."""
-
-    executable: str
-    path: tuple[str, ...] = ()
-    home: str = ""
-    user: int | None = None
-
-    @property
-    def environment(self) -> dict[str, str]:
-        env = {"PYTHONPATH": os.pathsep.join(self.path)} if self.path else {}
-        if self.home:  # a copied interpreter must not find its libraries, or another libpython, where it came from
-            env |= {"PYTHONHOME": self.home, "LD_LIBRARY_PATH": f"{self.home}/lib"}
-        return env
-
-    def identity(self) -> dict[str, Any]:
-        return {} if self.user is None else {"user": self.user, "group": self.user, "extra_groups": []}
 
 
 @dataclass(frozen=True)
 class Mounted:
-    """One line of ``kitfs mount``, taken apart."""
+    """One line of ``kitfs mount``, parsed."""
 
     path: Path
     digest: str
@@ -75,7 +49,7 @@ class Mounted:
 
 
 class Host:
-    """A machine with kitfs on it, as far as kitfs can tell."""
+    """A machine with kitfs, as far as kitfs can see."""
 
     def __init__(self, python: Python, *, patience: float = 240) -> None:
         self.python = python
@@ -128,6 +102,22 @@ class Host:
         env = {**self.env, **(env or {})}
         return subprocess.Popen(self.command(*args), env=env, **self.python.identity(), **more)
 
+    @contextlib.contextmanager
+    def running(self, *args: str | os.PathLike[str], **more: Any) -> Iterator[subprocess.Popen[str]]:
+        """Run a verb in the background. The process is killed if it still runs at the end of the block."""
+        process = self.start(*args, **more)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def on_terminal(self, *args: str | os.PathLike[str]) -> tuple[int, str]:
+        """Run a verb on a terminal of 80 columns; return its exit code and what it printed, without colours."""
+        env = {**self.env, "TERM": "xterm"}
+        code, printed = run_on_terminal(self.command(*args), env=env, cwd="/", **self.python.identity())
+        return code, without_colours(printed)
+
     def kitfs(
         self,
         *args: str | os.PathLike[str],
@@ -136,7 +126,7 @@ class Host:
         timeout: float = 90,
         **more: Any,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a verb to its end; with ``check`` a failure of it is one of the test."""
+        """Run a verb to its end. With ``check`` the test fails if the verb fails."""
         with self.start(*args, env=env, **more) as process:
             try:
                 out, err = process.communicate(timeout=timeout)
@@ -150,7 +140,7 @@ class Host:
     def mount(
         self, ref: str, *options: str | os.PathLike[str], at: str | Path = "", env: Mapping[str, str] | None = None
     ) -> Mounted:
-        """``kitfs mount REF DIR options``; ``at`` is a name below the host's mount folder or an absolute path."""
+        """Run ``kitfs mount REF DIR options``. ``at`` is a name in the host's mount folder, or an absolute path."""
         path = self.mnt / (at or "a")
         done = self.kitfs("mount", ref, path, *options, env=env)
         line = MOUNTED.match(done.stdout.removesuffix("\n"))
@@ -170,10 +160,10 @@ class Host:
         value: list[dict[str, Any]] = json.loads(self.kitfs("mounts", "--json").stdout)
         return value
 
-    # -- looking at a mount as this host's user
+    # -- reading a mount as this host's user
 
     def run_python(self, code: str, *args: str | os.PathLike[str], timeout: float = 120) -> str:
-        """Runs a few lines of Python as this host's user, without kitfs; returns what they print."""
+        """Run a few lines of Python as this host's user, without kitfs, and return what they print."""
         env = {"PATH": os.environ["PATH"], **self.python.environment}
         command = [self.python.executable, "-c", code, *(os.fspath(arg) for arg in args)]
         done = subprocess.run(
@@ -190,7 +180,7 @@ class Host:
         return done.stdout
 
     def scan(self, mount: Mounted | Path) -> trees.Tree:
-        """The tree of a mount, by a process of this host's user."""
+        """Return the tree of a mount, read by a process of this host's user."""
         path = mount.path if isinstance(mount, Mounted) else mount
         if self.python.user is None:
             return trees.scan(path)
@@ -203,7 +193,7 @@ class Host:
         return mount_points_below(self.root)
 
     def processes(self) -> dict[int, str]:
-        """Processes that live with this host's run-time directory in their environment: pid → command line."""
+        """Return the processes whose environment has this host's run-time directory: pid → command line."""
         return processes_of(self.run_dir)
 
     def kill_all(self) -> None:
@@ -212,11 +202,11 @@ class Host:
                 os.kill(pid, signal.SIGKILL)
 
     def wait_gone(self, pid: int, *, seconds: float = 20) -> None:
-        """Waits for the end of a process that is not our child."""
-        wait_until(lambda: not _alive(pid), f"process {pid} did not end", seconds=seconds)
+        """Wait for the end of a process that is not a child of this one."""
+        wait_until(lambda: not alive(pid), f"process {pid} did not end", seconds=seconds)
 
     def close(self) -> list[str]:
-        """Unmounts everything, removes the directory; returns what was still there after ``umount --all``."""
+        """Unmount everything and remove the directory; return what ``umount --all`` left behind."""
         left: list[str] = []
         if self.mount_points():
             done = self.kitfs("umount", "--all", check=False)
@@ -241,7 +231,7 @@ class Host:
 
 @contextlib.contextmanager
 def boxed(*, patience: float = 3600) -> Iterator[Host]:
-    """Give a host that needs no FUSE; at the end it must have left no mount and no process behind."""
+    """Give a host that needs no FUSE. At the end it must have left no mount and no process behind."""
     made = Host(own_python(), patience=patience)
     try:
         yield made
@@ -250,11 +240,11 @@ def boxed(*, patience: float = 3600) -> Iterator[Host]:
     assert left == []
 
 
-# -- what is left behind
+# -- cleaning up
 
 
 def mount_points_below(root: Path) -> list[Path]:
-    """Mount points at or below ``root``, innermost first."""
+    """Return the mount points at or below ``root``, innermost first."""
     found = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         raw = line.split()[4]
@@ -271,22 +261,15 @@ def processes_of(run_dir: Path) -> dict[int, str]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if marker in (entry / "environ").read_bytes().split(b"\0") and _alive(int(entry.name)):
+            if marker in (entry / "environ").read_bytes().split(b"\0") and alive(int(entry.name)):
                 found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
     return found
 
 
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def sweep(root: Path, run_dir: Path) -> None:
-    """Kills, unmounts lazily and removes whatever a host left."""
+    """Kill the processes of a host, unmount its mounts lazily, and remove its directory."""
     for pid in processes_of(run_dir):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -298,136 +281,17 @@ def sweep(root: Path, run_dir: Path) -> None:
 
 
 def sweep_stale() -> None:
-    """Sweeps what test runs left that no longer live."""
+    """Remove what test runs left behind that no longer live."""
     for root in Path("/tmp").glob(f"{PREFIX}*-*"):
         pid = root.name.removeprefix(PREFIX).partition("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdigit() and not alive(int(pid)):
             sweep(root, root / "run")
 
 
 def wait_until(fact: Any, message: str, *, seconds: float = 20) -> None:
-    """Polls for something that nothing announces (the end of a stranger's process); a failure names ``message``."""
+    """Poll until ``fact`` is true, for events that send no notification. A failure shows ``message``."""
     deadline = time.monotonic() + seconds
     while not fact():
         if time.monotonic() > deadline:
             raise AssertionError(message)
         time.sleep(0.02)
-
-
-# -- an interpreter for another user
-
-
-def own_python() -> Python:
-    return Python(sys.executable, (str(REPOSITORY),))
-
-
-def python_for(user: int, scratch: Path) -> Python:
-    """An interpreter that ``user`` may execute, with kitfs on its path.
-
-    What the user can reach is used as it is: the tests' own interpreter, the one under its virtual environment, the
-    distribution's of the same version. Else the interpreter, kitfs and what it needs are copied to ``scratch``.
-    """
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    base = getattr(sys, "_base_executable", sys.executable)
-    candidates = dict.fromkeys(
-        (sys.executable, base, os.path.realpath(base), f"/usr/bin/{version}", f"/usr/local/bin/{version}")
-    )
-    path = dict.fromkeys((str(REPOSITORY), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
-    check = f"import sys; assert sys.version_info[:2] == {sys.version_info[:2]}"
-    found = next((Python(c, tuple(path), user=user) for c in candidates if _runs(Python(c, user=user), check)), None)
-    if found is None:
-        found = _copied_interpreter(version, scratch, tuple(path), user)
-    if not _runs(found, "import kitfs.cli, click, httpx, zstandard, yaml, diskcache, aiohttp, rich, bcrypt"):
-        found = Python(found.executable, (str(_copied_packages(scratch)),), found.home, user)
-    return found
-
-
-def _runs(python: Python, code: str) -> bool:
-    try:
-        done = subprocess.run(
-            [python.executable, "-c", code],
-            env=python.environment,
-            cwd="/",
-            capture_output=True,
-            timeout=60,
-            check=False,
-            **python.identity(),
-        )
-    except OSError:
-        return False
-    return done.returncode == 0
-
-
-def _copied_interpreter(version: str, scratch: Path, path: tuple[str, ...], user: int) -> Python:
-    home = scratch / "python"
-    ignore = shutil.ignore_patterns("site-packages", "test", "tests", "__pycache__", "idlelib", "config-*", "ensurepip")
-    shutil.copytree(Path(sys.base_prefix, "lib", version), home / "lib" / version, ignore=ignore, symlinks=True)
-    for library in Path(sys.base_prefix, "lib").glob("libpython*.so*"):
-        shutil.copy(library, home / "lib", follow_symlinks=True)
-    (home / "bin").mkdir()
-    executable = home / "bin" / version
-    shutil.copy(os.path.realpath(getattr(sys, "_base_executable", sys.executable)), executable)
-    return Python(str(executable), path, str(home), user)
-
-
-def _copied_packages(scratch: Path) -> Path:
-    target = scratch / "packages"
-    shutil.copytree(REPOSITORY / "kitfs", target / "kitfs", ignore=shutil.ignore_patterns("__pycache__"))
-    wanted, done = [_DISTRIBUTION], set()
-    while wanted:
-        name = wanted.pop()
-        if name in done:
-            continue
-        done.add(name)
-        try:
-            distribution = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # a requirement of another platform
-        needed = [line for line in distribution.requires or () if "extra ==" not in line]
-        wanted += [re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] for line in needed]
-        for file in distribution.files or () if name != _DISTRIBUTION else ():
-            source = Path(str(file.locate()))
-            if ".." not in file.parts and source.is_file() and "__pycache__" not in file.parts:
-                (target / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, target / file)
-    return target
-
-
-@contextlib.contextmanager
-def fuse_device_for_everybody() -> Iterator[None]:
-    """/dev/fuse with mode 0666, as distributions give it; the last of the test processes that want it so restores
-    what it was.
-    """
-    device, shared = Path("/dev/fuse"), Path("/tmp") / f"{PREFIX}fuse"
-    me = os.getpid()
-    with _alone(shared) as told:
-        told.setdefault("mode", device.stat().st_mode & 0o7777)
-        told["pids"] = [pid for pid in told.get("pids", ()) if _alive(pid)] + [me]
-        device.chmod(0o666)
-    try:
-        yield
-    finally:
-        with _alone(shared) as told:
-            told["pids"] = [pid for pid in told["pids"] if pid != me and _alive(pid)]
-            if not told["pids"]:
-                device.chmod(told["mode"])
-                told.clear()
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[dict[str, Any]]:
-    """What a file of JSON says, to be changed by one process at a time; gone when it says nothing."""
-    while True:
-        with path.open("a+") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
-            if not path.exists() or path.stat().st_ino != os.fstat(f.fileno()).st_ino:
-                continue
-            f.seek(0)
-            told = json.loads(f.read() or "{}")
-            yield told
-            f.truncate(0)
-            if told:
-                json.dump(told, f)
-            else:
-                path.unlink()
-            return

@@ -1,13 +1,16 @@
-"""Builds ModelKits and ModelPacks out of bytes: the oracle of the mount tests.
+"""Build ModelKits and ModelPacks from bytes: the oracle of the mount tests.
 
-It is written from the published formats alone (KitOps' Kitfile and manifest of each vintage, CNCF's model-spec, the
-OCI image and distribution specs) and imports nothing of kitfs, so that a mistake in kitfs cannot hide in what the
-tests compare with. Not a packer: it does not read trees, it does not choose layers, and it compresses with whatever
-Python has. Values are immutable and functions are pure but for the three writers at the end; safe from any thread.
+The module is written from the published formats alone (KitOps' Kitfile and the manifest of each vintage, CNCF's
+model-spec, the OCI image and distribution specs). It imports nothing of kitfs, so that a mistake in kitfs cannot hide
+in what the tests compare with. It is not a packer: it does not read trees or choose layers, and it compresses with what
+Python has. Values are immutable, and all functions but the three writers at the end are pure, so any thread may use
+them.
 
-    part = Part("model", "model", kit_tar({"model/w.bin": b"..."}), compression="zstd") kit = build([part],
-    vintage="1.17") write_layout(kit, directory, "v1")      write_archive(kit, file, "v1")      push(kit,
-    "127.0.0.1:5000", "team/kit", "v1")
+    part = Part("model", "model", kit_tar({"model/w.bin": b"..."}), compression="zstd")
+    kit = build([part], vintage="1.17")
+    write_layout(kit, directory, "v1")
+    write_archive(kit, file, "v1")
+    push(kit, "127.0.0.1:5000", "team/kit", "v1")
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ import zstandard
 Content = bytes | Path
 Compression = Literal["none", "gzip", "zstd"]
 
-# 0.4: KitOps before LayerInfo. 1.7, 1.10, 1.17: what KitOps of that version writes. modelpack: KitOps
-# --use-model-pack, which keeps
-# the Kitfile in an annotation. modctl: a ModelPack without one. cnai: the legacy names that modctl once wrote.
+# 0.4: KitOps before LayerInfo. 1.7, 1.10, 1.17: what KitOps of that version writes. modelpack: KitOps with
+# --use-model-pack, which keeps the Kitfile in an annotation. modctl: a ModelPack without a Kitfile. cnai: the legacy
+# names that modctl once wrote.
 Vintage = Literal["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -55,7 +58,7 @@ _ORDER = ("model", "modelpart", "code", "dataset", "docs", "prompt", "mcpserver"
 
 
 def sha256(content: Content) -> str:
-    """The digest of bytes or of a file, as ``sha256:<hex>``."""
+    """Return the digest of bytes or of a file, as ``sha256:<hex>``."""
     if isinstance(content, bytes):
         return "sha256:" + hashlib.sha256(content).hexdigest()
     found, zeros, end = hashlib.sha256(), memoryview(bytes(1 << 20)), content.stat().st_size
@@ -63,7 +66,7 @@ def sha256(content: Content) -> str:
         at = 0
         while at < end:
             data_at = _seek(file.fileno(), at, os.SEEK_DATA, end)
-            while at < data_at:  # a hole: its zeros are hashed without reading gigabytes of them into the page cache
+            while at < data_at:  # a hole: hash its zeros without reading gigabytes of them into the page cache
                 piece = zeros[: data_at - at]
                 found.update(piece)
                 at += len(piece)
@@ -90,8 +93,8 @@ def size_of(content: Content) -> int:
 class Part:
     """One Kitfile entry and its layer.
 
-    ``content`` is the tar or the raw file before compression; ``blob``, when given, is what lies in the registry
-    (many gzip members, many zstd frames, something broken) and is not derived from ``content``.
+    ``content`` is the tar or the raw file before compression. ``blob``, if given, is what the registry has (many gzip
+    members, many zstd frames, something broken) and is not derived from ``content``.
     """
 
     kind: str
@@ -121,7 +124,7 @@ def part(kind: str, path: str, content: Content, **more: Any) -> Part:
 
 @dataclass(frozen=True)
 class Kit:
-    """A manifest and the blobs it names; ``layers`` are the digests in manifest order."""
+    """A manifest and its blobs; ``layers`` are the digests in manifest order."""
 
     manifest: bytes
     config: bytes
@@ -134,7 +137,9 @@ class Kit:
 
 
 def compact(value: Any) -> bytes:
-    """JSON as Go's encoder writes a struct: given order, no spaces, non-ASCII raw."""
+    """Return JSON as Go's encoder writes a struct: in the given order, without spaces, and with non-ASCII text as it
+    is.
+    """
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -202,10 +207,10 @@ def build(
     parts: list[Part], *, vintage: Vintage = "1.17", name: str = "test", parent: str = "", parameters: Any = None,
     config_extra: dict[str, Any] | None = None, manifest_extra: dict[str, Any] | None = None,
 ) -> Kit:  # fmt: skip
-    """A kit of these parts, in Kitfile order, as that vintage writes it.
+    """Build a kit of these parts, in Kitfile order, as that vintage writes it.
 
     ``parent`` is a reference for ``model.path``. The ``extra`` fields are added at the end of config and manifest:
-    unknown fields, which a reader of JSON must survive.
+    unknown fields, which a reader of JSON must ignore.
     """
     parts = sorted(parts, key=lambda p: _ORDER.index(p.kind))
     blobs: dict[str, Content] = {}
@@ -256,7 +261,7 @@ def build(
 
 
 def container_image() -> Kit:
-    """An ordinary container image: no ModelKit."""
+    """Build an ordinary container image, which is not a ModelKit."""
     config = compact(
         {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}}
     )
@@ -269,13 +274,13 @@ def container_image() -> Kit:
     return Kit(manifest, config, {sha256(config): config, sha256(layer): layer}, (sha256(layer),))
 
 
-# -- what lies in a layer
+# -- the content of layers
 
 
 def kit_tar(
     files: dict[str, bytes], *, modes: dict[str, int] | None = None, directories: tuple[str, ...] = ()
 ) -> bytes:
-    """A tar as kit shapes it: parents first, owner 1000:0, mtime 0, no record padding beyond the two zero blocks."""
+    """Return a tar as kit writes it: parents first, owner 1000:0, mtime 0, and no padding but the two zero blocks."""
     modes = modes or {}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -305,9 +310,9 @@ def kit_tar(
 def sparse_file_tar(
     target: Path, members: dict[str, int], *, marks: dict[str, dict[int, bytes]] | None = None
 ) -> dict[str, int]:
-    """Writes a tar of huge members into a file that is sparse on disk; returns the offset of each member's first byte.
+    """Write a tar of huge members into a file that is sparse on disk; return the offset of each member's first byte.
 
-    The members read as zeros but for ``marks`` (member → offset → bytes). Sizes above 8 GiB get a pax header.
+    The members read as zeros except for ``marks`` (member → offset → bytes). Sizes above 8 GiB get a pax header.
     """
     offsets: dict[str, int] = {}
     with target.open("wb") as file:
@@ -325,13 +330,13 @@ def sparse_file_tar(
 
 
 def gzip_members(data: bytes, pieces: int) -> bytes:
-    """One gzip file of many members, as bgzip, pigz -i and concatenation make them."""
+    """Return one gzip file of many members, as bgzip, pigz -i and concatenation write it."""
     step = max(1, -(-len(data) // pieces))
     return b"".join(gzip.compress(data[at : at + step], 6, mtime=0) for at in range(0, len(data), step))
 
 
 def zstd_frames(data: bytes, pieces: int) -> bytes:
-    """Many zstd frames with a skippable frame between any two."""
+    """Return many zstd frames with a skippable frame between any two."""
     step = max(1, -(-len(data) // pieces))
     skippable = (0x184D2A50).to_bytes(4, "little") + (5).to_bytes(4, "little") + b"skip!"
     return skippable.join(zstandard.compress(data[at : at + step], 3) for at in range(0, len(data), step))
@@ -352,7 +357,7 @@ def _put(target: Path, content: Content) -> None:
 
 
 def write_layout(kit: Kit, directory: Path, tag: str) -> Path:
-    """An OCI image layout in a directory."""
+    """Write an OCI image layout into a directory."""
     _put(directory / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
     row = {"mediaType": MANIFEST, "digest": kit.digest, "size": len(kit.manifest)}
     row["annotations"] = {"org.opencontainers.image.ref.name": tag}
@@ -363,7 +368,7 @@ def write_layout(kit: Kit, directory: Path, tag: str) -> Path:
 
 
 def write_archive(kit: Kit, file: Path, tag: str) -> Path:
-    """The same layout as one tar, as ``skopeo copy … oci-archive:`` writes it."""
+    """Write the same layout as one tar, as ``skopeo copy … oci-archive:`` does."""
     scratch = file.with_name(file.name + ".d")
     write_layout(kit, scratch, tag)
     with tarfile.open(file, "w") as tar:
@@ -374,7 +379,7 @@ def write_archive(kit: Kit, file: Path, tag: str) -> Path:
 
 
 def push(kit: Kit, registry: str, repository: str, tag: str) -> str:
-    """Pushes over plain HTTP, blobs first, each in one PUT; returns the reference. ``registry`` is host:port."""
+    """Push over plain HTTP, blobs first, each in one PUT; return the reference. ``registry`` is host:port."""
     connection = http.client.HTTPConnection(registry, timeout=120)
     try:
         for digest, content in kit.blobs.items():

@@ -1,11 +1,11 @@
-"""Debian's ``docker-registry`` (CNCF distribution) as a process of the tests, and a relay that can hold its answers
-back.
+"""Debian's ``docker-registry`` (CNCF distribution) as a process of the tests.
 
-A ``RegistryProcess`` listens on a free loopback port, keeps its data and logs in a directory of its own and is ended
-by its pid. Its access log is the second witness of every claim about traffic: ``served()`` gives one ``Served`` for
-each answered request. ``plant_*`` write straight into its storage, which is the only way to make it hold what it
-would refuse (a truncated manifest, a blob that is shorter than it claims) or what is too big to push (a sparse file
-of 10 GiB). Not a fake: faults are ``tests.fakes.registry``'s. Methods may be called from any thread.
+A ``RegistryProcess`` listens on a free loopback port and keeps its data and its logs in a directory of its own. Its
+access log is the second witness of every claim about traffic: ``served()`` returns one ``Served`` for each request that
+was answered. The ``plant_*`` methods write straight into the registry's storage. That is the only way to make it hold
+content that it would refuse (a truncated manifest, a blob that is shorter than its descriptor says) or that is too big
+to push (a sparse file of 10 GiB). This is not a fake: for faults use ``tests.fakes.registry``. Any thread may call the
+methods.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import re
 import shutil
 import socket
 import subprocess
-import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -102,10 +101,9 @@ class RegistryProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Returns when the registry answers."""
-        leash = (
-            ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-        )  # it ends with a test run that is killed
+        """Start the registry, and return when it answers."""
+        # The registry ends when the test run is killed.
+        leash = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         command = [*leash, "docker-registry", "serve", str(self.directory / "config.yml")]
         with (self.directory / "access.log").open("ab") as out, (self.directory / "error.log").open("ab") as err:
             self._process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
@@ -120,7 +118,15 @@ class RegistryProcess:
                     raise AssertionError(f"docker-registry did not start: {tail}") from None
                 time.sleep(0.02)
 
+    def kill(self) -> None:
+        """End the registry with SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
     def stop(self) -> None:
+        """End the registry with SIGTERM."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -133,9 +139,9 @@ class RegistryProcess:
     # -- what it served
 
     def served(self, since: Mark | None = None) -> list[Served]:
-        """All requests answered so far (after ``since``), but for those of this class.
+        """Return all requests that were answered (after ``since``), except those of this class.
 
-        A line is written after its answer, so a request of our own is the fence; an answer that is still being
+        The registry writes a line after its answer, so a request of our own is the fence. An answer that is still being
         written to a client that died is waited for by reading until two fences see the same.
         """
         before = -1
@@ -149,7 +155,7 @@ class RegistryProcess:
         return Mark(len(self.served()))
 
     def moved(self, since: Mark | None = None, *, digest: str = "") -> int:
-        """Body bytes of all GET answers, or of those for one blob."""
+        """Return the number of body bytes of all GET answers, or of those for one blob."""
         return sum(row.bytes for row in self.served(since) if row.method == "GET" and digest in row.path)
 
     def _fence(self) -> list[Served]:
@@ -177,10 +183,10 @@ class RegistryProcess:
                 rows.append(Served(found["method"], found["path"], int(found["status"]), amount))
         return rows
 
-    # -- what it holds
+    # -- its content
 
     def push(self, kit: kits.Kit, repository: str, tag: str = "v1") -> str:
-        """Pushes over HTTP, big files by planting; returns the reference."""
+        """Push over HTTP, big files by planting; return the reference."""
         for digest, content in kit.blobs.items():
             if isinstance(content, Path):
                 self.plant_blob(repository, digest, content)
@@ -188,7 +194,7 @@ class RegistryProcess:
         return kits.push(kits.Kit(kit.manifest, kit.config, small, kit.layers), self.host, repository, tag)
 
     def copy_archive(self, archive: Path, repository: str, tag: str = "v1") -> str:
-        """``skopeo copy`` of an OCI archive, digests kept; returns the reference."""
+        """Copy an OCI archive with ``skopeo copy``, with unchanged digests; return the reference."""
         name = f"{self.host}/{repository}:{tag}"
         command = ["skopeo", "--insecure-policy", "copy", "-q", "--preserve-digests", "--dest-tls-verify=false"]
         subprocess.run(
@@ -201,7 +207,7 @@ class RegistryProcess:
         return self.data / "docker/registry/v2/blobs/sha256" / hexadecimal[:2] / hexadecimal / "data"
 
     def plant_blob(self, repository: str, digest: str, content: kits.Content) -> None:
-        """Puts a blob into the storage as it is, whatever its digest says; a file is hard-linked."""
+        """Put a blob into the storage as it is, whatever its digest says. A file is hard-linked."""
         target = self.blob_path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
@@ -211,7 +217,7 @@ class RegistryProcess:
         self._link(repository, "_layers/sha256", digest)
 
     def plant_manifest(self, repository: str, tag: str, manifest: bytes, *, digest: str = "") -> str:
-        """Tags bytes as a manifest without asking the registry's opinion; returns the reference."""
+        """Tag bytes as a manifest without asking the registry; return the reference."""
         digest = digest or kits.sha256(manifest)
         target = self.blob_path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -227,143 +233,3 @@ class RegistryProcess:
         link = self.data / "docker/registry/v2/repositories" / repository / folder / digest.partition(":")[2] / "link"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.write_text(digest)
-
-
-class Relay:
-    """A TCP relay before a registry. ``hold(n)`` lets n more bytes of answers through and then nothing, until
-    ``release()``.
-
-    ``cut(n)`` lets n more bytes of requests through and then breaks the connection that brought the last of them, once.
-    ``held`` is set when bytes are being kept back. Every connection has two threads, which end with it.
-    """
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._server.getsockname()[1]
-        self.host = f"127.0.0.1:{self.port}"
-        self.url = f"http://{self.host}"
-        self.held = threading.Event()
-        self._open = threading.Event()
-        self._open.set()
-        self._budget: int | None = None
-        self._fuse: int | None = None
-        self._lock = threading.Lock()
-        self._sockets: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
-        self._spawn(self._accept)
-
-    def __enter__(self) -> Relay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.set()
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        with self._lock:
-            for one in list(self._sockets):
-                _shut(one)
-        for thread in list(self._threads):
-            thread.join(10)
-
-    def hold(self, after: int) -> None:
-        with self._lock:
-            self._budget = after
-            self.held.clear()
-            self._open.clear()
-
-    def release(self) -> None:
-        with self._lock:
-            self._budget = None
-        self._open.set()
-
-    def cut(self, after: int) -> None:
-        with self._lock:
-            self._fuse = after
-
-    def _spawn(self, target: object, *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._server.accept()
-            except OSError:
-                return
-            try:
-                server = socket.create_connection(("127.0.0.1", self._target), timeout=10)
-                server.settimeout(None)
-            except OSError:
-                client.close()
-                continue
-            with self._lock:
-                self._sockets |= {client, server}
-            pair = _Pair(client, server)
-            self._spawn(self._pump, pair, client, server, False)
-            self._spawn(self._pump, pair, server, client, True)
-
-    def _pump(self, pair: _Pair, source: socket.socket, sink: socket.socket, counted: bool) -> None:
-        try:
-            while data := source.recv(16384):
-                if not counted and (left := self._burn(len(data))) is not None:
-                    sink.sendall(data[:left])
-                    break
-                while data:
-                    share = self._share(len(data)) if counted else len(data)
-                    if share:
-                        sink.sendall(data[:share])
-                        data = data[share:]
-                    else:
-                        self.held.set()
-                        self._open.wait()
-        except OSError:
-            pass
-        _shut(source)
-        _shut(sink)
-        if pair.last():
-            with self._lock:
-                self._sockets -= {pair.client, pair.server}
-            pair.client.close()
-            pair.server.close()
-
-    def _burn(self, amount: int) -> int | None:
-        """How many of these bytes still go through where the connection breaks, None where it does not."""
-        with self._lock:
-            if self._fuse is None:
-                return None
-            left, self._fuse = self._fuse, self._fuse - amount
-            if left > amount:
-                return None
-            self._fuse = None
-            return left
-
-    def _share(self, wanted: int) -> int:
-        with self._lock:
-            if self._budget is None:
-                return wanted
-            share = min(wanted, self._budget)
-            self._budget -= share
-            return share
-
-
-class _Pair:
-    """Two sockets of one relayed connection; the second pump to end closes both."""
-
-    def __init__(self, client: socket.socket, server: socket.socket) -> None:
-        self.client, self.server = client, server
-        self._left = 2
-        self._lock = threading.Lock()
-
-    def last(self) -> bool:
-        with self._lock:
-            self._left -= 1
-            return self._left == 0
-
-
-def _shut(one: socket.socket) -> None:
-    try:
-        one.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass

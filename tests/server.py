@@ -1,4 +1,4 @@
-"""``kitfs serve`` as a process of its own: started on a free port, ended by SIGTERM, killable."""
+"""``kitfs serve`` as a process of its own: it listens on a free port, SIGTERM ends it, and it can be killed."""
 
 from __future__ import annotations
 
@@ -14,39 +14,43 @@ PATIENCE = 20.0
 
 
 class Server:
-    """A running ``kitfs serve --root root``. ``address`` is host:port; ``restart`` listens there again.
+    """A running ``kitfs serve --root ROOT``. After ``stop`` or ``kill``, ``start`` listens on the same port again.
 
-    Its log is in ``log``, appended over restarts. ``ends`` asserts that SIGTERM ended it with 0.
+    ``host`` is ``127.0.0.1:PORT``. The server's log is the file ``log``; a new start appends to it. ``descriptors``
+    limits how many files the server may open.
     """
 
-    def __init__(self, root: Path, log: Path, *options: str) -> None:
-        self.root, self.log, self.options = root, log, options
-        self.address = "127.0.0.1:0"
+    def __init__(self, root: Path, log: Path, *options: str, descriptors: int | None = None) -> None:
+        self.root, self.log, self.options, self._descriptors = root, log, options, descriptors
+        self.host = "127.0.0.1:0"
         self.start()
 
     @property
     def url(self) -> str:
-        return f"{self.scheme}://{self.address}"
+        return f"{self.scheme}://{self.host}"
+
+    @property
+    def port(self) -> int:
+        return int(self.host.rpartition(":")[2])
 
     def start(self) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("KITFS_")}
-        command = [str(KITFS), "serve", "--root", str(self.root), "--listen", self.address, *self.options]
+        command = [str(KITFS), "serve", "--root", str(self.root), "--listen", self.host, *self.options]
+        if self._descriptors is not None:
+            command = ["/bin/sh", "-c", f'ulimit -n {self._descriptors}; exec "$@"', "sh", *command]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environ, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert " at http" in line, f"kitfs serve said {line!r}: {self.log.read_text(errors='replace')[-2000:]}"
-        self.scheme, _, self.address = line.rsplit(" ", 1)[1].strip().partition("://")
+        assert " at http" in line, f"kitfs serve printed {line!r}: {self.log.read_text(errors='replace')[-2000:]}"
+        self.scheme, _, self.host = line.rsplit(" ", 1)[1].strip().partition("://")
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """End the server with SIGKILL."""
         self._end(signal.SIGKILL)
 
-    def restart(self) -> None:
-        self.start()
-
     def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """End the server with SIGTERM, and return its exit code."""
         return self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> int:

@@ -1,7 +1,7 @@
-"""What is in a directory, as one JSON value: path → type, mode, size, sha256, target.
+"""The content of a directory as one JSON value: path → type, mode, size, sha256, target.
 
-Runs as a program too (``python trees.py DIR``), so that another user can look at a mount that root may not see.
-Standard library only, nothing of kitfs; single-threaded. Paths that are not UTF-8 come out with surrogate escapes, as
+It runs as a program too (``python trees.py DIR``), so that another user can read a mount that root may not see. It uses
+the standard library only, nothing of kitfs, and one thread. Paths that are not UTF-8 have surrogate escapes, as
 ``os.fsdecode`` gives them.
 """
 
@@ -20,7 +20,7 @@ Tree = dict[str, dict[str, Any]]
 
 
 def scan(root: str | os.PathLike[str], *, hashes: bool = True) -> Tree:
-    """Every entry below ``root`` by lstat, files read to their end; ``sha256`` is left out when ``hashes`` is false."""
+    """Return every entry below ``root`` by lstat; files are read to their end, unless ``hashes`` is false."""
     tree: Tree = {}
     top = os.fspath(root)
 
@@ -48,7 +48,7 @@ def scan(root: str | os.PathLike[str], *, hashes: bool = True) -> Tree:
 
 
 def golden(directory: Path, name: str) -> Tree:
-    """The recorded tree of a golden kit."""
+    """Return the recorded tree of a golden kit."""
     tree: Tree = json.loads((directory / "trees" / f"{name}.json").read_text())
     return tree
 
@@ -58,14 +58,14 @@ def without(tree: Tree, *paths: str) -> Tree:
 
 
 def masked(tree: Tree) -> Tree:
-    """The tree with setuid, setgid and sticky taken off, as a mount shows it."""
+    """Return the tree without setuid, setgid and sticky bits, as a mount shows it."""
     return {
         p: {**row, "mode": f"{int(row['mode'], 8) & 0o777:04o}"} if "mode" in row else row for p, row in tree.items()
     }
 
 
 def blob_of(archive: Path, digest: str) -> bytes:
-    """A blob out of an OCI archive, by Python's own tarfile."""
+    """Read a blob from an OCI archive with Python's own tarfile."""
     with tarfile.open(archive) as tar:
         member = tar.extractfile("blobs/" + digest.replace(":", "/"))
         assert member is not None

@@ -1,4 +1,4 @@
-"""What every Source promises (``kitfs.content``), asserted for each one there is."""
+"""What every Source promises (``kitfs.content``), tested with every implementation."""
 
 from __future__ import annotations
 
@@ -118,7 +118,8 @@ def fake_bytes(_stack: ExitStack, _: Path) -> Source:
 
 
 MAKERS: list[Callable[[ExitStack, Path], Source]] = [
-    registry, registry_without_socket, registry_without_ranges, registry_without_ranges_that_cuts, registry_that_cuts, registry_without_lengths,
+    registry, registry_without_socket, registry_without_ranges, registry_without_ranges_that_cuts, registry_that_cuts,
+    registry_without_lengths,
     registry_with_cdn, mirror, layout_directory, layout_archive, gzip_decoder, zstd_decoder, fake_bytes,
 ]  # fmt: skip
 SPANS = [
@@ -146,7 +147,10 @@ def taken(pieces: Generator[tuple[int, memoryview], None, None]) -> list[tuple[i
 
 @pytest.mark.parametrize("span", SPANS, ids=str)
 def test_pieces_are_gapless_and_cover_what_was_asked(source: Source, span: tuple[int, int | None]) -> None:
-    """Ranged: exactly [start, stop). Not ranged, even if that is found out now: everything from 0."""
+    """A ranged source gives exactly [start, stop) without gaps.
+
+    Another source gives everything from 0, also if it turns out only now that it is not ranged.
+    """
     start, stop = span
     pieces = taken(source.read_range(start, stop))
     if not source.ranged:
@@ -160,7 +164,7 @@ def test_pieces_are_gapless_and_cover_what_was_asked(source: Source, span: tuple
 
 
 def test_ranged_turns_at_most_once(source: Source) -> None:
-    """From True to False, when it is seen; never back."""
+    """``ranged`` may turn from True to False once, and never back."""
     seen = [source.ranged]
     for start, stop in SPANS:
         taken(source.read_range(start, stop))
@@ -169,14 +173,14 @@ def test_ranged_turns_at_most_once(source: Source) -> None:
 
 
 def test_the_size_is_known_after_a_whole_read(source: Source) -> None:
-    """``size`` is the number of bytes, or None until the end was seen."""
+    """``size`` is the number of bytes, or None until the end was read."""
     assert source.size in (None, len(DATA))
     taken(source.read_range(0, None))
     assert source.size == len(DATA)
 
 
 def test_a_reader_may_stop_early_and_come_back(source: Source) -> None:
-    """A closed generator lets go; the next one begins where it is told to."""
+    """A generator can be closed early; the next one begins where it is asked to."""
     for _ in range(3):
         pieces = source.read_range(10, 200_000)
         offset, view = next(pieces)
@@ -187,7 +191,7 @@ def test_a_reader_may_stop_early_and_come_back(source: Source) -> None:
 
 
 def test_readers_do_not_disturb_each_other(source: Source) -> None:
-    """Two generators of one source, taken in turn, each give their own bytes."""
+    """Two generators of one source that are read in turn each give their own bytes."""
     first, second = source.read_range(0, None), source.read_range(0, None)
     got = [bytearray(), bytearray()]
     pending = [(0, first), (1, second)]
@@ -201,6 +205,6 @@ def test_readers_do_not_disturb_each_other(source: Source) -> None:
 
 
 def test_an_empty_range_gives_nothing(source: Source) -> None:
-    """[5, 5) of a ranged source needs no request and has no piece."""
+    """The range [5, 5) of a ranged source needs no request and gives no piece."""
     if source.ranged and taken(source.read_range(0, 1)) and source.ranged:
         assert taken(source.read_range(5, 5)) == []

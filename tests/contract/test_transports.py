@@ -1,7 +1,7 @@
-"""What both transports owe a file system, on real mounts of one in memory.
+"""What both transports must do for a file system, tested on real mounts of one in memory.
 
-The mount is served by threads of this process, so only calls that let other threads run may touch it: system calls
-do, a page fault of a mapping does not (there, and where something is killed, a process of its own is used).
+Threads of this process serve the mount, so only calls that let other threads run may touch it. System calls do, but a
+page fault of a mapping does not: for mappings, and for what is killed, a separate process is used.
 """
 
 from __future__ import annotations
@@ -29,23 +29,32 @@ from kitfs.fuse.mounting import MountOptions
 from kitfs.fuse.session import KernelTransport
 from kitfs.metrics import Counters
 from tests.conftest import needs
+from tests.errnos import errno_of
 from tests.fakes.filesystem import MTIME, Link, MemoryFileSystem
 
 pytestmark = pytest.mark.mount
 PATIENCE = 60.0
 LATIN = b"caf\xe9"
 NAMES = ["ascii", "with space", "ünïcode", "漢字", "emoji 🦙", "new\nline", "back\\slash", "quo'te\"", "n" * 255]
-BIG = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(3 << 15)) + b"tail"  # 3 MiB and a bit
+BIG = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(3 << 15)) + b"tail"  # a little more than 3 MiB
 FILES = {
-    "file": b"0123456789", "big": BIG, "dir/inner": b"inner", "dir/sub/deep": b"deep", "empty": b"", "void": None, "cold": b"cold" * 1000,
+    "file": b"0123456789", "big": BIG, "dir/inner": b"inner", "dir/sub/deep": b"deep", "empty": b"", "void": None,
+    "cold": b"cold" * 1000,
     "cold-dir/x": b"x", "link": Link("dir/inner"), "long-link": Link("t/" * 2000), "dangling": Link("gone"),
     **{f"many/{n:05}": b"%d" % n for n in range(3000)}, **{f"names/{name}": name.encode() for name in NAMES},
     b"names/" + LATIN: b"latin",
 }  # fmt: skip
 
 
+HASH_OF_A_MAPPING = """
+import hashlib, mmap, sys
+with open(sys.argv[1], "rb") as f:
+    print(hashlib.sha256(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)).hexdigest())
+"""
+
+
 class Transport(Protocol):
-    """What both are."""
+    """The interface of both transports."""
 
     name: str
 
@@ -57,7 +66,7 @@ class Transport(Protocol):
 
 
 class Served:
-    """A mount, the file system behind it, and the thread that serves it."""
+    """A mount, its file system, and the thread that serves it."""
 
     def __init__(self, kind: str, path: Path, source: str) -> None:
         self.fs = MemoryFileSystem(FILES)
@@ -86,14 +95,14 @@ class Served:
         assert self.failure is None
 
     def end(self) -> None:
-        """Whatever the test did: nothing is left mounted, and the thread has ended."""
+        """End the mount and the thread, whatever the test did."""
         for gate in self.fs.cold.values():
             gate.set()
         while mounting.is_mountpoint(str(self.path)):
             try:
                 mounting.unmount(str(self.path), lazy=True)
             except MountError as e:
-                if e.errno != errno.EINVAL:  # it ended by itself meanwhile
+                if e.errno != errno.EINVAL:  # it ended by itself in the meantime
                     raise
         if self.thread.ident is not None:
             self.thread.join(PATIENCE)
@@ -105,7 +114,7 @@ class Served:
 
 @pytest.fixture
 def mount(tmp_path: Path, transport: str) -> Iterator[Served]:
-    """FILES, mounted below a directory with a space in its name."""
+    """A mount of FILES, below a directory with a space in its name."""
     if os.geteuid() != 0:
         needs("fusermount3")
     path = tmp_path / "mount point"
@@ -118,16 +127,8 @@ def mount(tmp_path: Path, transport: str) -> Iterator[Served]:
         served.end()
 
 
-def told(action: Callable[[], object]) -> str:
-    try:
-        action()
-    except OSError as e:
-        return errno.errorcode[e.errno or 0]
-    return "ok"
-
-
 def child(code: str, *args: object) -> subprocess.Popen[bytes]:
-    """A Python of its own."""
+    """Start a separate Python process."""
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-S", "-c", code, *map(str, args)], stdin=pipe, stdout=pipe, stderr=pipe)
 
@@ -136,7 +137,10 @@ def child(code: str, *args: object) -> subprocess.Popen[bytes]:
 
 
 def test_the_kernel_shows_source_and_type(mount: Served) -> None:
-    """REF and fuse.kitfs, read-only, no setuid, no devices; and the mount point's space does no harm."""
+    """The mount table shows the reference, fuse.kitfs, read-only, no setuid and no devices.
+
+    A space in the mount point does no harm.
+    """
     found = mounting.mount_at(str(mount.path))
     assert found is not None
     assert (found.mountpoint, found.source, found.fstype) == (str(mount.path), "registry.example/a,b:v1", "fuse.kitfs")
@@ -147,7 +151,7 @@ def test_the_kernel_shows_source_and_type(mount: Served) -> None:
 
 
 def test_files_have_their_bytes(mount: Served) -> None:
-    """Small, empty, and larger than a request."""
+    """Small files, empty ones, and files larger than a request have the right bytes."""
     assert (mount / "file").read_bytes() == b"0123456789"
     assert (mount / "empty").read_bytes() == b""
     assert (mount / "big").read_bytes() == BIG
@@ -155,7 +159,7 @@ def test_files_have_their_bytes(mount: Served) -> None:
 
 
 def test_reads_at_every_place_are_right(mount: Served) -> None:
-    """Across pages and requests, at the end, behind it."""
+    """Reads across pages and requests, at the end and behind it return the right bytes."""
     fd = os.open(mount / "big", os.O_RDONLY)
     try:
         for offset in (0, 1, 4095, 4096, 131071, 1 << 20, (1 << 20) - 1, len(BIG) - 5, len(BIG), len(BIG) + 1, 1 << 50):
@@ -166,7 +170,7 @@ def test_reads_at_every_place_are_right(mount: Served) -> None:
 
 
 def test_many_threads_read_at_once(mount: Served) -> None:
-    """Eight, each its own order."""
+    """Eight threads that read in different orders all get the right bytes."""
     wrong: list[int] = []
 
     def read(step: int) -> None:
@@ -188,14 +192,13 @@ def test_many_threads_read_at_once(mount: Served) -> None:
 
 
 def test_a_mapping_has_the_bytes(mount: Served) -> None:
-    """mmap, in a process of its own."""
-    code = "import mmap,sys,hashlib; f=open(sys.argv[1],'rb'); m=mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ); print(hashlib.sha256(m).hexdigest())"
-    out, err = child(code, mount / "big").communicate(timeout=PATIENCE)
+    """mmap in a separate process shows the right bytes."""
+    out, err = child(HASH_OF_A_MAPPING, mount / "big").communicate(timeout=PATIENCE)
     assert (out.decode().strip(), err) == (hashlib.sha256(BIG).hexdigest(), b"")
 
 
 def test_names_of_every_alphabet_are_listed_and_opened(mount: Served) -> None:
-    """Bytes that are no UTF-8 too."""
+    """Names in every alphabet, and names that are not UTF-8, can be listed and opened."""
     listed = os.listdir(os.fsencode(mount / "names"))
     assert sorted(listed) == sorted([*(name.encode() for name in NAMES), LATIN])
     for name in NAMES:
@@ -205,7 +208,7 @@ def test_names_of_every_alphabet_are_listed_and_opened(mount: Served) -> None:
 
 
 def test_a_long_directory_is_listed_whole_and_twice_the_same(mount: Served) -> None:
-    """Each name once, with its type and its st_ino."""
+    """A long directory lists each name once, with its type and its st_ino, and the same a second time."""
     for _ in range(2):
         with os.scandir(mount / "many") as scan:
             entries = [(e.name, e.inode(), e.is_file(follow_symlinks=False)) for e in scan]
@@ -220,7 +223,7 @@ def test_a_long_directory_is_listed_whole_and_twice_the_same(mount: Served) -> N
 
 
 def test_stat_says_what_the_file_system_says(mount: Served) -> None:
-    """Type, mode, size, blocks, times, owner, and an inode of 63 bits."""
+    """stat returns the type, mode, size, blocks, times, owner and 63-bit inode of the file system."""
     about = os.lstat(mount / "file")
     assert (stat.S_ISREG(about.st_mode), stat.S_IMODE(about.st_mode), about.st_size, about.st_blocks) == (
         True,
@@ -235,15 +238,15 @@ def test_stat_says_what_the_file_system_says(mount: Served) -> None:
 
 
 def test_symlinks_are_links(mount: Served) -> None:
-    """Short, long, dangling."""
+    """Short, long and dangling symlinks keep their targets."""
     assert os.readlink(mount / "link") == "dir/inner"
     assert os.readlink(mount / "long-link") == "t/" * 2000
     assert (mount / "link").read_bytes() == b"inner"
-    assert told(lambda: os.stat(mount / "dangling")) == "ENOENT"
+    assert errno_of(lambda: os.stat(mount / "dangling")) == "ENOENT"
 
 
 def test_posix_errors(mount: Served) -> None:
-    """Those of names, types and writes."""
+    """Names, types and writes end with the errors of POSIX."""
     actions: dict[str, tuple[str, Callable[[], object]]] = {
         "missing": ("ENOENT", lambda: os.stat(mount / "missing")),
         "below a file": ("ENOTDIR", lambda: os.stat(mount / "file/x")),
@@ -261,19 +264,19 @@ def test_posix_errors(mount: Served) -> None:
         "utime": ("EROFS", lambda: os.utime(mount / "file")),
         "setxattr": ("EROFS", lambda: os.setxattr(mount / "file", "user.x", b"")),
     }
-    assert {name: told(action) for name, (_, action) in actions.items()} == {
+    assert {name: errno_of(action) for name, (_, action) in actions.items()} == {
         name: expected for name, (expected, _) in actions.items()
     }
 
 
 def test_extended_attributes(mount: Served) -> None:
-    """Listed and read."""
+    """Extended attributes can be listed and read."""
     assert os.listxattr(mount / "dir/inner") == ["user.kitfs.path"]
     assert os.getxattr(mount / "dir/inner", "user.kitfs.path") == b"dir/inner"
 
 
 def test_statfs(mount: Served) -> None:
-    """Nothing free, names to 255."""
+    """statfs says that nothing is free, and that names may have 255 bytes."""
     about = os.statvfs(mount.path)
     assert (about.f_frsize, about.f_blocks, about.f_bfree, about.f_files, about.f_ffree, about.f_namemax) == (
         4096, 12345, 0, len(mount.fs.nodes), 0, 255,
@@ -281,22 +284,22 @@ def test_statfs(mount: Served) -> None:
 
 
 def test_what_was_read_stays_in_the_kernels_cache(mount: Served) -> None:
-    """A second open reads nothing from us."""
+    """A second open of a file that was read sends no read to the transport."""
     for _ in range(2):
         assert (mount / "file").read_bytes() == b"0123456789"
     assert [path for operation, path, _ in mount.fs.calls if operation == "read"] == ["file"]
 
 
-def test_a_name_that_may_still_come_is_asked_for_again(mount: Served) -> None:
-    """ENOENT while a layer has no index must not stay in the kernel's cache."""
+def test_a_missing_name_is_not_cached_while_it_may_still_appear(mount: Served) -> None:
+    """ENOENT for a name in a layer without an index does not stay in the kernel's cache."""
     mount.fs.passing.add("later")
-    assert told(lambda: os.stat(mount / "later")) == "ENOENT"
+    assert errno_of(lambda: os.stat(mount / "later")) == "ENOENT"
     mount.fs._add(b"later", b"here")
     assert (mount / "later").read_bytes() == b"here"
 
 
 def test_every_open_is_released(mount: Served) -> None:
-    """Files and directories, once the mount is gone."""
+    """Every opened file and directory is released once the mount is gone."""
     for _ in range(20):
         (mount / "file").read_bytes()
         os.listdir(mount / "dir")
@@ -304,15 +307,15 @@ def test_every_open_is_released(mount: Served) -> None:
     assert mount.fs.open_handles == {}
 
 
-# -- failures and waits
+# -- failing and stalled reads
 
 
 def test_a_read_that_fails_is_eio_and_the_next_one_asks_again(mount: Served) -> None:
-    """EIO with its cause counted; no memory of it in the kernel."""
+    """A read that fails is EIO and counts its cause, and the kernel does not remember the failure."""
     fd = os.open(mount / "file", os.O_RDONLY)
     try:
         mount.fs.fails["read", "file"] = IntegrityError("sha256:1 is not what it says")
-        assert told(lambda: os.pread(fd, 1, 0)) == "EIO"
+        assert errno_of(lambda: os.pread(fd, 1, 0)) == "EIO"
         del mount.fs.fails["read", "file"]
         assert os.pread(fd, 10, 0) == b"0123456789"
     finally:
@@ -321,7 +324,7 @@ def test_a_read_that_fails_is_eio_and_the_next_one_asks_again(mount: Served) -> 
 
 
 def test_a_read_that_waits_keeps_nothing_else_waiting(mount: Served) -> None:
-    """Twenty stalled reads: stat, listings and other reads go on."""
+    """With twenty stalled reads, stat, listings and other reads are still answered."""
     fds = [os.open(mount / "cold", os.O_RDONLY) for _ in range(20)]
     gate = mount.fs.cold["read", "cold"] = threading.Event()
     found: list[bytes] = []
@@ -341,7 +344,7 @@ def test_a_read_that_waits_keeps_nothing_else_waiting(mount: Served) -> None:
 
 
 def test_a_signal_does_not_fail_a_read(mount: Served) -> None:
-    """A process with a handler gets many signals while it waits, and then all of its bytes."""
+    """A process with a signal handler that gets many signals while it waits reads all of its bytes."""
     gate = mount.fs.cold["read", "cold"] = threading.Event()
     code = """
 import os, signal, sys
@@ -378,7 +381,7 @@ def _wait_for_call(mount: Served, operation: str, path: str) -> None:
 
 
 def test_a_killed_reader_dies_at_once(mount: Served) -> None:
-    """SIGKILL while its read is stalled: the process is gone, though the read never ends."""
+    """After SIGKILL a process whose read is stalled ends, although the read never does."""
     gate = mount.fs.cold["read", "cold"] = threading.Event()
     process = child("import os,sys; os.pread(os.open(sys.argv[1], os.O_RDONLY), 10, 0)", mount / "cold")
     _wait_for_call(mount, "read", "cold")
@@ -389,13 +392,13 @@ def test_a_killed_reader_dies_at_once(mount: Served) -> None:
 
 
 def test_a_killed_lookup_ends_at_once(mount: Served) -> None:
-    """The kernel transport only: libfuse keeps INTERRUPT to itself."""
+    """A killed lookup ends, with the kernel transport only: libfuse does not pass INTERRUPT on."""
     if mount.transport.name == "libfuse":
         pytest.skip("not here: libfuse2 does not say who was interrupted")
     gate = mount.fs.cold["lookup", "cold-dir"] = threading.Event()
     process = child("import os,sys; os.stat(sys.argv[1])", mount / "cold-dir")
     _wait_for_call(mount, "lookup", "cold-dir")
-    process.terminate()  # a fatal signal of any number ends it
+    process.terminate()  # any fatal signal ends it
     process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGTERM
     assert not gate.is_set()
@@ -405,7 +408,7 @@ def test_a_killed_lookup_ends_at_once(mount: Served) -> None:
 
 
 def test_serve_returns_after_an_unmount_from_outside(mount: Served) -> None:
-    """umount2, or fusermount3."""
+    """``serve`` returns after umount2 or fusermount3 unmounted."""
     mounting.unmount(str(mount.path), lazy=False)
     mount.thread.join(PATIENCE)
     assert not mount.thread.is_alive()
@@ -414,8 +417,8 @@ def test_serve_returns_after_an_unmount_from_outside(mount: Served) -> None:
     assert os.listdir(mount.path) == []
 
 
-def test_stop_ends_it_from_another_thread(mount: Served) -> None:
-    """Nothing uses it: unmounted."""
+def test_stop_unmounts_an_idle_mount(mount: Served) -> None:
+    """``stop`` from another thread unmounts a mount that nothing uses."""
     mount.transport.stop()
     mount.thread.join(PATIENCE)
     assert not mount.thread.is_alive()
@@ -423,7 +426,7 @@ def test_stop_ends_it_from_another_thread(mount: Served) -> None:
 
 
 def test_stop_detaches_what_is_in_use(mount: Served) -> None:
-    """The name is gone at once; serve goes on until the last file is closed."""
+    """``stop`` frees the name at once; ``serve`` continues until the last file is closed."""
     fd = os.open(mount / "big", os.O_RDONLY)
     mount.transport.stop()
     assert not mounting.is_mountpoint(str(mount.path))
@@ -443,8 +446,8 @@ HOLDS = {
 
 
 @pytest.mark.parametrize("how", HOLDS)
-def test_a_busy_mount_names_who_uses_it(mount: Served, how: str) -> None:
-    """EBUSY with the process's id, for each way to hold a mount; lazily it goes all the same."""
+def test_a_busy_mount_names_the_process_that_uses_it(mount: Served, how: str) -> None:
+    """For each way to use a mount, unmount fails with EBUSY and the process id. A lazy unmount succeeds."""
     held = child(
         f"import mmap, os, sys; p = sys.argv[1]; {HOLDS[how]}; print('holding', flush=True); sys.stdin.read(1)",
         mount.path,
@@ -465,7 +468,7 @@ def test_a_busy_mount_names_who_uses_it(mount: Served, how: str) -> None:
 def test_relative_and_symlinked_paths_are_unmounted(
     mount: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel's path is found for them."""
+    """Unmount finds the kernel's path for a relative path and for a path through a symlink."""
     (tmp_path / "alias").symlink_to(mount.path)
     monkeypatch.chdir(tmp_path)
     assert mounting.is_mountpoint("alias")
@@ -475,7 +478,9 @@ def test_relative_and_symlinked_paths_are_unmounted(
 
 
 def test_a_mount_that_does_not_answer_can_be_ended(tmp_path: Path) -> None:
-    """Nobody serves it, so whoever asks it anything hangs: all that looks for mounts and ends them does not ask."""
+    """Mounts are found and ended without sending them a request, so a mount that nothing serves cannot
+    make kitfs hang.
+    """
     (tmp_path / "m").mkdir()
     (tmp_path / "alias").symlink_to("m")
     options = MountOptions(mountpoint=str(tmp_path / "m"), source="stalled")
@@ -494,7 +499,7 @@ def test_a_mount_that_does_not_answer_can_be_ended(tmp_path: Path) -> None:
 
 
 def test_a_dead_mount_is_still_a_mount(mount: Served) -> None:
-    """Its connection is aborted: ENOTCONN for who asks it, but we know it and can end it."""
+    """A mount whose connection was aborted returns ENOTCONN, but it is recognized as a mount and can be ended."""
     found = mounting.mount_at(str(mount.path))
     assert found is not None
     abort = Path(f"/sys/fs/fuse/connections/{found.dev.partition(':')[2]}/abort")
@@ -503,7 +508,7 @@ def test_a_dead_mount_is_still_a_mount(mount: Served) -> None:
     abort.write_text("1")
     mount.thread.join(PATIENCE)
     assert not mount.thread.is_alive()
-    if mounting.is_mountpoint(str(mount.path)):  # libfuse unmounts what it made when its loop ends
-        assert told(lambda: os.listdir(mount.path)) == "ENOTCONN"
+    if mounting.is_mountpoint(str(mount.path)):  # libfuse unmounts its mount when its loop ends
+        assert errno_of(lambda: os.listdir(mount.path)) == "ENOTCONN"
         mounting.unmount(str(mount.path), lazy=False)
     assert not mounting.is_mountpoint(str(mount.path))

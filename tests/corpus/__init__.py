@@ -1,1 +1,1 @@
-"""Archives that no tool writes, or only few: made by scripts, so that each says what is wrong with it."""
+"""Archives that few tools or none write. Scripts make them, so that each says what is wrong with it."""

@@ -1,8 +1,8 @@
-"""Nasty tars, block by block. ``CASES`` names each with what an index must make of it: members and left-out names, or
-a LayerError.
+"""Hostile and unusual tars, block by block. ``CASES`` says what an index must make of each: members and left-out names,
+or a LayerError.
 
-Members are path → (kind, content of a file, target of a symlink or "" of a directory). The blocks are written by this
-module's own hand, by the formats' descriptions, with nothing of kitfs.
+Members are path → (kind, content of a file, target of a symlink or "" of a directory). This module writes the blocks
+itself, from the descriptions of the formats, with nothing of kitfs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def block(
     magic: bytes = b"ustar\x0000",
     fields: dict[int, bytes] | None = None,
 ) -> bytes:
-    """A header; ``fields`` are raw bytes at offsets, which win."""
+    """Return a header; ``fields`` are raw bytes at offsets, which replace the others."""
     head = bytearray(512)
     head[0 : min(100, len(name))] = name[:100]
     head[100:124] = b"0000644\x000001750\x000000000\x00"
@@ -36,25 +36,25 @@ def block(
 
 
 def signed(head: bytes) -> bytes:
-    """A header block with its checksum made right."""
+    """Return a header block with a right checksum."""
     head = head[:148] + b" " * 8 + head[156:]
     return head[:148] + b"%06o\0 " % sum(head) + head[156:]
 
 
 def data(content: bytes) -> bytes:
-    """Content, padded to blocks."""
+    """Return content, padded to blocks."""
     return content + bytes(-len(content) % 512)
 
 
 def file(
     name: bytes, content: bytes = b"", *, magic: bytes = b"ustar\x0000", fields: dict[int, bytes] | None = None
 ) -> bytes:
-    """A regular file."""
+    """Return a regular file."""
     return block(name, len(content), magic=magic, fields=fields) + data(content)
 
 
 def record(key: bytes, value: bytes) -> bytes:
-    """A pax record, which counts its own length."""
+    """Return a pax record, which counts its own length."""
     rest = b" " + key + b"=" + value + b"\n"
     length = len(rest)
     while len(b"%d" % length) + len(rest) != length:
@@ -63,23 +63,23 @@ def record(key: bytes, value: bytes) -> bytes:
 
 
 def pax(*records: tuple[bytes, bytes], flag: bytes = b"x") -> bytes:
-    """A pax header."""
+    """Return a pax header."""
     content = b"".join(record(k, v) for k, v in records)
     return block(b"PaxHeaders.0/x", len(content), flag) + data(content)
 
 
 def long(flag: bytes, name: bytes) -> bytes:
-    """GNU's 'L' or 'K'."""
+    """Return a header of GNU's type 'L' or 'K'."""
     return block(b"././@LongLink", len(name) + 1, flag, magic=b"ustar  \0") + data(name + b"\0")
 
 
 def base256(value: int) -> bytes:
-    """A number of twelve bytes as GNU tar writes large and negative ones."""
+    """Return a number of twelve bytes as GNU tar writes large and negative ones."""
     return (value & ((1 << 96) - 1) | (0 if value < 0 else 1 << 95)).to_bytes(12, "big")
 
 
 class Case(NamedTuple):
-    """``error``: part of the LayerError's text; else ``members`` and ``skipped``, names in order."""
+    """``error`` is part of the LayerError's text. Otherwise ``members`` and ``skipped`` are the names in order."""
 
     archive: bytes
     members: dict[str, tuple[str, bytes | str]] | None = None
@@ -97,12 +97,12 @@ STAR_TIMES = b"00000000000 00000000000 "
 
 
 def old_gnu(pairs: list[tuple[int, int]], real: int, *, more: bytes = b"\0") -> dict[int, bytes]:
-    """The fields of an old GNU sparse header."""
+    """Return the fields of an old GNU sparse header."""
     return {386: b"".join(b"%011o\0%011o\0" % p for p in pairs), 482: more, 483: b"%011o\0" % real}
 
 
 def extension(pairs: list[tuple[int, int]], *, more: bytes = b"\0") -> bytes:
-    """An old GNU sparse extension header."""
+    """Return an old GNU sparse extension header."""
     return b"".join(b"%011o\0%011o\0" % p for p in pairs).ljust(504, b"\0") + more + bytes(7)
 
 
@@ -168,7 +168,7 @@ NUMBERS = {
 HIGH_BYTES = block("é".encode() + b"\xff", 1)
 SIGNED_SUM = (
     HIGH_BYTES[:148] + b"%06o\0 " % (int(HIGH_BYTES[148:154], 8) - 256 * 3) + HIGH_BYTES[156:]
-)  # as old Suns summed
+)  # the sum of signed bytes, as old Sun systems computed it
 HEADERS = {
     "v7": Case(file(b"d/", magic=b"") + file(b"d/a", b"1", magic=b"") + END, {"d": ("dir", ""), "d/a": ONE}),
     "v7 with NUL for its type": Case(block(b"a", 1, b"\0", magic=b"") + data(b"1") + END, {"a": ONE}),
@@ -312,7 +312,7 @@ ENTRIES = {
 
 
 def s_header(size: int, pairs: list[tuple[int, int]], real: int, *, more: bytes = b"\0") -> bytes:
-    """An old GNU sparse header."""
+    """Return an old GNU sparse header."""
     return block(b"s", size, b"S", magic=OLD, fields=old_gnu(pairs, real, more=more))
 
 

@@ -261,7 +261,8 @@ class FakeRegistry:
         self._door = _Door(users)
 
     def require_token(
-        self, users: dict[str, str] | None = None, *, identity_tokens: frozenset[str] = frozenset(), expires_in: int = 300,
+        self, users: dict[str, str] | None = None, *, identity_tokens: frozenset[str] = frozenset(),
+        expires_in: int = 300,
         server: FakeRegistry | None = None,
     ) -> None:  # fmt: skip
         """Let only bearers of a token in. ``users`` None gives one to anybody; ``server``: another FakeRegistry that

@@ -1,8 +1,9 @@
-"""The same requests for any OCI registry: content to prepare it with, the requests, and what of an answer is compared.
+"""The same requests for any OCI registry: the content that they need, the requests, and which part of an answer is
+compared.
 
-A ``Case`` is a few requests in a row, each of which is compared; "@" in a target is the last answer's Location.
-Generated from parameters, so that a new form of range is one line. ``prepare`` pushes the content, by the forms of
-push that every registry knows.
+A ``Case`` is a sequence of requests, each of which is compared. "@" in a target stands for the Location of the last
+answer. Cases are generated from parameters, so that a new form of range is one line. ``prepare`` pushes the content
+with requests that every registry knows.
 """
 
 from __future__ import annotations
@@ -87,7 +88,10 @@ LIST = json.dumps(
 
 
 class Ask(NamedTuple):
-    """One request. ``length``: what Content-Length says, if not the truth; what is missing then never comes."""
+    """One request.
+
+    ``length`` is the Content-Length if it is not the true one; the bytes that are missing are never sent.
+    """
 
     method: str
     target: str
@@ -97,7 +101,7 @@ class Ask(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Requests in a row."""
+    """A sequence of requests."""
 
     name: str
     asks: tuple[Ask, ...]
@@ -107,7 +111,10 @@ Answer = dict[str, Any]
 
 
 def sent(address: str, ask: Ask, location: str) -> tuple[Answer, str]:
-    """(what is compared of the answer, its Location as it is); status 0 when the connection is closed without one."""
+    """Send a request, and return what is compared of its answer, and the answer's Location.
+
+    Status 0 means that the connection was closed without an answer.
+    """
     target = ask.target.replace("@", location) if "@" in ask.target else ask.target
     if "@" in ask.target and "?" in location:
         head, _, tail = ask.target.partition("@")
@@ -140,7 +147,7 @@ def sent(address: str, ask: Ask, location: str) -> tuple[Answer, str]:
 
 
 def fetched(address: str, target: str) -> tuple[http.client.HTTPResponse, bytes]:
-    """A plain GET."""
+    """Send a plain GET, and return the response and its body."""
     connection = http.client.HTTPConnection(address, timeout=30)
     try:
         connection.request("GET", target)
@@ -151,8 +158,8 @@ def fetched(address: str, target: str) -> tuple[http.client.HTTPResponse, bytes]
 
 
 def compared(response: http.client.HTTPResponse, data: bytes, ask: Ask) -> Answer:
-    """Status; an error's codes, JSON as a value or the digest of the body; headers by meaning. Not told: length and
-    type of an error's text.
+    """Return the status, the codes of an error, the body (JSON as a value, other bodies as a digest) and the headers by
+    meaning. The length and the type of an error's text are not compared.
     """
     found: Answer = {"status": response.status, "body": _meaning(response, data)}
     for name in COMPARED:
@@ -197,7 +204,7 @@ def _header(name: str, value: str) -> Any:
 
 
 def run(address: str, case: Case) -> list[Answer]:
-    """The answers of a registry to a case."""
+    """Send the requests of a case to a registry, and return the answers."""
     location, answers = "", []
     for ask in case.asks:
         answer, place = sent(address, ask, location)
@@ -220,7 +227,7 @@ def tagged(repository: str, reference: str, data: bytes = KIT, media_type: str =
 
 
 def content() -> Iterator[Case]:
-    """The pushes that both registries get first, compared as well."""
+    """Return the pushes that both registries get first; their answers are compared too."""
     for repository in REPOSITORIES:
         for data in (CONFIG, SMALL, BLOB):
             yield Case(f"push {repository} blob of {len(data)}", upload(repository, data))
@@ -302,7 +309,7 @@ KIT_TAG = f'"{KIT_DIGEST}"'
 
 
 def tags_of(digest: str) -> dict[str, str]:
-    """Forms of an If-None-Match."""
+    """Return different forms of an If-None-Match header for a digest."""
     return {
         "quoted": f'"{digest}"',
         "weak": f'W/"{digest}"',
@@ -534,7 +541,7 @@ def _patched(start: int, data: bytes, *, form: str = "{}-{}", **more: Any) -> As
 
 
 def _pieces(data: bytes) -> bytes:
-    """A body in the chunks of HTTP/1.1."""
+    """Return a body in the chunks of HTTP/1.1."""
     parts = [data[at : at + 30_000] for at in range(0, len(data), 30_000)]
     return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
@@ -730,7 +737,7 @@ def _quoted(text: str, safe: str = "") -> str:
 
 
 def cases() -> list[Case]:
-    """Every case, in the order in which they are asked: what changes much comes last."""
+    """Return every case in the order in which they are sent. Cases that change a lot come last."""
     made = [*content(), *reading(), *names(), *methods(), *mounting(), *manifests(), *pushing(), *deleting()]
     assert len({case.name for case in made}) == len(made)
     return made

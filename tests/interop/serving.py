@@ -1,4 +1,4 @@
-"""What tests of ``kitfs serve`` say to it: pushes and pulls over httpx, and HTTP byte by byte over a socket."""
+"""What tests of ``kitfs serve`` send to it: pushes and pulls over httpx, and HTTP byte by byte over a socket."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ def client_of(server: Server, **options: Any) -> httpx.Client:
 
 
 def begun(client: httpx.Client, name: str) -> str:
-    """The location of a new upload."""
+    """Begin an upload, and return its location."""
     answer = client.post(f"/v2/{name}/blobs/uploads/")
     assert (answer.status_code, answer.headers["Range"]) == (202, "0-0")
     location: str = answer.headers["Location"]
@@ -33,7 +34,10 @@ def begun(client: httpx.Client, name: str) -> str:
 
 
 def received(client: httpx.Client, location: str) -> int:
-    """Bytes that an upload has; a single one counts for none, as the header says it."""
+    """Return how many bytes of an upload the server has.
+
+    One byte counts as none, because the Range header cannot tell them apart.
+    """
     answer = client.get(location)
     assert answer.status_code == 204
     last = int(answer.headers["Range"].removeprefix("0-"))
@@ -41,14 +45,14 @@ def received(client: httpx.Client, location: str) -> int:
 
 
 def until(size: int, client: httpx.Client, location: str) -> int:
-    """Asks until an upload has ``size`` bytes at least; how many it has."""
+    """Poll an upload until the server has at least ``size`` bytes of it, and return how many it has."""
     while (found := received(client, location)) < size:
-        pass
+        time.sleep(0.01)
     return found
 
 
 def finished(client: httpx.Client, location: str, data: bytes, rest: bytes = b"", digest: Digest | None = None) -> None:
-    """Ends an upload whose bytes are ``data`` when ``rest`` is there too."""
+    """Send ``rest`` and end an upload, whose bytes are then ``data``."""
     answer = client.put(location, params={"digest": str(digest or Digest.of(data))}, content=rest)
     assert (answer.status_code, answer.headers["Docker-Content-Digest"]) == (201, digest or Digest.of(data)), (
         answer.text
@@ -65,7 +69,7 @@ def descriptor(data: bytes, media_type: str = "application/octet-stream") -> dic
 
 
 def manifest(**more: Any) -> bytes:
-    """A manifest of CONFIG and no layers."""
+    """Return a manifest of CONFIG without layers."""
     return json.dumps(
         {"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": descriptor(CONFIG), "layers": [], **more}
     ).encode()
@@ -74,7 +78,7 @@ def manifest(**more: Any) -> bytes:
 def put(
     client: httpx.Client, name: str, reference: str, data: bytes, media_type: str = IMAGE_MANIFEST, **params: Any
 ) -> httpx.Response:
-    """Pushes a manifest, CONFIG before it."""
+    """Push CONFIG, and then a manifest."""
     pushed(client, name, CONFIG)
     return client.put(
         f"/v2/{name}/manifests/{reference}", content=data, headers={"Content-Type": media_type}, params=params
@@ -87,7 +91,7 @@ def index(*manifests: bytes, **more: Any) -> bytes:
 
 
 def code(answer: httpx.Response) -> tuple[int, str]:
-    """(status, the specification's code) of a refusal."""
+    """Return the status of a refusal and its error code of the specification."""
     assert answer.headers["Content-Type"] == "application/json"
     [error] = answer.json()["errors"]
     assert error["message"]
@@ -95,7 +99,7 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 
 class Answer(NamedTuple):
-    """An answer as it came; header names in lower case."""
+    """An answer as it was received; the names of headers are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -103,7 +107,7 @@ class Answer(NamedTuple):
 
 
 class Wire:
-    """A connection on which bytes are said as they are."""
+    """A connection on which a test sends bytes as they are."""
 
     def __init__(self, address: str, *, context: ssl.SSLContext | None = None, buffer: int | None = None) -> None:
         host, _, port = address.rpartition(":")
@@ -116,12 +120,12 @@ class Wire:
             self.socket = context.wrap_socket(self.socket, server_hostname=host)
         self._file = self.socket.makefile("rb")
 
-    def say(self, line: str, *headers: str, body: bytes = b"") -> None:
-        """A request, and as much of its body as there is."""
+    def send(self, line: str, *headers: str, body: bytes = b"") -> None:
+        """Send a request, and as much of its body as is given."""
         self.socket.sendall("\r\n".join([f"{line} HTTP/1.1", "Host: x", *headers, "", ""]).encode("latin-1") + body)
 
-    def hear(self, *, body: bool = True) -> Answer:
-        """The next answer."""
+    def receive(self, *, body: bool = True) -> Answer:
+        """Read the next answer."""
         status = int(self._file.readline().split()[1])
         headers = {}
         while (line := self._file.readline().strip()) != b"":
@@ -133,7 +137,7 @@ class Wire:
         return self._file.read(size)
 
     def ended(self) -> bool:
-        """Whether the other side has closed, waited for; what it said before is read over."""
+        """Wait until the server closes the connection, and read over what it sent before. Always returns True."""
         try:
             while self._file.read(1 << 16):
                 pass
@@ -155,7 +159,7 @@ class Wire:
 
 
 def refused_start(*options: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """(exit code, the one line on stderr) of a ``kitfs serve`` that does not come up."""
+    """Run a ``kitfs serve`` that does not start, and return its exit code and the one line on stderr."""
     done = subprocess.run([str(KITFS), "serve", *options], capture_output=True, text=True, timeout=PATIENCE, env=env)
     assert done.stdout == ""
     [line] = done.stderr.splitlines()
@@ -163,6 +167,7 @@ def refused_start(*options: str, env: dict[str, str] | None = None) -> tuple[int
 
 
 def no_traceback(log: Path) -> None:
+    """Assert that a log contains no traceback and no bug of kitfs."""
     text = log.read_text()
     assert "Traceback" not in text, text[-5000:]
     assert "a bug" not in text, text[-5000:]

@@ -1,4 +1,4 @@
-"""Every golden kit, out of a real registry, through a real mount: the tree is the recorded one (Done when 1)."""
+"""Every golden kit, from a real registry and through a real mount, shows the recorded tree."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ import tarfile
 import pytest
 
 from tests import trees
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, GOLDEN_KITS
 from tests.host import Host
 from tests.registry_process import RegistryProcess
 
 pytestmark = [pytest.mark.interop, pytest.mark.mount]
-GOLDEN_KITS = json.loads((GOLDEN / "kits.json").read_text())
 MODELPACKS = [name for name, kit in GOLDEN_KITS.items() if kit["tree"] == "modelpack"]
 
 
 def in_no_layer(name: str) -> set[str]:
-    """Paths of a recorded ModelPack tree that no layer of its manifest has, by the layers' own annotations."""
+    """Return the paths of a recorded ModelPack tree that are in no layer of its manifest, by the annotations of the
+    layers.
+    """
     held = [layer["annotations"]["org.cncf.model.filepath"] for layer in GOLDEN_KITS[name]["layers"]]
     return {path for path in trees.golden(GOLDEN, name) if not any(f == path or f.startswith(path + "/") for f in held)}
 
 
 def expected(name: str) -> trees.Tree:
-    """What a mount must show, a Kitfile beside a ModelPack's files aside (kits.json: it "may stand beside them")."""
+    """Return what a mount must show.
+
+    A Kitfile beside the files of a ModelPack may be missing (kits.json says that it may stand beside them).
+    """
     tree = trees.golden(GOLDEN, name)
     return trees.without(tree, *in_no_layer(name)) if name in MODELPACKS else tree
 
@@ -35,7 +39,7 @@ def expected(name: str) -> trees.Tree:
 def test_a_golden_kit_mounts_as_recorded(
     golden_registry: RegistryProcess, anybody: Host, transport: str, name: str
 ) -> None:
-    """Paths, types, sizes, modes and sha256 are those of trees/NAME.json, with each transport, for root and for an
+    """Paths, types, sizes, modes and digests are those of trees/NAME.json, with each transport, for root and for an
     ordinary user.
     """
     mirror = f"registry.golden.test={golden_registry.url}"
@@ -48,14 +52,15 @@ def test_a_golden_kit_mounts_as_recorded(
 
 @pytest.mark.parametrize("name", MODELPACKS)
 def test_the_recorded_modelpacks_lack_their_dataset(name: str) -> None:
-    """The recorded trees list data/rows.csv, which modctl packed into no layer; anything else that went missing would
-    show here.
+    """The recorded trees contain data/rows.csv, which modctl packed into no layer.
+
+    No other path is missing from the layers.
     """
     assert in_no_layer(name) == {"data", "data/rows.csv"}
 
 
-def test_the_first_command_of_the_readme_needs_no_registry(host: Host) -> None:
-    """A golden kit mounts out of its archive, with no registry anywhere, and the warm remount shows the same."""
+def test_an_archive_mounts_without_a_registry(host: Host) -> None:
+    """A golden kit mounts from its archive without any registry, and a second mount shows the same tree."""
     archive = GOLDEN / "layouts/basic.tar"
     for _ in range(2):
         mount = host.mount(f"oci-archive:{archive}:v1")
@@ -65,7 +70,7 @@ def test_the_first_command_of_the_readme_needs_no_registry(host: Host) -> None:
 
 
 def test_ls_and_cat_show_the_tree_without_a_mount(golden_registry: RegistryProcess, host: Host) -> None:
-    """``ls -R --json`` lists what a mount shows, and ``cat`` writes a file's exact bytes."""
+    """``ls -R --json`` lists what a mount shows, and ``cat`` writes the exact bytes of a file."""
     ref = f"{golden_registry.host}/golden/basic:v1"
     expected = trees.golden(GOLDEN, "basic")
     listed = {row["path"]: row for row in json.loads(host.kitfs("ls", ref, "-R", "--json").stdout)}
@@ -87,8 +92,8 @@ def _file_of(kit: str, path: str) -> bytes:
 
 
 def test_only_shows_what_its_filters_select(golden_registry: RegistryProcess, host: Host) -> None:
-    """``--only model`` shows model and model parts, ``--only docs:README.md`` one document; without kitfile there is
-    no Kitfile.
+    """``--only model`` shows the model and its parts, ``--only docs:README.md`` shows one document, and without the
+    filter kitfile there is no Kitfile.
     """
     ref = f"{golden_registry.host}/golden/basic:v1"
     model = host.mount(ref, "--only", "model", at="model")
@@ -98,10 +103,10 @@ def test_only_shows_what_its_filters_select(golden_registry: RegistryProcess, ho
 
 
 @pytest.mark.parametrize("name", ["basic", "many-gzip"])
-def test_a_user_owns_what_he_mounts(
+def test_a_mount_belongs_to_the_user_who_mounts(
     golden_registry: RegistryProcess, user_host: Host, name: str, transport: str
 ) -> None:
-    """Without --uid and --gid everything belongs to the mounting user."""
+    """Without ``--uid`` and ``--gid`` every file belongs to the user who mounts."""
     mount = user_host.mount(f"{golden_registry.host}/golden/{name}:v1", "--transport", transport)
     code = (
         "import os,sys; print({(s.st_uid, s.st_gid) for s in map(os.lstat, [sys.argv[1], sys.argv[1] + '/Kitfile'])})"

@@ -1,4 +1,4 @@
-"""init, import and export as commands: what real git, skopeo and a hub give and take, down to the trees."""
+"""The commands init, import and export, with real git, skopeo and a fake hub, down to the trees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 import kitfs
 from tests import kits, trees
-from tests.conftest import GOLDEN, needs
+from tests.conftest import GOLDEN, GOLDEN_KITS, needs
 from tests.fakes.faults import Cut, Fault, Lie, Status
 from tests.fakes.huggingface import FakeHub, Tree, lfs
 from tests.fakes.registry import FakeRegistry
@@ -60,7 +60,7 @@ def golden_tree(root: Path, name: str) -> Path:
 
 
 def files(box: Host, reference: str) -> dict[str, bytes]:
-    """Path → content of a kit, as a mount would show it."""
+    """Return the paths and the contents of a kit, as a mount shows them."""
     with kitfs.open(reference, cache_dir=box.cache, config=box.home) as kit:
         return {info.path: kit.read(info.path) for info in kit.files() if info.kind == "file"}
 
@@ -76,7 +76,9 @@ def plain(tree: Tree) -> dict[str, bytes]:
 
 @pytest.mark.skipif(not TRANSCRIPTS.exists(), reason="not here: the transcripts of the real kit")
 def test_init_prints_what_kit_printed(box: Host, tmp_path: Path) -> None:
-    """Every ``kit init`` of the transcripts, one after the other in one place: success or failure, and stdout."""
+    """Every ``kit init`` of the transcripts, one after the other in one directory, has the same success or failure and
+    the same stdout.
+    """
     golden_tree(tmp_path, "modelpack")
     blocks = re.findall(r"^\$ kit (init .*)\n((?:(?!^\$ ).*\n)*)", TRANSCRIPTS.read_text(), re.MULTILINE)
     assert len(blocks) >= 4
@@ -89,7 +91,7 @@ def test_init_prints_what_kit_printed(box: Host, tmp_path: Path) -> None:
 
 
 def test_init_for_programs(box: Host, tmp_path: Path) -> None:
-    """JSON with the Kitfile and where it is; the Kitfile packs."""
+    """``init --json`` prints the Kitfile and its path, and the Kitfile can be packed."""
     tree = golden_tree(tmp_path, "modelpack")
     said = json.loads(box.kitfs("init", tree, "--json").stdout)
     assert said["path"] == str(tree / "Kitfile")
@@ -99,10 +101,10 @@ def test_init_for_programs(box: Host, tmp_path: Path) -> None:
 
 
 def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
-    """The same Kitfile for the golden trees, where a ``kit`` binary with the rules of 1.7 is on PATH (later ones take
-    --remote).
+    """For the golden trees ``init`` writes the same Kitfile as a ``kit`` binary on PATH with the rules of 1.7 (later
+    ones accept ``--remote``).
 
-    But for ``.bin``, which is a model to 1.7 and to nobody later.
+    The only difference is ``.bin``, which is a model for 1.7 only.
     """
     kit = shutil.which("kit")
     if (
@@ -131,7 +133,7 @@ def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_repository_of_a_hub_is_a_kit(box: Host, hub: FakeHub) -> None:
-    """What kit says, the files as they are, and the licence where it belongs."""
+    """An import from a hub prints what kit prints, has the files unchanged, and has the licence in its place."""
     env = {"HF_ENDPOINT": hub.url}
     done = box.kitfs("import", "Team/Net", env=env)
     lines = done.stdout.splitlines()
@@ -148,7 +150,8 @@ def test_a_repository_of_a_hub_is_a_kit(box: Host, hub: FakeHub) -> None:
     assert files(box, "other/name:v2") == files(box, "team/net:latest")
 
 
-def test_datasets_and_kitfiles_of_ones_own(box: Host, hub: FakeHub, tmp_path: Path) -> None:
+def test_datasets_and_own_kitfiles_are_imported(box: Host, hub: FakeHub, tmp_path: Path) -> None:
+    """A dataset repository is imported, and a Kitfile that is given is used."""
     kitfile = tmp_path / "Kitfile"
     kitfile.write_text("manifestVersion: 1.0.0\ndatasets:\n  - name: rows\n    path: train\n")
     box.kitfs("import", "datasets/team/rows", "-f", kitfile, env={"HF_ENDPOINT": hub.url})
@@ -161,7 +164,7 @@ def test_datasets_and_kitfiles_of_ones_own(box: Host, hub: FakeHub, tmp_path: Pa
 
 
 def test_an_imported_kit_is_mounted(host: Host, hub: FakeHub) -> None:
-    """As the files of the hub, without them: nothing is asked for any more."""
+    """An imported kit is mounted from the store, and no request is sent to the hub."""
     host.kitfs("import", "Team/Net", env={"HF_ENDPOINT": hub.url})
     hub.stop()
     mount = host.mount("team/net:latest")
@@ -172,7 +175,9 @@ def test_an_imported_kit_is_mounted(host: Host, hub: FakeHub) -> None:
 
 
 def test_straight_to_a_registry(box: Host, hub: FakeHub) -> None:
-    """A blob that is there does not move; nothing of the kit is kept here, and it reads from there."""
+    """With ``--push`` blobs go to the registry and not into the store, and a blob that the registry has is not sent
+    again.
+    """
     with FakeRegistry() as registry:
         registry.put_blob("team/kit", WEIGHTS)
         reference = f"{registry.host}/team/kit:v1"
@@ -183,6 +188,7 @@ def test_straight_to_a_registry(box: Host, hub: FakeHub) -> None:
 
 
 def test_events_for_programs(box: Host, hub: FakeHub) -> None:
+    """``import --json`` prints one event per line."""
     lines = [
         json.loads(line)
         for line in box.kitfs("import", "Team/Net", "--json", env={"HF_ENDPOINT": hub.url}).stdout.splitlines()
@@ -209,6 +215,7 @@ def test_events_for_programs(box: Host, hub: FakeHub) -> None:
 def test_failures_are_one_line(
     box: Host, hub: FakeHub, args: list[str], env: dict[str, str], code: int, text: str
 ) -> None:
+    """An import that fails prints one line, which says why."""
     done = box.kitfs("import", *args, env={"HF_ENDPOINT": hub.url, **env}, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1)
     assert text in done.stderr
@@ -225,7 +232,7 @@ def git(directory: Path, *args: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A git repository with two commits, a tag on the first."""
+    """A git repository with two commits and a tag on the first."""
     needs("git")
     made = tmp_path / "net"
     made.mkdir()
@@ -246,12 +253,12 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_a_git_repository_is_a_kit(box: Host, repository: Path) -> None:
-    """HEAD, a tag, a commit; without git's own files, and nothing is left."""
+    """HEAD, a tag and a commit can be imported. Git's own files are not part of the kit, and nothing is left behind."""
     box.kitfs("import", repository, "-t", "here/net:head")
     assert set(files(box, "here/net:head")) == {"Kitfile", "w.gguf", "run.py", "sub/a.md"}
     (repository.parent / "rel").symlink_to(repository)
     box.kitfs("import", "./rel", "-t", "here/net:rel", cwd=repository.parent)
-    assert "authors" not in box.kitfs("cat", "here/net:rel", "Kitfile").stdout  # a directory tells a name, and no owner
+    assert "authors" not in box.kitfs("cat", "here/net:rel", "Kitfile").stdout  # a directory has a name and no owner
     for ref in ("v1", git(repository, "rev-parse", "v1").strip()):
         box.kitfs("import", f"file://{repository}", "--ref", ref, "-t", "here/net:v1")
         assert {p: d for p, d in files(box, "here/net:v1").items() if p != "Kitfile"} == {
@@ -263,6 +270,7 @@ def test_a_git_repository_is_a_kit(box: Host, repository: Path) -> None:
 
 
 def test_the_same_commit_is_the_same_kit(box: Host, repository: Path) -> None:
+    """Two imports of one commit give the same digest."""
     said = [
         json.loads(box.kitfs("import", repository, "-t", f"here/{i}:v1", "--json").stdout.splitlines()[-1])["digest"]
         for i in range(2)
@@ -272,7 +280,7 @@ def test_the_same_commit_is_the_same_kit(box: Host, repository: Path) -> None:
 
 @pytest.mark.parametrize("mask", [0o000, 0o077])
 def test_the_umask_does_not_change_a_kit(box: Host, repository: Path, mask: int) -> None:
-    """Modes of files are those of the commit."""
+    """Files of a kit have the modes of the commit under any umask."""
     first, second = (
         box.kitfs("import", str(repository), "-t", name, "--json", umask=m)
         for name, m in (("a:b", 0o022), ("a:c", mask))
@@ -280,7 +288,8 @@ def test_the_umask_does_not_change_a_kit(box: Host, repository: Path, mask: int)
     assert json.loads(first.stdout.splitlines()[-1])["digest"] == json.loads(second.stdout.splitlines()[-1])["digest"]
 
 
-def test_a_kitfile_of_the_repository_counts(box: Host, repository: Path) -> None:
+def test_a_kitfile_of_the_repository_is_used(box: Host, repository: Path) -> None:
+    """A Kitfile in the repository is used instead of a generated one."""
     (repository / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel:\n  name: mine\n  path: w.gguf\n")
     git(repository, "add", ".")
     git(repository, "commit", "-q", "-m", "three")
@@ -288,7 +297,8 @@ def test_a_kitfile_of_the_repository_counts(box: Host, repository: Path) -> None
     assert set(files(box, "here/net:v3")) == {"Kitfile", "w.gguf"}
 
 
-def test_git_that_fails_is_one_line(box: Host, repository: Path, tmp_path: Path) -> None:
+def test_a_failure_of_git_is_one_line(box: Host, repository: Path, tmp_path: Path) -> None:
+    """A failure of git is reported in one line."""
     for args, code, text in (
         ([str(repository), "--ref", "none"], 3, "git cannot fetch none"),
         ([str(tmp_path / "none")], 3, "git cannot fetch HEAD"),
@@ -309,7 +319,7 @@ def pointer(data: bytes) -> bytes:
 
 @pytest.fixture
 def without_git_lfs(tmp_path: Path) -> dict[str, str]:
-    """An environment in which git is, and git-lfs is not."""
+    """An environment with git on PATH and without git-lfs."""
     needs("git")
     place = tmp_path / "bin"
     place.mkdir()
@@ -320,7 +330,9 @@ def without_git_lfs(tmp_path: Path) -> dict[str, str]:
 def test_large_files_come_from_an_lfs_server(
     box: Host, hub: FakeHub, repository: Path, without_git_lfs: dict[str, str]
 ) -> None:
-    """Without git-lfs too; their modes stay, and connections that break do not matter."""
+    """Large files are fetched from the LFS server, also without git-lfs and over connections that break, and keep their
+    modes.
+    """
     (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
     (repository / "run.py").write_bytes(pointer(b"#!"))
     (repository / "same.gguf").write_bytes(pointer(WEIGHTS))
@@ -355,6 +367,7 @@ def test_lfs_servers_that_fail(
     code: int,
     text: str,
 ) -> None:
+    """A failure of the LFS server is reported in one line, and nothing is left behind in the store."""
     (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
     (repository / ".lfsconfig").write_text(f"[lfs]\n\turl = {hub.url}/lfs\n")
     git(repository, "add", ".")
@@ -368,8 +381,8 @@ def test_lfs_servers_that_fail(
     assert list((box.cache / "ingest").iterdir()) == []
 
 
-def test_large_files_of_a_repository_beside(box: Host, repository: Path, without_git_lfs: dict[str, str]) -> None:
-    """Its objects are on this machine; where one is not, that is said."""
+def test_large_files_of_a_local_repository(box: Host, repository: Path, without_git_lfs: dict[str, str]) -> None:
+    """The LFS objects of a local repository are read from it, and a missing object is reported."""
     (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
     git(repository, "commit", "-q", "-a", "-m", "large")
     done = box.kitfs("import", repository, "-t", "here/net:v1", env=without_git_lfs, check=False)
@@ -392,10 +405,10 @@ def skopeo(*args: str | Path) -> str:
 
 @pytest.mark.parametrize("name", ["basic", "many-gzip", "empty", "names", "modelpack-raw"])
 def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
-    """A golden archive, imported, exported as directory and archive, read by skopeo, imported again: the same
-    manifest, the same tree.
+    """A golden archive that is imported, exported as directory and as archive, copied by skopeo and imported again has
+    the same manifest and the same tree.
     """
-    archive, digest = GOLDEN / f"layouts/{name}.tar", json.loads((GOLDEN / "kits.json").read_text())[name]["manifest"]
+    archive, digest = GOLDEN / f"layouts/{name}.tar", GOLDEN_KITS[name]["manifest"]
     box.kitfs("import", f"oci-archive:{archive}:v1", "-t", "here/kit:v1")
     box.kitfs("export", "here/kit:v1", f"oci:{tmp_path / 'dir'}:one")
     box.kitfs("export", "here/kit:v1", f"oci-archive:{tmp_path / 'file.tar'}:two")
@@ -411,8 +424,10 @@ def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["oci:{}", "oci-archive:{}"])
-def test_what_a_killed_export_left_goes_with_the_next(box: Host, tmp_path: Path, target: str) -> None:
-    """Not what another one writes now, and nothing of another name."""
+def test_an_export_removes_what_a_killed_export_left(box: Host, tmp_path: Path, target: str) -> None:
+    """An export removes the temporary files of one that was killed, but not those of one that still runs, and no other
+    file.
+    """
     box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
     busy = tmp_path / f"out.{'b' * 32}~"
     for name in (f"out.{'a' * 32}~", busy.name, f"other.{'a' * 32}~", "out~"):
@@ -424,9 +439,9 @@ def test_what_a_killed_export_left_goes_with_the_next(box: Host, tmp_path: Path,
     assert sorted(os.listdir(tmp_path)) == sorted([f"other.{'a' * 32}~", "out", busy.name, "out~"])
 
 
-def test_a_layout_that_is_there_keeps_what_it_has(box: Host, tmp_path: Path) -> None:
-    """Manifests of other tags, fields that nobody here knows; of the same tag the newer one counts; a damaged blob is
-    written anew.
+def test_an_export_keeps_what_a_layout_contains(box: Host, tmp_path: Path) -> None:
+    """An export keeps manifests of other tags and unknown fields, replaces the manifest of its tag, and writes a
+    damaged blob again.
     """
     place = tmp_path / "dir"
     skopeo("copy", "--preserve-digests", f"oci-archive:{GOLDEN / 'layouts/parts.tar'}:v1", f"oci:{place}:parts")
@@ -438,7 +453,7 @@ def test_a_layout_that_is_there_keeps_what_it_has(box: Host, tmp_path: Path) -> 
     index = json.loads((place / "index.json").read_text())
     tags = [d["annotations"]["org.opencontainers.image.ref.name"] for d in index["manifests"]]
     assert (tags, index["annotations"]) == (["parts", "new"], {"mine": "stays"})
-    golden = json.loads((GOLDEN / "kits.json").read_text())
+    golden = GOLDEN_KITS
     assert [d["digest"] for d in index["manifests"]] == [golden["parts"]["manifest"], golden["basic"]["manifest"]]
     blob = place / "blobs" / golden["basic"]["layers"][0]["digest"].replace(":", "/")
     right = blob.read_bytes()
@@ -448,7 +463,10 @@ def test_a_layout_that_is_there_keeps_what_it_has(box: Host, tmp_path: Path) -> 
 
 
 def test_a_kit_of_a_registry_is_exported_past_the_store(box: Host, tmp_path: Path) -> None:
-    """Blobs go to the layout only; one that is not right leaves no layout."""
+    """An export of a kit in a registry writes the blobs to the layout only.
+
+    A blob with wrong bytes leaves no layout behind.
+    """
     part = kits.Part(kind="model", path="w.bin", content=kits.kit_tar({"w.bin": WEIGHTS}))
     kit = kits.build([part], vintage="1.17")
     with FakeRegistry() as registry:
@@ -463,7 +481,8 @@ def test_a_kit_of_a_registry_is_exported_past_the_store(box: Host, tmp_path: Pat
     assert files(box, f"oci:{tmp_path / 'good'}")["w.bin"] == WEIGHTS
 
 
-def test_targets_that_are_none(box: Host, tmp_path: Path) -> None:
+def test_export_refuses_invalid_targets(box: Host, tmp_path: Path) -> None:
+    """A target that is not a layout, or that contains something else, is refused in one line."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").write_text("x")
@@ -486,7 +505,7 @@ def test_targets_that_are_none(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_layout_names_itself(box: Host, tmp_path: Path) -> None:
-    """Without --tag a kit is called as its directory or file, and its tag."""
+    """Without ``--tag`` a kit is named after its directory or archive, with the tag of the layout."""
     shutil.copy(GOLDEN / "layouts/basic.tar", tmp_path / "My.Kit.tar")
     done = box.kitfs("import", f"oci-archive:{tmp_path / 'My.Kit.tar'}:v1")
     assert done.stdout.splitlines()[0] == "Using tag my:v1. Use flag --tag to override"
@@ -494,6 +513,7 @@ def test_a_layout_names_itself(box: Host, tmp_path: Path) -> None:
 
 
 def test_an_archive_is_an_ordinary_tar(box: Host, tmp_path: Path) -> None:
+    """Python reads an exported archive as a tar, which begins with oci-layout and index.json."""
     box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
     box.kitfs("export", "here/kit:v1", f"oci-archive:{tmp_path / 'a.tar'}:v1")
     with tarfile.open(tmp_path / "a.tar") as archive:

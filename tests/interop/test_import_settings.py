@@ -1,5 +1,5 @@
-"""Imports of git repositories under the settings of a user: the bytes are the commit's, the way there is the user's,
-secrets stay secret.
+"""Imports of git repositories under a user's settings: the bytes are those of the commit, the transport is the user's
+choice, and secrets stay secret.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def imported(box: Host, url: str | Path, **environ: str) -> str:
-    """The digest of the kit."""
+    """Import a repository, and return the digest of the kit."""
     home = Path(environ.get("HOME", "/nonexistent"))
     done = box.kitfs(
         "import",
@@ -54,13 +54,22 @@ def imported(box: Host, url: str | Path, **environ: str) -> str:
 
 SETTINGS = {
     "line ends": "[core]\n autocrlf = true\n eol = crlf\n safecrlf = true\n",
-    "filters": '[filter "mine"]\n smudge = tr a-z A-Z\n required = true\n[filter "lfs"]\n smudge = tr a-z A-Z\n process = false\n required = true\n',
+    "filters": (
+        '[filter "mine"]\n smudge = tr a-z A-Z\n required = true\n'
+        '[filter "lfs"]\n smudge = tr a-z A-Z\n process = false\n required = true\n'
+    ),
     "a filter that is missing": '[filter "mine"]\n smudge = /none\n required = true\n',
-    "files": "[core]\n symlinks = false\n fileMode = false\n bigFileThreshold = 1\n sparseCheckout = true\n fsmonitor = /bin/false\n",
+    "files": (
+        "[core]\n symlinks = false\n fileMode = false\n bigFileThreshold = 1\n sparseCheckout = true\n"
+        " fsmonitor = /bin/false\n"
+    ),
     "attributes": "[core]\n attributesFile = HOME/attributes\n",
     "a template": "[init]\n templateDir = HOME/template\n defaultBranch = ..\n",
     "hooks": "[core]\n hooksPath = HOME/template/hooks\n",
-    "formats": "[init]\n defaultObjectFormat = sha256\n defaultRefFormat = reftable\n[log]\n showSignature = true\n[color]\n ui = always\n",
+    "formats": (
+        "[init]\n defaultObjectFormat = sha256\n defaultRefFormat = reftable\n"
+        "[log]\n showSignature = true\n[color]\n ui = always\n"
+    ),
 }
 
 
@@ -68,7 +77,7 @@ SETTINGS = {
 def test_settings_of_the_user_do_not_change_an_import(
     box: Host, repository: Path, tmp_path: Path, settings: str
 ) -> None:
-    """Neither the bytes nor the modes, whatever ~/.gitconfig has."""
+    """Nothing in ~/.gitconfig changes the bytes or the modes of a kit."""
     home = tmp_path / "home"
     (home / "template/hooks").mkdir(parents=True)
     (home / "template/info").mkdir()
@@ -82,7 +91,7 @@ def test_settings_of_the_user_do_not_change_an_import(
     assert imported(box, repository, HOME=str(home)) == neutral
     found = files(box, "here/net:v1")
     assert {name: found[name] for name in TREE} == TREE | {"e.id": found["e.id"]}
-    assert (found["c.win"], found["e.id"][:4]) == (b"x\r\n", b"$Id:")  # as the repository itself says
+    assert (found["c.win"], found["e.id"][:4]) == (b"x\r\n", b"$Id:")  # as the repository's own configuration says
 
 
 @pytest.mark.parametrize(
@@ -98,12 +107,12 @@ def test_settings_of_the_user_do_not_change_an_import(
     ],
 )
 def test_variables_of_git_do_not_change_an_import(box: Host, repository: Path, environ: dict[str, str]) -> None:
-    """Such as a hook of git, from which kitfs may be run, has in its environment."""
+    """Variables that git sets for its hooks, from which kitfs may be run, do not change the kit."""
     assert imported(box, repository, **environ) == imported(box, repository)
 
 
 def test_the_umask_does_not_change_an_import(box: Host, repository: Path) -> None:
-    """Modes are part of a kit."""
+    """The umask does not change the modes, which are part of a kit."""
     neutral = imported(box, repository)
     before = os.umask(0o077)
     try:
@@ -115,7 +124,7 @@ def test_the_umask_does_not_change_an_import(box: Host, repository: Path) -> Non
 @pytest.mark.parametrize("default", ["sha1", "sha256"])
 @pytest.mark.parametrize("made", ["sha1", "sha256"])
 def test_repositories_of_either_object_format(box: Host, tmp_path: Path, made: str, default: str) -> None:
-    """Whatever git makes new ones with; by branch and by commit."""
+    """A branch and a commit can be imported from repositories with SHA-1 and with SHA-256 object names."""
     needs("git")
     where = tmp_path / made
     where.mkdir()
@@ -128,15 +137,15 @@ def test_repositories_of_either_object_format(box: Host, tmp_path: Path, made: s
         assert files(box, "here/net:v1")["a.bin"] == b"weights"
 
 
-def test_rewritten_urls_are_the_users_wish(box: Host, repository: Path, tmp_path: Path) -> None:
-    """url.*.insteadOf leads to a mirror."""
+def test_rewritten_urls_are_followed(box: Host, repository: Path, tmp_path: Path) -> None:
+    """url.*.insteadOf in the user's settings leads to a mirror."""
     (tmp_path / ".gitconfig").write_text(f'[url "file://{repository.parent}/"]\n insteadOf = https://git.example/\n')
     imported(box, "https://git.example/net", HOME=str(tmp_path))
     assert files(box, "here/net:v1")["a.txt"] == TREE["a.txt"]
 
 
 class _Web(ThreadingHTTPServer):
-    """A directory over dumb HTTP, for those who log in; ``asked`` notes each Authorization."""
+    """A directory served over dumb HTTP with a login; ``asked`` lists the Authorization header of each request."""
 
     def __init__(self, root: Path, login: str) -> None:
         super().__init__(("127.0.0.1", 0), _Request)
@@ -177,14 +186,14 @@ def web(repository: Path, tmp_path: Path) -> Iterator[_Web]:
     server.server_close()
 
 
-def test_a_login_in_a_url_is_used_and_stands_nowhere(box: Host, web: _Web, tmp_path: Path) -> None:
-    """It reaches the server, and no message, Kitfile, manifest or file of the store, nor the credential store of the
-    user.
+def test_a_login_in_a_url_is_used_and_not_stored(box: Host, web: _Web, tmp_path: Path) -> None:
+    """The login reaches the server, and does not appear in a message, a Kitfile, a manifest, a file of the store or the
+    user's credential store.
     """
     (tmp_path / ".gitconfig").write_text(f"[credential]\n helper = store --file={tmp_path}/kept\n")
     url = f"http://ada:p%40ss%2Fword@127.0.0.1:{web.server_port}/net.git"
     done = box.kitfs("import", url, "-t", "here/net:v1", env={"HOME": str(tmp_path)}, check=False)
-    assert web.wanted in web.asked  # a dumb server gives no single commit, so that the import itself ends here
+    assert web.wanted in web.asked  # a dumb server cannot send a single commit, so the import fails here
     shown = done.stdout + done.stderr + box.kitfs("list", "--json").stdout
     stored = b"".join(path.read_bytes() for path in box.cache.rglob("*") if path.is_file())
     for secret in ("p%40ss", "p@ss", web.wanted.removeprefix("Basic ")):
@@ -194,7 +203,7 @@ def test_a_login_in_a_url_is_used_and_stands_nowhere(box: Host, web: _Web, tmp_p
 
 
 def test_a_refused_login_is_not_shown(box: Host, web: _Web) -> None:
-    """Also where the server repeats it."""
+    """A refused login does not appear in the error, also if the server repeats it."""
     for login, args in (("ada:hunter22@", ()), ("", ("--token", "hunter22"))):
         url = f"http://{login}127.0.0.1:{web.server_port}/net.git"
         done = box.kitfs("import", url, "-t", "here/net:v1", *args, check=False)

@@ -1,4 +1,4 @@
-"""The tests' own builder makes kits that programs of other projects take as they are."""
+"""Programs of other projects accept the kits that the tests' own builder makes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests import kits
-from tests.conftest import GOLDEN, needs
+from tests.conftest import GOLDEN_KITS, needs
 from tests.registry_process import RegistryProcess
 
 pytestmark = pytest.mark.interop
-GOLDEN_KITS = json.loads((GOLDEN / "kits.json").read_text())
 
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
 def test_skopeo_keeps_the_digest_of_a_golden_kit(golden_registry: RegistryProcess, name: str) -> None:
-    """What docker-registry serves under a golden kit's tag has the manifest digest that the packing tool gave it."""
+    """docker-registry serves a golden kit with the manifest digest that the packing tool gave it."""
     ask = urllib.request.Request(
         f"{golden_registry.url}/v2/golden/{name}/manifests/v1", headers={"Accept": kits.MANIFEST}
     )
@@ -33,7 +32,7 @@ def test_skopeo_keeps_the_digest_of_a_golden_kit(golden_registry: RegistryProces
 def test_skopeo_copies_a_built_kit_out_of_the_registry(
     registry: RegistryProcess, tmp_path: Path, vintage: kits.Vintage
 ) -> None:
-    """A kit of every vintage passes through docker-registry and skopeo into a layout with its digest unchanged."""
+    """A kit of every vintage keeps its digest on the way through docker-registry and skopeo into a layout."""
     needs("skopeo")
     parts = [
         kits.part("model", "m", kits.kit_tar({"m/w.bin": b"weights"})),
@@ -47,7 +46,7 @@ def test_skopeo_copies_a_built_kit_out_of_the_registry(
 
 
 def test_the_access_log_counts_bytes_of_ranges(registry: RegistryProcess) -> None:
-    """The log that tests count with says how many body bytes each answer had."""
+    """The access log, which tests use for counting, has the number of body bytes of each answer."""
     kit = kits.build([kits.part("model", "w.bin", bytes(100_000), format="raw")])
     registry.push(kit, "built/counted")
     since = registry.mark()

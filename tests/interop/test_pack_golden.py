@@ -1,5 +1,5 @@
 """``kitfs pack`` of the golden trees: layers and configs are kit's byte for byte, and the manifest is that of the
-version asked for.
+requested version.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import pytest
 
 from kitfs.version import __version__
 from tests import kits, trees
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, GOLDEN_KITS
 from tests.fakes.registry import FakeRegistry
 from tests.host import Host
 
 pytestmark = pytest.mark.interop
-GOLDEN_KITS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kits.json").read_text())
 PACKED_BY_KIT = [name for name, kit in GOLDEN_KITS.items() if "packed_by" not in kit]
 PLAIN = [name for name in PACKED_BY_KIT if GOLDEN_KITS[name]["compression"] == "none"]
 VERSION = "ml.kitops.modelkit.cli-version"
@@ -32,7 +31,7 @@ SAVED = re.compile(r"(Saved|Already saved) (\w+) layer: (sha256:[0-9a-f]{64})")
 
 @pytest.fixture(scope="module")
 def mirror() -> Iterator[tuple[str, str]]:
-    """--mirror and its value: a registry that has golden/parts, the parent of ``child``, out of its archive."""
+    """``--mirror`` and its value: a registry that contains golden/parts, the parent of ``child``."""
     archive, about = GOLDEN / "layouts/parts.tar", GOLDEN_KITS["parts"]
     with FakeRegistry() as registry:
         for blob in (about["config"], *about["layers"]):
@@ -42,7 +41,7 @@ def mirror() -> Iterator[tuple[str, str]]:
 
 
 def blob(box: Host, digest: str) -> bytes:
-    """What the store of a host holds under a digest, checked."""
+    """Return the bytes of a blob in the store of a host, after checking their digest."""
     algorithm, _, name = digest.partition(":")
     data = (box.cache / "blobs" / algorithm / name[:2] / name / "rest").read_bytes()
     assert kits.sha256(data) == digest
@@ -52,7 +51,7 @@ def blob(box: Host, digest: str) -> bytes:
 def packed(
     box: Host, *args: str | os.PathLike[str], env: dict[str, str] | None = None
 ) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
-    """(digest, manifest, config, lines printed) of a pack."""
+    """Pack a kit, and return its digest, its manifest, its config and the lines that were printed."""
     lines = box.kitfs("pack", *args, env=env).stdout.splitlines()
     digest = lines[-1].removeprefix("Model saved: ")
     manifest = json.loads(blob(box, digest))
@@ -61,11 +60,12 @@ def packed(
 
 @pytest.mark.parametrize("name", PACKED_BY_KIT)
 @pytest.mark.parametrize("version", [None, "1.7.0", "1.10.0"])
-def test_layers_and_config_of_a_golden_tree_are_kits(
+def test_layers_and_config_of_a_golden_tree_are_those_of_kit(
     golden_trees: Path, box: Host, mirror: tuple[str, str], name: str, version: str | None
 ) -> None:
-    """Digests, sizes and media types of all layers, digest and size of the config; of compressed kits the diffIds are
-    the layers here.
+    """Layers have kit's digests, sizes and media types, and the config has kit's digest and size.
+
+    For compressed kits the layers have kit's diffIds, because kitfs packs them without compression here.
     """
     expected = GOLDEN_KITS[name]
     options = () if version is None else ("--kit-version", version)
@@ -87,7 +87,7 @@ def test_layers_and_config_of_a_golden_tree_are_kits(
 
 
 def without_digests(theirs: Any, ours: Any) -> Any:
-    """``theirs`` with the digests of ``ours``, which are the diffIds of both."""
+    """Return ``theirs`` with the digests of ``ours``, which are the diffIds of both."""
     if isinstance(theirs, dict):
         found = {key: without_digests(value, ours[key]) for key, value in theirs.items()}
         if "diffId" in theirs:
@@ -100,7 +100,9 @@ def without_digests(theirs: Any, ours: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_manifest_of_kit_1_7_is_kits(golden_trees: Path, box: Host, mirror: tuple[str, str], name: str) -> None:
+def test_a_manifest_of_kit_1_7_is_that_of_kit(
+    golden_trees: Path, box: Host, mirror: tuple[str, str], name: str
+) -> None:
     """With ``--kit-version 1.7.0`` the whole kit is byte for byte what kit 1.7.0 made of the tree."""
     digest, *_ = packed(box, golden_trees / name, "-t", "here:v1", "--kit-version", "1.7.0", *mirror)
     assert digest == GOLDEN_KITS[name]["manifest"]
@@ -146,7 +148,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 def go_tar(*files: str) -> bytes:
-    """A layer of these files as Go writes it: device numbers in octal, no slash behind directories (KITOPS §1.5)."""
+    """Return a layer of these files as Go writes it: device numbers in octal, no slash behind the names
+    of directories.
+    """
     data, at = bytearray(kits.kit_tar({file: FILES[file] for file in files})), 0
     while data[at]:
         data[at : at + 100] = bytes(data[at : at + 100]).rstrip(b"\0").rstrip(b"/").ljust(100, b"\0")
@@ -158,7 +162,10 @@ def go_tar(*files: str) -> bytes:
 
 
 def oracle(tree: Path, vintage: kits.Vintage) -> kits.Kit:
-    """What tests/kits.py makes of ``tree``; paths in the config are as written, those of annotations clean."""
+    """Return what tests/kits.py makes of ``tree``.
+
+    Paths in the config are as written, and those in annotations are clean.
+    """
 
     def layer(kind: str, path: str, *files: str, name: str = "") -> kits.Part:
         return kits.part(kind, path, go_tar(*files), name=name)
@@ -190,8 +197,8 @@ def oracle(tree: Path, vintage: kits.Vintage) -> kits.Kit:
 def test_a_manifest_has_the_shape_of_its_version(
     tree: Path, box: Host, vintage: kits.Vintage, version: str | None
 ) -> None:
-    """Every field, in order, is that of an independent builder of the same vintage; a prompt is marked as one in all
-    of them.
+    """Every field, in order, is that of an independent builder of the same vintage, and every version marks a prompt as
+    a prompt.
     """
     options = () if version is None else ("--kit-version", version)
     digest, found, config, _ = packed(
@@ -222,7 +229,7 @@ def test_a_manifest_has_the_shape_of_its_version(
 
 @pytest.mark.parametrize("version", ["1.7.0", "1.10.0", "1.17.0"])
 def test_a_kit_of_no_layers_has_the_shape_of_its_version(golden_trees: Path, box: Host, version: str) -> None:
-    """``"layers":null`` in 1.7; since 1.10 ``[]``, and a warning."""
+    """A kit without layers has ``"layers":null`` in 1.7, and ``[]`` and a warning since 1.10."""
     done = box.kitfs("pack", golden_trees / "empty", "-t", "none:v1", "--kit-version", version)
     manifest = json.loads(blob(box, done.stdout.splitlines()[-1].removeprefix("Model saved: ")))
     assert manifest["layers"] == (None if version == "1.7.0" else [])
@@ -230,7 +237,7 @@ def test_a_kit_of_no_layers_has_the_shape_of_its_version(golden_trees: Path, box
 
 
 def test_the_created_time_is_now_without_source_date_epoch(tree: Path, box: Host) -> None:
-    """UTC, in seconds, between before and after."""
+    """Without SOURCE_DATE_EPOCH the created time is the current time, in UTC and whole seconds."""
     before = _now()
     _, manifest, *_ = packed(box, tree, "-t", "shapes:v1")
     assert before <= manifest["annotations"][CREATED] <= _now()
@@ -244,7 +251,7 @@ def _now() -> str:
 
 @pytest.mark.parametrize("value", ["yesterday", "-1", "1e9", "253402300800", "12 13"])
 def test_a_bad_source_date_epoch_packs_nothing(tree: Path, box: Host, value: str) -> None:
-    """One line that names it, exit code 2, nothing in the store."""
+    """An invalid SOURCE_DATE_EPOCH is refused in one line that names it, with exit code 2, and nothing is stored."""
     done = box.kitfs("pack", tree, "-t", "shapes:v1", env={"SOURCE_DATE_EPOCH": value}, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"kitfs: invalid SOURCE_DATE_EPOCH {value!r}")

@@ -1,46 +1,45 @@
-"""``kitfs pull`` and ``kitfs push`` of big kits through everything that breaks; what is there afterwards is the kit.
+"""``kitfs pull`` and ``kitfs push`` of big kits through every kind of interruption: the kit that arrives is the right
+one.
 
-``PULL_MIB`` in the environment is the size of the kits that are killed again and again: 512, and 5120 by hand, which
-takes some minutes and four times that of disk. Kills come when so and so many bytes were moved since the last one, by
-a seed that a failure names.
+``PULL_MIB`` in the environment is the size of the kits that are killed again and again: 512 by default, and 5120 for a
+run by hand, which takes some minutes and four times that of disk. A kill comes when a random number of bytes was
+transferred since the last one, by a seed that a failure names.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import kits, trees
-from tests.conftest import CANNOT, GOLDEN, needs, needs_root
+from tests.conftest import CANNOT, GOLDEN, GOLDEN_KITS
+from tests.disks import tmpfs
 from tests.fakes.faults import Answer, Lie, Stall, Status
 from tests.fakes.registry import FakeRegistry
-from tests.host import Host, own_python, wait_until
-from tests.registry_process import RegistryProcess, Relay
+from tests.host import Host, wait_until
+from tests.interpreters import own_python
+from tests.registry_process import RegistryProcess
+from tests.relay import Relay
 from tests.server import Server
 
 pytestmark = pytest.mark.interop
-GOLDEN_KITS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kits.json").read_text())
 MiB = 1 << 20
 BIG = int(os.environ.get("PULL_MIB", "512")) * MiB
 SOME = 24 * MiB
 KILLS = 10
-STREAMS = 4  # of one blob
-WINDOW = 4 * MiB  # what a stream may have on the way
-CHUNK = 32 * MiB  # of an upload
+STREAMS = 4  # in parallel, for one blob
+WINDOW = 4 * MiB  # bytes that one stream may have requested and not stored
+CHUNK = 32 * MiB  # of an upload, in bytes
 TALK = 64 << 10
 MEASURED = """
 import sys
@@ -51,26 +50,8 @@ sys.exit(code)
 """
 
 
-class Meter(Relay):
-    """A relay that counts what goes by: answers, or with ``sent`` requests; ``hold`` holds the same."""
-
-    def __init__(self, port: int, *, sent: bool = False) -> None:
-        self.moved = 0
-        self._sent = sent
-        super().__init__(port)
-
-    def _pump(self, pair: Any, source: socket.socket, sink: socket.socket, counted: bool) -> None:
-        super()._pump(pair, source, sink, counted != self._sent)
-
-    def _share(self, wanted: int) -> int:
-        share = super()._share(wanted)
-        with self._lock:
-            self.moved += share
-        return share
-
-
 def file_of(path: Path, size: int, seed: int) -> Path:
-    """Random bytes of which no two pieces of 32 KiB are alike."""
+    """Write random bytes in which no two pieces of 32 KiB are equal."""
     base = random.Random(seed).randbytes((32 << 10) - 8)
     with path.open("wb") as out:
         for n in range(0, size, 32 << 10):
@@ -79,7 +60,7 @@ def file_of(path: Path, size: int, seed: int) -> Path:
 
 
 def big_kit(directory: Path, size: int = SOME) -> kits.Kit:
-    """Two raw layers, of two thirds and a third, and small ones."""
+    """Build a kit of two raw layers, of two thirds and one third of ``size``, and of some small layers."""
     parts = [kits.part("model", "w.bin", file_of(directory / "w.bin", size // 3 * 2 + 7, 1), format="raw")]
     parts.append(kits.part("dataset", "d.bin", file_of(directory / "d.bin", size // 3, 2), format="raw"))
     parts += [kits.part("code", f"c{n}", kits.kit_tar({f"c{n}/a.py": bytes([n]) * 9999})) for n in range(6)]
@@ -90,20 +71,8 @@ def size_of(kit: kits.Kit) -> int:
     return len(kit.manifest) + sum(kits.size_of(content) for content in kit.blobs.values())
 
 
-@pytest.fixture(params=["kitfs serve", "docker-registry"])
-def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """host:port of each registry in turn, on this test's own data."""
-    if request.param == "kitfs serve":
-        with Server(tmp_path / "root", tmp_path / "log") as server:
-            yield server.address
-    else:
-        needs("docker-registry")
-        with RegistryProcess(tmp_path / "registry") as process:
-            yield process.host
-
-
 def verified(box: Host, kit: kits.Kit) -> None:
-    """Each blob of a kit is in the store, sealed, and its file has its digest."""
+    """Assert that every blob of a kit is in the store, is sealed, and has its digest."""
     for digest, content in {**kit.blobs, kit.digest: kit.manifest}.items():
         algorithm, _, digits = digest.partition(":")
         entry = box.cache / "blobs" / algorithm / digits[:2] / digits
@@ -116,24 +85,14 @@ def tags(box: Host) -> str:
     return "".join(sorted(path.name for path in (box.cache / "refs").rglob("*") if path.is_file()))
 
 
-@contextlib.contextmanager
-def running(box: Host, *args: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """A verb in the background, which does not outlive the block."""
-    process = box.start(*args)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 # -- pull
 
 
 @pytest.mark.parametrize("name", sorted(set(GOLDEN_KITS) - {"child"}))
-def test_a_golden_kit(golden_registry: RegistryProcess, box: Host, name: str) -> None:
-    """Of each form: it is told in kit's words, has the recorded digest, and is there when the registry is not asked
-    any more.
+def test_pull_of_a_golden_kit(golden_registry: RegistryProcess, box: Host, name: str) -> None:
+    """Pull of a golden kit of any form prints kit's words and the recorded digest.
+
+    Afterwards the kit is read without the registry.
     """
     ref = f"{golden_registry.host}/golden/{name}:v1"
     mark = golden_registry.mark()
@@ -147,8 +106,10 @@ def test_a_golden_kit(golden_registry: RegistryProcess, box: Host, name: str) ->
     assert [row.path for row in golden_registry.served(mark)] == [f"/v2/golden/{name}/manifests/v1"]
 
 
-def test_a_golden_parent(golden_registry: RegistryProcess, box: Host) -> None:
-    """A kit whose model comes from another registry brings that along, by way of a mirror; it unpacks offline."""
+def test_pull_brings_the_parent_of_a_kit(golden_registry: RegistryProcess, box: Host) -> None:
+    """Pull of a kit whose model is in another registry pulls that parent too, through a mirror, and the kit can be
+    unpacked offline.
+    """
     ref = f"{golden_registry.host}/golden/child:v1"
     parent = GOLDEN_KITS["parts"]["reference"]
     mirror = ("--mirror", f"{parent.partition('/')[0]}={golden_registry.url}")
@@ -162,12 +123,15 @@ def test_a_golden_parent(golden_registry: RegistryProcess, box: Host) -> None:
     assert golden_registry.served(mark) == []
 
 
-def test_a_pull(served: str, box: Host, tmp_path: Path) -> None:
-    """From each registry: every byte once, verified, pinned whatever --cache-size says; again, only the manifest."""
+def test_pull_transfers_every_byte_once(either_registry: RegistryProcess | Server, box: Host, tmp_path: Path) -> None:
+    """Pull transfers every byte once from each registry, verifies it, and pins it whatever ``--cache-size`` says.
+
+    A second pull transfers the manifest only.
+    """
     kit = big_kit(tmp_path)
-    ref = kits.push(kit, served, "team/kit", "v1")
-    with Meter(int(served.rpartition(":")[2])) as meter:
-        ref = ref.replace(served, meter.host)
+    ref = kits.push(kit, either_registry.host, "team/kit", "v1")
+    with Relay(either_registry.port) as meter:
+        ref = ref.replace(either_registry.host, meter.host)
         box.kitfs("pull", ref, "--cache-size", "1MiB")
         assert size_of(kit) < meter.moved < size_of(kit) + TALK
         verified(box, kit)
@@ -179,13 +143,15 @@ def test_a_pull(served: str, box: Host, tmp_path: Path) -> None:
 
 @pytest.mark.mount
 def test_a_pull_of_what_is_mounted(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """What the mount has read is not moved again, and it goes on reading while the pull brings the rest."""
+    """A pull does not transfer again what a mount has read, and the mount stays readable while the pull fetches the
+    rest.
+    """
     kit = big_kit(tmp_path)
     ref = own_registry.push(kit, "team/kit")
     mount = host.mount(ref, "--plain-http")
     with (mount / "w.bin").open("rb") as file:
         head = file.read(3 * MiB)
-        with running(host, "pull", ref, "--plain-http") as process:
+        with host.running("pull", ref, "--plain-http") as process:
             rest = file.read()
             out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
@@ -196,10 +162,10 @@ def test_a_pull_of_what_is_mounted(own_registry: RegistryProcess, host: Host, tm
 
 
 def test_two_pulls_at_once(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
-    """Of one kit into one store: each byte is moved about once."""
+    """Two pulls of one kit into one store transfer each byte about once."""
     kit = big_kit(tmp_path)
     ref = own_registry.push(kit, "team/kit")
-    with running(box, "pull", ref, "--plain-http") as first, running(box, "pull", ref, "--plain-http") as second:
+    with box.running("pull", ref, "--plain-http") as first, box.running("pull", ref, "--plain-http") as second:
         for process in (first, second):
             out, err = process.communicate(timeout=60)
             assert (process.returncode, out.splitlines()[-1], err) == (0, f"Pulled {kit.digest}", "")
@@ -209,8 +175,8 @@ def test_two_pulls_at_once(own_registry: RegistryProcess, box: Host, tmp_path: P
     )
 
 
-def test_a_wrong_byte(box: Host, tmp_path: Path) -> None:
-    """One line, exit code 6, nothing tagged; the next pull is right."""
+def test_a_wrong_byte_fails_the_pull(box: Host, tmp_path: Path) -> None:
+    """A wrong byte ends in one line and exit code 6, and no tag is set. The next pull succeeds."""
     kit = big_kit(tmp_path)
     with FakeRegistry() as fake:
         ref = fake.put_kit("team/kit", kit, "v1")
@@ -236,7 +202,8 @@ def test_a_wrong_byte(box: Host, tmp_path: Path) -> None:
         ("127.0.0.1:1/team/kit:v1", 4, "127.0.0.1:1"),
     ],
 )
-def test_a_pull_that_cannot_be_is_one_line(box: Host, ref: str, code: int, said: str) -> None:
+def test_a_pull_that_cannot_succeed_fails_in_one_line(box: Host, ref: str, code: int, said: str) -> None:
+    """A pull that cannot succeed ends in one line."""
     with FakeRegistry() as fake:
         fake.put_kit("team/kit", kits.build([kits.part("code", "a", b"a", format="raw")]), "v1")
         fake.put_kit("team/image", kits.container_image(), "v1")
@@ -246,8 +213,8 @@ def test_a_pull_that_cannot_be_is_one_line(box: Host, ref: str, code: int, said:
     assert "Pulled" not in done.stdout
 
 
-def test_a_pull_through_a_door_and_a_crowd(box: Host, tmp_path: Path) -> None:
-    """Tokens that live for a second, and answers of 429 with Retry-After, do not fail it; nor a push."""
+def test_short_tokens_and_429_do_not_fail_a_pull(box: Host, tmp_path: Path) -> None:
+    """Tokens that expire after a second, and 429 with Retry-After, fail neither a pull nor a push."""
     kit = big_kit(tmp_path)
     with FakeRegistry() as desk, FakeRegistry() as fake:
         ref = fake.put_kit("team/kit", kit, "v1")
@@ -269,7 +236,7 @@ def test_a_pull_through_a_door_and_a_crowd(box: Host, tmp_path: Path) -> None:
 
 
 class Expire:
-    """No fault of the answer: after so many answers that were let in, all tokens expire."""
+    """Not a fault of an answer: after a number of authorized requests all tokens expire."""
 
     def __init__(self, registry: FakeRegistry, *, every: int) -> None:
         self.registry = registry
@@ -284,7 +251,7 @@ class Expire:
 
 
 def test_tokens_that_live_for_two_requests(box: Host, tmp_path: Path) -> None:
-    """Whatever they are told to live: pull and push get new ones, and end."""
+    """Tokens that expire after two requests, whatever their expires_in says, are renewed, and pull and push succeed."""
     kit = big_kit(tmp_path)
     with FakeRegistry() as desk, FakeRegistry() as fake:
         ref = fake.put_kit("team/kit", kit, "v1")
@@ -297,17 +264,11 @@ def test_tokens_that_live_for_two_requests(box: Host, tmp_path: Path) -> None:
         assert len(desk.served("/token")) > len(kit.blobs)
 
 
-def test_a_full_disk(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
-    """One line, exit code 7, nothing tagged; with more room it goes on."""
-    needs_root()
-    needs("mount")
+def test_a_pull_onto_a_full_disk_resumes(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
+    """A full disk ends a pull in one line and exit code 7, and no tag is set. With more room the pull resumes."""
     kit = big_kit(tmp_path)
     ref = own_registry.push(kit, "team/kit")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("not here: a tmpfs cannot be mounted")
-    try:
+    with tmpfs(tmp_path / "disk", "size=12m") as disk:
         done = box.kitfs("pull", ref, "--plain-http", "--cache-dir", disk / "cache", check=False)
         assert done.returncode == 7
         assert "no space left" in done.stderr.splitlines()[-1]
@@ -318,18 +279,16 @@ def test_a_full_disk(own_registry: RegistryProcess, box: Host, tmp_path: Path) -
         box.cache = disk / "cache"
         verified(box, kit)
         assert own_registry.moved() - before < size_of(kit) - 8 * MiB
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_pull_that_is_interrupted_says_so(box: Host, tmp_path: Path) -> None:
-    """Ctrl-C while the registry sends nothing more: one line, exit code 130, soon; then it goes on."""
+def test_an_interrupted_pull_resumes(box: Host, tmp_path: Path) -> None:
+    """Ctrl-C while the registry sends nothing ends a pull in one line and exit code 130. The next pull resumes."""
     kit = big_kit(tmp_path)
     with FakeRegistry() as fake:
         ref = fake.put_kit("team/kit", kit, "v1")
         stall = Stall(1 * MiB)
         fake.fail(f"/blobs/{kit.layers[0]}", stall)
-        with running(box, "pull", ref) as process:
+        with box.running("pull", ref) as process:
             assert stall.reached.wait(60)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=20)
@@ -343,7 +302,7 @@ def test_a_pull_that_is_interrupted_says_so(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
-    """It is pulled and unpacked out of kit's own storage, without any registry, and that stays as it was."""
+    """A kit in kit's own storage is pulled and unpacked without a registry, and the storage does not change."""
     if shutil.which("kit") is None:
         pytest.skip(f"{CANNOT} no kit on PATH")
     subprocess.run([sys.executable, GOLDEN / "make_trees.py", tmp_path / "trees"], check=True)
@@ -369,16 +328,19 @@ def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pull_that_is_killed_again_and_again(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
-    """It finishes when run again, and what was moved twice is what its streams had on the way."""
+    """A pull that is killed many times succeeds when it is run again.
+
+    Only bytes that were on the way are transferred twice.
+    """
     kit = big_kit(tmp_path, BIG)
     own_registry.push(kit, "team/kit")
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
-    with Meter(own_registry.port) as meter:
+    with Relay(own_registry.port) as meter:
         ref = f"{meter.host}/team/kit:v1"
         for _ in range(KILLS):
             meter.hold(rng.randrange(BIG // KILLS))
-            with running(box, "pull", ref, "--progress", "none") as process:
+            with box.running("pull", ref, "--progress", "none") as process:
                 assert meter.held.wait(120)
                 process.kill()
                 process.wait()
@@ -395,18 +357,18 @@ def test_a_pull_that_is_killed_again_and_again(own_registry: RegistryProcess, bo
 
 @pytest.mark.slow
 def test_a_pull_that_is_killed_at_its_end(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
-    """When all bytes have come, at moments between that and the last word: nothing is moved again but the manifest."""
+    """A pull that is killed after its last byte, at different moments, transfers nothing again but the manifest."""
     kit = big_kit(tmp_path)
     own_registry.push(kit, "team/kit")
     rng = random.Random(1)
     for _ in range(KILLS // 2):
-        with Meter(own_registry.port) as meter:
+        with Relay(own_registry.port) as meter:
             ref = f"{meter.host}/team/kit:v1"
-            with running(box, "pull", ref, "--progress", "none") as process:
+            with box.running("pull", ref, "--progress", "none") as process:
                 wait_until(lambda: meter.moved > size_of(kit) or process.poll() is not None, "nothing comes")
-                time.sleep(rng.random() / 20)  # where it stands then is what is tried
+                time.sleep(rng.random() / 20)  # the test tries where the pull stands after this time
                 process.kill()
-        with Meter(own_registry.port) as meter:
+        with Relay(own_registry.port) as meter:
             ref = f"{meter.host}/team/kit:v1"
             box.kitfs("pull", ref)
             assert meter.moved < STREAMS * WINDOW
@@ -417,7 +379,10 @@ def test_a_pull_that_is_killed_at_its_end(own_registry: RegistryProcess, box: Ho
 
 @pytest.mark.slow
 def test_a_push_that_is_killed_again_and_again(box: Host, tmp_path: Path) -> None:
-    """To ``kitfs serve``: it finishes when run again, and no more than a chunk of each stream goes twice."""
+    """A push to ``kitfs serve`` that is killed many times succeeds when it is run again.
+
+    At most one chunk of each stream is sent twice.
+    """
     kit = big_kit(tmp_path, BIG)
     with FakeRegistry() as fake:
         box.kitfs("pull", fake.put_kit("team/kit", kit, "v1"), timeout=600)
@@ -426,12 +391,12 @@ def test_a_push_that_is_killed_again_and_again(box: Host, tmp_path: Path) -> Non
     rng = random.Random(seed)
     with (
         Server(tmp_path / "root", tmp_path / "log") as server,
-        Meter(int(server.address.rpartition(":")[2]), sent=True) as meter,
+        Relay(server.port, requests=True) as meter,
     ):
         ref = f"{meter.host}/team/kit:v1"
         for _ in range(KILLS):
             meter.hold(rng.randrange(BIG // KILLS))
-            with running(box, "push", source, ref, "--progress", "none") as process:
+            with box.running("push", source, ref, "--progress", "none") as process:
                 assert meter.held.wait(120)
                 process.kill()
                 process.wait()
@@ -449,11 +414,11 @@ def test_a_push_that_is_killed_again_and_again(box: Host, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_memory_stays_small(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
-    """Of pull and push, at their peaks, whatever the size of the kit."""
+    """The peak memory of pull and push does not depend on the size of the kit."""
     kit = big_kit(tmp_path, max(BIG, 256 * MiB))
     ref = own_registry.push(kit, "team/kit")
     with Server(tmp_path / "root", tmp_path / "log") as server:
-        for args in (["pull", ref], ["push", ref, f"{server.address}/team/kit:v1"]):
+        for args in (["pull", ref], ["push", ref, f"{server.host}/team/kit:v1"]):
             command = [box.python.executable, "-c", MEASURED, *args, "--progress", "none"]
             done = subprocess.run(command, env=box.env, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, done.stderr

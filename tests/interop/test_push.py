@@ -1,5 +1,5 @@
-"""Pushes to CNCF distribution and to ``kitfs serve``: in one piece, in chunks, mounted, over connections that break;
-skopeo reads them.
+"""Pushes to CNCF distribution and to ``kitfs serve``: in one piece, in chunks, by mounting, over connections that
+break; skopeo reads the result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from kitfs.registry.credentials import Credentials
 from kitfs.registry.options import ClientOptions
 from tests import kits
 from tests.conftest import needs
-from tests.registry_process import RegistryProcess, Relay
+from tests.registry_process import RegistryProcess
+from tests.relay import Relay
 from tests.server import Server
 
 pytestmark = pytest.mark.interop
@@ -37,7 +38,7 @@ Repositories = Callable[[str, str], Repository]
 
 @pytest.fixture
 def repository() -> Iterator[Repositories]:
-    """(host, name) → Repository."""
+    """A function that returns the Repository of a host and a name."""
     client = RegistryClient(
         ClientOptions(read_timeout=20.0), Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test")
     )
@@ -50,12 +51,12 @@ def reader(data: bytes = DATA) -> Callable[[int], Iterator[bytes]]:
 
 
 def uploads(registry: RegistryProcess, name: str) -> list[Path]:
-    """Unfinished sessions in the registry's storage."""
+    """Return the unfinished uploads in the registry's storage."""
     return list((registry.data / "docker/registry/v2/repositories" / name / "_uploads").glob("*"))
 
 
 class Notes(dict[tuple[str, str], Any]):
-    """A journal."""
+    """A journal in memory."""
 
     def set(self, key: tuple[str, str], value: Any) -> None:
         self[key] = value
@@ -65,9 +66,10 @@ class Notes(dict[tuple[str, str], Any]):
 
 
 @pytest.mark.parametrize("chunk", [32 * MiB, 4 * MiB, 9 * MiB + 7, 3 * MiB])
-def test_a_blob_arrives(own_registry: RegistryProcess, repository: Repositories, chunk: int) -> None:
-    """In one PUT, in chunks with a rest, in one chunk, in chunks without; no session is left, and the second push
-    sends nothing.
+def test_a_blob_is_uploaded(own_registry: RegistryProcess, repository: Repositories, chunk: int) -> None:
+    """A blob is uploaded in one PUT, in chunks with a rest, in one chunk, and in chunks without a rest.
+
+    No session is left, and a second push sends nothing.
     """
     team, told = repository(own_registry.host, "team/kit"), list[int]()
     assert team.upload(BLOB, reader(), chunk=chunk, progress=told.append) == "uploaded"
@@ -76,15 +78,15 @@ def test_a_blob_arrives(own_registry: RegistryProcess, repository: Repositories,
     assert team.upload(BLOB, reader(), chunk=chunk) == "exists"
 
 
-def test_an_empty_blob_arrives(registry: RegistryProcess, repository: Repositories) -> None:
-    """Zero bytes have a digest too."""
+def test_an_empty_blob_is_uploaded(registry: RegistryProcess, repository: Repositories) -> None:
+    """A blob of zero bytes, which has a digest too, is uploaded."""
     team, empty = repository(registry.host, "push/empty"), Descriptor("x", Digest.of(b""), 0)
     team.upload(empty, reader(b""))
     assert team.upload(empty, reader(b"")) == "exists"
 
 
 def test_a_blob_is_mounted(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """From the repository that has it, and no byte of it moves."""
+    """A blob is mounted from the repository that has it, and no byte of it is sent."""
     repository(own_registry.host, "lib/base").upload(BLOB, reader())
 
     def read(_: int) -> Iterator[bytes]:
@@ -95,7 +97,7 @@ def test_a_blob_is_mounted(own_registry: RegistryProcess, repository: Repositori
     assert team.upload(BLOB, read) == "exists"
     assert [row.status for row in own_registry.served() if row.method == "DELETE"] == [
         204
-    ]  # the session that asking lib/none began
+    ]  # the session that the mount request to lib/none began
 
 
 @pytest.mark.parametrize("chunk", [32 * MiB, 2 * MiB])
@@ -103,7 +105,10 @@ def test_a_blob_is_mounted(own_registry: RegistryProcess, repository: Repositori
 def test_a_connection_that_breaks(
     own_registry: RegistryProcess, repository: Repositories, after: int, chunk: int
 ) -> None:
-    """The blob arrives all the same; this registry loses the session of a broken chunk, so it is begun anew."""
+    """A blob is uploaded although a connection breaks.
+
+    This registry loses the session of a broken chunk, so the upload starts again.
+    """
     with Relay(own_registry.port) as relay:
         relay.cut(after)
         told: list[int] = []
@@ -115,7 +120,7 @@ def test_a_connection_that_breaks(
 
 
 def test_a_registry_that_restarts(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """Between two chunks, which it keeps on disk."""
+    """An upload resumes after the registry restarted between two chunks, because the registry keeps them on disk."""
     restarted: list[int] = []
 
     def read(offset: int) -> Iterator[bytes]:
@@ -130,10 +135,13 @@ def test_a_registry_that_restarts(own_registry: RegistryProcess, repository: Rep
 
 
 @pytest.mark.parametrize("stop", [0, 77])
-def test_a_later_call_goes_on_or_begins_anew(
+def test_a_later_call_resumes_or_starts_again(
     own_registry: RegistryProcess, repository: Repositories, stop: int
 ) -> None:
-    """A push that ended between chunks goes on; one that ended within a chunk has lost its session here."""
+    """A later call resumes an upload that ended between chunks.
+
+    An upload that ended within a chunk starts again, because this registry has lost its session.
+    """
 
     class Killed(BaseException):
         pass
@@ -158,8 +166,8 @@ def test_a_later_call_goes_on_or_begins_anew(
 
 
 def test_kitfs_serve_keeps_what_it_has(repository: Repositories, tmp_path: Path) -> None:
-    """Through a connection that breaks, a server that is killed and a push that ends: one session, and no chunk goes
-    twice whole.
+    """A connection that breaks, a server that is killed and a push that ends: one session of ``kitfs serve`` survives
+    them all, and no chunk is sent twice as a whole.
     """
 
     class Killed(BaseException):
@@ -172,14 +180,14 @@ def test_kitfs_serve_keeps_what_it_has(repository: Repositories, tmp_path: Path)
             self.seen.add(value["location"].rpartition("/")[2])
             super().set(key, value)
 
-    with Server(tmp_path / "root", tmp_path / "log") as server, Relay(int(server.address.rpartition(":")[2])) as relay:
+    with Server(tmp_path / "root", tmp_path / "log") as server, Relay(int(server.host.rpartition(":")[2])) as relay:
         killed: list[int] = []
 
         def read(offset: int) -> Iterator[bytes]:
             if offset == 4 * MiB and not killed:
                 killed.append(offset)
                 server.kill()
-                server.restart()
+                server.start()
             if offset >= 6 * MiB:
                 raise Killed
             yield from reader()(offset)
@@ -195,15 +203,15 @@ def test_kitfs_serve_keeps_what_it_has(repository: Repositories, tmp_path: Path)
 
 
 def test_a_wrong_digest_is_refused(registry: RegistryProcess, repository: Repositories) -> None:
-    """By the registry, as IntegrityError."""
+    """The registry refuses a wrong digest, and the upload raises IntegrityError."""
     team = repository(registry.host, "push/wrong")
     for chunk in (32 * MiB, 2 * MiB):
         with pytest.raises(IntegrityError, match="computed another digest"):
             team.upload(Descriptor("x", Digest.of(b"else"), len(DATA)), reader(), chunk=chunk)
 
 
-def test_sha512(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """Whether it takes another algorithm is the registry's business; an answer is an answer."""
+def test_another_digest_algorithm_gets_an_answer(own_registry: RegistryProcess, repository: Repositories) -> None:
+    """The registry decides whether it accepts another digest algorithm; either answer is handled."""
     blob = Descriptor("x", Digest.parse(f"sha512:{hashlib.sha512(DATA).hexdigest()}"), len(DATA))
     team = repository(own_registry.host, "team/kit")
     assert team.upload(blob, reader(), chunk=2 * MiB) == "uploaded"
@@ -211,7 +219,7 @@ def test_sha512(own_registry: RegistryProcess, repository: Repositories) -> None
 
 @pytest.mark.parametrize("chunk", [1 << 40, 32 * MiB])
 def test_a_body_is_streamed(own_registry: RegistryProcess, repository: Repositories, chunk: int) -> None:
-    """A blob of 256 MiB passes through memory a piece at a time."""
+    """A blob of 256 MiB is sent without being held in memory."""
     size, piece = 256 * MiB, bytes(MiB)
     hasher = hashlib.sha256()
     for _ in range(size // MiB):
@@ -231,7 +239,7 @@ def test_a_body_is_streamed(own_registry: RegistryProcess, repository: Repositor
 def test_skopeo_reads_a_pushed_kit(
     registry: RegistryProcess, repository: Repositories, tmp_path: Path, vintage: kits.Vintage
 ) -> None:
-    """Every blob and the manifest, byte for byte; the tags are those that were given."""
+    """Skopeo reads every blob and the manifest of a pushed kit byte for byte, and finds the tags that were given."""
     needs("skopeo")
     model = kits.part("model", "model", kits.kit_tar({"model/w.bin": DATA}))
     kit = kits.build([model, kits.part("docs", "README.md", b"# x", format="raw")], vintage=vintage)
@@ -255,14 +263,14 @@ def test_skopeo_reads_a_pushed_kit(
 
 
 def test_a_manifest_without_its_blobs_is_refused(registry: RegistryProcess, repository: Repositories) -> None:
-    """With the registry's own words."""
+    """The error for a manifest without its blobs contains the registry's own words."""
     kit = kits.build([kits.part("docs", "README.md", b"never pushed", format="raw")], vintage="1.17")
     with pytest.raises(RegistryError, match="blob unknown to registry"):
         repository(registry.host, "push/nothing").put_manifest("v1", IMAGE_MANIFEST, kit.manifest)
 
 
 def test_manifests_are_deleted(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """By digest; this version deletes no tags, and says 405 or 400."""
+    """A manifest is deleted by digest. This version of the registry answers the deletion of a tag with 405 or 400."""
     team = repository(own_registry.host, "team/kit")
     team.upload(Descriptor("", Digest.of(b"{}"), 2), reader(b"{}"))
     config = {"mediaType": "application/vnd.test", "digest": Digest.of(b"{}"), "size": 2}
@@ -280,7 +288,7 @@ def test_manifests_are_deleted(own_registry: RegistryProcess, repository: Reposi
 
 
 def test_referrers_are_kept_under_a_tag(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """This version has no referrers API; after the deletion of one the others are left."""
+    """For this version, which has no referrers API, referrers are listed under a tag. Deleting one keeps the others."""
     team = repository(own_registry.host, "team/kit")
     team.upload(Descriptor("", Digest.of(b"{}"), 2), reader(b"{}"))
     config = {"mediaType": "application/vnd.test", "digest": Digest.of(b"{}"), "size": 2}

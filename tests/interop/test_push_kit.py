@@ -1,71 +1,53 @@
-"""``kitfs pack`` and ``kitfs push`` to CNCF distribution and to ``kitfs serve``, through everything that breaks; what
-arrived is the kit.
+"""``kitfs pack`` and ``kitfs push`` to CNCF distribution and to ``kitfs serve``, through every kind of interruption:
+the kit that arrives is the right one.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import http.client
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import kits, trees
-from tests.conftest import CANNOT, GOLDEN, needs
+from tests.conftest import CANNOT, GOLDEN, GOLDEN_KITS
 from tests.fakes.registry import FakeRegistry
 from tests.host import Host
-from tests.registry_process import RegistryProcess, Relay
+from tests.registry_process import RegistryProcess
+from tests.relay import Relay
 from tests.server import Server
 
 pytestmark = pytest.mark.interop
-GOLDEN_KITS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kits.json").read_text())
 MiB = 1 << 20
-TALK = 64 << 10  # bytes that requests and small manifests may take, when no blob moves
+TALK = 64 << 10  # bytes that requests and small manifests take at most when no blob is sent
 BIG = 96 * MiB
 CHUNK = 32 * MiB
 SOME = 40 * MiB  # in the middle of the second chunk
 
 
-class Meter(Relay):
-    """A relay that counts and holds what clients send, not what they are answered."""
-
-    def __init__(self, port: int) -> None:
-        self.sent = 0
-        super().__init__(port)
-
-    def _pump(self, pair: Any, source: socket.socket, sink: socket.socket, counted: bool) -> None:
-        super()._pump(pair, source, sink, not counted)
-
-    def _share(self, wanted: int) -> int:
-        share = super()._share(wanted)
-        with self._lock:
-            self.sent += share
-        return share
-
-
 @dataclass
 class Registry:
-    """A registry behind a meter; ``host`` is the meter's. ``crash`` ends it by SIGKILL and starts it again on its
-    data.
-    """
+    """A registry behind a relay that counts what clients send. ``host`` is that of the relay."""
 
-    kind: str
-    meter: Meter
-    crash: Callable[[], None]
+    process: RegistryProcess | Server
+    meter: Relay
 
     @property
     def host(self) -> str:
         return self.meter.host
+
+    def crash(self) -> None:
+        """End the registry with SIGKILL, and start it again on its data."""
+        self.process.kill()
+        self.process.start()
 
     def get(self, path: str) -> bytes:
         connection = http.client.HTTPConnection(self.host, timeout=30)
@@ -78,8 +60,8 @@ class Registry:
         finally:
             connection.close()
 
-    def holds(self, repository: str, tag: str) -> str:
-        """The digest of a kit, after its manifest and every blob were read."""
+    def digest_of(self, repository: str, tag: str) -> str:
+        """Read the manifest and every blob of a kit, check them, and return the digest of the kit."""
         manifest = self.get(f"{repository}/manifests/{tag}")
         about = json.loads(manifest)
         for blob in (about["config"], *(about["layers"] or ())):
@@ -88,37 +70,16 @@ class Registry:
         return kits.sha256(manifest)
 
 
-@pytest.fixture(params=["kitfs serve", "docker-registry"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
-    """Each registry in turn."""
-    with contextlib.ExitStack() as stack:
-        if request.param == "kitfs serve":
-            server = stack.enter_context(Server(tmp_path / "root", tmp_path / "log"))
-
-            def crash() -> None:
-                server.kill()
-                server.restart()
-
-            port = int(server.address.rpartition(":")[2])
-        else:
-            needs("docker-registry")
-            process = stack.enter_context(RegistryProcess(tmp_path / "registry"))
-            port = process.port
-
-            def crash() -> None:
-                assert process._process is not None
-                process._process.kill()
-                process.stop()
-                process.start()
-
-        meter = Meter(port)
-        stack.enter_context(meter)
-        yield Registry(request.param, meter, crash)
+@pytest.fixture
+def registry(either_registry: RegistryProcess | Server) -> Iterator[Registry]:
+    """Each registry in turn, behind a relay."""
+    with Relay(either_registry.port, requests=True) as meter:
+        yield Registry(either_registry, meter)
 
 
 @pytest.fixture
 def big(tmp_path: Path) -> Path:
-    """A context of one layer of 96 MiB and a little."""
+    """A context with one layer of a little more than 96 MiB."""
     root = tmp_path / "big"
     root.mkdir()
     (root / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: big, path: w.bin}\n")
@@ -126,98 +87,96 @@ def big(tmp_path: Path) -> Path:
     return root
 
 
-@contextlib.contextmanager
-def pushing(box: Host, ref: str) -> Iterator[subprocess.Popen[str]]:
-    """A push in the background, which does not outlive the block."""
-    process = box.start("push", ref, "--plain-http")
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def packed(box: Host, tree: Path, ref: str, *options: str) -> str:
-    """The digest of a kit that was packed."""
+    """Pack a tree, and return the digest of the kit."""
     return box.kitfs("pack", tree, "-t", ref, *options).stdout.splitlines()[-1].removeprefix("Model saved: ")
 
 
-# -- what goes over the wire
+# -- what is transferred
 
 
-def test_a_pushed_kit_is_there_and_goes_once(registry: Registry, box: Host, golden_trees: Path) -> None:
-    """Manifest and blobs, byte for byte; pushed again, nothing is sent; to a second repository, blobs are mounted."""
+def test_a_kit_is_pushed_once(registry: Registry, box: Host, golden_trees: Path) -> None:
+    """The registry has the manifest and every blob byte for byte.
+
+    A second push sends nothing, and a push to a second repository mounts the blobs.
+    """
     ref = f"{registry.host}/team/basic:v1"
     digest = packed(box, golden_trees / "basic", ref, "--kit-version", "1.7.0")
     assert digest == GOLDEN_KITS["basic"]["manifest"]
     done = box.kitfs("push", ref, "--plain-http")
     assert (done.stdout, done.stderr) == (f"Pushing {ref}\nPushed {digest}\n", "")
     total = sum(layer["size"] for layer in GOLDEN_KITS["basic"]["layers"])
-    assert registry.meter.sent > total > 10 * TALK
-    assert registry.holds("team/basic", "v1") == digest
-    before = registry.meter.sent
+    assert registry.meter.moved > total > 10 * TALK
+    assert registry.digest_of("team/basic", "v1") == digest
+    before = registry.meter.moved
     assert box.kitfs("push", ref, "--plain-http").stdout == done.stdout
-    assert registry.meter.sent - before < TALK
-    before = registry.meter.sent
+    assert registry.meter.moved - before < TALK
+    before = registry.meter.moved
     other = f"{registry.host}/other/name:v2"
     assert box.kitfs("push", ref, other, "--plain-http").stdout == f"Pushing {ref} to {other}\nPushed {digest}\n"
-    assert registry.meter.sent - before < TALK
-    assert registry.holds("other/name", "v2") == digest
+    assert registry.meter.moved - before < TALK
+    assert registry.digest_of("other/name", "v2") == digest
 
 
 def test_several_tags_are_pushed_at_once(registry: Registry, box: Host, golden_trees: Path) -> None:
-    """``repo:a,b`` when packing are two kits of the store; as the destination of a push, two tags of the registry."""
+    """``repo:a,b`` names two kits of the store when packing, and two tags of the registry as the
+    destination of a push.
+    """
     digest = packed(box, golden_trees / "parts", "here:v1,v2")
     box.kitfs("push", "here:v2", f"{registry.host}/team/parts:one,two", "--plain-http")
-    assert [registry.holds("team/parts", tag) for tag in ("one", "two")] == [digest, digest]
+    assert [registry.digest_of("team/parts", tag) for tag in ("one", "two")] == [digest, digest]
 
 
 def test_a_kit_without_a_tag_is_pushed_by_its_digest(registry: Registry, box: Host, golden_trees: Path) -> None:
+    """A kit without a tag is pushed by its digest."""
     digest = box.kitfs("pack", golden_trees / "empty").stdout.splitlines()[-1].removeprefix("Model saved: ")
     box.kitfs("push", digest, f"{registry.host}/team/empty@{digest}", "--plain-http")
-    assert registry.holds("team/empty", digest) == digest
+    assert registry.digest_of("team/empty", digest) == digest
 
 
-def test_a_push_that_was_killed_goes_on(registry: Registry, box: Host, big: Path) -> None:
-    """In the middle of a layer: with ``kitfs serve`` no more than a chunk goes again; distribution, which loses the
-    chunk, gets it all.
+def test_a_push_that_was_killed_resumes(registry: Registry, box: Host, big: Path) -> None:
+    """A push is killed in the middle of a layer.
+
+    With ``kitfs serve`` at most a chunk is sent again. Distribution loses the chunk, and gets the whole layer again.
     """
     ref = f"{registry.host}/team/big:v1"
     digest = packed(box, big, ref)
     registry.meter.hold(SOME)
-    with pushing(box, ref):
+    with box.running("push", ref, "--plain-http"):
         assert registry.meter.held.wait(60)
     registry.meter.release()
-    first = registry.meter.sent
+    first = registry.meter.moved
     assert SOME <= first < SOME + MiB
     assert box.kitfs("push", ref, "--plain-http").stdout.endswith(f"Pushed {digest}\n")
-    assert registry.holds("team/big", "v1") == digest
-    again = registry.meter.sent - first - (BIG - SOME)
-    assert again < (CHUNK + MiB if registry.kind == "kitfs serve" else BIG)
+    assert registry.digest_of("team/big", "v1") == digest
+    again = registry.meter.moved - first - (BIG - SOME)
+    assert again < (CHUNK + MiB if isinstance(registry.process, Server) else BIG)
 
 
 def test_a_push_survives_a_registry_that_is_killed(registry: Registry, box: Host, big: Path) -> None:
-    """It waits, asks how much arrived, and ends with the whole kit there."""
+    """If the registry is killed and restarted, a push waits, asks how much has arrived, and ends with the whole kit in
+    the registry.
+    """
     ref = f"{registry.host}/team/big:v1"
     digest = packed(box, big, ref)
     registry.meter.hold(SOME)
-    with pushing(box, ref) as process:
+    with box.running("push", ref, "--plain-http") as process:
         assert registry.meter.held.wait(60)
         registry.crash()
         registry.meter.release()
         out, err = process.communicate(timeout=90)
     assert (process.returncode, out, err) == (0, f"Pushing {ref}\nPushed {digest}\n", "")
-    assert registry.holds("team/big", "v1") == digest
-    if registry.kind == "kitfs serve":
-        assert registry.meter.sent < BIG + CHUNK + MiB
+    assert registry.digest_of("team/big", "v1") == digest
+    if isinstance(registry.process, Server):
+        assert registry.meter.moved < BIG + CHUNK + MiB
 
 
-def test_a_push_that_is_interrupted_says_so(registry: Registry, box: Host, big: Path) -> None:
-    """Ctrl-C while the registry takes nothing more: one line, exit code 130, no manifest there."""
+def test_an_interrupted_push_leaves_no_manifest(registry: Registry, box: Host, big: Path) -> None:
+    """Ctrl-C while the registry accepts nothing ends a push in one line and exit code 130, and leaves no manifest."""
     ref = f"{registry.host}/team/big:v1"
     packed(box, big, ref)
     registry.meter.hold(SOME)
-    with pushing(box, ref) as process:
+    with box.running("push", ref, "--plain-http") as process:
         assert registry.meter.held.wait(60)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
@@ -228,7 +187,10 @@ def test_a_push_that_is_interrupted_says_so(registry: Registry, box: Host, big: 
 
 
 def test_a_push_gets_its_token_and_one_to_mount(box: Host, golden_trees: Path) -> None:
-    """From a token server, by the credentials of docker's config; without them it is refused in one line."""
+    """A push gets a token, and one for mounting, from a token server with the credentials of docker's config.
+
+    Without them it is refused in one line.
+    """
     with FakeRegistry() as desk, FakeRegistry() as fake:
         fake.require_token({"ada": "secret"}, server=desk)
         ref = f"{fake.host}/team/basic:v1"
@@ -258,9 +220,10 @@ def test_a_push_gets_its_token_and_one_to_mount(box: Host, golden_trees: Path) -
         (("here:v1", "127.0.0.1:1/a/b:v1"), 4, "127.0.0.1:1"),
     ],
 )
-def test_a_push_that_cannot_be_is_one_line(
+def test_a_push_that_cannot_succeed_fails_in_one_line(
     box: Host, golden_trees: Path, args: tuple[str, ...], code: int, said: str
 ) -> None:
+    """A push that cannot succeed ends in one line."""
     packed(box, golden_trees / "empty", "here:v1")
     with FakeRegistry() as fake:
         done = box.kitfs("push", *(arg.format(host=fake.host) for arg in args), "--plain-http", check=False)
@@ -271,7 +234,7 @@ def test_a_push_that_cannot_be_is_one_line(
     assert "Pushed" not in done.stdout
 
 
-# -- what arrives
+# -- reading what was pushed
 
 
 @pytest.mark.mount
@@ -279,7 +242,7 @@ def test_a_push_that_cannot_be_is_one_line(
 def test_a_pushed_kit_is_mounted_elsewhere(
     registry: Registry, box: Host, host: Host, golden_trees: Path, name: str
 ) -> None:
-    """From another store, the tree is the recorded one; ``ls`` and ``cat`` show it too."""
+    """A pushed kit that is mounted from another store shows the recorded tree, and ``ls`` and ``cat`` show it too."""
     ref = f"{registry.host}/team/{name}:v1"
     digest = packed(box, golden_trees / name, ref)
     box.kitfs("push", ref, "--plain-http")
@@ -295,7 +258,7 @@ def test_a_pushed_kit_is_mounted_elsewhere(
 @pytest.mark.mount
 @pytest.mark.parametrize("ref", ["127.0.0.1:1/team/basic:v1", "kit:v1", "kit"])
 def test_a_packed_kit_is_mounted_without_a_registry(host: Host, golden_trees: Path, ref: str) -> None:
-    """From the store that it was packed into: by a name whose registry is away, and by one without a registry."""
+    """A packed kit is mounted from the store, by a name whose registry is away and by a name without a registry."""
     digest = packed(host, golden_trees / "basic", ref)
     mount = host.mount(ref)
     assert mount.digest == digest
@@ -311,7 +274,7 @@ def test_a_packed_kit_is_mounted_without_a_registry(host: Host, golden_trees: Pa
 def test_kit_pulls_and_unpacks_what_was_pushed(
     registry: Registry, box: Host, golden_trees: Path, tmp_path: Path, name: str, options: tuple[str, ...]
 ) -> None:
-    """The tree that the real tool writes out of it is the recorded one."""
+    """The tree that the real kit pulls and unpacks is the recorded one."""
     if shutil.which("kit") is None:
         pytest.skip(f"{CANNOT} no kit on PATH")
     ref = f"{registry.host}/team/{name}:v1"

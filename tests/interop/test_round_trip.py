@@ -1,5 +1,5 @@
-"""Kits of every form through a foreign registry and foreign hands: packed here and read there, packed there and read
-here; trees equal.
+"""Kits of every form through another registry and other programs: packed here and read there, and packed there and read
+here, with equal trees.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,17 +34,9 @@ FORMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden trees, as they are packed."""
-    out = tmp_path_factory.mktemp("trees")
-    subprocess.run([sys.executable, str(GOLDEN / "make_trees.py"), str(out)], check=True)
-    return out
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """An environment for foreign programs, whose homes go away."""
+    """An environment for other programs, whose home directories are temporary."""
     return {
         **os.environ,
         "HOME": str(tmp_path / "home"),
@@ -61,29 +52,24 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
 
 
 def foreign(name: str) -> str:
-    """A program of another project, which no package has."""
+    """Return the path of a program of another project that no package provides; skip the test without it."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{CANNOT} no {name} on PATH")
     return found
 
 
-def masked(tree: trees.Tree) -> trees.Tree:
-    """A tree without the bits of a mode that neither mounts nor kit restore."""
-    return trees.masked(tree)
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_packed_here_and_carried_by_skopeo(
-    host: Host, registry: RegistryProcess, sources: Path, form: str, tmp_path: Path
+    host: Host, registry: RegistryProcess, golden_trees: Path, form: str, tmp_path: Path
 ) -> None:
-    """pack → docker-registry → skopeo → another repository → pull, mount and unpack elsewhere; every tree is the
-    golden one.
+    """A kit that was pushed, copied by skopeo to another repository, and then pulled, mounted and unpacked has the
+    golden tree every time.
     """
     needs("skopeo")
     name = "basic"
     first, second = (f"{registry.host}/trip/{which}-{form}:v1" for which in ("one", "two"))
-    host.kitfs("pack", sources / name, "-t", first, *FORMS[form])
+    host.kitfs("pack", golden_trees / name, "-t", first, *FORMS[form])
     host.kitfs("push", first)
     run(
         "skopeo",
@@ -112,16 +98,16 @@ def test_packed_here_and_carried_by_skopeo(
 def test_packed_here_and_unpacked_by_kit(
     host: Host,
     registry: RegistryProcess,
-    sources: Path,
+    golden_trees: Path,
     name: str,
     compression: str,
     tmp_path: Path,
     home: dict[str, str],
 ) -> None:
-    """What kit 1.7 reads: tar layers, without compression or gzip."""
+    """kit 1.7 unpacks a kit with tar layers, without compression or with gzip."""
     kit = foreign("kit")
     reference = f"{registry.host}/trip/kit-{name}-{compression}:v1"
-    host.kitfs("pack", sources / name, "-t", reference, "--compression", compression)
+    host.kitfs("pack", golden_trees / name, "-t", reference, "--compression", compression)
     host.kitfs("push", reference)
     run(kit, "pull", reference, "--plain-http", env=home)
     umask = os.umask(0)
@@ -129,7 +115,7 @@ def test_packed_here_and_unpacked_by_kit(
         run(kit, "unpack", reference, "-d", tmp_path / "out", env=home)
     finally:
         os.umask(umask)
-    assert masked(trees.scan(tmp_path / "out")) == masked(trees.golden(GOLDEN, name))
+    assert trees.masked(trees.scan(tmp_path / "out")) == trees.masked(trees.golden(GOLDEN, name))
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
@@ -137,15 +123,16 @@ def test_packed_here_and_unpacked_by_kit(
 def test_packed_by_kit_and_read_here(
     host: Host,
     registry: RegistryProcess,
-    sources: Path,
+    golden_trees: Path,
     name: str,
     compression: str,
     tmp_path: Path,
     home: dict[str, str],
 ) -> None:
+    """A kit that the real kit packed has the golden tree."""
     kit = foreign("kit")
     reference = f"{registry.host}/trip/by-kit-{name}-{compression}:v1"
-    run(kit, "pack", sources / name, "-t", reference, "--compression", compression, env=home)
+    run(kit, "pack", golden_trees / name, "-t", reference, "--compression", compression, env=home)
     run(kit, "push", reference, "--plain-http", env=home)
     golden = trees.golden(GOLDEN, name)
     mount = host.mount(reference)
@@ -155,18 +142,19 @@ def test_packed_by_kit_and_read_here(
     assert trees.scan(tmp_path / "out") == golden
     if compression == "none":
         shown = json.loads(run(kit, "inspect", reference, env=home))
-        host.kitfs("pack", sources / name, "-t", f"{reference}-here", "--kit-version", shown["cliVersion"])
+        host.kitfs("pack", golden_trees / name, "-t", f"{reference}-here", "--kit-version", shown["cliVersion"])
         ours = json.loads(run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{reference}"))
         assert ours["config"] == shown["manifest"]["config"]
 
 
-@pytest.mark.parametrize("form", ["pack-tar", "pack-raw"])  # modctl never ends on compressed ones
+@pytest.mark.parametrize("form", ["pack-tar", "pack-raw"])  # modctl does not end on compressed layers
 def test_model_packs_of_here_are_extracted_by_modctl(
-    host: Host, registry: RegistryProcess, sources: Path, form: str, tmp_path: Path, home: dict[str, str]
+    host: Host, registry: RegistryProcess, golden_trees: Path, form: str, tmp_path: Path, home: dict[str, str]
 ) -> None:
+    """modctl extracts a ModelPack that kitfs packed."""
     modctl = foreign("modctl")
     reference = f"{registry.host}/trip/modctl-{form}:v1"
-    host.kitfs("pack", sources / "basic", "-t", reference, *FORMS[form])
+    host.kitfs("pack", golden_trees / "basic", "-t", reference, *FORMS[form])
     host.kitfs("push", reference)
     run(modctl, "pull", reference, "--plain-http", "--extract-dir", tmp_path / "out", "--extract-from-remote", env=home)
     extracted = {path: (told["type"], told.get("sha256")) for path, told in trees.scan(tmp_path / "out").items()}
@@ -176,12 +164,13 @@ def test_model_packs_of_here_are_extracted_by_modctl(
 
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "tar"])
 def test_model_packs_of_modctl_are_read_here(
-    host: Host, registry: RegistryProcess, sources: Path, raw: bool, tmp_path: Path, home: dict[str, str]
+    host: Host, registry: RegistryProcess, golden_trees: Path, raw: bool, tmp_path: Path, home: dict[str, str]
 ) -> None:
+    """A ModelPack that modctl packed is mounted and unpacked."""
     modctl = foreign("modctl")
     reference = f"{registry.host}/trip/by-modctl-{str(raw).lower()}:v1"
     tree = tmp_path / "tree"
-    shutil.copytree(sources / "modelpack", tree)
+    shutil.copytree(golden_trees / "modelpack", tree)
     run(modctl, "build", "-t", reference, "-f", tree / "Modelfile", f"--raw={str(raw).lower()}", tree, env=home)
     run(modctl, "push", reference, "--plain-http", env=home)
     run(

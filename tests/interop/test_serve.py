@@ -1,4 +1,6 @@
-"""``kitfs serve`` over real sockets: the ground that distribution-spec's conformance suite covers, without it."""
+"""``kitfs serve`` over real sockets: everything that the conformance suite of distribution-spec covers, without the
+suite.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,8 @@ def sha512(data: bytes) -> Digest:
     return Digest.parse("sha512:" + hashlib.sha512(data).hexdigest())
 
 
-def test_it_says_what_it_is(client: httpx.Client) -> None:
+def test_v2_names_the_api_version(client: httpx.Client) -> None:
+    """/v2/ answers with 200 and names the version of the API."""
     for path in ("/v2/", "/v2"):
         answer = client.get(path)
         assert (answer.status_code, answer.headers["Docker-Distribution-Api-Version"]) == (200, "registry/2.0")
@@ -138,6 +141,7 @@ WAYS = [
 @pytest.mark.parametrize("way", WAYS, ids=lambda w: w.__name__)
 @pytest.mark.parametrize("data", [b"", b"x", DATA], ids=["empty", "one byte", "1.2 MB"])
 def test_a_blob_comes_back_as_it_was_pushed(client: httpx.Client, name: str, way: Any, data: bytes) -> None:
+    """A blob that was pushed in any way is served with its bytes, its digest and its size."""
     blob = f"/v2/{name}/blobs/{Digest.of(data)}"
     assert code(client.get(blob)) == (404, "BLOB_UNKNOWN")
     way(client, name, data)
@@ -150,7 +154,8 @@ def test_a_blob_comes_back_as_it_was_pushed(client: httpx.Client, name: str, way
     assert head.headers["Docker-Content-Digest"] == Digest.of(data)
 
 
-def test_sha512(client: httpx.Client, name: str) -> None:
+def test_blobs_with_sha512_are_accepted(client: httpx.Client, name: str) -> None:
+    """A blob can be pushed and pulled by a sha512 digest."""
     digest = pushed(client, name, DATA, sha512(DATA))
     got = client.get(f"/v2/{name}/blobs/{digest}")
     assert (got.content, got.headers["Docker-Content-Digest"]) == (DATA, digest)
@@ -159,9 +164,8 @@ def test_sha512(client: httpx.Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("said", ["0-9", "19-28", "11-20", "x", "10-8", "bytes=10-19", "10-20", "10-18", "-1-9"])
-def test_a_chunk_that_is_not_the_next_one_is_refused_and_the_upload_goes_on(
-    client: httpx.Client, name: str, said: str
-) -> None:
+def test_a_chunk_that_is_not_the_next_one_is_refused(client: httpx.Client, name: str, said: str) -> None:
+    """A chunk that does not begin where the upload ends is refused with 416, and the upload stays usable."""
     location = begun(client, name)
     assert client.patch(location, content=DATA[:10], headers={"Content-Range": "0-9"}).status_code == 202
     for do, params in ((client.patch, {}), (client.put, {"digest": Digest.of(DATA)})):
@@ -173,6 +177,7 @@ def test_a_chunk_that_is_not_the_next_one_is_refused_and_the_upload_goes_on(
 
 
 def test_a_cancelled_upload_is_gone(client: httpx.Client, name: str) -> None:
+    """After DELETE an upload does not exist."""
     location = begun(client, name)
     client.patch(location, content=DATA)
     assert client.delete(location).status_code == 204
@@ -182,12 +187,14 @@ def test_a_cancelled_upload_is_gone(client: httpx.Client, name: str) -> None:
 
 
 def test_a_finished_upload_is_gone(client: httpx.Client, name: str) -> None:
+    """After its PUT an upload does not exist."""
     location = begun(client, name)
     finished(client, location, DATA, DATA)
     assert code(client.get(location)) == (404, "BLOB_UPLOAD_UNKNOWN")
 
 
 def test_an_upload_belongs_to_its_repository(client: httpx.Client, name: str) -> None:
+    """An upload does not exist in other repositories."""
     location = begun(client, name)
     assert code(client.get(location.replace(name, "another"))) == (404, "BLOB_UPLOAD_UNKNOWN")
     assert code(client.patch(location.replace(name, "another"), content=b"x")) == (404, "BLOB_UPLOAD_UNKNOWN")
@@ -198,7 +205,8 @@ def test_an_upload_belongs_to_its_repository(client: httpx.Client, name: str) ->
     "digest",
     ["", "x", "sha256:x", "sha256:" + "G" * 64, "sha256:" + "0" * 63, "md5:" + "0" * 32, "sha256:../../../etc/passwd"],
 )
-def test_what_is_no_digest_leaves_an_upload_as_it_was(client: httpx.Client, name: str, digest: str) -> None:
+def test_an_invalid_digest_does_not_change_an_upload(client: httpx.Client, name: str, digest: str) -> None:
+    """PUT with an invalid digest or without one is refused, and the upload can still be ended."""
     location = begun(client, name)
     client.patch(location, content=DATA[:100])
     assert code(client.put(location, params={"digest": digest}, content=DATA[100:])) == (400, "DIGEST_INVALID")
@@ -212,6 +220,7 @@ def test_what_is_no_digest_leaves_an_upload_as_it_was(client: httpx.Client, name
 
 
 def test_other_bytes_than_the_digest_says_are_refused(client: httpx.Client, name: str) -> None:
+    """Bytes that do not match the digest are refused, and the upload is gone."""
     location = begun(client, name)
     assert code(client.put(location, params={"digest": UNKNOWN}, content=DATA)) == (400, "DIGEST_INVALID")
     assert code(client.get(location)) == (404, "BLOB_UPLOAD_UNKNOWN")
@@ -226,7 +235,8 @@ def test_other_bytes_than_the_digest_says_are_refused(client: httpx.Client, name
 # Mounting
 
 
-def test_a_blob_is_mounted_from_where_it_is(client: httpx.Client, name: str) -> None:
+def test_a_blob_is_mounted_from_another_repository(client: httpx.Client, name: str) -> None:
+    """``mount`` and ``from`` mount a blob that the other repository has. Otherwise an upload begins."""
     data = name.encode()
     digest = pushed(client, f"{name}/source", data)
     uploads = f"/v2/{name}/blobs/uploads/"
@@ -244,7 +254,8 @@ def test_a_blob_is_mounted_from_where_it_is(client: httpx.Client, name: str) -> 
     assert client.get(answer.headers["Location"]).content == data
 
 
-def test_a_blob_is_mounted_from_wherever_it_is(client: httpx.Client, name: str) -> None:
+def test_a_blob_is_mounted_without_from(client: httpx.Client, name: str) -> None:
+    """Without ``from`` a blob is mounted from any repository that has it."""
     data = name.encode()
     answer = client.post(f"/v2/{name}/blobs/uploads/", params={"mount": Digest.of(data)})
     assert answer.status_code == 202
@@ -273,7 +284,8 @@ def blob(client: httpx.Client) -> str:
         (f"bytes=-{len(DATA) + 5}", 0, len(DATA)),
     ],
 )
-def test_a_range(client: httpx.Client, blob: str, asked: str, start: int, stop: int) -> None:
+def test_a_range_is_answered_with_206(client: httpx.Client, blob: str, asked: str, start: int, stop: int) -> None:
+    """A range is answered with 206, its bytes and its Content-Range."""
     got = client.get(blob, headers={"Range": asked})
     assert (got.status_code, got.content) == (206, DATA[start:stop])
     assert got.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{len(DATA)}"
@@ -281,25 +293,29 @@ def test_a_range(client: httpx.Client, blob: str, asked: str, start: int, stop: 
 
 
 @pytest.mark.parametrize("asked", [f"bytes={len(DATA)}-", "bytes=9-8", "bytes=-0", "bytes=x"])
-def test_a_range_without_a_byte(client: httpx.Client, blob: str, asked: str) -> None:
+def test_a_range_outside_of_the_blob_is_416(client: httpx.Client, blob: str, asked: str) -> None:
+    """A range that contains no byte of the blob is answered with 416 and the size of the blob."""
     answer = client.get(blob, headers={"Range": asked})
     assert code(answer)[0] == 416
     assert answer.headers["Content-Range"] == f"bytes */{len(DATA)}"
 
 
 def test_several_ranges_are_answered_with_everything(client: httpx.Client, blob: str) -> None:
+    """A request for several ranges is answered with 200 and the whole blob."""
     got = client.get(blob, headers={"Range": "bytes=0-1,5-6"})
     assert (got.status_code, got.content) == (200, DATA)
 
 
-def test_if_range(client: httpx.Client, blob: str) -> None:
+def test_if_range_compares_strong_etags(client: httpx.Client, blob: str) -> None:
+    """A range is served if If-Range is the blob's own ETag. Any other value gets the whole blob."""
     tag = client.head(blob).headers["ETag"]
     for condition, status in ((tag, 206), ('"other"', 200), (f"W/{tag}", 200), ("Wed, 21 Oct 2015 07:28:00 GMT", 200)):
         got = client.get(blob, headers={"Range": "bytes=1-2", "If-Range": condition})
         assert (got.status_code, got.content) == (status, DATA[1:3] if status == 206 else DATA)
 
 
-def test_if_none_match(client: httpx.Client, blob: str, name: str) -> None:
+def test_if_none_match_is_answered_with_304(client: httpx.Client, blob: str, name: str) -> None:
+    """A matching If-None-Match is answered with 304, for GET and HEAD, blobs and manifests."""
     put(client, name, "v1", manifest())
     for path in (blob, f"/v2/{name}/manifests/v1"):
         tag = client.head(path).headers["ETag"]
@@ -310,22 +326,24 @@ def test_if_none_match(client: httpx.Client, blob: str, name: str) -> None:
         assert client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_connections_go_on_after_a_304_and_a_head(server: Server, blob: str) -> None:
-    with Wire(server.address) as wire:
+def test_connections_stay_usable_after_a_304_and_a_head(server: Server, blob: str) -> None:
+    """A connection stays usable after answers without a body."""
+    with Wire(server.host) as wire:
         for line, headers, status, body in (
             (f"HEAD {blob}", (), 200, False),
             (f"GET {blob}", ("If-None-Match: *",), 304, False),
             (f"HEAD {blob}x", (), 400, False),
             (f"GET {blob}", ("Range: bytes=0-3",), 206, True),
         ):
-            wire.say(line, *headers)
-            assert wire.hear(body=body).status == status
+            wire.send(line, *headers)
+            assert wire.receive(body=body).status == status
 
 
 # Manifests
 
 
 def test_a_manifest_comes_back_as_it_was_pushed(client: httpx.Client, name: str) -> None:
+    """A manifest is served byte for byte, by tag and by digest."""
     data = manifest(annotations={"é": "<&>"}) + b"\n"
     digest = Digest.of(data)
     for reference in ("v1", digest):
@@ -345,12 +363,14 @@ def test_a_manifest_comes_back_as_it_was_pushed(client: httpx.Client, name: str)
 
 
 def test_tags_of_a_manifest_that_is_pushed_by_digest(client: httpx.Client, name: str) -> None:
+    """A manifest that is pushed by digest gets every tag of the query."""
     answer = put(client, name, Digest.of(manifest()), manifest(), tag=["v1", "v2"])
     assert (answer.status_code, answer.headers["OCI-Tag"]) == (201, "v1, v2")
     assert client.get(f"/v2/{name}/manifests/v2").content == manifest()
 
 
-def test_an_index_and_a_nested_one(client: httpx.Client, name: str) -> None:
+def test_an_index_may_contain_an_index(client: httpx.Client, name: str) -> None:
+    """An index is accepted when its manifests exist, and it may list another index."""
     assert code(put(client, name, "all", index(manifest()), IMAGE_INDEX)) == (400, "MANIFEST_BLOB_UNKNOWN")
     put(client, name, "v1", manifest())
     inner = index(manifest())
@@ -363,6 +383,7 @@ def test_an_index_and_a_nested_one(client: httpx.Client, name: str) -> None:
 @pytest.mark.parametrize("size", [MAX_MANIFEST, MAX_MANIFEST + 1])
 @pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
 def test_a_manifest_has_4_mib_at_most(client: httpx.Client, name: str, size: int, chunked: bool) -> None:
+    """A manifest of 4 MiB is accepted, and one byte more is refused with 413."""
     pushed(client, name, CONFIG)
     data = manifest(annotations={"a": "x" * (size - len(manifest(annotations={"a": ""})))})
     content: Any = (data[at : at + 100_000] for at in range(0, size, 100_000)) if chunked else data
@@ -389,12 +410,16 @@ def test_a_manifest_has_4_mib_at_most(client: httpx.Client, name: str, size: int
     ],
     ids=lambda x: ascii(x[:30]),
 )
-def test_what_is_no_manifest(client: httpx.Client, name: str, data: bytes, media_type: str, expected: str) -> None:
+def test_what_is_not_a_manifest_is_refused(
+    client: httpx.Client, name: str, data: bytes, media_type: str, expected: str
+) -> None:
+    """Bytes that are not a manifest of their media type are refused with 400, and nothing is stored."""
     assert code(put(client, name, "v1", data, media_type)) == (400, expected)
     assert client.get(f"/v2/{name}/manifests/v1").status_code == 404
 
 
-def test_wrong_references_of_manifests(client: httpx.Client, name: str) -> None:
+def test_invalid_references_of_manifests_are_refused(client: httpx.Client, name: str) -> None:
+    """A manifest cannot be pushed by a digest that is not its own or by an invalid tag."""
     assert code(put(client, name, UNKNOWN, manifest())) == (400, "DIGEST_INVALID")
     assert code(put(client, name, "sha256:x", manifest())) == (400, "DIGEST_INVALID")
     assert code(put(client, name, "-v1", manifest())) == (400, "TAG_INVALID")
@@ -402,7 +427,8 @@ def test_wrong_references_of_manifests(client: httpx.Client, name: str) -> None:
     assert put(client, name, "v" * 128, manifest()).status_code == 201
 
 
-def test_what_is_unknown(client: httpx.Client, name: str) -> None:
+def test_unknown_things_have_their_error_codes(client: httpx.Client, name: str) -> None:
+    """Every kind of thing that does not exist is answered with 404 and its error code."""
     expected = {
         f"/v2/{name}/manifests/v1": "MANIFEST_UNKNOWN",
         f"/v2/{name}/manifests/{UNKNOWN}": "MANIFEST_UNKNOWN",
@@ -421,9 +447,11 @@ def test_what_is_unknown(client: httpx.Client, name: str) -> None:
     "repository",
     ["A", "a..b", "a_", "-a", "a//b", "a%20b", "a%2f", "%2e%2e", "a/%2e%2e/b", "a+b", "a%00", "é", "a" * 256],
 )
-def test_what_is_no_name(client: httpx.Client, repository: str) -> None:
+def test_an_invalid_repository_name_is_refused(client: httpx.Client, repository: str) -> None:
+    """An invalid name of a repository is refused with 400 and NAME_INVALID."""
     for method, path in (
-        ("GET", "tags/list"), ("GET", "manifests/v1"), ("PUT", "manifests/v1"), ("DELETE", "manifests/v1"), ("POST", "blobs/uploads/"),
+        ("GET", "tags/list"), ("GET", "manifests/v1"), ("PUT", "manifests/v1"), ("DELETE", "manifests/v1"),
+        ("POST", "blobs/uploads/"),
         ("GET", f"blobs/{UNKNOWN}"), ("DELETE", f"blobs/{UNKNOWN}"), ("GET", f"referrers/{UNKNOWN}"),
     ):  # fmt: skip
         assert code(client.request(method, f"/v2/{repository}/{path}")) == (400, "NAME_INVALID")
@@ -432,7 +460,8 @@ def test_what_is_no_name(client: httpx.Client, repository: str) -> None:
 # Deleting
 
 
-def test_deleting(client: httpx.Client, name: str) -> None:
+def test_tags_manifests_and_blobs_are_deleted(client: httpx.Client, name: str) -> None:
+    """Tags, manifests and blobs can be deleted, and do not exist afterwards."""
     data = manifest(annotations={"name": name})
     put(client, name, "v1", data)
     put(client, name, "v2", data)
@@ -454,7 +483,7 @@ def test_deleting(client: httpx.Client, name: str) -> None:
 
 
 def paged(client: httpx.Client, path: str, key: str, **params: Any) -> list[list[Any]]:
-    """Every page, by the Link headers."""
+    """Read all pages of a list by their Link headers."""
     pages = []
     answer = client.get(path, params=params)
     while True:
@@ -469,6 +498,7 @@ def paged(client: httpx.Client, path: str, key: str, **params: Any) -> list[list
 
 
 def test_tags_in_pages(client: httpx.Client, name: str) -> None:
+    """Tags are listed in order, in pages of ``n``, beginning after ``last``."""
     tags = [f"v{n:02}" for n in range(7)]
     put(client, name, Digest.of(manifest()), manifest(), tag=tags)
     path = f"/v2/{name}/tags/list"
@@ -485,6 +515,7 @@ def test_tags_in_pages(client: httpx.Client, name: str) -> None:
 
 
 def test_the_catalog_in_pages(client: httpx.Client, name: str) -> None:
+    """Repositories are listed in order, in pages of ``n``."""
     for letter in "abc":
         pushed(client, f"{name}/{letter}", b"x")
     everything = [x for page in paged(client, "/v2/_catalog", "repositories") for x in page]
@@ -496,7 +527,8 @@ def test_the_catalog_in_pages(client: httpx.Client, name: str) -> None:
 # Referrers
 
 
-def test_referrers(client: httpx.Client, name: str) -> None:
+def test_referrers_of_a_manifest_are_listed(client: httpx.Client, name: str) -> None:
+    """The referrers of a digest are listed with their annotations, and filtered by artifactType."""
     subject = Digest.of(manifest())
     path = f"/v2/{name}/referrers/{subject}"
     empty = client.get(path)
@@ -522,7 +554,8 @@ def test_referrers(client: httpx.Client, name: str) -> None:
     assert code(client.get(f"/v2/{name}/referrers/v1")) == (400, "DIGEST_INVALID")
 
 
-def test_referrers_that_are_more_than_4_mib(client: httpx.Client, name: str) -> None:
+def test_more_than_4_mib_of_referrers_come_in_pages(client: httpx.Client, name: str) -> None:
+    """A list of referrers that exceeds 4 MiB is served in pages."""
     about = {"artifactType": "text/sig", "subject": descriptor(manifest(), IMAGE_MANIFEST)}
     expected = []
     for n in range(6):
@@ -550,7 +583,8 @@ def test_referrers_that_are_more_than_4_mib(client: httpx.Client, name: str) -> 
         ("/v2/a/blobs/uploads/x", "DELETE, GET, HEAD, PATCH, PUT"),
     ],
 )
-def test_other_methods(client: httpx.Client, path: str, allowed: str) -> None:
+def test_other_methods_are_answered_with_405(client: httpx.Client, path: str, allowed: str) -> None:
+    """A method that a path does not support is answered with 405 and Allow."""
     for method in ({"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"} - set(allowed.split(", "))) | {"LINK"}:
         answer = client.request(method, path)
         assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
@@ -560,7 +594,8 @@ def test_other_methods(client: httpx.Client, path: str, allowed: str) -> None:
 # Options
 
 
-def test_read_only(tmp_path: Path) -> None:
+def test_read_only_refuses_every_write(tmp_path: Path) -> None:
+    """With ``--read-only`` everything can be pulled, and every write is answered with 405."""
     with Server(tmp_path / "root", tmp_path / "log") as server, client_of(server) as client:
         digest = pushed(client, "a", DATA)
         put(client, "a", "v1", manifest())
@@ -571,8 +606,10 @@ def test_read_only(tmp_path: Path) -> None:
             assert client.get("/v2/a/manifests/v1").content == manifest()
             assert client.get("/v2/a/tags/list").json()["tags"] == ["v1"]
             for method, path in (
-                ("POST", "/v2/a/blobs/uploads/"), ("POST", f"/v2/b/blobs/uploads/?mount={digest}"), ("PATCH", location), ("DELETE", location),
-                ("PUT", f"{location}?digest={UNKNOWN}"), ("PUT", "/v2/a/manifests/v2"), ("DELETE", "/v2/a/manifests/v1"),
+                ("POST", "/v2/a/blobs/uploads/"), ("POST", f"/v2/b/blobs/uploads/?mount={digest}"), ("PATCH", location),
+                ("DELETE", location),
+                ("PUT", f"{location}?digest={UNKNOWN}"), ("PUT", "/v2/a/manifests/v2"),
+                ("DELETE", "/v2/a/manifests/v1"),
                 ("DELETE", f"/v2/a/blobs/{digest}"),
             ):  # fmt: skip
                 answer = client.request(method, path, content=b"" if method == "DELETE" else b"{}")
@@ -583,7 +620,8 @@ def test_read_only(tmp_path: Path) -> None:
     no_traceback(server.log)
 
 
-def test_htpasswd(tmp_path: Path) -> None:
+def test_htpasswd_asks_for_a_login(tmp_path: Path) -> None:
+    """With ``--htpasswd`` every request needs a login of the file."""
     users = tmp_path / "users"
     users.write_text(f"ann:{bcrypt.hashpw(b'secret', bcrypt.gensalt(4)).decode()}\n")
     with Server(tmp_path / "root", tmp_path / "log", "--htpasswd", str(users)) as server:
@@ -610,7 +648,8 @@ def test_htpasswd(tmp_path: Path) -> None:
     assert "secret" not in log
 
 
-def test_tls(tmp_path: Path) -> None:
+def test_tls_serves_https(tmp_path: Path) -> None:
+    """With ``--tls-cert`` and ``--tls-key`` the server speaks HTTPS only."""
     pem = str(TLS / "server.pem")
     context = ssl.create_default_context(cafile=str(TLS / "ca.pem"))
     with Server(tmp_path / "root", tmp_path / "log", "--tls-cert", pem, "--tls-key", pem) as server:
@@ -622,12 +661,12 @@ def test_tls(tmp_path: Path) -> None:
             got = client.get(blob, headers={"Range": "bytes=1000000-"})
             assert (got.status_code, got.content) == (206, big[1_000_000:])
             assert put(client, "a", "v1", manifest()).status_code == 201
-        with Wire(server.address) as plain:
-            plain.say("GET /v2/")
+        with Wire(server.host) as plain:
+            plain.send("GET /v2/")
             assert plain.ended()
-        with Wire(server.address) as silent, Wire(server.address, context=context) as idle:
-            idle.say("GET /v2/")
-            assert json.loads(idle.hear().body) == {}
+        with Wire(server.host) as silent, Wire(server.host, context=context) as idle:
+            idle.send("GET /v2/")
+            assert json.loads(idle.receive().body) == {}
             assert server.stop() == 0
             assert silent.ended()
     no_traceback(server.log)

@@ -1,8 +1,8 @@
-"""The same requests to docker-registry and to ``kitfs serve``, after the same pushes: the same answers, but for one
+"""docker-registry and ``kitfs serve`` give the same answers to the same requests after the same pushes, but for one
 table of differences.
 
-The topic "server" of the manual has the same table, for people: a test holds the two together. Requests and what of an answer is compared:
-``registry_requests``.
+The topic "server" of the manual has the same table for people, and a test compares the two. ``registry_requests`` has
+the requests, and says which part of an answer is compared.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ pytestmark = pytest.mark.interop
 
 @dataclass(frozen=True)
 class Difference:
-    """Cases whose answers may differ, and how. ``what`` is the first cell of a row of the manual.
+    """A set of cases whose answers may differ, and how. ``what`` is the first cell of a row of the manual.
 
-    ``cases`` matches "name [number of the request]" whole; ``theirs`` and ``ours`` are statuses, 0 is a connection
-    closed without an answer; ``code`` is the error of ours, ``fields`` what may differ when the statuses are equal,
-    "" for all.
+    ``cases`` matches the whole of "name [number of the request]". ``theirs`` and ``ours`` are statuses; 0 is a
+    connection that was closed without an answer. ``code`` is our error code. ``fields`` names what may differ when the
+    statuses are equal, with "" for everything.
     """
 
     what: str
@@ -172,7 +172,7 @@ DIFFERENCES = (
         "body",
     ),
 )
-PLAIN = "errors"  # whatever refuses in distribution before its API does, answers in plain text
+PLAIN = "errors"  # what refuses a request in distribution before its API does so answers in plain text
 
 
 def differing(theirs: Answer, ours: Answer) -> set[str]:
@@ -180,7 +180,7 @@ def differing(theirs: Answer, ours: Answer) -> set[str]:
 
 
 def is_plain(theirs: Answer, ours: Answer) -> bool:
-    """The same refusal, as text there and as the specification's JSON here."""
+    """Return whether both answers are the same refusal, as text there and as the specification's JSON here."""
     if theirs["status"] != ours["status"] or ours["status"] < 400 or theirs.get("body") or not ours.get("body"):
         return False
     return differing(theirs, ours) <= {"body", "Docker-Distribution-Api-Version"}
@@ -198,26 +198,24 @@ class Asked:
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Asked]:
-    """Every case, asked of both."""
+    """The answers of both registries to every case."""
     needs("docker-registry")
     directory = tmp_path_factory.mktemp("differential")
     found = []
     with RegistryProcess(directory / "registry") as theirs, Server(directory / "root", directory / "log") as ours:
         for case in registry_requests.cases():
-            answers = zip(
-                registry_requests.run(theirs.host, case), registry_requests.run(ours.address, case), strict=True
-            )
+            answers = zip(registry_requests.run(theirs.host, case), registry_requests.run(ours.host, case), strict=True)
             found += [Asked(f"{case.name} [{i}]", case.asks[i], *pair) for i, pair in enumerate(answers)]
     return found
 
 
 def test_there_are_enough_requests() -> None:
-    """More than 500 cases, named once each."""
+    """There are more than 500 cases with different names."""
     assert len(registry_requests.cases()) > 500
 
 
-def test_answers_are_the_same_or_the_difference_is_told(asked: list[Asked]) -> None:
-    """Status, body and headers are docker-registry's, or a Difference explains them."""
+def test_answers_are_the_same_or_a_known_difference(asked: list[Asked]) -> None:
+    """Status, body and headers are those of docker-registry, or a Difference explains them."""
     untold = {
         one.place: {
             field: (one.theirs.get(field), one.ours.get(field)) for field in sorted(differing(one.theirs, one.ours))
@@ -230,8 +228,8 @@ def test_answers_are_the_same_or_the_difference_is_told(asked: list[Asked]) -> N
     assert untold == {}
 
 
-def test_every_difference_is_still_there(asked: list[Asked]) -> None:
-    """No row of the table is of yesterday."""
+def test_every_difference_still_exists(asked: list[Asked]) -> None:
+    """Every row of the table still describes a difference."""
     different = [one for one in asked if differing(one.theirs, one.ours)]
     stale = [d for d in DIFFERENCES if not any(d.explains(one.place, one.theirs, one.ours) for one in different)]
     assert stale == []
@@ -239,7 +237,7 @@ def test_every_difference_is_still_there(asked: list[Asked]) -> None:
 
 
 def test_kitfs_never_fails(asked: list[Asked]) -> None:
-    """No answer of kitfs is a 500, and every refusal that its API makes has a code."""
+    """kitfs never answers with 500, and every refusal of its API has an error code."""
     assert [one.place for one in asked if one.ours["status"] >= 500 and "another encoding" not in one.place] == []
     silent = {one.place for one in asked if one.ours["status"] >= 400 and one.ours.get("body") == []}
     assert {place.rpartition(" [")[0] for place in silent} <= {"method FROB of base"} | {
@@ -248,20 +246,22 @@ def test_kitfs_never_fails(asked: list[Asked]) -> None:
 
 
 def test_the_manual_has_the_same_table() -> None:
-    """Each ``what`` is a row of the table in the topic "server", and there are no other rows."""
+    """The table in the topic "server" has one row for each ``what``, and no other rows."""
     text = manual.read("server").partition("## Differences from CNCF distribution")[2]
     rows = re.findall(r"^\| (.+?) \|", text, re.MULTILINE)[1:]
     assert sorted(rows) == sorted({d.what for d in DIFFERENCES} | {PLAIN})
 
 
 def test_tags_are_in_the_order_of_their_bytes(tmp_path: Path) -> None:
-    """distribution-spec, "Listing Tags": lexical order; pages by ``n`` and ``Link`` bring each tag once."""
+    """Tags are listed in lexical order, and pages by ``n`` and ``Link`` have each tag once (distribution-spec, "Listing
+    Tags").
+    """
     with Server(tmp_path / "root", tmp_path / "log") as server:
         for case in registry_requests.content():
-            registry_requests.run(server.address, case)
+            registry_requests.run(server.host, case)
         found, target = [], "/v2/a/kit/tags/list?n=3"
         while target:
-            response, data = registry_requests.fetched(server.address, target)
+            response, data = registry_requests.fetched(server.host, target)
             found += json.loads(data)["tags"]
             link = re.fullmatch(r'<(.+)>; rel="next"', response.headers.get("Link", ""))
             target = link[1] if link else ""

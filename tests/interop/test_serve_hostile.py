@@ -1,5 +1,5 @@
-"""``kitfs serve`` and clients that mean ill, or know no better: nothing hangs, nothing grows, nothing outside the
-root is touched.
+"""Hostile and confused clients of ``kitfs serve``: nothing hangs, nothing grows, and nothing outside of the root is
+touched.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-# What is no HTTP, or too much of it
+# Requests that are not HTTP, or too much of it
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,10 @@ def client(server: Server) -> Iterator[httpx.Client]:
         b"FOO /v2/ HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"\0\r\n\r\n",
-        b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
-        b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\n"
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\n"
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5\r\n\r\nhello",
         b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\nhello",
@@ -97,70 +99,77 @@ def client(server: Server) -> Iterator[httpx.Client]:
         b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\nhello",
         b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
         b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-        b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
+        b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
         b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"a" * (17 << 10),
     ],
     ids=lambda b: ascii(b[:90]),
 )
-def test_what_is_no_http_ends_its_connection(server: Server, request_bytes: bytes) -> None:
-    """Whatever is said behind it is answered by nobody: no request is smuggled past a proxy."""
-    with Wire(server.address) as wire:
+def test_a_request_that_is_not_http_ends_its_connection(server: Server, request_bytes: bytes) -> None:
+    """What follows a malformed request is never answered, so that no request can be smuggled past a proxy."""
+    with Wire(server.host) as wire:
         with contextlib.suppress(ConnectionError):
             wire.socket.sendall(request_bytes + b"GET /v2/smuggled HTTP/1.1\r\nHost: x\r\n\r\n")
         with contextlib.suppress(ConnectionError, IndexError):
-            assert wire.hear().status in (400, 404)
+            assert wire.receive().status in (400, 404)
             assert wire.ended()
     assert '"GET /v2/smuggled' not in server.log.read_text()
 
 
-def test_a_hundred_headers_and_long_ones_are_taken(server: Server) -> None:
-    with Wire(server.address) as wire:
-        wire.say("GET /v2/", *(f"X{n}: {'a' * 100}" for n in range(98)), f"Y: {'a' * (15 << 10)}")
-        assert wire.hear().status == 200
+def test_a_hundred_headers_and_long_ones_are_accepted(server: Server) -> None:
+    """A hundred headers, one of them with 15 KiB, are accepted."""
+    with Wire(server.host) as wire:
+        wire.send("GET /v2/", *(f"X{n}: {'a' * 100}" for n in range(98)), f"Y: {'a' * (15 << 10)}")
+        assert wire.receive().status == 200
 
 
-def test_other_transfer_codings_are_not_understood(server: Server, client: httpx.Client) -> None:
+def test_other_transfer_codings_are_refused(server: Server, client: httpx.Client) -> None:
+    """A transfer coding other than chunked is refused with 501."""
     location = begun(client, "codings")
-    with Wire(server.address) as wire:
-        wire.say(f"PATCH {location}", "Transfer-Encoding: gzip, chunked", body=b"5\r\nhello\r\n0\r\n\r\n")
-        assert wire.hear().status == 501
+    with Wire(server.host) as wire:
+        wire.send(f"PATCH {location}", "Transfer-Encoding: gzip, chunked", body=b"5\r\nhello\r\n0\r\n\r\n")
+        assert wire.receive().status == 501
     assert received(client, location) == 0
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_request_may_come_byte_by_byte(server: Server, cut: int) -> None:
+    """A request may arrive in single bytes."""
     request = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n\r\n"
-    with Wire(server.address) as wire:
+    with Wire(server.host) as wire:
         wire.socket.sendall(request[:cut])
         for byte in request[cut:]:
             wire.socket.sendall(bytes([byte]))
-        assert wire.hear().status == 200
+        assert wire.receive().status == 200
 
 
 def test_pipelined_requests_are_answered_in_order(server: Server, client: httpx.Client) -> None:
+    """Pipelined requests are answered in the order in which they were sent."""
     location = begun(client, "pipe")
     blob = pushed(client, "pipe", DATA)
-    with Wire(server.address) as wire:
-        wire.say(f"PATCH {location}", "Content-Length: 5", body=b"hello")
-        wire.say(f"PATCH {location}", "Transfer-Encoding: chunked", body=b"6\r\n world\r\n0\r\n\r\n")
-        wire.say(f"GET {location}")
-        wire.say(f"GET /v2/pipe/blobs/{blob}", "Range: bytes=0-9")
-        wire.say(f"PUT {location}?digest={Digest.of(b'hello world')}", "Content-Length: 0")
-        wire.say(f"GET /v2/pipe/blobs/{blob}")
-        wire.say(f"HEAD /v2/pipe/blobs/{Digest.of(b'hello world')}")
-        assert [wire.hear().headers["range"] for _ in range(3)] == ["0-4", "0-10", "0-10"]
-        assert wire.hear().body == DATA[:10]
-        assert wire.hear().status == 201
-        assert wire.hear().body == DATA
-        assert wire.hear(body=False).headers["content-length"] == "11"
+    with Wire(server.host) as wire:
+        wire.send(f"PATCH {location}", "Content-Length: 5", body=b"hello")
+        wire.send(f"PATCH {location}", "Transfer-Encoding: chunked", body=b"6\r\n world\r\n0\r\n\r\n")
+        wire.send(f"GET {location}")
+        wire.send(f"GET /v2/pipe/blobs/{blob}", "Range: bytes=0-9")
+        wire.send(f"PUT {location}?digest={Digest.of(b'hello world')}", "Content-Length: 0")
+        wire.send(f"GET /v2/pipe/blobs/{blob}")
+        wire.send(f"HEAD /v2/pipe/blobs/{Digest.of(b'hello world')}")
+        assert [wire.receive().headers["range"] for _ in range(3)] == ["0-4", "0-10", "0-10"]
+        assert wire.receive().body == DATA[:10]
+        assert wire.receive().status == 201
+        assert wire.receive().body == DATA
+        assert wire.receive(body=False).headers["content-length"] == "11"
 
 
 def test_answers_that_nobody_reads_do_not_pile_up(server: Server, client: httpx.Client) -> None:
-    """A thousand manifests of 4 MiB are asked for over one connection, and none is read."""
+    """A thousand requests for a manifest of 4 MiB over one connection, of which no answer is read, do not fill the
+    memory.
+    """
     data = manifest(annotations={"a": "x" * (4 * MiB - 1000)})
     assert put(client, "pile", "v1", data).status_code == 201
     high = _memory(server)
-    wires = [Wire(server.address, buffer=4096) for _ in range(3)]
+    wires = [Wire(server.host, buffer=4096) for _ in range(3)]
     for wire in wires:
         wire.socket.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -181,17 +190,18 @@ def _memory(server: Server) -> int:
 # Bodies
 
 
-def test_100_continue(server: Server, client: httpx.Client) -> None:
+def test_100_continue_is_sent_before_a_body(server: Server, client: httpx.Client) -> None:
+    """A client that expects 100-continue gets it before it sends the body."""
     location = begun(client, "expect")
-    with Wire(server.address) as wire:
-        wire.say(f"PATCH {location}", "Expect: 100-continue", "Content-Length: 5")
-        assert wire.hear().status == 100
+    with Wire(server.host) as wire:
+        wire.send(f"PATCH {location}", "Expect: 100-continue", "Content-Length: 5")
+        assert wire.receive().status == 100
         wire.socket.sendall(b"hello")
-        assert wire.hear().status == 202
-        wire.say("PUT /v2/expect/manifests/v1", "Expect: 100-Continue", "Content-Length: 2")
-        assert wire.hear().status == 100
+        assert wire.receive().status == 202
+        wire.send("PUT /v2/expect/manifests/v1", "Expect: 100-Continue", "Content-Length: 2")
+        assert wire.receive().status == 100
         wire.socket.sendall(b"{}")
-        assert wire.hear().status == 400
+        assert wire.receive().status == 400
 
 
 @pytest.mark.parametrize(
@@ -207,72 +217,80 @@ def test_100_continue(server: Server, client: httpx.Client) -> None:
 def test_a_refused_body_is_not_asked_for(
     server: Server, client: httpx.Client, line: str, header: str, status: int
 ) -> None:
+    """A request that is refused by its headers gets its answer instead of 100-continue."""
     location = begun(client, "expect")
     length = 5 if status != 413 else 5 * MiB
-    with Wire(server.address) as wire:
-        wire.say(line.format(location=location), "Expect: 100-continue", header, f"Content-Length: {length}")
-        answer = wire.hear()
+    with Wire(server.host) as wire:
+        wire.send(line.format(location=location), "Expect: 100-continue", header, f"Content-Length: {length}")
+        answer = wire.receive()
         assert (answer.status, answer.headers["connection"]) == (status, "close")
 
 
-def test_a_refused_body_that_comes_all_the_same_is_read_over(server: Server, client: httpx.Client) -> None:
+def test_a_refused_body_that_is_sent_anyway_is_skipped(server: Server, client: httpx.Client) -> None:
+    """The body of a refused request is skipped, and the connection stays usable."""
     location = begun(client, "refused")
-    with Wire(server.address) as wire:
+    with Wire(server.host) as wire:
         for _ in range(3):
-            wire.say(f"PATCH {location}", "Content-Range: 5-9", f"Content-Length: {len(DATA)}", body=DATA)
-            assert wire.hear().status == 416
-        wire.say("GET /v2/")
-        assert wire.hear().status == 200
+            wire.send(f"PATCH {location}", "Content-Range: 5-9", f"Content-Length: {len(DATA)}", body=DATA)
+            assert wire.receive().status == 416
+        wire.send("GET /v2/")
+        assert wire.receive().status == 200
 
 
 def test_fewer_bytes_than_content_length_says(server: Server, client: httpx.Client) -> None:
+    """A body that ends before its Content-Length stores no blob and no manifest, and the upload resumes."""
     location = begun(client, "lies")
-    with Wire(server.address) as wire:
-        wire.say(f"PUT {location}?digest={Digest.of(b'hello')}", "Content-Length: 6", body=b"hello")
+    with Wire(server.host) as wire:
+        wire.send(f"PUT {location}?digest={Digest.of(b'hello')}", "Content-Length: 6", body=b"hello")
         until(5, client, location)
     assert client.head(f"/v2/lies/blobs/{Digest.of(b'hello')}").status_code == 404
-    with Wire(server.address) as wire:
-        wire.say("PUT /v2/lies/manifests/v1", f"Content-Length: {len(manifest()) + 1}", body=manifest())
+    with Wire(server.host) as wire:
+        wire.send("PUT /v2/lies/manifests/v1", f"Content-Length: {len(manifest()) + 1}", body=manifest())
     assert client.get("/v2/lies/manifests/v1").status_code == 404
     finished(client, location, b"hello")
 
 
 @pytest.mark.parametrize("wrong", [b"zz\r\nhello", b"-5\r\n", b"\r\n", b"XX", b"0\r\nno trailer\r\n\r\n"], ids=ascii)
-def test_a_chunk_that_is_malformed_is_refused_when_it_comes(server: Server, client: httpx.Client, wrong: bytes) -> None:
-    """400 at once and the end of the connection, also in the middle of a body that went well so far; what came before
-    it stays.
+def test_a_malformed_chunk_is_refused_at_once(server: Server, client: httpx.Client, wrong: bytes) -> None:
+    """A malformed chunk is answered with 400 at once and ends the connection, also in the middle of a body.
+
+    What arrived before it is kept.
     """
     location = begun(client, "chunks")
-    with Wire(server.address) as wire:
-        wire.say(
+    with Wire(server.host) as wire:
+        wire.send(
             f"PATCH {location}", "Transfer-Encoding: chunked", body=b"5\r\nhello" + (b"" if wrong == b"XX" else b"\r\n")
         )
         until(5, client, location)
         wire.socket.sendall(wrong)
-        answer = wire.hear()
+        answer = wire.receive()
         assert (answer.status, answer.headers["connection"]) == (400, "close")
     finished(client, location, b"hello")
 
 
 def test_more_bytes_than_content_length_says(server: Server, client: httpx.Client) -> None:
+    """Bytes after a body are not part of it: they are the next request, which is answered with 400 and ends the
+    connection.
+    """
     location = begun(client, "lies")
-    with Wire(server.address) as wire:
-        wire.say(f"PATCH {location}", "Content-Length: 5", body=b"hello, world\r\n\r\n")
-        if (answer := wire.hear()).status == 202:
+    with Wire(server.host) as wire:
+        wire.send(f"PATCH {location}", "Content-Length: 5", body=b"hello, world\r\n\r\n")
+        if (answer := wire.receive()).status == 202:
             assert answer.headers["range"] == "0-4"
-            answer = wire.hear()
+            answer = wire.receive()
         assert answer.status == 400
         assert wire.ended()
     assert received(client, location) in (0, 5)
 
 
 def test_an_upgrade_is_declined(server: Server, client: httpx.Client) -> None:
+    """A request for another protocol is answered over HTTP/1.1."""
     location = begun(client, "upgrade")
-    with Wire(server.address) as wire:
+    with Wire(server.host) as wire:
         for upgrade in ("h2c", "websocket"):
-            wire.say("GET /v2/", "Connection: Upgrade", f"Upgrade: {upgrade}")
-            assert wire.hear().status == 200
-        wire.say(
+            wire.send("GET /v2/", "Connection: Upgrade", f"Upgrade: {upgrade}")
+            assert wire.receive().status == 200
+        wire.send(
             f"PATCH {location}",
             "Connection: Upgrade, HTTP2-Settings",
             "Upgrade: h2c",
@@ -280,14 +298,14 @@ def test_an_upgrade_is_declined(server: Server, client: httpx.Client) -> None:
             "Content-Length: 5",
             body=b"hello",
         )
-        assert wire.hear().headers["range"] == "0-4"
+        assert wire.receive().headers["range"] == "0-4"
 
 
 # Names
 
 
 def files(root: Path) -> dict[str, str]:
-    """What lies below a directory: kinds of files by path."""
+    """Return the files and directories below a directory, with their kind by path."""
     return {
         os.path.relpath(os.path.join(at, name), root): "link" if os.path.islink(os.path.join(at, name)) else "file"
         for at, below, names in os.walk(root)
@@ -296,13 +314,16 @@ def files(root: Path) -> dict[str, str]:
 
 
 PARTS = (
-    "..", ".", "%2e%2e", "%2E%2e%2f%2E%2E", "..%2f..", "a/../..", "%00", "a%00b", "..\\..", "a+b", "%2fetc", "~root", "con", "a%0a", "%ff",
+    "..", ".", "%2e%2e", "%2E%2e%2f%2E%2E", "..%2f..", "a/../..", "%00", "a%00b", "..\\..", "a+b", "%2fetc", "~root",
+    "con", "a%0a", "%ff",
     "%c0%ae%c0%ae", "x" * 5000,
 )  # fmt: skip
 
 
 def test_no_path_leads_out_of_the_root(tmp_path: Path) -> None:
-    """Every place of every path that takes a name gets every name that might lead elsewhere."""
+    """Names that might lead elsewhere, at every place of every path that takes a name, touch nothing outside of the
+    root.
+    """
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "rest").write_text("top secret")
@@ -312,24 +333,29 @@ def test_no_path_leads_out_of_the_root(tmp_path: Path) -> None:
     with (
         Server(tmp_path / "root", tmp_path / "log") as server,
         client_of(server) as client,
-        Wire(server.address) as wire,
+        Wire(server.host) as wire,
     ):
         put(client, "a", "v1", manifest())
         location = begun(client, "a")
         for part in PARTS:
             for path in (
-                f"/{part}", f"/v2/{part}", f"/v2/{part}/tags/list", f"/v2/{part}/manifests/v1", f"/v2/a/manifests/{part}",
-                f"/v2/{part}/blobs/{digest}", f"/v2/a/blobs/{part}", f"/v2/a/blobs/sha256:{part}", f"/v2/a/blobs/uploads/{part}",
+                f"/{part}", f"/v2/{part}", f"/v2/{part}/tags/list", f"/v2/{part}/manifests/v1",
+                f"/v2/a/manifests/{part}",
+                f"/v2/{part}/blobs/{digest}", f"/v2/a/blobs/{part}", f"/v2/a/blobs/sha256:{part}",
+                f"/v2/a/blobs/uploads/{part}",
                 f"/v2/a/blobs/uploads/upload-{part}",
-                f"/v2/{part}/blobs/uploads/", f"/v2/a/blobs/uploads/?mount={digest}&from={part}", f"/v2/a/blobs/uploads/?digest={part}",
-                f"/v2/a/referrers/{part}", f"/v2/{part}/referrers/{digest}", f"{location}?digest={part}", f"{location}?digest=sha256:{part}",
-                f"/v2/a/tags/list?last={part}&n=1", f"/v2/a/manifests/{Digest.of(manifest())}?tag={part}", f"/v2/a/manifests/v1?tag={part}",
+                f"/v2/{part}/blobs/uploads/", f"/v2/a/blobs/uploads/?mount={digest}&from={part}",
+                f"/v2/a/blobs/uploads/?digest={part}",
+                f"/v2/a/referrers/{part}", f"/v2/{part}/referrers/{digest}", f"{location}?digest={part}",
+                f"{location}?digest=sha256:{part}",
+                f"/v2/a/tags/list?last={part}&n=1", f"/v2/a/manifests/{Digest.of(manifest())}?tag={part}",
+                f"/v2/a/manifests/v1?tag={part}",
             ):  # fmt: skip
                 for method in ("GET", "PUT", "POST", "PATCH", "DELETE"):
                     if method == "DELETE" and path.startswith(location):
                         continue
-                    wire.say(f"{method} {path}", "Content-Length: 2", body=b"{}")
-                    answer = wire.hear()
+                    wire.send(f"{method} {path}", "Content-Length: 2", body=b"{}")
+                    answer = wire.receive()
                     assert answer.status in (200, 202, 204, 400, 404, 405, 409, 416), (method, path, answer)
                     assert b"top secret" not in answer.body
                     if answer.status == 202 and "docker-upload-uuid" in answer.headers and method == "POST":
@@ -343,15 +369,16 @@ def test_no_path_leads_out_of_the_root(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "root" / "served").iterdir()} <= {"a"}
 
 
-def test_the_log_has_a_line_for_each_request_whatever_it_says(server: Server, client: httpx.Client) -> None:
+def test_the_log_has_one_line_per_request(server: Server, client: httpx.Client) -> None:
+    """The log has exactly one line for each request, whatever the request contains."""
     forged = '/v2/%0a2026-01-01%20INFO%20forged"%22%1b[31m'
-    with Wire(server.address) as wire:
-        wire.say(f"GET {forged}")
-        assert wire.hear().status == 404
-        wire.say("GET /v2/forged/" + "x" * 10_000)
-        assert wire.hear().status == 404
-        wire.say("GET /v2/")
-        assert wire.hear().status == 200  # the line comes after the answer
+    with Wire(server.host) as wire:
+        wire.send(f"GET {forged}")
+        assert wire.receive().status == 404
+        wire.send("GET /v2/forged/" + "x" * 10_000)
+        assert wire.receive().status == 404
+        wire.send("GET /v2/")
+        assert wire.receive().status == 200  # the line is written after the answer
     lines = [line for line in server.log.read_text().splitlines() if "forged" in line]
     assert len(lines) == 2
     assert all(' 127.0.0.1 - "GET /v2/' in line for line in lines)
@@ -359,7 +386,9 @@ def test_the_log_has_a_line_for_each_request_whatever_it_says(server: Server, cl
 
 
 def test_many_at_once(server: Server) -> None:
-    """Sixteen clients push the same blobs and manifests to the same repository, and read what the others pushed."""
+    """Sixteen clients push the same blobs and manifests to one repository at the same time, and each reads what the
+    others pushed.
+    """
 
     def work(n: int) -> None:
         with client_of(server) as client:
@@ -381,11 +410,11 @@ def test_many_at_once(server: Server) -> None:
         assert len(client.get(f"/v2/crowd/referrers/{Digest.of(CONFIG)}").json()["manifests"]) == 96
 
 
-# Patience
+# Timeouts
 
 
 class Impatient:
-    """A server in this process whose patience is short."""
+    """A server in this process with short timeouts."""
 
     def __init__(self, root: Path, *, patience: float, idle: float) -> None:
         self._ready = threading.Event()
@@ -402,14 +431,14 @@ class Impatient:
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             host, port = runner.addresses[0]
-            self.address = f"{host}:{port}"
+            self.host = f"{host}:{port}"
             self._ready.set()
             await self._stop.wait()
             await runner.cleanup()
             await app.close()
 
     def finish_running(self) -> None:
-        """Waits until no request is being answered."""
+        """Wait until no request is being answered."""
         asyncio.run_coroutine_threadsafe(self._app.wait_idle(), self._loop).result(PATIENCE)
 
     def __enter__(self) -> Impatient:
@@ -431,43 +460,42 @@ def impatient(tmp_path: Path) -> Iterator[Impatient]:
 @pytest.fixture
 def impatient_client(impatient: Impatient) -> Iterator[httpx.Client]:
     with httpx.Client(
-        base_url=f"http://{impatient.address}", trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
+        base_url=f"http://{impatient.host}", trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
     ) as client:
         yield client
 
 
 @pytest.mark.parametrize("said", [b"", b"GET", b"GET /v2/ HTTP/1.1\r\nHo", b"GET /v2/ HTTP/1.1\r\nHost: x\r\n"])
-def test_half_a_header_is_not_waited_for(impatient: Impatient, said: bytes) -> None:
-    with Wire(impatient.address) as wire:
+def test_a_connection_with_half_a_header_is_closed(impatient: Impatient, said: bytes) -> None:
+    """A connection that sends only a part of a header is closed."""
+    with Wire(impatient.host) as wire:
         wire.socket.sendall(said)
         assert wire.ended()
-    with Wire(impatient.address) as wire:
-        wire.say("GET /v2/")
-        assert wire.hear().status == 200
+    with Wire(impatient.host) as wire:
+        wire.send("GET /v2/")
+        assert wire.receive().status == 200
         wire.socket.sendall(said)
         assert wire.ended()
 
 
-def test_a_body_that_stalls_is_given_up_and_what_came_is_kept(
-    impatient: Impatient, impatient_client: httpx.Client
-) -> None:
+def test_what_arrived_of_a_body_that_stalls_is_kept(impatient: Impatient, impatient_client: httpx.Client) -> None:
+    """A body that stalls ends its connection, and what arrived of it is kept."""
     location = begun(impatient_client, "a")
-    with Wire(impatient.address) as wire:
-        wire.say(f"PATCH {location}", f"Content-Length: {len(DATA)}", body=DATA[:1000])
+    with Wire(impatient.host) as wire:
+        wire.send(f"PATCH {location}", f"Content-Length: {len(DATA)}", body=DATA[:1000])
         assert wire.ended()
     assert received(impatient_client, location) == 1000
-    with Wire(impatient.address) as wire:
-        wire.say("PUT /v2/a/manifests/v1", "Content-Length: 100", body=b"{")
+    with Wire(impatient.host) as wire:
+        wire.send("PUT /v2/a/manifests/v1", "Content-Length: 100", body=b"{")
         assert wire.ended()
     finished(impatient_client, location, DATA, DATA[1000:])
 
 
-def test_chunks_that_are_broken_are_given_up_and_what_came_before_is_kept(
-    impatient: Impatient, impatient_client: httpx.Client
-) -> None:
+def test_what_arrived_of_chunks_that_stall_is_kept(impatient: Impatient, impatient_client: httpx.Client) -> None:
+    """A chunked body that stalls ends its connection, and what arrived of it is kept."""
     location = begun(impatient_client, "a")
-    with Wire(impatient.address) as wire:
-        wire.say(f"PATCH {location}", "Transfer-Encoding: chunked", body=b"5\r\nhello\r\n")
+    with Wire(impatient.host) as wire:
+        wire.send(f"PATCH {location}", "Transfer-Encoding: chunked", body=b"5\r\nhello\r\n")
         until(5, impatient_client, location)
         wire.socket.sendall(b"x\r\n")
         assert wire.ended()
@@ -475,25 +503,27 @@ def test_chunks_that_are_broken_are_given_up_and_what_came_before_is_kept(
 
 
 def test_a_body_that_comes_slowly_is_waited_for(impatient: Impatient, impatient_client: httpx.Client) -> None:
+    """A body that arrives slowly is received to its end."""
     location = begun(impatient_client, "a")
-    with Wire(impatient.address) as wire:
-        wire.say(f"PATCH {location}", "Content-Length: 12")
+    with Wire(impatient.host) as wire:
+        wire.send(f"PATCH {location}", "Content-Length: 12")
         for n in range(12):
             wire.socket.sendall(b"x")
             until(n + 1 if n else 0, impatient_client, location)
-        assert wire.hear().headers["range"] == "0-11"
+        assert wire.receive().headers["range"] == "0-11"
 
 
 @pytest.mark.parametrize("path", ["/v2/a/blobs/{blob}", "/v2/a/manifests/v1"])
-def test_a_client_that_does_not_read_is_given_up(
+def test_a_client_that_does_not_read_is_disconnected(
     impatient: Impatient, impatient_client: httpx.Client, path: str
 ) -> None:
+    """A client that does not read its answer is disconnected."""
     blob = pushed(impatient_client, "a", DATA * 16)
     put(impatient_client, "a", "v1", manifest(annotations={"a": "x" * (4 * MiB - 1000)}))
-    with Wire(impatient.address, buffer=4096) as wire:
+    with Wire(impatient.host, buffer=4096) as wire:
         for _ in range(20):
-            wire.say(f"GET {path.format(blob=blob)}")
-        assert wire.hear(body=False).status == 200
+            wire.send(f"GET {path.format(blob=blob)}")
+        assert wire.receive(body=False).status == 200
         impatient.finish_running()
         size = 0
         with contextlib.suppress(ConnectionError):

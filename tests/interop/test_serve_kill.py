@@ -1,9 +1,9 @@
-"""Clients push and pull while ``kitfs serve`` is killed with SIGKILL again and again: nothing acknowledged is lost,
-nothing half-written served.
+"""Clients push and pull while SIGKILL ends ``kitfs serve`` again and again: nothing that was acknowledged is lost, and
+nothing incomplete is served.
 
-64 blobs of 1 to 8 MiB. ``SERVE_KILL_MIB=64`` in the environment makes them 1 to 64 MiB, 2 GiB in all, which takes
-some minutes and 4 GiB of disk. Kills come when so and so many bytes have been moved since the last one, by a seed
-that a failure names, and never at a time.
+There are 64 blobs of 1 to 8 MiB. ``SERVE_KILL_MIB=64`` in the environment makes them 1 to 64 MiB, 2 GiB in all, which
+takes some minutes and 4 GiB of disk. A kill comes when a random number of bytes was transferred since the last one, by
+a seed that a failure names, and never at a given time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Blob:
-    """One of the blobs: a window on shared random bytes."""
+    """One of the blobs, which is a window on shared random bytes."""
 
     def __init__(self, number: int, data: memoryview) -> None:
         self.number = number
@@ -61,7 +61,7 @@ class Blob:
 
 
 def made(seed: int) -> list[Blob]:
-    """The blobs, each of a size and with bytes of its own."""
+    """Return the blobs, each with its own size and bytes."""
     rng = random.Random(seed)
     shared = memoryview(rng.randbytes(LARGEST + BLOBS * 4096))
     sizes = [MIB, LARGEST, *(rng.randint(MIB, LARGEST) for _ in range(BLOBS - 2))]
@@ -69,8 +69,8 @@ def made(seed: int) -> list[Blob]:
 
 
 class Scene:
-    """What clients and the killer share: who is acknowledged, whether the server is up, how much was moved, what went
-    wrong.
+    """The state that the clients and the killer share: what was acknowledged, whether the server runs, how much was
+    transferred, and what went wrong.
     """
 
     def __init__(self, blobs: list[Blob], address: str) -> None:
@@ -92,7 +92,7 @@ class Scene:
             self._lock.notify_all()
 
     def wait_for(self, size: int) -> None:
-        """Return when so much more was moved, or something failed."""
+        """Return when the given number of further bytes was transferred, or something failed."""
         with self._lock:
             until = self._moved + size
             assert self._lock.wait_for(lambda: self._moved >= until or self.failure is not None, timeout=300), (
@@ -123,12 +123,13 @@ class Scene:
 
 
 class Gone(Exception):  # noqa: N818 - what happened, not a mistake
-    """The server went away within a request."""
+    """The server went away during a request."""
 
 
 class Client:
-    """One thread's connection. Every method raises Gone when the server was killed, and AssertionError for an answer
-    that must not be.
+    """The connection of one thread.
+
+    Every method raises Gone when the server was killed, and AssertionError for a wrong answer.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -141,7 +142,7 @@ class Client:
             self._connection = None
 
     def again(self, do: Callable[[], T]) -> T:
-        """Do it until the server lives through it."""
+        """Repeat an action until the server survives it."""
         while True:
             try:
                 return do()
@@ -154,7 +155,7 @@ class Client:
     def ask(
         self, method: str, target: str, body: memoryview | bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[http.client.HTTPResponse, bytearray]:
-        """The answer, read to its end, which its Content-Length says."""
+        """Send a request, and return its answer with the whole body that Content-Length announces."""
         try:
             if self._connection is None:
                 self._connection = http.client.HTTPConnection(self._scene.address, timeout=PATIENCE)
@@ -189,7 +190,7 @@ class Client:
     # -- pushing
 
     def push(self, blob: Blob) -> None:
-        """In one of four ways, until it is acknowledged; then a tag that means it."""
+        """Push a blob in one of four ways until it is acknowledged, and then a tag for it."""
         ways = (self.whole, self.streamed, self.in_chunks, self.by_post)
         self.again(lambda: ways[blob.number % len(ways)](blob))
         self._scene.acknowledge(blob)
@@ -226,7 +227,10 @@ class Client:
         self.finish(blob, location, blob.data[:0])
 
     def in_chunks(self, blob: Blob) -> None:
-        """Goes on where the upload stands after each kill; what was acknowledged of it must be there."""
+        """Push in chunks.
+
+        After each kill the upload resumes where it stands; everything that was acknowledged must be in it.
+        """
         location = self.begin(blob)
         at = 0
         while True:
@@ -241,7 +245,7 @@ class Client:
             except Gone:
                 self._scene.count("broken off")
             known = self.again(lambda: self.progress(location))
-            if known is None:  # the kill came between the commit and its answer
+            if known is None:  # the server was killed between the commit and its answer
                 response, _ = self.again(lambda: self.ask("HEAD", blob.path))
                 assert response.status == 200, f"{blob.digest}: neither the upload nor the blob is there"
                 return None
@@ -261,8 +265,9 @@ class Client:
     # -- pulling
 
     def pull(self, blob: Blob, rng: random.Random, *, acknowledged: bool) -> None:
-        """HEAD, all of it or a range of it: as it was pushed. One that nobody acknowledged may be missing, never
-        another.
+        """Pull a blob with HEAD, as a whole or as a range, and compare it with what was pushed.
+
+        A blob that was not acknowledged may be missing, but must not have other bytes.
         """
         way = rng.choice(("HEAD", "GET", "range"))
         first = rng.randrange(len(blob.data)) if way == "range" else 0
@@ -290,7 +295,9 @@ class Client:
 
 
 def work(scene: Scene, number: int, seed: int) -> None:
-    """A client: its share of the blobs, and two pulls after each; then pulls until there were enough kills."""
+    """Run one client: it pushes its share of the blobs with two pulls after each, and then pulls until there were
+    enough kills.
+    """
     rng = random.Random(seed + number)
     client = Client(scene)
 
@@ -314,15 +321,15 @@ def work(scene: Scene, number: int, seed: int) -> None:
 
 
 def test_nothing_acknowledged_is_lost_and_nothing_half_written_is_served(tmp_path: Path) -> None:
-    """8 clients, 64 blobs, 10 kills: every 201 and every tag holds, every answer that ends has the right bytes, in
-    the end all is there.
+    """With 8 clients, 64 blobs and 10 kills, every acknowledged blob and tag is kept, every complete answer has the
+    right bytes, and at the end everything exists.
     """
     seed = random.SystemRandom().randrange(1 << 32)
     rng = random.Random(seed)
     blobs = made(seed)
     total = sum(len(blob.data) for blob in blobs)
     with Server(tmp_path / "root", tmp_path / "log") as server:
-        scene = Scene(blobs, server.address)
+        scene = Scene(blobs, server.host)
         threads = [threading.Thread(target=work, args=(scene, n, seed)) for n in range(CLIENTS)]
         for thread in threads:
             thread.start()
@@ -333,7 +340,7 @@ def test_nothing_acknowledged_is_lost_and_nothing_half_written_is_served(tmp_pat
                     break
                 scene.up.clear()
                 server.kill()
-                server.restart()
+                server.start()
                 scene.up.set()
         except BaseException as e:
             scene.fail(e)
@@ -346,7 +353,7 @@ def test_nothing_acknowledged_is_lost_and_nothing_half_written_is_served(tmp_pat
         if scene.failure is not None:
             raise AssertionError(f"seed {seed}: {scene.failure}") from scene.failure
         server.kill()
-        server.restart()
+        server.start()
         client = Client(scene)
         for blob in blobs:
             response, data = client.ask("GET", blob.path)

@@ -1,5 +1,5 @@
-"""``kitfs serve`` without room, without descriptors, and with garbage: pulls go on, nothing that may be needed goes,
-and it recovers.
+"""``kitfs serve`` without room, without descriptors, and with garbage: pulls keep working, nothing that may be needed
+is deleted, and the server recovers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 from kitfs.oci.names import Digest
 from kitfs.server.serve import exposed
-from tests.conftest import needs, needs_root
+from tests.disks import tmpfs
 from tests.interop.serving import (
     CONFIG,
     Wire,
@@ -44,23 +44,12 @@ DISK = 8 * MiB
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
-    needs_root()
-    needs("mount")
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "kitfs-test", str(directory)], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"not here: no tmpfs can be mounted: {done.stderr.strip()}")
-    try:
+    with tmpfs(tmp_path / "disk", "size=8m") as directory:
         yield directory
-    finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 def filled(disk: Path) -> Path:
-    """A file that takes all that is left."""
+    """Write a file that takes all the room that is left."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as f:
         for size in (MiB, 4096, 1):
@@ -74,7 +63,7 @@ def filled(disk: Path) -> Path:
 
 
 def kit(client: httpx.Client, name: str, tag: str, *layers: bytes) -> Digest:
-    """Push a kit; the digest of its manifest."""
+    """Push a kit, and return the digest of its manifest."""
     for part in (CONFIG, *layers):
         pushed(client, name, part)
     data = manifest(layers=[descriptor(layer) for layer in layers])
@@ -93,7 +82,7 @@ def gc(root: Path, *options: str) -> dict[str, int]:
     return found
 
 
-# Room
+# Full disks
 
 
 def by_put(client: httpx.Client, data: bytes) -> httpx.Response:
@@ -118,8 +107,9 @@ Way = Callable[[httpx.Client, bytes], httpx.Response]
 
 @pytest.mark.parametrize("way", [by_put, by_patch, by_pieces, by_post])
 def test_a_push_that_does_not_fit_leaves_room_for_the_next_one(disk: Path, tmp_path: Path, way: Way) -> None:
-    """However it comes, 507 is its answer, pulls go on, an unfinished upload of somebody else survives, and the next
-    push is taken.
+    """A push that does not fit is answered with 507, however it is sent.
+
+    Pulls keep working, an unfinished upload of another client survives, and the next push is accepted.
     """
     with Server(disk / "root", tmp_path / "log") as server, client_of(server) as client:
         old = pushed(client, "a", b"old")
@@ -135,14 +125,17 @@ def test_a_push_that_does_not_fit_leaves_room_for_the_next_one(disk: Path, tmp_p
     no_traceback(server.log)
 
 
-def test_it_starts_on_a_full_disk_and_takes_pushes_when_there_is_room_again(disk: Path, tmp_path: Path) -> None:
-    """Pulls work, pushes are refused with a clear word, and no restart is needed later."""
+def test_a_server_starts_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
+    """On a full disk the server starts, serves pulls, and refuses pushes with a clear message.
+
+    When there is room, pushes are accepted without a restart.
+    """
     with Server(disk / "root", tmp_path / "log") as server:
         with client_of(server) as client:
             kit(client, "a", "v1", DATA)
         server.stop()
         ballast = filled(disk)
-        server.restart()
+        server.start()
         with client_of(server) as client:
             assert client.get(f"/v2/a/blobs/{Digest.of(DATA)}").content == DATA
             assert client.get("/v2/a/manifests/v1").status_code == 200
@@ -157,8 +150,8 @@ def test_it_starts_on_a_full_disk_and_takes_pushes_when_there_is_room_again(disk
     assert "no space left on device" in server.log.read_text()
 
 
-def test_a_full_disk_deletes(disk: Path, tmp_path: Path) -> None:
-    """A kit and a blob can be deleted without room, and their room is used by the next push."""
+def test_deletion_works_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
+    """A kit and a blob can be deleted on a full disk, and their room is used by the next push."""
     with Server(disk / "root", tmp_path / "log", "--min-age", "0") as server, client_of(server) as client:
         digest = kit(client, "a", "v1", DATA)
         filled(disk)
@@ -169,8 +162,11 @@ def test_a_full_disk_deletes(disk: Path, tmp_path: Path) -> None:
     no_traceback(server.log)
 
 
-def test_young_blobs_of_removed_kits_do_not_make_room(disk: Path, tmp_path: Path) -> None:
-    """For a day, a push that was told that they exist may still send its manifest; later their room is used."""
+def test_young_blobs_of_removed_kits_are_kept(disk: Path, tmp_path: Path) -> None:
+    """For a day the blobs of a removed kit are kept, because a push that found them may still send its manifest.
+
+    Later their room is used.
+    """
     with Server(disk / "root", tmp_path / "log") as server, client_of(server) as client:
         digest = kit(client, "a", "v1", DATA)
         filled(disk)
@@ -189,7 +185,7 @@ def test_young_blobs_of_removed_kits_do_not_make_room(disk: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
-def test_read_only_needs_no_disk_that_can_be_written(disk: Path, tmp_path: Path, how: str) -> None:
+def test_read_only_needs_no_writable_disk(disk: Path, tmp_path: Path, how: str) -> None:
     """``--read-only`` starts on a full disk and on one that is mounted read-only, and serves everything."""
     with Server(disk / "root", tmp_path / "log") as server, client_of(server) as client:
         kit(client, "a", "v1", DATA)
@@ -219,22 +215,14 @@ def seconds_of_cpu(pid: int) -> float:
 @pytest.fixture
 def few(tmp_path: Path) -> Iterator[Server]:
     """A server that may open 300 descriptors."""
-    with Server(tmp_path / "root", tmp_path / "log") as running:
-        running.stop()
-        command = f'ulimit -n 300; exec "$0" serve --root "{running.root}" --listen {running.address}'
-        with running.log.open("ab") as log:
-            running.process = subprocess.Popen(
-                ["/bin/sh", "-c", command, str(KITFS)], stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        assert running.process.stdout is not None
-        assert " at http" in running.process.stdout.readline()
+    with Server(tmp_path / "root", tmp_path / "log", descriptors=300) as running:
         yield running
     no_traceback(running.log)
 
 
 def crowd(server: Server, size: int) -> list[socket.socket]:
-    """Connections on which nothing is said; the kernel holds those that the server does not take."""
-    host, _, port = server.address.rpartition(":")
+    """Open connections on which nothing is sent; the kernel holds those that the server does not accept."""
+    host, _, port = server.host.rpartition(":")
     made = []
     for _ in range(size):
         one = socket.socket()
@@ -245,7 +233,9 @@ def crowd(server: Server, size: int) -> list[socket.socket]:
 
 
 def test_more_idle_connections_than_descriptors_cost_nothing_and_are_shed(few: Server) -> None:
-    """The server answers meanwhile, its log and its use of the processor do not grow, and it recovers."""
+    """With more idle connections than descriptors the server still answers, its log and its CPU time do not grow, and
+    idle connections are closed.
+    """
     with client_of(few) as client:
         kit(client, "a", "v1", DATA)
     log, cpu, began = few.log.stat().st_size, seconds_of_cpu(few.process.pid), time.monotonic()
@@ -262,39 +252,28 @@ def test_more_idle_connections_than_descriptors_cost_nothing_and_are_shed(few: S
         kit(client, "a", "v2", DATA[1:])
 
 
-def test_handshakes_that_do_not_come_to_their_end_are_shed_too(tmp_path: Path) -> None:
-    """Connections that never speak TLS take no descriptor from those that do."""
+def test_unfinished_tls_handshakes_are_shed_too(tmp_path: Path) -> None:
+    """Connections that never finish a TLS handshake do not use up the descriptors."""
     tls = Path(__file__).parents[1] / "unit" / "registry" / "tls"
-    command = f'ulimit -n 200; exec "$0" serve --root "{tmp_path / "root"}" --listen 127.0.0.1:0 --tls-cert "$1" --tls-key "$1"'
-    log = tmp_path / "log"
-    with log.open("ab") as out:
-        running = subprocess.Popen(
-            ["/bin/sh", "-c", command, str(KITFS), str(tls / "server.pem")],
-            stdout=subprocess.PIPE,
-            stderr=out,
-            text=True,
-        )
-    assert running.stdout is not None
-    url = running.stdout.readline().split()[-1]
-    silent = []
-    for _ in range(200):
-        one = socket.socket()
-        one.setblocking(False)
-        one.connect_ex(("127.0.0.1", int(url.rpartition(":")[2])))
-        silent.append(one)
+    options = ("--tls-cert", str(tls / "server.pem"), "--tls-key", str(tls / "server.pem"))
     context = ssl.create_default_context(cafile=str(tls / "ca.pem"))
-    with httpx.Client(verify=context, trust_env=False, timeout=30) as client:
-        assert client.get(f"{url}/v2/").status_code == 200
-    for one in silent:
-        one.close()
-    running.terminate()
-    running.stdout.close()
-    assert running.wait(10) == 0
-    no_traceback(log)
+    with Server(tmp_path / "root", tmp_path / "log", *options, descriptors=200) as server:
+        silent = []
+        for _ in range(200):
+            one = socket.socket()
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", server.port))
+            silent.append(one)
+        with httpx.Client(verify=context, trust_env=False, timeout=30) as client:
+            assert client.get(f"{server.url}/v2/").status_code == 200
+        for one in silent:
+            one.close()
+        assert server.stop() == 0
+    no_traceback(server.log)
 
 
 def test_more_requests_than_descriptors_wait_for_their_turn(few: Server) -> None:
-    """More clients at once than there are descriptors for get the right bytes, each in its turn."""
+    """With more clients than descriptors every client gets the right bytes, one after the other."""
     with client_of(few) as client:
         digest = pushed(client, "a", DATA[:100_000])
 
@@ -307,14 +286,14 @@ def test_more_requests_than_descriptors_wait_for_their_turn(few: Server) -> None
 
 
 def test_a_busy_connection_is_not_shed(few: Server) -> None:
-    """A push that takes its time is not ended for those who say nothing."""
-    with client_of(few) as client, Wire(few.address) as slow:
+    """A slow push is not disconnected in favour of idle connections."""
+    with client_of(few) as client, Wire(few.host) as slow:
         location = begun(client, "a")
-        slow.say(f"PUT {location}?digest={Digest.of(DATA)}", f"Content-Length: {len(DATA)}", body=DATA[:MiB])
+        slow.send(f"PUT {location}?digest={Digest.of(DATA)}", f"Content-Length: {len(DATA)}", body=DATA[:MiB])
         idle = crowd(few, 400)
         time.sleep(1.5)
         slow.socket.sendall(DATA[MiB:])
-        assert slow.hear().status == 201
+        assert slow.receive().status == 201
         for one in idle:
             one.close()
 
@@ -330,7 +309,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_gc_beside_a_running_server_frees_the_layers_of_removed_kits(server: Server) -> None:
-    """What other kits need stays, what an unfinished upload has stays, and the answer says what went."""
+    """``serve gc`` keeps what other kits and unfinished uploads need, deletes the rest, and prints what it deleted."""
     with client_of(server) as client:
         shared = DATA[5:]
         gone = kit(client, "a", "v1", DATA, shared)
@@ -339,7 +318,7 @@ def test_gc_beside_a_running_server_frees_the_layers_of_removed_kits(server: Ser
         client.patch(location, content=b"half ")
         assert client.delete(f"/v2/a/manifests/{gone}").status_code == 202
         young = gc(server.root)
-        assert (young["blobs"], young["young_blobs"]) == (0, 2)  # the layer, and the manifest's own bytes
+        assert (young["blobs"], young["young_blobs"]) == (0, 2)  # the layer and the manifest
         assert client.get(f"/v2/a/blobs/{Digest.of(DATA)}").content == DATA
         found = gc(server.root, "--min-age", "0")
         assert found["blobs"] == 2
@@ -352,8 +331,8 @@ def test_gc_beside_a_running_server_frees_the_layers_of_removed_kits(server: Ser
         assert client.get(f"/v2/a/blobs/{Digest.of(DATA)}").content == DATA
 
 
-def test_no_blob_that_a_push_was_told_of_vanishes_before_its_manifest(server: Server) -> None:
-    """Pushes that find old blobs by HEAD and send their manifests, beside collectors that run all the time."""
+def test_a_blob_that_a_push_found_is_kept_until_its_manifest(server: Server) -> None:
+    """Pushes that find old blobs by HEAD can send their manifests although collectors run all the time."""
     link = server.root / "served" / "a" / "blobs" / f"sha256-{Digest.of(DATA).hex}"
     stop = False
     collected = 0
@@ -389,7 +368,7 @@ def test_no_blob_that_a_push_was_told_of_vanishes_before_its_manifest(server: Se
 
 
 def test_a_killed_collector_leaves_every_kit_whole(server: Server) -> None:
-    """SIGKILL at any moment: kits that are left are right, and the next collection frees the rest."""
+    """After SIGKILL of a collector at any moment every kit is whole, and the next collection frees the rest."""
     with client_of(server) as client:
         layers = [os.urandom(20_000) + bytes([n]) for n in range(60)]
         for n in range(30):
@@ -414,7 +393,7 @@ def test_a_killed_collector_leaves_every_kit_whole(server: Server) -> None:
 
 
 def test_cache_verbs_say_where_the_room_of_removed_kits_is(server: Server) -> None:
-    """``kitfs cache`` neither counts nor frees what was pushed, and names the verb that does."""
+    """``kitfs cache`` neither counts nor frees what was pushed, and names the command that does."""
     with client_of(server) as client:
         kit(client, "a", "v1", DATA)
     for verb in ("info", "clear"):
@@ -427,8 +406,10 @@ def test_cache_verbs_say_where_the_room_of_removed_kits_is(server: Server) -> No
         assert client.get(f"/v2/a/blobs/{Digest.of(DATA)}").content == DATA
 
 
-def test_gc_of_what_is_no_store_makes_nothing(tmp_path: Path) -> None:
-    """A wrong --root is one line and an exit code, wherever the option stands."""
+def test_gc_of_a_directory_that_is_not_a_store_creates_nothing(tmp_path: Path) -> None:
+    """A wrong ``--root`` is refused in one line and an exit code, wherever the option stands, and
+    nothing is created.
+    """
     for options in (["gc", "--root", str(tmp_path / "none")], ["--root", str(tmp_path / "none"), "gc"]):
         done = subprocess.run([str(KITFS), "serve", *options], capture_output=True, text=True)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -436,11 +417,14 @@ def test_gc_of_what_is_no_store_makes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-# Beyond loopback
+# Addresses other than loopback
 
 
-def test_what_is_risky_about_an_address_has_a_line_each_with_its_remedy() -> None:
-    """Nothing on loopback; users and TLS take their line away."""
+def test_each_risk_of_an_address_has_a_line_with_its_remedy() -> None:
+    """Each risk of an address has a line that names the option against it.
+
+    There is none on loopback, and ``--htpasswd`` and TLS remove their lines.
+    """
 
     def lines(host: str, *, tls: bool = False, users: bool = False, read_only: bool = False) -> list[str]:
         return exposed(host, 5000, tls=tls, users=users, read_only=read_only)
@@ -457,22 +441,10 @@ def test_what_is_risky_about_an_address_has_a_line_each_with_its_remedy() -> Non
     assert "delete" not in lines("0.0.0.0", read_only=True)[0]
 
 
-def test_listening_on_every_address_is_warned_of_at_the_start(tmp_path: Path) -> None:
-    """One line for users and one for TLS, before the first request; none on loopback."""
-    log = tmp_path / "log"
-    with log.open("wb") as out:
-        running = subprocess.Popen(
-            [str(KITFS), "serve", "--root", str(tmp_path / "root"), "--listen", "0.0.0.0:0"],
-            stdout=subprocess.PIPE,
-            stderr=out,
-            text=True,
-        )
-    assert running.stdout is not None
-    assert "serving" in running.stdout.readline()
-    warned = [line for line in log.read_text().splitlines() if " WARNING " in line]
-    running.terminate()
-    running.stdout.close()
-    assert running.wait(10) == 0
+def test_listening_on_every_address_logs_warnings(tmp_path: Path) -> None:
+    """The log has one line about users and one about TLS before the first request, and neither on loopback."""
+    with Server(tmp_path / "root", tmp_path / "log", "--listen", "0.0.0.0:0") as server:
+        warned = [line for line in server.log.read_text().splitlines() if " WARNING " in line]
     assert ["--htpasswd" in warned[0], "--tls-cert" in warned[1], len(warned)] == [True, True, 2]
     with Server(tmp_path / "root", tmp_path / "log2") as server:
         assert " WARNING " not in server.log.read_text()

@@ -1,5 +1,5 @@
-"""skopeo copies every golden kit into ``kitfs serve`` and out of it, and between it and docker-registry, digests
-preserved.
+"""skopeo copies every golden kit into ``kitfs serve``, out of it, and between it and docker-registry, with unchanged
+digests.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import GOLDEN, needs
+from tests.conftest import GOLDEN, GOLDEN_KITS, needs
 from tests.registry_process import RegistryProcess
 from tests.server import Server
 
 pytestmark = pytest.mark.interop
-GOLDEN_KITS: dict[str, Any] = json.loads((GOLDEN / "kits.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def copy(source: str, target: str) -> None:
 
 
 def digest_at(address: str, repository: str, tag: str = "v1") -> str | None:
-    """What HEAD of a tag says, held against the bytes that GET brings."""
+    """Return the digest that HEAD of a tag names, after comparing it with the bytes of GET."""
     connection = http.client.HTTPConnection(address, timeout=20)
     try:
         accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
@@ -62,14 +60,14 @@ def digest_at(address: str, repository: str, tag: str = "v1") -> str | None:
 
 
 def described(name: str) -> dict[str, int]:
-    """digest -> size of the blobs that kits.json records."""
+    """Return the digests and the sizes of the blobs that kits.json records."""
     kit = GOLDEN_KITS[name]
     return {d["digest"]: d["size"] for d in [kit["config"], *(kit["layers"] or ())]}
 
 
 def in_layout(layout: Path) -> tuple[str, dict[str, int]]:
-    """The manifest's digest of a layout with one manifest, and digest -> size of the other blobs, each as its bytes
-    say.
+    """Return the digest of the manifest of a layout with one manifest, and the digests and sizes of its other blobs, by
+    their bytes.
     """
     index = json.loads((layout / "index.json").read_bytes())
     (manifest,) = [d["digest"] for d in index["manifests"]]
@@ -83,41 +81,41 @@ def in_layout(layout: Path) -> tuple[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
-def test_a_golden_kit_goes_in_and_comes_out(serving: Server, tmp_path: Path, name: str) -> None:
-    """The manifest and every blob have the digests of kits.json on the server and in the layout that skopeo copies
-    out.
+def test_a_golden_kit_is_copied_in_and_out(serving: Server, tmp_path: Path, name: str) -> None:
+    """On the server and in the layout that skopeo copies from it, the manifest and every blob have the digests of
+    kits.json.
     """
-    copy(f"oci-archive:{GOLDEN}/layouts/{name}.tar:v1", f"docker://{serving.address}/in/{name}:v1")
-    assert digest_at(serving.address, f"in/{name}") == GOLDEN_KITS[name]["manifest"]
-    copy(f"docker://{serving.address}/in/{name}:v1", f"oci:{tmp_path}/out:v1")
+    copy(f"oci-archive:{GOLDEN}/layouts/{name}.tar:v1", f"docker://{serving.host}/in/{name}:v1")
+    assert digest_at(serving.host, f"in/{name}") == GOLDEN_KITS[name]["manifest"]
+    copy(f"docker://{serving.host}/in/{name}:v1", f"oci:{tmp_path}/out:v1")
     assert in_layout(tmp_path / "out") == (GOLDEN_KITS[name]["manifest"], described(name))
 
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
-def test_a_golden_kit_goes_between_registries(
+def test_a_golden_kit_is_copied_between_registries(
     golden_registry: RegistryProcess, serving: Server, tmp_path: Path, name: str
 ) -> None:
-    """docker-registry to kitfs serve and back: the same manifest everywhere, and every blob of the copy that came
-    back is whole.
+    """A copy from docker-registry to kitfs serve and back has the same manifest everywhere, and every blob of it is
+    whole.
     """
-    copy(f"docker://{golden_registry.host}/golden/{name}:v1", f"docker://{serving.address}/across/{name}:v1")
-    assert digest_at(serving.address, f"across/{name}") == GOLDEN_KITS[name]["manifest"]
-    copy(f"docker://{serving.address}/across/{name}:v1", f"docker://{golden_registry.host}/back/{name}:v1")
+    copy(f"docker://{golden_registry.host}/golden/{name}:v1", f"docker://{serving.host}/across/{name}:v1")
+    assert digest_at(serving.host, f"across/{name}") == GOLDEN_KITS[name]["manifest"]
+    copy(f"docker://{serving.host}/across/{name}:v1", f"docker://{golden_registry.host}/back/{name}:v1")
     assert digest_at(golden_registry.host, f"back/{name}") == GOLDEN_KITS[name]["manifest"]
     copy(f"docker://{golden_registry.host}/back/{name}:v1", f"oci:{tmp_path}/out:v1")
     assert in_layout(tmp_path / "out") == (GOLDEN_KITS[name]["manifest"], described(name))
 
 
 def test_a_repository_is_mirrored_by_digest(serving: Server, tmp_path: Path) -> None:
-    """A kit that is pushed without a tag is copied by its digest, and ``skopeo list-tags`` lists the tags beside it."""
+    """A kit without a tag is copied by its digest, and ``skopeo list-tags`` lists the tags of the repository."""
     digest = GOLDEN_KITS["basic"]["manifest"]
     for tag in ("v1", "v2"):
-        copy(f"oci-archive:{GOLDEN}/layouts/basic.tar:v1", f"docker://{serving.address}/mirror/basic:{tag}")
-    copy(f"docker://{serving.address}/mirror/basic@{digest}", f"docker://{serving.address}/mirror/copy@{digest}")
-    copy(f"docker://{serving.address}/mirror/copy@{digest}", f"oci:{tmp_path}/out:v1")
+        copy(f"oci-archive:{GOLDEN}/layouts/basic.tar:v1", f"docker://{serving.host}/mirror/basic:{tag}")
+    copy(f"docker://{serving.host}/mirror/basic@{digest}", f"docker://{serving.host}/mirror/copy@{digest}")
+    copy(f"docker://{serving.host}/mirror/copy@{digest}", f"oci:{tmp_path}/out:v1")
     assert in_layout(tmp_path / "out") == (digest, described("basic"))
     listed = subprocess.run(
-        ["skopeo", "list-tags", "--tls-verify=false", f"docker://{serving.address}/mirror/basic"],
+        ["skopeo", "list-tags", "--tls-verify=false", f"docker://{serving.host}/mirror/basic"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,5 +1,5 @@
-"""Every verb, with a registry, kits, layouts and arguments that want to drive a terminal: nothing of theirs is
-printed or logged as it is.
+"""Registries, kits, layouts and arguments that contain control characters cannot drive a terminal: every verb prints
+and logs them escaped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kitfs.cli.main import cli, run
 from tests import kits
 from tests.fakes.faults import Status
 from tests.fakes.registry import FakeRegistry
-from tests.host import Host, own_python
+from tests.host import Host
 
 pytestmark = pytest.mark.interop
 EVIL = "e\x1b]0;PWN\x07\x1b[2J\x7f\x9b31m\x85\u202e\u2066\u200f\u061c\u2028\nFORGED"
@@ -27,7 +27,7 @@ NOTES = {"org.opencontainers.image.title": EVIL, EVIL: EVIL}
 
 
 def verbs(group: click.Group, *above: str) -> Iterator[tuple[str, ...]]:
-    """Every verb, with the names of its groups."""
+    """Return every verb, with the names of its groups."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from verbs(command, *above, name)
@@ -39,7 +39,7 @@ VERBS = sorted(verbs(cli))
 
 
 def hostile_kit(text: str, data: bytes) -> kits.Kit:
-    """A kit that says ``text`` wherever a kit may say something."""
+    """Return a kit that has ``text`` wherever a kit may have text."""
     about = {"name": text, "version": text, "description": text, "license": text, "authors": [text]}
     names = {f"data/{text}": data, f"data/{text} dir/x": b"x"}
     return kits.build(
@@ -56,14 +56,15 @@ def hostile_kit(text: str, data: bytes) -> kits.Kit:
 
 
 class Terminal:
-    """Runs verbs, and looks at all that they print."""
+    """Runs verbs and checks everything that they print."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
     def run(self, *args: str | os.PathLike[str], env: dict[str, str] | None = None) -> str:
-        """What a verb says on stdout and stderr. Raises AssertionError where that drives a terminal, or when the verb
-        has a bug.
+        """Run a verb, and return its stdout and stderr.
+
+        Raises AssertionError if they contain a control character or the verb has a bug.
         """
         done = self.host.kitfs(*args, env={"PYTHONUTF8": "1"} | (env or {}), check=False, text=False)
         told = (done.stdout + b"\n" + done.stderr).decode("utf-8")  # type: ignore[operator]
@@ -80,14 +81,13 @@ def check(text: str, what: object) -> None:
 
 
 @pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    made = Host(own_python())
-    yield Terminal(made)
-    assert made.close() == []
+def terminal(box: Host) -> Terminal:
+    return Terminal(box)
 
 
 ARGUMENTS = (
-    (EVIL,), (EVIL, EVIL), (f"--{EVIL}",), (f"--cache-dir=/dev/null/{EVIL}", "a:b"), (f"--cache-dir=/dev/null/{EVIL}", "a:b", "c:d"),
+    (EVIL,), (EVIL, EVIL), (f"--{EVIL}",), (f"--cache-dir=/dev/null/{EVIL}", "a:b"),
+    (f"--cache-dir=/dev/null/{EVIL}", "a:b", "c:d"),
     (f"--log-level={EVIL}",),
 )  # fmt: skip
 
@@ -96,7 +96,7 @@ ARGUMENTS = (
 def test_arguments_are_escaped(
     verb: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """References, directories, option names and values that hold controls come back in messages without them."""
+    """References, directories, option names and values that contain control characters are escaped in messages."""
     for name in ("HOME", "KITOPS_HOME", "KITFS_RUN_DIR", "KITFS_CACHE_DIR", "DOCKER_CONFIG"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setattr("sys.stdin", io.StringIO())
@@ -108,18 +108,22 @@ def test_arguments_are_escaped(
 
 
 REMOTE = (
-    ("ls", "REF"), ("cat", "REF", "x"), ("mount", "REF", "MNT"), ("pull", "REF"), ("push", "local:v1", "REF"), ("unpack", "REF", "-d", "OUT"),
-    ("inspect", "--remote", "REF"), ("info", "--remote", "REF"), ("list", "REPO"), ("diff", "remote://REF", "remote://REF"),
-    ("remove", "--remote", "REF"), ("export", "--remote", "REF", "oci:OUT"), ("convert", "REF", "REPO:image"), ("index", "pull", "REF"),
+    ("ls", "REF"), ("cat", "REF", "x"), ("mount", "REF", "MNT"), ("pull", "REF"), ("push", "local:v1", "REF"),
+    ("unpack", "REF", "-d", "OUT"),
+    ("inspect", "--remote", "REF"), ("info", "--remote", "REF"), ("list", "REPO"),
+    ("diff", "remote://REF", "remote://REF"),
+    ("remove", "--remote", "REF"), ("export", "--remote", "REF", "oci:OUT"), ("convert", "REF", "REPO:image"),
+    ("index", "pull", "REF"),
     ("index", "info", "--remote", "REF"), ("index", "inspect", "--remote", "REF"), ("index", "push", "idx:v1", "REF"),
-    ("index", "delete", "--remote", "REF"), ("login", "HOST", "-u", "x", "-p", "y"), ("import", "http://HOST/team/kit.git", "--tool", "git"),
+    ("index", "delete", "--remote", "REF"), ("login", "HOST", "-u", "x", "-p", "y"),
+    ("import", "http://HOST/team/kit.git", "--tool", "git"),
     ("pack", "SRC", "-t", "REF", "--push"),
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["/v2/", "/blobs/", "/manifests/"])
 def test_errors_of_a_registry_are_escaped(terminal: Terminal, fake: FakeRegistry, tmp_path: Path, path: str) -> None:
-    """Whatever is asked, an error's code and message come without controls, on stderr and in JSON events."""
+    """The code and the message of a registry's error are escaped on stderr and in JSON events, for every verb."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src/a.txt").write_text("x")
     (tmp_path / "src/Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: a.txt}]\n")
@@ -135,7 +139,7 @@ def test_errors_of_a_registry_are_escaped(terminal: Terminal, fake: FakeRegistry
 
 
 def test_texts_of_a_kit_are_escaped(terminal: Terminal, fake: FakeRegistry, tmp_path: Path) -> None:
-    """Names, descriptions, annotations, labels and paths, by every verb that shows them, for people and for
+    """Names, descriptions, annotations, labels and paths are escaped by every verb that shows them, for people and for
     programs.
     """
     ref = fake.put_kit("team/kit", hostile_kit(EVIL, b"w" * 5000), "v1")
@@ -143,27 +147,36 @@ def test_texts_of_a_kit_are_escaped(terminal: Terminal, fake: FakeRegistry, tmp_
     out = tmp_path / "out"
     assert "FORGED" in terminal.run("ls", "-l", "-R", ref)
     for args in (
-        ("ls", ref), ("ls", "--json", "-R", ref), ("cat", ref, "data"), ("cat", ref, f"data/{EVIL} dir"), ("cat", ref, EVIL),
-        ("inspect", "--remote", ref), ("info", "--remote", ref), ("info", "--remote", ref, "--json"), ("list", ref.removesuffix(":v1")),
-        ("pull", ref), ("pull", other, "--json"), ("list",), ("list", "--json"), ("list", "--format", "{{.ModelName}} {{.Author}}"),
+        ("ls", ref), ("ls", "--json", "-R", ref), ("cat", ref, "data"), ("cat", ref, f"data/{EVIL} dir"),
+        ("cat", ref, EVIL),
+        ("inspect", "--remote", ref), ("info", "--remote", ref), ("info", "--remote", ref, "--json"),
+        ("list", ref.removesuffix(":v1")),
+        ("pull", ref), ("pull", other, "--json"), ("list",), ("list", "--json"),
+        ("list", "--format", "{{.ModelName}} {{.Author}}"),
         ("inspect", ref), ("info", ref), ("info", ref, "--filter", "package.name"), ("info", ref, "--json"),
-        ("diff", ref, other, "--files", "--content", "--tensors"), ("diff", ref, other, "--files", "--tensors", "--json"),
-        ("unpack", ref, "-d", out), ("unpack", ref, "-d", out), ("unpack", ref, "-d", out, "--json", "-o"), ("tag", ref, "here:v1"),
-        ("export", ref, f"oci:{out}-layout:v1"), ("import", f"oci:{out}-layout:v1", "-t", "again:v1"), ("convert", ref, f"{fake.host}/team/image:v1"),
+        ("diff", ref, other, "--files", "--content", "--tensors"),
+        ("diff", ref, other, "--files", "--tensors", "--json"),
+        ("unpack", ref, "-d", out), ("unpack", ref, "-d", out), ("unpack", ref, "-d", out, "--json", "-o"),
+        ("tag", ref, "here:v1"),
+        ("export", ref, f"oci:{out}-layout:v1"), ("import", f"oci:{out}-layout:v1", "-t", "again:v1"),
+        ("convert", ref, f"{fake.host}/team/image:v1"),
         ("index", "create", f"{fake.host}/team/kit:idx"),
         ("index", "add", f"{fake.host}/team/kit:idx", ref, "--label", f"a={EVIL}", "--annotation", f"b={EVIL}"),
         ("index", "info", f"{fake.host}/team/kit:idx"), ("index", "info", f"{fake.host}/team/kit:idx", "--json"),
-        ("index", "inspect", f"{fake.host}/team/kit:idx"), ("index", "list"), ("index", "push", f"{fake.host}/team/kit:idx"),
-        ("ls", f"{fake.host}/team/kit:idx", "--label", "a=x"), ("pull", f"{fake.host}/team/kit:idx", "--label", f"a={EVIL}"),
+        ("index", "inspect", f"{fake.host}/team/kit:idx"), ("index", "list"),
+        ("index", "push", f"{fake.host}/team/kit:idx"),
+        ("ls", f"{fake.host}/team/kit:idx", "--label", "a=x"),
+        ("pull", f"{fake.host}/team/kit:idx", "--label", f"a={EVIL}"),
         ("index", "remove", f"{fake.host}/team/kit:idx", ref), ("index", "delete", f"{fake.host}/team/kit:idx"),
-        ("init", out, "-o", "-"), ("init", out, "-f"), ("pack", out, "-t", "packed:v1"), ("push", "packed:v1", f"{fake.host}/team/kit:p"),
+        ("init", out, "-o", "-"), ("init", out, "-f"), ("pack", out, "-t", "packed:v1"),
+        ("push", "packed:v1", f"{fake.host}/team/kit:p"),
         ("cache", "info"), ("remove", ref), ("remove", "--all", "--force"),
     ):  # fmt: skip
         terminal.run(*args)
 
 
 def test_a_manifest_that_is_not_a_kit_is_escaped(terminal: Terminal, fake: FakeRegistry, tmp_path: Path) -> None:
-    """Media types and artifact types in refusals; of a layout too, and its name and tags."""
+    """Media types and artifact types are escaped in refusals, also those of a layout, and so are its name and tags."""
     empty = kits.sha256(b"{}")
     fake.put_blob("team/kit", b"{}")
     for field in ("artifactType", "mediaType", "config"):
@@ -185,8 +198,8 @@ def test_a_manifest_that_is_not_a_kit_is_escaped(terminal: Terminal, fake: FakeR
 
 @pytest.mark.mount
 def test_a_mount_and_its_log_are_escaped(terminal: Terminal, fake: FakeRegistry) -> None:
-    """What a registry says while a file is read is in the log and in the status, escaped; the mount point's name
-    too.
+    """What a registry sends while a file is read is escaped in the log and in the status, and so is the name of the
+    mount point.
     """
     weights = os.urandom(200_000)
     fake.put_kit("team/kit", kits.build([kits.part("model", "w.bin", weights, format="raw")]), "v1")

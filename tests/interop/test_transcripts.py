@@ -1,9 +1,8 @@
-"""What the real kit 1.7 printed for some hundred commands, replayed: the same success or failure every time, the same
-standard output.
+"""About a hundred commands of the real kit 1.7, replayed: each time the same success or failure and the same stdout.
 
-The transcript is not copied: it is read where it lies, beside the repository. All of it is replayed once, in order,
-by the program in subprocesses, against a docker-registry; each command is a test of its own. Its trees are those of
-make_trees.py; the small wrong Kitfiles are what its own messages tell of them.
+The transcript is not copied into the repository: the tests read it where it lies, beside the repository. The program
+replays all of it once, in order, in subprocesses, against a docker-registry. Each command is a test of its own. The
+trees are those of make_trees.py. The small wrong Kitfiles are derived from kit's own error messages.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import pytest
 
 from kitfs import manual
 from tests.conftest import GOLDEN, needs
-from tests.host import REPOSITORY, Host, own_python
+from tests.host import Host, boxed
+from tests.interpreters import REPOSITORY
 from tests.registry_process import RegistryProcess
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
@@ -55,7 +55,7 @@ class Ours(NamedTuple):
     code: int
 
 
-# Where kit 1.7 is wrong, or older than what kitfs follows. Command → why; success and standard output are then those
+# Commands for which kit 1.7 is wrong or older than what kitfs follows, and why. Success and stdout are then those
 # of EXPECTED.
 # The topic "kit" of the manual has a row for each.
 DIFFERENCES = {
@@ -72,16 +72,20 @@ EXPECTED = {
     "kit list --format json": r'\[\]\n|\[\n(  .*\n)*    "size": 709120,\n(  .*\n)*\]\n',
     "kit info REGISTRY/t/basic:v1 --filter model.parameters.lr": r"1e-07\n",
     "kit push REGISTRY/t/basic:v1": r"Pushing REGISTRY/t/basic:v1\nPushed sha256:f36b4cd5e386\w+\n",
-    "kit list REGISTRY/t/basic --plain-http": r"REPOSITORY.*\nt/basic +v1 +Ada Lovelace +golden-basic +692\.5 KiB +sha256:f36b4cd5e386\w+\n",
-    "kit pull REGISTRY/golden/modelpack-raw:v1 --plain-http": r"Pulling REGISTRY/golden/modelpack-raw:v1\nPulled sha256:\w+\n",
+    "kit list REGISTRY/t/basic --plain-http": (
+        r"REPOSITORY.*\nt/basic +v1 +Ada Lovelace +golden-basic +692\.5 KiB +sha256:f36b4cd5e386\w+\n"
+    ),
+    "kit pull REGISTRY/golden/modelpack-raw:v1 --plain-http": (
+        r"Pulling REGISTRY/golden/modelpack-raw:v1\nPulled sha256:\w+\n"
+    ),
     "kit cache info": r"Cache is currently empty\n",
 }
-# Verbs that kitfs does not have yet, and why.
+# Verbs that kitfs does not have, and why.
 GAPS: dict[str, str] = {}
 
 
 def steps(text: str) -> list[Step]:
-    """The commands of a transcript, in order."""
+    """Return the commands of a transcript, in order."""
     found = []
     for number, block in enumerate(re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]):
         command, _, rest = block.partition("\n")
@@ -102,7 +106,7 @@ replays = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def replayed(registry: RegistryProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Ours]]]:
-    """(the registry's address, what kitfs did for each step)."""
+    """The address of the registry, and what kitfs did for each step."""
     needs("skopeo")
     registry.copy_archive(GOLDEN / "layouts/modelpack-raw.tar", "golden/modelpack-raw")
     at = tmp_path_factory.mktemp("transcript")
@@ -111,10 +115,8 @@ def replayed(registry: RegistryProcess, tmp_path_factory: pytest.TempPathFactory
         (at / name).mkdir()
         (at / name / "Kitfile").write_text(kitfile)
     (at / "nothing").mkdir()
-    host = Host(own_python())
-    done = [_ours(host, step, registry.host, at) for step in STEPS]
-    yield registry.host, done
-    assert host.close() == []
+    with boxed() as host:
+        yield registry.host, [_ours(host, step, registry.host, at) for step in STEPS]
 
 
 def _ours(host: Host, step: Step, address: str, at: Path) -> Ours:
@@ -127,8 +129,8 @@ def _ours(host: Host, step: Step, address: str, at: Path) -> Ours:
 
 @replays
 @pytest.mark.parametrize("step", STEPS or [None], ids=lambda s: f"{s.number:02d} {s.command}" if s else "none")
-def test_as_kit(replayed: tuple[str, list[Ours]], step: Step) -> None:
-    """Success where kit succeeds, failure in one line where it fails, and its standard output."""
+def test_a_command_does_what_kit_did(replayed: tuple[str, list[Ours]], step: Step) -> None:
+    """kitfs succeeds where kit succeeds, with kit's stdout, and fails in one line where kit fails."""
     if shlex.split(step.command)[1] in GAPS:
         pytest.xfail(GAPS[shlex.split(step.command)[1]])
     ours = replayed[1][step.number]
@@ -144,8 +146,11 @@ def test_as_kit(replayed: tuple[str, list[Ours]], step: Step) -> None:
 
 
 def comparable(command: str, stdout: str) -> str | list[str]:
-    """What is left to compare: columns are as wide as the registry's name, kit's layers of one type come in any
-    order, and the transcript has lost diff's last empty line."""
+    """Return the part of an output that is compared.
+
+    The width of columns depends on the name of the registry, kit's layers of one type have any order, and the
+    transcript has lost the last empty line of diff.
+    """
     if command.startswith("kit list"):
         return [re.sub(" {3,}", "   ", line) for line in stdout.splitlines()]
     if command.startswith("kit diff"):
@@ -154,15 +159,15 @@ def comparable(command: str, stdout: str) -> str | list[str]:
 
 
 @replays
-def test_an_unknown_manifest_version_is_told(replayed: tuple[str, list[Ours]]) -> None:
-    """Which kit 1.7 takes in silence; standard output is its own."""
+def test_an_unknown_manifest_version_gets_a_warning(replayed: tuple[str, list[Ours]]) -> None:
+    """kitfs warns of an unknown manifestVersion, which kit 1.7 accepts silently. The stdout is the same."""
     step = next(step for step in STEPS if step.command == "kit pack bad7")
     assert "Unrecognized manifestVersion 2.0.0: treating Kitfile as 1.0.0" in replayed[1][step.number].stderr
 
 
 @replays
-def test_every_difference_is_one() -> None:
-    """Every entry is still a difference and a command of the transcript, and the manual has its reason."""
+def test_every_difference_still_exists() -> None:
+    """Every entry is still a difference and a command of the transcript, and the manual gives its reason."""
     table = manual.read("kit").partition("## Differences from kit\n")[2]
     assert [why for why in DIFFERENCES.values() if why not in table] == []
     assert set(DIFFERENCES) == set(EXPECTED)

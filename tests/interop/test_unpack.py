@@ -1,5 +1,5 @@
-"""``kitfs unpack`` as a program: golden kits out of a registry, what the real kit printed, kills, wrong bytes,
-memory.
+"""``kitfs unpack`` as a program: golden kits from a registry, what the real kit printed, kills, wrong
+bytes and memory.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import kits, trees
-from tests.conftest import GOLDEN
-from tests.host import REPOSITORY, Host, Python, own_python
+from tests.conftest import GOLDEN, GOLDEN_KITS
+from tests.host import Host
+from tests.interpreters import REPOSITORY, Python
 from tests.kits import build, kit_tar, part
 from tests.registry_process import RegistryProcess
 
 pytestmark = pytest.mark.interop
-GOLDEN_KITS = json.loads((GOLDEN / "kits.json").read_text())
 MODELPACKS = [name for name, kit in GOLDEN_KITS.items() if kit["tree"] == "modelpack"]
 TRANSCRIPTS = REPOSITORY.parent / "shared/golden/transcripts-kit-1.7.txt"
 JOURNAL = ".kitfs-unpack.json"
@@ -32,32 +31,26 @@ MiB = 1 << 20
 RANDOM = random.Random(9)
 
 
-@pytest.fixture
-def here() -> Iterator[Host]:
-    """A host of its own, which needs no FUSE."""
-    host = Host(own_python())
-    yield host
-    assert host.close() == []
-
-
 def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """Asserts an exit code and one line on stderr; the line."""
+    """Assert an exit code and one line on stderr, and return the line."""
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
     assert "a bug in kitfs" not in done.stderr
     return done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
-def test_a_golden_kit_unpacks_as_recorded(golden_registry: RegistryProcess, here: Host, name: str) -> None:
-    """Those that kit 1.7 cannot unpack too; a second time out of the store, with the registry's part of it done."""
+def test_a_golden_kit_unpacks_as_recorded(golden_registry: RegistryProcess, box: Host, name: str) -> None:
+    """Every golden kit unpacks as recorded, also those that kit 1.7 cannot unpack, and a second time from the store
+    without transfers.
+    """
     mirror = f"registry.golden.test={golden_registry.url}"
     expected = trees.masked(trees.golden(GOLDEN, name))
     if name in MODELPACKS:
-        expected = trees.without(expected, "data", "data/rows.csv")  # which modctl packed into no layer
-    for out in (here.root / "one", here.root / "two"):
-        here.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, "--mirror", mirror)
+        expected = trees.without(expected, "data", "data/rows.csv")  # modctl packed it into no layer
+    for out in (box.root / "one", box.root / "two"):
+        box.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, "--mirror", mirror)
         assert trees.scan(out) == expected
-    done = here.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, "--mirror", mirror, "-o", "--json")
+    done = box.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, "--mirror", mirror, "-o", "--json")
     told = json.loads(done.stdout)
     assert set(told) == {"reference", "digest", "directory", "layers"}
     assert (told["reference"], told["digest"]) == (
@@ -70,7 +63,9 @@ def test_a_golden_kit_unpacks_as_recorded(golden_registry: RegistryProcess, here
 
 @pytest.mark.parametrize("name", ["modes", "names", "many-gzip"])
 def test_an_ordinary_user(golden_registry: RegistryProcess, nobody: Python, name: str) -> None:
-    """Whom directories without write permission keep out when they have their modes; killed, and again."""
+    """An unpack by an ordinary user is killed and succeeds when it is run again, although directories without write
+    permission are in the way once they have their modes.
+    """
     host = Host(nobody)
     try:
         out = host.home / "out"
@@ -87,7 +82,7 @@ def test_an_ordinary_user(golden_registry: RegistryProcess, nobody: Python, name
 
 
 def transcripts() -> list[tuple[str, str, bool]]:
-    """(command, stdout, success) of every unpack that the real kit was asked for, in order."""
+    """Return the command, the stdout and the success of every unpack that the real kit ran, in order."""
     if not TRANSCRIPTS.exists():
         return []
     found = []
@@ -102,53 +97,55 @@ def transcripts() -> list[tuple[str, str, bool]]:
 @pytest.mark.skipif(
     not TRANSCRIPTS.exists(), reason="not here: the transcripts of the real kit are not in this checkout"
 )
-def test_what_the_real_kit_printed(golden_registry: RegistryProcess, here: Host) -> None:
-    """Every unpack of the transcripts gives the same stdout, and succeeds or fails as it did there."""
+def test_what_the_real_kit_printed(golden_registry: RegistryProcess, box: Host) -> None:
+    """Every unpack of the transcripts prints the same stdout, and succeeds or fails as the real kit did."""
     golden_registry.copy_archive(GOLDEN / "layouts/basic.tar", "t/basic")
     wrong = []
     for command, stdout, success in transcripts():
         words = command.replace("REGISTRY", golden_registry.host).split()
-        done = here.kitfs(*words, cwd=here.root, check=False)
-        found = done.stdout.replace(f"{here.root}/", ""), done.returncode == 0
+        done = box.kitfs(*words, cwd=box.root, check=False)
+        found = done.stdout.replace(f"{box.root}/", ""), done.returncode == 0
         if found != (stdout, success):
             wrong.append((command, found, (stdout, success)))
     assert wrong == []
     assert len(transcripts()) == 11
 
 
-def test_references(golden_registry: RegistryProcess, here: Host) -> None:
-    """No tag is latest, and said; several tags are refused before anything happens; an archive is as good as a
-    registry.
+def test_references(golden_registry: RegistryProcess, box: Host) -> None:
+    """A reference without a tag means latest, and unpack says so.
+
+    Several tags are refused before anything happens. An archive works like a registry.
     """
     archive = GOLDEN / "layouts/basic.tar"
     golden_registry.push(build([part("docs", "x", b"x", format="raw")]), "unpack/basic", "latest")
-    done = here.kitfs("unpack", f"{golden_registry.host}/unpack/basic", "-d", here.root / "a", "-f", "docs")
-    assert ("latest" in done.stderr, os.listdir(here.root / "a")) == (True, ["x"])
+    done = box.kitfs("unpack", f"{golden_registry.host}/unpack/basic", "-d", box.root / "a", "-f", "docs")
+    assert ("latest" in done.stderr, os.listdir(box.root / "a")) == (True, ["x"])
     assert "can not unpack multiple tags" in refused(
-        here.kitfs("unpack", "r.io/a:v1,v2", "-d", here.root / "b", check=False), 2
+        box.kitfs("unpack", "r.io/a:v1,v2", "-d", box.root / "b", check=False), 2
     )
-    here.kitfs("unpack", f"oci-archive:{archive}:v1", "-d", here.root / "c", "--docs")
-    assert sorted(os.listdir(here.root / "c")) == ["README.md", "docs"]
-    assert not (here.root / "b").exists()
-    (here.root / "file").write_bytes(b"")
+    box.kitfs("unpack", f"oci-archive:{archive}:v1", "-d", box.root / "c", "--docs")
+    assert sorted(os.listdir(box.root / "c")) == ["README.md", "docs"]
+    assert not (box.root / "b").exists()
+    (box.root / "file").write_bytes(b"")
     assert "is not a directory" in refused(
-        here.kitfs("unpack", f"oci-archive:{archive}:v1", "-d", here.root / "file", check=False), 10
+        box.kitfs("unpack", f"oci-archive:{archive}:v1", "-d", box.root / "file", check=False), 10
     )
 
 
-def test_deprecated_flags_are_filters(here: Host) -> None:
-    """With a warning; beside --filter they say nothing."""
+def test_deprecated_flags_are_filters(box: Host) -> None:
+    """Deprecated flags work as filters, with a warning. Together with ``--filter`` they are ignored."""
     archive = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
-    done = here.kitfs("unpack", archive, "-d", here.root / "a", "--model", "--kitfile")
-    assert sorted(os.listdir(here.root / "a")) == ["Kitfile", "model"]
+    done = box.kitfs("unpack", archive, "-d", box.root / "a", "--model", "--kitfile")
+    assert sorted(os.listdir(box.root / "a")) == ["Kitfile", "model"]
     assert "deprecated" in done.stderr
-    here.kitfs("unpack", archive, "-d", here.root / "b", "--model", "-f", "docs:docs")
-    assert os.listdir(here.root / "b") == ["docs"]
+    box.kitfs("unpack", archive, "-d", box.root / "b", "--model", "-f", "docs:docs")
+    assert os.listdir(box.root / "b") == ["docs"]
 
 
-def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, here: Host) -> None:
-    """Exit 6, and nothing of that layer; the same command goes on when the registry is right again, and fetches
-    nothing twice but that.
+def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, box: Host) -> None:
+    """A wrong byte ends in exit code 6, and nothing of its layer is written.
+
+    When the registry is right again, the same command fetches that layer only.
     """
     good = part("code", "c", kit_tar({"c/x": b"x" * 5000}))
     bad = part("model", "m", kit_tar({f"m/{n}": RANDOM.randbytes(MiB) for n in range(6)}))
@@ -157,12 +154,12 @@ def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, her
     blob = own_registry.blob_path(kit.layers[0])
     right = blob.read_bytes()
     blob.write_bytes(right[: 3 * MiB] + b"\0!" + right[3 * MiB + 2 :])
-    out = here.root / "out"
-    assert kit.layers[0] in refused(here.kitfs("unpack", ref, "-d", out, check=False), 6)
+    out = box.root / "out"
+    assert kit.layers[0] in refused(box.kitfs("unpack", ref, "-d", out, check=False), 6)
     assert not [path for path in (out / "m").rglob("*") if path.is_file()]
     blob.write_bytes(right)
     mark = own_registry.mark()
-    here.kitfs("unpack", ref, "-d", out)
+    box.kitfs("unpack", ref, "-d", out)
     assert own_registry.moved(mark, digest=kit.layers[1]) == 0
     assert {f"m/{n}" for n in range(6)} | {"c/x"} <= set(trees.scan(out))
     assert not (out / JOURNAL).exists()
@@ -170,9 +167,10 @@ def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, her
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_kill_at_any_moment(own_registry: RegistryProcess, here: Host, seed: int) -> None:
-    """Ten kills, and the next run brings the right tree and leaves nothing else; what came over the network once is
-    not fetched again.
+def test_a_kill_at_any_moment(own_registry: RegistryProcess, box: Host, seed: int) -> None:
+    """After ten kills the next run unpacks the right tree and leaves nothing else behind.
+
+    What was transferred once is not fetched again.
     """
     chance = random.Random(seed)
     big = {f"m/{n}.bin": chance.randbytes(chance.randrange(9 * MiB)) for n in range(8)}
@@ -184,19 +182,19 @@ def test_a_kill_at_any_moment(own_registry: RegistryProcess, here: Host, seed: i
         part("dataset", "d.bin", chance.randbytes(12 * MiB), format="raw"),
     ])  # fmt: skip
     ref = own_registry.push(kit, "team/kit")
-    out, whole = here.root / "out", here.root / "whole"
+    out, whole = box.root / "out", box.root / "whole"
     kills = runs = 0
     longest = 1.5
     while kills < 10 and runs < 60:
         runs += 1
-        with here.start("unpack", ref, "-d", out) as process:
+        with box.start("unpack", ref, "-d", out) as process:
             try:
                 _, told = process.communicate(timeout=chance.uniform(0.25, longest))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
                 kills += 1
-                if not (out / JOURNAL).exists() and (out / "m").exists():  # killed behind its end
+                if not (out / JOURNAL).exists() and (out / "m").exists():  # it was killed after its end
                     assert {path: (out / path).read_bytes() for path in expected} == expected
                     shutil.rmtree(out)
             else:
@@ -204,8 +202,8 @@ def test_a_kill_at_any_moment(own_registry: RegistryProcess, here: Host, seed: i
                 assert {path: (out / path).read_bytes() for path in expected} == expected
                 longest = max(0.3, longest * 0.8)
                 shutil.rmtree(out)
-    here.kitfs("unpack", ref, "-d", out)
-    here.kitfs("unpack", ref, "-d", whole)
+    box.kitfs("unpack", ref, "-d", out)
+    box.kitfs("unpack", ref, "-d", whole)
     assert trees.scan(out) == trees.scan(whole)
     assert {path: (out / path).read_bytes() for path in expected} == expected
     fetched = own_registry.moved(digest=kit.layers[0])
@@ -224,9 +222,9 @@ sys.exit(process.returncode)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_memory_stays_small(own_registry: RegistryProcess, here: Host, compression: kits.Compression) -> None:
-    """A layer of 1 GiB in less than 150 MiB."""
-    tar = here.root / "layer.tar"
+def test_memory_stays_small(own_registry: RegistryProcess, box: Host, compression: kits.Compression) -> None:
+    """A layer of 1 GiB is unpacked with less than 150 MiB of memory."""
+    tar = box.root / "layer.tar"
     kits.sparse_file_tar(tar, {"m/w.bin": 1 << 30}, marks={"m/w.bin": {n << 26: b"%d" % n for n in range(16)}})
     kit = build([part("model", "m", tar, compression=compression)])
     if compression == "none":
@@ -236,21 +234,21 @@ def test_memory_stays_small(own_registry: RegistryProcess, here: Host, compressi
         own_registry.plant_manifest("team/kit", "v1", kit.manifest)
     else:
         ref = own_registry.push(kit, "team/kit")
-    command = here.command("unpack", ref, "-d", here.root / "out")
+    command = box.command("unpack", ref, "-d", box.root / "out")
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, *command], env=here.env, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", PEAK, *command], env=box.env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    with (here.root / "out/m/w.bin").open("rb") as f:
+    with (box.root / "out/m/w.bin").open("rb") as f:
         assert [os.pread(f.fileno(), 2, n << 26).rstrip(b"\0") for n in range(16)] == [b"%d" % n for n in range(16)]
-    assert (here.root / "out/m/w.bin").stat().st_size == 1 << 30
+    assert (box.root / "out/m/w.bin").stat().st_size == 1 << 30
     assert int(done.stdout) < 150
 
 
-def test_a_hostile_kit_is_one_line(own_registry: RegistryProcess, here: Host) -> None:
-    """And nothing is written, there or elsewhere."""
+def test_a_hostile_kit_is_refused_in_one_line(own_registry: RegistryProcess, box: Host) -> None:
+    """A hostile kit is refused in one line, and nothing is written, neither in the directory nor elsewhere."""
     evil = kit_tar({"../evil": b"x", "fine": b"y"})
     ref = own_registry.push(build([part("model", ".", evil)]), "team/evil")
-    assert "leaves the root" in refused(here.kitfs("unpack", ref, "-d", here.root / "deep/out", check=False), 8)
-    assert not (here.root / "deep").exists()
-    assert not list(Path(here.root).rglob("evil"))
+    assert "leaves the root" in refused(box.kitfs("unpack", ref, "-d", box.root / "deep/out", check=False), 8)
+    assert not (box.root / "deep").exists()
+    assert not list(Path(box.root).rglob("evil"))

@@ -1,26 +1,25 @@
-"""The pages of the manual and the README as data: their blocks of examples, and a machine that runs them.
+"""The README and the pages of the manual as data: their blocks of examples, and a machine that runs them.
 
-A block is what stands between a pair of ``` lines; the word after the first ``` is its kind.
+A block is the text between a pair of ``` lines; the word after the first ``` is its kind.
 
 - ``sh``: commands. Each must succeed.
-- ``console``: lines that begin with ``$ `` are commands, the others are what a terminal of 80 columns shows.
+
+- ``console``: lines that begin with ``$ `` are commands, and the others are what a terminal of 80 columns shows.
+
 - ``python``: a program.
 
 The blocks of one page run one after the other in one directory. A line ``<!-- not run: REASON -->`` in front of a block
-says that a test cannot run it; its commands are parsed only.
+says that a test cannot run it; its commands are only parsed.
 
-What the examples call registry.example.com is a registry on this machine, and their absolute paths lie in the
-directory of the page. It holds the directory ``llama`` out of which the kits of that registry were packed.
+What the examples call registry.example.com is a registry on this machine. Their absolute paths are in the directory of
+the page, which contains the directory ``llama`` from which the kits of that registry were packed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import pty
 import re
-import select
 import shutil
 import signal
 import socket
@@ -28,18 +27,16 @@ import struct
 import subprocess
 import sys
 import tempfile
-import termios
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kitfs import manual
+from tests.terminals import run_on_terminal, without_colours
 
 ROOT = Path(__file__).parents[2]
 REGISTRY = "registry.example.com"
-OWN = "localhost:5050"  # a registry that an example starts itself
+OWN = "localhost:5050"  # the port of a registry that an example starts itself
 KITFILE = """manifestVersion: 1.0.0
 package:
   name: llama
@@ -58,12 +55,11 @@ docs:
   - path: README.md
 """
 FENCE = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]*) -->\n)?```(?P<kind>[a-z]*)\n(?P<text>.*?)^```$", re.M | re.S)
-SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a page. ``reason`` says why a test cannot run it; ``span`` is where its text stands in the page."""
+    """A block of a page. ``reason`` says why a test cannot run it; ``span`` is the position of its text in the page."""
 
     kind: str
     text: str
@@ -72,7 +68,7 @@ class Block:
 
     @property
     def steps(self) -> list[tuple[str, str | None]]:
-        """The commands of the block, each with what it prints; None where the page does not say."""
+        """Return the commands of the block, each with what it prints, or None if the page does not show it."""
         if self.kind != "console":
             return [(self.text, None)]
         found: list[tuple[str, str | None]] = []
@@ -84,17 +80,17 @@ class Block:
 
 
 def blocks(text: str) -> list[Block]:
-    """The blocks of a page, in their order."""
+    """Return the blocks of a page in order."""
     return [Block(m["kind"], m["text"], m["reason"], m.span("text")) for m in FENCE.finditer(text)]
 
 
 def pages() -> dict[str, str]:
-    """The text of the README and of every page of the manual."""
+    """Return the text of the README and of every page of the manual."""
     return {"README": (ROOT / "README.md").read_text(), **{name: manual.read(name) for name in manual.topics()}}
 
 
 def path_of(page: str) -> Path:
-    """The file of a page."""
+    """Return the file of a page."""
     return ROOT / "README.md" if page == "README" else ROOT / f"kitfs/manual/{page}.md"
 
 
@@ -116,7 +112,7 @@ def make_tree(directory: Path) -> None:
 
 
 def free_port() -> int:
-    """A port on which nothing listens now."""
+    """Return a port on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -133,7 +129,7 @@ class Machine:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment of the commands: nothing of the user's settings."""
+        """The environment of the commands, without any settings of the user."""
         return {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(self.home),
@@ -147,7 +143,7 @@ class Machine:
         }
 
     def real(self, text: str) -> str:
-        """An example with the registries and directories of this machine."""
+        """Replace names in an example by the registries and directories of this machine."""
         text = (
             text.replace(REGISTRY, self.registry)
             .replace(OWN, self.own)
@@ -156,11 +152,11 @@ class Machine:
         return re.sub(r"(?<![\w./:-])/(?=(models|data|srv|var/lib|var/cache|tmp|backup)\b)", f"{self.home}/", text)
 
     def terminal(self, command: str, *, columns: int = 80) -> str:
-        """Run a command; return what it prints with its colours."""
+        """Run a command, and return what it prints, with its colours."""
         return self.named(self._run(["bash", "-c", self.real(command)], columns)[1])
 
     def named(self, text: str) -> str:
-        """A text that was printed, with the names that the examples use."""
+        """Replace names of this machine in a text by those that the examples use."""
         text = (
             text.replace(self.registry, REGISTRY)
             .replace(self.own, OWN)
@@ -175,41 +171,17 @@ class Machine:
         if block.kind == "python":
             programs = [[sys.executable, "-c", self.real(block.text)]]
         done = [self._run(program, 80) for program in programs]
-        return [(code, self.named(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed))) for code, printed in done]
+        return [(code, self.named(without_colours(printed))) for code, printed in done]
 
     def _run(self, command: list[str], columns: int) -> tuple[int, str]:
         """Run a program on a terminal of its own; return its exit code, and what it printed."""
-        master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave, cwd=self.home, env=self.env, process_group=0
-        )
-        os.close(slave)
-        heard = bytearray()
-
-        def listen() -> None:
-            with contextlib.suppress(OSError):
-                while data := os.read(master, 65536):
-                    heard.extend(data)
-
-        ear = threading.Thread(target=listen, daemon=True)
-        ear.start()
-        try:
-            code = process.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            code = process.wait()
-        deadline = time.monotonic() + SECONDS
-        while select.select([master], [], [], 0.05)[0] and ear.is_alive():
-            ear.join(0.05)
-        while command[-1].rstrip().endswith("&") and b"\n" not in heard and time.monotonic() < deadline:
-            ear.join(0.05)  # what runs in the background says when it is ready
-        return code, heard.decode(errors="replace").replace("\r\n", "\n")
+        background = command[-1].rstrip().endswith("&")
+        return run_on_terminal(command, cwd=self.home, env=self.env, columns=columns, background=background)
 
 
 @contextlib.contextmanager
 def machine(registry: str) -> Iterator[Machine]:
-    """A machine in a directory with a short name, since the path of a socket ends at 108 bytes.
+    """Give a machine in a directory with a short name, because the path of a socket ends at 108 bytes.
 
     Its mounts and background jobs end with the block.
     """
@@ -257,7 +229,7 @@ MASKS = (
 
 
 def masked(text: str) -> str:
-    """A text without what differs from run to run: digests, processes, times and the width of columns."""
+    """Return a text without what differs from run to run: digests, processes, times and the width of columns."""
     for pattern, put in MASKS:
         text = pattern.sub(put, text)
     return "\n".join(line.strip() for line in text.strip().splitlines())

@@ -49,10 +49,10 @@ def main(names: list[str]) -> None:
         tempfile.TemporaryDirectory(prefix="kitfs-record-") as directory,
         Server(Path(directory, "root"), Path(directory, "log")) as server,
     ):
-        fill(server.address)
+        fill(server.host)
         for name, text in pages().items():
             if name in names or not names:
-                with machine(server.address) as made:
+                with machine(server.host) as made:
                     path_of(name).write_text(recorded(text, made, always=name in names))
 
 

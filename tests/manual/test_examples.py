@@ -19,13 +19,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a registry with the kits of the examples."""
     directory = tmp_path_factory.mktemp("manual")
     with Server(directory / "root", directory / "log") as server:
-        fill(server.address)
-        yield server.address
+        fill(server.host)
+        yield server.host
 
 
 @pytest.fixture
 def here(registry: str) -> Iterator[Machine]:
-    """A machine of the page's own."""
+    """A machine for one page."""
     need_fuse()
     with machine(registry) as made:
         yield made
@@ -34,7 +34,8 @@ def here(registry: str) -> Iterator[Machine]:
 @pytest.mark.mount
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if any(b.kind in RUN for b in blocks(text))])
 def test_the_examples_of_a_page_run(page: str, here: Machine) -> None:
-    """Every command succeeds, and prints what stands below it but for digests, times and numbers of processes.
+    """Every command succeeds, and prints what the page shows below it, except for digests, times and numbers of
+    processes.
 
     A command whose exit code the page shows (``; echo $?``) may fail.
     """
@@ -48,6 +49,6 @@ def test_the_examples_of_a_page_run(page: str, here: Machine) -> None:
 
 
 def test_a_block_that_is_not_run_says_why() -> None:
-    """A reason is a sentence."""
+    """The reason why a block is not run is a sentence."""
     reasons = [block.reason for text in PAGES.values() for block in blocks(text) if block.reason is not None]
     assert [reason for reason in reasons if len(reason) < 15] == []

@@ -1,4 +1,4 @@
-"""What the README and the manual say about commands, options, topics and codes is what the program has."""
+"""What the README and the manual say about commands, options, topics and codes agrees with the program."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from kitfs.config import OPTIONS
 from tests.manual.pages import ROOT, blocks, pages
 
 PAGES = pages()
-FOREIGN = {"--path", "--as-skill", "--help", "--mib"}  # options of other programs, of kit alone, and of click
+FOREIGN = {
+    "--path",
+    "--as-skill",
+    "--help",
+    "--mib",
+}  # options of other programs, options that only kit has, and options of click
 
 
 def verbs(command: click.Command = cli, name: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Every verb, those of groups too, with its name."""
+    """Return every verb, also of groups, with its name."""
     if name:
         yield name, command
     if isinstance(command, click.Group):
@@ -32,7 +37,7 @@ FLAGS = {flag for _, one in verbs() for param in one.params for flag in (*param.
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of every kitfs command in the blocks of a page, up to what the shell takes."""
+    """Return the words of every kitfs command in the blocks of a page, up to what the shell interprets."""
     for block in blocks(text):
         if block.kind in ("sh", "console"):
             for command, _ in block.steps:
@@ -44,7 +49,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_command_line_accepts_every_example(page: str) -> None:
-    """The words of each command are parsed, also of those that a test cannot run."""
+    """The words of each command can be parsed, also of commands that a test cannot run."""
     for words in commands(PAGES[page]):
         command: click.Command = cli
         context, rest = click.Context(cli, info_name="kitfs"), list(words)
@@ -62,7 +67,7 @@ def test_every_option_that_a_page_names_exists(page: str) -> None:
 
 
 def test_every_common_option_is_documented_in_exactly_one_place() -> None:
-    """The table in the topic "settings" has one row for each, and no other page has such a row."""
+    """The table in the topic "settings" has one row for each common option, and no other page has such a row."""
     rows = {page: re.findall(r"^\| `--([a-z-]+)[^|]*\| [^|]+ \|", text, re.M) for page, text in PAGES.items()}
     directories = ["cache-dir", "run-dir", "config"]
     assert sorted(rows.pop("settings")) == sorted([*OPTIONS, *directories])
@@ -76,7 +81,7 @@ def test_the_defaults_of_common_options_are_those_of_the_program() -> None:
 
 
 def test_every_option_of_a_verb_has_a_help_text() -> None:
-    """An option of one verb is documented in the help of the verb."""
+    """Every option of a single verb is documented in the help of the verb."""
     silent = [
         f"{name} {param.opts[-1]}"
         for name, one in verbs()
@@ -109,7 +114,10 @@ def test_an_unknown_topic_is_a_key_error() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    """At most 200 lines, and no line of a page is longer than 140 characters, but for tables, pictures and output."""
+    """The README has at most 200 lines.
+
+    No line of a page is longer than 140 characters, except in tables, pictures and output.
+    """
     assert len(PAGES["README"].splitlines()) <= 200
     prose = {page: re.sub(r"```.*?```", "", text, flags=re.S).splitlines() for page, text in PAGES.items()}
     long = [(page, line) for page, lines in prose.items() for line in lines if len(line) > 140 and line[0] not in "|!"]

@@ -1,4 +1,4 @@
-"""Bad input is one line on stderr, a non-zero exit and no traceback; and nothing is left behind (Done when 6)."""
+"""Bad input ends in one line on stderr, a non-zero exit code and no traceback, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import kits
 from tests.conftest import GOLDEN, needs, needs_root
+from tests.disks import tmpfs
 from tests.host import Host
 from tests.kits import build, kit_tar, part
 from tests.registry_process import RegistryProcess, free_port
@@ -25,7 +26,7 @@ ARCHIVE = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:
-    """Asserts the form of a refusal, and that its line holds these words; returns the line."""
+    """Assert that a command was refused in one line that contains ``words``, and return the line."""
     assert done.returncode != 0, done
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
@@ -39,7 +40,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:
 def refuses_to_mount(
     host: Host, ref: str, *options: str, words: tuple[str, ...] = (), env: dict[str, str] | None = None
 ) -> None:
-    """Asserts that the mount is refused, and that the mount point that it made is gone."""
+    """Assert that a mount is refused and that no mount point is left behind."""
     refused(host.kitfs("mount", ref, host.mnt / "refused", *options, check=False, env=env), *words)
     assert not (host.mnt / "refused").exists()
 
@@ -49,7 +50,7 @@ def refuses_to_mount(
 
 @contextlib.contextmanager
 def answering(status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> Iterator[str]:
-    """A server that gives one answer to everything; yields host:port."""
+    """Run a web server that gives the same answer to every request, and yield its ``host:port``."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -76,18 +77,18 @@ def answering(status: int, body: bytes = b"", headers: dict[str, str] | None = N
 
 
 def test_an_unknown_host(host: Host) -> None:
-    """A name that no resolver knows."""
+    """Mount refuses a registry whose host name does not resolve."""
     refuses_to_mount(host, "registry.invalid/team/kit:v1", words=("registry.invalid",))
 
 
 def test_a_closed_port(host: Host) -> None:
-    """Nobody listens."""
+    """Mount refuses a registry on whose port nothing listens."""
     name = f"127.0.0.1:{free_port()}"
     refuses_to_mount(host, f"{name}/team/kit:v1", words=(name,))
 
 
 def test_401_without_credentials(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """A registry that wants a password, and there is none; then a wrong one."""
+    """Mount names the registry and its 401, without credentials and with a wrong password."""
     with RegistryProcess(
         tmp_path / "locked", htpasswd="u:$2y$05$Uw0zTyXkGFiRaGY6lwLdBO5kvZV8Ql0tVNV0g1qM9fLPnw1gpPjDK\n"
     ) as locked:
@@ -98,13 +99,13 @@ def test_401_without_credentials(own_registry: RegistryProcess, host: Host, tmp_
 
 
 def test_403(host: Host) -> None:
-    """A registry that forbids."""
+    """Mount names the registry and its 403."""
     with answering(403, b'{"errors":[{"code":"DENIED","message":"not for you"}]}') as name:
         refuses_to_mount(host, f"{name}/team/kit:v1", words=(name, "403"))
 
 
 def test_not_a_registry(host: Host) -> None:
-    """A web server that answers 200 and HTML to everything."""
+    """Mount refuses a web server that answers every request with 200 and HTML."""
     with answering(200, b"<html>" * 100, {"Content-Type": "text/html"}) as name:
         refuses_to_mount(host, f"{name}/team/kit:v1")
 
@@ -115,19 +116,31 @@ def test_not_a_registry(host: Host) -> None:
     ids=["tag", "repository", "digest"],
 )
 def test_what_the_registry_does_not_have(golden_registry: RegistryProcess, host: Host, ref: str) -> None:
-    """A missing tag, repository and digest."""
+    """Mount says that a tag, a repository or a digest does not exist in the registry."""
     refuses_to_mount(host, f"{golden_registry.host}/{ref}", words=(golden_registry.host, "does not exist"))
 
 
-@pytest.mark.parametrize("ref", ["", "UPPER.example.com/Team/Kit:v1", "r.example.com/a:b:c:d", "r.example.com/a@sha256:123", "r.example.com/a b:v1",
-                                 "r.example.com/kit:v1,v2", "oci:", "oci-archive:/nowhere/kit.tar:v1", "oci:/nowhere:v1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "",
+        "UPPER.example.com/Team/Kit:v1",
+        "r.example.com/a:b:c:d",
+        "r.example.com/a@sha256:123",
+        "r.example.com/a b:v1",
+        "r.example.com/kit:v1,v2",
+        "oci:",
+        "oci-archive:/nowhere/kit.tar:v1",
+        "oci:/nowhere:v1",
+    ],
+)
 def test_a_bad_reference(host: Host, ref: str) -> None:
-    """Texts that are no references, and layouts that are not there."""
+    """Mount refuses text that is not a reference, and layouts that do not exist."""
     refuses_to_mount(host, ref)
 
 
-def test_a_layout_that_is_none(host: Host) -> None:
-    """A directory and a tar without an OCI layout in them."""
+def test_a_path_without_an_oci_layout(host: Host) -> None:
+    """Mount refuses a directory and a tar that do not contain an OCI layout."""
     (host.root / "empty").mkdir()
     (host.root / "plain.tar").write_bytes(kit_tar({"a": b"a"}))
     (host.root / "noise.tar").write_bytes(b"noise" * 500)
@@ -136,13 +149,15 @@ def test_a_layout_that_is_none(host: Host) -> None:
 
 
 def test_an_ordinary_container_image(registry: RegistryProcess, host: Host) -> None:
-    """An image is no ModelKit."""
+    """Mount refuses a container image, because it is not a ModelKit."""
     refuses_to_mount(host, registry.push(kits.container_image(), "bad/image"), words=("modelkit",))
 
 
 @pytest.mark.parametrize("name", ["truncated", "empty", "array", "binary", "deep"])
-def test_a_manifest_that_is_none(host: Host, name: str) -> None:
-    """Bytes behind a tag that are not a manifest, or half of one; docker-registry itself would not serve them."""
+def test_a_manifest_of_other_bytes(host: Host, name: str) -> None:
+    """Mount refuses a tag whose manifest is truncated or is not a manifest. docker-registry refuses such bytes, so the
+    test plants them in its storage.
+    """
     whole = build([part("model", "m", kit_tar({"m/w": b"w"}))]).manifest
     data = {
         "truncated": whole[:-30],
@@ -155,15 +170,15 @@ def test_a_manifest_that_is_none(host: Host, name: str) -> None:
         refuses_to_mount(host, f"{server}/bad/manifest:v1")
 
 
-def test_a_manifest_that_is_none_in_a_layout(host: Host) -> None:
-    """Half a manifest in a layout on disk."""
+def test_half_a_manifest_in_a_layout(host: Host) -> None:
+    """Mount refuses a layout on disk whose manifest is truncated."""
     kit = build([part("model", "m", kit_tar({"m/w": b"w"}))])
     layout = kits.write_layout(kits.Kit(kit.manifest[:-30], kit.config, kit.blobs), host.root / "layout", "v1")
     refuses_to_mount(host, f"oci:{layout}:v1")
 
 
 def test_a_config_that_is_shorter_than_its_descriptor(registry: RegistryProcess, host: Host) -> None:
-    """The manifest promises more bytes of config than there are."""
+    """Mount refuses a kit whose config has fewer bytes than its descriptor says."""
     kit = build([part("docs", "README.md", b"# r\n", format="raw")])
     ref = registry.push(kit, "bad/short-config")
     registry.blob_path(kits.sha256(kit.config)).write_bytes(kit.config[:-10])
@@ -171,7 +186,9 @@ def test_a_config_that_is_shorter_than_its_descriptor(registry: RegistryProcess,
 
 
 def test_a_blob_that_is_shorter_than_its_descriptor(registry: RegistryProcess, host: Host) -> None:
-    """A layer that ends early: cat says so in one line, and a read through a mount is EIO."""
+    """For a layer with fewer bytes than its descriptor says, ``cat`` fails in one line, and a read through a mount
+    returns EIO.
+    """
     kit = build([part("model", "w.bin", os.urandom(300_000), format="raw")])
     ref = registry.push(kit, "bad/short")
     registry.blob_path(kit.layers[0]).write_bytes(b"short")
@@ -217,7 +234,7 @@ USAGE = {
 
 @pytest.mark.parametrize("name", USAGE)
 def test_a_bad_command_line(host: Host, name: str) -> None:
-    """Verbs, options, filters, sizes and places that make no sense; nothing is mounted and no directory stays."""
+    """Invalid verbs, options, filters, sizes and mount points are refused, and no directory is left behind."""
     command, words = USAGE[name]
     directory = host.mnt / "refused"
     refused(host.kitfs(*[str(directory) if arg == "DIR" else arg for arg in command], check=False), *words)
@@ -229,7 +246,9 @@ def test_a_bad_command_line(host: Host, name: str) -> None:
     [("KITFS_TRANSPORT", "warp"), ("KITFS_CACHE_SIZE", "lots"), ("KITFS_TLS_CERT", "/nowhere/ca.pem")],
 )
 def test_a_bad_environment(host: Host, name: str, value: str) -> None:
-    """A setting in the environment is refused as its flag is, and the line names the variable's value."""
+    """An invalid setting in the environment is refused like the value of its flag, and the message
+    contains the value.
+    """
     refuses_to_mount(host, ARCHIVE, env={name: value}, words=(value,))
 
 
@@ -237,7 +256,7 @@ def test_a_bad_environment(host: Host, name: str, value: str) -> None:
     "text", ["transport: warp\n", "no-such-setting: 1\n", "- a list\n", "a: [unclosed\n", "cache-size: {a: b}\n"]
 )
 def test_a_bad_settings_file(host: Host, text: str) -> None:
-    """A settings file with a bad value, an unknown name, or no mapping at all."""
+    """A settings file with an invalid value, with an unknown name or without a mapping is refused."""
     file = host.root / "settings.yaml"
     file.write_text(text)
     refuses_to_mount(host, ARCHIVE, "--settings", str(file))
@@ -247,7 +266,7 @@ def test_a_bad_settings_file(host: Host, text: str) -> None:
 
 
 def test_a_mount_point_that_is_a_file(host: Host) -> None:
-    """A file cannot be mounted on, and is left as it is."""
+    """Mount refuses a file as mount point, and does not change the file."""
     target = host.mnt / "file"
     target.write_text("mine")
     refused(host.kitfs("mount", ARCHIVE, target, check=False), str(target))
@@ -255,20 +274,20 @@ def test_a_mount_point_that_is_a_file(host: Host) -> None:
 
 
 def test_a_mount_point_below_a_missing_directory(host: Host) -> None:
-    """Only the mount point itself is made, not its parents."""
+    """Mount creates only the mount point itself, and not its parents."""
     refused(host.kitfs("mount", ARCHIVE, host.mnt / "a/b", check=False), str(host.mnt / "a"))
     assert not (host.mnt / "a").exists()
 
 
 def test_a_mount_point_that_is_not_empty(host: Host) -> None:
-    """What is in a directory is not hidden."""
+    """Mount refuses a directory that is not empty, because the mount would hide its content."""
     (host.mnt / "full").mkdir()
     (host.mnt / "full/mine").write_text("mine")
     refused(host.kitfs("mount", ARCHIVE, host.mnt / "full", check=False), str(host.mnt / "full"), "not empty")
 
 
 def test_a_mount_point_that_is_busy(host: Host) -> None:
-    """Another kit on the same directory is refused; the mount that is there goes on."""
+    """Mount refuses a directory on which another kit is mounted, and the other mount stays."""
     mount = host.mount(ARCHIVE)
     other = ARCHIVE.replace("basic.tar", "modes.tar")
     refused(host.kitfs("mount", other, mount.path, check=False), str(mount.path), "already")
@@ -276,25 +295,20 @@ def test_a_mount_point_that_is_busy(host: Host) -> None:
 
 
 def test_a_mount_point_that_is_another_file_system(host: Host) -> None:
-    """A directory where something else is mounted is refused."""
-    needs_root()
-    target = host.mnt / "tmpfs"
-    target.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", target], check=True)
-    try:
+    """Mount refuses a directory on which another file system is mounted."""
+    with tmpfs(host.mnt / "tmpfs", "size=1m") as target:
         refused(host.kitfs("mount", ARCHIVE, target, check=False), str(target))
-    finally:
-        subprocess.run(["umount", target], check=True)
 
 
 # -- the machine
 
 
 def without_dev_fuse(host: Host, *args: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs kitfs in a mount namespace whose /dev has no fuse."""
+    """Run kitfs in a mount namespace whose /dev does not contain fuse."""
     needs_root()
     needs("unshare", "mount")
-    script = 'mount -t tmpfs tmpfs /dev && for d in null:3 zero:5 random:8 urandom:9; do mknod -m 666 /dev/${d%:*} c 1 ${d#*:}; done; exec "$@"'
+    nodes = "for d in null:3 zero:5 random:8 urandom:9; do mknod -m 666 /dev/${d%:*} c 1 ${d#*:}; done"
+    script = f'mount -t tmpfs tmpfs /dev && {nodes}; exec "$@"'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *host.command(*args)]
     return subprocess.run(
         command,
@@ -309,12 +323,12 @@ def without_dev_fuse(host: Host, *args: str | Path) -> subprocess.CompletedProce
 
 
 def test_no_dev_fuse(host: Host, transport: str) -> None:
-    """A machine without /dev/fuse."""
+    """Mount is refused on a machine without /dev/fuse."""
     refused(without_dev_fuse(host, "mount", ARCHIVE, host.mnt / "a", "--transport", transport), "/dev/fuse")
 
 
 def test_no_fusermount3(user_host: Host) -> None:
-    """An ordinary user on a machine without fusermount3."""
+    """Mount by an ordinary user is refused on a machine without fusermount3."""
     archive = shutil.copy(GOLDEN / "layouts/basic.tar", user_host.root / "kit.tar")
     done = user_host.kitfs(
         "mount",
@@ -329,53 +343,37 @@ def test_no_fusermount3(user_host: Host) -> None:
 
 
 def test_a_cache_directory_that_is_a_file(host: Host) -> None:
-    """--cache-dir names a file."""
+    """Mount refuses a ``--cache-dir`` that is a file."""
     (host.root / "file").write_text("mine")
     refuses_to_mount(host, ARCHIVE, "--cache-dir", str(host.root / "file"), words=(str(host.root / "file"),))
 
 
 def test_a_cache_directory_that_may_not_be_written(user_host: Host) -> None:
-    """A user's cache directory without write permission."""
+    """Mount refuses a cache directory in which the user may not write."""
     locked = user_host.root / "locked"
     locked.mkdir(mode=0o555)
     archive = shutil.copy(GOLDEN / "layouts/basic.tar", user_host.root / "kit.tar")
     refuses_to_mount(user_host, f"oci-archive:{archive}:v1", "--cache-dir", str(locked), words=(str(locked),))
 
 
-@pytest.fixture
-def small_disk(host: Host) -> Iterator[Callable[[str], Path]]:
-    """Mounts a tmpfs with these options; it is gone afterwards."""
-    needs_root()
-    needs("mount")
-    target = host.root / "disk"
-    target.mkdir()
-
-    def make(options: str) -> Path:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", target], check=True)
-        return target
-
-    yield make
-    subprocess.run(["umount", "-l", target], check=True)
+def test_a_cache_directory_on_a_read_only_disk(host: Host) -> None:
+    """Mount refuses a cache directory on a read-only file system, for root too."""
+    with tmpfs(host.root / "disk", "ro,size=1m") as disk:
+        refuses_to_mount(host, ARCHIVE, "--cache-dir", str(disk / "cache"), words=(str(disk),))
+        refuses_to_mount(host, ARCHIVE, "--cache-dir", str(disk), words=(str(disk),))
 
 
-def test_a_cache_directory_on_a_read_only_disk(host: Host, small_disk: Callable[[str], Path]) -> None:
-    """Root too is told that nothing can be written there."""
-    disk = small_disk("ro,size=1m")
-    refuses_to_mount(host, ARCHIVE, "--cache-dir", str(disk / "cache"), words=(str(disk),))
-    refuses_to_mount(host, ARCHIVE, "--cache-dir", str(disk), words=(str(disk),))
-
-
-def test_a_cache_directory_on_a_full_disk(host: Host, small_disk: Callable[[str], Path]) -> None:
-    """A disk with no byte left."""
-    disk = small_disk("size=64k")
-    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    refuses_to_mount(host, ARCHIVE, "--cache-dir", str(disk / "cache"), words=(str(disk),))
+def test_a_cache_directory_on_a_full_disk(host: Host) -> None:
+    """Mount refuses a cache directory on a disk that has no room for a single file."""
+    with tmpfs(host.root / "disk", "size=64k") as disk:
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        refuses_to_mount(host, ARCHIVE, "--cache-dir", str(disk / "cache"), words=(str(disk),))
 
 
 def test_a_cache_written_by_a_newer_version(host: Host) -> None:
-    """A VERSION that nobody knows yet: refused, and left as it is."""
+    """Mount refuses a store with an unknown VERSION, and does not change it."""
     (host.cache / "VERSION").write_text("999\n")
     refuses_to_mount(host, ARCHIVE, words=(str(host.cache), "999"))
     assert (host.cache / "VERSION").read_text() == "999\n"

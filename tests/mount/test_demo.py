@@ -1,4 +1,4 @@
-"""``kitfs demo``: the README's first command, for root, for an ordinary user, and where nothing can be mounted."""
+"""``kitfs demo`` works for root, for an ordinary user and where nothing can be mounted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs, needs_root
+from tests.disks import tmpfs
 from tests.host import Host, wait_until
 from tests.mount.test_bad_input import without_dev_fuse
 
@@ -23,7 +22,7 @@ TREE = [
 
 
 def workshop(host: Host) -> dict[str, str]:
-    """A TMPDIR of the demo's own, so that what it leaves would be seen."""
+    """Give the demo a TMPDIR of its own, in which the test would find what the demo leaves behind."""
     directory = host.root / "tmp"
     if not directory.exists():
         directory.mkdir()
@@ -33,12 +32,13 @@ def workshop(host: Host) -> dict[str, str]:
 
 
 def shown(out: str) -> list[str]:
-    """The tree that a demo printed."""
+    """Return the tree that a demo printed."""
     return [re.sub(r"  \(.*", "", line[2:]).rstrip("/") for line in out.splitlines() if re.match(r"  \S", line)]
 
 
 @pytest.mark.parametrize("options", [(), ("--transport", "libfuse")], ids=["kernel", "libfuse"])
 def test_demo(anybody: Host, options: tuple[str, ...]) -> None:
+    """The demo packs, serves and mounts a kit, fetches at most a tenth of its bytes, and leaves nothing behind."""
     done = anybody.kitfs("demo", *options, env=workshop(anybody), timeout=200)
     assert shown(done.stdout) == TREE
     assert "equal to what was packed" in done.stdout
@@ -59,6 +59,7 @@ def test_demo_with_json_prints_its_findings_only(host: Host) -> None:
 
 
 def test_demo_where_nothing_can_be_mounted(host: Host) -> None:
+    """Without FUSE the demo says so, shows the tree with other verbs, and succeeds."""
     done = without_dev_fuse(host, "demo")
     assert (done.returncode, done.stderr) == (0, "")
     told = [line for line in done.stdout.splitlines() if line.startswith("nothing can be mounted here")]
@@ -86,15 +87,9 @@ def test_demo_that_is_interrupted_leaves_nothing(host: Host, number: signal.Sign
 
 
 def test_demo_without_room(host: Host, tmp_path: Path) -> None:
-    needs_root()
-    needs("mount")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(tmp_path)], check=True)
-    try:
-        done = host.kitfs("demo", env={"TMPDIR": str(tmp_path)}, check=False)
-        left = os.listdir(tmp_path)
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+    """The demo refuses a TMPDIR with too little free space, and leaves nothing behind."""
+    with tmpfs(tmp_path / "disk", "size=20m") as disk:
+        done = host.kitfs("demo", env={"TMPDIR": str(disk)}, check=False)
+        left = os.listdir(disk)
     assert (done.returncode, done.stdout, left) == (7, "", [])
-    assert (
-        done.stderr == f"kitfs: {tmp_path} has less than 256.0 MiB of free space; set TMPDIR to a directory that has\n"
-    )
+    assert done.stderr == f"kitfs: {disk} has less than 256.0 MiB of free space; set TMPDIR to a directory that has\n"

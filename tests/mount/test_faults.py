@@ -1,9 +1,8 @@
-"""Faults and their ends through a real mount (DESIGN §6): what read(2) returned, when, who was named, and the next
-read.
+"""Faults while something is mounted: what read(2) returns and when, what is reported, and what the next read returns.
 
-``test_hostile`` has the list of what a reader does or does not notice; here each fault comes while something is
-mounted, and goes away again. Times are bounds on haste (nothing is given up before its time) and on hanging, with
-wide margins; never on speed.
+``test_hostile`` lists what a reader does or does not notice. Here each fault begins while something is mounted, and
+ends again. A lower bound on time says that nothing is given up too early. An upper bound only says that nothing hangs:
+it is several times longer than what it measures, and it never says that something is fast.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ pytestmark = pytest.mark.mount
 KiB, MiB = 1 << 10, 1 << 20
 WEIGHTS = random.Random(21).randbytes(6 * MiB)
 DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
-HANGS = 30.0  # seconds: whatever takes longer hangs
-REFUSED = 7.0  # seconds: 5 for a refused connection, and what a busy machine adds
+HANGS = 60.0  # seconds: whatever takes longer hangs
+LONG = "1000"  # seconds of --read-timeout in tests that must not wait for it
 TLS = Path(__file__).parent.parent / "unit/registry/tls"
 PREAD = """
 import errno, hashlib, os, sys, time
@@ -45,11 +44,17 @@ except OSError as e:
     found = errno.errorcode[e.errno]
 print(found, time.monotonic() - began)
 """
-MMAP = "import mmap, sys; f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); print(m[int(sys.argv[2])])"
+MMAP = """
+import mmap, sys
+with open(sys.argv[1], "rb") as f:
+    print(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[int(sys.argv[2])])
+"""
 
 
 def pread(mount: Mounted, offset: int, size: int = 4096, *, seconds: float = HANGS) -> tuple[str, float]:
-    """What one read(2) of w.bin returned, "right", "wrong" or the errno's name, and after how many seconds."""
+    """Return what one read(2) of w.bin returned ("right", "wrong" or the name of the errno), and how many seconds it
+    took.
+    """
     command = [sys.executable, "-c", PREAD, mount / "w.bin", str(offset), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
     found, took = done.stdout.split()
@@ -58,8 +63,8 @@ def pread(mount: Mounted, offset: int, size: int = 4096, *, seconds: float = HAN
     return found, float(took)
 
 
-def told(host: Host, mount: Mounted, *words: str) -> None:
-    """Status counts an error and names these words as its cause, and so does a line of the log."""
+def is_reported(host: Host, mount: Mounted, *words: str) -> None:
+    """Assert that the status counts an error, and that its last error and a line of the log contain ``words``."""
     status = host.status(mount)
     assert status["errors"] > 0
     assert [word for word in words if word not in status["last_error"]] == []
@@ -67,20 +72,20 @@ def told(host: Host, mount: Mounted, *words: str) -> None:
 
 
 def is_well(mount: Mounted, offset: int) -> None:
-    """The very next read succeeds, and so does one of the whole file."""
+    """Assert that the next read succeeds, and that a read of the whole file does."""
     assert pread(mount, offset)[0] == "right"
     assert digest_by(reader(mount / "w.bin")) == DIGEST
 
 
 @pytest.fixture(scope="module")
 def kit() -> Kit:
-    """One raw file of 6 MiB."""
+    """A kit of one raw file of 6 MiB."""
     return build([part("model", "w.bin", WEIGHTS, format="raw")])
 
 
 @pytest.fixture
 def fake(kit: Kit) -> Iterator[FakeRegistry]:
-    """A registry that has the kit."""
+    """A fake registry that contains the kit as ``team/kit:v1``."""
     with FakeRegistry() as running:
         running.put_kit("team/kit", kit, "v1")
         yield running
@@ -96,30 +101,30 @@ def docker_config(host: Host, config: object) -> None:
     (host.home / "docker/config.json").write_text(json.dumps(config))
 
 
-# -- nothing comes
+# -- the registry sends nothing
 
 
 @pytest.mark.parametrize("at", [None, 0, 100])
 def test_a_stall_is_eio_no_sooner_than_the_read_timeout(
     host: Host, fake: FakeRegistry, ref: str, transport: str, at: int | None
 ) -> None:
-    """Without a status line, a body, or the rest of one: the reader waits as long as --read-timeout says, then EIO;
-    then it is read.
+    """A read fails with EIO once the registry has sent nothing for ``--read-timeout`` seconds, and succeeds when the
+    registry sends again. It does not matter whether the status line, the body or the rest of the body is missing.
     """
     mount = host.mount(ref, "--transport", transport, "--read-timeout", "2")
     stall = Stall(at)
     fake.fail("/blobs/", stall)
     found, seconds = pread(mount, 3 * MiB)
     assert found == "EIO"
-    assert 2.0 <= seconds < HANGS
-    told(host, mount, fake.host, "sent nothing for 2 s (--read-timeout)")
+    assert seconds >= 2.0
+    is_reported(host, mount, fake.host, "sent nothing for 2 s (--read-timeout)")
     fake.heal()
     stall.until.set()
     is_well(mount, 3 * MiB)
 
 
-def test_a_slow_body_is_no_stall(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A chunk that takes longer than --read-timeout, with a few bytes now and then, is read."""
+def test_a_slow_body_is_not_a_stall(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """A read succeeds if a chunk takes longer than ``--read-timeout`` but some bytes arrive all the time."""
     mount = host.mount(ref, "--read-timeout", "1")
     fake.fail("/blobs/", Drip(2 * KiB, 0.15))
     found, seconds = pread(mount, 3 * MiB)
@@ -128,8 +133,8 @@ def test_a_slow_body_is_no_stall(host: Host, fake: FakeRegistry, ref: str) -> No
     assert host.status(mount)["errors"] == 0
 
 
-def test_a_late_answer_is_no_stall(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """An answer that comes within --read-timeout is waited for."""
+def test_a_late_answer_is_not_a_stall(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """A read waits for an answer that arrives within ``--read-timeout``."""
     mount = host.mount(ref, "--read-timeout", "10")
     fake.fail("/blobs/", Pause(1.5), times=1)
     found, seconds = pread(mount, 3 * MiB)
@@ -137,23 +142,27 @@ def test_a_late_answer_is_no_stall(host: Host, fake: FakeRegistry, ref: str) -> 
     assert seconds >= 1.5
 
 
-def test_a_refused_connection_is_eio_within_five_seconds(
+def test_a_refused_connection_is_eio_long_before_the_read_timeout(
     host: Host, fake: FakeRegistry, ref: str, transport: str
 ) -> None:
-    """Whatever --read-timeout says; what is cached is read meanwhile, and the rest when the registry is back."""
-    mount = host.mount(ref, "--transport", transport)
+    """While the registry refuses connections, cold reads fail with EIO without waiting for ``--read-timeout``, and
+    cached bytes are read. When the registry is back, cold reads succeed.
+    """
+    mount = host.mount(ref, "--transport", transport, "--read-timeout", LONG)
     assert pread(mount, 0)[0] == "right"
     fake.stop()
-    found, seconds = pread(mount, 3 * MiB)
-    assert (found, seconds < REFUSED) == ("EIO", True)
-    told(host, mount, fake.host, "connection refused")
+    assert pread(mount, 3 * MiB)[0] == "EIO"
+    is_reported(host, mount, fake.host, "connection refused")
     assert pread(mount, 0)[0] == "right"
     fake.start()
     is_well(mount, 3 * MiB)
 
 
-def test_a_mapped_page_that_cannot_be_had_is_sigbus(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """mmap has no EIO; the same page is right when the registry is back."""
+def test_a_mapped_page_that_cannot_be_fetched_is_sigbus(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """A page fault has no EIO: the process gets SIGBUS.
+
+    When the registry is back, the same page has the right bytes.
+    """
     mount = host.mount(ref)
     fake.stop()
     command = [sys.executable, "-c", MMAP, mount / "w.bin", str(3 * MiB)]
@@ -165,45 +174,43 @@ def test_a_mapped_page_that_cannot_be_had_is_sigbus(host: Host, fake: FakeRegist
 
 
 def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Many failures in a row break the circuit: readers fail sooner, and soon after the end of the fault they
-    succeed.
-    """
+    """After many failures in a row the circuit breaker opens; soon after the registry is back, reads succeed again."""
     mount = host.mount(ref)
     fake.stop()
     for n in range(12):
         assert pread(mount, (n % 5 + 1) * MiB)[0] == "EIO"
     fake.start()
-    wait_until(lambda: pread(mount, 3 * MiB)[0] == "right", "never read again", seconds=10)
+    wait_until(lambda: pread(mount, 3 * MiB)[0] == "right", "never read again", seconds=HANGS)
     is_well(mount, 5 * MiB)
 
 
 @pytest.mark.slow
 def test_a_silent_registry_does_not_keep_a_known_tag_from_mounting(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Its last known digest is mounted, long before --read-timeout is over, with a warning; the same request on it is
-    success too.
+    """If the registry does not answer, mount uses the last known digest of the tag long before ``--read-timeout`` is
+    over, and warns. Mounting the same reference again on this mount succeeds as well.
     """
     host.umount(host.mount(ref))
     silence = Stall()
     fake.fail("/manifests/", silence)
-    mount = host.mount(ref, "--read-timeout", "1000")
+    mount = host.mount(ref, "--read-timeout", LONG)
     assert "has not answered within 10 s" in mount.warnings
     assert pread(mount, 3 * MiB)[0] == "right"
-    assert host.mount(ref, "--read-timeout", "1000").pid == mount.pid
+    assert host.mount(ref, "--read-timeout", LONG).pid == mount.pid
     silence.until.set()
     fake.heal()
-    assert host.mount(ref, "--read-timeout", "1000").warnings == ""
+    assert host.mount(ref, "--read-timeout", LONG).warnings == ""
 
 
 # -- wrong answers
 
 
 def test_retry_after_is_waited_for(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """429 with a second to wait: the read returns the bytes, and not before."""
+    """After a 429 with ``Retry-After: 2`` a read returns the bytes, and not before two seconds are over."""
     mount = host.mount(ref)
     fake.fail("/blobs/", Status(429, {"Retry-After": "2"}), times=1)
     found, seconds = pread(mount, 3 * MiB)
     assert found == "right"
-    assert 2.0 <= seconds < HANGS
+    assert seconds >= 2.0
     assert host.status(mount)["errors"] == 0
 
 
@@ -220,20 +227,21 @@ WRONG: dict[str, tuple[Fault, str]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_answer_is_eio_until_it_is_a_right_one(host: Host, fake: FakeRegistry, ref: str, name: str) -> None:
-    """EIO in time with the cause in status and log; the read after the end of the fault returns the bytes."""
+    """While the registry sends a wrong answer, a read fails with EIO, and the status and the log name the cause.
+
+    When the fault ends, the next read returns the bytes.
+    """
     fault, word = WRONG[name]
     mount = host.mount(ref)
     fake.fail("/blobs/", fault)
-    found, seconds = pread(mount, 3 * MiB)
-    assert found == "EIO"
-    assert seconds < HANGS
-    told(host, mount, word)
+    assert pread(mount, 3 * MiB)[0] == "EIO"
+    is_reported(host, mount, word)
     fake.heal()
     is_well(mount, 3 * MiB)
 
 
-def test_a_cut_body_is_taken_up_where_it_stands(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
-    """One read of 128 KiB over bodies that break off: its bytes are right, and none of them moves twice."""
+def test_a_cut_body_resumes_where_it_ended(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
+    """A read of 128 KiB whose bodies break off returns the right bytes, and no byte is transferred twice."""
     mount = host.mount(ref)
     fake.forget()
     fake.fail("/blobs/", Cut(50_000))
@@ -245,8 +253,8 @@ def test_a_cut_body_is_taken_up_where_it_stands(host: Host, fake: FakeRegistry, 
 
 
 def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, kit: Kit, transport: str) -> None:
-    """A registry without ranges: a read far behind returns its bytes, and the whole file is moved once, in one
-    answer.
+    """If a registry answers a range with 200, a read at the end returns its bytes, and the whole file is transferred
+    once, in one answer.
     """
     mount = host.mount(ref, "--transport", transport)
     fake.forget()
@@ -258,21 +266,23 @@ def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, 
 
 
 def test_a_retry_after_beyond_the_read_timeout_is_eio(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Nobody waits longer than --read-timeout: the registry's answer is the error, and it is asked again by the next
-    read only.
+    """A ``Retry-After`` that exceeds ``--read-timeout`` is not waited for: the read fails with the registry's error,
+    and only the next read sends a request again.
     """
     mount = host.mount(ref, "--read-timeout", "3")
     fake.fail("/blobs/", Status(429, {"Retry-After": "25"}, "TOOMANYREQUESTS", "slow down"))
     found, seconds = pread(mount, 3 * MiB)
     assert found == "EIO"
-    assert seconds < 20
-    told(host, mount, fake.host, "slow down")
+    assert seconds < 25.0
+    is_reported(host, mount, fake.host, "slow down")
     fake.heal()
     is_well(mount, 3 * MiB)
 
 
 def test_one_stream_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A registry without ranges stops in the middle: what came before is read, what lies behind is EIO."""
+    """If a registry without ranges stalls in the middle of a blob, bytes before that point are read, and bytes after it
+    are EIO.
+    """
     mount = host.mount(ref, "--read-timeout", "2")
     stall = Stall(4 * MiB)
     fake.fail("/blobs/", IgnoreRange())
@@ -280,18 +290,18 @@ def test_one_stream_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> Non
     assert pread(mount, MiB)[0] == "right"
     assert stall.reached.wait(HANGS)
     assert pread(mount, 3 * MiB)[0] == "right"
-    found, seconds = pread(mount, 5 * MiB)
-    assert (found, seconds < HANGS) == ("EIO", True)
+    assert pread(mount, 5 * MiB)[0] == "EIO"
     assert pread(mount, 2 * MiB)[0] == "right"
-    told(host, mount, fake.host, "sent nothing for 2 s")
+    is_reported(host, mount, fake.host, "sent nothing for 2 s")
     fake.heal()
     stall.until.set()
     is_well(mount, 5 * MiB)
 
 
-def test_a_lie_is_eio_from_when_it_is_known(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
-    """The layer is dropped, named and counted, and every later read is EIO; a mount made when the lie is over reads
-    the truth.
+def test_a_layer_with_wrong_bytes_is_dropped(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
+    """A layer whose bytes do not match its digest is dropped, counted and named in the log.
+
+    A mount that is made after the registry sends the right bytes reads them.
     """
     mount = host.mount(ref)
     rule = fake.fail("/blobs/", Lie(5 * MiB))
@@ -312,7 +322,9 @@ def test_a_lie_is_eio_from_when_it_is_known(host: Host, fake: FakeRegistry, ref:
 
 
 def test_locations_that_serve_once(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Signatures that are good for one request: every read succeeds, and the target never sees a password."""
+    """If every signed location is valid for one request only, every read succeeds, and the target never receives a
+    password.
+    """
     fake.require_basic({"u": "p"})
     docker_config(host, {"auths": {fake.host: {"auth": "dTpw"}}})
     with FakeRegistry() as cdn:
@@ -326,22 +338,24 @@ def test_locations_that_serve_once(host: Host, fake: FakeRegistry, ref: str) -> 
 
 
 def test_a_target_that_is_away_for_a_while(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """The CDN stops between two reads: EIO in time, which names it; when it is back, bytes."""
+    """While the target of a redirect refuses connections, reads fail with EIO and the error names the target; when the
+    target is back, they succeed.
+    """
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
         mount = host.mount(ref)
         assert pread(mount, 0)[0] == "right"
         cdn.stop()
-        found, seconds = pread(mount, 3 * MiB)
-        assert (found, seconds < HANGS) == ("EIO", True)
-        told(host, mount, cdn.host, "connection refused")
+        assert pread(mount, 3 * MiB)[0] == "EIO"
+        is_reported(host, mount, cdn.host, "connection refused")
         cdn.start()
         is_well(mount, 3 * MiB)
 
 
 def test_a_target_that_stalls_is_left_by_the_next_read(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A node of a CDN that hangs costs one reader --read-timeout; the next read asks the registry, which knows a
-    better one.
+    """A target that stalls costs one reader ``--read-timeout``.
+
+    The next read asks the registry again, which redirects it to a better target.
     """
     with FakeRegistry() as ill, FakeRegistry() as well:
         fake.redirect_blobs_to(ill)
@@ -351,28 +365,28 @@ def test_a_target_that_stalls_is_left_by_the_next_read(host: Host, fake: FakeReg
         fake.redirect_blobs_to(well)
         found, seconds = pread(mount, 3 * MiB)
         assert found in ("EIO", "right")  # a kernel whose readahead failed asks once more before read(2) returns
-        assert 2.0 <= seconds < HANGS
-        told(host, mount, ill.host, "sent nothing for 2 s")
+        assert seconds >= 2.0
+        is_reported(host, mount, ill.host, "sent nothing for 2 s")
         is_well(mount, 3 * MiB)
         assert stalled.hits == 1
 
 
 def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
-    """Its registry takes over amid a file; with both away one line names both, and either of them is enough to be
-    well again.
+    """If a mirror stops, the registry serves the rest of the file.
+
+    If both are away, one line names both, and either of them is enough for reads to succeed again.
     """
     with FakeRegistry() as mirror:
         mirror.put_kit("team/kit", kit, "v1")
-        mount = host.mount(ref, f"--mirror={fake.host}={mirror.url}")
+        mount = host.mount(ref, f"--mirror={fake.host}={mirror.url}", "--read-timeout", LONG)
         assert pread(mount, 0)[0] == "right"
         assert fake.served() == []
         mirror.stop()
         assert pread(mount, 2 * MiB)[0] == "right"
         assert len(fake.served()) >= 1
         fake.stop()
-        found, seconds = pread(mount, 4 * MiB)
-        assert (found, seconds < REFUSED) == ("EIO", True)
-        told(host, mount, f"mirror {mirror.host}", fake.host)
+        assert pread(mount, 4 * MiB)[0] == "EIO"
+        is_reported(host, mount, f"mirror {mirror.host}", fake.host)
         mirror.start()
         is_well(mount, 4 * MiB)
 
@@ -380,23 +394,25 @@ def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: 
 def test_a_mirror_that_stalls_is_passed_after_the_read_timeout(
     host: Host, fake: FakeRegistry, ref: str, kit: Kit
 ) -> None:
-    """The reader waits for the mirror as long as --read-timeout says, and then gets its bytes from the registry."""
+    """A reader waits for a mirror that stalls as long as ``--read-timeout`` says, and then gets its bytes from the
+    registry.
+    """
     with FakeRegistry() as mirror:
         mirror.put_kit("team/kit", kit, "v1")
         mount = host.mount(ref, f"--mirror={fake.host}={mirror.url}", "--read-timeout", "1")
         mirror.fail("/blobs/", Stall(1000))
         found, seconds = pread(mount, 3 * MiB)
         assert found == "right"
-        assert 1.0 <= seconds < HANGS
+        assert seconds >= 1.0
         assert host.status(mount)["errors"] == 0
 
 
-# -- who asks
+# -- credentials
 
 
 def test_a_token_server_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """The token ends while mounted and no new one comes: EIO after --read-timeout, which names the token server; then
-    bytes.
+    """If a token expires while mounted and the token server stalls, a read fails with EIO after ``--read-timeout``, and
+    the error names the token server. When the token server answers again, reads succeed.
     """
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
@@ -407,15 +423,15 @@ def test_a_token_server_that_stalls(host: Host, fake: FakeRegistry, ref: str) ->
         desk.fail("/token", stall)
         found, seconds = pread(mount, 3 * MiB)
         assert found == "EIO"
-        assert 2.0 <= seconds < HANGS
-        told(host, mount, desk.host)
+        assert seconds >= 2.0
+        is_reported(host, mount, desk.host)
         desk.heal()
         stall.until.set()
         is_well(mount, 3 * MiB)
 
 
-def test_tokens_of_a_second_are_no_trouble(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A registry whose tokens end all the time."""
+def test_tokens_that_keep_expiring_do_not_fail_a_read(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """Every read succeeds although the registry's tokens expire all the time."""
     fake.require_token(expires_in=1)
     mount = host.mount(ref)
     for n in range(6):
@@ -425,27 +441,30 @@ def test_tokens_of_a_second_are_no_trouble(host: Host, fake: FakeRegistry, ref: 
 
 
 def test_a_password_that_changes_while_mounted(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """EIO with the advice to log in; after the login the same mount reads."""
+    """After the password changed, a read fails with EIO, and the error says to log in.
+
+    After the login the same mount reads.
+    """
     fake.require_token({"u": "p"})
     docker_config(host, {"auths": {fake.host: {"auth": "dTpw"}}})
     mount = host.mount(ref)
     assert pread(mount, 0)[0] == "right"
     fake.require_token({"u": "new"})
     assert pread(mount, 3 * MiB)[0] == "EIO"
-    told(host, mount, f"kitfs login {fake.host}")
+    is_reported(host, mount, f"kitfs login {fake.host}")
     docker_config(host, {"auths": {fake.host: {"username": "u", "password": "new"}}})
     is_well(mount, 3 * MiB)
 
 
 def test_a_credential_helper_gives_an_identity_token(host: Host, fake: FakeRegistry, ref: str, tmp_path: Path) -> None:
-    """A program on PATH is asked while mounting and again when the token has ended; what it gives goes to the token
-    server by POST.
+    """A credential helper on PATH is asked while mounting, and again when the token has expired.
+
+    The identity token that it prints is sent to the token server by POST.
     """
     fake.require_token({}, identity_tokens=frozenset({"refresh-me"}))
     program = tmp_path / "docker-credential-vault"
-    program.write_text(
-        f"""#!/bin/sh\nread -r server\n[ "$1 $server" = "get {fake.host}" ] && echo '{{"Username":"<token>","Secret":"refresh-me"}}'\n"""
-    )
+    answer = '{"Username":"<token>","Secret":"refresh-me"}'
+    program.write_text(f"""#!/bin/sh\nread -r server\n[ "$1 $server" = "get {fake.host}" ] && echo '{answer}'\n""")
     program.chmod(0o755)
     docker_config(host, {"credsStore": "vault"})
     mount = host.mount(ref, env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"})
@@ -458,7 +477,10 @@ def test_a_credential_helper_gives_an_identity_token(host: Host, fake: FakeRegis
 
 
 def test_a_registry_behind_a_certificate_of_its_own(host: Host, kit: Kit) -> None:
-    """Refused in one line that says what to do; with --tls-cert, or --tls-verify=false, the file is read."""
+    """A registry with a private certificate is refused in one line that says what to do.
+
+    With ``--tls-cert`` or ``--tls-verify=false`` its files are read.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(TLS / "server.pem")
     with FakeRegistry(tls=context) as secure:

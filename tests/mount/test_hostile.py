@@ -1,4 +1,4 @@
-"""What registries do to their clients (DESIGN §6), through a real mount: what read(2) returned, and when."""
+"""What badly behaved registries do to their clients, seen through a real mount: what read(2) returns, and when."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import random
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,14 +25,8 @@ SOON = 30.0  # seconds: a bound on hanging, not on speed
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as running:
-        yield running
-
-
-@pytest.fixture
 def ref(fake: FakeRegistry) -> str:
-    """A kit with one raw file of 6 MiB."""
+    """A kit of one raw file of 6 MiB."""
     return fake.put_kit("team/kit", build([part("model", "w.bin", WEIGHTS, format="raw")]), "v1")
 
 
@@ -53,7 +46,9 @@ SURVIVED: dict[str, tuple[Fault, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", SURVIVED)
 def test_what_a_reader_does_not_notice(host: Host, fake: FakeRegistry, ref: str, transport: str, name: str) -> None:
-    """The whole file is read, byte-equal, while the registry does this to every blob request, or to the next few."""
+    """The whole file is read with the right bytes although the registry answers every blob request, or the next few,
+    with this fault.
+    """
     fault, more = SURVIVED[name]
     mount = host.mount(ref, "--transport", transport)
     if cut := more.get("cut"):
@@ -79,8 +74,9 @@ REFUSED: dict[str, tuple[Fault, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_reader_gets_as_eio(host: Host, fake: FakeRegistry, ref: str, name: str) -> None:
-    """EIO soon, the cause in the log and in last_error; after the registry is healed the same mount reads the right
-    bytes.
+    """With this fault a read fails with EIO, and the status names the cause.
+
+    When the registry is healed, the same mount reads the right bytes.
     """
     fault, word = REFUSED[name]
     mount = host.mount(ref)
@@ -99,8 +95,8 @@ def test_what_a_reader_gets_as_eio(host: Host, fake: FakeRegistry, ref: str, nam
 def test_a_200_that_is_shorter_or_longer_than_the_blob_is_eio_at_its_end(
     host: Host, fake: FakeRegistry, ref: str, by: int
 ) -> None:
-    """A registry that streams the whole blob with other than the promised number of bytes: no wrong byte is ever
-    read, and the end is EIO.
+    """If a registry streams a whole blob with too few or too many bytes, no wrong byte is ever read, and the last read
+    fails with EIO.
     """
     mount = host.mount(ref)
     fake.fail("/blobs/", IgnoreRange())
@@ -115,8 +111,8 @@ def test_a_200_that_is_shorter_or_longer_than_the_blob_is_eio_at_its_end(
     assert os.getxattr(mount / "w.bin", "user.kitfs.state") != b"verified"
 
 
-def test_a_lying_bit_is_found(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """One wrong bit in one answer: the layer is never called verified, is dropped and counted."""
+def test_a_wrong_bit_is_found(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """One wrong bit in one answer: the layer never becomes verified, is dropped, and counts as an integrity failure."""
     mount = host.mount(ref)
     fake.fail("/blobs/", Lie(5 * MiB))
     with reader(mount / "w.bin") as process:
@@ -126,8 +122,9 @@ def test_a_lying_bit_is_found(host: Host, fake: FakeRegistry, ref: str) -> None:
 
 
 def test_a_stalled_body_does_not_stop_what_is_cached(host: Host, fake: FakeRegistry, ref: str, transport: str) -> None:
-    """While one reader waits for a stalled body, cached bytes, names and attributes are answered; it reads on when
-    the stall ends.
+    """While one reader waits for a stalled body, cached bytes, names and attributes are served.
+
+    The reader continues when the stall ends.
     """
     mount = host.mount(ref, "--transport", transport)
     assert read_at(mount / "w.bin", 0) == "read 4096"
@@ -145,14 +142,14 @@ def test_a_stalled_body_does_not_stop_what_is_cached(host: Host, fake: FakeRegis
 
 
 def test_a_stall_is_eio_after_the_read_timeout(host: Host, fake: FakeRegistry, ref: str, transport: str) -> None:
-    """No byte for --read-timeout seconds, again and again: EIO, not a hang."""
+    """If the registry sends no bytes for ``--read-timeout`` seconds, a read fails with EIO and does not hang."""
     mount = host.mount(ref, "--transport", transport, "--read-timeout", "1")
     fake.fail("/blobs/", Stall(100))
     assert read_at(mount / "w.bin", 3 * MiB, seconds=SOON) == "EIO"
 
 
 def test_sixty_four_readers_of_a_stalled_registry_all_get_eio(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Readers of 64 places do not wait for each other's timeouts."""
+    """Readers at 64 places do not wait for the timeouts of each other."""
     mount = host.mount(ref, "--read-timeout", "1")
     fake.fail("/blobs/", Stall(0))
     found: list[str] = []
@@ -169,8 +166,9 @@ def test_sixty_four_readers_of_a_stalled_registry_all_get_eio(host: Host, fake: 
 
 
 def test_a_redirect_that_expires_is_resolved_again(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Blobs live at signed locations of another host: after they expire the next read asks anew; Authorization never
-    goes there.
+    """When a signed location on another host has expired, the next read asks the registry again.
+
+    Authorization is never sent to the other host.
     """
     fake.require_basic({"u": "p"})
     (host.home / "docker").mkdir()
@@ -186,7 +184,7 @@ def test_a_redirect_that_expires_is_resolved_again(host: Host, fake: FakeRegistr
 
 
 def test_tokens_are_renewed_while_mounted(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A token that ends between two reads is fetched anew."""
+    """A token that expires between two reads is replaced by a new one."""
     fake.require_token(expires_in=60)
     mount = host.mount(ref)
     assert read_at(mount / "w.bin", 0) == "read 4096"
@@ -196,8 +194,9 @@ def test_tokens_are_renewed_while_mounted(host: Host, fake: FakeRegistry, ref: s
 
 
 def test_mirrors_are_tried_in_order_and_their_failures_named(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A dead mirror, a mirror without the kit, and one that has it; when none has it, one line names each one's
-    cause.
+    """Mount tries a dead mirror, then one without the kit, and then one that has it.
+
+    If no mirror has the kit, one line names the cause for each.
     """
     with FakeRegistry() as empty, FakeRegistry() as dead:
         dead.stop()
@@ -211,7 +210,7 @@ def test_mirrors_are_tried_in_order_and_their_failures_named(host: Host, fake: F
 
 
 def test_a_tar_is_indexed_through_cut_answers(host: Host, fake: FakeRegistry) -> None:
-    """Header hops survive what bodies do."""
+    """The headers of a tar are read although answers break off."""
     files = {f"m/{n}/w{n}.bin": random.Random(n).randbytes(200_000) for n in range(20)}
     ref = fake.put_kit("team/tar", build([part("model", "m", kit_tar(files))]), "v1")
     mount = host.mount(ref)
@@ -219,8 +218,8 @@ def test_a_tar_is_indexed_through_cut_answers(host: Host, fake: FakeRegistry) ->
     assert {path: (mount / path).read_bytes() == data for path, data in files.items()} == dict.fromkeys(files, True)
 
 
-def test_a_gzip_stream_that_is_cut_goes_on(host: Host, fake: FakeRegistry) -> None:
-    """A compressed layer whose body breaks off is decoded to its end, and does not move twice."""
+def test_a_gzip_stream_that_is_cut_resumes(host: Host, fake: FakeRegistry) -> None:
+    """A compressed layer whose body breaks off is decoded to its end, and is not transferred twice."""
     data = kit_tar({"m/w.bin": WEIGHTS})
     kit = build([part("model", "m", data, compression="gzip")])
     mount = host.mount(fake.put_kit("team/gzip", kit, "v1"))
@@ -231,7 +230,7 @@ def test_a_gzip_stream_that_is_cut_goes_on(host: Host, fake: FakeRegistry) -> No
 
 
 def test_a_manifest_without_an_end_is_refused(host: Host, fake: FakeRegistry) -> None:
-    """A manifest of 64 MiB is not read to its end."""
+    """Mount refuses a manifest of 64 MiB without reading it to its end."""
     fake.put_manifest("team/big", b'{"a":"' + b"x" * (64 * MiB), tag="v1")
     done = host.kitfs("mount", f"{fake.host}/team/big:v1", host.mnt / "big", check=False)
     assert done.returncode != 0

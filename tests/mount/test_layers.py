@@ -1,6 +1,6 @@
-"""Layers that other programs wrote, of every format and vintage, through a real mount (Done when 1 and 4).
+"""Layers that other programs wrote, of every format and vintage, through a real mount.
 
-The oracle is GNU tar: what it extracts from the same bytes is what the mount must show.
+The oracle is GNU tar: the mount must show what GNU tar extracts from the same bytes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from tests.kits import build, kit_tar, part
 
 pytestmark = pytest.mark.mount
 WEIGHTS = bytes(range(256)) * 2000  # 512 000 bytes
-ALPHABETS = ("données/été.csv", "データ/モデル.bin", "数据/权重.bin", "данные/веса.bin", "δεδομένα/βάρη", "بيانات/أوزان.bin", "נתונים/משקל",
-             "डेटा/भार.bin", "ข้อมูล/น้ำหนัก", "데이터/가중치", "🧪/🔬.bin", "e\u0301/\u00e9", "sp ace/ta\tb", "new\nline/q'u\"o", "back\\slash/*?[",
-             "-rf/--help", ".hidden/..data", "x/" + "n" * 255, "deep/" + "/".join(["d" * 100] * 12) + "/f")  # fmt: skip
+ALPHABETS = (
+    "données/été.csv", "データ/モデル.bin", "数据/权重.bin", "данные/веса.bin", "δεδομένα/βάρη",
+    "بيانات/أوزان.bin", "נתונים/משקל", "डेटा/भार.bin", "ข้อมูล/น้ำหนัก", "데이터/가중치", "🧪/🔬.bin", "e\u0301/\u00e9",
+    "sp ace/ta\tb", "new\nline/q'u\"o", "back\\slash/*?[", "-rf/--help", ".hidden/..data", "x/" + "n" * 255,
+    "deep/" + "/".join(["d" * 100] * 12) + "/f",
+)  # fmt: skip
 
 
 def mounted(host: Host, kit: kits.Kit, *options: str) -> Mounted:
@@ -31,7 +34,7 @@ def mounted(host: Host, kit: kits.Kit, *options: str) -> Mounted:
 
 
 def extracted(tmp_path: Path, *tars: bytes) -> trees.Tree:
-    """What GNU tar makes of these tars, one after the other, without setuid, setgid and sticky."""
+    """Return the tree that GNU tar extracts from these tars in order, without setuid, setgid and sticky bits."""
     out = tmp_path / "extracted"
     out.mkdir()
     previous = os.umask(0o022)
@@ -54,7 +57,7 @@ def shown(host: Host, mount: Mounted) -> trees.Tree:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A directory with everything a tar can say about files: links, long and foreign names, holes, modes, an empty
+    """A directory with everything that a tar can store: links, long and foreign names, holes, modes, an empty
     directory.
     """
     top = tmp_path / "source/m"
@@ -139,8 +142,9 @@ WRITERS = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, source: Path, writer: str) -> None:
-    """Links, long names, sparse files of every version, pax global headers: as GNU tar extracts them; hard links
-    share an inode.
+    """Links, long names, sparse files of every version and pax global headers appear as GNU tar extracts them.
+
+    Hard links share an inode.
     """
     data = WRITERS[writer](source)
     mount = mounted(host, build([part("model", "m", data)]))
@@ -153,7 +157,7 @@ def test_a_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, source: P
 
 @pytest.mark.parametrize("form", ["v7", "ustar"])
 def test_an_old_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, form: str) -> None:
-    """The formats before pax and GNU, with names that they can hold, ustar's prefix among them."""
+    """Tars in the formats before pax and GNU appear as GNU tar extracts them, also with ustar's prefix."""
     top = tmp_path / "source"
     (top / "m" / ("d" * 90)).mkdir(parents=True)
     (top / "m/a.bin").write_bytes(WEIGHTS)
@@ -166,8 +170,8 @@ def test_an_old_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, form
 
 
 def test_names_in_every_alphabet(host: Host, tmp_path: Path, transport: str) -> None:
-    """Names of many scripts, both Unicode forms of one letter, control characters, 255 bytes and 1200-byte paths come
-    out as they went in.
+    """Names in many scripts, both Unicode forms of a letter, control characters, names of 255 bytes and paths of 1200
+    bytes are listed unchanged.
     """
     data = kit_tar({f"m/{name}": name.encode() for name in ALPHABETS})
     mount = mounted(host, build([part("model", "m", data)]), "--transport", transport)
@@ -177,7 +181,7 @@ def test_names_in_every_alphabet(host: Host, tmp_path: Path, transport: str) -> 
 
 
 def test_names_that_are_not_utf8(host: Host, tmp_path: Path, transport: str) -> None:
-    """A name of arbitrary bytes is that name."""
+    """A name of arbitrary bytes is listed with the same bytes."""
     raw = os.fsdecode(b"latin-\xe9\xff.bin")
     (tmp_path / "source/m").mkdir(parents=True)
     (tmp_path / "source/m" / raw).write_bytes(b"bytes")
@@ -195,7 +199,9 @@ def test_names_that_are_not_utf8(host: Host, tmp_path: Path, transport: str) -> 
 def test_every_format_and_compression(
     host: Host, tmp_path: Path, form: str, compression: kits.Compression, transport: str
 ) -> None:
-    """tar and raw layers, plain, gzip and zstd, are the same tree with the same bytes."""
+    """Tar layers and raw layers, without compression, with gzip and with zstd, show the same tree with
+    the same bytes.
+    """
     if form == "tar":
         content, path = kit_tar({"m/w.bin": WEIGHTS, "m/sub/c.json": b"{}"}, modes={"m/w.bin": 0o640}), "m"
         expected = extracted(tmp_path, content)
@@ -209,7 +215,7 @@ def test_every_format_and_compression(
 
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"])
 def test_every_vintage(host: Host, tmp_path: Path, vintage: kits.Vintage) -> None:
-    """Manifests from before LayerInfo to today's, and ModelPacks with and without a Kitfile annotation, show the same
+    """Manifests from before LayerInfo until today, and ModelPacks with and without a Kitfile annotation, show the same
     files.
     """
     tars = {
@@ -224,14 +230,17 @@ def test_every_vintage(host: Host, tmp_path: Path, vintage: kits.Vintage) -> Non
     if vintage not in (
         "modctl",
         "cnai",
-    ):  # beside a ModelPack without the annotation a generated one may stand, or none
+    ):  # a ModelPack without the annotation may show a generated Kitfile or none
         assert (mount / "Kitfile").exists()
     assert int(os.stat(mount / "weights/f.bin").st_mtime) == (kits.CREATED_EPOCH if vintage == "1.17" else 0)
 
 
 @pytest.mark.parametrize("vintage", ["modelpack", "modctl"])
 def test_raw_layers_of_a_modelpack(host: Host, tmp_path: Path, vintage: kits.Vintage) -> None:
-    """One raw layer per file, paths and modes from the annotations, with a typeflag of 0 (modctl) or 48 (KitOps)."""
+    """A ModelPack has one raw layer per file.
+
+    Paths and modes come from the annotations, whose typeflag is 0 (modctl) or 48 (KitOps).
+    """
     files = {"model.safetensors": WEIGHTS, "config/config.json": b"{}", "README.md": b"# r\n", "src/run.py": b"pass\n"}
     kinds = dict(zip(files, ("model", "modelpart", "docs", "code"), strict=True))
     layers = [part(kinds[path], path, data, format="raw", mode=0o600) for path, data in files.items()]
@@ -247,14 +256,17 @@ def test_gzip_of_many_members(host: Host, tmp_path: Path) -> None:
 
 
 def test_zstd_of_many_frames(host: Host, tmp_path: Path) -> None:
-    """A zstd layer of many frames with skippable ones between them is read to its end."""
+    """A zstd layer of many frames with skippable frames between them is read to its end."""
     data = kit_tar({f"m/{n}.bin": WEIGHTS for n in range(8)})
     mount = mounted(host, build([part("model", "m", data, compression="zstd", blob=kits.zstd_frames(data, 100))]))
     assert shown(host, mount) == extracted(tmp_path, data)
 
 
 def test_duplicate_digests_show_at_both_paths(host: Host) -> None:
-    """Two raw entries of one content, one digest twice in the manifest, are two files with names of their own."""
+    """Two raw entries with the same content have one digest, which the manifest lists twice.
+
+    The mount shows two files with their own names.
+    """
     layers = [part("model", "m/a.bin", WEIGHTS, format="raw"), part("modelpart", "m/b.bin", WEIGHTS, format="raw")]
     kit = build(layers)
     assert kit.layers[0] == kit.layers[1]
@@ -265,13 +277,13 @@ def test_duplicate_digests_show_at_both_paths(host: Host) -> None:
 
 @pytest.mark.parametrize("vintage", ["1.7", "1.17", "modctl"])
 def test_an_empty_kit(host: Host, vintage: kits.Vintage) -> None:
-    """A kit without layers, ``null`` or ``[]``, mounts."""
+    """A kit without layers can be mounted, whether its manifest says ``null`` or ``[]``."""
     mount = mounted(host, build([], vintage=vintage))
     assert shown(host, mount) == {}
 
 
 def test_prompts_and_mcp_bundles(host: Host) -> None:
-    """Prompts are code layers with a subtype, MCP bundles raw layers of their own media type."""
+    """Prompts are code layers with a subtype, and MCP bundles are raw layers with a media type of their own."""
     bundle = b"PK\x05\x06" + bytes(18)
     layers = [
         part("prompt", "agents.md", b"be kind\n", format="raw"),
@@ -282,8 +294,8 @@ def test_prompts_and_mcp_bundles(host: Host) -> None:
     assert (mount / "tools/s.mcpb").read_bytes() == bundle
 
 
-def test_unknown_fields_are_survived(host: Host) -> None:
-    """Fields that nobody knows yet, in the manifest, the config and a descriptor, change nothing."""
+def test_unknown_fields_are_ignored(host: Host) -> None:
+    """Unknown fields in the manifest, the config and a descriptor change nothing."""
     layers = [part("model", "m", kit_tar({"m/w": b"w"}))]
     kit = build(layers, config_extra={"future": {"a": [1]}}, manifest_extra={"future": True, "subject": None})
     assert (mounted(host, kit) / "m/w").read_bytes() == b"w"
@@ -293,8 +305,9 @@ def test_unknown_fields_are_survived(host: Host) -> None:
 
 
 def test_of_two_files_the_later_wins_and_of_two_directories_the_first_mode(host: Host) -> None:
-    """Layers are merged in order, as GNU tar extracts them: a directory replaces a file of its name, and a file does
-    not replace a directory that holds something.
+    """Layers are merged in order, as GNU tar extracts them.
+
+    A directory replaces a file of the same name; a file does not replace a directory that is not empty.
     """
     first = kit_tar({"a/both": b"first", "a/dir/x": b"x", "a/file": b"file"}, modes={"a": 0o750})
     second = kit_tar({"a/both": b"second", "a/dir": b"a file now", "a/file/y": b"below a file"}, modes={"a": 0o700})
@@ -306,7 +319,7 @@ def test_of_two_files_the_later_wins_and_of_two_directories_the_first_mode(host:
 
 
 def test_the_kitfile_of_kitfs_always_wins(host: Host) -> None:
-    """A layer with a Kitfile of its own does not replace the one made from the config."""
+    """A layer that contains a Kitfile does not replace the Kitfile that is made from the config."""
     mount = mounted(
         host, build([part("code", ".", kit_tar({"Kitfile": b"evil: true\n", "app.py": b"pass\n"}))], name="mine")
     )
@@ -315,7 +328,7 @@ def test_the_kitfile_of_kitfs_always_wins(host: Host) -> None:
 
 
 def test_parents_without_an_entry_are_made(host: Host) -> None:
-    """A tar without directory entries, as modctl writes it, has 0755 directories."""
+    """Directories without an entry in the tar, as modctl writes it, are shown with mode 0755."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         info = tarfile.TarInfo("a/b/c.bin")
@@ -326,8 +339,8 @@ def test_parents_without_an_entry_are_made(host: Host) -> None:
 
 
 def test_entries_that_would_leave_the_root_are_left_out_and_named(host: Host) -> None:
-    """Absolute names, ``..``, hard links to outside, devices and fifos: each in the log and in the count, and the
-    rest is there.
+    """Absolute names, ``..``, hard links to paths outside, devices and fifos are left out, counted and named in the
+    log. All other entries are shown.
     """
     buffer = io.BytesIO()
     bad = {
@@ -352,8 +365,8 @@ def test_entries_that_would_leave_the_root_are_left_out_and_named(host: Host) ->
     assert [name for name in (*bad, "m/outside") if name not in log] == []
 
 
-def test_symlinks_are_shown_as_what_they_are(host: Host) -> None:
-    """A symlink in a layer is a symlink with its target unchanged, wherever it points."""
+def test_symlinks_keep_their_targets(host: Host) -> None:
+    """A symlink in a layer is shown as a symlink with an unchanged target, wherever it points."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, target in {"m/up": "../../../etc/passwd", "m/abs": "/etc/passwd", "m/self": "self"}.items():
@@ -367,7 +380,7 @@ def test_symlinks_are_shown_as_what_they_are(host: Host) -> None:
 
 
 def test_a_broken_layer_does_not_break_the_others(host: Host) -> None:
-    """A layer that is no tar at all gives EIO where it could hold the name; the other layers are read."""
+    """A path that a layer of garbage might contain is EIO; the other layers are read."""
     good = kit_tar({"good/w": b"good"})
     mount = mounted(host, build([part("model", "bad", b"no tar" * 1000), part("docs", "good", good)]))
     assert (mount / "good/w").read_bytes() == b"good"
@@ -377,15 +390,15 @@ def test_a_broken_layer_does_not_break_the_others(host: Host) -> None:
 
 
 def test_a_kit_of_many_layers_lists_in_order(host: Host) -> None:
-    """Two thousand layers are listed, and each name has the file of its own layer."""
+    """A kit of two thousand layers is listed, and each name shows the file of its own layer."""
     mount = mounted(host, build([part("dataset", f"d{n}/f", b"%d" % n, format="raw") for n in range(2000)]))
     assert sorted(os.listdir(mount.path)) == sorted(["Kitfile", *(f"d{n}" for n in range(2000))])
     assert [(mount / f"d{n}/f").read_bytes() for n in range(0, 2000, 97)] == [b"%d" % n for n in range(0, 2000, 97)]
 
 
 def test_more_layers_than_descriptors_are_refused_in_one_line(host: Host) -> None:
-    """Where the limit of open files is too low for a kit and cannot be raised, the line says by how much, and nothing
-    is mounted.
+    """If the limit of open files is too low for a kit and cannot be raised, the error says which limit is needed, and
+    nothing is mounted.
     """
     layout = kits.write_layout(
         build([part("docs", f"d{n}", b"%d" % n, format="raw") for n in range(300)]), host.root / "many", "v1"
@@ -402,8 +415,11 @@ def test_more_layers_than_descriptors_are_refused_in_one_line(host: Host) -> Non
     assert host.mount_points() == []
 
 
-def test_filters_that_select_nothing_are_told(host: Host) -> None:
-    """An empty directory is mounted, with the warning that unpack gives; a filter that selects something has none."""
+def test_filters_that_select_nothing_get_a_warning(host: Host) -> None:
+    """A filter that selects nothing gives an empty mount and the warning that unpack gives.
+
+    A filter that selects something gives no warning.
+    """
     kit = build([part("model", "w", b"w", format="raw")])
     assert "datasets: nothing of this kit is selected" in mounted(host, kit, "--only", "datasets").warnings
     host.kitfs("umount", "--all")

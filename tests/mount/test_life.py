@@ -1,4 +1,4 @@
-"""From mount to umount: one line of answer, daemons that end as they should, and dead ones that are cleared."""
+"""The life of a mount: mount answers in one line, daemons end as they should, and dead ones are cleared."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from pathlib import Path
 import pytest
 
 from tests import trees
-from tests.conftest import GOLDEN, needs_root
+from tests.conftest import GOLDEN, GOLDEN_KITS, needs_root
 from tests.host import MOUNTED, Host, Mounted, wait_until
 from tests.kits import build, kit_tar, part, write_layout
-from tests.registry_process import RegistryProcess, Relay
+from tests.registry_process import RegistryProcess
+from tests.relay import Relay
 
 pytestmark = pytest.mark.mount
 ARCHIVE = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
-STATUS_FIELDS = {"reference", "digest", "transport", "mountpoint", "pid", "uptime_s", "bytes_fetched", "requests", "errors", "last_error",
-                 "skipped_entries", "log", "layers"}  # fmt: skip
+STATUS_FIELDS = {
+    "reference", "digest", "transport", "mountpoint", "pid", "uptime_s", "bytes_fetched", "requests", "errors",
+    "last_error", "skipped_entries", "log", "layers",
+}  # fmt: skip
+HOLD = "import sys; f = open(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
 
 
 def test_mount_in_a_command_substitution_returns(host: Host) -> None:
-    """``out=$(kitfs mount …)`` returns: the daemon keeps none of the caller's descriptors, and its directory is /."""
+    """``out=$(kitfs mount …)`` returns, because the daemon keeps none of its caller's descriptors open.
+
+    Its working directory is /.
+    """
     command = shlex.join(host.command("mount", ARCHIVE, host.mnt / "a"))
     reader, writer = os.pipe()
     script = f'out=$({command} 2>&1); echo "<$out>"'
@@ -42,7 +49,7 @@ def test_mount_in_a_command_substitution_returns(host: Host) -> None:
         )
     finally:
         os.close(writer)
-    assert os.read(reader, 1) == b""  # nobody holds the other end
+    assert os.read(reader, 1) == b""  # no process holds the other end
     os.close(reader)
     line = MOUNTED.match(done.stdout.strip().strip("<>"))
     assert line, done.stdout
@@ -53,17 +60,19 @@ def test_mount_in_a_command_substitution_returns(host: Host) -> None:
     assert os.getsid(pid) != os.getsid(0)
 
 
-def test_mount_tells_digest_pid_and_log(host: Host) -> None:
-    """The one line on stdout: the manifest's digest, a process that lives, a log that exists; nothing on stderr."""
+def test_mount_prints_digest_pid_and_log(host: Host) -> None:
+    """Mount prints one line on stdout: the digest of the manifest, the pid of a process that lives and the path of a
+    log that exists. It prints nothing on stderr.
+    """
     mount = host.mount(ARCHIVE)
-    assert mount.digest == json.loads((GOLDEN / "kits.json").read_text())["basic"]["manifest"]
+    assert mount.digest == GOLDEN_KITS["basic"]["manifest"]
     assert mount.pid in host.processes()
     assert mount.log.is_file()
     assert mount.warnings == ""
 
 
 def test_the_mount_table_names_the_reference(registry: RegistryProcess, host: Host, transport: str) -> None:
-    """In /proc/mounts the source is REF, the type fuse.kitfs, and the mount is read-only."""
+    """In /proc/mounts the source is the reference, the type is fuse.kitfs, and the mount is read-only."""
     ref = registry.push(build([part("docs", "README.md", b"#\n", format="raw")]), "life/table")
     mount = host.mount(ref, "--transport", transport)
     source, path, kind, options, *_ = next(
@@ -74,8 +83,8 @@ def test_the_mount_table_names_the_reference(registry: RegistryProcess, host: Ho
     assert ("allow_other" in options.split(",")) == (os.geteuid() == 0)
 
 
-def test_latest_is_taken_and_said(registry: RegistryProcess, host: Host) -> None:
-    """Without a tag, mount, ls and cat take latest, and say so on stderr."""
+def test_without_a_tag_latest_is_used(registry: RegistryProcess, host: Host) -> None:
+    """For a reference without a tag, mount, ls and cat use latest, and say so on stderr."""
     registry.push(build([part("docs", "README.md", b"# latest\n", format="raw")]), "life/latest", "latest")
     ref = f"{registry.host}/life/latest"
     assert "latest" in host.mount(ref).warnings
@@ -85,7 +94,9 @@ def test_latest_is_taken_and_said(registry: RegistryProcess, host: Host) -> None
 
 
 def test_the_same_reference_on_the_same_directory_again_is_success(host: Host) -> None:
-    """The second mount is told the first one's digest and pid; there is one mount."""
+    """Mounting the same reference on the same directory again prints the digest and the pid of the first mount, and
+    mounts nothing.
+    """
     first = host.mount(ARCHIVE)
     second = host.mount(ARCHIVE)
     assert (second.digest, second.pid) == (first.digest, first.pid)
@@ -93,7 +104,7 @@ def test_the_same_reference_on_the_same_directory_again_is_success(host: Host) -
 
 
 def test_umount_returns_when_the_daemon_is_gone(host: Host, transport: str) -> None:
-    """After umount there is no mount, no process, and no record."""
+    """When umount returns, the mount, the daemon's process and its record are gone."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     host.umount(mount)
     assert host.mount_points() == []
@@ -105,7 +116,7 @@ def test_umount_returns_when_the_daemon_is_gone(host: Host, transport: str) -> N
     "name", ["plain", "sp ace", "tab\there", "é モデル", "back\\slash", "quote'\"", "comma,semi;", "new\nline"]
 )
 def test_umount_takes_any_name(host: Host, name: str, transport: str) -> None:
-    """Mount points with blanks, commas, control characters and foreign letters mount, list and unmount."""
+    """Mount points with blanks, commas, control characters and foreign letters are mounted, listed and unmounted."""
     mount = host.mount(ARCHIVE, "--transport", transport, at=name)
     assert (mount / "run.sh").exists()
     assert [row["mountpoint"] for row in host.mounts()] == [str(mount.path)]
@@ -114,7 +125,7 @@ def test_umount_takes_any_name(host: Host, name: str, transport: str) -> None:
 
 
 def test_umount_takes_relative_and_symlinked_paths(host: Host) -> None:
-    """``umount a`` in the folder, and through a symlink to it."""
+    """Umount accepts a relative path and a path through a symlink."""
     host.mount(ARCHIVE, at="a b")
     host.kitfs("umount", "a b", cwd=host.mnt)
     os.symlink(host.mnt, host.root / "link")
@@ -123,11 +134,11 @@ def test_umount_takes_relative_and_symlinked_paths(host: Host) -> None:
     assert host.mount_points() == []
 
 
-def test_umount_of_a_busy_mount_names_who_holds_it(host: Host, transport: str) -> None:
-    """EBUSY, with the pids; when they are gone it succeeds."""
+def test_umount_of_a_busy_mount_names_the_processes_that_use_it(host: Host, transport: str) -> None:
+    """Umount of a busy mount fails and names the pids that use it; when they have ended, umount succeeds."""
     mount = host.mount(ARCHIVE, "--transport", transport)
-    holder = subprocess.Popen([sys.executable, "-c", "import sys; f = open(sys.argv[1]); print(1, flush=True); sys.stdin.read()", mount / "run.sh"],
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    command = [sys.executable, "-c", HOLD, mount / "run.sh"]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with holder:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -140,8 +151,11 @@ def test_umount_of_a_busy_mount_names_who_holds_it(host: Host, transport: str) -
     host.umount(mount)
 
 
-def test_a_lazy_umount_lets_open_files_go_on(host: Host, transport: str) -> None:
-    """``umount --lazy`` of a busy mount: the path is free at once, an open file reads on, and then the daemon ends."""
+def test_open_files_stay_readable_after_a_lazy_umount(host: Host, transport: str) -> None:
+    """``umount --lazy`` of a busy mount frees its path at once.
+
+    An open file stays readable, and the daemon ends when the file is closed.
+    """
     mount = host.mount(ARCHIVE, "--transport", transport)
     with (mount / "model/tiny.safetensors").open("rb", buffering=0) as file:
         host.umount(mount, "--lazy")
@@ -151,7 +165,7 @@ def test_a_lazy_umount_lets_open_files_go_on(host: Host, transport: str) -> None
 
 
 def test_umount_all(host: Host) -> None:
-    """Every mount of the store ends."""
+    """``umount --all`` ends every mount of the store."""
     for name in ("a", "b", "c"):
         host.mount(ARCHIVE, at=name)
     host.kitfs("umount", "--all")
@@ -159,15 +173,22 @@ def test_umount_all(host: Host) -> None:
 
 
 def test_a_mount_of_another_run_dir_is_not_called_dead(host: Host) -> None:
-    """From here the two cannot be told apart."""
+    """Mount on a mount of another run-time directory says that its daemon died or has another ``--run-dir``, because it
+    cannot know which.
+    """
     mount = host.mount(ARCHIVE)
     done = host.kitfs("mount", ARCHIVE, mount.path, "--run-dir", host.root / "other", check=False)
-    told = f"kitfs: {mount.path} is already a mount whose daemon died, or has another --run-dir; clear it with: kitfs umount {mount.path}\n"
-    assert (done.returncode, done.stderr) == (9, told)
+    assert (done.returncode, done.stderr) == (
+        9,
+        f"kitfs: {mount.path} is already a mount whose daemon died, or has another --run-dir; "
+        f"clear it with: kitfs umount {mount.path}\n",
+    )
 
 
 def test_a_dead_daemon_is_listed_as_dead_and_cleared(host: Host, transport: str) -> None:
-    """After SIGKILL: ``mounts`` says dead, ``umount`` clears it, and the same directory mounts again."""
+    """After SIGKILL of the daemon ``mounts`` lists the mount as dead, ``umount`` clears it, and the same directory can
+    be mounted again.
+    """
     mount = host.mount(ARCHIVE, "--transport", transport)
     os.kill(mount.pid, signal.SIGKILL)
     host.wait_gone(mount.pid)
@@ -180,7 +201,7 @@ def test_a_dead_daemon_is_listed_as_dead_and_cleared(host: Host, transport: str)
 
 
 def foreground(host: Host, *options: str) -> tuple[subprocess.Popen[str], Path]:
-    """A mount in the foreground that answers."""
+    """Start a mount in the foreground, and wait until it answers."""
     process = host.start("mount", ARCHIVE, host.mnt / "a", "--foreground", *options, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     assert MOUNTED.match(process.stdout.readline())
@@ -189,7 +210,7 @@ def foreground(host: Host, *options: str) -> tuple[subprocess.Popen[str], Path]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_unmounts_and_exits_0(host: Host, transport: str, number: signal.Signals) -> None:
-    """SIGTERM and SIGINT unmount an idle mount and the process exits 0."""
+    """SIGTERM and SIGINT unmount an idle mount, and the process exits with 0."""
     process, path = foreground(host, "--transport", transport)
     with process:
         assert (path / "run.sh").exists()
@@ -200,7 +221,7 @@ def test_a_signal_unmounts_and_exits_0(host: Host, transport: str, number: signa
 
 @pytest.mark.slow
 def test_a_signal_detaches_a_busy_mount(host: Host) -> None:
-    """SIGTERM on a busy mount detaches it lazily in the end, and exits 0."""
+    """SIGTERM detaches a busy mount lazily, and the process exits with 0."""
     process, path = foreground(host)
     with process, (path / "run.sh").open("rb"):
         process.send_signal(signal.SIGTERM)
@@ -209,7 +230,7 @@ def test_a_signal_detaches_a_busy_mount(host: Host) -> None:
 
 
 def test_umount_by_the_system_ends_the_daemon(host: Host, transport: str) -> None:
-    """umount(8) and fusermount3 -u are as good as ``kitfs umount``."""
+    """umount(8) and ``fusermount3 -u`` end the daemon as ``kitfs umount`` does."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     subprocess.run([*command, mount.path], check=True)
@@ -218,7 +239,7 @@ def test_umount_by_the_system_ends_the_daemon(host: Host, transport: str) -> Non
 
 
 def test_status_is_stable(host: Host, transport: str) -> None:
-    """``status --json`` has every documented field, with the layers' paths, digests, sizes and states."""
+    """``status --json`` has every documented field, with the paths, digests, sizes and states of the layers."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     told = host.status(mount)
     assert told.keys() >= STATUS_FIELDS
@@ -229,7 +250,7 @@ def test_status_is_stable(host: Host, transport: str) -> None:
         str(mount.log),
     )
     assert told["transport"] == transport
-    recorded = json.loads((GOLDEN / "kits.json").read_text())["basic"]["layers"]
+    recorded = GOLDEN_KITS["basic"]["layers"]
     assert [(x["digest"], x["media_type"], x["size"]) for x in told["layers"]] == [
         (x["digest"], x["mediaType"], x["size"]) for x in recorded
     ]
@@ -237,8 +258,8 @@ def test_status_is_stable(host: Host, transport: str) -> None:
     assert (told["errors"], told["last_error"], told["skipped_entries"]) == (0, None, 0)
 
 
-def test_status_without_a_directory_is_a_line_each(host: Host) -> None:
-    """One line for every mount."""
+def test_status_without_a_directory_prints_a_line_per_mount(host: Host) -> None:
+    """``status`` without a directory prints one line for each mount."""
     mounts = [host.mount(ARCHIVE, at=name) for name in ("a", "b")]
     lines = host.kitfs("status").stdout.splitlines()
     assert len(lines) == 2
@@ -246,7 +267,7 @@ def test_status_without_a_directory_is_a_line_each(host: Host) -> None:
 
 
 def test_check_says_whether_the_tag_has_moved(registry: RegistryProcess, host: Host) -> None:
-    """``status --check`` before and after another kit was pushed to the tag; the mount goes on showing the old one."""
+    """``status --check`` says whether another kit was pushed to the tag. The mount continues to show the old kit."""
     ref = registry.push(build([part("docs", "README.md", b"one\n", format="raw")]), "life/moving")
     mount = host.mount(ref)
     assert "has not moved" in host.kitfs("status", mount.path, "--check").stdout
@@ -265,7 +286,7 @@ def test_logs_prints_the_log(host: Host) -> None:
 
 
 def test_settings_come_from_flag_environment_and_file_in_this_order(host: Host) -> None:
-    """The file sets a transport, the environment another, a flag a third value."""
+    """A flag wins over the environment, and the environment wins over the settings file."""
     file = host.root / "settings.yaml"
     file.write_text("transport: libfuse\numask: '077'\n")
     by_file = host.mount(ARCHIVE, "--settings", file, at="file")
@@ -283,7 +304,10 @@ def test_settings_come_from_flag_environment_and_file_in_this_order(host: Host) 
 
 
 def test_other_users_see_a_mount_of_root(host: Host, nobody: object) -> None:
-    """allow_other is root's default; --no-allow-other keeps others out; modes are respected."""
+    """A mount of root is open to other users, because allow_other is root's default.
+
+    ``--no-allow-other`` keeps them out, and the modes of files are respected.
+    """
     needs_root()
     host.mnt.chmod(0o755)
     layout_tar = kit_tar({"m/open": b"open", "m/shut": b"shut"}, modes={"m/shut": 0o600})
@@ -296,8 +320,8 @@ def test_other_users_see_a_mount_of_root(host: Host, nobody: object) -> None:
     assert subprocess.run([*others, kept / "m/open"], capture_output=True, check=False).returncode == 1
 
 
-def test_two_mounts_of_one_directory_at_once_are_one(host: Host) -> None:
-    """Eight processes that mount one REF on one directory at the same time all succeed, with one daemon."""
+def test_mounts_of_one_directory_at_once_share_one_daemon(host: Host) -> None:
+    """Eight processes that mount one reference on one directory at the same time all succeed, with one daemon."""
     processes = [host.start("mount", ARCHIVE, host.mnt / "a") for _ in range(8)]
     told = []
     for process in processes:
@@ -310,7 +334,7 @@ def test_two_mounts_of_one_directory_at_once_are_one(host: Host) -> None:
 
 
 def test_a_mount_survives_a_hundred_listings_at_once(host: Host, transport: str) -> None:
-    """Many programs walk a cold mount at the same time; all see the recorded tree."""
+    """Many programs that walk a cold mount at the same time all see the recorded tree."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     code = Path(trees.__file__).read_text()
     walkers = [
@@ -324,7 +348,7 @@ def test_a_mount_survives_a_hundred_listings_at_once(host: Host, transport: str)
 
 
 def test_an_interrupted_reader_can_be_killed(own_registry: RegistryProcess, host: Host, transport: str) -> None:
-    """A process that waits for a stalled registry dies of SIGKILL at once, and the mount goes on."""
+    """A process that waits for a stalled registry ends at once after SIGKILL, and the mount stays usable."""
     data = os.urandom(1 << 20)
     own_registry.push(build([part("model", "w.bin", data, format="raw")]), "life/kill")
     with Relay(own_registry.port) as relay:

@@ -1,5 +1,5 @@
-"""What ``mount`` tells of the kit: files that other users cannot read, and what cannot be listed while the registry
-is away.
+"""What ``mount`` says about a kit: files that other users cannot read, and layers that cannot be listed while the
+registry is away.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import pytest
 
 from tests import kits
 from tests.conftest import needs_root
-from tests.host import NOBODY, Host
+from tests.host import Host
+from tests.interpreters import NOBODY
 from tests.kits import build, kit_tar, part
 from tests.mount.test_services import mount_helper
 from tests.registry_process import RegistryProcess
@@ -27,7 +28,7 @@ def read_as_nobody(path: Path) -> bytes:
 
 
 def private_kit(host: Host) -> str:
-    """A kit of the host's store whose weights only their owner may read."""
+    """A kit in the host's store whose weights only their owner may read."""
     tree = host.root / "tree"
     (tree / "m").mkdir(parents=True)
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: m, path: m}\n")
@@ -39,9 +40,10 @@ def private_kit(host: Host) -> str:
     return "localhost/private:v1"
 
 
-def test_what_is_closed_to_others_is_told_with_the_remedy(host: Host) -> None:
-    """A kit that was packed here; root's mount is open to others by default. With what the note says they can read
-    it.
+def test_files_closed_to_others_get_a_note_with_the_remedy(host: Host) -> None:
+    """Root's mount is open to other users by default.
+
+    For files that they cannot read, mount prints a note, and with the option that it names they can read them.
     """
     needs_root()
     host.mnt.chmod(0o755)
@@ -64,15 +66,18 @@ def test_what_is_closed_to_others_is_told_with_the_remedy(host: Host) -> None:
         (["--no-allow-other"], ""),
     ],
 )
-def test_what_was_asked_for_is_not_told(host: Host, options: list[str], told: str) -> None:
-    """Only what no option decided is noted; a mount that others cannot see has no note."""
+def test_an_explicit_option_gets_no_note(host: Host, options: list[str], told: str) -> None:
+    """Mount prints no note about what an option decided, or about a mount that other users cannot see."""
     needs_root()
     warnings = host.mount(private_kit(host), *options).warnings
     assert (told in warnings, bool(warnings)) == (True, bool(told))
 
 
-def test_a_layer_that_nobody_has_listed_is_told_of_in_the_log(registry: RegistryProcess, host: Host) -> None:
-    """A mount fetches no index for a note; the log has it when the layer is listed, and the next mount tells it."""
+def test_the_note_about_an_unlisted_layer_is_in_the_log(registry: RegistryProcess, host: Host) -> None:
+    """Mount does not fetch the index of a layer for a note.
+
+    The log has the note once the layer is listed, and the next mount prints it.
+    """
     needs_root()
     ref = registry.push(build([part("model", "m", PRIVATE)]), "notes/cold")
     mount = host.mount(ref)
@@ -83,15 +88,15 @@ def test_a_layer_that_nobody_has_listed_is_told_of_in_the_log(registry: Registry
     assert "m/w.safetensors, mode 0600" in host.mount(ref).warnings
 
 
-def test_raw_layers_tell_their_modes_at_once(registry: RegistryProcess, host: Host) -> None:
-    """The manifest has them."""
+def test_the_note_about_raw_layers_is_printed_at_once(registry: RegistryProcess, host: Host) -> None:
+    """Mount prints the note about raw layers at once, because the manifest has their modes."""
     needs_root()
     kit = build([part("model", "w.safetensors", b"w", format="raw", mode=0o600)])
     assert "1 file (w.safetensors, mode 0600)" in host.mount(registry.push(kit, "notes/raw")).warnings
 
 
 def test_fstab_takes_modes(host: Host) -> None:
-    """``file_mode`` and ``dir-mode`` of an fstab line."""
+    """An fstab line accepts ``file_mode`` and ``dir-mode``."""
     layout = kits.write_layout(build([part("model", "m", PRIVATE)]), host.root / "layout", "v1")
     done = mount_helper(host, f"oci:{layout}:v1", host.mnt / "a", "-o", "file_mode=0444,dir-mode=0555")
     assert done.returncode == 0, done.stderr
@@ -104,8 +109,9 @@ def test_fstab_takes_modes(host: Host) -> None:
 
 
 def test_a_listing_that_needs_the_registry_says_so(own_registry: RegistryProcess, host: Host) -> None:
-    """With the registry away mount warns of layers that were never listed; listing them is EIO, whose cause says why;
-    the rest lists.
+    """With the registry away, mount warns of layers that were never listed.
+
+    Listing them fails with EIO and the error says why; all other layers are listed.
     """
     layers = [part("model", "m", kit_tar({"m/w": b"w"})), part("docs", "d", kit_tar({"d/r": b"r"}))]
     ref = own_registry.push(build(layers), "notes/away")

@@ -1,4 +1,4 @@
-"""Whose files, on a real host: stores, run-time directories and layouts that other users have a hand in."""
+"""Stores, run-time directories and layouts that other users can change, on a real host."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ KIT = kits.build([
 
 
 def loose(root: Path) -> dict[str, str]:
-    """Files that are not 0600 and directories that are not 0700, below a directory.
+    """Return files that are not 0600 and directories that are not 0700, below a directory.
 
-    A file that a daemon is just making (its name ends with "~") may have fewer bits under a strict umask, for a moment.
+    A file that a daemon is creating (its name ends with "~") may have fewer bits under a strict umask, for a moment.
     """
     found = {}
     for path in root.rglob("*"):
         try:
             mode = stat.S_IMODE(path.lstat().st_mode)
         except FileNotFoundError:
-            continue  # published under its own name meanwhile
+            continue  # it was published under its final name meanwhile
         if path.name.endswith("~") and mode == 0:
             continue
         if mode != (0o700 if path.is_dir() else 0o600):
@@ -44,9 +44,9 @@ def loose(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
-def test_all_that_is_made_is_private(host: Host, tmp_path: Path, mask: int) -> None:
-    """Files of the store and of mounts are 0600 and directories 0700 in directories that everybody may read, under
-    any umask.
+def test_everything_that_is_created_is_private(host: Host, tmp_path: Path, mask: int) -> None:
+    """Under any umask and in directories that everybody may read, files of the store and of mounts are 0600 and
+    directories are 0700.
     """
     if host.python.user is not None:
         pytest.skip("cannot: another user would have to own the source")
@@ -83,8 +83,9 @@ def everybodys_directory(path: Path) -> None:
 @pytest.mark.parametrize("change", [others_directory, everybodys_directory], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("part", ["", "catalog", "blobs", "decoded", "ingest", "refs", "indexes", "VERSION"])
 def test_a_store_of_another_user_is_refused(host: Host, change: Callable[[Path], None], part: str) -> None:
-    """Whole or in part, for root too; one line names the directory, says what is wrong, and which option chooses
-    another.
+    """A store that belongs to another user, as a whole or in part, is refused for root too.
+
+    One line names the directory, says what is wrong, and names the option that chooses another directory.
     """
     needs_root()
     with FakeRegistry() as registry:
@@ -111,8 +112,9 @@ FILES = ("rest", "lease", "meta.json")
     "part", ["ingest", "blobs", "blobs/sha256", "blobs/sha256/PREFIX", "blobs/sha256/PREFIX/HEX", *FILES]
 )
 def test_no_link_in_a_store_is_followed(host: Host, tmp_path: Path, part: str) -> None:
-    """Nothing is read or written through it: the mount fails in one line, or reads fail, and the file behind it stays
-    as it was.
+    """Nothing is read or written through a link in the store.
+
+    The mount fails in one line, or reads fail, and the target of the link does not change.
     """
     victim = tmp_path / "victim"
     with FakeRegistry() as registry:
@@ -142,9 +144,10 @@ def test_no_link_in_a_store_is_followed(host: Host, tmp_path: Path, part: str) -
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o2777])
-def test_an_empty_shared_directory_is_used_by_a_subdirectory(host: Host, mode: int) -> None:
-    """As a pod's emptyDir: cache and run-time files are in a 0700 directory, which the next run of the same user
-    finds again.
+def test_an_empty_shared_directory_gets_a_private_subdirectory(host: Host, mode: int) -> None:
+    """In a directory that everybody may write, for example a pod's emptyDir, kitfs uses a subdirectory of mode 0700.
+
+    The next run of the same user finds it again.
     """
     for directory in (host.cache, host.run_dir):
         directory.chmod(mode)
@@ -154,7 +157,7 @@ def test_an_empty_shared_directory_is_used_by_a_subdirectory(host: Host, mode: i
         assert (mount / "w.bin").read_bytes() == WEIGHTS
         assert [m["state"] for m in host.mounts()] == ["alive"]
         host.umount(mount)
-    mount = host.mount(ref)  # the registry is gone: what is read is what the first run has stored
+    mount = host.mount(ref)  # the registry is gone, so the bytes come from the first run's store
     assert (mount / "w.bin").read_bytes() == WEIGHTS
     host.umount(mount)
     for directory in (host.cache, host.run_dir):
@@ -165,7 +168,7 @@ def test_an_empty_shared_directory_is_used_by_a_subdirectory(host: Host, mode: i
 
 @pytest.mark.parametrize("suffix", ["log", "lock"])
 def test_files_of_a_mount_that_another_user_owns_are_refused(host: Host, suffix: str) -> None:
-    """One line names the file, and what to do."""
+    """A mount's file that belongs to another user is refused in one line, which names the file and says what to do."""
     needs_root()
     with FakeRegistry() as registry:
         ref = registry.put_kit("team/kit", KIT, "v1")
@@ -182,9 +185,9 @@ def test_files_of_a_mount_that_another_user_owns_are_refused(host: Host, suffix:
 
 
 @pytest.mark.parametrize("name", ["layer", "blobs", "blobs/sha256", "index.json"])
-def test_a_layout_shows_no_file_of_the_reader(host: Host, tmp_path: Path, name: str) -> None:
-    """A user's layout with a link to a file that only root may read: root's mount, which others may read, does not
-    show it.
+def test_a_layout_does_not_show_a_file_that_only_root_may_read(host: Host, tmp_path: Path, name: str) -> None:
+    """If a user's layout contains a link to a file that only root may read, root's mount of it, which other users may
+    read, does not show the file.
     """
     needs_root()
     secret = tmp_path / "secret"

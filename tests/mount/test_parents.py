@@ -1,4 +1,4 @@
-"""Parent ModelKits through a real mount."""
+"""Parent ModelKits, seen through a real mount."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ pytestmark = [pytest.mark.mount, pytest.mark.interop]
 
 
 def test_a_chain_of_parents_shows_the_model_of_each(registry: RegistryProcess, host: Host) -> None:
-    """Child, parent and grandparent: the models of all, other sections of the child only, and the child's Kitfile."""
+    """A kit with a parent and a grandparent shows the models of all three, and the other sections and the Kitfile of
+    the child only.
+    """
     grand = build([part("modelpart", "base.bin", b"base", format="raw"), part("docs", "grand.md", b"g", format="raw")])
     top = registry.push(grand, "parents/grand")
     parent = build(
@@ -28,7 +30,7 @@ def test_a_chain_of_parents_shows_the_model_of_each(registry: RegistryProcess, h
 
 
 def test_a_cycle_of_parents_is_an_error(registry: RegistryProcess, host: Host) -> None:
-    """Kits that name each other as parents cannot be mounted; the line names the cycle."""
+    """Kits that name each other as parents cannot be mounted, and the error names the cycle."""
     names = [f"{registry.host}/cycle/{n}:v1" for n in "ab"]
     for n, other in zip("ab", reversed(names), strict=True):
         registry.push(build([part("docs", f"{n}.md", b"x", format="raw")], parent=other), f"cycle/{n}")
@@ -38,8 +40,8 @@ def test_a_cycle_of_parents_is_an_error(registry: RegistryProcess, host: Host) -
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_parent_of_a_mirror_is_found_offline_later(own_registry: RegistryProcess, host: Host) -> None:
-    """After a mount that read everything, child and parent mount again with the registry stopped."""
+def test_a_parent_from_a_mirror_is_found_offline(own_registry: RegistryProcess, host: Host) -> None:
+    """After a mount that read everything, child and parent can be mounted again while the registry is stopped."""
     parent = build([part("model", "m", kit_tar({"m/w.bin": b"w" * 100_000}))])
     own_registry.push(parent, "team/parent")
     child = build([part("docs", "README.md", b"#\n", format="raw")], parent="registry.parent.test/team/parent:v1")

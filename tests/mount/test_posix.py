@@ -1,8 +1,7 @@
-"""What POSIX says about a read-only file system, on real mounts with both transports (Done when 7)."""
+"""What POSIX says about a read-only file system, on real mounts with both transports."""
 
 from __future__ import annotations
 
-import errno
 import io
 import mmap
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import kits
+from tests.errnos import errno_of
 from tests.host import Host, Mounted
 from tests.kits import build, kit_tar, part
 
@@ -28,7 +28,7 @@ def content(size: int) -> bytes:
 
 @pytest.fixture
 def mount(host: Host, transport: str) -> Mounted:
-    """A kit with files of many sizes, a directory, and symlinks, some of them loops."""
+    """A mount of a kit with files of many sizes, a directory, and symlinks, of which some are loops."""
     files = {f"m/size-{size}": content(size)[:size] for size in SIZES}
     tar = kit_tar({**files, "m/d/inner": b"inner", "m/run.sh": b"#!/bin/sh\necho ran\n"}, modes={"m/run.sh": 0o755})[
         :-1024
@@ -52,21 +52,12 @@ def mount(host: Host, transport: str) -> Mounted:
     return host.mount(f"oci:{layout}:v1", "--transport", transport)
 
 
-def told(action: Callable[[], object]) -> str:
-    """The name of the errno that an action ends with, ``ok`` when it does not fail."""
-    try:
-        action()
-    except OSError as e:
-        return errno.errorcode[e.errno or 0]
-    return "ok"
-
-
 def opened(path: Path, flags: int, *, mode: int = 0o600) -> None:
     os.close(os.open(path, flags, mode))
 
 
 def test_everything_that_writes_is_erofs(mount: Mounted) -> None:
-    """Writes, creates, renames, links, chmod, chown, utimes, truncation, setxattr: EROFS, all of them."""
+    """Write, create, rename, link, chmod, chown, utimes, truncate and setxattr all fail with EROFS."""
     f, d, new = mount / "m/size-4096", mount / "m/d", mount / "m/new"
     actions: dict[str, Callable[[], object]] = {
         "open for writing": lambda: opened(f, os.O_WRONLY),
@@ -93,12 +84,12 @@ def test_everything_that_writes_is_erofs(mount: Mounted) -> None:
         "setxattr": lambda: os.setxattr(f, "user.mine", b"x"),
         "removexattr": lambda: os.removexattr(f, "user.kitfs.state"),
     }
-    assert {name: told(action) for name, action in actions.items()} == dict.fromkeys(actions, "EROFS")
+    assert {name: errno_of(action) for name, action in actions.items()} == dict.fromkeys(actions, "EROFS")
     assert not os.access(f, os.W_OK)
 
 
-def test_names_that_are_not_there(mount: Mounted) -> None:
-    """ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG above 255 bytes, ELOOP, EINVAL, where POSIX says so."""
+def test_errors_of_path_lookup(mount: Mounted) -> None:
+    """A lookup fails with ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG above 255 bytes, ELOOP or EINVAL, as POSIX says."""
     m = mount / "m"
     actions: dict[str, tuple[str, Callable[[], object]]] = {
         "missing": ("ENOENT", lambda: os.stat(m / "missing")),
@@ -119,23 +110,23 @@ def test_names_that_are_not_there(mount: Mounted) -> None:
         "readlink of a file": ("EINVAL", lambda: os.readlink(m / "size-1")),
         "no such attribute": ("ENODATA", lambda: os.getxattr(m / "size-1", "user.nothing")),
     }
-    assert {name: told(action) for name, (_, action) in actions.items()} == {
+    assert {name: errno_of(action) for name, (_, action) in actions.items()} == {
         name: expected for name, (expected, _) in actions.items()
     }
 
 
 def test_reading_a_directory_is_eisdir(mount: Mounted) -> None:
-    """read(2) on a directory's descriptor is EISDIR."""
+    """read(2) from the descriptor of a directory fails with EISDIR."""
     fd = os.open(mount / "m/d", os.O_RDONLY)
     try:
-        assert told(lambda: os.read(fd, 10)) == "EISDIR"
+        assert errno_of(lambda: os.read(fd, 10)) == "EISDIR"
     finally:
         os.close(fd)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_reads_at_and_across_the_end_are_short(mount: Mounted, size: int) -> None:
-    """pread before, across, at and after the end of a file of this size gives what is there, and then nothing."""
+    """pread before, across, at and after the end of a file of this size returns the bytes that exist."""
     data = content(size)[:size]
     fd = os.open(mount / f"m/size-{size}", os.O_RDONLY)
     try:
@@ -149,21 +140,21 @@ def test_reads_at_and_across_the_end_are_short(mount: Mounted, size: int) -> Non
 
 
 def test_a_mapping_reads_the_same_bytes(mount: Mounted) -> None:
-    """mmap of a file shows its bytes, and zeros behind its end up to the page."""
+    """mmap of a file shows its bytes, and zeros between its end and the end of the page."""
     with (mount / "m/size-4097").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
         assert view[:] == content(4097)[:4097]
 
 
 def test_symlinks_are_followed_by_the_kernel(mount: Mounted) -> None:
-    """A link to a file and one to a directory lead there."""
+    """A symlink to a file and a symlink to a directory lead there."""
     assert (mount / "m/link").read_bytes() == b"inner"
     assert (mount / "m/to-dir/inner").read_bytes() == b"inner"
     assert stat.S_ISLNK(os.lstat(mount / "m/link").st_mode)
 
 
 def test_directories_list_dots_and_stable_inodes(mount: Mounted) -> None:
-    """d_ino of a listing is st_ino, no two files share one, and it is the same after the caches are dropped by a new
-    listing.
+    """The d_ino of a listing is st_ino, no two files share one, and a new listing with dropped caches has the same
+    numbers.
     """
     numbers = {entry.name: entry.inode() for entry in os.scandir(mount / "m")}
     assert numbers == {name: os.lstat(mount / "m" / name).st_ino for name in numbers}
@@ -172,7 +163,9 @@ def test_directories_list_dots_and_stable_inodes(mount: Mounted) -> None:
 
 
 def test_statfs_says_that_nothing_is_free(mount: Mounted) -> None:
-    """Blocks of 4 KiB for the files' bytes, entries as files, nothing free, names to 255."""
+    """statfs counts the bytes of the files in blocks of 4 KiB and every entry as a file, has no free block and no free
+    inode, and allows names of 255 bytes.
+    """
     about = os.statvfs(mount.path)
     total = sum(os.lstat(os.path.join(top, name)).st_size for top, _, files in os.walk(mount.path) for name in files
                 if not os.path.islink(os.path.join(top, name)))  # fmt: skip
@@ -184,12 +177,12 @@ def test_statfs_says_that_nothing_is_free(mount: Mounted) -> None:
 
 
 def test_programs_run_from_the_mount(mount: Mounted) -> None:
-    """A script with its mode in the layer can be executed."""
+    """A script whose mode in the layer is executable can be executed."""
     assert subprocess.run([mount / "m/run.sh"], capture_output=True, check=True).stdout == b"ran\n"
 
 
 def test_extended_attributes_tell_where_bytes_come_from(host: Host, mount: Mounted) -> None:
-    """user.kitfs.digest, media_type and state on files and directories; reference and manifest on the root."""
+    """Files and directories have user.kitfs.digest, media_type and state. The root has reference and manifest."""
     layer = host.status(mount)["layers"][0]
     for path in (mount / "m/size-1", mount / "m/d"):
         assert set(os.listxattr(path)) >= {"user.kitfs.digest", "user.kitfs.media_type", "user.kitfs.state"}
@@ -200,8 +193,8 @@ def test_extended_attributes_tell_where_bytes_come_from(host: Host, mount: Mount
     assert os.getxattr(mount.path, "user.kitfs.reference").decode() == host.status(mount)["reference"]
 
 
-def test_one_time_for_everything(mount: Mounted) -> None:
-    """Every entry has the manifest's created time."""
+def test_every_entry_has_the_time_of_the_manifest(mount: Mounted) -> None:
+    """Every entry has the created time of the manifest."""
     times = {
         os.lstat(os.path.join(top, name)).st_mtime
         for top, folders, files in os.walk(mount.path)
@@ -211,7 +204,7 @@ def test_one_time_for_everything(mount: Mounted) -> None:
 
 
 def test_owner_and_umask_are_options(host: Host, transport: str) -> None:
-    """--uid, --gid and --umask change what lstat says."""
+    """``--uid``, ``--gid`` and ``--umask`` change what lstat returns."""
     layout = kits.write_layout(
         build([part("model", "m", kit_tar({"m/w": b"w"}, modes={"m/w": 0o666}))]), host.root / "layout", "v1"
     )
@@ -222,7 +215,7 @@ def test_owner_and_umask_are_options(host: Host, transport: str) -> None:
 
 
 def test_modes_are_options(host: Host, transport: str) -> None:
-    """--file-mode and --dir-mode open what was packed for its owner only, the Kitfile and the root included."""
+    """``--file-mode`` and ``--dir-mode`` open what was packed for its owner only, also the Kitfile and the root."""
     packed = kit_tar({"m/w": b"w"}, modes={"m": 0o700, "m/w": 0o600})
     layout = kits.write_layout(build([part("model", "m", packed)]), host.root / "layout", "v1")
     mount = host.mount(f"oci:{layout}:v1", "--transport", transport, "--file-mode", "444", "--dir-mode", "0755")

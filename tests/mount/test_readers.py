@@ -1,4 +1,4 @@
-"""The real readers of model files, through a real mount (Done when 5)."""
+"""The libraries that read model files, through a real mount."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def in_threads(read: object, arguments: list[object]) -> list[object]:
 def test_safetensors_by_mmap_and_by_read_from_eight_threads(
     own_registry: RegistryProcess, host: Host, tmp_path: Path, transport: str, compression: str
 ) -> None:
-    """safe_open (mmap) and load (read) give equal tensors to 8 threads at once, each of which opens the cold file
-    itself.
-    """
+    """Eight threads that each open a cold file get equal tensors from safe_open (mmap) and load (read)."""
     values = tensors()
     safetensors.numpy.save_file(values, tmp_path / "w.safetensors")
     data = (tmp_path / "w.safetensors").read_bytes()
@@ -77,7 +75,7 @@ def test_safetensors_by_mmap_and_by_read_from_eight_threads(
 def test_gguf_by_mmap_and_by_read_from_eight_threads(
     own_registry: RegistryProcess, host: Host, tmp_path: Path, transport: str, form: str
 ) -> None:
-    """gguf's reader (a memory map) and plain reads give equal tensors to 8 threads at once."""
+    """Eight threads get equal tensors from gguf's reader (a memory map) and from plain reads."""
     values = tensors()
     write_gguf(tmp_path / "w.gguf", values)
     data = (tmp_path / "w.gguf").read_bytes()
@@ -95,7 +93,7 @@ def test_gguf_by_mmap_and_by_read_from_eight_threads(
         return found
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, about gguf
+        warnings.simplefilter("ignore", DeprecationWarning)  # numpy warns about gguf
         for found in in_threads(by_mmap, list(range(THREADS))):
             assert found.keys() == values.keys()
             assert all(np.array_equal(found[name], values[name]) for name in values)

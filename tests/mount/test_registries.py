@@ -1,4 +1,4 @@
-"""Push, pull, mount, index, convert and remove through registries with the habits of one product each
+"""Push, pull, mount, index, convert and remove with registries that each behave like one product
 (``tests.fakes.registries``).
 """
 
@@ -14,13 +14,14 @@ from tests.host import Host
 
 pytestmark = pytest.mark.mount
 MiB = 1 << 20
-SIZE = 33 * MiB  # one chunk and a bit
+SIZE = 33 * MiB  # a little more than one chunk
 
 
 @pytest.mark.parametrize("name", list(KINDS))
 def test_a_kit_goes_there_and_back(host: Host, tmp_path: Path, name: str) -> None:
-    """What was packed is what is mounted, pulled, listed in an index and converted; removing ends in one line either
-    way.
+    """A kit that was packed here is the same after it was pushed and mounted, pulled, listed in an index and converted.
+
+    Remove succeeds, or fails in one line where the registry does not delete.
     """
     data = bytes(range(256)) * (SIZE >> 8)
     box = tmp_path / "box"

@@ -1,5 +1,5 @@
-"""Mounting where a mount of kitfs is, or was: what is the same request, what is another one, and what is really
-mounted afterwards.
+"""Mounting where kitfs has a mount, or had one: which request is the same, which is another, and what is mounted
+afterwards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def states(host: Host) -> list[tuple[int, str]]:
 
 
 def refused(host: Host, ref: str, path: Path, *options: str | Path) -> str:
-    """The one line by which a mount is refused with exit code 9, the first mount undisturbed."""
+    """Assert that a mount is refused with exit code 9 and that the first mount stays; return the one line on stderr."""
     before = states(host)
     done = host.kitfs("mount", ref, path, *options, check=False)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (9, "", 1), done.stderr
@@ -38,13 +38,14 @@ def refused(host: Host, ref: str, path: Path, *options: str | Path) -> str:
     return done.stderr
 
 
-# -- what is really mounted
+# -- what is mounted afterwards
 
 
 @pytest.mark.parametrize("how", ["kitfs", "system"])
 def test_a_mount_after_a_lazy_unmount_is_a_new_mount(host: Host, transport: str, how: str) -> None:
-    """While a file of the detached mount is open, its directory mounts again: by a new daemon, and the file reads
-    on.
+    """While a file of a detached mount is open, its directory can be mounted again.
+
+    A new daemon serves it, and the open file stays readable.
     """
     first = host.mount(ARCHIVE, "--transport", transport)
     with (first / "model/tiny.safetensors").open("rb", buffering=0) as file:
@@ -69,7 +70,7 @@ def test_a_mount_after_a_lazy_unmount_is_a_new_mount(host: Host, transport: str,
 
 
 def test_another_kit_mounts_after_a_lazy_unmount(host: Host) -> None:
-    """What a detached daemon showed has no say."""
+    """After a lazy unmount another kit can be mounted on the same directory."""
     first = host.mount(ARCHIVE)
     with (first / "run.sh").open("rb"):
         host.umount(first, "--lazy")
@@ -78,8 +79,8 @@ def test_another_kit_mounts_after_a_lazy_unmount(host: Host) -> None:
         host.umount(second)
 
 
-def test_mounts_after_a_lazy_unmount_at_once_are_one(host: Host) -> None:
-    """Six processes find the same detached daemon: one of them mounts, and all tell its pid."""
+def test_mounts_after_a_lazy_unmount_at_once_share_one_daemon(host: Host) -> None:
+    """Six processes find the same detached daemon. One of them mounts, and all print the pid of the new daemon."""
     first = host.mount(ARCHIVE)
     with (first / "run.sh").open("rb"):
         host.umount(first, "--lazy")
@@ -94,9 +95,10 @@ def test_mounts_after_a_lazy_unmount_at_once_are_one(host: Host) -> None:
         host.umount(first)
 
 
-def test_umount_of_a_detached_mount_says_who_uses_it(host: Host) -> None:
-    """There is nothing to unmount, but the daemon cannot end: exit 9 names the process; afterwards the daemon ends by
-    itself.
+def test_umount_of_a_detached_mount_names_the_processes_that_use_it(host: Host) -> None:
+    """Umount has nothing to unmount, but the daemon cannot end yet: exit code 9 and a line that names the process.
+
+    Later the daemon ends by itself.
     """
     mount = host.mount(ARCHIVE)
     with (mount / "run.sh").open("rb"):
@@ -111,7 +113,7 @@ def test_umount_of_a_detached_mount_says_who_uses_it(host: Host) -> None:
 
 
 def test_sigterm_of_a_detached_daemon_leaves_the_next_mount_alone(host: Host) -> None:
-    """A daemon ends its own mount, not what was mounted at its mount point afterwards."""
+    """A daemon ends its own mount, and not the one that was made at the same mount point later."""
     first = host.mount(ARCHIVE)
     with (first / "run.sh").open("rb"):
         host.umount(first, "--lazy")
@@ -139,7 +141,10 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 def test_a_stopped_daemon_does_not_answer(host: Host) -> None:
-    """``mounts`` and ``status`` tell the same state, a mount is no success; once it is continued it is alive."""
+    """``mounts`` and ``status`` show the same state for a stopped daemon, and a mount fails.
+
+    When the daemon continues, it is alive again.
+    """
     mount = host.mount(ARCHIVE)
     with stopped(mount.pid):
         assert states(host) == [(mount.pid, "does not answer")]
@@ -151,7 +156,7 @@ def test_a_stopped_daemon_does_not_answer(host: Host) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--lazy"]])
 def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options: list[str]) -> None:
-    """The daemon is continued, and ends."""
+    """Umount of a stopped daemon lets it continue, and it ends."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     with stopped(mount.pid):
         host.umount(mount, *options)
@@ -160,8 +165,9 @@ def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options:
 
 
 def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
-    """Neither umount nor mount touches a file system that somebody mounted over the kit; afterwards the kit's mount
-    is as it was.
+    """Umount and mount name a file system that was mounted over the kit and do not touch it.
+
+    When it is gone, the kit's mount is as before.
     """
     needs_root()
     mount = host.mount(ARCHIVE)
@@ -179,7 +185,9 @@ def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
 
 
 def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
-    """From here nobody knows whether its daemon lives, so that a mount in use stays."""
+    """A mount of another run-time directory is never detached lazily, because kitfs cannot know whether its daemon
+    lives. If it is in use, it stays.
+    """
     mount = host.mount(ARCHIVE)
     with (mount / "run.sh").open("rb"):
         done = host.kitfs("umount", mount.path, "--run-dir", host.root / "other", check=False)
@@ -189,9 +197,10 @@ def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
     host.wait_gone(mount.pid)
 
 
-def test_mounts_of_two_run_dirs_at_once_are_one(host: Host) -> None:
-    """They have no lock in common but the mount point itself: one succeeds, the other is told, nothing is mounted
-    twice.
+def test_mounts_of_two_run_dirs_at_once_never_stack(host: Host) -> None:
+    """Two run-time directories share no lock but the mount point itself.
+
+    One mount succeeds, the other is refused, and nothing is mounted twice.
     """
     processes = [
         host.start("mount", ARCHIVE, host.mnt / "a", env={"KITFS_RUN_DIR": str(host.root / f"run{n}")})
@@ -209,7 +218,7 @@ def test_mounts_of_two_run_dirs_at_once_are_one(host: Host) -> None:
     host.kitfs("umount", host.mnt / "a", "--run-dir", winner)
 
 
-# -- the same request, and another one
+# -- which request is the same
 
 
 @pytest.mark.parametrize(
@@ -239,8 +248,8 @@ def test_mounts_of_two_run_dirs_at_once_are_one(host: Host) -> None:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_another_option_is_another_request(host: Host, option: list[str], told: str) -> None:
-    """Exit 9, in one line that says what the mount has and what was asked for, and how to get that; no password is
-    shown.
+    """Mount with another option exits with 9, in one line that says what the mount has, what was requested and how to
+    get it. The line shows no password.
     """
     mount = host.mount(ARCHIVE)
     line = refused(
@@ -252,7 +261,7 @@ def test_another_option_is_another_request(host: Host, option: list[str], told: 
 
 
 def test_allow_other_is_compared_too(host: Host) -> None:
-    """Its default depends on who mounts."""
+    """allow_other is compared too, although its default depends on the user who mounts."""
     needs_root()
     mount = host.mount(ARCHIVE)
     assert "--allow-other true (asked for: false)" in refused(host, ARCHIVE, mount.path, "--no-allow-other")
@@ -260,7 +269,7 @@ def test_allow_other_is_compared_too(host: Host) -> None:
 
 
 def test_a_request_is_the_same_however_it_is_spelled(host: Host) -> None:
-    """Order, place and spelling of options, and the way to the same directories, do not matter."""
+    """The order, the place and the spelling of options, and the path to the same directories, do not matter."""
     mirrors = ["--mirror", "a.io=http://a", "--mirror", "b.io=http://b"]
     first = host.mount(ARCHIVE, "--only", "model,code", "--only", "docs:README.md", "--umask", "022", *mirrors)
     os.symlink(host.mnt, host.root / "link")
@@ -279,7 +288,7 @@ def test_a_request_is_the_same_however_it_is_spelled(host: Host) -> None:
 
 
 def test_passwords_are_compared_and_not_kept(host: Host) -> None:
-    """Another password of a proxy is another request; no file of the run-time directory has one."""
+    """Another password of a proxy is another request, although no file of the run-time directory contains passwords."""
     mount = host.mount(ARCHIVE, "--proxy", "http://me:hunter2@p:3128")
     assert host.mount(ARCHIVE, "--proxy", "http://me:hunter2@p:3128").pid == mount.pid
     assert "--proxy http://p:3128 with another user or password" in refused(
@@ -289,7 +298,10 @@ def test_passwords_are_compared_and_not_kept(host: Host) -> None:
 
 
 def test_the_same_kit_by_tag_and_by_digest_is_the_same_request(registry: RegistryProcess, host: Host) -> None:
-    """Another tag of the same kit too; another repository is another request, whatever it holds."""
+    """A tag, another tag and the digest of the same kit are the same request.
+
+    Another repository is another request, even with the same kit.
+    """
     kit = build([part("docs", "README.md", b"same\n", format="raw")])
     ref = registry.push(kit, "repeat/same")
     registry.push(kit, "repeat/same", "stable")
@@ -301,7 +313,10 @@ def test_the_same_kit_by_tag_and_by_digest_is_the_same_request(registry: Registr
 
 
 def test_a_tag_that_has_moved_is_another_request(own_registry: RegistryProcess, host: Host) -> None:
-    """The error names both digests. When the registry is away, the tag counts as not moved, with a warning."""
+    """If the tag has moved, the error names both digests.
+
+    If the registry is away, mount assumes that the tag has not moved, and warns.
+    """
     old, new = (build([part("docs", "README.md", text, format="raw")]) for text in (b"old\n", b"new\n"))
     ref = own_registry.push(old, "repeat/moves")
     mount = host.mount(ref)
@@ -318,8 +333,11 @@ def test_a_tag_that_has_moved_is_another_request(own_registry: RegistryProcess, 
     assert (again.pid, "which the tag meant" in again.warnings) == (mount.pid, True)
 
 
-def test_fstab_and_the_sdk_know_another_request_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """mount.kitfs exits 32, ``kitfs.mount`` raises MountError; the same request is success for both."""
+def test_fstab_and_the_sdk_refuse_another_request_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For another request mount.kitfs exits with 32 and ``kitfs.mount`` raises MountError.
+
+    For the same request both succeed.
+    """
     for name, value in host.env.items():
         monkeypatch.setenv(name, value)
     mount = host.mount(ARCHIVE, "--only", "docs")
@@ -333,7 +351,7 @@ def test_fstab_and_the_sdk_know_another_request_too(host: Host, monkeypatch: pyt
 
 
 def test_a_mount_of_something_else_is_not_mounted_over(host: Host) -> None:
-    """The error names what is there."""
+    """Mount refuses a directory on which another file system is mounted, and names that file system."""
     needs_root()
     (host.mnt / "a").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "theirs", host.mnt / "a"], check=True)
@@ -344,8 +362,8 @@ def test_a_mount_of_something_else_is_not_mounted_over(host: Host) -> None:
         subprocess.run(["umount", host.mnt / "a"], check=True)
 
 
-def test_a_killed_daemons_mount_is_not_taken_for_one(host: Host) -> None:
-    """After SIGKILL with a file open, mount is refused until umount has cleared it; then it mounts."""
+def test_a_dead_mount_is_refused_until_it_is_cleared(host: Host) -> None:
+    """After SIGKILL of a daemon with an open file, mount is refused until umount has cleared the dead mount."""
     mount: Mounted = host.mount(ARCHIVE)
     with (mount / "run.sh").open("rb"):
         os.kill(mount.pid, signal.SIGKILL)

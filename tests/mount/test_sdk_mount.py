@@ -22,7 +22,7 @@ pytestmark = pytest.mark.mount
 
 
 class Place(NamedTuple):
-    """A kit on a registry, a directory to mount it at, and options."""
+    """A kit in a registry, a directory to mount it at, and options."""
 
     reference: str
     directory: Path
@@ -37,7 +37,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: m, path: w.bin}\n")
     options: dict[str, Any] = {"cache_dir": tmp_path / "store", "config": tmp_path / "home"}
     with Server(tmp_path / "root", tmp_path / "log") as server:
-        reference = f"{server.address}/a/b:v1"
+        reference = f"{server.host}/a/b:v1"
         kitfs.pack(tree, reference, **options)
         kitfs.push(reference, **options)
         directory = tmp_path / "models"
@@ -49,6 +49,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def test_mount_for_the_time_of_a_block(place: Place) -> None:
+    """The kit is mounted during the block, and unmounted after it."""
     running = threading.Event()
     bystander = threading.Thread(target=running.wait)  # a program with threads must not fork
     bystander.start()
@@ -68,7 +69,7 @@ def test_mount_for_the_time_of_a_block(place: Place) -> None:
 
 
 def test_mount_without_a_block(place: Place) -> None:
-    """The kit is mounted when the call returns, until it is unmounted; the Mount can be used as a path."""
+    """The kit is mounted from the return of the call until it is unmounted. The Mount can be used as a path."""
     mounted = kitfs.mount(place.reference, place.directory, **place.options)
     assert mounted.path == os.fspath(mounted) == str(place.directory)
     assert sorted(os.listdir(mounted)) == ["Kitfile", "w.bin"]
@@ -97,7 +98,7 @@ HOLD = "import os, sys\nf = open(sys.argv[1])\nif os.fork(): os._exit(0)\nprint(
 
 
 class Other:
-    """A process that is not below this one, and has a file open until it is let go."""
+    """Another process, not a child of this one, which keeps a file open until it is released."""
 
     def __init__(self, path: str) -> None:
         reader, self._writer = os.pipe()
@@ -111,7 +112,7 @@ class Other:
     def let_go(self) -> None:
         os.close(self._writer)
         assert self._process.stdout is not None
-        self._process.stdout.read()  # to its end: the process has ended
+        self._process.stdout.read()  # until its end, when the process has ended
         self._process.stdout.close()
         self._process.wait()
 
@@ -127,7 +128,10 @@ def mapped(models: str) -> Any:
 
 @pytest.mark.parametrize("use", [opened, mapped])
 def test_what_this_process_still_uses_is_detached(place: Place, caplog: pytest.LogCaptureFixture, use: Any) -> None:
-    """A model that is mapped stays mapped; the directory is free, and the log says what was done."""
+    """If this process still maps a file, the mount is detached at the end of the block.
+
+    The directory is free, the mapping stays, and the log says what was done.
+    """
     with (
         caplog.at_level(logging.WARNING, "kitfs"),
         kitfs.mount(place.reference, place.directory, **place.options) as models,
@@ -139,8 +143,8 @@ def test_what_this_process_still_uses_is_detached(place: Place, caplog: pytest.L
     used.close()
 
 
-def test_a_working_directory_in_the_mount_is_left_too(place: Place) -> None:
-    """A program that has changed into the mount ends its block without an error."""
+def test_a_working_directory_in_the_mount_does_not_fail_the_block(place: Place) -> None:
+    """A program whose working directory is in the mount leaves the block without an error."""
     code = """
 import os, sys, kitfs
 with kitfs.mount(sys.argv[1], sys.argv[2], cache_dir=sys.argv[3], config=sys.argv[4], run_dir=sys.argv[5]) as models:
@@ -160,6 +164,7 @@ print(os.path.ismount(sys.argv[2]))
 
 
 def test_what_another_process_uses_stays_mounted(place: Place) -> None:
+    """While another process uses a mount, unmount raises MountError and the mount stays."""
     mounted = kitfs.mount(place.reference, place.directory, **place.options)
     other = Other(f"{mounted.path}/w.bin")
     with pytest.raises(MountError, match="in use by process"):
@@ -171,8 +176,8 @@ def test_what_another_process_uses_stays_mounted(place: Place) -> None:
 
 
 @pytest.mark.parametrize("user", ["this process", "another process"])
-def test_the_exception_of_a_block_is_its_own(place: Place, user: str) -> None:
-    """The exception of the block is raised, also when the mount cannot be ended."""
+def test_a_block_raises_its_own_exception(place: Place, user: str) -> None:
+    """The exception of a block is raised, also if the mount cannot be ended."""
     used: list[Any] = []
 
     def fail() -> None:
@@ -186,7 +191,8 @@ def test_the_exception_of_a_block_is_its_own(place: Place, user: str) -> None:
     used[0].close() if user == "this process" else used[0].let_go()
 
 
-def test_a_block_that_a_forked_child_leaves_is_the_parents(place: Place) -> None:
+def test_a_forked_child_that_leaves_the_block_does_not_unmount(place: Place) -> None:
+    """A forked child that leaves the block does not end the mount of its parent."""
     code = """
 import os, sys, kitfs
 with kitfs.mount(sys.argv[1], sys.argv[2], cache_dir=sys.argv[3], config=sys.argv[4], run_dir=sys.argv[5]) as models:
@@ -207,11 +213,13 @@ with kitfs.mount(sys.argv[1], sys.argv[2], cache_dir=sys.argv[3], config=sys.arg
 
 
 def test_only_chooses_parts_of_a_kit(place: Place) -> None:
+    """``only`` chooses the parts of a kit that are mounted."""
     with kitfs.mount(place.reference, place.directory, only="model", **place.options) as models:
         assert os.listdir(models) == ["w.bin"]
 
 
 def test_a_mount_can_be_listed_examined_and_ended_by_its_directory(place: Place) -> None:
+    """``mounts``, ``status``, ``logs`` and ``unmount`` work with the directory of a mount."""
     kitfs.mount(place.reference, place.directory, **place.options)
     Path(place.directory, "w.bin").read_bytes()
     (listed,) = kitfs.mounts(**place.options)
@@ -231,6 +239,7 @@ def test_a_mount_can_be_listed_examined_and_ended_by_its_directory(place: Place)
 
 
 def test_status_with_check_finds_that_a_tag_has_moved(place: Place, tmp_path: Path) -> None:
+    """``status`` with ``check`` says that the tag of a mount has moved."""
     with kitfs.mount(place.reference, place.directory, **place.options) as models:
         assert kitfs.status(models, check=True, **place.options).moved is False
         (tmp_path / "tree" / "w.bin").write_bytes(b"other")

@@ -1,4 +1,4 @@
-"""Mounts that the system makes: mount(8)'s helper, and systemd's notification."""
+"""Mounts that the system makes: the helper of mount(8), and notifications to systemd."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CANNOT, GOLDEN
-from tests.host import MOUNTED, REPOSITORY, Host
+from tests.host import MOUNTED, Host
+from tests.interpreters import REPOSITORY
 
 pytestmark = pytest.mark.mount
 ARCHIVE = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
@@ -33,7 +34,7 @@ def mount_helper(host: Host, *args: str | Path) -> subprocess.CompletedProcess[s
 
 
 def test_the_helper_mounts_as_mount_8_calls_it(host: Host) -> None:
-    """``mount.kitfs SPEC DIR -o OPTIONS`` with an fstab line's options mounts, and options of kitfs are honoured."""
+    """``mount.kitfs SPEC DIR -o OPTIONS`` accepts the options of an fstab line, and applies those of kitfs."""
     (host.mnt / "a").mkdir()
     done = mount_helper(host, ARCHIVE, host.mnt / "a", "-o", "rw,_netdev,x-systemd.automount,only=docs,umask=077")
     assert done.returncode == 0, done.stderr
@@ -43,13 +44,13 @@ def test_the_helper_mounts_as_mount_8_calls_it(host: Host) -> None:
 
 @pytest.mark.parametrize(("ref", "options", "code"), [(ARCHIVE, "frobnicate", 1), ("oci:/nowhere:v1", "ro", 32)])
 def test_the_helper_fails_as_mount_8_wants_it(host: Host, ref: str, options: str, code: int) -> None:
-    """1 for wrong usage, 32 for a mount that failed; one line on stderr."""
+    """mount.kitfs exits with 1 for wrong usage and with 32 for a mount that failed, and prints one line on stderr."""
     done = mount_helper(host, ref, host.mnt, "-o", options)
     assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
 
 
-def test_systemd_is_told_when_the_mount_answers(host: Host) -> None:
-    """READY=1 comes when the mount answers, STOPPING=1 when it ends."""
+def test_systemd_is_notified_when_the_mount_answers(host: Host) -> None:
+    """The daemon sends READY=1 when the mount answers, and STOPPING=1 when it ends."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
         notices.bind(str(host.root / "notify"))
         notices.settimeout(30)
@@ -65,8 +66,8 @@ def test_systemd_is_told_when_the_mount_answers(host: Host) -> None:
             assert process.wait(30) == 0
 
 
-def test_systemd_is_told_when_the_registry_answers(host: Host) -> None:
-    """READY=1 comes when it listens, STOPPING=1 when it ends."""
+def test_systemd_is_notified_when_the_registry_answers(host: Host) -> None:
+    """``kitfs serve`` sends READY=1 when it listens, and STOPPING=1 when it ends."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
         notices.bind(str(host.root / "notify"))
         notices.settimeout(30)
@@ -79,7 +80,7 @@ def test_systemd_is_told_when_the_registry_answers(host: Host) -> None:
 
 
 @pytest.mark.parametrize("name", ["kitfs@", "kitfs-serve"])
-def test_the_unit_is_one_that_systemd_takes(tmp_path: Path, name: str) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
     """systemd-analyze finds nothing wrong with the unit."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip(f"{CANNOT} no systemd on this machine")

@@ -1,4 +1,4 @@
-"""A cache on a disk that is too small: mounts outlive it, and every byte is right."""
+"""A mount whose cache is on a disk that is too small stays usable, and every byte that it returns is right."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.disks import tmpfs
 from tests.host import Host, Mounted
 from tests.kits import build, part, write_layout
 
-pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs takes root")]
+pytestmark = pytest.mark.mount
 MiB = 1 << 20
 READ_UNCACHED = """
 import hashlib, os, sys
@@ -31,19 +31,16 @@ print(hashlib.sha256(os.pread(fd, int(sys.argv[3]), int(sys.argv[2]))).hexdigest
 
 @pytest.fixture
 def small(host: Host) -> Iterator[Path]:
-    """A tmpfs of 12 MiB as the cache directory."""
-    directory = Path(tempfile.mkdtemp(prefix="kitfs-small-", dir=host.root))
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", directory], capture_output=True).returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
-    yield directory
-    for path in host.mount_points():
-        if path != directory:
-            host.kitfs("umount", path, "--cache-dir", directory)
-    subprocess.run(["umount", directory], check=True)
+    """A tmpfs of 12 MiB, to be used as the cache directory."""
+    with tmpfs(host.root / "disk", "size=12m") as directory:
+        yield directory
+        for path in host.mount_points():
+            if path != directory:
+                host.kitfs("umount", path, "--cache-dir", directory)
 
 
 def fill(directory: Path) -> Path:
-    """Takes all the room there is."""
+    """Write a file that takes all the room that is left."""
     filler = directory / "filler"
     fd = os.open(filler, os.O_WRONLY | os.O_CREAT)
     try:
@@ -58,14 +55,14 @@ def fill(directory: Path) -> Path:
 
 
 def read(mount: Mounted, name: str, at: int, size: int = 4096) -> str:
-    """The digest of what lies there, past the kernel's cache, by a process with a time limit."""
+    """Return the digest of these bytes. A process with a time limit reads them past the kernel's cache."""
     command = [sys.executable, "-c", READ_UNCACHED, str(mount / name), str(at), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.strip()
 
 
 def test_a_disk_that_fills_while_a_sparse_layer_is_read(host: Host, small: Path) -> None:
-    """No room for as much as the page of marks that a far read needs: the daemon lives, and reads through."""
+    """Without room even for the page of marks that a far read needs, the daemon survives and reads through."""
     blob = host.root / "blob"
     with blob.open("wb") as file:
         file.truncate(1 << 30)
@@ -81,7 +78,7 @@ def test_a_disk_that_fills_while_a_sparse_layer_is_read(host: Host, small: Path)
 
 
 def test_a_compressed_layer_that_is_larger_than_the_disk(host: Host, small: Path) -> None:
-    """Reads ahead, back and ahead again past what the store could keep all end, each with the right bytes."""
+    """Reads forward, back and forward again, further apart than the store can keep, all return the right bytes."""
     data = random.Random(4).randbytes(40 * MiB)
     kit = build([part("model", "w.bin", data, format="raw", compression="gzip")])
     mount = host.mount(f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1", "--cache-dir", small)
@@ -90,7 +87,7 @@ def test_a_compressed_layer_that_is_larger_than_the_disk(host: Host, small: Path
 
 
 def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> None:
-    """What is cached gives way to the next mount, rather than to nobody ever again."""
+    """What an earlier mount cached is evicted for the next mount."""
     refs = []
     for n in range(2):
         data = random.Random(n).randbytes(20 * MiB)
@@ -100,11 +97,11 @@ def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> Non
         mount = host.mount(ref, "--cache-dir", small, at=str(n))
         assert hashlib.sha256((mount / "w.bin").read_bytes()).digest() == hashlib.sha256(data).digest()
         host.kitfs("umount", mount.path, "--cache-dir", small)
-        fill(small)  # the last bytes too
+        fill(small)  # takes the last bytes too
 
 
 def test_a_bomb_that_is_larger_than_the_disk_and_says_no_size(host: Host, small: Path) -> None:
-    """stat of a raw gzip file without metadata decodes all of it, to its end, though next to nothing can be kept."""
+    """stat of a raw gzip file without metadata decodes the whole file, although almost none of it can be stored."""
     blob = gzip.compress(bytes(700 * MiB), 1)
     kit = build([part("model", "w.bin", b"", format="raw", blob=blob, compression="gzip")], vintage="1.7")
     mount = host.mount(f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1", "--cache-dir", small)

@@ -1,5 +1,5 @@
-"""stdin, stdout and stderr of every kind, and a current directory that is gone: one line at most, no traceback, no
-lost mount.
+"""Whatever stdin, stdout and stderr are, and also if the current directory is gone, kitfs prints at most one line, no
+traceback, and loses no mount.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def ref(host: Host) -> str:
 
 
 def shell(host: Host, script: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
-    """``script`` in bash, where ``$@`` begins with kitfs."""
+    """Run a script in bash. ``$@`` begins with the kitfs command."""
     command = ["bash", "-c", script, "bash", *host.command(*args)]
     return subprocess.run(command, env=host.env, cwd="/", capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_descriptors_are_as_good_as_dev_null(host: Host, ref: str, closed: str) -> None:
-    """A daemon mounts, serves and ends whatever its caller had closed."""
+    """A daemon mounts, serves and ends although its caller had closed some of the standard streams."""
     done = shell(host, f'"$@" {closed}', "mount", ref, host.mnt / "a")
     assert (done.returncode, done.stderr) == (0, "")
     assert (host.mnt / "a/m/w.bin").read_bytes() == bytes(4 << 20)
@@ -41,8 +41,8 @@ def test_closed_descriptors_are_as_good_as_dev_null(host: Host, ref: str, closed
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_stdout_that_is_full_is_said_in_one_line(host: Host, ref: str) -> None:
-    """/dev/full: exit 1 and one line; a mount that was made stays, and is found."""
+def test_a_full_stdout_is_reported_in_one_line(host: Host, ref: str) -> None:
+    """If stdout is /dev/full, mount exits with 1 and one line. The mount that it made stays and can be found."""
     for verb in (("ls", "-R", ref), ("cat", ref, "m/w.bin"), ("mount", ref, host.mnt / "a"), ("mounts",)):
         done = shell(host, '"$@" > /dev/full', *verb)
         assert (done.returncode, done.stderr) == (1, "kitfs: stdout cannot be written: No space left on device\n")
@@ -50,33 +50,35 @@ def test_a_stdout_that_is_full_is_said_in_one_line(host: Host, ref: str) -> None
 
 
 @pytest.mark.parametrize("told", [("--version",), ("--help",), ("ls", "-h"), ("cache", "-h")])
-def test_help_takes_a_full_stdout_as_answers_do(host: Host, told: tuple[str, ...]) -> None:
-    """click would write it by itself."""
+def test_help_on_a_full_stdout_is_reported_in_one_line(host: Host, told: tuple[str, ...]) -> None:
+    """``--help`` on a full stdout ends as every other answer does, although click prints it."""
     done = shell(host, '"$@" > /dev/full', *told)
     assert (done.returncode, done.stderr) == (1, "kitfs: stdout cannot be written: No space left on device\n")
 
 
 def test_a_kitfile_of_a_closed_stdin_is_empty(host: Host) -> None:
-    """As of /dev/null."""
+    """A Kitfile that is read from a closed stdin is empty, as from /dev/null."""
     done = shell(host, '"$@" <&-', "pack", host.root, "-f", "-")
     assert (done.returncode, done.stderr) == (8, "kitfs: the Kitfile is empty\n")
 
 
-def test_the_root_is_a_directory_too(host: Host, ref: str) -> None:
-    """Told by a name that can be seen."""
+def test_the_root_of_a_kit_is_called_slash(host: Host, ref: str) -> None:
+    """A message about the root directory of a kit calls it /."""
     done = host.kitfs("cat", ref, "", check=False)
     assert (done.returncode, done.stderr) == (2, f"kitfs: / is a directory; list it with: kitfs ls {ref}\n")
 
 
-def test_a_reader_that_goes_away_is_141(host: Host, ref: str) -> None:
-    """As the shell has it of others that die of SIGPIPE; and silent."""
+def test_a_closed_pipe_is_exit_code_141(host: Host, ref: str) -> None:
+    """If the reader of stdout goes away, kitfs exits silently with 141, the code that a shell gives a program that
+    SIGPIPE ends.
+    """
     done = shell(host, '"$@" | head -c 10 > /dev/null; echo "${PIPESTATUS[0]}"', "cat", ref, "m/w.bin")
     assert (done.stdout, done.stderr) == ("141\n", "")
 
 
 @pytest.mark.parametrize("kind", ["full", "gone"])
 def test_a_mount_in_the_foreground_outlives_its_stdout(host: Host, ref: str, kind: str) -> None:
-    """A disk that is full, or a reader that went away, is a warning; the mount is served until its signal."""
+    """If the stdout of a mount in the foreground is full or closed, it warns and serves until its signal."""
     if kind == "full":
         stdout = os.open("/dev/full", os.O_WRONLY)
     else:
@@ -95,7 +97,7 @@ def test_a_mount_in_the_foreground_outlives_its_stdout(host: Host, ref: str, kin
 
 
 def test_a_current_directory_that_is_gone(host: Host, ref: str) -> None:
-    """Absolute names work there; a relative one is refused in one line."""
+    """If the current directory was removed, absolute paths work, and a relative path is refused in one line."""
     gone = host.mnt / "gone"
     script = 'mkdir "$0" && cd "$0" && rmdir "$0" && "$@"'
     there = host.mnt / "a"
@@ -120,7 +122,9 @@ def test_a_current_directory_that_is_gone(host: Host, ref: str) -> None:
 
 
 def test_directories_of_any_name_are_a_line_each(host: Host, ref: str) -> None:
-    """Newlines, bytes that are no UTF-8, and a stdout that takes ASCII only: tables keep their lines, JSON is JSON."""
+    """With newlines and bytes that are not UTF-8 in names, and an ASCII stdout, tables keep one line per mount, and
+    JSON stays valid.
+    """
     names = [b"a\nb", b"a\xff", "é".encode()]
     paths = [os.path.join(os.fsencode(host.mnt), name) for name in names]
     for path in paths:

@@ -1,4 +1,4 @@
-"""What a mount moves over the network, by its own count and by the registry's (Done when 2 and 4)."""
+"""What a mount transfers over the network, by its own count and by the registry's."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 def test_a_kit_of_ten_gibibytes_is_listed_and_read_in_four_mebibytes(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """Mount, ``ls -lR`` and 4 KiB in the middle of the last of eight files of a 10 GiB tar: at most 4 MiB, both
-    counts agree.
+    """Mount, ``ls -lR`` and a read of 4 KiB in the last of eight files of a 10 GiB tar transfer at most 4 MiB, by both
+    counts.
     """
     size = 10 * GiB // 8
     middle = size // 2
@@ -35,7 +35,7 @@ def test_a_kit_of_ten_gibibytes_is_listed_and_read_in_four_mebibytes(
     ref = own_registry.push(build([part("model", "model", blob)]), "big/ten")
     since = own_registry.mark()
     mount = host.mount(ref)
-    assert own_registry.moved(since) < 16 * KiB  # the mount answers with manifest and config alone
+    assert own_registry.moved(since) < 16 * KiB  # mounting fetches the manifest and the config only
     listing = subprocess.run(["ls", "-lR", mount.path], check=True, capture_output=True, text=True).stdout
     assert listing.count(f" {size} ") == 8
     with (mount / names[-1]).open("rb", buffering=0) as file:
@@ -50,7 +50,7 @@ def test_a_kit_of_ten_gibibytes_is_listed_and_read_in_four_mebibytes(
 def test_one_percent_read_at_random_moves_at_most_a_tenth(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """4 KiB reads at random places of a 1 GiB tar, 1 % of it in all, move at most 10 %, and are the right bytes."""
+    """Random 4 KiB reads of 1 % of a 1 GiB tar transfer at most 10 % of it, and return the right bytes."""
     dice = random.Random(2)
     size = GiB - MiB
     pages = dice.sample(range(size // (4 * KiB)), GiB // 100 // (4 * KiB))
@@ -70,13 +70,13 @@ def test_one_percent_read_at_random_moves_at_most_a_tenth(
 def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """A 1 GiB gzip layer: the mount answers before 1 % has moved, the bytes are right, and the daemon's peak is at
-    most 100 MiB.
+    """A gzip layer of 1 GiB: the mount answers before 1 % was transferred, the bytes are right, and the daemon uses at
+    most 100 MiB of memory.
     """
     piece = random.Random(3).randbytes(MiB)
     pieces = 1023
     blob = tmp_path / "layer.tar.gz"
-    head = kit_tar({"m/w.bin": b""})[:1024]  # the directory's entry, and one for the file that is replaced below
+    head = kit_tar({"m/w.bin": b""})[:1024]  # the entry of the directory, and that of the file that is replaced below
     tar = tmp_path / "head.tar"
     sparse_file_tar(tar, {"m/w.bin": pieces * MiB})
     with tar.open("rb") as file:
@@ -109,8 +109,8 @@ def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(
 
 
 def test_twenty_thousand_small_files_take_far_fewer_requests(own_registry: RegistryProcess, host: Host) -> None:
-    """``find`` and a read of each of 20,000 files: every byte right, in at most a tenth as many requests as files, no
-    byte twice.
+    """``find`` and a read of each of 20,000 files return the right bytes in at most a tenth as many requests as files,
+    and no byte is transferred twice.
     """
     files = {f"m/{n % 100:02}/{n:05}.json": b'{"n": %d}' % n for n in range(20_000)}
     ref = own_registry.push(build([part("dataset", "m", kit_tar(files))]), "many/small")
@@ -129,7 +129,7 @@ def test_twenty_thousand_small_files_take_far_fewer_requests(own_registry: Regis
 
 
 def test_status_counts_what_the_registry_counts(own_registry: RegistryProcess, host: Host) -> None:
-    """``bytes_fetched`` is every body byte since the mount began, manifest and config included."""
+    """``bytes_fetched`` is the number of body bytes since the mount began, with the manifest and the config."""
     ref = own_registry.push(
         build([part("model", "m", kit_tar({"m/w.bin": random.Random(4).randbytes(3 * MiB)}))]), "count/one"
     )
@@ -145,8 +145,8 @@ def test_status_counts_what_the_registry_counts(own_registry: RegistryProcess, h
     assert [(x["fetched"], x["size"]) for x in told["layers"]] == [(x["size"], x["size"]) for x in told["layers"]]
 
 
-def test_a_raw_layer_is_listed_without_a_read(own_registry: RegistryProcess, host: Host) -> None:
-    """Size and mode of a raw layer's file come from its annotation: no request for the blob."""
+def test_a_raw_layer_is_listed_without_a_request(own_registry: RegistryProcess, host: Host) -> None:
+    """The size and the mode of a raw layer's file come from its annotation, without a request for the blob."""
     kit = build([part("model", "m/w.bin", bytes(MiB), format="raw", mode=0o604)])
     ref = own_registry.push(kit, "raw/one")
     since = own_registry.mark()

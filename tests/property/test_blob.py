@@ -1,4 +1,4 @@
-"""A state machine over one blob: reads, fills, closings, reboots, kills and evictions in any order never give a wrong
+"""A state machine over one blob: reads, fills, closes, reboots, kills and evictions in any order never return a wrong
 byte.
 """
 
@@ -47,39 +47,39 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, len(DATA) + 10), size=SIZES)
     def read(self, at: int, size: int) -> None:
-        """Any span, across the end too."""
+        """Read any span, also across the end."""
         assert self.blob.pread(at, size) == DATA[at : at + size]
 
     @rule(at=st.integers(0, len(DATA)), count=st.integers(1, 20))
     def read_in_order(self, at: int, count: int) -> None:
-        """A sequential reader, whose windows widen."""
+        """Read sequentially, which widens the readahead window."""
         for i in range(count):
             start = at + i * 8192
             assert self.blob.pread(start, 8192) == DATA[start : start + 8192]
 
     @rule()
     def fill(self) -> None:
-        """Everything; each byte that was missing comes once."""
+        """Fetch everything; each missing byte is given once."""
         self.blob.fill()
         assert self.blob.complete
 
     @rule()
     def verify(self) -> None:
-        """What is complete has its digest when it is read back."""
+        """When a complete blob is read back, it has its digest."""
         if self.blob.complete:
             self.blob.verify()
             assert self.blob.state == "verified"
 
     @rule(ranged=st.booleans())
     def reopen(self, ranged: bool) -> None:
-        """A clean close, and a registry that may have lost or won its ranges."""
+        """Close the blob cleanly and open it again; the registry may support ranges now, or no longer."""
         self.blob.close()
         self.ranged = ranged
         self._open_blob()
 
     @rule()
     def reboot(self) -> None:
-        """The map is of another boot: only what was synced counts."""
+        """The map of chunks is of an earlier boot, so that only synced chunks count."""
         self.blob.close()
         present = Path(self.store.path(DIGEST)) / "present"
         if present.exists():
@@ -90,7 +90,7 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule()
     def killed(self) -> None:
-        """A process that ends without closing: another opens beside what it left."""
+        """A process ends without closing the blob; another one opens what is left."""
         self.store.later(lambda: None)
         other = Store.open(self.store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
         blob = other.blob(DIGEST, size=len(DATA), source=BytesSource(DATA))
@@ -99,7 +99,7 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule()
     def evicted(self) -> None:
-        """A limit of one byte takes the blob when nobody uses it; whoever has it open reads on."""
+        """A limit of one byte evicts the blob if nothing uses it. A process that has it open can still read it."""
         limited = Store.open(
             self.store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0, size_limit=1
         )
@@ -113,7 +113,7 @@ class BlobMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_byte_comes_twice(self) -> None:
-        """A source gives no byte twice in the life of one opening, and counts stay within the blob."""
+        """A source gives no byte twice while a blob is open, and counts stay within the blob."""
         assert self.source.given <= len(DATA) + self.source.piece
         assert 0 <= self.blob.fetched <= len(DATA)
 

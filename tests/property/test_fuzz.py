@@ -1,4 +1,6 @@
-"""Every parser against changed documents that keep their form: a value, or one error of its kind, and never a bug."""
+"""Every parser returns a value or raises one error of its kind for documents that were changed but keep their form, and
+never has a bug.
+"""
 
 from __future__ import annotations
 
@@ -57,16 +59,20 @@ PACK = kits.build(
 SHA = "sha256:" + "ab" * 32
 INDEX = json.dumps({
     "schemaVersion": 2, "mediaType": IMAGE_INDEX, "artifactType": KIT_INDEX,
-    "manifests": [{"mediaType": IMAGE_MANIFEST, "digest": SHA, "size": 9, "annotations": {"a": "b"}, "modelMetadata": {"k": "v", "n": [1, 2.5]}}],
+    "manifests": [{"mediaType": IMAGE_MANIFEST, "digest": SHA, "size": 9, "annotations": {"a": "b"},
+                   "modelMetadata": {"k": "v", "n": [1, 2.5]}}],
     "annotations": {"x": "y"},
 }).encode()  # fmt: skip
 
 # -- documents
 
 NASTY: list[Any] = [
-    None, True, False, 0, -1, 1 << 63, 1 << 70, 10**400, 1e308, 0.5, "", "a", "\0", "\ud800", "\udcff", "\u202e", "..", "../x", "/", "/x", "a/../..",
-    "sha256:", SHA, "sha512:" + "0" * 128, "x" * 5000, "\n", "s3://b/k", "localhost/k:v1", "a:b@c", [], {}, [[]], {"": ""}, [None],
-    "2024-01-01T00:00:00Z", "9999-99-99T99:99:99Z", "application/vnd.kitops.modelkit.model.v1.tar", IMAGE_INDEX, "{}", '{"size":1e999}', "[" * 2000,
+    None, True, False, 0, -1, 1 << 63, 1 << 70, 10**400, 1e308, 0.5, "", "a", "\0", "\ud800", "\udcff", "\u202e", "..",
+    "../x", "/", "/x", "a/../..",
+    "sha256:", SHA, "sha512:" + "0" * 128, "x" * 5000, "\n", "s3://b/k", "localhost/k:v1", "a:b@c", [], {}, [[]],
+    {"": ""}, [None],
+    "2024-01-01T00:00:00Z", "9999-99-99T99:99:99Z", "application/vnd.kitops.modelkit.model.v1.tar", IMAGE_INDEX, "{}",
+    '{"size":1e999}', "[" * 2000,
 ]  # fmt: skip
 NESTED = ("[" * 90 + "]" * 90, "[" * 5000 + "]" * 5000, '{"a":' * 5000 + "1" + "}" * 5000)
 CHANGES = st.lists(
@@ -82,7 +88,7 @@ Changes = list[tuple[int, str, Any]]
 
 
 class Pairs(list[tuple[str, Any]]):
-    """An object as it is written: keys may come twice."""
+    """An object as it is written, in which a key may appear twice."""
 
 
 def pairs(value: Any) -> Any:
@@ -92,7 +98,7 @@ def pairs(value: Any) -> Any:
 
 
 def places(value: Any) -> list[tuple[Any, int]]:
-    """Every (container, place) of a document."""
+    """Return every (container, place) of a document."""
     found: list[tuple[Any, int]] = []
     if isinstance(value, list):
         for i, item in enumerate(value):
@@ -110,7 +116,7 @@ def text_of(value: Any) -> str:
 
 
 def changed(data: bytes, changes: Changes) -> bytes:
-    """A JSON document with some values, keys and parts of it changed, and its form kept."""
+    """Return a JSON document in which some values, keys and parts were changed and the form was kept."""
     document = [pairs(json.loads(data))]
     for seed, what, nasty in changes:
         container, at = (found := places(document))[seed % len(found)]
@@ -143,7 +149,7 @@ def changed(data: bytes, changes: Changes) -> bytes:
 
 
 def tried(call: Callable[[], Any], *errors: type[BaseException]) -> Any:
-    """What a call gives; None when it raises one of these."""
+    """Return the result of a call, or None if it raises one of these errors."""
     with contextlib.suppress(*errors):
         return call()
     return None
@@ -155,6 +161,7 @@ def tried(call: Callable[[], Any], *errors: type[BaseException]) -> Any:
 @given(st.sampled_from([KIT.manifest, PACK.manifest, INDEX]), CHANGES)
 @fuzz
 def test_manifests(data: bytes, changes: Changes) -> None:
+    """A changed manifest is read, or raises one error of its kind."""
     data = changed(data, changes)
     manifest = tried(lambda: Manifest.parse(data), KitfsError)
     if manifest is not None:
@@ -179,8 +186,10 @@ def test_manifests(data: bytes, changes: Changes) -> None:
             KitfsError,
         )
     for call in (
-        lambda: IndexManifest.parse(data), lambda: is_kit_index(data), lambda: check_media_type(data, IMAGE_MANIFEST, "x"),
-        lambda: subject_of(data), lambda: entry_of(IMAGE_MANIFEST, kits_digest(), data), lambda: without_entry(data, kits_digest()),
+        lambda: IndexManifest.parse(data), lambda: is_kit_index(data),
+        lambda: check_media_type(data, IMAGE_MANIFEST, "x"),
+        lambda: subject_of(data), lambda: entry_of(IMAGE_MANIFEST, kits_digest(), data),
+        lambda: without_entry(data, kits_digest()),
         lambda: with_entry(data, entry_of(IMAGE_MANIFEST, kits_digest(), KIT.manifest)),
     ):  # fmt: skip
         tried(call, KitfsError)
@@ -193,6 +202,7 @@ def kits_digest() -> Any:
 @given(st.sampled_from([(KIT, KIT.config), (PACK, PACK.config)]), CHANGES)
 @fuzz
 def test_configs(of: tuple[kits.Kit, bytes], changes: Changes) -> None:
+    """A changed config is read, or raises one error of its kind."""
     data = changed(of[1], changes)
     kitfile = tried(lambda: kitfile_of(Manifest.parse(of[0].manifest), data), KitfsError)
     if kitfile is not None:
@@ -212,7 +222,9 @@ def test_configs(of: tuple[kits.Kit, bytes], changes: Changes) -> None:
 )
 @fuzz
 def test_kitfiles(changes: Changes, inserted: list[tuple[int, str]]) -> None:
-    """As YAML, of which JSON is a part, with things of YAML's own put in."""
+    """A changed Kitfile in YAML, of which JSON is a part, with elements that only YAML has, is read or raises one error
+    of its kind.
+    """
     text = changed(KIT.config, changes).decode("utf-8", "surrogateescape")
     for at, what in inserted[:4]:
         text = text[: at % (len(text) + 1)] + what + text[at % (len(text) + 1) :]
@@ -225,6 +237,7 @@ def test_kitfiles(changes: Changes, inserted: list[tuple[int, str]]) -> None:
 @given(st.sampled_from(["index.json", "oci-layout"]), CHANGES)
 @fuzz
 def test_layouts(name: str, changes: Changes) -> None:
+    """A changed layout is read, or raises one error of its kind."""
     with tempfile.TemporaryDirectory() as folder:
         layout = Path(kits.write_layout(KIT, Path(folder) / "layout", "v1"))
         (layout / name).write_bytes(changed((layout / name).read_bytes(), changes))
@@ -250,11 +263,14 @@ class Bytes:
 RECORDS = st.lists(
     st.tuples(
         st.sampled_from([
-            "path", "linkpath", "size", "mtime", "uid", "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.name", "GNU.sparse.major",
-            "GNU.sparse.minor", "GNU.sparse.realsize", "GNU.sparse.numblocks", "GNU.sparse.offset", "GNU.sparse.numbytes", "hdrcharset", "x",
+            "path", "linkpath", "size", "mtime", "uid", "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.name",
+            "GNU.sparse.major",
+            "GNU.sparse.minor", "GNU.sparse.realsize", "GNU.sparse.numblocks", "GNU.sparse.offset",
+            "GNU.sparse.numbytes", "hdrcharset", "x",
         ]),
         st.sampled_from([
-            "", "0", "1", "-1", "9" * 30, "1.5", "a", "a/b", "../x", "/x", "a\0b", "0,1", "0,1,1,1", "5,1,0,1", "1,", ",", "\ud800", "BINARY", "1e3",
+            "", "0", "1", "-1", "9" * 30, "1.5", "a", "a/b", "../x", "/x", "a\0b", "0,1", "0,1,1,1", "5,1,0,1", "1,",
+            ",", "\ud800", "BINARY", "1e3",
         ]),
     ),
     max_size=6,
@@ -269,7 +285,7 @@ RECORDS = st.lists(
 )
 @fuzz
 def test_pax_records(records: list[tuple[str, str]], data: bytes, length: int, kind: bytes) -> None:
-    """Records that contradict each other, and lengths of records that lie."""
+    """Records that contradict each other or have wrong lengths are read, or raise one error of their kind."""
     body = b""
     for key, value in records:
         record = f" {key}={value}\n".encode("utf-8", "surrogatepass")
@@ -293,6 +309,7 @@ def test_pax_records(records: list[tuple[str, str]], data: bytes, length: int, k
 )
 @fuzz
 def test_streams(kind: str, data: bytes, flips: list[tuple[int, int]]) -> None:
+    """A changed compressed stream is decoded, or raises one error of its kind."""
     packed = bytearray(gzip.compress(data) if kind == "gzip" else zstandard.compress(data))
     for at, value in flips:
         packed[at % len(packed)] = value
@@ -303,19 +320,20 @@ def test_streams(kind: str, data: bytes, flips: list[tuple[int, int]]) -> None:
 @given(CHANGES)
 @fuzz
 def test_indexes_of_the_catalog(changes: Changes) -> None:
-    """A cache may be damaged: a ValueError says so."""
+    """A damaged index in the catalog is read, or raises ValueError."""
     value = index_tar(Bytes(kits.kit_tar({"m/w": b"w", "m/x/y": b"yy"}))).to_json()
     with contextlib.suppress(ValueError, RecursionError):
         loaded = json.loads(changed(json.dumps(value).encode(), changes))
         tried(lambda: LayerIndex.from_json(loaded), ValueError)
 
 
-# -- files of the host
+# -- files on the host
 
 
 @given(CHANGES)
 @fuzz
 def test_tags_of_the_store(changes: Changes) -> None:
+    """A changed file of tags is read, or raises one error of its kind."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(folder, counters=Counters(), log=LOG, free_share=0.0)
         reference: Any = parse_any("r.io/k:v1")
@@ -330,6 +348,7 @@ def test_tags_of_the_store(changes: Changes) -> None:
 @given(CHANGES)
 @fuzz
 def test_credentials(changes: Changes) -> None:
+    """A changed file of credentials is read, or raises one error of its kind."""
     config = {
         "auths": {"r.io": {"auth": "YTpi"}, "https://x/v1/": {"identitytoken": "t"}},
         "credHelpers": {"y": "no-such"},
@@ -345,7 +364,7 @@ def test_credentials(changes: Changes) -> None:
 @given(CHANGES)
 @fuzz
 def test_journals(changes: Changes) -> None:
-    """Lines of an earlier run count as far as they make sense."""
+    """The lines of an earlier run's journal are used as far as they are valid."""
     lines = [
         {"version": 1, "what": ["a"], "nonce": "n"},
         {"boot": "b"},
@@ -368,6 +387,7 @@ def test_journals(changes: Changes) -> None:
 @given(CHANGES)
 @fuzz
 def test_records_of_mounts(changes: Changes) -> None:
+    """A changed record of a mount is read or ignored, and raises no error."""
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(folder)
         record = {
@@ -387,12 +407,13 @@ TEXTS = st.text(st.sampled_from("ab/:@=-,.{}|$\"'\\\0\udcff 1é["), max_size=20)
 @given(TEXTS)
 @fuzz
 def test_texts(text: str) -> None:
-    """References, filters, labels, edits and templates."""
+    """References, filters, labels, edits and templates are parsed, or raise one error of their kind."""
     for parse in (parse_any, Filter.parse):
         for head in ("", "oci:", "localhost/k:", "model:"):
             tried(lambda parse=parse, head=head: parse(head + text), KitfsError)  # type: ignore[misc]
     for call in (
-        lambda: selector([text]), lambda: label_edits([text]), lambda: label_edits(["k:=" + text]), lambda: annotation_edits([text]),
+        lambda: selector([text]), lambda: label_edits([text]), lambda: label_edits(["k:=" + text]),
+        lambda: annotation_edits([text]),
         lambda: parse_template("{{" + text + "}}", ("Repo",)), lambda: parse_template(text, ("Repo",)),
     ):  # fmt: skip
         tried(call, KitfsError)
@@ -401,6 +422,7 @@ def test_texts(text: str) -> None:
 @given(st.integers(0, 70), st.binary(max_size=120), st.integers(0, 3), st.integers(-3, 3))
 @fuzz
 def test_requests_of_the_kernel(opcode: int, body: bytes, extensions: int, off: int) -> None:
+    """A changed request of the kernel is parsed, or raises one error of its kind."""
     length = max(0, 40 + len(body) + off)
     data = abi._IN_HEADER.pack(length, opcode, 1, 1, 0, 0, 0, extensions, 0) + body
     found = tried(lambda: abi.request(data), abi.BadRequestError)

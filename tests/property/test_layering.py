@@ -1,5 +1,5 @@
-"""The order of a tar as GNU tar has it: the same archives, extracted by GNU tar one after the other, shown by a tree,
-and planned by an unpack.
+"""The order of entries and layers is that of GNU tar: a tree and an unpack give what GNU tar extracts from the same
+archives.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class MemoryReader:
 
 
 class MemoryLayer:
-    """A layer that is there already; ``path`` "" may hold anything."""
+    """A layer whose index exists already; a ``path`` of "" may contain any name."""
 
     media_type = "application/vnd.kitops.modelkit.model.v1.tar"
     compressed = False
@@ -77,7 +77,10 @@ class MemoryLayer:
 
 
 def built(entries: list[Entry], number: int) -> bytes:
-    """A tar whose files hold their number; symbolic links lead nowhere, so that nothing is below them."""
+    """Return a tar whose files contain their number.
+
+    Symbolic links are dangling, so that no path leads through them.
+    """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for i, (name, kind, link) in enumerate(entries):
@@ -93,8 +96,9 @@ def built(entries: list[Entry], number: int) -> bytes:
 
 
 def meaningful(entries: list[Entry]) -> list[Entry]:
-    """Without hard links to what is not a file when they come: GNU tar makes directories for them, or removes files,
-    and then fails.
+    """Return the entries without hard links to what is not a file at that point.
+
+    GNU tar creates directories for such links, or removes files, and then fails.
     """
     kept: list[Entry] = []
     for entry in entries:
@@ -105,7 +109,7 @@ def meaningful(entries: list[Entry]) -> list[Entry]:
 
 
 def extracted(archives: list[bytes]) -> Found:
-    """What GNU tar makes of archives."""
+    """Return the tree that GNU tar extracts from archives."""
     with tempfile.TemporaryDirectory() as folder:
         for archive in archives:
             subprocess.run(["tar", "-xpf", "-"], cwd=folder, input=archive, capture_output=True, check=False)
@@ -124,7 +128,10 @@ def extracted(archives: list[bytes]) -> Found:
 
 
 def packed(entries: list[Entry], number: int) -> bytes:
-    """A tar of the tree that an archive is: every directory has an entry, before what is in it, and every name one."""
+    """Return a tar of the tree that an archive describes.
+
+    Every directory has an entry in front of its content, and every name has one entry.
+    """
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["tar", "-xpf", "-"], cwd=folder, input=built(entries, number), capture_output=True, check=False)
         names = sorted(os.listdir(folder))
@@ -143,13 +150,13 @@ def shown(member: Member, layer: MemoryLayer) -> Any:
 
 
 def mounted(layers: list[MemoryLayer]) -> Found:
-    """What a mount shows, ``ls`` and ``cat`` too."""
+    """Return what a mount shows, and ``ls`` and ``cat`` too."""
     tree = Tree(layers, {}, counters=Counters(), log=LOG)
     return {path: shown(node.member, node.layer) for path, node in tree.walk(tree.root)}  # type: ignore[arg-type]
 
 
 def looked_up(layers: list[MemoryLayer], paths: Found) -> Found:
-    """What lookups of names find that nobody has listed."""
+    """Return what lookups of names find that were never listed."""
     tree = Tree(layers, {}, counters=Counters(), log=LOG)
     found: Found = {}
     for path in sorted(paths):
@@ -161,7 +168,7 @@ def looked_up(layers: list[MemoryLayer], paths: Found) -> Found:
 
 
 def planned(layers: list[MemoryLayer]) -> Found:
-    """What an unpack writes."""
+    """Return what an unpack writes."""
     plan = outline([PlacedLayer(layer.digest, layer.index(), "") for layer in layers])
     found: Found = dict.fromkeys(plan.directories, "dir")
     for item in plan.items():
@@ -173,8 +180,8 @@ def planned(layers: list[MemoryLayer]) -> Found:
 @given(ENTRIES)
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_one_archive(entries: list[Entry]) -> None:
-    """Files, directories, empty ones too, symbolic and hard links of the same names in any order are what GNU tar
-    makes of them.
+    """Files, directories, symbolic links and hard links with the same names in any order give the tree that GNU tar
+    extracts.
     """
     archive = built(meaningful(entries), 0)
     layers = [MemoryLayer(archive, 0)]
@@ -191,8 +198,9 @@ def test_the_order_of_one_archive(entries: list[Entry]) -> None:
 @given(st.lists(ENTRIES, min_size=2, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_layers(layers_entries: list[list[Entry]]) -> None:
-    """Layers, each packed from a tree as kit packs it, are what GNU tar makes of them one after the other; a mount,
-    lookups and an unpack agree.
+    """Layers that were each packed from a tree, as kit does, give the tree that GNU tar extracts from them in order.
+
+    A mount, lookups and an unpack agree.
     """
     archives = [packed(meaningful(entries), number) for number, entries in enumerate(layers_entries)]
     layers = [MemoryLayer(archive, number) for number, archive in enumerate(archives)]

@@ -1,8 +1,7 @@
-"""Random trees, packed: a layer holds what KITOPS §1.5 and §3 say, as GNU tar and Python read it, in the order of
-filepath.Walk.
+"""Layers of random trees contain what kit's rules say, as GNU tar and Python read them, in the order of filepath.Walk.
 
-The rules are written down once more here, from that text, and share no line with kitfs: what a layer holds is decided
-path by path, with a matcher that goes through patterns and paths by their segments.
+The rules are written here a second time, from the description of kit's behaviour, and share no line with kitfs. This
+oracle decides path by path what a layer contains, with a matcher that compares patterns and paths segment by segment.
 """
 
 from __future__ import annotations
@@ -84,12 +83,12 @@ def rules(draw: st.DrawFn) -> str:
 LINES = st.lists(st.one_of(rules(), st.sampled_from(["", "# a", "#*", "   "])), max_size=5)
 
 
-# -- the rules, from their text
+# -- the rules
 
 
 @dataclass
 class Ignore:
-    """A .kitignore: (taken back, segments) per line, kit's own four after them."""
+    """A .kitignore: (negated, segments) for each line, followed by the four lines that kit adds."""
 
     patterns: list[tuple[bool, list[str]]]
 
@@ -116,7 +115,7 @@ class Ignore:
 
 
 def matches(pattern: list[str], path: list[str]) -> bool:
-    """Segment by segment; ``**`` is any number of them, at the end at least one."""
+    """Compare segment by segment; ``**`` is any number of segments, but at least one at the end."""
     if not pattern:
         return not path
     if pattern[0] == "**":
@@ -125,7 +124,7 @@ def matches(pattern: list[str], path: list[str]) -> bool:
 
 
 def fits(pattern: str, name: str) -> bool:
-    """``*``: any characters, ``?``: one."""
+    """Compare one segment: ``*`` is any characters, ``?`` is one."""
     if not pattern:
         return not name
     if pattern[0] == "*":
@@ -134,7 +133,7 @@ def fits(pattern: str, name: str) -> bool:
 
 
 def walked(directory: bytes, above: tuple[bytes, ...] = ()) -> Iterator[tuple[bytes, ...]]:
-    """Every path of a directory, in the order of filepath.Walk."""
+    """Return every path of a directory, in the order of filepath.Walk."""
     for name in sorted(os.listdir(directory)):
         yield (*above, name)
         full = os.path.join(directory, name)
@@ -149,7 +148,7 @@ def within(path: list[str], directory: list[str]) -> bool:
 def expected(
     context: bytes, layer: list[str], others: list[list[str]], ignore: Ignore
 ) -> list[tuple[bytes, bool, int, bytes]]:
-    """(name, whether a directory, mode, content) of all that a layer holds."""
+    """Return (name, whether it is a directory, mode, content) of everything that a layer contains."""
 
     def kept(path: list[str]) -> bool:
         theirs = any(within(path, other) and not within(layer, other) for other in others)
@@ -181,7 +180,7 @@ def read(path: bytes) -> bytes:
 
 
 def make(directory: bytes, dice: random.Random, files: list[bytes], depth: int = 0) -> None:
-    """Fill a directory. A hard link is one to a file that was made before. Without root, modes let their owner read."""
+    """Fill a directory. A hard link leads to a file that was made before. Without root, modes let their owner read."""
     names = {name_of(dice) for _ in range(dice.randint(0 if depth else 3, 6 - depth))} | (
         {b"Kitfile"} if not depth else set()
     )
@@ -207,7 +206,7 @@ def make(directory: bytes, dice: random.Random, files: list[bytes], depth: int =
                 os.chmod(path, mode | (0 if ROOT else 0o600))
                 files.append(path)
         except OSError:
-            continue  # a path that is too long: the tree is what is there
+            continue  # a path that is too long: the tree is what exists so far
 
 
 def name_of(dice: random.Random) -> bytes:
@@ -220,7 +219,7 @@ def name_of(dice: random.Random) -> bytes:
 
 
 def packable(context: bytes) -> list[str]:
-    """The context and all that a Kitfile may name in it; not what leads out of it."""
+    """Return the context and everything that a Kitfile may name in it, but nothing that leads out of it."""
     found = ["."]
     for raw in walked(context):
         path = b"/".join(raw)
@@ -236,7 +235,7 @@ def packable(context: bytes) -> list[str]:
 
 
 def packed(context: bytes, root: str, paths: list[str]) -> tuple[PackedKit, list[str]]:
-    """The kit of one code layer for each path, and the files of its layers."""
+    """Pack one code layer for each path, and return the kit and the files of its layers."""
     kitfile = Kitfile.from_json(
         json.dumps({"manifestVersion": "1.0.0", "package": {}, "code": [{"path": p} for p in paths]}).encode()
     )
@@ -251,7 +250,7 @@ def packed(context: bytes, root: str, paths: list[str]) -> tuple[PackedKit, list
 
 
 def listed(archive: str) -> list[tuple[bytes, bool, int, bytes]]:
-    """A layer as Python reads it; who owns the entries and when they changed is always the same."""
+    """Return a layer as Python reads it. The owners and the times of entries are always the same."""
     found = []
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -262,8 +261,9 @@ def listed(archive: str) -> list[tuple[bytes, bool, int, bytes]]:
 
 
 def extracted(archive: str, target: bytes) -> list[tuple[bytes, bool, int, bytes]]:
-    """A layer as GNU tar writes it out, sorted; directories that it had to make up itself are left out by their mode,
-    which is ours.
+    """Return a layer as GNU tar extracts it, sorted.
+
+    Directories that GNU tar had to create itself are recognized by their mode and left out.
     """
     os.mkdir(target)
     command = [
@@ -290,9 +290,10 @@ def extracted(archive: str, target: bytes) -> list[tuple[bytes, bool, int, bytes
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 32), LINES, st.data())
-def test_a_layer_holds_what_the_rules_say(seed: int, lines: list[str], data: st.DataObject) -> None:
-    """Names, order, types, modes and bytes, for Python's tarfile; for GNU tar's extraction what no ignored parent is
-    missing from.
+def test_a_layer_contains_what_the_rules_say(seed: int, lines: list[str], data: st.DataObject) -> None:
+    """Python's tarfile finds the names, order, types, modes and bytes that the rules say.
+
+    GNU tar's extraction has those whose parents are not ignored.
     """
     needs("tar")
     scratch = tempfile.mkdtemp(prefix="kitfs-pack-")
@@ -320,7 +321,7 @@ def test_a_layer_holds_what_the_rules_say(seed: int, lines: list[str], data: st.
 
 
 def made_up(rows: list[tuple[bytes, bool, int, bytes]]) -> list[tuple[bytes, bool, int, bytes]]:
-    """The directories that tar makes by itself, because an ignored one has a child that was taken back."""
+    """Return the directories that tar creates itself, because an ignored directory has a child that is not ignored."""
     names = {row[0] for row in rows}
     missing = {name[:n] for name in names for n, c in enumerate(name) if c == 0x2F} - names
     return [(name, True, 0o750, b"") for name in missing]

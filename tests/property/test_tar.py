@@ -1,6 +1,4 @@
-"""Tars of every shape, and tars that were damaged: the tree that was packed, or one LayerError, and never anything
-else.
-"""
+"""Tars of every shape, and damaged tars, give the tree that was packed or one LayerError, and nothing else."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ Entry = tuple[str, bytes, bytes, str]
 
 
 class Bytes:
-    """Bytes as a reader that counts what it gives, and refuses what nobody may ask."""
+    """Bytes as a reader, which counts what it gives and refuses ranges that must not be requested."""
 
     def __init__(self, data: bytes, *, sized: bool = True) -> None:
         self.data = data
@@ -64,8 +62,8 @@ def built(entries: list[Entry], form: int) -> bytes:
 
 
 def consistent(index: LayerIndex, reader: Bytes) -> None:
-    """No path leaves the root, every parent is a directory, every file can be read, every link is of the file that it
-    is; JSON keeps it all.
+    """Assert that no path leaves the root, every parent is a directory, every file can be read, every link leads to its
+    own file, and JSON keeps the whole index.
     """
     for path, member in index.members.items():
         parts = path.split("/")
@@ -87,8 +85,8 @@ def consistent(index: LayerIndex, reader: Bytes) -> None:
 
 
 def merged(entries: list[Entry]) -> dict[str, Any]:
-    """What README's *Semantics* make of entries, told the long way: nested dictionaries, where a file is [content], a
-    symlink its target.
+    """Return the tree that the rules of the README make of entries, computed in a different way: nested dictionaries,
+    in which a file is [content] and a symlink is its target.
     """
     root: dict[str, Any] = {}
 
@@ -133,7 +131,7 @@ def merged(entries: list[Entry]) -> dict[str, Any]:
 
 
 def nested(index: LayerIndex, reader: Bytes, path: str = "") -> dict[str, Any]:
-    """An index in that form."""
+    """Return an index in that form."""
     found: dict[str, Any] = {}
     for name in index.children(path):
         below = f"{path}/{name}" if path else name
@@ -149,7 +147,7 @@ def nested(index: LayerIndex, reader: Bytes, path: str = "") -> dict[str, Any]:
 @given(ENTRIES, FORMATS)
 @settings(max_examples=200, deadline=None)
 def test_what_tarfile_writes(entries: list[Entry], form: int) -> None:
-    """Names of all kinds, in any order and number, become the tree that the rules say."""
+    """Names of all kinds, in any order and number, become the tree that the rules describe."""
     reader = Bytes(built(entries, form))
     index = index_tar(reader)
     consistent(index, reader)
@@ -157,7 +155,7 @@ def test_what_tarfile_writes(entries: list[Entry], form: int) -> None:
 
 
 def plant(root: str, seed: int) -> None:
-    """A tree on disk: names of any bytes, links of both kinds, holes, modes."""
+    """Write a tree to disk: names of any bytes, both kinds of links, holes and modes."""
     pick = random.Random(seed)
     folders, files = [os.fsencode(root)], list[bytes]()
     for _ in range(pick.randint(1, 12)):
@@ -185,7 +183,7 @@ def plant(root: str, seed: int) -> None:
 
 
 def on_disk(root: str) -> tuple[dict[str, Any], set[frozenset[str]]]:
-    """What is in a directory, and which names are one inode."""
+    """Return the content of a directory, and which names share an inode."""
     found: dict[str, Any] = {}
     inodes: dict[int, set[str]] = {}
     for where, below, files in os.walk(root):
@@ -205,7 +203,7 @@ def on_disk(root: str) -> tuple[dict[str, Any], set[frozenset[str]]]:
 
 
 def shown(index: LayerIndex, reader: Bytes) -> tuple[dict[str, Any], set[frozenset[str]]]:
-    """The same of an index."""
+    """Return the same of an index."""
     found: dict[str, Any] = {}
     files: dict[str, set[str]] = {}
     for path, m in index.members.items():
@@ -231,15 +229,15 @@ WRITERS = st.sampled_from([
 @given(st.integers(0, 1 << 32), WRITERS)
 @settings(max_examples=40, deadline=None)
 def test_what_tools_write(seed: int, writer: list[str]) -> None:
-    """A tree that GNU tar or bsdtar packs has the members, modes, links and every byte that the same tool extracts."""
+    """A tree that GNU tar or bsdtar packs has the members, modes, links and bytes that the same tool extracts."""
     if shutil.which(writer[0]) is None:
-        return  # the unit tests of these tools say that it is missing
+        return  # the unit tests of these tools report that it is missing
     with tempfile.TemporaryDirectory() as folder:
         source, target = os.path.join(folder, "source"), os.path.join(folder, "target")
         os.mkdir(source)
         os.mkdir(target)
         plant(source, seed)
-        environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # bsdtar warns of names that are no UTF-8, and goes on
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # bsdtar warns of names that are not UTF-8, and continues
         data = subprocess.run([*writer, "-cf", "-", "."], cwd=source, env=environment, capture_output=True).stdout
         subprocess.run([writer[0], "-xpf", "-"], cwd=target, env=environment, input=data, capture_output=True)
         index = index_tar(Bytes(data))
@@ -277,10 +275,8 @@ SMALL = sorted(name for name, case in CASES.items() if len(case.archive) < 1 << 
 
 @given(st.sampled_from(SMALL), EDITS, st.booleans())
 @settings(max_examples=1000, deadline=None)
-def test_lies_with_right_checksums(name: str, edits: list[tuple[int, int, bytes, int]], sized: bool) -> None:
-    """Any header of a nasty tar with fields that lie, and a checksum that is right all the same: a consistent index
-    or a LayerError.
-    """
+def test_wrong_fields_with_right_checksums(name: str, edits: list[tuple[int, int, bytes, int]], sized: bool) -> None:
+    """A header of a hostile tar with wrong fields and a right checksum gives a consistent index or a LayerError."""
     data = bytearray(CASES[name].archive)
     for number, place, value, length in edits:
         at = number % max(1, len(data) // 512) * 512
@@ -294,12 +290,14 @@ def test_lies_with_right_checksums(name: str, edits: list[tuple[int, int, bytes,
 @given(st.binary(max_size=3000), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_noise(data: bytes, sized: bool) -> None:
-    """Bytes that never were a tar."""
+    """Bytes that were never a tar give a consistent index or a LayerError."""
     survives(data, sized=sized)
 
 
 def survives(data: bytes, *, sized: bool = True) -> None:
-    """A consistent index or a LayerError, after no more bytes than a few times the blob's."""
+    """Assert that bytes give a consistent index or a LayerError, after reading at most a few times the size of the
+    blob.
+    """
     reader = Bytes(data, sized=sized)
     try:
         index = index_tar(reader, max_entries=1000)
@@ -318,7 +316,7 @@ SPANS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=30)
 @given(SPANS, st.lists(st.tuples(st.integers(0, 2600), st.integers(0, 3000)), max_size=20))
 @settings(max_examples=200, deadline=None)
 def test_reads_of_a_sparse_file(spans: list[tuple[int, int]], reads: list[tuple[int, int]]) -> None:
-    """Any read of a sparse file is that slice of it, whatever the spans."""
+    """Any read of a sparse file is that slice of it, whatever its spans are."""
     content, packed, pairs = bytearray(), bytearray(), []
     for length, hole in spans:
         content += bytes(hole)

@@ -1,4 +1,4 @@
-"""Whatever happens to an upload, it ends with the blob's own bytes in the registry or with an error of kitfs;
+"""Whatever happens to an upload, it ends with the blob's own bytes in the registry or with an error of kitfs, and the
 progress adds up.
 """
 
@@ -56,7 +56,7 @@ class Notes(dict[tuple[str, str], Any]):
 def test_uploads_end_well(
     tmp_path: Path, faults: list[tuple[str, Fault, int]], chunk: int, size: int, loses: int
 ) -> None:
-    """A call with faults, and one without them that takes up what the first has left."""
+    """An upload with faults, and a second one without faults that resumes it, end with the right blob."""
     data, told, notes = DATA[:size], list[int](), Notes()
     blob = Descriptor("x", Digest.of(data), size)
     with FakeRegistry() as fake:

@@ -24,7 +24,7 @@ from kitfs.ops.events import Event, Moved, Noted, Saved, Sent, Total, Warned
 from tests import kits
 from tests.fakes.faults import Stall
 from tests.fakes.registry import FakeRegistry
-from tests.host import REPOSITORY
+from tests.interpreters import REPOSITORY
 
 MiB = 1 << 20
 DIGEST = Digest.of(b"x")

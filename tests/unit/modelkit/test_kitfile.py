@@ -15,10 +15,9 @@ import pytest
 from kitfs.errors import KitfileError
 from kitfs.modelkit.kitfile import Kitfile, clean_path
 from kitfs.oci.manifest import Manifest
+from tests.conftest import GOLDEN, GOLDEN_KITS
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-KITS: dict[str, Any] = json.loads((GOLDEN / "kits.json").read_text())
-MODELKITS = sorted(n for n, k in KITS.items() if "packed_by" not in k)
+MODELKITS = sorted(n for n, k in GOLDEN_KITS.items() if "packed_by" not in k)
 
 
 def blob(name: str, digest: str) -> bytes:
@@ -31,24 +30,24 @@ def blob(name: str, digest: str) -> bytes:
 @pytest.mark.parametrize("name", MODELKITS)
 def test_config_comes_back_byte_for_byte(name: str) -> None:
     """Reading a config and writing it again gives kit's bytes."""
-    data = blob(name, KITS[name]["config"]["digest"])
+    data = blob(name, GOLDEN_KITS[name]["config"]["digest"])
     assert Kitfile.from_json(data).to_json() == data
 
 
 @pytest.mark.parametrize("name", MODELKITS)
 def test_yaml_is_what_kit_unpack_wrote(name: str) -> None:
     """The Kitfile made of the config has the recorded digest."""
-    written = Kitfile.from_json(blob(name, KITS[name]["config"]["digest"])).to_yaml().encode()
+    written = Kitfile.from_json(blob(name, GOLDEN_KITS[name]["config"]["digest"])).to_yaml().encode()
     assert (
         hashlib.sha256(written).hexdigest()
         == json.loads((GOLDEN / "trees" / f"{name}.json").read_text())["Kitfile"]["sha256"]
     )
 
 
-@pytest.mark.parametrize("name", sorted(KITS))
+@pytest.mark.parametrize("name", sorted(GOLDEN_KITS))
 def test_manifest_comes_back_byte_for_byte(name: str) -> None:
     """Reading a manifest and writing it again gives the tool's bytes, kit 1.7's null layers too."""
-    data = blob(name, KITS[name]["manifest"])
+    data = blob(name, GOLDEN_KITS[name]["manifest"])
     assert Manifest.parse(data).to_json() == data
 
 
@@ -63,9 +62,9 @@ def test_source_kitfiles_are_the_configs_without_digests(tmp_path: Path) -> None
     subprocess.run([sys.executable, GOLDEN / "make_trees.py", tmp_path / "trees"], check=True)
     seen = 0
     for name in MODELKITS:
-        source = tmp_path / "trees" / KITS[name]["tree"] / "Kitfile"
+        source = tmp_path / "trees" / GOLDEN_KITS[name]["tree"] / "Kitfile"
         written = json.loads(Kitfile.from_yaml(source.read_bytes()).to_json())
-        assert written == stripped(json.loads(blob(name, KITS[name]["config"]["digest"])))
+        assert written == stripped(json.loads(blob(name, GOLDEN_KITS[name]["config"]["digest"])))
         seen += 1
     assert seen == 13
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +13,8 @@ from kitfs.modelkit.kitfile import Kitfile
 from kitfs.modelkit.layers import FileMetadata, has_kitfile, kit_layers, kitfile_of
 from kitfs.oci.manifest import KIT_CONFIG, Descriptor, Manifest
 from kitfs.oci.names import Digest
+from tests.conftest import GOLDEN, GOLDEN_KITS
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-KITS: dict[str, Any] = json.loads((GOLDEN / "kits.json").read_text())
 KITOPS = "application/vnd.kitops.modelkit."
 PACK = "application/vnd.cncf.model."
 FILEPATH = "org.cncf.model.filepath"
@@ -47,11 +45,11 @@ def golden(name: str) -> tuple[Manifest, Kitfile]:
             assert member is not None
             return member.read()
 
-        manifest = Manifest.parse(blob(KITS[name]["manifest"]))
+        manifest = Manifest.parse(blob(GOLDEN_KITS[name]["manifest"]))
         return manifest, kitfile_of(manifest, blob(manifest.config.digest))
 
 
-@pytest.mark.parametrize("name", sorted(KITS))
+@pytest.mark.parametrize("name", sorted(GOLDEN_KITS))
 def test_every_golden_layer_has_its_entry_and_a_path(name: str) -> None:
     """kinds and paths follow each other as in the Kitfile; no layer is without an entry."""
     manifest, read = golden(name)

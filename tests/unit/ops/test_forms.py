@@ -30,9 +30,9 @@ from kitfs.ops.events import quiet
 from kitfs.ops.pack.kitfiles import find_kitfile, read_kitfile
 from kitfs.ops.pack.pack import pack_to_registry, pack_to_store
 from kitfs.store.store import Store
+from tests.conftest import GOLDEN, GOLDEN_KITS
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-BASIC = json.loads((GOLDEN / "kits.json").read_text())["basic"]
+BASIC = GOLDEN_KITS["basic"]
 TREE = json.loads((GOLDEN / "trees" / "basic.json").read_text())
 LOG = logging.getLogger("test")
 FORMS: list[dict[str, Any]] = [

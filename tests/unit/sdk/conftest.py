@@ -52,7 +52,7 @@ def place(tmp_path: Path, server: Server) -> Place:
     (tree / "Kitfile").write_text(KITFILE)
     common: dict[str, Any] = {"config": str(tmp_path / "home"), "run_dir": str(tmp_path / "run")}
     place = Place(
-        f"{server.address}/team/example:v1",
+        f"{server.host}/team/example:v1",
         tree,
         {"cache_dir": tmp_path / "store", **common},
         {"cache_dir": tmp_path / "fresh", **common},

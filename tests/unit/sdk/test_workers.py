@@ -98,7 +98,7 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "tls":
         environ = {"KITFS_TLS_CERT": str(TLS / "ca.pem"), "KITFS_PLAIN_HTTP": "false"}
     with Server(home / "root", home / "log", *(["--tls-cert", pem, "--tls-key", pem] if environ else [])) as server:
-        reference = f"{server.address}/team/data:v1"
+        reference = f"{server.host}/team/data:v1"
         more = {"tls_cert": TLS / "ca.pem", "plain_http": False} if environ else {}
         kitfs.pack(tree, reference, cache_dir=home / "packed", config=home / "config")
         kitfs.push(reference, cache_dir=home / "packed", config=home / "config", **more)

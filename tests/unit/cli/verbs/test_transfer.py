@@ -7,15 +7,13 @@ from __future__ import annotations
 import json
 import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN_KITS
 from tests.fakes.registry import FakeRegistry
 from tests.host import Host
 
-GOLDEN_KITS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kits.json").read_text())
 AS_OF_1_7 = ("--kit-version", "1.7.0")
 KINDS = {  # of the layers of golden trees, as kit calls them
     "basic": ["model", "code", "code", "dataset", "dataset", "docs", "docs"],

@@ -1,0 +1,31 @@
+"""Small file systems in memory, for tests that need a disk without room."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CANNOT, needs, needs_root
+
+
+@contextlib.contextmanager
+def tmpfs(directory: Path, options: str) -> Iterator[Path]:
+    """Mount a tmpfs at ``directory`` (which is created if missing) and unmount it at the end of the block.
+
+    ``options`` are those of mount(8), for example ``size=8m``. The test is skipped if it may not mount.
+    """
+    needs_root()
+    needs("mount")
+    directory.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "kitfs-test", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{CANNOT} no tmpfs can be mounted: {done.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)

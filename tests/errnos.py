@@ -1,0 +1,15 @@
+"""Which errno a system call ended with."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+
+def errno_of(action: Callable[[], object]) -> str:
+    """Return the name of the errno with which ``action`` fails, for example ``ENOENT``, or ``ok`` if it succeeds."""
+    try:
+        action()
+    except OSError as e:
+        return errno.errorcode[e.errno or 0]
+    return "ok"

@@ -1,0 +1,24 @@
+"""Fixtures for tests that run against more than one registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs
+from tests.registry_process import RegistryProcess
+from tests.server import Server
+
+
+@pytest.fixture(params=["kitfs serve", "docker-registry"])
+def either_registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RegistryProcess | Server]:
+    """Each registry in turn, with data of this test's own."""
+    if request.param == "kitfs serve":
+        with Server(tmp_path / "served", tmp_path / "serve.log") as server:
+            yield server
+    else:
+        needs("docker-registry")
+        with RegistryProcess(tmp_path / "registry") as process:
+            yield process
