@@ -1,8 +1,7 @@
-"""What a registry can do to its clients: values that change an ``Answer`` before or while ``tests.fakes.registry``
-sends it.
+"""Faults of a registry: values that change an ``Answer`` before or while ``tests.fakes.registry`` sends it.
 
-Not a server: it knows no socket and no path. A fault is immutable but for its events, and may be met by many requests
-at once.
+A fault knows neither sockets nor paths. It is immutable except for its events, and may apply to many requests at
+once.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ PIECE = 64 << 10
 
 
 class Broken(Exception):  # noqa: N818 - the word for it
-    """The connection ends here, in the middle of an answer."""
+    """The connection ends here, in the middle of a response."""
 
 
 @dataclass
 class Answer:
-    """An answer on its way out. Offsets of ``cut``, ``stall`` and ``drip`` are in bytes of this body.
+    """A response that is about to be sent.
 
-    ``first`` is the place of the body's first byte in the whole blob. ``length`` is the Content-Length that is
-    claimed; None: chunked.
+    The offsets of ``cut``, ``stall`` and ``drip`` are in bytes of this body. ``first`` is the offset of the body's
+    first byte in the whole blob. ``length`` is the Content-Length that is declared; None: chunked.
     """
 
     status: int
@@ -44,7 +43,7 @@ class Answer:
             self.length = len(self.body)
 
     def pieces(self, closing: threading.Event) -> Iterator[memoryview]:
-        """The body as the faults let it through. Raises Broken where they end it; ``closing`` ends every wait."""
+        """Yield the body as the faults allow it. Raises Broken where they end it; ``closing`` ends every wait."""
         at = 0
         stop = len(self.body) if self.cut is None else min(self.cut, len(self.body))
         size = self.drip.size if self.drip else PIECE
@@ -66,14 +65,14 @@ class Answer:
 
 
 class Fault(Protocol):
-    """Changes an answer, or gives another one in its place."""
+    """Changes a response, or replaces it."""
 
     def apply(self, answer: Answer, /) -> Answer: ...
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The body ends after ``at`` bytes, and the connection with it; ``reset``: with a TCP reset."""
+    """The body and the connection end after ``at`` bytes; with ``reset``, by a TCP reset."""
 
     at: int
     reset: bool = False
@@ -85,7 +84,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Stall:
-    """Nothing more comes after ``at`` bytes of the body (None: not even a status line) until ``until`` is set.
+    """Nothing is sent after ``at`` bytes of the body (None: not even a status line) until ``until`` is set.
 
     ``reached`` is set when a request has come that far.
     """
@@ -107,7 +106,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class Drip:
-    """The body comes ``size`` bytes at a time with ``pause`` seconds after each."""
+    """The body is sent in pieces of ``size`` bytes, with ``pause`` seconds after each."""
 
     size: int
     pause: float
@@ -119,9 +118,9 @@ class Drip:
 
 @dataclass(frozen=True)
 class Status:
-    """Another answer: an error as distribution-spec words it, or ``body`` as it is.
+    """Another response: an error of distribution-spec, or ``body`` as it is.
 
-    ``refuses``: what was asked for is not done either. The registry looks for this one first.
+    ``refuses``: the request has no effect either. The registry looks for this fault first.
     """
 
     status: int
@@ -139,7 +138,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Restatus:
-    """Another status for what was done: 204 where 202 is due."""
+    """Another status for a request that took effect, such as 204 where 202 is expected."""
 
     status: int
 
@@ -150,7 +149,7 @@ class Restatus:
 
 @dataclass(frozen=True)
 class IgnoreRange:
-    """200 and the whole blob, whatever range was asked for. The registry looks for this one before it answers."""
+    """200 and the whole blob, whatever range was requested. The registry looks for this fault before it responds."""
 
     def apply(self, answer: Answer) -> Answer:
         return answer
@@ -158,10 +157,10 @@ class IgnoreRange:
 
 @dataclass(frozen=True)
 class Deaf:
-    """The request's body is heard up to ``at`` bytes, and the connection ends; what was heard is kept by its upload
-    session, or not.
+    """The body of the request is read up to ``at`` bytes, and the connection ends.
 
-    ``answers``: the answer is given first, from what was heard. The registry looks for this one before it listens.
+    ``keeps``: the upload session keeps these bytes. ``answers``: a response for these bytes is sent first. The
+    registry looks for this fault before it reads the body.
     """
 
     at: int
@@ -175,7 +174,7 @@ class Deaf:
 
 @dataclass(frozen=True)
 class ContentRange:
-    """Another Content-Range on a 206; "" leaves it out."""
+    """Another Content-Range on a 206; "" omits it."""
 
     text: str
 
@@ -202,7 +201,7 @@ class Lie:
 
 @dataclass(frozen=True)
 class Resize:
-    """The body has ``by`` bytes more, or fewer, than it should; its Content-Length agrees with it."""
+    """The body has ``by`` more bytes than it should, or fewer; its Content-Length matches it."""
 
     by: int
 
@@ -224,7 +223,7 @@ class Chunked:
 
 @dataclass(frozen=True)
 class Headers:
-    """More headers, or others; None takes one away."""
+    """Additional or other headers; None removes one."""
 
     headers: dict[str, str | None]
 
@@ -238,7 +237,7 @@ class Headers:
 
 @dataclass(frozen=True)
 class Pause:
-    """The answer begins ``seconds`` late."""
+    """The response begins ``seconds`` late."""
 
     seconds: float
 
@@ -248,6 +247,6 @@ class Pause:
 
 
 def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Answer:
-    """An error body of distribution-spec."""
+    """Return an error body of distribution-spec."""
     body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()
     return Answer(status, {"Content-Type": "application/json", **(headers or {})}, memoryview(body))

@@ -34,7 +34,7 @@ PATIENCE = 60.0  # seconds that a cold call waits for its event before the test 
 
 @dataclass(frozen=True)
 class Link:
-    """A symlink's target."""
+    """The target of a symbolic link."""
 
     target: str
 
@@ -58,7 +58,7 @@ def _os_error(number: int) -> OSError:
 
 
 class MemoryFileSystem:
-    """See the module."""
+    """A file system in memory; see the module."""
 
     def __init__(self, files: Mapping[str | bytes, Content]) -> None:
         self.root = Node(1, b"", None, 1)

@@ -28,20 +28,20 @@ PATIENCE = 60.0  # seconds; a reply that takes longer is none
 
 
 class Answer(NamedTuple):
-    """A reply: positive errno, and the bytes behind the header."""
+    """A reply: a positive errno, and the bytes after the header."""
 
     error: int
     body: bytes
 
 
 class Runs(Protocol):
-    """A session."""
+    """An object with the ``run`` of a session."""
 
     def run(self, ready: Callable[[], None]) -> None: ...
 
 
 class FuseWire:
-    """See the module."""
+    """The kernel's side of /dev/fuse; see the module."""
 
     def __init__(self) -> None:
         self._kernel, self._daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -63,7 +63,7 @@ class FuseWire:
         self._daemon.close()
 
     def serve(self, session: Runs) -> None:
-        """Run the session on a thread until ``hang_up``; what it raises is in ``failure``."""
+        """Run the session on a thread until ``hang_up``; ``failure`` is the exception that it raises."""
 
         def run() -> None:
             try:
@@ -75,7 +75,7 @@ class FuseWire:
         self._thread.start()
 
     def hang_up(self) -> None:
-        """What an unmount is to a session; returns when it has ended."""
+        """Close the wire as an unmount does; return when the session has ended."""
         try:
             self._kernel.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -83,17 +83,17 @@ class FuseWire:
         self.wait()
 
     def wait(self) -> None:
-        """Until the session has ended."""
+        """Wait until the session has ended."""
         if self._thread is not None:
             self._thread.join(PATIENCE)
             assert not self._thread.is_alive(), "the session does not end"
 
     def send_raw(self, data: bytes) -> None:
-        """One message as it is."""
+        """Send one message as it is."""
         self._kernel.send(data)
 
     def send(self, opcode: int, *, node: int = 1, body: bytes = b"", pid: int = 0) -> int:
-        """One request; returns its unique."""
+        """Send one request; return its unique."""
         self._unique += 2  # the lowest bit is the INTERRUPTs'
         self.send_raw(
             struct.pack("=IIQQIIIHH", 40 + len(body), opcode, self._unique, node, os.geteuid(), os.getegid(), pid, 0, 0)
@@ -102,11 +102,11 @@ class FuseWire:
         return self._unique
 
     def interrupt(self, unique: int) -> None:
-        """INTERRUPT of a request."""
+        """Send INTERRUPT for a request."""
         self.send_raw(struct.pack("=IIQQIIIHHQ", 48, INTERRUPT, unique | 1, 0, 0, 0, 0, 0, 0, unique))
 
     def answer(self, unique: int) -> Answer:
-        """The reply to a request."""
+        """Return the reply to a request."""
         while unique not in self._replies:
             self._take()
         return self._replies.pop(unique)
@@ -130,17 +130,17 @@ class FuseWire:
         self._replies[about] = Answer(-error, data[16:])
 
     def call(self, opcode: int, *, node: int = 1, body: bytes = b"", pid: int = 0) -> Answer:
-        """A request and its reply."""
+        """Send a request and return its reply."""
         return self.answer(self.send(opcode, node=node, body=body, pid=pid))
 
     def init(self, *, major: int = 7, minor: int = 38, flags: int = EVERY_FLAG) -> Answer:
-        """INIT, as Linux 6.x sends it."""
+        """Send INIT as Linux 6.x does."""
         return self.call(INIT, node=0, body=struct.pack("=IIIII44x", major, minor, 131072, flags, 0))
 
     # -- operations, as a test says them
 
     def lookup(self, *names: bytes) -> int:
-        """The node id at the end of a path, which must be there."""
+        """Return the node id of a path, which must exist."""
         node = 1
         for name in names:
             answer = self.call(LOOKUP, node=node, body=name + b"\0")
@@ -149,7 +149,7 @@ class FuseWire:
         return node
 
     def open(self, node: int, *, opcode: int = OPEN) -> tuple[int, int]:
-        """(handle, flags of the reply)."""
+        """Open a node; return (handle, flags of the reply)."""
         answer = self.call(opcode, node=node, body=struct.pack("=II", os.O_RDONLY, 0))
         assert answer.error == 0
         handle, flags, _ = struct.unpack("=QIi", answer.body)
@@ -157,5 +157,5 @@ class FuseWire:
 
     @staticmethod
     def read_body(handle: int, offset: int, size: int) -> bytes:
-        """fuse_read_in."""
+        """Return the body of a READ (fuse_read_in)."""
         return struct.pack("=QQIIQII", handle, offset, size, 0, 0, 0, 0)

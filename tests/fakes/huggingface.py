@@ -1,16 +1,16 @@
-"""A Hugging Face hub on a socket, or worn as an ``httpx.MockTransport``: the three answers that an import needs of it.
+"""A Hugging Face hub on a socket or as an ``httpx.MockTransport``, with the three requests that an import sends.
 
     with FakeHub() as hub:                                       # HF_ENDPOINT is hub.url
         sha = hub.put("models", "team/net", {"w.bin": lfs(data), "config.json": b"{}"}, ref="main")
-        hub.redirect_to(cdn)                                     # LFS objects by way of a FakeRegistry, signed
-        hub.tokens = {"hf_secret"}                               # else 401; ``gated`` names repositories of 403
+        hub.redirect_to(cdn)                                     # LFS objects are redirected to a FakeRegistry
+        hub.tokens = {"hf_secret"}                               # others get 401; ``gated`` repositories return 403
 
-It is a server of LFS's batch API too, at ``hub.url/lfs``: of ``objects`` (hex → bytes), which it gives to those that
-bring the header it tells.
+It serves LFS's batch API too, at ``hub.url/lfs``: its ``objects`` (hex → bytes) are returned to requests with the
+header that the batch response names.
 
-Everything else is a FakeRegistry's: faults, what was served, start and stop. ``page`` files are listed at once;
-``recursive`` False lists one level, as some mirrors of the hub do. ``links`` says where the next page is: "absolute"
-or "relative".
+Everything else is as in FakeRegistry: faults, the record of requests, start and stop. A page lists ``page`` files;
+``recursive`` False lists one level, as some mirrors of the hub do. ``links``: whether links to the next page are
+"absolute" or "relative".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SECRET = "RemoteAuth of-this-object"
 
 @dataclass(frozen=True)
 class Lfs:
-    """A file that is an LFS object. ``claimed``: its digest in hex, if another one is to be listed."""
+    """A file that is an LFS object. ``claimed``: the digest in hex that is listed, if it is another one."""
 
     data: bytes
     claimed: str = ""
@@ -52,12 +52,12 @@ Tree = Mapping[str, "bytes | Lfs"]
 
 
 def git_oid(data: bytes) -> str:
-    """The name of a git blob."""
+    """Return the name of a git blob."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class FakeHub(FakeRegistry):
-    """See the module."""
+    """A Hugging Face hub; see the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class FakeHub(FakeRegistry):
         self.raw_entries: list[dict[str, Any]] = []  # listed in every tree besides its own
 
     def put(self, kind: str, name: str, tree: Tree, *, ref: str = "main") -> str:
-        """Let a reference mean a commit with these files; returns its name."""
+        """Make a reference name a commit with these files; return the commit's name."""
         whole = [(path, git_oid(one) if isinstance(one, bytes) else one.oid) for path, one in sorted(tree.items())]
         sha = hashlib.sha1(repr((kind, name, ref, whole)).encode()).hexdigest()
         self._trees[kind, name, sha] = tree
@@ -81,7 +81,7 @@ class FakeHub(FakeRegistry):
         return sha
 
     def redirect_to(self, cdn: FakeRegistry) -> None:
-        """Answer LFS objects with 302 to a signed location of ``cdn``, which serves it until ``expire_locations``."""
+        """Redirect LFS objects (302) to a signed location of ``cdn``, which is valid until ``expire_locations``."""
         self._target = cdn
 
     # -- answers

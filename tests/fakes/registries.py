@@ -1,10 +1,9 @@
-"""Registries as their users have met them: the FakeRegistry with the habits of one product each, as public issues
-describe them.
+"""Fakes of registry products: the FakeRegistry with the habits of one product each, as public issues describe them.
 
-A habit is what differs from distribution-spec v1.1, or what the specification leaves open, in the answers to a push,
-a pull, a mount of a blob, a deletion or a question about referrers. Each class names where the habit was seen. They
-are not the products: what is not named here is the FakeRegistry's. ``KINDS`` has one of each by name, for tests that
-go through all of them.
+A habit is a difference from distribution-spec v1.1, or a choice that the specification leaves open, in the
+responses to a push, a pull, a mount of a blob, a deletion or a request for referrers. Each class names the places
+where the habit was observed. Everything else is as in the FakeRegistry. ``KINDS`` maps names to all of them, for
+tests of every product.
 """
 
 from __future__ import annotations
@@ -23,7 +22,9 @@ PAGE = memoryview(b"<html>not found</html>")
 
 
 class DockerHub(FakeRegistry):
-    """No HEAD of blobs is free of tokens, no DELETE (405: hub-feedback 2360), no referrers API (roadmap 724)."""
+    """Docker Hub: HEAD of blobs needs a token; DELETE returns 405 (hub-feedback 2360); no referrers API (roadmap
+    724).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,8 +36,8 @@ class DockerHub(FakeRegistry):
 
 
 class GitHub(FakeRegistry):
-    """A request with a Content-Range may have 4 MiB (416: ocx 237, rust-oci-client 35), one without any size; no
-    referrers API; no DELETE.
+    """GitHub: a request with a Content-Range may have 4 MiB (416: ocx 237, rust-oci-client 35), one without any
+    size; no referrers API; no DELETE.
     """
 
     limit = 4 * MiB
@@ -60,8 +61,9 @@ class GitHub(FakeRegistry):
 
 
 class Amazon(FakeRegistry):
-    """ECR: PATCH answers 201 (tart 273) with a Range that stays at the first chunk (containers-roadmap 2831);
-    repositories are not made by a push (404 NAME_UNKNOWN); Basic alone; a deletion by tag is 400."""
+    """ECR: PATCH returns 201 (tart 273) with a Range that stays at the first chunk (containers-roadmap 2831); a
+    push does not create repositories (404 NAME_UNKNOWN); Basic only; a deletion by tag returns 400.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,8 +107,8 @@ class Google(FakeRegistry):
 
 
 class Artifactory(FakeRegistry):
-    """A PUT with a body is 404 BLOB_UNKNOWN (buildx 196, containerd 3533); 403 where others say 404
-    (go-containerregistry 1691).
+    """Artifactory: a PUT with a body returns 404 BLOB_UNKNOWN (buildx 196, containerd 3533); 403 where others
+    return 404 (go-containerregistry 1691).
     """
 
     def __init__(self) -> None:
@@ -129,8 +131,8 @@ class Artifactory(FakeRegistry):
 
 
 class Quay(FakeRegistry):
-    """A manifest's PUT is 202 (containers/image 381, containerd 3750); a manifest whose types it does not know is 400
-    MANIFEST_INVALID.
+    """Quay: the PUT of a manifest returns 202 (containers/image 381, containerd 3750), and 400 MANIFEST_INVALID if
+    it does not know the media types.
     """
 
     def __init__(self, known: str = ".*") -> None:
@@ -153,7 +155,9 @@ class Quay(FakeRegistry):
 
 
 class Pulp(FakeRegistry):
-    """PATCH answers 204 (pulp_container 2199), with a Range one byte too long (284) or 0--1 for nothing (430)."""
+    """Pulp: PATCH returns 204 (pulp_container 2199), with a Range one byte too long (284) or 0--1 for an empty
+    session (430).
+    """
 
     def _session(
         self, status: int, name: str, identity: str, repository: _Repository, headers: dict[str, str]
@@ -167,8 +171,8 @@ class Pulp(FakeRegistry):
 
 
 class Zot(FakeRegistry):
-    """Relative locations without a query, no Range after POST, chunks out of order are 416, a manifest without its
-    blobs is refused.
+    """Zot: relative locations without a query, no Range after POST, 416 for chunks out of order, and no manifest
+    before its blobs.
     """
 
     def __init__(self) -> None:
@@ -193,7 +197,7 @@ class Zot(FakeRegistry):
 
 
 class GitLab(FakeRegistry):
-    """No referrers API, and the tag that stands in for it is taken for the digest that it was made of (oras-go 1396);
+    """GitLab: no referrers API, and the tag that replaces it is taken for the digest in its name (oras-go 1396);
     404 to DELETE of a tag.
     """
 
@@ -214,8 +218,9 @@ class GitLab(FakeRegistry):
 
 
 class Harbor(FakeRegistry):
-    """401 for a mount from a project that is not there (harbor 17097), and to questions for referrers (18305, before
-    2.8); http: locations behind a proxy that ends TLS are tested in test_upload."""
+    """Harbor: 401 for a mount from a project that does not exist (harbor 17097), and for referrers (18305, before
+    2.8). test_upload has its http: locations behind a proxy that terminates TLS.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +237,7 @@ class Harbor(FakeRegistry):
 
 
 class Aliyun(FakeRegistry):
-    """A Range that counts from the start of each chunk (regclient 627, distribution-spec 580)."""
+    """Aliyun: a Range that counts from the start of each chunk (regclient 627, distribution-spec 580)."""
 
     def _upload(self, repository: _Repository, name: str, identity: str, served: Served, form: bytes) -> Answer:
         answer = super()._upload(repository, name, identity, served, form)
@@ -242,9 +247,7 @@ class Aliyun(FakeRegistry):
 
 
 class Proxy(FakeRegistry):
-    """Any registry behind a proxy with a limit of its own for bodies (413), as nginx's client_max_body_size and
-    Cloudflare's.
-    """
+    """A registry behind a proxy with a limit for bodies (413), as nginx's client_max_body_size and Cloudflare's."""
 
     def __init__(self, limit: int = 5 * MiB) -> None:
         super().__init__()
@@ -252,7 +255,7 @@ class Proxy(FakeRegistry):
 
 
 class Headless(FakeRegistry):
-    """A registry, or a proxy before it, that takes no HEAD (405)."""
+    """A registry, or a proxy in front of it, that refuses HEAD (405)."""
 
     def _get_blobs(self, repository: _Repository, what: str, served: Served, ignore_range: bool) -> Answer:
         if served.method == "HEAD":

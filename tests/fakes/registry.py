@@ -1,4 +1,4 @@
-"""The one in-memory OCI registry of the tests, worn as a socket server or as an ``httpx.MockTransport``.
+"""The in-memory OCI registry of the tests, as a server on a socket or as an ``httpx.MockTransport``.
 
     with FakeRegistry() as registry:                       # listens on 127.0.0.1; registry.host, registry.url
         digest = registry.put_blob("team/kit", b"...")     # bytes, or a Path that is served from disk
@@ -11,15 +11,16 @@
     FakeRegistry().transport()                             # the same without sockets: cut and stalled bodies raise
     httpx errors at once
 
-Settings: ``redirect_blobs_to(cdn)`` answers blobs with 307 to another FakeRegistry, signed until
-``expire_locations``; ``require_basic`` and ``require_token`` close the door (``expire_tokens``, ``identity_tokens``,
-a token server elsewhere); ``referrers_api`` False leaves only the tag that stands in for it; ``prefix`` moves /v2/
-below a path; ``tls`` speaks TLS. ``address`` is where ``start`` listens. Pushes are taken as distribution-spec says,
-in one piece or in chunks, in order; sessions live until ``lose_uploads``, over broken connections too.
-``refuse_bodies`` and ``refuse_chunks`` refuse a way of sending, ``body_limit`` is a proxy's (413), ``stateless``
-sessions need no state in their query. ``mounts`` False: no blob is mounted; ``chunk_min`` is what
-OCI-Chunk-Min-Length says; ``tags_per_page`` pages tags. ``stop`` and ``start`` keep port and content. Methods may be
-called from any thread; every connection has a thread of its own, and all of them have ended when ``stop`` returns.
+Settings: ``redirect_blobs_to(cdn)`` redirects blobs (307) to another FakeRegistry, with signatures that are valid until
+``expire_locations``. ``require_basic`` and ``require_token`` require credentials (``expire_tokens``,
+``identity_tokens``, another token server). ``referrers_api`` False: only the tag that replaces that API exists.
+``prefix`` moves /v2/ below a path; ``tls`` is a context for TLS; ``address`` is the address on which ``start`` listens.
+Pushes follow distribution-spec, in one request or in chunks in order; sessions exist until ``lose_uploads``, also after
+a connection broke. ``refuse_bodies`` and ``refuse_chunks`` refuse a method of sending, ``body_limit`` is the limit of a
+proxy (413), ``stateless`` sessions need no state in their query. ``mounts`` False: no blob is mounted. ``chunk_min`` is
+the value of OCI-Chunk-Min-Length; ``tags_per_page`` pages lists of tags. ``stop`` and ``start`` keep port and content.
+Methods may be called from any thread; every connection has a thread of its own, and all of them have ended when
+``stop`` returns.
 """
 
 from __future__ import annotations
@@ -58,11 +59,10 @@ _STATE = "_state=a%2Bb+c%3D%3D"  # of every session: what a client must give bac
 
 @dataclass
 class Served:
-    """One request and what became of it. ``range`` as asked, "" for none; ``sent`` counts body bytes, also of bodies
-    that broke off.
+    """A request and its outcome.
 
-    ``heard`` counts those of the request's body. ``connection`` numbers the connections of a server in the order of
-    their arrival.
+    ``range``: as requested, "" for none. ``sent``: bytes of the response's body, also if it broke off. ``heard``:
+    bytes of the request's body. ``connection``: number of the connection, in the order of arrival at a server.
     """
 
     method: str
@@ -77,7 +77,7 @@ class Served:
 
 @dataclass
 class Rule:
-    """A fault that waits for requests; ``hits`` are those it met."""
+    """A fault that waits for requests; ``hits`` are the requests that it applied to."""
 
     pattern: re.Pattern[str]
     fault: Fault
@@ -96,8 +96,9 @@ class _Repository:
 
 @dataclass
 class _Door:
-    """Who may come in. ``realm`` None: Basic; else tokens, given to ``users`` (None: to anybody) and to ``identity``
-    tokens.
+    """The access control.
+
+    ``realm`` None: Basic; else tokens, which are given to ``users`` (None: to everyone) and to ``identity`` tokens.
     """
 
     users: dict[str, str] | None
@@ -118,7 +119,7 @@ class _Door:
         return authorization.removeprefix("Bearer ") in self.tokens if self.realm else self.knows(authorization)
 
     def allows(self, authorization: str, needed: str) -> bool:
-        """Whether a token's scope has what a change needs; whoever came in may read."""
+        """Return whether a token's scope permits a change; every valid token permits to read."""
         granted = self.granted.get(authorization.removeprefix("Bearer "), {})
         return self.realm is None or all(
             actions <= granted.get(resource, set()) for resource, actions in _scopes(needed).items()
@@ -134,7 +135,7 @@ def _scopes(text: str) -> dict[str, set[str]]:
 
 
 class FakeRegistry:
-    """See the module."""
+    """An in-memory registry; see the module."""
 
     def __init__(self, *, prefix: str = "", tls: ssl.SSLContext | None = None) -> None:
         self.prefix = prefix
@@ -176,7 +177,7 @@ class FakeRegistry:
 
     @property
     def host(self) -> str:
-        """host:port; of a transport "registry.test"."""
+        """host:port; "registry.test" for a transport."""
         return f"{self.address}:{self._port}" if self._port else "registry.test"
 
     @property
@@ -185,32 +186,32 @@ class FakeRegistry:
         return f"{'https' if self._tls or not self._port else 'http'}://{self.host}{self.prefix}"
 
     def start(self) -> None:
-        """Listen; on the same port as before after ``stop``."""
+        """Listen; after ``stop``, on the same port as before."""
         self._server = _Server((self.address, self._port), self, self._tls)
         self._port = self._server.server_address[1]
         self._server.begin()
 
     def stop(self) -> None:
-        """Close the port and every connection; what is asked next is refused."""
+        """Close the port and every connection; later requests are refused."""
         if self._server is not None:
             server, self._server = self._server, None
             server.end()
 
     def transport(self) -> httpx.MockTransport:
-        """The registry without a socket, whatever host is asked for."""
+        """Return a transport that serves the registry without a socket, for every host."""
         return httpx.MockTransport(self._mock)
 
     # -- what it holds
 
     def put_blob(self, repository: str, content: Content, *, digest: str = "") -> str:
-        """Keep a blob under its digest, or under a claimed one; returns the digest."""
+        """Store a blob under its digest, or under a claimed one; return the digest."""
         digest = digest or kits.sha256(content)
         with self._lock:
             self._repository(repository).blobs[digest] = content
         return digest
 
     def put_manifest(self, repository: str, manifest: bytes, *, tag: str = "", media_type: str = MANIFEST) -> str:
-        """Keep a manifest, whatever is in it; returns its digest."""
+        """Store a manifest, whatever its content; return its digest."""
         digest = kits.sha256(manifest)
         with self._lock:
             found = self._repository(repository)
@@ -220,7 +221,7 @@ class FakeRegistry:
         return digest
 
     def put_kit(self, repository: str, kit: kits.Kit, tag: str) -> str:
-        """Keep a kit with all its blobs; returns its reference."""
+        """Store a kit with all its blobs; return its reference."""
         for digest, content in kit.blobs.items():
             self.put_blob(repository, content, digest=digest)
         self.put_manifest(repository, kit.manifest, tag=tag)
@@ -232,7 +233,7 @@ class FakeRegistry:
     # -- how it behaves
 
     def fail(self, path: str, fault: Fault, *, method: str = "", times: int | None = None) -> Rule:
-        """Apply a fault to requests whose path (with its query) holds the regex: to all of them, or to the next
+        """Apply a fault to requests whose path (with its query) matches the regex: to all of them, or to the next
         ``times``.
         """
         rule = Rule(re.compile(path), fault, method, times)
@@ -241,32 +242,35 @@ class FakeRegistry:
         return rule
 
     def heal(self) -> None:
-        """Forget every fault."""
+        """Remove every fault."""
         with self._lock:
             self._rules.clear()
 
     def redirect_blobs_to(self, cdn: FakeRegistry, *, uses: int | None = None) -> None:
-        """Answer GET of blobs with 307 to a signed location of ``cdn``, which serves it until ``expire_locations``,
-        or so many times.
+        """Redirect GET of blobs (307) to a signed location of ``cdn``, which is valid until ``expire_locations``,
+        or for some requests.
         """
         self._cdn, self._uses = cdn, uses
 
     def expire_locations(self) -> None:
-        """As a CDN: answer 403 to every location that was given so far."""
+        """Return 403 for every location that was signed so far, as a CDN does."""
         with self._lock:
             self._locations.clear()
 
     def require_basic(self, users: dict[str, str]) -> None:
-        """Let only these in (name → password)."""
+        """Require Basic credentials of these users (name → password)."""
         self._door = _Door(users)
 
     def require_token(
-        self, users: dict[str, str] | None = None, *, identity_tokens: frozenset[str] = frozenset(),
+        self,
+        users: dict[str, str] | None = None,
+        *,
+        identity_tokens: frozenset[str] = frozenset(),
         expires_in: int = 300,
         server: FakeRegistry | None = None,
-    ) -> None:  # fmt: skip
-        """Let only bearers of a token in. ``users`` None gives one to anybody; ``server``: another FakeRegistry that
-        gives them out.
+    ) -> None:
+        """Require a token. ``users`` None: everyone gets one. ``server``: another FakeRegistry that returns the
+        tokens.
         """
         desk = server or self
         self._door = desk._desk = _Door(
@@ -274,21 +278,21 @@ class FakeRegistry:
         )
 
     def expire_tokens(self) -> None:
-        """Every token that was given so far opens no door any more."""
+        """Make every token that was returned so far invalid."""
         with self._lock:
             assert self._door is not None
             self._door.tokens.clear()
 
     def refuse_bodies(self, method: str, status: int) -> None:
-        """Answer so to each request of an upload that has a body and no Content-Range."""
+        """Return this status for each request of an upload that has a body and no Content-Range."""
         self._refused[method] = status
 
     def refuse_chunks(self, status: int) -> None:
-        """Answer so to PATCH with a Content-Range."""
+        """Return this status for PATCH with a Content-Range."""
         self._refused["chunk"] = status
 
     def lose_uploads(self) -> None:
-        """Forget every upload session."""
+        """Delete every upload session."""
         with self._lock:
             for repository in self._repositories.values():
                 repository.uploads.clear()
@@ -296,40 +300,40 @@ class FakeRegistry:
     # -- what it saw
 
     def served(self, path: str = "", *, method: str = "") -> list[Served]:
-        """Every request so far, in order; those whose path holds the regex."""
+        """Return the requests so far in order; with a regex, those whose path matches it."""
         with self._lock:
             return [s for s in self._served if re.search(path, s.path) and method in ("", s.method)]
 
     def moved(self, digest: str = "") -> int:
-        """Body bytes sent so far, in all or for one blob."""
+        """Return the bytes of bodies that were sent so far, in all or for one blob."""
         return sum(s.sent for s in self.served() if digest in s.path)
 
     def blob(self, repository: str, digest: str) -> bytes | None:
-        """What is kept under a digest."""
+        """Return the stored bytes of a digest."""
         with self._lock:
             content = self._repository(repository).blobs.get(digest)
         return None if content is None else bytes(self._bytes(content))
 
     def manifest(self, repository: str, identifier: str) -> tuple[bytes, str]:
-        """(bytes, media type) of a tag or digest."""
+        """Return (bytes, media type) of a tag or digest."""
         with self._lock:
             found = self._repository(repository)
             return found.manifests[found.tags.get(identifier, identifier)]
 
     def uploads(self, repository: str) -> dict[str, int]:
-        """Unfinished sessions and the bytes that they have."""
+        """Return the open upload sessions and the bytes that they have."""
         with self._lock:
             return {name: len(data) for name, data in self._repository(repository).uploads.items()}
 
     def forget(self) -> None:
-        """Start counting anew."""
+        """Delete the record of requests."""
         with self._lock:
             self._served.clear()
 
     # -- answers
 
     def meet(self, served: Served) -> list[Rule]:
-        """Note a request that begins; the faults that meet it."""
+        """Record a request that begins; return the faults that apply to it."""
         with self._lock:
             self._served.append(served)
             met = [
@@ -343,7 +347,7 @@ class FakeRegistry:
         return met
 
     def keep(self, served: Served, part: bytes) -> None:
-        """Add what was heard of a chunk to its session."""
+        """Append the received part of a chunk to its session."""
         match = _UPLOADS.fullmatch(unquote(urlsplit(served.path).path).removeprefix(self.prefix))
         if match and served.method in ("PATCH", "PUT"):
             with self._lock:
@@ -352,7 +356,7 @@ class FakeRegistry:
                     data += part
 
     def answer(self, served: Served, form: bytes, met: list[Rule]) -> Answer:
-        """The answer to a request, with every fault that meets it."""
+        """Return the response to a request, with every fault that applies to it."""
         ignore_range = any(isinstance(r.fault, IgnoreRange) for r in met)
         refused = any(isinstance(r.fault, Status) and r.fault.refuses for r in met)
         found = Answer(200, {}, memoryview(b"")) if refused else self._plain(served, form, ignore_range=ignore_range)
@@ -453,7 +457,7 @@ class FakeRegistry:
 
     @staticmethod
     def _needed(method: str, path: str, query: dict[str, list[str]]) -> str:
-        """The scopes of a change, "" of anything else."""
+        """Return the scopes that a change needs, "" for other requests."""
         match = _PATH.search(path)
         if match is None or method in ("GET", "HEAD"):
             return ""
@@ -465,7 +469,7 @@ class FakeRegistry:
         )
 
     def _upload(self, repository: _Repository, name: str, identity: str, served: Served, form: bytes) -> Answer:
-        """A request about an upload session."""
+        """Handle a request about an upload session."""
         url = urlsplit(served.path)
         query = parse_qs(url.query)
         if served.method == "POST":
@@ -601,7 +605,7 @@ class FakeRegistry:
 
 
 class _MockBody(httpx.SyncByteStream):
-    """The body of a mocked answer: what would break or stall raises what httpx raises."""
+    """The body of a mocked response, which raises the errors of httpx for a body that breaks off or stalls."""
 
     def __init__(self, answer: Answer, served: Served) -> None:
         self._answer = answer
@@ -669,7 +673,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self._open.discard(one)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error of a test."""
+        """Ignore a client that closed its connection."""
 
 
 class _Connection(http.server.BaseHTTPRequestHandler):
@@ -754,4 +758,4 @@ class _Connection(http.server.BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *_: object) -> None:
-        """Quiet: ``served`` tells."""
+        """Log nothing: ``served`` has the requests."""

@@ -1,6 +1,7 @@
-"""Sources for tests of the store: bytes, and bytes with faults. They match ``kitfs.content.Source`` by structure.
+"""Sources for tests of the store: bytes, and bytes with faults.
 
-Each remembers what was asked of it: ``asked`` are (start, stop) in order, ``given`` how many bytes went out.
+They match ``kitfs.content.Source`` by structure. Each records its requests: ``asked`` is the list of (start, stop),
+``given`` the number of bytes that were yielded.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from kitfs.errors import Unavailable
 
 
 class BytesSource:
-    """Bytes, in pieces of ``piece`` bytes from one buffer that is used again, as a socket's would be.
+    """Bytes, in pieces of ``piece`` bytes from one buffer that is reused, as that of a socket.
 
-    Faults: ``cut_after`` bytes of a request it fails with Unavailable; ``stall`` is waited for before each piece
-    after the first; ``lie_at`` is a byte that comes out wrong; ``short`` bytes are missing at the end; ``ranged``
-    False gives everything from 0.
+    Faults: a request fails with Unavailable after ``cut_after`` bytes; ``stall`` is waited for before each piece
+    after the first; the byte at ``lie_at`` is wrong; ``short`` bytes are missing at the end; ``ranged`` False
+    yields everything from byte 0.
     """
 
     def __init__(

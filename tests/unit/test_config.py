@@ -1,4 +1,4 @@
-"""Settings: where a value may stand, which place wins, and what a wrong one says."""
+"""Settings: the places of a value, their order, and the errors for wrong values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load(flags: dict[str, object], env: dict[str, str] | None = None, **options:
 
 
 def test_order_is_flag_environment_file_default(tmp_path: Path) -> None:
-    """The same option in every place: each place wins over those after it."""
+    """An option in every place has the value of the first: flag, environment, file, default."""
     file = tmp_path / "s.yaml"
     file.write_text("transport: libfuse\n")
     flags: dict[str, object] = {"settings": str(file), "transport": None}
@@ -44,7 +44,7 @@ def test_order_is_flag_environment_file_default(tmp_path: Path) -> None:
 
 
 def test_settings_file_in_the_configuration_home_is_read(tmp_path: Path) -> None:
-    """$XDG_CONFIG_HOME/kitfs/settings.yaml counts when no file is named."""
+    """$XDG_CONFIG_HOME/kitfs/settings.yaml is read if no file is named."""
     (tmp_path / "kitfs").mkdir()
     (tmp_path / "kitfs" / "settings.yaml").write_text("read_timeout: 7\n")
     assert (
@@ -55,7 +55,7 @@ def test_settings_file_in_the_configuration_home_is_read(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_every_option_has_an_environment_variable(name: str, tmp_path: Path) -> None:
-    """KITFS_<OPTION> is read for every row of the table: a value that cannot be parsed is named by its variable."""
+    """KITFS_<OPTION> is read for every row of the table: the error for an invalid value names its variable."""
     variable = "KITFS_" + name.upper().replace("-", "_")
     assert OPTIONS[name].variable == variable
     bad = {"log-level": "loud"}.get(name, "\0bad")
@@ -81,6 +81,7 @@ PACK = options_of(
     "text", ["pack: {compression: zstd}\n", "pack-compression: zstd\n", "pack:\n  compression: zstd\npack_file: x\n"]
 )
 def test_an_option_of_one_verb_stands_below_the_verb_or_begins_with_its_name(text: str, tmp_path: Path) -> None:
+    """In the settings file an option of one verb is a key below the verb, or a key that begins with the verb."""
     file = tmp_path / "s.yaml"
     file.write_text(text)
     flags = {"settings": str(file), "compression": None}
@@ -91,13 +92,14 @@ def test_an_option_of_one_verb_stands_below_the_verb_or_begins_with_its_name(tex
 
 
 def test_an_option_of_one_verb_has_a_variable_of_its_own() -> None:
-    """The variable of the bare flag is another option's, or nobody's."""
+    """An option of one verb is read from KITFS_<VERB>_<OPTION>, and not from KITFS_<OPTION>."""
     variables = {"KITFS_PACK_COMPRESSION": "zstd", "KITFS_FILE": "nobody's"}
     settings = Settings.load({"compression": None, "file": None}, variables, own=PACK)
     assert (settings["compression"], settings["file"]) == ("zstd", None)
 
 
 def test_a_flag_that_overwrites_exists_on_the_command_line_only(tmp_path: Path) -> None:
+    """A flag that overwrites is not read from the environment, and refused in the settings file."""
     variables = {"KITFS_PACK_FORCE": "true", "KITFS_FORCE": "true", "": "true"}
     assert Settings.load({"force": None}, variables, own=PACK)["force"] is False
     assert Settings.load({"force": "true"}, {}, own=PACK)["force"] is True
@@ -108,6 +110,7 @@ def test_a_flag_that_overwrites_exists_on_the_command_line_only(tmp_path: Path) 
 
 
 def test_a_misspelled_option_of_a_verb_is_refused_where_its_options_are_known(tmp_path: Path) -> None:
+    """An unknown key below a verb is refused."""
     file = tmp_path / "s.yaml"
     file.write_text("pack: {compresion: zstd}\n")
     with pytest.raises(UsageError, match="there is no option 'pack-compresion'"):
@@ -119,7 +122,7 @@ def test_a_misspelled_option_of_a_verb_is_refused_where_its_options_are_known(tm
 
 @pytest.mark.parametrize("name", ["mirror", "tls-cert", "only"])
 def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> None:
-    """A list in YAML is a repeated flag; in the environment blanks separate."""
+    """A repeatable option is a list in YAML, and separated by blanks in the environment."""
     one, two = (
         ("a.example=http://m1", "a.example=http://m2")
         if name == "mirror"
@@ -148,8 +151,8 @@ def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> 
         ("cache-size: {a: b}\n", "cache-size must be one value"),
     ],
 )
-def test_wrong_settings_file_is_told_in_one_line(text: str, told: str, tmp_path: Path) -> None:
-    """The error names the file and the key."""
+def test_the_error_for_a_wrong_settings_file_is_one_line(text: str, told: str, tmp_path: Path) -> None:
+    """The error for an invalid settings file names the file and the key in one line."""
     file = tmp_path / "s.yaml"
     file.write_text(text)
     with pytest.raises(UsageError, match=told) as e:
@@ -159,7 +162,7 @@ def test_wrong_settings_file_is_told_in_one_line(text: str, told: str, tmp_path:
 
 
 def test_named_files_must_be_readable_used_or_not(tmp_path: Path) -> None:
-    """--tls-cert of a file that is not there is refused at once."""
+    """--tls-cert with a file that does not exist is refused at once."""
     with pytest.raises(UsageError, match=r"--tls-cert: cannot read .*absent"):
         load({"tls-cert": [str(tmp_path / "absent")]})
     with pytest.raises(UsageError, match="settings: cannot read"):
@@ -168,13 +171,13 @@ def test_named_files_must_be_readable_used_or_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/dev/zero", "a\0b"])
 def test_a_settings_file_that_cannot_be_one(name: str) -> None:
-    """One that never ends, and one that no file system can have."""
+    """A settings file that never ends, and an impossible name, raise UsageError."""
     with pytest.raises(UsageError, match=r"settings: .*(more than 1048576 bytes|null)"):
         load({"settings": name})
 
 
-def test_a_pipe_that_nobody_writes_to_is_empty(tmp_path: Path) -> None:
-    """And one that somebody writes to is read as a file is: what bash's <(…) gives."""
+def test_a_pipe_without_a_writer_is_empty(tmp_path: Path) -> None:
+    """A pipe is read as a settings file, as bash's <(…) makes it; without a writer it is empty."""
     os.mkfifo(tmp_path / "fifo")
     load({"settings": str(tmp_path / "fifo"), "cache-dir": None})
     reading, writing = os.pipe()
@@ -185,6 +188,7 @@ def test_a_pipe_that_nobody_writes_to_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_settings_file_with_an_escape_beyond_unicode(tmp_path: Path) -> None:
+    """An escape beyond Unicode in a settings file raises UsageError."""
     (tmp_path / "s.yaml").write_text('cache-dir: "\\UFFFFFFFF"')
     with pytest.raises(UsageError, match="not YAML"):
         load({"settings": str(tmp_path / "s.yaml"), "cache-dir": None})
@@ -194,19 +198,19 @@ def test_a_settings_file_with_an_escape_beyond_unicode(tmp_path: Path) -> None:
     ("text", "value"), [("50GiB", 50 << 30), ("1k", 1024), ("2MB", 2_000_000), ("1.5g", 3 << 29), ("17", 17), ("9B", 9)]
 )
 def test_sizes(text: str, value: int) -> None:
-    """Binary prefixes with iB or bare, decimal ones with B."""
+    """A suffix with iB, or without B, is binary; one with B alone is decimal; without a suffix a size is in bytes."""
     assert size(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "5 parsecs", "1e3", "0x10"])
 def test_bad_sizes(text: str) -> None:
-    """A bad size says how to write one."""
+    """The error for an invalid size says how to write one."""
     with pytest.raises(UsageError, match=r"--cache-size: .* is not a size"):
         load({"cache-size": text})
 
 
 def test_small_parsers() -> None:
-    """A umask and a mode are octal, a timeout is positive, a mirror has a host and a URL."""
+    """A umask and a mode are octal, a timeout is positive, and a mirror has a host and a URL."""
     assert octal("022") == 0o22
     assert octal("0o077") == 0o77
     assert [mode(text) for text in ("644", "0644", "0o755", "0")] == [0o644, 0o644, 0o755, 0]
@@ -228,7 +232,7 @@ def test_small_parsers() -> None:
 
 
 def test_kit_home_is_kits_own(tmp_path: Path) -> None:
-    """--config, then KITFS_CONFIG, then KITOPS_HOME, then kit's default under the data home."""
+    """kit's home is read from --config, then KITFS_CONFIG, then KITOPS_HOME, then kit's default below the data home."""
     assert load({"config": None}, {"XDG_DATA_HOME": "/d"})["config"] == "/d/kitops"
     assert load({"config": None}, {"KITOPS_HOME": "/k"})["config"] == "/k"
     assert load({"config": None}, {"KITOPS_HOME": "/k", "KITFS_CONFIG": "/f"})["config"] == "/f"
@@ -246,19 +250,19 @@ def test_kit_home_is_kits_own(tmp_path: Path) -> None:
     ],
 )
 def test_listen(text: str, wanted: tuple[str, int]) -> None:
-    """Where the registry listens."""
+    """Addresses to listen on are parsed."""
     assert listen(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", "h:65536", "h:-1", "h:5000x"])
 def test_listen_refuses(text: str) -> None:
-    """What is no place to listen."""
+    """A text that is not an address to listen on raises ValueError."""
     with pytest.raises(ValueError, match="is not HOST:PORT"):
         listen(text)
 
 
 def test_platforms() -> None:
-    """As images have them."""
+    """A platform has the form of those of images."""
     assert [platform(text) for text in ("linux/amd64", "linux/arm64/v8")] == [
         ("linux", "amd64", ""),
         ("linux", "arm64", "v8"),
@@ -282,7 +286,7 @@ def test_platforms() -> None:
     ],
 )
 def test_a_wrong_settings_file_is_not_quoted_where_it_may_hold_a_secret(text: str, tmp_path: Path) -> None:
-    """The line is named, and not shown."""
+    """The error names the line, and does not show it."""
     path = tmp_path / "settings.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=r"settings\.yaml") as caught:
@@ -294,7 +298,7 @@ SECRET = (Option("token", token, ""), Option("password", password, ""))
 
 
 def test_line_ends_around_secrets_and_proxies_are_not_part_of_them() -> None:
-    """They are taken away from flags and from environment variables."""
+    """Line ends are removed from the values of flags and of environment variables."""
     values = {"token": " hf_x\r\n", "password": " p \r\n", "proxy": "http://proxy.test:1\n"}
     variables = {f"KITFS_{name.upper()}": value for name, value in values.items()}
     for settings in (
@@ -305,6 +309,7 @@ def test_line_ends_around_secrets_and_proxies_are_not_part_of_them() -> None:
 
 
 def test_settings_do_not_print_their_secrets() -> None:
+    """``repr`` of settings does not contain passwords and tokens."""
     flags = {"token": "hunter22", "password": "hunter22", "proxy": "http://u:hunter22@proxy.test"}
     settings = Settings.load(flags, {}, own=SECRET)
     assert "hunter22" not in repr(settings)

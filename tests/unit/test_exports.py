@@ -32,7 +32,7 @@ INSTEAD = {
 
 
 def public(path: str) -> Any:
-    """What a dotted name below kitfs stands for."""
+    """Return the object of a dotted name below kitfs."""
     found: Any = kitfs
     for name in path.split("."):
         found = getattr(found, name)
@@ -40,12 +40,14 @@ def public(path: str) -> Any:
 
 
 def test_the_public_names_are_these() -> None:
+    """``kitfs.__all__`` is this list."""
     assert set(kitfs.__all__) == PUBLIC
     assert set(kitfs.__all__) <= set(dir(kitfs))
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
 def test_every_public_name_can_be_imported_and_is_documented(name: str) -> None:
+    """Every public name exists and has a docstring."""
     found = getattr(kitfs, name)
     first = (found.__doc__ or "").split("\n")[0]
     assert first
@@ -53,7 +55,7 @@ def test_every_public_name_can_be_imported_and_is_documented(name: str) -> None:
 
 
 def functions() -> dict[str, Any]:
-    """Every public function, those of modules and of Kit too, by its dotted name."""
+    """Return every public function by its dotted name, those of modules and of Kit too."""
     found = {}
     for name in sorted(PUBLIC):
         value = getattr(kitfs, name)
@@ -72,7 +74,7 @@ def functions() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", functions())
 def test_a_function_is_typed_and_its_docstring_begins_with_a_sentence(name: str) -> None:
-    """No parameter is Any, and no function takes untyped keyword options."""
+    """No parameter is Any, no function takes untyped keyword options, and every docstring begins with a sentence."""
     function = functions()[name]
     first = (function.__doc__ or "").split("\n\n")[0]
     assert first.rstrip().endswith((".", ":"))
@@ -82,6 +84,7 @@ def test_a_function_is_typed_and_its_docstring_begins_with_a_sentence(name: str)
 
 
 def test_every_verb_of_the_command_line_has_a_function() -> None:
+    """The SDK has a function for every verb of the command line."""
     import click
 
     from kitfs.cli.main import main
@@ -110,7 +113,7 @@ def is_public(path: str) -> bool:
 
 @pytest.mark.parametrize("name", [name for name in sorted(PUBLIC) if name.endswith("Options")])
 def test_every_option_of_the_sdk_is_one_of_the_table(name: str) -> None:
-    """So that an option cannot exist in the SDK's types only."""
+    """Every option in the SDK's types exists in the table of options."""
     keys = getattr(kitfs, name).__annotations__
     assert keys
     assert {key.replace("_", "-") for key in keys} <= set(OPTIONS)
@@ -123,6 +126,7 @@ def test_the_paths_among_the_options_are_made_absolute_for_other_processes() -> 
 
 
 def test_importing_kitfs_imports_nothing_heavy() -> None:
+    """``import kitfs`` imports no library for HTTP, YAML, caching or progress."""
     code = (
         "import sys, kitfs; assert kitfs.__version__; dir(kitfs); "
         "print([m for m in ('httpx', 'yaml', 'diskcache', 'aiohttp', 'rich') if m in sys.modules])"
@@ -134,4 +138,5 @@ def test_importing_kitfs_imports_nothing_heavy() -> None:
 
 
 def test_the_package_is_marked_as_typed() -> None:
+    """The package has py.typed."""
     assert (Path(kitfs.__file__).parent / "py.typed").exists()

@@ -34,7 +34,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
+    """Return every module of the package by its dotted name."""
     return {
         ".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p
         for p in ROOT.rglob("*.py")
@@ -42,7 +42,7 @@ def modules() -> dict[str, Path]:
 
 
 def executed(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The import statements below a node, without those of ``if TYPE_CHECKING``."""
+    """Yield the import statements below a node, without those of ``if TYPE_CHECKING``."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
@@ -53,7 +53,7 @@ def executed(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def imported(path: Path, known: dict[str, Path]) -> set[tuple[int, str]]:
-    """(line, module) of every import of a module of kitfs that ``path`` executes."""
+    """Yield (line, module) of every import of a module of kitfs that ``path`` executes."""
     found: set[tuple[int, str]] = set()
     for node in executed(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -69,13 +69,13 @@ def imported(path: Path, known: dict[str, Path]) -> set[tuple[int, str]]:
 
 
 def graph() -> dict[str, set[tuple[int, str]]]:
-    """Every module with what it imports."""
+    """Return the modules that every module imports."""
     known = modules()
     return {name: imported(path, known) for name, path in known.items()}
 
 
 def package(module: str) -> str:
-    """The first name below kitfs; ``__init__`` for the package itself."""
+    """Return the first name below kitfs; ``__init__`` for the package itself."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
@@ -99,5 +99,5 @@ def test_there_is_no_import_circle() -> None:
 
 
 def test_every_package_has_a_floor() -> None:
-    """A new top-level module or package must be given its place."""
+    """Every top-level module and package has a floor."""
     assert {package(module) for module in modules()} <= set(FLOOR)

@@ -76,7 +76,7 @@ def test_known_secrets_are_removed_in_any_spelling() -> None:
 
 
 def test_a_public_url_has_no_secrets() -> None:
-    """``public`` removes user, password, query and fragment of a URL, and leaves paths and git addresses as they are."""
+    """``public`` removes user, password, query and fragment of a URL; paths and addresses of git are not changed."""
     assert public("https://user:secret@hub.test/team/net?token=x#y") == "https://hub.test/team/net"
     assert [public(text) for text in ("u:secret@x", "hub/u:sec/ret@x")] == ["x", "x"]
     assert [public(text) for text in ("git@host.test:org/repo", "/srv/a:b@c", "./a:b@c")] == [

@@ -1,4 +1,4 @@
-"""Pushing blobs, over real sockets: what goes out, what is taken up after a fault, and what an answer means."""
+"""Uploads of blobs, over real sockets: which requests are sent, how an upload resumes, and what responses mean."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kitfs.errors import (
 )
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import Descriptor
-from kitfs.oci.names import Digest
+from kitfs.oci.names import Digest, Reference
 from kitfs.registry import upload as uploads
 from kitfs.registry.client import RegistryClient, Repository
 from kitfs.registry.http import StreamedBody
@@ -44,7 +44,7 @@ UPLOAD = r"/blobs/uploads/\w"
 
 
 def reader(data: bytes = DATA, piece: int = 30 * KiB) -> Callable[[int], Iterator[bytes]]:
-    """Reads a local blob from an offset, in pieces."""
+    """Return a function that reads a local blob from an offset, in pieces."""
 
     def read(offset: int) -> Iterator[bytes]:
         for at in range(offset, len(data), piece):
@@ -54,7 +54,7 @@ def reader(data: bytes = DATA, piece: int = 30 * KiB) -> Callable[[int], Iterato
 
 
 class Notes(dict[tuple[str, str], Any]):
-    """A journal."""
+    """Hints in memory."""
 
     def set(self, key: tuple[str, str], value: Any) -> None:
         self[key] = value
@@ -85,7 +85,7 @@ def ranges(fake: FakeRegistry) -> list[str]:
 
 
 def test_a_blob_that_is_there_is_not_sent(fake: FakeRegistry, repository: Repositories) -> None:
-    """One HEAD."""
+    """If the registry has a blob, one HEAD is sent."""
     fake.put_blob("team/kit", DATA)
     told: list[int] = []
     assert push(repository(), progress=told.append) == "exists"
@@ -94,7 +94,7 @@ def test_a_blob_that_is_there_is_not_sent(fake: FakeRegistry, repository: Reposi
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1])
 def test_what_is_smaller_than_a_chunk_goes_in_one_put(fake: FakeRegistry, repository: Repositories, size: int) -> None:
-    """POST, then PUT of everything with its length and digest."""
+    """A blob smaller than a chunk is sent with POST and one PUT, which has its length and digest."""
     blob = descriptor(DATA[:size])
     assert push(repository(), blob, DATA[:size]) == "uploaded"
     put = fake.served(method="PUT")[0]
@@ -106,8 +106,8 @@ def test_what_is_smaller_than_a_chunk_goes_in_one_put(fake: FakeRegistry, reposi
 
 @pytest.mark.parametrize("chunks", [1, 4, 4.5])
 def test_chunks_go_one_after_the_other(fake: FakeRegistry, repository: Repositories, chunks: float) -> None:
-    """PATCHes with Content-Range, then an empty PUT; the location and its query are the ones that the registry gave
-    last.
+    """Chunks are sent as PATCH requests with Content-Range, then an empty PUT; each goes to the latest Location,
+    with its query.
     """
     data = DATA[: int(chunks * CHUNK)]
     blob = descriptor(data)
@@ -129,14 +129,14 @@ def repository_at(client: RegistryClient, host: str, name: str = "team/kit") -> 
 
 
 def test_the_least_size_of_a_chunk_is_honoured(fake: FakeRegistry, repository: Repositories) -> None:
-    """OCI-Chunk-Min-Length; the last one may be smaller."""
+    """Every chunk but the last has at least OCI-Chunk-Min-Length bytes."""
     fake.chunk_min = 200 * KiB
     push(repository())
     assert ranges(fake) == ["0-204799", "204800-409599", "409600-460799"]
 
 
-def test_another_digest_algorithm_is_told(fake: FakeRegistry, repository: Repositories) -> None:
-    """digest-algorithm of the POST (end-4c)."""
+def test_another_digest_algorithm_is_named(fake: FakeRegistry, repository: Repositories) -> None:
+    """The POST names an algorithm other than sha256 in digest-algorithm (end-4c)."""
     blob = Descriptor("x", Digest.parse(f"sha512:{hashlib.sha512(DATA).hexdigest()}"), len(DATA))
     assert push(repository(), blob) == "uploaded"
     assert fake.served(method="POST")[0].path == "/v2/team/kit/blobs/uploads/?digest-algorithm=sha512"
@@ -146,7 +146,7 @@ def test_another_digest_algorithm_is_told(fake: FakeRegistry, repository: Reposi
 def test_locations_may_be_absolute(
     fake: FakeRegistry, repository: Repositories, client: Callable[..., RegistryClient]
 ) -> None:
-    """On another host, which gets no credentials."""
+    """A Location on another host is used, without credentials."""
     with FakeRegistry() as storage:
         fake.require_basic({"u": "p"})
         push(repository(name="x/y", auths={fake.host: {"auth": "dTpw"}}), descriptor(b"warm"), b"warm")
@@ -162,7 +162,9 @@ def test_locations_may_be_absolute(
 
 
 def test_a_location_without_tls_is_not_followed(client: Callable[..., RegistryClient]) -> None:
-    """Blobs do not leave TLS because a registry says so; where only its own scheme is wrong, TLS stays."""
+    """A Location that leads away from TLS is refused; if only its scheme is wrong, the registry's own scheme is
+    used.
+    """
     fake = FakeRegistry()
     fake.fail("/uploads/$", Headers({"Location": "http://storage.test/1"}), times=1)
     team = repository_at(client(transport=fake.transport()), "registry.test")
@@ -178,7 +180,7 @@ def test_a_location_without_tls_is_not_followed(client: Callable[..., RegistryCl
 
 
 def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) -> None:
-    """Mirrors are for pulling."""
+    """A push is sent to the registry, not to its mirrors."""
     with FakeRegistry() as mirror:
         mirror.put_blob("team/kit", DATA)
         assert push(repository(mirrors={fake.host: (mirror.url,)})) == "uploaded"
@@ -189,7 +191,7 @@ def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) ->
 
 
 def test_a_blob_is_mounted_from_beside(fake: FakeRegistry, repository: Repositories) -> None:
-    """The first of the candidates that has it gives it; sessions that were begun by asking the others are cancelled."""
+    """A blob is mounted from the first candidate that has it; sessions that other candidates began are cancelled."""
     fake.put_blob("lib/base", DATA)
     assert push(repository(), mount_from=["lib/none", "team/kit", "lib/base", "lib/more"]) == "mounted"
     posts = [s.path for s in fake.served(method="POST")]
@@ -200,20 +202,20 @@ def test_a_blob_is_mounted_from_beside(fake: FakeRegistry, repository: Repositor
 
 
 def test_the_session_of_a_mount_that_failed_is_used(fake: FakeRegistry, repository: Repositories) -> None:
-    """202: no second POST."""
+    """After 202 to a mount the blob is sent in that session, without a second POST."""
     assert push(repository(), mount_from=["lib/none"]) == "uploaded"
     assert len(fake.served(method="POST")) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 500])
-def test_a_mount_that_is_refused_is_no_error(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """Whoever may not read the source sends the blob."""
+def test_a_mount_that_is_refused_is_not_an_error(fake: FakeRegistry, repository: Repositories, status: int) -> None:
+    """If a mount is refused, the blob is sent."""
     fake.fail("mount=", Status(status))
     assert push(repository(), mount_from=["lib/base"]) == "uploaded"
 
 
 def test_mounting_asks_for_a_token_for_both(fake: FakeRegistry, repository: Repositories) -> None:
-    """Push here, pull there; everything else is for the one repository."""
+    """A mount requests a token to push here and to pull there; other requests are for the one repository."""
     fake.put_blob("lib/base", DATA)
     fake.require_token()
     assert push(repository(), mount_from=["lib/base"]) == "mounted"
@@ -230,7 +232,7 @@ def test_mounting_asks_for_a_token_for_both(fake: FakeRegistry, repository: Repo
 def test_a_broken_chunk_goes_on_where_the_registry_stands(
     fake: FakeRegistry, repository: Repositories, keeps: bool, reset: bool
 ) -> None:
-    """It is asked, and nothing that it has is sent again."""
+    """After a chunk breaks off the registry is asked for its state, and only missing bytes are sent."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Deaf(50_000, keeps=keeps, reset=reset), method="PATCH", times=1)
     told: list[int] = []
     assert push(repository(), progress=told.append) == "uploaded"
@@ -246,7 +248,7 @@ def test_a_broken_chunk_goes_on_where_the_registry_stands(
 def test_answers_that_may_pass(
     fake: FakeRegistry, repository: Repositories, counters: Counters, method: str, status: int
 ) -> None:
-    """Each kind of request is made again."""
+    """Every request of an upload is retried after a transient status."""
     if method == "GET":
         fake.fail(UPLOAD, Status(503), method="PATCH", times=1)
     fake.fail("/uploads/", Status(status), method=method, times=2)
@@ -254,22 +256,25 @@ def test_answers_that_may_pass(
     assert fake.blob("team/kit", BLOB.digest) == DATA
     assert counters.get("retries") == {"GET": 3, "PUT": 1}.get(
         method, 2
-    )  # the first PUT was done, only its answer was lost
+    )  # the first PUT took effect, only its response was lost
 
 
-def test_retry_after_is_honoured(fake: FakeRegistry, repository: Repositories) -> None:
-    """The pause is the registry's."""
+def upload_of(client: RegistryClient, fake: FakeRegistry, **options: Any) -> uploads.Upload:
+    """Return an upload of BLOB to team/kit of a registry."""
+    [endpoint] = client.repository(Reference.parse(f"{fake.host}/team/kit")).endpoints
+    pushing = endpoint.scoped("repository:team/kit:pull,push")
+    return uploads.Upload(client.http, pushing, "team/kit", BLOB, reader(), client.lessons, chunk=CHUNK, **options)
+
+
+def test_retry_after_is_honoured(fake: FakeRegistry, client: Callable[..., RegistryClient]) -> None:
+    """Retry-After sets the pause."""
     slept: list[float] = []
     fake.fail(UPLOAD, Status(429, {"Retry-After": "7"}), method="PATCH", times=1)
-    team = repository()
-    sent = uploads.Upload(
-        team._http, team._pushing(), "team/kit", BLOB, reader(), team._lessons, chunk=CHUNK, sleep=slept.append
-    )
-    assert (sent.run(), slept) == ("uploaded", [7.0])
+    assert (upload_of(client(), fake, sleep=slept.append).run(), slept) == ("uploaded", [7.0])
 
 
 def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories) -> None:
-    """Every chunk breaks, many times more often in all than in a row."""
+    """An upload succeeds although every chunk breaks off, because each brings the registry more bytes."""
     fake.fail(UPLOAD, Deaf(10_000), method="PATCH")
     assert push(repository()) == "uploaded"
     assert len(ranges(fake)) == -(-len(DATA) // 10_000)
@@ -283,10 +288,10 @@ def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories
         (Status(429, refuses=True), RateLimited),
     ],
 )
-def test_setbacks_without_progress_end(
+def test_failed_attempts_without_progress_end(
     fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[KitfsError]
 ) -> None:
-    """Five in a row are enough in each way, in one line."""
+    """Five failed attempts in a row end each method, with an error of one line."""
     for method in ("PATCH", "PUT"):
         fake.fail(UPLOAD, fault, method=method)
     with pytest.raises(kind, match=f"^team/kit: blob {BLOB.digest}: {fake.host} ") as caught:
@@ -295,8 +300,8 @@ def test_setbacks_without_progress_end(
     assert len([said for said in ranges(fake) if said == f"0-{CHUNK - 1}"]) == uploads.MAX_FAILURES
 
 
-def test_a_session_that_is_lost_is_begun_anew(fake: FakeRegistry, repository: Repositories) -> None:
-    """404 in the middle: everything goes again, and progress goes back."""
+def test_a_lost_session_is_replaced(fake: FakeRegistry, repository: Repositories) -> None:
+    """After 404 in the middle the blob is sent in a new session, and progress is reported as negative."""
     told: list[int] = []
 
     def progress(n: int) -> None:
@@ -311,7 +316,7 @@ def test_a_session_that_is_lost_is_begun_anew(fake: FakeRegistry, repository: Re
 
 
 def test_a_registry_that_always_loses_its_sessions(fake: FakeRegistry, repository: Repositories) -> None:
-    """Bytes that were sent before are not progress: in each way it ends."""
+    """A registry that loses every session is given up, since bytes that were sent before are not progress."""
     fake.fail("_state=a%2Bb.c%3D%3D204800", Status(404), method="PATCH")
     fake.fail(UPLOAD, Status(404, code="BLOB_UPLOAD_UNKNOWN", refuses=True), method="PUT")
     with pytest.raises(Unavailable, match="has lost the upload session; push again"):
@@ -320,7 +325,7 @@ def test_a_registry_that_always_loses_its_sessions(fake: FakeRegistry, repositor
 
 
 def test_416_asks_for_the_place(fake: FakeRegistry, repository: Repositories) -> None:
-    """Somebody else's chunk has come first."""
+    """After 416 the registry is asked how much it has."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Status(416), method="PATCH", times=1)
     assert push(repository()) == "uploaded"
     assert "GET" in asked(fake, UPLOAD)
@@ -332,7 +337,7 @@ def test_416_asks_for_the_place(fake: FakeRegistry, repository: Repositories) ->
 def test_2xx_says_that_a_chunk_was_taken(
     fake: FakeRegistry, repository: Repositories, said: str | None, status: int
 ) -> None:
-    """Whatever its Range says: no byte goes twice, and the digest decides."""
+    """After 2xx no byte of a chunk is sent again, whatever Range the response has; the digest decides."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Headers({"Range": said}), method="PATCH", times=1)
     fake.fail("/uploads/", Restatus(status), method="PATCH")
     assert push(repository()) == "uploaded"
@@ -341,7 +346,7 @@ def test_2xx_says_that_a_chunk_was_taken(
 
 
 def test_a_part_of_a_chunk_may_be_taken(fake: FakeRegistry, repository: Repositories) -> None:
-    """A Range within the chunk is where the next one begins."""
+    """A Range within the chunk is where the next chunk begins."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Deaf(60_000, answers=True), method="PATCH", times=1)
     assert push(repository()) == "uploaded"
     assert ranges(fake)[1:3] == ["102400-204799", "162400-264799"]
@@ -349,14 +354,14 @@ def test_a_part_of_a_chunk_may_be_taken(fake: FakeRegistry, repository: Reposito
 
 
 def test_answers_without_range_and_location(fake: FakeRegistry, repository: Repositories) -> None:
-    """Then the chunk was taken, and the session stays where it is."""
+    """After 2xx without Range and Location the upload continues at the same location."""
     fake.fail(UPLOAD, Headers({"Range": None, "Location": None}), method="PATCH")
     assert push(repository()) == "uploaded"
     assert len(ranges(fake)) == 5
 
 
 def test_a_session_that_knows_less_goes_back(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry that lost a part of it gets that part again."""
+    """A registry that has lost a part of the blob gets that part again."""
     fake.fail("_state=a%2Bb.c%3D%3D204800", Status(503), method="PATCH", times=1)
     fake.fail(UPLOAD, Headers({"Range": "0-102399"}), method="GET", times=1)
     team = repository()
@@ -371,8 +376,8 @@ def test_a_session_that_knows_less_goes_back(fake: FakeRegistry, repository: Rep
     assert ranges(fake)[2:4] == ["204800-307199", "102400-204799"]
 
 
-def test_a_blob_in_one_piece_begins_anew(fake: FakeRegistry, repository: Repositories) -> None:
-    """With a session of its own each time: half a body may be in the other."""
+def test_a_blob_in_one_request_gets_a_new_session(fake: FakeRegistry, repository: Repositories) -> None:
+    """A blob that is sent in one request gets a new session for each attempt."""
     fake.fail(UPLOAD, Deaf(10_000), method="PUT", times=2)
     assert push(repository(), chunk=1 << 30) == "uploaded"
     assert asked(fake) == ["HEAD", "POST", "PUT"] + ["HEAD", "POST", "PUT"] * 2
@@ -381,14 +386,14 @@ def test_a_blob_in_one_piece_begins_anew(fake: FakeRegistry, repository: Reposit
 
 @pytest.mark.parametrize("chunk", [CHUNK, 1 << 30])
 def test_a_lost_answer_to_the_last_request(fake: FakeRegistry, repository: Repositories, chunk: int) -> None:
-    """The blob is looked for before anything is sent again."""
+    """If the response to the closing request is lost, the registry is asked for the blob before it is sent again."""
     fake.fail(UPLOAD, Status(502), method="PUT", times=1)  # the registry has done it, a proxy has lost the answer
     assert push(repository(), chunk=chunk) == "uploaded"
     assert asked(fake).count("PUT") == 1
 
 
 def test_a_registry_that_says_nothing_is_given_up(fake: FakeRegistry, repository: Repositories) -> None:
-    """Timeouts weigh more than other setbacks."""
+    """A registry that times out is given up after fewer attempts than after other failures."""
     fake.fail(UPLOAD, Status(500, refuses=True), method="PATCH")
     fake.fail(UPLOAD, Stall(), method="PATCH")
     with pytest.raises(Unavailable, match=r"sent nothing for 0\.3 s"):
@@ -400,7 +405,7 @@ def test_a_registry_that_says_nothing_is_given_up(fake: FakeRegistry, repository
 
 
 def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
-    """A push that ends after two chunks and a bit, as with a process that is killed."""
+    """Run a push that ends after two chunks and a part of the third, like a process that is killed."""
 
     class Killed(BaseException):
         pass
@@ -420,7 +425,7 @@ def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
 
 
 def test_a_later_call_goes_on(fake: FakeRegistry, repository: Repositories) -> None:
-    """Nothing that the registry has is sent again; then nothing is noted any more."""
+    """A later call sends only the missing bytes, and then deletes its hint."""
     notes, told = Notes(), list[int]()
     interrupted(fake, repository(), notes)
     assert push(repository(), hints=notes, progress=told.append) == "uploaded"
@@ -430,7 +435,7 @@ def test_a_later_call_goes_on(fake: FakeRegistry, repository: Repositories) -> N
 
 
 def test_a_session_that_the_registry_lost_meanwhile(fake: FakeRegistry, repository: Repositories) -> None:
-    """The call begins anew, and says nothing."""
+    """If the registry has lost the session of an earlier call, a new session is begun without an error."""
     notes = Notes()
     interrupted(fake, repository(), notes)
     fake.lose_uploads()
@@ -439,7 +444,7 @@ def test_a_session_that_the_registry_lost_meanwhile(fake: FakeRegistry, reposito
 
 
 def test_a_session_with_other_bytes_in_it(fake: FakeRegistry, repository: Repositories) -> None:
-    """A wrong digest after going on may be the session's fault: once it is begun anew."""
+    """If a resumed upload has a wrong digest, it is sent once more in a new session."""
     notes = Notes()
     interrupted(fake, repository(), notes)
     for data in fake._repository("team/kit").uploads.values():
@@ -449,7 +454,7 @@ def test_a_session_with_other_bytes_in_it(fake: FakeRegistry, repository: Reposi
 
 
 def test_a_session_with_too_many_bytes(fake: FakeRegistry, repository: Repositories) -> None:
-    """It is not this blob's."""
+    """A session that has more bytes than the blob is not used."""
     notes = Notes()
     interrupted(fake, repository(), notes)
     for data in fake._repository("team/kit").uploads.values():
@@ -468,16 +473,16 @@ def test_a_session_with_too_many_bytes(fake: FakeRegistry, repository: Repositor
         *({"location": at, "at": 1, "least": 0} for at in (7, "http://[", "ftp://x/", "http://x")),
     ],
 )
-def test_a_journal_is_a_hint(fake: FakeRegistry, repository: Repositories, note: Any) -> None:
-    """Whatever stands there, the push works."""
+def test_an_invalid_hint_is_ignored(fake: FakeRegistry, repository: Repositories, note: Any) -> None:
+    """An invalid hint does not make a push fail."""
     team, notes = repository(), Notes()
     notes["upload", f"{team.endpoints[-1].base}@{BLOB.digest}"] = note
     assert push(team, hints=notes) == "uploaded"
     assert notes == {}
 
 
-def test_a_failed_push_stays_noted(fake: FakeRegistry, repository: Repositories) -> None:
-    """Until a later one succeeds."""
+def test_the_hint_of_a_failed_push_is_kept(fake: FakeRegistry, repository: Repositories) -> None:
+    """The hint of a failed push is kept until a later one succeeds."""
     notes = Notes()
     fake.fail("_state=a%2Bb.c%3D%3D102400", Status(503, refuses=True), method="PATCH")
     with pytest.raises(Unavailable):
@@ -488,8 +493,8 @@ def test_a_failed_push_stays_noted(fake: FakeRegistry, repository: Repositories)
     assert ranges(fake)[0] == "102400-204799"
 
 
-def test_what_came_another_way_is_not_noted_any_more(fake: FakeRegistry, repository: Repositories) -> None:
-    """A blob that is there needs no session."""
+def test_the_hint_of_a_blob_that_exists_is_deleted(fake: FakeRegistry, repository: Repositories) -> None:
+    """The hint is deleted if the registry has the blob already."""
     notes = Notes()
     interrupted(fake, repository(), notes)
     fake.put_blob("team/kit", DATA)
@@ -501,7 +506,7 @@ def test_what_came_another_way_is_not_noted_any_more(fake: FakeRegistry, reposit
 
 
 def test_one_token_serves_a_push(fake: FakeRegistry, repository: Repositories) -> None:
-    """It is for pull and push from the first request on."""
+    """A push requests one token, with pull and push."""
     fake.require_token()
     push(repository())
     assert [s.path for s in fake.served("/token")] == [
@@ -512,7 +517,7 @@ def test_one_token_serves_a_push(fake: FakeRegistry, repository: Repositories) -
 
 @pytest.mark.parametrize("early", [True, False])
 def test_a_token_that_expires_in_the_middle(fake: FakeRegistry, repository: Repositories, early: bool) -> None:
-    """The chunk goes again with a new one, also when the registry says so before it has heard the chunk."""
+    """If a token expires, the chunk is sent again with a new one, also if 401 arrives before the chunk was sent."""
     fake.require_token()
     told: list[int] = []
 
@@ -530,7 +535,7 @@ def test_a_token_that_expires_in_the_middle(fake: FakeRegistry, repository: Repo
 
 
 def test_a_token_that_is_known_to_be_old_is_replaced_first(fake: FakeRegistry, repository: Repositories) -> None:
-    """No chunk travels to be refused."""
+    """An expired token is replaced before a chunk is sent."""
     fake.require_token(expires_in=1)
     now = [0.0]
     team = repository(clock=lambda: now[0])
@@ -544,7 +549,7 @@ def test_a_token_that_is_known_to_be_old_is_replaced_first(fake: FakeRegistry, r
 
 
 def test_a_token_that_may_not_push(fake: FakeRegistry, repository: Repositories) -> None:
-    """401 and 403 are the caller's to mend, and no session is left."""
+    """401 and 403 raise Unauthorized, and no session is left."""
     fake.require_basic({"u": "p"})
     with pytest.raises(Unauthorized, match=f"log in with kitfs login {fake.host}"):
         push(repository())
@@ -574,8 +579,8 @@ def test_refusals(
     kind: type[KitfsError],
     words: str,
 ) -> None:
-    """When no way is left, one line says what the first answer was, and the session is given up; early answers count
-    as well.
+    """If no method is left, the error is that of the first refusal in one line, and the session is cancelled; early
+    responses count too.
     """
     for one in ("PATCH", "PUT") if method == "P" else (method,):
         fake.fail("/uploads/", Status(status, refuses=True), method=one)
@@ -590,7 +595,7 @@ def test_refusals(
 
 
 def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None:
-    """The same through TLS."""
+    """An early refusal is read over TLS too."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(TLS / "server.pem")
     big = random.Random(3).randbytes(8 << 20)
@@ -604,14 +609,14 @@ def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None
 
 
 def test_a_wrong_digest(fake: FakeRegistry, repository: Repositories) -> None:
-    """Bytes that are not the blob's are not sent a second time: the local copy is looked at."""
+    """If the registry computes another digest, the local copy is checked, and damaged bytes are not sent again."""
     with pytest.raises(IntegrityError, match=f"{fake.host} computed another digest, because the local copy is damaged"):
         push(repository(), data=DATA[:-1] + b"?")
     assert asked(fake).count("PUT") == 1
 
 
 def test_a_registry_that_stores_it_as_something_else(fake: FakeRegistry, repository: Repositories) -> None:
-    """Its own word is checked."""
+    """A registry that returns another digest for the stored blob raises IntegrityError."""
     fake.fail(UPLOAD, Headers({"Docker-Content-Digest": f"sha256:{'0' * 64}"}), method="PUT")
     with pytest.raises(IntegrityError, match="stored it under another digest: sha256:000"):
         push(repository())
@@ -619,19 +624,19 @@ def test_a_registry_that_stores_it_as_something_else(fake: FakeRegistry, reposit
 
 @pytest.mark.parametrize("chunk", [CHUNK, 1 << 30])
 def test_a_local_copy_that_is_too_short(fake: FakeRegistry, repository: Repositories, chunk: int) -> None:
-    """Said at once; nothing is retried."""
+    """A local copy that is too short raises IntegrityError without a retry."""
     with pytest.raises(IntegrityError, match="the local copy ends at byte 460700"):
         push(repository(), data=DATA[:-100], chunk=chunk)
     assert [s.status for s in fake.served(method="PUT")] in ([], [0])
 
 
 def test_a_local_copy_that_is_too_long(fake: FakeRegistry, repository: Repositories) -> None:
-    """Nothing beyond the descriptor's size is sent."""
+    """Bytes beyond the size of the descriptor are not sent."""
     assert push(repository(), data=DATA + b"more") == "uploaded"
 
 
 def test_a_local_copy_that_cannot_be_read(fake: FakeRegistry, repository: Repositories) -> None:
-    """It is not the network's fault."""
+    """A local copy that cannot be read raises StoreError without a retry."""
 
     def read(offset: int) -> Iterator[bytes]:
         yield DATA[offset : offset + 10]
@@ -642,21 +647,21 @@ def test_a_local_copy_that_cannot_be_read(fake: FakeRegistry, repository: Reposi
 
 
 def test_no_location(fake: FakeRegistry, repository: Repositories) -> None:
-    """A session without a place."""
+    """A session without a Location raises RegistryError."""
     fake.fail("/uploads/$", Headers({"Location": None, "Docker-Upload-UUID": None}))
     with pytest.raises(RegistryError, match=f"{fake.host} returned 202 without a Location"):
         push(repository())
 
 
 def test_nothing_there(fake: FakeRegistry, repository: Repositories) -> None:
-    """404 to POST: the registry has no such repository."""
+    """404 to POST raises NotFound."""
     fake.fail("/uploads/$", Status(404, code="NAME_UNKNOWN", message="x"))
     with pytest.raises(NotFound, match="the repository does not exist"):
         push(repository())
 
 
 def test_redirects_are_followed_with_the_body(fake: FakeRegistry, repository: Repositories) -> None:
-    """307 elsewhere: the bytes go again from the start of the chunk, the credentials do not."""
+    """After a redirect the chunk is sent again from its start, without credentials."""
     with FakeRegistry() as storage:
         storage._repository("team/kit").uploads["1"] = bytearray()
         fake.fail(
@@ -669,15 +674,13 @@ def test_redirects_are_followed_with_the_body(fake: FakeRegistry, repository: Re
         assert storage.blob("team/kit", BLOB.digest) == DATA
 
 
-def test_repr_is_for_people(fake: FakeRegistry, repository: Repositories) -> None:
-    """What, where, how far."""
-    team = repository()
-    told = repr(uploads.Upload(team._http, team._pushing(), "team/kit", BLOB, reader(), team._lessons))
-    assert told == f"<Upload {BLOB.digest} to {fake.host}, 0 of {len(DATA)} bytes>"
+def test_repr_is_for_people(fake: FakeRegistry, client: Callable[..., RegistryClient]) -> None:
+    """``repr`` of an upload has the digest, the host and the progress."""
+    assert repr(upload_of(client(), fake)) == f"<Upload {BLOB.digest} to {fake.host}, 0 of {len(DATA)} bytes>"
 
 
 def test_the_body_is_never_half_consumed() -> None:
-    """Each time that a body is sent, it is read from its beginning."""
+    """A body is read from its beginning each time it is sent."""
     told: list[int] = []
     body = StreamedBody(reader(), 100, 50_000, "blob", told.append)
     one = iter(body)

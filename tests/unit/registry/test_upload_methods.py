@@ -1,6 +1,4 @@
-"""What a registry can do is learned from its answers: each way of sending a blob is tried once, and what was refused
-comes last afterwards.
-"""
+"""Methods of sending a blob: each is tried once, and a refused method is tried last afterwards."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ SIZES = [0, 1, 3000, CHUNK - 1, CHUNK, len(DATA)]
 
 @pytest.mark.parametrize("status", [400, 404, 405, 409, 411, 415, 416, 422, 501, 505])
 def test_where_chunks_are_refused_one_put_is_sent(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """Whatever the refusal is called, and whatever the registry's name."""
+    """If chunks are refused, whatever the status, the blob is sent in one PUT."""
     fake.fail("/uploads/", Status(status, code="X", message="no chunks", refuses=True), method="PATCH")
     assert push(repository()) == "uploaded"
     assert asked(fake) == ["HEAD", "POST", "PATCH", "DELETE", "POST", "PUT"]
@@ -37,7 +35,7 @@ def test_where_chunks_are_refused_one_put_is_sent(fake: FakeRegistry, repository
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_a_registry_that_hangs_up_on_chunks(fake: FakeRegistry, repository: Repositories, reset: bool) -> None:
-    """After five attempts without a byte it is sent the blob in another way."""
+    """If a registry closes the connection on chunks five times, the blob is sent by another method."""
     fake.fail("/uploads/", Deaf(1000, keeps=False, reset=reset), method="PATCH")
     assert push(repository()) == "uploaded"
     assert asked(fake).count("PUT") == 1
@@ -49,7 +47,9 @@ def test_a_registry_that_hangs_up_on_chunks(fake: FakeRegistry, repository: Repo
 def test_where_a_put_with_a_body_is_refused_patch_is_sent(
     fake: FakeRegistry, repository: Repositories, status: int, size: int
 ) -> None:
-    """The whole blob in one PATCH, as docker sends it, or chunks where its size was refused."""
+    """If a PUT with a body is refused, the blob is sent in one PATCH as docker does, or in chunks if its size was
+    refused.
+    """
     data = DATA[:size]
     fake.refuse_bodies("PUT", status)
     assert push(repository(), descriptor(data), data) == "uploaded"
@@ -58,7 +58,7 @@ def test_where_a_put_with_a_body_is_refused_patch_is_sent(
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_registry_that_takes_a_plain_patch_only(fake: FakeRegistry, repository: Repositories, size: int) -> None:
-    """Neither a Content-Range nor a PUT with a body."""
+    """A registry that accepts neither Content-Range nor a PUT with a body gets one PATCH."""
     data = DATA[:size]
     fake.refuse_bodies("PUT", 404)
     fake.refuse_chunks(400)
@@ -71,7 +71,7 @@ def test_a_registry_that_takes_a_plain_patch_only(fake: FakeRegistry, repository
 def test_a_proxy_with_a_limit_is_sent_smaller_chunks(
     fake: FakeRegistry, repository: Repositories, limit: int, size: int
 ) -> None:
-    """413 for a request rules out the ways whose requests are as large."""
+    """413 for a request excludes methods whose requests are as large."""
     data = DATA[:size]
     fake.body_limit = limit
     assert push(repository(), descriptor(data), data) == "uploaded"
@@ -83,8 +83,8 @@ def test_a_proxy_with_a_limit_is_sent_smaller_chunks(
     ]
 
 
-def test_each_way_is_tried_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """The error is what the registry said first."""
+def test_each_method_is_tried_once(fake: FakeRegistry, repository: Repositories) -> None:
+    """If every method is refused, each was tried once, and the error is that of the first."""
     fake.refuse_chunks(416)
     fake.refuse_bodies("PUT", 404)
     fake.refuse_bodies("PATCH", 400)
@@ -95,7 +95,7 @@ def test_each_way_is_tried_once(fake: FakeRegistry, repository: Repositories) ->
 
 
 def test_what_was_refused_is_remembered(fake: FakeRegistry, repository: Repositories) -> None:
-    """The next blob goes the way that the host took, also when another process sends it."""
+    """The next blob is sent by the accepted method, also in another process."""
     notes = Notes()
     fake.refuse_chunks(400)
     team = repository()
@@ -107,8 +107,8 @@ def test_what_was_refused_is_remembered(fake: FakeRegistry, repository: Reposito
         assert asked(fake) == ["HEAD", "POST", "PUT"]
 
 
-def test_a_note_of_a_way_is_a_hint() -> None:
-    """It counts for a week, and rubbish counts for nothing."""
+def test_a_hint_about_methods_is_used_for_a_week() -> None:
+    """A hint about methods is used for a week; an invalid one is ignored."""
     now = 1e9
     lessons = Lessons(lambda: now)
     notes = Notes()
@@ -129,8 +129,8 @@ def test_a_note_of_a_way_is_a_hint() -> None:
         assert Lessons(lambda: now).of("h", notes) == Lesson()
 
 
-def test_no_way_is_ever_ruled_out() -> None:
-    """A host that refused everything is asked everything again, in another order."""
+def test_no_method_is_ever_excluded() -> None:
+    """All methods are tried again at a host that refused all of them, in another order."""
     all_ways = {"chunks", "put", "patch", "chunks/8", "chunks/32"}
     plan = MethodPlan(10_000, 1000, Lesson(frozenset(all_ways), 1))
     seen = set()
@@ -144,7 +144,7 @@ def test_no_way_is_ever_ruled_out() -> None:
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
 @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
 def test_any_2xx_is_done(fake: FakeRegistry, repository: Repositories, method: str, status: int) -> None:
-    """Of the requests of an upload."""
+    """Any 2xx to a request of an upload is success."""
     fake.fail("/uploads/", Restatus(status), method=method)
     assert push(repository()) == "uploaded"
     assert asked(fake) == ["HEAD", "POST", *["PATCH"] * 5, "PUT"]
@@ -152,14 +152,14 @@ def test_any_2xx_is_done(fake: FakeRegistry, repository: Repositories, method: s
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 501])
 def test_a_head_that_is_refused_is_a_no(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """The blob is sent."""
+    """If HEAD is refused, the blob is sent."""
     fake.fail("/blobs/sha256:", Status(status), method="HEAD")
     assert push(repository()) == "uploaded"
 
 
 @pytest.mark.parametrize("status", [200, 204])
 def test_a_mount_with_another_2xx_is_looked_at(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """The blob is there, or it is sent in the session that was begun."""
+    """After another 2xx to a mount the registry is asked for the blob, and it is sent if it does not exist."""
     fake.put_blob("lib/base", DATA)
     fake.fail("mount=", Restatus(status))
     assert push(repository(), mount_from=["lib/base"]) == "mounted"
@@ -168,14 +168,14 @@ def test_a_mount_with_another_2xx_is_looked_at(fake: FakeRegistry, repository: R
 
 
 def test_a_session_may_be_named_by_its_number_alone(fake: FakeRegistry, repository: Repositories) -> None:
-    """Docker-Upload-UUID stands in for a Location that is missing."""
+    """Docker-Upload-UUID replaces a missing Location."""
     fake.stateless = True
     fake.fail("/uploads/", Headers({"Location": None}))
     assert push(repository()) == "uploaded"
 
 
 def test_a_wrong_digest_of_a_right_copy_is_the_registrys_fault(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry that mixes up chunks is sent the blob in one piece."""
+    """If a registry assembles chunks wrongly, the blob is sent in one request."""
     fake.fail("_state=a%2Bb.c%3D%3D204800", Status(202, {"Range": "0-307199"}, refuses=True), method="PATCH", times=1)
     assert push(repository()) == "uploaded"
     assert fake.blob("team/kit", BLOB.digest) == DATA
@@ -183,7 +183,7 @@ def test_a_wrong_digest_of_a_right_copy_is_the_registrys_fault(fake: FakeRegistr
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
 def test_any_2xx_of_a_manifest_is_done(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """Also without the headers of a registry, as long as the manifest is there."""
+    """Any 2xx to the PUT of a manifest is success if the manifest exists then."""
     fake.fail("/manifests/", Restatus(status), method="PUT")
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": None, "Location": None}), method="PUT")
     repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b'{"config": {"mediaType": "x"}}')
@@ -191,14 +191,14 @@ def test_any_2xx_of_a_manifest_is_done(fake: FakeRegistry, repository: Repositor
 
 
 def test_a_page_for_people_is_not_a_manifest(fake: FakeRegistry, repository: Repositories) -> None:
-    """200 with nothing of a registry in it (a login page) is looked at."""
+    """200 to the PUT of a manifest without the headers of a registry, as from a login page, is an error."""
     fake.fail("/manifests/", Status(200, body=b"<html>log in", refuses=True), method="PUT")
     with pytest.raises(RegistryError, match="accepted the manifest but does not have it: it may not be a registry"):
         repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b"{}")
 
 
-def test_ways_without_a_journal(fake: FakeRegistry) -> None:
-    """A client alone remembers too."""
+def test_methods_are_remembered_without_hints(fake: FakeRegistry) -> None:
+    """Without hints a client remembers refused methods itself."""
     fake.refuse_chunks(501)
     client = RegistryClient(ClientOptions(), Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test"))
     team = client.repository(Reference.parse(f"{fake.host}/team/kit"))
