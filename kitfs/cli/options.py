@@ -58,7 +58,10 @@ class Flag(click.Option):
 
 
 def takes(*options: str | Option) -> Callable[[Verb], Verb]:
-    """Decorate a verb with options and those of ``EVERYWHERE``. The verb is called with ``settings`` and its arguments."""
+    """Decorate a verb with options and those of ``EVERYWHERE``.
+
+    The verb is called with ``settings`` and its arguments.
+    """
     table = {o.name: o for o in (OPTIONS[one] if isinstance(one, str) else one for one in options)}
     table |= {name: OPTIONS[name] for name in EVERYWHERE if name not in table}
 

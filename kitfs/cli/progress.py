@@ -127,7 +127,10 @@ class Reporter:
         return short(digest, full=self._full)
 
     def end(self, text: str, **fields: Any) -> None:
-        """Write the last line of a verb, as ``say``. On a terminal, a line follows that says what moved or was saved."""
+        """Write the last line of a verb, as ``say``.
+
+        On a terminal, a line follows that says what moved or was saved.
+        """
         self.say(text, **fields)
         if is_terminal() and not self._json:
             for what, counts in (("blob", self._sent), ("layer", self._saved_layers)):

@@ -45,7 +45,10 @@ def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspa
 
 @contextmanager
 def store_of(settings: Settings, directory: str | None = None) -> Iterator[Store]:
-    """Open the store of --cache-dir, or that of ``directory``, alone. The log goes to stderr as with ``workspace_of``."""
+    """Open the store of --cache-dir, or that of ``directory``, alone.
+
+    The log goes to stderr as with ``workspace_of``.
+    """
     from kitfs.metrics import Counters
     from kitfs.store.store import Store
 

@@ -1,4 +1,4 @@
-"""Whether a reference still means the digest that was opened: tags move. Nothing is stored. Threading: none."""
+"""Find out whether a tag has moved since a kit was opened. Nothing is stored. Threading: none of its own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kitfs.registry.options import ClientOptions
 
 
 def current_digest(reference: str, labels: Mapping[str, str], options: ClientOptions, *, kit_home: str) -> Digest:
-    """Return the digest that a reference means now, of the kit that ``labels`` choose if it names an index.
+    """Return the digest that a reference has now; if it names an index, that of the kit that ``labels`` choose.
 
-    The registry or the layout is asked, unless the reference is a digest itself. Raises the errors of the registry.
+    The registry or the layout is asked, unless the reference itself is a digest. Raises the errors of the registry.
     """
     named = parse_any(reference)
     if named.digest is not None:

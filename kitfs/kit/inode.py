@@ -1,4 +1,4 @@
-"""Inode numbers of a kit's tree, and the answer for a name that does not exist."""
+"""The inode numbers of a kit's tree, and the error for a name that does not exist."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Inode = NewType("Inode", int)
 ROOT: Final = Inode(1)  # FUSE_ROOT_ID
 
 
-class NoEntry(OSError):  # noqa: N818 - ENOENT is an answer here
-    """There is no such name. ``final``: there never will be, so that a kernel may remember it."""
+class NoEntry(OSError):  # noqa: N818 - a lookup of a name that does not exist is not a failure
+    """The name does not exist (ENOENT). ``final``: it never will, so the kernel may cache the answer."""
 
     def __init__(self, *, final: bool) -> None:
         super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))

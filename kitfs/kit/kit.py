@@ -1,4 +1,4 @@
-"""An opened kit, as a value."""
+"""The value that ``Resolver.open`` returns: an opened kit."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kitfs.oci.names import Digest, LayoutReference, Reference
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """An opened kit. ``layers`` are in the order in which they are laid over each other, parents' first.
+    """An opened kit. ``layers`` has those of the parents first; later layers lie over earlier ones.
 
-    ``kitfile_bytes`` is the Kitfile as ``kit unpack`` would write it, None when a filter leaves it out or the kit has
-    none (a ModelPack that KitOps did not pack); ``kitfile`` is then made from the layers' paths. ``pins`` are the
-    digests that its reference and those of its parents meant.
+    ``kitfile_bytes`` is the Kitfile as ``kit unpack`` would write it. It is None if a filter leaves it out, or if the
+    kit has no Kitfile (a ModelPack that KitOps did not pack); ``kitfile`` is then made from the paths of the layers.
+    ``pins`` are the digests that its reference and the references of its parents had when it was opened.
     """
 
     reference: Reference | LayoutReference
@@ -30,10 +30,10 @@ class Kit:
 
     @property
     def created(self) -> int:
-        """The manifest's created time in seconds since the epoch, else 0."""
+        """The created time of the manifest in seconds since the epoch; 0 if it has none."""
         return self.manifest.created
 
     def close(self) -> None:
-        """Let go of every blob."""
+        """Close the blobs of every layer."""
         for layer in self.layers:
             layer.close()

@@ -1,13 +1,14 @@
-"""How the layers of a kit lie over each other, and where symbolic links lead: the one place that has these rules.
+"""The rules by which the layers of a kit are merged into one tree, and by which symbolic links are followed.
 
-A kit looks as if GNU tar had unpacked one layer after the other. Of two files of one name the later one wins. A
-directory with an entry of its own replaces a file; a file replaces an empty directory. Otherwise the earlier one
-stands, and the later one is left out with everything below it. Of two directories of one name, the first entry's mode
-counts. A layer that has a name within its declared path comes before every layer that has it outside.
-``layers.index.IndexBuilder`` follows the same rules between the entries of one layer.
+The tree is the one that GNU tar would make of the layers, one after the other. If two layers have a file of one name,
+the later file wins. A directory that has an entry of its own replaces a file, and a file replaces an empty directory.
+In every other conflict the earlier entry stays, and the later one is left out with everything below it. If two layers
+have one directory, the mode of the first entry counts. A layer whose declared path contains a name takes precedence
+over layers whose declared path does not. ``layers.index.IndexBuilder`` applies the same rules to the entries of one
+layer.
 
-``kit.tree`` asks name by name, while layers are still being fetched; ``merge`` has all names at once, for verbs that
-write a kit's files. Pure. Threading: none; one call, one thread.
+``kit.tree`` looks up single names, while layers are still being fetched. ``merge`` handles all names at once, for verbs
+that write the files of a kit. Pure. Threading: none; each call uses one thread.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from kitfs.layers.index import LayerIndex, Member
 from kitfs.layers.names import Skipped, SkipReason, clean
 from kitfs.system import MAX_LINKS
 
-MAX_NAMED: Final = 100  # left-out entries of a merge that are named
+MAX_NAMED: Final = 100  # left-out entries that a merge reports one by one
 
 
 class Names(Protocol):
-    """The names of one layer; a ``LayerIndex`` has them."""
+    """The names of one layer, as a ``LayerIndex`` gives them."""
 
     def get(self, path: str) -> Member | None: ...
 
@@ -37,7 +38,7 @@ class Names(Protocol):
 
 
 class Numbered(NamedTuple):
-    """A layer with its number, from 0 for the lowest one, and the path that it declares ("" may hold anything)."""
+    """A layer with its number, which is 0 for the lowest layer, and its declared path ("" contains every name)."""
 
     number: int
     names: Names
@@ -45,10 +46,10 @@ class Numbered(NamedTuple):
 
 
 class Winner(NamedTuple):
-    """The member that has a name, and the number of its layer.
+    """The member that a name has in the tree, and the number of its layer.
 
-    ``since`` is the lowest layer whose entries below the directory count: a file had the name before that. ``left_out``
-    are (number, member) of the layers whose member gave way.
+    For a directory, ``since`` is the lowest layer whose entries below it count: in lower layers a file had the name.
+    ``left_out`` are (number, member) of the layers whose member is left out.
     """
 
     member: Member
@@ -88,9 +89,9 @@ def winner(path: str, layers: Iterable[Numbered]) -> Winner | None:
 def winners(
     directory: str, layers: Iterable[Numbered], *, without: Collection[str] = ()
 ) -> Iterator[tuple[str, str, Winner]]:
-    """Yield (name, path, winner) for every name in a directory but those in ``without``.
+    """Yield (name, path, winner) for every name in a directory except those in ``without``.
 
-    Layers come in ascending order; those that count below the directory are given.
+    ``layers`` are those whose entries below the directory count, in ascending order.
     """
     here = [layer for layer in layers if layer.names.has_children(directory)]
     declaring = _declaring(directory, here)
@@ -111,16 +112,16 @@ def _declaring(directory: str, here: Sequence[Numbered]) -> Callable[[str], list
     prefix = f"{directory}/" if directory else ""
     everywhere: list[int] = []
     by_name: dict[str, list[int]] = {}
-    for place, (_, _, declared) in enumerate(here):
+    for position, (_, _, declared) in enumerate(here):
         if not declared or declared == directory or directory.startswith(declared + "/"):
-            everywhere.append(place)
+            everywhere.append(position)
         elif declared.startswith(prefix):
-            by_name.setdefault(declared[len(prefix) :].partition("/")[0], []).append(place)
-    return lambda name: [here[place] for place in sorted(everywhere + by_name.get(name, []))]
+            by_name.setdefault(declared[len(prefix) :].partition("/")[0], []).append(position)
+    return lambda name: [here[position] for position in sorted(everywhere + by_name.get(name, []))]
 
 
-def gave_way(path: str, member: Member) -> Skipped:
-    """Return why a member of ``Winner.left_out`` is not in the tree."""
+def left_out_entry(path: str, member: Member) -> Skipped:
+    """Return a member of ``Winner.left_out`` with the reason why it is not in the tree."""
     return Skipped(path, SkipReason.OTHER_KIND, member.kind)
 
 
@@ -131,10 +132,10 @@ def joined(directory: str, path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PlacedLayer:
-    """A layer that is written somewhere.
+    """A layer that is written to a target directory.
 
-    ``name`` is for messages. ``path`` is the path that the layer declares: "" may hold anything, None says nothing.
-    ``below`` is the directory of the target that its tree goes to, "" for the target itself.
+    ``name`` is for messages. ``path`` is the path that the layer declares: "" contains every name, None if it declares
+    none. ``below`` is the directory of the target that its tree goes to, "" for the target itself.
     """
 
     name: str
@@ -144,7 +145,7 @@ class PlacedLayer:
 
 
 class _PlacedNames:
-    """The names of a layer in the target; directories above its place exist because something is below them."""
+    """The names of a layer in the target, with the directories above the one that its tree goes to."""
 
     def __init__(self, index: LayerIndex, below: str) -> None:
         self._index = index
@@ -173,16 +174,17 @@ class _PlacedNames:
         return (self._below[len(above) :].partition("/")[0],) if self._inside.startswith(above) else ()
 
     def _inner(self, path: str) -> str | None:
-        """Return a path of the target as the layer has it; None outside the layer's place."""
+        """Return a path of the target as the layer has it; None for a path outside ``below``."""
         if path == self._below:
             return ""
         return path[len(self._inside) :] if path.startswith(self._inside) else None
 
 
 class Merged(NamedTuple):
-    """``winners`` has every path of the tree, directories before their contents, subtree by subtree.
+    """The result of a merge.
 
-    ``left_out`` are lines for people, ``MAX_NAMED`` at most.
+    ``winners`` has every path of the tree, directories before their contents, subtree by subtree. ``left_out`` are
+    lines for people, at most ``MAX_NAMED``.
     """
 
     winners: dict[str, Winner]
@@ -192,11 +194,12 @@ class Merged(NamedTuple):
 def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> Merged:
     """Lay layers over each other, the first one lowest. Names at the root that are ``reserved`` are left out.
 
-    Raises UnsafePath for a layer whose place leaves the target, and for names below a symbolic link of another layer.
+    Raises UnsafePath for a layer whose ``below`` leaves the target, and for names below a symbolic link of another
+    layer.
     """
     layers = []
     for number, source in enumerate(sources):
-        below = _place(source)
+        below = _directory(source)
         layers.append(Numbered(number, _PlacedNames(source.index, below), joined(below, source.path or "")))
     won: dict[str, Winner] = {}
     left_out: list[str] = []
@@ -205,13 +208,13 @@ def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> 
         if len(left_out) < MAX_NAMED:
             left_out.append(f"{sources[number].name}: {skipped}")
 
-    def settle(directory: str, since: int, without: Collection[str] = ()) -> Iterator[tuple[str, int]]:
-        """Settle the names of a directory; yield (path, lowest layer that counts below it) of its directories."""
+    def merge_directory(directory: str, since: int, without: Collection[str] = ()) -> Iterator[tuple[str, int]]:
+        """Find the winners in a directory; yield (path, lowest layer that counts below it) for its directories."""
         here = [layer for layer in layers[since:] if layer.names.has_children(directory)]
         for _, path, found in winners(directory, here, without=without):
             won[path] = found
             for number, member in found.left_out:
-                note(number, gave_way(path, member))
+                note(number, left_out_entry(path, member))
             if found.member.kind == "dir":
                 yield path, max(since, found.since)
                 continue
@@ -226,35 +229,36 @@ def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> 
                 for name in names.children(path):
                     note(number, Skipped(joined(path, name), SkipReason.BELOW_FILE, path))
 
-    pending = [iter(settle("", 0, reserved))]
+    pending = [iter(merge_directory("", 0, reserved))]
     while pending:
         path, since = next(pending[-1], ("", 0))
         if path:
-            pending.append(iter(settle(path, since)))
+            pending.append(iter(merge_directory(path, since)))
         else:
             pending.pop()
     return Merged(won, tuple(left_out))
 
 
 def in_order(sources: Sequence[PlacedLayer], won: dict[str, Winner]) -> Iterator[tuple[str, int]]:
-    """Yield (path, layer) of every winner but directories, layer by layer in the order of its archive."""
+    """Yield (path, number of the layer) of every winner except directories, by layer, in the order of its archive."""
     for number, source in enumerate(sources):
-        below = _place(source)
+        below = _directory(source)
         for inner, member in source.index.members.items():
             path = joined(below, inner)
             if member.kind != "dir" and path in won and won[path].number == number:
                 yield path, number
 
 
-def _place(source: PlacedLayer) -> str:
+def _directory(source: PlacedLayer) -> str:
+    """Return the directory that a layer's tree goes to, in normal form. Raises UnsafePath."""
     below, reason = clean(source.below)
     if reason is not None:
         why = Skipped(source.below, reason).text
-        raise UnsafePath(f"{source.name} is to go to {source.below!r}: {why}; nothing was unpacked")
+        raise UnsafePath(f"cannot write {source.name} to {source.below!r}: {why}; nothing was unpacked")
     return below
 
 
-class BadLink(Exception):  # noqa: N818 - an answer, not a failure
+class BadLink(Exception):  # noqa: N818 - its callers decide whether it is an error
     """The symbolic link ``path`` leads out of the tree, or (``circular``) through more links than Linux follows."""
 
     def __init__(self, path: str, *, circular: bool) -> None:
@@ -264,7 +268,7 @@ class BadLink(Exception):  # noqa: N818 - an answer, not a failure
 
 
 class End(NamedTuple):
-    """Where a path ends: ``missing`` if the tree lacks a name on the way; ``followed`` is the number of links."""
+    """The end of a path. ``missing``: the tree lacks a name on the way. ``followed``: how many links were followed."""
 
     path: str
     missing: bool
@@ -272,10 +276,10 @@ class End(NamedTuple):
 
 
 class Links:
-    """Follows the symbolic links of a tree, each once, however many others lead through it.
+    """Follows the symbolic links of a tree. Each is followed once, even if many other links lead through it.
 
-    ``look`` returns the member at a path, None if there is none; an error that it raises ends the walk. ``confined``
-    makes ".." at the root stay there, as chroot(2) does; otherwise it leads out.
+    ``look`` returns the member at a path, or None if the path does not exist; an error that it raises ends the walk. If
+    ``confined`` is True, ".." at the root stays at the root, as after chroot(2); otherwise it raises BadLink.
     """
 
     def __init__(self, look: Callable[[str], Member | None], *, confined: bool) -> None:
@@ -288,7 +292,10 @@ class Links:
         return self._walk("", path, 0, "")
 
     def _walk(self, at: str, path: str, depth: int, link: str) -> End:
-        """Follow ``path`` from the directory ``at``; ``link`` is the symbolic link whose target it is, if any."""
+        """Follow ``path`` from the directory ``at``.
+
+        ``link`` is the symbolic link that has it as target, "" if none.
+        """
         missing, followed = False, 0
         for name in path.split("/"):
             if name in ("", "."):

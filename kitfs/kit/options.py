@@ -1,4 +1,4 @@
-"""The options of a workspace, as values. Importing this module loads neither the store nor an HTTP library."""
+"""The options of a workspace. Importing this module loads neither the store nor an HTTP library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kitfs.registry.options import ClientOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkspaceOptions:
-    """What ``Workspace.open`` needs to know.
+    """The options of ``Workspace.open``.
 
     ``cache_dir`` is the store's directory. ``kit_home`` is kit's home, which holds credentials.json and the kits that
     kit has pulled. ``cache_size`` limits the evictable blobs of the store, in bytes; None means no limit. A layer with
@@ -26,7 +26,7 @@ class WorkspaceOptions:
 
     @classmethod
     def of(cls, settings: Settings) -> WorkspaceOptions:
-        """Return what ``settings`` ask for. Raises UsageError for network options that contradict each other."""
+        """Read the options from settings. Raises UsageError for network options that contradict each other."""
         return cls(
             cache_dir=settings["cache-dir"],
             kit_home=settings["config"],

@@ -50,7 +50,8 @@ class _KnownTag(NamedTuple):
 
 
 class Resolver:
-    """Opens kits: from the store if they were packed or pulled on this machine, otherwise from their registry or layout.
+    """Opens kits: from the store if they were packed or pulled on this machine, otherwise from their registry or
+    layout.
 
     ``origin_of`` returns the Origin of a reference. A tag is resolved at its registry. If the registry is unreachable,
     or has not answered within ``patience`` seconds, the last known digest of the tag is used, with a warning; not if

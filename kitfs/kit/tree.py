@@ -24,7 +24,7 @@ from typing import Final, NamedTuple, Protocol
 from kitfs.errors import KitfsError, NotFound, RegistryError, WouldBlock
 from kitfs.kit.inode import ROOT, Inode, NoEntry
 from kitfs.kit.kit import Kit
-from kitfs.kit.layering import BadLink, Links, Numbered, Winner, gave_way, joined, winner, winners
+from kitfs.kit.layering import BadLink, Links, Numbered, Winner, joined, left_out_entry, winner, winners
 from kitfs.layers.index import SIZE_MAX, LayerIndex, Member
 from kitfs.layers.names import NAME_MAX, encoded
 from kitfs.metrics import Counters
@@ -364,7 +364,7 @@ class Tree:
                 return
             self._said.add((layer.digest, path))
         self._counters.add("skipped_entries")
-        self._log.warning("layer %s: %s", layer.digest[:19], gave_way(path, member))
+        self._log.warning("layer %s: %s", layer.digest[:19], left_out_entry(path, member))
 
     def _registered(self, node: Node) -> Node:
         """A node with its number: a hash of layer and path, so that it is the same in every mount; hard links share

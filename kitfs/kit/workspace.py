@@ -1,7 +1,7 @@
-"""The workspace of every verb: the store, the registries, and the resolver over both.
+"""The workspace of every verb: the store, the client of registries, and the resolver that opens kits with both.
 
-``Workspace.open`` is the one place where they are put together. Threading: a workspace may be used by any thread; the
-thread that closes it must be the last one to use it.
+``Workspace.open`` is the only place that puts them together. Threading: any thread may use a workspace, but no thread
+may use it while or after it is closed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which names of a layer only their owner, or their group, may use. Pure."""
+"""Find the files and directories of a layer that other users may not read or enter. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any, Final, NamedTuple
 
 from kitfs.layers.index import LayerIndex, Member
 
-READ: Final = 0o004  # of others
-SEARCH: Final = 0o005
+READ: Final = 0o004  # the mode bit that lets others read a file
+SEARCH: Final = 0o005  # the mode bits that let others list and enter a directory
 
 
 class Closed(NamedTuple):
-    """How many files others may not read, and how many directories they may not list or enter; ``file`` and
-    ``directory`` name one each.
+    """Counts of the files that others may not read, and of the directories that they may not list or enter.
+
+    ``file`` and ``directory`` are an example of each, with its mode.
     """
 
     files: int = 0
@@ -25,29 +26,29 @@ class Closed(NamedTuple):
         return bool(self.files or self.directories)
 
     def __str__(self) -> str:
-        told = []
+        parts = []
         for count, one, many, example in (
             (self.files, "file", "files", self.file),
             (self.directories, "directory", "directories", self.directory),
         ):
             if count:
-                told.append(f"{count} {one if count == 1 else many} ({'' if count == 1 else 'such as '}{example})")
-        return " and ".join(told)
+                parts.append(f"{count} {one if count == 1 else many} ({'' if count == 1 else 'such as '}{example})")
+        return " and ".join(parts)
 
     def only(self, *, files: bool, directories: bool) -> Closed:
-        """The same without its files, or without its directories."""
+        """Return a copy without the files, or without the directories, unless they are asked for."""
         return Closed(self.files if files else 0, self.directories if directories else 0, self.file, self.directory)
 
     @classmethod
     def of_json(cls, value: Any) -> Closed | None:
-        """The value of a Closed that became a JSON list; None for anything else: a cache may be damaged."""
+        """Return the value of a JSON list; None for anything else, since a cache may be damaged."""
         if isinstance(value, list) and [type(x) for x in value] == [int, int, str, str]:
             return cls(*value)
         return None
 
 
 def closed_to_others(index: LayerIndex) -> Closed:
-    """What is closed in a layer."""
+    """Count the files and directories of a layer that are closed to others."""
     return summed(
         _closed(member)
         for member in index.members.values()
@@ -64,15 +65,15 @@ def _closed(member: Member) -> Closed:
     return Closed()
 
 
-def summed(found: Iterable[Closed]) -> Closed:
-    """Several counts as one; the first examples stay."""
+def summed(counts: Iterable[Closed]) -> Closed:
+    """Add up counts; the examples are the first ones."""
     total = Closed()
-    for one in found:
-        if one:
+    for count in counts:
+        if count:
             total = Closed(
-                total.files + one.files,
-                total.directories + one.directories,
-                total.file or one.file,
-                total.directory or one.directory,
+                total.files + count.files,
+                total.directories + count.directories,
+                total.file or count.file,
+                total.directory or count.directory,
             )
     return total

@@ -1,7 +1,7 @@
-"""Names of the entries of an archive: their normal form, and why an entry is skipped.
+"""The names of the entries of an archive: their normal form, and why an entry is skipped.
 
 A path in normal form is a str, UTF-8 with surrogateescape, without a leading "./", a trailing "/", and empty or "."
-components; "" is the root. Decisions read ``SkipReason``; texts are made when they are shown. Pure.
+components; "" is the root. Decisions compare ``SkipReason``, never the text that is made of it for people. Pure.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, NamedTuple
 
-NAME_MAX: Final = 255  # bytes of one component, as Linux has it
-PATH_MAX: Final = 4095  # bytes of a path: no system call takes a longer one
-SHOWN_MAX: Final = 1024  # characters of a skipped entry's name that are kept
+NAME_MAX: Final = 255  # bytes of one component, as in Linux
+PATH_MAX: Final = 4095  # bytes of a path; Linux refuses longer ones in every system call
+SHOWN_MAX: Final = 1024  # characters of the name of a skipped entry that are stored
 
 
 class SkipReason(Enum):
@@ -38,7 +38,7 @@ class SkipReason(Enum):
 
     @property
     def unsafe(self) -> bool:
-        """Whether such an entry would lead out of the directory that it is unpacked to, or is a device."""
+        """Whether such an entry leads out of the directory that it is unpacked to, or is a device."""
         return self in UNSAFE
 
 
@@ -72,10 +72,10 @@ _TEXTS: Final = {
 
 
 class Skipped(NamedTuple):
-    """An entry that is not in the tree, and why.
+    """An entry that is not in the tree, and the reason.
 
-    ``detail`` completes the text of some reasons: a target, a directory, the type of an entry. ``link`` is the target
-    of a hard link if the reason is that target's, not the entry's own.
+    ``detail`` completes the text of some reasons: a target, a directory, or the type of an entry. ``link`` is the
+    target of a hard link if the reason is about the target and not about the entry itself.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Skipped(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The reason as a text for people."""
+        """The reason, as text for people."""
         text = _TEXTS[self.reason].format(detail=self.detail)
         return f"a hard link to {self.link!r}: {text}" if self.link else text
 
@@ -94,13 +94,13 @@ class Skipped(NamedTuple):
 
 
 def clean(name: str) -> tuple[str, SkipReason | None]:
-    """Return (path in normal form, None), or ("", why no entry may have this name)."""
+    """Return (path in normal form, None), or ("", the reason why an entry of this name is skipped)."""
     if name.startswith("/"):
         return "", SkipReason.ABSOLUTE_PATH
     if "\0" in name:
         return "", SkipReason.NUL_IN_NAME
-    brief = len(name) <= (NAME_MAX if name.isascii() else NAME_MAX // 4)
-    if brief and "/." not in name and "//" not in name and name[:1] != ".":
+    is_short = len(name) <= (NAME_MAX if name.isascii() else NAME_MAX // 4)
+    if is_short and "/." not in name and "//" not in name and name[:1] != ".":
         return name.removesuffix("/"), None
     parts = [p for p in name.split("/") if p not in ("", ".")]
     if ".." in parts:
@@ -114,7 +114,7 @@ def clean(name: str) -> tuple[str, SkipReason | None]:
 
 
 def encoded(text: str) -> bytes:
-    """Return the bytes of a name as an archive or a file system has them."""
+    """Return the bytes of a name as archives and file systems store them."""
     return text.encode("utf-8", "surrogateescape")
 
 

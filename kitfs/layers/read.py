@@ -1,4 +1,4 @@
-"""Bytes of a member: gathered over its extents, with zeros where there are none. Threading: none of its own."""
+"""Read the bytes of a member from its extents, with zeros between them. Threading: none of its own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from kitfs.layers.index import Member
 
 
 class WaitingReader(Protocol):
-    """A blob by position; ``wait=False`` raises WouldBlock instead of going to the network."""
+    """Reads a blob at any offset. With ``wait=False`` it raises WouldBlock instead of waiting for the network."""
 
     def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes: ...
 
 
 def read_member(reader: WaitingReader, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes:
-    """``size`` bytes of a member from ``offset`` on, short at its end (and where the blob itself ends too early)."""
+    """Read ``size`` bytes of a member from ``offset``; fewer at its end, or if the blob ends before the member does."""
     size = min(size, member.size - offset)
     if size <= 0:
         return b""

@@ -140,7 +140,7 @@ def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
             end = at + BLOCK + size
             at += BLOCK + padded(size)
             continue
-        header = extensions.settle(block, at)
+        header = extensions.apply(block, at)
         if flag == 0x53:
             extra = map_headers(block, window, header.at)
             header = header._replace(at=header.at + extra, extra=extra)

@@ -1,8 +1,8 @@
-"""One tar header and the records of a pax header: bytes in, values out.
+"""Parse one tar header and the records of a pax header.
 
-ustar and pax are POSIX.1-2001 (pax, "pax Interchange Format"); base-256 numbers and magic are GNU tar's (tar.h); the
-signed checksum is that of old Suns. It reads nothing and hops nowhere: ``tar`` does. Damage is LayerError. Threading:
-pure functions.
+ustar and pax are defined in POSIX.1-2001 (pax, "pax Interchange Format"); base-256 numbers and the magic of GNU tar in
+its tar.h; old Sun systems wrote signed checksums. This module does no I/O: ``tar`` reads the archive. A damaged header
+raises LayerError. Threading: pure functions, and ``Extensions``, which belongs to one reader.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ BLOCK: Final = 512
 GLOBAL_KEYS: Final = frozenset(("path", "linkpath", "size"))
 KEYS: Final = GLOBAL_KEYS | {
     f"GNU.sparse.{key}" for key in ("major", "name", "size", "realsize", "map")
-}  # what an index can use
+}  # the keys that an index uses; others are ignored
 
 
 class Header(NamedTuple):
-    """One entry with its extensions settled. ``at`` is where its data begins, ``size`` what the archive holds of it."""
+    """The header of one entry, with its extensions applied.
+
+    ``at`` is the offset of its data in the archive, and ``size`` the number of bytes that the archive has of it.
+    """
 
     name: str
     flag: int
@@ -31,16 +34,16 @@ class Header(NamedTuple):
     pax: dict[str, str]
     sparse: tuple[tuple[int, int], ...]  # (offset, length) from pax 0.0
     block: bytes
-    extra: int  # bytes of the headers that go on with a sparse map and end where the data begins
+    extra: int  # bytes of the extension headers before the data that continue a sparse map
 
 
 def padded(size: int) -> int:
-    """``size`` rounded up to whole blocks."""
+    """Round ``size`` up to whole blocks."""
     return (size + BLOCK - 1) & -BLOCK
 
 
 def check_sum(block: bytes, at: int) -> None:
-    """Raises LayerError unless the header's checksum is right, by unsigned or (old tars) signed bytes."""
+    """Raise LayerError unless the checksum of a header is right, as unsigned or (in old tars) as signed bytes."""
     field = block[148:156]
     want = number(field, at)
     total = sum(block) - sum(field) + 8 * 0x20
@@ -52,12 +55,10 @@ def check_sum(block: bytes, at: int) -> None:
 
 
 def number(field: bytes, at: int) -> int:
-    """A number of the header at ``at``: octal text, or base-256 with the first bit set. Raises LayerError for
-    anything else.
-    """
+    """Parse a number of the header at ``at``: octal text, or base-256 if the first bit is set. Raises LayerError."""
     if field[0] & 0x80:
         if field[0] & 0x40:
-            raise LayerError(f"a negative number in the tar header at {at}")
+            raise LayerError(f"the tar header at {at} has a negative number")
         value = int.from_bytes(bytes([field[0] & 0x3F]) + field[1:], "big")
     else:
         text = field.split(b"\0", 1)[0].strip()
@@ -65,34 +66,36 @@ def number(field: bytes, at: int) -> int:
             raise LayerError(f"not a tar header at {at}: {text!r} is not octal")
         value = int(text, 8) if text else 0
     if value > SIZE_MAX:
-        raise LayerError(f"a number beyond 2^63 in the tar header at {at}")
+        raise LayerError(f"the tar header at {at} has a number of 2^63 or more")
     return value
 
 
 def decimal(text: str, what: str) -> int:
-    """A number of a pax record or a sparse map. Raises LayerError for anything but digits, and beyond 2^63."""
+    """Parse a number of a pax record or a sparse map. Raises LayerError for other characters, and for 2^63 or more."""
     if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > SIZE_MAX:
-        raise LayerError(f"a tar with {what}={text[:30]!r}")
+        raise LayerError(f"the tar has an invalid number: {what}={text[:30]!r}")
     return int(text)
 
 
 def text_of(field: bytes) -> str:
-    """The text of a field, up to its first NUL."""
+    """Return the text of a field, up to its first NUL."""
     return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def name_of(block: bytes) -> str:
-    """The name in a header: v7's, or ustar's in two parts."""
+    """Return the name in a header: one field in v7 tars, two in ustar."""
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
-        prefix = block[345:476] if block[508:512] == b"tar\0" else block[345:500]  # star keeps times behind 131 bytes
+        prefix = block[345:476] if block[508:512] == b"tar\0" else block[345:500]  # star has times after 131 bytes
         name = prefix.split(b"\0", 1)[0] + b"/" + name
     return name.decode("utf-8", "surrogateescape")
 
 
 def pax_records(data: bytes, into: dict[str, str], sparse: list[tuple[int, int]]) -> None:
-    """Settle the records of a pax header ("length key=value\\n"): those an index can use, the pairs of a sparse 0.0
-    map by themselves.
+    """Parse the records of a pax header, each of which is "length key=value\\n".
+
+    Records that an index uses are added to ``into``, and the pairs of a sparse 0.0 map to ``sparse``. Raises
+    LayerError.
     """
     at = 0
     offset = None
@@ -101,10 +104,10 @@ def pax_records(data: bytes, into: dict[str, str], sparse: list[tuple[int, int]]
         digits = data[at:space] if space > 0 else b""
         length = int(digits) if digits.isdigit() else 0
         if length < 5 or at + length > len(data) or data[at + length - 1] != 0x0A:
-            raise LayerError("a damaged pax header")
+            raise LayerError("a pax header of the tar is damaged")
         key, equals, value = data[space + 1 : at + length - 1].partition(b"=")
         if not equals:
-            raise LayerError("a damaged pax header")
+            raise LayerError("a pax header of the tar is damaged")
         name = key.decode("utf-8", "surrogateescape")
         at += length
         if name == "GNU.sparse.offset":
@@ -117,10 +120,10 @@ def pax_records(data: bytes, into: dict[str, str], sparse: list[tuple[int, int]]
 
 
 class Extensions:
-    """What the headers before an entry say of it: pax 'x' and Solaris 'X', pax global 'g', GNU 'L' and 'K'.
+    """The extension headers before an entry: pax 'x' and Solaris 'X', pax global 'g', GNU 'L' and 'K'.
 
-    An empty value of an 'x' record takes away what a global header said, and that of a global one what an earlier one
-    said.
+    A record with an empty value removes the value of an earlier global header. ``pending`` is True after headers whose
+    entry has not been read yet; ``taken`` counts the bytes of the headers since the last entry.
     """
 
     FLAGS: Final = b"xXgLK"
@@ -133,16 +136,16 @@ class Extensions:
         self._own: dict[str, str] = {}
         self._sparse: list[tuple[int, int]] = []
         self._name = self._link = ""
-        self.pending = False  # whether something was said of an entry that has not come yet
-        self.taken = 0  # bytes of headers since the last entry
+        self.pending = False
+        self.taken = 0
 
     def take(self, flag: int, data: bytes) -> None:
-        """The data of one extension header. Raises LayerError when damaged."""
+        """Add the data of one extension header. Raises LayerError if it is damaged."""
         self.taken += BLOCK + len(data)
         if flag == 0x67:
-            said: dict[str, str] = {}
-            pax_records(data, said, [])
-            merged = {**self._shared, **{k: v for k, v in said.items() if k in GLOBAL_KEYS}}
+            records: dict[str, str] = {}
+            pax_records(data, records, [])
+            merged = {**self._shared, **{k: v for k, v in records.items() if k in GLOBAL_KEYS}}
             self._shared = {k: v for k, v in merged.items() if v}
             return
         self.pending = True
@@ -153,9 +156,10 @@ class Extensions:
         else:
             pax_records(data, self._own, self._sparse)
 
-    def settle(self, block: bytes, at: int) -> Header:
-        """The entry whose header block is at ``at``, with what was said of it, which is then forgotten. Its data is
-        taken to follow.
+    def apply(self, block: bytes, at: int) -> Header:
+        """Return the header of the entry whose block is at ``at``, with the extension headers before it applied.
+
+        The data of the entry begins after its block. The extension headers, except global ones, are used up by that.
         """
         if not self.pending and not self._shared:
             pax: dict[str, str] = {}

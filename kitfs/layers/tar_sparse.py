@@ -1,10 +1,9 @@
-"""Where the bytes of a sparse file are: the maps of old GNU tar and star, and of pax 0.0, 0.1 and 1.0.
+"""Parse the maps of sparse files: those of old GNU tar and star, and of pax 0.0, 0.1 and 1.0.
 
-Sources: the GNU tar manual, "Storing Sparse Files"; GNU tar's tar.h for the headers, star's included. A map says
-which spans of the file are in the archive, one behind the other (whole blocks, but for the last one, in what the
-tools write); the rest is zeros. It may contradict itself or the archive, and may be as long as an archive likes: then
-it is LayerError, before it costs more memory than the caller's ``budget`` of spans. Threading: pure functions over a
-reader.
+Sources: the GNU tar manual, "Storing Sparse Files"; GNU tar's tar.h for the headers, also those of star. A map lists
+the spans of the file that the archive has, one after the other; the rest of the file is zeros. A map that contradicts
+itself or the archive, or has more spans than the caller's ``budget``, raises LayerError before it takes more memory
+than that. Threading: pure functions over a reader.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from kitfs.errors import LayerError
 from kitfs.layers.index import Extent
 from kitfs.layers.tar_header import BLOCK, Header, decimal, number
 
-MAX_MAP: Final = 8 << 20  # bytes of a map that stands in the archive: some 400,000 spans
+MAX_MAP: Final = 8 << 20  # bytes of a map in the archive: about 400,000 spans
 Pairs = Iterable[tuple[int, int]]
 
 
 class Window(Protocol):
-    """The archive by position; short at its end."""
+    """Reads the archive at any offset; returns fewer bytes at its end."""
 
     def get(self, offset: int, size: int) -> bytes: ...
 
 
 class Fields(NamedTuple):
-    """Where an 'S' header has four pairs of a map, whether extension headers follow, and the size of the file."""
+    """Offsets in an 'S' header: of four pairs of its map, of the flag for extension headers, and of the file size."""
 
     pairs: int
     more: int
@@ -43,8 +42,9 @@ def _fields(block: bytes) -> Fields:
 
 
 def map_headers(block: bytes, window: Window, at: int) -> int:
-    """Bytes of the extension headers at ``at`` that go on with the map of an 'S' header. Raises LayerError when they
-    do not end.
+    """Return how many bytes of extension headers at ``at`` continue the map of an 'S' header.
+
+    Raises LayerError if they are cut off or longer than ``MAX_MAP``.
     """
     extra = 0
     more = block[_fields(block).more]
@@ -54,14 +54,15 @@ def map_headers(block: bytes, window: Window, at: int) -> int:
         if len(extension) < BLOCK:
             raise LayerError("truncated tar: a sparse map is cut off")
         if extra > MAX_MAP:
-            raise LayerError(f"a sparse map at {at} that does not end")
+            raise LayerError(f"the sparse map at {at} of the tar does not end")
         more = extension[504]
     return extra
 
 
 def spread(header: Header, window: Window, budget: int) -> tuple[str, int, tuple[Extent, ...]]:
-    """(name, size, extents) of a file, sparse or not. Raises LayerError for a map that does not fit its file, or of
-    more than ``budget`` spans.
+    """Return the name, the size and the extents of a file, sparse or not.
+
+    Raises LayerError for a map that does not fit its file or has more than ``budget`` spans.
     """
     pax = header.pax
     name = pax.get("GNU.sparse.name", header.name)
@@ -75,21 +76,21 @@ def spread(header: Header, window: Window, budget: int) -> tuple[str, int, tuple
         pairs = zip(numbers[1::2], numbers[2::2], strict=True)
     elif "GNU.sparse.size" in pax or "GNU.sparse.map" in pax:
         size = decimal(pax.get("GNU.sparse.size", pax.get("GNU.sparse.realsize", "")), "GNU.sparse.size")
-        pairs = _listed(pax["GNU.sparse.map"]) if "GNU.sparse.map" in pax else header.sparse
+        pairs = _pairs(pax["GNU.sparse.map"]) if "GNU.sparse.map" in pax else header.sparse
     else:
         return name, header.size, (Extent(0, at, header.size),) if header.size else ()
     return name, size, _extents(name, size, pairs, at, header.at + header.size, budget)
 
 
 def _extents(name: str, size: int, pairs: Pairs, at: int, stop: int, budget: int) -> tuple[Extent, ...]:
-    """Spans laid over the bytes from ``at`` to ``stop``; neighbours become one."""
+    """Map spans of the file to the bytes of the archive from ``at`` to ``stop``; adjacent spans become one extent."""
     extents: list[Extent] = []
     after = 0
     for offset, length in pairs:
         if length == 0:
-            continue  # GNU tar marks the end of a file so
+            continue  # GNU tar marks the end of a file by an empty span
         if offset < after or length > size - offset or length > stop - at or len(extents) > budget:
-            raise LayerError(f"a sparse map of {name[:200]!r} that does not fit its file")
+            raise LayerError(f"the sparse map of {name[:200]!r} does not fit its file, or has too many spans")
         if extents and offset == after:
             first = extents.pop()
             extents.append(Extent(first.file_offset, first.blob_offset, first.length + length))
@@ -101,10 +102,10 @@ def _extents(name: str, size: int, pairs: Pairs, at: int, stop: int, budget: int
 
 
 def _in_headers(header: Header, window: Window) -> tuple[int, list[tuple[int, int]]]:
-    """Old GNU and star: four pairs in the header, 21 in each extension header before the data."""
+    """Return the size and the map of old GNU tar and star: 4 pairs in the header, 21 in each extension header."""
     start = header.at - header.extra
-    place = _fields(header.block)
-    parts = [header.block[place.pairs : place.pairs + 96]] + [
+    fields = _fields(header.block)
+    parts = [header.block[fields.pairs : fields.pairs + 96]] + [
         window.get(start + n, BLOCK)[:504] for n in range(0, header.extra, BLOCK)
     ]
     pairs = []
@@ -113,21 +114,21 @@ def _in_headers(header: Header, window: Window) -> tuple[int, list[tuple[int, in
             if not part[i]:
                 break
             pairs.append((number(part[i : i + 12], start), number(part[i + 12 : i + 24], start)))
-    return number(header.block[place.size : place.size + 12], start), pairs
+    return number(header.block[fields.size : fields.size + 12], start), pairs
 
 
-def _listed(text: str) -> Iterator[tuple[int, int]]:
-    """0.1: all pairs in one record, offset and length by turns."""
+def _pairs(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of pax 0.1: one record has all offsets and lengths, alternating."""
     numbers = _numbers(text)
     for offset in numbers:
         length = next(numbers, None)
         if length is None:
-            raise LayerError("a sparse map of an odd number of numbers")
+            raise LayerError("a sparse map of the tar has an odd number of numbers")
         yield offset, length
 
 
 def _numbers(text: str) -> Iterator[int]:
-    """Not by ``split``: a map of millions of numbers would be as many strings at once."""
+    """Yield the numbers of a record one by one; ``split`` would make millions of strings at once of a long map."""
     at = 0
     while at <= len(text):
         comma = text.find(",", at)
@@ -137,8 +138,9 @@ def _numbers(text: str) -> Iterator[int]:
 
 
 def _lines(header: Header, window: Window, budget: int) -> tuple[list[int], int]:
-    """1.0: the map stands before the data, one number a line, the number of pairs first, padded to a block. With
-    where the data begins.
+    """Return the numbers of a map of pax 1.0, and the offset of the data.
+
+    The map is before the data: first the number of pairs, one number a line, padded to a whole block.
     """
     numbers: list[int] = []
     taken = 0
@@ -151,7 +153,7 @@ def _lines(header: Header, window: Window, budget: int) -> tuple[list[int], int]
             or len(rest) > 20
             or (numbers and numbers[0] > budget)
         ):
-            raise LayerError(f"a sparse map of {header.name[:200]!r} that is cut off or too long")
+            raise LayerError(f"the sparse map of {header.name[:200]!r} is cut off or too long")
         taken += BLOCK
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:

@@ -1,9 +1,9 @@
-"""A tar written byte for byte as Go's archive/tar writes the layers of kit: what is not content, as pure functions.
+"""Write tars byte for byte as Go's archive/tar writes the layers of kit: their headers and padding, as pure functions.
 
-USTAR where it will do: a name of more than 100 bytes is split at a slash if it can be, else it and a name that is not
-ASCII stand in a pax header, as does a size of 8 GiB and more (POSIX.1-2001; KITOPS §1.5; archive/tar of Go 1.26,
-``allowedFormats`` and ``writePAXHeader``). Owner 1000, group 0 and time 0 are kit's. An entry is ``header``, its
-content, ``padding``; an archive is its entries and ``TRAILER``.
+USTAR is used if it can hold the entry. A name of more than 100 bytes is split at a slash if possible. Otherwise the
+name goes to a pax header; so do names that are not ASCII, and sizes of 8 GiB and more (POSIX.1-2001; KITOPS §1.5;
+archive/tar of Go 1.26, ``allowedFormats`` and ``writePAXHeader``). Owner 1000, group 0 and time 0 are those of kit. An
+entry is its ``header``, its content and its ``padding``; an archive is its entries and ``TRAILER``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ TRAILER: Final = bytes(2 * BLOCK)
 NAME: Final = 100  # bytes of the name field
 PREFIX: Final = 155  # bytes of the prefix field
 SIZE_FIELD: Final = 0o77777777777  # the largest size that 11 octal digits hold: 8 GiB - 1
-MAX_RECORDS: Final = 1 << 20  # bytes of pax records that Go agrees to write and to read
+MAX_RECORDS: Final = 1 << 20  # bytes of pax records; Go neither writes nor reads more
 UID: Final = 1000
 
 
 def header(name: bytes, *, directory: bool, mode: int, size: int = 0) -> bytes:
-    """All blocks before the content.
+    """Return all blocks before the content of an entry.
 
     ``name`` is relative and clean, without a slash at its end; ``mode`` may hold 0o7777; ``size`` is in bytes, 0 for
     a directory. Raises LayerError for a name that a tar cannot hold.
@@ -43,18 +43,18 @@ def header(name: bytes, *, directory: bool, mode: int, size: int = 0) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """The zeros after ``size`` bytes of content."""
+    """Return the zeros after ``size`` bytes of content."""
     return bytes(padded(size) - size)
 
 
 def entry_length(name: bytes, *, directory: bool, size: int) -> int:
-    """Bytes that an entry takes in all: headers, content, padding. Raises LayerError as ``header`` does."""
+    """Return the bytes of a whole entry: headers, content and padding. Raises LayerError as ``header`` does."""
     records = len(_records(name, size))
     return BLOCK + (BLOCK + padded(records) if records else 0) + (0 if directory else padded(size))
 
 
 def _records(name: bytes, size: int) -> bytes:
-    """The pax records of an entry, none when USTAR will do."""
+    """Return the pax records of an entry; none if USTAR can hold it."""
     if b"\0" in name:
         raise LayerError(f"{name[:100]!r}: a name with a NUL byte cannot be in a tar")
     fits = name.isascii() and len(name) <= NAME
@@ -71,7 +71,7 @@ def _records(name: bytes, size: int) -> bytes:
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    """``length key=value\\n``, where the length counts its own digits."""
+    """Return ``length key=value\\n``; the length includes its own digits."""
     bare = len(key) + len(value) + 3
     length = bare + len(str(bare))
     length = bare + len(str(length))
@@ -79,8 +79,9 @@ def _record(key: bytes, value: bytes) -> bytes:
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:
-    """(prefix, rest): split at the last slash that the prefix field allows. The prefix is empty where no split is
-    needed or none fits.
+    """Split a name into (prefix, rest) at the last slash that the prefix field allows.
+
+    The prefix is empty if no split is needed, or none fits.
     """
     if len(name) > NAME:
         at = name.rfind(b"/", 0, PREFIX + 1)
@@ -90,15 +91,15 @@ def _split(name: bytes) -> tuple[bytes, bytes]:
 
 
 def _ascii(name: bytes) -> bytes:
-    """Without its bytes beyond ASCII."""
+    """Return a name without the bytes that are not ASCII."""
     return name if name.isascii() else bytes(b for b in name if b < 0x80)
 
 
 def _cut(name: bytes) -> bytes:
-    """What the name field holds of a long name. A slash in its last byte is hidden, that of directories before it
-    too, by a NUL.
+    """Return the content of the name field for a name that may be too long for it.
 
-    Go's ``formatString`` writes one NUL behind what is left without the slashes, and leaves what is behind that.
+    If the field would end with slashes, the first of them is replaced by a NUL and the rest stay: Go's ``formatString``
+    strips the slashes, writes one NUL, and leaves the bytes after that.
     """
     field = bytearray(name[:NAME])
     if len(name) > NAME and field[-1] == 0x2F:
@@ -109,8 +110,9 @@ def _cut(name: bytes) -> bytes:
 def _block(
     flag: bytes, name: bytes, mode: int, uid: int, size: int, *, prefix: bytes = b"", devices: bool = True
 ) -> bytes:
-    """One header block with its checksum. ``devices``: write the device numbers as zeros in octal, which a pax header
-    does not.
+    """Return one header block with its checksum.
+
+    ``devices`` writes the device numbers as octal zeros; in the header of a pax header they are NULs.
     """
     start = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(NAME, b"\0"), mode, uid, 0, size, 0)
     rest = (

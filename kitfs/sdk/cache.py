@@ -1,4 +1,4 @@
-"""The cache (``kitfs.cache``): blobs that mounts and open kits fetched into the store, besides packed and pulled kits."""
+"""The cache (``kitfs.cache``): blobs in the store that mounts and open kits fetched, besides packed and pulled kits."""
 
 from __future__ import annotations
 

@@ -176,8 +176,8 @@ def remove(
     ``force`` removes the kit at once. ``all`` instead of a reference removes every kit of the store that has no tag,
     and with ``force`` every kit. ``remote`` removes from the registry. If the first tag cannot be removed, nothing is;
     if a later one cannot be, the others are removed and its error is raised at the end (of several, the last; the
-    logger "kitfs" warns about the others). Raises NotFound, RegistryError when the registry does not delete, StoreError,
-    UsageError.
+    logger "kitfs" warns about the others). Raises NotFound, RegistryError when the registry does not delete,
+    StoreError, UsageError.
     """
     from kitfs.ops.library import remove as removing
 

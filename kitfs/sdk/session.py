@@ -54,7 +54,7 @@ class Recipe:
     pins: Mapping[str, str] = field(default_factory=dict)
 
     def public(self) -> tuple[str, tuple[str, ...], dict[str, str], dict[str, Any], dict[str, str]]:
-        """Return the fields that are pickled: all but ``settings``, and without the user names and passwords of URLs."""
+        """Return the fields that are pickled: all but ``settings``, without user names and passwords of URLs."""
         return (
             self.reference,
             self.only,
@@ -159,7 +159,7 @@ def _keep(session: Session) -> None:
 
 
 def _close_with_worker() -> None:
-    """Close sessions at the end of a worker of multiprocessing, which runs its own finalizers but no atexit functions."""
+    """Close sessions at the end of a worker of multiprocessing, which runs finalizers but no atexit functions."""
     process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
     if process is not None and util is not None and process.parent_process() is not None:
         util.Finalize(None, _close_all, exitpriority=0)

@@ -26,7 +26,7 @@ from kitfs.layers.index import LayerIndex, Member
 from kitfs.layers.read import read_member
 from kitfs.layers.tar import index_tar
 from kitfs.metrics import Counters
-from kitfs.ops.unpack.plan import outline
+from kitfs.ops.unpack.plan import plan_unpack
 
 LOG = logging.getLogger("kitfs.test")
 PATHS = st.sampled_from(["a", "b", "a/a", "a/b", "b/a", "a/a/a", "a/a/b"])
@@ -169,7 +169,7 @@ def looked_up(layers: list[MemoryLayer], paths: Found) -> Found:
 
 def planned(layers: list[MemoryLayer]) -> Found:
     """Return what an unpack writes."""
-    plan = outline([PlacedLayer(layer.digest, layer.index(), "") for layer in layers])
+    plan = plan_unpack([PlacedLayer(layer.digest, layer.index(), "") for layer in layers])
     found: Found = dict.fromkeys(plan.directories, "dir")
     for item in plan.items():
         found[item.path] = shown(item.member, layers[item.source])

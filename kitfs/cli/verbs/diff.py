@@ -1,6 +1,4 @@
-"""The verb that compares: diff. Its text about layers is kit's (KITOPS §8); about files and tensors it says more than
-kit can.
-"""
+"""The verb diff. Its text about layers is that of kit (KITOPS §8); kit does not compare files and tensors."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ DIFF: Final = options_of(
     Option(
         "content",
         boolean,
-        "Compare the bytes of files whose size and layer do not tell whether they changed.",
+        "Compare the bytes of files that may have changed: files of one size in different layers.",
         default="false",
         flag=True,
     ),
@@ -49,12 +47,13 @@ RULE: Final = "-" * 39
 @click.argument("second", metavar="REF")
 @takes(*DIFF, "cache-size", "max-entries", "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def diff(settings: Settings, first: str, second: str) -> None:
-    """Compare two kits by their manifests. local://REF is in the store, remote://REF at its registry; without either
-    the store comes first.
+    """Compare two kits by their manifests.
 
-    --files tells what was added, removed and changed by reading indexes only. Files of one size in different layers
-    may have changed: --content reads them, side by side. --tensors tells of tensors that were added, removed,
-    reshaped, retyped or moved, by reading the heads of safetensors and GGUF files; their values are not compared.
+    local://REF is looked up in the store, and remote://REF at its registry. Without either, the store is asked first.
+
+    --files lists files that were added, removed or changed; it reads only indexes. Two files of one size in different
+    layers may be equal or not: --content compares their bytes. --tensors lists tensors that were added, removed,
+    reshaped, retyped or moved; it reads only the headers of safetensors and GGUF files, and compares no values.
     """
     from kitfs.ops.diff import diff as compare
 
@@ -146,10 +145,10 @@ def _put_files(files: FileChanges) -> None:
 def _put_tensors(tensors: TensorChanges, *, content: bool) -> None:
     put(f"Tensors: {len(tensors.added)} added, {len(tensors.removed)} removed, {len(tensors.changed)} changed")
     put(RULE)
-    for place in tensors.added:
-        put(f"+ {_tensor(place)} in {shown(place.path)}")
-    for place in tensors.removed:
-        put(f"- {_tensor(place)} in {shown(place.path)}")
+    for added in tensors.added:
+        put(f"+ {_tensor(added)} in {shown(added.path)}")
+    for removed in tensors.removed:
+        put(f"- {_tensor(removed)} in {shown(removed.path)}")
     for change in tensors.changed:
         where = (
             f"{shown(change.before.path)} -> {shown(change.after.path)}"
@@ -173,12 +172,12 @@ def _put_tensors(tensors: TensorChanges, *, content: bool) -> None:
     put("")
 
 
-def _tensor(place: KitTensor) -> str:
-    return f"{shown(place.tensor.name)} {_type(place)}"
+def _tensor(found: KitTensor) -> str:
+    return f"{shown(found.tensor.name)} {_type(found)}"
 
 
-def _type(place: KitTensor) -> str:
-    return f"{shown(place.tensor.dtype)} [{', '.join(map(str, place.tensor.shape))}]"
+def _type(found: KitTensor) -> str:
+    return f"{shown(found.tensor.dtype)} [{', '.join(map(str, found.tensor.shape))}]"
 
 
 def _json(found: Difference) -> dict[str, Any]:
@@ -228,20 +227,20 @@ def _change_json(change: FileChange) -> dict[str, Any]:
     return {"path": _text(change.path), "what": list(change.what), **sides}
 
 
-def _tensor_json(place: KitTensor) -> dict[str, Any]:
+def _tensor_json(found: KitTensor) -> dict[str, Any]:
     return {
-        "name": _text(place.tensor.name),
-        "file": _text(place.path),
-        "dtype": _text(place.tensor.dtype),
-        "shape": list(place.tensor.shape),
+        "name": _text(found.tensor.name),
+        "file": _text(found.path),
+        "dtype": _text(found.tensor.dtype),
+        "shape": list(found.tensor.shape),
     }
 
 
 def _text(text: str) -> str:
-    """A name of a kit as JSON can say it."""
+    """Return a name of a kit as text that JSON can hold; bytes that are not UTF-8 become \\xNN."""
     try:
         data = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half of a surrogate pair, out of JSON
+    except UnicodeEncodeError:  # half of a surrogate pair, from the JSON of a header
         data = text.encode("utf-8", "surrogatepass")
     return data.decode("utf-8", "backslashreplace")
 

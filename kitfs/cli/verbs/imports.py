@@ -11,12 +11,11 @@ import click
 
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import directories, references
+from kitfs.cli.kitfile import kitfile_of, source_date
 from kitfs.cli.options import takes
 from kitfs.cli.output import put, put_json, put_lines, say
 from kitfs.cli.progress import Reporter
 from kitfs.cli.session import reporter_of, workspace_of
-from kitfs.cli.verbs.transfer import _kitfile as kitfile_of
-from kitfs.cli.verbs.transfer import _source_date as source_date
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
 from kitfs.escaping import shown

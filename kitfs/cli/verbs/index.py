@@ -279,7 +279,10 @@ def inspect(settings: Settings, reference: str) -> None:
 @click.argument("destination", metavar="[DEST]", required=False, shell_complete=references)
 @takes("concurrency", "progress", "no-trunc", "json", *STORE, *NETWORK)
 def push(settings: Settings, reference: str, destination: str | None) -> None:
-    """Push INDEX to its registry, or under the name DEST. Kits of it that the registry does not have are pushed first."""
+    """Push INDEX to its registry, or under the name DEST.
+
+    Kits of it that the registry does not have are pushed first.
+    """
     from kitfs.ops.library import index as indexes
 
     push_as(settings, reference, destination, noun="index ", push=indexes.push)

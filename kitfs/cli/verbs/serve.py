@@ -1,4 +1,4 @@
-"""The verbs of the embedded registry: serve, and serve gc."""
+"""The verbs of the embedded registry: serve and serve gc."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ SERVE = options_of(
 
 
 class ServeVerbs(Verbs, Command):
-    """The verb ``kitfs serve``, which has verbs below it. An option before such a verb is passed to it."""
+    """The verb ``kitfs serve`` with the verb gc below it. Options before "gc" are passed to it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as a verb does: nothing is moved."""
+        """Parse as a verb without verbs below it: the arguments are not reordered."""
         return Command.parse_args(self, ctx, args)
 
 
@@ -60,13 +60,13 @@ class ServeVerbs(Verbs, Command):
 def serve(settings: Settings) -> None:
     """Run an OCI registry. Content that clients push is kept in a store and served from it.
 
-    It prints its URL when it is ready (with --json as one line of JSON), and logs one line per request to stderr. It ends within 5 s of SIGTERM or
-    Ctrl-C; unfinished uploads can resume when it runs again. When the disk is full, pulls still work and pushes are
-    refused, after the blobs of removed kits were freed as "kitfs serve gc" does.
+    It prints its URL when it is ready (with --json as one line of JSON), and logs one line per request to stderr. It
+    ends within 5 s of SIGTERM or Ctrl-C; unfinished uploads can resume when it runs again. When the disk is full, pulls
+    still work and pushes are refused, after the blobs of removed kits were freed as "kitfs serve gc" does.
     """
     context = click.get_current_context()
     if context.invoked_subcommand is not None:
-        _hand_on(context)
+        _pass_options(context)
         return
     from kitfs.server.serve import ServeRequest
     from kitfs.server.serve import serve as run
@@ -100,9 +100,10 @@ def serve(settings: Settings) -> None:
     notify_systemd("STOPPING=1")
 
 
-def _hand_on(context: click.Context) -> None:
-    """Give the options that stand before a verb below serve to that verb. Raises UsageError for one that it does not
-    take.
+def _pass_options(context: click.Context) -> None:
+    """Pass the options before a verb below serve to that verb.
+
+    Raises UsageError for an option that it does not take.
     """
     group = context.command
     assert isinstance(group, click.Group)
@@ -132,10 +133,10 @@ def _logging(settings: Settings) -> logging.Logger:
 def collect_garbage(settings: Settings) -> None:
     """Free the blobs of kits that were removed from the registry, whether it runs or not.
 
-    A blob stays while a manifest of its repository leads to it, tagged or not, and for --min-age after it was last
-    pushed, mounted or asked for, since a push sends its manifest last. With --min-age 0 nothing should be pushed
-    meanwhile. Unfinished uploads stay. A file's time in the future counts as now; do not run this while the system's
-    clock is ahead.
+    A blob stays while a manifest of its repository, tagged or not, refers to it. It also stays for --min-age after it
+    was last pushed, mounted or asked for, since a push sends its manifest last: with --min-age 0, push nothing while
+    this runs. Unfinished uploads stay. A time in the future counts as now. Do not run this while the system's clock is
+    ahead of the real time.
     """
     from contextlib import closing
 
@@ -145,7 +146,7 @@ def collect_garbage(settings: Settings) -> None:
 
     root = settings["root"] or settings["cache-dir"]
     if not os.path.exists(os.path.join(root, "VERSION")):
-        raise UsageError(f"{root} is not a store: name the registry's directory with --root")
+        raise UsageError(f"{root} is not a store; give the directory of the registry with --root")
     log = _logging(settings)
     with closing(Store.open(root, log=log, free_share=0.0, option="--root", despite=NO_SPACE)) as store:
         found = collect(store, log=log, min_age=settings["min-age"])

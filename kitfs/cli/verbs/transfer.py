@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -12,6 +10,7 @@ import click
 
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import directories, references
+from kitfs.cli.kitfile import kitfile_of, source_date
 from kitfs.cli.options import takes
 from kitfs.cli.session import exit_on_interrupt, registry_target, reporter_of, with_tag, workspace_of
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
@@ -21,11 +20,9 @@ from kitfs.ops.events import Noted
 from kitfs.parsers import Choice, boolean, word
 
 if TYPE_CHECKING:
-    from kitfs.modelkit.kitfile import Kitfile
     from kitfs.modelkit.writer import KitFormat
     from kitfs.oci.names import Digest
 
-STDIN = "-"
 PACK = options_of(
     "pack",
     Option("file", word, "The Kitfile; - reads it from stdin.", metavar="FILE", short="f"),
@@ -64,7 +61,7 @@ def pack(settings: Settings, directory: str) -> None:
     from kitfs.system import allow_many_files
 
     push = settings["push"]
-    kitfile, where = _kitfile(settings["file"], directory)
+    kitfile, where = kitfile_of(settings["file"], directory)
     references = references_of(settings["tag"])
     kit_format = _format(settings)
     allow_many_files()
@@ -93,43 +90,11 @@ def _format(settings: Settings) -> KitFormat:
 
     return KitFormat(
         settings["kit-version"] or CLI_VERSION_OF_KITFS,
-        _source_date(),
+        source_date(),
         settings["compression"],
         settings["layer-format"],
         settings["use-model-pack"],
     )
-
-
-def _kitfile(file: str | None, directory: str) -> tuple[Kitfile, str]:
-    """Return the Kitfile, and the name that messages give it."""
-    from kitfs.ops.pack.kitfiles import MAX_KITFILE, find_kitfile, parse_kitfile, read_kitfile
-
-    if file == STDIN:
-        if sys.stdin.isatty():
-            raise UsageError("no input file specified and no data piped")
-        return parse_kitfile(sys.stdin.buffer.read(MAX_KITFILE + 1)), "stdin"
-    path = find_kitfile(directory) if file is None else file
-    if path is None:
-        where = (
-            os.path.abspath(directory) if directory.endswith(".") else directory
-        )  # "in .." would name another directory
-        raise UsageError(f"No Kitfile found in {where}. Consider using the -f flag to specify its path")
-    if not os.path.isdir(directory):
-        raise UsageError(f"{directory} is not a directory")
-    return read_kitfile(path), directory
-
-
-def _source_date() -> int | None:
-    text = os.environ.get("SOURCE_DATE_EPOCH")
-    if not text:
-        return None
-    try:
-        value = int(text)
-        if not 0 <= value < 253_402_300_800:
-            raise ValueError
-    except ValueError:
-        raise UsageError(f"invalid SOURCE_DATE_EPOCH {text!r}: a number of seconds since 1970 was expected")
-    return value
 
 
 @click.command("push", cls=Command, short_help="Push a kit of the store to a registry.")

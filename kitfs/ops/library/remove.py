@@ -126,8 +126,8 @@ def remove_remote(repository: Repository, reference: Reference, *, force: bool =
             if others:
                 raise _with_text(
                     e,
-                    f"{reference.display}: remote registry does not support untagging; --force deletes the kit, and with"
-                    f" it the tags {', '.join(others[:5])}",
+                    f"{reference.display}: remote registry does not support untagging; --force deletes the kit, and "
+                    f"with it the tags {', '.join(others[:5])}",
                 )
     try:
         repository.delete_manifest(digest)

@@ -18,7 +18,10 @@ from kitfs.store.store import Store
 
 
 class LocalKit(NamedTuple):
-    """A kit of the store. ``name`` is its registry/repository; ``tags`` are sorted, and empty for a kit without a tag."""
+    """A kit of the store.
+
+    ``name`` is its registry/repository; ``tags`` are sorted, and empty for a kit without a tag.
+    """
 
     name: str
     descriptor: Descriptor

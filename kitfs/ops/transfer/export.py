@@ -95,7 +95,7 @@ def _export(identifier: str, origin: Origin, store: Store, target: LayoutReferen
 
 
 def _manifest(identifier: str, origin: Origin, store: Store) -> tuple[Descriptor, bytes]:
-    """Return a manifest: from the store if it is named by its digest and the store has it, otherwise from its origin."""
+    """Return a manifest: from the store if a digest names it and the store has it, otherwise from its origin."""
     if ":" in identifier:
         digest = Digest.parse(identifier)
         data = store.get(digest)
@@ -150,7 +150,10 @@ def _write_directory(path: str, entry: Descriptor, data: bytes, blobs: Sequence[
 
 
 def _add(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
-    """Add a kit to a layout. The index is read again after the blobs are written, to keep what other processes added."""
+    """Add a kit to a layout.
+
+    The index is read again after the blobs are written, to keep what other processes added.
+    """
     if not os.path.exists(os.path.join(path, "oci-layout")):
         raise UsageError(f"{path} is not an OCI layout: the file oci-layout is missing")
     _known_index(path)
@@ -241,7 +244,7 @@ def _replace(path: str, pieces: Iterator[bytes] | list[bytes]) -> None:
 
 @contextlib.contextmanager
 def _new_file(path: str) -> Iterator[BinaryIO]:
-    """Open a temporary file, which is fsynced and renamed to ``path`` at the end of the block, and removed on an error."""
+    """Open a temporary file, which is fsynced and renamed to ``path`` at the end of the block; removed on an error."""
     temporary, fd = _temporary(path)
     try:
         with open(fd, "wb") as f:
@@ -346,7 +349,10 @@ class _Reader:
         return bytes(data[:size])
 
     def end(self) -> None:
-        """Read to the end of the pieces, where their digest is checked. Raises IntegrityError if bytes are left over."""
+        """Read to the end of the pieces, where their digest is checked.
+
+        Raises IntegrityError if bytes are left over.
+        """
         if self._left or next(self._pieces, b""):
             raise IntegrityError("a blob is longer than its declared size")
 

@@ -1,10 +1,11 @@
 """Convert a kit to an ordinary OCI image, for Kubernetes image volumes, containerd and other programs that do not know
 kits.
 
-The image follows image-spec v1.1 (config.md, layer.md). Its config and its manifest are new; its layers are the blobs of
-the kit. If the kit is at the same registry, they are mounted from its repository, and no layer is sent. One small layer
-is added, with the Kitfile, so the image shows the same tree as a mount. Every layer of an image must be a tar. The same
-kit always gives the same image. Threading: ``convert`` runs threads of its own and returns when they have ended.
+The image follows image-spec v1.1 (config.md, layer.md). Its config and its manifest are new; its layers are the blobs
+of the kit. If the kit is at the same registry, they are mounted from its repository, and no layer is sent. One small
+layer is added, with the Kitfile, so the image shows the same tree as a mount. Every layer of an image must be a tar.
+The same kit always gives the same image. Threading: ``convert`` runs threads of its own and returns when they have
+ended.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ def _layer(layer: Layer) -> Descriptor:
     """Return the descriptor of a layer in the image. Raises UnsupportedLayer."""
     if layer.type.format != "tar":
         raise UnsupportedLayer(
-            f"layer {layer.digest} ({layer.type.kind} {layer.path or '?'}) is one file, not a tar, and an OCI image can "
-            "only have tars; pack the kit with --layer-format tar, or leave the layer out with --only"
+            f"layer {layer.digest} ({layer.type.kind} {layer.path or '?'}) is one file, not a tar, and an OCI image "
+            "can only have tars; pack the kit with --layer-format tar, or leave the layer out with --only"
         )
     suffix = "" if layer.type.compression == "none" else f"+{layer.type.compression}"
     return Descriptor(IMAGE_LAYER + suffix, layer.digest, layer.size)
@@ -152,8 +153,8 @@ def _check_names(layers: Sequence[Layer]) -> None:
             path = clean(skipped.name)[0]
             if path and index.get(path) is not None:
                 raise UnsupportedLayer(
-                    f"layer {layer.digest} holds {path!r} more than once; a mount leaves out {skipped.text}, which an OCI "
-                    "image would show"
+                    f"layer {layer.digest} holds {path!r} more than once; a mount leaves out {skipped.text}, which an "
+                    "OCI image would show"
                 )
     merged = merge([PlacedLayer(f"layer {layer.digest}", layer.index(), layer.path) for layer in layers])
     if merged.left_out:

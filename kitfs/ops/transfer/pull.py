@@ -37,8 +37,8 @@ def pull(
 ) -> Digest:
     """Pull a kit, and the kits that its ``model.path`` leads to; return the digest of its manifest.
 
-    The blobs are verified and pinned. ``labels`` choose a kit of an index; in the store it gets the tag of the index, as
-    in kit. Blobs that a mount has fetched are not fetched again, and an interrupted pull resumes. Raises NotFound,
+    The blobs are verified and pinned. ``labels`` choose a kit of an index; in the store it gets the tag of the index,
+    as in kit. Blobs that a mount has fetched are not fetched again, and an interrupted pull resumes. Raises NotFound,
     IntegrityError, ManifestError if the reference does not name a kit, UsageError for labels that do not choose exactly
     one kit, StoreFull, and what the registry raises; nothing is tagged then.
     """
@@ -80,7 +80,8 @@ def _pull(
         raise ManifestError(f"reference {reference.display} does not refer to a model: {e}")
     if manifest.config.size > MAX_CONFIG:
         raise ManifestError(
-            f"{reference.display}: the config is {manifest.config.size} bytes; a kit's config may have at most {MAX_CONFIG}"
+            f"{reference.display}: the config is {manifest.config.size} bytes; "
+            f"a kit's config may have at most {MAX_CONFIG}"
         )
     everything = [found.digest, *(blob.digest for blob in manifest.blobs)]
     with store.pin(everything):
@@ -100,7 +101,7 @@ def _pull(
 def _choose(
     reference: Reference, origin: Origin, labels: Mapping[str, str], report: Report
 ) -> tuple[Descriptor, bytes]:
-    """Return the manifest that a reference names; if it names an index, the manifest of the kit that the labels choose."""
+    """Return the manifest that a reference names; if it names an index, that of the kit that the labels choose."""
     found, data = origin.manifest(reference.digest or reference.tag or "latest")
     if not is_kit_index(data):
         if labels:

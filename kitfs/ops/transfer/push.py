@@ -2,8 +2,8 @@
 
 A blob that the registry has is not sent. If another repository of the registry may have it, the registry is asked to
 mount it from there. Several blobs are sent at once, and the manifest last, so a kit never appears before its blobs.
-Uploads are recorded in the store's catalog, so that an interrupted push resumes. Threading: ``push`` runs threads of its
-own and returns when they have ended.
+Uploads are recorded in the store's catalog, so that an interrupted push resumes. Threading: ``push`` runs threads of
+its own and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ def _upload_all(
     concurrency: int,
     report: Report,
 ) -> None:
-    """Upload every blob, several at once. After an error no upload begins, and those that run end before it is raised."""
+    """Upload every blob, several at once.
+
+    After an error no upload begins, and those that run end before it is raised.
+    """
     stop = threading.Event()
 
     def send(descriptor: Descriptor) -> None:

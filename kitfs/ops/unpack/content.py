@@ -32,9 +32,9 @@ CountBytes = Callable[[int], None]
 class Limits(NamedTuple):
     """How many bytes a compressed layer may decode to.
 
-    A layer may decode to ``growth`` times its size, and any layer to ``small`` bytes: content that is mostly zeros grows
-    by more than a factor of 200, but is small. ``room`` is the free space in bytes where the kit is unpacked; None means
-    that the file system is asked.
+    A layer may decode to ``growth`` times its size, and any layer to ``small`` bytes: content that is mostly zeros
+    grows by more than a factor of 200, but is small. ``room`` is the free space in bytes where the kit is unpacked;
+    None means that the file system is asked.
     """
 
     growth: int = 200
@@ -68,8 +68,8 @@ class Content(Protocol):
 class ContentSource(Protocol):
     """What an unpack needs of a layer, or of a file that is stored elsewhere.
 
-    ``fetches`` returns how many bytes must be fetched before anything is written. ``index`` reads the index; ``room`` is
-    how many bytes there are for decoded content. ``open`` returns the content itself.
+    ``fetches`` returns how many bytes must be fetched before anything is written. ``index`` reads the index; ``room``
+    is how many bytes there are for decoded content. ``open`` returns the content itself.
     """
 
     @property

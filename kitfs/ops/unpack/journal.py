@@ -9,8 +9,8 @@
 The command is identified by the digest of the manifest, the filters, and the digests of the layers. A file with the
 inode that the journal records was written by this command. If its size and mtime match too, and the machine has not
 been restarted since, the file is complete: nothing is fsynced before the end of an unpack, so a restart may have lost
-bytes. The journal is only appended to, so a kill never loses what an earlier run has recorded. Threading: any thread may
-write; one lock.
+bytes. The journal is only appended to, so a kill never loses what an earlier run has recorded. Threading: any thread
+may write; one lock.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from kitfs.layers.index import LayerIndex
 from kitfs.ops.events import Report, Warned
 from kitfs.ops.unpack.content import ContentSource
 from kitfs.ops.unpack.journal import NAME as JOURNAL
-from kitfs.ops.unpack.plan import Item, UnpackPlan, outline
+from kitfs.ops.unpack.plan import Item, UnpackPlan, plan_unpack
 from kitfs.ops.unpack.progress import Progress, Workers
 from kitfs.ops.unpack.steps import KITFILE, Step
 
@@ -76,7 +76,7 @@ def look(kit: Kit, steps: Sequence[Step], workers: Workers, *, room: int, report
         PlacedLayer(f"layer {source.digest}", indexes[number], source.path, step.below)
         for number, (step, source) in enumerate(sources)
     ]
-    tree = outline(placed, reserved=(KITFILE,) if kit.kitfile_bytes is not None else ())
+    tree = plan_unpack(placed, reserved=(KITFILE,) if kit.kitfile_bytes is not None else ())
     for line in tree.left_out:
         report(Warned(line))
     items = _items_by_layer(tree, len(sources))

@@ -1,8 +1,7 @@
-"""What an unpack writes: the layers of a kit laid over each other, to the tree that a mount shows. Pure.
+"""Plan an unpack: merge the layers of a kit into the tree that a mount shows, and list the names to write.
 
-The rules are README's *Semantics*: layers lie over each other as ``kit.layering`` has it, and a layer that has a name
-within its declared path comes before one that has it outside. What a mount leaves out because it would lead out of
-the tree is refused here: ``UnsafePath``, before anything is written. Threading: none; one call, one thread.
+``kit.layering`` has the rules of the merge. A mount leaves out entries that would lead out of the tree; an unpack
+refuses the kit instead (``UnsafePath``), before anything is written. Pure. Threading: none; each call uses one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from kitfs.layers.names import Skipped
 
 
 class Item(NamedTuple):
-    """A name that is written: ``member`` of the layer ``source`` (its number)."""
+    """A name to write: its member, and the number of the layer that has it."""
 
     path: str
     member: Member
@@ -25,8 +24,12 @@ class Item(NamedTuple):
 
 
 class UnpackPlan(NamedTuple):
-    """``directories`` parents first; ``files`` by layer, each in the order of its archive; ``links`` are further
-    names of files, of which ``targets`` has the first; ``left_out`` are lines for people."""
+    """All names that an unpack writes.
+
+    ``directories`` has parents before their children, and ``files`` a tuple for each layer, in the order of its
+    archive. ``links`` are further names of files (hard links), and ``targets`` maps each of them to the first name of
+    its file. ``left_out`` are lines for people about entries that are not written.
+    """
 
     directories: dict[str, Item]
     files: tuple[tuple[Item, ...], ...]
@@ -36,7 +39,7 @@ class UnpackPlan(NamedTuple):
     left_out: tuple[str, ...]
 
     def items(self) -> Iterator[Item]:
-        """Every file, link and symbolic link, layer by layer."""
+        """Yield every file, hard link and symbolic link, layer by layer."""
         by_source: list[list[Item]] = [list(files) for files in self.files]
         for item in (*self.links.values(), *self.symlinks):
             by_source[item.source].append(item)
@@ -44,16 +47,15 @@ class UnpackPlan(NamedTuple):
             yield from items
 
 
-def outline(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> UnpackPlan:
-    """The tree of ``sources``, in the order in which they lie over each other. ``reserved`` names at the root are
-    left to the caller.
+def plan_unpack(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> UnpackPlan:
+    """Plan the unpack of layers, the lowest first. ``reserved`` names at the root are left out.
 
-    Raises UnsafePath for what would lead out of the target: absolute paths, "..", names below symbolic links,
-    symbolic links that lead out, devices and fifos.
+    Raises UnsafePath for entries that are dangerous to write: absolute paths, paths with "..", names below symbolic
+    links, symbolic links that lead out of the target, devices and fifos.
     """
     left_out: list[str] = []
     for source in sources:
-        left_out += _refused(source.name, source.index.skipped)
+        left_out += _left_out(source.name, source.index.skipped)
     merged = merge(sources, reserved=reserved)
     left_out += merged.left_out[: MAX_NAMED - len(left_out)] if len(left_out) < MAX_NAMED else ()
     won = merged.winners
@@ -84,17 +86,17 @@ def outline(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -
 
 
 def _check_link(links: Links, path: str, target: str) -> None:
-    """Raise UnsafePath unless a symbolic link, followed in the tree as far as names exist, stays in it."""
+    """Raise UnsafePath if a symbolic link, followed through the tree as far as its names exist, leads out of it."""
     try:
         links.end(path)
     except BadLink:
         raise UnsafePath(
-            f"the symbolic link {path!r} leads to {target[:200]!r}, out of the directory; nothing was unpacked"
+            f"the symbolic link {path!r} leads out of the directory, to {target[:200]!r}; nothing was unpacked"
         )
 
 
-def _refused(name: str, skipped: Sequence[Skipped]) -> Iterator[str]:
-    """Lines for entries that are left out. Raises UnsafePath for entries that look like an attack."""
+def _left_out(name: str, skipped: Sequence[Skipped]) -> Iterator[str]:
+    """Yield a line for each entry that a layer leaves out. Raises UnsafePath if one of them is unsafe to write."""
     for entry in skipped:
         if entry.reason.unsafe:
             raise UnsafePath(f"{name} holds {entry.name[:200]!r}: {entry.text[:400]}; nothing was unpacked")

@@ -139,7 +139,7 @@ class _ObjectStream:
         self._stop = stop
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
-        """Copy the next ``size`` bytes to ``offset`` of the file ``fd``; an object has one extent, which is all of it."""
+        """Copy the next ``size`` bytes to ``offset`` of the file ``fd``. All of an object is one extent."""
         while size:
             if self._stop.is_set():
                 raise Stopped

@@ -1,9 +1,9 @@
 """A directory that is written to without following symbolic links: every name is opened component by component.
 
 A file first gets a temporary name in its directory, then its bytes and its mode (the umask does not apply), and last
-its own name, by rename. So a file that a killed process leaves behind is whole, or has a temporary name. Temporary names
-begin with ``.kitfs-<nonce>-``; ``sweep`` finds them by that. Threading: a SafeDirectory belongs to one thread; ``clone``
-returns another one for another thread. Needs openat(2): Linux and other POSIX systems.
+its own name, by rename. So a file that a killed process leaves behind is whole, or has a temporary name. Temporary
+names begin with ``.kitfs-<nonce>-``; ``sweep`` finds them by that. Threading: a SafeDirectory belongs to one thread;
+``clone`` returns another one for another thread. Needs openat(2): Linux and other POSIX systems.
 """
 
 from __future__ import annotations
