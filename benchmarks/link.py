@@ -4,8 +4,9 @@
 
 It prints the port on which it listens and runs until SIGTERM. What it models: the bytes of each direction arrive half
 a round trip after they were sent; the handshake takes a round trip; all connections share ``--rate`` bytes a second
-towards the client; each connection has TCP's slow start, also after it was idle, and at most ``--window`` bytes under
-way (6 MiB, which is Linux's default receive buffer at most). It models neither loss nor the upstream's rate.
+towards the client; each connection has TCP's slow start, its window shrinks while it is idle, and at most ``--window``
+bytes are under way (6 MiB, the most that Linux gives a receive buffer by default). It models neither loss nor the
+upstream's rate.
 
 Bytes go from socket to pipe to socket by splice(2), which does not copy them, because the peers need the CPU: a link
 of 10 Gbit/s takes about a seventh of a core. A process has one thread, and select(2) rather than epoll(7), whose
@@ -32,7 +33,7 @@ from typing import NamedTuple
 PIECE = 256 << 10
 WINDOW = 6 << 20
 FIRST_WINDOW = 10 * 1448  # RFC 6928
-IDLE = 0.2  # seconds after which slow start begins again, as Linux does after the retransmission timeout
+IDLE = 0.2  # the least retransmission timeout of Linux, in seconds; an idle connection's window is halved after each
 ROOM = 8 << 20  # capacity of a pipe where it is allowed; the default is counted in fragments of 4 KiB
 FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
@@ -99,8 +100,8 @@ class Direction:
 
     def take(self, now: float) -> None:
         """Move what the source has into the pipe."""
-        if now - self._sent > IDLE + self._link.rtt and not self._under_way:
-            self._allowed = FIRST_WINDOW
+        if not self._under_way and (halvings := int((now - self._sent) / (IDLE + self._link.rtt))):
+            self._allowed = max(FIRST_WINDOW, self._allowed >> min(halvings, 64))
         room = min(self._allowed, self._largest) - self._under_way
         try:
             size = os.splice(self.source.fileno(), self._in, min(room, PIECE), flags=FLAGS)
