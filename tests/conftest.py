@@ -38,12 +38,15 @@ PACKAGES = {  # packages of Debian, by the program that they contain
 
 # Files whose tests start many processes, or wait for time limits: `pytest -m "not slow"` leaves them out.
 SLOW = (
-    "interop/test_golden_kits.py", "interop/test_import.py", "interop/test_index_convert.py", "interop/test_pull.py",
-    "interop/test_push_kit.py", "interop/test_round_trip.py", "interop/test_serve_hostile.py",
-    "interop/test_serve_kill.py", "interop/test_serve_life.py", "interop/test_serve_pressure.py",
-    "interop/test_terminal.py", "interop/test_unpack.py", "manual/test_examples.py", "mount/test_demo.py",
-    "mount/test_faults.py", "mount/test_hostile.py", "mount/test_registries.py", "mount/test_repeat.py",
-    "mount/test_sharing.py", "unit/registry/test_kit_storage.py", "unit/registry/test_pace.py",
+    "interop/test_golden_kits.py", "interop/test_import.py", "interop/test_import_settings.py",
+    "interop/test_index_convert.py", "interop/test_pull.py", "interop/test_push.py", "interop/test_push_kit.py",
+    "interop/test_round_trip.py", "interop/test_serve_hostile.py", "interop/test_serve_kill.py",
+    "interop/test_serve_life.py", "interop/test_serve_pressure.py", "interop/test_serve_skopeo.py",
+    "interop/test_terminal.py", "interop/test_transcripts.py", "interop/test_unpack.py", "manual/test_examples.py",
+    "mount/test_demo.py", "mount/test_faults.py", "mount/test_hostile.py", "mount/test_layers.py",
+    "mount/test_ownership.py", "mount/test_registries.py", "mount/test_repeat.py", "mount/test_sdk_mount.py",
+    "mount/test_sharing.py", "mount/test_streams.py", "unit/cli/verbs/test_transfer.py",
+    "unit/registry/test_kit_storage.py", "unit/registry/test_pace.py", "unit/sdk/test_lifetimes.py",
 )  # fmt: skip
 
 
@@ -251,7 +254,7 @@ def user_host(new_host: Callable[..., hosts.Host], nobody: interpreters.Python) 
     return new_host(nobody)
 
 
-@pytest.fixture(params=["kernel", "libfuse"])
+@pytest.fixture(params=["kernel", pytest.param("libfuse", marks=pytest.mark.slow)])
 def transport(request: pytest.FixtureRequest) -> str:
     """Each transport in turn."""
     if request.param == "libfuse":
@@ -260,7 +263,7 @@ def transport(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(params=["root", "user"])
+@pytest.fixture(params=["root", pytest.param("user", marks=pytest.mark.slow)])
 def anybody(request: pytest.FixtureRequest) -> hosts.Host:
     """A host run by root, and one run by an ordinary user."""
     if request.param == "root":

@@ -136,7 +136,7 @@ def pack(bench: Bench) -> Found:
     needs=("kit",),
 )
 def unpack(bench: Bench) -> Found:
-    """``kitfs unpack`` with an empty store against ``kit unpack`` of a kit that kit has never seen. Nothing is synced."""
+    """``kitfs unpack`` with an empty store against ``kit unpack`` of a kit that is new to kit. Nothing is synced."""
     reference = bench.model.reference
 
     def ours() -> float:

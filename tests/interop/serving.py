@@ -19,10 +19,11 @@ from tests.server import KITFS, Server
 PATIENCE = 30.0
 CONFIG = b"{}"
 OCTETS = {"Content-Type": "application/octet-stream"}
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # shared, because httpx would read all certificates for each client
 
 
-def client_of(server: Server, **options: Any) -> httpx.Client:
-    return httpx.Client(base_url=server.url, trust_env=False, timeout=PATIENCE, **options)
+def client_of(server: Server, *, verify: ssl.SSLContext = NO_TLS, **options: Any) -> httpx.Client:
+    return httpx.Client(base_url=server.url, trust_env=False, timeout=PATIENCE, verify=verify, **options)
 
 
 def begun(client: httpx.Client, name: str) -> str:

@@ -59,7 +59,7 @@ def packed(
 
 
 @pytest.mark.parametrize("name", PACKED_BY_KIT)
-@pytest.mark.parametrize("version", [None, "1.7.0", "1.10.0"])
+@pytest.mark.parametrize("version", [None, *(pytest.param(v, marks=pytest.mark.slow) for v in ("1.7.0", "1.10.0"))])
 def test_layers_and_config_of_a_golden_tree_are_those_of_kit(
     golden_trees: Path, box: Host, mirror: tuple[str, str], name: str, version: str | None
 ) -> None:

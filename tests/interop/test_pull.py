@@ -1,7 +1,7 @@
 """``kitfs pull`` and ``kitfs push`` of big kits through every kind of interruption: the kit that arrives is the right
 one.
 
-``PULL_MIB`` in the environment is the size of the kits that are killed again and again: 512 by default, and 5120 for a
+``PULL_MIB`` in the environment is the size of the kits that are killed again and again: 256 by default, and 5120 for a
 run by hand, which takes some minutes and four times that of disk. A kill comes when a random number of bytes was
 transferred since the last one, by a seed that a failure names.
 """
@@ -34,7 +34,7 @@ from tests.server import Server
 
 pytestmark = pytest.mark.interop
 MiB = 1 << 20
-BIG = int(os.environ.get("PULL_MIB", "512")) * MiB
+BIG = int(os.environ.get("PULL_MIB", "256")) * MiB
 SOME = 24 * MiB
 KILLS = 10
 STREAMS = 4  # in parallel, for one blob

@@ -22,7 +22,7 @@ import pytest
 
 from tests.server import Server
 
-pytestmark = [pytest.mark.interop, pytest.mark.slow]
+pytestmark = pytest.mark.interop
 MIB = 1 << 20
 LARGEST = int(os.environ.get("SERVE_KILL_MIB", "8")) * MIB
 BLOBS = 64

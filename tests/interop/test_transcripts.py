@@ -23,7 +23,7 @@ from tests.host import Host, boxed
 from tests.interpreters import REPOSITORY
 from tests.registry_process import RegistryProcess
 
-pytestmark = [pytest.mark.interop, pytest.mark.slow]
+pytestmark = pytest.mark.interop
 TRANSCRIPT = REPOSITORY.parent / "shared/golden/transcripts-kit-1.7.txt"
 TREES = ("basic", "parts", "empty", "modelpack")
 WRONG = {

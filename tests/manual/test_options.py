@@ -144,7 +144,7 @@ def test_the_design_lists_every_package() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_wrapped_for_a_terminal_without_losing_a_word(page: str) -> None:
-    """``kitfs help TOPIC`` on a terminal of 80 columns: only code and tables may be wider, and they stay as they are."""
+    """On a terminal of 80 columns ``kitfs help TOPIC`` wraps its text; code and tables may be wider."""
     wrapped = manual.wrapped(PAGES[page], 80)
     assert wrapped.split() == PAGES[page].split()
     assert [block.text for block in blocks(wrapped)] == [block.text for block in blocks(PAGES[page])]

@@ -79,7 +79,8 @@ class FuseInitIn(ctypes.Structure):
 class FuseInitOut(ctypes.Structure):
     _fields_ = [
         *[(name, c_uint32) for name in ("major", "minor", "max_readahead", "flags")],
-        ("max_background", c_uint16), ("congestion_threshold", c_uint16), ("max_write", c_uint32), ("time_gran", c_uint32),
+        ("max_background", c_uint16), ("congestion_threshold", c_uint16), ("max_write", c_uint32),
+        ("time_gran", c_uint32),
         ("max_pages", c_uint16), ("map_alignment", c_uint16), ("flags2", c_uint32), ("unused", c_uint32 * 7),
     ]  # fmt: skip
 
@@ -133,7 +134,8 @@ def expected_attr() -> dict[str, int]:
 @pytest.mark.parametrize(
     ("mine", "theirs"),
     [
-        (abi.IN_HEADER_SIZE, FuseInHeader), (abi.OUT_HEADER_SIZE, FuseOutHeader), (len(abi.attr_out(ATTR)), FuseAttrOut),
+        (abi.IN_HEADER_SIZE, FuseInHeader), (abi.OUT_HEADER_SIZE, FuseOutHeader),
+        (len(abi.attr_out(ATTR)), FuseAttrOut),
         (len(abi.entry_out(Entry(Inode(5), ATTR))), FuseEntryOut), (len(abi.no_entry_out()), FuseEntryOut),
         (len(abi.open_out(1, OpenFlag.KEEP_CACHE)), FuseOpenOut), (len(abi.version_out()), FuseInitOut),
     ],

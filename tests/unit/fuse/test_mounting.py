@@ -14,7 +14,7 @@ from kitfs.fuse.mounting import MountInfo, MountOptions, parse_mountinfo
 
 MOUNTINFO = rb"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
 23 22 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 master:3 - proc proc rw
-88 22 0:47 / /srv/with\040space\011tab\134slash\012line ro,nosuid,nodev,relatime - fuse.kitfs oci:/srv/a\040b:v1 ro,user_id=0
+88 22 0:47 / /srv/with\040space\011tab\134slash\012line ro,nosuid,nodev - fuse.kitfs oci:/srv/a\040b:v1 ro,user_id=0
 89 88 0:48 / /srv/over rw - tmpfs tmpfs rw
 90 22 0:49 /sub /srv/over rw - fuse.kitfs r.example/a:v1 ro
 this line is of no known shape

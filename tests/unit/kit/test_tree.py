@@ -123,7 +123,8 @@ def test_a_directory_replaces_a_file_of_an_earlier_layer() -> None:
     """With everything below it; what an older layer had below a directory of that name is gone with that."""
     counters = Counters()
     t = tree(
-        FakeLayer("a", "a=file"), FakeLayer("a/old", "a/old=gone", digest="sha256:2"), FakeLayer("a/b", "a/=711", "a/b=new", digest="sha256:3"),
+        FakeLayer("a", "a=file"), FakeLayer("a/old", "a/old=gone", digest="sha256:2"),
+        FakeLayer("a/b", "a/=711", "a/b=new", digest="sha256:3"),
         counters=counters,
     )  # fmt: skip
     assert paths(t) == ["Kitfile", "a", "a/b"]
@@ -349,7 +350,8 @@ def test_extended_attributes_and_statfs() -> None:
     fs = filesystem(tree(layer))
     m = fs.lookup(ROOT, b"m").inode
     assert {n: fs.getxattr(m, n) for n in fs.listxattr(m)} == {
-        b"user.kitfs.digest": b"sha256:m", b"user.kitfs.media_type": layer.media_type.encode(), b"user.kitfs.state": b"present",
+        b"user.kitfs.digest": b"sha256:m", b"user.kitfs.media_type": layer.media_type.encode(),
+        b"user.kitfs.state": b"present",
     }  # fmt: skip
     assert fs.getxattr(ROOT, b"user.kitfs.reference") == b"r/a:v1"
     assert fs.getxattr(ROOT, b"user.kitfs.manifest") == b"sha256:m"

@@ -71,7 +71,8 @@ NAMES = st.lists(PART, min_size=1, max_size=6).map(b"/".join)
 SIZES = st.one_of(st.integers(0, 2000), st.integers(0, (1 << 63) - 1), st.sampled_from((SIZE_FIELD, SIZE_FIELD + 1)))
 NESTED = ["models", "models/" + "sub-directory/" * 9, "models/" + "x" * 90, "données", "données/" + "é" * 80]
 FILES = {
-    "models/w.bin": b"hello\n", "models/" + "sub-directory/" * 9 + "file": b"prefix", "models/" + "x" * 90 + "/" + "y" * 200: b"pax",
+    "models/w.bin": b"hello\n", "models/" + "sub-directory/" * 9 + "file": b"prefix",
+    "models/" + "x" * 90 + "/" + "y" * 200: b"pax",
     "données/poids": b"", "données/" + "é" * 80 + "/a": b"b" * 512,
 }  # fmt: skip
 

@@ -35,7 +35,8 @@ def basic(user: str, password: str, scheme: str = "Basic") -> str:
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "htpasswd"
     path.write_text(
-        f"# users\n\nann:{ANN}\n  bo:{hashed('päss:word')}  \nco:{ANN.replace('$2b$', '$2y$')}\ndi:{ANN.replace('$2b$', '$2a$')}\n"
+        f"# users\n\nann:{ANN}\n  bo:{hashed('päss:word')}  \n"
+        f"co:{ANN.replace('$2b$', '$2y$')}\ndi:{ANN.replace('$2b$', '$2a$')}\n"
     )
     return path
 

@@ -108,7 +108,7 @@ def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..
 
 
 def test_failed_blob_is_reported_on_a_thread_without_locks(store: Store) -> None:
-    """A callback of ``on_failure`` is called with the digest on the housekeeping thread, where the failed blob can be used."""
+    """``on_failure`` is called with the digest on the housekeeping thread, where the failed blob can be used."""
     reported: list[tuple[Digest, str, bool]] = []
     source = BytesSource(DATA)
     source.lie_at = 2_000_000

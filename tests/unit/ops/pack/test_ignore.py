@@ -395,6 +395,7 @@ def test_the_last_line_that_matches_decides(lines: list[tuple[bool, str]], path:
     assert answer(data, path) is (bool(matching) and not matching[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["dir{}/name", "*.tmp{}", "**/x{}", "**/*.t{}", "d{}/**", "logs{}/*.log"])
 def test_a_hundred_thousand_lines(form: str) -> None:
     """The time for a path does not grow with the lines as it does when one pattern after the other is asked."""

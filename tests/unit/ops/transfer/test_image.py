@@ -257,12 +257,24 @@ def test_a_kit_without_anything(fake: FakeRegistry, host: Workspace) -> None:
 @pytest.mark.parametrize(
     ("part", "told"),
     [
-        (kits.part("dataset", "d.csv", b"1", format="raw"), r"layer sha256:\S+ \(dataset d.csv\) is one file, not a tar, and an OCI image"),
-        (kits.part("dataset", "d.csv", b"1", format="raw", compression="gzip"), r"\(dataset d.csv\) is one file, not a tar"),
-        (kits.part("mcpserver", "s.mcpb", b"PK", format="raw", name="s"), r"\(mcpserver s.mcpb\) is one file, not a tar"),
-        (kits.part("code", "c", kits.kit_tar({"c/.wh.x": b""})), r"holds 'c/.wh.x': in an OCI image, a name that begins with .wh. removes"),
+        (
+            kits.part("dataset", "d.csv", b"1", format="raw"),
+            r"layer sha256:\S+ \(dataset d.csv\) is one file, not a tar, and an OCI image",
+        ),
+        (
+            kits.part("dataset", "d.csv", b"1", format="raw", compression="gzip"),
+            r"\(dataset d.csv\) is one file, not a tar",
+        ),
+        (
+            kits.part("mcpserver", "s.mcpb", b"PK", format="raw", name="s"),
+            r"\(mcpserver s.mcpb\) is one file, not a tar",
+        ),
+        (
+            kits.part("code", "c", kits.kit_tar({"c/.wh.x": b""})),
+            r"holds 'c/.wh.x': in an OCI image, a name that begins with .wh. removes",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_layer_of_an_image(fake: FakeRegistry, host: Workspace, part: kits.Part, told: str) -> None:
     """Named in one line, before anything is sent."""
     ref, image = (
@@ -289,11 +301,15 @@ def conflicting() -> bytes:
     [
         ([kits.part("model", "m", conflicting())], r"layer sha256:\S+ holds 'm' more than once"),
         (
-            [kits.part("model", "m", kits.kit_tar({"m/x": b"x"})), kits.part("docs", "m", kits.kit_tar({"m": b"file"}))],
-            r"layer sha256:\S+: left out 'm': a file where an earlier layer has something else; an OCI image would show it",
+            [
+                kits.part("model", "m", kits.kit_tar({"m/x": b"x"})),
+                kits.part("docs", "m", kits.kit_tar({"m": b"file"})),
+            ],
+            r"layer sha256:\S+: left out 'm': a file where an earlier layer has something else; "
+            r"an OCI image would show it",
         ),
     ],
-)  # fmt: skip
+)
 def test_names_that_an_image_would_show_otherwise(
     fake: FakeRegistry, host: Workspace, parts: list[kits.Part], told: str
 ) -> None:

@@ -458,7 +458,9 @@ HOSTILE = {
     "symbolic link, then a file through it": block(b"l", flag=b"2", link=b"..") + file(b"l/x") + END,
     "symbolic link to an absolute path": block(b"l", flag=b"2", link=b"/etc") + END,
     "symbolic link above": block(b"d/l", flag=b"2", link=b"../../x") + END,
-    "symbolic links that lead above together": block(b"s", flag=b"2", link=b".") + block(b"l", flag=b"2", link=b"s/../x") + END,
+    "symbolic links that lead above together": (
+        block(b"s", flag=b"2", link=b".") + block(b"l", flag=b"2", link=b"s/../x") + END
+    ),
     "a symbolic link above, behind what is not there": block(b"l", flag=b"2", link=b"none/../../x") + END,
     "symbolic links in a circle": block(b"a", flag=b"2", link=b"b/x") + block(b"b", flag=b"2", link=b"a/x") + END,
     "the journal": file(JOURNAL.encode(), b"{}") + END,
