@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kitfs.cli.bars import Bars
 
 FANCY_AFTER: Final = 1.0  # seconds of work before bars are drawn
-WAITING_EVERY: Final = 0.5  # seconds between two looks of a verb without bars
+WAITING_EVERY: Final = 0.5  # seconds between two updates of the line of a verb without bars
 WAYS: Final = {"exists": "already there", "existed": "already there"}  # how a blob got there, in words
 PLAIN_EVERY: Final = 5.0  # seconds between two lines
 
@@ -43,10 +43,21 @@ PLAIN_EVERY: Final = 5.0  # seconds between two lines
 class Reporter:
     """Shows the progress of a verb. ``mode`` is none, plain, fancy, or auto: fancy on a terminal, and plain elsewhere.
 
-    With ``as_json`` every event is printed as JSON. With ``full`` digests are not shortened on a terminal.
+    With ``as_json`` every event is printed as JSON. With ``full`` digests are not shortened on a terminal. Bars are
+    drawn after ``delay`` seconds of work; in plain mode a line is written every ``interval`` seconds.
     """
 
-    def __init__(self, mode: str, *, as_json: bool = False, full: bool = False) -> None:
+    def __init__(
+        self,
+        mode: str,
+        *,
+        as_json: bool = False,
+        full: bool = False,
+        delay: float = FANCY_AFTER,
+        interval: float = PLAIN_EVERY,
+    ) -> None:
+        self._delay = delay
+        self._interval = interval
         self._full = full
         self._sent: Counter[str] = Counter()
         self._saved_layers: Counter[str] = Counter()
@@ -160,11 +171,11 @@ class Reporter:
     def _show(self) -> None:
         """Run in the thread: begin the bars, or write a line of progress every few seconds."""
         if self._mode == "fancy":
-            if not self._ended.wait(FANCY_AFTER):
+            if not self._ended.wait(self._delay):
                 with self._lock:
                     self._begin()
             return
-        while not self._ended.wait(PLAIN_EVERY):
+        while not self._ended.wait(self._interval):
             with self._lock:
                 done, total = sum(self._done.values()), sum(size for size, _ in self._totals.values())
                 speed = done / max(0.1, time.monotonic() - self._began)
@@ -204,10 +215,20 @@ def as_json(event: Event) -> dict[str, Any]:
 class Waiting:
     """A line on a terminal which shows that a verb without bars still works. It disappears when the verb answers.
 
-    ``fetched`` returns the bytes that registries have sent so far.
+    ``fetched`` returns the bytes that registries have sent so far. The line appears after ``delay`` seconds, and is
+    updated every ``interval`` seconds.
     """
 
-    def __init__(self, mode: str, fetched: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        mode: str,
+        fetched: Callable[[], int],
+        *,
+        delay: float = FANCY_AFTER,
+        interval: float = WAITING_EVERY,
+    ) -> None:
+        self._delay = delay
+        self._interval = interval
         self._shows = mode != "none" and sys.stderr.isatty()
         self._fetched = fetched
         self._ended = threading.Event()
@@ -233,7 +254,7 @@ class Waiting:
     def _show(self) -> None:
         began = time.monotonic()
         shows = False
-        while not self._ended.wait(WAITING_EVERY if shows else FANCY_AFTER):
+        while not self._ended.wait(self._interval if shows else self._delay):
             shows = True
             sys.stderr.write(f"\rkitfs: {time.monotonic() - began:.0f} s, {human_size(self._fetched())} fetched\x1b[K")
             sys.stderr.flush()

@@ -122,8 +122,7 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: p
     """Off a terminal: a line on stderr now and then, over everything; stdout has the answer only."""
     err = Err()
     monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.01)
-    with Reporter("auto") as report:
+    with Reporter("auto", interval=0.01) as report:
         report(Noted("Pulling"))
         assert not err.said.wait(0.1)  # there is nothing to tell before a total
         report(Total("one", 3 * MiB, "w.bin"))
@@ -296,11 +295,10 @@ def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(progress, "FANCY_AFTER", 0.0)
     with open(screen.slave, "w", closefd=False) as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setattr(sys, "stdout", terminal)
-        with Reporter("auto") as report:
+        with Reporter("auto", delay=0.0) as report:
             for name, label in (("a", "[red]\x1b[2J.bin"), ("b", "d.bin"), ("c", "waits")):
                 report(Total(name, 2 * MiB, label))
             report(Moved("a", MiB))
@@ -325,10 +323,9 @@ def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, widt
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(progress, "FANCY_AFTER", 0.0)
     with open(screen.slave, "w", closefd=False) as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with Reporter("auto") as report:
+        with Reporter("auto", delay=0.0) as report:
             names = [f"model/ordner-für-größe/model-{n:05}-of-00003.safetensors" for n in range(3)]
             for name in names:
                 report(Total(name, 900 * MiB + 7, name))
@@ -392,15 +389,13 @@ def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: py
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setattr(progress, "FANCY_AFTER", 0.01)
-    monkeypatch.setattr(progress, "WAITING_EVERY", 0.01)
     looked = threading.Event()
 
     def fetched() -> int:
         looked.set()
         return 3 * MiB
 
-    with progress.Waiting("auto", fetched):
+    with progress.Waiting("auto", fetched, delay=0.01, interval=0.01):
         assert looked.wait(20)
         output.put("the answer")
         told = err.getvalue()
@@ -410,12 +405,11 @@ def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: py
     assert (out.getvalue(), err.getvalue()) == ("the answer\nmore of it\n", told)
     for mode, stream in (("none", Terminal()), ("auto", io.StringIO())):
         monkeypatch.setattr(sys, "stderr", stream)
-        with progress.Waiting(mode, fetched):
+        with progress.Waiting(mode, fetched, delay=0.01, interval=0.01):
             threading.Event().wait(0.05)
         assert stream.getvalue() == ""
-    monkeypatch.setattr(progress, "FANCY_AFTER", 60)
     monkeypatch.setattr(sys, "stderr", err := Terminal())
-    with progress.Waiting("auto", fetched):
+    with progress.Waiting("auto", fetched, delay=60.0):
         pass
     assert err.getvalue() == ""
 
