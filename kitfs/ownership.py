@@ -153,7 +153,7 @@ def _close_to_others(path: str, info: os.stat_result) -> None:
 
 @contextmanager
 def _unless_read_only() -> Iterator[None]:
-    """Ignore a failed change of mode on a read-only disk: its files can be read, and nobody can write them."""
+    """Ignore a failed change of mode on a read-only disk: its files can be read, and cannot be changed."""
     try:
         yield
     except OSError as e:

@@ -18,7 +18,7 @@ from kitfs.errors import NotFound
 from kitfs.metrics import Counters
 from kitfs.oci.names import LOCAL, Reference, api_host
 from kitfs.registry.auth import RegistryAuth, Tokens
-from kitfs.registry.credentials import Credential, Credentials, Given
+from kitfs.registry.credentials import Credential, Credentials, GivenCredential
 from kitfs.registry.http import Endpoint, HttpClient, url_from
 from kitfs.registry.http_errors import host_of
 from kitfs.registry.options import ClientOptions
@@ -89,7 +89,7 @@ class RegistryClient:
         host = host or host_of(parsed)
         credentials = self._credentials
         if parsed.userinfo:
-            credentials = Given(Credential(parsed.username, parsed.password))
+            credentials = GivenCredential(Credential(parsed.username, parsed.password))
             url = str(parsed.copy_with(userinfo=b"")).rstrip("/")  # messages must not show the password
         auth = RegistryAuth(
             host, f"repository:{name}:pull", credentials, self.tokens, plain_http=bool(self.options.plain_http)

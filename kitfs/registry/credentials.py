@@ -102,7 +102,7 @@ class Credentials:
         return None, cause
 
 
-class Given(Credentials):
+class GivenCredential(Credentials):
     """A credential that the user gave, which is used whatever the files contain."""
 
     def __init__(self, credential: Credential) -> None:

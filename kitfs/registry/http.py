@@ -210,7 +210,10 @@ class HttpClient:
         body: bytes | StreamedBody | None, repeat: bool,
     ) -> httpx.Response:  # fmt: skip
         """Send a request and follow redirects. Raises SpeaksTls and Broken, beside the errors of ``send``."""
-        extensions: dict[str, Any] = {"connect_budget": endpoint.patience, "hopeless": lambda e: self._probe(home, e)}
+        extensions: dict[str, Any] = {
+            "connect_budget": endpoint.patience,
+            "would_break_again": lambda e: self._probe(home, e),
+        }
         extensions |= {} if repeat else {"repeat": False}
         led_from = self.address_scope(str(home))  # applies to a URL that an earlier response named
         if isinstance(body, StreamedBody):

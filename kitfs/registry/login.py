@@ -6,7 +6,7 @@ from kitfs.errors import Unauthorized
 from kitfs.oci.names import api_host
 from kitfs.registry.auth import RegistryAuth, Tokens
 from kitfs.registry.client import RegistryClient
-from kitfs.registry.credentials import Credential, Given
+from kitfs.registry.credentials import Credential, GivenCredential
 from kitfs.registry.http import Endpoint
 from kitfs.registry.http_errors import failure, read_error
 from kitfs.registry.retry import CONNECT_BUDGET
@@ -19,7 +19,7 @@ def verify(client: RegistryClient, host: str, credential: Credential) -> None:
     """
     at = api_host(host)
     base = f"{client.http.url_of(at)}/v2"
-    auth = RegistryAuth(at, "", Given(credential), Tokens(), plain_http=bool(client.options.plain_http))
+    auth = RegistryAuth(at, "", GivenCredential(credential), Tokens(), plain_http=bool(client.options.plain_http))
     try:
         response = client.http.send(Endpoint(base, at, auth, CONNECT_BUDGET), "GET", f"{base}/", {}, f"login to {host}")
         read_error(response)

@@ -85,9 +85,9 @@ class Breaker:
 class RetryTransport(httpx.BaseTransport):
     """Sends requests over ``inner``, retries those whose body is bytes or empty, and counts requests and bytes.
 
-    Extension "repeat" of a request: False if it must not be retried once a
-    connection exists; refused connections are retried all the same. Extension "hopeless": a function that returns,
-    after a connection broke, whether another attempt would fail in the same way.
+    Extension "repeat" of a request: False if it must not be retried once a connection exists; refused connections are
+    retried all the same. Extension "would_break_again": a function that gets the error of a broken connection, and
+    returns whether another attempt would fail in the same way.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class RetryTransport(httpx.BaseTransport):
                     breaker.record(ok=False)
                     raise
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as e:
-                if once or ("hopeless" in request.extensions and request.extensions["hopeless"](e)):
+                if once or ("would_break_again" in request.extensions and request.extensions["would_break_again"](e)):
                     raise
                 pause = self._policy.pause_after(attempt)
                 if attempt == ATTEMPTS or self._clock() - began + pause > patience:

@@ -81,7 +81,7 @@ class Upload:
     def run(self, mount_from: Sequence[str] = ()) -> str:
         """Upload the blob; return "exists", "mounted" or "uploaded". Raises as ``Repository.upload``."""
         if self._exists():
-            self._forget()
+            self._delete_hint()
             return "exists"
         session = self._saved_session()
         self._resuming = session is not None
@@ -104,7 +104,7 @@ class Upload:
             except Refused as refused:
                 self._change_method(session, refused)
                 session = None
-        self._forget()
+        self._delete_hint()
         if self._refusal is not None:
             self._lessons.learn(self._endpoint.host, self._plan.lesson, self._hints)
         self._report(self._size)
@@ -354,7 +354,7 @@ class Upload:
         self._failures, self._waited, self._mistrusted, self._resuming = 0, 0.0, False, False
 
     def _give_up(self, session: UploadSession) -> None:
-        self._forget()
+        self._delete_hint()
         self._cancel(session)
 
     def _lost(self) -> Unavailable:
@@ -379,7 +379,7 @@ class Upload:
         self._waited += pause
         self._sleep(pause)
         if session is None or failed.lost or not self._plan.method.chunk:
-            self._forget()
+            self._delete_hint()
             return None
         session.sure = False
         return session
@@ -409,6 +409,6 @@ class Upload:
         except (KeyError, TypeError, ValueError, httpx.InvalidURL, RegistryError):
             return None  # there is no hint, or it is not valid
 
-    def _forget(self) -> None:
+    def _delete_hint(self) -> None:
         if self._hints is not None:
             self._hints.delete(self._key)

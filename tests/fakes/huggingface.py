@@ -117,14 +117,14 @@ class FakeHub(FakeRegistry):
             if served.headers.get("authorization") != SECRET:
                 return self._error(403, "no", "")
             return self._blob(self.objects[what], served, ignore_range)
-        told: list[dict[str, Any]] = []
+        found: list[dict[str, Any]] = []
         for wanted in json.loads(form)["objects"]:
             if wanted["oid"] in self.objects:
                 action = {"href": f"{self.url}/lfs/objects/{wanted['oid']}", "header": {"Authorization": SECRET}}
-                told.append({**wanted, "actions": {"download": action}})
+                found.append({**wanted, "actions": {"download": action}})
             else:
-                told.append({**wanted, "error": {"code": 404, "message": "Object does not exist"}})
-        return self._json({"transfer": "basic", "objects": told}, {"Content-Type": "application/vnd.git-lfs+json"})
+                found.append({**wanted, "error": {"code": 404, "message": "Object does not exist"}})
+        return self._json({"transfer": "basic", "objects": found}, {"Content-Type": "application/vnd.git-lfs+json"})
 
     def _api(
         self, kind: str, name: str, what: str, rest: list[str], query: dict[str, list[str]], served: Served

@@ -57,7 +57,7 @@ def test_uploads_end_well(
     tmp_path: Path, faults: list[tuple[str, Fault, int]], chunk: int, size: int, loses: int
 ) -> None:
     """An upload with faults, and a second one without faults that resumes it, end with the right blob."""
-    data, told, notes = DATA[:size], list[int](), Notes()
+    data, reported, notes = DATA[:size], list[int](), Notes()
     blob = Descriptor("x", Digest.of(data), size)
     with FakeRegistry() as fake:
         for method, fault, times in faults:
@@ -78,13 +78,13 @@ def test_uploads_end_well(
         client = RegistryClient(options, Credentials(()), counters=Counters(), log=log, retries=retries)
         team = client.repository(Reference.parse(f"{fake.host}/team/kit"))
         try:
-            came = team.upload(blob, read, chunk=chunk * 32 * KiB, hints=notes, progress=told.append)
+            came = team.upload(blob, read, chunk=chunk * 32 * KiB, hints=notes, progress=reported.append)
         except KitfsError:
             fake.heal()
-            told.clear()
-            came = team.upload(blob, read, chunk=chunk * 32 * KiB, hints=notes, progress=told.append)
+            reported.clear()
+            came = team.upload(blob, read, chunk=chunk * 32 * KiB, hints=notes, progress=reported.append)
         finally:
             client.close()
-        assert (came, sum(told)) in (("uploaded", size), ("exists", 0))
+        assert (came, sum(reported)) in (("uploaded", size), ("exists", 0))
         assert fake.blob("team/kit", blob.digest) == data
         assert [key for key in notes if key[0] != "upload-methods"] == []

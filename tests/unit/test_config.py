@@ -142,7 +142,7 @@ def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("colour: red\n", "there is no option 'colour'"),
         ("- a\n", "must map option names to values"),
@@ -151,11 +151,11 @@ def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> 
         ("cache-size: {a: b}\n", "cache-size must be one value"),
     ],
 )
-def test_the_error_for_a_wrong_settings_file_is_one_line(text: str, told: str, tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_settings_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
     """The error for an invalid settings file names the file and the key in one line."""
     file = tmp_path / "s.yaml"
     file.write_text(text)
-    with pytest.raises(UsageError, match=told) as e:
+    with pytest.raises(UsageError, match=message) as e:
         load(EVERY | {"settings": str(file)})
     assert str(file) in str(e.value)
     assert "\n" not in str(e.value)

@@ -293,8 +293,8 @@ def test_an_lfs_object_of_a_server_elsewhere_is_not_on_loopback(
 ) -> None:
     """An href on loopback in the response of the batch API of LFS is refused."""
     oid = hashlib.sha256(DATA).hexdigest()
-    told = {"objects": [{"oid": oid, "size": len(DATA), "actions": {"download": {"href": f"{inner.url}/x"}}}]}
-    hub.fail("/batch", Status(200, body=json.dumps(told).encode()))
+    batch = {"objects": [{"oid": oid, "size": len(DATA), "actions": {"download": {"href": f"{inner.url}/x"}}}]}
+    hub.fail("/batch", Status(200, body=json.dumps(batch).encode()))
     with pytest.raises(RegistryError, match="this machine itself"):
         _lfs(f"{hub.url}/lfs", client(plain_http=True), tmp_path)
     assert inner.served() == []

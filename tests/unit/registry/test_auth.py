@@ -16,7 +16,7 @@ from kitfs.errors import KitfsError, RateLimited, RegistryError, Unauthorized, U
 from kitfs.oci.names import Reference
 from kitfs.registry.auth import CHALLENGE_PART, MAX_CHALLENGE, RegistryAuth, Tokens, challenges, widened
 from kitfs.registry.client import RegistryClient, Repository
-from kitfs.registry.credentials import Credential, Given
+from kitfs.registry.credentials import Credential, GivenCredential
 from tests.fakes.faults import Fault, Headers, Stall, Status
 from tests.fakes.registry import FakeRegistry
 from tests.host import wait_until
@@ -282,7 +282,9 @@ def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> 
 
 def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
     """Return the token request that a challenge with this realm leads to."""
-    auth = RegistryAuth("r.test", "repository:x:pull", Given(Credential("u", "p")), Tokens(), plain_http=plain_http)
+    auth = RegistryAuth(
+        "r.test", "repository:x:pull", GivenCredential(Credential("u", "p")), Tokens(), plain_http=plain_http
+    )
     steps = auth.auth_flow(httpx.Request("GET", url))
     request = next(steps)
     refused = httpx.Response(

@@ -349,12 +349,12 @@ def test_all_endpoints_causes_are_named(fake: FakeRegistry, repository: Reposito
         fake.fail("/blobs/", Status(403))
         with pytest.raises(Unauthorized) as caught:
             read(blob, 0, 10)
-    told = str(caught.value)
-    assert f"mirror {empty.host}: " in told
-    assert "the repository does not exist" in told
-    assert f"mirror {dead.host}: " in told
-    assert "connection refused" in told
-    assert f"; {fake.host}: " in told
+    message = str(caught.value)
+    assert f"mirror {empty.host}: " in message
+    assert "the repository does not exist" in message
+    assert f"mirror {dead.host}: " in message
+    assert "connection refused" in message
+    assert f"; {fake.host}: " in message
 
 
 def test_two_mirrors_on_one_host_keep_their_own_targets(fake: FakeRegistry, repository: Repositories) -> None:

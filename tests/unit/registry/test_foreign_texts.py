@@ -110,7 +110,7 @@ def test_an_alert_in_reply_to_plain_http_is_a_tls_alert(serve: Servers, alert: b
 
 
 def test_a_close_without_a_byte_is_no_response(serve: Servers) -> None:
-    """A server that closes the connection at once is told apart from one that sends something else than HTTP."""
+    """A server that closes the connection at once is distinguished from one that sends something else than HTTP."""
     url = f"http://{serve(b'')}/"
     error = error_of(url)
     assert isinstance(error, httpx.RemoteProtocolError)

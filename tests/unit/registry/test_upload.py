@@ -87,9 +87,9 @@ def ranges(fake: FakeRegistry) -> list[str]:
 def test_a_blob_that_is_there_is_not_sent(fake: FakeRegistry, repository: Repositories) -> None:
     """If the registry has a blob, one HEAD is sent."""
     fake.put_blob("team/kit", DATA)
-    told: list[int] = []
-    assert push(repository(), progress=told.append) == "exists"
-    assert (asked(fake), told) == (["HEAD"], [])
+    reported: list[int] = []
+    assert push(repository(), progress=reported.append) == "exists"
+    assert (asked(fake), reported) == (["HEAD"], [])
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1])
@@ -111,13 +111,13 @@ def test_chunks_go_one_after_the_other(fake: FakeRegistry, repository: Repositor
     """
     data = DATA[: int(chunks * CHUNK)]
     blob = descriptor(data)
-    told: list[int] = []
-    assert push(repository(), blob, data, progress=told.append) == "uploaded"
+    reported: list[int] = []
+    assert push(repository(), blob, data, progress=reported.append) == "uploaded"
     starts = range(0, len(data), CHUNK)
     assert ranges(fake) == [f"{at}-{min(at + CHUNK, len(data)) - 1}" for at in starts]
     assert asked(fake) == ["HEAD", "POST", *["PATCH"] * len(starts), "PUT"]
     assert fake.served(method="PUT")[0].headers["content-length"] == "0"
-    assert sum(told) == len(data)
+    assert sum(reported) == len(data)
     assert fake.blob("team/kit", blob.digest) == data
     assert fake.uploads("team/kit") == {}
 
@@ -234,12 +234,12 @@ def test_a_broken_chunk_goes_on_where_the_registry_stands(
 ) -> None:
     """After a chunk breaks off the registry is asked for its state, and only missing bytes are sent."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Deaf(50_000, keeps=keeps, reset=reset), method="PATCH", times=1)
-    told: list[int] = []
-    assert push(repository(), progress=told.append) == "uploaded"
+    reported: list[int] = []
+    assert push(repository(), progress=reported.append) == "uploaded"
     at = 102400 + 50_000 * keeps
     assert ranges(fake)[1:3] == ["102400-204799", f"{at}-{at + CHUNK - 1}"]
-    assert sum(told) == len(DATA)
-    assert (min(told) < 0) is (max(told) > 0)
+    assert sum(reported) == len(DATA)
+    assert (min(reported) < 0) is (max(reported) > 0)
     assert fake.blob("team/kit", BLOB.digest) == DATA
 
 
@@ -302,16 +302,16 @@ def test_failed_attempts_without_progress_end(
 
 def test_a_lost_session_is_replaced(fake: FakeRegistry, repository: Repositories) -> None:
     """After 404 in the middle the blob is sent in a new session, and progress is reported as negative."""
-    told: list[int] = []
+    reported: list[int] = []
 
     def progress(n: int) -> None:
-        told.append(n)
-        if sum(told) == 300 * KiB and len(fake.served(method="POST")) == 1:
+        reported.append(n)
+        if sum(reported) == 300 * KiB and len(fake.served(method="POST")) == 1:
             fake.lose_uploads()
 
     assert push(repository(), progress=progress) == "uploaded"
     assert asked(fake).count("POST") == 2
-    assert (sum(told), min(told) <= -200 * KiB) == (len(DATA), True)
+    assert (sum(reported), min(reported) <= -200 * KiB) == (len(DATA), True)
     assert fake.blob("team/kit", BLOB.digest) == DATA
 
 
@@ -426,11 +426,11 @@ def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
 
 def test_a_later_call_goes_on(fake: FakeRegistry, repository: Repositories) -> None:
     """A later call sends only the missing bytes, and then deletes its hint."""
-    notes, told = Notes(), list[int]()
+    notes, reported = Notes(), list[int]()
     interrupted(fake, repository(), notes)
-    assert push(repository(), hints=notes, progress=told.append) == "uploaded"
+    assert push(repository(), hints=notes, progress=reported.append) == "uploaded"
     assert ranges(fake)[0].startswith("2048")
-    assert (asked(fake)[:2], sum(told), notes) == (["HEAD", "GET"], len(DATA), {})
+    assert (asked(fake)[:2], sum(reported), notes) == (["HEAD", "GET"], len(DATA), {})
     assert fake.blob("team/kit", BLOB.digest) == DATA
 
 
@@ -519,18 +519,18 @@ def test_one_token_serves_a_push(fake: FakeRegistry, repository: Repositories) -
 def test_a_token_that_expires_in_the_middle(fake: FakeRegistry, repository: Repositories, early: bool) -> None:
     """If a token expires, the chunk is sent again with a new one, also if 401 arrives before the chunk was sent."""
     fake.require_token()
-    told: list[int] = []
+    reported: list[int] = []
 
     def progress(n: int) -> None:
-        told.append(n)
-        if sum(told) == 200 * KiB and len(fake.served("/token")) == 1:
+        reported.append(n)
+        if sum(reported) == 200 * KiB and len(fake.served("/token")) == 1:
             fake.expire_tokens()
             if early:
                 fake.fail(UPLOAD, Deaf(20_000, answers=True), method="PATCH", times=1)
 
     assert push(repository(), progress=progress) == "uploaded"
     assert len(fake.served("/token")) == 2
-    assert sum(told) == len(DATA)
+    assert sum(reported) == len(DATA)
     assert fake.blob("team/kit", BLOB.digest) == DATA
 
 
@@ -681,11 +681,11 @@ def test_repr_is_for_people(fake: FakeRegistry, client: Callable[..., RegistryCl
 
 def test_the_body_is_never_half_consumed() -> None:
     """A body is read from its beginning each time it is sent."""
-    told: list[int] = []
-    body = StreamedBody(reader(), 100, 50_000, "blob", told.append)
+    reported: list[int] = []
+    body = StreamedBody(reader(), 100, 50_000, "blob", reported.append)
     one = iter(body)
     next(one)
     assert b"".join(body) == DATA[100:50_000]
-    assert told[:2] == [100, 100]
-    assert (told[-1], body.size) == (50_000, 49_900)
+    assert reported[:2] == [100, 100]
+    assert (reported[-1], body.size) == (50_000, 49_900)
     assert isinstance(body, httpx.SyncByteStream)
