@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from kitfs.fuse.replies import Attr, DirEntry, Entry, StatFS
+    from kitfs.fuse.replies import Attr, DirEntry, StatFS
+    from kitfs.kit.inode import Inode
 
 MAJOR: Final = 7
-MINOR: Final = 38  # newest minor whose structs are written below
+MINOR: Final = 40  # newest minor whose structs are written below
 OLDEST_MINOR: Final = 23  # Linux 3.15: init_out has its present size since then
 CACHE_DIR_MINOR: Final = 28  # since when FOPEN_CACHE_DIR means what it says
 ROOT_ID: Final = 1
@@ -36,6 +37,7 @@ CONGESTION: Final = 384
 # max_write and headers.
 MAX_WRITE: Final = max(4096, os.sysconf("SC_PAGE_SIZE"))
 READ_BUFFER: Final = MAX_WRITE + 4096  # >= FUSE_MIN_READ_BUFFER (8192), and room for the headers
+STACK_DEPTH: Final = 1  # of passthrough: backing files lie on a file system that is not stacked itself
 FOREVER: Final = 365 * 86400  # seconds that names and attributes stay in the kernel's caches: content never changes
 
 
@@ -106,6 +108,8 @@ class InitFlag(IntFlag):
     PARALLEL_DIROPS = 1 << 18
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
+    INIT_EXT = 1 << 30  # the flags have another 32 bits
+    PASSTHROUGH = 1 << 37
 
 
 WANTED: Final = (
@@ -120,6 +124,7 @@ class OpenFlag(IntFlag):
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
     NOFLUSH = 1 << 5
+    PASSTHROUGH = 1 << 7
 
 
 # -- requests
@@ -165,8 +170,11 @@ class Request(NamedTuple):
         return _terminated(self.body)
 
     def init(self) -> Init:
-        """The body of INIT. Raises BadRequestError."""
-        return Init._make(_unpacked(_INIT_IN, self.body))
+        """The body of INIT; ``flags`` with the upper 32 bits of a kernel that has them. Raises BadRequestError."""
+        major, minor, max_readahead, flags = _unpacked(_INIT_IN, self.body)
+        if flags & InitFlag.INIT_EXT and len(self.body) >= _INIT_IN.size + _U32.size:
+            flags |= _unpacked(_U32, self.body[_INIT_IN.size :])[0] << 32
+        return Init(major, minor, max_readahead, flags)
 
     def open_flags(self) -> int:
         """The flags of open(2), in OPEN and OPENDIR. Raises BadRequestError."""
@@ -232,7 +240,7 @@ def _terminated(data: bytes) -> bytes:
 
 _OUT_HEADER: Final = struct.Struct("=IiQ")  # fuse_out_header: len error unique
 OUT_HEADER_SIZE: Final = _OUT_HEADER.size
-_INIT_OUT: Final = struct.Struct("=IIIIHHIIHHI28x")  # fuse_init_out
+_INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")  # fuse_init_out
 _ATTR: Final = struct.Struct("=QQQQQQIIIIIIIIII")  # fuse_attr
 _ENTRY_HEAD: Final = struct.Struct("=QQQQII")  # fuse_entry_out up to its attr
 _ATTR_HEAD: Final = struct.Struct("=QII")  # fuse_attr_out up to its attr
@@ -242,8 +250,16 @@ _INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # fuse_notify_inval_inode_out: 
 _NOTIFY_INVAL_INODE: Final = 2  # of enum fuse_notify_code
 _GETXATTR_OUT: Final = struct.Struct("=II")  # fuse_getxattr_out
 _DIRENT: Final = struct.Struct("=QQII")  # fuse_dirent up to its name: ino off namelen type
+_U32_MAX: Final = (1 << 32) - 1
 _BLOCK: Final = 512  # unit of st_blocks
 _BLKSIZE: Final = 128 << 10  # st_blksize, what cp and tar read at once; the kernel takes powers of two
+
+
+class Place(NamedTuple):
+    """The node id under which the kernel knows an inode, and for how many seconds a name leads there."""
+
+    nodeid: int
+    seconds: int = FOREVER
 
 
 class Negotiated(NamedTuple):
@@ -254,22 +270,27 @@ class Negotiated(NamedTuple):
     max_readahead: int
 
 
-def negotiate(init: Init) -> Negotiated:
-    """Our part of INIT. ``init.major`` must be ours already."""
-    return Negotiated(min(init.minor, MINOR), InitFlag(init.flags & WANTED), init.max_readahead)
+def negotiate(init: Init, *, passthrough: bool = False) -> Negotiated:
+    """Our part of INIT. ``init.major`` must be ours already. ``passthrough``: it is wanted, too."""
+    wanted = WANTED
+    if passthrough and init.flags & InitFlag.PASSTHROUGH:
+        wanted |= InitFlag.INIT_EXT | InitFlag.PASSTHROUGH
+    return Negotiated(min(init.minor, MINOR), InitFlag(init.flags & wanted), init.max_readahead)
 
 
 def init_out(agreed: Negotiated) -> bytes:
     """fuse_init_out."""
     pages = MAX_PAGES if agreed.flags & InitFlag.MAX_PAGES else 0
+    depth = STACK_DEPTH if agreed.flags & InitFlag.PASSTHROUGH else 0
     return _INIT_OUT.pack(
-        MAJOR, agreed.minor, agreed.max_readahead, agreed.flags, MAX_BACKGROUND, CONGESTION, MAX_WRITE, 1, pages, 0, 0
-    )
+        MAJOR, agreed.minor, agreed.max_readahead, agreed.flags & _U32_MAX, MAX_BACKGROUND, CONGESTION, MAX_WRITE, 1, pages, 0,
+        agreed.flags >> 32, depth,
+    )  # fmt: skip
 
 
 def version_out() -> bytes:
     """Return the answer to an INIT of a newer major version: our version, with which the kernel asks again."""
-    return _INIT_OUT.pack(MAJOR, MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    return _INIT_OUT.pack(MAJOR, MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def out_header(unique: int, *, length: int = 0, error: int = 0) -> bytes:
@@ -297,9 +318,9 @@ def attr_out(attr: Attr) -> bytes:
     return _ATTR_HEAD.pack(FOREVER, 0, 0) + _attr(attr)
 
 
-def entry_out(entry: Entry) -> bytes:
-    """fuse_entry_out, good for ever; the inode is the node id."""
-    return _ENTRY_HEAD.pack(entry.inode, 0, FOREVER, FOREVER, 0, 0) + _attr(entry.attr)
+def entry_out(place: Place, attr: Attr) -> bytes:
+    """fuse_entry_out, whose attributes are good for ever."""
+    return _ENTRY_HEAD.pack(place.nodeid, 0, place.seconds, FOREVER, 0, 0) + _attr(attr)
 
 
 def no_entry_out() -> bytes:
@@ -324,10 +345,11 @@ def xattr_size_out(size: int) -> bytes:
     return _GETXATTR_OUT.pack(size, 0)
 
 
-def dirents(entries: Sequence[DirEntry], size: int, *, plus: bool) -> bytes:
-    """As many whole fuse_dirent (``plus``: fuse_direntplus) as fit into ``size`` bytes.
+def dirents(entries: Sequence[DirEntry], size: int, *, place: Callable[[Inode], Place] | None) -> bytes:
+    """As many whole fuse_dirent as fit into ``size`` bytes; with ``place``, fuse_direntplus.
 
-    In a direntplus each entry but "." and ".." counts as a lookup; those two must carry node id 0.
+    In a direntplus each entry but "." and ".." counts as a lookup, whose node id ``place`` gives; those two must carry
+    node id 0.
     """
     parts: list[bytes] = []
     left = size
@@ -336,16 +358,11 @@ def dirents(entries: Sequence[DirEntry], size: int, *, plus: bool) -> bytes:
         kind = entry.attr.mode >> 12 & 15  # DT_* is the type's nibble of the mode
         raw = _DIRENT.pack(entry.attr.ino, entry.offset, len(name), kind) + name
         raw += bytes(-len(raw) % 8)
-        if plus:
+        if place is not None:
             dots = name in (b".", b"..")
-            raw = (bytes(_ENTRY_HEAD.size + _ATTR.size) if dots else entry_out_of(entry)) + raw
+            raw = (bytes(_ENTRY_HEAD.size + _ATTR.size) if dots else entry_out(place(entry.inode), entry.attr)) + raw
         if len(raw) > left:
             break
         parts.append(raw)
         left -= len(raw)
     return b"".join(parts)
-
-
-def entry_out_of(entry: DirEntry) -> bytes:
-    """fuse_entry_out of an entry of a directory."""
-    return _ENTRY_HEAD.pack(entry.inode, 0, FOREVER, FOREVER, 0, 0) + _attr(entry.attr)

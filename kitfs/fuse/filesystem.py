@@ -10,6 +10,7 @@ in a dict.
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import logging
 import os
@@ -17,7 +18,7 @@ import stat
 from collections.abc import Collection, Sequence
 from typing import Final, Literal
 
-from kitfs.fuse.replies import Attr, DirEntry, Entry, Handle, Opened, StatFS
+from kitfs.fuse.replies import Attr, Backing, DirEntry, Entry, Handle, Opened, StatFS
 from kitfs.kit.inode import Inode
 from kitfs.kit.tree import Node, Tree
 from kitfs.metrics import Counters
@@ -116,6 +117,29 @@ class FileSystem:
             return True
         self._outdated.discard(node.inode)
         return False
+
+    @property
+    def may_have_backings(self) -> bool:
+        """Whether ``backing`` is ever anything but NEVER."""
+        return any(layer.whole_file for layer in self._tree.layers)
+
+    def backing(self, inode: Inode) -> Backing:
+        """Return whether the kernel may read a file from the store by itself: a file that is a whole, verified blob."""
+        node = self._tree.node(inode)
+        if node.kind != "file" or not node.size or node.layer is None or not node.layer.whole_file:
+            return Backing.NEVER
+        return Backing.NOW if node.layer.state() == "verified" else Backing.LATER
+
+    def open_backing(self, inode: Inode) -> io.FileIO | None:
+        """Open the store's file that has exactly the bytes of a file; None unless ``backing`` is NOW."""
+        if self.backing(inode) is not Backing.NOW:
+            return None
+        node = self._tree.node(inode)
+        file = node.layer.open_whole() if node.layer is not None else None
+        if file is not None and os.fstat(file.fileno()).st_size != node.size:
+            file.close()
+            return None
+        return file
 
     def failed(self, digest: str) -> Collection[Inode]:
         """Return the inodes of a layer that is known to be wrong of which kernels may have cached bytes.

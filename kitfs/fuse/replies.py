@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import NamedTuple, NewType
 
 from kitfs.kit.inode import Inode
@@ -33,6 +34,16 @@ class Opened(NamedTuple):
 
     handle: Handle
     keep_cache: bool
+
+
+class Backing(Enum):
+    """Whether a file of the store has exactly the bytes of a file, so that the kernel may read it without us: never,
+    once its blob is verified, or now.
+    """
+
+    NEVER = 0
+    LATER = 1
+    NOW = 2
 
 
 class DirEntry(NamedTuple):

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Final
 
 from kitfs.errors import MountError, WouldBlock
 from kitfs.fuse import abi
-from kitfs.fuse.abi import Op, OpenFlag, Request
+from kitfs.fuse.abi import InitFlag, Op, OpenFlag, Request
 from kitfs.fuse.blocking import BlockingPool, Reply, Waiting, dying
 from kitfs.fuse.errno_policy import Failures
 from kitfs.fuse.invalidation import Invalidation
-from kitfs.fuse.mounting import DEVICE, MountOptions, mount_fuse, unmount
+from kitfs.fuse.mounting import DEVICE, MountOptions, mount_fuse, raise_readahead, unmount
+from kitfs.fuse.passthrough import NativeFiles, inode_of, is_native
 from kitfs.fuse.replies import Handle
 from kitfs.kit.inode import Inode, NoEntry
 from kitfs.metrics import Counters
@@ -56,6 +57,7 @@ class Session:
         *,
         counters: Counters,
         log: logging.Logger,
+        passthrough: bool = False,
         is_dying: Callable[[int], bool] = dying,
     ) -> None:
         self._fs = filesystem
@@ -65,6 +67,8 @@ class Session:
         self._failures = Failures(counters, log)
         self._cold = BlockingPool(eintr=(errno.EINTR, b""), is_dying=is_dying)
         self._invalidation = Invalidation(self._fds[0], log)
+        self._native = NativeFiles(filesystem, self._fds[0], log)
+        self._wants_passthrough = passthrough
         self._dir_flags = OpenFlag(0)
         self._operations: dict[int, Callable[[Request, bool], bytes]] = {
             Op.LOOKUP: self._lookup,
@@ -105,6 +109,11 @@ class Session:
             self._cold.close()
             self._invalidation.close()
 
+    @property
+    def native_files(self) -> int:
+        """How many files are open that the kernel reads from the store by itself."""
+        return len(self._native)
+
     def invalidate(self, inodes: Collection[Inode]) -> None:
         """Have the kernel drop the pages of files, mapped ones too. Returns at once, from any thread."""
         self._invalidation.submit(inodes)
@@ -130,7 +139,8 @@ class Session:
                     f"this kernel speaks FUSE {init.major}.{init.minor}; {needed} (Linux 3.15) is needed",
                     errno=errno.EPROTO,
                 )
-            agreed = abi.negotiate(init)
+            agreed = abi.negotiate(init, passthrough=self._wants_passthrough)
+            self._native.enabled = bool(agreed.flags & InitFlag.PASSTHROUGH)
             if agreed.minor >= abi.CACHE_DIR_MINOR:
                 self._dir_flags = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
             self._reply(fd, request.unique, (0, abi.init_out(agreed)))
@@ -219,20 +229,28 @@ class Session:
 
     def _lookup(self, request: Request, wait: bool) -> bytes:
         try:
-            return abi.entry_out(self._fs.lookup(Inode(request.nodeid), request.name(), wait=wait))
+            entry = self._fs.lookup(inode_of(request.nodeid), request.name(), wait=wait)
+            return abi.entry_out(self._native.place(entry.inode), entry.attr)
         except NoEntry as e:
             if e.final:
                 return abi.no_entry_out()
             raise
 
     def _getattr(self, request: Request, wait: bool) -> bytes:
-        return abi.attr_out(self._fs.getattr(Inode(request.nodeid)))
+        return abi.attr_out(self._fs.getattr(inode_of(request.nodeid)))
 
     def _readlink(self, request: Request, wait: bool) -> bytes:
-        return self._fs.readlink(Inode(request.nodeid), wait=wait)
+        return self._fs.readlink(inode_of(request.nodeid), wait=wait)
 
     def _open(self, request: Request, wait: bool) -> bytes:
-        opened = self._fs.open(Inode(request.nodeid), request.open_flags(), wait=wait)
+        opened = self._fs.open(inode_of(request.nodeid), request.open_flags(), wait=wait)
+        if is_native(request.nodeid):
+            try:
+                backing_id = self._native.open(inode_of(request.nodeid), opened.handle)
+            except OSError:
+                self._fs.release(opened.handle)
+                raise
+            return abi.open_out(opened.handle, OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, backing_id=backing_id)
         flags = OpenFlag.NOFLUSH | (OpenFlag.KEEP_CACHE if opened.keep_cache else OpenFlag(0))
         return abi.open_out(opened.handle, flags)
 
@@ -241,18 +259,20 @@ class Session:
         return self._fs.read(Handle(handle), offset, size, wait=wait)
 
     def _release(self, request: Request, wait: bool) -> bytes:
-        self._fs.release(Handle(request.handle()))
+        handle = Handle(request.handle())
+        self._fs.release(handle)
+        self._native.release(handle)
         return b""
 
     def _statfs(self, request: Request, wait: bool) -> bytes:
         return abi.statfs_out(self._fs.statfs(wait=wait))
 
     def _opendir(self, request: Request, wait: bool) -> bytes:
-        return abi.open_out(self._fs.opendir(Inode(request.nodeid), wait=wait), self._dir_flags)
+        return abi.open_out(self._fs.opendir(inode_of(request.nodeid), wait=wait), self._dir_flags)
 
     def _readdir(self, request: Request, wait: bool, *, plus: bool) -> bytes:
         handle, offset, size = request.read()
-        return abi.dirents(self._fs.readdir(Handle(handle), offset), size, plus=plus)
+        return abi.dirents(self._fs.readdir(Handle(handle), offset), size, place=self._native.place if plus else None)
 
     def _releasedir(self, request: Request, wait: bool) -> bytes:
         self._fs.releasedir(Handle(request.handle()))
@@ -260,11 +280,11 @@ class Session:
 
     def _getxattr(self, request: Request, wait: bool) -> bytes:
         size, name = request.xattr()
-        return _sized(self._fs.getxattr(Inode(request.nodeid), name), size)
+        return _sized(self._fs.getxattr(inode_of(request.nodeid), name), size)
 
     def _listxattr(self, request: Request, wait: bool) -> bytes:
         size, _ = request.xattr()
-        return _sized(b"".join(name + b"\0" for name in self._fs.listxattr(Inode(request.nodeid))), size)
+        return _sized(b"".join(name + b"\0" for name in self._fs.listxattr(inode_of(request.nodeid))), size)
 
 
 def _sized(value: bytes, size: int) -> bytes:
@@ -282,9 +302,16 @@ class KernelTransport:
     name: Final = "kernel"
 
     def __init__(
-        self, filesystem: FileSystem, options: MountOptions, *, counters: Counters, log: logging.Logger
+        self,
+        filesystem: FileSystem,
+        options: MountOptions,
+        *,
+        counters: Counters,
+        log: logging.Logger,
+        passthrough: bool = True,
     ) -> None:
         self._filesystem = filesystem
+        self._passthrough = passthrough and os.geteuid() == 0  # an ordinary user may not name backing files
         self._options = options
         self._counters = counters
         self._log = log
@@ -310,12 +337,24 @@ class KernelTransport:
         fds = [fd]
         try:
             fds += [_cloned(fd) for _ in range(_workers() - 1)]
-            self._session = Session(self._filesystem, fds, counters=self._counters, log=self._log)
-            self._session.run(ready)
+            self._session = Session(
+                self._filesystem, fds, counters=self._counters, log=self._log, passthrough=self._passthrough
+            )
+            self._session.run(partial(self._answers, ready))
         finally:
             self._session = None
             for each in set(fds):
                 os.close(each)
+
+    def _answers(self, ready: Callable[[], None]) -> None:
+        raise_readahead(self._options.mountpoint)
+        ready()
+
+    @property
+    def native_files(self) -> int:
+        """How many files are open that the kernel reads from the store by itself (FUSE passthrough)."""
+        session = self._session
+        return 0 if session is None else session.native_files
 
     def known_wrong(self, digest: str) -> None:
         """Have the kernel drop what it has of a layer that turned out to be wrong. Returns at once, from any thread."""

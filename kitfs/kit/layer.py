@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from contextlib import ExitStack
 from typing import Any, Final
@@ -313,6 +314,15 @@ class Layer:
         for blob in old:
             if blob is not None:
                 blob.close()
+
+    @property
+    def whole_file(self) -> bool:
+        """Whether the blob is a file as it is: raw and not compressed."""
+        return self.type.format == "raw" and not self.compressed
+
+    def open_whole(self) -> io.FileIO | None:
+        """Open the store's file of a blob that is a file as it is; None unless the store has all of it, verified."""
+        return self._store.open_sealed(self.digest) if self.whole_file and self.state() == "verified" else None
 
     def state(self) -> str:
         """absent, partial, present, verified or wrong; of a compressed layer, that of its decoded bytes."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import threading
@@ -65,6 +66,11 @@ class TreeLayer(Protocol):
     def state(self) -> str: ...
 
     def check(self, *, wait: bool = True) -> None: ...
+
+    @property
+    def whole_file(self) -> bool: ...
+
+    def open_whole(self) -> io.FileIO | None: ...
 
 
 class SyntheticFile(NamedTuple):

@@ -6,6 +6,7 @@ directories; parents are made. Paths are str or bytes. Faults and waits by path,
     fs.cold[operation, path] = Event()     raises WouldBlock unless it may wait; then it waits for the event
     fs.fails[operation, path] = error      raises the error, after the wait
     fs.passing.add(path)                   a name that is not there *now*: its NoEntry is not final
+    fs.backings[path] = Backing.LATER      or the path of a file that the kernel may read in place of this one
     fs.by_layer[digest] = [inode, …]       the files of a layer, for ``failed``
 
 where the operation is lookup (of the path's last name), open, opendir or read.
@@ -17,14 +18,16 @@ what was not released. Threading: any thread may call.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kitfs.errors import WouldBlock
-from kitfs.fuse.replies import Attr, DirEntry, Entry, Handle, Opened, StatFS
+from kitfs.fuse.replies import Attr, Backing, DirEntry, Entry, Handle, Opened, StatFS
 from kitfs.kit.inode import Inode, NoEntry
 
 MTIME = 1_700_000_000
@@ -70,6 +73,7 @@ class MemoryFileSystem:
         self.passing: set[str] = set()
         self.by_layer: dict[str, list[Inode]] = {}
         self.outdated: set[Inode] = set()
+        self.backings: dict[str, Path | Backing] = {}
         self.calls: list[tuple[str, str, bool]] = []
         self.open_handles: dict[int, Node] = {}
         self._next = 10
@@ -145,6 +149,19 @@ class MemoryFileSystem:
         keep_cache = inode not in self.outdated
         self.outdated.discard(inode)
         return Opened(self._handle(node), keep_cache)
+
+    may_have_backings = True
+
+    def backing(self, inode: Inode) -> Backing:
+        found = self.backings.get(os.fsdecode(self.nodes[inode].path), Backing.NEVER)
+        return found if isinstance(found, Backing) else Backing.NOW
+
+    def open_backing(self, inode: Inode) -> io.FileIO | None:
+        found = self.backings.get(os.fsdecode(self.nodes[inode].path))
+        try:
+            return io.FileIO(found) if isinstance(found, Path) else None
+        except FileNotFoundError:
+            return None
 
     def failed(self, digest: str) -> Collection[Inode]:
         self.outdated |= set(self.by_layer.get(digest, ()))

@@ -133,7 +133,7 @@ class FuseWire:
         """Send a request and return its reply."""
         return self.answer(self.send(opcode, node=node, body=body, pid=pid))
 
-    def init(self, *, major: int = 7, minor: int = 38, flags: int = EVERY_FLAG) -> Answer:
+    def init(self, *, major: int = 7, minor: int = 40, flags: int = EVERY_FLAG) -> Answer:
         """Send INIT as Linux 6.x does."""
         return self.call(INIT, node=0, body=struct.pack("=IIIII44x", major, minor, 131072, flags, 0))
 

@@ -69,6 +69,11 @@ class MemoryLayer:
     def state(self) -> str:
         return "verified"
 
+    whole_file = False
+
+    def open_whole(self) -> io.FileIO | None:
+        return None
+
     def check(self, *, wait: bool = True) -> None:
         pass
 

@@ -10,7 +10,7 @@ import pytest
 
 from kitfs.fuse import abi
 from kitfs.fuse.abi import BadRequestError, InitFlag, Op, OpenFlag
-from kitfs.fuse.replies import Attr, DirEntry, Entry, StatFS
+from kitfs.fuse.replies import Attr, DirEntry, StatFS
 from kitfs.kit.inode import Inode
 
 
@@ -80,8 +80,8 @@ class FuseInitOut(ctypes.Structure):
     _fields_ = [
         *[(name, c_uint32) for name in ("major", "minor", "max_readahead", "flags")],
         ("max_background", c_uint16), ("congestion_threshold", c_uint16), ("max_write", c_uint32),
-        ("time_gran", c_uint32),
-        ("max_pages", c_uint16), ("map_alignment", c_uint16), ("flags2", c_uint32), ("unused", c_uint32 * 7),
+        ("time_gran", c_uint32), ("max_pages", c_uint16), ("map_alignment", c_uint16), ("flags2", c_uint32),
+        ("max_stack_depth", c_uint32), ("unused", c_uint32 * 6),
     ]  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def expected_attr() -> dict[str, int]:
     [
         (abi.IN_HEADER_SIZE, FuseInHeader), (abi.OUT_HEADER_SIZE, FuseOutHeader),
         (len(abi.attr_out(ATTR)), FuseAttrOut),
-        (len(abi.entry_out(Entry(Inode(5), ATTR))), FuseEntryOut), (len(abi.no_entry_out()), FuseEntryOut),
+        (len(abi.entry_out(abi.Place(5), ATTR)), FuseEntryOut), (len(abi.no_entry_out()), FuseEntryOut),
         (len(abi.open_out(1, OpenFlag.KEEP_CACHE)), FuseOpenOut), (len(abi.version_out()), FuseInitOut),
     ],
 )  # fmt: skip
@@ -216,6 +216,17 @@ def test_init_keeps_to_what_both_sides_know() -> None:
     assert max(8192, 40 + 40 + out.max_write) <= abi.READ_BUFFER
 
 
+@pytest.mark.parametrize(("wanted", "offered"), [(True, True), (True, False), (False, True)])
+def test_passthrough_is_agreed_on_where_both_sides_want_it(wanted: bool, offered: bool) -> None:
+    """Its flag is one of the upper 32, and it needs a stack depth; otherwise nothing is said of either."""
+    flags2 = 1 << 5 if offered else 0
+    body = bytes(FuseInitIn(major=7, minor=45, max_readahead=0, flags=InitFlag.INIT_EXT, flags2=flags2))
+    agreed = abi.negotiate(abi.request(header(body, opcode=Op.INIT)).init(), passthrough=wanted)
+    out = FuseInitOut.from_buffer_copy(abi.init_out(agreed))
+    expected = (1 << 30, 1 << 5, 1) if wanted and offered else (0, 0, 0)
+    assert (out.flags, out.flags2, out.max_stack_depth) == expected
+
+
 def test_max_pages_is_not_said_to_a_kernel_that_did_not_offer_it() -> None:
     """And a newer kernel gets our minor."""
     out = FuseInitOut.from_buffer_copy(abi.init_out(abi.negotiate(abi.Init(7, 99, 0, 0))))
@@ -230,10 +241,12 @@ def test_attr_out() -> None:
 
 
 def test_entry_out() -> None:
-    """The node id is the inode; st_ino comes from the attributes."""
-    out = FuseEntryOut.from_buffer_copy(abi.entry_out(Entry(Inode(5), ATTR)))
+    """The node id and the name's time come from the place, st_ino comes from the attributes."""
+    out = FuseEntryOut.from_buffer_copy(abi.entry_out(abi.Place(5), ATTR))
     assert (out.nodeid, out.generation, out.entry_valid, out.attr_valid) == (5, 0, 365 * 86400, 365 * 86400)
     assert fields(out.attr) == expected_attr()
+    out = FuseEntryOut.from_buffer_copy(abi.entry_out(abi.Place(1 << 63 | 5, 1), ATTR))
+    assert (out.nodeid, out.entry_valid, out.attr_valid) == (1 << 63 | 5, 1, 365 * 86400)
 
 
 def test_a_name_that_will_never_be_is_node_0_for_a_year() -> None:
@@ -286,7 +299,7 @@ def unpacked(data: bytes, *, plus: bool) -> list[tuple[int, bytes, int, int]]:
 def test_dirents_carry_types_and_offsets() -> None:
     """Each padded to eight bytes."""
     listing = entries(5)
-    assert unpacked(abi.dirents(listing, 4096, plus=False), plus=False) == [
+    assert unpacked(abi.dirents(listing, 4096, place=None), plus=False) == [
         (0, e.name, stat.S_IFREG >> 12, e.offset) for e in listing
     ]
 
@@ -295,20 +308,21 @@ def test_direntplus_carries_node_ids_but_for_the_dots() -> None:
     """ "." and ".." are node 0: they are no lookups."""
     listing = entries(5)
     expected = [(0 if e.name in (b".", b"..") else e.inode, e.name, stat.S_IFREG >> 12, e.offset) for e in listing]
-    assert unpacked(abi.dirents(listing, 4096, plus=True), plus=True) == expected
+    assert unpacked(abi.dirents(listing, 4096, place=abi.Place), plus=True) == expected
 
 
 @pytest.mark.parametrize("plus", [False, True])
 def test_only_whole_dirents_that_fit_are_sent(plus: bool) -> None:
     """Never more than the kernel's buffer, and as many as go in."""
     listing = entries(20)
-    whole = abi.dirents(listing, 1 << 20, plus=plus)
+    place = abi.Place if plus else None
+    whole = abi.dirents(listing, 1 << 20, place=place)
     for size in range(0, len(whole) + 8, 8):
-        data = abi.dirents(listing, size, plus=plus)
+        data = abi.dirents(listing, size, place=place)
         assert whole.startswith(data)
         assert len(data) <= size
         assert len(unpacked(data, plus=plus)) == sum(
-            1 for n in range(len(listing)) if len(abi.dirents(listing[: n + 1], 1 << 20, plus=plus)) <= size
+            1 for n in range(len(listing)) if len(abi.dirents(listing[: n + 1], 1 << 20, place=place)) <= size
         )
 
 

@@ -96,11 +96,11 @@ def cold_read(wire: FuseWire, fs: MemoryFileSystem, *, pid: int = 0) -> tuple[in
 
 
 def test_init_is_answered_and_then_it_is_ready(fresh: FuseWire) -> None:
-    """7.38, some flags, and ready() once."""
+    """7.40, some flags, and ready() once."""
     assert not fresh.ready.is_set()
     answer = fresh.init()
     major, minor, readahead, flags = struct.unpack_from("=IIII", answer.body)
-    assert (answer.error, major, minor, readahead) == (0, 7, 38, 131072)
+    assert (answer.error, major, minor, readahead) == (0, 7, 40, 131072)
     assert flags == 1 << 0 | 1 << 13 | 1 << 14 | 1 << 18 | 1 << 22 | 1 << 23
     assert fresh.ready.wait(wires.PATIENCE)
 
@@ -109,7 +109,7 @@ def test_a_newer_major_is_asked_to_come_down(fresh: FuseWire) -> None:
     """We say 7 and nothing else; the kernel begins anew with 7."""
     assert struct.unpack_from("=I", fresh.init(major=8, minor=0).body) == (7,)
     assert not fresh.ready.is_set()
-    assert struct.unpack_from("=II", fresh.init().body) == (7, 38)
+    assert struct.unpack_from("=II", fresh.init().body) == (7, 40)
 
 
 @pytest.mark.parametrize(("major", "minor"), [(6, 40), (7, 22)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import stat
@@ -78,6 +79,11 @@ class FakeLayer:
 
     def state(self) -> str:
         return "wrong" if self.failure else "present"
+
+    whole_file = False
+
+    def open_whole(self) -> io.FileIO | None:
+        return None
 
     def check(self, *, wait: bool = True) -> None:
         if self.failure is not None:

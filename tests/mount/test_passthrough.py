@@ -1,0 +1,92 @@
+"""FUSE passthrough of a kit's raw layers: the kernel reads verified files from the store, also without the daemon."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import platform
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+from kitfs.fuse.passthrough import SOON
+from tests.fakes.faults import Lie
+from tests.fakes.registry import FakeRegistry
+from tests.host import Host, wait_until
+from tests.kits import build, part
+
+KERNEL = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.skipif(os.geteuid() != 0 or KERNEL < (6, 9), reason="not here: passthrough needs root and Linux 6.9"),
+]
+MiB = 1 << 20
+WEIGHTS = random.Random(31).randbytes(8 * MiB)
+
+
+@pytest.fixture
+def ref(fake: FakeRegistry) -> str:
+    """A kit of one raw file."""
+    return fake.put_kit("team/kit", build([part("model", "w.bin", WEIGHTS, format="raw")]), "v1")
+
+
+def test_reads_go_on_without_the_daemon(host: Host, ref: str) -> None:
+    """The daemon is killed: descriptors and mappings that were open read every byte, and new openings fail."""
+    host.kitfs("pull", ref)
+    mount = host.mount(ref)
+    with (mount / "w.bin").open("rb", buffering=0) as file:
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            os.kill(mount.pid, signal.SIGKILL)
+            host.wait_gone(mount.pid)
+            assert os.pread(file.fileno(), len(WEIGHTS), 0) == WEIGHTS
+            assert bytes(mapped) == WEIGHTS
+        with pytest.raises(OSError, match=r".") as e:
+            (mount / "w.bin").open("rb")
+        assert e.value.errno == errno.ENOTCONN
+
+
+def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) -> None:
+    """A handle from before is copied, and fails without the daemon; one from after reads on. All bytes are right."""
+    mount = host.mount(ref)
+    with (mount / "w.bin").open("rb", buffering=0) as old:
+        assert os.pread(old.fileno(), 4096, 0) == WEIGHTS[:4096]
+        assert (mount / "w.bin").read_bytes() == WEIGHTS
+        wait_until(lambda: os.getxattr(mount / "w.bin", "user.kitfs.state") == b"verified", "it is never verified")
+        os.posix_fadvise(old.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(old.fileno(), len(WEIGHTS), 0) == WEIGHTS
+        time.sleep(2 * SOON)  # until the kernel looks the name up again
+        with (mount / "w.bin").open("rb", buffering=0) as new:
+            os.kill(mount.pid, signal.SIGKILL)
+            host.wait_gone(mount.pid)
+            os.posix_fadvise(old.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(new.fileno(), len(WEIGHTS), 0) == WEIGHTS
+            with pytest.raises(OSError, match=r".") as e:
+                os.pread(old.fileno(), 4096, 0)
+            assert e.value.errno == errno.ENOTCONN
+
+
+def test_evicted_blob_is_read_to_its_end(host: Host, ref: str) -> None:
+    """The store's entry is removed while the file is open: its handle reads every byte."""
+    host.kitfs("pull", ref)
+    mount = host.mount(ref)
+    with (mount / "w.bin").open("rb", buffering=0) as file:
+        shutil.rmtree(host.cache / "blobs")
+        assert os.pread(file.fileno(), len(WEIGHTS), 0) == WEIGHTS
+
+
+def test_unverified_file_is_never_passthrough(host: Host, fake: FakeRegistry, ref: str) -> None:
+    """Complete and wrong: its bytes are not given to the kernel, and openings fail."""
+    mount = host.mount(ref)
+    fake.fail("/blobs/", Lie(1000))
+    try:
+        (mount / "w.bin").read_bytes()
+    except OSError:
+        pass
+    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong bit was never found")
+    with pytest.raises(OSError, match=r".") as e:
+        (mount / "w.bin").open("rb")
+    assert e.value.errno == errno.EIO
