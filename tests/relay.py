@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 
 
 class Relay:
@@ -25,6 +26,7 @@ class Relay:
         self.url = f"http://{self.host}"
         self.held = threading.Event()
         self._open = threading.Event()
+        self._closed = threading.Event()
         self._open.set()
         self._budget: int | None = None
         self._fuse: int | None = None
@@ -37,6 +39,7 @@ class Relay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
         self._open.set()
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
@@ -72,10 +75,8 @@ class Relay:
                 client, _ = self._server.accept()
             except OSError:
                 return
-            try:
-                server = socket.create_connection(("127.0.0.1", self._target), timeout=10)
-                server.settimeout(None)
-            except OSError:
+            server = self._connect()
+            if server is None:
                 client.close()
                 continue
             with self._lock:
@@ -83,6 +84,19 @@ class Relay:
             pair = _Pair(client, server)
             self._spawn(self._pump, pair, client, server, self._requests)
             self._spawn(self._pump, pair, server, client, not self._requests)
+
+    def _connect(self) -> socket.socket | None:
+        """Connect to the registry. One that is being restarted is waited for, however long a busy machine takes."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target), timeout=10)
+            except OSError:
+                if time.monotonic() > deadline or self._closed.wait(0.05):
+                    return None
+            else:
+                server.settimeout(None)
+                return server
 
     def _pump(self, pair: _Pair, source: socket.socket, sink: socket.socket, counted: bool) -> None:
         try:

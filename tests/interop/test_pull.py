@@ -151,7 +151,7 @@ def test_a_pull_of_what_is_mounted(own_registry: RegistryProcess, host: Host, tm
     mount = host.mount(ref, "--plain-http")
     with (mount / "w.bin").open("rb") as file:
         head = file.read(3 * MiB)
-        with host.running("pull", ref, "--plain-http") as process:
+        with host.running("pull", ref, "--plain-http", "--progress", "none") as process:
             rest = file.read()
             out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
@@ -165,7 +165,10 @@ def test_two_pulls_at_once(own_registry: RegistryProcess, box: Host, tmp_path: P
     """Two pulls of one kit into one store transfer each byte about once."""
     kit = big_kit(tmp_path)
     ref = own_registry.push(kit, "team/kit")
-    with box.running("pull", ref, "--plain-http") as first, box.running("pull", ref, "--plain-http") as second:
+    with (
+        box.running("pull", ref, "--plain-http", "--progress", "none") as first,
+        box.running("pull", ref, "--plain-http", "--progress", "none") as second,
+    ):
         for process in (first, second):
             out, err = process.communicate(timeout=60)
             assert (process.returncode, out.splitlines()[-1], err) == (0, f"Pulled {kit.digest}", "")
@@ -288,7 +291,7 @@ def test_an_interrupted_pull_resumes(box: Host, tmp_path: Path) -> None:
         ref = fake.put_kit("team/kit", kit, "v1")
         stall = Stall(1 * MiB)
         fake.fail(f"/blobs/{kit.layers[0]}", stall)
-        with box.running("pull", ref) as process:
+        with box.running("pull", ref, "--progress", "none") as process:
             assert stall.reached.wait(60)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=20)

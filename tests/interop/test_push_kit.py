@@ -142,7 +142,7 @@ def test_a_push_that_was_killed_resumes(registry: Registry, box: Host, big: Path
     ref = f"{registry.host}/team/big:v1"
     digest = packed(box, big, ref)
     registry.meter.hold(SOME)
-    with box.running("push", ref, "--plain-http"):
+    with box.running("push", ref, "--plain-http", "--progress", "none"):
         assert registry.meter.held.wait(60)
     registry.meter.release()
     first = registry.meter.moved
@@ -160,7 +160,7 @@ def test_a_push_survives_a_registry_that_is_killed(registry: Registry, box: Host
     ref = f"{registry.host}/team/big:v1"
     digest = packed(box, big, ref)
     registry.meter.hold(SOME)
-    with box.running("push", ref, "--plain-http") as process:
+    with box.running("push", ref, "--plain-http", "--progress", "none") as process:
         assert registry.meter.held.wait(60)
         registry.crash()
         registry.meter.release()
@@ -176,10 +176,10 @@ def test_an_interrupted_push_leaves_no_manifest(registry: Registry, box: Host, b
     ref = f"{registry.host}/team/big:v1"
     packed(box, big, ref)
     registry.meter.hold(SOME)
-    with box.running("push", ref, "--plain-http") as process:
+    with box.running("push", ref, "--plain-http", "--progress", "none") as process:
         assert registry.meter.held.wait(60)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=90)
     assert (process.returncode, out, err) == (130, f"Pushing {ref}\n", "kitfs: interrupted\n")
     registry.meter.release()
     with pytest.raises(AssertionError, match="404"):
