@@ -3,6 +3,8 @@
 python -m benchmarks [ROW…]            measure rows of the table, or all of them
 python -m benchmarks profile ROW…      say where the time of kitfs' processes goes while a row is measured
 python -m benchmarks list [ROW…]       say what each row measures exactly
+python -m benchmarks curve             measure the time until 1 % to 100 % of a model are read, by kitfs and by peers
+python -m benchmarks plot FILE…        draw what --json wrote into docs/, and print the table of the manual
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from benchmarks import rows  # noqa: F401 - fills ROWS
+from benchmarks import curve, plot, rows  # noqa: F401 - rows fills ROWS
 from benchmarks.machine import Bench, describe, missing
 from benchmarks.profile import Profile
 from benchmarks.table import ROWS, Result, Row
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def measure(row: Row, bench: Bench, runs: int) -> Result:
@@ -44,7 +49,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("words", nargs="*", metavar="ROW", help="numbers of rows, after profile or list where wanted")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="a verb (see above), rows by number, or files of plot")
     parser.add_argument("--mib", type=int, default=1024, help="size of the model of most rows (default: 1024)")
     parser.add_argument("--runs", type=int, default=3, help="how often each row is measured (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample to a file, as JSON")
@@ -52,43 +57,66 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     words: list[str] = options.words
     options.verb = words.pop(0) if words and not words[0].isdigit() else "measure"
-    if options.verb not in ("measure", "profile", "list"):
-        parser.error(f"{options.verb} is neither a row nor profile or list")
+    if options.verb not in ("measure", "profile", "list", "curve", "plot"):
+        parser.error(f"{options.verb} is neither a row nor profile, list, curve or plot")
+    if options.verb == "plot":
+        options.files = [Path(word) for word in words]
+        return options
     try:
-        options.rows = [ROWS[int(word)] for word in words] or list(ROWS.values())
+        options.rows = [ROWS[number] for number in sorted(map(int, words) if words else ROWS)]
     except (KeyError, ValueError):
-        parser.error(f"the rows are {', '.join(map(str, ROWS))}")
+        parser.error(f"the rows are {', '.join(map(str, sorted(ROWS)))}")
     return options
 
 
+def rows_measured(bench: Bench, options: argparse.Namespace, watch: Profile | None) -> tuple[dict[str, Any], int]:
+    """Measure and print rows; return them for JSON, and 1 if a *must* is not met."""
+    results: list[Result] = []
+    for row in options.rows:
+        results.append(measure(row, bench, options.runs))
+        print("\n".join(results[-1].lines()), flush=True)
+        if watch:
+            print("\n".join(watch.lines()), flush=True)
+    missed = [f"{one.row.number} ({target.name})" for one in results for target in one.missed()]
+    print(f"\nNot met: {', '.join(missed)}" if missed else "\nEvery must is met.")
+    return {"rows": [one.as_json() for one in results]}, 1 if missed else 0
+
+
+def curve_measured(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print the curve; return it for JSON."""
+    return {"curve": curve.as_json(curve.measure(bench, options.runs, lambda text: print(text, flush=True)))}
+
+
 def main() -> int:
-    """Measure, profile or list rows; return 1 if a *must* is not met."""
+    """Do what the command line asks for; return 1 if a *must* is not met."""
     options = arguments()
     if options.verb == "list":
         for row in options.rows:
             print(f"{row.number:2}  {row.title}\n", *inspect.cleandoc(row.describes).splitlines(), "", sep="\n      ")
+        return 0
+    if options.verb == "plot":
+        print(*plot.draw(options.files, DOCS), sep="\n")
+        for about in (json.loads(file.read_text()) for file in options.files):
+            print(plot.markdown(about) if "rows" in about else "")
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # so that mounts and the scratch directory are removed
     scratch = Path(tempfile.mkdtemp(prefix="kitfs-bench-", dir=options.scratch))
     about = describe()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(f"model of {options.mib} MiB, {options.runs} runs: median (least to most)\n", flush=True)
-    results: list[Result] = []
+    watch = Profile() if options.verb == "profile" else None
+    status = 0
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, scratch)
-        watch = Profile() if options.verb == "profile" else None
         bench = stack.enter_context(Bench(scratch, options.mib, watch=watch))
-        for row in sorted(options.rows, key=lambda row: row.number):
-            results.append(measure(row, bench, options.runs))
-            print("\n".join(results[-1].lines()), flush=True)
-            if watch:
-                print("\n".join(watch.lines()), flush=True)
+        if options.verb == "curve":
+            found = curve_measured(bench, options)
+        else:
+            found, status = rows_measured(bench, options, watch)
     if options.json:
-        made = {"machine": about, "mib": options.mib, "runs": options.runs, "rows": [one.as_json() for one in results]}
+        made = {"machine": about, "mib": options.mib, "runs": options.runs, **found}
         options.json.write_text(json.dumps(made, indent=1) + "\n")
-    missed = [f"{one.row.number} ({target.name})" for one in results for target in one.missed()]
-    print(f"\n{'Not met' if missed else 'Every must is met.'}{': ' if missed else ''}{', '.join(missed)}")
-    return 1 if missed else 0
+    return status
 
 
 if __name__ == "__main__":

@@ -46,6 +46,13 @@ class Link(NamedTuple):
     rate: int
 
 
+LINKS = (
+    Link("1 Gbit/s 20 ms", 0.020, 125_000_000),
+    Link("10 Gbit/s 5 ms", 0.005, 1_250_000_000),
+    Link("400 Mbit/s 80 ms", 0.080, 50_000_000),
+)
+
+
 class Shared:
     """The rate that all connections share: when the next byte may leave."""
 

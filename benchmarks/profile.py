@@ -23,12 +23,14 @@ from tests.host import processes_of
 PERIOD = 0.05
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 SHOWN = 15
+THREAD = re.compile(r"thread \((\d+)\): ([^;]+)")
 
 
 class Profile:
     """Collects over all homes of a row; ``lines`` prints and forgets. It has a thread of its own while it watches."""
 
     def __init__(self) -> None:
+        self._names: dict[int, str] = {}  # thread → the name that Python knows
         self._threads: dict[tuple[int, int], tuple[str, float, float]] = {}  # (process, thread) → name, user, system
         self._stacks: Counter[str] = Counter()
         self._spied: dict[int, tuple[subprocess.Popen[bytes], Path]] = {}
@@ -63,8 +65,8 @@ class Profile:
             except OSError:
                 continue
             user, system = (int(ticks) * TICK for ticks in rest.split()[11:13])
-            verb = " ".join(word for word in command.split() if not word.startswith("/"))
-            self._threads[pid, int(task.name)] = (f"{name} of {verb[:40] or 'the daemon'}", user, system)
+            verb = re.search(r"kitfs (\w+)", command)
+            self._threads[pid, int(task.name)] = (f"{name} {task.name} of {verb[1] if verb else command}", user, system)
 
     def _attach(self, pid: int, out: Path) -> None:
         command = ["py-spy", "record", "-p", str(pid), "-o", str(out), "-f", "raw", "-t", "-r", "200", "--nonblocking"]
@@ -78,13 +80,16 @@ class Profile:
             for line in out.read_text().splitlines() if out.exists() else ():
                 stack, _, count = line.rpartition(" ")
                 self._stacks[stack] += int(count)
+                if found := THREAD.search(stack):
+                    self._names[int(found[1])] = found[2]
         self._spied.clear()
 
     def lines(self) -> list[str]:
         """The report on what was watched since the last one: seconds of CPU, then shares of samples."""
         found = ["      CPU by thread: user s, system s"]
-        by_time = sorted(self._threads.values(), key=lambda one: -(one[1] + one[2]))
-        found += [f"      {user:8.2f} {system:8.2f}  {name}" for name, user, system in by_time[:SHOWN] if user + system]
+        by_time = sorted(self._threads.items(), key=lambda one: -sum(one[1][1:]))
+        for (_, thread), (name, user, system) in by_time[:SHOWN]:
+            found.append(f"      {user:8.2f} {system:8.2f}  {name} {self._names.get(thread, '')}")
         total = self._stacks.total()
         if not self._spy:
             found.append("      py-spy is not on PATH, so functions are unknown")
@@ -95,6 +100,7 @@ class Profile:
             found += [f"      Samples by {title}:"] if total else []
             found += [f"      {count / total:8.1%}  {name}" for name, count in counts.most_common(SHOWN)]
         self._threads.clear()
+        self._names.clear()
         self._stacks.clear()
         return found
 
@@ -105,7 +111,6 @@ def _innermost(frames: list[str]) -> str:
 
 def _second(frames: list[str]) -> str:
     """The thread, and the innermost function of kitfs."""
-    thread = next((frame for frame in frames if frame.startswith("thread ")), "thread")
+    thread = THREAD.search(";".join(frames))
     inner = next((frame for frame in reversed(frames) if "kitfs/" in frame), frames[-1])
-    name = re.sub(r"0x[0-9A-F]+", "", thread)
-    return f"{name}: {inner}"
+    return f"{thread[2] if thread else 'thread'}: {inner}"

@@ -149,7 +149,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """The row for programs: every sample of every target."""
         return {
-            "row": self.row.number,
+            "number": self.row.number,
             "title": self.row.title,
             "targets": [
                 {

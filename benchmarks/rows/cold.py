@@ -6,16 +6,11 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks.link import Link, slow
+from benchmarks.link import LINKS, slow
 from benchmarks.machine import Bench, Home, read_whole, run, timed
 from benchmarks.models import FILE, Model
 from benchmarks.table import Absent, Found, Sample, Target, row, times
 
-LINKS = (
-    Link("1 Gbit/s 20 ms", 0.020, 125_000_000),
-    Link("10 Gbit/s 5 ms", 0.005, 1_250_000_000),
-    Link("400 Mbit/s 80 ms", 0.080, 50_000_000),
-)
 PATIENCE = 60.0  # seconds to wait for the state "verified"
 
 
