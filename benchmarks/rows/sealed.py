@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.machine import Bench, Home, drop_pages, read_mapped, read_random, read_whole, timed
-from benchmarks.models import FILE, Model
+from benchmarks.machine import PIECE, Bench, Home, drop_pages, read_mapped, read_random, read_whole, timed
+from benchmarks.models import FILE
 from benchmarks.table import Absent, Found, Sample, Target, row, speed
 
 READS: dict[str, Callable[[Path], None]] = {
@@ -27,25 +30,45 @@ def targets(goals: tuple[float, float, float], musts: tuple[float, ...] = ()) ->
     return tuple(Target(name=name, goal=goal, must=must, at_least=True) for name, goal, must in limits)
 
 
-def why_not(home: Home, mode: str) -> str:
-    """Wait until the mount has a mode; return "" or why it does not reach it, as ``kitfs status`` says."""
+def why_not_sealed(home: Home) -> str:
+    """Wait until the mount is sealed; return "" or the reason that ``kitfs status`` gives."""
     deadline = time.monotonic() + PATIENCE
-    while (report := home.status()).get("mode") != mode:
+    while (report := home.status()).get("mode") != "sealed":
         if "mode" not in report or time.monotonic() > deadline:
-            reason = report.get("not_sealed") or f"the mount is {report.get('mode', 'lazy')}"
-            return f"not {mode}: {reason}"
+            return f"not sealed: {report.get('not_sealed') or 'this kitfs does not seal'}"
         time.sleep(0.2)
     return ""
 
 
 @contextmanager
-def stored(bench: Bench, model: Model, *options: str, mode: str, below: Path | None = None) -> Iterator[Path | Absent]:
-    """The model in a mount of a store that has all of it, or why the mount does not have the mode."""
-    with bench.home(below=below) as home:
-        home.kitfs("pull", model.reference)
-        home.mount(model.reference, *options)
-        reason = why_not(home, mode)
+def sealed(bench: Bench) -> Iterator[Path | Absent]:
+    """The model in a sealed mount, or why the mount is not sealed."""
+    with bench.home() as home:
+        home.kitfs("pull", bench.model.reference)
+        home.mount(bench.model.reference)
+        reason = why_not_sealed(home)
         yield Absent(reason) if reason else home.mountpoint / FILE
+
+
+def needs_daemon(home: Home, file: Path) -> bool:
+    """Whether a read of an open file waits for the daemon, which is stopped for up to two seconds."""
+    daemon = home.status()["pid"]
+    read = threading.Event()
+    with file.open("rb", buffering=0) as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.kill(daemon, signal.SIGSTOP)
+
+        def work() -> None:
+            opened.read(PIECE)
+            read.set()
+
+        reader = threading.Thread(target=work)
+        reader.start()
+        try:
+            return not read.wait(2)
+        finally:
+            os.kill(daemon, signal.SIGCONT)
+            reader.join()
 
 
 def compare(bench: Bench, mounted: Path, local: Path, *, drop: bool) -> dict[str, Sample | Absent]:
@@ -75,7 +98,7 @@ def second_read(bench: Bench) -> Found:
     cache too: by reads of 1 MiB; out of a mapping, copied by 1 MiB; by 20,000 reads of 4 KiB at random. Each is the
     median of five reads, which alternate with those of the local file.
     """
-    with stored(bench, bench.model, mode="sealed") as file:
+    with sealed(bench) as file:
         if isinstance(file, Absent):
             return dict.fromkeys(READS, file)
         return compare(bench, file, bench.model.file, drop=False)
@@ -86,7 +109,7 @@ def sealed_dropped(bench: Bench) -> Found:
     """Row 5, but before each read the pages of the mounted file are dropped. Those of the blob in the store stay, and
     so do those of the local file.
     """
-    with stored(bench, bench.model, mode="sealed") as file:
+    with sealed(bench) as file:
         if isinstance(file, Absent):
             return dict.fromkeys(READS, file)
         return compare(bench, file, bench.model.file, drop=True)
@@ -95,14 +118,16 @@ def sealed_dropped(bench: Bench) -> Found:
 @row(7, "passthrough (a raw layer, EROFS refused), its pages dropped", *targets((0.95, 0.9, 0.9)))
 def passthrough(bench: Bench) -> Found:
     """Row 6 for a layer that is the file itself, with a store on tmpfs, which EROFS refuses. The local file is on the
-    same tmpfs.
+    same tmpfs. Before, the daemon is stopped, to see that reads do not need it.
     """
     shm = Path("/dev/shm")
     model = bench.models.raw(bench.mib)
     local = shm / f"kitfs-bench-{bench.scratch.name}"
-    with stored(bench, model, mode="passthrough", below=shm) as file:
-        if isinstance(file, Absent):
-            return dict.fromkeys(READS, file)
+    with bench.home(below=shm) as home:
+        home.kitfs("pull", model.reference)
+        file = home.mount(model.reference) / FILE
+        if needs_daemon(home, file):
+            return dict.fromkeys(READS, Absent("reads go to the daemon"))
         local.write_bytes(model.file.read_bytes())
         try:
             return compare(bench, file, local, drop=True)

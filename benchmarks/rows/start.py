@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.machine import Bench, Home, read_span, run, timed
 from benchmarks.models import FILE
-from benchmarks.rows.sealed import why_not
+from benchmarks.rows.sealed import why_not_sealed
 from benchmarks.table import Absent, Found, Sample, Target, row
 from tests.host import processes_of
 
@@ -39,7 +39,7 @@ def warm_start(bench: Bench) -> Found:
 
         mounted, bare = bench.repeated(ours, lambda: timed(lambda: run(sys.executable, "-c", "pass")))
         first_byte(home, bench.model.reference)
-        reason = why_not(home, "sealed")
+        reason = why_not_sealed(home)
         left = Absent(reason) if reason else Sample(len(processes_of(home.run_dir)))
     return {"beyond bare python": Sample(mounted - bare, mounted, bare), "processes left running": left}
 

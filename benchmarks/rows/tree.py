@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.machine import Bench, timed
 from benchmarks.models import SMALL_FILES
-from benchmarks.rows.sealed import why_not
+from benchmarks.rows.sealed import why_not_sealed
 from benchmarks.table import Absent, Found, Sample, Target, row, times
 
 
@@ -45,7 +45,7 @@ def walk(bench: Bench) -> Found:
     with bench.home() as home:
         home.kitfs("pull", many.reference)
         home.mount(many.reference)
-        if reason := why_not(home, "sealed"):
+        if reason := why_not_sealed(home):
             return found | {"sealed": Absent(reason)}
         find(home.mountpoint)
         sealed, base = bench.repeated(lambda: timed(lambda: find(home.mountpoint)), local)
