@@ -24,7 +24,7 @@ WATCH: Final = 0.1  # seconds between two looks at the asker of an interrupted r
 _EARLY: Final = 4096  # INTERRUPTs remembered that came before their request was known to be cold
 _SIGKILL_BIT: Final = 1 << 8
 
-Reply = tuple[int, bytes]  # positive errno (0: none), payload
+Reply = tuple[int, bytes | memoryview]  # positive errno (0: none), payload
 
 
 @dataclass(slots=True, eq=False)

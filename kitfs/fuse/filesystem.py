@@ -18,6 +18,7 @@ import stat
 from collections.abc import Collection, Sequence
 from typing import Final, Literal
 
+from kitfs.fuse.mapped import SMALLEST, MappedLayers
 from kitfs.fuse.replies import Attr, Backing, DirEntry, Entry, Handle, Opened, StatFS
 from kitfs.kit.inode import Inode
 from kitfs.kit.tree import Node, Tree
@@ -65,6 +66,7 @@ class FileSystem:
         self._numbers = itertools.count(1)
         self._files: dict[Handle, Node] = {}
         self._listings: dict[Handle, list[DirEntry]] = {}
+        self._mapped = MappedLayers()
         self._cached: dict[str, set[Inode]] = {}  # by layer: of which kernels may have bytes
         self._outdated: set[Inode] = set()  # of which kernels may have bytes that are wrong
 
@@ -146,15 +148,21 @@ class FileSystem:
 
         The next opening of each of them says that cached bytes are not to be kept.
         """
+        self._mapped.forget(digest)
         inodes = list(self._cached.get(digest, ()))
         self._outdated.update(inodes)
         return inodes
 
-    def read(self, handle: Handle, offset: int, size: int, *, wait: bool = True) -> bytes:
-        """Bytes of an open file, short at its end. Raises OSError EBADF, WouldBlock, KitfsError."""
+    def read(self, handle: Handle, offset: int, size: int, *, wait: bool = True) -> bytes | memoryview:
+        """Return bytes of an open file, short at its end; a view is valid until the thread reads again.
+
+        Raises OSError EBADF, WouldBlock, KitfsError.
+        """
         node = self._files.get(handle)
         if node is None:
             raise _error(errno.EBADF)
+        if size >= SMALLEST and (mapped := self._mapped.read(node, offset, size)) is not None:
+            return mapped
         return self._tree.pread(node, offset, size, wait=wait)
 
     def release(self, handle: Handle) -> None:

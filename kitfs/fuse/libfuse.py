@@ -90,7 +90,7 @@ class Operations:
         fi.fh, fi.keep_cache = opened
 
     def read(self, path: str, size: int, offset: int, fi: Any) -> bytes:
-        return self._fs.read(Handle(fi.fh), offset, size)
+        return bytes(self._fs.read(Handle(fi.fh), offset, size))
 
     def release(self, path: str, fi: Any) -> None:
         self._fs.release(Handle(fi.fh))
@@ -210,6 +210,11 @@ class LibfuseTransport:
             # this process. By
             # ctypes, since Python sets dispositions from the main thread only.
             ctypes.CDLL(None).signal(signal.SIGPIPE, 1)  # SIG_IGN
+
+    @property
+    def native_files(self) -> int:
+        """How many open files the kernel reads from the store by itself; libfuse 2 does not know passthrough."""
+        return 0
 
     def known_wrong(self, digest: str) -> None:
         """Refuse openings of a layer's files while the layer is wrong, and drop their pages at the next opening.

@@ -70,7 +70,7 @@ class Session:
         self._native = NativeFiles(filesystem, self._fds[0], log)
         self._wants_passthrough = passthrough
         self._dir_flags = OpenFlag(0)
-        self._operations: dict[int, Callable[[Request, bool], bytes]] = {
+        self._operations: dict[int, Callable[[Request, bool], bytes | memoryview]] = {
             Op.LOOKUP: self._lookup,
             Op.GETATTR: self._getattr,
             Op.READLINK: self._readlink,
@@ -254,7 +254,7 @@ class Session:
         flags = OpenFlag.NOFLUSH | (OpenFlag.KEEP_CACHE if opened.keep_cache else OpenFlag(0))
         return abi.open_out(opened.handle, flags)
 
-    def _read(self, request: Request, wait: bool) -> bytes:
+    def _read(self, request: Request, wait: bool) -> bytes | memoryview:
         handle, offset, size = request.read()
         return self._fs.read(Handle(handle), offset, size, wait=wait)
 

@@ -321,8 +321,8 @@ class Layer:
         return self.type.format == "raw" and not self.compressed
 
     def open_whole(self) -> io.FileIO | None:
-        """Open the store's file of a blob that is a file as it is; None unless the store has all of it, verified."""
-        return self._store.open_sealed(self.digest) if self.whole_file and self.state() == "verified" else None
+        """Open the store's file of an uncompressed layer; None unless the store has all of it, verified."""
+        return None if self.compressed or self.state() != "verified" else self._store.open_sealed(self.digest)
 
     def state(self) -> str:
         """absent, partial, present, verified or wrong; of a compressed layer, that of its decoded bytes."""
