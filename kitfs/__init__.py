@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from kitfs.sdk.mount import logs as logs
     from kitfs.sdk.mount import mount as mount
     from kitfs.sdk.mount import mounts as mounts
+    from kitfs.sdk.mount import seal as seal
     from kitfs.sdk.mount import status as status
     from kitfs.sdk.mount import unmount as unmount
     from kitfs.sdk.options import CopyOptions as CopyOptions
@@ -89,7 +90,7 @@ MODULES = {  # public name → where it is; a name without a colon is a module
         "kit": ("FileInfo", "Kit", "LayerInfo", "open"),
         "library": ("Inspection", "KitSummary", "RemovedKit", "info", "inspect", "remove", "tag"),
         "login": ("login", "logout"),
-        "mount": ("Mount", "MountStatus", "logs", "mount", "mounts", "status", "unmount"),
+        "mount": ("Mount", "MountStatus", "logs", "mount", "mounts", "seal", "status", "unmount"),
         "options": (
             "CopyOptions",
             "MountOptions",
@@ -113,7 +114,7 @@ __all__ = [
     "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "TransferOptions",
     "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "import_kit", "index",
     "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts", "open", "pack",
-    "pull", "push", "remove", "serve", "status", "tag", "unmount", "unpack",
+    "pull", "push", "remove", "seal", "serve", "status", "tag", "unmount", "unpack",
 ]  # fmt: skip
 
 

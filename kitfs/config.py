@@ -111,6 +111,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
             default="auto",
             metavar="T",
         ),
+        Option(
+            "seal",
+            Choice("auto", "never"),
+            "Seal a complete kit, so that the kernel serves it: auto or never.",
+            default="auto",
+            metavar="WHEN",
+        ),
         Option("only", word, f"Choose parts of the kit: {FILTER}. Repeatable.", metavar="FILTER", many=True),
         Option(
             "label",

@@ -28,12 +28,12 @@ from tests import trees
 from tests.interpreters import PREFIX, Python, alive, own_python
 from tests.terminals import run_on_terminal, without_colours
 
-MOUNTED = re.compile(r"^(?P<digest>sha256:[0-9a-f]{64}) pid (?P<pid>\d+) log (?P<log>/.*)$")
+MOUNTED = re.compile(r"^(?P<digest>sha256:[0-9a-f]{64}) (?:pid (?P<pid>\d+)|sealed) log (?P<log>/.*)$")
 
 
 @dataclass(frozen=True)
 class Mounted:
-    """One line of ``kitfs mount``, parsed."""
+    """One line of ``kitfs mount``, parsed; ``pid`` is 0 for a sealed mount, which no process serves."""
 
     path: Path
     digest: str
@@ -49,10 +49,14 @@ class Mounted:
 
 
 class Host:
-    """A machine with kitfs, as far as kitfs can see."""
+    """A machine with kitfs, as far as kitfs can see.
+
+    ``seal`` is the default of --seal: "never", so that complete kits stay FUSE mounts, whose daemons the tests watch.
+    """
 
     def __init__(self, python: Python, *, patience: float = 240) -> None:
         self.python = python
+        self.seal = "never"
         self.root = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp"))
         self.root.chmod(0o755)
         self.cache, self.run_dir, self.home, self.mnt = (self.root / name for name in ("cache", "run", "home", "mnt"))
@@ -84,6 +88,7 @@ class Host:
             "DOCKER_CONFIG": str(self.home / "docker"),
             "KITFS_CACHE_DIR": str(self.cache),
             "KITFS_RUN_DIR": str(self.run_dir),
+            "KITFS_SEAL": self.seal,
         }
 
     def command(self, *args: str | os.PathLike[str]) -> list[str]:
@@ -145,7 +150,7 @@ class Host:
         done = self.kitfs("mount", ref, path, *options, env=env)
         line = MOUNTED.match(done.stdout.removesuffix("\n"))
         assert line, f"mount must print one line, digest, pid and log: {done.stdout!r}"
-        return Mounted(path, line["digest"], int(line["pid"]), Path(line["log"]), done.stderr)
+        return Mounted(path, line["digest"], int(line["pid"] or 0), Path(line["log"]), done.stderr)
 
     def umount(self, mount: Mounted | Path, *options: str) -> None:
         self.kitfs("umount", *options, mount.path if isinstance(mount, Mounted) else mount)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 TASKS: Final = (  # in the order of --help: what people do most comes first
-    ("Use a kit", ("mount", "umount", "mounts", "status", "logs", "ls", "cat", "unpack")),
+    ("Use a kit", ("mount", "umount", "mounts", "status", "seal", "logs", "ls", "cat", "unpack")),
     ("Make a kit and share it", ("init", "pack", "push", "pull", "import", "export", "convert")),
     ("Look after kits", ("list", "info", "inspect", "diff", "tag", "remove", "index", "cache")),
     ("Registries", ("login", "logout", "serve")),
@@ -26,6 +26,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "umount": ("kitfs umount /models", "kitfs umount --all"),
     "mounts": ("kitfs mounts", "kitfs mounts --json"),
     "status": ("kitfs status", "kitfs status /models", "kitfs status /models --check --json"),
+    "seal": ("kitfs seal /models", "kitfs seal /models --json"),
     "logs": ("kitfs logs /models", "kitfs logs -f /models"),
     "ls": (f"kitfs ls {KIT}", f"kitfs ls -lhR {KIT} model"),
     "cat": (f"kitfs cat {KIT} README.md", f"kitfs cat {KIT} model/config.json > config.json"),

@@ -20,7 +20,7 @@ from kitfs.cli.commands import Command
 from kitfs.cli.main import usage_text
 from kitfs.cli.options import Interrupted
 from kitfs.cli.output import flush, put, report_failure, settle_streams
-from kitfs.cli.verbs.mount import MOUNT_OPTIONS, mount_in_daemon, mount_request
+from kitfs.cli.verbs.mount import MOUNT_OPTIONS, line_of, mount_in_daemon, mount_request
 from kitfs.config import OPTIONS, Settings
 from kitfs.errors import InvalidReference, KitfsError, UsageError
 
@@ -64,7 +64,7 @@ def flags_of(options: str) -> dict[str, object]:
 
 def announce(record: Record) -> None:
     """Print the digest of a kit that was mounted, the process id of its daemon, and the path of its log."""
-    put(f"{record.digest} pid {record.pid} log {record.log}")
+    put(line_of(record))
     flush()
 
 

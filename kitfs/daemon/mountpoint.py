@@ -79,14 +79,15 @@ def claim_mountpoint(path: str) -> Iterator[CreatedMountpoint]:
 
 def _check_free(path: str) -> None:
     """Raise MountError when something is mounted at a path."""
-    from kitfs.fuse.mounting import FSTYPE, mount_at
+    from kitfs.daemon.presence import is_of_kitfs
+    from kitfs.fuse.mounting import mount_at
 
     there = mount_at(path)
     if there is not None:
         # The mount is not asked whether it answers: a stalled one would block. This process holds the lock, so a mount
         # of this run-time directory has no daemon any more.
         unknown = f" whose daemon died, or has another --run-dir; clear it with: kitfs umount {path}"
-        hint = unknown if there.fstype == FSTYPE else f", of {there.source}"
+        hint = unknown if is_of_kitfs(there) else f", of {there.source}"
         raise MountError(f"{path} is already a mount{hint}", errno=errno.EBUSY)
 
 

@@ -1,19 +1,31 @@
 """Whether a record is true: the mount table, the daemon's lock and its answer, combined in one place for every verb.
 
-    alive             the mount is at its mount point, and its daemon answers
+    alive             the mount is at its mount point, and its daemon answers; or it is sealed
     does not answer   the mount exists and the daemon's process runs, but it is stopped or stuck
     detached          nothing at the mount point leads to the daemon any more; it serves files that are still open
     dead              the daemon's process has ended without unmounting
+
+A sealed mount is the kernel's and needs no process. Its record holds its last status as ``seal``:
+
+    dev, number       of the EROFS mount, as mountinfo has them
+    status            the object of ``kitfs status`` at the time of sealing
+
+A record gets a ``seal`` just before the EROFS mount replaces the FUSE mount, so what is at the mount point decides which
+of them the record means; a daemon that is killed between the steps leaves nothing that is not known.
 
 Nothing here makes a request of the mounted file system. Threading: no shared state.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from kitfs.daemon.run_dir import Record, RunDir, ask
+from kitfs.erofs import mounting as erofs
 from kitfs.fuse.mounting import FSTYPE, MountInfo, mount_at, mounts
 
 ANSWER: Final = 5.0  # seconds that a daemon has to answer
@@ -21,38 +33,93 @@ CONCURRENCY: Final = 16  # daemons that are asked at the same time
 
 
 class Presence(NamedTuple):
-    """The state of a mount, and the daemon's own status object, which is empty unless the daemon answered."""
+    """The state of a mount, and its status object, which is empty if a daemon should have answered and did not."""
 
     state: str
     status: dict[str, Any]
 
 
-def is_at(record: Record, there: MountInfo | None) -> bool:
-    """Tell whether the topmost mount at the mount point of a record is the one that the record describes.
+def is_lazy_at(record: Record, there: MountInfo | None) -> bool:
+    """Tell whether the topmost mount at the mount point of a record is the FUSE mount that the record describes.
 
     The record of an older kitfs names no device.
     """
-    return there is not None and there.fstype == FSTYPE and record.dev in ("", there.dev)
+    return (
+        there is not None
+        and there.fstype == FSTYPE
+        and record.transport != erofs.FSTYPE
+        and record.dev in ("", there.dev)
+    )
+
+
+def is_sealed_at(record: Record, there: MountInfo | None) -> bool:
+    """Tell whether the topmost mount at the mount point of a record is the sealed mount that the record describes."""
+    return (
+        there is not None
+        and there.fstype == erofs.FSTYPE
+        and record.seal.get("dev") == there.dev
+        and there.source in (record.reference, erofs.UNNAMED)
+    )
+
+
+def is_at(record: Record, there: MountInfo | None) -> bool:
+    """Tell whether the topmost mount at the mount point of a record is the one that the record describes."""
+    return is_lazy_at(record, there) or is_sealed_at(record, there)
+
+
+def is_of_kitfs(there: MountInfo | None) -> bool:
+    """Tell whether a mount is one of kitfs, of any run-time directory. A sealed one has an attribute that says so; its
+    file system is the kernel's, which answers at once.
+    """
+    if there is None or there.fstype != erofs.FSTYPE:
+        return there is not None and there.fstype == FSTYPE
+    try:
+        return bool(os.getxattr(there.mountpoint, "user.kitfs.manifest"))
+    except OSError:
+        return False
 
 
 def record_at(run: RunDir, mountpoint: str, there: MountInfo | None) -> Record | None:
     """Return the record of the mount at a mount point. If the mount there is not of this run-time directory, return the
-    record of a daemon that was detached from there, or None.
+    record of a daemon that was detached from there, or None. The record of a sealed mount that has ended is removed.
     """
-    found = [record for record in run.records() if record.mountpoint == mountpoint]
-    return next((record for record in reversed(found) if is_at(record, there)), found[-1] if found else None)
+    all_there = [mount for mount in mounts() if mount.mountpoint == mountpoint]
+    found = []
+    for record in run.records():
+        if record.mountpoint != mountpoint:
+            continue
+        if record.seal and not run.alive(record) and not any(is_at(record, mount) for mount in all_there):
+            run.forget(record)
+        else:
+            found.append(record)
+    best = next((record for record in reversed(found) if is_at(record, there)), found[-1] if found else None)
+    return None if best is None else _current(run, best, there)
+
+
+def _current(run: RunDir, record: Record, there: MountInfo | None) -> Record:
+    """Return a record as it is now: what was sealed after it was written has no transport, and perhaps no process."""
+    if not is_sealed_at(record, there):
+        return record
+    return replace(record, transport=erofs.FSTYPE, pid=record.pid if run.alive(record) else None)
 
 
 def presence(run: RunDir, record: Record, *, timeout: float = ANSWER) -> Presence:
     """Return the state of one mount. The daemon has ``timeout`` seconds to answer."""
+    there = mount_at(record.mountpoint)
+    if is_sealed_at(record, there):
+        return Presence("alive", _sealed_status(_current(run, record, there)))
     if not run.alive(record):
         return Presence("dead", {})
-    there = is_at(record, mount_at(record.mountpoint))
     try:
         status: dict[str, Any] = ask(run.file_of(record, "sock"), timeout=timeout)
     except (OSError, ValueError):
-        return Presence("does not answer" if there else "detached", {})
-    return Presence("alive" if there else "detached", status)
+        return Presence("does not answer" if is_at(record, there) else "detached", {})
+    return Presence("alive" if is_at(record, there) else "detached", status)
+
+
+def _sealed_status(record: Record) -> dict[str, Any]:
+    now = {"transport": record.transport, "pid": record.pid, "uptime_s": round(time.time() - record.started, 3)}
+    return {**record.seal["status"], **now, "mode": "sealed", "not_sealed": None}
 
 
 def presences(run: RunDir, records: Sequence[Record]) -> list[Presence]:
@@ -69,13 +136,16 @@ def records_of(run: RunDir, store: str) -> list[Record]:
     """Return the records of a store's mounts (``store`` is a real path). Records of daemons that left no mount behind
     are removed.
     """
-    table = {mount.mountpoint: mount for mount in mounts()}  # a later mount covers an earlier one
+    table: dict[str, list[MountInfo]] = {}
+    for mount in mounts():
+        table.setdefault(mount.mountpoint, []).append(mount)  # a later mount covers an earlier one
     found = []
     for record in run.records():
         if record.store != store:
             continue
-        if run.alive(record) or is_at(record, table.get(record.mountpoint)):
-            found.append(record)
+        there = table.get(record.mountpoint, [])
+        if run.alive(record) or any(is_at(record, mount) for mount in there):
+            found.append(_current(run, record, there[-1] if there else None))
         else:
             run.forget(record)
     return found

@@ -50,6 +50,7 @@ class MountRequest:
     dir_mode: int | None = None
     max_entries: int = MAX_ENTRIES
     remote: bool = False
+    seal: str = "auto"
     log_level: str = "info"
     client: ClientOptions = field(default_factory=ClientOptions)
 
@@ -83,6 +84,7 @@ class MountRequest:
             dir_mode=settings["dir-mode"],
             max_entries=settings["max-entries"],
             remote=settings["remote"],
+            seal=settings["seal"],
             log_level=settings["log-level"],
             client=ClientOptions.of(settings),
         )
@@ -134,6 +136,7 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
         "dir-mode": "" if request.dir_mode is None else f"{request.dir_mode:03o}",
         "max-entries": str(request.max_entries),
         "remote": _text(request.remote),
+        "seal": request.seal,
         "log-level": request.log_level,
         "plain-http": _text(client.plain_http),
         "tls-verify": _text(client.tls_verify),

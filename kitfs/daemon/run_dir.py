@@ -52,7 +52,7 @@ class Record:
     reference: str
     digest: str
     mountpoint: str
-    pid: int
+    pid: int | None  # None: a sealed mount, which no process serves
     transport: str
     store: str
     log: str
@@ -62,11 +62,12 @@ class Record:
     dev: str = ""  # "major:minor" of the mounted file system, as mountinfo has it
     number: int = 0  # the kernel's id of the mount
     nonce: str = ""
+    seal: dict[str, Any] = field(default_factory=dict)  # the EROFS mount that replaces it, or is it (``presence``)
 
 
 KINDS: Final[dict[str, Any]] = {  # types of the fields: a record may be damaged
     **dict.fromkeys(("reference", "digest", "mountpoint", "transport", "store", "log", "dev", "nonce"), str),
-    **dict.fromkeys(("pid", "number"), int), "started": (int, float), "labels": dict, "terms": dict,
+    "pid": (int, type(None)), "number": int, "started": (int, float), **dict.fromkeys(("labels", "terms", "seal"), dict),
 }  # fmt: skip
 
 
@@ -138,6 +139,10 @@ class RunDir:
                 stale = record is None or record.nonce == gone.nonce
             for suffix in ("json", "sock") if stale else ():
                 Path(self.file(mountpoint, suffix)).unlink(missing_ok=True)
+
+    def close_socket(self, record: Record) -> None:
+        """Remove the socket of a daemon that ends and leaves a sealed mount behind. The record stays."""
+        Path(self.file_of(record, "sock")).unlink(missing_ok=True)
 
     def displace(self, record: Record) -> None:
         """Free the mount point of a daemon that was detached from it and still serves open files. Does nothing when it
@@ -250,7 +255,7 @@ def _read(path: str) -> Record | None:
         with _refused(path), open(open_file(path), "rb") as f:
             loaded = own_json(f.read())
         later = {
-            name: loaded[name] for name in ("labels", "terms", "dev", "number", "nonce") if name in loaded
+            name: loaded[name] for name in ("labels", "terms", "dev", "number", "nonce", "seal") if name in loaded
         }  # fields that a record of an older kitfs lacks
         record = Record(
             **{f.name: loaded[f.name] for f in fields(Record) if f.default is MISSING and f.default_factory is MISSING},
@@ -291,8 +296,8 @@ def listen(path: str) -> socket.socket:
     return server
 
 
-def ask(path: str, *, timeout: float = 5.0) -> Any:
-    """Return the status that the daemon behind a socket sends.
+def ask(path: str, *, timeout: float = 5.0, command: bytes = b"") -> Any:
+    """Return the JSON object that the daemon behind a socket sends: its status, or the answer to a command.
 
     Raises OSError or ValueError when it does not answer in ``timeout`` seconds, MountError when another user has put
     the socket there.
@@ -306,6 +311,9 @@ def ask(path: str, *, timeout: float = 5.0) -> Any:
         client.settimeout(timeout)
         with _reachable(path) as name:
             client.connect(name)
+        with suppress(OSError):  # a daemon of an older kitfs expects nothing, and may have answered and closed already
+            client.sendall(command)
+            client.shutdown(socket.SHUT_WR)
         parts = []
         while part := client.recv(1 << 16):
             parts.append(part)

@@ -1,11 +1,14 @@
-"""Wait for the end of a mount, and bring it about on a signal. Threading: the main thread waits; the transport has a
-thread of its own.
+"""Wait for the end of a mount, and bring it about on a signal.
+
+Threading: the main thread waits; the transport has a thread of its own, and any thread may announce a sealed mount.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
+import select
 import signal
 import threading
 import time
@@ -32,6 +35,9 @@ class Transport(Protocol):
 
     def known_wrong(self, digest: str) -> None: ...
 
+    @property
+    def native_files(self) -> int: ...
+
 
 class Shutdown:
     """Waits for the end of a mount: an unmount by another process, or SIGTERM or SIGINT.
@@ -44,15 +50,18 @@ class Shutdown:
         self._log = log
         self._wake = threading.Event()
         self._signal: int | None = None
+        self._signal_out, self._signal_in = os.pipe()
         self._failure: BaseException | None = None
         self._serving = threading.Event()
         self._mount: MountInfo | None = None
+        self.is_sealed = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
 
     def _signalled(self, number: int, frame: object) -> None:
         self._signal = number
         self._wake.set()
+        os.write(self._signal_in, b"\0")
 
     def watch(self, transport: Transport) -> MountInfo:
         """Run the transport on its thread, and return the mount when it answers. Raises the error that ended the
@@ -83,6 +92,11 @@ class Shutdown:
         self._mount = there
         return there
 
+    def sealed(self, there: MountInfo) -> None:
+        """Take a sealed mount for the one that is waited for, in place of the transport's mount if there was one."""
+        self.is_sealed = True
+        self._mount = there
+
     def check(self) -> None:
         """Raise MountError when the mount is not at its mount point any more."""
         if not self._is_there():
@@ -101,13 +115,38 @@ class Shutdown:
         return there is not None and (self._mount is None or there.number == self._mount.number)
 
     def wait(self) -> None:
-        """Return when the mount has ended. Raises the error that broke the transport."""
+        """Return when the transport has ended, or on a signal. Raises the error that broke the transport."""
         self._wake.wait()
-        if self._serving.is_set() and self._signal is not None:
+        if self._failure is not None and self._signal is None:
+            raise self._failure
+
+    def stay(self) -> None:
+        """Return when a sealed mount has ended, or on a signal. It is looked for when the table of mounts changes."""
+        with open("/proc/self/mountinfo", "rb") as table:
+            poll = select.poll()
+            poll.register(table, select.POLLERR | select.POLLPRI)
+            poll.register(self._signal_out, select.POLLIN)
+            while self._signal is None and self._mount_exists():
+                poll.poll()
+
+    def _mount_exists(self) -> bool:
+        """Tell whether this mount is at its mount point, perhaps covered by another one."""
+        from kitfs.fuse.mounting import mounts
+
+        wanted = None if self._mount is None else (self._mount.number, self._mount.dev)
+        return any((m.number, m.dev) == wanted and m.mountpoint == self._mountpoint for m in mounts())
+
+    def finish(self) -> None:
+        """After a signal, unmount. Raises the error that broke the transport."""
+        if self._signal is not None and self._has_mount():
             self._log.info("%s: unmounting", signal.Signals(self._signal).name)
             self.detach()
         if self._failure is not None:
             raise self._failure
+
+    def _has_mount(self) -> bool:
+        """Tell whether this process still has a mount to end. A sealed one stays unless a signal asks for its end."""
+        return self._signal is not None if self.is_sealed else self._serving.is_set()
 
     def detach(self) -> None:
         """Unmount as soon as no program uses the mount, and lazily after ``GRACE`` seconds.
@@ -117,7 +156,7 @@ class Shutdown:
         from kitfs.fuse.mounting import unmount
 
         deadline = time.monotonic() + GRACE
-        while self._serving.is_set() and self._is_there():
+        while self._has_mount() and self._is_there():
             lazy = time.monotonic() > deadline
             try:
                 unmount(self._mountpoint, lazy=lazy)

@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from kitfs.daemon.run_dir import Record
@@ -20,6 +20,8 @@ from kitfs.kit.kit import Kit
 from kitfs.metrics import Counters
 
 MAX_WARNINGS: Final = 20
+COMMAND_PATIENCE: Final = 0.05  # seconds; the clients of an older kitfs send neither a command nor an end
+LONGEST_COMMAND: Final = 64  # bytes
 
 
 class LastError(logging.Handler):
@@ -39,7 +41,9 @@ class LastError(logging.Handler):
             self.warnings.append(" ".join(record.getMessage().split()))
 
 
-def status_of(record: Record, kit: Kit, counters: Counters, last_error: LastError) -> dict[str, Any]:
+def status_of(
+    record: Record, kit: Kit, counters: Counters, last_error: LastError, *, mode: str, not_sealed: str | None
+) -> dict[str, Any]:
     """Return the object of ``kitfs status --json``, whose fields the manual documents. Sizes are in bytes, ``uptime_s``
     in seconds.
     """
@@ -48,6 +52,8 @@ def status_of(record: Record, kit: Kit, counters: Counters, last_error: LastErro
         "labels": record.labels,
         "digest": record.digest,
         "transport": record.transport,
+        "mode": mode,
+        "not_sealed": not_sealed,
         "mountpoint": record.mountpoint,
         "pid": record.pid,
         "uptime_s": round(time.time() - record.started, 3),
@@ -74,11 +80,23 @@ def status_of(record: Record, kit: Kit, counters: Counters, last_error: LastErro
 
 
 class StatusSocket:
-    """Sends the status as one JSON object to every client that connects, until it is closed."""
+    """Sends the status as one JSON object to every client that connects, until it is closed.
 
-    def __init__(self, server: socket.socket, status: Callable[[], dict[str, Any]], log: logging.Logger) -> None:
+    A client that sends the name of one of ``commands`` gets the object that the command returns. Commands run on
+    threads of their own, so that the status never waits for them.
+    """
+
+    def __init__(
+        self,
+        server: socket.socket,
+        status: Callable[[], dict[str, Any]],
+        log: logging.Logger,
+        *,
+        commands: Mapping[bytes, Callable[[], dict[str, Any]]],
+    ) -> None:
         self._server = server
         self._status = status
+        self._commands = commands
         self._log = log
         self._thread = threading.Thread(target=self._serve, name="kitfs-status", daemon=True)
         self._thread.start()
@@ -89,14 +107,26 @@ class StatusSocket:
                 client, _ = self._server.accept()
             except OSError:
                 return  # closed
-            with client:
-                try:
-                    client.settimeout(5)
-                    client.sendall(json.dumps(self._status()).encode())
-                except OSError as e:
-                    self._log.debug("status: %s", e)
-                except Exception:  # noqa: BLE001 - one failed status must not end the thread
-                    self._log.exception("a bug in the status socket")
+            try:
+                client.settimeout(COMMAND_PATIENCE)
+                command = client.recv(LONGEST_COMMAND)
+            except OSError:
+                command = b""
+            answer = self._commands.get(command, self._status)
+            if answer is self._status:
+                self._answer(client, answer)
+            else:
+                threading.Thread(target=self._answer, args=(client, answer), name="kitfs-command", daemon=True).start()
+
+    def _answer(self, client: socket.socket, answer: Callable[[], dict[str, Any]]) -> None:
+        with client:
+            try:
+                client.settimeout(5)
+                client.sendall(json.dumps(answer()).encode())
+            except OSError as e:
+                self._log.debug("status: %s", e)
+            except Exception:  # noqa: BLE001 - one failed status must not end the thread
+                self._log.exception("a bug in the status socket")
 
     def close(self) -> None:
         """End the thread and close the socket."""

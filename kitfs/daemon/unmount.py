@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from kitfs.daemon.presence import is_at, record_at
+from kitfs.daemon.presence import is_at, is_lazy_at, is_of_kitfs, is_sealed_at, record_at
 from kitfs.daemon.run_dir import Record, RunDir
 from kitfs.errors import MountError
 from kitfs.fuse import mounting
@@ -33,29 +33,38 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
     """
     there = mount_at(mountpoint)
     record = record_at(run, mountpoint, there)
-    if (
-        there is not None
-        and there.fstype != FSTYPE
-        and any(m.fstype == FSTYPE and m.mountpoint == mountpoint for m in mounts())
-    ):
+    known = record is not None and is_at(record, there)
+    ours = known or is_of_kitfs(there)
+    if there is not None and not ours and _covers(record, mountpoint):
         cover = f"{there.source} ({there.fstype})"
         raise MountError(
             f"the mount at {mountpoint} is covered by another one, of {cover}: unmount that one first",
             errno=errno.EBUSY,
         )
-    ours = there is not None and there.fstype == FSTYPE
     if not ours and record is None:
         raise MountError(f"nothing of kitfs is mounted at {mountpoint}", errno=errno.EINVAL)
-    if ours:
-        known = record is not None and is_at(record, there)
-        mounting.unmount(mountpoint, lazy=lazy or (record is not None and known and not run.alive(record)))
+    while ours and there is not None:
+        dead = record is not None and is_lazy_at(record, there) and not run.alive(record)
+        mounting.unmount(mountpoint, lazy=lazy or dead)
         again = mount_at(mountpoint)
-        if again is not None and there is not None and again.number == there.number:
+        if again is not None and again.number == there.number:
             raise MountError(f"{mountpoint} is still mounted", errno=errno.EBUSY)
         if not known:
             return  # a mount of another run-time directory
+        # A daemon that was sealing the mount has put another one under it.
+        record, there = run.record(mountpoint) or record, again
+        ours = record is not None and is_sealed_at(record, there)
     if record is not None:
         _await_end(run, record, lazy=lazy, patience=patience)
+
+
+def _covers(record: Record | None, mountpoint: str) -> bool:
+    """Tell whether the topmost mount at a mount point covers one of kitfs."""
+    return any(
+        mount.fstype == FSTYPE or (record is not None and is_at(record, mount))
+        for mount in mounts()
+        if mount.mountpoint == mountpoint
+    )
 
 
 def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> None:
@@ -93,6 +102,8 @@ def _continue(run: RunDir, record: Record) -> None:
     Only a process that has the lock of the daemon open is continued: the process id may belong to another process by
     now.
     """
+    if record.pid is None:
+        return
     try:
         with open(f"/proc/{record.pid}/stat", "rb") as f:
             if f.read().rpartition(b")")[2].split()[:1] != [b"T"]:

@@ -197,6 +197,7 @@ class _Writer:
             self._align(BLOCK)
             self._append(data)
             size = self._at - block * BLOCK
+        self._align(BLOCK)  # a zero ends the last name
         shared = self._attributes(directory.inode)
         self._out.seek(directory.at)
         self._out.write(self._packed(directory.inode, _PLAIN, size, block, directory.number, len(shared)))

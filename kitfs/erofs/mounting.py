@@ -1,8 +1,8 @@
 """The system calls of sealed mounts: mount an EROFS image, put it under another mount, take that mount away.
 
 A new mount belongs to no directory until it is attached, so that it can be examined first. Every refusal of the kernel
-is a ``Refusal``, whose reason says whether the user, the kernel or the file system of the store is the cause. Sources:
-fsopen(2), fsconfig(2), fsmount(2), move_mount(2), umount2(2), fcntl(2) "Leases".
+is a ``Refusal``, whose reason says whether the user, the kernel or the file system of the store is the cause.
+Sources: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), umount2(2).
 
 Threading: functions without state; any thread.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from typing import Final, NamedTuple
 from kitfs.erofs.refusal import OLDEST, Reason, Refusal
 
 FSTYPE: Final = "erofs"
+UNNAMED: Final = "kitfs"  # the source of a mount whose own cannot be the name of a file
 LONGEST: Final = 255  # bytes of the value of a mount parameter
 _FSOPEN, _FSCONFIG, _FSMOUNT, _MOVE_MOUNT = 430, 431, 432, 429  # the same on every architecture but Alpha
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6  # commands of fsconfig
@@ -55,20 +55,6 @@ def check_system() -> None:
 def _kernel() -> tuple[int, ...]:
     found = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return tuple(map(int, found.groups())) if found else (0, 0)
-
-
-def is_open_elsewhere(fd: int) -> bool:
-    """Tell whether a file that is open for reading as ``fd`` is open a second time: by a process, or by the kernel for
-    a mount. Raises Refusal if the file system does not tell.
-    """
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    except BlockingIOError:
-        return True
-    except OSError as e:
-        raise Refusal(Reason.NO_LEASES, f"{Reason.NO_LEASES.value}: {(e.strerror or str(e)).lower()}")
-    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return False
 
 
 def mount_image(image: int, devices: Sequence[int], source: str, *, scratch: str) -> NewMount:
@@ -109,7 +95,7 @@ def _linked(directory: str, source: str, image: int) -> str:
     """
     parts = source.split("/")
     usable = all(part and part not in (".", "..") and len(os.fsencode(part)) <= LONGEST for part in parts)
-    name = source if usable and len(os.fsencode(source)) <= LONGEST and "\0" not in source else "kitfs"
+    name = source if usable and len(os.fsencode(source)) <= LONGEST and "\0" not in source else UNNAMED
     path = os.path.join(directory, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     os.symlink(f"/proc/self/fd/{image}", path)

@@ -46,7 +46,8 @@ class MountedLayer:
 class MountStatus:
     """How a mount is.
 
-    ``state``: "alive"; "dead" when its daemon died, which ``unmount`` clears; "does not answer" when its daemon is
+    ``mode``: "lazy"; or "sealed" when the kernel serves a complete kit, and then ``pid`` is None unless a process
+    stays. ``not_sealed``: why a mount is not sealed. ``state``: "alive"; "dead" when its daemon died, which ``unmount`` clears; "does not answer" when its daemon is
     stopped or stuck; "detached" when it was unmounted lazily and files are still open. ``log``: the path of the
     daemon's log. The other fields are None, or empty, unless the daemon answered. ``uptime``: seconds.
     ``bytes_fetched`` and ``requests``: what came from registries. ``errors``: reads that failed. ``skipped_entries``:
@@ -61,8 +62,10 @@ class MountStatus:
     mountpoint: str
     state: str
     transport: str
-    pid: int
+    pid: int | None
     log: str
+    mode: str | None = None
+    not_sealed: str | None = None
     uptime: float | None = None
     bytes_fetched: int | None = None
     requests: int | None = None
@@ -116,6 +119,20 @@ def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options
     ask("umount", {"mountpoint": canonical(os.fspath(directory)), "run_dir": settings["run-dir"], "lazy": lazy})
 
 
+def seal(directory: StrPath, **options: Unpack[Options]) -> None:
+    """Seal the mount at a directory now: the kernel serves its files from the store, and no daemon is needed.
+
+    A mount seals itself when it is complete, unless its option ``seal`` is "never". Programs may use the mount
+    meanwhile. Raises NotFound when nothing of kitfs is mounted there, MountError, with the reason, when the mount
+    cannot be sealed.
+    """
+    from kitfs.daemon.run_dir import RunDir
+    from kitfs.daemon.seal_now import seal_now
+    from kitfs.fuse.mounting import canonical
+
+    seal_now(RunDir(settings_of(options, Options)["run-dir"]), canonical(os.fspath(directory)))
+
+
 def mounts(**options: Unpack[Options]) -> list[MountStatus]:
     """List the mounts of the store, by mount point. Raises MountError."""
     from kitfs.daemon.presence import presences, records_of
@@ -164,6 +181,8 @@ def logs(directory: StrPath, **options: Unpack[Options]) -> str:
 def _status(record: Record, found: Presence) -> MountStatus:
     answered = found.status
     known = (
+        "mode",
+        "not_sealed",
         "bytes_fetched",
         "requests",
         "errors",

@@ -90,7 +90,7 @@ class MountOptions(ReadOptions, total=False):
 
     ``transport``: how the daemon speaks FUSE. ``allow_other``: let other users see the mount. ``uid`` and ``gid``: the
     owner and group of everything in it. ``umask``, ``file_mode`` and ``dir_mode``: permission bits, as numbers such as
-    0o644 or octal texts such as "644". ``log_level``: how much the daemon logs.
+    0o644 or octal texts such as "644". ``seal``: whether a complete kit is sealed. ``log_level``: how much the daemon logs.
     """
 
     transport: Literal["auto", "kernel", "libfuse"]
@@ -100,6 +100,7 @@ class MountOptions(ReadOptions, total=False):
     umask: int | str
     file_mode: int | str
     dir_mode: int | str
+    seal: Literal["auto", "never"]
     log_level: Literal["debug", "info", "warning", "error"]
 
 

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from kitfs.openfile import OpenFile, OwnFile
 from kitfs.ownership import make_directories
 from kitfs.store.lease import exclusive, locked, release
+from kitfs.store.mounted import is_mounted
 from kitfs.store.paths import FORMS, TRASH, ingest_path, names_in, trash_path
 
 SMALL: Final = 256 << 10  # bytes on disk
@@ -65,7 +66,7 @@ def victims(found: Sequence[Entry], pinned: Collection[str]) -> tuple[list[Entry
 
 def remove(root: str, entry: Entry) -> bool:
     """Remove a blob and return True, unless it is leased, or was leased since ``entry`` was read: a process that
-    leased it may have pinned it.
+    leased it may have pinned it. A blob that a sealed mount uses stays too.
     """
     try:
         lease = OwnFile(os.path.join(entry.directory, "lease"), os.O_RDWR)
@@ -75,6 +76,7 @@ def remove(root: str, entry: Entry) -> bool:
         return (
             exclusive(lease)
             and lease.stat().st_mtime_ns == entry.used
+            and not is_mounted(entry.directory)
             and remove_entry(root, entry.directory, lease=lease)
         )
     finally:

@@ -195,14 +195,14 @@ class Store:
         """
         return hold_sealed(self.path(digest))
 
-    def open_sealed(self, digest: Digest) -> io.FileIO | None:
-        """Open the file of a whole, verified blob; None when the store does not have the blob.
+    def open_sealed(self, digest: Digest, form: str = "blobs") -> io.FileIO | None:
+        """Open the file of a whole, verified blob, or of its decoded form; None when the store does not have it.
 
         The file can be read to its end even when the blob is evicted meanwhile. Raises StoreError when the process has
         no descriptor left.
         """
         try:
-            directory = os.open(self.path(digest), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            directory = os.open(self.path(digest, form), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as e:
             check_descriptors(e)
             return None

@@ -59,7 +59,7 @@ LOGS = options_of(
 )
 MOUNT_OPTIONS = (
     "only", "label", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "file-mode", "dir-mode",
-    "max-entries", "remote", "log-level", *COMMON, *NETWORK,
+    "max-entries", "remote", "seal", "log-level", *COMMON, *NETWORK,
 )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def mount(settings: Settings, reference: str, directory: str) -> None:
         if settings["json"]:
             put_json({**fields_of(record), "log": record.log})
         else:
-            put(f"{short(record.digest, full=settings['no-trunc'])} pid {record.pid} log {record.log}")
+            put(line_of(record, full=settings["no-trunc"]))
         flush()
 
     request = mount_request(reference, directory, settings)
@@ -87,6 +87,12 @@ def mount(settings: Settings, reference: str, directory: str) -> None:
         serve_here(request, announce, as_json=settings["json"])
     else:
         mount_in_daemon(request, announce)
+
+
+def line_of(record: Record, *, full: bool = True) -> str:
+    """Return the line that says what was mounted: its digest, its process or that it is sealed, and its log."""
+    served = "sealed" if record.pid is None else f"pid {record.pid}"
+    return f"{short(record.digest, full=full)} {served} log {record.log}"
 
 
 def mount_in_daemon(request: MountRequest, announce: Callable[[Record], None]) -> None:
@@ -159,6 +165,25 @@ def umount(settings: Settings, directory: str | None) -> None:
         raise failures[0]
 
 
+@click.command("seal", cls=Command, short_help="Seal a complete mount now.")
+@click.argument("directory", metavar="DIR", shell_complete=mountpoints)
+@takes("json", *COMMON)
+def seal(settings: Settings, directory: str) -> None:
+    """Seal the mount at DIR: the kernel serves its files from the store, and no daemon is needed.
+
+    A mount seals itself when it is complete, unless it was made with --seal never. Programs may use the mount
+    meanwhile. If the mount cannot be sealed, the reason is the error.
+    """
+    from kitfs.daemon.run_dir import RunDir
+    from kitfs.daemon.seal_now import seal_now
+    from kitfs.fuse.mounting import canonical
+
+    mountpoint = canonical(directory)
+    seal_now(RunDir(settings["run-dir"]), mountpoint)
+    if settings["json"]:
+        put_json({"mountpoint": mountpoint})
+
+
 @click.command("mounts", cls=Command, short_help="List the mounts of this store.")
 @takes("no-trunc", "json", *COMMON)
 def mounts(settings: Settings) -> None:
@@ -179,7 +204,17 @@ def mounts(settings: Settings) -> None:
     full = settings["no-trunc"]
     put_table(
         ("REFERENCE", "MOUNTPOINT", "PID", "TRANSPORT", "STATE", "DIGEST"),
-        [(r.reference, r.mountpoint, str(r.pid), r.transport, state, short(r.digest, full=full)) for r, state in rows],
+        [
+            (
+                r.reference,
+                r.mountpoint,
+                "-" if r.pid is None else str(r.pid),
+                r.transport,
+                state,
+                short(r.digest, full=full),
+            )
+            for r, state in rows
+        ],
         full=full,
     )
 
@@ -228,4 +263,4 @@ def log_fields(line: str) -> dict[str, str]:
     return match.groupdict() if match else {"message": line}
 
 
-VERBS = (mount, umount, mounts, logs)
+VERBS = (mount, umount, mounts, seal, logs)

@@ -28,7 +28,7 @@ STATUS: Final = options_of(
     "status", Option("check", boolean, "Ask the registry whether the tag has moved.", default="false", flag=True)
 )
 FIELDS: Final = (
-    "reference", "digest", "mountpoint", "state", "transport", "pid", "uptime_s", "bytes_fetched", "requests", "errors",
+    "reference", "digest", "mountpoint", "state", "mode", "not_sealed", "transport", "pid", "uptime_s", "bytes_fetched", "requests", "errors",
     "last_error", "skipped_entries", "log",
 )  # fmt: skip
 ALL: Final = ("MOUNTPOINT", "REFERENCE", "STATE", "CACHED", "SIZE", "READ THROUGH", "ERRORS", "TAG")
@@ -150,13 +150,15 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         "digest": short(one["digest"], full=full),
         "mountpoint": shown(one["mountpoint"]),
         "state": one["state"] + (f", up {_duration(one['uptime_s'])}" if "uptime_s" in one else ""),
-        "served by": f"process {one['pid']}, transport {one['transport']}",
+        "served by": _served_by(one),
     }
     if "layers" in one:
         size, cached = (sum(layer[name] for layer in one["layers"]) for name in ("size", "fetched"))
         lines["cached"] = f"{human_size(cached)} of {human_size(size)}"
         lines["fetched"] = f"{human_size(one['bytes_fetched'])} in {counted(one['requests'], 'request')}"
         lines["read through"] = _read_through(one)
+    if one.get("not_sealed"):
+        lines["not sealed"] = one["not_sealed"]
     waiting = requests_waiting(record.dev)
     if waiting is not None:
         lines["waiting"] = f"{counted(waiting, 'request')} of programs"
@@ -172,6 +174,12 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
     for name, text in lines.items():
         put(f"{name + ':':{COLUMN}}{text}")
     _put_layers(one, full=full)
+
+
+def _served_by(one: dict[str, Any]) -> str:
+    if one.get("mode") != "sealed":
+        return f"process {one['pid']}, transport {one['transport']}"
+    return "the kernel (sealed)" + (f", and process {one['pid']}" if one["pid"] is not None else "")
 
 
 def _read_through(one: dict[str, Any]) -> str:

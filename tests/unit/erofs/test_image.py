@@ -138,6 +138,15 @@ def test_names_and_targets_up_to_their_limits(image: Image) -> None:
     assert os.readlink(os.fsencode(at / "link")) == target
 
 
+def test_names_of_nested_directories_are_found(image: Image) -> None:
+    """Every name is found by lookup too, whatever the image holds behind its directory."""
+    leaf = {b"eval": file(10, 0), b"train.csv": file(11, 5, Extent(0, 1, 0, 5))}
+    tree = {1: {b"a": directory(2), b"b": directory(3)}, 2: leaf, 3: {b"c": directory(4)}, 4: leaf}
+    at = image.show(tree, [RANDOM])
+    found = sorted(str(path.relative_to(at)) for path in at.rglob("*") if path.lstat())
+    assert found == ["a", "a/eval", "a/train.csv", "b", "b/c", "b/c/eval", "b/c/train.csv"]
+
+
 def test_contents_and_attributes_that_are_in_the_image(image: Image) -> None:
     """A file of the image itself, and extended attributes of the user, longer ones than a block too."""
     attributes = ((b"kitfs.digest", b"sha256:" + b"a" * 64), (b"kitfs.reference", b"r" * 700))

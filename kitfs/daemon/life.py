@@ -1,0 +1,247 @@
+"""The life of one mount, from the claim of its mount point to its end.
+
+A kit that is complete and verified in the store is mounted sealed: then the kernel serves it, and this process ends, or
+stays and waits with ``foreground``. Any other kit is mounted lazily, through FUSE, and sealed when it is complete
+(``swap``).
+
+Threading: the main thread waits for signals; the transport, the status socket, the seal and the store have threads of
+their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from kitfs.daemon.logs import daemon_log
+from kitfs.daemon.mountpoint import claim_mountpoint
+from kitfs.daemon.opening import Shown, Starting, open_shown, open_transport
+from kitfs.daemon.presence import is_sealed_at
+from kitfs.daemon.request import MountRequest, terms_of
+from kitfs.daemon.run_dir import Record, RunDir, listen
+from kitfs.daemon.seal import NEVER, Seal
+from kitfs.daemon.shutdown import Shutdown
+from kitfs.daemon.swap import Sealer, seal_of
+from kitfs.erofs import mounting
+from kitfs.erofs.refusal import Reason, Refusal
+from kitfs.errors import MountError, error_to_json
+from kitfs.fuse.mounting import MountInfo, mount_at, unmount
+from kitfs.system import notify_systemd
+
+if TYPE_CHECKING:
+    from kitfs.daemon.mountpoint import CreatedMountpoint
+    from kitfs.daemon.notes import ClosedNote
+    from kitfs.daemon.shutdown import Transport
+
+SEAL: Final = b"seal"  # the command of the status socket that seals a mount
+
+
+class Ready(Protocol):
+    """A function that is called when the mount answers, with the warnings so far. ``made`` is False for a mount that
+    existed before.
+    """
+
+    def __call__(self, record: Record, warnings: Sequence[str], /, *, made: bool) -> None: ...
+
+
+def live(request: MountRequest, run: RunDir, ready: Ready, nonce: str, *, foreground: bool) -> None:
+    """Mount, call ``ready`` when the mount answers, and return when this process has nothing left to do for it.
+
+    The caller holds the lock of the mount, whose nonce is ``nonce``. Raises KitfsError when the mount cannot be made.
+    """
+    from kitfs.daemon.notes import ClosedNote
+    from kitfs.daemon.status import LastError
+    from kitfs.metrics import Counters
+
+    signal.signal(signal.SIGTERM, _interrupted)
+    with ExitStack() as stack:
+        claimed = stack.enter_context(claim_mountpoint(request.mountpoint))
+        run.forget(request.mountpoint)  # a dead daemon's record, so that it is not mistaken for this one's
+        log_path, last_error = run.file(request.mountpoint, "log"), LastError()
+        log = stack.enter_context(daemon_log(log_path, request.log_level, last_error, foreground))
+        with ExitStack() as serving:
+            at = Starting(request, run, serving, Counters(), last_error, log, log_path)
+            closed = ClosedNote(request, log)
+            shown = open_shown(at, closed)
+            end = Shutdown(request.mountpoint, log)
+            life = _Life(at, shown, end, claimed, closed, ready, nonce)
+            try:
+                record, refused = life.mount_sealed(os.getpid() if foreground else None), None
+            except Refusal as e:
+                refused = e
+            if refused is not None:
+                record = life.serve(refused)
+        if foreground and end.is_sealed:
+            end.stay()
+            end.finish()
+            leave(run, record)
+        notify_systemd("STOPPING=1")
+
+
+def _interrupted(number: int, frame: object) -> None:
+    """Unwind on SIGTERM before the mount answers, so that a mount point that was made is removed."""
+    raise MountError(f"interrupted by {signal.Signals(number).name}", errno=errno.EINTR)
+
+
+def leave(run: RunDir, record: Record) -> None:
+    """Remove the record of a mount that has ended, and the socket of one that was sealed and goes on without us."""
+    current = run.record(record.mountpoint)
+    if current is not None and current.nonce == record.nonce and is_sealed_at(current, mount_at(record.mountpoint)):
+        run.close_socket(record)
+    else:
+        run.forget(record)
+
+
+class _Life:
+    """One mount, of an opened kit."""
+
+    def __init__(
+        self,
+        at: Starting,
+        shown: Shown,
+        end: Shutdown,
+        claimed: CreatedMountpoint,
+        closed: ClosedNote,
+        ready: Ready,
+        nonce: str,
+    ) -> None:
+        self._at = at
+        self._shown = shown
+        self._end = end
+        self._claimed = claimed
+        self._closed = closed
+        self._ready = ready
+        self._nonce = nonce
+        self._seal = Seal(at.request, shown.kit, shown.tree, shown.filesystem, shown.store, scratch=at.run.path)
+
+    # -- sealed
+
+    def mount_sealed(self, pid: int | None) -> Record:
+        """Mount the kit sealed, call ``ready``, and return the record, which names the process ``pid``.
+
+        Raises Refusal when that is not possible.
+        """
+        request = self._at.request
+        if request.seal == NEVER:
+            raise Refusal(Reason.SETTING)
+        sealed = self._seal.mount()
+        try:
+            mounting.attach(sealed, request.mountpoint)
+        finally:
+            os.close(sealed.fd)
+        there = MountInfo(request.mountpoint, request.reference, mounting.FSTYPE, sealed.dev, sealed.number)
+        try:
+            self._claimed.unlock()
+            self._end.sealed(there)
+            self._look()
+            record = self._record(mounting.FSTYPE, there, pid)
+            record = replace(record, seal=seal_of(sealed, self._status(record, "sealed", None)))
+            self._at.run.write(record)
+            self._answer(record)
+        except BaseException:
+            unmount(request.mountpoint, lazy=True)
+            raise
+        return record
+
+    # -- lazily
+
+    def serve(self, refused: Refusal) -> Record:
+        """Mount the kit through FUSE, call ``ready``, and return when the transport has ended."""
+        at, end = self._at, self._end
+        transport = open_transport(at, self._shown.filesystem)
+        self._shown.store.on_failure(transport.known_wrong)
+        transport.mount()
+        at.stack.callback(end.detach)
+        there = end.watch(transport)
+        self._claimed.unlock()
+        record = self._record(transport.name, there, os.getpid())
+        self._look()
+        sealer = self._publish(record, refused, transport)
+        self._answer(record)
+        sealer.start()
+        end.wait()
+        sealer.stop()
+        end.finish()
+        if end.is_sealed:
+            at.log.info("the last user of the FUSE mount that %s was has gone", record.mountpoint)
+        else:
+            at.log.info("unmounted %s", record.mountpoint)
+        return record
+
+    # -- both
+
+    def _record(self, transport: str, there: MountInfo, pid: int | None) -> Record:
+        """Return the record of a mount that answers at ``there``."""
+        request = self._at.request
+        return Record(
+            reference=request.reference,
+            digest=self._shown.kit.digest,
+            mountpoint=request.mountpoint,
+            pid=pid,
+            transport=transport,
+            store=os.path.realpath(request.cache_dir),
+            log=self._at.log_path,
+            started=time.time(),
+            labels=request.labels,
+            terms=terms_of(request, self._nonce),
+            dev=there.dev,
+            number=there.number,
+            nonce=self._nonce,
+        )
+
+    def _look(self) -> None:
+        """Find out what the store has of every layer, and warn about names that other users cannot use."""
+        for layer in self._shown.kit.layers:
+            layer.load_state()
+        self._closed.look(self._shown.kit)
+
+    def _status(self, record: Record, mode: str, not_sealed: str | None) -> dict[str, Any]:
+        from kitfs.daemon.status import status_of
+
+        at = self._at
+        return status_of(record, self._shown.kit, at.counters, at.last_error, mode=mode, not_sealed=not_sealed)
+
+    def _publish(self, record: Record, refused: Refusal, transport: Transport) -> Sealer:
+        """Write the record and open the status socket, both until the transport's end; return what seals the mount."""
+        from kitfs.daemon.status import StatusSocket
+
+        at = self._at
+        sealer = Sealer(
+            self._seal, at.run, record, self._end, mode=at.request.seal, refused=refused,
+            status=lambda: self._status(record, "sealed", None), log=at.log,
+        )  # fmt: skip
+        server = StatusSocket(
+            listen(at.run.file(record.mountpoint, "sock")),
+            lambda: self._status(record, "passthrough" if transport.native_files else "lazy", sealer.not_sealed),
+            at.log,
+            commands={SEAL: partial(_answer_seal, sealer)},
+        )
+        at.stack.callback(server.close)
+        at.stack.callback(leave, at.run, record)
+        at.run.write(record)
+        return sealer
+
+    def _answer(self, record: Record) -> None:
+        """Say that the mount answers: in the log, to systemd, and to the caller."""
+        self._claimed.kept = True
+        how = "sealed" if record.seal else f"with the {record.transport} transport"
+        self._at.log.info("mounted %s (%s) on %s %s", record.reference, record.digest, record.mountpoint, how)
+        notify_systemd("READY=1")
+        self._end.check()
+        self._ready(record, self._at.last_error.warnings, made=True)
+
+
+def _answer_seal(sealer: Sealer) -> dict[str, Any]:
+    """Seal a mount, and return the answer for the process that asked for it."""
+    try:
+        sealer.seal()
+    except Refusal as e:
+        return error_to_json(MountError(f"the mount is not sealed: {e}", errno=errno.EBUSY))
+    return {"sealed": True}

@@ -1,0 +1,125 @@
+"""Open what a mount shows: the workspace, the kit, its tree, the file system, and the transport that serves it.
+
+Threading: the steps of a start run on the main thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from kitfs.daemon.request import MountRequest
+from kitfs.daemon.run_dir import RunDir
+from kitfs.errors import MountError
+from kitfs.system import allow_many_files
+
+if TYPE_CHECKING:
+    from kitfs.daemon.notes import ClosedNote
+    from kitfs.daemon.shutdown import Transport
+    from kitfs.daemon.status import LastError
+    from kitfs.fuse.filesystem import FileSystem
+    from kitfs.kit.kit import Kit
+    from kitfs.kit.layer import Layer
+    from kitfs.kit.tree import Tree
+    from kitfs.metrics import Counters
+    from kitfs.store.store import Store
+
+FILES_OF_LAYER: Final = 4  # descriptors: its lease, its map and its bytes, and its bytes again while it is sealed
+FILES_OF_COMPRESSED: Final = 7  # and those of its decoded form
+SPARE_FILES: Final = 256  # descriptors of the mount itself: connections, the catalog, one of /dev/fuse for each worker
+
+
+class Starting(NamedTuple):
+    """What the steps of a start share; ``stack`` undoes them in reverse order."""
+
+    request: MountRequest
+    run: RunDir
+    stack: ExitStack
+    counters: Counters
+    last_error: LastError
+    log: logging.Logger
+    log_path: str
+
+
+class Shown(NamedTuple):
+    """An opened kit, and what shows it."""
+
+    kit: Kit
+    store: Store
+    tree: Tree
+    filesystem: FileSystem
+
+
+def _check_files(layers: Sequence[Layer], mountpoint: str) -> None:
+    """Raise MountError for a kit whose layers take more descriptors than this process may open."""
+    from kitfs.oci.names import LayoutReference
+
+    needed = SPARE_FILES
+    for layer in layers:
+        needed += FILES_OF_COMPRESSED if layer.compressed else FILES_OF_LAYER
+        needed += isinstance(layer.kit, LayoutReference)  # the file of the layout
+    limit = allow_many_files(needed)
+    if limit < needed:
+        raise MountError(
+            f"cannot mount at {mountpoint}: {len(layers)} layers take up to {needed} descriptors, and this process may "
+            f"open {limit}: raise its limit (ulimit -Hn, LimitNOFILE= of systemd), or mount a part of it with --only"
+        )
+
+
+def _open_kit(at: Starting) -> tuple[Kit, Store]:
+    """Open the workspace and the kit of the request, both until the end of the mount, and warn about the kit."""
+    from kitfs.daemon import notes
+    from kitfs.kit.workspace import Workspace
+    from kitfs.modelkit.filters import Filter
+    from kitfs.oci.names import parse_any
+
+    request = at.request
+    workspace = at.stack.enter_context(Workspace.open(request.workspace, counters=at.counters, log=at.log))
+    filters = [Filter.parse(f) for f in request.only]
+    kit = workspace.resolver.open(
+        parse_any(request.reference), filters=filters, labels=request.labels, remote=request.remote
+    )
+    at.stack.callback(kit.close)
+    _check_files(kit.layers, request.mountpoint)
+    notes.warn(kit, request, workspace.resolver, at.log)
+    return kit, workspace.store
+
+
+def open_shown(at: Starting, closed: ClosedNote) -> Shown:
+    """Return the file system that shows a kit with the owner and modes of the request."""
+    from kitfs.fuse.filesystem import FileSystem
+    from kitfs.kit.tree import tree_of
+
+    request = at.request
+    kit, store = _open_kit(at)
+    tree = tree_of(kit, counters=at.counters, log=at.log, met=closed.met)
+    filesystem = FileSystem(
+        tree,
+        uid=request.uid,
+        gid=request.gid,
+        umask=request.umask,
+        file_mode=request.file_mode,
+        dir_mode=request.dir_mode,
+        mtime=kit.created,
+        counters=at.counters,
+        log=at.log,
+        reference=request.reference,
+        manifest_digest=kit.digest,
+    )
+    return Shown(kit, store, tree, filesystem)
+
+
+def open_transport(at: Starting, filesystem: FileSystem) -> Transport:
+    from kitfs.fuse.mounting import MountOptions
+
+    request = at.request
+    options = MountOptions(mountpoint=request.mountpoint, source=request.reference, allow_other=request.allow_other)
+    if request.transport_name == "kernel":
+        from kitfs.fuse.session import KernelTransport
+
+        return KernelTransport(filesystem, options, counters=at.counters, log=at.log)
+    from kitfs.fuse.libfuse import LibfuseTransport
+
+    return LibfuseTransport(filesystem, options, counters=at.counters, log=at.log)

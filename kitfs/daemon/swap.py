@@ -1,0 +1,151 @@
+"""Replace the FUSE mount of a complete kit by a sealed one, under the programs that use it.
+
+The steps, in an order in which a daemon may be killed between any two of them:
+
+    1. the image is mounted where nobody sees it, and compared with the tree
+    2. the record gets the ``seal`` (``presence``); until the end of 4 it still means the FUSE mount
+    3. the sealed mount is put beneath the FUSE mount
+    4. the FUSE mount is detached: lookups find the sealed mount from now on, and open files stay with the daemon
+
+Bind mounts that were made of the FUSE mount stay FUSE mounts, so the daemon stays as long as they and open files do.
+Threading: one thread waits for the kit to be complete; ``seal`` may be called by any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from kitfs.daemon.run_dir import Record, RunDir
+from kitfs.daemon.seal import NEVER, Seal
+from kitfs.erofs import mounting
+from kitfs.erofs.refusal import Reason, Refusal
+from kitfs.fuse.mounting import MountInfo, mount_at
+
+if TYPE_CHECKING:
+    from kitfs.daemon.shutdown import Shutdown
+    from kitfs.erofs.mounting import NewMount
+
+INTERVAL: Final = 1.0  # seconds between two looks at whether the layers are complete
+PASSING: Final = frozenset({Reason.INCOMPLETE, Reason.COVERED})  # reasons that may go away by themselves
+
+
+class Sealer:
+    """Seals one mount, whose ``record`` is published in ``run``. ``status`` returns what the record is to keep.
+
+    ``refused`` is why the mount was not sealed when it was made, None if it may be sealed.
+    """
+
+    def __init__(
+        self,
+        seal: Seal,
+        run: RunDir,
+        record: Record,
+        end: Shutdown,
+        *,
+        mode: str,
+        refused: Refusal,
+        status: Callable[[], dict[str, Any]],
+        log: logging.Logger,
+    ) -> None:
+        self._seal = seal
+        self._run = run
+        self._record = record
+        self._end = end
+        self._mode = mode
+        self._refused = refused
+        self._status = status
+        self._log = log
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self.is_sealed = False
+
+    @property
+    def not_sealed(self) -> str | None:
+        """Why the mount is not sealed; None if it is."""
+        return None if self.is_sealed else str(self._refused)
+
+    def start(self) -> None:
+        """Begin to wait for the kit to be complete, unless the mount may not seal itself."""
+        if self._mode != NEVER and self._refused.reason in PASSING:
+            threading.Thread(target=self._watch, name="kitfs-seal", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let a swap that has begun come to its end, and begin no other."""
+        self._stopped.set()
+        with self._lock:
+            pass
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(INTERVAL):
+            try:
+                self.seal()
+                return
+            except Refusal as e:
+                if e.reason not in PASSING:
+                    self._log.info("%s is not sealed: %s", self._record.mountpoint, e)
+                    return
+            except Exception:  # noqa: BLE001 - the mount goes on without being sealed
+                self._log.exception("a bug in sealing %s", self._record.mountpoint)
+                return
+
+    def seal(self) -> None:
+        """Seal the mount, or return if it is sealed already. Raises Refusal, and remembers it."""
+        with self._lock:
+            if self.is_sealed:
+                return
+            try:
+                if self._stopped.is_set():
+                    raise Refusal(Reason.COVERED, "the mount is ending")
+                self._seal.check_complete()
+                sealed = self._seal.mount()
+                try:
+                    self._swap(sealed)
+                finally:
+                    os.close(sealed.fd)
+            except Refusal as e:
+                self._refused = e
+                raise
+            self.is_sealed = True
+        self._log.info("sealed %s: the kernel reads the store, and new opens do not reach this process",
+                       self._record.mountpoint)  # fmt: skip
+
+    def _swap(self, sealed: NewMount) -> None:
+        mountpoint = self._record.mountpoint
+        there = mount_at(mountpoint)
+        if there is None or there.number != self._record.number:
+            raise Refusal(Reason.COVERED)
+        top = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if mounting.mount_number(top) != self._record.number:
+                raise Refusal(Reason.COVERED)
+            self._run.write(replace(self._record, seal=seal_of(sealed, self._status())))
+            try:
+                mounting.attach_beneath(sealed, top)
+                self._detach(top, sealed)
+            except Refusal:
+                self._run.write(self._record)
+                raise
+        finally:
+            os.close(top)
+        self._end.sealed(MountInfo(mountpoint, self._record.reference, mounting.FSTYPE, sealed.dev, sealed.number))
+
+    def _detach(self, top: int, sealed: NewMount) -> None:
+        """Detach the FUSE mount; if that fails, the sealed one beneath it."""
+        try:
+            mounting.detach(top)
+        except OSError as e:
+            try:
+                mounting.detach(sealed.fd)
+            except OSError as again:
+                self._log.warning("a sealed mount stays beneath %s: %s", self._record.mountpoint, again.strerror)
+            raise Refusal(Reason.FAILED, f"{Reason.FAILED.value}: {(e.strerror or str(e)).lower()} (umount2)")
+
+
+def seal_of(sealed: NewMount, status: dict[str, Any]) -> dict[str, Any]:
+    """Return what a record keeps of a sealed mount."""
+    return {"dev": sealed.dev, "number": sealed.number, "status": status}
