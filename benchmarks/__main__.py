@@ -38,7 +38,7 @@ def measure(row: Row, bench: Bench, runs: int) -> Result:
         bench.run = number
         try:
             result.add(row.measure(bench))
-        except (AssertionError, OSError, RuntimeError) as failure:
+        except (AssertionError, OSError, RuntimeError, ValueError) as failure:
             result.skip(f"{type(failure).__name__}: {failure}")
             break
     return result

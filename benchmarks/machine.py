@@ -85,8 +85,8 @@ class Home:
 
     def filesystem(self) -> str:
         """The type of the topmost file system at the mountpoint, such as ``fuse.kitfs`` or ``erofs``."""
-        kinds = [line.split(" - ")[1].split()[0] for line in Path("/proc/self/mountinfo").read_text().splitlines()
-                 if line.split()[4] == str(self.mountpoint)]  # fmt: skip
+        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
+        kinds = [line.split(" - ")[1].split()[0] for line in lines if line.split()[4] == str(self.mountpoint)]
         return kinds[-1] if kinds else ""
 
     def close(self) -> None:
