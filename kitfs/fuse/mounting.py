@@ -1,8 +1,8 @@
-"""Making and ending mounts, and what the system says about them.
+"""Make and end mounts, and tell what is mounted.
 
-Root mounts with mount(2); everybody else asks ``fusermount3``, which hands its descriptor of /dev/fuse over a socket
-(libfuse's protocol, ``_FUSE_COMMFD``). Nothing here ever asks a mounted file system anything: a dead or a stalled one
-must not block its reader. What is mounted is read from /proc/self/mountinfo (proc_pid_mountinfo(5)).
+Root mounts with mount(2). Other users need ``fusermount3``, which sends a descriptor of /dev/fuse over a socket
+(libfuse's protocol, ``_FUSE_COMMFD``). No function sends a request to a mounted file system, because a dead or stalled
+mount must not block its caller: mounts are read from /proc/self/mountinfo (proc_pid_mountinfo(5)).
 
 Threading: functions without state; any thread.
 """
@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ READAHEAD_KIB: Final = 1024
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_USER_ID: Final = re.compile(rb"(?:^|,)user_id=(\d+)(?:,|$)")
 _NO_DEVICE: Final = (
     "load the module (modprobe fuse), or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
 )
@@ -39,7 +41,7 @@ _NO_DEVICE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """What both transports mount with. ``mountpoint`` is absolute, ``source`` is what /proc/mounts shows."""
+    """The options of a mount, for both transports. ``mountpoint`` is absolute; /proc/mounts shows ``source``."""
 
     mountpoint: str
     source: str
@@ -47,21 +49,24 @@ class MountOptions:
 
 
 class MountInfo(NamedTuple):
-    """One line of mountinfo; ``dev`` is "major:minor", ``number`` the kernel's id of the mount."""
+    """One line of mountinfo; ``dev`` is "major:minor", ``number`` the kernel's id of the mount. ``user`` is the id of
+    the user who mounted it with FUSE, None for other types.
+    """
 
     mountpoint: str
     source: str
     fstype: str
     dev: str
     number: int
+    user: int | None = None
 
 
 # -- what is mounted
 
 
 def parse_mountinfo(text: bytes) -> list[MountInfo]:
-    """The lines of a mountinfo file, in its order (a later mount covers an earlier one). Lines of another shape are
-    left out.
+    """Parse a mountinfo file, in its order (a later mount covers an earlier one). Lines of another shape are left
+    out.
     """
     found = []
     for line in text.split(b"\n"):
@@ -69,34 +74,39 @@ def parse_mountinfo(text: bytes) -> list[MountInfo]:
         fields, about = head.split(b" "), tail.split(b" ")
         if not dash or len(fields) < 6 or len(about) < 2:
             continue
-        found.append(MountInfo(_text(fields[4]), _text(about[1]), _text(about[0]), _text(fields[2]), int(fields[0])))
+        user = _USER_ID.search(about[2]) if len(about) > 2 else None
+        found.append(
+            MountInfo(
+                _text(fields[4]), _text(about[1]), _text(about[0]), _text(fields[2]), int(fields[0]),
+                None if user is None else int(user[1]),
+            )
+        )  # fmt: skip
     return found
 
 
 def _text(field: bytes) -> str:
-    """A field with its octal escapes (space, tab, newline, backslash, #) undone."""
+    """Decode a field, in which space, tab, newline, backslash and # are octal escapes."""
     return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), field))
 
 
 def mounts() -> list[MountInfo]:
-    """Every mount that this process sees, of every type; ours have the type ``FSTYPE``."""
+    """Return every mount that this process sees, of every type; those of kitfs have the type ``FSTYPE``."""
     with open("/proc/self/mountinfo", "rb") as f:
         return parse_mountinfo(f.read())
 
 
 def canonical(path: str, *, mountpoints: Collection[str] | None = None) -> str:
-    """The path as mountinfo has it: absolute, without symlinks. What is missing stays as it is.
+    """Return a path as mountinfo has it: absolute, without symlinks. Components that do not exist stay as they are.
 
-    As os.path.realpath, but it knows what is mounted and never asks a mount about its own root: one that is dead
-    answers ENOTCONN, and one that is stalled not at all. Raises MountError for a relative path below a directory that
-    is gone.
+    Like os.path.realpath, but without a request to a mount about its own root: a dead mount returns ENOTCONN, and a
+    stalled mount never answers. Raises MountError for a relative path if the current directory was removed.
     """
     known = {m.mountpoint for m in mounts()} if mountpoints is None else mountpoints
     if not path.startswith("/"):
         try:
             path = os.path.join(os.getcwd(), path)
         except OSError as e:
-            raise MountError(f"{path}: the current directory is gone", errno=e.errno or errno.ENOENT)
+            raise MountError(f"cannot find {path}: the current directory was removed", errno=e.errno or errno.ENOENT)
     todo = [name for name in reversed(path.split("/")) if name]
     here = "/"
     links = 0
@@ -118,7 +128,7 @@ def canonical(path: str, *, mountpoints: Collection[str] | None = None) -> str:
 
 
 def _link_target(path: str) -> str:
-    """Where a symlink leads; empty when it is none."""
+    """Return the target of a symlink; empty for anything else."""
     try:
         return os.readlink(path)
     except OSError:
@@ -126,14 +136,14 @@ def _link_target(path: str) -> str:
 
 
 def mount_at(path: str) -> MountInfo | None:
-    """The topmost mount at a path, None when there is none."""
+    """Return the topmost mount at a path; None when nothing is mounted there."""
     found = mounts()
     path = canonical(path, mountpoints={m.mountpoint for m in found})
     return next((m for m in reversed(found) if m.mountpoint == path), None)
 
 
 def requests_waiting(device: str) -> int | None:
-    """Return how many requests a FUSE mount has not answered yet; None if the kernel does not tell.
+    """Return how many requests a FUSE mount has not answered yet; None if fusectl is not mounted.
 
     ``device`` is major:minor as in mountinfo. Source: Documentation/filesystems/fuse.rst, "waiting".
     """
@@ -162,24 +172,23 @@ def raise_readahead(mountpoint: str) -> None:
 
 
 def is_mountpoint(path: str) -> bool:
-    """Whether something is mounted at a path; known without asking what is mounted there, so dead mounts are mounts
-    too.
-    """
+    """Return whether something is mounted at a path, be it alive or dead."""
     return mount_at(path) is not None
 
 
 def holders(mountpoint: str) -> list[int]:
-    """Process ids that keep a mount busy: by their working directory, root, program, an open file or a mapping.
+    """Return the ids of processes that keep a mount busy: by their working directory, root, program, an open file or a
+    mapping.
 
-    Only processes that we may look at are found (root: all). Sorted; empty when nothing is mounted there.
+    Only processes that this user may inspect are found (root: all). Sorted; empty when nothing is mounted there.
     """
     mount = mount_at(mountpoint)
     return [] if mount is None else holders_of(mount)
 
 
 def holders_of(mount: MountInfo, *, detached: bool = False) -> list[int]:
-    """Process ids that keep a mount busy. ``detached``: it has no mount point any more, so that only open files and
-    mappings are looked for.
+    """Return the ids of processes that keep a mount busy. A ``detached`` mount has no mount point any more, so only
+    open files and mappings are looked for.
     """
     return sorted(
         int(name) for name in os.listdir("/proc") if name.isdecimal() and _holds(f"/proc/{name}", mount, detached)
@@ -192,11 +201,11 @@ def _holds(proc: str, mount: MountInfo, detached: bool) -> bool:
         try:
             target = os.readlink(f"{proc}/{link}").removesuffix(" (deleted)")
         except OSError:
-            continue  # gone, a kernel thread, or not ours to look at
+            continue  # the process has ended, is a kernel thread, or may not be inspected
         if target == mount.mountpoint or target.startswith(below):
             return True
     try:
-        # The mount's number, not the path behind the link: following the link would ask the file system.
+        # Compare the mount's number, because following the link in /proc/PID/fd would send a request to the mount.
         wanted = b"\nmnt_id:\t%d\n" % mount.number
         for fd in os.listdir(f"{proc}/fdinfo"):
             try:
@@ -215,7 +224,7 @@ def _holds(proc: str, mount: MountInfo, detached: bool) -> bool:
 
 
 def _device_of(line: bytes) -> str:
-    """The device in a line of /proc/PID/maps, as mountinfo writes it."""
+    """Return the device of a line of /proc/PID/maps, as mountinfo writes it."""
     fields = line.split(None, 4)
     if len(fields) < 5:
         return ""
@@ -234,7 +243,7 @@ def mount_fuse(options: MountOptions) -> int:
 
 
 def open_device() -> int:
-    """A new descriptor of /dev/fuse. Raises MountError that says what to do."""
+    """Open /dev/fuse. Raises MountError that says what to do."""
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as e:
@@ -242,13 +251,13 @@ def open_device() -> int:
 
 
 def device_error(error: OSError) -> MountError:
-    """What to do when /dev/fuse could not be opened."""
+    """Return the error for a failed open of /dev/fuse, which says what to do."""
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR):
-        return MountError(f"no {DEVICE}: {_NO_DEVICE}", errno=error.errno)
+        return MountError(f"{DEVICE} does not exist: {_NO_DEVICE}", errno=error.errno)
     if error.errno in (errno.EACCES, errno.EPERM):
         hint = f"chmod 666 {DEVICE} as root, or start the container with --device {DEVICE}"
-        return MountError(f"{DEVICE} may not be opened: {hint}", errno=error.errno)
-    return MountError(f"{DEVICE}: {error.strerror}", errno=error.errno or errno.EIO)
+        return MountError(f"this user may not open {DEVICE}: {hint}", errno=error.errno)
+    return MountError(f"cannot open {DEVICE}: {error.strerror}", errno=error.errno or errno.EIO)
 
 
 def _mount_as_root(options: MountOptions) -> int:
@@ -269,7 +278,7 @@ def _mount_as_root(options: MountOptions) -> int:
 
 
 def _mount_error(number: int, options: MountOptions) -> MountError:
-    text = f"mount of {options.mountpoint} failed: {os.strerror(number)}"
+    text = f"cannot mount at {options.mountpoint}: {os.strerror(number)}"
     if number == errno.EPERM:
         text += " (mount(2) needs CAP_SYS_ADMIN: start the container with --cap-add SYS_ADMIN --device /dev/fuse)"
     elif number == errno.ENODEV:
@@ -278,20 +287,20 @@ def _mount_error(number: int, options: MountOptions) -> MountError:
 
 
 def escaped(value: str) -> str:
-    """A mount option's value for fusermount3 and libfuse, which split at commas."""
+    """Escape the value of a mount option for fusermount3 and libfuse, which split options at commas."""
     return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def fusermount() -> str:
-    """The path of fusermount3. Raises MountError."""
+    """Return the path of fusermount3. Raises MountError when it is not installed."""
     found = shutil.which(FUSERMOUNT)
     if found is None:
-        raise MountError(f"{FUSERMOUNT} is missing: install fuse3, or mount as root", errno=errno.ENOENT)
+        raise MountError(f"{FUSERMOUNT} is not installed: install fuse3, or mount as root", errno=errno.ENOENT)
     return found
 
 
 def check_allow_other() -> None:
-    """Raises MountError when an ordinary user asks for allow_other and /etc/fuse.conf does not allow it."""
+    """Raise MountError when an ordinary user requests allow_other and /etc/fuse.conf does not allow it."""
     if os.geteuid() == 0:
         return
     try:
@@ -301,7 +310,7 @@ def check_allow_other() -> None:
         allowed = False
     if not allowed:
         raise MountError(
-            f"allow_other is not allowed: put user_allow_other into {FUSE_CONF}, or mount with --no-allow-other",
+            f"other users may not be let into this mount: put user_allow_other into {FUSE_CONF}, or mount with --no-allow-other",
             errno=errno.EPERM,
         )
 
@@ -324,67 +333,77 @@ def _mount_as_user(options: MountOptions) -> int:
                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
                 )  # fmt: skip
             except OSError as e:
-                raise MountError(f"{program}: {e.strerror}", errno=e.errno or errno.EIO)
+                raise MountError(f"cannot run {program}: {e.strerror}", errno=e.errno or errno.EIO)
         if done.returncode != 0:
             raise _fusermount_error(done.stderr, options.mountpoint)
         fds = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)[1]
     if not fds:
-        raise MountError(f"{program} mounted {options.mountpoint} but gave no descriptor of {DEVICE}")
+        raise MountError(f"{program} mounted {options.mountpoint} but sent no descriptor of {DEVICE}")
     return fds[0]
 
 
 def _said(stderr: bytes) -> str:
     lines = [line.strip() for line in os.fsdecode(stderr).splitlines() if line.strip()]
-    return lines[-1] if lines else f"{FUSERMOUNT} failed and said nothing"
+    return lines[-1] if lines else f"{FUSERMOUNT} failed without a message"
 
 
 def _fusermount_error(stderr: bytes, mountpoint: str) -> MountError:
-    """What fusermount3 said, with the errno that it named and what to do about it."""
+    """Return the error of a fusermount3 that did not mount.
+
+    Its exit status is 1 for every reason, so the reason is looked for in the system; its message is only shown.
+    """
+    number = _refusal(mountpoint)
+    if number == errno.EPERM:
+        try:
+            os.close(open_device())
+        except MountError as e:
+            return e
     said = _said(stderr)
-    for number in (
-        errno.ENOENT,
-        errno.ENODEV,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EBUSY,
-        errno.EINVAL,
-        errno.ENOTDIR,
-        errno.ENOTCONN,
-    ):
-        if said.endswith(os.strerror(number)):
-            break
-    else:
-        number = errno.EACCES if "no write access" in said or "not owned" in said else errno.EPERM
-    if DEVICE in said:
-        return device_error(OSError(number, os.strerror(number)))
-    if "user_allow_other" in said:
-        return MountError(f"{said}, or mount with --no-allow-other", errno=errno.EPERM)
-    if mountpoint not in said:
-        said = f"{mountpoint}: {said}"
-    return MountError(said, errno=number)
+    return MountError(said if mountpoint in said else f"cannot mount at {mountpoint}: {said}", errno=number)
+
+
+def _refusal(mountpoint: str) -> int:
+    """Return the errno of a mount point that an ordinary user may not mount on; EPERM when nothing is wrong with it.
+
+    Source: check_perm in libfuse's util/fusermount.c.
+    """
+    try:
+        fd = os.open(mountpoint, os.O_PATH | os.O_CLOEXEC)
+    except OSError as e:
+        return e.errno or errno.EPERM
+    try:
+        about = os.fstat(fd)
+    except OSError as e:  # a dead mount: ENOTCONN
+        return e.errno or errno.EPERM
+    finally:
+        os.close(fd)
+    if not stat.S_ISDIR(about.st_mode):
+        return errno.ENOTDIR
+    sticky_of_another = about.st_mode & stat.S_ISVTX and about.st_uid != os.geteuid()
+    return errno.EACCES if sticky_of_another or not os.access(mountpoint, os.W_OK) else errno.EPERM
 
 
 # -- unmounting
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> None:
-    """End the topmost mount at a path. ``lazy``: take the name away now, the rest when the last user lets go.
+    """Unmount the topmost mount at a path. With ``lazy``, detach it now; it ends when its last file is closed.
 
     Raises MountError: EINVAL when nothing is mounted there, EBUSY with the ids of the processes that use it, EPERM.
     """
     path = canonical(mountpoint)
     nothing = MountError(f"nothing is mounted at {path}", errno=errno.EINVAL)
-    if mount_at(path) is None:
+    mount = mount_at(path)
+    if mount is None:
         raise nothing
     number = _umount2(path, lazy)
+    said = f"cannot unmount {path}: {os.strerror(number)}"
     if number == errno.EPERM:
-        number, said = _fusermount_unmount(path, lazy)
-    else:
-        said = f"unmount of {path} failed: {os.strerror(number)}"
+        number, said = _fusermount_unmount(mount, lazy)
     if number == 0:
         return
     if mount_at(path) is None:
-        raise nothing  # somebody else was faster
+        raise nothing  # another process unmounted it meanwhile
     if number == errno.EBUSY:
         raise MountError(f"{path} is busy: {_users(path)}", errno=errno.EBUSY)
     raise MountError(said, errno=number)
@@ -393,26 +412,28 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
 def _users(path: str) -> str:
     pids = holders(path)
     if not pids:
-        return "in use by a process that we may not look at, or by another mount below it"
+        return "in use by a process of another user, or by a mount below it"
     return f"in use by process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))} (or unmount with --lazy)"
 
 
 def _umount2(path: str, lazy: bool) -> int:
-    """umount2(2); 0 or the errno."""
+    """Call umount2(2); returns 0 or the errno."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)) == 0:
         return 0
     return ctypes.get_errno()
 
 
-def _fusermount_unmount(path: str, lazy: bool) -> tuple[int, str]:
-    """fusermount3 -u; (0, "") or the errno and what it said."""
-    program = fusermount()
-    command = [program, "-u", *(["-z"] if lazy else []), "--", path]
+def _fusermount_unmount(mount: MountInfo, lazy: bool) -> tuple[int, str]:
+    """Unmount with fusermount3; returns (0, ""), or an errno and the program's message.
+
+    The program exits with 1 for every reason. It may unmount what its user has mounted, so there it was busy.
+    """
+    command = [fusermount(), "-u", *(["-z"] if lazy else []), "--", mount.mountpoint]
     done = subprocess.run(
         command, env={**os.environ, "LC_ALL": "C"}, stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
     if done.returncode == 0:
         return 0, ""
-    error = _fusermount_error(done.stderr, path)
-    return error.errno, str(error)
+    number = errno.EBUSY if mount.user == os.geteuid() and not lazy else errno.EPERM
+    return number, f"cannot unmount {mount.mountpoint}: {_said(done.stderr)}"

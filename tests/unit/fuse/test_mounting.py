@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import pytest
 from kitfs.errors import MountError
 from kitfs.fuse import mounting
 from kitfs.fuse.mounting import MountInfo, MountOptions, parse_mountinfo
+from tests.conftest import needs
 
 MOUNTINFO = rb"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
 23 22 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 master:3 - proc proc rw
@@ -24,7 +29,7 @@ this line is of no known shape
 def test_escapes_of_mountinfo_are_undone() -> None:
     """Spaces, tabs, backslashes and newlines in paths and sources are octal in the file."""
     mount = parse_mountinfo(MOUNTINFO)[2]
-    assert mount == MountInfo("/srv/with space\ttab\\slash\nline", "oci:/srv/a b:v1", "fuse.kitfs", "0:47", 88)
+    assert mount == MountInfo("/srv/with space\ttab\\slash\nline", "oci:/srv/a b:v1", "fuse.kitfs", "0:47", 88, 0)
 
 
 def test_optional_fields_of_any_number_are_skipped() -> None:
@@ -112,7 +117,7 @@ def test_option_values_are_escaped(value: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("number", "part"),
     [
-        (errno.ENOENT, "no /dev/fuse: load the module"),
+        (errno.ENOENT, "/dev/fuse does not exist: load the module"),
         (errno.ENODEV, "modprobe fuse"),
         (errno.EACCES, "chmod 666 /dev/fuse"),
         (errno.EMFILE, "Too many"),
@@ -125,27 +130,96 @@ def test_a_device_that_cannot_be_opened_says_what_to_do(number: int, part: str) 
     assert part in str(error)
 
 
-@pytest.mark.parametrize(
-    ("said", "number", "part"),
-    [
-        (
-            b"fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n",
-            errno.EPERM,
-            "--no-allow-other",
-        ),
-        (b"fusermount3: user has no write access to mountpoint /m\n", errno.EACCES, "no write access"),
-        (b"fusermount3: failed to open /dev/fuse: Permission denied\n", errno.EACCES, "chmod 666"),
-        (b"fusermount3: failed to unmount /m: Device or resource busy\n", errno.EBUSY, "busy"),
-        (b"fusermount3: mount failed: Operation not permitted\n", errno.EPERM, "/m: fusermount3: mount failed"),
-        (b"fusermount3: bad mount point /m: No such file or directory\n", errno.ENOENT, "bad mount point"),
-        (b"", errno.EPERM, "said nothing"),
-    ],
-)
-def test_what_fusermount3_says_becomes_an_errno(said: bytes, number: int, part: str) -> None:
-    """Its last line is kept, with a hint where there is one."""
-    error = mounting._fusermount_error(said, "/m")
-    assert error.errno == number
-    assert part in str(error)
+def as_nobody(action: Callable[[], object]) -> tuple[int, str]:
+    """Run an action as an ordinary user, in a child; returns the errno and the text of its MountError."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            action()
+        except MountError as e:
+            os.write(write, f"{e.errno} {e}".encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as f:
+        number, _, text = f.read().decode().partition(" ")
+    os.waitpid(child, 0)
+    return int(number or 0), text
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory that every user can look into."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can become another user")
+@pytest.mark.mount
+def test_refusals_of_fusermount3_have_an_errno(shared: Path) -> None:
+    """The real program exits with 1 for each: the errno is that of the reason, and its message is shown."""
+    needs("fusermount3")
+    (shared / "closed").mkdir(0o755)
+    (shared / "sticky").mkdir()
+    (shared / "sticky").chmod(0o1777)
+    (shared / "file").write_bytes(b"")
+
+    def refusal(name: str) -> tuple[int, str]:
+        return as_nobody(lambda: mounting.mount_fuse(MountOptions(mountpoint=str(shared / name), source="x")))
+
+    found = {name: refusal(name) for name in ("missing", "closed", "sticky", "file")}
+    assert {name: number for name, (number, _) in found.items()} == {
+        "missing": errno.ENOENT, "closed": errno.EACCES, "sticky": errno.EACCES, "file": errno.ENOTDIR,
+    }  # fmt: skip
+    assert all(str(shared / name) in text and "fusermount3: " in text for name, (_, text) in found.items())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can become another user")
+@pytest.mark.mount
+def test_mount_of_another_user_cannot_be_unmounted(shared: Path) -> None:
+    """The user's own mount that is in use is busy; that of another user is not permitted."""
+    needs("fusermount3")
+    (shared / "m").mkdir()
+    (shared / "m").chmod(0o777)
+    fd = mounting.mount_fuse(MountOptions(mountpoint=str(shared / "m"), source="x"))
+    try:
+        number, text = as_nobody(lambda: mounting.unmount(str(shared / "m"), lazy=False))
+        assert (number, str(shared / "m") in text) == (errno.EPERM, True)
+    finally:
+        mounting.unmount(str(shared / "m"), lazy=True)
+        os.close(fd)
+    with mounted_by_nobody(shared / "m"):
+        held = os.open(shared / "m", os.O_PATH)
+        try:
+            number, _ = as_nobody(lambda: mounting.unmount(str(shared / "m"), lazy=False))
+            assert number == errno.EBUSY
+        finally:
+            os.close(held)
+        assert as_nobody(lambda: mounting.unmount(str(shared / "m"), lazy=False)) == (0, "")
+
+
+@contextmanager
+def mounted_by_nobody(path: Path) -> Iterator[None]:
+    """A mount that an ordinary user made and that nothing serves."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def mount() -> None:
+        socket.send_fds(theirs, [b"x"], [mounting.mount_fuse(MountOptions(mountpoint=str(path), source="x"))])
+
+    with ours, theirs:
+        assert as_nobody(mount) == (0, "")
+        fd = socket.recv_fds(ours, 1, 1)[1][0]
+    try:
+        yield
+    finally:
+        os.close(fd)
+        if mounting.is_mountpoint(str(path)):
+            mounting.unmount(str(path), lazy=True)
 
 
 def test_devices_of_maps_are_written_as_in_mountinfo() -> None:
@@ -168,7 +242,7 @@ def test_a_missing_fusermount3_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_a_mount_point_that_is_missing_keeps_its_errno(tmp_path: Path) -> None:
     """mount(2) failed: ENOENT, the directory named, no descriptor left open."""
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(MountError, match="missing failed: No such file") as told:
+    with pytest.raises(MountError, match="missing: No such file") as told:
         mounting.mount_fuse(MountOptions(mountpoint=str(tmp_path / "missing"), source="x"))
     assert told.value.errno == errno.ENOENT
     assert len(os.listdir("/proc/self/fd")) == len(before)
