@@ -14,7 +14,7 @@ import click
 from kitfs.cli.examples import EXAMPLES, SYNONYMS, TASKS
 from kitfs.cli.options import EVERYWHERE, Flag
 from kitfs.cli.output import flush, put_lines
-from kitfs.config import NETWORK, STORE
+from kitfs.config import NETWORK, OPTIONS, STORE
 
 VERBOSE: Final = re.compile("-v+|--verbose")
 BEFORE: Final = frozenset(f"--{name}" for name in ("settings", "cache-dir", "run-dir", *EVERYWHERE))
@@ -40,7 +40,10 @@ class _Helpful(click.Command):
             record = param.get_help_record(ctx)
             if record is not None and isinstance(param, click.Option):
                 name = (param.name or "").replace("_", "-")
-                (shared if name in SHARED and ctx.parent is not None else own).append(record)
+                common = getattr(param, "option", None) is OPTIONS.get(
+                    name
+                )  # --tls-cert of serve is an option of its own
+                (shared if name in SHARED and common and ctx.parent is not None else own).append(record)
         for title, records in (("Options", own), ("Options of most verbs", shared)):
             if records:
                 with formatter.section(title):

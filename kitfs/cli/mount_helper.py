@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from kitfs.daemon.run_dir import Record
 
 IGNORED = re.compile(
-    r"(|ro|rw|defaults|(no)?auto|(no)?(suid|dev|exec|atime|diratime|relatime|user|users|owner|group|fail)|async|sync|_netdev|_rnetdev"
-    r"|strictatime|lazytime|nolazytime|silent|loud|default_permissions|comment=.*|x-.*|X-.*)"
+    r"(|ro|rw|defaults|(no)?auto|(no)?(suid|dev|exec|atime|diratime|relatime|user|users|owner|group|fail)|async|sync"
+    r"|_netdev|_rnetdev|strictatime|lazytime|nolazytime|silent|loud|default_permissions|comment=.*|x-.*|X-.*)"
 )
 WRONG_USAGE: Final = 1  # exit codes of mount(8)
 FAILED: Final = 32

@@ -55,15 +55,15 @@ def claim_mountpoint(path: str) -> Iterator[CreatedMountpoint]:
             made.made = True
         else:
             if not stat.S_ISDIR(info.st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+                raise NotADirectoryError(errno.ENOTDIR, "it is not a directory")
             if os.listdir(path):
-                raise OSError(errno.ENOTEMPTY, "not empty")
+                raise OSError(errno.ENOTEMPTY, "the directory is not empty (empty it, or use another directory)")
     except FileNotFoundError:
         parent = os.path.dirname(path)
-        why = "no directory can be made there" if os.path.isdir(parent) else f"{parent} does not exist"
-        raise MountError(f"mount point {path}: {why}", errno=errno.ENOENT)
+        why = "a directory cannot be made there" if os.path.isdir(parent) else f"{parent} does not exist"
+        raise MountError(f"cannot mount at {path}: {why}", errno=errno.ENOENT)
     except OSError as e:
-        raise MountError(f"mount point {path}: {(e.strerror or str(e)).lower()}", errno=e.errno or errno.EIO)
+        raise MountError(f"cannot mount at {path}: {(e.strerror or str(e)).lower()}", errno=e.errno or errno.EIO)
     try:
         made.lock = _locked(path)
         _check_free(path)  # another run-time directory's mount may have come first
@@ -107,7 +107,9 @@ def _locked(path: str) -> int:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(fd)
-                raise MountError(f"mount point {path} is locked by another process", errno=errno.EBUSY)
+                raise MountError(
+                    f"cannot mount at {path}: another process is mounting there; try again", errno=errno.EBUSY
+                )
             time.sleep(0.02)
         except OSError:
             os.close(fd)

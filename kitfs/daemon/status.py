@@ -124,7 +124,7 @@ class StatusSocket:
                 client.settimeout(5)
                 client.sendall(json.dumps(answer()).encode())
             except OSError as e:
-                self._log.debug("status: %s", e)
+                self._log.debug("cannot send the status: %s", e)
             except Exception:  # noqa: BLE001 - one failed status must not end the thread
                 self._log.exception("a bug in the status socket")
 

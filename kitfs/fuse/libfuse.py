@@ -170,9 +170,7 @@ class LibfuseTransport:
                 errno=errno.ENOTDIR if os.path.lexists(where) else errno.ENOENT,
             )
         if not os.access(where, os.W_OK):
-            raise MountError(
-                f"mount point {where} may not be written by you, so it may not be mounted on", errno=errno.EACCES
-            )
+            raise MountError(f"no write permission on the mount point {where}", errno=errno.EACCES)
         self._fuse = _load()
 
     def serve(self, ready: Callable[[], None]) -> None:

@@ -109,7 +109,9 @@ def add(
     settings = settings_of(options, Options)
     named = _kit(kit)
     if remote and named.registry == LOCAL:
-        raise UsageError(f"cannot ask a registry for {kit}: it names none (write registry/repository:tag)")
+        raise UsageError(
+            f"cannot ask a registry for {kit}: it does not name a registry (write registry/repository:tag)"
+        )
     with workspace_of(settings) as workspace:
         digest = run(
             workspace,
@@ -260,7 +262,9 @@ def _found(workspace: Workspace, named: Reference, *, remote: bool) -> IndexDocu
     from kitfs.ops.library.index import fetched, stored
 
     if remote and named.registry == LOCAL:
-        raise UsageError(f"cannot ask a registry for {named.display}: it names none (write registry/repository:tag)")
+        raise UsageError(
+            f"cannot ask a registry for {named.display}: it does not name a registry (write registry/repository:tag)"
+        )
     return fetched(workspace.client.repository(named), named) if remote else stored(workspace.store, named)
 
 

@@ -79,7 +79,7 @@ def list_kits(
     filters = [Filter.parse(text) for text in filters_of(only)]
     named = None if repository is None else Reference.parse(repository)
     if named is not None and named.registry == LOCAL:
-        raise UsageError(f"cannot list {repository}: it names no registry (write registry/repository)")
+        raise UsageError(f"cannot list {repository}: it does not name a registry (write registry/repository)")
     with workspace_of(settings) as workspace, reporting(False, "list") as report:
         if named is None:
             rows = listing.of_store(workspace.store, filters, report=report)
@@ -136,7 +136,9 @@ def _look(reference: str, settings: Settings, *, remote: bool) -> KitDocuments:
         with closing(open_layout(named)) as layout:
             return inspecting.fetched(layout, named.digest or named.tag or "")
     if remote and named.registry == LOCAL:
-        raise UsageError(f"cannot ask a registry for {reference}: it names none (write registry/repository:tag)")
+        raise UsageError(
+            f"cannot ask a registry for {reference}: it does not name a registry (write registry/repository:tag)"
+        )
     with workspace_of(settings) as workspace:
         if remote:
             return inspecting.fetched(workspace.client.repository(named), named.identifier)
@@ -174,10 +176,11 @@ def remove(
 
     ``reference``: repository:tag, with more tags after commas, or a digest, which removes the kit with all its tags.
     ``force`` removes the kit at once. ``all`` instead of a reference removes every kit of the store that has no tag,
-    and with ``force`` every kit. ``remote`` removes from the registry. If the first tag cannot be removed, nothing is;
-    if a later one cannot be, the others are removed and its error is raised at the end (of several, the last; the
-    logger "kitfs" warns about the others). Raises NotFound, RegistryError when the registry does not delete,
-    StoreError, UsageError.
+    and with ``force`` every kit. ``remote`` removes from the registry.
+
+    If the first tag cannot be removed, nothing is removed. If a later tag cannot be removed, the others are removed,
+    and the error of the last one that failed is raised at the end; the logger "kitfs" warns about the rest. Raises
+    NotFound, RegistryError when the registry does not delete, StoreError, UsageError.
     """
     from kitfs.ops.library import remove as removing
 

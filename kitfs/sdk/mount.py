@@ -276,7 +276,7 @@ class Mount:
 
     def __enter__(self) -> str:
         if self._ended:
-            raise MountError(f"{self.path} is unmounted", errno=errno.EINVAL)
+            raise MountError(f"{self.path} is not mounted any more", errno=errno.EINVAL)
         return self.path
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:

@@ -25,7 +25,7 @@ def remote_reference(text: str, action: str) -> Reference:
     """
     named = Reference.parse(text, multiple_tags=True).or_latest()
     if named.registry == LOCAL:
-        raise UsageError(f"cannot {action} {text}: it names no registry (write registry/repository:tag)")
+        raise UsageError(f"cannot {action} {text}: it does not name a registry (write registry/repository:tag)")
     return named
 
 

@@ -51,8 +51,8 @@ def push(
 ) -> str:
     """Push a kit of the store to its registry, or to ``destination``; return the digest of its manifest.
 
-    ``destination``: registry/repository:tag, with more tags after commas. What the registry has is not sent, and an interrupted push
-    resumes when it is called again. ``progress``: see ``kitfs.sdk.progress``. Raises NotFound when the
+    ``destination``: registry/repository:tag, with more tags after commas. What the registry has is not sent, and an
+    interrupted push resumes when it is called again. ``progress``: see ``kitfs.sdk.progress``. Raises NotFound when the
     kit is not in the store, RegistryError, StoreError, UsageError when no registry is named.
     """
     from kitfs.ops.transfer.push import push as run

@@ -218,7 +218,7 @@ class App:
             found = match.groupdict()
             name = found.get("name", "")
             return await handlers[method](request, repository_name(name) if name else "", found.get("ident", ""))
-        raise ApiError(404, "NAME_UNKNOWN", "no such resource: this is an OCI registry, its API begins at /v2/")
+        raise ApiError(404, "NAME_UNKNOWN", "this resource does not exist: the API of this OCI registry begins at /v2/")
 
     # Reading
 
@@ -363,7 +363,7 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _working(self, name: str, ident: str) -> AsyncIterator[tuple[Ingest, UploadTurn]]:
-        """Give the request sole use of an upload for a block. It is kept open for its next chunk unless it has ended."""
+        """Give the request sole use of an upload for a block. The upload is kept open unless it has ended."""
         async with self._uploads.alone(ident) as turn:
             await self._run(self._registry.progress, name, ident)
             ingest = self._uploads.take(ident)

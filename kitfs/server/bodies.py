@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 async def await_to_end(future: asyncio.Future[T]) -> T:
-    """Return the result of a future whose thread cannot be stopped. A cancellation is raised when the thread has ended."""
+    """Return the result of a future whose thread cannot be stopped. A cancellation is raised after its end."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:

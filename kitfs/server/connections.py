@@ -171,7 +171,7 @@ class Acceptor:
             task.add_done_callback(lambda done: self._opening.pop(done, None))
 
     def _shed(self) -> bool:
-        """Abort a TLS handshake that takes too long, or close an idle connection. Returns False when there is neither."""
+        """Abort a TLS handshake that takes too long, or close an idle connection. Returns False if neither exists."""
         task, since = next(iter(self._opening.items()), (None, 0.0))
         if task is None or time.monotonic() - since < SPARED:
             return self._connections.shed()

@@ -80,7 +80,7 @@ class ServerRoom:
                 found = collect(self._store, log=self._log, min_age=self._min_age, now=self._clock())
                 self._store.ingests.sweep()
             except StoreError as e:
-                self._log.warning("cannot make room: %s", e)
+                self._log.warning("cannot free space for a push: %s", e)
                 return False
             finally:
                 self._collect_next = time.monotonic() + self._collect_every

@@ -92,4 +92,4 @@ def test_demo_without_room(host: Host, tmp_path: Path) -> None:
         done = host.kitfs("demo", env={"TMPDIR": str(disk)}, check=False)
         left = os.listdir(disk)
     assert (done.returncode, done.stdout, left) == (7, "", [])
-    assert done.stderr == f"kitfs: {disk} has less than 256.0 MiB of free space; set TMPDIR to a directory that has\n"
+    assert done.stderr == f"kitfs: {disk} has less than 256.0 MiB of free space; set TMPDIR to a directory with more\n"

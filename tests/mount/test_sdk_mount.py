@@ -76,7 +76,7 @@ def test_mount_without_a_block(place: Place) -> None:
     mounted.unmount()
     assert not os.path.ismount(place.directory)
     mounted.unmount()
-    with pytest.raises(MountError, match="is unmounted"), mounted:
+    with pytest.raises(MountError, match="is not mounted any more"), mounted:
         pass
 
 

@@ -265,12 +265,14 @@ def _workshop() -> Iterator[Path]:
     try:
         home = Path(tempfile.mkdtemp(prefix="kitfs-demo-"))
     except OSError as e:
-        raise StoreError(f"no temporary directory can be made: {e.strerror}; set TMPDIR to one that can be written")
+        raise StoreError(
+            f"cannot make a temporary directory: {e.strerror}; set TMPDIR to a directory that can be written"
+        )
     try:
         needed = NEEDED * TENSORS * SHAPE[0] * SHAPE[1] * 4
         if shutil.disk_usage(home).free < needed:
             raise StoreError(
-                f"{home.parent} has less than {human_size(needed)} of free space; set TMPDIR to a directory that has"
+                f"{home.parent} has less than {human_size(needed)} of free space; set TMPDIR to a directory with more"
             )
         yield home
     finally:

@@ -218,7 +218,7 @@ def tag(settings: Settings, source: str, target: str) -> None:
     old = _named(Reference.parse(source), "source")
     new = _named(Reference.parse(target, multiple_tags=True), "target")
     if new.digest is not None:
-        raise UsageError(f"{target} is a digest; a kit has its own")
+        raise UsageError(f"cannot tag {source} as {target}: a kit cannot be given a digest")
     with store_of(settings) as store:
         kit = find(store, old)
         if kit is None:
@@ -266,7 +266,9 @@ def remove(settings: Settings, reference: str | None) -> None:
     if not first.identifier:
         raise UsageError(f"missing tag or digest in {reference}; to remove all of a repository, remove its digests")
     if remote and first.registry == LOCAL:
-        raise UsageError(f"can not remove from a registry: {first.display} names none (write registry/repository:tag)")
+        raise UsageError(
+            f"can not remove from a registry: {first.display} does not name a registry (write registry/repository:tag)"
+        )
     with workspace_of(settings, waits=True) as workspace:
         try:
             done = removing.remove_each(workspace, first.tagged(), force=force, remote=remote)

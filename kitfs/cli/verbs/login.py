@@ -66,7 +66,7 @@ def _credential(settings: Settings) -> Credential:
     if not password:
         return _asked(username)
     if any(0xD800 <= ord(c) <= 0xDFFF for c in username + password):
-        raise UsageError("--username, --password: not UTF-8")
+        raise UsageError("--username and --password must be UTF-8")
     return Credential(username, password) if username else Credential(identity_token=password)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group("cache", cls=Verbs, short_help="Show or free what mounts have cached.")
 def cache() -> None:
-    """Manage the cache: the blobs that mounts and other readers fetched, besides kits that were packed or pulled."""
+    """Manage the cache: blobs that mounts and other readers fetched. Kits that were packed or pulled are not in it."""
 
 
 @cache.command("info", cls=Command, short_help="Show the disk space of fetched blobs.")
@@ -69,8 +69,8 @@ def _mention_registry(settings: Settings, store: Store) -> None:
     """Mention the registry of the store to a user who may look here for the space of removed kits."""
     if not settings["json"] and store.repositories.names():
         say(
-            f"kitfs: what was pushed to the registry in {store.root} is not part of its cache;"
-            " kitfs serve gc --root frees what removed kits left"
+            f"kitfs: the cache does not include what was pushed to the registry in {store.root};"
+            f" to free the blobs of removed kits run: kitfs serve gc --root {store.root}"
         )
 
 

@@ -388,7 +388,7 @@ def test_remove_all(kitfs: Kitfs, packed: str, empty: str, tmp_path: Path) -> No
         (("r.io/a/b:v1", "-a"), "modelkit should not be specified when --all flag is used"),
         (("-a", "-r"), "cannot use --all with --remote"),
         (("r.io/a/b",), "missing tag or digest"),
-        (("-r", "kit:v1"), "names none"),
+        (("-r", "kit:v1"), "does not name a registry"),
     ],
 )
 def test_remove_of_nothing(kitfs: Kitfs, args: tuple[str, ...], told: str) -> None:

@@ -57,7 +57,7 @@ def helped(log: Path) -> list[Any]:
 
 def test_a_password_that_is_no_text(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
     done = kitfs("login", fake.host, "-u", "ada", "-p", "p\udcff", "--plain-http")
-    assert (done.code, done.err) == (2, "kitfs: --username, --password: not UTF-8\n")
+    assert (done.code, done.err) == (2, "kitfs: --username and --password must be UTF-8\n")
     assert not kept.exists()
 
 
