@@ -65,23 +65,34 @@ class MountInfo(NamedTuple):
 
 
 def parse_mountinfo(text: bytes) -> list[MountInfo]:
-    """Parse a mountinfo file, in its order (a later mount covers an earlier one). Lines of another shape are left
-    out.
+    """Parse a mountinfo file, in its order, but a mount that covers another one at the same mount point
+    comes right after it. Lines of another shape are left out.
     """
-    found = []
+    found: list[tuple[int, MountInfo]] = []  # with the number of the mount that each is mounted on
     for line in text.split(b"\n"):
         head, dash, tail = line.partition(b" - ")
         fields, about = head.split(b" "), tail.split(b" ")
         if not dash or len(fields) < 6 or len(about) < 2:
             continue
         user = _USER_ID.search(about[2]) if len(about) > 2 else None
-        found.append(
-            MountInfo(
-                _text(fields[4]), _text(about[1]), _text(about[0]), _text(fields[2]), int(fields[0]),
-                None if user is None else int(user[1]),
-            )
+        mount = MountInfo(
+            _text(fields[4]), _text(about[1]), _text(about[0]), _text(fields[2]), int(fields[0]),
+            None if user is None else int(user[1]),
         )  # fmt: skip
-    return found
+        found.append((int(fields[1]), mount))
+    # The kernel lists mounts by their age, and a younger one may have been put beneath an older one (move_mount(2)).
+    covers: dict[tuple[str, int], list[MountInfo]] = {(mount.mountpoint, mount.number): [] for _, mount in found}
+    lowest: list[MountInfo] = []
+    for parent, mount in found:
+        above = None if parent == mount.number else covers.get((mount.mountpoint, parent))
+        (lowest if above is None else above).append(mount)
+    ordered = []
+    for mount in lowest:
+        pending = [mount]
+        while pending:
+            ordered.append(pending.pop(0))
+            pending += covers[ordered[-1].mountpoint, ordered[-1].number]
+    return ordered
 
 
 def _text(field: bytes) -> str:

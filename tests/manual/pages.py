@@ -219,7 +219,7 @@ def fill(registry: str) -> None:
 
 MASKS = (
     (re.compile(r"\b[0-9a-f]{6,}\b…?"), "#"),
-    (re.compile(r"\bpid \d+"), "pid #"),
+    (re.compile(r"\bpid \d+|\bsealed(?= log /)"), "pid #"),  # whether a kit is sealed depends on the system
     (re.compile(r"^(cached|fetched|cache|served by|waiting):.*$", re.M), r"\1: #"),
     (re.compile(r"\b\d+(\.\d+)?(e-?\d+)? ?(s|ms|min|seconds?)\b"), "# s"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\.\d+)?(Z|[+-]\d\d:?\d\d)?"), "TIME"),

@@ -45,6 +45,17 @@ def test_lines_of_another_shape_are_left_out() -> None:
     assert [m.number for m in parse_mountinfo(MOUNTINFO)] == [22, 23, 88, 89, 90]
 
 
+def test_a_mount_comes_after_the_one_that_it_covers() -> None:
+    """The kernel lists mounts by age, and a younger one may lie beneath an older one. Others keep their order."""
+    lines = [
+        b"1 1 0:1 / / rw - rootfs r rw",
+        b"40 50 0:4 / /m rw - fuse a rw",
+        b"45 1 0:6 / /n rw - tmpfs n rw",
+        b"50 1 0:5 / /m rw - erofs b rw",
+    ]
+    assert [m.number for m in parse_mountinfo(b"\n".join(lines))] == [1, 45, 50, 40]
+
+
 def test_names_that_are_not_utf8_come_back_as_the_same_bytes() -> None:
     """A mount point's bytes survive os.fsencode."""
     mount = parse_mountinfo(b"5 1 0:9 / /m/\xff\xfe rw - fuse.kitfs x ro\n")[0]
