@@ -1,11 +1,10 @@
-"""The protocol of /dev/fuse, version 7.x: requests out of bytes, replies into bytes.
+"""Encode and decode the messages of /dev/fuse, protocol version 7.x.
 
-Not a session: no file descriptor is read or written here, and no request is judged. Every layout is that of
-<linux/fuse.h>; the name of its struct stands beside it, and fields are in native byte order because the kernel on the
-other end is this machine's own.
+There is no I/O here. Every layout is a struct of <linux/fuse.h>, which is named beside it; fields are in native byte
+order, because both ends are on one machine.
 
-Negotiation (``negotiate``): the kernel offers a version and flags in INIT; we answer with the older of both versions
-and with those of ``WANTED`` that it offered, and nothing else may be used afterwards. Threading: pure functions.
+Negotiation (``negotiate``): the kernel offers a version and flags in INIT. The reply has the older of both versions, and
+the flags of ``WANTED`` that were offered; nothing else may be used afterwards. Threading: pure functions.
 """
 
 from __future__ import annotations
@@ -21,24 +20,23 @@ if TYPE_CHECKING:
     from kitfs.kit.inode import Inode
 
 MAJOR: Final = 7
-MINOR: Final = 40  # newest minor whose structs are written below
+MINOR: Final = 40  # the newest minor whose structs are below
 OLDEST_MINOR: Final = 23  # Linux 3.15: init_out has its present size since then
-CACHE_DIR_MINOR: Final = 28  # since when FOPEN_CACHE_DIR means what it says
+CACHE_DIR_MINOR: Final = 28  # since which FOPEN_CACHE_DIR has an effect
 ROOT_ID: Final = 1
 INT_REQ_BIT: Final = 1  # set in the unique of an INTERRUPT's own header, never in a request's
 
 MAX_PAGES: Final = 256  # 1 MiB reads with 4 KiB pages; the kernel's own ceiling unless its sysctl was raised
-# What may be in flight behind the kernel's back (readahead). The default of 12 would let a dozen stalled reads of a
-# registry that
-# hangs keep every cached read behind them; the cold pool has 64 threads, so this must be more than that.
+# Background requests (read-ahead) that the kernel sends before replies. With the default of 12, a dozen reads of a
+# registry that hangs would delay every cached read; the blocking pool has 64 threads, so this must be more than that.
 MAX_BACKGROUND: Final = 512
 CONGESTION: Final = 384
-# We never take data, so the smallest max_write that the kernel knows; it refuses (EINVAL) read buffers below
-# max_write and headers.
+# The mount is read-only, so this is the smallest max_write that the kernel takes. It refuses (EINVAL) read buffers that
+# are smaller than max_write and the headers.
 MAX_WRITE: Final = max(4096, os.sysconf("SC_PAGE_SIZE"))
 READ_BUFFER: Final = MAX_WRITE + 4096  # >= FUSE_MIN_READ_BUFFER (8192), and room for the headers
 STACK_DEPTH: Final = 1  # of passthrough: backing files lie on a file system that is not stacked itself
-FOREVER: Final = 365 * 86400  # seconds that names and attributes stay in the kernel's caches: content never changes
+FOREVER: Final = 365 * 86400  # seconds that names and attributes are valid: content never changes
 
 
 class Op(IntEnum):
@@ -150,8 +148,8 @@ class BadRequestError(ValueError):
 
 
 class Request(NamedTuple):
-    """One request: the fields of its fuse_in_header, and the bytes behind it. ``pid`` is a thread's id, 0 when it has
-    none here.
+    """One request: the fields of its fuse_in_header, and the bytes behind it. ``pid`` is the requesting thread's id, 0
+    when it is in another pid namespace.
     """
 
     opcode: int
@@ -162,49 +160,49 @@ class Request(NamedTuple):
 
     @property
     def operation(self) -> str:
-        """The opcode's name in lower case, ``op NN`` when it has none."""
+        """The opcode's name in lower case; ``op NN`` when it is unknown."""
         return _OPERATIONS.get(self.opcode) or f"op {self.opcode}"
 
     def name(self) -> bytes:
-        """The body as one name (LOOKUP). Raises BadRequestError."""
+        """Decode the body of LOOKUP, a name. Raises BadRequestError."""
         return _terminated(self.body)
 
     def init(self) -> Init:
-        """The body of INIT; ``flags`` with the upper 32 bits of a kernel that has them. Raises BadRequestError."""
+        """Decode the body of INIT; ``flags`` include the upper 32 bits of newer kernels. Raises BadRequestError."""
         major, minor, max_readahead, flags = _unpacked(_INIT_IN, self.body)
         if flags & InitFlag.INIT_EXT and len(self.body) >= _INIT_IN.size + _U32.size:
             flags |= _unpacked(_U32, self.body[_INIT_IN.size :])[0] << 32
         return Init(major, minor, max_readahead, flags)
 
     def open_flags(self) -> int:
-        """The flags of open(2), in OPEN and OPENDIR. Raises BadRequestError."""
+        """Decode the flags of open(2) in OPEN and OPENDIR. Raises BadRequestError."""
         flags: int = _unpacked(_U32, self.body)[0]
         return flags
 
     def read(self) -> tuple[int, int, int]:
-        """(handle, offset, size) of READ, READDIR and READDIRPLUS. Raises BadRequestError."""
+        """Decode (handle, offset, size) of READ, READDIR and READDIRPLUS. Raises BadRequestError."""
         fh, offset, size = _unpacked(_READ_IN, self.body)
         return fh, offset, size
 
     def handle(self) -> int:
-        """The handle of RELEASE and RELEASEDIR. Raises BadRequestError."""
+        """Decode the handle of RELEASE and RELEASEDIR. Raises BadRequestError."""
         fh: int = _unpacked(_FH, self.body)[0]
         return fh
 
     def xattr(self) -> tuple[int, bytes]:
-        """(size of the caller's buffer, name) of GETXATTR; the name is empty in LISTXATTR. Raises BadRequestError."""
+        """Decode (size of the caller's buffer, name) of GETXATTR; LISTXATTR has no name. Raises BadRequestError."""
         size: int = _unpacked(_U32, self.body)[0]
         rest = self.body[_GETXATTR_IN_SIZE:]
         return size, _terminated(rest) if rest else b""
 
     def interrupted(self) -> int:
-        """The unique of the request that an INTERRUPT is about. Raises BadRequestError."""
+        """Decode the unique of the request that an INTERRUPT is about. Raises BadRequestError."""
         unique: int = _unpacked(_U64, self.body)[0]
         return unique
 
 
 class Init(NamedTuple):
-    """The fields of fuse_init_in that are looked at."""
+    """The fields of fuse_init_in that kitfs uses."""
 
     major: int
     minor: int
@@ -213,7 +211,7 @@ class Init(NamedTuple):
 
 
 def request(data: bytes) -> Request:
-    """One message of the kernel. Raises BadRequestError when it is shorter or longer than its header says."""
+    """Decode one message of the kernel. Raises BadRequestError when it has another length than its header says."""
     if len(data) < IN_HEADER_SIZE:
         raise BadRequestError(f"{len(data)} bytes are not a FUSE request")
     length, opcode, unique, nodeid, _, _, pid, extensions, _ = _IN_HEADER.unpack_from(data)
@@ -271,7 +269,7 @@ class Negotiated(NamedTuple):
 
 
 def negotiate(init: Init, *, passthrough: bool = False) -> Negotiated:
-    """Our part of INIT. ``init.major`` must be ours already. ``passthrough``: it is wanted, too."""
+    """Choose what both sides may use, after an INIT of this major version; with ``passthrough``, that too."""
     wanted = WANTED
     if passthrough and init.flags & InitFlag.PASSTHROUGH:
         wanted |= InitFlag.INIT_EXT | InitFlag.PASSTHROUGH
@@ -279,7 +277,7 @@ def negotiate(init: Init, *, passthrough: bool = False) -> Negotiated:
 
 
 def init_out(agreed: Negotiated) -> bytes:
-    """fuse_init_out."""
+    """Encode fuse_init_out."""
     pages = MAX_PAGES if agreed.flags & InitFlag.MAX_PAGES else 0
     depth = STACK_DEPTH if agreed.flags & InitFlag.PASSTHROUGH else 0
     return _INIT_OUT.pack(
@@ -294,7 +292,7 @@ def version_out() -> bytes:
 
 
 def out_header(unique: int, *, length: int = 0, error: int = 0) -> bytes:
-    """fuse_out_header before ``length`` bytes; ``error`` is a positive errno, then nothing follows."""
+    """Encode the fuse_out_header of ``length`` bytes, or of a positive errno, after which nothing follows."""
     return _OUT_HEADER.pack(OUT_HEADER_SIZE + length, -error, unique)
 
 
@@ -314,39 +312,39 @@ def _attr(attr: Attr) -> bytes:
 
 
 def attr_out(attr: Attr) -> bytes:
-    """fuse_attr_out, good for ever."""
+    """Encode fuse_attr_out, valid for ``FOREVER``."""
     return _ATTR_HEAD.pack(FOREVER, 0, 0) + _attr(attr)
 
 
 def entry_out(place: Place, attr: Attr) -> bytes:
-    """fuse_entry_out, whose attributes are good for ever."""
+    """Encode fuse_entry_out, whose attributes are valid for ``FOREVER``."""
     return _ENTRY_HEAD.pack(place.nodeid, 0, place.seconds, FOREVER, 0, 0) + _attr(attr)
 
 
 def no_entry_out() -> bytes:
-    """fuse_entry_out that says, for ever, that there is no such name."""
+    """Encode the fuse_entry_out of a name that does not exist, and will not for ``FOREVER``."""
     return _ENTRY_HEAD.pack(0, 0, FOREVER, 0, 0, 0) + bytes(_ATTR.size)
 
 
 def open_out(handle: int, flags: OpenFlag, *, backing_id: int = 0) -> bytes:
-    """fuse_open_out."""
+    """Encode fuse_open_out."""
     return _OPEN_OUT.pack(handle, flags, backing_id)
 
 
 def statfs_out(about: StatFS) -> bytes:
-    """fuse_statfs_out of something full and read-only."""
+    """Encode fuse_statfs_out of a full, read-only file system."""
     return _STATFS_OUT.pack(
         about.blocks, 0, about.available, about.files, 0, about.block_size, about.name_max, about.block_size, 0
     )
 
 
 def xattr_size_out(size: int) -> bytes:
-    """fuse_getxattr_out: what GETXATTR and LISTXATTR answer to a buffer of size 0."""
+    """Encode fuse_getxattr_out, the reply to GETXATTR and LISTXATTR with a buffer of size 0."""
     return _GETXATTR_OUT.pack(size, 0)
 
 
 def dirents(entries: Sequence[DirEntry], size: int, *, place: Callable[[Inode], Place] | None) -> bytes:
-    """As many whole fuse_dirent as fit into ``size`` bytes; with ``place``, fuse_direntplus.
+    """Encode as many fuse_dirent as fit into ``size`` bytes; with ``place``, fuse_direntplus.
 
     In a direntplus each entry but "." and ".." counts as a lookup, whose node id ``place`` gives; those two must carry
     node id 0.

@@ -1,14 +1,14 @@
-"""Requests that wait: for the network or for a decoder. A pool of threads, and what happens when their asker is killed.
+"""Answer requests that wait for the network or for a decoder, on a pool of threads, unless the requesting task is killed.
 
-A waiting request must not fail because of a signal: EINTR in a page fault is SIGBUS, and Go programs and profilers
-get signals all the time. So an INTERRUPT only makes us look at who asked: when that task is dying (SIGKILL is
-pending, which is also how the kernel marks the threads of a process that any other signal ends) the request is
-answered EINTR at once and the late answer is dropped. The kernel sends one INTERRUPT for a request, whatever signals
-follow, so an interrupted one is looked at every ``WATCH`` seconds until it ends.
+A waiting request must not fail because of a signal: EINTR in a page fault is SIGBUS, and Go programs and profilers get
+signals all the time. So after an INTERRUPT the pool only looks at the task that sent the request. If that task is dying
+(SIGKILL is pending, which is also how the kernel marks the threads of a process that any other signal ends), the
+request gets EINTR at once, and its late answer is dropped. The kernel sends one INTERRUPT for a request, whatever
+signals follow, so the task of an interrupted request is looked at every ``WATCH`` seconds until the request ends.
 
-Threading: any thread may call. One lock guards the table; a reply is written while it is held, so a request is
-answered once and never after ``close``. Threads are started when a request finds none idle, and are daemons: one may
-be inside a read that has no end yet.
+Threading: any thread may call. One lock guards the table. It is held while a reply is written, so that a request is
+answered once, and never after ``close``. A thread is started when a request finds no idle thread. Threads are daemons,
+because a read may never end.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Final
 
 THREADS: Final = 64
-WATCH: Final = 0.1  # seconds between two looks at the asker of an interrupted request
-_EARLY: Final = 4096  # INTERRUPTs remembered that came before their request was known to be cold
+WATCH: Final = 0.1  # seconds between two looks at the task of an interrupted request
+_EARLY: Final = 4096  # INTERRUPTs that are remembered because they came before their request was submitted
 _SIGKILL_BIT: Final = 1 << 8
 
 Reply = tuple[int, bytes | memoryview]  # positive errno (0: none), payload
@@ -29,8 +29,8 @@ Reply = tuple[int, bytes | memoryview]  # positive errno (0: none), payload
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One request in the pool. ``pid`` is the asking thread's; ``reply`` writes the answer to where the request came
-    from.
+    """One request in the pool. ``pid`` is the id of the requesting thread; ``reply`` writes the answer to the descriptor
+    that the request came from.
     """
 
     unique: int
@@ -41,8 +41,8 @@ class Waiting:
 
 
 def dying(pid: int) -> bool:
-    """Whether a thread is being killed or is gone; False when that cannot be known (pid 0: it lives in another pid
-    namespace).
+    """Return whether a thread is being killed or has ended; False when that cannot be known (pid 0: the thread is in
+    another pid namespace).
     """
     if pid <= 0:
         return False
@@ -63,7 +63,7 @@ def dying(pid: int) -> bool:
 
 
 class BlockingPool:
-    """Answers requests on threads of its own."""
+    """Answers requests that may block, on at most ``threads`` threads; a killed request is answered with ``eintr``."""
 
     def __init__(self, *, eintr: Reply, threads: int = THREADS, is_dying: Callable[[int], bool] = dying) -> None:
         self._limit = threads
@@ -81,10 +81,10 @@ class BlockingPool:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<ColdPool {len(self._waiting)} waiting, {self._threads} threads>"
+        return f"<BlockingPool {len(self._waiting)} waiting, {self._threads} threads>"
 
     def submit(self, request: Waiting) -> None:
-        """Have a request answered; nothing happens after ``close``."""
+        """Queue a request; does nothing after ``close``."""
         with self._lock:
             if self._closed:
                 return
@@ -94,14 +94,14 @@ class BlockingPool:
             self._backlog.append(request)
             if len(self._backlog) > self._idle and self._threads < self._limit:
                 self._threads += 1
-                threading.Thread(target=self._run, name=f"kitfs-cold-{self._threads}", daemon=True).start()
+                threading.Thread(target=self._run, name=f"kitfs-blocking-{self._threads}", daemon=True).start()
             else:
                 self._work.notify()
         if interrupted:
             self.interrupt(request.unique)
 
     def interrupt(self, unique: int) -> None:
-        """An INTERRUPT came for a request, which may be unknown here yet, or any more."""
+        """Take an INTERRUPT of a request, which may not be submitted yet, or be answered already."""
         with self._lock:
             request = self._waiting.get(unique)
             if request is None:
@@ -120,7 +120,7 @@ class BlockingPool:
             self._interruption.notify()
 
     def close(self) -> None:
-        """Answer nothing any more, and let the idle threads go."""
+        """Drop all requests, and end the idle threads."""
         with self._lock:
             self._closed = True
             self._waiting.clear()
@@ -149,7 +149,7 @@ class BlockingPool:
                     self._idle -= 1
                 request = self._backlog.popleft()
                 if self._waiting.get(request.unique) is not request:
-                    continue  # its asker was killed while it stood in the queue
+                    continue  # its task was killed while the request was in the queue
             self._finish(request, request.answer())
 
     def _watch(self) -> None:

@@ -1,10 +1,9 @@
-"""The file system: lookup, getattr, open, read, readdir and their like, with plain values. It knows no struct, no
-ctypes and no kernel.
+"""Show the tree of a kit as a file system: lookup, getattr, open, read, readdir and so on, with plain values.
 
-Transports call it and translate: OSError is its errno, KitfsError its class's (EIO for read), WouldBlock an
-invitation to call again with ``wait=True`` on a thread that may wait. Content never changes, so kernels may cache all
-of it, until a layer turns out to have wrong bytes (``failed``). Threading: any number of threads; a handle is a number
-in a dict.
+The transports call these methods and encode their results for the kernel. They turn an OSError into its errno, and a
+KitfsError into the errno of its class (EIO for read). After WouldBlock they call again with ``wait=True``, on a thread
+that may wait. Content never changes, so the kernel may cache all of it, until a layer turns out to have wrong bytes
+(``failed``). Threading: any number of threads; a handle is a key of a dict, which changes by single atomic steps.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ BATCH: Final = 4096  # names that one readdir is given at most
 class FileSystem:
     """A kit's tree as a file system.
 
-    ``uid`` and ``gid`` own everything, ``mtime`` (seconds since the epoch) is every file's time. ``file_mode`` and
-    ``dir_mode`` are the permission bits of every file and of every directory (None: as in the layer); ``umask`` takes
-    bits away from both. ``reference`` and ``manifest_digest`` are shown as attributes of the root.
+    Every file belongs to ``uid`` and ``gid`` and has the time ``mtime`` (seconds since the epoch). ``file_mode`` and
+    ``dir_mode`` are the permission bits of every file and of every directory (None: as in the layer); ``umask`` removes
+    bits from both. ``reference`` and ``manifest_digest`` are extended attributes of the root.
     """
 
     def __init__(
@@ -67,21 +66,21 @@ class FileSystem:
         self._files: dict[Handle, Node] = {}
         self._listings: dict[Handle, list[DirEntry]] = {}
         self._mapped = MappedLayers()
-        self._cached: dict[str, set[Inode]] = {}  # by layer: of which kernels may have bytes
-        self._outdated: set[Inode] = set()  # of which kernels may have bytes that are wrong
+        self._cached: dict[str, set[Inode]] = {}  # by layer: inodes of which the kernel may have bytes in its cache
+        self._outdated: set[Inode] = set()  # inodes of which the kernel may have wrong bytes in its cache
 
     def lookup(self, parent: Inode, name: bytes, *, wait: bool = True) -> Entry:
-        """The entry of a name. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock, KitfsError."""
+        """Look up a name in a directory. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock, KitfsError."""
         node = self._tree.lookup(self._tree.node(parent), name.decode("utf-8", "surrogateescape"), wait=wait)
         return Entry(node.inode, self._attr(node))
 
     def getattr(self, inode: Inode) -> Attr:
-        """Attributes of an inode that was looked up; never waits."""
+        """Return the attributes of an inode that was looked up, without waiting."""
         return self._attr(self._tree.node(inode))
 
     def readlink(self, inode: Inode, *, wait: bool = True) -> bytes:
-        """The target of a symbolic link. Raises OSError EINVAL, WouldBlock, IntegrityError when its layer is known to
-        be wrong.
+        """Return the target of a symbolic link. Raises OSError EINVAL, WouldBlock, and IntegrityError when its layer is
+        known to be wrong.
         """
         node = self._tree.node(inode)
         if node.kind != "symlink":
@@ -90,8 +89,8 @@ class FileSystem:
         return node.target.encode("utf-8", "surrogateescape")
 
     def open(self, inode: Inode, flags: int, *, wait: bool = True) -> Opened:
-        """A handle for reading. Raises OSError (EROFS for any way of writing, EISDIR, ELOOP for a symbolic link),
-        WouldBlock, IntegrityError when the file's layer is known to be wrong.
+        """Open a file for reading. Raises OSError (EROFS for any flag of writing, EISDIR, ELOOP for a symbolic link),
+        WouldBlock, and IntegrityError when the file's layer is known to be wrong.
         """
         node = self._tree.node(inode)
         if node.kind == "dir":
@@ -106,10 +105,10 @@ class FileSystem:
         return Opened(handle, keep_cache)
 
     def _admit(self, node: Node, wait: bool) -> bool:
-        """Note that a kernel gets bytes of a file or link, and return whether those that it has already are right.
+        """Record that the kernel may cache bytes of a file or link, and return whether those in its cache are right.
 
-        Raises IntegrityError while the layer is known to be wrong. A kernel that got bytes before the layer failed and
-        after this check has no answer yet: its read fails, because the failure is known before anybody hears of it.
+        Raises IntegrityError while the layer is known to be wrong. An opening that passes this check just before the
+        layer fails is harmless, because its reads fail.
         """
         if node.layer is None:
             return True
@@ -144,9 +143,9 @@ class FileSystem:
         return file
 
     def failed(self, digest: str) -> Collection[Inode]:
-        """Return the inodes of a layer that is known to be wrong of which kernels may have cached bytes.
+        """Return the inodes of a wrong layer whose bytes the kernel may have cached.
 
-        The next opening of each of them says that cached bytes are not to be kept.
+        The next opening of each of these inodes has ``keep_cache`` False.
         """
         self._mapped.forget(digest)
         inodes = list(self._cached.get(digest, ()))
@@ -170,7 +169,9 @@ class FileSystem:
         self._files.pop(handle, None)
 
     def opendir(self, inode: Inode, *, wait: bool = True) -> Handle:
-        """A handle on a directory's listing, which stays as it is. Raises OSError ENOTDIR, WouldBlock, KitfsError."""
+        """Open a directory, whose listing does not change for this handle. Raises OSError ENOTDIR, WouldBlock,
+        KitfsError.
+        """
         directory = self._tree.node(inode)
         listed = self._tree.list(directory, wait=wait)
         above = directory if not directory.path else self._tree.resolve(directory.path.rpartition("/")[0])
@@ -194,18 +195,18 @@ class FileSystem:
         self._listings.pop(handle, None)
 
     def statfs(self, *, wait: bool = True) -> StatFS:
-        """The files' bytes in blocks of 4 KiB, and how many entries there are; nothing is free. Raises WouldBlock."""
+        """Return the sum of the files' sizes in blocks of 4 KiB, and the number of entries. Raises WouldBlock."""
         return StatFS(*self._tree.totals(wait=wait))
 
     def getxattr(self, inode: Inode, name: bytes) -> bytes:
-        """A ``user.kitfs.`` attribute. Raises OSError ENODATA."""
+        """Return the value of a ``user.kitfs.`` attribute. Raises OSError ENODATA."""
         value = self._attributes(self._tree.node(inode)).get(name)
         if value is None:
             raise _error(errno.ENODATA)
         return value
 
     def listxattr(self, inode: Inode) -> Sequence[bytes]:
-        """The names of the attributes of a file or directory."""
+        """Return the names of the extended attributes of a file or directory."""
         return list(self._attributes(self._tree.node(inode)))
 
     def _attributes(self, node: Node) -> dict[bytes, bytes]:
@@ -238,7 +239,7 @@ class FileSystem:
 
     def _permissions(self, node: Node) -> int:
         if node.kind == "symlink":
-            return node.mode  # nothing ever checks it
+            return node.mode  # which no system checks
         chosen = self._modes[node.kind]
         return (node.mode if chosen is None else chosen) & ~self._umask
 

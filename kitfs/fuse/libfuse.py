@@ -1,14 +1,13 @@
-"""The libfuse transport: fusepy's ``FUSE`` on libfuse2, for systems without /dev/fuse's own protocol, or when asked
-for.
+"""The libfuse transport: fusepy's ``FUSE`` on libfuse 2, for systems other than Linux, or with ``--transport libfuse``.
 
-Not as fast as the kernel transport, and coarser: libfuse names files by path, so every operation resolves its path
-again; it starts a thread for every request that finds none idle, so nothing is asked with ``wait=False``; and it does
-not pass INTERRUPT on, so who waits for a lookup that is on the network waits until that ends (reads go through the
-page cache, whose waits can be killed).
+It is slower than the kernel transport. libfuse names files by path, so every operation resolves its path from the root.
+libfuse starts a thread for every request that finds no idle thread, so operations may wait. It does not pass INTERRUPT
+on, so a killed process whose lookup waits for the network ends only with the lookup. (A read can be killed, because it
+waits in the page cache.)
 
-Names are bytes. fusepy insists on str, so they travel as latin-1, which maps each byte to one character and back.
+Names are bytes. fusepy takes only str, so names are decoded as latin-1, which maps each byte to one character and back.
 
-``fuse`` loads libfuse when it is imported, so it is imported when a mount is made. Threading: ``serve`` runs
+The module ``fuse`` loads libfuse when it is imported, so it is imported when a mount is made. Threading: ``serve`` runs
 libfuse's loop on a thread of its own; operations run on libfuse's threads.
 """
 
@@ -41,9 +40,9 @@ _BLOCK: Final = 512
 
 
 class Operations:
-    """What fusepy calls. Its methods have libfuse's names and arguments; an operation that is missing is ENOSYS.
+    """The operations that fusepy calls, with libfuse's names and arguments. An operation that is missing is ENOSYS.
 
-    Nothing that writes is here: the mount is ``ro``, so the kernel answers EROFS by itself.
+    No operation writes: the mount is ``ro``, so the kernel returns EROFS by itself.
     """
 
     use_ns = True  # times are whole nanoseconds
@@ -57,7 +56,7 @@ class Operations:
         self._failures = failures
 
     def __call__(self, operation: str, *args: Any) -> Any:
-        """fusepy's one entry: the operation, and what its failure is called."""
+        """Run an operation for fusepy. Raises OSError with the errno of its failure."""
         try:
             if operation not in ("init", "destroy"):
                 self._counters.add("fuse_requests", 1, operation)
@@ -77,7 +76,7 @@ class Operations:
         self._ready()
 
     def destroy(self, path: str) -> None:
-        """Nothing to let go of."""
+        """Accept the end of the mount; the transport closes what it opened."""
 
     def getattr(self, path: str, fi: Any = None) -> dict[str, int]:
         return _stat(self._fs.getattr(self._inode(path)))
@@ -150,7 +149,8 @@ class LibfuseTransport:
         return f"<LibfuseTransport {self._options.source} on {self._options.mountpoint}>"
 
     def mount(self) -> None:
-        """Find out what would keep libfuse from mounting, which tells its reasons to stderr only. Raises MountError.
+        """Check what libfuse needs to mount, because libfuse itself prints its reasons to stderr only. Raises
+        MountError.
 
         The mount itself is made at the beginning of ``serve``.
         """
@@ -166,7 +166,7 @@ class LibfuseTransport:
         where = self._options.mountpoint
         if not os.path.isdir(where):
             raise MountError(
-                f"mount point {where} is not a directory",
+                f"cannot mount at {where}: it is not a directory",
                 errno=errno.ENOTDIR if os.path.lexists(where) else errno.ENOENT,
             )
         if not os.access(where, os.W_OK):
@@ -174,7 +174,9 @@ class LibfuseTransport:
         self._fuse = _load()
 
     def serve(self, ready: Callable[[], None]) -> None:
-        """Mount, and answer until the mount is gone. ``ready`` is called when the mount answers. Raises MountError."""
+        """Mount, and serve requests until the mount has ended. ``ready`` is called when the mount answers. Raises
+        MountError.
+        """
         if self._fuse is None:
             raise MountError(f"{self._options.mountpoint} is not mounted", errno=errno.EINVAL)
         failure: list[Exception] = []
@@ -184,7 +186,7 @@ class LibfuseTransport:
         thread.join()
         if failure:
             raise MountError(
-                f"libfuse could not mount {self._options.mountpoint}; what it said is on stderr (or in the log)",
+                f"libfuse cannot mount at {self._options.mountpoint}; its message is on stderr, or in the log of the mount",
                 errno=errno.EIO,
             )
 
@@ -204,9 +206,8 @@ class LibfuseTransport:
         except RuntimeError as e:  # fuse_main's exit code
             failure.append(e)
         finally:
-            # fuse_remove_signal_handlers leaves SIG_DFL, by which the next write to a reader that went away would end
-            # this process. By
-            # ctypes, since Python sets dispositions from the main thread only.
+            # fuse_remove_signal_handlers leaves SIG_DFL, so that the next write to a closed socket would end this
+            # process. ctypes, because Python sets dispositions from the main thread only.
             ctypes.CDLL(None).signal(signal.SIGPIPE, 1)  # SIG_IGN
 
     @property
@@ -222,9 +223,7 @@ class LibfuseTransport:
         self._filesystem.failed(digest)
 
     def stop(self) -> None:
-        """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last
-        user.
-        """
+        """Unmount, or detach the mount if it is in use; ``serve`` returns when its last file is closed."""
         try:
             unmount(self._options.mountpoint, lazy=False)
         except MountError as e:
@@ -234,14 +233,14 @@ class LibfuseTransport:
 
 
 def _latin(text: str) -> str:
-    """A text as fusepy's encoding carries it: its bytes, one character each."""
+    """Encode a text for fusepy: one character for each of its bytes."""
     return os.fsencode(text).decode(_ENCODING)
 
 
 def _load() -> Any:
-    """fusepy's module. Raises MountError when it or libfuse is missing."""
+    """Import fusepy. Raises MountError when it or libfuse is not installed."""
     try:
         return importlib.import_module("fuse")
     except (OSError, ImportError) as e:
         hint = "install libfuse2 (Debian: libfuse2, macOS: macFUSE), or use --transport kernel"
-        raise MountError(f"libfuse could not be loaded ({e}): {hint}", errno=errno.ENOENT)
+        raise MountError(f"cannot load libfuse ({e}): {hint}", errno=errno.ENOENT)

@@ -1,4 +1,4 @@
-"""Plain values that the file system and its transports exchange. No struct, no ctypes, no I/O."""
+"""Plain values that the file system returns to its transports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ Handle = NewType("Handle", int)
 
 
 class Attr(NamedTuple):
-    """What stat(2) shows: ``mode`` with the type's bits, ``size`` in bytes, ``mtime`` in seconds since the epoch."""
+    """The attributes that stat(2) shows. ``mode`` includes the file type, ``size`` is in bytes, ``mtime`` in seconds since
+    the epoch.
+    """
 
     ino: int
     size: int
@@ -23,7 +25,7 @@ class Attr(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """The answer of a lookup."""
+    """The result of a lookup."""
 
     inode: Inode
     attr: Attr
@@ -37,9 +39,7 @@ class Opened(NamedTuple):
 
 
 class Backing(Enum):
-    """Whether a file of the store has exactly the bytes of a file, so that the kernel may read it without us: never,
-    once its blob is verified, or now.
-    """
+    """When the kernel may read a file from the store by itself: never, once its blob is verified, or now."""
 
     NEVER = 0
     LATER = 1
@@ -47,7 +47,7 @@ class Backing(Enum):
 
 
 class DirEntry(NamedTuple):
-    """One name of a directory; ``offset`` is where reading goes on after it."""
+    """One name of a directory. ``offset`` is the place of the next name."""
 
     name: bytes
     inode: Inode
@@ -56,7 +56,7 @@ class DirEntry(NamedTuple):
 
 
 class StatFS(NamedTuple):
-    """What statfs(2) shows of something full and read-only; ``blocks`` of ``block_size`` bytes."""
+    """The figures that statfs(2) shows of a full, read-only file system of ``blocks`` blocks of ``block_size`` bytes."""
 
     blocks: int
     files: int
@@ -65,5 +65,5 @@ class StatFS(NamedTuple):
 
     @property
     def available(self) -> int:
-        """Blocks for ordinary users. Nothing can be written, but with 0 ``df`` and disk alarms report a full disk."""
+        """Blocks for ordinary users: all of them. With 0, ``df`` and disk alarms would report a full disk."""
         return self.blocks

@@ -1,12 +1,12 @@
-"""The kernel transport: the /dev/fuse protocol spoken for a file system.
+"""The kernel transport: it serves a file system over the protocol of /dev/fuse.
 
-``Session`` takes requests from descriptors and answers them; ``KernelTransport`` makes the mount and the descriptors.
-Neither knows what is in the file system: they translate, count and answer.
+``Connection`` reads requests from descriptors and writes replies; ``KernelTransport`` makes the mount and the
+descriptors. Both only decode, call the file system, count and encode.
 
-Threading: one worker per descriptor (cloned ones where the kernel can, so that workers do not queue for one lock).
-Workers never wait: they ask with ``wait=False``, and what would block goes to the cold pool, so a getattr or a cached
-read never stands behind the network. A reply goes to the descriptor that its request came from, which is where the
-kernel looks for it.
+Threading: one worker per descriptor. Descriptors are cloned if possible, so that workers do not wait for one lock.
+Workers never block: they call the file system with ``wait=False``, and a request that would block goes to the blocking
+pool. So a getattr or a cached read never waits for the network. A reply is written to the descriptor that its request
+came from, where the kernel expects it.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _WRITES: Final = frozenset({
     Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.LINK, Op.WRITE, Op.SETXATTR, Op.REMOVEXATTR,
     Op.CREATE, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.TMPFILE,
 })  # fmt: skip
-# Without a reply. NOTIFY_REPLY answers a notification, of which we send none.
+# Requests without a reply. NOTIFY_REPLY answers notifications of a kind that kitfs does not send.
 _SILENT: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.NOTIFY_REPLY})
 
 
 class Session:
-    """One connection to the kernel, from INIT to its end. ``fds`` stay the caller's; the first one carries INIT."""
+    """One connection to the kernel, from INIT to its end. The caller closes ``fds``; INIT comes from the first one."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Session:
         self._counters = counters
         self._log = log
         self._failures = Failures(counters, log)
-        self._cold = BlockingPool(eintr=(errno.EINTR, b""), is_dying=is_dying)
+        self._blocking = BlockingPool(eintr=(errno.EINTR, b""), is_dying=is_dying)
         self._invalidation = Invalidation(self._fds[0], log)
         self._native = NativeFiles(filesystem, self._fds[0], log)
         self._wants_passthrough = passthrough
@@ -88,9 +88,9 @@ class Session:
         }
 
     def run(self, ready: Callable[[], None]) -> None:
-        """Answer requests until the mount is gone; ``ready`` is called once INIT is answered.
+        """Serve requests until the mount has ended; ``ready`` is called when INIT is answered.
 
-        Raises MountError when the kernel speaks a protocol that we do not.
+        Raises MountError when the kernel's protocol is too old.
         """
         if not self._handshake():
             return
@@ -106,7 +106,7 @@ class Session:
             for thread in others:
                 thread.join()
         finally:
-            self._cold.close()
+            self._blocking.close()
             self._invalidation.close()
 
     @property
@@ -121,7 +121,7 @@ class Session:
     # -- messages
 
     def _handshake(self) -> bool:
-        """INIT; False when the mount was gone before it came."""
+        """Answer INIT. Returns False when the mount ended before INIT came."""
         fd = self._fds[0]
         while data := self._receive(fd):
             request = abi.request(data)
@@ -136,7 +136,7 @@ class Session:
                 self._reply(fd, request.unique, (errno.EPROTO, b""))
                 needed = f"{abi.MAJOR}.{abi.OLDEST_MINOR}"
                 raise MountError(
-                    f"this kernel speaks FUSE {init.major}.{init.minor}; {needed} (Linux 3.15) is needed",
+                    f"this kernel has FUSE {init.major}.{init.minor}, and kitfs needs {needed} (Linux 3.15)",
                     errno=errno.EPROTO,
                 )
             agreed = abi.negotiate(init, passthrough=self._wants_passthrough)
@@ -148,15 +148,15 @@ class Session:
         return False
 
     def _receive(self, fd: int) -> bytes:
-        """The next request; empty when the connection has ended."""
+        """Read the next request; empty when the connection has ended."""
         while True:
             try:
                 return os.read(fd, abi.READ_BUFFER)
             except OSError as e:
                 if e.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
-                    continue  # ENOENT: the request was interrupted before we had it
+                    continue  # ENOENT: the request was interrupted before it was read
                 if e.errno not in (errno.ENODEV, errno.ECONNABORTED):
-                    self._log.error("reading of FUSE requests ends: %s", e)
+                    self._log.error("cannot read requests from /dev/fuse: %s", e)
                 return b""
 
     def _reply(self, fd: int, unique: int, reply: Reply) -> None:
@@ -168,8 +168,8 @@ class Session:
                 os.write(fd, abi.out_header(unique, error=number))
         except OSError as e:
             if e.errno in (errno.ENOENT, errno.ENODEV, errno.EPIPE, errno.ECONNRESET):
-                return  # interrupted, aborted or unmounted: nobody waits for it
-            self._log.error("the kernel does not take a reply of %d bytes: %s", len(payload), e)
+                return  # interrupted, aborted or unmounted: no task waits for the reply
+            self._log.error("cannot write a reply of %d bytes to /dev/fuse: %s", len(payload), e)
             self._counters.add("bugs")
             if payload:
                 self._reply(fd, unique, (errno.EIO, b""))
@@ -183,7 +183,7 @@ class Session:
                 if request.opcode != Op.READ or tally["read"] >= _TALLY:
                     self._count(tally)
                 self._take(fd, request)
-            except Exception as e:  # noqa: BLE001 - a worker that ends would leave its queue unanswered
+            except Exception as e:  # noqa: BLE001 - the requests of a worker that ended would get no reply
                 self._failures.errno_of("session", e)
         self._count(tally)
 
@@ -193,24 +193,22 @@ class Session:
         tally.clear()
 
     def _take(self, fd: int, request: Request) -> None:
-        """Answer a request now, or leave it to the cold pool."""
+        """Answer a request now, or submit it to the blocking pool."""
         if request.opcode == Op.INTERRUPT:
-            self._cold.interrupt(request.interrupted())
+            self._blocking.interrupt(request.interrupted())
         elif request.opcode not in _SILENT:
             try:
                 reply = self._answer(request, False)
             except WouldBlock:
                 reply_later = partial(self._reply, fd, request.unique)
-                self._cold.submit(
+                self._blocking.submit(
                     Waiting(request.unique, request.pid, partial(self._answer, request, True), reply_later)
                 )
             else:
                 self._reply(fd, request.unique, reply)
 
     def _answer(self, request: Request, wait: bool) -> Reply:
-        """Every request's one place: the operation, and what its failure is called. Raises WouldBlock, unless it may
-        wait.
-        """
+        """Run the operation of a request, and turn its failure into an errno. Raises WouldBlock, unless it may wait."""
         operation = self._operations.get(request.opcode)
         if operation is None:
             if request.opcode == Op.IOCTL:
@@ -222,7 +220,7 @@ class Session:
             if not wait:
                 raise
             return self._failures.errno_of(request.operation, e), b""
-        except Exception as e:  # noqa: BLE001 - whatever it is, the kernel waits for an answer
+        except Exception as e:  # noqa: BLE001 - the kernel waits for a reply to every request
             return self._failures.errno_of(request.operation, e), b""
 
     # -- operations
@@ -288,7 +286,7 @@ class Session:
 
 
 def _sized(value: bytes, size: int) -> bytes:
-    """A value for a caller's buffer of ``size`` bytes; 0 asks for the size."""
+    """Encode a value for a buffer of ``size`` bytes; a buffer of 0 gets the size of the value."""
     if size == 0:
         return abi.xattr_size_out(len(value))
     if len(value) > size:
@@ -322,17 +320,17 @@ class KernelTransport:
         return f"<KernelTransport {self._options.source} on {self._options.mountpoint}>"
 
     def mount(self) -> None:
-        """Make the mount; what asks it anything waits for ``serve``. Raises MountError."""
+        """Make the mount, whose requests wait until ``serve`` is called. Raises MountError."""
         self._fd = mount_fuse(self._options)
 
     def serve(self, ready: Callable[[], None]) -> None:
-        """Answer the kernel until the mount is gone, on this thread and a few more. ``ready`` is called when the
-        mount answers.
+        """Serve the mount until it has ended, on this thread and a few more. ``ready`` is called when the mount
+        answers.
 
         Raises MountError when the kernel's protocol is too old.
         """
         if self._fd is None:
-            raise MountError(f"{self._options.mountpoint} is not mounted", errno=errno.EINVAL)
+            raise MountError(f"cannot serve {self._options.mountpoint}: it is not mounted", errno=errno.EINVAL)
         fd, self._fd = self._fd, None
         fds = [fd]
         try:
@@ -364,9 +362,7 @@ class KernelTransport:
             session.invalidate(inodes)
 
     def stop(self) -> None:
-        """Ask the mount to end: unmounted, or detached while somebody uses it; ``serve`` then returns with its last
-        user.
-        """
+        """Unmount, or detach the mount if it is in use; ``serve`` returns when its last file is closed."""
         try:
             try:
                 unmount(self._options.mountpoint, lazy=False)
@@ -385,13 +381,13 @@ def _workers() -> int:
 
 
 def _cloned(fd: int) -> int:
-    """Another descriptor of the same connection with a queue of its own; ``fd`` itself, to share, where that cannot
-    be had.
+    """Return another descriptor of the same connection, with a queue of its own; ``fd`` itself, which workers then
+    share, if that is not possible.
     """
     try:
         clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return fd  # an ordinary user's fusermount3 may open it when we may not
+        return fd  # fusermount3 may have opened a device that this user may not open
     try:
         fcntl.ioctl(clone, _DEV_IOC_CLONE, struct.pack("=I", fd))
     except OSError:
