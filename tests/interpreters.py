@@ -143,7 +143,8 @@ def fuse_device_for_everybody() -> Iterator[None]:
         yield
     finally:
         with _shared_json(shared) as state:
-            state["pids"] = [pid for pid in state["pids"] if pid != me and alive(pid)]
+            state["pids"].remove(me)  # once: an outer use in this process may go on
+            state["pids"] = [pid for pid in state["pids"] if alive(pid)]
             if not state["pids"]:
                 device.chmod(state["mode"])
                 state.clear()

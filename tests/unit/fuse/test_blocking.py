@@ -45,7 +45,7 @@ def test_no_more_threads_than_asked_for() -> None:
     pool, replies, gate = BlockingPool(eintr=EINTR, threads=2), Replies(), threading.Event()
     for unique in range(5):
         pool.submit(Waiting(unique, 0, stalled(gate), replies.to(unique)))
-    assert repr(pool) == "<ColdPool 5 waiting, 2 threads>"
+    assert repr(pool) == "<BlockingPool 5 waiting, 2 threads>"
     gate.set()
     replies.wait(*range(5))
     assert set(replies.got.values()) == {(0, b"late")}

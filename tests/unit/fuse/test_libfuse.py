@@ -65,7 +65,7 @@ def test_a_mount_that_libfuse_refuses_is_an_error_of_serve(tmp_path: Path) -> No
     refused = transport(tmp_path / "m")
     refused.mount()
     (tmp_path / "m").rmdir()
-    with pytest.raises(MountError, match="libfuse could not mount"):
+    with pytest.raises(MountError, match="libfuse cannot mount at"):
         refused.serve(lambda: None)
 
 

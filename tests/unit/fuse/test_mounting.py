@@ -16,6 +16,7 @@ from kitfs.errors import MountError
 from kitfs.fuse import mounting
 from kitfs.fuse.mounting import MountInfo, MountOptions, parse_mountinfo
 from tests.conftest import needs
+from tests.interpreters import fuse_device_for_everybody
 
 MOUNTINFO = rb"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
 23 22 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 master:3 - proc proc rw
@@ -164,8 +165,8 @@ def as_nobody(action: Callable[[], object]) -> tuple[int, str]:
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A directory that every user can look into."""
-    with tempfile.TemporaryDirectory() as name:
+    """A directory that every user can look into, while every user may open /dev/fuse."""
+    with tempfile.TemporaryDirectory() as name, fuse_device_for_everybody():
         Path(name).chmod(0o755)
         yield Path(name)
 

@@ -118,7 +118,7 @@ def test_a_kernel_that_is_too_old_is_refused(fresh: FuseWire, major: int, minor:
     assert fresh.init(major=major, minor=minor).error == errno.EPROTO
     fresh.wait()
     assert isinstance(fresh.failure, MountError)
-    assert str(fresh.failure) == f"this kernel speaks FUSE {major}.{minor}; 7.23 (Linux 3.15) is needed"
+    assert str(fresh.failure) == f"this kernel has FUSE {major}.{minor}, and kitfs needs 7.23 (Linux 3.15)"
 
 
 def test_an_unmount_before_init_is_no_error(fresh: FuseWire) -> None:
