@@ -117,7 +117,7 @@ def open_transport(at: Starting, filesystem: FileSystem) -> Transport:
     request = at.request
     options = MountOptions(mountpoint=request.mountpoint, source=request.reference, allow_other=request.allow_other)
     if request.transport_name == "kernel":
-        from kitfs.fuse.session import KernelTransport
+        from kitfs.fuse.kernel import KernelTransport
 
         return KernelTransport(filesystem, options, counters=at.counters, log=at.log)
     from kitfs.fuse.libfuse import LibfuseTransport

@@ -3,8 +3,8 @@
 There is no I/O here. Every layout is a struct of <linux/fuse.h>, which is named beside it; fields are in native byte
 order, because both ends are on one machine.
 
-Negotiation (``negotiate``): the kernel offers a version and flags in INIT. The reply has the older of both versions, and
-the flags of ``WANTED`` that were offered; nothing else may be used afterwards. Threading: pure functions.
+Negotiation (``negotiate``): the kernel offers a version and flags in INIT. The reply has the older of both versions,
+and the flags of ``WANTED`` that were offered; nothing else may be used afterwards. Threading: pure functions.
 """
 
 from __future__ import annotations
@@ -281,8 +281,8 @@ def init_out(agreed: Negotiated) -> bytes:
     pages = MAX_PAGES if agreed.flags & InitFlag.MAX_PAGES else 0
     depth = STACK_DEPTH if agreed.flags & InitFlag.PASSTHROUGH else 0
     return _INIT_OUT.pack(
-        MAJOR, agreed.minor, agreed.max_readahead, agreed.flags & _U32_MAX, MAX_BACKGROUND, CONGESTION, MAX_WRITE, 1, pages, 0,
-        agreed.flags >> 32, depth,
+        MAJOR, agreed.minor, agreed.max_readahead, agreed.flags & _U32_MAX, MAX_BACKGROUND, CONGESTION, MAX_WRITE, 1,
+        pages, 0, agreed.flags >> 32, depth,
     )  # fmt: skip
 
 
@@ -307,7 +307,8 @@ def inval_inode(nodeid: int) -> bytes:
 def _attr(attr: Attr) -> bytes:
     time = max(0, int(attr.mtime))
     return _ATTR.pack(
-        attr.ino, attr.size, -(-attr.size // _BLOCK), time, time, time, 0, 0, 0, attr.mode, attr.nlink, attr.uid, attr.gid, 0, _BLKSIZE, 0
+        attr.ino, attr.size, -(-attr.size // _BLOCK), time, time, time, 0, 0, 0,
+        attr.mode, attr.nlink, attr.uid, attr.gid, 0, _BLKSIZE, 0,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Answer requests that wait for the network or for a decoder, on a pool of threads, unless the requesting task is killed.
+"""Answer requests that wait for the network or for a decoder, on a pool of threads, unless their task is killed.
 
 A waiting request must not fail because of a signal: EINTR in a page fault is SIGBUS, and Go programs and profilers get
 signals all the time. So after an INTERRUPT the pool only looks at the task that sent the request. If that task is dying
@@ -29,8 +29,8 @@ Reply = tuple[int, bytes | memoryview]  # positive errno (0: none), payload
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One request in the pool. ``pid`` is the id of the requesting thread; ``reply`` writes the answer to the descriptor
-    that the request came from.
+    """One request in the pool. ``pid`` is the id of the requesting thread; ``reply`` writes the answer to the
+    descriptor that the request came from.
     """
 
     unique: int

@@ -24,7 +24,7 @@ QUIET: Final = 10.0  # seconds
 _CAUSES: Final = 1000  # causes that are remembered; after that many, all are forgotten
 
 
-class Failures:
+class ErrnoPolicy:
     """Applies the rule to the exceptions of one mount."""
 
     def __init__(self, counters: Counters, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from typing import Final, Literal
 
 from kitfs.fuse.mapped import SMALLEST, MappedLayers
-from kitfs.fuse.replies import Attr, Backing, DirEntry, Entry, Handle, Opened, StatFS
+from kitfs.fuse.replies import Attr, Backing, DirEntry, Handle, Lookup, Opened, StatFS
 from kitfs.kit.inode import Inode
 from kitfs.kit.tree import Node, Tree
 from kitfs.metrics import Counters
@@ -69,10 +69,10 @@ class FileSystem:
         self._cached: dict[str, set[Inode]] = {}  # by layer: inodes of which the kernel may have bytes in its cache
         self._outdated: set[Inode] = set()  # inodes of which the kernel may have wrong bytes in its cache
 
-    def lookup(self, parent: Inode, name: bytes, *, wait: bool = True) -> Entry:
+    def lookup(self, parent: Inode, name: bytes, *, wait: bool = True) -> Lookup:
         """Look up a name in a directory. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock, KitfsError."""
         node = self._tree.lookup(self._tree.node(parent), name.decode("utf-8", "surrogateescape"), wait=wait)
-        return Entry(node.inode, self._attr(node))
+        return Lookup(node.inode, self._attr(node))
 
     def getattr(self, inode: Inode) -> Attr:
         """Return the attributes of an inode that was looked up, without waiting."""

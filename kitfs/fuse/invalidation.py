@@ -1,8 +1,8 @@
 """Have the kernel drop the pages of files whose bytes turned out to be wrong.
 
-The kernel waits in such a notification for pages that are being read, and so for the answers of the session. It is
-therefore sent from a thread of its own, which holds neither a request nor a lock. Threading: every method from any
-thread.
+While the kernel handles such a notification, it waits for pages that are being read, and so for replies of kitfs. The
+notification is therefore sent from a thread of its own, which holds neither a request nor a lock. Threading: every
+method from any thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kitfs.kit.inode import Inode
 
 
 class Invalidation:
-    """Sends the notifications of one session to the connection of ``fd``; its thread is started by the first one."""
+    """Sends the notifications of the connection of ``fd``; the first one starts the thread."""
 
     def __init__(self, fd: int, log: logging.Logger) -> None:
         self._fd = fd
@@ -30,7 +30,7 @@ class Invalidation:
         self._closed = False
 
     def submit(self, inodes: Collection[Inode]) -> None:
-        """Have the pages of files dropped soon; nothing happens after ``close``."""
+        """Queue files whose pages are to be dropped; does nothing after ``close``."""
         with self._lock:
             if self._closed or not inodes:
                 return
@@ -61,4 +61,4 @@ class Invalidation:
         except OSError as e:
             # ENOENT: the kernel has forgotten the inode, and its pages with it. The others: the mount has ended.
             if e.errno not in (errno.ENOENT, errno.ENODEV, errno.EPIPE, errno.ECONNRESET):
-                self._log.error("the kernel does not drop the pages of inode %d: %s", inode, e)
+                self._log.error("cannot drop the cached pages of inode %d: %s", inode, e)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kitfs.errors import MountError
 from kitfs.fuse.abi import FOREVER
-from kitfs.fuse.errno_policy import Failures
+from kitfs.fuse.errno_policy import ErrnoPolicy
 from kitfs.fuse.mounting import DEVICE, MountOptions, check_allow_other, device_error, escaped, fusermount, unmount
 from kitfs.fuse.replies import Attr, Handle
 from kitfs.kit.inode import ROOT, Inode
@@ -48,7 +48,7 @@ class Operations:
     use_ns = True  # times are whole nanoseconds
 
     def __init__(
-        self, filesystem: FileSystem, *, ready: Callable[[], None], counters: Counters, failures: Failures
+        self, filesystem: FileSystem, *, ready: Callable[[], None], counters: Counters, failures: ErrnoPolicy
     ) -> None:
         self._fs = filesystem
         self._ready = ready
@@ -112,7 +112,8 @@ class Operations:
     def statfs(self, path: str) -> dict[str, int]:
         about = self._fs.statfs()
         return {
-            "f_bsize": about.block_size, "f_frsize": about.block_size, "f_blocks": about.blocks, "f_bfree": 0, "f_bavail": about.available,
+            "f_bsize": about.block_size, "f_frsize": about.block_size,
+            "f_blocks": about.blocks, "f_bfree": 0, "f_bavail": about.available,
             "f_files": about.files, "f_ffree": 0, "f_favail": 0, "f_namemax": about.name_max,
         }  # fmt: skip
 
@@ -126,8 +127,9 @@ class Operations:
 def _stat(attr: Attr) -> dict[str, int]:
     when = max(0, int(attr.mtime)) * 10**9
     return {
-        "st_ino": attr.ino, "st_mode": attr.mode, "st_nlink": attr.nlink, "st_uid": attr.uid, "st_gid": attr.gid, "st_size": attr.size,
-        "st_blocks": -(-attr.size // _BLOCK), "st_blksize": 128 << 10, "st_atime": when, "st_mtime": when, "st_ctime": when,
+        "st_ino": attr.ino, "st_mode": attr.mode, "st_nlink": attr.nlink, "st_uid": attr.uid, "st_gid": attr.gid,
+        "st_size": attr.size, "st_blocks": -(-attr.size // _BLOCK), "st_blksize": 128 << 10,
+        "st_atime": when, "st_mtime": when, "st_ctime": when,
     }  # fmt: skip
 
 
@@ -186,16 +188,17 @@ class LibfuseTransport:
         thread.join()
         if failure:
             raise MountError(
-                f"libfuse cannot mount at {self._options.mountpoint}; its message is on stderr, or in the log of the mount",
+                f"libfuse cannot mount at {self._options.mountpoint}; its message is on stderr or in the log",
                 errno=errno.EIO,
             )
 
     def _run(self, ready: Callable[[], None], failure: list[Exception]) -> None:
-        failures = Failures(self._counters, self._log)
+        failures = ErrnoPolicy(self._counters, self._log)
         operations = Operations(self._filesystem, ready=ready, counters=self._counters, failures=failures)
         options: dict[str, Any] = {
-            "fsname": _latin(escaped(self._options.source)), "subtype": "kitfs", "ro": True, "nosuid": True, "nodev": True,
-            "default_permissions": True, "use_ino": True, "raw_fi": True, "entry_timeout": FOREVER, "attr_timeout": FOREVER,
+            "fsname": _latin(escaped(self._options.source)), "subtype": "kitfs",
+            "ro": True, "nosuid": True, "nodev": True, "default_permissions": True, "use_ino": True, "raw_fi": True,
+            "entry_timeout": FOREVER, "attr_timeout": FOREVER,
         }  # fmt: skip
         if self._options.allow_other:
             options["allow_other"] = True

@@ -166,7 +166,7 @@ def requests_waiting(device: str) -> int | None:
 
 
 def raise_readahead(mountpoint: str) -> None:
-    """Have the kernel read ahead up to ``READAHEAD_KIB`` in the mount at a path, as far as this process may decide that.
+    """Have the kernel read ahead up to ``READAHEAD_KIB`` in the mount at a path, if this process may decide that.
 
     The kernel's own limit is 128 KiB, which takes eight requests for 1 MiB.
     """
@@ -321,7 +321,7 @@ def check_allow_other() -> None:
         allowed = False
     if not allowed:
         raise MountError(
-            f"other users may not be let into this mount: put user_allow_other into {FUSE_CONF}, or mount with --no-allow-other",
+            f"cannot let other users into the mount: put user_allow_other into {FUSE_CONF}, or use --no-allow-other",
             errno=errno.EPERM,
         )
 

@@ -1,11 +1,11 @@
 """FUSE passthrough: files that the kernel reads from the store by itself, without a request.
 
-A file can be read so when it is a whole blob that the store has verified (``FileSystem.backing``). The kernel refuses to
-mix passthrough and cached handles on one node, so such a file has a second node id, with the same st_ino: its inode with
-the highest bit set, which no inode of a tree has. Handles under the first node id stay as they are; a name leads to the
-second one from the next lookup on, for which names of files that may still be verified are valid for ``SOON`` seconds.
-An opening of the second node id is a passthrough, or it fails with ESTALE: the kernel then looks the name up again, and
-finds the first one.
+This works for a file that is a whole blob which the store has verified (``FileSystem.backing``). The kernel refuses to
+mix passthrough and cached handles on one node. So such a file has a second node id with the same st_ino: its inode with
+the highest bit set, which no inode of a tree has. Handles of the first node id stay cached; the next lookup of the name
+returns the second node id. For that, the name of a file that may still be verified is valid for ``SOON`` seconds only.
+An opening of the second node id is a passthrough or fails with ESTALE. After ESTALE the kernel looks the name up again,
+and the lookup returns the first node id.
 
 Source: FUSE_PASSTHROUGH in <linux/fuse.h> and Documentation/filesystems/fuse-passthrough.rst; Linux 6.9. Threading: any
 thread; one lock guards the table of open files, and is held over two short ioctls.
@@ -84,7 +84,7 @@ class NativeFiles:
         return Place(inode | _NATIVE) if backing is Backing.NOW else Place(inode, SOON)
 
     def open(self, inode: Inode, handle: Handle) -> int:
-        """Return the backing id for a new handle. Raises OSError ESTALE when the file cannot be passthrough any more."""
+        """Return the backing id for a new handle. Raises OSError ESTALE if passthrough is not possible any more."""
         with self._lock:
             backed = self._open.get(inode)
             if backed is None:
@@ -114,7 +114,7 @@ class NativeFiles:
         self._log.info("the kernel does not read inode %d from the store by itself: %s", inode, error.strerror)
 
     def release(self, handle: Handle) -> None:
-        """Close the backing file of a handle with its last one; handles of other files are none of its business."""
+        """Forget a handle, and close the backing file with its last handle. Cached handles are ignored."""
         if handle not in self._handles:
             return
         with self._lock:

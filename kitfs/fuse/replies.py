@@ -11,8 +11,8 @@ Handle = NewType("Handle", int)
 
 
 class Attr(NamedTuple):
-    """The attributes that stat(2) shows. ``mode`` includes the file type, ``size`` is in bytes, ``mtime`` in seconds since
-    the epoch.
+    """The attributes that stat(2) shows. ``mode`` includes the file type, ``size`` is in bytes, ``mtime`` in seconds
+    since the epoch.
     """
 
     ino: int
@@ -24,7 +24,7 @@ class Attr(NamedTuple):
     mtime: int
 
 
-class Entry(NamedTuple):
+class Lookup(NamedTuple):
     """The result of a lookup."""
 
     inode: Inode
@@ -56,7 +56,7 @@ class DirEntry(NamedTuple):
 
 
 class StatFS(NamedTuple):
-    """The figures that statfs(2) shows of a full, read-only file system of ``blocks`` blocks of ``block_size`` bytes."""
+    """The figures that statfs(2) shows: a full, read-only file system of ``blocks`` blocks of ``block_size`` bytes."""
 
     blocks: int
     files: int

@@ -19,10 +19,10 @@ import pytest
 
 from kitfs.fuse import mounting
 from kitfs.fuse.filesystem import FileSystem
+from kitfs.fuse.kernel import KernelTransport
 from kitfs.fuse.mounting import MountOptions
 from kitfs.fuse.passthrough import SOON
 from kitfs.fuse.replies import Backing
-from kitfs.fuse.session import KernelTransport
 from kitfs.metrics import Counters
 from tests.fakes.filesystem import MemoryFileSystem
 from tests.host import wait_until

@@ -24,9 +24,9 @@ import pytest
 from kitfs.errors import IntegrityError, MountError
 from kitfs.fuse import mounting
 from kitfs.fuse.filesystem import FileSystem
+from kitfs.fuse.kernel import KernelTransport
 from kitfs.fuse.libfuse import LibfuseTransport
 from kitfs.fuse.mounting import MountOptions
-from kitfs.fuse.session import KernelTransport
 from kitfs.metrics import Counters
 from tests.conftest import needs
 from tests.errnos import errno_of

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kitfs.errors import WouldBlock
-from kitfs.fuse.replies import Attr, Backing, DirEntry, Entry, Handle, Opened, StatFS
+from kitfs.fuse.replies import Attr, Backing, DirEntry, Handle, Lookup, Opened, StatFS
 from kitfs.kit.inode import Inode, NoEntry
 
 MTIME = 1_700_000_000
@@ -119,7 +119,7 @@ class MemoryFileSystem:
             mode, size = stat.S_IFREG | 0o644, len(node.content)
         return Attr(ino=node.number, size=size, mode=mode, nlink=1, uid=os.geteuid(), gid=os.getegid(), mtime=MTIME)
 
-    def lookup(self, parent: Inode, name: bytes, *, wait: bool = True) -> Entry:
+    def lookup(self, parent: Inode, name: bytes, *, wait: bool = True) -> Lookup:
         node = self.nodes[parent]
         if node.content is not None:
             raise _os_error(errno.ENOTDIR)
@@ -130,7 +130,7 @@ class MemoryFileSystem:
         if name not in node.children:
             raise NoEntry(final=os.fsdecode(path) not in self.passing)
         child = node.children[name]
-        return Entry(Inode(child.number), self._attr(child))
+        return Lookup(Inode(child.number), self._attr(child))
 
     def getattr(self, inode: Inode) -> Attr:
         return self._attr(self.nodes[inode])

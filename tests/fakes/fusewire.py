@@ -1,7 +1,7 @@
-"""The kernel's side of /dev/fuse on a socketpair, for tests of ``kitfs.fuse.session`` without a kernel.
+"""The kernel's side of /dev/fuse on a socketpair, for tests of ``kitfs.fuse.connection`` without a kernel.
 
     with FuseWire() as wire:
-        wire.serve(session)                # runs session.run on a thread; the session reads wire.fd
+        wire.serve(connection)                # runs connection.run on a thread; the connection reads wire.fd
         wire.init()
         reply = wire.call(LOOKUP, node=1, body=b"name\\0")
 
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
 
 class Runs(Protocol):
-    """An object with the ``run`` of a session."""
+    """An object with the ``run`` of a connection."""
 
     def run(self, ready: Callable[[], None]) -> None: ...
 
@@ -62,20 +62,20 @@ class FuseWire:
         self._kernel.close()
         self._daemon.close()
 
-    def serve(self, session: Runs) -> None:
-        """Run the session on a thread until ``hang_up``; ``failure`` is the exception that it raises."""
+    def serve(self, connection: Runs) -> None:
+        """Run the connection on a thread until ``hang_up``; ``failure`` is the exception that it raises."""
 
         def run() -> None:
             try:
-                session.run(self.ready.set)
+                connection.run(self.ready.set)
             except BaseException as e:  # noqa: BLE001 - the test looks at it
                 self.failure = e
 
-        self._thread = threading.Thread(target=run, name="session")
+        self._thread = threading.Thread(target=run, name="connection")
         self._thread.start()
 
     def hang_up(self) -> None:
-        """Close the wire as an unmount does; return when the session has ended."""
+        """Close the wire as an unmount does; return when the connection has ended."""
         try:
             self._kernel.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -83,10 +83,10 @@ class FuseWire:
         self.wait()
 
     def wait(self) -> None:
-        """Wait until the session has ended."""
+        """Wait until the connection has ended."""
         if self._thread is not None:
             self._thread.join(PATIENCE)
-            assert not self._thread.is_alive(), "the session does not end"
+            assert not self._thread.is_alive(), "the connection does not end"
 
     def send_raw(self, data: bytes) -> None:
         """Send one message as it is."""
@@ -119,7 +119,7 @@ class FuseWire:
 
     def _take(self) -> None:
         data = self._kernel.recv(1 << 20)
-        assert data, "the session hung up"
+        assert data, "the connection hung up"
         length, error, about = struct.unpack_from("=IiQ", data)
         assert length == len(data), "a reply of another length than it says"
         if about == 0:

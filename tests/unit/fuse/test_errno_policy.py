@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from kitfs.errors import IntegrityError, NotFound, Unauthorized, WouldBlock
-from kitfs.fuse.errno_policy import QUIET, Failures
+from kitfs.fuse.errno_policy import QUIET, ErrnoPolicy
 from kitfs.metrics import Counters
 
 
@@ -30,8 +30,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def failures(counters: Counters, clock: Clock) -> Failures:
-    return Failures(counters, logging.getLogger("kitfs.test"), clock=clock)
+def policy(counters: Counters, clock: Clock) -> ErrnoPolicy:
+    return ErrnoPolicy(counters, logging.getLogger("kitfs.test"), clock=clock)
 
 
 @pytest.mark.parametrize(
@@ -48,20 +48,20 @@ def failures(counters: Counters, clock: Clock) -> Failures:
         ("read", WouldBlock(), errno.EIO),
     ],
 )
-def test_each_exception_has_its_errno(failures: Failures, operation: str, error: Exception, number: int) -> None:
+def test_each_exception_has_its_errno(policy: ErrnoPolicy, operation: str, error: Exception, number: int) -> None:
     """Reads fail with EIO only; other operations with what the error carries; bugs with EIO."""
-    assert failures.errno_of(operation, error) == number
+    assert policy.errno_of(operation, error) == number
 
 
 def test_every_eio_is_counted_and_repeats_are_logged_once(
-    failures: Failures, counters: Counters, clock: Clock, caplog: pytest.LogCaptureFixture
+    policy: ErrnoPolicy, counters: Counters, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line for a cause, and after a while one that says how many there were."""
     for _ in range(5):
-        failures.errno_of("read", IntegrityError("layer sha256:1"))
-    failures.errno_of("read", IntegrityError("layer sha256:2"))
+        policy.errno_of("read", IntegrityError("layer sha256:1"))
+    policy.errno_of("read", IntegrityError("layer sha256:2"))
     clock.now = QUIET
-    failures.errno_of("read", IntegrityError("layer sha256:1"))
+    policy.errno_of("read", IntegrityError("layer sha256:1"))
     assert counters.get("errors") == 7
     assert [r.getMessage() for r in caplog.records] == [
         "read: layer sha256:1",
@@ -70,20 +70,20 @@ def test_every_eio_is_counted_and_repeats_are_logged_once(
     ]
 
 
-def test_a_posix_answer_is_no_error(failures: Failures, counters: Counters, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_posix_answer_is_no_error(policy: ErrnoPolicy, counters: Counters, caplog: pytest.LogCaptureFixture) -> None:
     """ENOENT is neither counted nor logged."""
-    failures.errno_of("lookup", OSError(errno.ENOENT, "no"))
+    policy.errno_of("lookup", OSError(errno.ENOENT, "no"))
     assert (counters.get("errors"), caplog.records) == (0, [])
 
 
 def test_a_bug_has_a_traceback_and_a_count(
-    failures: Failures, counters: Counters, caplog: pytest.LogCaptureFixture
+    policy: ErrnoPolicy, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The traceback is in the log."""
     try:
         raise KeyError("x")
     except KeyError as e:
-        failures.errno_of("getattr", e)
+        policy.errno_of("getattr", e)
     assert counters.get("bugs") == 1
     assert caplog.records[0].exc_info is not None
     assert "Traceback" in caplog.text

@@ -1,4 +1,4 @@
-"""The kernel transport's session against a socketpair that speaks the FUSE protocol."""
+"""The kernel transport's connection against a socketpair that speaks the FUSE protocol."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from kitfs.errors import IntegrityError, MountError, Unauthorized
 from kitfs.fuse.blocking import dying
+from kitfs.fuse.connection import Connection
 from kitfs.fuse.filesystem import FileSystem
-from kitfs.fuse.session import Session
 from kitfs.kit.inode import Inode
 from kitfs.metrics import Counters
 from tests.fakes import fusewire as wires
@@ -62,16 +62,16 @@ def socket() -> Iterator[FuseWire]:
 
 
 @pytest.fixture
-def session(socket: FuseWire, fs: MemoryFileSystem, counters: Counters, doomed: Doomed) -> Session:
-    """A session with two workers that does not run yet."""
+def connection(socket: FuseWire, fs: MemoryFileSystem, counters: Counters, doomed: Doomed) -> Connection:
+    """A connection with two workers that does not run yet."""
     log = logging.getLogger("kitfs.test")
-    return Session(cast(FileSystem, fs), [socket.fd, socket.fd], counters=counters, log=log, is_dying=doomed)
+    return Connection(cast(FileSystem, fs), [socket.fd, socket.fd], counters=counters, log=log, is_dying=doomed)
 
 
 @pytest.fixture
-def fresh(socket: FuseWire, session: Session, fs: MemoryFileSystem) -> Iterator[FuseWire]:
-    """A session that runs, before INIT."""
-    socket.serve(session)
+def fresh(socket: FuseWire, connection: Connection, fs: MemoryFileSystem) -> Iterator[FuseWire]:
+    """A connection that runs, before INIT."""
+    socket.serve(connection)
     yield socket
     for gate in fs.cold.values():
         gate.set()
@@ -79,7 +79,7 @@ def fresh(socket: FuseWire, session: Session, fs: MemoryFileSystem) -> Iterator[
 
 @pytest.fixture
 def wire(fresh: FuseWire) -> FuseWire:
-    """A session after INIT."""
+    """A connection after INIT."""
     fresh.init()
     return fresh
 
@@ -150,11 +150,11 @@ def test_lookup_getattr_open_read_release(wire: FuseWire, fs: MemoryFileSystem) 
     assert fs.open_handles == {}
 
 
-def test_pages_of_a_wrong_file_are_dropped(session: Session, wire: FuseWire, fs: MemoryFileSystem) -> None:
+def test_pages_of_a_wrong_file_are_dropped(connection: Connection, wire: FuseWire, fs: MemoryFileSystem) -> None:
     """The kernel is notified of each inode, from its first byte to its end, and the next opening keeps no cache."""
     node = wire.lookup(b"file")
     fs.by_layer["sha256:1"] = [Inode(node), Inode(7)]
-    session.invalidate(fs.failed("sha256:1"))
+    connection.invalidate(fs.failed("sha256:1"))
     assert [wire.notification() for _ in range(2)] == [(2, struct.pack("=Qqq", n, 0, 0)) for n in (node, 7)]
     assert [wire.open(node)[1] for _ in range(2)] == [NOFLUSH, KEEP_CACHE | NOFLUSH]
 
@@ -241,7 +241,7 @@ def test_forgets_have_no_reply(wire: FuseWire) -> None:
 
 
 def test_requests_are_counted_by_operation(wire: FuseWire, counters: Counters) -> None:
-    """Every one once the session has ended."""
+    """Every one once the connection has ended."""
     node = wire.lookup(b"file")
     handle, _ = wire.open(node)
     for _ in range(100):

@@ -1,7 +1,5 @@
-"""The kernel transport: it serves a file system over the protocol of /dev/fuse.
-
-``Connection`` reads requests from descriptors and writes replies; ``KernelTransport`` makes the mount and the
-descriptors. Both only decode, call the file system, count and encode.
+"""Serve a file system over one connection of /dev/fuse: read requests, decode them, call the file system, count, encode
+and write replies. ``kernel`` makes the mount and the descriptors.
 
 Threading: one worker per descriptor. Descriptors are cloned if possible, so that workers do not wait for one lock.
 Workers never block: they call the file system with ``wait=False``, and a request that would block goes to the blocking
@@ -12,10 +10,8 @@ came from, where the kernel expects it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
-import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -26,9 +22,8 @@ from kitfs.errors import MountError, WouldBlock
 from kitfs.fuse import abi
 from kitfs.fuse.abi import InitFlag, Op, OpenFlag, Request
 from kitfs.fuse.blocking import BlockingPool, Reply, Waiting, dying
-from kitfs.fuse.errno_policy import Failures
+from kitfs.fuse.errno_policy import ErrnoPolicy
 from kitfs.fuse.invalidation import Invalidation
-from kitfs.fuse.mounting import DEVICE, MountOptions, mount_fuse, raise_readahead, unmount
 from kitfs.fuse.passthrough import NativeFiles, inode_of, is_native
 from kitfs.fuse.replies import Handle
 from kitfs.kit.inode import Inode, NoEntry
@@ -37,17 +32,16 @@ from kitfs.metrics import Counters
 if TYPE_CHECKING:
     from kitfs.fuse.filesystem import FileSystem
 
-_DEV_IOC_CLONE: Final = 0x8004E500  # FUSE_DEV_IOC_CLONE = _IOR(229, 0, uint32_t)
 _TALLY: Final = 64  # requests that a worker counts by itself before it takes the counters' lock
 _WRITES: Final = frozenset({
-    Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.LINK, Op.WRITE, Op.SETXATTR, Op.REMOVEXATTR,
-    Op.CREATE, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.TMPFILE,
+    Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.LINK, Op.WRITE,
+    Op.SETXATTR, Op.REMOVEXATTR, Op.CREATE, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.TMPFILE,
 })  # fmt: skip
 # Requests without a reply. NOTIFY_REPLY answers notifications of a kind that kitfs does not send.
 _SILENT: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.NOTIFY_REPLY})
 
 
-class Session:
+class Connection:
     """One connection to the kernel, from INIT to its end. The caller closes ``fds``; INIT comes from the first one."""
 
     def __init__(
@@ -64,7 +58,7 @@ class Session:
         self._fds = tuple(fds)
         self._counters = counters
         self._log = log
-        self._failures = Failures(counters, log)
+        self._failures = ErrnoPolicy(counters, log)
         self._blocking = BlockingPool(eintr=(errno.EINTR, b""), is_dying=is_dying)
         self._invalidation = Invalidation(self._fds[0], log)
         self._native = NativeFiles(filesystem, self._fds[0], log)
@@ -184,7 +178,7 @@ class Session:
                     self._count(tally)
                 self._take(fd, request)
             except Exception as e:  # noqa: BLE001 - the requests of a worker that ended would get no reply
-                self._failures.errno_of("session", e)
+                self._failures.errno_of("request", e)
         self._count(tally)
 
     def _count(self, tally: Counter[str]) -> None:
@@ -292,105 +286,3 @@ def _sized(value: bytes, size: int) -> bytes:
     if len(value) > size:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     return value
-
-
-class KernelTransport:
-    """A mount served over /dev/fuse."""
-
-    name: Final = "kernel"
-
-    def __init__(
-        self,
-        filesystem: FileSystem,
-        options: MountOptions,
-        *,
-        counters: Counters,
-        log: logging.Logger,
-        passthrough: bool = True,
-    ) -> None:
-        self._filesystem = filesystem
-        self._passthrough = passthrough and os.geteuid() == 0  # an ordinary user may not name backing files
-        self._options = options
-        self._counters = counters
-        self._log = log
-        self._fd: int | None = None
-        self._session: Session | None = None
-
-    def __repr__(self) -> str:
-        return f"<KernelTransport {self._options.source} on {self._options.mountpoint}>"
-
-    def mount(self) -> None:
-        """Make the mount, whose requests wait until ``serve`` is called. Raises MountError."""
-        self._fd = mount_fuse(self._options)
-
-    def serve(self, ready: Callable[[], None]) -> None:
-        """Serve the mount until it has ended, on this thread and a few more. ``ready`` is called when the mount
-        answers.
-
-        Raises MountError when the kernel's protocol is too old.
-        """
-        if self._fd is None:
-            raise MountError(f"cannot serve {self._options.mountpoint}: it is not mounted", errno=errno.EINVAL)
-        fd, self._fd = self._fd, None
-        fds = [fd]
-        try:
-            fds += [_cloned(fd) for _ in range(_workers() - 1)]
-            self._session = Session(
-                self._filesystem, fds, counters=self._counters, log=self._log, passthrough=self._passthrough
-            )
-            self._session.run(partial(self._answers, ready))
-        finally:
-            self._session = None
-            for each in set(fds):
-                os.close(each)
-
-    def _answers(self, ready: Callable[[], None]) -> None:
-        raise_readahead(self._options.mountpoint)
-        ready()
-
-    @property
-    def native_files(self) -> int:
-        """How many files are open that the kernel reads from the store by itself (FUSE passthrough)."""
-        session = self._session
-        return 0 if session is None else session.native_files
-
-    def known_wrong(self, digest: str) -> None:
-        """Have the kernel drop what it has of a layer that turned out to be wrong. Returns at once, from any thread."""
-        inodes = self._filesystem.failed(digest)
-        session = self._session
-        if session is not None and inodes:
-            session.invalidate(inodes)
-
-    def stop(self) -> None:
-        """Unmount, or detach the mount if it is in use; ``serve`` returns when its last file is closed."""
-        try:
-            try:
-                unmount(self._options.mountpoint, lazy=False)
-            except MountError as e:
-                if e.errno != errno.EBUSY:
-                    raise
-                unmount(self._options.mountpoint, lazy=True)
-        finally:
-            if self._fd is not None:  # never served
-                os.close(self._fd)
-                self._fd = None
-
-
-def _workers() -> int:
-    return min(4, max(2, os.cpu_count() or 2))
-
-
-def _cloned(fd: int) -> int:
-    """Return another descriptor of the same connection, with a queue of its own; ``fd`` itself, which workers then
-    share, if that is not possible.
-    """
-    try:
-        clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return fd  # fusermount3 may have opened a device that this user may not open
-    try:
-        fcntl.ioctl(clone, _DEV_IOC_CLONE, struct.pack("=I", fd))
-    except OSError:
-        os.close(clone)
-        return fd
-    return clone
