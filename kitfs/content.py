@@ -25,6 +25,10 @@ class Source(Protocol):
     ``size`` is the length in bytes, None while it is unknown (a decoder that has not reached its end). ``ranged`` is
     False when only a whole stream from byte 0 is available: a decoder, or a registry that ignores Range. It may turn
     from True to False, never back. A source does not store, verify, coalesce or prefetch; ``store.fetch`` does.
+
+    ``sender`` says who sends the bytes: it is equal for sources whose bytes come from the same endpoints, and "" for
+    bytes that were made here. ``distrust`` is called when the bytes that came had the wrong digest: it returns True if
+    the source has another endpoint and will read from that one, else False.
     """
 
     @property
@@ -32,6 +36,11 @@ class Source(Protocol):
 
     @property
     def ranged(self) -> bool: ...
+
+    @property
+    def sender(self) -> str: ...
+
+    def distrust(self) -> bool: ...
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, view) pieces in ascending order without gaps; a view is valid until the next piece is taken.

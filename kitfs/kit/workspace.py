@@ -38,7 +38,13 @@ class Workspace:
         self.log: Final = log
         self._layouts: dict[str, Layout] = {}
         with ExitStack() as stack:
-            self.store: Final = Store.open(options.cache_dir, size_limit=options.cache_size, counters=counters, log=log)
+            self.store: Final = Store.open(
+                options.cache_dir,
+                size_limit=options.cache_size,
+                patience=options.client.read_timeout,
+                counters=counters,
+                log=log,
+            )
             stack.callback(self.store.close)
             self.client: Final = open_client(options.client, kit_home=options.kit_home, counters=counters, log=log)
             stack.callback(self.client.close)

@@ -211,6 +211,15 @@ class DecodedSource:
         """Never: a decoder begins at the beginning."""
         return False
 
+    @property
+    def sender(self) -> str:
+        """Nobody: the bytes are made here."""
+        return ""
+
+    def distrust(self) -> bool:
+        """Return False: a decoder would give the same bytes again."""
+        return False
+
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """(offset, bytes) from 0 to the end, whatever was asked. Raises LayerError, and what the compressed blob
         raises.

@@ -19,6 +19,7 @@ import httpx
 
 from kitfs.errors import IntegrityError, KitfsError, RangeIgnored, RegistryError
 from kitfs.oci.manifest import Descriptor
+from kitfs.registry.direct_body import body_pieces
 from kitfs.registry.http import Endpoint, HttpClient, combined
 from kitfs.registry.http_errors import Broken, Stalled, check_encoding, host_of, mapped, shown
 from kitfs.registry.pace import LEAST
@@ -155,6 +156,8 @@ class RemoteBlob:
         self._what = what
         self._timeout = timeout
         self._ranged = True
+        self._used: set[Endpoint] = set()  # which have sent bytes
+        self._passed_by: set[Endpoint] = set()  # which have sent wrong bytes
 
     def __repr__(self) -> str:
         return f"<RemoteBlob {self._what} at {', '.join(e.host for e in self._endpoints)}>"
@@ -169,6 +172,19 @@ class RemoteBlob:
         """Whether single ranges are available, as far as it is known."""
         return self._ranged
 
+    @property
+    def sender(self) -> str:
+        """The scheme and host of every endpoint, one per line."""
+        urls = (httpx.URL(endpoint.base) for endpoint in self._endpoints)
+        return "\n".join(f"{url.scheme}://{host_of(url)}" for url in urls)
+
+    def distrust(self) -> bool:
+        """Pass by the mirrors that have sent bytes; returns False if only the last endpoint, the registry itself, has."""
+        bad = {endpoint for endpoint in self._endpoints[:-1] if endpoint in self._used}
+        self._passed_by |= bad
+        self._used.clear()
+        return bool(bad)
+
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, bytes) of [start, stop), or of everything from byte 0 if ranges are not available.
 
@@ -180,12 +196,14 @@ class RemoteBlob:
         rest = Remaining(start, stop, whole=False) if self._ranged else Remaining(0, self._size, whole=True)
         causes: list[KitfsError] = []
         for endpoint in self._endpoints:
+            if endpoint in self._passed_by:
+                continue
             try:
                 yield from self._resumed(endpoint, rest)
                 return
             except KitfsError as e:
                 causes.append(e)
-        raise combined(causes, self._endpoints)
+        raise combined(causes, tuple(e for e in self._endpoints if e not in self._passed_by))
 
     def _resumed(self, endpoint: Endpoint, rest: Remaining) -> Generator[tuple[int, memoryview], None, None]:
         """Yield the rest from one endpoint, by as many requests as it takes.
@@ -204,6 +222,7 @@ class RemoteBlob:
             speed.waited += time.monotonic() - began
             try:
                 first, end = self._span(endpoint, response, rest)
+                self._used.add(endpoint)
                 yield from self._received(endpoint, response, first, end, rest)
                 continue
             except Broken:
@@ -288,9 +307,8 @@ class RemoteBlob:
         host = host_of(response.request.url)
         try:
             with mapped(response.request.url, self._what):
-                body = response.iter_raw()
-                for piece in body:
-                    view = memoryview(piece)
+                body = body_pieces(response, end - at if sized else None)
+                for view in body:
                     if at + len(view) > end:
                         raise IntegrityError(f"{self._what}: {host} sent more bytes than the {end} that are due")
                     if at + len(view) == end and sized:

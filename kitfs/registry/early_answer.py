@@ -92,6 +92,28 @@ class DuplexStream(httpcore.NetworkStream):
         timeout.count_head(len(data))
         return data
 
+    @property
+    def can_receive_into(self) -> bool:
+        """Whether the connection has a socket of its own; TLS within TLS has none."""
+        return self._listens and not self._early
+
+    def receive_into(self, view: memoryview, timeout: float | None) -> int:
+        """Receive the next bytes of a body into a buffer; return their number, 0 at the end of the connection.
+
+        Raises ReadTimeout (of which TooSlow), ReadError.
+        """
+        sock: socket.socket = self._inner.get_extra_info("socket")
+        left = timeout.left() if isinstance(timeout, Pace) else timeout
+        if left is not None and left <= 0:
+            raise timeout.too_slow() if isinstance(timeout, Pace) else httpcore.ReadTimeout("timed out")
+        try:
+            sock.settimeout(left)
+            return sock.recv_into(view)
+        except TimeoutError as e:
+            raise timeout.too_slow() if isinstance(timeout, Pace) else httpcore.ReadTimeout(str(e)) from e
+        except OSError as e:
+            raise httpcore.ReadError(e) from e
+
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send the whole buffer, unless an answer arrives first.
 

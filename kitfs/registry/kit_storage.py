@@ -293,6 +293,23 @@ class LocalFirstBlob:
         """Whether single ranges are available; False once the registry has ignored a range."""
         return self._remote is None or self._remote.ranged
 
+    @property
+    def sender(self) -> str:
+        """The registry: the bytes of kit's file are used only after its digest was compared."""
+        try:
+            return self._registry().sender
+        except KitfsError:
+            return self._check.file.sender
+
+    def distrust(self) -> bool:
+        """Have the registry's mirrors that sent wrong bytes passed by."""
+        return self._remote is not None and self._remote.distrust()
+
+    def _registry(self) -> Source:
+        if self._remote is None:
+            self._remote = self._open_remote()
+        return self._remote
+
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, bytes) of [start, stop); see ``content.Source``.
 

@@ -41,6 +41,16 @@ class FileRange:
         """The size in bytes."""
         return self._size
 
+    @property
+    def sender(self) -> str:
+        """The file, by its device and inode."""
+        info = self._file.stat()
+        return f"file {info.st_dev}:{info.st_ino}"
+
+    def distrust(self) -> bool:
+        """Return False: there is only the one file."""
+        return False
+
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, bytes) of [start, stop). Raises IntegrityError if the file ends before ``stop``."""
         stop = self._size if stop is None else min(stop, self._size)

@@ -1,161 +1,150 @@
 """One blob of the store, open: its bytes by position, fetched when they are missing, and its state.
 
-    <directory>/meta.json   size and chunk size (``meta``)
-                present     which chunks are stored (``chunk_map``)
-                sealed      exists when every byte was read back and the digest was right, and all of it is fsynced;
-                            written by rename
-                lease       held by every process that has the blob open (``lease``)
-                rest        the bytes (``data_file``)
+The files are those of ``entry``, and what is fetched into them goes through ``filling``. A Blob can replace its opening
+without its readers noticing: they begin their read again. It does so when the bytes that the first endpoint sent were
+wrong and another endpoint has the blob, when the disk lost bytes, and when the store needs the room of a blob that
+nobody reads at the moment.
 
-A failed verification is final for this object: every later read raises the same IntegrityError, and the entry is
-removed from the disk, so that the next opening begins afresh. Threading: every method from any thread; a warm ``pread``
-takes no lock.
+A failed verification that no other endpoint can heal is final for this object: every later read raises the same
+IntegrityError, and the entry is removed from the disk, so that the next opening starts empty. Threading: every method
+from any thread; a warm ``pread`` takes no lock.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from typing import Final
 
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, StoreFull, WouldBlock
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE
-from kitfs.store.chunk_map import ChunkMap
-from kitfs.store.data_file import DataFile
-from kitfs.store.durable import NO_SPACE, write_durably, write_error
+from kitfs.store.durable import NO_SPACE, write_error
+from kitfs.store.entry import OpenEntry
 from kitfs.store.evict import remove_entry
-from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
+from kitfs.store.fetch import CLOSE_PATIENCE
+from kitfs.store.filling import Filling
 from kitfs.store.home import Home
-from kitfs.store.lease import Lease
-from kitfs.store.meta import MAX_SIZE, load_meta, load_or_reset, save_meta
-from kitfs.store.readahead import MAX_WINDOW
+from kitfs.store.meta import MAX_SIZE
+from kitfs.store.paths import origin_key, unproven_path
 
-SYNC_EVERY: Final = (
-    256 << 20
-)  # bytes fetched between two copies of ``present`` that survive a reboot (``ChunkMap.save``)
+FILL: Final = 4 << 20  # bytes requested at once where a blob is read through
 
 
 class Blob:
-    """A blob of ``size`` bytes (None: not known yet) in ``directory``, filled from ``source`` (None: only stored bytes
-    can be read).
+    """A blob of ``size`` bytes (None: not known yet), filled from ``source`` (None: only stored bytes can be read).
 
     ``of`` is the compressed blob when this is its decoded form. Raises StoreError when the store cannot be used,
     IntegrityError when a verified blob of this digest has another size, ManifestError for a size beyond the limit.
     """
 
     def __init__(
-        self,
-        home: Home,
-        directory: str,
-        digest: Digest,
-        *,
-        size: int | None,
-        source: Source | None,
-        of: Blob | None = None,
+        self, home: Home, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None
     ) -> None:
         self.digest: Final = digest
-        self._home = home
-        self._directory = directory
-        self._of = of
         self.failure: IntegrityError | None = None  # why its bytes are wrong
-        self._closed = False
-        self._stopped = False
-        self._said_unkept = False
+        self.generation = 0  # how often wrong bytes were dropped and fetched again
+        self.used = time.monotonic()  # seconds; when it was last read
+        self._home = home
+        self._declared: Final = size
+        self._source = source
+        self._of = of
+        sender = "" if source is None else source.sender
+        self.origin: Final[str] = origin_key(sender, size) if of is None else of.origin  # who sends its bytes
+        self._dropped = False  # whether its entry was removed although its source still has the bytes
+        self._switching = threading.Lock()
         self._verifying = threading.Lock()
+        self._stopped = False
+        self._closed = False
         if size is not None and size > MAX_SIZE:
             raise ManifestError(f"{digest} declares {size} bytes; the limit for a blob is {MAX_SIZE}")
-        try:
-            while not self._open(size):
-                pass  # a failed verification removed the entry between the lease and the files
-        except OSError as e:
-            kind = StoreFull if e.errno in NO_SPACE else StoreError
-            raise kind(f"cannot open the store's entry {directory}: {(e.strerror or str(e)).lower()}")
-        self._chunk: Final[int] = self._meta["chunk"]
-        self._size: int | None = self._meta["size"]
-        self._unsynced = 0
-        self._fetcher: Fetcher | None = None
-        if source is not None:
-            self._fetcher = Fetcher(
-                source,
-                self._body,
-                self._present,
-                chunk=self._chunk,
-                size=self._size,
-                rests=of is not None,
-                name=str(self),
-                room=lambda: home.pins.is_held(digest) or home.room.available(),
-                make_room=lambda: home.pins.is_held(digest) and home.room.make(),
-                wrote=self._wrote,
-                passed=home.room.read_through,
-                hasher=hashlib.sha256,
-                finished=self._finished,
-                landed=self._after_fetch,
-                learn_size=self._learn_size,
-            )
-        if not self.sealed and self.complete:
-            self._home.later(self._verify_later)
+        self._filling: Filling | None = self._opened()
 
     def __repr__(self) -> str:
-        return f"<Blob {self} {self.state} {self.fetched} of {self._size} bytes>"
+        return f"<Blob {self} {self.state} {self.fetched} of {self.size} bytes>"
 
     def __str__(self) -> str:
         return f"{'the decoded form of ' if self._of is not None else ''}blob {self.digest}"
 
-    def _open(self, size: int | None) -> bool:
-        """Take the lease and open the files, all of one entry; False when that entry was removed meanwhile."""
-        self._lease = Lease(self._directory)
-        with ExitStack() as undo:
-            undo.callback(self._lease.close)
-            with self._lease.entry() as live:
-                if not live:
-                    return False
-                self._meta = load_or_reset(self._directory, size, f"blob {self.digest}")
-                self.sealed = os.path.exists(os.path.join(self._directory, "sealed"))
-                self._body = DataFile(self._directory)
-                undo.callback(self._body.close)
-                self._present = ChunkMap(self._directory, None if size is None else -(-size // self._meta["chunk"]))
-            undo.pop_all()
-        return True
+    def _opened(self) -> Filling:
+        """Open the entry, and have it verified if it is complete."""
+        form = "blobs" if self._of is None else "decoded"
+        self._decoded_from = 0 if self._of is None else self._of.generation
+        try:
+            entry = OpenEntry(
+                self._home.root, self.digest, form=form, origin=self.origin, size=self._declared, name=str(self)
+            )
+        except OSError as e:
+            kind = StoreFull if e.errno in NO_SPACE else StoreError
+            raise kind(f"cannot open the store's entry of {self}: {(e.strerror or str(e)).lower()}")
+        filling = Filling(self._home, self, entry, self._source, decoded=self._of is not None)
+        if not filling.sealed and filling.complete:
+            self.filled(filling)
+        return filling
+
+    def _current(self) -> Filling:
+        """Return the opening; the blob opens its entry again if it has let go of it."""
+        filling = self._filling
+        if filling is not None and (self._of is None or self._of.generation == self._decoded_from):
+            return filling
+        if filling is not None:  # what was decoded were wrong bytes
+            self._drop(filling)
+        with self._switching:
+            if self._stopped:
+                raise Closed(f"{self} is closed")
+            if self._filling is None:
+                self._filling = self._opened()
+            return self._filling
+
+    def _replace(self, old: Filling, *, save: bool = False) -> None:
+        """Open the entry afresh, unless somebody has done so; readers of the old opening begin again."""
+        with self._switching:
+            if self._filling is not old or self._stopped:
+                return
+            self._filling = None
+        old.close(0.0, save=save)
+
+    @property
+    def directory(self) -> str:
+        """The directory of the blob's entry in the store."""
+        return self._current().entry.directory
 
     @property
     def size(self) -> int | None:
         """Length in bytes; None while it is not known."""
-        return self._size
+        filling = self._filling
+        return self._declared if filling is None else filling.size
+
+    @property
+    def sealed(self) -> bool:
+        """Whether every byte is stored, verified and durable."""
+        return self.failure is None and self._current().sealed
 
     @property
     def complete(self) -> bool:
         """Whether every byte is in the store."""
-        if self.sealed:
-            return True
-        return self._size is not None and (self._size == 0 or self._present.has(0, (self._size - 1) // self._chunk))
+        return self._current().complete
 
     @property
     def fetched(self) -> int:
         """Bytes that are in the store."""
-        if self.sealed:
-            return self._size or 0
-        there = self._present.count() * self._chunk
-        return there if self._size is None else min(there, self._size)
+        return self._current().fetched
 
     @property
     def state(self) -> str:
-        """ "absent", "partial", "present" (every byte is stored) or "verified" (and every byte was read back, with the
-        right digest).
+        """ "absent", "partial", "present" (every byte is stored) or "verified" (and the digest of what is stored is
+        right).
         """
         if self.failure is not None:
             return "absent"
-        if self.sealed:
+        filling = self._current()
+        if filling.proven or filling.sealed:
             return "verified"
-        if self.complete:
+        if filling.complete:
             return "present"
-        return "partial" if self._present.count() else "absent"
+        return "partial" if filling.fetched else "absent"
 
     def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes:
         """Return ``size`` bytes at ``offset``; fewer at the end of the blob.
@@ -163,61 +152,74 @@ class Blob:
         Raises WouldBlock with ``wait=False`` when bytes are missing, IntegrityError when the blob has wrong bytes, and
         whatever the source raises.
         """
-        if self.failure is not None or (self._of is not None and self._of.failure is not None):
-            raise self.failure or self._wrong_origin()
-        known = self._size
-        if known is not None:
-            size = min(size, known - offset)
-        if size <= 0:
-            return b""
-        first, last = offset // self._chunk, (offset + size - 1) // self._chunk
-        if self.sealed or self._present.has(first, last):
-            return self._stored(offset, size)
-        if not wait:
-            raise WouldBlock
-        if self._fetcher is None:
-            raise IntegrityError(f"{self} is not complete in the store, and there is no source to fetch it from")
-        passed = self._fetcher.ensure(first, last)
-        if self.failure is not None:
-            raise self.failure
-        if known is None and self._fetcher.size is not None:
-            self._size = self._fetcher.size
-            return (
-                self.pread(offset, size, wait=wait)
-                if not passed
-                else self._gathered(offset, min(size, self._size - offset), passed)
-            )
-        return self._gathered(offset, size, passed) if passed else self._stored(offset, size)
+        self.generation = 0  # how often wrong bytes were dropped and fetched again
+        self.used = time.monotonic()
+        while True:
+            if self.failure is not None or (self._of is not None and self._of.failure is not None):
+                raise self.failure or self._wrong_origin()
+            filling = self._current()
+            try:
+                return self._read(filling, offset, size, wait)
+            except Closed:
+                if self._stopped or self._filling is filling:
+                    raise
 
     def _wrong_origin(self) -> IntegrityError:
         return IntegrityError(f"{self} was decoded from bytes with a wrong digest")
 
-    def _stored(self, offset: int, size: int) -> bytes:
-        data = self._body.pread(offset, size)
+    def _read(self, filling: Filling, offset: int, size: int, wait: bool) -> bytes:
+        known = filling.size
+        if known is not None:
+            size = min(size, known - offset)
+        if size <= 0:
+            return b""
+        chunk = filling.entry.chunk
+        first, last = offset // chunk, (offset + size - 1) // chunk
+        if filling.has(first, last):
+            filling.touch(offset, offset + size)
+            return self._stored(filling, offset, size)
+        if not wait:
+            raise WouldBlock
+        self._check_source(filling)
+        passed = filling.ensure(first, last)
+        if self.failure is not None:
+            raise self.failure
+        if known is None and filling.size is not None:
+            if not passed:
+                return self._read(filling, offset, size, wait)
+            size = min(size, filling.size - offset)
+        return self._gathered(filling, offset, size, passed) if passed else self._stored(filling, offset, size)
+
+    def _check_source(self, filling: Filling) -> None:
+        if not filling.has_source:
+            raise IntegrityError(f"{self} is not complete in the store, and there is no source to fetch it from")
+
+    def _stored(self, filling: Filling, offset: int, size: int) -> bytes:
+        data = filling.entry.body.pread(offset, size)
         if len(data) < size:
             # The read crosses the end of the blob. Its size was unknown when the read began; it is recorded before the
             # last chunk is marked, so it is known now.
-            if self._size is None:
-                self._size = self._learn_size()
-            if self._size is not None:
-                size = min(size, self._size - offset)
+            known = filling.learn_size()
+            if known is not None:
+                size = min(size, known - offset)
         if len(data) < size:
-            self._fail(IntegrityError(f"{self}: the store's file is shorter than its chunk map says"))
+            self._fail(filling, IntegrityError(f"{self}: the store's file is shorter than its chunk map says"))
             raise self.failure or StoreError("closed")
         return data
 
-    def _gathered(self, offset: int, size: int, passed: dict[int, bytes]) -> bytes:
+    def _gathered(self, filling: Filling, offset: int, size: int, passed: dict[int, bytes]) -> bytes:
         """Return bytes of which some chunks were never stored; ``passed`` holds those."""
         out = bytearray()
+        chunk_size = filling.entry.chunk
         at, stop = offset, offset + size
         while at < stop:
-            chunk = at // self._chunk
-            end = min(stop, (chunk + 1) * self._chunk)
+            chunk = at // chunk_size
+            end = min(stop, (chunk + 1) * chunk_size)
             if chunk in passed:
-                base = chunk * self._chunk
+                base = chunk * chunk_size
                 out += passed[chunk][at - base : end - base]
             else:
-                out += self._stored(at, end - at)
+                out += self._stored(filling, at, end - at)
             at = end
         return bytes(out)
 
@@ -231,184 +233,195 @@ class Blob:
         """Bring bytes into the store without returning them; returns whether the store has them. Raises what ``pread``
         raises.
         """
-        if self.failure is not None:
-            raise self.failure
-        stop = offset + size if self._size is None else min(offset + size, self._size)
-        if stop <= offset:
-            return True
-        first, last = offset // self._chunk, (stop - 1) // self._chunk
-        if self.sealed or self._present.has(first, last):
-            return True
-        if self._fetcher is None:
-            raise IntegrityError(f"{self} is not complete in the store, and there is no source to fetch it from")
-        passed = self._fetcher.ensure(first, last)
-        if self.failure is not None:
-            raise self.failure
-        return not passed
+        while True:
+            if self.failure is not None:
+                raise self.failure
+            filling = self._current()
+            stop = offset + size if filling.size is None else min(offset + size, filling.size)
+            if stop <= offset:
+                return True
+            first, last = offset // filling.entry.chunk, (stop - 1) // filling.entry.chunk
+            if filling.has(first, last):
+                return True
+            self._check_source(filling)
+            try:
+                passed = filling.ensure(first, last)
+            except Closed:
+                if self._stopped or self._filling is filling:
+                    raise
+                continue
+            if self.failure is not None:
+                raise self.failure
+            return not passed
 
     @property
     def ranged(self) -> bool:
         """Whether several parts of the blob may be fetched at the same time."""
-        return self._fetcher is not None and self._fetcher.ranged
+        return self._current().ranged
 
     def fill(self) -> None:
         """Fetch all missing bytes, as far as the store takes them."""
         at = 0
         while not self.complete:
-            if self._size is not None and at >= self._size:
+            size = self.size
+            if size is not None and at >= size:
                 return  # read through: nothing more can be stored
-            got = len(self.pread(at, MAX_WINDOW))
+            got = len(self.pread(at, FILL))
             if not got:
                 return
             at += got
 
     def verify(self) -> None:
-        """Read everything back, compare the digest, and seal the blob.
+        """Compare the digest of what is stored, and seal the blob. A blob with wrong bytes is fetched again if another
+        endpoint has it.
 
         Raises IntegrityError when the digest is wrong or bytes are missing, StoreFull or StoreError when the blob
         cannot be read back or sealed.
         """
         try:
-            self._verify()
+            while not self._verify():
+                self.fill()
         except OSError as e:
-            raise write_error(self._directory, e)
+            raise write_error(self.directory, e)
 
-    def _verify(self) -> None:
+    def _verify(self) -> bool:
+        """Verify and seal; returns False when bytes were dropped since, and can be fetched again."""
         with self._verifying:
             if self.failure is not None:
                 raise self.failure
-            if self.sealed:
-                return
+            filling = self._current()
+            if filling.sealed:
+                return True
             if self._stopped:
                 raise Closed(f"{self} is closed")
-            if not self.complete:
+            if not filling.complete:
+                if self._dropped:
+                    self._dropped = False
+                    return False
                 raise IntegrityError(f"{self} is not whole")
-            if self._of is not None and not self._of.sealed:
-                self._of._verify()  # noqa: SLF001 - of its own kind
-            want = self._meta.get("sha256") if self._of is not None else self.digest.hex
-            hasher = hashlib.sha256() if self._of is not None else self.digest.hasher()
-            at = 0
-            while at < (self._size or 0):
-                if self._stopped:
-                    raise Closed(f"{self} was closed while it was verified")
-                data = self._body.pread(at, PIECE)
-                if not data:
-                    break
-                hasher.update(data)
-                at += len(data)
-            if at != self._size or hasher.hexdigest() != want:
-                self._fail(
-                    IntegrityError(f"{self} does not have its digest: its bytes have sha256:{hasher.hexdigest()}")
-                )
+            if self._of is not None:
+                if not self._of.sealed:
+                    self._of.verify()
+                if self._current() is not filling:
+                    return False
+            found = filling.prove()
+            if found is not None:
+                error = IntegrityError(f"{self} does not have its digest: its bytes have sha256:{found}")
+                if self._heal(filling, error):
+                    return False
+                self._fail(filling, error)
                 raise self.failure or StoreError("closed")
-            self._body.sync()
-            with self._lease.entry() as live:
-                sealed = os.path.join(self._directory, "sealed")
-                if live:
-                    write_durably(sealed, json.dumps({"size": self._size, "digest": want}).encode())
-                elif not os.path.exists(sealed):
-                    raise StoreError(f"{self} is not in the store any more")
-            self.sealed = True
+            if not filling.seal():
+                raise StoreError(f"{self} is not in the store any more")
         if self._of is not None:
             self._of.retire()
+        return True
+
+    def check(self) -> None:
+        """Read every byte of a sealed blob back and compare its digest; other blobs are left alone.
+
+        Raises IntegrityError when bytes have changed on the disk; the entry is removed then. Raises StoreError when it
+        cannot be read.
+        """
+        filling = self._current()
+        if not filling.sealed:
+            return
+        try:
+            found = filling.read_back(lambda: self._stopped)
+        except OSError as e:
+            raise StoreError(f"{self} cannot be read back: {(e.strerror or str(e)).lower()}")
+        if found is not None:
+            error = IntegrityError(f"{self} has changed on the disk: its bytes have sha256:{found}")
+            self._fail(filling, error)
+            raise error
+
+    def filled(self, filling: Filling) -> None:
+        """Have a complete blob verified on the store's thread for digests. An Owner's method."""
+        self._home.prove(self._verify_later)
 
     def _verify_later(self) -> None:
-        """Verify on the store's thread, after the last chunk has come."""
         try:
-            self._verify()
+            if self._filling is not None:
+                self._verify()
         except (IntegrityError, StoreError):
             pass  # already logged and counted; or closed, and the next opening verifies
         except OSError as e:
             self._home.log.warning("%s cannot be sealed: %s", self, e)
 
-    def _fail(self, error: IntegrityError) -> None:
+    def _heal(self, filling: Filling, error: IntegrityError) -> bool:
+        """Drop wrong bytes whose endpoint is not the only one; returns whether the blob can be fetched again."""
+        if self._source is None or not self._source.distrust():
+            return False
+        self._home.counters.add("integrity_failures")
+        self._home.log.error("%s; it is fetched again from another endpoint", error)
+        self.generation += 1
+        self._drop(filling)
+        self._home.failed(self.digest)
+        return True
+
+    def _fail(self, filling: Filling, error: IntegrityError) -> None:
         """Remove the entry, with one line in the log and one count; this object never returns a byte again."""
         if self.failure is None:
             self.failure = error
             self._home.counters.add("integrity_failures")
             self._home.log.error("%s; dropped from the store", error)
             self._home.forget_index(str(self.digest))
-            try:
-                self.drop()
-            except OSError as e:
-                self._home.log.warning("%s cannot be dropped: %s", self, e)
+            self._remove(filling)
             self._home.failed(self.digest)
+
+    def _drop(self, filling: Filling) -> None:
+        """Remove an entry whose bytes are fetched again when they are read."""
+        self._dropped = True
+        self._remove(filling)
+        self._replace(filling)
+
+    def _remove(self, filling: Filling) -> None:
+        """Remove an entry from the disk, and what was decoded from it."""
+        try:
+            filling.entry.remove()
+            if self._of is None and not filling.sealed:
+                remove_entry(self._home.root, unproven_path(self._home.root, self.digest, "decoded", self.origin))
+        except OSError as e:
+            self._home.log.warning("%s cannot be removed from the store: %s", self, e)
+
+    def lost(self, filling: Filling, error: OSError) -> None:
+        """Drop bytes that the disk failed to sync, and fetch them again when they are read. An Owner's method."""
+        self._home.log.warning("%s is dropped from the store, since its bytes may be lost: %s", self, error.strerror)
+        self._drop(filling)
+
+    def room_needed(self) -> None:
+        """Ask the store for the room of blobs that nobody reads. An Owner's method."""
+        self._home.make_way(self)
+
+    def let_go(self) -> bool:
+        """Close the entry, so that it can be evicted; the next read opens it again. Returns whether it was open."""
+        filling = self._filling
+        if filling is None or self._stopped or self.failure is not None or self._verifying.locked():
+            return False
+        self._replace(filling, save=True)
+        return True
+
+    def start_over(self) -> None:
+        """Remove the entry of a blob that is larger than the store, unless it is sealed or another process uses it; it is
+        fetched again as it is read.
+        """
+        filling = self._current()
+        if not filling.sealed and not self._verifying.locked() and filling.entry.lease.alone():
+            self._drop(filling)
 
     def retire(self) -> None:
         """Remove the compressed bytes once their decoded form is sealed, unless they are pinned or another process uses
         them.
         """
-        if self.digest not in self._home.pins.digests() and self._lease.alone():
-            self.drop()
+        filling = self._current()
+        if self.digest not in self._home.pins.digests() and filling.entry.lease.alone():
+            filling.entry.remove()
 
     def drop(self) -> None:
         """Remove the entry from the store; this object can still read what it has open. An entry that has taken its
-        place stays.
+        place stays. Raises OSError.
         """
-        remove_entry(self._home.root, self._directory, lease=self._lease.file)
-
-    def _wrote(self, size: int) -> None:
-        self._unsynced += size
-        self._home.room.wrote(size)
-
-    def _after_fetch(self) -> None:
-        """After every fetch, make new bytes survive a reboot and verify a blob that is complete."""
-        if self._stopped:
-            return
-        if self._unsynced > SYNC_EVERY:
-            self._unsynced = 0
-            self._home.later(self._save)
-        with suppress(Closed):  # closed a moment ago
-            if not self.sealed and self.complete:
-                self._home.later(self._verify_later)
-
-    def _finished(self, size: int, sha256: str) -> bool:
-        """Record the size after a source without ranges has ended. Returns False when the size cannot be recorded for
-        other processes.
-        """
-        self._size = size
-        if self._of is None:
-            return True
-        self._meta = {**self._meta, "size": size, "sha256": sha256}
-        try:
-            with self._lease.entry() as live:
-                if not live:
-                    return False  # processes that opened it before find the end of the stream themselves
-                save_meta(self._directory, self._meta)
-        except OSError as e:
-            if not self._said_unkept:
-                self._said_unkept = True
-                self._home.log.warning("%s: its size cannot be kept: %s", self, e.strerror)
-            return False
-        return True
-
-    def _learn_size(self) -> int | None:
-        """Return the size that another process has recorded since the blob was opened here; None when it is unknown."""
-        try:
-            self._meta = load_meta(self._directory)
-        except (OSError, ValueError):
-            return None
-        size = self._meta.get("size")
-        return size if isinstance(size, int) else None
-
-    def _save(self) -> None:
-        """Make fetched bytes survive a reboot."""
-        with self._verifying:
-            if self._closed or self.failure is not None:
-                return
-            try:
-                self._body.sync()
-                with self._lease.entry() as live:
-                    if live:
-                        self._present.save()
-            except OSError as e:
-                full = e.errno in NO_SPACE  # which the store logs itself
-                self._home.log.log(
-                    logging.INFO if full else logging.WARNING,
-                    "%s: bytes fetched lately would not survive a reboot: %s",
-                    self,
-                    e.strerror,
-                )
+        self._current().entry.remove()
 
     def close(self, patience: float = CLOSE_PATIENCE) -> None:
         """End fetches, make fetched bytes survive a reboot, and release the lease. Running fetches and every later read
@@ -419,18 +432,13 @@ class Blob:
         if self._closed:
             return
         self.stop()
-        if self._fetcher is not None:
-            self._fetcher.close(patience)
-        if self._unsynced and not self.sealed and self.failure is None:
-            self._save()
         self._closed = True
-        with self._verifying:
-            self._present.close()
-            self._body.close()
-            self._lease.close()
+        if self._filling is not None:
+            self._filling.close(patience, save=self.failure is None)
 
     def stop(self) -> None:
         """Begin to close: start no fetch, and do not wait long for readers or for a running verification."""
-        self._stopped = True
-        if self._fetcher is not None:
-            self._fetcher.stop()
+        with self._switching:
+            self._stopped = True
+        if self._filling is not None:
+            self._filling.stop()

@@ -62,7 +62,6 @@ class ChunkMap:
     """
 
     def __init__(self, directory: str, chunks: int | None, *, boot: bytes | None = None) -> None:
-        self._directory = directory
         self._boot = boot_id() if boot is None else boot
         self.chunks = chunks
         length = HEADER + (UNKNOWN_CHUNKS if chunks is None else chunks)
@@ -145,11 +144,16 @@ class ChunkMap:
             return self.chunks
         return self._file.pread(self.chunks, HEADER).count(1)
 
-    def save(self) -> None:
-        """Write ``synced``; the data must have been fsynced before."""
-        chunks = self.count() if self.chunks is None else self.chunks
-        with whole_file(os.path.join(self._directory, "synced")) as f:
-            f.write(self._file.pread(HEADER + chunks, 0))
+    def marks(self) -> bytes:
+        """Return the marks as they are now, for ``save``: read them first, fsync the data, then save them."""
+        return self._file.pread(HEADER + (self.count() if self.chunks is None else self.chunks), 0)
+
+    def save(self, directory: str, marks: bytes) -> None:
+        """Write ``synced`` in the entry's directory, with marks whose data was fsynced since they were read. Raises
+        OSError.
+        """
+        with whole_file(os.path.join(directory, "synced")) as f:
+            f.write(marks)
 
     def try_lock(self, first: int, count: int) -> bool:
         """Lock chunks that are to be fetched; False when another process has locked one of them."""

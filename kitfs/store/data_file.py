@@ -12,6 +12,10 @@ import os
 from kitfs.openfile import OwnFile
 
 
+class SyncFailedError(OSError):
+    """The disk did not take written bytes: a later sync may report success although they are lost."""
+
+
 class DataFile:
     """The sparse file in ``directory``, made when it is missing."""
 
@@ -28,6 +32,11 @@ class DataFile:
             data += more
         return data
 
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Read into a buffer at an offset; return the number of bytes. Raises Closed, OSError."""
+        with self._file.number() as fd:
+            return os.preadv(fd, [view], offset) if len(view) else 0
+
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all bytes at an offset. Raises Closed, OSError (ENOSPC, EDQUOT, EIO)."""
         view = memoryview(data)
@@ -37,9 +46,12 @@ class DataFile:
             view = view[done:]
 
     def sync(self) -> None:
-        """Return when every byte that was written is on the disk."""
+        """Return when every byte that was written is on the disk. Raises SyncFailedError, Closed."""
         with self._file.number() as fd:
-            os.fdatasync(fd)
+            try:
+                os.fdatasync(fd)
+            except OSError as e:
+                raise SyncFailedError(e.errno, e.strerror) from e
 
     def close(self) -> None:
         """Close the file when nothing reads or writes it any more."""

@@ -16,7 +16,7 @@ from kitfs.openfile import OpenFile, OwnFile
 from kitfs.ownership import make_directories
 from kitfs.store.lease import exclusive, locked, release
 from kitfs.store.mounted import is_mounted
-from kitfs.store.paths import FORMS, TRASH, ingest_path, names_in, trash_path
+from kitfs.store.paths import TRASH, entry_bases, ingest_path, names_in, trash_path
 
 SMALL: Final = 256 << 10  # bytes on disk
 
@@ -40,8 +40,7 @@ class Entry(NamedTuple):
 
 def entries(root: str) -> Iterator[Entry]:
     """Yield every blob of a store. Blobs that come or go during the walk may be left out."""
-    for form in FORMS:
-        base = os.path.join(root, form)
+    for form, base in entry_bases(root):
         for algorithm in names_in(base):
             for prefix in names_in(os.path.join(base, algorithm)):
                 for name in names_in(os.path.join(base, algorithm, prefix)):

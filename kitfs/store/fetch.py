@@ -1,133 +1,104 @@
 """Fetch missing chunks from a source: each chunk is fetched once, among the threads of a process and the processes of a
 machine.
 
-A ranged source is asked for runs of missing chunks, longer ones for sequential readers (``readahead``); the part beyond
-the reader's own chunks is fetched on another thread, so that the reader waits for its own chunks only. A source that is
-not ranged has one stream for all readers, which wait until it has passed their chunks. The stream of a decoder goes
-only as far as a reader needs it and then pauses; that of a registry, which would close an idle connection, runs to the
-end.
+A flight is one request for a run of chunks. A reader that misses chunks joins the flight that is about to bring them,
+or sends its own. A sequential reader (``readahead``) has flights ahead of it on threads of their own; from some point
+on it has one flight to the end of the blob, which pauses while it is a whole window ahead of its reader. A source
+without ranges has one stream for all readers instead (``stream``).
 
-Chunks are written before they are marked, and marked as they come, so that a killed process costs the others only the
-bytes that it was receiving. When the store cannot take a chunk, its bytes are handed to every reader that wants it and
-kept only for a moment (read through). If a reader needs a chunk the decoder has already passed and that was not stored,
-the decoder restarts from the beginning.
+Chunks are locked against other processes a few MiB at a time, as the flight reaches them. A chunk that another process
+has locked is waited for, but not forever: after ``patience`` seconds without it (that process may be stopped) the
+reader fetches it for itself, and the bytes are not stored, since the other process may still write its own.
 
-Threading: ``_lock`` guards flights, streams and overflow, and is never held over I/O on the source. Waiting readers
-sleep on a condition and wake at every mark; marks of other processes are polled.
+Threading: the sink's lock guards the flights and is never held over I/O on the source.
 """
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import closing
 from itertools import chain
-from typing import Any, Final
+from typing import Final, Protocol
 
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
-from kitfs.store.chunk_map import ChunkMap
-from kitfs.store.data_file import DataFile
-from kitfs.store.durable import NO_SPACE
-from kitfs.store.readahead import MAX_WINDOW, Streams
+from kitfs.store.readahead import Cursor, Readahead
+from kitfs.store.sink import Cutter, Sink, Want
+from kitfs.store.stream import Stream
 
 POLL: Final = 0.005  # seconds between two looks at the marks of another process
+PAUSE: Final = 0.005  # seconds between two looks at the position of a reader that is a window behind
+IDLE: Final = 5.0  # seconds after which a paused flight ends: registries close idle connections
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
-OVERFLOW: Final = 8 << 20  # bytes that may wait in memory for their readers when the store is full
-FULL: Final = NO_SPACE | {errno.EIO, errno.EROFS, errno.EFBIG}
-
+SEGMENT: Final = 4 << 20  # bytes that a flight locks at once: what other processes fetch again after one is killed
+JOIN: Final = 8 << 20  # bytes behind a flight's position for which a reader waits instead of sending its own request
+GAP: Final = 256 << 10  # bytes of stored chunks that end a flight; shorter runs are received again and dropped
 
 Piece = tuple[int, memoryview]
 Pieces = Generator[Piece, None, None]
 
 
+class Owner(Protocol):
+    """The blob that a fetcher fills."""
+
+    def finished(self, size: int, sha256: str) -> bool:
+        """Record the size and digest of a source without ranges that has ended, before its last chunk is marked.
+
+        Returns False when they could not be recorded; a short last chunk is not stored then.
+        """
+        ...
+
+    def landed(self) -> None:
+        """Take note that a flight has ended."""
+        ...
+
+    def learn_size(self) -> int | None:
+        """Return a size in bytes that another process has found."""
+        ...
+
+
 class Flight:
-    """The chunks ``first`` to ``stop`` (not included), which are being fetched; ``error`` is what ended the fetch
-    early.
+    """The chunks [first, stop), which are being fetched; ``at`` is the offset of the next byte.
+
+    ``cursor`` is the reader that the flight runs ahead of, None if a reader waits for all of it. ``needed`` is the
+    offset up to which readers wait for it. [``locked``, ``locked_to``) are the chunks locked against other processes.
+    ``error`` is what ended the flight early. With ``keep`` False nothing is stored.
     """
 
-    __slots__ = ("done", "error", "first", "stop")
+    __slots__ = ("at", "cursor", "done", "error", "first", "keep", "locked", "locked_to", "needed", "stop")
 
-    def __init__(self, first: int, stop: int) -> None:
-        self.first = first
+    def __init__(
+        self, first: int, stop: int, chunk: int, *, locked_to: int, cursor: Cursor | None = None, keep: bool = True
+    ) -> None:
+        self.first = self.locked = first
         self.stop = stop
+        self.at = first * chunk
+        self.needed = 0
+        self.locked_to = locked_to
+        self.cursor = cursor
+        self.keep = keep
         self.done = False
-        self.error: Exception | None = None
-
-
-class Want:
-    """The chunks ``first`` to ``last`` that a reader waits for in ``ensure``; ``passed`` holds those that the store
-    could not take.
-    """
-
-    __slots__ = ("first", "last", "missing", "passed")
-
-    def __init__(self, first: int, last: int) -> None:
-        self.first = first
-        self.last = last
-        self.missing: int | None = None  # the chunk for which it waits on the stream
-        self.passed: dict[int, bytes] = {}
+        self.error: KitfsError | None = None
 
 
 class Fetcher:
-    """Fills one blob.
+    """Fills the blob ``owner``, which messages call ``name``, from ``source`` through ``sink``.
 
     ``rests`` says that a stream of the source may pause while no reader needs more of it, as a decoder's may and a
-    registry's may not. ``room`` tells whether the store takes more bytes (it may evict to make room), ``make_room``
-    whether some were freed on a full disk. ``wrote`` is called with the number of bytes that were stored, ``passed``
-    with the number that were not.
-
-    ``finished`` is called with (size, digest of the stream) when a source without ranges has ended, before its last
-    chunk is marked; it returns False when the size could not be recorded, and then a short last chunk is not stored
-    either. ``landed`` is called after every flight. ``learn_size`` returns a size that another process has found.
+    registry's may not. ``patience``: seconds that a reader waits for a chunk that another process is fetching.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        body: DataFile,
-        present: ChunkMap,
-        *,
-        chunk: int,
-        size: int | None,
-        rests: bool,
-        name: str,
-        room: Callable[[], bool],
-        make_room: Callable[[], bool],
-        wrote: Callable[[int], None],
-        passed: Callable[[int], None],
-        hasher: Callable[[], Any],
-        finished: Callable[[int, str], bool],
-        landed: Callable[[], None],
-        learn_size: Callable[[], int | None],
-    ) -> None:
+    def __init__(self, source: Source, sink: Sink, owner: Owner, *, name: str, rests: bool, patience: float) -> None:
         self._source = source
-        self._body = body
-        self._present = present
-        self._chunk = chunk
-        self.size = size
-        self._rests = rests
+        self._sink = sink
+        self._owner = owner
         self._name = name
-        self._room = room
-        self._make_room = make_room
-        self._wrote = wrote
-        self._passed = passed
-        self._hasher = hasher
-        self._finished = finished
-        self._landed = landed
-        self._learn_size = learn_size
-        self._lock = threading.Lock()
-        self._arrived = threading.Condition(self._lock)
-        self._streams = Streams()
-        self._flights: dict[int, Flight] = {}
-        self._stream: Flight | None = None
-        self._wants: set[Want] = set()
-        self._overflow: OrderedDict[int, bytes] = OrderedDict()
+        self._patience = patience
+        self._readahead = Readahead()
+        self._flights: list[Flight] = []
         self._threads: set[threading.Thread] = set()
-        self._closed = False
+        self._stream = Stream(source, sink, owner, name=name, rests=rests, patience=patience, start=self._start)
 
     @property
     def ranged(self) -> bool:
@@ -141,168 +112,269 @@ class Fetcher:
         unknown size: the call returns when the end is known then.
         """
         want = Want(first, last)
-        with self._lock:
-            self._wants.add(want)
+        chunk = self._sink.chunk
+        cursor = self._readahead.miss(first * chunk, (last + 1) * chunk)
+        self._sink.add(want)
+        waited: tuple[int | None, float] = (None, 0.0)
         try:
-            while (missing := self._next_missing(want)) is not None:
-                if self._source.ranged:
-                    self._ensure_ranged(missing, want)
+            while (missing := self._sink.next_missing(want)) is not None:
+                if not self._source.ranged:
+                    self._stream.wait(missing, want)
+                elif self._fetch(missing, want, cursor):
+                    waited = (None, 0.0)
                 else:
-                    self._ensure_streamed(missing, want)
+                    waited = self._wait_elsewhere(missing, want, *waited)
         finally:
-            with self._lock:
-                self._wants.discard(want)
+            self._sink.discard(want)
         return want.passed
+
+    def touch(self, start: int, stop: int) -> None:
+        """Take note that stored bytes [start, stop) were read, and send the next request of their reader if it is due."""
+        cursor = self._readahead.advance(start, stop)
+        if cursor is not None and cursor.due and self._source.ranged:
+            self._read_ahead(cursor)
 
     def stop(self) -> None:
         """Start no flight any more, and end the running ones and their readers."""
-        with self._lock:
-            self._closed = True
-            self._arrived.notify_all()
+        self._sink.close()
 
     def close(self, patience: float = CLOSE_PATIENCE) -> bool:
         """End running flights. Returns False when a thread still waits for its source after ``patience`` seconds: it
         raises Closed in the end.
         """
         self.stop()
-        with self._lock:
+        with self._sink.lock:
             threads = list(self._threads)
         deadline = time.monotonic() + patience
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
-    def _next_missing(self, want: Want) -> int | None:
-        """Return the first wanted chunk that is neither stored nor handed over; takes chunks from the overflow."""
-        first, last = want.first, want.last
-        while True:
-            if self.size is not None:
-                last = min(last, (self.size - 1) // self._chunk)
-            missing = self._present.first_missing(first, last) if first <= last else None
-            if missing is None:
-                return None
-            if missing not in want.passed:
-                with self._lock:
-                    data = self._overflow.get(missing)
-                    if data is not None:
-                        want.passed[missing] = data
-                if missing not in want.passed:
-                    return missing
-            first = missing + 1
+    def _fetch(self, missing: int, want: Want, cursor: Cursor) -> bool:
+        """Join the flight that brings the first missing chunk, or start one for it and the following chunks.
 
-    def _has(self, chunk: int, want: Want) -> bool:
-        """Tell whether a reader can have a chunk. Call with the lock."""
-        return self._present.has(chunk, chunk) or chunk in want.passed or chunk in self._overflow
-
-    def _ensure_ranged(self, missing: int, want: Want) -> None:
-        """Join the flight of the first missing chunk, or start one for it and the following chunks."""
-        with self._lock:
-            flight = self._flights.get(missing)
-            if flight is not None:
-                self._wait(flight, missing, want)
-                return
-            if self._closed:
-                raise Closed(f"{self._name} is closed")
-            flight = self._claim(missing, want.last)
-        if flight is None:
-            threading.Event().wait(POLL)  # another process is fetching it
-            return
-        if flight.stop - 1 <= want.last:
+        Returns False when another process is fetching the chunk. Raises what ended the flight.
+        """
+        with self._sink.lock:
+            self._sink.check_open(self._name)
+            flight = self._carrier(missing)
+            mine = flight is None
+            if flight is None:
+                flight = self._depart(missing, want.last + 1, cursor)
+                if flight is None:
+                    return False
+                if flight.cursor is not None:
+                    self._start(self._fly, flight)
+                    mine = False
+        if mine:
             self._fly(flight)
             if flight.error is not None:
                 raise flight.error
         else:
-            with self._lock:
-                self._start(self._fly, flight)
+            self._wait(flight, missing, want)
+        return True
 
     def _wait(self, flight: Flight, chunk: int, want: Want) -> None:
-        """Wait for one chunk of a flight; call with the lock. Raises what ended the flight."""
-        while not flight.done and not self._closed and not self._has(chunk, want):
-            self._arrived.wait()
-        if self._closed:
-            raise Closed(f"{self._name} was closed")
-        if flight.error is not None and not self._has(chunk, want):
-            raise flight.error
+        """Wait until a reader can have one chunk of a flight, or the flight ends. Raises what ended it."""
+        while True:
+            with self._sink.lock:
+                want.missing = None
+                if self._sink.has(chunk, want):
+                    return
+                self._sink.check_open(self._name)
+                if flight.done:
+                    if flight.error is not None:
+                        raise flight.error
+                    return
+                want.missing = chunk
+                flight.needed = max(flight.needed, (min(want.last, flight.stop - 1) + 1) * self._sink.chunk)
+            want.sleep(1.0)
 
-    def _claim(self, missing: int, last: int) -> Flight | None:
-        """Return a flight that begins at ``missing``, locked against other processes; None when another process has it.
-        Call with the lock.
+    def _wait_elsewhere(self, missing: int, want: Want, chunk: int | None, since: float) -> tuple[int, float]:
+        """Wait a moment for another process, which was first seen to fetch ``chunk`` at ``since`` seconds.
+
+        After ``patience`` seconds the chunks are fetched for this reader alone. Returns the new chunk and time.
         """
-        chunks = self._present.chunks or 0
-        planned = self._streams.plan(missing * self._chunk, (last + 1) * self._chunk)
-        stop = min(-(-planned // self._chunk), chunks, missing + max(1, MAX_WINDOW // self._chunk))
-        taken = self._present.first_present(missing, stop - 1)
-        stop = min([stop, *([] if taken is None else [taken]), *(c for c in self._flights if missing < c < stop)])
-        while not self._present.try_lock(missing, stop - missing):
-            if stop == missing + 1:
+        now = time.monotonic()
+        if chunk != missing:
+            chunk, since = missing, now
+        if now - since > self._patience:
+            flight = Flight(missing, self._sink.last_chunk(want.last) + 1, self._sink.chunk, locked_to=0, keep=False)
+            self._fly(flight)
+            if flight.error is not None:
+                raise flight.error
+        else:
+            threading.Event().wait(POLL)
+        return missing, since
+
+    def _carrier(self, chunk: int) -> Flight | None:
+        """Return the flight that will soon bring a chunk. Call with the lock."""
+        size = self._sink.chunk
+        for flight in self._flights:
+            if flight.at // size <= chunk < flight.stop and chunk * size < max(flight.at + JOIN, flight.needed):
+                return flight
+        return None
+
+    def _depart(self, missing: int, wanted: int, cursor: Cursor | None) -> Flight | None:
+        """Return a new flight that begins at ``missing``, for a reader that wants the chunks up to ``wanted``.
+
+        Returns None when another process is fetching the chunk. Call with the lock.
+        """
+        sink, present = self._sink, self._sink.present
+        size = sink.size or 0
+        wanted = sink.last_chunk(wanted - 1) + 1
+        stop = wanted
+        if cursor is not None:
+            planned = self._readahead.plan(cursor, missing * sink.chunk, wanted * sink.chunk, size)
+            stop = max(wanted, -(-planned // sink.chunk))
+        stop = min([stop, *(f.at // sink.chunk for f in self._flights if missing < f.at // sink.chunk)])
+        stop = self._before_gap(missing, stop)
+        locked_to = min(stop, missing + max(1, SEGMENT // sink.chunk))
+        while not present.try_lock(missing, locked_to - missing):
+            if locked_to == missing + 1:
                 return None
-            stop = missing + max(1, (stop - missing) // 4)
-        if self._present.has(missing, missing):  # it came while this thread took the lock
-            self._present.unlock(missing, stop - missing)
+            stop = locked_to = missing + max(1, (locked_to - missing) // 4)
+        if present.has(missing, missing):  # it came while this thread took the lock
+            present.unlock(missing, locked_to - missing)
             return None
-        flight = Flight(missing, stop)
-        self._flights.update(dict.fromkeys(range(missing, stop), flight))
+        ahead = cursor if stop > wanted else None
+        flight = Flight(missing, stop, sink.chunk, locked_to=locked_to, cursor=ahead)
+        if cursor is not None:
+            cursor.end = max(cursor.end, min(stop * sink.chunk, size))
+        self._flights.append(flight)
         return flight
+
+    def _before_gap(self, first: int, stop: int) -> int:
+        """Return where a flight of the chunks [first, stop) should end: before a long run of stored chunks."""
+        present, gap = self._sink.present, max(1, GAP // self._sink.chunk)
+        at = first
+        while at < stop:
+            there = present.first_present(at, stop - 1)
+            if there is None:
+                return stop
+            missing = present.first_missing(there, stop - 1)
+            if missing is None or missing - there >= gap:
+                return there
+            at = missing
+        return stop
+
+    def _read_ahead(self, cursor: Cursor) -> None:
+        """Send the next request of a sequential reader, unless it is under way or another process has sent it."""
+        sink = self._sink
+        size = sink.size or 0
+        with sink.lock:
+            limit = min(size if cursor.long else cursor.limit, size)
+            if sink.closed or not cursor.due or cursor.end >= limit:
+                return
+            first, last = cursor.end // sink.chunk, (limit - 1) // sink.chunk
+            missing = sink.present.first_missing(first, last)
+            if missing is None:
+                cursor.end = limit
+                return
+            if self._carrier(missing) is not None:
+                cursor.end = max(cursor.end, (missing + 1) * sink.chunk)
+                return
+            flight = self._depart(missing, missing + 1, cursor)
+            if flight is None:
+                cursor.end = min((missing + 1) * sink.chunk, size)
+                return
+            flight.cursor = cursor
+            self._start(self._fly, flight)
 
     def _fly(self, flight: Flight) -> None:
         """Fetch the chunks of a flight; an error is left in ``flight.error``."""
+        sink = self._sink
         try:
-            start = flight.first * self._chunk
-            stop = flight.stop * self._chunk if self.size is None else min(flight.stop * self._chunk, self.size)
-            pieces = self._source.read_range(start, stop)
-            try:
-                first = next(pieces, None)
-                if first is not None and not self._source.ranged and self._board(first, pieces):
-                    return
-                if self._source.ranged and not self._take(first, pieces, start, stop):
-                    raise IntegrityError(f"{self._name} ended before byte {stop}")
-            except BaseException:
-                pieces.close()
-                raise
-            pieces.close()
+            self._receive(flight)
         except Exception as e:
             flight.error = self._ended(e)
-            if not isinstance(e, (KitfsError, OSError)) and not self._closed:
+            if not isinstance(e, (KitfsError, OSError)) and not sink.closed:
                 raise
         finally:
-            self._present.unlock(flight.first, flight.stop - flight.first)
-            with self._lock:
-                for chunk in range(flight.first, flight.stop):
-                    del self._flights[chunk]
+            if flight.locked_to > flight.locked:
+                sink.present.unlock(flight.locked, flight.locked_to - flight.locked)
+            with sink.lock:
+                if flight in self._flights:
+                    self._flights.remove(flight)
+                if flight.cursor is not None:
+                    flight.cursor.end = min(flight.cursor.end, flight.at)
                 flight.done = True
-                self._arrived.notify_all()
-            self._landed()
+                sink.wake()
+            self._owner.landed()
 
     def _ended(self, error: Exception) -> KitfsError:
         """Return the error for a flight's readers: Closed when the fetcher was closed, whatever the source raised."""
-        if self._closed:
+        if self._sink.closed:
             return Closed(f"{self._name} was closed")
         return error if isinstance(error, KitfsError) else StoreError(f"{self._name}: {type(error).__name__}: {error}")
 
-    def _take(self, first: Piece | None, pieces: Pieces, start: int, stop: int) -> bool:
-        """Store the pieces of a range; returns whether they covered it."""
-        sink = _Sink(self, start)
-        for offset, view in chain([] if first is None else [first], pieces):
-            if offset != sink.at:
-                raise IntegrityError(
-                    f"{self._name}: the source gave bytes at {offset}, but those at {sink.at} were expected"
-                )
-            sink.take(view[: stop - offset])
-            if sink.at >= stop or self._closed:
-                break
-        sink.end()
-        return sink.at >= stop or self._closed
+    def _receive(self, flight: Flight) -> None:
+        """Receive the bytes of a flight. Raises what the source raises, IntegrityError when it ended early."""
+        chunk, size = self._sink.chunk, self._sink.size
+        stop = flight.stop * chunk if size is None else min(flight.stop * chunk, size)
+        pieces = self._source.read_range(flight.first * chunk, stop)
+        try:
+            first = next(pieces, None)
+            if first is not None and not self._source.ranged and self._stream.board(first, pieces):
+                return  # the stream has the pieces now, and closes them
+            if self._source.ranged and not self._take(flight, first, pieces, stop):
+                raise IntegrityError(f"{self._name} ended before byte {stop}")
+        except BaseException:
+            pieces.close()
+            raise
+        pieces.close()
 
-    def _board(self, first: Piece, pieces: Pieces) -> bool:
-        """Use a whole body that came in response to a range as the stream for all readers; False when there is a stream
-        already.
-        """
-        with self._lock:
-            if self._stream is not None or first[0] != 0:
-                return False
-            flight = self._stream = Flight(0, 0)
-            self._start(self._fly_stream, flight, _rejoin(first, pieces))
+    def _take(self, flight: Flight, first: Piece | None, pieces: Pieces, stop: int) -> bool:
+        """Store the pieces of a range; returns False when they ended before the flight did."""
+        cutter = Cutter(self._sink, flight.at, keep=flight.keep)
+        for offset, view in chain([] if first is None else [first], pieces):
+            if offset != cutter.at:
+                raise IntegrityError(
+                    f"{self._name}: the source gave bytes at {offset}, but those at {cutter.at} were expected"
+                )
+            cutter.take(view[: stop - offset])
+            flight.at = cutter.at
+            if cutter.at >= stop or self._sink.closed:
+                break
+            if flight.keep and not (self._may_go_on(flight) and self._lock_ahead(flight)):
+                return True
+        cutter.end()
+        return cutter.at >= stop or self._sink.closed
+
+    def _lock_ahead(self, flight: Flight) -> bool:
+        """Lock the next segment when a flight comes near it; returns False when another process fetches it."""
+        chunk, present = self._sink.chunk, self._sink.present
+        if flight.locked_to >= flight.stop or flight.at + SEGMENT // 4 < flight.locked_to * chunk:
+            return True
+        stop = min(flight.stop, max(flight.locked_to, flight.at // chunk) + max(1, SEGMENT // chunk))
+        if not present.try_lock(flight.locked_to, stop - flight.locked_to):
+            return flight.at < flight.locked_to * chunk
+        done = flight.at // chunk
+        if done > flight.locked:
+            present.unlock(flight.locked, done - flight.locked)
+            flight.locked = done
+        flight.locked_to = stop
         return True
+
+    def _may_go_on(self, flight: Flight) -> bool:
+        """Hold a flight back while it is a whole window ahead of its reader; returns False when it was idle too long."""
+        cursor = flight.cursor
+        if cursor is None or flight.at < max(cursor.limit, flight.needed):
+            return True
+        present, chunk = self._sink.present, self._sink.chunk
+        present.unlock(flight.locked, flight.locked_to - flight.locked)
+        deadline = time.monotonic() + IDLE
+        while flight.at >= max(cursor.limit, flight.needed):
+            if self._sink.closed or time.monotonic() > deadline:
+                flight.locked = flight.locked_to
+                return False
+            threading.Event().wait(PAUSE)
+        flight.locked = flight.at // chunk
+        flight.locked_to = max(flight.locked_to, flight.locked + 1)
+        if present.try_lock(flight.locked, flight.locked_to - flight.locked):
+            return True
+        flight.locked = flight.locked_to
+        return False
 
     def _start(self, run: Callable[..., None], *args: object) -> None:
         """Run a function on a thread of its own, which ``close`` waits for. Call with the lock."""
@@ -311,216 +383,9 @@ class Fetcher:
             try:
                 run(*args)
             finally:
-                with self._lock:
+                with self._sink.lock:
                     self._threads.discard(threading.current_thread())
 
         thread = threading.Thread(target=body, name="kitfs-fetch", daemon=True)
         self._threads.add(thread)
         thread.start()
-
-    def _ensure_streamed(self, missing: int, want: Want) -> None:
-        """Wait until the stream has passed the missing chunk; start the stream when there is none."""
-        with self._lock:
-            if self._closed:
-                raise Closed(f"{self._name} is closed")
-            want.missing = missing
-            flight = self._stream
-            if flight is None:
-                flight = self._stream = Flight(0, 0)
-                self._start(self._fly_stream, flight, None)
-            self._arrived.notify_all()
-            while not flight.done and not self._closed and self.size_allows(missing) and not self._has(missing, want):
-                self._arrived.wait(10 * POLL)  # another process may be marking
-            want.missing = None
-            if self._closed:
-                raise Closed(f"{self._name} was closed")
-            if flight.error is not None and not self._has(missing, want):
-                raise flight.error
-
-    def size_allows(self, chunk: int) -> bool:
-        """Tell whether a chunk may exist, as far as the size is known."""
-        return self.size is None or chunk * self._chunk < self.size
-
-    def _fly_stream(self, flight: Flight, pieces: Pieces | None) -> None:
-        """Run the stream of a source without ranges, from byte 0 to its end."""
-        locked = False
-        try:
-            while not (locked := self._present.try_lock_stream()):
-                if pieces is not None:
-                    pieces.close()
-                    pieces = None
-                # Another process streams, and its marks count here too. It releases the lock when it pauses, ends or
-                # dies.
-                with self._lock:
-                    self._arrived.wait(POLL)
-                    if self._closed or not self._wanted():
-                        return
-            if self.size is None:
-                self.size = self._learn_size()
-            if pieces is None and not self._wanted():
-                return
-            sink = _Sink(self, 0)
-            hasher = self._hasher()
-            with closing(pieces or self._source.read_range(0, None)) as stream:
-                for _, view in stream:
-                    hasher.update(view)
-                    sink.take(view)
-                    if self._closed:
-                        return
-                    if self._rests and not self._goes_on(sink):
-                        self._present.unlock_stream()
-                        locked = False
-                        if not self._rest(sink):
-                            return
-                        locked = self._present.try_lock_stream()
-            if self.size is not None and sink.at != self.size:
-                raise IntegrityError(f"{self._name} has {sink.at} bytes, not {self.size}")
-            kept = self._finished(sink.at, hasher.hexdigest())
-            self.size = sink.at
-            sink.end(kept=kept)
-        except Exception as e:
-            flight.error = self._ended(e)
-            if not isinstance(e, (KitfsError, OSError)) and not self._closed:
-                raise
-        finally:
-            if locked:
-                self._present.unlock_stream()
-            with self._lock:
-                flight.done = True
-                self._stream = None
-                self._arrived.notify_all()
-            self._landed()
-
-    def _goes_on(self, sink: _Sink) -> bool:
-        """Tell whether a reader waits for bytes that the stream has not reached yet."""
-        with self._lock:
-            return sink.at < self._demand() * self._chunk
-
-    def _rest(self, sink: _Sink) -> bool:
-        """Wait until a reader needs more than the stream has given. Returns False when the blob was closed, or the
-        stream must restart.
-        """
-        with self._lock:
-            while not self._closed and not self._left_behind(sink.at // self._chunk):
-                if sink.at < self._demand() * self._chunk:
-                    return True
-                self._arrived.wait()
-            return False
-
-    def _demand(self) -> int:
-        """Return the number of chunks up to which readers want the blob now. Call with the lock."""
-        return max((want.last + 1 for want in self._wants), default=0)
-
-    def _left_behind(self, given: int) -> bool:
-        """Tell whether a reader waits for a chunk that the stream has passed and that was not stored. Call with the
-        lock.
-        """
-        return any(w.missing is not None and w.missing < given and not self._has(w.missing, w) for w in self._wants)
-
-    def _wanted(self) -> bool:
-        """Tell whether a chunk that a reader wants from the stream is still missing. Call with the lock."""
-        demand = self._demand()
-        wanted = demand if self.size is None else min(demand, -(-self.size // self._chunk))
-        return wanted > 0 and self._present.first_missing(0, wanted - 1) is not None
-
-    def store(self, first: int, data: bytes | bytearray | memoryview) -> None:
-        """Write and mark whole chunks (the last of the blob may be short); hand them over when the store is full."""
-        count = -(-len(data) // self._chunk)
-        if self._room() and self._write(first, count, data):
-            self._wrote(len(data))
-            with self._lock:
-                self._arrived.notify_all()
-            return
-        self.hand_over(first, data)
-
-    def hand_over(self, first: int, data: bytes | bytearray | memoryview) -> None:
-        """Give chunks to the readers that want them, and keep them only for a moment."""
-        self._passed(len(data))
-        view = memoryview(data)
-        count = -(-len(data) // self._chunk)
-        with self._lock:
-            for i in range(count):
-                chunk = bytes(view[i * self._chunk : (i + 1) * self._chunk])
-                self._overflow[first + i] = chunk
-                self._overflow.move_to_end(first + i)
-                for want in self._wants:
-                    if want.first <= first + i <= want.last:
-                        want.passed[first + i] = chunk
-            while len(self._overflow) * self._chunk > OVERFLOW:
-                self._overflow.popitem(last=False)
-            self._arrived.notify_all()
-
-    def _write(self, first: int, count: int, data: bytes | bytearray | memoryview) -> bool:
-        while True:
-            try:
-                self._body.pwrite(first * self._chunk, data)
-                self._present.mark(first, count)
-                return True
-            except OSError as e:
-                if e.errno not in FULL:
-                    raise
-                if e.errno not in NO_SPACE or not self._make_room():
-                    return False
-
-    def present(self, chunk: int) -> bool:
-        """Tell whether a chunk is stored."""
-        return self._present.has(chunk, chunk)
-
-    @property
-    def chunk(self) -> int:
-        """Bytes of a chunk."""
-        return self._chunk
-
-
-class _Sink:
-    """Cuts a stream of views into whole chunks; ``at`` is the offset of the next byte."""
-
-    def __init__(self, fetcher: Fetcher, at: int) -> None:
-        self._fetcher = fetcher
-        self._pending = bytearray()
-        self.at = at
-
-    def take(self, view: memoryview) -> None:
-        """Take the next bytes; whole chunks go straight from the view to the disk."""
-        chunk = self._fetcher.chunk
-        while len(view):
-            first = self.at // chunk
-            if self._pending or self.at % chunk or len(view) < chunk:
-                part = view[: chunk - len(self._pending)]
-                self._pending += part
-                if len(self._pending) == chunk:
-                    self._put(first, self._pending)
-                    self._pending = bytearray()
-            else:
-                part = view[: len(view) // chunk * chunk]
-                self._put(first, part)
-            self.at += len(part)
-            view = view[len(part) :]
-
-    def end(self, *, kept: bool = True) -> None:
-        """Store the blob's last chunk, when it is short and came whole; with ``kept`` False, only hand it over."""
-        size = self._fetcher.size
-        if self._pending and (size is None or self.at == size):
-            put = self._put if kept else self._fetcher.hand_over
-            put(self.at // self._fetcher.chunk, self._pending)
-        self._pending = bytearray()
-
-    def _put(self, first: int, data: bytes | bytearray | memoryview) -> None:
-        chunk = self._fetcher.chunk
-        if len(data) <= chunk:
-            if not self._fetcher.present(first):
-                self._fetcher.store(first, data)
-            return
-        for i in range(len(data) // chunk):
-            if self._fetcher.present(first + i):
-                for j in range(len(data) // chunk):
-                    self._put(first + j, data[j * chunk : (j + 1) * chunk])
-                return
-        self._fetcher.store(first, data)
-
-
-def _rejoin(first: Piece, pieces: Pieces) -> Pieces:
-    """Yield the pieces of a generator whose first piece was taken, with that piece again."""
-    with closing(pieces):
-        yield first
-        yield from pieces

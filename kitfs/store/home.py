@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
@@ -30,8 +30,21 @@ class Home(Protocol):
     @property
     def room(self) -> Room: ...
 
+    @property
+    def patience(self) -> float:
+        """Seconds that a reader waits for a chunk that another process is fetching."""
+        ...
+
+    def prove(self, task: Callable[[], object], /) -> None:
+        """Run a task on the thread that computes digests."""
+        ...
+
     def later(self, task: Callable[[], object], /) -> None: ...
 
     def forget_index(self, digest: str, /) -> None: ...
+
+    def make_way(self, blob: Any, /) -> None:
+        """Have blobs that nobody reads evicted for the sake of ``blob``, which found the store full."""
+        ...
 
     def failed(self, digest: Digest, /) -> None: ...

@@ -14,43 +14,56 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Final
 
-from kitfs.errors import Closed, StoreError
+from kitfs.errors import Closed, StoreBusy, StoreError
 from kitfs.openfile import OpenFile, OwnFile
 from kitfs.ownership import make_directories, make_directory
 
 POLL: Final = 0.002  # seconds between two tries
+PATIENCE: Final = 20.0  # seconds that another process may hold a lock that it needs for a moment only
 
 
 class Lease:
-    """A shared lease on the blob in ``directory``, which is made when it is missing.
+    """A shared lease on the blob in ``directory``, open as ``file``; ``take`` takes it.
 
-    While the lease is held the evictor leaves the directory alone. A failed verification may still move it, so always
-    go through ``entry`` to reach the files.
+    While the lease is held the evictor leaves the directory alone. A failed verification may still move it, and so does
+    the rename to the place of verified blobs: ``locked`` tells whether it is in its place.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, file: OpenFile) -> None:
         self.directory: Final = directory
+        self.file: Final = file
+
+    @classmethod
+    def take(cls, directory: str, *, make: bool) -> Lease | None:
+        """Take a lease on a blob; with ``make`` its directory is made when it is missing, else None is returned.
+
+        Raises StoreBusy when another process does not finish evicting the blob, OSError.
+        """
         path = os.path.join(directory, "lease")
+        deadline = time.monotonic() + PATIENCE
         while True:
-            _make(directory)
+            if make:
+                _make(directory)
             try:
-                self.file: OpenFile = OwnFile(path, os.O_RDWR | os.O_CREAT)
+                file: OpenFile = OwnFile(path, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:
-                continue  # the directory was evicted between the two lines
-            if _shared(self.file) and same(self.file, path):
-                self.file.touch()
-                return
-            self.file.close()
+                if make:
+                    continue  # the directory was evicted between the two lines
+                return None
+            if _shared(file) and same(file, path):
+                file.touch()
+                return cls(directory, file)
+            file.close()
+            if not make and not os.path.exists(path):
+                return None
+            if time.monotonic() > deadline:
+                raise StoreBusy(f"another process is evicting {directory} and does not finish")
             # The directory is being evicted. Poll rather than block: a process that retired a corrupt blob holds its
             # lease until it exits.
             time.sleep(POLL)
-
-    def entry(self) -> AbstractContextManager[bool]:
-        """Lock the directory for a block; yields whether it still is the leased entry."""
-        return locked(self.directory, self.file)
 
     def alone(self) -> bool:
         """Make the lease exclusive for good, unless another process holds one; returns whether it is exclusive."""
@@ -70,7 +83,8 @@ def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
     """Lock a blob's directory for a block; yields whether it is the entry whose lease is open as ``lease`` (None: any
     entry will do).
 
-    The entry stays in its place while the lock is held.
+    The entry stays in its place while the lock is held. Raises StoreBusy when another process, which may be stopped,
+    does not release the lock.
     """
     try:
         entry = OpenFile(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -78,7 +92,11 @@ def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
         yield False
         return
     try:
-        entry.flock(fcntl.LOCK_EX)
+        deadline = time.monotonic() + PATIENCE
+        while not exclusive(entry):
+            if time.monotonic() > deadline:
+                raise StoreBusy(f"another process has locked {directory} and does not release it")
+            time.sleep(POLL)
         yield same(entry, directory) if lease is None else same(lease, os.path.join(directory, "lease"))
     finally:
         release(entry)

@@ -8,15 +8,19 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from typing import Final
 
 from kitfs.errors import StoreError
+from kitfs.openfile import OwnFile
 from kitfs.ownership import check_directory, make_directory, open_file
 from kitfs.store import evict
 from kitfs.store.durable import write_durably
 from kitfs.store.ingests import Ingests
+from kitfs.store.lease import exclusive, release
 from kitfs.store.paths import DIRECTORIES, LATER, ingest_path
 
-VERSION = "1"
+VERSION: Final = "2"
+OLD_VERSION: Final = "1"  # unverified blobs were shared by everybody who named their digest
 
 
 def prepare(root: str, option: str) -> None:
@@ -63,8 +67,33 @@ def _check_version(root: str, option: str) -> None:
     except FileNotFoundError:
         write_durably(path, f"{VERSION}\n".encode())
         return
-    if found != VERSION:
+    if found == OLD_VERSION and not _convert(root):
+        return  # an older kitfs uses it: both work side by side, and a later opening converts it
+    if found == OLD_VERSION:
+        write_durably(path, f"{VERSION}\n".encode())
+    elif found != VERSION:
         raise StoreError(
-            f"cache directory {root} has format {found[:20]!r}, but this kitfs knows only {VERSION}: update kitfs, "
-            f"or choose another directory with {option}"
+            f"cache directory {root} has format {found[:20]!r}, but this kitfs knows only {OLD_VERSION} and {VERSION}: "
+            f"update kitfs, or choose another directory with {option}"
         )
+
+
+def _convert(root: str) -> bool:
+    """Remove the unverified blobs of format 1, which do not say who sent their bytes; the verified ones are the same in
+    format 2, and so are all tags.
+
+    Returns False, and may have removed some, while another process uses a blob of the store. Every step is a rename, so
+    that a crash leaves a store of format 1.
+    """
+    for entry in list(evict.entries(root)):
+        try:
+            lease = OwnFile(os.path.join(entry.directory, "lease"), os.O_RDWR)
+        except FileNotFoundError:
+            continue  # it was removed meanwhile
+        try:
+            if not exclusive(lease):
+                return False
+            evict.remove_entry(root, entry.directory, lease=lease, spare_sealed=True)
+        finally:
+            release(lease)
+    return True

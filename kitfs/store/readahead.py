@@ -1,9 +1,16 @@
-"""How much to fetch for a read that misses: pure decisions, no I/O.
+"""How far to fetch beyond what a reader asks for: pure decisions, no I/O.
 
-Streams are recognized per blob, not per handle, since the threads of a loader share files. A miss that begins where an
-earlier fetch ended, or skips no more than that fetch's window, continues its stream, and the window doubles. Any other
-miss begins a new stream without a window, so that a random read fetches only its own chunks. Threading: the caller's
-lock.
+A cursor is one sequential reader. Cursors are recognized per blob, not per handle, since the threads of a loader share
+files and the kernel sends requests out of order. A read that begins near the position of a cursor continues it; any
+other miss begins a new cursor without a window, so that a random read fetches only its own chunks.
+
+The window, which is what may be fetched ahead of the reader, is a quarter of what the cursor has read: a reader that
+stops after one tensor has fetched at most a quarter of it in vain, and a reader of a whole layer soon has a window that
+covers the bandwidth-delay product of any link. From ``LONG`` bytes on, one request runs to the end of the blob and is
+held back at the window (flow control by the receiver), as mountpoint-s3 does: every request costs a registry
+milliseconds before its first byte.
+
+Threading: ``advance`` and the properties of a cursor from any thread without a lock; the rest under the caller's lock.
 """
 
 from __future__ import annotations
@@ -11,37 +18,85 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-CURSORS: Final = 16  # streams remembered per blob
-MAX_WINDOW: Final = 4 << 20  # bytes of one request: also what other processes fetch again after one is killed
+CURSORS: Final = 16  # readers remembered per blob
+MIN_WINDOW: Final = 2 << 20  # bytes
+MAX_WINDOW: Final = 64 << 20  # bytes
+LONG: Final = 64 << 20  # bytes read by a cursor before one request runs to the end of the blob
+NEAR: Final = 256 << 10  # bytes by which a read may be out of order, at least
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Cursor:
-    """One stream: where its last fetch ended, and its window in bytes."""
+    """One sequential reader, in bytes: where it began, how far it has read, and up to where requests were sent."""
 
+    start: int
+    position: int
     end: int
-    window: int
+
+    @property
+    def window(self) -> int:
+        """Bytes that may be fetched ahead of the reader."""
+        return min(max((self.position - self.start) // 4, MIN_WINDOW), MAX_WINDOW)
+
+    @property
+    def limit(self) -> int:
+        """The offset up to which a request may run now."""
+        return self.position + self.window
+
+    @property
+    def long(self) -> bool:
+        """Whether the reader has read so much that one request may run to the end of the blob."""
+        return self.position - self.start >= LONG
+
+    @property
+    def due(self) -> bool:
+        """Whether less than half of the window has been requested, so that the next request should be sent."""
+        return self.end - self.position < self.window // 2
+
+    def is_near(self, start: int) -> bool:
+        """Tell whether a read at ``start`` continues this reader."""
+        slack = min(self.window, max(self.position - self.start, NEAR))
+        return self.position - slack <= start <= self.position + slack
 
 
-class Streams:
-    """The streams of one blob, the latest first."""
+class Readahead:
+    """The cursors of one blob, the latest first."""
 
     def __init__(self) -> None:
-        self._cursors: list[Cursor] = []
+        self._cursors: tuple[Cursor, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<Streams {', '.join(f'{c.end}+{c.window}' for c in self._cursors)}>"
+        return f"<Readahead {', '.join(f'{c.position}+{c.end - c.position}' for c in self._cursors)}>"
 
-    def plan(self, start: int, stop: int) -> int:
-        """Return where a fetch for the miss [start, stop) should end: at ``stop``, or later when the miss continues a
-        stream.
+    def __len__(self) -> int:
+        return len(self._cursors)
+
+    def advance(self, start: int, stop: int) -> Cursor | None:
+        """Return the cursor that a read of [start, stop) moves forward; None when it moves none."""
+        for cursor in self._cursors:
+            if cursor.is_near(start):
+                if stop <= cursor.position:
+                    return None
+                cursor.position = stop
+                return cursor
+        return None
+
+    def miss(self, start: int, stop: int) -> Cursor:
+        """Return the cursor of a miss of [start, stop): the one that it continues, else a new one without a window."""
+        for cursor in self._cursors:
+            if cursor.is_near(start):
+                cursor.position = max(cursor.position, stop)
+                return cursor
+        cursor = Cursor(start, stop, stop)
+        self._cursors = (cursor, *self._cursors[: CURSORS - 1])
+        return cursor
+
+    def plan(self, cursor: Cursor, start: int, stop: int, size: int) -> int:
+        """Return the offset at which a request that begins at ``start`` should end, for a reader that needs [start,
+        stop) of a blob of ``size`` bytes.
         """
-        for i, cursor in enumerate(self._cursors):
-            if 0 <= start - cursor.end <= cursor.window:
-                cursor.window = min(max(2 * cursor.window, stop - start), MAX_WINDOW)
-                cursor.end = max(stop, start + cursor.window)
-                self._cursors.insert(0, self._cursors.pop(i))
-                return cursor.end
-        self._cursors.insert(0, Cursor(stop, min(stop - start, MAX_WINDOW)))
-        del self._cursors[CURSORS:]
-        return stop
+        if cursor.end <= cursor.position and cursor.position - cursor.start <= stop - start:
+            return stop  # the first read of this reader
+        if cursor.long:
+            return size
+        return min(max(stop, cursor.limit), size)

@@ -78,6 +78,11 @@ class Room:
         """Whether the store was full when its limits were last checked."""
         return self._full
 
+    @property
+    def size_limit(self) -> int | None:
+        """Bytes that blobs which are not pinned may use; None without a limit."""
+        return self._size_limit
+
     def available(self) -> bool:
         """Tell whether the store takes more bytes; a full store is checked again every ``recheck`` seconds."""
         if self._full and time.monotonic() - self._checked > self._recheck:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -39,7 +37,10 @@ from kitfs.store.pins import Pins
 from kitfs.store.refs import Refs
 from kitfs.store.repositories import Repositories
 from kitfs.store.room import RECHECK, Room
+from kitfs.store.tasks import TaskThread
 
+PATIENCE: Final = 60.0  # seconds, as the default of --read-timeout
+IDLE: Final = 2.0  # seconds since its last read after which a blob may be evicted although a mount shows it
 MAX_SMALL: Final = 64 << 20  # bytes of what ``get`` gives whole
 
 
@@ -55,6 +56,7 @@ class Store:
         counters: Counters,
         log: logging.Logger,
         recheck: float = RECHECK,
+        patience: float = PATIENCE,
     ) -> None:
         self.root = root
         self.counters = counters
@@ -75,12 +77,18 @@ class Store:
             later=self.later,
             recheck=recheck,
         )
-        self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self.patience: Final = patience
+        self._house: Final = TaskThread(
+            "kitfs-store", f"housekeeping of the store in {root}", counters=counters, log=log
+        )
+        self._digests: Final = TaskThread(
+            "kitfs-digest", f"verification in the store in {root}", counters=counters, log=log
+        )
         self._blobs: set[Blob] = set()
         self._on_failure: list[Callable[[Digest], object]] = []
         self._stopped = False
-        self._thread = threading.Thread(target=self._keep_house, name="kitfs-store", daemon=True)
-        self._thread.start()
+        self._recheck = recheck
+        self._made_way = 0.0
 
     def __repr__(self) -> str:
         return f"<Store {self.root}>"
@@ -97,6 +105,7 @@ class Store:
         option: str = "--cache-dir",
         despite: Collection[int] = (),
         recheck: float = RECHECK,
+        patience: float = PATIENCE,
     ) -> Store:
         """Open the store in ``root``, which is made with mode 0700 when it is missing.
 
@@ -104,7 +113,8 @@ class Store:
         ``option`` is the option by which messages tell to choose another directory. ``despite`` holds errno values of
         failed writes that do not matter to a caller who only reads: with one of these an existing store is opened all
         the same, and a line is logged. In an empty directory that other users share, the store is a directory of its
-        own (``ownership.own_directory``).
+        own (``ownership.own_directory``). ``patience``: seconds that a reader waits for a chunk that another process is
+        fetching.
 
         Raises StoreError when the store cannot be made, read or written, has the format of another version of kitfs,
         belongs to another user or can be written by one; its ``__cause__`` is the OSError, if there was one. Raises
@@ -119,7 +129,7 @@ class Store:
         usable = failure is not None and failure.errno in despite and not isinstance(failure, Unsafe) and is_store(root)
         if failure is not None and failure.errno not in NO_SPACE and not usable:
             raise StoreError(_unusable(given, failure, option)) from failure
-        limits = {"size_limit": size_limit, "free_share": free_share, "recheck": recheck}
+        limits = {"size_limit": size_limit, "free_share": free_share, "recheck": recheck, "patience": patience}
         store = cls(root, counters=counters or Counters(), log=log, **limits)  # type: ignore[arg-type]
         if failure is not None:
             try:
@@ -143,8 +153,8 @@ class Store:
         deadline = time.monotonic() + CLOSE_PATIENCE
         for blob in list(self._blobs):
             blob.close(max(0.0, deadline - time.monotonic()))
-        self._tasks.put(None)
-        self._thread.join()
+        self._digests.close()
+        self._house.close()
         self.catalog.close()
 
     def stop(self) -> None:
@@ -166,8 +176,7 @@ class Store:
         """Open a blob. With ``of``, open the decoded form of that blob: its size and digest become known when its
         source has ended.
         """
-        path = self.path(digest, "blobs" if of is None else "decoded")
-        blob = Blob(self, path, digest, size=size, source=source, of=of)
+        blob = Blob(self, digest, size=size, source=source, of=of)
         self._blobs.add(blob)
         if self._stopped:  # ``stop`` ran meanwhile and did not see this blob
             blob.close()
@@ -232,7 +241,7 @@ class Store:
         directory = self.path(digest)
         if os.path.exists(os.path.join(directory, "sealed")):
             return
-        blob = Blob(self, directory, digest, size=len(data), source=_Given(data))
+        blob = Blob(self, digest, size=len(data), source=_Given(data))
         try:
             blob.fill()
             if not blob.complete:
@@ -262,7 +271,11 @@ class Store:
 
     def later(self, task: Callable[[], object]) -> None:
         """Run a task on the housekeeping thread."""
-        self._tasks.put(task)
+        self._house.put(task)
+
+    def prove(self, task: Callable[[], object]) -> None:
+        """Run a task on the thread that computes digests."""
+        self._digests.put(task)
 
     def on_failure(self, callback: Callable[[Digest], object]) -> None:
         """Have ``callback`` called with the digest of every blob whose bytes turn out to be wrong, for as long as the
@@ -272,22 +285,34 @@ class Store:
         """
         self._on_failure.append(callback)
 
+    def make_way(self, blob: Blob) -> None:
+        """Let go of blobs that nobody has read lately, and evict, on the housekeeping thread; ``blob`` found the store
+        full. Done once in ``recheck`` seconds.
+        """
+        now = time.monotonic()
+        if now - self._made_way > self._recheck:
+            self._made_way = now
+            self.later(partial(self._make_way, blob))
+
+    def _make_way(self, blob: Blob) -> None:
+        """Free room for a blob: by blobs that are idle, the least recently used first, then by its own entry when it
+        alone takes more than half of the limit.
+        """
+        idle = sorted((b for b in list(self._blobs) if b is not blob), key=lambda b: b.used)
+        for other in idle:
+            if not self.room.full or time.monotonic() - other.used < IDLE:
+                break
+            if other.let_go():
+                self.room.evict()
+        limit = self.room.size_limit
+        if self.room.full and limit is not None and blob.fetched > limit // 2:
+            blob.start_over()
+            self.room.evict()
+
     def failed(self, digest: Digest) -> None:
         """Tell those that asked by ``on_failure`` that a blob has wrong bytes; from any thread, with any lock held."""
         for callback in tuple(self._on_failure):
             self.later(partial(callback, digest))
-
-    def _keep_house(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            try:
-                task()
-            except Closed:
-                pass  # the blob was closed meanwhile; the next opening does the task
-            except (OSError, StoreError) as e:
-                self.log.warning("housekeeping of the store in %s failed: %s", self.root, e)
-            except Exception:
-                self.counters.add("bugs")
-                self.log.exception("a bug in the store's housekeeping")
 
     def entries(self) -> Iterator[Entry]:
         """Yield every blob on disk. Blobs that come or go during the walk may be left out."""
@@ -340,6 +365,15 @@ class _Given:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.size: int | None = len(data)
+
+    @property
+    def sender(self) -> str:
+        """Nobody: the bytes are here."""
+        return ""
+
+    def distrust(self) -> bool:
+        """Return False: there are no other bytes."""
+        return False
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         yield start, memoryview(self._data)[start:stop]

@@ -107,7 +107,7 @@ def test_a_size_that_cannot_be_kept(
     monkeypatch.setattr(os, "replace", full)
     for _ in range(3):
         assert blob.pread(MiB, 100) == data[MiB:]
-    assert len([r for r in caplog.records if "size cannot be kept" in r.message]) == 1
+    assert len([r for r in caplog.records if "size cannot be recorded" in r.message]) == 1
     assert not blob.complete
     assert list(Path(store.root).rglob("meta.json.*")) == []
     monkeypatch.setattr(os, "replace", replace)

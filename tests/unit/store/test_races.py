@@ -78,7 +78,15 @@ def opened(store: Store) -> Blob:
 
 def in_place(store: Store, blob: Blob) -> bool:
     """Whether the entry that others would open is the one that this blob has a lease on."""
-    return os.path.samestat(Path(store.path(DIGEST), "lease").stat(), blob._lease.file.stat())
+    filling = blob._filling
+    assert filling is not None
+    return os.path.samestat(Path(filling.entry.directory, "lease").stat(), filling.entry.lease.file.stat())
+
+
+def remove_all(store: Store) -> None:
+    """Remove the entry, leased or not, and wherever it is."""
+    for entry in evict.entries(store.root):
+        evict.remove_entry(store.root, entry.directory)
 
 
 def remove(store: Store) -> list[bool]:
@@ -107,7 +115,7 @@ def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Sto
     other = open_store()
 
     def act() -> None:
-        evict.remove_entry(other.root, other.path(DIGEST))
+        remove_all(other)
         if filled:
             blob = opened(other)
             blob.fill()
@@ -115,7 +123,7 @@ def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Sto
 
     blobs: list[Blob] = []
     for at in itertools.count():
-        evict.remove_entry(store.root, store.path(DIGEST))
+        remove_all(store)
         opened(store).close()
         more = interrupted(lambda: blobs.append(opened(store)), act, at)
         assert blobs[0].pread(0, len(DATA)) == DATA, at
@@ -131,7 +139,7 @@ def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: C
     fresh: list[Blob] = []
 
     def act() -> None:
-        evict.remove_entry(other.root, other.path(DIGEST))
+        remove_all(other)
         fresh.append(opened(other))
 
     for at in itertools.count():
@@ -153,11 +161,11 @@ def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: C
 def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callable[..., Store]) -> None:
     """Wherever in a verification another entry comes in the place of this one: it does not get the other's seal."""
     other = open_store()
-    house = threading.Event()
-    store.later(house.wait)  # the verification is this thread's
+    digests = threading.Event()
+    store.prove(digests.wait)  # the verification is this thread's
 
     def act() -> None:
-        evict.remove_entry(other.root, other.path(DIGEST))
+        remove_all(other)
         opened(other).close()
 
     try:
@@ -174,11 +182,11 @@ def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callabl
             blob = opened(other)
             assert blob.pread(0, len(DATA)) == DATA, at
             blob.close()
-            evict.remove_entry(other.root, other.path(DIGEST))
+            remove_all(other)
             if not more:
                 break
     finally:
-        house.set()
+        digests.set()
 
 
 def test_what_was_used_since_the_evictor_looked_stays(store: Store) -> None:

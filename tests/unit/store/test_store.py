@@ -14,7 +14,6 @@ import pytest
 from kitfs.errors import IntegrityError, StoreError
 from kitfs.oci.names import Digest
 from kitfs.store.meta import chunk_size
-from kitfs.store.readahead import MAX_WINDOW, Streams
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
 
@@ -119,14 +118,40 @@ def test_small_blobs_go_only_when_that_helps(open_store: Callable[..., Store]) -
     assert not os.path.exists(store.path(used))
 
 
-def test_store_over_its_limit_reads_through(open_store: Callable[..., Store]) -> None:
-    """A blob that does not fit is served all the same, and not kept."""
-    store = open_store(size_limit=2 * MIB)
+def test_a_blob_that_is_larger_than_the_store_starts_over(open_store: Callable[..., Store]) -> None:
+    """A blob that does not fit is served all the same; it does not stay over the limit, and is stored again later."""
+    store = open_store(size_limit=2 * MIB, recheck=0.0)
     data = random.Random(7).randbytes(8 * MIB)
     blob = store.blob(Digest.of(data), size=len(data), source=BytesSource(data))
-    assert b"".join(blob.stream()) == data
-    assert b"".join(blob.stream()) == data
-    assert store.counters.get("read_through") > 0
+    first = blob.directory
+    inode = os.stat(first).st_ino
+    for _ in range(500):
+        at = random.Random(_).randrange(7 * MIB)
+        assert blob.pread(at, 100_000) == data[at : at + 100_000]
+        if not os.path.exists(first) or os.stat(first).st_ino != inode:
+            break
+        time.sleep(0.01)
+    else:
+        raise AssertionError("the blob was never started over")
+    assert blob.pread(5, MIB) == data[5 : 5 + MIB]
+    assert blob.failure is None
+
+
+def test_an_idle_blob_of_a_mount_is_evicted_for_another(open_store: Callable[..., Store]) -> None:
+    """A layer that nobody has read lately makes room for the layer that is being read, and is fetched again later."""
+    store = open_store(size_limit=2 * MIB, recheck=0.0)
+    one, two = (random.Random(seed).randbytes(2 * MIB) for seed in (8, 9))
+    idle, busy = (store.blob(Digest.of(d), size=len(d), source=BytesSource(d)) for d in (one, two))
+    assert b"".join(idle.stream()) == one
+    idle.used -= 60.0
+    for _ in range(500):
+        at = random.Random(_).randrange(MIB)
+        assert busy.pread(at, 4096) == two[at : at + 4096]
+        if store.counters.get("evicted_blobs"):
+            break
+        time.sleep(0.01)
+    assert store.counters.get("evicted_blobs") >= 1
+    assert idle.pread(1000, 10) == one[1000:1010]
 
 
 def test_damaged_catalog_is_a_miss(open_store: Callable[..., Store]) -> None:
@@ -168,24 +193,6 @@ def test_tags_are_files(store: Store) -> None:
 def test_chunk_sizes(size: int | None, chunk: int) -> None:
     """32 KiB to 16 GiB, then doubling, so that no blob has more than 2^19 chunks."""
     assert chunk_size(size) == chunk
-
-
-def test_streams_double_and_jumps_do_not() -> None:
-    """Several sequential readers each get a doubling window; a reader that jumps gets what it asks for."""
-    streams = Streams()
-    for base in (0, 1 << 30):
-        assert streams.plan(base, base + 4096) == base + 4096
-    windows = []
-    at = {0: 4096, 1 << 30: (1 << 30) + 4096}
-    for _ in range(12):
-        for base in at:
-            end = streams.plan(at[base], at[base] + 4096)
-            windows.append(end - at[base])
-            at[base] = end
-    assert windows[::2] == windows[1::2]
-    assert windows[::2] == [min(8192 << i, MAX_WINDOW) for i in range(12)]
-    for jump in range(5 << 30, 9 << 30, 1 << 28):
-        assert streams.plan(jump, jump + 4096) == jump + 4096
 
 
 def test_an_index_of_kits_is_pinned_and_its_kits_are_not(store: Store) -> None:

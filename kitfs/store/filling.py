@@ -1,0 +1,288 @@
+"""One opening of a blob's entry: its files, what is fetched into them, and the digest behind it.
+
+A Blob has one opening at a time and may replace it: when the entry was removed because its bytes were wrong or lost, and
+when the blob lets go of it so that it can be evicted. Threading: every method from any thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from kitfs.content import Source
+from kitfs.errors import Closed, StoreFull
+from kitfs.oci.names import Digest
+from kitfs.openfile import PIECE
+from kitfs.store.data_file import SyncFailedError
+from kitfs.store.durable import NO_SPACE
+from kitfs.store.entry import OpenEntry
+from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
+from kitfs.store.home import Home
+from kitfs.store.proof import Proof
+from kitfs.store.sink import Sink
+
+SYNC_EVERY: Final = 256 << 20  # bytes stored between two copies of ``present`` that survive a reboot
+PROVE_EVERY: Final = 8 << 20  # bytes stored between two runs of the hash behind them
+
+
+class Owner(Protocol):
+    """The blob that is filled; ``str`` of it names it in messages."""
+
+    @property
+    def digest(self) -> Digest: ...
+
+    def filled(self, filling: Filling, /) -> None:
+        """Take note that every byte is stored."""
+        ...
+
+    def lost(self, filling: Filling, error: OSError, /) -> None:
+        """Take note that bytes are lost, since the disk failed to sync them."""
+        ...
+
+    def room_needed(self) -> None:
+        """Take note that the store is full."""
+        ...
+
+
+class Filling:
+    """The open entry of ``owner``. ``source`` None: only stored bytes can be read. ``decoded``: the source is a decoder.
+
+    ``proven`` says that every byte was hashed in this process with the right digest; it may not be fsynced yet.
+    """
+
+    def __init__(self, home: Home, owner: Owner, entry: OpenEntry, source: Source | None, *, decoded: bool) -> None:
+        self.entry: Final = entry
+        self.size: int | None = entry.meta["size"]
+        self.proven = entry.sealed
+        self._home = home
+        self._owner = owner
+        self._decoded = decoded
+        self._hashing = threading.Lock()
+        self._syncing = threading.Lock()
+        self._stopped = False
+        self._closed = False
+        self._said_unrecorded = False
+        self._unsynced = 0
+        self._unproven = 0  # bytes stored since the last task that hashes them
+        self._fetcher: Fetcher | None = None
+        if entry.present is None:
+            return
+        hasher: Callable[[], object] = hashlib.sha256 if decoded else owner.digest.hasher
+        self._proof = Proof(hasher, entry.body, entry.present, chunk=entry.chunk)
+        self._sink = Sink(self, entry.body, entry.present, chunk=entry.chunk, size=self.size)
+        if source is not None:
+            self._fetcher = Fetcher(source, self._sink, self, name=str(owner), rests=decoded, patience=home.patience)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the bytes are verified and durable."""
+        return self.entry.sealed
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is stored."""
+        if self.entry.present is None or self.entry.sealed:
+            return True
+        return self.size is not None and (
+            self.size == 0 or self.entry.present.has(0, (self.size - 1) // self.entry.chunk)
+        )
+
+    @property
+    def fetched(self) -> int:
+        """Bytes that are stored."""
+        if self.entry.present is None or self.entry.sealed:
+            return self.size or 0
+        there = self.entry.present.count() * self.entry.chunk
+        return there if self.size is None else min(there, self.size)
+
+    @property
+    def ranged(self) -> bool:
+        """Whether several parts may be fetched at the same time."""
+        return self._fetcher is not None and self._fetcher.ranged
+
+    @property
+    def has_source(self) -> bool:
+        """Whether missing bytes can be fetched."""
+        return self._fetcher is not None
+
+    def has(self, first: int, last: int) -> bool:
+        """Tell whether the chunks ``first`` to ``last``, both included, are stored."""
+        present = self.entry.present
+        return present is None or self.entry.sealed or present.has(first, last)
+
+    def touch(self, start: int, stop: int) -> None:
+        """Take note that stored bytes are read."""
+        if self._fetcher is not None and not self.entry.sealed:
+            self._fetcher.touch(start, stop)
+
+    def ensure(self, first: int, last: int) -> dict[int, bytes]:
+        """Fetch chunks; returns those that the store could not take. See ``Fetcher.ensure``."""
+        assert self._fetcher is not None
+        passed = self._fetcher.ensure(first, last)
+        if self.size is None and self._sink.size is not None:
+            self.size = self._sink.size
+        return passed
+
+    def hash_stored(self) -> None:
+        """Hash bytes that were stored since the last time. Raises OSError, Closed."""
+        with self._hashing:
+            if self.size is not None and not self.entry.sealed:
+                self._proof.advance(self.size, lambda: self._stopped)
+
+    def prove(self) -> str | None:
+        """Hash all that is stored; returns None when the digest is right, else the digest that was found.
+
+        Raises Closed when it was stopped meanwhile, OSError.
+        """
+        if self.proven:
+            return None
+        self.hash_stored()
+        if self._stopped:
+            raise Closed(f"{self._owner} was closed while it was verified")
+        with self._hashing:
+            found = self._proof.hexdigest()
+            self.proven = self._proof.at == self.size and found == self._expected
+        return None if self.proven else found
+
+    @property
+    def _expected(self) -> str:
+        return str(self.entry.meta.get("sha256")) if self._decoded else self._owner.digest.hex
+
+    def seal(self) -> bool:
+        """Make proven bytes durable, and share them by digest. Returns False when the entry was removed meanwhile.
+
+        Raises OSError. When the disk failed to sync, the owner is told that bytes are lost.
+        """
+        try:
+            with self._syncing:
+                return self.entry.sealed or self.entry.seal(self.size or 0, self._expected)
+        except SyncFailedError as e:
+            self._owner.lost(self, e)
+            raise
+
+    def read_back(self, stopped: Callable[[], bool]) -> str | None:
+        """Hash the file of a sealed blob; returns None when the digest is right, else the digest that was found.
+
+        Raises Closed when ``stopped`` returned True meanwhile, OSError.
+        """
+        hasher = hashlib.sha256() if self._decoded else self._owner.digest.hasher()
+        buffer = memoryview(bytearray(PIECE))
+        at = 0
+        while count := self.entry.body.read_into(buffer, at):
+            if stopped():
+                raise Closed(f"{self._owner} was closed while it was read back")
+            hasher.update(buffer[:count])
+            at += count
+        found = str(hasher.hexdigest())
+        return None if (at, found) == (self.size, self._expected) else found
+
+    def save(self) -> None:
+        """Make stored bytes survive a reboot; the owner is told of a disk that fails to sync them."""
+        with self._syncing:
+            if self._closed or self.entry.sealed:
+                return
+            try:
+                self.entry.save_marks()
+                return
+            except OSError as e:
+                error = e
+        full = error.errno in NO_SPACE  # which the store logs itself
+        self._home.log.log(
+            logging.INFO if full else logging.WARNING,
+            "%s: bytes fetched lately would not survive a reboot: %s",
+            self._owner,
+            error.strerror,
+        )
+        if isinstance(error, SyncFailedError):
+            self._owner.lost(self, error)
+
+    # -- what the sink asks (``sink.Keeper``)
+
+    def may_store(self) -> bool:
+        """Tell whether the store takes more bytes of this blob."""
+        if self._home.pins.is_held(self._owner.digest) or self._home.room.available():
+            return True
+        self._owner.room_needed()
+        return False
+
+    def make_room(self) -> bool:
+        """Tell whether bytes were freed for this blob on a full disk."""
+        return self._home.pins.is_held(self._owner.digest) and self._home.room.make()
+
+    def read_through(self, size: int) -> None:
+        """Count bytes that were not stored."""
+        self._home.room.read_through(size)
+
+    def stored(self, size: int) -> None:
+        """Count bytes that were stored, and have them hashed and synced now and then."""
+        self._unsynced += size
+        self._unproven += size
+        self._home.room.wrote(size)
+        if self._stopped:
+            return
+        if self._unproven >= PROVE_EVERY:
+            self._unproven = 0
+            self._home.prove(self.hash_stored)
+        if self._unsynced > SYNC_EVERY:
+            self._unsynced = 0
+            self._home.later(self.save)
+
+    # -- what the fetcher tells (``fetch.Owner``)
+
+    def landed(self) -> None:
+        """Have a blob that is complete verified, after a flight."""
+        if not self._stopped and not self.entry.sealed and self.complete:
+            self._owner.filled(self)
+
+    def finished(self, size: int, sha256: str) -> bool:
+        """Record the size after a source without ranges has ended; returns False when it cannot be recorded for other
+        processes.
+        """
+        self.size = size
+        if not self._decoded:
+            return True
+        try:
+            return self.entry.save_size(size, sha256)
+        except OSError as e:
+            if not self._said_unrecorded:
+                self._said_unrecorded = True
+                self._home.log.warning("%s: its size cannot be recorded: %s", self._owner, e.strerror)
+            return False
+
+    def learn_size(self) -> int | None:
+        """Return the size that another process has recorded since the entry was opened; None when it is unknown."""
+        if self.size is None:
+            self.size = self.entry.load_size()
+        return self.size
+
+    # -- the end
+
+    def stop(self) -> None:
+        """Begin to close: start no fetch, and do not wait long for readers or for a running verification."""
+        self._stopped = True
+        if self._fetcher is not None:
+            self._fetcher.stop()
+
+    def close(self, patience: float = CLOSE_PATIENCE, *, save: bool = True) -> None:
+        """End fetches, with ``save`` make stored bytes survive a reboot, and release the lease.
+
+        Running fetches and every later read raise Closed. Waits ``patience`` seconds for sources that do not answer;
+        their threads find the files closed.
+        """
+        if self._closed:
+            return
+        self.stop()
+        if self._fetcher is not None:
+            self._fetcher.close(patience)
+        if save and self._unsynced and not self.entry.sealed:
+            try:
+                if not (self.proven and self.seal()):
+                    self.save()
+            except (OSError, StoreFull):
+                pass  # the bytes are fetched again
+        self._closed = True
+        with self._syncing, self._hashing:
+            self.entry.close()

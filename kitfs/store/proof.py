@@ -1,0 +1,47 @@
+"""The digest of a blob, computed behind the bytes as they arrive, so that a blob is verified soon after its last byte.
+
+The bytes are read back from the blob's file, in order, as far as they are stored without a gap. They were written a
+moment ago and are in the page cache, so that reading them costs a copy and no disk access; and what is hashed is what
+the store has, not what the network sent. Threading: the caller's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from kitfs.store.chunk_map import ChunkMap
+from kitfs.store.data_file import DataFile
+
+BUFFER: Final = 1 << 20  # bytes read at once
+
+
+class Proof:
+    """The hash of the leading bytes of a blob; ``at`` is how many were hashed."""
+
+    def __init__(self, hasher: Callable[[], Any], body: DataFile, present: ChunkMap, *, chunk: int) -> None:
+        self._hasher = hasher()
+        self._body = body
+        self._present = present
+        self._chunk = chunk
+        self.at = 0
+
+    def advance(self, size: int, stopped: Callable[[], bool]) -> None:
+        """Hash what is stored beyond ``at``, up to the first gap or to ``size`` bytes; end early when ``stopped``
+        returns True. Raises OSError, Closed.
+        """
+        buffer = memoryview(bytearray(min(BUFFER, max(1, size - self.at))))
+        last = (size - 1) // self._chunk
+        while self.at < size and not stopped():
+            first = self.at // self._chunk
+            missing = self._present.first_missing(first, min(last, first + len(buffer) // self._chunk + 1))
+            stop = size if missing is None else missing * self._chunk
+            count = self._body.read_into(buffer[: max(0, min(stop - self.at, len(buffer)))], self.at)
+            if not count:
+                return
+            self._hasher.update(buffer[:count])
+            self.at += count
+
+    def hexdigest(self) -> str:
+        """Return the digest of the bytes up to ``at``, in hexadecimal."""
+        return str(self._hasher.hexdigest())

@@ -1,0 +1,245 @@
+"""Where the fetched bytes of a blob go: into its file, to the readers that wait for them, and to its owner's counts.
+
+A chunk is written before it is marked, so that another process never sees a mark without its bytes. When the store
+cannot take a chunk, its bytes are handed to every reader that wants it and kept in memory only for a moment (read
+through).
+
+Threading: ``lock`` guards wants and overflow, and is never held over I/O. A reader sleeps on the gate of its own want,
+and is woken only by the chunks that it wants.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import OrderedDict
+from typing import Final, Protocol
+
+from kitfs.errors import Closed
+from kitfs.store.chunk_map import ChunkMap
+from kitfs.store.data_file import DataFile
+from kitfs.store.durable import NO_SPACE
+
+OVERFLOW: Final = 8 << 20  # bytes that may wait in memory for their readers when the store is full
+FULL: Final = NO_SPACE | {errno.EIO, errno.EROFS, errno.EFBIG}
+
+Data = bytes | bytearray | memoryview
+
+
+class Keeper(Protocol):
+    """The owner of a blob, which decides about room and counts bytes."""
+
+    def may_store(self) -> bool:
+        """Tell whether the store takes more bytes; it may evict blobs to make room."""
+        ...
+
+    def make_room(self) -> bool:
+        """Tell whether bytes were freed on a full disk, so that a write is worth another try."""
+        ...
+
+    def stored(self, size: int) -> None:
+        """Count bytes that were stored."""
+        ...
+
+    def read_through(self, size: int) -> None:
+        """Count bytes that were not stored."""
+        ...
+
+
+class Want:
+    """The chunks ``first`` to ``last`` that a reader waits for; ``passed`` holds those that the store did not take.
+
+    ``missing`` is the chunk for which the reader sleeps, None while it does not sleep. Methods are called with the
+    sink's lock, ``sleep`` without it.
+    """
+
+    __slots__ = ("_gate", "first", "last", "missing", "passed")
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first = first
+        self.last = last
+        self.missing: int | None = None
+        self.passed: dict[int, bytes] = {}
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def wake(self) -> None:
+        """Wake the reader, or let it not sleep the next time."""
+        if self._gate.locked():
+            self._gate.release()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep until the reader is woken, at most for ``seconds``."""
+        self._gate.acquire(timeout=seconds)
+
+
+class Sink:
+    """The bytes of one blob: ``body`` is its file, ``present`` the map of its chunks of ``chunk`` bytes.
+
+    ``size`` is the size of the blob in bytes, None while it is not known.
+    """
+
+    def __init__(self, keeper: Keeper, body: DataFile, present: ChunkMap, *, chunk: int, size: int | None) -> None:
+        self.lock = threading.Lock()
+        self.present: Final = present
+        self.chunk: Final = chunk
+        self.size = size
+        self.closed = False
+        self._keeper = keeper
+        self._body = body
+        self._wants: set[Want] = set()
+        self._overflow: OrderedDict[int, bytes] = OrderedDict()
+
+    def add(self, want: Want) -> None:
+        """Know of a reader."""
+        with self.lock:
+            self._wants.add(want)
+
+    def discard(self, want: Want) -> None:
+        """Forget a reader."""
+        with self.lock:
+            self._wants.discard(want)
+
+    def close(self) -> None:
+        """Wake every reader; those that still lack chunks raise Closed."""
+        with self.lock:
+            self.closed = True
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake every reader. Call with the lock."""
+        for want in self._wants:
+            want.wake()
+
+    def check_open(self, name: str) -> None:
+        """Raise Closed when the sink is closed; ``name`` names the blob."""
+        if self.closed:
+            raise Closed(f"{name} was closed")
+
+    def last_chunk(self, last: int) -> int:
+        """Return ``last``, or the last chunk of the blob when that is smaller."""
+        return last if self.size is None else min(last, (self.size - 1) // self.chunk)
+
+    def next_missing(self, want: Want) -> int | None:
+        """Return the first chunk of a want that is neither stored nor handed over; takes chunks from the overflow."""
+        first, last = want.first, self.last_chunk(want.last)
+        while first <= last:
+            missing = self.present.first_missing(first, last)
+            if missing is None:
+                return None
+            if missing not in want.passed:
+                with self.lock:
+                    data = self._overflow.get(missing)
+                if data is None:
+                    return missing
+                want.passed[missing] = data
+            first = missing + 1
+        return None
+
+    def has(self, chunk: int, want: Want) -> bool:
+        """Tell whether a reader can have a chunk. Call with the lock."""
+        return chunk in want.passed or chunk in self._overflow or self.present.has(chunk, chunk)
+
+    def demand(self) -> int:
+        """Return the number of chunks up to which readers want the blob now. Call with the lock."""
+        return max((want.last + 1 for want in self._wants), default=0)
+
+    def left_behind(self, given: int) -> bool:
+        """Tell whether a reader sleeps for a chunk before ``given`` that it cannot have. Call with the lock."""
+        return any(w.missing is not None and w.missing < given and not self.has(w.missing, w) for w in self._wants)
+
+    def wanted(self) -> bool:
+        """Tell whether a chunk that a reader wants is still missing. Call with the lock."""
+        wanted = self.last_chunk(self.demand() - 1) + 1
+        return wanted > 0 and self.present.first_missing(0, wanted - 1) is not None
+
+    def put(self, first: int, data: Data, *, keep: bool = True) -> None:
+        """Write and mark whole chunks from ``first`` on (the last of the blob may be short), and wake their readers.
+
+        Chunks that are stored already are left alone. Those that the store does not take, and all of them with
+        ``keep`` False, are handed to the readers. Raises OSError, Closed.
+        """
+        count = -(-len(data) // self.chunk)
+        there = self.present.first_present(first, first + count - 1)
+        if there is not None:
+            self._put_singly(first, count, memoryview(data), keep)
+        elif keep and self._keeper.may_store() and self._write(first, count, data):
+            self._keeper.stored(len(data))
+            self._wake(first, first + count)
+        else:
+            self._hand_over(first, count, memoryview(data))
+
+    def _put_singly(self, first: int, count: int, view: memoryview, keep: bool) -> None:
+        for i in range(count):
+            if not self.present.has(first + i, first + i):
+                self.put(first + i, view[i * self.chunk : (i + 1) * self.chunk], keep=keep)
+
+    def _wake(self, first: int, stop: int) -> None:
+        """Wake the readers that sleep for one of the chunks [first, stop)."""
+        with self.lock:
+            for want in self._wants:
+                if want.missing is not None and first <= want.missing < stop:
+                    want.wake()
+
+    def _hand_over(self, first: int, count: int, view: memoryview) -> None:
+        self._keeper.read_through(len(view))
+        with self.lock:
+            for i in range(count):
+                data = bytes(view[i * self.chunk : (i + 1) * self.chunk])
+                self._overflow[first + i] = data
+                self._overflow.move_to_end(first + i)
+                for want in self._wants:
+                    if want.first <= first + i <= want.last:
+                        want.passed[first + i] = data
+                        want.wake()
+            while len(self._overflow) * self.chunk > OVERFLOW:
+                self._overflow.popitem(last=False)
+
+    def _write(self, first: int, count: int, data: Data) -> bool:
+        while True:
+            try:
+                self._body.pwrite(first * self.chunk, data)
+                self.present.mark(first, count)
+                return True
+            except OSError as e:
+                if e.errno not in FULL:
+                    raise
+                if e.errno not in NO_SPACE or not self._keeper.make_room():
+                    return False
+
+
+class Cutter:
+    """Cuts a run of pieces into whole chunks for a sink; ``at`` is the offset of the next byte.
+
+    Whole chunks go from a piece to the disk without a copy. With ``keep`` False nothing is stored.
+    """
+
+    def __init__(self, sink: Sink, at: int, *, keep: bool = True) -> None:
+        self._sink = sink
+        self._keep = keep
+        self._pending = bytearray()
+        self.at = at
+
+    def take(self, view: memoryview) -> None:
+        """Take the next bytes. Raises OSError, Closed."""
+        chunk = self._sink.chunk
+        while len(view):
+            first = self.at // chunk
+            if self._pending or self.at % chunk or len(view) < chunk:
+                part = view[: chunk - len(self._pending)]
+                self._pending += part
+                if len(self._pending) == chunk:
+                    self._sink.put(first, self._pending, keep=self._keep)
+                    self._pending = bytearray()
+            else:
+                part = view[: len(view) // chunk * chunk]
+                self._sink.put(first, part, keep=self._keep)
+            self.at += len(part)
+            view = view[len(part) :]
+
+    def end(self, *, keep: bool = True) -> None:
+        """Store the blob's last chunk, if it is short and complete; with ``keep`` False, only hand it over."""
+        size = self._sink.size
+        if self._pending and (size is None or self.at == size):
+            self._sink.put(self.at // self._sink.chunk, self._pending, keep=self._keep and keep)
+        self._pending = bytearray()

@@ -1,0 +1,222 @@
+"""The one stream of a source without ranges: a decoder, or a registry that ignores Range.
+
+All readers wait until the stream has passed their chunks. The stream of a decoder goes only as far as a reader needs it
+and then pauses; that of a registry, which would close an idle connection, runs to the end. If a reader needs a chunk
+that a decoder has already passed and that was not stored, the decoder restarts from the beginning.
+
+Threading: the sink's lock guards the state; the stream runs on a thread of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Final, Protocol
+
+from kitfs.content import Source
+from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
+from kitfs.store.sink import Cutter, Sink, Want
+
+POLL: Final = 0.005  # seconds between two looks at the stream of another process
+REST: Final = 1.0  # seconds that a paused stream sleeps at a time; it is woken by readers
+MARKING: Final = 0.05  # seconds between two looks at the marks that another process may be writing
+
+Piece = tuple[int, memoryview]
+Pieces = Generator[Piece, None, None]
+_everyone: Final = 1 << 62  # a chunk beyond every blob
+
+
+class Owner(Protocol):
+    """The blob that a stream fills; see ``fetch.Owner``."""
+
+    def finished(self, size: int, sha256: str) -> bool: ...
+
+    def landed(self) -> None: ...
+
+    def learn_size(self) -> int | None: ...
+
+
+class Run:
+    """One run of a stream; ``error`` is what ended it early. ``want`` is what the stream's own thread sleeps on."""
+
+    __slots__ = ("done", "error", "want")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.error: KitfsError | None = None
+        self.want = Want(_everyone, -1)
+
+
+class Stream:
+    """The stream of ``source`` into ``sink``; the parameters are those of ``fetch.Fetcher``.
+
+    ``start`` runs a function on a thread and is called with the lock.
+    """
+
+    def __init__(
+        self, source: Source, sink: Sink, owner: Owner, *, name: str, rests: bool, patience: float,
+        start: Callable[..., None],
+    ) -> None:  # fmt: skip
+        self._source = source
+        self._sink = sink
+        self._owner = owner
+        self._name = name
+        self._rests = rests
+        self._patience = patience
+        self._start = start
+        self._run: Run | None = None
+
+    def board(self, first: Piece, pieces: Pieces) -> bool:
+        """Use a whole body that came in response to a range as the stream for all readers; returns False when there is
+        a stream already, or the body does not begin at byte 0.
+        """
+        with self._sink.lock:
+            if self._run is not None or first[0] != 0:
+                return False
+            self._begin(_rejoined(first, pieces))
+        return True
+
+    def wait(self, missing: int, want: Want) -> None:
+        """Return when the stream has passed a missing chunk or has ended; start the stream when there is none.
+
+        Raises what ended the stream.
+        """
+        sink = self._sink
+        with sink.lock:
+            sink.check_open(self._name)
+            run = self._run or self._begin(None)
+            want.missing = missing
+            run.want.wake()
+        while True:
+            with sink.lock:
+                if sink.has(missing, want) or run.done or not self._may_exist(missing) or sink.closed:
+                    want.missing = None
+                    sink.check_open(self._name)
+                    if run.error is not None and not sink.has(missing, want):
+                        raise run.error
+                    return
+            want.sleep(MARKING)
+
+    def _begin(self, pieces: Pieces | None) -> Run:
+        """Start a run. Call with the lock."""
+        self._run = run = Run()
+        self._start(self._fly, run, pieces)
+        return run
+
+    def _may_exist(self, chunk: int) -> bool:
+        """Tell whether a chunk may exist, as far as the size is known."""
+        return self._sink.size is None or chunk * self._sink.chunk < self._sink.size
+
+    def _fly(self, run: Run, pieces: Pieces | None) -> None:
+        """Run the stream from byte 0 to its end."""
+        sink = self._sink
+        sink.add(run.want)
+        locked = False
+        try:
+            locked, keep = self._take_over(run, pieces)
+            if not locked and pieces is not None:
+                pieces.close()
+                pieces = None
+            if sink.size is None:
+                sink.size = self._owner.learn_size()
+            with sink.lock:
+                needed = pieces is not None or sink.wanted()
+            if needed and not sink.closed and (locked or not keep):
+                locked = self._stream(run, pieces, locked, keep)
+        except Exception as e:
+            run.error = self._ended(e)
+            if not isinstance(e, (KitfsError, OSError)) and not sink.closed:
+                raise
+        finally:
+            if locked:
+                sink.present.unlock_stream()
+            sink.discard(run.want)
+            with sink.lock:
+                run.done = True
+                self._run = None
+                sink.wake()
+            self._owner.landed()
+
+    def _take_over(self, run: Run, pieces: Pieces | None) -> tuple[bool, bool]:
+        """Lock the stream against other processes, whose marks count here too while one of them has the lock.
+
+        Returns whether the lock was taken, and whether the stream may store: after ``patience`` seconds in which the
+        other process brought nothing, it runs without the lock and stores nothing. Returns (False, True) when no
+        reader needs the stream any more.
+        """
+        sink = self._sink
+        seen, since = -1, time.monotonic()
+        while not sink.present.try_lock_stream():
+            if pieces is not None:
+                pieces.close()
+                pieces = None
+            with sink.lock:
+                needed = not sink.closed and sink.wanted()
+            if not needed:
+                return False, True
+            there = sink.present.first_missing(0, max(0, sink.demand() - 1))
+            if there != seen:
+                seen, since = -1 if there is None else there, time.monotonic()
+            elif time.monotonic() - since > self._patience:
+                return False, False
+            run.want.sleep(POLL)
+        return True, True
+
+    def _stream(self, run: Run, pieces: Pieces | None, locked: bool, keep: bool) -> bool:
+        """Pass the source's bytes on; returns whether the stream is still locked."""
+        sink = self._sink
+        cutter = Cutter(sink, 0, keep=keep)
+        hasher = hashlib.sha256()
+        with closing(pieces or self._source.read_range(0, None)) as stream:
+            for _, view in stream:
+                hasher.update(view)
+                cutter.take(view)
+                if sink.closed:
+                    return locked
+                if self._rests and not self._needed(cutter.at):
+                    if locked:
+                        sink.present.unlock_stream()
+                    locked = False
+                    if not self._rest(run, cutter.at):
+                        return False
+                    if keep:
+                        locked = sink.present.try_lock_stream()
+        if sink.size is not None and cutter.at != sink.size:
+            raise IntegrityError(f"{self._name} has {cutter.at} bytes, not {sink.size}")
+        recorded = self._owner.finished(cutter.at, hasher.hexdigest())
+        sink.size = cutter.at
+        cutter.end(keep=recorded)
+        return locked
+
+    def _needed(self, at: int) -> bool:
+        """Tell whether a reader waits for bytes that the stream has not reached yet."""
+        with self._sink.lock:
+            return at < self._sink.demand() * self._sink.chunk
+
+    def _rest(self, run: Run, at: int) -> bool:
+        """Wait until a reader needs more than the stream has given. Returns False when the blob was closed, or the
+        stream must restart.
+        """
+        sink = self._sink
+        while True:
+            with sink.lock:
+                if sink.closed or sink.left_behind(at // sink.chunk):
+                    return False
+                if at < sink.demand() * sink.chunk:
+                    return True
+            run.want.sleep(REST)
+
+    def _ended(self, error: Exception) -> KitfsError:
+        """Return the error for the readers: Closed when the blob was closed, whatever the source raised."""
+        if self._sink.closed:
+            return Closed(f"{self._name} was closed")
+        return error if isinstance(error, KitfsError) else StoreError(f"{self._name}: {type(error).__name__}: {error}")
+
+
+def _rejoined(first: Piece, pieces: Pieces) -> Pieces:
+    """Yield the pieces of a generator whose first piece was taken, with that piece again."""
+    with closing(pieces):
+        yield first
+        yield from pieces

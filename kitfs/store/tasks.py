@@ -1,0 +1,46 @@
+"""A thread of the store that runs short tasks one after the other. Threading: every method from any thread."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from kitfs.errors import Closed, StoreError
+from kitfs.metrics import Counters
+
+
+class TaskThread:
+    """Runs tasks in the order in which they were put; ``name`` names the thread, ``what`` the work in log lines."""
+
+    def __init__(self, name: str, what: str, *, counters: Counters, log: logging.Logger) -> None:
+        self._what: Final = what
+        self._counters: Final = counters
+        self._log: Final = log
+        self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, task: Callable[[], object]) -> None:
+        """Run a task when those before it have ended."""
+        self._tasks.put(task)
+
+    def close(self) -> None:
+        """Run what was put, and end the thread."""
+        self._tasks.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except Closed:
+                pass  # the blob was closed meanwhile; the next opening does the task
+            except (OSError, StoreError) as e:
+                self._log.warning("%s failed: %s", self._what, e)
+            except Exception:  # noqa: BLE001 - a thread that ends would leave every later task undone
+                self._counters.add("bugs")
+                self._log.exception("a bug in %s", self._what)
+            del task  # a task refers to a blob, which would stay alive until the next one

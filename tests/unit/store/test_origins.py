@@ -1,0 +1,218 @@
+"""Bytes that nothing has proven belong to the origin that sent them; proven bytes belong to everybody."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kitfs.errors import IntegrityError, StoreError
+from kitfs.oci.names import Digest
+from kitfs.store.blob import Blob
+from kitfs.store.store import Store
+from tests.fakes.sources import BytesSource
+from tests.unit.store.test_blob import wait_for
+
+DATA = random.Random(41).randbytes(1_500_001)
+EVIL = bytes(len(DATA))
+DIGEST = Digest.of(DATA)
+
+
+def opened(store: Store, data: bytes, sender: str) -> tuple[Blob, BytesSource]:
+    """Open the blob of DIGEST for a kit whose registry, ``sender``, sends ``data`` for it."""
+    source = BytesSource(data)
+    source.sender = sender
+    return store.blob(DIGEST, size=len(data), source=source), source
+
+
+def test_bytes_of_one_origin_are_never_read_from_another(store: Store) -> None:
+    """A hostile registry fills most of a digest; the honest one is asked for every byte that its own kit reads."""
+    evil, _ = opened(store, EVIL, "https://evil.example")
+    assert evil.pread(0, 1_000_000) == EVIL[:1_000_000]
+    good, source = opened(store, DATA, "https://good.example")
+    assert good.state == "absent"
+    assert good.pread(0, 1_000_000) == DATA[:1_000_000]
+    assert source.given >= 1_000_000
+
+
+def test_the_same_origin_shares_its_bytes(store: Store, open_store: Callable[..., Store]) -> None:
+    """Two mounts of kits of one registry fetch a byte once, also in two processes."""
+    one, _ = opened(store, DATA, "https://good.example")
+    one.pread(0, 500_000)
+    two, source = opened(open_store(), DATA, "https://good.example")
+    assert two.pread(0, 400_000) == DATA[:400_000]
+    assert source.asked == []
+
+
+def test_a_size_that_a_manifest_made_up_has_bytes_of_its_own(store: Store) -> None:
+    """A kit that declares another size for a digest does not disturb the entry of an honest kit."""
+    good, _ = opened(store, DATA, "https://good.example")
+    good.pread(0, 100_000)
+    clash = store.blob(DIGEST, size=10, source=BytesSource(b"0123456789"))
+    assert clash.pread(0, 10) == b"0123456789"
+    assert good.pread(0, 100_000) == DATA[:100_000]
+    assert good.failure is None
+
+
+def test_proven_bytes_are_shared_by_digest(store: Store) -> None:
+    """Once one origin's bytes had the digest, every other origin's kit reads them without a request."""
+    good, _ = opened(store, DATA, "https://good.example")
+    good.fill()
+    good.verify()
+    other, source = opened(store, EVIL, "https://evil.example")
+    assert other.sealed
+    assert other.pread(0, len(DATA)) == DATA
+    assert source.asked == []
+    assert good.directory == other.directory == store.path(DIGEST)
+
+
+def test_two_origins_that_are_both_right_seal_one_blob(store: Store) -> None:
+    """The second one's entry is removed, and its readers read on."""
+    one, _ = opened(store, DATA, "https://one.example")
+    two, _ = opened(store, DATA, "https://two.example")
+    for blob in (one, two):
+        blob.fill()
+        blob.verify()
+    assert [entry.directory for entry in store.entries()] == [store.path(DIGEST)]
+    assert one.pread(7, 70_000) == two.pread(7, 70_000) == DATA[7:70_007]
+
+
+def test_wrong_bytes_of_one_origin_do_not_touch_another(store: Store) -> None:
+    """The failed verification drops the liar's entry only."""
+    good, _ = opened(store, DATA, "https://good.example")
+    good.pread(0, 200_000)
+    evil, _ = opened(store, EVIL, "https://evil.example")
+    evil.fill()
+    with pytest.raises(IntegrityError, match="does not have its digest"):
+        evil.verify()
+    good.fill()
+    good.verify()
+    assert good.pread(0, len(DATA)) == DATA
+
+
+def test_wrong_bytes_of_a_mirror_are_fetched_from_the_registry(store: Store) -> None:
+    """The source passes by the endpoint that lied; the blob is verified in the end, and the failure is counted."""
+    blob, source = opened(store, DATA, "https://mirror.example\nhttps://good.example")
+    source.lie_at = 1_000_000
+    source.others = 1
+    blob.fill()
+    blob.verify()
+    assert blob.pread(0, len(DATA)) == DATA
+    assert (blob.state, blob.failure) == ("verified", None)
+    assert store.counters.get("integrity_failures") == 1
+
+
+def test_what_was_decoded_from_wrong_bytes_is_decoded_again(store: Store) -> None:
+    """When a mirror's compressed bytes were wrong, their decoded form is dropped with them."""
+    wire, source = opened(store, DATA, "https://mirror.example\nhttps://good.example")
+    source.lie_at = 5
+    source.others = 1
+    plain = bytes(reversed(DATA))
+
+    class Reversed(BytesSource):
+        """A decoder that reverses the whole compressed form."""
+
+        def read_range(self, start: int, stop: int | None, /):  # type: ignore[no-untyped-def]
+            self.data = b"".join(wire.stream())[::-1]
+            yield from super().read_range(start, stop)
+
+    decoded = store.blob(DIGEST, size=None, source=Reversed(plain, ranged=False, known=False), of=wire)
+    assert decoded.pread(0, len(DATA)) != plain
+    decoded.verify()
+    assert decoded.pread(0, len(DATA)) == plain
+
+
+def test_a_crash_between_the_seal_and_the_move_is_finished(store: Store, open_store: Callable[..., Store]) -> None:
+    """A sealed entry that is still in its origin's directory moves when it is opened again."""
+    blob, _ = opened(store, DATA, "https://good.example")
+    blob.fill()
+    directory = Path(blob.directory)
+    blob.verify()
+    blob.close()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(store.path(DIGEST), directory)
+    again, source = opened(open_store(), DATA, "https://good.example")
+    assert again.sealed
+    assert again.directory == store.path(DIGEST)
+    assert (again.pread(0, len(DATA)), source.asked) == (DATA, [])
+
+
+def test_an_old_store_is_converted(tmp_path: Path, open_store: Callable[..., Store]) -> None:
+    """Format 1: verified blobs stay, unverified ones go, and an older kitfs refuses the store afterwards."""
+    store = open_store()
+    store.put(DIGEST, DATA)
+    other = Digest.of(b"another")
+    partial = Path(store.path(other))
+    root = Path(store.root)
+    store.close()
+    partial.mkdir(parents=True)
+    for name in ("meta.json", "present", "lease", "rest"):
+        (partial / name).write_bytes(b"")
+    (root / "VERSION").write_text("1\n")
+    again = open_store()
+    assert (root / "VERSION").read_text() == "2\n"
+    assert again.get(DIGEST) == DATA
+    assert not partial.exists()
+
+
+def test_an_old_store_in_use_is_not_converted(open_store: Callable[..., Store]) -> None:
+    """While another process uses a blob, format 1 stays, and its verified blobs can be read."""
+    store = open_store()
+    store.put(DIGEST, DATA)
+    (Path(store.root) / "VERSION").write_text("1\n")
+    held = store.hold(DIGEST)
+    assert held is not None
+    again = open_store()
+    assert (Path(store.root) / "VERSION").read_text() == "1\n"
+    assert again.get(DIGEST) == DATA
+    held.close()
+    open_store()
+    assert (Path(store.root) / "VERSION").read_text() == "2\n"
+
+
+def test_a_store_of_a_later_format_is_refused(open_store: Callable[..., Store]) -> None:
+    store = open_store()
+    (Path(store.root) / "VERSION").write_text("3\n")
+    with pytest.raises(StoreError, match="has format '3', but this kitfs knows only 1 and 2"):
+        open_store()
+
+
+def test_a_failed_sync_drops_the_bytes_that_it_covered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed fdatasync a later one may report success: the bytes are fetched again instead."""
+    blob, source = opened(store, DATA, "https://good.example")
+    blob.fill()
+    wait_for(lambda: blob.sealed, blob.state)
+    blob.drop()
+    blob.close()
+    blob, source = opened(store, DATA, "https://good.example")
+    calls = []
+
+    def fails_once(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) == 1:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fails_once)
+    blob.fill()
+    wait_for(lambda: len(calls) > 0, "never synced")
+    wait_for(lambda: blob.fetched == 0, "never dropped")
+    given = source.given
+    assert blob.pread(0, len(DATA)) == DATA
+    assert source.given >= given + len(DATA)
+
+
+def test_bytes_that_change_on_the_disk_are_found_by_reading_back(store: Store) -> None:
+    """``check`` reads a sealed blob back; the changed entry is removed."""
+    store.put(DIGEST, DATA)
+    blob, _ = opened(store, DATA, "https://good.example")
+    blob.check()
+    with Path(blob.directory, "rest").open("r+b") as f:
+        f.seek(1_000_000)
+        f.write(b"ROT")
+    with pytest.raises(IntegrityError, match="has changed on the disk"):
+        blob.check()
+    assert store.get(DIGEST) is None
+    assert not os.path.exists(store.path(DIGEST))

@@ -1,0 +1,74 @@
+"""How far the store fetches ahead of a reader."""
+
+from __future__ import annotations
+
+import pytest
+
+from kitfs.store.readahead import CURSORS, LONG, MAX_WINDOW, MIN_WINDOW, Readahead
+
+MIB = 1 << 20
+SIZE = 4 << 30
+
+
+def read(readahead: Readahead, start: int, stop: int) -> int:
+    """Read [start, stop) as a miss, and return where the request that begins at ``start`` would end."""
+    return readahead.plan(readahead.miss(start, stop), start, stop, SIZE)
+
+
+def test_a_random_read_fetches_only_its_own_bytes() -> None:
+    """Reads that are far from each other are never taken for a sequential reader."""
+    readahead = Readahead()
+    for start in range(5 << 20, 1 << 30, 64 << 20):
+        assert read(readahead, start, start + 4096) == start + 4096
+    assert len(readahead) == CURSORS
+
+
+@pytest.mark.parametrize("step", [4096, 128 << 10, MIB])
+def test_the_window_is_a_quarter_of_what_was_read(step: int) -> None:
+    """A reader that stops has fetched at most a quarter in vain, or the smallest window."""
+    readahead = Readahead()
+    for start in range(0, LONG - step, step):
+        end = read(readahead, start, start + step)
+        if start:
+            assert end == start + step + max((start + step) // 4, MIN_WINDOW)
+
+
+def test_a_long_reader_gets_one_request_to_the_end() -> None:
+    """After LONG bytes the request runs to the end of the blob, and the cursor's limit holds it back."""
+    readahead = Readahead()
+    for start in range(0, LONG, MIB):
+        end = read(readahead, start, start + MIB)
+    assert end == SIZE
+    cursor = readahead.advance(LONG, 1 << 30)
+    assert cursor is not None
+    assert cursor.limit == (1 << 30) + MAX_WINDOW
+
+
+def test_several_readers_of_one_blob_have_windows_of_their_own() -> None:
+    """Two interleaved sequential readers get the same windows as each of them alone."""
+    readahead = Readahead()
+    for i in range(32):
+        ends = [read(readahead, base + i * MIB, base + (i + 1) * MIB) - base for base in (0, 1 << 31)]
+        assert ends[0] == ends[1]
+    assert len(readahead) == 2
+
+
+def test_requests_that_come_out_of_order_are_one_reader() -> None:
+    """The kernel sends the requests of one read-ahead in any order."""
+    readahead = Readahead()
+    for group in range(0, 64, 4):
+        for i in (2, 0, 3, 1) if group else (0, 1, 2, 3):
+            start = (group + i) * (128 << 10)
+            read(readahead, start, start + (128 << 10))
+    assert len(readahead) == 1
+
+
+def test_the_next_request_is_due_before_the_window_is_used_up() -> None:
+    """A reader of stored bytes has the next request sent when half of its window is left."""
+    readahead = Readahead()
+    cursor = readahead.miss(0, MIB)
+    assert readahead.advance(MIB, 2 * MIB) is cursor
+    cursor.end = cursor.limit
+    assert not cursor.due
+    assert readahead.advance(2 * MIB, 2 * MIB + 3 * cursor.window // 4) is cursor
+    assert cursor.due
