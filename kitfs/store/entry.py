@@ -136,9 +136,9 @@ class OpenEntry:
                 write_durably(sealed, json.dumps({"size": size, "digest": digest}).encode())
         if not live and not os.path.exists(os.path.join(self.place, "sealed")):
             return False
-        self.sealed = True
         if live and self.directory != self.place:
             self._move()
+        self.sealed = True
         return True
 
     def _move(self) -> None:

@@ -212,9 +212,12 @@ class Filling:
         """Tell whether bytes were freed for this blob on a full disk."""
         return self._home.pins.is_held(self._owner.digest) and self._home.room.make()
 
-    def read_through(self, size: int) -> None:
-        """Count bytes that were not stored."""
-        self._home.room.read_through(size)
+    def read_through(self, size: int, *, full: bool) -> None:
+        """Count bytes that were not stored, because the store is ``full`` or for another reason."""
+        if full:
+            self._home.room.read_through(size)
+        else:
+            self._home.counters.add("read_through", size)
 
     def stored(self, size: int) -> None:
         """Count bytes that were stored, and have them hashed and synced now and then."""

@@ -41,8 +41,8 @@ class Keeper(Protocol):
         """Count bytes that were stored."""
         ...
 
-    def read_through(self, size: int) -> None:
-        """Count bytes that were not stored."""
+    def read_through(self, size: int, *, full: bool) -> None:
+        """Count bytes that were not stored, because the store is ``full`` or for another reason."""
         ...
 
 
@@ -167,6 +167,7 @@ class Sink:
             self._keeper.stored(len(data))
             self._wake(first, first + count)
         else:
+            self._keeper.read_through(len(data), full=keep)
             self._hand_over(first, count, memoryview(data))
 
     def _put_singly(self, first: int, count: int, view: memoryview, keep: bool) -> None:
@@ -182,7 +183,6 @@ class Sink:
                     want.wake()
 
     def _hand_over(self, first: int, count: int, view: memoryview) -> None:
-        self._keeper.read_through(len(view))
         with self.lock:
             for i in range(count):
                 data = bytes(view[i * self.chunk : (i + 1) * self.chunk])

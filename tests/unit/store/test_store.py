@@ -34,16 +34,16 @@ def fill(store: Store, seed: int, size: int = MIB) -> Digest:
 def test_directory_is_private(store: Store) -> None:
     """The store is 0700, and says which format it has."""
     assert os.stat(store.root).st_mode & 0o777 == 0o700
-    assert (Path(store.root) / "VERSION").read_text() == "1\n"
+    assert (Path(store.root) / "VERSION").read_text() == "2\n"
 
 
 def test_unknown_version_is_refused(open_store: Callable[..., Store]) -> None:
     """A store written by a newer kitfs is left alone."""
     root = Path(open_store().root)
-    (root / "VERSION").write_text("2\n")
-    with pytest.raises(StoreError, match="format '2', but this kitfs knows only 1"):
+    (root / "VERSION").write_text("3\n")
+    with pytest.raises(StoreError, match="format '3', but this kitfs knows only 1 and 2"):
         open_store()
-    assert (root / "VERSION").read_text() == "2\n"
+    assert (root / "VERSION").read_text() == "3\n"
 
 
 def test_file_in_place_of_the_store(tmp_path: Path, open_store: Callable[..., Store]) -> None:
