@@ -160,6 +160,8 @@ class Resolver:
         if stored is not None:
             origin: Origin = StoreOrigin()
             digest, data = stored, self._manifest_by_digest(stored, origin)
+            if self._lacks_blobs(data):
+                origin = self._origin_of(reference)
         else:
             origin = self._origin_of(reference)
             digest, data = self._manifest(reference, origin, remote)
@@ -182,9 +184,21 @@ class Resolver:
         is_local = isinstance(reference, Reference) and reference.registry == LOCAL
         if is_local or (not remote and self._stored_digest(reference, of_index=False) == digest):
             origin: Origin = StoreOrigin()
+            data = self._manifest_by_digest(digest, origin)
+            if self._lacks_blobs(data):
+                origin = self._origin_of(reference)
         else:
             origin = self._origin_of(reference)
-        return origin, digest, self._manifest_by_digest(digest, origin)
+            data = self._manifest_by_digest(digest, origin)
+        return origin, digest, data
+
+    def _lacks_blobs(self, manifest: bytes) -> bool:
+        """Tell whether the store lacks a layer of a kit of which it has the manifest, since the kit was only read."""
+        try:
+            layers = [] if is_kit_index(manifest) else Manifest.parse(manifest).layers
+        except ManifestError:
+            return False  # reported when the manifest is used
+        return not all(self._store.has_sealed(d.digest) or self._store.has_decoded(d.digest) for d in layers)
 
     def _stored_digest(self, reference: Reference | LayoutReference, *, of_index: bool) -> Digest | None:
         """Return the digest that a reference has in the store; None if its registry or its layout must be asked.

@@ -51,13 +51,20 @@ def body_pieces(response: httpx.Response, length: int | None) -> Iterator[memory
     first = next(rest, b"")
     yield memoryview(first)
     left = length - len(first) if first else 0
+    count_received = response.extensions.get("count_received")
     buffer = memoryview(bytearray(min(BUFFER, max(left, 1))))
     while left > 0:
         pace.resume()
-        with translated_errors():
-            count = stream.receive_into(buffer[: min(left, len(buffer))], pace)
+        try:
+            with translated_errors():
+                count = stream.receive_into(buffer[: min(left, len(buffer))], pace)
+        except httpx.RequestError as e:
+            e.request = response.request
+            raise
         pace.pause(count)
         if not count:
             return
         left -= count
+        if count_received is not None:
+            count_received(count)
         yield buffer[:count]

@@ -136,7 +136,9 @@ class RetryTransport(httpx.BaseTransport):
                 breaker.record(ok=False)
                 raise
             else:
-                response.stream = _Counted(response.stream, self._counters)
+                counted = CountedBody(response.stream, self._counters)
+                response.stream = counted
+                response.extensions["count_received"] = counted.count
                 if once and response.status_code in RETRYABLE:
                     return response
                 pause = retry_after(response) or self._policy.pause_after(attempt)
@@ -161,8 +163,8 @@ class RetryTransport(httpx.BaseTransport):
         self._inner.close()
 
 
-class _Counted(httpx.SyncByteStream):
-    """A body whose bytes are counted as they arrive."""
+class CountedBody(httpx.SyncByteStream):
+    """A body whose bytes are counted as they arrive; ``count`` counts those that are received past it."""
 
     def __init__(self, inner: object, counters: Counters) -> None:
         assert isinstance(inner, httpx.SyncByteStream)
@@ -171,8 +173,12 @@ class _Counted(httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         for piece in self._inner:
-            self._counters.add("bytes_fetched", len(piece))
+            self.count(len(piece))
             yield piece
+
+    def count(self, size: int) -> None:
+        """Count bytes."""
+        self._counters.add("bytes_fetched", size)
 
     def close(self) -> None:
         self._inner.close()

@@ -242,6 +242,7 @@ class Blob:
                 return True
             first, last = offset // filling.entry.chunk, (stop - 1) // filling.entry.chunk
             if filling.has(first, last):
+                filling.touch(offset, stop)
                 return True
             self._check_source(filling)
             try:
@@ -253,6 +254,10 @@ class Blob:
             if self.failure is not None:
                 raise self.failure
             return not passed
+
+    def will_read(self, start: int) -> None:
+        """Announce that the blob will be read in order, from ``start`` to its end, so that one request fetches it."""
+        self._current().will_read(start)
 
     @property
     def ranged(self) -> bool:

@@ -128,6 +128,10 @@ class Fetcher:
             self._sink.discard(want)
         return want.passed
 
+    def will_read(self, start: int) -> None:
+        """Announce a reader who reads everything from ``start`` on."""
+        self._readahead.announce(start)
+
     def touch(self, start: int, stop: int) -> None:
         """Take note that stored bytes [start, stop) were read, and send the next request of their reader if it is due."""
         cursor = self._readahead.advance(start, stop)
@@ -150,7 +154,7 @@ class Fetcher:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
-    def _fetch(self, missing: int, want: Want, cursor: Cursor) -> bool:
+    def _fetch(self, missing: int, want: Want, cursor: Cursor | None) -> bool:
         """Join the flight that brings the first missing chunk, or start one for it and the following chunks.
 
         Returns False when another process is fetching the chunk. Raises what ended the flight.
@@ -225,7 +229,7 @@ class Fetcher:
         wanted = sink.last_chunk(wanted - 1) + 1
         stop = wanted
         if cursor is not None:
-            planned = self._readahead.plan(cursor, missing * sink.chunk, wanted * sink.chunk, size)
+            planned = self._readahead.plan(cursor, wanted * sink.chunk, size)
             stop = max(wanted, -(-planned // sink.chunk))
         stop = min([stop, *(f.at // sink.chunk for f in self._flights if missing < f.at // sink.chunk)])
         stop = self._before_gap(missing, stop)

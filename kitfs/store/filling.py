@@ -113,6 +113,11 @@ class Filling:
         present = self.entry.present
         return present is None or self.entry.sealed or present.has(first, last)
 
+    def will_read(self, start: int) -> None:
+        """Announce a reader who reads everything from ``start`` on."""
+        if self._fetcher is not None and not self.entry.sealed:
+            self._fetcher.will_read(start)
+
     def touch(self, start: int, stop: int) -> None:
         """Take note that stored bytes are read."""
         if self._fetcher is not None and not self.entry.sealed:

@@ -4,8 +4,8 @@ A cursor is one sequential reader. Cursors are recognized per blob, not per hand
 files and the kernel sends requests out of order. A read that begins near the position of a cursor continues it; any
 other miss begins a new cursor without a window, so that a random read fetches only its own chunks.
 
-The window, which is what may be fetched ahead of the reader, is a quarter of what the cursor has read: a reader that
-stops after one tensor has fetched at most a quarter of it in vain, and a reader of a whole layer soon has a window that
+The window, which is what may be fetched ahead of the reader, is a quarter of what the cursor has read (at the
+beginning as much as it has read): a reader that stops after one tensor has fetched at most a quarter of it in vain, and a reader of a whole layer soon has a window that
 covers the bandwidth-delay product of any link. From ``LONG`` bytes on, one request runs to the end of the blob and is
 held back at the window (flow control by the receiver), as mountpoint-s3 does: every request costs a registry
 milliseconds before its first byte.
@@ -22,21 +22,21 @@ CURSORS: Final = 16  # readers remembered per blob
 MIN_WINDOW: Final = 2 << 20  # bytes
 MAX_WINDOW: Final = 64 << 20  # bytes
 LONG: Final = 64 << 20  # bytes read by a cursor before one request runs to the end of the blob
-NEAR: Final = 256 << 10  # bytes by which a read may be out of order, at least
+NEAR: Final = 512 << 10  # bytes by which a read may be out of order, at least
 
 
 @dataclass(slots=True, eq=False)
 class Cursor:
-    """One sequential reader, in bytes: where it began, how far it has read, and up to where requests were sent."""
+    """One sequential reader, in bytes: how much it has read, where it is, and up to where requests were sent."""
 
-    start: int
+    read: int
     position: int
     end: int
 
     @property
     def window(self) -> int:
         """Bytes that may be fetched ahead of the reader."""
-        return min(max((self.position - self.start) // 4, MIN_WINDOW), MAX_WINDOW)
+        return min(max(self.read // 4, min(self.read, MIN_WINDOW)), MAX_WINDOW)
 
     @property
     def limit(self) -> int:
@@ -46,7 +46,7 @@ class Cursor:
     @property
     def long(self) -> bool:
         """Whether the reader has read so much that one request may run to the end of the blob."""
-        return self.position - self.start >= LONG
+        return self.read >= LONG
 
     @property
     def due(self) -> bool:
@@ -55,8 +55,16 @@ class Cursor:
 
     def is_near(self, start: int) -> bool:
         """Tell whether a read at ``start`` continues this reader."""
-        slack = min(self.window, max(self.position - self.start, NEAR))
+        slack = min(max(self.read // 4, NEAR), MIN_WINDOW)
         return self.position - slack <= start <= self.position + slack
+
+    def move(self, start: int, stop: int) -> bool:
+        """Take note of a read of [start, stop); returns whether it goes beyond what was read before."""
+        if stop <= self.position:
+            return False
+        self.read += stop - max(start, self.position)
+        self.position = stop
+        return True
 
 
 class Readahead:
@@ -71,32 +79,28 @@ class Readahead:
     def __len__(self) -> int:
         return len(self._cursors)
 
+    def announce(self, start: int) -> None:
+        """Make a cursor for a reader who is known to read everything from ``start`` on."""
+        self._cursors = (Cursor(LONG, start, start), *self._cursors[: CURSORS - 1])
+
     def advance(self, start: int, stop: int) -> Cursor | None:
         """Return the cursor that a read of [start, stop) moves forward; None when it moves none."""
         for cursor in self._cursors:
             if cursor.is_near(start):
-                if stop <= cursor.position:
-                    return None
-                cursor.position = stop
-                return cursor
+                return cursor if cursor.move(start, stop) else None
         return None
 
-    def miss(self, start: int, stop: int) -> Cursor:
-        """Return the cursor of a miss of [start, stop): the one that it continues, else a new one without a window."""
+    def miss(self, start: int, stop: int) -> Cursor | None:
+        """Return the cursor that a miss of [start, stop) continues; None, and remember it, when it may be random."""
         for cursor in self._cursors:
             if cursor.is_near(start):
-                cursor.position = max(cursor.position, stop)
+                cursor.move(start, stop)
                 return cursor
-        cursor = Cursor(start, stop, stop)
-        self._cursors = (cursor, *self._cursors[: CURSORS - 1])
-        return cursor
+        self._cursors = (Cursor(stop - start, stop, stop), *self._cursors[: CURSORS - 1])
+        return None
 
-    def plan(self, cursor: Cursor, start: int, stop: int, size: int) -> int:
-        """Return the offset at which a request that begins at ``start`` should end, for a reader that needs [start,
-        stop) of a blob of ``size`` bytes.
+    def plan(self, cursor: Cursor, stop: int, size: int) -> int:
+        """Return the offset at which the next request of a reader that needs the bytes up to ``stop`` should end, in a
+        blob of ``size`` bytes.
         """
-        if cursor.end <= cursor.position and cursor.position - cursor.start <= stop - start:
-            return stop  # the first read of this reader
-        if cursor.long:
-            return size
-        return min(max(stop, cursor.limit), size)
+        return size if cursor.long else min(max(stop, cursor.limit), size)

@@ -241,15 +241,19 @@ def test_a_wrong_answer_is_eio_until_it_is_a_right_one(host: Host, fake: FakeReg
 
 
 def test_a_cut_body_resumes_where_it_ended(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
-    """A read of 128 KiB whose bodies break off returns the right bytes, and no byte is transferred twice."""
+    """A read of 128 KiB whose bodies break off returns the right bytes, and no byte of it is transferred twice.
+
+    The later read of the whole file transfers those 128 KiB again within one long request.
+    """
     mount = host.mount(ref)
     fake.forget()
     fake.fail("/blobs/", Cut(50_000))
     assert pread(mount, 2 * MiB, 128 * KiB)[0] == "right"
     assert host.status(mount)["errors"] == 0
+    assert fake.moved(kit.layers[0]) == 128 * KiB
     fake.heal()
     assert digest_by(reader(mount / "w.bin")) == DIGEST
-    assert fake.moved(kit.layers[0]) == len(WEIGHTS)
+    assert fake.moved(kit.layers[0]) <= len(WEIGHTS) + 128 * KiB
 
 
 def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, kit: Kit, transport: str) -> None:

@@ -20,7 +20,7 @@ from kitfs.ops.library.tags import find
 from kitfs.ops.library.tags import kits as local_kits
 from kitfs.ops.transfer.pull import pull_from
 from kitfs.registry.client import RegistryClient
-from kitfs.store.fill import STREAMS, STRIPE
+from kitfs.store.fill import STRIPE
 from kitfs.store.store import Store
 from tests import kits
 from tests.fakes.faults import Answer, Cut, Fault, IgnoreRange, Lie, Resize, Status
@@ -198,7 +198,10 @@ def test_after_a_part(fake: FakeRegistry, store: Store, client: RegistryClient, 
 def test_while_a_mount_reads(
     fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull, open_store: Opener
 ) -> None:
-    """Of a blob that another process has open each byte is moved once, and both have all of it."""
+    """Of a blob that another process has open each byte is moved about once, and both have all of it.
+
+    A long request that ends where the other process has begun costs what lies in the buffers of its connection.
+    """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     layer = next(d for d in Manifest.parse(kit.manifest).layers if d.size == len(WEIGHTS))
@@ -208,7 +211,7 @@ def test_while_a_mount_reads(
         bring(ref)
         assert read.result() == WEIGHTS
     whole(store, kit, ref)
-    assert fake.moved() <= total(kit) + TALK
+    assert fake.moved() <= total(kit) + 8 * MiB + TALK
 
 
 def test_twice_at_once(fake: FakeRegistry, open_store: Opener, store: Store, bring: Pull) -> None:
@@ -231,7 +234,7 @@ def test_a_registry_without_ranges(fake: FakeRegistry, store: Store, bring: Pull
     fake.fail("/blobs/", IgnoreRange())
     bring(ref)
     whole(store, kit, ref)
-    assert fake.moved() <= total(kit) + STREAMS * 4 * MiB
+    assert fake.moved() <= total(kit) + 4 * 4 * MiB
 
 
 def test_a_registry_that_redirects(fake: FakeRegistry, store: Store, bring: Pull) -> None:
@@ -272,7 +275,8 @@ def test_what_broke_off_goes_on(fake: FakeRegistry, store: Store, bring: Pull) -
     """What came before the registry failed is not moved again; nothing was tagged before all was there."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
-    fake.fail(f"/blobs/{kit.layers[0]}", After(3, Status(404, code="BLOB_UNKNOWN", message="gone")))
+    fake.fail(f"/blobs/{kit.layers[0]}", After(1, Status(404, code="BLOB_UNKNOWN", message="gone")))
+    fake.fail(f"/blobs/{kit.layers[0]}", Cut(3 * STRIPE + 5))
     with pytest.raises(NotFound):
         bring(ref)
     assert local_kits(store) == []

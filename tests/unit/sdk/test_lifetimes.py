@@ -289,4 +289,4 @@ def test_an_exception_ends_a_program_with_its_own_traceback_and_nothing_else(
 def test_what_was_fetched_is_remembered_beyond_the_end_of_the_program(place: Place, data: str, tmp_path: Path) -> None:
     """The map of fetched chunks is saved although the program did not close the kit."""
     run(tmp_path, "import sys, kitfs\nkit = kitfs.open(sys.argv[1])\nkit.read('data/1.bin', 0, 100)", data)
-    assert list((tmp_path / "cache_dir").glob("blobs/sha256/*/*/synced"))
+    assert list((tmp_path / "cache_dir").glob("unproven/*/blobs/sha256/*/*/synced"))
