@@ -218,7 +218,7 @@ def test_the_cache_is_measured_and_cleared(place: Place) -> None:
 def test_serve_runs_a_registry_for_the_time_of_a_block(place: Place, tmp_path: Path) -> None:
     """Its store can be cleaned up while it runs. After the block nothing answers, and its process has ended."""
     with kitfs.serve(tmp_path / "registry") as registry:
-        copy = f"{registry.host}/copy:v1"
+        copy = f"{registry.address}/copy:v1"
         digest = kitfs.push(place.reference, copy, **place.options)
         with kitfs.open(copy, **place.fresh) as kit:
             assert kit.digest == digest
