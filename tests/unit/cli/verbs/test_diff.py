@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
-
-import pytest
 
 from tests import kits
 from tests.fakes.registry import FakeRegistry
@@ -17,12 +14,6 @@ from tests.kits import kit_tar, part
 from tests.unit.cli.conftest import Kitfs
 
 RULE = "-" * 39
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as registry:
-        yield registry
 
 
 def put(fake: FakeRegistry, tag: str, *parts: kits.Part, **more: Any) -> str:

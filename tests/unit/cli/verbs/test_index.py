@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -14,12 +13,6 @@ from tests.fakes.registry import FakeRegistry
 from tests.unit.cli.conftest import Kitfs
 
 KITFILE = "manifestVersion: 1.0.0\npackage: {name: index-testing}\nmodel: {path: model.bin}\n"
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as registry:
-        yield registry
 
 
 @pytest.fixture

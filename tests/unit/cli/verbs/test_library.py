@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -45,12 +44,6 @@ def empty(kitfs: Kitfs, tmp_path: Path) -> str:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/Kitfile").write_text("manifestVersion: 1.0.0\n")
     return kitfs("pack", tmp_path / "empty").out.split()[-1]
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as registry:
-        yield registry
 
 
 def test_a_layout_is_looked_at_too(kitfs: Kitfs, packed: str) -> None:
