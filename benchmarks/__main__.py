@@ -40,6 +40,7 @@ def measure(row: Row, bench: Bench, runs: int) -> Result:
             result.add(row.measure(bench))
         except (AssertionError, OSError, RuntimeError, ValueError) as failure:
             result.skip(f"{type(failure).__name__}: {failure}")
+            print(f"row {row.number} failed in run {number + 1}: {failure}", file=sys.stderr)
             break
     return result
 
