@@ -17,7 +17,7 @@ import stat
 from collections.abc import Collection, Sequence
 from typing import Final, Literal
 
-from kitfs.fuse.mapped import SMALLEST, MappedLayers
+from kitfs.fuse.mapped import MappedLayers, Span
 from kitfs.fuse.replies import Attr, Backing, DirEntry, Handle, Lookup, Opened, StatFS
 from kitfs.kit.inode import Inode
 from kitfs.kit.tree import Node, Tree
@@ -66,6 +66,7 @@ class FileSystem:
         self._files: dict[Handle, Node] = {}
         self._listings: dict[Handle, list[DirEntry]] = {}
         self._mapped = MappedLayers()
+        self._spans: dict[Handle, Span] = {}
         self._cached: dict[str, set[Inode]] = {}  # by layer: inodes of which the kernel may have bytes in its cache
         self._outdated: set[Inode] = set()  # inodes of which the kernel may have wrong bytes in its cache
 
@@ -148,6 +149,9 @@ class FileSystem:
         The next opening of each of these inodes has ``keep_cache`` False.
         """
         self._mapped.forget(digest)
+        for handle, span in list(self._spans.items()):
+            if span.digest == digest:
+                self._spans.pop(handle, None)
         inodes = list(self._cached.get(digest, ()))
         self._outdated.update(inodes)
         return inodes
@@ -157,15 +161,32 @@ class FileSystem:
 
         Raises OSError EBADF, WouldBlock, KitfsError.
         """
+        span = self._spans.get(handle)
+        if span is not None and (data := span.read(offset, size)) is not None:
+            return data
         node = self._files.get(handle)
         if node is None:
             raise _error(errno.EBADF)
-        if size >= SMALLEST and (mapped := self._mapped.read(node, offset, size)) is not None:
-            return mapped
+        if span is None and (span := self._span(handle, node)) is not None:
+            data = span.read(offset, size)
+            if data is not None:
+                return data
         return self._tree.pread(node, offset, size, wait=wait)
+
+    def _span(self, handle: Handle, node: Node) -> Span | None:
+        """Return where a handle reads from the store's file, and remember it."""
+        span = self._mapped.span(node)
+        if span is None or node.layer is None:
+            return None
+        self._spans[handle] = span
+        if node.layer.state() != "verified":  # it failed meanwhile, and ``failed`` did not see the handle
+            self._spans.pop(handle, None)
+            return None
+        return span
 
     def release(self, handle: Handle) -> None:
         """Close a file."""
+        self._spans.pop(handle, None)
         self._files.pop(handle, None)
 
     def opendir(self, inode: Inode, *, wait: bool = True) -> Handle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import threading
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from kitfs.errors import IntegrityError
-from kitfs.fuse.mapped import SMALLEST, MappedFile, MappedLayers
-from tests.unit.kit.test_tree import FakeLayer, tree
+from kitfs.fuse.mapped import SMALLEST, MappedFile, MappedLayers, Span
+from kitfs.kit.inode import ROOT
+from tests.unit.kit.test_tree import FakeLayer, filesystem, tree
 
 HUGE_PAGE = 2 << 20
 DATA = random.Random(6).randbytes(8 * SMALLEST)
@@ -39,42 +41,56 @@ def layer(tmp_path: Path) -> VerifiedLayer:
     return VerifiedLayer(tmp_path / "blob")
 
 
+def span_of(layer: VerifiedLayer) -> Span:
+    found = MappedLayers().span(tree(layer).resolve("m/f"))
+    assert found is not None
+    return found
+
+
 def test_mapped_bytes_are_those_of_the_file(layer: VerifiedLayer) -> None:
-    """At any offset, and short at the end of the file, not of the blob; the layer's file is opened once."""
-    node, mapped = tree(layer).resolve("m/f"), MappedLayers()
-    for offset in (0, 1, 4095, 4096, SMALLEST, len(DATA) - SMALLEST):
-        assert mapped.read(node, offset, 2 * SMALLEST) == DATA[offset : offset + 2 * SMALLEST]
-    assert layer.opened == 1
+    """At any offset, of any size, and short at the end of the file, not of the blob."""
+    span = span_of(layer)
+    for offset in (0, 1, 4095, 4096, SMALLEST, len(DATA) - SMALLEST, len(DATA), len(DATA) + 1):
+        for size in (1, 4096, SMALLEST - 1, 2 * SMALLEST):
+            assert span.read(offset, size) == DATA[offset : offset + size]
 
 
-def test_other_reads_are_not_mapped(layer: VerifiedLayer) -> None:
-    """Small ones, those beyond the end, those of other states and those of compressed layers."""
+def test_other_layers_have_no_span(layer: VerifiedLayer) -> None:
+    """Those that are not verified, and those that are compressed."""
     node, mapped = tree(layer).resolve("m/f"), MappedLayers()
-    assert mapped.read(node, 0, SMALLEST - 1) is None
-    assert mapped.read(node, len(DATA), SMALLEST) is None
-    assert mapped.read(node, len(DATA) + SMALLEST, SMALLEST) is None
     layer.compressed = True
-    assert mapped.read(node, 0, SMALLEST) is None
+    assert mapped.span(node) is None
     layer.compressed = False
     layer.failure = IntegrityError("sha256:m")
-    assert mapped.read(node, 0, SMALLEST) is None
+    assert mapped.span(node) is None
 
 
-def test_layer_that_was_forgotten_is_mapped_again(layer: VerifiedLayer) -> None:
-    """After a failure the store may have another file."""
+def test_layer_that_was_forgotten_is_opened_again(layer: VerifiedLayer) -> None:
+    """A layer is opened once; after a failure the store may have another file of it."""
     node, mapped = tree(layer).resolve("m/f"), MappedLayers()
-    assert mapped.read(node, 0, SMALLEST) == DATA[:SMALLEST]
+    assert [mapped.span(node) == mapped.span(node), layer.opened] == [True, 1]
     mapped.forget(layer.digest)
-    assert mapped.read(node, 0, SMALLEST) == DATA[:SMALLEST]
+    mapped.span(node)
     assert layer.opened == 2
+
+
+def test_handle_of_a_layer_that_fails_does_not_read_its_file(layer: VerifiedLayer) -> None:
+    """What was read from the store's file before comes from the layer afterwards, which refuses."""
+    fs = filesystem(tree(layer))
+    file = fs.lookup(fs.lookup(ROOT, b"m").inode, b"f")
+    handle = fs.open(file.inode, os.O_RDONLY).handle
+    assert fs.read(handle, 0, 4096) == DATA[:4096]
+    layer.failure = IntegrityError("sha256:m")
+    fs.failed(layer.digest)
+    assert fs.read(handle, 0, 4096) == b"x" * 4096
 
 
 def test_pages_that_were_answered_are_unmapped(tmp_path: Path) -> None:
     """A thread that reads a whole file in pieces has one piece in memory, or the huge page that holds it."""
     path = tmp_path / "f"
     path.write_bytes(DATA * 16)
-    with path.open("rb") as f:
-        mapped = MappedFile(f.fileno())
+    with io.FileIO(path) as file:
+        mapped = MappedFile(file)
 
     def resident() -> int:
         smaps = Path("/proc/self/smaps").read_text().split(str(path))[1]
@@ -87,13 +103,13 @@ def test_pages_that_were_answered_are_unmapped(tmp_path: Path) -> None:
 
 def test_threads_do_not_disturb_each_other(layer: VerifiedLayer) -> None:
     """Four of them read the same parts at the same time."""
-    node, mapped = tree(layer).resolve("m/f"), MappedLayers()
+    span = span_of(layer)
     wrong: list[int] = []
 
     def read() -> None:
         for n in range(200):
             offset = n * 65521 % (len(DATA) - SMALLEST)
-            if mapped.read(node, offset, SMALLEST) != DATA[offset : offset + SMALLEST]:
+            if span.read(offset, SMALLEST) != DATA[offset : offset + SMALLEST]:
                 wrong.append(offset)
 
     threads = [threading.Thread(target=read) for _ in range(4)]
