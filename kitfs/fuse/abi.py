@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -344,7 +344,7 @@ def xattr_size_out(size: int) -> bytes:
     return _GETXATTR_OUT.pack(size, 0)
 
 
-def dirents(entries: Sequence[DirEntry], size: int, *, place: Callable[[Inode], Place] | None) -> bytes:
+def dirents(entries: Iterable[DirEntry], size: int, *, place: Callable[[Inode], Place] | None) -> bytes:
     """Encode as many fuse_dirent as fit into ``size`` bytes; with ``place``, fuse_direntplus.
 
     In a direntplus each entry but "." and ".." counts as a lookup, whose node id ``place`` gives; those two must carry

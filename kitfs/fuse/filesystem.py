@@ -14,19 +14,19 @@ import itertools
 import logging
 import os
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal
 
 from kitfs.fuse.mapped import MappedLayers, Span
 from kitfs.fuse.replies import Attr, Backing, DirEntry, Handle, Lookup, Opened, StatFS
 from kitfs.kit.inode import Inode
-from kitfs.kit.tree import Node, Tree
+from kitfs.kit.node import Listing, Node
+from kitfs.kit.tree import Tree
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import IMAGE_MANIFEST
 
 TYPES: Final = {"file": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK}
 WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND | os.O_CREAT
-BATCH: Final = 4096  # names that one readdir is given at most
 
 
 class FileSystem:
@@ -64,7 +64,7 @@ class FileSystem:
         self._manifest_digest = manifest_digest
         self._numbers = itertools.count(1)
         self._files: dict[Handle, Node] = {}
-        self._listings: dict[Handle, list[DirEntry]] = {}
+        self._listings: dict[Handle, tuple[Node, Node, Listing]] = {}
         self._mapped = MappedLayers()
         self._spans: dict[Handle, Span] = {}
         self._cached: dict[str, set[Inode]] = {}  # by layer: inodes of which the kernel may have bytes in its cache
@@ -194,22 +194,26 @@ class FileSystem:
         KitfsError.
         """
         directory = self._tree.node(inode)
-        listed = self._tree.list(directory, wait=wait)
-        above = directory if not directory.path else self._tree.resolve(directory.path.rpartition("/")[0])
-        entries = [(b".", directory), (b"..", above)]
-        entries += [(name.encode("utf-8", "surrogateescape"), node) for name, node in listed]
+        listing = self._tree.list(directory, wait=wait)
+        above = self._tree.node(self._tree.above(directory))
         handle = Handle(next(self._numbers))
-        self._listings[handle] = [
-            DirEntry(name, node.inode, self._attr(node), i) for i, (name, node) in enumerate(entries, 1)
-        ]
+        self._listings[handle] = directory, above, listing
         return handle
 
-    def readdir(self, handle: Handle, offset: int) -> Sequence[DirEntry]:
-        """The entries from ``offset`` on, as many as one reply may need. Raises OSError EBADF."""
-        listing = self._listings.get(handle)
-        if listing is None:
+    def readdir(self, handle: Handle, offset: int) -> Iterator[DirEntry]:
+        """Yield the entries from ``offset`` on, which are made as they are taken. Raises OSError EBADF."""
+        found = self._listings.get(handle)
+        if found is None:
             raise _error(errno.EBADF)
-        return listing[offset : offset + BATCH]
+        return self._entries(*found, offset)
+
+    def _entries(self, directory: Node, above: Node, listing: Listing, offset: int) -> Iterator[DirEntry]:
+        for place, (name, node) in enumerate(((b".", directory), (b"..", above)), 1):
+            if place > offset:
+                yield DirEntry(name, node.inode, self._attr(node), place)
+        first = max(0, offset - 2)
+        for place, (text, node) in enumerate(listing.beginning_at(first), first + 3):
+            yield DirEntry(text.encode("utf-8", "surrogateescape"), node.inode, self._attr(node), place)
 
     def releasedir(self, handle: Handle) -> None:
         """Close a directory."""

@@ -99,12 +99,7 @@ class Operations:
 
     def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
         # Offset 0 tells libfuse to keep the whole listing: fusepy does not pass on where a second call begins.
-        listing = []
-        offset = 0
-        while batch := self._fs.readdir(Handle(fh), offset):
-            listing += [(e.name.decode(_ENCODING), _stat(e.attr), 0) for e in batch]
-            offset = batch[-1].offset
-        return listing
+        return [(e.name.decode(_ENCODING), _stat(e.attr), 0) for e in self._fs.readdir(Handle(fh), 0)]
 
     def releasedir(self, path: str, fh: int) -> None:
         self._fs.releasedir(Handle(fh))

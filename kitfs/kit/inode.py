@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import threading
+from array import array
 from typing import Final, NewType
 
 Inode = NewType("Inode", int)
 ROOT: Final = Inode(1)  # FUSE_ROOT_ID
+MASK: Final = (1 << 63) - 1  # numbers have 63 bits
 
 
 class NoEntry(OSError):  # noqa: N818 - a lookup of a name that does not exist is not a failure
@@ -16,3 +20,69 @@ class NoEntry(OSError):  # noqa: N818 - a lookup of a name that does not exist i
     def __init__(self, *, final: bool) -> None:
         super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
         self.final = final
+
+
+class InodeTable:
+    """What every inode number that was given out stands for, as a number of the caller's, in 16 to 43 bytes for each.
+
+    A hash table with open addressing in two arrays. Its places depend on a secret, so that names cannot be chosen to
+    meet in it. Threading: every method from any thread; ``get`` takes no lock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._secret = secrets.randbits(63) | 1
+        self._count = 0
+        self._table = _arrays(1 << 10)
+
+    def get(self, inode: int) -> int | None:
+        """Return what an inode stands for; None if it was not given out."""
+        inodes, values = self._table
+        found = self._place(inodes, inode)
+        return values[found] if inodes[found] else None
+
+    def number_for(self, inode: int, value: int) -> Inode:
+        """Give out ``inode`` for a value, or the next number after it that is free or stands for the same value."""
+        while True:
+            inode = max(inode, ROOT + 1)
+            found = self.get(inode)
+            if found is None:
+                found = self._add(inode, value)
+            if found == value:
+                return Inode(inode)
+            inode = (inode + 1) & MASK
+
+    def _add(self, inode: int, value: int) -> int:
+        """Add an inode and return what it stands for: another value if another thread added it first."""
+        with self._lock:
+            if 3 * (self._count + 1) > 2 * len(self._table[0]):
+                self._grow()
+            inodes, values = self._table
+            at = self._place(inodes, inode)
+            if inodes[at]:
+                return values[at]
+            values[at] = value  # before the inode, which readers look for
+            inodes[at] = inode
+            self._count += 1
+            return value
+
+    def _grow(self) -> None:
+        old, old_values = self._table
+        inodes, values = _arrays(2 * len(old))
+        for inode, value in zip(old, old_values, strict=True):
+            if inode:
+                at = self._place(inodes, inode)
+                inodes[at], values[at] = inode, value
+        self._table = inodes, values
+
+    def _place(self, inodes: array[int], inode: int) -> int:
+        """Return where an inode is, or where it would be."""
+        mask = len(inodes) - 1
+        at = inode * self._secret >> 40 & mask
+        while (known := inodes[at]) and known != inode:
+            at = at + 1 & mask
+        return at
+
+
+def _arrays(size: int) -> tuple[array[int], array[int]]:
+    return array("Q", bytes(8 * size)), array("Q", bytes(8 * size))

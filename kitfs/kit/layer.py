@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import io
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 from kitfs.content import Origin, Source
-from kitfs.errors import IntegrityError, LayerError, LayerLimit, StoreError, WouldBlock
+from kitfs.errors import IntegrityError, KitfsError, LayerError, LayerLimit, StoreError, WouldBlock
 from kitfs.layers.access import Closed, closed_to_others
+from kitfs.layers.builder import raw_index, unnamed_index
 from kitfs.layers.codec import DecodedSource, decode
-from kitfs.layers.index import LayerIndex, Member, raw_index
-from kitfs.layers.names import Skipped, SkipReason
+from kitfs.layers.index import LayerIndex, Member
 from kitfs.layers.read import read_member
 from kitfs.layers.tar import first_path, index_tar
 from kitfs.modelkit.layers import FileMetadata, LayerEntry
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.oci.paths import paths_overlap
+from kitfs.store import members
 from kitfs.store.blob import Blob
 from kitfs.store.store import Store
 
@@ -58,7 +59,10 @@ class Layer:
         self._decoded: Blob | None = None
         self._index: LayerIndex | None = None
         self._agrees: bool | None = None
-        self._misfit: IntegrityError | None = None  # why a failed layer cannot heal in this mount
+        self._misfit: IntegrityError | None = None  # why the index in use is wrong: the layer cannot heal in this mount
+        self._is_proven = entry.type.format == "raw"  # the index in use was made from bytes that have their digest
+        self._proof = threading.Lock()  # held while the index is made again
+        self._is_proving = False
 
     def __repr__(self) -> str:
         return f"<Layer {self.digest[:19]} {self.path!r} {self.state()}>"
@@ -98,13 +102,17 @@ class Layer:
         if found is not None:
             return found
         with self._lock:
-            wire = self._open_wire()
-            if not self.compressed:
-                return wire
-            if self._decoded is None:
-                source = DecodedSource(wire.stream, self.type.compression)
-                self._decoded = self._store.blob(self.digest, size=None, source=source, of=wire)
-            return self._decoded
+            return self._open_content()
+
+    def _open_content(self) -> Blob:
+        """Open the content, without network. Call with the lock."""
+        wire = self._open_wire()
+        if not self.compressed:
+            return wire
+        if self._decoded is None:
+            source = DecodedSource(wire.stream, self.type.compression)
+            self._decoded = self._store.blob(self.digest, size=None, source=source, of=wire)
+        return self._decoded
 
     def _open_wire(self) -> Blob:
         if self._wire is None:
@@ -114,52 +122,138 @@ class Layer:
         return self._wire
 
     def index(self, *, wait: bool = True) -> LayerIndex:
-        """What the layer holds. Built once per host: from the catalog when some mount has built it before."""
+        """Return what the layer holds. An index is made once per host, unless its bytes were not proven then.
+
+        Raises IntegrityError after an index in use has turned out to be wrong.
+        """
+        if self._misfit is not None:
+            raise self._misfit
         if self._index is not None:
+            self._prove_soon()
             return self._index
         if self.type.format == "raw" and (
             not self.compressed or (self._metadata is not None and self._metadata.size is not None)
         ):
             self._index = self._raw_index(None)
             return self._index
+        self.check(wait=wait)
+        if not self._lock.acquire(blocking=wait):
+            raise WouldBlock
+        try:
+            if self._index is None:
+                self._index = self._kept_index() or self._made_index(wait)
+            return self._index
+        finally:
+            self._lock.release()
+
+    def proven_index(self) -> LayerIndex:
+        """Return the index of bytes that have their digest; the layer's content is verified. Raises IntegrityError when
+        an index that was made before that, and is in use, says something else.
+        """
+        self.index()
+        self._prove()
+        return self.index()
+
+    def _made_index(self, wait: bool) -> LayerIndex:
+        """Make the index. Call with the lock."""
         if not wait:
             raise WouldBlock
-        self.check()
-        content = self.content()
-        with self._lock:
-            if self._index is None:
-                self._index = self._build_index(content)
-            return self._index
-
-    def _build_index(self, content: Blob) -> LayerIndex:
+        content = self._open_content()
         if self.type.format == "raw":
             content.fill()
             return self._raw_index(content.size)
-        known = self._store.catalog.get(self._index_key)
-        if known is not None:
-            try:
-                index = LayerIndex.from_json(known)
-            except (ValueError, LayerError):
-                pass  # a hint that can be rebuilt
-            else:
-                if len(index.members) + len(index.skipped) > self._max_entries:  # built by a mount that takes more
-                    limit = f"more than {self._max_entries} entries; raise the limit with --max-entries"
-                    raise LayerLimit(f"layer {self.digest}: {limit}")
-                return index
+        proven = content.sealed
+        index = self._index_of(content, self._max_entries)
+        if self.compressed:
+            content.pread(index.counts.end, TAIL)  # what follows the last entry, so that the decoder comes to its end
+        return self._keep(index, content, proven=proven)
+
+    def _index_of(self, content: Blob, max_entries: int) -> LayerIndex:
         try:
-            index = index_tar(content, max_entries=self._max_entries)
+            return index_tar(content, max_entries=max_entries)
         except LayerError as e:
             raise e.prefixed(f"layer {self.digest}")
-        if self.compressed:
-            end = max((e.blob_offset + e.length for m in index.members.values() for e in m.extents), default=0)
-            content.pread(end, TAIL)  # what follows the last entry, so that the decoder comes to its end
-        self._keep_index(index)
-        return index
+
+    def _kept_index(self) -> LayerIndex | None:
+        """Return the index that the store has: that of proven bytes, else that of this entry's own bytes. Call with the
+        lock; this needs no network.
+        """
+        if self.type.format == "raw":
+            return None
+        content = self._open_content()
+        for proven in (True, False):
+            if not proven and content.sealed:
+                continue  # made from bytes that nothing had proven
+            index = self._loaded(content, proven=proven)
+            if index is None:
+                continue
+            if len(index.members) + len(index.skipped) > self._max_entries:  # made by a mount that takes more
+                limit = f"more than {self._max_entries} entries; raise the limit with --max-entries"
+                raise LayerLimit(f"layer {self.digest}: {limit}")
+            self._is_proven = proven
+            return index
+        return None
+
+    def _loaded(self, content: Blob, *, proven: bool) -> LayerIndex | None:
+        """Return an index that the store has; a damaged one is removed."""
+        data = members.load(self._store.root, self.digest, content.directory, proven=proven)
+        if data is None:
+            return None
+        try:
+            return LayerIndex(data)
+        except ValueError as e:
+            self._store.log.info("layer %s: an index in the store cannot be used: %s", self.digest, e)
+            members.discard(self._store.root, self.digest, content.directory, proven=proven)
+            return None
+
+    def _keep(self, index: LayerIndex, content: Blob, *, proven: bool) -> LayerIndex:
+        """Keep an index in the store, and return it as the store has it, so that its pages are the file's."""
+        self._is_proven = proven
+        if not members.keep(self._store.root, self.digest, content.directory, index.data, proven=proven):
+            return index
+        return self._loaded(content, proven=proven) or index
+
+    def _prove_soon(self) -> None:
+        """Have an index that was made from unproven bytes compared with the bytes, once these are verified."""
+        if not self._is_proven and not self._is_proving and self._has_sealed_content():
+            self._is_proving = True
+            self._store.later(self._prove)
+
+    def _has_sealed_content(self) -> bool:
+        content = self._decoded if self.compressed else self._wire
+        return content is not None and content.sealed
+
+    def _prove(self) -> None:
+        """Make the index again from verified bytes. If it differs from the index in use, the layer fails for good."""
+        with self._proof:
+            made = self._index
+            if self._is_proven or made is None or self.failure is not None:
+                return
+            content = self.content()
+            if not content.sealed:
+                return
+            try:
+                index: LayerIndex | None = self._index_of(content, self._max_entries)
+            except LayerError:
+                index = None
+            if index is not None:
+                members.keep(self._store.root, self.digest, content.directory, index.data, proven=True)
+            members.discard(self._store.root, self.digest, content.directory, proven=False)
+            self._is_proven = True
+            if index == made:
+                return
+            self._misfit = IntegrityError(
+                f"layer {self.digest}: its verified bytes hold other files than the bytes that were read before them, so "
+                "a registry or mirror has sent wrong bytes; mount or open the kit again"
+            )
+        self._store.counters.add("integrity_failures")
+        self._store.log.error("%s", self._misfit)
+        self._store.failed(self.digest)
 
     def _raw_index(self, decoded_size: int | None) -> LayerIndex:
         metadata = self._metadata
         if self.path is None:
-            return LayerIndex({}, [Skipped("", SkipReason.UNNAMED_FILE)])
+            return unnamed_index()
         size = self.descriptor.size
         if self.compressed:
             size = (
@@ -170,29 +264,24 @@ class Layer:
         mode = metadata.mode if metadata is not None and metadata.mode is not None else 0o644
         return raw_index(self.path, size, mode)
 
-    def _keep_index(self, index: LayerIndex) -> None:
-        self._store.catalog.set(self._index_key, index.to_json())
-        self._store.catalog.set(self._closed_key, list(closed_to_others(index)))
-
     def closed(self, *, at_most: int = 20_000) -> Closed | None:
-        """What other users may not use, by its mode; None where that needs the registry, or a look at more than
+        """Return what other users may not use, by its mode; None where that needs the registry, or a look at more than
         ``at_most`` entries.
         """
-        if self._index is None and self.type.format != "raw":
-            known = Closed.of_json(self._store.catalog.get(self._closed_key))
-            if known is not None:
-                return known
-            if not self._is_here or self._store.catalog.get(self._index_key) is not None:
-                return None
-            try:
-                index = index_tar(self.content(), max_entries=min(at_most, self._max_entries))
-            except (LayerError, StoreError):
-                return None
-            self._keep_index(index)
-            self._index = index
-        elif self._index is None and self.compressed and (self._metadata is None or self._metadata.size is None):
+        with suppress(WouldBlock, LayerError):
+            return closed_to_others(self.index(wait=False))
+        if self.type.format == "raw" or not self._is_here:
             return None
-        return closed_to_others(self.index())
+        try:
+            content = self.content()
+            proven = content.sealed
+            index = self._index_of(content, min(at_most, self._max_entries))
+        except (LayerError, StoreError):
+            return None
+        with self._lock:
+            if self._index is None:
+                self._index = self._keep(index, content, proven=proven)
+        return closed_to_others(index)
 
     @property
     def _is_here(self) -> bool:
@@ -201,17 +290,13 @@ class Layer:
     @property
     def listed(self) -> bool:
         """Whether its names can be had without the layer's registry."""
-        if self._index is not None or self.type.format == "raw":
+        if self.type.format == "raw" or self._is_here:
             return True
-        return self._is_here or self._store.catalog.get(self._index_key) is not None
-
-    @property
-    def _index_key(self) -> tuple[str, str]:
-        return "index", self.digest
-
-    @property
-    def _closed_key(self) -> tuple[str, str]:
-        return "closed", self.digest
+        try:
+            self.index(wait=False)
+        except (WouldBlock, KitfsError):
+            return False
+        return True
 
     def first_entry_agrees(self, *, wait: bool = True) -> bool:
         """Whether names outside ``path`` need not be looked for here: the index is known, or its first entry agrees
@@ -245,7 +330,10 @@ class Layer:
         return first is None or paths_overlap(first, self.path)
 
     def pread(self, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes:
-        """Bytes of a member, short at its end; holes are zeros."""
+        """Read bytes of a member, fewer at its end; holes are zeros."""
+        if self._misfit is not None:
+            raise self._misfit
+        self._prove_soon()
         if not wait and self._decoded is None and self._wire is None:
             raise WouldBlock
         data = read_member(self.content(), member, offset, size, wait=wait)
@@ -265,6 +353,8 @@ class Layer:
     @property
     def failure(self) -> IntegrityError | None:
         """Why the layer's bytes are known to be wrong; None while nothing is known against them."""
+        if self._misfit is not None:
+            return self._misfit
         for blob in (self._wire, self._decoded):
             if blob is not None and blob.failure is not None:
                 return blob.failure
@@ -304,11 +394,13 @@ class Layer:
                 decoded = self._store.blob(self.digest, size=None, source=source, of=wire)
                 undo.callback(decoded.close)
             if self._index is not None and self.type.format != "raw":
-                index = index_tar(decoded or wire, max_entries=self._max_entries)
-                if index.to_json() != self._index.to_json():
+                content = decoded or wire
+                index = self._index_of(content, self._max_entries)
+                members.keep(self._store.root, self.digest, content.directory, index.data, proven=True)
+                if index != self._index:
                     self._misfit = IntegrityError(f"{failure}; the proven layer has other files: mount the kit again")
                     raise self._misfit
-                self._keep_index(index)
+                self._is_proven = True
             undo.pop_all()
         self._wire, self._decoded = wire, decoded
         for blob in old:
@@ -325,9 +417,19 @@ class Layer:
         return None if self.compressed or self.state() != "verified" else self._store.open_sealed(self.digest)
 
     def state(self) -> str:
-        """absent, partial, present, verified or wrong; of a compressed layer, that of its decoded bytes."""
+        """Return absent, partial, present, verified or wrong; of a compressed layer, the state of its decoded bytes.
+
+        A layer is verified when the index in use has been compared with the verified bytes as well.
+        """
         if self.failure is not None:
             return "wrong"
+        state = self._content_state()
+        if state == "verified" and self._index is not None and not self._is_proven:
+            self._prove_soon()
+            return "present"
+        return state
+
+    def _content_state(self) -> str:
         if self.compressed:
             if self._decoded is not None and self._decoded.state != "absent":
                 return self._decoded.state

@@ -13,28 +13,39 @@ that write the files of a kit. Pure. Threading: none; each call uses one thread.
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from kitfs.errors import UnsafePath
 from kitfs.layers.index import LayerIndex, Member
-from kitfs.layers.names import Skipped, SkipReason, clean
+from kitfs.layers.names import Skipped, SkipReason, clean, encoded
 from kitfs.system import MAX_LINKS
 
 MAX_NAMED: Final = 100  # left-out entries that a merge reports one by one
 
 
 class Names(Protocol):
-    """The names of one layer, as a ``LayerIndex`` gives them."""
+    """The names of one layer, by row; a ``LayerIndex`` has them. Row 0 is the root."""
 
-    def get(self, path: str) -> Member | None: ...
+    def find(self, path: str) -> int: ...
 
-    def explicit(self, path: str) -> bool: ...
+    def child(self, row: int, name: bytes) -> int: ...
 
-    def has_children(self, path: str) -> bool: ...
+    def children(self, row: int) -> range: ...
 
-    def children(self, path: str) -> Sequence[str]: ...
+    def has_children(self, row: int) -> bool: ...
+
+    def name_bytes(self, row: int) -> bytes: ...
+
+    def kind(self, row: int) -> str: ...
+
+    def explicit(self, row: int) -> bool: ...
+
+    def member(self, row: int) -> Member: ...
 
 
 class Numbered(NamedTuple):
@@ -45,84 +56,131 @@ class Numbered(NamedTuple):
     declared: str
 
 
-class Winner(NamedTuple):
-    """The member that a name has in the tree, and the number of its layer.
+class Candidate(NamedTuple):
+    """A row of a layer that has a name."""
 
-    For a directory, ``since`` is the lowest layer whose entries below it count: in lower layers a file had the name.
-    ``left_out`` are (number, member) of the layers whose member is left out.
+    number: int
+    names: Names
+    row: int
+
+    @property
+    def member(self) -> Member:
+        """The row as a value."""
+        return self.names.member(self.row)
+
+
+class Winner(NamedTuple):
+    """The row that has a name, and the number of its layer.
+
+    ``since`` is the lowest layer whose entries below the directory count: a file had the name before that. ``left_out``
+    are the rows that gave way.
     """
 
-    member: Member
     number: int
-    since: int
-    left_out: tuple[tuple[int, Member], ...]
+    names: Names
+    row: int
+    since: int = 0
+    left_out: tuple[Candidate, ...] = ()
+
+    @property
+    def member(self) -> Member:
+        """The row as a value."""
+        return self.names.member(self.row)
+
+    @property
+    def kind(self) -> str:
+        """The kind of the row."""
+        return self.names.kind(self.row)
 
 
-def winner(path: str, layers: Iterable[Numbered]) -> Winner | None:
-    """Return the winner of a name among layers in ascending order; None if no layer has the name."""
-    found: Member | None = None
-    number = since = 0
-    is_explicit = is_filled = False
-    left_out: list[tuple[int, Member]] = []
-    for candidate, names, _ in layers:
-        member = names.get(path)
-        if member is None:
-            continue
-        explicit = names.explicit(path)
-        if member.kind == "dir" and found is not None and found.kind == "dir":
-            is_filled = is_filled or names.has_children(path)
+def winner(candidates: Iterable[Candidate]) -> Winner | None:
+    """Return the winner of a name among the rows that have it, whose layers ascend; None if there is none."""
+    found: Candidate | None = None
+    found_dir = is_explicit = is_filled = False
+    since = 0
+    left_out: list[Candidate] = []
+    for candidate in candidates:
+        number, names, row = candidate
+        is_dir, explicit = names.kind(row) == "dir", names.explicit(row)
+        if is_dir and found_dir:
+            is_filled = is_filled or names.has_children(row)
             if explicit and not is_explicit:
-                found, number, is_explicit = member, candidate, True
-        elif found is None or member.kind != "dir" or explicit:
-            if member.kind != "dir" and is_filled:
-                left_out.append((candidate, member))
+                found, is_explicit = candidate, True
+        elif found is None or not is_dir or explicit:
+            if not is_dir and is_filled:
+                left_out.append(candidate)
                 continue
-            if member.kind == "dir":
-                since = since if found is None else candidate
-                is_filled = names.has_children(path)
-            found, number, is_explicit = member, candidate, explicit
+            if is_dir:
+                since = since if found is None else number
+                is_filled = names.has_children(row)
+            found, found_dir, is_explicit = candidate, is_dir, explicit
         else:
-            left_out.append((candidate, member))
-    return None if found is None else Winner(found, number, since, tuple(left_out))
+            left_out.append(candidate)
+    return None if found is None else Winner(*found, since, tuple(left_out))
+
+
+class Here(NamedTuple):
+    """A layer that has something in a directory: ``row`` is the directory's."""
+
+    number: int
+    names: Names
+    declared: str
+    row: int
+
+
+def here(directory: str, layers: Iterable[Numbered]) -> list[Here]:
+    """Return the layers that have something in a directory."""
+    rows = ((number, names, declared, names.find(directory)) for number, names, declared in layers)
+    return [Here(*found) for found in rows if found[3] >= 0 and found[1].has_children(found[3])]
 
 
 def winners(
-    directory: str, layers: Iterable[Numbered], *, without: Collection[str] = ()
+    directory: str, layers: Sequence[Here], *, without: Collection[str] = ()
 ) -> Iterator[tuple[str, str, Winner]]:
-    """Yield (name, path, winner) for every name in a directory except those in ``without``.
+    """Yield (name, path, winner) for every name in a directory but those in ``without``, in the order of their bytes.
 
-    ``layers`` are those whose entries below the directory count, in ascending order.
+    Layers ascend; those that count below the directory are given.
     """
-    here = [layer for layer in layers if layer.names.has_children(directory)]
-    declaring = _declaring(directory, here)
-    for name in dict.fromkeys(name for layer in here for name in layer.names.children(directory)):
-        if name in without:
+    declaring = _declaring(directory, layers)
+    kept = {encoded(name) for name in without}
+    rows = heapq.merge(*(_rows(layer) for layer in layers))
+    for raw, group in itertools.groupby(rows, key=operator.itemgetter(0)):
+        if raw in kept:
             continue
+        name = raw.decode("utf-8", "surrogateescape")
         path = joined(directory, name)
-        found = winner(path, declaring(name)) or winner(path, here)
+        having = {number: Candidate(number, names, row) for _, number, names, row in group}
+        found = winner(having[number] for number in declaring(name) if number in having) or winner(having.values())
         if found is not None:
             yield name, path, found
 
 
-def _declaring(directory: str, here: Sequence[Numbered]) -> Callable[[str], list[Numbered]]:
-    """Return a function from a name in a directory to the layers whose declared path overlaps the name's.
+def _rows(layer: Here) -> Iterator[tuple[bytes, int, Names, int]]:
+    """Yield (name, number of the layer, its names, row) of what a layer has in a directory."""
+    number, names, _, row = layer
+    for child in names.children(row):
+        yield names.name_bytes(child), number, names, child
+
+
+def _declaring(directory: str, layers: Sequence[Here]) -> Callable[[str], list[int]]:
+    """Return a function from a name in a directory to the numbers of the layers whose declared path overlaps the name's.
 
     A kit may have thousands of layers with one name each; comparing each name with each layer would take too long.
     """
     prefix = f"{directory}/" if directory else ""
     everywhere: list[int] = []
     by_name: dict[str, list[int]] = {}
-    for position, (_, _, declared) in enumerate(here):
+    for number, _, declared, _ in layers:
         if not declared or declared == directory or directory.startswith(declared + "/"):
-            everywhere.append(position)
+            everywhere.append(number)
         elif declared.startswith(prefix):
-            by_name.setdefault(declared[len(prefix) :].partition("/")[0], []).append(position)
-    return lambda name: [here[position] for position in sorted(everywhere + by_name.get(name, []))]
+            by_name.setdefault(declared[len(prefix) :].partition("/")[0], []).append(number)
+    return lambda name: sorted(everywhere + by_name[name]) if name in by_name else everywhere
 
 
-def left_out_entry(path: str, member: Member) -> Skipped:
-    """Return a member of ``Winner.left_out`` with the reason why it is not in the tree."""
-    return Skipped(path, SkipReason.OTHER_KIND, member.kind)
+def left_out_entry(path: str, candidate: Candidate) -> Skipped:
+    """Return a row of ``Winner.left_out`` with the reason why it is not in the tree."""
+    return Skipped(path, SkipReason.OTHER_KIND, candidate.names.kind(candidate.row))
 
 
 def joined(directory: str, path: str) -> str:
@@ -145,39 +203,60 @@ class PlacedLayer:
 
 
 class _PlacedNames:
-    """The names of a layer in the target, with the directories above the one that its tree goes to."""
+    """The names of a layer in the target; directories above its place exist because something is below them.
+
+    These directories are rows behind those of the index, the target itself the first of them.
+    """
 
     def __init__(self, index: LayerIndex, below: str) -> None:
         self._index = index
-        self._below = below
-        self._inside = f"{below}/" if below else ""
+        self._above = encoded(below).split(b"/") if below else []
+        self._rows = index.counts.rows
 
-    def get(self, path: str) -> Member | None:
-        inner = self._inner(path)
-        if inner is not None:
-            found = self._index.get(inner)
-            return found._replace(path=path) if inner == "" and found is not None else found
-        return Member(path, "dir", 0o755) if self._inside.startswith(f"{path}/") else None
+    def find(self, path: str) -> int:
+        """Return the row of a path of the target; -1 if there is none."""
+        row = self._rows if self._above else 0
+        for name in encoded(path).split(b"/") if path else ():
+            row = self.child(row, name)
+            if row < 0:
+                break
+        return row
 
-    def explicit(self, path: str) -> bool:
-        inner = self._inner(path)
-        return bool(inner) and self._index.explicit(inner or "")
+    def child(self, row: int, name: bytes) -> int:
+        """Return the row of a name in a directory; -1 if there is none."""
+        if row < self._rows:
+            return self._index.child(row, name)
+        below = self.children(row)[0]
+        return below if self.name_bytes(below) == name else -1
 
-    def has_children(self, path: str) -> bool:
-        return bool(self.children(path))
+    def children(self, row: int) -> range:
+        """Return the rows directly below a directory."""
+        if row < self._rows:
+            return self._index.children(row)
+        below = row + 1 if row + 1 - self._rows < len(self._above) else 0
+        return range(below, below + 1)
 
-    def children(self, path: str) -> Sequence[str]:
-        inner = self._inner(path)
-        if inner is not None:
-            return self._index.children(inner)
-        above = f"{path}/" if path else ""
-        return (self._below[len(above) :].partition("/")[0],) if self._inside.startswith(above) else ()
+    def has_children(self, row: int) -> bool:
+        """Return whether something is below a directory."""
+        return row >= self._rows or self._index.has_children(row)
 
-    def _inner(self, path: str) -> str | None:
-        """Return a path of the target as the layer has it; None for a path outside ``below``."""
-        if path == self._below:
-            return ""
-        return path[len(self._inside) :] if path.startswith(self._inside) else None
+    def name_bytes(self, row: int) -> bytes:
+        """Return the last component of the path."""
+        if 0 < row < self._rows:
+            return self._index.name_bytes(row)
+        return self._above[row - self._rows - 1] if row else self._above[-1] if self._above else b""
+
+    def kind(self, row: int) -> str:
+        """Return the kind of a row."""
+        return self._index.kind(row) if row < self._rows else "dir"
+
+    def explicit(self, row: int) -> bool:
+        """Return whether the path has an entry of its own."""
+        return row < self._rows and self._index.explicit(row)
+
+    def member(self, row: int) -> Member:
+        """Return a row as a value, whose path is that in the layer."""
+        return self._index.member(row if row < self._rows else 0)
 
 
 class Merged(NamedTuple):
@@ -210,24 +289,26 @@ def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> 
 
     def merge_directory(directory: str, since: int, without: Collection[str] = ()) -> Iterator[tuple[str, int]]:
         """Find the winners in a directory; yield (path, lowest layer that counts below it) for its directories."""
-        here = [layer for layer in layers[since:] if layer.names.has_children(directory)]
-        for _, path, found in winners(directory, here, without=without):
+        counting = here(directory, layers[since:])
+        for name, path, found in winners(directory, counting, without=without):
             won[path] = found
-            for number, member in found.left_out:
-                note(number, left_out_entry(path, member))
-            if found.member.kind == "dir":
+            for candidate in found.left_out:
+                note(candidate.number, left_out_entry(path, candidate))
+            if found.kind == "dir":
                 yield path, max(since, found.since)
                 continue
-            for number, names, _ in here:
-                if not names.has_children(path):
+            for number, names, _, above in counting:
+                row = names.child(above, encoded(name))
+                if row < 0 or not names.has_children(row):
                     continue
-                if found.member.kind == "symlink":
+                if found.kind == "symlink":
                     raise UnsafePath(
                         f"{sources[found.number].name} has a symbolic link at {path!r}, and another layer has files"
                         " below it; nothing was unpacked"
                     )
-                for name in names.children(path):
-                    note(number, Skipped(joined(path, name), SkipReason.BELOW_FILE, path))
+                for below in names.children(row):
+                    name_below = names.name_bytes(below).decode("utf-8", "surrogateescape")
+                    note(number, Skipped(joined(path, name_below), SkipReason.BELOW_FILE, path))
 
     pending = [iter(merge_directory("", 0, reserved))]
     while pending:
@@ -242,10 +323,10 @@ def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> 
 def in_order(sources: Sequence[PlacedLayer], won: dict[str, Winner]) -> Iterator[tuple[str, int]]:
     """Yield (path, number of the layer) of every winner except directories, by layer, in the order of its archive."""
     for number, source in enumerate(sources):
-        below = _directory(source)
-        for inner, member in source.index.members.items():
-            path = joined(below, inner)
-            if member.kind != "dir" and path in won and won[path].number == number:
+        below, index = _directory(source), source.index
+        for row in index.members.rows():
+            path = joined(below, index.path(row))
+            if index.kind(row) != "dir" and path in won and won[path].number == number:
                 yield path, number
 
 

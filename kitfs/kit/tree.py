@@ -1,148 +1,61 @@
 """The tree of a kit: layers laid over each other, name by name, as somebody asks.
 
-A lookup waits for the layers whose declared path relates to the name, a listing for those that relate to the
-directory; the others are not touched. What is merged once never changes. The rules are README's *Semantics*: layers
-lie over each other as ``kit.layering`` has it, a layer that declares a name comes before one that has it all the
-same, and a synthetic file always wins. It knows no FUSE: ``filesystem`` speaks for it to kernels, ``ls`` and ``cat``
+A lookup waits for the layers whose declared path overlaps the name, a listing for those whose path overlaps the
+directory; the others are not touched. The rules are those of the manual's *Semantics*: layers lie over each other as
+``kit.layering`` has it, a layer that declares a name comes before a layer that has the name outside its declared path,
+and a synthetic file always wins. The tree knows nothing of FUSE: ``fuse.filesystem`` shows it to the kernel, and verbs
 read it directly.
 
-Threading: many threads at once. Dictionaries only grow, by single atomic steps; no lock is held while a layer is
-waited for.
+Names are found in the indexes each time they are asked for, so that a name costs nothing here besides its inode.
+Threading: many threads at once. Dictionaries and lists only grow, by single atomic steps; no lock is held while a layer
+is waited for.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import io
+import itertools
 import logging
 import os
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Final
 
 from kitfs.errors import KitfsError, NotFound, RegistryError, WouldBlock
-from kitfs.kit.inode import ROOT, Inode, NoEntry
+from kitfs.kit.inode import ROOT, Inode, InodeTable, NoEntry
 from kitfs.kit.kit import Kit
-from kitfs.kit.layering import BadLink, Links, Numbered, Winner, joined, left_out_entry, winner, winners
-from kitfs.layers.index import SIZE_MAX, LayerIndex, Member
+from kitfs.kit.layering import (
+    BadLink,
+    Candidate,
+    Links,
+    Numbered,
+    Winner,
+    here,
+    joined,
+    left_out_entry,
+    winner,
+    winners,
+)
+from kitfs.kit.node import Listing, Node, SyntheticFile, TreeLayer
+from kitfs.kit.overlap import DeclaredPaths, surplus
+from kitfs.layers.index import ROOT_MODE, SIZE_MAX, LayerIndex, Member
 from kitfs.layers.names import NAME_MAX, encoded
 from kitfs.metrics import Counters
-from kitfs.oci.paths import paths_overlap
 
 MAX_NAMED: Final = 10_000  # left-out entries of a layer that are named in the log, one line each
 BLOCK: Final = 4096
 MAX_BLOCKS: Final = SIZE_MAX // BLOCK  # what programs can multiply out again; holes can sum up to more
 
 
-class TreeLayer(Protocol):
-    """What the tree needs of a layer; ``path`` is its declared place: "" may hold anything, None says nothing.
-
-    ``wait=False`` raises WouldBlock instead of going to the network.
-    """
-
-    @property
-    def compressed(self) -> bool: ...
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def media_type(self) -> str: ...
-
-    @property
-    def path(self) -> str | None: ...
-
-    @property
-    def digest(self) -> str: ...
-
-    def index(self, *, wait: bool = True) -> LayerIndex: ...
-
-    def first_entry_agrees(self, *, wait: bool = True) -> bool: ...
-
-    def pread(self, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes: ...
-
-    def state(self) -> str: ...
-
-    def check(self, *, wait: bool = True) -> None: ...
-
-    @property
-    def whole_file(self) -> bool: ...
-
-    def open_whole(self) -> io.FileIO | None: ...
-
-
-class SyntheticFile(NamedTuple):
-    """A file at the root that is in no layer; digest and media type are what its attributes show."""
-
-    data: bytes
-    digest: str
-    media_type: str
-
-
-class Node:
-    """One name of the tree. ``kind`` file, dir or symlink; ``mode`` permission bits; ``size`` in bytes; ``path`` from
-    the root.
-
-    ``since``: the number of the lowest layer whose entries below a directory are in the tree.
-    """
-
-    __slots__ = (
-        "children",
-        "inode",
-        "key",
-        "kind",
-        "layer",
-        "member",
-        "mode",
-        "nlink",
-        "path",
-        "since",
-        "size",
-        "synthetic",
-        "target",
-    )
-
-    def __init__(
-        self,
-        path: str,
-        member: Member,
-        layer: TreeLayer | None,
-        *,
-        nlink: int = 1,
-        since: int = 0,
-        synthetic: SyntheticFile | None = None,
-    ) -> None:
-        self.path = path
-        self.kind = member.kind
-        self.mode = member.mode
-        self.size = member.size
-        self.target = member.target
-        self.member = member
-        self.layer = layer
-        self.since = since
-        self.nlink = 2 if member.kind == "dir" else nlink
-        self.synthetic = synthetic
-        self.children: dict[str, Node] = {}
-        first = member.extents[0].blob_offset if member.extents else -1
-        self.key = (layer.digest if layer is not None else "", member.link or path, first)
-        self.inode = Inode(0)
-
-    def __repr__(self) -> str:
-        return f"<Node {self.inode} {self.kind} {self.path!r} {self.mode:04o} {self.size}>"
-
-    @property
-    def name(self) -> str:
-        """The last component."""
-        return self.path.rpartition("/")[2]
-
-
 class Tree:
     """The merged tree of ``layers``, in the order in which they lie over each other, and of ``files`` at the root by
     name.
 
-    ``met`` is called with the digest and the index of each layer when it is first looked into.
+    ``met`` is called with the digest and the index of each layer when it is first looked into. A name is known by its
+    reference: the number of its layer << 32 | its row there, or ``len(layers)`` << 32 | the number of a synthetic file.
     """
 
     def __init__(
@@ -155,78 +68,116 @@ class Tree:
         met: Callable[[str, LayerIndex], None] = lambda digest, index: None,
     ) -> None:
         self.layers: Final = tuple(layers)
-        self._numbered: Final = tuple(enumerate(layers))
+        self._files = sorted(files.items(), key=lambda item: encoded(item[0]))
+        self._places = {name: len(layers) << 32 | number for number, (name, _) in enumerate(self._files)}
+        self._declared = DeclaredPaths([layer.path or "" for layer in layers])
         self._counters = counters
         self._log = log
         self._on_met = met
-        self._lock = threading.Lock()  # for what is said once
-        self._said: set[tuple[str, str]] = set()
-        self._links: dict[str, Counter[str]] = {}
-        self._nodes: dict[Inode, Node] = {}
+        self._lock = threading.Lock()  # for what is said once, and indexes that come for the first time
+        self._said: set[int] = set()
+        self._indexes: list[LayerIndex | None] = [None] * len(layers)
+        self._same = list(range(len(layers)))  # for each layer the one that was met first of those that are equal
+        self._by_digest: dict[str, list[int]] = {}
+        self._inodes = InodeTable()
+        self._since: dict[str, int] = {}  # by directory: the lowest layer whose entries below it count, if not 0
         self._totals: tuple[int, int] | None = None
-        self.root: Final = Node("", Member("", "dir", 0o755), None)
-        self.root.inode = ROOT
-        self._nodes[ROOT] = self.root
-        for name, file in files.items():
-            node = Node(name, Member(name, "file", 0o644, len(file.data)), None, synthetic=file)
-            self.root.children[name] = self._registered(node)
+        self.root: Final = Node(ROOT, "", "dir", ROOT_MODE, 0, 2)
 
     def node(self, inode: Inode) -> Node:
-        """The node that was given out under a number. Raises OSError ESTALE."""
-        try:
-            return self._nodes[inode]
-        except KeyError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+        """Return the node that was given out under a number. Raises OSError ESTALE."""
+        if inode == ROOT:
+            return self.root
+        ref = self._inodes.get(inode)
+        if ref is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._node(None, ref)
+
+    def _node(self, directory: str | None, ref: int) -> Node:
+        """Return the node of a reference; ``directory`` is the path above it, if that is known."""
+        number, row = ref >> 32, ref & 0xFFFFFFFF
+        if number == len(self.layers):
+            name, file = self._files[row]
+            inode = self._inodes.number_for(_hashed(b"", encoded(name), -1), ref)
+            return Node(inode, name, "file", 0o644, len(file.data), 1, synthetic=file)
+        layer, index = self.layers[number], self._indexes[number]
+        assert index is not None
+        first = index.first(row)
+        path = index.path(row) if directory is None else joined(directory, index.name(row))
+        name_of_file = encoded(path) if first == row else index.path_bytes(first)
+        inode = self._inodes.number_for(
+            _hashed(layer.digest.encode(), name_of_file, index.offset(first)), self._same[number] << 32 | first
+        )
+        kind = index.kind(row)
+        nlink = 2 if kind == "dir" else index.nlink(row)
+        return Node(inode, path, kind, index.mode(row), index.size(row), nlink, layer=layer, index=index, row=row)
 
     def lookup(self, parent: Node, name: str, *, wait: bool = True) -> Node:
-        """The node of a name in a directory. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock,
+        """Return the node of a name in a directory. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock,
         KitfsError.
         """
-        known = parent.children.get(name)
-        if known is not None:
-            return known
         if parent.kind != "dir":
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if len(name) > NAME_MAX // 4 and len(encoded(name)) > NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        path = joined(parent.path, name)
-        covering = [
-            Numbered(number, self._index(layer, wait), layer.path or "")
-            for number, layer in self._numbered[parent.since :]
-            if paths_overlap(path, layer.path or "")
-        ]
-        found = winner(path, covering)
-        final = True
-        if found is None:
-            strays, final = self._strays(path, wait, parent.since)
-            found = winner(path, strays)
-        if found is None:
-            raise NoEntry(final=final)
-        node = self._won(path, found, parent.since)
-        return parent.children.setdefault(name, node)
+        return self._in_directory(parent.path, name, wait)
 
-    def list(self, directory: Node, *, wait: bool = True) -> list[tuple[str, Node]]:
-        """(name, node) of everything in a directory, sorted by name as bytes. Raises OSError (ENOTDIR), WouldBlock,
-        KitfsError.
-        """
+    def _in_directory(self, directory: str, name: str, wait: bool) -> Node:
+        path = joined(directory, name)
+        if path in self._places:
+            return self._node(directory, self._places[path])
+        since = self._counts_from(directory)
+        covering = [number for number in self._declared.overlapping(path) if number >= since]
+        indexes = [(number, self._index(number, wait)) for number in covering]
+        found = winner(_candidates(directory, name, indexes))
+        is_final = True
+        if found is None:
+            strays, is_final = self._strays(wait, since, covering)
+            found = winner(_candidates(directory, name, strays))
+        if found is None:
+            raise NoEntry(final=is_final)
+        return self._node(directory, self._won(path, found))
+
+    def _counts_from(self, directory: str) -> int:
+        """Return the lowest layer whose entries below a directory are in the tree."""
+        if not self._since:
+            return 0
+        parts = directory.split("/")
+        return max(self._since.get("/".join(parts[:count]), 0) for count in range(1, len(parts) + 1))
+
+    def above(self, directory: Node) -> Inode:
+        """Return the inode of the directory above a directory; that of the root is its own."""
+        path = directory.path.rpartition("/")[0]
+        if not path:
+            return ROOT
+        return self._in_directory(path.rpartition("/")[0], path.rpartition("/")[2], wait=True).inode
+
+    def list(self, directory: Node, *, wait: bool = True) -> Listing:
+        """List a directory. Raises OSError (ENOTDIR), WouldBlock, KitfsError."""
         if directory.kind != "dir":
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         at = directory.path
-        indexes = {
-            n: self._to_list(at, layer, wait)
-            for n, layer in self._numbered[directory.since :]
-            if paths_overlap(at, layer.path or "")
-        }
-        for number, layer in self._numbered[directory.since :]:
-            if number not in indexes and (index := self._known(layer)) is not None:
-                indexes[number] = index
-        here = [Numbered(number, indexes[number], self.layers[number].path or "") for number in sorted(indexes)]
-        for name, path, found in winners(at, here, without=directory.children):
-            directory.children.setdefault(name, self._won(path, found, directory.since))
-        return sorted(directory.children.items(), key=_by_bytes)
+        since = self._counts_from(at)
+        for number in self._declared.overlapping(at):
+            if number >= since:
+                self._to_list(at, number, wait)
+        known = ((number, self._known(number)) for number in range(since, len(self.layers)))
+        layers = here(at, (Numbered(n, index, self.layers[n].path or "") for n, index in known if index is not None))
+        synthetic = {} if at else self._places
+        if len(layers) == 1 and not synthetic:
+            number, names, _, row = layers[0]
+            children = names.children(row)
+            refs: Sequence[int] = range(number << 32 | children.start, number << 32 | children.stop)
+        else:
+            won = [(encoded(name), ref) for name, ref in synthetic.items()]
+            won += (
+                (encoded(name), self._won(path, found)) for name, path, found in winners(at, layers, without=synthetic)
+            )
+            refs = array("Q", (ref for _, ref in (sorted(won) if synthetic else won)))
+        return Listing(refs, partial(self._node, at))
 
     def walk(self, directory: Node) -> Iterator[tuple[str, Node]]:
-        """(path, node) of everything below a directory, each directory before what is in it."""
+        """Yield (path, node) of everything below a directory, each directory before what is in it."""
         pending = [iter(self.list(directory))]
         while pending:
             _, node = next(pending[-1], ("", None))
@@ -238,7 +189,7 @@ class Tree:
                 pending.append(iter(self.list(node)))
 
     def resolve(self, path: str) -> Node:
-        """The node behind a path from the root, symbolic links followed inside the tree. Raises NotFound,
+        """Return the node behind a path from the root, symbolic links followed inside the tree. Raises NotFound,
         KitfsError.
         """
 
@@ -261,130 +212,141 @@ class Tree:
         return node
 
     def pread(self, node: Node, offset: int, size: int, *, wait: bool = True) -> bytes:
-        """Bytes of a file, short at its end. Raises WouldBlock, KitfsError."""
+        """Read bytes of a file, fewer at its end. Raises WouldBlock, KitfsError."""
         if node.synthetic is not None:
             return node.synthetic.data[offset : offset + size]
         assert node.layer is not None
         return node.layer.pread(node.member, offset, size, wait=wait)
 
     def totals(self, *, wait: bool = True) -> tuple[int, int]:
-        """(blocks of 4 KiB, at most ``MAX_BLOCKS``; entries). A compressed layer that nobody has read yet, or that
-        cannot be had, is one file.
+        """Return (blocks of 4 KiB, at most ``MAX_BLOCKS``; entries). A compressed layer that nobody has read yet, or that
+        cannot be had, counts as one file.
 
         statfs must not move a hundred gigabytes because a monitor asked how full the mount is.
         """
         if self._totals is not None:
             return self._totals
-        sizes: dict[str, int] = {
-            name: node.size for name, node in self.root.children.items() if node.synthetic is not None
-        }
-        kept = set(sizes)
-        estimated = 0
-        for layer in self.layers:
+        indexes: list[LayerIndex] = []
+        blocks = sum(-(-len(file.data) // BLOCK) for _, file in self._files)
+        entries = len(self._files)
+        for number, layer in enumerate(self.layers):
             try:
-                index = self._known(layer) if layer.compressed else self._index(layer, wait)
+                index = self._known(number) if layer.compressed else self._index(number, wait)
             except KitfsError:
                 index = None
             if index is None:
-                estimated += 1
-                sizes[f"\0{estimated}"] = layer.size
-                continue
-            for path in index.paths():
-                member = index.members.get(path)
-                if path and path not in kept and (path not in sizes or (member is not None and member.kind == "file")):
-                    sizes[path] = member.size if member is not None and member.kind == "file" else 0
-        totals = min(sum(-(-size // BLOCK) for size in sizes.values()), MAX_BLOCKS), len(sizes)
-        if not estimated:
+                blocks, entries = blocks - (-layer.size // BLOCK), entries + 1
+            else:
+                indexes.append(index)
+                blocks, entries = blocks + index.counts.blocks, entries + index.counts.rows - 1
+        twice = surplus(indexes, map(encoded, self._places), BLOCK)
+        totals = min(blocks - twice[0], MAX_BLOCKS), entries - twice[1]
+        if len(indexes) == len(self.layers):
             self._totals = totals
         return totals
 
-    def _to_list(self, directory: str, layer: TreeLayer, wait: bool) -> LayerIndex:
-        """The index of a layer that may have names in a directory. A registry's error says what it keeps from being
+    def _to_list(self, directory: str, number: int, wait: bool) -> None:
+        """Get the index of a layer that may have names in a directory. A registry's error says which names cannot be
         listed, and why.
         """
         try:
-            return self._index(layer, wait)
+            self._index(number, wait)
         except RegistryError as e:
-            why = f"the names in layer {layer.digest[:19]} are not known on this host yet, and it cannot be read now"
+            digest = self.layers[number].digest[:19]
+            why = f"the names in layer {digest} are not known on this host yet, and it cannot be read now"
             raise type(e)(f"/{directory} cannot be listed: {why}: {e}", status=e.status, code=e.code, url=e.url)
 
-    def _index(self, layer: TreeLayer, wait: bool) -> LayerIndex:
-        index = layer.index(wait=wait)
-        if layer.digest not in self._links:
-            self._met(layer, index)
+    def _index(self, number: int, wait: bool) -> LayerIndex:
+        index = self.layers[number].index(wait=wait)
+        if self._indexes[number] is None:
+            self._met(number, index)
         return index
 
-    def _known(self, layer: TreeLayer) -> LayerIndex | None:
-        """A layer's index if it is at hand."""
+    def _known(self, number: int) -> LayerIndex | None:
+        """Return a layer's index if it is at hand."""
         try:
-            return self._index(layer, wait=False)
+            return self._index(number, wait=False)
         except (WouldBlock, KitfsError):
             return None
 
-    def _met(self, layer: TreeLayer, index: LayerIndex) -> None:
-        """An index that comes for the first time: count hard links, and name what was left out."""
-        links = Counter(m.link for m in index.members.values() if m.link)
+    def _met(self, number: int, index: LayerIndex) -> None:
+        """Take an index that comes for the first time, and name what was left out."""
+        digest = self.layers[number].digest
         with self._lock:
-            if layer.digest in self._links:
+            if self._indexes[number] is not None:
                 return
-            self._links[layer.digest] = links
-        self._on_met(layer.digest, index)
+            equal = self._by_digest.setdefault(digest, [])
+            same = next((other for other in equal if self._indexes[other] == index), number)
+            self._same[number] = same
+            self._indexes[number] = index
+            equal.append(number)
+        if same != number:
+            return
+        self._on_met(digest, index)
         self._counters.add("skipped_entries", len(index.skipped))
-        for skipped in index.skipped[:MAX_NAMED]:
-            self._log.warning("layer %s: %s", layer.digest[:19], skipped)
+        for skipped in itertools.islice(index.skipped, MAX_NAMED):
+            self._log.warning("layer %s: %s", digest[:19], skipped)
         if len(index.skipped) > MAX_NAMED:
-            self._log.warning("layer %s: left out %d more", layer.digest[:19], len(index.skipped) - MAX_NAMED)
+            self._log.warning("layer %s: left out %d more", digest[:19], len(index.skipped) - MAX_NAMED)
 
-    def _strays(self, path: str, wait: bool, since: int) -> tuple[Sequence[Numbered], bool]:
-        """Layers outside whose declared path a name lies and which may hold it all the same; and whether that is all
-        there can be.
+    def _strays(self, wait: bool, since: int, covering: Iterable[int]) -> tuple[Sequence[tuple[int, LayerIndex]], bool]:
+        """Return the layers but ``covering`` that may have a name outside their declared path; and whether there can be
+        no others.
         """
         found = []
-        final = True
-        for number, layer in self._numbered[since:]:
-            if paths_overlap(path, layer.path or ""):
+        is_final = True
+        covered = set(covering)
+        for number in range(since, len(self.layers)):
+            if number in covered:
                 continue
-            index = self._known(layer)
+            index = self._known(number)
             if index is None:
                 try:
-                    index = None if layer.first_entry_agrees(wait=wait) else self._index(layer, wait)
+                    trusted = self.layers[number].first_entry_agrees(wait=wait)
+                    index = None if trusted else self._index(number, wait)
                 except KitfsError:
                     pass  # a layer that cannot be had keeps nobody from the others
             if index is None:
-                final = False
+                is_final = False
             else:
-                found.append(Numbered(number, index, layer.path or ""))
-        return found, final
+                found.append((number, index))
+        return found, is_final
 
-    def _won(self, path: str, found: Winner, since: int) -> Node:
-        """Return the node of a winner below a directory whose layers count from ``since`` on."""
-        for number, member in found.left_out:
-            self._conflict(path, member, self.layers[number])
-        layer = self.layers[found.number]
-        links = self._links[layer.digest][found.member.link or path] if found.member.kind != "dir" else 0
-        return self._registered(Node(path, found.member, layer, nlink=1 + links, since=max(since, found.since)))
+    def _won(self, path: str, found: Winner) -> int:
+        """Return the reference of a winner."""
+        for candidate in found.left_out:
+            self._conflict(path, candidate)
+        if found.since:
+            self._since[path] = found.since
+        return found.number << 32 | found.row
 
-    def _conflict(self, path: str, member: Member, layer: TreeLayer) -> None:
+    def _conflict(self, path: str, candidate: Candidate) -> None:
+        ref = self._same[candidate.number] << 32 | candidate.row
         with self._lock:
-            if (layer.digest, path) in self._said:
+            if ref in self._said:
                 return
-            self._said.add((layer.digest, path))
+            self._said.add(ref)
         self._counters.add("skipped_entries")
-        self._log.warning("layer %s: %s", layer.digest[:19], left_out_entry(path, member))
+        digest = self.layers[candidate.number].digest
+        self._log.warning("layer %s: %s", digest[:19], left_out_entry(path, candidate))
 
-    def _registered(self, node: Node) -> Node:
-        """A node with its number: a hash of layer and path, so that it is the same in every mount; hard links share
-        theirs.
-        """
-        text = "\0".join(map(str, node.key)).encode("utf-8", "surrogateescape")
-        number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-        while True:
-            number = max(number, ROOT + 1)
-            taken = self._nodes.setdefault(Inode(number), node)
-            if taken is node or taken.key == node.key:
-                node.inode = Inode(number)
-                return node if taken.path != node.path else taken
-            number = (number + 1) & (1 << 63) - 1
+
+def _candidates(directory: str, name: str, indexes: Iterable[tuple[int, LayerIndex]]) -> Iterator[Candidate]:
+    """Yield the rows that have a name in a directory."""
+    raw = encoded(name)
+    for number, index in indexes:
+        above = index.find(directory)
+        row = -1 if above < 0 else index.child(above, raw)
+        if row >= 0:
+            yield Candidate(number, index, row)
+
+
+def _hashed(digest: bytes, path: bytes, offset: int) -> int:
+    """Return the inode number of a file by its layer, its first name there and where it begins in the blob, so that it
+    is the same in every mount.
+    """
+    text = b"%b\0%b\0%d" % (digest, path, offset)
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def tree_of(
@@ -394,7 +356,7 @@ def tree_of(
     log: logging.Logger,
     met: Callable[[str, LayerIndex], None] = lambda digest, index: None,
 ) -> Tree:
-    """The tree of an opened kit: its layers, and its Kitfile over them."""
+    """Return the tree of an opened kit: its layers, and its Kitfile over them."""
     config = kit.manifest.config
     files = (
         {}
@@ -402,7 +364,3 @@ def tree_of(
         else {"Kitfile": SyntheticFile(kit.kitfile_bytes, config.digest, config.media_type)}
     )
     return Tree(kit.layers, files, counters=counters, log=log, met=met)
-
-
-def _by_bytes(item: tuple[str, Node]) -> bytes:
-    return item[0].encode("utf-8", "surrogateescape")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from kitfs.layers.index import LayerIndex, Member
+from kitfs.layers.index import LayerIndex
 
 READ: Final = 0o004  # the mode bit that lets others read a file
 SEARCH: Final = 0o005  # the mode bits that let others list and enter a directory
@@ -36,33 +36,21 @@ class Closed(NamedTuple):
         return " and ".join(parts)
 
     def only(self, *, files: bool, directories: bool) -> Closed:
-        """Return a copy without the files, or without the directories, unless they are asked for."""
+        """Return the same without its files, or without its directories."""
         return Closed(self.files if files else 0, self.directories if directories else 0, self.file, self.directory)
-
-    @classmethod
-    def of_json(cls, value: Any) -> Closed | None:
-        """Return the value of a JSON list; None for anything else, since a cache may be damaged."""
-        if isinstance(value, list) and [type(x) for x in value] == [int, int, str, str]:
-            return cls(*value)
-        return None
 
 
 def closed_to_others(index: LayerIndex) -> Closed:
-    """Count the files and directories of a layer that are closed to others."""
-    return summed(
-        _closed(member)
-        for member in index.members.values()
-        if member.kind != "symlink" and member.mode & SEARCH != SEARCH
+    """Return what is closed in a layer. The index has counted it."""
+    counts = index.counts
+    examples = (
+        f"{index.path(row)}, mode {index.mode(row):04o}" if count else ""
+        for count, row in (
+            (counts.closed_files, counts.closed_file),
+            (counts.closed_directories, counts.closed_directory),
+        )
     )
-
-
-def _closed(member: Member) -> Closed:
-    example = f"{member.path}, mode {member.mode:04o}"
-    if member.kind == "file" and not member.mode & READ:
-        return Closed(files=1, file=example)
-    if member.kind == "dir" and member.mode & SEARCH != SEARCH:
-        return Closed(directories=1, directory=example)
-    return Closed()
+    return Closed(counts.closed_files, counts.closed_directories, *examples)
 
 
 def summed(counts: Iterable[Closed]) -> Closed:

@@ -1,25 +1,57 @@
 """What a layer holds: its members by path, each with where its bytes lie in the blob.
 
-A ``LayerIndex`` is a finished, immutable value: the winners of one layer by the rules of the manual's *Semantics*, and
-the entries that were skipped. ``IndexBuilder`` applies the rules entry by entry, whatever the archive format; it reads
-nothing and knows no tar. Paths are in the normal form of ``names``. Threading: a builder belongs to one thread; any
-thread may use an index.
+A ``LayerIndex`` is an immutable file in memory, or mapped from the store: the winners of one layer by the rules of the
+manual's *Semantics*, and the entries that were skipped. ``builder`` makes it, ``index_file`` has the layout around its
+sections. A member costs some 30 bytes besides its name; nothing is parsed when an index is opened, and a ``Member`` is
+made when somebody asks for it. Paths are in the normal form of ``names``. Threading: any thread may use an index.
+
+Every path of the layer is a row, also a directory that has no entry but something below it. The root is row 0. Rows are
+in breadth-first order, and the names of a directory in the order of their bytes: the children of a directory are
+neighbours, a name is found by bisection, and a listing is a range.
+
+    counts   ``COUNTS``
+    parent   u32 a row: the row of the directory above; that of the root is 0
+    flags    u16 a row: permission bits (9), kind (2), EXPLICIT, LINKED, SPREAD
+    a        u64 a row: bytes of a file or of a symbolic link's target; of a directory its first child
+    b        u64 a row: where a file begins in the blob; with SPREAD its first extent << 32 | number of extents; where the
+             target of a symbolic link begins in "targets"; of a directory its number of children
+    name_at  u32 a row and one more: where its name begins in "names"
+    names    the last component of every path
+    order    u32: the rows with an entry of their own, in the order of the archive
+    linked   u32: the rows of files with several names, ascending; "first" and "nlink" (u32) have for each of them the
+             row of the file's first name, and how many names there are
+    extents  u64: file offset, blob offset and length, of files that are not one piece
+    targets  the targets of symbolic links
+    skipped  JSON lists, one a line: the fields of ``Skipped``
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+import json
+import operator
+import struct
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final, Literal, NamedTuple
 
-from kitfs.errors import LayerLimit
-from kitfs.layers.names import PATH_MAX, Skipped, SkipReason, clean, encoded, shortened
+from kitfs.layers.index_file import Buffer, unpack
+from kitfs.layers.names import Skipped, SkipReason, encoded
 
-VERSION: Final = 3  # of the JSON form, and of the rules by which members win; another version is built again
 SIZE_MAX: Final = (1 << 63) - 1  # bytes of a file, and of a blob: what off_t holds
-IMPLIED_COST: Final = 128  # characters that a directory without an entry counts for, besides its path
 ROOT_MODE: Final = 0o755
-KINDS: Final = {"f": "file", "d": "dir", "s": "symlink"}  # by their letter in the JSON form
+KINDS: Final = ("dir", "file", "symlink")
+PERMISSIONS: Final = 0o777
+KIND: Final = 9  # the lowest bit of the kind in "flags"
+DIRECTORY, FILE, SYMLINK = (number << KIND for number in range(3))
+KIND_BITS: Final = 3 << KIND
+EXPLICIT: Final = 1 << 11  # the row has an entry of its own
+LINKED: Final = 1 << 12  # the file has more than one name
+SPREAD: Final = 1 << 13  # the file's extents are in "extents"
+COLUMNS: Final[Mapping[str, Literal["H", "I", "Q"]]] = {
+    "parent": "I", "flags": "H", "a": "Q", "b": "Q", "name_at": "I", "order": "I", "linked": "I", "first": "I",
+    "nlink": "I", "extents": "Q",
+}  # fmt: skip
+TEXTS: Final = ("names", "targets", "skipped")
 
 
 class Extent(NamedTuple):
@@ -49,310 +81,237 @@ class Member(NamedTuple):
     link: str = ""
 
 
-class LayerIndex:
-    """The members of one layer.
+class Counts(NamedTuple):
+    """The numbers at the head of an index.
 
-    ``members`` maps the path of each entry to its winner; directories without an entry are known to ``get`` only.
-    ``total`` is the sum of file sizes in bytes.
+    ``total_low`` and ``total_high`` are the two words of ``LayerIndex.total``. ``blocks`` are those of 4 KiB that the
+    files take, and ``end`` is where the last extent ends in the blob. ``closed_files`` and ``closed_directories`` count
+    the members that other users cannot use (``access``), of which the last two rows are examples.
     """
 
-    def __init__(self, members: Mapping[str, Member], skipped: Iterable[Skipped] = ()) -> None:
-        self.members: Final = MappingProxyType(dict(members))
-        self.skipped: Final = tuple(skipped)
-        self.total: Final = sum(m.size for m in self.members.values())
-        self._children: Final = _children_of(self.members)
+    rows: int
+    members: int
+    skipped: int
+    total_low: int
+    total_high: int
+    blocks: int
+    end: int
+    closed_files: int
+    closed_directories: int
+    closed_file: int
+    closed_directory: int
+
+
+COUNTS: Final = struct.Struct(f"={len(Counts._fields)}Q")
+
+
+class LayerIndex:
+    """The members of one layer, by row. Raises ValueError for bytes that are not a whole index.
+
+    ``data`` are the bytes that it was made of. ``members`` maps the path of each entry to its winner, in the order of
+    the archive. ``skipped`` are the entries that are not in the tree. ``total`` is the sum of all sizes in bytes.
+    """
+
+    def __init__(self, data: Buffer) -> None:
+        self.data: Final = data
+        sections = unpack(data)
+        view = memoryview(data)
+        try:
+            self.counts: Final = Counts(*COUNTS.unpack(view[sections["counts"]]))
+            columns = {name: view[sections[name]].cast(code) for name, code in COLUMNS.items()}
+            self._names, self._targets, self._lines = (sections[name].start for name in TEXTS)
+        except (KeyError, TypeError, struct.error) as e:
+            raise ValueError(f"an index without a whole section: {e}")
+        self._parent: Final = columns["parent"]
+        self._flags: Final = columns["flags"]
+        self._a: Final = columns["a"]
+        self._b: Final = columns["b"]
+        self._name_at: Final = columns["name_at"]
+        self._order: Final = columns["order"]
+        self._linked: Final = columns["linked"]
+        self._first: Final = columns["first"]
+        self._nlink: Final = columns["nlink"]
+        self._extents: Final = columns["extents"]
+        self._check(sections["names"])
+        self.total: Final = self.counts.total_high << 64 | self.counts.total_low
+        self.members: Final = Members(self, self._order)
+        self.skipped: Final = Skips(data, sections["skipped"], self.counts.skipped)
+
+    def _check(self, names: slice) -> None:
+        """Raise ValueError for columns that do not fit each other: a walk over rows must end, and stay in them."""
+        rows, parent, name_at = self.counts.rows, self._parent, self._name_at
+        if not (
+            rows == len(parent) == len(self._flags) == len(self._a) == len(self._b) == len(name_at) - 1
+            and self.counts.members == len(self._order)
+            and len(self._linked) == len(self._first) == len(self._nlink)
+            and rows > 0 == parent[0] == name_at[0] == name_at[1]
+            and name_at[rows] == names.stop - names.start
+            and all(map(operator.lt, parent[1:], range(1, rows)))
+            and all(map(operator.le, parent, parent[1:]))
+            and all(map(operator.le, name_at, name_at[1:]))
+            and all(max(column, default=0) < rows for column in (self._order, self._linked, self._first))
+        ):
+            raise ValueError("an index whose columns do not fit each other")
 
     def __repr__(self) -> str:
         return f"<LayerIndex {len(self.members)} members, {len(self.skipped)} skipped, {self.total} bytes>"
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether both say the same: an archive has one index, byte for byte."""
+        return isinstance(other, LayerIndex) and memoryview(self.data) == memoryview(other.data)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def kind(self, row: int) -> str:
+        """Return "file", "dir" or "symlink"."""
+        return KINDS[self._flags[row] >> KIND & 3]
+
+    def mode(self, row: int) -> int:
+        """Return the permission bits; those of a directory without an entry are 0755."""
+        return self._flags[row] & PERMISSIONS
+
+    def size(self, row: int) -> int:
+        """Return the bytes of a file, or of a symbolic link's target."""
+        return self._a[row] if self._flags[row] & KIND_BITS else 0
+
+    def explicit(self, row: int) -> bool:
+        """Return whether the path has an entry of its own."""
+        return bool(self._flags[row] & EXPLICIT)
+
+    def children(self, row: int) -> range:
+        """Return the rows directly below a directory, in the order of the bytes of their names."""
+        if self._flags[row] & KIND_BITS:
+            return range(0)
+        first, rows = self._a[row], self.counts.rows
+        return range(min(first, rows), min(first + self._b[row], rows))
+
+    def has_children(self, row: int) -> bool:
+        """Return whether something is below a directory."""
+        return not self._flags[row] & KIND_BITS and self._b[row] > 0
+
+    def name_bytes(self, row: int) -> bytes:
+        """Return the last component of the path, as an archive has it."""
+        names, name_at = self._names, self._name_at
+        return self.data[names + name_at[row] : names + name_at[row + 1]]
+
+    def name(self, row: int) -> str:
+        """Return the last component of the path."""
+        return self.name_bytes(row).decode("utf-8", "surrogateescape")
+
+    def path_bytes(self, row: int) -> bytes:
+        """Return the path, as an archive has it."""
+        parts = []
+        while row:
+            parts.append(self.name_bytes(row))
+            row = self._parent[row]
+        return b"/".join(reversed(parts))
+
+    def path(self, row: int) -> str:
+        """Return the path."""
+        return self.path_bytes(row).decode("utf-8", "surrogateescape")
+
+    def child(self, row: int, name: bytes) -> int:
+        """Return the row of a name in a directory; -1 if there is none."""
+        rows = self.children(row)
+        at = bisect_left(rows, name, key=self.name_bytes)
+        return rows[at] if at < len(rows) and self.name_bytes(rows[at]) == name else -1
+
+    def find(self, path: str) -> int:
+        """Return the row of a path; -1 if there is none."""
+        row = 0
+        for name in encoded(path).split(b"/") if path else ():
+            row = self.child(row, name)
+            if row < 0:
+                break
+        return row
+
     def get(self, path: str) -> Member | None:
         """Return the member at a path. A directory without an entry that has something below it has mode 0755."""
-        found = self.members.get(path)
-        if found is None and path in self._children:
-            return Member(path, "dir", ROOT_MODE)
-        return found
+        row = self.find(path)
+        return None if row < 0 else self.member(row)
 
-    def explicit(self, path: str) -> bool:
-        """Return whether the path has an entry of its own."""
-        return path in self.members
+    def offset(self, row: int) -> int:
+        """Return where the first extent of a file begins in the blob; -1 if the row has no extents."""
+        flags = self._flags[row]
+        if flags & SPREAD:
+            first, count = self._b[row] >> 32, self._b[row] & 0xFFFFFFFF
+            return self._extents[3 * first + 1] if count else -1
+        return self._b[row] if flags & KIND_BITS == FILE and self._a[row] else -1
 
-    def children(self, path: str) -> Sequence[str]:
-        """Return the names directly below a directory, in the order of the archive."""
-        return self._children.get(path, ())
+    def extents(self, row: int) -> tuple[Extent, ...]:
+        """Return where the bytes of a file are."""
+        flags, size = self._flags[row], self._a[row]
+        if flags & SPREAD:
+            first, count = self._b[row] >> 32, self._b[row] & 0xFFFFFFFF
+            found = self._extents[3 * first : 3 * (first + count)]
+            return tuple(Extent(*found[at : at + 3]) for at in range(0, len(found), 3))
+        return (Extent(0, self._b[row], size),) if flags & KIND_BITS == FILE and size else ()
 
-    def has_children(self, path: str) -> bool:
-        """Return whether something is below a directory."""
-        return bool(self._children.get(path))
+    def target(self, row: int) -> str:
+        """Return the target of a symbolic link, else ""."""
+        if self._flags[row] & KIND_BITS != SYMLINK:
+            return ""
+        start = self._targets + self._b[row]
+        return self.data[start : start + self._a[row]].decode("utf-8", "surrogateescape")
 
-    def paths(self) -> Iterable[str]:
-        """Return every path, with implied directories and the root."""
-        return {**self._children, **self.members}
+    def first(self, row: int) -> int:
+        """Return the row of the first name of a file: the row itself, unless hard links gave the file more names."""
+        return self._first[bisect_left(self._linked, row)] if self._flags[row] & LINKED else row
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a compact JSON value: columns with one row per member, and the skipped entries."""
-        members = list(self.members.values())
-        plain = [
-            len(m.extents) == 1 and m.extents[0].file_offset == 0 and m.extents[0].length == m.size for m in members
-        ]
-        return {
-            "version": VERSION,
-            "paths": [m.path for m in members],
-            "kinds": "".join(m.kind[0] for m in members),
-            "modes": [m.mode for m in members],
-            "sizes": [m.size for m in members],
-            "offsets": [m.extents[0].blob_offset if p else -1 for m, p in zip(members, plain, strict=True)],
-            "extents": {
-                str(i): [list(e) for e in m.extents] for i, m in enumerate(members) if m.extents and not plain[i]
-            },
-            "targets": {str(i): m.target for i, m in enumerate(members) if m.kind == "symlink"},
-            "links": {str(i): m.link for i, m in enumerate(members) if m.link},
-            "skipped": [[s.name, s.reason.value, s.detail, s.link] for s in self.skipped],
-        }
+    def nlink(self, row: int) -> int:
+        """Return how many names a file has."""
+        return self._nlink[bisect_left(self._linked, row)] if self._flags[row] & LINKED else 1
 
-    @classmethod
-    def from_json(cls, value: Any) -> LayerIndex:
-        """Return the index that ``to_json`` was called on.
-
-        Raises ValueError for any value that ``to_json`` does not return, because a cache may be damaged.
-        """
-        try:
-            return _from_json(value)
-        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as e:
-            raise ValueError(f"not a layer index: {type(e).__name__}: {e}")
+    def member(self, row: int) -> Member:
+        """Return a row as a value."""
+        first = self.first(row)
+        link = "" if first == row else self.path(first)
+        values = self.kind(row), self.mode(row), self.size(row), self.extents(row), self.target(row)
+        return Member(self.path(row), *values, link)
 
 
-def raw_index(path: str, size: int, mode: int) -> LayerIndex:
-    """Return the index of a layer whose blob is one file. A file whose path leaves the root is skipped."""
-    builder = IndexBuilder(max_entries=1)
-    builder.add_file(path, size, mode, (Extent(0, 0, size),) if size else ())
-    return builder.finish()
+class Members(Mapping[str, Member]):
+    """The members of an index that have an entry, by path, in the order of the archive."""
+
+    def __init__(self, index: LayerIndex, order: memoryview[int]) -> None:
+        self._index = index
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._index.path, self._order)
+
+    def __getitem__(self, path: str) -> Member:
+        row = self._index.find(path)
+        if row < 0 or not self._index.explicit(row):
+            raise KeyError(path)
+        return self._index.member(row)
+
+    def rows(self) -> Iterator[int]:
+        """Yield their rows."""
+        return iter(self._order)
 
 
-class IndexBuilder:
-    """Takes the entries of an archive in their order and keeps the winners.
+class Skips(Collection[Skipped]):
+    """The entries of an archive that were skipped, in its order."""
 
-    The order decides as with GNU tar. Of two files (or symlinks) of one name the later wins. A directory replaces a
-    file; a file replaces an empty directory, and is skipped if something is below the directory. An entry below a
-    file or symlink is skipped. Of two directories of one name, the first one's mode counts.
+    def __init__(self, data: Buffer, lines: slice, count: int) -> None:
+        self._data = data
+        self._lines = lines
+        self._count = count
 
-    Raises LayerLimit for more than ``max_entries`` entries, and for more than 256 characters of names for each of them
-    (16 Mi at least), because short entries can imply long chains of directories.
-    """
+    def __len__(self) -> int:
+        return self._count
 
-    def __init__(self, *, max_entries: int) -> None:
-        self._max_entries = max_entries
-        self._count = 0
-        self._name_budget = max(16 << 20, 256 * max_entries)  # characters that names may still take
-        self._members: dict[str, Member] = {}
-        self._implied: set[str] = {""}  # directories that have an entry, or something below them
-        self._filled: set[str] = set()  # directories that have something below them
-        self._files: dict[str, int] = {}  # names that hard links joined, each with the number of its file
-        self._skipped: list[Skipped] = []
+    def __iter__(self) -> Iterator[Skipped]:
+        at, stop = self._lines.start, self._lines.stop
+        while at < stop:
+            end = self._data.find(b"\n", at, stop)
+            name, reason, detail, link = json.loads(self._data[at:end])
+            yield Skipped(name, SkipReason(reason), detail, link)
+            at = end + 1
 
-    def skip(self, name: str, reason: SkipReason, detail: str = "", *, link: str = "") -> None:
-        """Count an entry and note why it is not in the tree; ``Skipped`` explains ``detail`` and ``link``."""
-        self.skip_data()
-        self._leave_out(name, reason, detail, link)
-
-    def skip_data(self) -> None:
-        """Count an entry that nobody misses in a tree, such as a volume label."""
-        self._count += 1
-        if self._count > self._max_entries:
-            raise LayerLimit(f"more than {self._max_entries} entries; raise the limit with --max-entries")
-
-    def add_file(self, name: str, size: int, mode: int, extents: tuple[Extent, ...]) -> None:
-        """Add a regular file; ``size`` is in bytes."""
-        self._add(name, Member("", "file", mode & 0o777, size, extents))
-
-    def add_directory(self, name: str, mode: int) -> None:
-        """Add a directory. An entry of the root itself counts, but its mode does not."""
-        self._add(name, Member("", "dir", mode & 0o777))
-
-    def add_symlink(self, name: str, target: str) -> None:
-        """Add a symbolic link. Its target is kept as it is, wherever it points."""
-        if not target or "\0" in target or len(encoded(target)) > PATH_MAX:
-            self.skip(name, SkipReason.UNUSABLE_TARGET)
-        else:
-            self._add(name, Member("", "symlink", 0o777, len(encoded(target)), (), target))
-
-    def add_hard_link(self, name: str, target: str) -> None:
-        """Add another name of an earlier file or symlink.
-
-        A link of a file to itself, which GNU tar writes for a file that was named twice, changes nothing.
-        """
-        first, reason = clean(target)
-        found = self._members.get(first)
-        if reason is not None:
-            self.skip(name, reason, link=shortened(target))
-            return
-        if found is None or found.kind == "dir":
-            self.skip(name, SkipReason.MISSING_TARGET, shortened(target))
-            return
-        path = clean(name)[0]
-        file = self._files.setdefault(first, self._count)
-        if path == first or self._files.get(path) == file:
-            self.skip_data()
-        elif self._add(name, found):
-            self._files[path] = file
-
-    def _leave_out(self, name: str, reason: SkipReason, detail: str = "", link: str = "") -> None:
-        skipped = Skipped(shortened(name), reason, detail, link)
-        self._spend(len(skipped.name) + len(skipped.text))
-        self._skipped.append(skipped)
-
-    def _spend(self, characters: int) -> None:
-        self._name_budget -= characters
-        if self._name_budget < 0:
-            raise LayerLimit("the file names use too much memory; raise the limit with --max-entries")
-
-    def _add(self, name: str, member: Member) -> bool:
-        """Add a member; return whether it now has the name."""
-        path, reason = clean(name)
-        if reason is not None:
-            self.skip(name, reason)
-            return False
-        self.skip_data()
-        if not path:
-            if member.kind != "dir":
-                self._leave_out(name, SkipReason.REPLACES_ROOT)
-            return False
-        parent = path.rpartition("/")[0]
-        if parent not in self._implied and not self._enter(name, parent):
-            return False
-        earlier = self._members.get(path)
-        if member.kind == "dir":
-            if earlier is not None and earlier.kind == "dir":
-                return False
-            self._implied.add(path)
-        elif path in self._implied:
-            if path in self._filled:
-                self._leave_out(name, SkipReason.FILLED_DIRECTORY)
-                return False
-            self._implied.discard(path)
-        if earlier is not None:
-            del self._members[path]  # keeps the mapping in the order of the archive
-            self._files.pop(path, None)
-        self._filled.add(parent)
-        self._spend(len(path))
-        self._members[path] = member._replace(path=path)
-        return True
-
-    def _enter(self, name: str, parent: str) -> bool:
-        """Imply the directories down to ``parent``; return False if one of them is a file or a symlink."""
-        missing, above = [], []
-        while parent not in self._implied:
-            found = self._members.get(parent)
-            if found is not None and found.kind != "dir":
-                reason = SkipReason.BELOW_FILE if found.kind == "file" else SkipReason.BELOW_SYMLINK
-                self._leave_out(name, reason, shortened(parent))
-                return False
-            missing.append(parent)
-            parent = parent.rpartition("/")[0]
-            above.append(parent)
-        self._spend(sum(map(len, missing)) + IMPLIED_COST * len(missing))
-        self._implied.update(missing)
-        self._filled.update(above)
-        return True
-
-    def finish(self) -> LayerIndex:
-        """Return the index of the entries that were added."""
-        firsts: dict[int, str] = {}
-        for path, file in self._files.items():
-            first = firsts.setdefault(file, path)
-            if first != path:
-                self._members[path] = self._members[path]._replace(link=first)
-        return LayerIndex(self._members, self._skipped)
-
-
-def _children_of(members: Mapping[str, Member]) -> dict[str, list[str]]:
-    children: dict[str, list[str]] = {"": []}
-    known: set[str] = {""}
-    for path, member in members.items():
-        at = path
-        while at not in known:
-            known.add(at)
-            parent, _, name = at.rpartition("/")
-            children.setdefault(parent, []).append(name)
-            at = parent
-        if member.kind == "dir":
-            children.setdefault(path, [])
-    return children
-
-
-def _from_json(value: Any) -> LayerIndex:
-    if value["version"] != VERSION:
-        raise ValueError("a layer index of another version")
-    paths, kinds = _all(value["paths"], str), value["kinds"]
-    modes = _numbers(value["modes"], 0, 0o777)
-    sizes, offsets = _numbers(value["sizes"], 0, SIZE_MAX), _numbers(value["offsets"], -1, SIZE_MAX)
-    spread, targets, links = ({_row(k): v for k, v in value[key].items()} for key in ("extents", "targets", "links"))
-    members: dict[str, Member] = {}
-    for i, (path, kind, mode, size, offset) in enumerate(
-        zip(paths, _all(list(kinds), str), modes, sizes, offsets, strict=True)
-    ):
-        if clean(path) != (path, None) or not path:
-            raise ValueError(f"a layer index with a path {shortened(path)!r}")
-        extents = (Extent(0, offset, size),) if offset >= 0 else _extents(spread.pop(i, ()))
-        members[path] = Member(path, KINDS[kind], mode, size, extents, targets.pop(i, ""), links.pop(i, ""))
-    if len(members) < len(paths) or spread or targets or links:
-        raise ValueError("a layer index whose columns do not fit each other")
-    "/".join(paths).encode("utf-8", "surrogateescape")  # else UnicodeEncodeError, a ValueError
-    for member in members.values():
-        _check(member, members)
-    index = LayerIndex(members, [_skipped(row) for row in value["skipped"]])
-    for path in index.paths():
-        if index.children(path) and path in members and members[path].kind != "dir":
-            raise ValueError(f"a layer index with entries below the {members[path].kind} {shortened(path)!r}")
-    return index
-
-
-def _check(member: Member, members: Mapping[str, Member]) -> None:
-    """Raise ValueError for a member that no builder makes."""
-    _, kind, _, size, extents, target, link = member
-    end = 0
-    for start, at, length in extents:
-        if start < end or at > SIZE_MAX - length:
-            raise ValueError("a layer index with extents that overlap")
-        end = start + length
-    if (
-        type(target) is not str
-        or type(link) is not str
-        or end > size
-        or (kind != "file" and extents)
-        or (kind == "dir" and (size or link))
-    ):
-        raise ValueError("a layer index with a member that contradicts itself")
-    if (kind == "symlink") != bool(target) or (target and ("\0" in target or len(encoded(target)) != size)):
-        raise ValueError("a layer index with a damaged symbolic link")
-    if link and (members[link].link or members[link][1:6] != member[1:6]):
-        raise ValueError("a layer index with a hard link to another file")
-
-
-def _skipped(row: Any) -> Skipped:
-    name, reason, detail, link = _all(row, str)
-    return Skipped(name, SkipReason(reason), detail, link)
-
-
-def _all(values: Any, kind: type) -> list[Any]:
-    """Return a list; raise TypeError unless each value has exactly this type (a bool is not accepted as an int)."""
-    if type(values) is not list or not {kind}.issuperset(map(type, values)):
-        raise TypeError(f"a column that is not of {kind.__name__}")
-    return values
-
-
-def _numbers(values: Any, low: int, high: int) -> list[int]:
-    numbers = _all(values, int)
-    if numbers and not low <= min(numbers) <= max(numbers) <= high:
-        raise ValueError("a layer index with numbers out of range")
-    return numbers
-
-
-def _extents(values: Any) -> tuple[Extent, ...]:
-    return tuple(Extent(*_numbers(e, 0, SIZE_MAX)) for e in values)
-
-
-def _row(key: str) -> int:
-    row = int(key)
-    if str(row) != key:
-        raise ValueError("a layer index with a damaged row number")
-    return row
+    def __contains__(self, entry: object) -> bool:
+        return any(found == entry for found in self)

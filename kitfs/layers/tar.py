@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from kitfs.errors import LayerError
-from kitfs.layers.index import SIZE_MAX, IndexBuilder, LayerIndex
+from kitfs.layers.builder import IndexBuilder
+from kitfs.layers.index import SIZE_MAX, LayerIndex
 from kitfs.layers.names import SkipReason, clean
 from kitfs.layers.tar_header import BLOCK, Extensions, Header, check_sum, number, padded
 from kitfs.layers.tar_sparse import map_headers, spread

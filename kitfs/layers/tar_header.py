@@ -7,6 +7,7 @@ raises LayerError. Threading: pure functions, and ``Extensions``, which belongs 
 
 from __future__ import annotations
 
+import zlib
 from typing import Final, NamedTuple
 
 from kitfs.errors import LayerError
@@ -46,7 +47,10 @@ def check_sum(block: bytes, at: int) -> None:
     """Raise LayerError unless the checksum of a header is right, as unsigned or (in old tars) as signed bytes."""
     field = block[148:156]
     want = number(field, at)
-    total = sum(block) - sum(field) + 8 * 0x20
+    # The low half of an Adler-32 is 1 + the sum of the bytes modulo 65,521, which 256 bytes do not reach. It is several
+    # times as fast as ``sum``.
+    halves = (zlib.adler32(block[:256]) & 0xFFFF) + (zlib.adler32(block[256:]) & 0xFFFF) - 2
+    total = halves - sum(field) + 8 * 0x20
     if total == want:
         return
     signed = total - 256 * sum(1 for b in block[:148] + block[156:] if b > 127)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from kitfs import forks
 from kitfs.kit.inode import NoEntry
-from kitfs.kit.tree import Node, Tree
+from kitfs.kit.node import Node
+from kitfs.kit.tree import Tree
 from kitfs.sdk.session import Session
 
 BUFFER: Final = 128 << 10  # bytes that a file object reads ahead

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack, overload
 
 from kitfs import forks
 from kitfs.errors import Closed, NotFound
-from kitfs.kit.tree import Node
+from kitfs.kit.node import Node
 from kitfs.modelkit.filters import Filter
 from kitfs.modelkit.kitfile import Kitfile
 from kitfs.sdk import session as sessions

@@ -370,7 +370,6 @@ class Blob:
             self.failure = error
             self._home.counters.add("integrity_failures")
             self._home.log.error("%s; dropped from the store", error)
-            self._home.forget_index(str(self.digest))
             self._remove(filling)
             self._home.failed(self.digest)
 

@@ -1,4 +1,4 @@
-"""Hints that can be rebuilt: tags as last seen, layer indexes. They are kept by diskcache over SQLite as JSON values,
+"""Hints that can be rebuilt: tags as last seen, upload sessions. They are kept by diskcache over SQLite as JSON values,
 never as pickles.
 
 Every failure counts as a miss and is logged once: a catalog may be damaged, locked or gone, and no read fails because

@@ -2,6 +2,7 @@
 
     <root>/VERSION                           the format; any other version than ours is refused
            catalog/                          hints that can be rebuilt (``catalog``)
+           members/                          indexes of layers (``members``)
            refs/                             tags of packed and pulled kits (``refs``)
            indexes/                          tags of indexes of kits (``refs``): an index and a kit may share a name
            served/                           repositories of the embedded registry (``repositories``)
@@ -28,7 +29,7 @@ from kitfs.oci.names import Digest
 FORMS: Final = ("blobs", "decoded")
 UNPROVEN: Final = "unproven"
 DIRECTORIES: Final = (*FORMS, UNPROVEN, "refs", "indexes", "ingest")  # which opening a store makes
-LATER: Final = ("catalog", "served")  # which their first use makes
+LATER: Final = ("catalog", "members", "served")  # which their first use makes
 TRASH: Final = "dead-"  # how the names of removed entries in ``ingest`` begin
 
 

@@ -346,11 +346,6 @@ class Store:
         """Return the digests of all pinned blobs (``Pins.digests``)."""
         return self.pins.digests()
 
-    def forget_index(self, digest: str) -> None:
-        """Forget what was derived from a blob whose bytes turned out to be wrong."""
-        for kind in ("index", "closed"):
-            self.catalog.delete((kind, digest))
-
 
 def _unusable(path: str, error: OSError, option: str) -> str:
     reason = error.strerror if isinstance(error, Unsafe) else (error.strerror or str(error)).lower()

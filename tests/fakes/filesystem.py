@@ -22,7 +22,7 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,6 @@ from kitfs.fuse.replies import Attr, Backing, DirEntry, Handle, Lookup, Opened, 
 from kitfs.kit.inode import Inode, NoEntry
 
 MTIME = 1_700_000_000
-BATCH = 1000  # entries that one readdir gives at most
 PATIENCE = 60.0  # seconds that a cold call waits for its event before the test is called broken
 
 
@@ -184,12 +183,12 @@ class MemoryFileSystem:
         self._met("opendir", node.path, wait)
         return self._handle(node)
 
-    def readdir(self, handle: Handle, offset: int) -> Sequence[DirEntry]:
+    def readdir(self, handle: Handle, offset: int) -> Iterator[DirEntry]:
         node = self.open_handles[handle]
         listed = [(b".", node), (b"..", self.nodes[node.parent]), *node.children.items()]
-        return [DirEntry(name, Inode(n.number), self._attr(n), i) for i, (name, n) in enumerate(listed, 1)][
-            offset : offset + BATCH
-        ]
+        return (
+            DirEntry(name, Inode(n.number), self._attr(n), i) for i, (name, n) in enumerate(listed, 1) if i > offset
+        )
 
     def releasedir(self, handle: Handle) -> None:
         del self.open_handles[handle]

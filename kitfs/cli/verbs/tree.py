@@ -22,7 +22,8 @@ from kitfs.parsers import boolean
 
 if TYPE_CHECKING:
     from kitfs.kit.kit import Kit
-    from kitfs.kit.tree import Node, Tree
+    from kitfs.kit.node import Node
+    from kitfs.kit.tree import Tree
 
 TREE_OPTIONS = ("only", "cache-size", "max-entries", "remote", *STORE, *NETWORK)
 LS = (

@@ -10,7 +10,8 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 from kitfs.kit.kit import Kit
-from kitfs.kit.tree import Node, Tree
+from kitfs.kit.node import Node
+from kitfs.kit.tree import Tree
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE
 

@@ -6,6 +6,7 @@ refuses the kit instead (``UnsafePath``), before anything is written. Pure. Thre
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ def plan_unpack(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = (
     directories: dict[str, Item] = {}
     links: dict[str, Item] = {}
     targets: dict[str, str] = {}
-    linked = {(w.number, w.member.link) for w in won.values() if w.member.link}
+    linked = {(number, link) for number, link in ((w.number, w.member.link) for w in won.values()) if link}
     firsts: dict[tuple[int, str], str] = {}
     symlinks: list[Item] = []
     links_of = Links(lambda path: won[path].member if path in won else None, confined=False)
@@ -95,12 +96,12 @@ def _check_link(links: Links, path: str, target: str) -> None:
         )
 
 
-def _left_out(name: str, skipped: Sequence[Skipped]) -> Iterator[str]:
+def _left_out(name: str, skipped: Collection[Skipped]) -> Iterator[str]:
     """Yield a line for each entry that a layer leaves out. Raises UnsafePath if one of them is unsafe to write."""
     for entry in skipped:
         if entry.reason.unsafe:
             raise UnsafePath(f"{name} holds {entry.name[:200]!r}: {entry.text[:400]}; nothing was unpacked")
-    for entry in skipped[:MAX_NAMED]:
+    for entry in itertools.islice(skipped, MAX_NAMED):
         yield f"{name}: {entry}"
     if len(skipped) > MAX_NAMED:
         yield f"{name}: left out {len(skipped) - MAX_NAMED} more"

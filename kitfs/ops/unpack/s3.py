@@ -22,7 +22,8 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 
 from kitfs.errors import IntegrityError, RegistryError, UsageError
-from kitfs.layers.index import LayerIndex, raw_index
+from kitfs.layers.builder import raw_index
+from kitfs.layers.index import LayerIndex
 from kitfs.openfile import PIECE
 from kitfs.ops.unpack.content import Content, CountBytes
 from kitfs.ops.unpack.progress import Stopped

@@ -6,7 +6,8 @@ import pytest
 
 from kitfs.errors import UnsafePath
 from kitfs.kit.layering import BadLink, End, Links, PlacedLayer, merge
-from kitfs.layers.index import IndexBuilder, LayerIndex, Member
+from kitfs.layers.builder import IndexBuilder
+from kitfs.layers.index import LayerIndex, Member
 from kitfs.system import MAX_LINKS
 
 

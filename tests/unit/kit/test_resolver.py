@@ -8,7 +8,9 @@ import dataclasses
 import gzip
 import json
 import logging
+import os
 import random
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,15 +27,21 @@ from kitfs.errors import (
     Unauthorized,
     Unavailable,
     UsageError,
+    WouldBlock,
 )
 from kitfs.kit.kit import Kit
+from kitfs.kit.layer import Layer
 from kitfs.kit.resolver import Resolver
+from kitfs.layers import index_file
+from kitfs.layers.access import Closed
+from kitfs.layers.index import Member
 from kitfs.layers.names import SkipReason
 from kitfs.modelkit.filters import Filter
 from kitfs.modelkit.index import KIT_INDEX
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.registry.layout import open_layout
+from kitfs.store import members
 from kitfs.store.store import Store
 from tests import kits
 
@@ -330,17 +338,103 @@ def test_an_index_at_hand_is_refused_where_a_fresh_one_would_be(registry: Regist
         indexed(count - 1)
 
 
-def test_an_index_of_another_version_is_built_again(registry: Registry, store: Store) -> None:
-    """Its reasons and rows may mean something else, so that nothing of it is used."""
-    ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", kits.kit_tar({"d/a": b"", "../c": b""}))]))
+BIG = kits.kit_tar({"d/a": b"1", "d/b": random.Random(1).randbytes(1 << 20)})  # more than reading its headers fetches
+
+
+def swapped(layer: Layer) -> bytes:
+    """The index of a layer of d/a and d/b, with the two names exchanged."""
+    data = layer.index().data
+    sections = {name: bytes(memoryview(data)[where]) for name, where in index_file.unpack(data).items()}
+    assert sections["names"] == b"dab"
+    return index_file.pack({**sections, "names": b"dba"})
+
+
+def sealed(layer: Layer) -> None:
+    """Fetch and verify all of a layer."""
+    layer.content().fill()
+    layer.content().verify()
+
+
+def wait_for_housekeeping(store: Store) -> None:
+    """Wait until the store's thread has done what it was given."""
+    done = threading.Event()
+    store.later(done.set)
+    assert done.wait(10)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_an_index_of_proven_bytes_is_kept_for_every_mount(
+    registry: Registry, store: Store, compression: kits.Compression
+) -> None:
+    """It outlives the blob, and is at hand without waiting; the one of unproven bytes is gone."""
+    part = kits.part("dataset", "d", BIG, compression=compression)
+    ref = registry.put("r.io/a", kits.build([part]))
     layer = resolver(registry, store).open(ref).layers[0]
-    key = ("index", layer.digest)
-    stored = layer.index().to_json()
-    assert store.catalog.get(key) == stored
-    store.catalog.set(key, {**stored, "version": 2, "skipped": [["../c", "a path that leaves the root"]]})
-    again = resolver(registry, store).open(ref).layers[0].index()
-    assert {s.reason for s in again.skipped} == {SkipReason.LEAVES_ROOT}
-    assert store.catalog.get(key) == stored
+    with pytest.raises(WouldBlock):
+        layer.index(wait=False)
+    made = layer.index()
+    entry = layer.content().directory
+    assert os.path.exists(os.path.join(entry, "members"))
+    sealed(layer)
+    assert layer.state() == "present"  # the index in use is still to be compared
+    wait_for_housekeeping(store)
+    assert layer.state() == "verified"
+    assert not os.path.exists(os.path.join(entry, "members"))
+    layer.close()
+    shutil.rmtree(entry)
+    other = resolver(registry, store).open(ref).layers[0]
+    assert other.index(wait=False) == made
+    assert other.closed() == Closed()
+    other.close()
+
+
+def test_an_index_of_unproven_bytes_is_kept_with_their_entry(registry: Registry, store: Store) -> None:
+    """Another mount has it at hand while the entry is partial, and nobody has it when the entry is gone."""
+    ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG)]))
+    layer = resolver(registry, store).open(ref).layers[0]
+    made = layer.index()
+    assert layer.state() == "partial"
+    assert resolver(registry, store).open(ref).layers[0].index(wait=False) == made
+    assert not os.path.exists(os.path.join(store.root, "members"))
+    layer.content().drop()
+    with pytest.raises(WouldBlock):
+        resolver(registry, store).open(ref).layers[0].index(wait=False)
+
+
+def test_an_index_of_unproven_bytes_is_compared_with_the_verified_ones(registry: Registry, store: Store) -> None:
+    """A layer whose files were read by a forged index fails for good, and the next opening is right."""
+    ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG)]))
+    first = resolver(registry, store).open(ref).layers[0]
+    forged = swapped(first)
+    assert members.keep(store.root, first.digest, first.content().directory, forged, proven=False)
+    layer = resolver(registry, store).open(ref).layers[0]
+    assert layer.index().data == forged
+    sealed(layer)
+    assert layer.state() == "present"
+    wait_for_housekeeping(store)
+    assert layer.state() == "wrong"
+    assert store.counters.get("integrity_failures") == 1
+    for ask in (layer.index, lambda: layer.pread(Member("d/a", "file", 0o644, 1), 0, 1)):
+        with pytest.raises(IntegrityError, match="hold other files"):
+            ask()
+    again = resolver(registry, store).open(ref).layers[0]
+    assert again.pread(again.index(wait=False).members["d/a"], 0, 9) == b"1"
+    assert again.state() == "verified"
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_damaged_index_is_made_again(registry: Registry, store: Store, proven: bool) -> None:
+    """A power loss may leave a file that is torn, or of zeros."""
+    ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", kits.kit_tar({"d/a": b"1", "../c": b""}))]))
+    layer = resolver(registry, store).open(ref).layers[0]
+    if proven:
+        sealed(layer)
+    made = layer.index()
+    for damaged in (bytes(len(made.data)), made.data[:100], b""):
+        assert members.keep(store.root, layer.digest, layer.content().directory, bytes(damaged), proven=proven)
+        other = resolver(registry, store).open(ref).layers[0]
+        assert other.index() == made
+        assert {s.reason for s in other.index().skipped} == {SkipReason.LEAVES_ROOT}
 
 
 def _nobody(_: Reference | LayoutReference) -> Origin:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from kitfs.layers.access import Closed, closed_to_others, summed
-from kitfs.layers.index import Extent, IndexBuilder, LayerIndex
+from kitfs.layers.builder import IndexBuilder
+from kitfs.layers.index import Extent, LayerIndex
 
 
 def index(*modes: tuple[str, int]) -> LayerIndex:
@@ -34,10 +33,3 @@ def test_counts_of_layers_sum_up() -> None:
     """The first examples stay."""
     layers = [Closed(), Closed(0, 1, "", "d"), Closed(2, 1, "f", "e"), Closed(1, 0, "g", "")]
     assert summed(layers) == Closed(3, 2, "f", "d")
-
-
-@pytest.mark.parametrize("value", [None, [], [1, 2], [1, 2, "a", 3], ["1", 2, "a", "b"], {"files": 1}])
-def test_what_the_catalog_gives_back_may_be_anything(value: object) -> None:
-    """A hint that is damaged is none."""
-    assert Closed.of_json(value) is None
-    assert Closed.of_json([1, 2, "a", "b"]) == Closed(1, 2, "a", "b")

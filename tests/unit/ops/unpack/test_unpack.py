@@ -38,6 +38,7 @@ from kitfs.kit.kit import Kit
 from kitfs.kit.resolver import Resolver
 from kitfs.kit.tree import tree_of
 from kitfs.kit.workspace import Workspace
+from kitfs.layers import index_file
 from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.metrics import Counters
 from kitfs.modelkit.filters import Filter
@@ -47,6 +48,7 @@ from kitfs.ops.unpack.content import Limits
 from kitfs.ops.unpack.journal import NAME as JOURNAL
 from kitfs.ops.unpack.unpack import Unpacked, unpack
 from kitfs.registry.layout import open_layout
+from kitfs.store import members
 from kitfs.store.store import Store
 from tests import kits, trees
 from tests.corpus.tars import CASES, END, block, file, pax
@@ -734,14 +736,17 @@ def test_a_layer_that_cannot_be_decoded_is_named(world: World, compression: Comp
 
 
 def test_an_index_of_other_bytes_is_not_believed(world: World) -> None:
-    """The catalog's index is a hint; what is written agrees with the bytes whose digest is right."""
+    """An index of unproven bytes is compared with the bytes whose digest is right, before anything is written."""
     reference = world.put([model()])
     kit = world.kit(reference)
-    index = kit.layers[0].index().to_json()
-    index["paths"] = [path.replace("two.txt", "2wo.txt") for path in index["paths"]]
-    world.store.catalog.set(("index", kit.layers[0].digest), index)
+    layer = kit.layers[0]
+    data = layer.index().data
+    sections = {name: bytes(memoryview(data)[where]) for name, where in index_file.unpack(data).items()}
+    forged = index_file.pack({**sections, "names": sections["names"].replace(b"two.txt", b"2wo.txt")})
+    assert forged != data
+    assert members.keep(world.store.root, layer.digest, layer.content().directory, forged, proven=False)
     kit.close()
-    with pytest.raises(IntegrityError, match="try again"):
+    with pytest.raises(IntegrityError, match="open the kit again"):
         world.unpack(reference)
     world.unpack(reference)
     assert world.written() == world.shown(reference)

@@ -1,0 +1,137 @@
+"""The names of a kit's tree as values, and what the tree needs of a layer. Pure. Threading: values do not change."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from kitfs.kit.inode import Inode
+from kitfs.layers.index import LayerIndex, Member
+
+
+class TreeLayer(Protocol):
+    """What the tree needs of a layer; ``path`` is its declared place: "" may hold anything, None says nothing.
+
+    ``wait=False`` raises WouldBlock instead of going to the network.
+    """
+
+    @property
+    def compressed(self) -> bool: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def media_type(self) -> str: ...
+
+    @property
+    def path(self) -> str | None: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def index(self, *, wait: bool = True) -> LayerIndex: ...
+
+    def first_entry_agrees(self, *, wait: bool = True) -> bool: ...
+
+    def pread(self, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes: ...
+
+    def state(self) -> str: ...
+
+    def check(self, *, wait: bool = True) -> None: ...
+
+    @property
+    def whole_file(self) -> bool: ...
+
+    def open_whole(self) -> io.FileIO | None: ...
+
+
+class SyntheticFile(NamedTuple):
+    """A file at the root that is in no layer; digest and media type are what its attributes show."""
+
+    data: bytes
+    digest: str
+    media_type: str
+
+
+class Node:
+    """One name of the tree, as a value. ``kind`` file, dir or symlink; ``mode`` permission bits; ``size`` in bytes;
+    ``path`` from the root. ``layer`` is None for the root and for synthetic files.
+    """
+
+    __slots__ = ("_index", "_member", "_row", "inode", "kind", "layer", "mode", "nlink", "path", "size", "synthetic")
+
+    def __init__(
+        self,
+        inode: Inode,
+        path: str,
+        kind: str,
+        mode: int,
+        size: int,
+        nlink: int,
+        *,
+        layer: TreeLayer | None = None,
+        index: LayerIndex | None = None,
+        row: int = 0,
+        synthetic: SyntheticFile | None = None,
+    ) -> None:
+        self.inode = inode
+        self.path = path
+        self.kind = kind
+        self.mode = mode
+        self.size = size
+        self.nlink = nlink
+        self.layer = layer
+        self.synthetic = synthetic
+        self._index = index
+        self._row = row
+        self._member: Member | None = None
+
+    def __repr__(self) -> str:
+        return f"<Node {self.inode} {self.kind} {self.path!r} {self.mode:04o} {self.size}>"
+
+    @property
+    def name(self) -> str:
+        """The last component of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def member(self) -> Member:
+        """The member of the layer that has the name."""
+        if self._member is None:
+            plain = Member(self.path, self.kind, self.mode, self.size)
+            self._member = plain if self._index is None else self._index.member(self._row)
+        return self._member
+
+    @property
+    def target(self) -> str:
+        """The target of a symbolic link, else ""."""
+        return "" if self._index is None else self._index.target(self._row)
+
+
+class Listing(Collection[tuple[str, Node]]):
+    """(name, node) of everything in a directory, sorted by name as bytes.
+
+    It holds a number for each name, and none if one layer has all of the directory; ``node`` makes the node of a number
+    when it is asked for. Any number of readers may share a listing.
+    """
+
+    def __init__(self, refs: Sequence[int], node: Callable[[int], Node]) -> None:
+        self._refs = refs
+        self._node = node
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __iter__(self) -> Iterator[tuple[str, Node]]:
+        return self.beginning_at(0)
+
+    def __contains__(self, entry: object) -> bool:
+        return any(found[0] == entry for found in self)
+
+    def beginning_at(self, place: int) -> Iterator[tuple[str, Node]]:
+        """Yield the entries from ``place`` on."""
+        for at in range(place, len(self._refs)):
+            found = self._node(self._refs[at])
+            yield found.name, found

@@ -1,0 +1,82 @@
+"""The file of a layer index: named sections of bytes behind a header, which are used where they lie.
+
+    8 bytes    MAGIC
+    u32        VERSION, of this layout and of the rules by which members win
+    u32        ORDER, the byte order of all numbers: that of the host, because the file never leaves it
+    u64        bytes of the file
+    u32        CRC-32 of the file without this field
+    u32        number of sections
+    32 bytes   for each section: its name (16 bytes, padded with NUL), its offset (u64), its length in bytes (u64)
+    then the sections, each at a multiple of 8, so that it can be read as an array of numbers
+
+A reader takes the sections that it knows; other sections may be added without a new version. The checksum finds a
+file that a power loss left torn. Pure. Threading: no state.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Final
+
+from kitfs.errors import LayerLimit
+
+MAGIC: Final = b"kitfsidx"
+VERSION: Final = 4
+ORDER: Final = 0x01020304
+HEADER: Final = struct.Struct("=8sIIQII")
+SECTION: Final = struct.Struct("=16sQQ")
+CHECKSUM: Final = 24  # offset of the CRC-32
+MAX_SECTIONS: Final = 64
+MAX_FILE: Final = 64 << 30  # bytes; far above an index of any layer that can be indexed
+
+Buffer = bytes | mmap.mmap
+
+
+def pack(sections: Mapping[str, bytes | bytearray | memoryview]) -> bytes:
+    """Return the file of ``sections``. Raises LayerLimit for more bytes than a file may have."""
+    table = bytearray()
+    at = HEADER.size + SECTION.size * len(sections)
+    for name, data in sections.items():
+        size = memoryview(data).nbytes
+        table += SECTION.pack(name.encode("ascii"), at, size)
+        at += size + -size % 8
+    if at > MAX_FILE:
+        raise LayerLimit(f"its index has {at} bytes; the limit is {MAX_FILE}")
+    parts: list[bytes | bytearray | memoryview] = [b"", table]
+    for data in sections.values():
+        parts += [data, bytes(-memoryview(data).nbytes % 8)]
+    head = HEADER.pack(MAGIC, VERSION, ORDER, at, 0, len(sections))
+    checksum = zlib.crc32(table, zlib.crc32(head[CHECKSUM + 4 :], zlib.crc32(head[:CHECKSUM])))
+    for part in parts[2:]:
+        checksum = zlib.crc32(part, checksum)
+    parts[0] = HEADER.pack(MAGIC, VERSION, ORDER, at, checksum, len(sections))
+    return b"".join(parts)
+
+
+def unpack(data: Buffer) -> dict[str, slice]:
+    """Return where the sections of a file are, by name. Raises ValueError unless the file is whole, and of this version
+    and host.
+    """
+    view = memoryview(data)
+    if len(view) < HEADER.size:
+        raise ValueError("an index file that is cut off")
+    magic, version, order, size, checksum, count = HEADER.unpack_from(view)
+    if (magic, version, order) != (MAGIC, VERSION, ORDER):
+        raise ValueError("not an index file, or one of another version or host")
+    if size != len(view) or count > MAX_SECTIONS:
+        raise ValueError("an index file that is cut off")
+    if checksum != zlib.crc32(view[CHECKSUM + 4 :], zlib.crc32(view[:CHECKSUM])):
+        raise ValueError("a damaged index file: wrong checksum")
+    found: dict[str, slice] = {}
+    for number in range(count):
+        at = HEADER.size + SECTION.size * number
+        if at + SECTION.size > size:
+            raise ValueError("an index file whose sections do not fit it")
+        name, start, length = SECTION.unpack_from(view, at)
+        if start % 8 or start > size or length > size - start:
+            raise ValueError("an index file whose sections do not fit it")
+        found[name.rstrip(b"\0").decode("ascii")] = slice(start, start + length)
+    return found
