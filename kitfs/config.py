@@ -135,6 +135,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option("dir-mode", mode, "Mode of every directory (default: as packed).", metavar="MODE"),
         Option("max-entries", positive, "Refuse a layer with more entries than this.", default="2000000", metavar="N"),
         Option(
+            "max-expansion",
+            positive,
+            "Refuse a compressed layer that decodes to more than N times its size and 16 GiB.",
+            default="200",
+            metavar="N",
+        ),
+        Option(
             "remote", boolean, "Read the kit from its registry, even if it is in the store.", default="false", flag=True
         ),
         Option(

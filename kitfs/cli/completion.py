@@ -93,5 +93,5 @@ def _store(ctx: click.Context) -> Store:
 def _settings(ctx: click.Context) -> Settings:
     from kitfs.config import COMMON, NETWORK
 
-    names = ("cache-size", "max-entries", *COMMON, *NETWORK)
+    names = ("cache-size", "max-entries", "max-expansion", *COMMON, *NETWORK)
     return Settings.load({name: ctx.params.get(name.replace("-", "_")) for name in names})

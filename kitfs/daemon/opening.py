@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from kitfs.metrics import Counters
     from kitfs.store.store import Store
 
-FILES_OF_LAYER: Final = 4  # descriptors: its lease, its map and its bytes, and its bytes again while it is sealed
-FILES_OF_COMPRESSED: Final = 7  # and those of its decoded form
+FILES_OF_LAYER: Final = 5  # descriptors: its lease, its map, its bytes, its index; its bytes again while it is sealed
+FILES_OF_COMPRESSED: Final = 8  # and the first three of its decoded form
 SPARE_FILES: Final = 256  # descriptors of the mount itself: connections, the catalog, one of /dev/fuse for each worker
 
 

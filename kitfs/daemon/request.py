@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from kitfs.kit.options import WorkspaceOptions
+from kitfs.layers.growth import DEFAULT_EXPANSION
 from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.registry.options import ClientOptions
 
@@ -49,6 +50,7 @@ class MountRequest:
     file_mode: int | None = None
     dir_mode: int | None = None
     max_entries: int = MAX_ENTRIES
+    max_expansion: int = DEFAULT_EXPANSION.factor
     remote: bool = False
     seal: str = "auto"
     log_level: str = "info"
@@ -83,6 +85,7 @@ class MountRequest:
             file_mode=settings["file-mode"],
             dir_mode=settings["dir-mode"],
             max_entries=settings["max-entries"],
+            max_expansion=settings["max-expansion"],
             remote=settings["remote"],
             seal=settings["seal"],
             log_level=settings["log-level"],
@@ -104,6 +107,7 @@ class MountRequest:
             client=self.client,
             cache_size=self.cache_size,
             max_entries=self.max_entries,
+            max_expansion=self.max_expansion,
         )
 
     @property
@@ -135,6 +139,7 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
         "file-mode": "" if request.file_mode is None else f"{request.file_mode:03o}",
         "dir-mode": "" if request.dir_mode is None else f"{request.dir_mode:03o}",
         "max-entries": str(request.max_entries),
+        "max-expansion": str(request.max_expansion),
         "remote": _text(request.remote),
         "seal": request.seal,
         "log-level": request.log_level,

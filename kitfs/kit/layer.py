@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from kitfs.content import Origin, Source
-from kitfs.errors import IntegrityError, KitfsError, LayerError, LayerLimit, StoreError, WouldBlock
+from kitfs.errors import IntegrityError, KitfsError, LayerError, LayerLimit, StoreError, StoreFull, WouldBlock
+from kitfs.kit import head
 from kitfs.layers.access import Closed, closed_to_others
 from kitfs.layers.builder import raw_index, unnamed_index
-from kitfs.layers.codec import DecodedSource, decode
-from kitfs.layers.index import LayerIndex, Member
+from kitfs.layers.codec import DecodedSource
+from kitfs.layers.growth import DEFAULT_EXPANSION, Expansion, Growth
+from kitfs.layers.index import SIZE_MAX, LayerIndex, Member
 from kitfs.layers.read import read_member
-from kitfs.layers.tar import first_path, index_tar
+from kitfs.layers.tar import index_tar
 from kitfs.modelkit.layers import FileMetadata, LayerEntry
 from kitfs.oci.names import Digest, LayoutReference, Reference
-from kitfs.oci.paths import paths_overlap
 from kitfs.store import members
 from kitfs.store.blob import Blob
 from kitfs.store.store import Store
 
 TAIL: Final = 1 << 20  # bytes that may follow a tar's last entry: GNU tar pads to records of up to a few hundred KiB
-PEEK: Final = 16 << 10  # bytes of a compressed layer that are mostly enough to decode its first tar entry
-BLOCK: Final = (
-    128 << 10
-) + 64  # bytes that always are: a zstd block, which is decoded whole, and the headers before it (RFC 8878 §3.1.1)
 
 
 class Layer:
@@ -43,6 +42,7 @@ class Layer:
         store: Store,
         *,
         max_entries: int,
+        expansion: Expansion = DEFAULT_EXPANSION,
         kit: Reference | LayoutReference | None = None,
     ) -> None:
         self.kit: Final = kit  # whose layer it is: the kit's own, or that of a parent
@@ -54,6 +54,7 @@ class Layer:
         self._origin = origin
         self._store = store
         self._max_entries = max_entries
+        self._expansion = expansion
         self._lock = threading.Lock()  # guards what follows: taken by the first asker, never on a warm read
         self._wire: Blob | None = None
         self._decoded: Blob | None = None
@@ -63,6 +64,7 @@ class Layer:
         self._is_proven = entry.type.format == "raw"  # the index in use was made from bytes that have their digest
         self._proof = threading.Lock()  # held while the index is made again
         self._is_proving = False
+        self._refusal: LayerLimit | None = None  # why the layer cannot be indexed with these limits
 
     def __repr__(self) -> str:
         return f"<Layer {self.digest[:19]} {self.path!r} {self.state()}>"
@@ -110,9 +112,20 @@ class Layer:
         if not self.compressed:
             return wire
         if self._decoded is None:
-            source = DecodedSource(wire.stream, self.type.compression)
-            self._decoded = self._store.blob(self.digest, size=None, source=source, of=wire)
+            self._decoded = self._store.blob(self.digest, size=None, source=self._decoder(wire), of=wire)
         return self._decoded
+
+    def _decoder(self, wire: Blob, spare: Callable[[], int] | None = None) -> DecodedSource:
+        declared = self._metadata.size if self._metadata is not None and self.type.format == "raw" else None
+        if spare is None:
+            spare = partial(self._store.room.spare, self.digest)
+        growth = Growth(self.size, expansion=self._expansion, declared=declared, spare=spare)
+        return DecodedSource(wire.stream, self.type.compression, growth.allow)
+
+    def decoded_once(self) -> Iterator[memoryview]:
+        """Yield the content of a compressed layer from its beginning, without storing it. Raises LayerError."""
+        for _, piece in self._decoder(self.wire(), spare=lambda: SIZE_MAX).read_range(0, None):
+            yield piece
 
     def _open_wire(self) -> Blob:
         if self._wire is None:
@@ -158,15 +171,31 @@ class Layer:
         """Make the index. Call with the lock."""
         if not wait:
             raise WouldBlock
+        if self._refusal is not None:
+            raise self._refusal
         content = self._open_content()
-        if self.type.format == "raw":
-            content.fill()
-            return self._raw_index(content.size)
         proven = content.sealed
-        index = self._index_of(content, self._max_entries)
-        if self.compressed:
-            content.pread(index.counts.end, TAIL)  # what follows the last entry, so that the decoder comes to its end
+        try:
+            if self.type.format == "raw":
+                content.fill()
+                return self._raw_index(content.size)
+            index = self._index_of(content, self._max_entries)
+            if self.compressed:
+                content.pread(index.counts.end, TAIL)  # what follows the last entry: the decoder reaches its end
+        except (LayerLimit, StoreFull) as e:
+            if isinstance(e, LayerLimit):
+                self._refusal = e  # it will not be smaller the next time
+            self._drop_decoded()
+            raise
         return self._keep(index, content, proven=proven)
+
+    def _drop_decoded(self) -> None:
+        """Remove decoded content that nothing can use, so that it takes no room in the store. Call with the lock."""
+        if self._decoded is not None:
+            with suppress(OSError):
+                self._decoded.drop()
+            self._decoded.close()
+            self._decoded = None
 
     def _index_of(self, content: Blob, max_entries: int) -> LayerIndex:
         try:
@@ -184,7 +213,7 @@ class Layer:
         for proven in (True, False):
             if not proven and content.sealed:
                 continue  # made from bytes that nothing had proven
-            index = self._loaded(content, proven=proven)
+            index = members.load(self._store.root, self.digest, content.directory, proven=proven)
             if index is None:
                 continue
             if len(index.members) + len(index.skipped) > self._max_entries:  # made by a mount that takes more
@@ -194,24 +223,13 @@ class Layer:
             return index
         return None
 
-    def _loaded(self, content: Blob, *, proven: bool) -> LayerIndex | None:
-        """Return an index that the store has; a damaged one is removed."""
-        data = members.load(self._store.root, self.digest, content.directory, proven=proven)
-        if data is None:
-            return None
-        try:
-            return LayerIndex(data)
-        except ValueError as e:
-            self._store.log.info("layer %s: an index in the store cannot be used: %s", self.digest, e)
-            members.discard(self._store.root, self.digest, content.directory, proven=proven)
-            return None
-
     def _keep(self, index: LayerIndex, content: Blob, *, proven: bool) -> LayerIndex:
-        """Keep an index in the store, and return it as the store has it, so that its pages are the file's."""
+        """Keep an index in the store, and return it as the store has it, so that its pages are those of the file."""
         self._is_proven = proven
-        if not members.keep(self._store.root, self.digest, content.directory, index.data, proven=proven):
+        entry = content.directory
+        if not members.keep(self._store.root, self.digest, entry, index, proven=proven):
             return index
-        return self._loaded(content, proven=proven) or index
+        return members.load(self._store.root, self.digest, entry, proven=proven) or index
 
     def _prove_soon(self) -> None:
         """Have an index that was made from unproven bytes compared with the bytes, once these are verified."""
@@ -237,7 +255,7 @@ class Layer:
             except LayerError:
                 index = None
             if index is not None:
-                members.keep(self._store.root, self.digest, content.directory, index.data, proven=True)
+                members.keep(self._store.root, self.digest, content.directory, index, proven=True)
             members.discard(self._store.root, self.digest, content.directory, proven=False)
             self._is_proven = True
             if index == made:
@@ -299,10 +317,10 @@ class Layer:
         return True
 
     def first_entry_agrees(self, *, wait: bool = True) -> bool:
-        """Whether names outside ``path`` need not be looked for here: the index is known, or its first entry agrees
-        with ``path``.
+        """Return whether names outside ``path`` need not be looked for here: the index is known, or the first entry lies
+        within ``path``.
 
-        kit packs nothing outside the declared path, so a layer whose first entry agrees is taken at its word and not
+        kit packs nothing outside the declared path. So a layer whose first entry lies within it is believed, and is not
         read whole for a name that it should not have.
         """
         if self._index is not None or self.type.format == "raw":
@@ -310,24 +328,8 @@ class Layer:
         if self._agrees is None:
             if not wait:
                 raise WouldBlock
-            self._agrees = self._peek()
+            self._agrees = bool(self.path) and head.agrees(self.wire(), self.type.compression, self.path or "")
         return self._agrees
-
-    def _peek(self) -> bool:
-        if not self.path:
-            return False
-        reader: Any = self.wire()
-        if self.compressed:
-            heads = (_decode_head(reader.pread(0, size), self.type.compression) for size in (PEEK, BLOCK))
-            head = next((head for head in heads if head), b"")
-            if not head:
-                return False  # damaged, or empty: the index tells
-            reader = _Head(head)
-        try:
-            first = first_path(reader)
-        except LayerError:
-            return False
-        return first is None or paths_overlap(first, self.path)
 
     def pread(self, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes:
         """Read bytes of a member, fewer at its end; holes are zeros."""
@@ -390,13 +392,12 @@ class Layer:
             if self.compressed:
                 if self._decoded is not None and not self._store.has_decoded(self.digest):
                     self._decoded.drop()  # it was decoded from the wrong bytes
-                source = DecodedSource(wire.stream, self.type.compression)
-                decoded = self._store.blob(self.digest, size=None, source=source, of=wire)
+                decoded = self._store.blob(self.digest, size=None, source=self._decoder(wire), of=wire)
                 undo.callback(decoded.close)
             if self._index is not None and self.type.format != "raw":
                 content = decoded or wire
                 index = self._index_of(content, self._max_entries)
-                members.keep(self._store.root, self.digest, content.directory, index.data, proven=True)
+                members.keep(self._store.root, self.digest, content.directory, index, proven=True)
                 if index != self._index:
                     self._misfit = IntegrityError(f"{failure}; the proven layer has other files: mount the kit again")
                     raise self._misfit
@@ -452,27 +453,3 @@ class Layer:
             for blob in (self._decoded, self._wire):
                 if blob is not None:
                     blob.close()
-
-
-class _Head:
-    """The first decoded bytes of a layer, as a reader."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = None
-
-    def pread(self, offset: int, size: int) -> bytes:
-        return self._data[offset : offset + size]
-
-
-def _decode_head(head: bytes, compression: str) -> bytes:
-    """What a decoder makes of the first bytes of a stream, as far as they go."""
-    out = bytearray()
-    try:
-        for piece in decode([head], compression):
-            out += piece
-            if len(out) >= PEEK:
-                break
-    except LayerError:
-        pass  # the head was cut off, of course
-    return bytes(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kitfs.config import Settings
+from kitfs.layers.growth import DEFAULT_EXPANSION
 from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.registry.options import ClientOptions
 
@@ -15,7 +16,7 @@ class WorkspaceOptions:
 
     ``cache_dir`` is the store's directory. ``kit_home`` is kit's home, which holds credentials.json and the kits that
     kit has pulled. ``cache_size`` limits the evictable blobs of the store, in bytes; None means no limit. A layer with
-    more than ``max_entries`` entries is refused.
+    more than ``max_entries`` entries is refused, and a compressed layer that grows more than ``max_expansion`` times.
     """
 
     cache_dir: str
@@ -23,6 +24,7 @@ class WorkspaceOptions:
     client: ClientOptions = field(default_factory=ClientOptions)
     cache_size: int | None = None
     max_entries: int = MAX_ENTRIES
+    max_expansion: int = DEFAULT_EXPANSION.factor
 
     @classmethod
     def of(cls, settings: Settings) -> WorkspaceOptions:
@@ -33,4 +35,5 @@ class WorkspaceOptions:
             client=ClientOptions.of(settings),
             cache_size=settings["cache-size"] if settings.takes("cache-size") else None,
             max_entries=settings["max-entries"] if settings.takes("max-entries") else MAX_ENTRIES,
+            max_expansion=(settings["max-expansion"] if settings.takes("max-expansion") else DEFAULT_EXPANSION.factor),
         )

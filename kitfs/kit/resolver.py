@@ -29,6 +29,7 @@ from kitfs.kit.chain import extended
 from kitfs.kit.kit import Kit
 from kitfs.kit.layer import Layer
 from kitfs.kit.origin import StoreOrigin
+from kitfs.layers.growth import DEFAULT_EXPANSION, Expansion
 from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.modelkit.filters import Filter, for_parent, selects, selects_kitfile
 from kitfs.modelkit.index import KitIndex, is_kit_index, select
@@ -66,6 +67,7 @@ class Resolver:
         *,
         log: logging.Logger,
         max_entries: int = MAX_ENTRIES,
+        expansion: Expansion = DEFAULT_EXPANSION,
         clock: Callable[[], float] = time.time,
         fallback: Callable[[Reference, KitfsError], tuple[Descriptor, bytes] | None] = lambda *_: None,
         patience: float = PATIENCE,
@@ -74,6 +76,7 @@ class Resolver:
         self._origin_of = origin_of
         self._log = log
         self._max_entries = max_entries
+        self._expansion = expansion
         self._clock = clock
         self._fallback = fallback
         self._patience = patience
@@ -126,7 +129,14 @@ class Resolver:
         kitfile = kitfile_of(manifest, self._config(manifest.config, origin))
         matched = kit_layers(manifest, kitfile)
         own = tuple(
-            Layer(entry, origin, self._store, max_entries=self._max_entries, kit=reference)
+            Layer(
+                entry,
+                origin,
+                self._store,
+                max_entries=self._max_entries,
+                expansion=self._expansion,
+                kit=reference,
+            )
             for entry in matched
             if not filters or (entry.entry is not None and selects(filters, entry.entry))
         )

@@ -13,6 +13,7 @@ from typing import Final
 from kitfs.content import Origin
 from kitfs.kit.options import WorkspaceOptions
 from kitfs.kit.resolver import Resolver
+from kitfs.layers.growth import Expansion
 from kitfs.metrics import Counters
 from kitfs.oci.names import LayoutReference, Reference
 from kitfs.registry.client import RegistryClient
@@ -55,6 +56,7 @@ class Workspace:
                 self._origin_of,
                 log=log,
                 max_entries=options.max_entries,
+                expansion=Expansion(options.max_expansion),
                 fallback=self._kit_storage.fallback,
             )
             self._stack = stack.pop_all()

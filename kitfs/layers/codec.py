@@ -36,14 +36,14 @@ def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
     padding = False
     for data in _sliced(stream):
         if padding and data.strip(b"\0"):
-            raise LayerError("a gzip stream that goes on behind its padding")
+            raise LayerError("a gzip stream that continues after its padding")
         while not padding:
             if decoder is None:
                 padding = (
                     members > 0 and data[:1] == b"\0"
                 )  # no member begins so; RFC 1952 leaves padding to the reader
                 if padding and data.strip(b"\0"):
-                    raise LayerError("a gzip stream that goes on behind its padding")
+                    raise LayerError("a gzip stream that continues after its padding")
                 if padding or not data:
                     break
                 decoder = zlib.decompressobj(wbits=31)
@@ -79,16 +79,10 @@ def _zstd(stream: Iterable[Bytes]) -> Iterator[bytes]:
     pieces = _Pieces(stream)
     decompressor: Any = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
     reader = decompressor.stream_reader(pieces, read_size=PIECE, read_across_frames=True)
-    total = 0
     try:
         while out := reader.read(PIECE):
-            total += len(out)
             yield out
     except zstandard.ZstdError as e:
-        if "too much memory" in str(e):
-            raise LayerError(
-                f"a zstd stream with a window of more than {MAX_WINDOW >> 20} MiB (zstd --long=28 and above)"
-            )
         raise LayerError(f"not zstd, or damaged: {e}")
     finally:
         reader.close()
@@ -162,20 +156,31 @@ class _Frames:
         del self._buffer[:at]
 
     def _magic(self, at: int) -> int:
-        head = self._buffer[at : at + 8]
+        head = self._buffer[at : at + 18]  # as long as a frame header can be
         magic = int.from_bytes(head[:4], "little")
-        if len(head) == 8 and magic & 0xFFFFFFF0 == self.SKIPPABLE:
+        if len(head) >= 8 and magic & 0xFFFFFFF0 == self.SKIPPABLE:
             self.frames += 1
-            return 8 + int.from_bytes(head[4:], "little")
+            return 8 + int.from_bytes(head[4:8], "little")
         if len(head) < 5 or magic != self.MAGIC:
             return 0
         descriptor = head[4]
-        self._checksum = bool(descriptor & 4)
         single = descriptor >> 5 & 1
+        content = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]  # where the size of the content is
+        stop = content + ((1 if single else 0), 2, 4, 8)[descriptor >> 6]
+        if len(head) < stop:
+            return 0
+        if single:
+            window = int.from_bytes(head[content:stop], "little")
+        else:
+            base = 1 << 10 + (head[5] >> 3)
+            window = base + base // 8 * (head[5] & 7)
+        if window > MAX_WINDOW:
+            raise LayerError(
+                f"a zstd stream with a window of more than {MAX_WINDOW >> 20} MiB (zstd --long=28 and above)"
+            )
+        self._checksum = bool(descriptor & 4)
         self._step = self._block
-        return (
-            5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3] + ((1 if single else 0), 2, 4, 8)[descriptor >> 6]
-        )
+        return stop
 
     def _block(self, at: int) -> int:
         head = self._buffer[at : at + 3]
@@ -191,24 +196,31 @@ class _Frames:
 
 
 class DecodedSource:
-    """The decoded form of a blob as a Source: ``size`` None until the end was seen, and only from the start.
+    """The decoded form of a blob as a Source: ``size`` is None until the end was reached, and reads begin at 0.
 
-    ``open_stream`` gives the compressed bytes from 0 on; it is called for every ``read_range``.
+    ``open_stream`` gives the compressed bytes from 0 on; it is called for every ``read_range``. ``allow`` is called with
+    the number of decoded bytes before the last of them are given, and may raise (``growth.Growth``).
     """
 
-    def __init__(self, open_stream: Callable[[], Iterable[Bytes]], compression: str) -> None:
+    def __init__(
+        self,
+        open_stream: Callable[[], Iterable[Bytes]],
+        compression: str,
+        allow: Callable[[int], None] = lambda total: None,
+    ) -> None:
         self._open = open_stream
         self._compression = compression
+        self._allow = allow
         self._size: int | None = None
 
     @property
     def size(self) -> int | None:
-        """Decoded bytes, once they were all seen."""
+        """The number of decoded bytes, once the end was reached."""
         return self._size
 
     @property
     def ranged(self) -> bool:
-        """Never: a decoder begins at the beginning."""
+        """False: a decoder begins at the beginning."""
         return False
 
     @property
@@ -221,11 +233,12 @@ class DecodedSource:
         return False
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """(offset, bytes) from 0 to the end, whatever was asked. Raises LayerError, and what the compressed blob
-        raises.
+        """Yield (offset, bytes) from 0 to the end, whatever range was requested. Raises LayerError, what ``allow`` raises,
+        and what the compressed blob raises.
         """
         at = 0
         for piece in decode(self._open(), self._compression):
+            self._allow(at + len(piece))
             yield at, memoryview(piece)
             at += len(piece)
         self._size = at

@@ -71,11 +71,13 @@ class ReadOptions(Options, total=False):
     """The options of reading a kit.
 
     ``cache_size``: what lazily fetched blobs may take on disk, in bytes or as "50GiB". ``max_entries``: the entries
-    that a layer may have. ``remote``: ask the registry also for a kit that is in the store.
+    that a layer may have. ``max_expansion``: how many times its size a compressed layer may grow. ``remote``: ask the
+    registry also for a kit that is in the store.
     """
 
     cache_size: int | str
     max_entries: int
+    max_expansion: int
     remote: bool
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
+from kitfs.layers.index import LayerIndex
 from kitfs.layers.index_file import Buffer
 from kitfs.oci.names import Digest
 from kitfs.ownership import check_below, make_directories, open_file
@@ -30,8 +31,22 @@ MAPPED: Final = 256 << 10  # bytes from which a file is mapped, which takes a de
 KEPT: Final = 2 << 30  # bytes of the indexes of proven bytes; the least recently used go first
 
 
-def load(root: str, digest: Digest, entry: str, *, proven: bool) -> Buffer | None:
-    """Return an index file of a blob whose own entry is the directory ``entry``, or None. Its bytes are not checked."""
+def load(root: str, digest: Digest, entry: str, *, proven: bool) -> LayerIndex | None:
+    """Return an index of the blob ``digest``, whose own entry is the directory ``entry``; None if there is no index.
+
+    A damaged file, and one of another version, is removed.
+    """
+    data = _read(root, digest, entry, proven)
+    if data is None:
+        return None
+    try:
+        return LayerIndex(data)
+    except ValueError:
+        discard(root, digest, entry, proven=proven)
+        return None
+
+
+def _read(root: str, digest: Digest, entry: str, proven: bool) -> Buffer | None:
     path = _path(root, digest, entry, proven)
     try:
         check_below(root, os.path.dirname(path))
@@ -44,15 +59,15 @@ def load(root: str, digest: Digest, entry: str, *, proven: bool) -> Buffer | Non
         return None
 
 
-def keep(root: str, digest: Digest, entry: str, data: Buffer, *, proven: bool) -> bool:
-    """Write the index file of a blob. Returns False when it cannot be written."""
+def keep(root: str, digest: Digest, entry: str, index: LayerIndex, *, proven: bool) -> bool:
+    """Write the index of a blob. Returns False when it cannot be written."""
     path = _path(root, digest, entry, proven)
     try:
         if proven:
             make_directories(os.path.dirname(path))
             check_below(root, os.path.dirname(path))
         with whole_file(path, durable=False) as f:
-            f.write(data)
+            f.write(index.data)
     except OSError:
         return False
     if proven:

@@ -153,6 +153,18 @@ class Room:
                 self._log.info("evicted %s (%d bytes)", entry.digest, entry.size)
         return freed
 
+    def spare(self, digest: str) -> int:
+        """Return how many bytes of the blob ``digest`` the store takes before it must evict another blob; less than 0
+        when it is over its limits. Raises OSError, StoreError.
+        """
+        pinned = self._pins.digests()
+        disk = self._disk_usage(self._root)
+        free = disk.free - int(disk.total * self._free_share)
+        if self._size_limit is None or digest in pinned:
+            return free
+        used = sum(e.size for e in self._entries(self._root) if e.digest not in pinned)
+        return min(free, self._size_limit - used)
+
     def _surplus(self, used: int) -> int:
         """Return the bytes by which the limits are exceeded."""
         disk = self._disk_usage(self._root)

@@ -45,7 +45,7 @@ RULE: Final = "-" * 39
 @click.command("diff", cls=Command, short_help="Compare two kits: layers, files, tensors.")
 @click.argument("first", metavar="REF")
 @click.argument("second", metavar="REF")
-@takes(*DIFF, "cache-size", "max-entries", "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
+@takes(*DIFF, "cache-size", "max-entries", "max-expansion", "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def diff(settings: Settings, first: str, second: str) -> None:
     """Compare two kits by their manifests.
 

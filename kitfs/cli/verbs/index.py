@@ -316,6 +316,7 @@ def pull(settings: Settings, reference: str) -> None:
     "remote",
     "cache-size",
     "max-entries",
+    "max-expansion",
     "concurrency",
     "progress",
     "no-trunc",

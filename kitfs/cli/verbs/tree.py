@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kitfs.kit.node import Node
     from kitfs.kit.tree import Tree
 
-TREE_OPTIONS = ("only", "cache-size", "max-entries", "remote", *STORE, *NETWORK)
+TREE_OPTIONS = ("only", "cache-size", "max-entries", "max-expansion", "remote", *STORE, *NETWORK)
 LS = (
     OPTIONS["label"]._replace(short=""),  # -l asks for the long format
     *options_of(

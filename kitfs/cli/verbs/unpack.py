@@ -40,7 +40,9 @@ UNPACK = options_of(
 
 @click.command("unpack", cls=Command, short_help="Write a kit's files to a directory.")
 @click.argument("reference", metavar="REF", shell_complete=references)
-@takes(ONLY, "label", *UNPACK, "remote", "cache-size", "max-entries", "progress", "json", *STORE, *NETWORK)
+@takes(
+    ONLY, "label", *UNPACK, "remote", "cache-size", "max-entries", "max-expansion", "progress", "json", *STORE, *NETWORK
+)
 def unpack(settings: Settings, reference: str) -> None:
     """Write the files of the kit REF to the directory --dir. Every byte is verified.
 

@@ -24,7 +24,6 @@ from kitfs.kit.layer import Layer
 from kitfs.kit.layering import PlacedLayer, merge
 from kitfs.kit.origin import blob_reader
 from kitfs.kit.workspace import Workspace
-from kitfs.layers.codec import decode
 from kitfs.layers.names import clean
 from kitfs.layers.tar_writer import TRAILER, header, padding
 from kitfs.oci.manifest import CREATED, IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Manifest
@@ -173,7 +172,7 @@ def _diff_id(layer: Layer, report: Report) -> Digest:
     report(Noted(f"Reading layer {layer.digest}: the kit does not have its diffId"))
     hasher = Digest.of(b"").hasher()
     try:
-        for piece in decode(layer.wire().stream(), layer.type.compression):
+        for piece in layer.decoded_once():
             hasher.update(piece)
     except LayerError as e:
         raise LayerError(f"layer {layer.digest}: {e}")

@@ -12,7 +12,7 @@ import io
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from kitfs.errors import IntegrityError, LayerError, LayerLimit, StoreFull
 from kitfs.kit.layer import Layer
@@ -27,26 +27,6 @@ from kitfs.store.blob import Blob
 from kitfs.store.store import Store
 
 CountBytes = Callable[[int], None]
-
-
-class Limits(NamedTuple):
-    """How many bytes a compressed layer may decode to.
-
-    A layer may decode to ``growth`` times its size, and any layer to ``small`` bytes: content that is mostly zeros
-    grows by more than a factor of 200, but is small. ``room`` is the free space in bytes where the kit is unpacked;
-    None means that the file system is asked.
-    """
-
-    growth: int = 200
-    small: int = 16 << 30
-    room: int | None = None
-
-    def decoded(self, size: int) -> int:
-        """Return how many bytes a layer of ``size`` bytes may decode to, if there is room for them."""
-        return max(self.small, self.growth * size)
-
-
-DEFAULT_LIMITS: Final = Limits()
 
 
 class Content(Protocol):
@@ -91,11 +71,10 @@ class ContentSource(Protocol):
 class LayerContent:
     """The ContentSource of a layer of a kit."""
 
-    def __init__(self, layer: Layer, store: Store, *, max_entries: int, limits: Limits) -> None:
+    def __init__(self, layer: Layer, store: Store, *, max_entries: int) -> None:
         self.layer: Final = layer
         self._store = store
         self._max_entries = max_entries
-        self._limits = limits
         self._verified: Blob | None = None
         self._index: LayerIndex | None = None
 
@@ -151,12 +130,9 @@ class LayerContent:
         if layer.type.format == "raw" or not layer.compressed:
             return layer.index()
         try:
-            return index_tar(self._limited(layer.content(), room), max_entries=self._max_entries)
+            return index_tar(_ForwardReader(layer.decoded_once(), room, stop), max_entries=self._max_entries)
         except LayerError as e:
             raise e.prefixed(f"layer {self.digest}")
-
-    def _limited(self, content: Blob, room: int) -> _LimitedReader:
-        return _LimitedReader(content, min(room, self._limits.decoded(self.layer.size)))
 
     def _verify(self, count: CountBytes, stop: threading.Event, room: int) -> Blob | None:
         """Bring the content into the store and verify it. Returns None if the store cannot keep it.
@@ -195,15 +171,17 @@ class LayerContent:
         return content
 
     def _decode(self, content: Blob, stop: threading.Event, room: int) -> None:
-        """Decode a whole layer. Raises LayerLimit if it grows beyond its limit."""
-        limited = self._limited(content, room)
+        """Decode a whole layer. Raises LayerLimit if it grows beyond its limit or ``room``, StoreFull if the store has no
+        room for it.
+        """
         at = 0
         try:
-            while data := limited.pread(at, 4 * PIECE):
+            while data := content.pread(at, 4 * PIECE):
                 at += len(data)
+                _check_room(at, room)
                 if stop.is_set():
                     raise Stopped
-        except LayerError as e:
+        except (LayerError, StoreFull) as e:
             content.drop()  # otherwise bytes that nothing can use would take room in the store
             raise e.prefixed(f"layer {self.digest}")
 
@@ -234,25 +212,42 @@ def check_size(index: LayerIndex, size: int) -> None:
             )
 
 
-class _LimitedReader:
-    """Reads decoded content, and raises LayerLimit for bytes beyond ``limit``."""
+def _check_room(size: int, room: int) -> None:
+    if size > room:
+        raise LayerLimit(f"it decompresses to more than {room} bytes, which is more than is free where it is unpacked")
 
-    def __init__(self, content: Blob, limit: int) -> None:
-        self._content = content
-        self._limit = limit
 
-    @property
-    def size(self) -> int | None:
-        """The size of the content, once it is known."""
-        return self._content.size
+class _ForwardReader:
+    """Content that the store cannot keep, for a reader that goes forwards: earlier bytes are forgotten, but for the last
+    ``KEPT`` ones.
+    """
+
+    KEPT: Final = 4096
+    size: Final = None
+
+    def __init__(self, pieces: Iterator[memoryview], room: int, stop: threading.Event) -> None:
+        self._pieces = pieces
+        self._room = room
+        self._stop = stop
+        self._start = 0  # offset of the bytes that are held
+        self._held = bytearray()
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Read bytes of the content."""
-        if offset > self._limit:
-            raise LayerLimit(
-                f"it decompresses to more than {self._limit} bytes, which is more than its size allows or than is free"
-            )
-        return self._content.pread(offset, size)
+        """Read bytes that begin at most ``KEPT`` bytes before the end of those that were read before."""
+        while self._start + len(self._held) < offset + size:
+            if self._stop.is_set():
+                raise Stopped
+            piece = next(self._pieces, None)
+            if piece is None:
+                break
+            self._held += piece
+            _check_room(self._start + len(self._held), self._room)
+            surplus = min(len(self._held) - self.KEPT, offset - self._start)
+            if surplus > 0:
+                del self._held[:surplus]
+                self._start += surplus
+        at = offset - self._start
+        return bytes(self._held[at : at + size]) if at >= 0 else b""
 
 
 class Verified:

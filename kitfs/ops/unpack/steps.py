@@ -21,7 +21,7 @@ from kitfs.modelkit.kitfile import Dataset, Entry, clean_path
 from kitfs.modelkit.layers import kit_layers
 from kitfs.oci.names import Reference
 from kitfs.ops.events import Report, Warned
-from kitfs.ops.unpack.content import ContentSource, LayerContent, Limits
+from kitfs.ops.unpack.content import ContentSource, LayerContent
 from kitfs.ops.unpack.s3 import ObjectContent
 
 KITFILE: Final = "Kitfile"
@@ -56,7 +56,6 @@ class StepContext:
 
     workspace: Workspace
     stack: ExitStack
-    limits: Limits
     remote: bool
     include_remote: bool
     report: Report
@@ -105,9 +104,7 @@ def _step(layer: Layer, context: StepContext, below: str = "") -> Step:
     what = LABELS[entry.kind].format(name=entry.name).rstrip() if entry is not None else f"layer {layer.digest}"
     return Step(
         f"Unpacking {what} to {path}",
-        LayerContent(
-            layer, context.workspace.store, max_entries=context.workspace.options.max_entries, limits=context.limits
-        ),
+        LayerContent(layer, context.workspace.store, max_entries=context.workspace.options.max_entries),
         below,
         path,
     )

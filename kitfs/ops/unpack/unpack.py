@@ -21,7 +21,6 @@ from kitfs.modelkit.filters import Filter
 from kitfs.oci.names import LayoutReference, Reference
 from kitfs.ops.events import Noted, Report, quiet
 from kitfs.ops.unpack.check import Checked, check
-from kitfs.ops.unpack.content import DEFAULT_LIMITS, Limits
 from kitfs.ops.unpack.journal import NAME as JOURNAL
 from kitfs.ops.unpack.journal import Journal
 from kitfs.ops.unpack.look import free_space, look
@@ -65,7 +64,7 @@ def unpack(
     include_remote: bool = False,
     remote: bool = False,
     concurrency: int = CONCURRENCY,
-    limits: Limits = DEFAULT_LIMITS,
+    room: int | None = None,
     last: ExitStack | None = None,
     report: Report = quiet,
 ) -> Unpacked:
@@ -96,7 +95,7 @@ def unpack(
             include_remote=include_remote,
             remote=remote,
             concurrency=concurrency,
-            limits=limits,
+            room=room,
             last=last,
             report=report,
         )
@@ -113,7 +112,7 @@ def unpack_kit(
     include_remote: bool = False,
     remote: bool = False,
     concurrency: int = CONCURRENCY,
-    limits: Limits = DEFAULT_LIMITS,
+    room: int | None = None,
     last: ExitStack | None = None,
     report: Report = quiet,
 ) -> Unpacked:
@@ -121,7 +120,8 @@ def unpack_kit(
 
     An existing file is an error, unless ``overwrite`` replaces it or ``ignore_existing`` keeps it; existing directories
     are used. ``include_remote`` also unpacks remote datasets; ``remote`` looks up referenced kits at their registries
-    even if the store has them. ``concurrency`` is the number of layers that are written at once.
+    even if the store has them. ``concurrency`` is the number of layers that are written at once. ``room`` is how many
+    bytes a layer may decode to; None means the free space where the directory is.
 
     The journal is removed when ``last`` is closed, or at the end if it is None. A process that is killed later finds
     its own files in the way when it runs again.
@@ -136,13 +136,12 @@ def unpack_kit(
         context = StepContext(
             workspace,
             stack,
-            limits=limits,
             remote=remote,
             include_remote=include_remote,
             report=report,
         )
         steps = steps_of(kit, directory, filters, context)
-        room = free_space(directory) if limits.room is None else limits.room
+        room = free_space(directory) if room is None else room
         planned = look(kit, steps, workers, room=room, report=report)
         command = [str(kit.digest), *map(str, filters), *planned.digests]
         opened, journal = stack.enter_context(_open(directory, command))

@@ -34,7 +34,7 @@ from kitfs.kit.layer import Layer
 from kitfs.kit.resolver import Resolver
 from kitfs.layers import index_file
 from kitfs.layers.access import Closed
-from kitfs.layers.index import Member
+from kitfs.layers.index import LayerIndex, Member
 from kitfs.layers.names import SkipReason
 from kitfs.modelkit.filters import Filter
 from kitfs.modelkit.index import KIT_INDEX
@@ -406,7 +406,7 @@ def test_an_index_of_unproven_bytes_is_compared_with_the_verified_ones(registry:
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG)]))
     first = resolver(registry, store).open(ref).layers[0]
     forged = swapped(first)
-    assert members.keep(store.root, first.digest, first.content().directory, forged, proven=False)
+    assert members.keep(store.root, first.digest, first.content().directory, LayerIndex(forged), proven=False)
     layer = resolver(registry, store).open(ref).layers[0]
     assert layer.index().data == forged
     sealed(layer)
@@ -425,13 +425,17 @@ def test_an_index_of_unproven_bytes_is_compared_with_the_verified_ones(registry:
 @pytest.mark.parametrize("proven", [True, False])
 def test_a_damaged_index_is_made_again(registry: Registry, store: Store, proven: bool) -> None:
     """A power loss may leave a file that is torn, or of zeros."""
-    ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", kits.kit_tar({"d/a": b"1", "../c": b""}))]))
+    data = kits.kit_tar({"d/a": b"1", "../c": b"", "d/b": bytes(1 << 20)})
+    ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", data)]))
     layer = resolver(registry, store).open(ref).layers[0]
     if proven:
         sealed(layer)
     made = layer.index()
-    for damaged in (bytes(len(made.data)), made.data[:100], b""):
-        assert members.keep(store.root, layer.digest, layer.content().directory, bytes(damaged), proven=proven)
+    kept = Path(store.root, "members/sha256", layer.digest.hex[:2], layer.digest.hex)
+    path = kept if proven else Path(layer.content().directory, "members")
+    assert path.read_bytes() == made.data
+    for damaged in (bytes(len(made.data)), bytes(made.data[:100]), b""):
+        path.write_bytes(damaged)
         other = resolver(registry, store).open(ref).layers[0]
         assert other.index() == made
         assert {s.reason for s in other.index().skipped} == {SkipReason.LEAVES_ROOT}
