@@ -155,6 +155,7 @@ class Layer:
         try:
             if self._index is None:
                 self._index = self._kept_index() or self._made_index(wait)
+                self._prove_soon()  # the bytes may have been verified meanwhile
             return self._index
         finally:
             self._lock.release()
@@ -187,6 +188,7 @@ class Layer:
                 self._refusal = e  # it will not be smaller the next time
             self._drop_decoded()
             raise
+        content.when_sealed = self._prove_soon
         return self._keep(index, content, proven=proven)
 
     def _drop_decoded(self) -> None:
@@ -220,6 +222,7 @@ class Layer:
                 limit = f"more than {self._max_entries} entries; raise the limit with --max-entries"
                 raise LayerLimit(f"layer {self.digest}: {limit}")
             self._is_proven = proven
+            content.when_sealed = self._prove_soon
             return index
         return None
 
@@ -244,6 +247,7 @@ class Layer:
     def _prove(self) -> None:
         """Make the index again from verified bytes. If it differs from the index in use, the layer fails for good."""
         with self._proof:
+            self._is_proving = False
             made = self._index
             if self._is_proven or made is None or self.failure is not None:
                 return

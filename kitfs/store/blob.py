@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from kitfs.content import Source
@@ -45,6 +45,7 @@ class Blob:
     ) -> None:
         self.digest: Final = digest
         self.failure: IntegrityError | None = None  # why its bytes are wrong
+        self.when_sealed: Callable[[], object] = lambda: None  # called when this object has verified its bytes
         self.generation = 0  # how often wrong bytes were dropped and fetched again
         self.used = time.monotonic()  # seconds; when it was last read
         self._home = home
@@ -152,6 +153,7 @@ class Blob:
         Raises WouldBlock with ``wait=False`` when bytes are missing, IntegrityError when the blob has wrong bytes, and
         whatever the source raises.
         """
+        self.when_sealed: Callable[[], object] = lambda: None  # called when this object has verified its bytes
         self.generation = 0  # how often wrong bytes were dropped and fetched again
         self.used = time.monotonic()
         while True:
@@ -318,6 +320,7 @@ class Blob:
                 raise self.failure or StoreError("closed")
             if not filling.seal():
                 raise StoreError(f"{self} is not in the store any more")
+        self.when_sealed()
         if self._of is not None:
             self._of.retire()
         return True
