@@ -236,13 +236,10 @@ class Layer:
 
     def _prove_soon(self) -> None:
         """Have an index that was made from unproven bytes compared with the bytes, once these are verified."""
-        if not self._is_proven and not self._is_proving and self._has_sealed_content():
+        content = self._decoded if self.compressed else self._wire
+        if not self._is_proven and not self._is_proving and content is not None and content.sealed:
             self._is_proving = True
             self._store.later(self._prove)
-
-    def _has_sealed_content(self) -> bool:
-        content = self._decoded if self.compressed else self._wire
-        return content is not None and content.sealed
 
     def _prove(self) -> None:
         """Make the index again from verified bytes. If it differs from the index in use, the layer fails for good."""
@@ -273,18 +270,13 @@ class Layer:
         self._store.failed(self.digest)
 
     def _raw_index(self, decoded_size: int | None) -> LayerIndex:
-        metadata = self._metadata
         if self.path is None:
             return unnamed_index()
-        size = self.descriptor.size
+        known = self._metadata
+        size: int | None = self.descriptor.size
         if self.compressed:
-            size = (
-                decoded_size
-                if decoded_size is not None
-                else (metadata.size if metadata is not None and metadata.size is not None else 0)
-            )
-        mode = metadata.mode if metadata is not None and metadata.mode is not None else 0o644
-        return raw_index(self.path, size, mode)
+            size = decoded_size if decoded_size is not None or known is None else known.size
+        return raw_index(self.path, size or 0, 0o644 if known is None or known.mode is None else known.mode)
 
     def closed(self, *, at_most: int = 20_000) -> Closed | None:
         """Return what other users may not use, by its mode; None where that needs the registry, or a look at more than
