@@ -18,7 +18,7 @@ import weakref
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from kitfs.kit.tree import Node, TreeLayer
+    from kitfs.kit.node import Node, TreeLayer
 
 SMALLEST: Final = 64 << 10  # bytes from which on a mapping is faster than pread(2)
 _FILES: Final = 64  # layers that are open here; each takes two descriptors, its own and that of the mapping
