@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from kitfs.fuse.filesystem import FileSystem
     from kitfs.kit.kit import Kit
     from kitfs.kit.layer import Layer
-    from kitfs.kit.tree import Node, Tree
+    from kitfs.kit.node import Node
+    from kitfs.kit.tree import Tree
     from kitfs.store.store import Store
 
 NEVER: Final = "never"  # the value of --seal that keeps a mount from sealing itself
