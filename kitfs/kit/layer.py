@@ -117,8 +117,7 @@ class Layer:
 
     def _decoder(self, wire: Blob, spare: Callable[[], int] | None = None) -> DecodedSource:
         declared = self._metadata.size if self._metadata is not None and self.type.format == "raw" else None
-        if spare is None:
-            spare = partial(self._store.room.spare, self.digest)
+        spare = spare or partial(self._store.room.spare, self.digest)
         growth = Growth(self.size, expansion=self._expansion, declared=declared, spare=spare)
         return DecodedSource(wire.stream, self.type.compression, growth.allow)
 
@@ -237,9 +236,9 @@ class Layer:
     def _prove_soon(self) -> None:
         """Have an index that was made from unproven bytes compared with the bytes, once these are verified."""
         content = self._decoded if self.compressed else self._wire
-        if not self._is_proven and not self._is_proving and content is not None and content.sealed:
+        if not self._is_proven and not self._is_proving and content is not None and content.state == "verified":
             self._is_proving = True
-            self._store.later(self._prove)
+            self._store.prove(self._prove)
 
     def _prove(self) -> None:
         """Make the index again from verified bytes. If it differs from the index in use, the layer fails for good."""
@@ -249,7 +248,7 @@ class Layer:
             if self._is_proven or made is None or self.failure is not None:
                 return
             content = self.content()
-            if not content.sealed:
+            if content.state != "verified":
                 return
             try:
                 index: LayerIndex | None = self._index_of(content, self._max_entries)

@@ -153,8 +153,6 @@ class Blob:
         Raises WouldBlock with ``wait=False`` when bytes are missing, IntegrityError when the blob has wrong bytes, and
         whatever the source raises.
         """
-        self.when_sealed: Callable[[], object] = lambda: None  # called when this object has verified its bytes
-        self.generation = 0  # how often wrong bytes were dropped and fetched again
         self.used = time.monotonic()
         while True:
             if self.failure is not None or (self._of is not None and self._of.failure is not None):
