@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from kitfs.sdk.transfer import export as export
     from kitfs.sdk.transfer import pull as pull
     from kitfs.sdk.transfer import push as push
+    from kitfs.sdk.transfer import warm as warm
     from kitfs.sdk.unpack import unpack as unpack
 
 MODULES = {  # public name → where it is; a name without a colon is a module
@@ -102,7 +103,7 @@ MODULES = {  # public name → where it is; a name without a colon is a module
         ),
         "pack": ("ImportedKit", "import_kit", "init", "pack"),
         "serve": ("CollectedGarbage", "Registry", "collect_garbage", "serve"),
-        "transfer": ("ConvertedImage", "convert", "export", "pull", "push"),
+        "transfer": ("ConvertedImage", "convert", "export", "pull", "push", "warm"),
         "unpack": ("unpack",),
     }.items()
     for name in names
@@ -114,7 +115,7 @@ __all__ = [
     "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "TransferOptions",
     "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "import_kit", "index",
     "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts", "open", "pack",
-    "pull", "push", "remove", "seal", "serve", "status", "tag", "unmount", "unpack",
+    "pull", "push", "remove", "seal", "serve", "status", "tag", "unmount", "unpack", "warm",
 ]  # fmt: skip
 
 

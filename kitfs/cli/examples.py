@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 TASKS: Final = (  # in the order of --help: what people do most comes first
-    ("Use a kit", ("mount", "umount", "mounts", "status", "seal", "logs", "ls", "cat", "unpack")),
+    ("Use a kit", ("mount", "umount", "mounts", "status", "seal", "warm", "logs", "ls", "cat", "unpack")),
     ("Make a kit and share it", ("init", "pack", "push", "pull", "import", "export", "convert")),
     ("Look after kits", ("list", "info", "inspect", "diff", "tag", "remove", "index", "cache")),
     ("Registries", ("login", "logout", "serve")),
@@ -27,6 +27,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "mounts": ("kitfs mounts", "kitfs mounts --json"),
     "status": ("kitfs status", "kitfs status /models", "kitfs status /models --check --json"),
     "seal": ("kitfs seal /models", "kitfs seal /models --json"),
+    "warm": (f"kitfs warm {KIT}", f"kitfs warm {KIT} --only model --cache-size 200GiB"),
     "logs": ("kitfs logs /models", "kitfs logs -f /models"),
     "ls": (f"kitfs ls {KIT}", f"kitfs ls -lhR {KIT} model"),
     "cat": (f"kitfs cat {KIT} README.md", f"kitfs cat {KIT} model/config.json > config.json"),
@@ -118,6 +119,8 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "download": "pull",
     "fetch": "pull",
     "clone": "pull",
+    "prefetch": "warm",
+    "preload": "warm",
     "build": "pack",
     "extract": "unpack",
     "show": "info",

@@ -88,6 +88,35 @@ def pull(
     return str(digest)
 
 
+def warm(
+    reference: str,
+    *,
+    only: Filters = (),
+    labels: Mapping[str, str] | None = None,
+    progress: Progress = False,
+    **options: Unpack[CopyOptions],
+) -> str:
+    """Fetch layers of a kit into the store, and verify them, before it is mounted; return the digest of its manifest.
+
+    A mount of these layers fetches nothing more, and can be sealed at once. Nothing is tagged, and the layers may be
+    evicted when the store needs room. ``reference``, ``only`` and ``labels``: see ``open``. ``progress``: see
+    ``kitfs.sdk.progress``. Raises StoreFull when the store cannot keep all layers, and what ``open`` raises.
+    """
+    from kitfs.ops.transfer.warm import warm as run
+
+    settings = settings_of(options, CopyOptions)
+    filters = [Filter.parse(text) for text in filters_of(only)]
+    with (
+        workspace_of(settings) as workspace,
+        closing(
+            workspace.resolver.open(kit_reference(reference), filters=filters, labels=labels, remote=settings["remote"])
+        ) as kit,
+        reporting(progress, f"warm {reference}") as report,
+    ):
+        run(workspace.store, kit, concurrency=settings["concurrency"], report=report)
+        return str(kit.digest)
+
+
 def export(
     reference: str,
     target: StrPath,

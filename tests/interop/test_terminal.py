@@ -108,7 +108,8 @@ def test_arguments_are_escaped(
 
 
 REMOTE = (
-    ("ls", "REF"), ("cat", "REF", "x"), ("mount", "REF", "MNT"), ("pull", "REF"), ("push", "local:v1", "REF"),
+    ("ls", "REF"), ("cat", "REF", "x"), ("mount", "REF", "MNT"), ("pull", "REF"), ("warm", "REF"),
+    ("push", "local:v1", "REF"),
     ("unpack", "REF", "-d", "OUT"),
     ("inspect", "--remote", "REF"), ("info", "--remote", "REF"), ("list", "REPO"),
     ("diff", "remote://REF", "remote://REF"),
@@ -151,6 +152,7 @@ def test_texts_of_a_kit_are_escaped(terminal: Terminal, fake: FakeRegistry, tmp_
         ("cat", ref, EVIL),
         ("inspect", "--remote", ref), ("info", "--remote", ref), ("info", "--remote", ref, "--json"),
         ("list", ref.removesuffix(":v1")),
+        ("warm", ref), ("warm", other, "--json"),
         ("pull", ref), ("pull", other, "--json"), ("list",), ("list", "--json"),
         ("list", "--format", "{{.ModelName}} {{.Author}}"),
         ("inspect", ref), ("info", ref), ("info", ref, "--filter", "package.name"), ("info", ref, "--json"),

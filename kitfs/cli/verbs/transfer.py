@@ -1,9 +1,9 @@
-"""The verbs that make kits and transfer them: pack, push, pull. Their texts on stdout are kit's (KITOPS §8)."""
+"""The verbs that make kits and transfer them: pack, push, pull, warm. Their texts on stdout are kit's (KITOPS §8)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +12,7 @@ from kitfs.cli.commands import Command
 from kitfs.cli.completion import directories, references
 from kitfs.cli.kitfile import kitfile_of, source_date
 from kitfs.cli.options import takes
-from kitfs.cli.session import exit_on_interrupt, registry_target, reporter_of, with_tag, workspace_of
+from kitfs.cli.session import display, exit_on_interrupt, named, registry_target, reporter_of, with_tag, workspace_of
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import ContextError, UsageError
 from kitfs.escaping import shown
@@ -152,4 +152,33 @@ def pull(settings: Settings, reference: str) -> None:
         report.end(f"Pulled {report.short(digest)}", event="done", reference=source.display, digest=digest)
 
 
-VERBS = (pack, push, pull)
+@click.command("warm", cls=Command, short_help="Fetch layers of a kit before it is mounted.")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@takes(
+    "only", "label", "cache-size", "max-entries", "remote", "concurrency", "progress", "no-trunc", "json",
+    *STORE, *NETWORK,
+)  # fmt: skip
+def warm(settings: Settings, reference: str) -> None:
+    """Fetch the layers of the kit REF that --only chooses into the store, and verify them.
+
+    A mount of these layers fetches nothing more, and can be sealed at once. Unlike pull, this gives the kit no tag, and
+    its layers may be evicted when the store needs room. An interrupted run resumes when it is run again.
+    """
+    from kitfs.modelkit.filters import Filter
+    from kitfs.modelkit.index import selector
+    from kitfs.ops.transfer import warm as warming
+    from kitfs.system import allow_many_files
+
+    source = named(reference)
+    filters = [Filter.parse(text) for text in settings["only"]]
+    labels = selector(settings["label"])
+    allow_many_files()
+    with workspace_of(settings) as workspace, reporter_of(settings) as report:
+        report(Noted(f"Warming {display(source)}"))
+        opened = workspace.resolver.open(source, filters=filters, labels=labels, remote=settings["remote"])
+        with closing(opened) as kit, exit_on_interrupt(report):
+            warming.warm(workspace.store, kit, concurrency=settings["concurrency"], report=report)
+        report.end(f"Warmed {report.short(kit.digest)}", event="done", reference=display(source), digest=kit.digest)
+
+
+VERBS = (pack, push, pull, warm)

@@ -190,6 +190,22 @@ def test_push_reports_its_progress_and_pull_brings_the_kit_back(place: Place) ->
         assert {x.state for x in kit.layers} == {"verified"}
 
 
+def test_warm_fetches_and_verifies_what_is_chosen_and_tags_nothing(place: Place) -> None:
+    seen: list[object] = []
+    with kitfs.open(place.reference, **place.fresh) as kit:
+        digest, sizes = kit.digest, {layer.digest: layer.size for layer in kit.layers}
+        assert kitfs.warm(place.reference, only="datasets", progress=seen.append, **place.fresh) == digest
+    sent = [event for event in seen if isinstance(event, kitfs.events.Sent)]
+    assert [(event.how, event.size) for event in sent] == [("fetched", sizes[event.digest]) for event in sent] != []
+    assert sum(event.size for event in seen if isinstance(event, kitfs.events.Moved)) == sent[0].size
+    kitfs.warm(place.reference, **place.fresh)
+    kitfs.warm(place.reference, progress=seen.append, **place.fresh)
+    again = [event for event in seen if isinstance(event, kitfs.events.Sent)][len(sent) :]
+    assert {event.how for event in again} == {"exists"}
+    assert sorted(event.digest for event in again) == sorted(set(sizes))
+    assert kitfs.list(**place.fresh) == []
+
+
 def test_many_threads_read_one_kit(place: Place) -> None:
     with kitfs.open(place.reference, **place.fresh) as kit:
         wrong: list[int] = []

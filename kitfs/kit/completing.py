@@ -1,0 +1,45 @@
+"""Bring all bytes of a layer into the store, step by step. Threading: any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from kitfs.errors import StoreFull
+from kitfs.kit.layer import Layer
+from kitfs.store.blob import Blob
+
+STEP: Final = 4 << 20  # bytes
+
+
+def complete(layer: Layer) -> Iterator[int]:
+    """Fetch a layer, and decode it if it is compressed; yield the bytes of the blob that each step has brought.
+
+    Nothing is fetched if the store has the content of the layer already. A step that decodes yields 0. Raises StoreFull
+    when the store cannot keep the layer, and what the source raises.
+    """
+    content = layer.content()
+    if content.complete:
+        yield layer.size
+        return
+    wire = layer.wire()
+    for at in range(0, layer.size, STEP):
+        size = min(STEP, layer.size - at)
+        _fetch(wire, at, size)
+        yield size
+    at = 0
+    while layer.compressed and not content.complete:
+        if content.size is not None and at >= content.size:
+            raise _full(content)
+        _fetch(content, at, STEP)
+        at += STEP
+        yield 0
+
+
+def _fetch(blob: Blob, at: int, size: int) -> None:
+    if not blob.fetch(at, size):
+        raise _full(blob)
+
+
+def _full(blob: Blob) -> StoreFull:
+    return StoreFull(f"{blob}: no space left in the store; free some, or choose another with --cache-dir")
