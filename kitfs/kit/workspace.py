@@ -1,14 +1,16 @@
 """The workspace of every verb: the store, the client of registries, and the resolver that opens kits with both.
 
-``Workspace.open`` is the only place that puts them together. Threading: any thread may use a workspace, but no thread
+``Workspace.open`` is the only place that puts them together. The client is made when something first asks a registry:
+the HTTP library takes a tenth of a second to import, and a kit of the store does not need it. Threading: any thread may use a workspace, but no thread
 may use it while or after it is closed.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from contextlib import ExitStack
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kitfs.content import Origin
 from kitfs.kit.options import WorkspaceOptions
@@ -16,13 +18,14 @@ from kitfs.kit.resolver import Resolver
 from kitfs.layers.growth import Expansion
 from kitfs.metrics import Counters
 from kitfs.oci.names import LayoutReference, Reference
-from kitfs.registry.client import RegistryClient
-from kitfs.registry.credentials import Credentials
 from kitfs.registry.kit_storage import KitStorage, LocalFirstRepository
 from kitfs.registry.layout import Layout, open_layout
 from kitfs.registry.options import ClientOptions
-from kitfs.registry.repository import Repository
 from kitfs.store.store import Store
+
+if TYPE_CHECKING:
+    from kitfs.registry.client import RegistryClient
+    from kitfs.registry.repository import Repository
 
 LOG: Final = logging.getLogger("kitfs")
 
@@ -47,8 +50,9 @@ class Workspace:
                 log=log,
             )
             stack.callback(self.store.close)
-            self.client: Final = open_client(options.client, kit_home=options.kit_home, counters=counters, log=log)
-            stack.callback(self.client.close)
+            self._client: RegistryClient | None = None
+            self._client_lock: Final = threading.Lock()
+            stack.callback(self._close_client)
             self._kit_storage: Final = KitStorage(options.kit_home, self.store.catalog, log)
             stack.callback(self._kit_storage.close)
             self.resolver: Final = Resolver(
@@ -61,11 +65,27 @@ class Workspace:
             )
             self._stack = stack.pop_all()
 
+    @property
+    def client(self) -> RegistryClient:
+        """The client of registries. Raises StoreError, UsageError if it cannot be made."""
+        with self._client_lock:
+            if self._client is None:
+                options = self.options
+                self._client = open_client(
+                    options.client, kit_home=options.kit_home, counters=self.counters, log=self.log
+                )
+            return self._client
+
+    def _close_client(self) -> None:
+        with self._client_lock:
+            if self._client is not None:
+                self._client.close()
+
     @classmethod
     def open(
         cls, options: WorkspaceOptions, *, counters: Counters | None = None, log: logging.Logger = LOG
     ) -> Workspace:
-        """Open the store and prepare the client of registries; nothing is sent yet.
+        """Open the store; nothing is sent yet.
 
         Raises StoreError when the store cannot be used.
         """
@@ -106,5 +126,8 @@ def open_client(
 
     The client uses the credentials of ``kit_home``, or none when that is None.
     """
+    from kitfs.registry.client import RegistryClient
+    from kitfs.registry.credentials import Credentials
+
     credentials = Credentials(()) if kit_home is None else Credentials.load(kit_home)
     return RegistryClient(options, credentials, counters=Counters() if counters is None else counters, log=log)
