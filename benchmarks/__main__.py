@@ -114,9 +114,9 @@ def main() -> int:
             found = curve_measured(bench, options)
         else:
             found, status = rows_measured(bench, options, watch)
-    if options.json:
-        made = {"machine": about, "mib": options.mib, "runs": options.runs, **found}
-        options.json.write_text(json.dumps(made, indent=1) + "\n")
+        if options.json:
+            made = {"machine": about, "mib": options.mib, "runs": options.runs, **found}
+            options.json.write_text(json.dumps(made, indent=1) + "\n")
     return status
 
 

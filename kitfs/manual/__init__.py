@@ -16,7 +16,7 @@ _ORDER = (
     "scientist", "platform", "integrator",
     "mounting", "packing", "unpacking", "importing", "indexes", "images", "comparing", "python", "server",
     "settings", "credentials", "monitoring", "progress", "exit-codes", "json", "kit", "registries", "boot", "operate",
-    "semantics", "design", "decisions",
+    "semantics", "performance", "design", "decisions",
 )  # fmt: skip
 
 
