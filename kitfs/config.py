@@ -118,6 +118,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
             default="auto",
             metavar="WHEN",
         ),
+        Option(
+            "fill",
+            Choice("touched", "all", "none"),
+            "Complete layers in the background: those that are read much (touched), all, or none.",
+            default="touched",
+            metavar="WHICH",
+        ),
         Option("only", word, f"Choose parts of the kit: {FILTER}. Repeatable.", metavar="FILTER", many=True),
         Option(
             "label",

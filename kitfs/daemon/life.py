@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from kitfs.daemon.fill import Filler
 from kitfs.daemon.logs import daemon_log
 from kitfs.daemon.mountpoint import claim_mountpoint
 from kitfs.daemon.opening import Shown, Starting, open_shown, open_transport
@@ -119,6 +120,7 @@ class _Life:
         self._closed = closed
         self._ready = ready
         self._nonce = nonce
+        self._filler = Filler(shown.kit, shown.store, shown.tree.demand, mode=at.request.fill, log=at.log)
         self._seal = Seal(at.request, shown.kit, shown.tree, shown.filesystem, shown.store, scratch=at.run.path)
 
     # -- sealed
@@ -166,7 +168,9 @@ class _Life:
         sealer = self._publish(record, refused, transport)
         self._answer(record)
         sealer.start()
+        self._filler.start()
         end.wait()
+        self._filler.stop()
         sealer.stop()
         end.finish()
         if end.is_sealed:
@@ -206,7 +210,10 @@ class _Life:
         from kitfs.daemon.status import status_of
 
         at = self._at
-        return status_of(record, self._shown.kit, at.counters, at.last_error, mode=mode, not_sealed=not_sealed)
+        return status_of(
+            record, self._shown.kit, at.counters, at.last_error,
+            mode=mode, not_sealed=not_sealed, fill=self._filler.status,
+        )  # fmt: skip
 
     def _publish(self, record: Record, refused: Refusal, transport: Transport) -> Sealer:
         """Write the record and open the status socket, both until the transport's end; return what seals the mount."""

@@ -53,6 +53,7 @@ class MountRequest:
     max_expansion: int = DEFAULT_EXPANSION.factor
     remote: bool = False
     seal: str = "auto"
+    fill: str = "touched"
     log_level: str = "info"
     client: ClientOptions = field(default_factory=ClientOptions)
 
@@ -88,6 +89,7 @@ class MountRequest:
             max_expansion=settings["max-expansion"],
             remote=settings["remote"],
             seal=settings["seal"],
+            fill=settings["fill"],
             log_level=settings["log-level"],
             client=ClientOptions.of(settings),
         )
@@ -142,6 +144,7 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
         "max-expansion": str(request.max_expansion),
         "remote": _text(request.remote),
         "seal": request.seal,
+        "fill": request.fill,
         "log-level": request.log_level,
         "plain-http": _text(client.plain_http),
         "tls-verify": _text(client.tls_verify),

@@ -42,7 +42,14 @@ class LastError(logging.Handler):
 
 
 def status_of(
-    record: Record, kit: Kit, counters: Counters, last_error: LastError, *, mode: str, not_sealed: str | None
+    record: Record,
+    kit: Kit,
+    counters: Counters,
+    last_error: LastError,
+    *,
+    mode: str,
+    not_sealed: str | None,
+    fill: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the object of ``kitfs status --json``, whose fields the manual documents. Sizes are in bytes, ``uptime_s``
     in seconds.
@@ -54,6 +61,7 @@ def status_of(
         "transport": record.transport,
         "mode": mode,
         "not_sealed": not_sealed,
+        "fill": fill,
         "mountpoint": record.mountpoint,
         "pid": record.pid,
         "uptime_s": round(time.time() - record.started, 3),

@@ -25,6 +25,7 @@ from functools import partial
 from typing import Final
 
 from kitfs.errors import KitfsError, NotFound, RegistryError, WouldBlock
+from kitfs.kit.demand import Demand
 from kitfs.kit.inode import ROOT, Inode, InodeTable, NoEntry
 from kitfs.kit.kit import Kit
 from kitfs.kit.layering import (
@@ -68,6 +69,7 @@ class Tree:
         met: Callable[[str, LayerIndex], None] = lambda digest, index: None,
     ) -> None:
         self.layers: Final = tuple(layers)
+        self.demand: Final = Demand()
         self._files = sorted(files.items(), key=lambda item: encoded(item[0]))
         self._places = {name: len(layers) << 32 | number for number, (name, _) in enumerate(self._files)}
         self._declared = DeclaredPaths([layer.path or "" for layer in layers])
@@ -215,8 +217,9 @@ class Tree:
         """Read bytes of a file, fewer at its end. Raises WouldBlock, KitfsError."""
         if node.synthetic is not None:
             return node.synthetic.data[offset : offset + size]
-        assert node.layer is not None
-        return node.layer.pread(node.member, offset, size, wait=wait)
+        layer, member = node.layer, node.member
+        assert layer is not None
+        return self.demand.read(layer.digest, lambda may: layer.pread(member, offset, size, wait=may), wait=wait)
 
     def totals(self, *, wait: bool = True) -> tuple[int, int]:
         """Return (blocks of 4 KiB, at most ``MAX_BLOCKS``; entries). A compressed layer that nobody has read yet, or that

@@ -47,8 +47,9 @@ class MountStatus:
     """How a mount is.
 
     ``mode``: "lazy"; or "sealed" when the kernel serves a complete kit, and then ``pid`` is None unless a process
-    stays. ``not_sealed``: why a mount is not sealed. ``state``: "alive"; "dead" when its daemon died, which ``unmount`` clears; "does not answer" when its daemon is
-    stopped or stuck; "detached" when it was unmounted lazily and files are still open. ``log``: the path of the
+    stays. ``not_sealed``: why a mount is not sealed. ``fill``: the ``mode`` of its option, the digest of the
+    ``layer`` that is being completed in the background, and the ``bytes`` that were fetched so. ``state``: "alive";
+    "dead" when its daemon died, which ``unmount`` clears; "does not answer" when its daemon is stopped or stuck; "detached" when it was unmounted lazily and files are still open. ``log``: the path of the
     daemon's log. The other fields are None, or empty, unless the daemon answered. ``uptime``: seconds.
     ``bytes_fetched`` and ``requests``: what came from registries. ``errors``: reads that failed. ``skipped_entries``:
     entries of layers that are not shown. ``integrity_failures``: blobs that did not have their digest.
@@ -66,6 +67,7 @@ class MountStatus:
     log: str
     mode: str | None = None
     not_sealed: str | None = None
+    fill: dict[str, Any] | None = None
     uptime: float | None = None
     bytes_fetched: int | None = None
     requests: int | None = None
@@ -183,6 +185,7 @@ def _status(record: Record, found: Presence) -> MountStatus:
     known = (
         "mode",
         "not_sealed",
+        "fill",
         "bytes_fetched",
         "requests",
         "errors",

@@ -92,7 +92,8 @@ class MountOptions(ReadOptions, total=False):
 
     ``transport``: how the daemon speaks FUSE. ``allow_other``: let other users see the mount. ``uid`` and ``gid``: the
     owner and group of everything in it. ``umask``, ``file_mode`` and ``dir_mode``: permission bits, as numbers such as
-    0o644 or octal texts such as "644". ``seal``: whether a complete kit is sealed. ``log_level``: how much the daemon logs.
+    0o644 or octal texts such as "644". ``seal``: whether a complete kit is sealed.
+    ``fill``: which layers are completed in the background. ``log_level``: how much the daemon logs.
     """
 
     transport: Literal["auto", "kernel", "libfuse"]
@@ -103,6 +104,7 @@ class MountOptions(ReadOptions, total=False):
     file_mode: int | str
     dir_mode: int | str
     seal: Literal["auto", "never"]
+    fill: Literal["touched", "all", "none"]
     log_level: Literal["debug", "info", "warning", "error"]
 
 

@@ -92,6 +92,18 @@ class Room:
                 self._checked = time.monotonic()  # the store is gone or damaged, and no read fails because of that
         return not self._full
 
+    def headroom(self) -> int:
+        """Return the bytes that can be stored before a limit is reached and blobs are evicted. Raises OSError,
+        StoreError.
+        """
+        pinned = self._pins.digests()
+        used = (
+            0 if self._size_limit is None else sum(e.size for e in self._entries(self._root) if e.digest not in pinned)
+        )
+        disk = self._disk_usage(self._root)
+        free = disk.free - int(disk.total * self._free_share)
+        return max(0, free if self._size_limit is None else min(free, self._size_limit - used))
+
     def make(self) -> bool:
         """Evict unpinned blobs because the disk is full. Returns whether any space was freed."""
         try:

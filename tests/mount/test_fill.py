@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.host import Host
+from tests.host import Host, Mounted, wait_until
+from tests.interpreters import alive
 from tests.kits import Part, build, kit_tar, part, sparse_file_tar
 from tests.registry_process import RegistryProcess
 
@@ -45,3 +47,71 @@ def test_warm_fails_if_the_store_cannot_keep_the_layers(
     done = host.kitfs("warm", ref, "--cache-size", "4MiB", check=False)
     assert done.returncode == 7, done.stderr
     assert "no space left in the store" in done.stderr
+
+
+def big(registry: RegistryProcess, directory: Path, *sizes: int) -> str:
+    """Push a kit with a tar for each size, each of one file: ``m0/w.bin``, ``m1/w.bin`` and so on."""
+    parts = []
+    for number, size in enumerate(sizes):
+        path = directory / f"{number}.tar"
+        sparse_file_tar(path, {f"m{number}/w.bin": size}, marks={f"m{number}/w.bin": {0: b"%d" % number}})
+        parts.append(part("dataset", f"m{number}", path))
+    return registry.push(build(parts), "fill/big")
+
+
+def states(host: Host, mount: Mounted) -> list[str]:
+    return [layer["state"] for layer in host.status(mount)["layers"]]
+
+
+def test_a_header_stays_cheap_and_half_a_layer_leads_to_all_of_it(
+    own_registry: RegistryProcess, host: Host, tmp_path: Path
+) -> None:
+    """By default a mount fetches the rest of a layer in the background after much of it was read; other layers stay."""
+    ref = big(own_registry, tmp_path, 256 * MiB, 100 * MiB)
+    since = own_registry.mark()
+    mount = host.mount(ref)
+    with (mount / "m0/w.bin").open("rb", buffering=0) as file:
+        assert len(file.read(MiB)) == MiB
+        time.sleep(3)  # the filler looks every second
+        assert own_registry.moved(since) < 8 * MiB
+        assert host.status(mount)["fill"] == {"mode": "touched", "layer": None, "bytes": 0}
+        for _ in range(127):
+            assert len(file.read(MiB)) == MiB
+    wait_until(lambda: states(host, mount)[0] == "verified", f"{host.status(mount)}", seconds=60)
+    assert states(host, mount)[1] == "absent"
+    status = host.status(mount)
+    assert 16 * MiB < status["fill"]["bytes"] < 200 * MiB
+    assert status["bytes_fetched"] < 270 * MiB
+
+
+def test_all_completes_every_layer_unread_and_none_completes_nothing(
+    own_registry: RegistryProcess, host: Host, tmp_path: Path
+) -> None:
+    """Compressed layers are decoded, so that the kit can be sealed."""
+    ref = own_registry.push(build(parts()), "fill/all")
+    mount = host.mount(ref, "--fill", "none")
+    time.sleep(2)
+    assert states(host, mount) == ["absent", "absent"]
+    host.umount(mount)
+    mount = host.mount(ref, "--fill", "all")
+    wait_until(lambda: states(host, mount) == ["verified", "verified"], f"{host.status(mount)}", seconds=60)
+    assert host.status(mount)["fill"]["layer"] is None
+
+
+def test_a_mount_that_is_being_filled_ends_without_the_rest(
+    own_registry: RegistryProcess, host: Host, tmp_path: Path
+) -> None:
+    ref = big(own_registry, tmp_path, 512 * MiB)
+    mount = host.mount(ref, "--fill", "all")
+    wait_until(lambda: host.status(mount)["fill"]["bytes"] > 0, "nothing is filled", seconds=60)
+    host.umount(mount)
+    assert not alive(mount.pid)
+    assert "bug" not in mount.log_text()
+
+
+def test_filling_evicts_nothing(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
+    """A layer for which other blobs would have to go is not filled, and the mount says so in its log."""
+    ref = big(own_registry, tmp_path, 8 * MiB, 100 * MiB)
+    mount = host.mount(ref, "--fill", "all", "--cache-size", "100MiB")
+    wait_until(lambda: "unless other blobs are evicted" in mount.log_text(), mount.log_text(), seconds=60)
+    assert states(host, mount)[1] == "absent"

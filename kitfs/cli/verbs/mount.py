@@ -59,7 +59,7 @@ LOGS = options_of(
 )
 MOUNT_OPTIONS = (
     "only", "label", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "file-mode", "dir-mode",
-    "max-entries", "max-expansion", "remote", "seal", "log-level", *COMMON, *NETWORK,
+    "max-entries", "max-expansion", "remote", "seal", "fill", "log-level", *COMMON, *NETWORK,
 )  # fmt: skip
 
 

@@ -157,6 +157,8 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         lines["cached"] = f"{human_size(cached)} of {human_size(size)}"
         lines["fetched"] = f"{human_size(one['bytes_fetched'])} in {counted(one['requests'], 'request')}"
         lines["read through"] = _read_through(one)
+    if one.get("fill", {}).get("layer"):
+        lines["filling"] = f"{short(one['fill']['layer'], full=full)} in the background"
     if one.get("not_sealed") and all(layer["state"] == "verified" for layer in one["layers"]):
         lines["not sealed"] = one["not_sealed"]
     waiting = requests_waiting(record.dev)
