@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,13 @@ def room_of(store: Store, **collaborators: Any) -> Room:
         later=store.later,
         **collaborators,
     )
+
+
+def rot(store: str | os.PathLike[str], digest: str, *, form: str = "blobs", at: int = 0) -> None:
+    """Change bytes of a blob in a store, as a failing disk does."""
+    algorithm, _, name = digest.partition(":")
+    with Path(store, form, algorithm, name[:2], name, "rest").open("r+b") as f:
+        f.seek(at)
+        before = f.read(3)
+        f.seek(at)
+        f.write(bytes(byte ^ 0xFF for byte in before))

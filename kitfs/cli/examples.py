@@ -87,9 +87,10 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "kitfs index push llama:all ghcr.io/team/llama:all",
     ),
     "index pull": ("kitfs index pull ghcr.io/team/llama:all", "kitfs index pull ghcr.io/team/llama:all --json"),
-    "cache": ("kitfs cache info", "kitfs cache clear"),
+    "cache": ("kitfs cache info", "kitfs cache clear", "kitfs cache verify"),
     "cache info": ("kitfs cache info", "kitfs cache info --json"),
     "cache clear": ("kitfs cache clear", "kitfs cache clear --cache-dir /var/lib/kitfs"),
+    "cache verify": ("kitfs cache verify", "kitfs cache verify --json"),
     "login": ("kitfs login ghcr.io", "kitfs login ghcr.io -u ann --password-stdin < token.txt"),
     "logout": ("kitfs logout ghcr.io", "kitfs logout ghcr.io --json"),
     "serve": (

@@ -90,8 +90,8 @@ class Blob:
         filling = self._filling
         if filling is not None and (self._of is None or self._of.generation == self._decoded_from):
             return filling
-        if filling is not None:  # what was decoded were wrong bytes
-            self._drop(filling)
+        if filling is not None:
+            self._drop(filling)  # what was decoded were wrong bytes
         with self._switching:
             if self._stopped:
                 raise Closed(f"{self} is closed")
@@ -323,23 +323,19 @@ class Blob:
             self._of.retire()
         return True
 
-    def check(self) -> None:
-        """Read every byte of a sealed blob back and compare its digest; other blobs are left alone.
-
-        Raises IntegrityError when bytes have changed on the disk; the entry is removed then. Raises StoreError when it
-        cannot be read.
+    def check(self, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Read a sealed blob back. Returns False when bytes have changed on the disk: they are fetched again. Raises
+        IntegrityError when no source has them, StoreError when it cannot be read, Closed if ``stopped`` returned True.
         """
         filling = self._current()
-        if not filling.sealed:
-            return
-        try:
-            found = filling.read_back(lambda: self._stopped)
-        except OSError as e:
-            raise StoreError(f"{self} cannot be read back: {(e.strerror or str(e)).lower()}")
-        if found is not None:
-            error = IntegrityError(f"{self} has changed on the disk: its bytes have sha256:{found}")
+        if not filling.sealed or (wrong := filling.read_back(lambda: self._stopped or stopped())) is None:
+            return True
+        error = IntegrityError(f"{self} has changed on the disk: {wrong}; run the same command again to fetch it")
+        if self._source is None:
             self._fail(filling, error)
             raise error
+        self._fetch_again(filling, error, "it is fetched again")
+        return False
 
     def filled(self, filling: Filling) -> None:
         """Have a complete blob verified on the store's thread for digests. An Owner's method."""
@@ -358,12 +354,16 @@ class Blob:
         """Drop wrong bytes whose endpoint is not the only one; returns whether the blob can be fetched again."""
         if self._source is None or not self._source.distrust():
             return False
+        self._fetch_again(filling, error, "it is fetched again from another endpoint")
+        return True
+
+    def _fetch_again(self, filling: Filling, error: IntegrityError, then: str) -> None:
+        """Drop wrong bytes; the next read fetches them again."""
         self._home.counters.add("integrity_failures")
-        self._home.log.error("%s; it is fetched again from another endpoint", error)
+        self._home.log.error("%s; %s", error, then)
         self.generation += 1
         self._drop(filling)
         self._home.failed(self.digest)
-        return True
 
     def _fail(self, filling: Filling, error: IntegrityError) -> None:
         """Remove the entry, with one line in the log and one count; this object never returns a byte again."""

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from kitfs.content import Source
-from kitfs.errors import Closed, StoreFull
+from kitfs.errors import Closed, StoreError, StoreFull
 from kitfs.oci.names import Digest
-from kitfs.openfile import PIECE
 from kitfs.store.data_file import SyncFailedError
 from kitfs.store.durable import NO_SPACE
 from kitfs.store.entry import OpenEntry
 from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
 from kitfs.store.home import Home
 from kitfs.store.proof import Proof
+from kitfs.store.readback import wrong_bytes
 from kitfs.store.sink import Sink
 
 SYNC_EVERY: Final = 256 << 20  # bytes stored between two copies of ``present`` that survive a reboot
@@ -169,20 +169,20 @@ class Filling:
             raise
 
     def read_back(self, stopped: Callable[[], bool]) -> str | None:
-        """Hash the file of a sealed blob; returns None when the digest is right, else the digest that was found.
+        """Hash the file of a sealed blob; returns None when it is right, else what is wrong with it.
 
-        Raises Closed when ``stopped`` returned True meanwhile, OSError.
+        Raises Closed when ``stopped`` returned True meanwhile, StoreError when the file cannot be read.
         """
-        hasher = hashlib.sha256() if self._decoded else self._owner.digest.hasher()
-        buffer = memoryview(bytearray(PIECE))
-        at = 0
-        while count := self.entry.body.read_into(buffer, at):
+
+        def go_on(_: int) -> None:
             if stopped():
                 raise Closed(f"{self._owner} was closed while it was read back")
-            hasher.update(buffer[:count])
-            at += count
-        found = str(hasher.hexdigest())
-        return None if (at, found) == (self.size, self._expected) else found
+
+        hasher = hashlib.sha256() if self._decoded else self._owner.digest.hasher()
+        try:
+            return wrong_bytes(self.entry.body.read_into, self.size, hasher, self._expected, moved=go_on)
+        except OSError as e:
+            raise StoreError(f"{self._owner} cannot be read back: {(e.strerror or str(e)).lower()}")
 
     def save(self) -> None:
         """Make stored bytes survive a reboot; the owner is told of a disk that fails to sync them."""

@@ -102,9 +102,9 @@ def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
         release(entry)
 
 
-def hold_sealed(directory: str) -> OpenFile | None:
+def hold_sealed(directory: str, *, touch: bool = True) -> OpenFile | None:
     """Take a shared lease on a blob that is whole and verified; the caller releases it. None when there is no such
-    blob.
+    blob. Without ``touch`` this does not count as a use of the blob.
 
     Raises StoreError when the process has no descriptor left.
     """
@@ -116,7 +116,8 @@ def hold_sealed(directory: str) -> OpenFile | None:
     try:
         lease.flock(fcntl.LOCK_SH | fcntl.LOCK_NB)
         if same(lease, os.path.join(directory, "lease")) and os.path.exists(os.path.join(directory, "sealed")):
-            lease.touch()  # an evictor that has already chosen the blob sees that it was used since
+            if touch:
+                lease.touch()  # an evictor that has already chosen the blob sees that it was used since
             return lease
     except OSError:
         pass  # it is being evicted

@@ -34,6 +34,7 @@ from kitfs.store.lease import check_descriptors, hold_sealed
 from kitfs.store.opening import is_store, prepare, try_write
 from kitfs.store.paths import entry_path, trash_path
 from kitfs.store.pins import Pins
+from kitfs.store.readback import SealedBlob, check_entry, ignored, sealed_blobs
 from kitfs.store.refs import Refs
 from kitfs.store.repositories import Repositories
 from kitfs.store.room import RECHECK, Room
@@ -268,6 +269,24 @@ class Store:
         with suppress(OSError):  # a read-only disk keeps no time of use, and evicts nothing
             os.utime(os.path.join(directory, "lease"))
         return data if digest.matches(data) else None
+
+    def sealed(self) -> Iterator[SealedBlob]:
+        """Yield every verified blob, and every verified decoded form. Those that come or go meanwhile may be left
+        out.
+        """
+        return sealed_blobs(self.root)
+
+    def check(self, digest: Digest, form: str = "blobs", *, moved: Callable[[int], object] = ignored) -> str | None:
+        """Read a verified blob back, and remove it when its bytes have changed on the disk. Returns None when it is
+        right or the store does not have it, else what is wrong with it. ``moved`` gets the bytes of each piece.
+
+        Blobs that are open, in this process or another one, go on with their open file. Raises StoreError when it
+        cannot be read or removed.
+        """
+        wrong = check_entry(self.root, digest, form, moved)
+        if wrong is not None:
+            self.counters.add("integrity_failures")
+        return wrong
 
     def later(self, task: Callable[[], object]) -> None:
         """Run a task on the housekeeping thread."""

@@ -1,8 +1,9 @@
-"""Mounts that the system makes: the helper of mount(8), and notifications to systemd."""
+"""What the system starts: the helper of mount(8), notifications to systemd, and the units."""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -11,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CANNOT, GOLDEN
-from tests.host import MOUNTED, Host
+from tests.host import MOUNTED, Host, wait_until
 from tests.interpreters import REPOSITORY
+from tests.kits import build, part, write_layout
+from tests.stores import rot
 
 pytestmark = pytest.mark.mount
 ARCHIVE = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
+WEIGHTS = random.Random(8).randbytes(3 << 20)
 HELPER = "from kitfs.cli.mount_helper import main; main()"
 
 
@@ -79,13 +83,37 @@ def test_systemd_is_notified_when_the_registry_answers(host: Host) -> None:
             assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize("name", ["kitfs@", "kitfs-serve"])
+UNITS = ["kitfs@.service", "kitfs-serve.service", "kitfs-cache-verify.service", "kitfs-cache-verify.timer"]
+
+
+@pytest.mark.parametrize("name", UNITS)
 def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
     """systemd-analyze finds nothing wrong with the unit."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip(f"{CANNOT} no systemd on this machine")
-    unit = shutil.copy(REPOSITORY / f"systemd/{name}.service", tmp_path / f"{name.replace('@', '@test')}.service")
+    for other in UNITS:
+        shutil.copy(REPOSITORY / "systemd" / other, tmp_path / other.replace("@", "@test"))
+    unit = tmp_path / name.replace("@", "@test")
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False
     )
     assert [line for line in done.stderr.splitlines() if "kitfs" in line and "EnvironmentFile" not in line] == []
+
+
+def test_a_store_is_read_back_while_a_kit_is_mounted(host: Host) -> None:
+    """``cache verify`` finds changed bytes of a mounted kit. After a new mount they are the right ones."""
+    kit = build([part("model", "w.bin", WEIGHTS, format="raw")])
+    reference = f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1"
+    mount = host.mount(reference, "--seal", "never")
+    assert (mount / "w.bin").read_bytes() == WEIGHTS
+    wait_until(lambda: host.status(mount)["layers"][0]["state"] == "verified", "not verified", seconds=60)
+    assert host.kitfs("cache", "verify").stdout.startswith("verified ")
+    digest = host.status(mount)["layers"][0]["digest"]
+    rot(host.cache, digest, at=1 << 20)
+    done = host.kitfs("cache", "verify", check=False)
+    assert done.returncode == 6
+    assert digest in done.stderr
+    host.umount(mount)
+    again = host.mount(reference, "--seal", "never")
+    assert (again / "w.bin").read_bytes() == WEIGHTS
+    assert host.kitfs("cache", "verify").returncode == 0

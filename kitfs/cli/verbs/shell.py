@@ -11,17 +11,19 @@ import click
 
 from kitfs.cli.commands import Command, Verbs
 from kitfs.cli.options import takes
-from kitfs.cli.output import human_size, is_terminal, put, put_json, put_lines, say
+from kitfs.cli.output import counted, human_size, is_terminal, put, put_json, put_lines, say
+from kitfs.cli.progress import Reporter
 from kitfs.cli.session import store_of
 from kitfs.config import STORE, Settings
-from kitfs.errors import UsageError
+from kitfs.errors import IntegrityError, UsageError
+from kitfs.ops.events import quiet
 from kitfs.version import __version__
 
 if TYPE_CHECKING:
     from kitfs.store.store import Store
 
 
-@click.group("cache", cls=Verbs, short_help="Show or free what mounts have cached.")
+@click.group("cache", cls=Verbs, short_help="Show, free or verify what mounts have cached.")
 def cache() -> None:
     """Manage the cache: blobs that mounts and other readers fetched. Kits that were packed or pulled are not in it."""
 
@@ -63,6 +65,28 @@ def cache_clear(settings: Settings) -> None:
         put(f"freed {human_size(cleared.freed)}")
     elif cleared.in_use:
         say(f"kitfs: {human_size(cleared.freed)} freed; {human_size(cleared.in_use)} are in use by mounts")
+
+
+@cache.command("verify", cls=Command, short_help="Read all verified blobs back from the disk.")
+@takes("progress", "json", *STORE)
+def cache_verify(settings: Settings) -> None:
+    """Read every verified blob of the store back from the disk, also those of kits that were packed or pulled.
+
+    A blob whose bytes have changed is removed, and the exit code is 6. It is fetched again when it is read; pull, pack
+    or push a kit of the store again that needs it. A mount that uses it must be mounted again.
+    """
+    from kitfs.ops.library.cache import verify
+
+    as_json = settings["json"]
+    with store_of(settings) as store, Reporter("none" if as_json else settings["progress"]) as report:
+        done = verify(store, report=quiet if as_json else report)
+    total = f"{counted(done.blobs, 'blob')} ({human_size(done.size)})"
+    if as_json:
+        put_json({**done._asdict(), "changed": [blob._asdict() for blob in done.changed]})
+    elif not done.changed:
+        put(f"verified {total}")
+    if done.changed:
+        raise IntegrityError(f"{len(done.changed)} of {total} had changed on the disk and were removed from the store")
 
 
 def _mention_registry(settings: Settings, store: Store) -> None:

@@ -2,7 +2,8 @@
 defines them and skopeo reads them.
 
 A blob is read from the store if all of it is there, otherwise from the origin of the kit, without storing it. Every
-byte is hashed while it is copied, so a layout never holds a blob that does not match its digest. A new layout appears
+byte is hashed while it is copied, so a layout never holds a blob that does not match its digest; a blob whose bytes have
+changed in the store is removed from it. A new layout appears
 complete or not at all, by rename. In an existing layout, each blob appears by rename, and ``index.json`` is replaced
 after all of them; its other manifests stay. An existing archive is never changed. Threading: one thread; a process that
 changes ``index.json`` locks the directory.
@@ -119,6 +120,12 @@ def _reader(origin: Origin, store: Store, report: Report) -> Read:
                 yield piece
                 report(Moved(str(descriptor.digest), len(piece)))
         if done != descriptor.size or hasher.hexdigest() != descriptor.digest.hex:
+            wrong = store.check(descriptor.digest)
+            if wrong is not None:
+                raise IntegrityError(
+                    f"blob {descriptor.digest} has changed on the disk: {wrong}; it was removed from the store: "
+                    "pull the kit again, or export it with --remote"
+                )
             raise IntegrityError(f"blob {descriptor.digest}: its content does not match its digest or size")
 
     return read

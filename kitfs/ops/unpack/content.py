@@ -1,8 +1,9 @@
 """Where the bytes of an unpack come from: the layers of a kit.
 
-A layer is fetched into the store and compared with its digest before the first of its files is written. Only a layer
-that the store cannot keep is written while it is fetched: it is hashed on the way, and its files get their names when
-the digest is right. The index of such a layer was read before, from the same source, by requests of its own.
+A layer is fetched into the store and compared with its digest before the first of its files is written. A layer that
+the store has verified before is read back first, since its bytes may have changed on the disk. Only a layer that the
+store cannot keep is written while it is fetched: it is hashed on the way, and its files get their names when the digest
+is right. The index of such a layer was read before, from the same source, by requests of its own.
 Threading: a ContentSource belongs to one thread at a time; setting ``stop`` from another thread ends its work.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from kitfs.errors import IntegrityError, LayerError, LayerLimit, StoreFull
+from kitfs.errors import Closed, IntegrityError, LayerError, LayerLimit, StoreFull
 from kitfs.kit.layer import Layer
 from kitfs.layers.codec import decode
 from kitfs.layers.index import SIZE_MAX, LayerIndex
@@ -142,7 +143,7 @@ class LayerContent:
         layer = self.layer
         if layer.compressed and self._store.has_decoded(layer.digest):
             content = layer.content()
-            if content.sealed:
+            if self._is_right(content, stop) and content.sealed:
                 return content
         counted = 0
 
@@ -153,7 +154,7 @@ class LayerContent:
 
         wire = layer.wire()
         try:
-            if not wire.sealed:
+            if not (self._is_right(wire, stop) and wire.sealed):
                 filling.fill(wire, layer.size, add, stop)
                 if stop.is_set():
                     raise Stopped
@@ -169,6 +170,18 @@ class LayerContent:
             count(-counted)
             return None
         return content
+
+    @staticmethod
+    def _is_right(content: Blob, stop: threading.Event) -> bool:
+        """Read a blob that the store has verified before back from the disk. Returns False when its bytes have changed,
+        and can be fetched again. Raises IntegrityError when they cannot, Stopped.
+        """
+        try:
+            return content.check(stop.is_set)
+        except Closed:
+            if stop.is_set():
+                raise Stopped
+            raise
 
     def _decode(self, content: Blob, stop: threading.Event, room: int) -> None:
         """Decode a whole layer. Raises LayerLimit if it grows beyond its limit or ``room``, StoreFull if the store has no

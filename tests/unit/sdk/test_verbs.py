@@ -13,7 +13,9 @@ import pytest
 
 import kitfs
 from kitfs import errors
+from kitfs.ops.events import Event, Moved, Warned
 from tests.fakes.huggingface import FakeHub, lfs
+from tests.stores import rot
 from tests.unit.sdk.conftest import MODEL, Place
 from tests.unit.sdk.scripts import run
 
@@ -213,6 +215,36 @@ def test_the_cache_is_measured_and_cleared(place: Place) -> None:
     assert kitfs.cache.info(**place.fresh).blobs > 0
     assert kitfs.cache.clear(**place.fresh).freed > 0
     assert kitfs.cache.info(**place.fresh) == kitfs.cache.CacheUsage(0, 0)
+
+
+def test_the_store_is_read_back(place: Place) -> None:
+    """Changed blobs are removed and named, with whether a kit of the store needs them."""
+    whole = kitfs.cache.verify(**place.options)
+    assert (whole.blobs, whole.changed) == (4, ())
+    layer = kitfs.inspect(place.reference, **place.options).manifest["layers"][0]["digest"]
+    rot(place.options["cache_dir"], layer)
+    seen: list[Event] = []
+    done = kitfs.cache.verify(progress=seen.append, **place.options)
+    (changed,) = done.changed
+    assert (changed.digest, changed.form, changed.is_pinned) == (layer, "blobs", True)
+    assert (done.blobs, done.size) == (whole.blobs, whole.size)
+    assert sum(event.size for event in seen if isinstance(event, Moved)) == whole.size
+    assert [layer in event.text for event in seen if isinstance(event, Warned)] == [True]
+    assert kitfs.cache.verify(**place.options).blobs == 3
+    assert kitfs.pull(place.reference, **place.options)
+    assert kitfs.cache.verify(**place.options).blobs == 4
+
+
+def test_an_export_of_changed_bytes_fails(place: Place, tmp_path: Path) -> None:
+    """No layout appears, and the blob is removed from the store."""
+    layer = kitfs.inspect(place.reference, **place.options).manifest["layers"][0]["digest"]
+    rot(place.options["cache_dir"], layer)
+    with pytest.raises(errors.IntegrityError, match="has changed on the disk"):
+        kitfs.export(place.reference, tmp_path / "layout", **place.options)
+    assert not (tmp_path / "layout").exists()
+    assert kitfs.cache.verify(**place.options).changed == ()
+    kitfs.export(place.reference, tmp_path / "layout", remote=True, **place.options)
+    assert (tmp_path / "layout/index.json").exists()
 
 
 def test_serve_runs_a_registry_for_the_time_of_a_block(place: Place, tmp_path: Path) -> None:

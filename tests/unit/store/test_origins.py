@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import pytest
 from kitfs.errors import IntegrityError
 from kitfs.oci.names import Digest
 from kitfs.store.blob import Blob
+from kitfs.store.readback import wrong_bytes
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
+from tests.stores import rot
 from tests.unit.store.test_blob import wait_for
 
 DATA = random.Random(41).randbytes(1_500_001)
@@ -198,14 +201,66 @@ def test_a_failed_sync_drops_the_bytes_that_it_covered(store: Store, monkeypatch
 
 
 def test_bytes_that_change_on_the_disk_are_found_by_reading_back(store: Store) -> None:
-    """``check`` reads a sealed blob back; the changed entry is removed."""
+    """``check`` reads a sealed blob back; the changed entry is removed, and is fetched again from its source."""
     store.put(DIGEST, DATA)
-    blob, _ = opened(store, DATA, "https://good.example")
-    blob.check()
-    with Path(blob.directory, "rest").open("r+b") as f:
-        f.seek(1_000_000)
-        f.write(b"ROT")
+    blob, source = opened(store, DATA, "https://good.example")
+    assert blob.check()
+    rot(store.root, DIGEST, at=1_000_000)
+    assert not blob.check()
+    assert not os.path.exists(store.path(DIGEST))
+    assert blob.pread(999_000, 2000) == DATA[999_000:1_001_000]
+    assert source.given > 0
+    assert store.counters.get("integrity_failures") == 1
+
+
+def test_changed_bytes_that_cannot_be_fetched_again_are_not_read_any_more(store: Store) -> None:
+    """Without a source ``check`` raises, the entry is removed, and the blob returns no more bytes."""
+    store.put(DIGEST, DATA)
+    blob = store.blob(DIGEST, size=len(DATA), source=None)
+    rot(store.root, DIGEST, at=1_000_000)
     with pytest.raises(IntegrityError, match="has changed on the disk"):
         blob.check()
     assert store.get(DIGEST) is None
     assert not os.path.exists(store.path(DIGEST))
+    with pytest.raises(IntegrityError):
+        blob.pread(0, 10)
+
+
+def test_the_store_reads_back_a_blob_that_is_in_use(store: Store) -> None:
+    """The changed entry of an open blob is removed; the read is not a use of the blob."""
+    store.put(DIGEST, DATA)
+    lease = Path(store.path(DIGEST), "lease")
+    os.utime(lease, ns=(5, 5))
+    assert [(b.digest, b.form, b.size) for b in store.sealed()] == [(DIGEST, "blobs", len(DATA))]
+    seen: list[int] = []
+    assert store.check(DIGEST, moved=seen.append) is None
+    assert (sum(seen), lease.stat().st_mtime_ns) == (len(DATA), 5)
+    blob, _ = opened(store, DATA, "https://good.example")
+    rot(store.root, DIGEST, at=1_000_000)
+    assert "its bytes have the digest sha256:" in str(store.check(DIGEST))
+    assert blob.pread(0, 100) == DATA[:100]
+    assert (list(store.sealed()), store.check(DIGEST)) == ([], None)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("rest", "missing"), ("meta.json", "damaged")])
+def test_an_entry_that_lost_a_file_is_removed(store: Store, name: str, reason: str) -> None:
+    """A sealed entry without its data, or with a damaged meta.json, is found when it is read back."""
+    store.put(DIGEST, DATA)
+    path = Path(store.path(DIGEST), name)
+    path.unlink() if reason == "missing" else path.write_text("{")
+    assert "a file of its entry is missing or damaged" in str(store.check(DIGEST))
+    assert not os.path.exists(store.path(DIGEST))
+
+
+@pytest.mark.parametrize(("code", "result"), [(errno.EIO, "the disk cannot read it"), (errno.EMFILE, None)])
+def test_a_disk_that_cannot_read_has_lost_bytes(code: int, result: str | None) -> None:
+    """EIO means that bytes are lost. An error that says nothing about the bytes is raised."""
+
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    if result is None:
+        with pytest.raises(OSError, match="open files"):
+            wrong_bytes(fail, 10, DIGEST.hasher(), DIGEST.hex)
+    else:
+        assert str(wrong_bytes(fail, 10, DIGEST.hasher(), DIGEST.hex)).startswith(result)

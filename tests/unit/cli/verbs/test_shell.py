@@ -12,6 +12,7 @@ import pytest
 
 from tests import kits
 from tests.fakes.registry import FakeRegistry
+from tests.stores import rot
 from tests.unit.cli.conftest import Kitfs
 
 
@@ -58,6 +59,32 @@ def test_clear_leaves_what_is_in_use(kitfs: Kitfs, fetched: str, tmp_path: Path)
         assert (done.code, done.out) == (0, "")
         assert "are in use by mounts" in done.err
     assert kitfs("cache", "clear", "--json").json["in_use"] == 0
+
+
+def test_changed_bytes_are_an_integrity_error(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
+    """verify names each changed blob in one line, removes it, and exits with 6; the blob is fetched again when it is
+    read.
+    """
+    assert kitfs("unpack", fetched, "-d", tmp_path / "first").code == 0
+    done = kitfs("cache", "verify")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("verified ")
+    biggest = max((tmp_path / "store/blobs/sha256").glob("*/*"), key=lambda d: (d / "rest").stat().st_size)
+    digest = f"sha256:{biggest.name}"
+    rot(tmp_path / "store", digest)
+    done = kitfs("cache", "verify")
+    assert (done.code, done.out, len(done.err.splitlines())) == (6, "", 2)
+    assert digest in done.err
+    assert "1 of " in done.err
+    assert not biggest.exists()
+    assert kitfs("unpack", fetched, "-d", tmp_path / "second").code == 0
+    rot(tmp_path / "store", digest)
+    done = kitfs("cache", "verify", "--json")
+    assert done.code == 6
+    assert [(blob["digest"], blob["form"], blob["is_pinned"]) for blob in done.json["changed"]] == [
+        (digest, "blobs", False)
+    ]
+    assert kitfs("cache", "verify", "--json").json["changed"] == []
 
 
 def test_version(kitfs: Kitfs) -> None:

@@ -45,7 +45,8 @@ from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.metrics import Counters
 from kitfs.modelkit.filters import Filter
 from kitfs.oci.names import LayoutReference, Reference
-from kitfs.ops.events import Event, Moved, Noted, Total, Warned
+from kitfs.ops.events import Event, Moved, Noted, Total, Warned, quiet
+from kitfs.ops.transfer.pull import pull_from
 from kitfs.ops.unpack.journal import NAME as JOURNAL
 from kitfs.ops.unpack.unpack import Unpacked, unpack
 from kitfs.registry.layout import open_layout
@@ -54,6 +55,7 @@ from kitfs.store.store import Store
 from tests import kits, trees
 from tests.corpus.tars import CASES, END, block, file, pax
 from tests.kits import Compression, Part, build, kit_tar, part
+from tests.stores import rot
 
 LOG = logging.getLogger("kitfs.test")
 MiB = 1 << 20
@@ -69,12 +71,12 @@ class World:
         self.out = root / "out"
         self.counters = Counters()
         self.store = Store.open(str(root / "store"), counters=self.counters, log=LOG, free_share=0.0)
-        self.resolver = Resolver(self.store, self._origin_of, log=LOG)
+        self.resolver = Resolver(self.store, self.origin_of, log=LOG)
         self.told: list[Event] = []
         self.layouts: list[Any] = []
         self.max_entries = MAX_ENTRIES
 
-    def _origin_of(self, reference: Reference | LayoutReference) -> Any:
+    def origin_of(self, reference: Reference | LayoutReference) -> Any:
         assert isinstance(reference, Reference)
         self.layouts.append(open_layout(LayoutReference("oci", str(self.root / reference.name.replace("/", "_")))))
         return self.layouts[-1]
@@ -532,7 +534,7 @@ def test_a_layer_that_decodes_to_more_than_its_limit_is_refused(
 ) -> None:
     """Nothing of it is left in the directory or in the store."""
     expansion = Expansion(factor=10, small=MiB) if limit == "growth" else Expansion()
-    world.resolver = Resolver(world.store, world._origin_of, log=LOG, expansion=expansion)
+    world.resolver = Resolver(world.store, world.origin_of, log=LOG, expansion=expansion)
     reference = world.put([part("model", "w", bytes(64 * MiB), format="raw", compression=compression)])
     with pytest.raises(LayerLimit, match=r"^layer sha256:\w+: it decompresses to more than \d+ bytes"):
         world.unpack(reference, room=20 * MiB if limit == "room" else None)
@@ -544,7 +546,7 @@ def test_a_layer_of_too_many_entries_is_refused(world: World) -> None:
     many = b"".join(file(b"f%d" % n) for n in range(50)) + END
     reference = world.put([part("model", ".", many)])
     world.max_entries = 10
-    world.resolver = Resolver(world.store, world._origin_of, log=LOG, max_entries=10)
+    world.resolver = Resolver(world.store, world.origin_of, log=LOG, max_entries=10)
     with pytest.raises(LayerLimit, match="more than 10 entries"):
         world.unpack(reference)
     assert not world.out.exists()
@@ -643,7 +645,7 @@ def test_layers_of_many_requests_in_a_store_that_takes_nothing(
     if almost:
         world.store.close()
         world.store = Store.open(str(world.root / "store"), counters=world.counters, log=LOG, free_share=1.0)
-        world.resolver = Resolver(world.store, world._origin_of, log=LOG)
+        world.resolver = Resolver(world.store, world.origin_of, log=LOG)
         world.store.evict()
     else:
         Disk(monkeypatch)
@@ -760,6 +762,34 @@ def test_an_index_of_other_bytes_is_not_believed(world: World) -> None:
 
 class Killed(BaseException):
     """What ends a run in its middle, as far as Python can."""
+
+
+@pytest.mark.parametrize(("compression", "form"), [("none", "blobs"), ("gzip", "decoded")])
+def test_bytes_that_changed_in_the_store_are_fetched_again(world: World, compression: Compression, form: str) -> None:
+    """Verified bytes are read back before they are written; changed ones are removed and fetched again."""
+    reference = world.put([model(compression=compression)])
+    world.unpack(reference)
+    right = world.written()
+    (blob,) = [blob for blob in world.store.sealed() if blob.size > MiB and blob.form == form]
+    rot(world.store.root, blob.digest, form=form, at=2 * MiB)
+    world.unpack(reference, to=world.root / "again")
+    assert world.written(world.root / "again") == right
+    assert world.counters.get("integrity_failures") == 1
+    assert all(world.store.check(blob.digest, blob.form) is None for blob in world.store.sealed())
+
+
+def test_changed_bytes_that_no_registry_has_are_not_written(world: World) -> None:
+    """The kit is in the store alone: the unpack fails, writes no file, and removes the blob."""
+    reference = world.put([model()])
+    pull_from(world.origin_of, world.store, reference, report=quiet)
+    layer = max(world.store.sealed(), key=lambda blob: blob.size)
+    rot(world.store.root, layer.digest, at=2 * MiB)
+    with pytest.raises(IntegrityError, match="has changed on the disk"):
+        world.unpack(reference)
+    assert not world.out.exists()
+    assert not world.store.has_sealed(layer.digest)
+    world.unpack(reference)
+    assert (world.out / "m/a/one.bin").read_bytes() == TREE["m/a/one.bin"], "the next one asks the registry"
 
 
 def killed_after(count: int) -> Callable[[Event], None]:

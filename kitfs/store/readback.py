@@ -1,0 +1,115 @@
+"""Reading verified blobs back from the disk, to find bytes that have changed there.
+
+Threading: none of its own; any thread. Sealed files are never written to, so readers and mounts are not disturbed. The
+time of a blob's last use stays as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from kitfs.errors import InvalidReference, StoreError
+from kitfs.oci.names import Digest
+from kitfs.openfile import PIECE, OwnFile
+from kitfs.store.evict import entries, remove_entry
+from kitfs.store.lease import check_descriptors, hold_sealed, release
+from kitfs.store.meta import load_meta
+from kitfs.store.paths import entry_path
+
+ReadInto = Callable[[memoryview, int], int]
+UNREADABLE: Final = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # errno values of a disk that has lost bytes
+
+
+class SealedBlob(NamedTuple):
+    """A verified blob on disk; ``form`` is "blobs" or "decoded"."""
+
+    digest: Digest
+    form: str
+    size: int
+
+
+def ignored(_: int) -> None:
+    """Ignore the number of bytes that were read."""
+
+
+def sealed_blobs(root: str) -> Iterator[SealedBlob]:
+    """Yield every verified blob of the store in ``root``. Blobs that come or go meanwhile may be left out."""
+    for entry in entries(root):
+        try:
+            digest = Digest.parse(entry.digest)
+            if not os.path.exists(os.path.join(entry_path(root, digest, entry.form), "sealed")):
+                continue
+            size = int(load_meta(entry.directory).get("size") or 0)
+        except InvalidReference:
+            continue
+        except (OSError, ValueError, AttributeError, TypeError):
+            size = 0  # the entry is damaged, which ``check_entry`` finds
+        if entry.directory == entry_path(root, digest, entry.form):
+            yield SealedBlob(digest, entry.form, size)
+
+
+def wrong_bytes(
+    read_into: ReadInto, size: int | None, hasher: Any, expected: str, *, moved: Callable[[int], object] = ignored
+) -> str | None:
+    """Hash a file; returns None when it has ``size`` bytes with the ``expected`` digest, else what is wrong with it.
+
+    ``moved`` is called with the number of bytes of each piece, and may raise to end the work. Raises OSError when the
+    file cannot be read for another reason than lost bytes.
+    """
+    buffer = memoryview(bytearray(PIECE))
+    at = 0
+    try:
+        while count := read_into(buffer, at):
+            hasher.update(buffer[:count])
+            at += count
+            moved(count)
+    except OSError as e:
+        if e.errno not in UNREADABLE:
+            raise
+        return f"the disk cannot read it ({(e.strerror or str(e)).lower()})"
+    if at != size:
+        return f"it has {at} bytes instead of {size}"
+    found = str(hasher.hexdigest())
+    return None if found == expected else f"its bytes have the digest {hasher.name}:{found}"
+
+
+def check_entry(root: str, digest: Digest, form: str, moved: Callable[[int], object] = ignored) -> str | None:
+    """Read a verified blob back and remove its entry when bytes have changed. Returns None when the blob is right or is
+    not in the store, else what is wrong with it.
+
+    Processes that have the entry open go on with its open file. Raises StoreError when the blob cannot be read or
+    removed.
+    """
+    directory = entry_path(root, digest, form)
+    lease = hold_sealed(directory, touch=False)
+    if lease is None:
+        return None
+    try:
+        wrong = _wrong(directory, digest, form, moved)
+        if wrong is not None:
+            remove_entry(root, directory, lease=lease)
+        return wrong
+    except OSError as e:
+        check_descriptors(e)
+        raise StoreError(f"the store's entry {directory} cannot be read back: {(e.strerror or str(e)).lower()}")
+    finally:
+        release(lease)
+
+
+def _wrong(directory: str, digest: Digest, form: str, moved: Callable[[int], object]) -> str | None:
+    try:
+        meta = load_meta(directory)
+        size, expected = meta["size"], digest.hex if form == "blobs" else meta["sha256"]
+        body = OwnFile(os.path.join(directory, "rest"), os.O_RDONLY)
+    except (ValueError, KeyError, TypeError, FileNotFoundError):
+        return "a file of its entry is missing or damaged"
+    hasher = digest.hasher() if form == "blobs" else hashlib.sha256()
+    try:
+        with body.number() as fd:
+            return wrong_bytes(lambda view, at: os.preadv(fd, [view], at), size, hasher, expected, moved=moved)
+    finally:
+        body.close()
