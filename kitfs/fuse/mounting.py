@@ -29,7 +29,7 @@ FUSE_CONF: Final = "/etc/fuse.conf"
 FSTYPE: Final = "fuse.kitfs"
 FUSERMOUNT: Final = "fusermount3"
 # More makes reads by mmap slower and fetches more around a page fault, and less makes reads of 1 MiB slower.
-READAHEAD_KIB: Final = 1024
+READAHEAD_KIB: Final = 512
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -168,7 +168,8 @@ def requests_waiting(device: str) -> int | None:
 def raise_readahead(mountpoint: str) -> None:
     """Have the kernel read ahead up to ``READAHEAD_KIB`` in the mount at a path, if this process may decide that.
 
-    The kernel's own limit is 128 KiB, which takes eight requests for 1 MiB.
+    The kernel's own limit is 128 KiB, which takes eight requests for 1 MiB. A larger one than 512 KiB would have a
+    program that maps a file to read its header fetch more than 1 MiB.
     """
     mount = mount_at(mountpoint)
     if mount is None or mount.fstype != FSTYPE:

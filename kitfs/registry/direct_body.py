@@ -23,7 +23,7 @@ from kitfs.registry.pool import translated_errors
 BUFFER: Final = 512 << 10  # bytes received at once, at most
 GATHERED: Final = 256 << 10  # bytes for which a fast body is waited for: each piece costs a fixed time
 FAST: Final = 64 << 20  # bytes per second from which a body is fast: it brings GATHERED bytes within 4 ms
-LARGE: Final = 2 << 20  # bytes of a body from which a connection of its own is worth its cost
+LARGE: Final = 12 << 20  # bytes of a body from which a connection of its own (round trips, slow start) is worth it
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
-from kitfs.store.readahead import Cursor, Readahead
+from kitfs.store.readahead import MIN_WINDOW, Cursor, Readahead
 from kitfs.store.sink import Cutter, Sink, Want
 from kitfs.store.stream import Stream
 
@@ -164,7 +164,7 @@ class Fetcher:
             flight = self._carrier(missing)
             mine = flight is None
             if flight is None:
-                flight = self._depart(missing, want.last + 1, cursor)
+                flight = self._depart(self._beginning(missing, cursor), want.last + 1, cursor)
                 if flight is None:
                     return False
                 if flight.cursor is not None:
@@ -218,6 +218,18 @@ class Fetcher:
             if flight.at // size <= chunk < flight.stop and chunk * size < max(flight.at + JOIN, flight.needed):
                 return flight
         return None
+
+    def _beginning(self, missing: int, cursor: Cursor | None) -> int:
+        """Return the chunk at which a flight for ``missing`` should begin: earlier, if the kernel's requests of one
+        reader have come out of order, so that the others need no flights of their own. Call with the lock.
+        """
+        if cursor is None:
+            return missing
+        at, present = cursor.end // self._sink.chunk, self._sink.present
+        if not 0 < missing - at <= MIN_WINDOW // self._sink.chunk:
+            return missing
+        gap = present.first_missing(at, missing - 1)
+        return missing if gap is None or self._carrier(gap) is not None else gap
 
     def _depart(self, missing: int, wanted: int, cursor: Cursor | None) -> Flight | None:
         """Return a new flight that begins at ``missing``, for a reader that wants the chunks up to ``wanted``.

@@ -5,7 +5,7 @@ files and the kernel sends requests out of order. A read that begins near the po
 other miss begins a new cursor without a window, so that a random read fetches only its own chunks.
 
 The window, which is what may be fetched ahead of the reader, is a quarter of what the cursor has read (at the
-beginning as much as it has read): a reader that stops after one tensor has fetched at most a quarter of it in vain, and a reader of a whole layer soon has a window that
+beginning half of it): a reader that stops after one tensor has fetched at most a quarter of it in vain, and a reader of a whole layer soon has a window that
 covers the bandwidth-delay product of any link. From ``LONG`` bytes on, one request runs to the end of the blob and is
 held back at the window (flow control by the receiver), as mountpoint-s3 does: every request costs a registry
 milliseconds before its first byte.
@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import Final
 
 CURSORS: Final = 16  # readers remembered per blob
+FIRST: Final = 1 << 20  # bytes read in order before more than a quarter of it is fetched ahead: it may be a header
 MIN_WINDOW: Final = 2 << 20  # bytes
 MAX_WINDOW: Final = 64 << 20  # bytes
-LONG: Final = 64 << 20  # bytes read by a cursor before one request runs to the end of the blob
+LONG: Final = 24 << 20  # bytes read by a cursor before one request runs to the end of the blob
 NEAR: Final = 512 << 10  # bytes by which a read may be out of order, at least
 
 
@@ -36,7 +37,9 @@ class Cursor:
     @property
     def window(self) -> int:
         """Bytes that may be fetched ahead of the reader."""
-        return min(max(self.read // 4, min(self.read, MIN_WINDOW)), MAX_WINDOW)
+        if self.read < FIRST:
+            return min(self.read, FIRST // 4)
+        return min(max(self.read // 4, min(self.read // 2, MIN_WINDOW)), MAX_WINDOW)
 
     @property
     def limit(self) -> int:
