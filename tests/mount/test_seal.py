@@ -670,3 +670,14 @@ def test_a_removed_kit_stays_mounted(host: Host) -> None:
     host.kitfs("remove", "team/kit:v1")
     assert blobs(host) == used
     assert (mount / "model/w.bin").read_bytes() == BIG
+
+
+def test_a_mount_that_is_filled_seals_itself_unread(host: Host, own_registry: RegistryProcess) -> None:
+    """With --fill all no program has to read anything, also of a compressed layer."""
+    files = kit_tar({"data/d.bin": BIG})
+    kit = build(
+        [part("model", "model", kit_tar({"model/w.bin": BIG})), part("dataset", "data", files, compression="gzip")]
+    )
+    mount = host.mount(own_registry.push(kit, "seal/fill"), "--fill", "all")
+    wait_until(lambda: host.status(mount)["mode"] == "sealed", f"{host.status(mount)}", seconds=60)
+    assert (mount / "data/d.bin").read_bytes() == BIG

@@ -1,0 +1,48 @@
+"""What the readers of a tree ask for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from kitfs.errors import Closed, WouldBlock
+from kitfs.kit.demand import Demand
+
+
+def test_bytes_at_hand_are_counted_and_nobody_waits() -> None:
+    demand = Demand()
+    for _ in range(2):
+        assert demand.read("sha256:a", lambda wait: b"abc", wait=False) == b"abc"
+    assert demand.asked == {"sha256:a": 6}
+    assert not demand.is_waiting(math.inf)
+
+
+def test_a_reader_waits_while_its_bytes_are_fetched_and_has_waited_afterwards() -> None:
+    demand = Demand()
+
+    def pread(wait: bool) -> bytes:
+        if not wait:
+            raise WouldBlock
+        assert demand.is_waiting(0.0)
+        return b"abc"
+
+    with pytest.raises(WouldBlock):
+        demand.read("sha256:a", pread, wait=False)
+    assert demand.asked == {}
+    assert demand.read("sha256:a", pread, wait=True) == b"abc"
+    assert demand.asked == {"sha256:a": 3}
+    assert not demand.is_waiting(0.0)
+    assert demand.is_waiting(3600.0)
+
+
+def test_a_failed_read_waits_no_more_and_counts_nothing() -> None:
+    demand = Demand()
+
+    def pread(wait: bool) -> bytes:
+        raise Closed("gone") if wait else WouldBlock
+
+    with pytest.raises(Closed):
+        demand.read("sha256:a", pread, wait=True)
+    assert not demand.is_waiting(0.0)
+    assert demand.asked == {}
