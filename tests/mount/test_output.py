@@ -87,6 +87,7 @@ def test_status_shows_the_cache_of_the_mount(host: Host, tmp_path: Path) -> None
     [cache] = re.findall(r"^cache: +(.*)", printed, re.M)
     assert re.fullmatch(r"\S+ \S+ of at most 1\.0 GiB, \S+ \S+ of disk free", cache)
     assert not cache.startswith("0 B")
+    host.kitfs("umount", mount.path)  # ``umount --all`` ends the mounts of the host's own store
 
 
 def test_mount_and_umount_on_a_terminal_print_short_lines(host: Host) -> None:
@@ -110,8 +111,8 @@ def test_status_elsewhere_has_the_stable_lines(host: Host) -> None:
     lines = host.kitfs("status", mount.path).stdout.splitlines()
     names = [line.partition(":")[0] for line in lines[: lines.index("")]]
     assert names == [
-        "reference", "digest", "mountpoint", "state", "transport", "pid", "uptime_s", "bytes_fetched", "requests",
-        "errors", "skipped_entries", "log",
+        "reference", "digest", "mountpoint", "state", "mode", "not_sealed", "transport", "pid", "uptime_s",
+        "bytes_fetched", "requests", "errors", "skipped_entries", "log",
     ]  # fmt: skip
 
 

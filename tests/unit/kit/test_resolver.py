@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -355,11 +356,12 @@ def sealed(layer: Layer) -> None:
     layer.content().verify()
 
 
-def wait_for_housekeeping(store: Store) -> None:
-    """Wait until the store's thread has done what it was given."""
-    done = threading.Event()
-    store.later(done.set)
-    assert done.wait(10)
+def wait_for_state(layer: Layer, state: str) -> None:
+    """Wait until a thread of the store has compared the index of a verified layer with its bytes."""
+    deadline = time.monotonic() + 30
+    while layer.state() != state:
+        assert time.monotonic() < deadline, layer.state()
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
@@ -376,8 +378,9 @@ def test_an_index_of_proven_bytes_is_kept_for_every_mount(
     entry = layer.content().directory
     assert os.path.exists(os.path.join(entry, "members"))
     sealed(layer)
-    wait_for_housekeeping(store)
-    assert layer.state() == "verified"
+    wait_for_state(layer, "verified")
+    assert not os.path.exists(os.path.join(entry, "members"))
+    entry = layer.content().directory
     assert not os.path.exists(os.path.join(entry, "members"))
     layer.close()
     shutil.rmtree(entry)
@@ -409,8 +412,7 @@ def test_an_index_of_unproven_bytes_is_compared_with_the_verified_ones(registry:
     layer = resolver(registry, store).open(ref).layers[0]
     assert layer.index().data == forged
     sealed(layer)
-    wait_for_housekeeping(store)
-    assert layer.state() == "wrong"
+    wait_for_state(layer, "wrong")
     assert store.counters.get("integrity_failures") == 1
     for ask in (layer.index, lambda: layer.pread(Member("d/a", "file", 0o644, 1), 0, 1)):
         with pytest.raises(IntegrityError, match="hold other files"):
