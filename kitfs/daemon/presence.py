@@ -10,8 +10,8 @@ A sealed mount is the kernel's and needs no process. Its record holds its last s
     dev, number       of the EROFS mount, as mountinfo has them
     status            the object of ``kitfs status`` at the time of sealing
 
-A record gets a ``seal`` just before the EROFS mount replaces the FUSE mount, so what is at the mount point decides which
-of them the record means; a daemon that is killed between the steps leaves nothing that is not known.
+A record gets a ``seal`` just before the EROFS mount replaces the FUSE mount, so what is at the mount point decides
+which of them the record means; a daemon that is killed between the steps leaves nothing that is not known.
 
 Nothing here makes a request of the mounted file system. Threading: no shared state.
 """

@@ -67,8 +67,11 @@ class Record:
 
 KINDS: Final[dict[str, Any]] = {  # types of the fields: a record may be damaged
     **dict.fromkeys(("reference", "digest", "mountpoint", "transport", "store", "log", "dev", "nonce"), str),
-    "pid": (int, type(None)), "number": int, "started": (int, float), **dict.fromkeys(("labels", "terms", "seal"), dict),
-}  # fmt: skip
+    "pid": (int, type(None)),
+    "number": int,
+    "started": (int, float),
+    **dict.fromkeys(("labels", "terms", "seal"), dict),
+}
 
 
 class RunDir:

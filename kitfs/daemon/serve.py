@@ -31,8 +31,8 @@ def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> N
 
     If the same request is mounted already, ``ready`` is called for that mount, and the function returns; with
     ``foreground`` this is an error, unless the mount is sealed and has no process. A sealed mount needs no process, so
-    the function returns at once for it, and with ``foreground`` at its end. With ``foreground``, the log goes to stderr too. Raises KitfsError when the mount
-    cannot be made. Installs handlers for SIGTERM and SIGINT.
+    the function returns at once for it, and with ``foreground`` at its end. With ``foreground``, the log goes to stderr
+    too. Raises KitfsError when the mount cannot be made. Installs handlers for SIGTERM and SIGINT.
     """
     allow_many_files()
     run = RunDir(request.run_dir)

@@ -261,8 +261,8 @@ class Layer:
             if index == made:
                 return
             self._misfit = IntegrityError(
-                f"layer {self.digest}: its verified bytes hold other files than the bytes that were read before them, so "
-                "a registry or mirror has sent wrong bytes; mount or open the kit again"
+                f"layer {self.digest}: its verified bytes hold other files than the bytes that were read before them, "
+                "so a registry or mirror has sent wrong bytes; mount or open the kit again"
             )
         self._store.counters.add("integrity_failures")
         self._store.log.error("%s", self._misfit)
@@ -312,8 +312,8 @@ class Layer:
         return True
 
     def first_entry_agrees(self, *, wait: bool = True) -> bool:
-        """Return whether names outside ``path`` need not be looked for here: the index is known, or the first entry lies
-        within ``path``.
+        """Return whether names outside ``path`` need not be looked for here: the index is known, or the first entry
+        lies within ``path``.
 
         kit packs nothing outside the declared path. So a layer whose first entry lies within it is believed, and is not
         read whole for a name that it should not have.
@@ -378,7 +378,8 @@ class Layer:
     def _reopen(self, failure: IntegrityError) -> None:
         """Open the proven blob in place of the wrong one. Call with the lock.
 
-        A mounted tree shows the files where the wrong bytes had them, so the index of the proven bytes must be the same.
+        A mounted tree shows the files where the wrong bytes had them, so the index of the proven bytes must be the
+        same.
         """
         decoded, old = None, (self._wire, self._decoded)
         with ExitStack() as undo:

@@ -163,7 +163,8 @@ def _rows(layer: Here) -> Iterator[tuple[bytes, int, Names, int]]:
 
 
 def _declaring(directory: str, layers: Sequence[Here]) -> Callable[[str], list[int]]:
-    """Return a function from a name in a directory to the numbers of the layers whose declared path overlaps the name's.
+    """Return a function from a name in a directory to the numbers of the layers whose declared path overlaps the
+    name's.
 
     A kit may have thousands of layers with one name each; comparing each name with each layer would take too long.
     """

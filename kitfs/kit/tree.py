@@ -222,8 +222,8 @@ class Tree:
         return self.demand.read(layer.digest, lambda may: layer.pread(member, offset, size, wait=may), wait=wait)
 
     def totals(self, *, wait: bool = True) -> tuple[int, int]:
-        """Return (blocks of 4 KiB, at most ``MAX_BLOCKS``; entries). A compressed layer that nobody has read yet, or that
-        cannot be had, counts as one file.
+        """Return (blocks of 4 KiB, at most ``MAX_BLOCKS``; entries). A compressed layer that nobody has read yet, or
+        that cannot be had, counts as one file.
 
         statfs must not move a hundred gigabytes because a monitor asked how full the mount is.
         """

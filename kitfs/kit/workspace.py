@@ -1,8 +1,8 @@
 """The workspace of every verb: the store, the client of registries, and the resolver that opens kits with both.
 
 ``Workspace.open`` is the only place that puts them together. The client is made when something first asks a registry:
-the HTTP library takes a tenth of a second to import, and a kit of the store does not need it. Threading: any thread may use a workspace, but no thread
-may use it while or after it is closed.
+the HTTP library takes a tenth of a second to import, and a kit of the store does not need it. Threading: any thread may
+use a workspace, but no thread may use it while or after it is closed.
 """
 
 from __future__ import annotations

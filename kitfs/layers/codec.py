@@ -198,8 +198,8 @@ class _Frames:
 class DecodedSource:
     """The decoded form of a blob as a Source: ``size`` is None until the end was reached, and reads begin at 0.
 
-    ``open_stream`` gives the compressed bytes from 0 on; it is called for every ``read_range``. ``allow`` is called with
-    the number of decoded bytes before the last of them are given, and may raise (``growth.Growth``).
+    ``open_stream`` gives the compressed bytes from 0 on; it is called for every ``read_range``. ``allow`` is called
+    with the number of decoded bytes before the last of them are given, and may raise (``growth.Growth``).
     """
 
     def __init__(
@@ -233,8 +233,8 @@ class DecodedSource:
         return False
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """Yield (offset, bytes) from 0 to the end, whatever range was requested. Raises LayerError, what ``allow`` raises,
-        and what the compressed blob raises.
+        """Yield (offset, bytes) from 0 to the end, whatever range was requested. Raises LayerError, what ``allow``
+        raises, and what the compressed blob raises.
         """
         at = 0
         for piece in decode(self._open(), self._compression):

@@ -13,8 +13,8 @@ neighbours, a name is found by bisection, and a listing is a range.
     parent   u32 a row: the row of the directory above; that of the root is 0
     flags    u16 a row: permission bits (9), kind (2), EXPLICIT, LINKED, SPREAD
     a        u64 a row: bytes of a file or of a symbolic link's target; of a directory its first child
-    b        u64 a row: where a file begins in the blob; with SPREAD its first extent << 32 | number of extents; where the
-             target of a symbolic link begins in "targets"; of a directory its number of children
+    b        u64 a row: where a file begins in the blob; with SPREAD its first extent << 32 | number of extents; where
+             the target of a symbolic link begins in "targets"; of a directory its number of children
     name_at  u32 a row and one more: where its name begins in "names"
     names    the last component of every path
     order    u32: the rows with an entry of their own, in the order of the archive

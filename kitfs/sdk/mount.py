@@ -49,8 +49,9 @@ class MountStatus:
     ``mode``: "lazy"; or "sealed" when the kernel serves a complete kit, and then ``pid`` is None unless a process
     stays. ``not_sealed``: why a mount is not sealed. ``fill``: the ``mode`` of its option, the digest of the
     ``layer`` that is being completed in the background, and the ``bytes`` that were fetched so. ``state``: "alive";
-    "dead" when its daemon died, which ``unmount`` clears; "does not answer" when its daemon is stopped or stuck; "detached" when it was unmounted lazily and files are still open. ``log``: the path of the
-    daemon's log. The other fields are None, or empty, unless the daemon answered. ``uptime``: seconds.
+    "dead" when its daemon died, which ``unmount`` clears; "does not answer" when its daemon is stopped or stuck;
+    "detached" when it was unmounted lazily and files are still open. ``log``: the path of the daemon's log. The other
+    fields are None, or empty, unless the daemon answered. ``uptime``: seconds.
     ``bytes_fetched`` and ``requests``: what came from registries. ``errors``: reads that failed. ``skipped_entries``:
     entries of layers that are not shown. ``integrity_failures``: blobs that did not have their digest.
     ``read_through``: bytes that were served uncached because the store was full. ``moved``: with ``check``, whether

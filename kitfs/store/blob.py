@@ -407,8 +407,8 @@ class Blob:
         return True
 
     def start_over(self) -> None:
-        """Remove the entry of a blob that is larger than the store, unless it is sealed or another process uses it; it is
-        fetched again as it is read.
+        """Remove the entry of a blob that is larger than the store, unless it is sealed or another process uses it; it
+        is fetched again as it is read.
         """
         filling = self._current()
         if not filling.sealed and not self._verifying.locked() and filling.entry.lease.alone():

@@ -142,7 +142,8 @@ class OpenEntry:
         return True
 
     def _move(self) -> None:
-        """Rename the sealed entry to its place, durably, unless a sealed one is there already: then this one is removed.
+        """Rename the sealed entry to its place, durably, unless a sealed one is there already: then this one is
+        removed.
 
         Its index was made from bytes that were not proven then, and is dropped. Raises OSError.
         """

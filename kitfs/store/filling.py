@@ -1,7 +1,7 @@
 """One opening of a blob's entry: its files, what is fetched into them, and the digest behind it.
 
-A Blob has one opening at a time and may replace it: when the entry was removed because its bytes were wrong or lost, and
-when the blob lets go of it so that it can be evicted. Threading: every method from any thread.
+A Blob has one opening at a time and may replace it: when the entry was removed because its bytes were wrong or lost,
+and when the blob lets go of it so that it can be evicted. Threading: every method from any thread.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Owner(Protocol):
 
 
 class Filling:
-    """The open entry of ``owner``. ``source`` None: only stored bytes can be read. ``decoded``: the source is a decoder.
+    """The open entry of ``owner``. ``source`` None: only stored bytes can be read. ``decoded``: the source is a
+    decoder.
 
     ``proven`` says that every byte was hashed in this process with the right digest; it may not be fsynced yet.
     """

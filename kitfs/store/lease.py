@@ -164,8 +164,8 @@ def _flock(file: OpenFile, operation: int) -> bool:
 
 
 def _make(directory: str) -> None:
-    """Make a directory and its parents. ``os.makedirs`` does not work here: when the directory is removed just after its
-    mkdir failed with EEXIST, it reports a file in the way.
+    """Make a directory and its parents. ``os.makedirs`` does not work here: when the directory is removed just after
+    its mkdir failed with EEXIST, it reports a file in the way.
     """
     try:
         make_directory(directory)

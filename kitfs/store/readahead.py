@@ -4,11 +4,11 @@ A cursor is one sequential reader. Cursors are recognized per blob, not per hand
 files and the kernel sends requests out of order. A read that begins near the position of a cursor continues it; any
 other miss begins a new cursor without a window, so that a random read fetches only its own chunks.
 
-The window, which is what may be fetched ahead of the reader, is a quarter of what the cursor has read (at the
-beginning half of it): a reader that stops after one tensor has fetched at most a quarter of it in vain, and a reader of a whole layer soon has a window that
-covers the bandwidth-delay product of any link. From ``LONG`` bytes on, one request runs to the end of the blob and is
-held back at the window (flow control by the receiver), as mountpoint-s3 does: every request costs a registry
-milliseconds before its first byte.
+The window, which is what may be fetched ahead of the reader, is a quarter of what the cursor has read (at the beginning
+half of it): a reader that stops after one tensor has fetched at most a quarter of it in vain, and a reader of a whole
+layer soon has a window that covers the bandwidth-delay product of any link. From ``LONG`` bytes on, one request runs to
+the end of the blob and is held back at the window (flow control by the receiver), as mountpoint-s3 does: every request
+costs a registry milliseconds before its first byte.
 
 Threading: ``advance`` and the properties of a cursor from any thread without a lock; the rest under the caller's lock.
 """

@@ -28,8 +28,8 @@ STATUS: Final = options_of(
     "status", Option("check", boolean, "Ask the registry whether the tag has moved.", default="false", flag=True)
 )
 FIELDS: Final = (
-    "reference", "digest", "mountpoint", "state", "mode", "not_sealed", "transport", "pid", "uptime_s", "bytes_fetched", "requests", "errors",
-    "last_error", "skipped_entries", "log",
+    "reference", "digest", "mountpoint", "state", "mode", "not_sealed", "transport", "pid", "uptime_s",
+    "bytes_fetched", "requests", "errors", "last_error", "skipped_entries", "log",
 )  # fmt: skip
 ALL: Final = ("MOUNTPOINT", "REFERENCE", "STATE", "CACHED", "SIZE", "READ THROUGH", "ERRORS", "TAG")
 COLUMN: Final = 17

@@ -1,5 +1,5 @@
-"""Measure and clear the cache: the blobs that mounts and other readers fetched, which no packed or pulled kit pins. Read
-all verified blobs of a store back from the disk.
+"""Measure and clear the cache: the blobs that mounts and other readers fetched, which no packed or pulled kit pins.
+Read all verified blobs of a store back from the disk.
 
 Threading: none of its own.
 """
@@ -71,7 +71,8 @@ def verify(store: Store, *, report: Report) -> Verified:
     """Read every verified blob back from the disk, compare its digest, and remove it if its bytes have changed.
 
     A changed blob is reported as a warning. Blobs that mounts use are read too; a mount that uses a removed blob goes
-    on with the bytes that it has open, and must be mounted again. Raises StoreError if a blob cannot be read or removed.
+    on with the bytes that it has open, and must be mounted again. Raises StoreError if a blob cannot be read or
+    removed.
     """
     found = sorted(store.sealed())
     report(Total(EVERYTHING, sum(blob.size for blob in found)))

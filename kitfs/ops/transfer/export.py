@@ -2,11 +2,10 @@
 defines them and skopeo reads them.
 
 A blob is read from the store if all of it is there, otherwise from the origin of the kit, without storing it. Every
-byte is hashed while it is copied, so a layout never holds a blob that does not match its digest; a blob whose bytes have
-changed in the store is removed from it. A new layout appears
-complete or not at all, by rename. In an existing layout, each blob appears by rename, and ``index.json`` is replaced
-after all of them; its other manifests stay. An existing archive is never changed. Threading: one thread; a process that
-changes ``index.json`` locks the directory.
+byte is hashed while it is copied, so a layout never holds a blob that does not match its digest; a blob whose bytes
+have changed in the store is removed from it. A new layout appears complete or not at all, by rename. In an existing
+layout, each blob appears by rename, and ``index.json`` is replaced after all of them; its other manifests stay. An
+existing archive is never changed. Threading: one thread; a process that changes ``index.json`` locks the directory.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def warm(store: Store, kit: Kit, *, concurrency: int = CONCURRENCY, report: Repo
     lost = [layer for layer in layers if not is_here(store, layer)]
     if lost:
         raise StoreFull(
-            f"the store has evicted {len(lost)} of {len(layers)} layers while the others were fetched; raise --cache-size"
+            f"the store has evicted {len(lost)} of {len(layers)} layers while the others were fetched; raise "
+            "--cache-size"
         )
 
 

@@ -184,8 +184,8 @@ class LayerContent:
             raise
 
     def _decode(self, content: Blob, stop: threading.Event, room: int) -> None:
-        """Decode a whole layer. Raises LayerLimit if it grows beyond its limit or ``room``, StoreFull if the store has no
-        room for it.
+        """Decode a whole layer. Raises LayerLimit if it grows beyond its limit or ``room``, StoreFull if the store has
+        no room for it.
         """
         at = 0
         try:
@@ -231,8 +231,8 @@ def _check_room(size: int, room: int) -> None:
 
 
 class _ForwardReader:
-    """Content that the store cannot keep, for a reader that goes forwards: earlier bytes are forgotten, but for the last
-    ``KEPT`` ones.
+    """Content that the store cannot keep, for a reader that goes forwards: earlier bytes are forgotten, but for the
+    last ``KEPT`` ones.
     """
 
     KEPT: Final = 4096
