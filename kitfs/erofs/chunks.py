@@ -34,7 +34,7 @@ class Extent(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Blocks ``start`` to ``stop`` of a file: on a ``device`` from its block ``address`` on, or ``HOLE``, or ``COPY``."""
+    """Blocks ``start`` to ``stop`` of a file: on a ``device`` from block ``address`` on, or ``HOLE``, or ``COPY``."""
 
     start: int
     stop: int

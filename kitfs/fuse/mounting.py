@@ -168,8 +168,7 @@ def requests_waiting(device: str) -> int | None:
 def raise_readahead(mountpoint: str) -> None:
     """Have the kernel read ahead up to ``READAHEAD_KIB`` in the mount at a path, if this process may decide that.
 
-    The kernel's own limit is 128 KiB, which takes eight requests for 1 MiB. A larger one than 512 KiB would have a
-    program that maps a file to read its header fetch more than 1 MiB.
+    The kernel's own limit is 128 KiB. More than 512 KiB would have a program that maps a header fetch over 1 MiB.
     """
     mount = mount_at(mountpoint)
     if mount is None or mount.fstype != FSTYPE:

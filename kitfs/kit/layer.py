@@ -378,8 +378,7 @@ class Layer:
     def _reopen(self, failure: IntegrityError) -> None:
         """Open the proven blob in place of the wrong one. Call with the lock.
 
-        A mounted tree shows the files where the wrong bytes had them, so the index of the proven bytes must be the
-        same.
+        A mounted tree shows files where the wrong bytes had them, so the index of the proven bytes must be the same.
         """
         decoded, old = None, (self._wire, self._decoded)
         with ExitStack() as undo:

@@ -179,7 +179,7 @@ class RemoteBlob:
         return "\n".join(f"{url.scheme}://{host_of(url)}" for url in urls)
 
     def distrust(self) -> bool:
-        """Pass by the mirrors that have sent bytes; returns False if only the last endpoint, the registry itself, has."""
+        """Pass by the mirrors that have sent bytes; returns False if only the registry itself has."""
         bad = {endpoint for endpoint in self._endpoints[:-1] if endpoint in self._used}
         self._passed_by |= bad
         self._used.clear()

@@ -115,7 +115,7 @@ class OpenEntry:
         return size if isinstance(size, int) else None
 
     def save_marks(self) -> None:
-        """Make the chunks that are stored now survive a reboot. Raises OSError: what was not on the disk is lost then."""
+        """Make the chunks that are stored now survive a reboot. Raises SyncFailedError, OSError."""
         if self.present is None:
             return
         marks = self.present.marks()  # chunks that arrive while the disk syncs are not covered

@@ -133,7 +133,7 @@ class Fetcher:
         self._readahead.announce(start)
 
     def touch(self, start: int, stop: int) -> None:
-        """Take note that stored bytes [start, stop) were read, and send the next request of their reader if it is due."""
+        """Take note that stored bytes [start, stop) were read, and send their reader's next request if it is due."""
         cursor = self._readahead.advance(start, stop)
         if cursor is not None and cursor.due and self._source.ranged:
             self._read_ahead(cursor)
@@ -373,7 +373,7 @@ class Fetcher:
         return True
 
     def _may_go_on(self, flight: Flight) -> bool:
-        """Hold a flight back while it is a whole window ahead of its reader; returns False when it was idle too long."""
+        """Hold a flight back while it is a window ahead of its reader; returns False when it was idle too long."""
         cursor = flight.cursor
         if cursor is None or flight.at < max(cursor.limit, flight.needed):
             return True
