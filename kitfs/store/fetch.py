@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
-from kitfs.store.readahead import MIN_WINDOW, Cursor, Readahead
+from kitfs.store.readahead import MEASURED, MIN_WINDOW, Cursor, Readahead
 from kitfs.store.sink import Cutter, Sink, Want
 from kitfs.store.stream import Stream
 
@@ -62,11 +62,12 @@ class Flight:
     """The chunks [first, stop), which are being fetched; ``at`` is the offset of the next byte.
 
     ``cursor`` is the reader that the flight runs ahead of, None if a reader waits for all of it. ``needed`` is the
-    offset up to which readers wait for it. [``locked``, ``locked_to``) are the chunks locked against other processes.
-    ``error`` is what ended the flight early. With ``keep`` False nothing is stored.
+    offset up to which readers wait for it. ``delay``: seconds from the request to its first byte. [``locked``,
+    ``locked_to``) are the chunks locked against other processes. ``error`` is what ended the flight early. With
+    ``keep`` False nothing is stored.
     """
 
-    __slots__ = ("at", "cursor", "done", "error", "first", "keep", "locked", "locked_to", "needed", "stop")
+    __slots__ = ("at", "cursor", "delay", "done", "error", "first", "keep", "locked", "locked_to", "needed", "stop")
 
     def __init__(
         self, first: int, stop: int, chunk: int, *, locked_to: int, cursor: Cursor | None = None, keep: bool = True
@@ -75,6 +76,7 @@ class Flight:
         self.stop = stop
         self.at = first * chunk
         self.needed = 0
+        self.delay = 0.0
         self.locked_to = locked_to
         self.cursor = cursor
         self.keep = keep
@@ -328,9 +330,11 @@ class Fetcher:
         """Receive the bytes of a flight. Raises what the source raises, IntegrityError when it ended early."""
         chunk, size = self._sink.chunk, self._sink.size
         stop = flight.stop * chunk if size is None else min(flight.stop * chunk, size)
+        asked = time.monotonic()
         pieces = self._source.read_range(flight.first * chunk, stop)
         try:
             first = next(pieces, None)
+            flight.delay = time.monotonic() - asked
             if first is not None and not self._source.ranged and self._stream.board(first, pieces):
                 return  # the stream has the pieces now, and closes them
             if self._source.ranged and not self._take(flight, first, pieces, stop):
@@ -343,6 +347,7 @@ class Fetcher:
     def _take(self, flight: Flight, first: Piece | None, pieces: Pieces, stop: int) -> bool:
         """Store the pieces of a range; returns False when they ended before the flight did."""
         cutter = Cutter(self._sink, flight.at, keep=flight.keep)
+        begun, measured = time.monotonic(), flight.at + (0 if first is None else len(first[1])) + MEASURED
         for offset, view in chain([] if first is None else [first], pieces):
             if offset != cutter.at:
                 raise IntegrityError(
@@ -350,6 +355,10 @@ class Fetcher:
                 )
             cutter.take(view[: stop - offset])
             flight.at = cutter.at
+            if cutter.at >= measured:
+                now = time.monotonic()
+                self._readahead.link.measured(flight.delay, cutter.at - measured + MEASURED, now - begun)
+                measured = stop + MEASURED  # once for each flight: a long one is held back later
             if cutter.at >= stop or self._sink.closed:
                 break
             if flight.keep and not (self._may_go_on(flight) and self._lock_ahead(flight)):

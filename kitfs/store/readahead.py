@@ -5,10 +5,11 @@ files and the kernel sends requests out of order. A read that begins near the po
 other miss begins a new cursor without a window, so that a random read fetches only its own chunks.
 
 The window, which is what may be fetched ahead of the reader, is a quarter of what the cursor has read (at the beginning
-half of it): a reader that stops after one tensor has fetched at most a quarter of it in vain, and a reader of a whole
-layer soon has a window that covers the bandwidth-delay product of any link. From ``LONG`` bytes on, one request runs to
-the end of the blob and is held back at the window (flow control by the receiver), as mountpoint-s3 does: every request
-costs a registry milliseconds before its first byte.
+half of it): a reader that stops after one tensor has fetched at most a quarter of it in vain (more on a link whose
+bandwidth-delay product is larger), and a reader of a whole layer soon has a window that covers the bandwidth-delay
+product of any link. From ``LONG`` bytes on, one request runs to the end of the blob and is held back at the window
+(flow control by the receiver), as mountpoint-s3 does: every request costs a registry milliseconds before its first
+byte.
 
 Threading: ``advance`` and the properties of a cursor from any thread without a lock; the rest under the caller's lock.
 """
@@ -21,9 +22,27 @@ from typing import Final
 CURSORS: Final = 16  # readers remembered per blob
 FIRST: Final = 1 << 20  # bytes read in order before more than a quarter of it is fetched ahead: it may be a header
 MIN_WINDOW: Final = 2 << 20  # bytes
+MEASURED: Final = 128 << 10  # bytes of a request from which it measures the link
 MAX_WINDOW: Final = 64 << 20  # bytes
 LONG: Final = 24 << 20  # bytes read by a cursor before one request runs to the end of the blob
 NEAR: Final = 512 << 10  # bytes by which a read may be out of order, at least
+
+
+@dataclass(slots=True)
+class Link:
+    """The link to the source, as far as requests have measured it.
+
+    ``product``: its bandwidth-delay product in bytes, the delay being that from a request to its first byte.
+    """
+
+    product: int = 0
+
+    def measured(self, delay: float, size: int, seconds: float) -> None:
+        """Take note of a request whose first byte came after ``delay`` seconds, and further ``size`` bytes within
+        ``seconds`` from then on.
+        """
+        if size >= MEASURED and seconds > 0:
+            self.product = max(int(delay * size / seconds), self.product * 3 // 4)
 
 
 @dataclass(slots=True, eq=False)
@@ -33,13 +52,14 @@ class Cursor:
     read: int
     position: int
     end: int
+    link: Link
 
     @property
     def window(self) -> int:
         """Bytes that may be fetched ahead of the reader."""
         if self.read < FIRST:
             return min(self.read, FIRST // 4)
-        return min(max(self.read // 4, min(self.read // 2, MIN_WINDOW)), MAX_WINDOW)
+        return min(max(self.read // 4, min(self.read // 2, MIN_WINDOW), min(self.read, self.link.product)), MAX_WINDOW)
 
     @property
     def limit(self) -> int:
@@ -74,6 +94,7 @@ class Readahead:
     """The cursors of one blob, the latest first."""
 
     def __init__(self) -> None:
+        self.link: Final = Link()
         self._cursors: tuple[Cursor, ...] = ()
 
     def __repr__(self) -> str:
@@ -84,7 +105,7 @@ class Readahead:
 
     def announce(self, start: int) -> None:
         """Make a cursor for a reader who is known to read everything from ``start`` on."""
-        self._cursors = (Cursor(LONG, start, start), *self._cursors[: CURSORS - 1])
+        self._cursors = (Cursor(LONG, start, start, self.link), *self._cursors[: CURSORS - 1])
 
     def advance(self, start: int, stop: int) -> Cursor | None:
         """Return the cursor that a read of [start, stop) moves forward; None when it moves none."""
@@ -99,7 +120,7 @@ class Readahead:
             if cursor.is_near(start):
                 cursor.move(start, stop)
                 return cursor
-        self._cursors = (Cursor(stop - start, stop, stop), *self._cursors[: CURSORS - 1])
+        self._cursors = (Cursor(stop - start, stop, stop, self.link), *self._cursors[: CURSORS - 1])
         return None
 
     def plan(self, cursor: Cursor, stop: int, size: int) -> int:

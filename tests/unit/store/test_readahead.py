@@ -77,3 +77,23 @@ def test_the_next_request_is_due_before_the_window_is_used_up() -> None:
     assert not cursor.due
     assert readahead.advance(2 * MIB, 2 * MIB + 3 * cursor.window // 4) is cursor
     assert cursor.due
+
+
+def test_the_window_grows_with_the_link() -> None:
+    """On a link of 1 Gbit/s and 80 ms a reader soon has a window that covers what is under way."""
+    readahead = Readahead()
+    readahead.link.measured(0.08, 8 * MIB, 8 * MIB / 125e6)
+    assert readahead.link.product == 10_000_000
+    for start in range(0, 4 * MIB, MIB):
+        end = read(readahead, start, start + MIB)
+    assert end == 8 * MIB  # as much as it has read
+    for start in range(4 * MIB, 20 * MIB, MIB):
+        end = read(readahead, start, start + MIB)
+    assert end == 20 * MIB + 10_000_000
+
+
+def test_a_short_request_does_not_measure_the_link() -> None:
+    """The few bytes of a random read would give any rate."""
+    readahead = Readahead()
+    readahead.link.measured(0.08, 4096, 0.000001)
+    assert readahead.link.product == 0
