@@ -227,7 +227,7 @@ def open_below(directory: str, name: str) -> int:
                 below = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
             except NotADirectoryError:
                 if stat.S_ISLNK(os.lstat(parent, dir_fd=at).st_mode):
-                    raise Unsafe(f"{parent} is a symbolic link, and none is followed there")
+                    raise Unsafe(f"{parent} is a symbolic link; kitfs does not follow symbolic links in this directory")
                 raise
             os.close(at)
             at = below
@@ -244,7 +244,7 @@ def refuse_links(directory: str, path: str) -> None:
     for part in os.path.relpath(path, directory).split(os.sep):
         at = os.path.join(at, part)
         if os.path.islink(at):
-            raise Unsafe(f"{part} is a symbolic link, and none is followed there")
+            raise Unsafe(f"{part} is a symbolic link; kitfs does not follow symbolic links in this directory")
 
 
 def _open_regular(path: str, flags: int, name: str, *, dir_fd: int | None = None, follow: bool = False) -> int:
@@ -254,7 +254,7 @@ def _open_regular(path: str, flags: int, name: str, *, dir_fd: int | None = None
         fd = os.open(path, flags, 0o600, dir_fd=dir_fd)
     except OSError as e:
         if e.errno == errno.ELOOP and not follow:
-            raise Unsafe(f"{name} is a symbolic link, and none is followed there")
+            raise Unsafe(f"{name} is a symbolic link; kitfs does not follow symbolic links in this directory")
         if e.errno in (errno.ENXIO, errno.ENODEV):
             raise Unsafe(f"{name} is not a regular file")
         raise

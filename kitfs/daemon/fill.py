@@ -75,9 +75,9 @@ class Filler:
                     self._stopped.wait(INTERVAL)
         except KitfsError as e:
             if not self._stopped.is_set():
-                self._log.warning("layers are not completed in the background any more: %s", e)
+                self._log.warning("stopped completing layers in the background: %s", e)
         except Exception:  # noqa: BLE001 - the mount goes on without filling
-            self._log.exception("a bug in completing layers in the background")
+            self._log.exception("completing layers in the background failed (a bug in kitfs)")
 
     def _next(self) -> Layer | None:
         """Return the layer to fill now."""

@@ -63,7 +63,7 @@ def _from_json(meta: Any, value: Any, where: str) -> Any:
 
 def _string(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{where} must be a text")
+        raise ValueError(f"{where} must be a string")
     return value
 
 

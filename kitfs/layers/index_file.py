@@ -62,21 +62,21 @@ def unpack(data: Buffer) -> dict[str, slice]:
     """
     view = memoryview(data)
     if len(view) < HEADER.size:
-        raise ValueError("an index file that is cut off")
+        raise ValueError("the index file is truncated")
     magic, version, order, size, checksum, count = HEADER.unpack_from(view)
     if (magic, version, order) != (MAGIC, VERSION, ORDER):
         raise ValueError("not an index file, or one of another version or host")
     if size != len(view) or count > MAX_SECTIONS:
-        raise ValueError("an index file that is cut off")
+        raise ValueError("the index file is truncated")
     if checksum != zlib.crc32(view[CHECKSUM + 4 :], zlib.crc32(view[:CHECKSUM])):
         raise ValueError("a damaged index file: wrong checksum")
     found: dict[str, slice] = {}
     for number in range(count):
         at = HEADER.size + SECTION.size * number
         if at + SECTION.size > size:
-            raise ValueError("an index file whose sections do not fit it")
+            raise ValueError("the index file is damaged: a section extends past its end")
         name, start, length = SECTION.unpack_from(view, at)
         if start % 8 or start > size or length > size - start:
-            raise ValueError("an index file whose sections do not fit it")
+            raise ValueError("the index file is damaged: a section extends past its end")
         found[name.rstrip(b"\0").decode("ascii")] = slice(start, start + length)
     return found

@@ -148,7 +148,7 @@ def _generated(manifest: Manifest, config: bytes) -> Kitfile:
         check_keys(about, ("name", "version", "description", "licenses", "authors"), "descriptor")
         check_keys(_section(whole, "modelfs"), ("diffIds",), "modelfs")
     except ValueError as e:
-        raise KitfileError(f"the config is not that of a ModelPack: {e}")
+        raise KitfileError(f"the config is not a valid ModelPack config: {e}")
     found = _paths(manifest, _texts(_section(whole, "modelfs"), "diffIds"))
     weights, configs = found["model"], found["modelpart"]
     model = None

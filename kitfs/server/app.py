@@ -161,7 +161,9 @@ class App:
             if error.status >= 500:
                 self._log.warning("%s %s: %s", request.method, log_text(request.path), cause)
         elif not isinstance(error, ApiError):
-            self._log.error("a bug: %s %s", request.method, log_text(request.path), exc_info=error)
+            self._log.error(
+                "an internal error (a bug in kitfs) in %s %s", request.method, log_text(request.path), exc_info=error
+            )
             error = ApiError(500, "UNKNOWN", "a bug in kitfs; its log has more")
         return refusal(request, error)
 

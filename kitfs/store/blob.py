@@ -390,7 +390,7 @@ class Blob:
             self._home.log.warning("%s cannot be removed from the store: %s", self, e)
 
     def lost(self, filling: Filling, error: OSError) -> None:
-        """Drop bytes that the disk failed to sync, and fetch them again when they are read. An Owner's method."""
+        """Drop bytes that the disk failed to sync; the next read fetches them again. Implements ``filling.Owner``."""
         self._home.log.warning("%s is dropped from the store, since its bytes may be lost: %s", self, error.strerror)
         self._drop(filling)
 

@@ -278,7 +278,8 @@ class Store:
 
     def check(self, digest: Digest, form: str = "blobs", *, moved: Callable[[int], object] = ignored) -> str | None:
         """Read a verified blob back, and remove it when its bytes have changed on the disk. Returns None when it is
-        right or the store does not have it, else what is wrong with it. ``moved`` gets the bytes of each piece.
+        right or the store does not have it, else what is wrong with it. ``moved`` is called with the length of each
+        piece that is read.
 
         Blobs that are open, in this process or another one, go on with their open file. Raises StoreError when it
         cannot be read or removed.

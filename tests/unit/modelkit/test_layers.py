@@ -177,7 +177,7 @@ def test_a_generated_kitfile_says_what_the_config_says() -> None:
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        (b"", "the config is not that of a ModelPack"),
+        (b"", "the config is not a valid ModelPack config"),
         (b"[]", "an object was expected"),
         (b"[" * 50_000, "nested too deeply"),
         (b'{"modelfs":{"diffIds":["a","b"]}}', "2 diffIds for 1 layers"),
