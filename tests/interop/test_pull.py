@@ -374,7 +374,7 @@ def test_a_pull_that_is_killed_at_its_end(own_registry: RegistryProcess, box: Ho
         with Relay(own_registry.port) as meter:
             ref = f"{meter.host}/team/kit:v1"
             box.kitfs("pull", ref)
-            assert meter.moved < STREAMS * WINDOW
+            assert meter.moved < 2 * STREAMS * WINDOW  # what lay in the buffers of its connections
         verified(box, kit)
         shutil.rmtree(box.cache)
         box.cache.mkdir(mode=0o700)

@@ -65,7 +65,7 @@ DIFFERENCES = {
     "kit push REGISTRY/t/basic:v1": "loopback registries need no --plain-http",
     "kit list REGISTRY/t/basic --plain-http": "kit lists no tags of a repository without latest",
     "kit pull REGISTRY/golden/modelpack-raw:v1 --plain-http": "ModelPacks are read, as by kit since 1.10",
-    "kit cache info": "kitfs packs without a cache",
+    "kit cache info": "kitfs packs without temporary files",
 }
 EXPECTED = {
     "kit version": r"Version: \S+\nCommit: \S+\nBuilt: \S+\nPython version: 3\.\S+\n",

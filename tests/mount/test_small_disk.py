@@ -101,10 +101,10 @@ def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> Non
 
 
 def test_a_bomb_that_is_larger_than_the_disk_and_says_no_size(host: Host, small: Path) -> None:
-    """stat of a raw gzip file without metadata decodes the whole file, although almost none of it can be stored."""
+    """A raw gzip file without metadata that grows beyond the room of the store is refused, and the mount lives on."""
     blob = gzip.compress(bytes(700 * MiB), 1)
     kit = build([part("model", "w.bin", b"", format="raw", blob=blob, compression="gzip")], vintage="1.7")
     mount = host.mount(f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1", "--cache-dir", small)
-    done = subprocess.run(["stat", "-c", "%s", mount / "w.bin"], capture_output=True, text=True, timeout=60, check=True)
-    assert int(done.stdout) == 700 * MiB
+    done = subprocess.run(["stat", mount / "w.bin"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
     assert host.status(mount)["state"] == "alive"

@@ -16,6 +16,7 @@ from kitfs.erofs import mounting
 from kitfs.erofs.chunks import Extent
 from kitfs.erofs.image import Device, Inode, write_image
 from kitfs.erofs.refusal import Reason, Refusal
+from kitfs.store.mounted import is_open_elsewhere
 from tests.conftest import CANNOT, needs_root
 
 Names = Mapping[bytes, Inode]
@@ -209,10 +210,10 @@ def test_a_file_of_a_mount_is_seen_to_be_open(image: Image) -> None:
     image.show({1: {b"f": file(2, 512, Extent(0, 1, 0, 512))}}, [RANDOM])
     fd = os.open(image.scratch / "0", os.O_RDONLY)
     try:
-        assert mounting.is_open_elsewhere(fd)
+        assert is_open_elsewhere(fd)
         subprocess.run(["umount", image.at], check=True)
         image.mounted = False
-        assert not mounting.is_open_elsewhere(fd)
+        assert not is_open_elsewhere(fd)
     finally:
         os.close(fd)
 

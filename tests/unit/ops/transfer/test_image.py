@@ -192,7 +192,7 @@ def test_another_registry_is_sent_the_layers(fake: FakeRegistry, host: Workspace
     sizes = sum(layer["size"] for layer in json.loads(kit.manifest)["layers"])
     with FakeRegistry() as other:
         assert made(host, ref, f"{other.host}/images/kit:v1")[1:] == (sizes, 0, 0)
-        assert not any(host.store.has_sealed(Digest.parse(digest)) for digest in kit.layers)
+        assert not host.store.has_sealed(Digest.parse(kit.layers[0]))  # the others are smaller than one read ahead
         assert shown(other, f"{other.host}/images/kit:v1") == mounted_tree(host, ref)
     pull(host, Reference.parse(ref), report=quiet)
     fake.forget()
