@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
-from kitfs.store.readahead import MEASURED, MIN_WINDOW, Cursor, Readahead
+from kitfs.store.readahead import MEASURED, Cursor, Readahead
 from kitfs.store.sink import Cutter, Sink, Want
 from kitfs.store.stream import Stream
 
@@ -228,7 +228,7 @@ class Fetcher:
         if cursor is None:
             return missing
         at, present = cursor.end // self._sink.chunk, self._sink.present
-        if not 0 < missing - at <= MIN_WINDOW // self._sink.chunk:
+        if not 0 < missing - at <= cursor.slack // self._sink.chunk:
             return missing
         gap = present.first_missing(at, missing - 1)
         return missing if gap is None or self._carrier(gap) is not None else gap

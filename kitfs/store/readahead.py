@@ -25,7 +25,7 @@ MIN_WINDOW: Final = 2 << 20  # bytes
 MEASURED: Final = 128 << 10  # bytes of a request from which it measures the link
 MAX_WINDOW: Final = 64 << 20  # bytes
 LONG: Final = 24 << 20  # bytes read by a cursor before one request runs to the end of the blob
-NEAR: Final = 512 << 10  # bytes by which a read may be out of order, at least
+NEAR: Final = 128 << 10  # bytes by which a read may be out of order, at least
 
 
 @dataclass(slots=True)
@@ -76,10 +76,16 @@ class Cursor:
         """Whether less than half of the window has been requested, so that the next request should be sent."""
         return self.end - self.position < self.window // 2
 
+    @property
+    def slack(self) -> int:
+        """Bytes by which a read of this reader may be out of order: little at first, since a reader who hops over the
+        members of an archive is not sequential.
+        """
+        return min(max(self.read // 2, NEAR), MIN_WINDOW)
+
     def is_near(self, start: int) -> bool:
         """Tell whether a read at ``start`` continues this reader."""
-        slack = min(max(self.read // 4, NEAR), MIN_WINDOW)
-        return self.position - slack <= start <= self.position + slack
+        return self.position - self.slack <= start <= self.position + self.slack
 
     def move(self, start: int, stop: int) -> bool:
         """Take note of a read of [start, stop); returns whether it goes beyond what was read before."""

@@ -31,7 +31,7 @@ from tests import kits
 from tests.fakes.registry import FakeRegistry
 
 LOG = logging.getLogger("kitfs.test")
-NOISE = random.Random(7).randbytes(70_000)
+NOISE = random.Random(7).randbytes(300_000)
 
 
 @pytest.fixture
