@@ -19,7 +19,7 @@ ARG_END: Final = 48
 
 
 def hide() -> None:
-    """Overwrite the secrets in the arguments that the system shows. If that is not possible nothing happens."""
+    """Overwrite the secrets in the arguments that ps(1) shows. If that is not possible, nothing happens."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/stat", "rb") as f:
             fields = f.read().rpartition(b")")[2].split()  # from the third on: the second may hold blanks

@@ -1,8 +1,8 @@
 """Complete the layers of a mount in the background (--fill).
 
-``touched`` completes a layer of which programs have asked for 64 MiB and for an eighth; ``all`` completes every layer,
-in the order of the kit. A step is 4 MiB, and no step begins while a program waits for bytes, or has done so in the last
-``QUIET`` seconds. Nothing is filled that would make the store evict other blobs.
+``touched`` completes a layer once programs have asked for at least 64 MiB of it, and for at least an eighth of it.
+``all`` completes every layer, in the order of the kit. A step is 4 MiB, and no step begins while a program waits for
+bytes, or has done so in the last ``QUIET`` seconds. Nothing is filled that would make the store evict other blobs.
 
 Threading: one thread per mount. The status is read by any thread.
 """

@@ -1,8 +1,8 @@
-"""Warnings about a kit before its mount answers; the verb prints them and the log keeps them.
+"""Collect the warnings that are printed before a mount is ready, and kept in its log.
 
 Nothing is fetched for a warning: a mount waits for the manifest and the config only. Names that other users cannot use,
 in a layer that was never listed on this machine, are reported in the log when the layer is first listed. Threading:
-``ClosedNote`` from any thread.
+``ClosedNote`` may be used from any thread.
 """
 
 from __future__ import annotations

@@ -121,10 +121,10 @@ class MountRequest:
 
 
 def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
-    """Return every option of a request except those that name the kit, by its name on the command line, as a text that
-    is equal for equal options.
+    """Map the name of each command-line option, except those that name the kit, to a string.
 
-    An empty text stands for an option that was not given. ``salt`` is hashed with the users and passwords of URLs.
+    Equal options give equal strings; an option that was not given is "". ``salt`` is hashed with the users and
+    passwords of URLs.
     """
     client = request.client
     mirrors = {host: " ".join(_without_user(url, salt) for url in urls) for host, urls in client.mirrors.items()}

@@ -94,7 +94,7 @@ class RunDir:
             )
 
     def file(self, mountpoint: str, suffix: str, nonce: str = "") -> str:
-        """Return the path of one of a mount's files; with a ``nonce``, of a daemon that was displaced."""
+        """Return the path of one of a mount's files; with a ``nonce``, that of the displaced daemon with this nonce."""
         name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
         return os.path.join(self.path, f"{name}.{nonce}.{suffix}" if nonce else f"{name}.{suffix}")
 

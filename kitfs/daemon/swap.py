@@ -135,7 +135,7 @@ class Sealer:
         self._end.sealed(MountInfo(mountpoint, self._record.reference, mounting.FSTYPE, sealed.dev, sealed.number))
 
     def _detach(self, top: int, sealed: NewMount) -> None:
-        """Detach the FUSE mount; if that fails, the sealed one beneath it."""
+        """Detach the FUSE mount. If that fails, detach the sealed mount beneath it and raise Refusal."""
         try:
             mounting.detach(top)
         except OSError as e:

@@ -180,7 +180,7 @@ class _Writer:
         return at // BLOCK
 
     def _enter(self, inode: Inode, children: Children) -> _Open:
-        """Reserve the inode of a directory, which is written when its children are."""
+        """Reserve the inode of a directory; it is filled in after its children were written."""
         shared = self._attributes(inode)
         self._align(32)
         at = self._append(bytes(_INODE.size) + shared)

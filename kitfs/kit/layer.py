@@ -107,7 +107,7 @@ class Layer:
             return self._open_content()
 
     def _open_content(self) -> Blob:
-        """Open the content, without network. Call with the lock."""
+        """Open the content, without network. The caller must hold the lock."""
         wire = self._open_wire()
         if not self.compressed:
             return wire
@@ -168,7 +168,7 @@ class Layer:
         return self.index()
 
     def _made_index(self, wait: bool) -> LayerIndex:
-        """Make the index. Call with the lock."""
+        """Make the index. The caller must hold the lock."""
         if not wait:
             raise WouldBlock
         if self._refusal is not None:
@@ -191,7 +191,7 @@ class Layer:
         return self._keep(index, content, proven=proven)
 
     def _drop_decoded(self) -> None:
-        """Remove decoded content that nothing can use, so that it takes no room in the store. Call with the lock."""
+        """Remove decoded content that nothing can use, to free its room. The caller must hold the lock."""
         if self._decoded is not None:
             with suppress(OSError):
                 self._decoded.drop()
@@ -205,9 +205,7 @@ class Layer:
             raise e.prefixed(f"layer {self.digest}")
 
     def _kept_index(self) -> LayerIndex | None:
-        """Return the index that the store has: that of proven bytes, else that of this entry's own bytes. Call with the
-        lock; this needs no network.
-        """
+        """Return the stored index of proven bytes, else of the entry's own bytes. The caller must hold the lock."""
         if self.type.format == "raw":
             return None
         content = self._open_content()
@@ -376,7 +374,7 @@ class Layer:
                 self._reopen(failure)
 
     def _reopen(self, failure: IntegrityError) -> None:
-        """Open the proven blob in place of the wrong one. Call with the lock.
+        """Open the proven blob in place of the wrong one. The caller must hold the lock.
 
         A mounted tree shows files where the wrong bytes had them, so the index of the proven bytes must be the same.
         """

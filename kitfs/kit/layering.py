@@ -57,7 +57,7 @@ class Numbered(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A row of a layer that has a name."""
+    """The entry of one layer for a name, which may win it."""
 
     number: int
     names: Names
@@ -89,7 +89,7 @@ class Winner(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The kind of the row."""
+        """The kind of the entry: "file", "dir" or "symlink"."""
         return self.names.kind(self.row)
 
 
@@ -139,7 +139,7 @@ def winners(
 ) -> Iterator[tuple[str, str, Winner]]:
     """Yield (name, path, winner) for every name in a directory but those in ``without``, in the order of their bytes.
 
-    Layers ascend; those that count below the directory are given.
+    ``layers`` is in ascending order and holds only the layers whose entries are visible below the directory.
     """
     declaring = _declaring(directory, layers)
     kept = {encoded(name) for name in without}
@@ -289,7 +289,7 @@ def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> 
             left_out.append(f"{sources[number].name}: {skipped}")
 
     def merge_directory(directory: str, since: int, without: Collection[str] = ()) -> Iterator[tuple[str, int]]:
-        """Find the winners in a directory; yield (path, lowest layer that counts below it) for its directories."""
+        """Find the winners in a directory; yield (path, lowest layer that is visible below it) for directories."""
         counting = here(directory, layers[since:])
         for name, path, found in winners(directory, counting, without=without):
             won[path] = found

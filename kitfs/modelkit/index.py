@@ -204,7 +204,10 @@ class Edits(NamedTuple):
 
 
 def label_edits(texts: Sequence[str]) -> Edits:
-    """Parse edits of labels: ``key=value``, ``key:=JSON`` and ``key-``. Values are JSON texts. Raises UsageError."""
+    """Parse edits of labels: ``key=value``, ``key:=JSON`` and ``key-``.
+
+    The returned values are JSON-encoded. Raises UsageError.
+    """
     given: dict[str, str] = {}
     remove = []
     for key, value, is_json in _arguments(texts, "label"):

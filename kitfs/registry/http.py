@@ -92,7 +92,7 @@ class StreamedBody(httpx.SyncByteStream):
             piece = next(pieces, b"")[: self._stop - at]
             if not piece:
                 raise IntegrityError(
-                    f"{self._what}: the local copy ends at byte {at}, before the size that its descriptor declares"
+                    f"{self._what}: the local copy has only {at} bytes, fewer than its descriptor declares"
                 )
             yield piece
             at += len(piece)

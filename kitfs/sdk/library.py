@@ -41,7 +41,10 @@ class KitSummary:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The documents of a kit. ``manifest``: its JSON values. ``kit_version``: of the kit that packed it, or ""."""
+    """The documents of a ModelKit.
+
+    ``manifest`` is its manifest, parsed. ``kit_version`` is the version of the program that packed it, or "".
+    """
 
     digest: str
     kitfile: Kitfile
@@ -156,7 +159,7 @@ def tag(source: str, target: str, **options: Unpack[Options]) -> str:
     old = Reference.parse(source).or_latest()
     new = Reference.parse(target, multiple_tags=True).or_latest()
     if new.digest is not None:
-        raise UsageError(f"cannot tag {source} as {target}: a kit cannot be given a digest")
+        raise UsageError(f"cannot tag {source} as {target}: the new name must be a tag, not a digest")
     with store_of(settings_of(options, Options)) as store:
         kit = required(store, old)
         for reference in new.tagged():

@@ -84,7 +84,7 @@ def collect(store: Store, *, log: logging.Logger, min_age: float = MIN_AGE, now:
             try:
                 young |= _unlink(store, repository, before=before(min(now, begun.get(repository, now))))
             except _UnreadableError as e:
-                log.warning("nothing in the repository %s is freed: %s", repository, e)
+                log.warning("the repository %s is skipped, and nothing in it is freed: %s", repository, e)
         return _free(store, young, before=before(now))
     except OSError as e:
         raise StoreError(f"cannot free anything in the store {store.root}: {(e.strerror or str(e)).lower()}") from e

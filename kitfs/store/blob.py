@@ -338,7 +338,7 @@ class Blob:
         return False
 
     def filled(self, filling: Filling) -> None:
-        """Have a complete blob verified on the store's thread for digests. An Owner's method."""
+        """Have a complete blob verified on the store's thread for digests. Implements ``filling.Owner``."""
         self._home.prove(self._verify_later)
 
     def _verify_later(self) -> None:
@@ -395,7 +395,7 @@ class Blob:
         self._drop(filling)
 
     def room_needed(self) -> None:
-        """Ask the store for the room of blobs that nobody reads. An Owner's method."""
+        """Ask the store for the room of blobs that nobody reads. Implements ``filling.Owner``."""
         self._home.make_way(self)
 
     def let_go(self) -> bool:

@@ -214,7 +214,7 @@ class Fetcher:
         return missing, since
 
     def _carrier(self, chunk: int) -> Flight | None:
-        """Return the flight that will soon bring a chunk. Call with the lock."""
+        """Return the flight that will soon bring a chunk. The caller must hold the lock."""
         size = self._sink.chunk
         for flight in self._flights:
             if flight.at // size <= chunk < flight.stop and chunk * size < max(flight.at + JOIN, flight.needed):
@@ -223,7 +223,7 @@ class Fetcher:
 
     def _beginning(self, missing: int, cursor: Cursor | None) -> int:
         """Return the chunk at which a flight for ``missing`` should begin: earlier, if the kernel's requests of one
-        reader have come out of order, so that the others need no flights of their own. Call with the lock.
+        reader have come out of order, so that the others need no flights of their own. The caller must hold the lock.
         """
         if cursor is None:
             return missing
@@ -236,7 +236,7 @@ class Fetcher:
     def _depart(self, missing: int, wanted: int, cursor: Cursor | None) -> Flight | None:
         """Return a new flight that begins at ``missing``, for a reader that wants the chunks up to ``wanted``.
 
-        Returns None when another process is fetching the chunk. Call with the lock.
+        Returns None when another process is fetching the chunk. The caller must hold the lock.
         """
         sink, present = self._sink, self._sink.present
         size = sink.size or 0
@@ -402,7 +402,7 @@ class Fetcher:
         return False
 
     def _start(self, run: Callable[..., None], *args: object) -> None:
-        """Run a function on a thread of its own, which ``close`` waits for. Call with the lock."""
+        """Run a function on a thread of its own, which ``close`` waits for. The caller must hold the lock."""
 
         def body() -> None:
             try:

@@ -32,7 +32,7 @@ KEPT: Final = 2 << 30  # bytes of the indexes of proven bytes; the least recentl
 
 
 def load(root: str, digest: Digest, entry: str, *, proven: bool) -> LayerIndex | None:
-    """Return an index of the blob ``digest``, whose own entry is the directory ``entry``; None if there is no index.
+    """Return the index of the blob ``digest``, whose store directory is ``entry``; None if there is no index.
 
     A damaged file, and one of another version, is removed.
     """

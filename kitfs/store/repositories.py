@@ -6,8 +6,9 @@ fsynced.
                                     tags/<tag>                    {"digest"}
                                     referrers/<algorithm>-<hex of the subject>/<algorithm>-<hex>    a descriptor
 
-A link says that a repository has a blob, and pins it; the bytes are the store's. A blob's link is made once and never
-replaced, so that a flock on it orders ``use_blob`` and ``unlink_unused``: a blob that a client knows of stays.
+A link says that a repository has a blob, and pins it; the bytes are the store's. A blob's link is created once and
+never replaced, so that a flock on it serializes ``use_blob`` and ``unlink_unused``. A blob that a client was told
+about is therefore not removed.
 Names must have been checked (``oci.names``), so that no name leads anywhere else.
 
 Threading and processes: a link appears whole or not at all. A caller that changes manifests, or removes blobs from a

@@ -74,7 +74,7 @@ class Want:
 
 
 class Sink:
-    """The bytes of one blob: ``body`` is its file, ``present`` the map of its chunks of ``chunk`` bytes.
+    """The bytes of one blob. ``body`` is its file; ``present`` says which chunks, of ``chunk`` bytes each, are stored.
 
     ``size`` is the size of the blob in bytes, None while it is not known.
     """
@@ -107,7 +107,7 @@ class Sink:
             self.wake()
 
     def wake(self) -> None:
-        """Wake every reader. Call with the lock."""
+        """Wake every reader. The caller must hold the lock."""
         for want in self._wants:
             want.wake()
 
@@ -137,19 +137,19 @@ class Sink:
         return None
 
     def has(self, chunk: int, want: Want) -> bool:
-        """Tell whether a reader can have a chunk. Call with the lock."""
+        """Tell whether a reader can have a chunk. The caller must hold the lock."""
         return chunk in want.passed or chunk in self._overflow or self.present.has(chunk, chunk)
 
     def demand(self) -> int:
-        """Return the number of chunks up to which readers want the blob now. Call with the lock."""
+        """Return the number of chunks up to which readers want the blob now. The caller must hold the lock."""
         return max((want.last + 1 for want in self._wants), default=0)
 
     def left_behind(self, given: int) -> bool:
-        """Tell whether a reader sleeps for a chunk before ``given`` that it cannot have. Call with the lock."""
+        """Tell whether a reader waits for a chunk before ``given`` that is missing. The caller must hold the lock."""
         return any(w.missing is not None and w.missing < given and not self.has(w.missing, w) for w in self._wants)
 
     def wanted(self) -> bool:
-        """Tell whether a chunk that a reader wants is still missing. Call with the lock."""
+        """Tell whether a chunk that a reader wants is still missing. The caller must hold the lock."""
         wanted = self.last_chunk(self.demand() - 1) + 1
         return wanted > 0 and self.present.first_missing(0, wanted - 1) is not None
 

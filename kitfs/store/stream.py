@@ -100,7 +100,7 @@ class Stream:
             want.sleep(MARKING)
 
     def _begin(self, pieces: Pieces | None) -> Run:
-        """Start a run. Call with the lock."""
+        """Start a run. The caller must hold the lock."""
         self._run = run = Run()
         self._start(self._fly, run, pieces)
         return run

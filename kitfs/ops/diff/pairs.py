@@ -1,4 +1,4 @@
-"""Pair the items of two lists that have one key."""
+"""Pair the items of two lists that have the same key."""
 
 from __future__ import annotations
 

@@ -378,7 +378,7 @@ def _model(files: list[File]) -> Model:
 
 
 def _with_license(kitfile: Kitfile, found: str) -> Kitfile:
-    """Set the licence of the model; without one, of the only dataset or code entry; else of the package."""
+    """Set the licence of the model. Without a model, set it on the only dataset or code entry, else on the package."""
     if not found:
         return kitfile
     if kitfile.model is not None:
