@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 from kitfs.content import Source
-from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
+from kitfs.errors import IntegrityError, KitfsError
 from kitfs.store.readahead import MEASURED, Cursor, Readahead
 from kitfs.store.sink import Cutter, Sink, Want
-from kitfs.store.stream import Stream
+from kitfs.store.stream import Owner, Piece, Pieces, Stream
 
 POLL: Final = 0.005  # seconds between two looks at the marks of another process
 PAUSE: Final = 0.005  # seconds between two looks at the position of a reader that is a window behind
@@ -34,28 +34,6 @@ CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do no
 SEGMENT: Final = 4 << 20  # bytes that a flight locks at once: what other processes fetch again after one is killed
 JOIN: Final = 8 << 20  # bytes behind a flight's position for which a reader waits instead of sending its own request
 GAP: Final = 256 << 10  # bytes of stored chunks that end a flight; shorter runs are received again and dropped
-
-Piece = tuple[int, memoryview]
-Pieces = Generator[Piece, None, None]
-
-
-class Owner(Protocol):
-    """The blob that a fetcher fills."""
-
-    def finished(self, size: int, sha256: str) -> bool:
-        """Record the size and digest of a source without ranges that has ended, before its last chunk is marked.
-
-        Returns False when they could not be recorded; a short last chunk is not stored then.
-        """
-        ...
-
-    def landed(self) -> None:
-        """Take note that a flight has ended."""
-        ...
-
-    def learn_size(self) -> int | None:
-        """Return a size in bytes that another process has found."""
-        ...
 
 
 class Flight:
@@ -305,7 +283,7 @@ class Fetcher:
         try:
             self._receive(flight)
         except Exception as e:
-            flight.error = self._ended(e)
+            flight.error = sink.ended(self._name, e)
             if not isinstance(e, (KitfsError, OSError)) and not sink.closed:
                 raise
         finally:
@@ -319,12 +297,6 @@ class Fetcher:
                 flight.done = True
                 sink.wake()
             self._owner.landed()
-
-    def _ended(self, error: Exception) -> KitfsError:
-        """Return the error for a flight's readers: Closed when the fetcher was closed, whatever the source raised."""
-        if self._sink.closed:
-            return Closed(f"{self._name} was closed")
-        return error if isinstance(error, KitfsError) else StoreError(f"{self._name}: {type(error).__name__}: {error}")
 
     def _receive(self, flight: Flight) -> None:
         """Receive the bytes of a flight. Raises what the source raises, IntegrityError when it ended early."""

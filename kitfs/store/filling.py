@@ -239,7 +239,7 @@ class Filling:
             self._unsynced = 0
             self._home.later(self.save)
 
-    # -- what the fetcher tells (``fetch.Owner``)
+    # -- what the fetcher tells (``stream.Owner``)
 
     def landed(self) -> None:
         """Have a blob that is complete verified, after a flight."""

@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from typing import Final, Protocol
 
-from kitfs.errors import Closed
+from kitfs.errors import Closed, KitfsError, StoreError
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
 from kitfs.store.durable import NO_SPACE
@@ -119,6 +119,14 @@ class Sink:
     def last_chunk(self, last: int) -> int:
         """Return ``last``, or the last chunk of the blob when that is smaller."""
         return last if self.size is None else min(last, (self.size - 1) // self.chunk)
+
+    def ended(self, name: str, error: Exception) -> KitfsError:
+        """Return the error for the readers of a fetch that ended: Closed when the sink was closed, whatever the source
+        raised. ``name`` names the blob.
+        """
+        if self.closed:
+            return Closed(f"{name} was closed")
+        return error if isinstance(error, KitfsError) else StoreError(f"{name}: {type(error).__name__}: {error}")
 
     def next_missing(self, want: Want) -> int | None:
         """Return the first chunk of a want that is neither stored nor handed over; takes chunks from the overflow."""

@@ -16,7 +16,7 @@ from contextlib import closing
 from typing import Final, Protocol
 
 from kitfs.content import Source
-from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError
+from kitfs.errors import IntegrityError, KitfsError
 from kitfs.store.sink import Cutter, Sink, Want
 
 POLL: Final = 0.005  # seconds between two looks at the stream of another process
@@ -29,13 +29,22 @@ _everyone: Final = 1 << 62  # a chunk beyond every blob
 
 
 class Owner(Protocol):
-    """The blob that a stream fills; see ``fetch.Owner``."""
+    """The blob that is filled."""
 
-    def finished(self, size: int, sha256: str) -> bool: ...
+    def finished(self, size: int, sha256: str) -> bool:
+        """Record the size and digest of a source without ranges that has ended, before its last chunk is marked.
 
-    def landed(self) -> None: ...
+        Returns False when they could not be recorded; a short last chunk is not stored then.
+        """
+        ...
 
-    def learn_size(self) -> int | None: ...
+    def landed(self) -> None:
+        """Take note that a flight or a stream has ended."""
+        ...
+
+    def learn_size(self) -> int | None:
+        """Return a size in bytes that another process has found."""
+        ...
 
 
 class Run:
@@ -126,7 +135,7 @@ class Stream:
             if needed and not sink.closed and (locked or not keep):
                 locked = self._stream(run, pieces, locked, keep)
         except Exception as e:
-            run.error = self._ended(e)
+            run.error = sink.ended(self._name, e)
             if not isinstance(e, (KitfsError, OSError)) and not sink.closed:
                 raise
         finally:
@@ -207,12 +216,6 @@ class Stream:
                 if at < sink.demand() * sink.chunk:
                     return True
             run.want.sleep(REST)
-
-    def _ended(self, error: Exception) -> KitfsError:
-        """Return the error for the readers: Closed when the blob was closed, whatever the source raised."""
-        if self._sink.closed:
-            return Closed(f"{self._name} was closed")
-        return error if isinstance(error, KitfsError) else StoreError(f"{self._name}: {type(error).__name__}: {error}")
 
 
 def _rejoined(first: Piece, pieces: Pieces) -> Pieces:
