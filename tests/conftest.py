@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from kitfs.erofs import mounting
+from kitfs.erofs.refusal import Refusal
 from kitfs.store.store import Store
 from tests import host as hosts
 from tests import interpreters, stores
@@ -218,6 +220,16 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[interpreters.Py
             yield interpreters.python_for(interpreters.NOBODY, scratch)
     finally:
         shutil.rmtree(scratch)
+
+
+@pytest.fixture
+def sealing_works() -> None:
+    """Skip a test where the kernel cannot mount EROFS images."""
+    needs_root()
+    try:
+        mounting.check_system()
+    except Refusal as e:
+        pytest.skip(f"{CANNOT} {e}")
 
 
 @pytest.fixture

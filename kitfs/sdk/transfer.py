@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Unpack
 
 from kitfs.errors import UsageError
+from kitfs.kit.kit import Kit
+from kitfs.kit.workspace import Workspace
 from kitfs.modelkit.filters import Filter
 from kitfs.oci.names import LayoutReference, Reference, parse_any
 from kitfs.parsers import platform
@@ -105,12 +107,9 @@ def warm(
     from kitfs.ops.transfer.warm import warm as run
 
     settings = settings_of(options, CopyOptions)
-    filters = [Filter.parse(text) for text in filters_of(only)]
     with (
         workspace_of(settings) as workspace,
-        closing(
-            workspace.resolver.open(kit_reference(reference), filters=filters, labels=labels, remote=settings["remote"])
-        ) as kit,
+        _opened(workspace, reference, only, labels, remote=settings["remote"]) as kit,
         reporting(progress, f"warm {reference}") as report,
     ):
         run(workspace.store, kit, concurrency=settings["concurrency"], report=report)
@@ -162,12 +161,9 @@ def convert(
 
     settings = settings_of(options, CopyOptions)
     target = remote_reference(image, "convert to")
-    filters = [Filter.parse(text) for text in filters_of(only)]
     with (
         workspace_of(settings) as workspace,
-        closing(
-            workspace.resolver.open(kit_reference(reference), filters=filters, labels=labels, remote=settings["remote"])
-        ) as kit,
+        _opened(workspace, reference, only, labels, remote=settings["remote"]) as kit,
         reporting(progress, f"convert {target.display}") as report,
     ):
         done = run(
@@ -187,3 +183,11 @@ def _platform(text: str) -> tuple[str, str, str]:
         return platform(text)
     except ValueError as e:
         raise UsageError(f"platforms: {e}")
+
+
+def _opened(
+    workspace: Workspace, reference: str, only: Filters, labels: Mapping[str, str] | None, *, remote: bool
+) -> closing[Kit]:
+    """Open the chosen layers of a kit, for a ``with`` block."""
+    filters = [Filter.parse(text) for text in filters_of(only)]
+    return closing(workspace.resolver.open(kit_reference(reference), filters=filters, labels=labels, remote=remote))

@@ -15,29 +15,17 @@ from typing import Any
 
 import pytest
 
-from kitfs.erofs import mounting
-from kitfs.erofs.refusal import Refusal
 from tests import trees
-from tests.conftest import CANNOT, GOLDEN, needs, needs_root
+from tests.conftest import GOLDEN, needs
 from tests.host import Host, Mounted, wait_until
 from tests.interpreters import Python
 from tests.kits import Part, build, kit_tar, part, write_layout
 from tests.registry_process import RegistryProcess
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("sealing_works")]
 KITS: dict[str, Any] = json.loads((GOLDEN / "kits.json").read_text())
 NAMES = ("reference", "digest", "mountpoint", "log", "labels")
 BIG = os.urandom(3 << 20)
-
-
-@pytest.fixture(autouse=True)
-def _sealing_works() -> None:
-    """Skip the tests where the kernel cannot mount EROFS images."""
-    needs_root()
-    try:
-        mounting.check_system()
-    except Refusal as e:
-        pytest.skip(f"{CANNOT} {e}")
 
 
 @pytest.fixture

@@ -17,24 +17,12 @@ import pytest
 
 from kitfs.erofs import mounting
 from kitfs.erofs.image import Inode, write_image
-from kitfs.erofs.refusal import Refusal
-from tests.conftest import CANNOT, needs_root
 from tests.host import Host, Mounted
 from tests.kits import build, part, write_layout
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("sealing_works")]
 README = b"# readme\n" * 100
 ROOT = Inode(1, "dir", 0o755, 2, 0, 0, 0)
-
-
-@pytest.fixture(autouse=True)
-def _sealing_works() -> None:
-    """Skip the tests where the kernel cannot mount EROFS images."""
-    needs_root()
-    try:
-        mounting.check_system()
-    except Refusal as e:
-        pytest.skip(f"{CANNOT} {e}")
 
 
 @pytest.fixture
