@@ -1,9 +1,9 @@
-"""Fixtures for real mounts and real registries, and the rule about skips.
+"""Provide fixtures for real mounts and real registries, and the rule about skipped tests.
 
-A test that needs a program asks for it with ``needs(...)``. If the program is missing, the test is skipped with a
-reason that names the package to install. With ``CI=true`` it fails instead, because ``.ci/run`` installs all of them. A
-test that needs what no package can give (root, a kernel with FUSE) is skipped in CI too, with a reason that starts with
-"not here:". All skips are listed again at the end of a run.
+A test that needs a program calls ``needs(...)``. If the program is missing, the test is skipped with a reason that
+names the package to install. With ``CI=true`` the test fails instead, because ``.ci/run`` installs all of these
+packages. A test that needs something that no package provides (root, a kernel with FUSE) is skipped in CI too, with a
+reason that starts with "not here:". All skips are listed again at the end of a run.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tests.registry_process import RegistryProcess
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_KITS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kits.json").read_text())
 CANNOT = "not here:"
-PACKAGES = {  # packages of Debian, by the program that they contain
+PACKAGES = {  # program → the Debian package that contains it
     "docker-registry": "docker-registry", "skopeo": "skopeo", "fusermount3": "fuse3", "bsdtar": "libarchive-tools",
     "libfuse": "libfuse2", "tar": "tar", "git": "git", "setfattr": "attr", "unshare": "util-linux", "mount": "mount",
 }  # fmt: skip
 
 
-# Files whose tests start many processes, or wait for time limits: `pytest -m "not slow"` leaves them out.
+# Files whose tests start many processes or wait for time limits. `pytest -m "not slow"` leaves them out.
 SLOW = (
     "interop/test_golden_kits.py", "interop/test_import.py", "interop/test_import_settings.py",
     "interop/test_index_convert.py", "interop/test_pull.py", "interop/test_push.py", "interop/test_push_kit.py",
@@ -65,7 +65,7 @@ def in_ci() -> bool:
 
 
 def needs(*programs: str) -> None:
-    """Skip the test if a program is missing; in CI, fail it."""
+    """Skip the test if a program is missing. In CI, fail the test instead."""
     for name in programs:
         here = ctypes.util.find_library("fuse") if name == "libfuse" else shutil.which(name)
         if not here:
@@ -113,7 +113,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _broken_pipes_are_errors() -> Iterator[None]:
-    """Restore the disposition of SIGPIPE: libfuse leaves SIG_DFL in a process that has served a mount."""
+    """Restore the disposition of SIGPIPE, which libfuse sets to SIG_DFL in a process that served a mount."""
     before = signal.getsignal(signal.SIGPIPE)
     yield
     signal.signal(signal.SIGPIPE, before)
@@ -121,7 +121,7 @@ def _broken_pipes_are_errors() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unset the proxies and certificates of the environment in which the tests run."""
+    """Unset the proxies and certificates in the environment in which the tests run."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -132,20 +132,20 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def open_store(tmp_path: Path) -> Iterator[stores.Opener]:
-    """Open Stores on one directory, as often as the function is called."""
+    """Return a function that opens another Store on the same directory at each call."""
     with stores.opener(tmp_path / "store") as open_one:
         yield open_one
 
 
 @pytest.fixture
 def store(open_store: stores.Opener) -> Store:
-    """An empty store of this test's own."""
+    """Return an empty store for this test alone."""
     return open_store()
 
 
 @pytest.fixture(scope="session")
 def golden_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directories out of which the golden kits were packed. No test changes these directories."""
+    """Return the directories from which the golden kits were packed. No test changes these directories."""
     root = tmp_path_factory.mktemp("golden")
     subprocess.run([sys.executable, GOLDEN / "make_trees.py", root], check=True)
     return root
@@ -156,14 +156,14 @@ def golden_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fake() -> Iterator[FakeRegistry]:
-    """A fake registry that listens on a socket."""
+    """Return a fake registry that listens on a socket."""
     with FakeRegistry() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
-    """One docker-registry for the whole run, for tests that neither stop it nor count all of its answers."""
+    """Return the docker-registry of the whole run, for tests that neither stop it nor count all of its responses."""
     needs("docker-registry")
     with RegistryProcess(tmp_path_factory.mktemp("registry")) as running:
         yield running
@@ -171,7 +171,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProce
 
 @pytest.fixture
 def own_registry(tmp_path: Path) -> Iterator[RegistryProcess]:
-    """A docker-registry of this test's own, which it may stop, start and count."""
+    """Return a docker-registry for this test alone, which may stop and start it and count its responses."""
     needs("docker-registry")
     with RegistryProcess(tmp_path / "registry") as running:
         yield running
@@ -179,7 +179,7 @@ def own_registry(tmp_path: Path) -> Iterator[RegistryProcess]:
 
 @pytest.fixture(scope="session")
 def golden_registry(registry: RegistryProcess) -> RegistryProcess:
-    """The session's registry with every golden kit in it, copied by skopeo as ``golden/NAME:v1``."""
+    """Return the session's registry with every golden kit, copied by skopeo as ``golden/NAME:v1``."""
     needs("skopeo")
     for archive in sorted((GOLDEN / "layouts").glob("*.tar")):
         registry.copy_archive(archive, f"golden/{archive.stem}")
@@ -190,7 +190,7 @@ def golden_registry(registry: RegistryProcess) -> RegistryProcess:
 
 
 def need_fuse() -> None:
-    """Skip the test where nothing can be mounted."""
+    """Skip the test if nothing can be mounted here."""
     if not Path("/dev/fuse").exists():
         pytest.skip(f"{CANNOT} this kernel or container has no /dev/fuse")
     if os.geteuid() != 0:
@@ -204,9 +204,9 @@ def _swept() -> None:
 
 @pytest.fixture(scope="session")
 def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[interpreters.Python]:
-    """An interpreter that runs as an ordinary user, who may open /dev/fuse while the fixture lives.
+    """Return an interpreter that runs as an ordinary user, who may open /dev/fuse while the fixture lives.
 
-    If the tests do not run as root, it is their own interpreter.
+    If the tests do not run as root, this is the interpreter that runs the tests.
     """
     need_fuse()
     needs("fusermount3")
@@ -224,7 +224,7 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[interpreters.Py
 
 @pytest.fixture
 def sealing_works() -> None:
-    """Skip a test where the kernel cannot mount EROFS images."""
+    """Skip the test if the kernel cannot mount EROFS images."""
     needs_root()
     try:
         mounting.check_system()
@@ -234,7 +234,7 @@ def sealing_works() -> None:
 
 @pytest.fixture
 def new_host(_swept: None) -> Iterator[Callable[..., hosts.Host]]:
-    """Make hosts. At the end, each must have left no mount and no process behind."""
+    """Return a function that makes hosts. At the end of the test, no host may leave a mount or a process behind."""
     made: list[hosts.Host] = []
 
     def make(python: interpreters.Python | None = None, *, patience: float = 240) -> hosts.Host:
@@ -249,26 +249,26 @@ def new_host(_swept: None) -> Iterator[Callable[..., hosts.Host]]:
 
 @pytest.fixture
 def box() -> Iterator[hosts.Host]:
-    """A host that needs no FUSE."""
+    """Return a host that needs no FUSE."""
     with hosts.boxed() as made:
         yield made
 
 
 @pytest.fixture
 def host(new_host: Callable[..., hosts.Host]) -> hosts.Host:
-    """A host whose user runs the tests."""
+    """Return a host whose kitfs runs as the user who runs the tests."""
     return new_host()
 
 
 @pytest.fixture
 def user_host(new_host: Callable[..., hosts.Host], nobody: interpreters.Python) -> hosts.Host:
-    """A host whose user is an ordinary user."""
+    """Return a host whose kitfs runs as an ordinary user."""
     return new_host(nobody)
 
 
 @pytest.fixture(params=["kernel", pytest.param("libfuse", marks=pytest.mark.slow)])
 def transport(request: pytest.FixtureRequest) -> str:
-    """Each transport in turn."""
+    """Return the name of each transport in turn."""
     if request.param == "libfuse":
         needs("libfuse")
     name: str = request.param
@@ -277,7 +277,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["root", pytest.param("user", marks=pytest.mark.slow)])
 def anybody(request: pytest.FixtureRequest) -> hosts.Host:
-    """A host run by root, and one run by an ordinary user."""
+    """Return a host whose kitfs runs as root, and then a host whose kitfs runs as an ordinary user."""
     if request.param == "root":
         needs_root()
         found: hosts.Host = request.getfixturevalue("host")

@@ -1,4 +1,4 @@
-"""Small file systems in memory, for tests that need a disk without room."""
+"""Small file systems in memory, for tests that need a full disk."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from tests.conftest import CANNOT, needs, needs_root
 
 @contextlib.contextmanager
 def tmpfs(directory: Path, options: str) -> Iterator[Path]:
-    """Mount a tmpfs at ``directory`` (which is created if missing) and unmount it at the end of the block.
+    """Mount a tmpfs at ``directory`` and unmount it at the end of the block.
 
-    ``options`` are those of mount(8), for example ``size=8m``. The test is skipped if it may not mount.
+    The directory is created if it is missing. ``options`` are those of mount(8), for example ``size=8m``. The test is
+    skipped if it is not permitted to mount.
     """
     needs_root()
     needs("mount")

@@ -1,4 +1,4 @@
-"""Which errno a system call ended with."""
+"""Find out with which errno a system call fails."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""A host for real mounts: it runs the ``kitfs`` program in subprocesses, with its own store, run-time directory and
-home.
+"""A host for real mounts runs the ``kitfs`` program in subprocesses.
 
-The module imports nothing of kitfs: everything goes through the command line, as a user would do it. A ``Host`` is used
-by one thread. Its directory is in the system's temporary folder under a short name, because the path of a Unix socket
-ends at 108 bytes, and because pytest's own folders are closed to other users. The name contains the pid of the test
-run, so that the next run can remove what a killed run left behind.
+Each host has its own store, run-time directory and home. The module imports nothing from kitfs: tests use the command
+line, as a user would. Only one thread may use a ``Host``. Its directory is in the system's temporary folder and has a
+short name, because the path of a Unix socket is limited to 108 bytes and because pytest's own folders are closed to
+other users. The name contains the pid of the test run, so that the next run can remove the remains of a killed run.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ MOUNTED = re.compile(r"^(?P<digest>sha256:[0-9a-f]{64}) (?:pid (?P<pid>\d+)|seal
 
 @dataclass(frozen=True)
 class Mounted:
-    """One line of ``kitfs mount``, parsed; ``pid`` is 0 for a sealed mount, which no process serves."""
+    """The parsed output line of ``kitfs mount``. ``pid`` is 0 for a sealed mount, which no process serves."""
 
     path: Path
     digest: str
@@ -49,9 +48,10 @@ class Mounted:
 
 
 class Host:
-    """A machine with kitfs, as far as kitfs can see.
+    """A machine with a store, a run-time directory and a home of its own.
 
-    ``seal`` is the default of --seal: "never", so that complete kits stay FUSE mounts, whose daemons the tests watch.
+    ``seal`` is the default of --seal. It is "never", so that complete kits stay FUSE mounts, whose daemons the tests
+    watch.
     """
 
     def __init__(self, python: Python, *, patience: float = 240) -> None:
@@ -68,7 +68,7 @@ class Host:
             os.chown(self.root, python.user, python.user)
         self._patience = threading.Timer(
             patience, self.kill_all
-        )  # a read that hangs ends with its daemon, and the test fails
+        )  # ends the daemon, so that a read that hangs fails the test
         self._patience.daemon = True
         self._patience.start()
 
@@ -109,7 +109,7 @@ class Host:
 
     @contextlib.contextmanager
     def running(self, *args: str | os.PathLike[str], **more: Any) -> Iterator[subprocess.Popen[str]]:
-        """Run a verb in the background. The process is killed if it still runs at the end of the block."""
+        """Run a verb in the background, and kill its process if it still runs at the end of the block."""
         process = self.start(*args, **more)
         try:
             yield process
@@ -118,7 +118,7 @@ class Host:
             process.communicate()
 
     def on_terminal(self, *args: str | os.PathLike[str]) -> tuple[int, str]:
-        """Run a verb on a terminal of 80 columns; return its exit code and what it printed, without colours."""
+        """Run a verb on a terminal of 80 columns. Return its exit code and its output without colours."""
         env = {**self.env, "TERM": "xterm"}
         code, printed = run_on_terminal(self.command(*args), env=env, cwd="/", **self.python.identity())
         return code, without_colours(printed)
@@ -131,7 +131,7 @@ class Host:
         timeout: float = 90,
         **more: Any,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a verb to its end. With ``check`` the test fails if the verb fails."""
+        """Run a verb and wait for its end. With ``check``, the test fails if the verb fails."""
         with self.start(*args, env=env, **more) as process:
             try:
                 out, err = process.communicate(timeout=timeout)
@@ -165,10 +165,10 @@ class Host:
         value: list[dict[str, Any]] = json.loads(self.kitfs("mounts", "--json").stdout)
         return value
 
-    # -- reading a mount as this host's user
+    # -- reads of a mount by this host's user
 
     def run_python(self, code: str, *args: str | os.PathLike[str], timeout: float = 120) -> str:
-        """Run a few lines of Python as this host's user, without kitfs, and return what they print."""
+        """Run Python code as this host's user, without kitfs, and return what it prints."""
         env = {"PATH": os.environ["PATH"], **self.python.environment}
         command = [self.python.executable, "-c", code, *(os.fspath(arg) for arg in args)]
         done = subprocess.run(
@@ -185,7 +185,7 @@ class Host:
         return done.stdout
 
     def scan(self, mount: Mounted | Path) -> trees.Tree:
-        """Return the tree of a mount, read by a process of this host's user."""
+        """Return the tree of a mount, which a process of this host's user reads."""
         path = mount.path if isinstance(mount, Mounted) else mount
         if self.python.user is None:
             return trees.scan(path)
@@ -198,7 +198,7 @@ class Host:
         return mount_points_below(self.root)
 
     def processes(self) -> dict[int, str]:
-        """Return the processes whose environment has this host's run-time directory: pid → command line."""
+        """Return pid → command line of the processes whose environment has this host's run-time directory."""
         return processes_of(self.run_dir)
 
     def kill_all(self) -> None:
@@ -207,11 +207,11 @@ class Host:
                 os.kill(pid, signal.SIGKILL)
 
     def wait_gone(self, pid: int, *, seconds: float = 20) -> None:
-        """Wait for the end of a process that is not a child of this one."""
+        """Wait for the end of a process that is not a child of this process."""
         wait_until(lambda: not alive(pid), f"process {pid} did not end", seconds=seconds)
 
     def close(self) -> list[str]:
-        """Unmount everything and remove the directory; return what ``umount --all`` left behind."""
+        """Unmount everything and remove the directory. Return what ``umount --all`` left behind."""
         left: list[str] = []
         if self.mount_points():
             done = self.kitfs("umount", "--all", check=False)
@@ -236,7 +236,7 @@ class Host:
 
 @contextlib.contextmanager
 def boxed(*, patience: float = 3600) -> Iterator[Host]:
-    """Give a host that needs no FUSE. At the end it must have left no mount and no process behind."""
+    """Provide a host that needs no FUSE. At the end, it must have left no mount and no process behind."""
     made = Host(own_python(), patience=patience)
     try:
         yield made
@@ -286,7 +286,7 @@ def sweep(root: Path, run_dir: Path) -> None:
 
 
 def sweep_stale() -> None:
-    """Remove what test runs left behind that no longer live."""
+    """Remove the remains of test runs that have ended."""
     for root in Path("/tmp").glob(f"{PREFIX}*-*"):
         pid = root.name.removeprefix(PREFIX).partition("-")[0]
         if pid.isdigit() and not alive(int(pid)):
@@ -294,7 +294,10 @@ def sweep_stale() -> None:
 
 
 def wait_until(fact: Any, message: str, *, seconds: float = 20) -> None:
-    """Poll until ``fact`` is true, for events that send no notification. A failure shows ``message``."""
+    """Poll until ``fact`` is true. A timeout fails the test with ``message``.
+
+    This is for events that send no notification.
+    """
     deadline = time.monotonic() + seconds
     while not fact():
         if time.monotonic() > deadline:

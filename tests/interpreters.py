@@ -1,4 +1,4 @@
-"""Interpreters that can import kitfs, for the user who runs the tests and for others."""
+"""Provide interpreters that can import kitfs, for the user who runs the tests and for other users."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PREFIX = "kitfs-t"  # of temporary files of a test run
+PREFIX = "kitfs-t"  # prefix of a test run's temporary files
 NOBODY = 65534
 _DISTRIBUTION = "kitfs"
 
 
 @dataclass(frozen=True)
 class Python:
-    """An interpreter that can import kitfs, and the user who runs it (None: the user who runs the tests)."""
+    """An interpreter that can import kitfs, and the user as whom it runs (None: the user who runs the tests)."""
 
     executable: str
     path: tuple[str, ...] = ()
@@ -35,7 +35,9 @@ class Python:
     @property
     def environment(self) -> dict[str, str]:
         env = {"PYTHONPATH": os.pathsep.join(self.path)} if self.path else {}
-        if self.home:  # a copied interpreter must not find its libraries, or another libpython, where it came from
+        if (
+            self.home
+        ):  # a copied interpreter must not load its libraries or another libpython from its original directory
             env |= {"PYTHONHOME": self.home, "LD_LIBRARY_PATH": f"{self.home}/lib"}
         return env
 
@@ -57,9 +59,9 @@ def own_python() -> Python:
 def python_for(user: int, scratch: Path) -> Python:
     """Return an interpreter that ``user`` may execute, with kitfs on its path.
 
-    The first of these that the user can execute is used: the tests' own interpreter, the one of their virtual
-    environment, the distribution's of the same version. Otherwise the interpreter, kitfs and its dependencies are
-    copied to ``scratch``.
+    It is the first of these that the user can execute: the interpreter of the tests, the base interpreter of their
+    virtual environment, and the distribution's interpreter of the same version. If there is none, the interpreter,
+    kitfs and its dependencies are copied to ``scratch``.
     """
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     base = getattr(sys, "_base_executable", sys.executable)
@@ -116,7 +118,7 @@ def _copied_packages(scratch: Path) -> Path:
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # a requirement of another platform
+            continue  # a requirement for another platform
         needed = [line for line in distribution.requires or () if "extra ==" not in line]
         wanted += [re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] for line in needed]
         for file in distribution.files or () if name != _DISTRIBUTION else ():
@@ -129,9 +131,9 @@ def _copied_packages(scratch: Path) -> Path:
 
 @contextlib.contextmanager
 def fuse_device_for_everybody() -> Iterator[None]:
-    """Give /dev/fuse the mode 0666 that distributions use.
+    """Set the mode of /dev/fuse to 0666, as distributions do.
 
-    The last of the test processes that use it restores the former mode.
+    The last test process that uses the device restores the former mode.
     """
     device, shared = Path("/dev/fuse"), Path("/tmp") / f"{PREFIX}fuse"
     me = os.getpid()
@@ -143,7 +145,7 @@ def fuse_device_for_everybody() -> Iterator[None]:
         yield
     finally:
         with _shared_json(shared) as state:
-            state["pids"].remove(me)  # once: an outer use in this process may go on
+            state["pids"].remove(me)  # only once, because an outer block of this process may still use the device
             state["pids"] = [pid for pid in state["pids"] if alive(pid)]
             if not state["pids"]:
                 device.chmod(state["mode"])
@@ -152,7 +154,10 @@ def fuse_device_for_everybody() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shared_json(path: Path) -> Iterator[dict[str, Any]]:
-    """Give the content of a JSON file, which one process at a time may change. An empty value removes the file."""
+    """Yield the content of a JSON file, which only one process at a time may change.
+
+    An empty value removes the file.
+    """
     while True:
         with path.open("a+") as f:
             fcntl.flock(f, fcntl.LOCK_EX)

@@ -1,10 +1,10 @@
-"""Build ModelKits and ModelPacks from bytes: the oracle of the mount tests.
+"""Build ModelKits and ModelPacks from bytes, independently of kitfs.
 
 The module is written from the published formats alone (KitOps' Kitfile and the manifest of each vintage, CNCF's
-model-spec, the OCI image and distribution specs). It imports nothing of kitfs, so that a mistake in kitfs cannot hide
-in what the tests compare with. It is not a packer: it does not read trees or choose layers, and it compresses with what
-Python has. Values are immutable, and all functions but the three writers at the end are pure, so any thread may use
-them.
+model-spec, the OCI image and distribution specs). It imports nothing from kitfs, so that a mistake in kitfs cannot hide
+in the expected results. It is not a packer: it does not read trees or choose layers, and it compresses with the
+standard library and zstandard. Values are immutable, and all functions except the three writers at the end are pure, so
+that any thread may use them.
 
     part = Part("model", "model", kit_tar({"model/w.bin": b"..."}), compression="zstd")
     kit = build([part], vintage="1.17")
@@ -58,7 +58,7 @@ _ORDER = ("model", "modelpart", "code", "dataset", "docs", "prompt", "mcpserver"
 
 
 def sha256(content: Content) -> str:
-    """Return the digest of bytes or of a file, as ``sha256:<hex>``."""
+    """Return the digest of bytes or of a file as ``sha256:<hex>``."""
     if isinstance(content, bytes):
         return "sha256:" + hashlib.sha256(content).hexdigest()
     found, zeros, end = hashlib.sha256(), memoryview(bytes(1 << 20)), content.stat().st_size
@@ -66,7 +66,7 @@ def sha256(content: Content) -> str:
         at = 0
         while at < end:
             data_at = _seek(file.fileno(), at, os.SEEK_DATA, end)
-            while at < data_at:  # a hole: hash its zeros without reading gigabytes of them into the page cache
+            while at < data_at:  # hash the zeros of a hole without reading gigabytes of them into the page cache
                 piece = zeros[: data_at - at]
                 found.update(piece)
                 at += len(piece)
@@ -81,7 +81,7 @@ def sha256(content: Content) -> str:
 def _seek(fd: int, at: int, whence: int, end: int) -> int:
     try:
         return os.lseek(fd, at, whence) if at < end else end
-    except OSError:  # ENXIO: no data behind this offset
+    except OSError:  # ENXIO: the file has no data behind this offset
         return end
 
 
@@ -91,10 +91,10 @@ def size_of(content: Content) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One Kitfile entry and its layer.
+    """A Kitfile entry and its layer.
 
-    ``content`` is the tar or the raw file before compression. ``blob``, if given, is what the registry has (many gzip
-    members, many zstd frames, something broken) and is not derived from ``content``.
+    ``content`` is the tar or the raw file before compression. If ``blob`` is given, the registry has these bytes
+    instead of the compressed ``content`` (many gzip members, many zstd frames, something broken).
     """
 
     kind: str
@@ -124,7 +124,7 @@ def part(kind: str, path: str, content: Content, **more: Any) -> Part:
 
 @dataclass(frozen=True)
 class Kit:
-    """A manifest and its blobs; ``layers`` are the digests in manifest order."""
+    """A manifest and its blobs. ``layers`` are the digests of the layers in the order of the manifest."""
 
     manifest: bytes
     config: bytes
@@ -137,8 +137,9 @@ class Kit:
 
 
 def compact(value: Any) -> bytes:
-    """Return JSON as Go's encoder writes a struct: in the given order, without spaces, and with non-ASCII text as it
-    is.
+    """Return JSON as Go's encoder writes a struct.
+
+    Fields are in the given order and without spaces, and non-ASCII text is not escaped.
     """
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -207,10 +208,10 @@ def build(
     parts: list[Part], *, vintage: Vintage = "1.17", name: str = "test", parent: str = "", parameters: Any = None,
     config_extra: dict[str, Any] | None = None, manifest_extra: dict[str, Any] | None = None,
 ) -> Kit:  # fmt: skip
-    """Build a kit of these parts, in Kitfile order, as that vintage writes it.
+    """Build a kit from these parts, in the order of the Kitfile, as KitOps of that vintage writes it.
 
-    ``parent`` is a reference for ``model.path``. The ``extra`` fields are added at the end of config and manifest:
-    unknown fields, which a reader of JSON must ignore.
+    ``parent`` is a reference for ``model.path``. The ``extra`` fields are added at the end of config and manifest. They
+    are unknown fields, which a reader of JSON must ignore.
     """
     parts = sorted(parts, key=lambda p: _ORDER.index(p.kind))
     blobs: dict[str, Content] = {}
@@ -274,13 +275,16 @@ def container_image() -> Kit:
     return Kit(manifest, config, {sha256(config): config, sha256(layer): layer}, (sha256(layer),))
 
 
-# -- the content of layers
+# -- content of layers
 
 
 def kit_tar(
     files: dict[str, bytes], *, modes: dict[str, int] | None = None, directories: tuple[str, ...] = ()
 ) -> bytes:
-    """Return a tar as kit writes it: parents first, owner 1000:0, mtime 0, and no padding but the two zero blocks."""
+    """Return a tar as kit writes it.
+
+    Parents come first, the owner is 1000:0, the mtime is 0, and the only padding is the two zero blocks.
+    """
     modes = modes or {}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -310,9 +314,9 @@ def kit_tar(
 def sparse_file_tar(
     target: Path, members: dict[str, int], *, marks: dict[str, dict[int, bytes]] | None = None
 ) -> dict[str, int]:
-    """Write a tar of huge members into a file that is sparse on disk; return the offset of each member's first byte.
+    """Write a tar with huge members into a sparse file, and return the offset of each member's first byte.
 
-    The members read as zeros except for ``marks`` (member → offset → bytes). Sizes above 8 GiB get a pax header.
+    The members consist of zeros except for ``marks`` (member → offset → bytes). Sizes above 8 GiB get a pax header.
     """
     offsets: dict[str, int] = {}
     with target.open("wb") as file:
@@ -330,19 +334,19 @@ def sparse_file_tar(
 
 
 def gzip_members(data: bytes, pieces: int) -> bytes:
-    """Return one gzip file of many members, as bgzip, pigz -i and concatenation write it."""
+    """Return one gzip file with many members, as bgzip, pigz -i and concatenation write it."""
     step = max(1, -(-len(data) // pieces))
     return b"".join(gzip.compress(data[at : at + step], 6, mtime=0) for at in range(0, len(data), step))
 
 
 def zstd_frames(data: bytes, pieces: int) -> bytes:
-    """Return many zstd frames with a skippable frame between any two."""
+    """Return many zstd frames, with a skippable frame between each two."""
     step = max(1, -(-len(data) // pieces))
     skippable = (0x184D2A50).to_bytes(4, "little") + (5).to_bytes(4, "little") + b"skip!"
     return skippable.join(zstandard.compress(data[at : at + step], 3) for at in range(0, len(data), step))
 
 
-# -- where kits go
+# -- writers
 
 
 def _put(target: Path, content: Content) -> None:
@@ -351,7 +355,7 @@ def _put(target: Path, content: Content) -> None:
         target.write_bytes(content)
     else:
         try:
-            os.link(content, target)  # a sparse file stays sparse
+            os.link(content, target)  # a hard link keeps a sparse file sparse
         except OSError:
             shutil.copyfile(content, target)
 
@@ -368,7 +372,7 @@ def write_layout(kit: Kit, directory: Path, tag: str) -> Path:
 
 
 def write_archive(kit: Kit, file: Path, tag: str) -> Path:
-    """Write the same layout as one tar, as ``skopeo copy … oci-archive:`` does."""
+    """Write an OCI image layout as one tar, as ``skopeo copy … oci-archive:`` does."""
     scratch = file.with_name(file.name + ".d")
     write_layout(kit, scratch, tag)
     with tarfile.open(file, "w") as tar:

@@ -1,11 +1,10 @@
 """Debian's ``docker-registry`` (CNCF distribution) as a process of the tests.
 
-A ``RegistryProcess`` listens on a free loopback port and keeps its data and its logs in a directory of its own. Its
-access log is the second witness of every claim about traffic: ``served()`` returns one ``Served`` for each request that
-was answered. The ``plant_*`` methods write straight into the registry's storage. That is the only way to make it hold
-content that it would refuse (a truncated manifest, a blob that is shorter than its descriptor says) or that is too big
-to push (a sparse file of 10 GiB). This is not a fake: for faults use ``tests.fakes.registry``. Any thread may call the
-methods.
+A ``RegistryProcess`` listens on a free loopback port and stores its data and its logs in a directory of its own. Its
+access log is independent evidence of traffic: ``served()`` returns one ``Served`` for each request that was answered.
+The ``plant_*`` methods write directly into the registry's storage. They are the only way to store content that the
+registry would refuse (a truncated manifest, a blob that is shorter than its descriptor says) or that is too big to push
+(a sparse file of 10 GiB). For faults, use ``tests.fakes.registry``. Any thread may call the methods.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ auth:
 
 
 class Served(NamedTuple):
-    """One line of the access log; ``bytes`` is the length of the body that was sent."""
+    """One line of the access log. ``bytes`` is the length of the body that was sent."""
 
     method: str
     path: str
@@ -56,7 +55,7 @@ class Served(NamedTuple):
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in the access log."""
+    """A position in the access log."""
 
     lines: int
 
@@ -69,7 +68,7 @@ def free_port() -> int:
 
 
 class RegistryProcess:
-    """One registry with its own storage; ``stop`` and ``start`` keep port and data."""
+    """A registry with its own storage. ``stop`` and ``start`` keep port and data."""
 
     def __init__(self, directory: Path, *, htpasswd: str = "") -> None:
         self.directory = directory
@@ -101,8 +100,8 @@ class RegistryProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the registry, and return when it answers."""
-        # The registry ends when the test run is killed.
+        """Start the registry and wait until it answers."""
+        # The kernel ends the registry when the test run is killed.
         leash = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         command = [*leash, "docker-registry", "serve", str(self.directory / "config.yml")]
         with (self.directory / "access.log").open("ab") as out, (self.directory / "error.log").open("ab") as err:
@@ -119,14 +118,14 @@ class RegistryProcess:
                 time.sleep(0.02)
 
     def kill(self) -> None:
-        """End the registry with SIGKILL."""
+        """End the registry by SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def stop(self) -> None:
-        """End the registry with SIGTERM."""
+        """End the registry by SIGTERM."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -136,13 +135,14 @@ class RegistryProcess:
                 self._process.wait()
             self._process = None
 
-    # -- what it served
+    # -- record of requests
 
     def served(self, since: Mark | None = None) -> list[Served]:
-        """Return all requests that were answered (after ``since``), except those of this class.
+        """Return the requests that were answered, or those after ``since``, except the requests of this class.
 
-        The registry writes a line after its answer, so a request of our own is the fence. An answer that is still being
-        written to a client that died is waited for by reading until two fences see the same.
+        The registry writes a log line after its response, so this method sends a request of its own as a fence. A
+        response may still be written to a client that has died. The method therefore reads the log until two fences
+        find the same lines.
         """
         before = -1
         while True:
@@ -155,7 +155,7 @@ class RegistryProcess:
         return Mark(len(self.served()))
 
     def moved(self, since: Mark | None = None, *, digest: str = "") -> int:
-        """Return the number of body bytes of all GET answers, or of those for one blob."""
+        """Return the number of body bytes of all responses to GET, or of those for one blob."""
         return sum(row.bytes for row in self.served(since) if row.method == "GET" and digest in row.path)
 
     def _fence(self) -> list[Served]:
@@ -183,10 +183,10 @@ class RegistryProcess:
                 rows.append(Served(found["method"], found["path"], int(found["status"]), amount))
         return rows
 
-    # -- its content
+    # -- content
 
     def push(self, kit: kits.Kit, repository: str, tag: str = "v1") -> str:
-        """Push over HTTP, big files by planting; return the reference."""
+        """Push a kit over HTTP, but plant its big files. Return the reference."""
         for digest, content in kit.blobs.items():
             if isinstance(content, Path):
                 self.plant_blob(repository, digest, content)
@@ -194,7 +194,7 @@ class RegistryProcess:
         return kits.push(kits.Kit(kit.manifest, kit.config, small, kit.layers), self.host, repository, tag)
 
     def copy_archive(self, archive: Path, repository: str, tag: str = "v1") -> str:
-        """Copy an OCI archive with ``skopeo copy``, with unchanged digests; return the reference."""
+        """Copy an OCI archive by ``skopeo copy``, with unchanged digests, and return the reference."""
         name = f"{self.host}/{repository}:{tag}"
         command = ["skopeo", "--insecure-policy", "copy", "-q", "--preserve-digests", "--dest-tls-verify=false"]
         subprocess.run(
@@ -207,7 +207,7 @@ class RegistryProcess:
         return self.data / "docker/registry/v2/blobs/sha256" / hexadecimal[:2] / hexadecimal / "data"
 
     def plant_blob(self, repository: str, digest: str, content: kits.Content) -> None:
-        """Put a blob into the storage as it is, whatever its digest says. A file is hard-linked."""
+        """Store a blob under any digest without checking it. A file is hard-linked."""
         target = self.blob_path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
@@ -217,7 +217,7 @@ class RegistryProcess:
         self._link(repository, "_layers/sha256", digest)
 
     def plant_manifest(self, repository: str, tag: str, manifest: bytes, *, digest: str = "") -> str:
-        """Tag bytes as a manifest without asking the registry; return the reference."""
+        """Store bytes as a tagged manifest without a request to the registry, and return the reference."""
         digest = digest or kits.sha256(manifest)
         target = self.blob_path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)

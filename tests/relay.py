@@ -1,4 +1,4 @@
-"""A TCP relay in front of a registry. Each connection has two threads, which end when the connection ends."""
+"""A TCP relay in front of a registry. Each connection has two threads, which end with the connection."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 
 
 class Relay:
-    """A TCP relay in front of a registry, which counts, holds or breaks what passes.
+    """A TCP relay in front of a registry, which counts, holds or breaks the bytes that it relays.
 
-    The direction that is counted and held is that of the answers, or that of the requests with ``requests=True``.
-    ``moved`` is the number of bytes that passed in that direction. ``hold(n)`` lets n more bytes of it pass and then
-    none until ``release()``; ``held`` is set while bytes wait. ``cut(n)`` lets n more bytes of the other direction
-    pass, and then breaks the connection that carried the last of them, once.
+    It counts and holds the responses, or the requests with ``requests=True``. ``moved`` is the number of bytes that it
+    relayed in that direction. ``hold(n)`` relays n more bytes in that direction and then none until ``release()``.
+    ``held`` is set while bytes wait. ``cut(n)`` relays n more bytes in the other direction and then breaks, once, the
+    connection that carried the last of them.
     """
 
     def __init__(self, port: int, *, requests: bool = False) -> None:
@@ -86,7 +86,7 @@ class Relay:
             self._spawn(self._pump, pair, server, client, not self._requests)
 
     def _connect(self) -> socket.socket | None:
-        """Connect to the registry. One that is being restarted is waited for, however long a busy machine takes."""
+        """Connect to the registry. If it is being restarted, retry for up to a minute."""
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -123,7 +123,7 @@ class Relay:
             pair.server.close()
 
     def _burn(self, amount: int) -> int | None:
-        """Return how many of these bytes still pass before the connection breaks, or None if it does not break."""
+        """Return how many of these bytes pass before the connection breaks, or None if it does not break."""
         with self._lock:
             if self._fuse is None:
                 return None
@@ -144,7 +144,7 @@ class Relay:
 
 
 class _Pair:
-    """The two sockets of one relayed connection. The second pump to end closes both."""
+    """The two sockets of a relayed connection. The pump that ends last closes both."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server

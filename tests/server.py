@@ -1,4 +1,4 @@
-"""``kitfs serve`` as a process of its own: it listens on a free port, SIGTERM ends it, and it can be killed."""
+"""Run ``kitfs serve`` as a process that listens on a free port and can be stopped or killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATIENCE = 20.0
 class Server:
     """A running ``kitfs serve --root ROOT``. After ``stop`` or ``kill``, ``start`` listens on the same port again.
 
-    ``host`` is ``127.0.0.1:PORT``. The server's log is the file ``log``; a new start appends to it. ``descriptors``
+    ``host`` is ``127.0.0.1:PORT``. The server's log is the file ``log``, to which each start appends. ``descriptors``
     limits how many files the server may open.
     """
 
@@ -46,11 +46,11 @@ class Server:
         self.scheme, _, self.host = line.rsplit(" ", 1)[1].strip().partition("://")
 
     def kill(self) -> None:
-        """End the server with SIGKILL."""
+        """End the server by SIGKILL."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> int:
-        """End the server with SIGTERM, and return its exit code."""
+        """End the server by SIGTERM and return its exit code."""
         return self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> int:

@@ -1,4 +1,4 @@
-"""Stores for tests: on a directory of the test's own, never short of room, and closed at the end."""
+"""Stores for tests: in a temporary directory, with enough room, and closed at the end."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Opener = Callable[..., Store]
 
 @contextlib.contextmanager
 def opener(directory: Path) -> Iterator[Opener]:
-    """Give a function that opens a Store on ``directory``, as often as it is called, each with counters of its own.
+    """Provide a function that opens another Store on ``directory`` at each call. Each Store has its own counters.
 
-    Keywords of the function go to ``Store.open``. All stores are closed when the block ends.
+    The function passes its keywords to ``Store.open``. All stores are closed when the block ends.
     """
     with contextlib.ExitStack() as stack:
 
@@ -35,7 +35,7 @@ def opener(directory: Path) -> Iterator[Opener]:
 
 
 def room_of(store: Store, **collaborators: Any) -> Room:
-    """Give a Room for a store without limits, which lists blobs or measures the disk by the given collaborators."""
+    """Return a Room for a store without limits. The given collaborators list its blobs or measure its disk."""
     return Room(
         store.root,
         store.pins,

@@ -1,4 +1,4 @@
-"""Programs that run on a terminal of their own."""
+"""Run programs on a terminal of their own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SECONDS = 120.0  # after which a program is killed
+SECONDS = 120.0  # after this time a program is killed
 
 
 def run_on_terminal(
@@ -30,9 +30,10 @@ def run_on_terminal(
     background: bool = False,
     **more: Any,
 ) -> tuple[int, str]:
-    """Run a program on a terminal of its own; return its exit code, and what it printed, with its colours.
+    """Run a program on a terminal of its own. Return its exit code and its output with colours.
 
-    With ``background`` the program starts a background job, and its first line is waited for. ``more`` goes to Popen.
+    With ``background``, the program starts a background job, and this function waits for its first line. ``more`` is
+    passed to Popen.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))

@@ -1,8 +1,8 @@
-"""The content of a directory as one JSON value: path → type, mode, size, sha256, target.
+"""Describe the content of a directory as one JSON value: path → type, mode, size, sha256, target.
 
-It runs as a program too (``python trees.py DIR``), so that another user can read a mount that root may not see. It uses
-the standard library only, nothing of kitfs, and one thread. Paths that are not UTF-8 have surrogate escapes, as
-``os.fsdecode`` gives them.
+The module also runs as a program (``python trees.py DIR``), so that another user can read a mount that root may not
+read. It uses only the standard library, nothing from kitfs, and one thread. Paths that are not UTF-8 have surrogate
+escapes, as in the results of ``os.fsdecode``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tree = dict[str, dict[str, Any]]
 
 
 def scan(root: str | os.PathLike[str], *, hashes: bool = True) -> Tree:
-    """Return every entry below ``root`` by lstat; files are read to their end, unless ``hashes`` is false."""
+    """Return every entry below ``root``, by lstat. Files are read to their end, unless ``hashes`` is false."""
     tree: Tree = {}
     top = os.fspath(root)
 
@@ -58,7 +58,7 @@ def without(tree: Tree, *paths: str) -> Tree:
 
 
 def masked(tree: Tree) -> Tree:
-    """Return the tree without setuid, setgid and sticky bits, as a mount shows it."""
+    """Return the tree without setuid, setgid and sticky bits, which a mount does not show."""
     return {
         p: {**row, "mode": f"{int(row['mode'], 8) & 0o777:04o}"} if "mode" in row else row for p, row in tree.items()
     }

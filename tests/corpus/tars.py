@@ -1,8 +1,9 @@
-"""Hostile and unusual tars, block by block. ``CASES`` says what an index must make of each: members and left-out names,
-or a LayerError.
+"""Hostile and unusual tars, built block by block.
 
-Members are path → (kind, content of a file, target of a symlink or "" of a directory). This module writes the blocks
-itself, from the descriptions of the formats, with nothing of kitfs.
+``CASES`` says what an index must read from each archive: its members and the names that are left out, or a LayerError.
+
+``members`` maps a path to (kind, x), where x is the content of a file, the target of a symlink, or "" for a directory.
+This module writes the blocks from the descriptions of the formats and imports nothing from kitfs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def block(
     magic: bytes = b"ustar\x0000",
     fields: dict[int, bytes] | None = None,
 ) -> bytes:
-    """Return a header; ``fields`` are raw bytes at offsets, which replace the others."""
+    """Return a header block. ``fields`` maps offsets to raw bytes that overwrite the header."""
     head = bytearray(512)
     head[0 : min(100, len(name))] = name[:100]
     head[100:124] = b"0000644\x000001750\x000000000\x00"
@@ -36,25 +37,25 @@ def block(
 
 
 def signed(head: bytes) -> bytes:
-    """Return a header block with a right checksum."""
+    """Return a header block with a correct checksum."""
     head = head[:148] + b" " * 8 + head[156:]
     return head[:148] + b"%06o\0 " % sum(head) + head[156:]
 
 
 def data(content: bytes) -> bytes:
-    """Return content, padded to blocks."""
+    """Return the content of a member, padded to whole blocks."""
     return content + bytes(-len(content) % 512)
 
 
 def file(
     name: bytes, content: bytes = b"", *, magic: bytes = b"ustar\x0000", fields: dict[int, bytes] | None = None
 ) -> bytes:
-    """Return a regular file."""
+    """Return the header and the content of a regular file."""
     return block(name, len(content), magic=magic, fields=fields) + data(content)
 
 
 def record(key: bytes, value: bytes) -> bytes:
-    """Return a pax record, which counts its own length."""
+    """Return a pax record. The length at its start includes the length itself."""
     rest = b" " + key + b"=" + value + b"\n"
     length = len(rest)
     while len(b"%d" % length) + len(rest) != length:
@@ -63,23 +64,26 @@ def record(key: bytes, value: bytes) -> bytes:
 
 
 def pax(*records: tuple[bytes, bytes], flag: bytes = b"x") -> bytes:
-    """Return a pax header."""
+    """Return a pax header with its records."""
     content = b"".join(record(k, v) for k, v in records)
     return block(b"PaxHeaders.0/x", len(content), flag) + data(content)
 
 
 def long(flag: bytes, name: bytes) -> bytes:
-    """Return a header of GNU's type 'L' or 'K'."""
+    """Return a long name or link as GNU tar stores it, in a member of type 'L' or 'K'."""
     return block(b"././@LongLink", len(name) + 1, flag, magic=b"ustar  \0") + data(name + b"\0")
 
 
 def base256(value: int) -> bytes:
-    """Return a number of twelve bytes as GNU tar writes large and negative ones."""
+    """Return a number in twelve bytes, as GNU tar writes large and negative numbers."""
     return (value & ((1 << 96) - 1) | (0 if value < 0 else 1 << 95)).to_bytes(12, "big")
 
 
 class Case(NamedTuple):
-    """``error`` is part of the LayerError's text. Otherwise ``members`` and ``skipped`` are the names in order."""
+    """An archive and what an index must read from it.
+
+    ``error`` is part of the LayerError's message. If it is empty, ``members`` and ``skipped`` are the names in order.
+    """
 
     archive: bytes
     members: dict[str, tuple[str, bytes | str]] | None = None
@@ -97,7 +101,7 @@ STAR_TIMES = b"00000000000 00000000000 "
 
 
 def old_gnu(pairs: list[tuple[int, int]], real: int, *, more: bytes = b"\0") -> dict[int, bytes]:
-    """Return the fields of an old GNU sparse header."""
+    """Return the fields that an old GNU sparse header adds to a header."""
     return {386: b"".join(b"%011o\0%011o\0" % p for p in pairs), 482: more, 483: b"%011o\0" % real}
 
 
@@ -168,7 +172,7 @@ NUMBERS = {
 HIGH_BYTES = block("é".encode() + b"\xff", 1)
 SIGNED_SUM = (
     HIGH_BYTES[:148] + b"%06o\0 " % (int(HIGH_BYTES[148:154], 8) - 256 * 3) + HIGH_BYTES[156:]
-)  # the sum of signed bytes, as old Sun systems computed it
+)  # the checksum is the sum of signed bytes, as old Sun systems computed it
 HEADERS = {
     "v7": Case(file(b"d/", magic=b"") + file(b"d/a", b"1", magic=b"") + END, {"d": ("dir", ""), "d/a": ONE}),
     "v7 with NUL for its type": Case(block(b"a", 1, b"\0", magic=b"") + data(b"1") + END, {"a": ONE}),
@@ -312,7 +316,7 @@ ENTRIES = {
 
 
 def s_header(size: int, pairs: list[tuple[int, int]], real: int, *, more: bytes = b"\0") -> bytes:
-    """Return an old GNU sparse header."""
+    """Return the whole header block of an old GNU sparse file."""
     return block(b"s", size, b"S", magic=OLD, fields=old_gnu(pairs, real, more=more))
 
 

@@ -1,6 +1,6 @@
-"""Faults of a registry: values that change an ``Answer`` before or while ``tests.fakes.registry`` sends it.
+"""Faults of a registry. A fault changes an ``Answer`` before or while ``tests.fakes.registry`` sends it.
 
-A fault knows neither sockets nor paths. It is immutable except for its events, and may apply to many requests at
+A fault does not depend on sockets or paths. It is immutable except for its events, and may apply to many requests at
 once.
 """
 
@@ -17,15 +17,15 @@ PIECE = 64 << 10
 
 
 class Broken(Exception):  # noqa: N818 - the word for it
-    """The connection ends here, in the middle of a response."""
+    """The connection ends in the middle of a response."""
 
 
 @dataclass
 class Answer:
     """A response that is about to be sent.
 
-    The offsets of ``cut``, ``stall`` and ``drip`` are in bytes of this body. ``first`` is the offset of the body's
-    first byte in the whole blob. ``length`` is the Content-Length that is declared; None: chunked.
+    The offsets in ``cut``, ``stall`` and ``drip`` count bytes of this body. ``first`` is the offset of the body's first
+    byte in the whole blob. ``length`` is the declared Content-Length, or None for a chunked response.
     """
 
     status: int
@@ -43,7 +43,10 @@ class Answer:
             self.length = len(self.body)
 
     def pieces(self, closing: threading.Event) -> Iterator[memoryview]:
-        """Yield the body as the faults allow it. Raises Broken where they end it; ``closing`` ends every wait."""
+        """Yield the body as the faults allow it, and raise Broken where they end it.
+
+        Every wait ends when ``closing`` is set.
+        """
         at = 0
         stop = len(self.body) if self.cut is None else min(self.cut, len(self.body))
         size = self.drip.size if self.drip else PIECE
@@ -65,14 +68,14 @@ class Answer:
 
 
 class Fault(Protocol):
-    """Changes a response, or replaces it."""
+    """A change to a response, or a replacement for it."""
 
     def apply(self, answer: Answer, /) -> Answer: ...
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The body and the connection end after ``at`` bytes; with ``reset``, by a TCP reset."""
+    """The body and the connection end after ``at`` bytes, with a TCP reset if ``reset`` is set."""
 
     at: int
     reset: bool = False
@@ -84,9 +87,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Stall:
-    """Nothing is sent after ``at`` bytes of the body (None: not even a status line) until ``until`` is set.
+    """The server sends ``at`` bytes of the body and then nothing until ``until`` is set.
 
-    ``reached`` is set when a request has come that far.
+    If ``at`` is None, it does not even send the status line. ``reached`` is set when a request arrives at the stall.
     """
 
     at: int | None = None
@@ -106,7 +109,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class Drip:
-    """The body is sent in pieces of ``size`` bytes, with ``pause`` seconds after each."""
+    """The body is sent in pieces of ``size`` bytes, with a pause of ``pause`` seconds after each piece."""
 
     size: int
     pause: float
@@ -118,9 +121,9 @@ class Drip:
 
 @dataclass(frozen=True)
 class Status:
-    """Another response: an error of distribution-spec, or ``body`` as it is.
+    """The server sends another response: an error of distribution-spec, or ``body`` unchanged.
 
-    ``refuses``: the request has no effect either. The registry looks for this fault first.
+    With ``refuses``, the request also has no effect. The registry looks for this fault before any other.
     """
 
     status: int
@@ -138,7 +141,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Restatus:
-    """Another status for a request that took effect, such as 204 where 202 is expected."""
+    """The request takes effect, but the response has another status, such as 204 where 202 is expected."""
 
     status: int
 
@@ -149,7 +152,10 @@ class Restatus:
 
 @dataclass(frozen=True)
 class IgnoreRange:
-    """200 and the whole blob, whatever range was requested. The registry looks for this fault before it responds."""
+    """The server returns 200 and the whole blob, whatever range was requested.
+
+    The registry looks for this fault before it builds a response.
+    """
 
     def apply(self, answer: Answer) -> Answer:
         return answer
@@ -157,10 +163,10 @@ class IgnoreRange:
 
 @dataclass(frozen=True)
 class Deaf:
-    """The body of the request is read up to ``at`` bytes, and the connection ends.
+    """The server reads ``at`` bytes of the request's body and then ends the connection.
 
-    ``keeps``: the upload session keeps these bytes. ``answers``: a response for these bytes is sent first. The
-    registry looks for this fault before it reads the body.
+    With ``keeps``, the upload session stores these bytes. With ``answers``, the server first sends a response for these
+    bytes. The registry looks for this fault before it reads the body.
     """
 
     at: int
@@ -174,7 +180,7 @@ class Deaf:
 
 @dataclass(frozen=True)
 class ContentRange:
-    """Another Content-Range on a 206; "" omits it."""
+    """A 206 response has another Content-Range, or none if ``text`` is empty."""
 
     text: str
 
@@ -187,7 +193,7 @@ class ContentRange:
 
 @dataclass(frozen=True)
 class Lie:
-    """One bit of the byte at offset ``at`` of the blob is wrong."""
+    """One bit is wrong in the byte at offset ``at`` of the blob."""
 
     at: int = 0
 
@@ -201,7 +207,10 @@ class Lie:
 
 @dataclass(frozen=True)
 class Resize:
-    """The body has ``by`` more bytes than it should, or fewer; its Content-Length matches it."""
+    """The body is ``by`` bytes longer than it should be, or shorter if ``by`` is negative.
+
+    The Content-Length has the changed length.
+    """
 
     by: int
 
@@ -214,7 +223,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class Chunked:
-    """The body has no Content-Length."""
+    """The response has no Content-Length."""
 
     def apply(self, answer: Answer) -> Answer:
         answer.length = None
@@ -223,7 +232,7 @@ class Chunked:
 
 @dataclass(frozen=True)
 class Headers:
-    """Additional or other headers; None removes one."""
+    """The response has these headers too, which replace others of the same name. None removes a header."""
 
     headers: dict[str, str | None]
 
@@ -237,7 +246,7 @@ class Headers:
 
 @dataclass(frozen=True)
 class Pause:
-    """The response begins ``seconds`` late."""
+    """The response starts ``seconds`` late."""
 
     seconds: float
 
@@ -247,6 +256,6 @@ class Pause:
 
 
 def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Answer:
-    """Return an error body of distribution-spec."""
+    """Return a response with an error body as distribution-spec defines it."""
     body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()
     return Answer(status, {"Content-Type": "application/json", **(headers or {})}, memoryview(body))

@@ -1,18 +1,19 @@
-"""A file system in memory, with the interface of ``kitfs.fuse.filesystem.FileSystem``, for tests of the transports.
+"""A file system in memory with the interface of ``kitfs.fuse.filesystem.FileSystem``, for tests of the transports.
 
-``MemoryFileSystem({"a/b": b"bytes", "link": Link("a/b"), "empty": None})``: bytes are files, ``Link`` symlinks, None
-directories; parents are made. Paths are str or bytes. Faults and waits by path, changed at any time:
+In ``MemoryFileSystem({"a/b": b"bytes", "link": Link("a/b"), "empty": None})`` bytes are a file, ``Link`` is a symlink
+and None is a directory. Parent directories are created. Paths are str or bytes. Faults and waits are set for each path
+and may change at any time:
 
     fs.cold[operation, path] = Event()     raises WouldBlock unless it may wait; then it waits for the event
     fs.fails[operation, path] = error      raises the error, after the wait
-    fs.passing.add(path)                   a name that is not there *now*: its NoEntry is not final
-    fs.backings[path] = Backing.LATER      or the path of a file that the kernel may read in place of this one
+    fs.passing.add(path)                   the name does not exist yet, so that its NoEntry is not final
+    fs.backings[path] = Backing.LATER      or the path of a file that the kernel may read in place of this file
     fs.by_layer[digest] = [inode, …]       the files of a layer, for ``failed``
 
-where the operation is lookup (of the path's last name), open, opendir or read.
+The operation is lookup (of the path's last name), open, opendir or read.
 
-``fs.calls`` lists (operation, path, wait) of lookups, opens, releases, listings and reads; ``fs.open_handles`` is
-what was not released. Threading: any thread may call.
+``fs.calls`` lists (operation, path, wait) for each lookup, open, release, listing and read. ``fs.open_handles`` are the
+handles that were not released. Any thread may call the methods.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from kitfs.fuse.replies import Attr, Backing, DirEntry, Handle, Lookup, Opened, 
 from kitfs.kit.inode import Inode, NoEntry
 
 MTIME = 1_700_000_000
-PATIENCE = 60.0  # seconds that a cold call waits for its event before the test is called broken
+PATIENCE = 60.0  # seconds that a cold call waits for its event before the test fails
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _os_error(number: int) -> OSError:
 
 
 class MemoryFileSystem:
-    """A file system in memory; see the module."""
+    """A file system in memory. The module's docstring explains its use."""
 
     def __init__(self, files: Mapping[str | bytes, Content]) -> None:
         self.root = Node(1, b"", None, 1)
@@ -84,7 +85,7 @@ class MemoryFileSystem:
         for depth, name in enumerate(names, 1):
             if name not in node.children:
                 last = depth == len(names)
-                # High numbers, so that a transport that shortens inodes is found out.
+                # Inodes above 2**32, so that a transport that truncates them fails its tests.
                 made = Node(
                     (1 << 62) + len(self.nodes), b"/".join(names[:depth]), content if last else None, node.number
                 )

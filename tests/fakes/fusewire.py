@@ -5,10 +5,10 @@
         wire.init()
         reply = wire.call(LOOKUP, node=1, body=b"name\\0")
 
-Messages keep their borders (SOCK_SEQPACKET), as they do on /dev/fuse. The numbers and structs are written here once
-more, out of <linux/fuse.h>, so that they do not repeat a mistake of kitfs. ``send`` returns the request's unique,
-``answer(unique)`` waits for its reply and keeps those of other requests. What a socketpair does not do: clone, EINVAL
-for a small read buffer, ENOENT for a late reply.
+Messages keep their boundaries (SOCK_SEQPACKET), as on /dev/fuse. The numbers and structs are copied from <linux/fuse.h>
+rather than imported from kitfs, so that they do not repeat a mistake in kitfs. ``send`` returns the request's unique
+number. ``answer(unique)`` waits for its reply and stores the replies to other requests. Unlike /dev/fuse, a socketpair
+cannot be cloned, does not return EINVAL for a small read buffer, and does not return ENOENT for a late reply.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ LOOKUP, FORGET, GETATTR, SETATTR, READLINK, OPEN, READ, WRITE, STATFS = 1, 2, 3,
 RELEASE, GETXATTR, LISTXATTR, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT = 18, 22, 23, 25, 26, 27, 28, 29, 36
 DESTROY, IOCTL, BATCH_FORGET, READDIRPLUS, LSEEK = 38, 39, 42, 44, 46
 EVERY_FLAG = 0x7FFFFFFF
-PATIENCE = 60.0  # seconds; a reply that takes longer is none
+PATIENCE = 60.0  # seconds to wait for a reply
 
 
 class Answer(NamedTuple):
-    """A reply: a positive errno, and the bytes after the header."""
+    """A reply: its errno as a positive number, and the bytes after its header."""
 
     error: int
     body: bytes
 
 
 class Runs(Protocol):
-    """An object with the ``run`` of a connection."""
+    """An object whose ``run`` serves a connection."""
 
     def run(self, ready: Callable[[], None]) -> None: ...
 
 
 class FuseWire:
-    """The kernel's side of /dev/fuse; see the module."""
+    """The kernel's side of /dev/fuse. The module's docstring explains its use."""
 
     def __init__(self) -> None:
         self._kernel, self._daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -63,7 +63,10 @@ class FuseWire:
         self._daemon.close()
 
     def serve(self, connection: Runs) -> None:
-        """Run the connection on a thread until ``hang_up``; ``failure`` is the exception that it raises."""
+        """Run the connection on a thread until ``hang_up``.
+
+        ``failure`` is the exception that the connection raises, if any.
+        """
 
         def run() -> None:
             try:
@@ -75,7 +78,7 @@ class FuseWire:
         self._thread.start()
 
     def hang_up(self) -> None:
-        """Close the wire as an unmount does; return when the connection has ended."""
+        """Close the wire as an unmount does, and wait until the connection has ended."""
         try:
             self._kernel.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -89,12 +92,12 @@ class FuseWire:
             assert not self._thread.is_alive(), "the connection does not end"
 
     def send_raw(self, data: bytes) -> None:
-        """Send one message as it is."""
+        """Send one message unchanged."""
         self._kernel.send(data)
 
     def send(self, opcode: int, *, node: int = 1, body: bytes = b"", pid: int = 0) -> int:
-        """Send one request; return its unique."""
-        self._unique += 2  # the lowest bit is the INTERRUPTs'
+        """Send one request and return its unique number."""
+        self._unique += 2  # the kernel sets the lowest bit for INTERRUPT
         self.send_raw(
             struct.pack("=IIQQIIIHH", 40 + len(body), opcode, self._unique, node, os.geteuid(), os.getegid(), pid, 0, 0)
             + body
@@ -112,7 +115,7 @@ class FuseWire:
         return self._replies.pop(unique)
 
     def notification(self) -> tuple[int, bytes]:
-        """(code, body) of the next notification, which is a message to unique 0."""
+        """Return (code, body) of the next notification, which is a message whose unique number is 0."""
         while not self._notifications:
             self._take()
         return self._notifications.pop(0)
@@ -137,7 +140,7 @@ class FuseWire:
         """Send INIT as Linux 6.x does."""
         return self.call(INIT, node=0, body=struct.pack("=IIIII44x", major, minor, 131072, flags, 0))
 
-    # -- operations, as a test says them
+    # -- operations
 
     def lookup(self, *names: bytes) -> int:
         """Return the node id of a path, which must exist."""
@@ -149,7 +152,7 @@ class FuseWire:
         return node
 
     def open(self, node: int, *, opcode: int = OPEN) -> tuple[int, int]:
-        """Open a node; return (handle, flags of the reply)."""
+        """Open a node and return (handle, flags of the reply)."""
         answer = self.call(opcode, node=node, body=struct.pack("=II", os.O_RDONLY, 0))
         assert answer.error == 0
         handle, flags, _ = struct.unpack("=QIi", answer.body)

@@ -5,12 +5,12 @@
         hub.redirect_to(cdn)                                     # LFS objects are redirected to a FakeRegistry
         hub.tokens = {"hf_secret"}                               # others get 401; ``gated`` repositories return 403
 
-It serves LFS's batch API too, at ``hub.url/lfs``: its ``objects`` (hex → bytes) are returned to requests with the
-header that the batch response names.
+The hub also implements the batch API of LFS at ``hub.url/lfs``. It returns its ``objects`` (hex → bytes) to requests
+that carry the header that the batch response names.
 
-Everything else is as in FakeRegistry: faults, the record of requests, start and stop. A page lists ``page`` files;
-``recursive`` False lists one level, as some mirrors of the hub do. ``links``: whether links to the next page are
-"absolute" or "relative".
+Faults, the record of requests, start and stop are those of FakeRegistry. A page lists ``page`` files. If ``recursive``
+is False, a listing has one level, as on some mirrors of the hub. ``links`` is "absolute" or "relative" and selects the
+form of the links to the next page.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ SECRET = "RemoteAuth of-this-object"
 
 @dataclass(frozen=True)
 class Lfs:
-    """A file that is an LFS object. ``claimed``: the digest in hex that is listed, if it is another one."""
+    """A file that is an LFS object.
+
+    ``claimed`` is the digest in hex that the hub lists, if it is not the true digest.
+    """
 
     data: bytes
     claimed: str = ""
@@ -52,12 +55,12 @@ Tree = Mapping[str, "bytes | Lfs"]
 
 
 def git_oid(data: bytes) -> str:
-    """Return the name of a git blob."""
+    """Return the object id that git gives to a blob."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class FakeHub(FakeRegistry):
-    """A Hugging Face hub; see the module."""
+    """A Hugging Face hub. The module's docstring explains its use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,10 +73,10 @@ class FakeHub(FakeRegistry):
         self._target: FakeRegistry | None = None
         self._trees: dict[tuple[str, str, str], Tree] = {}  # kind, name, sha
         self._named: dict[tuple[str, str, str], str] = {}  # kind, name, ref → sha
-        self.raw_entries: list[dict[str, Any]] = []  # listed in every tree besides its own
+        self.raw_entries: list[dict[str, Any]] = []  # entries that every tree lists in addition to its own
 
     def put(self, kind: str, name: str, tree: Tree, *, ref: str = "main") -> str:
-        """Make a reference name a commit with these files; return the commit's name."""
+        """Make a commit with these files, point a reference at it, and return the commit's name."""
         whole = [(path, git_oid(one) if isinstance(one, bytes) else one.oid) for path, one in sorted(tree.items())]
         sha = hashlib.sha1(repr((kind, name, ref, whole)).encode()).hexdigest()
         self._trees[kind, name, sha] = tree
@@ -81,7 +84,7 @@ class FakeHub(FakeRegistry):
         return sha
 
     def redirect_to(self, cdn: FakeRegistry) -> None:
-        """Redirect LFS objects (302) to a signed location of ``cdn``, which is valid until ``expire_locations``."""
+        """Redirect LFS objects (302) to a signed location on ``cdn``, which is valid until ``expire_locations``."""
         self._target = cdn
 
     # -- answers

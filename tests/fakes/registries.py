@@ -1,8 +1,8 @@
-"""Fakes of registry products: the FakeRegistry with the habits of one product each, as public issues describe them.
+"""Fakes of registry products: a FakeRegistry with the quirks of one product each, as public issues describe them.
 
-A habit is a difference from distribution-spec v1.1, or a choice that the specification leaves open, in the
-responses to a push, a pull, a mount of a blob, a deletion or a request for referrers. Each class names the places
-where the habit was observed. Everything else is as in the FakeRegistry. ``KINDS`` maps names to all of them, for
+A quirk is a difference from distribution-spec v1.1, or a choice that the specification leaves open, in the response to
+a push, a pull, a mount of a blob, a deletion or a request for referrers. Each class names the issues in which the quirk
+was observed. Everything else is as in FakeRegistry. ``KINDS`` maps the names of the products to their classes, for
 tests of every product.
 """
 
@@ -22,8 +22,9 @@ PAGE = memoryview(b"<html>not found</html>")
 
 
 class DockerHub(FakeRegistry):
-    """Docker Hub: HEAD of blobs needs a token; DELETE returns 405 (hub-feedback 2360); no referrers API (roadmap
-    724).
+    """Docker Hub requires a token for HEAD of a blob and returns 405 to DELETE.
+
+    It has no referrers API. Sources: hub-feedback 2360 (DELETE), roadmap 724 (referrers).
     """
 
     def __init__(self) -> None:
@@ -36,8 +37,9 @@ class DockerHub(FakeRegistry):
 
 
 class GitHub(FakeRegistry):
-    """GitHub: a request with a Content-Range may have 4 MiB (416: ocx 237, rust-oci-client 35), one without any
-    size; no referrers API; no DELETE.
+    """GitHub limits a request with a Content-Range to 4 MiB (416) and a request without it to no size.
+
+    It has no referrers API and no DELETE. Sources: ocx 237, rust-oci-client 35 (416).
     """
 
     limit = 4 * MiB
@@ -61,8 +63,10 @@ class GitHub(FakeRegistry):
 
 
 class Amazon(FakeRegistry):
-    """ECR: PATCH returns 201 (tart 273) with a Range that stays at the first chunk (containers-roadmap 2831); a
-    push does not create repositories (404 NAME_UNKNOWN); Basic only; a deletion by tag returns 400.
+    """ECR returns 201 to PATCH, with a Range that stays at the first chunk.
+
+    A push does not create repositories (404 NAME_UNKNOWN), only Basic authentication works, and a deletion by tag
+    returns 400. Sources: tart 273 (201), containers-roadmap 2831 (Range).
     """
 
     def __init__(self) -> None:
@@ -88,8 +92,9 @@ class Amazon(FakeRegistry):
 
 
 class Google(FakeRegistry):
-    """Artifact Registry: no chunks (kitops 777, skopeo 1101), and locations below another path, absolute and with a
-    query of their own.
+    """Artifact Registry does not accept chunks, and its upload locations are below another path.
+
+    The locations are absolute and have a query of their own. Sources: kitops 777, skopeo 1101 (chunks).
     """
 
     def _upload(self, repository: _Repository, name: str, identity: str, served: Served, form: bytes) -> Answer:
@@ -107,8 +112,9 @@ class Google(FakeRegistry):
 
 
 class Artifactory(FakeRegistry):
-    """Artifactory: a PUT with a body returns 404 BLOB_UNKNOWN (buildx 196, containerd 3533); 403 where others
-    return 404 (go-containerregistry 1691).
+    """Artifactory returns 404 BLOB_UNKNOWN to a PUT with a body, and 403 where others return 404.
+
+    Sources: buildx 196, containerd 3533 (PUT), go-containerregistry 1691 (403).
     """
 
     def __init__(self) -> None:
@@ -131,8 +137,9 @@ class Artifactory(FakeRegistry):
 
 
 class Quay(FakeRegistry):
-    """Quay: the PUT of a manifest returns 202 (containers/image 381, containerd 3750), and 400 MANIFEST_INVALID if
-    it does not know the media types.
+    """Quay returns 202 to the PUT of a manifest, and 400 MANIFEST_INVALID for media types that it does not know.
+
+    Sources: containers/image 381, containerd 3750.
     """
 
     def __init__(self, known: str = ".*") -> None:
@@ -155,8 +162,9 @@ class Quay(FakeRegistry):
 
 
 class Pulp(FakeRegistry):
-    """Pulp: PATCH returns 204 (pulp_container 2199), with a Range one byte too long (284) or 0--1 for an empty
-    session (430).
+    """Pulp returns 204 to PATCH, with a Range that is one byte too long, or 0--1 for an empty session.
+
+    Sources: pulp_container 2199 (204), 284 and 430 (Range).
     """
 
     def _session(
@@ -171,8 +179,9 @@ class Pulp(FakeRegistry):
 
 
 class Zot(FakeRegistry):
-    """Zot: relative locations without a query, no Range after POST, 416 for chunks out of order, and no manifest
-    before its blobs.
+    """Zot returns relative locations without a query, and no Range after POST.
+
+    It returns 416 to chunks out of order, and does not accept a manifest before its blobs.
     """
 
     def __init__(self) -> None:
@@ -197,8 +206,9 @@ class Zot(FakeRegistry):
 
 
 class GitLab(FakeRegistry):
-    """GitLab: no referrers API, and the tag that replaces it is taken for the digest in its name (oras-go 1396);
-    404 to DELETE of a tag.
+    """GitLab has no referrers API, and reads the tag that replaces that API as the digest in the tag's name.
+
+    It returns 404 to DELETE of a tag. Source: oras-go 1396 (tag).
     """
 
     def __init__(self) -> None:
@@ -218,8 +228,10 @@ class GitLab(FakeRegistry):
 
 
 class Harbor(FakeRegistry):
-    """Harbor: 401 for a mount from a project that does not exist (harbor 17097), and for referrers (18305, before
-    2.8). test_upload has its http: locations behind a proxy that terminates TLS.
+    """Harbor returns 401 for a mount from a project that does not exist, and for referrers before version 2.8.
+
+    test_upload tests its http: locations behind a proxy that terminates TLS. Sources: harbor 17097 (mount), 18305
+    (referrers).
     """
 
     def __init__(self) -> None:
@@ -237,7 +249,7 @@ class Harbor(FakeRegistry):
 
 
 class Aliyun(FakeRegistry):
-    """Aliyun: a Range that counts from the start of each chunk (regclient 627, distribution-spec 580)."""
+    """Aliyun returns a Range that counts from the start of each chunk (regclient 627, distribution-spec 580)."""
 
     def _upload(self, repository: _Repository, name: str, identity: str, served: Served, form: bytes) -> Answer:
         answer = super()._upload(repository, name, identity, served, form)
@@ -247,7 +259,7 @@ class Aliyun(FakeRegistry):
 
 
 class Proxy(FakeRegistry):
-    """A registry behind a proxy with a limit for bodies (413), as nginx's client_max_body_size and Cloudflare's."""
+    """A registry behind a proxy that limits the size of bodies (413), as nginx does by client_max_body_size."""
 
     def __init__(self, limit: int = 5 * MiB) -> None:
         super().__init__()

@@ -11,16 +11,22 @@
     FakeRegistry().transport()                             # the same without sockets: cut and stalled bodies raise
     httpx errors at once
 
-Settings: ``redirect_blobs_to(cdn)`` redirects blobs (307) to another FakeRegistry, with signatures that are valid until
-``expire_locations``. ``require_basic`` and ``require_token`` require credentials (``expire_tokens``,
-``identity_tokens``, another token server). ``referrers_api`` False: only the tag that replaces that API exists.
-``prefix`` moves /v2/ below a path; ``tls`` is a context for TLS; ``address`` is the address on which ``start`` listens.
-Pushes follow distribution-spec, in one request or in chunks in order; sessions exist until ``lose_uploads``, also after
-a connection broke. ``refuse_bodies`` and ``refuse_chunks`` refuse a method of sending, ``body_limit`` is the limit of a
-proxy (413), ``stateless`` sessions need no state in their query. ``mounts`` False: no blob is mounted. ``chunk_min`` is
-the value of OCI-Chunk-Min-Length; ``tags_per_page`` pages lists of tags. ``stop`` and ``start`` keep port and content.
-Methods may be called from any thread; every connection has a thread of its own, and all of them have ended when
-``stop`` returns.
+Downloads: ``redirect_blobs_to(cdn)`` redirects blobs (307) to another FakeRegistry, with signatures that are valid
+until ``expire_locations``. ``tags_per_page`` pages lists of tags. If ``referrers_api`` is False, only the tag that
+replaces that API exists.
+
+Credentials: ``require_basic`` and ``require_token`` require credentials. Related settings are ``expire_tokens``,
+``identity_tokens`` and another token server.
+
+Address: ``prefix`` moves /v2/ below a path, ``tls`` is a context for TLS, and ``start`` listens on ``address``.
+``stop`` and ``start`` keep port and content.
+
+Pushes follow distribution-spec, in one request or in chunks in order. Upload sessions exist until ``lose_uploads``,
+even after a connection broke. ``refuse_bodies`` and ``refuse_chunks`` refuse a method of sending, ``body_limit`` is the
+limit of a proxy (413), and ``stateless`` sessions need no state in their query. If ``mounts`` is False, no blob is
+mounted. ``chunk_min`` is the value of OCI-Chunk-Min-Length.
+
+Any thread may call the methods. Every connection has its own thread, and all threads have ended when ``stop`` returns.
 """
 
 from __future__ import annotations
@@ -54,15 +60,16 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 Content = bytes | Path
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags)/(?P<what>[^/]+)")
 _UPLOADS = re.compile(r"/v2/(?P<name>.+)/blobs/uploads/(?P<id>[^/]*)")
-_STATE = "_state=a%2Bb+c%3D%3D"  # of every session: what a client must give back as it got it
+_STATE = "_state=a%2Bb+c%3D%3D"  # the query of every session's location, which a client must return unchanged
 
 
 @dataclass
 class Served:
     """A request and its outcome.
 
-    ``range``: as requested, "" for none. ``sent``: bytes of the response's body, also if it broke off. ``heard``:
-    bytes of the request's body. ``connection``: number of the connection, in the order of arrival at a server.
+    ``range`` is the requested range, or "" if none was requested. ``sent`` counts the bytes of the response's body,
+    also of a response that broke off. ``heard`` counts the bytes of the request's body. ``connection`` is the number of
+    the connection, in the order in which connections arrived at a server.
     """
 
     method: str
@@ -77,7 +84,7 @@ class Served:
 
 @dataclass
 class Rule:
-    """A fault that waits for requests; ``hits`` are the requests that it applied to."""
+    """A fault that waits for requests. ``hits`` counts the requests to which it was applied."""
 
     pattern: re.Pattern[str]
     fault: Fault
@@ -96,9 +103,10 @@ class _Repository:
 
 @dataclass
 class _Door:
-    """The access control.
+    """The access control of a registry.
 
-    ``realm`` None: Basic; else tokens, which are given to ``users`` (None: to everyone) and to ``identity`` tokens.
+    If ``realm`` is None, requests need Basic credentials. Otherwise they need tokens, which ``users`` (None: everyone)
+    and holders of an ``identity`` token can get.
     """
 
     users: dict[str, str] | None
@@ -119,7 +127,7 @@ class _Door:
         return authorization.removeprefix("Bearer ") in self.tokens if self.realm else self.knows(authorization)
 
     def allows(self, authorization: str, needed: str) -> bool:
-        """Return whether a token's scope permits a change; every valid token permits to read."""
+        """Return whether a token's scope permits a change. Every valid token permits reads."""
         granted = self.granted.get(authorization.removeprefix("Bearer "), {})
         return self.realm is None or all(
             actions <= granted.get(resource, set()) for resource, actions in _scopes(needed).items()
@@ -135,7 +143,7 @@ def _scopes(text: str) -> dict[str, set[str]]:
 
 
 class FakeRegistry:
-    """An in-memory registry; see the module."""
+    """An in-memory registry. The module's docstring explains its use."""
 
     def __init__(self, *, prefix: str = "", tls: ssl.SSLContext | None = None) -> None:
         self.prefix = prefix
@@ -155,9 +163,9 @@ class FakeRegistry:
         self._uses: int | None = None
         self._locations: dict[
             str, tuple[Content, int | None]
-        ] = {}  # what a CDN serves, by signed path, and how often still
+        ] = {}  # signed path → what a CDN serves there, and how many times more
         self._door: _Door | None = None
-        self._desk: _Door | None = None  # whose tokens are given out here
+        self._desk: _Door | None = None  # the access control whose tokens this server returns
         self._server: _Server | None = None
         self._port = 0
         self._maps: dict[Path, memoryview] = {}
@@ -173,26 +181,26 @@ class FakeRegistry:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    # -- where it is
+    # -- address
 
     @property
     def host(self) -> str:
-        """host:port; "registry.test" for a transport."""
+        """Return host:port, or "registry.test" for a registry without a socket."""
         return f"{self.address}:{self._port}" if self._port else "registry.test"
 
     @property
     def url(self) -> str:
-        """scheme://host:port and the prefix, for ``--mirror``."""
+        """Return scheme://host:port and the prefix, for ``--mirror``."""
         return f"{'https' if self._tls or not self._port else 'http'}://{self.host}{self.prefix}"
 
     def start(self) -> None:
-        """Listen; after ``stop``, on the same port as before."""
+        """Listen. After ``stop``, the port is the same as before."""
         self._server = _Server((self.address, self._port), self, self._tls)
         self._port = self._server.server_address[1]
         self._server.begin()
 
     def stop(self) -> None:
-        """Close the port and every connection; later requests are refused."""
+        """Close the port and every connection, so that later requests are refused."""
         if self._server is not None:
             server, self._server = self._server, None
             server.end()
@@ -201,17 +209,17 @@ class FakeRegistry:
         """Return a transport that serves the registry without a socket, for every host."""
         return httpx.MockTransport(self._mock)
 
-    # -- what it holds
+    # -- content
 
     def put_blob(self, repository: str, content: Content, *, digest: str = "") -> str:
-        """Store a blob under its digest, or under a claimed one; return the digest."""
+        """Store a blob under its digest, or under the given false digest, and return the digest."""
         digest = digest or kits.sha256(content)
         with self._lock:
             self._repository(repository).blobs[digest] = content
         return digest
 
     def put_manifest(self, repository: str, manifest: bytes, *, tag: str = "", media_type: str = MANIFEST) -> str:
-        """Store a manifest, whatever its content; return its digest."""
+        """Store a manifest without checking its content, and return its digest."""
         digest = kits.sha256(manifest)
         with self._lock:
             found = self._repository(repository)
@@ -221,7 +229,7 @@ class FakeRegistry:
         return digest
 
     def put_kit(self, repository: str, kit: kits.Kit, tag: str) -> str:
-        """Store a kit with all its blobs; return its reference."""
+        """Store a kit with all its blobs and return its reference."""
         for digest, content in kit.blobs.items():
             self.put_blob(repository, content, digest=digest)
         self.put_manifest(repository, kit.manifest, tag=tag)
@@ -230,11 +238,12 @@ class FakeRegistry:
     def _repository(self, name: str) -> _Repository:
         return self._repositories.setdefault(name, _Repository())
 
-    # -- how it behaves
+    # -- behaviour
 
     def fail(self, path: str, fault: Fault, *, method: str = "", times: int | None = None) -> Rule:
-        """Apply a fault to requests whose path (with its query) matches the regex: to all of them, or to the next
-        ``times``.
+        """Apply a fault to requests whose path (with its query) matches the regex.
+
+        The fault applies to all of these requests, or to the next ``times`` of them.
         """
         rule = Rule(re.compile(path), fault, method, times)
         with self._lock:
@@ -247,13 +256,14 @@ class FakeRegistry:
             self._rules.clear()
 
     def redirect_blobs_to(self, cdn: FakeRegistry, *, uses: int | None = None) -> None:
-        """Redirect GET of blobs (307) to a signed location of ``cdn``, which is valid until ``expire_locations``,
-        or for some requests.
+        """Redirect GET of a blob (307) to a signed location on ``cdn``.
+
+        A location is valid until ``expire_locations``, or for ``uses`` requests.
         """
         self._cdn, self._uses = cdn, uses
 
     def expire_locations(self) -> None:
-        """Return 403 for every location that was signed so far, as a CDN does."""
+        """Return 403 for every location that was signed before, as a CDN does."""
         with self._lock:
             self._locations.clear()
 
@@ -269,8 +279,9 @@ class FakeRegistry:
         expires_in: int = 300,
         server: FakeRegistry | None = None,
     ) -> None:
-        """Require a token. ``users`` None: everyone gets one. ``server``: another FakeRegistry that returns the
-        tokens.
+        """Require a token. If ``users`` is None, everyone can get a token.
+
+        ``server`` is another FakeRegistry that returns the tokens.
         """
         desk = server or self
         self._door = desk._desk = _Door(
@@ -278,7 +289,7 @@ class FakeRegistry:
         )
 
     def expire_tokens(self) -> None:
-        """Make every token that was returned so far invalid."""
+        """Invalidate every token that was returned before."""
         with self._lock:
             assert self._door is not None
             self._door.tokens.clear()
@@ -297,15 +308,15 @@ class FakeRegistry:
             for repository in self._repositories.values():
                 repository.uploads.clear()
 
-    # -- what it saw
+    # -- record of requests
 
     def served(self, path: str = "", *, method: str = "") -> list[Served]:
-        """Return the requests so far in order; with a regex, those whose path matches it."""
+        """Return the requests in order. With a regex, return only those whose path matches it."""
         with self._lock:
             return [s for s in self._served if re.search(path, s.path) and method in ("", s.method)]
 
     def moved(self, digest: str = "") -> int:
-        """Return the bytes of bodies that were sent so far, in all or for one blob."""
+        """Return the number of body bytes that were sent, in total or for one blob."""
         return sum(s.sent for s in self.served() if digest in s.path)
 
     def blob(self, repository: str, digest: str) -> bytes | None:
@@ -315,13 +326,13 @@ class FakeRegistry:
         return None if content is None else bytes(self._bytes(content))
 
     def manifest(self, repository: str, identifier: str) -> tuple[bytes, str]:
-        """Return (bytes, media type) of a tag or digest."""
+        """Return (bytes, media type) of the manifest with a tag or digest."""
         with self._lock:
             found = self._repository(repository)
             return found.manifests[found.tags.get(identifier, identifier)]
 
     def uploads(self, repository: str) -> dict[str, int]:
-        """Return the open upload sessions and the bytes that they have."""
+        """Return the open upload sessions with the bytes that they have received."""
         with self._lock:
             return {name: len(data) for name, data in self._repository(repository).uploads.items()}
 
@@ -333,7 +344,7 @@ class FakeRegistry:
     # -- answers
 
     def meet(self, served: Served) -> list[Rule]:
-        """Record a request that begins; return the faults that apply to it."""
+        """Record a request that begins, and return the faults that apply to it."""
         with self._lock:
             self._served.append(served)
             met = [
@@ -356,7 +367,7 @@ class FakeRegistry:
                     data += part
 
     def answer(self, served: Served, form: bytes, met: list[Rule]) -> Answer:
-        """Return the response to a request, with every fault that applies to it."""
+        """Return the response to a request, changed by every fault that applies to it."""
         ignore_range = any(isinstance(r.fault, IgnoreRange) for r in met)
         refused = any(isinstance(r.fault, Status) and r.fault.refuses for r in met)
         found = Answer(200, {}, memoryview(b"")) if refused else self._plain(served, form, ignore_range=ignore_range)
@@ -453,11 +464,11 @@ class FakeRegistry:
             headers["Link"] = f'<{url.path}?n={self.tags_per_page}&last={page[-1]}>; rel="next"'
         return Answer(200, headers, memoryview(json.dumps({"tags": page or None}).encode()))
 
-    # -- pushes: with the lock held
+    # -- pushes, for which the caller must hold the lock
 
     @staticmethod
     def _needed(method: str, path: str, query: dict[str, list[str]]) -> str:
-        """Return the scopes that a change needs, "" for other requests."""
+        """Return the scopes that a change requires, or "" for a request that changes nothing."""
         match = _PATH.search(path)
         if match is None or method in ("GET", "HEAD"):
             return ""
@@ -469,7 +480,7 @@ class FakeRegistry:
         )
 
     def _upload(self, repository: _Repository, name: str, identity: str, served: Served, form: bytes) -> Answer:
-        """Handle a request about an upload session."""
+        """Handle a request to an upload session."""
         url = urlsplit(served.path)
         query = parse_qs(url.query)
         if served.method == "POST":
@@ -605,7 +616,7 @@ class FakeRegistry:
 
 
 class _MockBody(httpx.SyncByteStream):
-    """The body of a mocked response, which raises the errors of httpx for a body that breaks off or stalls."""
+    """The body of a mocked response. It raises the errors of httpx where a fault cuts or stalls it."""
 
     def __init__(self, answer: Answer, served: Served) -> None:
         self._answer = answer
@@ -613,7 +624,7 @@ class _MockBody(httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         closing = threading.Event()
-        closing.set()  # a stall ends at once
+        closing.set()  # a stall ends immediately
         self._answer.drip = None
         try:
             for piece in self._answer.pieces(closing):
@@ -633,7 +644,7 @@ class _MockBody(httpx.SyncByteStream):
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 1024
-    daemon_threads = False  # joined by server_close
+    daemon_threads = False  # so that server_close joins them
     block_on_close = True
 
     def __init__(self, address: tuple[str, int], registry: FakeRegistry, tls: ssl.SSLContext | None) -> None:
@@ -742,7 +753,9 @@ class _Connection(http.server.BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         for piece in answer.pieces(self.server.closing):
-            served.sent += len(piece)  # before it goes out, so that a client that has it finds it counted
+            served.sent += len(
+                piece
+            )  # counted before it is sent, so that a client that received it also sees it counted
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
         if chunked:
             self.wfile.write(b"0\r\n\r\n")
@@ -752,10 +765,10 @@ class _Connection(http.server.BaseHTTPRequestHandler):
         if reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.rfile.close()
-            self.connection.close()  # the last reference: this is what sends the reset
+            self.connection.close()  # closing the last reference sends the reset
         else:
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *_: object) -> None:
-        """Log nothing: ``served`` has the requests."""
+        """Log nothing, because ``served`` records the requests."""

@@ -1,7 +1,7 @@
-"""Sources for tests of the store: bytes, and bytes with faults.
+"""Sources for tests of the store, from bytes in memory, with and without faults.
 
-They match ``kitfs.content.Source`` by structure. Each records its requests: ``asked`` is the list of (start, stop),
-``given`` the number of bytes that were yielded.
+They have the interface of ``kitfs.content.Source``. Each source records its requests: ``asked`` lists (start, stop) for
+each request, and ``given`` counts the bytes that were yielded.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from kitfs.errors import Unavailable
 
 
 class BytesSource:
-    """Bytes, in pieces of ``piece`` bytes from one buffer that is reused, as that of a socket.
+    """A source that yields bytes in pieces of ``piece`` bytes.
 
-    Faults: a request fails with Unavailable after ``cut_after`` bytes; ``stall`` is waited for before each piece
-    after the first; the byte at ``lie_at`` is wrong; ``short`` bytes are missing at the end; ``ranged`` False
-    yields everything from byte 0.
+    All pieces share one buffer, as the pieces from a socket do. Faults: a request fails with Unavailable after
+    ``cut_after`` bytes; the source waits for ``stall`` before each piece after the first; the byte at ``lie_at`` is
+    wrong; ``short`` bytes are missing at the end. If ``ranged`` is False, a request yields everything from byte 0.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class BytesSource:
         self.size: int | None = len(data) if known else None
         self.turns = turns
         self.sender = "fake"
-        self.others = 0  # endpoints that have the right bytes
+        self.others = 0  # number of other endpoints, which have the right bytes
         self.cut_after: int | None = None
         self.stall: threading.Event | None = None
         self.lie_at: int | None = None
