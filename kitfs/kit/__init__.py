@@ -1,1 +1,1 @@
-"""An opened kit: its origin, layers, tree and resolver. The one place where registry, store and layers meet."""
+"""Open a kit: its origin, its layers, its tree and the resolver. Registry, store and layers are combined only here."""

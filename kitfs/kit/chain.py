@@ -1,7 +1,4 @@
-"""The chain of references from a kit to the kits that it refers to: the parents of its model, or kits with datasets.
-
-Pure. Threading: none.
-"""
+"""Follow the references from a kit to other kits: to the parents of its model, or to kits with datasets."""
 
 from __future__ import annotations
 
@@ -10,13 +7,13 @@ from typing import Final
 from kitfs.errors import ManifestError
 from kitfs.oci.names import LayoutReference, Reference
 
-MAX_REFERENCES: Final = 10  # references that a chain follows, as kit does (KITOPS §2.3)
+MAX_REFERENCES: Final = 10  # the number of references that a chain may have, as in kit
 
 
 def extended(chain: tuple[str, ...], reference: Reference | LayoutReference) -> tuple[str, ...]:
-    """Return a chain with one more reference; the first one names the kit itself.
+    """Return a chain with one more reference. The first reference of a chain names the kit itself.
 
-    Raises ManifestError, in kit's words, if the chain has the reference already or becomes too long.
+    Raises ManifestError, with kit's message, if the chain contains the reference already or becomes too long.
     """
     longer = (*chain, str(reference))
     if longer[-1] in chain:

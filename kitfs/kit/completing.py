@@ -1,4 +1,4 @@
-"""Bring all bytes of a layer into the store, step by step. Threading: any thread."""
+"""Bring all bytes of a layer into the store, step by step. Any thread may do this."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ STEP: Final = 4 << 20  # bytes
 
 
 def complete(layer: Layer) -> Iterator[int]:
-    """Fetch a layer, and decode it if it is compressed; yield the bytes of the blob that each step has brought.
+    """Fetch a layer, and decode it if it is compressed; yield how many bytes of the blob each step has fetched.
 
     Nothing is fetched if the store has the content of the layer already. A step that decodes yields 0. Raises StoreFull
-    when the store cannot keep the layer, and what the source raises.
+    when the store has no room for the layer. Errors of the source are passed on.
     """
     content = layer.content()
     if content.complete:
@@ -42,4 +42,4 @@ def _fetch(blob: Blob, at: int, size: int) -> None:
 
 
 def _full(blob: Blob) -> StoreFull:
-    return StoreFull(f"{blob}: no space left in the store; free some, or choose another with --cache-dir")
+    return StoreFull(f"{blob}: no space left in the store (free space, or choose another store with --cache-dir)")

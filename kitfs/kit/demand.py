@@ -1,6 +1,6 @@
-"""What the readers of a tree ask for: how much of each layer, and whether one of them waits for bytes.
+"""Count how many bytes programs read of each layer of a tree, and whether a read waits for bytes.
 
-Threading: any thread. The counts are for decisions that need no exact numbers, so that a read takes no lock.
+Threading: any thread. The counts may be slightly wrong, because a read takes no lock; no decision needs exact numbers.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from kitfs.errors import WouldBlock
 
 
 class Demand:
-    """``asked`` has the bytes that were read of each layer, by its digest; bytes that are read again count again."""
+    """The demand of the readers of one tree.
+
+    ``asked`` maps the digest of a layer to the number of bytes that were read of the layer. Bytes that are read twice
+    count twice.
+    """
 
     def __init__(self) -> None:
         self.asked: dict[str, int] = {}
-        self._waiting: list[str] = []  # the digest of a layer for each reader that waits for bytes
-        self._waited = float("-inf")  # seconds; when a reader has last waited
+        self._waiting: list[str] = []  # for each read that waits for bytes, the digest of its layer
+        self._waited = float("-inf")  # the monotonic time at which a read last stopped waiting
 
     def read(self, digest: str, pread: Callable[[bool], bytes], *, wait: bool) -> bytes:
-        """Call ``pread`` to read bytes of a layer, first with False, and then with True if that raises WouldBlock.
+        """Read bytes of a layer: call ``pread(False)``, and if that raises WouldBlock, call ``pread(True)``.
 
-        Without ``wait``, WouldBlock is raised instead.
+        If ``wait`` is False, WouldBlock is raised to the caller instead.
         """
         try:
             data = pread(False)
@@ -39,5 +43,5 @@ class Demand:
         return data
 
     def is_waiting(self, quiet: float) -> bool:
-        """Tell whether a reader waits for bytes, or has waited for some in the last ``quiet`` seconds."""
+        """Return whether a read waits for bytes now, or has waited for bytes in the last ``quiet`` seconds."""
         return bool(self._waiting) or time.monotonic() - self._waited < quiet

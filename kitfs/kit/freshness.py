@@ -1,4 +1,4 @@
-"""Find out whether a tag has moved since a kit was opened. Nothing is stored. Threading: none of its own."""
+"""Find out whether a tag has moved since a kit was opened. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from kitfs.registry.options import ClientOptions
 
 
 def current_digest(reference: str, labels: Mapping[str, str], options: ClientOptions, *, kit_home: str) -> Digest:
-    """Return the digest that a reference has now; if it names an index, that of the kit that ``labels`` choose.
+    """Return the digest that a reference resolves to now.
 
-    The registry or the layout is asked, unless the reference itself is a digest. Raises the errors of the registry.
+    If the reference names an index, the result is the digest of the kit that ``labels`` choose. The registry or the
+    layout is asked, unless the reference itself is a digest. Raises the errors of the registry.
     """
     named = parse_any(reference)
     if named.digest is not None:

@@ -1,4 +1,4 @@
-"""The first entry of a layer, read from its first kilobytes. Threading: no state."""
+"""Read the first entry of a layer from the first kilobytes of its blob."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from kitfs.layers.tar import first_path
 from kitfs.oci.paths import paths_overlap
 from kitfs.store.blob import Blob
 
-PEEK: Final = 16 << 10  # bytes of a compressed layer that are mostly enough to decode its first tar entry
-BLOCK: Final = (
-    128 << 10
-) + 64  # bytes that always are: a zstd block, which is decoded whole, and the headers before it
+PEEK: Final = 16 << 10  # bytes of a compressed layer: usually enough to decode its first tar entry
+BLOCK: Final = (128 << 10) + 64  # bytes, always enough: zstd decodes whole blocks, and headers come before the first
 
 
 def agrees(wire: Blob, compression: str, path: str) -> bool:
-    """Return whether the first entry of a layer lies within its declared path; False if that cannot be told.
+    """Return whether the first entry of a layer lies within the layer's declared path.
 
-    ``wire`` is the blob as the registry has it.
+    ``wire`` is the blob as the registry has it. The result is False if the first entry cannot be read.
     """
     reader: Any = wire
     if compression != "none":
         heads = (_decoded(wire.pread(0, size), compression) for size in (PEEK, BLOCK))
         head = next((head for head in heads if head), b"")
         if not head:
-            return False  # damaged, or empty: the index tells
+            return False  # the layer is damaged or empty; building its index will report which
         reader = _Head(head)
     try:
         first = first_path(reader)
@@ -36,7 +34,7 @@ def agrees(wire: Blob, compression: str, path: str) -> bool:
 
 
 class _Head:
-    """The first decoded bytes of a layer, as a reader."""
+    """A reader of the first decoded bytes of a layer."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -47,7 +45,7 @@ class _Head:
 
 
 def _decoded(head: bytes, compression: str) -> bytes:
-    """Decode the first bytes of a stream, as far as they go."""
+    """Decode the first bytes of a stream, as far as possible."""
     out = bytearray()
     try:
         for piece in decode([head], compression):
@@ -55,5 +53,5 @@ def _decoded(head: bytes, compression: str) -> bytes:
             if len(out) >= PEEK:
                 break
     except LayerError:
-        pass  # the stream goes on after its head
+        pass  # only the head was given to the decoder, so the stream looks cut off
     return bytes(out)

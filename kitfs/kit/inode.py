@@ -1,4 +1,4 @@
-"""The inode numbers of a kit's tree, and the error for a name that does not exist."""
+"""Assign the inode numbers of a kit's tree; define the error for a name that does not exist."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Final, NewType
 
 Inode = NewType("Inode", int)
 ROOT: Final = Inode(1)  # FUSE_ROOT_ID
-MASK: Final = (1 << 63) - 1  # numbers have 63 bits
+MASK: Final = (1 << 63) - 1  # inode numbers have 63 bits
 
 
 class NoEntry(OSError):  # noqa: N818 - a lookup of a name that does not exist is not a failure
-    """The name does not exist (ENOENT). ``final``: it never will, so the kernel may cache the answer."""
+    """A name does not exist (ENOENT). If ``final`` is True, it never will, so the kernel may cache the answer."""
 
     def __init__(self, *, final: bool) -> None:
         super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -23,10 +23,11 @@ class NoEntry(OSError):  # noqa: N818 - a lookup of a name that does not exist i
 
 
 class InodeTable:
-    """What every inode number that was given out stands for, as a number of the caller's, in 16 to 43 bytes for each.
+    """A map from each assigned inode number to a value, which is a number that the caller chooses.
 
-    A hash table with open addressing in two arrays. Its places depend on a secret, so that names cannot be chosen to
-    meet in it. Threading: every method from any thread; ``get`` takes no lock.
+    It is a hash table with open addressing in two arrays, which takes 16 to 43 bytes for each inode. The hash depends
+    on a secret, so that nobody can choose names that collide. Threading: any thread may call every method; ``get``
+    takes no lock.
     """
 
     def __init__(self) -> None:
@@ -36,13 +37,13 @@ class InodeTable:
         self._table = _arrays(1 << 10)
 
     def get(self, inode: int) -> int | None:
-        """Return what an inode stands for; None if it was not given out."""
+        """Return the value of an inode, or None if the number was not assigned."""
         inodes, values = self._table
         found = self._place(inodes, inode)
         return values[found] if inodes[found] else None
 
     def number_for(self, inode: int, value: int) -> Inode:
-        """Give out ``inode`` for a value, or the next number after it that is free or stands for the same value."""
+        """Assign an inode to a value: ``inode``, or the next number that is free or already has the same value."""
         while True:
             inode = max(inode, ROOT + 1)
             found = self.get(inode)
@@ -53,7 +54,7 @@ class InodeTable:
             inode = (inode + 1) & MASK
 
     def _add(self, inode: int, value: int) -> int:
-        """Add an inode and return what it stands for: another value if another thread added it first."""
+        """Add an inode and return its value, which differs from ``value`` if another thread added the inode first."""
         with self._lock:
             if 3 * (self._count + 1) > 2 * len(self._table[0]):
                 self._grow()
@@ -61,7 +62,7 @@ class InodeTable:
             at = self._place(inodes, inode)
             if inodes[at]:
                 return values[at]
-            values[at] = value  # before the inode, which readers look for
+            values[at] = value  # set before the inode: ``get`` takes no lock and must not find an inode without value
             inodes[at] = inode
             self._count += 1
             return value
@@ -76,7 +77,7 @@ class InodeTable:
         self._table = inodes, values
 
     def _place(self, inodes: array[int], inode: int) -> int:
-        """Return where an inode is, or where it would be."""
+        """Return the position of an inode in the table, or the free position where it belongs."""
         mask = len(inodes) - 1
         at = inode * self._secret >> 40 & mask
         while (known := inodes[at]) and known != inode:

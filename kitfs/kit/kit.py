@@ -1,4 +1,4 @@
-"""The value that ``Resolver.open`` returns: an opened kit."""
+"""Define the value that ``Resolver.open`` returns: an opened kit."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from kitfs.oci.names import Digest, LayoutReference, Reference
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """An opened kit. ``layers`` has those of the parents first; later layers lie over earlier ones.
+    """An opened kit. ``layers`` begins with the layers of its parents; later layers cover earlier ones.
 
-    ``kitfile_bytes`` is the Kitfile as ``kit unpack`` would write it. It is None if a filter leaves it out, or if the
-    kit has no Kitfile (a ModelPack that KitOps did not pack); ``kitfile`` is then made from the paths of the layers.
-    ``pins`` are the digests that its reference and the references of its parents had when it was opened.
+    ``kitfile_bytes`` is the Kitfile as ``kit unpack`` would write it. It is None if a filter leaves the Kitfile out, or
+    if the kit has no Kitfile (a ModelPack that KitOps did not pack). A kit without a Kitfile gets a ``kitfile`` that is
+    made from the paths of its layers. ``pins`` maps the reference of the kit, and the references of its parents, to the
+    digests that they had when the kit was opened.
     """
 
     reference: Reference | LayoutReference
@@ -30,7 +31,7 @@ class Kit:
 
     @property
     def created(self) -> int:
-        """The created time of the manifest in seconds since the epoch; 0 if it has none."""
+        """Return the created time of the manifest in seconds since the epoch; 0 if the manifest has none."""
         return self.manifest.created
 
     def close(self) -> None:

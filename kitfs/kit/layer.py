@@ -1,4 +1,4 @@
-"""One layer of a kit: its blob, its index and its bytes."""
+"""Read a layer of a kit: its blob, its index and its bytes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from kitfs.store import members
 from kitfs.store.blob import Blob
 from kitfs.store.store import Store
 
-TAIL: Final = 1 << 20  # bytes that may follow a tar's last entry: GNU tar pads to records of up to a few hundred KiB
+TAIL: Final = 1 << 20  # bytes read after a tar's last entry: GNU tar pads to records of up to a few hundred KiB
 
 
 class Layer:
-    """One layer of a kit, opened when first asked.
+    """A layer of a kit. Its blob and its index are opened when they are first needed.
 
-    ``path`` is where the Kitfile says it goes: "" for the whole context, None when nothing says. Errors: KitfsError
-    of whatever could not be had; WouldBlock with ``wait=False`` when the answer needs the network or a decoder.
+    ``path`` is the path that the Kitfile declares for the layer: "" for the whole context, None if no path is declared.
+    Methods raise the KitfsError of the store or the origin. With ``wait=False`` they raise WouldBlock when the result
+    needs the network or a decoder.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Layer:
         expansion: Expansion = DEFAULT_EXPANSION,
         kit: Reference | LayoutReference | None = None,
     ) -> None:
-        self.kit: Final = kit  # whose layer it is: the kit's own, or that of a parent
+        self.kit: Final = kit  # the reference of the kit or parent kit that the layer belongs to
         self.descriptor: Final = entry.descriptor
         self.type: Final = entry.type
         self.entry: Final = entry.entry
@@ -55,14 +56,14 @@ class Layer:
         self._store = store
         self._max_entries = max_entries
         self._expansion = expansion
-        self._lock = threading.Lock()  # guards what follows: taken by the first asker, never on a warm read
+        self._lock = threading.Lock()  # guards the fields below; a read whose index and blobs are open does not take it
         self._wire: Blob | None = None
         self._decoded: Blob | None = None
         self._index: LayerIndex | None = None
         self._agrees: bool | None = None
-        self._misfit: IntegrityError | None = None  # why the index in use is wrong: the layer cannot heal in this mount
-        self._is_proven = entry.type.format == "raw"  # the index in use was made from bytes that have their digest
-        self._proof = threading.Lock()  # held while the index is made again
+        self._misfit: IntegrityError | None = None  # why the index in use is wrong: this mount cannot use the layer
+        self._is_proven = entry.type.format == "raw"  # whether the index in use was made from verified bytes
+        self._proof = threading.Lock()  # held while the index is made again from verified bytes
         self._is_proving = False
         self._refusal: LayerLimit | None = None  # why the layer cannot be indexed with these limits
 
@@ -71,35 +72,33 @@ class Layer:
 
     @property
     def digest(self) -> Digest:
-        """Digest of the layer's blob, as the manifest has it."""
         return self.descriptor.digest
 
     @property
     def media_type(self) -> str:
-        """Media type of the layer, as the manifest has it."""
         return self.descriptor.media_type
 
     @property
     def size(self) -> int:
-        """Bytes of the blob, as the manifest has it."""
+        """Return the size of the blob in bytes, from the manifest."""
         return self.descriptor.size
 
     @property
     def compressed(self) -> bool:
-        """Whether the blob is a gzip or zstd stream."""
+        """Return whether the blob is a gzip or zstd stream."""
         return self.type.compression != "none"
 
     def wire(self) -> Blob:
-        """The blob as the registry has it."""
+        """Return the blob as the registry has it, which may be compressed."""
         with self._lock:
             return self._open_wire()
 
     def source(self) -> Source | None:
-        """The blob where the kit is, past the store; None of a kit of the store."""
+        """Return the source that fetches the blob from the kit's origin; None if the kit is only in the store."""
         return self._origin.blob(self.descriptor)
 
     def content(self) -> Blob:
-        """The blob that members' offsets speak of: decoded, when the layer is compressed."""
+        """Return the blob that the offsets of members refer to: the decoded blob if the layer is compressed."""
         found = self._decoded if self.compressed else self._wire
         if found is not None:
             return found
@@ -107,7 +106,7 @@ class Layer:
             return self._open_content()
 
     def _open_content(self) -> Blob:
-        """Open the content, without network. The caller must hold the lock."""
+        """Open the content without using the network. The caller must hold the lock."""
         wire = self._open_wire()
         if not self.compressed:
             return wire
@@ -134,9 +133,9 @@ class Layer:
         return self._wire
 
     def index(self, *, wait: bool = True) -> LayerIndex:
-        """Return what the layer holds. An index is made once per host, unless its bytes were not proven then.
+        """Return the index of the layer's members, which the store keeps for other mounts on this host.
 
-        Raises IntegrityError after an index in use has turned out to be wrong.
+        An index of unverified bytes is made a second time once they are verified. Raises IntegrityError if they differ.
         """
         if self._misfit is not None:
             raise self._misfit
@@ -160,8 +159,9 @@ class Layer:
             self._lock.release()
 
     def proven_index(self) -> LayerIndex:
-        """Return the index of bytes that have their digest; the layer's content is verified. Raises IntegrityError when
-        an index that was made before that, and is in use, says something else.
+        """Return the index of the layer's content, which must be verified already.
+
+        Raises IntegrityError if the index in use was made before the verification, and differs.
         """
         self.index()
         self._prove()
@@ -181,17 +181,17 @@ class Layer:
                 return self._raw_index(content.size)
             index = self._index_of(content, self._max_entries)
             if self.compressed:
-                content.pread(index.counts.end, TAIL)  # what follows the last entry: the decoder reaches its end
+                content.pread(index.counts.end, TAIL)  # read past the last entry, so that the decoder reaches its end
         except (LayerLimit, StoreFull) as e:
             if isinstance(e, LayerLimit):
-                self._refusal = e  # it will not be smaller the next time
+                self._refusal = e  # remembered, because a second attempt would meet the same limit
             self._drop_decoded()
             raise
         content.when_sealed = self._prove_soon
         return self._keep(index, content, proven=proven)
 
     def _drop_decoded(self) -> None:
-        """Remove decoded content that nothing can use, to free its room. The caller must hold the lock."""
+        """Remove decoded content that cannot be used, to free its space. The caller must hold the lock."""
         if self._decoded is not None:
             with suppress(OSError):
                 self._decoded.drop()
@@ -205,17 +205,17 @@ class Layer:
             raise e.prefixed(f"layer {self.digest}")
 
     def _kept_index(self) -> LayerIndex | None:
-        """Return the stored index of proven bytes, else of the entry's own bytes. The caller must hold the lock."""
+        """Return the stored index, preferably that of verified bytes. The caller must hold the lock."""
         if self.type.format == "raw":
             return None
         content = self._open_content()
         for proven in (True, False):
             if not proven and content.sealed:
-                continue  # made from bytes that nothing had proven
+                continue  # the content is verified now, but this index was made before
             index = members.load(self._store.root, self.digest, content.directory, proven=proven)
             if index is None:
                 continue
-            if len(index.members) + len(index.skipped) > self._max_entries:  # made by a mount that takes more
+            if len(index.members) + len(index.skipped) > self._max_entries:  # a mount with a higher limit made it
                 limit = f"more than {self._max_entries} entries; raise the limit with --max-entries"
                 raise LayerLimit(f"layer {self.digest}: {limit}")
             self._is_proven = proven
@@ -224,7 +224,7 @@ class Layer:
         return None
 
     def _keep(self, index: LayerIndex, content: Blob, *, proven: bool) -> LayerIndex:
-        """Keep an index in the store, and return it as the store has it, so that its pages are those of the file."""
+        """Store an index, and return it as mapped from the store, so that the kernel can reclaim its pages."""
         self._is_proven = proven
         entry = content.directory
         if not members.keep(self._store.root, self.digest, entry, index, proven=proven):
@@ -232,14 +232,14 @@ class Layer:
         return members.load(self._store.root, self.digest, entry, proven=proven) or index
 
     def _prove_soon(self) -> None:
-        """Have an index that was made from unproven bytes compared with the bytes, once these are verified."""
+        """Start the check of an index that was made from unverified bytes, if the bytes are verified now."""
         content = self._decoded if self.compressed else self._wire
         if not self._is_proven and not self._is_proving and content is not None and content.state == "verified":
             self._is_proving = True
             self._store.prove(self._prove)
 
     def _prove(self) -> None:
-        """Make the index again from verified bytes. If it differs from the index in use, the layer fails for good."""
+        """Make the index again from verified bytes. If it differs from the index in use, this mount's layer fails."""
         with self._proof:
             self._is_proving = False
             made = self._index
@@ -259,8 +259,8 @@ class Layer:
             if index == made:
                 return
             self._misfit = IntegrityError(
-                f"layer {self.digest}: its verified bytes hold other files than the bytes that were read before them, "
-                "so a registry or mirror has sent wrong bytes; mount or open the kit again"
+                f"layer {self.digest}: its verified bytes hold other files than the bytes that were read before: "
+                "a registry or mirror has sent wrong bytes (mount or open the kit again)"
             )
         self._store.counters.add("integrity_failures")
         self._store.log.error("%s", self._misfit)
@@ -276,8 +276,9 @@ class Layer:
         return raw_index(self.path, size or 0, 0o644 if known is None or known.mode is None else known.mode)
 
     def closed(self, *, at_most: int = 20_000) -> Closed | None:
-        """Return what other users may not use, by its mode; None where that needs the registry, or a look at more than
-        ``at_most`` entries.
+        """Return which files and directories other users may not use; None if that is not known.
+
+        To find out, no registry is asked, and at most ``at_most`` entries of a layer without index are read.
         """
         with suppress(WouldBlock, LayerError):
             return closed_to_others(self.index(wait=False))
@@ -300,7 +301,7 @@ class Layer:
 
     @property
     def listed(self) -> bool:
-        """Whether its names can be had without the layer's registry."""
+        """Return whether the names in the layer can be listed without asking its registry."""
         if self.type.format == "raw" or self._is_here:
             return True
         try:
@@ -310,11 +311,9 @@ class Layer:
         return True
 
     def first_entry_agrees(self, *, wait: bool = True) -> bool:
-        """Return whether names outside ``path`` need not be looked for here: the index is known, or the first entry
-        lies within ``path``.
+        """Return whether a lookup of a name outside ``path`` may skip this layer, so that it need not be fetched.
 
-        kit packs nothing outside the declared path. So a layer whose first entry lies within it is believed, and is not
-        read whole for a name that it should not have.
+        It may if the index is known, or if the first entry lies within ``path``: kit packs only files within ``path``.
         """
         if self._index is not None or self.type.format == "raw":
             return True
@@ -325,7 +324,7 @@ class Layer:
         return self._agrees
 
     def pread(self, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes:
-        """Read bytes of a member, fewer at its end; holes are zeros."""
+        """Read bytes of a member, fewer at its end. Holes are read as zeros."""
         if self._misfit is not None:
             raise self._misfit
         self._prove_soon()
@@ -341,13 +340,13 @@ class Layer:
             and self.content().pread(member.size, 1, wait=wait)
         ):
             raise IntegrityError(
-                f"layer {self.digest} is longer than the {member.size} bytes that its metadata annotation says"
+                f"layer {self.digest} is longer than the {member.size} bytes that its metadata annotation declares"
             )
         return data
 
     @property
     def failure(self) -> IntegrityError | None:
-        """Why the layer's bytes are known to be wrong; None while nothing is known against them."""
+        """Return the error that shows that the layer's bytes are wrong; None if no such error is known."""
         if self._misfit is not None:
             return self._misfit
         for blob in (self._wire, self._decoded):
@@ -356,10 +355,10 @@ class Layer:
         return None
 
     def check(self, *, wait: bool = True) -> None:
-        """Raise IntegrityError while the layer's bytes are known to be wrong.
+        """Raise IntegrityError if the layer's bytes are known to be wrong.
 
-        The layer heals when any process has fetched its blob into the store and verified it: the blob is reopened here.
-        Raises WouldBlock with ``wait=False`` when the layer seems to have healed.
+        A layer with wrong bytes recovers once any process has fetched its blob again and verified it: this method then
+        reopens the blob. With ``wait=False``, WouldBlock is raised instead of reopening.
         """
         failure = self.failure
         if failure is None:
@@ -374,9 +373,9 @@ class Layer:
                 self._reopen(failure)
 
     def _reopen(self, failure: IntegrityError) -> None:
-        """Open the proven blob in place of the wrong one. The caller must hold the lock.
+        """Open the verified blob in place of the wrong one. The caller must hold the lock.
 
-        A mounted tree shows files where the wrong bytes had them, so the index of the proven bytes must be the same.
+        The mounted tree was built from the index of the wrong bytes, so the index of the verified bytes must be equal.
         """
         decoded, old = None, (self._wire, self._decoded)
         with ExitStack() as undo:
@@ -392,7 +391,9 @@ class Layer:
                 index = self._index_of(content, self._max_entries)
                 members.keep(self._store.root, self.digest, content.directory, index, proven=True)
                 if index != self._index:
-                    self._misfit = IntegrityError(f"{failure}; the proven layer has other files: mount the kit again")
+                    self._misfit = IntegrityError(
+                        f"{failure}; the verified layer has other files (mount the kit again)"
+                    )
                     raise self._misfit
                 self._is_proven = True
             undo.pop_all()
@@ -403,17 +404,17 @@ class Layer:
 
     @property
     def whole_file(self) -> bool:
-        """Whether the blob is a file as it is: raw and not compressed."""
+        """Return whether the whole blob is one file: the layer is raw and not compressed."""
         return self.type.format == "raw" and not self.compressed
 
     def open_whole(self) -> io.FileIO | None:
-        """Open the store's file of an uncompressed layer; None unless the store has all of it, verified."""
+        """Open the store's file of an uncompressed layer; None unless the store has the whole layer, verified."""
         return None if self.compressed or self.state() != "verified" else self._store.open_sealed(self.digest)
 
     def state(self) -> str:
-        """Return absent, partial, present, verified or wrong; of a compressed layer, the state of its decoded bytes.
+        """Return "absent", "partial", "present", "verified" or "wrong": the state of the (decoded) content.
 
-        A layer is verified when the index in use has been compared with the verified bytes as well.
+        A layer counts as verified only after the index in use has been compared with the verified bytes.
         """
         if self.failure is not None:
             return "wrong"
@@ -431,17 +432,17 @@ class Layer:
         return "absent" if self._wire is None else self._wire.state
 
     def fetched(self) -> int:
-        """Bytes of the blob, as the registry has it, that are in the store."""
+        """Return how many bytes of the blob, as the registry has it, are in the store."""
         if self.compressed and self._decoded is not None and self._decoded.complete:
             return self.descriptor.size
         return 0 if self._wire is None or self.failure is not None else self._wire.fetched
 
     def load_state(self) -> None:
-        """Look up what the store already has of this layer, so that ``state`` tells it; no network."""
+        """Look up what the store already has of this layer, so that ``state`` reports it. No registry is asked."""
         self.content()
 
     def close(self) -> None:
-        """Let go of the blobs."""
+        """Close the blobs."""
         with self._lock:
             for blob in (self._decoded, self._wire):
                 if blob is not None:

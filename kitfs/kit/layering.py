@@ -1,14 +1,14 @@
-"""The rules by which the layers of a kit are merged into one tree, and by which symbolic links are followed.
+"""Merge the layers of a kit into one tree, and follow the tree's symbolic links.
 
-The tree is the one that GNU tar would make of the layers, one after the other. If two layers have a file of one name,
-the later file wins. A directory that has an entry of its own replaces a file, and a file replaces an empty directory.
-In every other conflict the earlier entry stays, and the later one is left out with everything below it. If two layers
-have one directory, the mode of the first entry counts. A layer whose declared path contains a name takes precedence
-over layers whose declared path does not. ``layers.index.IndexBuilder`` applies the same rules to the entries of one
-layer.
+The result is the tree that GNU tar would make if it extracted the layers one after the other. If two layers have a file
+of the same name, the later file wins. A directory that has an entry of its own replaces a file, and a file replaces an
+empty directory. In every other conflict the earlier entry stays, and the later entry is left out with everything below
+it. If two layers have the same directory, the mode of the first entry counts. A layer whose declared path contains a
+name takes precedence over layers whose declared path does not. ``layers.builder.IndexBuilder`` applies the same rules
+to the entries of one layer.
 
-``kit.tree`` looks up single names, while layers are still being fetched. ``merge`` handles all names at once, for verbs
-that write the files of a kit. Pure. Threading: none; each call uses one thread.
+``kit.tree`` looks up single names while layers are still being fetched. ``merge`` handles all names at once, for verbs
+that write the files of a kit. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_NAMED: Final = 100  # left-out entries that a merge reports one by one
 
 
 class Names(Protocol):
-    """The names of one layer, by row; a ``LayerIndex`` has them. Row 0 is the root."""
+    """The names in one layer, by row. Row 0 is the root. ``LayerIndex`` has these methods."""
 
     def find(self, path: str) -> int: ...
 
@@ -57,7 +57,7 @@ class Numbered(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """The entry of one layer for a name, which may win it."""
+    """An entry of a layer that has a certain name, and may be the one that the tree shows."""
 
     number: int
     names: Names
@@ -65,15 +65,15 @@ class Candidate(NamedTuple):
 
     @property
     def member(self) -> Member:
-        """The row as a value."""
+        """Return the row as a value."""
         return self.names.member(self.row)
 
 
 class Winner(NamedTuple):
-    """The row that has a name, and the number of its layer.
+    """The entry that the tree shows for a name: its row, and the number of its layer.
 
-    ``since`` is the lowest layer whose entries below the directory count: a file had the name before that. ``left_out``
-    are the rows that gave way.
+    If the entry is a directory that replaced a file, ``since`` is the lowest layer whose entries below the directory
+    are in the tree. ``left_out`` are the entries of this name that are not in the tree.
     """
 
     number: int
@@ -84,17 +84,17 @@ class Winner(NamedTuple):
 
     @property
     def member(self) -> Member:
-        """The row as a value."""
+        """Return the row as a value."""
         return self.names.member(self.row)
 
     @property
     def kind(self) -> str:
-        """The kind of the entry: "file", "dir" or "symlink"."""
+        """Return the kind of the entry: "file", "dir" or "symlink"."""
         return self.names.kind(self.row)
 
 
 def winner(candidates: Iterable[Candidate]) -> Winner | None:
-    """Return the winner of a name among the rows that have it, whose layers ascend; None if there is none."""
+    """Return the winner among the entries of one name, or None for no entries. Their layers must ascend."""
     found: Candidate | None = None
     found_dir = is_explicit = is_filled = False
     since = 0
@@ -120,7 +120,7 @@ def winner(candidates: Iterable[Candidate]) -> Winner | None:
 
 
 class Here(NamedTuple):
-    """A layer that has something in a directory: ``row`` is the directory's."""
+    """A layer that has entries in a certain directory; ``row`` is the directory's row in that layer."""
 
     number: int
     names: Names
@@ -129,7 +129,7 @@ class Here(NamedTuple):
 
 
 def here(directory: str, layers: Iterable[Numbered]) -> list[Here]:
-    """Return the layers that have something in a directory."""
+    """Return the layers that have entries in a directory."""
     rows = ((number, names, declared, names.find(directory)) for number, names, declared in layers)
     return [Here(*found) for found in rows if found[3] >= 0 and found[1].has_children(found[3])]
 
@@ -137,9 +137,9 @@ def here(directory: str, layers: Iterable[Numbered]) -> list[Here]:
 def winners(
     directory: str, layers: Sequence[Here], *, without: Collection[str] = ()
 ) -> Iterator[tuple[str, str, Winner]]:
-    """Yield (name, path, winner) for every name in a directory but those in ``without``, in the order of their bytes.
+    """Yield (name, path, winner) for every name in a directory except those in ``without``, sorted by their bytes.
 
-    ``layers`` is in ascending order and holds only the layers whose entries are visible below the directory.
+    ``layers`` is in ascending order and contains only the layers whose entries are visible below the directory.
     """
     declaring = _declaring(directory, layers)
     kept = {encoded(name) for name in without}
@@ -156,17 +156,16 @@ def winners(
 
 
 def _rows(layer: Here) -> Iterator[tuple[bytes, int, Names, int]]:
-    """Yield (name, number of the layer, its names, row) of what a layer has in a directory."""
+    """Yield (name, number of the layer, names of the layer, row) for each entry of a layer in a directory."""
     number, names, _, row = layer
     for child in names.children(row):
         yield names.name_bytes(child), number, names, child
 
 
 def _declaring(directory: str, layers: Sequence[Here]) -> Callable[[str], list[int]]:
-    """Return a function from a name in a directory to the numbers of the layers whose declared path overlaps the
-    name's.
+    """Return a function that maps a name in a directory to the numbers of the layers whose declared path overlaps it.
 
-    A kit may have thousands of layers with one name each; comparing each name with each layer would take too long.
+    A kit may have thousands of layers with one name each, so comparing each name with each layer would take too long.
     """
     prefix = f"{directory}/" if directory else ""
     everywhere: list[int] = []
@@ -180,12 +179,12 @@ def _declaring(directory: str, layers: Sequence[Here]) -> Callable[[str], list[i
 
 
 def left_out_entry(path: str, candidate: Candidate) -> Skipped:
-    """Return a row of ``Winner.left_out`` with the reason why it is not in the tree."""
+    """Return an entry of ``Winner.left_out`` with the reason why it is not in the tree."""
     return Skipped(path, SkipReason.OTHER_KIND, candidate.names.kind(candidate.row))
 
 
 def joined(directory: str, path: str) -> str:
-    """Return a path below a directory; either may be the root, ""."""
+    """Join a directory and a path below it. Either may be "", the root."""
     return f"{directory}/{path}" if directory and path else directory or path
 
 
@@ -193,8 +192,8 @@ def joined(directory: str, path: str) -> str:
 class PlacedLayer:
     """A layer that is written to a target directory.
 
-    ``name`` is for messages. ``path`` is the path that the layer declares: "" contains every name, None if it declares
-    none. ``below`` is the directory of the target that its tree goes to, "" for the target itself.
+    ``name`` is for messages. ``path`` is the path that the layer declares: "" contains every name, and None means that
+    no path is declared. The layer's tree is written to the directory ``below`` of the target; "" is the target itself.
     """
 
     name: str
@@ -204,9 +203,10 @@ class PlacedLayer:
 
 
 class _PlacedNames:
-    """The names of a layer in the target; directories above its place exist because something is below them.
+    """The names of a layer that is placed in a directory of the target.
 
-    These directories are rows behind those of the index, the target itself the first of them.
+    The target and the directories above the layer's tree are extra rows, after the rows of the index; the first of
+    these rows is the target itself.
     """
 
     def __init__(self, index: LayerIndex, below: str) -> None:
@@ -215,7 +215,7 @@ class _PlacedNames:
         self._rows = index.counts.rows
 
     def find(self, path: str) -> int:
-        """Return the row of a path of the target; -1 if there is none."""
+        """Return the row of a path of the target; -1 if the path does not exist."""
         row = self._rows if self._above else 0
         for name in encoded(path).split(b"/") if path else ():
             row = self.child(row, name)
@@ -224,7 +224,7 @@ class _PlacedNames:
         return row
 
     def child(self, row: int, name: bytes) -> int:
-        """Return the row of a name in a directory; -1 if there is none."""
+        """Return the row of a name in a directory; -1 if the name does not exist."""
         if row < self._rows:
             return self._index.child(row, name)
         below = self.children(row)[0]
@@ -238,7 +238,7 @@ class _PlacedNames:
         return range(below, below + 1)
 
     def has_children(self, row: int) -> bool:
-        """Return whether something is below a directory."""
+        """Return whether a directory has entries below it."""
         return row >= self._rows or self._index.has_children(row)
 
     def name_bytes(self, row: int) -> bytes:
@@ -256,15 +256,15 @@ class _PlacedNames:
         return row < self._rows and self._index.explicit(row)
 
     def member(self, row: int) -> Member:
-        """Return a row as a value, whose path is that in the layer."""
+        """Return a row as a value, whose path is relative to the layer's own root."""
         return self._index.member(row if row < self._rows else 0)
 
 
 class Merged(NamedTuple):
     """The result of a merge.
 
-    ``winners`` has every path of the tree, directories before their contents, subtree by subtree. ``left_out`` are
-    lines for people, at most ``MAX_NAMED``.
+    ``winners`` has every path of the tree, subtree by subtree, each directory before its contents. ``left_out`` has at
+    most ``MAX_NAMED`` lines of text for people.
     """
 
     winners: dict[str, Winner]
@@ -272,7 +272,7 @@ class Merged(NamedTuple):
 
 
 def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> Merged:
-    """Lay layers over each other, the first one lowest. Names at the root that are ``reserved`` are left out.
+    """Merge layers into one tree; the first layer is the lowest. Names at the root that are ``reserved`` are left out.
 
     Raises UnsafePath for a layer whose ``below`` leaves the target, and for names below a symbolic link of another
     layer.
@@ -289,7 +289,7 @@ def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> 
             left_out.append(f"{sources[number].name}: {skipped}")
 
     def merge_directory(directory: str, since: int, without: Collection[str] = ()) -> Iterator[tuple[str, int]]:
-        """Find the winners in a directory; yield (path, lowest layer that is visible below it) for directories."""
+        """Find the winners in a directory; for each subdirectory yield (path, lowest layer that is visible in it)."""
         counting = here(directory, layers[since:])
         for name, path, found in winners(directory, counting, without=without):
             won[path] = found
@@ -322,7 +322,7 @@ def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> 
 
 
 def in_order(sources: Sequence[PlacedLayer], won: dict[str, Winner]) -> Iterator[tuple[str, int]]:
-    """Yield (path, number of the layer) of every winner except directories, by layer, in the order of its archive."""
+    """Yield (path, number of the layer) for every winner except directories: by layer, in the order of its archive."""
     for number, source in enumerate(sources):
         below, index = _directory(source), source.index
         for row in index.members.rows():
@@ -332,7 +332,7 @@ def in_order(sources: Sequence[PlacedLayer], won: dict[str, Winner]) -> Iterator
 
 
 def _directory(source: PlacedLayer) -> str:
-    """Return the directory that a layer's tree goes to, in normal form. Raises UnsafePath."""
+    """Return the directory that a layer's tree is written to, in normal form. Raises UnsafePath."""
     below, reason = clean(source.below)
     if reason is not None:
         why = Skipped(source.below, reason).text
@@ -341,7 +341,7 @@ def _directory(source: PlacedLayer) -> str:
 
 
 class BadLink(Exception):  # noqa: N818 - its callers decide whether it is an error
-    """The symbolic link ``path`` leads out of the tree, or (``circular``) through more links than Linux follows."""
+    """The symbolic link ``path`` leads out of the tree; or, if ``circular``, through more links than Linux follows."""
 
     def __init__(self, path: str, *, circular: bool) -> None:
         super().__init__(path)
@@ -350,7 +350,10 @@ class BadLink(Exception):  # noqa: N818 - its callers decide whether it is an er
 
 
 class End(NamedTuple):
-    """The end of a path. ``missing``: the tree lacks a name on the way. ``followed``: how many links were followed."""
+    """The path at which a walk along links ends, after ``followed`` links.
+
+    ``missing`` is True if the tree lacks a name on the way.
+    """
 
     path: str
     missing: bool
@@ -358,10 +361,11 @@ class End(NamedTuple):
 
 
 class Links:
-    """Follows the symbolic links of a tree. Each is followed once, even if many other links lead through it.
+    """A walker that follows the symbolic links of a tree, each link once, even if many other links lead through it.
 
-    ``look`` returns the member at a path, or None if the path does not exist; an error that it raises ends the walk. If
-    ``confined`` is True, ".." at the root stays at the root, as after chroot(2); otherwise it raises BadLink.
+    ``look`` returns the member at a path, or None if the path does not exist. An error that ``look`` raises ends the
+    walk. If ``confined`` is True, ".." at the root stays at the root, as after chroot(2); otherwise ".." at the root
+    raises BadLink.
     """
 
     def __init__(self, look: Callable[[str], Member | None], *, confined: bool) -> None:
@@ -374,10 +378,7 @@ class Links:
         return self._walk("", path, 0, "")
 
     def _walk(self, at: str, path: str, depth: int, link: str) -> End:
-        """Follow ``path`` from the directory ``at``.
-
-        ``link`` is the symbolic link that has it as target, "" if none.
-        """
+        """Follow ``path`` from the directory ``at``; ``link`` is the symbolic link whose target it is, or ""."""
         missing, followed = False, 0
         for name in path.split("/"):
             if name in ("", "."):

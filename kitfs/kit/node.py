@@ -1,4 +1,7 @@
-"""The names of a kit's tree as values, and what the tree needs of a layer. Pure. Threading: values do not change."""
+"""Define the nodes of a kit's tree, and the interface that the tree needs of a layer.
+
+Threading: nodes and listings do not change, so threads may share them.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from kitfs.layers.index import LayerIndex, Member
 
 
 class TreeLayer(Protocol):
-    """What the tree needs of a layer; ``path`` is its declared place: "" may hold anything, None says nothing.
+    """A layer as the tree uses it.
 
-    ``wait=False`` raises WouldBlock instead of going to the network.
+    ``path`` is the path that the Kitfile declares for the layer. A layer with the path "" may contain any name; None
+    means that no path is declared. With ``wait=False``, a method raises WouldBlock instead of using the network.
     """
 
     @property
@@ -48,7 +52,7 @@ class TreeLayer(Protocol):
 
 
 class SyntheticFile(NamedTuple):
-    """A file at the root that is in no layer; digest and media type are what its attributes show."""
+    """A file at the root that is in no layer. Its extended attributes show ``digest`` and ``media_type``."""
 
     data: bytes
     digest: str
@@ -56,8 +60,10 @@ class SyntheticFile(NamedTuple):
 
 
 class Node:
-    """One name of the tree, as a value. ``kind`` file, dir or symlink; ``mode`` permission bits; ``size`` in bytes;
-    ``path`` from the root. ``layer`` is None for the root and for synthetic files.
+    """A name of the tree, as a value.
+
+    ``kind`` is "file", "dir" or "symlink". ``mode`` has the permission bits only, ``size`` is in bytes, and ``path`` is
+    relative to the root. ``layer`` is None for the root and for synthetic files.
     """
 
     __slots__ = ("_index", "_member", "_row", "inode", "kind", "layer", "mode", "nlink", "path", "size", "synthetic")
@@ -93,12 +99,12 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The last component of the path."""
+        """Return the last component of the path."""
         return self.path.rpartition("/")[2]
 
     @property
     def member(self) -> Member:
-        """The member of the layer that has the name."""
+        """Return the member of the layer that has the name."""
         if self._member is None:
             plain = Member(self.path, self.kind, self.mode, self.size)
             self._member = plain if self._index is None else self._index.member(self._row)
@@ -106,15 +112,15 @@ class Node:
 
     @property
     def target(self) -> str:
-        """The target of a symbolic link, else ""."""
+        """Return the target of a symbolic link; "" for other kinds."""
         return "" if self._index is None else self._index.target(self._row)
 
 
 class Listing(Collection[tuple[str, Node]]):
-    """(name, node) of everything in a directory, sorted by name as bytes.
+    """The entries of a directory as pairs (name, node), sorted by the bytes of the name.
 
-    It holds a number for each name, and none if one layer has all of the directory; ``node`` makes the node of a number
-    when it is asked for. Any number of readers may share a listing.
+    ``refs`` has a number for each entry: an array, or a range if a single layer has the whole directory. ``node`` makes
+    the node of a number when the entry is read. Any number of readers may share a listing.
     """
 
     def __init__(self, refs: Sequence[int], node: Callable[[int], Node]) -> None:
@@ -131,7 +137,7 @@ class Listing(Collection[tuple[str, Node]]):
         return any(found[0] == entry for found in self)
 
     def beginning_at(self, place: int) -> Iterator[tuple[str, Node]]:
-        """Yield the entries from ``place`` on."""
+        """Yield the entries from position ``place`` on."""
         for at in range(place, len(self._refs)):
             found = self._node(self._refs[at])
             yield found.name, found

@@ -1,4 +1,4 @@
-"""The options of a workspace. Importing this module loads neither the store nor an HTTP library."""
+"""Define the options of a workspace. Importing this module loads neither the store nor an HTTP library."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from kitfs.registry.options import ClientOptions
 class WorkspaceOptions:
     """The options of ``Workspace.open``.
 
-    ``cache_dir`` is the store's directory. ``kit_home`` is kit's home, which holds credentials.json and the kits that
-    kit has pulled. ``cache_size`` limits the evictable blobs of the store, in bytes; None means no limit. A layer with
-    more than ``max_entries`` entries is refused, and a compressed layer that grows more than ``max_expansion`` times.
+    ``cache_dir`` is the store's directory. ``kit_home`` is kit's home, which contains credentials.json and the kits
+    that kit has pulled. ``cache_size`` limits the evictable blobs of the store, in bytes; None means no limit. A layer
+    with more than ``max_entries`` entries is refused. So is a compressed layer that decodes to more than
+    ``max_expansion`` times its size.
     """
 
     cache_dir: str

@@ -1,6 +1,6 @@
-"""Where the bytes of a kit come from when they are copied: the store, or else the origin of the kit.
+"""Read the blobs of a kit in order to copy them: from the store, or from the kit's origin if the store lacks a blob.
 
-Threading: none of its own.
+An origin is the place that a kit is read from: a registry, a layout, or the store.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from kitfs.store.store import Store
 
 
 class StoreOrigin:
-    """The Origin of a kit that was packed or pulled: the store has all of it, so no registry is asked."""
+    """The origin of a kit that was packed or pulled: the store has all of the kit, so no registry is asked."""
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
-        """Raises NotFound: this is called only for a manifest that the store does not have."""
+        """Raise NotFound: this method is called only for a manifest that the store lacks."""
         raise _evicted(f"manifest {identifier}")
 
     def blob(self, descriptor: Descriptor) -> Source | None:
-        """Return None: there is no source beside the store."""
+        """Return None: a blob of this origin has no source outside the store."""
         return None
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Raises NotFound: this is called only for a blob that the store does not have."""
+        """Raise NotFound: this method is called only for a blob that the store lacks."""
         raise _evicted(f"blob {descriptor.digest}")
 
 
 @contextmanager
 def blob_reader(store: Store, digest: Digest, source_of: Callable[[], Source | None]) -> Iterator[ReadFrom]:
-    """Open a blob for a copy, until the end of the block.
+    """Open a blob in order to copy it; close it at the end of the ``with`` block.
 
-    A blob that the store has whole is read from the store. Any other is read from its source, and not stored. Reading
-    raises NotFound if there is no source, and what the source raises.
+    A blob that is complete in the store is read from the store. Any other blob is read from its source, and is not
+    stored. A read raises NotFound if the blob has no source, and passes on the errors of the source.
     """
     file = store.open_sealed(digest)
     if file is None:
@@ -50,7 +50,7 @@ def blob_reader(store: Store, digest: Digest, source_of: Callable[[], Source | N
 
 
 def file_pieces(file: io.FileIO, offset: int) -> Iterator[bytes]:
-    """Yield the bytes of a file from an offset to its end. The position of the file does not move."""
+    """Yield the bytes of a file from an offset to its end. The file's own position does not change."""
     while data := os.pread(file.fileno(), PIECE, offset):
         yield data
         offset += len(data)
@@ -66,4 +66,4 @@ def _from_source(digest: Digest, source: Source | None, offset: int) -> Iterator
 
 
 def _evicted(what: str) -> NotFound:
-    return NotFound(f"{what} is not in the store any more; ask its registry with --remote")
+    return NotFound(f"{what} is not in the store any more (read it from its registry with --remote)")

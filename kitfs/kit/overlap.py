@@ -1,4 +1,4 @@
-"""Where layers meet: which declared paths overlap a path, and what several layers have under one name. Pure."""
+"""Find where layers overlap: the layers that declare a path, and the names that several layers have."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kitfs.layers.index import LayerIndex
 
 
 class DeclaredPaths:
-    """The declared paths of layers by number; "" may hold anything.
+    """The declared paths of layers, by the number of the layer. The path "" overlaps every path.
 
-    A kit may have thousands of layers with one name each; comparing each name with each layer would take too long.
+    A kit may have thousands of layers with one name each, so comparing each name with each layer would take too long.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -25,8 +25,9 @@ class DeclaredPaths:
         self._all = range(len(paths))
 
     def overlapping(self, path: str) -> Sequence[int]:
-        """Return the layers whose declared path is a path, or above or below it (``oci.paths.paths_overlap``), in
-        ascending order.
+        """Return the layers whose declared path overlaps ``path`` (``oci.paths.paths_overlap``), in ascending order.
+
+        Two paths overlap if they are equal or if one is above the other.
         """
         if not path:
             return self._all
@@ -42,8 +43,10 @@ class DeclaredPaths:
 
 
 def surplus(indexes: Iterable[LayerIndex], reserved: Iterable[bytes], block: int) -> tuple[int, int]:
-    """Return (blocks, names) that several indexes count more than once: of one name the last file counts, and none of
-    a ``reserved`` one at the root. Only directories that several indexes have are looked into.
+    """Return (blocks, names) that the sums over several indexes contain too often, because indexes share names.
+
+    If several indexes have a file of one name, only the last file is in the tree. No file of a ``reserved`` name at the
+    root is in the tree. Only directories that several indexes have are read. A block has ``block`` bytes.
     """
     blocks = names = 0
     kept = set(reserved)

@@ -1,7 +1,7 @@
 """Open kits: turn a reference into a ``Kit``, with its manifest, its Kitfile and its layers.
 
-``Resolver.open`` reads the manifest and the config of the kit and of its parents, and nothing else. No layer is read:
-a ``Layer`` opens its blob and builds its index when the index is first needed. ``kit.tree`` merges the layers.
+``Resolver.open`` reads only the manifests and configs of the kit and of its parents. It reads no layer: a ``Layer``
+opens its blob and builds its index when the index is first needed. ``kit.tree`` merges the layers.
 
 Threading: any number of threads may open kits with one resolver.
 """
@@ -39,11 +39,11 @@ from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
 from kitfs.store.store import Store
 
 MAX_CONFIG: Final = 8 << 20  # bytes of a config: a thousand times what kit writes, and small enough to hold in memory
-PATIENCE: Final = 10.0  # seconds until a tag whose last digest is known is used without an answer of its registry
+PATIENCE: Final = 10.0  # seconds to wait for a registry before the last known digest of a tag is used
 
 
 class _KnownTag(NamedTuple):
-    """The manifest that a tag named ``age`` seconds ago."""
+    """The digest and the bytes of the manifest that a tag named ``age`` seconds ago."""
 
     digest: Digest
     data: bytes
@@ -51,12 +51,12 @@ class _KnownTag(NamedTuple):
 
 
 class Resolver:
-    """Opens kits: from the store if they were packed or pulled on this machine, otherwise from their registry or
-    layout.
+    """A resolver opens kits from the store, from a registry or from a layout.
 
-    ``origin_of`` returns the Origin of a reference. A tag is resolved at its registry. If the registry is unreachable,
-    or has not answered within ``patience`` seconds, the last known digest of the tag is used, with a warning; not if
-    the registry returns 401, 403 or 404. If no digest is known, the resolver waits as long as the origin takes.
+    A kit that was packed or pulled on this machine is opened from the store. ``origin_of`` returns the origin of any
+    other reference: its registry or its layout. A tag is resolved at its registry. If the registry is unreachable, or
+    does not answer within ``patience`` seconds, the last known digest of the tag is used, with a warning. An answer of
+    401, 403 or 404 is an error even then. If no digest is known, the resolver waits as long as the origin takes.
     ``fallback`` supplies the manifest of a tag if neither the registry nor the last known digest does.
     """
 
@@ -93,8 +93,8 @@ class Resolver:
     ) -> Kit:
         """Open the kit that a reference names, with the layers of its parents. ``labels`` choose a kit of an index.
 
-        ``pins`` are those of a kit that was opened before: the references in it are not resolved again, but have the
-        digests given there. ``remote`` asks the registry even if the store has the kit.
+        ``pins`` is the ``Kit.pins`` of a kit that was opened before: a reference in ``pins`` is not resolved again, but
+        opened by its digest there. With ``remote``, the registry is asked even if the store has the kit.
 
         Raises NotFound, RegistryError, IntegrityError, KitfileError, UnsupportedLayer, ManifestError (also for a chain
         of parents that is too long or has a cycle), and UsageError for labels that do not choose exactly one kit.
@@ -164,7 +164,7 @@ class Resolver:
     ) -> tuple[Origin, Digest, bytes]:
         """Return the origin of the kit, its digest and its manifest.
 
-        If there are labels, an index of the store comes before a kit of the same name, as in kit.
+        With labels, an index in the store takes precedence over a kit of the same name, as in kit.
         """
         stored = None if remote else self._stored_digest(reference, of_index=bool(labels))
         if stored is not None:
@@ -182,7 +182,7 @@ class Resolver:
             return origin, digest, data
         variant = select(KitIndex.parse(data), labels, reference)
         if stored is not None and isinstance(reference, Reference) and reference.registry != LOCAL:
-            origin = self._origin_of(reference)  # the store may have an index without its kits
+            origin = self._origin_of(reference)  # the store may lack the kits of an index that it has
         data = self._manifest_by_digest(variant.digest, origin)
         check_media_type(data, variant.descriptor.media_type, f"{reference}: {variant.digest}")
         return origin, variant.digest, data
@@ -190,7 +190,7 @@ class Resolver:
     def _pinned(
         self, reference: Reference | LayoutReference, digest: Digest, remote: bool
     ) -> tuple[Origin, Digest, bytes]:
-        """Do as ``_resolve`` for a reference whose digest is known from ``pins``."""
+        """Return what ``_resolve`` returns, for a reference whose digest is known from ``pins``."""
         is_local = isinstance(reference, Reference) and reference.registry == LOCAL
         if is_local or (not remote and self._stored_digest(reference, of_index=False) == digest):
             origin: Origin = StoreOrigin()
@@ -203,18 +203,18 @@ class Resolver:
         return origin, digest, data
 
     def _lacks_blobs(self, manifest: bytes) -> bool:
-        """Tell whether the store lacks a layer of a kit of which it has the manifest, since the kit was only read."""
+        """Return whether the store lacks a layer of a kit. It has the manifest of every kit that was only read."""
         try:
             layers = [] if is_kit_index(manifest) else Manifest.parse(manifest).layers
         except ManifestError:
-            return False  # reported when the manifest is used
+            return False  # the error is reported when the manifest is used
         return not all(self._store.has_sealed(d.digest) or self._store.has_decoded(d.digest) for d in layers)
 
     def _stored_digest(self, reference: Reference | LayoutReference, *, of_index: bool) -> Digest | None:
         """Return the digest that a reference has in the store; None if its registry or its layout must be asked.
 
         A digest is looked up in the store only if the reference names no registry. If a kit and an index have the same
-        tag, the kit is returned, or with ``of_index`` the index.
+        tag, the digest of the kit is returned, or that of the index if ``of_index`` is True.
         """
         if isinstance(reference, LayoutReference):
             return None
@@ -268,7 +268,7 @@ class Resolver:
         return data
 
     def _last_known(self, key: tuple[str, str]) -> _KnownTag | None:
-        """Return the manifest that a tag named when its registry last answered; None if the store has lost it."""
+        """Return the manifest that a tag named when its registry last answered; None if the store does not have it."""
         known = self._store.catalog.get(key)
         try:
             digest = Digest.parse(known["digest"])
@@ -279,10 +279,9 @@ class Resolver:
         return None if data is None else _KnownTag(digest, data, age)
 
     def _in_time(self, ask: Callable[[], tuple[Descriptor, bytes]], reference: Reference) -> tuple[Descriptor, bytes]:
-        """Call ``ask`` and wait at most ``patience`` seconds. Raises Unavailable after that, and what ``ask`` raises.
+        """Call ``ask`` and wait at most ``patience`` seconds. Raises Unavailable after that, and any error of ``ask``.
 
-        The thread that waits for a silent registry ends when its request times out; an answer that comes late is not
-        used.
+        The thread that waits for a silent registry ends when its request times out. A late answer is not used.
         """
         answer: Future[tuple[Descriptor, bytes]] = Future()
 
@@ -308,7 +307,7 @@ class Resolver:
         return data
 
     def _keep(self, digest: Digest, data: bytes) -> None:
-        """Store a small blob. A failure of the store is logged, and does not fail the read."""
+        """Store a small blob. If the store fails, a warning is logged and the read continues."""
         try:
             self._store.put(digest, data)
         except StoreError as e:

@@ -1,14 +1,14 @@
-"""The tree of a kit: layers laid over each other, name by name, as somebody asks.
+"""Build the tree of a kit: merge its layers name by name, when a name is looked up or a directory is listed.
 
-A lookup waits for the layers whose declared path overlaps the name, a listing for those whose path overlaps the
-directory; the others are not touched. The rules are those of the manual's *Semantics*: layers lie over each other as
-``kit.layering`` has it, a layer that declares a name comes before a layer that has the name outside its declared path,
-and a synthetic file always wins. The tree knows nothing of FUSE: ``fuse.filesystem`` shows it to the kernel, and verbs
-read it directly.
+A lookup waits only for the layers whose declared path overlaps the name, and a listing only for the layers whose
+declared path overlaps the directory. Other layers are not read. The rules are those of the manual's *Semantics*:
+layers are merged as in ``kit.layering``, a layer that declares a name takes precedence over a layer that has the name
+outside its declared path, and a synthetic file always wins. This module does not depend on FUSE: ``fuse.filesystem``
+shows the tree to the kernel, and verbs read it directly.
 
-Names are found in the indexes each time they are asked for, so that a name costs nothing here besides its inode.
-Threading: many threads at once. Dictionaries and lists only grow, by single atomic steps; no lock is held while a layer
-is waited for.
+The tree searches the indexes for each lookup, so the only memory that it needs for a name is the entry of its inode.
+Threading: any number of threads may use a tree. Dictionaries and lists only grow, in single atomic steps, and no lock
+is held while a layer is being fetched.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from kitfs.layers.index import ROOT_MODE, SIZE_MAX, LayerIndex, Member
 from kitfs.layers.names import NAME_MAX, encoded
 from kitfs.metrics import Counters
 
-MAX_NAMED: Final = 10_000  # left-out entries of a layer that are named in the log, one line each
+MAX_NAMED: Final = 10_000  # the log names at most so many left-out entries of a layer, one a line
 BLOCK: Final = 4096
-MAX_BLOCKS: Final = SIZE_MAX // BLOCK  # what programs can multiply out again; holes can sum up to more
+MAX_BLOCKS: Final = SIZE_MAX // BLOCK  # so that the size in bytes fits off_t; files with holes can sum up to more
 
 
 class Tree:
-    """The merged tree of ``layers``, in the order in which they lie over each other, and of ``files`` at the root by
-    name.
+    """The merged tree of ``layers``, the lowest first, and of synthetic ``files`` at the root, by name.
 
-    ``met`` is called with the digest and the index of each layer when it is first looked into. A name is known by its
-    reference: the number of its layer << 32 | its row there, or ``len(layers)`` << 32 | the number of a synthetic file.
+    ``met`` is called with the digest and the index of each layer when the index is first used. A *reference* is an
+    integer that identifies an entry: the number of its layer << 32 | its row in that layer. For a synthetic file it is
+    ``len(layers)`` << 32 | the number of the file.
     """
 
     def __init__(
@@ -76,18 +76,18 @@ class Tree:
         self._counters = counters
         self._log = log
         self._on_met = met
-        self._lock = threading.Lock()  # for what is said once, and indexes that come for the first time
+        self._lock = threading.Lock()  # guards ``_said``, and the steps of ``_met``
         self._said: set[int] = set()
         self._indexes: list[LayerIndex | None] = [None] * len(layers)
-        self._same = list(range(len(layers)))  # for each layer the one that was met first of those that are equal
+        self._same = list(range(len(layers)))  # for each layer, the number of the first equal layer that was used
         self._by_digest: dict[str, list[int]] = {}
         self._inodes = InodeTable()
-        self._since: dict[str, int] = {}  # by directory: the lowest layer whose entries below it count, if not 0
+        self._since: dict[str, int] = {}  # by directory: the lowest layer whose entries below it are visible, if not 0
         self._totals: tuple[int, int] | None = None
         self.root: Final = Node(ROOT, "", "dir", ROOT_MODE, 0, 2)
 
     def node(self, inode: Inode) -> Node:
-        """Return the node that was given out under a number. Raises OSError ESTALE."""
+        """Return the node of an inode number. Raises OSError (ESTALE) if the number was not assigned."""
         if inode == ROOT:
             return self.root
         ref = self._inodes.get(inode)
@@ -96,7 +96,7 @@ class Tree:
         return self._node(None, ref)
 
     def _node(self, directory: str | None, ref: int) -> Node:
-        """Return the node of a reference; ``directory`` is the path above it, if that is known."""
+        """Return the node of a reference. ``directory`` is the path of its directory, if the caller knows the path."""
         number, row = ref >> 32, ref & 0xFFFFFFFF
         if number == len(self.layers):
             name, file = self._files[row]
@@ -115,8 +115,9 @@ class Tree:
         return Node(inode, path, kind, index.mode(row), index.size(row), nlink, layer=layer, index=index, row=row)
 
     def lookup(self, parent: Node, name: str, *, wait: bool = True) -> Node:
-        """Return the node of a name in a directory. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock,
-        KitfsError.
+        """Return the node of a name in a directory.
+
+        Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock and KitfsError.
         """
         if parent.kind != "dir":
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -141,14 +142,14 @@ class Tree:
         return self._node(directory, self._won(path, found))
 
     def _counts_from(self, directory: str) -> int:
-        """Return the lowest layer whose entries below a directory are in the tree."""
+        """Return the number of the lowest layer whose entries below a directory are in the tree."""
         if not self._since:
             return 0
         parts = directory.split("/")
         return max(self._since.get("/".join(parts[:count]), 0) for count in range(1, len(parts) + 1))
 
     def above(self, directory: Node) -> Inode:
-        """Return the inode of the directory above a directory; that of the root is its own."""
+        """Return the inode of the parent of a directory. The root is its own parent."""
         path = directory.path.rpartition("/")[0]
         if not path:
             return ROOT
@@ -179,7 +180,7 @@ class Tree:
         return Listing(refs, partial(self._node, at))
 
     def walk(self, directory: Node) -> Iterator[tuple[str, Node]]:
-        """Yield (path, node) of everything below a directory, each directory before what is in it."""
+        """Yield (path, node) for everything below a directory, each directory before its contents."""
         pending = [iter(self.list(directory))]
         while pending:
             _, node = next(pending[-1], ("", None))
@@ -191,8 +192,9 @@ class Tree:
                 pending.append(iter(self.list(node)))
 
     def resolve(self, path: str) -> Node:
-        """Return the node behind a path from the root, symbolic links followed inside the tree. Raises NotFound,
-        KitfsError.
+        """Return the node at a path from the root. Symbolic links are followed if they stay inside the tree.
+
+        Raises NotFound and KitfsError.
         """
 
         def look(at: str) -> Member:
@@ -207,14 +209,14 @@ class Tree:
             raise NotFound(f"no {path!r} in the kit: {e.path!r} links {'in a circle' if e.circular else 'out of it'}")
 
     def _at(self, path: str) -> Node:
-        """Return the node at a path without links. Raises as ``lookup`` does."""
+        """Return the node at a path, without following links. Raises the errors of ``lookup``."""
         node = self.root
         for name in path.split("/") if path else ():
             node = self.lookup(node, name)
         return node
 
     def pread(self, node: Node, offset: int, size: int, *, wait: bool = True) -> bytes:
-        """Read bytes of a file, fewer at its end. Raises WouldBlock, KitfsError."""
+        """Read bytes of a file, fewer at its end. Raises WouldBlock and KitfsError."""
         if node.synthetic is not None:
             return node.synthetic.data[offset : offset + size]
         layer, member = node.layer, node.member
@@ -222,10 +224,10 @@ class Tree:
         return self.demand.read(layer.digest, lambda may: layer.pread(member, offset, size, wait=may), wait=wait)
 
     def totals(self, *, wait: bool = True) -> tuple[int, int]:
-        """Return (blocks of 4 KiB, at most ``MAX_BLOCKS``; entries). A compressed layer that nobody has read yet, or
-        that cannot be had, counts as one file.
+        """Return (blocks of 4 KiB, entries) of the whole tree, with at most ``MAX_BLOCKS`` blocks.
 
-        statfs must not move a hundred gigabytes because a monitor asked how full the mount is.
+        A compressed layer without an index counts as one file: statfs(2) must not fetch a hundred gigabytes because a
+        monitor asked how full the mount is. A layer that cannot be read counts as one file, too.
         """
         if self._totals is not None:
             return self._totals
@@ -249,14 +251,15 @@ class Tree:
         return totals
 
     def _to_list(self, directory: str, number: int, wait: bool) -> None:
-        """Get the index of a layer that may have names in a directory. A registry's error says which names cannot be
-        listed, and why.
+        """Get the index of a layer that may have names in a directory.
+
+        If the registry fails, the error names the directory that cannot be listed, and the layer.
         """
         try:
             self._index(number, wait)
         except RegistryError as e:
             digest = self.layers[number].digest[:19]
-            why = f"the names in layer {digest} are not known on this host yet, and it cannot be read now"
+            why = f"the names in layer {digest} are not known on this host yet, and the layer cannot be read now"
             raise type(e)(f"/{directory} cannot be listed: {why}: {e}", status=e.status, code=e.code, url=e.url)
 
     def _index(self, number: int, wait: bool) -> LayerIndex:
@@ -266,14 +269,14 @@ class Tree:
         return index
 
     def _known(self, number: int) -> LayerIndex | None:
-        """Return a layer's index if it is at hand."""
+        """Return a layer's index if that needs no waiting, otherwise None."""
         try:
             return self._index(number, wait=False)
         except (WouldBlock, KitfsError):
             return None
 
     def _met(self, number: int, index: LayerIndex) -> None:
-        """Take an index that comes for the first time, and name what was left out."""
+        """Enter an index that is used for the first time, and log the entries that were left out."""
         digest = self.layers[number].digest
         with self._lock:
             if self._indexes[number] is not None:
@@ -293,8 +296,9 @@ class Tree:
             self._log.warning("layer %s: left out %d more", digest[:19], len(index.skipped) - MAX_NAMED)
 
     def _strays(self, wait: bool, since: int, covering: Iterable[int]) -> tuple[Sequence[tuple[int, LayerIndex]], bool]:
-        """Return the layers but ``covering`` that may have a name outside their declared path; and whether there can be
-        no others.
+        """Return (layers, is_final): the layers that may have a name outside their declared path, except ``covering``.
+
+        ``is_final`` is False if a layer that is not among them may have the name too.
         """
         found = []
         is_final = True
@@ -308,7 +312,7 @@ class Tree:
                     trusted = self.layers[number].first_entry_agrees(wait=wait)
                     index = None if trusted else self._index(number, wait)
                 except KitfsError:
-                    pass  # a layer that cannot be had keeps nobody from the others
+                    pass  # a layer that cannot be read must not make names of other layers unreadable
             if index is None:
                 is_final = False
             else:
@@ -316,7 +320,7 @@ class Tree:
         return found, is_final
 
     def _won(self, path: str, found: Winner) -> int:
-        """Return the reference of a winner."""
+        """Return the reference of a winner, and log the entries that it left out."""
         for candidate in found.left_out:
             self._conflict(path, candidate)
         if found.since:
@@ -345,8 +349,9 @@ def _candidates(directory: str, name: str, indexes: Iterable[tuple[int, LayerInd
 
 
 def _hashed(digest: bytes, path: bytes, offset: int) -> int:
-    """Return the inode number of a file by its layer, its first name there and where it begins in the blob, so that it
-    is the same in every mount.
+    """Return the preferred inode number of a file, which is the same in every mount.
+
+    It is a hash of the digest of the file's layer, of the file's first name in that layer, and of its offset there.
     """
     text = b"%b\0%b\0%d" % (digest, path, offset)
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
@@ -359,7 +364,7 @@ def tree_of(
     log: logging.Logger,
     met: Callable[[str, LayerIndex], None] = lambda digest, index: None,
 ) -> Tree:
-    """Return the tree of an opened kit: its layers, and its Kitfile over them."""
+    """Return the tree of an opened kit: its layers, and its Kitfile as a synthetic file."""
     config = kit.manifest.config
     files = (
         {}

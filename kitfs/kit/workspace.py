@@ -1,8 +1,8 @@
-"""The workspace of every verb: the store, the client of registries, and the resolver that opens kits with both.
+"""Open the workspace of a verb: the store, the client of registries, and the resolver that opens kits with both.
 
-``Workspace.open`` is the only place that puts them together. The client is made when something first asks a registry:
-the HTTP library takes a tenth of a second to import, and a kit of the store does not need it. Threading: any thread may
-use a workspace, but no thread may use it while or after it is closed.
+``Workspace.open`` is the only place that combines them. The client is made when a registry is first asked, because the
+HTTP library takes a tenth of a second to import, and a kit of the store does not need it. Threading: any thread may use
+a workspace, but no thread may use it while it is being closed or after that.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Workspace:
 
     @property
     def client(self) -> RegistryClient:
-        """The client of registries. Raises StoreError, UsageError if it cannot be made."""
+        """Return the client of registries. Raises StoreError or UsageError if the client cannot be made."""
         with self._client_lock:
             if self._client is None:
                 options = self.options
@@ -85,10 +85,7 @@ class Workspace:
     def open(
         cls, options: WorkspaceOptions, *, counters: Counters | None = None, log: logging.Logger = LOG
     ) -> Workspace:
-        """Open the store; nothing is sent yet.
-
-        Raises StoreError when the store cannot be used.
-        """
+        """Open the store. No registry is asked yet. Raises StoreError if the store cannot be used."""
         return cls(options, counters=Counters() if counters is None else counters, log=log)
 
     def __enter__(self) -> Workspace:
@@ -102,11 +99,11 @@ class Workspace:
         self._stack.close()
 
     def pull_from(self, reference: Reference) -> LocalFirstRepository:
-        """Return the repository that whole kits are pulled from: blobs that kit has pulled are read from kit's home."""
+        """Return the repository to pull kits from. Blobs that kit has pulled already are read from kit's home."""
         return self._kit_storage.origin(reference, self.client.repository, whole=True)
 
     def push_to(self, reference: Reference) -> Repository:
-        """Return the repository that is written to: at its registry itself, since mirrors take no pushes."""
+        """Return the repository that kits are pushed to: the registry itself, because mirrors do not accept pushes."""
         return self.client.repository(reference).without_mirrors()
 
     def _origin_of(self, reference: Reference | LayoutReference) -> Origin:
@@ -122,9 +119,9 @@ class Workspace:
 def open_client(
     options: ClientOptions, *, kit_home: str | None, counters: Counters | None = None, log: logging.Logger = LOG
 ) -> RegistryClient:
-    """Return a client of registries for work that needs no store; the caller closes it.
+    """Return a client of registries, for work that needs no store. The caller closes the client.
 
-    The client uses the credentials of ``kit_home``, or none when that is None.
+    The client uses the credentials in ``kit_home``, or no credentials if ``kit_home`` is None.
     """
     from kitfs.registry.client import RegistryClient
     from kitfs.registry.credentials import Credentials
