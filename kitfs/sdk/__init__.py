@@ -1,1 +1,1 @@
-"""The Python interface: kits as objects, files as file objects, and the verbs as functions."""
+"""The Python interface: kits are objects, their files are file objects, and the verbs of the CLI are functions."""

@@ -1,6 +1,6 @@
-"""The cache (``kitfs.cache``): blobs in the store that mounts and open kits fetched, besides packed and pulled kits.
+"""Measure, clear and verify the cache (``kitfs.cache``): the blobs of the store that mounts and open kits fetched.
 
-``verify`` reads the blobs of packed and pulled kits too.
+Packed and pulled kits are in the same store, but they are not part of the cache. ``verify`` reads their blobs too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from kitfs.sdk.session import store_of
 
 @dataclass(frozen=True, slots=True)
 class CacheUsage:
-    """Bytes on disk: ``blobs`` as registries have them, ``decoded`` the decoded forms of compressed blobs."""
+    """The bytes that the cache takes on disk.
+
+    ``blobs``: the blobs as registries store them. ``decoded``: the decompressed forms of compressed blobs.
+    """
 
     blobs: int
     decoded: int
@@ -23,7 +26,10 @@ class CacheUsage:
 
 @dataclass(frozen=True, slots=True)
 class CacheCleared:
-    """Bytes on disk: ``freed``, and ``in_use`` by mounts or open kits, which stay."""
+    """The result of ``clear``: bytes on disk that were ``freed``, and bytes that stay because they are ``in_use``.
+
+    Mounts and open kits use them.
+    """
 
     freed: int
     in_use: int
@@ -31,11 +37,11 @@ class CacheCleared:
 
 @dataclass(frozen=True, slots=True)
 class ChangedBlob:
-    """A blob whose bytes had changed on the disk, and which was removed.
+    """A blob that was removed from the store because its bytes had changed on the disk.
 
-    ``form``: "blobs", or "decoded" for the decoded form of the blob. ``reason``: what is wrong with it. ``is_pinned``:
-    a kit that was packed, pulled or pushed to this store needs it, so that kit must be pulled, packed or pushed again;
-    other blobs are fetched again when they are read.
+    ``form``: "blobs", or "decoded" for the decompressed form of the blob. ``reason``: what is wrong with the bytes.
+    ``is_pinned``: whether a kit that was packed, pulled or pushed to this store needs the blob. Such a kit must be
+    packed, pulled or pushed again. Other blobs are fetched again when they are read.
     """
 
     digest: str
@@ -46,7 +52,7 @@ class ChangedBlob:
 
 @dataclass(frozen=True, slots=True)
 class CacheVerified:
-    """How many ``blobs`` were read back, their ``size`` in bytes, and those that had ``changed``."""
+    """The result of ``verify``: how many ``blobs`` were read, their ``size`` in bytes, and the ``changed`` blobs."""
 
     blobs: int
     size: int
@@ -70,10 +76,11 @@ def clear(**options: Unpack[Options]) -> CacheCleared:
 
 
 def verify(*, progress: Progress = False, **options: Unpack[Options]) -> CacheVerified:
-    """Read every verified blob of the store back from the disk, and remove those whose bytes have changed.
+    """Read every verified blob of the store back from the disk, and remove the blobs whose bytes have changed.
 
-    A mount that uses a removed blob goes on with the bytes that it has open, and must be mounted again. ``progress``:
-    see ``kitfs.sdk.progress``; each changed blob is a Warned. Raises StoreError when a blob cannot be read or removed.
+    A mount that uses a removed blob continues to serve the changed bytes until it is mounted again. ``progress``: see
+    ``kitfs.sdk.progress``; each changed blob is reported as a Warned event. Raises StoreError when a blob cannot be
+    read or removed.
     """
     from kitfs.ops.library.cache import verify as run
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ComparedKit:
-    """One of the two kits. ``remote``: its registry or layout was asked, not the store."""
+    """One of the two kits that were compared. ``remote``: it was read from its registry or layout, not the store."""
 
     reference: str
     digest: str
@@ -28,7 +28,7 @@ class ComparedKit:
 
 @dataclass(frozen=True, slots=True)
 class ComparedLayer:
-    """A layer of one kit or both. ``kind``: as in LayerInfo, "unknown" for a media type that kitfs does not know."""
+    """A layer of one kit or of both. ``kind``: as in LayerInfo, or "unknown" if kitfs does not know its media type."""
 
     kind: str
     path: str
@@ -38,10 +38,10 @@ class ComparedLayer:
 
 @dataclass(frozen=True, slots=True)
 class ChangedFile:
-    """A file that both kits have.
+    """A file that differs between the two kits.
 
-    ``what``: what differs: kind, size, mode, target, content; or "maybe" when only the bytes could tell. ``before`` and
-    ``after``: its sizes in bytes.
+    ``what``: the properties that differ: kind, size, mode, target or content, or "maybe" when only a comparison of the
+    bytes could decide. ``before`` and ``after``: its sizes in bytes in the first and in the second kit.
     """
 
     path: str
@@ -52,7 +52,7 @@ class ChangedFile:
 
 @dataclass(frozen=True, slots=True)
 class FileDifference:
-    """The files that differ, by path; ``added`` and ``removed`` are paths."""
+    """The files that differ, sorted by path. ``added`` and ``removed`` are paths."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
@@ -62,7 +62,7 @@ class FileDifference:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor. ``dtype`` and ``shape`` are as its file has them: GGUF puts the fastest dimension first."""
+    """A tensor. ``dtype`` and ``shape`` are copied from its file: GGUF lists the fastest-varying dimension first."""
 
     name: str
     path: str
@@ -72,7 +72,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class ChangedTensor:
-    """A tensor that both kits have. ``what``: reshaped, retyped, moved (to another file)."""
+    """A tensor that differs between the two kits. ``what``: "reshaped", "retyped" or "moved" (to another file)."""
 
     what: tuple[str, ...]
     before: TensorInfo
@@ -83,8 +83,8 @@ class ChangedTensor:
 class TensorDifference:
     """The tensors that differ.
 
-    ``same``: how many have the same name, type and shape in files that may differ. ``unreadable``: (1 or 2, path,
-    reason) of files whose header cannot be read.
+    ``same``: how many tensors of files that may differ have the same name, type and shape in both kits.
+    ``unreadable``: the files whose header cannot be read, as (1 or 2 for the first or second kit, path, reason).
     """
 
     added: tuple[TensorInfo, ...]
@@ -98,8 +98,8 @@ class TensorDifference:
 class KitDifference:
     """The result of ``diff``.
 
-    ``shared``: the layers of both kits; ``only_first`` and ``only_second``: the layers of one. ``files`` and
-    ``tensors``: None when they were not compared, which is also so for identical kits.
+    ``shared``: the layers that both kits have. ``only_first`` and ``only_second``: the layers that only one kit has.
+    ``files`` and ``tensors`` are None when they were not compared. Those of identical kits are never compared.
     """
 
     first: ComparedKit
@@ -114,7 +114,7 @@ class KitDifference:
 
     @property
     def identical(self) -> bool:
-        """Whether both references name the same kit: the digests of their manifests are equal."""
+        """Return whether both references name the same kit, that is, whether their manifests have the same digest."""
         return self.first.digest == self.second.digest
 
 
@@ -129,10 +129,10 @@ def diff(
 ) -> KitDifference:
     """Compare two kits.
 
-    A reference is looked up in the store first; "local://REF" only there, "remote://REF" only at its registry.
-    ``files``: compare the files by the indexes of their layers. ``content``: compare files, and read those of which
-    the indexes do not say whether they differ. ``tensors``: compare the headers of safetensors and GGUF files. Raises
-    NotFound, ManifestError, LayerError, StoreError, RegistryError.
+    A reference is looked up in the store and then at its registry; "local://REF" is looked up only in the store, and
+    "remote://REF" only at its registry. ``files``: compare the files by the indexes of their layers. ``content``:
+    compare the files, and read a file when the indexes do not show whether it differs. ``tensors``: compare the
+    headers of safetensors and GGUF files. Raises NotFound, ManifestError, LayerError, StoreError, RegistryError.
     """
     from kitfs.ops.diff.diff import diff as run
 

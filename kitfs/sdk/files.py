@@ -1,4 +1,4 @@
-"""Files of a kit as Python file objects, and the search for paths in its tree."""
+"""Open files of a kit as Python file objects, and find paths in its tree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kitfs.kit.tree import Tree
 from kitfs.sdk.session import Session
 
 BUFFER: Final = 128 << 10  # bytes that a file object reads ahead
-PIECE: Final = 4 << 20  # bytes that the tree is asked for at most at a time
+PIECE: Final = 4 << 20  # most bytes that are read from the tree at a time
 WILDCARDS: Final = re.compile(r"[*?[]")
 
 if TYPE_CHECKING:
@@ -41,18 +41,21 @@ def file_node(session: Session, path: str) -> Node:
 
 
 def matching(tree: Tree, pattern: str) -> list[Node]:
-    """Find the entries whose paths match a pattern (see ``Kit.glob``), by path. Raises ValueError, KitfsError."""
+    """Return the entries whose paths match a pattern (see ``Kit.glob``), sorted by path.
+
+    Raises ValueError for a pattern that is empty or absolute, KitfsError.
+    """
     if pattern.startswith("/"):
         raise ValueError(f"the pattern {pattern!r} must be relative to the root of the kit")
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     if not parts:
-        raise ValueError("the pattern is empty")
+        raise ValueError("cannot match paths: the pattern is empty")
     found = {node.path: node for node in _matching(tree, tree.root, parts)}
     return [found[path] for path in sorted(found)]
 
 
 def _matching(tree: Tree, node: Node, parts: Sequence[str]) -> Iterator[Node]:
-    """Yield the entries below a node that match the parts of a pattern; some of them more than once."""
+    """Yield the entries below a node that match the parts of a pattern. An entry may be yielded more than once."""
     if not parts:
         yield node
         return
@@ -79,7 +82,7 @@ def _matching(tree: Tree, node: Node, parts: Sequence[str]) -> Iterator[Node]:
 
 
 class _RawFile(io.RawIOBase):
-    """A file of a kit without a buffer. It keeps the kit open."""
+    """An unbuffered file of a kit. It holds a reference to the kit, which therefore stays open."""
 
     def __init__(self, kit: Kit, path: str, size: int) -> None:
         super().__init__()
@@ -117,9 +120,9 @@ class _RawFile(io.RawIOBase):
 
 
 class KitFile(io.BufferedReader):
-    """A file of a kit, open for reading; ``size`` is its length in bytes. It is closed when its kit is closed.
+    """A file of a kit that is open for reading. It is closed when its kit is closed.
 
-    A forked child reads on from the same position, with a buffer of its own.
+    A forked child continues at the same position, with its own buffer.
     """
 
     def __init__(self, kit: Kit, path: str, size: int, at: int = 0) -> None:
@@ -136,12 +139,13 @@ class KitFile(io.BufferedReader):
 
     @property
     def closed(self) -> bool:
-        """Whether the file or its kit is closed."""
+        """Return whether the file or its kit is closed."""
         return super().closed or self._raw.kit.closed
 
     def _ready(self) -> None:
-        """Check that the file can be used. A forked child gets a new buffer: a thread of the parent may have held the
-        lock of the old one. Raises Closed.
+        """Check that the file can be used. Raises Closed.
+
+        A forked child gets a new buffer, because a thread of the parent may have held the lock of the old buffer.
         """
         if self._raw.kit.closed:
             raise self._raw.kit._was_closed()  # noqa: SLF001 - a file is a part of its kit

@@ -1,11 +1,11 @@
-"""Indexes of kits (``kitfs.index``): one name for the variants of a model, which labels distinguish.
+"""Indexes of kits (``kitfs.index``): an index gives one name to the variants of a model, and labels distinguish them.
 
     kitfs.index.create("registry.example.com/team/llama:all")
     kitfs.index.add("registry.example.com/team/llama:all", "registry.example.com/team/llama:q4", labels={"bits": "4"})
     kitfs.index.push("registry.example.com/team/llama:all")
     kitfs.open("registry.example.com/team/llama:all", labels={"bits": "4"})
 
-An index and the kits that it lists are in one repository. Deleting an index does not delete its kits.
+An index and the kits that it lists are in the same repository. Deleting an index does not delete its kits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Edits = Mapping[str, "str | None"]
 
 @dataclass(frozen=True, slots=True)
 class IndexSummary:
-    """An index in a list. ``kits``: how many kits it lists, None when the index is damaged."""
+    """An index of the store. ``kits``: how many kits it lists, or None when the index is damaged."""
 
     repository: str
     tags: tuple[str, ...]
@@ -43,8 +43,9 @@ class IndexSummary:
 class IndexedKit:
     """A kit that an index lists.
 
-    ``reference``: the name by which it was added, "" when that was its digest. ``size``: bytes of its layers, None when
-    the index does not say it and the manifest is not at hand. ``labels``: as Python values. ``annotations``: texts.
+    ``reference``: the name by which the kit was added, or "" if it was added by digest. ``size``: the bytes of its
+    layers, or None if neither the index nor a manifest in the store states them. ``labels``: JSON values, parsed.
+    ``annotations``: strings.
     """
 
     reference: str
@@ -65,7 +66,7 @@ class IndexInfo:
 
 @dataclass(frozen=True, slots=True)
 class DeletedIndex:
-    """What a ``delete`` deleted: ``tags`` of a repository, and the index itself when ``index`` is True."""
+    """The result of ``delete``: the ``tags`` that were deleted, and whether the ``index`` itself was deleted."""
 
     repository: str
     digest: str
@@ -74,7 +75,7 @@ class DeletedIndex:
 
 
 def create(index: str, **options: Unpack[Options]) -> str:
-    """Make an empty index in the store; return its digest. Raises UsageError when the index exists, StoreError."""
+    """Make an empty index in the store, and return its digest. Raises UsageError when the index exists, StoreError."""
     from kitfs.ops.library.index import create as run
 
     with store_of(settings_of(options, Options)) as store:
@@ -90,11 +91,11 @@ def add(
     remote: bool = False,
     **options: Unpack[Options],
 ) -> str:
-    """Add a kit of the same repository to an index, or change its labels; return the new digest of the index.
+    """Add a kit of the same repository to an index, or change its labels, and return the new digest of the index.
 
-    ``labels``: any JSON values; None removes a label. ``annotations``: texts; None removes one. Labels and annotations
-    that are not named stay. ``remote``: look the kit up at its registry. Raises NotFound, UsageError for a kit of
-    another repository or a label that is not valid, ManifestError, StoreError, RegistryError.
+    ``labels``: any JSON values. ``annotations``: strings. The value None removes a label or an annotation. Labels and
+    annotations that are not named stay. ``remote``: look the kit up at its registry. Raises NotFound, UsageError for a
+    kit of another repository or an invalid label, ManifestError, StoreError, RegistryError.
     """
     import json
 
@@ -125,9 +126,9 @@ def add(
 
 
 def remove(index: str, kit: str, **options: Unpack[Options]) -> str:
-    """Remove a kit from an index; return the new digest of the index. The kit itself stays.
+    """Remove a kit from an index, and return the new digest of the index. The kit itself is not removed.
 
-    ``kit``: a name of a kit of the store, or registry/repository@digest. Raises NotFound, StoreError.
+    ``kit``: the name of a kit in the store, or registry/repository@digest. Raises NotFound, StoreError.
     """
     from kitfs.ops.library.index import remove as run
 
@@ -142,15 +143,15 @@ def delete(
     force: bool = False,
     **options: Unpack[Options],
 ) -> builtins.list[DeletedIndex]:
-    """Delete a tag of an index from the store, and the index itself with its last tag; its kits stay.
+    """Delete a tag of an index from the store. Deleting the last tag also deletes the index. Its kits stay.
 
-    ``force``, or a digest instead of a tag, deletes the index at once. ``all`` with ``force`` deletes every index.
-    Raises NotFound, UsageError, StoreError.
+    ``force``, or a digest instead of a tag, deletes the index with all its tags. ``all`` with ``force`` deletes every
+    index; without ``force`` it deletes nothing. Raises NotFound, UsageError, StoreError.
     """
     from kitfs.ops.library import index as indexes
 
     if (index is None) != all:
-        raise UsageError("delete takes an index, or all=True")
+        raise UsageError("cannot delete: name an index, or pass all=True, but not both")
     with store_of(settings_of(options, Options)) as store:
         if index is None:
             return [_deleted(row) for row in (indexes.delete_all(store) if force else ())]
@@ -158,7 +159,7 @@ def delete(
 
 
 def list_indexes(**options: Unpack[Options]) -> builtins.list[IndexSummary]:
-    """List the indexes of the store (as ``kitfs.index.list``). Raises StoreError."""
+    """List the indexes of the store (public as ``kitfs.index.list``). Raises StoreError."""
     from kitfs.ops.library.index import listed
 
     with store_of(settings_of(options, Options)) as store:
@@ -167,7 +168,7 @@ def list_indexes(**options: Unpack[Options]) -> builtins.list[IndexSummary]:
 
 
 def info(index: str, *, remote: bool = False, **options: Unpack[Options]) -> IndexInfo:
-    """Get the kits that an index of the store lists, with ``remote`` those of the index at its registry.
+    """Return the kits that an index lists. The index is read from the store, or with ``remote`` from its registry.
 
     Raises NotFound, ManifestError, StoreError, RegistryError, UsageError.
     """
@@ -198,7 +199,7 @@ def info(index: str, *, remote: bool = False, **options: Unpack[Options]) -> Ind
 
 
 def inspect(index: str, *, remote: bool = False, **options: Unpack[Options]) -> dict[str, Any]:
-    """Get the JSON values of an index of the store, with ``remote`` of the index at its registry.
+    """Return an index as JSON values. The index is read from the store, or with ``remote`` from its registry.
 
     Raises NotFound, ManifestError, StoreError, RegistryError, UsageError.
     """
@@ -216,7 +217,7 @@ def push(
     progress: Progress = False,
     **options: Unpack[TransferOptions],
 ) -> str:
-    """Push an index, after those of its kits that the registry does not have; return its digest.
+    """Push the kits of an index that the registry does not have, then the index, and return the index's digest.
 
     Raises NotFound when a kit is neither at the registry nor in the store, RegistryError, StoreError, UsageError.
     """
@@ -231,7 +232,7 @@ def push(
 
 
 def pull(index: str, **options: Unpack[Options]) -> str:
-    """Pull an index into the store; return its digest. Its kits are not pulled.
+    """Pull an index into the store, and return its digest. Its kits are not pulled.
 
     Raises NotFound, RegistryError, ManifestError, StoreError, UsageError.
     """
@@ -243,7 +244,7 @@ def pull(index: str, **options: Unpack[Options]) -> str:
 
 
 def _tag(index: str) -> Reference:
-    """Return the name of an index that is changed. Raises UsageError for a digest."""
+    """Parse the name of an index that is to be changed. Raises UsageError for a digest."""
     named = Reference.parse(index)
     if named.digest is not None:
         raise UsageError(f"cannot change {index}: name the index by a tag, not by a digest")
@@ -251,7 +252,7 @@ def _tag(index: str) -> Reference:
 
 
 def _kit(kit: str) -> Reference:
-    """Return a reference with a tag or a digest. Raises UsageError for a reference that has neither."""
+    """Parse a reference with a tag or a digest. Raises UsageError for a reference that has neither."""
     named = Reference.parse(kit)
     if not named.identifier:
         raise UsageError(f"{kit} has neither a tag nor a digest")

@@ -1,8 +1,8 @@
-"""A kit as an object: its values, its tree, and its files.
+"""Open a kit as an object that has its metadata, its tree and its files.
 
-Nothing but what is read is fetched. Threading: any number of threads may use one Kit and open files from it; each file
-has a position of its own, so threads should not share one. There is no asynchronous interface: call the SDK from a
-thread (``asyncio.to_thread``), which is safe.
+Only the bytes that are read are fetched. Threading: any number of threads may use one Kit and open files from it. A
+file object has one position, so threads should not share a file object. The SDK has no asynchronous interface; call it
+in a thread (``asyncio.to_thread``), which is safe.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ SHORT_DIGEST: Final = 19  # characters of a digest in a repr
 class FileInfo:
     """An entry of a kit's tree.
 
-    ``kind``: file, dir or symlink. ``size``: bytes of a file. ``mode``: permission bits. ``layer``: the digest of the
-    layer that has the entry, "" for the Kitfile. ``target``: where a symlink points.
+    ``kind``: "file", "dir" or "symlink". ``size``: the bytes of a file. ``mode``: permission bits. ``layer``: the
+    digest of the layer that contains the entry, or "" for the Kitfile. ``target``: the target of a symlink.
     """
 
     path: str
@@ -57,9 +57,9 @@ class FileInfo:
 class LayerInfo:
     """A layer of a kit.
 
-    ``kind``: model, modelpart, dataset, code, docs, prompt or mcpserver. ``path``: where the Kitfile puts the layer,
-    "" for the root. ``size``: bytes at the registry. ``state``: absent, partial, present or verified, of the layer's
-    bytes in the store.
+    ``kind``: "model", "modelpart", "dataset", "code", "docs", "prompt" or "mcpserver". ``path``: where the Kitfile puts
+    the layer, "" for the root. ``size``: the layer's bytes at the registry. ``state``: whether the store has the
+    layer: "absent", "partial", "present" (complete, but not verified) or "verified".
     """
 
     kind: str
@@ -71,15 +71,15 @@ class LayerInfo:
 
 
 class Kit:
-    """An open kit. Only what is read of it is fetched. Close it, or use it in a ``with``.
+    """An open kit. Only the bytes that are read are fetched. Close the kit, or use it in a ``with`` statement.
 
     >>> with kitfs.open("registry.example.com/team/llama:v1") as kit:
     ...     kit.read("config.json")
 
-    A forked child may use a Kit of its parent: it then has connections and files of its own. A Kit can be pickled: its
-    digest and options travel, without user names and passwords in URLs, and it is opened again where it is first used.
-    After ``close`` everything that reads raises ValueError. Paths are texts or PurePath objects, relative to the root
-    of the kit.
+    A forked child may use a Kit of its parent; the child then opens its own connections and files. A Kit can be
+    pickled: the pickle contains its digest and its options, without user names and passwords in URLs, and the unpickled
+    Kit is opened when it is first used. After ``close`` every method that reads raises ValueError. Paths are strings or
+    PurePath objects, relative to the root of the kit.
     """
 
     def __init__(self, recipe: Recipe, session: Session | None = None) -> None:
@@ -104,19 +104,19 @@ class Kit:
         return _unpickled, self._recipe.public()
 
     def close(self) -> None:
-        """Close the kit and its files. A read that runs in another thread raises ValueError."""
+        """Close the kit and its files. A read in progress in another thread raises ValueError."""
         self._closed = True
         if self._held.session is not None:
             self._held.session.close()
 
     @property
     def closed(self) -> bool:
-        """Whether the kit was closed, by ``close`` or because the interpreter exits."""
+        """Return whether the kit was closed, by ``close`` or because the interpreter exits."""
         session = self._held.session
         return self._closed or (session is not None and session.closed and session.generation == forks.generation)
 
     def _session(self) -> Session:
-        """Return the session of this process; open it if it does not exist. Raises Closed, and what ``open`` raises."""
+        """Return this process's session, and open it if it is not open. Raises Closed, and the errors of ``open``."""
         if self.closed:
             raise self._was_closed()
         session = self._held.session
@@ -132,10 +132,10 @@ class Kit:
         return session
 
     def _was_closed(self) -> Closed:
-        """Return the error of a use after ``close``.
+        """Return the exception for a use after ``close``.
 
-        While the interpreter exits, a daemon thread waits here instead: it is about to be stopped, and its traceback
-        would only confuse.
+        While the interpreter exits, a daemon thread blocks here forever instead: the interpreter is about to stop the
+        thread, and a traceback from it would only confuse.
         """
         if sessions.exiting and not self._closed and threading.current_thread().daemon:
             threading.Event().wait()
@@ -143,8 +143,9 @@ class Kit:
 
     @contextmanager
     def _using(self) -> Iterator[Session]:
-        """Yield the session of this process, for one operation. Raises Closed when the operation failed because the kit
-        was closed.
+        """Yield this process's session for one operation.
+
+        Raises Closed when the operation failed because the kit was closed.
         """
         session = self._session()
         try:
@@ -156,7 +157,7 @@ class Kit:
 
     @property
     def _opened(self) -> OpenedKit:
-        """The values of the opened kit; a closed kit still has them."""
+        """Return the metadata of the opened kit. A closed kit still has them."""
         session = self._held.session
         return (session if session is not None else self._session()).kit
 
@@ -188,17 +189,17 @@ class Kit:
 
     @property
     def created(self) -> int:
-        """When the kit was packed, in seconds since the epoch; 0 when its manifest does not say it."""
+        """The time when the kit was packed, in seconds since the epoch, or 0 if its manifest does not state it."""
         return self._opened.created
 
     @property
     def size(self) -> int:
-        """Bytes of all layers at the registry, those of a parent kit included."""
+        """The bytes of all layers at the registry, including the layers of parent kits."""
         return sum(layer.size for layer in self._opened.layers)
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
-        """The layers in the order in which they are laid over each other, those of a parent kit first."""
+        """The layers, the lowest first: a later layer overlays the earlier ones. Layers of a parent kit come first."""
         with self._using() as session:
             layers = session.kit.layers
             for layer in layers:
@@ -208,7 +209,7 @@ class Kit:
             )
 
     def files(self, path: StrPath = "") -> list[FileInfo]:
-        """List everything below a directory, each directory before its entries. Only indexes are read.
+        """List all entries below a directory, each directory before its entries. Only indexes of layers are read.
 
         Raises NotFound, NotADirectoryError, KitfsError.
         """
@@ -216,7 +217,7 @@ class Kit:
             return [_info(node) for _, node in session.tree.walk(directory_node(session, fspath(path)))]
 
     def listdir(self, path: StrPath = "") -> list[FileInfo]:
-        """List the entries of a directory by name. Raises NotFound, NotADirectoryError, KitfsError."""
+        """List the entries of a directory, sorted by name. Raises NotFound, NotADirectoryError, KitfsError."""
         with self._using() as session:
             return [_info(node) for _, node in session.tree.list(directory_node(session, fspath(path)))]
 
@@ -237,10 +238,10 @@ class Kit:
             pending += [f"{at}/{name}" if at else name for name in reversed(directories)]
 
     def glob(self, pattern: StrPath) -> list[FileInfo]:
-        """List the entries whose paths match a pattern, by path: ``*.json``, ``data/**/*.csv``.
+        """List the entries whose paths match a pattern such as ``*.json`` or ``data/**/*.csv``, sorted by path.
 
         ``*``, ``?`` and ``[…]`` match within one name, ``**`` matches any number of directories. Symbolic links are not
-        followed. Raises ValueError for an absolute pattern, KitfsError.
+        followed. Raises ValueError for a pattern that is empty or absolute, KitfsError.
         """
         with self._using() as session:
             return [_info(node) for node in matching(session.tree, fspath(pattern))]
@@ -251,7 +252,7 @@ class Kit:
             return _info(session.tree.resolve(fspath(path)))
 
     def exists(self, path: StrPath) -> bool:
-        """Return whether a path exists. Raises KitfsError when that cannot be found out."""
+        """Return whether a path exists. Raises KitfsError when the kit cannot be read."""
         try:
             self.stat(path)
         except NotFound:
@@ -259,7 +260,7 @@ class Kit:
         return True
 
     def read(self, path: StrPath, offset: int = 0, size: int | None = None) -> bytes:
-        """Read a file: all of it, or ``size`` bytes from ``offset`` on, fewer at its end.
+        """Read a whole file, or ``size`` bytes from ``offset`` on (fewer at the end of the file).
 
         Raises NotFound, IsADirectoryError, ValueError for a negative offset or size, KitfsError.
         """
@@ -276,7 +277,7 @@ class Kit:
             return bytes(out)
 
     def read_text(self, path: StrPath, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Read a file as text; line ends become newlines, as pathlib.Path.read_text has it.
+        """Read a file as text. Line endings become newlines, as with ``pathlib.Path.read_text``.
 
         Raises NotFound, IsADirectoryError, UnicodeDecodeError, KitfsError.
         """
@@ -306,13 +307,13 @@ class Kit:
         errors: str = "strict",
         newline: str | None = None,
     ) -> io.BufferedReader | io.TextIOWrapper:
-        """Open a file for reading. The file object is seekable, fetches what is read, and keeps the kit open.
+        """Open a file for reading. The file object is seekable, fetches only what is read, and keeps the kit open.
 
-        A file that was opened with "rb" can be pickled. Raises NotFound, IsADirectoryError, ValueError for another
-        mode, KitfsError.
+        A file that was opened with mode "rb" can be pickled. Raises NotFound, IsADirectoryError, ValueError for a mode
+        that is not "rb", "r" or "rt", KitfsError.
         """
         if mode not in ("rb", "r", "rt"):
-            raise ValueError(f"mode {mode!r}: a kit is read-only (use rb or r)")
+            raise ValueError(f"cannot open a file with mode {mode!r}: a kit is read-only (use 'rb' or 'r')")
         with self._using() as session:
             node = file_node(session, fspath(path))
         buffered = KitFile(self, node.path, node.size)
@@ -327,9 +328,10 @@ class Kit:
         include_remote: bool = False,
         progress: Progress = False,
     ) -> str:
-        """Write the files of this kit to a directory, verified; return the digest of the manifest.
+        """Verify the files of this kit, write them to a directory, and return the digest of the manifest.
 
-        The kit's own ``only`` filters decide what is written. See ``kitfs.unpack`` for the parameters and errors.
+        The ``only`` filters with which the kit was opened select the files. See ``kitfs.unpack`` for the parameters and
+        errors.
         """
         from kitfs.ops.unpack.unpack import unpack_kit
         from kitfs.sdk.progress import reporting
@@ -352,7 +354,7 @@ class Kit:
 def _unpickled(
     reference: str, only: tuple[str, ...], labels: dict[str, str], options: dict[str, Any], pins: dict[str, str]
 ) -> Kit:
-    """Make a Kit that is opened when it is first used."""
+    """Make a Kit from its pickled fields. It is opened when it is first used."""
     return Kit(Recipe(reference, only, labels, options, settings_of(options, ReadOptions), pins))
 
 
@@ -371,9 +373,9 @@ def open(  # noqa: A001 - public as kitfs.open
     """Open a kit. Only its manifest and its config are fetched.
 
     ``reference``: registry/repository:tag or registry/repository@digest, the name of a kit in the store, oci:DIR[:tag],
-    or oci-archive:FILE[:tag]; without a tag it is ``latest``. ``only``: filters that choose parts of the kit, such as
-    "model" or "datasets:train". ``labels``: choose one kit of an index. Raises NotFound, RegistryError, IntegrityError,
-    ManifestError, KitfileError, StoreError, UsageError.
+    or oci-archive:FILE[:tag]. A missing tag means ``latest``. ``only``: filters that select parts of the kit, such as
+    "model" or "datasets:train". ``labels``: labels that select one kit of an index. Raises NotFound, RegistryError,
+    IntegrityError, ManifestError, KitfileError, StoreError, UsageError.
     """
     recipe = Recipe(
         display(kit_reference(reference)),

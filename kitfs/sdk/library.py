@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from kitfs.ops.library.inspect import KitDocuments
     from kitfs.ops.library.remove import Removed
 
-NONE = "<none>"  # what kit prints for a name that does not exist
+NONE = "<none>"  # kit prints this for a missing name
 
 
 @dataclass(frozen=True, slots=True)
 class KitSummary:
     """A kit in a list.
 
-    ``repository``: registry/repository, without a registry for a kit that was packed without one, "" for a kit that has
-    no name. ``name`` and ``author``: of the Kitfile's package, "" when it does not say them. ``size``: bytes of the
-    layers.
+    ``repository``: registry/repository, or only the repository if the kit was packed without a registry, or "" for a
+    kit without a name. ``name`` and ``author``: the fields of the Kitfile's package, "" when they are missing.
+    ``size``: the bytes of the layers.
     """
 
     repository: str
@@ -41,9 +41,9 @@ class KitSummary:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The documents of a ModelKit.
+    """The documents of a kit.
 
-    ``manifest`` is its manifest, parsed. ``kit_version`` is the version of the program that packed it, or "".
+    ``manifest``: the parsed manifest. ``kit_version``: the version of the program that packed the kit, or "".
     """
 
     digest: str
@@ -54,7 +54,7 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class RemovedKit:
-    """What a ``remove`` removed: ``tags`` of a repository, and the kit itself when ``kit`` is True."""
+    """A result of ``remove``: the ``tags`` that were removed, and whether the ``kit`` itself was removed."""
 
     repository: str
     digest: str
@@ -68,12 +68,11 @@ def list_kits(
     only: Filters = (),
     **options: Unpack[TransferOptions],
 ) -> list[KitSummary]:
-    """List the kits of the store, or of a repository at its registry (as ``kitfs.list``).
+    """List the kits of the store, or of a repository at its registry (public as ``kitfs.list``).
 
-    ``repository``: registry/repository, whose tags are listed one by one, or registry/repository:tag. ``only``: kits
-    that have something of what these filters select. A kit of the store that is damaged is listed with its names
-    alone, and a warning of the logger "kitfs" says why. Raises NotFound, RegistryError, ManifestError, StoreError,
-    UsageError.
+    ``repository``: registry/repository to list all its tags, or registry/repository:tag. ``only``: list only kits that
+    contain something that these filters select. A damaged kit of the store is listed with its names only, and the
+    logger "kitfs" warns with the reason. Raises NotFound, RegistryError, ManifestError, StoreError, UsageError.
     """
     from kitfs.ops.library import listing
     from kitfs.sdk.progress import reporting
@@ -109,7 +108,7 @@ def _said(text: str) -> str:
 
 
 def info(reference: str, *, remote: bool = False, **options: Unpack[Options]) -> Kitfile:
-    """Get the Kitfile of a kit of the store, with ``remote`` of its registry, or of an OCI layout.
+    """Return the Kitfile of a kit in the store or in an OCI layout, or with ``remote`` of a kit at its registry.
 
     Raises NotFound, ManifestError, KitfileError, StoreError, RegistryError, UsageError.
     """
@@ -117,7 +116,7 @@ def info(reference: str, *, remote: bool = False, **options: Unpack[Options]) ->
 
 
 def inspect(reference: str, *, remote: bool = False, **options: Unpack[Options]) -> Inspection:
-    """Get the manifest and the Kitfile of a kit of the store, with ``remote`` of its registry, or of an OCI layout.
+    """Return the manifest and the Kitfile of a kit. The parameters are those of ``info``.
 
     Raises NotFound, ManifestError, KitfileError, StoreError, RegistryError, UsageError.
     """
@@ -149,10 +148,10 @@ def _look(reference: str, settings: Settings, *, remote: bool) -> KitDocuments:
 
 
 def tag(source: str, target: str, **options: Unpack[Options]) -> str:
-    """Give a kit of the store more names; return the digest of its manifest.
+    """Add tags to a kit of the store, and return the digest of its manifest.
 
-    ``target``: repository:tag, with more tags after commas. A tag that another kit had moves to this one. Raises
-    NotFound, UsageError for a digest as target, StoreError.
+    ``target``: repository:tag, or repository:tag1,tag2 for several tags. A tag of another kit moves to this kit. Raises
+    NotFound, UsageError when the target is a digest, StoreError.
     """
     from kitfs.ops.library.tags import assign, required
 
@@ -175,21 +174,21 @@ def remove(
     remote: bool = False,
     **options: Unpack[Options],
 ) -> list[RemovedKit]:
-    """Remove tags of a kit, and the kit itself with its last tag; return what was removed.
+    """Remove tags of a kit, and return what was removed. Removing the last tag also removes the kit.
 
-    ``reference``: repository:tag, with more tags after commas, or a digest, which removes the kit with all its tags.
-    ``force`` removes the kit at once. ``all`` instead of a reference removes every kit of the store that has no tag,
-    and with ``force`` every kit. ``remote`` removes from the registry.
+    ``reference``: repository:tag, or repository:tag1,tag2 for several tags, or a digest, which removes the kit with all
+    its tags. ``force``: remove the kit even if it has other tags. ``all`` instead of a reference: remove every kit of
+    the store that has no tag, and with ``force`` every kit. ``remote``: remove from the registry, not from the store.
 
-    If the first tag cannot be removed, nothing is removed. If a later tag cannot be removed, the others are removed,
-    and the error of the last one that failed is raised at the end; the logger "kitfs" warns about the rest. Raises
-    NotFound, RegistryError when the registry does not delete, StoreError, UsageError.
+    If the first tag cannot be removed, nothing is removed. If later tags cannot be removed, the other tags are removed,
+    the last error is raised at the end, and the logger "kitfs" warns with the other errors. Raises NotFound,
+    RegistryError when the registry does not support deletion, StoreError, UsageError.
     """
     from kitfs.ops.library import remove as removing
 
     settings = settings_of(options, Options)
     if (reference is None) != all or (all and remote):
-        raise UsageError("remove takes a reference, or all=True without remote")
+        raise UsageError("cannot remove: name a kit, or pass all=True without a name and without remote=True")
     if reference is None:
         with store_of(settings) as store:
             gone = removing.remove_all(store) if force else removing.remove_untagged(store)

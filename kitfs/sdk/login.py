@@ -1,4 +1,4 @@
-"""Credentials for registries, kept where kit keeps them."""
+"""Store and erase credentials for registries, in the same place as kit does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kitfs.sdk.options import Options, settings_of
 
 
 def login(registry: str, password: str, *, username: str = "", **options: Unpack[Options]) -> str:
-    """Check credentials at a registry and store them; return the file or the credential helper that has them now.
+    """Check credentials at a registry and store them. Return the file or credential helper in which they are stored.
 
     ``registry``: HOST or HOST:PORT. Without ``username`` the password is an identity token. Raises Unauthorized when
     the registry refuses the credentials, NotFound, RegistryError, StoreError, UsageError.
@@ -32,7 +32,7 @@ def login(registry: str, password: str, *, username: str = "", **options: Unpack
 
 
 def logout(registry: str, **options: Unpack[Options]) -> bool:
-    """Erase the credentials for a registry; return whether there were any. Raises StoreError, UsageError."""
+    """Erase the credentials for a registry. Return whether any were stored. Raises StoreError, UsageError."""
     from kitfs.registry.credentials import erase
 
     return erase(settings_of(options, Options)["config"], _host(registry))
@@ -40,5 +40,5 @@ def logout(registry: str, **options: Unpack[Options]) -> bool:
 
 def _host(registry: str) -> str:
     if not REGISTRY.fullmatch(registry):
-        raise UsageError(f"not a registry address: {registry!r} (expected HOST or HOST:PORT, such as ghcr.io)")
+        raise UsageError(f"{registry!r} is not a registry address (write HOST or HOST:PORT, such as ghcr.io)")
     return registry

@@ -1,7 +1,7 @@
 """Make mounts, end them, and ask for their status.
 
-The daemon of a mount is started and ended by a process of its own, since this process may have threads and must not
-fork. Threading: a Mount is used by one thread at a time; the functions may be called from any thread.
+A separate process starts and ends the daemon of a mount, because this process may have threads and must not fork.
+Threading: only one thread at a time may use a Mount; any thread may call the functions.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MountedLayer:
-    """A layer of a mounted kit. ``size``: bytes at the registry. ``fetched``: those that are in the store.
+    """A layer of a mounted kit.
 
-    ``path`` and ``state``: as in LayerInfo.
+    ``size``: the layer's bytes at the registry. ``fetched``: how many of them are in the store. ``path`` and ``state``:
+    as in LayerInfo.
     """
 
     path: str
@@ -44,18 +45,19 @@ class MountedLayer:
 
 @dataclass(frozen=True, slots=True)
 class MountStatus:
-    """How a mount is.
+    """The status of a mount.
 
-    ``mode``: "lazy"; or "sealed" when the kernel serves a complete kit, and then ``pid`` is None unless a process
-    stays. ``not_sealed``: why a mount is not sealed. ``fill``: the ``mode`` of its option, the digest of the
-    ``layer`` that is being completed in the background, and the ``bytes`` that were fetched so. ``state``: "alive";
-    "dead" when its daemon died, which ``unmount`` clears; "does not answer" when its daemon is stopped or stuck;
-    "detached" when it was unmounted lazily and files are still open. ``log``: the path of the daemon's log. The other
-    fields are None, or empty, unless the daemon answered. ``uptime``: seconds.
-    ``bytes_fetched`` and ``requests``: what came from registries. ``errors``: reads that failed. ``skipped_entries``:
-    entries of layers that are not shown. ``integrity_failures``: blobs that did not have their digest.
-    ``read_through``: bytes that were served uncached because the store was full. ``moved``: with ``check``, whether
-    the tag now means another digest.
+    ``state``: "alive"; "dead" when its daemon died (``unmount`` clears the mount); "does not answer" when its daemon is
+    stopped or stuck; "detached" when it was unmounted lazily and files are still open. ``mode``: "lazy", or "sealed"
+    when the kernel serves a complete kit; ``pid`` of a sealed mount is None unless a process stays. ``not_sealed``: why
+    the mount is not sealed. ``log``: the path of the daemon's log.
+
+    The other fields are None or empty unless the daemon answered. ``fill``: the ``mode`` of the mount's option
+    ``fill``, the digest of the ``layer`` that is being completed in the background, and the ``bytes`` that were fetched
+    in the background. ``uptime``: seconds. ``bytes_fetched``: bytes received from registries. ``requests``: HTTP
+    requests to registries. ``errors``: failed reads. ``skipped_entries``: entries of layers that the mount does not
+    show. ``integrity_failures``: blobs whose bytes did not match their digest. ``read_through``: bytes that were
+    served uncached because the store was full. ``moved``: with ``check``, whether the tag now names another digest.
     """
 
     reference: str
@@ -89,7 +91,7 @@ def mount(
     labels: Mapping[str, str] | None = None,
     **options: Unpack[MountOptions],
 ) -> Mount:
-    """Mount a kit as a read-only directory. In a ``with`` it is unmounted at the end of the block.
+    """Mount a kit as a read-only directory. A ``with`` statement unmounts it at the end of its block.
 
     >>> with kitfs.mount("registry.example.com/team/llama:v1", "models") as models:
     ...     os.listdir(models)
@@ -97,9 +99,9 @@ def mount(
     >>> os.listdir(mounted.path)
     >>> mounted.unmount()
 
-    ``reference``, ``only`` and ``labels``: see ``open``. A mount of the same kit with the same options that exists at
-    the directory is used, and the end of the block leaves it mounted. Raises MountError when nothing can be mounted
-    there or something else is, and what ``open`` raises.
+    ``reference``, ``only`` and ``labels``: see ``open``. If the same kit is already mounted at the directory with the
+    same options, that mount is used, and the end of the block does not unmount it. Raises MountError when the directory
+    cannot be mounted on or something else is mounted there, and the errors of ``open``.
     """
     from kitfs.daemon.request import MountRequest
 
@@ -111,10 +113,10 @@ def mount(
 
 
 def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options]) -> None:
-    """End the mount at a directory; return when its daemon has ended. Also clears a mount whose daemon died.
+    """End the mount at a directory, and return when its daemon has exited. Also clears a mount whose daemon died.
 
-    ``lazy``: detach the mount now; files that are open can be read to their end. Raises MountError when the mount is in
-    use, or when nothing of kitfs is mounted there.
+    ``lazy``: detach the mount at once; open files can still be read. Raises MountError when the mount is in use, or
+    when nothing of kitfs is mounted there.
     """
     from kitfs.fuse.mounting import canonical
 
@@ -123,11 +125,11 @@ def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options
 
 
 def seal(directory: StrPath, **options: Unpack[Options]) -> None:
-    """Seal the mount at a directory now: the kernel serves its files from the store, and no daemon is needed.
+    """Seal the mount at a directory now: the kernel then serves its files from the store without a daemon.
 
-    A mount seals itself when it is complete, unless its option ``seal`` is "never". Programs may use the mount
-    meanwhile. Raises NotFound when nothing of kitfs is mounted there, MountError, with the reason, when the mount
-    cannot be sealed.
+    A mount seals itself when it is complete, unless its option ``seal`` is "never". Programs may use the mount while it
+    is sealed. Raises NotFound when nothing of kitfs is mounted there, MountError with the reason when the mount cannot
+    be sealed.
     """
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.seal_now import seal_now
@@ -137,7 +139,7 @@ def seal(directory: StrPath, **options: Unpack[Options]) -> None:
 
 
 def mounts(**options: Unpack[Options]) -> list[MountStatus]:
-    """List the mounts of the store, by mount point. Raises MountError."""
+    """List the mounts of the store, sorted by mount point. Raises MountError."""
     from kitfs.daemon.presence import presences, records_of
     from kitfs.daemon.run_dir import RunDir
 
@@ -150,7 +152,7 @@ def mounts(**options: Unpack[Options]) -> list[MountStatus]:
 def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options]) -> MountStatus:
     """Return the status of the mount at a directory. ``check``: also ask the registry whether the tag has moved.
 
-    Raises NotFound when nothing of kitfs is mounted there, MountError, and with ``check`` what the registry raises.
+    Raises NotFound when nothing of kitfs is mounted there, MountError, and with ``check`` RegistryError.
     """
     from dataclasses import replace
 
@@ -169,7 +171,7 @@ def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options
 
 
 def logs(directory: StrPath, **options: Unpack[Options]) -> str:
-    """Return the log of the mount at a directory, even if it was unmounted. Raises NotFound, MountError."""
+    """Return the log of the mount at a directory, even after it was unmounted. Raises NotFound, MountError."""
     from kitfs.daemon.run_dir import RunDir
     from kitfs.fuse.mounting import canonical
 
@@ -178,7 +180,7 @@ def logs(directory: StrPath, **options: Unpack[Options]) -> str:
         with RunDir(settings_of(options, Options)["run-dir"]).open_log(mountpoint) as log:
             return log.read()
     except FileNotFoundError:
-        raise NotFound(f"there is no log of a mount at {mountpoint}")
+        raise NotFound(f"no log of a mount at {mountpoint} exists")
 
 
 def _status(record: Record, found: Presence) -> MountStatus:
@@ -211,7 +213,7 @@ def _status(record: Record, found: Presence) -> MountStatus:
 
 
 def _has_moved(record: Record, settings: Settings) -> bool:
-    """Return whether the tag of a mount, and its labels in an index, now lead to another digest."""
+    """Return whether the tag of a mount, together with its labels in an index, now names another digest."""
     from contextlib import closing
 
     from kitfs.kit.workspace import open_client
@@ -234,11 +236,11 @@ def _has_moved(record: Record, settings: Settings) -> bool:
 
 
 class Mount:
-    """A kit that is mounted at ``path``, a directory. It stays mounted until ``unmount``, or until the end of a
-    ``with``, whose value is ``path``.
+    """A kit that is mounted at the directory ``path``, until ``unmount`` or the end of a ``with`` block.
 
-    ``made`` says whether this object's call mounted it. The end of a ``with`` leaves a mount that existed before, and
-    in a forked child the mount of its parent. A Mount can be used wherever a path can (os.PathLike).
+    The value of the ``with`` statement is ``path``. ``made``: whether the call that returned this object mounted the
+    kit. The end of a ``with`` block does not unmount a mount that existed before, nor, in a forked child, the mount of
+    its parent. A Mount can be passed wherever a path is accepted (os.PathLike).
     """
 
     def __init__(self, path: str, run_dir: str, *, made: bool) -> None:
@@ -255,11 +257,11 @@ class Mount:
         return self.path
 
     def unmount(self, *, lazy: bool = False) -> None:
-        """End the mount; return when its daemon has ended. A second call does nothing.
+        """End the mount, and return when its daemon has exited. A second call does nothing.
 
-        ``lazy`` detaches the mount at once; files that are open can be read to their end. That also happens, with a
-        warning, when this process itself or a child of it still uses the mount (an open or mapped file, its working
-        directory). Raises MountError when other processes use it.
+        ``lazy``: detach the mount at once; open files can still be read. A mount that this process or a child of it
+        still uses (by an open or mapped file, or as the working directory) is also detached, with a warning. Raises
+        MountError when other processes use the mount.
         """
         if self._ended:
             return
@@ -270,7 +272,7 @@ class Mount:
                 raise
             self._end(lazy=True)
             logging.getLogger("kitfs").warning(
-                "%s is still in use by this process: detached; its open and mapped files stay readable until closed",
+                "detached %s, because this process still uses it: open and mapped files stay readable until closed",
                 self.path,
             )
         self._ended = True
@@ -294,7 +296,7 @@ class Mount:
             if error is None:
                 raise
             # The exception that ended the block matters more than this one.
-            logging.getLogger("kitfs").warning("%s stays mounted: %s", self.path, e)
+            logging.getLogger("kitfs").warning("cannot unmount %s: %s", self.path, e)
 
 
 def _users(path: str) -> frozenset[int]:
@@ -316,7 +318,7 @@ def _is_ours(pid: int) -> bool:
 
 
 def ask(verb: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Run ``python -m kitfs.daemon``, and log its warnings. Raises the error that it raised."""
+    """Run ``python -m kitfs.daemon``, and log its warnings. Raises the error that the process reported."""
     from kitfs.errors import error_from_json
 
     command = [sys.executable, "-m", "kitfs.daemon", verb]
@@ -324,7 +326,7 @@ def ask(verb: str, request: dict[str, Any]) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        raise MountError(f"kitfs.daemon {verb} failed with {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise MountError(f"kitfs.daemon {verb} failed with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
     for warning in done.stderr.splitlines():
         logging.getLogger("kitfs").warning("%s", warning)
     if "error" in answer:

@@ -1,4 +1,4 @@
-"""References as the SDK reads and shows them."""
+"""Parse and format references for the SDK."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kitfs.oci.names import LOCAL, LayoutReference, Reference, parse_any
 
 
 def kit_reference(text: str) -> Reference | LayoutReference:
-    """Parse the reference of a kit: a tag that is not given is ``latest``, and the path of a layout becomes absolute.
+    """Parse the reference of a kit. A missing tag becomes ``latest``, and the path of a layout becomes absolute.
 
     Raises InvalidReference.
     """
@@ -19,9 +19,10 @@ def kit_reference(text: str) -> Reference | LayoutReference:
 
 
 def remote_reference(text: str, action: str) -> Reference:
-    """Parse the reference of a kit at a registry, with more tags after commas; ``action`` names the operation.
+    """Parse the reference of a kit at a registry, with one tag or several tags separated by commas.
 
-    Raises InvalidReference, UsageError when it names no registry.
+    ``action``: the operation, for the error message. Raises InvalidReference, UsageError for a reference without a
+    registry.
     """
     named = Reference.parse(text, multiple_tags=True).or_latest()
     if named.registry == LOCAL:
@@ -30,5 +31,5 @@ def remote_reference(text: str, action: str) -> Reference:
 
 
 def display(named: Reference | LayoutReference) -> str:
-    """Return a reference as people write it."""
+    """Return a reference as a user writes it."""
     return named.display if isinstance(named, Reference) else str(named)

@@ -1,11 +1,11 @@
 """Keyword options of the SDK: their types, and how they become settings.
 
-Every function of the SDK takes the options of the command line as keywords: ``cache_dir``, ``plain_http``, ``mirror``
-and so on, as Python values. An option that is not given has the value of its ``KITFS_…`` environment variable, else
-that of the settings file, else its default. A type checker knows every option and its type; at run time a name that
-does not exist raises TypeError, and a value that does not parse raises UsageError.
+Every function of the SDK accepts the options of the command line as keywords: ``cache_dir``, ``plain_http``, ``mirror``
+and so on, as Python values. An option that is not passed takes its value from its ``KITFS_…`` environment variable, or
+from the settings file, or from its default, in this order. A type checker knows every option and its type. At run time
+an unknown option raises TypeError, and an invalid value raises UsageError.
 
-The classes are TypedDicts, so that a program can name the type of a dict that it passes on:
+The classes are TypedDicts, so that a program can annotate a dict of options that it passes on:
 
     options: kitfs.ReadOptions = {"cache_dir": "/var/cache/kits", "read_timeout": 10}
     kitfs.open("registry.example.com/team/llama:v1", **options)
@@ -25,22 +25,22 @@ PATHS: Final = frozenset({"settings", "config", "cache-dir", "run-dir", "tls-cer
 
 
 class StoreOptions(TypedDict, total=False):
-    """The options of a registry over a store. ``settings``: the YAML file with settings. ``cache_dir``: the store."""
+    """The options for serving a store. ``settings``: the YAML file with settings. ``cache_dir``: the store."""
 
     settings: StrPath
     cache_dir: StrPath
 
 
 class Options(StoreOptions, total=False):
-    """The options that every other function takes, so that one dict of them serves a whole program.
+    """The options that every other function accepts, so that a program can use one dict of options for all of them.
 
-    ``run_dir``: the directory with the records of mounts; only the functions about mounts use it. The other options
-    are used when a registry is asked. ``config``: the directory of kit's credentials.json. ``plain_http``: speak HTTP
-    without TLS (by default to loopback addresses only). ``tls_verify``: check the registry's certificate.
-    ``tls_cert``: files of CA certificates that are trusted too. ``cert`` and ``key``: files of a client certificate and
-    its key. ``proxy``: a URL. ``mirror``: URLs that are asked before a host, as
-    ``{"registry.example.com": ["http://mirror:5000"]}`` or as "HOST=URL" texts. ``read_timeout``: seconds without a
-    byte after which a request is given up.
+    ``run_dir``: the directory with the records of mounts; only the functions for mounts use it. The other options apply
+    to requests to registries. ``config``: the directory of kit's credentials.json. ``plain_http``: use HTTP without TLS
+    (the default only for loopback addresses). ``tls_verify``: check the registry's certificate. ``tls_cert``: files of
+    additional CA certificates to trust. ``cert`` and ``key``: files of a client certificate and its key. ``proxy``: the
+    URL of a proxy. ``mirror``: URLs of mirrors that are tried before a host, as
+    ``{"registry.example.com": ["http://mirror:5000"]}`` or as "HOST=URL" strings. ``read_timeout``: a request fails
+    when no byte arrives for this many seconds.
     """
 
     run_dir: StrPath
@@ -56,23 +56,23 @@ class Options(StoreOptions, total=False):
 
 
 class TransferOptions(Options, total=False):
-    """The options of a transfer. ``concurrency``: how many blobs are transferred at once."""
+    """The options for transfers. ``concurrency``: how many blobs are transferred at once."""
 
     concurrency: int
 
 
 class PullOptions(TransferOptions, total=False):
-    """The options of a pull. ``cache_size``: what lazily fetched blobs may take on disk, in bytes or as "50GiB"."""
+    """The options of a pull. ``cache_size``: the most disk space for lazily fetched blobs, in bytes or as "50GiB"."""
 
     cache_size: int | str
 
 
 class ReadOptions(Options, total=False):
-    """The options of reading a kit.
+    """The options for reading a kit.
 
-    ``cache_size``: what lazily fetched blobs may take on disk, in bytes or as "50GiB". ``max_entries``: the entries
-    that a layer may have. ``max_expansion``: how many times its size a compressed layer may grow. ``remote``: ask the
-    registry also for a kit that is in the store.
+    ``cache_size``: the most disk space for lazily fetched blobs, in bytes or as "50GiB". ``max_entries``: the most
+    entries that a layer may contain. ``max_expansion``: the most times its compressed size that a layer may take when
+    it is decompressed. ``remote``: ask the registry even for a kit that is in the store.
     """
 
     cache_size: int | str
@@ -82,7 +82,7 @@ class ReadOptions(Options, total=False):
 
 
 class CopyOptions(ReadOptions, total=False):
-    """The options of copying a kit to somewhere else. ``concurrency``: how many layers are copied at once."""
+    """The options for copying a kit out of the store. ``concurrency``: how many layers are copied at once."""
 
     concurrency: int
 
@@ -90,10 +90,10 @@ class CopyOptions(ReadOptions, total=False):
 class MountOptions(ReadOptions, total=False):
     """The options of a mount.
 
-    ``transport``: how the daemon speaks FUSE. ``allow_other``: let other users see the mount. ``uid`` and ``gid``: the
-    owner and group of everything in it. ``umask``, ``file_mode`` and ``dir_mode``: permission bits, as numbers such as
-    0o644 or octal texts such as "644". ``seal``: whether a complete kit is sealed.
-    ``fill``: which layers are completed in the background. ``log_level``: how much the daemon logs.
+    ``transport``: how the daemon talks to the kernel's FUSE. ``allow_other``: let other users access the mount. ``uid``
+    and ``gid``: the owner and group of every entry. ``umask``, ``file_mode`` and ``dir_mode``: permission bits, as
+    numbers such as 0o644 or octal strings such as "644". ``seal``: whether a complete kit is sealed. ``fill``: which
+    layers are completed in the background. ``log_level``: how much the daemon logs.
     """
 
     transport: Literal["auto", "kernel", "libfuse"]
@@ -109,23 +109,23 @@ class MountOptions(ReadOptions, total=False):
 
 
 def settings_of(options: Mapping[str, Any], kind: type, **more: Any) -> Settings:
-    """Return the settings that keyword options give.
+    """Turn keyword options into settings.
 
-    ``kind`` is the TypedDict that lists them; ``more`` are options that it does not list. Raises TypeError for an
-    option that does not exist, UsageError for a value that does not parse.
+    ``kind``: the TypedDict that lists the options. ``more``: further options that it does not list. Raises TypeError
+    for an unknown option, UsageError for an invalid value.
     """
     known = [name.replace("_", "-") for name in kind.__annotations__]
     given = {name.replace("_", "-"): value for name, value in options.items()}
     unknown = given.keys() - set(known)
     if unknown:
         names = ", ".join(name.replace("-", "_") for name in known)
-        raise TypeError(f"no such option: {', '.join(sorted(unknown))} (there are: {names})")
+        raise TypeError(f"no such option: {', '.join(sorted(unknown))} (the options are: {names})")
     given |= more
     return Settings.load({name: _texts(name, given.get(name)) for name in (*known, *more)})
 
 
 def _texts(name: str, value: Any) -> Any:
-    """Return a Python value as the texts that the table of options parses."""
+    """Convert a Python value to the strings that the table of options parses."""
     if value is None:
         return None
     if OPTIONS[name].many:
@@ -144,12 +144,12 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def filters_of(only: Filters) -> tuple[str, ...]:
-    """Return the filters of an ``only=``. A text is one filter."""
+    """Return the filters of an ``only`` argument as a tuple. A string is one filter."""
     return (only,) if isinstance(only, str) else tuple(only)
 
 
 def portable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with absolute paths, for another process that may work in another directory."""
+    """Return options with absolute paths, for another process that may have another working directory."""
 
     def absolute(value: Any) -> Any:
         if isinstance(value, (list, tuple)):

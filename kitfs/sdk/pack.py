@@ -1,4 +1,4 @@
-"""Make kits: a Kitfile for a directory, a kit of a directory, and a kit of a repository of another kind."""
+"""Make Kitfiles for directories, and make kits from directories and from repositories of other kinds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kitfs.sdk.session import workspace_of
 
 @dataclass(frozen=True, slots=True)
 class ImportedKit:
-    """The result of ``import_kit``: the digest of the manifest, and every name that the kit has now."""
+    """The result of ``import_kit``: the digest of the manifest, and all names that the kit has now."""
 
     digest: str
     references: tuple[str, ...]
@@ -33,18 +33,18 @@ def init(
     overwrite: bool = False,
     progress: Progress = False,
 ) -> Kitfile:
-    """Make a Kitfile for the files of a directory, by the usual names of models, datasets, documents and code.
+    """Make a Kitfile for a directory. File names decide what is a model, a dataset, a document or code.
 
-    The Kitfile is written to ``output``, by default ``directory``/Kitfile; ``write=False`` only returns it, for
-    example to change it before ``pack``. Raises UsageError when the file exists and ``overwrite`` is False,
-    ContextError when the directory cannot be read or the file cannot be written.
+    The Kitfile is written to ``output``, by default ``directory``/Kitfile. ``write=False``: only return it, for example
+    to change it before ``pack``. Raises UsageError when the file exists and ``overwrite`` is False, ContextError when
+    the directory cannot be read or the file cannot be written.
     """
     from kitfs.ops.pack.generate import directory_of, generate, reader_of, save
 
     context = os.fspath(directory)
     path = os.path.join(context, "Kitfile") if output is None else os.fspath(output)
     if write and not overwrite and os.path.lexists(path):
-        raise UsageError(f"a Kitfile exists at {path}; replace it with overwrite=True")
+        raise UsageError(f"cannot write {path}: the file exists (pass overwrite=True to replace it)")
     package = Package(name, description=description, authors=(author,) if author else ())
     with reporting(progress, f"init {context}") as report:
         kitfile = generate(directory_of(context), package, reader_of(context), report)
@@ -67,14 +67,15 @@ def pack(
     progress: Progress = False,
     **options: Unpack[TransferOptions],
 ) -> str:
-    """Pack a directory into a kit in the store; return the digest of its manifest.
+    """Pack a directory into a kit in the store, and return the digest of its manifest.
 
-    ``tag``: repository:tag, with more tags after commas; a kit without one is named by its digest. ``kitfile``: a path,
-    or a Kitfile object; by default the directory's own. ``kit_version``: write the manifest as this version of kit
-    does. ``created``: seconds since the epoch; by default the time of packing. ``compression`` and
-    ``layer_format``: how layers are written. ``model_pack``: write a CNCF ModelPack. ``push``: send the kit straight to
-    the registry of ``tag``, without a copy in the store. ``progress``: see ``kitfs.sdk.progress``. Raises ContextError,
-    KitfileError, StoreError, UsageError, what opening a parent kit raises, and with ``push`` what ``push`` raises.
+    ``tag``: repository:tag, or repository:tag1,tag2 for several tags; a kit without a tag can be named by its digest.
+    ``kitfile``: a path or a Kitfile object; the default is the Kitfile in the directory. ``kit_version``: write the
+    manifest as this version of kit does. ``created``: seconds since the epoch; the default is the time of packing.
+    ``compression`` and ``layer_format``: how layers are written. ``model_pack``: write a CNCF ModelPack. ``push``: send
+    the kit directly to the registry of ``tag``, without a copy in the store. ``progress``: see ``kitfs.sdk.progress``.
+    Raises ContextError, KitfileError, StoreError, UsageError, the errors of ``open`` for a parent kit, and with
+    ``push`` the errors of ``kitfs.push``.
     """
     from kitfs.modelkit.writer import CLI_VERSION_OF_KITFS, KitFormat
     from kitfs.ops.pack.pack import pack as packing
@@ -97,7 +98,7 @@ def pack(
 
 
 def _kitfile(directory: StrPath, kitfile: Kitfile | StrPath | None) -> Kitfile:
-    """Find the Kitfile of a pack. Raises UsageError when there is none, ContextError, KitfileError."""
+    """Return the Kitfile to pack with. Raises UsageError when the directory has none, ContextError, KitfileError."""
     from kitfs.ops.pack.kitfiles import find_kitfile, read_kitfile
 
     if isinstance(kitfile, Kitfile):
@@ -105,7 +106,9 @@ def _kitfile(directory: StrPath, kitfile: Kitfile | StrPath | None) -> Kitfile:
         return kitfile
     path = find_kitfile(os.fspath(directory)) if kitfile is None else os.fspath(kitfile)
     if path is None:
-        raise UsageError(f"there is no Kitfile in {os.fspath(directory)}: make one with kitfs.init, or give kitfile=")
+        raise UsageError(
+            f"cannot pack {os.fspath(directory)}: it has no Kitfile (make a Kitfile with kitfs.init, or pass kitfile=)"
+        )
     return read_kitfile(path)
 
 
@@ -123,16 +126,16 @@ def import_kit(
     progress: Progress = False,
     **options: Unpack[TransferOptions],
 ) -> ImportedKit:
-    """Make a kit of a Hugging Face repository, a git repository or an OCI layout (the verb ``kitfs import``).
+    """Make a kit from a Hugging Face repository, a git repository or an OCI layout (the verb ``kitfs import``).
 
     ``repository``: owner/name or datasets/owner/name of a Hugging Face hub, the URL or path of a git repository,
-    oci:DIR[:tag] or oci-archive:FILE[:tag]. ``tag``: repository:tag of the kit; by default made from the name. ``ref``:
-    a branch, tag or commit. ``token``: for the hub or the git server; by default HF_TOKEN for a hub. ``tool``: how the
-    repository is read. ``kitfile``: used instead of the repository's own. ``edit``: a function that is given a Kitfile
-    that was generated, and returns the one to use. ``created``: seconds since the epoch; by default the time of the
-    commit. ``push``: send the kit straight to the registry of ``tag``. An interrupted import resumes when it is
-    called again. Raises NotFound, Unauthorized, RegistryError, IntegrityError, ContextError, KitfileError, StoreError,
-    UsageError.
+    oci:DIR[:tag] or oci-archive:FILE[:tag]. ``tag``: repository:tag of the kit; the default is made from the name.
+    ``ref``: a branch, tag or commit. ``token``: the token for the hub or the git server; the default for a hub is
+    HF_TOKEN. ``tool``: how the repository is read. ``kitfile``: a Kitfile to use instead of the repository's Kitfile.
+    ``edit``: a function that receives the generated Kitfile and returns the Kitfile to use. ``created``: seconds since
+    the epoch; the default is the time of the commit. ``push``: send the kit directly to the registry of ``tag``. An
+    interrupted import resumes when the same call is made again. Raises NotFound, Unauthorized, RegistryError,
+    IntegrityError, ContextError, KitfileError, StoreError, UsageError.
     """
     from kitfs.ops.imports.run import ImportOptions
     from kitfs.ops.imports.run import import_kit as run

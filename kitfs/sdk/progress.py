@@ -1,18 +1,18 @@
-"""Progress of the verbs that work for long: events for a callback, or a bar.
+"""Report the progress of long-running verbs, by events for a callback or by a bar.
 
-``progress=True`` shows how many bytes are done: a bar on a terminal, one live line in a notebook, a line every five
-seconds elsewhere, all of them on stderr. ``progress=function`` calls the function with each event instead. The events
-are the values of ``kitfs.events``:
+``progress=True`` shows how many bytes are done, on stderr: as a bar on a terminal, as one line that is updated in a
+notebook, and elsewhere as a new line every five seconds. ``progress=function`` calls the function with each event
+instead. The events are the classes of ``kitfs.events``:
 
-    Total(name, size, label)         size bytes are to be done for name; label is what people call it
-    Moved(name, size)                size more bytes of name are done; negative when they must be done again
+    Total(name, size, label)         name has size bytes to transfer; label is its name for display
+    Moved(name, size)                size more bytes of name are done; size is negative when bytes must be repeated
     Sent(what, digest, size, how)    a blob, config, manifest or index arrived: how is exists, mounted, uploaded, …
-    Saved(what, kind, digest, added) a layer, config or manifest is in the store; added when it was not there before
+    Saved(what, kind, digest, added) a layer, config or manifest is in the store; added is False if it was before
     Noted(text)                      a step begins
-    Warned(text)                     something that the user should know
+    Warned(text)                     a warning for the user
 
-Without a function, a Warned becomes a warning of the logger "kitfs". Threading: events come from any thread, several
-at a time; an exception of the function ends the verb.
+Without a function, the logger "kitfs" logs each Warned event as a warning. Threading: several threads may call the
+function at the same time. An exception that the function raises ends the verb.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 Progress = bool | Report
 
-LIVE_EVERY: Final = 0.2  # seconds between two versions of the live line
+LIVE_EVERY: Final = 0.2  # seconds between two updates of a live line
 PLAIN_EVERY: Final = 5.0  # seconds between two lines where no line can be rewritten
 
 
 class Display(Protocol):
-    """Shows how far a verb is, until it is closed."""
+    """A display of a verb's progress. It is updated until it is closed."""
 
     def update(self, done: int, total: int) -> None: ...
 
@@ -46,7 +46,7 @@ class Display(Protocol):
 
 @contextmanager
 def reporting(progress: Progress, title: str) -> Iterator[Report]:
-    """Yield the Report of a verb for the length of a block. ``title`` stands before the bar."""
+    """Yield the Report of a verb for the duration of a block. ``title`` is printed before the bar."""
     if not isinstance(progress, bool):
         yield progress
         return
@@ -58,7 +58,7 @@ def reporting(progress: Progress, title: str) -> Iterator[Report]:
 
 
 def display_on(stream: IO[str], title: str) -> Display:
-    """Return the display that suits a stream: a bar on a terminal, a live line in a notebook, else lines."""
+    """Return the display that suits a stream: a bar on a terminal, a live line in a notebook, or plain lines."""
     if stream.isatty():
         return Bar(stream, title)
     if in_notebook():
@@ -67,14 +67,14 @@ def display_on(stream: IO[str], title: str) -> Display:
 
 
 def in_notebook() -> bool:
-    """Return whether this process serves a notebook, whose output is not a terminal but can rewrite a line."""
+    """Return whether this process is the kernel of a notebook. Its output is not a terminal but can rewrite a line."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and hasattr(shell, "kernel")
 
 
 class Meter:
-    """A Report that adds up bytes for a display, and logs warnings."""
+    """A Report that sums the bytes for a display, and logs warnings."""
 
     def __init__(self, display: Display | None) -> None:
         self._display = display
@@ -102,7 +102,7 @@ class Meter:
 
 
 class Bar:
-    """A bar of rich on a terminal. It stays when the verb has ended."""
+    """A progress bar on a terminal, drawn by rich. It stays visible after the verb has ended."""
 
     def __init__(self, stream: IO[str], title: str) -> None:
         from rich.console import Console
@@ -129,7 +129,7 @@ class Bar:
         self._task: TaskID | None = None
 
     def update(self, done: int, total: int) -> None:
-        """Draw the bar; it appears when the first bytes are announced."""
+        """Draw the bar. It appears once the total is not 0."""
         if self._task is None:
             self._progress.start()
             self._task = self._progress.add_task(self._title, total=total)
@@ -141,7 +141,7 @@ class Bar:
 
 
 class Line:
-    """A line of text. ``live`` writes it over itself; otherwise a new line is written every five seconds."""
+    """A line of text. A ``live`` line overwrites itself; otherwise a new line is written every five seconds."""
 
     def __init__(self, stream: IO[str], title: str, *, live: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -150,7 +150,7 @@ class Line:
         self._clock = clock
         self._began = self._shown = clock()
         self._latest = ""
-        self._width = 0  # of what a shorter line has to cover
+        self._width = 0  # the width of the last line, which a shorter line must overwrite
 
     def update(self, done: int, total: int) -> None:
         """Write the line if the last one is old enough."""

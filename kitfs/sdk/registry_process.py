@@ -1,7 +1,7 @@
-"""``python -m kitfs.sdk.registry_process REQUEST``: a registry for ``kitfs.serve``.
+"""``python -m kitfs.sdk.registry_process REQUEST`` runs the registry of ``kitfs.serve``.
 
-REQUEST is the fields of a ServeRequest as JSON. One line on stdout is the answer, {"url": …} or an error. The process
-ends when it is asked to by SIGTERM, and when its stdin is closed: then the program that started it is gone.
+REQUEST contains the fields of a ServeRequest as JSON. The process prints one line on stdout, {"url": …} or an error. It
+exits on SIGTERM, and when its stdin is closed, because then the program that started it has ended.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A registry over a store, for the length of a block: for tests, demos, and moving kits in a trusted network.
+"""Serve a store as a registry for the duration of a block: for tests, demos, and transfers in a trusted network.
 
-The registry runs in a process of its own, ``python -m kitfs.sdk.registry_process``. It ends with the block, and also
-when this process dies. Threading: a Registry may be used by any thread.
+The registry runs in a separate process, ``python -m kitfs.sdk.registry_process``. The process ends at the end of the
+block, and also when this process dies. Threading: any thread may use a Registry.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from kitfs.errors import StoreError
 from kitfs.sdk.options import StoreOptions, StrPath, settings_of
 
 DAY: Final = 86_400.0  # seconds
-PATIENCE: Final = 10.0  # seconds that the process has to end after it was asked to
+PATIENCE: Final = 10.0  # seconds after SIGTERM until the process is killed
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """A registry that runs. ``url``: where it answers. ``root``: the store that it serves. ``pid``: its process."""
+    """A running registry. ``url``: its address. ``root``: the store that it serves. ``pid``: the id of its process."""
 
     url: str
     root: str
@@ -32,13 +32,17 @@ class Registry:
 
     @property
     def address(self) -> str:
-        """HOST:PORT, with which the references of its kits begin."""
+        """HOST:PORT, the first part of the references of its kits."""
         return self.url.partition("://")[2]
 
 
 @dataclass(frozen=True, slots=True)
 class CollectedGarbage:
-    """What a garbage collection freed: ``blobs`` and their bytes on disk; and the unused blobs that are too young."""
+    """The result of a garbage collection.
+
+    ``blobs``: how many blobs were deleted. ``freed``: their bytes on disk. ``young_blobs`` and ``young``: the number
+    and the bytes of unused blobs that were not deleted because they are younger than ``min_age``.
+    """
 
     blobs: int
     freed: int
@@ -59,15 +63,16 @@ def serve(
     min_age: float = DAY,
     **options: Unpack[StoreOptions],
 ) -> Iterator[Registry]:
-    """Run an OCI registry over a store for the length of a block.
+    """Serve a store as an OCI registry for the duration of a block.
 
     >>> with kitfs.serve() as registry:
     ...     kitfs.push("llama:v1", f"{registry.address}/team/llama:v1")
 
-    ``root``: the store that is served, by default that of ``cache_dir``. ``port``: 0 chooses a free one. ``tls_cert``
-    and ``tls_key``: files of a certificate chain and its key. ``htpasswd``: a file of the users that are admitted, with
-    bcrypt hashes. ``read_only``: refuse pushes and deletions. ``min_age``: seconds for which unused blobs stay. Its log
-    goes to stderr. Raises UsageError for an address, a file or a certificate that cannot be used, StoreError.
+    ``root``: the store to serve; the default is that of ``cache_dir``. ``port``: 0 chooses a free port. ``tls_cert``
+    and ``tls_key``: files of a certificate chain and its key. ``htpasswd``: a file with user names and bcrypt hashes;
+    only these users may log in. ``read_only``: refuse pushes and deletions. ``min_age``: seconds for which unused blobs
+    stay. The registry logs to stderr. Raises UsageError for an address, a file or a certificate that cannot be used,
+    StoreError.
     """
     settings = settings_of(options, StoreOptions)
     directory = os.path.abspath(settings["cache-dir"] if root is None else os.fspath(root))
@@ -89,13 +94,13 @@ def serve(
 
 
 def _url(process: subprocess.Popen[str]) -> str:
-    """Wait until the registry answers, and return its URL. Raises the error of the registry when it does not start."""
+    """Wait until the registry has started, and return its URL. Raises the registry's error when it does not start."""
     from kitfs.errors import error_from_json
 
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise StoreError(f"the registry ended with {process.wait()} before it answered; its log is on stderr")
+        raise StoreError(f"the registry did not start: it exited with {process.wait()} (see its log on stderr)")
     answer = json.loads(line)
     if "error" in answer:
         raise error_from_json(answer)
@@ -113,11 +118,11 @@ def _end(process: subprocess.Popen[str]) -> None:
 def collect_garbage(
     root: StrPath | None = None, *, min_age: float = DAY, **options: Unpack[StoreOptions]
 ) -> CollectedGarbage:
-    """Free the blobs of kits that were removed from a registry's store, whether it runs or not (``kitfs serve gc``).
+    """Delete the blobs of kits that were removed from a registry's store (``kitfs serve gc``).
 
-    ``root``: the store, by default that of ``cache_dir``. A blob stays while a manifest of its repository needs it, and
-    for ``min_age`` seconds after it was last pushed, mounted or asked for. Raises UsageError when there is no store,
-    StoreError.
+    The registry may run meanwhile. ``root``: the store; the default is that of ``cache_dir``. A blob stays while a
+    manifest of its repository refers to it, and for ``min_age`` seconds after it was last pushed, mounted or requested.
+    Raises UsageError when the store does not exist, StoreError.
     """
     import logging
     from contextlib import closing
@@ -131,7 +136,7 @@ def collect_garbage(
     settings = settings_of(options, StoreOptions)
     directory = settings["cache-dir"] if root is None else os.fspath(root)
     if not os.path.exists(os.path.join(directory, "VERSION")):
-        raise UsageError(f"{directory} is not a store")
+        raise UsageError(f"cannot collect garbage in {directory}: the directory is not a store")
     log = logging.getLogger("kitfs")
     store = Store.open(directory, counters=Counters(), log=log, free_share=0.0, option="root", despite=NO_SPACE)
     with closing(store):

@@ -1,12 +1,12 @@
-"""A kit that is open in one process, and how it is closed.
+"""Open a kit in one process, and close it.
 
-A ``Session`` is one process's own store, connections, layers and tree of one kit. It is made by a ``Recipe``: what was
-asked for, and the digest that it meant. A forked child does not touch the sessions of its parent and makes its own from
-the same recipe; so does a process that unpickles a kit.
+A ``Session`` contains one process's store, connections, layers and tree of one kit. It is made from a ``Recipe``: the
+reference, the options, and the digest that the reference named. A forked child does not use the sessions of its parent
+but makes its own from the same recipe, and so does a process that unpickles a kit.
 
-Every session is closed: by its owner; or by a thread of this module after its owner was garbage collected, because a
-finalizer may run on any thread, even on one that closing would wait for; or when the interpreter exits, while its
-threads still run. Threading: any thread.
+Every session is closed in one of three ways: by its owner; by a thread of this module after its owner was garbage
+collected; or when the interpreter exits, while its threads still run. A finalizer does not close a session itself,
+because it may run on any thread, even on a thread that closing would wait for. Threading: any thread may use a session.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from kitfs.modelkit.filters import Filter
 from kitfs.oci.names import Digest, Reference, parse_any
 from kitfs.store.store import Store
 
-logging.getLogger("kitfs").addFilter(LogFilter())  # a program without handlers has its warnings on stderr
+logging.getLogger("kitfs").addFilter(LogFilter())  # logging prints warnings to stderr if a program sets no handlers
 USERINFO: Final = re.compile(r"//[^/@]*@")  # of a URL: name and password
 
 
@@ -42,8 +42,9 @@ USERINFO: Final = re.compile(r"//[^/@]*@")  # of a URL: name and password
 class Recipe:
     """How to open a kit.
 
-    ``options``: those that the caller gave; another process can use them. ``settings``: all options, as this process
-    settled them. ``pins``: the digests that the references of the kit and its parents meant when the kit was opened.
+    ``options``: the options that the caller passed; another process can use them. ``settings``: all options as they
+    apply in this process. ``pins``: the digests that the references of the kit and its parents named when the kit was
+    opened.
     """
 
     reference: str
@@ -54,7 +55,7 @@ class Recipe:
     pins: Mapping[str, str] = field(default_factory=dict)
 
     def public(self) -> tuple[str, tuple[str, ...], dict[str, str], dict[str, Any], dict[str, str]]:
-        """Return the fields that are pickled: all but ``settings``, without user names and passwords of URLs."""
+        """Return the fields to pickle: all except ``settings``, without user names and passwords in URLs."""
         return (
             self.reference,
             self.only,
@@ -65,7 +66,7 @@ class Recipe:
 
 
 def without_secrets(value: Any) -> Any:
-    """Remove user names and passwords of URLs from an option's value."""
+    """Remove user names and passwords from the URLs in an option's value."""
     if isinstance(value, str):
         return USERINFO.sub("//", value)
     if isinstance(value, Mapping):
@@ -76,7 +77,7 @@ def without_secrets(value: Any) -> Any:
 
 
 class Session:
-    """A kit that is open in this process. Raises the errors of ``Resolver.open``."""
+    """A kit that is open in this process. The constructor raises the errors of ``Resolver.open``."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.generation: Final = forks.generation
@@ -100,8 +101,9 @@ class Session:
         _keep(self)
 
     def close(self) -> None:
-        """Stop running reads, and close the store and all connections. Waits while another thread closes the session;
-        a second call does nothing.
+        """Stop the reads in progress, and close the store and all connections.
+
+        Waits while another thread closes the session. A second call does nothing.
         """
         if self.generation != forks.generation:
             return  # the session of the parent process
@@ -113,7 +115,7 @@ class Session:
 
 
 class Held:
-    """The session of a Kit, if it has one. It outlives the Kit, so that the session can be closed afterwards."""
+    """A holder of a Kit's session. It outlives the Kit, so that the session can be closed afterwards."""
 
     __slots__ = ("session",)
 
@@ -122,25 +124,25 @@ class Held:
 
 
 def workspace_of(settings: Settings) -> Workspace:
-    """Open the store and the registries of ``settings`` for the length of a block. Raises StoreError, UsageError."""
+    """Open the store and the registries of ``settings`` for the duration of a block. Raises StoreError, UsageError."""
     return Workspace.open(WorkspaceOptions.of(settings))
 
 
 @contextmanager
 def store_of(settings: Settings) -> Iterator[Store]:
-    """Open only the store of ``settings`` for the length of a block. Raises StoreError."""
+    """Open only the store of ``settings`` for the duration of a block. Raises StoreError."""
     store = Store.open(settings["cache-dir"], counters=Counters(), log=logging.getLogger("kitfs"))
     with closing(store):
         yield store
 
 
 def pinned(recipe: Recipe, kit: Kit) -> Recipe:
-    """Return the recipe of an opened kit with its digests. It opens the same bytes even after a tag has moved."""
+    """Return the recipe with the digests of an opened kit. It opens the same kit even after a tag has moved."""
     return replace(recipe, pins={reference: str(digest) for reference, digest in kit.pins.items()})
 
 
 _open: set[Session] = set()
-_parents: list[set[Session]] = []  # of the processes that this one was forked from; kept, so that none is finalized
+_parents: list[set[Session]] = []  # sessions of the processes that this process was forked from; never finalized
 _unused: queue.SimpleQueue[Session] = queue.SimpleQueue()
 _closer: threading.Thread | None = None
 _starting: Final = forks.Lock()
@@ -148,7 +150,7 @@ exiting = False
 
 
 def _keep(session: Session) -> None:
-    """Keep a session until it is closed, and start the thread that closes unused sessions."""
+    """Register a session until it is closed, and start the thread that closes unused sessions."""
     global _closer  # noqa: PLW0603 - each process has one such thread
     _open.add(session)
     with _starting:
@@ -159,7 +161,7 @@ def _keep(session: Session) -> None:
 
 
 def _close_with_worker() -> None:
-    """Close sessions at the end of a worker of multiprocessing, which runs finalizers but no atexit functions."""
+    """Close all sessions at the end of a multiprocessing worker, which runs finalizers but no atexit functions."""
     process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
     if process is not None and util is not None and process.parent_process() is not None:
         util.Finalize(None, _close_all, exitpriority=0)
@@ -176,9 +178,9 @@ def _close_unused(unused: queue.SimpleQueue[Session]) -> None:
 
 
 def let_go(held: Held) -> None:
-    """Arrange that a session is closed, because its Kit was garbage collected.
+    """Queue a session for closing because its Kit was garbage collected.
 
-    Any finalizer may call this: it takes no lock and closes nothing itself.
+    A finalizer may call this function: it acquires no lock and closes nothing itself.
     """
     session = held.session
     if session is not None and session.generation == forks.generation:

@@ -1,4 +1,4 @@
-"""Move kits to and from registries, to OCI layouts, and to ordinary images."""
+"""Transfer kits to and from registries, export them to OCI layouts, and convert them to ordinary images."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from kitfs.sdk.session import workspace_of
 class ConvertedImage:
     """The result of ``convert``.
 
-    ``digest``: of the image's manifest, or of its index when it has several platforms. ``uploaded``, ``mounted`` and
-    ``existed``: bytes of layers that were sent, that the registry took from another of its repositories, and that the
-    repository had.
+    ``digest``: the digest of the image's manifest, or of its index if it has several platforms. ``uploaded``: the bytes
+    of layers that were sent. ``mounted``: the bytes that the registry mounted from another of its repositories.
+    ``existed``: the bytes that the repository already had.
     """
 
     reference: str
@@ -51,11 +51,12 @@ def push(
     progress: Progress = False,
     **options: Unpack[TransferOptions],
 ) -> str:
-    """Push a kit of the store to its registry, or to ``destination``; return the digest of its manifest.
+    """Push a kit of the store to its registry or to ``destination``, and return the digest of its manifest.
 
-    ``destination``: registry/repository:tag, with more tags after commas. What the registry has is not sent, and an
-    interrupted push resumes when it is called again. ``progress``: see ``kitfs.sdk.progress``. Raises NotFound when the
-    kit is not in the store, RegistryError, StoreError, UsageError when no registry is named.
+    ``destination``: registry/repository:tag, or registry/repository:tag1,tag2 for several tags. Blobs that the registry
+    has are not sent, and an interrupted push resumes when the same call is made again. ``progress``: see
+    ``kitfs.sdk.progress``. Raises NotFound when the kit is not in the store, RegistryError, StoreError, UsageError when
+    the reference has no registry.
     """
     from kitfs.ops.transfer.push import push as run
 
@@ -74,12 +75,12 @@ def pull(
     progress: Progress = False,
     **options: Unpack[PullOptions],
 ) -> str:
-    """Pull a kit, and the kits that it takes its model from, into the store; return the digest of its manifest.
+    """Pull a kit and its parent kits into the store, and return the digest of its manifest.
 
-    The kit is verified, and stays until it is removed. ``labels`` choose one kit of an index, which gets the tag of the
-    index in the store. What a mount has fetched is not fetched again, and an interrupted pull resumes when it is
-    called again. ``progress``: see ``kitfs.sdk.progress``. Raises NotFound, RegistryError, IntegrityError,
-    ManifestError, KitfileError, StoreFull, StoreError, UsageError.
+    The kit is verified, and stays in the store until it is removed. ``labels``: labels that select one kit of an index;
+    in the store that kit gets the tag of the index. Bytes that a mount has fetched are not fetched again, and an
+    interrupted pull resumes when the same call is made again. ``progress``: see ``kitfs.sdk.progress``. Raises
+    NotFound, RegistryError, IntegrityError, ManifestError, KitfileError, StoreFull, StoreError, UsageError.
     """
     from kitfs.ops.transfer.pull import pull as run
 
@@ -98,11 +99,12 @@ def warm(
     progress: Progress = False,
     **options: Unpack[CopyOptions],
 ) -> str:
-    """Fetch layers of a kit into the store, and verify them, before it is mounted; return the digest of its manifest.
+    """Fetch and verify layers of a kit before it is mounted, and return the digest of its manifest.
 
-    A mount of these layers fetches nothing more, and can be sealed at once. Nothing is tagged, and the layers may be
-    evicted when the store needs room. ``reference``, ``only`` and ``labels``: see ``open``. ``progress``: see
-    ``kitfs.sdk.progress``. Raises StoreFull when the store cannot keep all layers, and what ``open`` raises.
+    A mount of these layers fetches nothing more, and can be sealed at once. The kit is not tagged in the store, and its
+    layers may be evicted when the store needs space. ``reference``, ``only`` and ``labels``: see ``open``.
+    ``progress``: see ``kitfs.sdk.progress``. Raises StoreFull when the layers do not all fit into the store, and the
+    errors of ``open``.
     """
     from kitfs.ops.transfer.warm import warm as run
 
@@ -124,11 +126,11 @@ def export(
     progress: Progress = False,
     **options: Unpack[Options],
 ) -> str:
-    """Write a kit to an OCI layout; return the digest of its manifest.
+    """Write a kit to an OCI layout, and return the digest of its manifest.
 
-    ``reference``: a kit of the store, else of its registry, or a layout. ``target``: oci:DIR[:tag] or
-    oci-archive:FILE[:tag]; a path is a directory. A directory that is a layout keeps its other manifests. ``remote``:
-    ask the registry also for a kit that is in the store. Raises UsageError for a target that is something else or an
+    ``reference``: a kit, which is looked up in the store and then at its registry, or a layout. ``target``:
+    oci:DIR[:tag], oci-archive:FILE[:tag], or the path of a directory. An existing layout keeps its other manifests.
+    ``remote``: ask the registry even for a kit that is in the store. Raises UsageError for any other target or an
     archive that exists, ContextError when the target cannot be written, NotFound, RegistryError, IntegrityError.
     """
     from kitfs.ops.transfer.export import export as run
@@ -151,11 +153,12 @@ def convert(
     progress: Progress = False,
     **options: Unpack[CopyOptions],
 ) -> ConvertedImage:
-    """Make an ordinary OCI image of a kit, over the same layers.
+    """Push a kit as an ordinary OCI image that uses the same layers.
 
-    ``image``: registry/repository:tag, with more tags after commas. ``platforms``: OS/ARCHITECTURE[/VARIANT]; several
-    make an index whose images share all layers. ``reference``, ``only`` and ``labels``: see ``open``. Raises
-    UnsupportedLayer for a layer that is not a tar, UsageError, and what ``open`` and ``push`` raise.
+    ``image``: registry/repository:tag, or registry/repository:tag1,tag2 for several tags. ``platforms``: strings
+    OS/ARCHITECTURE[/VARIANT]; for several platforms an index is pushed, and its images share all layers. ``reference``,
+    ``only`` and ``labels``: see ``open``. Raises UnsupportedLayer for a layer that is not a tar archive, UsageError,
+    and the errors of ``open`` and ``push``.
     """
     from kitfs.ops.transfer.image import convert as run
 
@@ -188,6 +191,6 @@ def _platform(text: str) -> tuple[str, str, str]:
 def _opened(
     workspace: Workspace, reference: str, only: Filters, labels: Mapping[str, str] | None, *, remote: bool
 ) -> closing[Kit]:
-    """Open the chosen layers of a kit, for a ``with`` block."""
+    """Open the selected layers of a kit, for a ``with`` block."""
     filters = [Filter.parse(text) for text in filters_of(only)]
     return closing(workspace.resolver.open(kit_reference(reference), filters=filters, labels=labels, remote=remote))

@@ -25,14 +25,14 @@ def unpack(
     progress: Progress = False,
     **options: Unpack[CopyOptions],
 ) -> str:
-    """Write the files of a kit to a directory, verified; return the digest of its manifest.
+    """Verify the files of a kit, write them to a directory, and return the digest of its manifest.
 
-    ``reference``, ``only`` and ``labels``: see ``open``; of a kit that is not in the store only what ``only`` selects
-    is fetched. A file that exists is an error, unless ``overwrite`` replaces it or ``ignore_existing`` keeps it.
-    ``include_remote``: also write datasets that the Kitfile takes from other kits or from S3. ``progress``: see
-    ``kitfs.sdk.progress``. An unpack that was killed resumes when the same call is made again. Raises UnsafePath for
-    entries that would leave the directory, ContextError for files that are in the way or cannot be written,
-    IntegrityError, LayerError, and what ``open`` raises.
+    ``reference``, ``only`` and ``labels``: see ``open``. Only the layers that ``only`` selects are fetched. An existing
+    file is an error, unless ``overwrite`` replaces it or ``ignore_existing`` keeps it. ``include_remote``: also write
+    datasets that the Kitfile takes from other kits or from S3. ``progress``: see ``kitfs.sdk.progress``. An unpack that
+    was killed resumes when the same call is made again. Raises UnsafePath for entries that would leave the directory,
+    ContextError for existing files and files that cannot be written, IntegrityError, LayerError, and the errors of
+    ``open``.
     """
     from kitfs.ops.unpack.unpack import unpack as run
 
