@@ -206,7 +206,7 @@ class Host:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def wait_gone(self, pid: int, *, seconds: float = 20) -> None:
+    def wait_gone(self, pid: int, *, seconds: float = 60) -> None:
         """Wait for the end of a process that is not a child of this process."""
         wait_until(lambda: not alive(pid), f"process {pid} did not end", seconds=seconds)
 
@@ -293,7 +293,7 @@ def sweep_stale() -> None:
             sweep(root, root / "run")
 
 
-def wait_until(fact: Any, message: str, *, seconds: float = 20) -> None:
+def wait_until(fact: Any, message: str, *, seconds: float = 60) -> None:
     """Poll until ``fact`` is true. A timeout fails the test with ``message``.
 
     This is for events that send no notification.

@@ -115,7 +115,7 @@ def test_backing_file_is_closed_with_the_last_handle(mount: Passing) -> None:
     for _ in range(50):
         assert mount.file.read_bytes() == BACKED
     wait_until(lambda: mount.transport.native_files == 0, "the backing file is still open")
-    assert mount.fs.open_handles == {}
+    wait_until(lambda: mount.fs.open_handles == {}, "a handle was not released")
 
 
 def test_file_that_is_verified_while_it_is_open_is_mixed(mount: Passing, opened: Callable[[Path], int]) -> None:

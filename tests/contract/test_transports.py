@@ -31,6 +31,7 @@ from kitfs.metrics import Counters
 from tests.conftest import needs
 from tests.errnos import errno_of
 from tests.fakes.filesystem import MTIME, Link, MemoryFileSystem
+from tests.host import wait_until
 
 pytestmark = pytest.mark.mount
 PATIENCE = 60.0
@@ -299,12 +300,14 @@ def test_a_missing_name_is_not_cached_while_it_may_still_appear(mount: Served) -
 
 
 def test_every_open_is_released(mount: Served) -> None:
-    """Every opened file and directory is released once the mount is gone."""
+    """Every file and directory that was opened is released soon after it was closed.
+
+    The kernel does not wait for a release, and drops the releases that are under way when the mount ends.
+    """
     for _ in range(20):
         (mount / "file").read_bytes()
         os.listdir(mount / "dir")
-    mount.end()
-    assert mount.fs.open_handles == {}
+    wait_until(lambda: mount.fs.open_handles == {}, "a handle was not released", seconds=PATIENCE)
 
 
 # -- failing and stalled reads

@@ -210,11 +210,13 @@ class _Importer:
             if file.digest is None:
                 return self._small(file, progress)  # the store has evicted it
             with contextlib.closing(self._store.blob(digest, size=file.size, source=self._snapshot.blob(file))) as blob:
-                fill(blob, file.size, progress, self._stop)
-                self._check()
                 try:
+                    fill(blob, file.size, progress, self._stop)  # wrong bytes may be found before its end
+                    self._check()
                     blob.verify()
                 except IntegrityError:
+                    if blob.failure is None:
+                        raise  # the hub sent fewer bytes than it listed
                     raise IntegrityError(
                         f"{file.path}: the downloaded content does not match the listed digest {digest}"
                     )

@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,8 @@ from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.fetch import GAP
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
+from tests.host import wait_until
+from tests.stores import unverified
 
 CHUNK = 32 << 10
 DATA = random.Random(3).randbytes(3_000_001)
@@ -30,14 +31,6 @@ DIGEST = Digest.of(DATA)
 
 def opened(store: Store, source: BytesSource | None, data: bytes = DATA) -> Blob:
     return store.blob(Digest.of(data), size=len(data), source=source)
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Wait for what another thread does; 20 s are for a machine that is busy."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 def test_random_read_fetches_its_chunk_and_no_more(store: Store) -> None:
@@ -86,7 +79,7 @@ def test_complete_blob_is_verified_by_reading_back(store: Store) -> None:
     """
     blob = opened(store, BytesSource(DATA))
     blob.fill()
-    wait_for(lambda: blob.sealed, blob.state)
+    wait_until(lambda: blob.sealed, blob.state)
     again = opened(store, None)
     assert (again.state, b"".join(again.stream())) == ("verified", DATA)
 
@@ -96,8 +89,9 @@ def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..
     source = BytesSource(DATA)
     source.lie_at = 2_000_000
     blob = opened(store, source)
-    blob.fill()
-    wait_for(lambda: blob.failure is not None and not os.path.exists(blob.directory), "never found")
+    with unverified(store):
+        blob.fill()
+    wait_until(lambda: blob.failure is not None and not os.path.exists(blob.directory), "never found")
     assert blob.state == "absent"
     for _ in range(2):
         with pytest.raises(IntegrityError, match="does not have its digest"):
@@ -105,7 +99,7 @@ def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..
     assert store.counters.get("integrity_failures") == 1
     fresh = opened(open_store(), BytesSource(DATA))
     fresh.fill()
-    wait_for(lambda: fresh.state == "verified", fresh.state)
+    wait_until(lambda: fresh.state == "verified", fresh.state)
 
 
 def test_failed_blob_is_reported_on_a_thread_without_locks(store: Store) -> None:
@@ -121,8 +115,9 @@ def test_failed_blob_is_reported_on_a_thread_without_locks(store: Store) -> None
         reported.append((digest, threading.current_thread().name, os.path.exists(store.path(digest))))
 
     store.on_failure(report)
-    blob.fill()
-    wait_for(lambda: len(reported) > 0, "never reported")
+    with unverified(store):
+        blob.fill()
+    wait_until(lambda: len(reported) > 0, "never reported")
     assert reported == [(DIGEST, "kitfs-store", False)]
 
 
@@ -133,8 +128,9 @@ def test_flipped_bit_is_found_before_verified(open_store: Callable[..., Store]) 
     blob.pread(0, 100)
     with Path(blob.directory, "rest").open("r+b") as f:
         f.write(bytes([DATA[0] ^ 1]))
-    blob.fill()
-    wait_for(lambda: blob.failure is not None and not os.path.exists(blob.directory), "never found")
+    with unverified(store):
+        blob.fill()
+    wait_until(lambda: blob.failure is not None and not os.path.exists(blob.directory), "never found")
     assert blob.state == "absent"
 
 
@@ -199,7 +195,7 @@ def test_source_without_ranges_is_streamed_once(store: Store, turns: bool) -> No
     with ThreadPoolExecutor(8) as pool:
         spans = [(at, 1000) for at in (2_900_000, 5, 1_500_000, 700_000)]
         assert list(pool.map(lambda s: blob.pread(*s), spans)) == [DATA[a : a + n] for a, n in spans]
-    wait_for(lambda: blob.state == "verified", blob.state)
+    wait_until(lambda: blob.state == "verified", blob.state)
     assert source.given <= len(DATA) + (4 * source.piece if turns else 0)
 
 
@@ -217,7 +213,7 @@ def test_decoded_form_is_read_up_to_where_it_stands(store: Store) -> None:
     assert b"".join(blob.stream()) == decoded_bytes
     assert len(source.asked) == 1
     wire.fill()
-    wait_for(lambda: wire.state == "verified", wire.state)
+    wait_until(lambda: wire.state == "verified", wire.state)
     blob.verify()
     assert blob.state == "verified"
     assert store.has_decoded(wire.digest)
@@ -232,8 +228,9 @@ def test_decoded_form_of_wrong_bytes_is_never_verified(store: Store) -> None:
     wire = opened(store, lying)
     blob = store.blob(wire.digest, size=None, source=BytesSource(b"decoded" * 1000, ranged=False, known=False), of=wire)
     assert blob.pread(0, 7) == b"decoded"
-    wire.fill()
-    wait_for(lambda: wire.failure is not None, "never found")
+    with unverified(store):
+        wire.fill()
+    wait_until(lambda: wire.failure is not None, "never found")
     with pytest.raises(IntegrityError):
         blob.pread(0, 7)
 
@@ -297,13 +294,13 @@ def test_size_that_contradicts_a_verified_blob(store: Store) -> None:
     store.blob(DIGEST, size=5, source=None).close()
     blob = opened(store, BytesSource(DATA))
     blob.fill()
-    wait_for(lambda: blob.sealed, blob.state)
+    wait_until(lambda: blob.sealed, blob.state)
     with pytest.raises(IntegrityError, match="its descriptor says 7"):
         store.blob(DIGEST, size=7, source=None)
 
 
 def test_closed_blob_ends_its_flights(store: Store) -> None:
-    """Closing while a source stalls returns once that piece is there, and leaves no thread."""
+    """Closing ends the requests that run ahead of a reader, and their threads."""
     source = BytesSource(DATA, piece=CHUNK)
     source.stall = threading.Event()
     blob = opened(store, source)
@@ -311,7 +308,7 @@ def test_closed_blob_ends_its_flights(store: Store) -> None:
     blob.pread(CHUNK, 10)
     source.stall.set()
     blob.close()
-    assert not [t for t in threading.enumerate() if t.name == "kitfs-fetch"]
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "kitfs-fetch"], "a thread is left")
 
 
 READER = """
@@ -367,7 +364,7 @@ def test_processes_fetch_each_byte_once_even_when_one_is_killed(
             assert child.stdin is not None
             child.stdin.write("go\n")
             child.stdin.flush()
-        wait_for(lambda: log.exists() and log.stat().st_size > 500, "nothing is fetched")
+        wait_until(lambda: log.exists() and log.stat().st_size > 500, "nothing is fetched")
         children[0].kill()
         for child in children[1:]:
             assert child.stdout is not None

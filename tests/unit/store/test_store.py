@@ -16,6 +16,7 @@ from kitfs.oci.names import Digest
 from kitfs.store.meta import chunk_size
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
+from tests.host import wait_until
 
 MIB = 1 << 20
 
@@ -123,16 +124,15 @@ def test_a_blob_that_is_larger_than_the_store_starts_over(open_store: Callable[.
     store = open_store(size_limit=2 * MIB, recheck=0.0)
     data = random.Random(7).randbytes(8 * MIB)
     blob = store.blob(Digest.of(data), size=len(data), source=BytesSource(data))
-    first = blob.directory
-    inode = os.stat(first).st_ino
-    for _ in range(500):
-        at = random.Random(_).randrange(7 * MIB)
-        assert blob.pread(at, 100_000) == data[at : at + 100_000]
-        if not os.path.exists(first) or os.stat(first).st_ino != inode:
-            break
-        time.sleep(0.01)
-    else:
-        raise AssertionError("the blob was never started over")
+    places = random.Random(8)
+    with open(os.path.join(blob.directory, "lease"), "rb") as first:  # open, so that its inode is not used again
+
+        def removed() -> bool:
+            at = places.randrange(7 * MIB)
+            assert blob.pread(at, 100_000) == data[at : at + 100_000]
+            return os.fstat(first.fileno()).st_nlink == 0
+
+        wait_until(removed, "the blob was never started over", seconds=60)
     assert blob.pread(5, MIB) == data[5 : 5 + MIB]
     assert blob.failure is None
 
@@ -144,13 +144,14 @@ def test_an_idle_blob_of_a_mount_is_evicted_for_another(open_store: Callable[...
     idle, busy = (store.blob(Digest.of(d), size=len(d), source=BytesSource(d)) for d in (one, two))
     assert b"".join(idle.stream()) == one
     idle.used -= 60.0
-    for _ in range(500):
-        at = random.Random(_).randrange(MIB)
+    places = random.Random(8)
+
+    def evicted() -> bool:
+        at = places.randrange(MIB)
         assert busy.pread(at, 4096) == two[at : at + 4096]
-        if store.counters.get("evicted_blobs"):
-            break
-        time.sleep(0.01)
-    assert store.counters.get("evicted_blobs") >= 1
+        return store.counters.get("evicted_blobs") >= 1
+
+    wait_until(evicted, "nothing was evicted", seconds=60)
     assert idle.pread(1000, 10) == one[1000:1010]
 
 
