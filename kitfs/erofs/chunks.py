@@ -1,12 +1,11 @@
-"""Where each block of a file lies: on a device, in the image, or in a hole; and the best chunk size for the file.
+"""Compute where each block of a file lies (on a device, in the image, or in a hole), and the file's best chunk size.
 
-EROFS divides a file into chunks of one size, and has one address for each chunk. An address counts blocks of 512 bytes,
-so a part of a file can stay on its device if it begins at a multiple of 512 there. Everything else must be copied into
-the image: parts at other offsets, and a last block that the device does not hold whole, or holds with bytes other than
-zero behind the end of the file. A chunk that is partly one and partly the other is copied whole, so the chunk size is
-chosen for which the addresses and copies take the fewest bytes.
-
-Pure.
+A device is a file of the store that contains the bytes of a layer. EROFS divides a file into chunks of equal size, and
+stores an address for each chunk. An address counts blocks of 512 bytes, so a part of a file can stay on its device if
+its offset there is a multiple of 512. Other parts must be copied into the image. The last block of a file must be
+copied, too, if the device ends inside the block or has bytes other than zero after the end of the file. A chunk that
+needs any copying is copied whole. So the best chunk size is the size at which addresses and copies take the fewest
+bytes together.
 """
 
 from __future__ import annotations
@@ -15,17 +14,20 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 BLOCK_BITS: Final = 9
-BLOCK: Final = 1 << BLOCK_BITS  # bytes; a tar member begins at a multiple of it
-MAX_BITS: Final = 31  # of the blocks of a chunk (EROFS_CHUNK_FORMAT_BLKBITS_MASK)
+BLOCK: Final = 1 << BLOCK_BITS  # bytes; the data of a tar member begins at a multiple of them
+MAX_BITS: Final = 31  # the binary logarithm of the blocks of a chunk is at most this (EROFS_CHUNK_FORMAT_BLKBITS_MASK)
 ADDRESS: Final = 8  # bytes of the address of a chunk
-MAX_BLOCKS: Final = (1 << 32) - 1  # of a device: the last address stands for a hole
-IMAGE: Final = 0  # the number of the device that is the image itself
-HOLE: Final = -1  # as the number of a device: the blocks are zeros
-COPY: Final = -2  # as the number of a device: the blocks are to be copied into the image
+MAX_BLOCKS: Final = (1 << 32) - 1  # blocks of a device, because the last address means a hole
+IMAGE: Final = 0  # the device number of the image itself
+HOLE: Final = -1  # a device number that means: the blocks are zeros
+COPY: Final = -2  # a device number that means: the blocks must be copied into the image
 
 
 class Extent(NamedTuple):
-    """The ``length`` bytes of a file at ``file_offset`` lie at ``offset`` of a device (1 for the first one)."""
+    """A piece of a file: its ``length`` bytes at ``file_offset`` lie at ``offset`` of a device.
+
+    The number of the first device is 1.
+    """
 
     file_offset: int
     device: int
@@ -34,7 +36,10 @@ class Extent(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Blocks ``start`` to ``stop`` of a file: on a ``device`` from block ``address`` on, or ``HOLE``, or ``COPY``."""
+    """The blocks from ``start`` to ``stop`` of a file, which lie on ``device`` from block ``address`` on.
+
+    ``device`` may also be ``HOLE`` or ``COPY``.
+    """
 
     start: int
     stop: int
@@ -43,7 +48,7 @@ class Run(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """The address of one chunk: ``device`` is ``COPY`` for a chunk that the image must hold."""
+    """The address of a chunk. ``device`` is ``COPY`` if the chunk must be copied into the image."""
 
     device: int
     address: int
@@ -52,8 +57,8 @@ class Chunk(NamedTuple):
 def runs_of(size: int, extents: Sequence[Extent], *, whole_tail: bool) -> list[Run]:
     """Return the runs of a file of ``size`` bytes, without gaps.
 
-    ``extents`` ascend and do not overlap. ``whole_tail`` says whether the block that holds the end of the file is whole
-    on its device, with zeros after the end. Raises ValueError for other extents.
+    ``extents`` must ascend and must not overlap, otherwise ValueError is raised. ``whole_tail`` is True if the device
+    has the whole last block of the file, with zeros after the end of the file.
     """
     runs: list[Run] = []
     total = -(-size // BLOCK)
@@ -64,8 +69,8 @@ def runs_of(size: int, extents: Sequence[Extent], *, whole_tail: bool) -> list[R
         at = extent.file_offset + extent.length
         if not extent.length:
             continue
-        first, last = extent.file_offset // BLOCK, -(-at // BLOCK)  # blocks that the extent touches
-        start, stop = -(-extent.file_offset // BLOCK), at // BLOCK  # blocks that it fills
+        first, last = extent.file_offset // BLOCK, -(-at // BLOCK)  # the blocks that the extent touches
+        start, stop = -(-extent.file_offset // BLOCK), at // BLOCK  # the blocks that the extent fills
         if at == size and whole_tail:
             stop = last
         if (extent.offset - extent.file_offset) % BLOCK:
@@ -80,7 +85,7 @@ def runs_of(size: int, extents: Sequence[Extent], *, whole_tail: bool) -> list[R
 
 
 def _append(runs: list[Run], run: Run) -> None:
-    """Append a run, after the hole before it. Two extents may touch the same block, which is copied then."""
+    """Append a run, and before it a hole if there is a gap. A block that two extents touch is copied."""
     end = runs[-1].stop if runs else 0
     if run.start > end:
         runs.append(Run(end, run.start, HOLE, 0))
@@ -101,8 +106,9 @@ def _continues(before: Run, after: Run) -> bool:
 
 
 def chunk_bits(runs: Sequence[Run]) -> tuple[int, int]:
-    """Return the best chunk size of a file, as the binary logarithm of its blocks, and the bytes that its addresses and
-    copies take in the image.
+    """Return (bits, cost) of the best chunk size of a file, which is ``1 << bits`` blocks.
+
+    The cost is the number of bytes that the addresses and the copies take in the image.
     """
     total = runs[-1].stop if runs else 0
     best, best_cost = 0, -1
@@ -118,10 +124,10 @@ def chunk_bits(runs: Sequence[Run]) -> tuple[int, int]:
 
 def _copied(runs: Sequence[Run], bits: int, total: int) -> int:
     """Return how many blocks of a file are copied if its chunks have ``1 << bits`` blocks."""
-    blocks = done = 0  # ``done`` chunks have been counted or passed
+    blocks = done = 0  # the chunks before number ``done`` have been counted, or need no copy
     for run in runs:
         first, last = run.start >> bits, -(-run.stop >> bits)
-        if run.device != COPY:  # only its first and its last chunk can be shared with other runs
+        if run.device != COPY:  # only the first and the last chunk of such a run can contain parts of other runs
             shared = {first} if run.start & ((1 << bits) - 1) else set()
             if run.stop & ((1 << bits) - 1) and run.stop < total:
                 shared.add(last - 1)

@@ -1,15 +1,15 @@
-"""Write an EROFS image: the directories and inodes of a tree, whose file contents stay on other devices.
+"""Write an EROFS image: the directories and inodes of a tree. The contents of its files stay on other devices.
 
     0      zeros; at 1024 the super block (128 bytes)
     1152   a slot of 128 bytes for each device
     then   extended attributes, inodes, directories, targets of symbolic links, and blocks of files that cannot stay on
            their device (``chunks``), in the order in which the tree is walked
 
-An inode has 64 bytes, then the numbers of its extended attributes, and of a file the addresses of its chunks. The
+An inode has 64 bytes. The numbers of its extended attributes follow, and for a file the addresses of its chunks. The
 number of an inode is its position in units of 32 bytes. Blocks have 512 bytes. Source: fs/erofs/erofs_fs.h of Linux.
 
-The tree is walked once, and only the entries of the directories from the root to the current one are kept, so memory
-does not grow with the number of files. Threading: a writer belongs to one thread.
+The tree is walked once. Only the entries of the directories on the path from the root to the current directory are in
+memory, so memory does not grow with the number of files. Threading: a writer belongs to one thread.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kitfs.erofs.chunks import (
 )
 from kitfs.erofs.refusal import Reason, Refusal
 
-MAX_DEVICES: Final = 16_000  # so that the number of the root, which follows their slots, fits into 16 bits
+MAX_DEVICES: Final = 16_000  # the root's inode follows the slots of the devices, and its number must fit into 16 bits
 MAX_IMAGE: Final = 1 << 30  # bytes of an image: a hundred times the image of a tree of 100,000 files
 
 _SUPER: Final = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
@@ -60,18 +60,19 @@ _TYPES: Final = {"file": (1, stat.S_IFREG), "dir": (2, stat.S_IFDIR), "symlink":
 
 
 class Device(NamedTuple):
-    """A file that contents of the tree lie in; ``size`` is in bytes, and ``tag`` names it in the image."""
+    """A file of ``size`` bytes that contains contents of the tree. ``tag`` identifies the device in the image."""
 
     size: int
     tag: str
 
 
 class Inode(NamedTuple):
-    """What the image says about one file, directory or symbolic link.
+    """A file, directory or symbolic link of the image.
 
-    ``key`` is equal for names of the same file, and different otherwise. ``kind`` is file, dir or symlink, ``mode``
-    permission bits, ``mtime`` seconds since the epoch. A file has its bytes in ``extents``, or in ``data``, which the
-    image then holds. ``attributes`` are names without "user.", and values.
+    Names of the same file have the same ``key``; no two files share a key. ``kind`` is "file", "dir" or "symlink",
+    ``mode`` has permission bits, and ``mtime`` is in seconds since the epoch. The bytes of a file are either in
+    ``extents``, or in ``data``, which is written into the image. ``attributes`` are pairs of a name without "user." and
+    a value.
     """
 
     key: int
@@ -88,8 +89,8 @@ class Inode(NamedTuple):
     attributes: Sequence[tuple[bytes, bytes]] = ()
 
 
-Children = Callable[[Inode], Iterable[tuple[bytes, Inode]]]  # the names in a directory, in any order
-Read = Callable[[int, int, int], bytes]  # (device, offset, length): bytes of a device
+Children = Callable[[Inode], Iterable[tuple[bytes, Inode]]]  # returns the names in a directory, in any order
+Read = Callable[[int, int, int], bytes]  # (device, offset, length) → bytes of the device
 
 
 class _Open(NamedTuple):
@@ -107,7 +108,7 @@ def write_image(
 ) -> None:
     """Write the image of the tree below ``root`` into ``out``, an empty file.
 
-    Raises Refusal for a tree that an image cannot describe, OSError, and what ``children`` and ``read`` raise.
+    Raises Refusal for a tree that an image cannot describe, OSError, and the errors of ``children`` and ``read``.
     """
     _Writer(out, devices, read, uuid).write(root, children)
 
@@ -122,8 +123,8 @@ class _Writer:
         self._uuid = uuid
         self._at = 0  # the end of the image
         self._count = 0  # inodes
-        self._shared: dict[tuple[bytes, bytes], int] = {}  # extended attributes, and where each of them is
-        self._linked: dict[int, int] = {}  # numbers of inodes that have several names
+        self._shared: dict[tuple[bytes, bytes], int] = {}  # the position of each extended attribute
+        self._linked: dict[int, int] = {}  # by key: the number of an inode that has several names
 
     def write(self, root: Inode, children: Children) -> None:
         self._append(bytes(_SLOTS_AT))
@@ -161,7 +162,7 @@ class _Writer:
         self._out.flush()
 
     def _append(self, data: bytes) -> int:
-        """Append bytes; return where they are."""
+        """Append bytes to the image, and return their position."""
         at = self._at
         if at + len(data) > MAX_IMAGE:
             raise Refusal(Reason.IMAGE, f"the image would have more than {MAX_IMAGE >> 20} MiB")
@@ -173,14 +174,14 @@ class _Writer:
         self._append(bytes(-self._at % unit))
 
     def _place(self, data: bytes) -> int:
-        """Append bytes as blocks of their own, with zeros behind them; return their first block."""
+        """Append bytes as whole blocks, padded with zeros, and return the number of the first block."""
         self._align(BLOCK)
         at = self._append(data)
         self._align(BLOCK)
         return at // BLOCK
 
     def _enter(self, inode: Inode, children: Children) -> _Open:
-        """Reserve the inode of a directory; it is filled in after its children were written."""
+        """Reserve the space for the inode of a directory. ``_leave`` writes it after the directory's children."""
         shared = self._attributes(inode)
         self._align(32)
         at = self._append(bytes(_INODE.size) + shared)
@@ -188,7 +189,7 @@ class _Writer:
         return _Open(inode, at, at // 32, iter(children(inode)), [])
 
     def _leave(self, directory: _Open, above: int) -> None:
-        """Write the entries of a directory, and its inode."""
+        """Write the entries and the inode of a directory whose children are written."""
         entries = sorted([(b".", directory.number, 2), (b"..", above, 2), *directory.entries])
         self._align(BLOCK)
         block = self._at // BLOCK
@@ -197,14 +198,14 @@ class _Writer:
             self._align(BLOCK)
             self._append(data)
             size = self._at - block * BLOCK
-        self._align(BLOCK)  # a zero ends the last name
+        self._align(BLOCK)  # the padding ends the last name with a zero
         shared = self._attributes(directory.inode)
         self._out.seek(directory.at)
         self._out.write(self._packed(directory.inode, _PLAIN, size, block, directory.number, len(shared)))
         self._out.seek(self._at)
 
     def _add(self, inode: Inode) -> int:
-        """Write the inode of a file or a symbolic link; return its number."""
+        """Write the inode of a file or a symbolic link, and return its number."""
         shared = self._attributes(inode)
         layout, unit, addresses = _PLAIN, 0, b""
         size = inode.size
@@ -239,7 +240,10 @@ class _Writer:
         )  # fmt: skip
 
     def _attributes(self, inode: Inode) -> bytes:
-        """Return what follows an inode to name its extended attributes, which are written where they are first used."""
+        """Return the bytes that follow an inode and refer to its extended attributes.
+
+        An attribute is written to the image when the first inode uses it.
+        """
         if not inode.attributes:
             return b""
         numbers = []
@@ -253,10 +257,10 @@ class _Writer:
         return _ATTRIBUTES.pack(0, len(numbers)) + struct.pack(f"<{len(numbers)}I", *numbers)
 
     def _contents(self, inode: Inode) -> tuple[int, bytes]:
-        """Copy what of a file cannot stay on its device; return its chunk bits and the addresses of its chunks."""
+        """Copy the chunks of a file that cannot stay on its device; return its chunk bits and its chunk addresses."""
         whole_tail = self._has_whole_tail(inode)
         if whole_tail and len(inode.extents) == 1 and inode.extents[0].length == inode.size <= BLOCK << MAX_BITS:
-            _, device, offset, _ = inode.extents[0]  # nearly every file: one part, which can stay where it is
+            _, device, offset, _ = inode.extents[0]  # the usual case: the file is one piece, which can stay in place
             if offset % BLOCK == 0:
                 return max(0, (inode.size - 1) // BLOCK).bit_length(), _ADDRESS.pack(0, device, offset // BLOCK)
         try:
@@ -278,7 +282,7 @@ class _Writer:
         return bits, bytes(found)
 
     def _has_whole_tail(self, inode: Inode) -> bool:
-        """Tell whether the block that holds the end of a file is whole on its device, with zeros after the end."""
+        """Return whether the device has the whole last block of a file, with zeros after the end of the file."""
         rest = -inode.size % BLOCK
         if not rest or not inode.extents:
             return True
@@ -289,7 +293,7 @@ class _Writer:
         return not any(self._read(last.device, end, rest))
 
     def _gathered(self, inode: Inode, start: int, stop: int) -> bytes:
-        """Return the bytes of a part of a file."""
+        """Return the bytes of a file from ``start`` to ``stop``."""
         piece = bytearray(stop - start)
         first = max(0, bisect_right(inode.extents, start, key=lambda e: e.file_offset) - 1)
         for extent in islice(inode.extents, first, None):
@@ -305,7 +309,7 @@ class _Writer:
 
 
 def _directory_blocks(entries: Sequence[tuple[bytes, int, int]]) -> Iterator[bytes]:
-    """Yield the blocks of a directory whose entries are sorted by name as bytes."""
+    """Yield the blocks of a directory. Its entries must be sorted by the bytes of their names."""
     first = 0
     while first < len(entries):
         used = last = 0

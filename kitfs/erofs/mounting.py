@@ -1,10 +1,10 @@
-"""The system calls of sealed mounts: mount an EROFS image, put it under another mount, take that mount away.
+"""Make the system calls for sealed mounts: mount an EROFS image, attach it beneath another mount, detach that mount.
 
-A new mount belongs to no directory until it is attached, so that it can be examined first. Every refusal of the kernel
-is a ``Refusal``, whose reason says whether the user, the kernel or the file system of the store is the cause.
-Sources: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), umount2(2).
+A new mount is not attached to a directory at first, so that it can be examined before anybody sees it. If the kernel
+refuses a call, ``Refusal`` is raised; its reason says whether the user, the kernel or the file system of the store is
+the cause. Sources: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), umount2(2).
 
-Threading: functions without state; any thread.
+Threading: any thread may call the functions.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Final, NamedTuple
 from kitfs.erofs.refusal import OLDEST, Reason, Refusal
 
 FSTYPE: Final = "erofs"
-UNNAMED: Final = "kitfs"  # the source of a mount whose own cannot be the name of a file
+UNNAMED: Final = "kitfs"  # the source of a mount, if the intended source cannot be the name of a file
 LONGEST: Final = 255  # bytes of the value of a mount parameter
 _FSOPEN, _FSCONFIG, _FSMOUNT, _MOVE_MOUNT = 430, 431, 432, 429  # the same on every architecture but Alpha
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6  # commands of fsconfig
-_CLOEXEC: Final = 1  # of fsopen and of fsmount
+_CLOEXEC: Final = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
 _READ_ONLY, _NO_SUID, _NO_DEV = 1, 2, 4  # MOUNT_ATTR_
 _FROM_EMPTY, _TO_EMPTY, _BENEATH = 0x4, 0x40, 0x200  # MOVE_MOUNT_
 _DETACH: Final = 2  # MNT_DETACH
@@ -35,7 +35,7 @@ _CLONE_FS: Final = 0x200
 
 
 class NewMount(NamedTuple):
-    """A mount: its descriptor, its device as mountinfo has it ("major:minor"), and the kernel's id of the mount."""
+    """A mount: its file descriptor, its device in the form of mountinfo ("major:minor"), and its id in the kernel."""
 
     fd: int
     dev: str
@@ -43,7 +43,7 @@ class NewMount(NamedTuple):
 
 
 def check_system() -> None:
-    """Raise Refusal if this user on this kernel cannot mount EROFS images that are files."""
+    """Raise Refusal if this user cannot mount a file as an EROFS image on this kernel."""
     if sys.platform != "linux":
         raise Refusal(Reason.SYSTEM)
     if os.geteuid() != 0:
@@ -58,16 +58,16 @@ def _kernel() -> tuple[int, ...]:
 
 
 def mount_image(image: int, devices: Sequence[int], source: str, *, scratch: str) -> NewMount:
-    """Mount an EROFS image, which is open as ``image``, and its ``devices``, without a directory to be seen at.
+    """Mount an EROFS image, without attaching the mount to a directory. Raises Refusal.
 
-    ``source`` is what the table of mounts is to show. The kernel opens the image by that name, so a link of that name
-    is made in a new directory below ``scratch`` for the time of the call. Raises Refusal.
+    ``image`` and ``devices`` are file descriptors. ``source`` is the source that the mount table shows. The kernel
+    opens the image by that name, so the function makes a link of that name in a temporary directory in ``scratch``.
     """
     found: list[NewMount | BaseException] = []
 
     def run() -> None:
         try:
-            # The name is relative to the working directory, which this thread shares with no other thread from here on.
+            # The name is relative to the working directory. From here on, no other thread shares it with this thread.
             _check(_libc().unshare(_CLONE_FS))
             with tempfile.TemporaryDirectory(dir=scratch, prefix="mount-") as directory:
                 name = _linked(directory, source, image)
@@ -90,8 +90,9 @@ def mount_image(image: int, devices: Sequence[int], source: str, *, scratch: str
 
 
 def _linked(directory: str, source: str, image: int) -> str:
-    """Make a link to an open file, whose name relative to ``directory`` is ``source``; return its name, which is
-    another if ``source`` cannot be a name.
+    """Make a link to an open file in a directory, and return the name of the link.
+
+    The name is ``source``, or ``UNNAMED`` if ``source`` cannot be the name of a file.
     """
     parts = source.split("/")
     usable = all(part and part not in (".", "..") and len(os.fsencode(part)) <= LONGEST for part in parts)
@@ -135,18 +136,18 @@ def _refusal(error: OSError, said: str, fd: int) -> Refusal:
 
 
 def _messages(context: int) -> str:
-    """Return what the kernel has logged for a mount, without its prefixes."""
+    """Return the messages that the kernel has logged for a mount, without their prefixes."""
     said = []
     try:
         while line := os.read(context, 4096):
             said.append(os.fsdecode(line).strip().partition(" ")[2])
     except OSError:
-        pass  # ENODATA: there is no further message
+        pass  # ENODATA: the log has no further message
     return "; ".join(said)
 
 
 def file_system_of(fd: int) -> str:
-    """Return the type of the file system that an open file is on, as mountinfo has it; "unknown" if none is found."""
+    """Return the type of the file system of an open file, as mountinfo names it; "unknown" if it is not found."""
     device = os.fstat(fd).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}".encode()
     with open("/proc/self/mountinfo", "rb") as f:
@@ -158,14 +159,14 @@ def file_system_of(fd: int) -> str:
 
 
 def mount_number(fd: int) -> int:
-    """Return the kernel's id of the mount that an open file belongs to (proc_pid_fdinfo(5))."""
+    """Return the id in the kernel of the mount that an open file belongs to (proc_pid_fdinfo(5))."""
     with open(f"/proc/self/fdinfo/{fd}", "rb") as f:
         found = re.search(rb"^mnt_id:\s*(\d+)$", f.read(), re.MULTILINE)
     return int(found[1]) if found else 0
 
 
 def attach(mount: NewMount, mountpoint: str) -> None:
-    """Show a new mount at a directory. Raises Refusal."""
+    """Attach a new mount to a directory. Raises Refusal."""
     try:
         _call(_MOVE_MOUNT, mount.fd, b"", _AT_FDCWD, os.fsencode(mountpoint), _FROM_EMPTY)
     except OSError as e:
@@ -173,9 +174,9 @@ def attach(mount: NewMount, mountpoint: str) -> None:
 
 
 def attach_beneath(mount: NewMount, top: int) -> None:
-    """Put a new mount under the mount whose root is open as ``top`` (O_PATH): it appears when that mount goes.
+    """Attach a new mount beneath another mount; it becomes visible when that mount is detached. Raises Refusal.
 
-    Raises Refusal.
+    ``top`` is a descriptor (O_PATH) of the root of the other mount.
     """
     try:
         _call(_MOVE_MOUNT, mount.fd, b"", top, b"", _FROM_EMPTY | _TO_EMPTY | _BENEATH)
@@ -184,7 +185,7 @@ def attach_beneath(mount: NewMount, top: int) -> None:
 
 
 def detach(top: int) -> None:
-    """Take the mount away whose root is open as ``top`` (O_PATH); its open files can be used on. Raises OSError."""
+    """Detach the mount whose root is open as ``top`` (O_PATH). Open files of the mount stay usable. Raises OSError."""
     _check(_libc().umount2(f"/proc/self/fd/{top}".encode(), _DETACH))
 
 

@@ -1,15 +1,15 @@
-"""Why a kit cannot be mounted as EROFS. Pure."""
+"""Define the reasons for which a kit cannot be mounted as EROFS."""
 
 from __future__ import annotations
 
 from enum import Enum
 from typing import Final
 
-OLDEST: Final = (6, 12)  # the first Linux that mounts EROFS images which are files
+OLDEST: Final = (6, 12)  # the first version of Linux that mounts a file as an EROFS image
 
 
 class Reason(Enum):
-    """The kinds of refusals; the value is a text for people, which ``Refusal`` may replace by a more exact one."""
+    """The reason of a refusal. The value is a text for people; a ``Refusal`` may have a more exact text."""
 
     SETTING = "the mount has --seal never"
     TRANSPORT = "the mount has --transport libfuse"
@@ -29,7 +29,7 @@ class Reason(Enum):
 
 
 class Refusal(Exception):  # noqa: N818 - a refusal is not an error: the kit is served by FUSE
-    """A kit is not mounted as EROFS, because of ``reason``. The text says more where there is more to say."""
+    """A kit is not mounted as EROFS, because of ``reason``. The text may give details."""
 
     def __init__(self, reason: Reason, text: str = "") -> None:
         super().__init__(text or reason.value)

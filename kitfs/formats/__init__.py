@@ -1,1 +1,1 @@
-"""Headers of model files: safetensors and GGUF. Only headers are read, never the values of tensors."""
+"""Read the headers of model files (safetensors and GGUF). The values of tensors are never read."""

@@ -1,7 +1,7 @@
-"""The tensors of a GGUF file, read from its header. Metadata values and tensor values are skipped, not read.
+"""List the tensors of a GGUF file from its header, without reading metadata values or tensor values.
 
-Follows ggml's docs/gguf.md, versions 2 and 3, little and big endian. A header that contradicts itself raises
-LayerError. At most ``MAX_HEADER`` bytes are read.
+The format is described in ggml's docs/gguf.md. Versions 2 and 3 are supported, little and big endian. A header that
+contradicts itself raises LayerError. At most ``MAX_HEADER`` bytes are read.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from kitfs.formats.header import MAX_HEADER, Read, Tensor, read_exactly
 
 MAX_TENSORS: Final = 1_000_000
 MAX_KEYS: Final = 1_000_000
-MAX_NAME: Final = 65_535  # bytes of a key (gguf.md); tensor names are limited to 64 there, which writers ignore
-MAX_DIMENSIONS: Final = 8  # ggml itself has four
-MAX_DEPTH: Final = 8  # of arrays inside arrays
+MAX_NAME: Final = 65_535  # bytes: gguf.md's limit for keys. Its limit of 64 for tensor names is ignored by writers
+MAX_DIMENSIONS: Final = 8  # ggml supports four
+MAX_DEPTH: Final = 8  # the number of arrays inside each other
 BLOCK: Final = 64 << 10  # bytes of one read
 TYPES: Final = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
@@ -24,18 +24,19 @@ TYPES: Final = {
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
     29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip
-WIDTHS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # type of a value → bytes
+WIDTHS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type → bytes
 STRING: Final = 8
 ARRAY: Final = 9
 
 
 def gguf(size: int, read: Read) -> list[Tensor]:
-    """List the tensors of a file of ``size`` bytes, in the order of its header. Raises LayerError if it is damaged or
-    has another version than 2 or 3.
+    """List the tensors of a file of ``size`` bytes, in the order of its header.
+
+    Raises LayerError if the file is damaged, or if its version is not 2 or 3.
     """
     cursor = _Cursor(size, read)
     if cursor.take(4) != b"GGUF":
-        raise LayerError("not a GGUF file")
+        raise LayerError("the file is not a GGUF file")
     version = cursor.number("I")
     if version & 0xFFFF == 0 and version:
         cursor.order, version = ">", version >> 24 | version >> 8 & 0xFF00
@@ -67,9 +68,9 @@ def _tensor(cursor: _Cursor) -> Tensor:
 
 
 class _Cursor:
-    """A position in the first ``MAX_HEADER`` bytes of a file, which are read block by block as they are needed.
+    """A position in the first ``MAX_HEADER`` bytes of a file, which are read in blocks when they are needed.
 
-    ``order`` is the byte order in struct's notation.
+    ``order`` is the byte order in the notation of the struct module.
     """
 
     def __init__(self, size: int, read: Read) -> None:
@@ -77,11 +78,11 @@ class _Cursor:
         self._size = size
         self._read = read
         self._at = 0
-        self._start = 0  # of the block in the file
+        self._start = 0  # the offset of the block in the file
         self._block = b""
 
     def take(self, size: int) -> bytes:
-        """Read the next ``size`` bytes and move behind them."""
+        """Read the next ``size`` bytes and advance past them."""
         self._check(size)
         if not self._start <= self._at <= self._at + size <= self._start + len(self._block):
             self._start = self._at
@@ -91,19 +92,19 @@ class _Cursor:
         return self._block[at : at + size]
 
     def skip(self, size: int) -> None:
-        """Move ``size`` bytes ahead without reading them."""
+        """Advance by ``size`` bytes without reading them."""
         self._check(size)
         self._at += size
 
     def _check(self, size: int) -> None:
-        """Raises LayerError if the next ``size`` bytes lie outside of the file or of what may be read of it."""
+        """Raise LayerError if the next ``size`` bytes extend past the end of the file or past ``MAX_HEADER``."""
         if self._at + size > self._size:
             raise LayerError(f"the GGUF file ends at byte {self._size}, inside its header")
         if self._at + size > MAX_HEADER:
             raise LayerError(f"the header of the GGUF file has more than {MAX_HEADER} bytes")
 
     def number(self, form: str) -> int:
-        """Read an unsigned number; ``form`` is its letter in struct's notation."""
+        """Read an unsigned number; ``form`` is its format character in the struct module."""
         value: int = struct.unpack(self.order + form, self.take(struct.calcsize(f"={form}")))[0]
         return value
 
@@ -132,4 +133,4 @@ class _Cursor:
             for _ in range(count):
                 self.skip_value(inner, depth + 1)
         else:
-            raise LayerError(f"a metadata value of the GGUF file has type {kind}, which is not known here")
+            raise LayerError(f"a metadata value of the GGUF file has type {kind}, which is unknown")

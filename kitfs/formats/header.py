@@ -1,6 +1,6 @@
-"""What the readers of all formats share: the value ``Tensor``, the limit of a header, and exact reads.
+"""Define what the readers of all formats share: the value ``Tensor``, the limit of a header, and exact reads.
 
-Pure, except for the ``read`` function that the caller passes in.
+The only I/O is done by the ``read`` function that the caller passes in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from kitfs.errors import LayerError
 
-Read = Callable[[int, int], bytes]  # (offset, size) → bytes; fewer than size only at the end of the file
+Read = Callable[[int, int], bytes]  # (offset, size) → bytes; fewer than ``size`` only at the end of the file
 
 MAX_HEADER: Final = 32 << 20  # bytes; a model of a hundred thousand tensors needs a tenth of this
 
@@ -18,8 +18,8 @@ MAX_HEADER: Final = 32 << 20  # bytes; a model of a hundred thousand tensors nee
 class Tensor(NamedTuple):
     """One tensor of a file.
 
-    ``dtype`` is the format's own name of the type. ``shape`` is in the format's own order (GGUF stores the fastest
-    dimension first).
+    ``dtype`` is the format's own name of the element type. ``shape`` is in the format's own order: GGUF stores the
+    dimension that varies fastest first.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The tensors of a safetensors file, read from its header. Tensor values are never read.
+"""List the tensors of a safetensors file from its header, without reading tensor values.
 
 The format is described in the README of the ``safetensors`` project: 8 bytes with the length of the header (little
 endian), then the header as a JSON object, then the values. A header that contradicts itself raises LayerError. At most

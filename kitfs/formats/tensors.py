@@ -1,4 +1,4 @@
-"""The tensors of a file, whose format is chosen by the ending of its name."""
+"""List the tensors of a file. The extension of its name determines its format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kitfs.formats.safetensors import safetensors
 
 
 def has_tensors(path: str) -> bool:
-    """Return whether the name of a file says that its tensors can be listed."""
+    """Return whether tensors can be listed for a file, judging by the extension of its name."""
     return path.endswith((".safetensors", ".gguf"))
 
 

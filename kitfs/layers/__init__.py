@@ -1,1 +1,1 @@
-"""What is inside a blob: indexes of tar and raw layers, decoders."""
+"""Read the contents of layer blobs: decode them, and index the files in tar and raw layers."""

@@ -1,4 +1,4 @@
-"""Find the files and directories of a layer that other users may not read or enter. Pure."""
+"""Find the files and directories of a layer that other users may not read or enter."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SEARCH: Final = 0o005  # the mode bits that let others list and enter a director
 
 
 class Closed(NamedTuple):
-    """Counts of the files that others may not read, and of the directories that they may not list or enter.
+    """The number of files that other users may not read, and of directories that they may not list or enter.
 
-    ``file`` and ``directory`` are an example of each, with its mode.
+    ``file`` and ``directory`` are an example of each: a path with its mode.
     """
 
     files: int = 0
@@ -36,12 +36,12 @@ class Closed(NamedTuple):
         return " and ".join(parts)
 
     def only(self, *, files: bool, directories: bool) -> Closed:
-        """Return the same without its files, or without its directories."""
+        """Return a copy without the files, or without the directories, whose argument is False."""
         return Closed(self.files if files else 0, self.directories if directories else 0, self.file, self.directory)
 
 
 def closed_to_others(index: LayerIndex) -> Closed:
-    """Return what is closed in a layer. The index has counted it."""
+    """Return the counts and examples of one layer, which its index contains."""
     counts = index.counts
     examples = (
         f"{index.path(row)}, mode {index.mode(row):04o}" if count else ""
@@ -54,7 +54,7 @@ def closed_to_others(index: LayerIndex) -> Closed:
 
 
 def summed(counts: Iterable[Closed]) -> Closed:
-    """Add up counts; the examples are the first ones."""
+    """Add up the counts of several layers. The examples are those of the first layer that has any."""
     total = Closed()
     for count in counts:
         if count:

@@ -1,8 +1,8 @@
-"""Makes the index of a layer, entry by entry, whatever the archive format.
+"""Build the index of a layer entry by entry, for any archive format.
 
-``IndexBuilder`` applies the rules of the manual's *Semantics* between the entries of one layer, and ``finish`` writes
-the columns of ``index``. Nothing is read here. Entries go straight into arrays: some 60 bytes and its path for each
-while they come, and twice that in ``finish``. Threading: a builder belongs to one thread.
+``IndexBuilder`` applies the rules of the manual's *Semantics* to the entries of one layer, and ``finish`` writes the
+columns that ``index`` describes. This module reads no files. The entries are collected in arrays: an entry takes about
+60 bytes besides its path, and ``finish`` takes twice as much. Threading: a builder belongs to one thread.
 """
 
 from __future__ import annotations
@@ -32,27 +32,29 @@ from kitfs.layers.index import (
 from kitfs.layers.index_file import pack
 from kitfs.layers.names import PATH_MAX, Skipped, SkipReason, clean, encoded, shortened
 
-IMPLIED_COST: Final = 128  # characters that a directory without an entry counts for, besides its path
-MAX_BYTES: Final = (1 << 32) - 1  # of all paths together, which "name_at" counts
+IMPLIED_COST: Final = 128  # characters charged for a directory without an entry, besides its path
+MAX_BYTES: Final = (1 << 32) - 1  # bytes of all paths together, because "name_at" has 32 bits
 BLOCK: Final = 4096  # bytes of a block of statfs(2)
-FILLED: Final = 1 << 14  # something is below the directory; only while an index is built
+FILLED: Final = 1 << 14  # a flag: the directory has entries below it; used only while an index is built
 
 
 class IndexBuilder:
-    """Takes the entries of an archive in their order and keeps the winners.
+    """A builder that accepts the entries of an archive in their order, and keeps the entry that wins each name.
 
-    The order decides as with GNU tar. Of two files (or symlinks) of one name the later wins. A directory replaces a
-    file; a file replaces an empty directory, and is skipped if something is below the directory. An entry below a
-    file or symlink is skipped. Of two directories of one name, the first one's mode counts.
+    The order decides, as in GNU tar. If two files or symbolic links have the same name, the later entry wins. A
+    directory replaces a file. A file replaces an empty directory, but is skipped if the directory has entries below it.
+    An entry below a file or a symbolic link is skipped. If two directories have the same name, the mode of the first
+    entry counts.
 
-    Raises LayerLimit for more than ``max_entries`` entries, and for more than 256 characters of names and targets for
-    each of them (16 Mi at least), because short entries can imply long chains of directories.
+    Raises LayerLimit for more than ``max_entries`` entries, and for names and targets that have more than
+    256 * ``max_entries`` characters together (but 16 Mi are always allowed), because short entries can imply long
+    chains of directories.
     """
 
     def __init__(self, *, max_entries: int) -> None:
         self._max_entries = max_entries
         self._count = 0
-        self._name_budget = max(16 << 20, 256 * max_entries)  # characters that names and targets may still take
+        self._name_budget = max(16 << 20, 256 * max_entries)  # characters that names and targets may still have
         self._paths = bytearray()
         self._path_at = array("I", (0, 0))
         self._parent = array("I", (0,))
@@ -60,7 +62,7 @@ class IndexBuilder:
         self._a = array("Q", (0,))
         self._b = array("Q", (0,))
         self._seq = array("I", (0,))  # the number of the entry that won the row
-        self._file = array("I", (0,))  # the number of the file, if hard links gave it names
+        self._file = array("I", (0,))  # the number of the file, for files that have hard links
         self._in_order = True  # whether rows with an entry are in the order of the archive
         self._slots = array("I", bytes(4 << 10))  # hash table of rows by path, with open addressing; 0 is a free slot
         self._last_parent = (b"", 0)
@@ -70,18 +72,18 @@ class IndexBuilder:
         self._skips = 0
 
     def skip(self, name: str, reason: SkipReason, detail: str = "", *, link: str = "") -> None:
-        """Count an entry and note why it is not in the tree; ``Skipped`` explains ``detail`` and ``link``."""
+        """Count an entry, and record why it is not in the tree. ``Skipped`` explains ``detail`` and ``link``."""
         self.skip_data()
         self._leave_out(name, reason, detail, link)
 
     def skip_data(self) -> None:
-        """Count an entry that nobody misses in a tree, such as a volume label."""
+        """Count an entry that has no file and is not reported as skipped, such as a volume label."""
         self._count += 1
         if self._count > self._max_entries:
             raise LayerLimit(f"more than {self._max_entries} entries; raise the limit with --max-entries")
 
     def add_file(self, name: str, size: int, mode: int, extents: tuple[Extent, ...]) -> None:
-        """Add a regular file; ``size`` is in bytes."""
+        """Add a regular file of ``size`` bytes."""
         flags = FILE | mode & PERMISSIONS
         if len(extents) == 1 and extents[0][0] == 0 and extents[0][2] == size:
             self._add(name, flags, size, extents[0][1])
@@ -94,11 +96,11 @@ class IndexBuilder:
             self._add(name, flags | SPREAD, size, first << 32 | len(extents))
 
     def add_directory(self, name: str, mode: int) -> None:
-        """Add a directory. An entry of the root itself counts, but its mode does not."""
+        """Add a directory. An entry for the root is counted, but its mode is ignored."""
         self._add(name, DIRECTORY | mode & PERMISSIONS, 0, 0)
 
     def add_symlink(self, name: str, target: str) -> None:
-        """Add a symbolic link. Its target is kept as it is, wherever it points."""
+        """Add a symbolic link. Its target is stored unchanged, even if it points out of the tree."""
         raw = encoded(target)
         if not target or "\0" in target or len(raw) > PATH_MAX:
             self.skip(name, SkipReason.UNUSABLE_TARGET)
@@ -107,9 +109,9 @@ class IndexBuilder:
             self._targets += raw
 
     def add_hard_link(self, name: str, target: str) -> None:
-        """Add another name of an earlier file or symlink.
+        """Add another name of an earlier file or symbolic link.
 
-        A link of a file to itself, which GNU tar writes for a file that was named twice, changes nothing.
+        A link from a file to itself changes nothing. GNU tar writes such a link if it is given a file twice.
         """
         first, reason = clean(target)
         if reason is not None:
@@ -142,7 +144,7 @@ class IndexBuilder:
             raise LayerLimit("the file names use too much memory; raise the limit with --max-entries")
 
     def _add(self, name: str, flags: int, a: int, b: int) -> int:
-        """Add an entry; return its row, or -1 if it does not have the name now."""
+        """Add an entry; return its row, or -1 if an earlier entry of that name stays."""
         path, reason = clean(name)
         if reason is not None:
             self.skip(name, reason)
@@ -177,8 +179,9 @@ class IndexBuilder:
         return row
 
     def _enter(self, name: str, path: bytes) -> int:
-        """Return the row of a directory, which is implied with those above it if it has none; -1 if one of them is a
-        file or a symlink.
+        """Return the row of a directory; add rows for it and for the directories above it where they are missing.
+
+        Returns -1 if the path, or a path above it, is a file or a symbolic link.
         """
         known, row = self._last_parent
         if path == known and not self._flags[row] & KIND_BITS:
@@ -201,7 +204,7 @@ class IndexBuilder:
         return row
 
     def _find(self, path: bytes) -> int:
-        """Return the row of a path; -1 if there is none."""
+        """Return the row of a path; -1 if the path does not exist."""
         if not path:
             return 0
         slots, path_at, paths = self._slots, self._path_at, self._paths
@@ -214,9 +217,9 @@ class IndexBuilder:
         return -1
 
     def _new(self, path: bytes, parent: int, flags: int, a: int, b: int) -> int:
-        """Add a row for a path that has none."""
+        """Add a row for a path that has no row yet."""
         if len(self._paths) + len(path) > MAX_BYTES:
-            raise LayerLimit(f"its paths have more than {MAX_BYTES} bytes")
+            raise LayerLimit(f"the paths of its entries have more than {MAX_BYTES} bytes together")
         row = len(self._parent)
         self._paths += path
         self._path_at.append(len(self._paths))
@@ -242,7 +245,7 @@ class IndexBuilder:
         slots[slot] = row
 
     def finish(self) -> LayerIndex:
-        """Return the index of the entries that were added; the builder cannot be used any more."""
+        """Return the index of the entries that were added. The builder cannot be used after that."""
         self._slots = array("I")
         members = self._in_archive_order()
         rows, new = self._breadth_first()
@@ -273,8 +276,9 @@ class IndexBuilder:
         return found if self._in_order else array("I", sorted(found, key=self._seq.__getitem__))
 
     def _breadth_first(self) -> tuple[array[int], array[int]]:
-        """Return the rows in the order of the index, and for each row its number there. Directories get their children
-        in ``a`` and ``b``.
+        """Return the rows in the order of the index, and for each row its number there.
+
+        The children of each directory are entered in ``a`` and ``b``.
         """
         parent, path_at, paths = self._parent, self._path_at, self._paths
         count = len(parent)
@@ -303,7 +307,7 @@ class IndexBuilder:
         return rows, new
 
     def _names(self, rows: array[int]) -> tuple[bytearray, array[int]]:
-        """Return the last components of the paths, and where each begins."""
+        """Return the last components of the paths in one string, and where each component begins in it."""
         parent, path_at, paths = self._parent, self._path_at, self._paths
         names, name_at = bytearray(), array("I", (0, 0))
         for number in range(1, len(rows)):
@@ -315,7 +319,7 @@ class IndexBuilder:
         return names, name_at
 
     def _links(self, members: array[int], new: array[int]) -> tuple[array[int], array[int], array[int]]:
-        """Return the columns of files with several names, and mark their rows."""
+        """Return the columns "linked", "first" and "nlink", and mark the rows of files with several names."""
         file, flags = self._file, self._flags
         ordered = sorted((file[row] << 32 | place for place, row in enumerate(members) if file[row]))
         found: list[tuple[int, int, int]] = []
@@ -371,7 +375,7 @@ class IndexBuilder:
 
 
 def _runs(keys: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of the runs of keys that have the same number above their lowest 32 bits."""
+    """Yield (start, stop) for each run of keys that agree in all but their lowest 32 bits."""
     start = 0
     for stop in range(1, len(keys) + 1):
         if stop == len(keys) or keys[stop] >> 32 != keys[start] >> 32:
@@ -380,14 +384,14 @@ def _runs(keys: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def raw_index(path: str, size: int, mode: int) -> LayerIndex:
-    """Return the index of a layer whose blob is one file. A file whose path leaves the root is skipped."""
+    """Return the index of a layer whose blob is a single file. A file whose path leaves the root is skipped."""
     builder = IndexBuilder(max_entries=1)
     builder.add_file(path, size, mode, (Extent(0, 0, size),) if size else ())
     return builder.finish()
 
 
 def unnamed_index() -> LayerIndex:
-    """Return the index of a layer whose blob is one file that has no name."""
+    """Return the index of a layer whose blob is a single file without a name: the file is skipped."""
     builder = IndexBuilder(max_entries=1)
     builder.skip("", SkipReason.UNNAMED_FILE)
     return builder.finish()

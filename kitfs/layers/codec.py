@@ -1,8 +1,8 @@
-"""gzip and zstd, decoded as a stream in bounded pieces; and a decoder as a Source over another blob.
+"""Decode gzip and zstd streams in bounded pieces, and offer a decoder as the source of another blob.
 
-Many members and many frames are one stream (RFC 1952 §2.2, RFC 8878 §3.1); zeros may follow the last gzip member, as
-gzip itself allows. Output comes in pieces of at most ``PIECE`` bytes however much a stream would like to grow, so
-that a bomb stays in memory bounds. Threading: none of its own; a decoder belongs to the thread that iterates it.
+Several gzip members or zstd frames form one stream (RFC 1952 §2.2, RFC 8878 §3.1). Zeros may follow the last gzip
+member, as gzip itself allows. The output is split into pieces of at most ``PIECE`` bytes, so that a decompression bomb
+does not exhaust the memory. Threading: a decoder belongs to the thread that iterates over it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ Bytes = bytes | bytearray | memoryview
 
 
 def decode(stream: Iterable[Bytes], compression: str) -> Iterator[bytes]:
-    """Decode a stream of any pieces. Raises LayerError for what is damaged or cut off, UnsupportedLayer for another
-    ``compression``.
+    """Decode a stream that arrives in pieces of any size. ``compression`` is "gzip" or "zstd".
+
+    Raises LayerError for a stream that is damaged or cut off, and UnsupportedLayer for another ``compression``.
     """
     if compression == "gzip":
         return _gzip(stream)
     if compression == "zstd":
         return _zstd(stream)
-    raise UnsupportedLayer(f"compression {compression!r} is not known here")
+    raise UnsupportedLayer(f"compression {compression!r} is not supported (only gzip and zstd are)")
 
 
 def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
@@ -36,21 +37,21 @@ def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
     padding = False
     for data in _sliced(stream):
         if padding and data.strip(b"\0"):
-            raise LayerError("a gzip stream that continues after its padding")
+            raise LayerError("the gzip stream continues after its padding")
         while not padding:
             if decoder is None:
                 padding = (
                     members > 0 and data[:1] == b"\0"
-                )  # no member begins so; RFC 1952 leaves padding to the reader
+                )  # a member cannot begin with zeros, and RFC 1952 does not forbid padding
                 if padding and data.strip(b"\0"):
-                    raise LayerError("a gzip stream that continues after its padding")
+                    raise LayerError("the gzip stream continues after its padding")
                 if padding or not data:
                     break
                 decoder = zlib.decompressobj(wbits=31)
             try:
                 out = decoder.decompress(data, PIECE)
             except zlib.error as e:
-                raise LayerError(f"not gzip, or damaged: {e}")
+                raise LayerError(f"the blob is not gzip, or is damaged: {e}")
             if out:
                 yield out
             if decoder.eof:
@@ -62,11 +63,11 @@ def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
                 if not data and len(out) < PIECE:
                     break
     if decoder is not None or not members:
-        raise LayerError("a gzip stream that is cut off")
+        raise LayerError("the gzip stream is cut off")
 
 
 def _sliced(stream: Iterable[Bytes]) -> Iterator[bytes]:
-    """Small pieces: zlib copies what it has not consumed at every call."""
+    """Yield small pieces of a stream, because zlib copies the input that it has not consumed at every call."""
     for piece in stream:
         view = memoryview(piece)
         for at in range(0, len(view), SLICE):
@@ -83,15 +84,18 @@ def _zstd(stream: Iterable[Bytes]) -> Iterator[bytes]:
         while out := reader.read(PIECE):
             yield out
     except zstandard.ZstdError as e:
-        raise LayerError(f"not zstd, or damaged: {e}")
+        raise LayerError(f"the blob is not zstd, or is damaged: {e}")
     finally:
         reader.close()
     if not pieces.whole:
-        raise LayerError("a zstd stream that is cut off")
+        raise LayerError("the zstd stream is cut off")
 
 
 class _Pieces:
-    """A stream of pieces as the file that zstandard reads; follows the frames to know whether the last one is whole."""
+    """A stream of pieces, as the file object that zstandard reads.
+
+    It follows the frames of the stream, because zstandard does not report that the last frame is cut off.
+    """
 
     def __init__(self, stream: Iterable[Bytes]) -> None:
         self._stream = iter(stream)
@@ -113,13 +117,11 @@ class _Pieces:
         return out
 
     def close(self) -> None:
-        """Nothing to close; the stream belongs to the caller."""
+        """Do nothing, because the stream belongs to the caller."""
 
 
 class _Frames:
-    """Walks zstd frames by their block headers (RFC 8878 §3.1.1), since the library says nothing of a frame that is
-    cut off.
-    """
+    """A parser that walks over zstd frames by their block headers (RFC 8878 §3.1.1)."""
 
     MAGIC: Final = 0xFD2FB528
     SKIPPABLE: Final = 0x184D2A50
@@ -133,11 +135,11 @@ class _Frames:
 
     @property
     def whole(self) -> bool:
-        """Whether the bytes so far end where a frame ends, and there was one."""
+        """Return whether the bytes so far end at the end of a frame. No bytes at all are not a frame."""
         return self.frames > 0 and not self._skip and not self._buffer and self._step == self._magic
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the stream."""
+        """Parse the next bytes of the stream."""
         if self._skip >= len(data):
             self._skip -= len(data)
             return
@@ -165,7 +167,7 @@ class _Frames:
             return 0
         descriptor = head[4]
         single = descriptor >> 5 & 1
-        content = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]  # where the size of the content is
+        content = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]  # the offset of the content size field
         stop = content + ((1 if single else 0), 2, 4, 8)[descriptor >> 6]
         if len(head) < stop:
             return 0
@@ -176,7 +178,7 @@ class _Frames:
             window = base + base // 8 * (head[5] & 7)
         if window > MAX_WINDOW:
             raise LayerError(
-                f"a zstd stream with a window of more than {MAX_WINDOW >> 20} MiB (zstd --long=28 and above)"
+                f"the zstd stream has a window of more than {MAX_WINDOW >> 20} MiB (zstd --long=28 and above)"
             )
         self._checksum = bool(descriptor & 4)
         self._step = self._block
@@ -196,10 +198,11 @@ class _Frames:
 
 
 class DecodedSource:
-    """The decoded form of a blob as a Source: ``size`` is None until the end was reached, and reads begin at 0.
+    """A source that decodes a compressed blob. Every read begins at offset 0.
 
-    ``open_stream`` gives the compressed bytes from 0 on; it is called for every ``read_range``. ``allow`` is called
-    with the number of decoded bytes before the last of them are given, and may raise (``growth.Growth``).
+    ``open_stream`` returns the compressed bytes from offset 0; it is called for every ``read_range``. ``allow`` is
+    called before each piece is yielded, with the total number of bytes up to the end of that piece. It raises an error
+    if that is too much (``growth.Growth``).
     """
 
     def __init__(
@@ -215,26 +218,27 @@ class DecodedSource:
 
     @property
     def size(self) -> int | None:
-        """The number of decoded bytes, once the end was reached."""
+        """Return the number of decoded bytes; None until a read has reached the end."""
         return self._size
 
     @property
     def ranged(self) -> bool:
-        """False: a decoder begins at the beginning."""
+        """Return False, because a decoder can only begin at the beginning."""
         return False
 
     @property
     def sender(self) -> str:
-        """Nobody: the bytes are made here."""
+        """Return "", because the decoded bytes do not come from a server."""
         return ""
 
     def distrust(self) -> bool:
-        """Return False: a decoder would give the same bytes again."""
+        """Return False, because a second attempt would yield the same bytes."""
         return False
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """Yield (offset, bytes) from 0 to the end, whatever range was requested. Raises LayerError, what ``allow``
-        raises, and what the compressed blob raises.
+        """Yield (offset, bytes) from offset 0 to the end, whatever range is requested.
+
+        Raises LayerError, and the errors of ``allow`` and of the compressed blob.
         """
         at = 0
         for piece in decode(self._open(), self._compression):

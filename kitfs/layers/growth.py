@@ -1,9 +1,9 @@
-"""How much a compressed layer may decode to: one rule for mounts, ``ls``, ``cat``, ``unpack`` and every other reader.
+"""Limit how many bytes a compressed layer may decode to, for mounts, ``ls``, ``cat``, ``unpack`` and all other readers.
 
-A few kilobytes can decode to terabytes. So the output of a decoder is bounded three times: by the size that the layer
-declares, if it does; by its compressed size (``Expansion``); and by room, because output that is far larger than what
-was downloaded must not push the verified layers of other kits out of the store. Pure. Threading: a ``Growth`` belongs
-to one decoder at a time.
+A few kilobytes can decode to terabytes. So the output of a decoder has three limits. The first is the size that the
+layer declares, if it declares one. The second depends on its compressed size (``Expansion``). The third is the free
+space of the store, because a small download must not push the verified layers of other kits out of the store.
+Threading: a ``Growth`` belongs to one decoder at a time.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Final, NamedTuple
 
 from kitfs.errors import LayerLimit, StoreFull
 
-SLACK: Final = 1 << 20  # bytes beyond a declared size, by which a reader sees that the size is wrong
-CACHED: Final = 50  # a layer that grows no more than this is cached like any other, and may evict older layers
-CACHED_SMALL: Final = 4 << 20  # bytes of decoded content that always are: tars of small files grow by hundreds
-STEP: Final = 64 << 20  # bytes decoded between two looks at the room
-MARGIN: Final = 4 << 20  # bytes of room that are left, for what else is written meanwhile
+SLACK: Final = 1 << 20  # bytes allowed beyond a declared size, so that a reader notices that the size is wrong
+CACHED: Final = 50  # a layer that decodes to at most this many times its size may evict older layers
+CACHED_SMALL: Final = 4 << 20  # bytes of a decoded layer that may evict in any case: tars of small files grow a lot
+STEP: Final = 64 << 20  # bytes decoded between two checks of the free space
+MARGIN: Final = 4 << 20  # bytes of free space that are left for other writers
 
 
 class Expansion(NamedTuple):
-    """How many bytes a layer may decode to: ``factor`` times its size, and ``small`` bytes in any case.
+    """The limit for a decoded layer: ``factor`` times its compressed size, but at least ``small`` bytes.
 
-    Content that is mostly zeros grows by more than a factor of 200, but is small.
+    Content that is mostly zeros decodes to more than 200 times its size, but is small.
     """
 
     factor: int = 200
@@ -38,10 +38,10 @@ DEFAULT_EXPANSION: Final = Expansion()
 
 
 class Growth:
-    """Bounds one decoder of a layer of ``size`` bytes.
+    """The limits of one decoder of a layer of ``size`` compressed bytes.
 
-    ``declared`` is the size that the layer says its content has, None if it does not say. ``spare`` returns how many
-    bytes the store takes without evicting anything.
+    ``declared`` is the size of the content as the layer declares it, None if it declares none. ``spare`` returns how
+    many bytes the store can accept without evicting anything.
     """
 
     def __init__(self, size: int, *, expansion: Expansion, declared: int | None, spare: Callable[[], int]) -> None:
@@ -51,13 +51,14 @@ class Growth:
         self._granted = max(CACHED * size, CACHED_SMALL)
 
     def allow(self, total: int) -> None:
-        """Raise LayerLimit when ``total`` decoded bytes are more than the layer may have, StoreFull when they have no
-        room.
+        """Check the limits for ``total`` decoded bytes.
+
+        Raises LayerLimit if the layer may not have so many bytes, and StoreFull if the store has no room for them.
         """
         if total > self._limit:
             raise LayerLimit(
-                f"it decompresses to more than {self._limit} bytes, which is more than its size allows "
-                "(--max-expansion raises the limit)"
+                f"it decompresses to more than {self._limit} bytes, the limit for its size "
+                "(raise the limit with --max-expansion)"
             )
         while total > self._granted:
             granted = min(STEP, self._spare() - MARGIN)

@@ -1,26 +1,29 @@
-"""What a layer holds: its members by path, each with where its bytes lie in the blob.
+"""Define the index of a layer: its members by path, and where the bytes of each member lie in the blob.
 
-A ``LayerIndex`` is an immutable file in memory, or mapped from the store: the winners of one layer by the rules of the
-manual's *Semantics*, and the entries that were skipped. ``builder`` makes it, ``index_file`` has the layout around its
-sections. A member costs some 30 bytes besides its name; nothing is parsed when an index is opened, and a ``Member`` is
-made when somebody asks for it. Paths are in the normal form of ``names``. Threading: any thread may use an index.
+A ``LayerIndex`` is an immutable file in memory, or mapped from the store. It has the entries of one layer that won
+their names by the rules of the manual's *Semantics*, and the entries that were skipped. ``builder`` makes an index, and
+``index_file`` defines the file around its sections. A member takes about 30 bytes besides its name. Opening an index
+parses nothing; a ``Member`` is made when it is read. Paths are in the normal form of ``names``. Threading: any thread
+may use an index.
 
-Every path of the layer is a row, also a directory that has no entry but something below it. The root is row 0. Rows are
-in breadth-first order, and the names of a directory in the order of their bytes: the children of a directory are
-neighbours, a name is found by bisection, and a listing is a range.
+Every path of the layer is a row, including directories that exist only because an entry is below them. The root is row
+0. Rows are in breadth-first order, and the names in a directory are sorted by their bytes. So the children of a
+directory are a range of rows, and a name is found by bisection.
 
     counts   ``COUNTS``
     parent   u32 a row: the row of the directory above; that of the root is 0
     flags    u16 a row: permission bits (9), kind (2), EXPLICIT, LINKED, SPREAD
-    a        u64 a row: bytes of a file or of a symbolic link's target; of a directory its first child
-    b        u64 a row: where a file begins in the blob; with SPREAD its first extent << 32 | number of extents; where
-             the target of a symbolic link begins in "targets"; of a directory its number of children
-    name_at  u32 a row and one more: where its name begins in "names"
+    a        u64 a row: for a file or the target of a symbolic link, its size; for a directory, the row of its first
+             child
+    b        u64 a row: for a file, its offset in the blob, or with SPREAD its first extent << 32 | number of extents;
+             for a symbolic link, the offset of its target in "targets"; for a directory, its number of children
+    name_at  u32 a row, and one more at the end: the offset of the row's name in "names"
     names    the last component of every path
     order    u32: the rows with an entry of their own, in the order of the archive
-    linked   u32: the rows of files with several names, ascending; "first" and "nlink" (u32) have for each of them the
-             row of the file's first name, and how many names there are
-    extents  u64: file offset, blob offset and length, of files that are not one piece
+    linked   u32: the rows of files with several names, ascending
+    first    u32: for each row in "linked", the row of the file's first name
+    nlink    u32: for each row in "linked", how many names the file has
+    extents  u64: file offset, blob offset and length, for the pieces of files that are not contiguous in the blob
     targets  the targets of symbolic links
     skipped  JSON lists, one a line: the fields of ``Skipped``
 """
@@ -37,7 +40,7 @@ from typing import Final, Literal, NamedTuple
 from kitfs.layers.index_file import Buffer, unpack
 from kitfs.layers.names import Skipped, SkipReason, encoded
 
-SIZE_MAX: Final = (1 << 63) - 1  # bytes of a file, and of a blob: what off_t holds
+SIZE_MAX: Final = (1 << 63) - 1  # bytes of a file or a blob: the largest off_t
 ROOT_MODE: Final = 0o755
 KINDS: Final = ("dir", "file", "symlink")
 PERMISSIONS: Final = 0o777
@@ -55,8 +58,9 @@ TEXTS: Final = ("names", "targets", "skipped")
 
 
 class Extent(NamedTuple):
-    """The ``length`` bytes of a file at ``file_offset`` lie at ``blob_offset`` of the (decoded) blob. Bytes of a file
-    that are in no extent are zero.
+    """A piece of a file: its ``length`` bytes at ``file_offset`` lie at ``blob_offset`` of the (decoded) blob.
+
+    Bytes of a file that are in no extent are zeros.
     """
 
     file_offset: int
@@ -65,11 +69,12 @@ class Extent(NamedTuple):
 
 
 class Member(NamedTuple):
-    """One entry that won its name.
+    """An entry of a layer that won its name.
 
-    ``kind`` is file, dir or symlink; ``mode`` has permission bits only; ``size`` is in bytes; ``target`` is a symbolic
-    link's. Hard links to one file share an inode: ``link`` is the first of their names ("" for that name itself). It
-    is the path of a member of the same index; a name that a later entry replaced is not one of the file's names.
+    ``kind`` is "file", "dir" or "symlink". ``mode`` has the permission bits only, and ``size`` is in bytes. ``target``
+    is the target of a symbolic link. Hard links to one file share an inode: ``link`` is the file's first name, or ""
+    if this is the first name. It is always the path of a member of the same index, since names that a later entry
+    replaced are not counted.
     """
 
     path: str
@@ -84,9 +89,10 @@ class Member(NamedTuple):
 class Counts(NamedTuple):
     """The numbers at the head of an index.
 
-    ``total_low`` and ``total_high`` are the two words of ``LayerIndex.total``. ``blocks`` are those of 4 KiB that the
-    files take, and ``end`` is where the last extent ends in the blob. ``closed_files`` and ``closed_directories`` count
-    the members that other users cannot use (``access``), of which the last two rows are examples.
+    ``total_low`` and ``total_high`` are the two words of ``LayerIndex.total``. ``blocks`` is the number of blocks of
+    4 KiB that the files take, and ``end`` is the offset in the blob at which the last extent ends. ``closed_files`` and
+    ``closed_directories`` count the members that other users cannot use (``access``); the last two fields are the rows
+    of examples.
     """
 
     rows: int
@@ -106,10 +112,11 @@ COUNTS: Final = struct.Struct(f"={len(Counts._fields)}Q")
 
 
 class LayerIndex:
-    """The members of one layer, by row. Raises ValueError for bytes that are not a whole index.
+    """The members of one layer, by row.
 
-    ``data`` are the bytes that it was made of. ``members`` maps the path of each entry to its winner, in the order of
-    the archive. ``skipped`` are the entries that are not in the tree. ``total`` is the sum of all sizes in bytes.
+    ``data`` is the file of the index; it must be complete, otherwise ValueError is raised. ``members`` maps the path of
+    each entry to its member, in the order of the archive. ``skipped`` has the entries that are not in the tree.
+    ``total`` is the sum of all sizes in bytes.
     """
 
     def __init__(self, data: Buffer) -> None:
@@ -121,7 +128,7 @@ class LayerIndex:
             columns = {name: view[sections[name]].cast(code) for name, code in COLUMNS.items()}
             self._names, self._targets, self._lines = (sections[name].start for name in TEXTS)
         except (KeyError, TypeError, struct.error) as e:
-            raise ValueError(f"an index without a whole section: {e}")
+            raise ValueError(f"the index is without a complete section: {e}")
         self._parent: Final = columns["parent"]
         self._flags: Final = columns["flags"]
         self._a: Final = columns["a"]
@@ -138,7 +145,7 @@ class LayerIndex:
         self.skipped: Final = Skips(data, sections["skipped"], self.counts.skipped)
 
     def _check(self, names: slice) -> None:
-        """Raise ValueError for columns that do not fit each other: a walk over rows must end, and stay in them."""
+        """Raise ValueError for columns that contradict each other, so that a walk over the rows cannot loop or fail."""
         rows, parent, name_at = self.counts.rows, self._parent, self._name_at
         if not (
             rows == len(parent) == len(self._flags) == len(self._a) == len(self._b) == len(name_at) - 1
@@ -151,13 +158,13 @@ class LayerIndex:
             and all(map(operator.le, name_at, name_at[1:]))
             and all(max(column, default=0) < rows for column in (self._order, self._linked, self._first))
         ):
-            raise ValueError("an index whose columns do not fit each other")
+            raise ValueError("the columns of the index do not fit each other")
 
     def __repr__(self) -> str:
         return f"<LayerIndex {len(self.members)} members, {len(self.skipped)} skipped, {self.total} bytes>"
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both say the same: an archive has one index, byte for byte."""
+        """Return whether two indexes have the same bytes. An archive always has the same index, byte for byte."""
         return isinstance(other, LayerIndex) and memoryview(self.data) == memoryview(other.data)
 
     __hash__ = None  # type: ignore[assignment]
@@ -171,7 +178,7 @@ class LayerIndex:
         return self._flags[row] & PERMISSIONS
 
     def size(self, row: int) -> int:
-        """Return the bytes of a file, or of a symbolic link's target."""
+        """Return the size in bytes of a file, or of the target of a symbolic link."""
         return self._a[row] if self._flags[row] & KIND_BITS else 0
 
     def explicit(self, row: int) -> bool:
@@ -186,11 +193,11 @@ class LayerIndex:
         return range(min(first, rows), min(first + self._b[row], rows))
 
     def has_children(self, row: int) -> bool:
-        """Return whether something is below a directory."""
+        """Return whether a directory has entries below it."""
         return not self._flags[row] & KIND_BITS and self._b[row] > 0
 
     def name_bytes(self, row: int) -> bytes:
-        """Return the last component of the path, as an archive has it."""
+        """Return the last component of the path, as bytes of the archive."""
         names, name_at = self._names, self._name_at
         return self.data[names + name_at[row] : names + name_at[row + 1]]
 
@@ -199,7 +206,7 @@ class LayerIndex:
         return self.name_bytes(row).decode("utf-8", "surrogateescape")
 
     def path_bytes(self, row: int) -> bytes:
-        """Return the path, as an archive has it."""
+        """Return the path, as bytes of the archive."""
         parts = []
         while row:
             parts.append(self.name_bytes(row))
@@ -211,13 +218,13 @@ class LayerIndex:
         return self.path_bytes(row).decode("utf-8", "surrogateescape")
 
     def child(self, row: int, name: bytes) -> int:
-        """Return the row of a name in a directory; -1 if there is none."""
+        """Return the row of a name in a directory; -1 if the name does not exist."""
         rows = self.children(row)
         at = bisect_left(rows, name, key=self.name_bytes)
         return rows[at] if at < len(rows) and self.name_bytes(rows[at]) == name else -1
 
     def find(self, path: str) -> int:
-        """Return the row of a path; -1 if there is none."""
+        """Return the row of a path; -1 if the path does not exist."""
         row = 0
         for name in encoded(path).split(b"/") if path else ():
             row = self.child(row, name)
@@ -226,12 +233,15 @@ class LayerIndex:
         return row
 
     def get(self, path: str) -> Member | None:
-        """Return the member at a path. A directory without an entry that has something below it has mode 0755."""
+        """Return the member at a path; None if the path does not exist.
+
+        A directory that exists only because an entry is below it has mode 0755.
+        """
         row = self.find(path)
         return None if row < 0 else self.member(row)
 
     def offset(self, row: int) -> int:
-        """Return where the first extent of a file begins in the blob; -1 if the row has no extents."""
+        """Return the offset in the blob of the first extent of a file; -1 if the row has no extents."""
         flags = self._flags[row]
         if flags & SPREAD:
             first, count = self._b[row] >> 32, self._b[row] & 0xFFFFFFFF
@@ -239,7 +249,7 @@ class LayerIndex:
         return self._b[row] if flags & KIND_BITS == FILE and self._a[row] else -1
 
     def extents(self, row: int) -> tuple[Extent, ...]:
-        """Return where the bytes of a file are."""
+        """Return the extents of a file: where its bytes lie in the blob."""
         flags, size = self._flags[row], self._a[row]
         if flags & SPREAD:
             first, count = self._b[row] >> 32, self._b[row] & 0xFFFFFFFF
@@ -248,14 +258,14 @@ class LayerIndex:
         return (Extent(0, self._b[row], size),) if flags & KIND_BITS == FILE and size else ()
 
     def target(self, row: int) -> str:
-        """Return the target of a symbolic link, else ""."""
+        """Return the target of a symbolic link; "" for other kinds."""
         if self._flags[row] & KIND_BITS != SYMLINK:
             return ""
         start = self._targets + self._b[row]
         return self.data[start : start + self._a[row]].decode("utf-8", "surrogateescape")
 
     def first(self, row: int) -> int:
-        """Return the row of the first name of a file: the row itself, unless hard links gave the file more names."""
+        """Return the row of a file's first name. It differs from ``row`` only for hard links."""
         return self._first[bisect_left(self._linked, row)] if self._flags[row] & LINKED else row
 
     def nlink(self, row: int) -> int:
@@ -290,12 +300,12 @@ class Members(Mapping[str, Member]):
         return self._index.member(row)
 
     def rows(self) -> Iterator[int]:
-        """Yield their rows."""
+        """Yield the rows of the members."""
         return iter(self._order)
 
 
 class Skips(Collection[Skipped]):
-    """The entries of an archive that were skipped, in its order."""
+    """The entries of an archive that were skipped, in the order of the archive."""
 
     def __init__(self, data: Buffer, lines: slice, count: int) -> None:
         self._data = data

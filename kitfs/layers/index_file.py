@@ -1,16 +1,16 @@
-"""The file of a layer index: named sections of bytes behind a header, which are used where they lie.
+"""Define the file of a layer index: a header, and named sections of bytes that are used in place.
 
     8 bytes    MAGIC
     u32        VERSION, of this layout and of the rules by which members win
     u32        ORDER, the byte order of all numbers: that of the host, because the file never leaves it
-    u64        bytes of the file
+    u64        size of the file in bytes
     u32        CRC-32 of the file without this field
     u32        number of sections
     32 bytes   for each section: its name (16 bytes, padded with NUL), its offset (u64), its length in bytes (u64)
     then the sections, each at a multiple of 8, so that it can be read as an array of numbers
 
-A reader takes the sections that it knows; other sections may be added without a new version. The checksum finds a
-file that a power loss left torn. Pure. Threading: no state.
+A reader ignores sections that it does not know, so sections may be added without a new version. The checksum detects a
+file that was damaged by a power loss.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ HEADER: Final = struct.Struct("=8sIIQII")
 SECTION: Final = struct.Struct("=16sQQ")
 CHECKSUM: Final = 24  # offset of the CRC-32
 MAX_SECTIONS: Final = 64
-MAX_FILE: Final = 64 << 30  # bytes; far above an index of any layer that can be indexed
+MAX_FILE: Final = 64 << 30  # bytes: far more than the index of any layer that can be indexed
 
 Buffer = bytes | mmap.mmap
 
 
 def pack(sections: Mapping[str, bytes | bytearray | memoryview]) -> bytes:
-    """Return the file of ``sections``. Raises LayerLimit for more bytes than a file may have."""
+    """Return the bytes of a file with the given sections. Raises LayerLimit for more than ``MAX_FILE`` bytes."""
     table = bytearray()
     at = HEADER.size + SECTION.size * len(sections)
     for name, data in sections.items():
@@ -44,7 +44,7 @@ def pack(sections: Mapping[str, bytes | bytearray | memoryview]) -> bytes:
         table += SECTION.pack(name.encode("ascii"), at, size)
         at += size + -size % 8
     if at > MAX_FILE:
-        raise LayerLimit(f"its index has {at} bytes; the limit is {MAX_FILE}")
+        raise LayerLimit(f"its index would have {at} bytes; the limit is {MAX_FILE}")
     parts: list[bytes | bytearray | memoryview] = [b"", table]
     for data in sections.values():
         parts += [data, bytes(-memoryview(data).nbytes % 8)]
@@ -57,19 +57,20 @@ def pack(sections: Mapping[str, bytes | bytearray | memoryview]) -> bytes:
 
 
 def unpack(data: Buffer) -> dict[str, slice]:
-    """Return where the sections of a file are, by name. Raises ValueError unless the file is whole, and of this version
-    and host.
+    """Return where the sections of a file are, by name.
+
+    Raises ValueError for a damaged file, and for a file of another version or of a host with another byte order.
     """
     view = memoryview(data)
     if len(view) < HEADER.size:
         raise ValueError("the index file is truncated")
     magic, version, order, size, checksum, count = HEADER.unpack_from(view)
     if (magic, version, order) != (MAGIC, VERSION, ORDER):
-        raise ValueError("not an index file, or one of another version or host")
+        raise ValueError("the file is not an index, or is an index of another version or host")
     if size != len(view) or count > MAX_SECTIONS:
         raise ValueError("the index file is truncated")
     if checksum != zlib.crc32(view[CHECKSUM + 4 :], zlib.crc32(view[:CHECKSUM])):
-        raise ValueError("a damaged index file: wrong checksum")
+        raise ValueError("the index file is damaged: its checksum is wrong")
     found: dict[str, slice] = {}
     for number in range(count):
         at = HEADER.size + SECTION.size * number

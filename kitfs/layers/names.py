@@ -1,7 +1,7 @@
-"""The names of the entries of an archive: their normal form, and why an entry is skipped.
+"""Normalize the names of the entries of an archive, and define the reasons for which an entry is skipped.
 
-A path in normal form is a str, UTF-8 with surrogateescape, without a leading "./", a trailing "/", and empty or "."
-components; "" is the root. Decisions compare ``SkipReason``, never the text that is made of it for people. Pure.
+A path in normal form is a str: UTF-8 with surrogateescape, without a leading "./", a trailing "/", or components that
+are empty or "."; "" is the root. Code compares ``SkipReason`` values, never the text that people see.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 NAME_MAX: Final = 255  # bytes of one component, as in Linux
-PATH_MAX: Final = 4095  # bytes of a path; Linux refuses longer ones in every system call
-SHOWN_MAX: Final = 1024  # characters of the name of a skipped entry that are stored
+PATH_MAX: Final = 4095  # bytes of a path; every system call of Linux refuses longer paths
+SHOWN_MAX: Final = 1024  # characters: an index stores no more of the name of a skipped entry
 
 
 class SkipReason(Enum):
-    """Why an entry is not in the tree. The values are stored in catalogs: they never change their meaning."""
+    """The reason why an entry is not in the tree. Catalogs store the values, so a value never changes its meaning."""
 
     ABSOLUTE_PATH = "absolute-path"
     LEAVES_ROOT = "leaves-root"
@@ -38,7 +38,7 @@ class SkipReason(Enum):
 
     @property
     def unsafe(self) -> bool:
-        """Whether such an entry leads out of the directory that it is unpacked to, or is a device."""
+        """Return whether ``unpack`` must refuse the entry, because it leaves the target directory or is a device."""
         return self in UNSAFE
 
 
@@ -74,8 +74,8 @@ _TEXTS: Final = {
 class Skipped(NamedTuple):
     """An entry that is not in the tree, and the reason.
 
-    ``detail`` completes the text of some reasons: a target, a directory, or the type of an entry. ``link`` is the
-    target of a hard link if the reason is about the target and not about the entry itself.
+    ``detail`` completes the text of some reasons: it is a target, a directory, or the type of an entry. If the reason
+    is about the target of a hard link instead of the entry itself, ``link`` is the target.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Skipped(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The reason, as text for people."""
+        """Return the reason as a text for people."""
         text = _TEXTS[self.reason].format(detail=self.detail)
         return f"a hard link to {self.link!r}: {text}" if self.link else text
 
@@ -94,7 +94,7 @@ class Skipped(NamedTuple):
 
 
 def clean(name: str) -> tuple[str, SkipReason | None]:
-    """Return (path in normal form, None), or ("", the reason why an entry of this name is skipped)."""
+    """Return (path in normal form, None); or ("", reason) if an entry of this name is skipped."""
     if name.startswith("/"):
         return "", SkipReason.ABSOLUTE_PATH
     if "\0" in name:
@@ -119,5 +119,5 @@ def encoded(text: str) -> bytes:
 
 
 def shortened(text: str) -> str:
-    """Return a name cut to ``SHOWN_MAX`` characters, with an ellipsis if it is longer."""
+    """Cut a name to ``SHOWN_MAX`` characters, with an ellipsis if it is longer."""
     return text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "…"

@@ -1,4 +1,4 @@
-"""Read the bytes of a member from its extents, with zeros between them. Threading: none of its own."""
+"""Read the bytes of a member from its extents, and fill the holes between them with zeros."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from kitfs.layers.index import Member
 
 
 class WaitingReader(Protocol):
-    """Reads a blob at any offset. With ``wait=False`` it raises WouldBlock instead of waiting for the network."""
+    """A reader of a blob at any offset. With ``wait=False``, it raises WouldBlock instead of using the network."""
 
     def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes: ...
 
 
 def read_member(reader: WaitingReader, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes:
-    """Read ``size`` bytes of a member from ``offset``; fewer at its end, or if the blob ends before the member does."""
+    """Read ``size`` bytes of a member at ``offset``: fewer at its end, or if the blob ends before the member does."""
     size = min(size, member.size - offset)
     if size <= 0:
         return b""

@@ -1,11 +1,10 @@
-"""Tar, read by hopping headers: what is inside, and where its bytes lie, without reading the bytes.
+"""Index a tar archive by reading only its headers and skipping the contents of its files.
 
-Reads what GNU tar, bsdtar, Go and Python write: v7, ustar, pax, GNU long names, base-256 numbers, and sparse files of
-every GNU version (``header`` and ``sparse`` have the formats). Nothing is written and nothing is verified here but
-header checksums. Damage is LayerError; an entry that cannot be in a tree is left out by ``index``. An archive ends
-with its first block of zeros, as GNU tar and bsdtar have it, or with the blob. However it lies, it costs time in
-proportion to the blob's size, and memory in proportion to ``max_entries``. Threading: none of its own; one call, one
-thread.
+The archives of GNU tar, bsdtar, Go and Python can be read: v7, ustar, pax, GNU long names, base-256 numbers, and sparse
+files of every GNU version (``tar_header`` and ``tar_sparse`` parse the formats). Only header checksums are verified. A
+damaged archive raises LayerError. ``builder`` skips entries that cannot be in a tree. An archive ends with its first
+block of zeros, as in GNU tar and bsdtar, or with the blob. Even for a malicious archive, the time is proportional to
+the size of the blob, and the memory to ``max_entries``.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from kitfs.layers.tar_header import BLOCK, Extensions, Header, check_sum, number
 from kitfs.layers.tar_sparse import map_headers, spread
 
 MAX_ENTRIES: Final = 2_000_000
-MAX_EXTENDED: Final = 8 << 20  # bytes of all extension headers of one entry: far above what tools write
-FIRST_WINDOW: Final = 4096  # bytes read at a header that was hopped to
-NEAR: Final = 32 << 10  # bytes between two reads that are not worth a hop: a store fetches as much for a header alone
-MAX_WINDOW: Final = 1 << 20  # bytes read at once where headers sit close together
+MAX_EXTENDED: Final = 8 << 20  # bytes of all extension headers of one entry: far more than any tool writes
+FIRST_WINDOW: Final = 4096  # bytes read at a header after a skip
+NEAR: Final = 32 << 10  # bytes: a shorter gap between two reads is read, as the store fetches that much for any header
+MAX_WINDOW: Final = 1 << 20  # bytes read at once where headers are close together
 ZEROS: Final = bytes(BLOCK)
 NO_DATA: Final = frozenset(
     b"123456"
-)  # links, devices, directories and fifos have no data, whatever their size field says
+)  # links, devices, directories and fifos have no data, even if their size field is not 0
 FILES: Final = frozenset(b"\x000" + b"7S")
 SKIPPED: Final = {
     0x33: SkipReason.CHARACTER_DEVICE,
@@ -39,7 +38,7 @@ SKIPPED: Final = {
 
 
 class Reader(Protocol):
-    """A blob by position: short at its end. ``size`` None while nobody knows it."""
+    """A reader of a blob at any offset; it returns fewer bytes at the end. ``size`` is None until the end is known."""
 
     @property
     def size(self) -> int | None: ...
@@ -48,11 +47,12 @@ class Reader(Protocol):
 
 
 def index_tar(reader: Reader, *, max_entries: int = MAX_ENTRIES) -> LayerIndex:
-    """The index of a tar. Raises LayerError for data that is not a tar, is damaged, or has more than ``max_entries``
-    entries.
+    """Return the index of a tar archive.
+
+    Raises LayerError for data that is not a tar, is damaged, or has more than ``max_entries`` entries.
     """
     builder = IndexBuilder(max_entries=max_entries)
-    budget = max_entries  # of extents, so that sparse maps cannot outgrow memory either
+    budget = max_entries  # the number of extents is limited too, so that sparse maps cannot exhaust the memory
     window = _Window(reader)
     for header in _headers(window):
         flag = header.flag
@@ -63,7 +63,7 @@ def index_tar(reader: Reader, *, max_entries: int = MAX_ENTRIES) -> LayerIndex:
             name, size, extents = spread(header, window, budget)
             budget -= max(0, len(extents) - 1)
             builder.add_file(name, size, header.mode, extents)
-        elif flag == 0x35 or flag == 0x44:  # '5', and GNU's 'D' with a listing as its data
+        elif flag == 0x35 or flag == 0x44:  # '5', or GNU's 'D', whose data is a listing of the directory
             builder.add_directory(header.name, header.mode)
         elif flag == 0x32:
             builder.add_symlink(header.name, header.link)
@@ -79,9 +79,9 @@ def index_tar(reader: Reader, *, max_entries: int = MAX_ENTRIES) -> LayerIndex:
 
 
 def first_path(reader: Reader) -> str | None:
-    """Normalised path of the first entry that can be in a tree and is not its root, None when there is none.
+    """Return the normalized path of the first entry that can be in a tree and is not the root; None if none exists.
 
-    Raises LayerError if the data before it is not a tar.
+    Raises LayerError if the data before that entry is not a tar.
     """
     for header in _headers(_Window(reader), whole=False):
         path = clean(header.pax.get("GNU.sparse.name", header.name))[0]
@@ -91,7 +91,7 @@ def first_path(reader: Reader) -> str | None:
 
 
 class _Window:
-    """Reads ahead a little: the window doubles while hops stay near it, and falls back when one goes far."""
+    """A window of bytes that are read ahead. It doubles while reads stay close together, and shrinks after a skip."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -100,7 +100,7 @@ class _Window:
         self._ahead = FIRST_WINDOW
 
     def get(self, offset: int, size: int) -> bytes:
-        """``size`` bytes at ``offset``, short at the end of the archive."""
+        """Return ``size`` bytes at ``offset``: fewer at the end of the archive."""
         at = offset - self._start
         if at >= 0 and at + size <= len(self._data):
             return self._data[at : at + size]
@@ -113,8 +113,9 @@ class _Window:
 
 
 def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
-    """Every entry but the extensions, which are settled into it. ``whole``: check that the archive is as long as it
-    says.
+    """Yield the header of every entry, with its extension headers applied.
+
+    If ``whole`` is True, raise LayerError for an archive that ends before the data of its entries.
     """
     at = end = 0
     extensions = Extensions()
@@ -124,7 +125,9 @@ def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
             if len(block) < BLOCK and block.strip(b"\0"):
                 raise LayerError(f"truncated tar: a header at {at} is cut off")
             if extensions.pending:
-                raise LayerError(f"truncated tar: it ends at {at} after the extended header of an entry")
+                raise LayerError(
+                    f"truncated tar: it ends at {at}, between the extended header of an entry and the entry"
+                )
             if whole:
                 _check_end(window.reader, end, at, len(block))
             return
@@ -133,7 +136,7 @@ def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
         if flag in Extensions.FLAGS:
             size = number(block[124:136], at)
             if extensions.taken + size > MAX_EXTENDED:
-                raise LayerError(f"extended headers of more than {MAX_EXTENDED} bytes at {at}")
+                raise LayerError(f"the extended headers at {at} of the tar have more than {MAX_EXTENDED} bytes")
             data = window.get(at + BLOCK, size)
             if len(data) < size:
                 raise LayerError(f"truncated tar: an extended header at {at} is cut off")
@@ -152,23 +155,26 @@ def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
             at += padded(header.size)
         size_known = window.reader.size if whole else None
         if end > (SIZE_MAX if size_known is None else size_known):
-            raise LayerError(f"truncated tar: {header.name[:200]!r} ends at {end}, the layer before that")
+            raise LayerError(
+                f"truncated tar: the layer ends before its file {header.name[:200]!r}, which ends at {end}"
+            )
 
 
 def _check_end(reader: Reader, end: int, at: int, got: int) -> None:
-    """The last entry's data must be there to its last byte. Of the block at ``at``, behind that, ``got`` bytes were
-    there.
+    """Raise LayerError unless the archive has the last entry's data, which ends at ``end``, to its last byte.
+
+    ``at`` is the next block after the data, of which ``got`` bytes exist.
     """
     if got == BLOCK:
         return
     size = reader.size
     there = end <= size <= at + got if size is not None else got > 0 or end == 0 or bool(reader.pread(end - 1, 1))
     if not there:
-        raise LayerError(f"truncated tar: its last entry ends at {end}, the layer before that")
+        raise LayerError(f"truncated tar: the layer ends before its last entry, which ends at {end}")
 
 
 def _holds_data(window: _Window, at: int) -> bool:
-    """Whether data follows a hard link that claims a size (pax -o linkdata), rather than the next header."""
+    """Return whether a hard link with a size (pax -o linkdata) is followed by data instead of the next header."""
     block = window.get(at, BLOCK)
     if len(block) < BLOCK or block == ZEROS:
         return False

@@ -2,7 +2,7 @@
 
 ustar and pax are defined in POSIX.1-2001 (pax, "pax Interchange Format"); base-256 numbers and the magic of GNU tar in
 its tar.h; old Sun systems wrote signed checksums. This module does no I/O: ``tar`` reads the archive. A damaged header
-raises LayerError. Threading: pure functions, and ``Extensions``, which belongs to one reader.
+raises LayerError. Threading: an ``Extensions`` belongs to one reader; everything else is without state.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def check_sum(block: bytes, at: int) -> None:
     """Raise LayerError unless the checksum of a header is right, as unsigned or (in old tars) as signed bytes."""
     field = block[148:156]
     want = number(field, at)
-    # The low half of an Adler-32 is 1 + the sum of the bytes modulo 65,521, which 256 bytes do not reach. It is several
-    # times as fast as ``sum``.
+    # The low half of an Adler-32 is 1 + the sum of the bytes modulo 65,521, and the sum of 256 bytes is always smaller.
+    # Adler-32 is several times as fast as ``sum``.
     halves = (zlib.adler32(block[:256]) & 0xFFFF) + (zlib.adler32(block[256:]) & 0xFFFF) - 2
     total = halves - sum(field) + 8 * 0x20
     if total == want:
         return
     signed = total - 256 * sum(1 for b in block[:148] + block[156:] if b > 127)
     if signed != want:
-        raise LayerError(f"not a tar header at {at}: wrong checksum")
+        raise LayerError(f"the data at {at} is not a tar header: its checksum is wrong")
 
 
 def number(field: bytes, at: int) -> int:
@@ -67,7 +67,7 @@ def number(field: bytes, at: int) -> int:
     else:
         text = field.split(b"\0", 1)[0].strip()
         if text.translate(None, b"01234567"):
-            raise LayerError(f"not a tar header at {at}: {text!r} is not octal")
+            raise LayerError(f"the data at {at} is not a tar header: {text!r} is not an octal number")
         value = int(text, 8) if text else 0
     if value > SIZE_MAX:
         raise LayerError(f"the tar header at {at} has a number of 2^63 or more")
@@ -82,15 +82,15 @@ def decimal(text: str, what: str) -> int:
 
 
 def text_of(field: bytes) -> str:
-    """Return the text of a field, up to its first NUL."""
+    """Return the string in a field, which ends at the first NUL."""
     return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def name_of(block: bytes) -> str:
-    """Return the name in a header: one field in v7 tars, two in ustar."""
+    """Return the name in a header, which is one field in v7 tars and two fields in ustar."""
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
-        prefix = block[345:476] if block[508:512] == b"tar\0" else block[345:500]  # star has times after 131 bytes
+        prefix = block[345:476] if block[508:512] == b"tar\0" else block[345:500]  # star stores times after 131 bytes
         name = prefix.split(b"\0", 1)[0] + b"/" + name
     return name.decode("utf-8", "surrogateescape")
 
@@ -163,7 +163,8 @@ class Extensions:
     def apply(self, block: bytes, at: int) -> Header:
         """Return the header of the entry whose block is at ``at``, with the extension headers before it applied.
 
-        The data of the entry begins after its block. The extension headers, except global ones, are used up by that.
+        The data of the entry begins after its block. Extension headers other than global headers apply only to this
+        entry.
         """
         if not self.pending and not self._shared:
             pax: dict[str, str] = {}

@@ -1,9 +1,9 @@
-"""Parse the maps of sparse files: those of old GNU tar and star, and of pax 0.0, 0.1 and 1.0.
+"""Parse the maps of sparse files in tars of old GNU tar and star, and of pax 0.0, 0.1 and 1.0.
 
-Sources: the GNU tar manual, "Storing Sparse Files"; GNU tar's tar.h for the headers, also those of star. A map lists
-the spans of the file that the archive has, one after the other; the rest of the file is zeros. A map that contradicts
-itself or the archive, or has more spans than the caller's ``budget``, raises LayerError before it takes more memory
-than that. Threading: pure functions over a reader.
+Sources: the GNU tar manual, "Storing Sparse Files"; GNU tar's tar.h for the headers, including those of star. A map
+lists the spans of the file that the archive contains, one after the other; the rest of the file is zeros. A map that
+contradicts itself or the archive, or has more spans than the caller's ``budget``, raises LayerError before it takes
+more memory than that.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Pairs = Iterable[tuple[int, int]]
 
 
 class Window(Protocol):
-    """Reads the archive at any offset; returns fewer bytes at its end."""
+    """A reader of the archive at any offset. It returns fewer bytes at the end of the archive."""
 
     def get(self, offset: int, size: int) -> bytes: ...
 
 
 class Fields(NamedTuple):
-    """Offsets in an 'S' header: of four pairs of its map, of the flag for extension headers, and of the file size."""
+    """The offsets of fields in an 'S' header: the four pairs of its map, the extension flag, and the file size."""
 
     pairs: int
     more: int
@@ -60,7 +60,7 @@ def map_headers(block: bytes, window: Window, at: int) -> int:
 
 
 def spread(header: Header, window: Window, budget: int) -> tuple[str, int, tuple[Extent, ...]]:
-    """Return the name, the size and the extents of a file, sparse or not.
+    """Return the name, the size and the extents of a file, which may be sparse.
 
     Raises LayerError for a map that does not fit its file or has more than ``budget`` spans.
     """
@@ -88,7 +88,7 @@ def _extents(name: str, size: int, pairs: Pairs, at: int, stop: int, budget: int
     after = 0
     for offset, length in pairs:
         if length == 0:
-            continue  # GNU tar marks the end of a file by an empty span
+            continue  # GNU tar marks the end of a file with an empty span
         if offset < after or length > size - offset or length > stop - at or len(extents) > budget:
             raise LayerError(f"the sparse map of {name[:200]!r} does not fit its file, or has too many spans")
         if extents and offset == after:
@@ -102,7 +102,10 @@ def _extents(name: str, size: int, pairs: Pairs, at: int, stop: int, budget: int
 
 
 def _in_headers(header: Header, window: Window) -> tuple[int, list[tuple[int, int]]]:
-    """Return the size and the map of old GNU tar and star: 4 pairs in the header, 21 in each extension header."""
+    """Return the size and the map of old GNU tar and star.
+
+    The header has 4 pairs of the map, and each extension header has 21 pairs.
+    """
     start = header.at - header.extra
     fields = _fields(header.block)
     parts = [header.block[fields.pairs : fields.pairs + 96]] + [
@@ -118,7 +121,7 @@ def _in_headers(header: Header, window: Window) -> tuple[int, list[tuple[int, in
 
 
 def _pairs(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of pax 0.1: one record has all offsets and lengths, alternating."""
+    """Yield the pairs of a map of pax 0.1, a record of alternating offsets and lengths."""
     numbers = _numbers(text)
     for offset in numbers:
         length = next(numbers, None)
@@ -128,7 +131,7 @@ def _pairs(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _numbers(text: str) -> Iterator[int]:
-    """Yield the numbers of a record one by one; ``split`` would make millions of strings at once of a long map."""
+    """Yield the numbers of a record one by one. On a long map, ``split`` would make millions of strings at once."""
     at = 0
     while at <= len(text):
         comma = text.find(",", at)
@@ -140,7 +143,8 @@ def _numbers(text: str) -> Iterator[int]:
 def _lines(header: Header, window: Window, budget: int) -> tuple[list[int], int]:
     """Return the numbers of a map of pax 1.0, and the offset of the data.
 
-    The map is before the data: first the number of pairs, one number a line, padded to a whole block.
+    The map precedes the data. It is a list of numbers, one a line, padded to a whole block. The first number is the
+    number of pairs.
     """
     numbers: list[int] = []
     taken = 0

@@ -1,9 +1,10 @@
-"""Write tars byte for byte as Go's archive/tar writes the layers of kit: their headers and padding, as pure functions.
+"""Write tars byte for byte as Go's archive/tar writes the layers of kit. The functions return headers and padding.
 
-USTAR is used if it can hold the entry. A name of more than 100 bytes is split at a slash if possible. Otherwise the
-name goes to a pax header; so do names that are not ASCII, and sizes of 8 GiB and more (POSIX.1-2001; KITOPS §1.5;
-archive/tar of Go 1.26, ``allowedFormats`` and ``writePAXHeader``). Owner 1000, group 0 and time 0 are those of kit. An
-entry is its ``header``, its content and its ``padding``; an archive is its entries and ``TRAILER``.
+An entry is written as USTAR if that format can represent it. A name of more than 100 bytes is split at a slash if
+possible; otherwise the name is written in a pax header. So are names that are not ASCII, and sizes of 8 GiB and more.
+Sources: POSIX.1-2001; archive/tar of Go 1.26, ``allowedFormats`` and ``writePAXHeader``. Owner 1000, group 0 and time 0
+are the values that kit writes. An entry consists of its ``header``, its content and its ``padding``; an archive
+consists of its entries and ``TRAILER``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from kitfs.layers.tar_header import BLOCK, padded
 TRAILER: Final = bytes(2 * BLOCK)
 NAME: Final = 100  # bytes of the name field
 PREFIX: Final = 155  # bytes of the prefix field
-SIZE_FIELD: Final = 0o77777777777  # the largest size that 11 octal digits hold: 8 GiB - 1
+SIZE_FIELD: Final = 0o77777777777  # the largest size of 11 octal digits: 8 GiB - 1
 MAX_RECORDS: Final = 1 << 20  # bytes of pax records; Go neither writes nor reads more
 UID: Final = 1000
 
@@ -24,8 +25,8 @@ UID: Final = 1000
 def header(name: bytes, *, directory: bool, mode: int, size: int = 0) -> bytes:
     """Return all blocks before the content of an entry.
 
-    ``name`` is relative and clean, without a slash at its end; ``mode`` may hold 0o7777; ``size`` is in bytes, 0 for
-    a directory. Raises LayerError for a name that a tar cannot hold.
+    ``name`` is a relative path in normal form, without a slash at its end. ``mode`` may have any bits of 0o7777.
+    ``size`` is in bytes, and 0 for a directory. Raises LayerError for a name that a tar cannot represent.
     """
     flag = b"5" if directory else b"0"
     records = _records(name, size)
@@ -43,18 +44,18 @@ def header(name: bytes, *, directory: bool, mode: int, size: int = 0) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """Return the zeros after ``size`` bytes of content."""
+    """Return the zeros that follow ``size`` bytes of content."""
     return bytes(padded(size) - size)
 
 
 def entry_length(name: bytes, *, directory: bool, size: int) -> int:
-    """Return the bytes of a whole entry: headers, content and padding. Raises LayerError as ``header`` does."""
+    """Return the size in bytes of a whole entry with its headers and padding. Raises LayerError as ``header`` does."""
     records = len(_records(name, size))
     return BLOCK + (BLOCK + padded(records) if records else 0) + (0 if directory else padded(size))
 
 
 def _records(name: bytes, size: int) -> bytes:
-    """Return the pax records of an entry; none if USTAR can hold it."""
+    """Return the pax records of an entry; empty if USTAR can represent the entry."""
     if b"\0" in name:
         raise LayerError(f"{name[:100]!r}: a name with a NUL byte cannot be in a tar")
     fits = name.isascii() and len(name) <= NAME
@@ -71,7 +72,7 @@ def _records(name: bytes, size: int) -> bytes:
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    """Return ``length key=value\\n``; the length includes its own digits."""
+    """Return the record ``length key=value\\n``, whose length includes its own digits."""
     bare = len(key) + len(value) + 3
     length = bare + len(str(bare))
     length = bare + len(str(length))
@@ -81,7 +82,7 @@ def _record(key: bytes, value: bytes) -> bytes:
 def _split(name: bytes) -> tuple[bytes, bytes]:
     """Split a name into (prefix, rest) at the last slash that the prefix field allows.
 
-    The prefix is empty if no split is needed, or none fits.
+    The prefix is empty if the name needs no split, or has no slash at which it can be split.
     """
     if len(name) > NAME:
         at = name.rfind(b"/", 0, PREFIX + 1)
@@ -96,10 +97,10 @@ def _ascii(name: bytes) -> bytes:
 
 
 def _cut(name: bytes) -> bytes:
-    """Return the content of the name field for a name that may be too long for it.
+    """Return the content of the name field, for a name that may be longer than the field.
 
-    If the field would end with slashes, the first of them is replaced by a NUL and the rest stay: Go's ``formatString``
-    strips the slashes, writes one NUL, and leaves the bytes after that.
+    If the field would end with slashes, the first of them is replaced by a NUL and the others stay. Go's
+    ``formatString`` does this: it strips the slashes, writes one NUL, and leaves the bytes after the NUL unchanged.
     """
     field = bytearray(name[:NAME])
     if len(name) > NAME and field[-1] == 0x2F:
@@ -112,7 +113,7 @@ def _block(
 ) -> bytes:
     """Return one header block with its checksum.
 
-    ``devices`` writes the device numbers as octal zeros; in the header of a pax header they are NULs.
+    If ``devices`` is True, the device numbers are octal zeros; otherwise they are NULs, as in a pax header.
     """
     start = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(NAME, b"\0"), mode, uid, 0, size, 0)
     rest = (

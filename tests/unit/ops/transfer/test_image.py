@@ -322,7 +322,7 @@ def test_names_that_an_image_would_show_otherwise(
 
 def test_a_damaged_layer_whose_diff_id_is_not_said(fake: FakeRegistry, host: Workspace) -> None:
     kit = kits.build([kits.part("model", "m", b"", blob=b"no gzip", compression="gzip")], vintage="0.4")
-    with pytest.raises(LayerError, match=f"layer {kit.layers[0]}: not gzip, or damaged"):
+    with pytest.raises(LayerError, match=f"layer {kit.layers[0]}: the blob is not gzip, or is damaged"):
         made(host, fake.put_kit("team/kit", kit, "v1"), f"{fake.host}/images/kit:v1")
 
 
