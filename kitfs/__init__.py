@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from kitfs.sdk.serve import Registry as Registry
     from kitfs.sdk.serve import collect_garbage as collect_garbage
     from kitfs.sdk.serve import serve as serve
+    from kitfs.sdk.tensors import Tensor as Tensor
+    from kitfs.sdk.tensors import TensorInfo as TensorInfo
     from kitfs.sdk.transfer import ConvertedImage as ConvertedImage
     from kitfs.sdk.transfer import convert as convert
     from kitfs.sdk.transfer import export as export
@@ -103,6 +105,7 @@ MODULES = {  # public name → where it is; a name without a colon is a module
         ),
         "pack": ("ImportedKit", "import_kit", "init", "pack"),
         "serve": ("CollectedGarbage", "Registry", "collect_garbage", "serve"),
+        "tensors": ("Tensor", "TensorInfo"),
         "transfer": ("ConvertedImage", "convert", "export", "pull", "push", "warm"),
         "unpack": ("unpack",),
     }.items()
@@ -112,10 +115,10 @@ MODULES = {  # public name → where it is; a name without a colon is a module
 __all__ = [
     "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
     "KitDifference", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions", "MountStatus",
-    "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "TransferOptions",
-    "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "import_kit", "index",
-    "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts", "open", "pack",
-    "pull", "push", "remove", "seal", "serve", "status", "tag", "unmount", "unpack", "warm",
+    "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "Tensor", "TensorInfo",
+    "TransferOptions", "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export",
+    "import_kit", "index", "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts",
+    "open", "pack", "pull", "push", "remove", "seal", "serve", "status", "tag", "unmount", "unpack", "warm",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""List the tensors of a GGUF file from its header, without reading metadata values or tensor values.
+"""List the tensors of a GGUF file from its header. Of the metadata only the alignment is read, and no tensor values.
 
 The format is described in ggml's docs/gguf.md. Versions 2 and 3 are supported, little and big endian. A header that
 contradicts itself raises LayerError. At most ``MAX_HEADER`` bytes are read.
@@ -6,8 +6,11 @@ contradicts itself raises LayerError. At most ``MAX_HEADER`` bytes are read.
 
 from __future__ import annotations
 
+import math
 import struct
-from typing import Final
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from kitfs.errors import LayerError
 from kitfs.formats.header import MAX_HEADER, Read, Tensor, read_exactly
@@ -18,11 +21,16 @@ MAX_NAME: Final = 65_535  # bytes: gguf.md's limit for keys. Its limit of 64 for
 MAX_DIMENSIONS: Final = 8  # ggml supports four
 MAX_DEPTH: Final = 8  # the number of arrays inside each other
 BLOCK: Final = 64 << 10  # bytes of one read
-TYPES: Final = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
-    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
-    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
-    29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+ALIGNMENT: Final = 32  # bytes; tensors are aligned to it unless the metadata says otherwise
+UINT32: Final = 4
+TYPES: Final = {  # number of the type → (name, values in a block, bytes of a block); ggml's type_traits
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
 WIDTHS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type → bytes
 STRING: Final = 8
@@ -47,60 +55,98 @@ def gguf(size: int, read: Read) -> list[Tensor]:
         raise LayerError(
             f"the GGUF file declares {tensors} tensors and {keys} keys; the limits are {MAX_TENSORS} and {MAX_KEYS}"
         )
+    alignment = ALIGNMENT
     for _ in range(keys):
-        cursor.text(MAX_NAME)
-        cursor.skip_value(cursor.number("I"))
-    found = [_tensor(cursor) for _ in range(tensors)]
-    if len({tensor.name for tensor in found}) < len(found):
+        key, kind = cursor.text(MAX_NAME), cursor.number("I")
+        if key == "general.alignment" and kind == UINT32:
+            alignment = cursor.number("I")
+        else:
+            cursor.skip_value(kind)
+    if not alignment:
+        raise LayerError("the GGUF file declares that its tensors are aligned to 0 bytes")
+    found = [_Entry.read(cursor) for _ in range(tensors)]
+    if len({entry.name for entry in found}) < len(found):
         raise LayerError("the GGUF file has two tensors of one name")
+    return _placed(found, -(-cursor.at // alignment) * alignment, size, big_endian=cursor.order == ">")
+
+
+class _Entry(NamedTuple):
+    """A tensor as the header describes it; ``offset`` counts from the beginning of the values."""
+
+    name: str
+    kind: int
+    shape: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def read(cls, cursor: _Cursor) -> _Entry:
+        """Read the entry at the cursor."""
+        name = cursor.text(MAX_NAME)
+        dimensions = cursor.number("I")
+        if dimensions > MAX_DIMENSIONS:
+            raise LayerError(f"tensor {name[:80]!r} has {dimensions} dimensions; the limit is {MAX_DIMENSIONS}")
+        shape = tuple(cursor.number("Q") for _ in range(dimensions))
+        return cls(name, cursor.number("I"), shape, cursor.number("Q"))
+
+    def size(self) -> int | None:
+        """Return the bytes of the values; None if the type is not known or the shape does not consist of blocks."""
+        _, values, width = TYPES.get(self.kind, ("", 0, 0))
+        count = math.prod(self.shape)
+        return None if not values or count % values else count // values * width
+
+
+def _placed(entries: Sequence[_Entry], values: int, size: int, *, big_endian: bool) -> list[Tensor]:
+    """Return the tensors of a file of ``size`` bytes whose values begin at ``values``.
+
+    A tensor whose size is not known extends to the next one, or to the end of the file.
+    """
+    starts = sorted({entry.offset for entry in entries})
+    found = []
+    for entry in entries:
+        length = entry.size()
+        if length is None:
+            after = bisect_right(starts, entry.offset)
+            stop = values + starts[after] if after < len(starts) else size
+            length = max(0, stop - values - entry.offset)
+        dtype = TYPES[entry.kind][0] if entry.kind in TYPES else f"type {entry.kind}"
+        found.append(Tensor(entry.name, dtype, entry.shape, values + entry.offset, length, big_endian))
     return found
-
-
-def _tensor(cursor: _Cursor) -> Tensor:
-    name = cursor.text(MAX_NAME)
-    dimensions = cursor.number("I")
-    if dimensions > MAX_DIMENSIONS:
-        raise LayerError(f"tensor {name[:80]!r} has {dimensions} dimensions; the limit is {MAX_DIMENSIONS}")
-    shape = tuple(cursor.number("Q") for _ in range(dimensions))
-    kind = cursor.number("I")
-    cursor.number("Q")  # the offset of its values
-    return Tensor(name, TYPES.get(kind, f"type {kind}"), shape)
 
 
 class _Cursor:
     """A position in the first ``MAX_HEADER`` bytes of a file, which are read in blocks when they are needed.
 
-    ``order`` is the byte order in the notation of the struct module.
+    ``order`` is the byte order in the notation of the struct module, and ``at`` the position.
     """
 
     def __init__(self, size: int, read: Read) -> None:
         self.order = "<"
         self._size = size
         self._read = read
-        self._at = 0
+        self.at = 0
         self._start = 0  # the offset of the block in the file
         self._block = b""
 
     def take(self, size: int) -> bytes:
         """Read the next ``size`` bytes and advance past them."""
         self._check(size)
-        if not self._start <= self._at <= self._at + size <= self._start + len(self._block):
-            self._start = self._at
-            self._block = read_exactly(self._read, self._at, min(max(size, BLOCK), self._size - self._at))
-        at = self._at - self._start
-        self._at += size
+        if not self._start <= self.at <= self.at + size <= self._start + len(self._block):
+            self._start = self.at
+            self._block = read_exactly(self._read, self.at, min(max(size, BLOCK), self._size - self.at))
+        at = self.at - self._start
+        self.at += size
         return self._block[at : at + size]
 
     def skip(self, size: int) -> None:
         """Advance by ``size`` bytes without reading them."""
         self._check(size)
-        self._at += size
+        self.at += size
 
     def _check(self, size: int) -> None:
         """Raise LayerError if the next ``size`` bytes extend past the end of the file or past ``MAX_HEADER``."""
-        if self._at + size > self._size:
+        if self.at + size > self._size:
             raise LayerError(f"the GGUF file ends at byte {self._size}, inside its header")
-        if self._at + size > MAX_HEADER:
+        if self.at + size > MAX_HEADER:
             raise LayerError(f"the header of the GGUF file has more than {MAX_HEADER} bytes")
 
     def number(self, form: str) -> int:

@@ -19,12 +19,16 @@ class Tensor(NamedTuple):
     """One tensor of a file.
 
     ``dtype`` is the format's own name of the element type. ``shape`` is in the format's own order: GGUF stores the
-    dimension that varies fastest first.
+    dimension that varies fastest first. The values are the ``size`` bytes at ``offset`` of the file, and
+    ``big_endian`` is their byte order.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    offset: int
+    size: int
+    big_endian: bool = False
 
 
 def read_exactly(read: Read, offset: int, size: int) -> bytes:

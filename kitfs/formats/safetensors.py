@@ -38,7 +38,7 @@ def safetensors(size: int, read: Read) -> list[Tensor]:
         raise LayerError(f"not a safetensors file: the header is not JSON: {e}")
     if not isinstance(header, dict):
         raise LayerError("not a safetensors file: the header is not a JSON object")
-    return [_tensor(name, entry, size - 8 - length) for name, entry in header.items() if name != "__metadata__"]
+    return [_tensor(name, entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor(name: str, entry: Any, values: int) -> Tensor:
-    """Check one entry of the header; ``values`` is how many bytes of values the file has."""
+def _tensor(name: str, entry: Any, values: int, size: int) -> Tensor:
+    """Check one entry of the header. The values begin at the offset ``values`` of a file of ``size`` bytes."""
     shown = repr(name[:80])
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -60,6 +60,6 @@ def _tensor(name: str, entry: Any, values: int) -> Tensor:
     if type(dtype) is not str or not all(type(n) is int and n >= 0 for n in numbers):
         raise LayerError(f"tensor {shown}: its dtype, shape or data_offsets are invalid")
     bits = BITS.get(dtype)
-    if not begin <= end <= values or (bits is not None and (end - begin) * 8 != math.prod(shape) * bits):
+    if not begin <= end <= size - values or (bits is not None and (end - begin) * 8 != math.prod(shape) * bits):
         raise LayerError(f"tensor {shown}: its data_offsets do not match its shape or the size of the file")
-    return Tensor(name, dtype, tuple(shape))
+    return Tensor(name, dtype, tuple(shape), values + begin, end - begin)

@@ -10,6 +10,7 @@ from kitfs.oci.manifest import FILEPATH, Descriptor, LayerType
 from kitfs.sdk.names import display
 from kitfs.sdk.options import ReadOptions, settings_of
 from kitfs.sdk.session import workspace_of
+from kitfs.sdk.tensors import TensorInfo, info_of
 
 if TYPE_CHECKING:
     from kitfs.ops.diff.diff import DiffSide
@@ -58,16 +59,6 @@ class FileDifference:
     removed: tuple[str, ...]
     changed: tuple[ChangedFile, ...]
     maybe: tuple[ChangedFile, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """A tensor. ``dtype`` and ``shape`` are copied from its file: GGUF lists the fastest-varying dimension first."""
-
-    name: str
-    path: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +178,5 @@ def _tensors(changes: TensorChanges) -> TensorDifference:
     )
 
 
-def _tensor(tensor: KitTensor) -> TensorInfo:
-    value = tensor.tensor
-    return TensorInfo(value.name, tensor.path, value.dtype, tuple(value.shape))
+def _tensor(found: KitTensor) -> TensorInfo:
+    return info_of(found.path, found.tensor)

@@ -27,6 +27,7 @@ from kitfs.sdk.files import PIECE, KitFile, directory_node, file_node, matching
 from kitfs.sdk.names import display, kit_reference
 from kitfs.sdk.options import Filters, ReadOptions, StrPath, filters_of, portable, settings_of
 from kitfs.sdk.session import Held, Recipe, Session, let_go, pinned
+from kitfs.sdk.tensors import Tensor, TensorInfo, info_of
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -318,6 +319,27 @@ class Kit:
             node = file_node(session, fspath(path))
         buffered = KitFile(self, node.path, node.size)
         return buffered if mode == "rb" else io.TextIOWrapper(buffered, encoding, errors, newline)
+
+    def tensors(self) -> list[TensorInfo]:
+        """List the tensors of all safetensors and GGUF files in the model layers (in all layers, if the kit has no
+        model). Only headers are read.
+
+        They are listed by file, then in the order of its header. Raises LayerError if a header is damaged, KitfsError.
+        """
+        with self._using() as session:
+            return [info_of(path, tensor) for path, tensor in session.tensors]
+
+    def tensor(self, name: str, path: StrPath | None = None) -> Tensor:
+        """Read a tensor of a safetensors or GGUF file. Only headers and the values of this tensor are fetched.
+
+        ``path`` names the file. Without it, the tensor is looked for in the model layers: by their indexes of shards
+        (``*.safetensors.index.json``), else by the headers of their files. Raises NotFound, ValueError if several files
+        have a tensor of this name, LayerError if a header is damaged, KitfsError.
+        """
+        with self._using() as session:
+            where, found = session.tensors.find(name, None if path is None else fspath(path))
+            values = session.tensors.read(where, found)
+            return Tensor(info_of(where, found), values, big_endian=found.big_endian)
 
     def unpack(
         self,

@@ -27,6 +27,7 @@ from kitfs.config import Settings
 from kitfs.escaping import LogFilter
 from kitfs.kit.kit import Kit
 from kitfs.kit.options import WorkspaceOptions
+from kitfs.kit.tensors import KitTensors
 from kitfs.kit.tree import Tree, tree_of
 from kitfs.kit.workspace import Workspace
 from kitfs.metrics import Counters
@@ -97,6 +98,7 @@ class Session:
                 pins={reference: Digest.parse(digest) for reference, digest in recipe.pins.items()},
             )
             self.tree: Final[Tree] = tree_of(self.kit, counters=workspace.counters, log=workspace.log)
+            self.tensors: Final = KitTensors(self.kit, self.tree)
             self._stack = stack.pop_all()
         _keep(self)
 

@@ -18,10 +18,10 @@ from kitfs.sdk import options
 PUBLIC = {
     "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
     "KitDifference", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions", "MountStatus",
-    "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "TransferOptions",
-    "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "import_kit", "index",
-    "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts", "open", "pack",
-    "pull", "push", "remove", "seal", "serve", "status", "tag", "unmount", "unpack", "warm",
+    "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "Tensor", "TensorInfo",
+    "TransferOptions", "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export",
+    "import_kit", "index", "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts",
+    "open", "pack", "pull", "push", "remove", "seal", "serve", "status", "tag", "unmount", "unpack", "warm",
 }  # fmt: skip
 
 # The verbs that have no function of their own, and what a program uses instead.

@@ -24,8 +24,8 @@ def made(
     return b"GGUF" + struct.pack(f"{order}IQQ", version, len(tensors), count) + keys + b"".join(tensors)
 
 
-def tensor(name: str = "t", shape: tuple[int, ...] = (4, 2), kind: int = 12, order: str = "<") -> bytes:
-    return text(name, order) + struct.pack(f"{order}I{len(shape)}QIQ", len(shape), *shape, kind, 0)
+def tensor(name: str = "t", shape: tuple[int, ...] = (4, 2), kind: int = 12, order: str = "<", at: int = 0) -> bytes:
+    return text(name, order) + struct.pack(f"{order}I{len(shape)}QIQ", len(shape), *shape, kind, at)
 
 
 def test_the_golden_file_is_read_by_its_header() -> None:
@@ -33,15 +33,15 @@ def test_the_golden_file_is_read_by_its_header() -> None:
     found = gguf(read.size, read)
     wide = (64, 512)
     assert found == [
-        Tensor("token_embd.weight", "F32", wide),
-        Tensor("blk.0.attn_q.weight", "F16", (64, 64)),
-        Tensor("output.weight", "F32", wide),
+        Tensor("token_embd.weight", "F32", wide, read.size - 270336, 131072),
+        Tensor("blk.0.attn_q.weight", "F16", (64, 64), read.size - 139264, 8192),
+        Tensor("output.weight", "F32", wide, read.size - 131072, 131072),
     ]
     assert read.moved <= 64 << 10
 
 
 def test_a_file_of_the_gguf_package_is_read(tmp_path: Path) -> None:
-    """Its metadata has arrays of strings, numbers and flags."""
+    """Its metadata has arrays of strings, numbers and flags. Its tensors are found where it says that they are."""
     library = pytest.importorskip("gguf")
     import numpy as np
 
@@ -50,14 +50,21 @@ def test_a_file_of_the_gguf_package_is_read(tmp_path: Path) -> None:
     writer.add_array("scores", [0.5] * 20_000)
     writer.add_array("flags", [True, False])
     writer.add_float64("pi", 3.14)
-    writer.add_tensor("a.weight", np.zeros((3, 5), np.float32))
-    writer.add_tensor("b", np.zeros((7,), np.int8))
+    writer.add_custom_alignment(64)
+    a, b = np.arange(15, dtype=np.float32).reshape(3, 5), np.arange(7, dtype=np.int8)
+    writer.add_tensor("a.weight", a)
+    writer.add_tensor("b", b)
+    writer.add_tensor("q", np.zeros((4, 144), np.uint8), raw_dtype=library.GGMLQuantizationType.Q4_K)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     read = Reads((tmp_path / "x.gguf").read_bytes())
-    assert gguf(read.size, read) == [Tensor("a.weight", "F32", (5, 3)), Tensor("b", "I8", (7,))]
+    found = gguf(read.size, read)
+    assert [t[:3] for t in found] == [("a.weight", "F32", (5, 3)), ("b", "I8", (7,)), ("q", "Q4_K", (256, 4))]
+    assert [read.data[t.offset :][: t.size] for t in found] == [a.tobytes(), b.tobytes(), bytes(576)]
+    by_library = {t.name: (t.data_offset, t.n_bytes) for t in library.GGUFReader(tmp_path / "x.gguf").tensors}
+    assert {t.name: (t.offset, t.size) for t in found} == by_library
 
 
 @pytest.mark.parametrize(("version", "order"), [(2, "<"), (3, "<"), (3, ">")])
@@ -68,7 +75,21 @@ def test_both_versions_and_both_byte_orders_are_read(version: int, order: str) -
         + 2 * (struct.pack(f"{order}IQ", 8, 1) + text("v", order))
     )
     read = Reads(made(keys, 1, (tensor(order=order), tensor("u", (), 99, order)), version, order))
-    assert gguf(read.size, read) == [Tensor("t", "Q4_K", (4, 2)), Tensor("u", "type 99", ())]
+    at = read.size + -read.size % 32
+    big = order == ">"
+    assert gguf(read.size, read) == [
+        Tensor("t", "Q4_K", (4, 2), at, 0, big),
+        Tensor("u", "type 99", (), at, 0, big),
+    ]
+
+
+def test_a_tensor_of_an_unknown_type_extends_to_the_next() -> None:
+    """The last one extends to the end of the file."""
+    entries = tensor("t", kind=99), tensor("u", (4,), kind=0, at=64), tensor("v", kind=99, at=96)
+    data = made(tensors=entries)
+    at = len(data) + -len(data) % 32
+    read = Reads(data, at + 100)
+    assert [(t.offset, t.size) for t in gguf(read.size, read)] == [(at, 64), (at + 64, 16), (at + 96, 4)]
 
 
 def test_long_values_are_not_read() -> None:
@@ -99,6 +120,7 @@ def test_long_values_are_not_read() -> None:
         (made(struct.pack("<Q", 1) + b"\xff" + struct.pack("<IB", 0, 0), 1), "not UTF-8"),
         (made(tensors=(tensor(shape=(1,) * 9),)), "9 dimensions"),
         (made(tensors=(tensor(), tensor())), "two tensors of one name"),
+        (made(text("general.alignment") + struct.pack("<II", 4, 0), 1), "aligned to 0 bytes"),
     ],
 )
 def test_a_damaged_file_raises_an_error_that_says_what_is_wrong(data: bytes, message: str) -> None:
