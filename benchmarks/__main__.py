@@ -1,10 +1,10 @@
-"""Measure kitfs against its peers: see benchmarks/README.md.
+"""Measure kitfs against its peers. benchmarks/README.md explains how.
 
 python -m benchmarks [ROW…]            measure rows of the table, or all of them
-python -m benchmarks profile ROW…      say where the time of kitfs' processes goes while a row is measured
-python -m benchmarks list [ROW…]       say what each row measures exactly
+python -m benchmarks profile ROW…      show where kitfs' processes spend their time while a row is measured
+python -m benchmarks list [ROW…]       show what exactly each row measures
 python -m benchmarks curve             measure the time until 1 % to 100 % of a model are read, by kitfs and by peers
-python -m benchmarks plot FILE…        draw what --json wrote into docs/, and print the table of the manual
+python -m benchmarks plot FILE…        draw the results of --json into docs/, and print the table of the manual
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def measure(row: Row, bench: Bench, runs: int) -> Result:
-    """Measure a row ``runs`` times. A failure ends the row: what it measured before is kept."""
+    """Measure a row ``runs`` times. A failure ends the row, but its earlier results are kept."""
     result = Result(row)
     if absent := missing(row.needs):
         result.skip(f"{' and '.join(absent)} not on PATH")
@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
 
 
 def rows_measured(bench: Bench, options: argparse.Namespace, watch: Profile | None) -> tuple[dict[str, Any], int]:
-    """Measure and print rows; return them for JSON, and 1 if a *must* is not met."""
+    """Measure and print rows. Return them for JSON, and 1 if a *must* is not met."""
     results: list[Result] = []
     for row in options.rows:
         results.append(measure(row, bench, options.runs))
@@ -84,12 +84,12 @@ def rows_measured(bench: Bench, options: argparse.Namespace, watch: Profile | No
 
 
 def curve_measured(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print the curve; return it for JSON."""
+    """Measure and print the curve. Return it for JSON."""
     return {"curve": curve.as_json(curve.measure(bench, options.runs, lambda text: print(text, flush=True)))}
 
 
 def main() -> int:
-    """Do what the command line asks for; return 1 if a *must* is not met."""
+    """Run the command line and return 1 if a *must* is not met."""
     options = arguments()
     if options.verb == "list":
         for row in options.rows:

@@ -1,6 +1,6 @@
-"""The time until a program has read a part of a model that the machine has never seen: ours and that of its peers.
+"""Measure how long programs need to read a part of a model that the machine has never seen, by kitfs and by its peers.
 
-Not a row of the table: it has no target. It is drawn by benchmarks.plot.
+The curve is not a row of the table, because it has no target. benchmarks.plot draws it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PERCENT = (1, 10, 50, 100)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Seconds of each run, by one way over one link (``""``: loopback)."""
+    """The seconds of each run of one way over one link, whose name is ``""`` for loopback."""
 
     link: str
     way: str
@@ -33,20 +33,20 @@ class Point:
 
 
 def by_mount(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> float:
-    """Mount the kit and read."""
+    """Mount the kit and read the part."""
     with bench.home() as home:
         return timed(lambda: read_span(home.mount(model.behind(port)) / FILE, *span))
 
 
 def by_second_mount(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> float:
-    """Mount a kit that was pulled before, and read."""
+    """Mount a kit that was pulled before, and read the part."""
     with bench.home() as home:
         home.kitfs("pull", model.behind(port))
         return timed(lambda: read_span(home.mount(model.behind(port)) / FILE, *span))
 
 
 def by_unpack(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> float:
-    """Unpack by kit out of the registry, and read."""
+    """Unpack the kit with kit from the registry, and read the part."""
     with bench.kit_home() as kit:
         out = kit.root / "out"
 
@@ -58,7 +58,7 @@ def by_unpack(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> f
 
 
 def by_pull_and_unpack(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> float:
-    """Pull by kit, unpack, and read."""
+    """Pull the kit with kit, unpack it, and read the part."""
     with bench.kit_home() as kit:
         out = kit.root / "out"
 
@@ -71,7 +71,7 @@ def by_pull_and_unpack(bench: Bench, model: Model, port: int, span: tuple[int, i
 
 
 def by_curl(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> float:
-    """Download the layer by curl, and read as much of it."""
+    """Download the layer with curl, and read a part of the same size."""
     out = bench.name("curl")
 
     def work() -> None:
@@ -85,7 +85,7 @@ def by_curl(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> flo
 
 
 Way = Callable[[Bench, Model, int, tuple[int, int]], float]
-WAYS: dict[str, tuple[Way, tuple[str, ...]]] = {  # name → work, the programs that it needs
+WAYS: dict[str, tuple[Way, tuple[str, ...]]] = {  # name → (function, the programs that it needs)
     "kitfs mount": (by_mount, ()),
     "kitfs mount, pulled before": (by_second_mount, ()),
     "curl -o": (by_curl, ("curl",)),
@@ -95,7 +95,10 @@ WAYS: dict[str, tuple[Way, tuple[str, ...]]] = {  # name → work, the programs 
 
 
 def measure(bench: Bench, runs: int, show: Callable[[str], None]) -> list[Point]:
-    """Measure every way for every part, on loopback and over the first of the links; ``show`` prints a point."""
+    """Measure every way for every part, on loopback and over the first of the links.
+
+    ``show`` prints a point.
+    """
     found = []
     size = bench.model.file.stat().st_size
     for link in (Link("", 0, 0), LINKS[0]):
@@ -116,5 +119,5 @@ def measure(bench: Bench, runs: int, show: Callable[[str], None]) -> list[Point]
 
 
 def as_json(points: list[Point]) -> list[dict[str, Any]]:
-    """The points for programs."""
+    """Return the points for JSON."""
     return [asdict(point) for point in points]

@@ -1,4 +1,4 @@
-"""The time and the bytes until a program has one tensor of a kit: see benchmarks/README.md."""
+"""Measure the time and the bytes until a program has read one tensor of a kit. benchmarks/README.md explains how."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILE = "model.safetensors"
 
 
 def model(mib: int) -> bytes:
-    """A safetensors file of ``mib`` MiB of random tensors."""
+    """Return a safetensors file of ``mib`` MiB of random tensors."""
     width = (mib << 20) // TENSORS
     spans = {f"layers.{n}": [n * width, (n + 1) * width] for n in range(TENSORS)}
     fields = {name: {"dtype": "U8", "shape": [width], "data_offsets": span} for name, span in spans.items()}
@@ -32,7 +32,7 @@ def model(mib: int) -> bytes:
 
 
 def read_tensor(path: Path) -> None:
-    """Read the tensor in the middle of the file, as safetensors does: the header, then its bytes."""
+    """Read the tensor in the middle of the file as safetensors does: first the header, then the tensor's bytes."""
     with path.open("rb", buffering=0) as file:
         (length,) = struct.unpack("<Q", file.read(8))
         start, stop = json.loads(file.read(length))[f"layers.{TENSORS // 2}"]["data_offsets"]
@@ -40,7 +40,7 @@ def read_tensor(path: Path) -> None:
 
 
 class Home:
-    """A store and a directory that have never seen the kit."""
+    """A store and a directory that do not contain the kit yet."""
 
     def __init__(self, root: Path) -> None:
         shutil.rmtree(root, ignore_errors=True)
@@ -48,13 +48,13 @@ class Home:
         self.env = os.environ | {"KITFS_CACHE_DIR": str(root / "cache"), "KITFS_RUN_DIR": str(root / "run")}
 
     def kitfs(self, *args: object) -> str:
-        """Run a verb; return what it prints."""
+        """Run a verb and return its output."""
         command = [sys.executable, "-m", "kitfs", *map(str, args), "--progress", "none"]
         return subprocess.run(command, check=True, env=self.env, capture_output=True, text=True).stdout
 
 
 def one_run(reference: str, root: Path) -> dict[str, float]:
-    """Seconds until the tensor is read, both ways, and the MiB that the mount fetched."""
+    """Return the seconds until the tensor is read, by both ways, and the MiB that the mount fetched."""
     before = Home(root)
 
     def unpack() -> None:

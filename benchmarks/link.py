@@ -1,16 +1,15 @@
-"""A TCP relay on loopback that behaves like a long or narrow link.
+"""A TCP relay on loopback that emulates a long or narrow link.
 
     python -m benchmarks.link TARGET_PORT --rtt 0.02 --rate 125000000
 
-It prints the port on which it listens and runs until SIGTERM. What it models: the bytes of each direction arrive half
-a round trip after they were sent; the handshake takes a round trip; all connections share ``--rate`` bytes a second
-towards the client; each connection has TCP's slow start, its window shrinks while it is idle, and at most ``--window``
-bytes are under way (6 MiB, the most that Linux gives a receive buffer by default). It models neither loss nor the
-upstream's rate.
+It prints the port on which it listens and runs until SIGTERM. The bytes of each direction arrive half a round trip
+after they were sent, and the handshake takes a round trip. All connections share ``--rate`` bytes a second towards the
+client. Each connection has TCP's slow start, its window shrinks while it is idle, and at most ``--window`` bytes are in
+flight (6 MiB, which is Linux's default maximum for a receive buffer). Loss and the upstream's rate are not emulated.
 
-Bytes go from socket to pipe to socket by splice(2), which does not copy them, because the peers need the CPU: a link
-of 10 Gbit/s takes about a seventh of a core. A process has one thread, and select(2) rather than epoll(7), whose
-timeouts are whole milliseconds.
+The relay moves bytes from socket to pipe to socket by splice(2), which does not copy them, because the peers need the
+CPU: a link of 10 Gbit/s takes about a seventh of a core. The process has one thread. It uses select(2), because the
+timeouts of epoll(7) are whole milliseconds.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from typing import NamedTuple
 PIECE = 256 << 10
 WINDOW = 6 << 20
 FIRST_WINDOW = 10 * 1448  # RFC 6928
-IDLE = 0.2  # the least retransmission timeout of Linux, in seconds; an idle connection's window is halved after each
-ROOM = 8 << 20  # capacity of a pipe where it is allowed; the default is counted in fragments of 4 KiB
+IDLE = 0.2  # seconds: Linux's minimum retransmission timeout, after each of which an idle connection's window is halved
+ROOM = 8 << 20  # capacity of a pipe where the system permits it; the default counts fragments of 4 KiB
 FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Link(NamedTuple):
-    """Seconds of a round trip, and bytes a second towards the client (0: no limit)."""
+    """The seconds of a round trip, and the bytes a second towards the client (0 means no limit)."""
 
     name: str
     rtt: float
@@ -54,14 +53,14 @@ LINKS = (
 
 
 class Shared:
-    """The rate that all connections share: when the next byte may leave."""
+    """The rate that all connections share. It records when the next byte may leave."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._free = 0.0
 
     def leave(self, size: int, now: float) -> float:
-        """Book ``size`` bytes and return the time at which the last of them has left."""
+        """Book ``size`` bytes and return the time at which the last of them leaves."""
         if not self._rate:
             return now
         self._free = max(self._free, now) + size / self._rate
@@ -69,7 +68,7 @@ class Shared:
 
 
 class Direction:
-    """One direction of a connection: bytes wait in a pipe until they are due."""
+    """One direction of a connection. Bytes wait in a pipe until they are due."""
 
     def __init__(self, source: socket.socket, sink: socket.socket, link: Link, shared: Shared, window: int) -> None:
         self.source, self.sink = source, sink
@@ -80,12 +79,12 @@ class Direction:
         except PermissionError:
             fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, 1 << 20)
         self.opened = time.monotonic()
-        self._pieces: deque[tuple[float, int]] = deque()  # (when it arrives, bytes)
-        self._unconfirmed: deque[tuple[float, int]] = deque()  # (when its acknowledgement arrives, bytes)
+        self._pieces: deque[tuple[float, int]] = deque()  # (time of arrival, bytes)
+        self._unconfirmed: deque[tuple[float, int]] = deque()  # (time at which the acknowledgement arrives, bytes)
         self._under_way = 0
         self._allowed = FIRST_WINDOW
         self._sent = 0.0
-        self._full = False  # the pipe has no slot left
+        self._full = False  # whether all slots of the pipe are used
         self.ended = self.closed = False
 
     def wants_input(self) -> bool:
@@ -95,7 +94,7 @@ class Direction:
         return not self.closed and bool(self._pieces) and self._pieces[0][0] <= now
 
     def next_time(self, now: float) -> float:
-        """When something happens without a socket: a piece arrives or is acknowledged."""
+        """Return when the next timed event happens: a piece or an acknowledgement arrives."""
         times = [queue[0][0] for queue in (self._pieces, self._unconfirmed) if queue and queue[0][0] > now]
         return min(times, default=now + 3600)
 
@@ -106,7 +105,7 @@ class Direction:
             self._allowed = min(self._allowed + size, self._largest)
 
     def take(self, now: float) -> None:
-        """Move what the source has into the pipe."""
+        """Move available bytes from the source into the pipe."""
         if not self._under_way and (halvings := int((now - self._sent) / (IDLE + self._link.rtt))):
             self._allowed = max(FIRST_WINDOW, self._allowed >> min(halvings, 64))
         room = min(self._allowed, self._largest) - self._under_way
@@ -126,14 +125,14 @@ class Direction:
         self._pieces.append((arrives, size))
 
     def give(self, now: float) -> None:
-        """Move what is due from the pipe into the sink."""
+        """Move the bytes that are due from the pipe into the sink."""
         while self._pieces and self._pieces[0][0] <= now:
             due, size = self._pieces.popleft()
             try:
                 moved = os.splice(self._out, self.sink.fileno(), size, flags=FLAGS)
             except BlockingIOError:
                 moved = 0
-            except OSError:  # the receiver left: so does the sender
+            except OSError:  # the receiver has closed, so the sender is closed too
                 self.ended = self.closed = True
                 return
             if moved:
@@ -144,7 +143,7 @@ class Direction:
                 return
 
     def finish(self) -> None:
-        """Pass the end of the source on, once everything before it has arrived."""
+        """Close the sink for writing once the source has ended and all its bytes have arrived."""
         if self.ended and not self._pieces and not self.closed:
             self.closed = True
             try:
@@ -171,7 +170,7 @@ class Connection:
 
 
 def connect(client: socket.socket, port: int, link: Link, shared: Shared, window: int) -> Connection:
-    """Pair a client that connected with a connection of its own to the target."""
+    """Open a connection to the target for a client that has connected."""
     target = socket.create_connection(("127.0.0.1", port))
     for one in (client, target):
         one.setblocking(False)
@@ -182,7 +181,7 @@ def connect(client: socket.socket, port: int, link: Link, shared: Shared, window
 
 
 def relay(server: socket.socket, port: int, link: Link, window: int) -> None:
-    """Relay connections for ever."""
+    """Relay connections until the process ends."""
     shared = Shared(link.rate)
     connections: list[Connection] = []
     while True:
@@ -211,7 +210,7 @@ def relay(server: socket.socket, port: int, link: Link, window: int) -> None:
 
 @contextmanager
 def slow(port: int, link: Link) -> Iterator[int]:
-    """A link before a port of loopback, as a process of its own; yields the port to connect to."""
+    """Run a link in front of a port of loopback as a separate process, and yield the port to connect to."""
     command = [sys.executable, "-m", "benchmarks.link", str(port), "--rtt", str(link.rtt), "--rate", str(link.rate)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

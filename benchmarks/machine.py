@@ -1,7 +1,7 @@
-"""What rows measure with: homes of kitfs and of kit, a registry, files, clocks and reads.
+"""The parts from which rows build their measurements: homes of kitfs and of kit, a registry, files, clocks and reads.
 
-Everything lies in one scratch directory, which is on the same disk for both sides. Nothing is shared between a run
-and the next one but the registry and the kits in it.
+Everything is in one scratch directory, so that both sides use the same disk. Two runs share only the registry and the
+kits in it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ RANDOM_READS = 20_000
 
 
 class Watch(Protocol):
-    """Looks at the processes of kitfs while a row measures them: see benchmarks.profile."""
+    """An observer of kitfs' processes while a row measures them, such as benchmarks.profile."""
 
     def watching(self, run_dir: Path) -> Any:
-        """A context in which the processes that live with this run directory are watched."""
+        """Return a context in which the processes that use this run directory are watched."""
 
 
 class Home:
-    """A machine of kitfs that has never seen a kit: an empty store, a run directory and a home of kit."""
+    """A machine with kitfs that has never seen a kit: an empty store, a run directory and a home for kit."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -54,7 +54,7 @@ class Home:
         }
 
     def kitfs(self, *args: str | Path) -> str:
-        """Run a verb and return what it prints."""
+        """Run a verb and return its output."""
         done = subprocess.run([KITFS, *args], env=self.env, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"kitfs {' '.join(map(str, args))}: exit {done.returncode}: {done.stderr.strip()}")
@@ -66,25 +66,25 @@ class Home:
         return self.mountpoint
 
     def never_sealed(self) -> tuple[str, ...]:
-        """The options that keep a mount from being sealed; none for a kitfs that does not seal."""
+        """Return the options that keep a mount from being sealed, or none if this kitfs cannot seal."""
         return ("--seal", "never") if "--seal" in self.kitfs("mount", "--help") else ()
 
     def status(self) -> dict[str, Any]:
-        """The report of ``kitfs status --json`` about the mount."""
+        """Return the report of ``kitfs status --json`` about the mount."""
         report: dict[str, Any] = json.loads(self.kitfs("status", self.mountpoint, "--json"))
         return report
 
     def umount(self) -> None:
-        """End the mount."""
+        """Unmount the kit."""
         self.kitfs("umount", self.mountpoint)
 
     def peak(self) -> float:
-        """MiB of memory at the peak (VmHWM), summed over the mount's processes."""
+        """Return the peak memory (VmHWM) of the mount's processes, summed, in MiB."""
         texts = [Path(f"/proc/{pid}/status").read_text() for pid in processes_of(self.run_dir)]
         return sum(int(size) for text in texts for size in re.findall(r"VmHWM:\s+(\d+) kB", text)) / 1024
 
     def filesystem(self) -> str:
-        """The type of the topmost file system at the mountpoint, such as ``fuse.kitfs`` or ``erofs``."""
+        """Return the type of the topmost file system at the mount point, such as ``fuse.kitfs`` or ``erofs``."""
         lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
         kinds = [line.split(" - ")[1].split()[0] for line in lines if line.split()[4] == str(self.mountpoint)]
         return kinds[-1] if kinds else ""
@@ -97,13 +97,15 @@ class Home:
 
 
 class KitHome:
-    """A machine of KitOps' ``kit`` that has never seen a kit."""
+    """A machine with KitOps' ``kit`` that has never seen a kit."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         (root / "kitops").mkdir(parents=True)
         self.env = os.environ | {"KITOPS_HOME": str(root / "kitops")}
-        self.kit("version", "--show-update-notifications=false")  # it would ask the internet for a newer version
+        self.kit(
+            "version", "--show-update-notifications=false"
+        )  # otherwise kit would ask the internet for a newer version
 
     def kit(self, *args: str | Path) -> None:
         """Run a command of kit."""
@@ -114,9 +116,10 @@ class KitHome:
 
 
 class Bench:
-    """What a row is given. ``run`` counts the runs; its parity decides which side is measured first.
+    """The arguments of a row. ``run`` counts the runs, and its parity decides which side is measured first.
 
-    ``mib``: the size of the model of most rows. ``scratch``: a directory for anything, which is deleted at the end.
+    ``mib`` is the size of the model in most rows. ``scratch`` is a directory for temporary files, which is deleted at
+    the end.
     """
 
     def __init__(self, scratch: Path, mib: int, *, watch: Watch | None = None) -> None:
@@ -133,27 +136,30 @@ class Bench:
 
     @cached_property
     def registry(self) -> RegistryProcess:
-        """A docker-registry on loopback that lives as long as the bench."""
+        """Return a docker-registry on loopback that runs as long as the bench exists."""
         return self._stack.enter_context(RegistryProcess(self.scratch / "registry"))
 
     @cached_property
     def models(self) -> Models:
-        """The kits that are in the registry."""
+        """Return the kits that are in the registry."""
         return Models(self.registry, self.scratch / "models")
 
     @property
     def model(self) -> Model:
-        """A kit of one safetensors file of ``mib`` MiB."""
+        """Return a kit of one safetensors file of ``mib`` MiB."""
         return self.models.tensors(self.mib)
 
     def name(self, stem: str) -> Path:
-        """A path below the scratch directory that nobody has used."""
+        """Return an unused path below the scratch directory."""
         self._made += 1
         return self.scratch / f"{stem}{self._made}"
 
     @contextmanager
     def home(self, *, below: Path | None = None) -> Iterator[Home]:
-        """A machine of kitfs, which is removed at the end; ``below`` another directory than the scratch."""
+        """Yield a machine with kitfs, which is removed at the end.
+
+        ``below`` is the parent directory, if it is not the scratch directory.
+        """
         path = self.name("home")
         made = Home(below / path.name if below else path)
         try:
@@ -167,7 +173,7 @@ class Bench:
 
     @contextmanager
     def kit_home(self) -> Iterator[KitHome]:
-        """A machine of kit, which is removed at the end."""
+        """Yield a machine with kit, which is removed at the end."""
         made = KitHome(self.name("kit"))
         try:
             yield made
@@ -175,27 +181,30 @@ class Bench:
             made.close()
 
     def both(self, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
-        """Call both, in an order that alternates from run to run; return (ours, theirs)."""
+        """Call both functions in an order that alternates from run to run, and return (ours, theirs)."""
         if self.run % 2:
             other = theirs()
             return ours(), other
         return ours(), theirs()
 
     def repeated(self, *works: Callable[[], float], times: int = 5) -> list[float]:
-        """The median of each of several short measurements, which are repeated in turn."""
+        """Return the median of each of several short measurements, which are repeated in turn."""
         found: list[list[float]] = [[work() for work in works] for _ in range(times)]
         return [statistics.median(column) for column in zip(*found, strict=True)]
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
-    """Run a peer; what it prints is shown only if it fails."""
+    """Run a peer, and show its output only if it fails."""
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: exit {done.returncode}: {done.stderr.strip()[-500:]}")
 
 
 def timed(work: Callable[[], object], *, durable: bool = False) -> float:
-    """Seconds of a call, with nothing left to be written from before; ``durable``: until all data is on the disk."""
+    """Return the seconds that a call takes, after all earlier data was written to the disk.
+
+    With ``durable``, the time includes writing all data to the disk.
+    """
     os.sync()
     begin = time.perf_counter()
     work()
@@ -208,7 +217,7 @@ def timed(work: Callable[[], object], *, durable: bool = False) -> float:
 
 
 def read_whole(path: Path) -> None:
-    """Read a file to its end by read(2) of 1 MiB into one buffer."""
+    """Read a file to its end by read(2) in pieces of 1 MiB, into one buffer."""
     buffer = bytearray(PIECE)
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
@@ -216,7 +225,7 @@ def read_whole(path: Path) -> None:
 
 
 def read_span(path: Path, start: int, stop: int) -> None:
-    """Read bytes [start, stop) of a file by pread(2) of at most 1 MiB into one buffer."""
+    """Read bytes [start, stop) of a file by pread(2) in pieces of at most 1 MiB, into one buffer."""
     buffer = bytearray(PIECE)
     with path.open("rb", buffering=0) as file:
         while start < stop:
@@ -227,7 +236,7 @@ def read_span(path: Path, start: int, stop: int) -> None:
 
 
 def read_mapped(path: Path) -> None:
-    """Copy a file out of a mapping of it, 1 MiB at a time."""
+    """Map a file and copy its content out of the mapping, 1 MiB at a time."""
     buffer = memoryview(bytearray(PIECE))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view, memoryview(view) as pages:
         for start in range(0, len(pages), PIECE):
@@ -236,7 +245,7 @@ def read_mapped(path: Path) -> None:
 
 
 def read_random(path: Path) -> None:
-    """Read 20,000 blocks of 4 KiB by pread(2), at places that are the same every time."""
+    """Read 20,000 blocks of 4 KiB by pread(2), at the same random places each time."""
     blocks = path.stat().st_size // PAGE
     chosen = random.Random(1)
     places = [chosen.randrange(blocks) * PAGE for _ in range(RANDOM_READS)]
@@ -256,12 +265,12 @@ def drop_pages(path: Path) -> None:
 
 
 def missing(programs: tuple[str, ...]) -> list[str]:
-    """Programs that are not on PATH."""
+    """Return the programs that are not on PATH."""
     return [program for program in programs if shutil.which(program) is None]
 
 
 def describe() -> dict[str, str]:
-    """The machine that the numbers were made on."""
+    """Return a description of the machine on which the numbers were measured."""
     model = re.search(r"(?m)^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text())
     return {
         "cpu": f"{os.cpu_count()} x {model[1] if model else platform.machine()}",

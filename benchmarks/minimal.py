@@ -1,4 +1,4 @@
-"""The smallest file system that fusepy can make: a directory, read by pread(2). A peer of row 8.
+"""The smallest file system that fusepy can make: one directory, read by pread(2). It is a peer of row 8.
 
 python -m benchmarks.minimal SOURCE MOUNTPOINT
 """
@@ -13,7 +13,7 @@ from fuse import FUSE, Operations
 
 
 class Minimal(Operations):  # type: ignore[misc]
-    """Files of one directory, read-only."""
+    """A read-only view of the files in one directory."""
 
     def __init__(self, root: str) -> None:
         self.root = root

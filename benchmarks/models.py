@@ -1,4 +1,4 @@
-"""The kits that rows read: made once, and planted into the registry's storage rather than pushed."""
+"""The kits that rows read. Each kit is made once, and planted into the registry's storage instead of pushed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ SMALL_FILES = 100_000
 
 
 class Model(NamedTuple):
-    """A kit of one layer. ``reference`` names it in the registry; ``blob`` is its layer in the registry's storage.
+    """A kit with one layer.
 
-    ``file``: the kit's only file as a local file, if there is one. ``digest``: that of the layer.
+    ``reference`` names it in the registry, and ``blob`` is its layer in the registry's storage. ``file`` is the kit's
+    only file as a local file, if there is a local file. ``digest`` is the digest of the layer.
     """
 
     reference: str
@@ -31,22 +32,25 @@ class Model(NamedTuple):
     file: Path
 
     def path(self, port: int) -> str:
-        """The URL of the layer behind a port of loopback."""
+        """Return the URL of the layer on a port of loopback."""
         repository = self.reference.partition("/")[2].rpartition(":")[0]
         return f"http://127.0.0.1:{port}/v2/{repository}/blobs/{self.digest}"
 
     def behind(self, port: int) -> str:
-        """The reference of the kit behind another port of loopback."""
+        """Return the reference of the kit on another port of loopback."""
         return f"127.0.0.1:{port}/{self.reference.partition('/')[2]}"
 
 
 def middle(mib: int) -> str:
-    """The name of the tensor in the middle of a file of ``mib`` MiB."""
+    """Return the name of the tensor in the middle of a file of ``mib`` MiB."""
     return f"layers.{mib // TENSOR_MIB // 2}"
 
 
 def header(mib: int) -> bytes:
-    """The header of a safetensors file of ``mib`` MiB in tensors of 16 MiB (the last is larger), padded to a page."""
+    """Return the header of a safetensors file of ``mib`` MiB, padded to a page.
+
+    The file has tensors of 16 MiB. The last tensor is larger.
+    """
     width, count = TENSOR_MIB << 20, max(1, mib // TENSOR_MIB)
     stops = [(n + 1) * width for n in range(count - 1)] + [mib << 20]
     fields = {
@@ -59,7 +63,7 @@ def header(mib: int) -> bytes:
 
 
 class Models:
-    """Makes kits in a directory and plants them into a registry. Each is made when it is first asked for."""
+    """A factory that makes each kit in a directory at the first request and plants it into a registry."""
 
     def __init__(self, registry: RegistryProcess, directory: Path) -> None:
         self._registry, self._directory = registry, directory
@@ -76,7 +80,7 @@ class Models:
         return Model(reference, self._registry.blob_path(kit.layers[0]), kit.layers[0], file)
 
     def file(self, mib: int) -> Path:
-        """A local safetensors file of random tensors."""
+        """Return a local safetensors file of random tensors."""
         path = self._directory / f"tensors-{mib}"
         if not path.exists():
             with path.open("wb") as out:
@@ -86,7 +90,7 @@ class Models:
         return path
 
     def _tensors(self, mib: int) -> Model:
-        """A kit as kit packs it: the file in a tar."""
+        """Return a kit as kit packs it, with the file in a tar."""
         source, layer = self.file(mib), self._directory / f"tensors-{mib}.tar"
         with tarfile.open(layer, "w", format=tarfile.PAX_FORMAT) as tar, source.open("rb") as file:
             info = tarfile.TarInfo(FILE)
@@ -95,13 +99,14 @@ class Models:
         return self._planted(f"tensors-{mib}", layer, file=source)
 
     def _raw(self, mib: int) -> Model:
-        """A kit whose layer is the file itself, as ModelPack stores it."""
+        """Return a kit whose layer is the file itself, as ModelPack stores it."""
         return self._planted(f"raw-{mib}", self.file(mib), file=self.file(mib), raw=True)
 
     def _sparse(self, mib: int) -> Model:
-        """A kit of any size whose tensors are zeros and take no room on the disk.
+        """Return a kit of any size whose tensors are zeros and occupy no space on the disk.
 
-        The digest of the layer is made up, since hashing 100 GiB takes minutes: such a kit is never read whole.
+        The digest of the layer is made up, because hashing 100 GiB takes minutes. Therefore no row reads such a kit
+        whole.
         """
         layer = self._directory / f"sparse-{mib}.tar"
         head = header(mib)
@@ -111,7 +116,10 @@ class Models:
 
     @cached_property
     def many(self) -> Model:
-        """A kit of 100,000 files of 100 bytes in 1,000 directories; ``file`` is the same tree on the local disk."""
+        """Return a kit of 100,000 files of 100 bytes in 1,000 directories.
+
+        ``file`` is the same tree on the local disk.
+        """
         tree = self._directory / "many" / "data"
         files = {f"data/{n % 1000:03}/{n:06}.txt": f"{n:099}\n".encode() for n in range(SMALL_FILES)}
         for name, content in files.items():

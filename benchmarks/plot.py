@@ -1,7 +1,7 @@
-"""Draw what ``python -m benchmarks`` wrote as JSON, as SVG for the manual and the README.
+"""Draw the JSON results of ``python -m benchmarks`` as SVG for the manual and the README.
 
-The pictures carry both a light and a dark palette and a background of their own, so that they can be read on any page.
-They load nothing from elsewhere.
+The pictures contain a light and a dark palette and a background of their own, so that they are legible on any page.
+They load nothing from other places.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _picture(height: int, title: str, parts: Iterable[str]) -> str:
 
 
 def machine_line(about: dict[str, Any]) -> str:
-    """Name the machine and the size that a picture was made with."""
+    """Return a line that names the machine and the model size of a picture."""
     on = about["machine"]
     return f"{on['cpu']}, {on['memory']}, Linux {on['kernel']}; model of {about['mib']} MiB, medians of {about['runs']}"
 
@@ -52,13 +52,13 @@ def machine_line(about: dict[str, Any]) -> str:
 
 
 def _distance(target: dict[str, Any], value: float, limit: float) -> float:
-    """How many times as bad as a limit a value is: below 1 is better."""
+    """Return how many times as bad as a limit a value is. A result below 1 is better than the limit."""
     worse, better = (limit, value) if target["at_least"] else (value, limit)
     return max(worse, 0.01) / max(better, 0.01)
 
 
 def table(about: dict[str, Any]) -> str:
-    """Draw the distance of every measured number from its goal, on a logarithmic scale."""
+    """Draw the distance of each number from its goal on a logarithmic scale."""
     left, right, step, top = 290.0, WIDTH - 150.0, 19, 92
     low, high = 0.1, 10.0
 
@@ -100,7 +100,7 @@ def _bar(target: dict[str, Any], at: Callable[[float], float], y: float) -> list
 
 
 def _number(target: dict[str, Any]) -> str:
-    """The number and its goal."""
+    """Return the number and its goal as text."""
     unit = f" {target['unit']}" if target["unit"] in ("s", "MiB") else ""
     return f"{target['median']:.2f}{unit}  ({'≥' if target['at_least'] else '≤'} {target['goal']:g})"
 
@@ -109,7 +109,7 @@ def _number(target: dict[str, Any]) -> str:
 
 
 def curve(about: dict[str, Any]) -> str:
-    """Draw the seconds until a part of the model is read, as bars, one panel for each link."""
+    """Draw the seconds until a part of the model is read as bars, with one panel for each link."""
     points = about["curve"]
     links = list(dict.fromkeys(point["link"] for point in points))
     ways = list(dict.fromkeys(point["way"] for point in points))
@@ -156,13 +156,13 @@ def _panel(points: list[dict[str, Any]], ways: list[str], top: int, height: int,
 
 
 def _tick(most: float) -> float:
-    """A round distance between lines, four of which hold ``most``."""
+    """Return a round distance between grid lines, such that four of them span ``most``."""
     power = float(10 ** math.floor(math.log10(most / 4)))
     return next(step * power for step in (1.0, 2.0, 2.5, 5.0, 10.0) if step * power * 4 >= most)
 
 
 def markdown(about: dict[str, Any]) -> str:
-    """The rows as a table of Markdown, for the manual."""
+    """Return the rows as a Markdown table for the manual."""
     lines = ["| # | what | | measured | goal | must |", "|---|---|---|---|---|---|"]
     for row in about["rows"]:
         for n, target in enumerate(row["targets"]):
@@ -178,7 +178,7 @@ def markdown(about: dict[str, Any]) -> str:
 
 
 def draw(sources: list[Path], directory: Path) -> list[Path]:
-    """Draw what is in the JSON files into a directory; return the pictures."""
+    """Draw the results in the JSON files into a directory, and return the pictures."""
     made = []
     for source in sources:
         about = json.loads(source.read_text())

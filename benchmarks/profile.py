@@ -1,7 +1,8 @@
-"""Where the time of kitfs' processes goes while a row is measured: by thread, and by function.
+"""Show where kitfs' processes spend their time while a row is measured, by thread and by function.
 
-The time of threads is read from ``/proc/PID/task/*/stat`` twenty times a second, so a thread that lived shorter may be
-missed. Functions come from py-spy, if it is on PATH; it samples every process of a home, those of short verbs too.
+The time of threads is read from ``/proc/PID/task/*/stat`` twenty times a second, so a thread with a shorter life may be
+missed. The time of functions comes from py-spy, if it is on PATH. py-spy samples every process of a home, including
+those of short verbs.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ THREAD = re.compile(r"thread \((\d+)\): ([^;]+)")
 
 
 class Profile:
-    """Collects over all homes of a row; ``lines`` prints and forgets. It has a thread of its own while it watches."""
+    """Collects the times of all homes of a row. ``lines`` returns a report and starts again from zero.
+
+    While it watches, it has its own thread.
+    """
 
     def __init__(self) -> None:
-        self._names: dict[int, str] = {}  # thread → the name that Python knows
+        self._names: dict[int, str] = {}  # thread → its name in Python
         self._threads: dict[tuple[int, int], tuple[str, float, float]] = {}  # (process, thread) → name, user, system
         self._stacks: Counter[str] = Counter()
         self._spied: dict[int, tuple[subprocess.Popen[bytes], Path]] = {}
@@ -38,7 +42,7 @@ class Profile:
 
     @contextmanager
     def watching(self, run_dir: Path) -> Iterator[None]:
-        """Watch the processes that live with a run directory."""
+        """Watch the processes that use a run directory."""
         done = threading.Event()
         with tempfile.TemporaryDirectory(prefix="kitfs-profile-") as directory:
 
@@ -85,7 +89,7 @@ class Profile:
         self._spied.clear()
 
     def lines(self) -> list[str]:
-        """The report on what was watched since the last one: seconds of CPU, then shares of samples."""
+        """Return the report since the last call: seconds of CPU time, then shares of samples."""
         found = ["      CPU by thread: user s, system s"]
         by_time = sorted(self._threads.items(), key=lambda one: -sum(one[1][1:]))
         for (_, thread), (name, user, system) in by_time[:SHOWN]:
@@ -110,7 +114,7 @@ def _innermost(frames: list[str]) -> str:
 
 
 def _second(frames: list[str]) -> str:
-    """The thread, and the innermost function of kitfs."""
+    """Return the thread and the innermost function of kitfs in a sample."""
     thread = THREAD.search(";".join(frames))
     inner = next((frame for frame in reversed(frames) if "kitfs/" in frame), frames[-1])
     return f"{thread[2] if thread else 'thread'}: {inner}"

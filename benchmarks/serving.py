@@ -1,4 +1,4 @@
-"""A blob into and out of ``kitfs serve`` against docker-registry: see benchmarks/README.md."""
+"""Compare uploads to and downloads from ``kitfs serve`` and docker-registry. benchmarks/README.md explains how."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ FORMS = ("in, one PUT", "in, PATCHes of 32 MiB", "out", "out, 8 at once", "out, 
 
 
 class Client:
-    """A connection that sends by sendfile(2) and throws away what it receives unread (MSG_TRUNC), so that it costs
-    next to nothing.
+    """A connection that sends by sendfile(2) and discards received bytes without copying them (MSG_TRUNC).
+
+    It therefore costs next to nothing.
     """
 
     def __init__(self, address: str) -> None:
@@ -54,7 +55,7 @@ class Client:
         start: int = 0,
         stop: int = 0,
     ) -> str:
-        """The answer's head; bytes [start, stop) of a file are the body."""
+        """Send a request and return the head of its response. Bytes [start, stop) of a file are the request's body."""
         self._socket.sendall(
             f"{method} {target} HTTP/1.1\r\nHost: {self._address}\r\n"
             f"Content-Length: {stop - start}\r\n{headers}\r\n".encode()
@@ -72,7 +73,7 @@ class Client:
         return head
 
     def _head(self, expected: int) -> tuple[str, int]:
-        """(head, bytes of the body that are still to come)."""
+        """Return (head, bytes of the body that have not arrived yet)."""
         data = b""
         while not data.endswith(b"\r\n\r\n"):
             there = self._socket.recv(4096, socket.MSG_PEEK)
@@ -119,7 +120,7 @@ def out(address: str, digest: str) -> None:
 
 
 def out_at_once(address: str, digest: str, size: int, clients: int = 8) -> None:
-    """An eighth by each of eight clients, by ranges."""
+    """Download a blob with eight clients at once, an eighth of it by each."""
     share = size // clients
 
     def take(n: int) -> None:
@@ -133,7 +134,7 @@ def out_at_once(address: str, digest: str, size: int, clients: int = 8) -> None:
 
 
 def out_in_ranges(address: str, digest: str, count: int = 500) -> None:
-    """Ranges, one after the other on one connection, as a mount asks for them."""
+    """Download ranges one after the other on one connection, as a mount does."""
     with Client(address) as client:
         for n in range(count):
             client.ask(
@@ -142,7 +143,7 @@ def out_in_ranges(address: str, digest: str, count: int = 500) -> None:
 
 
 def many_in(address: str, file: Path, count: int = 100) -> None:
-    """Small blobs, each on a connection of its own."""
+    """Upload small blobs, each on its own connection."""
     octets = "Content-Type: application/octet-stream\r\n"
     with file.open("rb") as pieces:
         for start in range(0, count * SMALL, SMALL):
@@ -161,7 +162,7 @@ def many_in(address: str, file: Path, count: int = 100) -> None:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds, with nothing left to be written from before."""
+    """Return the seconds that a call takes, after all earlier data was written to the disk."""
     os.sync()
     begin = time.perf_counter()
     work()
@@ -169,7 +170,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def peak(pid: int) -> float:
-    """MiB of VmHWM."""
+    """Return VmHWM of a process in MiB."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found
     return int(found[1]) / 1024
@@ -193,7 +194,7 @@ SERVERS = {"docker-registry": docker_registry, "kitfs serve": kitfs}
 
 
 def one_run(name: str, directory: Path, files: tuple[tuple[Path, str], tuple[Path, str]]) -> dict[str, float]:
-    """Seconds of each form, and MiB of the server's memory at its peak."""
+    """Return the seconds of each measurement, and the peak memory of the server in MiB."""
     (first, first_digest), (second, second_digest) = files
     try:
         with SERVERS[name](directory) as (address, pid):
@@ -211,7 +212,7 @@ def one_run(name: str, directory: Path, files: tuple[tuple[Path, str], tuple[Pat
 
 
 def random_file(path: Path, mib: int, seed: int) -> tuple[Path, str]:
-    """(a file, its digest)."""
+    """Write a random file and return (file, digest)."""
     rng, hasher = random.Random(seed), hashlib.sha256()
     with path.open("wb") as file:
         for _ in range(mib):

@@ -1,4 +1,4 @@
-"""Rows of the table, their targets, and how a row is printed. Nothing here measures."""
+"""Define the rows of the table, their targets and how a row is printed. Nothing in this module measures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A number of one run: a ratio with the two measurements that it compares, or a measurement of its own."""
+    """A number from one run: a ratio with the two measurements that it compares, or a measurement alone."""
 
     value: float
     ours: float | None = None
@@ -21,18 +21,18 @@ class Sample:
 
 
 def times(ours: float, theirs: float) -> Sample:
-    """How many times as long kitfs takes as its peer."""
+    """Return how many times as long as its peer kitfs takes."""
     return Sample(ours / theirs, ours, theirs)
 
 
 def speed(ours: float, theirs: float) -> Sample:
-    """What part of its peer's speed kitfs reaches; both are given in seconds."""
+    """Return the speed of kitfs as a fraction of its peer's speed. Both arguments are seconds."""
     return Sample(theirs / ours, ours, theirs)
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """Why a number could not be measured."""
+    """The reason why a number could not be measured."""
 
     reason: str
 
@@ -42,9 +42,9 @@ Found = Mapping[str, "Sample | Absent"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a number shall be. ``goal`` and ``must`` are limits, or None where the table sets none.
+    """A number with its limits. ``goal`` and ``must`` are limits, or None if the table sets none.
 
-    ``unit``: "" for a ratio. ``at_least``: a good number is large.
+    ``unit`` is "" for a ratio. ``at_least`` means that the number should not be below its limits.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Target:
     at_least: bool = False
 
     def meets(self, value: float, limit: float) -> bool:
-        """Whether a number keeps a limit, both rounded as they are printed."""
+        """Return whether a number meets a limit. Both are rounded as they are printed."""
         value, limit = round(value, 2), round(limit, 2)
         return value >= limit if self.at_least else value <= limit
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the table. ``measure`` measures every target once; ``needs``: the programs that it runs."""
+    """A row of the table. ``measure`` measures every target once, and ``needs`` are the programs that it runs."""
 
     number: int
     title: str
@@ -71,7 +71,7 @@ class Row:
 
     @property
     def describes(self) -> str:
-        """Exactly what is measured, on both sides."""
+        """Return exactly what is measured, on both sides."""
         return self.measure.__doc__ or ""
 
 
@@ -81,7 +81,7 @@ ROWS: Final[dict[int, Row]] = {}
 def row(
     number: int, title: str, *targets: Target, needs: tuple[str, ...] = ()
 ) -> Callable[[Callable[[Bench], Found]], Callable[[Bench], Found]]:
-    """Make a function a row of the table."""
+    """Return a decorator that makes a function a row of the table."""
 
     def add(measure: Callable[[Bench], Found]) -> Callable[[Bench], Found]:
         ROWS[number] = Row(number, title, targets, measure, ("docker-registry", *needs))
@@ -91,7 +91,7 @@ def row(
 
 
 class Result:
-    """What the runs of a row found."""
+    """The results of all runs of a row."""
 
     def __init__(self, of: Row) -> None:
         self.row = of
@@ -99,7 +99,7 @@ class Result:
         self._absent: dict[str, str] = {}
 
     def add(self, found: Found) -> None:
-        """Take over the numbers of a run."""
+        """Add the numbers of a run."""
         for name, sample in found.items():
             if isinstance(sample, Absent):
                 self._absent[name] = sample.reason
@@ -107,11 +107,11 @@ class Result:
                 self._samples[name].append(sample)
 
     def skip(self, reason: str) -> None:
-        """Note why nothing can be measured."""
+        """Record why nothing can be measured."""
         self._absent = {target.name: reason for target in self.row.targets}
 
     def missed(self) -> list[Target]:
-        """Targets whose *must* is not met, or was not measured."""
+        """Return the targets whose *must* is not met or was not measured."""
         return [one for one in self.row.targets if one.must is not None and not self._met(one, one.must)]
 
     def _median(self, target: Target) -> float | None:
@@ -123,7 +123,7 @@ class Result:
         return value is not None and target.meets(value, limit)
 
     def lines(self) -> list[str]:
-        """The row as text, one line for each target below its title."""
+        """Return the row as text, with one line for each target below its title."""
         return [f"{self.row.number:2}  {self.row.title}", *map(self._line, self.row.targets)]
 
     def _line(self, target: Target) -> str:
@@ -147,7 +147,7 @@ class Result:
         return "met" if self._met(target, limit) else "missed"
 
     def as_json(self) -> dict[str, Any]:
-        """The row for programs: every sample of every target."""
+        """Return the row for JSON, with every sample of every target."""
         return {
             "number": self.row.number,
             "title": self.row.title,

@@ -1,8 +1,8 @@
-"""Draw the pictures of this directory: what kitfs prints on a terminal of 100 columns, as SVG.
+"""Draw the pictures in this directory, which show kitfs' output on a terminal of 100 columns, as SVG.
 
     python -m docs.pictures
 
-The commands really run, with a registry and a kit of their own. To be run after a change of what kitfs prints.
+The commands are really run, with a registry and a kit of their own. Run this module after a change to kitfs' output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.server import Server
 HERE = Path(__file__).parent
 COLUMNS = 100
 KIT = f"{REGISTRY}/team/llama"
-# picture → commands that are not shown, and the one that is
+# picture → (commands that are run before and not shown, the command that is shown)
 PICTURES = {
     "demo": ((), "kitfs demo"),
     "status": ((f"kitfs mount {KIT}:v1 /models", "cat /models/data/train.csv"), "kitfs status /models"),
@@ -30,17 +30,19 @@ PICTURES = {
 
 
 def draw(name: str, command: str, printed: str) -> None:
-    """Write ``name``.svg: a terminal with a command and what it printed."""
+    """Write ``name``.svg, which shows a terminal with a command and its output."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text.assemble(("$ ", "green"), (command, "bold")))
     console.print(Text.from_ansi(printed.rstrip()))
     picture = console.export_svg(title="kitfs", unique_id=name)
-    picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.S)  # a picture loads nothing from elsewhere
+    picture = re.sub(
+        r"@font-face \{.*?\}\s*", "", picture, flags=re.S
+    )  # a picture must not load fonts from other places
     (HERE / f"{name}.svg").write_text("\n".join(line.rstrip() for line in picture.splitlines()) + "\n")
 
 
 def shown(made: Machine, name: str) -> tuple[str, str]:
-    """The command of a picture, and what it prints."""
+    """Return the command of a picture and its output."""
     before, command = PICTURES[name]
     for one in before:
         made.terminal(one, columns=COLUMNS)

@@ -1,4 +1,4 @@
-"""The rows of the table, by subject. Importing this package fills ``benchmarks.table.ROWS``."""
+"""The rows of the table, grouped by subject. Importing this package fills ``benchmarks.table.ROWS``."""
 
 from benchmarks.rows import cold, memory, sealed, start, tensors, transfer, tree
 

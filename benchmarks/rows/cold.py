@@ -1,4 +1,4 @@
-"""Rows 1 to 4: a model that the machine has never seen is read whole."""
+"""Rows 1 to 4 read a model that the machine has never seen, from its first to its last byte."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ PATIENCE = 60.0  # seconds to wait for the state "verified"
 
 
 def cold_read(bench: Bench, reference: str, *, mounted: bool = False) -> float:
-    """Seconds to read the model whole through a fresh mount of an empty store; ``mounted``: the mount included."""
+    """Return the seconds to read the model whole through a fresh mount with an empty store.
+
+    With ``mounted``, they include the time to mount.
+    """
     with bench.home() as home:
         if mounted:
             return timed(lambda: read_whole(home.mount(reference) / FILE))
@@ -24,7 +27,7 @@ def cold_read(bench: Bench, reference: str, *, mounted: bool = False) -> float:
 
 
 def curl(bench: Bench, url: str) -> float:
-    """Seconds of ``curl -o`` of the layer to a new file."""
+    """Return the seconds of ``curl -o`` of the layer to a new file."""
     out = bench.name("curl")
     try:
         return timed(lambda: run("curl", "-sSf", "-o", out, url))
@@ -33,7 +36,7 @@ def curl(bench: Bench, url: str) -> float:
 
 
 def until_verified(file: Path) -> float:
-    """Seconds until the layer of a file is reported as verified."""
+    """Return the seconds until the layer of a file is reported as verified."""
     begin = time.perf_counter()
     while os.getxattr(file, "user.kitfs.state") != b"verified":
         if time.perf_counter() - begin > PATIENCE:
@@ -43,7 +46,7 @@ def until_verified(file: Path) -> float:
 
 
 def read_and_verify(bench: Bench, model: Model, home: Home) -> tuple[float, float]:
-    """Seconds of a cold read, and seconds from its end until the layer is verified."""
+    """Return the seconds of a cold read, and the seconds from its end until the layer is verified."""
     file = home.mount(model.reference) / FILE
     return timed(lambda: read_whole(file)), until_verified(file)
 
@@ -56,9 +59,10 @@ def read_and_verify(bench: Bench, model: Model, home: Home) -> tuple[float, floa
     needs=("curl",),
 )
 def against_curl(bench: Bench) -> Found:
-    """Read the model whole by reads of 1 MiB through a fresh mount of an empty store, against downloading its layer
-    by ``curl -o``. The clock of the read starts with the first read, after the mount. The second number is the time
-    from the last byte until the layer's state is "verified". Neither side syncs.
+    """Compare reading the model whole through a fresh mount with downloading its layer by ``curl -o``.
+
+    The store is empty and reads have 1 MiB. The clock of the read starts with the first read, after the mount. The
+    second number is the time from the last byte until the layer's state is "verified". Neither side syncs.
     """
     model = bench.model
     verified = []
@@ -80,8 +84,10 @@ def against_curl(bench: Bench) -> Found:
     needs=("kit",),
 )
 def against_remote_unpack(bench: Bench) -> Found:
-    """Read the model whole through a fresh mount of an empty store, from the first read on, against ``kit unpack`` out
-    of the registry (kit has never seen the kit, and verifies nothing) and then reading the unpacked file whole.
+    """Compare reading the model whole through a fresh mount with ``kit unpack`` from the registry and then reading.
+
+    The clock of ours starts with the first read, and the store is empty. kit has never seen the kit, and verifies
+    nothing.
     """
     reference = bench.model.reference
 
@@ -105,8 +111,10 @@ def against_remote_unpack(bench: Bench) -> Found:
     needs=("kit",),
 )
 def against_pull_and_unpack(bench: Bench) -> Found:
-    """Mount the kit with an empty store and read the model whole, against ``kit pull`` and ``kit unpack`` of a kit that
-    kit has never seen. The clock of ours includes ``kitfs mount``; that of theirs ends before a read.
+    """Compare mounting and reading the model whole with ``kit pull`` and ``kit unpack``.
+
+    The store is empty and kit has never seen the kit. The clock of ours includes ``kitfs mount``. The clock of theirs
+    stops before a read.
     """
     reference = bench.model.reference
 
@@ -131,9 +139,10 @@ def against_pull_and_unpack(bench: Bench) -> Found:
     needs=("curl",),
 )
 def over_links(bench: Bench) -> Found:
-    """Row 1 with a link between both clients and the registry: benchmarks.link, a relay in a process of its own, which
-    holds bytes back for half a round trip, shares the rate between connections and models TCP's slow start. It uses
-    CPU that both clients need.
+    """Measure row 1 with a link between both clients and the registry.
+
+    The link is benchmarks.link, a relay in a process of its own. It delays bytes by half a round trip, shares the rate
+    between connections and emulates TCP's slow start. It uses CPU that both clients need.
     """
     model = bench.model
     found: dict[str, Sample | Absent] = {}

@@ -1,4 +1,4 @@
-"""Row 16: how much memory the daemon takes at most."""
+"""Row 16 measures the peak memory of the daemon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HANDLES = 64
 
 
 def read_at_once(file: Path) -> None:
-    """Read a file whole by 64 threads, each of which opens it and reads a part of its own."""
+    """Read a file by 64 threads, each of which opens it and reads a part of its own."""
     size = file.stat().st_size
     share = -(-size // HANDLES)
     with ThreadPoolExecutor(HANDLES) as pool:
@@ -28,8 +28,10 @@ def read_at_once(file: Path) -> None:
     Target(name="100,000 files", goal=100, must=100, unit="MiB"),
 )
 def peak(bench: Bench) -> Found:
-    """VmHWM of the mount's processes, summed: after 64 threads with a handle each have read the model through a cold
-    mount at full speed, a part each; and after ``find -type f`` through a cold mount of a kit of 100,000 files.
+    """Measure VmHWM of the mount's processes, summed, in two cases.
+
+    In the first case, 64 threads read a part of the model each, at full speed through a cold mount, with a handle each.
+    In the second case, ``find -type f`` walks a cold mount of a kit of 100,000 files.
     """
     with bench.home() as home:
         read_at_once(home.mount(bench.model.reference) / FILE)

@@ -1,4 +1,4 @@
-"""Rows 5 to 8: a kit that is in the store is read again."""
+"""Rows 5 to 8 read a kit that is already in the store."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PATIENCE = 15.0  # seconds to wait for a mount to change its mode
 
 
 def targets(goals: tuple[float, float, float], musts: tuple[float, ...] = ()) -> tuple[Target, ...]:
-    """A target for each kind of read."""
+    """Return a target for each kind of read."""
     limits = zip(READS, goals, musts or (None, None, None), strict=True)
     return tuple(Target(name=name, goal=goal, must=must, at_least=True) for name, goal, must in limits)
 
 
 def why_not_sealed(home: Home) -> str:
-    """Wait until the mount is sealed; return "" or the reason that ``kitfs status`` gives."""
+    """Wait until the mount is sealed. Return "", or the reason in ``kitfs status`` why it is not."""
     deadline = time.monotonic() + PATIENCE
     while (report := home.status()).get("mode") != "sealed":
         if "mode" not in report or time.monotonic() > deadline:
@@ -42,7 +42,7 @@ def why_not_sealed(home: Home) -> str:
 
 @contextmanager
 def sealed(bench: Bench) -> Iterator[Path | Absent]:
-    """The model in a sealed mount, or why the mount is not sealed."""
+    """Yield the model in a sealed mount, or the reason why the mount is not sealed."""
     with bench.home() as home:
         home.kitfs("pull", bench.model.reference)
         home.mount(bench.model.reference)
@@ -51,7 +51,7 @@ def sealed(bench: Bench) -> Iterator[Path | Absent]:
 
 
 def needs_daemon(home: Home, file: Path) -> bool:
-    """Whether a read of an open file waits for the daemon, which is stopped for up to two seconds."""
+    """Return whether a read of an open file waits for the daemon, which is stopped for up to two seconds."""
     daemon = home.status()["pid"]
     read = threading.Event()
     with file.open("rb", buffering=0) as opened:
@@ -72,7 +72,10 @@ def needs_daemon(home: Home, file: Path) -> bool:
 
 
 def compare(bench: Bench, mounted: Path, local: Path, *, drop: bool) -> dict[str, Sample | Absent]:
-    """The three kinds of read, both files in the page cache; ``drop``: but not the pages of the mounted one."""
+    """Compare the three kinds of read while both files are in the page cache.
+
+    With ``drop``, the pages of the mounted file are dropped before each read.
+    """
     read_whole(local)
     read_whole(mounted)
 
@@ -94,9 +97,10 @@ def compare(bench: Bench, mounted: Path, local: Path, *, drop: bool) -> dict[str
     *targets((0.95, 0.95, 0.9), (0.9, 0.9, 0.8)),
 )
 def second_read(bench: Bench) -> Found:
-    """Read the model through a sealed mount, when it is in the page cache, against a local copy that is in the page
-    cache too: by reads of 1 MiB; out of a mapping, copied by 1 MiB; by 20,000 reads of 4 KiB at random. Each is the
-    median of five reads, which alternate with those of the local file.
+    """Compare reading the model through a sealed mount with reading a local copy, both in the page cache.
+
+    The kinds of read are reads of 1 MiB, copies of 1 MiB out of a mapping, and 20,000 reads of 4 KiB at random places.
+    Each number is the median of five reads, which alternate with those of the local file.
     """
     with sealed(bench) as file:
         if isinstance(file, Absent):
@@ -106,8 +110,9 @@ def second_read(bench: Bench) -> Found:
 
 @row(6, "sealed mount, its own pages dropped, against the local file", *targets((0.35, 0.75, 0.25)))
 def sealed_dropped(bench: Bench) -> Found:
-    """Row 5, but before each read the pages of the mounted file are dropped. Those of the blob in the store stay, and
-    so do those of the local file.
+    """Measure row 5, but drop the pages of the mounted file before each read.
+
+    The pages of the blob in the store and those of the local file are not dropped.
     """
     with sealed(bench) as file:
         if isinstance(file, Absent):
@@ -117,9 +122,10 @@ def sealed_dropped(bench: Bench) -> Found:
 
 @row(7, "passthrough (a raw layer, EROFS refused), its pages dropped", *targets((0.95, 0.9, 0.9)))
 def passthrough(bench: Bench) -> Found:
-    """Row 6 for a layer that is the file itself, with a store on tmpfs, which EROFS refuses. The local file is that of
-    the blob in the store, so that both sides read the same pages. Before, the daemon is stopped, to see that reads do
-    not need it.
+    """Measure row 6 for a layer that is the file itself, with a store on tmpfs, which EROFS refuses.
+
+    The local file is the blob in the store, so that both sides read the same pages. A preceding check stops the daemon
+    to make sure that reads do not need it.
     """
     model = bench.models.raw(bench.mib)
     with bench.home(below=Path("/dev/shm")) as home:
@@ -134,7 +140,7 @@ def passthrough(bench: Bench) -> Found:
 
 @contextmanager
 def minimal(bench: Bench, source: Path) -> Iterator[Path]:
-    """A directory of the local disk through the smallest file system that fusepy can make (benchmarks.minimal)."""
+    """Mount a directory of the local disk with the smallest file system that fusepy can make (benchmarks.minimal)."""
     mountpoint = bench.name("minimal")
     mountpoint.mkdir()
     before = mountpoint.stat().st_dev
@@ -158,8 +164,10 @@ def minimal(bench: Bench, source: Path) -> Iterator[Path]:
     Target(name="random 4 KiB, minimal fusepy", goal=1.0, at_least=True),
 )  # fmt: skip
 def copy_mode(bench: Bench) -> Found:
-    """Row 6 through a mount that copies every byte (FUSE, neither sealed nor passthrough), against the local file; and
-    against the same local file through a minimal file system of fusepy that calls pread(2), its pages dropped too.
+    """Measure row 6 through a mount that copies every byte (FUSE, neither sealed nor passthrough).
+
+    It is compared with the local file, and with the same local file through a minimal file system of fusepy that calls
+    pread(2), whose pages are dropped too.
     """
     with bench.home() as home, minimal(bench, bench.model.file.parent) as plain:
         local, simple = bench.model.file, plain / bench.model.file.name

@@ -1,4 +1,4 @@
-"""Rows 9 and 10: how long the first byte takes."""
+"""Rows 9 and 10 measure the time until the first byte."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ def first_byte(home: Home, reference: str) -> None:
     Target(name="processes left running", goal=0, must=0, unit="processes"),
 )
 def warm_start(bench: Bench) -> Found:
-    """``kitfs mount`` of a pulled kit and the first byte of its model, less the time of ``python -c pass`` by the same
-    interpreter. Each is the median of five, which alternate. Then the processes of kitfs that still run are counted;
-    of a mount that is not sealed there is at least its daemon.
+    """Measure ``kitfs mount`` of a pulled kit and the first byte of its model.
+
+    The time of ``python -c pass`` with the same interpreter is subtracted. Each time is the median of five, which
+    alternate. Then the processes of kitfs that still run are counted. A mount that is not sealed has at least its
+    daemon.
     """
     with bench.home() as home:
         home.kitfs("pull", bench.model.reference)
@@ -50,8 +52,10 @@ def warm_start(bench: Bench) -> Found:
     *(Target(name=name, goal=0.35, unit="s") for name in SIZES),
 )
 def cold_start(bench: Bench) -> Found:
-    """``kitfs mount`` with an empty store and the first byte of the model, for kits of two sizes. Each is the median of
-    five, which alternate. The tensors are zeros, which take no room on the registry's disk.
+    """Measure ``kitfs mount`` with an empty store and the first byte of the model, for kits of two sizes.
+
+    Each number is the median of five, which alternate. The tensors are zeros, which occupy no space on the registry's
+    disk.
     """
     models = {name: bench.models.sparse(mib) for name, mib in SIZES.items()}
 

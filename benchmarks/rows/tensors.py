@@ -1,4 +1,4 @@
-"""Row 11: what moves when a program wants one tensor."""
+"""Row 11 measures how many bytes are transferred when a program wants one tensor."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ WAYS = {"the SDK": 17.0, "safe_open": 24.0, "the header": 1.0}
 
 
 def program(home: Home, code: str, *args: str) -> str:
-    """Run Python in a home; return "" or the last line of its failure."""
+    """Run Python code in a home. Return "", or the last line of its error output if it fails."""
     command = [sys.executable, "-c", code, *args]
     done = subprocess.run(command, env=home.env, capture_output=True, text=True, check=False)
     return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
 
 
 def by_sdk(home: Home, reference: str, tensor: str) -> str:
-    """Read a tensor by kitfs.open."""
+    """Read a tensor with kitfs.open."""
     return program(home, BY_SDK, reference, tensor)
 
 
 def by_safe_open(home: Home, reference: str, tensor: str) -> str:
-    """Read a tensor out of a fresh mount, which safetensors maps."""
+    """Read a tensor from a fresh mount, which safetensors maps."""
     return program(home, BY_MOUNT, str(home.mount(reference) / FILE), tensor)
 
 
 def header_alone(home: Home, reference: str, tensor: str) -> str:
-    """Read the names of the tensors only."""
+    """Read only the names of the tensors."""
     return program(home, BY_MOUNT, str(home.mount(reference) / FILE), "")
 
 
@@ -56,10 +56,12 @@ def header_alone(home: Home, reference: str, tensor: str) -> str:
     *(Target(name=f"{way}, {size}", goal=most, must=most, unit="MiB") for way, most in WAYS.items() for size in SIZES),
 )
 def one_tensor(bench: Bench) -> Found:
-    """The bytes of response bodies that the registry sent, by its own access log, until a new process with an empty
-    store has one tensor of 16 MiB from the middle of the file: by ``kitfs.open(REF).tensor(NAME)``; by
-    ``safetensors.safe_open`` of the file in a fresh mount; and what moved for the names of the tensors alone. The log
-    is read after the mount has ended. Manifest and config are included.
+    """Measure the bytes that the registry sends until a new process with an empty store has one tensor.
+
+    The tensor has 16 MiB and is in the middle of the file. It is read by ``kitfs.open(REF).tensor(NAME)``, and by
+    ``safetensors.safe_open`` of the file in a fresh mount. The third number is for the names of the tensors alone. All
+    numbers are bytes of response bodies in the registry's access log, which is read after the mount has ended. They
+    include manifest and config.
     """
     ways: dict[str, Callable[[Home, str, str], str]] = dict(
         zip(WAYS, (by_sdk, by_safe_open, header_alone), strict=True)

@@ -1,4 +1,4 @@
-"""Rows 12 to 15: pull, push, pack and unpack."""
+"""Rows 12 to 15 measure pull, push, pack and unpack."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KITFILE = f"manifestVersion: 1.0.0\nmodel: {{name: big, path: {FILE}}}\n"
 
 @contextmanager
 def tree(bench: Bench) -> Iterator[Path]:
-    """A directory to pack: a Kitfile and the model."""
+    """Yield a directory to pack, with a Kitfile and the model."""
     made = bench.name("tree")
     made.mkdir()
     (made / "Kitfile").write_text(KITFILE)
@@ -37,7 +37,7 @@ def tree(bench: Bench) -> Iterator[Path]:
     needs=("curl",),
 )
 def pull(bench: Bench) -> Found:
-    """``kitfs pull`` into an empty store against ``curl -o`` of the layer; sync(2) ends both."""
+    """Compare ``kitfs pull`` into an empty store with ``curl -o`` of the layer. Both end with sync(2)."""
     model = bench.model
 
     def ours() -> float:
@@ -56,7 +56,7 @@ def pull(bench: Bench) -> Found:
 
 
 def upload(port: int, repository: str, blobs: list[Path]) -> None:
-    """Send blobs, whose names are their digests, by ``curl -T``."""
+    """Upload blobs, whose file names are their digests, with ``curl -T``."""
     for blob in blobs:
         connection = http.client.HTTPConnection("127.0.0.1", port)
         connection.request("POST", f"/v2/{repository}/blobs/uploads/")
@@ -73,9 +73,10 @@ def upload(port: int, repository: str, blobs: list[Path]) -> None:
     needs=("curl", "kit"),
 )
 def push(bench: Bench) -> Found:
-    """``kitfs push`` of a packed kit, ``curl -T`` of the kit's blobs (POST, then PUT), and ``kit push`` of the kit that
-    kit packed from the same tree; each to a registry that has just been started with an empty storage. Nothing is
-    synced.
+    """Compare ``kitfs push`` of a packed kit, ``curl -T`` of the kit's blobs (POST, then PUT), and ``kit push``.
+
+    ``kit push`` sends the kit that kit packed from the same tree. Each of them sends to a registry that was just
+    started with an empty storage. Nothing is synced.
     """
 
     def sent(send: Callable[[RegistryProcess], object]) -> float:
@@ -115,7 +116,7 @@ def push(bench: Bench) -> Found:
     needs=("kit",),
 )
 def pack(bench: Bench) -> Found:
-    """``kitfs pack`` into an empty store against ``kit pack`` of the same tree; sync(2) ends both."""
+    """Compare ``kitfs pack`` into an empty store with ``kit pack`` of the same tree. Both end with sync(2)."""
     with tree(bench) as source:
 
         def ours() -> float:
@@ -136,7 +137,10 @@ def pack(bench: Bench) -> Found:
     needs=("kit",),
 )
 def unpack(bench: Bench) -> Found:
-    """``kitfs unpack`` with an empty store against ``kit unpack`` of a kit that is new to kit. Nothing is synced."""
+    """Compare ``kitfs unpack`` with an empty store and ``kit unpack`` of a kit that is new to kit.
+
+    Nothing is synced.
+    """
     reference = bench.model.reference
 
     def ours() -> float:

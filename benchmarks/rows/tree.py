@@ -1,4 +1,4 @@
-"""Row 17: walking a kit of many files."""
+"""Row 17 measures a walk over a kit of many files."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def find(directory: Path) -> None:
     needs=("find",),
 )
 def walk(bench: Bench) -> Found:
-    """``find -type f`` over a fresh mount of a kit of 100,000 files with an empty store, the same again, and over the
-    sealed mount of the pulled kit, each against the same tree on the local disk, which was walked before. The last two
-    are medians of five, which alternate.
+    """Compare ``find -type f`` over mounts of a kit of 100,000 files with the same tree on the local disk.
+
+    The mounts are a fresh mount with an empty store, the same mount again, and the sealed mount of the pulled kit. The
+    local tree was walked before. The last two numbers are medians of five, which alternate.
     """
     many = bench.models.many
     find(many.file)

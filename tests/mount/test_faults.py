@@ -15,7 +15,6 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,11 +83,10 @@ def kit() -> Kit:
 
 
 @pytest.fixture
-def fake(kit: Kit) -> Iterator[FakeRegistry]:
-    """A fake registry that contains the kit as ``team/kit:v1``."""
-    with FakeRegistry() as running:
-        running.put_kit("team/kit", kit, "v1")
-        yield running
+def fake(fake: FakeRegistry, kit: Kit) -> FakeRegistry:
+    """Return a fake registry that contains the kit as ``team/kit:v1``."""
+    fake.put_kit("team/kit", kit, "v1")
+    return fake
 
 
 @pytest.fixture

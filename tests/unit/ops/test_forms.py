@@ -1,6 +1,4 @@
-"""Every form in which a kit can be packed shows the same tree; what differs is in the manifest, as the formats have
-it.
-"""
+"""Every form in which a kit can be packed shows the same tree. Only the manifest differs, as the formats require."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def basic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(store: Store, reference: Reference) -> dict[str, dict[str, Any]]:
-    """path → what trees/*.json says of it."""
+    """Return path → the fields that trees/*.json records for it."""
     kit = Resolver(store, lambda _: StoreOrigin(), log=LOG).open(reference)
     tree = tree_of(kit, counters=Counters(), log=LOG)
     found: dict[str, dict[str, Any]] = {}
@@ -102,7 +100,7 @@ def _unzstd(data: bytes) -> bytes:
 
 
 def test_media_types_annotations_and_config_of_a_model_pack(basic: Path, store: Store) -> None:
-    """Field by field, as CNCF's model-spec and KITOPS §11.2 have them."""
+    """Every field is as CNCF's model-spec and KITOPS §11.2 define it."""
     shape = packed_shape(layer_format="raw", model_pack=True)
     made = pack_to_store(str(basic), read_kitfile(str(basic / "Kitfile")), store, [], kit_format=shape, report=quiet)
     manifest = json.loads(made.manifest.to_json())
@@ -165,7 +163,7 @@ def test_mcp_servers_are_no_part_of_a_model_pack(tmp_path: Path, store: Store) -
 
 
 class Registry:
-    """What ``pack_to`` pushes to: it takes blobs up from wherever it likes."""
+    """A fake repository for ``pack_to``, which reads each blob from the given start offsets."""
 
     def __init__(self, starts: Sequence[int]) -> None:
         self.blobs: dict[Digest, bytes] = {}

@@ -1,4 +1,4 @@
-"""Imports from a Hugging Face hub: what is listed, what moves and what does not, what breaks and goes on."""
+"""Imports from a Hugging Face hub: what is listed, what is transferred, and what happens after failures."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ Open = Callable[..., Snapshot]
 
 @pytest.fixture
 def snapshot(client: RegistryClient, fake: FakeHub) -> Open:
-    """``team/net`` at main, by a hub with these options."""
+    """Return a function that opens ``team/net`` at main, on a hub with the given options."""
 
     def make(name: str = "team/net", ref: str = "main", kind: str = "models", **options: Any) -> Snapshot:
         return Hub(client, fake.url, **options).snapshot(kind, name, ref)
@@ -97,7 +97,7 @@ def brought(snapshot: Snapshot, store: Store, *, told: list[Event] | None = None
 
 
 def content(store: Store) -> dict[str, bytes]:
-    """The files of the kit in the store, as a mount reads them."""
+    """Return the files of the kit in the store, as a mount reads them."""
 
     def nobody(_: object) -> Any:
         raise AssertionError("everything is here")
@@ -118,7 +118,7 @@ def plain(tree: Tree) -> dict[str, bytes]:
 
 
 def asked(hub: FakeHub) -> list[str]:
-    """Files that were asked for, by path; more than once for ranges."""
+    """Return the path of each requested file. A file that is requested by several ranges occurs several times."""
     return [s.path.split("/resolve/")[1].partition("/")[2] for s in hub.served("/resolve/")]
 
 
@@ -130,7 +130,10 @@ def asked(hub: FakeHub) -> list[str]:
     [(1000, "absolute", True), (2, "relative", True), (1, "absolute", True), (2, "relative", False)],
 )
 def test_every_file_is_listed(fake: FakeHub, snapshot: Open, page: int, links: str, recursive: bool) -> None:
-    """In pages, by links of either form, by directories where the hub lists one level; git's own files are none."""
+    """A listing with pages, with links of either form, or with one request for each directory is complete.
+
+    Files of git itself, such as .gitattributes, are left out.
+    """
     fake.page, fake.links, fake.recursive = page, links, recursive
     files = {f.path: f for f in snapshot().files()}
     assert {path: f.size for path, f in files.items()} == {path: len(data) for path, data in plain(TREE).items()}
@@ -139,7 +142,7 @@ def test_every_file_is_listed(fake: FakeHub, snapshot: Open, page: int, links: s
 
 
 def test_a_reference_is_pinned_first(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """What is pushed to the branch while it is imported does not mix in."""
+    """A push to the branch during the import does not change the imported files."""
     pinned = snapshot(ref="main")
     fake.put("models", "team/net", {"config.json": b"new"})
     brought(pinned, store)
@@ -206,11 +209,11 @@ def test_answers_that_are_no_listing(fake: FakeHub, snapshot: Open, body: bytes)
         snapshot().files()
 
 
-# -- who may ask
+# -- tokens
 
 
 def test_the_token_is_the_hubs_alone(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """It goes with every request to the hub, and with none to where that redirects to."""
+    """The token is sent with every request to the hub, and never to the target of a redirect."""
     fake.tokens = {"hf_x"}
     with FakeRegistry() as cdn:
         fake.redirect_to(cdn)
@@ -277,7 +280,7 @@ def test_a_token_is_not_shown_to_the_network(client: RegistryClient) -> None:
 
 @pytest.mark.parametrize("token", ["hf_x\n", "hf_x\r\n", " hf_x\t", "hf_x"])
 def test_line_ends_are_not_part_of_a_token(fake: FakeHub, snapshot: Open, token: str) -> None:
-    """Secrets that come from files have them; huggingface_hub takes them off too."""
+    """Line ends and blanks around a token are removed, as by huggingface_hub, because secret files have them."""
     fake.tokens = {"hf_x"}
     snapshot(token=token)
     assert {s.headers["authorization"] for s in fake.served()} == {"Bearer hf_x"}
@@ -290,7 +293,7 @@ def test_a_blank_token_is_not_a_token(fake: FakeHub, snapshot: Open, token: str 
 
 
 def test_a_login_in_the_url_of_a_hub_is_used_and_not_kept(fake: FakeHub, client: RegistryClient, store: Store) -> None:
-    """A hub behind a proxy that asks for a password: it goes into the header, not into the manifest."""
+    """The password in a hub's URL is sent as a header and is not written to the manifest."""
     snapshot = Hub(client, fake.url.replace("://", "://ada:hunter22@")).snapshot("models", "team/net", "main")
     packed = brought(snapshot, store)
     assert packed.manifest.annotations[SOURCE] == f"{fake.url}/team/net"
@@ -298,14 +301,14 @@ def test_a_login_in_the_url_of_a_hub_is_used_and_not_kept(fake: FakeHub, client:
 
 
 def test_a_hub_that_repeats_a_token_is_not_quoted(fake: FakeHub, snapshot: Open) -> None:
-    """Whatever header or body it does that in."""
+    """If a hub repeats the token in a header, the error does not contain the token."""
     fake.fail("/revision/", Status(403, {"X-Error-Message": "Bearer hf_hunter22, that is hf_hunter22"}))
     with pytest.raises(Unauthorized) as caught:
         snapshot(token="hf_hunter22")
     assert "hunter22" not in str(caught.value)
 
 
-# -- what a kit becomes
+# -- from files to a kit
 
 
 def test_every_file_is_a_raw_layer_of_its_own_digest(snapshot: Open, store: Store) -> None:
@@ -339,7 +342,7 @@ def test_the_same_commit_is_the_same_kit(snapshot: Open, store: Store) -> None:
 
 
 def test_what_is_here_is_not_asked_for_again(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """Neither LFS objects nor small files, by whatever path."""
+    """LFS objects and small files that are in the store are not requested again, even under another path."""
     brought(snapshot(), store)
     fake.put("models", "team/net", {"moved.safetensors": lfs(WEIGHTS), "again.json": b'{"a": 1}', "new.md": b"new"})
     fake.forget()
@@ -369,7 +372,7 @@ def test_what_a_mount_has_fetched_is_not_fetched_again(fake: FakeHub, snapshot: 
     assert sum(s.sent for s in fake.served("model.safetensors")) <= file.size - 5 * MiB + MiB
 
 
-# -- what breaks
+# -- failures
 
 
 def test_bodies_that_break_go_on(fake: FakeHub, snapshot: Open, store: Store) -> None:
@@ -381,7 +384,7 @@ def test_bodies_that_break_go_on(fake: FakeHub, snapshot: Open, store: Store) ->
 
 
 def test_signed_locations_expire(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """The hub is asked for another, and not for each range."""
+    """After a signed location expired, the hub is asked for another location once, not for each range."""
     with FakeRegistry() as cdn:
         fake.redirect_to(cdn)
         origin = snapshot()
@@ -403,7 +406,7 @@ def test_a_hub_without_ranges(fake: FakeHub, snapshot: Open, store: Store) -> No
 
 
 def test_an_import_that_broke_off_goes_on(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """Files that came stay."""
+    """An import that is repeated does not transfer again the files that are complete."""
     fake.fail("config.json", Status(404))
     with pytest.raises(NotFound):
         brought(snapshot(), store, concurrency=1)
@@ -416,7 +419,7 @@ def test_an_import_that_broke_off_goes_on(fake: FakeHub, snapshot: Open, store: 
 
 
 def test_ranges_that_came_stay(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """A body breaks off, and the request for its rest is refused: the second import asks for what is missing only."""
+    """If a file breaks off in the middle, the next import requests only the missing ranges of it."""
     rule = fake.fail("model.safetensors", Cut(len(WEIGHTS) // 2), times=1)
     fake.fail("model.safetensors", Status(403))
     fake._rules[1].pattern = _Later(rule)  # type: ignore[assignment]
@@ -431,7 +434,7 @@ def test_ranges_that_came_stay(fake: FakeHub, snapshot: Open, store: Store) -> N
 
 
 class _Later:
-    """Matches once another rule has met its request."""
+    """A pattern that matches once another rule was applied to a request."""
 
     def __init__(self, rule: Any) -> None:
         self._rule = rule
@@ -442,7 +445,7 @@ class _Later:
 
 @pytest.mark.parametrize("path", ["model.safetensors", "config.json", "onnx/config.json"])
 def test_a_hub_that_lies_about_content(fake: FakeHub, snapshot: Open, store: Store, path: str) -> None:
-    """Found by the LFS object's digest, or by git's own; nothing is tagged."""
+    """Wrong bytes are found by the LFS object's digest or by git's digest, and nothing is tagged."""
     fake.fail(f"/resolve/[0-9a-f]+/{path}", Lie(1))
     with pytest.raises(IntegrityError, match=f"{path}: the downloaded content does not match"):
         brought(snapshot(), store)
@@ -453,7 +456,7 @@ def test_a_hub_that_lies_about_content(fake: FakeHub, snapshot: Open, store: Sto
 
 
 def test_a_hub_that_asks_to_wait(fake: FakeHub, client: RegistryClient) -> None:
-    """Longer than a registry may; said once."""
+    """An import waits longer for a hub than other verbs wait for a registry, and warns once."""
     pauses: list[float] = []
     told: list[Event] = []
 
@@ -478,7 +481,10 @@ def test_a_hub_that_asks_for_too_much_patience(fake: FakeHub, client: RegistryCl
 
 
 def test_what_a_registry_has_never_moves(fake: FakeHub, snapshot: Open, store: Store, client: RegistryClient) -> None:
-    """And what it lacks goes there without being kept, but for the small files of which nobody knows the digest."""
+    """A blob that the registry has is not transferred.
+
+    Other files go to the registry without being stored. Only small files whose digest is unknown before are stored.
+    """
     with FakeRegistry() as registry:
         registry.put_blob("team/kit", WEIGHTS)
         target = client.repository(Reference.parse(f"{registry.host}/team/kit"))
@@ -518,7 +524,7 @@ def test_a_registry_finds_what_a_hub_lies_about(
         assert registry.served("/manifests/", method="PUT") == []
 
 
-# -- layers of files
+# -- from entries to layers
 
 
 def listed(*paths: str) -> list[HubFile]:
@@ -536,7 +542,10 @@ def layers(
 
 
 def test_directories_become_their_files() -> None:
-    """With all that the entry says of them, and without what another entry has."""
+    """An entry for a directory becomes an entry for each of its files, with the same fields.
+
+    Files that belong to another entry are left out.
+    """
     kitfile = Kitfile(
         "1.0.0",
         model=Model(path="m", parts=(ModelPart("p", "w", type="lora"),)),
@@ -597,7 +606,7 @@ def test_entries_that_are_not_there() -> None:
 
 
 def test_directories_are_tars_as_kit_packs_them(fake: FakeHub, snapshot: Open, store: Store, tmp_path: Path) -> None:
-    """Byte for byte those of a directory with the same files."""
+    """The layer is byte for byte the tar of a directory with the same files."""
     from kitfs.ops.pack.pack import pack_to_store
 
     tree = {"m/b.bin": lfs(OTHER), "m/a/x.json": b"{}", "m/a.json": b"1", "m/é": b"2", "m/empty": b"", "z": b"z"}
@@ -629,7 +638,7 @@ def test_files_are_looked_at_in_part(snapshot: Open) -> None:
 
 
 def test_memory_stays_flat(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """Of a file that is bigger than what may be taken for it."""
+    """An import of a file uses less memory than the size of the file."""
     data = random.Random(9).randbytes(MiB) * 40
     fake.put("models", "team/net", {"a.gguf": lfs(data)})
     origin = snapshot()

@@ -8,7 +8,6 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ DOCKER = "https://index.docker.io/v1/"
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as registry:
-        registry.require_basic({"ada": "pw"})
-        yield registry
+def fake(fake: FakeRegistry) -> FakeRegistry:
+    fake.require_basic({"ada": "pw"})
+    return fake
 
 
 @pytest.fixture

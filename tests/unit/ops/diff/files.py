@@ -1,4 +1,4 @@
-"""Files in memory, as a diff compares them."""
+"""Files in memory, in the form in which a diff compares them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from kitfs.ops.diff.files import ComparedFile
 
 
 class ReadFile(ComparedFile):
-    """A file that lists its reads in ``reads``."""
+    """A file that records its reads in ``reads``."""
 
     reads: list[tuple[int, int]]
 
 
 def file_of(data: bytes, *, layer: str = "layer", is_whole_layer: bool = False) -> ReadFile:
-    """A regular file with the given bytes; files of one layer with the same bytes are the same file."""
+    """Return a regular file with the given bytes. Two files of one layer with the same bytes are the same file."""
     reads: list[tuple[int, int]] = []
 
     def read(offset: int, size: int) -> bytes:

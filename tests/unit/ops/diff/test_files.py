@@ -1,4 +1,4 @@
-"""Comparing the files of two kits: by the indexes of their layers, and by their bytes if that is asked for."""
+"""A diff compares files of two kits by the indexes of their layers, and by their bytes if that is requested."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.unit.ops.diff.files import file_of
 
 
 def what(before: ComparedFile, after: ComparedFile, *, content: bool = False) -> tuple[str, ...]:
-    """What differs between two files of one path."""
+    """Return the differences between two files with the same path."""
     changes = compare_files({"f": before}, {"f": after}, content=content)
     return next((change.what for change in (*changes.changed, *changes.maybe)), ())
 

@@ -1,4 +1,4 @@
-"""Indexes in the store and at a registry: what is written, what stays, what is pushed (KITOPS §8)."""
+"""Indexes in the store and at a registry: their bytes, their edits and their transfer (KITOPS §8)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALL = Reference.parse("test/model:all")
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    """A workspace without credentials that gives a silent registry ten seconds."""
+    """Return a workspace without credentials that waits at most ten seconds for a silent registry."""
     options = WorkspaceOptions(
         cache_dir=str(tmp_path / "store"), kit_home=str(tmp_path / "kit"), client=ClientOptions(read_timeout=10.0)
     )
@@ -43,7 +43,7 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
 
 @pytest.fixture
 def store(workspace: Workspace) -> Store:
-    """The store of the workspace."""
+    """Return the store of the workspace."""
     return workspace.store
 
 
@@ -52,7 +52,7 @@ def kit_of(text: str, vintage: kits.Vintage = "1.17") -> kits.Kit:
 
 
 def keep(store: Store, text: str, reference: str, vintage: kits.Vintage = "1.17") -> Digest:
-    """A kit in the store under a name; its digest."""
+    """Store a kit under a name and return its digest."""
     kit = kit_of(text, vintage)
     for digest, content in {**kit.blobs, kit.digest: kit.manifest}.items():
         assert isinstance(content, bytes)
@@ -66,7 +66,7 @@ def of(repository: str, reference: str) -> Reference:
 
 
 def test_create_add_remove_delete(store: Store, workspace: Workspace) -> None:
-    """The index lists what was added, and its kits stay when it goes."""
+    """The index lists the kits that were added, and deleting the index does not delete its kits."""
     q4, q8 = keep(store, "q4", "test/model:q4"), keep(store, "q8", "test/model:q8")
     index.create(store, ALL)
     index.add(workspace, ALL, Reference.parse("test/model:q4"))
@@ -84,7 +84,11 @@ def test_create_add_remove_delete(store: Store, workspace: Workspace) -> None:
 
 
 def test_an_entry_is_kits(store: Store, workspace: Workspace) -> None:
-    """Field by field: the tag it was added by, the bytes of its layers, its artifact type, labels and annotations."""
+    """An entry is byte for byte as kit writes it.
+
+    It records the tag by which the kit was added, the size of its layers, its artifact type, its labels and its
+    annotations.
+    """
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
     labels = label_edits(["quantization=q4_0", 'gpuArchs:=["sm_80", "sm_90"]'])
@@ -105,7 +109,7 @@ def test_an_entry_is_kits(store: Store, workspace: Workspace) -> None:
 
 
 def test_kits_of_every_vintage_can_be_listed(store: Store, workspace: Workspace) -> None:
-    """One whose manifest says no media type and no artifact type too."""
+    """A kit whose manifest has neither a media type nor an artifact type can be added too."""
     index.create(store, ALL)
     for vintage in ("1.7", "modelpack"):
         keep(store, "x", f"test/model:{vintage}", vintage)
@@ -116,7 +120,10 @@ def test_kits_of_every_vintage_can_be_listed(store: Store, workspace: Workspace)
 
 
 def test_adding_again_merges(store: Store, workspace: Workspace) -> None:
-    """Labels and annotations that are not named stay, key- takes one away; by digest the recorded tag stays too."""
+    """Adding a kit again changes only the labels and annotations that are named.
+
+    A name with "-" at its end removes the label. If the kit is added by digest, the recorded tag stays.
+    """
     q4 = keep(store, "q4", "test/model:q4")
     named = Reference.parse("test/model:q4")
     index.create(store, ALL)
@@ -149,7 +156,7 @@ def test_what_cannot_be_added(store: Store, workspace: Workspace) -> None:
 
 
 def test_an_index_and_a_kit_may_have_one_name(store: Store, workspace: Workspace) -> None:
-    """Each verb works on its own kind."""
+    """An index and a kit may have the same name, and each verb affects only its own kind."""
     keep(store, "q4", "test/model:q4")
     same = keep(store, "all", "test/model:all")
     index.create(store, ALL)
@@ -166,7 +173,10 @@ def test_an_index_and_a_kit_may_have_one_name(store: Store, workspace: Workspace
 
 
 def test_a_kit_that_is_gone_is_still_listed(store: Store, workspace: Workspace) -> None:
-    """With the size that was recorded, and it can be taken out by its digest only."""
+    """A kit that was removed from the store stays in the index with its recorded size.
+
+    Only its digest can remove it from the index.
+    """
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
     index.add(workspace, ALL, Reference.parse("test/model:q4"))
@@ -182,7 +192,10 @@ def test_a_kit_that_is_gone_is_still_listed(store: Store, workspace: Workspace) 
 
 
 def test_equal_indexes_of_many_names(store: Store, workspace: Workspace) -> None:
-    """Deleting or changing one keeps what another name means; the rest is freed at once."""
+    """If an index with many names is deleted or changed under one name, the other names keep it.
+
+    An index that no name refers to is deleted immediately.
+    """
     keep(store, "q4", "other/model:q4")
     empty = index.create(store, of("test/model", "a"))
     assert index.create(store, of("test/model", "b")) == index.create(store, of("other/model", "all")) == empty
@@ -203,7 +216,7 @@ def test_force_takes_every_tag(store: Store) -> None:
 
 
 def test_json_for_programs(store: Store, workspace: Workspace) -> None:
-    """kit's, byte for byte: labels as they are written."""
+    """The JSON is byte for byte that of kit, with labels as they were written."""
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
     index.add(workspace, ALL, Reference.parse(f"test/model@{q4}"), labels=label_edits(["f:=1.50", "e=<"]))
@@ -220,14 +233,17 @@ def test_json_for_programs(store: Store, workspace: Workspace) -> None:
 
 
 def pushed(workspace: Workspace, name: str, told: list[Event] | None = None) -> tuple[Digest, Repository]:
-    """Push an index; return its digest and its repository."""
+    """Push an index. Return its digest and its repository."""
     source = Reference.parse(name)
     report = quiet if told is None else told.append
     return index.push(workspace, source, source, report=report), workspace.client.repository(source)
 
 
 def test_push_brings_the_kits_first(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
-    """With their blobs; again it sends the index only. It comes back byte for byte."""
+    """A push sends the kits and their blobs before the index. A second push sends only the index.
+
+    A pull of the index then returns the same bytes.
+    """
     name = f"{fake.host}/team/model"
     q4, q8 = keep(store, "q4", f"{name}:q4"), keep(store, "q8", f"{name}:q8")
     named = Reference.parse(f"{name}:all")
@@ -246,7 +262,7 @@ def test_push_brings_the_kits_first(fake: FakeRegistry, workspace: Workspace, st
 
 
 def test_push_as_another_name(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
-    """The kits go to the repository of the destination."""
+    """If an index is pushed to another repository, its kits are pushed there too."""
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
     index.add(workspace, ALL, Reference.parse("test/model:q4"))
@@ -257,7 +273,7 @@ def test_push_as_another_name(fake: FakeRegistry, workspace: Workspace, store: S
 
 
 def test_push_without_a_kit(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
-    """One that is neither there nor here: nothing is sent."""
+    """If a kit of the index is neither in the store nor in the registry, nothing is sent."""
     name = f"{fake.host}/team/model"
     keep(store, "q4", f"{name}:q4")
     named = Reference.parse(f"{name}:all")
@@ -273,7 +289,7 @@ def test_push_without_a_kit(fake: FakeRegistry, workspace: Workspace, store: Sto
 
 
 def test_add_from_a_registry(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
-    """Kits that are not here can be listed too, and pushed where they are already."""
+    """A kit that is not in the store can be added, and the index can be pushed if the registry has the kit."""
     kit = kit_of("q4")
     name = f"{fake.host}/team/model"
     kits.push(kit, fake.host, "team/model", "q4")

@@ -1,4 +1,4 @@
-"""Names of kits in the store: tags that move, kits that lose their last tag."""
+"""Names of kits in the store: tags that move, and kits that lose their last tag."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What a .kitignore leaves out, held against moby's own tables and recorded answers; and what one layer leaves to
-another.
+"""A .kitignore leaves out the same paths as moby does, by moby's own tables and recorded results.
+
+The last tests are about paths that one layer leaves to another.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from kitfs.errors import KitfileError
 from kitfs.ops.pack.ignore import IgnoreRules, is_within, left_out
 
-# pattern, path, whether it matches: the tables of moby/patternmatcher v0.6.0 (TestMatches, TestMatch), without
+# (pattern, path, whether it matches) from the tables of moby/patternmatcher v0.6.0 (TestMatches, TestMatch), without
 # slashes after paths
 MOBY: list[tuple[str, str, bool]] = [
     ("**", "file", True),
@@ -117,7 +118,7 @@ MOBY: list[tuple[str, str, bool]] = [
     ("*x", "xxx", True),
 ]
 
-# a .kitignore, a path, what ReadAll and MatchesOrParentMatches v0.6.0 answered with kit's own four patterns after it
+# (.kitignore, path, result of ReadAll and MatchesOrParentMatches v0.6.0 with kit's own four patterns appended)
 RECORDED: list[tuple[bytes, str, bool]] = [
     (b"a|b*", "ax", True),
     (b"a|b*", "cbx", True),
@@ -193,8 +194,8 @@ RECORDED: list[tuple[bytes, str, bool]] = [
     (b"x*[a-]", "xa", True),
 ]
 
-# what moby refuses: when the patterns are read, or when they are first matched; and the first, that it takes for a
-# digit
+# Patterns that moby refuses when they are read or first matched. The first one is an exception: moby reads it as a
+# digit, and kitfs refuses it.
 MALFORMED = [
     rb"\d*",
     b"[",
@@ -228,7 +229,7 @@ MALFORMED = [
     b"x" * 65536,
 ]
 
-# patterns that a backtracking matcher never ends with
+# patterns for which a backtracking matcher does not terminate
 HOSTILE = [
     (b"**/" * 9000 + b"x*", False),
     (b"*a" * 20000 + b"c", False),
@@ -245,7 +246,7 @@ LINES = st.lists(st.one_of(SIMPLE, SIMPLE.map("!{}".format), st.text(max_size=6)
 
 
 def answer(data: bytes, path: str) -> bool | str:
-    """Whether a path is ignored, or the error."""
+    """Return whether a path is ignored, or the error."""
     try:
         return IgnoreRules.parse(data).ignores(path)
     except KitfileError as e:
@@ -253,7 +254,7 @@ def answer(data: bytes, path: str) -> bool | str:
 
 
 def rules(text: str) -> IgnoreRules:
-    """Rules of a text, none when it is malformed."""
+    """Return the rules in a string, or no rules if it is malformed."""
     try:
         return IgnoreRules.parse(text.encode("utf-8", "surrogatepass"))
     except KitfileError:
@@ -262,14 +263,15 @@ def rules(text: str) -> IgnoreRules:
 
 @pytest.mark.parametrize(("pattern", "path", "matches"), MOBY)
 def test_moby(pattern: str, path: str, matches: bool) -> None:
-    """Every row of moby's own tables."""
+    """Every row of moby's own tables has the same result here."""
     assert IgnoreRules.parse(pattern.encode()).ignores(path) is matches
 
 
 @pytest.mark.parametrize(("data", "path", "ignored"), RECORDED)
 def test_recorded(data: bytes, path: str, ignored: bool) -> None:
-    """What moby answers where regular expressions show through, to bytes that are not UTF-8, to comments, BOMs,
-    spaces and exceptions.
+    """Results are those that moby gave for unusual lines.
+
+    They are constructs of regular expressions, bytes that are not UTF-8, comments, BOMs, spaces and exceptions.
     """
     assert IgnoreRules.parse(data).ignores(path) is ignored
 
@@ -288,41 +290,41 @@ def test_recorded(data: bytes, path: str, ignored: bool) -> None:
     ],
 )
 def test_the_last_that_matches_decides(data: bytes, path: str, ignored: bool) -> None:
-    """moby's rows of several patterns: an exception takes back what is before it, and can be taken back."""
+    """In moby's rows with several patterns, an exception undoes earlier patterns and can be undone by later ones."""
     assert IgnoreRules.parse(data).ignores(path) is ignored
 
 
 @pytest.mark.parametrize("pattern", MALFORMED, ids=range(len(MALFORMED)))
 def test_a_malformed_pattern_is_told_with_its_line(pattern: bytes) -> None:
-    """One line that names the line, whatever is before and behind it."""
+    """The error is one line that names the number of the line."""
     with pytest.raises(KitfileError, match=r"^line 3 of \.kitignore\b[^\n]*$"):
         IgnoreRules.parse(b"# first\n\n" + pattern + b"\n*.bin\n")
 
 
 @pytest.mark.parametrize(("pattern", "ignored"), HOSTILE, ids=range(len(HOSTILE)))
 def test_no_pattern_takes_for_ever(pattern: bytes, ignored: bool) -> None:
-    """Thousands of stars, depths, repetitions and alternatives against the longest paths come to an answer."""
+    """Thousands of stars, double stars, repetitions and alternatives are matched against the longest paths."""
     ignore = IgnoreRules.parse(pattern)
     for path in ("a" * 4095, "a/" * 2047 + "a", "ab" * 2000):
         assert ignore.ignores(path) is ignored
 
 
 def test_exceptions_are_known() -> None:
-    """Whether an ignored directory must be walked: only when a pattern takes something back."""
+    """``has_exceptions`` is true only if a pattern undoes another. Then an ignored directory must be walked."""
     assert [IgnoreRules.parse(d).has_exceptions for d in (None, b"", b"*.bin", b"#!a", b"a\n !b", b"\\!a")] == [
         False
     ] * 4 + [True, False]
 
 
 def test_lines_of_any_size_but_go_has_a_limit() -> None:
-    """65535 bytes are a pattern, one more is refused as bufio.Scanner does."""
+    """A line of 65535 bytes is a pattern. A longer line is refused, as by bufio.Scanner."""
     assert IgnoreRules.parse(b"x" * 65535).ignores("x" * 65535)
     with pytest.raises(KitfileError, match=r"^line 1 of \.kitignore is longer than 65535 bytes$"):
         IgnoreRules.parse(b"x" * 65536 + b"\n")
 
 
 def test_a_machine_forgets_and_goes_on() -> None:
-    """More different paths than it remembers steps of get the same answers as few."""
+    """Results stay the same when there are more different paths than the matcher has cached states for."""
     ignore = IgnoreRules.parse(b"*[!-\xf4\x8f\xbf\xbf]x?")
     for n in range(0x100, 0x9000):
         assert ignore.ignores(f"a{chr(n)}xb")
@@ -331,8 +333,9 @@ def test_a_machine_forgets_and_goes_on() -> None:
 
 @given(SIMPLE, PATHS)
 def test_simple_patterns_are_what_they_say(pattern: str, path: str) -> None:
-    """Stars, question marks and depths between slashes: as the expression that one would write, for the path or a
-    directory above it.
+    """Stars, question marks and double stars match like the equivalent regular expression.
+
+    A path matches if the path itself or a directory above it matches.
     """
     parts = re.sub(r"(\*\*/)+\*\*$|(\*\*/)+", lambda m: "**" if m[0][-1] == "*" else "**/", pattern)
     wanted = (
@@ -348,7 +351,7 @@ def test_simple_patterns_are_what_they_say(pattern: str, path: str) -> None:
 
 @given(LINES, PATHS, PATHS)
 def test_what_is_below_an_ignored_directory_is_ignored(text: str, directory: str, below: str) -> None:
-    """Unless there are exceptions: so a walk need not go there."""
+    """Without exceptions, everything below an ignored directory is ignored, so that a walk can skip it."""
     ignore = rules(text)
     if not ignore.has_exceptions and ignore.ignores(directory):
         assert ignore.ignores(f"{directory}/{below}")
@@ -356,7 +359,10 @@ def test_what_is_below_an_ignored_directory_is_ignored(text: str, directory: str
 
 @given(LINES, PATHS)
 def test_the_last_line_decides(text: str, path: str) -> None:
-    """After everything, the path itself is ignored, and after that taken back; the four names of kit are never."""
+    """A path that is the last line is ignored, and an exception after it undoes that.
+
+    The four names that kit itself ignores cannot be excepted.
+    """
     base = f"{text}\n{path}" if rules(text).ignores(path) else path
     assert rules(f"{base}\n").ignores(path)
     assert not rules(f"{base}\n!{path}").ignores(path)
@@ -365,14 +371,14 @@ def test_the_last_line_decides(text: str, path: str) -> None:
 
 @given(st.binary(max_size=60), st.binary(min_size=1, max_size=20))
 def test_any_bytes_are_rules_or_an_error_of_one_line(data: bytes, name: bytes) -> None:
-    """Nothing else comes of any .kitignore, nor of any path."""
+    """Any .kitignore and any path give either a result or a KitfileError of one line."""
     said = answer(data, name.decode("utf-8", "surrogateescape"))
     assert isinstance(said, bool) or (said.startswith("line ") and "\n" not in said)
 
 
 @given(st.text(alphabet="ab[]^-\\*?{}2,|:./", max_size=12), PATHS)
 def test_operators_anywhere_are_rules_or_an_error(pattern: str, path: str) -> None:
-    """Brackets, braces, bars and backslashes in any order."""
+    """Brackets, braces, bars and backslashes in any order give either a result or an error."""
     said = answer(pattern.encode(), path)
     assert isinstance(said, bool) or said.startswith("line 1 of .kitignore: invalid pattern ")
 
@@ -384,7 +390,7 @@ def test_operators_anywhere_are_rules_or_an_error(pattern: str, path: str) -> No
     PATHS,
 )
 def test_the_last_line_that_matches_decides(lines: list[tuple[bool, str]], path: str) -> None:
-    """Many patterns are asked at once: with the answer that each one gives alone."""
+    """Patterns that are matched together have the results that each of them has alone."""
     said = [
         (exception, text, answer(("!" if exception else "").encode() + text.encode(), path))
         for exception, text in lines
@@ -398,7 +404,7 @@ def test_the_last_line_that_matches_decides(lines: list[tuple[bool, str]], path:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["dir{}/name", "*.tmp{}", "**/x{}", "**/*.t{}", "d{}/**", "logs{}/*.log"])
 def test_a_hundred_thousand_lines(form: str) -> None:
-    """The time for a path does not grow with the lines as it does when one pattern after the other is asked."""
+    """The time for a path does not grow in proportion to the number of lines."""
     data = "\n".join(("!" if n % 2 else "") + form.format(n) for n in range(100_000)).encode()
     rules = IgnoreRules.parse(data)
     name = form.replace("**", "y").replace("*", "z")
@@ -424,12 +430,15 @@ def test_a_hundred_thousand_lines(form: str) -> None:
     ],
 )
 def test_a_layer_leaves_to_others_what_is_theirs(path: str, layer: str, others: list[str], out: bool) -> None:
-    """By whole names: what lies in another layer's path, unless that is around or equal to this one's."""
+    """A layer leaves out paths within another layer's path, unless that path contains or equals its own.
+
+    Paths are compared by whole names.
+    """
     assert left_out(path, layer, others) is out
 
 
 @given(PATHS, PATHS, st.lists(PATHS, max_size=4))
 def test_one_layer_at_least_keeps_a_path(path: str, layer: str, others: list[str]) -> None:
-    """Of the layers that a path is in, the innermost keeps it."""
+    """Of the layers whose paths contain a file, the innermost layer contains the file."""
     around = [p for p in [*others, layer, "."] if is_within(path, p)]
     assert not left_out(path, max(around, key=lambda p: 0 if p == "." else p.count("/") + 1), [*others, layer, "."])

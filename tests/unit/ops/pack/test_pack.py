@@ -1,6 +1,4 @@
-"""Packing into a store: what is read, what fails a pack, and what a pack that failed leaves behind, which is
-nothing.
-"""
+"""Packing into a store: what is read, what makes a pack fail, and that a failed pack leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ SHAPE = KitFormat("1.17.0", created=0)
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A context: model/w.bin of 3 MiB and a bit, README.md."""
+    """Return a directory to pack: model/w.bin of a little more than 3 MiB, and README.md."""
     root = tmp_path / "tree"
     (root / "model").mkdir(parents=True)
     (root / "model/w.bin").write_bytes(os.urandom(3 * MiB + 5))
@@ -69,7 +67,7 @@ def layer(store: Store, made: PackedKit, number: int = 0) -> tarfile.TarFile:
 
 
 def leftovers(store: Store) -> list[str]:
-    """Ingests, tags, and files of the store that this process has open."""
+    """Return ingests, tags, and files of the store that this process has open."""
     ingests = os.listdir(os.path.join(store.root, "ingest"))
     held = []
     for fd in os.listdir("/proc/self/fd"):
@@ -84,7 +82,7 @@ def leftovers(store: Store) -> list[str]:
 
 
 def test_each_byte_is_read_once(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By os.read and nothing else, and each file is opened once; a hard link is a file of its own."""
+    """Each file is opened once and each byte is read once, by os.read. A hard link counts as a file of its own."""
     os.link(tree / "model/w.bin", tree / "model/again.bin")
     opened: dict[str, int] = {}
     amount: dict[str, int] = {}
@@ -111,9 +109,7 @@ def test_each_byte_is_read_once(tree: Path, store: Store, monkeypatch: pytest.Mo
 
 
 def test_the_read_system_calls_of_a_pack_carry_each_byte_once(tree: Path, tmp_path: Path) -> None:
-    """The kernel's own count of what the process read: little more than the files, which are not read back for their
-    digest either.
-    """
+    """By the kernel's count, the process reads little more than the files, which are not read again for a digest."""
     with (tree / "model/big.bin").open("wb") as file:
         file.truncate(256 * MiB)
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ncode: [{path: model}]\n")
@@ -138,8 +134,9 @@ def test_the_read_system_calls_of_a_pack_carry_each_byte_once(tree: Path, tmp_pa
 
 
 def test_what_is_packed_is_told(tree: Path, store: Store) -> None:
-    """A total for every layer, as many bytes moved, and each layer, the config and the manifest saved, in the order
-    of the manifest.
+    """A pack reports a total and as many moved bytes for each layer.
+
+    It reports each layer, the config and the manifest as saved, in the order of the manifest.
     """
     events: list[Event] = []
     made = packed(tree, store, codes("model", "README.md"), events.append)
@@ -156,7 +153,7 @@ def test_what_is_packed_is_told(tree: Path, store: Store) -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_equal_layers_are_two_descriptors_and_one_blob(tree: Path, store: Store, workers: int) -> None:
-    """A bundle is its bytes, whatever it is called; the first of two that are equal is told as the new one."""
+    """Two bundles with the same bytes are one blob, and only the first is reported as added."""
     for name in ("a.mcpb", "b.mcpb"):
         with zipfile.ZipFile(tree / name, "w") as bundle:
             bundle.writestr(zipfile.ZipInfo("manifest.json"), "{}")
@@ -170,7 +167,7 @@ def test_equal_layers_are_two_descriptors_and_one_blob(tree: Path, store: Store,
 
 
 def test_an_mcp_bundle_goes_in_as_it_is(tree: Path, store: Store) -> None:
-    """Not as a tar, of the media type of raw bundles, with its path."""
+    """An MCP bundle becomes a raw layer with its own media type and its path, not a tar."""
     with zipfile.ZipFile(tree / "tool.mcpb", "w") as bundle:
         bundle.writestr("manifest.json", "{}")
         bundle.writestr("server.py", "print()")
@@ -195,7 +192,7 @@ def of_the_future(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as bundle:
         bundle.writestr("manifest.json", "{}")
     data = bytearray(path.read_bytes())
-    data[data.index(b"PK\x01\x02") + 6] = 99  # version needed to extract
+    data[data.index(b"PK\x01\x02") + 6] = 99  # the field "version needed to extract"
     path.write_bytes(data)
 
 
@@ -230,7 +227,11 @@ def test_a_prompt_is_a_code_layer_with_a_mark(tree: Path, store: Store) -> None:
 
 
 def test_the_order_is_that_of_bytes(tree: Path, store: Store) -> None:
-    """A byte that is no UTF-8 comes after every character, and a directory's children before its longer namesake."""
+    """Names are sorted by their bytes.
+
+    A byte that is not UTF-8 comes after every character, and the children of a directory come before a longer name with
+    the same beginning.
+    """
     names = [b"z", b"z/a", b"z.txt", b"\xf0\x9f\x98\x80", b"\xff"]
     os.mkdir(os.path.join(os.fsencode(tree / "model"), b"z"))
     for name in names[1:]:
@@ -306,7 +307,7 @@ CHANGES = [
 
 
 class Meddler:
-    """Changes a file once: right before it is opened to be packed, or after its first piece was read."""
+    """Changes a file once, either right before it is opened or after its first piece was read."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, path: Path, change: Callable[[Path], None], *, opened: bool
@@ -340,7 +341,7 @@ class Meddler:
 def test_a_file_that_changes_fails_the_pack(
     tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], opened: bool, kind: str
 ) -> None:
-    """One line names the file; no ingest, no tag and no lease stay."""
+    """The error is one line that names the file. No ingest, tag or lease is left behind."""
     target = tree / "model/w.bin"
     made = codes("README.md", "model")
     if kind == "mcpServers":
@@ -377,7 +378,7 @@ def test_a_file_that_vanishes_while_the_tree_is_looked_at_fails_the_pack(
 def test_the_first_error_ends_a_pack_whichever_layers_it_is(
     tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first layer waits for the third to have failed, and the third's error is told."""
+    """While the first layer waits, the third layer fails, and its error is raised."""
     failed = threading.Event()
     real = os.read
 
@@ -402,8 +403,9 @@ def test_the_first_error_ends_a_pack_whichever_layers_it_is(
 
 
 def test_a_file_that_cannot_be_read_is_named(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its path in the context, with the system's reason; root may read everything, so that the system is spoken
-    for.
+    """The error names the file by its path in the context, with the system's reason.
+
+    Root may read every file, so os.open is replaced to raise the error.
     """
     real = os.open
 
@@ -472,7 +474,7 @@ def test_a_path_below_a_link_outside_is_refused(tree: Path, store: Store) -> Non
 
 
 def test_a_link_in_the_context_is_an_empty_layer_and_a_warning(tree: Path, store: Store) -> None:
-    """As kit: links are not followed, whether they are a layer's path or lie in it."""
+    """As with kit, links are not followed, neither as the path of a layer nor within it."""
     (tree / "x").symlink_to("model")
     (tree / "model/link").symlink_to("/etc/passwd")
     events: list[Event] = []
@@ -488,7 +490,7 @@ def test_a_link_in_the_context_is_an_empty_layer_and_a_warning(tree: Path, store
 
 
 def test_files_that_only_their_owner_may_read_are_told(tree: Path, store: Store) -> None:
-    """Once for the whole pack, with one of them by name; what a group may read is nobody's accident."""
+    """A pack with such files gives one warning, which names one of them. Files that a group may read give none."""
     (tree / "model/w.safetensors").write_bytes(b"w")
     (tree / "model/w.safetensors").chmod(0o600)
     (tree / "model/w.bin").chmod(0o640)
@@ -527,7 +529,7 @@ def test_a_kitignore_that_makes_no_sense_fails_the_pack(tree: Path, store: Store
 
 
 def test_a_kitignore_that_is_a_fifo_fails_the_pack(tree: Path, store: Store) -> None:
-    """Nobody writes to it: it is not waited for."""
+    """The pack does not wait for a program that writes to the fifo."""
     os.mkfifo(tree / ".kitignore")
     with pytest.raises(ContextError, match=r"^cannot read \.kitignore: \.kitignore is not a regular file$"):
         packed(tree, store, codes("model"))
@@ -540,7 +542,7 @@ def test_a_kitignore_that_is_a_directory_fails_the_pack(tree: Path, store: Store
 
 
 def test_a_name_that_no_tar_can_hold_fails_when_the_layer_is_planned() -> None:
-    """A name that is longer than the records of a pax header may be is refused before anything is written."""
+    """A name that exceeds the limit for pax records is refused before anything is written."""
     file = ScannedFile("n" * (1 << 20), directory=False, mode=0o644, size=0, identity=(0, 0, 0, 0, 0))
     with pytest.raises(ContextError, match="is too long for a tar"):
         LayerStream(".", LayerPlan(".", [file]), raw=False)
@@ -550,7 +552,7 @@ def test_a_name_that_no_tar_can_hold_fails_when_the_layer_is_planned() -> None:
 
 
 class CountingIngest:
-    """Takes bytes, keeps the first of them and counts the rest."""
+    """An ingest that keeps the first bytes and only counts the rest."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -569,7 +571,7 @@ class CountingIngest:
 
 
 class CountingStore:
-    """A store that writes nothing: its ingests count. Everything else is that of the real store."""
+    """A real store whose ingests write nothing and only count bytes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -584,7 +586,7 @@ class CountingStore:
 
 
 def test_a_file_of_more_than_8_gib(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its size is in a pax header, and the layer is as long as was said beforehand."""
+    """The size of the file is in a pax header, and the layer has the size that was reported before."""
     size = (8 << 30) + 1
     with (tree / "big").open("wb") as file:
         file.truncate(size)
@@ -609,7 +611,7 @@ def test_a_file_of_more_than_8_gib(tree: Path, store: Store, monkeypatch: pytest
 
 
 def test_a_full_disk_is_told_and_nothing_is_left(tree: Path) -> None:
-    """One line, exit code 7; what the pack had written is gone, so that the disk is as free as before."""
+    """The error is one line with exit code 7, and the bytes that the pack wrote are removed from the disk."""
     needs_root()
     needs("mount")
     (tree / "model/big.bin").write_bytes(bytes(24 * MiB))
@@ -631,7 +633,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tree: Path) -> None:
 
 
 def test_a_store_that_is_full_fails_the_pack(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At any write of any layer, and at the config and the manifest after them."""
+    """The pack fails at any write of a layer, and at the writes of the config and the manifest."""
     real = os.pwrite
     for after in range(6):
         left = [after]
@@ -651,7 +653,7 @@ def test_a_store_that_is_full_fails_the_pack(tree: Path, store: Store, monkeypat
 
 @pytest.fixture
 def endless(tree: Path) -> Path:
-    """A context with a file that takes a while: 64 GiB of zeros."""
+    """Return a directory with a file of 64 GiB of zeros, which takes long to pack."""
     with (tree / "model/w.bin").open("wb") as file:
         file.truncate(64 << 30)
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: README.md}]\ncode: [{path: model}]\n")
@@ -659,7 +661,7 @@ def endless(tree: Path) -> Path:
 
 
 def written(host: Host) -> int:
-    """Bytes of unfinished ingests."""
+    """Return the number of bytes in unfinished ingests."""
     found = 0
     for path in host.cache.glob("ingest/new-*/rest"):
         with contextlib.suppress(OSError):
@@ -669,7 +671,7 @@ def written(host: Host) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_pack_that_is_ended_tags_nothing(endless: Path, number: signal.Signals) -> None:
-    """Ctrl-C leaves nothing and says so in one line; what SIGKILL leaves, the next store that is opened sweeps."""
+    """Ctrl-C leaves nothing behind and prints one line. The next store removes what SIGKILL leaves behind."""
     with boxed() as host:
         process = host.start("pack", endless, "-t", "a:b", "--progress", "none")
         try:
@@ -696,7 +698,7 @@ def test_a_pack_that_is_ended_tags_nothing(endless: Path, number: signal.Signals
 
 
 def test_two_packs_of_one_tree_at_once(tree: Path) -> None:
-    """Both end well, with one kit and one copy of each blob."""
+    """All packs succeed, with one kit and one copy of each blob."""
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: README.md}]\ncode: [{path: model}]\n")
     with boxed() as host:
         running = [
@@ -715,7 +717,7 @@ def test_two_packs_of_one_tree_at_once(tree: Path) -> None:
 
 @pytest.mark.parametrize("before", [False, True], ids=["new layers", "layers that were there, of no kit"])
 def test_eviction_takes_nothing_that_is_being_packed(tree: Path, store: Store, before: bool) -> None:
-    """An evictor that wants everything, at every event of the pack, from another store on the same directory."""
+    """At every event of the pack, another store on the same directory tries to evict everything."""
     if before:
         pack_to_store(str(tree), codes("model", "README.md"), store, [], kit_format=SHAPE, report=quiet)
     greedy = Store.open(
@@ -736,7 +738,7 @@ def test_eviction_takes_nothing_that_is_being_packed(tree: Path, store: Store, b
 
 
 def test_modes_are_those_of_files(tree: Path, store: Store) -> None:
-    """Setuid, setgid and sticky are kept; directories without a slash at their end."""
+    """Setuid, setgid and sticky bits are kept, and names of directories have no slash at their end."""
     (tree / "model/w.bin").chmod(0o4751)
     (tree / "model").chmod(0o1777)
     found = {m.name: (m.mode, m.type) for m in layer(store, packed(tree, store, codes("model")))}
