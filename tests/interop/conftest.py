@@ -1,4 +1,4 @@
-"""Fixtures for tests that run against more than one registry."""
+"""Fixtures for tests that run against several registries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.server import Server
 
 @pytest.fixture(params=["kitfs serve", "docker-registry"])
 def either_registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RegistryProcess | Server]:
-    """Each registry in turn, with data of this test's own."""
+    """Return each registry in turn, with data for this test alone."""
     if request.param == "kitfs serve":
         with Server(tmp_path / "served", tmp_path / "serve.log") as server:
             yield server

@@ -1,9 +1,8 @@
-"""The same requests for any OCI registry: the content that they need, the requests, and which part of an answer is
-compared.
+"""The same requests for any OCI registry, the content that they need, and the parts of a response that are compared.
 
 A ``Case`` is a sequence of requests, each of which is compared. "@" in a target stands for the Location of the last
-answer. Cases are generated from parameters, so that a new form of range is one line. ``prepare`` pushes the content
-with requests that every registry knows.
+response. Cases are generated from parameters, so that a new form of range is one line. ``prepare`` pushes the content
+with requests that every registry supports.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ LIST = json.dumps(
 class Ask(NamedTuple):
     """One request.
 
-    ``length`` is the Content-Length if it is not the true one; the bytes that are missing are never sent.
+    ``length`` is the Content-Length if it is not the true one. In that case the missing bytes are never sent.
     """
 
     method: str
@@ -111,9 +110,9 @@ Answer = dict[str, Any]
 
 
 def sent(address: str, ask: Ask, location: str) -> tuple[Answer, str]:
-    """Send a request, and return what is compared of its answer, and the answer's Location.
+    """Send a request. Return the compared parts of its response, and the response's Location.
 
-    Status 0 means that the connection was closed without an answer.
+    Status 0 means that the connection was closed without a response.
     """
     target = ask.target.replace("@", location) if "@" in ask.target else ask.target
     if "@" in ask.target and "?" in location:
@@ -158,16 +157,18 @@ def fetched(address: str, target: str) -> tuple[http.client.HTTPResponse, bytes]
 
 
 def compared(response: http.client.HTTPResponse, data: bytes, ask: Ask) -> Answer:
-    """Return the status, the codes of an error, the body (JSON as a value, other bodies as a digest) and the headers by
-    meaning. The length and the type of an error's text are not compared.
+    """Return the parts of a response that are compared.
+
+    They are the status, the codes of an error, the body (JSON as a value, other bodies as a digest) and the headers by
+    meaning. The length and the type of an error's body are not compared.
     """
     found: Answer = {"status": response.status, "body": _meaning(response, data)}
     for name in COMPARED:
         value = response.headers.get(name)
         if name in ("Content-Length", "Content-Type") and response.status >= 300:
-            continue  # of a text for people
+            continue  # the message for people is not compared
         if name == "Content-Length" and (response.headers.get("Content-Type") or "").startswith("application/json"):
-            continue  # blanks in JSON mean nothing
+            continue  # JSON may have any blanks
         if value is not None:
             found[name] = _header(name, value)
     return found
@@ -182,7 +183,7 @@ def _meaning(response: http.client.HTTPResponse, data: bytes) -> Any:
     if (response.headers.get("Content-Type") or "").startswith("application/json") and data:
         found = json.loads(data)
         if isinstance(found.get("tags"), list):
-            found["tags"].sort()  # CNCF distribution's have no order
+            found["tags"].sort()  # CNCF distribution's tags have no order
         return found
     if (response.headers.get("Content-Type") or "").startswith("multipart/"):
         return "multipart"
@@ -541,7 +542,7 @@ def _patched(start: int, data: bytes, *, form: str = "{}-{}", **more: Any) -> As
 
 
 def _pieces(data: bytes) -> bytes:
-    """Return a body in the chunks of HTTP/1.1."""
+    """Encode a body as HTTP/1.1 chunks."""
     parts = [data[at : at + 30_000] for at in range(0, len(data), 30_000)]
     return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
@@ -737,7 +738,7 @@ def _quoted(text: str, safe: str = "") -> str:
 
 
 def cases() -> list[Case]:
-    """Return every case in the order in which they are sent. Cases that change a lot come last."""
+    """Return every case in the order in which they are sent. Cases that change much come last."""
     made = [*content(), *reading(), *names(), *methods(), *mounting(), *manifests(), *pushing(), *deleting()]
     assert len({case.name for case in made}) == len(made)
     return made

@@ -1,4 +1,4 @@
-"""What tests of ``kitfs serve`` send to it: pushes and pulls over httpx, and HTTP byte by byte over a socket."""
+"""Send requests to ``kitfs serve`` for its tests: pushes and pulls over httpx, and HTTP byte by byte over a socket."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Wire:
         return self._file.read(size)
 
     def ended(self) -> bool:
-        """Wait until the server closes the connection, and read over what it sent before. Always returns True."""
+        """Wait until the server closes the connection, and discard what it sent before. Always returns True."""
         try:
             while self._file.read(1 << 16):
                 pass

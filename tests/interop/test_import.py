@@ -232,7 +232,7 @@ def git(directory: Path, *args: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A git repository with two commits and a tag on the first."""
+    """Return a git repository with two commits and a tag on the first."""
     needs("git")
     made = tmp_path / "net"
     made.mkdir()
@@ -319,7 +319,7 @@ def pointer(data: bytes) -> bytes:
 
 @pytest.fixture
 def without_git_lfs(tmp_path: Path) -> dict[str, str]:
-    """An environment with git on PATH and without git-lfs."""
+    """Return an environment with git on PATH and without git-lfs."""
     needs("git")
     place = tmp_path / "bin"
     place.mkdir()

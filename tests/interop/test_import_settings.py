@@ -24,7 +24,7 @@ TREE = {"a.txt": b"one\ntwo\n", "b.auto": b"x\n", "c.mine": b"plain\n", "d.lfs":
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository whose attributes name filters and line ends."""
+    """Return a repository whose attributes name filters and line ends."""
     needs("git")
     made = tmp_path / "team/net"
     made.mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_rewritten_urls_are_followed(box: Host, repository: Path, tmp_path: Path
 
 
 class _Web(ThreadingHTTPServer):
-    """A directory served over dumb HTTP with a login; ``asked`` lists the Authorization header of each request."""
+    """A directory served over dumb HTTP with a login. ``asked`` lists the Authorization header of each request."""
 
     def __init__(self, root: Path, login: str) -> None:
         super().__init__(("127.0.0.1", 0), _Request)

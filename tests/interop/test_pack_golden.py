@@ -31,7 +31,7 @@ SAVED = re.compile(r"(Saved|Already saved) (\w+) layer: (sha256:[0-9a-f]{64})")
 
 @pytest.fixture(scope="module")
 def mirror() -> Iterator[tuple[str, str]]:
-    """``--mirror`` and its value: a registry that contains golden/parts, the parent of ``child``."""
+    """Return ``--mirror`` and its value, a registry that contains golden/parts, the parent of ``child``."""
     archive, about = GOLDEN / "layouts/parts.tar", GOLDEN_KITS["parts"]
     with FakeRegistry() as registry:
         for blob in (about["config"], *about["layers"]):
@@ -87,7 +87,7 @@ def test_layers_and_config_of_a_golden_tree_are_those_of_kit(
 
 
 def without_digests(theirs: Any, ours: Any) -> Any:
-    """Return ``theirs`` with the digests of ``ours``, which are the diffIds of both."""
+    """Return ``theirs`` with the digests of ``ours``, which are the diffIds in both."""
     if isinstance(theirs, dict):
         found = {key: without_digests(value, ours[key]) for key, value in theirs.items()}
         if "diffId" in theirs:
@@ -162,7 +162,7 @@ def go_tar(*files: str) -> bytes:
 
 
 def oracle(tree: Path, vintage: kits.Vintage) -> kits.Kit:
-    """Return what tests/kits.py makes of ``tree``.
+    """Return the kit that tests/kits.py builds from ``tree``.
 
     Paths in the config are as written, and those in annotations are clean.
     """

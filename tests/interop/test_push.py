@@ -38,7 +38,7 @@ Repositories = Callable[[str, str], Repository]
 
 @pytest.fixture
 def repository() -> Iterator[Repositories]:
-    """A function that returns the Repository of a host and a name."""
+    """Return a function that returns the Repository of a host and a name."""
     client = RegistryClient(
         ClientOptions(read_timeout=20.0), Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test")
     )

@@ -30,12 +30,12 @@ MiB = 1 << 20
 TALK = 64 << 10  # bytes that requests and small manifests take at most when no blob is sent
 BIG = 96 * MiB
 CHUNK = 32 * MiB
-SOME = 40 * MiB  # in the middle of the second chunk
+SOME = 40 * MiB  # ends in the middle of the second chunk
 
 
 @dataclass
 class Registry:
-    """A registry behind a relay that counts what clients send. ``host`` is that of the relay."""
+    """A registry behind a relay that counts what clients send. ``host`` is the address of the relay."""
 
     process: RegistryProcess | Server
     meter: Relay
@@ -45,7 +45,7 @@ class Registry:
         return self.meter.host
 
     def crash(self) -> None:
-        """End the registry with SIGKILL, and start it again on its data."""
+        """End the registry by SIGKILL, and start it again on its data."""
         self.process.kill()
         self.process.start()
 
@@ -72,14 +72,14 @@ class Registry:
 
 @pytest.fixture
 def registry(either_registry: RegistryProcess | Server) -> Iterator[Registry]:
-    """Each registry in turn, behind a relay."""
+    """Return each registry in turn, behind a relay."""
     with Relay(either_registry.port, requests=True) as meter:
         yield Registry(either_registry, meter)
 
 
 @pytest.fixture
 def big(tmp_path: Path) -> Path:
-    """A context with one layer of a little more than 96 MiB."""
+    """Return a directory to pack with one layer of a little more than 96 MiB."""
     root = tmp_path / "big"
     root.mkdir()
     (root / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: big, path: w.bin}\n")

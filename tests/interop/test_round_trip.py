@@ -36,7 +36,7 @@ FORMS = {
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """An environment for other programs, whose home directories are temporary."""
+    """Return an environment for other programs, whose home directories are temporary."""
     return {
         **os.environ,
         "HOME": str(tmp_path / "home"),
@@ -52,7 +52,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
 
 
 def foreign(name: str) -> str:
-    """Return the path of a program of another project that no package provides; skip the test without it."""
+    """Return the path of a program of another project for which there is no package. Skip the test without it."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{CANNOT} no {name} on PATH")
@@ -147,7 +147,7 @@ def test_packed_by_kit_and_read_here(
         assert ours["config"] == shown["manifest"]["config"]
 
 
-@pytest.mark.parametrize("form", ["pack-tar", "pack-raw"])  # modctl does not end on compressed layers
+@pytest.mark.parametrize("form", ["pack-tar", "pack-raw"])  # modctl does not terminate on compressed layers
 def test_model_packs_of_here_are_extracted_by_modctl(
     host: Host, registry: RegistryProcess, golden_trees: Path, form: str, tmp_path: Path, home: dict[str, str]
 ) -> None:

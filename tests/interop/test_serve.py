@@ -59,7 +59,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """A repository of the test's own."""
+    """Return the name of a repository for this test alone."""
     return "test/" + re.sub("[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:200]
 
 

@@ -172,7 +172,7 @@ DIFFERENCES = (
         "body",
     ),
 )
-PLAIN = "errors"  # what refuses a request in distribution before its API does so answers in plain text
+PLAIN = "errors"  # requests that distribution refuses outside of its API get a response in plain text
 
 
 def differing(theirs: Answer, ours: Answer) -> set[str]:
@@ -180,7 +180,7 @@ def differing(theirs: Answer, ours: Answer) -> set[str]:
 
 
 def is_plain(theirs: Answer, ours: Answer) -> bool:
-    """Return whether both answers are the same refusal, as text there and as the specification's JSON here."""
+    """Return whether both answers are the same refusal, in plain text there and as the specification's JSON here."""
     if theirs["status"] != ours["status"] or ours["status"] < 400 or theirs.get("body") or not ours.get("body"):
         return False
     return differing(theirs, ours) <= {"body", "Docker-Distribution-Api-Version"}
@@ -198,7 +198,7 @@ class Asked:
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Asked]:
-    """The answers of both registries to every case."""
+    """Return the answers of both registries to every case."""
     needs("docker-registry")
     directory = tmp_path_factory.mktemp("differential")
     found = []

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Blob:
-    """One of the blobs, which is a window on shared random bytes."""
+    """One of the blobs, which is a slice of shared random bytes."""
 
     def __init__(self, number: int, data: memoryview) -> None:
         self.number = number
@@ -69,8 +69,9 @@ def made(seed: int) -> list[Blob]:
 
 
 class Scene:
-    """The state that the clients and the killer share: what was acknowledged, whether the server runs, how much was
-    transferred, and what went wrong.
+    """The state that the clients and the killer share.
+
+    It records what was acknowledged, whether the server runs, how much was transferred, and what went wrong.
     """
 
     def __init__(self, blobs: list[Blob], address: str) -> None:
@@ -92,7 +93,7 @@ class Scene:
             self._lock.notify_all()
 
     def wait_for(self, size: int) -> None:
-        """Return when the given number of further bytes was transferred, or something failed."""
+        """Wait until the given number of further bytes was transferred, or something failed."""
         with self._lock:
             until = self._moved + size
             assert self._lock.wait_for(lambda: self._moved >= until or self.failure is not None, timeout=300), (
@@ -142,7 +143,7 @@ class Client:
             self._connection = None
 
     def again(self, do: Callable[[], T]) -> T:
-        """Repeat an action until the server survives it."""
+        """Repeat an action until the server is not killed during it."""
         while True:
             try:
                 return do()
@@ -229,7 +230,7 @@ class Client:
     def in_chunks(self, blob: Blob) -> None:
         """Push in chunks.
 
-        After each kill the upload resumes where it stands; everything that was acknowledged must be in it.
+        After each kill the upload resumes at the server's offset. Everything that was acknowledged must be stored.
         """
         location = self.begin(blob)
         at = 0

@@ -41,7 +41,7 @@ from tests.server import KITFS, Server
 MiB = 1 << 20
 DATA = os.urandom(1 << 16) * 48  # 3 MiB
 HALF = len(DATA) // 2
-END = 60.0  # seconds after SIGTERM: a server that still runs hangs
+END = 60.0  # seconds after SIGTERM, after which a server that still runs counts as hanging
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def chunk(wire: Wire, location: str, data: bytes, start: int = 0, size: int = le
 
 
 def assert_resumes(client: httpx.Client, location: str, data: bytes = DATA) -> None:
-    """Resume an upload where the registry says that it stands, and read the blob back."""
+    """Resume an upload at the offset that the registry reports, and read the blob back."""
     at = received(client, location)
     answer = client.patch(location, content=data[at:], headers={"Content-Range": f"{at}-{len(data) - 1}"})
     assert (answer.status_code, answer.headers["Range"]) == (202, f"0-{len(data) - 1}")
@@ -259,7 +259,7 @@ def test_two_servers_on_one_root_share_it(server: Server, tmp_path: Path) -> Non
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB."""
+    """Return a file system of 8 MiB."""
     with tmpfs(tmp_path / "disk", "size=8m") as directory:
         yield directory
 

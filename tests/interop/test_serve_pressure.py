@@ -43,13 +43,13 @@ DISK = 8 * MiB
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB."""
+    """Return a file system of 8 MiB."""
     with tmpfs(tmp_path / "disk", "size=8m") as directory:
         yield directory
 
 
 def filled(disk: Path) -> Path:
-    """Write a file that takes all the room that is left."""
+    """Write a file that uses all the remaining room."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as f:
         for size in (MiB, 4096, 1):
@@ -214,14 +214,14 @@ def seconds_of_cpu(pid: int) -> float:
 
 @pytest.fixture
 def few(tmp_path: Path) -> Iterator[Server]:
-    """A server that may open 300 descriptors."""
+    """Return a server that may open 300 descriptors."""
     with Server(tmp_path / "root", tmp_path / "log", descriptors=300) as running:
         yield running
     no_traceback(running.log)
 
 
 def crowd(server: Server, size: int) -> list[socket.socket]:
-    """Open connections on which nothing is sent; the kernel holds those that the server does not accept."""
+    """Open connections on which nothing is sent. The kernel queues those that the server does not accept."""
     host, _, port = server.host.rpartition(":")
     made = []
     for _ in range(size):

@@ -1,6 +1,6 @@
-"""About a hundred commands of the real kit 1.7, replayed: each time the same success or failure and the same stdout.
+"""Replay about a hundred commands of the real kit 1.7. Each has the same success or failure and the same stdout.
 
-The transcript is not copied into the repository: the tests read it where it lies, beside the repository. The program
+The transcript is not copied into the repository: the tests read it from a directory beside the repository. The program
 replays all of it once, in order, in subprocesses, against a docker-registry. Each command is a test of its own. The
 trees are those of make_trees.py. The small wrong Kitfiles are derived from kit's own error messages.
 """
@@ -39,7 +39,7 @@ WRONG = {
 
 
 class Step(NamedTuple):
-    """One command and what kit did."""
+    """A command and the result of kit."""
 
     number: int
     command: str
@@ -48,7 +48,7 @@ class Step(NamedTuple):
 
 
 class Ours(NamedTuple):
-    """What kitfs did."""
+    """The result of kitfs."""
 
     stdout: str
     stderr: str
@@ -106,7 +106,7 @@ replays = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def replayed(registry: RegistryProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Ours]]]:
-    """The address of the registry, and what kitfs did for each step."""
+    """Return the address of the registry, and the result of kitfs for each step."""
     needs("skopeo")
     registry.copy_archive(GOLDEN / "layouts/modelpack-raw.tar", "golden/modelpack-raw")
     at = tmp_path_factory.mktemp("transcript")

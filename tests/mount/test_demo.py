@@ -22,7 +22,7 @@ TREE = [
 
 
 def workshop(host: Host) -> dict[str, str]:
-    """Give the demo a TMPDIR of its own, in which the test would find what the demo leaves behind."""
+    """Give the demo a TMPDIR of its own, and return it, so that the test finds what the demo leaves behind."""
     directory = host.root / "tmp"
     if not directory.exists():
         directory.mkdir()

@@ -78,7 +78,7 @@ def is_well(mount: Mounted, offset: int) -> None:
 
 @pytest.fixture(scope="module")
 def kit() -> Kit:
-    """A kit of one raw file of 6 MiB."""
+    """Return a kit of one raw file of 6 MiB."""
     return build([part("model", "w.bin", WEIGHTS, format="raw")])
 
 

@@ -1,4 +1,4 @@
-"""What is fetched before anybody reads it: by ``kitfs warm``, and by a mount in the background (--fill)."""
+"""Layers are fetched before they are read, by ``kitfs warm`` and by a mount in the background (--fill)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MiB = 1 << 20
 
 
 def parts() -> list[Part]:
-    """A tar, and a compressed tar."""
+    """Return two layers, a tar and a compressed tar."""
     return [
         part("model", "model", kit_tar({"model/w.bin": os.urandom(9 * MiB)})),
         part("dataset", "data", kit_tar({"data/d.csv": b"1,2\n" * MiB}), compression="gzip"),
@@ -41,7 +41,7 @@ def test_a_mount_of_warm_layers_fetches_nothing(own_registry: RegistryProcess, h
 def test_warm_fails_if_the_store_cannot_keep_the_layers(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """The limit of the store holds for layers that are fetched ahead of time, since they are not pinned."""
+    """The limit of the store applies to warmed layers, because they are not pinned."""
     sparse_file_tar(tmp_path / "big.tar", {"model/w.bin": 256 * MiB})
     ref = own_registry.push(build([part("model", "model", tmp_path / "big.tar")]), "warm/big")
     done = host.kitfs("warm", ref, "--cache-size", "4MiB", check=False)
@@ -66,7 +66,7 @@ def states(host: Host, mount: Mounted) -> list[str]:
 def test_a_header_stays_cheap_and_half_a_layer_leads_to_all_of_it(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """By default a mount fetches the rest of a layer in the background after much of it was read; other layers stay."""
+    """By default a mount fetches the rest of a layer after much of it was read, and no other layers."""
     ref = big(own_registry, tmp_path, 256 * MiB, 100 * MiB)
     since = own_registry.mark()
     mount = host.mount(ref)

@@ -1,4 +1,4 @@
-"""What badly behaved registries do to their clients, seen through a real mount: what read(2) returns, and when."""
+"""What read(2) returns, and when, through a real mount of a badly behaved registry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOON = 30.0  # seconds: a bound on hanging, not on speed
 
 @pytest.fixture
 def ref(fake: FakeRegistry) -> str:
-    """A kit of one raw file of 6 MiB."""
+    """Return the reference of a kit of one raw file of 6 MiB."""
     return fake.put_kit("team/kit", build([part("model", "w.bin", WEIGHTS, format="raw")]), "v1")
 
 

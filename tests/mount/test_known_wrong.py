@@ -1,7 +1,7 @@
 """Bytes that are known to be wrong are never served again, through a real mount.
 
-A registry sends one wrong bit. When the layer is complete, its digest does not match: from then on its files cannot be
-opened, open files cannot be read, and mapped pages are gone, until the store has the right bytes.
+A registry sends one wrong bit. When the layer is complete, its digest does not match. From then on its files cannot be
+opened, open files cannot be read, and mapped pages are dropped, until the store has the right bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ for line in sys.stdin:
 
 @pytest.fixture
 def holder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
-    """Starts a process that has a file open and mapped and has read its first page; it reads again for each line."""
+    """Return a function that starts a process with a file open and mapped.
+
+    The process has read the file's first page, and reads it again for each line that it gets.
+    """
     started: list[subprocess.Popen[str]] = []
 
     def start(path: Path) -> subprocess.Popen[str]:
@@ -68,7 +71,7 @@ def holder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
 
 @dataclass(frozen=True)
 class Replaced:
-    """A fault: the blob has other bytes, as many as it should have."""
+    """A fault that sends other bytes instead of the blob, with the same size."""
 
     blob: bytes
 
@@ -78,7 +81,7 @@ class Replaced:
 
 
 def ask(process: subprocess.Popen[str], line: str) -> str:
-    """One line to a holder, and its answer."""
+    """Send one line to a holder and return its answer."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(line + "\n")
@@ -86,7 +89,7 @@ def ask(process: subprocess.Popen[str], line: str) -> str:
 
 
 def read(path: Path) -> bytes | int:
-    """The content of a file, or the errno of reading it."""
+    """Return the content of a file, or the errno of reading it."""
     try:
         return path.read_bytes()
     except OSError as e:
@@ -94,7 +97,7 @@ def read(path: Path) -> bytes | int:
 
 
 def fail(host: Host, mount: Mounted, *paths: Path) -> None:
-    """Read all files of a layer that has a wrong bit, and return when that is known."""
+    """Read all files of a layer that has a wrong bit, and wait until that is known."""
     for path in paths:
         read(path)
     wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong bit was never found")
@@ -103,7 +106,10 @@ def fail(host: Host, mount: Mounted, *paths: Path) -> None:
 def test_wrong_bytes_are_not_served_again(
     host: Host, fake: FakeRegistry, holder: Callable[[Path], subprocess.Popen[str]]
 ) -> None:
-    """Openings fail, open files fail, a mapped page raises SIGBUS, and the status says that the layer is wrong."""
+    """Opening fails, reads of open files fail, and a mapped page raises SIGBUS.
+
+    The status reports the layer as wrong.
+    """
     mount = host.mount(fake.put_kit("team/kit", build([part("model", "w.bin", WEIGHTS, format="raw")]), "v1"))
     fake.fail("/blobs/", Lie(1000))
     process = holder(mount / "w.bin")
@@ -119,8 +125,9 @@ def test_wrong_bytes_are_not_served_again(
 
 
 def test_files_are_opened_again_when_the_blob_was_fetched_right(host: Host, fake: FakeRegistry, transport: str) -> None:
-    """Another process pulls the kit from a registry that is right: the mount serves the right bytes, and no page that
-    the kernel kept from before.
+    """After another process pulled the right bytes, the mount serves them.
+
+    It serves no page that the kernel cached before.
     """
     ref = fake.put_kit("team/kit", build([part("model", "w.bin", WEIGHTS, format="raw")]), "v1")
     mount = host.mount(ref, "--transport", transport)
@@ -137,7 +144,10 @@ TAR = tars.file(b"m/a.bin", WEIGHTS) + tars.file(b"m/b.bin", OTHER) + tars.END
 
 
 def test_a_tar_heals_when_its_files_are_where_they_were(host: Host, fake: FakeRegistry) -> None:
-    """A wrong bit in a file: all files of the layer are refused and then healed; those of other layers never fail."""
+    """With a wrong bit in a file, all files of the layer fail until the right bytes are stored.
+
+    Files of other layers never fail.
+    """
     kit = build([part("model", "m", TAR), part("dataset", "d.bin", OTHER, format="raw")])
     ref = fake.put_kit("team/kit", kit, "v1")
     mount = host.mount(ref)
@@ -153,7 +163,7 @@ def test_a_tar_heals_when_its_files_are_where_they_were(host: Host, fake: FakeRe
 
 
 def test_a_compressed_layer_heals(host: Host, fake: FakeRegistry) -> None:
-    """A wrong bit in a gzip stream, of which no index can be made: its names are unknown until the blob is right."""
+    """With a wrong bit in a gzip stream, the layer cannot be listed until the right bytes are stored."""
     ref = fake.put_kit("team/kit", build([part("model", "m", TAR, compression="gzip")]), "v1")
     mount = host.mount(ref)
     fake.fail("/blobs/", Lie(8 * MiB))
@@ -166,8 +176,9 @@ def test_a_compressed_layer_heals(host: Host, fake: FakeRegistry) -> None:
 
 
 def test_a_tar_whose_files_were_elsewhere_stays_refused(host: Host, fake: FakeRegistry) -> None:
-    """The wrong bytes were headers, so that the mount shows names that the kit does not have: the error says that it
-    has to be mounted again, and then it is right.
+    """With wrong bytes in tar headers, the mount shows names that the kit does not have.
+
+    The error says that the kit must be mounted again. Afterwards the tree is right.
     """
     kit = build([part("model", "m", tars.file(b"m/a.bin", OTHER) + tars.END)])
     ref = fake.put_kit("team/kit", kit, "v1")

@@ -57,8 +57,9 @@ def shown(host: Host, mount: Mounted) -> trees.Tree:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A directory with everything that a tar can store: links, long and foreign names, holes, modes, an empty
-    directory.
+    """Return a directory with everything that a tar can store.
+
+    It has symlinks, hard links, long names, names in other scripts, holes, modes and an empty directory.
     """
     top = tmp_path / "source/m"
     (top / "empty").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""FUSE passthrough of a kit's raw layers: the kernel reads verified files from the store, also without the daemon."""
+"""With FUSE passthrough the kernel reads verified files of raw layers from the store, even without the daemon."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ WEIGHTS = random.Random(31).randbytes(8 * MiB)
 
 @pytest.fixture
 def ref(fake: FakeRegistry) -> str:
-    """A kit of one raw file."""
+    """Return the reference of a kit of one raw file."""
     return fake.put_kit("team/kit", build([part("model", "w.bin", WEIGHTS, format="raw")]), "v1")
 
 
 def test_reads_go_on_without_the_daemon(host: Host, ref: str) -> None:
-    """The daemon is killed: descriptors and mappings that were open read every byte, and new openings fail."""
+    """After the daemon was killed, open descriptors and mappings read every byte, and new openings fail."""
     host.kitfs("pull", ref)
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as file:
@@ -50,7 +50,10 @@ def test_reads_go_on_without_the_daemon(host: Host, ref: str) -> None:
 
 
 def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) -> None:
-    """A handle from before is copied, and fails without the daemon; one from after reads on. All bytes are right."""
+    """A handle from before the verification fails without the daemon, and a handle from after it does not.
+
+    All bytes are right.
+    """
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as old:
         assert os.pread(old.fileno(), 4096, 0) == WEIGHTS[:4096]
@@ -70,7 +73,7 @@ def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) ->
 
 
 def test_evicted_blob_is_read_to_its_end(host: Host, ref: str) -> None:
-    """The store's entry is removed while the file is open: its handle reads every byte."""
+    """If the store's entry is removed while the file is open, its handle still reads every byte."""
     host.kitfs("pull", ref)
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as file:
@@ -79,7 +82,7 @@ def test_evicted_blob_is_read_to_its_end(host: Host, ref: str) -> None:
 
 
 def test_unverified_file_is_never_passthrough(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Complete and wrong: its bytes are not given to the kernel, and openings fail."""
+    """A complete layer with wrong bytes is not passed to the kernel, and its files cannot be opened."""
     mount = host.mount(ref)
     fake.fail("/blobs/", Lie(1000))
     try:

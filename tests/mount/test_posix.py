@@ -28,7 +28,7 @@ def content(size: int) -> bytes:
 
 @pytest.fixture
 def mount(host: Host, transport: str) -> Mounted:
-    """A mount of a kit with files of many sizes, a directory, and symlinks, of which some are loops."""
+    """Return a mount of a kit with files of many sizes, a directory and symlinks, of which some are loops."""
     files = {f"m/size-{size}": content(size)[:size] for size in SIZES}
     tar = kit_tar({**files, "m/d/inner": b"inner", "m/run.sh": b"#!/bin/sh\necho ran\n"}, modes={"m/run.sh": 0o755})[
         :-1024

@@ -1,4 +1,4 @@
-"""Sealed mounts: complete kits that the kernel serves out of the store, with no daemon."""
+"""Sealed mounts: the kernel serves complete kits from the store, without a daemon."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BIG = os.urandom(3 << 20)
 
 @pytest.fixture
 def host(new_host: Callable[..., Host]) -> Host:
-    """A host whose mounts seal themselves, as by default."""
+    """Return a host whose mounts seal themselves, as by default."""
     made = new_host()
     made.seal = "auto"
     return made
@@ -38,25 +38,25 @@ def host(new_host: Callable[..., Host]) -> Host:
 
 @pytest.fixture
 def user_host(new_host: Callable[..., Host], nobody: Python) -> Host:
-    """The same for an ordinary user."""
+    """Return a host of an ordinary user whose mounts seal themselves."""
     made = new_host(nobody)
     made.seal = "auto"
     return made
 
 
 def layout(host: Host, *parts: Part, name: str = "kit") -> str:
-    """The reference of a kit in a layout below the host's directory."""
+    """Return the reference of a kit in a layout below the host's directory."""
     return f"oci:{write_layout(build(list(parts)), host.root / name, 'v1')}:v1"
 
 
 def small(host: Host) -> str:
-    """A kit of a tar and of a raw layer whose size is no multiple of 512."""
+    """Return a kit of a tar and of a raw layer whose size is not a multiple of 512."""
     parts = [part("model", "model", kit_tar({"model/w.bin": BIG, "model/a/config.json": b"{}"}))]
     return layout(host, *parts, part("docs", "README.md", b"# readme\n" * 100, format="raw"))
 
 
 def details(root: Path) -> dict[str, Any]:
-    """The tree of a mount as stat(2) tells it, with its extended attributes and contents."""
+    """Return the tree of a mount with the results of stat(2), the extended attributes and the contents."""
     tree: dict[str, Any] = {"": _about(root)}
     for path, row in trees.scan(root).items():
         tree[path] = {**row, **_about(root / path)}
@@ -73,7 +73,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def links(root: Path) -> set[frozenset[str]]:
-    """The sets of names that share an inode."""
+    """Return the sets of names that share an inode."""
     found: dict[int, set[str]] = {}
     for path in root.rglob("*"):
         if path.lstat().st_nlink > 1 and not path.is_dir():
@@ -87,13 +87,13 @@ def read_all(mount: Mounted) -> None:
 
 
 def wait_sealed(host: Host, mount: Mounted) -> dict[str, Any]:
-    """Wait until a mount is sealed; return its status then."""
+    """Wait until a mount is sealed, and return its status."""
     wait_until(lambda: host.status(mount)["mode"] == "sealed", f"not sealed: {host.status(mount)}", seconds=60)
     return host.status(mount)
 
 
 def fill(host: Host, ref: str, *options: str) -> dict[str, Any]:
-    """Mount a kit through FUSE, make it complete, and unmount it; return what the mount showed."""
+    """Mount a kit by FUSE, complete it and unmount it. Return what the mount showed."""
     mount = host.mount(ref, "--seal", "never", *options)
     read_all(mount)
     wait_until(
@@ -106,7 +106,7 @@ def fill(host: Host, ref: str, *options: str) -> dict[str, Any]:
 
 
 def mount_sealed(host: Host, ref: str, *options: str, at: str = "") -> Mounted:
-    """Mount a kit that is complete in the store: it is sealed at once."""
+    """Mount a kit that is complete in the store, so that it is sealed immediately."""
     mount = host.mount(ref, *options, at=at)
     assert mount.pid == 0, host.status(mount)
     return mount
@@ -122,14 +122,14 @@ def test_a_sealed_golden_kit_is_the_kit_that_fuse_shows(
     """Names, types, modes, owners, sizes, link counts, times, targets, attributes and bytes are equal."""
     ref = f"registry.golden.test/golden/{name}:v1"
     mirror = ("--mirror", f"registry.golden.test={golden_registry.url}")
-    host.kitfs("pull", ref, *mirror)  # a layer that others hide is complete by that only
+    host.kitfs("pull", ref, *mirror)  # reads do not complete a layer whose files are hidden by other layers
     shown = fill(host, ref, *mirror)
     sealed = mount_sealed(host, ref, *mirror)
     assert details(sealed.path) == shown
 
 
 def tar_of(*members: tuple[str, bytes | str | None], links: dict[str, str] | None = None) -> bytes:
-    """A tar of files (bytes), symbolic links (a text) and directories (None), and then of hard links."""
+    """Return a tar of files (bytes), symbolic links (str) and directories (None), followed by hard links."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in members:
@@ -150,8 +150,10 @@ def tar_of(*members: tuple[str, bytes | str | None], links: dict[str, str] | Non
 
 
 def test_sizes_links_and_names(host: Host) -> None:
-    """Files around multiples of 512, empty ones, hard links, symbolic links and names of 255 bytes are as in FUSE, in
-    plain, raw and compressed layers.
+    """Plain, raw and compressed layers show the same tree as by FUSE.
+
+    The tree has files with sizes around multiples of 512, empty files, hard links, symbolic links and names of 255
+    bytes.
     """
     sizes = (0, 1, 511, 512, 513, 4095, 4096, 4097, 100_003)
     members = [(f"model/{size}", BIG[size : 2 * size]) for size in sizes]
@@ -168,7 +170,7 @@ def test_sizes_links_and_names(host: Host) -> None:
 
 
 def sparse_tar(name: str, parts: dict[int, bytes], size: int) -> bytes:
-    """A tar with a sparse file of GNU tar's old format, whose ``parts`` have any length."""
+    """Return a tar with a sparse file in GNU tar's old format, whose ``parts`` have any length."""
     info = tarfile.TarInfo(name)
     info.size = sum(map(len, parts.values()))
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
@@ -183,7 +185,7 @@ def sparse_tar(name: str, parts: dict[int, bytes], size: int) -> bytes:
 
 
 def test_sparse_files(host: Host) -> None:
-    """Holes are zeros, and parts that do not begin at a multiple of 512 of their layer are right."""
+    """Holes read as zeros, and data at any offset of the layer reads correctly."""
     tar = sparse_tar("model/s.bin", {4096: BIG[:700], 10_000: BIG[:1000], 90_000: BIG[:4096]}, 200_000)
     ref = layout(host, part("model", "model", tar))
     shown = fill(host, ref)
@@ -200,7 +202,7 @@ def test_sparse_files(host: Host) -> None:
     ],
 )
 def test_options_of_the_tree(host: Host, options: tuple[str, ...]) -> None:
-    """Owners, modes and filters are those of the request."""
+    """Owners, modes and filters are as requested."""
     ref = small(host)
     fill(host, ref)
     shown = fill(host, ref, *options)
@@ -208,7 +210,6 @@ def test_options_of_the_tree(host: Host, options: tuple[str, ...]) -> None:
 
 
 def test_many_files(host: Host) -> None:
-    """A directory of 5,000 files."""
     ref = layout(host, part("dataset", "data", kit_tar({f"data/f{i:05d}": b"%d" % i for i in range(5000)})))
     shown = fill(host, ref)
     sealed = mount_sealed(host, ref)
@@ -216,11 +217,14 @@ def test_many_files(host: Host) -> None:
     assert len(os.listdir(sealed / "data")) == 5000
 
 
-# -- sealed at once
+# -- sealed immediately
 
 
 def test_a_sealed_mount_has_no_process(host: Host) -> None:
-    """Its status has all fields, pid null and mode sealed, and its table entry the reference; umount ends it."""
+    """The status has all fields, with the pid null and the mode sealed. umount ends the mount.
+
+    The mount table has the reference.
+    """
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -255,7 +259,7 @@ def test_a_compressed_layer_is_sealed_in_its_decoded_form(host: Host) -> None:
 
 
 def test_a_second_mount_is_the_same_or_refused(host: Host) -> None:
-    """The same request succeeds on a sealed mount; other options are refused and named."""
+    """The same request succeeds on a sealed mount. Other options are refused and named."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -267,7 +271,7 @@ def test_a_second_mount_is_the_same_or_refused(host: Host) -> None:
 
 @pytest.mark.parametrize("command", [["umount"], ["umount", "-l"]])
 def test_umount_8_ends_a_sealed_mount(host: Host, command: list[str]) -> None:
-    """Its record is forgotten: no mount is listed, status says that there is none, and the directory can be used."""
+    """After umount(8) no mount is listed, status reports none, and the directory can be used."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -280,7 +284,7 @@ def test_umount_8_ends_a_sealed_mount(host: Host, command: list[str]) -> None:
 
 
 def test_a_sealed_mount_in_use_is_not_unmounted(host: Host) -> None:
-    """umount names the process; with --lazy the file can be read to its end, and the directory is free."""
+    """umount names the process. With --lazy the directory is free, and the file can be read to its end."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -293,7 +297,7 @@ def test_a_sealed_mount_in_use_is_not_unmounted(host: Host) -> None:
 
 
 def test_a_covered_sealed_mount_is_not_unmounted(host: Host) -> None:
-    """umount says what covers it, and the record stays."""
+    """umount names the file system that covers the mount, and the record stays."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -307,7 +311,7 @@ def test_a_covered_sealed_mount_is_not_unmounted(host: Host) -> None:
 
 
 def test_another_run_time_directory_ends_a_sealed_mount(host: Host) -> None:
-    """A mount that nothing is known of but that it is one of kitfs is refused, and cleared by umount."""
+    """A sealed mount of another run-time directory is refused by mount and unmounted by umount."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -318,7 +322,7 @@ def test_another_run_time_directory_ends_a_sealed_mount(host: Host) -> None:
 
 
 def test_the_helper_of_mount_8_seals(host: Host) -> None:
-    """A line of fstab makes a sealed mount of a kit in the store, and mount(8) finds it mounted."""
+    """A line in fstab makes a sealed mount of a kit in the store, and mount(8) finds it mounted."""
     ref = small(host)
     fill(host, ref)
     helper = [host.python.executable, "-c", "from kitfs.cli.mount_helper import main; main()"]
@@ -333,7 +337,7 @@ def test_the_helper_of_mount_8_seals(host: Host) -> None:
 
 
 def in_foreground(host: Host, ref: str, *options: str) -> subprocess.Popen[str]:
-    """A mount in the foreground, which has said that it is ready."""
+    """Start a mount in the foreground, and wait until it reports that it is ready."""
     process = host.start("mount", ref, host.mnt / "a", "--foreground", *options, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -341,7 +345,7 @@ def in_foreground(host: Host, ref: str, *options: str) -> subprocess.Popen[str]:
 
 
 def test_a_sealed_mount_in_the_foreground_stays(host: Host) -> None:
-    """The process is in the status, and ends with the mount; SIGTERM ends both."""
+    """The status has the pid of the process, which ends with the mount. SIGTERM ends both."""
     ref = small(host)
     fill(host, ref)
     for end in (lambda _: host.umount(host.mnt / "a"), lambda p: p.send_signal(signal.SIGTERM)):
@@ -355,7 +359,10 @@ def test_a_sealed_mount_in_the_foreground_stays(host: Host) -> None:
 
 
 def test_a_killed_process_of_a_sealed_mount_is_replaced(host: Host) -> None:
-    """The mount stays without it, and a mount in the foreground stays for it again, as systemd restarts it."""
+    """The mount stays after its process was killed.
+
+    A new mount in the foreground attends it, as systemd restarts it.
+    """
     ref = small(host)
     fill(host, ref)
     with in_foreground(host, ref) as process:
@@ -371,7 +378,7 @@ def test_a_killed_process_of_a_sealed_mount_is_replaced(host: Host) -> None:
 
 
 def test_a_lazy_mount_in_the_foreground_goes_on_sealed(host: Host) -> None:
-    """The process that systemd knows stays through the swap, until the mount ends."""
+    """The process that systemd monitors runs until the mount ends, also after the mount was sealed."""
     ref = small(host)
     with in_foreground(host, ref) as process:
         mount = Mounted(host.mnt / "a", "", process.pid, Path())
@@ -387,7 +394,7 @@ def test_a_lazy_mount_in_the_foreground_goes_on_sealed(host: Host) -> None:
 
 
 def test_a_complete_mount_seals_itself(host: Host) -> None:
-    """The daemon ends; what the status counts stays; the tree is the same."""
+    """The daemon ends. The counts in the status and the tree stay the same."""
     ref = small(host)
     mount = host.mount(ref)
     assert mount.pid
@@ -405,7 +412,7 @@ def test_a_complete_mount_seals_itself(host: Host) -> None:
 
 
 def test_open_files_read_on_through_the_swap(host: Host) -> None:
-    """They keep the daemon, and only they: it ends with the last one, and the record stays."""
+    """The daemon runs until the last file that was open before the swap is closed. The record stays."""
     mount = host.mount(small(host))
     with (mount / "model/w.bin").open("rb") as f:
         assert f.read(1000) == BIG[:1000]
@@ -420,7 +427,7 @@ def test_open_files_read_on_through_the_swap(host: Host) -> None:
 
 
 def test_bind_copies_stay_with_the_daemon(host: Host) -> None:
-    """A bind mount that was made before the swap shows the kit, and the daemon ends when it is unmounted."""
+    """A bind mount from before the swap still shows the kit, and the daemon ends when it is unmounted."""
     mount = host.mount(small(host))
     copy = host.mnt / "copy"
     copy.mkdir()
@@ -436,7 +443,7 @@ def test_bind_copies_stay_with_the_daemon(host: Host) -> None:
 
 
 def test_umount_after_the_swap_names_who_reads_on(host: Host) -> None:
-    """The sealed mount is gone then; with --lazy the daemon serves the file to its end."""
+    """umount ends the sealed mount and names the process. With --lazy the daemon serves the file to its end."""
     mount = host.mount(small(host))
     with (mount / "model/w.bin").open("rb") as f:
         f.read(1)
@@ -450,7 +457,7 @@ def test_umount_after_the_swap_names_who_reads_on(host: Host) -> None:
 
 
 def test_a_daemon_killed_after_the_swap_is_not_missed(host: Host) -> None:
-    """Files that are opened later are read, and no process is in the status."""
+    """Files that are opened later can be read, and the status has no process."""
     mount = host.mount(small(host))
     with (mount / "README.md").open("rb"):
         read_all(mount)
@@ -462,7 +469,7 @@ def test_a_daemon_killed_after_the_swap_is_not_missed(host: Host) -> None:
 
 
 def test_the_kit_seals_when_another_process_completes_it(host: Host) -> None:
-    """Another mount completes the layers, and both are sealed."""
+    """If another mount completes the layers, both mounts are sealed."""
     ref = small(host)
     mount, other = host.mount(ref), host.mount(ref, at="other")
     read_all(other)
@@ -471,7 +478,7 @@ def test_the_kit_seals_when_another_process_completes_it(host: Host) -> None:
 
 
 def test_mmaps_stay_through_the_swap(host: Host) -> None:
-    """Pages that were never read are read through the daemon."""
+    """Pages of a mapping from before the swap are read through the daemon."""
     import mmap
 
     mount = host.mount(small(host))
@@ -485,7 +492,7 @@ def test_mmaps_stay_through_the_swap(host: Host) -> None:
 
 
 def test_seal_says_why_it_cannot(host: Host) -> None:
-    """An incomplete mount fails with the layers that are missing; nothing mounted is not found."""
+    """For an incomplete mount the error names the missing layers. Without a mount it is NotFound."""
     mount = host.mount(small(host))
     done = host.kitfs("seal", mount.path, check=False)
     assert done.returncode == 9
@@ -494,7 +501,7 @@ def test_seal_says_why_it_cannot(host: Host) -> None:
 
 
 def test_seal_seals_a_mount_that_does_not_seal_itself(host: Host) -> None:
-    """--seal never only keeps a mount from sealing itself; a second seal changes nothing."""
+    """``kitfs seal`` works on a mount with --seal never. A second ``seal`` changes nothing."""
     mount = host.mount(small(host), "--seal", "never")
     assert host.status(mount)["not_sealed"] == "the mount has --seal never"
     read_all(mount)
@@ -508,7 +515,7 @@ def test_seal_seals_a_mount_that_does_not_seal_itself(host: Host) -> None:
 
 @pytest.fixture
 def mounted_cache(host: Host) -> Iterator[Callable[..., None]]:
-    """Mount another file system where the host's store is."""
+    """Return a function that mounts another file system at the host's store."""
     done = []
 
     def mount(*args: str) -> None:
@@ -524,7 +531,7 @@ def mounted_cache(host: Host) -> Iterator[Callable[..., None]]:
 
 
 def assert_lazy(host: Host, ref: str, *options: str, because: str) -> None:
-    """A complete kit is mounted through FUSE, and the status says why; nothing is said to the user."""
+    """Assert that a complete kit is mounted by FUSE, that only the status says why, and that nothing is printed."""
     mount = host.mount(ref, *options)
     host.scan(mount)
     wait_until(lambda: because in (host.status(mount)["not_sealed"] or ""), f"{host.status(mount)}", seconds=60)
@@ -538,13 +545,13 @@ def assert_lazy(host: Host, ref: str, *options: str, because: str) -> None:
 
 
 def test_a_store_on_tmpfs_is_not_sealed(host: Host, mounted_cache: Callable[..., None]) -> None:
-    """EROFS cannot read its files."""
+    """EROFS cannot read files on tmpfs."""
     mounted_cache("-t", "tmpfs", "none")
     assert_lazy(host, small(host), because="(tmpfs)")
 
 
 def test_a_store_on_overlayfs_is_not_sealed(host: Host, mounted_cache: Callable[..., None]) -> None:
-    """EROFS must not read through another stacked file system; some kernels allow it."""
+    """EROFS must not read through another stacked file system, although some kernels permit it."""
     lower, upper, work = (host.root / name for name in ("lower", "upper", "work"))
     for directory in (lower, upper, work):
         directory.mkdir()
@@ -567,18 +574,18 @@ def test_options_that_are_not_sealed(host: Host, options: tuple[str, ...], becau
 
 
 def test_the_libfuse_transport_is_not_sealed(host: Host) -> None:
-    """Whoever asks for libfuse gets it."""
+    """A mount that requests libfuse uses libfuse."""
     needs("libfuse")
     assert_lazy(host, small(host), "--transport", "libfuse", because="libfuse")
 
 
 def test_an_ordinary_user_does_not_seal(user_host: Host) -> None:
-    """The mount is lazy, and says that only root can mount EROFS."""
+    """The mount uses FUSE, and the status says that only root can mount EROFS."""
     assert_lazy(user_host, f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", because="only root")
 
 
 def test_a_layer_of_the_wrong_size_is_not_sealed(host: Host) -> None:
-    """The store's file of a verified layer was cut off behind the back of kitfs: the mount is lazy."""
+    """If the store's file of a verified layer was truncated by another program, the mount uses FUSE."""
     ref = small(host)
     fill(host, ref)
     body = max((host.cache / "blobs").rglob("rest"), key=lambda path: path.stat().st_size)
@@ -593,12 +600,12 @@ def test_a_layer_of_the_wrong_size_is_not_sealed(host: Host) -> None:
 
 
 def blobs(host: Host) -> set[str]:
-    """The digests of the blobs in a host's store that are large enough to be layers."""
+    """Return the digests of the blobs in a host's store that are large enough to be layers."""
     return {p.parent.name for p in (host.cache / "blobs").rglob("rest") if p.stat().st_size > 256 << 10}
 
 
 def test_nothing_removes_the_blobs_of_a_sealed_mount(host: Host) -> None:
-    """Neither ``cache clear`` nor a full cache does; after the umount ``cache clear`` does."""
+    """``cache clear`` and a full cache keep the blobs. After the umount ``cache clear`` removes them."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -618,7 +625,7 @@ def test_nothing_removes_the_blobs_of_a_sealed_mount(host: Host) -> None:
 
 
 def test_a_mount_that_nobody_sees_uses_its_blobs(host: Host) -> None:
-    """In another mount namespace, and detached with an open file, it keeps them until it ends."""
+    """A mount in another mount namespace, or a detached mount with an open file, keeps its blobs until it ends."""
     needs("unshare")
     ref = small(host)
     fill(host, ref)
@@ -649,7 +656,7 @@ def test_a_mount_that_nobody_sees_uses_its_blobs(host: Host) -> None:
 
 
 def test_a_removed_kit_stays_mounted(host: Host) -> None:
-    """``remove`` takes the tag of a pulled kit away, and leaves the blobs that a sealed mount reads."""
+    """``remove`` deletes the tag of a pulled kit, and keeps the blobs that a sealed mount reads."""
     kit = build([part("model", "model", kit_tar({"model/w.bin": BIG}))])
     write_layout(kit, host.root / "kit", "v1")
     host.kitfs("import", f"oci:{host.root / 'kit'}:v1", "-t", "team/kit:v1")
@@ -661,7 +668,7 @@ def test_a_removed_kit_stays_mounted(host: Host) -> None:
 
 
 def test_a_mount_that_is_filled_seals_itself_unread(host: Host, own_registry: RegistryProcess) -> None:
-    """With --fill all no program has to read anything, also of a compressed layer."""
+    """With --fill all the mount seals itself although nothing was read, also with a compressed layer."""
     files = kit_tar({"data/d.bin": BIG})
     kit = build(
         [part("model", "model", kit_tar({"model/w.bin": BIG})), part("dataset", "data", files, compression="gzip")]

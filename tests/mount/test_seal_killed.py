@@ -1,7 +1,7 @@
-"""A daemon that is killed while it replaces its FUSE mount by a sealed one: what it leaves is told, and cleared.
+"""A daemon is killed while it replaces its FUSE mount by a sealed mount. The remains are reported and can be unmounted.
 
-The states are those of the steps in ``kitfs.daemon.swap``. They are made of real mounts, since no signal can be sent
-between two given system calls of another process.
+The states are those between the steps in ``kitfs.daemon.swap``. The tests build them from real mounts, because a signal
+cannot be sent between two given system calls of another process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT = Inode(1, "dir", 0o755, 2, 0, 0, 0)
 
 @pytest.fixture
 def killed(host: Host) -> Mounted:
-    """A FUSE mount whose daemon was killed."""
+    """Return a FUSE mount whose daemon was killed."""
     kit = build([part("docs", "README.md", README, format="raw")])
     mount = host.mount(f"oci:{write_layout(kit, host.root / 'kit', 'v1')}:v1")
     os.kill(mount.pid, signal.SIGKILL)
@@ -36,14 +36,14 @@ def killed(host: Host) -> Mounted:
 
 
 def record_seal(host: Host, dev: str, number: int) -> None:
-    """Put a seal into the one record of a host, as step 2 does."""
+    """Add a seal to the only record of a host, as step 2 does."""
     path = next(host.run_dir.glob("*.json"))
     record: dict[str, Any] = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "seal": {"dev": dev, "number": number, "status": {}}}))
 
 
 def mount_beneath(host: Host, top: Path) -> mounting.NewMount:
-    """Put an empty sealed mount of the same source beneath the topmost mount at a directory, as step 3 does."""
+    """Attach an empty sealed mount with the same source beneath the topmost mount of a directory, as step 3 does."""
     source = json.loads(next(host.run_dir.glob("*.json")).read_text())["reference"]
     with (host.root / "image").open("w+b") as out:
         write_image(
@@ -66,7 +66,7 @@ def _no_device(device: int, offset: int, length: int) -> bytes:
 
 
 def assert_dead_and_cleared(host: Host, mount: Mounted) -> None:
-    """The mount is dead; umount clears all of it, and the kit can be mounted again."""
+    """Assert that the mount is dead, that umount removes all of it, and that the kit can be mounted again."""
     assert [row["state"] for row in host.mounts()] == ["dead"]
     assert host.kitfs("status", mount.path, check=False).returncode == 9
     host.umount(mount)
@@ -77,13 +77,13 @@ def assert_dead_and_cleared(host: Host, mount: Mounted) -> None:
 
 
 def test_killed_after_the_record_was_written(host: Host, killed: Mounted) -> None:
-    """The record tells of a sealed mount that was never attached."""
+    """The record describes a sealed mount that was never attached."""
     record_seal(host, "0:9999", 9999)
     assert_dead_and_cleared(host, killed)
 
 
 def test_killed_after_the_sealed_mount_was_attached(host: Host, killed: Mounted) -> None:
-    """The sealed mount lies beneath the dead FUSE mount: umount takes both."""
+    """The sealed mount is beneath the dead FUSE mount, and umount removes both."""
     sealed = mount_beneath(host, killed.path)
     record_seal(host, sealed.dev, sealed.number)
     assert len(host.mount_points()) == 2
@@ -91,7 +91,7 @@ def test_killed_after_the_sealed_mount_was_attached(host: Host, killed: Mounted)
 
 
 def test_killed_after_the_fuse_mount_was_detached(host: Host, killed: Mounted) -> None:
-    """The sealed mount is what the record means: it is alive without a process."""
+    """The sealed mount is the mount of the record, and is alive without a process."""
     sealed = mount_beneath(host, killed.path)
     record_seal(host, sealed.dev, sealed.number)
     top = os.open(killed.path, os.O_PATH | os.O_DIRECTORY)

@@ -182,7 +182,7 @@ def test_sixty_four_readers_of_one_cold_file(own_registry: RegistryProcess, host
 
 @pytest.fixture
 def half_cached(own_registry: RegistryProcess, host: Host) -> tuple[str, Mounted, bytes]:
-    """A kit whose tree was listed and whose first half was read. Its mount is gone, and the registry has stopped."""
+    """Return a kit that was listed and half read, after its mount ended and the registry stopped."""
     weights = random.Random(6).randbytes(16 * MiB)
     ref = own_registry.push(
         build([part("model", "m", kit_tar({"m/w.bin": weights, "m/z.bin": b"z" * 100}))]), "offline/half"

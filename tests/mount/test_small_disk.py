@@ -31,7 +31,7 @@ print(hashlib.sha256(os.pread(fd, int(sys.argv[3]), int(sys.argv[2]))).hexdigest
 
 @pytest.fixture
 def small(host: Host) -> Iterator[Path]:
-    """A tmpfs of 12 MiB, to be used as the cache directory."""
+    """Return a tmpfs of 12 MiB, to be used as the cache directory."""
     with tmpfs(host.root / "disk", "size=12m") as directory:
         yield directory
         for path in host.mount_points():
@@ -40,7 +40,7 @@ def small(host: Host) -> Iterator[Path]:
 
 
 def fill(directory: Path) -> Path:
-    """Write a file that takes all the room that is left."""
+    """Write a file that uses all the remaining room."""
     filler = directory / "filler"
     fd = os.open(filler, os.O_WRONLY | os.O_CREAT)
     try:
@@ -97,11 +97,14 @@ def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> Non
         mount = host.mount(ref, "--cache-dir", small, at=str(n))
         assert hashlib.sha256((mount / "w.bin").read_bytes()).digest() == hashlib.sha256(data).digest()
         host.kitfs("umount", mount.path, "--cache-dir", small)
-        fill(small)  # takes the last bytes too
+        fill(small)  # uses the last bytes too
 
 
 def test_a_bomb_that_is_larger_than_the_disk_and_says_no_size(host: Host, small: Path) -> None:
-    """A raw gzip file without metadata that grows beyond the room of the store is refused, and the mount lives on."""
+    """A raw gzip file without metadata that decodes to more than the store's room is refused.
+
+    The mount stays usable.
+    """
     blob = gzip.compress(bytes(700 * MiB), 1)
     kit = build([part("model", "w.bin", b"", format="raw", blob=blob, compression="gzip")], vintage="1.7")
     mount = host.mount(f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1", "--cache-dir", small)

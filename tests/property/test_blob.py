@@ -1,6 +1,4 @@
-"""A state machine over one blob: reads, fills, closes, reboots, kills and evictions in any order never return a wrong
-byte.
-"""
+"""Reads, fills, closes, reboots, kills and evictions of one blob in any order never return a wrong byte."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ SIZES = st.integers(0, 300_000)
 
 
 class BlobMachine(RuleBasedStateMachine):
-    """The reference model is the data itself."""
+    """A state machine over one blob, whose reference model is the data itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +46,7 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, len(DATA) + 10), size=SIZES)
     def read(self, at: int, size: int) -> None:
-        """Read any span, also across the end."""
+        """Read any span, which may extend beyond the end."""
         assert self.blob.pread(at, size) == DATA[at : at + size]
 
     @rule(at=st.integers(0, len(DATA)), count=st.integers(1, 20))
@@ -60,27 +58,27 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule()
     def fill(self) -> None:
-        """Fetch everything; each missing byte is given once."""
+        """Fetch everything. The source sends each missing byte once."""
         self.blob.fill()
         assert self.blob.complete
 
     @rule()
     def verify(self) -> None:
-        """When a complete blob is read back, it has its digest."""
+        """Verify a complete blob, which has its digest."""
         if self.blob.complete:
             self.blob.verify()
             assert self.blob.state == "verified"
 
     @rule(ranged=st.booleans())
     def reopen(self, ranged: bool) -> None:
-        """Close the blob cleanly and open it again; the registry may support ranges now, or no longer."""
+        """Close the blob cleanly and open it again. Support for ranges may have changed."""
         self.blob.close()
         self.ranged = ranged
         self._open_blob()
 
     @rule()
     def reboot(self) -> None:
-        """The map of chunks is of an earlier boot, so that only synced chunks count."""
+        """Pretend that the map of chunks is from an earlier boot, so that only synced chunks count."""
         present = Path(self.blob.directory) / "present"
         self.blob.close()
         if present.exists():
@@ -91,7 +89,7 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule()
     def killed(self) -> None:
-        """A process ends without closing the blob; another one opens what is left."""
+        """End without closing the blob, and open it again as another process would."""
         self.store.later(lambda: None)
         other = Store.open(self.store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
         blob = other.blob(DIGEST, size=len(DATA), source=BytesSource(DATA))
@@ -100,7 +98,7 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule()
     def evicted(self) -> None:
-        """A limit of one byte evicts the blob if nothing uses it. A process that has it open can still read it."""
+        """Evict the blob by a limit of one byte if nothing uses it. A process that has it open can still read it."""
         limited = Store.open(
             self.store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0, size_limit=1
         )
@@ -115,8 +113,9 @@ class BlobMachine(RuleBasedStateMachine):
 
     @invariant()
     def bytes_come_once(self) -> None:
-        """A source gives a byte twice only where a short run of stored chunks lies within a request, and counts stay
-        within the blob.
+        """The source sends a byte twice only if a short run of stored chunks is within a request.
+
+        Counts stay within the size of the blob.
         """
         assert self.source.given <= len(DATA) + self.source.piece + len(self.source.asked) * GAP
         assert 0 <= self.blob.fetched <= len(DATA)

@@ -1,5 +1,6 @@
-"""Every parser returns a value or raises one error of its kind for documents that were changed but keep their form, and
-never has a bug.
+"""Every parser returns a value or raises one error of its own type for changed documents, and never has a bug.
+
+The changes keep the form of the documents.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ Changes = list[tuple[int, str, Any]]
 
 
 class Pairs(list[tuple[str, Any]]):
-    """An object as it is written, in which a key may appear twice."""
+    """A JSON object as it is written, in which a key may occur twice."""
 
 
 def pairs(value: Any) -> Any:
@@ -98,7 +99,7 @@ def pairs(value: Any) -> Any:
 
 
 def places(value: Any) -> list[tuple[Any, int]]:
-    """Return every (container, place) of a document."""
+    """Return (container, key or position) of every value in a document."""
     found: list[tuple[Any, int]] = []
     if isinstance(value, list):
         for i, item in enumerate(value):
@@ -116,7 +117,7 @@ def text_of(value: Any) -> str:
 
 
 def changed(data: bytes, changes: Changes) -> bytes:
-    """Return a JSON document in which some values, keys and parts were changed and the form was kept."""
+    """Return a JSON document with some values, keys and parts changed, in the same form."""
     document = [pairs(json.loads(data))]
     for seed, what, nasty in changes:
         container, at = (found := places(document))[seed % len(found)]
@@ -161,7 +162,7 @@ def tried(call: Callable[[], Any], *errors: type[BaseException]) -> Any:
 @given(st.sampled_from([KIT.manifest, PACK.manifest, INDEX]), CHANGES)
 @fuzz
 def test_manifests(data: bytes, changes: Changes) -> None:
-    """A changed manifest is read, or raises one error of its kind."""
+    """A changed manifest is parsed or raises an error of its own type."""
     data = changed(data, changes)
     manifest = tried(lambda: Manifest.parse(data), KitfsError)
     if manifest is not None:
@@ -202,7 +203,7 @@ def kits_digest() -> Any:
 @given(st.sampled_from([(KIT, KIT.config), (PACK, PACK.config)]), CHANGES)
 @fuzz
 def test_configs(of: tuple[kits.Kit, bytes], changes: Changes) -> None:
-    """A changed config is read, or raises one error of its kind."""
+    """A changed config is parsed or raises an error of its own type."""
     data = changed(of[1], changes)
     kitfile = tried(lambda: kitfile_of(Manifest.parse(of[0].manifest), data), KitfsError)
     if kitfile is not None:
@@ -222,9 +223,7 @@ def test_configs(of: tuple[kits.Kit, bytes], changes: Changes) -> None:
 )
 @fuzz
 def test_kitfiles(changes: Changes, inserted: list[tuple[int, str]]) -> None:
-    """A changed Kitfile in YAML, of which JSON is a part, with elements that only YAML has, is read or raises one error
-    of its kind.
-    """
+    """A changed Kitfile with elements that only YAML has is parsed or raises an error of its own type."""
     text = changed(KIT.config, changes).decode("utf-8", "surrogateescape")
     for at, what in inserted[:4]:
         text = text[: at % (len(text) + 1)] + what + text[at % (len(text) + 1) :]
@@ -237,7 +236,7 @@ def test_kitfiles(changes: Changes, inserted: list[tuple[int, str]]) -> None:
 @given(st.sampled_from(["index.json", "oci-layout"]), CHANGES)
 @fuzz
 def test_layouts(name: str, changes: Changes) -> None:
-    """A changed layout is read, or raises one error of its kind."""
+    """A changed layout is parsed or raises an error of its own type."""
     with tempfile.TemporaryDirectory() as folder:
         layout = Path(kits.write_layout(KIT, Path(folder) / "layout", "v1"))
         (layout / name).write_bytes(changed((layout / name).read_bytes(), changes))
@@ -250,7 +249,7 @@ def test_layouts(name: str, changes: Changes) -> None:
 
 
 class Bytes:
-    """Bytes as a reader."""
+    """A reader of bytes in memory."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -285,7 +284,7 @@ RECORDS = st.lists(
 )
 @fuzz
 def test_pax_records(records: list[tuple[str, str]], data: bytes, length: int, kind: bytes) -> None:
-    """Records that contradict each other or have wrong lengths are read, or raise one error of their kind."""
+    """Pax records that contradict each other or have wrong lengths are parsed or raise an error of their own type."""
     body = b""
     for key, value in records:
         record = f" {key}={value}\n".encode("utf-8", "surrogatepass")
@@ -309,7 +308,7 @@ def test_pax_records(records: list[tuple[str, str]], data: bytes, length: int, k
 )
 @fuzz
 def test_streams(kind: str, data: bytes, flips: list[tuple[int, int]]) -> None:
-    """A changed compressed stream is decoded, or raises one error of its kind."""
+    """A changed compressed stream is decoded or raises an error of its own type."""
     packed = bytearray(gzip.compress(data) if kind == "gzip" else zstandard.compress(data))
     for at, value in flips:
         packed[at % len(packed)] = value
@@ -320,7 +319,7 @@ def test_streams(kind: str, data: bytes, flips: list[tuple[int, int]]) -> None:
 @given(CHANGES)
 @fuzz
 def test_index_files(changes: Changes) -> None:
-    """A damaged file of an index is refused by ValueError."""
+    """A damaged index file raises ValueError."""
     data = bytes(index_tar(Bytes(kits.kit_tar({"m/w": b"w", "m/x/y": b"yy"}))).data)
     found = tried(lambda: LayerIndex(changed(data, changes)), ValueError)
     assert found is None or found.data == data
@@ -332,7 +331,7 @@ def test_index_files(changes: Changes) -> None:
 @given(CHANGES)
 @fuzz
 def test_tags_of_the_store(changes: Changes) -> None:
-    """A changed file of tags is read, or raises one error of its kind."""
+    """A changed tag file is parsed or raises an error of its own type."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(folder, counters=Counters(), log=LOG, free_share=0.0)
         reference: Any = parse_any("r.io/k:v1")
@@ -347,7 +346,7 @@ def test_tags_of_the_store(changes: Changes) -> None:
 @given(CHANGES)
 @fuzz
 def test_credentials(changes: Changes) -> None:
-    """A changed file of credentials is read, or raises one error of its kind."""
+    """A changed credentials file is parsed or raises an error of its own type."""
     config = {
         "auths": {"r.io": {"auth": "YTpi"}, "https://x/v1/": {"identitytoken": "t"}},
         "credHelpers": {"y": "no-such"},
@@ -363,7 +362,7 @@ def test_credentials(changes: Changes) -> None:
 @given(CHANGES)
 @fuzz
 def test_journals(changes: Changes) -> None:
-    """The lines of an earlier run's journal are used as far as they are valid."""
+    """Valid lines of a changed journal are used, and the others are ignored."""
     lines = [
         {"version": 1, "what": ["a"], "nonce": "n"},
         {"boot": "b"},
@@ -386,7 +385,7 @@ def test_journals(changes: Changes) -> None:
 @given(CHANGES)
 @fuzz
 def test_records_of_mounts(changes: Changes) -> None:
-    """A changed record of a mount is read or ignored, and raises no error."""
+    """A changed record of a mount is parsed or ignored, without an error."""
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(folder)
         record = {
@@ -398,7 +397,7 @@ def test_records_of_mounts(changes: Changes) -> None:
         run.records()
 
 
-# -- texts of the command line, requests of the kernel
+# -- arguments of the command line, requests of the kernel
 
 TEXTS = st.text(st.sampled_from("ab/:@=-,.{}|$\"'\\\0\udcff 1é["), max_size=20)
 
@@ -406,7 +405,7 @@ TEXTS = st.text(st.sampled_from("ab/:@=-,.{}|$\"'\\\0\udcff 1é["), max_size=20)
 @given(TEXTS)
 @fuzz
 def test_texts(text: str) -> None:
-    """References, filters, labels, edits and templates are parsed, or raise one error of their kind."""
+    """References, filters, labels, edits and templates are parsed or raise an error of their own type."""
     for parse in (parse_any, Filter.parse):
         for head in ("", "oci:", "localhost/k:", "model:"):
             tried(lambda parse=parse, head=head: parse(head + text), KitfsError)  # type: ignore[misc]
@@ -421,7 +420,7 @@ def test_texts(text: str) -> None:
 @given(st.integers(0, 70), st.binary(max_size=120), st.integers(0, 3), st.integers(-3, 3))
 @fuzz
 def test_requests_of_the_kernel(opcode: int, body: bytes, extensions: int, off: int) -> None:
-    """A changed request of the kernel is parsed, or raises one error of its kind."""
+    """A changed request of the kernel is parsed or raises an error of its own type."""
     length = max(0, 40 + len(body) + off)
     data = abi._IN_HEADER.pack(length, opcode, 1, 1, 0, 0, 0, extensions, 0) + body
     found = tried(lambda: abi.request(data), abi.BadRequestError)

@@ -1,4 +1,4 @@
-"""Pulls out of a registry on a socket: what is in the store afterwards, what was moved, and what does not pass."""
+"""Pulls from a registry on a socket: what is stored afterwards, what is transferred, and what makes a pull fail."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MiB = 1 << 20
 LOG = logging.getLogger("kitfs.test")
 WEIGHTS = random.Random(3).randbytes(21 * MiB + 11)
 SMALL = random.Random(4).randbytes(100_001)
-TALK = 1 * MiB  # what buffers of sockets hold of a body that nobody wants any more, and more
+TALK = 1 * MiB  # more than the socket buffers contain of a body that is no longer needed
 
 Pull = Callable[..., Digest]
 
 
 @pytest.fixture
 def bring(client: RegistryClient, store: Store) -> Pull:
-    """Pulls into the store."""
+    """Return a function that pulls into the store."""
 
     def run(reference: str, *, into: Store = store, told: list[Event] | None = None) -> Digest:
         return pull_from(
@@ -57,7 +57,7 @@ def kit_of(*parts: kits.Part, **more: object) -> kits.Kit:
 
 
 def whole(store: Store, kit: kits.Kit, reference: str) -> None:
-    """A reference means a kit, which is there, verified and pinned, byte for byte."""
+    """Assert that a reference means a kit whose blobs are all stored, verified and pinned."""
     found = find(store, Reference.parse(reference))
     assert found is not None
     assert found.digest == kit.digest
@@ -74,13 +74,14 @@ def total(kit: kits.Kit) -> int:
     return len(kit.manifest) + sum(kits.size_of(content) for content in kit.blobs.values())
 
 
-# -- what is there afterwards
+# -- what is stored afterwards
 
 
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"])
 def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, vintage: kits.Vintage) -> None:
-    """Manifest, config and layers are there, verified and pinned, and each byte was moved once; the tree can be read
-    offline.
+    """Manifest, config and layers are verified and pinned, and each byte was transferred once.
+
+    The tree can then be read offline.
     """
     parts = [
         kits.part("model", "w.bin", WEIGHTS, format="raw"),
@@ -104,7 +105,7 @@ def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, v
 
 
 def test_what_is_told(fake: FakeRegistry, bring: Pull) -> None:
-    """How much there is, by what people call it; each byte of it; each blob once it is verified."""
+    """A pull reports totals with readable labels, every byte, and each blob when it is verified."""
     kit = kit_of()
     told: list[Event] = []
     bring(fake.put_kit("team/kit", kit, "v1"), told=told)
@@ -124,7 +125,6 @@ def test_what_is_told(fake: FakeRegistry, bring: Pull) -> None:
     "parts", [[], [kits.part("model", "empty", b"", format="raw")]], ids=["no layers", "a layer of no bytes"]
 )
 def test_a_kit_of_nothing(fake: FakeRegistry, store: Store, bring: Pull, parts: list[kits.Part]) -> None:
-    """It is as good as any other."""
     kit = kits.build(parts)
     ref = fake.put_kit("team/kit", kit, "v1")
     bring(ref)
@@ -132,7 +132,7 @@ def test_a_kit_of_nothing(fake: FakeRegistry, store: Store, bring: Pull, parts: 
 
 
 def test_a_kit_that_has_a_layer_twice(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """It is moved once, and told once."""
+    """A layer that the manifest lists twice is transferred and reported once."""
     kit = kit_of(kits.part("code", "a", SMALL, format="raw"), kits.part("docs", "b", SMALL, format="raw"))
     assert len(json.loads(kit.manifest)["layers"]) == 2
     told: list[Event] = []
@@ -143,7 +143,7 @@ def test_a_kit_that_has_a_layer_twice(fake: FakeRegistry, store: Store, bring: P
 
 
 def test_by_its_digest(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """It is kept without a tag."""
+    """A kit that is pulled by its digest is stored without a tag."""
     kit = kit_of()
     ref = f"{fake.put_kit('team/kit', kit, 'v1').removesuffix(':v1')}@{kit.digest}"
     bring(ref)
@@ -152,7 +152,7 @@ def test_by_its_digest(fake: FakeRegistry, store: Store, bring: Pull) -> None:
 
 
 def test_a_tag_that_moved(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """It means the new kit, and the old one stays, without a tag."""
+    """The tag then names the new kit, and the old kit stays in the store without a tag."""
     old, new = kit_of(), kit_of(kits.part("code", "b", SMALL, format="raw"))
     ref = fake.put_kit("team/kit", old, "v1")
     bring(ref)
@@ -163,11 +163,11 @@ def test_a_tag_that_moved(fake: FakeRegistry, store: Store, bring: Pull) -> None
     whole(store, old, f"{ref.removesuffix(':v1')}@{old.digest}")
 
 
-# -- what is moved
+# -- what is transferred
 
 
 def test_again(fake: FakeRegistry, bring: Pull) -> None:
-    """Nothing is moved but the manifest, and all of it is told as done."""
+    """A second pull transfers only the manifest, and reports all bytes as done."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     bring(ref)
@@ -181,7 +181,7 @@ def test_again(fake: FakeRegistry, bring: Pull) -> None:
 
 
 def test_after_a_part(fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull) -> None:
-    """What a mount has fetched is not moved again."""
+    """Bytes that a mount has fetched are not transferred again."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     layer = next(d for d in Manifest.parse(kit.manifest).layers if d.size == len(WEIGHTS))
@@ -198,9 +198,9 @@ def test_after_a_part(fake: FakeRegistry, store: Store, client: RegistryClient, 
 def test_while_a_mount_reads(
     fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull, open_store: Opener
 ) -> None:
-    """Of a blob that another process has open each byte is moved about once, and both have all of it.
+    """A pull and a mount of one blob together transfer each byte about once.
 
-    A long request that ends where the other process has begun costs what lies in the buffers of its connection.
+    A long request that reaches bytes of the other process is aborted, and the content of its socket buffers is lost.
     """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -215,7 +215,7 @@ def test_while_a_mount_reads(
 
 
 def test_twice_at_once(fake: FakeRegistry, open_store: Opener, store: Store, bring: Pull) -> None:
-    """Two processes that pull one kit move each byte about once."""
+    """Two pulls of one kit at the same time together transfer each byte about once."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     other = open_store()
@@ -228,7 +228,10 @@ def test_twice_at_once(fake: FakeRegistry, open_store: Opener, store: Store, bri
 
 
 def test_a_registry_without_ranges(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """One stream serves all; the requests that found out cost what lies in the buffers of their connections."""
+    """Without ranges, one stream transfers the whole blob.
+
+    The other requests are aborted, and the content of their socket buffers is lost.
+    """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.fail("/blobs/", IgnoreRange())
@@ -238,7 +241,7 @@ def test_a_registry_without_ranges(fake: FakeRegistry, store: Store, bring: Pull
 
 
 def test_a_registry_that_redirects(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """The bytes come from where it leads to, also when its locations are good for three requests each."""
+    """The bytes come from the target of the redirect, although each of its locations serves only three requests."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     with FakeRegistry() as cdn:
@@ -250,7 +253,7 @@ def test_a_registry_that_redirects(fake: FakeRegistry, store: Store, bring: Pull
 
 
 def test_bodies_that_break_off(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """They are taken up where they stand."""
+    """A body that breaks off is resumed at its last received byte."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.fail("/blobs/", Cut(1 * MiB + 1), times=9)
@@ -260,7 +263,7 @@ def test_bodies_that_break_off(fake: FakeRegistry, store: Store, bring: Pull) ->
 
 
 class After:
-    """Another fault, for every request but the first ``count``."""
+    """A fault that applies another fault to every request except the first ``count``."""
 
     def __init__(self, count: int, fault: Fault) -> None:
         self.left = count
@@ -272,7 +275,7 @@ class After:
 
 
 def test_what_broke_off_goes_on(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """What came before the registry failed is not moved again; nothing was tagged before all was there."""
+    """After a failed pull no kit is tagged, and the next pull does not transfer received bytes again."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.fail(f"/blobs/{kit.layers[0]}", After(1, Status(404, code="BLOB_UNKNOWN", message="gone")))
@@ -288,9 +291,7 @@ def test_what_broke_off_goes_on(fake: FakeRegistry, store: Store, bring: Pull) -
 
 
 def test_a_kit_larger_than_the_limit(fake: FakeRegistry, open_store: Opener, bring: Pull) -> None:
-    """--cache-size is for what is not pinned: a pull is whole whatever it says, and nothing of it is evicted, then or
-    later.
-    """
+    """--cache-size does not limit a pull, because pulled blobs are pinned. They are never evicted."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     tiny = open_store(size_limit=1)
@@ -303,7 +304,7 @@ def test_a_kit_larger_than_the_limit(fake: FakeRegistry, open_store: Opener, bri
 def test_a_limit_takes_what_is_not_pinned(
     fake: FakeRegistry, open_store: Opener, client: RegistryClient, bring: Pull
 ) -> None:
-    """A store that is full of what was read gives way to a pull."""
+    """A pull into a full store evicts blobs that are not pinned."""
     tiny = open_store(size_limit=2 * MiB)
     read = random.Random(9).randbytes(3 * MiB)
     other = Descriptor("", Digest.parse(fake.put_blob("team/kit", read)), len(read))
@@ -321,7 +322,7 @@ def test_a_limit_takes_what_is_not_pinned(
 
 
 def test_a_disk_that_is_almost_full(fake: FakeRegistry, open_store: Opener, bring: Pull) -> None:
-    """What the store leaves free of the disk is for caching; what somebody pulls may take it."""
+    """A pull may use the share of the disk that a cache leaves free."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     store = open_store(free_share=1.0)
@@ -334,7 +335,7 @@ def test_a_disk_that_is_almost_full(fake: FakeRegistry, open_store: Opener, brin
 
 
 def test_parents_come_too(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """The kits that it takes its model from, pinned under their own names; each is told of."""
+    """The parents of a kit are pulled and pinned under their own names, and each is reported."""
     first = kit_of(name="first")
     grand = fake.put_kit("base/first", first, "v1")
     second = kit_of(kits.part("code", "b", SMALL, format="raw"), parent=grand)
@@ -352,7 +353,7 @@ def test_parents_come_too(fake: FakeRegistry, store: Store, bring: Pull) -> None
 
 
 def test_a_parent_that_is_not_there(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """Nothing is tagged."""
+    """If a parent does not exist, nothing is tagged."""
     ref = fake.put_kit(
         "team/kit", kit_of(kits.part("code", "b", SMALL, format="raw"), parent=f"{fake.host}/base/none:v1"), "v1"
     )
@@ -362,7 +363,7 @@ def test_a_parent_that_is_not_there(fake: FakeRegistry, store: Store, bring: Pul
 
 
 def test_parents_in_a_circle(fake: FakeRegistry, bring: Pull) -> None:
-    """They are found out, in kit's words."""
+    """A cycle of parents fails with kit's message."""
     ref = f"{fake.host}/team/kit:v1"
     other = fake.put_kit("team/other", kit_of(kits.part("code", "b", SMALL, format="raw"), parent=ref), "v1")
     fake.put_kit("team/kit", kit_of(kits.part("code", "a", SMALL, format="raw"), parent=other), "v1")
@@ -371,7 +372,7 @@ def test_parents_in_a_circle(fake: FakeRegistry, bring: Pull) -> None:
 
 
 def test_parents_of_parents_without_end(fake: FakeRegistry, bring: Pull) -> None:
-    """Ten are enough, as for kit."""
+    """As with kit, a chain of parents may have ten kits."""
     for n in range(12):
         fake.put_kit(
             f"team/n{n}",
@@ -383,12 +384,12 @@ def test_parents_of_parents_without_end(fake: FakeRegistry, bring: Pull) -> None
     assert len(fake.served("/manifests/")) == 11
 
 
-# -- what does not pass
+# -- failures
 
 
 @pytest.mark.parametrize("place", [0, 9 * MiB, len(WEIGHTS) - 1])
 def test_a_wrong_byte(fake: FakeRegistry, store: Store, bring: Pull, place: int) -> None:
-    """Nothing is tagged, nothing of the layer stays, and the next pull is right."""
+    """A wrong byte fails the pull, tags nothing and leaves nothing of the layer. The next pull succeeds."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.fail(f"/blobs/{kit.layers[0]}", Lie(place))
@@ -406,7 +407,6 @@ def test_a_wrong_byte(fake: FakeRegistry, store: Store, bring: Pull, place: int)
 def test_a_config_or_manifest_that_is_wrong(
     fake: FakeRegistry, store: Store, bring: Pull, what: str, fault: Fault
 ) -> None:
-    """Neither passes."""
     kit = kit_of(kits.part("code", "a", b"a", format="raw"))
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.fail("/manifests/" if what == "manifest" else f"/blobs/{kits.sha256(kit.config)}", fault)
@@ -420,7 +420,7 @@ def test_a_config_or_manifest_that_is_wrong(
 
 @pytest.mark.parametrize("by", [-1, 1, -5 * MiB, 3 << 40])
 def test_a_layer_of_another_size(fake: FakeRegistry, store: Store, bring: Pull, by: int) -> None:
-    """Than its descriptor says."""
+    """A layer with another size than its descriptor says fails the pull."""
     kit = kit_of(kits.part("model", "w.bin", WEIGHTS, format="raw", size=len(WEIGHTS) + by))
     ref = fake.put_kit("team/kit", kit, "v1")
     with pytest.raises(IntegrityError):
@@ -429,7 +429,7 @@ def test_a_layer_of_another_size(fake: FakeRegistry, store: Store, bring: Pull, 
 
 
 def test_a_layer_of_a_size_that_cannot_be(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """Nothing of it is asked for."""
+    """A layer whose declared size exceeds the limit is not requested."""
     kit = kit_of(kits.part("model", "w.bin", WEIGHTS, format="raw", size=1 << 60))
     ref = fake.put_kit("team/kit", kit, "v1")
     with pytest.raises(ManifestError, match="limit for a blob"):
@@ -439,7 +439,7 @@ def test_a_layer_of_a_size_that_cannot_be(fake: FakeRegistry, store: Store, brin
 
 
 def test_what_is_not_there(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """Neither repository, nor tag, nor layer."""
+    """A repository, tag, digest or layer that does not exist raises NotFound."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     for absent in (f"{fake.host}/team/none:v1", ref.replace("v1", "v2"), f"{fake.host}/team/kit@sha256:{'0' * 64}"):
@@ -452,7 +452,7 @@ def test_what_is_not_there(fake: FakeRegistry, store: Store, bring: Pull) -> Non
 
 
 def test_a_config_that_is_too_long_is_not_fetched(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """No reader would take it."""
+    """A config above the size limit is refused, because no reader of kits would accept it."""
     kit = kits.build([kits.part("model", "m", SMALL, format="raw")])
     manifest = json.loads(kit.manifest)
     manifest["config"]["size"] = (8 << 20) + 1
@@ -466,7 +466,7 @@ def test_a_config_that_is_too_long_is_not_fetched(fake: FakeRegistry, store: Sto
 
 
 def test_an_ordinary_image(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """It is no kit, and nothing of it is fetched."""
+    """A container image is refused, and none of its blobs is fetched."""
     ref = fake.put_kit("team/image", kits.container_image(), "v1")
     with pytest.raises(ManifestError, match=f"reference {ref} does not refer to a model") as failure:
         bring(ref)
@@ -476,7 +476,7 @@ def test_an_ordinary_image(fake: FakeRegistry, store: Store, bring: Pull) -> Non
 
 
 def test_the_first_failure_ends_the_others(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """What waits its turn is not begun."""
+    """After a failure no further blob is requested."""
     parts = [kits.part("code", f"c{n}", bytes([n]) * 1000, format="raw") for n in range(40)]
     kit = kit_of(*parts)
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -486,11 +486,10 @@ def test_the_first_failure_ends_the_others(fake: FakeRegistry, store: Store, bri
     assert len(fake.served("/blobs/")) < 40
 
 
-# -- doors, and registries that are busy
+# -- credentials, and registries that are busy
 
 
 def test_without_credentials(fake: FakeRegistry, bring: Pull) -> None:
-    """It is refused."""
     ref = fake.put_kit("team/kit", kit_of(), "v1")
     fake.require_basic({"ada": "secret"})
     with pytest.raises(Unauthorized):
@@ -498,7 +497,7 @@ def test_without_credentials(fake: FakeRegistry, bring: Pull) -> None:
 
 
 class Expire:
-    """No fault of the answer: after so many answers that were let in, all tokens expire."""
+    """After every ``every`` authorized responses, all tokens expire. The response itself is not changed."""
 
     def __init__(self, registry: FakeRegistry, *, every: int) -> None:
         self.registry = registry
@@ -513,7 +512,7 @@ class Expire:
 
 
 def test_tokens_that_live_for_two_requests(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
-    """A pull gets new ones, however long it was told that they live."""
+    """A pull gets a new token whenever a token stops working, even before its declared expiry."""
     kit = kit_of(*(kits.part("code", f"c{n}", bytes([n]) * 1000, format="raw") for n in range(20)))
     ref = fake.put_kit("team/kit", kit, "v1")
     with FakeRegistry() as desk:
@@ -525,7 +524,7 @@ def test_tokens_that_live_for_two_requests(fake: FakeRegistry, store: Store, cli
 
 
 def test_a_token_that_expires_in_the_middle_of_a_layer(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """Its streams share one new token, or ask for one each; each byte is moved once."""
+    """The streams of the layer get new tokens, and each byte is transferred once."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     with FakeRegistry() as desk:
@@ -537,7 +536,7 @@ def test_a_token_that_expires_in_the_middle_of_a_layer(fake: FakeRegistry, store
 
 
 def test_a_registry_that_asks_to_come_later(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """429 with Retry-After, for manifests and blobs, is waited out."""
+    """After a 429 with Retry-After, a pull waits and retries, for manifests and for blobs."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     later = Status(429, {"Retry-After": "1"}, code="TOOMANYREQUESTS", message="slow down", refuses=True)
@@ -552,7 +551,7 @@ def test_a_registry_that_asks_to_come_later(fake: FakeRegistry, store: Store, br
 
 
 def test_the_kit_of_an_index_that_labels_choose(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
-    """It takes the tag of the index here, as with kit; without labels nothing is pulled."""
+    """As with kit, the kit is stored under the tag of the index. Without labels nothing is pulled."""
     made = [kit_of(kits.part("model", "w.bin", text.encode(), format="raw")) for text in ("q4", "q8")]
     for number, kit in enumerate(made):
         fake.put_kit("team/kit", kit, f"q{number}")
@@ -583,7 +582,7 @@ def test_labels_of_a_kit_are_ignored_and_told(fake: FakeRegistry, store: Store, 
 
 
 class BusyUntilItExpires:
-    """429 the first ``times`` times, and by the time the client comes again its token has expired."""
+    """The first ``times`` responses are 429, and the token expires before the client retries."""
 
     def __init__(self, registry: FakeRegistry, times: int) -> None:
         self.registry = registry
@@ -600,7 +599,7 @@ class BusyUntilItExpires:
 def test_a_busy_registry_whose_tokens_do_not_live_that_long(
     fake: FakeRegistry, store: Store, client: RegistryClient
 ) -> None:
-    """Each time it is waited for, a new token is needed."""
+    """A new token is requested after each wait."""
     kit = kit_of(kits.part("code", "a", SMALL, format="raw"))
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.require_token()
@@ -610,7 +609,7 @@ def test_a_busy_registry_whose_tokens_do_not_live_that_long(
 
 
 def test_tokens_that_are_never_good(fake: FakeRegistry, bring: Pull) -> None:
-    """Are asked for once, and tried once."""
+    """If the new token is refused too, the pull fails after one token request and one retry."""
     ref = fake.put_kit("team/kit", kit_of(), "v1")
     with FakeRegistry() as desk:
         fake.require_token(server=desk)

@@ -1,4 +1,4 @@
-"""Blobs: fetched once, kept, verified by reading back; what becomes of them when sources, disks and processes fail."""
+"""A blob is fetched once, stored, and verified by reading it back, also if sources, disks and processes fail."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def opened(store: Store, source: BytesSource | None, data: bytes = DATA) -> Blob
 
 
 def test_random_read_fetches_its_chunk_and_no_more(store: Store) -> None:
-    """4 KiB in the middle move one chunk; again they move nothing."""
+    """A read of 4 KiB in the middle fetches one chunk, and a second read fetches nothing."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     assert blob.pread(1_000_000, 4096) == DATA[1_000_000:1_004_096]
@@ -45,7 +45,7 @@ def test_random_read_fetches_its_chunk_and_no_more(store: Store) -> None:
 
 
 def test_sequential_reads_get_ever_larger_requests(store: Store) -> None:
-    """A reader in order makes far fewer requests than reads."""
+    """A sequential reader causes far fewer requests than reads."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     read = b"".join(blob.pread(at, 8192) for at in range(0, len(DATA), 8192))
@@ -55,7 +55,7 @@ def test_sequential_reads_get_ever_larger_requests(store: Store) -> None:
 
 
 def test_reads_at_the_end_are_short(store: Store) -> None:
-    """pread(2)'s rules at and behind the end."""
+    """Reads at and after the end return what pread(2) returns."""
     blob = opened(store, BytesSource(DATA))
     assert blob.pread(len(DATA) - 10, 100) == DATA[-10:]
     assert blob.pread(len(DATA), 100) == b""
@@ -63,7 +63,7 @@ def test_reads_at_the_end_are_short(store: Store) -> None:
 
 
 def test_wait_false_never_fetches(store: Store) -> None:
-    """What is not there is WouldBlock, what is there is given."""
+    """Without ``wait``, a read of missing bytes raises WouldBlock and a read of stored bytes returns them."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     with pytest.raises(WouldBlock):
@@ -74,8 +74,9 @@ def test_wait_false_never_fetches(store: Store) -> None:
 
 
 def test_complete_blob_is_verified_by_reading_back(store: Store) -> None:
-    """present when the last chunk has come, verified once the digest of what is on disk is right; without its source
-    then.
+    """The state is "present" after the last chunk and "verified" after the digest of the stored bytes was checked.
+
+    Then the blob no longer needs its source.
     """
     blob = opened(store, BytesSource(DATA))
     blob.fill()
@@ -85,7 +86,10 @@ def test_complete_blob_is_verified_by_reading_back(store: Store) -> None:
 
 
 def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..., Store]) -> None:
-    """A wrong byte: EIO for good in this mount, one count, the entry gone; the next opening begins afresh."""
+    """After a wrong byte, this blob fails for good, the failure is counted once, and the entry is removed.
+
+    The next opening fetches everything again.
+    """
     source = BytesSource(DATA)
     source.lie_at = 2_000_000
     blob = opened(store, source)
@@ -103,7 +107,7 @@ def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..
 
 
 def test_failed_blob_is_reported_on_a_thread_without_locks(store: Store) -> None:
-    """``on_failure`` is called with the digest on the housekeeping thread, where the failed blob can be used."""
+    """``on_failure`` is called on the housekeeping thread, without locks, so that it may use the failed blob."""
     reported: list[tuple[Digest, str, bool]] = []
     source = BytesSource(DATA)
     source.lie_at = 2_000_000
@@ -122,7 +126,7 @@ def test_failed_blob_is_reported_on_a_thread_without_locks(store: Store) -> None
 
 
 def test_flipped_bit_is_found_before_verified(open_store: Callable[..., Store]) -> None:
-    """A byte that changes on disk after it was fetched keeps the blob from ever being verified."""
+    """A blob whose stored bytes changed after they were fetched is never verified."""
     store = open_store()
     blob = opened(store, BytesSource(DATA))
     blob.pread(0, 100)
@@ -135,7 +139,7 @@ def test_flipped_bit_is_found_before_verified(open_store: Callable[..., Store]) 
 
 
 def test_failed_fetch_is_tried_afresh(store: Store) -> None:
-    """The source's error reaches the reader; the next read asks again, and only for what is missing."""
+    """The reader gets the source's error. The next read sends a request for the missing bytes only."""
     source = BytesSource(DATA, piece=CHUNK)
     source.cut_after = 2 * CHUNK
     blob = opened(store, source)
@@ -148,7 +152,7 @@ def test_failed_fetch_is_tried_afresh(store: Store) -> None:
 
 
 def test_source_that_ends_early_is_an_integrity_error(store: Store) -> None:
-    """Fewer bytes than the descriptor says."""
+    """A source that yields fewer bytes than the descriptor says raises IntegrityError."""
     source = BytesSource(DATA)
     source.short = 1000
     blob = opened(store, source)
@@ -158,7 +162,7 @@ def test_source_that_ends_early_is_an_integrity_error(store: Store) -> None:
 
 
 def test_readers_of_one_chunk_share_its_flight(store: Store) -> None:
-    """32 threads on a cold blob fetch each byte once, but for short stored runs within a request."""
+    """32 threads on a cold blob fetch each byte once, except short stored runs within a request."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     r = random.Random(0)
@@ -189,7 +193,10 @@ def test_waiter_is_woken_by_its_own_chunk(store: Store) -> None:
 
 @pytest.mark.parametrize("turns", [False, True])
 def test_source_without_ranges_is_streamed_once(store: Store, turns: bool) -> None:
-    """Whether known before or found out by the first answer, one stream fills the store for every reader."""
+    """One stream fills the store for all readers.
+
+    This is true whether the missing support for ranges is known before or discovered by the first response.
+    """
     source = BytesSource(DATA, ranged=turns, turns=turns)
     blob = opened(store, source)
     with ThreadPoolExecutor(8) as pool:
@@ -200,7 +207,7 @@ def test_source_without_ranges_is_streamed_once(store: Store, turns: bool) -> No
 
 
 def test_decoded_form_is_read_up_to_where_it_stands(store: Store) -> None:
-    """A source of unknown size goes only as far as somebody needs, and gives its size and digest at its end."""
+    """A source of unknown size is read only as far as needed. Its end determines the size and the digest."""
     wire = opened(store, BytesSource(DATA))
     decoded_bytes = DATA * 2
     source = BytesSource(decoded_bytes, ranged=False, known=False)
@@ -220,9 +227,7 @@ def test_decoded_form_is_read_up_to_where_it_stands(store: Store) -> None:
 
 
 def test_decoded_form_of_wrong_bytes_is_never_verified(store: Store) -> None:
-    """The compressed bytes do not have their digest: neither form is verified, and the decoded one stops giving
-    bytes.
-    """
+    """If the compressed bytes are wrong, neither form is verified, and the decoded form returns no more bytes."""
     lying = BytesSource(DATA)
     lying.lie_at = 5
     wire = opened(store, lying)
@@ -236,14 +241,14 @@ def test_decoded_form_of_wrong_bytes_is_never_verified(store: Store) -> None:
 
 
 def test_only_what_was_synced_is_believed_after_a_reboot(open_store: Callable[..., Store]) -> None:
-    """Marks of another boot count only as far as they were fsynced; a clean close has done that."""
+    """After a reboot, marks count only if they were fsynced. A clean close syncs all marks."""
     store = open_store()
     blob = opened(store, BytesSource(DATA))
     blob.pread(0, CHUNK)
     directory = Path(blob.directory)
     blob.close()
     raw = bytearray((directory / "present").read_bytes())
-    raw[12:28] = bytes(range(16))  # another boot's
+    raw[12:28] = bytes(range(16))  # the id of another boot
     raw[64 + 5] = 1  # a mark that was not synced
     (directory / "present").write_bytes(raw)
     source = BytesSource(DATA)
@@ -254,7 +259,7 @@ def test_only_what_was_synced_is_believed_after_a_reboot(open_store: Callable[..
 
 
 def test_marks_are_not_believed_where_no_boot_can_be_told_from_another(tmp_path: Path) -> None:
-    """Without a boot id a map counts for whoever opened it; the next one has what was synced, and nothing else."""
+    """Without a boot id, only the opener of a map relies on its marks. The next opener relies on synced marks only."""
     nobody_knows = bytes(16)
     first = ChunkMap(str(tmp_path), 8, boot=nobody_knows)
     first.mark(0, 2)
@@ -273,7 +278,7 @@ def test_marks_are_not_believed_where_no_boot_can_be_told_from_another(tmp_path:
 
 
 def test_full_disk_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the disk takes no more the bytes still reach their reader, are counted, and it is said once."""
+    """If the disk is full, readers still get the bytes. The bytes are counted, and one line is logged."""
     blob = opened(store, BytesSource(DATA))
     blob.pread(0, 10)
 
@@ -288,9 +293,7 @@ def test_full_disk_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch
 
 
 def test_size_that_contradicts_a_verified_blob(store: Store) -> None:
-    """A descriptor with another size than the verified blob of that digest is an IntegrityError; an unverified entry
-    gives way.
-    """
+    """A descriptor with another size than the verified blob raises IntegrityError. An unverified entry is replaced."""
     store.blob(DIGEST, size=5, source=None).close()
     blob = opened(store, BytesSource(DATA))
     blob.fill()
@@ -341,8 +344,9 @@ store.close()
 def test_processes_fetch_each_byte_once_even_when_one_is_killed(
     open_store: Callable[..., Store], tmp_path: Path
 ) -> None:
-    """Four processes read one cold blob and one is killed in the middle: each byte comes once, but for what the dead
-    one had on its way.
+    """Four processes read one cold blob and one is killed in the middle.
+
+    Each byte is fetched once, except those that the killed process was receiving.
     """
     root = open_store().root
     log, data_file = tmp_path / "log", tmp_path / "data"
@@ -378,7 +382,7 @@ def test_processes_fetch_each_byte_once_even_when_one_is_killed(
 
 
 def test_errors_of_the_store_are_store_errors(store: Store) -> None:
-    """A directory that cannot be opened is a StoreError with its path."""
+    """A directory that cannot be opened raises StoreError with its path."""
     path = Path(store.path(DIGEST))
     path.parent.mkdir(parents=True)
     path.write_text("a file in the way")

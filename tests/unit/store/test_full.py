@@ -1,6 +1,4 @@
-"""A store that takes no more: every byte is still read, by as many readers as there are, from decoders and from
-registries.
-"""
+"""If a store is full, all readers still get every byte, from decoders and from registries."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ PATIENCE = 60  # seconds
 
 
 class Disk:
-    """Lets pwrite fail with ENOSPC for files whose name ``refuses`` is true of."""
+    """A replacement for os.pwrite that fails with ENOSPC for files whose name matches ``refuses``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.refuses: Callable[[str], bool] = lambda name: False
@@ -44,15 +42,13 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def decoded(store: Store, source: BytesSource) -> Blob:
-    """A blob whose size is known when its source has ended, as a decoder's."""
+    """Return a blob whose size is known only after its source has ended, as with a decoder."""
     wire = store.blob(Digest.of(b"wire"), size=4, source=BytesSource(b"wire"))
     return store.blob(wire.digest, size=None, source=source, of=wire)
 
 
 def test_a_decoder_begins_anew_for_what_it_has_passed(store: Store, disk: Disk) -> None:
-    """What was given before and could not be kept is given again to who comes back for it, and the decoder goes on
-    ahead after that.
-    """
+    """For a read before its position, the decoder starts again, because its earlier bytes could not be stored."""
     disk.refuses = lambda name: name == "rest"
     blob = decoded(store, BytesSource(DATA, ranged=False, known=False, piece=MiB))
     with ThreadPoolExecutor() as pool:
@@ -63,9 +59,7 @@ def test_a_decoder_begins_anew_for_what_it_has_passed(store: Store, disk: Disk) 
 
 @pytest.mark.parametrize("known", [True, False], ids=["registry without ranges", "decoder"])
 def test_many_readers_of_one_stream_that_cannot_be_kept(store: Store, disk: Disk, known: bool) -> None:
-    """64 readers of 64 places end, each with its bytes, though the stream runs further than what is remembered of
-    it.
-    """
+    """64 readers at 64 places get their bytes, although one stream cannot buffer enough for all of them."""
     disk.refuses = lambda name: name == "rest"
     source = BytesSource(DATA, ranged=False, known=known, piece=MiB)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source) if known else decoded(store, source)
@@ -77,7 +71,10 @@ def test_many_readers_of_one_stream_that_cannot_be_kept(store: Store, disk: Disk
 
 
 def test_marks_that_have_no_room_are_no_marks(store: Store, disk: Disk) -> None:
-    """A chunk whose mark cannot be written was not stored, whatever became of its bytes; with room again it is."""
+    """A chunk whose mark cannot be written counts as not stored.
+
+    When there is room again, chunks are stored.
+    """
     disk.refuses = lambda name: name == "present"
     source = BytesSource(DATA)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
@@ -92,8 +89,9 @@ def test_marks_that_have_no_room_are_no_marks(store: Store, disk: Disk) -> None:
 def test_a_size_that_cannot_be_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No room for a decoded form's size: said once, its last chunk is not kept either, and another process reads it
-    all the same.
+    """If the size of a decoded form cannot be written, its last chunk is not stored and one line is logged.
+
+    Another process can still read the blob.
     """
     replace = os.replace
 
@@ -111,7 +109,7 @@ def test_a_size_that_cannot_be_kept(
     assert not blob.complete
     assert list(Path(store.root).rglob("meta.json.*")) == []
     monkeypatch.setattr(os, "replace", replace)
-    store.evict()  # which finds that there is room
+    store.evict()  # finds that there is room again
     other = decoded(store, BytesSource(data, ranged=False, known=False, piece=MiB))
     assert other.pread(MiB - 5, 100) == data[MiB - 5 :]
     assert other.failure is None
@@ -119,7 +117,7 @@ def test_a_size_that_cannot_be_kept(
 
 
 def test_marks_of_another_process_are_seen(store: Store) -> None:
-    """Two openings of one blob: what one has fetched the other finds, though it looked before."""
+    """If one opening of a blob has fetched bytes, another opening finds them, although it looked before."""
     one, two = (store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA)) for _ in range(2))
     assert two.state == "absent"
     one.pread(0, 3 * MiB)
@@ -129,9 +127,7 @@ def test_marks_of_another_process_are_seen(store: Store) -> None:
 
 
 def test_a_decoder_rests_although_its_size_is_known(store: Store, disk: Disk) -> None:
-    """Two readers side by side who go through a decoded form that cannot be kept: it is decoded once for both, not
-    anew for each read.
-    """
+    """Two readers of a decoded form that cannot be stored share one decoder run."""
     disk.refuses = lambda name: name == "rest"
     source = BytesSource(DATA, ranged=False, known=False, piece=MiB)
     blob = decoded(store, source)
@@ -145,7 +141,7 @@ def test_a_decoder_rests_although_its_size_is_known(store: Store, disk: Disk) ->
 
 
 def test_an_entry_for_which_there_is_no_room_is_a_full_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full before the first byte of a blob is reported as one that is full in the middle."""
+    """A disk that is full before the first byte of a blob raises StoreFull, as in the middle of a blob."""
 
     def mkdir(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,4 @@
-"""A store whose files go away or break while it is open: what is fetched is still read, and hints are made anew."""
+"""Reads continue if files of a store are deleted or damaged while it is open, and lost hints are recorded again."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ DATA = random.Random(23).randbytes(3 * MiB)
 
 
 def test_a_store_that_is_deleted_is_read_through(open_store: Callable[..., Store]) -> None:
-    """No directory any more, and a full disk to look at again: reads go on."""
+    """Reads continue without the store's directory, even when the store checks the disk's free space."""
     store = open_store(recheck=-1.0)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
     assert blob.pread(0, 4096) == DATA[:4096]
     shutil.rmtree(store.root)
-    store.room.read_through(0)  # as after a write that the disk did not take
+    store.room.read_through(0)  # as after a write that failed because the disk was full
     assert [at for at in range(0, len(DATA), MiB // 2) if blob.pread(at, 100_000) != DATA[at : at + 100_000]] == []
     assert store.counters.get("bugs") == 0
 
 
 def test_a_tag_that_is_damaged_fails_no_read(open_store: Callable[..., Store]) -> None:
-    """Who would know what is pinned? Nothing is evicted then, and nothing more is kept."""
+    """With a damaged tag the pins are unknown, so that nothing is evicted or stored. Reads continue."""
     store = open_store(recheck=-1.0)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
     store.refs.set("r/a", "v1", {"digest": str(Digest.of(DATA))})
@@ -38,7 +38,7 @@ def test_a_tag_that_is_damaged_fails_no_read(open_store: Callable[..., Store]) -
 
 
 def test_a_damaged_catalog_is_begun_anew(open_store: Callable[..., Store]) -> None:
-    """It costs its hints once, and keeps hints again, in this process and the next."""
+    """A damaged catalog loses its hints and is created again, for this process and the next."""
     store = open_store()
     store.catalog.set(("tag", "r/a:v1"), {"digest": "x"})
     store.close()

@@ -1,4 +1,4 @@
-"""Blobs on their way in: hashed as they are written, resumable, durable when committed, never half there."""
+"""An ingest hashes a blob while it is written, can be resumed, and publishes the blob durably and as a whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_committed_blob_is_there_verified_and_leased(store: Store) -> None:
     assert b"".join(blob.stream()) == DATA
     blob.close()
     store.evict(at_least=1 << 40)
-    assert store.get(digest) == DATA  # leased
+    assert store.get(digest) == DATA  # takes a lease
     new.close()
     store.evict(at_least=1 << 40)
     assert store.get(digest) is None
@@ -106,7 +106,9 @@ def test_what_a_process_left_behind_is_swept_and_uploads_are_kept_for_a_week(sto
     kept.close()
     os.makedirs(os.path.join(store.root, "ingest", "new-of-a-dead-process"))
     store.ingests.sweep()
-    assert "new-of-a-dead-process" in names(store)  # too young: its maker may not have its lease yet
+    assert "new-of-a-dead-process" in names(
+        store
+    )  # too young to be removed, because its creator may not have a lease yet
     for name in names(store):
         os.utime(os.path.join(store.root, "ingest", name), (0, 0))
     store.ingests.sweep()
@@ -143,7 +145,7 @@ def test_pins_of_served_repositories(store: Store) -> None:
 
 
 def test_a_blob_that_was_held_since_the_evictor_listed_it_is_spared(store: Store) -> None:
-    """After eviction has listed the blobs and their pins, another thread leases the blob, links it and releases it."""
+    """An evictor spares a blob that another thread leased, linked and released after the evictor listed it."""
     new = store.ingest()
     new.write(DATA)
     digest, _ = new.commit()
@@ -162,8 +164,9 @@ def test_a_blob_that_was_held_since_the_evictor_listed_it_is_spared(store: Store
 
 
 def test_of_two_that_commit_at_once_the_first_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second has looked, and finds the blob only when it moves its own there: what was acknowledged is never
-    moved away.
+    """If two ingests commit the same blob, the second keeps the blob of the first in its place.
+
+    The second finds that blob only when it moves its own.
     """
     answers: list[None] = []
 
@@ -244,7 +247,7 @@ def test_a_full_disk_is_told_as_one(store: Store, monkeypatch: pytest.MonkeyPatc
 def test_a_blob_that_cannot_be_sealed_is_a_full_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=_Origin())
     digests = threading.Event()
-    store.prove(digests.wait)  # the thread for digests does not verify meanwhile
+    store.prove(digests.wait)  # keeps the verification thread busy
     blob.fill()
 
     def full(_: int) -> None:

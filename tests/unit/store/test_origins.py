@@ -1,4 +1,7 @@
-"""Bytes that nothing has proven belong to the origin that sent them; proven bytes belong to everybody."""
+"""Unproven bytes are used only for kits from the origin that sent them. Proven bytes are shared by all origins.
+
+An origin is the sender of a blob together with the size that the manifest declares.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,14 @@ DIGEST = Digest.of(DATA)
 
 
 def opened(store: Store, data: bytes, sender: str) -> tuple[Blob, BytesSource]:
-    """Open the blob of DIGEST for a kit whose registry, ``sender``, sends ``data`` for it."""
+    """Open the blob of DIGEST for a kit from the registry ``sender``, which sends ``data`` for it."""
     source = BytesSource(data)
     source.sender = sender
     return store.blob(DIGEST, size=len(data), source=source), source
 
 
 def test_bytes_of_one_origin_are_never_read_from_another(store: Store) -> None:
-    """A hostile registry fills most of a digest; the honest one is asked for every byte that its own kit reads."""
+    """If a hostile registry sent most of a digest, the honest registry is still asked for every byte of its kit."""
     evil, _ = opened(store, EVIL, "https://evil.example")
     assert evil.pread(0, 1_000_000) == EVIL[:1_000_000]
     good, source = opened(store, DATA, "https://good.example")
@@ -42,7 +45,7 @@ def test_bytes_of_one_origin_are_never_read_from_another(store: Store) -> None:
 
 
 def test_the_same_origin_shares_its_bytes(store: Store, open_store: Callable[..., Store]) -> None:
-    """Two mounts of kits of one registry fetch a byte once, also in two processes."""
+    """Two mounts of kits from one registry fetch a byte once, also in two processes."""
     one, _ = opened(store, DATA, "https://good.example")
     one.pread(0, 500_000)
     two, source = opened(open_store(), DATA, "https://good.example")
@@ -51,7 +54,7 @@ def test_the_same_origin_shares_its_bytes(store: Store, open_store: Callable[...
 
 
 def test_a_size_that_a_manifest_made_up_has_bytes_of_its_own(store: Store) -> None:
-    """A kit that declares another size for a digest does not disturb the entry of an honest kit."""
+    """A kit that declares another size for a digest uses another entry than an honest kit."""
     good, _ = opened(store, DATA, "https://good.example")
     good.pread(0, 100_000)
     clash = store.blob(DIGEST, size=10, source=BytesSource(b"0123456789"))
@@ -64,7 +67,7 @@ def test_a_size_that_a_manifest_made_up_has_bytes_of_its_own(store: Store) -> No
 
 
 def test_proven_bytes_are_shared_by_digest(store: Store) -> None:
-    """Once one origin's bytes had the digest, every other origin's kit reads them without a request."""
+    """After the bytes of one origin were verified, kits of other origins read them without a request."""
     good, _ = opened(store, DATA, "https://good.example")
     good.fill()
     good.verify()
@@ -76,7 +79,7 @@ def test_proven_bytes_are_shared_by_digest(store: Store) -> None:
 
 
 def test_two_origins_that_are_both_right_seal_one_blob(store: Store) -> None:
-    """The second one's entry is removed, and its readers read on."""
+    """The entry of the second origin is removed, and its readers continue."""
     one, _ = opened(store, DATA, "https://one.example")
     two, _ = opened(store, DATA, "https://two.example")
     for blob in (one, two):
@@ -87,7 +90,7 @@ def test_two_origins_that_are_both_right_seal_one_blob(store: Store) -> None:
 
 
 def test_wrong_bytes_of_one_origin_do_not_touch_another(store: Store) -> None:
-    """The failed verification drops the liar's entry only."""
+    """The failed verification removes only the entry of the origin that sent wrong bytes."""
     good, _ = opened(store, DATA, "https://good.example")
     good.pread(0, 200_000)
     evil, _ = opened(store, EVIL, "https://evil.example")
@@ -101,7 +104,10 @@ def test_wrong_bytes_of_one_origin_do_not_touch_another(store: Store) -> None:
 
 
 def test_wrong_bytes_of_a_mirror_are_fetched_from_the_registry(store: Store) -> None:
-    """The source passes by the endpoint that lied; the blob is verified in the end, and the failure is counted."""
+    """After a failed verification the source skips the mirror that sent wrong bytes.
+
+    The blob is verified in the end, and the failure is counted.
+    """
     blob, source = opened(store, DATA, "https://mirror.example\nhttps://good.example")
     source.lie_at = 1_000_000
     source.others = 1
@@ -113,7 +119,7 @@ def test_wrong_bytes_of_a_mirror_are_fetched_from_the_registry(store: Store) -> 
 
 
 def test_what_was_decoded_from_wrong_bytes_is_decoded_again(store: Store) -> None:
-    """When a mirror's compressed bytes were wrong, their decoded form is dropped with them."""
+    """If a mirror's compressed bytes were wrong, their decoded form is removed too."""
     wire, source = opened(store, DATA, "https://mirror.example\nhttps://good.example")
     source.lie_at = 5
     source.others = 1
@@ -134,7 +140,7 @@ def test_what_was_decoded_from_wrong_bytes_is_decoded_again(store: Store) -> Non
 
 
 def test_a_crash_between_the_seal_and_the_move_is_finished(store: Store, open_store: Callable[..., Store]) -> None:
-    """A sealed entry that is still in its origin's directory moves when it is opened again."""
+    """A sealed entry that is still in its origin's directory is moved when it is opened again."""
     blob, _ = opened(store, DATA, "https://good.example")
     blob.fill()
     directory = Path(blob.directory)
@@ -149,7 +155,10 @@ def test_a_crash_between_the_seal_and_the_move_is_finished(store: Store, open_st
 
 
 def test_an_old_store_is_converted(tmp_path: Path, open_store: Callable[..., Store]) -> None:
-    """Format 1: verified blobs stay, unverified ones go, and an older kitfs refuses the store afterwards."""
+    """The conversion of format 1 keeps verified blobs and removes the others.
+
+    Older versions of kitfs then refuse the store.
+    """
     store = open_store()
     store.put(DIGEST, DATA)
     other = Digest.of(b"another")
@@ -167,7 +176,7 @@ def test_an_old_store_is_converted(tmp_path: Path, open_store: Callable[..., Sto
 
 
 def test_an_old_store_in_use_is_not_converted(open_store: Callable[..., Store]) -> None:
-    """While another process uses a blob, format 1 stays, and its verified blobs can be read."""
+    """While another process uses a blob, the store stays in format 1, and its verified blobs can be read."""
     store = open_store()
     store.put(DIGEST, DATA)
     (Path(store.root) / "VERSION").write_text("1\n")
@@ -182,7 +191,7 @@ def test_an_old_store_in_use_is_not_converted(open_store: Callable[..., Store]) 
 
 
 def test_a_failed_sync_drops_the_bytes_that_it_covered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a failed fdatasync a later one may report success: the bytes are fetched again instead."""
+    """After a failed fdatasync the bytes are fetched again, because a later fdatasync may succeed without them."""
     blob, source = opened(store, DATA, "https://good.example")
     blob.fill()
     wait_until(lambda: blob.sealed, blob.state)
@@ -207,7 +216,7 @@ def test_a_failed_sync_drops_the_bytes_that_it_covered(store: Store, monkeypatch
 
 
 def test_bytes_that_change_on_the_disk_are_found_by_reading_back(store: Store) -> None:
-    """``check`` reads a sealed blob back; the changed entry is removed, and is fetched again from its source."""
+    """``check`` reads a sealed blob back. A changed entry is removed and fetched again from its source."""
     store.put(DIGEST, DATA)
     blob, source = opened(store, DATA, "https://good.example")
     assert blob.check()
@@ -233,7 +242,7 @@ def test_changed_bytes_that_cannot_be_fetched_again_are_not_read_any_more(store:
 
 
 def test_the_store_reads_back_a_blob_that_is_in_use(store: Store) -> None:
-    """The changed entry of an open blob is removed; the read is not a use of the blob."""
+    """The changed entry of an open blob is removed. Reading it back does not count as a use of the blob."""
     store.put(DIGEST, DATA)
     lease = Path(store.path(DIGEST), "lease")
     os.utime(lease, ns=(5, 5))
@@ -250,7 +259,7 @@ def test_the_store_reads_back_a_blob_that_is_in_use(store: Store) -> None:
 
 @pytest.mark.parametrize(("name", "reason"), [("rest", "missing"), ("meta.json", "damaged")])
 def test_an_entry_that_lost_a_file_is_removed(store: Store, name: str, reason: str) -> None:
-    """A sealed entry without its data, or with a damaged meta.json, is found when it is read back."""
+    """Reading back finds a sealed entry that has lost its data or has a damaged meta.json."""
     store.put(DIGEST, DATA)
     path = Path(store.path(DIGEST), name)
     path.unlink() if reason == "missing" else path.write_text("{")
@@ -260,7 +269,7 @@ def test_an_entry_that_lost_a_file_is_removed(store: Store, name: str, reason: s
 
 @pytest.mark.parametrize(("code", "result"), [(errno.EIO, "the disk cannot read it"), (errno.EMFILE, None)])
 def test_a_disk_that_cannot_read_has_lost_bytes(code: int, result: str | None) -> None:
-    """EIO means that bytes are lost. An error that says nothing about the bytes is raised."""
+    """EIO means that bytes are lost. Other errors say nothing about the bytes and are raised."""
 
     def fail(*_: object) -> int:
         raise OSError(code, os.strerror(code))

@@ -1,6 +1,4 @@
-"""Entries that are opened, evicted, dropped and sealed, and what somebody else may do to them between any two system
-calls.
-"""
+"""Entries are opened, evicted, removed and sealed correctly, whatever others do between any two system calls."""
 
 from __future__ import annotations
 
@@ -34,9 +32,9 @@ Act = Callable[[], object]
 
 
 def interrupted(action: Act, act: Act, at: int) -> bool:
-    """``action``, and ``act`` on another thread right before its system call number ``at``; False when it has fewer.
+    """Call ``action``, and call ``act`` on another thread right before system call number ``at`` of ``action``.
 
-    The call goes on when ``act`` has ended, or waits for a lock that this thread has: then it ends later.
+    ``action`` continues when ``act`` has ended or waits for a lock. Returns False if ``action`` has fewer system calls.
     """
     me, count, failures = threading.get_ident(), 0, list[BaseException]()
 
@@ -77,25 +75,25 @@ def opened(store: Store) -> Blob:
 
 
 def in_place(store: Store, blob: Blob) -> bool:
-    """Whether the entry that others would open is the one that this blob has a lease on."""
+    """Return whether this blob has its lease on the entry that others would open."""
     filling = blob._filling
     assert filling is not None
     return os.path.samestat(Path(filling.entry.directory, "lease").stat(), filling.entry.lease.file.stat())
 
 
 def remove_all(store: Store) -> None:
-    """Remove the entry, leased or not, and wherever it is."""
+    """Remove every entry, leased or not."""
     for entry in evict.entries(store.root):
         evict.remove_entry(store.root, entry.directory)
 
 
 def remove(store: Store) -> list[bool]:
-    """Whether each entry went."""
+    """Try to evict each entry, and return whether each was removed."""
     return [evict.remove(store.root, entry) for entry in evict.entries(store.root)]
 
 
 def test_opening_meets_an_evictor(store: Store) -> None:
-    """Wherever in an opening the entry is evicted, what is open in the end is the entry in its place."""
+    """If the entry is evicted at any point of an opening, the blob uses the entry that replaced it."""
     blobs: list[Blob] = []
     for at in itertools.count():
         opened(store).close()
@@ -109,8 +107,9 @@ def test_opening_meets_an_evictor(store: Store) -> None:
 
 @pytest.mark.parametrize("filled", [False, True])
 def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Store], filled: bool) -> None:
-    """Wherever the entry is dropped, and perhaps made anew and filled: no opening fails, and its files are all of one
-    entry.
+    """If the entry is removed at any point of an opening, the opening succeeds with files of one entry only.
+
+    With ``filled``, another store creates and fills the entry again.
     """
     other = open_store()
 
@@ -134,7 +133,7 @@ def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Sto
 
 @pytest.mark.parametrize("how", ["evict", "drop"])
 def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: Callable[..., Store], how: str) -> None:
-    """Wherever in an eviction or a drop somebody else takes the entry away and opens one anew: the new one stays."""
+    """If an entry is replaced at any point of its eviction or removal, the new entry stays."""
     other = open_store()
     fresh: list[Blob] = []
 
@@ -159,10 +158,10 @@ def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: C
 
 
 def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callable[..., Store]) -> None:
-    """Wherever in a verification another entry comes in the place of this one: it does not get the other's seal."""
+    """If another entry replaces this entry at any point of its verification, the other entry is not sealed."""
     other = open_store()
     digests = threading.Event()
-    store.prove(digests.wait)  # the verification is this thread's
+    store.prove(digests.wait)  # keeps the verification thread busy, so that this thread verifies
 
     def act() -> None:
         remove_all(other)
@@ -190,7 +189,7 @@ def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callabl
 
 
 def test_what_was_used_since_the_evictor_looked_stays(store: Store) -> None:
-    """Opened and closed again, or read whole, between the look and the exclusive lease: it may be pinned by now."""
+    """A blob that was opened or read after the evictor listed it is not evicted, because it may be pinned by now."""
     store.put(DIGEST, DATA)
     lease = Path(store.path(DIGEST), "lease")
     uses: tuple[Act, ...] = (lambda: opened(store).close(), lambda: store.get(DIGEST))
@@ -204,7 +203,7 @@ def test_what_was_used_since_the_evictor_looked_stays(store: Store) -> None:
 
 
 def test_pins_are_read_after_the_blobs_are_listed(store: Store) -> None:
-    """A blob that was tagged before it was listed is spared: the pins are newer than the list."""
+    """A blob that was tagged before the pins are read is not evicted, because the pins are read after the blobs."""
     store.put(DIGEST, DATA)
 
     def late(root: str) -> Iterator[evict.Entry]:
@@ -220,8 +219,9 @@ def test_pins_are_read_after_the_blobs_are_listed(store: Store) -> None:
 def test_the_end_becomes_known_while_it_is_read(
     store: Store, open_store: Callable[..., Store], size: int, elsewhere: bool
 ) -> None:
-    """Wherever in a read across the end of a decoded blob somebody else finds that end, here or in another process:
-    the read is short.
+    """A read across the end of a decoded blob is short, also if another reader finds the end at any point of it.
+
+    The other reader is in this process, or in another process.
     """
     other = open_store()
     wire = opened(store)

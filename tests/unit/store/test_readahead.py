@@ -1,4 +1,4 @@
-"""How far the store fetches ahead of a reader."""
+"""Readahead decides how far the store fetches ahead of a reader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIZE = 4 << 30
 
 
 def read(readahead: Readahead, start: int, stop: int) -> int:
-    """Read [start, stop) as a miss, and return where the request that begins at ``start`` would end."""
+    """Read [start, stop) as a miss, and return the end of the request that starts at ``start``."""
     cursor = readahead.miss(start, stop)
     return stop if cursor is None else readahead.plan(cursor, stop, SIZE)
 
@@ -26,7 +26,7 @@ def test_a_random_read_fetches_only_its_own_bytes() -> None:
 
 @pytest.mark.parametrize("step", [4096, 128 << 10, MIB])
 def test_the_window_is_a_quarter_of_what_was_read(step: int) -> None:
-    """A reader that stops has fetched at most a quarter in vain, or half of what it has read when that was little."""
+    """If a reader stops, at most a quarter of the fetched bytes was unused, or half if it had read little."""
     readahead = Readahead()
     for start in range(0, LONG - step, step):
         end = read(readahead, start, start + step)
@@ -38,7 +38,7 @@ def test_the_window_is_a_quarter_of_what_was_read(step: int) -> None:
 
 
 def test_a_long_reader_gets_one_request_to_the_end() -> None:
-    """After LONG bytes the request runs to the end of the blob, and the cursor's limit holds it back."""
+    """After LONG bytes the request extends to the end of the blob, and the cursor's limit throttles it."""
     readahead = Readahead()
     for start in range(0, LONG, MIB):
         end = read(readahead, start, start + MIB)
@@ -58,7 +58,7 @@ def test_several_readers_of_one_blob_have_windows_of_their_own() -> None:
 
 
 def test_requests_that_come_out_of_order_are_one_reader() -> None:
-    """The kernel sends the requests of one read-ahead in any order."""
+    """The kernel may send the requests of one readahead in any order."""
     readahead = Readahead()
     for group in range(0, 64, 4):
         for i in (1, 0, 3, 2) if group else (0, 1, 2, 3):
@@ -68,7 +68,7 @@ def test_requests_that_come_out_of_order_are_one_reader() -> None:
 
 
 def test_the_next_request_is_due_before_the_window_is_used_up() -> None:
-    """A reader of stored bytes has the next request sent when half of its window is left."""
+    """The next request is sent when a reader of stored bytes has used half of its window."""
     readahead = Readahead()
     readahead.miss(0, MIB)
     cursor = readahead.advance(MIB, 2 * MIB)
@@ -80,27 +80,27 @@ def test_the_next_request_is_due_before_the_window_is_used_up() -> None:
 
 
 def test_the_window_grows_with_the_link() -> None:
-    """On a link of 1 Gbit/s and 80 ms a reader soon has a window that covers what is under way."""
+    """On a link of 1 Gbit/s and 80 ms, the window soon covers the bytes in flight."""
     readahead = Readahead()
     readahead.link.measured(0.08, 8 * MIB, 8 * MIB / 125e6)
     assert readahead.link.product == 10_000_000
     for start in range(0, 4 * MIB, MIB):
         end = read(readahead, start, start + MIB)
-    assert end == 8 * MIB  # as much as it has read
+    assert end == 8 * MIB  # as many bytes as were read
     for start in range(4 * MIB, 20 * MIB, MIB):
         end = read(readahead, start, start + MIB)
     assert end == 20 * MIB + 10_000_000
 
 
 def test_a_short_request_does_not_measure_the_link() -> None:
-    """The few bytes of a random read would give any rate."""
+    """The few bytes of a random read do not give a meaningful rate."""
     readahead = Readahead()
     readahead.link.measured(0.08, 4096, 0.000001)
     assert readahead.link.product == 0
 
 
 def test_hops_over_the_members_of_an_archive_are_not_a_stream() -> None:
-    """Reading the header of each member of 200 KiB fetches the headers alone."""
+    """A reader of the headers of members of 200 KiB fetches only the headers."""
     readahead = Readahead()
     for start in range(0, 64 * MIB, 200 << 10):
         assert read(readahead, start, start + (32 << 10)) == start + (32 << 10)

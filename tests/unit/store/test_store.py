@@ -1,4 +1,4 @@
-"""The store as a whole: opening, small blobs, limits, pins, hints and tags."""
+"""The store as a whole: opening it, small blobs, limits, pins, hints and tags."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 def fill(store: Store, seed: int, size: int = MIB) -> Digest:
-    """A blob that is here, verified and not in use."""
+    """Return the digest of a new blob that is stored, verified and not in use."""
     data = random.Random(seed).randbytes(size)
     digest = Digest.of(data)
     blob = store.blob(digest, size=size, source=BytesSource(data))
@@ -33,13 +33,13 @@ def fill(store: Store, seed: int, size: int = MIB) -> Digest:
 
 
 def test_directory_is_private(store: Store) -> None:
-    """The store is 0700, and says which format it has."""
+    """The store's directory has mode 0700 and records the format of the store."""
     assert os.stat(store.root).st_mode & 0o777 == 0o700
     assert (Path(store.root) / "VERSION").read_text() == "2\n"
 
 
 def test_unknown_version_is_refused(open_store: Callable[..., Store]) -> None:
-    """A store written by a newer kitfs is left alone."""
+    """A store that a newer kitfs wrote is refused and not changed."""
     root = Path(open_store().root)
     (root / "VERSION").write_text("3\n")
     with pytest.raises(StoreError, match="format '3', but this kitfs knows only 1 and 2"):
@@ -48,14 +48,14 @@ def test_unknown_version_is_refused(open_store: Callable[..., Store]) -> None:
 
 
 def test_file_in_place_of_the_store(tmp_path: Path, open_store: Callable[..., Store]) -> None:
-    """A file is one clear error that names the option."""
+    """A file in the place of the store gives one error that names the option."""
     (tmp_path / "store").write_text("")
     with pytest.raises(StoreError, match="--cache-dir"):
         open_store()
 
 
 def test_small_blobs(store: Store) -> None:
-    """put checks the digest, get too; a damaged one is as good as none."""
+    """``put`` and ``get`` check the digest, and a damaged blob counts as missing."""
     digest = Digest.of(b"manifest")
     assert store.get(digest) is None
     store.put(digest, b"manifest")
@@ -68,7 +68,7 @@ def test_small_blobs(store: Store) -> None:
 
 
 def test_least_recently_used_goes_first(open_store: Callable[..., Store]) -> None:
-    """Above the limit whole blobs go, oldest use first, until the rest fits."""
+    """Above the limit, whole blobs are evicted, least recently used first, until the rest fits."""
     store = open_store()
     digests = [fill(store, seed) for seed in range(5)]
     for i, digest in enumerate(digests):
@@ -103,9 +103,7 @@ def test_leased_and_pinned_blobs_stay(open_store: Callable[..., Store]) -> None:
 
 
 def test_small_blobs_go_only_when_that_helps(open_store: Callable[..., Store]) -> None:
-    """A manifest is not sacrificed for a layer in use that is too big anyway; it goes when its bytes are what is too
-    much.
-    """
+    """A manifest is not evicted if a layer in use alone exceeds the limit. Otherwise it can be evicted."""
     store = open_store()
     store.put(Digest.of(b"manifest"), b"manifest")
     used = fill(store, 1)
@@ -120,7 +118,7 @@ def test_small_blobs_go_only_when_that_helps(open_store: Callable[..., Store]) -
 
 
 def test_a_blob_that_is_larger_than_the_store_starts_over(open_store: Callable[..., Store]) -> None:
-    """A blob that does not fit is served all the same; it does not stay over the limit, and is stored again later."""
+    """A blob that exceeds the limit can be read. It is removed from the store and fetched again later."""
     store = open_store(size_limit=2 * MIB, recheck=0.0)
     data = random.Random(7).randbytes(8 * MIB)
     blob = store.blob(Digest.of(data), size=len(data), source=BytesSource(data))
@@ -138,7 +136,7 @@ def test_a_blob_that_is_larger_than_the_store_starts_over(open_store: Callable[.
 
 
 def test_an_idle_blob_of_a_mount_is_evicted_for_another(open_store: Callable[..., Store]) -> None:
-    """A layer that nobody has read lately makes room for the layer that is being read, and is fetched again later."""
+    """A layer that was not read lately is evicted for a layer that is being read, and is fetched again later."""
     store = open_store(size_limit=2 * MIB, recheck=0.0)
     one, two = (random.Random(seed).randbytes(2 * MIB) for seed in (8, 9))
     idle, busy = (store.blob(Digest.of(d), size=len(d), source=BytesSource(d)) for d in (one, two))
@@ -156,7 +154,7 @@ def test_an_idle_blob_of_a_mount_is_evicted_for_another(open_store: Callable[...
 
 
 def test_damaged_catalog_is_a_miss(open_store: Callable[..., Store]) -> None:
-    """A catalog that is no database costs its hints and nothing else."""
+    """A catalog that is not a database loses its hints and nothing else."""
     store = open_store()
     store.catalog.set(("tag", "r/a:v1"), {"digest": "x"})
     assert store.catalog.get(("tag", "r/a:v1")) == {"digest": "x"}
@@ -170,7 +168,7 @@ def test_damaged_catalog_is_a_miss(open_store: Callable[..., Store]) -> None:
 
 
 def test_tags_are_files(store: Store) -> None:
-    """A tag is there, by any name, until it is deleted; a damaged one is an error, not a miss."""
+    """A tag of any name exists until it is deleted. A damaged tag is an error, not a miss."""
     for name, tag in (("r.io:5000/team/kit", "v1"), ("localhost/_", ".hidden"), ("a/b", "V_1.2-3")):
         assert store.refs.get(name, tag) is None
         store.refs.set(name, tag, {"digest": "sha256:1"})
@@ -192,12 +190,12 @@ def test_tags_are_files(store: Store) -> None:
     [(1, 32 << 10), (16 << 30, 32 << 10), ((16 << 30) + 1, 64 << 10), (1 << 40, 2 << 20), (None, 128 << 10)],
 )
 def test_chunk_sizes(size: int | None, chunk: int) -> None:
-    """32 KiB to 16 GiB, then doubling, so that no blob has more than 2^19 chunks."""
+    """Chunks have 32 KiB up to a size of 16 GiB and then double, so that a blob has at most 2^19 chunks."""
     assert chunk_size(size) == chunk
 
 
 def test_an_index_of_kits_is_pinned_and_its_kits_are_not(store: Store) -> None:
-    """What an index lists may be no more than what mounts have fetched."""
+    """The kits of a pinned index are not pinned, because mounts may have fetched only parts of them."""
     layer = fill(store, 1)
     listed = json.dumps({"manifests": [{"digest": str(layer)}]}).encode()
     store.put(Digest.of(listed), listed)

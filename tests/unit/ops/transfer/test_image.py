@@ -1,4 +1,4 @@
-"""A kit as an image: its config and manifest, what is sent, what cannot be one."""
+"""Converting a kit to an OCI image: its config and manifest, what is sent, and which kits cannot be converted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def host(tmp_path: Path) -> Iterator[Workspace]:
 
 
 def a_kit(**more: Any) -> kits.Kit:
-    """A layer of each compression, two of which have a file of one name."""
+    """Return a kit with one layer for each compression. Two of the layers contain a file of the same name."""
     parts = [
         kits.part("model", "m", kits.kit_tar({"m/w.bin": NOISE, "m/deep/x": b"x"}, modes={"m/w.bin": 0o600})),
         kits.part("code", "src", kits.kit_tar({"src/a.py": b"one", "src/b.py": b"b"}), compression="gzip"),
@@ -54,7 +54,6 @@ def a_kit(**more: Any) -> kits.Kit:
 
 
 def made(host: Workspace, ref: str, image: str, told: list[Event] | None = None, **more: Any) -> Converted:
-    """Convert a kit."""
     named, filters = Reference.parse(image, multiple_tags=True), [Filter.parse(text) for text in more.pop("only", ())]
     with closing(host.resolver.open(Reference.parse(ref), filters=filters)) as kit:
         report = quiet if told is None else told.append
@@ -74,7 +73,7 @@ def config_of(fake: FakeRegistry, image: str) -> dict[str, Any]:
 
 
 def shown(fake: FakeRegistry, image: str) -> dict[str, bytes | None]:
-    """Path → content of the image's layers laid over each other, None for a directory; each layer has its diffId."""
+    """Return path → content of the image's merged layers, with None for a directory, after checking each diffId."""
     repository = image.partition("/")[2].rpartition(":")[0]
     tree: dict[str, bytes | None] = {}
     for layer, diff_id in zip(
@@ -106,7 +105,7 @@ def mounted_tree(host: Workspace, ref: str) -> dict[str, bytes | None]:
 
 
 def test_an_image_shows_what_a_mount_shows_and_no_layer_is_sent(fake: FakeRegistry, host: Workspace) -> None:
-    """Mounted from the kit's repository: nothing of a layer goes up, and of compressed ones nothing comes down."""
+    """Layers are mounted from the kit's repository. No layer is uploaded, and no compressed layer is downloaded."""
     kit = a_kit()
     ref, image = fake.put_kit("team/kit", kit, "v1"), f"{fake.host}/images/kit:v1"
     fake.forget()
@@ -131,7 +130,7 @@ def test_an_image_shows_what_a_mount_shows_and_no_layer_is_sent(fake: FakeRegist
 
 
 def test_config_and_manifest_are_an_images(fake: FakeRegistry, host: Workspace) -> None:
-    """Field by field; the layers' annotations are the kit's affair."""
+    """Every field is that of an image, and the annotations of the kit's layers are left out."""
     kit = a_kit()
     ref, image = fake.put_kit("team/kit", kit, "v1"), f"{fake.host}/team/kit:image"
     assert made(host, ref, image).existed
@@ -161,7 +160,7 @@ def test_config_and_manifest_are_an_images(fake: FakeRegistry, host: Workspace) 
 
 
 def test_the_same_kit_gives_the_same_image(fake: FakeRegistry, host: Workspace) -> None:
-    """A second time nothing is sent."""
+    """A second conversion gives the same digest and sends nothing."""
     ref, image = fake.put_kit("team/kit", a_kit(), "v1"), f"{fake.host}/images/kit:a,b"
     first = made(host, ref, image)
     fake.forget()
@@ -186,13 +185,15 @@ def test_platforms_share_all_but_a_config(fake: FakeRegistry, host: Workspace) -
 
 
 def test_another_registry_is_sent_the_layers(fake: FakeRegistry, host: Workspace) -> None:
-    """Straight from the one to the other, past the store; or from the store, where it has them."""
+    """Layers go from one registry to the other without being stored, or come from the store if it has them."""
     kit = a_kit()
     ref = fake.put_kit("team/kit", kit, "v1")
     sizes = sum(layer["size"] for layer in json.loads(kit.manifest)["layers"])
     with FakeRegistry() as other:
         assert made(host, ref, f"{other.host}/images/kit:v1")[1:] == (sizes, 0, 0)
-        assert not host.store.has_sealed(Digest.parse(kit.layers[0]))  # the others are smaller than one read ahead
+        assert not host.store.has_sealed(
+            Digest.parse(kit.layers[0])
+        )  # the other layers are smaller than one readahead, so they may be stored
         assert shown(other, f"{other.host}/images/kit:v1") == mounted_tree(host, ref)
     pull(host, Reference.parse(ref), report=quiet)
     fake.forget()
@@ -202,7 +203,7 @@ def test_another_registry_is_sent_the_layers(fake: FakeRegistry, host: Workspace
 
 
 def test_a_registry_that_mounts_nothing(fake: FakeRegistry, host: Workspace) -> None:
-    """The layers are sent."""
+    """If the registry mounts no blobs, the layers are uploaded."""
     ref = fake.put_kit("team/kit", a_kit(), "v1")
     fake.mounts = False
     done = made(host, ref, f"{fake.host}/images/kit:v1")
@@ -211,7 +212,7 @@ def test_a_registry_that_mounts_nothing(fake: FakeRegistry, host: Workspace) -> 
 
 
 def test_the_model_of_a_parent_comes_first(fake: FakeRegistry, host: Workspace) -> None:
-    """Mounted from its own repository."""
+    """The model layer of a parent is mounted from the parent's own repository."""
     parent = kits.build(
         [kits.part("model", "m", kits.kit_tar({"m/w": NOISE})), kits.part("code", "no", kits.kit_tar({"no": b""}))]
     )
@@ -229,8 +230,9 @@ def test_the_model_of_a_parent_comes_first(fake: FakeRegistry, host: Workspace) 
 
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "modelpack", "modctl", "cnai"])
 def test_kits_of_every_vintage(fake: FakeRegistry, host: Workspace, vintage: kits.Vintage) -> None:
-    """A diffId that the kit does not say is found out by reading, a Kitfile that it has not is not shown, a time
-    neither.
+    """A diffId that the kit does not declare is computed by reading the layer.
+
+    A Kitfile or a creation time that the kit does not have is left out.
     """
     ref, image = fake.put_kit("team/kit", a_kit(vintage=vintage), "v1"), f"{fake.host}/images/kit:v1"
     told: list[Event] = []
@@ -276,7 +278,7 @@ def test_a_kit_without_anything(fake: FakeRegistry, host: Workspace) -> None:
     ],
 )
 def test_what_is_no_layer_of_an_image(fake: FakeRegistry, host: Workspace, part: kits.Part, told: str) -> None:
-    """Named in one line, before anything is sent."""
+    """The error is one line that names the layer, and nothing is sent."""
     ref, image = (
         fake.put_kit("team/kit", kits.build([kits.part("model", "m", kits.kit_tar({"m": b"m"})), part]), "v1"),
         f"{fake.host}/images/kit:v1",
@@ -288,7 +290,7 @@ def test_what_is_no_layer_of_an_image(fake: FakeRegistry, host: Workspace, part:
 
 
 def conflicting() -> bytes:
-    """A tar with a file where it has a directory with something in it."""
+    """Return a tar with a file whose name it already used for a directory that is not empty."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name in ("m/x", "m"):
@@ -313,7 +315,10 @@ def conflicting() -> bytes:
 def test_names_that_an_image_would_show_otherwise(
     fake: FakeRegistry, host: Workspace, parts: list[kits.Part], told: str
 ) -> None:
-    """In an image the later entry wins, whatever it takes away; in a mount a directory with something in it stands."""
+    """Such kits are refused, because an image and a mount resolve the conflict differently.
+
+    In an image the later entry wins. In a mount a directory that is not empty stays.
+    """
     ref = fake.put_kit("team/kit", kits.build(parts), "v1")
     with pytest.raises(UnsupportedLayer, match=told):
         made(host, ref, f"{fake.host}/images/kit:v1")
@@ -327,7 +332,7 @@ def test_a_damaged_layer_whose_diff_id_is_not_said(fake: FakeRegistry, host: Wor
 
 
 def test_a_layer_that_is_nowhere(fake: FakeRegistry, host: Workspace) -> None:
-    """Nothing is tagged."""
+    """If a layer does not exist, nothing is tagged."""
     kit = kits.build([kits.part("model", "m", kits.kit_tar({"m": NOISE}), compression="gzip")])
     blobs = {digest: content for digest, content in kit.blobs.items() if digest not in kit.layers}
     ref = fake.put_kit("team/kit", kits.Kit(kit.manifest, kit.config, blobs, kit.layers), "v1")

@@ -1,4 +1,4 @@
-"""Pushing out of a store: what is asked of the registry, in which order, and what a push that cannot be ends with."""
+"""Pushes from a store: which requests the registry gets, in which order, and how a push fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 30.0
 
 
 class FakeTarget:
-    """A repository that keeps what it is given, and notes what it is asked. ``how`` says what becomes of a blob."""
+    """A repository that records the blobs and requests that it gets. ``how`` decides what happens to a blob."""
 
     def __init__(self, how: Callable[[Descriptor], str] = lambda _: "uploaded") -> None:
         self.how = how
@@ -72,7 +72,7 @@ class FakeTarget:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A context of twelve files, the first of them empty."""
+    """Return a directory of twelve files, of which the first is empty."""
     root = tmp_path / "tree"
     root.mkdir()
     for number in range(12):
@@ -89,7 +89,7 @@ def packed(tree: Path, store: Store, *references: Reference) -> PackedKit:
 
 
 def test_blobs_go_first_and_the_manifest_last(tree: Path, store: Store) -> None:
-    """Layers and config, each once and whole; then the manifest under every tag, of its own type."""
+    """Layers and config are sent once each, and then the manifest under every tag, with its media type."""
     made = packed(tree, store)
     target = FakeTarget()
     assert (
@@ -114,7 +114,10 @@ def test_a_digest_is_pushed_as_it_is(tree: Path, store: Store) -> None:
 
 @pytest.mark.parametrize("how", ["uploaded", "mounted", "exists"])
 def test_what_is_pushed_is_told(tree: Path, store: Store, how: str) -> None:
-    """Totals and moved bytes agree, whatever became of a blob; each is told once, the manifest at the end."""
+    """The moved bytes add up to the totals, whether blobs are uploaded, mounted or already there.
+
+    Each blob is reported once, and then the manifest.
+    """
     packed(tree, store)
     events: list[Event] = []
     push_to(FakeTarget(lambda _: how), store, HERE, HERE, report=events.append)
@@ -125,7 +128,7 @@ def test_what_is_pushed_is_told(tree: Path, store: Store, how: str) -> None:
 
 
 def test_no_more_than_five_blobs_at_once(tree: Path, store: Store) -> None:
-    """Five are on their way together, and never a sixth."""
+    """Five blobs are sent at the same time, and never six."""
     packed(tree, store)
     together = threading.Barrier(5)
     first = iter(range(5))
@@ -141,7 +144,7 @@ def test_no_more_than_five_blobs_at_once(tree: Path, store: Store) -> None:
 
 
 def test_the_first_error_ends_the_others_and_nothing_is_tagged(tree: Path, store: Store) -> None:
-    """A blob that is read when another has failed comes to no good end, and what is told is why."""
+    """If one blob fails, the other uploads end too, and the first error is raised."""
     made = packed(tree, store)
     failed = threading.Event()
     culprit = made.manifest.layers[3].digest
@@ -160,8 +163,9 @@ def test_the_first_error_ends_the_others_and_nothing_is_tagged(tree: Path, store
 
 
 def test_neighbours_are_repositories_of_the_same_registry(tree: Path, store: Store) -> None:
-    """Those of kits in the store that have the blob, three at most; neither the destination itself nor other
-    registries.
+    """Blobs may be mounted from at most three other repositories, of which kits in the store have the blob.
+
+    Neither the destination itself nor other registries are named.
     """
     names = [
         "registry.test/a/b",
@@ -188,7 +192,7 @@ def test_a_damaged_tag_of_another_kit_is_no_reason_to_fail(tree: Path, store: St
 
 
 def test_a_blob_that_is_evicted_meanwhile_is_pushed_all_the_same(tree: Path, store: Store) -> None:
-    """Its file is open from the beginning."""
+    """A push opens the files of all blobs at its start."""
     made = packed(tree, store)
 
     def how(_: Descriptor) -> str:
@@ -204,7 +208,7 @@ def test_a_blob_that_is_evicted_meanwhile_is_pushed_all_the_same(tree: Path, sto
 
 
 def test_a_blob_that_is_lost_is_told_before_anything_is_sent(tree: Path, store: Store) -> None:
-    """By its digest, with what to do."""
+    """The error contains the digest of the blob and says what to do."""
     lost = packed(tree, store).manifest.layers[5].digest
     shutil.rmtree(store.path(lost))
     target = FakeTarget()

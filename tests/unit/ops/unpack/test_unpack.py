@@ -1,6 +1,4 @@
-"""Unpacking: to the tree that a mount shows, around what is there already, from bytes that are right, and again after
-a kill.
-"""
+"""Unpacking a kit: the tree, existing files in the way, wrong bytes, hostile kits and runs that resume."""
 
 from __future__ import annotations
 
@@ -64,7 +62,7 @@ TREE = {"m/a/one.bin": RANDOM.randbytes(3 * MiB + 17), "m/a/two.txt": b"two\n", 
 
 
 class World:
-    """A store, layouts that stand in for registries, and what the last unpack told."""
+    """A store, layouts that stand in for registries, and the events of the last unpack."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -108,12 +106,12 @@ class World:
 
     @property
     def workspace(self) -> Workspace:
-        """What an unpack needs of a workspace: the store, the resolver and one option."""
+        """Return the parts of a workspace that an unpack needs: the store, the resolver and one option."""
         options = types.SimpleNamespace(max_entries=self.max_entries)
         return cast(Workspace, types.SimpleNamespace(store=self.store, resolver=self.resolver, options=options))
 
     def shown(self, reference: Reference, *filters: str) -> trees.Tree:
-        """What a mount shows, in the form of ``trees.scan``, without hashes."""
+        """Return the tree that a mount shows, in the form of ``trees.scan``, without hashes."""
         kit = self.kit(reference, *filters)
         tree = tree_of(kit, counters=self.counters, log=LOG)
         found: trees.Tree = {}
@@ -128,7 +126,7 @@ class World:
         return found
 
     def written(self, directory: Path | None = None) -> trees.Tree:
-        """What was written, in the same form."""
+        """Return the tree that was written, in the same form."""
         top = directory or self.out
         found = trees.scan(top, hashes=False)
         for path, row in found.items():
@@ -138,7 +136,7 @@ class World:
 
     @property
     def lines(self) -> list[str]:
-        """The lines of the steps, which follow the line with the directory."""
+        """Return the lines about the steps, which follow the line about the directory."""
         first, *steps = [event.text for event in self.told if isinstance(event, Noted)]
         assert first == f"Unpacking to {self.out}"
         return steps
@@ -172,7 +170,7 @@ def tar(add: Callable[[tarfile.TarFile], None]) -> bytes:
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.17", "modelpack", "modctl"])
 def test_what_mounts_also_unpacks(world: World, vintage: kits.Vintage, compression: Compression) -> None:
-    """To the same tree, whatever wrote the kit; nothing else is left in the directory."""
+    """A kit of any vintage unpacks to the tree that a mount shows, and nothing else is left in the directory."""
     parts = [
         model(compression=compression),
         part("docs", "docs/x.md", b"raw", format="raw" if vintage != "1.7" else "tar"),
@@ -187,7 +185,7 @@ def test_what_mounts_also_unpacks(world: World, vintage: kits.Vintage, compressi
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 def test_a_raw_layer(world: World, compression: Compression) -> None:
-    """One file, compressed or not, with the mode of its annotation."""
+    """A raw layer becomes one file, compressed or not, with the mode in its annotation."""
     reference = world.put(
         [part("model", "w.bin", TREE["m/a/one.bin"], format="raw", compression=compression, mode=0o640)]
     )
@@ -197,8 +195,9 @@ def test_a_raw_layer(world: World, compression: Compression) -> None:
 
 
 def test_layers_lie_over_each_other_as_in_a_mount(world: World) -> None:
-    """The later file, the first directory's mode, a directory in place of a file, and a directory with something in
-    it before a file.
+    """A later file replaces an earlier one, and the first mode of a directory stays.
+
+    A directory replaces a file. A directory that is not empty is not replaced by a file.
     """
     one = kit_tar({"d/x": b"one", "f": b"file", "both/x": b"1"}, modes={"d": 0o700})
     two = kit_tar({"d/x": b"two", "f/y": b"below", "both": b"file"}, modes={"d": 0o755})
@@ -210,7 +209,7 @@ def test_layers_lie_over_each_other_as_in_a_mount(world: World) -> None:
 
 
 def test_lines_are_kits_in_kits_order(world: World) -> None:
-    """Parents, their layers, the Kitfile, the layers."""
+    """The lines are about parents, their layers, the Kitfile and the layers, in this order."""
     world.put(
         [
             part("model", "base.bin", b"b", format="raw", name="base"),
@@ -246,7 +245,7 @@ def test_lines_are_kits_in_kits_order(world: World) -> None:
 
 
 def test_only_what_a_filter_selects_is_fetched(world: World) -> None:
-    """And a parent's line stands there as with kit, even when nothing of it is wanted."""
+    """As with kit, there is a line about each parent, even if nothing of it is selected."""
     world.put([part("model", "base.bin", b"b" * 5000, format="raw")], "r.io/parent")
     reference = world.put(
         build(
@@ -262,8 +261,9 @@ def test_only_what_a_filter_selects_is_fetched(world: World) -> None:
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 def test_each_byte_is_counted_once(world: World, compression: Any) -> None:
-    """As it comes from the registry, and as it is written where it is in the store already: totals are sizes that
-    people know.
+    """Each byte is counted once, when it is received from the registry, or when it is written from the store.
+
+    The totals are the sizes in the manifest.
     """
     data = os.urandom(200_000)
     kit = build([part("model", "m", kit_tar({"m/w.bin": data}), compression=compression)])
@@ -277,13 +277,13 @@ def test_each_byte_is_counted_once(world: World, compression: Any) -> None:
 
 
 def test_a_filter_that_selects_nothing_is_told(world: World) -> None:
-    """With kit it is silence and success."""
+    """A filter that selects nothing gives a warning, unlike with kit."""
     world.unpack(world.put([model()]), "docs")
     assert world.warnings == ["docs: nothing of this kit is selected"]
 
 
 def test_modes_are_the_layers_whatever_the_umask(world: World) -> None:
-    """Of files, and of directories, into which files are written first."""
+    """Files and directories get the modes of the layer, although files are written into the directories first."""
     data = kit_tar({"d/ro/x": b"x"}, modes={"d/ro": 0o555, "d": 0o777, "d/ro/x": 0o666})
     before = os.umask(0o077)
     try:
@@ -292,11 +292,11 @@ def test_modes_are_the_layers_whatever_the_umask(world: World) -> None:
         os.umask(before)
     modes = {path: row["mode"] for path, row in world.written().items()}
     assert (modes["d"], modes["d/ro"], modes["d/ro/x"]) == ("0777", "0555", "0666")
-    os.chmod(world.out / "d/ro", 0o755)  # so that anybody can clear it away
+    os.chmod(world.out / "d/ro", 0o755)  # so that any user can remove it
 
 
 def test_symbolic_and_hard_links(world: World) -> None:
-    """Hard links are one file again, symbolic links lead where they lead."""
+    """Hard links share one file, and symbolic links have their targets."""
 
     def add(out: tarfile.TarFile) -> None:
         for name, kind, target in (
@@ -325,7 +325,7 @@ def test_symbolic_and_hard_links(world: World) -> None:
 
 
 def test_a_file_system_without_hard_links_gets_copies(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the same bytes."""
+    """Without hard links, each name is a copy of the same bytes."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EPERM, "no")
@@ -337,7 +337,7 @@ def test_a_file_system_without_hard_links_gets_copies(world: World, monkeypatch:
 
 
 def test_holes_stay_holes(world: World) -> None:
-    """A sparse file of 64 MiB takes what its spans take."""
+    """A sparse file of 64 MiB occupies only the space of its data."""
     size = 64 * MiB
     head = pax(
         (b"GNU.sparse.major", b"1"),
@@ -354,11 +354,11 @@ def test_holes_stay_holes(world: World) -> None:
     assert (world.out / "s").read_bytes() == b"a" * 512 + bytes(size - 1024) + b"z" * 512
 
 
-# -- what is there already
+# -- existing files
 
 
 def test_a_file_in_the_way_is_an_error_before_anything_is_written(world: World) -> None:
-    """With kit's lines up to the layer that it is in the way of."""
+    """The lines are those of kit up to the layer with the conflict."""
     reference = world.put([model(), part("docs", "README.md", b"new", format="raw")])
     world.out.mkdir()
     (world.out / "README.md").write_bytes(b"mine")
@@ -369,8 +369,9 @@ def test_a_file_in_the_way_is_an_error_before_anything_is_written(world: World) 
 
 
 def test_overwrite_and_ignore_existing(world: World) -> None:
-    """The one replaces files, the other keeps them and what else stands in their place; modes of directories that
-    were there stay.
+    """``overwrite`` replaces existing files, and ``ignore_existing`` keeps whatever exists.
+
+    The modes of existing directories stay.
     """
     reference = world.put([model(), part("docs", "README.md", b"new", format="raw")])
     (world.out / "m").mkdir(mode=0o711, parents=True)
@@ -389,7 +390,7 @@ def test_overwrite_and_ignore_existing(world: World) -> None:
 
 
 def test_a_file_where_a_directory_is_needed(world: World) -> None:
-    """Is an error with every option."""
+    """A file in the place of a directory is an error with every option."""
     reference = world.put([model()])
     world.out.mkdir()
     (world.out / "m").write_bytes(b"mine")
@@ -400,7 +401,10 @@ def test_a_file_where_a_directory_is_needed(world: World) -> None:
 
 
 def test_the_kitfile(world: World) -> None:
-    """An equal one is accepted, another one is an error, which --overwrite alone cures; what is no file is an error."""
+    """An equal Kitfile is accepted. A different Kitfile is an error, except with ``overwrite``.
+
+    A directory in its place is always an error.
+    """
     reference = world.put([model()])
     world.unpack(reference, "kitfile")
     world.unpack(reference)
@@ -420,7 +424,7 @@ def test_the_kitfile(world: World) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"ignore_existing": True}])
 def test_no_symbolic_link_in_the_directory_is_followed(world: World, options: dict[str, bool]) -> None:
-    """Neither for a directory of the kit nor for a file of it."""
+    """A symbolic link in the place of a directory or a file of the kit is not followed."""
     reference = world.put([model(), part("docs", "README.md", b"new", format="raw")])
     outside = world.root / "outside"
     outside.mkdir()
@@ -477,7 +481,7 @@ HOSTILE = {
 def test_what_leads_out_is_refused_before_anything_is_written(
     world: World, name: str, compression: Compression
 ) -> None:
-    """Whatever else the kit holds."""
+    """A kit with such a member is refused, whatever else it contains."""
     reference = world.put([model(), part("code", ".", file(b"first", BIG) + HOSTILE[name], compression=compression)])
     with pytest.raises(UnsafePath):
         world.unpack(reference, overwrite=True)
@@ -485,7 +489,7 @@ def test_what_leads_out_is_refused_before_anything_is_written(
 
 
 def test_a_link_of_one_layer_and_files_of_another_below_it(world: World) -> None:
-    """Are refused like those of one layer."""
+    """A link in one layer with files below it in another layer is refused as within one layer."""
     reference = world.put(
         [
             part("model", ".", block(b"l", flag=b"2", link=b"d") + file(b"d/x") + END),
@@ -499,7 +503,7 @@ def test_a_link_of_one_layer_and_files_of_another_below_it(world: World) -> None
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x"])
 def test_a_raw_layer_that_would_lie_outside(world: World, path: str) -> None:
-    """Its path is an annotation's."""
+    """The path of a raw layer comes from its annotation."""
     with pytest.raises((UnsafePath, KitfsError)):
         world.unpack(world.put(build([part("model", path, b"x", format="raw")], vintage="modctl")))
     assert not world.out.exists()
@@ -507,7 +511,7 @@ def test_a_raw_layer_that_would_lie_outside(world: World, path: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_nasty_tar_unpacks_as_it_mounts_or_is_refused(world: World, name: str) -> None:
-    """And nothing is written outside the directory, or in it when it is refused."""
+    """Nothing is written outside of the directory, and nothing inside if the tar is refused."""
     case = CASES[name]
     reference = world.put([part("model", ".", case.archive)])
     before = set(os.listdir(world.root)) | {"out"}
@@ -532,7 +536,7 @@ def test_every_nasty_tar_unpacks_as_it_mounts_or_is_refused(world: World, name: 
 def test_a_layer_that_decodes_to_more_than_its_limit_is_refused(
     world: World, compression: Compression, limit: str
 ) -> None:
-    """Nothing of it is left in the directory or in the store."""
+    """Nothing of the layer is left in the directory or in the store."""
     expansion = Expansion(factor=10, small=MiB) if limit == "growth" else Expansion()
     world.resolver = Resolver(world.store, world.origin_of, log=LOG, expansion=expansion)
     reference = world.put([part("model", "w", bytes(64 * MiB), format="raw", compression=compression)])
@@ -552,7 +556,7 @@ def test_a_layer_of_too_many_entries_is_refused(world: World) -> None:
     assert not world.out.exists()
 
 
-# -- bytes that are not right
+# -- wrong bytes
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -560,7 +564,7 @@ def flipped(data: bytes, at: int) -> bytes:
 
 
 class Disk:
-    """Lets the store's own files refuse every byte: a store that takes nothing."""
+    """A replacement for os.pwrite that fails for the store's own files, as on a full disk."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._pwrite = os.pwrite
@@ -582,7 +586,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def damaged(shape: str, where: float) -> list[Part]:
-    """A kit whose model has a wrong byte, beside one that is right."""
+    """Return a kit with a model that has a wrong byte, and with a correct layer."""
     raw = SHAPES[shape].get("format") == "raw"
     content = TREE["m/a/one.bin"] if raw else kit_tar(TREE)
     right = part("model", "w" if raw else "m", content, **SHAPES[shape]).stored()
@@ -598,7 +602,7 @@ def damaged(shape: str, where: float) -> list[Part]:
 def test_a_wrong_byte_is_an_integrity_error(
     world: World, monkeypatch: pytest.MonkeyPatch, shape: str, where: float, full: bool
 ) -> None:
-    """Wherever it is, in a header or the content, and nothing of that layer is left."""
+    """A wrong byte in a header or in the content fails the unpack, and nothing of the layer is left."""
     reference = world.put(damaged(shape, where))
     if full:
         Disk(monkeypatch)
@@ -611,7 +615,7 @@ def test_a_wrong_byte_is_an_integrity_error(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_store_that_takes_nothing(world: World, monkeypatch: pytest.MonkeyPatch, shape: str) -> None:
-    """The layer is written as it passes."""
+    """If nothing can be stored, the layer is written while it is received."""
     raw = SHAPES[shape].get("format") == "raw"
     reference = world.put(
         [part("model", "w" if raw else "m", TREE["m/a/one.bin"] if raw else kit_tar(TREE), **SHAPES[shape])]
@@ -628,8 +632,9 @@ def test_a_store_that_takes_nothing(world: World, monkeypatch: pytest.MonkeyPatc
 def test_layers_of_many_requests_in_a_store_that_takes_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, compression: Compression, almost: bool
 ) -> None:
-    """A full store ends no unpack whose target has room: layers are written as they pass, also where only the share
-    of the disk is used up.
+    """A full store does not fail an unpack if the target has room, because layers are written while received.
+
+    This is also true if only the store's share of the disk is used up.
     """
     files = {f"{name}/{n}.bin": RANDOM.randbytes(5 * MiB + n) for name in ("m", "d") for n in range(3)}
     parts = [
@@ -655,7 +660,7 @@ def test_layers_of_many_requests_in_a_store_that_takes_nothing(
 
 
 def test_deep_trees_cost_no_more_than_wide_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few openings of directories for each name, however deep it lies, and however many chains lie side by side."""
+    """The number of opened directories for each name does not depend on its depth."""
     chains, depth = 4, 800
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -676,19 +681,19 @@ def test_deep_trees_cost_no_more_than_wide_ones(world: World, monkeypatch: pytes
     world.unpack(reference)
     assert (
         opened < 50 * chains * depth
-    )  # each directory is made and given its mode; some thirty of a way are opened at once
+    )  # each directory is created and gets its mode, and about thirty of a path are opened at a time
     monkeypatch.undo()
     remove_deep(world.out)
 
 
 def remove_deep(directory: Path) -> None:
-    """shutil.rmtree recurses too far for some trees."""
+    """Remove a tree that is too deep for the recursion of shutil.rmtree."""
     subprocess.run(["rm", "-rf", directory], check=True)
 
 
 @pytest.mark.parametrize("name", ["a", "d"], ids=["file", "directory"])
 def test_what_is_gone_at_the_end_was_not_unpacked(world: World, name: str) -> None:
-    """An unpack looks at its end whether everything is there, and is no success when something has taken it away."""
+    """An unpack checks its result at the end, and fails if another program has removed a part of it."""
     one = io.BytesIO()
     with tarfile.open(fileobj=one, mode="w") as archive:
         for path, kind in (("a", tarfile.REGTYPE), ("d", tarfile.DIRTYPE)):
@@ -715,7 +720,7 @@ def test_what_is_gone_at_the_end_was_not_unpacked(world: World, name: str) -> No
 def test_a_file_of_another_size_than_its_annotation(
     world: World, monkeypatch: pytest.MonkeyPatch, said: int, full: bool
 ) -> None:
-    """kit's words."""
+    """The error has kit's words."""
     lying = build([part("model", "w", b"12345", format="raw", compression="gzip")])
     manifest = json.loads(lying.manifest)
     notes = manifest["layers"][0]["annotations"]
@@ -734,14 +739,14 @@ def test_a_file_of_another_size_than_its_annotation(
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_a_layer_that_cannot_be_decoded_is_named(world: World, compression: Compression) -> None:
-    """Its digest is right: whoever packed it did."""
+    """The layer has the right digest but is not in the compression that its media type says."""
     reference = world.put([part("model", "m", b"", compression=compression, blob=b"not compressed")])
     with pytest.raises(LayerError, match=rf"^layer {kits.sha256(b'not compressed')}: not {compression}, or damaged: "):
         world.unpack(reference)
 
 
 def test_an_index_of_other_bytes_is_not_believed(world: World) -> None:
-    """An index of unproven bytes is compared with the bytes whose digest is right, before anything is written."""
+    """An index that was made from unproven bytes is compared with the verified bytes before anything is written."""
     reference = world.put([model()])
     kit = world.kit(reference)
     layer = kit.layers[0]
@@ -757,16 +762,16 @@ def test_an_index_of_other_bytes_is_not_believed(world: World) -> None:
     assert world.written() == world.shown(reference)
 
 
-# -- going on
+# -- resuming
 
 
 class Killed(BaseException):
-    """What ends a run in its middle, as far as Python can."""
+    """An exception that ends a run in its middle, as a kill does."""
 
 
 @pytest.mark.parametrize(("compression", "form"), [("none", "blobs"), ("gzip", "decoded")])
 def test_bytes_that_changed_in_the_store_are_fetched_again(world: World, compression: Compression, form: str) -> None:
-    """Verified bytes are read back before they are written; changed ones are removed and fetched again."""
+    """Verified bytes are read back before they are written. Changed bytes are removed and fetched again."""
     reference = world.put([model(compression=compression)])
     world.unpack(reference)
     right = world.written()
@@ -779,7 +784,7 @@ def test_bytes_that_changed_in_the_store_are_fetched_again(world: World, compres
 
 
 def test_changed_bytes_that_no_registry_has_are_not_written(world: World) -> None:
-    """The kit is in the store alone: the unpack fails, writes no file, and removes the blob."""
+    """If only the store has the kit, the unpack fails, writes no file and removes the blob."""
     reference = world.put([model()])
     pull_from(world.origin_of, world.store, reference, report=quiet)
     layer = max(world.store.sealed(), key=lambda blob: blob.size)
@@ -793,7 +798,7 @@ def test_changed_bytes_that_no_registry_has_are_not_written(world: World) -> Non
 
 
 def killed_after(count: int) -> Callable[[Event], None]:
-    """A Report that ends the unpack when it has told ``count`` times that bytes have moved."""
+    """Return a Report that ends the unpack after ``count`` reports of moved bytes."""
     left = [count]
 
     def report(event: Event) -> None:
@@ -811,7 +816,7 @@ def many() -> list[Part]:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 12, 30])
 def test_the_same_command_goes_on(world: World, count: int) -> None:
-    """Files that are in place stay what they are, and the journal is gone at the end."""
+    """The same command resumes. Existing files stay, and the journal is removed at the end."""
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(count))
@@ -827,7 +832,7 @@ def test_the_same_command_goes_on(world: World, count: int) -> None:
 
 
 def test_directories_that_had_their_modes_already(world: World) -> None:
-    """A run that was killed at its very end resumes too: it makes the directories writable again while it writes."""
+    """A run that was killed at its very end resumes, and makes the directories writable while it writes."""
     reference = world.put(
         [part("model", "d", kit_tar({"d/ro/x": b"x", "d/y": b"y"}, modes={"d": 0o500, "d/ro": 0o000}))]
     )
@@ -838,7 +843,7 @@ def test_directories_that_had_their_modes_already(world: World) -> None:
 
     with (
         ExitStack() as last
-    ):  # until it is closed, the directory is as after a kill: everything is there, and a journal
+    ):  # until ``last`` is closed, the directory is as after a kill, with all files and a journal
         world.unpack(reference, last=last)
         assert (world.out / JOURNAL).exists()
         assert (world.out / "d").stat().st_mode & 0o777 == 0o500
@@ -848,11 +853,11 @@ def test_directories_that_had_their_modes_already(world: World) -> None:
     assert (world.out / "d").stat().st_mode & 0o777 == 0o500
     assert (world.out / "d/ro").stat().st_mode & 0o777 == 0
     for path in (world.out / "d", world.out / "d/ro"):
-        path.chmod(0o755)  # so that anybody can clear it away
+        path.chmod(0o755)  # so that any user can remove it
 
 
 def test_another_command_does_not(world: World) -> None:
-    """For it the files of the first are in the way; the first goes on after that all the same."""
+    """For another command the files of the first are in the way. The first command can still resume later."""
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(25))
@@ -864,7 +869,7 @@ def test_another_command_does_not(world: World) -> None:
 
 
 def test_what_an_earlier_run_left_is_cleared_away(world: World) -> None:
-    """Temporary names of the same command's, and of another one's when that is given up."""
+    """An unpack removes temporary files of an earlier run of the same command, and of one that it supersedes."""
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(25))
@@ -876,7 +881,10 @@ def test_what_an_earlier_run_left_is_cleared_away(world: World) -> None:
 
 
 def test_files_that_a_restart_may_have_torn_are_written_again(world: World) -> None:
-    """Nothing is fsynced on the way, so a journal of another boot says whose a file is, and not that it is whole."""
+    """A journal from before a reboot shows which files are from kitfs, but not that they are complete.
+
+    The reason is that files are not fsynced while an unpack runs.
+    """
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(30))
@@ -890,7 +898,7 @@ def test_files_that_a_restart_may_have_torn_are_written_again(world: World) -> N
 
 
 def test_a_file_that_somebody_put_there_meanwhile_is_in_the_way(world: World) -> None:
-    """It is not ours, whatever the journal says of its name."""
+    """A file that replaced an unpacked file is not overwritten, although the journal has its name."""
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(30))
@@ -904,7 +912,7 @@ def test_a_file_that_somebody_put_there_meanwhile_is_in_the_way(world: World) ->
 
 
 def test_a_journal_that_is_cut_off_or_nonsense(world: World) -> None:
-    """Costs no more than what it does not say."""
+    """With a damaged journal, only the files that it does not record are written again."""
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(30))
@@ -918,7 +926,7 @@ def test_a_journal_that_is_cut_off_or_nonsense(world: World) -> None:
 
 
 def test_two_unpacks_into_one_directory_exclude_each_other(world: World) -> None:
-    """The second says so."""
+    """The second unpack fails and says that another is running."""
     reference = world.put([model()])
     world.out.mkdir()
     with (world.out / JOURNAL).open("wb") as journal:
@@ -929,7 +937,7 @@ def test_two_unpacks_into_one_directory_exclude_each_other(world: World) -> None
 
 
 def test_a_disk_that_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line, nothing half written, and the next run goes on."""
+    """A full disk gives one line and no partly written file, and the next run resumes."""
     reference = world.put([model(), part("docs", "x", b"x", format="raw")])
     pwrite = os.pwrite
     refusing = [True]
@@ -956,7 +964,7 @@ def test_a_disk_that_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> N
 def test_file_systems_between_which_the_kernel_does_not_copy(
     world: World, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """The bytes go through this process."""
+    """If copy_file_range fails, this process copies the bytes."""
 
     def refuse(*_: Any) -> int:
         raise OSError(code, os.strerror(code))
@@ -979,13 +987,16 @@ def with_remote(*datasets: dict[str, str]) -> kits.Kit:
 
 
 def test_remote_datasets_are_left_out_unless_asked_for(world: World) -> None:
-    """kit's warning."""
+    """The warning is that of kit."""
     world.unpack(world.put(with_remote({"name": "far", "path": "data", "remotePath": "r.io/data:v1"})))
     assert world.warnings == ["ModelKit contains remote datasets. To unpack, specify the --include-remote flag"]
 
 
 def test_a_dataset_of_another_kit(world: World) -> None:
-    """Its datasets and nothing else of it, below the dataset's path; a kit that it refers to in its turn too."""
+    """Only the datasets of the other kit are unpacked, below the path of the dataset.
+
+    A kit to which the other kit refers is unpacked too.
+    """
     world.put([part("dataset", "deep.csv", b"deep", format="raw", name="deep")], "r.io/deeper")
     world.put([model(), part("dataset", "rows/a.csv", b"a", format="raw", name="rows")], "r.io/data")
     reference = world.put(
@@ -1011,7 +1022,6 @@ def test_a_dataset_of_another_kit(world: World) -> None:
 
 
 def test_a_dataset_that_leads_out_or_round(world: World) -> None:
-    """Is refused."""
     world.put([part("dataset", "a", b"a", format="raw")], "r.io/data")
     with pytest.raises(UnsafePath):
         world.unpack(world.put(with_remote({"path": "../up", "remotePath": "r.io/data:v1"})), include_remote=True)
@@ -1025,7 +1035,7 @@ def test_a_dataset_that_leads_out_or_round(world: World) -> None:
 
 
 def test_s3_without_its_client(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line that says what to install."""
+    """The error is one line that says which package to install."""
     monkeypatch.setitem(sys.modules, "boto3", None)
     reference = world.put(with_remote({"path": "d.csv", "remotePath": "s3://bucket/key", "remoteHash": "abc"}))
     with pytest.raises(UsageError, match=r"needs boto3; run: pip install 'kitfs\[s3\]'"):
@@ -1033,13 +1043,13 @@ def test_s3_without_its_client(world: World, monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Bucket:
-    """boto3 and botocore, as far as an object is read."""
+    """A replacement for the parts of boto3 and botocore that read an object."""
 
     class ClientError(Exception):
-        """What boto3 raises for an answer that is an error."""
+        """The exception of boto3 for an error response."""
 
     class BotoCoreError(Exception):
-        """What it raises for no answer."""
+        """The exception of boto3 if there is no response."""
 
     def __init__(self, data: bytes, etag: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.data, self.etag = data, etag
@@ -1062,7 +1072,7 @@ class Bucket:
 
 @pytest.mark.parametrize("version", ["", "?versionId=3"])
 def test_an_object_of_s3(world: World, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """By its ETag, which is the MD5 of what comes."""
+    """An object is checked by its ETag, which is the MD5 of its content."""
     import hashlib
 
     data = TREE["m/a/one.bin"]
@@ -1088,7 +1098,7 @@ def test_an_object_of_s3(world: World, monkeypatch: pytest.MonkeyPatch, version:
 
 
 def test_zstd_frames_without_sizes_are_no_problem(world: World) -> None:
-    """A stream of which nobody says how long it will be."""
+    """The size of the decoded stream is unknown before its end."""
     content = kit_tar(TREE)
     stream = zstandard.ZstdCompressor(write_content_size=False).compress(content)
     world.unpack(world.put([part("model", "m", content, compression="zstd", blob=stream)]))
