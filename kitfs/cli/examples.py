@@ -30,7 +30,10 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "warm": (f"kitfs warm {KIT}", f"kitfs warm {KIT} --only model --cache-size 200GiB"),
     "logs": ("kitfs logs /models", "kitfs logs -f /models"),
     "ls": (f"kitfs ls {KIT}", f"kitfs ls -lhR {KIT} model"),
-    "cat": (f"kitfs cat {KIT} README.md", f"kitfs cat {KIT} model/config.json > config.json"),
+    "cat": (
+        f"kitfs cat {KIT} model/config.json > config.json",
+        f"kitfs cat {KIT} model/model.safetensors --tensor w > w.bin",
+    ),
     "unpack": (
         f"kitfs unpack {KIT} -d llama",
         f"kitfs unpack {KIT} -d llama --only model,docs",

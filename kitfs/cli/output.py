@@ -120,7 +120,7 @@ def _put_escaped(text: str) -> None:
         sys.stdout.write(f"{text}\n")
 
 
-def put_bytes(data: bytes) -> None:
+def put_bytes(data: bytes | bytearray) -> None:
     """Write bytes to stdout as they are."""
     _begin()
     with _writing():

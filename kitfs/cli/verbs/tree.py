@@ -18,13 +18,17 @@ from kitfs.config import NETWORK, OPTIONS, STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
 from kitfs.escaping import shown
 from kitfs.openfile import PIECE
-from kitfs.parsers import boolean
+from kitfs.parsers import boolean, word
 
 if TYPE_CHECKING:
     from kitfs.kit.kit import Kit
     from kitfs.kit.node import Node
     from kitfs.kit.tree import Tree
 
+CAT = options_of(
+    "cat",
+    Option("tensor", word, "Write only this tensor of a safetensors or GGUF file.", metavar="NAME", flag_only=True),
+)
 TREE_OPTIONS = ("only", "cache-size", "max-entries", "max-expansion", "remote", *STORE, *NETWORK)
 LS = (
     OPTIONS["label"]._replace(short=""),  # -l asks for the long format
@@ -113,18 +117,27 @@ def _long(name: str, node: Node, created: int, *, human: bool) -> str:
 @click.command("cat", cls=Command, short_help="Write a file of a kit to stdout, without a mount.")
 @click.argument("reference", metavar="REF", shell_complete=references)
 @click.argument("path", metavar="PATH", shell_complete=paths)
-@takes("label", *TREE_OPTIONS)
+@takes("label", *CAT, *TREE_OPTIONS)
 def cat(settings: Settings, reference: str, path: str) -> None:
-    """Write the file at PATH of the kit REF to stdout. Only its bytes are fetched."""
-    with opened(reference, settings, settings["label"]) as (_, tree):
+    """Write the file at PATH of the kit REF to stdout. Only its bytes are fetched.
+
+    With --tensor, only the values of one tensor are fetched and written, as the file has them.
+    """
+    from kitfs.kit.tensors import KitTensors
+
+    with opened(reference, settings, settings["label"]) as (kit, tree):
         node = tree.resolve(path)
         if node.kind != "file":
             raise UsageError(f"{path or '/'} is a directory; list it with: kitfs ls {reference} {path}")
-        at = 0
-        while at < node.size:
-            data = tree.pread(node, at, PIECE)
-            put_bytes(data)
-            at += len(data)
+        if settings["tensor"] is not None:
+            tensors = KitTensors(kit, tree)
+            put_bytes(tensors.read(*tensors.find(settings["tensor"], path)))
+        else:
+            at = 0
+            while at < node.size:
+                data = tree.pread(node, at, PIECE)
+                put_bytes(data)
+                at += len(data)
         flush()
 
 
