@@ -1,1 +1,1 @@
-"""The life of a mount: start, readiness, signals, status, end; and the records by which other processes find it."""
+"""Run the daemon of a mount from its start to its end, and publish the record by which other processes find it."""

@@ -1,11 +1,12 @@
 """Mount and unmount for programs that must not fork: ``python -m kitfs.daemon mount|umount``.
 
-One JSON object comes in on stdin, and one goes out on stdout:
+The program reads a JSON object from stdin, and writes a JSON object to stdout:
 
-    mount    the fields of MountRequest → those of the Record, and "made": false when the same mount existed before
-    umount   "mountpoint", "run_dir", and "lazy" unless it is false → an empty object
+    mount    reads the fields of MountRequest; writes the fields of the Record, and "made", which is false if the same
+             mount existed before
+    umount   reads "mountpoint", "run_dir", and "lazy" unless it is false; writes an empty object
 
-A failure prints the error (``errors.error_to_json``), and the exit code is that of its class.
+If it fails, it writes the error (``errors.error_to_json``), and exits with the exit code of the error's class.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kitfs.escaping import shown
 
 
 def main() -> int:
-    """Run the command that stdin describes, and return the exit code."""
+    """Run the command in argv with the arguments on stdin, and return the exit code."""
     try:
         request = json.load(sys.stdin)
         if sys.argv[1:] == ["mount"]:

@@ -1,10 +1,10 @@
-"""The life of one mount, from the claim of its mount point to its end.
+"""Run a mount from the claim of its mount point to its end.
 
-A kit that is complete and verified in the store is mounted sealed: then the kernel serves it, and this process ends, or
-stays and waits with ``foreground``. Any other kit is mounted lazily, through FUSE, and sealed when it is complete
-(``swap``).
+A kit that is complete and verified in the store is mounted *sealed*: the kernel serves it from an EROFS image, and this
+process ends, or waits with ``foreground``. Any other kit is mounted *lazily*, through FUSE, and is sealed when it is
+complete (``swap``).
 
-Threading: the main thread waits for signals; the transport, the status socket, the seal and the store have threads of
+Threading: the main thread waits for signals. The transport, the status socket, the sealer and the store have threads of
 their own.
 """
 
@@ -45,17 +45,18 @@ SEAL: Final = b"seal"  # the command of the status socket that seals a mount
 
 
 class Ready(Protocol):
-    """A function that is called when the mount answers, with the warnings so far. ``made`` is False for a mount that
-    existed before.
+    """A function that is called when the mount answers, with the warnings so far.
+
+    ``made`` is False for a mount that existed before.
     """
 
     def __call__(self, record: Record, warnings: Sequence[str], /, *, made: bool) -> None: ...
 
 
 def live(request: MountRequest, run: RunDir, ready: Ready, nonce: str, *, foreground: bool) -> None:
-    """Mount, call ``ready`` when the mount answers, and return when this process has nothing left to do for it.
+    """Mount a kit, call ``ready`` when the mount answers, and return when the mount needs this process no longer.
 
-    The caller holds the lock of the mount, whose nonce is ``nonce``. Raises KitfsError when the mount cannot be made.
+    The caller must hold the lock of the mount; ``nonce`` is the nonce of the lock. Raises KitfsError if mounting fails.
     """
     from kitfs.daemon.notes import ClosedNote
     from kitfs.daemon.status import LastError
@@ -64,7 +65,7 @@ def live(request: MountRequest, run: RunDir, ready: Ready, nonce: str, *, foregr
     signal.signal(signal.SIGTERM, _interrupted)
     with ExitStack() as stack:
         claimed = stack.enter_context(claim_mountpoint(request.mountpoint))
-        run.forget(request.mountpoint)  # a dead daemon's record, so that it is not mistaken for this one's
+        run.forget(request.mountpoint)  # removes a dead daemon's record, which could be mistaken for the new daemon's
         log_path, last_error = run.file(request.mountpoint, "log"), LastError()
         log = stack.enter_context(daemon_log(log_path, request.log_level, last_error, foreground))
         with ExitStack() as serving:
@@ -87,12 +88,12 @@ def live(request: MountRequest, run: RunDir, ready: Ready, nonce: str, *, foregr
 
 
 def _interrupted(number: int, frame: object) -> None:
-    """Unwind on SIGTERM before the mount answers, so that a mount point that was made is removed."""
+    """Raise MountError on SIGTERM before the mount answers, so that a mount point made by kitfs is removed."""
     raise MountError(f"interrupted by {signal.Signals(number).name}", errno=errno.EINTR)
 
 
 def leave(run: RunDir, record: Record) -> None:
-    """Remove the record of a mount that has ended, and the socket of one that was sealed and goes on without us."""
+    """Clean up for a daemon that ends: remove its record, or only its socket if a sealed mount stays behind."""
     current = run.record(record.mountpoint)
     if current is not None and current.nonce == record.nonce and is_sealed_at(current, mount_at(record.mountpoint)):
         run.close_socket(record)
@@ -101,7 +102,7 @@ def leave(run: RunDir, record: Record) -> None:
 
 
 class _Life:
-    """One mount, of an opened kit."""
+    """A mount of an opened kit, sealed or lazy."""
 
     def __init__(
         self,
@@ -126,9 +127,9 @@ class _Life:
     # -- sealed
 
     def mount_sealed(self, pid: int | None) -> Record:
-        """Mount the kit sealed, call ``ready``, and return the record, which names the process ``pid``.
+        """Mount the kit sealed, call ``ready``, and return the record, whose process is ``pid``.
 
-        Raises Refusal when that is not possible.
+        Raises Refusal if the kit cannot be sealed.
         """
         request = self._at.request
         if request.seal == NEVER:
@@ -174,7 +175,7 @@ class _Life:
         sealer.stop()
         end.finish()
         if end.is_sealed:
-            at.log.info("the last user of the FUSE mount that %s was has gone", record.mountpoint)
+            at.log.info("%s is sealed, and no program uses its former FUSE mount any more", record.mountpoint)
         else:
             at.log.info("unmounted %s", record.mountpoint)
         return record
@@ -201,7 +202,7 @@ class _Life:
         )
 
     def _look(self) -> None:
-        """Find out what the store has of every layer, and warn about names that other users cannot use."""
+        """Look up what the store has of every layer, and warn about names that other users cannot use."""
         for layer in self._shown.kit.layers:
             layer.load_state()
         self._closed.look(self._shown.kit)
@@ -216,7 +217,7 @@ class _Life:
         )  # fmt: skip
 
     def _publish(self, record: Record, refused: Refusal, transport: Transport) -> Sealer:
-        """Write the record and open the status socket, both until the transport's end; return what seals the mount."""
+        """Write the record and open the status socket until the transport ends; return the mount's sealer."""
         from kitfs.daemon.status import StatusSocket
 
         at = self._at
@@ -236,7 +237,7 @@ class _Life:
         return sealer
 
     def _answer(self, record: Record) -> None:
-        """Say that the mount answers: in the log, to systemd, and to the caller."""
+        """Report that the mount answers: in the log, to systemd, and to the caller."""
         self._claimed.kept = True
         how = "sealed" if record.seal else f"with the {record.transport} transport"
         self._at.log.info("mounted %s (%s) on %s %s", record.reference, record.digest, record.mountpoint, how)

@@ -1,4 +1,4 @@
-"""The daemon's log file. Threading: as logging's handlers."""
+"""Write the daemon's log file. Any thread may log, as with every handler of ``logging``."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ LOG_BYTES: Final = 16 << 20
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
-    """A rotating log of mode 0600. Raises MountError when the file at ``path`` is a link, belongs to another user or
-    can be written by one.
+    """A rotating log of mode 0600.
+
+    Raises MountError if the file is a link, belongs to another user, or can be written by another user.
     """
 
     def _open(self) -> TextIOWrapper:
-        """Open the file: at the start, and after each rotation."""
+        """Open the file. ``logging`` calls this at the start and after each rotation."""
         try:
             fd = open_file(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except (Unsafe, IsADirectoryError) as e:
             raise MountError(
-                f"{self.baseFilename} cannot be used: {e.strerror}; "
+                f"log file {self.baseFilename} cannot be used: {e.strerror}; "
                 "remove it, or choose another directory with --run-dir"
             )
         return open(fd, "a", encoding="utf-8", errors="backslashreplace")
@@ -36,8 +37,9 @@ class LogFile(logging.handlers.RotatingFileHandler):
 
 @contextmanager
 def daemon_log(path: str, level: str, last_error: logging.Handler, stderr: bool) -> Iterator[logging.Logger]:
-    """Yield the daemon's logger, which writes into the file at ``path`` (and to stderr). Tracebacks of the interpreter
-    go into the file too.
+    """Yield the daemon's logger, which writes into the file at ``path``, and to stderr if ``stderr`` is True.
+
+    Tracebacks of the interpreter are written into the file too.
     """
     log = logging.getLogger("kitfs")
     log.setLevel(level.upper())

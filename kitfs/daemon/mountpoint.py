@@ -1,6 +1,4 @@
-"""The directory that a kit is mounted on: it is checked or made, and locked while the mount is being made. Threading:
-no shared state.
-"""
+"""Check or make the directory that a kit is mounted on, and lock it while the mount is being made."""
 
 from __future__ import annotations
 
@@ -21,10 +19,10 @@ POINT_PATIENCE: Final = 5.0  # seconds to wait for another process that is mount
 
 @dataclass(slots=True)
 class CreatedMountpoint:
-    """A mount point.
+    """A mount point that this process has claimed.
 
-    ``made``: kitfs made the directory. ``kept``: it stays after the block. ``lock`` keeps mounts of other run-time
-    directories away.
+    ``made`` is True if kitfs made the directory, and ``kept`` if the directory stays after the ``with`` block. ``lock``
+    is a descriptor of a lock that keeps daemons with another run-time directory from mounting there.
     """
 
     made: bool = False
@@ -32,7 +30,7 @@ class CreatedMountpoint:
     lock: int = -1
 
     def unlock(self) -> None:
-        """Let other processes use the mount point: they can see what is mounted there now."""
+        """Release the lock: from now on, other processes see the mount itself."""
         if self.lock >= 0:
             os.close(self.lock)
             self.lock = -1
@@ -40,10 +38,10 @@ class CreatedMountpoint:
 
 @contextmanager
 def claim_mountpoint(path: str) -> Iterator[CreatedMountpoint]:
-    """Check a mount point or make it, and lock it for a block. A directory that was made here is removed again unless
-    it is ``kept``.
+    """Check a mount point or make it, and lock it for a ``with`` block.
 
-    Raises MountError when the path cannot be a mount point, or something is mounted there.
+    A directory that this function made is removed at the end unless it is ``kept``. Raises MountError if the path
+    cannot be a mount point, or if something is mounted there.
     """
     made = CreatedMountpoint()
     _check_free(path)
@@ -66,7 +64,7 @@ def claim_mountpoint(path: str) -> Iterator[CreatedMountpoint]:
         raise MountError(f"cannot mount at {path}: {(e.strerror or str(e)).lower()}", errno=e.errno or errno.EIO)
     try:
         made.lock = _locked(path)
-        _check_free(path)  # another run-time directory's mount may have come first
+        _check_free(path)  # a daemon with another run-time directory may have mounted before the lock was taken
         yield made
     finally:
         made.unlock()
@@ -78,22 +76,23 @@ def claim_mountpoint(path: str) -> Iterator[CreatedMountpoint]:
 
 
 def _check_free(path: str) -> None:
-    """Raise MountError when something is mounted at a path."""
+    """Raise MountError if something is mounted at a path."""
     from kitfs.daemon.presence import is_of_kitfs
     from kitfs.fuse.mounting import mount_at
 
     there = mount_at(path)
     if there is not None:
-        # The mount is not asked whether it answers: a stalled one would block. This process holds the lock, so a mount
-        # of this run-time directory has no daemon any more.
+        # The mount is not asked for an answer, because a stalled mount would block. This process holds the lock, so a
+        # mount of this run-time directory has no daemon any more.
         unknown = f" whose daemon died, or has another --run-dir; clear it with: kitfs umount {path}"
         hint = unknown if is_of_kitfs(there) else f", of {there.source}"
         raise MountError(f"{path} is already a mount{hint}", errno=errno.EBUSY)
 
 
 def _locked(path: str) -> int:
-    """Return a descriptor that holds a flock on a directory; -1 when the directory cannot be opened or its file system
-    has no locks.
+    """Lock a directory with flock, and return the descriptor that holds the lock.
+
+    Returns -1 if the directory cannot be opened, or if its file system has no locks.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

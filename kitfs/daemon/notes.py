@@ -1,8 +1,8 @@
-"""Collect the warnings that are printed before a mount is ready, and kept in its log.
+"""Log the warnings that ``mount`` prints before the mount is ready.
 
-Nothing is fetched for a warning: a mount waits for the manifest and the config only. Names that other users cannot use,
-in a layer that was never listed on this machine, are reported in the log when the layer is first listed. Threading:
-``ClosedNote`` may be used from any thread.
+Nothing is fetched for a warning, because a mount waits only for the manifest and the config. If a layer was never
+listed on this machine, names in it that other users cannot use are reported in the log when the layer is first listed.
+Threading: any thread may use a ``ClosedNote``.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from kitfs.kit.resolver import Resolver
 from kitfs.layers.access import READ, SEARCH, Closed, closed_to_others, summed
 from kitfs.layers.index import LayerIndex
 
-PATIENCE: Final = 1.0  # seconds that a mount may take to examine layers of the store
+PATIENCE: Final = 1.0  # seconds: a mount that starts spends at most this time on examining layers of the store
 
 
 def warn(kit: Kit, request: MountRequest, resolver: Resolver, log: logging.Logger) -> None:
-    """Warn of filters that select nothing, and of layers that cannot be listed while the registry is unreachable."""
+    """Warn about filters that select nothing, and about layers that cannot be listed without the registry."""
     if request.only and not kit.layers and kit.kitfile_bytes is None:
         log.warning("%s: nothing of this kit is selected", " and ".join(request.only))
     unlisted = sum(not layer.listed for layer in kit.layers) if resolver.fell_back else 0
     if unlisted:
         log.warning(
-            "%d of %d layers were never listed on this host: directories that they may be in cannot be listed until "
-            "the registry answers",
+            "%d of %d layers were never listed on this host: directories that may contain their files cannot be listed "
+            "until the registry answers",
             unlisted,
             len(kit.layers),
         )
 
 
 class ClosedNote:
-    """Warns once of names that other users cannot use, where the mount is open to other users (allow_other).
+    """A warning about names that other users cannot use, in a mount that is open to other users (allow_other).
 
-    It does not warn of what the request itself decided: a mode that was given, or a umask that clears the bits of
-    others.
+    It is logged once. Names that other users cannot use because of an option of the request are not reported: a mode,
+    or a umask that clears the bits of other users.
     """
 
     def __init__(self, request: MountRequest, log: logging.Logger) -> None:
@@ -50,7 +50,7 @@ class ClosedNote:
         self._warned = not (self._files or self._directories)
 
     def look(self, kit: Kit, *, patience: float = PATIENCE) -> None:
-        """Warn about all layers whose modes are known without asking their registry.
+        """Warn about the layers whose modes are known without asking their registry.
 
         Layers that cannot be examined within ``patience`` seconds are skipped.
         """

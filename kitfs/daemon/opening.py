@@ -1,6 +1,6 @@
-"""Open what a mount shows: the workspace, the kit, its tree, the file system, and the transport that serves it.
+"""Open a kit for a mount: the workspace, the kit, its tree, the file system, and the transport that serves it.
 
-Threading: the steps of a start run on the main thread.
+Threading: all functions here run on the main thread, when the mount starts.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from kitfs.metrics import Counters
     from kitfs.store.store import Store
 
-FILES_OF_LAYER: Final = 5  # descriptors: its lease, its map, its bytes, its index; its bytes again while it is sealed
-FILES_OF_COMPRESSED: Final = 8  # and the first three of its decoded form
-SPARE_FILES: Final = 256  # descriptors of the mount itself: connections, the catalog, one of /dev/fuse for each worker
+FILES_OF_LAYER: Final = 5  # descriptors: lease, map, bytes and index; and the bytes once more while it is being sealed
+FILES_OF_COMPRESSED: Final = 8  # descriptors: those of any layer; and lease, map and bytes of the decoded blob
+SPARE_FILES: Final = 256  # descriptors of the mount itself: connections, the catalog, and /dev/fuse for each worker
 
 
 class Starting(NamedTuple):
-    """What the steps of a start share; ``stack`` undoes them in reverse order."""
+    """The values that the steps of a start share. ``stack`` undoes the steps in reverse order."""
 
     request: MountRequest
     run: RunDir
@@ -44,7 +44,7 @@ class Starting(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """An opened kit, and what shows it."""
+    """An opened kit, with its tree and the file system that shows it."""
 
     kit: Kit
     store: Store
@@ -53,23 +53,23 @@ class Shown(NamedTuple):
 
 
 def _check_files(layers: Sequence[Layer], mountpoint: str) -> None:
-    """Raise MountError for a kit whose layers take more descriptors than this process may open."""
+    """Raise MountError for a kit whose layers need more descriptors than this process may open."""
     from kitfs.oci.names import LayoutReference
 
     needed = SPARE_FILES
     for layer in layers:
         needed += FILES_OF_COMPRESSED if layer.compressed else FILES_OF_LAYER
-        needed += isinstance(layer.kit, LayoutReference)  # the file of the layout
+        needed += isinstance(layer.kit, LayoutReference)  # the blob file in the layout
     limit = allow_many_files(needed)
     if limit < needed:
         raise MountError(
-            f"cannot mount at {mountpoint}: {len(layers)} layers take up to {needed} descriptors, and this process may "
-            f"open {limit}: raise its limit (ulimit -Hn, LimitNOFILE= of systemd), or mount a part of it with --only"
+            f"cannot mount at {mountpoint}: {len(layers)} layers need up to {needed} descriptors, and this process may "
+            f"open {limit}; raise the limit (ulimit -Hn, LimitNOFILE= in systemd), or mount fewer layers with --only"
         )
 
 
 def _open_kit(at: Starting) -> tuple[Kit, Store]:
-    """Open the workspace and the kit of the request, both until the end of the mount, and warn about the kit."""
+    """Open the workspace and the kit of the request until the end of the mount, and log the warnings about the kit."""
     from kitfs.daemon import notes
     from kitfs.kit.workspace import Workspace
     from kitfs.modelkit.filters import Filter
@@ -88,7 +88,7 @@ def _open_kit(at: Starting) -> tuple[Kit, Store]:
 
 
 def open_shown(at: Starting, closed: ClosedNote) -> Shown:
-    """Return the file system that shows a kit with the owner and modes of the request."""
+    """Open the kit, and the file system that shows it with the owner and the modes of the request."""
     from kitfs.fuse.filesystem import FileSystem
     from kitfs.kit.tree import tree_of
 

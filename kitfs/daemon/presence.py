@@ -1,19 +1,19 @@
-"""Whether a record is true: the mount table, the daemon's lock and its answer, combined in one place for every verb.
+"""Find out the state of a mount from its record, the mount table, the daemon's lock and the daemon's answer.
 
-    alive             the mount is at its mount point, and its daemon answers; or it is sealed
-    does not answer   the mount exists and the daemon's process runs, but it is stopped or stuck
-    detached          nothing at the mount point leads to the daemon any more; it serves files that are still open
+    alive             the mount is at its mount point, and is sealed or its daemon answers
+    does not answer   the mount exists and the daemon's process runs, but the process is stopped or stuck
+    detached          the daemon's mount is not at the mount point any more; the daemon serves files that are still open
     dead              the daemon's process has ended without unmounting
 
-A sealed mount is the kernel's and needs no process. Its record holds its last status as ``seal``:
+The kernel serves a sealed mount without a process. The record of a sealed mount has a field ``seal``:
 
-    dev, number       of the EROFS mount, as mountinfo has them
+    dev, number       the device and the id of the EROFS mount, as in mountinfo
     status            the object of ``kitfs status`` at the time of sealing
 
-A record gets a ``seal`` just before the EROFS mount replaces the FUSE mount, so what is at the mount point decides
-which of them the record means; a daemon that is killed between the steps leaves nothing that is not known.
+A record gets its ``seal`` just before the EROFS mount replaces the FUSE mount. The mount table then decides which of
+the two mounts the record describes, so the state is known even if the daemon is killed between the steps.
 
-Nothing here makes a request of the mounted file system. Threading: no shared state.
+No function here sends a request to the mounted file system, which could block.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from kitfs.daemon.run_dir import Record, RunDir, ask
 from kitfs.erofs import mounting as erofs
 from kitfs.fuse.mounting import FSTYPE, MountInfo, mount_at, mounts
 
-ANSWER: Final = 5.0  # seconds that a daemon has to answer
+ANSWER: Final = 5.0  # seconds to wait for the answer of a daemon
 CONCURRENCY: Final = 16  # daemons that are asked at the same time
 
 
 class Presence(NamedTuple):
-    """The state of a mount, and its status object, which is empty if a daemon should have answered and did not."""
+    """The state of a mount, and its status object, which is empty if the daemon did not answer."""
 
     state: str
     status: dict[str, Any]
 
 
 def is_lazy_at(record: Record, there: MountInfo | None) -> bool:
-    """Tell whether the topmost mount at the mount point of a record is the FUSE mount that the record describes.
+    """Return whether the topmost mount at the mount point of a record is the FUSE mount that the record describes.
 
     The record of an older kitfs names no device.
     """
@@ -53,7 +53,7 @@ def is_lazy_at(record: Record, there: MountInfo | None) -> bool:
 
 
 def is_sealed_at(record: Record, there: MountInfo | None) -> bool:
-    """Tell whether the topmost mount at the mount point of a record is the sealed mount that the record describes."""
+    """Return whether the topmost mount at the mount point of a record is the sealed mount that the record describes."""
     return (
         there is not None
         and there.fstype == erofs.FSTYPE
@@ -63,13 +63,15 @@ def is_sealed_at(record: Record, there: MountInfo | None) -> bool:
 
 
 def is_at(record: Record, there: MountInfo | None) -> bool:
-    """Tell whether the topmost mount at the mount point of a record is the one that the record describes."""
+    """Return whether the topmost mount at the mount point of a record is the one that the record describes."""
     return is_lazy_at(record, there) or is_sealed_at(record, there)
 
 
 def is_of_kitfs(there: MountInfo | None) -> bool:
-    """Tell whether a mount is one of kitfs, of any run-time directory. A sealed one has an attribute that says so; its
-    file system is the kernel's, which answers at once.
+    """Return whether a mount was made by kitfs, with any run-time directory.
+
+    A sealed mount has an extended attribute that identifies it. Reading the attribute cannot block, because the kernel
+    serves the mount.
     """
     if there is None or there.fstype != erofs.FSTYPE:
         return there is not None and there.fstype == FSTYPE
@@ -80,8 +82,10 @@ def is_of_kitfs(there: MountInfo | None) -> bool:
 
 
 def record_at(run: RunDir, mountpoint: str, there: MountInfo | None) -> Record | None:
-    """Return the record of the mount at a mount point. If the mount there is not of this run-time directory, return the
-    record of a daemon that was detached from there, or None. The record of a sealed mount that has ended is removed.
+    """Return the record of the mount at a mount point.
+
+    If the mount there does not belong to this run-time directory, the result is the record of a daemon that was
+    detached from the mount point, or None. The record of a sealed mount that has ended is removed.
     """
     all_there = [mount for mount in mounts() if mount.mountpoint == mountpoint]
     found = []
@@ -97,14 +101,14 @@ def record_at(run: RunDir, mountpoint: str, there: MountInfo | None) -> Record |
 
 
 def _current(run: RunDir, record: Record, there: MountInfo | None) -> Record:
-    """Return a record as it is now: what was sealed after it was written has no transport, and perhaps no process."""
+    """Bring a record up to date: a mount that was sealed since then has no transport, and perhaps no process."""
     if not is_sealed_at(record, there):
         return record
     return replace(record, transport=erofs.FSTYPE, pid=record.pid if run.alive(record) else None)
 
 
 def presence(run: RunDir, record: Record, *, timeout: float = ANSWER) -> Presence:
-    """Return the state of one mount. The daemon has ``timeout`` seconds to answer."""
+    """Return the state of a mount, after waiting at most ``timeout`` seconds for its daemon."""
     there = mount_at(record.mountpoint)
     if is_sealed_at(record, there):
         return Presence("alive", _sealed_status(_current(run, record, there)))
@@ -123,7 +127,7 @@ def _sealed_status(record: Record) -> dict[str, Any]:
 
 
 def presences(run: RunDir, records: Sequence[Record]) -> list[Presence]:
-    """Return the states of several mounts, which are asked at the same time."""
+    """Return the states of several mounts, whose daemons are asked at the same time."""
     from concurrent.futures import ThreadPoolExecutor
 
     if not records:
@@ -133,8 +137,9 @@ def presences(run: RunDir, records: Sequence[Record]) -> list[Presence]:
 
 
 def records_of(run: RunDir, store: str) -> list[Record]:
-    """Return the records of a store's mounts (``store`` is a real path). Records of daemons that left no mount behind
-    are removed.
+    """Return the records of the mounts that use a store; ``store`` is the real path of its directory.
+
+    The record of a dead daemon is removed if it left no mount behind.
     """
     table: dict[str, list[MountInfo]] = {}
     for mount in mounts():

@@ -1,11 +1,12 @@
-"""What a mount was asked to be, and whether another request asks for the same.
+"""Define the request for a mount, and compare two requests.
 
-Two requests are the same when they show the same kit of the same repository or layout, whatever tag, digest or labels
-name it, and all other options agree after parsing: their spelling, order and place of setting do not matter.
-``terms_of`` turns the options of a request into texts, which the record of a mount keeps for later requests.
+Two requests are the same if they show the same kit of the same repository or layout, and if all other options are equal
+after parsing. The tag, digest or labels by which the kit is named do not matter, nor do the spelling and order of
+options, or whether an option was set on the command line or elsewhere. ``terms_of`` turns the options of a request into
+strings, which are stored in the record of the mount for the comparison with later requests.
 
-No text holds a user or password of a URL: those are hashed with a salt that differs from mount to mount. Pure but for
-``MountRequest.of`` and ``terms_of``, which resolve symbolic links of paths.
+These strings contain no user or password of a URL, only a hash with a salt that differs from mount to mount. Only
+``MountRequest.of`` and ``terms_of`` do I/O: they resolve symbolic links in paths.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from kitfs.registry.options import ClientOptions
 if TYPE_CHECKING:
     from kitfs.config import Settings
 
-_USER: Final = re.compile(r"//(.*)@")  # user and password of a URL; greedy, so that it rather hides too much
-_MARK: Final = " #"  # before the hash of the user and password that a text leaves out
+_USER: Final = re.compile(r"//(.*)@")  # user and password of a URL; greedy, so that it hides too much if in doubt
+_MARK: Final = " #"  # precedes the hash of a user and password
 
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """Everything that a daemon needs, as plain values; every path is absolute."""
+    """The arguments of a daemon, as plain values. Every path is absolute."""
 
     reference: str
     mountpoint: str
@@ -59,8 +60,9 @@ class MountRequest:
 
     @classmethod
     def of(cls, reference: str, directory: str, settings: Settings) -> MountRequest:
-        """Return the request of the options of ``mount``. Raises UsageError, and MountError for a directory that cannot
-        be a mount point.
+        """Make a request from the arguments and options of ``mount``.
+
+        Raises UsageError, and MountError for a directory that cannot be a mount point.
         """
         from kitfs.fuse.mounting import canonical
         from kitfs.modelkit.filters import Filter
@@ -96,13 +98,13 @@ class MountRequest:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> MountRequest:
-        """Return the request whose ``dataclasses.asdict`` went through JSON. Raises TypeError for an unknown field."""
+        """Make a request from the JSON object of ``dataclasses.asdict``. Raises TypeError for an unknown field."""
         client = ClientOptions.from_json(fields.get("client", {}))
         return cls(**{**fields, "only": tuple(fields.get("only", ())), "client": client})
 
     @property
     def workspace(self) -> WorkspaceOptions:
-        """The options of the workspace that the mount's daemon opens."""
+        """Return the options of the workspace that the mount's daemon opens."""
         return WorkspaceOptions(
             cache_dir=self.cache_dir,
             kit_home=self.kit_home,
@@ -114,17 +116,17 @@ class MountRequest:
 
     @property
     def transport_name(self) -> str:
-        """The transport that ``transport`` means on this system: kernel or libfuse."""
+        """Return the transport that ``transport`` selects on this system: "kernel" or "libfuse"."""
         if self.transport == "auto":
             return "kernel" if sys.platform == "linux" else "libfuse"
         return self.transport
 
 
 def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
-    """Map the name of each command-line option, except those that name the kit, to a string.
+    """Return a string for each command-line option, by its name, except for the options that name the kit.
 
-    Equal options give equal strings; an option that was not given is "". ``salt`` is hashed with the users and
-    passwords of URLs.
+    Equal options have equal strings. The string of an option that was not given is "". Users and passwords of URLs are
+    hashed together with ``salt``.
     """
     client = request.client
     mirrors = {host: " ".join(_without_user(url, salt) for url in urls) for host, urls in client.mirrors.items()}
@@ -158,8 +160,9 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
 
 
 def differences(mounted: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
-    """Describe what differs between the terms of a mount and those of a request. An option that the mount did not
-    record counts as equal.
+    """Describe the differences between the options of a mount and those of a request; both are from ``terms_of``.
+
+    An option that the mount did not record counts as equal.
     """
     return [
         f"--{name} {_difference(mounted[name], asked[name])}"
@@ -184,10 +187,13 @@ def _text(value: object) -> str:
 
 
 def _only(filters: Sequence[str]) -> str:
-    """Return what filters select together, whatever their order and however they were split: ``docs:a,b model``."""
+    """Return a string for what filters select together, such as ``docs:a,b model``.
+
+    It does not depend on the order of the filters, or on how they are split.
+    """
     from kitfs.modelkit.filters import Filter
 
-    names: dict[str, set[str] | None] = {}  # per type; None selects every name
+    names: dict[str, set[str] | None] = {}  # by type; None selects every name
     for chosen in map(Filter.parse, filters):
         for kind in chosen.types:
             earlier = names.get(kind, set())

@@ -1,21 +1,21 @@
-"""The run-time directory: one record, lock, log and socket per mount, by which verbs find the daemons.
+"""Manage the run-time directory, which has a record, a lock, a log and a socket for each mount.
 
-    <run-dir>/<id>.json   what is mounted where (Record); written by rename when the mount answers, removed at its end
-              <id>.lock   held exclusively (flock) by the daemon until it ends, so that a free lock means that the
-                          daemon has ended; holds a nonce, which the daemon's record repeats: a record with another
-                          nonce is that of a dead daemon
-              <id>.log    the daemon's log; kept after the end, rotated at 16 MiB
-              <id>.sock   a Unix socket that sends the status as one JSON object to every client
+    <run-dir>/<id>.json   the Record of the mount; written by rename when the mount answers, removed when the mount ends
+              <id>.lock   locked exclusively (flock) by the daemon until it ends, so a free lock means that the daemon
+                          has ended; contains a nonce that the daemon's record repeats, so a record with another nonce
+                          belongs to a dead daemon
+              <id>.log    the daemon's log, rotated at 16 MiB; it stays after the end of the mount
+              <id>.sock   a Unix socket that sends the status as a JSON object to every client
               <id>.<nonce>.json, .lock, .sock
-                          of a daemon that serves files which are still open, while its mount point is free or used by
-                          another mount (``displace``)
+                          the same files of a displaced daemon: its mount was detached from the mount point, but
+                          programs still have files of that mount open (``displace``)
 
-The directory and its files belong to its user alone (``ownership``): a directory or file that another user owns or may
-write is refused. In an empty directory that users share, all of it is in a subdirectory.
+The directory and its files must belong to the user alone (``ownership``): a directory or file that another user owns or
+may write is refused. In an empty directory that users share, kitfs uses a subdirectory for each user.
 
-``<id>`` is made from the mount point, so that the socket's path stays short and any name is safe. Nothing here outlives
-a reboot, and no read needs it. The files of a mount are renamed and removed, and its lock is taken, under a flock on
-the directory itself (``_exclusive``), which is held no longer than that takes. Threading: no shared state.
+``<id>`` is a hash of the mount point, so the path of the socket is short, and any mount point has a valid name. No file
+here is needed after a reboot, or for a read. The files of a mount are renamed and removed, and its lock is taken, only
+under a short flock on the directory itself (``_exclusive``).
 """
 
 from __future__ import annotations
@@ -45,27 +45,28 @@ LONGEST_SOCKET: Final = 107  # bytes of sun_path, less its NUL (unix(7))
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a daemon publishes about its mount. Times are seconds since the epoch; ``store`` is the real path of the
-    cache directory.
+    """The record that a daemon publishes about its mount.
+
+    Times are in seconds since the epoch. ``store`` is the real path of the cache directory.
     """
 
     reference: str
     digest: str
     mountpoint: str
-    pid: int | None  # None: a sealed mount, which no process serves
+    pid: int | None  # None for a sealed mount, which needs no process
     transport: str
     store: str
     log: str
     started: float
-    labels: dict[str, str] = field(default_factory=dict)  # by which the kit was chosen from an index
-    terms: dict[str, str] = field(default_factory=dict)  # the options it was mounted with (``request.terms_of``)
+    labels: dict[str, str] = field(default_factory=dict)  # the labels that chose the kit from an index
+    terms: dict[str, str] = field(default_factory=dict)  # the options of the mount (``request.terms_of``)
     dev: str = ""  # "major:minor" of the mounted file system, as mountinfo has it
-    number: int = 0  # the kernel's id of the mount
+    number: int = 0  # the id of the mount in the kernel
     nonce: str = ""
-    seal: dict[str, Any] = field(default_factory=dict)  # the EROFS mount that replaces it, or is it (``presence``)
+    seal: dict[str, Any] = field(default_factory=dict)  # the EROFS mount of a sealed mount (``presence``)
 
 
-KINDS: Final[dict[str, Any]] = {  # types of the fields: a record may be damaged
+KINDS: Final[dict[str, Any]] = {  # the types of the fields, which are checked because a record may be damaged
     **dict.fromkeys(("reference", "digest", "mountpoint", "transport", "store", "log", "dev", "nonce"), str),
     "pid": (int, type(None)),
     "number": int,
@@ -75,11 +76,10 @@ KINDS: Final[dict[str, Any]] = {  # types of the fields: a record may be damaged
 
 
 class RunDir:
-    """The run-time directory at ``path``, made with mode 0700 when it is missing, or kitfs's own part of it
-    (``ownership.own_directory``).
+    """The run-time directory at ``path``, or kitfs's own subdirectory of it (``ownership.own_directory``).
 
-    Raises MountError when it, or a file in it, belongs to another user or can be written by one, and when it cannot be
-    made.
+    A missing directory is made with mode 0700. Raises MountError if the directory cannot be made, or if the directory
+    or a file in it belongs to another user or can be written by another user.
     """
 
     def __init__(self, path: str) -> None:
@@ -94,42 +94,42 @@ class RunDir:
             )
 
     def file(self, mountpoint: str, suffix: str, nonce: str = "") -> str:
-        """Return the path of one of a mount's files; with a ``nonce``, that of the displaced daemon with this nonce."""
+        """Return the path of a file of a mount; with a ``nonce``, of a file of the displaced daemon with this nonce."""
         name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
         return os.path.join(self.path, f"{name}.{nonce}.{suffix}" if nonce else f"{name}.{suffix}")
 
     def file_of(self, record: Record, suffix: str) -> str:
-        """Return the path of one of the files of a record's daemon, displaced or not."""
+        """Return the path of a file of a record's daemon, which may be displaced."""
         displaced = self.file(record.mountpoint, suffix, _displaced_part(record))
         return displaced if os.path.exists(displaced) else self.file(record.mountpoint, suffix)
 
     def record(self, mountpoint: str) -> Record | None:
-        """Return the record of a mount point (a real path); None when there is no record."""
+        """Return the record of a mount point (a real path), or None if it has no record."""
         return _read(self.file(mountpoint, "json"))
 
     def records(self) -> list[Record]:
-        """Return every record, those of displaced daemons too, by mount point."""
+        """Return all records, including those of displaced daemons, sorted by mount point."""
         found = [_read(str(p)) for p in Path(self.path).glob("*.json")]
         return sorted((r for r in found if r is not None), key=lambda r: (r.mountpoint, r.started))
 
     def write(self, record: Record) -> None:
-        """Publish a record by rename: a reader sees either the whole record or none."""
+        """Publish a record by rename, so that a reader sees either the whole record or no record."""
         target = self.file(record.mountpoint, "json")
         with whole_file(target, durable=False) as f:
             f.write(json.dumps(asdict(record)).encode())
 
     def open_log(self, mountpoint: str) -> TextIO:
-        """Open a mount's log for reading. Raises FileNotFoundError when there is none, MountError when it is another
-        user's.
+        """Open a mount's log for reading.
+
+        Raises FileNotFoundError if the mount has no log, and MountError if the file belongs to another user.
         """
         with _refused(path := self.file(mountpoint, "log")):
             return open(open_file(path), encoding="utf-8", errors="replace")
 
     def forget(self, gone: Record | str) -> None:
-        """Remove the files of a daemon; or the record and socket of a mount point, whatever daemon wrote them. The log
-        stays, for people.
+        """Remove the files of a record's daemon, or the record and the socket of a mount point. The log stays.
 
-        The lock of a mount point stays too, since another process may be waiting for it.
+        The lock of a mount point stays too, because another process may be waiting for it.
         """
         with self._exclusive():
             if isinstance(gone, str):
@@ -144,16 +144,17 @@ class RunDir:
                 Path(self.file(mountpoint, suffix)).unlink(missing_ok=True)
 
     def close_socket(self, record: Record) -> None:
-        """Remove the socket of a daemon that ends and leaves a sealed mount behind. The record stays."""
+        """Remove the socket of a daemon that leaves a sealed mount behind. The record stays."""
         Path(self.file_of(record, "sock")).unlink(missing_ok=True)
 
     def displace(self, record: Record) -> None:
-        """Free the mount point of a daemon that was detached from it and still serves open files. Does nothing when it
-        is free already.
+        """Rename the files of a daemon that was detached from its mount point and still serves open files.
+
+        After that, another daemon can use the mount point. Does nothing if the files were renamed already.
         """
         with self._exclusive():
             if self.record(record.mountpoint) == record and self.alive(record):
-                for suffix in ("sock", "json", "lock"):  # without its lock a record counts as a dead daemon's
+                for suffix in ("sock", "json", "lock"):  # the lock is last: a record without a lock means a dead daemon
                     with suppress(FileNotFoundError):
                         os.rename(
                             self.file(record.mountpoint, suffix),
@@ -162,13 +163,14 @@ class RunDir:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Keep other processes from changing which files belong to a mount point, for a block. Raises MountError after
-        ``LOCK_PATIENCE`` seconds.
+        """Lock the directory for a ``with`` block, so that other processes do not rename or remove files meanwhile.
+
+        Raises MountError after ``LOCK_PATIENCE`` seconds.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            yield  # the directory was removed: there are no files to protect
+            yield  # the directory was removed, so it has no files to protect
             return
         try:
             deadline = time.monotonic() + LOCK_PATIENCE
@@ -179,7 +181,8 @@ class RunDir:
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         raise MountError(
-                            f"run-time directory {self.path} is locked by another process that does not release it",
+                            f"run-time directory {self.path} is locked by another process that does not release it; "
+                            "try again",
                             errno=errno.EBUSY,
                         )
                     time.sleep(0.002)
@@ -189,7 +192,7 @@ class RunDir:
 
     @contextmanager
     def hold(self, mountpoint: str) -> Iterator[str]:
-        """Hold the lock of a mount for a block. Yields its new nonce, or "" when another process holds the lock."""
+        """Hold the lock of a mount for a ``with`` block. Yields a new nonce, or "" if another process has the lock."""
         fd = -1
         try:
             with self._exclusive():
@@ -213,7 +216,7 @@ class RunDir:
                 os.close(fd)
 
     def alive(self, daemon: Record | str) -> bool:
-        """Tell whether the daemon of a record runs, or any daemon that holds the lock of a mount point."""
+        """Return whether a daemon runs: the daemon of a record, or any daemon of a mount point."""
         path = self.file(daemon, "lock") if isinstance(daemon, str) else self.file_of(daemon, "lock")
         try:
             with _refused(path):
@@ -230,7 +233,7 @@ class RunDir:
             os.close(fd)
 
     def wait_gone(self, daemon: Record | str, timeout: float) -> bool:
-        """Wait until a daemon has ended. Returns False after ``timeout`` seconds."""
+        """Wait until a daemon has ended. Returns False if it still runs after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while self.alive(daemon):
             if time.monotonic() > deadline:
@@ -240,13 +243,16 @@ class RunDir:
 
 
 def _displaced_part(record: Record) -> str:
-    """Return the middle part of the names of a displaced daemon's files. The record of an old kitfs has no nonce."""
+    """Return the part between the dots in the names of a displaced daemon's files.
+
+    The record of an old version of kitfs has no nonce; its part is "old".
+    """
     return record.nonce or "old"
 
 
 @contextmanager
 def _refused(path: str) -> Iterator[None]:
-    """Raise Unsafe of the block as a MountError that says what to do."""
+    """Turn an Unsafe error of the ``with`` block into a MountError that says what to do."""
     try:
         yield
     except (Unsafe, IsADirectoryError) as e:
@@ -259,7 +265,7 @@ def _read(path: str) -> Record | None:
             loaded = own_json(f.read())
         later = {
             name: loaded[name] for name in ("labels", "terms", "dev", "number", "nonce", "seal") if name in loaded
-        }  # fields that a record of an older kitfs lacks
+        }  # the record of an older version of kitfs lacks some fields
         record = Record(
             **{f.name: loaded[f.name] for f in fields(Record) if f.default is MISSING and f.default_factory is MISSING},
             **later,
@@ -271,7 +277,7 @@ def _read(path: str) -> Record | None:
 
 @contextmanager
 def _reachable(path: str) -> Iterator[str]:
-    """Yield a name for a socket that fits into sun_path, however long its directory's name is."""
+    """Yield a name for a socket that fits into sun_path, even if the name of its directory is long."""
     if len(os.fsencode(path)) <= LONGEST_SOCKET:
         yield path
         return
@@ -283,11 +289,11 @@ def _reachable(path: str) -> Iterator[str]:
 
 
 def listen(path: str) -> socket.socket:
-    """Return a listening Unix socket of mode 0600, in place of one that a dead daemon left."""
+    """Return a listening Unix socket of mode 0600. It replaces the socket of a dead daemon."""
     Path(path).unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Linux makes the name with this mode less the umask, so that no other user connects before the chmod below.
+        # Linux makes the name with this mode less the umask, so no other user can connect before the chmod below.
         os.fchmod(server.fileno(), 0o600)
         with _reachable(path) as name:
             server.bind(name)
@@ -300,10 +306,10 @@ def listen(path: str) -> socket.socket:
 
 
 def ask(path: str, *, timeout: float = 5.0, command: bytes = b"") -> Any:
-    """Return the JSON object that the daemon behind a socket sends: its status, or the answer to a command.
+    """Return the JSON object that a daemon sends on its socket: its status, or the answer to a command.
 
-    Raises OSError or ValueError when it does not answer in ``timeout`` seconds, MountError when another user has put
-    the socket there.
+    Raises OSError or ValueError if the daemon does not answer within ``timeout`` seconds, and MountError if the socket
+    belongs to another user.
     """
     info = os.lstat(path)
     if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
@@ -314,7 +320,7 @@ def ask(path: str, *, timeout: float = 5.0, command: bytes = b"") -> Any:
         client.settimeout(timeout)
         with _reachable(path) as name:
             client.connect(name)
-        with suppress(OSError):  # a daemon of an older kitfs expects nothing, and may have answered and closed already
+        with suppress(OSError):  # an older version of the daemon reads no command, and may have closed the socket
             client.sendall(command)
             client.shutdown(socket.SHUT_WR)
         parts = []

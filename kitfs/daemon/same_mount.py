@@ -1,8 +1,7 @@
-"""A mount request for a directory where kitfs has mounted already: the same request succeeds, any other is an error
-that says what differs.
+"""Check a mount request for a directory that has a kitfs mount already.
 
-``request`` defines what is the same. Tags are resolved at their registry again, since a tag that has moved means
-another kit. Threading: no shared state.
+The same request succeeds; any other request raises an error that names the differences. ``request`` defines which
+requests are the same. Tags are resolved at their registry again, because a tag that has moved names another kit.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from kitfs.oci.names import LOCAL, UNNAMED, LayoutReference, Reference, parse_an
 
 
 def check(request: MountRequest, record: Record, run: RunDir, *, foreground: bool, log: logging.Logger) -> None:
-    """Return if the mount of ``record`` is what ``request`` asks for, and its daemon answers; warnings go to ``log``.
+    """Return if ``request`` asks for the mount of ``record`` and the mount's daemon answers.
 
-    Raises MountError (EBUSY), which says what differs, that the daemon does not answer, or that ``foreground`` is
-    impossible.
+    Warnings are written to ``log``. Raises MountError (EBUSY) if the request differs from the mount, if the daemon does
+    not answer, or if ``foreground`` is impossible.
     """
     where, served = record.mountpoint, f"a mount of {record.reference}"
     replace = f"to mount something else there, first run: kitfs umount {where}"
@@ -45,12 +44,12 @@ def check(request: MountRequest, record: Record, run: RunDir, *, foreground: boo
         )
     if foreground:
         raise _busy(
-            f"{where} is already {served}, by process {record.pid}, which --foreground cannot take over; {replace}"
+            f"{where} is already {served}, by process {record.pid}, which --foreground cannot replace; {replace}"
         )
 
 
 def state_text(state: str) -> str:
-    """Return a state that is not "alive" as the words that follow "its daemon"."""
+    """Return the words that follow "its daemon" in a message, for a state other than "alive"."""
     return {"dead": "has died", "detached": "is detached from it"}.get(state, state)
 
 
@@ -59,8 +58,9 @@ def _busy(text: str) -> MountError:
 
 
 def _same_place(mounted: Reference | LayoutReference, asked: Reference | LayoutReference) -> bool:
-    """Tell whether two references name the same repository or layout. A kit of the store may be named by its digest
-    alone.
+    """Return whether two references name the same repository or layout.
+
+    A kit of the store may be named by its digest alone.
     """
     if isinstance(mounted, LayoutReference) or isinstance(asked, LayoutReference):
         if not (isinstance(mounted, LayoutReference) and isinstance(asked, LayoutReference)):
@@ -71,8 +71,9 @@ def _same_place(mounted: Reference | LayoutReference, asked: Reference | LayoutR
 
 
 def _digest_of(request: MountRequest, record: Record, log: logging.Logger) -> str:
-    """Return the digest of the kit that a request means now. While the registry is unreachable, the reference that was
-    mounted means the kit that was mounted.
+    """Return the digest of the kit that a request names now.
+
+    If the registry is unreachable, the reference of the mount is assumed to name the mounted kit still.
     """
     from kitfs.kit.workspace import Workspace
 
@@ -87,7 +88,7 @@ def _digest_of(request: MountRequest, record: Record, log: logging.Logger) -> st
             record.reference,
             record.labels,
         ):
-            log.warning("cannot tell whether %s still means %s: %s", record.reference, record.digest, e)
+            log.warning("cannot check whether %s still means %s: %s", record.reference, record.digest, e)
             return record.digest
         text = f"{record.mountpoint} is already a mount of {record.reference}; cannot resolve {request.reference}: {e}"
         raise _busy(text)

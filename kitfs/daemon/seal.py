@@ -1,7 +1,7 @@
 """Seal a kit: make an EROFS mount of its tree over the verified blobs of the store, and compare it with the tree.
 
-The mount that ``Seal.mount`` returns belongs to no directory yet. Whatever keeps a kit from being sealed is a
-``Refusal``, and the kit is served by FUSE as before. Threading: a Seal is used by one thread at a time.
+The mount that ``Seal.mount`` returns is not attached to a directory yet. If a kit cannot be sealed, ``Refusal`` is
+raised, and FUSE serves the kit as before. Threading: only one thread at a time may use a ``Seal``.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ if TYPE_CHECKING:
     from kitfs.kit.tree import Tree
     from kitfs.store.store import Store
 
-NEVER: Final = "never"  # the value of --seal that keeps a mount from sealing itself
+NEVER: Final = "never"  # the value of --seal for a mount that must not seal itself
 _PREFIX: Final = b"user."
 _STATE: Final = b"kitfs.state"
 
 
 class Seal:
-    """Seals one opened kit, whose ``filesystem`` shows ``tree``. ``scratch`` is a directory for a moment's use."""
+    """The means to seal an opened kit, whose ``filesystem`` shows ``tree``.
+
+    ``scratch`` is a directory for temporary files.
+    """
 
     def __init__(
         self, request: MountRequest, kit: Kit, tree: Tree, filesystem: FileSystem, store: Store, *, scratch: str
@@ -52,7 +55,7 @@ class Seal:
         self._verified: set[Layer] = set()
 
     def check(self) -> None:
-        """Raise Refusal if this mount can never be sealed here."""
+        """Raise Refusal if this mount can never be sealed on this system."""
         if self._request.transport_name == "libfuse":
             raise Refusal(Reason.TRANSPORT)
         mounting.check_system()
@@ -60,7 +63,7 @@ class Seal:
             raise Refusal(Reason.PRIVATE)
 
     def check_complete(self) -> None:
-        """Raise Refusal unless every layer that is shown is complete and verified in the store."""
+        """Raise Refusal unless every layer of the mount is complete and verified in the store."""
         for layer in self._kit.layers:
             if layer not in self._verified:
                 is_here = self._store.has_decoded if layer.compressed else self._store.has_sealed
@@ -72,7 +75,7 @@ class Seal:
             raise Refusal(Reason.INCOMPLETE, f"{missing} of {total} layers are not complete and verified yet")
 
     def mount(self) -> NewMount:
-        """Return a mount of the kit, which has been compared with its tree. Raises Refusal."""
+        """Mount the kit as EROFS, compare the mount with the kit's tree, and return the mount. Raises Refusal."""
         self.check()
         self.check_complete()
         try:
@@ -94,7 +97,7 @@ class Seal:
 
 
 class _Bodies:
-    """The files of the store that hold the layers' contents; each is a device of the image."""
+    """The files of the store that contain the layers' contents. Each file is a device of the image."""
 
     def __init__(self, layers: Iterable[Layer], store: Store, stack: ExitStack) -> None:
         self.devices: list[Device] = []
@@ -104,7 +107,7 @@ class _Bodies:
         for layer in layers:
             if layer.digest in self._numbers:
                 continue
-            layer.content()  # holds its lease, so that nothing evicts the blob before it is mounted
+            layer.content()  # takes a lease, so that the blob is not evicted before it is mounted
             body = store.open_sealed(layer.digest, "decoded" if layer.compressed else "blobs")
             if body is None:
                 raise Refusal(Reason.INCOMPLETE, f"layer {layer.digest} is not in the store any more")
@@ -116,33 +119,36 @@ class _Bodies:
                 self._raw.add(layer.digest)
 
     def number(self, digest: str) -> int:
-        """Return the number of a layer's device, from 1 on."""
+        """Return the number of a layer's device; the first number is 1."""
         return self._numbers[digest]
 
     def holds(self, digest: str, size: int, extents: Iterable[Extent]) -> bool:
-        """Tell whether a layer's device holds a file of ``size`` bytes; a raw layer must end where its file does."""
+        """Return whether a layer's device contains a whole file of ``size`` bytes.
+
+        The device of a raw layer must end where the file ends.
+        """
         there = self.devices[self.number(digest) - 1].size
         if digest in self._raw and there != size:
             return False
         return all(e.offset + e.length <= there for e in extents)
 
     def read(self, device: int, offset: int, length: int) -> bytes:
-        """Read bytes of a device, as os.pread."""
+        """Read bytes of a device, as os.pread does."""
         return os.pread(self.files[device - 1], length, offset)
 
 
 def _size_of(layer: Layer, body: io.FileIO) -> int:
-    """Return the size of a layer's file in the store. Raises Refusal if it is not that of the layer."""
+    """Return the size of a layer's file in the store. Raises Refusal if the size is wrong."""
     size = os.fstat(body.fileno()).st_size
     expected = layer.content().size
-    if size != expected and expected is not None:  # None: another process has decoded the layer
+    if size != expected and expected is not None:  # the size is None if another process has decoded the layer
         text = f"the file of layer {layer.digest} in the store has {size} bytes instead of {expected}"
         raise Refusal(Reason.SIZE, text)
     return size
 
 
 def _check_leases(image: int) -> None:
-    """Raise Refusal if the store could not tell later that a mount uses its files."""
+    """Raise Refusal if the store could not find out later whether a mount uses its files."""
     try:
         is_open_elsewhere(image)
     except OSError as e:
@@ -150,7 +156,7 @@ def _check_leases(image: int) -> None:
 
 
 class _Source:
-    """The tree of a kit as inodes of an image, with the owner, modes, times and attributes that its mount shows."""
+    """The tree of a kit as inodes of an image, with the owner, modes, times and attributes of the kit's mount."""
 
     def __init__(self, tree: Tree, filesystem: FileSystem, bodies: _Bodies) -> None:
         self._tree = tree
@@ -163,7 +169,7 @@ class _Source:
         return self._inode(self._tree.root)
 
     def children(self, directory: Inode) -> Iterable[tuple[bytes, Inode]]:
-        """Yield the names in a directory."""
+        """Yield the entries of a directory as pairs (name, inode)."""
         from kitfs.kit.inode import Inode as Number
 
         for name, node in self._tree.list(self._tree.node(Number(directory.key))):
@@ -184,7 +190,7 @@ class _Source:
         return found._replace(size=attr.size, extents=self._extents(node))
 
     def _extents(self, node: Node) -> list[Extent]:
-        """Return where the bytes of a file are. Raises Refusal for a file that its layer does not hold whole."""
+        """Return the extents of a file. Raises Refusal if its layer does not contain the whole file."""
         assert node.layer is not None
         device = self._bodies.number(node.layer.digest)
         found = [Extent(e.file_offset, device, e.blob_offset, e.length) for e in node.member.extents]
@@ -193,7 +199,7 @@ class _Source:
         return found
 
     def _attributes_of(self, node: Node) -> tuple[tuple[bytes, bytes], ...]:
-        """Return the extended attributes of a node. All content of a sealed mount is verified."""
+        """Return the extended attributes of a node, which report its content as verified."""
         shared = node.layer.digest if node.layer is not None and node.kind != "symlink" else ""
         if shared and shared in self._attributes:
             return self._attributes[shared]
@@ -207,8 +213,10 @@ class _Source:
 
 
 def compare(root: int, tree: Tree, filesystem: FileSystem) -> None:
-    """Compare the tree below ``root``, a descriptor of a directory, with what a file system shows: names, types, modes,
-    owners, sizes, link counts, times and targets. Raises Refusal for the first difference.
+    """Compare the directory tree below ``root`` (a descriptor) with the tree that a file system shows.
+
+    Names, types, modes, owners, sizes, link counts, times and targets must agree. Raises Refusal for the first
+    difference.
     """
     pending = [("", tree.root)]
     while pending:

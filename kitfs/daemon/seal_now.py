@@ -1,4 +1,4 @@
-"""Ask the daemon of a mount to seal it now. Threading: no shared state."""
+"""Ask the daemon of a mount to seal the mount now."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kitfs.daemon.run_dir import RunDir, ask
 from kitfs.errors import MountError, NotFound, error_from_json
 from kitfs.fuse.mounting import mount_at
 
-PATIENCE: Final = 600.0  # seconds; an image of 100,000 files takes a few
+PATIENCE: Final = 600.0  # seconds to wait for the daemon; an image of 100,000 files takes a few seconds
 
 
 def seal_now(run: RunDir, mountpoint: str) -> None:
-    """Seal the mount at ``mountpoint``, also one with ``--seal never``. Does nothing if it is sealed.
+    """Seal the mount at ``mountpoint``, even if it has ``--seal never``. Does nothing if the mount is sealed already.
 
-    Raises NotFound if nothing of kitfs is mounted there, and MountError, with the reason, if it is not sealed.
+    Raises NotFound if kitfs has no mount there, and MountError, with the reason, if the mount cannot be sealed.
     """
     there = mount_at(mountpoint)
     record = record_at(run, mountpoint, there)
@@ -33,6 +33,6 @@ def seal_now(run: RunDir, mountpoint: str) -> None:
         raise error_from_json(answer)
     if not answer.get("sealed"):
         raise MountError(
-            f"cannot seal {mountpoint}: its daemon is of an older kitfs; unmount it and mount it again",
+            f"cannot seal {mountpoint}: its daemon is an older version of kitfs; unmount it and mount it again",
             errno=errno.EOPNOTSUPP,
         )

@@ -1,8 +1,8 @@
-"""Decide what a request for a mount needs: a new mount, or the one that exists already.
+"""Serve a request for a mount: make a new mount, or use the mount that exists already.
 
-A daemon takes the mount's lock first and keeps it until its process ends, so that two mounts of one directory cannot
-race and a dead daemon is recognized by its free lock. ``life`` has what a new mount does. ``start`` forks the process;
-``--foreground`` calls ``serve`` in its own. Threading: the main thread.
+A daemon takes the mount's lock first and keeps it until its process ends. So two daemons cannot mount on one directory
+at the same time, and a free lock shows that a daemon is dead. ``life`` runs a new mount. ``start`` calls ``serve`` in a
+forked process, and ``--foreground`` calls it in its own process. Threading: only the main thread may call ``serve``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from kitfs.daemon.shutdown import Shutdown
 from kitfs.errors import MountError
 from kitfs.system import allow_many_files, notify_systemd
 
-START_PATIENCE: Final = 60.0  # seconds that a second mount of a directory waits for the first one to answer
+START_PATIENCE: Final = 60.0  # seconds to wait for another process that is mounting on the same directory
 
 
 def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> None:
-    """Mount, call ``ready`` when the mount answers, and return when it is unmounted.
+    """Mount a kit, call ``ready`` when the mount answers, and return when the kit is unmounted.
 
-    If the same request is mounted already, ``ready`` is called for that mount, and the function returns; with
-    ``foreground`` this is an error, unless the mount is sealed and has no process. A sealed mount needs no process, so
-    the function returns at once for it, and with ``foreground`` at its end. With ``foreground``, the log goes to stderr
-    too. Raises KitfsError when the mount cannot be made. Installs handlers for SIGTERM and SIGINT.
+    A sealed mount needs no process, so for such a mount the function returns at once; with ``foreground``, it returns
+    when the mount ends. If the same request is mounted already, ``ready`` is called for that mount, and the function
+    returns. With ``foreground`` that is an error, unless the mount is sealed and has no process. With ``foreground``,
+    the log is also written to stderr. Raises KitfsError if mounting fails. Installs handlers for SIGTERM and SIGINT.
     """
     allow_many_files()
     run = RunDir(request.run_dir)
@@ -57,11 +57,10 @@ def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> N
 
 
 def _of_another(run: RunDir, mountpoint: str) -> Record | None:
-    """Return the record of the daemon that serves the mount point; None when there is no such mount, or when it does
-    not answer yet.
+    """Return the record of the daemon that serves a mount point; None if no daemon does, or if it does not answer yet.
 
-    A daemon that was detached from the mount point and only serves files that are still open is displaced. Raises
-    MountError for a mount that is covered by another one.
+    If the daemon was detached from the mount point and only serves files that are still open, its files in the run-time
+    directory are renamed, and the result is None. Raises MountError if another mount covers the mount of the daemon.
     """
     from kitfs.fuse.mounting import mounts
 
@@ -79,8 +78,9 @@ def _of_another(run: RunDir, mountpoint: str) -> Record | None:
 
 
 def _checked(request: MountRequest, record: Record, run: RunDir, foreground: bool) -> Sequence[str]:
-    """Return the warnings of a request for a mount that exists already. Raises MountError when it is not the same
-    request.
+    """Check a request for a mount that exists already, and return the warnings.
+
+    Raises MountError if the mount was made by a request that differs.
     """
     from kitfs.daemon.same_mount import check
     from kitfs.daemon.status import LastError
@@ -97,7 +97,7 @@ def _checked(request: MountRequest, record: Record, run: RunDir, foreground: boo
 
 
 def _sealed_at(run: RunDir, mountpoint: str) -> Record | None:
-    """Return the record of a sealed mount that no process serves; None when there is none."""
+    """Return the record of a sealed mount without a process at a mount point; None if no such mount exists."""
     from kitfs.fuse.mounting import mount_at
 
     record = run.record(mountpoint)
@@ -105,8 +105,9 @@ def _sealed_at(run: RunDir, mountpoint: str) -> Record | None:
 
 
 def _use(record: Record, request: MountRequest, run: RunDir, ready: Ready, nonce: str, *, foreground: bool) -> None:
-    """Answer a request by a sealed mount that exists. With ``foreground``, stay until that mount ends: as its process,
-    in place of one that was killed.
+    """Use an existing sealed mount for a request.
+
+    With ``foreground``, this process becomes the process of the mount, and waits until the mount ends.
     """
     from kitfs.fuse.mounting import mount_at
 

@@ -1,6 +1,6 @@
-"""Wait for the end of a mount, and bring it about on a signal.
+"""Wait for the end of a mount, and unmount on a signal.
 
-Threading: the main thread waits; the transport has a thread of its own, and any thread may announce a sealed mount.
+Threading: the main thread waits. The transport has a thread of its own, and any thread may call ``Shutdown.sealed``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kitfs.errors import MountError
 if TYPE_CHECKING:
     from kitfs.fuse.mounting import MountInfo
 
-GRACE: Final = 10.0  # seconds that SIGTERM waits for programs that use the mount, before it detaches lazily
+GRACE: Final = 10.0  # seconds: after a signal, a mount that is in use for so long is detached lazily
 
 
 class Transport(Protocol):
@@ -40,9 +40,9 @@ class Transport(Protocol):
 
 
 class Shutdown:
-    """Waits for the end of a mount: an unmount by another process, or SIGTERM or SIGINT.
+    """The end of a mount: another process unmounts it, or this process receives SIGTERM or SIGINT.
 
-    A signal unmounts at once, or lazily after ``GRACE`` seconds if the mount is in use.
+    On a signal, the mount is unmounted at once, or lazily after ``GRACE`` seconds if it is in use.
     """
 
     def __init__(self, mountpoint: str, log: logging.Logger) -> None:
@@ -64,8 +64,9 @@ class Shutdown:
         os.write(self._signal_in, b"\0")
 
     def watch(self, transport: Transport) -> MountInfo:
-        """Run the transport on its thread, and return the mount when it answers. Raises the error that ended the
-        transport before.
+        """Run the transport on a thread of its own, and return the mount when it answers.
+
+        Raises the error of a transport that fails before that.
         """
         from kitfs.fuse.mounting import FSTYPE, mount_at
 
@@ -74,7 +75,7 @@ class Shutdown:
         def run() -> None:
             try:
                 transport.serve(answering.set)
-            except BaseException as e:  # noqa: BLE001 - handed to the main thread, which raises it
+            except BaseException as e:  # noqa: BLE001 - the main thread raises the error
                 self._failure = e
             finally:
                 self._serving.clear()
@@ -93,12 +94,12 @@ class Shutdown:
         return there
 
     def sealed(self, there: MountInfo) -> None:
-        """Take a sealed mount for the one that is waited for, in place of the transport's mount if there was one."""
+        """Wait for the end of a sealed mount from now on. It replaces the transport's mount, if there was one."""
         self.is_sealed = True
         self._mount = there
 
     def check(self) -> None:
-        """Raise MountError when the mount is not at its mount point any more."""
+        """Raise MountError if the mount is not at its mount point any more."""
         if not self._is_there():
             raise self._gone()
 
@@ -106,8 +107,9 @@ class Shutdown:
         return MountError(f"{self._mountpoint} was unmounted, or something was mounted over it, before it answered")
 
     def _is_there(self) -> bool:
-        """Tell whether the mount point leads to this mount, and not to another that came after it. A mount that was
-        never seen counts as this one.
+        """Return whether this mount is the topmost mount at its mount point.
+
+        Before this mount was seen in the mount table, any mount there counts as this mount.
         """
         from kitfs.fuse.mounting import mount_at
 
@@ -115,13 +117,13 @@ class Shutdown:
         return there is not None and (self._mount is None or there.number == self._mount.number)
 
     def wait(self) -> None:
-        """Return when the transport has ended, or on a signal. Raises the error that broke the transport."""
+        """Return when the transport has ended, or on a signal. Raises the error of a transport that failed."""
         self._wake.wait()
         if self._failure is not None and self._signal is None:
             raise self._failure
 
     def stay(self) -> None:
-        """Return when a sealed mount has ended, or on a signal. It is looked for when the table of mounts changes."""
+        """Return when a sealed mount has ended, or on a signal. The mount table is read whenever it changes."""
         with open("/proc/self/mountinfo", "rb") as table:
             poll = select.poll()
             poll.register(table, select.POLLERR | select.POLLPRI)
@@ -130,14 +132,14 @@ class Shutdown:
                 poll.poll()
 
     def _mount_exists(self) -> bool:
-        """Tell whether this mount is at its mount point, perhaps covered by another one."""
+        """Return whether this mount is at its mount point; other mounts may cover it."""
         from kitfs.fuse.mounting import mounts
 
         wanted = None if self._mount is None else (self._mount.number, self._mount.dev)
         return any((m.number, m.dev) == wanted and m.mountpoint == self._mountpoint for m in mounts())
 
     def finish(self) -> None:
-        """After a signal, unmount. Raises the error that broke the transport."""
+        """Unmount if a signal has arrived. Raises the error of a transport that failed."""
         if self._signal is not None and self._has_mount():
             self._log.info("%s: unmounting", signal.Signals(self._signal).name)
             self.detach()
@@ -145,13 +147,13 @@ class Shutdown:
             raise self._failure
 
     def _has_mount(self) -> bool:
-        """Tell whether this process still has a mount to end. A sealed one stays unless a signal asks for its end."""
+        """Return whether this process must end a mount. A sealed mount ends only on a signal."""
         return self._signal is not None if self.is_sealed else self._serving.is_set()
 
     def detach(self) -> None:
-        """Unmount as soon as no program uses the mount, and lazily after ``GRACE`` seconds.
+        """Unmount as soon as no program uses the mount, or lazily after ``GRACE`` seconds.
 
-        Does nothing when it is unmounted already.
+        Does nothing if the mount is unmounted already.
         """
         from kitfs.fuse.mounting import unmount
 

@@ -1,4 +1,4 @@
-"""Start the daemon of a mount, and wait until the mount answers. It forks, so the process must have one thread."""
+"""Start the daemon of a mount, and wait until the mount answers. The process forks, so it must have a single thread."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from kitfs.errors import KitfsError, MountError, error_from_json, error_to_json
 
 
 class Started(NamedTuple):
-    """A mount that answers. ``made`` is False when it existed before."""
+    """A mount that answers. ``made`` is False if the mount existed before."""
 
     record: Record
     made: bool
 
 
 def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
-    """Mount in a new daemon, and return when the mount answers. ``warn`` gets the warnings of the daemon until then.
+    """Mount in a new daemon, and return when the mount answers. ``warn`` is called with each warning of the daemon.
 
-    If the same request is mounted already, by any process, that mount is the result. Raises the error of the daemon.
+    If the same request is mounted already, that mount is returned. Raises the error of the daemon.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -53,8 +53,9 @@ def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
 
 
 def _daemon(request: MountRequest, pipe: int) -> None:
-    """Run in the forked child, as a daemon: a session of its own, none of the caller's descriptors, / as its directory.
-    Never returns.
+    """Run a mount as a daemon in the forked child. The function never returns.
+
+    The daemon has a session of its own, no descriptors of the caller, and / as its working directory.
     """
     status = 1
     try:
@@ -69,7 +70,7 @@ def _daemon(request: MountRequest, pipe: int) -> None:
                 try:
                     os.close(int(name))
                 except OSError:
-                    pass  # the descriptor of the listing itself
+                    pass  # this was the descriptor of the listing itself
 
         def answer(fields: dict[str, Any]) -> None:
             nonlocal pipe
@@ -77,7 +78,7 @@ def _daemon(request: MountRequest, pipe: int) -> None:
                 try:
                     os.write(pipe, json.dumps(fields).encode())
                 except BrokenPipeError:
-                    pass  # the caller has ended; the mount stays
+                    pass  # the caller has ended, but the mount stays
                 os.close(pipe)
                 pipe = -1
 
@@ -95,4 +96,4 @@ def _daemon(request: MountRequest, pipe: int) -> None:
             logging.getLogger("kitfs").exception("a bug ended the daemon")
             answer(error_to_json(MountError(f"a bug in kitfs: {type(e).__name__}: {e}")))
     finally:
-        os._exit(status)  # threads that still wait for a socket have nothing left to do
+        os._exit(status)  # ends threads that still wait for a socket

@@ -1,8 +1,7 @@
-"""The status of a mount: the stable JSON object of ``kitfs status --json``, and the socket that sends it to every
-client.
+"""Build the status of a mount, which ``kitfs status --json`` prints, and send it on a socket.
 
-Threading: the socket has one thread; everything it reads is a counter or a byte map that other threads may change
-meanwhile, which does no harm.
+Threading: the socket has a thread of its own. The counters and byte maps that this thread reads may change meanwhile,
+so the numbers of a status need not agree exactly.
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ from kitfs.kit.kit import Kit
 from kitfs.metrics import Counters
 
 MAX_WARNINGS: Final = 20
-COMMAND_PATIENCE: Final = 0.05  # seconds; the clients of an older kitfs send neither a command nor an end
+COMMAND_PATIENCE: Final = 0.05  # seconds to wait for a command; clients of older versions send neither one nor an end
 LONGEST_COMMAND: Final = 64  # bytes
 
 
 class LastError(logging.Handler):
-    """A log handler that remembers the last error, for the status, and the first few warnings, for the verb that waits
-    for the mount.
+    """A log handler that remembers the last error and the first few warnings.
+
+    The status shows the last error. The verb that waits for the mount prints the warnings.
     """
 
     def __init__(self) -> None:
@@ -51,8 +51,9 @@ def status_of(
     not_sealed: str | None,
     fill: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the object of ``kitfs status --json``, whose fields the manual documents. Sizes are in bytes, ``uptime_s``
-    in seconds.
+    """Return the object of ``kitfs status --json``, whose fields are documented in the manual.
+
+    Sizes are in bytes, and ``uptime_s`` is in seconds.
     """
     return {
         "reference": record.reference,
@@ -88,10 +89,10 @@ def status_of(
 
 
 class StatusSocket:
-    """Sends the status as one JSON object to every client that connects, until it is closed.
+    """A socket that sends the status as a JSON object to every client that connects.
 
-    A client that sends the name of one of ``commands`` gets the object that the command returns. Commands run on
-    threads of their own, so that the status never waits for them.
+    If a client sends the name of one of ``commands``, the object that the command returns is sent instead. Commands run
+    on threads of their own, so that the status never waits for a command.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class StatusSocket:
             try:
                 client, _ = self._server.accept()
             except OSError:
-                return  # closed
+                return  # the socket was closed
             try:
                 client.settimeout(COMMAND_PATIENCE)
                 command = client.recv(LONGEST_COMMAND)

@@ -2,13 +2,13 @@
 
 The steps, in an order in which a daemon may be killed between any two of them:
 
-    1. the image is mounted where nobody sees it, and compared with the tree
-    2. the record gets the ``seal`` (``presence``); until the end of 4 it still means the FUSE mount
-    3. the sealed mount is put beneath the FUSE mount
-    4. the FUSE mount is detached: lookups find the sealed mount from now on, and open files stay with the daemon
+    1. The image is mounted without being attached to a directory, and is compared with the tree.
+    2. The record gets the ``seal`` (``presence``). Until the end of step 4 it still describes the FUSE mount.
+    3. The sealed mount is attached beneath the FUSE mount.
+    4. The FUSE mount is detached. From now on lookups reach the sealed mount; the daemon serves files that are open.
 
-Bind mounts that were made of the FUSE mount stay FUSE mounts, so the daemon stays as long as they and open files do.
-Threading: one thread waits for the kit to be complete; ``seal`` may be called by any thread.
+Bind mounts of the FUSE mount stay FUSE mounts. So the daemon runs until the last bind mount and the last open file are
+gone. Threading: a thread waits for the kit to be complete; any thread may call ``seal``.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ if TYPE_CHECKING:
     from kitfs.daemon.shutdown import Shutdown
     from kitfs.erofs.mounting import NewMount
 
-INTERVAL: Final = 1.0  # seconds between two looks at whether the layers are complete
-PASSING: Final = frozenset({Reason.INCOMPLETE, Reason.COVERED})  # reasons that may go away by themselves
+INTERVAL: Final = 1.0  # seconds between two checks of whether the layers are complete
+PASSING: Final = frozenset({Reason.INCOMPLETE, Reason.COVERED})  # reasons that may disappear without a new mount
 
 
 class Sealer:
-    """Seals one mount, whose ``record`` is published in ``run``. ``status`` returns what the record is to keep.
+    """A sealer replaces a FUSE mount by a sealed mount when the kit is complete.
 
-    ``refused`` is why the mount was not sealed when it was made, None if it may be sealed.
+    ``record`` is the record of the mount in ``run``. ``status`` returns the status that is stored in the record.
+    ``refused`` is the reason why the mount was not sealed when it was made.
     """
 
     def __init__(
@@ -66,16 +67,16 @@ class Sealer:
 
     @property
     def not_sealed(self) -> str | None:
-        """Why the mount is not sealed; None if it is."""
+        """Return the reason why the mount is not sealed; None if it is sealed."""
         return None if self.is_sealed else str(self._refused)
 
     def start(self) -> None:
-        """Begin to wait for the kit to be complete, unless the mount may not seal itself."""
+        """Begin to wait for the kit to be complete, unless the mount must not seal itself."""
         if self._mode != NEVER and self._refused.reason in PASSING:
             threading.Thread(target=self._watch, name="kitfs-seal", daemon=True).start()
 
     def stop(self) -> None:
-        """Let a swap that has begun come to its end, and begin no other."""
+        """Wait for a swap that is running, and prevent further swaps."""
         self._stopped.set()
         with self._lock:
             pass
@@ -89,12 +90,12 @@ class Sealer:
                 if e.reason not in PASSING:
                     self._log.info("%s is not sealed: %s", self._record.mountpoint, e)
                     return
-            except Exception:  # noqa: BLE001 - the mount goes on without being sealed
+            except Exception:  # noqa: BLE001 - the mount works without being sealed
                 self._log.exception("a bug in sealing %s", self._record.mountpoint)
                 return
 
     def seal(self) -> None:
-        """Seal the mount, or return if it is sealed already. Raises Refusal, and remembers it."""
+        """Seal the mount, or return if it is sealed already. Raises Refusal, which ``not_sealed`` then reports."""
         with self._lock:
             if self.is_sealed:
                 return
@@ -111,7 +112,7 @@ class Sealer:
                 self._refused = e
                 raise
             self.is_sealed = True
-        self._log.info("sealed %s: the kernel reads the store, and new opens do not reach this process",
+        self._log.info("sealed %s: the kernel reads the store, and this process serves only files that are open",
                        self._record.mountpoint)  # fmt: skip
 
     def _swap(self, sealed: NewMount) -> None:
@@ -147,5 +148,5 @@ class Sealer:
 
 
 def seal_of(sealed: NewMount, status: dict[str, Any]) -> dict[str, Any]:
-    """Return what a record keeps of a sealed mount."""
+    """Return the ``seal`` field for the record of a sealed mount."""
     return {"dev": sealed.dev, "number": sealed.number, "status": status}

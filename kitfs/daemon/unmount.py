@@ -1,7 +1,6 @@
-"""End a mount from another process than its daemon, as ``umount`` does.
+"""Unmount a kit from a process that is not its daemon, as ``umount`` does.
 
-``unmount`` promises that the mount point is free and, unless it is lazy, that the daemon has ended: it checks both.
-Threading: no shared state.
+When ``unmount`` returns, the mount point is free, and the daemon has ended unless the unmount was lazy.
 """
 
 from __future__ import annotations
@@ -19,17 +18,16 @@ from kitfs.errors import MountError
 from kitfs.fuse import mounting
 from kitfs.fuse.mounting import FSTYPE, MountInfo, holders_of, mount_at, mounts
 
-PATIENCE: Final = 15.0  # seconds that a daemon has to end after its unmount
-LAZY_PATIENCE: Final = 1.0  # the same, after a lazy unmount: files that are still open keep the daemon
+PATIENCE: Final = 15.0  # seconds to wait for the end of a daemon after an unmount
+LAZY_PATIENCE: Final = 1.0  # seconds to wait after a lazy unmount, since open files may keep the daemon running
 
 
 def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIENCE) -> None:
-    """End the mount at ``mountpoint``, and return when its daemon has ended; with ``lazy``, return at once. A mount
-    whose daemon died is cleared.
+    """Unmount the kit at ``mountpoint``, and return when its daemon has ended; with ``lazy``, return at once.
 
-    A daemon that was stopped (SIGSTOP) is continued, so that it can end. Raises MountError when nothing of kitfs is
-    mounted there, when the mount is in use or covered by another mount, and when the mount or the daemon still exists
-    afterwards.
+    A mount whose daemon died is unmounted too. A daemon that was stopped (SIGSTOP) is continued, so that it can end.
+    Raises MountError if kitfs has no mount there, if the mount is in use or covered by another mount, and if the mount
+    or the daemon still exists afterwards.
     """
     there = mount_at(mountpoint)
     record = record_at(run, mountpoint, there)
@@ -50,8 +48,8 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
         if again is not None and again.number == there.number:
             raise MountError(f"{mountpoint} is still mounted", errno=errno.EBUSY)
         if not known:
-            return  # a mount of another run-time directory
-        # A daemon that was sealing the mount has put another one under it.
+            return  # the mount belongs to another run-time directory
+        # A daemon that was sealing the mount has attached another mount beneath it.
         record, there = run.record(mountpoint) or record, again
         ours = record is not None and is_sealed_at(record, there)
     if record is not None:
@@ -59,7 +57,7 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
 
 
 def _covers(record: Record | None, mountpoint: str) -> bool:
-    """Tell whether the topmost mount at a mount point covers one of kitfs."""
+    """Return whether the topmost mount at a mount point covers a mount of kitfs."""
     return any(
         mount.fstype == FSTYPE or (record is not None and is_at(record, mount))
         for mount in mounts()
@@ -68,8 +66,9 @@ def _covers(record: Record | None, mountpoint: str) -> bool:
 
 
 def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> None:
-    """Wait for a daemon whose mount point is free, and remove the files that it may have left. Raises MountError when
-    the daemon does not end.
+    """Wait for the end of a daemon whose mount is detached, and remove the files that the daemon may have left.
+
+    Raises MountError if the daemon does not end.
     """
     _continue(run, record)
     deadline = time.monotonic() + (min(LAZY_PATIENCE, patience) if lazy else patience)
@@ -89,7 +88,7 @@ def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> N
 
 
 def _users(record: Record) -> str:
-    """Return as text which processes have files of a detached mount open; empty when no such process is visible."""
+    """Describe which processes have files of a detached mount open; return "" if no such process is visible."""
     if not record.dev:
         return ""
     pids = holders_of(MountInfo(record.mountpoint, record.reference, FSTYPE, record.dev, record.number), detached=True)
@@ -99,8 +98,8 @@ def _users(record: Record) -> str:
 def _continue(run: RunDir, record: Record) -> None:
     """Continue a daemon that was stopped.
 
-    Only a process that has the lock of the daemon open is continued: the process id may belong to another process by
-    now.
+    A process is continued only if it has the daemon's lock file open, because the process id may belong to another
+    process by now.
     """
     if record.pid is None:
         return
