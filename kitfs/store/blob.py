@@ -46,14 +46,14 @@ class Blob:
         self.digest: Final = digest
         self.failure: IntegrityError | None = None  # why its bytes are wrong
         self.when_sealed: Callable[[], object] = lambda: None  # called when this object has verified its bytes
-        self.generation = 0  # how often wrong bytes were dropped and fetched again
+        self.generation = 0  # how often wrong or lost bytes were dropped and fetched again
         self.used = time.monotonic()  # seconds; when it was last read
         self._home = home
         self._declared: Final = size
         self._source = source
         self._of = of
         sender = "" if source is None else source.sender
-        self.origin: Final[str] = origin_key(sender, size) if of is None else of.origin  # who sends its bytes
+        self._origin: Final = origin_key(sender, size)  # who sends its bytes, unless it is decoded
         self._dropped = False  # whether its entry was removed although its source still has the bytes
         self._switching = threading.Lock()
         self._verifying = threading.Lock()
@@ -71,11 +71,14 @@ class Blob:
 
     def _opened(self) -> Filling:
         """Open the entry, and have it verified if it is complete."""
-        form = "blobs" if self._of is None else "decoded"
-        self._decoded_from = 0 if self._of is None else self._of.generation
+        form, origin = "blobs", self._origin
+        if self._of is not None:
+            self._decoded_generation = self._of.generation
+            self._decoded_from = self._of.instance
+            form, origin = "decoded", origin_key(self._decoded_from, None)
         try:
             entry = OpenEntry(
-                self._home.root, self.digest, form=form, origin=self.origin, size=self._declared, name=str(self)
+                self._home.root, self.digest, form=form, origin=origin, size=self._declared, name=str(self)
             )
         except OSError as e:
             kind = StoreFull if e.errno in NO_SPACE else StoreError
@@ -85,10 +88,15 @@ class Blob:
             self.filled(filling)
         return filling
 
+    @property
+    def instance(self) -> str:
+        """The id of the blob's entry. Bytes that were decoded from one entry say nothing about another one."""
+        return str(self._current().entry.meta.get("id", "verified"))
+
     def _current(self) -> Filling:
         """Return the opening; the blob opens its entry again if it has let go of it."""
         filling = self._filling
-        if filling is not None and (self._of is None or self._of.generation == self._decoded_from):
+        if filling is not None and (self._of is None or self._of.generation == self._decoded_generation):
             return filling
         if filling is not None:
             self._drop(filling)  # what was decoded were wrong bytes
@@ -161,7 +169,7 @@ class Blob:
             try:
                 return self._read(filling, offset, size, wait)
             except Closed:
-                if self._stopped or self._filling is filling:
+                if self._stopped or self._current() is filling:
                     raise
 
     def _wrong_origin(self) -> IntegrityError:
@@ -177,7 +185,7 @@ class Blob:
         first, last = offset // chunk, (offset + size - 1) // chunk
         if filling.has(first, last):
             filling.touch(offset, offset + size)
-            return self._stored(filling, offset, size)
+            return self._found(filling, filling.read(offset, size))
         if not wait:
             raise WouldBlock
         self._check_source(filling)
@@ -188,44 +196,28 @@ class Blob:
             if not passed:
                 return self._read(filling, offset, size, wait)
             size = min(size, filling.size - offset)
-        return self._gathered(filling, offset, size, passed) if passed else self._stored(filling, offset, size)
+        return self._found(filling, filling.gather(offset, size, passed) if passed else filling.read(offset, size))
 
     def _check_source(self, filling: Filling) -> None:
         if not filling.has_source:
             raise IntegrityError(f"{self} is not complete in the store, and there is no source to fetch it from")
 
-    def _stored(self, filling: Filling, offset: int, size: int) -> bytes:
-        data = filling.entry.body.pread(offset, size)
-        if len(data) < size:
-            # The read crosses the end of the blob. Its size was unknown when the read began; it is recorded before the
-            # last chunk is marked, so it is known now.
-            known = filling.learn_size()
-            if known is not None:
-                size = min(size, known - offset)
-        if len(data) < size:
+    def _found(self, filling: Filling, data: bytes | None) -> bytes:
+        """Return bytes of an opening; without them the blob fails. Raises IntegrityError."""
+        if data is None:
             self._fail(filling, IntegrityError(f"{self}: the store's file is shorter than its chunk map says"))
             raise self.failure or StoreError("closed")
         return data
 
-    def _gathered(self, filling: Filling, offset: int, size: int, passed: dict[int, bytes]) -> bytes:
-        """Return bytes of which some chunks were never stored; ``passed`` holds those."""
-        out = bytearray()
-        chunk_size = filling.entry.chunk
-        at, stop = offset, offset + size
-        while at < stop:
-            chunk = at // chunk_size
-            end = min(stop, (chunk + 1) * chunk_size)
-            if chunk in passed:
-                base = chunk * chunk_size
-                out += passed[chunk][at - base : end - base]
-            else:
-                out += self._stored(filling, at, end - at)
-            at = end
-        return bytes(out)
-
     def stream(self, start: int = 0) -> Iterator[bytes]:
-        """Yield the bytes from ``start`` to the end, in pieces."""
+        """Yield the bytes from ``start`` to the end, in pieces.
+
+        Raises Closed when wrong bytes were found meanwhile: bytes that are fetched again do not continue those before.
+        """
+        generation = self.generation
         while data := self.pread(start, PIECE):
+            if self.generation != generation:
+                raise Closed(f"{self} was fetched again while it was read")
             yield data
             start += len(data)
 
@@ -248,7 +240,7 @@ class Blob:
             try:
                 passed = filling.ensure(first, last)
             except Closed:
-                if self._stopped or self._filling is filling:
+                if self._stopped or self._current() is filling:
                     raise
                 continue
             if self.failure is not None:
@@ -307,6 +299,8 @@ class Blob:
             if self._of is not None:
                 if not self._of.sealed:
                     self._of.verify()
+                if self._of.instance != self._decoded_from:
+                    self._drop(filling)  # the entry that was verified is not the one that it was decoded from
                 if self._current() is not filling:
                     return False
             found = filling.prove()
@@ -361,7 +355,6 @@ class Blob:
         """Drop wrong bytes; the next read fetches them again."""
         self._home.counters.add("integrity_failures")
         self._home.log.error("%s; %s", error, then)
-        self.generation += 1
         self._drop(filling)
         self._home.failed(self.digest)
 
@@ -375,7 +368,11 @@ class Blob:
             self._home.failed(self.digest)
 
     def _drop(self, filling: Filling) -> None:
-        """Remove an entry whose bytes are fetched again when they are read."""
+        """Remove an entry whose bytes are wrong or lost; they are fetched again when they are read."""
+        self.generation += 1
+        self._start_over(filling)
+
+    def _start_over(self, filling: Filling) -> None:
         self._dropped = True
         self._remove(filling)
         self._replace(filling)
@@ -385,7 +382,8 @@ class Blob:
         try:
             filling.entry.remove()
             if self._of is None and not filling.sealed:
-                remove_entry(self._home.root, unproven_path(self._home.root, self.digest, "decoded", self.origin))
+                decoded = origin_key(str(filling.entry.meta.get("id")), None)
+                remove_entry(self._home.root, unproven_path(self._home.root, self.digest, "decoded", decoded))
         except OSError as e:
             self._home.log.warning("%s cannot be removed from the store: %s", self, e)
 
@@ -412,7 +410,7 @@ class Blob:
         """
         filling = self._current()
         if not filling.sealed and not self._verifying.locked() and filling.entry.lease.alone():
-            self._drop(filling)
+            self._start_over(filling)
 
     def retire(self) -> None:
         """Remove the compressed bytes once their decoded form is sealed, unless they are pinned or another process uses

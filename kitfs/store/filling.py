@@ -132,6 +132,33 @@ class Filling:
             self.size = self._sink.size
         return passed
 
+    def read(self, offset: int, size: int) -> bytes | None:
+        """Return stored bytes, fewer at the end of the blob; None when the file is shorter than the marks say. Raises
+        Closed, OSError.
+        """
+        data = self.entry.body.pread(offset, size)
+        if len(data) < size:
+            # The read crosses the end of the blob. Its size was unknown when the read began; it is recorded before the
+            # last chunk is marked, so it is known now.
+            known = self.learn_size()
+            if known is not None:
+                size = min(size, known - offset)
+        return data if len(data) >= size else None
+
+    def gather(self, offset: int, size: int, passed: dict[int, bytes]) -> bytes | None:
+        """Return bytes of which some chunks were never stored: ``passed`` holds those. Otherwise like ``read``."""
+        out = bytearray()
+        at, stop = offset, offset + size
+        while at < stop:
+            chunk, within = divmod(at, self.entry.chunk)
+            end = min(stop, (chunk + 1) * self.entry.chunk)
+            data = passed[chunk][within : within + end - at] if chunk in passed else self.read(at, end - at)
+            if data is None:
+                return None
+            out += data
+            at = end
+        return bytes(out)
+
     def hash_stored(self) -> None:
         """Hash bytes that were stored since the last time. Raises OSError, Closed."""
         with self._hashing:

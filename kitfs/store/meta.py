@@ -1,6 +1,6 @@
 """The file ``meta.json`` of a blob, and the chunk size of a blob.
 
-    {"version": 1, "size": bytes or null, "chunk": bytes, "cuts": []}
+    {"version": 1, "size": bytes or null, "chunk": bytes, "cuts": [], "id": 16 hexadecimal digits}
 
 "size" is null for a decoded form until its end was seen. Then the file is rewritten with the size and with "sha256",
 the digest of what the decoder gave. Threading: no state.
@@ -38,7 +38,7 @@ def chunk_size(size: int | None) -> int:
 
 def new_meta(size: int | None) -> dict[str, Any]:
     """Return the content of meta.json for a blob that has no bytes yet."""
-    return {"version": META_VERSION, "size": size, "chunk": chunk_size(size), "cuts": []}
+    return {"version": META_VERSION, "size": size, "chunk": chunk_size(size), "cuts": [], "id": os.urandom(8).hex()}
 
 
 def load_meta(directory: str) -> dict[str, Any]:
@@ -67,9 +67,10 @@ def load_or_reset(directory: str, size: int | None, name: str) -> dict[str, Any]
     try:
         meta = load_meta(directory)
         if meta["version"] == META_VERSION and isinstance(meta["chunk"], int) and meta["chunk"] > 0:
-            if size is None or meta["size"] == size:
+            sealed = os.path.exists(os.path.join(directory, "sealed"))
+            if (size is None or meta["size"] == size) and (sealed or isinstance(meta["id"], str)):
                 return meta
-            if os.path.exists(os.path.join(directory, "sealed")):
+            if sealed:
                 raise IntegrityError(f"{name} has {meta['size']} bytes, but its descriptor says {size}")
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass

@@ -139,6 +139,57 @@ def test_what_was_decoded_from_wrong_bytes_is_decoded_again(store: Store) -> Non
     assert decoded.pread(0, len(DATA)) == plain
 
 
+class Head(BytesSource):
+    """A decoder that needs only the first bytes of the compressed form, which it inverts."""
+
+    def __init__(self, wire: Blob) -> None:
+        super().__init__(b"", ranged=False, known=False)
+        self.wire = wire
+
+    def read_range(self, start: int, stop: int | None, /):  # type: ignore[no-untyped-def]
+        self.data = inverted(self.wire.pread(0, 300_000))
+        yield from super().read_range(start, stop)
+
+
+def inverted(data: bytes) -> bytes:
+    return bytes(byte ^ 0xFF for byte in data)
+
+
+def test_bytes_that_were_decoded_from_another_entry_are_not_verified_by_this_one(
+    store: Store, open_store: Callable[..., Store]
+) -> None:
+    """A hostile registry sends a part of a compressed blob, and what is decoded from it stays in the store. When an
+    honest registry has sent the whole blob, the decoded bytes of the hostile one are not taken for its decoded form.
+    """
+    hostile, _ = opened(store, EVIL, "https://evil.example")
+    decoded = store.blob(DIGEST, size=None, source=Head(hostile), of=hostile)
+    assert decoded.pread(0, 400_000) == inverted(EVIL[:300_000])
+    store.close()
+    honest, _ = opened(open_store(), DATA, "https://good.example")
+    honest.fill()
+    honest.verify()
+    again = open_store()
+    hostile, _ = opened(again, EVIL, "https://evil.example")
+    decoded = again.blob(DIGEST, size=None, source=Head(hostile), of=hostile)
+    decoded.fill()
+    decoded.verify()
+    assert decoded.pread(0, 400_000) == inverted(DATA[:300_000])
+
+
+def test_an_entry_that_changes_while_its_decoded_form_is_read(store: Store, open_store: Callable[..., Store]) -> None:
+    """A blob lets go of the bytes of its origin and opens the verified ones: what was decoded before is dropped."""
+    hostile, _ = opened(store, EVIL, "https://evil.example")
+    decoded = store.blob(DIGEST, size=None, source=Head(hostile), of=hostile)
+    assert decoded.pread(0, 400_000) == inverted(EVIL[:300_000])
+    honest, _ = opened(open_store(), DATA, "https://good.example")
+    honest.fill()
+    honest.verify()
+    assert hostile.let_go()
+    assert hostile.sealed
+    decoded.verify()
+    assert decoded.pread(0, 400_000) == inverted(DATA[:300_000])
+
+
 def test_a_crash_between_the_seal_and_the_move_is_finished(store: Store, open_store: Callable[..., Store]) -> None:
     """A sealed entry that is still in its origin's directory is moved when it is opened again."""
     blob, _ = opened(store, DATA, "https://good.example")
