@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from kitfs.errors import KitfsError, StoreFull
-from kitfs.kit.completing import complete
+from kitfs.kit.completing import STEP, complete
 
 if TYPE_CHECKING:
     from kitfs.kit.demand import Demand
@@ -109,7 +109,7 @@ class Filler:
     def _fill(self, layer: Layer) -> None:
         """Complete a layer, or return early if the filler is stopped. Raises StoreFull and errors of the source."""
         room = 0
-        steps = complete(layer)
+        steps = complete(layer, most=STEP)
         while not self._stopped.is_set():
             if room <= 0:
                 self._check_room(layer)

@@ -29,6 +29,7 @@ from kitfs.store.filling import Filling
 from kitfs.store.home import Home
 from kitfs.store.meta import MAX_SIZE
 from kitfs.store.paths import origin_key, unproven_path
+from kitfs.store.readahead import MAX_WINDOW
 
 FILL: Final = 4 << 20  # bytes requested at once where a blob is read through
 
@@ -164,16 +165,13 @@ class Blob:
         self.used = time.monotonic()
         while True:
             if self.failure is not None or (self._of is not None and self._of.failure is not None):
-                raise self.failure or self._wrong_origin()
+                raise self.failure or IntegrityError(f"{self} was decoded from bytes with a wrong digest")
             filling = self._current()
             try:
                 return self._read(filling, offset, size, wait)
             except Closed:
                 if self._stopped or self._current() is filling:
                     raise
-
-    def _wrong_origin(self) -> IntegrityError:
-        return IntegrityError(f"{self} was decoded from bytes with a wrong digest")
 
     def _read(self, filling: Filling, offset: int, size: int, wait: bool) -> bytes:
         known = filling.size
@@ -221,9 +219,9 @@ class Blob:
             yield data
             start += len(data)
 
-    def fetch(self, offset: int, size: int) -> bool:
-        """Bring bytes into the store without returning them; returns whether the store has them. Raises what ``pread``
-        raises.
+    def fetch(self, offset: int, size: int, *, alone: bool = False) -> bool:
+        """Bring bytes into the store without returning them; returns whether the store has them. With ``alone``,
+        exactly these bytes are fetched, and none ahead of them. Raises what ``pread`` raises.
         """
         while True:
             if self.failure is not None:
@@ -234,11 +232,12 @@ class Blob:
                 return True
             first, last = offset // filling.entry.chunk, (stop - 1) // filling.entry.chunk
             if filling.has(first, last):
-                filling.touch(offset, stop)
+                if not alone:
+                    filling.touch(offset, stop)
                 return True
             self._check_source(filling)
             try:
-                passed = filling.ensure(first, last)
+                passed = filling.ensure(first, last, alone=alone)
             except Closed:
                 if self._stopped or self._current() is filling:
                     raise
@@ -247,9 +246,11 @@ class Blob:
                 raise self.failure
             return not passed
 
-    def will_read(self, start: int) -> None:
-        """Announce that the blob will be read in order, from ``start`` to its end, so that one request fetches it."""
-        self._current().will_read(start)
+    def will_read(self, start: int, most: int = MAX_WINDOW) -> None:
+        """Announce that the blob will be read in order, from ``start`` to its end, so that one request fetches it, up
+        to ``most`` bytes ahead of the reader.
+        """
+        self._current().will_read(start, most)
 
     @property
     def ranged(self) -> bool:

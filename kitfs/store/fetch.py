@@ -85,15 +85,17 @@ class Fetcher:
         """Whether the source has ranges, as far as is known."""
         return self._source.ranged
 
-    def ensure(self, first: int, last: int) -> dict[int, bytes]:
+    def ensure(self, first: int, last: int, *, alone: bool = False) -> dict[int, bytes]:
         """Return when the chunks ``first`` to ``last`` are stored, with those that the store could not take.
+
+        With ``alone``, no reader is recognized in the call, so that nothing else is fetched.
 
         Raises the KitfsError of the source when they cannot be fetched. ``last`` may lie beyond the end of a blob of
         unknown size: the call returns when the end is known then.
         """
         want = Want(first, last)
         chunk = self._sink.chunk
-        cursor = self._readahead.miss(first * chunk, (last + 1) * chunk)
+        cursor = None if alone else self._readahead.miss(first * chunk, (last + 1) * chunk)
         self._sink.add(want)
         waited: tuple[int | None, float] = (None, 0.0)
         try:
@@ -108,9 +110,9 @@ class Fetcher:
             self._sink.discard(want)
         return want.passed
 
-    def will_read(self, start: int) -> None:
-        """Announce a reader who reads everything from ``start`` on."""
-        self._readahead.announce(start)
+    def will_read(self, start: int, most: int) -> None:
+        """Announce a reader that reads everything from ``start`` on; see ``Readahead.announce``."""
+        self._readahead.announce(start, most)
 
     def touch(self, start: int, stop: int) -> None:
         """Take note that stored bytes [start, stop) were read, and send their reader's next request if it is due."""

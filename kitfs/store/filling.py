@@ -114,20 +114,20 @@ class Filling:
         present = self.entry.present
         return present is None or self.entry.sealed or present.has(first, last)
 
-    def will_read(self, start: int) -> None:
-        """Announce a reader who reads everything from ``start`` on."""
+    def will_read(self, start: int, most: int) -> None:
+        """Announce a reader that reads everything from ``start`` on; see ``Readahead.announce``."""
         if self._fetcher is not None and not self.entry.sealed:
-            self._fetcher.will_read(start)
+            self._fetcher.will_read(start, most)
 
     def touch(self, start: int, stop: int) -> None:
         """Take note that stored bytes are read."""
         if self._fetcher is not None and not self.entry.sealed:
             self._fetcher.touch(start, stop)
 
-    def ensure(self, first: int, last: int) -> dict[int, bytes]:
+    def ensure(self, first: int, last: int, *, alone: bool = False) -> dict[int, bytes]:
         """Fetch chunks; returns those that the store could not take. See ``Fetcher.ensure``."""
         assert self._fetcher is not None
-        passed = self._fetcher.ensure(first, last)
+        passed = self._fetcher.ensure(first, last, alone=alone)
         if self.size is None and self._sink.size is not None:
             self.size = self._sink.size
         return passed

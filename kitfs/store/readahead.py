@@ -47,19 +47,24 @@ class Link:
 
 @dataclass(slots=True, eq=False)
 class Cursor:
-    """One sequential reader, in bytes: how much it has read, where it is, and up to where requests were sent."""
+    """One sequential reader, in bytes: how much it has read, where it is, and up to where requests were sent.
+
+    Its window is at most ``most`` bytes, or the bandwidth-delay product of the link if that is more.
+    """
 
     read: int
     position: int
     end: int
     link: Link
+    most: int = MAX_WINDOW
 
     @property
     def window(self) -> int:
         """Bytes that may be fetched ahead of the reader."""
         if self.read < FIRST:
             return min(self.read, FIRST // 4)
-        return min(max(self.read // 4, min(self.read // 2, MIN_WINDOW), min(self.read, self.link.product)), MAX_WINDOW)
+        window = max(self.read // 4, min(self.read // 2, MIN_WINDOW), min(self.read, self.link.product))
+        return min(window, max(self.most, self.link.product), MAX_WINDOW)
 
     @property
     def limit(self) -> int:
@@ -109,9 +114,12 @@ class Readahead:
     def __len__(self) -> int:
         return len(self._cursors)
 
-    def announce(self, start: int) -> None:
-        """Make a cursor for a reader who is known to read everything from ``start`` on."""
-        self._cursors = (Cursor(LONG, start, start, self.link), *self._cursors[: CURSORS - 1])
+    def announce(self, start: int, most: int = MAX_WINDOW) -> None:
+        """Make a cursor for a reader that is known to read everything from ``start`` on.
+
+        At most ``most`` bytes are fetched ahead of it, unless the link needs more to be used fully.
+        """
+        self._cursors = (Cursor(LONG, start, start, self.link, most), *self._cursors[: CURSORS - 1])
 
     def advance(self, start: int, stop: int) -> Cursor | None:
         """Return the cursor that a read of [start, stop) moves forward; None when it moves none."""

@@ -98,6 +98,14 @@ def test_all_completes_every_layer_unread_and_none_completes_nothing(
     assert host.status(mount)["fill"]["layer"] is None
 
 
+def test_a_layer_is_completed_by_few_requests(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
+    """The rest of a layer comes in one long response rather than in one for each step."""
+    ref = big(own_registry, tmp_path, 128 * MiB)
+    mount = host.mount(ref, "--fill", "all")
+    wait_until(lambda: states(host, mount) == ["verified"], f"{host.status(mount)}", seconds=60)
+    assert host.status(mount)["requests"] <= 12, "a layer has 32 steps"
+
+
 def test_a_mount_that_is_being_filled_ends_without_the_rest(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:

@@ -34,7 +34,6 @@ def warm(store: Store, kit: Kit, *, concurrency: int = CONCURRENCY, report: Repo
             report(Moved(name, layer.size))
             report(Sent("blob", layer.digest, layer.size, "exists"))
             return
-        layer.wire().will_read(0)
         for size in complete(layer):
             report(Moved(name, size))
             if stop.is_set():

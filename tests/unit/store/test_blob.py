@@ -54,6 +54,17 @@ def test_sequential_reads_get_ever_larger_requests(store: Store) -> None:
     assert source.given == len(DATA)
 
 
+def test_bytes_that_are_fetched_alone_bring_no_others(store: Store) -> None:
+    """Neither does a later read of a part of them, or one near them, count as the next of a sequential reader."""
+    source = BytesSource(DATA)
+    blob = opened(store, source)
+    for at in range(0, 20 * CHUNK, 2 * CHUNK):
+        assert blob.fetch(at, 2 * CHUNK, alone=True)
+    assert blob.fetch(0, 20 * CHUNK, alone=True)
+    assert blob.pread(0, 20 * CHUNK) == DATA[: 20 * CHUNK]
+    assert source.asked == [(at, at + 2 * CHUNK) for at in range(0, 20 * CHUNK, 2 * CHUNK)]
+
+
 def test_reads_at_the_end_are_short(store: Store) -> None:
     """Reads at and after the end return what pread(2) returns."""
     blob = opened(store, BytesSource(DATA))

@@ -104,3 +104,15 @@ def test_hops_over_the_members_of_an_archive_are_not_a_stream() -> None:
     readahead = Readahead()
     for start in range(0, 64 * MIB, 200 << 10):
         assert read(readahead, start, start + (32 << 10)) == start + (32 << 10)
+
+
+def test_an_announced_reader_may_limit_its_window() -> None:
+    """The limit is exceeded only as far as the link needs it."""
+    readahead = Readahead()
+    readahead.announce(0, 4 * MIB)
+    cursor = readahead.miss(0, 100 * MIB)
+    assert cursor is not None
+    assert cursor.long
+    assert cursor.window == 4 * MIB
+    readahead.link.measured(0.08, 8 * MIB, 8 * MIB / 125e6)
+    assert cursor.window == readahead.link.product == 10_000_000
