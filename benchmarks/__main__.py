@@ -53,6 +53,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="WORD", help="a verb (see above), rows by number, or files of plot")
     parser.add_argument("--mib", type=int, default=1024, help="size of the model of most rows (default: 1024)")
     parser.add_argument("--runs", type=int, default=3, help="how often each row is measured (default: 3)")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only the targets whose name contains TEXT: --only 80"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample to a file, as JSON")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where to work (default: the temporary directory)")
     options = parser.parse_args()
@@ -64,7 +67,7 @@ def arguments() -> argparse.Namespace:
         options.files = [Path(word) for word in words]
         return options
     try:
-        options.rows = [ROWS[number] for number in sorted(map(int, words) if words else ROWS)]
+        options.rows = [ROWS[number].only(options.only) for number in sorted(map(int, words) if words else ROWS)]
     except (KeyError, ValueError):
         parser.error(f"the rows are {', '.join(map(str, sorted(ROWS)))}")
     return options
@@ -109,7 +112,7 @@ def main() -> int:
     status = 0
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, scratch)
-        bench = stack.enter_context(Bench(scratch, options.mib, watch=watch))
+        bench = stack.enter_context(Bench(scratch, options.mib, only=options.only, watch=watch))
         if options.verb == "curve":
             found = curve_measured(bench, options)
         else:

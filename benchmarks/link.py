@@ -32,6 +32,7 @@ from typing import NamedTuple
 PIECE = 256 << 10
 WINDOW = 6 << 20
 FIRST_WINDOW = 10 * 1448  # RFC 6928
+SEGMENTS = 64 << 10  # least bytes to take at once, as Linux sends and receives them (GSO, GRO)
 IDLE = 0.2  # seconds: Linux's minimum retransmission timeout, after each of which an idle connection's window is halved
 ROOM = 8 << 20  # capacity of a pipe where the system permits it; the default counts fragments of 4 KiB
 FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -88,7 +89,11 @@ class Direction:
         self.ended = self.closed = False
 
     def wants_input(self) -> bool:
-        return not (self.ended or self._full) and self._under_way < min(self._allowed, self._largest)
+        return not (self.ended or self._full) and self._room() >= min(SEGMENTS, self._allowed // 4)
+
+    def _room(self) -> int:
+        """Bytes that the window allows now."""
+        return min(self._allowed, self._largest) - self._under_way
 
     def wants_output(self, now: float) -> bool:
         return not self.closed and bool(self._pieces) and self._pieces[0][0] <= now
@@ -108,9 +113,8 @@ class Direction:
         """Move available bytes from the source into the pipe."""
         if not self._under_way and (halvings := int((now - self._sent) / (IDLE + self._link.rtt))):
             self._allowed = max(FIRST_WINDOW, self._allowed >> min(halvings, 64))
-        room = min(self._allowed, self._largest) - self._under_way
         try:
-            size = os.splice(self.source.fileno(), self._in, min(room, PIECE), flags=FLAGS)
+            size = os.splice(self.source.fileno(), self._in, min(self._room(), PIECE), flags=FLAGS)
         except BlockingIOError:
             self._full = bool(self._pieces)
             return

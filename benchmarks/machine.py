@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,12 +119,12 @@ class KitHome:
 class Bench:
     """The arguments of a row. ``run`` counts the runs, and its parity decides which side is measured first.
 
-    ``mib`` is the size of the model in most rows. ``scratch`` is a directory for temporary files, which is deleted at
-    the end.
+    ``mib`` is the size of the model in most rows. A row may omit targets whose name does not contain ``only``.
+    ``scratch`` is a directory for temporary files, which is deleted at the end.
     """
 
-    def __init__(self, scratch: Path, mib: int, *, watch: Watch | None = None) -> None:
-        self.scratch, self.mib, self.run = scratch, mib, 0
+    def __init__(self, scratch: Path, mib: int, *, only: str = "", watch: Watch | None = None) -> None:
+        self.scratch, self.mib, self.only, self.run = scratch, mib, only, 0
         self._watch = watch
         self._made = 0
         self._stack = ExitStack()
@@ -218,10 +219,15 @@ def timed(work: Callable[[], object], *, durable: bool = False) -> float:
 
 def read_whole(path: Path) -> None:
     """Read a file to its end by read(2) in pieces of 1 MiB, into one buffer."""
-    buffer = bytearray(PIECE)
     with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+        read_to_end(file)
+
+
+def read_to_end(file: RawIOBase) -> None:
+    """Read an open file to its end by read(2) in pieces of 1 MiB, into one buffer."""
+    buffer = bytearray(PIECE)
+    while file.readinto(buffer):
+        pass
 
 
 def read_span(path: Path, start: int, stop: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ class Row:
         """Return exactly what is measured, on both sides."""
         return self.measure.__doc__ or ""
 
+    def only(self, text: str) -> Row:
+        """Return the row with only those targets whose name contains ``text``."""
+        return replace(self, targets=tuple(target for target in self.targets if text in target.name))
+
 
 ROWS: Final[dict[int, Row]] = {}
 
@@ -99,8 +103,10 @@ class Result:
         self._absent: dict[str, str] = {}
 
     def add(self, found: Found) -> None:
-        """Add the numbers of a run."""
+        """Add the numbers of a run, as far as the row has targets for them."""
         for name, sample in found.items():
+            if name not in self._samples:
+                continue
             if isinstance(sample, Absent):
                 self._absent[name] = sample.reason
             else:

@@ -28,7 +28,8 @@ from kitfs.store.sink import Cutter, Sink, Want
 from kitfs.store.stream import Owner, Piece, Pieces, Stream
 
 POLL: Final = 0.005  # seconds between two looks at the marks of another process
-PAUSE: Final = 0.005  # seconds between two looks at the position of a reader that is a window behind
+PAUSE: Final = 0.0005  # seconds until the first look at the position of a reader that is a window behind
+MAX_PAUSE: Final = 0.016  # seconds between two looks, after each of which the pause is doubled
 IDLE: Final = 5.0  # seconds after which a paused flight ends: registries close idle connections
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
 SEGMENT: Final = 4 << 20  # bytes that a flight locks at once: what other processes fetch again after one is killed
@@ -117,8 +118,8 @@ class Fetcher:
     def touch(self, start: int, stop: int) -> None:
         """Take note that stored bytes [start, stop) were read, and send their reader's next request if it is due."""
         cursor = self._readahead.advance(start, stop)
-        if cursor is not None and cursor.due and self._source.ranged:
-            self._read_ahead(cursor)
+        if cursor is not None:
+            self._continue(cursor)
 
     def stop(self) -> None:
         """Start no flight any more, and end the running ones and their readers."""
@@ -143,7 +144,7 @@ class Fetcher:
         """
         with self._sink.lock:
             self._sink.check_open(self._name)
-            flight = self._carrier(missing)
+            flight = self._carrier(missing) or self._predecessor(cursor)
             mine = flight is None
             if flight is None:
                 flight = self._depart(self._beginning(missing, cursor), want.last + 1, cursor)
@@ -157,6 +158,8 @@ class Fetcher:
             if flight.error is not None:
                 raise flight.error
         else:
+            if cursor is not None:
+                self._continue(cursor)
             self._wait(flight, missing, want)
         return True
 
@@ -200,6 +203,17 @@ class Fetcher:
             if flight.at // size <= chunk < flight.stop and chunk * size < max(flight.at + JOIN, flight.needed):
                 return flight
         return None
+
+    def _predecessor(self, cursor: Cursor | None) -> Flight | None:
+        """Return the flight whose connection the long request of a reader should take over; None when it should begin
+        now. The caller must hold the lock.
+
+        On a link that is far, a new connection begins slowly: it takes several round trips until it has the speed of
+        the connection of the last window.
+        """
+        if cursor is None or not (cursor.long and cursor.link.far):
+            return None
+        return next((f for f in self._flights if f.cursor is cursor and f.stop * self._sink.chunk == cursor.end), None)
 
     def _beginning(self, missing: int, cursor: Cursor | None) -> int:
         """Return the chunk at which a flight for ``missing`` should begin: earlier, if the kernel's requests of one
@@ -256,13 +270,18 @@ class Fetcher:
             at = missing
         return stop
 
+    def _continue(self, cursor: Cursor) -> None:
+        """Send the next request of a sequential reader if it is due."""
+        if cursor.due and self._source.ranged:
+            self._read_ahead(cursor)
+
     def _read_ahead(self, cursor: Cursor) -> None:
         """Send the next request of a sequential reader, unless it is under way or another process has sent it."""
         sink = self._sink
         size = sink.size or 0
         with sink.lock:
             limit = min(size if cursor.long else cursor.limit, size)
-            if sink.closed or not cursor.due or cursor.end >= limit:
+            if sink.closed or not cursor.due or cursor.end >= limit or self._predecessor(cursor) is not None:
                 return
             first, last = cursor.end // sink.chunk, (limit - 1) // sink.chunk
             missing = sink.present.first_missing(first, last)
@@ -294,10 +313,12 @@ class Fetcher:
             with sink.lock:
                 if flight in self._flights:
                     self._flights.remove(flight)
-                if flight.cursor is not None:
+                if flight.cursor is not None and flight.at < flight.stop * sink.chunk:
                     flight.cursor.end = min(flight.cursor.end, flight.at)
                 flight.done = True
                 sink.wake()
+            if flight.cursor is not None and flight.error is None:
+                self._continue(flight.cursor)
             self._owner.landed()
 
     def _receive(self, flight: Flight) -> None:
@@ -309,6 +330,7 @@ class Fetcher:
         try:
             first = next(pieces, None)
             flight.delay = time.monotonic() - asked
+            self._readahead.link.responded(flight.delay)
             if first is not None and not self._source.ranged and self._stream.board(first, pieces):
                 return  # the stream has the pieces now, and closes them
             if self._source.ranged and not self._take(flight, first, pieces, stop):
@@ -362,12 +384,13 @@ class Fetcher:
             return True
         present, chunk = self._sink.present, self._sink.chunk
         present.unlock(flight.locked, flight.locked_to - flight.locked)
-        deadline = time.monotonic() + IDLE
+        deadline, pause = time.monotonic() + IDLE, PAUSE
         while flight.at >= max(cursor.limit, flight.needed):
             if self._sink.closed or time.monotonic() > deadline:
                 flight.locked = flight.locked_to
                 return False
-            threading.Event().wait(PAUSE)
+            time.sleep(pause)
+            pause = min(pause * 2, MAX_PAUSE)
         flight.locked = flight.at // chunk
         flight.locked_to = max(flight.locked_to, flight.locked + 1)
         if present.try_lock(flight.locked, flight.locked_to - flight.locked):

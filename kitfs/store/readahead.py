@@ -4,12 +4,15 @@ A cursor is one sequential reader. Cursors are recognized per blob, not per hand
 files and the kernel sends requests out of order. A read that begins near the position of a cursor continues it; any
 other miss begins a new cursor without a window, so that a random read fetches only its own chunks.
 
-The window, which is what may be fetched ahead of the reader, is a quarter of what the cursor has read (at the beginning
-half of it): a reader that stops after one tensor has fetched at most a quarter of it in vain (more on a link whose
-bandwidth-delay product is larger), and a reader of a whole layer soon has a window that covers the bandwidth-delay
-product of any link. From ``LONG`` bytes on, one request runs to the end of the blob and is held back at the window
-(flow control by the receiver), as mountpoint-s3 does: every request costs a registry milliseconds before its first
-byte.
+The window is the number of bytes that may be fetched ahead of the reader: a quarter of what the cursor has read, at the
+beginning half of it. A reader that stops after one tensor has fetched at most a quarter of it in vain (a third on a
+link with a large bandwidth-delay product), and a reader of a whole layer soon has a window that covers the
+bandwidth-delay product of any link.
+
+From ``LONG`` bytes on, one request runs to the end of the blob and is held back at the window (flow control by the
+receiver), as mountpoint-s3 does, because every request costs a registry milliseconds before its first byte. When its
+reader stops, such a request has wasted the few MiB that the system has buffered. Where a response takes longer than
+``FAR``, the windows would cost more than that, and the long request begins after ``EARLY`` bytes.
 
 Threading: ``advance`` and the properties of a cursor from any thread without a lock; the rest under the caller's lock.
 """
@@ -25,6 +28,8 @@ MIN_WINDOW: Final = 2 << 20  # bytes
 MEASURED: Final = 128 << 10  # bytes of a request from which it measures the link
 MAX_WINDOW: Final = 64 << 20  # bytes
 LONG: Final = 24 << 20  # bytes read by a cursor before one request runs to the end of the blob
+EARLY: Final = 2 << 20  # the same on a link that is far: two or three windows
+FAR: Final = 0.015  # seconds from a request to its first byte; on loopback a registry takes 5 to 6 ms, or 10 when busy
 NEAR: Final = 128 << 10  # bytes by which a read may be out of order, at least
 
 
@@ -32,10 +37,21 @@ NEAR: Final = 128 << 10  # bytes by which a read may be out of order, at least
 class Link:
     """The link to the source, as far as requests have measured it.
 
-    ``product``: its bandwidth-delay product in bytes, the delay being that from a request to its first byte.
+    ``delay``: the least number of seconds from a request to its first byte; 0 when no request was measured.
+    ``product``: the bandwidth-delay product in bytes.
     """
 
+    delay: float = 0.0
     product: int = 0
+
+    @property
+    def far(self) -> bool:
+        """Whether a request costs more than the bytes that a long request wastes when it is given up."""
+        return self.delay >= FAR
+
+    def responded(self, delay: float) -> None:
+        """Take note of a request whose first byte came after ``delay`` seconds."""
+        self.delay = min(delay, self.delay or delay)
 
     def measured(self, delay: float, size: int, seconds: float) -> None:
         """Take note of a request whose first byte came after ``delay`` seconds, and further ``size`` bytes within
@@ -63,7 +79,8 @@ class Cursor:
         """Bytes that may be fetched ahead of the reader."""
         if self.read < FIRST:
             return min(self.read, FIRST // 4)
-        window = max(self.read // 4, min(self.read // 2, MIN_WINDOW), min(self.read, self.link.product))
+        under_way = min(self.link.product, self.read if self.link.far else self.read // 3)
+        window = max(self.read // 4, min(self.read // 2, MIN_WINDOW), under_way)
         return min(window, max(self.most, self.link.product), MAX_WINDOW)
 
     @property
@@ -74,7 +91,7 @@ class Cursor:
     @property
     def long(self) -> bool:
         """Whether the reader has read so much that one request may run to the end of the blob."""
-        return self.read >= LONG
+        return self.read >= (EARLY if self.link.far else LONG)
 
     @property
     def due(self) -> bool:
@@ -88,9 +105,13 @@ class Cursor:
         """
         return min(max(self.read // 2, NEAR), MIN_WINDOW)
 
-    def is_near(self, start: int) -> bool:
-        """Tell whether a read at ``start`` continues this reader."""
-        return self.position - self.slack <= start <= self.position + self.slack
+    def is_near(self, start: int, stop: int) -> bool:
+        """Tell whether a read of [start, stop) continues this reader: the kernel sends the requests of one reader in
+        any order, so that the next but one may come first.
+        """
+        size = stop - start if stop - start > NEAR else 0
+        slack = max(self.slack, size)
+        return self.position - slack - size <= start <= self.position + slack
 
     def move(self, start: int, stop: int) -> bool:
         """Take note of a read of [start, stop); returns whether it goes beyond what was read before."""
@@ -124,14 +145,14 @@ class Readahead:
     def advance(self, start: int, stop: int) -> Cursor | None:
         """Return the cursor that a read of [start, stop) moves forward; None when it moves none."""
         for cursor in self._cursors:
-            if cursor.is_near(start):
+            if cursor.is_near(start, stop):
                 return cursor if cursor.move(start, stop) else None
         return None
 
     def miss(self, start: int, stop: int) -> Cursor | None:
         """Return the cursor that a miss of [start, stop) continues; None, and remember it, when it may be random."""
         for cursor in self._cursors:
-            if cursor.is_near(start):
+            if cursor.is_near(start, stop):
                 cursor.move(start, stop)
                 return cursor
         self._cursors = (Cursor(stop - start, stop, stop, self.link), *self._cursors[: CURSORS - 1])

@@ -7,6 +7,7 @@ each request, and ``given`` counts the bytes that were yielded.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator
 
 from kitfs.errors import Unavailable
@@ -15,9 +16,11 @@ from kitfs.errors import Unavailable
 class BytesSource:
     """A source that yields bytes in pieces of ``piece`` bytes.
 
-    All pieces share one buffer, as the pieces from a socket do. Faults: a request fails with Unavailable after
-    ``cut_after`` bytes; the source waits for ``stall`` before each piece after the first; the byte at ``lie_at`` is
-    wrong; ``short`` bytes are missing at the end. If ``ranged`` is False, a request yields everything from byte 0.
+    All pieces share one buffer, as the pieces from a socket do. The first piece of a request comes after ``delay``
+    seconds. If ``ranged`` is False, a request yields everything from byte 0.
+
+    Faults: a request fails with Unavailable after ``cut_after`` bytes; the source waits for ``stall`` before each piece
+    after the first; the byte at ``lie_at`` is wrong; ``short`` bytes are missing at the end.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class BytesSource:
         self.turns = turns
         self.sender = "fake"
         self.others = 0  # number of other endpoints, which have the right bytes
+        self.delay = 0.0
         self.cut_after: int | None = None
         self.stall: threading.Event | None = None
         self.lie_at: int | None = None
@@ -62,6 +66,7 @@ class BytesSource:
         stop = end if stop is None else min(stop, end)
         buffer = bytearray(self.piece)
         begin = start
+        time.sleep(self.delay)
         while start < stop:
             if self.stall is not None and start > begin:
                 self.stall.wait(30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kitfs.store.readahead import CURSORS, FIRST, LONG, MAX_WINDOW, MIN_WINDOW, Readahead
+from kitfs.store.readahead import CURSORS, EARLY, FIRST, LONG, MAX_WINDOW, MIN_WINDOW, Readahead
 
 MIB = 1 << 20
 SIZE = 4 << 30
@@ -79,17 +79,53 @@ def test_the_next_request_is_due_before_the_window_is_used_up() -> None:
     assert cursor.due
 
 
-def test_the_window_grows_with_the_link() -> None:
-    """On a link of 1 Gbit/s and 80 ms, the window soon covers the bytes in flight."""
-    readahead = Readahead()
+def on_a_far_link(readahead: Readahead) -> None:
+    """Measure a link of 1 Gbit/s and 80 ms."""
+    readahead.link.responded(0.08)
     readahead.link.measured(0.08, 8 * MIB, 8 * MIB / 125e6)
+
+
+def test_the_window_grows_with_the_link() -> None:
+    """A reader whose link has 10 MB under way soon has a window of as much, yet at most a third of what it has read."""
+    readahead = Readahead()
+    readahead.link.responded(0.006)
+    readahead.link.measured(0.006, 10 * MIB, 6 * MIB / 1e9)
+    product = readahead.link.product
+    assert product > 9_000_000
+    for start in range(0, LONG - MIB, MIB):
+        end = read(readahead, start, start + MIB)
+        if start >= 8 * MIB:
+            done = start + MIB
+            assert end == done + min(product, done // 3)
+
+
+def test_one_request_begins_early_on_a_far_link() -> None:
+    """Where a round trip takes long, the request to the end of the blob begins after EARLY bytes."""
+    readahead = Readahead()
+    on_a_far_link(readahead)
     assert readahead.link.product == 10_000_000
-    for start in range(0, 4 * MIB, MIB):
-        end = read(readahead, start, start + MIB)
-    assert end == 8 * MIB  # as many bytes as were read
-    for start in range(4 * MIB, 20 * MIB, MIB):
-        end = read(readahead, start, start + MIB)
-    assert end == 20 * MIB + 10_000_000
+    assert read(readahead, 0, MIB) == MIB
+    assert read(readahead, MIB, EARLY) == SIZE
+    cursor = readahead.advance(EARLY, 8 * MIB)
+    assert cursor is not None
+    assert cursor.limit == 16 * MIB
+
+
+def test_one_slow_response_does_not_make_a_link_far() -> None:
+    """A registry on a busy machine may take its time once."""
+    readahead = Readahead()
+    for delay in (0.2, 0.005, 0.3):
+        readahead.link.responded(delay)
+    assert not readahead.link.far
+
+
+def test_the_next_but_one_request_of_the_kernel_continues_a_reader() -> None:
+    """Requests of 512 KiB that two threads hand over in the wrong order are one reader."""
+    readahead = Readahead()
+    half = 512 << 10
+    for start in (0, 2 * half, half, 4 * half, 3 * half):
+        read(readahead, start, start + half)
+    assert len(readahead) == 1
 
 
 def test_a_short_request_does_not_measure_the_link() -> None:
