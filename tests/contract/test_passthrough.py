@@ -1,7 +1,7 @@
 """FUSE passthrough on a real mount: which handles the kernel serves by itself, and what happens when that changes.
 
-The file system is one in memory whose bytes differ from those of the backing file, so that every read shows by whom it
-was answered.
+The bytes of the file system in memory differ from those of the backing file, so that each read shows which of them was
+used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PATIENCE = 60.0
 
 
 class Passing:
-    """A mount of ``file`` and ``other``, and the backing file that ``file`` may have."""
+    """A mount of ``file`` and ``other``, and a backing file that ``file`` can have."""
 
     def __init__(self, folder: Path) -> None:
         self.fs = MemoryFileSystem({"file": COPIED, "other": COPIED})
@@ -54,24 +54,24 @@ class Passing:
         self._thread = threading.Thread(target=self.transport.serve, args=(self._ready.set,))
 
     def start(self) -> None:
-        """Mount, and return when the mount answers."""
+        """Mount, and wait until the mount answers."""
         self.transport.mount()
         self._thread.start()
         assert self._ready.wait(PATIENCE)
 
     def end(self) -> None:
-        """Unmount, and return when the transport has ended."""
+        """Unmount, and wait until the transport has ended."""
         self.transport.stop()
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
 
     def back(self) -> None:
-        """Let ``file`` have its backing file, and wait until the kernel asks for the name again."""
+        """Give ``file`` its backing file, and wait until the kernel looks up the name again."""
         self.fs.backings["file"] = self.backing
         wait_until(lambda: self.file.read_bytes() == BACKED, f"the name is valid for more than {SOON} s")
 
     def reads(self) -> int:
-        """Requests to read that came from the kernel."""
+        """Return the number of read requests from the kernel."""
         return sum(operation == "read" for operation, _, _ in self.fs.calls)
 
 
@@ -87,7 +87,7 @@ def mount(tmp_path: Path) -> Iterator[Passing]:
 
 @pytest.fixture
 def opened() -> Iterator[Callable[[Path], int]]:
-    """Opens files, which are closed after the test."""
+    """Return a function that opens files, which are closed after the test."""
     fds: list[int] = []
 
     def open_one(path: Path) -> int:
@@ -100,7 +100,7 @@ def opened() -> Iterator[Callable[[Path], int]]:
 
 
 def test_kernel_reads_a_backed_file_by_itself(mount: Passing, opened: Callable[[Path], int]) -> None:
-    """No request to read comes, by read(2) or by mmap; the transport says how many files are open so."""
+    """For a backed file the kernel sends no read requests. ``native_files`` counts the open backing files."""
     mount.fs.backings["file"] = mount.backing
     first, second = opened(mount.file), opened(mount.file)
     assert [os.pread(fd, 1 << 20, 0) for fd in (first, second)] == [BACKED] * 2
@@ -110,7 +110,7 @@ def test_kernel_reads_a_backed_file_by_itself(mount: Passing, opened: Callable[[
 
 
 def test_backing_file_is_closed_with_the_last_handle(mount: Passing) -> None:
-    """A file that was closed and opened again is read so again."""
+    """A file that is closed and opened again uses passthrough each time."""
     mount.fs.backings["file"] = mount.backing
     for _ in range(50):
         assert mount.file.read_bytes() == BACKED
@@ -119,7 +119,7 @@ def test_backing_file_is_closed_with_the_last_handle(mount: Passing) -> None:
 
 
 def test_file_that_is_verified_while_it_is_open_is_mixed(mount: Passing, opened: Callable[[Path], int]) -> None:
-    """Its old handle stays as it was, new ones are passthrough, and both have the same st_ino."""
+    """The old handle is still copied, new handles use passthrough, and both have the same st_ino."""
     mount.fs.backings["file"] = Backing.LATER
     old = opened(mount.file)
     assert os.pread(old, 6, 0) == b"copied"
@@ -127,24 +127,26 @@ def test_file_that_is_verified_while_it_is_open_is_mixed(mount: Passing, opened:
     new, again = opened(mount.file), opened(mount.file)
     assert [os.pread(fd, 6, 3000) for fd in (old, new, again)] == [b"copied", b"backed", b"backed"]
     assert os.fstat(old).st_ino == os.fstat(new).st_ino == os.stat(mount.file).st_ino
-    reopened = opened(Path(f"/proc/self/fd/{old}"))  # of the old node: the kernel refuses to mix them
+    reopened = opened(
+        Path(f"/proc/self/fd/{old}")
+    )  # opens the old node, for which the kernel does not permit both modes
     assert os.pread(reopened, 6, 0) == b"copied"
 
 
 def test_file_that_loses_its_backing_is_copied_again(mount: Passing, opened: Callable[[Path], int]) -> None:
-    """Evicted while it is open: open handles read on, and new ones come to us."""
+    """If a file is evicted while it is open, open handles can still be read, and new openings reach the daemon."""
     mount.fs.backings["file"] = mount.backing
     held = opened(mount.file)
     mount.backing.unlink()
     assert os.pread(held, 6, 0) == b"backed"
-    other = opened(mount.file)  # a second handle of an open backing file
+    other = opened(mount.file)  # a second handle for the open backing file
     assert os.pread(other, 6, 0) == b"backed"
     mount.fs.backings["file"] = Backing.NEVER
     assert mount.transport.native_files == 1
 
 
 def test_evicted_file_is_found_under_its_first_node(mount: Passing) -> None:
-    """Nobody has it open when its backing file goes: the next opening looks the name up again, and fails nowhere."""
+    """If a file loses its backing file while it is closed, the next opening looks the name up again and succeeds."""
     mount.fs.backings["file"] = mount.backing
     assert mount.file.read_bytes() == BACKED
     wait_until(lambda: mount.transport.native_files == 0, "the backing file is still open")
@@ -156,14 +158,14 @@ def test_evicted_file_is_found_under_its_first_node(mount: Passing) -> None:
 
 
 def test_backing_file_that_the_kernel_refuses_is_copied(mount: Passing) -> None:
-    """Here a file of proc, which cannot be written, so that the kernel does not take it."""
+    """The kernel refuses a file of /proc as a backing file, so it is copied."""
     mount.fs.backings["file"] = Path("/proc/version")
     assert mount.file.read_bytes() == COPIED
     assert mount.transport.native_files == 0
 
 
 def test_open_of_a_second_node_without_a_name_fails_as_stale(mount: Passing) -> None:
-    """A descriptor that is only a path has no name to look up again: ESTALE, never bytes of another mode."""
+    """Opening a file by an O_PATH descriptor fails with ESTALE if the mode changed, as there is no name to look up."""
     mount.fs.backings["file"] = mount.backing
     held = os.open(mount.file, os.O_PATH)
     try:
@@ -176,7 +178,7 @@ def test_open_of_a_second_node_without_a_name_fails_as_stale(mount: Passing) -> 
 
 
 def test_listing_gives_the_same_nodes_as_a_lookup(mount: Passing) -> None:
-    """READDIRPLUS makes nodes, too."""
+    """READDIRPLUS returns the same nodes as LOOKUP."""
     mount.fs.backings["file"] = mount.backing
     with os.scandir(mount.path) as found:
         inodes = {entry.name: entry.inode() for entry in found}
@@ -185,7 +187,7 @@ def test_listing_gives_the_same_nodes_as_a_lookup(mount: Passing) -> None:
 
 
 def test_kernel_reads_ahead_a_whole_request(mount: Passing) -> None:
-    """The mount's read-ahead is raised from 128 KiB to 1 MiB."""
+    """The mount's readahead is raised from 128 KiB to 1 MiB."""
     there = mounting.mount_at(str(mount.path))
     assert there is not None
     assert Path(f"/sys/class/bdi/{there.dev}/read_ahead_kb").read_text() == "512\n"

@@ -1,4 +1,4 @@
-"""What every Source promises (``kitfs.content``), tested with every implementation."""
+"""Tests of the contract of Source (``kitfs.content``) for every implementation."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ SPANS = [
 
 @pytest.fixture(params=MAKERS, ids=lambda maker: maker.__name__)
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Source]:
-    """Each source in turn, over the same bytes."""
+    """Return each source in turn, with the same bytes."""
     with ExitStack() as stack:
         yield request.param(stack, tmp_path)
 
@@ -147,9 +147,9 @@ def taken(pieces: Generator[tuple[int, memoryview], None, None]) -> list[tuple[i
 
 @pytest.mark.parametrize("span", SPANS, ids=str)
 def test_pieces_are_gapless_and_cover_what_was_asked(source: Source, span: tuple[int, int | None]) -> None:
-    """A ranged source gives exactly [start, stop) without gaps.
+    """A ranged source yields exactly [start, stop) without gaps.
 
-    Another source gives everything from 0, also if it turns out only now that it is not ranged.
+    A source without ranges yields everything from 0, also if it discovers only now that it has no ranges.
     """
     start, stop = span
     pieces = taken(source.read_range(start, stop))
@@ -164,7 +164,7 @@ def test_pieces_are_gapless_and_cover_what_was_asked(source: Source, span: tuple
 
 
 def test_ranged_turns_at_most_once(source: Source) -> None:
-    """``ranged`` may turn from True to False once, and never back."""
+    """``ranged`` may change from True to False once, and never back."""
     seen = [source.ranged]
     for start, stop in SPANS:
         taken(source.read_range(start, stop))
@@ -180,7 +180,7 @@ def test_the_size_is_known_after_a_whole_read(source: Source) -> None:
 
 
 def test_a_reader_may_stop_early_and_come_back(source: Source) -> None:
-    """A generator can be closed early; the next one begins where it is asked to."""
+    """A generator can be closed early, and the next generator starts at its own offset."""
     for _ in range(3):
         pieces = source.read_range(10, 200_000)
         offset, view = next(pieces)
@@ -191,7 +191,7 @@ def test_a_reader_may_stop_early_and_come_back(source: Source) -> None:
 
 
 def test_readers_do_not_disturb_each_other(source: Source) -> None:
-    """Two generators of one source that are read in turn each give their own bytes."""
+    """Two generators of one source that are read in turn each yield their own bytes."""
     first, second = source.read_range(0, None), source.read_range(0, None)
     got = [bytearray(), bytearray()]
     pending = [(0, first), (1, second)]
@@ -205,6 +205,6 @@ def test_readers_do_not_disturb_each_other(source: Source) -> None:
 
 
 def test_an_empty_range_gives_nothing(source: Source) -> None:
-    """The range [5, 5) of a ranged source needs no request and gives no piece."""
+    """The range [5, 5) of a ranged source sends no request and yields no piece."""
     if source.ranged and taken(source.read_range(0, 1)) and source.ranged:
         assert taken(source.read_range(5, 5)) == []

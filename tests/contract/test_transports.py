@@ -1,7 +1,7 @@
-"""What both transports must do for a file system, tested on real mounts of one in memory.
+"""Tests of the contract of both transports, on real mounts of a file system in memory.
 
-Threads of this process serve the mount, so only calls that let other threads run may touch it. System calls do, but a
-page fault of a mapping does not: for mappings, and for what is killed, a separate process is used.
+Threads of this process serve the mount, so only calls that release the GIL may use it. System calls do, but page faults
+of a mapping do not. Therefore a separate process reads mappings and is killed by tests.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Served:
         assert self.failure is None
 
     def end(self) -> None:
-        """End the mount and the thread, whatever the test did."""
+        """End the mount and the thread, in whatever state the test left them."""
         for gate in self.fs.cold.values():
             gate.set()
         while mounting.is_mountpoint(str(self.path)):
@@ -115,7 +115,7 @@ class Served:
 
 @pytest.fixture
 def mount(tmp_path: Path, transport: str) -> Iterator[Served]:
-    """A mount of FILES, below a directory with a space in its name."""
+    """Return a mount of FILES below a directory with a space in its name."""
     if os.geteuid() != 0:
         needs("fusermount3")
     path = tmp_path / "mount point"
@@ -140,7 +140,7 @@ def child(code: str, *args: object) -> subprocess.Popen[bytes]:
 def test_the_kernel_shows_source_and_type(mount: Served) -> None:
     """The mount table shows the reference, fuse.kitfs, read-only, no setuid and no devices.
 
-    A space in the mount point does no harm.
+    The mount point may contain a space.
     """
     found = mounting.mount_at(str(mount.path))
     assert found is not None
@@ -152,7 +152,7 @@ def test_the_kernel_shows_source_and_type(mount: Served) -> None:
 
 
 def test_files_have_their_bytes(mount: Served) -> None:
-    """Small files, empty ones, and files larger than a request have the right bytes."""
+    """Small files, empty files and files larger than a request have the right bytes."""
     assert (mount / "file").read_bytes() == b"0123456789"
     assert (mount / "empty").read_bytes() == b""
     assert (mount / "big").read_bytes() == BIG
@@ -160,7 +160,7 @@ def test_files_have_their_bytes(mount: Served) -> None:
 
 
 def test_reads_at_every_place_are_right(mount: Served) -> None:
-    """Reads across pages and requests, at the end and behind it return the right bytes."""
+    """Reads across pages and requests, at the end and after it return the right bytes."""
     fd = os.open(mount / "big", os.O_RDONLY)
     try:
         for offset in (0, 1, 4095, 4096, 131071, 1 << 20, (1 << 20) - 1, len(BIG) - 5, len(BIG), len(BIG) + 1, 1 << 50):
@@ -247,7 +247,7 @@ def test_symlinks_are_links(mount: Served) -> None:
 
 
 def test_posix_errors(mount: Served) -> None:
-    """Names, types and writes end with the errors of POSIX."""
+    """Bad names, wrong types and writes fail with the errors of POSIX."""
     actions: dict[str, tuple[str, Callable[[], object]]] = {
         "missing": ("ENOENT", lambda: os.stat(mount / "missing")),
         "below a file": ("ENOTDIR", lambda: os.stat(mount / "file/x")),
@@ -277,7 +277,7 @@ def test_extended_attributes(mount: Served) -> None:
 
 
 def test_statfs(mount: Served) -> None:
-    """statfs says that nothing is free, and that names may have 255 bytes."""
+    """statfs reports that nothing is free and that names may have 255 bytes."""
     about = os.statvfs(mount.path)
     assert (about.f_frsize, about.f_blocks, about.f_bfree, about.f_files, about.f_ffree, about.f_namemax) == (
         4096, 12345, 0, len(mount.fs.nodes), 0, 255,
@@ -292,7 +292,7 @@ def test_what_was_read_stays_in_the_kernels_cache(mount: Served) -> None:
 
 
 def test_a_missing_name_is_not_cached_while_it_may_still_appear(mount: Served) -> None:
-    """ENOENT for a name in a layer without an index does not stay in the kernel's cache."""
+    """The kernel does not cache ENOENT for a name in a layer without an index."""
     mount.fs.passing.add("later")
     assert errno_of(lambda: os.stat(mount / "later")) == "ENOENT"
     mount.fs._add(b"later", b"here")
@@ -300,10 +300,7 @@ def test_a_missing_name_is_not_cached_while_it_may_still_appear(mount: Served) -
 
 
 def test_every_open_is_released(mount: Served) -> None:
-    """Every file and directory that was opened is released soon after it was closed.
-
-    The kernel does not wait for a release, and drops the releases that are under way when the mount ends.
-    """
+    """Every opened file and directory is released after the mount has ended."""
     for _ in range(20):
         (mount / "file").read_bytes()
         os.listdir(mount / "dir")
@@ -314,7 +311,7 @@ def test_every_open_is_released(mount: Served) -> None:
 
 
 def test_a_read_that_fails_is_eio_and_the_next_one_asks_again(mount: Served) -> None:
-    """A read that fails is EIO and counts its cause, and the kernel does not remember the failure."""
+    """A read that fails is EIO and its cause is counted. The kernel does not cache the failure."""
     fd = os.open(mount / "file", os.O_RDONLY)
     try:
         mount.fs.fails["read", "file"] = IntegrityError("sha256:1 is not what it says")
@@ -327,7 +324,7 @@ def test_a_read_that_fails_is_eio_and_the_next_one_asks_again(mount: Served) -> 
 
 
 def test_a_read_that_waits_keeps_nothing_else_waiting(mount: Served) -> None:
-    """With twenty stalled reads, stat, listings and other reads are still answered."""
+    """During twenty stalled reads, stat, listings and other reads are answered."""
     fds = [os.open(mount / "cold", os.O_RDONLY) for _ in range(20)]
     gate = mount.fs.cold["read", "cold"] = threading.Event()
     found: list[bytes] = []
@@ -347,7 +344,7 @@ def test_a_read_that_waits_keeps_nothing_else_waiting(mount: Served) -> None:
 
 
 def test_a_signal_does_not_fail_a_read(mount: Served) -> None:
-    """A process with a signal handler that gets many signals while it waits reads all of its bytes."""
+    """A process that gets many signals, for which it has a handler, reads all of its bytes."""
     gate = mount.fs.cold["read", "cold"] = threading.Event()
     code = """
 import os, signal, sys
@@ -384,7 +381,7 @@ def _wait_for_call(mount: Served, operation: str, path: str) -> None:
 
 
 def test_a_killed_reader_dies_at_once(mount: Served) -> None:
-    """After SIGKILL a process whose read is stalled ends, although the read never does."""
+    """After SIGKILL a process with a stalled read ends, although the read is never answered."""
     gate = mount.fs.cold["read", "cold"] = threading.Event()
     process = child("import os,sys; os.pread(os.open(sys.argv[1], os.O_RDONLY), 10, 0)", mount / "cold")
     _wait_for_call(mount, "read", "cold")
@@ -395,7 +392,7 @@ def test_a_killed_reader_dies_at_once(mount: Served) -> None:
 
 
 def test_a_killed_lookup_ends_at_once(mount: Served) -> None:
-    """A killed lookup ends, with the kernel transport only: libfuse does not pass INTERRUPT on."""
+    """A killed lookup ends with the kernel transport. libfuse does not pass INTERRUPT on."""
     if mount.transport.name == "libfuse":
         pytest.skip("not here: libfuse2 does not say who was interrupted")
     gate = mount.fs.cold["lookup", "cold-dir"] = threading.Event()
@@ -429,7 +426,7 @@ def test_stop_unmounts_an_idle_mount(mount: Served) -> None:
 
 
 def test_stop_detaches_what_is_in_use(mount: Served) -> None:
-    """``stop`` frees the name at once; ``serve`` continues until the last file is closed."""
+    """``stop`` frees the name immediately. ``serve`` continues until the last file is closed."""
     fd = os.open(mount / "big", os.O_RDONLY)
     mount.transport.stop()
     assert not mounting.is_mountpoint(str(mount.path))
@@ -450,7 +447,7 @@ HOLDS = {
 
 @pytest.mark.parametrize("how", HOLDS)
 def test_a_busy_mount_names_the_process_that_uses_it(mount: Served, how: str) -> None:
-    """For each way to use a mount, unmount fails with EBUSY and the process id. A lazy unmount succeeds."""
+    """For each way to use a mount, unmount fails with EBUSY and the pid. A lazy unmount succeeds."""
     held = child(
         f"import mmap, os, sys; p = sys.argv[1]; {HOLDS[how]}; print('holding', flush=True); sys.stdin.read(1)",
         mount.path,
@@ -481,9 +478,7 @@ def test_relative_and_symlinked_paths_are_unmounted(
 
 
 def test_a_mount_that_does_not_answer_can_be_ended(tmp_path: Path) -> None:
-    """Mounts are found and ended without sending them a request, so a mount that nothing serves cannot
-    make kitfs hang.
-    """
+    """Mounts are found and ended without a request to them, so a mount that nothing serves cannot make kitfs hang."""
     (tmp_path / "m").mkdir()
     (tmp_path / "alias").symlink_to("m")
     options = MountOptions(mountpoint=str(tmp_path / "m"), source="stalled")
@@ -502,7 +497,7 @@ def test_a_mount_that_does_not_answer_can_be_ended(tmp_path: Path) -> None:
 
 
 def test_a_dead_mount_is_still_a_mount(mount: Served) -> None:
-    """A mount whose connection was aborted returns ENOTCONN, but it is recognized as a mount and can be ended."""
+    """A mount whose connection was aborted returns ENOTCONN, but is recognized as a mount and can be ended."""
     found = mounting.mount_at(str(mount.path))
     assert found is not None
     abort = Path(f"/sys/fs/fuse/connections/{found.dev.partition(':')[2]}/abort")

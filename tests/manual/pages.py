@@ -1,18 +1,18 @@
 """The README and the pages of the manual as data: their blocks of examples, and a machine that runs them.
 
-A block is the text between a pair of ``` lines; the word after the first ``` is its kind.
+A block is the text between a pair of ``` lines. The word after the first ``` is its kind.
 
 - ``sh``: commands. Each must succeed.
 
-- ``console``: lines that begin with ``$ `` are commands, and the others are what a terminal of 80 columns shows.
+- ``console``: lines that begin with ``$ `` are commands, and the others are their output on a terminal of 80 columns.
 
 - ``python``: a program.
 
 The blocks of one page run one after the other in one directory. A line ``<!-- not run: REASON -->`` in front of a block
-says that a test cannot run it; its commands are only parsed.
+says that a test cannot run it. Then its commands are only parsed.
 
-What the examples call registry.example.com is a registry on this machine. Their absolute paths are in the directory of
-the page, which contains the directory ``llama`` from which the kits of that registry were packed.
+In the examples, registry.example.com stands for a registry on this machine. Their absolute paths are in the directory
+of the page, which contains the directory ``llama`` from which the kits of that registry were packed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ FENCE = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]*) -->\n)?```(?P<kind>[a-z
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a page. ``reason`` says why a test cannot run it; ``span`` is the position of its text in the page."""
+    """A block of a page.
+
+    ``reason`` says why a test cannot run it. ``span`` is the position of its text in the page.
+    """
 
     kind: str
     text: str
@@ -68,7 +71,7 @@ class Block:
 
     @property
     def steps(self) -> list[tuple[str, str | None]]:
-        """Return the commands of the block, each with what it prints, or None if the page does not show it."""
+        """Return the commands of the block with their outputs. An output is None if the page does not show it."""
         if self.kind != "console":
             return [(self.text, None)]
         found: list[tuple[str, str | None]] = []
@@ -98,7 +101,7 @@ def path_of(page: str) -> Path:
 
 
 def make_tree(directory: Path) -> None:
-    """Write the directory that the examples call llama."""
+    """Write the directory ``llama`` of the examples."""
     (directory / "model").mkdir(parents=True)
     (directory / "data").mkdir()
     weights = b'{"w":{"dtype":"F32","shape":[64,64],"data_offsets":[0,16384]}}'
@@ -112,7 +115,7 @@ def make_tree(directory: Path) -> None:
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens now."""
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -129,7 +132,7 @@ class Machine:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment of the commands, without any settings of the user."""
+        """Return the environment of the commands, without any settings of the user."""
         return {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(self.home),
@@ -152,11 +155,11 @@ class Machine:
         return re.sub(r"(?<![\w./:-])/(?=(models|data|srv|var/lib|var/cache|tmp|backup)\b)", f"{self.home}/", text)
 
     def terminal(self, command: str, *, columns: int = 80) -> str:
-        """Run a command, and return what it prints, with its colours."""
+        """Run a command and return its output with colours."""
         return self.named(self._run(["bash", "-c", self.real(command)], columns)[1])
 
     def named(self, text: str) -> str:
-        """Replace names of this machine in a text by those that the examples use."""
+        """Replace names of this machine in a text by the names in the examples."""
         text = (
             text.replace(self.registry, REGISTRY)
             .replace(self.own, OWN)
@@ -165,7 +168,7 @@ class Machine:
         return text.replace(f"{self.home}/", "/").replace(str(self.home), "/")
 
     def run(self, block: Block) -> list[tuple[int, str]]:
-        """Run a block; return the exit code of each step, and what it printed on the terminal, without colours."""
+        """Run a block. Return the exit code and the output on the terminal, without colours, of each step."""
         first = "set -e\n" if block.kind == "sh" else ""
         programs = [["bash", "-c", first + self.real(command)] for command, _ in block.steps]
         if block.kind == "python":
@@ -174,14 +177,14 @@ class Machine:
         return [(code, self.named(without_colours(printed))) for code, printed in done]
 
     def _run(self, command: list[str], columns: int) -> tuple[int, str]:
-        """Run a program on a terminal of its own; return its exit code, and what it printed."""
+        """Run a program on a terminal of its own. Return its exit code and its output."""
         background = command[-1].rstrip().endswith("&")
         return run_on_terminal(command, cwd=self.home, env=self.env, columns=columns, background=background)
 
 
 @contextlib.contextmanager
 def machine(registry: str) -> Iterator[Machine]:
-    """Give a machine in a directory with a short name, because the path of a socket ends at 108 bytes.
+    """Yield a machine in a directory with a short name, because the path of a socket is limited to 108 bytes.
 
     Its mounts and background jobs end with the block.
     """
@@ -229,7 +232,7 @@ MASKS = (
 
 
 def masked(text: str) -> str:
-    """Return a text without what differs from run to run: digests, processes, times and the width of columns."""
+    """Return a text without the parts that differ from run to run: digests, pids, times and the width of columns."""
     for pattern, put in MASKS:
         text = pattern.sub(put, text)
     return "\n".join(line.strip() for line in text.strip().splitlines())

@@ -1,10 +1,10 @@
-"""Run the examples of the manual, and write what they print into the pages.
+"""Run the examples of the manual, and write their output into the pages.
 
     python -m tests.manual.record [PAGE ...]
 
-To be run after a change of what kitfs prints. Only blocks of kind ``console`` are rewritten. A page is rewritten as a
-whole, so that its digests and numbers are of one run: every page that is named, and without names every page with an
-output that is no longer right.
+Run this module after a change to kitfs' output. Only blocks of kind ``console`` are rewritten. A page is rewritten as a
+whole, so that its digests and numbers are from one run. The pages that are named are rewritten. Without names, each
+page with an outdated output is rewritten.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tests.server import Server
 
 
 def recorded(text: str, made: Machine, *, always: bool) -> str:
-    """Return the text of a page with what its examples print now.
+    """Return the text of a page with the current output of its examples.
 
-    Unless ``always``, it is the same text if every output is still right but for digests, times and processes.
+    Unless ``always`` is set, the text stays the same if outputs differ only in digests, times and pids.
     """
     at, parts, differs = 0, [], always
     for block in blocks(text):
@@ -44,7 +44,7 @@ def _session(block: Block, printed: list[tuple[int, str]]) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Record the pages of these names; every page if there are none."""
+    """Record the pages of these names, or every page with an outdated output."""
     with (
         tempfile.TemporaryDirectory(prefix="kitfs-record-") as directory,
         Server(Path(directory, "root"), Path(directory, "log")) as server,

@@ -1,4 +1,4 @@
-"""Every example of the README and of the manual runs, and prints what the page says."""
+"""Every example in the README and in the manual runs and prints what the page shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUN = ("sh", "console", "python")
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a registry with the kits of the examples."""
+    """Return the address of a registry with the kits of the examples."""
     directory = tmp_path_factory.mktemp("manual")
     with Server(directory / "root", directory / "log") as server:
         fill(server.host)
@@ -25,7 +25,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def here(registry: str) -> Iterator[Machine]:
-    """A machine for one page."""
+    """Return a machine for one page."""
     need_fuse()
     with machine(registry) as made:
         yield made
@@ -34,8 +34,7 @@ def here(registry: str) -> Iterator[Machine]:
 @pytest.mark.mount
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if any(b.kind in RUN for b in blocks(text))])
 def test_the_examples_of_a_page_run(page: str, here: Machine) -> None:
-    """Every command succeeds, and prints what the page shows below it, except for digests, times and numbers of
-    processes.
+    """Every command succeeds and prints what the page shows, except for digests, times and pids.
 
     A command whose exit code the page shows (``; echo $?``) may fail.
     """

@@ -1,4 +1,4 @@
-"""What the README and the manual say about commands, options, topics and codes agrees with the program."""
+"""The README and the manual agree with the program about commands, options, topics and codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOREIGN = {
 
 
 def verbs(command: click.Command = cli, name: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Return every verb, also of groups, with its name."""
+    """Return every verb with its name, including those in groups."""
     if name:
         yield name, command
     if isinstance(command, click.Group):
@@ -37,7 +37,7 @@ FLAGS = {flag for _, one in verbs() for param in one.params for flag in (*param.
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Return the words of every kitfs command in the blocks of a page, up to what the shell interprets."""
+    """Return the words of every kitfs command in the blocks of a page, up to the first operator of the shell."""
     for block in blocks(text):
         if block.kind in ("sh", "console"):
             for command, _ in block.steps:
@@ -49,7 +49,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_command_line_accepts_every_example(page: str) -> None:
-    """The words of each command can be parsed, also of commands that a test cannot run."""
+    """The words of each command can be parsed, even if a test cannot run the command."""
     for words in commands(PAGES[page]):
         command: click.Command = cli
         context, rest = click.Context(cli, info_name="kitfs"), list(words)
@@ -75,7 +75,7 @@ def test_every_common_option_is_documented_in_exactly_one_place() -> None:
 
 
 def test_the_defaults_of_common_options_are_those_of_the_program() -> None:
-    """A default in backticks is the one in the table of options."""
+    """A default in backticks is the default in the table of options."""
     shown = dict(re.findall(r"^\| `--([a-z-]+)[^|]*\| `([^`$]+)` \|", PAGES["settings"], re.M))
     assert {name: OPTIONS[name].default for name in shown} == shown
 
@@ -93,7 +93,7 @@ def test_every_option_of_a_verb_has_a_help_text() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_topic_that_a_page_names_exists(page: str) -> None:
-    """``kitfs help X`` names a topic or a verb, and a link leads to a file."""
+    """``kitfs help X`` names a topic or a verb, and links have existing files as targets."""
     known = {*manual.topics(), *(name for name, _ in verbs()), "TOPIC", "VERB"}
     assert set(re.findall(r"`kitfs help (\S+)`", PAGES[page])) <= known
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGES[page])
@@ -144,7 +144,7 @@ def test_the_design_lists_every_package() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_wrapped_for_a_terminal_without_losing_a_word(page: str) -> None:
-    """On a terminal of 80 columns ``kitfs help TOPIC`` wraps its text; code and tables may be wider."""
+    """On a terminal of 80 columns ``kitfs help TOPIC`` wraps its text. Code and tables may be wider."""
     wrapped = manual.wrapped(PAGES[page], 80)
     assert wrapped.split() == PAGES[page].split()
     assert [block.text for block in blocks(wrapped)] == [block.text for block in blocks(PAGES[page])]

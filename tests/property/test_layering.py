@@ -1,5 +1,6 @@
-"""The order of entries and layers is that of GNU tar: a tree and an unpack give what GNU tar extracts from the same
-archives.
+"""The order of entries and layers is that of GNU tar.
+
+A mount and an unpack show the tree that GNU tar extracts from the same archives.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Found = dict[str, Any]
 
 
 class MemoryReader:
-    """Bytes as a reader."""
+    """A reader of bytes in memory."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -48,7 +49,7 @@ class MemoryReader:
 
 
 class MemoryLayer:
-    """A layer whose index exists already; a ``path`` of "" may contain any name."""
+    """A layer that already has an index. A ``path`` of "" may contain any name."""
 
     media_type = "application/vnd.kitops.modelkit.model.v1.tar"
     compressed = False
@@ -82,7 +83,7 @@ class MemoryLayer:
 
 
 def built(entries: list[Entry], number: int) -> bytes:
-    """Return a tar whose files contain their number.
+    """Return a tar whose files contain the given number.
 
     Symbolic links are dangling, so that no path leads through them.
     """
@@ -101,7 +102,7 @@ def built(entries: list[Entry], number: int) -> bytes:
 
 
 def meaningful(entries: list[Entry]) -> list[Entry]:
-    """Return the entries without hard links to what is not a file at that point.
+    """Return the entries without hard links whose target is not a file at that point.
 
     GNU tar creates directories for such links, or removes files, and then fails.
     """
@@ -155,13 +156,13 @@ def shown(member: Member, layer: MemoryLayer) -> Any:
 
 
 def mounted(layers: list[MemoryLayer]) -> Found:
-    """Return what a mount shows, and ``ls`` and ``cat`` too."""
+    """Return the tree that a mount shows, after checking that ``ls`` and ``cat`` show it too."""
     tree = Tree(layers, {}, counters=Counters(), log=LOG)
     return {path: shown(node.member, node.layer) for path, node in tree.walk(tree.root)}  # type: ignore[arg-type]
 
 
 def looked_up(layers: list[MemoryLayer], paths: Found) -> Found:
-    """Return what lookups of names find that were never listed."""
+    """Return what lookups of names find if their directories were never listed."""
     tree = Tree(layers, {}, counters=Counters(), log=LOG)
     found: Found = {}
     for path in sorted(paths):
@@ -173,7 +174,7 @@ def looked_up(layers: list[MemoryLayer], paths: Found) -> Found:
 
 
 def planned(layers: list[MemoryLayer]) -> Found:
-    """Return what an unpack writes."""
+    """Return the tree that an unpack writes."""
     plan = plan_unpack([PlacedLayer(layer.digest, layer.index(), "") for layer in layers])
     found: Found = dict.fromkeys(plan.directories, "dir")
     for item in plan.items():
@@ -185,8 +186,9 @@ def planned(layers: list[MemoryLayer]) -> Found:
 @given(ENTRIES)
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_one_archive(entries: list[Entry]) -> None:
-    """Files, directories, symbolic links and hard links with the same names in any order give the tree that GNU tar
-    extracts.
+    """Entries with the same names in any order give the tree that GNU tar extracts.
+
+    They are files, directories, symbolic links and hard links.
     """
     archive = built(meaningful(entries), 0)
     layers = [MemoryLayer(archive, 0)]
@@ -203,7 +205,7 @@ def test_the_order_of_one_archive(entries: list[Entry]) -> None:
 @given(st.lists(ENTRIES, min_size=2, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_layers(layers_entries: list[list[Entry]]) -> None:
-    """Layers that were each packed from a tree, as kit does, give the tree that GNU tar extracts from them in order.
+    """Layers that were each packed from a tree give the tree that GNU tar extracts from them in order.
 
     A mount, lookups and an unpack agree.
     """

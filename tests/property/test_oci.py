@@ -1,4 +1,4 @@
-"""Whatever bytes a registry or a file contains, they become a value or one error of their kind."""
+"""Any bytes from a registry or a file are parsed to a value or raise one error of their own type."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LAYER_TYPES = st.sampled_from(
 
 
 def objects(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with some of these fields, of the right type or of any type."""
+    """Generate objects with some of these fields, of the right type or of any type."""
     return st.fixed_dictionaries({}, optional={k.replace("_", "."): v | VALUES for k, v in fields.items()})
 
 
@@ -118,7 +118,7 @@ LINES = st.lists(
 @given(JSON_TEXTS)
 @settings(max_examples=300, deadline=None)
 def test_manifests_of_any_bytes(data: bytes) -> None:
-    """Bytes are a Manifest, which is the same after it was written and read again, or raise ManifestError.
+    """Bytes are parsed to a Manifest, which survives writing and reading, or raise ManifestError.
 
     Unknown numbers keep 53 bits, as in Go.
     """
@@ -141,7 +141,7 @@ def test_manifests_of_any_bytes(data: bytes) -> None:
 )
 @settings(max_examples=300, deadline=None)
 def test_kits_of_any_manifest_and_config(data: bytes, config: bytes) -> None:
-    """The Kitfile of a kit can be written and its layers have entries, or there is one KitfsError."""
+    """The Kitfile of a kit can be written and its layers have entries, or one KitfsError is raised."""
     try:
         manifest = Manifest.parse(data)
         kitfile = kitfile_of(manifest, config)
@@ -156,7 +156,7 @@ def test_kits_of_any_manifest_and_config(data: bytes, config: bytes) -> None:
 @given(CONFIGS | VALUES)
 @settings(max_examples=300, deadline=None)
 def test_configs_of_any_value(value: Any) -> None:
-    """A config that was read is written the same every time."""
+    """A config that was parsed is always written in the same way."""
     try:
         kitfile = Kitfile.from_json(json.dumps(value).encode())
     except KitfileError:
@@ -174,7 +174,7 @@ def test_configs_of_any_value(value: Any) -> None:
 @given(LINES | st.text() | st.binary(max_size=40))
 @settings(max_examples=300, deadline=None)
 def test_kitfiles_of_any_text(text: str | bytes) -> None:
-    """Any text is a Kitfile that can be written, or raises a KitfileError of one line."""
+    """Any text is parsed to a Kitfile that can be written, or raises a KitfileError of one line."""
     try:
         kitfile = Kitfile.from_yaml(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     except KitfileError:
@@ -185,7 +185,7 @@ def test_kitfiles_of_any_text(text: str | bytes) -> None:
     except KitfileError:
         assert re.search(
             "parameters|<<|[&{]", text if isinstance(text, str) else text.decode("latin-1")
-        )  # only they can contain what JSON cannot
+        )  # only parameters can contain values that JSON cannot express
 
 
 WHOLE = TEXTS.filter(lambda t: not t.startswith("\n") and not set(t) & set("\r\x85\u2028\u2029"))
@@ -194,8 +194,9 @@ WHOLE = TEXTS.filter(lambda t: not t.startswith("\n") and not set(t) & set("\r\x
 @given(st.dictionaries(WHOLE, WHOLE, max_size=4))
 @settings(max_examples=200, deadline=None)
 def test_texts_survive_yaml(parameters: dict[str, str]) -> None:
-    """Text that is written as YAML is read as the same text, except for leading empty lines and Unicode's separators,
-    which yaml.v3 loses.
+    """A string that is written as YAML is read as the same string.
+
+    The exceptions are leading empty lines and Unicode's separators, which yaml.v3 loses.
     """
     kitfile = Kitfile.from_json(json.dumps({"model": {"parameters": parameters}}).encode())
     again = Kitfile.from_yaml(kitfile.to_yaml().encode())
@@ -210,7 +211,7 @@ def test_texts_survive_yaml(parameters: dict[str, str]) -> None:
 )
 @settings(max_examples=500, deadline=None)
 def test_references_of_any_text(text: str) -> None:
-    """Any text is a reference that can be read again from its own text, or raises InvalidReference."""
+    """Any text is parsed to a reference that can be parsed again from its own text, or raises InvalidReference."""
     try:
         found = parse_any(text)
     except InvalidReference:
@@ -221,7 +222,7 @@ def test_references_of_any_text(text: str) -> None:
 @given(st.text(alphabet="model,:code kitfile/x", max_size=20) | st.text())
 @settings(deadline=None)
 def test_filters_of_any_text(text: str) -> None:
-    """Any text is a Filter, or raises UsageError."""
+    """Any text is parsed to a Filter or raises UsageError."""
     try:
         found = Filter.parse(text)
     except UsageError:
@@ -231,7 +232,7 @@ def test_filters_of_any_text(text: str) -> None:
 
 @given(st.text(alphabet="a./", max_size=12))
 def test_cleaned_paths_stay_clean(path: str) -> None:
-    """path.Clean of a clean path is the path itself, without empty components or dots."""
+    """Cleaning a clean path does not change it, and it has no empty components or dots."""
     cleaned = clean_path(path)
     assert clean_path(cleaned) == cleaned
     assert cleaned in (".", "/") or not {"", "."} & set(cleaned.removeprefix("/").split("/"))
@@ -240,6 +241,6 @@ def test_cleaned_paths_stay_clean(path: str) -> None:
 @given(VALUES)
 @settings(deadline=None)
 def test_file_metadata_of_any_value(value: Any) -> None:
-    """Any value is a FileMetadata with usable numbers, or None."""
+    """Any value is parsed to a FileMetadata with usable numbers, or gives None."""
     found = FileMetadata.of(Descriptor("x/y", Digest(SHA), 1, {"org.cncf.model.file.metadata+json": json.dumps(value)}))
     assert found is None or found.size is None or 0 <= found.size < 1 << 62

@@ -1,7 +1,8 @@
 """Layers of random trees contain what kit's rules say, as GNU tar and Python read them, in the order of filepath.Walk.
 
-The rules are written here a second time, from the description of kit's behaviour, and share no line with kitfs. This
-oracle decides path by path what a layer contains, with a matcher that compares patterns and paths segment by segment.
+The rules are implemented here a second time, from the description of kit's behaviour, and share no line with kitfs.
+This reference decides for each path whether a layer contains it, with a matcher that compares patterns and paths
+segment by segment.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ SEGMENTS = st.one_of(st.sampled_from(PLAIN), st.sampled_from(["*", "?", "a*", "*
 
 @st.composite
 def rules(draw: st.DrawFn) -> str:
-    """A line of a .kitignore."""
+    """Generate a line of a .kitignore."""
     segments = draw(st.lists(SEGMENTS, min_size=1, max_size=3))
     segments = [s for i, s in enumerate(segments) if i == 0 or (s, segments[i - 1]) != ("**", "**")]
     before = draw(st.sampled_from(["", "/", "!", "! ", "  "]))
@@ -88,7 +89,7 @@ LINES = st.lists(st.one_of(rules(), st.sampled_from(["", "# a", "#*", "   "])), 
 
 @dataclass
 class Ignore:
-    """A .kitignore: (negated, segments) for each line, followed by the four lines that kit adds."""
+    """A .kitignore as (negated, segments) for each line, followed by the four lines that kit adds."""
 
     patterns: list[tuple[bool, list[str]]]
 
@@ -108,14 +109,14 @@ class Ignore:
         return any(back for back, _ in self.patterns)
 
     def ignores(self, path: list[str]) -> bool:
-        """The last pattern that matches the path or a directory above it decides."""
+        """Return whether a path is ignored, by the last pattern that matches it or a directory above it."""
         above = [path[:n] for n in range(1, len(path) + 1)]
         decided = [back for back, pattern in self.patterns if any(matches(pattern, p) for p in above)]
         return bool(decided) and not decided[-1]
 
 
 def matches(pattern: list[str], path: list[str]) -> bool:
-    """Compare segment by segment; ``**`` is any number of segments, but at least one at the end."""
+    """Compare a pattern and a path by segments. ``**`` is any number of segments, but at least one at the end."""
     if not pattern:
         return not path
     if pattern[0] == "**":
@@ -124,7 +125,7 @@ def matches(pattern: list[str], path: list[str]) -> bool:
 
 
 def fits(pattern: str, name: str) -> bool:
-    """Compare one segment: ``*`` is any characters, ``?`` is one."""
+    """Compare one segment. ``*`` is any characters, and ``?`` is one character."""
     if not pattern:
         return not name
     if pattern[0] == "*":
@@ -180,7 +181,10 @@ def read(path: bytes) -> bytes:
 
 
 def make(directory: bytes, dice: random.Random, files: list[bytes], depth: int = 0) -> None:
-    """Fill a directory. A hard link leads to a file that was made before. Without root, modes let their owner read."""
+    """Fill a directory with random files.
+
+    A hard link has a file as its target that was made before. Without root, modes permit their owner to read.
+    """
     names = {name_of(dice) for _ in range(dice.randint(0 if depth else 3, 6 - depth))} | (
         {b"Kitfile"} if not depth else set()
     )
@@ -206,7 +210,7 @@ def make(directory: bytes, dice: random.Random, files: list[bytes], depth: int =
                 os.chmod(path, mode | (0 if ROOT else 0o600))
                 files.append(path)
         except OSError:
-            continue  # a path that is too long: the tree is what exists so far
+            continue  # the path is too long, so the tree stays as it is
 
 
 def name_of(dice: random.Random) -> bytes:
@@ -219,7 +223,7 @@ def name_of(dice: random.Random) -> bytes:
 
 
 def packable(context: bytes) -> list[str]:
-    """Return the context and everything that a Kitfile may name in it, but nothing that leads out of it."""
+    """Return the context and every path in it that a Kitfile may name. Paths that lead out of it are left out."""
     found = ["."]
     for raw in walked(context):
         path = b"/".join(raw)

@@ -1,4 +1,4 @@
-"""Tars of every shape, and damaged tars, give the tree that was packed or one LayerError, and nothing else."""
+"""Tars of every shape, and damaged tars, give the tree that was packed or one LayerError."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Entry = tuple[str, bytes, bytes, str]
 
 
 class Bytes:
-    """Bytes as a reader, which counts what it gives and refuses ranges that must not be requested."""
+    """A reader of bytes in memory that counts what it returns and fails on ranges that must not be requested."""
 
     def __init__(self, data: bytes, *, sized: bool = True) -> None:
         self.data = data
@@ -61,8 +61,10 @@ def built(entries: list[Entry], form: int) -> bytes:
 
 
 def consistent(index: LayerIndex, reader: Bytes) -> None:
-    """Assert that no path leaves the root, every parent is a directory, every file can be read, every link leads to its
-    own file, and the file of the index keeps all of it.
+    """Assert that an index is consistent.
+
+    No path leaves the root, every parent is a directory, every file can be read, every link has its own file as its
+    target, and the file of the index stores all of it.
     """
     for path, member in index.members.items():
         parts = path.split("/")
@@ -85,8 +87,9 @@ def consistent(index: LayerIndex, reader: Bytes) -> None:
 
 
 def merged(entries: list[Entry]) -> dict[str, Any]:
-    """Return the tree that the rules of the README make of entries, computed in a different way: nested dictionaries,
-    in which a file is [content] and a symlink is its target.
+    """Return the tree that the README's rules give for entries, computed in a different way.
+
+    The result consists of nested dictionaries, in which a file is [content] and a symlink is its target.
     """
     root: dict[str, Any] = {}
 
@@ -131,7 +134,7 @@ def merged(entries: list[Entry]) -> dict[str, Any]:
 
 
 def nested(index: LayerIndex, reader: Bytes, path: str = "") -> dict[str, Any]:
-    """Return an index in that form."""
+    """Return the tree of an index in the form of ``merged``."""
     found: dict[str, Any] = {}
     for row in index.children(index.find(path)):
         name = index.name(row)
@@ -148,7 +151,7 @@ def nested(index: LayerIndex, reader: Bytes, path: str = "") -> dict[str, Any]:
 @given(ENTRIES, FORMATS)
 @settings(max_examples=200, deadline=None)
 def test_what_tarfile_writes(entries: list[Entry], form: int) -> None:
-    """Names of all kinds, in any order and number, become the tree that the rules describe."""
+    """Names of all kinds, in any order and number, give the tree that the rules describe."""
     reader = Bytes(built(entries, form))
     index = index_tar(reader)
     consistent(index, reader)
@@ -156,7 +159,7 @@ def test_what_tarfile_writes(entries: list[Entry], form: int) -> None:
 
 
 def plant(root: str, seed: int) -> None:
-    """Write a tree to disk: names of any bytes, both kinds of links, holes and modes."""
+    """Write a random tree to disk, with names of any bytes, both kinds of links, holes and modes."""
     pick = random.Random(seed)
     folders, files = [os.fsencode(root)], list[bytes]()
     for _ in range(pick.randint(1, 12)):
@@ -184,7 +187,7 @@ def plant(root: str, seed: int) -> None:
 
 
 def on_disk(root: str) -> tuple[dict[str, Any], set[frozenset[str]]]:
-    """Return the content of a directory, and which names share an inode."""
+    """Return the content of a directory, and the names that share an inode."""
     found: dict[str, Any] = {}
     inodes: dict[int, set[str]] = {}
     for where, below, files in os.walk(root):
@@ -204,7 +207,7 @@ def on_disk(root: str) -> tuple[dict[str, Any], set[frozenset[str]]]:
 
 
 def shown(index: LayerIndex, reader: Bytes) -> tuple[dict[str, Any], set[frozenset[str]]]:
-    """Return the same of an index."""
+    """Return the content of an index, in the form of ``on_disk``."""
     found: dict[str, Any] = {}
     files: dict[str, set[str]] = {}
     for path, m in index.members.items():
@@ -232,13 +235,13 @@ WRITERS = st.sampled_from([
 def test_what_tools_write(seed: int, writer: list[str]) -> None:
     """A tree that GNU tar or bsdtar packs has the members, modes, links and bytes that the same tool extracts."""
     if shutil.which(writer[0]) is None:
-        return  # the unit tests of these tools report that it is missing
+        return  # the unit tests of this tool report that it is missing
     with tempfile.TemporaryDirectory() as folder:
         source, target = os.path.join(folder, "source"), os.path.join(folder, "target")
         os.mkdir(source)
         os.mkdir(target)
         plant(source, seed)
-        environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # bsdtar warns of names that are not UTF-8, and continues
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # bsdtar warns of names that are not UTF-8 and continues
         data = subprocess.run([*writer, "-cf", "-", "."], cwd=source, env=environment, capture_output=True).stdout
         subprocess.run([writer[0], "-xpf", "-"], cwd=target, env=environment, input=data, capture_output=True)
         index = index_tar(Bytes(data))
@@ -254,7 +257,7 @@ def test_what_tools_write(seed: int, writer: list[str]) -> None:
 )
 @settings(max_examples=200, deadline=None)
 def test_damaged_tars(entries: list[Entry], form: int, flips: list[tuple[int, int]], cut: int) -> None:
-    """Flipped bytes and cut ends give a consistent index or a LayerError."""
+    """Tars with flipped bytes or a cut end give a consistent index or a LayerError."""
     data = bytearray(built(entries, form))
     for at, value in flips:
         data[at % len(data)] = value
@@ -277,7 +280,7 @@ SMALL = sorted(name for name, case in CASES.items() if len(case.archive) < 1 << 
 @given(st.sampled_from(SMALL), EDITS, st.booleans())
 @settings(max_examples=1000, deadline=None)
 def test_wrong_fields_with_right_checksums(name: str, edits: list[tuple[int, int, bytes, int]], sized: bool) -> None:
-    """A header of a hostile tar with wrong fields and a right checksum gives a consistent index or a LayerError."""
+    """A hostile header with wrong fields and a correct checksum gives a consistent index or a LayerError."""
     data = bytearray(CASES[name].archive)
     for number, place, value, length in edits:
         at = number % max(1, len(data) // 512) * 512
@@ -291,13 +294,14 @@ def test_wrong_fields_with_right_checksums(name: str, edits: list[tuple[int, int
 @given(st.binary(max_size=3000), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_noise(data: bytes, sized: bool) -> None:
-    """Bytes that were never a tar give a consistent index or a LayerError."""
+    """Random bytes give a consistent index or a LayerError."""
     survives(data, sized=sized)
 
 
 def survives(data: bytes, *, sized: bool = True) -> None:
-    """Assert that bytes give a consistent index or a LayerError, after reading at most a few times the size of the
-    blob.
+    """Assert that bytes give a consistent index or a LayerError.
+
+    Reads may amount to a few times the size of the blob.
     """
     reader = Bytes(data, sized=sized)
     try:
@@ -317,7 +321,7 @@ SPANS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=30)
 @given(SPANS, st.lists(st.tuples(st.integers(0, 2600), st.integers(0, 3000)), max_size=20))
 @settings(max_examples=200, deadline=None)
 def test_reads_of_a_sparse_file(spans: list[tuple[int, int]], reads: list[tuple[int, int]]) -> None:
-    """Any read of a sparse file is that slice of it, whatever its spans are."""
+    """Any read of a sparse file returns that slice of it, whatever its spans are."""
     content, packed, pairs = bytearray(), bytearray(), []
     for length, hole in spans:
         content += bytes(hole)

@@ -1,6 +1,4 @@
-"""Whatever happens to an upload, it ends with the blob's own bytes in the registry or with an error of kitfs, and the
-progress adds up.
-"""
+"""An upload with any faults stores the blob in the registry or raises an error of kitfs, and its progress adds up."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ FAULTS: st.SearchStrategy[tuple[str, Fault, int]] = st.tuples(
 
 
 class Notes(dict[tuple[str, str], Any]):
-    """Hints that keep JSON, as the catalog does."""
+    """Hints in memory, stored as JSON as in the catalog."""
 
     def set(self, key: tuple[str, str], value: Any) -> None:
         self[key] = json.loads(json.dumps(value))
@@ -56,7 +54,7 @@ class Notes(dict[tuple[str, str], Any]):
 def test_uploads_end_well(
     tmp_path: Path, faults: list[tuple[str, Fault, int]], chunk: int, size: int, loses: int
 ) -> None:
-    """An upload with faults, and a second one without faults that resumes it, end with the right blob."""
+    """An upload with faults and a second upload without faults, which resumes it, store the right blob."""
     data, reported, notes = DATA[:size], list[int](), Notes()
     blob = Descriptor("x", Digest.of(data), size)
     with FakeRegistry() as fake:

@@ -1,4 +1,4 @@
-"""Settings: the places of a value, their order, and the errors for wrong values."""
+"""Settings: the sources of a value, their order, and the errors for wrong values."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_settings_file_in_the_configuration_home_is_read(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_every_option_has_an_environment_variable(name: str, tmp_path: Path) -> None:
-    """KITFS_<OPTION> is read for every row of the table: the error for an invalid value names its variable."""
+    """KITFS_<OPTION> is read for every row of the table. The error for an invalid value names the variable."""
     variable = "KITFS_" + name.upper().replace("-", "_")
     assert OPTIONS[name].variable == variable
     bad = {"log-level": "loud"}.get(name, "\0bad")
@@ -81,7 +81,7 @@ PACK = options_of(
     "text", ["pack: {compression: zstd}\n", "pack-compression: zstd\n", "pack:\n  compression: zstd\npack_file: x\n"]
 )
 def test_an_option_of_one_verb_stands_below_the_verb_or_begins_with_its_name(text: str, tmp_path: Path) -> None:
-    """In the settings file an option of one verb is a key below the verb, or a key that begins with the verb."""
+    """In the settings file an option of one verb is a key below the verb, or a key with the verb as its prefix."""
     file = tmp_path / "s.yaml"
     file.write_text(text)
     flags = {"settings": str(file), "compression": None}
@@ -99,7 +99,7 @@ def test_an_option_of_one_verb_has_a_variable_of_its_own() -> None:
 
 
 def test_a_flag_that_overwrites_exists_on_the_command_line_only(tmp_path: Path) -> None:
-    """A flag that overwrites is not read from the environment, and refused in the settings file."""
+    """A flag that overwrites is not read from the environment, and is refused in the settings file."""
     variables = {"KITFS_PACK_FORCE": "true", "KITFS_FORCE": "true", "": "true"}
     assert Settings.load({"force": None}, variables, own=PACK)["force"] is False
     assert Settings.load({"force": "true"}, {}, own=PACK)["force"] is True
@@ -171,13 +171,13 @@ def test_named_files_must_be_readable_used_or_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/dev/zero", "a\0b"])
 def test_a_settings_file_that_cannot_be_one(name: str) -> None:
-    """A settings file that never ends, and an impossible name, raise UsageError."""
+    """A settings file without an end and an impossible file name raise UsageError."""
     with pytest.raises(UsageError, match=r"settings: .*(more than 1048576 bytes|null)"):
         load({"settings": name})
 
 
 def test_a_pipe_without_a_writer_is_empty(tmp_path: Path) -> None:
-    """A pipe is read as a settings file, as bash's <(…) makes it; without a writer it is empty."""
+    """A pipe, as bash's <(…) creates it, is read as a settings file. Without a writer it is empty."""
     os.mkfifo(tmp_path / "fifo")
     load({"settings": str(tmp_path / "fifo"), "cache-dir": None})
     reading, writing = os.pipe()
@@ -198,13 +198,16 @@ def test_a_settings_file_with_an_escape_beyond_unicode(tmp_path: Path) -> None:
     ("text", "value"), [("50GiB", 50 << 30), ("1k", 1024), ("2MB", 2_000_000), ("1.5g", 3 << 29), ("17", 17), ("9B", 9)]
 )
 def test_sizes(text: str, value: int) -> None:
-    """A suffix with iB, or without B, is binary; one with B alone is decimal; without a suffix a size is in bytes."""
+    """A suffix with iB, or without B, is binary.
+
+    A suffix with B alone is decimal. Without a suffix a size is in bytes.
+    """
     assert size(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "5 parsecs", "1e3", "0x10"])
 def test_bad_sizes(text: str) -> None:
-    """The error for an invalid size says how to write one."""
+    """The error for an invalid size explains the format of sizes."""
     with pytest.raises(UsageError, match=r"--cache-size: .* is not a size"):
         load({"cache-size": text})
 
@@ -232,7 +235,10 @@ def test_small_parsers() -> None:
 
 
 def test_kit_home_is_kits_own(tmp_path: Path) -> None:
-    """kit's home is read from --config, then KITFS_CONFIG, then KITOPS_HOME, then kit's default below the data home."""
+    """kit's home is taken from --config, KITFS_CONFIG or KITOPS_HOME, in this order.
+
+    Otherwise it is kit's default below the data home.
+    """
     assert load({"config": None}, {"XDG_DATA_HOME": "/d"})["config"] == "/d/kitops"
     assert load({"config": None}, {"KITOPS_HOME": "/k"})["config"] == "/k"
     assert load({"config": None}, {"KITOPS_HOME": "/k", "KITFS_CONFIG": "/f"})["config"] == "/f"
@@ -262,7 +268,7 @@ def test_listen_refuses(text: str) -> None:
 
 
 def test_platforms() -> None:
-    """A platform has the form of those of images."""
+    """A platform has the form that images use."""
     assert [platform(text) for text in ("linux/amd64", "linux/arm64/v8")] == [
         ("linux", "amd64", ""),
         ("linux", "arm64", "v8"),
@@ -286,7 +292,7 @@ def test_platforms() -> None:
     ],
 )
 def test_a_wrong_settings_file_is_not_quoted_where_it_may_hold_a_secret(text: str, tmp_path: Path) -> None:
-    """The error names the line, and does not show it."""
+    """The error names the line but does not show it."""
     path = tmp_path / "settings.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=r"settings\.yaml") as caught:

@@ -21,14 +21,14 @@ TEXTS = st.text(st.one_of(st.characters(), st.sampled_from(FORBIDDEN)))
 
 @pytest.mark.parametrize("char", FORBIDDEN, ids=lambda c: f"U+{ord(c):04X}")
 def test_no_control_character_is_written(char: str) -> None:
-    """Control characters of every kind, and halves of surrogate pairs, are escaped in a line and in JSON."""
+    """Control characters of every kind, and lone surrogates, are escaped in a line and in JSON."""
     assert shown(f"a{char}b").isprintable()
     assert shown_json(json.dumps({"a": char}, ensure_ascii=False)).isprintable()
 
 
 @given(TEXTS)
 def test_json_means_the_same(text: str) -> None:
-    """Escaped JSON is read back as the same value."""
+    """Escaped JSON is parsed to the same value."""
     assert json.loads(shown_json(json.dumps([text], ensure_ascii=False, indent=2))) == [text]
 
 
@@ -41,9 +41,9 @@ def test_escaping_twice_is_escaping_once(text: str) -> None:
 
 @given(TEXTS.map(lambda text: text.encode("utf-8", "replace").decode()))
 def test_yaml_means_the_same(text: str) -> None:
-    """A printable Kitfile is read back as the same value as the plain one, and every character of it is printable.
+    """An escaped Kitfile is parsed to the same value as the plain Kitfile, and has only printable characters.
 
-    It is compared with the plain form because yaml.v3 itself drops the first leading line break of a text.
+    It is compared with the plain form because yaml.v3 itself drops the first leading line break of a string.
     """
     kitfile = Kitfile(package=Package("x", description=text))
     written = kitfile.to_yaml(printable=True)
@@ -52,7 +52,7 @@ def test_yaml_means_the_same(text: str) -> None:
 
 
 def test_a_log_record_is_one_line() -> None:
-    """A newline in a message is escaped; a traceback keeps its lines, and its other characters are escaped."""
+    """A newline in a message is escaped. A traceback keeps its lines, and its other characters are escaped."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LogFormatter("%(levelname)s %(message)s"))

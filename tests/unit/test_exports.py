@@ -1,4 +1,4 @@
-"""The public surface of ``import kitfs``: its names, that each is documented, and that it covers the command line."""
+"""The public surface of ``import kitfs``: its names and their documentation, and that it covers the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PUBLIC = {
     "open", "pack", "pull", "push", "remove", "seal", "serve", "status", "tag", "unmount", "unpack", "warm",
 }  # fmt: skip
 
-# The verbs that have no function of their own, and what a program uses instead.
+# Verbs that have no function of their own → what a program uses instead.
 INSTEAD = {
     "cat": "Kit.read", "ls": "Kit.listdir", "umount": "unmount", "version": "__version__", "demo": None, "help": None,
     "completion": None, "import": "import_kit",
@@ -51,11 +51,11 @@ def test_every_public_name_can_be_imported_and_is_documented(name: str) -> None:
     found = getattr(kitfs, name)
     first = (found.__doc__ or "").split("\n")[0]
     assert first
-    assert not first.startswith(f"{name}(")  # the signature that dataclasses put there
+    assert not first.startswith(f"{name}(")  # the signature that dataclasses generate as a docstring
 
 
 def functions() -> dict[str, Any]:
-    """Return every public function by its dotted name, those of modules and of Kit too."""
+    """Return every public function by its dotted name, including methods of Kit and functions of modules."""
     found = {}
     for name in sorted(PUBLIC):
         value = getattr(kitfs, name)
@@ -120,7 +120,7 @@ def test_every_option_of_the_sdk_is_one_of_the_table(name: str) -> None:
 
 
 def test_the_paths_among_the_options_are_made_absolute_for_other_processes() -> None:
-    """Every option whose type is a path is in PATHS, which ``portable`` reads."""
+    """Every option whose type is a path is in PATHS, which ``portable`` uses."""
     kinds = {key.replace("_", "-"): str(kind) for key, kind in kitfs.MountOptions.__annotations__.items()}
     assert {name for name, kind in kinds.items() if "StrPath" in kind} == options.PATHS
 

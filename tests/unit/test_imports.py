@@ -1,7 +1,7 @@
-"""The layout's rules about imports: they go downward only, siblings never import each other, and there is no circle.
+"""The rules about imports: imports go downward only, packages on one floor do not import each other, without circles.
 
-Imports inside functions count like those of a module's head. Imports below ``if TYPE_CHECKING`` do not: they are not
-executed.
+Imports inside functions count like those at the head of a module. Imports below ``if TYPE_CHECKING`` do not count,
+because they are not executed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "kitfs"
 
-# A lower number is a lower floor. Packages on one floor are siblings.
+# A package may import packages with lower numbers. Packages with the same number are siblings.
 FLOORS = (
     ("redaction",),
     ("errors", "escaping", "forks", "manual", "metrics", "ownership", "parallel", "parsers", "system", "version"),
@@ -75,12 +75,12 @@ def graph() -> dict[str, set[tuple[int, str]]]:
 
 
 def package(module: str) -> str:
-    """Return the first name below kitfs; ``__init__`` for the package itself."""
+    """Return the first name below kitfs, or ``__init__`` for the package itself."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
 def test_imports_go_downward_only() -> None:
-    """No module imports one of a higher floor, or of a sibling."""
+    """No module imports a module from a higher floor or from a sibling package."""
     wrong = [
         f"{module}:{line} imports {other}"
         for module, others in sorted(graph().items())
@@ -91,7 +91,7 @@ def test_imports_go_downward_only() -> None:
 
 
 def test_there_is_no_import_circle() -> None:
-    """The modules can be put in an order in which each imports only earlier ones."""
+    """The modules can be ordered so that each module imports only earlier modules."""
     try:
         TopologicalSorter({module: {other for _, other in others} for module, others in graph().items()}).prepare()
     except CycleError as e:

@@ -1,4 +1,4 @@
-"""Files that are closed after their last use."""
+"""Files are closed after their last use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def path(tmp_path: Path) -> str:
 
 
 def test_every_use_after_close_raises_closed(path: str) -> None:
-    """Every use after ``close`` raises Closed, a KitfsError and a ValueError; a second ``close`` does nothing."""
+    """Every use after ``close`` raises Closed, which is a KitfsError and a ValueError.
+
+    A second ``close`` does nothing.
+    """
     file = OpenFile(path, os.O_RDWR)
     file.close()
     file.close()
@@ -39,7 +42,7 @@ def test_every_use_after_close_raises_closed(path: str) -> None:
 
 
 def test_a_descriptor_stays_open_while_it_is_used(path: str) -> None:
-    """Closing the file during a use does not free its number, so that no other file can get it."""
+    """Closing the file during a use does not free its descriptor number, so that no other file can get it."""
     file = OpenFile(path, os.O_RDONLY)
     with file.number() as fd:
         closing = threading.Thread(target=file.close)

@@ -1,4 +1,4 @@
-"""Files and directories of one user: those that are made, and those that are refused."""
+"""Files and directories that belong to one user: how they are created, and which are refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def umask(value: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
 def test_what_is_made_is_private_under_any_umask(tmp_path: Path, mask: int) -> None:
-    """Directories are made 0700 and files 0600 under any umask, also below a directory that passes on its group."""
+    """Directories have mode 0700 and files have mode 0600 under any umask, even below a setgid directory."""
     tmp_path.chmod(0o2755)
     with umask(mask):
         make_directories(str(tmp_path / "a/b/c"))
@@ -52,7 +52,7 @@ def test_what_is_made_is_private_under_any_umask(tmp_path: Path, mask: int) -> N
 
 
 def test_a_file_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
-    """A file that an older version made by the umask becomes 0600 when it is opened, and keeps its content."""
+    """A file that an older version created by the umask gets mode 0600 when it is opened, and keeps its content."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "file").chmod(0o644)
     with open(open_file(str(tmp_path / "file"))) as f:
@@ -104,8 +104,9 @@ STRANGE = [make_link, make_dangling, make_fifo, make_socket, make_device, make_o
 @pytest.mark.parametrize("make", [*STRANGE, make_directory], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_TRUNC], ids=["read", "write"])
 def test_nothing_but_an_own_file_is_opened(tmp_path: Path, make: object, flags: int) -> None:
-    """A link, a FIFO, a socket, a device, a directory, another user's file and one that others may write are
-    refused, and are not changed.
+    """Everything except the user's own regular file is refused and not changed.
+
+    Refused are a link, a FIFO, a socket, a device, a directory, another user's file and a file that others may write.
     """
     tmp_path.chmod(0o755)
     assert callable(make)
@@ -129,7 +130,7 @@ def test_nothing_but_a_file_is_opened_below_a_directory(tmp_path: Path, make: ob
 
 
 def test_no_linked_directory_is_entered(tmp_path: Path) -> None:
-    """A link in place of a directory is refused by name; the directory itself may be named by a link."""
+    """A link in the place of a directory is refused by name. The base directory itself may be a link."""
     (tmp_path / "there/b").mkdir(parents=True)
     (tmp_path / "there/b/file").write_text("x")
     (tmp_path / "named").symlink_to("there")
@@ -143,8 +144,9 @@ def test_no_linked_directory_is_entered(tmp_path: Path) -> None:
 
 
 def test_an_empty_shared_directory_gets_a_subdirectory(tmp_path: Path) -> None:
-    """The subdirectory is 0700, has the user's id in its name, and is found again, also if other files exist beside
-    it then.
+    """The subdirectory has mode 0700 and the user's id in its name.
+
+    It is found again, even if other files have been created next to it.
     """
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -178,7 +180,7 @@ def test_a_subdirectory_that_another_user_made_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
 def test_a_directory_with_content_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
-    """The error says what is wrong, and how to remove the right of others to write."""
+    """The error says what is wrong, and how to remove the write permission of others."""
     (tmp_path / "VERSION").write_text("1\n")
     tmp_path.chmod(mode)
     with pytest.raises(Unsafe, match=r"not empty, and other users may write it.*chmod go-w"):
@@ -186,7 +188,7 @@ def test_a_directory_with_content_that_others_may_write_is_refused(tmp_path: Pat
 
 
 def test_a_directory_with_content_of_another_user_is_refused(tmp_path: Path) -> None:
-    """A directory of another user that is not empty is refused, for root too."""
+    """A directory of another user that is not empty is refused, also for root."""
     needs_root()
     (tmp_path / "VERSION").write_text("1\n")
     os.chown(tmp_path, OTHER, OTHER)
@@ -195,7 +197,7 @@ def test_a_directory_with_content_of_another_user_is_refused(tmp_path: Path) -> 
 
 
 def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
-    """A link of another user to a directory is refused; one of the same user is followed."""
+    """A link of another user to a directory is refused. A link of the same user is followed."""
     needs_root()
     (tmp_path / "there").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to("there")
@@ -206,7 +208,10 @@ def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
-    """A directory that an older version made by the umask becomes 0700; one that others may write is refused."""
+    """A directory that an older version created by the umask gets mode 0700.
+
+    A directory that others may write is refused.
+    """
     (tmp_path / "part").mkdir()
     (tmp_path / "part").chmod(0o755)
     check_directory(str(tmp_path / "part"))

@@ -1,4 +1,4 @@
-"""The removal of secrets from texts for a terminal, a log, a record or a manifest."""
+"""Secrets are removed from text for a terminal, a log, a record or a manifest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from kitfs.redaction import public, redacted, without
     ],
 )
 def test_secrets_are_recognized_by_their_position(text: str, expected: str) -> None:
-    """The user of a URL, its signed query, and the values of headers are removed; the rest is kept."""
+    """The user in a URL, its signed query and the values of headers are removed. Everything else is kept."""
     assert redacted(text) == expected
 
 
@@ -71,12 +71,12 @@ def test_no_password_of_a_url_is_left(password: str) -> None:
 
 
 def test_known_secrets_are_removed_in_any_spelling() -> None:
-    """``without`` removes a secret both as it is and percent-encoded."""
+    """``without`` removes a secret in its plain and in its percent-encoded form."""
     assert without("a b/c and b%2Fc, b", ["b/c"]) == "a *** and ***, b"
 
 
 def test_a_public_url_has_no_secrets() -> None:
-    """``public`` removes user, password, query and fragment of a URL; paths and addresses of git are not changed."""
+    """``public`` removes user, password, query and fragment from a URL. Paths and git addresses are not changed."""
     assert public("https://user:secret@hub.test/team/net?token=x#y") == "https://hub.test/team/net"
     assert [public(text) for text in ("u:secret@x", "hub/u:sec/ret@x")] == ["x", "x"]
     assert [public(text) for text in ("git@host.test:org/repo", "/srv/a:b@c", "./a:b@c")] == [
@@ -87,7 +87,7 @@ def test_a_public_url_has_no_secrets() -> None:
 
 
 def test_errors_contain_no_secrets() -> None:
-    """The text of an error of kitfs, and the URL of a RegistryError, are redacted."""
+    """The message of an error of kitfs and the URL of a RegistryError are redacted."""
     error = RegistryError("cannot read http://u:secret@host/x", url="http://u:secret@host/x?sig=secret")
     assert (str(error), error.url) == ("cannot read http://host/x", "http://host/x")
     assert str(UsageError("Bearer hf_secret is not\na token")) == "Bearer *** is not a token"

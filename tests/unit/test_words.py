@@ -1,7 +1,6 @@
 """The words of the source, the README and the manual are plain English.
 
-Some turns of speech are easy to write and hard to read. None of them occurs in a comment, a docstring, a message or a
-page.
+Some phrases are easy to write and hard to read. None of them may occur in a comment, a docstring, a message or a page.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TURNS = {
-    "X is no Y": r"(?<!\b[Tt]here )\b(is|are|was|were) no (?!longer\b|more\b)[A-Za-z]",  # "there is no Y" is English
+    "X is no Y": r"(?<!\b[Tt]here )\b(is|are|was|were) no (?!longer\b|more\b)[A-Za-z]",  # "there is no Y" is permitted
     "anew": r"\b[Aa]new\b",
     "lest": r"\b[Ll]est\b",
     "whoever": r"\b[Ww]hoever\b",
@@ -26,7 +25,7 @@ PLACES = ("kitfs/**/*.py", "kitfs/manual/*.md", "docs/*.py", "benchmarks/*", "*.
 
 
 def lines() -> list[tuple[str, int, str]]:
-    """Every line of ours: file, number, text."""
+    """Yield (file, line number, text) for every line of the project."""
     files = {str(path.relative_to(ROOT)): path for place in PLACES for path in ROOT.glob(place) if path.is_file()}
     return [
         (name, number, line)

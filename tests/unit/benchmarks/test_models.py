@@ -1,4 +1,4 @@
-"""The models of the benchmarks are what programs take for safetensors files."""
+"""The models of the benchmarks are files that programs accept as safetensors files."""
 
 from __future__ import annotations
 

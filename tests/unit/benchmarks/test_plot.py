@@ -1,4 +1,4 @@
-"""Pictures of the benchmarks: XML that shows every number that was measured."""
+"""Pictures of the benchmarks are XML and show every number that was measured."""
 
 from __future__ import annotations
 

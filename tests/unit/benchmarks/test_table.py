@@ -1,4 +1,4 @@
-"""The table of the benchmarks: which rows there are, and what counts as met."""
+"""The table of the benchmarks: its rows, and when a limit is met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line in this process: what a verb prints, and what it exits with."""
+"""Run the command line in this process, and return the output and the exit code of a verb."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kitfs.cli.main import cli, run
 
 
 class Done(NamedTuple):
-    """How a verb ended."""
+    """The result of a verb."""
 
     code: int
     out: str
@@ -29,7 +29,7 @@ Kitfs = Callable[..., Done]
 
 @pytest.fixture
 def kitfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Kitfs:
-    """Runs ``kitfs ARGS`` with a store and homes of this test's own, in its folder."""
+    """Return a function that runs ``kitfs ARGS`` with a store and homes for this test alone."""
     for name in ("KITFS_LOGIN_PASSWORD", "KITFS_LOG_LEVEL", "SOURCE_DATE_EPOCH", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

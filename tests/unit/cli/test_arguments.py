@@ -1,4 +1,4 @@
-"""The arguments of a process, as the system shows them to everybody."""
+"""The arguments of a process are visible to all users, so secrets in them are overwritten."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.host import wait_until
     ],
 )
 def test_passwords_and_tokens_are_overwritten(given: list[str], shown: list[str]) -> None:
-    """Every argument keeps its length and its place."""
+    """Every argument keeps its length and its position."""
     assert without_secrets([word.encode() for word in given]) == [word.encode() for word in shown]
 
 
 def test_a_running_process_shows_no_secret(tmp_path: Path) -> None:
-    """Not in /proc/PID/cmdline, once it has begun to work."""
+    """/proc/PID/cmdline contains no secret once the process has started to work."""
     if not Path("/proc/self/cmdline").exists():
         pytest.skip("needs /proc")
     with FakeRegistry() as fake:

@@ -1,4 +1,4 @@
-"""Completion by the shell: references of the store, paths in a kit, and values of options."""
+"""Shell completion of references in the store, paths in a kit, and values of options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.cli.conftest import Kitfs
 
 @pytest.fixture
 def packed(kitfs: Kitfs, tmp_path: Path) -> str:
-    """A kit of the store; its reference."""
+    """Pack a kit into the store and return its reference."""
     (tmp_path / "kit/docs").mkdir(parents=True)
     (tmp_path / "kit/Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: docs}]\n")
     (tmp_path / "kit/docs/guide.md").write_text("text\n")
@@ -40,7 +40,7 @@ def test_what_is_completed(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Neither a registry nor a missing kit makes completion fail."""
+    """Completion does not fail because of a registry or a missing kit."""
     capfd.readouterr()
     monkeypatch.setenv("_KITFS_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", words)

@@ -1,4 +1,4 @@
-"""mount.kitfs: the options of an fstab line."""
+"""mount.kitfs parses the options of an fstab line."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ def given(options: str) -> dict[str, object]:
     ],
 )
 def test_options(options: str, flags: dict[str, object]) -> None:
-    """Ours become settings, with - or _; what only means something to mount(8) is passed over; a comma may be
-    escaped.
+    """Options of kitfs become settings, written with - or _. Options for mount(8) alone are ignored.
+
+    A comma may be escaped.
     """
     assert given(options) == flags
 
 
 @pytest.mark.parametrize("options", ["colour=red", "cache_size", "foreground"])
 def test_unknown_options_are_refused(options: str) -> None:
-    """A misspelt option is an error, not a mount with other settings than were meant."""
+    """A misspelt option is an error, so that no mount gets unintended settings."""
     with pytest.raises(UsageError, match=r"-o cache_size needs a value|there is no mount option"):
         flags_of(options)

@@ -1,4 +1,4 @@
-"""What verbs print: sizes as kit, names that cannot drive a terminal."""
+"""Verbs print sizes as kit does, and escape names that contain control characters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kitfs.escaping import shown
     ],
 )
 def test_sizes_are_kits(size: int, told: str) -> None:
-    """One floored decimal, as FormatBytes (the 692.5 KiB stand in a recorded listing of kit)."""
+    """Sizes have one decimal, rounded down as by FormatBytes. The 692.5 KiB are from a recorded listing of kit."""
     assert human_size(size) == told
 
 
@@ -38,7 +38,7 @@ def test_sizes_are_kits(size: int, told: str) -> None:
     ],
 )
 def test_names_are_escaped(name: str, told: str) -> None:
-    """Letters of every alphabet stay; control characters and bytes that are not UTF-8 are shown as escapes."""
+    """Letters of every alphabet are printed. Control characters and bytes that are not UTF-8 are escaped."""
     assert shown(name) == told
 
 
@@ -49,7 +49,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Terminal(io.StringIO):
-    """A stdout that is a terminal."""
+    """A stdout that reports that it is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -57,7 +57,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
 def test_a_table_fits_its_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """The widest cells are cut in their middle; with ``full`` nothing is cut."""
+    """The widest cells are shortened in their middle. With ``full`` nothing is shortened."""
     rows = [("registry.example.com/team/llama:v1", "/srv/models/llama", "alive"), ("a:b", "/m", "dead")]
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stdout", out := Terminal())

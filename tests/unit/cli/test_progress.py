@@ -1,4 +1,4 @@
-"""What verbs show while they work: lines, bars on a terminal, JSON for programs."""
+"""Verbs show their progress as lines, as bars on a terminal, or as JSON for programs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Pulled it
 
 @pytest.mark.parametrize("mode", ["none", "plain", "fancy", "auto"])
 def test_short_work_is_quiet(capsys: pytest.CaptureFixture[str], mode: str) -> None:
-    """Lines in kit's words on stdout, warnings on stderr, and nothing else."""
+    """Short work prints only lines in kit's words on stdout and warnings on stderr."""
     with Reporter(mode) as report:
         for event in EVENTS:
             report(event)
@@ -62,7 +62,7 @@ def test_short_work_is_quiet(capsys: pytest.CaptureFixture[str], mode: str) -> N
 
 
 def test_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """For programs: every event, and what the verb says at its end, on stdout; nothing on stderr."""
+    """With JSON, every event and the final result is an object on stdout, and stderr is empty."""
     with Reporter("auto", as_json=True) as report:
         for event in EVENTS:
             report(event)
@@ -86,7 +86,7 @@ def test_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_kind_of_event_is_documented() -> None:
-    """The manual's page about progress has every event with its fields."""
+    """The manual's page about progress lists every event with its fields."""
     text = manual.read("progress")
     rows = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE))
     for event in EVENTS:
@@ -96,7 +96,7 @@ def test_every_kind_of_event_is_documented() -> None:
 
 
 def test_names_drive_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Control characters of kits come out escaped."""
+    """Control characters in names are escaped."""
     with Reporter("none") as report:
         report(Noted("Pulling \x1b[31mred"))
         report(Warned("\x07"))
@@ -104,7 +104,7 @@ def test_names_drive_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Err:
-    """A stderr that says when it got a line."""
+    """A stderr that signals when it gets a line."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -119,12 +119,12 @@ class Err:
 
 
 def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Off a terminal: a line on stderr now and then, over everything; stdout has the answer only."""
+    """Without a terminal, stderr gets a line about the total progress from time to time, and stdout only the result."""
     err = Err()
     monkeypatch.setattr(sys, "stderr", err)
     with Reporter("auto", interval=0.01) as report:
         report(Noted("Pulling"))
-        assert not err.said.wait(0.1)  # there is nothing to tell before a total
+        assert not err.said.wait(0.1)  # there is no progress to report before a total
         report(Total("one", 3 * MiB, "w.bin"))
         report(Total("two", 1 * MiB, "d.bin"))
         report(Moved("one", 1 * MiB))
@@ -140,7 +140,7 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 class Screen:
-    """A terminal of 100 columns and what a person sees on it: lines, without colours."""
+    """A terminal of 100 columns and the lines that a person sees on it, without colours."""
 
     def __init__(self) -> None:
         self.master, self.slave = pty.openpty()
@@ -154,7 +154,7 @@ class Screen:
         while True:
             try:
                 data = os.read(self.master, 65536)
-            except OSError:  # EIO: no process has the other side open
+            except OSError:  # EIO means that no process has the other side open
                 data = b""
             with self._changed:
                 self.raw += data.decode()
@@ -214,7 +214,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def held(fake: FakeRegistry) -> tuple[str, kits.Kit, list[Stall]]:
-    """A kit of two layers that the registry holds in their middles."""
+    """Return a kit with two layers that the registry stalls in their middle."""
     parts = [
         kits.part("model", "[red]\x1b[2J.bin", os.urandom(2 * MiB), format="raw"),
         kits.part("dataset", "d.bin", os.urandom(MiB), format="raw"),
@@ -232,14 +232,15 @@ def kitfs(*args: str) -> list[str]:
 
 
 def pulled(ref: str, kit: kits.Kit) -> list[str]:
-    """The lines of a pull on a terminal: a short digest, and what moved."""
+    """Return the lines of a pull on a terminal, with a short digest and the amounts that were moved."""
     return [f"Pulling {ref}", f"Pulled {kit.digest[:19]}", "4 blobs: 4 pulled (3.0 MiB)"]
 
 
 @pytest.mark.parametrize("piped", [False, True], ids=["all on the terminal", "stdout piped"])
 def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
-    """On a terminal a pull that takes longer than a second draws a bar for everything that is on its way; at the end
-    they are gone.
+    """On a terminal, a pull that takes longer than a second draws a bar for each active transfer.
+
+    The bars disappear at the end.
     """
     with FakeRegistry() as fake:
         ref, kit, stalls = held(fake)
@@ -266,7 +267,7 @@ def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
 
 @pytest.mark.parametrize("mode", ["none", "plain"])
 def test_no_bars_where_none_are_wanted(tmp_path: Path, screen: Screen, mode: str) -> None:
-    """Not even on a terminal."""
+    """With --progress none or plain there are no bars, even on a terminal."""
     with FakeRegistry() as fake:
         ref, kit, stalls = held(fake)
         process = subprocess.Popen(
@@ -289,8 +290,9 @@ def test_no_bars_where_none_are_wanted(tmp_path: Path, screen: Screen, mode: str
 
 
 def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each by its label, which is no markup and drives no terminal; what has not begun, and what is done, has none;
-    lines go above.
+    """Only active transfers have bars, and lines are printed above the bars.
+
+    A label is not interpreted as markup, and its control characters are escaped.
     """
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -317,9 +319,7 @@ def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("width", [30, 40, 59, 60, 80, 100, 200])
 def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    """However narrow the terminal is: the name is cut from the left, and the size stays; the total is last, whatever
-    began after it.
-    """
+    """On a narrow terminal the name is shortened from the left, and the size stays. The total is always last."""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -345,7 +345,7 @@ def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, widt
 
 
 def test_a_speed_is_that_of_the_last_seconds() -> None:
-    """What waits has none, and no time left that anybody could tell."""
+    """A transfer that waits has neither a speed nor a remaining time."""
     now = [0.0]
     speed = bars.Speed(0, lambda: now[0])
     for second in range(1, 8):
@@ -371,20 +371,21 @@ def test_a_speed_is_that_of_the_last_seconds() -> None:
     ],
 )
 def test_sizes_are_in_one_unit(done: int, total: int, words: str) -> None:
-    """That of the total, and never rounded up."""
+    """Both sizes have the unit of the total and are never rounded up."""
     assert bars.sizes(done, total) == words
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that reports that it is a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal, in one line that goes away before the answer comes; quiet for short work, elsewhere, and with
-    --progress none.
+    """On a terminal, a verb without bars shows one line, which disappears before the result is printed.
+
+    There is no such line for short work, without a terminal, or with --progress none.
     """
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stdout", out)
@@ -415,7 +416,7 @@ def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: py
 
 
 def test_a_terminal_names_each_layer_and_sums_up_what_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digests are short; what was there already is counted apart."""
+    """Digests are shortened, and blobs that existed before are counted separately."""
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     with Reporter("none") as report:

@@ -1,4 +1,4 @@
-"""The run-time directory: records, locks and sockets by which verbs find daemons."""
+"""The run-time directory contains the records, locks and sockets by which verbs find daemons."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_directory_is_private(tmp_path: Path) -> None:
-    """The directory is made 0700; in an empty one that others may write a subdirectory is; one that is not empty is
+    """The directory is created with mode 0700.
+
+    In an empty directory that others may write, a subdirectory is created. Such a directory that is not empty is
     refused.
     """
     RunDir(str(tmp_path / "run"))
@@ -46,9 +48,7 @@ def test_directory_is_private(tmp_path: Path) -> None:
 
 
 def test_files_of_another_user_are_refused(run: RunDir) -> None:
-    """A lock, a record, a log and a socket that another user owns, or that are links, end the verb, and the message
-    says what to do.
-    """
+    """A lock, record, log or socket that is a link or belongs to another user is refused with a remedy."""
     needs_root()
     record = record_of("/models")
     for suffix, use in (
@@ -73,7 +73,7 @@ def test_files_of_another_user_are_refused(run: RunDir) -> None:
 
 
 def test_all_files_are_private(tmp_path: Path) -> None:
-    """Record, lock, log and socket are 0600 in a directory that everybody may read, under a umask of 0 and of 0777."""
+    """Record, lock, log and socket have mode 0600 in any directory and under any umask."""
     (tmp_path / "run").mkdir(mode=0o755)
     run = RunDir(str(tmp_path / "run"))
     for mask in (0o000, 0o777):
@@ -91,7 +91,7 @@ def test_all_files_are_private(tmp_path: Path) -> None:
 
 
 def test_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
-    """A file in the directory's place is one clear error."""
+    """A file in the place of the directory gives one clear error."""
     (tmp_path / "run").write_text("")
     with pytest.raises(MountError, match="--run-dir"):
         RunDir(str(tmp_path / "run"))
@@ -99,7 +99,7 @@ def test_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mountpoint", ["/models", "/with space/and\nnewline", "/" + "deep/" * 400 + "end"])
 def test_record_comes_back(run: RunDir, mountpoint: str) -> None:
-    """A record of a mount point of any name is read back whole, and forgotten."""
+    """A record for a mount point of any name can be read back and removed."""
     record = record_of(mountpoint)
     run.write(record)
     assert run.record(mountpoint) == record
@@ -110,14 +110,14 @@ def test_record_comes_back(run: RunDir, mountpoint: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"reference": 1}'])
 def test_damaged_record_is_no_record(run: RunDir, text: str) -> None:
-    """A record that cannot be read is as good as none, and breaks no listing."""
+    """A record that cannot be parsed counts as missing, and listings still work."""
     Path(run.file("/models", "json")).write_text(text)
     assert run.record("/models") is None
     assert run.records() == []
 
 
 def test_lock_tells_whether_the_daemon_lives(run: RunDir) -> None:
-    """alive is true exactly while another process holds the lock, also when that process is killed."""
+    """``alive`` is true exactly while another process has the lock, also if that process is killed."""
     assert not run.alive("/models")
     code = (
         "import sys; from kitfs.daemon.run_dir import RunDir\n"
@@ -140,7 +140,7 @@ def test_lock_tells_whether_the_daemon_lives(run: RunDir) -> None:
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_socket_answers_however_long_its_path(tmp_path: Path, deep: bool) -> None:
-    """A path over the 108 bytes of sun_path works too."""
+    """A path longer than the 108 bytes of sun_path works too."""
     directory = tmp_path / ("d" * 120 if deep else "d")
     directory.mkdir()
     path = str(directory / "0123456789abcdef.sock")
@@ -158,7 +158,7 @@ def test_socket_answers_however_long_its_path(tmp_path: Path, deep: bool) -> Non
 
 
 def test_dead_socket_is_replaced(tmp_path: Path) -> None:
-    """What a killed daemon left behind does not keep the next one from listening; nobody behind it is an OSError."""
+    """The next daemon replaces the socket of a killed daemon. A connection to a dead socket raises OSError."""
     path = str(tmp_path / "s.sock")
     listen(path).close()
     with pytest.raises(OSError, match="refused"):
@@ -167,7 +167,7 @@ def test_dead_socket_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_record_of_before_labels_is_read(run: RunDir) -> None:
-    """A mount that was made by an older kitfs is there after an upgrade; labels come back as they were."""
+    """The record of an older kitfs, without labels, can be read after an upgrade."""
     run.write(replace(record_of("/models"), labels={"q": "q4"}))
     assert run.record("/models") == replace(record_of("/models"), labels={"q": "q4"})
     path = Path(run.file("/models", "json"))
@@ -178,7 +178,7 @@ def test_a_record_of_before_labels_is_read(run: RunDir) -> None:
 
 
 def daemon(run: RunDir, mountpoint: str) -> Iterator[str]:
-    """A process that holds a mount point's lock, and its nonce."""
+    """Return a process that has the lock of a mount point, and its nonce."""
     code = (
         "import sys; from kitfs.daemon.run_dir import RunDir\n"
         "with RunDir(sys.argv[1]).hold(sys.argv[2]) as nonce:\n    print(nonce, flush=True); sys.stdin.read()"
@@ -196,14 +196,15 @@ def nonce(run: RunDir) -> Iterator[str]:
 
 
 def test_a_record_of_an_earlier_daemon_is_not_the_living_ones(run: RunDir, nonce: str) -> None:
-    """Whose record it is, the nonce tells: that of a dead daemon does not come to life with the next one's lock."""
+    """The nonce tells daemons apart, so that a dead daemon's record stays dead when the next daemon has the lock."""
     assert run.alive(replace(record_of("/models"), nonce=nonce))
     assert not run.alive(replace(record_of("/models"), nonce="0" * 16))
 
 
 def test_a_displaced_daemon_leaves_its_mount_point(run: RunDir, nonce: str) -> None:
-    """Lock, record and socket take other names: the mount point can be held, the daemon is still found and alive, and
-    leaves nothing.
+    """Lock, record and socket are renamed, so that another daemon can use the mount point.
+
+    The displaced daemon is still found alive, and leaves nothing behind.
     """
     record = replace(record_of("/models"), nonce=nonce)
     run.write(record)
@@ -214,7 +215,7 @@ def test_a_displaced_daemon_leaves_its_mount_point(run: RunDir, nonce: str) -> N
     with run.hold("/models") as mine:
         newer = replace(record, nonce=mine, started=2.5)
         run.write(newer)
-        run.displace(record)  # once more, by a process that came late: the newer mount stays where it is
+        run.displace(record)  # a second displacement by a late process must not change the newer mount
         assert (run.record("/models"), run.records()) == (newer, [record, newer])
         run.forget(record)
         assert run.records() == [newer]
@@ -223,7 +224,7 @@ def test_a_displaced_daemon_leaves_its_mount_point(run: RunDir, nonce: str) -> N
 
 
 def test_a_dead_daemons_record_is_not_displaced(run: RunDir) -> None:
-    """There is nothing to make way for."""
+    """Displacing the record of a dead daemon does nothing."""
     record = replace(record_of("/models"), nonce="0" * 16)
     run.write(record)
     run.displace(record)

@@ -1,4 +1,4 @@
-"""Chunks of a file: every byte is found where its extent says, and what must be copied stays small."""
+"""The chunks of a file map every byte to the place that its extent says, with few copied bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEVICE = bytes(i * 7 % 255 + 1 for i in range(40 * BLOCK))  # no byte is zero
 
 @st.composite
 def files(draw: st.DrawFn) -> tuple[int, list[Extent]]:
-    """A file of a few blocks: extents that ascend, at aligned and other offsets, with holes between them."""
+    """Generate a file of a few blocks with ascending extents, at aligned and other offsets, with holes between them."""
     extents = []
     at = 0
     for _ in range(draw(st.integers(0, 4))):
@@ -28,7 +28,7 @@ def files(draw: st.DrawFn) -> tuple[int, list[Extent]]:
 
 
 def expected(size: int, extents: Sequence[Extent]) -> bytes:
-    """The bytes of a file, from its extents."""
+    """Return the bytes of a file, as its extents say."""
     out = bytearray(size)
     for start, _, offset, length in extents:
         out[start : start + length] = DEVICE[offset : offset + length]
@@ -36,7 +36,7 @@ def expected(size: int, extents: Sequence[Extent]) -> bytes:
 
 
 def read(size: int, bits: int, chunks: Sequence[Chunk], extents: Sequence[Extent]) -> bytes:
-    """The bytes of a file as a kernel finds them: chunk by chunk on the device, copied, or zeros."""
+    """Return the bytes of a file as a kernel reads them, chunk by chunk: from the device, copied, or zeros."""
     out = bytearray()
     for i, chunk in enumerate(chunks):
         start = i * BLOCK << bits
@@ -52,7 +52,7 @@ def read(size: int, bits: int, chunks: Sequence[Chunk], extents: Sequence[Extent
 
 @given(files(), st.booleans(), st.integers(0, 6))
 def test_every_byte_is_where_its_extent_says(file: tuple[int, list[Extent]], whole_tail: bool, bits: int) -> None:
-    """Whatever the chunk size, the chunks of a file give the bytes of its extents."""
+    """With any chunk size, the chunks of a file give the bytes of its extents."""
     size, extents = file
     chunks = list(chunks_of(runs_of(size, extents, whole_tail=whole_tail), bits))
     assert len(chunks) == -(-size // (BLOCK << bits))
@@ -61,7 +61,7 @@ def test_every_byte_is_where_its_extent_says(file: tuple[int, list[Extent]], who
 
 @given(files(), st.booleans())
 def test_the_chosen_chunk_size_costs_least(file: tuple[int, list[Extent]], whole_tail: bool) -> None:
-    """No other chunk size takes fewer bytes for addresses and copies, and the cost is the number of those bytes."""
+    """No other chunk size needs fewer bytes for addresses and copies, and the cost is the number of those bytes."""
     size, extents = file
     runs = runs_of(size, extents, whole_tail=whole_tail)
 
@@ -77,7 +77,7 @@ def test_the_chosen_chunk_size_costs_least(file: tuple[int, list[Extent]], whole
 
 
 def test_a_member_of_a_tar_is_one_chunk() -> None:
-    """A file at a multiple of 512 whose last block is whole needs one address and no copy, however large it is."""
+    """A file at a multiple of 512 whose last block is whole needs one address and no copy, whatever its size."""
     runs = runs_of(10 << 30, [Extent(0, 3, 1536, 10 << 30)], whole_tail=True)
     assert runs == [Run(0, (10 << 30) // BLOCK, 3, 3)]
     assert chunk_bits(runs) == (25, 8)
@@ -96,6 +96,6 @@ def test_a_partial_last_block_is_copied_with_little_around_it() -> None:
     "extents", [[Extent(0, 1, 0, 600), Extent(512, 1, 0, 10)], [Extent(0, 1, 0, 2000)], [Extent(0, 1, 0, -1)]]
 )
 def test_extents_that_overlap_or_leave_the_file_are_refused(extents: list[Extent]) -> None:
-    """They raise ValueError."""
+    """Such extents raise ValueError."""
     with pytest.raises(ValueError, match="extents overlap, or leave the file"):
         runs_of(1000, extents, whole_tail=False)

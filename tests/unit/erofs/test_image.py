@@ -1,4 +1,4 @@
-"""Images, as the kernel of this machine shows them: real EROFS mounts of trees whose contents lie in files."""
+"""Images are read through real EROFS mounts by the kernel of this machine. File contents are on separate devices."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ RANDOM = os.urandom(70 << 10)
 
 
 def file(key: int, size: int, *extents: Extent, nlink: int = 1, mode: int = 0o640) -> Inode:
-    """A file whose bytes lie on devices."""
+    """Return a file whose bytes are on devices."""
     return Inode(key, "file", mode, nlink, 1000, 70_000, 1_700_000_001, size=size, extents=extents)
 
 
 def directory(key: int, mode: int = 0o755) -> Inode:
-    """A directory."""
     return Inode(key, "dir", mode, 2, 1000, 70_000, 1_700_000_001)
 
 
 class Image:
-    """Mounts trees at one directory; the files below ``scratch`` are the devices."""
+    """Mounts trees at one directory. The files below ``scratch`` are the devices."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -43,7 +42,7 @@ class Image:
         self.mounted = False
 
     def show(self, tree: Mapping[int, Names], devices: Sequence[bytes], *, root: Inode | None = None) -> Path:
-        """Mount the tree whose directories have the keys of ``tree``; 1 is the root."""
+        """Mount the tree whose directories have the keys of ``tree``. The root has the key 1."""
         files = []
         for i, data in enumerate(devices):
             (self.scratch / str(i)).write_bytes(data)
@@ -71,7 +70,7 @@ class Image:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Iterator[Image]:
-    """A place for images, on a kernel that mounts them."""
+    """Return a place for images, on a kernel that mounts EROFS."""
     needs_root()
     try:
         mounting.check_system()
@@ -96,7 +95,10 @@ def test_files_of_every_size_read_back(image: Image, size: int) -> None:
 
 
 def test_bytes_behind_the_end_of_a_file_are_zeros(image: Image) -> None:
-    """A mapping does not show what follows a file in its device: the last block is copied if that is not zero."""
+    """A mapping shows zeros after the end of a file.
+
+    If the device has other bytes there, the last block is copied.
+    """
     at = image.show({1: {b"f": file(2, 700, Extent(0, 1, 512, 700))}}, [RANDOM])
     with (at / "f").open("rb") as f:
         mapped = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
@@ -108,7 +110,7 @@ def test_bytes_behind_the_end_of_a_file_are_zeros(image: Image) -> None:
 
 
 def test_parts_at_odd_offsets_and_holes(image: Image) -> None:
-    """Parts of a sparse file may lie anywhere in their device; what lies nowhere is zeros."""
+    """Parts of a sparse file may be anywhere on their device, and holes are zeros."""
     parts = (Extent(4096, 1, 512, 8192), Extent(20_000, 1, 77, 3000), Extent(30_000, 1, 9216 + 30_000 % 512, 100))
     size = 50_000
     at = image.show({1: {b"sparse": file(2, size, *parts), b"holes": file(3, 12_345)}}, [RANDOM])
@@ -128,7 +130,10 @@ def test_hard_links_share_an_inode(image: Image) -> None:
 
 
 def test_names_and_targets_up_to_their_limits(image: Image) -> None:
-    """Names of 255 bytes, names that sort before the dot, names that are not UTF-8, and targets of 4095 bytes."""
+    """An image may have names of 255 bytes, names that sort before the dot, and names that are not UTF-8.
+
+    Targets of symbolic links may have 4095 bytes.
+    """
     names = {bytes([n]) * 255: file(n, 0) for n in range(ord("a"), ord("z"))}
     names |= {b"!": file(500, 0), b"-x": file(501, 0), b"\xff\xfe": file(502, 0), b".a": file(503, 0)}
     target = b"t/" * 2047 + b"t"
@@ -140,7 +145,7 @@ def test_names_and_targets_up_to_their_limits(image: Image) -> None:
 
 
 def test_names_of_nested_directories_are_found(image: Image) -> None:
-    """Every name is found by lookup too, whatever the image holds behind its directory."""
+    """Every name is found by lookup too, whatever follows its directory in the image."""
     leaf = {b"eval": file(10, 0), b"train.csv": file(11, 5, Extent(0, 1, 0, 5))}
     tree = {1: {b"a": directory(2), b"b": directory(3)}, 2: leaf, 3: {b"c": directory(4)}, 4: leaf}
     at = image.show(tree, [RANDOM])
@@ -149,7 +154,7 @@ def test_names_of_nested_directories_are_found(image: Image) -> None:
 
 
 def test_contents_and_attributes_that_are_in_the_image(image: Image) -> None:
-    """A file of the image itself, and extended attributes of the user, longer ones than a block too."""
+    """Files can be in the image itself, and extended attributes can be longer than a block."""
     attributes = ((b"kitfs.digest", b"sha256:" + b"a" * 64), (b"kitfs.reference", b"r" * 700))
     root = directory(1)._replace(attributes=attributes)
     kitfile = file(2, 5)._replace(data=b"hello", attributes=attributes[:1])
@@ -163,14 +168,14 @@ def test_contents_and_attributes_that_are_in_the_image(image: Image) -> None:
 
 
 def test_many_devices(image: Image) -> None:
-    """300 devices, one file on each."""
+    """An image with 300 devices has one file on each."""
     names = {str(i).encode(): file(10 + i, 3, Extent(0, i + 1, 512, 3)) for i in range(300)}
     at = image.show({1: names}, [bytes(512) + b"%03d" % i + bytes(509) for i in range(300)])
     assert [(at / str(i)).read_bytes() for i in range(300)] == [b"%03d" % i for i in range(300)]
 
 
 def test_a_hundred_thousand_files(image: Image) -> None:
-    """They are listed, found and read."""
+    """A hundred thousand files can be listed, found and read."""
     names = {b"n%06d" % i: file(10 + i, 9, Extent(0, 1, 512 * (i % 100), 9)) for i in range(100_000)}
     at = image.show({1: names}, [RANDOM])
     assert len(os.listdir(at)) == 100_000
@@ -180,7 +185,7 @@ def test_a_hundred_thousand_files(image: Image) -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
-    """The writer keeps the names of the directories between the root and the current one, and no others."""
+    """The writer has only the names of the directories from the root to the current directory in memory."""
 
     def children(inode: Inode) -> Iterator[tuple[bytes, Inode]]:
         if inode.key == 1:
@@ -197,7 +202,7 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
 
 
 def test_the_mount_table_shows_the_source_and_the_restrictions(image: Image) -> None:
-    """The source is the given name, and the mount is read-only, without setuid programs and devices."""
+    """The mount table shows the given source, read-only, without setuid programs and devices."""
     at = image.show({1: {}}, [])
     line = next(line for line in Path("/proc/self/mounts").read_text().splitlines() if str(at) in line)
     source, _, fstype, options, *_ = line.split()
@@ -206,7 +211,7 @@ def test_the_mount_table_shows_the_source_and_the_restrictions(image: Image) -> 
 
 
 def test_a_file_of_a_mount_is_seen_to_be_open(image: Image) -> None:
-    """The kernel holds the devices of a mount open until its end, which the file system of the store tells."""
+    """``is_open_elsewhere`` is true for a device of a mount until the mount ends."""
     image.show({1: {b"f": file(2, 512, Extent(0, 1, 0, 512))}}, [RANDOM])
     fd = os.open(image.scratch / "0", os.O_RDONLY)
     try:
@@ -219,7 +224,7 @@ def test_a_file_of_a_mount_is_seen_to_be_open(image: Image) -> None:
 
 
 def test_a_device_on_tmpfs_is_refused(image: Image) -> None:
-    """The reason names the file system."""
+    """The reason contains the name of the file system."""
     subprocess.run(["mount", "-t", "tmpfs", "none", image.at], check=True)
     image.mounted = True
     with (image.at / "image").open("w+b") as out:

@@ -1,10 +1,10 @@
-"""A file in memory that counts what is read of it."""
+"""A file in memory that counts the bytes that are read from it."""
 
 from __future__ import annotations
 
 
 class Reads:
-    """A file that counts the bytes that are read. ``size`` may be larger than ``data``: the rest reads as zeros."""
+    """A file that counts the bytes that are read. If ``size`` is larger than ``data``, the rest reads as zeros."""
 
     def __init__(self, data: bytes, size: int | None = None) -> None:
         self.data, self.size, self.moved = data, len(data) if size is None else size, 0

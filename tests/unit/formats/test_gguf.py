@@ -1,4 +1,4 @@
-"""Headers of GGUF files: which tensors they list, how little is read of the file, and how damage is reported."""
+"""The headers of GGUF files: which tensors they list, how little is read, and how damage is reported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_golden_file_is_read_by_its_header() -> None:
 
 
 def test_a_file_of_the_gguf_package_is_read(tmp_path: Path) -> None:
-    """Its metadata has arrays of strings, numbers and flags. Its tensors are found where it says that they are."""
+    """The metadata of the file contains arrays of strings, numbers and booleans."""
     library = pytest.importorskip("gguf")
     import numpy as np
 
@@ -93,7 +93,7 @@ def test_a_tensor_of_an_unknown_type_extends_to_the_next() -> None:
 
 
 def test_long_values_are_not_read() -> None:
-    """An array of 20 MiB among the metadata is skipped."""
+    """An array of 20 MiB in the metadata is skipped."""
     keys = text("k") + struct.pack("<IIQ", 9, 0, 20 << 20) + bytes(20 << 20)
     read = Reads(made(keys, 1, (tensor(),)))
     assert [t.name for t in gguf(read.size, read)] == ["t"]

@@ -1,4 +1,4 @@
-"""The structs of <linux/fuse.h>, laid out by ctypes as the C compiler would, against the bytes of kitfs.fuse.abi."""
+"""The bytes of kitfs.fuse.abi match the structs of <linux/fuse.h>, laid out by ctypes as by the C compiler."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_replies_have_the_size_of_their_struct(mine: int, theirs: type[ctypes.St
 
 
 def test_a_request_is_its_header_and_body() -> None:
-    """Opcode, unique, node, thread and the bytes behind the header."""
+    """A request has an opcode, a unique number, a node and a thread, and the bytes after the header."""
     request = abi.request(header(b"name\0", opcode=Op.LOOKUP))
     assert request == (Op.LOOKUP, 8, 1, 99, b"name\0")
     assert (request.name(), request.operation) == (b"name", "lookup")
@@ -159,13 +159,13 @@ def test_extensions_behind_the_body_are_cut_off() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"short", header(b"", length=41), header(b"1234", length=40)])
 def test_what_is_no_request_is_refused(data: bytes) -> None:
-    """Shorter or longer than it says."""
+    """A message that is shorter or longer than its length field is refused."""
     with pytest.raises(BadRequestError):
         abi.request(data)
 
 
 def test_bodies_that_are_too_short_are_refused() -> None:
-    """Each reader of a body checks its length, and that names end."""
+    """Each reader of a body checks its length, and that names are terminated."""
     request = abi.request(header(b"abc"))
     for read in (
         request.name,
@@ -181,26 +181,26 @@ def test_bodies_that_are_too_short_are_refused() -> None:
 
 
 def test_an_unknown_opcode_has_a_name() -> None:
-    """Its number."""
+    """The name of an unknown opcode is its number."""
     assert abi.request(header(b"", opcode=4711)).operation == "op 4711"
 
 
 def test_read_has_handle_offset_and_size() -> None:
-    """fuse_read_in."""
+    """The struct is fuse_read_in."""
     body = bytes(FuseReadIn(fh=3, offset=1 << 40, size=131072, read_flags=2, lock_owner=9, flags=0o100000))
     assert abi.request(header(body, opcode=Op.READ)).read() == (3, 1 << 40, 131072)
 
 
 def test_getxattr_has_size_and_name_and_listxattr_a_size() -> None:
-    """fuse_getxattr_in, then the name."""
+    """The struct is fuse_getxattr_in, which the name follows."""
     size = (256).to_bytes(4, "little") + bytes(4)
     assert abi.request(header(size + b"user.x\0", opcode=Op.GETXATTR)).xattr() == (256, b"user.x")
     assert abi.request(header(size, opcode=Op.LISTXATTR)).xattr() == (256, b"")
 
 
 def test_init_keeps_to_what_both_sides_know() -> None:
-    """The older minor, only offered flags, and a read buffer that the kernel accepts."""
-    offered = InitFlag.ASYNC_READ | InitFlag.MAX_PAGES | 1 << 16  # and writeback, which we do not want
+    """The reply has the older minor version, only offered flags, and a read buffer that the kernel accepts."""
+    offered = InitFlag.ASYNC_READ | InitFlag.MAX_PAGES | 1 << 16  # 1 << 16 is writeback, which kitfs does not use
     init = abi.request(
         header(bytes(FuseInitIn(major=7, minor=31, max_readahead=131072, flags=offered)), opcode=Op.INIT)
     ).init()
@@ -218,7 +218,7 @@ def test_init_keeps_to_what_both_sides_know() -> None:
 
 @pytest.mark.parametrize(("wanted", "offered"), [(True, True), (True, False), (False, True)])
 def test_passthrough_is_agreed_on_where_both_sides_want_it(wanted: bool, offered: bool) -> None:
-    """Its flag is one of the upper 32, and it needs a stack depth; otherwise nothing is said of either."""
+    """The flag is one of the upper 32 and needs a stack depth. Otherwise the reply has neither."""
     flags2 = 1 << 5 if offered else 0
     body = bytes(FuseInitIn(major=7, minor=45, max_readahead=0, flags=InitFlag.INIT_EXT, flags2=flags2))
     agreed = abi.negotiate(abi.request(header(body, opcode=Op.INIT)).init(), passthrough=wanted)
@@ -228,20 +228,23 @@ def test_passthrough_is_agreed_on_where_both_sides_want_it(wanted: bool, offered
 
 
 def test_max_pages_is_not_said_to_a_kernel_that_did_not_offer_it() -> None:
-    """And a newer kernel gets our minor."""
+    """A kernel with a newer minor version gets the minor version of kitfs."""
     out = FuseInitOut.from_buffer_copy(abi.init_out(abi.negotiate(abi.Init(7, 99, 0, 0))))
     assert (out.minor, out.flags, out.max_pages) == (abi.MINOR, 0, 0)
 
 
 def test_attr_out() -> None:
-    """Blocks of 512 bytes, rounded up; one time for all three; valid for a year."""
+    """Sizes count blocks of 512 bytes, rounded up.
+
+    All three times are the same, and attributes are valid for a year.
+    """
     out = FuseAttrOut.from_buffer_copy(abi.attr_out(ATTR))
     assert (out.attr_valid, out.attr_valid_nsec) == (365 * 86400, 0)
     assert fields(out.attr) == expected_attr()
 
 
 def test_entry_out() -> None:
-    """The node id and the name's time come from the place, st_ino comes from the attributes."""
+    """The node id and the validity of the name come from the entry, and st_ino comes from the attributes."""
     out = FuseEntryOut.from_buffer_copy(abi.entry_out(abi.Place(5), ATTR))
     assert (out.nodeid, out.generation, out.entry_valid, out.attr_valid) == (5, 0, 365 * 86400, 365 * 86400)
     assert fields(out.attr) == expected_attr()
@@ -250,19 +253,19 @@ def test_entry_out() -> None:
 
 
 def test_a_name_that_will_never_be_is_node_0_for_a_year() -> None:
-    """A negative entry."""
+    """A negative entry has node 0."""
     out = FuseEntryOut.from_buffer_copy(abi.no_entry_out())
     assert (out.nodeid, out.entry_valid, out.attr_valid) == (0, 365 * 86400, 0)
 
 
 def test_open_out() -> None:
-    """Handle, flags, backing id."""
+    """The reply has the handle, the flags and the backing id."""
     out = FuseOpenOut.from_buffer_copy(abi.open_out(9, OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH, backing_id=3))
     assert fields(out) == {"fh": 9, "open_flags": 1 << 1 | 1 << 5, "backing_id": 3}
 
 
 def test_errors_are_negative_in_the_header() -> None:
-    """A reply with an error is a header only."""
+    """A reply with an error is only a header."""
     assert fields(FuseOutHeader.from_buffer_copy(abi.out_header(8, error=5))) == {"len": 16, "error": -5, "unique": 8}
     assert fields(FuseOutHeader.from_buffer_copy(abi.out_header(8, length=100))) == {
         "len": 116,
@@ -280,7 +283,7 @@ def entries(count: int) -> list[DirEntry]:
 
 
 def unpacked(data: bytes, *, plus: bool) -> list[tuple[int, bytes, int, int]]:
-    """(node id, name, type, off) of each dirent."""
+    """Return (node id, name, type, off) of each dirent."""
     found, at = [], 0
     while at < len(data):
         nodeid = 0
@@ -297,7 +300,7 @@ def unpacked(data: bytes, *, plus: bool) -> list[tuple[int, bytes, int, int]]:
 
 
 def test_dirents_carry_types_and_offsets() -> None:
-    """Each padded to eight bytes."""
+    """Each dirent is padded to eight bytes."""
     listing = entries(5)
     assert unpacked(abi.dirents(listing, 4096, place=None), plus=False) == [
         (0, e.name, stat.S_IFREG >> 12, e.offset) for e in listing
@@ -305,7 +308,7 @@ def test_dirents_carry_types_and_offsets() -> None:
 
 
 def test_direntplus_carries_node_ids_but_for_the_dots() -> None:
-    """ "." and ".." are node 0: they are no lookups."""
+    """ "." and ".." have node 0, because they do not count as lookups."""
     listing = entries(5)
     expected = [(0 if e.name in (b".", b"..") else e.inode, e.name, stat.S_IFREG >> 12, e.offset) for e in listing]
     assert unpacked(abi.dirents(listing, 4096, place=abi.Place), plus=True) == expected
@@ -313,7 +316,7 @@ def test_direntplus_carries_node_ids_but_for_the_dots() -> None:
 
 @pytest.mark.parametrize("plus", [False, True])
 def test_only_whole_dirents_that_fit_are_sent(plus: bool) -> None:
-    """Never more than the kernel's buffer, and as many as go in."""
+    """The reply has as many dirents as fit into the kernel's buffer."""
     listing = entries(20)
     place = abi.Place if plus else None
     whole = abi.dirents(listing, 1 << 20, place=place)
@@ -327,7 +330,7 @@ def test_only_whole_dirents_that_fit_are_sent(plus: bool) -> None:
 
 
 def test_statfs_has_nothing_free() -> None:
-    """fuse_kstatfs."""
+    """The struct is fuse_kstatfs."""
     out = FuseKstatfs.from_buffer_copy(abi.statfs_out(StatFS(blocks=10, files=3, block_size=4096, name_max=255)))
     assert (out.blocks, out.bfree, out.bavail, out.files, out.ffree, out.bsize, out.frsize, out.namelen) == (
         10,

@@ -12,7 +12,7 @@ EINTR: Reply = (4, b"")
 
 
 class Replies:
-    """What was replied, and a wait for it."""
+    """Records the replies and can wait for them."""
 
     def __init__(self) -> None:
         self.got: dict[int, Reply] = {}
@@ -41,7 +41,7 @@ def stalled(gate: threading.Event) -> Callable[[], Reply]:
 
 
 def test_no_more_threads_than_asked_for() -> None:
-    """What finds none stands in the queue, and is answered all the same."""
+    """A request that finds no free thread waits in the queue and is answered later."""
     pool, replies, gate = BlockingPool(eintr=EINTR, threads=2), Replies(), threading.Event()
     for unique in range(5):
         pool.submit(Waiting(unique, 0, stalled(gate), replies.to(unique)))
@@ -53,7 +53,7 @@ def test_no_more_threads_than_asked_for() -> None:
 
 
 def test_a_request_that_was_killed_in_the_queue_is_never_asked() -> None:
-    """The thread goes on to the next one."""
+    """The thread continues with the next request."""
     pool, replies, gate = (
         BlockingPool(eintr=EINTR, threads=1, is_dying=lambda pid: pid == 7),
         Replies(),
@@ -77,7 +77,7 @@ def test_a_request_that_was_killed_in_the_queue_is_never_asked() -> None:
 
 
 def test_nothing_is_answered_after_close() -> None:
-    """Neither what waits nor what comes later."""
+    """Neither queued requests nor later requests are answered."""
     pool, replies, gate = BlockingPool(eintr=EINTR), Replies(), threading.Event()
     pool.submit(Waiting(1, 0, stalled(gate), replies.to(1)))
     pool.close()

@@ -1,4 +1,4 @@
-"""The kernel transport's connection against a socketpair that speaks the FUSE protocol."""
+"""The connection of the kernel transport, tested with a socketpair that speaks the FUSE protocol."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEEP_CACHE, CACHE_DIR, NOFLUSH = 1 << 1, 1 << 3, 1 << 5
 
 
 class Doomed:
-    """Says which threads are dying, and that it was asked."""
+    """A fake of ``dying`` that records its calls. ``pids`` are the threads that are dying."""
 
     def __init__(self) -> None:
         self.pids: set[int] = set()
@@ -56,21 +56,21 @@ def doomed() -> Doomed:
 
 @pytest.fixture
 def socket() -> Iterator[FuseWire]:
-    """The kernel's side of a connection that nothing serves yet."""
+    """Return the kernel's side of a connection that nothing serves yet."""
     with FuseWire() as wire:
         yield wire
 
 
 @pytest.fixture
 def connection(socket: FuseWire, fs: MemoryFileSystem, counters: Counters, doomed: Doomed) -> Connection:
-    """A connection with two workers that does not run yet."""
+    """Return a connection with two workers that does not run yet."""
     log = logging.getLogger("kitfs.test")
     return Connection(cast(FileSystem, fs), [socket.fd, socket.fd], counters=counters, log=log, is_dying=doomed)
 
 
 @pytest.fixture
 def fresh(socket: FuseWire, connection: Connection, fs: MemoryFileSystem) -> Iterator[FuseWire]:
-    """A connection that runs, before INIT."""
+    """Return a connection that runs, before INIT."""
     socket.serve(connection)
     yield socket
     for gate in fs.cold.values():
@@ -79,13 +79,13 @@ def fresh(socket: FuseWire, connection: Connection, fs: MemoryFileSystem) -> Ite
 
 @pytest.fixture
 def wire(fresh: FuseWire) -> FuseWire:
-    """A connection after INIT."""
+    """Return a connection after INIT."""
     fresh.init()
     return fresh
 
 
 def cold_read(wire: FuseWire, fs: MemoryFileSystem, *, pid: int = 0) -> tuple[int, threading.Event]:
-    """A read of dir/cold that waits; its unique and what lets it go on."""
+    """Send a read of dir/cold, which waits. Return its unique number and the event that ends the wait."""
     node = wire.lookup(b"dir", b"cold")
     handle, _ = wire.open(node)
     gate = fs.cold["read", "dir/cold"] = threading.Event()
@@ -96,7 +96,7 @@ def cold_read(wire: FuseWire, fs: MemoryFileSystem, *, pid: int = 0) -> tuple[in
 
 
 def test_init_is_answered_and_then_it_is_ready(fresh: FuseWire) -> None:
-    """7.40, some flags, and ready() once."""
+    """The reply has version 7.40 and some flags, and ``ready`` is called once."""
     assert not fresh.ready.is_set()
     answer = fresh.init()
     major, minor, readahead, flags = struct.unpack_from("=IIII", answer.body)
@@ -106,7 +106,7 @@ def test_init_is_answered_and_then_it_is_ready(fresh: FuseWire) -> None:
 
 
 def test_a_newer_major_is_asked_to_come_down(fresh: FuseWire) -> None:
-    """We say 7 and nothing else; the kernel begins anew with 7."""
+    """The reply has only the major version 7, and the kernel sends INIT again with 7."""
     assert struct.unpack_from("=I", fresh.init(major=8, minor=0).body) == (7,)
     assert not fresh.ready.is_set()
     assert struct.unpack_from("=II", fresh.init().body) == (7, 40)
@@ -114,7 +114,7 @@ def test_a_newer_major_is_asked_to_come_down(fresh: FuseWire) -> None:
 
 @pytest.mark.parametrize(("major", "minor"), [(6, 40), (7, 22)])
 def test_a_kernel_that_is_too_old_is_refused(fresh: FuseWire, major: int, minor: int) -> None:
-    """EPROTO to the kernel, MountError to the caller."""
+    """The kernel gets EPROTO, and the caller gets MountError."""
     assert fresh.init(major=major, minor=minor).error == errno.EPROTO
     fresh.wait()
     assert isinstance(fresh.failure, MountError)
@@ -122,13 +122,12 @@ def test_a_kernel_that_is_too_old_is_refused(fresh: FuseWire, major: int, minor:
 
 
 def test_an_unmount_before_init_is_no_error(fresh: FuseWire) -> None:
-    """run returns."""
     fresh.hang_up()
     assert (fresh.failure, fresh.ready.is_set()) == (None, False)
 
 
 def test_directories_are_not_cached_by_kernels_that_cannot(fresh: FuseWire) -> None:
-    """FOPEN_CACHE_DIR is 7.28."""
+    """FOPEN_CACHE_DIR exists since version 7.28."""
     fresh.init(minor=27)
     assert fresh.open(1, opcode=wires.OPENDIR)[1] == 0
 
@@ -137,7 +136,6 @@ def test_directories_are_not_cached_by_kernels_that_cannot(fresh: FuseWire) -> N
 
 
 def test_lookup_getattr_open_read_release(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """The way of a byte."""
     node = wire.lookup(b"file")
     attr = wire.call(wires.GETATTR, node=node, body=bytes(16)).body
     assert struct.unpack_from("=QIIQQ", attr)[3:] == (node, 10)
@@ -151,7 +149,7 @@ def test_lookup_getattr_open_read_release(wire: FuseWire, fs: MemoryFileSystem) 
 
 
 def test_pages_of_a_wrong_file_are_dropped(connection: Connection, wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """The kernel is notified of each inode, from its first byte to its end, and the next opening keeps no cache."""
+    """The kernel is notified to drop each whole inode, and the next opening does not keep the cache."""
     node = wire.lookup(b"file")
     fs.by_layer["sha256:1"] = [Inode(node), Inode(7)]
     connection.invalidate(fs.failed("sha256:1"))
@@ -160,7 +158,7 @@ def test_pages_of_a_wrong_file_are_dropped(connection: Connection, wire: FuseWir
 
 
 def test_an_opening_that_waits_keeps_nothing_waiting(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """It is answered on a thread of the pool, as a read is."""
+    """An opening that waits is answered on a thread of the pool, like a read."""
     node = wire.lookup(b"file")
     gate = fs.cold["open", "file"] = threading.Event()
     unique = wire.send(wires.OPEN, node=node, body=struct.pack("=II", os.O_RDONLY, 0))
@@ -170,7 +168,7 @@ def test_an_opening_that_waits_keeps_nothing_waiting(wire: FuseWire, fs: MemoryF
 
 
 def test_directories_are_listed_with_both_operations(wire: FuseWire) -> None:
-    """From an offset on, whole entries only, nothing at the end."""
+    """A listing starts at an offset, has only whole entries, and is empty at the end."""
     handle, flags = wire.open(1, opcode=wires.OPENDIR)
     assert flags == KEEP_CACHE | CACHE_DIR
     for opcode, size in ((wires.READDIR, 32), (wires.READDIRPLUS, 160)):
@@ -185,14 +183,14 @@ def test_directories_are_listed_with_both_operations(wire: FuseWire) -> None:
 
 
 def test_readlink_statfs_and_destroy(wire: FuseWire) -> None:
-    """A link's target without a terminator; blocks, nothing free; and the last request is answered too."""
+    """A link's target has no terminator, no block is free, and the last request is answered too."""
     assert wire.call(wires.READLINK, node=wire.lookup(b"link")) == (0, b"dir/inner")
     assert struct.unpack_from("=QQQ", wire.call(wires.STATFS).body) == (12345, 0, 12345)
     assert wire.call(wires.DESTROY) == (0, b"")
 
 
 def test_extended_attributes_come_whole_or_with_their_size(wire: FuseWire) -> None:
-    """Size 0 asks for the size, too small a buffer is ERANGE."""
+    """A request with size 0 returns the size, and a buffer that is too small gives ERANGE."""
     node = wire.lookup(b"dir")
 
     def get(size: int, name: bytes) -> tuple[int, bytes]:
@@ -211,7 +209,7 @@ def test_extended_attributes_come_whole_or_with_their_size(wire: FuseWire) -> No
 
 
 def test_a_name_that_is_final_is_cached_as_missing(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """Node 0 with a timeout; a name that may still come is a plain ENOENT."""
+    """The reply is node 0 with a timeout. A name that may still appear gets ENOENT."""
     fs.passing.add("later")
     final = wire.call(wires.LOOKUP, body=b"never\0")
     assert final.error == 0
@@ -228,12 +226,12 @@ def test_a_name_that_is_final_is_cached_as_missing(wire: FuseWire, fs: MemoryFil
     ],
 )
 def test_what_writes_is_erofs_and_the_rest_unknown(wire: FuseWire, opcode: int, expected: int) -> None:
-    """SETATTR to TMPFILE; FLUSH, FSYNC, LSEEK, STATX and what is yet to be invented."""
+    """Operations that write get EROFS. FLUSH, FSYNC, LSEEK, STATX and unknown operations get ENOSYS."""
     assert wire.call(opcode, body=bytes(64)) == (expected, b"")
 
 
 def test_forgets_have_no_reply(wire: FuseWire) -> None:
-    """The next reply is the next request's."""
+    """The next reply belongs to the next request."""
     wire.send(wires.FORGET, body=bytes(8))
     wire.send(wires.BATCH_FORGET, body=struct.pack("=IIQQ", 1, 0, 5, 1))
     assert wire.call(wires.STATFS).error == 0
@@ -241,7 +239,7 @@ def test_forgets_have_no_reply(wire: FuseWire) -> None:
 
 
 def test_requests_are_counted_by_operation(wire: FuseWire, counters: Counters) -> None:
-    """Every one once the connection has ended."""
+    """All requests are counted when the connection has ended."""
     node = wire.lookup(b"file")
     handle, _ = wire.open(node)
     for _ in range(100):
@@ -256,7 +254,7 @@ def test_requests_are_counted_by_operation(wire: FuseWire, counters: Counters) -
 def test_a_read_fails_with_eio_whatever_happened(
     wire: FuseWire, fs: MemoryFileSystem, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """EACCES of the registry is EIO of read(2), with its cause in the log."""
+    """If the registry refuses access, a read fails with EIO, and the log names the cause."""
     fs.fails["lookup", "dir"] = fs.fails["read", "file"] = Unauthorized("registry.example: 401")
     assert wire.call(wires.LOOKUP, body=b"dir\0").error == errno.EACCES
     node = wire.lookup(b"file")
@@ -267,14 +265,14 @@ def test_a_read_fails_with_eio_whatever_happened(
 
 
 def test_a_bug_is_eio_and_the_session_goes_on(wire: FuseWire, fs: MemoryFileSystem, counters: Counters) -> None:
-    """One count, one traceback, next request."""
+    """A bug is counted, and the next request is answered."""
     assert wire.call(wires.GETATTR, node=4711, body=bytes(16)).error == errno.EIO
     assert counters.get("bugs") == 1
     assert wire.call(wires.STATFS).error == 0
 
 
 def test_garbage_does_not_end_the_session(wire: FuseWire, counters: Counters) -> None:
-    """A message that is no request has nobody to answer to."""
+    """A message that is not a request gets no reply."""
     wire.send_raw(b"garbage")
     assert wire.call(wires.LOOKUP, body=b"no terminator").error == errno.EIO
     assert counters.get("bugs") == 2
@@ -284,7 +282,7 @@ def test_garbage_does_not_end_the_session(wire: FuseWire, counters: Counters) ->
 
 
 def test_what_waits_does_not_keep_the_rest_waiting(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """Cold reads of any number stand aside: a getattr and a cached read are answered meanwhile."""
+    """While a hundred cold reads wait, a getattr and a cached read are answered."""
     node = wire.lookup(b"dir", b"cold")
     handle, _ = wire.open(node)
     warm = wire.lookup(b"file")
@@ -303,7 +301,7 @@ def test_what_waits_does_not_keep_the_rest_waiting(wire: FuseWire, fs: MemoryFil
 def test_lookups_and_listings_wait_aside_too(
     wire: FuseWire, fs: MemoryFileSystem, opcode: int, operation: str, body: bytes
 ) -> None:
-    """They are asked without waiting first, and answered when the wait is over."""
+    """The file system is called without waiting first, and again on another thread that may wait."""
     node = 1 if opcode == wires.LOOKUP else wire.lookup(b"dir")
     gate = fs.cold[operation, "dir"] = threading.Event()
     unique = wire.send(opcode, node=node, body=body)
@@ -314,7 +312,7 @@ def test_lookups_and_listings_wait_aside_too(
 
 
 def test_a_wait_that_fails_is_an_error_of_its_request(wire: FuseWire, fs: MemoryFileSystem, counters: Counters) -> None:
-    """EIO, counted."""
+    """The request fails with EIO, and the error is counted."""
     unique, gate = cold_read(wire, fs)
     fs.fails["read", "dir/cold"] = IntegrityError("sha256:1")
     gate.set()
@@ -323,7 +321,7 @@ def test_a_wait_that_fails_is_an_error_of_its_request(wire: FuseWire, fs: Memory
 
 
 def test_a_signal_does_not_fail_a_read(wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed) -> None:
-    """INTERRUPT of a thread that lives on is only looked into."""
+    """An INTERRUPT for a thread that is not dying has no effect."""
     unique, gate = cold_read(wire, fs, pid=5)
     wire.interrupt(unique)
     assert doomed.asked.acquire(timeout=wires.PATIENCE)
@@ -332,7 +330,7 @@ def test_a_signal_does_not_fail_a_read(wire: FuseWire, fs: MemoryFileSystem, doo
 
 
 def test_the_read_of_a_killed_thread_ends_at_once(wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed) -> None:
-    """EINTR, and the late answer is dropped."""
+    """The read fails with EINTR, and its later result is dropped."""
     doomed.pids.add(5)
     unique, gate = cold_read(wire, fs, pid=5)
     wire.interrupt(unique)
@@ -346,7 +344,7 @@ def test_the_read_of_a_killed_thread_ends_at_once(wire: FuseWire, fs: MemoryFile
 def test_a_thread_that_is_killed_after_a_harmless_signal_is_noticed(
     wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed
 ) -> None:
-    """The kernel sends one INTERRUPT only, so we go on looking."""
+    """The kernel sends only one INTERRUPT, so that the connection checks the thread repeatedly."""
     unique, _ = cold_read(wire, fs, pid=5)
     wire.interrupt(unique)
     for _ in range(3):
@@ -356,7 +354,7 @@ def test_a_thread_that_is_killed_after_a_harmless_signal_is_noticed(
 
 
 def test_an_interrupt_that_overtakes_its_request_counts(wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed) -> None:
-    """With several workers it may be taken first."""
+    """With several workers, an INTERRUPT may be handled before its request."""
     doomed.pids.add(5)
     node = wire.lookup(b"dir", b"cold")
     handle, _ = wire.open(node)
@@ -371,24 +369,24 @@ def test_an_interrupt_that_overtakes_its_request_counts(wire: FuseWire, fs: Memo
 
 
 def test_an_unmount_ends_the_session_while_requests_wait(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """The late answer goes nowhere."""
+    """The result of the waiting request is dropped."""
     _, gate = cold_read(wire, fs)
     wire.hang_up()
     gate.set()
     assert wire.failure is None
 
 
-# -- who is dying
+# -- dying processes
 
 
 def test_a_living_process_is_not_dying() -> None:
-    """Nor is one of another pid namespace (pid 0)."""
+    """A process of another pid namespace, whose pid is 0, is not dying either."""
     assert not dying(os.getpid())
     assert not dying(0)
 
 
 def test_a_process_that_is_gone_is_dying() -> None:
-    """Zombies too."""
+    """A zombie is dying too."""
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert dying(child.pid)

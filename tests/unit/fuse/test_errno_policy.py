@@ -1,4 +1,4 @@
-"""How exceptions become errno, log lines and counts."""
+"""Exceptions become errno values, log lines and counts."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def policy(counters: Counters, clock: Clock) -> ErrnoPolicy:
     ],
 )
 def test_each_exception_has_its_errno(policy: ErrnoPolicy, operation: str, error: Exception, number: int) -> None:
-    """Reads fail with EIO only; other operations with what the error carries; bugs with EIO."""
+    """Reads fail only with EIO. Other operations fail with the error's own errno, and bugs with EIO."""
     assert policy.errno_of(operation, error) == number
 
 
 def test_every_eio_is_counted_and_repeats_are_logged_once(
     policy: ErrnoPolicy, counters: Counters, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line for a cause, and after a while one that says how many there were."""
+    """A cause is logged once, and later a line says how often it occurred."""
     for _ in range(5):
         policy.errno_of("read", IntegrityError("layer sha256:1"))
     policy.errno_of("read", IntegrityError("layer sha256:2"))

@@ -1,4 +1,4 @@
-"""The libfuse transport where it cannot mount; what it serves is in tests/contract."""
+"""The libfuse transport where it cannot mount. tests/contract tests what it serves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def needs_device() -> None:
 
 @pytest.mark.mount
 def test_without_libfuse_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line with the package, and the other transport."""
+    """The error is one line that names the package and the other transport."""
     needs_device()
     monkeypatch.setenv("FUSE_LIBRARY_PATH", str(tmp_path / "libfuse.so"))
     monkeypatch.delitem(sys.modules, "fuse", raising=False)
@@ -48,7 +48,7 @@ def test_without_libfuse_it_says_what_to_install(tmp_path: Path, monkeypatch: py
 @pytest.mark.mount
 @pytest.mark.parametrize(("name", "number"), [("missing", errno.ENOENT), ("file", errno.ENOTDIR)])
 def test_a_mount_point_that_is_none_is_refused(tmp_path: Path, name: str, number: int) -> None:
-    """libfuse would tell stderr only."""
+    """libfuse itself would report this only on stderr."""
     needs_device()
     (tmp_path / "file").touch()
     with pytest.raises(MountError, match="is not a directory") as told:
@@ -58,7 +58,7 @@ def test_a_mount_point_that_is_none_is_refused(tmp_path: Path, name: str, number
 
 @pytest.mark.mount
 def test_a_mount_that_libfuse_refuses_is_an_error_of_serve(tmp_path: Path) -> None:
-    """The directory went away in between."""
+    """The directory is removed before libfuse mounts."""
     needs_device()
     needs("libfuse")
     (tmp_path / "m").mkdir()
@@ -70,6 +70,6 @@ def test_a_mount_that_libfuse_refuses_is_an_error_of_serve(tmp_path: Path) -> No
 
 
 def test_serving_before_mounting_is_refused(tmp_path: Path) -> None:
-    """EINVAL."""
+    """Serving before mounting fails with EINVAL."""
     with pytest.raises(MountError, match="is not mounted"):
         transport(tmp_path).serve(lambda: None)

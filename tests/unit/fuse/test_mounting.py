@@ -1,4 +1,4 @@
-"""What the system says about mounts, read out of recorded text; what needs a real mount is in tests/contract."""
+"""Mount tables are parsed from recorded text. tests/contract tests what needs a real mount."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ this line is of no known shape
 
 
 def test_escapes_of_mountinfo_are_undone() -> None:
-    """Spaces, tabs, backslashes and newlines in paths and sources are octal in the file."""
+    """Spaces, tabs, backslashes and newlines in paths and sources are octal escapes in the file."""
     mount = parse_mountinfo(MOUNTINFO)[2]
     assert mount == MountInfo("/srv/with space\ttab\\slash\nline", "oci:/srv/a b:v1", "fuse.kitfs", "0:47", 88, 0)
 
 
 def test_optional_fields_of_any_number_are_skipped() -> None:
-    """Between the mount options and the dash stand none, one or more tagged fields."""
+    """A line has any number of tagged fields between the mount options and the dash."""
     assert [(m.mountpoint, m.fstype, m.source) for m in parse_mountinfo(MOUNTINFO)[:2]] == [
         ("/", "ext4", "/dev/root"),
         ("/proc", "proc", "proc"),
@@ -42,12 +42,15 @@ def test_optional_fields_of_any_number_are_skipped() -> None:
 
 
 def test_lines_of_another_shape_are_left_out() -> None:
-    """A line that is no mount does not hide those after it."""
+    """A line that is not a mount does not hide the lines after it."""
     assert [m.number for m in parse_mountinfo(MOUNTINFO)] == [22, 23, 88, 89, 90]
 
 
 def test_a_mount_comes_after_the_one_that_it_covers() -> None:
-    """The kernel lists mounts by age, and a younger one may lie beneath an older one. Others keep their order."""
+    """The kernel lists mounts by age, but a younger mount may be beneath an older mount.
+
+    Other mounts keep their order.
+    """
     lines = [
         b"1 1 0:1 / / rw - rootfs r rw",
         b"40 50 0:4 / /m rw - fuse a rw",
@@ -58,13 +61,13 @@ def test_a_mount_comes_after_the_one_that_it_covers() -> None:
 
 
 def test_names_that_are_not_utf8_come_back_as_the_same_bytes() -> None:
-    """A mount point's bytes survive os.fsencode."""
+    """The bytes of a mount point survive os.fsencode."""
     mount = parse_mountinfo(b"5 1 0:9 / /m/\xff\xfe rw - fuse.kitfs x ro\n")[0]
     assert os.fsencode(mount.mountpoint) == b"/m/\xff\xfe"
 
 
 def test_the_root_is_a_mount_point_and_a_plain_directory_is_not(tmp_path: Path) -> None:
-    """is_mountpoint follows symlinks and takes relative paths."""
+    """is_mountpoint follows symlinks and accepts relative paths."""
     link = tmp_path / "link"
     link.symlink_to("/")
     assert mounting.is_mountpoint("/")
@@ -75,7 +78,7 @@ def test_the_root_is_a_mount_point_and_a_plain_directory_is_not(tmp_path: Path) 
 
 
 def test_canonical_paths_are_those_of_realpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links, relative ones, chains, dots, loops and what is missing."""
+    """Paths may have links, relative links, chains, dots, loops and missing parts."""
     (tmp_path / "a/b").mkdir(parents=True)
     for name, target in {
         "abs": str(tmp_path / "a"),
@@ -114,7 +117,7 @@ def test_unmounting_what_is_not_mounted_is_einval(tmp_path: Path) -> None:
 
 
 def test_nobody_holds_what_is_not_mounted(tmp_path: Path) -> None:
-    """holders is empty where there is no mount."""
+    """``holders`` is empty if nothing is mounted."""
     assert mounting.holders(str(tmp_path)) == []
 
 
@@ -122,7 +125,7 @@ def test_nobody_holds_what_is_not_mounted(tmp_path: Path) -> None:
     ("value", "expected"), [("r/a:v1", "r/a:v1"), ("oci:/a,b:v1", r"oci:/a\,b:v1"), ("oci:/a\\b", r"oci:/a\\b")]
 )
 def test_option_values_are_escaped(value: str, expected: str) -> None:
-    """Commas and backslashes would end an option."""
+    """Unescaped commas and backslashes would end an option."""
     assert mounting.escaped(value) == expected
 
 
@@ -136,14 +139,14 @@ def test_option_values_are_escaped(value: str, expected: str) -> None:
     ],
 )
 def test_a_device_that_cannot_be_opened_says_what_to_do(number: int, part: str) -> None:
-    """One line, and the system's errno."""
+    """The error is one line with the system's errno."""
     error = mounting.device_error(OSError(number, os.strerror(number)))
     assert error.errno == number
     assert part in str(error)
 
 
 def as_nobody(action: Callable[[], object]) -> tuple[int, str]:
-    """Run an action as an ordinary user, in a child; returns the errno and the text of its MountError."""
+    """Run an action as an ordinary user in a child process. Return the errno and the message of its MountError."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -165,7 +168,7 @@ def as_nobody(action: Callable[[], object]) -> tuple[int, str]:
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A directory that every user can look into, while every user may open /dev/fuse."""
+    """Return a directory that every user can read, while every user may open /dev/fuse."""
     with tempfile.TemporaryDirectory() as name, fuse_device_for_everybody():
         Path(name).chmod(0o755)
         yield Path(name)
@@ -174,7 +177,7 @@ def shared() -> Iterator[Path]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can become another user")
 @pytest.mark.mount
 def test_refusals_of_fusermount3_have_an_errno(shared: Path) -> None:
-    """The real program exits with 1 for each: the errno is that of the reason, and its message is shown."""
+    """The real program exits with 1 for each refusal. The error has the errno of the reason and shows the message."""
     needs("fusermount3")
     (shared / "closed").mkdir(0o755)
     (shared / "sticky").mkdir()
@@ -194,7 +197,7 @@ def test_refusals_of_fusermount3_have_an_errno(shared: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can become another user")
 @pytest.mark.mount
 def test_mount_of_another_user_cannot_be_unmounted(shared: Path) -> None:
-    """The user's own mount that is in use is busy; that of another user is not permitted."""
+    """The user's own mount is busy if it is in use. Unmounting another user's mount is not permitted."""
     needs("fusermount3")
     (shared / "m").mkdir()
     (shared / "m").chmod(0o777)
@@ -217,7 +220,7 @@ def test_mount_of_another_user_cannot_be_unmounted(shared: Path) -> None:
 
 @contextmanager
 def mounted_by_nobody(path: Path) -> Iterator[None]:
-    """A mount that an ordinary user made and that nothing serves."""
+    """Yield a mount of an ordinary user that nothing serves."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def mount() -> None:
@@ -235,14 +238,14 @@ def mounted_by_nobody(path: Path) -> Iterator[None]:
 
 
 def test_devices_of_maps_are_written_as_in_mountinfo() -> None:
-    """maps has them in hexadecimal; a short line has none."""
+    """/proc/PID/maps has device numbers in hexadecimal, and a short line has none."""
     line = b"7f00-7f10 r--s 00000000 00:2f 4711                       /m/a b\n"
     assert mounting._device_of(line) == "0:47"
     assert mounting._device_of(b"broken\n") == ""
 
 
 def test_a_missing_fusermount3_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """ENOENT, and the package."""
+    """The error is ENOENT and names the package."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MountError, match="install fuse3") as told:
         mounting.fusermount()
@@ -252,7 +255,7 @@ def test_a_missing_fusermount3_says_what_to_install(monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root gets as far as mount(2)")
 @pytest.mark.mount
 def test_a_mount_point_that_is_missing_keeps_its_errno(tmp_path: Path) -> None:
-    """mount(2) failed: ENOENT, the directory named, no descriptor left open."""
+    """mount(2) fails with ENOENT. The error names the directory, and no descriptor is left open."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(MountError, match="missing: No such file") as told:
         mounting.mount_fuse(MountOptions(mountpoint=str(tmp_path / "missing"), source="x"))

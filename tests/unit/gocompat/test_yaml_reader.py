@@ -1,4 +1,4 @@
-"""YAML held against yaml.v3 itself: yaml_v3.json is what it wrote, read and said, recorded with KitOps' structs."""
+"""YAML is compared with yaml.v3, whose outputs and errors yaml_v3.json records, with KitOps' structs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ RECORDED: dict[str, list[tuple[str, str | None]]] = json.loads((Path(__file__).p
 
 
 def test_written_as_yaml_v3_writes() -> None:
-    """Configs of nasty texts, numbers and keys become the Kitfile that kit makes of them, to the byte."""
+    """A config with unusual strings, numbers and keys becomes byte for byte the Kitfile that kit writes for it."""
     assert [Kitfile.from_json(config.encode()).to_yaml() for config, _ in RECORDED["write"]] == [
         text for _, text in RECORDED["write"]
     ]
 
 
 def test_read_as_yaml_v3_reads() -> None:
-    """Kitfiles become the config that kit makes of them, to the byte; null stands for those that kit refuses."""
+    """A Kitfile becomes byte for byte the config that kit writes for it. null stands for Kitfiles that kit refuses."""
     wrong = []
     for text, config in RECORDED["read"]:
         try:
@@ -35,7 +35,7 @@ def test_read_as_yaml_v3_reads() -> None:
 
 @pytest.mark.parametrize(("text", "told"), RECORDED["errors"])
 def test_said_as_yaml_v3_says(text: str, told: str) -> None:
-    """What does not fit is told in its words, on one line."""
+    """A value that does not fit is reported in yaml.v3's words, on one line."""
     with pytest.raises(KitfileError) as e:
         Kitfile.from_yaml(text.encode())
     assert str(e.value) == told
@@ -49,6 +49,6 @@ def test_said_as_yaml_v3_says(text: str, told: str) -> None:
     ['package: "{}"', 'package: {{name: "{}"}}', 'model: {{path: m, parameters: {{"{}": 1}}}}', '"{}": 1', '!!x "{}"'],
 )
 def test_escapes_that_are_not_characters(text: str, escape: str) -> None:
-    """Surrogates, and what is beyond Unicode, are refused by the scanner, as yaml.v3's does."""
+    """Escapes for surrogates and for numbers beyond Unicode are refused, as by yaml.v3's scanner."""
     with pytest.raises(KitfileError, match="yaml: line 1: found invalid Unicode character escape code"):
         Kitfile.from_yaml(text.format(escape).encode())

@@ -1,4 +1,4 @@
-"""What the readers of a tree ask for."""
+"""The readers of a tree determine which parts of layers are in demand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Opening kits: what is asked of whom, parents, filters, tags when the registry is away, kits that were packed or
-pulled here.
-"""
+"""Opening kits: requests to registries, parents, filters, tags of unavailable registries, and kits in the store."""
 
 from __future__ import annotations
 
@@ -50,8 +48,9 @@ LOG = logging.getLogger("kitfs.test")
 
 
 class Registry:
-    """An Origin per repository over layouts on disk; ``failure`` is raised for every manifest, none is given before
-    it ``speaks``.
+    """An Origin for each repository, which reads layouts on disk.
+
+    Every request for a manifest waits until ``speaks`` is set, and raises ``failure`` if it is set.
     """
 
     def __init__(self, root: Path) -> None:
@@ -108,7 +107,7 @@ def model(path: str, data: bytes = b"weights") -> kits.Part:
 
 
 def test_opening_asks_for_manifest_and_config_only(registry: Registry, store: Store) -> None:
-    """Two requests; by digest, and a second time, not even those."""
+    """The first opening sends two requests. A second opening by digest sends none."""
     ref = registry.put("r.io/a", kits.build([model("m/w.bin")]))
     kit = resolver(registry, store).open(ref)
     assert registry.asked == ["manifest v1", "config"]
@@ -123,7 +122,7 @@ def test_opening_asks_for_manifest_and_config_only(registry: Registry, store: St
 def test_tag_means_its_last_digest_when_the_registry_is_away(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture, failure: Exception
 ) -> None:
-    """With one warning that gives its age."""
+    """One warning gives the age of the digest."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     digest = resolver(registry, store, 1000.0).open(ref).digest
     registry.failure = failure
@@ -136,8 +135,9 @@ def test_tag_means_its_last_digest_when_the_registry_is_away(
 def test_a_silent_registry_is_not_waited_for_where_the_tag_is_known(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After ``patience`` seconds the tag means its last known digest, with one warning that says so; a tag that is
-    not known waits.
+    """After ``patience`` seconds a tag means its last known digest, with one warning.
+
+    For an unknown tag, the resolver waits.
     """
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     digest = resolver(registry, store).open(ref).digest
@@ -152,7 +152,7 @@ def test_a_silent_registry_is_not_waited_for_where_the_tag_is_known(
 
 
 def test_a_known_tag_that_is_refused_in_time_is_refused(registry: Registry, store: Store) -> None:
-    """Whatever asking raises is raised, and an answer that is in time counts."""
+    """A response or an error within ``patience`` counts."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     resolver(registry, store).open(ref)
     registry.put("r.io/a", kits.build([model("v.bin")]))
@@ -164,7 +164,7 @@ def test_a_known_tag_that_is_refused_in_time_is_refused(registry: Registry, stor
 
 @pytest.mark.parametrize("failure", [Unauthorized("401", status=401), NotFound("404")])
 def test_refusals_are_never_answered_from_memory(registry: Registry, store: Store, failure: Exception) -> None:
-    """401, 403 and 404 stand."""
+    """After 401, 403 and 404 the last known digest is not used."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     resolver(registry, store).open(ref)
     registry.failure = failure
@@ -173,7 +173,7 @@ def test_refusals_are_never_answered_from_memory(registry: Registry, store: Stor
 
 
 def test_unknown_tag_of_a_registry_that_is_away(registry: Registry, store: Store) -> None:
-    """There is nothing to fall back on: the registry's own error."""
+    """Without a known digest, the registry's error is raised."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     registry.failure = Unavailable("away")
     with pytest.raises(Unavailable, match="away"):
@@ -181,7 +181,7 @@ def test_unknown_tag_of_a_registry_that_is_away(registry: Registry, store: Store
 
 
 def test_parents_come_first_and_give_their_model(registry: Registry, store: Store) -> None:
-    """The parent's model and parts, under the child's own layers; its Kitfile and datasets are not shown."""
+    """The parent's model and parts are below the child's own layers. Its Kitfile and datasets are not shown."""
     parent = [
         model("base.bin"),
         kits.part("modelpart", "tok.json", b"t", format="raw"),
@@ -208,7 +208,7 @@ def test_parents_come_first_and_give_their_model(registry: Registry, store: Stor
     ],
 )
 def test_filters(registry: Registry, store: Store, filters: list[str], shown: list[str], kitfile: bool) -> None:
-    """kit's filters, by type, name and path; a parent gives its model part of them, or nothing."""
+    """kit's filters select by type, name and path, also in the model of a parent."""
     registry.put("r.io/parent", kits.build([model("base.bin")]))
     ref = registry.put(
         "r.io/child", kits.build([kits.part("docs", "README.md", b"r", format="raw")], parent="r.io/parent:v1")
@@ -219,7 +219,7 @@ def test_filters(registry: Registry, store: Store, filters: list[str], shown: li
 
 
 def test_cycles_and_long_chains_of_parents(registry: Registry, store: Store) -> None:
-    """Both end in one line that shows the chain."""
+    """Both raise an error of one line, which shows the chain for a cycle."""
     registry.put("r.io/a", kits.build([], parent="r.io/b:v1"))
     ref = registry.put("r.io/b", kits.build([], parent="r.io/a:v1"))
     with pytest.raises(ManifestError, match=r"found cycle in modelkit references: \[r.io/b:v1=>r.io/a:v1=>r.io/b:v1\]"):
@@ -231,7 +231,7 @@ def test_cycles_and_long_chains_of_parents(registry: Registry, store: Store) -> 
 
 
 def test_kit_that_was_pulled_here_needs_nobody(registry: Registry, store: Store) -> None:
-    """A tag under refs/ is served from the store; remote asks the registry all the same."""
+    """A tag in the store is used without the registry, unless ``remote`` is set."""
     built = kits.build([model("w.bin", b"here")])
     manifest = json.loads(built.manifest)
     for data in (built.manifest, *built.blobs.values()):
@@ -250,7 +250,7 @@ def test_kit_that_was_pulled_here_needs_nobody(registry: Registry, store: Store)
 
 @pytest.mark.parametrize("lie", [3, 5000])
 def test_metadata_that_lies_about_a_size(registry: Registry, store: Store, lie: int) -> None:
-    """A compressed file that is longer or shorter than its annotation says is never passed off as whole."""
+    """A compressed file that is longer or shorter than its annotation says cannot be read to its end."""
     built = kits.build([kits.part("model", "w.bin", b"0123456789" * 100, format="raw", compression="gzip")])
     manifest = json.loads(built.manifest)
     annotations = manifest["layers"][0]["annotations"]
@@ -267,7 +267,7 @@ def test_metadata_that_lies_about_a_size(registry: Registry, store: Store, lie: 
 
 
 def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) -> None:
-    """It is named among what was left out, and does not break the rest."""
+    """The layer is listed as left out, and other layers are shown."""
     built = kits.build([model("w.bin")], vintage="0.4")
     manifest = json.loads(built.manifest)
     config = json.dumps({"manifestVersion": "1.0.0", "package": {}}).encode()
@@ -290,7 +290,7 @@ def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) 
 def test_raw_layer_whose_path_cannot_be_is_left_out(
     registry: Registry, store: Store, path: str, reason: SkipReason
 ) -> None:
-    """What is wrong with the path is said."""
+    """The reason says what is wrong with the path."""
     layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([model(path)]))).layers[0]
     assert [(len(layer.index().members), s.reason) for s in layer.index().skipped] == [(0, reason)]
 
@@ -313,8 +313,9 @@ WEIGHTS = kits.kit_tar({"m/w.bin": b"".join(random.Random(i).randbytes(3) + b"\x
 def test_a_layer_whose_head_says_nothing_is_not_taken_at_its_word(
     registry: Registry, store: Store, compression: kits.Compression, blob: bytes | None, first_entry_agrees: bool
 ) -> None:
-    """Names outside its path are looked for in its index, which knows whether it is damaged; weights fill whole zstd
-    blocks.
+    """A layer whose first entry cannot be read does not count as agreeing with its path.
+
+    The weights fill whole zstd blocks.
     """
     part = kits.part("model", "m/w.bin", WEIGHTS, compression=compression, blob=blob)
     layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([part]))).layers[0]
@@ -323,7 +324,7 @@ def test_a_layer_whose_head_says_nothing_is_not_taken_at_its_word(
 
 @pytest.mark.parametrize("name", ["d/c", "../c"])
 def test_an_index_at_hand_is_refused_where_a_fresh_one_would_be(registry: Registry, store: Store, name: str) -> None:
-    """Entries that another mount takes, kept or left out, are too many for this one."""
+    """A stored index that another mount accepted is refused if it exceeds this mount's limit of entries."""
     ref = registry.put(
         "r.io/a", kits.build([kits.part("dataset", "d", kits.kit_tar({"d/a": b"", "d/b": b"", name: b""}))])
     )
@@ -339,11 +340,13 @@ def test_an_index_at_hand_is_refused_where_a_fresh_one_would_be(registry: Regist
         indexed(count - 1)
 
 
-BIG = kits.kit_tar({"d/a": b"1", "d/b": random.Random(1).randbytes(1 << 20)})  # more than reading its headers fetches
+BIG = kits.kit_tar(
+    {"d/a": b"1", "d/b": random.Random(1).randbytes(1 << 20)}
+)  # larger than the bytes that reading the headers fetches
 
 
 def swapped(layer: Layer) -> bytes:
-    """The index of a layer of d/a and d/b, with the two names exchanged."""
+    """Return the index of a layer of d/a and d/b, with the two names exchanged."""
     data = layer.index().data
     sections = {name: bytes(memoryview(data)[where]) for name, where in index_file.unpack(data).items()}
     assert sections["names"] == b"dab"
@@ -351,7 +354,7 @@ def swapped(layer: Layer) -> bytes:
 
 
 def sealed(layer: Layer) -> None:
-    """Fetch and verify all of a layer."""
+    """Fetch and verify a whole layer."""
     layer.content().fill()
     layer.content().verify()
 
@@ -368,7 +371,10 @@ def wait_for_state(layer: Layer, state: str) -> None:
 def test_an_index_of_proven_bytes_is_kept_for_every_mount(
     registry: Registry, store: Store, compression: kits.Compression
 ) -> None:
-    """It outlives the blob, and is at hand without waiting; the one of unproven bytes is gone."""
+    """The index stays stored after the blob was removed, and can be read without waiting.
+
+    The index of the unproven bytes is removed.
+    """
     part = kits.part("dataset", "d", BIG, compression=compression)
     ref = registry.put("r.io/a", kits.build([part]))
     layer = resolver(registry, store).open(ref).layers[0]
@@ -391,7 +397,7 @@ def test_an_index_of_proven_bytes_is_kept_for_every_mount(
 
 
 def test_an_index_of_unproven_bytes_is_kept_with_their_entry(registry: Registry, store: Store) -> None:
-    """Another mount has it at hand while the entry is partial, and nobody has it when the entry is gone."""
+    """Another mount can use the index while the entry is partial. It is removed with the entry."""
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG)]))
     layer = resolver(registry, store).open(ref).layers[0]
     made = layer.index()
@@ -404,7 +410,7 @@ def test_an_index_of_unproven_bytes_is_kept_with_their_entry(registry: Registry,
 
 
 def test_an_index_of_unproven_bytes_is_compared_with_the_verified_ones(registry: Registry, store: Store) -> None:
-    """A layer whose files were read by a forged index fails for good, and the next opening is right."""
+    """A layer that was read with a forged index fails for good, and the next opening is right."""
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG)]))
     first = resolver(registry, store).open(ref).layers[0]
     forged = swapped(first)
@@ -424,7 +430,7 @@ def test_an_index_of_unproven_bytes_is_compared_with_the_verified_ones(registry:
 
 @pytest.mark.parametrize("proven", [True, False])
 def test_a_damaged_index_is_made_again(registry: Registry, store: Store, proven: bool) -> None:
-    """A power loss may leave a file that is torn, or of zeros."""
+    """After a power loss the file of an index may be torn or contain zeros."""
     data = kits.kit_tar({"d/a": b"1", "../c": b"", "d/b": bytes(1 << 20)})
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", data)]))
     layer = resolver(registry, store).open(ref).layers[0]
@@ -453,7 +459,7 @@ def kit_of(text: str) -> kits.Kit:
 
 
 def listing(*made: kits.Kit) -> bytes:
-    """An index of kits that are labelled q=0, q=1, …"""
+    """Return an index of kits with the labels q=0, q=1, …"""
     rows = [
         {"mediaType": kits.MANIFEST, "digest": k.digest, "size": len(k.manifest), "modelMetadata": {"q": str(i)}}
         for i, k in enumerate(made)
@@ -464,7 +470,7 @@ def listing(*made: kits.Kit) -> bytes:
 
 
 def put_index(registry: Registry, name: str, *made: kits.Kit) -> Digest:
-    """An index and its kits as ``name:v1``."""
+    """Store an index and its kits as ``name:v1``."""
     data = listing(*made)
     whole = {digest: content for k in made for digest, content in {**k.blobs, k.digest: k.manifest}.items()}
     kits.write_layout(kits.Kit(data, b"", whole), registry.root / name.replace("/", "_"), "v1")
@@ -472,7 +478,10 @@ def put_index(registry: Registry, name: str, *made: kits.Kit) -> Digest:
 
 
 def test_labels_choose_a_kit_of_an_index(registry: Registry, store: Store) -> None:
-    """By tag, or by the digest of the index; without labels what there is is told. The kit says that it is that kit."""
+    """Labels select a kit by tag or by the digest of the index. The reference of the kit is that of the kit itself.
+
+    Without labels the error lists the kits.
+    """
     digest = put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
     tag = Reference.parse("r.io/a:v1")
     opens = resolver(registry, store)
@@ -488,8 +497,9 @@ def test_labels_choose_a_kit_of_an_index(registry: Registry, store: Store) -> No
 
 
 def test_an_index_of_the_store_needs_no_registry_for_itself(registry: Registry, store: Store) -> None:
-    """Its kits come from the registry when they are not here. A kit of the same name comes first without labels, and
-    not with them.
+    """Kits of a stored index come from the registry if they are not stored.
+
+    A kit of the same name is preferred if no labels are given.
     """
     digest = put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
     store.put(digest, listing(kit_of("0"), kit_of("1")))
@@ -514,7 +524,7 @@ def test_an_index_of_the_store_needs_no_registry_for_itself(registry: Registry, 
 def test_an_index_that_was_seen_serves_offline(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a tag of a kit does."""
+    """If the registry is unavailable, the last known digest of the index is used, as for a tag of a kit."""
     put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
     tag = Reference.parse("r.io/a:v1")
     resolver(registry, store).open(tag, labels={"q": "1"})
@@ -534,7 +544,7 @@ def test_labels_of_a_kit_are_ignored_and_told(
 
 
 def test_a_layer_knows_whose_it_is(registry: Registry, store: Store) -> None:
-    """Its kit's, or a parent's."""
+    """A layer records the reference of its kit, or of the parent."""
     parent = registry.put("r.io/parent", kit_of("p"))
     child = registry.put(
         "r.io/child", kits.build([kits.part("code", "c", kits.kit_tar({"c": b""}))], parent=str(parent))

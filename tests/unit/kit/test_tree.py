@@ -1,4 +1,7 @@
-"""The merged tree: which layers a name waits for, who wins it, and what the file system says of it. No kernel."""
+"""The merged tree, without a kernel.
+
+The tests are about which layers a lookup waits for, which layer wins, and what the file system returns.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,9 @@ LOG = logging.getLogger("kitfs.test")
 
 
 class FakeLayer:
-    """A layer in memory. ``ready`` False: the index needs a wait; ``broken``: it cannot be had. Counts what it was
-    asked.
+    """A layer in memory, which counts its calls.
+
+    If ``ready`` is False, the index is available only after a wait. If ``broken`` is set, it is never available.
     """
 
     media_type = "application/vnd.kitops.modelkit.model.v1.tar"
@@ -102,7 +106,7 @@ def paths(t: Tree) -> list[str]:
 
 
 def test_layers_lie_over_each_other() -> None:
-    """Everything of every layer, the Kitfile over it, sorted."""
+    """The tree has the entries of all layers and the Kitfile, sorted."""
     t = tree(
         FakeLayer("m", "m/", "m/a=1", "m/s/b=2"), FakeLayer("d", "d/", "d/c=3"), FakeLayer("", "Kitfile=no", "z=9")
     )
@@ -112,14 +116,14 @@ def test_layers_lie_over_each_other() -> None:
 
 
 def test_later_file_wins_and_first_directory_mode_stands() -> None:
-    """Across layers as within one; what has no entry is 0755 until some layer has one."""
+    """The rules within a layer apply across layers. A directory without an entry has mode 0755."""
     t = tree(FakeLayer("m", "m/x=old", "m/d/=700"), FakeLayer("m", "m/=711", "m/x=new", "m/d/=755", digest="sha256:2"))
     assert t.pread(t.resolve("m/x"), 0, 9) == b"new"
     assert (t.resolve("m").mode, t.resolve("m/d").mode) == (0o711, 0o700)
 
 
 def test_conflict_of_kinds_leaves_the_later_out_and_counts_it() -> None:
-    """A directory where an earlier layer has a file, and what is below it."""
+    """An entry below a file of an earlier layer is left out and counted."""
     counters = Counters()
     t = tree(FakeLayer("a", "a=file"), FakeLayer("a/b", "a/b=below"), counters=counters)
     assert paths(t) == ["Kitfile", "a"]
@@ -128,7 +132,7 @@ def test_conflict_of_kinds_leaves_the_later_out_and_counts_it() -> None:
 
 
 def test_a_directory_replaces_a_file_of_an_earlier_layer() -> None:
-    """With everything below it; what an older layer had below a directory of that name is gone with that."""
+    """Everything below the directory is shown too. What an older layer had below that name stays hidden."""
     counters = Counters()
     t = tree(
         FakeLayer("a", "a=file"), FakeLayer("a/old", "a/old=gone", digest="sha256:2"),
@@ -139,11 +143,11 @@ def test_a_directory_replaces_a_file_of_an_earlier_layer() -> None:
     assert (t.resolve("a").mode, t.pread(t.resolve("a/b"), 0, 9)) == (0o711, b"new")
     with pytest.raises(NotFound):
         t.resolve("a/old")
-    assert counters.get("skipped_entries") == 1  # the entry of the second layer, below a file then
+    assert counters.get("skipped_entries") == 1  # the entry of the second layer, which is below a file
 
 
 def test_a_file_replaces_only_an_empty_directory() -> None:
-    """Of an earlier layer; one with something in it stands, and the file is counted."""
+    """A directory that is not empty stays, and the file is counted as left out."""
     counters = Counters()
     t = tree(FakeLayer("", "e/", "d/x=1"), FakeLayer("", "e=file", "d=file", digest="sha256:2"), counters=counters)
     assert [(p, n.kind) for p, n in t.walk(t.root) if p != "Kitfile"] == [("d", "dir"), ("d/x", "file"), ("e", "file")]
@@ -151,7 +155,7 @@ def test_a_file_replaces_only_an_empty_directory() -> None:
 
 
 def test_lookup_waits_only_for_layers_that_can_hold_the_name() -> None:
-    """Others are not touched; with wait=False the ones that can are a WouldBlock."""
+    """Other layers are not used. With wait=False, a layer that may contain the name raises WouldBlock."""
     model, data = FakeLayer("model", "model/w=1", ready=False), FakeLayer("data", "data/d=2", ready=False)
     t = tree(model, data)
     with pytest.raises(WouldBlock):
@@ -166,7 +170,7 @@ def test_lookup_waits_only_for_layers_that_can_hold_the_name() -> None:
 
 
 def test_absence_is_final_when_every_layer_is_known() -> None:
-    """Only then may a kernel remember it."""
+    """A kernel may cache the absence of a name only if all layers are indexed."""
     t = tree(FakeLayer("m", "m/a=1"))
     with pytest.raises(NoEntry) as e:
         t.lookup(t.root, "absent")
@@ -174,21 +178,22 @@ def test_absence_is_final_when_every_layer_is_known() -> None:
 
 
 def test_layer_whose_head_disagrees_is_searched() -> None:
-    """A name outside the declared path is found in a layer that cannot be taken at its word."""
+    """A name outside the declared path is found in a layer whose first entry is outside of that path."""
     t = tree(FakeLayer("m", "other/x=1", ready=False, first_entry_agrees=False))
     assert t.resolve("other/x").size == 1
 
 
 def test_stray_never_beats_a_declared_entry() -> None:
-    """An entry outside its layer's path is listed, but does not replace what another layer declares."""
+    """An entry outside its layer's path is listed, but does not replace an entry that another layer declares."""
     t = tree(FakeLayer("m", "m/x=declared"), FakeLayer("d", "d/y=1", "m/x=stray", "m/z=stray"))
     assert paths(t) == ["Kitfile", "d", "d/y", "m", "m/x", "m/z"]
     assert t.pread(t.resolve("m/x"), 0, 99) == b"declared"
 
 
 def test_layer_that_cannot_be_had_spoils_only_its_own_names() -> None:
-    """Names in other layers are found, names that only it could hold raise its error, a listing that would lack files
-    does too.
+    """Names in other layers are found. Names that only the broken layer may contain raise its error.
+
+    A listing that would be incomplete raises the error too.
     """
     t = tree(FakeLayer("m", "m/a=1"), FakeLayer("gone", "gone/b=2", ready=False, broken=True))
     assert t.resolve("m/a").size == 1
@@ -202,7 +207,7 @@ def test_layer_that_cannot_be_had_spoils_only_its_own_names() -> None:
 
 
 def test_numbers_are_the_same_in_every_mount_and_links_share_them() -> None:
-    """An inode number depends on layer and path; hard links have one number and count each other."""
+    """An inode number depends on layer and path. Hard links share a number and a link count."""
     layer = FakeLayer("m", "m/a=12345", "m/h===m/a", "m/b=1")
     one, two = tree(layer), tree(layer)
     a, h, b = (one.resolve(f"m/{n}") for n in "ahb")
@@ -212,7 +217,7 @@ def test_numbers_are_the_same_in_every_mount_and_links_share_them() -> None:
 
 
 def test_symbolic_links_are_followed_inside() -> None:
-    """resolve follows links in the tree, not out of it, and not in circles."""
+    """resolve follows links within the tree, but not out of it and not in cycles."""
     t = tree(FakeLayer("", "d/f=1", "l=->d", "up=->d/../l/f", "out=->/etc", "c1=->c2", "c2=->c1", "e=->../../d/f"))
     assert t.resolve("l/f").path == t.resolve("up").path == t.resolve("e").path == "d/f"
     for path, told in (
@@ -226,9 +231,7 @@ def test_symbolic_links_are_followed_inside() -> None:
 
 
 def test_a_listing_lays_over_each_name_the_layers_that_declare_it() -> None:
-    """In the layers' order, whether they declare the name, the directory, something above or below it, or
-    everything.
-    """
+    """Layers are merged in order, whatever part of the path they declare."""
     layers = [
         FakeLayer("d", "d/a=first", "d/b=first"),
         FakeLayer("d/a", "d/a=second"),
@@ -252,7 +255,10 @@ def filesystem(t: Tree, *, umask: int = 0, file_mode: int | None = None, dir_mod
 
 
 def test_attributes() -> None:
-    """Owner, one time, mode less umask, size of a link is its target's length."""
+    """Attributes are the owner, one time and the mode without the umask.
+
+    The size of a link is the length of its target.
+    """
     fs = filesystem(tree(FakeLayer("", "d/=777", "d/f=123", "d/l=->f")), umask=0o027)
     d = fs.lookup(ROOT, b"d")
     assert (stat.filemode(d.attr.mode), d.attr.nlink) == ("drwxr-x---", 2)
@@ -263,8 +269,9 @@ def test_attributes() -> None:
 
 
 def test_modes_that_were_asked_for_are_everybodys() -> None:
-    """``file_mode`` is the mode of every file and ``dir_mode`` that of every directory, the root included; the umask
-    still takes bits away.
+    """``file_mode`` applies to every file and ``dir_mode`` to every directory, including the root.
+
+    The umask still removes bits.
     """
     layer = FakeLayer("", "d/=700", "d/f=123", "d/l=->f")
     fs = filesystem(tree(layer), file_mode=0o644)
@@ -290,7 +297,7 @@ def raises(number: int, call: object, *args: object) -> None:
 
 
 def test_posix_errors() -> None:
-    """ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG, EROFS, EINVAL, EBADF, ENODATA where POSIX says so."""
+    """Operations raise ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG, EROFS, EINVAL, EBADF and ENODATA as POSIX says."""
     fs = filesystem(tree(FakeLayer("", "d/f=123", "l=->d")))
     d = fs.lookup(ROOT, b"d").inode
     f = fs.lookup(d, b"f").inode
@@ -313,7 +320,7 @@ def test_a_walk_may_be_deeper_than_the_stack() -> None:
 
 
 def test_reads_and_listings() -> None:
-    """Short reads at the end; listings with dots first, stable offsets, and their own state."""
+    """Reads are short at the end. Listings start with dots and have stable offsets and a state of their own."""
     fs = filesystem(tree(FakeLayer("", "b=123", "a=1", "c/x=1")))
     handle, _ = fs.open(fs.lookup(ROOT, b"b").inode, os.O_RDONLY)
     assert [fs.read(handle, at, 2) for at in (0, 2, 3, 9)] == [b"12", b"3", b"", b""]
@@ -329,8 +336,9 @@ def test_reads_and_listings() -> None:
 
 
 def test_layer_that_is_known_to_be_wrong_is_refused_until_it_heals() -> None:
-    """Files and links of the layer are refused, its opened files are reported, and the first opening afterwards keeps
-    no cache. Other layers and names are not concerned.
+    """Files and links of the layer are refused, and its open files are reported.
+
+    The first opening after the layer was fetched again keeps no cache. Other layers and names are not affected.
     """
     wrong, right = FakeLayer("w", "w/f=123", "w/g=1", "w/l=->f", digest="sha256:w"), FakeLayer("r", "r/f=1")
     fs = filesystem(tree(wrong, right))
@@ -352,8 +360,9 @@ def test_layer_that_is_known_to_be_wrong_is_refused_until_it_heals() -> None:
 
 
 def test_extended_attributes_and_statfs() -> None:
-    """digest, media type and state of the layer; reference and manifest on the root; blocks of 4 KiB and every
-    entry.
+    """Entries have the digest, media type and state of their layer, and the root has reference and manifest.
+
+    statfs counts blocks of 4 KiB and all entries.
     """
     layer = FakeLayer("m", "m/", "m/f=" + "x" * 5000)
     fs = filesystem(tree(layer))
@@ -369,7 +378,7 @@ def test_extended_attributes_and_statfs() -> None:
 
 
 def test_statfs_of_more_than_there_can_be() -> None:
-    """Sparse files whose sizes sum up to more than 64 bits hold are as much as statfs(2) can say."""
+    """If sizes of sparse files add up to more than 64 bits, statfs(2) returns the largest possible number."""
     layer = FakeLayer("m")
     builder = IndexBuilder(max_entries=9000)
     for i in range(8200):
@@ -381,7 +390,7 @@ def test_statfs_of_more_than_there_can_be() -> None:
 
 
 def test_statfs_never_decodes() -> None:
-    """A compressed layer that nobody has read counts as one file of its size, and is not waited for."""
+    """A compressed layer that was never read counts as one file of its size, without a wait."""
     layer = FakeLayer("m", "m/a=1", "m/b=2", ready=False)
     layer.compressed = True
     layer.size = 9000

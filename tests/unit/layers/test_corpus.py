@@ -1,4 +1,4 @@
-"""The nasty tars, one by one."""
+"""Each of the hostile tars has the expected index."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from tests.unit.layers.test_tar import Bytes
 @pytest.mark.parametrize("sized", [True, False], ids=["sized", "unsized"])
 @pytest.mark.parametrize("name", CASES)
 def test_nasty_tar(name: str, sized: bool) -> None:
-    """Each is what the corpus says: members and left-out names, or one LayerError; whether the blob's size is known
-    or not.
-    """
+    """A tar has the expected members and left-out names, or raises a LayerError, with and without a known size."""
     case = CASES[name]
     if case.error:
         with pytest.raises(LayerError) as caught:

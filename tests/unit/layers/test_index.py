@@ -1,6 +1,4 @@
-"""What an index promises: identities of hard links, bounds on what archives imply, and a file that a damaged cache
-cannot fake.
-"""
+"""An index has right identities of hard links, bounds what archives imply, and detects damage in its file."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ def links(b: IndexBuilder) -> dict[str, str]:
 
 
 def test_the_first_name_is_the_identity() -> None:
-    """Links of links are links of the first name."""
+    """A link to a link is a link to the first name."""
     b = builder()
     add(b, "a")
     b.add_hard_link("b", "a")
@@ -39,9 +37,7 @@ def test_the_first_name_is_the_identity() -> None:
 
 
 def test_an_identity_moves_on_when_its_name_is_taken() -> None:
-    """A later file takes the first name: the links that are left are one file by the next name, and the new file is
-    another.
-    """
+    """If a later file replaces the first name, the other links stay one file, whose identity is the next name."""
     b = builder()
     add(b, "a", 512)
     b.add_hard_link("b", "a")
@@ -55,7 +51,7 @@ def test_an_identity_moves_on_when_its_name_is_taken() -> None:
 
 
 def test_symlinks_that_were_linked_and_replaced_are_two() -> None:
-    """Links to a symlink are one inode; a new symlink in the first name's place is another."""
+    """Links to a symlink are one inode, and a new symlink that replaces the first name is another inode."""
     b = builder()
     b.add_symlink("a", "x")
     b.add_hard_link("b", "a")
@@ -64,7 +60,7 @@ def test_symlinks_that_were_linked_and_replaced_are_two() -> None:
 
 
 def test_a_link_to_what_it_is_already_changes_nothing() -> None:
-    """Naming a file twice, directly or through a link, is neither left out nor a link of a file to itself."""
+    """Linking a name to itself, directly or through a link, neither leaves it out nor adds a link."""
     b = builder()
     add(b, "a")
     b.add_hard_link("a", "a")
@@ -77,7 +73,7 @@ def test_a_link_to_what_it_is_already_changes_nothing() -> None:
 
 
 def test_a_link_that_was_left_out_has_no_identity() -> None:
-    """A hard link where a directory is changes nothing."""
+    """A hard link in the place of a directory changes nothing."""
     b = builder()
     add(b, "a")
     add(b, "d/x")
@@ -86,7 +82,7 @@ def test_a_link_that_was_left_out_has_no_identity() -> None:
 
 
 def test_short_archives_cannot_imply_endless_directories() -> None:
-    """Every directory without an entry costs; what fits an entry's share of names does not."""
+    """Directories without an entry count against a limit, beyond each entry's share of names."""
     b = builder()
     for i in range(3):
         add(b, f"{i:03}/" + "a/" * 2000 + "x")
@@ -99,7 +95,7 @@ def test_short_archives_cannot_imply_endless_directories() -> None:
 
 
 def test_left_out_names_are_cut() -> None:
-    """A megabyte of a name that is left out is not kept."""
+    """A name of a megabyte that is left out is stored in part only."""
     b = builder()
     b.skip("n" * (1 << 20), SkipReason.FIFO)
     b.add_hard_link("h", "/" + "t" * (1 << 20))
@@ -107,7 +103,7 @@ def test_left_out_names_are_cut() -> None:
 
 
 def test_raw() -> None:
-    """A raw layer is one file; without a usable path nothing but what was left out."""
+    """A raw layer is one file. Without a usable path it has only a left-out name."""
     index = raw_index("m/w.bin", 9, 0o4644)
     assert [tuple(m) for m in index.members.values()] == [("m/w.bin", "file", 0o644, 9, (Extent(0, 0, 9),), "", "")]
     assert raw_index("m/empty", 0, 0o600).members["m/empty"].extents == ()
@@ -132,7 +128,7 @@ def sample() -> LayerIndex:
 
 
 def test_the_file_of_an_index_is_the_index() -> None:
-    """Members, their order, what was left out, and bytes that are not UTF-8 come back from its bytes."""
+    """Members, their order, left-out names and bytes that are not UTF-8 survive in the file."""
     again = LayerIndex(bytes(sample().data))
     assert list(again.members.items()) == list(sample().members.items())
     assert list(again.skipped) == list(sample().skipped)
@@ -142,7 +138,7 @@ def test_the_file_of_an_index_is_the_index() -> None:
 
 
 def test_an_index_is_mapped_from_a_file(tmp_path: Path) -> None:
-    """Nothing of it is copied into memory."""
+    """No part of the file is copied into memory."""
     (tmp_path / "index").write_bytes(sample().data)
     with open(tmp_path / "index", "rb") as f:
         index = LayerIndex(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
@@ -152,7 +148,7 @@ def test_an_index_is_mapped_from_a_file(tmp_path: Path) -> None:
 
 
 def test_rows_are_a_tree() -> None:
-    """The names of a directory are neighbours, in the order of their bytes; every row but the root is below another."""
+    """The names of a directory are neighbours in byte order, and every row except the root has a parent."""
     index = sample()
     root = [index.name(row) for row in index.children(0)]
     assert root == ["d", "implied"]
@@ -169,7 +165,7 @@ def test_rows_are_a_tree() -> None:
 
 
 def test_an_entry_costs_little() -> None:
-    """Thirty bytes and its name, in files of one directory or of many."""
+    """An entry needs thirty bytes and its name, with files in one directory or in many."""
     for pattern in ("d/{:06}", "d/{0:03}/{0:06}"):
         b = builder(10_000)
         for i in range(10_000):
@@ -178,7 +174,7 @@ def test_an_entry_costs_little() -> None:
 
 
 def test_an_archive_has_one_index() -> None:
-    """Byte for byte, whatever order its names have in a table."""
+    """An index is byte for byte the same, whatever the order of its names in a table."""
     assert sample().data == sample().data
     b = builder()
     add(b, "d/f")
@@ -187,7 +183,7 @@ def test_an_archive_has_one_index() -> None:
 
 @pytest.mark.parametrize("at", range(0, 700, 13))
 def test_a_damaged_file_is_refused(at: int) -> None:
-    """Every byte counts: a torn write is never used."""
+    """A change of any byte is detected, so that a torn write is never used."""
     damaged = bytearray(sample().data)
     damaged[at] ^= 0x10
     with pytest.raises(ValueError, match="index"):
@@ -196,7 +192,7 @@ def test_a_damaged_file_is_refused(at: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 100, 400, -1, -8])
 def test_a_file_that_is_cut_off_is_refused(size: int) -> None:
-    """So is one that is longer than it says."""
+    """A file that is longer or shorter than its header says is refused."""
     with pytest.raises(ValueError, match="index"):
         LayerIndex(sample().data[:size])
     with pytest.raises(ValueError, match="index"):
@@ -204,7 +200,7 @@ def test_a_file_that_is_cut_off_is_refused(size: int) -> None:
 
 
 FORGED: list[tuple[str, str, list[int]]] = [
-    ("parent", "I", [0, 1, 0, 0, 0, 0, 0, 0, 0]),  # a directory in itself
+    ("parent", "I", [0, 1, 0, 0, 0, 0, 0, 0, 0]),  # a directory that contains itself
     ("parent", "I", [0, 0, 0, 5, 1, 1, 1, 1, 1]),
     ("parent", "I", [0, 0]),
     ("name_at", "I", [0, 0, 9, 3, 4, 5, 6, 7, 8, 9]),
@@ -219,7 +215,7 @@ FORGED: list[tuple[str, str, list[int]]] = [
 
 @pytest.mark.parametrize(("name", "code", "column"), FORGED)
 def test_columns_that_do_not_fit_each_other_are_refused(name: str, code: str, column: list[int]) -> None:
-    """Also with the right checksum: a walk over rows ends, and stays in them."""
+    """They are refused even with a correct checksum, so that a walk over rows ends and stays within them."""
     data = sample().data
     sections = {key: bytes(memoryview(data)[where]) for key, where in unpack(data).items()}
     assert LayerIndex(pack(sections)) == sample()
@@ -228,7 +224,7 @@ def test_columns_that_do_not_fit_each_other_are_refused(name: str, code: str, co
 
 
 def test_sections_that_are_not_known_are_left_alone() -> None:
-    """A later version may add some; none of ours may be missing."""
+    """Unknown sections of a later version are ignored. A missing known section is an error."""
     data = sample().data
     sections = {key: bytes(memoryview(data)[where]) for key, where in unpack(data).items()}
     assert LayerIndex(pack({**sections, "chunks": b"123"})).members.keys() == sample().members.keys()
@@ -238,7 +234,7 @@ def test_sections_that_are_not_known_are_left_alone() -> None:
 
 
 def test_targets_of_symbolic_links_are_bounded() -> None:
-    """A million targets of 4 KiB, which compress to nothing, do not fit the memory for names."""
+    """A million targets of 4 KiB, which compress well, exceed the limit for names in memory."""
     b = builder(5000)
     for i in range(4100):
         b.add_symlink(f"l{i}", "t" * 4000)

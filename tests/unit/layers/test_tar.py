@@ -1,4 +1,4 @@
-"""Tar indexes against the tools that write tars: GNU tar, bsdtar, Python's tarfile."""
+"""Indexes of tars are compared with the tools that write tars: GNU tar, bsdtar and Python's tarfile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kitfs.layers.tar import first_path, index_tar
 
 
 class Bytes:
-    """Bytes as a reader; counts its reads."""
+    """A reader of bytes in memory that counts its reads."""
 
     def __init__(self, data: bytes, *, sized: bool = True) -> None:
         self._data = data
@@ -38,7 +38,7 @@ def sha(data: bytes) -> str:
 
 
 def shown(data: bytes) -> dict[str, tuple[object, ...]]:
-    """What an index makes of a tar: path → (kind, mode, size, sha256 or target)."""
+    """Return path → (kind, mode, size, sha256 or target) for the index of a tar."""
     index = index_tar(Bytes(data))
     assert list(index.skipped) == []
     return {p: _shown(data, m) for p, m in index.members.items()}
@@ -51,7 +51,7 @@ def _shown(data: bytes, m: Member) -> tuple[object, ...]:
 
 
 def on_disk(root: Path) -> dict[str, tuple[object, ...]]:
-    """The same of a directory, by lstat."""
+    """Return path → (kind, mode, size, sha256 or target) for a directory, by lstat."""
     found: dict[str, tuple[object, ...]] = {}
     for path in root.rglob("*"):
         info = path.lstat()
@@ -67,7 +67,7 @@ def on_disk(root: Path) -> dict[str, tuple[object, ...]]:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files, links, long and odd names, modes, and holes."""
+    """Return a directory with files, links, long and unusual names, modes and holes."""
     root = tmp_path_factory.mktemp("tree")
     (root / "m/sub/empty").mkdir(parents=True)
     (root / "m/a").write_bytes(b"hello")
@@ -100,7 +100,7 @@ GNU = [
 
 @pytest.mark.parametrize("options", GNU, ids=" ".join)
 def test_gnu_tar(tree: Path, options: list[str]) -> None:
-    """Every format and sparse version of GNU tar shows what it packed."""
+    """Every format and sparse version of GNU tar gives the tree that was packed."""
     data = subprocess.run(["tar", *options, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True).stdout
     assert shown(data) == on_disk(tree)
 
@@ -108,7 +108,7 @@ def test_gnu_tar(tree: Path, options: list[str]) -> None:
 @pytest.mark.skipif(shutil.which("bsdtar") is None, reason="needs bsdtar (package libarchive-tools)")
 @pytest.mark.parametrize("form", ["pax", "gnutar"])
 def test_bsdtar(tree: Path, form: str) -> None:
-    """bsdtar's pax (sparse too) and GNU formats show what it packed."""
+    """bsdtar's pax format, also with sparse files, and its GNU format give the tree that was packed."""
     data = subprocess.run(
         ["bsdtar", "--format", form, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True
     ).stdout
@@ -117,7 +117,7 @@ def test_bsdtar(tree: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_tarfile(tree: Path, form: int) -> None:
-    """Python's tarfile, with a pax global header."""
+    """Python's tarfile gives the tree that was packed, with a pax global header."""
     out = io.BytesIO()
     with tarfile.open(
         fileobj=out, mode="w", format=form, pax_headers={"comment": "global"} if form == tarfile.PAX_FORMAT else None
@@ -128,7 +128,7 @@ def test_tarfile(tree: Path, form: int) -> None:
 
 @pytest.mark.parametrize("tool", ["v7", "ustar"])
 def test_old_formats(tmp_path: Path, tool: str) -> None:
-    """v7 and ustar, in which directories may be told by a slash and names split."""
+    """In v7 and ustar, a slash may mark directories, and names may be split."""
     (tmp_path / "m/d").mkdir(parents=True)
     (tmp_path / "m/d/f").write_bytes(b"x" * 513)
     data = subprocess.run(
@@ -139,7 +139,7 @@ def test_old_formats(tmp_path: Path, tool: str) -> None:
 
 @pytest.mark.parametrize("form", ["gnu", "posix"])
 def test_labels_and_incremental_archives(tree: Path, tmp_path: Path, form: str) -> None:
-    """A volume label is no entry; the dumpdirs of an incremental archive are directories."""
+    """A volume label is not an entry, and the dumpdirs of an incremental archive are directories."""
     options = [f"--format={form}", "--label=NAME", f"--listed-incremental={tmp_path / 'snapshot'}"]
     data = subprocess.run(["tar", *options, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True).stdout
     assert shown(data) == on_disk(tree)
@@ -147,8 +147,9 @@ def test_labels_and_incremental_archives(tree: Path, tmp_path: Path, form: str) 
 
 
 def test_volumes(tmp_path: Path) -> None:
-    """The first volume of an archive ends inside a file: truncated. The second begins with the rest of it, which is
-    left out.
+    """The first volume of an archive ends inside a file and is truncated.
+
+    The second volume begins with the rest of that file, which is left out.
     """
     (tmp_path / "big").write_bytes(bytes(30_000))
     (tmp_path / "small").write_bytes(b"small")
@@ -168,7 +169,7 @@ def test_volumes(tmp_path: Path) -> None:
 
 
 def test_extended_attributes_of_every_kind(tmp_path: Path) -> None:
-    """SCHILY and LIBARCHIVE records with any bytes in them are passed over; modes, names and content stay."""
+    """SCHILY and LIBARCHIVE records with any bytes are ignored. Modes, names and content stay."""
     (tmp_path / "f").write_bytes(b"x")
     try:
         os.setxattr(tmp_path / "f", b"user.k=\n", bytes(range(256)))
@@ -181,7 +182,7 @@ def test_extended_attributes_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_many_extents(tmp_path: Path) -> None:
-    """A thousand spans of a file, in each way of GNU tar's to write their map, and every byte."""
+    """A file with a thousand spans is read correctly, for each form of GNU tar's sparse map."""
     with (tmp_path / "s").open("wb") as f:
         for i in range(1000):
             f.seek(i * 8192)
@@ -197,7 +198,7 @@ def test_many_extents(tmp_path: Path) -> None:
 
 
 def test_hard_links_share_an_identity(tree: Path) -> None:
-    """A hard link is the file it links to, and says whose name came first."""
+    """A hard link is the file to which it links, and records the first name."""
     data = subprocess.run(["tar", "-cf", "-", "m/a", "m/hard"], cwd=tree, check=True, capture_output=True).stdout
     index = index_tar(Bytes(data))
     assert index.members["m/hard"].link == "m/a"
@@ -221,8 +222,9 @@ def tar(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
 
 
 def test_what_leaves_the_root_is_left_out() -> None:
-    """Absolute names, "..", links to outside or nothing, devices, fifos and long components are skipped with a reason
-    each.
+    """Each entry that cannot be shown is skipped with a reason.
+
+    They are absolute names, "..", links to outside or to nothing, devices, fifos and long components.
     """
     data = tar(
         entry("good", b"1"),
@@ -254,8 +256,9 @@ def test_what_leaves_the_root_is_left_out() -> None:
 
 
 def test_names_that_come_twice() -> None:
-    """As with GNU tar: the later file wins, a directory replaces a file, a file an empty directory; the first
-    directory's mode stands.
+    """As with GNU tar, a later file wins, a directory replaces a file, and a file replaces an empty directory.
+
+    The mode of a directory's first entry stays.
     """
     data = tar(
         entry("f", b"old"),
@@ -294,13 +297,13 @@ def test_names_that_come_twice() -> None:
 
 
 def test_setuid_is_masked_and_dots_are_cleaned() -> None:
-    """Special bits go; "./", "//" and "." in names do not count."""
+    """Special mode bits are removed, and "./", "//" and "." are removed from names."""
     index = index_tar(Bytes(tar(entry("./", type=tarfile.DIRTYPE), entry("./a//b/./c", b"", mode=0o6755))))
     assert {p: m.mode for p, m in index.members.items()} == {"a/b/c": 0o755}
 
 
 class Stripes:
-    """A tar of equal members, made where it is read; counts its reads."""
+    """A tar of equal members that is generated while it is read, and that counts its reads."""
 
     def __init__(self, count: int, size: int) -> None:
         self._count, self._content = count, size
@@ -324,8 +327,9 @@ class Stripes:
 
 
 def test_files_that_sit_together_take_few_reads() -> None:
-    """20,000 files of 1 KiB: less than a read for a hundred of them. 2,000 of 20 KiB are read through too, in steps
-    that grow.
+    """20,000 files of 1 KiB need less than one read for a hundred files.
+
+    2,000 files of 20 KiB are read through too, in steps that grow.
     """
     many = Stripes(20_000, 1024)
     assert len(index_tar(many).members) == 20_000
@@ -336,7 +340,7 @@ def test_files_that_sit_together_take_few_reads() -> None:
 
 
 def test_big_files_are_hopped_over() -> None:
-    """Eight members of 1.25 GiB: nine reads of 4 KiB, the last of which finds the end."""
+    """Eight members of 1.25 GiB need nine reads of 4 KiB, the last of which finds the end."""
     few = Stripes(8, 5 << 28)
     index = index_tar(few)
     assert index.total == 10 << 30
@@ -344,7 +348,7 @@ def test_big_files_are_hopped_over() -> None:
 
 
 def test_the_window_falls_back_behind_small_files() -> None:
-    """A big file after many small ones is not read ahead into."""
+    """After many small files, a big file is not read ahead."""
     small = [entry(f"m/{i}", bytes(1000)) for i in range(2000)]
     reader = Bytes(tar(*small, *(entry(f"b/{i}", bytes(4 << 20)) for i in range(4))))
     index_tar(reader)
@@ -353,7 +357,7 @@ def test_the_window_falls_back_behind_small_files() -> None:
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_truncated(sized: bool) -> None:
-    """Cut anywhere inside an entry, an archive is an error; cut after the last byte of the last file it is not."""
+    """An archive that is cut inside an entry is an error. After the last byte of the last file it is not."""
     data = tar(entry("a", b"x" * 700), entry("b", b"y" * 100))
     for cut in (1, 100, 600, 512 + 699, 1536 + 300, 1536 + 512 + 99):
         with pytest.raises(LayerError):
@@ -363,7 +367,7 @@ def test_truncated(sized: bool) -> None:
 
 
 def test_max_entries() -> None:
-    """One entry more than allowed is an error, also when entries are left out."""
+    """One entry above the limit is an error, even if entries are left out."""
     data = tar(*(entry(f"/{i}" if i % 2 else str(i)) for i in range(10)))
     assert len(index_tar(Bytes(data), max_entries=10).members) == 5
     with pytest.raises(LayerError, match="more than 9 entries"):
@@ -371,7 +375,7 @@ def test_max_entries() -> None:
 
 
 def test_first_path() -> None:
-    """The first entry's path, past global headers; None for an empty archive, LayerError for no archive."""
+    """first_path skips global headers. It is None for an empty archive, and LayerError if it is not an archive."""
     assert first_path(Bytes(tar(entry("./m/x")))) == "m/x"
     assert first_path(Bytes(bytes(1024))) is None
     assert (
@@ -388,7 +392,7 @@ def test_first_path() -> None:
 
 @pytest.mark.parametrize("size", [b"77777777777\0", b"\x80" + b"\x7f" * 11, b"\xff" * 12, b"notoctal000\0"])
 def test_lying_sizes(size: bytes) -> None:
-    """A size beyond the layer, a negative one or nonsense is a LayerError, at once."""
+    """A size beyond the layer, a negative size or an invalid size raises LayerError immediately."""
     data = bytearray(tar(entry("a", b"x")))
     data[124:136] = size
     data[148:156] = b"        "

@@ -1,6 +1,4 @@
-"""Headers held against Go's archive/tar: what it wrote is recorded here; and readers of others find in them what was
-put there.
-"""
+"""Headers of tars are compared with recorded headers of Go's archive/tar, and other programs can read them."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from kitfs.layers.tar import index_tar
 from kitfs.layers.tar_writer import MAX_RECORDS, SIZE_FIELD, TRAILER, entry_length, header, padding
 from tests.unit.layers.test_tar import Bytes
 
-# name, mode, size (None: a directory), bytes and first 128 bits of the sha256 of all that Go 1.26.8 writes before the
-# content
+# (name, mode, size (None: a directory), length of what Go 1.26.8 writes before the content, first 128 bits of its
+# sha256)
 RECORDED: list[tuple[bytes, int, int | None, int, str]] = [
     (b"w.bin", 0o644, 6, 512, "d091715d62464021117b6edbddf4481f"),
     (b"model", 0o755, None, 512, "cf0b6bf87d4abc7e678fdd6418f34523"),
@@ -78,7 +76,7 @@ FILES = {
 
 
 def archive() -> bytes:
-    """A tar of NESTED directories and FILES."""
+    """Return a tar of NESTED directories and FILES."""
     entries = [header(n.rstrip("/").encode(), directory=True, mode=0o755) for n in NESTED]
     entries += [
         header(n.encode(), directory=False, mode=0o640, size=len(d)) + d + padding(len(d)) for n, d in FILES.items()
@@ -88,15 +86,17 @@ def archive() -> bytes:
 
 @pytest.mark.parametrize(("name", "mode", "size", "length", "digest"), RECORDED, ids=range(len(RECORDED)))
 def test_written_as_go_writes(name: bytes, mode: int, size: int | None, length: int, digest: str) -> None:
-    """Names at every border of USTAR and pax, modes with setuid, setgid and sticky bits, sizes around 8 GiB, to the
-    byte.
+    """Headers are byte for byte those of Go.
+
+    The names are at every limit of USTAR and pax, modes have setuid, setgid and sticky bits, and sizes are around 8
+    GiB.
     """
     written = header(name, directory=size is None, mode=mode, size=size or 0)
     assert (len(written), hashlib.sha256(written).hexdigest()[:32]) == (length, digest)
 
 
 def test_the_layer_that_kit_packs() -> None:
-    """KITOPS §1.6: a directory and a file of six bytes are the layer of that digest."""
+    """The layer of a directory and a file of six bytes has the digest in KITOPS §1.6."""
     layer = header(b"model", directory=True, mode=0o755) + header(b"model/w.bin", directory=False, mode=0o644, size=6)
     layer += b"hello\n" + padding(6) + TRAILER
     assert len(layer) == 2560
@@ -104,7 +104,7 @@ def test_the_layer_that_kit_packs() -> None:
 
 
 def test_python_reads_it() -> None:
-    """tarfile finds the names, kinds, modes and contents."""
+    """tarfile reads the same names, kinds, modes and contents."""
     with tarfile.open(fileobj=io.BytesIO(archive())) as tar:
         found = tar.getmembers()
         assert [m.name for m in found if m.isdir()] == [n.rstrip("/") for n in NESTED]
@@ -116,7 +116,7 @@ def test_python_reads_it() -> None:
 
 
 def test_kitfs_reads_it() -> None:
-    """The index holds every file at its bytes."""
+    """The index has every file with its bytes."""
     data = archive()
     members = index_tar(Bytes(data)).members
     assert {p: data[e.blob_offset : e.blob_offset + e.length] for p in FILES for e in members[p].extents} == {
@@ -127,7 +127,7 @@ def test_kitfs_reads_it() -> None:
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar on PATH")
 def test_gnu_tar_lists_it() -> None:
-    """The tar on PATH lists the same names and says nothing else."""
+    """The tar on PATH lists the same names without a warning."""
     listed = subprocess.run(
         ["tar", "-tf", "-", "--quoting-style=literal"], input=archive(), capture_output=True, check=True
     )
@@ -137,7 +137,7 @@ def test_gnu_tar_lists_it() -> None:
 
 @pytest.mark.parametrize("size", [SIZE_FIELD, SIZE_FIELD + 1, 10**12, (1 << 63) - 1])
 def test_sizes_around_eight_gib(size: int) -> None:
-    """A size that octal digits cannot hold stands in a pax record, and 0 in the header."""
+    """A size that does not fit into octal digits is in a pax record, and the header has 0."""
     written = header(b"w.bin", directory=False, mode=0o644, size=size)
     member = tarfile.TarFile(fileobj=io.BytesIO(written)).firstmember
     assert member is not None
@@ -149,7 +149,7 @@ def test_sizes_around_eight_gib(size: int) -> None:
 @example(b"p" * 155 + b"/" + b"a" * 100, False, 513)
 @example(b"d/" + b"a" * 99, False, SIZE_FIELD + 1)
 def test_length_is_known_beforehand(name: bytes, directory: bool, size: int) -> None:
-    """An entry takes what its headers, content and padding take."""
+    """The length of an entry is the sum of its headers, its content and its padding."""
     size = 0 if directory else size
     written = header(name, directory=directory, mode=0o644, size=size)
     assert entry_length(name, directory=directory, size=size) == len(written) + size + len(padding(size))
@@ -158,7 +158,7 @@ def test_length_is_known_beforehand(name: bytes, directory: bool, size: int) -> 
 
 @given(NAMES, st.integers(0, 0o7777), st.integers(0, 1 << 40))
 def test_what_is_written_is_read(name: bytes, mode: int, size: int) -> None:
-    """tarfile gets back any name of bytes, any mode and any size."""
+    """tarfile reads back any name of bytes, any mode and any size."""
     written = header(name, directory=False, mode=mode, size=size)
     member = tarfile.TarFile(fileobj=io.BytesIO(written), encoding="utf-8", errors="surrogateescape").firstmember
     assert member is not None
@@ -169,7 +169,7 @@ def test_what_is_written_is_read(name: bytes, mode: int, size: int) -> None:
     "name", [b"a\0b", b"n" * (MAX_RECORDS - 13), "é".encode() * MAX_RECORDS], ids=["nul", "ascii", "utf-8"]
 )
 def test_names_that_no_tar_holds(name: bytes) -> None:
-    """A NUL and records above Go's limit are told, by both."""
+    """Both refuse a name with a NUL and records above Go's limit."""
     with pytest.raises(LayerError, match="tar"):
         header(name, directory=False, mode=0o644)
     with pytest.raises(LayerError, match="tar"):

@@ -1,4 +1,4 @@
-"""kit's filters (KITOPS §5, pkg/cmd/unpack/filter.go) and what is left of them for a parent (§2.3)."""
+"""kit's filters (KITOPS §5, pkg/cmd/unpack/filter.go), and the part of them that applies to a parent (§2.3)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ ENTRIES = {
     ],
 )
 def test_what_filters_select(texts: list[str], expected: str) -> None:
-    """Any filter is enough; types and names are exact; a model's parts are the model's; a path may be written
-    cleaned.
+    """A layer is selected if any filter matches it. Types and names must match exactly.
+
+    A part of a model has the type of the model. A path may be given in its cleaned form.
     """
     filters = [Filter.parse(t) for t in texts]
     assert "".join(k for k, entry in ENTRIES.items() if selects(filters, entry)) == expected
@@ -66,7 +67,7 @@ def test_what_filters_select(texts: list[str], expected: str) -> None:
     ],
 )
 def test_wrong_filters(text: str, told: str) -> None:
-    """A UsageError in kit's words."""
+    """The error is a UsageError in kit's words."""
     with pytest.raises(UsageError) as e:
         Filter.parse(text)
     assert " ".join(told.split()) in str(e.value)
@@ -84,13 +85,13 @@ def test_wrong_filters(text: str, told: str) -> None:
     ],
 )
 def test_filters_of_a_parent(texts: list[str], parents: list[str] | None) -> None:
-    """Of a parent only the model is taken: all of it without filters, nothing when no filter names the model."""
+    """Only the model of a parent is used: all of it without filters, and nothing if no filter names the model."""
     found = for_parent([Filter.parse(t) for t in texts])
     assert (None if found is None else [str(f) for f in found]) == parents
 
 
 def test_the_kitfile_is_wanted_unless_filters_leave_it_out() -> None:
-    """Only the type kitfile selects it."""
+    """Only the type kitfile selects the Kitfile."""
     assert selects_kitfile([])
     assert selects_kitfile([Filter.parse("kitfile,model")])
     assert not selects_kitfile([Filter.parse("model"), Filter.parse("docs")])
@@ -98,5 +99,5 @@ def test_the_kitfile_is_wanted_unless_filters_leave_it_out() -> None:
 
 @pytest.mark.parametrize("text", ["model", "model,code", "datasets:a,b"])
 def test_filters_come_back_as_texts(text: str) -> None:
-    """str() is what was parsed."""
+    """str() returns the text that was parsed."""
     assert str(Filter.parse(text)) == text

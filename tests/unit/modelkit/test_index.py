@@ -1,4 +1,7 @@
-"""Indexes of kits: their JSON, how labels choose, how they are changed (KITOPS §8; KitOps 1.17 pkg/lib/index)."""
+"""Indexes of kits: their JSON, how labels select a kit, and how they are edited.
+
+Sources: KITOPS §8, KitOps 1.17 pkg/lib/index.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def variant(digest: Digest, tag: str = "", **labels: str) -> Variant:
 
 
 def test_an_empty_index() -> None:
-    """An empty list, not null."""
+    """The list of manifests is empty, not null."""
     assert KitIndex().to_json().decode() == HEAD + "]}"
     assert KitIndex.parse(KitIndex().to_json()) == KitIndex()
 
@@ -59,7 +62,7 @@ def test_fields_are_in_gos_order_and_maps_sorted() -> None:
     ],
 )
 def test_values_keep_their_bytes(labels: str) -> None:
-    """Numbers and escapes are written again as they were read: the digest stays."""
+    """Numbers and escapes are written as they were read, so that the digest stays the same."""
     pairs = json.loads(labels, parse_float=str, parse_int=str)
     text = HEAD + f'{{"mediaType":"m","digest":"{A}","size":1,"modelMetadata":{labels}}}]}}'
     again = KitIndex.parse(text.encode()).to_json().decode()
@@ -106,7 +109,7 @@ def test_telling_them_apart() -> None:
 
 
 def test_labels_choose_one() -> None:
-    """Every label must be there; JSON values are compared as they are shown."""
+    """A kit is selected if it has every label. JSON values are compared in the form in which they are shown."""
     index = KitIndex((variant(A, "q4", quant='"q4"', vram='"6GB"'), variant(B, quant='"q8"', gpus="[1,2]")))
     assert select(index, {"quant": "q8"}, NAMED).digest == B
     assert select(index, {"quant": "q4", "vram": "6GB"}, NAMED).digest == A
@@ -129,7 +132,7 @@ LISTED = "registry.example.com/my-org/my-model:q4 (gpu=cuda, quant=q4); {} (gpu=
     ],
 )
 def test_what_there_is_is_told(labels: dict[str, str], told: str) -> None:
-    """In one line, by the names they were added by or their digests."""
+    """The error lists the kits on one line, by the names under which they were added or by their digests."""
     index = KitIndex((variant(A, "q4", quant='"q4"', gpu='"cuda"'), variant(B, gpu='"cuda"'), variant(Digest.of(b"c"))))
     with pytest.raises(UsageError) as e:
         select(index, labels, NAMED)
@@ -220,7 +223,7 @@ def test_values_for_people() -> None:
 
 @pytest.mark.parametrize("text", ['{"a":{},"b":[],"c":[1,{"d":"x, {y}: z"}],"e":1.50}', "{}", "[[]]"])
 def test_indented_is_gos(text: str) -> None:
-    """Empty objects stay on their line, values as they are."""
+    """Empty objects stay on their line, and values are not changed."""
     assert indented(text.encode()) == json.dumps(json.loads(text, parse_float=_Raw), indent=2).replace('"1.50"', "1.50")
 
 

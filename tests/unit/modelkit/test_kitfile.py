@@ -1,4 +1,4 @@
-"""The Kitfile against what kit made of it: golden configs and Kitfiles are the oracle."""
+"""The Kitfile is compared with golden configs and Kitfiles that kit wrote."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_config_comes_back_byte_for_byte(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELKITS)
 def test_yaml_is_what_kit_unpack_wrote(name: str) -> None:
-    """The Kitfile made of the config has the recorded digest."""
+    """The Kitfile that is generated from the config has the recorded digest."""
     written = Kitfile.from_json(blob(name, GOLDEN_KITS[name]["config"]["digest"])).to_yaml().encode()
     assert (
         hashlib.sha256(written).hexdigest()
@@ -46,13 +46,13 @@ def test_yaml_is_what_kit_unpack_wrote(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN_KITS))
 def test_manifest_comes_back_byte_for_byte(name: str) -> None:
-    """Reading a manifest and writing it again gives the tool's bytes, kit 1.7's null layers too."""
+    """Reading a manifest and writing it again gives the same bytes, including kit 1.7's null layers."""
     data = blob(name, GOLDEN_KITS[name]["manifest"])
     assert Manifest.parse(data).to_json() == data
 
 
 def test_source_kitfiles_are_the_configs_without_digests(tmp_path: Path) -> None:
-    """Reading the Kitfiles that people wrote and writing JSON gives kit's configs, but for the digests of layers."""
+    """Reading a source Kitfile and writing it as JSON gives kit's config, except for the digests of layers."""
 
     def stripped(value: Any) -> Any:
         if isinstance(value, dict):
@@ -95,8 +95,9 @@ def test_source_kitfiles_are_the_configs_without_digests(tmp_path: Path) -> None
     ],
 )
 def test_parameters_are_written_as_yaml_v3_writes_them(parameters: str, written: str) -> None:
-    """Vectors recorded from yaml.v3: ambiguous scalars in double quotes, floats in Go's 'g', keys in natural order,
-    literal blocks.
+    """The expected values were recorded from yaml.v3.
+
+    They have ambiguous scalars in double quotes, floats in Go's 'g' format, keys in natural order and literal blocks.
     """
     text = Kitfile.from_json(b'{"manifestVersion":"1","model":{"parameters":' + parameters.encode() + b"}}").to_yaml()
     head = 'manifestVersion: "1"\nmodel:\n  parameters:\n'
@@ -130,7 +131,7 @@ def test_parameters_are_written_as_yaml_v3_writes_them(parameters: str, written:
     ],
 )
 def test_yaml_is_yaml_v3s(scalar: str, value: object) -> None:
-    """Plain scalars mean what yaml.v3 takes them for, not what YAML 1.1 says."""
+    """Plain scalars have the meaning that yaml.v3 gives them, not that of YAML 1.1."""
     kitfile = Kitfile.from_yaml(f"manifestVersion: 1.0.0\nmodel: {{parameters: {{v: {scalar}}}}}\n".encode())
     assert json.loads(kitfile.to_json())["model"]["parameters"] == {"v": value}
 
@@ -183,7 +184,7 @@ LAUGHS = "x: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     ],
 )
 def test_wrong_kitfiles(text: str, told: str) -> None:
-    """Every wrong Kitfile is one KitfileError of one line, and quick."""
+    """Every wrong Kitfile raises a KitfileError of one line."""
     with pytest.raises(KitfileError) as e:
         Kitfile.from_yaml(text.encode())
     assert told in str(e.value)
@@ -206,41 +207,41 @@ def test_wrong_kitfiles(text: str, told: str) -> None:
     ],
 )
 def test_wrong_configs(data: bytes) -> None:
-    """Every wrong config is a KitfileError."""
+    """Every wrong config raises a KitfileError."""
     with pytest.raises(KitfileError):
         Kitfile.from_json(data)
 
 
 def test_config_is_read_leniently() -> None:
-    """Unknown fields are dropped, keys match in any case, null is nothing: as Go's encoding/json."""
+    """As by Go's encoding/json, unknown fields are dropped, keys match in any case, and null counts as missing."""
     assert Kitfile.from_json(
         b'{"manifestversion":"1.0.0","new":1,"Model":{"NAME":"m","path":null},"code":null}'
     ).to_json() == (b'{"manifestVersion":"1.0.0","package":{},"model":{"name":"m"}}')
 
 
 def test_latin1_is_no_kitfile() -> None:
-    """A text that is not UTF-8 is told as such; UTF-16 with its mark is read."""
+    """The error says that the text is not UTF-8. UTF-16 with a byte order mark is accepted."""
     with pytest.raises(KitfileError, match="invalid utf-8 at byte 19"):
         Kitfile.from_yaml("package: {name: cafés}".encode("latin-1") + b"\n")
     assert Kitfile.from_yaml("package: {name: cafés}".encode("utf-16")).package.name == "cafés"
 
 
 def test_maps_with_keys_that_are_no_texts_are_no_json() -> None:
-    """kit cannot pack parameters whose keys are numbers, times or null, and says so."""
+    """As with kit, parameters whose keys are numbers, times or null are refused."""
     for key in ("1", "1.5", "true", "~", "2024-05-01", "!!binary aGk="):
         with pytest.raises(KitfileError, match=r"unsupported type: map\[interface \{\}\]interface \{\}"):
             Kitfile.from_yaml(f"model: {{parameters: {{{key}: x}}}}\n".encode()).to_json()
 
 
 def test_lone_surrogates_do_not_break_the_kitfile() -> None:
-    """A config that spells half a character is read as Go reads it, so that its Kitfile can be written."""
+    """A lone surrogate in a config is read as by Go, so that the Kitfile can be written."""
     kitfile = Kitfile.from_json(rb'{"package":{"name":"a\ud800b"},"model":{"parameters":{"\udfff":"\ud83e\uddea"}}}')
     written = 'manifestVersion: ""\npackage:\n  name: a\ufffdb\nmodel:\n  parameters:\n    \ufffd: "\\U0001F9EA"\n'
     assert kitfile.to_yaml().encode() == written.encode()
 
 
 def test_invalid_utf8_becomes_the_replacement_character() -> None:
-    """As encoding/json reads it."""
+    """Invalid UTF-8 is read as by Go's encoding/json."""
     assert Kitfile.from_json(b'{"package":{"name":"a\xffb"}}').package.name == "a\ufffdb"
 
 
@@ -282,7 +283,7 @@ def test_invalid_utf8_becomes_the_replacement_character() -> None:
     ],
 )
 def test_problems_of_a_kitfile(text: str, told: list[str]) -> None:
-    """What kit refuses to pack, in its words where it has some."""
+    """Kitfiles that kit refuses to pack are refused, in kit's words where there are any."""
     with pytest.raises(KitfileError) as e:
         Kitfile.from_yaml(text.encode()).validate()
     assert str(e.value).startswith("errors while validating Kitfile: * ")
@@ -291,7 +292,7 @@ def test_problems_of_a_kitfile(text: str, told: list[str]) -> None:
 
 
 def test_a_good_kitfile_has_no_problems() -> None:
-    """A reference, parts below the model and datasets that are fetched are no reason to refuse."""
+    """A reference as model, parts below the model and remote datasets are accepted."""
     Kitfile.from_yaml(b"""
 model: {name: m, path: r.io/base:v1, parts: [{name: p, path: a/b, type: lora-adapter}]}
 code: [{path: a}]
@@ -302,8 +303,9 @@ mcpServers: [{name: s, path: s.mcpb}]
 
 
 def test_entries_are_in_layer_order() -> None:
-    """model, parts, code, datasets, docs, prompts, mcpServers; remote datasets and a model that is a reference have
-    no layer.
+    """The order is model, parts, code, datasets, docs, prompts, mcpServers.
+
+    Remote datasets and a model that is a reference have no layer.
     """
     text = """
 mcpServers: [{name: s, path: s.mcpb}]
@@ -343,7 +345,10 @@ model: {name: m, path: MODEL, parts: [{name: x, path: x.bin}, {path: y.bin}]}
     ],
 )
 def test_parents(path: str, parent: str | None) -> None:
-    """A model's path is a reference when it has a colon or an at sign and parses as one (kit's IsModelKitReference)."""
+    """A model's path is a reference if it contains a colon or an at sign and can be parsed.
+
+    Source: kit's IsModelKitReference.
+    """
     found = Kitfile.from_json(json.dumps({"model": {"path": path}}).encode()).parent
     assert (None if found is None else str(found)) == parent
     packed = {"model": {"path": path, "digest": "sha256:" + "0" * 64}}
@@ -366,12 +371,12 @@ def test_parents(path: str, parent: str | None) -> None:
     ],
 )
 def test_paths_are_cleaned_as_by_go(path: str, cleaned: str) -> None:
-    """path.Clean."""
+    """Paths are cleaned as by Go's path.Clean."""
     assert clean_path(path) == cleaned
 
 
 def test_problems_are_told_in_kits_words() -> None:
-    """Duplicate and absolute paths and wrong part types, all of them, sorted."""
+    """All duplicate paths, absolute paths and wrong part types are reported, sorted."""
     kitfile = Kitfile.from_yaml(b"""
 manifestVersion: 1.0.0
 model: {name: m, path: a, parts: [{name: p, path: /abs, type: "a b"}]}
@@ -399,13 +404,16 @@ code: [{path: ../x}]
     ],
 )
 def test_configs_that_can_be_read_in_two_ways(text: str, told: str) -> None:
-    """Go takes the last of equal keys, and a key in any case: what others read otherwise is refused by name."""
+    """A key that occurs twice or in different cases is refused, because parsers differ.
+
+    The error names the key.
+    """
     with pytest.raises(KitfileError, match=told):
         Kitfile.from_json(text.encode())
 
 
 def test_a_key_may_have_any_case_where_it_is_the_only_one() -> None:
-    """As kit reads it; parameters are a map whose keys have a case."""
+    """As with kit, a key may have any case. In the map of parameters, case matters."""
     kitfile = Kitfile.from_json(b'{"Model":{"PATH":"a","parameters":{"lr":1,"LR":2}}}')
     assert kitfile.model is not None
     assert (kitfile.model.path, kitfile.model.parameters) == ("a", {"lr": 1.0, "LR": 2.0})

@@ -116,7 +116,7 @@ def test_other_artifacts(config: str, message: str) -> None:
     ],
 )
 def test_created(value: str, seconds: int) -> None:
-    """The created annotation is returned in seconds since the epoch; an invalid one as 0."""
+    """The created annotation is returned in seconds since the epoch. An invalid annotation counts as 0."""
     assert Manifest.parse(manifest(annotations={"org.opencontainers.image.created": value})).created == seconds
 
 

@@ -1,4 +1,4 @@
-"""Digests and references: kit's rules (KITOPS §6), and layouts on disk."""
+"""Digests and references follow kit's rules (KITOPS §6), and layouts on disk have their own references."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ SHA = "sha256:" + "0a" * 32
     ],
 )
 def test_references(text: str, registry: str, repository: str, tag: str | None, digest: str | None) -> None:
-    """The first component is the registry if it has a dot or a colon. A digest replaces the tag, and a digest alone
-    names a kit without a name.
+    """The first component is the registry if it contains a dot or a colon.
+
+    A digest replaces the tag, and a digest alone names a kit without a name.
     """
     assert Reference.parse(text) == Reference(registry, repository, tag, None if digest is None else Digest(digest))
 
@@ -57,7 +58,7 @@ def test_wrong_references(text: str, message: str) -> None:
 
 
 def test_several_tags() -> None:
-    """repo:t1,t2 is parsed into a reference with extra tags, if the caller allows several."""
+    """repo:t1,t2 is parsed into a reference with extra tags if the caller permits several tags."""
     assert Reference.parse("r.io/a:t1,t2,t3", multiple_tags=True) == Reference("r.io", "a", "t1", None, ("t2", "t3"))
 
 
@@ -88,7 +89,7 @@ def test_display(text: str, shown: str) -> None:
     ],
 )
 def test_layouts(text: str, reference: LayoutReference) -> None:
-    """The tag of a layout follows the last colon without a slash after it; ``str()`` returns the parsed text."""
+    """The tag of a layout follows the last colon after the last slash. ``str()`` returns the parsed text."""
     assert parse_any(text) == reference
     assert str(reference) == text.removesuffix(":")
 
@@ -97,6 +98,6 @@ def test_layouts(text: str, reference: LayoutReference) -> None:
     "text", ["sha256:" + "A" * 64, "sha256:" + "a" * 63, "md5:" + "a" * 32, "sha512:" + "a" * 64, None, 7, ""]
 )
 def test_wrong_digests(text: object) -> None:
-    """Anything but lower-case sha256 and sha512 digests of the right length raises InvalidReference."""
+    """Anything except lower-case sha256 and sha512 digests of the right length raises InvalidReference."""
     with pytest.raises(InvalidReference):
         Digest.parse(text)

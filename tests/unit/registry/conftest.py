@@ -1,4 +1,4 @@
-"""A registry on a socket, and clients of it that are closed at the end."""
+"""A registry on a socket, and clients of that registry that are closed at the end of the test."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from tests.fakes.registry import FakeRegistry
 
 @pytest.fixture
 def counters() -> Counters:
-    """The counters of every client in a test."""
+    """Return the counters of every client in a test."""
     return Counters()
 
 
 @pytest.fixture
 def retries() -> RetryPolicy:
-    """How clients retry; modules that retry often override it."""
+    """Return the retry policy of clients. Modules whose clients retry often override it."""
     return RETRIES
 
 
 @pytest.fixture
 def client(counters: Counters, tmp_path: Path, retries: RetryPolicy) -> Iterator[Callable[..., RegistryClient]]:
-    """Make clients; ``auths`` is the section of a docker config, and ``options`` are fields of ClientOptions."""
+    """Return a function that makes clients.
+
+    ``auths`` is the section of a docker config, and ``options`` are fields of ClientOptions.
+    """
     made: list[RegistryClient] = []
 
     def make(
@@ -64,12 +67,12 @@ def client(counters: Counters, tmp_path: Path, retries: RetryPolicy) -> Iterator
 
 @pytest.fixture
 def repository(client: Callable[..., RegistryClient], fake: FakeRegistry) -> Callable[..., Repository]:
-    """Make the repository ``team/kit`` of the fake registry, with a client that has these options."""
+    """Return a function that opens ``team/kit`` of the fake registry, with a client that has the given options."""
     return lambda name="team/kit", registry="", **options: client(**options).repository(
         Reference.parse(f"{registry or fake.host}/{name}")
     )
 
 
 def descriptor(data: bytes, size: int = -1) -> Descriptor:
-    """Return the descriptor of a blob, which declares ``size`` if that is given."""
+    """Return the descriptor of a blob. It declares ``size`` if that is given."""
     return Descriptor("application/octet-stream", Digest.of(data), len(data) if size < 0 else size)

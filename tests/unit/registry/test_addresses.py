@@ -1,4 +1,4 @@
-"""Which addresses the URLs that registries, kits and repositories name may lead to, for every kind of such a URL."""
+"""Which addresses a URL may have if a registry, a kit or a repository names it, for every kind of such URLs."""
 
 from __future__ import annotations
 
@@ -66,8 +66,9 @@ DATA = b"x" * 100
     ],
 )
 def test_the_scope_of_an_address(address: str, scope: AddressScope) -> None:
-    """Loopback and unspecified addresses have the scope host; link-local and metadata addresses have the scope link,
-    also inside IPv6 addresses.
+    """Loopback and unspecified addresses have the scope host. Link-local and metadata addresses have the scope link.
+
+    The same is true for these addresses inside IPv6 addresses.
     """
     assert scope_of(address) == scope
 
@@ -96,15 +97,16 @@ def test_the_scope_of_an_address(address: str, scope: AddressScope) -> None:
     ],
 )
 def test_the_scope_of_a_host_as_it_is_written(host: str, scope: AddressScope | None) -> None:
-    """Addresses are recognized in every spelling of inet_aton(3); a name has no scope before it is looked up, except
-    names such as localhost.
+    """Addresses are recognized in every spelling of inet_aton(3).
+
+    A name has no scope before it is looked up, except names such as localhost.
     """
     assert scope_of_name(host) == scope
 
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """Listen on a port of loopback, over IPv4 and IPv6."""
+    """Yield a listening port on loopback, over IPv4 and IPv6."""
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         server.setblocking(False)
         yield server
@@ -123,7 +125,7 @@ def test_a_server_elsewhere_causes_no_connection_to_loopback(listener: socket.so
 
 @pytest.mark.parametrize("led_from", [None, "host"])
 def test_who_may_lead_to_loopback(listener: socket.socket, led_from: AddressScope | None) -> None:
-    """The user, and a registry on loopback, may name a URL on loopback."""
+    """The user and a registry on loopback may name a URL on loopback."""
     stream = GuardedBackend(SyncBackend(), led_from).connect_tcp("localhost", listener.getsockname()[1], 5.0)
     assert scope_of(stream.get_extra_info("server_addr")[0]) == "host"
     stream.close()
@@ -135,7 +137,7 @@ def test_a_name_without_an_address(listener: socket.socket) -> None:
         GuardedBackend(SyncBackend(), None).connect_tcp("nobody.invalid", 1, 5.0)
 
 
-# -- every kind of URL that somebody else names
+# -- every kind of URL that a server or a kit names
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def elsewhere() -> str:
     """Return an address of this machine that is not a loopback address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         try:
-            one.connect(("198.51.100.1", 9))  # sends nothing
+            one.connect(("198.51.100.1", 9))  # sends no packet
             address = str(one.getsockname()[0])
         except OSError:
             address = "127.0.0.1"
@@ -154,7 +156,7 @@ def elsewhere() -> str:
 
 @pytest.fixture
 def outer(elsewhere: str) -> Iterator[FakeRegistry]:
-    """Start a registry that is not on loopback."""
+    """Yield a running registry that is not on loopback."""
     registry = FakeRegistry()
     registry.address = elsewhere
     with registry:
@@ -163,7 +165,7 @@ def outer(elsewhere: str) -> Iterator[FakeRegistry]:
 
 @pytest.fixture
 def hub(elsewhere: str) -> Iterator[FakeHub]:
-    """Start a hub that is not on loopback, which also serves LFS objects."""
+    """Yield a running hub that is not on loopback, which also implements the LFS API."""
     hub = FakeHub()
     hub.address = elsewhere
     with hub:
@@ -172,7 +174,7 @@ def hub(elsewhere: str) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def inner() -> Iterator[FakeRegistry]:
-    """Start a server on loopback, which no server elsewhere may lead to."""
+    """Yield a running server on loopback, to which no server elsewhere may lead."""
     with FakeRegistry() as running:
         running.put_manifest("team/kit", BODY, tag="v1")
         running.put_blob("team/kit", DATA)
@@ -269,8 +271,9 @@ def test_a_registry_elsewhere_does_not_lead_to_loopback(
     lead: Callable[[FakeRegistry, str, RegistryClient], None],
     spelled: str,
 ) -> None:
-    """A URL on loopback that a registry elsewhere names is refused in one line that names both, and is never
-    requested.
+    """A URL on loopback that a registry elsewhere names is refused and never requested.
+
+    The error is one line that names both.
     """
     port = inner.host.rpartition(":")[2]
     with pytest.raises(RegistryError, match=rf"{spelled}:{port}(, which)? is this machine itself"):
@@ -312,9 +315,7 @@ def test_a_repository_elsewhere_does_not_name_an_lfs_server_on_loopback(
 def test_an_open_connection_to_loopback_is_not_used_for_a_redirect_from_elsewhere(
     outer: FakeRegistry, inner: FakeRegistry, client: Clients
 ) -> None:
-    """A redirect of a registry elsewhere does not reach the user's registry on loopback over a connection that the
-    client still has.
-    """
+    """A redirect from a registry elsewhere does not use an open connection to a registry on loopback."""
     one = client(plain_http=True)
     one.repository(Reference.parse(f"{inner.host}/team/kit")).manifest("v1")
     inner.forget()
@@ -349,8 +350,9 @@ def test_a_registry_on_loopback_leads_to_loopback(fake: FakeRegistry, inner: Fak
 def test_a_parent_on_loopback_of_a_kit_that_is_here(
     inner: FakeRegistry, client: Clients, holder: Reference | LayoutReference
 ) -> None:
-    """A kit that was packed here, a layout on disk, and a kit of a registry on loopback may name a parent on
-    loopback.
+    """A kit that was packed here may name a parent on loopback.
+
+    So may a layout on disk, and a kit in a registry on loopback.
     """
     parent = Reference.parse(f"{inner.host}/team/kit:v1").held_by(holder)
     assert client().repository(parent).manifest("v1")[1] == BODY
@@ -360,8 +362,9 @@ def test_a_parent_on_loopback_of_a_kit_that_is_here(
     "to", ["http://127.0.0.1:1/x", "http://0x7f.1:1/x", "http://localhost:1/x", "http://169.254.169.254/x"]
 )
 def test_behind_a_proxy_the_host_is_checked_as_it_is_spelled(fake: FakeRegistry, client: Clients, to: str) -> None:
-    """Behind a proxy, which looks names up, only addresses and names of this machine in the URL itself are refused,
-    without a request to the proxy.
+    """Behind a proxy, which looks names up, only the URL itself is checked.
+
+    Addresses and names of this machine are refused without a request to the proxy.
     """
     fake.fail("/manifests/", Status(302, {"Location": to}))
     one = client(proxy=fake.url, plain_http=True)

@@ -1,6 +1,4 @@
-"""Authentication: Basic, bearer tokens, identity tokens, expiry of tokens, and the hosts that credentials are
-sent to.
-"""
+"""Authentication: Basic, bearer tokens, identity tokens, expiry of tokens, and the hosts that get credentials."""
 
 from __future__ import annotations
 
@@ -54,8 +52,9 @@ def test_basic_without_the_right_password(
 
 
 def test_an_anonymous_token(fake: FakeRegistry, repository: Repositories) -> None:
-    """Without credentials an anonymous token is requested from the realm, with service and scope, once for many
-    requests.
+    """Without credentials an anonymous token is requested from the realm, once for many requests.
+
+    The request has the service and the scope.
     """
     fake.require_token()
     one = repository()
@@ -106,7 +105,7 @@ def test_an_expired_token_is_replaced(fake: FakeRegistry, repository: Repositori
 
 
 def test_a_token_is_not_used_to_its_last_moment() -> None:
-    """A token is used for nine tenths of its life, and discarded only if it is the one that was refused."""
+    """A token is used for nine tenths of its life. After a refusal, only the refused token is discarded."""
     now = [0.0]
     tokens = Tokens(lambda: now[0])
     tokens.put("h", "s", "Bearer a", 100)
@@ -134,9 +133,7 @@ def test_many_readers_fetch_one_token(fake: FakeRegistry, repository: Repositori
     for thread in threads:
         thread.join()
     assert got == [BODY] * 16
-    assert (
-        len(fake.served("/token")) <= 2
-    )  # a reader whose 401 came late may find the errand ended and its token refused or unseen
+    assert len(fake.served("/token")) <= 2  # a reader whose 401 arrives late may send a token request of its own
 
 
 def test_readers_do_not_queue_up_behind_a_stalled_token_server(fake: FakeRegistry, repository: Repositories) -> None:
@@ -213,7 +210,7 @@ def test_challenges_that_cannot_be_met(fake: FakeRegistry, repository: Repositor
 
 
 def test_challenges_are_read_as_they_come() -> None:
-    """A header may have several schemes, quotes, commas inside quotes, no blanks, and upper case."""
+    """A header may have several schemes, quotes, commas in quotes, no blanks and upper case."""
     assert challenges('Bearer realm="https://a/t",service="r",scope="repository:x:pull,push"') == {
         "bearer": {"realm": "https://a/t", "service": "r", "scope": "repository:x:pull,push"}
     }
@@ -247,8 +244,9 @@ def test_challenges_are_read_as_they_come() -> None:
     ],
 )
 def test_challenges_in_every_spelling(headers: list[str], bearer: dict[str, str]) -> None:
-    """Challenges are parsed in the spellings of RFC 9110 §11.6.1 (escapes, blanks, empty elements, several headers),
-    and in those that servers use in practice.
+    """Challenges are parsed in the spellings of RFC 9110 §11.6.1 and in those that servers use in practice.
+
+    The spellings include escapes, blanks, empty elements and several headers.
     """
     assert challenges(*headers)["bearer"] == bearer
 
@@ -270,7 +268,7 @@ HEAPS = ['a="', "bearer ", "basic,", "a ", " ", ",", "\\", "a=b,", '"', "=", 'a=
 @pytest.mark.parametrize("heap", HEAPS)
 @pytest.mark.parametrize("start", ["", "Bearer ", 'Bearer realm="'])
 def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> None:
-    """Parsing takes linear time: every step consumes a character, none goes back, and none begins behind the limit."""
+    """Parsing takes linear time, because every step consumes a character and none starts after the limit."""
     header = (start + heap * MAX_CHALLENGE)[:MAX_CHALLENGE]
     steps, at = 0, 0
     while (match := CHALLENGE_PART.match(header, at)) is not None:
@@ -281,7 +279,7 @@ def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> 
 
 
 def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
-    """Return the token request that a challenge with this realm leads to."""
+    """Return the token request that results from a challenge with this realm."""
     auth = RegistryAuth(
         "r.test", "repository:x:pull", GivenCredential(Credential("u", "p")), Tokens(), plain_http=plain_http
     )
@@ -304,8 +302,10 @@ def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
     ],
 )
 def test_where_credentials_may_go(url: str, realm: str, plain_http: bool) -> None:
-    """Credentials are sent over TLS; without TLS only with --plain-http, to loopback, or to the registry's own host if
-    that uses plain HTTP.
+    """Credentials are sent over TLS.
+
+    Without TLS they are sent only with --plain-http, to loopback, or to the registry's own host if that uses plain
+    HTTP.
     """
     assert flow(url, realm, plain_http=plain_http).headers["Authorization"].startswith("Basic ")
 
@@ -365,7 +365,7 @@ def test_a_token_request_has_the_timeouts_of_its_request(fake: FakeRegistry, rep
 
 
 def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a token server is unreachable, the error names both it and the registry that named it."""
+    """If a token server is unreachable, the error names it and the registry."""
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
         desk.stop()
@@ -391,7 +391,7 @@ def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegist
     ],
 )
 def test_scopes_are_joined_by_resource(asked: str, own: str, whole: str) -> None:
-    """The requested scope has the scopes of the challenge and those that the client needs, each resource once."""
+    """The requested scope joins the scopes of the challenge and of the client, with each resource once."""
     assert widened(asked, own) == whole
 
 

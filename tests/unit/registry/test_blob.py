@@ -1,4 +1,4 @@
-"""Blobs of a hostile registry (DESIGN §6), over real sockets."""
+"""Blobs from a hostile registry (DESIGN §6), over real sockets."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def blob_of(fake: FakeRegistry, repository: Repositories, size: int = -1, **opti
 
 
 def test_a_range_asks_for_itself_only(fake: FakeRegistry, repository: Repositories, counters: Counters) -> None:
-    """A range is read with one request for that range, with identity encoding; received bytes and requests are
-    counted.
-    """
+    """A range is read with one request for that range, with identity encoding. Bytes and requests are counted."""
     assert read(blob_of(fake, repository), 1000, 5096) == DATA[1000:5096]
     (served,) = fake.served()
     assert (served.method, served.range, served.sent) == ("GET", "bytes=1000-5095", 4096)
@@ -81,25 +79,25 @@ def test_sequential_ranges_share_one_connection(fake: FakeRegistry, repository: 
     for n in range(20):
         pieces = blob.read_range(n * 100, n * 100 + 100)
         assert bytes(next(pieces)[1]) == DATA[n * 100 : n * 100 + 100]
-        pieces.close()  # as a reader does who has what it wants
+        pieces.close()  # as a reader that needs no more bytes
     assert {s.connection for s in fake.served()} == {1}
 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_cut_body_is_taken_up_where_it_stands(fake: FakeRegistry, repository: Repositories, reset: bool) -> None:
-    """After a body breaks off, the next request begins at the first missing byte."""
+    """After a body breaks off, the next request starts at the first missing byte."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(300_000, reset=reset), times=3)
     assert read(blob) == DATA
     starts = [int(s.range.removeprefix("bytes=").split("-")[0]) for s in fake.served()]
     assert starts[0] == 0
-    if not reset:  # a reset may lose what was on its way
+    if not reset:  # a reset may lose bytes in flight
         assert starts == [0, 300_000, 600_000, 900_000]
         assert fake.moved() == len(DATA)
 
 
 def test_a_body_that_never_brings_a_byte_is_given_up(fake: FakeRegistry, repository: Repositories) -> None:
-    """Attempts in a row without progress are limited; the error names the host and the byte."""
+    """The number of consecutive attempts without progress is limited. The error names the host and the byte."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(0))
     with pytest.raises(Unavailable, match=f"{fake.host}") as caught:
@@ -117,7 +115,7 @@ def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories
 
 
 def test_200_to_a_range_is_the_whole_blob_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """After 200 to a range ``ranged`` is False, and the body counts from byte 0; nothing is requested twice."""
+    """After 200 to a range ``ranged`` is False, and the body counts from byte 0. Nothing is requested twice."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", IgnoreRange())
     pieces = list(blob.read_range(500_000, 500_010))
@@ -132,7 +130,7 @@ def test_200_to_a_range_is_the_whole_blob_once(fake: FakeRegistry, repository: R
 
 
 def test_200_to_a_range_of_everything_proves_nothing(fake: FakeRegistry, repository: Repositories) -> None:
-    """200 to a request for the whole blob does not turn ``ranged`` False."""
+    """200 to a request for the whole blob does not set ``ranged`` to False."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", IgnoreRange(), times=1)
     assert read(blob) == DATA
@@ -140,7 +138,7 @@ def test_200_to_a_range_of_everything_proves_nothing(fake: FakeRegistry, reposit
 
 
 def test_a_stream_that_breaks_off_goes_on_behind_what_came(fake: FakeRegistry, repository: Repositories) -> None:
-    """Without ranges a second body begins at byte 0, and the bytes that were yielded before are skipped."""
+    """Without ranges a second body starts at byte 0, and the bytes that were yielded before are skipped."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", IgnoreRange())
     fake.fail("/blobs/", Cut(400_000), times=1)
@@ -154,8 +152,9 @@ def test_a_stream_that_breaks_off_goes_on_behind_what_came(fake: FakeRegistry, r
 
 
 def test_a_node_without_ranges_amid_a_range(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a range breaks off and the next response is 200, the read continues within its range; later reads are
-    streams.
+    """If a range breaks off and the next response is 200, the read continues within its range.
+
+    Later reads are streams.
     """
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(1_000), times=1)
@@ -210,7 +209,7 @@ def test_wrong_answers_are_errors_of_their_class(
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 416])
 def test_client_errors_are_not_retried(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """4xx is not retried, except 408 and 429."""
+    """A 4xx status is not retried, except 408 and 429."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Status(status))
     with pytest.raises(KitfsError):
@@ -231,8 +230,9 @@ def test_a_blob_shorter_than_its_descriptor(fake: FakeRegistry, repository: Repo
 def test_a_stream_without_length_that_is_shorter_or_longer(
     fake: FakeRegistry, repository: Repositories, by: int
 ) -> None:
-    """A body without a length is checked at its end: missing bytes are requested again a few times, extra bytes raise
-    IntegrityError.
+    """A body without a length is checked at its end.
+
+    Missing bytes are requested again a few times, and extra bytes raise IntegrityError.
     """
     blob = blob_of(fake, repository)
     for fault in (IgnoreRange(), Resize(by), Chunked()):
@@ -242,8 +242,9 @@ def test_a_stream_without_length_that_is_shorter_or_longer(
 
 
 def test_a_stall_fails_after_the_read_timeout(fake: FakeRegistry, repository: Repositories) -> None:
-    """A read fails when no byte arrives for the read timeout; the error names the host and the seconds, and the read is
-    not retried.
+    """A read fails if no byte arrives for the read timeout, and is not retried.
+
+    The error names the host and the seconds.
     """
     blob = blob_of(fake, repository, read_timeout=0.3)
     stall = Stall(100_000)
@@ -295,7 +296,7 @@ def test_a_redirects_target_is_kept_and_gets_no_authorization(fake: FakeRegistry
 
 
 def test_an_expired_target_is_resolved_once_more(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a cached target returns 403, the registry is asked for a new one; 403 from that one is an error."""
+    """If a cached target returns 403, the registry is asked for a new target. A 403 from the new target is an error."""
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
         blob = blob_of(fake, repository)
@@ -321,7 +322,7 @@ def test_a_target_whose_host_is_gone_is_replaced(fake: FakeRegistry, repository:
 
 
 def test_redirects_end(fake: FakeRegistry, repository: Repositories) -> None:
-    """A circle of redirects raises an error after five of them."""
+    """A cycle of redirects raises an error after five of them."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Status(307, {"Location": "/v2/team/kit/blobs/again"}))
     with pytest.raises(RegistryError, match="redirects more than 5 times"):
@@ -369,7 +370,7 @@ def test_two_mirrors_on_one_host_keep_their_own_targets(fake: FakeRegistry, repo
 
 
 def test_sixty_four_readers_at_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """Sixty-four readers get a connection each, without waiting for the pool."""
+    """Each of 64 readers gets its own connection without waiting for the pool."""
     blob = blob_of(fake, repository)
     gate = threading.Barrier(64)
     wrong: list[int] = []

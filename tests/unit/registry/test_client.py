@@ -36,8 +36,9 @@ BODY = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
 
 
 def test_a_tag_is_resolved_to_its_manifest(fake: FakeRegistry, repository: Repositories, counters: Counters) -> None:
-    """A tag is resolved to a descriptor and bytes, with the media type of the response; manifests and indexes are
-    accepted.
+    """A tag is resolved to a descriptor and bytes, with the media type of the response.
+
+    Manifests and indexes are accepted.
     """
     digest = fake.put_manifest("team/kit", BODY, tag="v1")
     found, data = repository().manifest("v1")
@@ -89,7 +90,7 @@ def test_manifests_are_capped(fake: FakeRegistry, repository: Repositories) -> N
 
 
 def test_a_manifest_that_breaks_off_is_asked_for_again(fake: FakeRegistry, repository: Repositories) -> None:
-    """A manifest that breaks off is requested three times, then the error names the registry."""
+    """A manifest that breaks off is requested three times. Then the error names the registry."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     fake.fail("/manifests/", Cut(20), times=2)
     assert repository().manifest("v1")[1] == BODY
@@ -112,7 +113,7 @@ def test_small_blobs_are_checked_and_capped(fake: FakeRegistry, repository: Repo
 
 
 def test_exists_is_a_head(fake: FakeRegistry, repository: Repositories) -> None:
-    """``exists`` sends HEAD, and returns True, False or raises an error."""
+    """``exists`` sends HEAD. It returns True or False, or raises an error."""
     fake.put_blob("team/kit", BODY)
     assert repository().exists(descriptor(BODY))
     assert not repository().exists(descriptor(b"other"))
@@ -124,8 +125,9 @@ def test_exists_is_a_head(fake: FakeRegistry, repository: Repositories) -> None:
 
 @pytest.mark.parametrize("api", [True, False])
 def test_referrers(fake: FakeRegistry, repository: Repositories, api: bool) -> None:
-    """Referrers come from the API, or from the tag sha256-<hex> if the registry has no such API, and are filtered by
-    artifact type.
+    """Referrers come from the API, or from the tag sha256-<hex> if the registry has no such API.
+
+    They are filtered by artifact type.
     """
     fake.referrers_api = api
     subject = fake.put_manifest("team/kit", BODY, tag="v1")
@@ -264,7 +266,7 @@ def test_a_server_that_speaks_something_else(repository: Repositories) -> None:
                 try:
                     one, _ = server.accept()
                 except OSError:
-                    return  # the test is over
+                    return  # the test has ended
                 with one:
                     one.recv(1000)
                     one.sendall(b"220 smtp.example.test ESMTP\r\n")
@@ -297,8 +299,9 @@ def test_a_mirror_that_lies_is_passed_over(fake: FakeRegistry, repository: Repos
 
 
 def test_when_all_fail_each_is_named(fake: FakeRegistry, repository: Repositories) -> None:
-    """If all endpoints fail, the class is that of the registry's own error, since only the registry knows whether a tag
-    exists.
+    """If all endpoints fail, the error has the class of the registry's own error.
+
+    Only the registry can decide whether a tag exists.
     """
     with FakeRegistry() as mirror:
         mirror.stop()

@@ -36,7 +36,7 @@ def written(path: Path, config: Any) -> str:
 
 @pytest.fixture
 def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put docker-credential-here on PATH; return the file to which it writes the keys that it was asked for."""
+    """Put docker-credential-here on PATH, and return the file to which it writes the requested keys."""
     log = tmp_path / "asked"
     for name, user in (("here", "helped"), ("token", "<token>")):
         script = tmp_path / "bin" / f"docker-credential-{name}"
@@ -98,8 +98,9 @@ def test_hosts_in_every_spelling(tmp_path: Path, scheme: str, path: str) -> None
     ],
 )
 def test_which_key_counts(keys: list[str], expected: list[str]) -> None:
-    """The longest repository is the best match (containers-auth.json), then the host as kit writes it, then its other
-    spellings.
+    """The longest repository is the best match (containers-auth.json).
+
+    The host as kit writes it comes next, and then its other spellings.
     """
     assert matching(keys, HOST, "team/kit") == expected
 
@@ -119,7 +120,7 @@ def test_docker_hub_has_a_name_of_its_own(tmp_path: Path, host: str) -> None:
 
 
 def test_kits_file_comes_before_dockers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """$KITOPS_HOME/credentials.json is read before $DOCKER_CONFIG/config.json or ~/.docker/config.json."""
+    """$KITOPS_HOME/credentials.json is read before docker's config.json in $DOCKER_CONFIG or in ~/.docker."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("DOCKER_CONFIG", raising=False)
     kit = str(tmp_path / "kit")
@@ -144,7 +145,7 @@ def test_what_changes_on_disk_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_helper_for_one_host_comes_before_the_store_and_the_file(tmp_path: Path, helper: Path) -> None:
-    """credHelpers is used before credsStore, and that before auths."""
+    """credHelpers is used before credsStore, and credsStore before auths."""
     path = written(
         tmp_path / "c.json",
         {"credHelpers": {HOST: "here"}, "credsStore": "token", "auths": {HOST: AUTH, "file.test": AUTH}},
@@ -155,7 +156,7 @@ def test_a_helper_for_one_host_comes_before_the_store_and_the_file(tmp_path: Pat
 
 
 def test_a_store_that_holds_an_identity_token(tmp_path: Path, helper: Path) -> None:
-    """The user name <token> means that the secret is an identity token; the key of docker.io is its own."""
+    """The user name <token> means that the secret is an identity token. docker.io has a key of its own."""
     path = written(tmp_path / "c.json", {"credsStore": "token"})
     assert Credentials((path,)).of("docker.io") == Credential(identity_token="s3cret")
     assert helper.read_text().splitlines() == ["https://index.docker.io/v1/"]

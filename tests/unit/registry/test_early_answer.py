@@ -1,4 +1,4 @@
-"""Responses that arrive before the body was sent, from servers that neither read on nor close the connection."""
+"""Responses that arrive before the whole body was sent, from servers that keep the connection open but stop reading."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ Servers = Callable[..., str]
 
 @pytest.fixture
 def serve() -> Iterator[Servers]:
-    """Start servers of one connection each, which stays open until the end of the test; return their URL."""
+    """Return a function that starts a server for one connection, which stays open until the end of the test.
+
+    The function returns the server's URL.
+    """
     sockets: list[socket.socket] = []
     threads: list[threading.Thread] = []
 
@@ -56,7 +59,7 @@ def serve() -> Iterator[Servers]:
 
 
 def put(url: str, pieces: int = 64, *, timeout: float = 20.0) -> tuple[int, int]:
-    """Send a PUT; return (status, pieces of 1 MiB that were taken from the body)."""
+    """Send a PUT, and return (status, pieces of 1 MiB that were read from the body)."""
     made = 0
 
     def body() -> Iterator[bytes]:
@@ -71,7 +74,7 @@ def put(url: str, pieces: int = 64, *, timeout: float = 20.0) -> tuple[int, int]
 
 
 def head(one: socket.socket) -> bytes:
-    """Read the head of a request, and the part of the body that arrived with it."""
+    """Read the head of a request and the part of the body that arrived with it."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += one.recv(4096)
@@ -87,9 +90,7 @@ def hear(one: socket.socket, heard: int, size: int) -> int:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("after", [0, 3 * MiB])
 def test_an_early_answer_is_heard(serve: Servers, tls: bool, after: int) -> None:
-    """An early response stops the body and is returned, though the server reads no more and keeps the
-    connection open.
-    """
+    """An early response stops the body and is returned, although the server keeps the connection open."""
 
     def handler(one: socket.socket) -> None:
         hear(one, len(head(one)), after)
@@ -155,7 +156,7 @@ def test_a_close_without_a_response_is_an_error(serve: Servers) -> None:
 
 
 def test_what_came_early_is_read_first() -> None:
-    """The bytes of an early response are returned first, in pieces of the requested size, then those of the socket."""
+    """The bytes of an early response are returned before those of the socket, in pieces of the requested size."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"HTTP/1.1 413 Too Large\r\n")

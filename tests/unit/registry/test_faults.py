@@ -1,6 +1,6 @@
-"""Faults of registries, token servers, targets of redirects and proxies (DESIGN §6), over real sockets.
+"""Faults of registries, token servers, redirect targets and proxies (DESIGN §6), over real sockets.
 
-These tests are about several parts together; the tests of each part are beside this file.
+These tests involve several modules. Other files in this directory test each module alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Repositories = Callable[..., Repository]
 
 @pytest.fixture
 def fake(fake: FakeRegistry) -> FakeRegistry:
-    """The fake registry, with one manifest and one blob in team/kit."""
+    """Return the fake registry, with one manifest and one blob in team/kit."""
     return fill(fake)
 
 
@@ -59,7 +59,7 @@ def error_of(attempt: Callable[[], object], error: type[KitfsError]) -> str:
     """Return the message of the error that ``attempt`` raises, whose class is ``error`` or a direct subclass."""
     with pytest.raises(error) as caught:
         attempt()
-    assert error in type(caught.value).__mro__[:2]  # not the base of another one
+    assert error in type(caught.value).__mro__[:2]  # the class itself or a direct subclass
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -74,7 +74,7 @@ def test_a_handshake_that_never_ends_is_no_connection(repository: Repositories) 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_waited_for(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """The second request is sent after the second that Retry-After asks for."""
+    """The second request is sent after the second that Retry-After specifies."""
     fake.fail("/manifests/", Status(status, {"Retry-After": "1"}), times=1)
     began = time.monotonic()
     assert repository().manifest("v1")[1] == MANIFEST
@@ -83,7 +83,7 @@ def test_retry_after_is_waited_for(fake: FakeRegistry, repository: Repositories,
 
 
 def test_the_status_of_an_error_counts_though_its_body_stalls(fake: FakeRegistry, repository: Repositories) -> None:
-    """404 raises NotFound although the body of the response stalls."""
+    """A 404 raises NotFound although the body of the response stalls."""
     fake.fail("/manifests/", Status(404, body=b"x" * 100))
     fake.fail("/manifests/", Stall(10))
     error_of(lambda: repository(read_timeout=0.5).manifest("v1"), NotFound)
@@ -106,7 +106,7 @@ def test_200_to_a_range_becomes_one_stream_for_every_reader(
         str(tmp_path / "store"), counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0
     )
     blob = store.blob(digest, size=len(big), source=repository().blob(Descriptor("", digest, len(big))))
-    assert bytes(blob.pread(5 * MiB, 4096)) == big[5 * MiB :][:4096]  # the first one learns that there are no ranges
+    assert bytes(blob.pread(5 * MiB, 4096)) == big[5 * MiB :][:4096]  # the first reader learns that there are no ranges
     wrong: list[int] = []
 
     def one(n: int) -> None:
@@ -132,7 +132,7 @@ def in_parallel(run: Callable[[int], object], count: int) -> None:
 
 
 def test_locations_that_serve_once_are_resolved_for_every_range(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a CDN's signature is valid for one request only, the registry is asked for a new location once per read."""
+    """If a location is valid for one request only, the registry is asked for a new location for each read."""
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn, uses=1)
         blob = repository().blob(BLOB)
@@ -161,7 +161,7 @@ def test_authorization_stays_with_its_host(fake: FakeRegistry, repository: Repos
 
 
 def test_a_target_that_asks_for_a_password_gets_none(fake: FakeRegistry, repository: Repositories) -> None:
-    """401 from a redirect's target is an error, and no credentials are sent to it."""
+    """A 401 from a redirect's target is an error, and no credentials are sent to the target."""
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
         cdn.fail("/cdn/", Status(401, {"WWW-Authenticate": 'Basic realm="cdn"'}))
@@ -183,8 +183,9 @@ def test_a_target_that_stalls_is_not_asked_for_ever(fake: FakeRegistry, reposito
 
 
 def test_a_target_whose_bodies_break_off_is_not_asked_for_ever(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a body without a byte the registry is asked for a new target; a body that breaks off later is resumed at
-    the same target.
+    """After a body without a byte the registry is asked for a new target.
+
+    A body that breaks off later is resumed at the same target.
     """
     with FakeRegistry() as ill, FakeRegistry() as well:
         fake.redirect_blobs_to(ill)
@@ -203,8 +204,9 @@ def test_a_target_whose_bodies_break_off_is_not_asked_for_ever(fake: FakeRegistr
 def test_a_retry_after_beyond_the_read_timeout_is_not_waited_for(
     fake: FakeRegistry, repository: Repositories, status: int
 ) -> None:
-    """If Retry-After is longer than the read timeout, the response is an error at once, and no second request
-    is sent.
+    """If Retry-After is longer than the read timeout, the response is an error at once.
+
+    No second request is sent.
     """
     fake.fail("/manifests/", Status(status, {"Retry-After": "20"}))
     error_of(lambda: repository(read_timeout=2.0).manifest("v1"), RateLimited if status == 429 else Unavailable)
@@ -233,7 +235,7 @@ TOKENS: dict[str, tuple[Fault, type[KitfsError]]] = {
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_faults_of_token_servers(fake: FakeRegistry, repository: Repositories, name: str) -> None:
-    """A faulty token server raises an error of the class that fits, which names it; later requests succeed."""
+    """A faulty token server raises an error of the right class, which names it. Later requests succeed."""
     fault, error = TOKENS[name]
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
@@ -245,7 +247,7 @@ def test_faults_of_token_servers(fake: FakeRegistry, repository: Repositories, n
 
 
 def test_a_login_while_mounted_is_seen(fake: FakeRegistry, repository: Repositories, tmp_path: Path) -> None:
-    """A login is seen by the next request that needs a token, since the files are read each time."""
+    """A login is used by the next request that needs a token, because the files are read each time."""
     fake.require_token({"u": "p"})
     team = repository()
     error_of(lambda: team.manifest("v1"), Unauthorized)
@@ -257,14 +259,14 @@ def test_a_login_while_mounted_is_seen(fake: FakeRegistry, repository: Repositor
     "body", [b"<html>", b"[]", b'{"manifests": 5}', b" " * (6 * MiB)], ids=["html", "list", "number", "long"]
 )
 def test_referrers_that_are_not_an_index(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
-    """200 with a body that is not an index raises ManifestError instead of returning no referrers."""
+    """A 200 whose body is not an index raises ManifestError instead of returning no referrers."""
     fake.fail("/referrers/", Status(200, {"Content-Type": INDEX}, body=body))
     error_of(lambda: repository().referrers(Digest.of(MANIFEST)), ManifestError)
 
 
 @pytest.fixture
 def secure() -> Iterator[FakeRegistry]:
-    """Start the same registry behind TLS."""
+    """Yield the same registry behind TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(TLS / "server.pem")
     with FakeRegistry(tls=context) as running:
@@ -281,7 +283,7 @@ def test_a_redirect_away_from_tls_is_refused(secure: FakeRegistry, repository: R
 
 
 class Tunnel(http.server.BaseHTTPRequestHandler):
-    """A proxy that supports CONNECT only, and connects to ``target`` whatever host was requested."""
+    """A proxy that supports only CONNECT, and connects to ``target`` whatever host was requested."""
 
     target: tuple[str, int]
     asked: list[str]
@@ -305,7 +307,7 @@ class Tunnel(http.server.BaseHTTPRequestHandler):
             pass  # one of the two sides has closed the connection
 
     def log_message(self, *_: object) -> None:
-        """Log nothing: ``asked`` has the requests."""
+        """Log nothing, because ``asked`` records the requests."""
 
 
 @pytest.mark.parametrize("environment", [False, True])
@@ -315,7 +317,7 @@ def test_tls_goes_through_a_proxy_as_a_tunnel(
     """A request to a registry over TLS uses CONNECT at a plain proxy, and verifies the certificate of the registry."""
     handler = type("_Tunnel", (Tunnel,), {"target": ("127.0.0.1", int(secure.host.partition(":")[2])), "asked": []})
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as proxy:
-        proxy.daemon_threads = True  # a tunnel ends with the client, after this
+        proxy.daemon_threads = True  # a tunnel ends with the client, which may be after this test
         threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}).start()
         url = f"http://127.0.0.1:{proxy.server_address[1]}"
         try:

@@ -1,8 +1,8 @@
-"""What kitfs learns from the errors of OpenSSL, httpx, httpcore and h11, asked of these libraries themselves.
+"""Properties of the errors of OpenSSL, httpx, httpcore and h11 on which kitfs relies, tested with these libraries.
 
-``http_errors`` reads the reasons of OpenSSL where there is no other way to tell faults apart, and shortens messages of
-h11 that quote foreign bytes. If a new version of a library words them differently, these tests fail. Every connection
-here is a real one, made as kitfs makes it.
+``http_errors`` parses OpenSSL's reasons where faults cannot be distinguished in another way, and shortens messages of
+h11 that quote foreign bytes. If a new version of a library changes its words, these tests fail. Every connection in
+these tests is a real connection, made as kitfs makes it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from kitfs.registry.options import ClientOptions
 
 TLS = Path(__file__).parent / "tls"
 ALERT = b"\x15\x03\x01\x00\x02\x02\x46"  # a fatal alert "protocol version" (RFC 8446 §6), which has no line end
-UNEXPECTED = b"\x15\x03\x03\x00\x02\x02\x0a"  # "unexpected message": its last byte is a line end
+UNEXPECTED = b"\x15\x03\x03\x00\x02\x02\x0a"  # the alert "unexpected message", whose last byte is a line end
 HANDSHAKE_FAILURE = b"\x15\x03\x03\x00\x02\x02\x28"
 Servers = Callable[..., str]
 
 
 @pytest.fixture
 def serve() -> Iterator[Servers]:
-    """Start servers that send ``data`` after the first bytes of every connection, and then close it; return host:port.
+    """Return a function that starts a server and returns its host:port.
 
-    With ``tls`` the server makes a handshake first.
+    The server sends ``data`` after the first bytes of each connection and closes it. With ``tls`` it makes a handshake
+    first.
     """
     listeners: list[socket.socket] = []
     threads: list[threading.Thread] = []
@@ -82,7 +83,7 @@ def talk(connection: socket.socket, data: bytes, tls: ssl.SSLContext | None) -> 
 
 
 def error_of(url: str, *, headers: dict[str, str] | None = None, trusts: bool = True) -> httpx.HTTPError:
-    """Send a request as kitfs does, and return the error of httpx that it raises.
+    """Send a request as kitfs does, and return the error that httpx raises.
 
     The client trusts the CA of the tests, unless ``trusts`` is False.
     """
@@ -101,7 +102,7 @@ def server_context() -> ssl.SSLContext:
 
 @pytest.mark.parametrize("alert", [ALERT, UNEXPECTED], ids=["without a line end", "with a line end"])
 def test_an_alert_in_reply_to_plain_http_is_a_tls_alert(serve: Servers, alert: bytes) -> None:
-    """A TLS alert is recognized by its first bytes, whatever h11 would make of them, and named as the fault."""
+    """A TLS alert is recognized by its first bytes, and the error names it as the fault."""
     url = f"http://{serve(alert)}/"
     error = error_of(url)
     assert isinstance(error, httpx.RemoteProtocolError)
@@ -148,7 +149,7 @@ def test_an_invalid_response_is_neither(serve: Servers, data: bytes) -> None:
     ids=["HTTP", "SSH", "SMTP", "zeros", "a record that is too long", "an alert", "nothing"],
 )
 def test_openssl_names_a_server_that_does_not_speak_tls(serve: Servers, data: bytes, expected: bool) -> None:
-    """OpenSSL's reason tells a server of another protocol, which is not retried, from a failed handshake."""
+    """OpenSSL's reason distinguishes a server with another protocol, which is not retried, from a failed handshake."""
     error = error_of(f"https://{serve(data)}/")
     cause = root_cause(error)
     found = isinstance(cause, ssl.SSLError) and speaks_no_tls(cause)
@@ -166,7 +167,7 @@ def test_openssl_names_a_certificate_that_is_not_trusted(serve: Servers) -> None
 
 
 def test_openssl_names_a_missing_client_certificate(serve: Servers) -> None:
-    """A server that requires a certificate of the client is a permanent failure, by the name of its alert."""
+    """If a server requires a client certificate, the failure is permanent, by the name of its alert."""
     context = server_context()
     context.load_verify_locations(TLS / "ca.pem")
     context.verify_mode = ssl.CERT_REQUIRED
@@ -202,7 +203,10 @@ def test_messages_do_not_repeat_a_header_that_h11_refuses(serve: Servers) -> Non
 
 
 def test_httpx_reports_an_invalid_location_by_its_cause(serve: Servers) -> None:
-    """httpx parses the Location of a redirect that it does not follow; ``mapped`` names the redirect as the fault."""
+    """httpx parses the Location of a redirect even if it does not follow it.
+
+    ``mapped`` names the redirect as the fault.
+    """
     found = b"HTTP/1.1 302 Found\r\nLocation: http://[::bad/\r\nContent-Length: 0\r\n\r\n"
     url = f"http://{serve(found)}/"
     with (

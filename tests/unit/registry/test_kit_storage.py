@@ -1,4 +1,4 @@
-"""kit's own storage beside a registry: which copies are read, which are not trusted, and kits that only kit has."""
+"""kit's own storage next to a registry: which copies are used, which are not trusted, and kits that only kit has."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOG = logging.getLogger("kitfs.test")
 
 
 class Storage:
-    """A home of kit as kit 1.7 writes it."""
+    """A home of kit, as kit 1.7 writes it."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -57,7 +57,7 @@ class Storage:
         return self.blobs / digest.removeprefix("sha256:")
 
     def state(self) -> dict[str, tuple[int, int, int]]:
-        """Return inode, size and time of every file, which change if anything is written."""
+        """Return inode, size and time of every file. They change if anything is written."""
         found = {path: path.stat() for path in sorted(self.home.rglob("*"))}
         return {str(path): (about.st_ino, about.st_size, about.st_mtime_ns) for path, about in found.items()}
 
@@ -72,7 +72,7 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def opened(tmp_path: Path, storage: Storage) -> Iterator[Opener]:
-    """Open workspaces of one store, one after the other."""
+    """Return a function that opens workspaces with the same store, one after the other."""
     last: list[Workspace] = []
 
     def run() -> Workspace:
@@ -126,7 +126,10 @@ FILES = {"w.bin": WEIGHTS, "src/a.py": b"print()\n"}
 def test_only_the_manifest_is_asked_of_the_registry(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """If kit has the blobs already, under any name, only the manifest is fetched, and kit's storage is not changed."""
+    """If kit has the blobs, under any name, only the manifest is fetched.
+
+    kit's storage is not changed.
+    """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     storage.put(kit, "somewhere.test/else", "v7")
@@ -145,7 +148,7 @@ def test_only_the_manifest_is_asked_of_the_registry(
 def test_a_wrong_copy_is_not_used(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, wrong: str
 ) -> None:
-    """The registry's blob is read instead, with one warning if a byte is wrong, and the file is not changed."""
+    """The registry's blob is read instead, and the copy is not changed. A wrong byte causes one warning."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     storage.put(kit, "somewhere.test/else")
@@ -157,7 +160,7 @@ def test_a_wrong_copy_is_not_used(
         path.write_bytes(WEIGHTS[:-1])
     elif wrong == "a folder":
         path.mkdir()
-    elif wrong == "a link":  # it might lead to a file that only the reader may read
+    elif wrong == "a link":  # a link may lead to a file that only the reader may read
         (storage.home / "elsewhere").write_bytes(WEIGHTS)
         path.symlink_to(storage.home / "elsewhere")
     else:
@@ -237,7 +240,7 @@ class NoHints:
 
 
 class SlowStorage:
-    """The storage of kit, whose checks do not begin to read before ``released`` is set."""
+    """A storage of kit whose checks do not start to read before ``released`` is set."""
 
     def __init__(self, home: Path) -> None:
         released = self.released = threading.Event()
@@ -250,7 +253,7 @@ class SlowStorage:
         self.storage = KitStorage(str(home), NoHints(), LOG, wait_limit=100, open_file=SlowFile.open)
 
     def blob(self, data: bytes, answer: Answer) -> Source:
-        """The blob ``data`` of a repository that returns ``answer``."""
+        """Return the blob ``data`` of a repository whose responses come from ``answer``."""
 
         class Repository:
             def blob(self, _: Descriptor) -> Answer:
@@ -261,7 +264,7 @@ class SlowStorage:
 
 
 class Answer:
-    """A repository's blob, in ranges or as one stream; Unavailable is raised after ``good`` bytes."""
+    """A repository's blob, in ranges or as one stream. After ``good`` bytes it raises Unavailable."""
 
     def __init__(self, data: bytes, *, ranged: bool = True, good: int = 1 << 60) -> None:
         self.data = data
@@ -280,8 +283,9 @@ class Answer:
 
 
 def test_a_large_copy_is_read_after_its_check(storage: Storage) -> None:
-    """Until kit's copy is checked the registry's blob is read; if the registry fails, the reader waits for the
-    check.
+    """While kit's copy is checked, the registry's blob is read.
+
+    If the registry fails, the reader waits for the check.
     """
     data = random.Random(2).randbytes(10_000)
     storage.path(Digest.of(data)).write_bytes(data)
@@ -317,7 +321,7 @@ def test_a_registry_without_ranges_that_goes_away(storage: Storage) -> None:
 def test_a_copy_that_is_checked_while_a_registry_without_ranges_is_read(
     fake: FakeRegistry, storage: Storage, repository: Callable[..., RemoteOrigin]
 ) -> None:
-    """The stream of a registry that ignores ranges may be followed by reads of kit's copy: both have the same bytes."""
+    """A stream from a registry without ranges and later reads of kit's copy give the same bytes."""
     kit = kit_of()
     fake.put_kit("team/kit", kit, "v1")
     fake.fail("/blobs/", IgnoreRange())
@@ -361,8 +365,9 @@ def test_a_kit_that_only_kit_has(
 def test_a_kit_whose_registry_does_not_have_it(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, away: str, how: str
 ) -> None:
-    """A kit that its registry does not return is read from kit's storage, with one warning, unless --remote is
-    given.
+    """A kit that its registry does not return is read from kit's storage, with one warning.
+
+    With --remote it is not.
     """
     kit = kit_of()
     storage.put(kit, f"{fake.host}/team/kit", "v1")
@@ -383,8 +388,9 @@ def test_a_kit_whose_registry_does_not_have_it(
 
 
 def test_a_tag_is_the_registrys_first(fake: FakeRegistry, opened: Opener, storage: Storage) -> None:
-    """The registry decides what a tag means, since kit's copy may be old; without it the last known manifest
-    is used.
+    """The registry decides what a tag means, because kit's copy may be old.
+
+    Without the registry the last known manifest is used.
     """
     old = kits.build([kits.part("code", "old", b"old", format="raw")])
     storage.put(old, f"{fake.host}/team/kit", "v1")
@@ -392,7 +398,7 @@ def test_a_tag_is_the_registrys_first(fake: FakeRegistry, opened: Opener, storag
     host = opened()
     assert files(host, ref) == FILES
     fake.stop()
-    assert files(host, ref) == FILES  # the manifest that kitfs saw last, not kit's
+    assert files(host, ref) == FILES  # the manifest that kitfs saw last, not that of kit
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"v1": 5}', '{"v1": {"digest": "x", "size": 1}}', "[" * 100_000])
@@ -408,7 +414,7 @@ def test_an_invalid_list_of_tags_is_ignored(opened: Opener, storage: Storage, te
     "name", [path.stem for path in sorted((GOLDEN / "layouts").glob("*.tar")) if path.stem != "child"]
 )
 def test_golden_kits_in_kits_storage(opened: Opener, storage: Storage, tmp_path: Path, name: str) -> None:
-    """Kits of every version of kit are pulled from its storage."""
+    """Kits from every version of kit are pulled from its storage."""
     with tarfile.open(GOLDEN / "layouts" / f"{name}.tar") as archive:
         archive.extractall(tmp_path / "layout", filter="data")
     [row] = json.loads((tmp_path / "layout/index.json").read_bytes())["manifests"]

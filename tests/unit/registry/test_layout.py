@@ -1,4 +1,4 @@
-"""OCI layouts on disk: directories and archives, valid and broken ones."""
+"""OCI layouts on disk, valid and broken, as directories and as archives."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def archived(directory: Path) -> Path:
     target = directory.with_suffix(".tar")
     with tarfile.open(target, "w") as tar:
         for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-            tar.add(path, f"./{path.relative_to(directory)}")  # as "tar -C dir ." writes it
+            tar.add(path, f"./{path.relative_to(directory)}")  # member names as written by "tar -C dir ."
     return target
 
 
 @pytest.fixture(params=["oci", "oci-archive"])
 def opened(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Layout]]:
-    """Open a layout directory as it is, or as an archive."""
+    """Return a function that opens a layout directory itself, or an archive of it."""
     made: list[Layout] = []
 
     def opening(directory: Path) -> Layout:
@@ -48,7 +48,7 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Layout]]
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Make a layout with one kit under the tag v1."""
+    """Return a layout with one kit, which has the tag v1."""
     return kits.write_layout(KIT, tmp_path / "layout", "v1")
 
 
@@ -74,7 +74,7 @@ def test_a_manifest_that_the_index_does_not_list_is_found_by_digest(
 
 
 def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """A blob is read in ranges and whole with its digest verified; ``exists`` finds it."""
+    """A blob is read in ranges, and whole with its digest verified. ``exists`` finds the blob."""
     layout = opened(directory)
     assert b"".join(bytes(view) for _, view in layout.blob(LAYER).read_range(7, 14)) == b"weights"
     assert layout.blob_bytes(LAYER, 7000) == b"weights" * 1000
@@ -85,7 +85,7 @@ def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Pa
 
 
 def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """The error for an unknown tag, or for a missing one, lists the tags of the layout."""
+    """The error for an unknown tag, or for no tag, lists the tags of the layout."""
     layout = opened(directory)
     with pytest.raises(NotFound, match="the tag 'v2' does not exist; the layout holds v1"):
         layout.resolve("v2")
@@ -121,7 +121,7 @@ def test_referrers_are_found_under_the_tag_that_stands_in_for_the_api(
 
 
 def test_a_blob_that_is_not_what_it_should_be(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """A blob with another size, with other bytes, or that does not exist raises its error."""
+    """A blob with another size, with other bytes or without a file raises its own error."""
     path = directory / "blobs" / KIT.layers[0].replace(":", "/")
     path.write_bytes(b"WEIGHTS" * 1000)
     with pytest.raises(IntegrityError, match="does not have its digest"):
@@ -194,7 +194,7 @@ def test_nothing_there(tmp_path: Path, kind: str) -> None:
 
 
 def test_files_that_are_not_archives(tmp_path: Path) -> None:
-    """A directory, a text, a compressed archive and a truncated one are refused as archives."""
+    """A directory, a text file, a compressed archive and a truncated archive are refused as archives."""
     with pytest.raises(KitfsError, match=str(tmp_path)):
         open_layout(LayoutReference("oci-archive", str(tmp_path)))
     path = tmp_path / "a.tar"
@@ -227,7 +227,7 @@ def _read_all(path: Path) -> None:
 
 
 def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path) -> None:
-    """Members with names that lead out of the archive have no effect, since members are only looked up by name."""
+    """Members whose names lead out of the archive have no effect, because members are only looked up by name."""
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w") as tar:
         for name in ("../../oci-layout", "/index.json"):
@@ -244,7 +244,7 @@ def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path) -> None:
     "name", ["oci-layout", "index.json", "blobs", "blobs/sha256", f"blobs/sha256/{KIT.layers[0][7:]}"]
 )
 def test_no_link_in_a_directory_is_followed(directory: Path, name: str) -> None:
-    """A symbolic link in a layout is refused by name, since it may lead to a file that only the reader may read."""
+    """A symbolic link in a layout is refused by name, because it may lead to a file that only the reader may read."""
     (directory / name).rename(directory.parent / "elsewhere")
     (directory / name).symlink_to(directory.parent / "elsewhere")
 

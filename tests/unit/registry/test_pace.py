@@ -1,5 +1,6 @@
-"""Responses and bodies that arrive byte by byte: each ends at its deadline or at the minimum speed; a reader that
-pauses is not slow.
+"""Responses and bodies that arrive byte by byte end at their deadline or below the minimum speed.
+
+A reader that pauses does not count as slow.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789"
 
 
 class Clock:
-    """A clock that the test sets."""
+    """A clock that a test sets."""
 
     now = 100.0
 
@@ -46,7 +47,7 @@ def clock() -> Clock:
 
 
 def test_the_clock_runs_only_while_the_client_waits(clock: Clock) -> None:
-    """The clock of a pace does not run while the reader pauses."""
+    """The clock of a pace stops while the reader pauses."""
     pace = Pace(10.0, least=1, clock=clock)
     pace.begin_body()
     for _ in range(3):
@@ -59,7 +60,7 @@ def test_the_clock_runs_only_while_the_client_waits(clock: Clock) -> None:
 
 
 def test_the_least_speed_renews_the_time(clock: Clock) -> None:
-    """A new window begins once enough bytes for the whole window have moved, and not before."""
+    """A new window starts once enough bytes for the whole window have moved, and not before."""
     pace = Pace(10.0, least=100, clock=clock)
     pace.begin_body()
     for moved, left in [(500, 8.0), (499, 6.0), (1, 10.0), (5000, 10.0)]:
@@ -71,7 +72,7 @@ def test_the_least_speed_renews_the_time(clock: Clock) -> None:
 
 
 def test_a_head_is_not_prolonged_by_what_comes(clock: Clock) -> None:
-    """Bytes of a head do not extend its deadline, and the error says that it was slow."""
+    """Bytes of a head do not extend its deadline, and the error says that the head was slow."""
     pace = Pace(10.0, clock=clock)
     assert pace.left() == pytest.approx(10.0)
     for _ in range(10):
@@ -82,7 +83,7 @@ def test_a_head_is_not_prolonged_by_what_comes(clock: Clock) -> None:
 
 
 def test_a_head_has_an_end() -> None:
-    """The bytes of interim responses and of a head are limited."""
+    """The size of interim responses and of a head is limited."""
     pace = Pace(10.0)
     pace.count_head(MAX_HEAD)
     with pytest.raises(httpcore.RemoteProtocolError, match=f"more than {MAX_HEAD} bytes"):
@@ -95,12 +96,15 @@ def test_a_pace_is_its_seconds() -> None:
     assert f"{Pace(2.5):g}" == "2.5"
 
 
-# -- servers that drip
+# -- servers that send byte by byte
 
 
 @pytest.fixture
 def serve() -> Iterator[Servers]:
-    """Start servers that pass every request of every connection to a handler; return host:port."""
+    """Return a function that starts a server, which passes every request of every connection to a handler.
+
+    The function returns host:port.
+    """
     closing = threading.Event()
     listeners: list[socket.socket] = []
     threads: list[threading.Thread] = []
@@ -148,8 +152,9 @@ def team(client: RegistryClient, host: str) -> Repository:
 
 
 def dripping(start: bytes, drop: bytes, *, pause: float = 0.05, times: int = 2000) -> Handler:
-    """Return a handler that sends ``start``, and then ``drop`` at most ``times`` times, so that a test that hangs
-    fails.
+    """Return a handler that sends ``start`` and then ``drop`` at most ``times`` times.
+
+    The limit makes a test fail that would otherwise hang.
     """
 
     def handler(one: socket.socket, _: bytes) -> None:
@@ -186,7 +191,7 @@ ASKS: dict[str, Callable[[Repository], object]] = {
 
 @pytest.mark.parametrize("drip", DRIPS)
 def test_no_drip_is_progress(serve: Servers, client: Clients, drip: str) -> None:
-    """A manifest of which only single bytes arrive is given up after the read timeout."""
+    """A manifest that arrives byte by byte is given up after the read timeout."""
     host = serve(DRIPS[drip])
     with pytest.raises(Unavailable, match=host):
         team(client(read_timeout=0.5), host).manifest("v1")
@@ -202,7 +207,7 @@ def test_no_request_waits_for_drips(serve: Servers, client: Clients, drip: str, 
 
 
 def test_no_push_waits_for_drips(serve: Servers, client: Clients) -> None:
-    """An upload that gets interim responses only is given up."""
+    """An upload that gets only interim responses is given up."""
     host = serve(DRIPS["interim answers"])
     with pytest.raises(Unavailable, match=host):
         team(client(read_timeout=0.3), host).upload(descriptor(DATA), lambda at: iter([DATA[at:]]))
@@ -218,7 +223,7 @@ def test_no_token_is_waited_for_in_drips(serve: Servers, fake: FakeRegistry, cli
 
 
 def test_interim_answers_without_end_are_bounded(serve: Servers, client: Clients) -> None:
-    """Interim responses that arrive at full speed are limited by their bytes, before the deadline."""
+    """Interim responses that arrive at full speed are limited by their size, before the deadline."""
     host = serve(dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 1000, pause=0, times=10_000))
     with pytest.raises(Unavailable, match="bytes of headers and interim responses"):
         team(client(read_timeout=30.0), host).manifest("v1")
@@ -226,7 +231,7 @@ def test_interim_answers_without_end_are_bounded(serve: Servers, client: Clients
 
 @pytest.mark.parametrize("headers", [{f"X-{i}": "a" for i in range(500)}, {"X": "a" * 80_000}], ids=["many", "long"])
 def test_headers_are_bounded(fake: FakeRegistry, client: Clients, headers: dict[str, str]) -> None:
-    """A response with too many headers, or too long ones, raises an error and is not retried."""
+    """A response with too many headers or with too long headers raises an error and is not retried."""
     fake.fail("/manifests/", Status(200, headers, body=b"{}"))
     with pytest.raises(RegistryError, match=f"{fake.host} sent .* headers of .* bytes"):
         team(client(), fake.host).manifest("v1")
@@ -267,7 +272,7 @@ def test_a_reader_that_pauses_is_not_a_stall(fake: FakeRegistry, client: Clients
 
 
 def test_attempts_that_bring_too_little_end_together() -> None:
-    """Several attempts that are too slow together are given up, although each of them is within its own limits."""
+    """Several attempts that are too slow in total are given up, although each of them is within its limits."""
     speed = Speed(10.0)
     verdicts = []
     for came in (20_000, 2000, 2000, 2000):
@@ -289,7 +294,7 @@ def test_a_registry_that_is_slow_for_one_reader_is_well_for_the_next(
     assert b"".join(bytes(view) for _, view in blob.read_range(0, None)) == DATA
 
 
-# -- servers that listen slowly
+# -- servers that read slowly
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["silent", "interim"])

@@ -1,6 +1,4 @@
-"""The proxy environment as golang.org/x/net/http/httpproxy reads it; the expected values are those of its
-version 0.46.
-"""
+"""The environment of proxies is read as by golang.org/x/net/http/httpproxy 0.46, whose results are recorded here."""
 
 from __future__ import annotations
 
@@ -72,8 +70,9 @@ PROXY = "http://proxy.test:3128"
     ],
 )
 def test_no_proxy(rules: str, url: str, bypassed: bool) -> None:
-    """NO_PROXY matches names with the names below them, suffixes, ports, addresses and CIDR blocks; loopback never uses
-    a proxy.
+    """NO_PROXY matches names and the names below them, suffixes, ports, addresses and CIDR blocks.
+
+    Loopback never uses a proxy.
     """
     environ = {"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "NO_PROXY": rules}
     assert proxy_for(httpx.URL(url), environ) == (None if bypassed else PROXY)
@@ -94,12 +93,12 @@ def test_no_proxy(rules: str, url: str, bypassed: bool) -> None:
     ],
 )
 def test_which_variable_counts(environ: dict[str, str], expected: str | None) -> None:
-    """The variable of the scheme is used, in lower case first; a proxy without a scheme is an HTTP proxy."""
+    """The variable for the scheme is used, first in lower case. A proxy without a scheme is an HTTP proxy."""
     assert proxy_for(httpx.URL("http://registry.test/"), environ) == expected
 
 
 def test_a_cgi_program_takes_no_http_proxy() -> None:
-    """In a CGI program HTTP_PROXY is refused, since its client could set it by a header; HTTPS_PROXY is used."""
+    """In a CGI program HTTP_PROXY is refused, because the client could set it by a header. HTTPS_PROXY is used."""
     environ = {"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "REQUEST_METHOD": "GET"}
     with pytest.raises(UsageError, match="HTTP_PROXY is not used in a CGI program"):
         proxy_for(httpx.URL("http://registry.test/"), environ)

@@ -1,4 +1,4 @@
-"""The push and deletion of manifests, the tag that replaces the referrers API, and lists of tags."""
+"""Push and deletion of manifests, the tag that replaces the referrers API, and lists of tags."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_registrys_digest_is_checked(fake: FakeRegistry, repository: Reposit
 
 @pytest.mark.parametrize("claimed", [None, f"sha512:{hashlib.sha512(PLAIN).hexdigest()}"])
 def test_another_digest_or_none_is_as_good(fake: FakeRegistry, repository: Repositories, claimed: str | None) -> None:
-    """The registry may return a digest of another algorithm, or none."""
+    """The registry may return a digest of another algorithm, or no digest."""
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": claimed}))
     assert repository().put_manifest("v1", IMAGE_MANIFEST, PLAIN) == Digest.of(PLAIN)
 
@@ -148,7 +148,7 @@ def test_a_registry_that_knows_subjects_keeps_the_list(fake: FakeRegistry, repos
 
 
 def test_for_others_the_tag_is_kept_up(fake: FakeRegistry, repository: Repositories) -> None:
-    """Without OCI-Subject the index under the tag gets one entry for each referrer, with its type and annotations."""
+    """Without OCI-Subject the index under the tag gets an entry for each referrer, with its type and annotations."""
     fake.referrers_api = False
     team = repository()
     second = manifest(subject=SUBJECT)
@@ -183,7 +183,7 @@ def test_what_others_wrote_into_the_list_stays(fake: FakeRegistry, repository: R
     "there", [b"{}", b"[]", b'{"manifests": 7}', PLAIN, json.dumps({"mediaType": "x/y", "manifests": []}).encode()]
 )
 def test_something_else_under_the_tag_is_left_alone(fake: FakeRegistry, repository: Repositories, there: bytes) -> None:
-    """If the tag has something else than an index, the push fails in one line that names the tag."""
+    """If the tag does not name an index, the push fails in one line that names the tag."""
     fake.referrers_api = False
     fake.put_manifest("team/kit", there, tag=TAG)
     with pytest.raises(ManifestError, match=f"team/kit:{TAG}: "):
@@ -192,7 +192,7 @@ def test_something_else_under_the_tag_is_left_alone(fake: FakeRegistry, reposito
 
 
 def test_a_list_with_a_subject_of_its_own_ends_there(fake: FakeRegistry, repository: Repositories) -> None:
-    """The subject of the index itself gets no list."""
+    """If the index itself has a subject, no index is written for that subject."""
     fake.referrers_api = False
     strange = json.dumps(
         {"schemaVersion": 2, "manifests": [], "subject": {**SUBJECT, "digest": Digest.of(b"next")}}
@@ -235,7 +235,7 @@ def test_a_referrer_that_is_deleted_leaves_the_list(fake: FakeRegistry, reposito
 
 
 def test_damaged_manifests_can_be_deleted(fake: FakeRegistry, repository: Repositories) -> None:
-    """A manifest that cannot be read can be deleted."""
+    """A manifest that cannot be parsed can be deleted."""
     digest = fake.put_manifest("team/kit", b"junk")
     repository().delete_manifest(digest)
     with pytest.raises(NotFound):
@@ -266,7 +266,7 @@ def test_deleting_asks_for_a_token_for_it(fake: FakeRegistry, repository: Reposi
 
 @pytest.mark.parametrize("page", [0, 1, 3, 7])
 def test_tags_come_page_by_page(fake: FakeRegistry, repository: Repositories, page: int) -> None:
-    """Tags are listed page by page, along the Link headers."""
+    """Tags are listed page by page, by the Link headers."""
     fake.tags_per_page = page
     names = [f"v{i}" for i in range(7)]
     for name in names:
@@ -275,7 +275,7 @@ def test_tags_come_page_by_page(fake: FakeRegistry, repository: Repositories, pa
 
 
 def test_a_repository_without_tags(fake: FakeRegistry, repository: Repositories) -> None:
-    """A list that is null has no tags; a repository that does not exist raises NotFound."""
+    """A list that is null means no tags. A repository that does not exist raises NotFound."""
     fake.put_manifest("team/kit", PLAIN)
     assert list(repository().tags()) == []
     with pytest.raises(NotFound, match="no/such: tags: "):
@@ -297,7 +297,7 @@ def test_invalid_tags_are_left_out(fake: FakeRegistry, repository: Repositories)
 
 
 def test_pages_without_end_end(fake: FakeRegistry, repository: Repositories) -> None:
-    """A list of more pages than the limit raises an error."""
+    """A list with more pages than the limit raises an error."""
     fake.put_manifest("team/kit", PLAIN, tag="v1")
     fake.fail("/tags/", Headers({"Link": '</v2/team/kit/tags/list>; rel="next"'}))
     with pytest.raises(RegistryError, match="more than 5 pages of tags"):

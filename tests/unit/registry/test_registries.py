@@ -1,6 +1,4 @@
-"""Blobs, manifests, referrers and deletions at registries with the habits of one product each
-(``tests.fakes.registries``).
-"""
+"""Blobs, manifests, referrers and deletions at fakes of registry products (``tests.fakes.registries``)."""
 
 from __future__ import annotations
 
@@ -28,19 +26,19 @@ KIT = kits.build([kits.part("docs", "README.md", b"# hello\n", format="raw")])
 
 @pytest.fixture
 def retries() -> RetryPolicy:
-    """Clients of this module retry after a millisecond."""
+    """Return a policy whose clients retry after a millisecond."""
     return RetryPolicy(backoff=0.001)
 
 
 @pytest.fixture(autouse=True)
 def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake of GitHub has a limit that fits the chunks of these tests."""
+    """Give the fake of GitHub a limit that fits the chunks of these tests."""
     monkeypatch.setattr(GitHub, "limit", CHUNK // 2)
 
 
 @pytest.fixture(params=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> Iterator[FakeRegistry]:
-    """Start one registry of each kind."""
+    """Return a running registry of each kind in turn."""
     with KINDS[request.param]() as running:
         if running.body_limit:
             running.body_limit = CHUNK // 2
@@ -61,8 +59,9 @@ def put_kit(repository: Repository, kit: kits.Kit, tag: str) -> Digest:
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, len(DATA)])
 def test_a_blob_arrives_and_is_found_again(client: Clients, kind: FakeRegistry, size: int) -> None:
-    """Every registry gets a blob of every size; a second push finds it, or sends it again if the registry
-    refuses HEAD.
+    """Every registry stores a blob of every size.
+
+    A second push finds the blob, or sends it again if the registry refuses HEAD.
     """
     data = DATA[:size]
     repository = team(client, kind)
@@ -82,7 +81,7 @@ def headless(kind: FakeRegistry) -> bool:
 
 
 def test_a_blob_is_mounted_or_sent(client: Clients, kind: FakeRegistry) -> None:
-    """A blob is mounted or sent, whatever the registry returns; a source that does not exist is ignored."""
+    """A blob is mounted or sent, whatever the registry returns. A source that does not exist is ignored."""
     kind.put_blob("team/base", DATA)
     repository = team(client, kind)
     assert repository.upload(descriptor(DATA), reader(), chunk=CHUNK, mount_from=["no/such", "team/base"]) == "mounted"
@@ -116,7 +115,7 @@ def test_a_referrer_is_found(client: Clients, kind: FakeRegistry) -> None:
     put = repository.put_manifest(kits.sha256(data), IMAGE_MANIFEST, data)
     if (
         type(kind).__name__ != "Harbor"
-    ):  # its API answers 401 and no tag stands in for it: the referrers are known to it alone
+    ):  # the API returns 401 and no tag replaces it, so that clients cannot find the referrers
         assert [d.digest for d in repository.referrers(subject)] == [put]
 
 
@@ -125,9 +124,7 @@ def kind_answers_referrers(kind: FakeRegistry) -> bool:
 
 
 def test_referrers_of_an_index_are_not_its_children(client: Clients) -> None:
-    """If a registry takes the tag for the digest and returns the index itself, its children are not returned as
-    referrers.
-    """
+    """If a registry reads the tag as the digest and returns the index itself, its children are not referrers."""
     with GitLab() as fake:
         repository = team(client, fake)
         child = put_kit(repository, KIT, "v1")
@@ -185,7 +182,7 @@ def test_a_manifest_of_an_unknown_kind(client: Clients) -> None:
 
 
 def test_a_repository_that_a_push_does_not_make(client: Clients) -> None:
-    """404 to the POST of an upload is raised after one request."""
+    """A 404 to the POST of an upload raises an error after one request."""
     with Amazon() as fake, pytest.raises(NotFound, match="the repository does not exist"):
         client().repository(Reference.parse(f"{fake.host}/new/kit")).upload(descriptor(DATA), reader())
     assert asked(fake) == ["HEAD", "POST"]
@@ -201,7 +198,7 @@ def test_a_repository_that_a_push_does_not_make(client: Clients) -> None:
     ],
 )
 def test_no_byte_goes_in_vain_more_than_once(client: Clients, kind: Callable[[], Any], requests: list[str]) -> None:
-    """A refused chunk costs one request; unusual Range headers cost none."""
+    """A refused chunk costs one request. Unusual Range headers cost none."""
     with kind() as fake:
         team(client, fake).upload(descriptor(DATA), reader(), chunk=CHUNK)
         assert [

@@ -1,4 +1,4 @@
-"""Retries, on a scripted transport and with a clock of the test."""
+"""Retries, on a scripted transport with a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ Step = int | Exception | tuple[int, str]
 
 @dataclass
 class Script(httpx.BaseTransport):
-    """A transport that returns a status, or a status with Retry-After, or raises an exception, in order; the last one
-    for ever. ``sleep`` advances the clock.
+    """A transport that returns scripted statuses, with or without Retry-After, or raises scripted exceptions, in order.
+
+    The last step is repeated for ever. ``sleep`` advances the clock.
     """
 
     steps: list[Step]
@@ -80,7 +81,7 @@ def test_the_last_answer_is_handed_on() -> None:
     "error", [httpx.ReadError("reset"), httpx.RemoteProtocolError("closed"), httpx.WriteError("pipe")]
 )
 def test_a_connection_that_breaks_before_the_answer_is_tried_again(error: Exception) -> None:
-    """A reset, a close, and an idle connection that is gone are retried."""
+    """A reset, a close and an idle connection that was closed are retried."""
     script = Script([error, error, 200])
     assert script.run()() == 200
 
@@ -116,7 +117,7 @@ def test_a_streamed_body_goes_out_once(step: Step) -> None:
 
 
 def test_a_streamed_body_may_wait_for_a_connection() -> None:
-    """Refused connections are retried for a streamed body too, since none of it was sent."""
+    """Refused connections are retried for a streamed body too, because none of it was sent."""
     script = Script([httpx.ConnectError("[Errno 111] Connection refused"), 202])
     transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
     assert transport.handle_request(httpx.Request("PATCH", "http://r.test/", content=iter([b"x"]))).status_code == 202
@@ -172,7 +173,7 @@ def test_an_invalid_retry_after_is_ignored(text: str) -> None:
 
 
 def test_all_pauses_of_a_request_end_within_a_minute() -> None:
-    """A registry that always asks for 30 s gets three requests."""
+    """If a registry always asks for a pause of 30 s, three requests are sent."""
     script = Script([(429, "30")])
     assert script.run()() == 429
     assert sum(script.slept) <= 60
@@ -217,7 +218,10 @@ def broken(script: Script) -> Callable[..., int]:
 
 
 def test_the_circuit_breaks_after_failures_in_a_row() -> None:
-    """After failures in a row requests to the host fail without being sent; other hosts are not affected."""
+    """After several consecutive failures, requests to the host fail without being sent.
+
+    Other hosts are not affected.
+    """
     script = Script([httpx.ReadTimeout("slow")])
     ask = broken(script)
     asked = script.asked
@@ -230,7 +234,7 @@ def test_the_circuit_breaks_after_failures_in_a_row() -> None:
 
 
 def test_one_probe_goes_out_when_the_circuit_is_half_open() -> None:
-    """After a pause one request is sent; its failure begins another pause."""
+    """After a pause one request is sent. If it fails, another pause starts."""
     script = Script([httpx.ReadTimeout("slow")])
     ask = broken(script)
     script.now += RETRIES.break_for
@@ -262,7 +266,7 @@ def test_only_one_of_many_readers_is_the_probe() -> None:
 
 
 def test_a_404_says_that_the_host_is_well() -> None:
-    """4xx counts as success for the circuit breaker, 429 too."""
+    """A 4xx status counts as success for the circuit breaker, also 429."""
     script = Script([404, (429, "1")])
     ask = script.run()
     assert {ask() for _ in range(50)} == {404, 429}

@@ -1,4 +1,4 @@
-"""Connections: TLS and its messages, client certificates, proxies and their environment, ~/.netrc."""
+"""Connections: TLS and its messages, client certificates, the environment of proxies, and ~/.netrc."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.registry.conftest import descriptor
 
 Repositories = Callable[..., Repository]
 BODY = b'{"schemaVersion":2,"config":{},"layers":[]}'
-TLS = Path(__file__).parent / "tls"  # a CA that nobody else knows, and what it signed for 127.0.0.1 and localhost
+TLS = Path(__file__).parent / "tls"  # the tests' own CA and the certificates that it signed for 127.0.0.1 and localhost
 
 
 def server_context(*, wants_client: bool = False) -> ssl.SSLContext:
@@ -31,7 +31,7 @@ def server_context(*, wants_client: bool = False) -> ssl.SSLContext:
 
 @pytest.fixture
 def secure() -> Iterator[FakeRegistry]:
-    """Start a registry behind TLS."""
+    """Yield a running registry behind TLS."""
     with FakeRegistry(tls=server_context()) as running:
         running.put_manifest("team/kit", BODY, tag="v1")
         yield running
@@ -59,8 +59,9 @@ def test_tls_without_verification(secure: FakeRegistry, repository: Repositories
 
 
 def test_a_client_certificate_is_shown(repository: Repositories) -> None:
-    """--cert and --key are sent to a server that requires a client certificate; without them it refuses the
-    connection.
+    """--cert and --key are sent to a server that requires a client certificate.
+
+    Without them the server refuses the connection.
     """
     with FakeRegistry(tls=server_context(wants_client=True)) as strict:
         strict.put_manifest("team/kit", BODY, tag="v1")
@@ -90,14 +91,14 @@ def test_a_file_that_is_not_a_certificate(repository: Repositories, tmp_path: Pa
 
 
 def test_an_explicit_proxy_is_for_everything(fake: FakeRegistry, repository: Repositories) -> None:
-    """--proxy is used for every host, loopback included."""
+    """--proxy is used for every host, including loopback."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     assert repository(registry="127.0.0.1:1", proxy=fake.url).manifest("v1")[1] == BODY
     assert fake.served()[0].path == "http://127.0.0.1:1/v2/team/kit/manifests/v1"
 
 
 def test_the_proxy_environment(fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTP_PROXY is used, except for loopback; a proxy without a scheme is an HTTP proxy."""
+    """HTTP_PROXY is used, except for loopback. A proxy without a scheme is an HTTP proxy."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     monkeypatch.setenv("HTTP_PROXY", fake.host)
     assert repository(registry="registry.test", plain_http=True).manifest("v1")[1] == BODY
@@ -109,7 +110,7 @@ def test_the_proxy_environment(fake: FakeRegistry, repository: Repositories, mon
 
 
 def test_no_proxy(fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NO_PROXY is applied to every connection; test_proxies has its rules."""
+    """NO_PROXY applies to every connection. test_proxies tests its rules."""
     monkeypatch.setenv("HTTP_PROXY", fake.host)
     monkeypatch.setenv("NO_PROXY", "*.test:80")
     with pytest.raises(RegistryError, match=r"cannot reach a\.registry\.test"):
@@ -134,7 +135,7 @@ def test_a_proxy_that_cannot_be(repository: Repositories, proxy: str) -> None:
 def test_netrc_does_not_count(
     fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """~/.netrc is not read."""
+    """kitfs does not read ~/.netrc."""
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login u password p\n")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -154,9 +155,7 @@ def test_plain_http_to_a_tls_server_hints_at_tls(secure: FakeRegistry, repositor
 
 @pytest.mark.parametrize("says", ["nothing", "Go", "nginx"])
 def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[..., RegistryClient], says: str) -> None:
-    """A registry on loopback that closes plain HTTP connections, or says that it speaks TLS, is contacted over TLS from
-    then on.
-    """
+    """TLS is used for a registry on loopback that closes plain HTTP connections or says that it speaks TLS."""
     secure.put_manifest("team/kit", BODY, tag="v1")
     words = {
         "Go": b"Client sent an HTTP request to an HTTPS server.\n",
@@ -192,6 +191,6 @@ def test_a_plain_server_that_breaks_is_not_taken_for_tls(fake: FakeRegistry, rep
 def test_a_tls_registry_through_a_plain_proxy(
     secure: FakeRegistry, fake: FakeRegistry, repository: Repositories
 ) -> None:
-    """If a proxy refuses CONNECT, the error names it."""
+    """If a proxy refuses CONNECT, the error names the proxy."""
     with pytest.raises(RegistryError, match=rf"\(through the proxy {fake.url}\)"):
         repository(registry=secure.host, plain_http=False, proxy=fake.url).manifest("v1")

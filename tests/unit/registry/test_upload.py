@@ -1,4 +1,4 @@
-"""Uploads of blobs, over real sockets: which requests are sent, how an upload resumes, and what responses mean."""
+"""Uploads of blobs over real sockets: which requests are sent, how an upload resumes, and what responses mean."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Notes(dict[tuple[str, str], Any]):
 
 @pytest.fixture
 def retries() -> RetryPolicy:
-    """Clients of this module retry after a millisecond."""
+    """Return a policy whose clients retry after a millisecond."""
     return RetryPolicy(backoff=0.001)
 
 
@@ -81,11 +81,11 @@ def ranges(fake: FakeRegistry) -> list[str]:
     return [s.headers["content-range"] for s in fake.served(method="PATCH") if "content-range" in s.headers]
 
 
-# -- the plain way
+# -- without failures
 
 
 def test_a_blob_that_is_there_is_not_sent(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the registry has a blob, one HEAD is sent."""
+    """If the registry has a blob, only a HEAD is sent."""
     fake.put_blob("team/kit", DATA)
     reported: list[int] = []
     assert push(repository(), progress=reported.append) == "exists"
@@ -94,7 +94,7 @@ def test_a_blob_that_is_there_is_not_sent(fake: FakeRegistry, repository: Reposi
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1])
 def test_what_is_smaller_than_a_chunk_goes_in_one_put(fake: FakeRegistry, repository: Repositories, size: int) -> None:
-    """A blob smaller than a chunk is sent with POST and one PUT, which has its length and digest."""
+    """A blob smaller than a chunk is sent by POST and one PUT, with its length and digest."""
     blob = descriptor(DATA[:size])
     assert push(repository(), blob, DATA[:size]) == "uploaded"
     put = fake.served(method="PUT")[0]
@@ -106,8 +106,9 @@ def test_what_is_smaller_than_a_chunk_goes_in_one_put(fake: FakeRegistry, reposi
 
 @pytest.mark.parametrize("chunks", [1, 4, 4.5])
 def test_chunks_go_one_after_the_other(fake: FakeRegistry, repository: Repositories, chunks: float) -> None:
-    """Chunks are sent as PATCH requests with Content-Range, then an empty PUT; each goes to the latest Location,
-    with its query.
+    """Chunks are sent by PATCH requests with Content-Range, followed by an empty PUT.
+
+    Each request goes to the latest Location, with its query.
     """
     data = DATA[: int(chunks * CHUNK)]
     blob = descriptor(data)
@@ -129,7 +130,7 @@ def repository_at(client: RegistryClient, host: str, name: str = "team/kit") -> 
 
 
 def test_the_least_size_of_a_chunk_is_honoured(fake: FakeRegistry, repository: Repositories) -> None:
-    """Every chunk but the last has at least OCI-Chunk-Min-Length bytes."""
+    """Every chunk except the last has at least OCI-Chunk-Min-Length bytes."""
     fake.chunk_min = 200 * KiB
     push(repository())
     assert ranges(fake) == ["0-204799", "204800-409599", "409600-460799"]
@@ -162,8 +163,9 @@ def test_locations_may_be_absolute(
 
 
 def test_a_location_without_tls_is_not_followed(client: Callable[..., RegistryClient]) -> None:
-    """A Location that leads away from TLS is refused; if only its scheme is wrong, the registry's own scheme is
-    used.
+    """A Location that leads away from TLS is refused.
+
+    If only its scheme is wrong, the registry's own scheme is used.
     """
     fake = FakeRegistry()
     fake.fail("/uploads/$", Headers({"Location": "http://storage.test/1"}), times=1)
@@ -191,7 +193,7 @@ def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) ->
 
 
 def test_a_blob_is_mounted_from_beside(fake: FakeRegistry, repository: Repositories) -> None:
-    """A blob is mounted from the first candidate that has it; sessions that other candidates began are cancelled."""
+    """A blob is mounted from the first candidate that has it. Sessions that other candidates began are cancelled."""
     fake.put_blob("lib/base", DATA)
     assert push(repository(), mount_from=["lib/none", "team/kit", "lib/base", "lib/more"]) == "mounted"
     posts = [s.path for s in fake.served(method="POST")]
@@ -215,7 +217,10 @@ def test_a_mount_that_is_refused_is_not_an_error(fake: FakeRegistry, repository:
 
 
 def test_mounting_asks_for_a_token_for_both(fake: FakeRegistry, repository: Repositories) -> None:
-    """A mount requests a token to push here and to pull there; other requests are for the one repository."""
+    """A mount requests a token to push here and to pull from the other repository.
+
+    Other requests need a token for one repository.
+    """
     fake.put_blob("lib/base", DATA)
     fake.require_token()
     assert push(repository(), mount_from=["lib/base"]) == "mounted"
@@ -224,7 +229,7 @@ def test_mounting_asks_for_a_token_for_both(fake: FakeRegistry, repository: Repo
     assert scopes == [[own], [own, source]]
 
 
-# -- setbacks
+# -- failures
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -232,7 +237,7 @@ def test_mounting_asks_for_a_token_for_both(fake: FakeRegistry, repository: Repo
 def test_a_broken_chunk_goes_on_where_the_registry_stands(
     fake: FakeRegistry, repository: Repositories, keeps: bool, reset: bool
 ) -> None:
-    """After a chunk breaks off the registry is asked for its state, and only missing bytes are sent."""
+    """After a chunk breaks off, the registry is asked for its offset, and only missing bytes are sent."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Deaf(50_000, keeps=keeps, reset=reset), method="PATCH", times=1)
     reported: list[int] = []
     assert push(repository(), progress=reported.append) == "uploaded"
@@ -256,11 +261,11 @@ def test_answers_that_may_pass(
     assert fake.blob("team/kit", BLOB.digest) == DATA
     assert counters.get("retries") == {"GET": 3, "PUT": 1}.get(
         method, 2
-    )  # the first PUT took effect, only its response was lost
+    )  # the first PUT took effect, but its response was lost
 
 
 def upload_of(client: RegistryClient, fake: FakeRegistry, **options: Any) -> uploads.Upload:
-    """Return an upload of BLOB to team/kit of a registry."""
+    """Return an upload of BLOB to team/kit."""
     [endpoint] = client.repository(Reference.parse(f"{fake.host}/team/kit")).endpoints
     pushing = endpoint.scoped("repository:team/kit:pull,push")
     return uploads.Upload(client.http, pushing, "team/kit", BLOB, reader(), client.lessons, chunk=CHUNK, **options)
@@ -274,7 +279,7 @@ def test_retry_after_is_honoured(fake: FakeRegistry, client: Callable[..., Regis
 
 
 def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories) -> None:
-    """An upload succeeds although every chunk breaks off, because each brings the registry more bytes."""
+    """An upload succeeds although every chunk breaks off, because each adds bytes at the registry."""
     fake.fail(UPLOAD, Deaf(10_000), method="PATCH")
     assert push(repository()) == "uploaded"
     assert len(ranges(fake)) == -(-len(DATA) // 10_000)
@@ -291,7 +296,7 @@ def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories
 def test_failed_attempts_without_progress_end(
     fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[KitfsError]
 ) -> None:
-    """Five failed attempts in a row end each method, with an error of one line."""
+    """Each method ends after five consecutive failures, with an error of one line."""
     for method in ("PATCH", "PUT"):
         fake.fail(UPLOAD, fault, method=method)
     with pytest.raises(kind, match=f"^team/kit: blob {BLOB.digest}: {fake.host} ") as caught:
@@ -301,7 +306,7 @@ def test_failed_attempts_without_progress_end(
 
 
 def test_a_lost_session_is_replaced(fake: FakeRegistry, repository: Repositories) -> None:
-    """After 404 in the middle the blob is sent in a new session, and progress is reported as negative."""
+    """After a 404 the blob is sent in a new session, and negative progress is reported."""
     reported: list[int] = []
 
     def progress(n: int) -> None:
@@ -316,7 +321,7 @@ def test_a_lost_session_is_replaced(fake: FakeRegistry, repository: Repositories
 
 
 def test_a_registry_that_always_loses_its_sessions(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry that loses every session is given up, since bytes that were sent before are not progress."""
+    """A registry that loses every session is given up, because bytes that were sent before do not count as progress."""
     fake.fail("_state=a%2Bb.c%3D%3D204800", Status(404), method="PATCH")
     fake.fail(UPLOAD, Status(404, code="BLOB_UPLOAD_UNKNOWN", refuses=True), method="PUT")
     with pytest.raises(Unavailable, match="has lost the upload session; push again"):
@@ -325,7 +330,7 @@ def test_a_registry_that_always_loses_its_sessions(fake: FakeRegistry, repositor
 
 
 def test_416_asks_for_the_place(fake: FakeRegistry, repository: Repositories) -> None:
-    """After 416 the registry is asked how much it has."""
+    """After a 416 the registry is asked how much it has."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Status(416), method="PATCH", times=1)
     assert push(repository()) == "uploaded"
     assert "GET" in asked(fake, UPLOAD)
@@ -337,7 +342,10 @@ def test_416_asks_for_the_place(fake: FakeRegistry, repository: Repositories) ->
 def test_2xx_says_that_a_chunk_was_taken(
     fake: FakeRegistry, repository: Repositories, said: str | None, status: int
 ) -> None:
-    """After 2xx no byte of a chunk is sent again, whatever Range the response has; the digest decides."""
+    """After a 2xx no byte of a chunk is sent again, whatever Range the response has.
+
+    The digest is checked at the end.
+    """
     fake.fail("_state=a%2Bb.c%3D%3D102400", Headers({"Range": said}), method="PATCH", times=1)
     fake.fail("/uploads/", Restatus(status), method="PATCH")
     assert push(repository()) == "uploaded"
@@ -346,7 +354,7 @@ def test_2xx_says_that_a_chunk_was_taken(
 
 
 def test_a_part_of_a_chunk_may_be_taken(fake: FakeRegistry, repository: Repositories) -> None:
-    """A Range within the chunk is where the next chunk begins."""
+    """If Range ends within the chunk, the next chunk starts there."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Deaf(60_000, answers=True), method="PATCH", times=1)
     assert push(repository()) == "uploaded"
     assert ranges(fake)[1:3] == ["102400-204799", "162400-264799"]
@@ -354,7 +362,7 @@ def test_a_part_of_a_chunk_may_be_taken(fake: FakeRegistry, repository: Reposito
 
 
 def test_answers_without_range_and_location(fake: FakeRegistry, repository: Repositories) -> None:
-    """After 2xx without Range and Location the upload continues at the same location."""
+    """After a 2xx without Range and Location the upload continues at the same location."""
     fake.fail(UPLOAD, Headers({"Range": None, "Location": None}), method="PATCH")
     assert push(repository()) == "uploaded"
     assert len(ranges(fake)) == 5
@@ -387,13 +395,13 @@ def test_a_blob_in_one_request_gets_a_new_session(fake: FakeRegistry, repository
 @pytest.mark.parametrize("chunk", [CHUNK, 1 << 30])
 def test_a_lost_answer_to_the_last_request(fake: FakeRegistry, repository: Repositories, chunk: int) -> None:
     """If the response to the closing request is lost, the registry is asked for the blob before it is sent again."""
-    fake.fail(UPLOAD, Status(502), method="PUT", times=1)  # the registry has done it, a proxy has lost the answer
+    fake.fail(UPLOAD, Status(502), method="PUT", times=1)  # the registry stored the blob, but a proxy lost its response
     assert push(repository(), chunk=chunk) == "uploaded"
     assert asked(fake).count("PUT") == 1
 
 
 def test_a_registry_that_says_nothing_is_given_up(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry that times out is given up after fewer attempts than after other failures."""
+    """A registry that times out is given up after fewer attempts than for other failures."""
     fake.fail(UPLOAD, Status(500, refuses=True), method="PATCH")
     fake.fail(UPLOAD, Stall(), method="PATCH")
     with pytest.raises(Unavailable, match=r"sent nothing for 0\.3 s"):
@@ -419,13 +427,13 @@ def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
     with pytest.raises(Killed):
         team.upload(BLOB, read, chunk=CHUNK, hints=notes)
     assert len(notes) == 1
-    fake.stop()  # returns when it has heard the end of it
+    fake.stop()  # returns when the registry has received the end of it
     fake.start()
     fake.forget()
 
 
 def test_a_later_call_goes_on(fake: FakeRegistry, repository: Repositories) -> None:
-    """A later call sends only the missing bytes, and then deletes its hint."""
+    """A later call sends only the missing bytes and then deletes its hint."""
     notes, reported = Notes(), list[int]()
     interrupted(fake, repository(), notes)
     assert push(repository(), hints=notes, progress=reported.append) == "uploaded"
@@ -435,7 +443,7 @@ def test_a_later_call_goes_on(fake: FakeRegistry, repository: Repositories) -> N
 
 
 def test_a_session_that_the_registry_lost_meanwhile(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the registry has lost the session of an earlier call, a new session is begun without an error."""
+    """If the registry has lost the session of an earlier call, a new session is started without an error."""
     notes = Notes()
     interrupted(fake, repository(), notes)
     fake.lose_uploads()
@@ -549,7 +557,7 @@ def test_a_token_that_is_known_to_be_old_is_replaced_first(fake: FakeRegistry, r
 
 
 def test_a_token_that_may_not_push(fake: FakeRegistry, repository: Repositories) -> None:
-    """401 and 403 raise Unauthorized, and no session is left."""
+    """401 and 403 raise Unauthorized, and no session is left behind."""
     fake.require_basic({"u": "p"})
     with pytest.raises(Unauthorized, match=f"log in with kitfs login {fake.host}"):
         push(repository())
@@ -579,8 +587,9 @@ def test_refusals(
     kind: type[KitfsError],
     words: str,
 ) -> None:
-    """If no method is left, the error is that of the first refusal in one line, and the session is cancelled; early
-    responses count too.
+    """If all methods are refused, the error is that of the first refusal in one line, and the session is cancelled.
+
+    Early responses count too.
     """
     for one in ("PATCH", "PUT") if method == "P" else (method,):
         fake.fail("/uploads/", Status(status, refuses=True), method=one)
@@ -590,8 +599,8 @@ def test_refusals(
         push(repository(), chunk=CHUNK)
     assert words in str(caught.value)
     assert type(caught.value) is kind
-    assert len(fake.served(method="POST")) <= 5  # each way once
-    assert len(fake.uploads("team/kit")) == (status == 403 and method != "POST")  # an upload goes on after a login
+    assert len(fake.served(method="POST")) <= 5  # each method once
+    assert len(fake.uploads("team/kit")) == (status == 403 and method != "POST")  # an upload can resume after a login
 
 
 def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None:
@@ -609,7 +618,7 @@ def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None
 
 
 def test_a_wrong_digest(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the registry computes another digest, the local copy is checked, and damaged bytes are not sent again."""
+    """If the registry computes another digest, the local copy is checked. Damaged bytes are not sent again."""
     with pytest.raises(IntegrityError, match=f"{fake.host} computed another digest, because the local copy is damaged"):
         push(repository(), data=DATA[:-1] + b"?")
     assert asked(fake).count("PUT") == 1
@@ -654,7 +663,7 @@ def test_no_location(fake: FakeRegistry, repository: Repositories) -> None:
 
 
 def test_nothing_there(fake: FakeRegistry, repository: Repositories) -> None:
-    """404 to POST raises NotFound."""
+    """A 404 to the POST raises NotFound."""
     fake.fail("/uploads/$", Status(404, code="NAME_UNKNOWN", message="x"))
     with pytest.raises(NotFound, match="the repository does not exist"):
         push(repository())
@@ -680,7 +689,7 @@ def test_repr_is_for_people(fake: FakeRegistry, client: Callable[..., RegistryCl
 
 
 def test_the_body_is_never_half_consumed() -> None:
-    """A body is read from its beginning each time it is sent."""
+    """A body is read from its start each time it is sent."""
     reported: list[int] = []
     body = StreamedBody(reader(), 100, 50_000, "blob", reported.append)
     one = iter(body)

@@ -1,4 +1,4 @@
-"""Methods of sending a blob: each is tried once, and a refused method is tried last afterwards."""
+"""Each method of sending a blob is tried once, and a refused method is later tried last."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ def test_a_registry_that_hangs_up_on_chunks(fake: FakeRegistry, repository: Repo
 def test_where_a_put_with_a_body_is_refused_patch_is_sent(
     fake: FakeRegistry, repository: Repositories, status: int, size: int
 ) -> None:
-    """If a PUT with a body is refused, the blob is sent in one PATCH as docker does, or in chunks if its size was
-    refused.
+    """If a PUT with a body is refused, the blob is sent in one PATCH, as docker does.
+
+    If the size was refused, it is sent in chunks.
     """
     data = DATA[:size]
     fake.refuse_bodies("PUT", status)
@@ -71,7 +72,7 @@ def test_a_registry_that_takes_a_plain_patch_only(fake: FakeRegistry, repository
 def test_a_proxy_with_a_limit_is_sent_smaller_chunks(
     fake: FakeRegistry, repository: Repositories, limit: int, size: int
 ) -> None:
-    """413 for a request excludes methods whose requests are as large."""
+    """After a 413, methods whose requests are at least as large are excluded."""
     data = DATA[:size]
     fake.body_limit = limit
     assert push(repository(), descriptor(data), data) == "uploaded"
@@ -84,7 +85,7 @@ def test_a_proxy_with_a_limit_is_sent_smaller_chunks(
 
 
 def test_each_method_is_tried_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """If every method is refused, each was tried once, and the error is that of the first."""
+    """If all methods are refused, each was tried once, and the error is that of the first."""
     fake.refuse_chunks(416)
     fake.refuse_bodies("PUT", 404)
     fake.refuse_bodies("PATCH", 400)
@@ -95,7 +96,7 @@ def test_each_method_is_tried_once(fake: FakeRegistry, repository: Repositories)
 
 
 def test_what_was_refused_is_remembered(fake: FakeRegistry, repository: Repositories) -> None:
-    """The next blob is sent by the accepted method, also in another process."""
+    """The next blob is sent by the accepted method, also from another process."""
     notes = Notes()
     fake.refuse_chunks(400)
     team = repository()
@@ -108,7 +109,7 @@ def test_what_was_refused_is_remembered(fake: FakeRegistry, repository: Reposito
 
 
 def test_a_hint_about_methods_is_used_for_a_week() -> None:
-    """A hint about methods is used for a week; an invalid one is ignored."""
+    """A hint about methods is used for a week. An invalid hint is ignored."""
     now = 1e9
     lessons = Lessons(lambda: now)
     notes = Notes()
@@ -130,7 +131,7 @@ def test_a_hint_about_methods_is_used_for_a_week() -> None:
 
 
 def test_no_method_is_ever_excluded() -> None:
-    """All methods are tried again at a host that refused all of them, in another order."""
+    """At a host that refused all methods, they are all tried again in another order."""
     all_ways = {"chunks", "put", "patch", "chunks/8", "chunks/32"}
     plan = MethodPlan(10_000, 1000, Lesson(frozenset(all_ways), 1))
     seen = set()
@@ -144,7 +145,7 @@ def test_no_method_is_ever_excluded() -> None:
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
 @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
 def test_any_2xx_is_done(fake: FakeRegistry, repository: Repositories, method: str, status: int) -> None:
-    """Any 2xx to a request of an upload is success."""
+    """Any 2xx status of an upload's request is a success."""
     fake.fail("/uploads/", Restatus(status), method=method)
     assert push(repository()) == "uploaded"
     assert asked(fake) == ["HEAD", "POST", *["PATCH"] * 5, "PUT"]
@@ -159,7 +160,7 @@ def test_a_head_that_is_refused_is_a_no(fake: FakeRegistry, repository: Reposito
 
 @pytest.mark.parametrize("status", [200, 204])
 def test_a_mount_with_another_2xx_is_looked_at(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """After another 2xx to a mount the registry is asked for the blob, and it is sent if it does not exist."""
+    """After another 2xx to a mount, the registry is asked for the blob, which is sent if it does not exist."""
     fake.put_blob("lib/base", DATA)
     fake.fail("mount=", Restatus(status))
     assert push(repository(), mount_from=["lib/base"]) == "mounted"
@@ -183,7 +184,7 @@ def test_a_wrong_digest_of_a_right_copy_is_the_registrys_fault(fake: FakeRegistr
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
 def test_any_2xx_of_a_manifest_is_done(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """Any 2xx to the PUT of a manifest is success if the manifest exists then."""
+    """Any 2xx to the PUT of a manifest is a success if the manifest then exists."""
     fake.fail("/manifests/", Restatus(status), method="PUT")
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": None, "Location": None}), method="PUT")
     repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b'{"config": {"mediaType": "x"}}')
@@ -191,7 +192,7 @@ def test_any_2xx_of_a_manifest_is_done(fake: FakeRegistry, repository: Repositor
 
 
 def test_a_page_for_people_is_not_a_manifest(fake: FakeRegistry, repository: Repositories) -> None:
-    """200 to the PUT of a manifest without the headers of a registry, as from a login page, is an error."""
+    """A 200 to the PUT of a manifest without a registry's headers, as from a login page, is an error."""
     fake.fail("/manifests/", Status(200, body=b"<html>log in", refuses=True), method="PUT")
     with pytest.raises(RegistryError, match="accepted the manifest but does not have it: it may not be a registry"):
         repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b"{}")

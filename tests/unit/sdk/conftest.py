@@ -1,4 +1,4 @@
-"""A kit in a store and on a registry, for Python programs."""
+"""Fixtures for Python programs: a kit in a store and at a registry."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ datasets: [{name: train, path: data/train.csv}]
 
 
 class Place(NamedTuple):
-    """A kit that was packed from ``tree``. ``reference`` names it at a registry and in the store of ``options``;
-    ``fresh`` are the options of another, empty store.
+    """A kit that was packed from ``tree``.
+
+    ``reference`` names it at a registry and in the store of ``options``. ``fresh`` are the options of another, empty
+    store.
     """
 
     reference: str

@@ -1,4 +1,4 @@
-"""Python programs that use kitfs, run as processes of their own: what they print, how they end, and that they end."""
+"""Run Python programs that use kitfs as separate processes, to test their output, their exit code and that they end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[3]
-PATIENCE = 120.0  # seconds: only a program that hangs takes them
+PATIENCE = 120.0  # seconds, which only a program that hangs needs
 
 
 class Ended(NamedTuple):
-    """How a program ended. One that had to be killed has code None."""
+    """The result of a program. The code of a program that had to be killed is None."""
 
     code: int | None
     out: str
@@ -24,8 +24,9 @@ class Ended(NamedTuple):
 def run(
     home: Path, code: str, *args: str, options: tuple[str, ...] = (), environ: dict[str, str] | None = None
 ) -> Ended:
-    """Run a program with a store of its own in ``home``; its text is a file, so that it can be spawned again by
-    multiprocessing.
+    """Run a program with a store of its own in ``home``.
+
+    The program is written to a file, so that multiprocessing can spawn it.
     """
     script = home / "program.py"
     script.write_text(textwrap.dedent(code))

@@ -1,4 +1,4 @@
-"""kitfs:// as a file system of fsspec."""
+"""kitfs:// is a file system of fsspec."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_url_without_a_tag_has_no_place_where_the_path_begins(place: Place, wr
 
 
 def test_what_only_knows_file_objects_reads_a_kit(place: Place, url: str) -> None:
-    """numpy over a file object, in ranges."""
+    """numpy reads a file object in ranges."""
     numpy = pytest.importorskip("numpy")
     with fsspec.open(f"{url}/model/model.safetensors", "rb", **place.fresh) as f:
         f.seek(len(MODEL) - 256 * 1024)
@@ -88,7 +88,7 @@ def test_what_only_knows_file_objects_reads_a_kit(place: Place, url: str) -> Non
 
 
 def test_an_etag_and_times_tell_caches_when_a_tag_has_moved(place: Place) -> None:
-    """datasets reads the ETag and duckdb calls ``modified``; both change when the tag moves to another kit."""
+    """datasets reads the ETag, and duckdb calls ``modified``. Both change when the tag moves to another kit."""
     fs, root = fsspec.url_to_fs(f"kitfs://{place.reference}", **place.fresh)
     path = f"{root}/data/train.csv"
     before = fs.info(path)
@@ -115,7 +115,7 @@ def test_a_file_has_what_files_of_fsspec_have(place: Place, url: str) -> None:
 
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # fsspec's MMapCache leaves its own file open
+)  # fsspec's MMapCache does not close its own file
 @pytest.mark.parametrize("protocol", ["blockcache", "filecache", "simplecache"])
 def test_caches_of_fsspec_lie_over_kits(place: Place, url: str, tmp_path: Path, protocol: str) -> None:
     options = {"kitfs": place.fresh, protocol: {"cache_storage": str(tmp_path / "cached")}}
@@ -197,8 +197,9 @@ def test_a_wrong_option_is_an_error_at_once() -> None:
 
 
 def test_a_file_system_is_pickled_with_what_its_tags_mean(place: Place, url: str) -> None:
-    """A file system that is unpickled after the tag has moved reads the earlier bytes, in an instance of its own; the
-    other instance reads the new ones.
+    """A file system that is unpickled after the tag has moved reads the earlier bytes, in an instance of its own.
+
+    The other instance reads the new bytes.
     """
     fs = fsspec.filesystem("kitfs", **place.fresh)
     path = f"{url}/data/train.csv"

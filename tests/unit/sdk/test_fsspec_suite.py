@@ -1,6 +1,4 @@
-"""fsspec's own tests of file systems, those that read: what they write becomes a kit, which is packed when they
-read.
-"""
+"""fsspec's own read tests of file systems. Files that they write become a kit, which is packed when they read."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ READS = ("_open", "cat_file", "created", "info", "ls")
 
 
 class Packed(KitFileSystem):
-    """A KitFileSystem whose kit is a directory of ours; what writes goes there."""
+    """A KitFileSystem whose kit is packed from a local directory, to which writes go."""
 
     cachable = False
 
@@ -52,7 +50,7 @@ class Packed(KitFileSystem):
 
 
 class Fixtures(AbstractFixtures):  # type: ignore[misc]  # fsspec has no types
-    """A kit of the store, at a path without a registry."""
+    """A kit in the store, at a path without a registry."""
 
     @pytest.fixture
     def fs(self, tmp_path: Path) -> Packed:
@@ -71,13 +69,13 @@ class Fixtures(AbstractFixtures):  # type: ignore[misc]  # fsspec has no types
 
 
 class TestGet(Fixtures, AbstractGetTests):
-    """Files and directories come to the disk as from every file system."""
+    """Files and directories are copied to the disk."""
 
 
 class TestOpen(Fixtures, AbstractOpenTests):
-    """Modes."""
+    """Files can be opened only with modes for reading."""
 
     def test_open_exclusive(self, fs: Packed, fs_target: str) -> None:
-        """A kit is read-only, so that nothing can be opened for writing, be it there or not."""
+        """A kit is read-only, so that no file can be opened for writing, whether it exists or not."""
         with pytest.raises(OSError, match="read-only"):
             fs.open(fs_target, "xb")

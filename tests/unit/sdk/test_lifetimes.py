@@ -1,6 +1,4 @@
-"""How long kits and files live: until they are closed, their program ends, or no reference is left; and what raises
-after that.
-"""
+"""Kits and files live until they are closed, their program ends, or no reference is left. Later uses raise an error."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ def kit(place: Place) -> Iterator[Kit]:
 
 @pytest.fixture
 def data(place: Place) -> str:
-    """A kit of four files in one layer, on the registry."""
+    """Return the reference of a kit with four files in one layer at the registry."""
     tree = place.tree.parent / "data-kit"
     (tree / "data").mkdir(parents=True)
     for i in range(4):
@@ -54,7 +52,7 @@ def test_a_file_keeps_its_kit(place: Place) -> None:
 
 
 def test_a_zip_file_in_a_kit_of_which_only_the_file_is_held(place: Place) -> None:
-    """zipfile keeps the file and nothing else of the kit."""
+    """zipfile keeps a reference only to the file, and the file can still be read."""
     with zipfile.ZipFile(place.tree / "model" / "a.zip", "w") as archive:
         archive.writestr("inside", b"content")
     kitfs.pack(place.tree, "zipped:v1", **place.options)
@@ -127,7 +125,10 @@ def test_a_closed_kit_says_what_it_was(kit: Kit) -> None:
 
 
 def test_what_is_closed_never_reads_another_file(place: Place, data: str, tmp_path: Path) -> None:
-    """Files that the program opens after ``close`` have the numbers that the kit's had. The store keeps its layer."""
+    """Files that the program opens after ``close`` have the kit's former descriptor numbers.
+
+    The store still has the layer.
+    """
     with kitfs.open(data, **place.fresh) as kit:
         right = kit.read("data/0.bin")
         file = kit.open("data/1.bin")
@@ -185,7 +186,7 @@ def test_readers_meet_a_close_in_another_thread_with_a_value_error_or_their_own_
 
 
 def test_a_kit_in_a_cycle_is_let_go(place: Place) -> None:
-    """Its descriptors and its lease are given back, though nobody closed it."""
+    """Its descriptors and its lease are released, although the program did not close it."""
     before = len(os.listdir("/proc/self/fd"))
     kit = kitfs.open(place.reference, **place.fresh)
     kit.read(WEIGHTS)
@@ -200,7 +201,7 @@ def test_a_kit_in_a_cycle_is_let_go(place: Place) -> None:
 
 
 def test_a_kit_is_pickled_with_its_digest(place: Place, tmp_path: Path) -> None:
-    """An unpickled kit reads the same bytes also when the tag has moved."""
+    """An unpickled kit reads the same bytes even if the tag has moved."""
     with kitfs.open(place.reference, **place.fresh) as kit:
         pickled = pickle.dumps(kit)
     (place.tree / "data" / "train.csv").write_text("other\n")
@@ -212,7 +213,7 @@ def test_a_kit_is_pickled_with_its_digest(place: Place, tmp_path: Path) -> None:
 
 
 def test_a_pickled_kit_holds_no_password(place: Place) -> None:
-    """User names and passwords of URLs are left out; credentials are looked up where the kit is unpickled."""
+    """User names and passwords in URLs are left out. Credentials are looked up where the kit is unpickled."""
     options = place.options | {
         "proxy": "http://me:hunter2@127.0.0.1:9",
         "mirror": {"r.example.com": ["https://me:hunter2@m.example.com"]},
@@ -273,7 +274,7 @@ kit.read('data/3.bin')""",
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_program_ends_in_silence(place: Place, data: str, tmp_path: Path, end: str) -> None:
-    """It neither hangs nor prints at its end, also where Python shows every warning."""
+    """A program neither hangs nor prints at its end, even if Python shows every warning."""
     ended = run(tmp_path, f"import sys, kitfs\nR = sys.argv[1]\n{ENDS[end]}", data, options=("-X", "dev"))
     assert ended == (0, "", "")
 

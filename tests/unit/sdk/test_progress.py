@@ -1,4 +1,4 @@
-"""How the SDK shows the progress of a verb."""
+"""The SDK shows the progress of a verb."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream that reports that it is a terminal."""
 
     def isatty(self) -> bool:
         return True

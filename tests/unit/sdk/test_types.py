@@ -1,4 +1,4 @@
-"""What a type checker says of programs that use the SDK."""
+"""A type checker accepts correct programs that use the SDK, and finds errors in wrong programs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ WRONG = {
 
 @pytest.mark.slow
 def test_mypy_accepts_right_programs_and_refuses_misspelled_options(tmp_path: Path) -> None:
-    """A misspelled option, and a value of a wrong type, is an error on its line; everything else passes --strict."""
+    """mypy --strict reports misspelled options and values of wrong types on their lines, and nothing else."""
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(RIGHT) + "\n".join(WRONG) + "\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), str(program)]

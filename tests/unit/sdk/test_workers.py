@@ -1,5 +1,6 @@
-"""Worker processes that read one kit, as PyTorch's DataLoader has them: forked and spawned, with kits that were
-opened before and after.
+"""Worker processes read one kit, as with PyTorch's DataLoader.
+
+They are forked or spawned, and the kit is opened before or after that.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ PROGRAM = """
 
 
 class Data(NamedTuple):
-    """A kit of ten files in one layer; ``environ`` is what reaches its registry."""
+    """A kit of ten files in one layer. ``environ`` is the environment that is needed to reach its registry."""
 
     reference: str
     files: list[bytes]

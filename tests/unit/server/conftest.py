@@ -1,4 +1,4 @@
-"""A registry over a store under tmp_path."""
+"""Fixtures for a registry with a store in tmp_path."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What is freed of removed kits, and what never is: manifests and all that they lead to, pushes under way, young
-blobs.
+"""A collection frees the blobs of removed kits, but no needed blobs.
+
+Needed are manifests and everything that they reference, blobs of running pushes, and young blobs.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ LAYER = b"a layer of its own " * 1000
 
 
 def gc(store: Store, *, later: float = 2 * DAY, min_age: float = DAY) -> Collected:
-    """Collect as a clock ``later`` seconds ahead does."""
+    """Collect with a clock that is ``later`` seconds ahead."""
     return collect(store, log=LOG, min_age=min_age, now=time.time() + later)
 
 
 def kit(registry: Registry, name: str, tag: str, *layers: bytes, **more: object) -> Digest:
-    """Push a kit with layers of its own; the digest of its manifest."""
+    """Push a kit with the given layers and return the digest of its manifest."""
     for part in (CONFIG, *layers):
         pushed(registry, name, part)
     return registry.put_manifest(name, tag, manifest(layers=[descriptor(layer) for layer in layers], **more), "").digest
@@ -44,7 +45,7 @@ def has(registry: Registry, name: str, data: bytes) -> bool:
 
 
 def test_the_layers_of_a_removed_kit_are_freed(registry: Registry, store: Store) -> None:
-    """After a kit was deleted its blobs go, and the bytes on disk with them; another kit's stay."""
+    """After a kit was deleted, its blobs are removed from the disk. Another kit's blobs stay."""
     gone = kit(registry, "a", "v1", LAYER)
     kit(registry, "a", "v2", DATA)
     registry.delete_manifest("a", str(gone))
@@ -57,7 +58,7 @@ def test_the_layers_of_a_removed_kit_are_freed(registry: Registry, store: Store)
 
 
 def test_an_untagged_kit_stays(registry: Registry, store: Store) -> None:
-    """A kit that lost its tags can still be pulled by its digest."""
+    """A kit that has lost its tags can still be pulled by its digest."""
     digest = kit(registry, "a", "v1", LAYER)
     registry.delete_manifest("a", "v1")
     assert gc(store).blobs == 0
@@ -66,7 +67,7 @@ def test_an_untagged_kit_stays(registry: Registry, store: Store) -> None:
 
 
 def test_a_blob_that_another_repository_has_stays_there(registry: Registry, store: Store) -> None:
-    """What is freed in one repository is not taken from another."""
+    """A blob that is freed in one repository stays in another repository."""
     gone = kit(registry, "a", "v1", LAYER)
     kit(registry, "b", "v1", LAYER)
     registry.delete_manifest("a", str(gone))
@@ -75,7 +76,7 @@ def test_a_blob_that_another_repository_has_stays_there(registry: Registry, stor
 
 
 def test_what_an_index_leads_to_stays(registry: Registry, store: Store) -> None:
-    """The children of an index keep their blobs, also the one whose own link was deleted."""
+    """The children of an index keep their blobs, even a child whose own link was deleted."""
     one, two = LAYER + b"1", LAYER + b"2"
     children = [manifest(layers=[descriptor(layer)]) for layer in (one, two)]
     for layer, child in zip((one, two), children, strict=True):
@@ -89,9 +90,7 @@ def test_what_an_index_leads_to_stays(registry: Registry, store: Store) -> None:
 
 
 def test_referrers_and_their_subjects_keep_what_they_lead_to(registry: Registry, store: Store) -> None:
-    """A chain of referrers keeps its blobs and configs, whatever became of the tags, and keeps the layers of the
-    subject.
-    """
+    """A chain of referrers keeps its blobs and configs and the layers of the subject, even without tags."""
     subject = manifest(layers=[descriptor(LAYER)])
     pushed(registry, "a", LAYER)
     put(registry, "a", "v1", subject)
@@ -111,7 +110,7 @@ def test_referrers_and_their_subjects_keep_what_they_lead_to(registry: Registry,
 
 
 def test_a_young_blob_stays_until_it_is_old(registry: Registry, store: Store) -> None:
-    """A blob whose manifest did not arrive yet is kept for the least age, and told of."""
+    """A blob whose manifest has not arrived yet is kept for the minimum age, and reported."""
     pushed(registry, "a", LAYER)
     found = gc(store, later=DAY - 60)
     assert (found.blobs, found.young_blobs) == (0, 1)
@@ -121,7 +120,7 @@ def test_a_young_blob_stays_until_it_is_old(registry: Registry, store: Store) ->
 
 
 def test_the_age_counts_from_the_last_time_that_a_push_was_told_of_it(registry: Registry, store: Store) -> None:
-    """A HEAD of an old blob keeps it for the manifest that follows."""
+    """After a HEAD, an old blob is kept for the manifest that follows."""
     digest = pushed(registry, "a", LAYER)
     link = Path(store.root, "served", "a", "blobs", f"sha256-{digest.hex}")
     os.utime(link, (1, 1))
@@ -142,7 +141,7 @@ def test_a_mount_counts_as_a_use(registry: Registry, store: Store) -> None:
 
 
 def test_a_long_push_keeps_what_it_has_sent(registry: Registry, store: Store) -> None:
-    """While an upload of the repository is open, the age of its blobs is counted at the beginning of that upload."""
+    """While an upload of the repository is open, the age of its blobs counts from the start of that upload."""
     pushed(registry, "a", LAYER)
     ingest = registry.begin("a")
     ingest.write(b"more")
@@ -154,7 +153,7 @@ def test_a_long_push_keeps_what_it_has_sent(registry: Registry, store: Store) ->
 
 
 def test_an_unfinished_upload_goes_on_after_a_collection_without_an_age(registry: Registry, store: Store) -> None:
-    """The parts of an upload are no blobs yet, and are never touched."""
+    """The parts of an upload are not blobs yet, and are never removed."""
     ingest = registry.begin("a")
     ingest.write(LAYER[:1000])
     ingest.close()
@@ -165,14 +164,14 @@ def test_an_unfinished_upload_goes_on_after_a_collection_without_an_age(registry
 
 
 def test_a_clock_that_jumps_back_frees_nothing(registry: Registry, store: Store) -> None:
-    """Times in the future count as now."""
+    """Times in the future count as the current time."""
     pushed(registry, "a", LAYER)
     assert gc(store, later=-400 * DAY).blobs == 0
     assert has(registry, "a", LAYER)
 
 
 def test_a_use_never_sets_a_time_back(registry: Registry, store: Store) -> None:
-    """A HEAD while the clock is behind does not make a blob look old later."""
+    """A HEAD while the clock is behind does not make a blob look older later."""
     digest = pushed(registry, "a", LAYER)
     link = Path(store.root, "served", "a", "blobs", f"sha256-{digest.hex}")
     ahead = int(time.time()) + 1000
@@ -182,7 +181,7 @@ def test_a_use_never_sets_a_time_back(registry: Registry, store: Store) -> None:
 
 
 def test_a_running_server_does_not_follow_a_clock_that_jumps_ahead() -> None:
-    """Its time is never later than that of its start and what has passed since."""
+    """The server's time is never later than its start plus the elapsed monotonic time."""
     clock = SteadyClock()
     clock._start -= 1000
     assert clock() < time.time() - 900
@@ -191,7 +190,10 @@ def test_a_running_server_does_not_follow_a_clock_that_jumps_ahead() -> None:
 def test_a_manifest_that_cannot_be_read_keeps_its_repository(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody knows what it needs, so nothing of the repository is freed; other repositories are collected."""
+    """If a manifest cannot be parsed, its references are unknown, so nothing of its repository is freed.
+
+    Other repositories are collected.
+    """
     digest = kit(registry, "a", "v1", DATA)
     pushed(registry, "a", LAYER)
     pushed(registry, "b", LAYER + b"b")
@@ -207,7 +209,7 @@ def test_a_manifest_that_cannot_be_read_keeps_its_repository(
 
 
 def test_what_mounts_fetched_into_the_same_store_stays(registry: Registry, store: Store) -> None:
-    """A blob that a mount fetched is the cache's, not the registry's."""
+    """A blob that a mount fetched belongs to the cache and not to the registry."""
     digest = Digest.of(LAYER)
     store.put(digest, LAYER)
     gc(store, min_age=0)
@@ -215,7 +217,7 @@ def test_what_mounts_fetched_into_the_same_store_stays(registry: Registry, store
 
 
 def test_a_kit_packed_into_the_same_store_stays(registry: Registry, store: Store) -> None:
-    """Tags of packed and pulled kits pin their blobs as they do against eviction."""
+    """Tags of packed and pulled kits pin their blobs against collections, as against eviction."""
     digest = kit(registry, "a", "v1", LAYER)
     store.refs.set("localhost/a", "v1", {"digest": str(digest), "size": 1, "mediaType": "x"})
     registry.delete_manifest("a", str(digest))
@@ -226,7 +228,7 @@ def test_a_kit_packed_into_the_same_store_stays(registry: Registry, store: Store
 
 
 def test_a_blob_that_is_being_read_is_read_to_its_end(registry: Registry, store: Store) -> None:
-    """A blob that a pull reads is spared; the pull ends with the right bytes, and a later collection frees the blob."""
+    """A blob that a pull reads is kept, and the pull gets the right bytes. A later collection frees the blob."""
     digest = pushed(registry, "a", LAYER)
     _, file = registry.blob("a", str(digest))
     with file:
@@ -236,7 +238,7 @@ def test_a_blob_that_is_being_read_is_read_to_its_end(registry: Registry, store:
 
 
 def test_fields_that_only_go_reads_count_too(registry: Registry, store: Store) -> None:
-    """A descriptor is found wherever it stands and however its field is spelled."""
+    """A descriptor is found anywhere in a manifest, and in any case of its field's name."""
     pushed(registry, "a", LAYER)
     put(registry, "a", "v1", json.dumps({**json.loads(manifest()), "x": [{"Digest": str(Digest.of(LAYER))}]}).encode())
     gc(store)

@@ -1,4 +1,4 @@
-"""htpasswd files: who gets in, how often bcrypt is asked, and what becomes of a file that changes."""
+"""htpasswd files: who can log in, how often bcrypt runs, and what happens when the file changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kitfs.server.htpasswd import Htpasswd
 LOG = logging.getLogger("kitfs.test")
 
 
-SALT = b"$2b$04$abcdefghijklmnopqrstuu"  # always the same: hashes stand in the names of tests
+SALT = b"$2b$04$abcdefghijklmnopqrstuu"  # constant, because hashes are part of the names of tests
 
 
 def hashed(password: str) -> str:
@@ -43,7 +43,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The passwords that bcrypt was asked about."""
+    """Return the passwords for which bcrypt was called."""
     found: list[bytes] = []
     check = bcrypt.checkpw
 
@@ -108,7 +108,7 @@ def test_what_was_right_is_remembered_and_what_was_wrong_takes_the_slow_way(file
         assert users.user(basic("ann", "wrong")) is None
     assert asked == [b"secret"] + [b"wrong"] * 3
     assert users.user(basic("bo", "secret")) is None
-    assert users.user(basic("eve", "secret")) is None  # as slow as a user who exists
+    assert users.user(basic("eve", "secret")) is None  # as slow as for an existing user
     assert len(asked) == 6
 
 
@@ -189,9 +189,7 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_wrong_login_costs_the_same_rounds_for_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bcrypt does as many rounds for a name that does not exist as for one with a cheap hash and one with a costly
-    one.
-    """
+    """bcrypt needs as many rounds for an unknown name as for a name with a cheap or an expensive hash."""
     path = tmp_path / "htpasswd"
     path.write_text(f"cheap:{ANN}\ncostly:{bcrypt.hashpw(b'secret', bcrypt.gensalt(7)).decode()}\n")
     users = Htpasswd(str(path), log=LOG)
@@ -212,7 +210,7 @@ def test_a_wrong_login_costs_the_same_rounds_for_every_name(tmp_path: Path, monk
 
 
 def test_users_that_did_not_change_stay_known_when_the_file_does(file: Path, asked: list[bytes]) -> None:
-    """Adding a user to the file makes nobody else's login slow again."""
+    """Adding a user to the file does not make another user's login slow again."""
     users = Htpasswd(str(file), log=LOG)
     assert users.user(basic("ann", "secret")) == "ann"
     replaced(file, file.read_text() + f"new:{ANN}\n")

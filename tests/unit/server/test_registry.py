@@ -1,4 +1,4 @@
-"""The registry without HTTP: what repositories have, and what no name and no damage makes them do."""
+"""The registry without HTTP: the content of repositories, and what invalid names and damaged files cause."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_mount_needs_a_repository_that_has_the_blob(registry: Registry) -> Non
     assert pulled(registry, "c", digest) == DATA
     for repository in ("a", "b", "c"):
         registry.delete_blob(repository, digest)
-    assert registry.mount("a", digest, None) is None  # the bytes are still here, but nobody's
+    assert registry.mount("a", digest, None) is None  # the bytes still exist, but belong to no repository
 
 
 def test_what_a_repository_has_is_pinned(registry: Registry, store: Store) -> None:
@@ -465,7 +465,7 @@ def test_referrers_come_in_pages_that_clients_can_read(registry: Registry) -> No
 
 
 def test_a_referrer_larger_than_a_page_is_a_page(registry: Registry) -> None:
-    """What is no UTF-8 becomes U+FFFD, three bytes for one."""
+    """Bytes that are not UTF-8 become U+FFFD, so that one byte becomes three."""
     for n in b"ab":
         data = manifest(subject=descriptor(manifest()), annotations={"fill": "FILL"}).replace(
             b"FILL", bytes([n]) + b"\xff" * (MAX_MANIFEST - 2000)

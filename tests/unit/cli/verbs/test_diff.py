@@ -1,4 +1,4 @@
-"""diff: kit's text byte for byte, files by indexes only, tensors by heads only."""
+"""diff prints kit's text byte for byte, compares files by indexes and tensors by headers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ RULE = "-" * 39
 
 
 def put(fake: FakeRegistry, tag: str, *parts: kits.Part, **more: Any) -> str:
-    """A kit as a/b:TAG."""
+    """Push a kit as a/b:TAG and return its reference."""
     return fake.put_kit("a/b", kits.build(list(parts), **more), tag)
 
 
 def one(path: str, content: bytes, kind: str = "model", **more: Any) -> kits.Part:
-    """A layer of one file."""
+    """Return a layer with one file."""
     return part(kind, path, kit_tar({path: content}), **more)
 
 
 def test_identical(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """One line, whatever else is asked for."""
+    """Identical kits give one line, whatever options are set."""
     first, second = put(fake, "v1", one("w", b"1")), put(fake, "v2", one("w", b"1"))
     assert kitfs("diff", first, second, "--files", "--tensors").out == "ModelKits are identical\n"
     told = kitfs("diff", first, second, "--json").json
@@ -35,7 +35,7 @@ def test_identical(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_kits_text(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Layers by digest, sorted by media type; 17 characters of a digest; an empty line after each part."""
+    """Layers are sorted by media type. Digests have 17 characters, and each section ends with an empty line."""
     same = one("c.py", b"1", "code")
     first = put(fake, "v1", one("w", b"1"), same)
     second = put(fake, "v2", one("w", bytes(2000)), same, one("d", b"d", "docs"))
@@ -75,7 +75,7 @@ def test_kits_text(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_configs_and_annotations(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Equal configs are told with their digest; <none> where there are no layers."""
+    """Equal configs are shown with their digest, and <none> stands for no layers."""
     first = put(fake, "v1")
     second = put(fake, "v2", manifest_extra={"annotations": {"x": "y"}})
     out = kitfs("diff", first, second).out
@@ -84,7 +84,7 @@ def test_configs_and_annotations(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_digest_twice(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Each layer is paired once, with the one of its path first."""
+    """Each layer is paired once, preferably with the layer of the same path."""
     twice = [part("docs", path, b"same", format="raw") for path in ("x", "y")]
     first, second = put(fake, "v1", *twice), put(fake, "v2", part("docs", "y", b"same", format="raw"))
     told = kitfs("diff", first, second, "--json").json["layers"]
@@ -92,7 +92,7 @@ def test_a_digest_twice(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_where_kits_are_looked_for(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None:
-    """In the store first, unless the prefix says where."""
+    """Kits are looked up in the store first, unless the prefix selects the place."""
     (tmp_path / "t").mkdir()
     (tmp_path / "t/Kitfile").write_text("manifestVersion: 1.0.0\npackage: {name: here}\n")
     here = f"{fake.host}/a/b:v1"
@@ -109,13 +109,16 @@ def test_where_kits_are_looked_for(kitfs: Kitfs, fake: FakeRegistry, tmp_path: P
 
 
 def files(kitfs: Kitfs, first: str, second: str, *options: str) -> list[str]:
-    """The lines about files."""
+    """Return the lines about files."""
     out: str = kitfs("diff", first, second, *(options or ("--files",))).out
     return out[out.index("Files: ") :].splitlines()
 
 
 def test_files(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Added, removed, changed; what only bytes could tell is said to be unknown, until it is asked for."""
+    """Files are added, removed or changed. Files that only their bytes could distinguish may have changed.
+
+    With --content their bytes are compared.
+    """
     old = {"m/same": b"s", "m/size": b"1", "m/mode": b"m", "m/content": b"abc", "m/gone": b"g", "m/empty": b""}
     new = {"m/same": b"s", "m/size": b"12", "m/mode": b"m", "m/content": b"abd", "m/new": bytes(2000), "m/empty": b""}
     first = put(fake, "v1", part("model", "m", kit_tar(old)))
@@ -153,7 +156,7 @@ def test_files(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_raw_layers_need_no_reading(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The digest of a raw layer is its file's."""
+    """The digest of a raw layer is the digest of its file."""
     first = put(fake, "v1", part("model", "w", b"abc", format="raw"), part("docs", "d", b"x", format="raw"))
     second = put(fake, "v2", part("model", "w", b"abd", format="raw"), part("docs", "e", b"x", format="raw"))
     assert files(kitfs, first, second)[2:] == [
@@ -169,7 +172,7 @@ def test_raw_layers_need_no_reading(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_shared_compressed_layers_are_not_read(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """What both have, at a place that nothing else touches, cannot differ: no byte of it moves but its first."""
+    """A shared layer whose path no other layer touches cannot differ, so that only its first bytes are fetched."""
     big = part("dataset", "data", kit_tar({"data/x.bin": blob("x", 3 << 20)}), compression="gzip")
     first = put(fake, "v1", big, one("w", b"1"))
     second = put(fake, "v2", big, one("w", b"12"))
@@ -186,20 +189,20 @@ def test_shared_layers_under_others_are_looked_at(kitfs: Kitfs, fake: FakeRegist
 
 
 def test_layers_in_another_order_are_looked_at(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Of two files of one name the later wins."""
+    """Of two files of the same name the file of the later layer wins."""
     layers = [one("x", b"1", "docs"), part("docs", "x", kit_tar({"x": b"22"}))]
     first, second = put(fake, "v1", *layers), put(fake, "v2", *layers[::-1])
     assert [line for line in files(kitfs, first, second) if " x " in line] == ["~ x (2 B -> 1 B)"]
 
 
 def tensors(kitfs: Kitfs, first: str, second: str) -> list[str]:
-    """The lines about tensors."""
+    """Return the lines about tensors."""
     out: str = kitfs("diff", first, second, "--tensors").out
     return out[out.index("Tensors: ") :].splitlines()
 
 
 def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Added, removed, reshaped, retyped, moved to another shard; of safetensors and GGUF."""
+    """Tensors in safetensors and GGUF files are added, removed, reshaped, retyped or moved to another file."""
     same = {"same": ("F32", [4])}
     old = {
         "m/1.safetensors": safetensors(
@@ -241,7 +244,7 @@ def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_equal_heads_are_not_equal_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """What was compared is said, and what was not; where nothing was, that too."""
+    """The output says what was compared and what was not, also if nothing was compared."""
     heads = {"w": ("F32", [4])}
     first = put(fake, "v1", part("model", "m", kit_tar({"m/w.safetensors": safetensors("a", heads)})))
     second = put(fake, "v2", part("model", "m", kit_tar({"m/w.safetensors": safetensors("b", heads)})))
@@ -255,7 +258,7 @@ def test_equal_heads_are_not_equal_tensors(kitfs: Kitfs, fake: FakeRegistry) -> 
 
 
 def test_big_kits_are_compared_by_kilobytes(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Two kits of 64 MiB each, in tar and raw layers: indexes and heads move, values do not."""
+    """Comparing two kits of 64 MiB transfers indexes and headers, but no values."""
     shape = ("F32", [2048, 1024])
     old = [safetensors(f"o{i}", {f"{i}.{n}": shape for n in "ab"}) for i in range(4)]
     new = [

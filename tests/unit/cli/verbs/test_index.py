@@ -1,4 +1,4 @@
-"""index: kit 1.17's texts, tables and JSON (KITOPS §8; its scenarios in testing/testdata/index)."""
+"""index prints the texts, tables and JSON of kit 1.17 (KITOPS §8; its scenarios in testing/testdata/index)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KITFILE = "manifestVersion: 1.0.0\npackage: {name: index-testing}\nmodel: {path:
 
 @pytest.fixture
 def packed(kitfs: Kitfs, tmp_path: Path) -> list[str]:
-    """Kits test/model:q4_0 and :q8_0; their digests."""
+    """Pack the kits test/model:q4_0 and :q8_0, and return their digests."""
     found = []
     for name in ("q4_0", "q8_0"):
         tree = tmp_path / name
@@ -54,7 +54,7 @@ def test_texts(kitfs: Kitfs, packed: list[str]) -> None:
 
 
 def test_delete_all(kitfs: Kitfs, packed: list[str]) -> None:
-    """Tagged indexes stay unless forced; kits always do."""
+    """Tagged indexes stay without --force. Kits always stay."""
     digest = last_digest(kitfs("index", "create", "test/model:all").out)
     assert kitfs("index", "delete", "--all").out == ""
     assert kitfs("index", "delete", "--all", "--force").out == f"Deleted index test/model@{digest}\nRemoved tags: all\n"
@@ -67,7 +67,7 @@ def test_delete_all(kitfs: Kitfs, packed: list[str]) -> None:
 
 
 def test_tables(kitfs: Kitfs, packed: list[str]) -> None:
-    """A row per kit, more for more labels; what is not said is <none>."""
+    """A kit has one row, or several for several labels. A missing value is <none>."""
     kitfs("index", "create", "test/model:all")
     kitfs(
         "index", "add", "test/model:all", "test/model:q4_0", "-l", "quantization=q4_0", "-l", "vram=6GB",
@@ -164,7 +164,7 @@ def test_json(kitfs: Kitfs, packed: list[str]) -> None:
     ],
 )
 def test_refusals(kitfs: Kitfs, packed: list[str], args: str, told: str) -> None:
-    """One line each."""
+    """Each refusal is one line."""
     done = kitfs("index", *args.split())
     assert done.code in (2, 3)
     assert done.out == ""
@@ -173,7 +173,7 @@ def test_refusals(kitfs: Kitfs, packed: list[str], args: str, told: str) -> None
 
 
 def test_an_index_is_hidden_from_list_and_from_verbs_of_kits(kitfs: Kitfs, packed: list[str]) -> None:
-    """The kit of the same name is theirs."""
+    """Verbs of kits use the kit of the same name."""
     kitfs("index", "create", "test/model:all")
     assert {row["tags"][0] for row in kitfs("list", "--json").json} == {"q4_0", "q8_0"}
     assert kitfs("inspect", "test/model:all").code == 3
@@ -185,7 +185,7 @@ def test_an_index_is_hidden_from_list_and_from_verbs_of_kits(kitfs: Kitfs, packe
 
 
 def test_labels_choose(kitfs: Kitfs, packed: list[str], tmp_path: Path) -> None:
-    """For ls, cat and unpack, here without any registry; --long has -l of ls."""
+    """Labels select a kit for ls, cat and unpack, without a registry. For ls, -l is --long."""
     kitfs("index", "create", "test/model:all")
     for name in ("q4_0", "q8_0"):
         kitfs("index", "add", "test/model:all", f"test/model:{name}", "-l", f"quantization={name}", "-l", "gpu=cuda")
@@ -211,7 +211,7 @@ def test_labels_choose(kitfs: Kitfs, packed: list[str], tmp_path: Path) -> None:
 
 
 def test_push_and_pull(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None:
-    """The kits go first; a pull brings the index only, and pull --label one kit."""
+    """A push sends the kits first. A pull fetches only the index, and with --label one kit."""
     name = f"{fake.host}/team/model"
     for i, text in enumerate((b"zero", b"one")):
         tree = tmp_path / str(i)
@@ -244,7 +244,7 @@ def test_push_and_pull(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None
 
 
 def test_an_index_that_drives_no_terminal(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """What a foreign index says is printed with its control characters escaped."""
+    """Control characters in a foreign index are escaped."""
     row = {
         "mediaType": kits.MANIFEST,
         "digest": "sha256:" + "0" * 64,

@@ -1,4 +1,7 @@
-"""list, inspect, info, tag, remove: kit's tables, texts and JSON (KITOPS §8), of the store and of registries."""
+"""list, inspect, info, tag and remove print kit's tables, texts and JSON (KITOPS §8).
+
+They work with the store and with registries.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ DIGEST = "sha256:" + "0a" * 32
 
 @pytest.fixture
 def packed(kitfs: Kitfs, tmp_path: Path) -> str:
-    """A kit as r.io/team/tiny:v1 and :v2; its digest."""
+    """Pack a kit as r.io/team/tiny:v1 and :v2, and return its digest."""
     tree = tmp_path / "tiny"
     tree.mkdir()
     (tree / "Kitfile").write_text(KITFILE)
@@ -40,14 +43,14 @@ def packed(kitfs: Kitfs, tmp_path: Path) -> str:
 
 @pytest.fixture
 def empty(kitfs: Kitfs, tmp_path: Path) -> str:
-    """A kit without layers, name or tag; its digest."""
+    """Pack a kit without layers, name and tag, and return its digest."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/Kitfile").write_text("manifestVersion: 1.0.0\n")
     return kitfs("pack", tmp_path / "empty").out.split()[-1]
 
 
 def test_a_layout_is_looked_at_too(kitfs: Kitfs, packed: str) -> None:
-    """As by mount, ls, unpack and diff; nothing of it is kept."""
+    """info and inspect accept a layout, as mount, ls, unpack and diff do, and store nothing of it."""
     kitfs("export", "r.io/team/tiny:v1", "oci:layout:v1")
     for verb in ("info", "inspect"):
         of_layout = kitfs(verb, "oci:layout:v1", "--cache-dir", "other")
@@ -63,14 +66,14 @@ def test_a_layout_is_looked_at_too(kitfs: Kitfs, packed: str) -> None:
     "verb", [("tag", "r.io/team/tiny:v1"), ("remove",), ("pull",), ("push",), ("pack", "tiny", "-t")]
 )
 def test_a_layout_is_no_name_of_a_kit(kitfs: Kitfs, packed: str, verb: tuple[str, ...]) -> None:
-    """A kit that was tagged so could not be mounted, unpacked or diffed: those would look for a directory."""
+    """A reference to a layout is refused as the name of a kit, because mount and other verbs would read a directory."""
     done = kitfs(*verb, "oci:v1")
     assert (done.code, done.out) == (2, "")
     assert done.err == "kitfs: 'oci:v1' is an OCI layout; expected the name of a kit (registry/repository:tag)\n"
 
 
 def test_the_table(kitfs: Kitfs, packed: str, empty: str) -> None:
-    """One row per tag, <none> for what is not said."""
+    """The table has one row for each tag, and <none> for missing values."""
     assert kitfs("list").out == dedent(f"""\
         REPOSITORY       TAG      MAINTAINER   NAME     SIZE      DIGEST
         <none>           <none>   <none>       <none>   0 B       {empty}
@@ -86,7 +89,7 @@ def test_an_empty_store(kitfs: Kitfs) -> None:
 
 
 def test_json_as_kit_1_17_has_it(kitfs: Kitfs, packed: str, empty: str) -> None:
-    """Sizes are bytes; Go's escapes, and null for no tags."""
+    """Sizes are in bytes, strings have Go's escapes, and no tags are null."""
     done = kitfs("list", "--format", "json")
     assert done.out == kitfs("list", "--json").out
     assert done.out == dedent(f"""\
@@ -123,7 +126,7 @@ def test_json_as_kit_1_17_has_it(kitfs: Kitfs, packed: str, empty: str) -> None:
     ],
 )
 def test_templates(kitfs: Kitfs, packed: str, empty: str, template: str, printed: str) -> None:
-    """Executed once per kit; a newline is added where there is none."""
+    """A template is executed once for each kit, and a missing newline is added."""
     assert kitfs("list", "--format", template).out == printed
 
 
@@ -143,7 +146,7 @@ def test_what_templates_do_not_take_is_refused_by_name(kitfs: Kitfs, template: s
 
 
 def test_filters_of_lists(kitfs: Kitfs, packed: str, empty: str) -> None:
-    """As newer kit: kits that have something of what any filter selects."""
+    """As with newer versions of kit, kits are listed that contain something that any filter selects."""
     told = {
         f: kitfs("list", "-f", f, "--format", "{{.ModelName}}").out
         for f in ("model", "datasets", "code:c.py", "code:x", "kitfile")
@@ -154,7 +157,7 @@ def test_filters_of_lists(kitfs: Kitfs, packed: str, empty: str) -> None:
 
 
 def test_a_repository_at_its_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Every tag that is a kit, over pages, without the registry's name; one tag when it is named."""
+    """All tags that are kits are listed, over several pages, without the registry's name. A tag lists one kit."""
     kit = kits.build([kits.part("code", "c.py", kits.kit_tar({"c.py": b"1"}))], name="remote")
     for tag in ("v1", "v2", "v3"):
         fake.put_kit("team/kit", kit, tag)
@@ -171,7 +174,7 @@ def test_a_repository_at_its_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_damaged_kit_is_listed_and_told(kitfs: Kitfs, packed: str, tmp_path: Path) -> None:
-    """So that it can be removed."""
+    """A damaged kit is listed, so that it can be removed, and reported."""
     config = kitfs("inspect", "r.io/team/tiny:v1").json["manifest"]["config"]["digest"].removeprefix("sha256:")
     for file in (tmp_path / "store/blobs/sha256" / config[:2] / config).iterdir():
         file.unlink()
@@ -184,7 +187,7 @@ def test_a_damaged_kit_is_listed_and_told(kitfs: Kitfs, packed: str, tmp_path: P
 
 
 def test_inspect(kitfs: Kitfs, packed: str) -> None:
-    """digest, cliVersion, kitfile with its digests, manifest: indented by two, in Go's order and escapes."""
+    """The JSON has digest, cliVersion, kitfile with digests and manifest, in Go's order and with Go's escapes."""
     done = kitfs("inspect", "r.io/team/tiny:v1")
     told = done.json
     assert (list(told), told["digest"], told["cliVersion"]) == (
@@ -200,7 +203,7 @@ def test_inspect(kitfs: Kitfs, packed: str) -> None:
 
 
 def test_inspect_of_what_has_no_version_and_no_layers(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """cliVersion unknown; layers stay null."""
+    """cliVersion is "unknown", and layers are null."""
     reference = fake.put_kit("a/b", kits.build([], vintage="1.7", manifest_extra={"annotations": {}}), "v1")
     told = kitfs("inspect", "-r", reference).json
     assert (told["cliVersion"], told["manifest"]["layers"]) == ("unknown", None)
@@ -231,7 +234,7 @@ code:
 
 
 def test_info(kitfs: Kitfs, packed: str) -> None:
-    """The Kitfile, without digests."""
+    """info prints the Kitfile without digests."""
     assert kitfs("info", "r.io/team/tiny:v1").out == INFO
     assert kitfs("info", f"r.io/team/tiny@{packed}").out == INFO
     assert kitfs("info", "r.io/team/tiny:v1", "--json").json["package"]["version"] == "1.0"
@@ -258,7 +261,7 @@ def test_info(kitfs: Kitfs, packed: str) -> None:
     ],
 )
 def test_info_of_a_part(kitfs: Kitfs, packed: str, path: str, printed: str) -> None:
-    """As yaml.v3 prints it, a scalar bare; into parameters and lists too, where kit 1.7 panics."""
+    """A part is printed as by yaml.v3, a scalar as plain text. Unlike in kit 1.7, parameters and lists work too."""
     assert kitfs("info", "r.io/team/tiny:v1", "--filter", path).out == printed
 
 
@@ -280,7 +283,7 @@ def test_info_of_no_part(kitfs: Kitfs, packed: str, path: str, code: int, told: 
 
 
 def test_what_is_not_there(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """info and inspect look in the store, or at the registry when they are told to; nothing names no registry."""
+    """info and inspect look in the store, or with -r at the registry, which the reference must name."""
     for verb in ("info", "inspect"):
         assert kitfs(verb, "r.io/a/b:v1").err.startswith("kitfs: Could not find modelkit r.io/a/b:v1")
         assert kitfs(verb, "-r", f"{fake.host}/a/b:v1").code == 3
@@ -289,13 +292,13 @@ def test_what_is_not_there(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_child_is_looked_at_without_its_parent(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """What says what a kit is needs nothing of the kits that it builds on."""
+    """info and inspect do not need the parents of a kit."""
     reference = fake.put_kit("a/child", kits.build([], parent="nowhere.invalid/a/parent:v1"), "v1")
     assert kitfs("info", "-r", reference, "--filter", "model.path").out == "nowhere.invalid/a/parent:v1\n"
 
 
 def test_tag(kitfs: Kitfs, packed: str) -> None:
-    """In its own repository and in others, several at once; kit prints references in full."""
+    """A kit can be tagged in its own repository and in others, with several tags. References are printed in full."""
     assert (
         kitfs("tag", "r.io/team/tiny:v1", "r.io/team/tiny:v3").out
         == "Modelkit r.io/team/tiny:v1 tagged as r.io/team/tiny:v3\n"
@@ -319,7 +322,7 @@ def test_tag(kitfs: Kitfs, packed: str) -> None:
     ],
 )
 def test_tags_that_cannot_be(kitfs: Kitfs, packed: str, source: str, target: str, code: int) -> None:
-    """Both need a tag, or the source a digest."""
+    """The target needs a tag, and the source needs a tag or a digest."""
     done = kitfs("tag", source, target)
     assert (done.code, done.out) == (code, "")
 
@@ -329,7 +332,7 @@ def blobs(tmp_path: Path) -> int:
 
 
 def test_ls_lh_shows_sizes_for_people(kitfs: Kitfs, packed: str) -> None:
-    """-h is GNU ls's; a lone one asks for help, as every verb's."""
+    """``ls -lh`` is that of GNU ls, but -h alone shows the help, as with every verb."""
     exact, human = kitfs("ls", "-l", "r.io/team/tiny:v1").out, kitfs("ls", "-lh", "r.io/team/tiny:v1").out
     assert len(exact.splitlines()) == len(human.splitlines()) > 1
     assert re.search(r" \d+ B \d{4}-", human)
@@ -338,7 +341,7 @@ def test_ls_lh_shows_sizes_for_people(kitfs: Kitfs, packed: str) -> None:
 
 
 def test_remove_untags_until_the_last(kitfs: Kitfs, packed: str, tmp_path: Path) -> None:
-    """The kit goes with its last tag, and with it what it alone had."""
+    """With its last tag a kit is removed, together with the blobs that only this kit had."""
     there = blobs(tmp_path)
     assert kitfs("remove", "r.io/team/tiny:v1").out == f"Removed r.io/team/tiny:v1 (digest {packed})\n"
     assert (kitfs("list", "--format", "{{.Tags}}").out, blobs(tmp_path)) == ("[v2]\n", there)
@@ -351,7 +354,7 @@ def test_remove_untags_until_the_last(kitfs: Kitfs, packed: str, tmp_path: Path)
 
 @pytest.mark.parametrize("how", ["force", "digest"])
 def test_remove_takes_all_tags(kitfs: Kitfs, packed: str, how: str) -> None:
-    """Of its own repository only."""
+    """All tags in the kit's own repository are removed, and no others."""
     kitfs("tag", "r.io/team/tiny:v1", "other:x")
     target = ("r.io/team/tiny:v1", "-f") if how == "force" else (f"r.io/team/tiny@{packed}",)
     assert kitfs("remove", *target).out == f"Removed {target[0]} (digest {packed})\n"
@@ -360,14 +363,14 @@ def test_remove_takes_all_tags(kitfs: Kitfs, packed: str, how: str) -> None:
 
 
 def test_remove_several(kitfs: Kitfs, packed: str) -> None:
-    """Tags after commas; one that is not there is told, and the others go all the same."""
+    """Several tags are separated by commas. A tag that does not exist is reported, and the others are removed."""
     done = kitfs("remove", "r.io/team/tiny:v1,nope,v2")
     assert done.out == "".join(f"Removed r.io/team/tiny:{tag} (digest {packed})\n" for tag in ("v1", "v2"))
     assert (done.code, done.err) == (3, "kitfs: Failed to remove tag nope: model r.io/team/tiny:nope not found\n")
 
 
 def test_remove_all(kitfs: Kitfs, packed: str, empty: str, tmp_path: Path) -> None:
-    """-a what has no tag, -a -f everything."""
+    """-a removes kits without tags, and -a -f removes all kits."""
     assert kitfs("remove", "-a").out == f"Removed @{empty}\n"
     assert kitfs("remove", "--all").out == ""
     told = f"Untagged r.io/team/tiny:v1\nUntagged r.io/team/tiny:v2\nRemoved r.io/team/tiny@{packed}\n"
@@ -391,7 +394,7 @@ def test_remove_of_nothing(kitfs: Kitfs, args: tuple[str, ...], told: str) -> No
 
 
 def test_remove_keeps_what_another_kit_has(kitfs: Kitfs, packed: str, tmp_path: Path) -> None:
-    """Layers that two kits share stay with the other."""
+    """Layers that another kit has too are not removed."""
     (tmp_path / "tiny/Kitfile").write_text(KITFILE.replace("name: tiny", "name: twin"))
     kitfs("pack", tmp_path / "tiny", "-t", "twin:v1")
     kitfs("remove", f"r.io/team/tiny@{packed}")
@@ -404,7 +407,7 @@ def remote(fake: FakeRegistry) -> dict[str, str]:
 
 
 def test_remove_at_the_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A tag is untagged and the kit stays; kit prints nothing on stdout."""
+    """The tag is deleted and the kit stays. As with kit, stdout is empty."""
     kit = kits.build([])
     for tag in ("v1", "v2", "v3"):
         fake.put_kit("a/b", kit, tag)
@@ -417,7 +420,7 @@ def test_remove_at_the_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_registry_that_deletes_no_tags(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A kit goes with its last tag, but not while it has another one."""
+    """A kit is deleted with its last tag, but not while it has another tag."""
     kit = kits.build([])
     fake.put_kit("a/b", kit, "v1")
     fake.put_kit("a/b", kit, "v2")
@@ -426,7 +429,7 @@ def test_a_registry_that_deletes_no_tags(kitfs: Kitfs, fake: FakeRegistry) -> No
     done = kitfs("remove", "-r", f"{fake.host}/a/b:v1")
     assert done.code == 4
     assert "remote registry does not support untagging; --force deletes the kit, and with it the tags v2" in done.err
-    fake.put_kit("a/b", kit, "v1")  # the fake has done it all the same
+    fake.put_kit("a/b", kit, "v1")  # the fake deleted the tag although its response was 405
     assert kitfs("remove", "-r", f"{fake.host}/a/b:v3").code == 0
     assert set(remote(fake)) == {"v1", "v2"}
     assert kitfs("remove", "-r", f"{fake.host}/a/b@{kit.digest}").code == 0

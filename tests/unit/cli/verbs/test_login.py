@@ -1,4 +1,4 @@
-"""login and logout: what is tried, what is kept and where, what stays (KITOPS §4.2)."""
+"""login and logout: which credentials are tried, what is stored and where, and what stays (KITOPS §4.2)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kept(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A credential helper ``docker-credential-test`` that keeps what it is told in a file, and says no to "bad"."""
+    """Return the log of a credential helper ``docker-credential-test``, which fails if its input contains "bad"."""
     program, log = tmp_path / "bin/docker-credential-test", tmp_path / "helped.jsonl"
     program.parent.mkdir()
     program.write_text(
@@ -60,7 +60,7 @@ def test_a_password_that_is_no_text(kitfs: Kitfs, fake: FakeRegistry, kept: Path
 
 
 def test_login_with_a_password(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
-    """Byte for byte what kit 1.7 writes: tabs, no newline at the end, mode 0600; and the next verb uses it."""
+    """The file is byte for byte that of kit 1.7, with mode 0600, and the next verb uses it."""
     done = kitfs("login", fake.host, "-u", "ada", "-p", "pw", "--plain-http")
     assert (done.code, done.out, done.err) == (0, WARNING + "Log in successful\n", "")
     auth = base64.b64encode(b"ada:pw").decode()
@@ -79,7 +79,7 @@ def test_credentials_that_are_not_taken_are_not_kept(kitfs: Kitfs, fake: FakeReg
 
 
 def test_a_token_server_is_asked(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
-    """GET /v2/ by way of a token; a password without a name is a token of its own kind."""
+    """GET /v2/ is sent with a token. A password without a name is an identity token."""
     fake.require_token({"ada": "pw"}, identity_tokens=frozenset({"refresh"}))
     assert kitfs("login", fake.host, "-u", "ada", "-p", "pw").out == WARNING + "Log in successful\n"
     assert kitfs("login", fake.host, "-p", "refresh").out == "Log in successful\n"
@@ -90,7 +90,7 @@ def test_a_token_server_is_asked(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -
 
 
 def test_passwords_from_stdin(kitfs: Kitfs, fake: FakeRegistry, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """White space around it does not count; no warning."""
+    """White space around the password is removed, and there is no warning."""
     monkeypatch.setattr("sys.stdin", io.StringIO("pw\n"))
     assert kitfs("login", fake.host, "-u", "ada", "--password-stdin").out == "Log in successful\n"
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
@@ -105,7 +105,7 @@ def test_passwords_from_stdin(kitfs: Kitfs, fake: FakeRegistry, kept: Path, monk
 def test_passwords_from_a_terminal(
     kitfs: Kitfs, fake: FakeRegistry, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Name and password are asked for; the password is read without being shown."""
+    """Name and password are requested, and the password is read without an echo."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -119,7 +119,7 @@ def test_passwords_from_a_terminal(
 
 
 def test_other_entries_stay(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
-    """Whatever they are; a link to the file stays one."""
+    """Other entries in the file stay unchanged, and a link to the file stays a link."""
     kept.parent.mkdir()
     real = kept.parent / "real.json"
     others = {
@@ -138,7 +138,7 @@ def test_other_entries_stay(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> Non
 
 
 def test_logout(kitfs: Kitfs, kept: Path) -> None:
-    """Whatever spelling the entry has; when there is none, too."""
+    """logout finds an entry in any spelling, and succeeds if there is none."""
     kept.parent.mkdir()
     kept.write_text(json.dumps({"auths": {"https://a.io/v1/": {"auth": "eDp5"}, DOCKER: {"auth": "eDp5"}, "b.io": {}}}))
     assert kitfs("logout", "a.io", "--json").json == {"registry": "a.io", "erased": True, "left_in_docker": False}
@@ -148,7 +148,7 @@ def test_logout(kitfs: Kitfs, kept: Path) -> None:
 
 
 def test_dockers_own_credentials_stay(kitfs: Kitfs, tmp_path: Path) -> None:
-    """They are not ours to take, and go on being used: that is said."""
+    """logout does not remove docker's credentials, and reports that they are still used."""
     (tmp_path / "docker").mkdir()
     config = tmp_path / "docker/config.json"
     config.write_text('{"auths": {"a.io": {"auth": "eDp5"}}}')
@@ -162,7 +162,7 @@ def test_dockers_own_credentials_stay(kitfs: Kitfs, tmp_path: Path) -> None:
     "config", [{"credsStore": "test"}, {"credHelpers": {"HOST": "test"}}], ids=["credsStore", "credHelpers"]
 )
 def test_helpers(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helper: Path, config: dict[str, Any]) -> None:
-    """Keep and forget in the file's stead; the secret is nowhere else."""
+    """A credential helper stores and erases the secret, which is not written to the file."""
     kept.parent.mkdir()
     kept.write_text(json.dumps(config).replace("HOST", fake.host))
     before = kept.read_text()
@@ -174,7 +174,7 @@ def test_helpers(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helper: Path, con
 
 
 def test_a_helper_that_fails(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helper: Path) -> None:
-    """Is named, and so is one that is not there; no secret is told."""
+    """The error names a helper that fails or does not exist, and contains no secret."""
     fake.require_basic({"ada": "bad"})
     kept.parent.mkdir()
     kept.write_text('{"credsStore": "test"}')
@@ -188,7 +188,7 @@ def test_a_helper_that_fails(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helpe
 
 
 def test_an_identity_token_for_a_helper(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helper: Path) -> None:
-    """Its name is <token>, as docker's protocol has it."""
+    """The user name is <token>, as in docker's protocol."""
     fake.require_token(identity_tokens=frozenset({"refresh"}))
     kept.parent.mkdir()
     kept.write_text('{"credsStore": "test"}')
@@ -212,7 +212,7 @@ def test_what_is_no_registry(kitfs: Kitfs, text: str) -> None:
 
 
 def test_what_is_stored_is_what_is_read(tmp_path: Path) -> None:
-    """docker.io is stored under its key, whichever of its names was given."""
+    """Credentials for docker.io are stored under one key, whichever of its names was given."""
     from kitfs.registry.credentials import erase, store
 
     for host in ("docker.io", "registry-1.docker.io", "a.io:5000"):

@@ -1,4 +1,4 @@
-"""cache, version, help, completion; and that nothing is coloured where nobody asked."""
+"""The verbs cache, version, help and completion, and output without colours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.cli.conftest import Kitfs
 
 @pytest.fixture
 def fetched(kitfs: Kitfs) -> Iterator[str]:
-    """A kit that was read lazily, in tar and gzip; its reference."""
+    """Read a kit with a tar and a gzip layer through the cache, and return its reference."""
     with FakeRegistry() as fake:
         parts = [
             kits.part("model", "w", kits.kit_tar({"w": os.urandom(300_000)})),
@@ -31,7 +31,7 @@ def fetched(kitfs: Kitfs) -> Iterator[str]:
 
 
 def test_the_cache_is_what_nobody_packed_or_pulled(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """info in kit's words; clear takes it, and leaves kits."""
+    """cache info prints kit's words. cache clear removes the cache and keeps kits."""
     (tmp_path / "t").mkdir()
     (tmp_path / "t/Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: d}]\n")
     (tmp_path / "t/d").write_text("kept\n")
@@ -49,7 +49,7 @@ def test_the_cache_is_what_nobody_packed_or_pulled(kitfs: Kitfs, fetched: str, t
 
 
 def test_clear_leaves_what_is_in_use(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """A lease on a blob keeps it; that is said."""
+    """A leased blob is kept, and cache clear reports that."""
     import fcntl
 
     biggest = max((tmp_path / "store/blobs/sha256").glob("*/*"), key=lambda d: (d / "rest").stat().st_size)
@@ -62,8 +62,9 @@ def test_clear_leaves_what_is_in_use(kitfs: Kitfs, fetched: str, tmp_path: Path)
 
 
 def test_changed_bytes_are_an_integrity_error(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """verify names each changed blob in one line, removes it, and exits with 6; the blob is fetched again when it is
-    read.
+    """cache verify names each changed blob in one line, removes it and exits with 6.
+
+    The blob is fetched again when it is read.
     """
     assert kitfs("unpack", fetched, "-d", tmp_path / "first").code == 0
     done = kitfs("cache", "verify")
@@ -88,14 +89,14 @@ def test_changed_bytes_are_an_integrity_error(kitfs: Kitfs, fetched: str, tmp_pa
 
 
 def test_version(kitfs: Kitfs) -> None:
-    """In the shape of kit's."""
+    """The output has the form of kit's."""
     lines = [line.partition(": ")[0] for line in kitfs("version").out.splitlines()]
     assert lines == ["Version", "Commit", "Built", "Python version"]
     assert list(kitfs("version", "--json").json) == ["version", "commit", "built", "python_version"]
 
 
 def test_help(kitfs: Kitfs) -> None:
-    """Help is shown of all verbs, of one verb, and of a verb of a group."""
+    """Help is shown for all verbs, for one verb, and for a verb of a group."""
     assert kitfs("help").out.startswith(kitfs("--help").out)
     assert kitfs("help", "remove").out == kitfs("remove", "--help").out
     assert kitfs("help", "cache", "info").out.startswith("Usage: kitfs cache info")
@@ -106,7 +107,7 @@ def test_help(kitfs: Kitfs) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(kitfs: Kitfs, shell: str) -> None:
-    """A script that asks kitfs itself, and that the shell can read."""
+    """The script calls kitfs and is valid for the shell."""
     script = kitfs("completion", shell).out
     assert "_KITFS_COMPLETE" in script
     program = shutil.which(shell)
@@ -117,7 +118,7 @@ def test_completion(kitfs: Kitfs, shell: str) -> None:
 
 
 def test_what_is_completed(kitfs: Kitfs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Verbs and options."""
+    """Verbs and options are completed."""
     from kitfs.cli.main import cli, run
 
     wanted = {"kitfs ins": "plain,inspect", "kitfs list --fo": "plain,--format", "kitfs cache c": "plain,clear"}
@@ -131,7 +132,7 @@ def test_what_is_completed(kitfs: Kitfs, monkeypatch: pytest.MonkeyPatch, capfd:
 
 
 def test_nothing_is_coloured(kitfs: Kitfs) -> None:
-    """So NO_COLOR has nothing to forbid."""
+    """There are no colours, so that NO_COLOR has no effect."""
     for args in (["help"], ["list"], ["version"], ["nope"], ["remove"]):
         done = kitfs(*args)
         assert "\x1b" not in done.out + done.err

@@ -1,4 +1,4 @@
-"""What verbs of the store print on a terminal: digests are short unless --no-trunc is given, and unpack sums up."""
+"""On a terminal, verbs of the store shorten digests unless --no-trunc is given, and unpack prints a summary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORT = re.compile(r"sha256:[0-9a-f]{12}\b")
 
 
 class Terminal(io.StringIO):
-    """A stdout that says it is a terminal."""
+    """A stdout that reports that it is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -26,7 +26,10 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def on_terminal(kitfs: Kitfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run a verb whose stdout is a terminal of 80 columns; the kits t/k:v1 and t/k:v2 and the index t/k:all exist."""
+    """Return a function that runs a verb whose stdout is a terminal of 80 columns.
+
+    The kits t/k:v1 and t/k:v2 and the index t/k:all exist.
+    """
     tree = tmp_path / "tree"
     (tree / "data").mkdir(parents=True)
     (tree / "Kitfile").write_text(KITFILE)
@@ -63,7 +66,11 @@ def on_terminal(kitfs: Kitfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_digests_are_short_on_a_terminal_and_full_where_asked(
     on_terminal: Callable[..., str], args: tuple[str, ...]
 ) -> None:
-    """A repetition of a verb that removes has nothing to print, so the full form is looked at for those that show."""
+    """Digests are short, and complete with --no-trunc.
+
+    A verb that removes something prints nothing when it is repeated, so that --no-trunc is tested for the other verbs
+    only.
+    """
     printed = on_terminal(*args)
     assert SHORT.search(printed)
     assert not FULL.search(printed)

@@ -1,6 +1,4 @@
-"""What ``kitfs pack`` and ``kitfs push`` print and exit with: on stdout, line for line what kit 1.7.0 printed on the
-same trees.
-"""
+"""``kitfs pack`` and ``kitfs push`` print line for line what kit 1.7.0 printed on stdout for the same trees."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from tests.fakes.registry import FakeRegistry
 from tests.host import Host
 
 AS_OF_1_7 = ("--kit-version", "1.7.0")
-KINDS = {  # of the layers of golden trees, as kit calls them
+KINDS = {  # kit's names for the layers of the golden trees
     "basic": ["model", "code", "code", "dataset", "dataset", "docs", "docs"],
     "parts": ["model", "modelpart", "modelpart", "modelpart"],
     "empty": [],
@@ -29,7 +27,7 @@ def lines(
     config: str = "Saved configuration",
     manifest: str = "Saved manifest to storage",
 ) -> list[str]:
-    """What kit prints of a golden tree; the rest of a line is said by its caller."""
+    """Return what kit prints for a golden tree. The arguments are the parts of a line that differ."""
     kit = GOLDEN_KITS[name]
     found = [f"{layers} {kind} layer: {digest}" for kind, digest in zip(KINDS[name], kit["diff_ids"], strict=True)]
     found += [
@@ -45,7 +43,10 @@ MANIFEST_KNOWN = "Manifest already exists in storage"
 
 
 def test_pack_says_what_kit_says(box: Host, golden_trees: Path) -> None:
-    """What is new and what was there: of layers and configs in the whole store, of a manifest in its repository."""
+    """pack reports for the whole store whether a layer or config was saved before.
+
+    For a manifest, it reports this for the manifest's repository.
+    """
 
     def said(name: str, *options: str) -> list[str]:
         done = box.kitfs("pack", golden_trees / name, *options, *AS_OF_1_7)
@@ -72,7 +73,7 @@ def test_pack_reads_a_kitfile_from_stdin_and_from_elsewhere(box: Host, golden_tr
 
 
 def test_push_says_what_kit_says(box: Host, golden_trees: Path) -> None:
-    """What goes where, and its digest; the second time too. A kit that is not here is told after that."""
+    """push names the destination and the digest, also the second time. Then it reports a kit that does not exist."""
     digest = GOLDEN_KITS["parts"]["manifest"]
     with FakeRegistry() as registry:
         ref, other, absent = (f"{registry.host}/t/{name}" for name in ("parts:v1", "renamed:v9", "absent:v1"))
@@ -116,7 +117,7 @@ def test_push_says_what_kit_says(box: Host, golden_trees: Path) -> None:
     ],
 )
 def test_a_kitfile_that_kit_refuses_is_refused(box: Host, tmp_path: Path, kitfile: str, said: str) -> None:
-    """Nothing on stdout, one line in kit's words on stderr, nothing in the store."""
+    """stdout is empty, stderr is one line in kit's words, and nothing is stored."""
     (tmp_path / "Kitfile").write_text(kitfile)
     done = box.kitfs("pack", tmp_path, "-t", "a:b", check=False)
     assert done.returncode in (8, 10)
@@ -153,7 +154,7 @@ def test_a_pack_that_cannot_be_is_one_line(
 
 
 def test_a_name_that_would_drive_a_terminal_is_escaped(box: Host, tmp_path: Path) -> None:
-    """In warnings and in errors."""
+    """Control characters in names are escaped in warnings and in errors."""
     (tmp_path / "Kitfile").write_text("manifestVersion: 1.0.0\ncode: [{path: m}]\n")
     (tmp_path / "m").mkdir()
     (tmp_path / "m/\x1b[31m\nx").symlink_to("/etc")
@@ -168,7 +169,7 @@ def test_a_name_that_would_drive_a_terminal_is_escaped(box: Host, tmp_path: Path
 
 
 def test_a_kit_has_more_layers_than_files_may_be_open_at_first(box: Host, tmp_path: Path) -> None:
-    """150 layers where the soft limit is 100 descriptors: it is raised to the hard one."""
+    """For 150 layers the soft limit of 100 descriptors is raised to the hard limit."""
     names = [f"f{number}" for number in range(150)]
     for name in names:
         (tmp_path / name).write_text(name)
