@@ -50,14 +50,21 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("words", nargs="*", metavar="WORD", help="a verb (see above), rows by number, or files of plot")
-    parser.add_argument("--mib", type=int, default=1024, help="size of the model of most rows (default: 1024)")
-    parser.add_argument("--runs", type=int, default=3, help="how often each row is measured (default: 3)")
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="only the targets whose name contains TEXT: --only 80"
+        "words", nargs="*", metavar="WORD", help="a verb (see above), numbers of rows, or files for plot"
+    )
+    parser.add_argument("--mib", type=int, default=1024, help="size of the model of most rows (default: 1024)")
+    parser.add_argument("--runs", type=int, default=3, help="number of times that each row is measured (default: 3)")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="measure only targets whose name contains TEXT, for example --only 80",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample to a file, as JSON")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where to work (default: the temporary directory)")
+    parser.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="directory for temporary files (default: the system's)"
+    )
     options = parser.parse_args()
     words: list[str] = options.words
     options.verb = words.pop(0) if words and not words[0].isdigit() else "measure"

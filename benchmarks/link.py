@@ -227,10 +227,10 @@ def slow(port: int, link: Link) -> Iterator[int]:
 def main() -> None:
     """Relay until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("port", type=int, help="port of loopback to relay to")
-    parser.add_argument("--rtt", type=float, default=0.0, help="seconds of a round trip")
-    parser.add_argument("--rate", type=int, default=0, help="bytes a second towards the client (0: no limit)")
-    parser.add_argument("--window", type=int, default=WINDOW, help="bytes under way per connection")
+    parser.add_argument("port", type=int, help="port on loopback to which to relay")
+    parser.add_argument("--rtt", type=float, default=0.0, help="seconds that a round trip takes")
+    parser.add_argument("--rate", type=int, default=0, help="bytes a second towards the client (0 means no limit)")
+    parser.add_argument("--window", type=int, default=WINDOW, help="maximum bytes in flight on each connection")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with socket.create_server(("127.0.0.1", 0)) as server:

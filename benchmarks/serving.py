@@ -68,7 +68,7 @@ class Client:
         buffer = bytearray(PIECE)
         while length:
             got = self._socket.recv_into(buffer, min(PIECE, length), socket.MSG_TRUNC)
-            assert got, "the answer is short"
+            assert got, "the response is too short"
             length -= got
         return head
 
@@ -77,7 +77,7 @@ class Client:
         data = b""
         while not data.endswith(b"\r\n\r\n"):
             there = self._socket.recv(4096, socket.MSG_PEEK)
-            assert there, "the connection ended"
+            assert there, "the server closed the connection"
             end = (data + there).find(b"\r\n\r\n")
             data += self._socket.recv(len(there) if end < 0 else end + 4 - len(data))
         head = data.decode()

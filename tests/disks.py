@@ -25,7 +25,7 @@ def tmpfs(directory: Path, options: str) -> Iterator[Path]:
     command = ["mount", "-t", "tmpfs", "-o", options, "kitfs-test", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"{CANNOT} no tmpfs can be mounted: {done.stderr.strip()}")
+        pytest.skip(f"{CANNOT} mount cannot mount a tmpfs: {done.stderr.strip()}")
     try:
         yield directory
     finally:

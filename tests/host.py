@@ -149,7 +149,7 @@ class Host:
         path = self.mnt / (at or "a")
         done = self.kitfs("mount", ref, path, *options, env=env)
         line = MOUNTED.match(done.stdout.removesuffix("\n"))
-        assert line, f"mount must print one line, digest, pid and log: {done.stdout!r}"
+        assert line, f"mount did not print one line with digest, pid and log: {done.stdout!r}"
         return Mounted(path, line["digest"], int(line["pid"] or 0), Path(line["log"]), done.stderr)
 
     def umount(self, mount: Mounted | Path, *options: str) -> None:

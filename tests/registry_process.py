@@ -169,7 +169,7 @@ class RegistryProcess:
         deadline = time.monotonic() + 10
         while name not in (text := (self.directory / "access.log").read_text(errors="replace")):
             if time.monotonic() > deadline:
-                raise AssertionError("docker-registry writes no access log")
+                raise AssertionError("docker-registry does not write an access log")
             time.sleep(0.01)
         return self._rows(text)
 

@@ -68,7 +68,9 @@ class Passing:
     def back(self) -> None:
         """Give ``file`` its backing file, and wait until the kernel looks up the name again."""
         self.fs.backings["file"] = self.backing
-        wait_until(lambda: self.file.read_bytes() == BACKED, f"the name is valid for more than {SOON} s")
+        wait_until(
+            lambda: self.file.read_bytes() == BACKED, f"the kernel did not look the name up again after {SOON} s"
+        )
 
     def reads(self) -> int:
         """Return the number of read requests from the kernel."""

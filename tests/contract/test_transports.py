@@ -107,7 +107,7 @@ class Served:
                     raise
         if self.thread.ident is not None:
             self.thread.join(PATIENCE)
-            assert not self.thread.is_alive(), "serve does not return after the unmount"
+            assert not self.thread.is_alive(), "serve did not return after the unmount"
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -377,7 +377,7 @@ def _wait_for_call(mount: Served, operation: str, path: str) -> None:
         if any((o, p) == (operation, path) for o, p, _ in mount.fs.calls):
             return
         beat.wait(0.01)
-    raise AssertionError(f"{operation} of {path} never came")
+    raise AssertionError(f"the kernel sent no {operation} of {path}")
 
 
 def test_a_killed_reader_dies_at_once(mount: Served) -> None:
@@ -394,7 +394,7 @@ def test_a_killed_reader_dies_at_once(mount: Served) -> None:
 def test_a_killed_lookup_ends_at_once(mount: Served) -> None:
     """A killed lookup ends with the kernel transport. libfuse does not pass INTERRUPT on."""
     if mount.transport.name == "libfuse":
-        pytest.skip("not here: libfuse2 does not say who was interrupted")
+        pytest.skip("not here: libfuse2 does not report which request was interrupted")
     gate = mount.fs.cold["lookup", "cold-dir"] = threading.Event()
     process = child("import os,sys; os.stat(sys.argv[1])", mount / "cold-dir")
     _wait_for_call(mount, "lookup", "cold-dir")

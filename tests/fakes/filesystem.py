@@ -100,7 +100,7 @@ class MemoryFileSystem:
             if not wait:
                 raise WouldBlock
             if not gate.wait(PATIENCE):
-                raise AssertionError(f"nobody let {operation} {name} go on")
+                raise AssertionError(f"no test released {operation} of {name}")
         if (operation, name) in self.fails:
             raise self.fails[operation, name]
 

@@ -89,7 +89,7 @@ class FuseWire:
         """Wait until the connection has ended."""
         if self._thread is not None:
             self._thread.join(PATIENCE)
-            assert not self._thread.is_alive(), "the connection does not end"
+            assert not self._thread.is_alive(), "the connection did not end"
 
     def send_raw(self, data: bytes) -> None:
         """Send one message unchanged."""
@@ -122,14 +122,14 @@ class FuseWire:
 
     def _take(self) -> None:
         data = self._kernel.recv(1 << 20)
-        assert data, "the connection hung up"
+        assert data, "the connection was closed"
         length, error, about = struct.unpack_from("=IiQ", data)
-        assert length == len(data), "a reply of another length than it says"
+        assert length == len(data), "the length of a reply is not the length in its header"
         if about == 0:
             self._notifications.append((error, data[16:]))
             return
         assert error <= 0
-        assert about not in self._replies, "a second reply"
+        assert about not in self._replies, "a request got a second reply"
         self._replies[about] = Answer(-error, data[16:])
 
     def call(self, opcode: int, *, node: int = 1, body: bytes = b"", pid: int = 0) -> Answer:

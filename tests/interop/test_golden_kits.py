@@ -88,7 +88,7 @@ def _file_of(kit: str, path: str) -> bytes:
                 member = tar.extractfile(path)
                 assert member is not None
                 return member.read()
-    raise AssertionError(f"no {path} in {kit}")
+    raise AssertionError(f"{kit} does not contain {path}")
 
 
 def test_only_shows_what_its_filters_select(golden_registry: RegistryProcess, host: Host) -> None:

@@ -74,7 +74,9 @@ def plain(tree: Tree) -> dict[str, bytes]:
 # -- init
 
 
-@pytest.mark.skipif(not TRANSCRIPTS.exists(), reason="not here: the transcripts of the real kit")
+@pytest.mark.skipif(
+    not TRANSCRIPTS.exists(), reason="not here: this checkout does not have the transcripts of the real kit"
+)
 def test_init_prints_what_kit_printed(box: Host, tmp_path: Path) -> None:
     """Every ``kit init`` of the transcripts, one after the other in one directory, has the same success or failure and
     the same stdout.
@@ -111,7 +113,7 @@ def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
         kit is None
         or "--remote" in subprocess.run([kit, "init", "--help"], capture_output=True, text=True, check=False).stdout
     ):
-        pytest.skip("not here: kit 1.7")
+        pytest.skip("not here: kit 1.7 is not on PATH")
     for name in ("basic", "parts", "context", "names", "modelpack", "modes"):
         tree = golden_tree(tmp_path, name)
         for path in tree.rglob("*.bin"):

@@ -307,7 +307,7 @@ def test_an_interrupted_pull_resumes(box: Host, tmp_path: Path) -> None:
 def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
     """A kit in kit's own storage is pulled and unpacked without a registry, and the storage does not change."""
     if shutil.which("kit") is None:
-        pytest.skip(f"{CANNOT} no kit on PATH")
+        pytest.skip(f"{CANNOT} kit is not on PATH")
     subprocess.run([sys.executable, GOLDEN / "make_trees.py", tmp_path / "trees"], check=True)
     for ref in ("mine:v1", "127.0.0.1:1/team/mine:v1"):
         done = subprocess.run(
@@ -368,7 +368,9 @@ def test_a_pull_that_is_killed_at_its_end(own_registry: RegistryProcess, box: Ho
         with Relay(own_registry.port) as meter:
             ref = f"{meter.host}/team/kit:v1"
             with box.running("pull", ref, "--progress", "none") as process:
-                wait_until(lambda: meter.moved > size_of(kit) or process.poll() is not None, "nothing comes")
+                wait_until(
+                    lambda: meter.moved > size_of(kit) or process.poll() is not None, "the pull received no bytes"
+                )
                 time.sleep(rng.random() / 20)  # the test tries where the pull stands after this time
                 process.kill()
         with Relay(own_registry.port) as meter:

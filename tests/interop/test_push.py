@@ -90,7 +90,7 @@ def test_a_blob_is_mounted(own_registry: RegistryProcess, repository: Repositori
     repository(own_registry.host, "lib/base").upload(BLOB, reader())
 
     def read(_: int) -> Iterator[bytes]:
-        raise AssertionError("nothing is to be read")
+        raise AssertionError("the blob was read although the registry has it")
 
     team = repository(own_registry.host, "team/kit")
     assert team.upload(BLOB, read, mount_from=["lib/none", "lib/base"]) == "mounted"

@@ -276,7 +276,7 @@ def test_kit_pulls_and_unpacks_what_was_pushed(
 ) -> None:
     """The tree that the real kit pulls and unpacks is the recorded one."""
     if shutil.which("kit") is None:
-        pytest.skip(f"{CANNOT} no kit on PATH")
+        pytest.skip(f"{CANNOT} kit is not on PATH")
     ref = f"{registry.host}/team/{name}:v1"
     packed(box, golden_trees / name, ref, *options)
     box.kitfs("push", ref, "--plain-http")

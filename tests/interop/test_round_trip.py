@@ -55,7 +55,7 @@ def foreign(name: str) -> str:
     """Return the path of a program of another project for which there is no package. Skip the test without it."""
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"{CANNOT} no {name} on PATH")
+        pytest.skip(f"{CANNOT} {name} is not on PATH")
     return found
 
 

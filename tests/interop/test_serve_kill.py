@@ -97,7 +97,7 @@ class Scene:
         with self._lock:
             until = self._moved + size
             assert self._lock.wait_for(lambda: self._moved >= until or self.failure is not None, timeout=300), (
-                "nothing moves any more"
+                "no bytes were transferred for too long"
             )
 
     def fail(self, error: BaseException) -> None:
@@ -248,9 +248,9 @@ class Client:
             known = self.again(lambda: self.progress(location))
             if known is None:  # the server was killed between the commit and its answer
                 response, _ = self.again(lambda: self.ask("HEAD", blob.path))
-                assert response.status == 200, f"{blob.digest}: neither the upload nor the blob is there"
+                assert response.status == 200, f"{blob.digest}: neither the upload nor the blob exists"
                 return None
-            assert at <= known <= len(blob.data), f"{at} bytes were acknowledged, {known} are there"
+            assert at <= known <= len(blob.data), f"{at} bytes were acknowledged, but the server has {known}"
             at = known
             self._scene.count("resumed")
 
@@ -276,20 +276,20 @@ class Client:
         headers = {"Range": f"bytes={first}-{last}"} if way == "range" else {}
         response, data = self.ask("HEAD" if way == "HEAD" else "GET", blob.path, headers=headers)
         if response.status == 404:
-            assert not acknowledged, f"{blob.digest} was acknowledged and is lost"
+            assert not acknowledged, f"{blob.digest} was acknowledged but does not exist"
             return
         assert response.status == (206 if way == "range" else 200)
         assert int(response.headers["Content-Length"]) == last - first + 1
         if way != "HEAD":
             assert hashlib.sha256(data).digest() == hashlib.sha256(blob.data[first : last + 1]).digest(), (
-                f"{blob.digest}: other bytes"
+                f"{blob.digest}: the bytes are wrong"
             )
         self._scene.count("pulls")
 
     def resolve(self, blob: Blob, *, acknowledged: bool) -> None:
         response, data = self.ask("GET", blob.tag_path, headers={"Accept": MANIFEST})
         if response.status == 404:
-            assert not acknowledged, f"the tag of {blob.number} was acknowledged and is lost"
+            assert not acknowledged, f"the tag of {blob.number} was acknowledged but does not exist"
             return
         assert response.status == 200
         assert bytes(data) == blob.manifest

@@ -146,7 +146,7 @@ def test_a_single_post_that_is_cut_leaves_nothing(server: Server) -> None:
             f"POST /v2/a/blobs/uploads/?digest={Digest.of(DATA)}", f"Content-Length: {len(DATA)}", body=DATA[:HALF]
         )
         ingest = server.root / "ingest"
-        wait_until(lambda: any(ingest.iterdir()), "the upload never began")
+        wait_until(lambda: any(ingest.iterdir()), "the upload did not start")
         wire.close(reset=True)
         wait_until(lambda: not any(ingest.iterdir()), "the upload was not removed")
         assert client.head(f"/v2/a/blobs/{Digest.of(DATA)}").status_code == 404
@@ -229,7 +229,9 @@ def test_sigterm_ends_it_while_it_reads_a_large_upload_back(server: Server) -> N
         assert client.get("/v2/").status_code == 200
         reading = Path(f"/proc/{server.process.pid}/io")
         before = int(reading.read_text().split()[1])
-        wait_until(lambda: int(reading.read_text().split()[1]) >= before + 10 * MiB, "the upload is not read back")
+        wait_until(
+            lambda: int(reading.read_text().split()[1]) >= before + 10 * MiB, "the server does not read the upload back"
+        )
         server.process.terminate()
         assert server.process.wait(END) == 0
     assert (upload / "rest").stat().st_size == size

@@ -77,7 +77,7 @@ class Terminal:
 def check(text: str, what: object) -> None:
     found = RAW.search(text)
     assert found is None, f"{what}: {found[0]!r} in {text[max(0, found.start() - 200) : found.end() + 100]!r}"
-    assert not re.search("^FORGED", text, re.MULTILINE), f"{what}: a line of a foreign text in {text!r}"
+    assert not re.search("^FORGED", text, re.MULTILINE), f"{what}: a name started a line of its own in {text!r}"
 
 
 @pytest.fixture

@@ -99,9 +99,7 @@ def steps(text: str) -> list[Step]:
 STEPS = steps(TRANSCRIPT.read_text()) if TRANSCRIPT.exists() else []
 
 
-replays = pytest.mark.skipif(
-    not STEPS, reason="not here: ../shared/golden/transcripts-kit-1.7.txt lies beside the repository where it was made"
-)
+replays = pytest.mark.skipif(not STEPS, reason="not here: this checkout does not have the transcripts of the real kit")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +139,7 @@ def test_a_command_does_what_kit_did(replayed: tuple[str, list[Ours]], step: Ste
         return
     assert (ours.code == 0) == (step.code == 0), ours
     if step.code:
-        assert re.fullmatch(r"(kitfs: [^\n]+\n)+", ours.stderr), "a failure is told in one line"
+        assert re.fullmatch(r"(kitfs: [^\n]+\n)+", ours.stderr), "a failure is not reported in one line"
     assert comparable(step.command, ours.stdout) == comparable(step.command, step.stdout)
 
 

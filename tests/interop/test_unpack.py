@@ -95,7 +95,7 @@ def transcripts() -> list[tuple[str, str, bool]]:
 
 
 @pytest.mark.skipif(
-    not TRANSCRIPTS.exists(), reason="not here: the transcripts of the real kit are not in this checkout"
+    not TRANSCRIPTS.exists(), reason="not here: this checkout does not have the transcripts of the real kit"
 )
 def test_what_the_real_kit_printed(golden_registry: RegistryProcess, box: Host) -> None:
     """Every unpack of the transcripts prints the same stdout, and succeeds or fails as the real kit did."""

@@ -82,7 +82,7 @@ def test_demo_that_is_interrupted_leaves_nothing(host: Host, number: signal.Sign
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    wait_until(lambda: list(Path(env["TMPDIR"]).iterdir()) == [], "the demo left its workshop")
+    wait_until(lambda: list(Path(env["TMPDIR"]).iterdir()) == [], "the demo left its directory behind")
     assert [line for line in Path("/proc/mounts").read_text().splitlines() if env["TMPDIR"] in line] == []
 
 

@@ -178,7 +178,7 @@ def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: Fa
     for n in range(12):
         assert pread(mount, (n % 5 + 1) * MiB)[0] == "EIO"
     fake.start()
-    wait_until(lambda: pread(mount, 3 * MiB)[0] == "right", "never read again", seconds=HANGS)
+    wait_until(lambda: pread(mount, 3 * MiB)[0] == "right", "the file cannot be read again", seconds=HANGS)
     is_well(mount, 5 * MiB)
 
 
@@ -309,7 +309,7 @@ def test_a_layer_with_wrong_bytes_is_dropped(host: Host, fake: FakeRegistry, ref
     rule = fake.fail("/blobs/", Lie(5 * MiB))
     with reader(mount / "w.bin") as process:
         process.communicate(timeout=HANGS)
-    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the lie was never found")
+    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong byte was not found")
     assert rule.hits > 0
     assert os.getxattr(mount / "w.bin", "user.kitfs.state") != b"verified"
     assert len([line for line in mount.log_text().splitlines() if kit.layers[0][:19] in line and "digest" in line]) >= 1
@@ -317,7 +317,9 @@ def test_a_layer_with_wrong_bytes_is_dropped(host: Host, fake: FakeRegistry, ref
     fake.heal()
     again = host.mount(ref)
     is_well(again, 5 * MiB)
-    wait_until(lambda: os.getxattr(again / "w.bin", "user.kitfs.state") == b"verified", "the truth was never verified")
+    wait_until(
+        lambda: os.getxattr(again / "w.bin", "user.kitfs.state") == b"verified", "the right bytes were not verified"
+    )
 
 
 # -- other hosts

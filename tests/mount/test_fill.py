@@ -103,7 +103,7 @@ def test_a_layer_is_completed_by_few_requests(own_registry: RegistryProcess, hos
     ref = big(own_registry, tmp_path, 128 * MiB)
     mount = host.mount(ref, "--fill", "all")
     wait_until(lambda: states(host, mount) == ["verified"], f"{host.status(mount)}", seconds=60)
-    assert host.status(mount)["requests"] <= 12, "a layer has 32 steps"
+    assert host.status(mount)["requests"] <= 12, "the layer was fetched in steps (it has 32)"
 
 
 def test_a_mount_that_is_being_filled_ends_without_the_rest(
@@ -111,7 +111,9 @@ def test_a_mount_that_is_being_filled_ends_without_the_rest(
 ) -> None:
     ref = big(own_registry, tmp_path, 512 * MiB)
     mount = host.mount(ref, "--fill", "all")
-    wait_until(lambda: host.status(mount)["fill"]["bytes"] > 0, "nothing is filled", seconds=60)
+    wait_until(
+        lambda: host.status(mount)["fill"]["bytes"] > 0, "the mount fetches nothing in the background", seconds=60
+    )
     host.umount(mount)
     assert not alive(mount.pid)
     assert "bug" not in mount.log_text()

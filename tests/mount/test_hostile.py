@@ -87,7 +87,7 @@ def test_what_a_reader_gets_as_eio(host: Host, fake: FakeRegistry, ref: str, nam
     assert word.lower() in told["last_error"].lower()
     assert fake.host in told["last_error"]
     fake.heal()
-    wait_until(lambda: read_at(mount / "w.bin", 3 * MiB) == "read 4096", "never read again", seconds=SOON)
+    wait_until(lambda: read_at(mount / "w.bin", 3 * MiB) == "read 4096", "the file cannot be read again", seconds=SOON)
     assert digest_by(reader(mount / "w.bin")) == DIGEST
 
 
@@ -106,7 +106,7 @@ def test_a_200_that_is_shorter_or_longer_than_the_blob_is_eio_at_its_end(
     assert out.strip() in ("", DIGEST)
     wait_until(
         lambda: host.status(mount)["last_error"] is not None or host.status(mount)["integrity_failures"] > 0,
-        "nobody noticed",
+        "the wrong size was not found",
     )
     assert os.getxattr(mount / "w.bin", "user.kitfs.state") != b"verified"
 
@@ -117,7 +117,7 @@ def test_a_wrong_bit_is_found(host: Host, fake: FakeRegistry, ref: str) -> None:
     fake.fail("/blobs/", Lie(5 * MiB))
     with reader(mount / "w.bin") as process:
         process.communicate(timeout=SOON)
-    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the lie was never found")
+    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong byte was not found")
     assert os.getxattr(mount / "w.bin", "user.kitfs.state") != b"verified"
 
 

@@ -100,7 +100,7 @@ def fail(host: Host, mount: Mounted, *paths: Path) -> None:
     """Read all files of a layer that has a wrong bit, and wait until that is known."""
     for path in paths:
         read(path)
-    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong bit was never found")
+    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong bit was not found")
 
 
 def test_wrong_bytes_are_not_served_again(

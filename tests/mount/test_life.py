@@ -358,6 +358,6 @@ def test_an_interrupted_reader_can_be_killed(own_registry: RegistryProcess, host
         with waiting:
             assert relay.held.wait(30)
             waiting.kill()
-            wait_until(lambda: waiting.poll() is not None, "the reader cannot be killed", seconds=10)
+            wait_until(lambda: waiting.poll() is not None, "the reader did not end after SIGKILL", seconds=10)
         relay.release()
         assert (mount / "w.bin").read_bytes() == data

@@ -49,7 +49,7 @@ def test_everything_that_is_created_is_private(host: Host, tmp_path: Path, mask:
     directories are 0700.
     """
     if host.python.user is not None:
-        pytest.skip("cannot: another user would have to own the source")
+        pytest.skip("not here: another user would have to own the source")
     for directory in (host.cache, host.run_dir):
         directory.chmod(0o755)
     (tmp_path / "src").mkdir()
@@ -67,7 +67,7 @@ def test_everything_that_is_created_is_private(host: Host, tmp_path: Path, mask:
             os.umask(before)
         assert (mount / "w.bin").read_bytes() == WEIGHTS
         assert (mount / "data/a.txt").read_bytes() == b"a" * 1000
-        wait_until(lambda: not list(host.cache.glob("unproven/*/*/*/*/*")), "the layers were never verified")
+        wait_until(lambda: not list(host.cache.glob("unproven/*/*/*/*/*")), "the layers were not verified")
         assert loose(host.cache) == loose(host.run_dir) == {}
         host.umount(mount)
         assert loose(host.cache) == loose(host.run_dir) == {}

@@ -58,7 +58,9 @@ def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) ->
     with (mount / "w.bin").open("rb", buffering=0) as old:
         assert os.pread(old.fileno(), 4096, 0) == WEIGHTS[:4096]
         assert (mount / "w.bin").read_bytes() == WEIGHTS
-        wait_until(lambda: os.getxattr(mount / "w.bin", "user.kitfs.state") == b"verified", "it is never verified")
+        wait_until(
+            lambda: os.getxattr(mount / "w.bin", "user.kitfs.state") == b"verified", "the layer was not verified"
+        )
         os.posix_fadvise(old.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         assert os.pread(old.fileno(), len(WEIGHTS), 0) == WEIGHTS
         time.sleep(2 * SOON)  # until the kernel looks the name up again
@@ -89,7 +91,7 @@ def test_unverified_file_is_never_passthrough(host: Host, fake: FakeRegistry, re
         (mount / "w.bin").read_bytes()
     except OSError:
         pass
-    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong bit was never found")
+    wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong bit was not found")
     with pytest.raises(OSError, match=r".") as e:
         (mount / "w.bin").open("rb")
     assert e.value.errno == errno.EIO

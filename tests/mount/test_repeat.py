@@ -130,7 +130,7 @@ def stopped(pid: int) -> Iterator[None]:
     try:
         wait_until(
             lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T",
-            "the daemon does not stop",
+            "the daemon did not stop",
         )
         yield
     finally:

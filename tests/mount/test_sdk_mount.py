@@ -233,7 +233,7 @@ def test_a_mount_can_be_listed_examined_and_ended_by_its_directory(place: Place)
     kitfs.unmount(place.directory, **place.options)
     assert not os.path.ismount(place.directory)
     assert kitfs.mounts(**place.options) == []
-    assert kitfs.logs(place.directory, **place.options), "the log stays"
+    assert kitfs.logs(place.directory, **place.options), "the log does not exist after the unmount"
     with pytest.raises(NotFound):
         kitfs.status(place.directory, **place.options)
 

@@ -88,7 +88,9 @@ def read_all(mount: Mounted) -> None:
 
 def wait_sealed(host: Host, mount: Mounted) -> dict[str, Any]:
     """Wait until a mount is sealed, and return its status."""
-    wait_until(lambda: host.status(mount)["mode"] == "sealed", f"not sealed: {host.status(mount)}", seconds=60)
+    wait_until(
+        lambda: host.status(mount)["mode"] == "sealed", f"the mount is not sealed: {host.status(mount)}", seconds=60
+    )
     return host.status(mount)
 
 
@@ -97,7 +99,9 @@ def fill(host: Host, ref: str, *options: str) -> dict[str, Any]:
     mount = host.mount(ref, "--seal", "never", *options)
     read_all(mount)
     wait_until(
-        lambda: {layer["state"] for layer in host.status(mount)["layers"]} <= {"verified"}, "not verified", seconds=60
+        lambda: {layer["state"] for layer in host.status(mount)["layers"]} <= {"verified"},
+        "the layers were not verified",
+        seconds=60,
     )
     shown = details(mount.path)
     assert host.status(mount)["mode"] == "lazy"
@@ -505,7 +509,9 @@ def test_seal_seals_a_mount_that_does_not_seal_itself(host: Host) -> None:
     mount = host.mount(small(host), "--seal", "never")
     assert host.status(mount)["not_sealed"] == "the mount has --seal never"
     read_all(mount)
-    wait_until(lambda: host.kitfs("seal", mount.path, check=False).returncode == 0, "not sealed", seconds=30)
+    wait_until(
+        lambda: host.kitfs("seal", mount.path, check=False).returncode == 0, "the mount is not sealed", seconds=30
+    )
     assert host.status(mount)["mode"] == "sealed"
     assert json.loads(host.kitfs("seal", mount.path, "--json").stdout) == {"mountpoint": str(mount.path)}
 

@@ -90,7 +90,7 @@ UNITS = ["kitfs@.service", "kitfs-serve.service", "kitfs-cache-verify.service", 
 def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
     """systemd-analyze finds nothing wrong with the unit."""
     if shutil.which("systemd-analyze") is None:
-        pytest.skip(f"{CANNOT} no systemd on this machine")
+        pytest.skip(f"{CANNOT} systemd is not installed")
     for other in UNITS:
         shutil.copy(REPOSITORY / "systemd" / other, tmp_path / other.replace("@", "@test"))
     unit = tmp_path / name.replace("@", "@test")
@@ -106,7 +106,9 @@ def test_a_store_is_read_back_while_a_kit_is_mounted(host: Host) -> None:
     reference = f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1"
     mount = host.mount(reference, "--seal", "never")
     assert (mount / "w.bin").read_bytes() == WEIGHTS
-    wait_until(lambda: host.status(mount)["layers"][0]["state"] == "verified", "not verified", seconds=60)
+    wait_until(
+        lambda: host.status(mount)["layers"][0]["state"] == "verified", "the layers were not verified", seconds=60
+    )
     assert host.kitfs("cache", "verify").stdout.startswith("verified ")
     digest = host.status(mount)["layers"][0]["digest"]
     rot(host.cache, digest, at=1 << 20)

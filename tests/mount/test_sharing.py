@@ -93,9 +93,7 @@ def test_a_second_mount_of_a_warm_layer_says_that_it_is_verified(own_registry: R
     host.umount(mount)
     again = host.mount(ref, at="two")
     (again / "m/w.bin").read_bytes()
-    wait_until(
-        lambda: os.getxattr(again / "m/w.bin", "user.kitfs.state") == b"verified", "the layer was never verified"
-    )
+    wait_until(lambda: os.getxattr(again / "m/w.bin", "user.kitfs.state") == b"verified", "the layer was not verified")
     assert [layer["state"] for layer in host.status(again)["layers"]] == ["verified"]
 
 
@@ -115,7 +113,7 @@ def test_four_processes_on_one_cold_layer_of_which_one_is_killed_mid_chunk(
         since = own_registry.mark()
         relay.hold(after=CHUNK * 5 // 2)  # the headers, and two and a half chunks
         victim = reader(mounts[0] / "w.bin")
-        assert relay.held.wait(30), "the first reader asked for nothing"
+        assert relay.held.wait(30), "the first reader sent no request"
         os.kill(mounts[0].pid, signal.SIGKILL)
         host.wait_gone(mounts[0].pid)
         with victim:
@@ -244,7 +242,9 @@ def test_a_registry_that_stalls_gives_eio_and_is_read_when_it_is_back(
         assert read_at(mount / "w.bin", 2 * MiB, seconds=60) == "EIO"
         assert sorted(os.listdir(mount.path)) == ["Kitfile", "w.bin"]  # what needs no network does not wait
         relay.release()
-        wait_until(lambda: read_at(mount / "w.bin", 2 * MiB) == "read 4096", "never read again", seconds=60)
+        wait_until(
+            lambda: read_at(mount / "w.bin", 2 * MiB) == "read 4096", "the file cannot be read again", seconds=60
+        )
         assert digest_by(reader(mount / "w.bin")) == hashlib.sha256(weights).hexdigest()
 
 
@@ -256,7 +256,7 @@ def test_a_registry_that_comes_back_is_read_again(own_registry: RegistryProcess,
     own_registry.stop()
     assert read_at(mount / "w.bin", 0) == "EIO"
     own_registry.start()
-    wait_until(lambda: read_at(mount / "w.bin", 0) == "read 4096", "never read again", seconds=60)
+    wait_until(lambda: read_at(mount / "w.bin", 0) == "read 4096", "the file cannot be read again", seconds=60)
     assert digest_by(reader(mount / "w.bin")) == hashlib.sha256(weights).hexdigest()
 
 
@@ -302,7 +302,7 @@ def test_a_bit_flipped_in_the_store_is_found_before_the_layer_is_verified(
             host.status(mount)["last_error"] or ""
         )
 
-    wait_until(found, "the flipped bit was never found", seconds=60)
+    wait_until(found, "the flipped bit was not found", seconds=60)
     assert b"verified" not in states
     assert host.status(mount)["integrity_failures"] == 1
     host.umount(mount)
@@ -321,7 +321,7 @@ def test_a_layer_of_other_bytes_is_never_verified(own_registry: RegistryProcess,
     mount = host.mount(ref)
     with reader(mount / "w.bin") as process:
         process.communicate(timeout=60)
-    wait_until(lambda: host.status(mount)["integrity_failures"] > 0, "the lie was never counted", seconds=30)
+    wait_until(lambda: host.status(mount)["integrity_failures"] > 0, "the wrong bytes were not counted", seconds=30)
     assert os.getxattr(mount / "w.bin", "user.kitfs.state") != b"verified"
 
 

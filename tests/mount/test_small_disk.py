@@ -83,7 +83,9 @@ def test_a_compressed_layer_that_is_larger_than_the_disk(host: Host, small: Path
     kit = build([part("model", "w.bin", data, format="raw", compression="gzip")])
     mount = host.mount(f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1", "--cache-dir", small)
     for at in (25 * MiB, 12 * MiB, 30 * MiB, 20 * MiB, 39 * MiB, 15 * MiB):
-        assert read(mount, "w.bin", at, 100_000) == hashlib.sha256(data[at : at + 100_000]).hexdigest(), f"at {at}"
+        assert read(mount, "w.bin", at, 100_000) == hashlib.sha256(data[at : at + 100_000]).hexdigest(), (
+            f"the bytes at {at} are wrong"
+        )
 
 
 def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> None:

@@ -182,7 +182,7 @@ def planned(layers: list[MemoryLayer]) -> Found:
     return found
 
 
-@pytest.mark.skipif(shutil.which("tar") is None, reason="GNU tar is not installed")
+@pytest.mark.skipif(shutil.which("tar") is None, reason="tar is missing: install the package tar")
 @given(ENTRIES)
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_one_archive(entries: list[Entry]) -> None:
@@ -201,7 +201,7 @@ def test_the_order_of_one_archive(entries: list[Entry]) -> None:
         assert any(kind == tarfile.SYMTYPE for _, kind, _ in entries)
 
 
-@pytest.mark.skipif(shutil.which("tar") is None, reason="GNU tar is not installed")
+@pytest.mark.skipif(shutil.which("tar") is None, reason="tar is missing: install the package tar")
 @given(st.lists(ENTRIES, min_size=2, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_layers(layers_entries: list[list[Entry]]) -> None:

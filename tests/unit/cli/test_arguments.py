@@ -35,7 +35,7 @@ def test_passwords_and_tokens_are_overwritten(given: list[str], shown: list[str]
 def test_a_running_process_shows_no_secret(tmp_path: Path) -> None:
     """/proc/PID/cmdline contains no secret once the process has started to work."""
     if not Path("/proc/self/cmdline").exists():
-        pytest.skip("needs /proc")
+        pytest.skip("not here: this machine has no /proc")
     with FakeRegistry() as fake:
         fake.fail("/v2/", Stall())
         command = [
@@ -53,7 +53,7 @@ def test_a_running_process_shows_no_secret(tmp_path: Path) -> None:
         ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            wait_until(lambda: fake.served() != [], "the registry is asked", seconds=60)
+            wait_until(lambda: fake.served() != [], "the process sent no request", seconds=60)
             shown = Path(f"/proc/{process.pid}/cmdline").read_bytes()
         finally:
             process.kill()

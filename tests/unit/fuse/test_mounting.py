@@ -252,7 +252,7 @@ def test_a_missing_fusermount3_says_what_to_install(monkeypatch: pytest.MonkeyPa
     assert told.value.errno == errno.ENOENT
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root gets as far as mount(2)")
+@pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can call mount(2)")
 @pytest.mark.mount
 def test_a_mount_point_that_is_missing_keeps_its_errno(tmp_path: Path) -> None:
     """mount(2) fails with ENOENT. The error names the directory, and no descriptor is left open."""

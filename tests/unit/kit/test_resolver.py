@@ -244,7 +244,7 @@ def test_kit_that_was_pulled_here_needs_nobody(registry: Registry, store: Store)
     assert kit.layers[0].state() == "verified"
     assert kit.digest == built.digest
     assert len(manifest["layers"]) == len(kit.layers)
-    with pytest.raises(NotFound, match="nobody"):
+    with pytest.raises(NotFound, match="this registry has no kits"):
         Resolver(store, _nobody, log=LOG).open(Reference.parse("mine:v1"), remote=True)
 
 
@@ -448,7 +448,7 @@ def test_a_damaged_index_is_made_again(registry: Registry, store: Store, proven:
 
 
 def _nobody(_: Reference | LayoutReference) -> Origin:
-    raise NotFound("nobody is asked")
+    raise NotFound("this registry has no kits")
 
 
 # -- indexes

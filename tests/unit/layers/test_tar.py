@@ -105,7 +105,7 @@ def test_gnu_tar(tree: Path, options: list[str]) -> None:
     assert shown(data) == on_disk(tree)
 
 
-@pytest.mark.skipif(shutil.which("bsdtar") is None, reason="needs bsdtar (package libarchive-tools)")
+@pytest.mark.skipif(shutil.which("bsdtar") is None, reason="bsdtar is missing: install the package libarchive-tools")
 @pytest.mark.parametrize("form", ["pax", "gnutar"])
 def test_bsdtar(tree: Path, form: str) -> None:
     """bsdtar's pax format, also with sparse files, and its GNU format give the tree that was packed."""
@@ -174,7 +174,7 @@ def test_extended_attributes_of_every_kind(tmp_path: Path) -> None:
     try:
         os.setxattr(tmp_path / "f", b"user.k=\n", bytes(range(256)))
     except OSError as e:
-        pytest.skip(f"the file system of {tmp_path} takes no attributes: {e}")
+        pytest.skip(f"not here: the file system of {tmp_path} does not store extended attributes: {e}")
     for command in (["tar", "--xattrs", "--format=posix"], ["bsdtar", "--format=pax"]):
         data = subprocess.run([*command, "-cf", "-", "f"], cwd=tmp_path, check=True, capture_output=True).stdout
         assert b".xattr.user.k" in data

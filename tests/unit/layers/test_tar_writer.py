@@ -125,7 +125,7 @@ def test_kitfs_reads_it() -> None:
     assert {members[n.rstrip("/")].kind for n in NESTED} == {"dir"}
 
 
-@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar on PATH")
+@pytest.mark.skipif(shutil.which("tar") is None, reason="tar is missing: install the package tar")
 def test_gnu_tar_lists_it() -> None:
     """The tar on PATH lists the same names without a warning."""
     listed = subprocess.run(

@@ -100,7 +100,7 @@ def content(store: Store) -> dict[str, bytes]:
     """Return the files of the kit in the store, as a mount reads them."""
 
     def nobody(_: object) -> Any:
-        raise AssertionError("everything is here")
+        raise AssertionError("a registry was asked although the store has everything")
 
     kit = Resolver(store, nobody, log=LOG).open(NAME)
     found = {

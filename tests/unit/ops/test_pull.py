@@ -93,7 +93,9 @@ def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, v
     whole(store, kit, ref)
     assert fake.moved() == total(kit)
     fake.stop()
-    opened = Resolver(store, lambda _: pytest.fail("nobody is to be asked"), log=LOG).open(Reference.parse(ref))
+    opened = Resolver(
+        store, lambda _: pytest.fail("a registry was asked although the store has everything"), log=LOG
+    ).open(Reference.parse(ref))
     with_files = {
         m.path: layer.pread(m, 0, m.size)
         for layer in opened.layers

@@ -128,7 +128,7 @@ def test_many_readers_fetch_one_token(fake: FakeRegistry, repository: Repositori
     threads = [threading.Thread(target=lambda: got.append(one.manifest("v1")[1])) for _ in range(16)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(fake.served("/manifests/")) == 16, "sixteen readers")
+    wait_until(lambda: len(fake.served("/manifests/")) == 16, "not all readers sent a request")
     stall.until.set()
     for thread in threads:
         thread.join()

@@ -385,7 +385,7 @@ def test_sixty_four_readers_at_once(fake: FakeRegistry, repository: Repositories
     threads = [threading.Thread(target=one, args=(n,)) for n in range(64)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: held.hits == 64, "64 requests in flight at the same time")
+    wait_until(lambda: held.hits == 64, "the requests were not in flight at the same time")
     stall.until.set()
     for thread in threads:
         thread.join()

@@ -96,7 +96,7 @@ def test_an_etag_and_times_tell_caches_when_a_tag_has_moved(place: Place) -> Non
     assert before["ETag"] == fs.ukey(path)
     kitfs.pack(place.tree, place.reference, created=86_400 * 365, kit_version="v1.5.0", **place.options)
     kitfs.push(place.reference, **place.options)
-    assert fs.info(path)["ETag"] == before["ETag"], "the kit is open"
+    assert fs.info(path)["ETag"] == before["ETag"], "the open kit did not keep its ETag"
     fs.invalidate_cache()
     after = fs.info(path)
     assert after["ETag"] != before["ETag"]

@@ -53,7 +53,7 @@ def test_the_values_of_a_kit_need_no_layer(place: Place) -> None:
     assert kit.size == sum(layer["size"] for layer in kit.manifest["layers"]) == size
     assert kit.annotations == kit.manifest["annotations"]
     kit.annotations.clear()
-    assert kit.annotations == kit.manifest["annotations"], "a new dict each time"
+    assert kit.annotations == kit.manifest["annotations"], "the property does not return a new dict"
     assert kit.created > 0
 
 

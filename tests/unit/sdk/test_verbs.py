@@ -203,7 +203,7 @@ def test_an_index_loses_labels_kits_and_itself(place: Place) -> None:
     assert kitfs.index.info(name, **place.options).kits == ()
     (deleted,) = kitfs.index.delete(name, **place.options)
     assert (deleted.tags, deleted.index) == (("all",), True)
-    assert len(kitfs.list(**place.options)) == 1, "its kits stay"
+    assert len(kitfs.list(**place.options)) == 1, "the kits of the index were removed"
     with pytest.raises(errors.NotFound):
         kitfs.index.info(name, **place.options)
 
@@ -280,7 +280,7 @@ with kitfs.serve() as registry:
         if not process.exists() or process.joinpath("stat").read_text().split()[2] == "Z":
             return
         subprocess.run(["sleep", "0.01"], check=True)
-    raise AssertionError("the registry goes on")
+    raise AssertionError("the registry still runs")
 
 
 def test_login_and_logout_refuse_what_is_not_a_registry(place: Place) -> None:

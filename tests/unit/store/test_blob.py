@@ -106,7 +106,7 @@ def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..
     blob = opened(store, source)
     with unverified(store):
         blob.fill()
-    wait_until(lambda: blob.failure is not None and not os.path.exists(blob.directory), "never found")
+    wait_until(lambda: blob.failure is not None and not os.path.exists(blob.directory), "the wrong byte was not found")
     assert blob.state == "absent"
     for _ in range(2):
         with pytest.raises(IntegrityError, match="does not have its digest"):
@@ -132,7 +132,7 @@ def test_failed_blob_is_reported_on_a_thread_without_locks(store: Store) -> None
     store.on_failure(report)
     with unverified(store):
         blob.fill()
-    wait_until(lambda: len(reported) > 0, "never reported")
+    wait_until(lambda: len(reported) > 0, "the failed blob was not reported")
     assert reported == [(DIGEST, "kitfs-store", False)]
 
 
@@ -145,7 +145,7 @@ def test_flipped_bit_is_found_before_verified(open_store: Callable[..., Store]) 
         f.write(bytes([DATA[0] ^ 1]))
     with unverified(store):
         blob.fill()
-    wait_until(lambda: blob.failure is not None and not os.path.exists(blob.directory), "never found")
+    wait_until(lambda: blob.failure is not None and not os.path.exists(blob.directory), "the wrong byte was not found")
     assert blob.state == "absent"
 
 
@@ -246,7 +246,7 @@ def test_decoded_form_of_wrong_bytes_is_never_verified(store: Store) -> None:
     assert blob.pread(0, 7) == b"decoded"
     with unverified(store):
         wire.fill()
-    wait_until(lambda: wire.failure is not None, "never found")
+    wait_until(lambda: wire.failure is not None, "the wrong byte was not found")
     with pytest.raises(IntegrityError):
         blob.pread(0, 7)
 
@@ -322,7 +322,7 @@ def test_closed_blob_ends_its_flights(store: Store) -> None:
     blob.pread(CHUNK, 10)
     source.stall.set()
     blob.close()
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "kitfs-fetch"], "a thread is left")
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "kitfs-fetch"], "a thread was left behind")
 
 
 READER = """
@@ -379,7 +379,7 @@ def test_processes_fetch_each_byte_once_even_when_one_is_killed(
             assert child.stdin is not None
             child.stdin.write("go\n")
             child.stdin.flush()
-        wait_until(lambda: log.exists() and log.stat().st_size > 500, "nothing is fetched")
+        wait_until(lambda: log.exists() and log.stat().st_size > 500, "the process fetched nothing")
         children[0].kill()
         for child in children[1:]:
             assert child.stdout is not None

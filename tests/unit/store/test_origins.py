@@ -259,8 +259,8 @@ def test_a_failed_sync_drops_the_bytes_that_it_covered(store: Store, monkeypatch
     monkeypatch.setattr(os, "fdatasync", fails_once)
     with unverified(store):
         blob.fill()
-    wait_until(lambda: len(calls) > 0, "never synced")
-    wait_until(lambda: blob.fetched == 0, "never dropped")
+    wait_until(lambda: len(calls) > 0, "the bytes were not synced")
+    wait_until(lambda: blob.fetched == 0, "the entry was not removed")
     given = source.given
     assert blob.pread(0, len(DATA)) == DATA
     assert source.given >= given + len(DATA)

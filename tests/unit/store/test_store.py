@@ -130,7 +130,7 @@ def test_a_blob_that_is_larger_than_the_store_starts_over(open_store: Callable[.
             assert blob.pread(at, 100_000) == data[at : at + 100_000]
             return os.fstat(first.fileno()).st_nlink == 0
 
-        wait_until(removed, "the blob was never started over", seconds=60)
+        wait_until(removed, "the blob was not removed and fetched again", seconds=60)
     assert blob.pread(5, MIB) == data[5 : 5 + MIB]
     assert blob.failure is None
 

@@ -112,7 +112,7 @@ def test_completion(kitfs: Kitfs, shell: str) -> None:
     assert "_KITFS_COMPLETE" in script
     program = shutil.which(shell)
     if program is None:
-        pytest.skip(f"not here: {shell}")
+        pytest.skip(f"not here: {shell} is not on PATH")
     done = subprocess.run([program, "-n"], input=script, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -794,7 +794,7 @@ def test_changed_bytes_that_no_registry_has_are_not_written(world: World) -> Non
     assert not world.out.exists()
     assert not world.store.has_sealed(layer.digest)
     world.unpack(reference)
-    assert (world.out / "m/a/one.bin").read_bytes() == TREE["m/a/one.bin"], "the next one asks the registry"
+    assert (world.out / "m/a/one.bin").read_bytes() == TREE["m/a/one.bin"], "the next unpack did not ask the registry"
 
 
 def killed_after(count: int) -> Callable[[Event], None]:
