@@ -7,10 +7,11 @@
 
 Every verb of the command line is a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``,
 ``status``, ``logs``, ``unpack``, ``init``, ``pack``, ``import_kit``, ``push``, ``pull``, ``export``, ``convert``,
-``list``, ``info``, ``inspect``, ``diff``, ``tag``, ``remove``, ``login``, ``logout``, ``serve`` and ``collect_garbage``
-(for serve gc). The verbs of a group are in ``kitfs.index`` and ``kitfs.cache``. Options of the command line are
-keywords (``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``, the
-events of ``progress=`` in ``kitfs.events``. Each of these is imported when it is first used.
+``list``, ``info``, ``inspect``, ``diff``, ``tag``, ``remove``, ``sign``, ``verify``, ``generate_key_pair``, ``login``,
+``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The verbs of a group are in ``kitfs.index`` and
+``kitfs.cache``. Options of the command line are keywords (``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the
+parts of a Kitfile in ``kitfs.kitfile``, the events of ``progress=`` in ``kitfs.events``. Each of these is imported when
+it is first used.
 
 Threading: all functions may be called from any thread, and many threads may share one Kit. A file object of a kit, and
 a Mount, belong to one thread at a time.
@@ -67,6 +68,10 @@ if TYPE_CHECKING:
     from kitfs.sdk.serve import Registry as Registry
     from kitfs.sdk.serve import collect_garbage as collect_garbage
     from kitfs.sdk.serve import serve as serve
+    from kitfs.sdk.signing import KitSignature as KitSignature
+    from kitfs.sdk.signing import generate_key_pair as generate_key_pair
+    from kitfs.sdk.signing import sign as sign
+    from kitfs.sdk.signing import verify as verify
     from kitfs.sdk.tensors import Tensor as Tensor
     from kitfs.sdk.tensors import TensorInfo as TensorInfo
     from kitfs.sdk.transfer import ConvertedImage as ConvertedImage
@@ -106,6 +111,7 @@ MODULES = {  # public name → where it is; a name without a colon is a module
         "pack": ("ImportedKit", "import_kit", "init", "pack"),
         "serve": ("CollectedGarbage", "Registry", "collect_garbage", "serve"),
         "tensors": ("Tensor", "TensorInfo"),
+        "signing": ("KitSignature", "generate_key_pair", "sign", "verify"),
         "transfer": ("ConvertedImage", "convert", "export", "pull", "push", "warm"),
         "unpack": ("unpack",),
     }.items()
@@ -114,11 +120,12 @@ MODULES = {  # public name → where it is; a name without a colon is a module
 
 __all__ = [
     "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
-    "KitDifference", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions", "MountStatus",
-    "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "Tensor", "TensorInfo",
-    "TransferOptions", "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export",
-    "import_kit", "index", "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts",
-    "open", "pack", "pull", "push", "remove", "seal", "serve", "status", "tag", "unmount", "unpack", "warm",
+    "KitDifference", "KitSignature", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions",
+    "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "Tensor",
+    "TensorInfo", "TransferOptions", "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events",
+    "export", "generate_key_pair", "import_kit", "index", "info", "init", "inspect", "kitfile", "list", "login",
+    "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "seal", "serve", "sign", "status",
+    "tag", "unmount", "unpack", "verify", "warm",
 ]  # fmt: skip
 
 

@@ -65,11 +65,12 @@ class Option(NamedTuple):
     aliases: tuple[str, ...] = ()  # other names of the flag
     verb: str = ""
     flag_only: bool = False  # has no environment variable and no key in the settings file
+    setting: str = ""  # its key in the settings file, where that is the key of another option of the same meaning
 
     @property
     def key(self) -> str:
         """The option's key in the settings file: ``cache-size``, ``pack-compression``."""
-        return f"{self.verb}-{self.name}" if self.verb else self.name
+        return self.setting or (f"{self.verb}-{self.name}" if self.verb else self.name)
 
     @property
     def variable(self) -> str:
@@ -225,6 +226,9 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
         "serve",
         "ls",
         "convert",
+        "sign",
+        "verify",
+        "generate-key-pair",
         "index-add",
         "index-delete",
         "index-list",
@@ -305,7 +309,7 @@ def _texts(
         return texts, f"--{option.name}"
     if option.variable and env.get(option.variable):
         return (env[option.variable].split() if option.many else [env[option.variable]]), option.variable
-    kit_variable = "" if option.verb else KIT_VARIABLES.get(option.name, "")
+    kit_variable = KIT_VARIABLES.get(option.key, "")
     if kit_variable and env.get(kit_variable):
         return [env[kit_variable]], kit_variable
     if option.key in in_file and not option.flag_only:

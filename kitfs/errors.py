@@ -20,6 +20,7 @@
     │   ├── LayerLimit              EIO      8   a layer beyond a limit, such as --max-entries
     │   ├── UnsupportedLayer        EOPNOTSUPP 8
     │   └── UnsafePath              EPERM    8
+    ├── SignatureError              EACCES   11  a kit is not signed as a key or a policy demands
     ├── ContextError                EIO      10  a directory to pack from or unpack to is missing or unreadable
     └── MountError                  EIO      9   /dev/fuse, fusermount3, the mount point; carries its own errno
 
@@ -182,6 +183,13 @@ class ContextError(KitfsError):
     """
 
     exit_code = 10
+
+
+class SignatureError(KitfsError):
+    """A kit has no signature of the key that was given, or none that a policy accepts."""
+
+    errno = _errno.EACCES
+    exit_code = 11
 
 
 class MountError(KitfsError):

@@ -40,6 +40,7 @@ PACKAGES = {  # program → the Debian package that contains it
 
 # Files whose tests start many processes or wait for time limits. `pytest -m "not slow"` leaves them out.
 SLOW = (
+    "interop/test_cosign.py",
     "interop/test_golden_kits.py", "interop/test_import.py", "interop/test_import_settings.py",
     "interop/test_index_convert.py", "interop/test_pull.py", "interop/test_push.py", "interop/test_push_kit.py",
     "interop/test_round_trip.py", "interop/test_serve_hostile.py", "interop/test_serve_kill.py",

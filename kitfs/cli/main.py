@@ -29,6 +29,7 @@ from kitfs.cli.verbs import (
     mount,
     serve,
     shell,
+    signing,
     status,
     transfer,
     tree,
@@ -62,7 +63,22 @@ def cli() -> None:
     """
 
 
-for _module in (mount, status, tree, unpack, imports, transfer, library, diff, index, shell, login, serve, demo):
+for _module in (
+    mount,
+    status,
+    tree,
+    unpack,
+    imports,
+    transfer,
+    library,
+    diff,
+    index,
+    signing,
+    shell,
+    login,
+    serve,
+    demo,
+):
     for _verb in _module.VERBS:
         cli.add_command(_verb)
 

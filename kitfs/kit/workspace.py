@@ -106,9 +106,26 @@ class Workspace:
         """Return the repository that kits are pushed to: the registry itself, because mirrors do not accept pushes."""
         return self.client.repository(reference).without_mirrors()
 
+    def asked(self, reference: Reference | LayoutReference) -> Repository | Layout:
+        """Return the repository of a reference, behind its mirrors, or its layout. The store and kit's home are left
+        out.
+        """
+        return self.client.repository(reference) if isinstance(reference, Reference) else self._layout(reference)
+
+    def asked_apart(self, reference: Reference | LayoutReference) -> tuple[Repository | Layout, ...]:
+        """Return the places that ``asked`` stands for, one for each mirror and one for the registry, in order.
+
+        A mirror may lack signatures that the registry has, so that the first answer is not the whole one.
+        """
+        found = self.asked(reference)
+        return (found,) if isinstance(found, Layout) else found.apart()
+
     def _origin_of(self, reference: Reference | LayoutReference) -> Origin:
         if isinstance(reference, Reference):
             return self._kit_storage.origin(reference, self.client.repository)
+        return self._layout(reference)
+
+    def _layout(self, reference: LayoutReference) -> Layout:
         if reference.path not in self._layouts:
             layout = open_layout(reference)
             self._stack.callback(layout.close)

@@ -36,8 +36,9 @@ class ClientOptions:
         """Return what the network options of ``settings`` ask for. Raises UsageError for a certificate without its
         key.
         """
-        if bool(settings["cert"]) != bool(settings["key"]):
-            raise UsageError("--cert and --key must be given together")
+        key = "client-key" if settings.takes("client-key") else "key"  # --key of sign and verify is another one
+        if bool(settings["cert"]) != bool(settings[key]):
+            raise UsageError(f"--cert and --{key} must be given together")
         mirrors: dict[str, tuple[str, ...]] = {}
         for host, url in settings["mirror"]:
             mirrors[host] = (*mirrors.get(host, ()), url)
@@ -46,7 +47,7 @@ class ClientOptions:
             tls_verify=settings["tls-verify"],
             tls_certs=settings["tls-cert"],
             cert=settings["cert"],
-            key=settings["key"],
+            key=settings[key],
             proxy=settings["proxy"],
             mirrors=mirrors,
             read_timeout=settings["read-timeout"],

@@ -57,6 +57,10 @@ class Repository:
         """Return the repository at its registry only."""
         return Repository(self._http, self._name, self.endpoints[-1:], self._lessons)
 
+    def apart(self) -> tuple[Repository, ...]:
+        """Return the repository at each of its endpoints alone: at its mirrors in order, and at its registry."""
+        return tuple(Repository(self._http, self._name, (one,), self._lessons) for one in self.endpoints)
+
     def resolve(self, identifier: str) -> Descriptor:
         """Return the descriptor of a tag or digest. Raises as ``manifest``."""
         return self.manifest(identifier)[0]

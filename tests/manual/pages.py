@@ -221,6 +221,7 @@ def fill(registry: str) -> None:
 # -- comparing
 
 MASKS = (
+    (re.compile(r"\bSHA256:[A-Za-z0-9+/]{43}="), "SHA256:#"),  # the name of a key
     (re.compile(r"\b[0-9a-f]{6,}\b…?"), "#"),
     (re.compile(r"\bpid \d+|\bsealed(?= log /)"), "pid #"),  # whether a kit is sealed depends on the system
     (re.compile(r"^(cached|fetched|cache|served by|waiting):.*$", re.M), r"\1: #"),

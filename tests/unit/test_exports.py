@@ -17,17 +17,18 @@ from kitfs.sdk import options
 
 PUBLIC = {
     "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
-    "KitDifference", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions", "MountStatus",
-    "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "Tensor", "TensorInfo",
-    "TransferOptions", "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export",
-    "import_kit", "index", "info", "init", "inspect", "kitfile", "list", "login", "logout", "logs", "mount", "mounts",
-    "open", "pack", "pull", "push", "remove", "seal", "serve", "status", "tag", "unmount", "unpack", "warm",
+    "KitDifference", "KitSignature", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions",
+    "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "Tensor",
+    "TensorInfo", "TransferOptions", "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events",
+    "export", "generate_key_pair", "import_kit", "index", "info", "init", "inspect", "kitfile", "list", "login",
+    "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "seal", "serve", "sign", "status",
+    "tag", "unmount", "unpack", "verify", "warm",
 }  # fmt: skip
 
 # Verbs that have no function of their own → what a program uses instead.
 INSTEAD = {
     "cat": "Kit.read", "ls": "Kit.listdir", "umount": "unmount", "version": "__version__", "demo": None, "help": None,
-    "completion": None, "import": "import_kit",
+    "completion": None, "import": "import_kit", "generate-key-pair": "generate_key_pair",
 }  # fmt: skip
 
 

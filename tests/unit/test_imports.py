@@ -22,7 +22,7 @@ FLOORS = (
     ("oci",),
     ("content",),
     ("store", "modelkit"),
-    ("registry", "server"),
+    ("registry", "server", "trust"),
     ("kit",),
     ("ops", "fuse", "erofs"),
     ("daemon",),

@@ -1,0 +1,165 @@
+"""The verbs of signatures: sign, verify, generate-key-pair."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from kitfs.cli.commands import Command
+from kitfs.cli.completion import references
+from kitfs.cli.options import takes
+from kitfs.cli.output import put, put_json, short
+from kitfs.cli.session import display, named, registry_target, workspace_of
+from kitfs.config import NETWORK, STORE, Option, Settings, options_of
+from kitfs.errors import UsageError
+from kitfs.parsers import Choice, path
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+CLIENT_KEY: Final = Option(
+    "client-key", path, "Key of the client certificate.", metavar="FILE", is_file=True, setting="key"
+)
+REGISTRY: Final = (*(name for name in NETWORK if name != "key"), CLIENT_KEY)  # --key is the key of the signature here
+SIGN: Final = options_of(
+    "sign",
+    Option("key", path, "Private key to sign with, as cosign or OpenSSL writes it.", metavar="FILE", is_file=True),
+    Option(
+        "signature-format",
+        Choice("bundle", "tag"),
+        "How the signature is stored: bundle (a referrer, as cosign 3) or tag (as cosign 1 and 2).",
+        default="bundle",
+        metavar="FORMAT",
+    ),
+)
+VERIFY: Final = options_of(
+    "verify",
+    Option("key", path, "Public key that must have signed.", metavar="FILE", is_file=True, setting="verify-key"),
+)
+GENERATE: Final = options_of(
+    "generate-key-pair",
+    Option("output-key-prefix", path, "Names of the files, without .key and .pub.", default="cosign", metavar="PREFIX"),
+)
+
+
+@click.command("sign", cls=Command, short_help="Sign a kit at its registry.")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@takes(*SIGN, "label", "no-trunc", "json", *STORE, *REGISTRY)
+def sign(settings: Settings, reference: str) -> None:
+    """Sign the kit REF at its registry with the private key --key, so that kitfs verify and cosign verify accept it.
+
+    The manifest's digest is signed. The password of an encrypted key is in KITFS_KEY_PASSWORD or COSIGN_PASSWORD;
+    otherwise a terminal is asked for it. If REF is an index, --label chooses one of its kits.
+    """
+    from kitfs.modelkit.index import selector
+    from kitfs.ops.signing.key_files import read_private_key
+    from kitfs.ops.signing.sign import sign as signing
+
+    if settings["key"] is None:
+        raise UsageError("sign needs a private key (write --key cosign.key)")
+    target = registry_target(reference, None, task="signing")
+    if target.extra_tags:
+        raise UsageError("only one tag can be signed at a time; signing it signs every tag of the same kit")
+    labels = selector(settings["label"])
+    key = read_private_key(settings["key"], lambda: _password("Enter password for private key: "))
+    with workspace_of(settings, waits=True) as workspace:
+        done = signing(workspace, target, key, labels=labels, shape=settings["signature-format"], now=_now())
+    if settings["json"]:
+        put_json(
+            {
+                "reference": target.display,
+                "digest": done.digest,
+                "signer": done.signer,
+                "format": done.shape,
+                "signature": done.signature,
+            }
+        )
+    else:
+        how = "was signed before" if done.signature is None else "signed"
+        put(f"{short(done.digest, full=settings['no-trunc'])} {how} by {done.signer} ({done.shape})")
+
+
+@click.command("verify", cls=Command, short_help="Verify that a kit is signed.")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@takes(*VERIFY, "label", "no-trunc", "json", *STORE, *REGISTRY)
+def verify(settings: Settings, reference: str) -> None:
+    """Verify that the kit REF is signed by the key --key, at its registry or in an OCI layout.
+
+    Signatures of kitfs and of every version of cosign are accepted. The registry is always asked. If REF is an index,
+    --label chooses one of its kits.
+    """
+    from kitfs.modelkit.index import selector
+    from kitfs.oci.names import LOCAL, Reference
+    from kitfs.ops.signing.key_files import read_public_key
+    from kitfs.ops.signing.verify import verify as verifying
+
+    if settings["key"] is None:
+        raise UsageError("verify needs a public key (write --key cosign.pub)")
+    source = named(reference)
+    if isinstance(source, Reference) and source.registry == LOCAL:
+        raise UsageError("registry is required when verifying (write registry/repository:tag)")
+    labels = selector(settings["label"])
+    key = read_public_key(settings["key"])
+    with workspace_of(settings, waits=True) as workspace:
+        digest, good = verifying(workspace, source, key, labels=labels)
+    if settings["json"]:
+        signatures = [{"signer": one.signer, "format": one.shape, "signature": one.digest} for one in good]
+        put_json({"reference": display(source), "digest": digest, "signatures": signatures})
+        return
+    for one in good:
+        put(f"{short(digest, full=settings['no-trunc'])} is signed by {one.signer} ({one.shape})")
+
+
+@click.command("generate-key-pair", cls=Command, short_help="Make a key pair for signatures.")
+@takes(*GENERATE, "json", "settings")
+def generate_key_pair(settings: Settings) -> None:
+    """Make a key pair, and write the private key to cosign.key, encrypted as by cosign, and the public one to
+    cosign.pub.
+
+    The password is in KITFS_KEY_PASSWORD or COSIGN_PASSWORD, and may be empty; otherwise a terminal is asked for it.
+    """
+    from kitfs.ops.signing.key_files import write_key_pair
+
+    password = _password("Enter password for the new private key: ", again="Enter the password again: ")
+    secret, public, key = write_key_pair(settings["output-key-prefix"], password)
+    if settings["json"]:
+        put_json({"private_key": secret, "public_key": public, "name": key.name})
+    else:
+        put(f"private key: {secret}")
+        put(f"public key: {public}")
+
+
+def _password(prompt: str, *, again: str = "") -> bytes:
+    """Return the password of a private key: from the environment, or else asked for on the terminal."""
+    import getpass
+
+    from kitfs.trust.keys import password_of
+
+    given = password_of(os.environ)
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        raise UsageError("the private key needs a password: set KITFS_KEY_PASSWORD (an empty one counts too)")
+    try:
+        text = getpass.getpass(prompt)
+        if again and getpass.getpass(again) != text:
+            raise UsageError("the passwords differ")
+    except EOFError:
+        raise UsageError("no password was given")
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _now() -> datetime:
+    """Return the time, or that of SOURCE_DATE_EPOCH."""
+    from datetime import UTC, datetime
+
+    from kitfs.cli.kitfile import source_date
+
+    epoch = source_date()
+    return datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
+
+
+VERBS = (sign, verify, generate_key_pair)

@@ -1,0 +1,1 @@
+"""The verbs of signatures: sign, verify, generate-key-pair."""

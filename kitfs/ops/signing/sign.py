@@ -1,0 +1,62 @@
+"""Sign a kit at its registry with a private key. Threading: none of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from kitfs.kit.workspace import Workspace
+from kitfs.oci.names import Digest, Reference
+from kitfs.ops.signing.target import subject_of
+from kitfs.trust.bundle import bundle_of
+from kitfs.trust.keys import PrivateKey
+from kitfs.trust.publish import push_bundle, push_tagged
+from kitfs.trust.signatures import Shape, signatures_of
+from kitfs.trust.simple_signing import payload_of
+from kitfs.trust.statement import PAYLOAD_TYPE, SIGN, signed_bytes, statement_about
+
+DOCKER_HUB: Final = {"docker.io": "index.docker.io"}  # how cosign spells it in a payload
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """The result of ``sign``. ``digest`` is the kit's; ``signature`` is the digest of the manifest that was pushed, or
+    None if the kit had a signature of this key in this shape before.
+    """
+
+    digest: Digest
+    signer: str
+    shape: Shape
+    signature: Digest | None
+
+
+def sign(
+    workspace: Workspace,
+    reference: Reference,
+    key: PrivateKey,
+    *,
+    labels: Mapping[str, str],
+    shape: Shape,
+    now: datetime,
+) -> Signed:
+    """Sign the manifest that a reference names at its registry; if it names an index, ``labels`` choose the kit.
+
+    Nothing is pushed if the kit has a signature of this key in this shape already. Raises NotFound, RegistryError,
+    ManifestError, UsageError.
+    """
+    repository = workspace.push_to(reference)
+    subject = subject_of(repository, reference, labels).descriptor
+    found = signatures_of(repository, subject.digest)
+    if any(one.shape == shape for one in found.by(key.public)):
+        return Signed(subject.digest, key.public.name, shape, None)
+    if shape == "bundle":
+        payload = statement_about(subject.digest, SIGN, {})
+        bundle = bundle_of(payload, key.sign(signed_bytes(PAYLOAD_TYPE, payload)), key.public.hint)
+        pushed = push_bundle(repository, subject, bundle, SIGN, now)
+    else:
+        registry = DOCKER_HUB.get(reference.registry, reference.registry)
+        payload = payload_of(f"{registry}/{reference.repository}", subject.digest)
+        pushed = push_tagged(repository, subject.digest, payload, key.sign(payload))
+    return Signed(subject.digest, key.public.name, shape, pushed)

@@ -1,0 +1,51 @@
+"""Verify that a kit is signed, at its registry or in a layout. Nothing is stored. Threading: none of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kitfs.errors import SignatureError
+from kitfs.kit.workspace import Workspace
+from kitfs.oci.names import Digest, LayoutReference, Reference
+from kitfs.ops.signing.target import subject_of
+from kitfs.trust.keys import PublicKey
+from kitfs.trust.signatures import Found, Shape, signatures_of
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A signature that was verified. ``digest`` is that of the bundle or the payload that holds it."""
+
+    signer: str
+    shape: Shape
+    digest: Digest
+
+
+def verify(
+    workspace: Workspace, reference: Reference | LayoutReference, key: PublicKey, *, labels: Mapping[str, str]
+) -> tuple[Digest, list[Verified]]:
+    """Return the digest that a reference names, and the signatures of ``key`` over it: at least one.
+
+    The registry is asked, or the layout; if the reference names an index, ``labels`` choose the kit. Raises
+    SignatureError if no signature is the key's, NotFound, RegistryError, ManifestError, UsageError.
+    """
+    places = workspace.asked_apart(reference)
+    digest = subject_of(workspace.asked(reference), reference, labels).descriptor.digest
+    found = Found(())
+    for place in places:
+        found = signatures_of(place, digest)
+        if good := found.by(key):
+            return digest, [Verified(key.name, one.shape, one.digest) for one in good]
+    if found.failures:
+        raise found.failures[0]
+    raise SignatureError(f"{digest} is not signed by {key.name}; {seen(found)}")
+
+
+def seen(found: Found) -> str:
+    """Return which signers the signatures name, as the end of a message."""
+    if not found.signatures:
+        return "no signature was found"
+    signers = sorted({f"{one.signer} ({one.shape})" for one in found.signatures})
+    more = f" and {len(signers) - 5} more" if len(signers) > 5 else ""
+    return f"the signatures that were found name {', '.join(signers[:5])}{more}"

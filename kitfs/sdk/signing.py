@@ -1,0 +1,114 @@
+"""Sign kits at their registries, and verify that they are signed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Unpack
+
+from kitfs.errors import UsageError
+from kitfs.sdk.names import kit_reference, remote_reference
+from kitfs.sdk.options import Options, StrPath, settings_of
+from kitfs.sdk.session import workspace_of
+
+
+@dataclass(frozen=True, slots=True)
+class KitSignature:
+    """A signature over a kit.
+
+    ``digest``: of the kit's manifest. ``signer``: "key SHA256:…", with the SHA-256 of the public key in base64.
+    ``format``: "bundle" or "tag". ``signature``: the digest of what holds the signature: when it was verified, of its
+    bundle or payload; when it was made, of the manifest that was pushed, or None if the key had signed the kit before.
+    """
+
+    digest: str
+    signer: str
+    format: str
+    signature: str | None
+
+
+def sign(
+    reference: str,
+    *,
+    private_key: StrPath,
+    password: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    signature_format: Literal["bundle", "tag"] = "bundle",
+    **options: Unpack[Options],
+) -> KitSignature:
+    """Sign a kit at its registry with a private key, as cosign does.
+
+    ``private_key``: the file of the key. ``password``: of an encrypted key; None means that of KITFS_KEY_PASSWORD or
+    COSIGN_PASSWORD. ``labels`` choose one kit of an index. ``signature_format``: "bundle" stores the signature as a
+    referrer of the kit, as cosign 3 does, "tag" under a tag, as earlier versions did. Nothing is stored if the key has
+    signed the kit in this format before. Raises UsageError for a key that cannot be used, NotFound, RegistryError,
+    ManifestError.
+    """
+    from datetime import UTC, datetime
+
+    from kitfs.ops.signing.key_files import read_private_key
+    from kitfs.ops.signing.sign import sign as run
+
+    settings = settings_of(options, Options)
+    if signature_format not in ("bundle", "tag"):
+        raise UsageError(f"signature_format: {signature_format!r} is neither bundle nor tag")
+    key = read_private_key(os.fspath(private_key), lambda: _password(password))
+    with workspace_of(settings) as workspace:
+        done = run(
+            workspace,
+            remote_reference(reference, "sign"),
+            key,
+            labels=labels or {},
+            shape=signature_format,
+            now=datetime.now(UTC),
+        )
+    return KitSignature(
+        str(done.digest), done.signer, done.shape, None if done.signature is None else str(done.signature)
+    )
+
+
+def verify(
+    reference: str,
+    *,
+    public_key: StrPath,
+    labels: Mapping[str, str] | None = None,
+    **options: Unpack[Options],
+) -> list[KitSignature]:
+    """Return the signatures of a key over a kit, at least one; the registry or the layout is always asked.
+
+    ``public_key``: the file of the key. ``labels`` choose one kit of an index. Raises SignatureError when the key has
+    not signed the kit, UsageError for a key that cannot be used, NotFound, RegistryError, ManifestError.
+    """
+    from kitfs.oci.names import Reference
+    from kitfs.ops.signing.key_files import read_public_key
+    from kitfs.ops.signing.verify import verify as run
+
+    settings = settings_of(options, Options)
+    source = kit_reference(reference)
+    if isinstance(source, Reference):
+        source = remote_reference(reference, "verify")
+    key = read_public_key(os.fspath(public_key))
+    with workspace_of(settings) as workspace:
+        digest, good = run(workspace, source, key, labels=labels or {})
+    return [KitSignature(str(digest), one.signer, one.shape, str(one.digest)) for one in good]
+
+
+def generate_key_pair(prefix: StrPath = "cosign", *, password: str | None = None) -> tuple[str, str]:
+    """Make a key pair, and return the paths of its files: PREFIX.key, encrypted as by cosign, and PREFIX.pub.
+
+    ``password``: as in ``sign``; it may be empty. Raises UsageError when a file exists or no password is given,
+    ContextError when the files cannot be written.
+    """
+    from kitfs.ops.signing.key_files import write_key_pair
+
+    return write_key_pair(os.path.abspath(os.fspath(prefix)), _password(password))[:2]
+
+
+def _password(given: str | None) -> bytes:
+    from kitfs.trust.keys import password_of
+
+    found = password_of(os.environ) if given is None else given.encode("utf-8", "surrogateescape")
+    if found is None:
+        raise UsageError("the private key needs a password: give password=, or set KITFS_KEY_PASSWORD")
+    return found

@@ -1,0 +1,1 @@
+"""Signatures of kits, in the formats of cosign: keys, statements, bundles, and where a repository keeps them."""

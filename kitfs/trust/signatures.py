@@ -1,0 +1,160 @@
+"""The signatures over a digest that a repository or a layout holds, and which of them a key verifies.
+
+Both shapes of cosign are read: bundles behind the referrers of the digest, and the layers of the manifest under the tag
+``sha256-HEX.sig``. Anybody who may push can put something there, so everything is bounded, and what cannot be read is
+passed over: it counts as a signature that is not there. Only a signature that states nothing else counts
+(``statement.SIGN``); attestations are not signatures of a kit. Threading: no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from kitfs.content import Manifests
+from kitfs.errors import IntegrityError, KitfsError, ManifestError, NotFound
+from kitfs.oci.manifest import Descriptor, Manifest
+from kitfs.oci.names import Digest
+from kitfs.trust import simple_signing
+from kitfs.trust.bundle import FAMILY, MAX_BUNDLE, Bundle
+from kitfs.trust.keys import PublicKey
+from kitfs.trust.simple_signing import MAX_PAYLOAD, Payload
+from kitfs.trust.statement import SIGN, Statement
+
+MAX_SIGNATURES: Final = 100  # of one digest in one shape: a bound on the requests that somebody else can cause
+MAX_SHOWN: Final = 100  # characters of a name that a signature gives to its signer
+EMPTY_TYPES: Final = ("", "application/vnd.oci.empty.v1+json")  # artifact types that say nothing
+PREDICATE_TYPE: Final = "dev.sigstore.bundle.predicateType"  # annotation of a bundle's manifest
+
+Shape = Literal["bundle", "tag"]
+
+
+class SignatureSource(Manifests, Protocol):
+    """A repository or a layout, as far as its signatures are concerned."""
+
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes: ...
+
+    def referrers(self, digest: Digest) -> tuple[Descriptor, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature that names a digest. It is not verified.
+
+    ``digest`` is that of the blob that holds it: a bundle or a payload. ``value`` signs the bytes ``signed``. ``hint``
+    is what it says about its key. ``identity`` is the repository for which a payload was signed, "" in a bundle.
+    ``bundle`` is the bundle that it is in. ``certificate`` tells that a certificate signed, not a key.
+    """
+
+    shape: Shape
+    digest: Digest
+    signed: bytes
+    value: bytes
+    hint: str = ""
+    identity: str = ""
+    certificate: bool = False
+    bundle: Bundle | None = None
+
+    def is_by(self, key: PublicKey) -> bool:
+        """Return whether the key made this signature."""
+        return not self.certificate and key.verifies(self.value, self.signed)
+
+    @property
+    def signer(self) -> str:
+        """The signer as the signature itself gives it, which is not proven."""
+        if self.certificate:
+            return "a certificate"
+        return f"key SHA256:{self.hint[:MAX_SHOWN]}" if self.hint else "an unnamed key"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The signatures over a digest at one place. ``failures`` are the errors because of which there may be more."""
+
+    signatures: tuple[Signature, ...]
+    failures: tuple[KitfsError, ...] = ()
+
+    def by(self, key: PublicKey) -> tuple[Signature, ...]:
+        """Return the signatures that the key made."""
+        return tuple(one for one in self.signatures if one.is_by(key))
+
+
+def signatures_of(source: SignatureSource, digest: Digest) -> Found:
+    """Return the signatures over a digest, of both shapes. An error of one shape does not hide the other."""
+    found: list[Signature] = []
+    failures: list[KitfsError] = []
+    for shape in (_bundles, _tagged):
+        try:
+            found += shape(source, digest)
+        except NotFound:
+            continue
+        except KitfsError as e:
+            failures.append(e)
+    return Found(tuple(found), tuple(failures))
+
+
+def referring_bundles(
+    source: SignatureSource, digest: Digest, predicate_type: str
+) -> Iterator[tuple[Descriptor, bytes]]:
+    """Yield the bundles whose subject is a digest, each with the descriptor of its blob.
+
+    A bundle that says in an annotation that it has another predicate is passed over unread; the predicate itself is in
+    the signed payload.
+    """
+    seen = 0
+    for entry in source.referrers(digest):
+        if not entry.artifact_type.startswith(FAMILY) and entry.artifact_type not in EMPTY_TYPES:
+            continue
+        if entry.annotations.get(PREDICATE_TYPE, predicate_type) != predicate_type:
+            continue
+        seen += 1
+        if seen > MAX_SIGNATURES:
+            return
+        try:
+            manifest = Manifest.parse(source.manifest(entry.digest)[1])
+            if manifest.annotations.get(PREDICATE_TYPE, predicate_type) != predicate_type:
+                continue
+            for layer in manifest.layers[:1]:
+                if layer.media_type.startswith(FAMILY):
+                    yield layer, source.blob_bytes(layer, MAX_BUNDLE)
+        except (ManifestError, IntegrityError, NotFound):
+            continue
+
+
+def _bundles(source: SignatureSource, digest: Digest) -> Iterator[Signature]:
+    for layer, data in referring_bundles(source, digest, SIGN):
+        try:
+            bundle = Bundle.parse(data)
+            if bundle.payload is not None:
+                statement = Statement.parse(bundle.payload)
+                if statement.predicate_type != SIGN or not statement.is_about(digest):
+                    continue
+                artifact = b""
+            else:
+                artifact = source.manifest(digest)[1]  # a message signature signs the manifest itself
+        except ManifestError:
+            continue
+        yield Signature(
+            "bundle",
+            layer.digest,
+            bundle.signed(artifact),
+            bundle.signature,
+            hint=bundle.hint,
+            certificate=bool(bundle.certificate),
+            bundle=bundle,
+        )
+
+
+def _tagged(source: SignatureSource, digest: Digest) -> Iterator[Signature]:
+    manifest = Manifest.parse(source.manifest(simple_signing.tag_of(digest))[1])
+    for layer in manifest.layers[:MAX_SIGNATURES]:
+        try:
+            value = simple_signing.signature_of(layer)
+            data = source.blob_bytes(layer, MAX_PAYLOAD)
+            payload = Payload.parse(data)
+        except (ManifestError, IntegrityError, NotFound):
+            continue
+        if payload.digest == digest:
+            certificate = bool(layer.annotations.get(simple_signing.CERTIFICATE))
+            yield Signature("tag", layer.digest, data, value, identity=payload.identity, certificate=certificate)

@@ -1,0 +1,122 @@
+"""cosign (version 3) accepts what kitfs signed, and kitfs accepts what cosign signed, in both formats.
+
+cosign is used when it is on PATH: no package of Debian has it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import kits
+from tests.conftest import CANNOT, GOLDEN
+from tests.host import Host
+from tests.registry_process import RegistryProcess
+from tests.server import Server
+
+KEY, PUB = GOLDEN / "cosign/test-only.key", GOLDEN / "cosign/test-only.pub"
+PASSWORD = {"KITFS_KEY_PASSWORD": "pw"}
+KIT = kits.build([kits.Part(kind="docs", path="a.txt", content=kits.kit_tar({"a.txt": b"signed"}))])
+SHAPES = {"bundle": "true", "tag": "false"}  # what cosign calls its new bundle format
+
+
+@pytest.fixture(autouse=True)
+def _password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COSIGN_PASSWORD", "pw")
+
+
+@pytest.fixture
+def kit(either_registry: RegistryProcess | Server) -> str:
+    """The reference of a kit in each registry: one has the referrers API, the other one has not."""
+    return kits.push(KIT, either_registry.host, "team/kit", "v1")
+
+
+def cosign(home: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run cosign without a transparency log."""
+    if shutil.which("cosign") is None:
+        pytest.skip(f"{CANNOT} cosign is not on PATH")
+    env = {**os.environ, "HOME": str(home)}
+    return subprocess.run(
+        ["cosign", *map(str, words)], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def sign_with_cosign(home: Path, kit: str, key: Path, shape: str) -> None:
+    done = cosign(
+        home, "sign", "--yes", "--allow-http-registry", "--use-signing-config=false", "--tlog-upload=false",
+        f"--new-bundle-format={SHAPES[shape]}", "--key", key, kit,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def verify_with_cosign(home: Path, kit: str, key: Path, shape: str) -> subprocess.CompletedProcess[str]:
+    return cosign(
+        home, "verify", "--allow-http-registry", "--insecure-ignore-tlog",
+        f"--new-bundle-format={SHAPES[shape]}", "--key", key, kit,
+    )  # fmt: skip
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cosign_verifies_what_kitfs_signed(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
+    """cosign accepts a signature of kitfs in each format, and not for another key."""
+    box.kitfs("sign", kit, "--key", KEY, "--signature-format", shape, env=PASSWORD)
+    done = verify_with_cosign(tmp_path, kit, PUB, shape)
+    assert done.returncode == 0, done.stderr
+    cosign(tmp_path, "generate-key-pair", "--output-key-prefix", tmp_path / "other")
+    assert verify_with_cosign(tmp_path, kit, tmp_path / "other.pub", shape).returncode != 0
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kitfs_verifies_what_cosign_signed(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
+    """kitfs accepts a signature of cosign in each format, and not for another key."""
+    cosign(tmp_path, "generate-key-pair", "--output-key-prefix", tmp_path / "theirs")
+    sign_with_cosign(tmp_path, kit, tmp_path / "theirs.key", shape)
+    assert f"({shape})" in box.kitfs("verify", kit, "--key", tmp_path / "theirs.pub").stdout
+    assert box.kitfs("verify", kit, "--key", PUB, check=False).returncode == 11
+
+
+@pytest.mark.interop
+def test_cosign_reads_the_key_pair_that_kitfs_made(box: Host, kit: str, tmp_path: Path) -> None:
+    """cosign signs with a private key that kitfs encrypted."""
+    box.kitfs("generate-key-pair", "--output-key-prefix", tmp_path / "ours", env=PASSWORD)
+    sign_with_cosign(tmp_path, kit, tmp_path / "ours.key", "bundle")
+    box.kitfs("verify", kit, "--key", tmp_path / "ours.pub")
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("shape", SHAPES)
+def test_signatures_of_both_programs_stand_beside_each_other(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
+    """A second signature, by the other program, leaves the first one valid."""
+    cosign(tmp_path, "generate-key-pair", "--output-key-prefix", tmp_path / "theirs")
+    box.kitfs("sign", kit, "--key", KEY, "--signature-format", shape, env=PASSWORD)
+    sign_with_cosign(tmp_path, kit, tmp_path / "theirs.key", shape)
+    box.kitfs("sign", kit, "--key", KEY, "--signature-format", "tag" if shape == "bundle" else "bundle", env=PASSWORD)
+    for key in (PUB, tmp_path / "theirs.pub"):
+        box.kitfs("verify", kit, "--key", key)
+        assert verify_with_cosign(tmp_path, kit, key, shape).returncode == 0
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(
+    "options",
+    [["-algorithm", "ed25519"], ["-algorithm", "RSA"], ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"]],
+)
+def test_cosign_verifies_signatures_of_every_kind_of_key(
+    box: Host, kit: str, tmp_path: Path, options: list[str]
+) -> None:
+    """Keys of OpenSSL sign so that cosign accepts it, also those with which cosign's own signatures fail."""
+    if shutil.which("openssl") is None:
+        pytest.skip(f"{CANNOT} openssl is not on PATH")
+    key, public = tmp_path / "k.pem", tmp_path / "k.pub"
+    subprocess.run(["openssl", "genpkey", *options, "-out", key], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-out", public], check=True, capture_output=True)
+    for shape in SHAPES:
+        box.kitfs("sign", kit, "--key", key, "--signature-format", shape, env=PASSWORD)
+        done = verify_with_cosign(tmp_path, kit, public, shape)
+        assert done.returncode == 0, done.stderr

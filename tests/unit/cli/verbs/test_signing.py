@@ -1,0 +1,319 @@
+"""sign, verify and generate-key-pair: what is stored where, what is accepted, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from kitfs.oci import referrers
+from kitfs.oci.manifest import IMAGE_MANIFEST
+from kitfs.oci.names import Digest
+from kitfs.trust import simple_signing
+from kitfs.trust.bundle import MEDIA_TYPE, bundle_of
+from kitfs.trust.keys import PrivateKey, PublicKey, private_key
+from kitfs.trust.statement import PAYLOAD_TYPE, SIGN, signed_bytes, statement_about
+from tests import kits
+from tests.conftest import GOLDEN
+from tests.fakes.faults import Status
+from tests.fakes.registry import FakeRegistry
+from tests.unit.cli.conftest import Kitfs
+
+ENCRYPTED = GOLDEN / "cosign/test-only.key"  # of cosign; reading it takes a second on a busy machine
+PUB = GOLDEN / "cosign/test-only.pub"
+NAME = "key SHA256:pdfPSO6irabwxS5g8S1K7SN1UWVP0o1EHnPEaTpUlQg="
+SIGNED_LAYOUT = f"oci-archive:{GOLDEN / 'cosign/basic-signed.tar'}:v1"
+ONE = kits.build([kits.Part(kind="docs", path="a.txt", content=kits.kit_tar({"a.txt": b"one"}))])
+TWO = kits.build([kits.Part(kind="docs", path="a.txt", content=kits.kit_tar({"a.txt": b"two"}))])
+
+
+@pytest.fixture(autouse=True)
+def _password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KITFS_KEY_PASSWORD", raising=False)
+    monkeypatch.setenv("COSIGN_PASSWORD", "pw")
+
+
+def write_key(path: Path, key: PrivateKey) -> Path:
+    path.write_bytes(
+        key.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def signer() -> PrivateKey:
+    """The key that belongs to PUB."""
+    return private_key(ENCRYPTED.read_bytes(), "test-only.key", lambda: b"pw")
+
+
+@pytest.fixture
+def key(tmp_path: Path, signer: PrivateKey) -> Path:
+    """The file of the key that belongs to PUB, without a password."""
+    return write_key(tmp_path / "signer.pem", signer)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """The file of another private key; that of its public key ends in .pub."""
+    made = ec.generate_private_key(ec.SECP256R1())
+    path = write_key(tmp_path / "other.key", PrivateKey(made, PublicKey(made.public_key(), b"")))
+    pem = made.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    path.with_suffix(".pub").write_bytes(pem)
+    return path
+
+
+@pytest.fixture(params=["referrers API", "fallback tag"])
+def registry(request: pytest.FixtureRequest, fake: FakeRegistry) -> FakeRegistry:
+    """A registry with the referrers API, and one without it."""
+    fake.referrers_api = request.param == "referrers API"
+    return fake
+
+
+@pytest.fixture
+def kit(registry: FakeRegistry) -> str:
+    return registry.put_kit("team/kit", ONE, "v1")
+
+
+def put_bundle(fake: FakeRegistry, subject: Digest, bundle: bytes) -> None:
+    """Put a referrer with a bundle, as somebody who may push does."""
+    empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": fake.put_blob("team/kit", b"{}"), "size": 2}
+    layer = {"mediaType": MEDIA_TYPE, "digest": fake.put_blob("team/kit", bundle), "size": len(bundle)}
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": IMAGE_MANIFEST,
+            "artifactType": MEDIA_TYPE,
+            "config": empty,
+            "layers": [layer],
+            "subject": {"mediaType": IMAGE_MANIFEST, "digest": subject, "size": 5},
+        }
+    ).encode()
+    digest = Digest(fake.put_manifest("team/kit", manifest))
+    if not fake.referrers_api:
+        index = referrers.with_entry(referrers.EMPTY, referrers.entry_of(IMAGE_MANIFEST, digest, manifest))
+        assert index is not None
+        fake.put_manifest(
+            "team/kit", index, tag=referrers.tag_of(subject), media_type="application/vnd.oci.image.index.v1+json"
+        )
+
+
+def statement_bundle(key: PrivateKey, digest: Digest, predicate_type: str = SIGN) -> bytes:
+    """Return a bundle that a key has signed."""
+    payload = statement_about(digest, predicate_type, {})
+    return bundle_of(payload, key.sign(signed_bytes(PAYLOAD_TYPE, payload)), key.public.hint)
+
+
+@pytest.mark.parametrize("shape", ["bundle", "tag"])
+def test_a_signed_kit_is_verified(kitfs: Kitfs, kit: str, shape: str, key: Path) -> None:
+    """What sign stores, in either format, verify accepts with the public key; JSON says the same."""
+    signed = kitfs("sign", kit, "--key", key, "--signature-format", shape)
+    assert (signed.code, signed.out) == (0, f"{Digest.of(ONE.manifest)} signed by {NAME} ({shape})\n"), signed.err
+    verified = kitfs("verify", kit, "--key", PUB)
+    assert (verified.code, verified.out) == (0, f"{Digest.of(ONE.manifest)} is signed by {NAME} ({shape})\n")
+    found = kitfs("verify", kit, "--key", PUB, "--json").json
+    assert (found["reference"], found["digest"]) == (kit, Digest.of(ONE.manifest))
+    [signature] = found["signatures"]
+    assert (signature["signer"], signature["format"]) == (NAME, shape)
+
+
+@pytest.mark.parametrize("shape", ["bundle", "tag"])
+def test_signing_again_stores_nothing(
+    kitfs: Kitfs, registry: FakeRegistry, kit: str, shape: str, key: Path, other: Path
+) -> None:
+    """A second signature of the same key in the same format is not stored; another key's is added."""
+    assert kitfs("sign", kit, "--key", key, "--signature-format", shape).code == 0
+    pushes = len(registry.served(method="PUT"))
+    again = kitfs("sign", kit, "--key", key, "--signature-format", shape)
+    assert again.out == f"{Digest.of(ONE.manifest)} was signed before by {NAME} ({shape})\n"
+    assert len(registry.served(method="PUT")) == pushes
+    assert kitfs("sign", kit, "--key", other, "--signature-format", shape).code == 0
+    for public in (PUB, other.with_suffix(".pub")):
+        assert kitfs("verify", kit, "--key", public).code == 0
+
+
+def test_a_kit_without_a_signature_is_refused(kitfs: Kitfs, kit: str) -> None:
+    done = kitfs("verify", kit, "--key", PUB)
+    assert (done.code, done.out) == (11, "")
+    assert done.err == f"kitfs: {Digest.of(ONE.manifest)} is not signed by {NAME}; no signature was found\n"
+
+
+@pytest.mark.parametrize("shape", ["bundle", "tag"])
+def test_another_key_is_refused(kitfs: Kitfs, kit: str, other: Path, shape: str, key: Path) -> None:
+    """The message says which signers were found; a signature under the tag does not name its key."""
+    kitfs("sign", kit, "--key", key, "--signature-format", shape)
+    done = kitfs("verify", kit, "--key", other.with_suffix(".pub"))
+    assert done.code == 11
+    named = f"{NAME} (bundle)" if shape == "bundle" else "an unnamed key (tag)"
+    assert done.err.endswith(f"; the signatures that were found name {named}\n")
+
+
+@pytest.mark.parametrize("shape", ["bundle", "tag"])
+def test_a_signature_of_another_kit_is_refused(
+    kitfs: Kitfs, registry: FakeRegistry, kit: str, shape: str, key: Path, signer: PrivateKey, other: Path
+) -> None:
+    """A genuine signature that somebody copies to another kit does not count for it."""
+    kitfs("sign", kit, "--key", key, "--signature-format", shape)
+    other = registry.put_kit("team/kit", TWO, "v2")
+    if shape == "bundle":
+        put_bundle(registry, Digest.of(TWO.manifest), statement_bundle(signer, Digest.of(ONE.manifest)))
+    else:
+        copied, _ = registry.manifest("team/kit", simple_signing.tag_of(Digest.of(ONE.manifest)))
+        registry.put_manifest("team/kit", copied, tag=simple_signing.tag_of(Digest.of(TWO.manifest)))
+    assert kitfs("verify", other, "--key", PUB).code == 11
+
+
+def test_an_attestation_is_not_a_signature(kitfs: Kitfs, registry: FakeRegistry, kit: str, signer: PrivateKey) -> None:
+    """A signed statement with another predicate says something about the kit, but does not release it."""
+    put_bundle(
+        registry,
+        Digest.of(ONE.manifest),
+        statement_bundle(signer, Digest.of(ONE.manifest), "https://slsa.dev/provenance/v1"),
+    )
+    assert kitfs("verify", kit, "--key", PUB).code == 11
+
+
+def test_a_changed_statement_is_refused(kitfs: Kitfs, registry: FakeRegistry, kit: str, signer: PrivateKey) -> None:
+    fields = json.loads(statement_bundle(signer, Digest.of(TWO.manifest)))
+    statement = base64.b64encode(statement_about(Digest.of(ONE.manifest), SIGN, {})).decode()
+    fields["dsseEnvelope"]["payload"] = statement
+    put_bundle(registry, Digest.of(ONE.manifest), json.dumps(fields).encode())
+    assert kitfs("verify", kit, "--key", PUB).code == 11
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[" * 100_000, b"\xff" * 100, b'{"mediaType":"x"}'])
+def test_a_bundle_that_cannot_be_read_does_not_hide_a_good_one(
+    kitfs: Kitfs, fake: FakeRegistry, data: bytes, key: Path
+) -> None:
+    """Somebody who may push cannot make a signature unusable by putting rubbish beside it."""
+    kit = fake.put_kit("team/kit", ONE, "v1")
+    put_bundle(fake, Digest.of(ONE.manifest), data)
+    assert kitfs("verify", kit, "--key", PUB).code == 11
+    assert kitfs("sign", kit, "--key", key).code == 0
+    assert kitfs("verify", kit, "--key", PUB).code == 0
+
+
+def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeRegistry) -> None:
+    """The hint in a bundle is foreign text: it is escaped and cut."""
+    kit = fake.put_kit("team/kit", ONE, "v1")
+    bundle = bundle_of(statement_about(Digest.of(ONE.manifest), SIGN, {}), b"x", "\x1b[2J" + "x" * 1000)
+    put_bundle(fake, Digest.of(ONE.manifest), bundle)
+    done = kitfs("verify", kit, "--key", PUB)
+    assert done.code == 11
+    assert "\x1b" not in done.err
+    assert len(done.err) < 500
+
+
+@pytest.mark.parametrize("shape", ["referrers/", r"\.sig"])
+def test_an_error_of_the_registry_is_not_a_missing_signature(
+    kitfs: Kitfs, fake: FakeRegistry, shape: str, key: Path, other: Path
+) -> None:
+    """If the registry fails while it is asked for one format, verify fails as the registry did, unless the other
+    format has the signature.
+    """
+    kit = fake.put_kit("team/kit", ONE, "v1")
+    fake.fail(shape, Status(500))
+    assert kitfs("verify", kit, "--key", PUB, "--read-timeout", "2").code == 4
+    kitfs("sign", kit, "--key", key, "--signature-format", "tag" if shape == "referrers/" else "bundle")
+    fake.heal()
+    fake.fail(shape, Status(500))
+    assert kitfs("verify", kit, "--key", PUB, "--read-timeout", "2").code == 0
+
+
+def test_a_mirror_without_signatures_does_not_hide_those_of_the_registry(
+    kitfs: Kitfs, fake: FakeRegistry, key: Path
+) -> None:
+    kit = fake.put_kit("team/kit", ONE, "v1")
+    kitfs("sign", kit, "--key", key)
+    with FakeRegistry() as mirror:
+        mirror.put_kit("team/kit", ONE, "v1")
+        done = kitfs("verify", kit, "--key", PUB, "--mirror", f"{fake.host}={mirror.url}")
+        assert (done.code, done.err) == (0, "")
+        assert mirror.served("referrers")
+
+
+def test_the_layout_that_cosign_signed_is_verified(kitfs: Kitfs, other: Path, key: Path) -> None:
+    """Both signatures of cosign 3 in the golden layout verify, and no other key is accepted."""
+    found = kitfs("verify", SIGNED_LAYOUT, "--key", PUB, "--json").json["signatures"]
+    assert sorted(one["format"] for one in found) == ["bundle", "tag"]
+    assert kitfs("verify", SIGNED_LAYOUT, "--key", other.with_suffix(".pub")).code == 11
+
+
+def test_one_kit_of_an_index_is_signed_by_its_label(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
+    """--label chooses the kit that is signed and the one that is verified."""
+    for name, kit in (("a", ONE), ("b", TWO)):
+        fake.put_kit("team/kit", kit, name)
+        assert kitfs("pull", f"{fake.host}/team/kit:{name}").code == 0
+    index = f"{fake.host}/team/kit:all"
+    assert kitfs("index", "create", index).code == 0
+    for name in "ab":
+        assert kitfs("index", "add", index, f"{fake.host}/team/kit:{name}", "--label", f"n={name}").code == 0
+    assert kitfs("index", "push", index).code == 0
+    assert kitfs("sign", index, "--key", key).code == 2
+    assert kitfs("sign", index, "--key", key, "--label", "n=b").out.startswith(Digest.of(TWO.manifest))
+    assert kitfs("verify", index, "--key", PUB, "--label", "n=b").code == 0
+    assert kitfs("verify", index, "--key", PUB, "--label", "n=a").code == 11
+
+
+WRONG: list[tuple[list[Any], str]] = [
+    (["sign", "KIT"], "sign needs a private key"),
+    (["verify", "KIT"], "verify needs a public key"),
+    (["sign", "KIT", "--key", PUB], "it is not a private key"),
+    (["verify", "KIT", "--key", ENCRYPTED], "it is a private key"),
+    (["sign", "kit:v1", "--key", ENCRYPTED], "registry is required when signing"),
+    (["verify", "kit:v1", "--key", PUB], "registry is required when verifying"),
+    (["sign", "KIT,v2", "--key", ENCRYPTED], "only one tag"),
+    (["sign", "KIT", "--key", ENCRYPTED, "--cert", PUB], "--cert and --client-key must be given together"),
+    (["verify", "KIT", "--key", "missing.pub"], "missing.pub"),
+]
+
+
+@pytest.mark.parametrize(("words", "text"), WRONG)
+def test_a_wrong_command_line_is_exit_code_2(kitfs: Kitfs, fake: FakeRegistry, words: list[Any], text: str) -> None:
+    kit = fake.put_kit("team/kit", ONE, "v1")
+    done = kitfs(*[str(word).replace("KIT", kit) for word in words])
+    assert (done.code, done.out) == (2, "")
+    assert text in done.err
+
+
+def test_a_missing_password_is_exit_code_2(
+    kitfs: Kitfs, fake: FakeRegistry, monkeypatch: pytest.MonkeyPatch, key: Path
+) -> None:
+    """Without a variable and without a terminal nobody can be asked; a wrong password is an error too."""
+    kit = fake.put_kit("team/kit", ONE, "v1")
+    monkeypatch.setenv("KITFS_KEY_PASSWORD", "wrong")
+    assert "the password is wrong" in kitfs("sign", kit, "--key", ENCRYPTED).err
+    monkeypatch.delenv("KITFS_KEY_PASSWORD")
+    monkeypatch.delenv("COSIGN_PASSWORD")
+    done = kitfs("sign", kit, "--key", ENCRYPTED)
+    assert (done.code, "KITFS_KEY_PASSWORD" in done.err) == (2, True)
+
+
+def test_a_new_key_pair_is_private_and_overwrites_nothing(kitfs: Kitfs, tmp_path: Path, key: Path) -> None:
+    done = kitfs("generate-key-pair")
+    assert done.out == f"private key: {tmp_path / 'cosign.key'}\npublic key: {tmp_path / 'cosign.pub'}\n"
+    assert stat.S_IMODE((tmp_path / "cosign.key").stat().st_mode) == 0o600
+    assert (tmp_path / "cosign.pub").read_text().startswith("-----BEGIN PUBLIC KEY-----\n")
+    before = (tmp_path / "cosign.key").read_bytes()
+    again = kitfs("generate-key-pair")
+    assert (again.code, "exists already" in again.err) == (2, True)
+    assert (tmp_path / "cosign.key").read_bytes() == before
+
+
+def test_a_key_of_the_settings_file_is_the_client_key(
+    kitfs: Kitfs, tmp_path: Path, fake: FakeRegistry, key: Path
+) -> None:
+    """The setting ``key`` goes with ``cert`` for sign too, and ``sign: key`` is the key of the signature."""
+    kit = fake.put_kit("team/kit", ONE, "v1")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"key: {key}\nsign: {{key: {key}}}\nverify-key: {PUB}\n")
+    assert "--cert and --client-key must be given together" in kitfs("sign", kit, "--settings", settings).err
+    settings.write_text(f"sign: {{key: {key}}}\n")
+    assert kitfs("sign", kit, "--settings", settings).code == 0
