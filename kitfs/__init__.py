@@ -1,20 +1,20 @@
-"""kitfs: KitOps ModelKits and CNCF ModelPacks as lazily filled, read-only directories, and as Python objects.
+"""Use KitOps ModelKits and CNCF ModelPacks as lazily filled, read-only directories, and as Python objects.
 
 >>> import kitfs
 >>> with kitfs.open("registry.example.com/team/llama:v1") as kit:
 ...     print([file.path for file in kit.files()])
 ...     header = kit.read("model.safetensors", 0, 8)
 
-Every verb of the command line is a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``,
+Each verb of the command line has a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``,
 ``status``, ``logs``, ``unpack``, ``init``, ``pack``, ``import_kit``, ``push``, ``pull``, ``export``, ``convert``,
 ``list``, ``info``, ``inspect``, ``diff``, ``tag``, ``remove``, ``sign``, ``verify``, ``generate_key_pair``, ``login``,
-``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The verbs of a group are in ``kitfs.index`` and
-``kitfs.cache``. Options of the command line are keywords (``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the
-parts of a Kitfile in ``kitfs.kitfile``, the events of ``progress=`` in ``kitfs.events``. Each of these is imported when
-it is first used.
+``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The verbs of ``kitfs index`` and ``kitfs cache`` are in
+``kitfs.index`` and ``kitfs.cache``. Options of the command line are keyword arguments (``kitfs.sdk.options``). Errors
+are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``, and the events of ``progress=`` in
+``kitfs.events``. Each of these is imported when it is first used.
 
-Threading: all functions may be called from any thread, and many threads may share one Kit. A file object of a kit, and
-a Mount, belong to one thread at a time.
+Threading: any thread may call the functions, and many threads may share a Kit. A file object of a kit, or a Mount, may
+be used by only one thread at a time.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from kitfs.sdk.transfer import warm as warm
     from kitfs.sdk.unpack import unpack as unpack
 
-MODULES = {  # public name → where it is; a name without a colon is a module
+MODULES = {  # public name → its module and its name there; a value without a colon is a module
     "KitfsError": "kitfs.errors:KitfsError",
     "Kitfile": "kitfs.modelkit.kitfile:Kitfile",
     "cache": "kitfs.sdk.cache",
@@ -130,7 +130,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: the command line must not wait for the SDK."""
+    """Import a public name when it is first used, so that the command line does not wait for the SDK."""
     if name not in MODULES:
         raise AttributeError(f"module 'kitfs' has no attribute {name!r}")
     from importlib import import_module
@@ -141,5 +141,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> Any:
-    """List the public names also before they are imported, for completion and help."""
+    """List all public names, including those that are not imported yet, for completion and help."""
     return sorted({*__all__, "__doc__", "__file__", "__name__", "__path__"})

@@ -1,4 +1,4 @@
-"""``python -m kitfs``."""
+"""Run the command line as ``python -m kitfs``."""
 
 from kitfs.cli.main import main
 

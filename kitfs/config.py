@@ -1,17 +1,18 @@
-"""Settings: flag > environment > file > default, and the options that mean the same for every verb.
+"""Find and parse the values of options, and define the options that mean the same for every verb.
 
-An ``Option`` describes one flag; the command line, the environment variable and the key of the settings file are all
-made from it, so that an option cannot exist in one place only. ``OPTIONS`` holds the options that mean the same
-wherever they are taken. A verb declares its own options beside its code, with ``options_of``. Values are parsed here,
-once, wherever they came from, and an error names the place of the value. Only the command line, the SDK and the
-daemon's request read settings; everything below them gets plain values. Threading: none; ``Settings`` do not change.
+A flag takes precedence over the environment, the environment over the settings file, and the file over the default. An
+``Option`` describes an option; its flag, its environment variable and its key in the settings file are all derived from
+the ``Option``. ``OPTIONS`` has the options that mean the same for every verb that accepts them. A verb declares its own
+options beside its code, with ``options_of``. All values are parsed here, and an error names the place of the value.
+Only the command line, the SDK and the daemon's request read settings; code below them gets plain values. Threading:
+``Settings`` do not change, so threads may share them.
 
-Where the value of an option may stand:
+The value of an option may be in these places:
 
     --cache-size 10GiB                                           a flag
     KITFS_CACHE_SIZE=10GiB, KITFS_PACK_COMPRESSION=zstd          the environment: KITFS_<FLAG> or KITFS_<VERB>_<FLAG>
     cache-size: 10GiB                                            the settings file (YAML)
-    pack: {compression: zstd}   or   pack-compression: zstd      the settings file, an option of one verb
+    pack: {compression: zstd}   or   pack-compression: zstd      the settings file, for an option of a verb
 
 A flag that deletes or overwrites something (``flag_only``) exists on the command line only.
 """
@@ -45,10 +46,10 @@ Value = Any  # what the parser of an option returns
 
 
 class Option(NamedTuple):
-    """One option. ``name`` is its flag without dashes; ``parse`` makes a value from a text, or raises ValueError.
+    """An option. ``name`` is its flag without dashes; ``parse`` turns a string into a value, or raises ValueError.
 
-    ``verb`` is the verb whose own option this is (``index-info`` for ``kitfs index info``), or "" for an option that
-    means the same everywhere.
+    ``verb`` is the verb that the option belongs to (``index-info`` for ``kitfs index info``), or "" for an option that
+    means the same for every verb.
     """
 
     name: str
@@ -56,59 +57,61 @@ class Option(NamedTuple):
     help: str
     default: str | None = None
     metavar: str = ""
-    flag: bool = False  # takes no value on the command line
-    boolean: bool = False  # takes a BOOL, after "=" only
-    negatable: bool = False  # --name / --no-name
-    many: bool = False  # may be repeated; its value is a tuple
+    flag: bool = False  # the option has no value on the command line
+    boolean: bool = False  # the value is a BOOL, which must follow "="
+    negatable: bool = False  # the flags are --name and --no-name
+    many: bool = False  # the option may be repeated, and its value is a tuple
     short: str = ""
-    is_file: bool = False  # names a file, which must be readable
+    is_file: bool = False  # the value is the name of a file, which must be readable
     aliases: tuple[str, ...] = ()  # other names of the flag
     verb: str = ""
-    flag_only: bool = False  # has no environment variable and no key in the settings file
-    setting: str = ""  # its key in the settings file, where that is the key of another option of the same meaning
+    flag_only: bool = False  # the option has no environment variable and no key in the settings file
+    setting: str = (
+        ""  # the key in the settings file, if the option shares the key of another option of the same meaning
+    )
 
     @property
     def key(self) -> str:
-        """The option's key in the settings file: ``cache-size``, ``pack-compression``."""
+        """Return the option's key in the settings file, such as ``cache-size`` or ``pack-compression``."""
         return self.setting or (f"{self.verb}-{self.name}" if self.verb else self.name)
 
     @property
     def variable(self) -> str:
-        """The option's environment variable: ``KITFS_CACHE_SIZE``, ``KITFS_PACK_COMPRESSION``; "" if it has none."""
+        """Return the option's environment variable, such as ``KITFS_PACK_COMPRESSION``; "" if it has none."""
         return "" if self.flag_only else f"KITFS_{self.key.upper().replace('-', '_')}"
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The values that the option takes, if they are a few words."""
+        """Return the values that the option accepts, if they are a few words; otherwise an empty tuple."""
         return self.parse.words if isinstance(self.parse, Choice) else ()
 
 
 def options_of(verb: str, *options: Option) -> tuple[Option, ...]:
-    """Return the options as those of one verb."""
+    """Return copies of options that belong to a verb."""
     return tuple(option._replace(verb=verb) for option in options)
 
 
 MAX_SETTINGS: Final = 1 << 20  # bytes of a settings file
 SECRETS: Final = frozenset({"password", "token"})  # options whose values are never shown
-OCTAL: Final = (octal, mode)  # parsers of octal texts: the SDK writes a Python int for them in octal
+OCTAL: Final = (octal, mode)  # parsers of octal numbers: the SDK formats an int in octal for them
 
 FILTER: Final = "TYPES[:NAMES], for example model,docs or datasets:train"
 OPTIONS: Final[Mapping[str, Option]] = {
     o.name: o
     for o in (
         Option("settings", path, "YAML file with settings.", metavar="FILE", is_file=True),
-        Option("config", path, "Home of kit, which holds credentials.json.", metavar="DIR"),
+        Option("config", path, "Home of kit, which contains credentials.json.", metavar="DIR"),
         Option(
-            "cache-dir", path, "Directory of the store, which every mount and verb that names it shares.", metavar="DIR"
+            "cache-dir", path, "Directory of the store. Mounts and verbs with the same DIR share it.", metavar="DIR"
         ),
         Option(
-            "cache-size", size, "Most disk space that lazily fetched blobs may take.", default="50GiB", metavar="SIZE"
+            "cache-size", size, "Limit for the disk space of lazily fetched blobs.", default="50GiB", metavar="SIZE"
         ),
         Option("run-dir", path, "Directory of the sockets, logs and records of mounts.", metavar="DIR"),
         Option(
             "transport",
             Choice("auto", "kernel", "libfuse"),
-            "How to speak FUSE: auto, kernel or libfuse.",
+            "How to connect to FUSE: auto, kernel or libfuse.",
             default="auto",
             metavar="T",
         ),
@@ -122,7 +125,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "fill",
             Choice("touched", "all", "none"),
-            "Complete layers in the background: those that are read much (touched), all, or none.",
+            "Layers to complete in the background: those that programs read a lot (touched), all, or none.",
             default="touched",
             metavar="WHICH",
         ),
@@ -136,16 +139,16 @@ OPTIONS: Final[Mapping[str, Option]] = {
             short="l",
         ),
         Option("allow-other", boolean, "Let other users see the mount (default for root).", negatable=True),
-        Option("uid", natural, "Numeric owner of everything in the mount.", metavar="UID"),
-        Option("gid", natural, "Numeric group of everything in the mount.", metavar="GID"),
-        Option("umask", octal, "Permission bits to take away.", default="0", metavar="MASK"),
+        Option("uid", natural, "Numeric owner of all files in the mount.", metavar="UID"),
+        Option("gid", natural, "Numeric group of all files in the mount.", metavar="GID"),
+        Option("umask", octal, "Permission bits to clear.", default="0", metavar="MASK"),
         Option("file-mode", mode, "Mode of every file (default: as packed).", metavar="MODE"),
         Option("dir-mode", mode, "Mode of every directory (default: as packed).", metavar="MODE"),
         Option("max-entries", positive, "Refuse a layer with more entries than this.", default="2000000", metavar="N"),
         Option(
             "max-expansion",
             positive,
-            "Refuse a compressed layer that decodes to more than N times its size and 16 GiB.",
+            "Refuse a compressed layer that decodes to more than N times its size, if that is over 16 GiB.",
             default="200",
             metavar="N",
         ),
@@ -153,7 +156,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
             "remote", boolean, "Read the kit from its registry, even if it is in the store.", default="false", flag=True
         ),
         Option(
-            "plain-http", boolean, "Speak plain HTTP (default: to loopback hosts only).", metavar="BOOL", boolean=True
+            "plain-http", boolean, "Use plain HTTP (default: for loopback hosts only).", metavar="BOOL", boolean=True
         ),
         Option(
             "tls-verify", boolean, "Verify the registry's certificate.", default="true", metavar="BOOL", boolean=True
@@ -161,14 +164,16 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "tls-cert",
             path,
-            "Also trust the CA certificates of this file. Repeatable.",
+            "Also trust the CA certificates in this file. Repeatable.",
             metavar="FILE",
             many=True,
             is_file=True,
         ),
         Option("cert", path, "Client certificate.", metavar="FILE", is_file=True),
         Option("key", path, "Key of the client certificate.", metavar="FILE", is_file=True),
-        Option("proxy", proxy_url, "Proxy for all requests (default: as HTTPS_PROXY and its like say).", metavar="URL"),
+        Option(
+            "proxy", proxy_url, "Proxy for all requests (default: HTTPS_PROXY and similar variables).", metavar="URL"
+        ),
         Option(
             "mirror",
             mirror,
@@ -179,14 +184,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "read-timeout",
             seconds,
-            "Give up a request that received no byte for this long.",
+            "Time without a received byte after which a request fails.",
             default="60",
             metavar="SECONDS",
         ),
         Option(
             "log-level",
             LEVEL,
-            "Least severe messages that are logged: debug, info, warning or error.",
+            "Lowest level of logged messages: debug, info, warning or error.",
             default="info",
             metavar="LEVEL",
         ),
@@ -199,7 +204,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         ),
         Option("concurrency", positive, "How many transfers run at the same time.", default="5", metavar="N"),
         Option(
-            "no-trunc", boolean, "On a terminal, print digests and cells of tables in full.", default="false", flag=True
+            "no-trunc", boolean, "On a terminal, print digests and table cells in full.", default="false", flag=True
         ),
         Option("json", boolean, "Print JSON for programs.", default="false", flag=True),
     )
@@ -238,10 +243,10 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
 
 
 class Settings:
-    """The values of the options that a verb takes, each with the place that it came from.
+    """The values of the options that a verb accepts, and the place of each value.
 
-    ``settings["cache-dir"]`` is the parsed value. ``load`` raises UsageError, one line, for a value that does not
-    parse, a settings file that cannot be read or names an unknown option, and a named file that is not readable.
+    ``settings["cache-dir"]`` is the parsed value. ``load`` raises UsageError for a value that cannot be parsed, for a
+    settings file that cannot be read or has an unknown option, and for a value that names an unreadable file.
     """
 
     def __init__(self, values: Mapping[str, Value], origins: Mapping[str, str]) -> None:
@@ -257,15 +262,15 @@ class Settings:
         return f"<Settings {set_ones or 'all default'}>"
 
     def given(self, name: str) -> bool:
-        """Return whether anything but the default set this option."""
+        """Return whether a flag, a variable or the settings file has set an option."""
         return self._origins[name] != "default"
 
     def origin(self, name: str) -> str:
-        """Return where the value of an option stood: ``--flag``, a variable, a key of the file, or ``default``."""
+        """Return the place of an option's value: ``--flag``, a variable, a key of the file, or ``default``."""
         return self._origins[name]
 
     def takes(self, name: str) -> bool:
-        """Return whether the verb takes this option."""
+        """Return whether the verb accepts an option."""
         return name in self._values
 
     @classmethod
@@ -279,9 +284,9 @@ class Settings:
     ) -> Settings:
         """Find the value of every option in ``flags``.
 
-        ``flags`` maps names of options to a text, a sequence of texts, or None if the flag was not given. ``own`` are
-        options that replace or join those of OPTIONS. ``known`` are the options of other verbs: a settings file may
-        hold them, and its keys are compared with them; without any, sections of other verbs are not looked into.
+        ``flags`` maps the name of an option to a string, a sequence of strings, or None if the flag was not given.
+        ``own`` are the verb's own options, which may replace options of OPTIONS. ``known`` are the options of other
+        verbs, which the settings file may contain, too. If ``known`` is empty, unknown keys in the file are ignored.
         """
         env = os.environ if environ is None else environ
         table = {**OPTIONS, **{option.name: option for option in own}}
@@ -303,7 +308,7 @@ KIT_VARIABLES: Final = {"cert": "KITOPS_CLIENT_CERT", "key": "KITOPS_CLIENT_KEY"
 def _texts(
     option: Option, flag: object, env: Mapping[str, str], in_file: Mapping[str, list[str]], file_path: str
 ) -> tuple[list[str], str]:
-    """Return the texts that decide an option, and the place where they stood."""
+    """Return the strings that determine the value of an option, and their place."""
     if flag is not None and flag != ():
         texts = [str(flag)] if isinstance(flag, (str, int, float)) else [str(t) for t in cast("Sequence[object]", flag)]
         return texts, f"--{option.name}"
@@ -327,7 +332,7 @@ def _parse(option: Option, texts: list[str], origin: str) -> Value:
             try:
                 with open(name, "rb", opener=without_waiting) as f:
                     f.read(1)
-            except (OSError, ValueError) as e:  # ValueError: a NUL in its name
+            except (OSError, ValueError) as e:  # ValueError: the name contains a NUL
                 raise UsageError(f"{origin}: cannot read {name}: {getattr(e, 'strerror', None) or e}") from None
     if option.many:
         return tuple(parsed)
@@ -337,9 +342,9 @@ def _parse(option: Option, texts: list[str], origin: str) -> Value:
 def _read_settings(
     flag: str | None, env: Mapping[str, str], options: Iterable[Option], *, strict: bool
 ) -> tuple[str, dict[str, list[str]]]:
-    """Return the path of the settings file, and its texts by the key of their option.
+    """Return the path of the settings file, and the strings in it by the key of the option.
 
-    The default file may be missing. With ``strict`` every key must be that of one of ``options``.
+    The default file may be missing. If ``strict`` is True, every key must belong to an option in ``options``.
     """
     named = flag or env.get("KITFS_SETTINGS")
     home = env.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
@@ -350,9 +355,9 @@ def _read_settings(
     for key, value in _entries(_yaml(file_path, data), file_path):
         option = by_key.get(key)
         if option is None and not strict and any(key.startswith(f"{verb}-") for verb in OWNERS):
-            continue  # an option of a verb whose table is not known here
+            continue  # the option may belong to another verb, whose options are not in ``options``
         if option is None or key == "settings":
-            raise UsageError(f"{file_path}: there is no option {key!r}")
+            raise UsageError(f"{file_path}: the option {key!r} does not exist")
         if option.flag_only:
             raise UsageError(f"{file_path}: {key} can only be given on the command line")
         texts[key] = _values(option, value, file_path)
@@ -362,7 +367,7 @@ def _read_settings(
 def _bytes_of(file_path: str, *, optional: bool) -> bytes:
     try:
         data = read_start(file_path, MAX_SETTINGS + 1)
-    except (OSError, ValueError) as e:  # ValueError: a NUL in its name
+    except (OSError, ValueError) as e:  # ValueError: the name contains a NUL
         if optional and isinstance(e, (FileNotFoundError, NotADirectoryError, PermissionError)):
             return b""
         raise UsageError(f"settings: cannot read {file_path}: {getattr(e, 'strerror', None) or e}") from None
@@ -377,20 +382,20 @@ def _yaml(file_path: str, data: bytes) -> dict[object, object]:
     import yaml
 
     try:
-        loaded = yaml.load(data, Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes texts and nothing else
+        loaded = yaml.load(data, Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes only strings
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # ValueError: an escape beyond Unicode
-        mark = getattr(e, "problem_mark", None)  # the error itself quotes lines, which may hold a password
+        mark = getattr(e, "problem_mark", None)  # the error itself quotes lines, which may contain a password
         where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-        raise UsageError(f"{file_path}: not YAML{where}") from None
+        raise UsageError(f"{file_path}: the file is not YAML{where}") from None
     if loaded in (None, ""):
         return {}
     if not isinstance(loaded, dict):
-        raise UsageError(f"{file_path}: must map option names to values")
+        raise UsageError(f"{file_path}: the file must map option names to values")
     return loaded
 
 
 def _entries(loaded: Mapping[object, object], file_path: str) -> Iterable[tuple[str, object]]:
-    """Yield (key of an option, value); the section of a verb yields each of its options."""
+    """Yield (key of an option, value). For the section of a verb, yield each of its options."""
     for name, value in loaded.items():
         key = str(name).replace("_", "-")
         if key not in OWNERS or key in OPTIONS:

@@ -1,8 +1,8 @@
-"""The seams through which content is read and written: Protocols that the store, the registry, kits and verbs share.
+"""Define the Protocols for reading and writing content, which the store, the registry, kits and verbs share.
 
-A ``Source`` is the bytes of one blob; an ``Origin`` gives the manifests and blobs of a kit; a ``Destination`` takes
-them; ``Hints`` are notes between processes. Classes match these Protocols by structure and need not import them. There
-is neither code nor a threading rule here: each implementation states its own.
+A ``Source`` has the bytes of a blob. An ``Origin`` returns the manifests and blobs of a kit, and a ``Destination``
+receives them. ``Hints`` are notes for later processes. Classes match these Protocols by structure and need not import
+them. Each implementation documents its own threading rule.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from kitfs.oci.names import Digest
 Key = tuple[str, str]
 
 ReadFrom = Callable[[int], Iterator[bytes]]
-"""Yields the bytes of a blob from an offset to its end, in pieces; it may be called any number of times."""
+"""A function that yields the bytes of a blob from an offset to its end, in pieces. It may be called several times."""
 
 
 class Source(Protocol):
-    """The bytes of one blob: a blob of a registry, a file, a member of an archive, a decoder over another blob.
+    """A source of the bytes of a blob: a registry, a file, a member of an archive, or a decoder over another blob.
 
-    ``size`` is the length in bytes, None while it is unknown (a decoder that has not reached its end). ``ranged`` is
-    False when only a whole stream from byte 0 is available: a decoder, or a registry that ignores Range. It may turn
-    from True to False, never back. A source does not store, verify, coalesce or prefetch; ``store.fetch`` does.
+    ``size`` is the length in bytes, or None while the length is unknown (a decoder that has not reached its end).
+    ``ranged`` is False if only a whole stream from byte 0 is available: from a decoder, or from a registry that ignores
+    Range. It may change from True to False, but not back. A source does not store, verify, coalesce or prefetch bytes;
+    ``store.fetch`` does.
 
-    ``sender`` says who sends the bytes: it is equal for sources whose bytes come from the same endpoints, and "" for
-    bytes that were made here. ``distrust`` is called when the bytes that came had the wrong digest: it returns True if
-    the source has another endpoint and will read from that one, else False.
+    ``sender`` identifies the endpoints that send the bytes: it is equal for two sources with the same endpoints, and ""
+    for bytes that this process makes. ``distrust`` is called after bytes had the wrong digest. It returns True if the
+    source has another endpoint and reads from that endpoint from then on.
     """
 
     @property
@@ -43,27 +44,27 @@ class Source(Protocol):
     def distrust(self) -> bool: ...
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """Yield (offset, view) pieces in ascending order without gaps; a view is valid until the next piece is taken.
+        """Yield pieces (offset, view) in ascending order without gaps. A view is valid until the next piece is yielded.
 
-        If the source is ranged, the pieces cover [start, stop); ``stop`` None means the end. Otherwise they begin at
-        byte 0 and run to the end, whatever range was requested: the caller keeps what it needs and closes the
-        generator. Closing the generator releases the connection. Raises RegistryError, IntegrityError if the source
-        ends early or has another size, LayerError if it cannot be decoded; pieces yielded before remain valid.
+        If the source is ranged, the pieces cover [start, stop); a ``stop`` of None means the end. Otherwise the pieces
+        cover the whole blob, whatever range is requested, and the caller closes the generator when it has what it
+        needs. Closing the generator releases the connection. Raises RegistryError, IntegrityError if the source ends
+        early or has another size, and LayerError if the blob cannot be decoded. Earlier pieces stay valid.
         """
         ...
 
 
 class Manifests(Protocol):
-    """Gives manifests by tag or digest."""
+    """A place that returns manifests by tag or digest."""
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]: ...
 
 
 class Origin(Manifests, Protocol):
-    """Where a kit's content comes from: a repository of a registry, an OCI layout on disk, or the store.
+    """The place that a kit is read from: a repository of a registry, an OCI layout on disk, or the store.
 
-    ``blob`` returns None if the origin has no source beside the store. ``blob_bytes`` returns a small blob whole and
-    verified, and raises ManifestError if its descriptor declares more than ``limit`` bytes.
+    ``blob`` returns None if the blob has no source outside the store. ``blob_bytes`` returns the verified bytes of a
+    small blob, and raises ManifestError if its descriptor declares more than ``limit`` bytes.
     """
 
     def blob(self, descriptor: Descriptor) -> Source | None: ...
@@ -72,13 +73,13 @@ class Origin(Manifests, Protocol):
 
 
 class RemoteOrigin(Origin, Protocol):
-    """An Origin that always has a source for a blob."""
+    """An origin that has a source for every blob."""
 
     def blob(self, descriptor: Descriptor) -> Source: ...
 
 
 class Repository(RemoteOrigin, Protocol):
-    """A repository of a registry whose tags can be listed and deleted; ``registry.repository.Repository`` is one."""
+    """A repository of a registry, whose tags can be listed and deleted, such as ``registry.repository.Repository``."""
 
     def resolve(self, identifier: str) -> Descriptor: ...
 
@@ -88,7 +89,7 @@ class Repository(RemoteOrigin, Protocol):
 
 
 class Hints(Protocol):
-    """Notes for later processes, which may be lost at any time; the store's catalog keeps them."""
+    """Notes for later processes, which may be lost at any time. The store's catalog contains them."""
 
     def get(self, key: Key, /) -> Any: ...
 
@@ -98,7 +99,7 @@ class Hints(Protocol):
 
 
 class Destination(Protocol):
-    """A repository that is pushed to. ``upload`` returns "exists", "mounted" or "uploaded"."""
+    """A repository that kits are pushed to. ``upload`` returns "exists", "mounted" or "uploaded"."""
 
     def upload(
         self,

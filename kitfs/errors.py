@@ -1,4 +1,4 @@
-"""The errors of kitfs: low-level code raises them, and each adapter translates them once.
+"""Define the errors of kitfs. Low-level code raises them; the command line, the SDK and FUSE each translate them once.
 
     KitfsError                      EIO      1
     ├── UsageError                  EINVAL   2   the command line, a setting, a filter, a size
@@ -9,25 +9,24 @@
     │   ├── RateLimited             EAGAIN   4   429, after the budget of retries
     │   ├── Unavailable             EIO      4   cannot be reached, timed out, 5xx after retries
     │   └── RangeIgnored            EIO      4   a registry returned 200 where a range was needed
-    ├── IntegrityError              EIO      6   bytes that do not match their digest or size
+    ├── IntegrityError              EIO      6   bytes do not match their digest or size
     ├── StoreError                  EIO      7   the cache directory cannot be used
     │   ├── StoreFull               ENOSPC   7
     │   ├── StoreBusy               EBUSY    7
-    │   └── Closed                  EIO      7   used after it was closed; a ValueError too
+    │   └── Closed                  EIO      7   an object was used after it was closed; also a ValueError
     ├── ManifestError               EIO      8   not a manifest, not a ModelKit
     ├── KitfileError                EINVAL   8
-    ├── LayerError                  EIO      8   a layer that is not what its media type says
-    │   ├── LayerLimit              EIO      8   a layer beyond a limit, such as --max-entries
+    ├── LayerError                  EIO      8   a layer does not have the format of its media type
+    │   ├── LayerLimit              EIO      8   a layer exceeds a limit, such as --max-entries
     │   ├── UnsupportedLayer        EOPNOTSUPP 8
     │   └── UnsafePath              EPERM    8
     ├── SignatureError              EACCES   11  a kit is not signed as a key or a policy demands
     ├── ContextError                EIO      10  a directory to pack from or unpack to is missing or unreadable
     └── MountError                  EIO      9   /dev/fuse, fusermount3, the mount point; carries its own errno
 
-Every class has an ``errno``, which a lookup or an open through a mount returns, and an ``exit_code`` of the command
-line (1 is reserved for bugs). A failed ``read`` through a mount returns EIO, whatever the class. The message is one
-line: what failed, on what, why, and what to do. ``WouldBlock`` is not an error: it is raised only for callers that
-passed ``wait=False``.
+Every class has an ``errno``, which a lookup or an open in a mount returns, and an ``exit_code`` for the command line (1
+is reserved for bugs). A failed ``read`` in a mount always returns EIO. A message has one line: what failed, on what,
+why, and what to do. ``WouldBlock`` is not an error: it is raised only if the caller passed ``wait=False``.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from kitfs.redaction import public, redacted
 class KitfsError(Exception):
     """The base class of all errors that kitfs raises on purpose.
 
-    ``str()`` is one line for people, without the secrets of URLs and headers.
+    ``str()`` returns a line for people, without the secrets in URLs and headers.
     """
 
     errno: int = _errno.EIO
@@ -51,7 +50,7 @@ class KitfsError(Exception):
         return redacted(" ".join(super().__str__().split()))
 
     def prefixed(self, subject: str) -> Self:
-        """Return the error itself, after "subject: " was put in front of its message."""
+        """Put "subject: " in front of the message, and return the error itself."""
         self.args = (f"{subject}: {self}",)
         return self
 
@@ -64,7 +63,7 @@ class UsageError(KitfsError):
 
 
 class InvalidReference(KitfsError):
-    """A text that is neither a reference (KITOPS reference rules) nor a digest."""
+    """A string is neither a reference by KitOps' rules nor a digest."""
 
     errno = _errno.EINVAL
     exit_code = 2
@@ -80,8 +79,8 @@ class NotFound(KitfsError):
 class RegistryError(KitfsError):
     """A registry returned an error, or an invalid response.
 
-    ``status`` is the HTTP status (0: no response), ``code`` the first error code of the distribution-spec body (""
-    without one), ``url`` the URL of the request, without credentials.
+    ``status`` is the HTTP status, or 0 without a response. ``code`` is the first error code in the body as defined by
+    the distribution spec, or "" if the body has no code. ``url`` is the URL of the request, without credentials.
     """
 
     exit_code = 4
@@ -111,7 +110,7 @@ class Unavailable(RegistryError):
 
 
 class RangeIgnored(RegistryError):
-    """A registry returned 200 to a request with Range, where only a range can be used."""
+    """A registry returned 200 to a request with Range, although only the range can be used."""
 
 
 class IntegrityError(KitfsError):
@@ -127,7 +126,7 @@ class StoreError(KitfsError):
 
 
 class StoreFull(StoreError):
-    """The store has no space left, and nothing in it may be evicted."""
+    """The store has no space left, and none of its blobs may be evicted."""
 
     errno = _errno.ENOSPC
 
@@ -139,11 +138,11 @@ class StoreBusy(StoreError):
 
 
 class Closed(StoreError, ValueError):
-    """A kit, a file or a blob was used after it was closed. It is a ValueError too, as for the files of Python."""
+    """A kit, a file or a blob was used after it was closed. The error is also a ValueError, as with Python's files."""
 
 
 class ManifestError(KitfsError):
-    """Bytes are not an OCI manifest, or a manifest is neither that of a ModelKit nor of a ModelPack."""
+    """Bytes are not an OCI manifest, or a manifest does not belong to a ModelKit or a ModelPack."""
 
     exit_code = 8
 
@@ -156,7 +155,7 @@ class KitfileError(KitfsError):
 
 
 class LayerError(KitfsError):
-    """A layer does not have the format that its media type names: a broken tar, a truncated gzip."""
+    """A layer does not have the format of its media type: it is a broken tar, or a truncated gzip stream."""
 
     exit_code = 8
 
@@ -178,8 +177,9 @@ class UnsafePath(LayerError):
 
 
 class ContextError(KitfsError):
-    """A file in a directory to pack from or unpack to is missing, cannot be read or written, changed meanwhile, or
-    exists although it must not.
+    """A file in the directory to pack from or unpack to cannot be used.
+
+    It is missing, cannot be read or written, has changed meanwhile, or exists although it must not.
     """
 
     exit_code = 10
@@ -193,7 +193,7 @@ class SignatureError(KitfsError):
 
 
 class MountError(KitfsError):
-    """A mount could not be made or ended; ``errno`` is that of the failed system call, if there was one."""
+    """A mount could not be made or ended. If a system call failed, ``errno`` is its error number."""
 
     exit_code = 9
 
@@ -207,12 +207,12 @@ class WouldBlock(Exception):
 
 
 def error_to_json(error: KitfsError) -> dict[str, Any]:
-    """Return an error as a JSON object, for another process: its class, message and errno."""
+    """Return the class, message and errno of an error as a JSON object for another process."""
     return {"error": type(error).__name__, "message": str(error), "errno": error.errno}
 
 
 def error_from_json(fields: dict[str, Any]) -> KitfsError:
-    """Return an error of another process (``error_to_json``) as an instance of the same class."""
+    """Return an error of the same class from the JSON object of another process (``error_to_json``)."""
     kind = globals().get(fields["error"])
     error = (kind if isinstance(kind, type) and issubclass(kind, KitfsError) else KitfsError)(fields["message"])
     error.errno = fields["errno"]

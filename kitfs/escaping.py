@@ -1,10 +1,10 @@
-"""Escapes for foreign text that is printed on a terminal or logged, so that it cannot control either.
+"""Escape foreign text before it is printed or logged, so that it cannot control the terminal or forge log lines.
 
-Names, annotations, paths and the messages of registries come from other people. A character that Unicode does not call
-printable is written as an escape: C0 and C1 controls, DEL, the controls of bidirectional text, separators of lines and
-paragraphs, characters without a width, and halves of surrogate pairs, which in Python represent bytes that are not
-UTF-8. Letters of every alphabet are not changed, and neither is a text that was escaped before. ``cli.output`` and
-``LogFormatter`` escape texts, and in the SDK ``LogFilter``. Threading: no state.
+Names, annotations, paths and the messages of registries are written by strangers. Every character that Unicode does not
+class as printable is escaped: C0 and C1 controls, DEL, controls of bidirectional text, separators of lines and
+paragraphs, characters without a width, and halves of surrogate pairs, by which Python represents bytes that are not
+UTF-8. Letters of any alphabet are not changed. Escaping a text twice does not change it further. ``cli.output`` and
+``LogFormatter`` escape all text; in the SDK, ``LogFilter`` does.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from kitfs.redaction import redacted
 
 
 def shown(text: str) -> str:
-    """Return ``text`` as one line: a newline or a tab is escaped too."""
+    """Return a text as a single line, in which newlines and tabs are escaped, too."""
     return text if text.isprintable() else _with_escapes(text, "", escaped)
 
 
 def shown_lines(text: str) -> str:
-    """Return ``text`` with its newlines and tabs; every other character that could move a cursor is escaped."""
+    """Return a text in which every unprintable character is escaped, except newlines and tabs."""
     return text if _plain(text) else _with_escapes(text, "\n\t", escaped)
 
 
@@ -31,8 +31,8 @@ def shown_json(text: str) -> str:
 
 
 def escaped(char: str) -> str:
-    r"""Return one character as ``\xff``, ``\u202e`` or ``\U000e0001``; a byte that is not UTF-8 as ``\xff`` too."""
-    if 0xDC80 <= ord(char) <= 0xDCFF:  # by surrogateescape
+    r"""Return the escape for a character (``\u202e`` or ``\U000e0001``) or for a byte that is not UTF-8 (``\xff``)."""
+    if 0xDC80 <= ord(char) <= 0xDCFF:  # a byte that surrogateescape has decoded
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()
 
@@ -51,19 +51,19 @@ def _with_escapes(text: str, kept: str, escape: Callable[[str], str]) -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """A formatter that writes a record as one line and a traceback as several, both without secrets (``redaction``)."""
+    """A formatter that writes a record as a line, followed by its traceback, without secrets (``redaction``)."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Return the record's line."""
+        """Return the line of a record."""
         return shown(redacted(super().formatMessage(record)))
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record's line and its traceback."""
+        """Return the line of a record, and its traceback."""
         return shown_lines(redacted(super().format(record)))
 
 
 class LogFilter(logging.Filter):
-    """A filter that escapes the message of a record before any handler gets it, for programs with own handlers."""
+    """A filter that escapes the message of a record before it reaches the handlers of the program."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Escape the message of the record; return True, so that the record is logged."""

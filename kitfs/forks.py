@@ -1,13 +1,13 @@
-"""Hooks around fork(2), and a number that differs in each forked child.
+"""Call hooks around fork(2), and number the forked children.
 
-A forked child has a copy of everything: of locks that threads of the parent held and that will never be released, of
-sockets and descriptors that it shares with the parent, and of SQLite's record of locks that another process holds. So
-``generation`` is another number in each forked child: an object that belongs to one process compares it at the start of
-an operation, and reopens its files and connections if it differs. An object that must act during the fork itself
-registers with ``watch``.
+A forked child copies state that it cannot use: locks that threads of the parent held, and that nobody releases in the
+child; sockets and descriptors that it shares with the parent; and SQLite's record of file locks, which the parent
+holds. So ``generation`` is a different number in each forked child. An object that belongs to one process compares the
+number at the start of an operation, and reopens its files and connections if the number differs. An object that must
+act during the fork itself registers with ``watch``.
 
-Threading: the hooks run on the thread that forks. ``guard`` is held during the fork, so that in the child an action
-under it is either complete or not begun; hold it only for actions that take no time.
+Threading: the hooks run on the thread that forks. ``guard`` is held during the fork, so in the child, an action under
+``guard`` is either complete or not begun. Hold it only for short actions that do not wait.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import threading
 import weakref
 from typing import Any, Final, Protocol
 
-generation = 0  # differs in each forked child; a process id may be reused
+generation = 0  # differs in each forked child, unlike a process id, which may be reused
 guard: Final = threading.RLock()
 
 
 class Watched(Protocol):
-    """An object that takes part in forks. None of its methods may raise."""
+    """An object whose methods are called at every fork. The methods must not raise."""
 
     def before_fork(self) -> None: ...
 
@@ -79,7 +79,7 @@ def _before() -> None:
         guard.acquire()
         new = [one for one in _watched if one not in _prepared]
         if not new:
-            return  # the guard stays held: the hooks after the fork release it
+            return  # ``guard`` stays locked; the hooks after the fork release it
         guard.release()
         for one in new:
             _prepared.append(one)

@@ -1,12 +1,12 @@
-"""File descriptors that are never used after they were closed, and that belong to one process.
+"""Open files whose descriptors are never used after they are closed, and that belong to one process.
 
-The kernel gives the number of a closed descriptor to the next file. So an OpenFile is closed when its last user has
-finished, and every later use raises Closed: no read or write reaches another file of the program. Locks (flock(2), and
-the "Open file description locks" of fcntl(2)) are shared by a parent and its forked child: a child that kept
-its copy would hold the lock after the parent has died. So a child closes its copies at once, which releases none of the
-parent's locks.
+The kernel reuses the number of a closed descriptor for the next file. So an OpenFile is closed only when its last user
+has finished, and every later use raises Closed; no read or write can reach another file of the program. A parent and
+its forked child share file locks (flock(2), and the "Open file description locks" of fcntl(2)), so a child that kept
+its copy of a descriptor would hold the lock after the parent has died. So a child closes its copies at once, which does
+not release the locks of the parent.
 
-Threading: every method from any thread; a read or a write takes no lock.
+Threading: any thread may call every method. Reads and writes take no lock.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from kitfs import forks
 from kitfs.errors import Closed
 from kitfs.ownership import open_file
 
-PIECE: Final = 1 << 20  # bytes of one read when a file or a stream is processed from beginning to end
+PIECE: Final = 1 << 20  # bytes of a read when a file or a stream is processed from beginning to end
 
 
 class OpenFile:
-    """An open file, closed on exec; the arguments are those of os.open. ``opener`` opens it in another way. Raises
-    OSError.
+    """An open file, which is closed on exec. Raises OSError if it cannot be opened.
+
+    The arguments are those of os.open. If ``opener`` is given, it is called instead of os.open.
     """
 
     __slots__ = ("__weakref__", "_closing", "_fd", "_path", "_users")
@@ -57,7 +58,7 @@ class OpenFile:
             self.close()
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Read bytes at an offset, as os.pread. Raises Closed, OSError."""
+        """Read bytes at an offset, as os.pread does. Raises Closed and OSError."""
         user = self._enter()
         try:
             return os.pread(self._fd, size, offset)
@@ -65,7 +66,7 @@ class OpenFile:
             self._leave(user)
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> int:
-        """Write at an offset, as os.pwrite. Raises Closed, OSError."""
+        """Write bytes at an offset, as os.pwrite does. Raises Closed and OSError."""
         user = self._enter()
         try:
             return os.pwrite(self._fd, data, offset)
@@ -74,7 +75,7 @@ class OpenFile:
 
     @contextmanager
     def number(self) -> Iterator[int]:
-        """Yield the descriptor's number, which stays valid for the block. Raises Closed."""
+        """Yield the number of the descriptor, which is valid during the ``with`` block. Raises Closed."""
         user = self._enter()
         try:
             yield self._fd
@@ -82,23 +83,23 @@ class OpenFile:
             self._leave(user)
 
     def flock(self, operation: int) -> None:
-        """Lock or unlock, as fcntl.flock. Raises Closed, OSError."""
+        """Lock or unlock the file, as fcntl.flock does. Raises Closed and OSError."""
         with self.number() as fd:
             fcntl.flock(fd, operation)
 
     def stat(self) -> os.stat_result:
-        """Return the status, as os.fstat. Raises Closed, OSError."""
+        """Return the status of the file, as os.fstat does. Raises Closed and OSError."""
         with self.number() as fd:
             return os.fstat(fd)
 
     def touch(self) -> None:
-        """Set the file's times to now. Raises Closed, OSError."""
+        """Set the times of the file to the current time. Raises Closed and OSError."""
         with self.number() as fd:
             os.utime(fd)
 
     def _enter(self) -> object:
-        # A user enters before it checks ``_closing``, and ``close`` sets ``_closing`` before it looks for users, so
-        # that one of the two always sees the other.
+        # A user is entered before ``_closing`` is checked, and ``close`` sets ``_closing`` before it looks for users.
+        # So either the user sees that the file is closing, or ``close`` sees the user.
         user = object()
         self._users.add(user)
         if self._closing:

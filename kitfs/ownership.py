@@ -1,13 +1,12 @@
-"""Directories and files that belong to this user alone, and reads that no symbolic link can redirect.
+"""Make and open directories and files that belong to this user alone, without following foreign symbolic links.
 
-The store and the run-time directory are trusted: their bytes are served as verified and their locks are believed. So
-every directory in them is 0700 and every file 0600, whatever the umask, the directory's own mode or its set-group-id
-bit, and a file that another user owns or may write is refused. Root gets no exception: bytes that root reads out of
-another user's directory are that user's choice. No symbolic link is followed below such a directory, nor in an OCI
-layout, and only regular files are opened: a FIFO would block the opener, and opening a device may have effects.
+kitfs trusts the bytes and the locks in the store and the run-time directory. So every directory there has mode 0700 and
+every file mode 0600, whatever the umask or the mode of the parent directory, and a file that another user owns or may
+write is refused. This applies to root, too: bytes that root reads from another user's directory are chosen by that
+user. No symbolic link is followed below such a directory or in an OCI layout. Only regular files are opened, because
+opening a FIFO could block, and opening a device may have side effects.
 
-Failures are OSErrors. ``Unsafe`` is raised by the checks of this module, with the reason as ``strerror``. Threading: no
-state.
+Failures are OSErrors. The checks in this module raise ``Unsafe``, with the reason as ``strerror``.
 """
 
 from __future__ import annotations
@@ -20,31 +19,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-SUBDIRECTORY: Final = re.compile(r"kitfs-\d+")  # the subdirectory that a user, by id, has in a shared directory
+SUBDIRECTORY: Final = re.compile(r"kitfs-\d+")  # the name of a user's subdirectory in a shared directory, with the uid
 IGNORED: Final = "lost+found"  # exists in an empty ext4 volume
-ATTEMPTS: Final = 100  # to make a directory whose parent others may remove meanwhile
+ATTEMPTS: Final = 100  # attempts to make a directory whose parent other processes may remove meanwhile
 OTHERS_WRITE: Final = 0o022
 OTHERS_ENTER: Final = 0o011
 
 
-class Unsafe(OSError):  # noqa: N818 - as the classes of errors.py
-    """A file or directory that belongs to another user, that other users may write, or that is not of the required
-    kind.
-    """
+class Unsafe(OSError):  # noqa: N818 - named like the classes of errors.py
+    """A file or directory is not safe: another user owns it or may write it, or it is not of the required kind."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(errno.EPERM, reason)
 
 
 def own_directory(path: str, *, sticky: bool = False) -> str:
-    """Return the directory to use for ``path``: ``path`` itself, made 0700 when it is missing, if it is this user's and
-    others may not write it.
+    """Return the directory to use for ``path``: ``path`` itself, or a subdirectory of it.
 
-    An empty directory that others own or may write, as a pod's emptyDir is, gets a subdirectory ``kitfs-UID`` of mode
-    0700, which the next run of the same user finds again. With ``sticky``, a directory of this user's that others may
-    write is used if its sticky bit keeps them from replacing the files in it, as that of a tmpfs does; then the caller
-    checks what it finds there. Raises Unsafe for such a directory that is not empty, and for a subdirectory that
-    another user has put there.
+    A missing directory is made with mode 0700. A directory that belongs to this user, and that other users may not
+    write, is used itself. In an empty directory that other users own or may write, such as a pod's emptyDir, a
+    subdirectory ``kitfs-UID`` of mode 0700 is made and used; the next run of the same user uses it again.
+
+    With ``sticky``, a directory of this user that other users may write is used itself if its sticky bit prevents them
+    from replacing the user's files, as in a tmpfs. The caller must then check every file in it. Raises Unsafe for any
+    other directory that other users own or may write, and for a subdirectory that another user has made.
     """
     make_directories(path)
     info = os.lstat(path)
@@ -70,27 +68,27 @@ def own_directory(path: str, *, sticky: bool = False) -> str:
 
 
 def _fault(info: os.stat_result) -> str:
-    """Return what is wrong with the owner or mode; "" when the file is this user's and others may not write it."""
+    """Describe what is wrong with an owner or mode; return "" if only this user owns and may write the file."""
     if info.st_uid != os.geteuid():
         return f"it belongs to another user (uid {info.st_uid})"
     if info.st_mode & OTHERS_WRITE:
-        return f"other users may write it (mode {stat.S_IMODE(info.st_mode):04o}; chmod go-w takes that right away)"
+        return f"other users may write it (mode {stat.S_IMODE(info.st_mode):04o}; chmod go-w removes that permission)"
     return ""
 
 
 def make_directory(path: str) -> None:
-    """Make a directory of mode 0700, under any umask. Raises OSError; FileExistsError when the path exists."""
+    """Make a directory of mode 0700, whatever the umask. Raises OSError; FileExistsError if the path exists."""
     os.mkdir(path, 0o700)
-    # The umask may have cleared bits, or the parent given its set-group-id bit.
+    # The umask may have cleared bits, or the directory may have inherited the set-group-id bit of its parent.
     if stat.S_IMODE(os.lstat(path).st_mode) != 0o700:
         os.chmod(path, 0o700)
 
 
 def make_directories(path: str) -> None:
-    """Make a directory and its missing parents, each 0700. A directory that exists stays as it is.
+    """Make a directory and its missing parents with mode 0700. A directory that exists is not changed.
 
-    Other threads and processes make and remove the same directories at the same time, so an attempt that finds its
-    parent missing is repeated, at most ``ATTEMPTS`` times: below /proc, mkdir(2) fails like that for ever.
+    Other threads and processes make and remove the same directories at the same time. So an attempt that fails because
+    the parent is missing is repeated, but at most ``ATTEMPTS`` times: below /proc, mkdir(2) always fails in this way.
     """
     attempts = 0
     while not os.path.isdir(path):
@@ -108,8 +106,9 @@ def make_directories(path: str) -> None:
 
 
 def check_directory(path: str) -> None:
-    """Check that a directory is this user's and not writable by others, and take away their right to read it. Raises
-    Unsafe.
+    """Check that a directory belongs to this user and that others may not write it; remove their other permissions.
+
+    Raises Unsafe.
     """
     info = _directory(path)
     if info.st_mode & OTHERS_WRITE:
@@ -118,11 +117,10 @@ def check_directory(path: str) -> None:
 
 
 def check_below(root: str, path: str) -> None:
-    """Check that each directory below ``root`` on the way to ``path``, itself included, is not a link and is this
-    user's, as far as it exists.
+    """Check that ``path`` and the directories between it and ``root`` are not links and belong to this user.
 
-    Older versions made some of them with the mode that the umask gave. No other user can reach them, so their modes are
-    only tightened. Raises Unsafe.
+    Directories that do not exist are skipped. Older versions of kitfs made some of these directories with a mode that
+    depended on the umask. No other user can reach them, so such a mode is corrected. Raises Unsafe.
     """
     at = root
     for part in os.path.relpath(path, root).split(os.sep):
@@ -139,7 +137,7 @@ def _directory(path: str) -> os.stat_result:
     name = os.path.basename(path)
     if not stat.S_ISDIR(info.st_mode):
         link = stat.S_ISLNK(info.st_mode)
-        raise Unsafe(f"{name} is {'a symbolic link, and none is followed there' if link else 'not a directory'}")
+        raise Unsafe(f"{name} is {'a symbolic link, which kitfs does not follow' if link else 'not a directory'}")
     if info.st_uid != os.geteuid():
         raise Unsafe(f"{name} belongs to another user (uid {info.st_uid})")
     return info
@@ -153,7 +151,7 @@ def _close_to_others(path: str, info: os.stat_result) -> None:
 
 @contextmanager
 def _unless_read_only() -> Iterator[None]:
-    """Ignore a failed change of mode on a read-only disk: its files can be read, and cannot be changed."""
+    """Ignore a failed change of mode on a read-only disk, whose files nobody can change."""
     try:
         yield
     except OSError as e:
@@ -162,10 +160,11 @@ def _unless_read_only() -> Iterator[None]:
 
 
 def open_file(path: str, flags: int = os.O_RDONLY, *, dir_fd: int | None = None) -> int:
-    """Open a regular file of this user's; with O_CREAT it is made 0600. The descriptor is closed on exec.
+    """Open a regular file of this user, and return its descriptor, which is closed on exec.
 
-    A file that others could read before becomes 0600. Raises Unsafe for a link, for anything but a file, for another
-    user's file, and for one that others may write and can reach; any other OSError as open(2).
+    With O_CREAT, a missing file is made with mode 0600. The mode of a file that others may read is changed to 0600.
+    Raises Unsafe for a link, for anything that is not a regular file, for a file of another user, and for a file that
+    others may write and can reach. Other errors are those of open(2).
     """
     name = os.path.basename(path)
     fd = _open_regular(path, flags, name, dir_fd=dir_fd)
@@ -188,7 +187,7 @@ def open_file(path: str, flags: int = os.O_RDONLY, *, dir_fd: int | None = None)
 
 
 def make_private(path: str) -> None:
-    """Make a file 0600 without opening it. Raises Unsafe when it is not a regular file of this user's, OSError."""
+    """Change the mode of a file to 0600. Raises OSError, and Unsafe if it is not a regular file of this user."""
     info = os.lstat(path)
     name = os.path.basename(path)
     if not stat.S_ISREG(info.st_mode):
@@ -201,23 +200,24 @@ def make_private(path: str) -> None:
 
 
 def _open_to_others(path: str, dir_fd: int | None) -> bool:
-    """Return whether others can reach the files of the directory that ``path`` is in."""
+    """Return whether other users can reach the files in the directory of ``path``."""
     info = os.stat(os.path.dirname(path)) if dir_fd is None else os.fstat(dir_fd)
     return bool(info.st_mode & OTHERS_ENTER)
 
 
 def open_regular(path: str) -> int:
-    """Open a file that the user has named, for reading; links are followed. Raises Unsafe when it is not a regular
-    file, OSError.
+    """Open a file that the user has named for reading. Links are followed.
+
+    Raises OSError, and Unsafe if the path is not a regular file.
     """
     return _open_regular(path, os.O_RDONLY, os.path.basename(path), follow=True)
 
 
 def open_below(directory: str, name: str) -> int:
-    """Open the regular file ``name`` ("a/b/c") below a directory, of any owner, for reading. No link below
-    ``directory`` is followed.
+    """Open the regular file ``name`` (such as "a/b/c") below a directory for reading. Its owner may be any user.
 
-    Raises Unsafe for a link and for anything but a file, any other OSError as open(2).
+    No link below ``directory`` is followed. Raises Unsafe for a link, and for anything that is not a regular file.
+    Other errors are those of open(2).
     """
     *parents, last = name.split("/")
     at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -237,9 +237,7 @@ def open_below(directory: str, name: str) -> int:
 
 
 def refuse_links(directory: str, path: str) -> None:
-    """Raise Unsafe when a directory below ``directory`` on the way to ``path``, itself included, is a symbolic link of
-    any owner.
-    """
+    """Raise Unsafe if ``path``, or a directory between it and ``directory``, is a symbolic link of any owner."""
     at = directory
     for part in os.path.relpath(path, directory).split(os.sep):
         at = os.path.join(at, part)
@@ -248,7 +246,7 @@ def refuse_links(directory: str, path: str) -> None:
 
 
 def _open_regular(path: str, flags: int, name: str, *, dir_fd: int | None = None, follow: bool = False) -> int:
-    """Open a regular file without blocking; nothing is truncated."""
+    """Open a regular file without blocking and without truncating it."""
     flags = flags & ~os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
         fd = os.open(path, flags, 0o600, dir_fd=dir_fd)
@@ -268,8 +266,9 @@ def _open_regular(path: str, flags: int, name: str, *, dir_fd: int | None = None
 
 
 def read_start(path: str, size: int) -> bytes:
-    """Return the first bytes of a file that a user names, which may be a pipe. Raises OSError, and ValueError for a
-    name that no file can have.
+    """Return the first bytes of a file that the user has named, which may be a pipe.
+
+    Raises OSError, and ValueError for a name that no file can have.
     """
     with open(path, "rb", opener=without_waiting) as f:
         return f.read(size)

@@ -1,4 +1,4 @@
-"""Run one function over many items in threads; the first error ends the others."""
+"""Call a function for many items in threads, until all calls have returned or a call fails."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def each(
     *,
     patient: bool = False,
 ) -> None:
-    """Call ``do`` for every item on ``concurrency`` threads, and return when all calls have.
+    """Call ``do`` for every item on ``concurrency`` threads, and return when all calls have returned.
 
-    On the first error ``stop`` is set, no further call begins, and the error is raised when the running calls have
-    returned; ``do`` should look at ``stop`` now and then. KeyboardInterrupt waits for them only if ``patient``:
-    otherwise it is raised at once, since a call that waits for a registry may wait long.
+    On the first error, ``stop`` is set and no further call begins. The error is raised when the running calls have
+    returned, so ``do`` should check ``stop`` from time to time. KeyboardInterrupt is raised at once, because a call may
+    wait long for a registry; if ``patient`` is True, it is raised when the running calls have returned, too.
     """
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="kitfs-each")
     try:

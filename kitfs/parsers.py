@@ -1,7 +1,7 @@
-"""Parsers of the values of options: each takes a text and returns a value, or raises ValueError with what is wrong.
+"""Parse the values of options. A parser accepts a string and returns a value, or raises ValueError with the reason.
 
-The texts come from flags, environment variables and the settings file alike. No message holds a user name or password
-of a URL. Pure, but for ``path``, which asks for the current directory and the homes of users.
+The strings come from flags, environment variables and the settings file. No message contains the user name or password
+of a URL. Only ``path`` does I/O: it looks up the current directory and the homes of users.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def size(text: str) -> int:
 
 
 def boolean(text: str) -> bool:
-    """Parse the spellings of true and false that Go and YAML know."""
+    """Parse true or false, in any spelling that Go or YAML accepts."""
     lowered = text.strip().lower()
     if lowered in TRUE:
         return True
@@ -61,14 +61,14 @@ def duration(text: str) -> float:
 
 
 def natural(text: str) -> int:
-    """Parse a whole number from 0 up."""
+    """Parse a whole number that is 0 or greater."""
     if not re.fullmatch(r"\d{1,18}", text.strip()):
         raise ValueError(f"{text!r} is not a whole number")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """Parse a whole number from 1 up."""
+    """Parse a whole number that is 1 or greater."""
     value = natural(text)
     if value < 1:
         raise ValueError(f"{text!r} is not a whole number above 0")
@@ -90,7 +90,7 @@ def mode(text: str) -> int:
 
 
 class Choice:
-    """A parser that accepts a few words. ``synonyms`` maps other spellings to them."""
+    """A parser that accepts a few words. ``synonyms`` maps other spellings to these words."""
 
     def __init__(self, *words: str, synonyms: Mapping[str, str] | None = None) -> None:
         self.words = words
@@ -107,9 +107,9 @@ LEVEL: Final = Choice("debug", "info", "warning", "error", synonyms={"trace": "d
 
 
 def path(text: str) -> str:
-    """Make a path absolute: the daemon works in /, so a relative path would mean another place there."""
+    """Make a path absolute, because a relative path would mean another file in the daemon, which works in /."""
     if not text:
-        raise ValueError("an empty path")
+        raise ValueError("the path is empty")
     try:
         return os.path.abspath(Path(text).expanduser())
     except OSError:
@@ -119,12 +119,12 @@ def path(text: str) -> str:
 
 
 def token(text: str) -> str:
-    """Parse a token, without the blanks and line ends that files and shells put around it."""
+    """Parse a token. Blanks and line ends around it are removed, because files and shells may add them."""
     return _without_controls(text.strip(), "a token")
 
 
 def password(text: str) -> str:
-    """Parse a password, without line ends around it; blanks may be part of it."""
+    """Parse a password. Line ends around it are removed; blanks may be part of the password."""
     return _without_controls(text.strip("\r\n"), "a password")
 
 
@@ -144,7 +144,7 @@ def mirror(text: str) -> tuple[str, str]:
 
 
 def proxy_url(text: str) -> str:
-    """Parse the URL of a proxy of a kind that httpx supports."""
+    """Parse the URL of a proxy. Its scheme must be one that httpx supports."""
     text = text.strip()
     if not re.match(r"(https?|socks5h?)://[^/]+", text):
         raise ValueError(f"{public(text)!r} is not the URL of a proxy (http://proxy:3128)")
@@ -152,7 +152,7 @@ def proxy_url(text: str) -> str:
 
 
 def listen(text: str) -> tuple[str, int]:
-    """Parse HOST:PORT, [IPv6]:PORT, or a PORT of 127.0.0.1."""
+    """Parse HOST:PORT, [IPv6]:PORT or PORT. The default host is 127.0.0.1."""
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
     if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65_535:
@@ -161,7 +161,7 @@ def listen(text: str) -> tuple[str, int]:
 
 
 def platform(text: str) -> tuple[str, str, str]:
-    """Parse OS/ARCHITECTURE[/VARIANT], as images have it."""
+    """Parse OS/ARCHITECTURE[/VARIANT], the platform of an image."""
     if not re.fullmatch(r"[a-z0-9]+(/[a-z0-9_.]+){1,2}", text):
         raise ValueError(f"{text!r} is not OS/ARCHITECTURE (linux/amd64, linux/arm64/v8)")
     system, architecture, variant = [*text.split("/"), ""][:3]
@@ -169,7 +169,7 @@ def platform(text: str) -> tuple[str, str, str]:
 
 
 def word(text: str) -> str:
-    """Parse any text but an empty one."""
+    """Accept any string that is not empty."""
     if not text:
-        raise ValueError("an empty value")
+        raise ValueError("the value is empty")
     return text

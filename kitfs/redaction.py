@@ -1,9 +1,9 @@
-"""The removal of secrets from texts before they are printed, logged, stored, or written into a manifest.
+"""Remove secrets from texts before they are printed, logged, stored, or written into a manifest.
 
-Every error of kitfs and every line of its log passes through ``redacted``, which recognizes secrets by their position:
-the user and password of a URL, the signature in its query, the value of a header such as Authorization. ``without``
-removes secrets that the caller knows. ``public`` is for a URL that is stored. A secret is replaced by ``***`` or by
-nothing. Pure functions.
+Every error and every log line of kitfs passes through ``redacted``, which recognizes secrets by their position: the
+user and password of a URL, the signature in its query, and the value of a header such as Authorization. ``without``
+removes secrets that the caller knows. ``public`` is for URLs that are stored. A secret is deleted or replaced by
+``***``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Final
 from urllib.parse import quote
 
 HIDDEN: Final = "***"
-SHORTEST: Final = 3  # characters of a known secret; a shorter text would occur in many ordinary words
-LONGEST: Final = 300  # characters of a user or password: a bound, so that each pattern takes linear time
+SHORTEST: Final = 3  # characters: a shorter secret is not removed, because it would occur in many ordinary words
+LONGEST: Final = 300  # characters of a user or password: the limit makes each pattern take linear time
 URL: Final = re.compile(r"(?<![a-z0-9+.-])((?:[a-z][a-z0-9+.-]{0,20}:)?//)([^\s\"'<>]+)", re.IGNORECASE)
 HOST_AND_PORT: Final = re.compile(r"(?:\[[^\]]*\]|[^:@]*)(?::\d*)?")
 SECRET_PARAMETER: Final = re.compile(
     "sig|token|secret|passw|pwd|key|credential|auth|access|policy|state|code|session", re.IGNORECASE
 )
 USER_AND_PASSWORD: Final = (
-    re.compile(  # without a scheme before it; what follows is a host, not the digest of repository:tag@digest
+    re.compile(  # a user and password without a scheme; a host must follow, not the digest of repository:tag@digest
         rf"(?<![^\s\"'=(])[^\s\"'/@:=(]{{1,{LONGEST}}}:[^\s\"'/@]{{1,{LONGEST}}}@"
         r"(?![a-z0-9+._-]{1,20}:[0-9a-fA-F]{32})(?!sha\d{1,4}:)(?=[\w.\[\]-]{1,255}[.:/])"
     )
@@ -47,7 +47,7 @@ def redacted(text: str) -> str:
 
 
 def without(text: str, secrets: Iterable[str]) -> str:
-    """Return a text without these secrets, plain or percent-encoded, and without those that ``redacted`` removes."""
+    """Return a text without the given secrets, plain or percent-encoded, and without those in URLs and headers."""
     known = {spelled for secret in secrets if len(secret) >= SHORTEST for spelled in (secret, quote(secret, safe=""))}
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
@@ -55,7 +55,7 @@ def without(text: str, secrets: Iterable[str]) -> str:
 
 
 def public(url: str) -> str:
-    """Return a URL, even a malformed one, without user and password, and without its query and fragment."""
+    """Return a URL without user, password, query and fragment. The URL may be malformed."""
     scheme, found, rest = url.partition("://")
     if not found:
         user, _, rest = url.rpartition("@")
@@ -64,9 +64,9 @@ def public(url: str) -> str:
 
 
 def _without_user(rest: str) -> str:
-    """Return the rest of a URL after its scheme, without user and password.
+    """Return the part of a URL after its scheme, without user and password.
 
-    A password may contain a slash or an @ that should have been encoded.
+    The password may contain a slash or an @ that should have been encoded.
     """
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     user, found, _ = authority.rpartition("@")

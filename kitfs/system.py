@@ -1,7 +1,4 @@
-"""The limits of descriptors of this process, and its notifications to systemd.
-
-Threading: no state of its own; the limits are those of the whole process.
-"""
+"""Raise the limit of open files of this process, and send notifications to systemd."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-MAX_LINKS: Final = 40  # symbolic links that the resolution of one path may follow, as Linux (path_resolution(7))
+MAX_LINKS: Final = 40  # symbolic links followed in the resolution of a path, as in Linux (path_resolution(7))
 
 
 def allow_many_files(needed: int = 0) -> int:
-    """Raise the soft limit of open files to the hard one, and the hard one to ``needed`` where the process may.
+    """Raise the soft limit of open files to the hard limit, and return the soft limit.
 
-    Returns the soft limit.
+    If the hard limit is lower than ``needed``, it is raised first, if the process may do so.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard == resource.RLIM_INFINITY else max(hard, needed)
@@ -28,13 +25,13 @@ def allow_many_files(needed: int = 0) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
             break
         except (OSError, ValueError):
-            pass  # the process is not privileged, or the kernel's own limit (fs.nr_open) is lower
+            pass  # the process is not privileged, or the limit of the kernel (fs.nr_open) is lower
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def allow_files(files: int) -> None:
-    """Raise the soft limit of open files to ``files``, as far as the hard limit allows. A higher limit stays."""
+    """Raise the soft limit of open files to ``files``, but not above the hard limit. A higher limit is not changed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

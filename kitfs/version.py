@@ -1,3 +1,3 @@
-"""The version of kitfs. The packaging metadata in pyproject.toml reads it from here."""
+"""Define the version of kitfs, which the packaging metadata in pyproject.toml reads from here."""
 
 __version__ = "0.1.0"

@@ -113,7 +113,7 @@ def test_a_misspelled_option_of_a_verb_is_refused_where_its_options_are_known(tm
     """An unknown key below a verb is refused."""
     file = tmp_path / "s.yaml"
     file.write_text("pack: {compresion: zstd}\n")
-    with pytest.raises(UsageError, match="there is no option 'pack-compresion'"):
+    with pytest.raises(UsageError, match="the option 'pack-compresion' does not exist"):
         Settings.load({"settings": str(file)}, {}, known=PACK)
     file.write_text("pack: zstd\n")
     with pytest.raises(UsageError, match="pack must map option names to values"):
@@ -144,7 +144,7 @@ def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour: red\n", "there is no option 'colour'"),
+        ("colour: red\n", "the option 'colour' does not exist"),
         ("- a\n", "must map option names to values"),
         ("a: [\n", "not YAML"),
         ("transport: [kernel, libfuse]\n", "transport must be one value"),
