@@ -81,7 +81,12 @@ def table(about: dict[str, Any]) -> str:
             parts += [_text(36, y - 5, target["name"].replace("`", "")), *_bar(target, at, y - 9)]
             parts.append(_text(WIDTH - 16, y - 5, _number(target), "end"))
     parts.append(
-        _text(16, bottom + 22, "Green reaches the goal, yellow the must, which is the tick. Red misses both.", "soft")
+        _text(
+            16,
+            bottom + 22,
+            "Green numbers meet the goal, yellow numbers only the must (the tick), and red numbers neither.",
+            "soft",
+        )
     )
     return _picture(bottom + 36, "kitfs against its peers", parts)
 
@@ -132,7 +137,7 @@ def _panel(points: list[dict[str, Any]], ways: list[str], top: int, height: int,
     """Draw the bars of one link, grouped by the part that was read."""
     left, bottom = 56.0, top + height
     medians = {(point["percent"], point["way"]): statistics.median(point["seconds"]) for point in points}
-    tick = _tick(max(medians.values()))
+    tick = tick_distance(max(medians.values()))
     most = 4 * tick
     percents = list(dict.fromkeys(point["percent"] for point in points))
     group = (WIDTH - 16 - left) / len(percents)
@@ -155,7 +160,7 @@ def _panel(points: list[dict[str, Any]], ways: list[str], top: int, height: int,
     return parts
 
 
-def _tick(most: float) -> float:
+def tick_distance(most: float) -> float:
     """Return a round distance between grid lines, such that four of them span ``most``."""
     power = float(10 ** math.floor(math.log10(most / 4)))
     return next(step * power for step in (1.0, 2.0, 2.5, 5.0, 10.0) if step * power * 4 >= most)

@@ -1,7 +1,7 @@
 """Faults of a registry. A fault changes an ``Answer`` before or while ``tests.fakes.registry`` sends it.
 
-A fault does not depend on sockets or paths. It is immutable except for its events, and may apply to many requests at
-once.
+A fault does not depend on sockets or paths. Except for its events and the count of After, it is immutable, and it
+may apply to many requests at once.
 """
 
 from __future__ import annotations
@@ -253,6 +253,18 @@ class Pause:
     def apply(self, answer: Answer) -> Answer:
         time.sleep(self.seconds)
         return answer
+
+
+class After:
+    """A fault that applies another fault to every request except the first ``count``."""
+
+    def __init__(self, count: int, fault: Fault) -> None:
+        self.left = count
+        self.fault = fault
+
+    def apply(self, answer: Answer) -> Answer:
+        self.left -= 1
+        return answer if self.left >= 0 else self.fault.apply(answer)
 
 
 def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Answer:

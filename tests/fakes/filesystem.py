@@ -67,7 +67,7 @@ class MemoryFileSystem:
         self.root = Node(1, b"", None, 1)
         self.nodes = {1: self.root}
         for path, content in files.items():
-            self._add(os.fsencode(path), content)
+            self.add(path, content)
         self.cold: dict[tuple[str, str], threading.Event] = {}
         self.fails: dict[tuple[str, str], Exception] = {}
         self.passing: set[str] = set()
@@ -79,9 +79,10 @@ class MemoryFileSystem:
         self._next = 10
         self._lock = threading.Lock()
 
-    def _add(self, path: bytes, content: Content) -> None:
+    def add(self, path: str | bytes, content: Content) -> None:
+        """Add an entry and its parents."""
         node = self.root
-        names = path.split(b"/")
+        names = os.fsencode(path).split(b"/")
         for depth, name in enumerate(names, 1):
             if name not in node.children:
                 last = depth == len(names)

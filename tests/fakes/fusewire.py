@@ -7,8 +7,9 @@
 
 Messages keep their boundaries (SOCK_SEQPACKET), as on /dev/fuse. The numbers and structs are copied from <linux/fuse.h>
 rather than imported from kitfs, so that they do not repeat a mistake in kitfs. ``send`` returns the request's unique
-number. ``answer(unique)`` waits for its reply and stores the replies to other requests. Unlike /dev/fuse, a socketpair
-cannot be cloned, does not return EINVAL for a small read buffer, and does not return ENOENT for a late reply.
+number, and ``unique`` is that of the last request. ``answer(unique)`` waits for its reply and stores the replies to
+other requests in ``replies``. Unlike /dev/fuse, a socketpair cannot be cloned, does not return EINVAL for a small read
+buffer, and does not return ENOENT for a late reply.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class FuseWire:
         self.fd = self._daemon.fileno()
         self.ready = threading.Event()
         self.failure: BaseException | None = None
-        self._unique = 0
-        self._replies: dict[int, Answer] = {}
+        self.unique = 0
+        self.replies: dict[int, Answer] = {}
         self._notifications: list[tuple[int, bytes]] = []
         self._thread: threading.Thread | None = None
 
@@ -97,12 +98,12 @@ class FuseWire:
 
     def send(self, opcode: int, *, node: int = 1, body: bytes = b"", pid: int = 0) -> int:
         """Send one request and return its unique number."""
-        self._unique += 2  # the kernel sets the lowest bit for INTERRUPT
+        self.unique += 2  # the kernel sets the lowest bit for INTERRUPT
         self.send_raw(
-            struct.pack("=IIQQIIIHH", 40 + len(body), opcode, self._unique, node, os.geteuid(), os.getegid(), pid, 0, 0)
+            struct.pack("=IIQQIIIHH", 40 + len(body), opcode, self.unique, node, os.geteuid(), os.getegid(), pid, 0, 0)
             + body
         )
-        return self._unique
+        return self.unique
 
     def interrupt(self, unique: int) -> None:
         """Send INTERRUPT for a request."""
@@ -110,9 +111,9 @@ class FuseWire:
 
     def answer(self, unique: int) -> Answer:
         """Return the reply to a request."""
-        while unique not in self._replies:
+        while unique not in self.replies:
             self._take()
-        return self._replies.pop(unique)
+        return self.replies.pop(unique)
 
     def notification(self) -> tuple[int, bytes]:
         """Return (code, body) of the next notification, which is a message whose unique number is 0."""
@@ -129,8 +130,8 @@ class FuseWire:
             self._notifications.append((error, data[16:]))
             return
         assert error <= 0
-        assert about not in self._replies, "a request got a second reply"
-        self._replies[about] = Answer(-error, data[16:])
+        assert about not in self.replies, "a request got a second reply"
+        self.replies[about] = Answer(-error, data[16:])
 
     def call(self, opcode: int, *, node: int = 1, body: bytes = b"", pid: int = 0) -> Answer:
         """Send a request and return its reply."""

@@ -288,6 +288,11 @@ class FakeRegistry:
             users, lambda: f"{desk.url.removesuffix(desk.prefix)}/token", identity_tokens, expires_in
         )
 
+    def accept_token(self, token: str) -> None:
+        """Accept this token, which no token server returned."""
+        assert self._door is not None
+        self._door.tokens.add(token)
+
     def expire_tokens(self) -> None:
         """Invalidate every token that was returned before."""
         with self._lock:
@@ -330,6 +335,15 @@ class FakeRegistry:
         with self._lock:
             found = self._repository(repository)
             return found.manifests[found.tags.get(identifier, identifier)]
+
+    def tags(self, repository: str) -> dict[str, str]:
+        """Return the tags of a repository with their digests."""
+        with self._lock:
+            return dict(self._repository(repository).tags)
+
+    def sessions(self, repository: str) -> dict[str, bytearray]:
+        """Return the open upload sessions with their bytes. A test may change both."""
+        return self._repository(repository).uploads
 
     def uploads(self, repository: str) -> dict[str, int]:
         """Return the open upload sessions with the bytes that they have received."""

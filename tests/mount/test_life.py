@@ -76,7 +76,9 @@ def test_the_mount_table_names_the_reference(registry: RegistryProcess, host: Ho
     ref = registry.push(build([part("docs", "README.md", b"#\n", format="raw")]), "life/table")
     mount = host.mount(ref, "--transport", transport)
     source, path, kind, options, *_ = next(
-        line.split() for line in Path("/proc/mounts").read_text().splitlines() if str(mount.path) in line
+        line.split()
+        for line in Path("/proc/mounts").read_text(errors="surrogateescape").splitlines()
+        if str(mount.path) in line
     )
     assert (source, path, kind) == (ref, str(mount.path), "fuse.kitfs")
     assert {"ro", "default_permissions"} <= set(options.split(","))

@@ -242,7 +242,9 @@ def test_a_sealed_mount_has_no_process(host: Host) -> None:
          "state": "alive", "log": str(mount.log)}
     ]  # fmt: skip
     source, _, fstype, options, *_ = next(
-        line.split() for line in Path("/proc/mounts").read_text().splitlines() if str(mount.path) in line
+        line.split()
+        for line in Path("/proc/mounts").read_text(errors="surrogateescape").splitlines()
+        if str(mount.path) in line
     )
     assert (source, fstype) == (ref, "erofs")
     assert {"ro", "nosuid", "nodev"} <= set(options.split(","))

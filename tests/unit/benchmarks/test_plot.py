@@ -57,7 +57,7 @@ def test_the_curve_shows_the_median_of_every_bar() -> None:
 
 @pytest.mark.parametrize(("most", "tick"), [(0.4, 0.1), (4.1, 2.0), (8.5, 2.5), (39.0, 10.0)])
 def test_lines_are_at_round_numbers(most: float, tick: float) -> None:
-    assert plot._tick(most) == pytest.approx(tick)
+    assert plot.tick_distance(most) == pytest.approx(tick)
 
 
 def test_pictures_are_drawn_from_files(tmp_path: Path) -> None:

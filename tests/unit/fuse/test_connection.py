@@ -235,7 +235,7 @@ def test_forgets_have_no_reply(wire: FuseWire) -> None:
     wire.send(wires.FORGET, body=bytes(8))
     wire.send(wires.BATCH_FORGET, body=struct.pack("=IIQQ", 1, 0, 5, 1))
     assert wire.call(wires.STATFS).error == 0
-    assert wire._replies == {}
+    assert wire.replies == {}
 
 
 def test_requests_are_counted_by_operation(wire: FuseWire, counters: Counters) -> None:
@@ -338,7 +338,7 @@ def test_the_read_of_a_killed_thread_ends_at_once(wire: FuseWire, fs: MemoryFile
     gate.set()
     assert wire.call(wires.STATFS).error == 0
     wire.hang_up()
-    assert wire._replies == {}
+    assert wire.replies == {}
 
 
 def test_a_thread_that_is_killed_after_a_harmless_signal_is_noticed(
@@ -359,11 +359,11 @@ def test_an_interrupt_that_overtakes_its_request_counts(wire: FuseWire, fs: Memo
     node = wire.lookup(b"dir", b"cold")
     handle, _ = wire.open(node)
     fs.cold["read", "dir/cold"] = threading.Event()
-    wire.interrupt(wire._unique + 2)
+    wire.interrupt(wire.unique + 2)
     assert (
         wire.call(wires.STATFS).error == 0
     )  # unique + 2: what the INTERRUPT was about is answered warm, and nothing happens
-    wire.interrupt(wire._unique + 4)
+    wire.interrupt(wire.unique + 4)
     assert wire.call(wires.STATFS).error == 0
     assert wire.call(wires.READ, node=node, body=wire.read_body(handle, 0, 4), pid=5) == (errno.EINTR, b"")
 

@@ -23,7 +23,7 @@ from kitfs.registry.client import RegistryClient
 from kitfs.store.fill import STRIPE
 from kitfs.store.store import Store
 from tests import kits
-from tests.fakes.faults import Answer, Cut, Fault, IgnoreRange, Lie, Resize, Status
+from tests.fakes.faults import After, Answer, Cut, Fault, IgnoreRange, Lie, Resize, Status
 from tests.fakes.registry import FakeRegistry
 from tests.stores import Opener
 
@@ -262,18 +262,6 @@ def test_bodies_that_break_off(fake: FakeRegistry, store: Store, bring: Pull) ->
     bring(ref)
     whole(store, kit, ref)
     assert fake.moved() <= total(kit) + TALK
-
-
-class After:
-    """A fault that applies another fault to every request except the first ``count``."""
-
-    def __init__(self, count: int, fault: Fault) -> None:
-        self.left = count
-        self.fault = fault
-
-    def apply(self, answer: Answer) -> Answer:
-        self.left -= 1
-        return answer if self.left >= 0 else self.fault.apply(answer)
 
 
 def test_what_broke_off_goes_on(fake: FakeRegistry, store: Store, bring: Pull) -> None:

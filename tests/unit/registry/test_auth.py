@@ -83,8 +83,7 @@ def test_an_identity_token(fake: FakeRegistry, repository: Repositories) -> None
 def test_a_registry_token_is_used_as_it_is(fake: FakeRegistry, repository: Repositories) -> None:
     """A registry token is sent as the bearer token, without a token server."""
     fake.require_token({})
-    assert fake._door is not None
-    fake._door.tokens.add("ready-made")
+    fake.accept_token("ready-made")
     assert repository(auths={fake.host: {"registrytoken": "ready-made"}}).manifest("v1")[1] == BODY
     assert fake.served("/token") == []
 

@@ -152,7 +152,7 @@ def test_locations_may_be_absolute(
         fake.require_basic({"u": "p"})
         push(repository(name="x/y", auths={fake.host: {"auth": "dTpw"}}), descriptor(b"warm"), b"warm")
         repository_at(client(), storage.host, "team/kit").upload  # noqa: B018 - the repository that the location names
-        storage._repository("team/kit").uploads["1"] = bytearray()
+        storage.sessions("team/kit")["1"] = bytearray()
         fake.fail(
             "/uploads/$", Headers({"Location": f"{storage.url}/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"})
         )
@@ -172,7 +172,7 @@ def test_a_location_without_tls_is_not_followed(client: Callable[..., RegistryCl
     team = repository_at(client(transport=fake.transport()), "registry.test")
     with pytest.raises(RegistryError, match=r"registry\.test leads the upload to http:, away from TLS"):
         push(team)
-    fake._repository("team/kit").uploads["1"] = bytearray()
+    fake.sessions("team/kit")["1"] = bytearray()
     fake.fail(
         "/uploads/$",
         Headers({"Location": "http://registry.test/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"}),
@@ -376,7 +376,7 @@ def test_a_session_that_knows_less_goes_back(fake: FakeRegistry, repository: Rep
 
     def read(offset: int) -> Iterator[bytes]:
         if offset == 102400 and len(fake.served(method="PATCH")) == 3:
-            for data in fake._repository("team/kit").uploads.values():
+            for data in fake.sessions("team/kit").values():
                 del data[102400:]
         return reader()(offset)
 
@@ -455,7 +455,7 @@ def test_a_session_with_other_bytes_in_it(fake: FakeRegistry, repository: Reposi
     """If a resumed upload has a wrong digest, it is sent once more in a new session."""
     notes = Notes()
     interrupted(fake, repository(), notes)
-    for data in fake._repository("team/kit").uploads.values():
+    for data in fake.sessions("team/kit").values():
         data[7] ^= 1
     assert push(repository(), hints=notes) == "uploaded"
     assert asked(fake).count("PUT") == 2
@@ -465,7 +465,7 @@ def test_a_session_with_too_many_bytes(fake: FakeRegistry, repository: Repositor
     """A session that has more bytes than the blob is not used."""
     notes = Notes()
     interrupted(fake, repository(), notes)
-    for data in fake._repository("team/kit").uploads.values():
+    for data in fake.sessions("team/kit").values():
         data += DATA
     assert push(repository(), hints=notes) == "uploaded"
 
@@ -672,7 +672,7 @@ def test_nothing_there(fake: FakeRegistry, repository: Repositories) -> None:
 def test_redirects_are_followed_with_the_body(fake: FakeRegistry, repository: Repositories) -> None:
     """After a redirect the chunk is sent again from its start, without credentials."""
     with FakeRegistry() as storage:
-        storage._repository("team/kit").uploads["1"] = bytearray()
+        storage.sessions("team/kit")["1"] = bytearray()
         fake.fail(
             UPLOAD,
             Status(307, {"Location": f"{storage.url}/v2/team/kit/blobs/uploads/1?_state=a%2Bb+c%3D%3D0"}),

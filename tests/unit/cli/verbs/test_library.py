@@ -402,10 +402,6 @@ def test_remove_keeps_what_another_kit_has(kitfs: Kitfs, packed: str, tmp_path: 
     assert kitfs("cat", "twin:v1", "c.py").out == "pass\n"
 
 
-def remote(fake: FakeRegistry) -> dict[str, str]:
-    return dict(fake._repositories["a/b"].tags)
-
-
 def test_remove_at_the_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
     """The tag is deleted and the kit stays. As with kit, stdout is empty."""
     kit = kits.build([])
@@ -413,10 +409,10 @@ def test_remove_at_the_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
         fake.put_kit("a/b", kit, tag)
     done = kitfs("remove", "--remote", f"{fake.host}/a/b:v1", "--plain-http")
     assert (done.code, done.out, done.err) == (0, "", f"kitfs: untagged {fake.host}/a/b:v1 (digest {kit.digest})\n")
-    assert remote(fake) == {"v2": kit.digest, "v3": kit.digest}
+    assert fake.tags("a/b") == {"v2": kit.digest, "v3": kit.digest}
     assert kitfs("remove", "-r", f"{fake.host}/a/b:v1").code == 3
     assert kitfs("remove", "-r", "-f", f"{fake.host}/a/b:v2").code == 0
-    assert remote(fake) == {}
+    assert fake.tags("a/b") == {}
 
 
 def test_a_registry_that_deletes_no_tags(kitfs: Kitfs, fake: FakeRegistry) -> None:
@@ -431,9 +427,9 @@ def test_a_registry_that_deletes_no_tags(kitfs: Kitfs, fake: FakeRegistry) -> No
     assert "remote registry does not support untagging; --force deletes the kit, and with it the tags v2" in done.err
     fake.put_kit("a/b", kit, "v1")  # the fake deleted the tag although its response was 405
     assert kitfs("remove", "-r", f"{fake.host}/a/b:v3").code == 0
-    assert set(remote(fake)) == {"v1", "v2"}
+    assert set(fake.tags("a/b")) == {"v1", "v2"}
     assert kitfs("remove", "-r", f"{fake.host}/a/b@{kit.digest}").code == 0
-    assert remote(fake) == {}
+    assert fake.tags("a/b") == {}
 
 
 def test_a_registry_that_deletes_nothing(kitfs: Kitfs, fake: FakeRegistry) -> None:
