@@ -111,14 +111,15 @@ class DuplexStream(httpcore.NetworkStream):
         if left is not None and left <= 0:
             raise timeout.too_slow() if isinstance(timeout, Pace) else httpcore.ReadTimeout("timed out")
         try:
-            if not isinstance(sock, ssl.SSLSocket):
-                self._gather(sock, at_least)
-                if at_least > 1:
-                    try:
-                        sock.settimeout(GATHER if left is None else min(left, GATHER))
-                        return sock.recv_into(view)
-                    except TimeoutError:
-                        self._gather(sock, 1)
+            if isinstance(sock, ssl.SSLSocket):
+                return _receive_records(sock, view, left, at_least)
+            self._gather(sock, at_least)
+            if at_least > 1:
+                try:
+                    sock.settimeout(GATHER if left is None else min(left, GATHER))
+                    return sock.recv_into(view)
+                except TimeoutError:
+                    self._gather(sock, 1)
             sock.settimeout(left)
             return sock.recv_into(view)
         except TimeoutError as e:
@@ -240,6 +241,25 @@ class DuplexTransport(RoutedTransport):
         """Close every connection; threads that wait for one fail at once."""
         self._sockets.shut()
         super().close()
+
+
+def _receive_records(sock: ssl.SSLSocket, view: memoryview, timeout: float | None, at_least: int) -> int:
+    """Receive the next records of TLS until there are ``at_least`` bytes, or until none has arrived for a moment.
+
+    A record has at most 16 KiB. Return the number of bytes, 0 at the end of the connection. Raises TimeoutError when
+    nothing arrives within ``timeout`` seconds, OSError.
+    """
+    sock.settimeout(timeout)
+    count = more = sock.recv_into(view)
+    if count < at_least:
+        sock.settimeout(GATHER if timeout is None else min(timeout, GATHER))
+    while more and count < at_least:
+        try:
+            more = sock.recv_into(view[count:])
+        except TimeoutError:
+            break
+        count += more
+    return count
 
 
 def _left(pace: Pace | None) -> float | None:

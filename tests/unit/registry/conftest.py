@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,18 @@ from kitfs.registry.credentials import Credentials
 from kitfs.registry.options import ClientOptions
 from kitfs.registry.retry import RETRIES, RetryPolicy
 from tests.fakes.registry import FakeRegistry
+
+TLS = Path(__file__).parent / "tls"  # the tests' own CA and the certificates that it signed for 127.0.0.1 and localhost
+
+
+def server_context(*, wants_client: bool = False) -> ssl.SSLContext:
+    """Return the settings of a server with a certificate of the CA, which may demand one from its clients."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "server.pem")
+    if wants_client:
+        context.load_verify_locations(TLS / "ca.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 @pytest.fixture

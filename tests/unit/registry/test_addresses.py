@@ -24,8 +24,7 @@ from tests.fakes.faults import Headers, Status
 from tests.fakes.huggingface import FakeHub
 from tests.fakes.huggingface import lfs as lfs_file
 from tests.fakes.registry import INDEX, FakeRegistry
-from tests.unit.registry.conftest import descriptor
-from tests.unit.registry.test_routes import TLS, server_context
+from tests.unit.registry.conftest import TLS, descriptor, server_context
 
 Clients = Callable[..., RegistryClient]
 BODY = b'{"schemaVersion":2,"config":{},"layers":[]}'

@@ -12,7 +12,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -29,8 +28,8 @@ from kitfs.registry.http_errors import (
     unavailable,
 )
 from kitfs.registry.options import ClientOptions
+from tests.unit.registry.conftest import TLS, server_context
 
-TLS = Path(__file__).parent / "tls"
 ALERT = b"\x15\x03\x01\x00\x02\x02\x46"  # a fatal alert "protocol version" (RFC 8446 §6), which has no line end
 UNEXPECTED = b"\x15\x03\x03\x00\x02\x02\x0a"  # the alert "unexpected message", whose last byte is a line end
 HANDSHAKE_FAILURE = b"\x15\x03\x03\x00\x02\x02\x28"
@@ -92,12 +91,6 @@ def error_of(url: str, *, headers: dict[str, str] | None = None, trusts: bool = 
     with httpx.Client(transport=transport, trust_env=False, timeout=20) as client, pytest.raises(httpx.HTTPError) as e:
         client.get(url, headers=headers)
     return e.value
-
-
-def server_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(TLS / "server.pem")
-    return context
 
 
 @pytest.mark.parametrize("alert", [ALERT, UNEXPECTED], ids=["without a line end", "with a line end"])

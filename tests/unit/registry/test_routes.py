@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,20 +12,10 @@ from kitfs.oci.names import Reference
 from kitfs.registry.client import RegistryClient, Repository
 from tests.fakes.faults import Deaf, Status
 from tests.fakes.registry import FakeRegistry
-from tests.unit.registry.conftest import descriptor
+from tests.unit.registry.conftest import TLS, descriptor, server_context
 
 Repositories = Callable[..., Repository]
 BODY = b'{"schemaVersion":2,"config":{},"layers":[]}'
-TLS = Path(__file__).parent / "tls"  # the tests' own CA and the certificates that it signed for 127.0.0.1 and localhost
-
-
-def server_context(*, wants_client: bool = False) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(TLS / "server.pem")
-    if wants_client:
-        context.load_verify_locations(TLS / "ca.pem")
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 @pytest.fixture

@@ -1,0 +1,43 @@
+"""Large bodies, which are received into one buffer: the size of their pieces, with and without TLS."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from kitfs.registry.direct_body import BUFFER, LARGE, UNIT, fast_step
+from kitfs.registry.repository import Repository
+from tests.fakes.registry import FakeRegistry
+from tests.unit.registry.conftest import TLS, descriptor, server_context
+
+DATA = random.Random(7).randbytes(LARGE + 12_345)
+Repositories = Callable[..., Repository]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_large_body_arrives_unchanged_in_pieces_of_the_buffer(tls: bool, repository: Repositories) -> None:
+    """The pieces of a body are contiguous, whether records of TLS or the kernel's segments carry it."""
+    with FakeRegistry(tls=server_context() if tls else None) as fake:
+        fake.put_blob("team/kit", DATA)
+        options = {"plain_http": not tls, "tls_certs": (str(TLS / "ca.pem"),)}
+        blob = repository(registry=fake.host, **options).blob(descriptor(DATA))
+        got = bytearray()
+        for offset, view in blob.read_range(0, len(DATA)):
+            assert offset == len(got)
+            assert len(view) <= BUFFER
+            got += view
+    assert got == DATA
+
+
+@pytest.mark.parametrize(
+    ("mib_per_second", "step"), [(5, 0), (50, UNIT), (120, 3 * UNIT), (240, 7 * UNIT), (1000, BUFFER)]
+)
+def test_the_pieces_of_a_fast_body_are_what_arrives_within_4_ms(mib_per_second: int, step: int) -> None:
+    """A slow body is not waited for, and a fast one comes in pieces that end at whole chunks of the store."""
+    assert fast_step(UNIT, UNIT / (mib_per_second << 20)) == step
+
+
+def test_a_body_that_took_no_measurable_time_comes_in_the_largest_pieces() -> None:
+    assert fast_step(UNIT, 0.0) == BUFFER
