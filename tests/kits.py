@@ -383,7 +383,10 @@ def write_archive(kit: Kit, file: Path, tag: str) -> Path:
 
 
 def push(kit: Kit, registry: str, repository: str, tag: str) -> str:
-    """Push over plain HTTP, blobs first, each in one PUT; return the reference. ``registry`` is host:port."""
+    """Push a kit over plain HTTP, blobs first, each in one PUT, and return the reference.
+
+    ``registry`` is host:port.
+    """
     connection = http.client.HTTPConnection(registry, timeout=120)
     try:
         for digest, content in kit.blobs.items():

@@ -304,7 +304,9 @@ ENTRIES = {
         {"d": ("dir", ""), "later": ONE},
         tuple(f"h{i}" for i in range(6)),
     ),
-    "a hard link to itself is no news": Case(file(b"a", b"1") + block(b"a", flag=b"1", link=b"./a") + END, {"a": ONE}),
+    "a hard link to itself changes nothing": Case(
+        file(b"a", b"1") + block(b"a", flag=b"1", link=b"./a") + END, {"a": ONE}
+    ),
     "a hard link to a symlink": Case(
         block(b"s", flag=b"2", link=b"t") + block(b"h", flag=b"1", link=b"s") + END,
         {"s": ("symlink", "t"), "h": ("symlink", "t")},

@@ -47,7 +47,7 @@ Content = bytes | Link | None
 
 @dataclass
 class Node:
-    """One inode."""
+    """An inode of the file system."""
 
     number: int
     path: bytes

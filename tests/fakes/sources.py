@@ -19,8 +19,8 @@ class BytesSource:
     All pieces share one buffer, as the pieces from a socket do. The first piece of a request comes after ``delay``
     seconds. If ``ranged`` is False, a request yields everything from byte 0.
 
-    Faults: a request fails with Unavailable after ``cut_after`` bytes; the source waits for ``stall`` before each piece
-    after the first; the byte at ``lie_at`` is wrong; ``short`` bytes are missing at the end.
+    Faults: After ``cut_after`` bytes, a request fails with Unavailable. Before each piece after the first, the source
+    waits for ``stall``. The byte at ``lie_at`` is wrong, and the last ``short`` bytes are missing.
     """
 
     def __init__(

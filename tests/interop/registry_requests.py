@@ -228,7 +228,7 @@ def tagged(repository: str, reference: str, data: bytes = KIT, media_type: str =
 
 
 def content() -> Iterator[Case]:
-    """Return the pushes that both registries get first; their answers are compared too."""
+    """Return the pushes that both registries get first. Their responses are compared too."""
     for repository in REPOSITORIES:
         for data in (CONFIG, SMALL, BLOB):
             yield Case(f"push {repository} blob of {len(data)}", upload(repository, data))

@@ -100,7 +100,7 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 
 class Answer(NamedTuple):
-    """An answer as it was received; the names of headers are in lower case."""
+    """A response as it was received. The names of headers are in lower case."""
 
     status: int
     headers: dict[str, str]

@@ -27,9 +27,9 @@ def in_no_layer(name: str) -> set[str]:
 
 
 def expected(name: str) -> trees.Tree:
-    """Return what a mount must show.
+    """Return the tree that a mount must show.
 
-    A Kitfile beside the files of a ModelPack may be missing (kits.json says that it may stand beside them).
+    A Kitfile next to the files of a ModelPack may be missing, because kits.json permits it but does not require it.
     """
     tree = trees.golden(GOLDEN, name)
     return trees.without(tree, *in_no_layer(name)) if name in MODELPACKS else tree
@@ -92,8 +92,9 @@ def _file_of(kit: str, path: str) -> bytes:
 
 
 def test_only_shows_what_its_filters_select(golden_registry: RegistryProcess, host: Host) -> None:
-    """``--only model`` shows the model and its parts, ``--only docs:README.md`` shows one document, and without the
-    filter kitfile there is no Kitfile.
+    """``--only model`` shows the model and its parts, and ``--only docs:README.md`` shows one document.
+
+    The Kitfile is shown only with the filter kitfile.
     """
     ref = f"{golden_registry.host}/golden/basic:v1"
     model = host.mount(ref, "--only", "model", at="model")

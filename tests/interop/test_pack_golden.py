@@ -148,8 +148,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 def go_tar(*files: str) -> bytes:
-    """Return a layer of these files as Go writes it: device numbers in octal, no slash behind the names
-    of directories.
+    """Return a layer of these files as Go writes it.
+
+    Device numbers are in octal, and names of directories do not end with a slash.
     """
     data, at = bytearray(kits.kit_tar({file: FILES[file] for file in files})), 0
     while data[at]:

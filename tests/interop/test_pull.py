@@ -239,7 +239,7 @@ def test_short_tokens_and_429_do_not_fail_a_pull(box: Host, tmp_path: Path) -> N
 
 
 class Expire:
-    """Not a fault of an answer: after a number of authorized requests all tokens expire."""
+    """After a number of authorized requests all tokens expire. The response itself is not changed."""
 
     def __init__(self, registry: FakeRegistry, *, every: int) -> None:
         self.registry = registry
@@ -371,7 +371,7 @@ def test_a_pull_that_is_killed_at_its_end(own_registry: RegistryProcess, box: Ho
                 wait_until(
                     lambda: meter.moved > size_of(kit) or process.poll() is not None, "the pull received no bytes"
                 )
-                time.sleep(rng.random() / 20)  # the test tries where the pull stands after this time
+                time.sleep(rng.random() / 20)  # the kill comes at a random point of the pull's end
                 process.kill()
         with Relay(own_registry.port) as meter:
             ref = f"{meter.host}/team/kit:v1"

@@ -1,5 +1,6 @@
-"""Pushes to CNCF distribution and to ``kitfs serve``: in one piece, in chunks, by mounting, over connections that
-break; skopeo reads the result.
+"""Pushes to CNCF distribution and to ``kitfs serve``: in one request, in chunks, by mounts, after broken connections.
+
+skopeo reads the results.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def test_a_wrong_digest_is_refused(registry: RegistryProcess, repository: Reposi
 
 
 def test_another_digest_algorithm_gets_an_answer(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """The registry decides whether it accepts another digest algorithm; either answer is handled."""
+    """The registry may accept or refuse another digest algorithm, and both responses are handled."""
     blob = Descriptor("x", Digest.parse(f"sha512:{hashlib.sha512(DATA).hexdigest()}"), len(DATA))
     team = repository(own_registry.host, "team/kit")
     assert team.upload(blob, reader(), chunk=2 * MiB) == "uploaded"

@@ -177,7 +177,7 @@ def test_a_chunk_that_is_not_the_next_one_is_refused(client: httpx.Client, name:
 
 
 def test_a_cancelled_upload_is_gone(client: httpx.Client, name: str) -> None:
-    """After DELETE an upload does not exist."""
+    """After DELETE, an upload no longer exists."""
     location = begun(client, name)
     client.patch(location, content=DATA)
     assert client.delete(location).status_code == 204
@@ -187,7 +187,7 @@ def test_a_cancelled_upload_is_gone(client: httpx.Client, name: str) -> None:
 
 
 def test_a_finished_upload_is_gone(client: httpx.Client, name: str) -> None:
-    """After its PUT an upload does not exist."""
+    """After its PUT, an upload no longer exists."""
     location = begun(client, name)
     finished(client, location, DATA, DATA)
     assert code(client.get(location)) == (404, "BLOB_UPLOAD_UNKNOWN")
@@ -220,7 +220,7 @@ def test_an_invalid_digest_does_not_change_an_upload(client: httpx.Client, name:
 
 
 def test_other_bytes_than_the_digest_says_are_refused(client: httpx.Client, name: str) -> None:
-    """Bytes that do not match the digest are refused, and the upload is gone."""
+    """Bytes that do not match the digest are refused, and the upload no longer exists."""
     location = begun(client, name)
     assert code(client.put(location, params={"digest": UNKNOWN}, content=DATA)) == (400, "DIGEST_INVALID")
     assert code(client.get(location)) == (404, "BLOB_UPLOAD_UNKNOWN")

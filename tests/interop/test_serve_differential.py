@@ -1,8 +1,7 @@
-"""docker-registry and ``kitfs serve`` give the same answers to the same requests after the same pushes, but for one
-table of differences.
+"""docker-registry and ``kitfs serve`` return the same responses to the same requests, except for listed differences.
 
-The topic "server" of the manual has the same table for people, and a test compares the two. ``registry_requests`` has
-the requests, and says which part of an answer is compared.
+Both have received the same pushes. The topic "server" of the manual lists the differences for people, and a test
+compares the two lists. ``registry_requests`` has the requests, and defines which parts of a response are compared.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ pytestmark = pytest.mark.interop
 
 @dataclass(frozen=True)
 class Difference:
-    """A set of cases whose answers may differ, and how. ``what`` is the first cell of a row of the manual.
+    """A set of cases whose responses may differ, and the way in which they differ.
 
-    ``cases`` matches the whole of "name [number of the request]". ``theirs`` and ``ours`` are statuses; 0 is a
-    connection that was closed without an answer. ``code`` is our error code. ``fields`` names what may differ when the
-    statuses are equal, with "" for everything.
+    ``what`` is the first cell of a row in the manual. ``cases`` must match the whole of "name [number of the request]".
+    ``theirs`` and ``ours`` are statuses, where 0 means that the connection was closed without a response. ``code`` is
+    the error code of kitfs. ``fields`` names what may differ if the statuses are equal, with "" for everything.
     """
 
     what: str
@@ -188,7 +187,7 @@ def is_plain(theirs: Answer, ours: Answer) -> bool:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request and both answers."""
+    """A request and the responses of both registries."""
 
     place: str
     ask: Ask

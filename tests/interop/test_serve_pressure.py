@@ -1,5 +1,6 @@
-"""``kitfs serve`` without room, without descriptors, and with garbage: pulls keep working, nothing that may be needed
-is deleted, and the server recovers.
+"""``kitfs serve`` without room on the disk, without free descriptors, and with garbage in its store.
+
+Pulls still work, nothing is deleted that may be needed, and the server recovers.
 """
 
 from __future__ import annotations
@@ -407,9 +408,7 @@ def test_cache_verbs_say_where_the_room_of_removed_kits_is(server: Server) -> No
 
 
 def test_gc_of_a_directory_that_is_not_a_store_creates_nothing(tmp_path: Path) -> None:
-    """A wrong ``--root`` is refused in one line and an exit code, wherever the option stands, and
-    nothing is created.
-    """
+    """A wrong ``--root``, before or after the verb, is refused in one line, and nothing is created."""
     for options in (["gc", "--root", str(tmp_path / "none")], ["--root", str(tmp_path / "none"), "gc"]):
         done = subprocess.run([str(KITFS), "serve", *options], capture_output=True, text=True)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)

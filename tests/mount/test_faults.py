@@ -1,8 +1,8 @@
-"""Faults while something is mounted: what read(2) returns and when, what is reported, and what the next read returns.
+"""Faults while a kit is mounted: what read(2) returns and when, what is reported, and what the next read returns.
 
-``test_hostile`` lists what a reader does or does not notice. Here each fault begins while something is mounted, and
-ends again. A lower bound on time says that nothing is given up too early. An upper bound only says that nothing hangs:
-it is several times longer than what it measures, and it never says that something is fast.
+``test_hostile`` lists the faults that a reader notices or does not notice. Here each fault begins while a kit is
+mounted, and ends again. A lower bound on time means that nothing is given up too early. An upper bound only means that
+nothing hangs: it is several times longer than the measured time.
 """
 
 from __future__ import annotations
@@ -172,7 +172,10 @@ def test_a_mapped_page_that_cannot_be_fetched_is_sigbus(host: Host, fake: FakeRe
 
 
 def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """After many failures in a row the circuit breaker opens; soon after the registry is back, reads succeed again."""
+    """After many consecutive failures the circuit breaker opens.
+
+    Soon after the registry is back, reads succeed again.
+    """
     mount = host.mount(ref)
     fake.stop()
     for n in range(12):
@@ -219,7 +222,7 @@ WRONG: dict[str, tuple[Fault, str]] = {
     "an error of 32 MiB": (Status(400, body=b"x" * (32 * MiB)), "400"),
     "206 of other length": (Resize(-7), "instead of the requested"),
     "a target that is not there": (Status(307, {"Location": "http://127.0.0.1:1/gone"}), "127.0.0.1:1"),
-    "a target that is no URL": (Status(307, {"Location": "http://[::bad/"}), "invalid URL"),
+    "a target that is not a URL": (Status(307, {"Location": "http://[::bad/"}), "invalid URL"),
 }
 
 
@@ -342,8 +345,9 @@ def test_locations_that_serve_once(host: Host, fake: FakeRegistry, ref: str) -> 
 
 
 def test_a_target_that_is_away_for_a_while(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """While the target of a redirect refuses connections, reads fail with EIO and the error names the target; when the
-    target is back, they succeed.
+    """While the target of a redirect refuses connections, reads fail with EIO and the error names the target.
+
+    When the target is back, they succeed.
     """
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)

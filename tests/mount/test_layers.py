@@ -308,7 +308,7 @@ def test_unknown_fields_are_ignored(host: Host) -> None:
 def test_of_two_files_the_later_wins_and_of_two_directories_the_first_mode(host: Host) -> None:
     """Layers are merged in order, as GNU tar extracts them.
 
-    A directory replaces a file of the same name; a file does not replace a directory that is not empty.
+    A directory replaces a file of the same name. A file does not replace a directory that is not empty.
     """
     first = kit_tar({"a/both": b"first", "a/dir/x": b"x", "a/file": b"file"}, modes={"a": 0o750})
     second = kit_tar({"a/both": b"second", "a/dir": b"a file now", "a/file/y": b"below a file"}, modes={"a": 0o700})
@@ -381,7 +381,7 @@ def test_symlinks_keep_their_targets(host: Host) -> None:
 
 
 def test_a_broken_layer_does_not_break_the_others(host: Host) -> None:
-    """A path that a layer of garbage might contain is EIO; the other layers are read."""
+    """A path that a layer of garbage might contain is EIO. The other layers can be read."""
     good = kit_tar({"good/w": b"good"})
     mount = mounted(host, build([part("model", "bad", b"no tar" * 1000), part("docs", "good", good)]))
     assert (mount / "good/w").read_bytes() == b"good"

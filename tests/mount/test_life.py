@@ -106,7 +106,7 @@ def test_the_same_reference_on_the_same_directory_again_is_success(host: Host) -
 
 
 def test_umount_returns_when_the_daemon_is_gone(host: Host, transport: str) -> None:
-    """When umount returns, the mount, the daemon's process and its record are gone."""
+    """When umount returns, the mount, the daemon's process and its record no longer exist."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     host.umount(mount)
     assert host.mount_points() == []
@@ -137,7 +137,7 @@ def test_umount_takes_relative_and_symlinked_paths(host: Host) -> None:
 
 
 def test_umount_of_a_busy_mount_names_the_processes_that_use_it(host: Host, transport: str) -> None:
-    """Umount of a busy mount fails and names the pids that use it; when they have ended, umount succeeds."""
+    """Umount of a busy mount fails and names the pids that use it. When they have ended, umount succeeds."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     command = [sys.executable, "-c", HOLD, mount / "run.sh"]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

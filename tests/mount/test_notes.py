@@ -1,6 +1,4 @@
-"""What ``mount`` says about a kit: files that other users cannot read, and layers that cannot be listed while the
-registry is away.
-"""
+"""What ``mount`` prints about a kit: files that other users cannot read, and layers that it cannot list."""
 
 from __future__ import annotations
 
@@ -109,9 +107,9 @@ def test_fstab_takes_modes(host: Host) -> None:
 
 
 def test_a_listing_that_needs_the_registry_says_so(own_registry: RegistryProcess, host: Host) -> None:
-    """With the registry away, mount warns of layers that were never listed.
+    """If the registry is unavailable, mount warns of layers that were never listed.
 
-    Listing them fails with EIO and the error says why; all other layers are listed.
+    Listing them fails with EIO and the error says why. All other layers are listed.
     """
     layers = [part("model", "m", kit_tar({"m/w": b"w"})), part("docs", "d", kit_tar({"d/r": b"r"}))]
     ref = own_registry.push(build(layers), "notes/away")

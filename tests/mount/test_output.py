@@ -130,7 +130,7 @@ def test_status_of_all_mounts_on_a_terminal_ends_with_the_cache(host: Host) -> N
 
 
 def test_mounts_on_a_terminal_fits_80_columns(host: Host) -> None:
-    """On a terminal ``mounts`` shortens what does not fit in 80 columns; elsewhere and with --no-trunc it does not."""
+    """On a terminal ``mounts`` shortens its output to 80 columns. With --no-trunc or without a terminal it does not."""
     mount = host.mount(ARCHIVE)
     code, printed = host.on_terminal("mounts")
     assert code == 0

@@ -159,7 +159,7 @@ def test_an_empty_shared_directory_gets_a_private_subdirectory(host: Host, mode:
         assert (mount / "w.bin").read_bytes() == WEIGHTS
         assert [m["state"] for m in host.mounts()] == ["alive"]
         host.umount(mount)
-    mount = host.mount(ref)  # the registry is gone, so the bytes come from the first run's store
+    mount = host.mount(ref)  # the registry has stopped, so the bytes come from the first run's store
     assert (mount / "w.bin").read_bytes() == WEIGHTS
     host.umount(mount)
     for directory in (host.cache, host.run_dir):

@@ -30,7 +30,10 @@ def states(host: Host) -> list[tuple[int, str]]:
 
 
 def refused(host: Host, ref: str, path: Path, *options: str | Path) -> str:
-    """Assert that a mount is refused with exit code 9 and that the first mount stays; return the one line on stderr."""
+    """Assert that a mount is refused with exit code 9 and that the first mount stays.
+
+    Return the one line on stderr.
+    """
     before = states(host)
     done = host.kitfs("mount", ref, path, *options, check=False)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (9, "", 1), done.stderr
@@ -167,7 +170,7 @@ def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options:
 def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
     """Umount and mount name a file system that was mounted over the kit and do not touch it.
 
-    When it is gone, the kit's mount is as before.
+    After it was unmounted, the kit's mount is as before.
     """
     needs_root()
     mount = host.mount(ARCHIVE)

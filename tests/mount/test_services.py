@@ -1,4 +1,4 @@
-"""What the system starts: the helper of mount(8), notifications to systemd, and the units."""
+"""Programs that the system starts: the helper of mount(8), services that notify systemd, and the units."""
 
 from __future__ import annotations
 

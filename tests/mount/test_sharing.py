@@ -65,7 +65,7 @@ def digest_by(process: subprocess.Popen[str], seconds: float = 120) -> str:
 
 
 def read_at(path: Path, offset: int, seconds: float = 60) -> str:
-    """Read 4 KiB in a process with a time limit; return ``read N`` or the name of the errno."""
+    """Read 4 KiB in a process with a time limit. Return ``read N`` or the name of the errno."""
     done = subprocess.run(
         [sys.executable, "-c", READ_AT, path, str(offset)], capture_output=True, text=True, timeout=seconds, check=True
     )

@@ -1,5 +1,6 @@
-"""Whatever stdin, stdout and stderr are, and also if the current directory is gone, kitfs prints at most one line, no
-traceback, and loses no mount.
+"""Standard streams of any kind, or a missing current directory, cause at most one line and no traceback.
+
+No mount is lost.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def nonce(run: RunDir) -> Iterator[str]:
 
 
 def test_a_record_of_an_earlier_daemon_is_not_the_living_ones(run: RunDir, nonce: str) -> None:
-    """The nonce tells daemons apart, so that a dead daemon's record stays dead when the next daemon has the lock."""
+    """The nonce distinguishes daemons, so that a dead daemon's record stays dead when the next daemon has the lock."""
     assert run.alive(replace(record_of("/models"), nonce=nonce))
     assert not run.alive(replace(record_of("/models"), nonce="0" * 16))
 

@@ -30,7 +30,7 @@ def _kit(fake: FakeRegistry) -> None:
 
 
 def test_basic(fake: FakeRegistry, repository: Repositories) -> None:
-    """Basic credentials are sent after the first 401 and with every later request; a password may contain a colon."""
+    """Basic credentials are sent after the first 401 and with every later request. A password may contain a colon."""
     fake.require_basic({"u": "p:w"})
     one = repository(auths={fake.host: USER})
     assert [one.manifest("v1")[1] for _ in range(3)] == [BODY] * 3
@@ -74,7 +74,7 @@ def test_a_token_for_credentials(fake: FakeRegistry, repository: Repositories) -
 
 
 def test_an_identity_token(fake: FakeRegistry, repository: Repositories) -> None:
-    """A refresh token is posted as OAuth2 requires; the token is read from access_token of the response."""
+    """A refresh token is posted as OAuth2 requires. The token is read from access_token in the response."""
     fake.require_token({}, identity_tokens=frozenset({"refresh-me"}))
     assert repository(auths={fake.host: {"identitytoken": "refresh-me"}}).manifest("v1")[1] == BODY
     assert [s.method for s in fake.served("/token")] == ["POST"]
@@ -319,7 +319,7 @@ def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
 def test_public_content_needs_no_credential_helper(
     fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path
 ) -> None:
-    """A missing helper is a warning if anonymous access is enough; otherwise the error names the helper."""
+    """A missing helper is a warning if anonymous access is enough. Otherwise the error names the helper."""
     fake.require_token()
     made = client()
     (tmp_path / "credentials.json").write_text('{"credsStore": "missing", "auths": {}}')

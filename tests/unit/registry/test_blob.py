@@ -264,7 +264,7 @@ def test_a_slow_drip_is_not_a_stall(fake: FakeRegistry, repository: Repositories
 
 
 def test_a_drip_below_the_least_speed_is_a_stall(fake: FakeRegistry, repository: Repositories) -> None:
-    """A body below the minimum speed is a stall; the error says how many bytes arrived."""
+    """A body below the minimum speed is a stall. The error says how many bytes arrived."""
     blob = blob_of(fake, repository, read_timeout=0.5)
     fake.fail("/blobs/", Drip(1, 0.05))
     got = read_until(Unavailable, rf"{fake.host} sent only \d+ bytes in 0.5 s \(--read-timeout\)", blob, 0, None)

@@ -100,7 +100,7 @@ def test_a_manifest_that_breaks_off_is_asked_for_again(fake: FakeRegistry, repos
 
 
 def test_small_blobs_are_checked_and_capped(fake: FakeRegistry, repository: Repositories) -> None:
-    """A small blob must have its size and digest; a config that declares a huge size is not requested."""
+    """A small blob must have its size and digest. A config that declares a huge size is not requested."""
     fake.put_blob("team/kit", BODY)
     assert repository().blob_bytes(descriptor(BODY), 1000) == BODY
     with pytest.raises(ManifestError, match="the limit for a config is 10"):
@@ -220,7 +220,7 @@ def test_an_error_body_that_breaks_off_is_still_that_error(fake: FakeRegistry, r
 
 
 def test_a_refused_connection_is_retried_within_one_budget(fake: FakeRegistry, repository: Repositories) -> None:
-    """Manifests and blobs of an unreachable registry raise Unavailable; its mirrors share the budget of retries."""
+    """Manifests and blobs of an unreachable registry raise Unavailable. Its mirrors share the budget of retries."""
     fake.stop()
     mirrored = repository(mirrors={fake.host: (fake.url, fake.url)})
     assert sum(endpoint.patience for endpoint in mirrored.endpoints) == pytest.approx(CONNECT_BUDGET)
@@ -280,7 +280,7 @@ def test_a_server_that_speaks_something_else(repository: Repositories) -> None:
 
 
 def test_mirrors_are_asked_in_order_before_the_host(fake: FakeRegistry, repository: Repositories) -> None:
-    """Mirrors are tried in order before the host; the URL of a mirror may have a path."""
+    """Mirrors are tried in order before the host. The URL of a mirror may have a path."""
     with FakeRegistry(prefix="/proxy/up") as first, FakeRegistry() as second:
         second.put_manifest("team/kit", BODY, tag="v1")
         one = repository(mirrors={fake.host: (f"{first.url}/", second.url)})

@@ -179,7 +179,7 @@ def test_a_wrong_copy_is_not_used(
 def test_no_linked_directory_of_kits_is_entered(
     fake: FakeRegistry, opened: Opener, storage: Storage, name: str
 ) -> None:
-    """A symbolic link inside kit's storage is not followed; the registry's blobs are read instead."""
+    """A symbolic link inside kit's storage is not followed, and the registry's blobs are read instead."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     storage.put(kit, "somewhere.test/else")

@@ -109,6 +109,6 @@ def test_a_cgi_program_takes_no_http_proxy() -> None:
     "host", ["localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "::1", "[::1]", "::ffff:127.0.0.1"]
 )
 def test_loopback(host: str) -> None:
-    """localhost, 127.0.0.0/8 and ::1 are loopback; similar names are not."""
+    """localhost, 127.0.0.0/8 and ::1 are loopback. Similar names are not."""
     assert is_loopback(host)
     assert not is_loopback(f"{host}.test")

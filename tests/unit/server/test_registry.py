@@ -369,8 +369,8 @@ def test_an_index_needs_its_manifests(registry: Registry) -> None:
     assert registry.manifest("a", "all") == registry.manifest("a", done.digest)
     assert registry.manifest("a", "all").media_type == IMAGE_INDEX
     assert registry.put_manifest("a", "none", index(), "").digest == Digest.of(index())
-    pushed(registry, "a", b"a blob is no manifest")
-    assert refusal(registry.put_manifest, "a", "v2", index(b"a blob is no manifest"), "") == (
+    pushed(registry, "a", b"a blob is not a manifest")
+    assert refusal(registry.put_manifest, "a", "v2", index(b"a blob is not a manifest"), "") == (
         400,
         "MANIFEST_BLOB_UNKNOWN",
     )

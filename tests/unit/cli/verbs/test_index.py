@@ -1,4 +1,4 @@
-"""index prints the texts, tables and JSON of kit 1.17 (KITOPS §8; its scenarios in testing/testdata/index)."""
+"""index prints the texts, tables and JSON of kit 1.17 (KITOPS §8, with the scenarios in testing/testdata/index)."""
 
 from __future__ import annotations
 

@@ -439,6 +439,6 @@ def test_a_layer_leaves_to_others_what_is_theirs(path: str, layer: str, others: 
 
 @given(PATHS, PATHS, st.lists(PATHS, max_size=4))
 def test_one_layer_at_least_keeps_a_path(path: str, layer: str, others: list[str]) -> None:
-    """Of the layers whose paths contain a file, the innermost layer contains the file."""
+    """The innermost of the layers whose paths contain a file contains the file."""
     around = [p for p in [*others, layer, "."] if is_within(path, p)]
     assert not left_out(path, max(around, key=lambda p: 0 if p == "." else p.count("/") + 1), [*others, layer, "."])

@@ -62,7 +62,7 @@ TREE = {"m/a/one.bin": RANDOM.randbytes(3 * MiB + 17), "m/a/two.txt": b"two\n", 
 
 
 class World:
-    """A store, layouts that stand in for registries, and the events of the last unpack."""
+    """A store, layouts that replace registries, and the events of the last unpack."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
