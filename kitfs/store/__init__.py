@@ -1,1 +1,1 @@
-"""The digest-keyed disk store."""
+"""Store blobs on disk by their digest, for all mounts and verbs of a machine."""

@@ -1,13 +1,13 @@
-"""Hints that can be rebuilt: tags as last seen, upload sessions. They are kept by diskcache over SQLite as JSON values,
-never as pickles.
+"""Store hints that can be rebuilt, such as the last known digests of tags, and upload sessions.
 
-Every failure counts as a miss and is logged once: a catalog may be damaged, locked or gone, and no read fails because
-of that. A damaged catalog is replaced by an empty one. The catalog is never used on the warm read path.
+The hints are JSON values, never pickles, in a diskcache over SQLite. Every failure counts as a miss and is logged once:
+the catalog may be damaged, locked or missing, and no read fails because of that. A damaged catalog is replaced by an
+empty catalog. Reads of stored bytes do not use the catalog.
 
-Threading: every method from any thread. One thread of the catalog's own uses SQLite, because only the thread that
-opened a connection may close it, and no connection may be open across a fork: SQLite in the child would believe in
-locks that the parent has (https://www.sqlite.org/howtocorrupt.html, section 2.6). So the connection is closed before a
-fork and opened again at the next use.
+Threading: any thread may call every method. SQLite runs on a thread of its own, because only the thread that opened a
+connection may close it. No connection may be open across a fork, because SQLite in the child would rely on locks that
+only the parent has (https://www.sqlite.org/howtocorrupt.html, section 2.6). So the connection is closed before a fork,
+and opened again at the next use.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from kitfs import forks
 from kitfs.ownership import check_directory, make_directory, make_private, open_file
 
 Key = tuple[str, str]
-# diskcache's file, and the files that SQLite puts beside it with the same mode
+# The file of diskcache, and the files that SQLite makes beside it with the same mode.
 DATABASE: Final = ("cache.db", "cache.db-wal", "cache.db-shm")
 DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-MAX_VALUE: Final = 1 << 30  # bytes of a value; SQLite takes a little less
+MAX_VALUE: Final = 1 << 30  # bytes of a value; SQLite accepts a little less
 
 Reply = queue.SimpleQueue[tuple[Any, Exception | None]]
 
 
 class Worker:
-    """A thread that runs the tasks it is given, one after the other."""
+    """A thread that runs tasks one after the other."""
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Reply] | None] = queue.SimpleQueue()
@@ -48,14 +48,14 @@ class Worker:
             task, reply = asked
             try:
                 reply.put((task(), None))
-            except Exception as e:  # noqa: BLE001 - raised again by ``ask``
+            except Exception as e:  # noqa: BLE001 - ``ask`` raises it again
                 reply.put((None, e))
             del asked, task, reply
 
     def ask(self, task: Callable[[], Any]) -> Any:
-        """Run a task on the thread; returns what it returns and raises what it raises."""
+        """Run a task on the thread, and return its result or raise its error."""
         if sys.is_finalizing():
-            raise RuntimeError("the interpreter ends")  # and has stopped the thread
+            raise RuntimeError("the interpreter ends")  # the interpreter has stopped the thread
         reply: Reply = queue.SimpleQueue()
         self._asked.put((task, reply))
         value, error = reply.get()
@@ -64,20 +64,21 @@ class Worker:
         return value
 
     def end(self) -> None:
-        """End the thread when it has run every task."""
+        """End the thread after its last task."""
         self._asked.put(None)
 
 
 class Catalog:
-    """A persistent mapping of (kind, name) to JSON values in ``directory``, opened at first use. ``trash`` gives a new
-    path to move a damaged catalog to.
+    """A persistent map from (kind, name) to JSON values in ``directory``, which is opened at the first use.
+
+    ``trash`` returns a new path, to which a damaged catalog is moved.
     """
 
     def __init__(self, directory: str, log: logging.Logger, *, trash: Callable[[], str]) -> None:
         self._directory = directory
         self._trash = trash
         self._log = log
-        self._lock = threading.RLock()  # one task at a time; held over a fork
+        self._lock = threading.RLock()  # allows one task at a time, and is held during a fork
         self._worker: Worker | None = None
         self._cache: Any = None
         self._broken = False
@@ -90,20 +91,20 @@ class Catalog:
         if self._worker is not None and self._cache is not None:
             try:
                 self._worker.ask(self._cache.close)
-            except Exception as e:  # noqa: BLE001 - a hint must not keep a program from forking
+            except Exception as e:  # noqa: BLE001 - a damaged catalog must not prevent a fork
                 self._log.warning("the catalog in %s cannot be closed: %s", self._directory, e)
 
     def after_fork_in_parent(self) -> None:
-        """Let threads use the catalog again."""
+        """Allow threads to use the catalog again."""
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Begin afresh: the thread does not exist in the child."""
+        """Reset the catalog, because its thread does not exist in the child."""
         self._lock = threading.RLock()
         self._worker = self._cache = None
 
     def _do(self, what: Callable[[Any], Any]) -> Any:
-        """Run a function on the cache, on the only thread that may use it."""
+        """Call a function with the cache, on the only thread that may use the cache."""
         with self._lock:
             if self._worker is None:
                 self._worker = Worker()
@@ -115,7 +116,7 @@ class Catalog:
 
             _make_private(self._directory)
             # No mmap: a mapped database that is truncated, or that the disk cannot read, kills the process (SIGBUS).
-            # Every value in the database: diskcache would make other files with the mode that the umask gives.
+            # Every value is stored in the database: for other files, diskcache would use a mode that depends on umask.
             options = {
                 "eviction_policy": "none",
                 "statistics": 0,
@@ -126,22 +127,22 @@ class Catalog:
         return self._cache
 
     def get(self, key: Key) -> Any:
-        """Return a value; None when there is none or it cannot be read."""
+        """Return a value; None if it does not exist or cannot be read."""
         try:
             return self._do(lambda cache: cache.get(":".join(key), None, retry=False))
-        except Exception as e:  # noqa: BLE001 - sqlite, zlib, json, OS: whatever breaks a hint, the hint is a miss
+        except Exception as e:  # noqa: BLE001 - any error of sqlite, zlib, json or the OS counts as a miss
             self._miss(e)
             return None
 
     def set(self, key: Key, value: Any) -> None:
-        """Store a JSON value, if the catalog can be written."""
+        """Store a JSON value. Does nothing if the catalog cannot be written."""
         try:
             self._do(lambda cache: cache.set(":".join(key), value, retry=False))
         except Exception as e:  # noqa: BLE001 - as in get
             self._miss(e)
 
     def delete(self, key: Key) -> None:
-        """Remove a value."""
+        """Remove a value. Does nothing if the catalog cannot be written."""
         try:
             self._do(lambda cache: cache.delete(":".join(key), retry=False))
         except Exception as e:  # noqa: BLE001 - as in get
@@ -154,7 +155,7 @@ class Catalog:
             and self._replace()
         ):
             self._log.warning(
-                "the catalog in %s was damaged and has been replaced by an empty one: %s", self._directory, e
+                "the catalog in %s was damaged and has been replaced by an empty catalog: %s", self._directory, e
             )
             return
         if not self._broken:
@@ -164,8 +165,9 @@ class Catalog:
             )
 
     def _replace(self) -> bool:
-        """Replace a damaged catalog, once. Processes that have it open keep using the old file until they detect the
-        damage themselves.
+        """Replace a damaged catalog by an empty catalog, but only once; return whether it was replaced.
+
+        Other processes that have the catalog open use the old files until they detect the damage themselves.
         """
         with self._lock:
             if self._replaced:
@@ -199,12 +201,11 @@ class Catalog:
 
 
 def _make_private(directory: str) -> None:
-    """Make the directory and the database with private modes, and tighten those that older versions left open to other
-    users.
+    """Make the directory and the database with private modes, and correct the modes that older versions have used.
 
-    SQLite would make the files with the mode that the umask gives. No file of an existing database may be opened here:
-    closing it would release the locks that SQLite has on it in this process (fcntl(2)). So an empty file is made under
-    another name and linked. Raises OSError; Unsafe for a database that is a link or another user's.
+    SQLite would make the files with a mode that depends on the umask. Files of an existing database must not be opened
+    here, because closing them would release SQLite's locks in this process (fcntl(2)). So an empty file is made under
+    another name and linked. Raises OSError, and Unsafe for a database that is a link or belongs to another user.
     """
     with suppress(FileExistsError):
         make_directory(directory)

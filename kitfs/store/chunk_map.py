@@ -1,22 +1,21 @@
-"""Which chunks of a blob are stored: a header and one byte per chunk, in a file that every process with the blob open
-reads and marks.
+"""Record which chunks of a blob are stored, in a file that all processes with the blob open read and write.
 
-    present   64 bytes of header: magic (8), version (4), boot id (16), zeros; then one byte per chunk: 0 absent,
-              1 present
-    synced    the last copy of ``present`` whose chunks had been fsynced before; same format
+    present   64 bytes of header: magic (8), version (4), boot id (16), zeros; then a *mark* for each chunk, which is a
+              byte: 0 absent, 1 present
+    synced    a copy of ``present`` that was made before its chunks were fsynced, in the same format
 
-It has a byte and not a bit per chunk, so that two processes cannot lose each other's marks. It is read and written by
-pread and pwrite and never mapped: a page of a mapping for which the disk has no room, or which the disk cannot read,
-kills the process (SIGBUS). A stored chunk stays stored, so marks are remembered, and a warm lookup makes no system
+A mark is a byte and not a bit, so that two processes cannot overwrite each other's marks. The file is read and written
+by pread and pwrite and is never mapped: a mapped page kills the process (SIGBUS) if the disk cannot read it or has no
+space for it. A stored chunk stays stored, so marks are cached in memory, and looking up a cached mark makes no system
 call.
 
-``present`` is trusted only in the boot that wrote it, since its pages may have reached the disk before the data; after
-a reboot ``synced`` is trusted instead. On a system without a boot id a reboot cannot be recognized: ``synced`` is
-trusted then, and every opening has a map of its own.
+``present`` is trusted only until the next boot, because its pages may have reached the disk before the data. After a
+reboot, ``synced`` is trusted instead. On a system without a boot id, a reboot cannot be recognized: ``synced`` is
+trusted, and every opening has a map of its own.
 
-OFD locks on the bytes (fcntl(2), "Open file description locks") show other processes which chunks are being fetched. A
-chunk being fetched is locked; the kernel releases the lock if its process dies. Threading: marks and lookups are single
-bytes and take no lock. If a race loses a remembered mark, the file is read again.
+OFD locks on the marks (fcntl(2), "Open file description locks") show other processes which chunks are being fetched.
+The kernel releases a lock if its process dies. Threading: setting and reading a mark takes no lock, because a mark is a
+single byte. If a race loses a mark in the cache, the file is read again.
 """
 
 from __future__ import annotations
@@ -36,14 +35,15 @@ from kitfs.store.durable import whole_file
 MAGIC: Final = b"KITFSMAP"
 VERSION: Final = 1
 HEADER: Final = 64
-UNKNOWN_CHUNKS: Final = 1 << 23  # chunks that a blob of unknown size may have; the file is sparse
-PAGE: Final = 4096  # marks read at once, at most
+UNKNOWN_CHUNKS: Final = 1 << 23  # the limit for chunks of a blob of unknown size; the file is sparse
+PAGE: Final = 4096  # the largest number of marks that are read at once
 FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, len, pid
 
 
 def boot_id() -> bytes:
-    """Return 16 bytes that differ from boot to boot (random(4), /proc/sys/kernel/random/boot_id); zeros on a system
-    without one.
+    """Return 16 bytes that differ from boot to boot (random(4), /proc/sys/kernel/random/boot_id).
+
+    On a system without a boot id, the bytes are zeros.
     """
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
@@ -57,8 +57,9 @@ def _header(boot: bytes) -> bytes:
 
 
 class ChunkMap:
-    """The map of one blob in ``directory``; opened under the directory's lock. ``chunks`` is None while the size is not
-    known.
+    """The chunk map of the blob in ``directory``. The caller must hold the directory's lock when it opens the map.
+
+    ``chunks`` is the number of chunks, or None while the size of the blob is unknown.
     """
 
     def __init__(self, directory: str, chunks: int | None, *, boot: bytes | None = None) -> None:
@@ -75,15 +76,15 @@ class ChunkMap:
         self._seen = bytearray(length - HEADER if chunks is not None else 0)
 
     def close(self) -> None:
-        """Close the file and release its locks; the marks stay in it."""
+        """Close the file, which releases its locks."""
         self._file.close()
 
     def has(self, first: int, last: int) -> bool:
-        """Tell whether the chunks ``first`` to ``last``, both included, are all stored."""
+        """Return whether all chunks from ``first`` to ``last``, inclusive, are stored."""
         return self.first_missing(first, last) is None
 
     def first_missing(self, first: int, last: int) -> int | None:
-        """Return the first absent chunk of ``first`` to ``last``; None when all are stored."""
+        """Return the first absent chunk from ``first`` to ``last``, inclusive; None if all are stored."""
         seen = self._seen
         at = seen.find(b"\0", first, last + 1)
         if at < 0:
@@ -99,7 +100,7 @@ class ChunkMap:
         return None
 
     def first_present(self, first: int, last: int) -> int | None:
-        """Return the first stored chunk of ``first`` to ``last``; None when none is stored."""
+        """Return the first stored chunk from ``first`` to ``last``, inclusive; None if all are absent."""
         at = first
         while at <= last:
             marks = self._look(at, last)
@@ -110,7 +111,7 @@ class ChunkMap:
         return None
 
     def _look(self, first: int, last: int) -> bytes:
-        """Read the marks of up to ``PAGE`` chunks from ``first`` on, at least one, and remember them."""
+        """Read the marks of at least one and at most ``PAGE`` chunks from ``first`` on, and cache them."""
         wanted = min(last + 1 - first, PAGE)
         marks = self._file.pread(wanted, HEADER + first).ljust(wanted, b"\0")
         there = len(marks) - len(marks.lstrip(b"\1"))
@@ -120,12 +121,13 @@ class ChunkMap:
 
     def _remember(self, first: int, count: int) -> None:
         seen = self._seen
-        if first <= len(seen):  # for a blob of unknown size only the marks before the first gap are remembered
+        if first <= len(seen):  # for a blob of unknown size, only the marks before the first gap are cached
             seen[first : first + count] = b"\1" * count
 
     def mark(self, first: int, count: int = 1) -> None:
-        """Mark chunks as stored; their bytes must have been written before. Raises OSError (ENOSPC, EIO); no other
-        process sees the marks then.
+        """Mark chunks as stored. Their bytes must have been written before.
+
+        Raises OSError (ENOSPC, EIO); other processes do not see the marks in that case.
         """
         marks = b"\1" * count
         written = self._file.pwrite(marks, HEADER + first)
@@ -134,8 +136,9 @@ class ChunkMap:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def count(self) -> int:
-        """Return how many chunks are stored. For a blob of unknown size only those before the first absent one are
-        counted.
+        """Return how many chunks are stored.
+
+        For a blob of unknown size, only the chunks before the first absent chunk are counted.
         """
         if self.chunks is None:
             gap = self.first_missing(0, UNKNOWN_CHUNKS)
@@ -145,31 +148,32 @@ class ChunkMap:
         return self._file.pread(self.chunks, HEADER).count(1)
 
     def marks(self) -> bytes:
-        """Return the marks as they are now, for ``save``: read them first, fsync the data, then save them."""
+        """Return the current marks for ``save``. The caller must fsync the data between ``marks`` and ``save``."""
         return self._file.pread(HEADER + (self.count() if self.chunks is None else self.chunks), 0)
 
     def save(self, directory: str, marks: bytes) -> None:
-        """Write ``synced`` in the entry's directory, with marks whose data was fsynced since they were read. Raises
-        OSError.
+        """Write the file ``synced`` in the entry's directory.
+
+        ``marks`` is the result of ``marks``, and the data must have been fsynced since. Raises OSError.
         """
         with whole_file(os.path.join(directory, "synced")) as f:
             f.write(marks)
 
     def try_lock(self, first: int, count: int) -> bool:
-        """Lock chunks that are to be fetched; False when another process has locked one of them."""
+        """Lock chunks before they are fetched. Returns False if another process has locked any of them."""
         return self._lock(fcntl.F_WRLCK, HEADER + first, count)
 
     def unlock(self, first: int, count: int) -> None:
-        """Release the lock of chunks. A file that is closed has none."""
+        """Release the lock of chunks. A closed file has no locks."""
         with suppress(Closed):
             self._lock(fcntl.F_UNLCK, HEADER + first, count)
 
     def try_lock_stream(self) -> bool:
-        """Lock the stream of the whole blob: byte 0 of the file stands for it. False when another process has it."""
+        """Lock the stream of the whole blob, by a lock on byte 0. Returns False if another process has locked it."""
         return self._lock(fcntl.F_WRLCK, 0, 1)
 
     def unlock_stream(self) -> None:
-        """Release the lock of the stream. A file that is closed has none."""
+        """Release the lock of the stream. A closed file has no locks."""
         with suppress(Closed):
             self._lock(fcntl.F_UNLCK, 0, 1)
 
@@ -186,7 +190,7 @@ class ChunkMap:
 
 def _trusted(path: str, boot: bytes) -> bool:
     if not any(boot):
-        return False  # without a boot id the map may be of any boot
+        return False  # without a boot id, the map may be from an earlier boot
     try:
         with open(open_file(path), "rb") as f:
             return f.read(HEADER) == _header(boot)
@@ -195,8 +199,9 @@ def _trusted(path: str, boot: bytes) -> bool:
 
 
 def _adopt(directory: str, path: str, boot: bytes, length: int) -> None:
-    """Make a map for this boot with the marks of ``synced``, by rename: a crash leaves the old map, which is not
-    trusted.
+    """Make a map for this boot with the marks of ``synced``, and rename it into place.
+
+    A crash before the rename leaves the old map, which is not trusted.
     """
     marks = b""
     try:

@@ -1,8 +1,8 @@
-"""The bytes of a blob on disk: one sparse file, ``rest``.
+"""Read and write the bytes of a blob on disk, which are in a sparse file named ``rest``.
 
-``meta.json`` has a list of cuts for later: a cut is a member that is stored in a file of its own from its first byte,
-which FUSE passthrough needs. A blob without cuts is always valid. The file is never truncated or punched, so an open
-descriptor stays right. Threading: positional reads and writes only.
+The file is never truncated, and no holes are punched into it, so the content that a reader sees through an open
+descriptor stays valid. ``meta.json`` has a list "cuts", which is reserved: a cut would be a member in a file of its
+own, as FUSE passthrough needs it. Threading: any thread may read and write, because all offsets are explicit.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from kitfs.openfile import OwnFile
 
 
 class SyncFailedError(OSError):
-    """The disk did not take written bytes: a later sync may report success although they are lost."""
+    """The disk failed to sync written bytes. A later sync may report success although the bytes are lost."""
 
 
 class DataFile:
-    """The sparse file in ``directory``, made when it is missing."""
+    """The sparse file in ``directory``. A missing file is made."""
 
     def __init__(self, directory: str) -> None:
         self._file = OwnFile(os.path.join(directory, "rest"), os.O_RDWR | os.O_CREAT)
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Return bytes at an offset; fewer at the end of the file. Raises Closed, OSError."""
+        """Return bytes at an offset; fewer at the end of the file. Raises Closed and OSError."""
         data = self._file.pread(size, offset)
         while len(data) < size:
             more = self._file.pread(size - len(data), offset + len(data))
@@ -33,12 +33,12 @@ class DataFile:
         return data
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Read into a buffer at an offset; return the number of bytes. Raises Closed, OSError."""
+        """Read bytes at an offset into a buffer, and return their number. Raises Closed and OSError."""
         with self._file.number() as fd:
             return os.preadv(fd, [view], offset) if len(view) else 0
 
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write all bytes at an offset. Raises Closed, OSError (ENOSPC, EDQUOT, EIO)."""
+        """Write all bytes at an offset. Raises Closed and OSError (ENOSPC, EDQUOT, EIO)."""
         view = memoryview(data)
         while len(view):
             done = self._file.pwrite(view, offset)
@@ -46,7 +46,7 @@ class DataFile:
             view = view[done:]
 
     def sync(self) -> None:
-        """Return when every byte that was written is on the disk. Raises SyncFailedError, Closed."""
+        """Return when all written bytes are on the disk. Raises SyncFailedError and Closed."""
         with self._file.number() as fd:
             try:
                 os.fdatasync(fd)
@@ -54,5 +54,5 @@ class DataFile:
                 raise SyncFailedError(e.errno, e.strerror) from e
 
     def close(self) -> None:
-        """Close the file when nothing reads or writes it any more."""
+        """Close the file as soon as no thread is reading or writing it."""
         self._file.close()

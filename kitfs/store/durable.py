@@ -1,7 +1,6 @@
-"""Files that survive a crash whole or not at all.
+"""Write files that exist either completely or not at all after a crash.
 
-Every file that must never be seen half written is made by ``whole_file``: a temporary file in the same directory, then
-a rename. Threading: no state.
+``whole_file`` writes a temporary file in the same directory and renames it, so that no reader sees a partial file.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})  # errno values of a w
 
 
 def fsync_directory(directory: str) -> None:
-    """Make the renames in a directory survive a crash. Raises OSError."""
+    """Make completed renames in a directory survive a crash. Raises OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -29,12 +28,12 @@ def fsync_directory(directory: str) -> None:
 
 @contextmanager
 def whole_file(path: str, *, private: bool = True, durable: bool = True) -> Iterator[BinaryIO]:
-    """Yield a file to write, which gets the name ``path`` when the block ends without an error.
+    """Yield a file to write, which is renamed to ``path`` when the ``with`` block ends without an error.
 
-    Readers see the old file or the new one, never a part. A ``private`` file has mode 0600 (``ownership.open_file``);
-    any other has the mode that the umask gives, and the block may change it. A ``durable`` file and its name are
-    fsynced before the block's end. The temporary file ends with "~" and is removed when the block fails. Raises
-    OSError.
+    Readers see the old file or the new file, but never a part. A ``private`` file has mode 0600
+    (``ownership.open_file``); the mode of any other file depends on the umask, and the block may change it. A
+    ``durable`` file and its name are fsynced before the block ends. The name of the temporary file ends with "~", and
+    the file is removed if the block fails. Raises OSError.
     """
     temporary = f"{path}.{os.urandom(8).hex()}~"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -55,12 +54,12 @@ def whole_file(path: str, *, private: bool = True, durable: bool = True) -> Iter
 
 
 def write_durably(path: str, data: bytes) -> None:
-    """Write a private file that exists whole after a crash, or not at all. Raises OSError."""
+    """Write a private file that exists either completely or not at all after a crash. Raises OSError."""
     with whole_file(path) as f:
         f.write(data)
 
 
 def write_error(path: str, error: OSError) -> StoreError:
-    """Return the StoreError for a file that could not be written: StoreFull when the disk has no room."""
+    """Return the error for a file that could not be written: StoreFull if the disk is full, otherwise StoreError."""
     kind = StoreFull if error.errno in NO_SPACE else StoreError
     return kind(f"cannot write {path}: {(error.strerror or str(error)).lower()}")

@@ -1,16 +1,17 @@
-"""The files of one blob on disk, open: in which directory they are, and how they get to their final place.
+"""Open the entry of a blob, which is the directory with the blob's files, and move it to its final place.
 
     meta.json   size and chunk size (``meta``)
-    present     which chunks are stored (``chunk_map``); a blob that came whole has none
-    synced      the marks of chunks that are fsynced
-    sealed      exists when the digest of every byte was right, and all of it is fsynced
-    lease       held by every process that has the blob open (``lease``)
+    present     the marks of the chunks that are stored (``chunk_map``); missing for a blob that an ingest wrote
+    synced      the marks of the chunks that are fsynced
+    sealed      exists if the blob is verified: all of its bytes are fsynced and have the right digest
+    lease       locked by every process that has the blob open (``lease``)
     rest        the bytes (``data_file``)
 
-A blob whose digest is proven is in ``blobs/`` (its decoded form in ``decoded/``) and is shared by everybody who names
-the digest. Until then it is below ``unproven/``, in a directory of the origin that sends its bytes and of the size that
-the manifest declares, so that nobody reads what an origin of somebody else has sent. It moves by one rename when it is
-sealed. Threading: ``directory`` changes with that rename, in this process or in another; ``in_place`` finds it.
+A verified blob is in ``blobs/`` (its decoded form in ``decoded/``), and all users of the digest share it. Until then,
+it is in a directory below ``unproven/`` for its origin: the endpoint that sends the bytes, and the size that the
+manifest declares. So no user reads unverified bytes that another user's registry has sent. When the blob is sealed, its
+entry moves to its final place by one rename. Threading: ``directory`` changes with that rename, which may happen in
+another process; ``in_place`` finds the entry.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ from kitfs.store.paths import entry_path, unproven_path
 
 
 class OpenEntry:
-    """The entry of a blob of ``size`` bytes (None: not known yet), opened or made; a proven one is preferred.
+    """An open entry of a blob of ``size`` bytes (None if the size is unknown). A missing entry is made.
 
-    ``form`` is "blobs" or "decoded", ``origin`` the key of who sends the bytes (``paths.origin_key``), ``name`` the
-    blob's name for messages. Raises OSError, IntegrityError when a proven blob of this digest has another size.
+    A verified entry takes precedence over the entry of the origin. ``form`` is "blobs" or "decoded", ``origin`` is the
+    key of the origin (``paths.origin_key``), and ``name`` names the blob in messages. Raises OSError, and
+    IntegrityError if a verified blob of this digest has another size.
     """
 
     def __init__(self, root: str, digest: Digest, *, form: str, origin: str, size: int | None, name: str) -> None:
@@ -48,10 +50,10 @@ class OpenEntry:
         check_below(os.path.join(root, form), self.place)
         self.directory = self.place
         while not (self._open(self.place, size, make=False) or self._open(self._own, size, make=True)):
-            pass  # it was removed or moved between two looks
+            pass  # the entry was removed or moved between the two attempts
         self.chunk: Final[int] = self.meta["chunk"]
         if self.sealed and self.directory != self.place:
-            self._move()  # a crash came before the rename
+            self._move()  # a crash happened between sealing and the rename
 
     meta: dict[str, Any]
     lease: Lease
@@ -60,7 +62,7 @@ class OpenEntry:
     sealed: bool
 
     def _open(self, directory: str, size: int | None, *, make: bool) -> bool:
-        """Lease and open the files in a directory, all of one entry; returns False when there is no such entry."""
+        """Lease and open the files of the entry in a directory. Returns False if the entry does not exist."""
         if not make and not os.path.exists(os.path.join(directory, "sealed")):
             return False
         if make:
@@ -87,7 +89,7 @@ class OpenEntry:
 
     @contextmanager
     def in_place(self) -> Iterator[bool]:
-        """Lock the entry's directory for a block, wherever it is now; yields False when the entry was removed."""
+        """Find and lock the entry's directory for a ``with`` block. Yields False if the entry was removed."""
         for directory in dict.fromkeys((self.directory, self.place)):
             with locked(directory, self.lease.file) as live:
                 if live:
@@ -97,7 +99,7 @@ class OpenEntry:
         yield False
 
     def save_size(self, size: int, sha256: str) -> bool:
-        """Record the size and digest of a decoded form; returns False when the entry was removed. Raises OSError."""
+        """Record the size and digest of a decoded blob. Returns False if the entry was removed. Raises OSError."""
         meta = {**self.meta, "size": size, "sha256": sha256}
         with self.in_place() as live:
             if live:
@@ -106,7 +108,7 @@ class OpenEntry:
         return live
 
     def load_size(self) -> int | None:
-        """Return the size that another process has recorded; None when it is unknown."""
+        """Return the size that another process has recorded; None if the size is unknown."""
         with self.in_place() as live:
             if live:
                 with suppress(OSError, ValueError):
@@ -115,7 +117,7 @@ class OpenEntry:
         return size if isinstance(size, int) else None
 
     def save_marks(self) -> None:
-        """Make the chunks that are stored now survive a reboot. Raises SyncFailedError, OSError."""
+        """Make the chunks that are stored now survive a reboot. Raises SyncFailedError and OSError."""
         if self.present is None:
             return
         marks = self.present.marks()  # chunks that arrive while the disk syncs are not covered
@@ -125,9 +127,10 @@ class OpenEntry:
                 self.present.save(self.directory, marks)
 
     def seal(self, size: int, digest: str) -> bool:
-        """Record durably that the digest of every byte is right, and move the entry to its place.
+        """Record durably that the blob is verified, and move the entry to its final place.
 
-        Returns False when the entry was removed and no other one is in its place. Raises OSError: see ``save_marks``.
+        Returns False if the entry was removed and the store has no other verified entry of the blob. Raises
+        SyncFailedError and OSError.
         """
         self.body.sync()
         with self.in_place() as live:
@@ -142,10 +145,9 @@ class OpenEntry:
         return True
 
     def _move(self) -> None:
-        """Rename the sealed entry to its place, durably, unless a sealed one is there already: then this one is
-        removed.
+        """Rename the sealed entry to its final place, durably, or remove it if a sealed entry is there already.
 
-        Its index was made from bytes that were not proven then, and is dropped. Raises OSError.
+        The index in the entry was made before the bytes were verified, and is removed. Raises OSError.
         """
         prefix = os.path.dirname(self.place)
         make_directories(prefix)
@@ -171,15 +173,16 @@ class OpenEntry:
             self.remove()
 
     def remove(self) -> None:
-        """Remove the entry from the store; its open files can still be read. An entry in its place stays. Raises
-        OSError.
+        """Remove the entry from the store. Its open files can still be read. Raises OSError.
+
+        If another entry has replaced this entry, the other entry stays.
         """
         for directory in dict.fromkeys((self.directory, self.place)):
             if remove_entry(self._root, directory, lease=self.lease.file):
                 return
 
     def close(self) -> None:
-        """Close the files when nothing uses them any more, and release the lease."""
+        """Close the files as soon as no thread uses them, and release the lease."""
         if self.present is not None:
             self.present.close()
         self.body.close()

@@ -1,8 +1,8 @@
-"""Make room: remove whole blobs, the least recently used first, but never leased or pinned ones.
+"""Evict blobs to free space: the least recently used first, but never blobs that are leased or pinned.
 
-A blob is removed by a rename and then unlinked, never truncated or punched: a process that has a file of the blob open
-can still read it. The planning (``victims``) is pure and apart from the disk. Threading: any thread or process may
-evict at any time; the exclusive lease decides which of them removes a blob.
+A blob is renamed and then unlinked. Its file is never truncated, so a process that has the file open can still read
+it. ``victims`` chooses the blobs without accessing the disk. Threading: any thread or process may evict at any time;
+only the process that gets the exclusive lease of a blob removes it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ SMALL: Final = 256 << 10  # bytes on disk
 
 
 class Entry(NamedTuple):
-    """A blob on disk: ``form`` is "blobs" or "decoded", ``size`` counts bytes on disk, ``used`` is the time of its
-    last use in nanoseconds since the epoch.
+    """A blob on disk.
+
+    ``form`` is "blobs" or "decoded". ``size`` is in bytes on disk, and ``used`` is the time of the last use in
+    nanoseconds since the epoch.
     """
 
     directory: str
@@ -33,13 +35,13 @@ class Entry(NamedTuple):
     used: int
 
     def came_whole(self) -> bool:
-        """Tell whether an ingest brought the blob: a blob that was fetched in chunks has a chunk map beside it."""
+        """Return whether an ingest wrote the blob. A blob that was fetched in chunks has a chunk map beside it."""
         there = os.path.exists(os.path.join(self.directory, "sealed"))
         return there and not os.path.exists(os.path.join(self.directory, "present"))
 
 
 def entries(root: str) -> Iterator[Entry]:
-    """Yield every blob of a store. Blobs that come or go during the walk may be left out."""
+    """Yield every blob of a store. Blobs that are added or removed meanwhile may be left out."""
     for form, base in entry_bases(root):
         for algorithm in names_in(base):
             for prefix in names_in(os.path.join(base, algorithm)):
@@ -54,18 +56,20 @@ def entries(root: str) -> Iterator[Entry]:
 
 
 def victims(found: Sequence[Entry], pinned: Collection[str]) -> tuple[list[Entry], list[Entry]]:
-    """Return the entries that may be evicted, the least recently used first: (layers, small blobs).
+    """Return (layers, small blobs): the entries that may be evicted, the least recently used first.
 
-    Manifests and configs let a kit be mounted again without its registry, and take little space. They are evicted
-    only if nothing else frees enough space.
+    Manifests and configs take little space, and with them a kit can be mounted again without its registry. So they are
+    evicted only if the layers do not free enough space.
     """
     free = sorted((e for e in found if e.digest not in pinned), key=lambda e: e.used)
     return [e for e in free if e.size > SMALL], [e for e in free if e.size <= SMALL]
 
 
 def remove(root: str, entry: Entry) -> bool:
-    """Remove a blob and return True, unless it is leased, or was leased since ``entry`` was read: a process that
-    leased it may have pinned it. A blob that a sealed mount uses stays too.
+    """Remove a blob, and return whether it was removed.
+
+    A blob stays if it is leased, if a sealed mount uses it, or if it was leased since ``entry`` was read, because the
+    process that leased it may have pinned it.
     """
     try:
         lease = OwnFile(os.path.join(entry.directory, "lease"), os.O_RDWR)
@@ -83,11 +87,10 @@ def remove(root: str, entry: Entry) -> bool:
 
 
 def remove_entry(root: str, directory: str, *, lease: OpenFile | None = None, spare_sealed: bool = False) -> bool:
-    """Rename a blob's directory into the trash and unlink it there; ``sweep`` clears what a crash between the two
-    leaves.
+    """Rename a blob's directory into the trash, and unlink it there. ``sweep`` cleans up after a crash between the two.
 
-    Returns False when another process removed it first. With ``lease``, which is open, only the entry that the lease
-    belongs to is removed, not one that has taken its place. With ``spare_sealed`` a verified entry stays.
+    Returns False if another process removed the blob first. If ``lease`` is given, only the entry of this open lease is
+    removed, but not another entry that has replaced it. With ``spare_sealed``, a verified entry stays.
     """
     trash = trash_path(root)
     with locked(directory, lease) as there:
@@ -97,13 +100,13 @@ def remove_entry(root: str, directory: str, *, lease: OpenFile | None = None, sp
         try:
             os.rename(directory, trash)
         except FileNotFoundError:
-            return False  # someone removed it by hand: kitfs holds the lock
+            return False  # somebody removed it by hand, since kitfs holds the lock
     shutil.rmtree(trash, ignore_errors=True)
     return True
 
 
 def sweep(root: str) -> None:
-    """Unlink what a crash left in the trash."""
+    """Unlink the files that a crash has left in the trash."""
     for name in names_in(ingest_path(root)):
         if name.startswith(TRASH):
             shutil.rmtree(ingest_path(root, name), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The seam between a blob and its store."""
+"""Define the interface of the store that its blobs use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kitfs.store.room import Room
 
 
 class Home(Protocol):
-    """What a blob needs of its store."""
+    """A store, as a blob uses it."""
 
     @property
     def root(self) -> str: ...
@@ -32,7 +32,7 @@ class Home(Protocol):
 
     @property
     def patience(self) -> float:
-        """Seconds that a reader waits for a chunk that another process is fetching."""
+        """Return how many seconds a reader waits for a chunk that another process is fetching."""
         ...
 
     def prove(self, task: Callable[[], object], /) -> None:
@@ -42,7 +42,7 @@ class Home(Protocol):
     def later(self, task: Callable[[], object], /) -> None: ...
 
     def make_way(self, blob: Any, /) -> None:
-        """Have blobs that nobody reads evicted for the sake of ``blob``, which found the store full."""
+        """Ask the store to evict blobs that nobody reads, because it has no room for ``blob``."""
         ...
 
     def failed(self, digest: Digest, /) -> None: ...

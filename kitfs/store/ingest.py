@@ -1,13 +1,15 @@
-"""A blob that is being written: bytes that are packed, pulled or pushed come in order, and have a digest at the end.
+"""Write a blob whose bytes arrive in order, when a kit is packed, pulled or pushed.
 
-    <store>/ingest/new-<uuid>/        of one process
-    <store>/ingest/upload-<uuid>/     resumable, also by another process
-                   rest, lease        the bytes so far, in order; the lease of the process that writes it (``lease``)
-                   note               JSON for the process that resumes it
+A blob that is being written is an *ingest*, a directory in the store:
 
-The directory becomes the blob's entry: ``commit`` adds what an entry has besides its bytes and renames it to its place,
-with everything fsynced before. Each byte is hashed as it is written; bytes that another process wrote are read back
-once. Threading: one thread at a time.
+    <store>/ingest/new-<uuid>/        an ingest that ends with its process
+    <store>/ingest/upload-<uuid>/     an ingest that another process may resume
+                   rest, lease        the bytes so far; the lease of the process that writes them (``lease``)
+                   note               JSON for the process that resumes the ingest
+
+``commit`` turns the directory into the entry of a blob: it adds the other files of an entry, fsyncs everything, and
+renames the directory to its place. Bytes are hashed as they are written; bytes that another process has written are
+read back once. Threading: only one thread at a time may use an ingest.
 """
 
 from __future__ import annotations
@@ -34,16 +36,16 @@ from kitfs.store.lease import exclusive, hold_sealed, release
 from kitfs.store.meta import new_meta
 from kitfs.store.paths import entry_path, ingest_path
 
-SYNC_EVERY: Final = 64 << 20  # bytes written between two fdatasyncs, so that the last one is short
+SYNC_EVERY: Final = 64 << 20  # bytes written between two fdatasyncs, so that the last fdatasync is short
 NEW: Final = "new-"
 UPLOAD: Final = re.compile(r"upload-[0-9a-f]{32}")
-STARVED: Final = 0.0  # modification time that marks an upload which found no room, in seconds since the epoch
+STARVED: Final = 0.0  # the modification time, in seconds since the epoch, that marks an upload that found no room
 
 
 class Ingest:
-    """An open ingest; made by ``new`` and ``resume``. ``size`` is the number of bytes so far.
+    """An open ingest, which ``new`` or ``resume`` returns. ``size`` is the number of bytes so far.
 
-    ``make_room`` is called when the disk is full, and returns whether a write is worth another try. ``hold`` leases
+    ``make_room`` is called if the disk is full, and returns whether the write should be tried again. ``hold`` leases
     the verified blob in a directory.
     """
 
@@ -68,9 +70,9 @@ class Ingest:
             try:
                 self._open(create)
             except FileNotFoundError:
-                raise NotFound(f"there is no upload {name}")  # or it was committed or discarded a moment ago
+                raise NotFound(f"the upload {name} does not exist")  # or it was just committed or discarded
             except BaseException:
-                if create:  # nobody knows its name yet
+                if create:  # no other process knows the name yet
                     shutil.rmtree(self._directory, ignore_errors=True)
                 raise
         self.size = os.fstat(self._fd).st_size
@@ -102,7 +104,7 @@ class Ingest:
         note: Any = None,
         hold: Callable[[str], OpenFile | None] = hold_sealed,
     ) -> Self:
-        """Begin an ingest. Raises StoreError, StoreFull."""
+        """Begin an ingest. Raises StoreError and StoreFull."""
         name = f"{'upload-' if resumable else NEW}{uuid.uuid4().hex}"
         made = cls(root, name, make_room=make_room, create=True, hold=hold)
         if resumable:
@@ -112,24 +114,27 @@ class Ingest:
                     fsync_directory(made._directory)
                     fsync_directory(ingest_path(root))
             except BaseException:
-                made.discard()  # nobody knows its name yet
+                made.discard()  # no other process knows the name yet
                 raise
         return made
 
     @classmethod
     def resume(cls, root: str, name: str, *, make_room: Callable[[], bool]) -> Self:
-        """Open an upload again. Raises NotFound, StoreBusy while another process or thread has it open, StoreError."""
+        """Open an upload again.
+
+        Raises NotFound, StoreError, and StoreBusy if another process or thread has the upload open.
+        """
         if not UPLOAD.fullmatch(name):
-            raise NotFound(f"there is no upload {name[:80]!r}")
+            raise NotFound(f"the upload {name[:80]!r} does not exist")
         return cls(root, name, make_room=make_room, create=False)
 
     @property
     def ended(self) -> bool:
-        """Whether it is committed, discarded or closed."""
+        """Return whether the ingest is committed, discarded or closed."""
         return self._fd < 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes. Raises StoreFull when the disk is full and no room can be made; the bytes before it stay."""
+        """Append bytes. Raises StoreFull if the disk is full and no space can be freed; earlier bytes stay valid."""
         view = memoryview(data)
         with _store_errors(f"the ingest {self.name}"):
             while len(view):
@@ -149,8 +154,9 @@ class Ingest:
                 self._sync()
 
     def _sync(self) -> None:
-        """Bring the written bytes to the disk. After a failed fdatasync a later one may report success although pages
-        were lost, so a failure discards the ingest.
+        """Sync the written bytes to the disk. If that fails, discard the ingest.
+
+        After a failed fdatasync, a later fdatasync may report success although bytes are lost.
         """
         try:
             os.fdatasync(self._fd)
@@ -159,14 +165,14 @@ class Ingest:
             raise
 
     def truncate(self) -> None:
-        """Drop all bytes and begin again at 0."""
+        """Drop all bytes, so that the next write is at offset 0."""
         with _store_errors(f"the ingest {self.name}"):
             os.ftruncate(self._fd, 0)
         self.size = self._hashed = self._synced = 0
         self._hasher = hashlib.sha256()
 
     def digest(self, algorithm: str = "sha256") -> Digest:
-        """Return the digest of the bytes so far. Bytes that were not hashed as they were written are read back."""
+        """Return the digest of the bytes so far. Bytes that were not hashed when they were written are read back."""
         own = algorithm == "sha256"
         hasher, at = (self._hasher, self._hashed) if own else (hashlib.new(algorithm), 0)
         with _store_errors(f"the ingest {self.name}"):
@@ -185,9 +191,10 @@ class Ingest:
     ) -> tuple[Digest, bool]:
         """Make the bytes a verified, durable blob of the store, leased until ``close``.
 
-        Returns (digest, whether the store did not have the blob before). ``verified`` is called when the bytes are
-        right, and before the ingest is gone: after a crash one or the other can be resumed. Raises IntegrityError when
-        the bytes do not have the digest ``expected``, StoreFull, StoreError; the ingest is as before then.
+        Returns (digest, is_new); ``is_new`` is False if the store had the blob already. ``verified`` is called after
+        the digest is checked, and before the ingest ends, so that a caller can record the blob before a crash could
+        lose the ingest. Raises StoreFull, StoreError, and IntegrityError if the bytes do not have the digest
+        ``expected``; the ingest is unchanged in these cases.
         """
         found = self.digest(expected.algorithm if expected is not None else "sha256")
         if expected is not None and found != expected:
@@ -203,7 +210,7 @@ class Ingest:
             self._write("sealed", {"size": self.size, "digest": found.hex})
             fsync_directory(self._directory)
             if self._lease is not None:
-                self._lease.flock(fcntl.LOCK_SH)  # before the rename, so that no evictor comes between the two locks
+                self._lease.flock(fcntl.LOCK_SH)  # before the rename, so that the blob is not evicted after the rename
             if not self._move(target):
                 return found, False
             with contextlib.suppress(FileNotFoundError):
@@ -213,8 +220,9 @@ class Ingest:
         return found, True
 
     def _write(self, name: str, value: Any) -> None:
-        """Write and fsync a JSON file of the directory. No rename is needed: the file is not read until its directory
-        has been fsynced and published.
+        """Write and fsync a JSON file in the directory.
+
+        No rename is needed, because the file is not read before its directory has been fsynced and renamed.
         """
         fd = open_file(os.path.join(self._directory, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with open(fd, "wb") as f:
@@ -223,9 +231,9 @@ class Ingest:
             os.fsync(f.fileno())
 
     def _replaced_by(self, target: str) -> bool:
-        """Drop the ingest and lease the store's blob instead, if the store has the blob whole and verified.
+        """Drop the ingest and lease the store's verified blob instead, if it exists; return whether it does.
 
-        A blob whose file has lost bytes since is removed, so that bringing it again repairs it.
+        If the file of the store's blob has become too short, the blob is removed, and the ingest replaces it.
         """
         held = self._hold(target)
         if held is None:
@@ -238,7 +246,7 @@ class Ingest:
             release(held)
             remove_entry(self._root, target)
             return False
-        fsync_directory(os.path.dirname(target))  # the process that brought it may not have done so yet
+        fsync_directory(os.path.dirname(target))  # the process that stored the blob may not have done this yet
         self._remove()
         if self._lease is not None:
             release(self._lease)
@@ -246,9 +254,9 @@ class Ingest:
         return True
 
     def _move(self, target: str) -> bool:
-        """Rename the entry to its place, durably; False when a verified one was there first.
+        """Rename the directory to the blob's place, durably. Returns False if a verified blob is there already.
 
-        An unverified entry is removed: its readers have its files open.
+        An unverified entry in that place is removed; its readers can still use the files that they have open.
         """
         prefix = os.path.dirname(target)
         check_below(self._root, prefix)
@@ -263,7 +271,7 @@ class Ingest:
             if not remove_entry(self._root, target, spare_sealed=True) and self._replaced_by(target):
                 return False
         fsync_directory(prefix)
-        fsync_directory(os.path.dirname(prefix))  # the process that made the prefix may not have done so yet
+        fsync_directory(os.path.dirname(prefix))  # the process that made ``prefix`` may not have done this yet
         return True
 
     def _remove(self) -> None:
@@ -272,11 +280,10 @@ class Ingest:
         self._fd = -1
 
     def give_way(self) -> None:
-        """Close an upload that found no room. Its bytes can be resumed until their room is needed
-        (``Ingests.drop_starved``).
+        """Close an upload that found no room, and mark it, so that ``Ingests.drop_starved`` may remove it.
 
-        The mark is the modification time of the bytes, which takes no room. The next write clears it, and ``sweep``
-        takes a marked upload for an abandoned one.
+        It can be resumed until then. The mark is the modification time of the bytes, because setting it needs no disk
+        space. The next write clears the mark. ``Ingests.sweep`` treats a marked upload as abandoned.
         """
         if self._fd >= 0:
             try:
@@ -286,13 +293,13 @@ class Ingest:
         self.close()
 
     def discard(self) -> None:
-        """Drop the bytes, unless they are committed, and close."""
+        """Drop the bytes unless they are committed, and close the ingest."""
         if self._fd >= 0:
             self._remove()
         self.close()
 
     def close(self) -> None:
-        """Release the lease. An upload that is not committed can be resumed; any other ingest is dropped."""
+        """Release the lease. An uncommitted upload can be resumed; any other uncommitted ingest is dropped."""
         if self._fd >= 0 and not UPLOAD.fullmatch(self.name):
             self._remove()
         if self._fd >= 0:
@@ -307,7 +314,7 @@ class Ingest:
 
 @contextlib.contextmanager
 def _store_errors(what: str) -> Iterator[None]:
-    """Raise an OSError of the block as StoreError, or StoreFull when the disk has no room."""
+    """Turn an OSError of the ``with`` block into StoreError, or into StoreFull if the disk is full."""
     try:
         yield
     except OSError as e:

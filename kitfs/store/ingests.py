@@ -1,9 +1,9 @@
-"""The ingests of a store: which of them another process may resume, and which are swept.
+"""List the ingests of a store, which are blobs that are being written, and sweep those that no process will resume.
 
     <store>/ingest/new-<uuid>/        an ingest or a scratch directory of one process; swept when its lease is free
     <store>/ingest/upload-<uuid>/     a resumable ingest (``ingest``); swept a week after its last byte
 
-Threading: every method from any thread.
+Threading: any thread may call every method.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ABANDONED: Final = 7 * 86_400.0  # seconds without a byte after which an upload 
 
 
 class Upload(NamedTuple):
-    """A resumable ingest: its note, when it began and when its last bytes came, in seconds since the epoch."""
+    """A resumable ingest, its note, and the times of its start and of its last bytes in seconds since the epoch."""
 
     note: Any
     began: float
@@ -43,7 +43,7 @@ class Ingests:
         self._root = root
 
     def note(self, name: str) -> Any:
-        """Return the note that an upload was begun with; None when there is no such upload, or its note is damaged."""
+        """Return the note of an upload; None if the upload does not exist or its note is damaged."""
         if not UPLOAD.fullmatch(name):
             return None
         try:
@@ -56,7 +56,7 @@ class Ingests:
             return None
 
     def size(self, name: str) -> int | None:
-        """Return the bytes that an upload has so far, also while it is being written; None when it does not exist."""
+        """Return how many bytes an upload has so far; None if it does not exist. It may be written meanwhile."""
         try:
             return os.lstat(os.path.join(self._path(name), "rest")).st_size if UPLOAD.fullmatch(name) else None
         except OSError:
@@ -73,7 +73,7 @@ class Ingests:
                     yield Upload(note, began, _last_written(directory))
 
     def starved_bytes(self) -> int:
-        """Return the bytes on disk of the uploads that found no room: what ``drop_starved`` frees at most."""
+        """Return the bytes on disk of the uploads that found no room; ``drop_starved`` frees at most so many."""
         total = 0
         for name in self._names():
             with contextlib.suppress(OSError):
@@ -83,7 +83,7 @@ class Ingests:
         return total
 
     def drop_starved(self) -> int:
-        """Unlink the uploads that found no room (``Ingest.give_way``) and were not resumed since; returns how many."""
+        """Unlink the uploads that found no room (``Ingest.give_way``) and were not resumed; return their number."""
         dropped = 0
         for name in self._names():
             directory = self._path(name)
@@ -100,8 +100,9 @@ class Ingests:
         return dropped
 
     def sweep(self, now: float | None = None) -> None:
-        """Unlink what will not be resumed: ``new`` ingests whose process has ended, and uploads without a byte for a
-        week before ``now`` (seconds since the epoch; None: the system's time).
+        """Unlink ``new`` ingests whose process has ended, and uploads that got no byte in the week before ``now``.
+
+        ``now`` is in seconds since the epoch; None means the current time.
         """
         now = time.time() if now is None else now
         for name in self._names():
@@ -110,7 +111,7 @@ class Ingests:
                 if UPLOAD.fullmatch(name) and now - _last_written(directory) < ABANDONED:
                     continue
                 if not name.startswith((NEW, "upload-")) or now - os.stat(directory).st_mtime < 1.0:
-                    continue  # not an ingest; or made a moment ago, and not leased yet
+                    continue  # the directory is not an ingest, or was just made and is not leased yet
                 lease = OwnFile(os.path.join(directory, "lease"), os.O_RDWR | os.O_CREAT)
             except OSError:
                 continue
@@ -122,9 +123,9 @@ class Ingests:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[str]:
-        """Yield an empty directory on the store's disk, which is removed at the end of the block.
+        """Yield an empty directory on the store's disk, which is removed at the end of the ``with`` block.
 
-        It is leased as an ingest is, so that the next process sweeps what a killed one leaves. Raises StoreError when
+        It is leased like an ingest, so that another process sweeps it if this process is killed. Raises StoreError if
         it cannot be made.
         """
         whole = self._path(f"{NEW}{uuid.uuid4().hex}")
@@ -148,8 +149,9 @@ class Ingests:
 
 
 def _last_written(directory: str) -> float:
-    """Return when the last bytes of an ingest came, in seconds since the epoch. A crash may have left the directory
-    without the file of its bytes.
+    """Return when the last bytes of an ingest were written, in seconds since the epoch.
+
+    After a crash, the file of the bytes may be missing; then the time of the directory is returned.
     """
     try:
         return os.stat(os.path.join(directory, "rest")).st_mtime

@@ -1,10 +1,9 @@
-"""Leases on blobs: a process that has a blob open holds a shared flock on the blob's ``lease`` file, and the evictor
-needs an exclusive one.
+"""Lease blobs: a process that has a blob open holds a shared flock on the blob's ``lease`` file.
 
-The kernel releases a lease when its process dies. The times of the lease file are the blob's last use. A blob's
-directory is moved away, and its files are made and replaced, only under a flock on the directory itself. The inode of
-``lease`` identifies an entry, since another entry of the same digest may have taken its place. Threading: a lease
-belongs to one Blob.
+To evict a blob, a process needs an exclusive flock on that file. The kernel releases a lease when its process dies. The
+times of the lease file are the time of the blob's last use. A blob's directory is moved, and its files are made and
+replaced, only under a flock on the directory itself. The inode of the lease file identifies an entry (the directory of
+a blob), since another entry of the same digest may have replaced it. Threading: a lease belongs to one Blob.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from kitfs.errors import Closed, StoreBusy, StoreError
 from kitfs.openfile import OpenFile, OwnFile
 from kitfs.ownership import make_directories, make_directory
 
-POLL: Final = 0.002  # seconds between two tries
-PATIENCE: Final = 20.0  # seconds that another process may hold a lock that it needs for a moment only
+POLL: Final = 0.002  # seconds between two attempts
+PATIENCE: Final = 20.0  # seconds to wait for a lock that processes normally hold only for a moment
 
 
 class Lease:
-    """A shared lease on the blob in ``directory``, open as ``file``; ``take`` takes it.
+    """A shared lease on the blob in ``directory``. ``file`` is the open lease file.
 
-    While the lease is held the evictor leaves the directory alone. A failed verification may still move it, and so does
-    the rename to the place of verified blobs: ``locked`` tells whether it is in its place.
+    While the lease is held, the directory is not evicted. It may still be moved, after a failed verification or to the
+    place of verified blobs; ``locked`` reports whether it is in its place.
     """
 
     def __init__(self, directory: str, file: OpenFile) -> None:
@@ -38,9 +37,9 @@ class Lease:
 
     @classmethod
     def take(cls, directory: str, *, make: bool) -> Lease | None:
-        """Take a lease on a blob; with ``make`` its directory is made when it is missing, else None is returned.
+        """Take a lease on a blob. If its directory is missing, make the directory, or without ``make`` return None.
 
-        Raises StoreBusy when another process does not finish evicting the blob, OSError.
+        Raises OSError, and StoreBusy if another process is evicting the blob and does not finish.
         """
         path = os.path.join(directory, "lease")
         deadline = time.monotonic() + PATIENCE
@@ -51,7 +50,7 @@ class Lease:
                 file: OpenFile = OwnFile(path, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:
                 if make:
-                    continue  # the directory was evicted between the two lines
+                    continue  # the directory was evicted between the two calls
                 return None
             if _shared(file) and same(file, path):
                 file.touch()
@@ -61,30 +60,29 @@ class Lease:
                 return None
             if time.monotonic() > deadline:
                 raise StoreBusy(f"another process is evicting {directory} and does not finish")
-            # The directory is being evicted. Poll rather than block: a process that retired a corrupt blob holds its
-            # lease until it exits.
+            # The directory is being evicted. Poll instead of blocking, because a process that has retired a corrupt
+            # blob holds its lease until it exits.
             time.sleep(POLL)
 
     def alone(self) -> bool:
-        """Make the lease exclusive for good, unless another process holds one; returns whether it is exclusive."""
+        """Make the lease exclusive, unless another process has a lease; return whether it is exclusive now."""
         return exclusive(self.file)
 
     def close(self) -> None:
-        """Release the lease, and record now as the blob's last use."""
+        """Release the lease, and record the current time as the blob's last use."""
         try:
             self.file.touch()
         except (Closed, OSError):
-            pass  # an older time only means that the blob is evicted a little early
+            pass  # with an older time, the blob may only be evicted a little too early
         release(self.file)
 
 
 @contextmanager
 def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
-    """Lock a blob's directory for a block; yields whether it is the entry whose lease is open as ``lease`` (None: any
-    entry will do).
+    """Lock a blob's directory for a ``with`` block; yield whether the directory is the entry that ``lease`` belongs to.
 
-    The entry stays in its place while the lock is held. Raises StoreBusy when another process, which may be stopped,
-    does not release the lock.
+    ``lease`` is an open lease file; None accepts any entry. The entry stays in its place while the lock is held. Raises
+    StoreBusy if another process, which may be stopped, does not release the lock.
     """
     try:
         entry = OpenFile(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -103,10 +101,10 @@ def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
 
 
 def hold_sealed(directory: str, *, touch: bool = True) -> OpenFile | None:
-    """Take a shared lease on a blob that is whole and verified; the caller releases it. None when there is no such
-    blob. Without ``touch`` this does not count as a use of the blob.
+    """Take a shared lease on a blob that is complete and verified; None if the directory has no such blob.
 
-    Raises StoreError when the process has no descriptor left.
+    The caller must release the lease. If ``touch`` is False, the blob's last use is not updated. Raises StoreError if
+    the process has no descriptor left.
     """
     try:
         lease = OwnFile(os.path.join(directory, "lease"), os.O_RDWR)
@@ -117,37 +115,37 @@ def hold_sealed(directory: str, *, touch: bool = True) -> OpenFile | None:
         lease.flock(fcntl.LOCK_SH | fcntl.LOCK_NB)
         if same(lease, os.path.join(directory, "lease")) and os.path.exists(os.path.join(directory, "sealed")):
             if touch:
-                lease.touch()  # an evictor that has already chosen the blob sees that it was used since
+                lease.touch()  # a process that has already chosen the blob for eviction sees that it is in use
             return lease
     except OSError:
-        pass  # it is being evicted
+        pass  # the blob is being evicted
     release(lease)
     return None
 
 
 def release(held: OpenFile) -> None:
-    """Release a lock and close its file. Closing alone is not enough: a child that was forked a moment ago may still
-    have its copy open.
+    """Release a lock and close its file.
+
+    Closing alone would not release the lock, because a child that was just forked may still have its copy open.
     """
     try:
         held.flock(fcntl.LOCK_UN)
     except (Closed, OSError):
-        pass  # in a forked child, whose copy is closed
+        pass  # this is a forked child, whose copy is closed
     held.close()
 
 
 def check_descriptors(error: OSError) -> None:
-    """Raise StoreError when a file could not be opened because the process, or the system, has no descriptor left.
+    """Raise StoreError if a file could not be opened because the process or the system has no descriptor left.
 
-    Such an error does not tell whether the file exists. A caller that took the file for missing would refuse, forget
-    or evict a blob that exists.
+    The file may exist in that case. A caller that treated it as missing would refuse or evict a blob that exists.
     """
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise StoreError(f"the store cannot be read: {(error.strerror or str(error)).lower()}") from error
 
 
 def exclusive(file: OpenFile) -> bool:
-    """Try to take an exclusive lock without waiting; returns whether it was taken."""
+    """Try to take an exclusive lock without waiting; return whether that succeeded."""
     return _flock(file, fcntl.LOCK_EX)
 
 
@@ -164,8 +162,10 @@ def _flock(file: OpenFile, operation: int) -> bool:
 
 
 def _make(directory: str) -> None:
-    """Make a directory and its parents. ``os.makedirs`` does not work here: when the directory is removed just after
-    its mkdir failed with EEXIST, it reports a file in the way.
+    """Make a directory and its parents, even if other processes remove them meanwhile.
+
+    ``os.makedirs`` cannot be used: if a directory is removed just after mkdir has failed with EEXIST, it raises an
+    error as if a file were in the way.
     """
     try:
         make_directory(directory)
@@ -176,7 +176,7 @@ def _make(directory: str) -> None:
 
 
 def same(file: OpenFile, path: str) -> bool:
-    """Tell whether an open file is the one that ``path`` leads to."""
+    """Return whether an open file is the file at ``path``."""
     try:
         there = os.stat(path)
     except FileNotFoundError:

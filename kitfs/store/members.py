@@ -1,14 +1,14 @@
-"""The indexes of layers on disk (``layers.index``): files that are written once, by rename, and then only read.
+"""Store the indexes of layers (``layers.index``) in files that are written once, by rename, and then only read.
 
-    <root>/members/<algorithm>/ab/<hex>    made from bytes that had their digest. It says what any blob of this digest
-                                           holds, wherever that comes from, and it stays when the blob is evicted.
-    <entry>/members                        made from bytes that nothing has proven yet. It belongs to the entry of the
-                                           origin that sent them, is used with that entry only, and goes with it, at the
-                                           latest when the blob is verified.
+    <root>/members/<algorithm>/ab/<hex>    an index of verified bytes. It is valid for any blob of this digest,
+                                           whatever its origin, and it stays when the blob is evicted.
+    <entry>/members                        an index of bytes that are not verified yet. It is valid only for this entry
+                                           (the directory of the blob, for one origin), and is removed with the entry or
+                                           when the blob is verified.
 
-A file is not fsynced: its checksum finds one that a power loss left torn, and it is made again. All functions treat a
-failure of the disk as a miss, because an index can always be made again. Threading: no state; any process may read and
-write at any time.
+A file is not fsynced. If a power loss damages it, its checksum is wrong, and the index is made again. All functions
+treat a failure of the disk as a miss, because an index can always be made again. Threading: any thread and any process
+may read and write at any time.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from kitfs.store.durable import whole_file
 from kitfs.store.paths import names_in
 
 NAME: Final = "members"
-MAPPED: Final = 256 << 10  # bytes from which a file is mapped, which takes a descriptor, rather than read
-KEPT: Final = 2 << 30  # bytes of the indexes of proven bytes; the least recently used go first
+MAPPED: Final = 256 << 10  # bytes: larger files are mapped, which takes a descriptor; smaller files are read
+KEPT: Final = 2 << 30  # bytes: if the indexes of verified bytes exceed this, the least recently used are removed
 
 
 def load(root: str, digest: Digest, entry: str, *, proven: bool) -> LayerIndex | None:
-    """Return the index of the blob ``digest``, whose store directory is ``entry``; None if there is no index.
+    """Return the index of the blob ``digest``, whose store directory is ``entry``; None if the index does not exist.
 
-    A damaged file, and one of another version, is removed.
+    ``proven`` selects the index of verified bytes. A file that is damaged or has another version is removed.
     """
     data = _read(root, digest, entry, proven)
     if data is None:
@@ -52,7 +52,7 @@ def _read(root: str, digest: Digest, entry: str, proven: bool) -> Buffer | None:
         check_below(root, os.path.dirname(path))
         with open(open_file(path), "rb") as f:
             size = os.fstat(f.fileno()).st_size
-            with suppress(OSError):  # a read-only disk keeps no time of use
+            with suppress(OSError):  # a read-only disk cannot record the last use
                 os.utime(f.fileno())
             return mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ) if size > MAPPED else f.read(MAPPED)
     except (OSError, ValueError):
@@ -60,7 +60,7 @@ def _read(root: str, digest: Digest, entry: str, proven: bool) -> Buffer | None:
 
 
 def keep(root: str, digest: Digest, entry: str, index: LayerIndex, *, proven: bool) -> bool:
-    """Write the index of a blob. Returns False when it cannot be written."""
+    """Write the index of a blob. Returns False if it cannot be written."""
     path = _path(root, digest, entry, proven)
     try:
         if proven:
@@ -76,7 +76,7 @@ def keep(root: str, digest: Digest, entry: str, index: LayerIndex, *, proven: bo
 
 
 def discard(root: str, digest: Digest, entry: str, *, proven: bool) -> None:
-    """Remove an index file, if there is one: of unproven bytes once they are verified, and a damaged one."""
+    """Remove an index file, if it exists, because it is damaged, or because the bytes are verified now."""
     with suppress(OSError):
         os.unlink(_path(root, digest, entry, proven))
 
@@ -88,7 +88,7 @@ def _path(root: str, digest: Digest, entry: str, proven: bool) -> str:
 
 
 def _prune(root: str, limit: int) -> None:
-    """Remove the least recently used indexes of proven bytes until the others take ``limit`` bytes at most."""
+    """Remove the least recently used indexes of verified bytes until the others take at most ``limit`` bytes."""
     found = sorted(_kept(root))
     surplus = sum(size for _, size, _ in found) - limit
     for _, size, path in found:
@@ -100,7 +100,7 @@ def _prune(root: str, limit: int) -> None:
 
 
 def _kept(root: str) -> Iterator[tuple[int, int, str]]:
-    """Yield (time of last use in nanoseconds, bytes, path) of the indexes of proven bytes."""
+    """Yield (time of last use in nanoseconds, size in bytes, path) for each index of verified bytes."""
     base = os.path.join(root, NAME)
     for algorithm in names_in(base):
         for prefix in names_in(os.path.join(base, algorithm)):

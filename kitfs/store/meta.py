@@ -1,9 +1,9 @@
-"""The file ``meta.json`` of a blob, and the chunk size of a blob.
+"""Read and write the file ``meta.json`` of a blob, and choose the chunk size of a blob.
 
     {"version": 1, "size": bytes or null, "chunk": bytes, "cuts": [], "id": 16 hexadecimal digits}
 
-"size" is null for a decoded form until its end was seen. Then the file is rewritten with the size and with "sha256",
-the digest of what the decoder gave. Threading: no state.
+"size" is null for a decoded blob until the decoder has reached its end. The file is then rewritten with the size, and
+with the digest of the decoded bytes as "sha256". "id" identifies the entry.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from kitfs.store.durable import whole_file
 MIN_CHUNK: Final = 32 << 10
 META_VERSION: Final = 1
 MAX_CHUNKS: Final = 1 << 19
-MAX_SIZE: Final = 16 << 40  # bytes of a blob: what ext4 takes as one file, and what a chunk map in memory can describe
+MAX_SIZE: Final = 16 << 40  # bytes of a blob: the limit for a file on ext4 and for a chunk map in memory
 
 
 def chunk_size(size: int | None) -> int:
-    """Return the bytes of a chunk for a blob of ``size`` bytes: 32 KiB up to 16 GiB, then doubling; 128 KiB when the
-    size is not known.
+    """Return the size of a chunk in bytes, for a blob of ``size`` bytes.
+
+    It is 32 KiB for a blob of up to 16 GiB, and doubles whenever the size doubles; it is 128 KiB for an unknown size.
     """
     if size is None:
         return 128 << 10
@@ -37,32 +38,32 @@ def chunk_size(size: int | None) -> int:
 
 
 def new_meta(size: int | None) -> dict[str, Any]:
-    """Return the content of meta.json for a blob that has no bytes yet."""
+    """Return the content of meta.json for a blob without bytes."""
     return {"version": META_VERSION, "size": size, "chunk": chunk_size(size), "cuts": [], "id": os.urandom(8).hex()}
 
 
 def load_meta(directory: str) -> dict[str, Any]:
-    """Read meta.json. Raises OSError, ValueError."""
+    """Read meta.json. Raises OSError and ValueError."""
     with open(open_file(os.path.join(directory, "meta.json")), "rb") as f:
         loaded: dict[str, Any] = own_json(f.read())
     return loaded
 
 
 def save_meta(directory: str, meta: dict[str, Any]) -> None:
-    """Write meta.json by rename. It is not fsynced: an entry whose meta.json a crash has damaged begins afresh.
+    """Write meta.json by rename, without fsync. Raises OSError.
 
-    Raises OSError.
+    If a crash damages the file, the blob is fetched again.
     """
     with whole_file(os.path.join(directory, "meta.json"), durable=False) as f:
         f.write(json.dumps(meta).encode())
 
 
 def load_or_reset(directory: str, size: int | None, name: str) -> dict[str, Any]:
-    """Return meta.json, for a blob of ``size`` bytes (None: not known). Call under the directory's lock.
+    """Return meta.json for a blob of ``size`` bytes (None if unknown). The caller must hold the directory's lock.
 
-    When the file is missing or damaged, or gives an unverified blob another size, the entry's marks are removed and a
-    new file is written. Raises IntegrityError when a verified blob has another size, OSError. ``name`` is the blob's
-    name for messages.
+    If the file is missing or damaged, or if it has another size for an unverified blob, the marks of the stored chunks
+    are removed and a new file is written. ``name`` names the blob in messages. Raises OSError, and IntegrityError if a
+    verified blob has another size.
     """
     try:
         meta = load_meta(directory)

@@ -1,9 +1,10 @@
-"""Whether the kernel reads a blob for a sealed mount, which no process has to serve.
+"""Find out whether the kernel reads a blob for a sealed mount.
 
-An EROFS mount keeps the files of its blobs open, also where nobody can see it: in another mount namespace, or detached
-with files that are still read. The file system tells it: a write lease (fcntl(2), "Leases") is granted only for a file
-that nobody else has open. So no record can be wrong after a crash, and nothing has to be released. A process that
-mounts blobs holds their leases (``lease``) until the mount exists. Threading: no state.
+A sealed mount is an EROFS mount that needs no process, so no process holds a lease on its blobs. But the kernel has the
+files of the blobs open, even if the mount is in another mount namespace, or is detached and in use. So this module asks
+the file system: it grants a write lease (fcntl(2), "Leases") only for a file that nobody else has open. The answer is
+right even after a crash, and nothing must be released. A process that mounts blobs holds their leases (``lease``) until
+the mount exists.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from kitfs.store.paths import TRASH, ingest_path
 
 
 def is_open_elsewhere(fd: int) -> bool:
-    """Tell whether a file that is open for reading as ``fd`` is open a second time, by a process or by the kernel.
+    """Return whether the file that is open for reading as ``fd`` is also open elsewhere, in a process or the kernel.
 
     Raises OSError if the file system has no leases.
     """
-    # Another process that opens the file during these lines waits until they end, and the kernel sends this process a
-    # signal because of it. The default one, SIGIO, would kill it; SIGURG is ignored by default.
+    # If another process opens the file during these lines, it waits until they end, and the kernel sends a signal to
+    # this process. The default signal, SIGIO, would kill this process; SIGURG is ignored by default.
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
@@ -37,9 +38,10 @@ def is_open_elsewhere(fd: int) -> bool:
 
 
 def is_mounted(directory: str) -> bool:
-    """Tell whether a mount uses the bytes of the blob in ``directory``. The caller must hold its lease exclusively.
+    """Return whether a mount uses the bytes of the blob in ``directory``. The caller must hold its exclusive lease.
 
-    A program that reads the file by its name looks like a mount. On a file system without leases nothing is mounted.
+    A program that has the file open looks like a mount. On a file system without leases, the result is always False,
+    because kitfs makes no sealed mounts there.
     """
     if sys.platform != "linux":
         return False
@@ -57,9 +59,9 @@ def is_mounted(directory: str) -> bool:
 
 
 def new_image(root: str) -> BinaryIO:
-    """Return a new file without a name on the file system of the store in ``root``: EROFS images must be on a real one.
+    """Return a new file without a name for an EROFS image, on the file system of the store in ``root``.
 
-    Raises OSError.
+    The image of a mount must be on a real file system. Raises OSError.
     """
     directory = ingest_path(root)
     make_directories(directory)

@@ -1,6 +1,6 @@
-"""Prepare a directory to be a store: whose it is, its format, its parts, and whether it can be written.
+"""Prepare the directory of a store: check its owner and format, make its parts, and try a write.
 
-Threading: no state. Several processes may open one store at the same time.
+Threading: several processes may open a store at the same time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from kitfs.store.lease import exclusive, release
 from kitfs.store.paths import DIRECTORIES, LATER, ingest_path
 
 VERSION: Final = "2"
-OLD_VERSION: Final = "1"  # unverified blobs were shared by everybody who named their digest
+OLD_VERSION: Final = "1"  # in this format, all users of a digest shared unverified blobs
 
 
 def prepare(root: str, option: str) -> None:
-    """Check and make the parts of the store in ``root``, sweep what crashes left, and try a write.
+    """Check and make the parts of the store in ``root``, clean up after crashes, and try a write.
 
-    ``option`` is the option by which messages tell to choose another directory. Raises StoreError for a store of
-    another format, OSError (``Unsafe`` among them) for a directory that cannot be used or written.
+    ``option`` is the option that messages name for choosing another directory. Raises StoreError for a store of another
+    format, and OSError (including ``Unsafe``) for a directory that cannot be used or written.
     """
     for name in (*DIRECTORIES, *LATER):
         with suppress(FileNotFoundError):
@@ -42,12 +42,12 @@ def prepare(root: str, option: str) -> None:
 
 
 def is_store(root: str) -> bool:
-    """Tell whether a directory was a store before."""
+    """Return whether a directory has been used as a store."""
     return os.path.exists(os.path.join(root, "VERSION"))
 
 
 def try_write(root: str) -> None:
-    """Raise OSError when a file of 64 KiB cannot be written into the store."""
+    """Raise OSError if a file of 64 KiB cannot be written into the store."""
     probe = ingest_path(root, f"probe-{os.getpid()}-{threading.get_ident()}")
     try:
         with open(open_file(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as f:
@@ -68,7 +68,7 @@ def _check_version(root: str, option: str) -> None:
         write_durably(path, f"{VERSION}\n".encode())
         return
     if found == OLD_VERSION and not _convert(root):
-        return  # an older kitfs uses it: both work side by side, and a later opening converts it
+        return  # an older version of kitfs uses the store too; that is possible, and a later opening converts the store
     if found == OLD_VERSION:
         write_durably(path, f"{VERSION}\n".encode())
     elif found != VERSION:
@@ -79,17 +79,16 @@ def _check_version(root: str, option: str) -> None:
 
 
 def _convert(root: str) -> bool:
-    """Remove the unverified blobs of format 1, which do not say who sent their bytes; the verified ones are the same in
-    format 2, and so are all tags.
+    """Convert a store from format 1 to format 2, by removing its unverified blobs, which have no recorded origin.
 
-    Returns False, and may have removed some, while another process uses a blob of the store. Every step is a rename, so
-    that a crash leaves a store of format 1.
+    Verified blobs and tags are the same in both formats. If another process uses a blob, the function returns False,
+    and may have removed some blobs. Every step is a rename, so that a crash leaves a store of format 1.
     """
     for entry in list(evict.entries(root)):
         try:
             lease = OwnFile(os.path.join(entry.directory, "lease"), os.O_RDWR)
         except FileNotFoundError:
-            continue  # it was removed meanwhile
+            continue  # the blob was removed meanwhile
         try:
             if not exclusive(lease):
                 return False

@@ -1,7 +1,7 @@
-"""Which blobs are pinned: no limit counts them, and eviction leaves them alone.
+"""Find the pinned blobs, which are never evicted and do not count for the limit of the store.
 
-A blob is pinned when a tag of a packed or pulled kit or a repository of the embedded registry leads to it, and while an
-operation of this process is bringing it. Threading: every method from any thread.
+A blob is pinned if a tag of a packed or pulled kit, or a repository of the embedded registry, refers to it directly or
+indirectly. It is also pinned while an operation of this process stores it. Threading: any thread may call every method.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kitfs.store.repositories import Repositories
 
 
 class Pins:
-    """The pins of a store; ``read`` gives the bytes of a manifest, or None when the store does not have it."""
+    """The pins of a store. ``read`` returns the bytes of a manifest, or None if the store does not have it."""
 
     def __init__(
         self, refs: Refs, indexes: Refs, repositories: Repositories, read: Callable[[Digest], bytes | None]
@@ -31,7 +31,7 @@ class Pins:
 
     @contextmanager
     def hold(self, digests: Collection[str]) -> Iterator[None]:
-        """Pin blobs for the time of a block, which is to make them permanent."""
+        """Pin blobs for a ``with`` block that is going to tag them."""
         held = frozenset(digests)
         self._held.append(held)
         try:
@@ -40,15 +40,14 @@ class Pins:
             self._held.remove(held)
 
     def is_held(self, digest: str) -> bool:
-        """Tell whether a block (``hold``) pins a blob right now: such a blob may use up the rest of the disk."""
+        """Return whether a ``hold`` block pins a blob now. Such a blob may use the rest of the disk."""
         return any(digest in held for held in list(self._held))
 
     def digests(self) -> set[str]:
-        """Return the digests of everything that repositories, tags and blocks pin: manifests, configs, layers, and
-        the manifests that an index lists.
+        """Return the digests of all pinned blobs: manifests, configs, layers, and the manifests in an image index.
 
-        The kits that an index of ``indexes`` lists are not pinned by it: they have tags of their own, or were only
-        looked at. Raises StoreError when a tag cannot be read.
+        A tag of an index of kits does not pin the kits, which have tags of their own if they were pulled. Raises
+        StoreError if a tag cannot be read.
         """
         found: set[str] = set()
         linked = set(self._repositories.linked())
@@ -67,7 +66,7 @@ class Pins:
         return found.union(linked, *self._held)
 
     def _manifest(self, text: str) -> dict[str, Any]:
-        """Return a manifest of the store; empty when it is missing or damaged."""
+        """Return a manifest of the store; an empty dict if it is missing or damaged."""
         try:
             data = self._read(Digest.parse(text))
             manifest: Any = own_json(data) if data else {}

@@ -1,8 +1,8 @@
-"""The digest of a blob, computed behind the bytes as they arrive, so that a blob is verified soon after its last byte.
+"""Compute the digest of a blob while its bytes arrive, so that the blob is verified soon after its last byte.
 
-The bytes are read back from the blob's file, in order, as far as they are stored without a gap. They were written a
-moment ago and are in the page cache, so that reading them costs a copy and no disk access; and what is hashed is what
-the store has, not what the network sent. Threading: the caller's lock.
+The bytes are read back from the blob's file, in order, up to the first gap. They were written a moment ago and are in
+the page cache, so reading them costs a copy but no disk access. In this way the stored bytes are hashed, and not the
+bytes that the network has sent. Threading: the caller must hold its lock.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, Final
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
 
-BUFFER: Final = 1 << 20  # bytes read at once
+BUFFER: Final = 1 << 20  # bytes read at a time
 
 
 class Proof:
-    """The hash of the leading bytes of a blob; ``at`` is how many were hashed."""
+    """The hash of the first ``at`` bytes of a blob."""
 
     def __init__(self, hasher: Callable[[], Any], body: DataFile, present: ChunkMap, *, chunk: int) -> None:
         self._hasher = hasher()
@@ -27,8 +27,9 @@ class Proof:
         self.at = 0
 
     def advance(self, size: int, stopped: Callable[[], bool]) -> None:
-        """Hash what is stored beyond ``at``, up to the first gap or to ``size`` bytes; end early when ``stopped``
-        returns True. Raises OSError, Closed.
+        """Hash the stored bytes from ``at`` up to the first gap, or up to ``size``.
+
+        The method returns early if ``stopped`` returns True. Raises OSError and Closed.
         """
         buffer = memoryview(bytearray(min(BUFFER, max(1, size - self.at))))
         last = (size - 1) // self._chunk

@@ -1,7 +1,7 @@
-"""Reading verified blobs back from the disk, to find bytes that have changed there.
+"""Read verified blobs back from the disk, to find bytes that have changed.
 
-Threading: none of its own; any thread. Sealed files are never written to, so readers and mounts are not disturbed. The
-time of a blob's last use stays as it is.
+The files of verified blobs are never written to, so this does not disturb readers and mounts. The time of a blob's last
+use is not changed. Threading: any thread may call the functions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kitfs.store.meta import load_meta
 from kitfs.store.paths import entry_path
 
 ReadInto = Callable[[memoryview, int], int]
-UNREADABLE: Final = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # errno values of a disk that has lost bytes
+UNREADABLE: Final = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # the errno values if a disk has lost bytes
 
 
 class SealedBlob(NamedTuple):
@@ -37,7 +37,7 @@ def ignored(_: int) -> None:
 
 
 def sealed_blobs(root: str) -> Iterator[SealedBlob]:
-    """Yield every verified blob of the store in ``root``. Blobs that come or go meanwhile may be left out."""
+    """Yield every verified blob of the store in ``root``. Blobs that are added or removed meanwhile may be left out."""
     for entry in entries(root):
         try:
             digest = Digest.parse(entry.digest)
@@ -47,7 +47,7 @@ def sealed_blobs(root: str) -> Iterator[SealedBlob]:
         except InvalidReference:
             continue
         except (OSError, ValueError, AttributeError, TypeError):
-            size = 0  # the entry is damaged, which ``check_entry`` finds
+            size = 0  # the entry is damaged, which ``check_entry`` will report
         if entry.directory == entry_path(root, digest, entry.form):
             yield SealedBlob(digest, entry.form, size)
 
@@ -55,10 +55,10 @@ def sealed_blobs(root: str) -> Iterator[SealedBlob]:
 def wrong_bytes(
     read_into: ReadInto, size: int | None, hasher: Any, expected: str, *, moved: Callable[[int], object] = ignored
 ) -> str | None:
-    """Hash a file; returns None when it has ``size`` bytes with the ``expected`` digest, else what is wrong with it.
+    """Hash a file. Return None if it has ``size`` bytes with the ``expected`` digest, or else describe the fault.
 
-    ``moved`` is called with the number of bytes of each piece, and may raise to end the work. Raises OSError when the
-    file cannot be read for another reason than lost bytes.
+    ``moved`` is called with the size of each piece in bytes, and may raise an error to end the work. Raises OSError if
+    the file cannot be read for a reason other than lost bytes.
     """
     buffer = memoryview(bytearray(PIECE))
     at = 0
@@ -78,11 +78,10 @@ def wrong_bytes(
 
 
 def check_entry(root: str, digest: Digest, form: str, moved: Callable[[int], object] = ignored) -> str | None:
-    """Read a verified blob back and remove its entry when bytes have changed. Returns None when the blob is right or is
-    not in the store, else what is wrong with it.
+    """Read a verified blob back, and remove it if its bytes have changed.
 
-    Processes that have the entry open go on with its open file. Raises StoreError when the blob cannot be read or
-    removed.
+    Returns None if the blob is unchanged or is not in the store; otherwise describes the fault. A process that has the
+    blob open continues to use the open file. Raises StoreError if the blob cannot be read or removed.
     """
     directory = entry_path(root, digest, form)
     lease = hold_sealed(directory, touch=False)

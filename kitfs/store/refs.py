@@ -1,9 +1,10 @@
-"""Tags of kits that were packed or pulled here. They exist nowhere else, so each is a file that is written by rename
-and fsynced.
+"""Store the tags of kits that were packed or pulled on this machine.
+
+Each tag is a file that is written by rename and fsynced, because it exists nowhere else:
 
     refs/<quoted registry/repository>/<quoted tag>     {"mediaType": …, "digest": …, "size": …}
 
-Threading and processes: a file appears whole or not at all; the last writer of a tag wins.
+Threading: any thread and any process may write a tag, and the last writer wins. Readers never see a partial file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kitfs.store.durable import fsync_directory, write_durably, write_error
 
 
 class Refs:
-    """Tags by repository ("registry/repository") and tag."""
+    """The tags in ``directory``, by the name of the repository ("registry/repository") and the tag."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -30,7 +31,7 @@ class Refs:
         return os.path.join(self._directory, _quoted(name), _quoted(tag))
 
     def get(self, name: str, tag: str) -> dict[str, Any] | None:
-        """Return the descriptor of a tag; None when the tag does not exist. Raises StoreError for a damaged one."""
+        """Return the descriptor of a tag; None if the tag does not exist. Raises StoreError if its file is damaged."""
         path = self._path(name, tag)
         try:
             check_below(self._directory, os.path.dirname(path))
@@ -45,7 +46,7 @@ class Refs:
         return loaded
 
     def set(self, name: str, tag: str, descriptor: dict[str, Any]) -> None:
-        """Point a tag at a descriptor (JSON form); durable when this returns. Raises StoreError."""
+        """Set a tag to a descriptor (as JSON). The tag is durable when the method returns. Raises StoreError."""
         path = self._path(name, tag)
         try:
             check_below(self._directory, os.path.dirname(path))
@@ -56,7 +57,7 @@ class Refs:
             raise write_error(path, e)
 
     def delete(self, name: str, tag: str) -> bool:
-        """Remove a tag; returns whether it existed."""
+        """Remove a tag, and return whether it existed."""
         try:
             os.unlink(self._path(name, tag))
         except FileNotFoundError:
@@ -64,7 +65,7 @@ class Refs:
         return True
 
     def items(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Yield (name, tag, descriptor) of every tag."""
+        """Yield (name, tag, descriptor) for every tag."""
         for quoted in sorted(os.listdir(self._directory)):
             for tag in sorted(os.listdir(os.path.join(self._directory, quoted))):
                 if tag.endswith("~"):
@@ -76,5 +77,5 @@ class Refs:
 
 
 def _quoted(text: str) -> str:
-    """Return a file name for any text: "/" and a leading "." are quoted."""
+    """Return a file name for any string, in which "/" and a leading "." are quoted."""
     return quote(text, safe="").replace(".", "%2E") if text.startswith(".") else quote(text, safe="")

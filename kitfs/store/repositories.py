@@ -1,18 +1,17 @@
-"""The repositories of a served store and what belongs to them, as links: one small file each, written by rename and
-fsynced.
+"""Store the repositories of the embedded registry as links: small files that are written by rename and fsynced.
 
     served/<repository, "/" as "+">/blobs/<algorithm>-<hex>       {}; its time is the last use of the blob there
                                     manifests/<algorithm>-<hex>   {"mediaType", "size"}
                                     tags/<tag>                    {"digest"}
                                     referrers/<algorithm>-<hex of the subject>/<algorithm>-<hex>    a descriptor
 
-A link says that a repository has a blob, and pins it; the bytes are the store's. A blob's link is created once and
-never replaced, so that a flock on it serializes ``use_blob`` and ``unlink_unused``. A blob that a client was told
-about is therefore not removed.
-Names must have been checked (``oci.names``), so that no name leads anywhere else.
+A link means that a repository has a blob, and it pins the blob, whose bytes are in the store. The link of a blob is
+made once and never replaced, so that a flock on the link serializes ``use_blob`` and ``unlink_unused``. So a blob is
+not removed just after a client was informed that the blob exists. The caller must have checked all names
+(``oci.names``), so that no name leads out of the directory.
 
-Threading and processes: a link appears whole or not at all. A caller that changes manifests, or removes blobs from a
-repository, takes ``locked`` first, since several links are involved.
+Threading: readers never see a partial link. A caller that changes manifests, or removes blobs from a repository, must
+take ``locked`` first, because it changes several links.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ LINK: Final = b"{}"  # the content of a blob's link
 
 
 class Repositories:
-    """The links in ``directory``, which need not exist."""
+    """The links in ``directory``, which may be missing."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -50,15 +49,15 @@ class Repositories:
         return os.path.join(self._directory, repository.replace("/", "+"), *parts)
 
     def names(self) -> list[str]:
-        """Return every repository, sorted."""
+        """Return the names of all repositories, sorted."""
         return sorted(name.replace("+", "/") for name in _listed(self._directory))
 
     def exists(self, repository: str) -> bool:
-        """Tell whether anything was ever pushed to a repository."""
+        """Return whether a repository exists: anything was ever pushed to it."""
         return os.path.isdir(self._path(repository))
 
     def link(self, repository: str, kind: str, name: str, value: dict[str, Any], *, below: str = "") -> None:
-        """Make or replace a link; durable when this returns. ``below`` is a referrer's subject. Raises StoreError."""
+        """Make or replace a link, durably. ``below`` is the subject of a referrer. Raises StoreError."""
         path = self._path(repository, kind, *filter(None, (below,)), name)
         try:
             check_below(self._directory, os.path.dirname(path))
@@ -69,7 +68,7 @@ class Repositories:
             raise write_error(path, e) from e
 
     def add_blob(self, repository: str, digest: Digest) -> None:
-        """Link a blob, or record its use now; durable when this returns. Raises StoreError, StoreFull."""
+        """Link a blob durably, or record the current time as its last use. Raises StoreError and StoreFull."""
         path = self._path(repository, BLOBS, link_name(digest))
         try:
             while not self.use_blob(repository, digest, repair=True):
@@ -82,11 +81,10 @@ class Repositories:
             raise write_error(path, e) from e
 
     def use_blob(self, repository: str, digest: Digest, *, within: float = 0.0, repair: bool = False) -> bool:
-        """Tell whether a repository has a blob; if it does, its last use is now. Raises StoreError for a damaged link,
-        unless it is to be repaired (``repair``).
+        """Return whether a repository has a blob; if it does, record the current time as the blob's last use.
 
-        A use less than ``within`` seconds after the recorded one is not recorded. A time in the future stays: times
-        only go forward.
+        A use less than ``within`` seconds after the recorded use is not recorded, and a recorded time in the future is
+        not changed. Raises StoreError for a damaged link, unless ``repair`` is True.
         """
         path = self._path(repository, BLOBS, link_name(digest))
         while True:
@@ -97,8 +95,8 @@ class Repositories:
             except OSError as e:
                 raise StoreError(f"cannot read the link {path}: {e.strerror}") from e
             try:
-                link.flock(fcntl.LOCK_SH)  # only ``unlink_unused`` holds it exclusively, for a moment
-                if link.pread(64, 0) not in (LINK, b""):  # empty while it is being made, or after a crash
+                link.flock(fcntl.LOCK_SH)  # only ``unlink_unused`` takes an exclusive lock, for a moment
+                if link.pread(64, 0) not in (LINK, b""):  # a link is empty while it is being made, or after a crash
                     if not repair:
                         raise StoreError(f"the link {path} is damaged; push the blob again to repair it")
                     link.pwrite(LINK, 0)
@@ -107,7 +105,7 @@ class Repositories:
                         os.fsync(fd)
                 now = time.time_ns()
                 if link.stat().st_mtime_ns < now - int(within * 1e9):
-                    # A read-only disk records no use, and nothing is collected there either.
+                    # A read-only disk cannot record a use, but no blob is collected from it, either.
                     with contextlib.suppress(OSError), link.number() as fd:
                         os.utime(fd, ns=(now, now))
                 if same(link, path):
@@ -116,18 +114,18 @@ class Repositories:
                 release(link)
 
     def last_use(self, repository: str, name: str) -> float | None:
-        """Return when a blob was last used in a repository, in seconds since the epoch; None when it is not linked."""
+        """Return when a blob was last used in a repository, in seconds since the epoch; None if it has no link."""
         try:
             return os.stat(self._path(repository, BLOBS, name)).st_mtime
         except FileNotFoundError:
             return None
 
     def unlink_unused(self, repository: str, name: str, *, before: float) -> bool:
-        """Remove the link of a blob that was last used at or before ``before`` (seconds since the epoch); returns
-        whether it was removed.
+        """Remove the link of a blob whose last use was at or before ``before``; return whether it was removed.
 
-        The caller holds ``locked``, which keeps manifests from arriving; a use at the same moment keeps the link. Not
-        fsynced: a link that a crash brings back is collected later.
+        ``before`` is in seconds since the epoch. The caller must hold ``locked``, so that no manifest is pushed
+        meanwhile. A link that is used meanwhile stays. The removal is not fsynced: if a crash restores the link, it is
+        collected later.
         """
         path = self._path(repository, BLOBS, name)
         try:
@@ -143,7 +141,7 @@ class Repositories:
             release(link)
 
     def get(self, repository: str, kind: str, name: str) -> dict[str, Any] | None:
-        """Return a link's value; None when it does not exist. Raises StoreError for a damaged one."""
+        """Return the value of a link; None if the link does not exist. Raises StoreError if it is damaged."""
         path = self._path(repository, kind, name)
         try:
             check_below(self._directory, os.path.dirname(path))
@@ -156,7 +154,7 @@ class Repositories:
         return loaded if isinstance(loaded, dict) else {}
 
     def unlink(self, repository: str, kind: str, name: str, *, below: str = "") -> bool:
-        """Remove a link; returns whether it existed."""
+        """Remove a link, and return whether it existed."""
         path = self._path(repository, kind, *filter(None, (below,)), name)
         try:
             os.unlink(path)
@@ -168,7 +166,7 @@ class Repositories:
         return True
 
     def listed(self, repository: str, kind: str) -> list[str]:
-        """Return the names of a kind of link, sorted bytewise."""
+        """Return the names of all links of a kind, sorted by their bytes."""
         return sorted(_listed(self._path(repository, kind)))
 
     def referrers(self, repository: str, subject: Digest) -> Iterator[dict[str, Any]]:
@@ -188,7 +186,7 @@ class Repositories:
 
     @contextlib.contextmanager
     def locked(self, repository: str) -> Iterator[None]:
-        """Exclude every other change to a repository's manifests, tags and referrers, for a block."""
+        """Prevent other changes to a repository's manifests, tags and referrers during a ``with`` block."""
         path = self._path(repository)
         try:
             _make_durably(self._directory, path)
@@ -215,7 +213,7 @@ def _listed(directory: str) -> list[str]:
 
 
 def _write_new(path: str, data: bytes) -> None:
-    """Write and fsync a file that does not exist; the caller fsyncs the directory. Raises FileExistsError, OSError."""
+    """Write and fsync a new file. The caller must fsync the directory. Raises FileExistsError and OSError."""
     fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with open(fd, "wb") as f:
@@ -229,7 +227,7 @@ def _write_new(path: str, data: bytes) -> None:
 
 
 def _make_durably(root: str, directory: str) -> None:
-    """Make a directory and its parents, from ``root`` down, so that they survive a crash."""
+    """Make a directory and its parents below ``root`` durably."""
     missing = []
     while not os.path.isdir(directory):
         missing.append(directory)

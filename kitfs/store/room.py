@@ -1,8 +1,8 @@
-"""Whether the store takes more bytes, by its size limit and by the free space that the disk must keep.
+"""Decide whether the store accepts more bytes, by its size limit and by the space that must stay free on the disk.
 
-The limits are checked after every ``CHECK_EVERY`` stored bytes, and blobs are evicted to keep them. When nothing can be
-evicted the store is full: then reads are served without being stored, and the limits are checked again every
-``recheck`` seconds. Threading: every method from any thread.
+The limits are checked after every ``CHECK_EVERY`` stored bytes, and blobs are evicted if a limit is exceeded. If no
+blob can be evicted, the store is full: reads are served without being stored (read-through), and the limits are checked
+again every ``recheck`` seconds. Threading: any thread may call every method.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from kitfs.store.evict import Entry
 from kitfs.store.pins import Pins
 
 CHECK_EVERY: Final = 64 << 20  # bytes stored between two checks of the limits
-AT_LEAST: Final = 64 << 20  # bytes that are freed at once when the disk is full
+AT_LEAST: Final = 64 << 20  # bytes freed at a time when the disk is full
 RECHECK: Final = 5.0  # seconds
 
 
 class DiskUsage(Protocol):
-    """What ``shutil.disk_usage`` returns, in bytes."""
+    """The size and the free space of a disk in bytes, as ``shutil.disk_usage`` returns them."""
 
     @property
     def total(self) -> int: ...
@@ -36,10 +36,10 @@ class DiskUsage(Protocol):
 
 
 class Room:
-    """The room in the store at ``root``.
+    """The limits of the store in ``root``.
 
-    ``size_limit`` bytes may be used by blobs that are not pinned (None: no limit), and ``free_share`` of the disk is
-    to stay free. ``later`` runs a task on the store's housekeeping thread. ``entries`` lists the blobs and
+    Blobs that are not pinned may use ``size_limit`` bytes (None means no limit), and the share ``free_share`` of the
+    disk must stay free. ``later`` runs a task on the store's housekeeping thread. ``entries`` lists the blobs, and
     ``disk_usage`` measures the disk of a directory.
     """
 
@@ -75,27 +75,27 @@ class Room:
 
     @property
     def full(self) -> bool:
-        """Whether the store was full when its limits were last checked."""
+        """Return whether the store was full when its limits were last checked."""
         return self._full
 
     @property
     def size_limit(self) -> int | None:
-        """Bytes that blobs which are not pinned may use; None without a limit."""
+        """Return how many bytes the blobs that are not pinned may use; None without a limit."""
         return self._size_limit
 
     def available(self) -> bool:
-        """Tell whether the store takes more bytes; a full store is checked again every ``recheck`` seconds."""
+        """Return whether the store accepts more bytes. A full store is checked again every ``recheck`` seconds."""
         if self._full and time.monotonic() - self._checked > self._recheck:
             try:
                 self.evict()
             except (OSError, StoreError):
-                self._checked = time.monotonic()  # the store is gone or damaged, and no read fails because of that
+                self._checked = (
+                    time.monotonic()
+                )  # the store is missing or damaged, but reads must not fail because of it
         return not self._full
 
     def headroom(self) -> int:
-        """Return the bytes that can be stored before a limit is reached and blobs are evicted. Raises OSError,
-        StoreError.
-        """
+        """Return how many bytes can be stored before blobs must be evicted. Raises OSError and StoreError."""
         pinned = self._pins.digests()
         used = (
             0 if self._size_limit is None else sum(e.size for e in self._entries(self._root) if e.digest not in pinned)
@@ -105,14 +105,14 @@ class Room:
         return max(0, free if self._size_limit is None else min(free, self._size_limit - used))
 
     def make(self) -> bool:
-        """Evict unpinned blobs because the disk is full. Returns whether any space was freed."""
+        """Evict blobs that are not pinned, because the disk is full. Returns whether any space was freed."""
         try:
             return self.evict(at_least=AT_LEAST) > 0
         except (OSError, StoreError):
             return False
 
     def wrote(self, size: int) -> None:
-        """Count stored bytes; the limits are checked on the housekeeping thread every ``CHECK_EVERY`` bytes."""
+        """Count stored bytes. After every ``CHECK_EVERY`` bytes, the housekeeping thread checks the limits."""
         with self._lock:
             self._since_check += size
             step = CHECK_EVERY if self._size_limit is None else min(CHECK_EVERY, max(1 << 20, self._size_limit // 16))
@@ -123,7 +123,7 @@ class Room:
             self._later(self.evict)
 
     def read_through(self, size: int) -> None:
-        """Count bytes that were served without being stored, and log it the first time."""
+        """Count bytes that were served without being stored; log a warning the first time."""
         self._counters.add("read_through", size)
         with self._lock:
             first, self._said_full = not self._said_full, True
@@ -134,14 +134,14 @@ class Room:
             )
 
     def evict(self, *, at_least: int = 0) -> int:
-        """Bring the store below its limits and free ``at_least`` bytes, as far as leases and pins allow.
+        """Evict blobs until the store is below its limits and ``at_least`` bytes are freed, and return the freed bytes.
 
-        Returns the bytes that were freed. Raises OSError, StoreError.
+        Less is freed if too many blobs are leased or pinned. Raises OSError and StoreError.
         """
         entries = list(self._entries(self._root))
         pinned = (
             self._pins.digests()
-        )  # after the walk: a blob that is pinned later is leased later, and ``remove`` sees it
+        )  # the pins are read after the walk: a blob that is pinned later is also leased later, which ``remove`` sees
         found = [e for e in entries if e.digest not in pinned]
         surplus = max(self._surplus(sum(e.size for e in found)), at_least)
         layers, small = evict.victims(found, pinned)
@@ -153,7 +153,7 @@ class Room:
         return freed
 
     def _remove(self, entries: Sequence[Entry], surplus: int) -> int:
-        """Remove entries in order until ``surplus`` bytes are free. Returns the bytes that were freed."""
+        """Remove entries in order until ``surplus`` bytes are freed. Returns the number of freed bytes."""
         freed = 0
         for entry in entries:
             if freed >= surplus:
@@ -166,8 +166,9 @@ class Room:
         return freed
 
     def spare(self, digest: str) -> int:
-        """Return how many bytes of the blob ``digest`` the store takes before it must evict another blob; less than 0
-        when it is over its limits. Raises OSError, StoreError.
+        """Return how many more bytes of a blob the store can accept before it must evict another blob.
+
+        The result is negative if the store exceeds its limits. Raises OSError and StoreError.
         """
         pinned = self._pins.digests()
         disk = self._disk_usage(self._root)
@@ -178,7 +179,7 @@ class Room:
         return min(free, self._size_limit - used)
 
     def _surplus(self, used: int) -> int:
-        """Return the bytes by which the limits are exceeded."""
+        """Return by how many bytes the limits are exceeded."""
         disk = self._disk_usage(self._root)
         over_share = int(disk.total * self._free_share) - disk.free
         over_limit = 0 if self._size_limit is None else used - self._size_limit

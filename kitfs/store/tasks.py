@@ -1,4 +1,4 @@
-"""A thread of the store that runs short tasks one after the other. Threading: every method from any thread."""
+"""Run short tasks of the store one after the other on a thread. Any thread may call every method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kitfs.metrics import Counters
 
 
 class TaskThread:
-    """Runs tasks in the order in which they were put; ``name`` names the thread, ``what`` the work in log lines."""
+    """A thread that runs tasks in the order of ``put``. Log lines call its work ``what``."""
 
     def __init__(self, name: str, what: str, *, counters: Counters, log: logging.Logger) -> None:
         self._what: Final = what
@@ -24,11 +24,11 @@ class TaskThread:
         self._thread.start()
 
     def put(self, task: Callable[[], object]) -> None:
-        """Run a task when those before it have ended."""
+        """Run a task after the earlier tasks."""
         self._tasks.put(task)
 
     def close(self) -> None:
-        """Run what was put, and end the thread."""
+        """Run the tasks that are waiting, and end the thread."""
         self._tasks.put(None)
         self._thread.join()
 
@@ -37,10 +37,10 @@ class TaskThread:
             try:
                 task()
             except Closed:
-                pass  # the blob was closed meanwhile; the next opening does the task
+                pass  # the blob was closed meanwhile, and its next opening does the task
             except (OSError, StoreError) as e:
                 self._log.warning("%s failed: %s", self._what, e)
-            except Exception:  # noqa: BLE001 - a thread that ends would leave every later task undone
+            except Exception:  # noqa: BLE001 - later tasks must run even if a task has a bug
                 self._counters.add("bugs")
                 self._log.exception("a bug in %s", self._what)
-            del task  # a task refers to a blob, which would stay alive until the next one
+            del task  # a task refers to a blob, which would otherwise stay alive until the next task
