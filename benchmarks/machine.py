@@ -42,13 +42,16 @@ class Watch(Protocol):
 
 
 class Home:
-    """A machine with kitfs that has never seen a kit: an empty store, a run directory and a home for kit."""
+    """A machine with kitfs that has never seen a kit: an empty store, a run directory and a home for kit.
+
+    Python may write compiled modules, which an installed package has, whatever the environment says.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.store, self.run_dir, self.mountpoint = root / "store", root / "run", root / "mnt"
         root.mkdir()
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith("KITFS_")} | {
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith(("KITFS_", "PYTHON"))} | {
             "KITFS_CACHE_DIR": str(self.store),
             "KITFS_RUN_DIR": str(self.run_dir),
             "KITOPS_HOME": str(root / "kitops"),

@@ -141,3 +141,9 @@ def test_importing_kitfs_imports_nothing_heavy() -> None:
 def test_the_package_is_marked_as_typed() -> None:
     """The package has py.typed."""
     assert (Path(kitfs.__file__).parent / "py.typed").exists()
+
+
+def test_a_client_does_not_import_the_command_line_of_httpx() -> None:
+    """It would import rich and pygments, which take longer than httpx itself."""
+    code = "import sys, kitfs.registry.client; print([m for m in ('rich', 'pygments') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,31 +1,38 @@
 """Where the bytes of an unpack come from: the layers of a kit.
 
-A layer is fetched into the store and compared with its digest before the first of its files is written. A layer that
-the store has verified before is read back first, since its bytes may have changed on the disk. Only a layer that the
-store cannot keep is written while it is fetched: it is hashed on the way, and its files get their names when the digest
-is right. The index of such a layer was read before, from the same source, by requests of its own.
+A layer that the store has verified before is read back first, since its bytes may have changed on the disk, and is
+copied out of the store. A large layer that the store does not have is written while it is fetched (``direct``), if it
+is not compressed. Any other layer is fetched into the store, and decoded there, before the first of its files is
+written. A compressed layer that the store cannot keep is decoded twice: once for its index, once for its files.
 Threading: a ContentSource belongs to one thread at a time; setting ``stop`` from another thread ends its work.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
+from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, LayerError, LayerLimit, StoreFull
 from kitfs.kit.layer import Layer
-from kitfs.layers.codec import decode
 from kitfs.layers.index import SIZE_MAX, LayerIndex
 from kitfs.layers.tar import index_tar
 from kitfs.openfile import PIECE
+from kitfs.ops.unpack.direct import Direct, Headers
 from kitfs.ops.unpack.progress import Stopped
 from kitfs.ops.unpack.safe_directory import copy_range, write_all
+from kitfs.ops.unpack.streamed import ForwardReader, Streamed, check_room, check_size
 from kitfs.store import fill as filling
 from kitfs.store.blob import Blob
+from kitfs.store.paths import origin_key, unproven_path
 from kitfs.store.store import Store
+
+DIRECT: Final = 1 << 20  # bytes from which a layer is written while it is fetched: a smaller one is cached meanwhile
+MAX_DIRECT: Final = 100_000  # members of a layer that is written while it is fetched
+MAX_HEADERS: Final = 32 << 20  # bytes outside the files of one, which are kept in memory
 
 CountBytes = Callable[[int], None]
 
@@ -33,15 +40,22 @@ CountBytes = Callable[[int], None]
 class Content(Protocol):
     """The content of a layer, to which the extents of its index refer.
 
-    ``verified`` is True if the digest is known to be right; otherwise it is known when ``finish`` has returned.
+    ``verified`` is True if the digest is known to be right; otherwise it is right if ``finish`` returns True. If
+    ``finish`` returns False, the files must be written again from another content. With ``resumable``, ``take`` can use
+    the bytes of files that an earlier run has begun.
     """
 
     @property
     def verified(self) -> bool: ...
 
+    @property
+    def resumable(self) -> bool: ...
+
+    def take(self, fd: int, offset: int, at: int, size: int) -> int: ...
+
     def copy(self, at: int, size: int, fd: int, offset: int) -> None: ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> bool: ...
 
     def close(self) -> None: ...
 
@@ -50,7 +64,8 @@ class ContentSource(Protocol):
     """What an unpack needs of a layer, or of a file that is stored elsewhere.
 
     ``fetches`` returns how many bytes must be fetched before anything is written. ``index`` reads the index; ``room``
-    is how many bytes there are for decoded content. ``open`` returns the content itself.
+    is how many bytes there are for decoded content. ``open`` returns the content itself; ``kept`` is how many of its
+    files an earlier run has written or begun.
     """
 
     @property
@@ -66,7 +81,7 @@ class ContentSource(Protocol):
 
     def index(self, count: CountBytes, stop: threading.Event, room: int) -> LayerIndex: ...
 
-    def open(self, count: CountBytes, stop: threading.Event) -> Content: ...
+    def open(self, count: CountBytes, stop: threading.Event, *, kept: int = 0) -> Content: ...
 
 
 class LayerContent:
@@ -78,6 +93,8 @@ class LayerContent:
         self._max_entries = max_entries
         self._verified: Blob | None = None
         self._index: LayerIndex | None = None
+        self._source: Source | None = None  # from which the layer is written without the store
+        self._direct: Direct | None = None
 
     def __repr__(self) -> str:
         return f"<LayerContent {self.layer!r}>"
@@ -131,7 +148,7 @@ class LayerContent:
         if layer.type.format == "raw" or not layer.compressed:
             return layer.index()
         try:
-            return index_tar(_ForwardReader(layer.decoded_once(), room, stop), max_entries=self._max_entries)
+            return index_tar(ForwardReader(layer.decoded_once(), room, stop), max_entries=self._max_entries)
         except LayerError as e:
             raise e.prefixed(f"layer {self.digest}")
 
@@ -191,18 +208,22 @@ class LayerContent:
         try:
             while data := content.pread(at, 4 * PIECE):
                 at += len(data)
-                _check_room(at, room)
+                check_room(at, room)
                 if stop.is_set():
                     raise Stopped
         except (LayerError, StoreFull) as e:
             content.drop()  # otherwise bytes that nothing can use would take room in the store
             raise e.prefixed(f"layer {self.digest}")
 
-    def open(self, count: CountBytes, stop: threading.Event) -> Content:
-        """Open the content, verified if the store can keep it.
+    def open(self, count: CountBytes, stop: threading.Event, *, kept: int = 0) -> Content:
+        """Open the content.
 
-        Raises IntegrityError if the bytes are not those that the index was made of.
+        Raises IntegrityError, Stopped, and what the registry raises.
         """
+        if self._verified is None and (source := self._passing_source()) is not None:
+            self._direct = self._open_direct(source, count, stop, kept)
+            if self._direct is not None:
+                return self._direct
         if self._verified is None:
             self._verified = self._verify(count, stop, SIZE_MAX)
             if self._verified is not None and self._index is not None and self.layer.proven_index() != self._index:
@@ -215,52 +236,41 @@ class LayerContent:
         file = None if self.layer.compressed else self._store.open_sealed(self.layer.digest)
         return Verified(self._verified, file, count, stop)
 
+    def _passing_source(self) -> Source | None:
+        """Return the source from which the layer is written without the store; None if it goes through the store."""
+        layer = self.layer
+        if layer.compressed or layer.size < DIRECT or (self._direct is not None and self._direct.misindexed):
+            return None
+        self._source = self._source or layer.source()
+        return self._source
 
-def check_size(index: LayerIndex, size: int) -> None:
-    """Raises IntegrityError, in kit's words, unless the only file of a layer is as long as its annotation says."""
-    for path in index.members:
-        if size != index.total:
-            raise IntegrityError(
-                f"unpacked size of file {path} does not match metadata annotation: {size} bytes, not {index.total}"
-            )
+    def _open_direct(self, source: Source, count: CountBytes, stop: threading.Event, kept: int) -> Direct | None:
+        """Return the content out of ``source``; None if the store has most of the layer, or if the layer has so many
+        small files that their headers would take much memory.
+        """
+        layer, headers, index = self.layer, None, self._index
+        if index is None or not self.fetches():
+            return None
+        if layer.type.format == "raw":
+            own = unproven_path(self._store.root, layer.digest, "blobs", origin_key(source.sender, layer.size))
+            begun = os.path.exists(own)
+        else:
+            begun = True
+            if index.counts.members > MAX_DIRECT:
+                return None
+            headers = Headers(index, layer.size)
+            if headers.outside > MAX_HEADERS:
+                return None
+        if begun and 2 * layer.wire().fetched > layer.size:
+            return None
 
+        def wrong(error: IntegrityError) -> None:
+            self._store.counters.add("integrity_failures")
+            self._store.log.error("%s", error)
 
-def _check_room(size: int, room: int) -> None:
-    if size > room:
-        raise LayerLimit(f"it decompresses to more than {room} bytes, which is more than is free where it is unpacked")
-
-
-class _ForwardReader:
-    """Content that the store cannot keep, for a reader that goes forwards: earlier bytes are forgotten, but for the
-    last ``KEPT`` ones.
-    """
-
-    KEPT: Final = 4096
-    size: Final = None
-
-    def __init__(self, pieces: Iterator[memoryview], room: int, stop: threading.Event) -> None:
-        self._pieces = pieces
-        self._room = room
-        self._stop = stop
-        self._start = 0  # offset of the bytes that are held
-        self._held = bytearray()
-
-    def pread(self, offset: int, size: int) -> bytes:
-        """Read bytes that begin at most ``KEPT`` bytes before the end of those that were read before."""
-        while self._start + len(self._held) < offset + size:
-            if self._stop.is_set():
-                raise Stopped
-            piece = next(self._pieces, None)
-            if piece is None:
-                break
-            self._held += piece
-            _check_room(self._start + len(self._held), self._room)
-            surplus = min(len(self._held) - self.KEPT, offset - self._start)
-            if surplus > 0:
-                del self._held[:surplus]
-                self._start += surplus
-        at = offset - self._start
-        return bytes(self._held[at : at + size]) if at >= 0 else b""
+        return Direct(
+            layer, source, index, headers, kept=kept, max_entries=self._max_entries, count=count, stop=stop, wrong=wrong
+        )
 
 
 class Verified:
@@ -269,6 +279,7 @@ class Verified:
     """
 
     verified: Final = True
+    resumable: Final = False
 
     def __init__(self, content: Blob, file: io.FileIO | None, count: CountBytes, stop: threading.Event) -> None:
         self._content = content
@@ -296,78 +307,15 @@ class Verified:
             at, offset, size = at + done, offset + done, size - done
             self._count(done)
 
-    def finish(self) -> None:
-        """Do nothing: the content was verified before."""
+    def take(self, fd: int, offset: int, at: int, size: int) -> int:
+        """Return 0: the bytes are copied."""
+        return 0
+
+    def finish(self) -> bool:
+        """Return True: the content was verified before."""
+        return True
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
-
-
-class Streamed:
-    """Content that the store cannot keep: read once, from beginning to end, and hashed on the way.
-
-    ``index`` is given if the layer is one file, whose size is checked at the end.
-    """
-
-    verified: Final = False
-
-    def __init__(self, layer: Layer, index: LayerIndex | None, count: CountBytes, stop: threading.Event) -> None:
-        self._layer = layer
-        self._index = index
-        self._count = count
-        self._stop = stop
-        self._hasher: Any = layer.digest.hasher()
-        self._wire = self._hashed(layer.wire().stream())
-        self._pieces: Iterator[bytes] = decode(self._wire, layer.type.compression) if layer.compressed else self._wire
-        self._piece = memoryview(b"")
-        self._at = 0  # offset of the piece in the content
-
-    def _hashed(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            if self._stop.is_set():
-                raise Stopped
-            self._hasher.update(piece)
-            self._count(len(piece))
-            yield piece
-
-    def copy(self, at: int, size: int, fd: int, offset: int) -> None:
-        """Copy ``size`` bytes of the content from ``at``, which must not lie before the end of the last copy."""
-        while size:
-            while self._at + len(self._piece) <= at:
-                self._next()
-            piece = self._piece[at - self._at :][:size]
-            write_all(fd, piece, offset)
-            at, offset, size = at + len(piece), offset + len(piece), size - len(piece)
-
-    def _next(self) -> None:
-        self._at += len(self._piece)
-        try:
-            piece = next(self._pieces, None)
-        except LayerError:
-            self.finish()  # raises IntegrityError if damage is the reason
-            raise
-        if piece is None:
-            raise IntegrityError(f"layer {self._layer.digest} ends before its files do")
-        self._piece = memoryview(piece)
-
-    def finish(self) -> None:
-        """Read the rest without decoding it. Raises IntegrityError if the digest, or the size of the only file, is
-        wrong.
-        """
-        more = 0
-        if self._index is not None:
-            with suppress(LayerError):
-                more = len(next(self._pieces, b""))
-        for _ in self._wire:
-            pass
-        actual = self._hasher.hexdigest()
-        if actual != self._layer.digest.hex:
-            algorithm = self._layer.digest.algorithm
-            raise IntegrityError(f"layer {self._layer.digest} does not match its digest: it has {algorithm}:{actual}")
-        if self._index is not None:
-            check_size(self._index, self._at + len(self._piece) + more)
-
-    def close(self) -> None:
-        """Do nothing: no file is open."""

@@ -4,13 +4,14 @@
         {"version", "what", "nonce"}   the first line; "what" identifies the command
         {"boot"}                       when a run begins: the id of this boot of the machine
         {"d": path}                    before a directory is made
+        {"p": path, "t": name, "i": inode}   when a large file was begun under a temporary name
         {"f": path, "i": inode, "s": size, "m": mtime}   before a whole file gets its name
 
 The command is identified by the digest of the manifest, the filters, and the digests of the layers. A file with the
 inode that the journal records was written by this command. If its size and mtime match too, and the machine has not
 been restarted since, the file is complete: nothing is fsynced before the end of an unpack, so a restart may have lost
-bytes. The journal is only appended to, so a kill never loses what an earlier run has recorded. Threading: any thread
-may write; one lock.
+bytes. A file that was only begun is resumed: its bytes are hashed again, so that lost bytes are noticed. The journal is
+only appended to, so a kill never loses what an earlier run has recorded. Threading: any thread may write; one lock.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Journal:
 
     ``nonce`` is part of the temporary names of all its runs; ``stale`` is the nonce of another command that was
     interrupted here and that this one replaces ("" if there was none). ``directories`` are those that the command made.
+    ``begun`` maps the path of each file that was begun to its temporary name and inode.
     """
 
     def __init__(self, file: OpenFile, command: list[str]) -> None:
@@ -50,6 +52,7 @@ class Journal:
         self.nonce = ""
         self.stale = ""
         self.directories: set[str] = set()
+        self.begun: dict[str, tuple[str, int]] = {}
         self._files: dict[str, tuple[str, int, int, int]] = {}  # boot, inode, size, mtime
 
     @classmethod
@@ -85,6 +88,9 @@ class Journal:
                 self.directories.add(line["d"])
             elif isinstance(line.get("f"), str):
                 self._files[line["f"]] = (boot, line.get("i", 0), line.get("s", 0), line.get("m", 0))
+                self.begun.pop(line["f"], None)
+            elif isinstance(line.get("p"), str) and isinstance(line.get("t"), str):
+                self.begun[line["p"]] = (line["t"], line.get("i", 0))
 
     def begin(self) -> None:
         """Record that this run begins to write. Raises ContextError."""
@@ -109,9 +115,16 @@ class Journal:
             self.directories.add(path)
             self._append(_line({"d": path}))
 
+    def beginning(self, path: str, temporary: str, inode: int) -> None:
+        """Record that a file was begun under a temporary name, so that a later run can resume it."""
+        with self._lock:
+            self.begun[path] = (temporary, inode)
+            self._append(_line({"p": path, "t": temporary, "i": inode}))
+
     def publishing(self, file: PendingFile) -> None:
         """Record that a whole file is about to get its name."""
         with self._lock:
+            self.begun.pop(file.path, None)
             self._append(_line({"f": file.path, "i": file.inode, "s": file.size, "m": file.mtime}))
 
     def _append(self, data: bytes) -> None:

@@ -102,7 +102,7 @@ class ObjectContent:
             self._size = int(head["ContentLength"])
         return raw_index(self.path or "", self._size, 0o644)
 
-    def open(self, count: CountBytes, stop: threading.Event) -> Content:
+    def open(self, count: CountBytes, stop: threading.Event, *, kept: int = 0) -> Content:
         """Open the object for one read from beginning to end. Raises RegistryError, IntegrityError."""
         with self.s3_errors():
             response = self._client.get_object(**self._where, IfMatch=f'"{self._etag}"')
@@ -130,6 +130,7 @@ class _ObjectStream:
     """The content of an object, hashed while it is read. ``md5`` is "" if its MD5 is not known."""
 
     verified: Final = False
+    resumable: Final = False
 
     def __init__(self, source: ObjectContent, stream: Any, md5: str, count: CountBytes, stop: threading.Event) -> None:
         self._source = source
@@ -138,6 +139,10 @@ class _ObjectStream:
         self._hasher = hashlib.md5(usedforsecurity=False)
         self._count = count
         self._stop = stop
+
+    def take(self, fd: int, offset: int, at: int, size: int) -> int:
+        """Return 0: the object is read from its beginning."""
+        return 0
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
         """Copy the next ``size`` bytes to ``offset`` of the file ``fd``. All of an object is one extent."""
@@ -153,11 +158,12 @@ class _ObjectStream:
             offset, size = offset + len(data), size - len(data)
             self._count(len(data))
 
-    def finish(self) -> None:
-        """Raises IntegrityError if the bytes do not have the MD5 that the ETag states."""
+    def finish(self) -> bool:
+        """Return True. Raises IntegrityError if the bytes do not have the MD5 that the ETag states."""
         actual = self._hasher.hexdigest()
         if self._md5 and actual != self._md5:
             raise IntegrityError(f"{self._source.path}: the object has the MD5 {actual}, but its ETag is {self._md5}")
+        return True
 
     def close(self) -> None:
         """Close the connection."""

@@ -2,7 +2,8 @@
 
 A file first gets a temporary name in its directory, then its bytes and its mode (the umask does not apply), and last
 its own name, by rename. So a file that a killed process leaves behind is whole, or has a temporary name. Temporary
-names begin with ``.kitfs-<nonce>-``; ``sweep`` finds them by that. Threading: a SafeDirectory belongs to one thread;
+names begin with ``.kitfs-<nonce>-``; ``sweep`` finds them by that. A file that was begun by an earlier run can be
+opened again by its temporary name. Threading: a SafeDirectory belongs to one thread;
 ``clone`` returns another one for another thread. Needs openat(2): Linux and other POSIX systems.
 """
 
@@ -14,7 +15,7 @@ import itertools
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
@@ -22,6 +23,8 @@ from kitfs.errors import ContextError
 
 OPEN_DIRECTORIES: Final = 32  # descriptors that stay open
 FOLLOW_NOTHING: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_RDONLY | os.O_CLOEXEC
+LIBC: Final = ctypes.CDLL(None, use_errno=True)
+BEGIN_WRITE: Final = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 COPY: Final = 16 << 20  # bytes of one copy_file_range(2)
 NO_COPY: Final = frozenset(
     {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EPERM, errno.EIO}
@@ -103,6 +106,13 @@ class SafeDirectory:
             with open(fd, "rb") as f:
                 return f.read(limit) if stat.S_ISREG(os.fstat(fd).st_mode) else None
 
+    def open_file(self, path: str) -> int | None:
+        """Open a regular file for reading; the caller closes the descriptor. Returns None if it cannot be opened."""
+        with suppress(OSError, ContextError):
+            parent, name = self._at(path)
+            return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        return None
+
     def make_directory(self, path: str) -> None:
         """Make a directory that only its owner may enter until ``set_mode``. An existing directory stays as it is."""
         with _named(path):
@@ -121,29 +131,65 @@ class SafeDirectory:
         with _named(path):
             os.fchmod(self._directory(path), mode)
 
-    def write(self, path: str, mode: int, size: int, fill: Callable[[int], None]) -> PendingFile:
+    def write(
+        self,
+        path: str,
+        mode: int,
+        size: int,
+        fill: Callable[[int], None],
+        *,
+        begun: tuple[str, int] = ("", 0),
+        beginning: Callable[[str, str, int], None] | None = None,
+    ) -> PendingFile:
         """Write a file of ``size`` bytes under a temporary name. ``fill`` writes to the descriptor; ranges that it
         leaves out become holes.
+
+        With ``beginning``, the file can be resumed: ``beginning`` is called with its path, temporary name and inode,
+        and after a failure it stays as it is. ``begun`` is the temporary name and the inode of a file that is resumed
+        (if it still exists).
         """
         with _named(path):
             parent, _ = self._at(path)
-            temporary = self._temporary()
-            fd = os.open(
-                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent
-            )
+            temporary = begun[0]
+            fd = self._reopened(parent, *begun)
+            if fd < 0:
+                temporary = self._temporary()
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                fd = os.open(temporary, flags, 0o600, dir_fd=parent)
             try:
+                if beginning is not None:
+                    beginning(path, temporary, os.fstat(fd).st_ino)
                 fill(fd)
                 if os.fstat(fd).st_size != size:
                     os.ftruncate(fd, size)
                 os.fchmod(fd, mode)
                 about = os.fstat(fd)
             except BaseException:
-                with suppress(OSError):
-                    os.unlink(temporary, dir_fd=parent)
+                if beginning is None:
+                    with suppress(OSError):
+                        os.unlink(temporary, dir_fd=parent)
                 raise
             finally:
                 os.close(fd)
             return PendingFile(path, temporary, about.st_ino, about.st_size, about.st_mtime_ns)
+
+    @staticmethod
+    def _reopened(parent: int, temporary: str, inode: int) -> int:
+        """Open a file that was begun; -1 if it does not exist any more, or is another file."""
+        if not temporary.startswith(".kitfs-") or "/" in temporary:
+            return -1
+        try:
+            about = os.stat(temporary, dir_fd=parent, follow_symlinks=False)
+            if not stat.S_ISREG(about.st_mode) or about.st_ino != inode or about.st_nlink != 1:
+                return -1
+            os.chmod(temporary, 0o600, dir_fd=parent)  # it may have its final mode already
+            fd = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        except OSError:
+            return -1
+        if os.fstat(fd).st_ino != inode:
+            os.close(fd)
+            return -1
+        return fd
 
     def link(self, path: str, first: str) -> PendingFile | None:
         """Make a hard link to the published file ``first``, under a temporary name. Returns None if the file system has
@@ -198,20 +244,26 @@ class SafeDirectory:
             with suppress(FileNotFoundError):  # rename(2) between two names of one file removes neither of them
                 os.unlink(file.temporary, dir_fd=parent)
 
-    def discard(self, file: PendingFile) -> None:
-        """Remove a file that was not published."""
+    def discard(self, path: str, temporary: str) -> None:
+        """Remove the file that was to get the name ``path``, by its temporary name."""
         with suppress(OSError, ContextError):
-            os.unlink(file.temporary, dir_fd=self._at(file.path)[0])
+            os.unlink(temporary, dir_fd=self._at(path)[0])
 
-    def sweep(self, directories: Iterable[str], nonce: str) -> None:
-        """Remove the temporary files that a killed process has left in ``directories``. Directories that do not exist
-        are skipped.
+    def name_temporaries(self, nonce: str, used: Iterable[str]) -> None:
+        """Choose the ``nonce`` in the names of temporary files; the names in ``used`` are taken already."""
+        numbers = (name.rpartition("-")[2] for name in used)
+        self.nonce = nonce
+        self._numbers = itertools.count(max((int(number) + 1 for number in numbers if number.isdecimal()), default=0))
+
+    def sweep(self, directories: Iterable[str], nonce: str, *, keep: Collection[str] = ()) -> None:
+        """Remove the temporary files that a killed process has left in ``directories``, except those that ``keep``
+        names. Directories that do not exist are skipped.
         """
         for directory in directories:
             with suppress(OSError):
                 fd = self._directory(directory)
                 for name in os.listdir(fd):
-                    if name.startswith(f".kitfs-{nonce}-"):
+                    if name.startswith(f".kitfs-{nonce}-") and name not in keep:
                         os.unlink(name, dir_fd=fd)
 
     def remove_and_close(self, name: str) -> None:
@@ -223,7 +275,7 @@ class SafeDirectory:
     def sync(self) -> None:
         """Wait until all data of the file system is on the disk (syncfs(2), where the system has it)."""
         with suppress(OSError, AttributeError):
-            ctypes.CDLL(None, use_errno=True).syncfs(self._root)
+            LIBC.syncfs(self._root)
 
     def _temporary(self) -> str:
         return f".kitfs-{self.nonce}-{next(self._numbers)}"
@@ -267,6 +319,14 @@ def copy_range(source: int, at: int, size: int, target: int, offset: int) -> int
         if e.errno in NO_COPY:
             return 0
         raise
+
+
+def begin_writeback(fd: int, offset: int, size: int) -> None:
+    """Let the kernel begin to write cached bytes of a file to the disk, without waiting for it (sync_file_range(2)), so
+    that ``sync`` has little left to wait for. Does nothing where the system does not have this call.
+    """
+    with suppress(AttributeError):
+        LIBC.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), BEGIN_WRITE)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:

@@ -22,7 +22,6 @@ from kitfs.modelkit.layers import kit_layers
 from kitfs.oci.names import Reference
 from kitfs.ops.events import Report, Warned
 from kitfs.ops.unpack.content import ContentSource, LayerContent
-from kitfs.ops.unpack.s3 import ObjectContent
 
 KITFILE: Final = "Kitfile"
 LABELS: Final = {
@@ -126,6 +125,8 @@ def _remote(
         if dataset not in objects:
             steps += _referenced(dataset, kit, context, chain, joined(below, dataset.path))
     for dataset in objects:
+        from kitfs.ops.unpack.s3 import ObjectContent  # which imports httpx
+
         source = ObjectContent(dataset.remote_path, dataset.remote_hash, clean_path(dataset.path))
         path = joined(below, dataset.path)
         steps.append(Step(f"Downloading remote S3 dataset for path {path}", source, below, path))

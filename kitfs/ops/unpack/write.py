@@ -6,20 +6,24 @@ A file gets its name only when it is whole and its bytes are verified. Threading
 
 from __future__ import annotations
 
+import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from kitfs.errors import ContextError
+from kitfs.errors import ContextError, IntegrityError, LayerError
 from kitfs.ops.events import Noted, Report
 from kitfs.ops.unpack.check import Checked, text_of
+from kitfs.ops.unpack.content import Content
 from kitfs.ops.unpack.journal import Journal
 from kitfs.ops.unpack.look import PlannedLayer, PlannedStep
 from kitfs.ops.unpack.plan import Item, UnpackPlan
 from kitfs.ops.unpack.progress import Stopped, Workers
 from kitfs.ops.unpack.safe_directory import PendingFile, SafeDirectory, write_all
 from kitfs.ops.unpack.steps import KITFILE
+
+RESUMABLE: Final = 1 << 20  # bytes from which a file is resumed rather than fetched again
 
 
 class HardLink(NamedTuple):
@@ -56,12 +60,17 @@ class _Writer:
 
     def run(self) -> None:
         self._journal.begin()
-        self._directory.nonce = self._journal.nonce
-        self._sweep()
+        kept = {temporary for temporary, _ in self._journal.begun.values()}
+        self._directory.name_temporaries(self._journal.nonce, kept)
+        self._sweep(kept)
         self._make_directories()
         for layer in self._checked.planned.layers:
             self._announce(layer)
-        self._workers.each(self._checked.planned.steps, self._write_step, begin=self._begin)
+        try:
+            self._workers.each(self._checked.planned.steps, self._write_step, begin=self._begin)
+        except ContextError:  # such as a full disk, which should get its room back
+            self._sweep(())
+            raise
         for link in self._links:
             self._write_link(link)
         for item in self._tree.symlinks:
@@ -73,11 +82,10 @@ class _Writer:
                 self._directory.set_mode(path, self._tree.directories[path].member.mode)
         self._directory.sync()
 
-    def _sweep(self) -> None:
-        """Remove the temporary files of killed runs."""
-        existing = [path for path in self._tree.directories if path not in self._checked.missing]
+    def _sweep(self, keep: Collection[str]) -> None:
+        """Remove the temporary files of this run and of killed ones, except those that ``keep`` names."""
         for nonce in filter(None, (self._journal.nonce, self._journal.stale)):
-            self._directory.sweep(["", *existing], nonce)
+            self._directory.sweep(["", *self._tree.directories], nonce, keep=keep)
 
     def _make_directories(self) -> None:
         for path in self._tree.directories:
@@ -96,13 +104,15 @@ class _Writer:
         text = text_of(planned.step, self._directory, has_kitfile=self._checked.has_kitfile)
         self._report(Noted(text))
 
-    def _files_to_write(self, layer: PlannedLayer) -> list[Item]:
-        """Return the regular files of a layer that are due, in the order of their bytes in the layer."""
+    def _files_to_write(self, layer: PlannedLayer, *, done: bool = False) -> list[Item]:
+        """Return the regular files of a layer that are due, in the order of their bytes in the layer; with ``done``,
+        also those that an earlier run has written.
+        """
         items = [
             item
             for item in layer.items
             if item.member.kind == "file"
-            and not self._checked.stays(item)
+            and ((done and item.path in self._checked.done) or not self._checked.stays(item))
             and (item.path not in self._tree.links or item.path in self._copies)
         ]
         return sorted(items, key=lambda item: item.member.extents[0].blob_offset if item.member.extents else -1)
@@ -114,36 +124,93 @@ class _Writer:
                 file = directory.write(KITFILE, 0o644, len(data), lambda fd: write_all(fd, data, 0))
                 self._publish(file, directory)
         elif planned.layer is not None and self._checked.is_due(planned.layer):
-            self._write_layer(planned.layer, self._files_to_write(planned.layer))
+            self._write_layer(planned.layer)
 
-    def _write_layer(self, layer: PlannedLayer, items: Sequence[Item]) -> None:
-        """Write the files of a layer. After a failure, files that are not verified are removed."""
+    def _write_layer(self, layer: PlannedLayer) -> None:
+        """Write the files of a layer; again, if they turn out to be wrong and can be had right."""
+        items = self._files_to_write(layer, done=True)
+        with closing(self._directory.clone()) as directory:
+            kept = sum(item.path in self._checked.done or self._is_begun(item, directory) for item in items)
+            while True:
+                with closing(layer.source.open(layer.progress.add, self._workers.stop, kept=kept)) as content:
+                    if self._write_files(content, items, directory):
+                        return
+                kept = 0
+
+    def _write_files(self, content: Content, items: Sequence[Item], directory: SafeDirectory) -> bool:
+        """Write the files of a layer; returns False if they were wrong, and can be written again.
+
+        After a failure, files that are not verified are removed, except those that a later run can resume.
+        """
         pending: list[PendingFile] = []
-        with (
-            closing(layer.source.open(layer.progress.add, self._workers.stop)) as content,
-            closing(self._directory.clone()) as directory,
-        ):
+        try:
+            for item in items:
+                if self._workers.stop.is_set():
+                    raise Stopped
+                if item.path in self._checked.done:
+                    self._take_file(content, item, directory)
+                    continue
+                file = self._write_file(content, item, directory)
+                if content.verified:
+                    self._publish(file, directory)
+                else:
+                    pending.append(file)
+            right = content.finish()
+            while right and pending:
+                self._publish(pending[-1], directory)
+                pending.pop()
+        except (ContextError, IntegrityError, LayerError):
+            self._discard(items, directory)
+            raise
+        finally:
+            for file in pending:
+                if file.path not in self._journal.begun:
+                    directory.discard(file.path, file.temporary)
+        if not right:
+            self._discard(items, directory)
+        return right
+
+    def _write_file(self, content: Content, item: Item, directory: SafeDirectory) -> PendingFile:
+        """Write one file, or the rest of it if an earlier run has begun it."""
+
+        def fill(fd: int) -> None:
+            for offset, at, size in item.member.extents:
+                taken = content.take(fd, offset, at, size)
+                content.copy(at + taken, size - taken, fd, offset + taken)
+
+        resumable = content.resumable and item.member.size >= RESUMABLE
+        return directory.write(
+            item.path,
+            item.member.mode,
+            item.member.size,
+            fill,
+            begun=self._journal.begun.get(item.path, ("", 0)) if resumable else ("", 0),
+            beginning=self._journal.beginning if resumable else None,
+        )
+
+    def _is_begun(self, item: Item, directory: SafeDirectory) -> bool:
+        """Return whether an earlier run has begun a file, which is still there."""
+        begun = self._journal.begun.get(item.path)
+        if begun is None:
+            return False
+        parent, slash, _ = item.path.rpartition("/")
+        return directory.lstat(f"{parent}{slash}{begun[0]}") is not None
+
+    def _take_file(self, content: Content, item: Item, directory: SafeDirectory) -> None:
+        """Let the content take the bytes of a file that an earlier run has written, so that it need not fetch them."""
+        fd = directory.open_file(item.path) if content.resumable else None
+        if fd is not None:
             try:
-                for item in items:
-                    if self._workers.stop.is_set():
-                        raise Stopped
-
-                    def fill(fd: int, item: Item = item) -> None:
-                        for offset, at, size in item.member.extents:
-                            content.copy(at, size, fd, offset)
-
-                    file = directory.write(item.path, item.member.mode, item.member.size, fill)
-                    if content.verified:
-                        self._publish(file, directory)
-                    else:
-                        pending.append(file)
-                content.finish()
-                while pending:
-                    self._publish(pending[-1], directory)
-                    pending.pop()
+                for offset, at, size in item.member.extents:
+                    content.take(fd, offset, at, size)
             finally:
-                for file in pending:
-                    directory.discard(file)
+                os.close(fd)
+
+    def _discard(self, items: Sequence[Item], directory: SafeDirectory) -> None:
+        """Remove the files of a layer that were begun."""
+        for item in items:
+            if item.path in self._journal.begun:
+                directory.discard(item.path, self._journal.begun.pop(item.path)[0])
 
     def _write_link(self, link: HardLink) -> None:
         """Write a further name of a file; a copy where the file system has no hard links."""

@@ -14,7 +14,7 @@ import sys
 import tarfile
 import types
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,9 +42,11 @@ from kitfs.layers.index import LayerIndex
 from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.metrics import Counters
 from kitfs.modelkit.filters import Filter
+from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import LayoutReference, Reference
 from kitfs.ops.events import Event, Moved, Noted, Total, Warned, quiet
 from kitfs.ops.transfer.pull import pull_from
+from kitfs.ops.transfer.warm import warm
 from kitfs.ops.unpack.journal import NAME as JOURNAL
 from kitfs.ops.unpack.unpack import Unpacked, unpack
 from kitfs.registry.layout import open_layout
@@ -52,6 +54,7 @@ from kitfs.store import members
 from kitfs.store.store import Store
 from tests import kits, trees
 from tests.corpus.tars import CASES, END, block, file, pax
+from tests.fakes.sources import BytesSource
 from tests.kits import Compression, Part, build, kit_tar, part
 from tests.stores import rot
 
@@ -741,7 +744,9 @@ def test_a_file_of_another_size_than_its_annotation(
 def test_a_layer_that_cannot_be_decoded_is_named(world: World, compression: Compression) -> None:
     """The layer has the right digest but is not in the compression that its media type says."""
     reference = world.put([part("model", "m", b"", compression=compression, blob=b"not compressed")])
-    with pytest.raises(LayerError, match=rf"^layer {kits.sha256(b'not compressed')}: not {compression}, or damaged: "):
+    with pytest.raises(
+        LayerError, match=rf"^layer {kits.sha256(b'not compressed')}: the blob is not {compression}, or is damaged: "
+    ):
         world.unpack(reference)
 
 
@@ -773,6 +778,8 @@ class Killed(BaseException):
 def test_bytes_that_changed_in_the_store_are_fetched_again(world: World, compression: Compression, form: str) -> None:
     """Verified bytes are read back before they are written. Changed bytes are removed and fetched again."""
     reference = world.put([model(compression=compression)])
+    with closing(world.kit(reference)) as kit:
+        warm(world.store, kit, report=quiet)
     world.unpack(reference)
     right = world.written()
     (blob,) = [blob for blob in world.store.sealed() if blob.size > MiB and blob.form == form]
@@ -781,6 +788,58 @@ def test_bytes_that_changed_in_the_store_are_fetched_again(world: World, compres
     assert world.written(world.root / "again") == right
     assert world.counters.get("integrity_failures") == 1
     assert all(world.store.check(blob.digest, blob.form) is None for blob in world.store.sealed())
+
+
+def test_a_large_layer_takes_no_room_in_the_store(world: World) -> None:
+    """It is written while it is fetched, and the store keeps little more than its headers. A layer that is compressed
+    stays in the store, decoded.
+    """
+    reference = world.put([model(), part("docs", "d", kit_tar({"d/x": RANDOM.randbytes(2 * MiB)}), compression="gzip")])
+    world.unpack(reference)
+    assert [blob.form for blob in world.store.sealed() if blob.size > MiB] == ["decoded"]
+    assert world.store.usage() < 3 * MiB
+
+
+def test_a_layer_that_a_mount_has_fetched_is_not_fetched_again(world: World) -> None:
+    """The store has most of it, so the rest is fetched into the store, and the files are copied from there."""
+    data = RANDOM.randbytes(8 * MiB)
+    reference = world.put([part("model", "w", data, format="raw")])
+    with closing(world.kit(reference)) as kit:
+        kit.layers[0].content().pread(0, 6 * MiB)
+    world.unpack(reference)
+    assert (world.out / "w").read_bytes() == data
+    assert [blob.size for blob in world.store.sealed() if blob.size > MiB] == [8 * MiB]
+
+
+@pytest.mark.parametrize("shape", ["tar", "raw"])
+def test_wrong_bytes_of_a_mirror_are_fetched_again(world: World, shape: str) -> None:
+    """A layer that does not have its digest is fetched from the next endpoint in the same run."""
+    raw = shape == "raw"
+    right = TREE["m/a/one.bin"] if raw else kit_tar(TREE)
+    reference = world.put([part("model", "w" if raw else "m", right, format="raw" if raw else "tar")])
+    wrong = flipped(right, 2 * MiB)
+
+    class Mirrored(BytesSource):
+        """A source whose first endpoint sends a wrong byte."""
+
+        def distrust(self) -> bool:
+            """Use the second endpoint."""
+            again, self.data = self.data != right, right
+            return again
+
+    origin_of = world.origin_of
+
+    def mirrored(reference: Reference | LayoutReference) -> Any:
+        origin = origin_of(reference)
+        blob = origin.blob
+        origin.blob = lambda d: Mirrored(wrong) if d.size == len(right) else blob(d)
+        return origin
+
+    world.resolver = Resolver(world.store, mirrored, log=LOG)
+    world.unpack(reference)
+    assert (world.out / ("w" if raw else "m/a/one.bin")).read_bytes() == TREE["m/a/one.bin"]
+    assert world.counters.get("integrity_failures") == 1
+    assert not list(world.out.rglob(".kitfs*"))
 
 
 def test_changed_bytes_that_no_registry_has_are_not_written(world: World) -> None:
@@ -825,10 +884,73 @@ def test_the_same_command_goes_on(world: World, count: int) -> None:
     )
     world.unpack(reference)
     assert world.written() == world.shown(reference)
-    kept = {path: inode for path, inode in inodes.items() if path.name != JOURNAL}
+    kept = {path: inode for path, inode in inodes.items() if not path.name.startswith(".kitfs")}
+    assert not list(world.out.rglob(".kitfs*"))
     assert {path: os.stat(path).st_ino for path in kept if path.name != "Kitfile"} == {
         p: i for p, i in kept.items() if p.name != "Kitfile"
     }
+
+
+def in_the_middle(world: World, *, size: int = 12 * MiB) -> tuple[Reference, bytes, Path]:
+    """Kill an unpack of one file in its middle. Returns the kit, the content of the file, and the file as it was left,
+    under its temporary name.
+    """
+    data = RANDOM.randbytes(size)
+    reference = world.put([part("model", "m", kit_tar({"m/a.txt": b"small", "m/big.bin": data, "m/c": b"last"}))])
+    with pytest.raises(Killed):
+        world.unpack(reference, report=killed_after(5))
+    (temporary,) = [path for path in world.out.rglob(".kitfs-*") if path.name != JOURNAL and path.stat().st_size > MiB]
+    assert 0 < temporary.stat().st_size < size
+    return reference, data, temporary
+
+
+def test_a_file_that_was_begun_is_resumed(world: World) -> None:
+    """Its bytes are not fetched again: the source is read from behind them on."""
+    reference, data, temporary = in_the_middle(world)
+    inode, size = temporary.stat().st_ino, temporary.stat().st_size
+    asked: list[int] = []
+    origin_of = world.origin_of
+
+    def watched(reference: Reference | LayoutReference) -> Any:
+        origin = origin_of(reference)
+        blob = origin.blob
+
+        def watched_blob(descriptor: Descriptor) -> Any:
+            source = blob(descriptor)
+            read_range = source.read_range
+            source.read_range = lambda start, stop: (asked.append(start), read_range(start, stop))[1]
+            return source
+
+        origin.blob = watched_blob
+        return origin
+
+    world.resolver = Resolver(world.store, watched, log=LOG)
+    world.unpack(reference)
+    assert (world.out / "m/big.bin").read_bytes() == data
+    assert (world.out / "m/big.bin").stat().st_ino == inode
+    assert max(asked) >= size
+    assert {path.name for path in world.out.rglob("*") if path.is_file()} == {"Kitfile", "a.txt", "big.bin", "c"}
+
+
+def test_a_file_that_was_begun_and_has_changed_is_written_again(world: World) -> None:
+    """What an earlier run has written is hashed like what is fetched."""
+    reference, data, temporary = in_the_middle(world)
+    with temporary.open("r+b") as file:
+        file.seek(MiB)
+        file.write(b"wrong")
+    world.unpack(reference)
+    assert (world.out / "m/big.bin").read_bytes() == data
+    assert not list(world.out.rglob(".kitfs*"))
+    assert world.counters.get("integrity_failures") == 0, "no registry has sent wrong bytes"
+
+
+def test_a_file_that_was_begun_belongs_to_its_command(world: World) -> None:
+    """Another command removes it and starts over."""
+    reference, data, temporary = in_the_middle(world)
+    world.unpack(reference, "model", overwrite=True)
+    assert (world.out / "m/big.bin").read_bytes() == data
+    assert not temporary.exists()
+    assert not list(world.out.rglob(".kitfs*"))
 
 
 def test_directories_that_had_their_modes_already(world: World) -> None:
