@@ -32,6 +32,7 @@ why, and what to do. ``WouldBlock`` is not an error: it is raised only if the ca
 from __future__ import annotations
 
 import errno as _errno
+from collections.abc import Callable
 from typing import Any, Self
 
 from kitfs.redaction import public, redacted
@@ -202,8 +203,20 @@ class MountError(KitfsError):
         self.errno = errno
 
 
+WhenReady = Callable[[Callable[[KitfsError | None], None]], bool]
+
+
 class WouldBlock(Exception):
-    """The result needs the network or a decoder, but the caller passed ``wait=False``."""
+    """The result needs the network or a decoder, but the caller passed ``wait=False``.
+
+    ``when_ready`` is given if a running fetch is about to bring the bytes. It registers a function, which is called
+    once, from any thread, when the caller should try again; its argument is the error of a fetch that failed.
+    ``when_ready`` returns False, and registers nothing, if that fetch has ended meanwhile.
+    """
+
+    def __init__(self, when_ready: WhenReady | None = None) -> None:
+        super().__init__()
+        self.when_ready = when_ready
 
 
 def error_to_json(error: KitfsError) -> dict[str, Any]:

@@ -6,9 +6,9 @@ signals all the time. So after an INTERRUPT the pool only looks at the task that
 request gets EINTR at once, and its late answer is dropped. The kernel sends one INTERRUPT for a request, whatever
 signals follow, so the task of an interrupted request is looked at every ``WATCH`` seconds until the request ends.
 
-Threading: any thread may call. One lock guards the table. It is held while a reply is written, so that a request is
-answered once, and never after ``close``. A thread is started when a request finds no idle thread. Threads are daemons,
-because a read may never end.
+Threading: any thread may call. One lock guards the table. A request leaves the table before its reply is written, so
+that it is answered once, and ``close`` waits for replies that are being written. A thread is started when a request
+finds no idle thread. Threads are daemons, because a read may never end.
 """
 
 from __future__ import annotations
@@ -72,11 +72,13 @@ class BlockingPool:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._interruption = threading.Condition(self._lock)
+        self._replied = threading.Condition(self._lock)
         self._backlog: deque[Waiting] = deque()
         self._waiting: dict[int, Waiting] = {}
         self._early: OrderedDict[int, None] = OrderedDict()
         self._threads = 0
         self._idle = 0
+        self._replying = 0
         self._watcher: threading.Thread | None = None
         self._closed = False
 
@@ -84,21 +86,34 @@ class BlockingPool:
         return f"<BlockingPool {len(self._waiting)} waiting, {self._threads} threads>"
 
     def submit(self, request: Waiting) -> None:
-        """Queue a request; does nothing after ``close``."""
+        """Have a thread answer a request; does nothing after ``close``."""
+        self.park(request)
+        self.resume(request)
+
+    def park(self, request: Waiting) -> None:
+        """Take a request that is answered by ``finish``, or by a thread after ``resume``; does nothing after
+        ``close``.
+        """
         with self._lock:
             if self._closed:
                 return
             self._waiting[request.unique] = request
             interrupted = request.unique in self._early
             self._early.pop(request.unique, None)
+        if interrupted:
+            self.interrupt(request.unique)
+
+    def resume(self, request: Waiting) -> None:
+        """Queue a parked request for a thread, unless its task was killed."""
+        with self._lock:
+            if self._waiting.get(request.unique) is not request:
+                return
             self._backlog.append(request)
             if len(self._backlog) > self._idle and self._threads < self._limit:
                 self._threads += 1
                 threading.Thread(target=self._run, name=f"kitfs-blocking-{self._threads}", daemon=True).start()
             else:
                 self._work.notify()
-        if interrupted:
-            self.interrupt(request.unique)
 
     def interrupt(self, unique: int) -> None:
         """Take an INTERRUPT of a request, which may not be submitted yet, or be answered already."""
@@ -111,7 +126,7 @@ class BlockingPool:
                 return
             request.interrupted = True
         if self._is_dying(request.pid):
-            self._finish(request, self._eintr)
+            self.finish(request, self._eintr)
             return
         with self._lock:
             if self._watcher is None and not self._closed:
@@ -120,7 +135,7 @@ class BlockingPool:
             self._interruption.notify()
 
     def close(self) -> None:
-        """Drop all requests, and end the idle threads."""
+        """Drop all requests, and end the idle threads. Returns when no reply is being written any more."""
         with self._lock:
             self._closed = True
             self._waiting.clear()
@@ -129,14 +144,25 @@ class BlockingPool:
             self._work.notify_all()
             self._interruption.notify()
             watcher = self._watcher
+            while self._replying:
+                self._replied.wait()
         if watcher is not None:
             watcher.join()
 
-    def _finish(self, request: Waiting, reply: Reply) -> None:
+    def finish(self, request: Waiting, reply: Reply) -> None:
+        """Write the reply of a request, unless it has one already."""
         with self._lock:
-            if self._waiting.get(request.unique) is request:
-                del self._waiting[request.unique]
-                request.reply(reply)
+            if self._waiting.get(request.unique) is not request:
+                return
+            del self._waiting[request.unique]
+            self._replying += 1
+        try:
+            request.reply(reply)
+        finally:
+            with self._lock:
+                self._replying -= 1
+                if self._closed:
+                    self._replied.notify_all()
 
     def _run(self) -> None:
         while True:
@@ -150,7 +176,7 @@ class BlockingPool:
                 request = self._backlog.popleft()
                 if self._waiting.get(request.unique) is not request:
                     continue  # its task was killed while the request was in the queue
-            self._finish(request, request.answer())
+            self.finish(request, request.answer())
 
     def _watch(self) -> None:
         while True:
@@ -164,4 +190,4 @@ class BlockingPool:
                 interrupted = [r for r in self._waiting.values() if r.interrupted]
             for request in interrupted:
                 if self._is_dying(request.pid):
-                    self._finish(request, self._eintr)
+                    self.finish(request, self._eintr)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from kitfs.errors import MountError, WouldBlock
+from kitfs.errors import KitfsError, MountError, WouldBlock
 from kitfs.fuse import abi
 from kitfs.fuse.abi import InitFlag, Op, OpenFlag, Request
 from kitfs.fuse.blocking import BlockingPool, Reply, Waiting, dying
@@ -193,13 +193,32 @@ class Connection:
         elif request.opcode not in _SILENT:
             try:
                 reply = self._answer(request, False)
-            except WouldBlock:
+            except WouldBlock as e:
                 reply_later = partial(self._reply, fd, request.unique)
-                self._blocking.submit(
-                    Waiting(request.unique, request.pid, partial(self._answer, request, True), reply_later)
-                )
+                waiting = Waiting(request.unique, request.pid, partial(self._answer, request, True), reply_later)
+                self._blocking.park(waiting)
+                self._park(request, waiting, e)
             else:
                 self._reply(fd, request.unique, reply)
+
+    def _park(self, request: Request, waiting: Waiting, block: WouldBlock) -> None:
+        """Have a request answered by the fetch that brings its bytes, if there is one, else by the blocking pool."""
+        if block.when_ready is None or not block.when_ready(partial(self._ready, request, waiting)):
+            self._blocking.resume(waiting)
+
+    def _ready(self, request: Request, waiting: Waiting, error: KitfsError | None) -> None:
+        """Answer a request whose bytes have come, on the thread that fetched them; it would cost a switch of threads
+        to have another one do it.
+        """
+        try:
+            if error is not None:
+                reply: Reply = self._failures.errno_of(request.operation, error), b""
+            else:
+                reply = self._answer(request, False)
+        except WouldBlock as e:
+            self._park(request, waiting, e)
+        else:
+            self._blocking.finish(waiting, reply)
 
     def _answer(self, request: Request, wait: bool) -> Reply:
         """Run the operation of a request, and turn its failure into an errno. Raises WouldBlock, unless it may wait."""

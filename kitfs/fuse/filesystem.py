@@ -130,7 +130,7 @@ class FileSystem:
         node = self._tree.node(inode)
         if node.kind != "file" or not node.size or node.layer is None or not node.layer.whole_file:
             return Backing.NEVER
-        return Backing.NOW if node.layer.state() == "verified" else Backing.LATER
+        return Backing.NOW if node.layer.is_verified() else Backing.LATER
 
     def open_backing(self, inode: Inode) -> io.FileIO | None:
         """Open the store's file that has exactly the bytes of a file; None unless ``backing`` is NOW."""
@@ -179,7 +179,7 @@ class FileSystem:
         if span is None or node.layer is None:
             return None
         self._spans[handle] = span
-        if node.layer.state() != "verified":  # it failed meanwhile, and ``failed`` did not see the handle
+        if not node.layer.is_verified():  # it failed meanwhile, and ``failed`` did not see the handle
             self._spans.pop(handle, None)
             return None
         return span

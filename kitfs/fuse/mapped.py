@@ -80,7 +80,7 @@ class MappedLayers:
     def span(self, node: Node) -> Span | None:
         """Return where the bytes of a file are; None unless its layer is uncompressed and verified."""
         layer = node.layer
-        if layer is None or layer.compressed or not node.size or layer.state() != "verified":
+        if layer is None or layer.compressed or not node.size or not layer.is_verified():
             return None
         extents = node.member.extents
         if len(extents) != 1 or extents[0].file_offset or extents[0].length != node.size:

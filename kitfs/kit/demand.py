@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
-from kitfs.errors import WouldBlock
+from kitfs.errors import KitfsError, WhenReady, WouldBlock
 
 
 class Demand:
@@ -30,9 +31,9 @@ class Demand:
         """
         try:
             data = pread(False)
-        except WouldBlock:
+        except WouldBlock as e:
             if not wait:
-                raise
+                raise e if e.when_ready is None else WouldBlock(partial(self._parked, digest, e.when_ready))
             self._waiting.append(digest)
             try:
                 data = pread(True)
@@ -41,6 +42,20 @@ class Demand:
                 self._waited = time.monotonic()
         self.asked[digest] = self.asked.get(digest, 0) + len(data)
         return data
+
+    def _parked(self, digest: str, when_ready: WhenReady, ready: Callable[[KitfsError | None], None]) -> bool:
+        """Call ``when_ready`` of a WouldBlock, and count the reader as waiting until ``ready`` is called."""
+
+        def counted(error: KitfsError | None) -> None:
+            self._waiting.pop()
+            self._waited = time.monotonic()
+            ready(error)
+
+        self._waiting.append(digest)
+        if when_ready(counted):
+            return True
+        self._waiting.pop()
+        return False
 
     def is_waiting(self, quiet: float) -> bool:
         """Return whether a read waits for bytes now, or has waited for bytes in the last ``quiet`` seconds."""

@@ -127,9 +127,7 @@ class Layer:
 
     def _open_wire(self) -> Blob:
         if self._wire is None:
-            self._wire = self._store.blob(
-                self.digest, size=self.descriptor.size, source=self._origin.blob(self.descriptor)
-            )
+            self._wire = self._store.blob(self.digest, size=self.size, source=self.source())
         return self._wire
 
     def index(self, *, wait: bool = True) -> LayerIndex:
@@ -409,7 +407,7 @@ class Layer:
 
     def open_whole(self) -> io.FileIO | None:
         """Open the store's file of an uncompressed layer; None unless the store has the whole layer, verified."""
-        return None if self.compressed or self.state() != "verified" else self._store.open_sealed(self.digest)
+        return None if self.compressed or not self.is_verified() else self._store.open_sealed(self.digest)
 
     def state(self) -> str:
         """Return "absent", "partial", "present", "verified" or "wrong": the state of the (decoded) content.
@@ -418,18 +416,21 @@ class Layer:
         """
         if self.failure is not None:
             return "wrong"
-        state = self._content_state()
-        if state == "verified" and self._index is not None and not self._is_proven:
-            self._prove_soon()
-            return "present"
-        return state
+        content = self._decoded if self.compressed else self._wire
+        state = "absent" if content is None else content.state
+        if state == "absent" and self.compressed:
+            state = "absent" if self._wire is None or self._wire.state == "absent" else "partial"
+        return "present" if state == "verified" and not self.is_verified() else state
 
-    def _content_state(self) -> str:
-        if self.compressed:
-            if self._decoded is not None and self._decoded.state != "absent":
-                return self._decoded.state
-            return "absent" if self._wire is None or self._wire.state == "absent" else "partial"
-        return "absent" if self._wire is None else self._wire.state
+    def is_verified(self) -> bool:
+        """Return whether the state is "verified", without a look at the chunks that are stored."""
+        content = self._decoded if self.compressed else self._wire
+        if self.failure is not None or content is None or not content.sealed:
+            return False
+        if self._index is not None and not self._is_proven:
+            self._prove_soon()
+            return False
+        return True
 
     def fetched(self) -> int:
         """Return how many bytes of the blob, as the registry has it, are in the store."""

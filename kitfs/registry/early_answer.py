@@ -58,6 +58,7 @@ class DuplexStream(httpcore.NetworkStream):
         self._received = False
         self._early = b""
         self._gathered = 1
+        self._poll: select.poll | None = None  # waits for the socket, once a body is received into a buffer
         try:
             self._peer = inner.get_extra_info("server_addr")  # the system forgets it when the other side closes
         except OSError:
@@ -113,15 +114,18 @@ class DuplexStream(httpcore.NetworkStream):
         try:
             if isinstance(sock, ssl.SSLSocket):
                 return _receive_records(sock, view, left, at_least)
+            if self._poll is None:
+                sock.settimeout(0)  # a timeout would cost a further system call each time
+                self._poll = select.poll()
+                self._poll.register(sock, select.POLLIN)
             self._gather(sock, at_least)
-            if at_least > 1:
-                try:
-                    sock.settimeout(GATHER if left is None else min(left, GATHER))
-                    return sock.recv_into(view)
-                except TimeoutError:
-                    self._gather(sock, 1)
-            sock.settimeout(left)
+            if at_least > 1 and not self._poll.poll(_milliseconds(GATHER if left is None else min(left, GATHER))):
+                self._gather(sock, 1)
+            if self._gathered == 1 and not self._poll.poll(_milliseconds(left)):
+                raise TimeoutError
             return sock.recv_into(view)
+        except BlockingIOError:  # the packet that woke poll(2) was dropped, since its checksum was wrong
+            return self.receive_into(view, timeout, at_least=at_least)
         except TimeoutError as e:
             raise timeout.too_slow() if isinstance(timeout, Pace) else httpcore.ReadTimeout(str(e)) from e
         except OSError as e:
@@ -276,3 +280,8 @@ def _moved(pace: Pace | None, size: int) -> None:
     if pace is not None:
         pace.pause(size)
         pace.resume()
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    """Return a timeout of poll(2), rounded up, so that it is not 0 for a moment; None waits for ever."""
+    return None if seconds is None else max(1.0, seconds * 1000)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from kitfs.content import Source
@@ -185,7 +186,7 @@ class Blob:
             filling.touch(offset, offset + size)
             return self._found(filling, filling.read(offset, size))
         if not wait:
-            raise WouldBlock
+            raise WouldBlock(partial(filling.park, first, last))
         self._check_source(filling)
         passed = filling.ensure(first, last)
         if self.failure is not None:

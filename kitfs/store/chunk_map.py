@@ -110,6 +110,13 @@ class ChunkMap:
             at += len(marks)
         return None
 
+    def first_known(self, first: int, last: int) -> int | None:
+        """Return the first stored chunk of ``first`` to ``last``, which the caller has locked; None when none is."""
+        if self.chunks is None:
+            return self.first_present(first, last)
+        at = self._seen.find(b"\1", first, last + 1)
+        return None if at < 0 else at
+
     def _look(self, first: int, last: int) -> bytes:
         """Read the marks of at least one and at most ``PAGE`` chunks from ``first`` on, and cache them."""
         wanted = min(last + 1 - first, PAGE)
@@ -160,8 +167,18 @@ class ChunkMap:
             f.write(marks)
 
     def try_lock(self, first: int, count: int) -> bool:
-        """Lock chunks before they are fetched. Returns False if another process has locked any of them."""
-        return self._lock(fcntl.F_WRLCK, HEADER + first, count)
+        """Lock chunks before they are fetched. Returns False if another process has locked any of them.
+
+        What other processes have stored of them is remembered, for ``first_known``.
+        """
+        if not self._lock(fcntl.F_WRLCK, HEADER + first, count):
+            return False
+        if self.chunks is not None:
+            marks = self._file.pread(count, HEADER + first)
+            for at in range(first, first + len(marks)) if b"\1" in marks else ():
+                if marks[at - first]:
+                    self._seen[at] = 1
+        return True
 
     def unlock(self, first: int, count: int) -> None:
         """Release the lock of chunks. A closed file has no locks."""

@@ -24,7 +24,7 @@ from typing import Final
 from kitfs.content import Source
 from kitfs.errors import IntegrityError, KitfsError
 from kitfs.store.readahead import MEASURED, Cursor, Readahead
-from kitfs.store.sink import Cutter, Sink, Want
+from kitfs.store.sink import Cutter, Parked, Sink, Want
 from kitfs.store.stream import Owner, Piece, Pieces, Stream
 
 POLL: Final = 0.005  # seconds between two looks at the marks of another process
@@ -110,6 +110,27 @@ class Fetcher:
         finally:
             self._sink.discard(want)
         return want.passed
+
+    def park(self, first: int, last: int, ready: Callable[[KitfsError | None], None]) -> bool:
+        """Have ``ready`` called when a running flight has brought the chunks ``first`` to ``last``, or has ended.
+
+        Returns False when no flight is about to bring the first missing chunk. See ``WouldBlock.when_ready``.
+        """
+        sink = self._sink
+        last = sink.last_chunk(last)
+        with sink.lock:
+            missing = sink.present.first_missing(first, last)
+            if missing is not None:
+                flight = self._carrier(missing)
+                if flight is None or sink.closed:
+                    return False
+                flight.needed = max(flight.needed, (min(last, flight.stop - 1) + 1) * sink.chunk)
+                sink.park(Parked(first, last, missing, ready))
+        if missing is None:
+            ready(None)
+        else:
+            self._readahead.miss(first * sink.chunk, (last + 1) * sink.chunk)
+        return True
 
     def will_read(self, start: int, most: int) -> None:
         """Announce a reader that reads everything from ``start`` on; see ``Readahead.announce``."""
@@ -320,6 +341,7 @@ class Fetcher:
             if flight.cursor is not None and flight.error is None:
                 self._continue(flight.cursor)
             self._owner.landed()
+            sink.unpark(flight.first, flight.stop, flight.error)
 
     def _receive(self, flight: Flight) -> None:
         """Receive the bytes of a flight. Raises what the source raises, IntegrityError when it ended early."""
@@ -349,7 +371,8 @@ class Fetcher:
                 raise IntegrityError(
                     f"{self._name}: the source gave bytes at {offset}, but those at {cutter.at} were expected"
                 )
-            cutter.take(view[: stop - offset])
+            view = view[: stop - offset]
+            cutter.take(view, locked=flight.keep and cutter.at + len(view) <= flight.locked_to * self._sink.chunk)
             flight.at = cutter.at
             if cutter.at >= measured:
                 now = time.monotonic()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from kitfs.content import Source
-from kitfs.errors import Closed, StoreError, StoreFull
+from kitfs.errors import Closed, KitfsError, StoreError, StoreFull
 from kitfs.oci.names import Digest
 from kitfs.store.data_file import SyncFailedError
 from kitfs.store.durable import NO_SPACE
@@ -26,6 +27,8 @@ from kitfs.store.sink import Sink
 
 SYNC_EVERY: Final = 256 << 20  # bytes stored between two copies of ``present`` that survive a reboot
 PROVE_EVERY: Final = 8 << 20  # bytes stored between two runs of the hash behind them
+LAG: Final = 512 << 20  # bytes by which the hash may be behind while a reader waits: a third of a second of one core
+QUIET: Final = 0.1  # seconds without a waiting reader after which the hash catches up
 
 
 class Owner(Protocol):
@@ -67,7 +70,8 @@ class Filling:
         self._closed = False
         self._said_unrecorded = False
         self._unsynced = 0
-        self._unproven = 0  # bytes stored since the last task that hashes them
+        self._stored = 0  # bytes stored by this object
+        self._behind = 0  # bytes stored since the last task that hashes them
         self._fetcher: Fetcher | None = None
         if entry.present is None:
             return
@@ -159,11 +163,25 @@ class Filling:
             at = end
         return bytes(out)
 
+    def park(self, first: int, last: int, ready: Callable[[KitfsError | None], None]) -> bool:
+        """Have ``ready`` called when a running fetch has brought chunks. See ``Fetcher.park``."""
+        return self._fetcher is not None and self._fetcher.park(first, last, ready)
+
     def hash_stored(self) -> None:
         """Hash bytes that were stored since the last time. Raises OSError, Closed."""
+        self._hash(lambda: self._stopped)
+
+    def _hash(self, stopped: Callable[[], bool]) -> None:
         with self._hashing:
             if self.size is not None and not self.entry.sealed:
-                self._proof.advance(self.size, lambda: self._stopped)
+                self._proof.advance(self.size, stopped)
+
+    def _hash_behind(self) -> None:
+        """Hash stored bytes, unless the processor is better used for a reader that waits. Raises OSError, Closed."""
+        self._hash(lambda: self._stopped or self._may_lag())
+
+    def _may_lag(self) -> bool:
+        return self._stored - self._proof.at < LAG and time.monotonic() - self._sink.awaited < QUIET
 
     def prove(self) -> str | None:
         """Hash all that is stored; returns None when the digest is right, else the digest that was found.
@@ -255,13 +273,14 @@ class Filling:
     def stored(self, size: int) -> None:
         """Count bytes that were stored, and have them hashed and synced now and then."""
         self._unsynced += size
-        self._unproven += size
+        self._stored += size
+        self._behind += size
         self._home.room.wrote(size)
         if self._stopped:
             return
-        if self._unproven >= PROVE_EVERY:
-            self._unproven = 0
-            self._home.prove(self.hash_stored)
+        if self._behind >= PROVE_EVERY:
+            self._behind = 0
+            self._home.prove(self._hash_behind)
         if self._unsynced > SYNC_EVERY:
             self._unsynced = 0
             self._home.later(self.save)

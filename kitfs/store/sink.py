@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from kitfs.errors import Closed, KitfsError, StoreError
@@ -73,6 +75,19 @@ class Want:
         self._gate.acquire(timeout=seconds)
 
 
+class Parked(Want):
+    """The want of a reader that has no thread. ``ready`` is called once, without the lock, when every chunk is stored
+    or when a fetch has ended; its argument is the error of a fetch that should have brought the chunks.
+    """
+
+    __slots__ = ("ready",)
+
+    def __init__(self, first: int, last: int, missing: int, ready: Callable[[KitfsError | None], None]) -> None:
+        super().__init__(first, last)
+        self.missing = missing
+        self.ready: Final = ready
+
+
 class Sink:
     """The bytes of one blob. ``body`` is its file; ``present`` says which chunks, of ``chunk`` bytes each, are stored.
 
@@ -85,6 +100,7 @@ class Sink:
         self.chunk: Final = chunk
         self.size = size
         self.closed = False
+        self.awaited = float("-inf")  # seconds; when chunks were last stored while a reader waited for some
         self._keeper = keeper
         self._body = body
         self._wants: set[Want] = set()
@@ -100,11 +116,26 @@ class Sink:
         with self.lock:
             self._wants.discard(want)
 
+    def park(self, want: Parked) -> None:
+        """Remember a reader without a thread, until ``unpark``. The caller must hold the lock."""
+        self._wants.add(want)
+
+    def unpark(self, first: int = 0, stop: int = 0, error: KitfsError | None = None) -> None:
+        """Call every parked reader when a fetch of the chunks [first, stop) has ended, with ``error`` those that wait
+        for one of them.
+        """
+        with self.lock:
+            parked = [want for want in self._wants if isinstance(want, Parked)]
+            self._wants.difference_update(parked)
+        for want in parked:
+            want.ready(error if want.missing is not None and first <= want.missing < stop else None)
+
     def close(self) -> None:
         """Wake every reader; those that still lack chunks raise Closed."""
         with self.lock:
             self.closed = True
             self.wake()
+        self.unpark()
 
     def wake(self) -> None:
         """Wake every reader. The caller must hold the lock."""
@@ -161,15 +192,16 @@ class Sink:
         wanted = self.last_chunk(self.demand() - 1) + 1
         return wanted > 0 and self.present.first_missing(0, wanted - 1) is not None
 
-    def put(self, first: int, data: Data, *, keep: bool = True) -> None:
+    def put(self, first: int, data: Data, *, keep: bool = True, locked: bool = False) -> None:
         """Write and mark whole chunks from ``first`` on (the last of the blob may be short), and wake their readers.
 
         Chunks that are stored already are left alone. Those that the store does not take, and all of them with
-        ``keep`` False, are handed to the readers. Raises OSError, Closed.
+        ``keep`` False, are handed to the readers. ``locked``: the chunks are locked against other processes. Raises
+        OSError, Closed.
         """
         count = -(-len(data) // self.chunk)
-        there = self.present.first_present(first, first + count - 1)
-        if there is not None:
+        look = self.present.first_known if locked else self.present.first_present
+        if look(first, first + count - 1) is not None:
             self._put_singly(first, count, memoryview(data), keep)
         elif keep and self._keeper.may_store() and self._write(first, count, data):
             self._keeper.stored(len(data))
@@ -184,11 +216,24 @@ class Sink:
                 self.put(first + i, view[i * self.chunk : (i + 1) * self.chunk], keep=keep)
 
     def _wake(self, first: int, stop: int) -> None:
-        """Wake the readers that sleep for one of the chunks [first, stop)."""
+        """Wake the readers that wait for one of the chunks [first, stop)."""
+        ready: list[Parked] = []
         with self.lock:
             for want in self._wants:
-                if want.missing is not None and first <= want.missing < stop:
+                if want.missing is None:
+                    continue
+                self.awaited = time.monotonic()
+                if not first <= want.missing < stop:
+                    continue
+                if isinstance(want, Parked):
+                    want.missing = self.present.first_missing(want.missing, want.last)
+                    if want.missing is None:
+                        ready.append(want)
+                else:
                     want.wake()
+            self._wants.difference_update(ready)
+        for want in ready:
+            want.ready(None)
 
     def _hand_over(self, first: int, count: int, view: memoryview) -> None:
         with self.lock:
@@ -228,8 +273,8 @@ class Cutter:
         self._pending = bytearray()
         self.at = at
 
-    def take(self, view: memoryview) -> None:
-        """Take the next bytes. Raises OSError, Closed."""
+    def take(self, view: memoryview, *, locked: bool = False) -> None:
+        """Take the next bytes; ``locked``: their chunks are locked against other processes. Raises OSError, Closed."""
         chunk = self._sink.chunk
         while len(view):
             first = self.at // chunk
@@ -237,11 +282,11 @@ class Cutter:
                 part = view[: chunk - len(self._pending)]
                 self._pending += part
                 if len(self._pending) == chunk:
-                    self._sink.put(first, self._pending, keep=self._keep)
+                    self._sink.put(first, self._pending, keep=self._keep, locked=locked)
                     self._pending = bytearray()
             else:
                 part = view[: len(view) // chunk * chunk]
-                self._sink.put(first, part, keep=self._keep)
+                self._sink.put(first, part, keep=self._keep, locked=locked)
             self.at += len(part)
             view = view[len(part) :]
 

@@ -67,6 +67,9 @@ class MemoryLayer:
     def first_entry_agrees(self, *, wait: bool = True) -> bool:
         return True
 
+    def is_verified(self) -> bool:
+        return self.state() == "verified"
+
     def state(self) -> str:
         return "verified"
 

@@ -85,3 +85,55 @@ def test_nothing_is_answered_after_close() -> None:
     pool.submit(Waiting(2, 0, lambda: (0, b""), replies.to(2)))
     pool.interrupt(1)
     assert replies.got == {}
+
+
+def test_a_parked_request_is_answered_once() -> None:
+    """Another thread finishes it, or has the pool answer it; whichever comes second has no effect."""
+    pool, replies = BlockingPool(eintr=EINTR), Replies()
+    first = Waiting(1, 0, lambda: (0, b"by the pool"), replies.to(1))
+    second = Waiting(2, 0, lambda: (0, b"by the pool"), replies.to(2))
+    pool.park(first)
+    pool.park(second)
+    assert repr(pool) == "<BlockingPool 2 waiting, 0 threads>"
+    pool.finish(first, (0, b"by the fetch"))
+    pool.resume(first)
+    pool.resume(second)
+    replies.wait(1, 2)
+    pool.finish(second, (0, b"by the fetch"))
+    pool.close()
+    assert replies.got == {1: (0, b"by the fetch"), 2: (0, b"by the pool")}
+
+
+def test_a_parked_request_of_a_killed_task_is_answered_at_once() -> None:
+    """Its INTERRUPT may come before it is parked, and its late answer is dropped."""
+    pool, replies = BlockingPool(eintr=EINTR, is_dying=lambda pid: pid == 7), Replies()
+    before, after = (Waiting(unique, 7, lambda: (0, b""), replies.to(unique)) for unique in (1, 2))
+    pool.interrupt(1)
+    pool.park(before)
+    pool.park(after)
+    pool.interrupt(2)
+    assert replies.got == {1: EINTR, 2: EINTR}
+    pool.finish(before, (0, b"late"))
+    pool.resume(after)
+    pool.close()
+    assert replies.got == {1: EINTR, 2: EINTR}
+
+
+def test_close_waits_for_a_reply_that_is_being_written() -> None:
+    """The descriptor that the reply goes to is closed after the pool, and its number may become another file's."""
+    pool, begun, gate = BlockingPool(eintr=EINTR), threading.Event(), threading.Event()
+
+    def reply(answer: Reply) -> None:
+        begun.set()
+        assert gate.wait(PATIENCE)
+
+    request = Waiting(1, 0, lambda: (0, b""), reply)
+    pool.submit(request)
+    assert begun.wait(PATIENCE)
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive()
+    gate.set()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()

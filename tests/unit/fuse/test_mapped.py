@@ -28,6 +28,9 @@ class VerifiedLayer(FakeLayer):
         self.opened = 0
         file.write_bytes(bytes(1000) + DATA + b"behind")
 
+    def is_verified(self) -> bool:
+        return self.state() == "verified"
+
     def state(self) -> str:
         return "verified" if self.failure is None else "wrong"
 

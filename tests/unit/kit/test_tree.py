@@ -83,6 +83,9 @@ class FakeLayer:
     def pread(self, member: Member, offset: int, size: int, *, wait: bool = True) -> bytes:
         return self.content[member.extents[0].blob_offset][offset : offset + size] if member.extents else b""
 
+    def is_verified(self) -> bool:
+        return self.state() == "verified"
+
     def state(self) -> str:
         return "wrong" if self.failure else "present"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.errors import IntegrityError, StoreError, Unavailable, WouldBlock
+from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError, Unavailable, WouldBlock
 from kitfs.oci.names import Digest
 from kitfs.store.blob import Blob
 from kitfs.store.chunk_map import ChunkMap
@@ -200,6 +200,82 @@ def test_waiter_is_woken_by_its_own_chunk(store: Store) -> None:
         assert blob.fetched < stop
     finally:
         source.stall.set()
+
+
+class Ready:
+    """Takes the calls of ``WouldBlock.when_ready``."""
+
+    def __init__(self) -> None:
+        self.called: list[KitfsError | None] = []
+        self.event = threading.Event()
+
+    def __call__(self, error: KitfsError | None) -> None:
+        self.called.append(error)
+        self.event.set()
+
+
+def in_flight(store: Store) -> tuple[Blob, BytesSource, int]:
+    """Return a blob with a running fetch, its stalled source, and the offset of bytes that the fetch will bring."""
+    source = BytesSource(DATA, piece=CHUNK)
+    blob = opened(store, source)
+    blob.pread(0, 32 * CHUNK)
+    source.stall = threading.Event()
+    blob.pread(32 * CHUNK, 100)
+    stop = source.asked[-1][1]
+    assert stop is not None
+    return blob, source, stop - CHUNK
+
+
+def when_ready(blob: Blob, offset: int, size: int, ready: Ready) -> bool:
+    """Register ``ready`` for missing bytes; returns False when no fetch is about to bring them."""
+    with pytest.raises(WouldBlock) as caught:
+        blob.pread(offset, size, wait=False)
+    return caught.value.when_ready is not None and caught.value.when_ready(ready)
+
+
+def test_reader_without_a_thread_is_called_when_its_bytes_are_stored(store: Store) -> None:
+    """It is called once, on the thread of the fetch, and can read then without waiting."""
+    blob, source, at = in_flight(store)
+    ready = Ready()
+    assert when_ready(blob, at, 100, ready)
+    assert not ready.called
+    assert source.stall is not None
+    source.stall.set()
+    assert ready.event.wait(30)
+    assert ready.called == [None]
+    assert blob.pread(at, 100, wait=False) == DATA[at : at + 100]
+
+
+def test_reader_without_a_thread_is_given_the_error_of_its_fetch(store: Store) -> None:
+    blob, source, at = in_flight(store)
+    ready = Ready()
+    assert when_ready(blob, at, 100, ready)
+    assert source.stall is not None
+    source.cut_after = 0
+    source.stall.set()
+    assert ready.event.wait(30)
+    assert [str(error) for error in ready.called] == ["the source was cut"]
+
+
+def test_reader_without_a_thread_is_called_when_the_blob_is_closed(store: Store) -> None:
+    blob, source, at = in_flight(store)
+    ready = Ready()
+    assert when_ready(blob, at, 100, ready)
+    blob.stop()
+    assert source.stall is not None
+    source.stall.set()
+    assert ready.event.wait(30)
+    assert ready.called == [None]
+    with pytest.raises(Closed):
+        blob.pread(at, 100)
+
+
+def test_no_fetch_is_started_for_a_reader_without_a_thread(store: Store) -> None:
+    """Where no fetch is about to bring its bytes, the reader must wait on a thread."""
+    source = BytesSource(DATA)
+    blob = opened(store, source)
+    assert not when_ready(blob, 0, 100, Ready())
+    assert source.asked == []
 
 
 @pytest.mark.parametrize("turns", [False, True])
