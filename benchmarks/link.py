@@ -32,7 +32,7 @@ from typing import NamedTuple
 PIECE = 256 << 10
 WINDOW = 6 << 20
 FIRST_WINDOW = 10 * 1448  # RFC 6928
-SEGMENTS = 64 << 10  # least bytes to take at once, as Linux sends and receives them (GSO, GRO)
+SEGMENTS = 64 << 10  # minimum bytes to read at a time, as Linux sends and receives them (GSO, GRO)
 IDLE = 0.2  # seconds: Linux's minimum retransmission timeout, after each of which an idle connection's window is halved
 ROOM = 8 << 20  # capacity of a pipe where the system permits it (the default counts fragments of 4 KiB)
 FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK

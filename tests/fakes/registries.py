@@ -37,7 +37,7 @@ class DockerHub(FakeRegistry):
 
 
 class GitHub(FakeRegistry):
-    """GitHub limits a request with a Content-Range to 4 MiB (416) and a request without it to no size.
+    """GitHub limits a request with a Content-Range to 4 MiB (416), but not a request without it.
 
     It has no referrers API and no DELETE. Sources: ocx 237, rust-oci-client 35 (416).
     """

@@ -205,7 +205,7 @@ def _header(name: str, value: str) -> Any:
 
 
 def run(address: str, case: Case) -> list[Answer]:
-    """Send the requests of a case to a registry, and return the answers."""
+    """Send the requests of a case to a registry, and return the responses."""
     location, answers = "", []
     for ask in case.asks:
         answer, place = sent(address, ask, location)

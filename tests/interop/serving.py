@@ -37,7 +37,7 @@ def begun(client: httpx.Client, name: str) -> str:
 def received(client: httpx.Client, location: str) -> int:
     """Return how many bytes of an upload the server has.
 
-    One byte counts as none, because the Range header cannot tell them apart.
+    One byte counts as zero, because the Range header cannot distinguish these cases.
     """
     answer = client.get(location)
     assert answer.status_code == 204
@@ -53,7 +53,7 @@ def until(size: int, client: httpx.Client, location: str) -> int:
 
 
 def finished(client: httpx.Client, location: str, data: bytes, rest: bytes = b"", digest: Digest | None = None) -> None:
-    """Send ``rest`` and end an upload, whose bytes are then ``data``."""
+    """Send ``rest`` and end an upload. Afterwards the upload has the bytes ``data``."""
     answer = client.put(location, params={"digest": str(digest or Digest.of(data))}, content=rest)
     assert (answer.status_code, answer.headers["Docker-Content-Digest"]) == (201, digest or Digest.of(data)), (
         answer.text
@@ -108,7 +108,7 @@ class Answer(NamedTuple):
 
 
 class Wire:
-    """A connection on which a test sends bytes as they are."""
+    """A connection on which a test sends raw bytes."""
 
     def __init__(self, address: str, *, context: ssl.SSLContext | None = None, buffer: int | None = None) -> None:
         host, _, port = address.rpartition(":")
@@ -122,11 +122,11 @@ class Wire:
         self._file = self.socket.makefile("rb")
 
     def send(self, line: str, *headers: str, body: bytes = b"") -> None:
-        """Send a request, and as much of its body as is given."""
+        """Send a request, with its body as far as it is given."""
         self.socket.sendall("\r\n".join([f"{line} HTTP/1.1", "Host: x", *headers, "", ""]).encode("latin-1") + body)
 
     def receive(self, *, body: bool = True) -> Answer:
-        """Read the next answer."""
+        """Read the next response."""
         status = int(self._file.readline().split()[1])
         headers = {}
         while (line := self._file.readline().strip()) != b"":

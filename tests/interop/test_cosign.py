@@ -1,6 +1,6 @@
-"""cosign (version 3) accepts what kitfs signed, and kitfs accepts what cosign signed, in both formats.
+"""cosign (version 3) accepts signatures of kitfs, and kitfs accepts signatures of cosign, in both formats.
 
-cosign is used when it is on PATH: no package of Debian has it.
+cosign must be on PATH, because Debian has no package for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.server import Server
 KEY, PUB = GOLDEN / "cosign/test-only.key", GOLDEN / "cosign/test-only.pub"
 PASSWORD = {"KITFS_KEY_PASSWORD": "pw"}
 KIT = kits.build([kits.Part(kind="docs", path="a.txt", content=kits.kit_tar({"a.txt": b"signed"}))])
-SHAPES = {"bundle": "true", "tag": "false"}  # what cosign calls its new bundle format
+SHAPES = {"bundle": "true", "tag": "false"}  # the value of cosign's option --new-bundle-format
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def _password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kit(either_registry: RegistryProcess | Server) -> str:
-    """The reference of a kit in each registry: one has the referrers API, the other one has not."""
+    """Return the reference of a kit in each registry, of which only one has the referrers API."""
     return kits.push(KIT, either_registry.host, "team/kit", "v1")
 
 
@@ -63,7 +63,7 @@ def verify_with_cosign(home: Path, kit: str, key: Path, shape: str) -> subproces
 @pytest.mark.interop
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cosign_verifies_what_kitfs_signed(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
-    """cosign accepts a signature of kitfs in each format, and not for another key."""
+    """cosign accepts a signature of kitfs in each format, but not with another key."""
     box.kitfs("sign", kit, "--key", KEY, "--signature-format", shape, env=PASSWORD)
     done = verify_with_cosign(tmp_path, kit, PUB, shape)
     assert done.returncode == 0, done.stderr
@@ -74,7 +74,7 @@ def test_cosign_verifies_what_kitfs_signed(box: Host, kit: str, tmp_path: Path, 
 @pytest.mark.interop
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kitfs_verifies_what_cosign_signed(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
-    """kitfs accepts a signature of cosign in each format, and not for another key."""
+    """kitfs accepts a signature of cosign in each format, but not with another key."""
     cosign(tmp_path, "generate-key-pair", "--output-key-prefix", tmp_path / "theirs")
     sign_with_cosign(tmp_path, kit, tmp_path / "theirs.key", shape)
     assert f"({shape})" in box.kitfs("verify", kit, "--key", tmp_path / "theirs.pub").stdout
@@ -92,7 +92,7 @@ def test_cosign_reads_the_key_pair_that_kitfs_made(box: Host, kit: str, tmp_path
 @pytest.mark.interop
 @pytest.mark.parametrize("shape", SHAPES)
 def test_signatures_of_both_programs_stand_beside_each_other(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
-    """A second signature, by the other program, leaves the first one valid."""
+    """A second signature, by the other program, does not invalidate the first."""
     cosign(tmp_path, "generate-key-pair", "--output-key-prefix", tmp_path / "theirs")
     box.kitfs("sign", kit, "--key", KEY, "--signature-format", shape, env=PASSWORD)
     sign_with_cosign(tmp_path, kit, tmp_path / "theirs.key", shape)
@@ -110,7 +110,7 @@ def test_signatures_of_both_programs_stand_beside_each_other(box: Host, kit: str
 def test_cosign_verifies_signatures_of_every_kind_of_key(
     box: Host, kit: str, tmp_path: Path, options: list[str]
 ) -> None:
-    """Keys of OpenSSL sign so that cosign accepts it, also those with which cosign's own signatures fail."""
+    """cosign accepts signatures by OpenSSL's keys, even by keys with which cosign itself cannot sign."""
     if shutil.which("openssl") is None:
         pytest.skip(f"{CANNOT} openssl is not on PATH")
     key, public = tmp_path / "k.pem", tmp_path / "k.pub"

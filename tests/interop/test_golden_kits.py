@@ -19,8 +19,9 @@ MODELPACKS = [name for name, kit in GOLDEN_KITS.items() if kit["tree"] == "model
 
 
 def in_no_layer(name: str) -> set[str]:
-    """Return the paths of a recorded ModelPack tree that are in no layer of its manifest, by the annotations of the
-    layers.
+    """Return the paths of a recorded ModelPack tree that are in none of the layers.
+
+    The annotations of the layers name their paths.
     """
     held = [layer["annotations"]["org.cncf.model.filepath"] for layer in GOLDEN_KITS[name]["layers"]]
     return {path for path in trees.golden(GOLDEN, name) if not any(f == path or f.startswith(path + "/") for f in held)}
@@ -39,8 +40,9 @@ def expected(name: str) -> trees.Tree:
 def test_a_golden_kit_mounts_as_recorded(
     golden_registry: RegistryProcess, anybody: Host, transport: str, name: str
 ) -> None:
-    """Paths, types, sizes, modes and digests are those of trees/NAME.json, with each transport, for root and for an
-    ordinary user.
+    """Paths, types, sizes, modes and digests are those of trees/NAME.json.
+
+    This is true with each transport, for root and for an ordinary user.
     """
     mirror = f"registry.golden.test={golden_registry.url}"
     mount = anybody.mount(f"registry.golden.test/golden/{name}:v1", "--mirror", mirror, "--transport", transport)

@@ -1,4 +1,4 @@
-"""The commands init, import and export, with real git, skopeo and a fake hub, down to the trees."""
+"""The commands init, import and export work with real git, real skopeo and a fake hub."""
 
 from __future__ import annotations
 
@@ -78,8 +78,9 @@ def plain(tree: Tree) -> dict[str, bytes]:
     not TRANSCRIPTS.exists(), reason="not here: this checkout does not have the transcripts of the real kit"
 )
 def test_init_prints_what_kit_printed(box: Host, tmp_path: Path) -> None:
-    """Every ``kit init`` of the transcripts, one after the other in one directory, has the same success or failure and
-    the same stdout.
+    """Every ``kit init`` of the transcripts has the same success or failure and the same stdout.
+
+    The commands run one after the other in one directory.
     """
     golden_tree(tmp_path, "modelpack")
     blocks = re.findall(r"^\$ kit (init .*)\n((?:(?!^\$ ).*\n)*)", TRANSCRIPTS.read_text(), re.MULTILINE)
@@ -103,10 +104,10 @@ def test_init_for_programs(box: Host, tmp_path: Path) -> None:
 
 
 def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
-    """For the golden trees ``init`` writes the same Kitfile as a ``kit`` binary on PATH with the rules of 1.7 (later
-    ones accept ``--remote``).
+    """For the golden trees ``init`` writes the same Kitfile as a ``kit`` binary on PATH with the rules of 1.7.
 
-    The only difference is ``.bin``, which is a model for 1.7 only.
+    Later versions of kit are recognized by ``--remote``. The only difference is ``.bin``, which only 1.7 treats as a
+    model.
     """
     kit = shutil.which("kit")
     if (
@@ -135,7 +136,7 @@ def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_repository_of_a_hub_is_a_kit(box: Host, hub: FakeHub) -> None:
-    """An import from a hub prints what kit prints, has the files unchanged, and has the licence in its place."""
+    """An import from a hub prints what kit prints, does not change the files, and puts the licence in its place."""
     env = {"HF_ENDPOINT": hub.url}
     done = box.kitfs("import", "Team/Net", env=env)
     lines = done.stdout.splitlines()
@@ -153,7 +154,7 @@ def test_a_repository_of_a_hub_is_a_kit(box: Host, hub: FakeHub) -> None:
 
 
 def test_datasets_and_own_kitfiles_are_imported(box: Host, hub: FakeHub, tmp_path: Path) -> None:
-    """A dataset repository is imported, and a Kitfile that is given is used."""
+    """A dataset repository can be imported, and the Kitfile that the user passes is used."""
     kitfile = tmp_path / "Kitfile"
     kitfile.write_text("manifestVersion: 1.0.0\ndatasets:\n  - name: rows\n    path: train\n")
     box.kitfs("import", "datasets/team/rows", "-f", kitfile, env={"HF_ENDPOINT": hub.url})
@@ -177,8 +178,9 @@ def test_an_imported_kit_is_mounted(host: Host, hub: FakeHub) -> None:
 
 
 def test_straight_to_a_registry(box: Host, hub: FakeHub) -> None:
-    """With ``--push`` blobs go to the registry and not into the store, and a blob that the registry has is not sent
-    again.
+    """With ``--push`` blobs go to the registry and not into the store.
+
+    A blob that the registry has is not sent again.
     """
     with FakeRegistry() as registry:
         registry.put_blob("team/kit", WEIGHTS)
@@ -260,7 +262,7 @@ def test_a_git_repository_is_a_kit(box: Host, repository: Path) -> None:
     assert set(files(box, "here/net:head")) == {"Kitfile", "w.gguf", "run.py", "sub/a.md"}
     (repository.parent / "rel").symlink_to(repository)
     box.kitfs("import", "./rel", "-t", "here/net:rel", cwd=repository.parent)
-    assert "authors" not in box.kitfs("cat", "here/net:rel", "Kitfile").stdout  # a directory has a name and no owner
+    assert "authors" not in box.kitfs("cat", "here/net:rel", "Kitfile").stdout  # a directory has a name but no owner
     for ref in ("v1", git(repository, "rev-parse", "v1").strip()):
         box.kitfs("import", f"file://{repository}", "--ref", ref, "-t", "here/net:v1")
         assert {p: d for p, d in files(box, "here/net:v1").items() if p != "Kitfile"} == {
@@ -332,8 +334,9 @@ def without_git_lfs(tmp_path: Path) -> dict[str, str]:
 def test_large_files_come_from_an_lfs_server(
     box: Host, hub: FakeHub, repository: Path, without_git_lfs: dict[str, str]
 ) -> None:
-    """Large files are fetched from the LFS server, also without git-lfs and over connections that break, and keep their
-    modes.
+    """Large files are fetched from the LFS server and keep their modes.
+
+    This works without git-lfs and over connections that break.
     """
     (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
     (repository / "run.py").write_bytes(pointer(b"#!"))
@@ -407,8 +410,9 @@ def skopeo(*args: str | Path) -> str:
 
 @pytest.mark.parametrize("name", ["basic", "many-gzip", "empty", "names", "modelpack-raw"])
 def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
-    """A golden archive that is imported, exported as directory and as archive, copied by skopeo and imported again has
-    the same manifest and the same tree.
+    """A golden archive has the same manifest and the same tree after several copies.
+
+    It is imported, exported as directory and as archive, copied by skopeo, and imported again.
     """
     archive, digest = GOLDEN / f"layouts/{name}.tar", GOLDEN_KITS[name]["manifest"]
     box.kitfs("import", f"oci-archive:{archive}:v1", "-t", "here/kit:v1")
@@ -427,8 +431,9 @@ def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("target", ["oci:{}", "oci-archive:{}"])
 def test_an_export_removes_what_a_killed_export_left(box: Host, tmp_path: Path, target: str) -> None:
-    """An export removes the temporary files of one that was killed, but not those of one that still runs, and no other
-    file.
+    """An export removes only the temporary files of a killed export.
+
+    It keeps those of an export that still runs, and all other files.
     """
     box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
     busy = tmp_path / f"out.{'b' * 32}~"
@@ -442,8 +447,9 @@ def test_an_export_removes_what_a_killed_export_left(box: Host, tmp_path: Path, 
 
 
 def test_an_export_keeps_what_a_layout_contains(box: Host, tmp_path: Path) -> None:
-    """An export keeps manifests of other tags and unknown fields, replaces the manifest of its tag, and writes a
-    damaged blob again.
+    """An export keeps manifests of other tags and unknown fields.
+
+    It replaces the manifest of its own tag, and writes a damaged blob again.
     """
     place = tmp_path / "dir"
     skopeo("copy", "--preserve-digests", f"oci-archive:{GOLDEN / 'layouts/parts.tar'}:v1", f"oci:{place}:parts")
@@ -465,9 +471,9 @@ def test_an_export_keeps_what_a_layout_contains(box: Host, tmp_path: Path) -> No
 
 
 def test_a_kit_of_a_registry_is_exported_past_the_store(box: Host, tmp_path: Path) -> None:
-    """An export of a kit in a registry writes the blobs to the layout only.
+    """An export of a kit in a registry writes the blobs only to the layout.
 
-    A blob with wrong bytes leaves no layout behind.
+    If a blob has wrong bytes, no layout is left behind.
     """
     part = kits.Part(kind="model", path="w.bin", content=kits.kit_tar({"w.bin": WEIGHTS}))
     kit = kits.build([part], vintage="1.17")

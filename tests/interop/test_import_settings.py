@@ -1,5 +1,6 @@
-"""Imports of git repositories under a user's settings: the bytes are those of the commit, the transport is the user's
-choice, and secrets stay secret.
+"""Imports of git repositories do not depend on a user's settings, except for the transport.
+
+The bytes are those of the commit, and secrets stay secret.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def test_repositories_of_either_object_format(box: Host, tmp_path: Path, made: s
 
 
 def test_rewritten_urls_are_followed(box: Host, repository: Path, tmp_path: Path) -> None:
-    """url.*.insteadOf in the user's settings leads to a mirror."""
+    """url.*.insteadOf in the user's settings can lead to a mirror."""
     (tmp_path / ".gitconfig").write_text(f'[url "file://{repository.parent}/"]\n insteadOf = https://git.example/\n')
     imported(box, "https://git.example/net", HOME=str(tmp_path))
     assert files(box, "here/net:v1")["a.txt"] == TREE["a.txt"]
@@ -187,8 +188,9 @@ def web(repository: Path, tmp_path: Path) -> Iterator[_Web]:
 
 
 def test_a_login_in_a_url_is_used_and_not_stored(box: Host, web: _Web, tmp_path: Path) -> None:
-    """The login reaches the server, and does not appear in a message, a Kitfile, a manifest, a file of the store or the
-    user's credential store.
+    """The login is sent to the server and not stored or shown anywhere else.
+
+    It does not appear in a message, a Kitfile, a manifest, a file of the store or the user's credential store.
     """
     (tmp_path / ".gitconfig").write_text(f"[credential]\n helper = store --file={tmp_path}/kept\n")
     url = f"http://ada:p%40ss%2Fword@127.0.0.1:{web.server_port}/net.git"

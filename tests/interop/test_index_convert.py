@@ -1,5 +1,6 @@
-"""Indexes and images with CNCF distribution and ``kitfs serve``: labels choose which kit is mounted, and an image has
-the tree of the mount for foreign programs.
+"""Indexes and images at CNCF distribution and at ``kitfs serve``.
+
+Labels select the kit that is mounted, and other programs see the tree of the mount in an image.
 """
 
 from __future__ import annotations

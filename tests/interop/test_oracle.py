@@ -1,4 +1,4 @@
-"""Programs of other projects accept the kits that the tests' own builder makes."""
+"""Programs from other projects accept the kits that the tests' own builder makes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_skopeo_keeps_the_digest_of_a_golden_kit(golden_registry: RegistryProces
 def test_skopeo_copies_a_built_kit_out_of_the_registry(
     registry: RegistryProcess, tmp_path: Path, vintage: kits.Vintage
 ) -> None:
-    """A kit of every vintage keeps its digest on the way through docker-registry and skopeo into a layout."""
+    """A kit of any vintage keeps its digest when it is copied through docker-registry and skopeo into a layout."""
     needs("skopeo")
     parts = [
         kits.part("model", "m", kits.kit_tar({"m/w.bin": b"weights"})),
@@ -46,7 +46,7 @@ def test_skopeo_copies_a_built_kit_out_of_the_registry(
 
 
 def test_the_access_log_counts_bytes_of_ranges(registry: RegistryProcess) -> None:
-    """The access log, which tests use for counting, has the number of body bytes of each answer."""
+    """The access log, which tests use for counting, has the number of body bytes of each response."""
     kit = kits.build([kits.part("model", "w.bin", bytes(100_000), format="raw")])
     registry.push(kit, "built/counted")
     since = registry.mark()

@@ -1,5 +1,6 @@
-"""``kitfs pack`` of the golden trees: layers and configs are kit's byte for byte, and the manifest is that of the
-requested version.
+"""``kitfs pack`` of the golden trees gives byte for byte kit's layers and configs.
+
+The manifest is that of the requested version.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def test_a_manifest_of_kit_1_7_is_that_of_kit(
     assert digest == GOLDEN_KITS[name]["manifest"]
 
 
-# -- the shapes of other versions
+# -- other versions
 
 KITFILE = b"""\
 manifestVersion: 1.0.0
@@ -198,8 +199,9 @@ def oracle(tree: Path, vintage: kits.Vintage) -> kits.Kit:
 def test_a_manifest_has_the_shape_of_its_version(
     tree: Path, box: Host, vintage: kits.Vintage, version: str | None
 ) -> None:
-    """Every field, in order, is that of an independent builder of the same vintage, and every version marks a prompt as
-    a prompt.
+    """The fields and their order are those of an independent builder of the same vintage.
+
+    Every version marks a prompt as a prompt.
     """
     options = () if version is None else ("--kit-version", version)
     digest, found, config, _ = packed(

@@ -1,9 +1,8 @@
-"""``kitfs pull`` and ``kitfs push`` of big kits through every kind of interruption: the kit that arrives is the right
-one.
+"""``kitfs pull`` and ``kitfs push`` of big kits survive every kind of interruption.
 
-``PULL_MIB`` in the environment is the size of the kits that are killed again and again: 256 by default, and 5120 for a
-run by hand, which takes some minutes and four times that of disk. A kill comes when a random number of bytes was
-transferred since the last one, by a seed that a failure names.
+``PULL_MIB`` in the environment is the size of the kits that are killed again and again. It is 256 by default. A run by
+hand with 5120 takes some minutes and four times that size on the disk. A kill comes when a random number of bytes was
+transferred since the last kill. The random numbers depend on a seed, which a failure shows.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ MiB = 1 << 20
 BIG = int(os.environ.get("PULL_MIB", "256")) * MiB
 SOME = 24 * MiB
 KILLS = 10
-STREAMS = 4  # in parallel, for one blob
+STREAMS = 4  # parallel streams for one blob
 WINDOW = 4 * MiB  # bytes that one stream may have requested and not stored
-CHUNK = 32 * MiB  # of an upload, in bytes
+CHUNK = 32 * MiB  # bytes of a chunk of an upload
 TALK = 64 << 10
 MEASURED = """
 import sys
@@ -107,8 +106,9 @@ def test_pull_of_a_golden_kit(golden_registry: RegistryProcess, box: Host, name:
 
 
 def test_pull_brings_the_parent_of_a_kit(golden_registry: RegistryProcess, box: Host) -> None:
-    """Pull of a kit whose model is in another registry pulls that parent too, through a mirror, and the kit can be
-    unpacked offline.
+    """If the model of a kit is in another registry, pull pulls that parent too, through a mirror.
+
+    The kit can then be unpacked offline.
     """
     ref = f"{golden_registry.host}/golden/child:v1"
     parent = GOLDEN_KITS["parts"]["reference"]
@@ -143,8 +143,9 @@ def test_pull_transfers_every_byte_once(either_registry: RegistryProcess | Serve
 
 @pytest.mark.mount
 def test_a_pull_of_what_is_mounted(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """A pull does not transfer again what a mount has read, and the mount stays readable while the pull fetches the
-    rest.
+    """A pull does not transfer bytes again that a mount has read.
+
+    The mount stays readable while the pull fetches the other bytes.
     """
     kit = big_kit(tmp_path)
     ref = own_registry.push(kit, "team/kit")
@@ -333,7 +334,7 @@ def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
 def test_a_pull_that_is_killed_again_and_again(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
     """A pull that is killed many times succeeds when it is run again.
 
-    Only bytes that were on the way are transferred twice.
+    Only bytes in flight are transferred twice.
     """
     kit = big_kit(tmp_path, BIG)
     own_registry.push(kit, "team/kit")
@@ -360,7 +361,7 @@ def test_a_pull_that_is_killed_again_and_again(own_registry: RegistryProcess, bo
 
 @pytest.mark.slow
 def test_a_pull_that_is_killed_at_its_end(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
-    """A pull that is killed after its last byte, at different moments, transfers nothing again but the manifest."""
+    """A pull that is killed after its last byte transfers only the manifest again."""
     kit = big_kit(tmp_path)
     own_registry.push(kit, "team/kit")
     rng = random.Random(1)
@@ -376,7 +377,7 @@ def test_a_pull_that_is_killed_at_its_end(own_registry: RegistryProcess, box: Ho
         with Relay(own_registry.port) as meter:
             ref = f"{meter.host}/team/kit:v1"
             box.kitfs("pull", ref)
-            assert meter.moved < 2 * STREAMS * WINDOW  # what lay in the buffers of its connections
+            assert meter.moved < 2 * STREAMS * WINDOW  # the content of its socket buffers
         verified(box, kit)
         shutil.rmtree(box.cache)
         box.cache.mkdir(mode=0o700)

@@ -68,9 +68,9 @@ class Notes(dict[tuple[str, str], Any]):
 
 @pytest.mark.parametrize("chunk", [32 * MiB, 4 * MiB, 9 * MiB + 7, 3 * MiB])
 def test_a_blob_is_uploaded(own_registry: RegistryProcess, repository: Repositories, chunk: int) -> None:
-    """A blob is uploaded in one PUT, in chunks with a rest, in one chunk, and in chunks without a rest.
+    """A blob is uploaded in one PUT or in chunks, with or without a shorter last chunk.
 
-    No session is left, and a second push sends nothing.
+    No session is left behind, and a second push sends nothing.
     """
     team, told = repository(own_registry.host, "team/kit"), list[int]()
     assert team.upload(BLOB, reader(), chunk=chunk, progress=told.append) == "uploaded"
@@ -167,8 +167,9 @@ def test_a_later_call_resumes_or_starts_again(
 
 
 def test_kitfs_serve_keeps_what_it_has(repository: Repositories, tmp_path: Path) -> None:
-    """A connection that breaks, a server that is killed and a push that ends: one session of ``kitfs serve`` survives
-    them all, and no chunk is sent twice as a whole.
+    """One upload session of ``kitfs serve`` survives several failures, and no chunk is sent twice as a whole.
+
+    The failures are a broken connection, a killed server and a push that ends.
     """
 
     class Killed(BaseException):
@@ -240,7 +241,7 @@ def test_a_body_is_streamed(own_registry: RegistryProcess, repository: Repositor
 def test_skopeo_reads_a_pushed_kit(
     registry: RegistryProcess, repository: Repositories, tmp_path: Path, vintage: kits.Vintage
 ) -> None:
-    """Skopeo reads every blob and the manifest of a pushed kit byte for byte, and finds the tags that were given."""
+    """Skopeo reads every blob and the manifest of a pushed kit byte for byte, and finds its tags."""
     needs("skopeo")
     model = kits.part("model", "model", kits.kit_tar({"model/w.bin": DATA}))
     kit = kits.build([model, kits.part("docs", "README.md", b"# x", format="raw")], vintage=vintage)

@@ -1,6 +1,4 @@
-"""``kitfs pack`` and ``kitfs push`` to CNCF distribution and to ``kitfs serve``, through every kind of interruption:
-the kit that arrives is the right one.
-"""
+"""``kitfs pack`` and ``kitfs push`` to CNCF distribution and to ``kitfs serve`` survive every kind of interruption."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ from tests.server import Server
 
 pytestmark = pytest.mark.interop
 MiB = 1 << 20
-TALK = 64 << 10  # bytes that requests and small manifests take at most when no blob is sent
+TALK = 64 << 10  # maximum bytes of requests and small manifests when no blob is sent
 BIG = 96 * MiB
 CHUNK = 32 * MiB
 SOME = 40 * MiB  # ends in the middle of the second chunk
@@ -119,9 +117,7 @@ def test_a_kit_is_pushed_once(registry: Registry, box: Host, golden_trees: Path)
 
 
 def test_several_tags_are_pushed_at_once(registry: Registry, box: Host, golden_trees: Path) -> None:
-    """``repo:a,b`` names two kits of the store when packing, and two tags of the registry as the
-    destination of a push.
-    """
+    """``repo:a,b`` names two kits in the store for pack, and two tags in the registry for push."""
     digest = packed(box, golden_trees / "parts", "here:v1,v2")
     box.kitfs("push", "here:v2", f"{registry.host}/team/parts:one,two", "--plain-http")
     assert [registry.digest_of("team/parts", tag) for tag in ("one", "two")] == [digest, digest]
@@ -154,9 +150,7 @@ def test_a_push_that_was_killed_resumes(registry: Registry, box: Host, big: Path
 
 
 def test_a_push_survives_a_registry_that_is_killed(registry: Registry, box: Host, big: Path) -> None:
-    """If the registry is killed and restarted, a push waits, asks how much has arrived, and ends with the whole kit in
-    the registry.
-    """
+    """If the registry is killed and restarted, a push waits, asks how much has arrived, and completes."""
     ref = f"{registry.host}/team/big:v1"
     digest = packed(box, big, ref)
     registry.meter.hold(SOME)
@@ -187,9 +181,9 @@ def test_an_interrupted_push_leaves_no_manifest(registry: Registry, box: Host, b
 
 
 def test_a_push_gets_its_token_and_one_to_mount(box: Host, golden_trees: Path) -> None:
-    """A push gets a token, and one for mounting, from a token server with the credentials of docker's config.
+    """A push gets a token, and another one for mounts, with the credentials in docker's config.
 
-    Without them it is refused in one line.
+    Without credentials it is refused in one line.
     """
     with FakeRegistry() as desk, FakeRegistry() as fake:
         fake.require_token({"ada": "secret"}, server=desk)
@@ -258,7 +252,7 @@ def test_a_pushed_kit_is_mounted_elsewhere(
 @pytest.mark.mount
 @pytest.mark.parametrize("ref", ["127.0.0.1:1/team/basic:v1", "kit:v1", "kit"])
 def test_a_packed_kit_is_mounted_without_a_registry(host: Host, golden_trees: Path, ref: str) -> None:
-    """A packed kit is mounted from the store, by a name whose registry is away and by a name without a registry."""
+    """A packed kit is mounted from the store if its name has no registry or an unavailable registry."""
     digest = packed(host, golden_trees / "basic", ref)
     mount = host.mount(ref)
     assert mount.digest == digest
@@ -274,7 +268,7 @@ def test_a_packed_kit_is_mounted_without_a_registry(host: Host, golden_trees: Pa
 def test_kit_pulls_and_unpacks_what_was_pushed(
     registry: Registry, box: Host, golden_trees: Path, tmp_path: Path, name: str, options: tuple[str, ...]
 ) -> None:
-    """The tree that the real kit pulls and unpacks is the recorded one."""
+    """The real kit pulls a pushed kit and unpacks the recorded tree."""
     if shutil.which("kit") is None:
         pytest.skip(f"{CANNOT} kit is not on PATH")
     ref = f"{registry.host}/team/{name}:v1"

@@ -1,5 +1,6 @@
-"""Kits of every form through another registry and other programs: packed here and read there, and packed there and read
-here, with equal trees.
+"""Kits of every form pass through another registry and other programs without a change of their trees.
+
+kitfs packs them and other programs read them, or the other way round.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ def foreign(name: str) -> str:
 def test_packed_here_and_carried_by_skopeo(
     host: Host, registry: RegistryProcess, golden_trees: Path, form: str, tmp_path: Path
 ) -> None:
-    """A kit that was pushed, copied by skopeo to another repository, and then pulled, mounted and unpacked has the
-    golden tree every time.
+    """A kit that was pushed and copied by skopeo to another repository has the golden tree.
+
+    It is pulled, mounted and unpacked.
     """
     needs("skopeo")
     name = "basic"

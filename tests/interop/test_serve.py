@@ -1,5 +1,6 @@
-"""``kitfs serve`` over real sockets: everything that the conformance suite of distribution-spec covers, without the
-suite.
+"""``kitfs serve`` over real sockets passes the requests that the conformance suite of distribution-spec covers.
+
+The suite itself is not used.
 """
 
 from __future__ import annotations
@@ -428,7 +429,7 @@ def test_invalid_references_of_manifests_are_refused(client: httpx.Client, name:
 
 
 def test_unknown_things_have_their_error_codes(client: httpx.Client, name: str) -> None:
-    """Every kind of thing that does not exist is answered with 404 and its error code."""
+    """Everything that does not exist is answered with 404 and the right error code."""
     expected = {
         f"/v2/{name}/manifests/v1": "MANIFEST_UNKNOWN",
         f"/v2/{name}/manifests/{UNKNOWN}": "MANIFEST_UNKNOWN",

@@ -252,8 +252,9 @@ def test_the_manual_has_the_same_table() -> None:
 
 
 def test_tags_are_in_the_order_of_their_bytes(tmp_path: Path) -> None:
-    """Tags are listed in lexical order, and pages by ``n`` and ``Link`` have each tag once (distribution-spec, "Listing
-    Tags").
+    """Tags are in lexical order, and pages by ``n`` and ``Link`` have each tag once.
+
+    Source: distribution-spec, "Listing Tags".
     """
     with Server(tmp_path / "root", tmp_path / "log") as server:
         for case in registry_requests.content():

@@ -1,6 +1,4 @@
-"""Hostile and confused clients of ``kitfs serve``: nothing hangs, nothing grows, and nothing outside of the root is
-touched.
-"""
+"""Hostile and confused clients of ``kitfs serve`` cause no hang, no growth and no access outside of the root."""
 
 from __future__ import annotations
 
@@ -65,7 +63,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-# Requests that are not HTTP, or too much of it
+# Requests that are not HTTP, or that are too large
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
     ids=lambda b: ascii(b[:90]),
 )
 def test_a_request_that_is_not_http_ends_its_connection(server: Server, request_bytes: bytes) -> None:
-    """What follows a malformed request is never answered, so that no request can be smuggled past a proxy."""
+    """Bytes after a malformed request are never answered, so that no request can be smuggled past a proxy."""
     with Wire(server.host) as wire:
         with contextlib.suppress(ConnectionError):
             wire.socket.sendall(request_bytes + b"GET /v2/smuggled HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -163,9 +161,7 @@ def test_pipelined_requests_are_answered_in_order(server: Server, client: httpx.
 
 
 def test_answers_that_nobody_reads_do_not_pile_up(server: Server, client: httpx.Client) -> None:
-    """A thousand requests for a manifest of 4 MiB over one connection, of which no answer is read, do not fill the
-    memory.
-    """
+    """A client that requests a manifest of 4 MiB a thousand times and reads no response does not fill the memory."""
     data = manifest(annotations={"a": "x" * (4 * MiB - 1000)})
     assert put(client, "pile", "v1", data).status_code == 201
     high = _memory(server)
@@ -254,7 +250,7 @@ def test_fewer_bytes_than_content_length_says(server: Server, client: httpx.Clie
 def test_a_malformed_chunk_is_refused_at_once(server: Server, client: httpx.Client, wrong: bytes) -> None:
     """A malformed chunk is answered with 400 at once and ends the connection, also in the middle of a body.
 
-    What arrived before it is kept.
+    Bytes that arrived before the chunk are kept.
     """
     location = begun(client, "chunks")
     with Wire(server.host) as wire:
@@ -269,9 +265,7 @@ def test_a_malformed_chunk_is_refused_at_once(server: Server, client: httpx.Clie
 
 
 def test_more_bytes_than_content_length_says(server: Server, client: httpx.Client) -> None:
-    """Bytes after a body are not part of it: they are the next request, which is answered with 400 and ends the
-    connection.
-    """
+    """Bytes after a body are the next request, which is answered with 400 and ends the connection."""
     location = begun(client, "lies")
     with Wire(server.host) as wire:
         wire.send(f"PATCH {location}", "Content-Length: 5", body=b"hello, world\r\n\r\n")
@@ -321,9 +315,7 @@ PARTS = (
 
 
 def test_no_path_leads_out_of_the_root(tmp_path: Path) -> None:
-    """Names that might lead elsewhere, at every place of every path that takes a name, touch nothing outside of the
-    root.
-    """
+    """Names that might lead out of the root touch nothing outside of it, at every place in every path."""
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "rest").write_text("top secret")
@@ -386,8 +378,9 @@ def test_the_log_has_one_line_per_request(server: Server, client: httpx.Client) 
 
 
 def test_many_at_once(server: Server) -> None:
-    """Sixteen clients push the same blobs and manifests to one repository at the same time, and each reads what the
-    others pushed.
+    """Sixteen clients push the same blobs and manifests to one repository at the same time.
+
+    Each client can read what the others pushed.
     """
 
     def work(n: int) -> None:

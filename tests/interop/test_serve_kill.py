@@ -1,9 +1,9 @@
-"""Clients push and pull while SIGKILL ends ``kitfs serve`` again and again: nothing that was acknowledged is lost, and
-nothing incomplete is served.
+"""Clients push and pull while ``kitfs serve`` is killed again and again.
 
-There are 64 blobs of 1 to 8 MiB. ``SERVE_KILL_MIB=64`` in the environment makes them 1 to 64 MiB, 2 GiB in all, which
-takes some minutes and 4 GiB of disk. A kill comes when a random number of bytes was transferred since the last one, by
-a seed that a failure names, and never at a given time.
+Nothing that was acknowledged is lost, and nothing incomplete is served. There are 64 blobs of 1 to 8 MiB. With
+``SERVE_KILL_MIB=64`` in the environment they have 1 to 64 MiB and 2 GiB in total, which takes some minutes and 4 GiB of
+disk. A kill never comes at a given time, but when a random number of bytes was transferred since the last kill. The
+random numbers depend on a seed, which a failure shows.
 """
 
 from __future__ import annotations
@@ -296,8 +296,9 @@ class Client:
 
 
 def work(scene: Scene, number: int, seed: int) -> None:
-    """Run one client: it pushes its share of the blobs with two pulls after each, and then pulls until there were
-    enough kills.
+    """Run one client, which pushes its share of the blobs and pulls two blobs after each.
+
+    Then it pulls until there were enough kills.
     """
     rng = random.Random(seed + number)
     client = Client(scene)
@@ -322,8 +323,9 @@ def work(scene: Scene, number: int, seed: int) -> None:
 
 
 def test_nothing_acknowledged_is_lost_and_nothing_half_written_is_served(tmp_path: Path) -> None:
-    """With 8 clients, 64 blobs and 10 kills, every acknowledged blob and tag is kept, every complete answer has the
-    right bytes, and at the end everything exists.
+    """With 8 clients, 64 blobs and 10 kills, every acknowledged blob and tag is kept.
+
+    Every complete response has the right bytes, and at the end all blobs exist.
     """
     seed = random.SystemRandom().randrange(1 << 32)
     rng = random.Random(seed)

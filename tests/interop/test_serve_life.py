@@ -1,6 +1,4 @@
-"""``kitfs serve`` when connections break, when it is killed or stopped under load, when its disk is full, and when it
-cannot start.
-"""
+"""``kitfs serve`` with broken connections, under kills and stops, with a full disk, and if it cannot start."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def chunk(wire: Wire, location: str, data: bytes, start: int = 0, size: int = len(DATA)) -> None:
-    """Send the headers of a PATCH of bytes up to ``size``, and ``data`` of its body."""
+    """Send the headers of a PATCH for bytes up to ``size``, and ``data`` as a part of its body."""
     wire.send(f"PATCH {location}", f"Content-Length: {size - start}", f"Content-Range: {start}-{size - 1}", body=data)
 
 
@@ -84,7 +82,7 @@ def test_an_upload_resumes_after_its_connection_broke(server: Server, reset: boo
 
 
 def test_a_chunk_that_hangs_is_taken_over(server: Server) -> None:
-    """A client that lost its connection, without the server knowing, can take over its upload.
+    """A client can take over its upload if its connection broke without the server noticing.
 
     The old request is answered with 409.
     """
@@ -213,8 +211,9 @@ def test_sigterm_lets_a_request_end(server: Server) -> None:
 
 
 def test_sigterm_ends_it_while_it_reads_a_large_upload_back(server: Server) -> None:
-    """SIGTERM ends the server while it hashes an upload that another process received, which takes minutes for a large
-    one.
+    """SIGTERM ends the server while it hashes an upload that another process received.
+
+    Hashing a large upload takes minutes.
     """
     size = 1 << 40
     with client_of(server) as client:

@@ -234,8 +234,9 @@ def crowd(server: Server, size: int) -> list[socket.socket]:
 
 
 def test_more_idle_connections_than_descriptors_cost_nothing_and_are_shed(few: Server) -> None:
-    """With more idle connections than descriptors the server still answers, its log and its CPU time do not grow, and
-    idle connections are closed.
+    """With more idle connections than descriptors the server still answers and closes idle connections.
+
+    Its log and its CPU time do not grow.
     """
     with client_of(few) as client:
         kit(client, "a", "v1", DATA)
@@ -422,7 +423,7 @@ def test_gc_of_a_directory_that_is_not_a_store_creates_nothing(tmp_path: Path) -
 def test_each_risk_of_an_address_has_a_line_with_its_remedy() -> None:
     """Each risk of an address has a line that names the option against it.
 
-    There is none on loopback, and ``--htpasswd`` and TLS remove their lines.
+    Loopback has no such line, and ``--htpasswd`` and TLS remove their lines.
     """
 
     def lines(host: str, *, tls: bool = False, users: bool = False, read_only: bool = False) -> list[str]:

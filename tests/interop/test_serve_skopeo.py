@@ -1,6 +1,4 @@
-"""skopeo copies every golden kit into ``kitfs serve``, out of it, and between it and docker-registry, with unchanged
-digests.
-"""
+"""skopeo copies every golden kit to and from ``kitfs serve`` and docker-registry with unchanged digests."""
 
 from __future__ import annotations
 
@@ -66,8 +64,9 @@ def described(name: str) -> dict[str, int]:
 
 
 def in_layout(layout: Path) -> tuple[str, dict[str, int]]:
-    """Return the digest of the manifest of a layout with one manifest, and the digests and sizes of its other blobs, by
-    their bytes.
+    """Return the digest of the only manifest of a layout, and the digests and sizes of its other blobs.
+
+    The digests are computed from the bytes.
     """
     index = json.loads((layout / "index.json").read_bytes())
     (manifest,) = [d["digest"] for d in index["manifests"]]
@@ -82,9 +81,7 @@ def in_layout(layout: Path) -> tuple[str, dict[str, int]]:
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
 def test_a_golden_kit_is_copied_in_and_out(serving: Server, tmp_path: Path, name: str) -> None:
-    """On the server and in the layout that skopeo copies from it, the manifest and every blob have the digests of
-    kits.json.
-    """
+    """The manifest and every blob have the digests of kits.json, on the server and in a layout that skopeo copies."""
     copy(f"oci-archive:{GOLDEN}/layouts/{name}.tar:v1", f"docker://{serving.host}/in/{name}:v1")
     assert digest_at(serving.host, f"in/{name}") == GOLDEN_KITS[name]["manifest"]
     copy(f"docker://{serving.host}/in/{name}:v1", f"oci:{tmp_path}/out:v1")
@@ -95,9 +92,7 @@ def test_a_golden_kit_is_copied_in_and_out(serving: Server, tmp_path: Path, name
 def test_a_golden_kit_is_copied_between_registries(
     golden_registry: RegistryProcess, serving: Server, tmp_path: Path, name: str
 ) -> None:
-    """A copy from docker-registry to kitfs serve and back has the same manifest everywhere, and every blob of it is
-    whole.
-    """
+    """After a copy from docker-registry to kitfs serve and back, the manifest and every blob are unchanged."""
     copy(f"docker://{golden_registry.host}/golden/{name}:v1", f"docker://{serving.host}/across/{name}:v1")
     assert digest_at(serving.host, f"across/{name}") == GOLDEN_KITS[name]["manifest"]
     copy(f"docker://{serving.host}/across/{name}:v1", f"docker://{golden_registry.host}/back/{name}:v1")

@@ -1,6 +1,4 @@
-"""Registries, kits, layouts and arguments that contain control characters cannot drive a terminal: every verb prints
-and logs them escaped.
-"""
+"""Control characters in registries, kits, layouts and arguments are escaped in every output and log."""
 
 from __future__ import annotations
 
@@ -140,9 +138,7 @@ def test_errors_of_a_registry_are_escaped(terminal: Terminal, fake: FakeRegistry
 
 
 def test_texts_of_a_kit_are_escaped(terminal: Terminal, fake: FakeRegistry, tmp_path: Path) -> None:
-    """Names, descriptions, annotations, labels and paths are escaped by every verb that shows them, for people and for
-    programs.
-    """
+    """Every verb escapes names, descriptions, annotations, labels and paths, for people and for programs."""
     ref = fake.put_kit("team/kit", hostile_kit(EVIL, b"w" * 5000), "v1")
     other = fake.put_kit("team/kit", hostile_kit(f"{EVIL}2", b"v" * 5000), "v2")
     out = tmp_path / "out"
@@ -200,9 +196,7 @@ def test_a_manifest_that_is_not_a_kit_is_escaped(terminal: Terminal, fake: FakeR
 
 @pytest.mark.mount
 def test_a_mount_and_its_log_are_escaped(terminal: Terminal, fake: FakeRegistry) -> None:
-    """What a registry sends while a file is read is escaped in the log and in the status, and so is the name of the
-    mount point.
-    """
+    """Text from a registry and the name of the mount point are escaped in the log and in the status."""
     weights = os.urandom(200_000)
     fake.put_kit("team/kit", kits.build([kits.part("model", "w.bin", weights, format="raw")]), "v1")
     at = terminal.host.mnt / EVIL

@@ -1,6 +1,4 @@
-"""``kitfs unpack`` as a program: golden kits from a registry, what the real kit printed, kills, wrong
-bytes and memory.
-"""
+"""``kitfs unpack`` as a program, with golden kits, kit's recorded output, kills, wrong bytes and a limit of memory."""
 
 from __future__ import annotations
 
@@ -40,13 +38,14 @@ def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
 def test_a_golden_kit_unpacks_as_recorded(golden_registry: RegistryProcess, box: Host, name: str) -> None:
-    """Every golden kit unpacks as recorded, also those that kit 1.7 cannot unpack, and a second time from the store
-    without transfers.
+    """Every golden kit unpacks as recorded, including those that kit 1.7 cannot unpack.
+
+    A second unpack reads from the store and transfers nothing.
     """
     mirror = f"registry.golden.test={golden_registry.url}"
     expected = trees.masked(trees.golden(GOLDEN, name))
     if name in MODELPACKS:
-        expected = trees.without(expected, "data", "data/rows.csv")  # modctl packed it into no layer
+        expected = trees.without(expected, "data", "data/rows.csv")  # modctl did not pack it into a layer
     for out in (box.root / "one", box.root / "two"):
         box.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, "--mirror", mirror)
         assert trees.scan(out) == expected
@@ -63,8 +62,9 @@ def test_a_golden_kit_unpacks_as_recorded(golden_registry: RegistryProcess, box:
 
 @pytest.mark.parametrize("name", ["modes", "names", "many-gzip"])
 def test_an_ordinary_user(golden_registry: RegistryProcess, nobody: Python, name: str) -> None:
-    """An unpack by an ordinary user is killed and succeeds when it is run again, although directories without write
-    permission are in the way once they have their modes.
+    """If an unpack by an ordinary user is killed, it succeeds when it is run again.
+
+    Directories that already have modes without write permission are made writable for that.
     """
     host = Host(nobody)
     try:
@@ -195,7 +195,7 @@ def test_a_kill_at_any_moment(own_registry: RegistryProcess, box: Host, seed: in
                 process.kill()
                 process.communicate()
                 kills += 1
-                if not (out / JOURNAL).exists() and (out / "m").exists():  # it was killed after its end
+                if not (out / JOURNAL).exists() and (out / "m").exists():  # the kill came after the end of the run
                     assert {path: (out / path).read_bytes() for path in expected} == expected
                     shutil.rmtree(out)
                     whole_runs += 1

@@ -50,7 +50,7 @@ def refuses_to_mount(
 
 @contextlib.contextmanager
 def answering(status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> Iterator[str]:
-    """Run a web server that gives the same answer to every request, and yield its ``host:port``."""
+    """Run a web server that returns the same response to every request, and yield its ``host:port``."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -135,7 +135,7 @@ def test_what_the_registry_does_not_have(golden_registry: RegistryProcess, host:
     ],
 )
 def test_a_bad_reference(host: Host, ref: str) -> None:
-    """Mount refuses text that is not a reference, and layouts that do not exist."""
+    """Mount refuses a string that is not a reference, and a layout that does not exist."""
     refuses_to_mount(host, ref)
 
 
@@ -155,8 +155,9 @@ def test_an_ordinary_container_image(registry: RegistryProcess, host: Host) -> N
 
 @pytest.mark.parametrize("name", ["truncated", "empty", "array", "binary", "deep"])
 def test_a_manifest_of_other_bytes(host: Host, name: str) -> None:
-    """Mount refuses a tag whose manifest is truncated or is not a manifest. docker-registry refuses such bytes, so the
-    test plants them in its storage.
+    """Mount refuses a tag whose manifest is truncated or is not a manifest.
+
+    docker-registry refuses such bytes, so the test plants them in its storage.
     """
     whole = build([part("model", "m", kit_tar({"m/w": b"w"}))]).manifest
     data = {
@@ -186,9 +187,7 @@ def test_a_config_that_is_shorter_than_its_descriptor(registry: RegistryProcess,
 
 
 def test_a_blob_that_is_shorter_than_its_descriptor(registry: RegistryProcess, host: Host) -> None:
-    """For a layer with fewer bytes than its descriptor says, ``cat`` fails in one line, and a read through a mount
-    returns EIO.
-    """
+    """If a layer has fewer bytes than its descriptor says, ``cat`` fails in one line and read(2) returns EIO."""
     kit = build([part("model", "w.bin", os.urandom(300_000), format="raw")])
     ref = registry.push(kit, "bad/short")
     registry.blob_path(kit.layers[0]).write_bytes(b"short")
@@ -246,9 +245,7 @@ def test_a_bad_command_line(host: Host, name: str) -> None:
     [("KITFS_TRANSPORT", "warp"), ("KITFS_CACHE_SIZE", "lots"), ("KITFS_TLS_CERT", "/nowhere/ca.pem")],
 )
 def test_a_bad_environment(host: Host, name: str, value: str) -> None:
-    """An invalid setting in the environment is refused like the value of its flag, and the message
-    contains the value.
-    """
+    """An invalid setting in the environment is refused like an invalid flag, and the message contains it."""
     refuses_to_mount(host, ARCHIVE, env={name: value}, words=(value,))
 
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.mount
 KiB, MiB = 1 << 10, 1 << 20
 WEIGHTS = random.Random(21).randbytes(6 * MiB)
 DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
-HANGS = 60.0  # seconds: whatever takes longer hangs
+HANGS = 60.0  # seconds, after which an operation counts as hanging
 LONG = "1000"  # seconds of --read-timeout in tests that must not wait for it
 TLS = Path(__file__).parent.parent / "unit/registry/tls"
 PREAD = """
@@ -51,8 +51,9 @@ with open(sys.argv[1], "rb") as f:
 
 
 def pread(mount: Mounted, offset: int, size: int = 4096, *, seconds: float = HANGS) -> tuple[str, float]:
-    """Return what one read(2) of w.bin returned ("right", "wrong" or the name of the errno), and how many seconds it
-    took.
+    """Return the result of one read(2) of w.bin and its duration in seconds.
+
+    The result is "right", "wrong" or the name of the errno.
     """
     command = [sys.executable, "-c", PREAD, mount / "w.bin", str(offset), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
@@ -71,7 +72,7 @@ def is_reported(host: Host, mount: Mounted, *words: str) -> None:
 
 
 def is_well(mount: Mounted, offset: int) -> None:
-    """Assert that the next read succeeds, and that a read of the whole file does."""
+    """Assert that the next read and a read of the whole file succeed."""
     assert pread(mount, offset)[0] == "right"
     assert digest_by(reader(mount / "w.bin")) == DIGEST
 
@@ -106,8 +107,9 @@ def docker_config(host: Host, config: object) -> None:
 def test_a_stall_is_eio_no_sooner_than_the_read_timeout(
     host: Host, fake: FakeRegistry, ref: str, transport: str, at: int | None
 ) -> None:
-    """A read fails with EIO once the registry has sent nothing for ``--read-timeout`` seconds, and succeeds when the
-    registry sends again. It does not matter whether the status line, the body or the rest of the body is missing.
+    """A read fails with EIO when the registry has sent nothing for ``--read-timeout`` seconds.
+
+    It succeeds when the registry sends again. The status line, the body or the rest of the body may be missing.
     """
     mount = host.mount(ref, "--transport", transport, "--read-timeout", "2")
     stall = Stall(at)
@@ -122,7 +124,7 @@ def test_a_stall_is_eio_no_sooner_than_the_read_timeout(
 
 
 def test_a_slow_body_is_not_a_stall(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A read succeeds if a chunk takes longer than ``--read-timeout`` but some bytes arrive all the time."""
+    """A read succeeds if a chunk takes longer than ``--read-timeout`` but bytes arrive all the time."""
     mount = host.mount(ref, "--read-timeout", "1")
     fake.fail("/blobs/", Drip(2 * KiB, 0.15))
     found, seconds = pread(mount, 3 * MiB)
@@ -143,8 +145,9 @@ def test_a_late_answer_is_not_a_stall(host: Host, fake: FakeRegistry, ref: str) 
 def test_a_refused_connection_is_eio_long_before_the_read_timeout(
     host: Host, fake: FakeRegistry, ref: str, transport: str
 ) -> None:
-    """While the registry refuses connections, cold reads fail with EIO without waiting for ``--read-timeout``, and
-    cached bytes are read. When the registry is back, cold reads succeed.
+    """If the registry refuses connections, cold reads fail with EIO without waiting for ``--read-timeout``.
+
+    Cached bytes can be read. When the registry is back, cold reads succeed.
     """
     mount = host.mount(ref, "--transport", transport, "--read-timeout", LONG)
     assert pread(mount, 0)[0] == "right"
@@ -157,7 +160,7 @@ def test_a_refused_connection_is_eio_long_before_the_read_timeout(
 
 
 def test_a_mapped_page_that_cannot_be_fetched_is_sigbus(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A page fault has no EIO: the process gets SIGBUS.
+    """A page fault cannot return EIO, so the process gets SIGBUS.
 
     When the registry is back, the same page has the right bytes.
     """
@@ -187,8 +190,9 @@ def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: Fa
 
 @pytest.mark.slow
 def test_a_silent_registry_does_not_keep_a_known_tag_from_mounting(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """If the registry does not answer, mount uses the last known digest of the tag long before ``--read-timeout`` is
-    over, and warns. Mounting the same reference again on this mount succeeds as well.
+    """If the registry does not answer, mount uses the last known digest of the tag and warns.
+
+    It does so long before ``--read-timeout`` is over. Mounting the same reference again on this mount succeeds too.
     """
     host.umount(host.mount(ref))
     silence = Stall()
@@ -206,7 +210,7 @@ def test_a_silent_registry_does_not_keep_a_known_tag_from_mounting(host: Host, f
 
 
 def test_retry_after_is_waited_for(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """After a 429 with ``Retry-After: 2`` a read returns the bytes, and not before two seconds are over."""
+    """After a 429 with ``Retry-After: 2`` a read returns the bytes after at least two seconds."""
     mount = host.mount(ref)
     fake.fail("/blobs/", Status(429, {"Retry-After": "2"}), times=1)
     found, seconds = pread(mount, 3 * MiB)
@@ -258,8 +262,9 @@ def test_a_cut_body_resumes_where_it_ended(host: Host, fake: FakeRegistry, ref: 
 
 
 def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, kit: Kit, transport: str) -> None:
-    """If a registry answers a range with 200, a read at the end returns its bytes, and the whole file is transferred
-    once, in one answer.
+    """If a registry answers a range with 200, a read at the end returns its bytes.
+
+    The whole file is transferred once, in one response.
     """
     mount = host.mount(ref, "--transport", transport)
     fake.forget()
@@ -271,8 +276,9 @@ def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, 
 
 
 def test_a_retry_after_beyond_the_read_timeout_is_eio(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A ``Retry-After`` that exceeds ``--read-timeout`` is not waited for: the read fails with the registry's error,
-    and only the next read sends a request again.
+    """If ``Retry-After`` exceeds ``--read-timeout``, the read fails with the registry's error.
+
+    Only the next read sends a request again.
     """
     mount = host.mount(ref, "--read-timeout", "3")
     fake.fail("/blobs/", Status(429, {"Retry-After": "25"}, "TOOMANYREQUESTS", "slow down"))
@@ -285,9 +291,7 @@ def test_a_retry_after_beyond_the_read_timeout_is_eio(host: Host, fake: FakeRegi
 
 
 def test_one_stream_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """If a registry without ranges stalls in the middle of a blob, bytes before that point are read, and bytes after it
-    are EIO.
-    """
+    """If a registry without ranges stalls in the middle of a blob, only reads after that point fail with EIO."""
     mount = host.mount(ref, "--read-timeout", "2")
     stall = Stall(4 * MiB)
     fake.fail("/blobs/", IgnoreRange())
@@ -329,8 +333,9 @@ def test_a_layer_with_wrong_bytes_is_dropped(host: Host, fake: FakeRegistry, ref
 
 
 def test_locations_that_serve_once(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """If every signed location is valid for one request only, every read succeeds, and the target never receives a
-    password.
+    """Reads succeed if every signed location is valid for one request only.
+
+    The target of the redirect never receives a password.
     """
     fake.require_basic({"u": "p"})
     docker_config(host, {"auths": {fake.host: {"auth": "dTpw"}}})
@@ -382,7 +387,7 @@ def test_a_target_that_stalls_is_left_by_the_next_read(host: Host, fake: FakeReg
 def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
     """If a mirror stops, the registry serves the rest of the file.
 
-    If both are away, one line names both, and either of them is enough for reads to succeed again.
+    If both are unavailable, one line names both. Reads succeed again when one of them is back.
     """
     with FakeRegistry() as mirror:
         mirror.put_kit("team/kit", kit, "v1")
@@ -402,9 +407,7 @@ def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: 
 def test_a_mirror_that_stalls_is_passed_after_the_read_timeout(
     host: Host, fake: FakeRegistry, ref: str, kit: Kit
 ) -> None:
-    """A reader waits for a mirror that stalls as long as ``--read-timeout`` says, and then gets its bytes from the
-    registry.
-    """
+    """If a mirror stalls, a reader gets its bytes from the registry after ``--read-timeout``."""
     with FakeRegistry() as mirror:
         mirror.put_kit("team/kit", kit, "v1")
         mount = host.mount(ref, f"--mirror={fake.host}={mirror.url}", "--read-timeout", "1")
@@ -419,8 +422,9 @@ def test_a_mirror_that_stalls_is_passed_after_the_read_timeout(
 
 
 def test_a_token_server_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """If a token expires while mounted and the token server stalls, a read fails with EIO after ``--read-timeout``, and
-    the error names the token server. When the token server answers again, reads succeed.
+    """If a token expires and the token server stalls, a read fails with EIO after ``--read-timeout``.
+
+    The error names the token server. When it answers again, reads succeed.
     """
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
@@ -449,9 +453,9 @@ def test_tokens_that_keep_expiring_do_not_fail_a_read(host: Host, fake: FakeRegi
 
 
 def test_a_password_that_changes_while_mounted(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """After the password changed, a read fails with EIO, and the error says to log in.
+    """After the password was changed, a read fails with EIO, and the error says to log in.
 
-    After the login the same mount reads.
+    After the login the same mount can be read.
     """
     fake.require_token({"u": "p"})
     docker_config(host, {"auths": {fake.host: {"auth": "dTpw"}}})
@@ -465,7 +469,7 @@ def test_a_password_that_changes_while_mounted(host: Host, fake: FakeRegistry, r
 
 
 def test_a_credential_helper_gives_an_identity_token(host: Host, fake: FakeRegistry, ref: str, tmp_path: Path) -> None:
-    """A credential helper on PATH is asked while mounting, and again when the token has expired.
+    """A credential helper on PATH is run during the mount, and again when the token has expired.
 
     The identity token that it prints is sent to the token server by POST.
     """

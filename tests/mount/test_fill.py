@@ -50,7 +50,7 @@ def test_warm_fails_if_the_store_cannot_keep_the_layers(
 
 
 def big(registry: RegistryProcess, directory: Path, *sizes: int) -> str:
-    """Push a kit with a tar for each size, each of one file: ``m0/w.bin``, ``m1/w.bin`` and so on."""
+    """Push a kit with one tar layer for each size. Each layer has one file: ``m0/w.bin``, ``m1/w.bin`` and so on."""
     parts = []
     for number, size in enumerate(sizes):
         path = directory / f"{number}.tar"
@@ -72,7 +72,7 @@ def test_a_header_stays_cheap_and_half_a_layer_leads_to_all_of_it(
     mount = host.mount(ref)
     with (mount / "m0/w.bin").open("rb", buffering=0) as file:
         assert len(file.read(MiB)) == MiB
-        time.sleep(3)  # the filler looks every second
+        time.sleep(3)  # the background thread checks every second
         assert own_registry.moved(since) < 8 * MiB
         assert host.status(mount)["fill"] == {"mode": "touched", "layer": None, "bytes": 0}
         for _ in range(127):
@@ -120,7 +120,7 @@ def test_a_mount_that_is_being_filled_ends_without_the_rest(
 
 
 def test_filling_evicts_nothing(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """A layer for which other blobs would have to go is not filled, and the mount says so in its log."""
+    """A layer that would require evictions is not filled, and the mount logs that."""
     ref = big(own_registry, tmp_path, 8 * MiB, 100 * MiB)
     mount = host.mount(ref, "--fill", "all", "--cache-size", "100MiB")
     wait_until(lambda: "unless other blobs are evicted" in mount.log_text(), mount.log_text(), seconds=60)

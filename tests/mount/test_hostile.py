@@ -21,7 +21,7 @@ pytestmark = pytest.mark.mount
 KiB, MiB = 1 << 10, 1 << 20
 WEIGHTS = random.Random(1).randbytes(6 * MiB)
 DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
-SOON = 30.0  # seconds: a bound on hanging, not on speed
+SOON = 30.0  # seconds, after which an operation counts as hanging
 
 
 @pytest.fixture
@@ -46,9 +46,7 @@ SURVIVED: dict[str, tuple[Fault, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", SURVIVED)
 def test_what_a_reader_does_not_notice(host: Host, fake: FakeRegistry, ref: str, transport: str, name: str) -> None:
-    """The whole file is read with the right bytes although the registry answers every blob request, or the next few,
-    with this fault.
-    """
+    """With this fault in every blob response, or in the next few, the whole file is read with the right bytes."""
     fault, more = SURVIVED[name]
     mount = host.mount(ref, "--transport", transport)
     if cut := more.get("cut"):
@@ -95,8 +93,9 @@ def test_what_a_reader_gets_as_eio(host: Host, fake: FakeRegistry, ref: str, nam
 def test_a_200_that_is_shorter_or_longer_than_the_blob_is_eio_at_its_end(
     host: Host, fake: FakeRegistry, ref: str, by: int
 ) -> None:
-    """If a registry streams a whole blob with too few or too many bytes, no wrong byte is ever read, and the last read
-    fails with EIO.
+    """If a registry streams a whole blob with too few or too many bytes, only the last read fails with EIO.
+
+    No read returns a wrong byte.
     """
     mount = host.mount(ref)
     fake.fail("/blobs/", IgnoreRange())
@@ -112,7 +111,7 @@ def test_a_200_that_is_shorter_or_longer_than_the_blob_is_eio_at_its_end(
 
 
 def test_a_wrong_bit_is_found(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """One wrong bit in one answer: the layer never becomes verified, is dropped, and counts as an integrity failure."""
+    """A layer with one wrong bit is never verified, is dropped, and counts as an integrity failure."""
     mount = host.mount(ref)
     fake.fail("/blobs/", Lie(5 * MiB))
     with reader(mount / "w.bin") as process:
@@ -194,7 +193,7 @@ def test_tokens_are_renewed_while_mounted(host: Host, fake: FakeRegistry, ref: s
 
 
 def test_mirrors_are_tried_in_order_and_their_failures_named(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Mount tries a dead mirror, then one without the kit, and then one that has it.
+    """Mount tries a dead mirror, a mirror without the kit, and then a mirror with the kit.
 
     If no mirror has the kit, one line names the cause for each.
     """
@@ -210,7 +209,7 @@ def test_mirrors_are_tried_in_order_and_their_failures_named(host: Host, fake: F
 
 
 def test_a_tar_is_indexed_through_cut_answers(host: Host, fake: FakeRegistry) -> None:
-    """The headers of a tar are read although answers break off."""
+    """The headers of a tar are read although responses break off."""
     files = {f"m/{n}/w{n}.bin": random.Random(n).randbytes(200_000) for n in range(20)}
     ref = fake.put_kit("team/tar", build([part("model", "m", kit_tar(files))]), "v1")
     mount = host.mount(ref)

@@ -1,6 +1,6 @@
-"""Layers that other programs wrote, of every format and vintage, through a real mount.
+"""Layers of every format and vintage, written by other programs, through a real mount.
 
-The oracle is GNU tar: the mount must show what GNU tar extracts from the same bytes.
+The mount must show what GNU tar extracts from the same bytes.
 """
 
 from __future__ import annotations
@@ -171,8 +171,9 @@ def test_an_old_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, form
 
 
 def test_names_in_every_alphabet(host: Host, tmp_path: Path, transport: str) -> None:
-    """Names in many scripts, both Unicode forms of a letter, control characters, names of 255 bytes and paths of 1200
-    bytes are listed unchanged.
+    """Names in many scripts, with control characters and of any permitted length are listed unchanged.
+
+    They include both Unicode forms of a letter, names of 255 bytes and paths of 1200 bytes.
     """
     data = kit_tar({f"m/{name}": name.encode() for name in ALPHABETS})
     mount = mounted(host, build([part("model", "m", data)]), "--transport", transport)
@@ -200,9 +201,7 @@ def test_names_that_are_not_utf8(host: Host, tmp_path: Path, transport: str) -> 
 def test_every_format_and_compression(
     host: Host, tmp_path: Path, form: str, compression: kits.Compression, transport: str
 ) -> None:
-    """Tar layers and raw layers, without compression, with gzip and with zstd, show the same tree with
-    the same bytes.
-    """
+    """Tar layers and raw layers show the same tree without compression, with gzip and with zstd."""
     if form == "tar":
         content, path = kit_tar({"m/w.bin": WEIGHTS, "m/sub/c.json": b"{}"}, modes={"m/w.bin": 0o640}), "m"
         expected = extracted(tmp_path, content)
@@ -216,9 +215,7 @@ def test_every_format_and_compression(
 
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"])
 def test_every_vintage(host: Host, tmp_path: Path, vintage: kits.Vintage) -> None:
-    """Manifests from before LayerInfo until today, and ModelPacks with and without a Kitfile annotation, show the same
-    files.
-    """
+    """Manifests of every vintage, and ModelPacks with and without a Kitfile annotation, show the same files."""
     tars = {
         name: kit_tar({f"{name}/f.bin": name.encode() * 1000}) for name in ("weights", "part", "source", "rows", "card")
     }
@@ -231,7 +228,7 @@ def test_every_vintage(host: Host, tmp_path: Path, vintage: kits.Vintage) -> Non
     if vintage not in (
         "modctl",
         "cnai",
-    ):  # a ModelPack without the annotation may show a generated Kitfile or none
+    ):  # without the annotation, a ModelPack may show a generated Kitfile or no Kitfile
         assert (mount / "Kitfile").exists()
     assert int(os.stat(mount / "weights/f.bin").st_mtime) == (kits.CREATED_EPOCH if vintage == "1.17" else 0)
 
@@ -340,8 +337,9 @@ def test_parents_without_an_entry_are_made(host: Host) -> None:
 
 
 def test_entries_that_would_leave_the_root_are_left_out_and_named(host: Host) -> None:
-    """Absolute names, ``..``, hard links to paths outside, devices and fifos are left out, counted and named in the
-    log. All other entries are shown.
+    """Entries that lead out of the root, devices and fifos are left out, counted and named in the log.
+
+    Such entries are absolute names, ``..`` and hard links to paths outside. All other entries are shown.
     """
     buffer = io.BytesIO()
     bad = {
@@ -398,8 +396,9 @@ def test_a_kit_of_many_layers_lists_in_order(host: Host) -> None:
 
 
 def test_more_layers_than_descriptors_are_refused_in_one_line(host: Host) -> None:
-    """If the limit of open files is too low for a kit and cannot be raised, the error says which limit is needed, and
-    nothing is mounted.
+    """If the limit of open files is too low for a kit and cannot be raised, nothing is mounted.
+
+    The error says which limit is needed.
     """
     layout = kits.write_layout(
         build([part("docs", f"d{n}", b"%d" % n, format="raw") for n in range(300)]), host.root / "many", "v1"

@@ -1,4 +1,4 @@
-"""The life of a mount: mount answers in one line, daemons end as they should, and dead ones are cleared."""
+"""The life of a mount: mount answers in one line, daemons end as they should, and dead mounts are cleared."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_mount_in_a_command_substitution_returns(host: Host) -> None:
         )
     finally:
         os.close(writer)
-    assert os.read(reader, 1) == b""  # no process holds the other end
+    assert os.read(reader, 1) == b""  # no process has the other end open
     os.close(reader)
     line = MOUNTED.match(done.stdout.strip().strip("<>"))
     assert line, done.stdout
@@ -61,8 +61,9 @@ def test_mount_in_a_command_substitution_returns(host: Host) -> None:
 
 
 def test_mount_prints_digest_pid_and_log(host: Host) -> None:
-    """Mount prints one line on stdout: the digest of the manifest, the pid of a process that lives and the path of a
-    log that exists. It prints nothing on stderr.
+    """Mount prints one line on stdout, with a digest, a pid and a log, and nothing on stderr.
+
+    The digest is that of the manifest, the process lives, and the log exists.
     """
     mount = host.mount(ARCHIVE)
     assert mount.digest == GOLDEN_KITS["basic"]["manifest"]
@@ -96,8 +97,9 @@ def test_without_a_tag_latest_is_used(registry: RegistryProcess, host: Host) -> 
 
 
 def test_the_same_reference_on_the_same_directory_again_is_success(host: Host) -> None:
-    """Mounting the same reference on the same directory again prints the digest and the pid of the first mount, and
-    mounts nothing.
+    """Mounting the same reference on the same directory again mounts nothing.
+
+    It prints the digest and the pid of the first mount.
     """
     first = host.mount(ARCHIVE)
     second = host.mount(ARCHIVE)
@@ -175,8 +177,9 @@ def test_umount_all(host: Host) -> None:
 
 
 def test_a_mount_of_another_run_dir_is_not_called_dead(host: Host) -> None:
-    """Mount on a mount of another run-time directory says that its daemon died or has another ``--run-dir``, because it
-    cannot know which.
+    """For a mount of another run-time directory, mount says that its daemon died or has another ``--run-dir``.
+
+    It cannot know which of them is true.
     """
     mount = host.mount(ARCHIVE)
     done = host.kitfs("mount", ARCHIVE, mount.path, "--run-dir", host.root / "other", check=False)
@@ -188,8 +191,9 @@ def test_a_mount_of_another_run_dir_is_not_called_dead(host: Host) -> None:
 
 
 def test_a_dead_daemon_is_listed_as_dead_and_cleared(host: Host, transport: str) -> None:
-    """After SIGKILL of the daemon ``mounts`` lists the mount as dead, ``umount`` clears it, and the same directory can
-    be mounted again.
+    """After SIGKILL of the daemon ``mounts`` lists the mount as dead, and ``umount`` clears it.
+
+    Then the same directory can be mounted again.
     """
     mount = host.mount(ARCHIVE, "--transport", transport)
     os.kill(mount.pid, signal.SIGKILL)
@@ -269,7 +273,7 @@ def test_status_without_a_directory_prints_a_line_per_mount(host: Host) -> None:
 
 
 def test_check_says_whether_the_tag_has_moved(registry: RegistryProcess, host: Host) -> None:
-    """``status --check`` says whether another kit was pushed to the tag. The mount continues to show the old kit."""
+    """``status --check`` says whether another kit was pushed to the tag. The mount still shows the old kit."""
     ref = registry.push(build([part("docs", "README.md", b"one\n", format="raw")]), "life/moving")
     mount = host.mount(ref)
     assert "has not moved" in host.kitfs("status", mount.path, "--check").stdout

@@ -26,7 +26,7 @@ def read_as_nobody(path: Path) -> bytes:
 
 
 def private_kit(host: Host) -> str:
-    """A kit in the host's store whose weights only their owner may read."""
+    """Return a kit in the host's store whose weights only their owner may read."""
     tree = host.root / "tree"
     (tree / "m").mkdir(parents=True)
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: m, path: m}\n")
@@ -39,9 +39,9 @@ def private_kit(host: Host) -> str:
 
 
 def test_files_closed_to_others_get_a_note_with_the_remedy(host: Host) -> None:
-    """Root's mount is open to other users by default.
+    """If other users cannot read files in root's mount, mount prints a note with an option.
 
-    For files that they cannot read, mount prints a note, and with the option that it names they can read them.
+    With that option they can read the files. Root's mount is open to other users by default.
     """
     needs_root()
     host.mnt.chmod(0o755)
@@ -65,16 +65,16 @@ def test_files_closed_to_others_get_a_note_with_the_remedy(host: Host) -> None:
     ],
 )
 def test_an_explicit_option_gets_no_note(host: Host, options: list[str], told: str) -> None:
-    """Mount prints no note about what an option decided, or about a mount that other users cannot see."""
+    """Mount prints no note if an option decided the modes, or if other users cannot see the mount."""
     needs_root()
     warnings = host.mount(private_kit(host), *options).warnings
     assert (told in warnings, bool(warnings)) == (True, bool(told))
 
 
 def test_the_note_about_an_unlisted_layer_is_in_the_log(registry: RegistryProcess, host: Host) -> None:
-    """Mount does not fetch the index of a layer for a note.
+    """Mount does not fetch the index of a layer only for a note.
 
-    The log has the note once the layer is listed, and the next mount prints it.
+    The log has the note when the layer was listed, and the next mount prints it.
     """
     needs_root()
     ref = registry.push(build([part("model", "m", PRIVATE)]), "notes/cold")

@@ -1,4 +1,4 @@
-"""What the verbs for mounts print: JSON for programs, and more words on a terminal."""
+"""The verbs for mounts print JSON for programs, and more words on a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MiB = 1 << 20
 
 
 def test_umount_json_lists_what_was_unmounted(host: Host) -> None:
-    """``umount --json`` prints a list with the mount point, and ``--all`` one with every mount point of the store."""
+    """``umount --json`` prints a list with the mount point. With ``--all`` it has every mount point of the store."""
     first = host.mount(ARCHIVE, at="first")
     assert json.loads(host.kitfs("umount", first.path, "--json").stdout) == [{"mountpoint": str(first.path)}]
     mounts = [host.mount(ARCHIVE, at=name) for name in ("a", "b")]
@@ -57,7 +57,7 @@ def test_logs_json_has_an_object_per_line(host: Host) -> None:
 
 
 def test_status_on_a_terminal_is_in_words(registry: RegistryProcess, host: Host) -> None:
-    """On a terminal ``status DIR`` shows in words what was cached, fetched and read through, and what is waiting."""
+    """On a terminal ``status DIR`` shows in words what is cached, fetched and waiting."""
     kit = build([part("model", "w.bin", bytes(2 * MiB), format="raw")])
     mount = host.mount(registry.push(kit, "output/status"))
     (mount / "w.bin").read_bytes()

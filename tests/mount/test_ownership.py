@@ -28,14 +28,14 @@ KIT = kits.build([
 def loose(root: Path) -> dict[str, str]:
     """Return files that are not 0600 and directories that are not 0700, below a directory.
 
-    A file that a daemon is creating (its name ends with "~") may have fewer bits under a strict umask, for a moment.
+    Under a strict umask, a file that a daemon is creating (its name ends with "~") may briefly have fewer bits.
     """
     found = {}
     for path in root.rglob("*"):
         try:
             mode = stat.S_IMODE(path.lstat().st_mode)
         except FileNotFoundError:
-            continue  # it was published under its final name meanwhile
+            continue  # the file got its final name meanwhile
         if path.name.endswith("~") and mode == 0:
             continue
         if mode != (0o700 if path.is_dir() else 0o600):
@@ -45,8 +45,9 @@ def loose(root: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
 def test_everything_that_is_created_is_private(host: Host, tmp_path: Path, mask: int) -> None:
-    """Under any umask and in directories that everybody may read, files of the store and of mounts are 0600 and
-    directories are 0700.
+    """Files of the store and of mounts are 0600 and directories are 0700, under any umask.
+
+    This is true even in directories that everybody may read.
     """
     if host.python.user is not None:
         pytest.skip("not here: another user would have to own the source")
@@ -188,9 +189,7 @@ def test_files_of_a_mount_that_another_user_owns_are_refused(host: Host, suffix:
 
 @pytest.mark.parametrize("name", ["layer", "blobs", "blobs/sha256", "index.json"])
 def test_a_layout_does_not_show_a_file_that_only_root_may_read(host: Host, tmp_path: Path, name: str) -> None:
-    """If a user's layout contains a link to a file that only root may read, root's mount of it, which other users may
-    read, does not show the file.
-    """
+    """A link in a user's layout does not make root's mount show a file that only root may read."""
     needs_root()
     secret = tmp_path / "secret"
     layout = kits.write_layout(KIT, host.root / "layout", "v1")

@@ -1,4 +1,4 @@
-"""Parent ModelKits, seen through a real mount."""
+"""Kits with parents, through a real mount."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ pytestmark = [pytest.mark.mount, pytest.mark.interop]
 
 
 def test_a_chain_of_parents_shows_the_model_of_each(registry: RegistryProcess, host: Host) -> None:
-    """A kit with a parent and a grandparent shows the models of all three, and the other sections and the Kitfile of
-    the child only.
+    """A kit with a parent and a grandparent shows the models of all three.
+
+    The other sections and the Kitfile are those of the child.
     """
     grand = build([part("modelpart", "base.bin", b"base", format="raw"), part("docs", "grand.md", b"g", format="raw")])
     top = registry.push(grand, "parents/grand")

@@ -63,7 +63,7 @@ def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) ->
         )
         os.posix_fadvise(old.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         assert os.pread(old.fileno(), len(WEIGHTS), 0) == WEIGHTS
-        time.sleep(2 * SOON)  # until the kernel looks the name up again
+        time.sleep(2 * SOON)  # the kernel then looks the name up again
         with (mount / "w.bin").open("rb", buffering=0) as new:
             os.kill(mount.pid, signal.SIGKILL)
             host.wait_gone(mount.pid)

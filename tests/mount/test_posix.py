@@ -1,4 +1,4 @@
-"""What POSIX says about a read-only file system, on real mounts with both transports."""
+"""POSIX rules for a read-only file system hold on real mounts with both transports."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_reading_a_directory_is_eisdir(mount: Mounted) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_reads_at_and_across_the_end_are_short(mount: Mounted, size: int) -> None:
-    """pread before, across, at and after the end of a file of this size returns the bytes that exist."""
+    """pread before, across, at and after the end of a file returns the bytes that exist."""
     data = content(size)[:size]
     fd = os.open(mount / f"m/size-{size}", os.O_RDONLY)
     try:
@@ -146,15 +146,16 @@ def test_a_mapping_reads_the_same_bytes(mount: Mounted) -> None:
 
 
 def test_symlinks_are_followed_by_the_kernel(mount: Mounted) -> None:
-    """A symlink to a file and a symlink to a directory lead there."""
+    """The kernel follows a symlink to a file and a symlink to a directory."""
     assert (mount / "m/link").read_bytes() == b"inner"
     assert (mount / "m/to-dir/inner").read_bytes() == b"inner"
     assert stat.S_ISLNK(os.lstat(mount / "m/link").st_mode)
 
 
 def test_directories_list_dots_and_stable_inodes(mount: Mounted) -> None:
-    """The d_ino of a listing is st_ino, no two files share one, and a new listing with dropped caches has the same
-    numbers.
+    """The d_ino in a listing is the st_ino, and no two files share an inode.
+
+    A new listing with dropped caches has the same inodes.
     """
     numbers = {entry.name: entry.inode() for entry in os.scandir(mount / "m")}
     assert numbers == {name: os.lstat(mount / "m" / name).st_ino for name in numbers}
@@ -163,8 +164,9 @@ def test_directories_list_dots_and_stable_inodes(mount: Mounted) -> None:
 
 
 def test_statfs_says_that_nothing_is_free(mount: Mounted) -> None:
-    """statfs counts the bytes of the files in blocks of 4 KiB and every entry as a file, has no free block and no free
-    inode, and allows names of 255 bytes.
+    """statfs reports no free block and no free inode, and permits names of 255 bytes.
+
+    It counts the bytes of the files in blocks of 4 KiB, and every entry as a file.
     """
     about = os.statvfs(mount.path)
     total = sum(os.lstat(os.path.join(top, name)).st_size for top, _, files in os.walk(mount.path) for name in files
@@ -215,7 +217,10 @@ def test_owner_and_umask_are_options(host: Host, transport: str) -> None:
 
 
 def test_modes_are_options(host: Host, transport: str) -> None:
-    """``--file-mode`` and ``--dir-mode`` open what was packed for its owner only, also the Kitfile and the root."""
+    """``--file-mode`` and ``--dir-mode`` open files that were packed for their owner only.
+
+    They apply to the Kitfile and the root too.
+    """
     packed = kit_tar({"m/w": b"w"}, modes={"m": 0o700, "m/w": 0o600})
     layout = kits.write_layout(build([part("model", "m", packed)]), host.root / "layout", "v1")
     mount = host.mount(f"oci:{layout}:v1", "--transport", transport, "--file-mode", "444", "--dir-mode", "0755")

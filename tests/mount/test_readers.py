@@ -1,4 +1,4 @@
-"""The libraries that read model files, through a real mount."""
+"""Libraries that read model files, through a real mount."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Push, pull, mount, index, convert and remove with registries that each behave like one product
-(``tests.fakes.registries``).
-"""
+"""Push, pull, mount, index, convert and remove work with fakes of registry products (``tests.fakes.registries``)."""
 
 from __future__ import annotations
 
@@ -19,9 +17,10 @@ SIZE = 33 * MiB  # a little more than one chunk
 
 @pytest.mark.parametrize("name", list(KINDS))
 def test_a_kit_goes_there_and_back(host: Host, tmp_path: Path, name: str) -> None:
-    """A kit that was packed here is the same after it was pushed and mounted, pulled, listed in an index and converted.
+    """A kit that was packed here does not change on its way through a registry product.
 
-    Remove succeeds, or fails in one line where the registry does not delete.
+    It is pushed, mounted, pulled, listed in an index and converted. Remove succeeds, or fails in one line if the
+    registry does not delete.
     """
     data = bytes(range(256)) * (SIZE >> 8)
     box = tmp_path / "box"

@@ -1,6 +1,4 @@
-"""Mounting where kitfs has a mount, or had one: which request is the same, which is another, and what is mounted
-afterwards.
-"""
+"""Mounting on a directory that has or had a mount of kitfs: when the request is the same, and what is mounted then."""
 
 from __future__ import annotations
 
@@ -99,7 +97,7 @@ def test_mounts_after_a_lazy_unmount_at_once_share_one_daemon(host: Host) -> Non
 
 
 def test_umount_of_a_detached_mount_names_the_processes_that_use_it(host: Host) -> None:
-    """Umount has nothing to unmount, but the daemon cannot end yet: exit code 9 and a line that names the process.
+    """If a daemon is detached but still used, umount exits with 9 and names the process.
 
     Later the daemon ends by itself.
     """
@@ -146,7 +144,7 @@ def stopped(pid: int) -> Iterator[None]:
 def test_a_stopped_daemon_does_not_answer(host: Host) -> None:
     """``mounts`` and ``status`` show the same state for a stopped daemon, and a mount fails.
 
-    When the daemon continues, it is alive again.
+    When the daemon continues, it is listed as alive again.
     """
     mount = host.mount(ARCHIVE)
     with stopped(mount.pid):
@@ -159,7 +157,7 @@ def test_a_stopped_daemon_does_not_answer(host: Host) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--lazy"]])
 def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options: list[str]) -> None:
-    """Umount of a stopped daemon lets it continue, and it ends."""
+    """Umount of a stopped daemon lets the daemon continue, so that it ends."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     with stopped(mount.pid):
         host.umount(mount, *options)
@@ -188,8 +186,9 @@ def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
 
 
 def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
-    """A mount of another run-time directory is never detached lazily, because kitfs cannot know whether its daemon
-    lives. If it is in use, it stays.
+    """A mount of another run-time directory is never detached lazily. If it is in use, it stays.
+
+    The reason is that kitfs cannot know whether its daemon lives.
     """
     mount = host.mount(ARCHIVE)
     with (mount / "run.sh").open("rb"):
@@ -201,7 +200,7 @@ def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
 
 
 def test_mounts_of_two_run_dirs_at_once_never_stack(host: Host) -> None:
-    """Two run-time directories share no lock but the mount point itself.
+    """Two run-time directories share no lock except the mount point itself.
 
     One mount succeeds, the other is refused, and nothing is mounted twice.
     """
@@ -251,8 +250,9 @@ def test_mounts_of_two_run_dirs_at_once_never_stack(host: Host) -> None:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_another_option_is_another_request(host: Host, option: list[str], told: str) -> None:
-    """Mount with another option exits with 9, in one line that says what the mount has, what was requested and how to
-    get it. The line shows no password.
+    """Mount with another option exits with 9 and prints one line without any password.
+
+    The line says what the mount has, what was requested and how to get it.
     """
     mount = host.mount(ARCHIVE)
     line = refused(
@@ -264,7 +264,7 @@ def test_another_option_is_another_request(host: Host, option: list[str], told: 
 
 
 def test_allow_other_is_compared_too(host: Host) -> None:
-    """allow_other is compared too, although its default depends on the user who mounts."""
+    """allow_other is compared too, although its default depends on the user."""
     needs_root()
     mount = host.mount(ARCHIVE)
     assert "--allow-other true (asked for: false)" in refused(host, ARCHIVE, mount.path, "--no-allow-other")
@@ -291,7 +291,10 @@ def test_a_request_is_the_same_however_it_is_spelled(host: Host) -> None:
 
 
 def test_passwords_are_compared_and_not_kept(host: Host) -> None:
-    """Another password of a proxy is another request, although no file of the run-time directory contains passwords."""
+    """A mount with another proxy password is another request.
+
+    The run-time directory contains no passwords.
+    """
     mount = host.mount(ARCHIVE, "--proxy", "http://me:hunter2@p:3128")
     assert host.mount(ARCHIVE, "--proxy", "http://me:hunter2@p:3128").pid == mount.pid
     assert "--proxy http://p:3128 with another user or password" in refused(
@@ -318,7 +321,7 @@ def test_the_same_kit_by_tag_and_by_digest_is_the_same_request(registry: Registr
 def test_a_tag_that_has_moved_is_another_request(own_registry: RegistryProcess, host: Host) -> None:
     """If the tag has moved, the error names both digests.
 
-    If the registry is away, mount assumes that the tag has not moved, and warns.
+    If the registry is unavailable, mount assumes that the tag has not moved, and warns.
     """
     old, new = (build([part("docs", "README.md", text, format="raw")]) for text in (b"old\n", b"new\n"))
     ref = own_registry.push(old, "repeat/moves")

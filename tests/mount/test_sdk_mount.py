@@ -22,7 +22,7 @@ pytestmark = pytest.mark.mount
 
 
 class Place(NamedTuple):
-    """A kit in a registry, a directory to mount it at, and options."""
+    """A kit in a registry, a directory on which it is mounted, and options."""
 
     reference: str
     directory: Path
@@ -69,7 +69,7 @@ def test_mount_for_the_time_of_a_block(place: Place) -> None:
 
 
 def test_mount_without_a_block(place: Place) -> None:
-    """The kit is mounted from the return of the call until it is unmounted. The Mount can be used as a path."""
+    """The kit is mounted when the call returns, until it is unmounted. The Mount can be used as a path."""
     mounted = kitfs.mount(place.reference, place.directory, **place.options)
     assert mounted.path == os.fspath(mounted) == str(place.directory)
     assert sorted(os.listdir(mounted)) == ["Kitfile", "w.bin"]
@@ -98,7 +98,7 @@ HOLD = "import os, sys\nf = open(sys.argv[1])\nif os.fork(): os._exit(0)\nprint(
 
 
 class Other:
-    """Another process, not a child of this one, which keeps a file open until it is released."""
+    """A process that is not a child of this process and has a file open until it is released."""
 
     def __init__(self, path: str) -> None:
         reader, self._writer = os.pipe()
@@ -112,7 +112,7 @@ class Other:
     def let_go(self) -> None:
         os.close(self._writer)
         assert self._process.stdout is not None
-        self._process.stdout.read()  # until its end, when the process has ended
+        self._process.stdout.read()  # the output ends when the process has ended
         self._process.stdout.close()
         self._process.wait()
 
@@ -213,7 +213,7 @@ with kitfs.mount(sys.argv[1], sys.argv[2], cache_dir=sys.argv[3], config=sys.arg
 
 
 def test_only_chooses_parts_of_a_kit(place: Place) -> None:
-    """``only`` chooses the parts of a kit that are mounted."""
+    """``only`` selects the parts of a kit that are mounted."""
     with kitfs.mount(place.reference, place.directory, only="model", **place.options) as models:
         assert os.listdir(models) == ["w.bin"]
 

@@ -367,7 +367,7 @@ def test_a_sealed_mount_in_the_foreground_stays(host: Host) -> None:
 def test_a_killed_process_of_a_sealed_mount_is_replaced(host: Host) -> None:
     """The mount stays after its process was killed.
 
-    A new mount in the foreground attends it, as systemd restarts it.
+    If systemd restarts the mount in the foreground, a new process waits for the end of the mount.
     """
     ref = small(host)
     fill(host, ref)
@@ -498,7 +498,7 @@ def test_mmaps_stay_through_the_swap(host: Host) -> None:
 
 
 def test_seal_says_why_it_cannot(host: Host) -> None:
-    """For an incomplete mount the error names the missing layers. Without a mount it is NotFound."""
+    """For an incomplete mount the error names the missing layers. Without a mount NotFound is raised."""
     mount = host.mount(small(host))
     done = host.kitfs("seal", mount.path, check=False)
     assert done.returncode == 9

@@ -101,7 +101,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
 
 
 def test_a_store_is_read_back_while_a_kit_is_mounted(host: Host) -> None:
-    """``cache verify`` finds changed bytes of a mounted kit. After a new mount they are the right ones."""
+    """``cache verify`` finds changed bytes of a mounted kit. After a new mount the bytes are right."""
     kit = build([part("model", "w.bin", WEIGHTS, format="raw")])
     reference = f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1"
     mount = host.mount(reference, "--seal", "never")

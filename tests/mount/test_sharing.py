@@ -38,7 +38,7 @@ except OSError as e:
 def moved_once(registry: RegistryProcess, since: Mark, digest: str, size: int) -> None:
     """Assert that the registry served each byte of a blob once.
 
-    It writes the line of a request a moment after the last byte of the answer.
+    The registry logs a request a moment after it has sent the last byte of the response.
     """
     wait_until(
         lambda: registry.moved(since, digest=digest) >= size, f"fewer than the {size} bytes of {digest} were served"
@@ -47,7 +47,7 @@ def moved_once(registry: RegistryProcess, since: Mark, digest: str, size: int) -
 
 
 def reader(path: Path) -> subprocess.Popen[str]:
-    """Start a process that hashes a file, so that the test can limit how long it waits for a read that hangs."""
+    """Start a process that hashes a file, so that the test can limit its wait for a read that hangs."""
     return subprocess.Popen(
         [sys.executable, "-c", READ, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -100,9 +100,9 @@ def test_a_second_mount_of_a_warm_layer_says_that_it_is_verified(own_registry: R
 def test_four_processes_on_one_cold_layer_of_which_one_is_killed_mid_chunk(
     own_registry: RegistryProcess, host: Host
 ) -> None:
-    """One of four daemons is killed in the middle of a chunk.
+    """One of four daemons is killed in the middle of a chunk, and the other three read the right bytes.
 
-    The registry serves no byte twice but those of the request that died, and the other three read the right bytes.
+    The registry serves no byte twice except those of the request that was aborted.
     """
     weights = random.Random(2).randbytes(24 * MiB)
     kit = build([part("model", "w.bin", weights, format="raw")])
@@ -140,8 +140,9 @@ def test_four_processes_fetch_a_cold_layer_once(own_registry: RegistryProcess, h
 
 
 def test_four_processes_decode_a_cold_gzip_layer(own_registry: RegistryProcess, host: Host) -> None:
-    """If four mounts read one cold gzip layer at the same time, all read the right bytes, and the compressed layer is
-    transferred once.
+    """If four mounts read one cold gzip layer at the same time, all read the right bytes.
+
+    The compressed layer is transferred once.
     """
     weights = random.Random(4).randbytes(8 * MiB)
     kit = build([part("model", "w.bin", weights, format="raw", compression="gzip")])
@@ -197,8 +198,9 @@ def half_cached(own_registry: RegistryProcess, host: Host) -> tuple[str, Mounted
 def test_a_remount_with_the_registry_stopped_lists_and_reads_what_was_cached(
     host: Host, half_cached: tuple[str, Mounted, bytes]
 ) -> None:
-    """With the registry stopped, a mount lists the tree and reads cached bytes from the store, and a warning gives the
-    age of the tag.
+    """If the registry has stopped, a mount lists the tree and reads cached bytes from the store.
+
+    A warning gives the age of the tag.
     """
     ref, before, weights = half_cached
     mount = host.mount(ref)
@@ -214,8 +216,9 @@ def test_a_remount_with_the_registry_stopped_lists_and_reads_what_was_cached(
 
 
 def test_a_byte_that_was_never_fetched_gives_eio(host: Host, half_cached: tuple[str, Mounted, bytes]) -> None:
-    """With the registry stopped, the read of a cold byte fails with EIO and does not hang, and the error and the log
-    name the registry.
+    """If the registry has stopped, the read of a cold byte fails with EIO and does not hang.
+
+    The error and the log name the registry.
     """
     ref, _, weights = half_cached
     mount = host.mount(ref, "--read-timeout", "1000")
@@ -237,10 +240,10 @@ def test_a_registry_that_stalls_gives_eio_and_is_read_when_it_is_back(
     own_registry.push(build([part("model", "w.bin", weights, format="raw")]), "offline/stall")
     with Relay(own_registry.port) as relay:
         mount = host.mount(f"{relay.host}/offline/stall:v1", "--read-timeout", "2")
-        relay.hold(after=1000)  # the headers of an answer, and a little of its body
+        relay.hold(after=1000)  # the headers of a response, and a little of its body
         assert read_at(mount / "w.bin", 3 * MiB, seconds=60) == "EIO"
         assert read_at(mount / "w.bin", 2 * MiB, seconds=60) == "EIO"
-        assert sorted(os.listdir(mount.path)) == ["Kitfile", "w.bin"]  # what needs no network does not wait
+        assert sorted(os.listdir(mount.path)) == ["Kitfile", "w.bin"]  # operations without the network do not wait
         relay.release()
         wait_until(
             lambda: read_at(mount / "w.bin", 2 * MiB) == "read 4096", "the file cannot be read again", seconds=60
@@ -278,8 +281,9 @@ def flip(path: Path, offset: int) -> None:
 def test_a_bit_flipped_in_the_store_is_found_before_the_layer_is_verified(
     own_registry: RegistryProcess, host: Host
 ) -> None:
-    """If a chunk has changed on disk, completing its layer drops the layer, counts it, logs it once, and never marks it
-    verified.
+    """A layer with a chunk that changed on disk is dropped when it is complete, and never verified.
+
+    The failure is counted and logged once.
     """
     weights = random.Random(9).randbytes(2 * MiB)
     kit = build([part("model", "w.bin", weights, format="raw")])
@@ -311,9 +315,7 @@ def test_a_bit_flipped_in_the_store_is_found_before_the_layer_is_verified(
 
 
 def test_a_layer_of_other_bytes_is_never_verified(own_registry: RegistryProcess, host: Host) -> None:
-    """If the registry serves bytes that do not match the digest of a layer, the layer is dropped and never becomes
-    verified.
-    """
+    """A layer whose bytes do not match its digest is dropped and never verified."""
     true, lie = random.Random(10).randbytes(MiB), random.Random(11).randbytes(MiB)
     kit = build([part("model", "w.bin", true, format="raw")])
     ref = own_registry.push(kit, "flip/lie")
@@ -326,7 +328,7 @@ def test_a_layer_of_other_bytes_is_never_verified(own_registry: RegistryProcess,
 
 
 def test_evicted_layers_are_fetched_again(own_registry: RegistryProcess, host: Host) -> None:
-    """With a store of 8 MiB, two kits of 6 MiB that are mounted in turn are read right every time."""
+    """With a store of 8 MiB, two kits of 6 MiB can be mounted in turn, and every read is right."""
     made = {}
     for n in ("one", "two"):
         weights = random.Random(n).randbytes(6 * MiB)
@@ -339,7 +341,7 @@ def test_evicted_layers_are_fetched_again(own_registry: RegistryProcess, host: H
 
 
 def test_a_store_that_fills_up_is_read_through(own_registry: RegistryProcess, host: Host) -> None:
-    """With a cache on a file system of 8 MiB, 24 MiB are read right, although they cannot all be stored."""
+    """With a cache on a file system of 8 MiB, 24 MiB can be read, although they cannot all be stored."""
     weights = random.Random(12).randbytes(24 * MiB)
     ref = own_registry.push(build([part("model", "w.bin", weights, format="raw")]), "full/one")
     with tmpfs(host.cache, "size=8m"):

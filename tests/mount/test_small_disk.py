@@ -1,4 +1,4 @@
-"""A mount whose cache is on a disk that is too small stays usable, and every byte that it returns is right."""
+"""A mount whose cache is on a small disk stays usable, and every byte that it returns is right."""
 
 from __future__ import annotations
 
@@ -55,14 +55,17 @@ def fill(directory: Path) -> Path:
 
 
 def read(mount: Mounted, name: str, at: int, size: int = 4096) -> str:
-    """Return the digest of these bytes. A process with a time limit reads them past the kernel's cache."""
+    """Return the digest of these bytes, which a process with a time limit reads past the kernel's cache."""
     command = [sys.executable, "-c", READ_UNCACHED, str(mount / name), str(at), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.strip()
 
 
 def test_a_disk_that_fills_while_a_sparse_layer_is_read(host: Host, small: Path) -> None:
-    """Without room even for the page of marks that a far read needs, the daemon survives and reads through."""
+    """The daemon survives if there is no room for the page of marks that a far read needs.
+
+    It then returns bytes without storing them.
+    """
     blob = host.root / "blob"
     with blob.open("wb") as file:
         file.truncate(1 << 30)
@@ -78,7 +81,7 @@ def test_a_disk_that_fills_while_a_sparse_layer_is_read(host: Host, small: Path)
 
 
 def test_a_compressed_layer_that_is_larger_than_the_disk(host: Host, small: Path) -> None:
-    """Reads forward, back and forward again, further apart than the store can keep, all return the right bytes."""
+    """Reads forward, back and forward again return the right bytes, although the store cannot keep them all."""
     data = random.Random(4).randbytes(40 * MiB)
     kit = build([part("model", "w.bin", data, format="raw", compression="gzip")])
     mount = host.mount(f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1", "--cache-dir", small)
@@ -89,7 +92,7 @@ def test_a_compressed_layer_that_is_larger_than_the_disk(host: Host, small: Path
 
 
 def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> None:
-    """What an earlier mount cached is evicted for the next mount."""
+    """Blobs that an earlier mount cached are evicted for the next mount."""
     refs = []
     for n in range(2):
         data = random.Random(n).randbytes(20 * MiB)

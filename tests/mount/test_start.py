@@ -1,4 +1,4 @@
-"""What a mount leaves behind if it is interrupted before it answers."""
+"""A mount that is interrupted before it answers leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tests.host import Host
 @pytest.mark.mount
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_mount_leaves_nothing(host: Host, number: signal.Signals) -> None:
-    """While a registry accepts a connection and sends nothing, Ctrl-C (or SIGTERM to a mount in the foreground) ends
-    the mount, and neither a directory nor a daemon is left behind.
+    """If the registry sends nothing, Ctrl-C, or SIGTERM in the foreground, ends the mount.
+
+    Neither a directory nor a daemon is left behind.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ref = f"127.0.0.1:{silent.getsockname()[1]}/a/b:v1"

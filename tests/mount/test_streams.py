@@ -43,7 +43,7 @@ def test_closed_descriptors_are_as_good_as_dev_null(host: Host, ref: str, closed
 
 
 def test_a_full_stdout_is_reported_in_one_line(host: Host, ref: str) -> None:
-    """If stdout is /dev/full, mount exits with 1 and one line. The mount that it made stays and can be found."""
+    """If stdout is /dev/full, mount exits with 1 and one line. The mount stays and can be found."""
     for verb in (("ls", "-R", ref), ("cat", ref, "m/w.bin"), ("mount", ref, host.mnt / "a"), ("mounts",)):
         done = shell(host, '"$@" > /dev/full', *verb)
         assert (done.returncode, done.stderr) == (1, "kitfs: stdout cannot be written: No space left on device\n")
@@ -52,7 +52,7 @@ def test_a_full_stdout_is_reported_in_one_line(host: Host, ref: str) -> None:
 
 @pytest.mark.parametrize("told", [("--version",), ("--help",), ("ls", "-h"), ("cache", "-h")])
 def test_help_on_a_full_stdout_is_reported_in_one_line(host: Host, told: tuple[str, ...]) -> None:
-    """``--help`` on a full stdout ends as every other answer does, although click prints it."""
+    """``--help`` on a full stdout ends in the same way, although click prints it."""
     done = shell(host, '"$@" > /dev/full', *told)
     assert (done.returncode, done.stderr) == (1, "kitfs: stdout cannot be written: No space left on device\n")
 
@@ -70,8 +70,9 @@ def test_the_root_of_a_kit_is_called_slash(host: Host, ref: str) -> None:
 
 
 def test_a_closed_pipe_is_exit_code_141(host: Host, ref: str) -> None:
-    """If the reader of stdout goes away, kitfs exits silently with 141, the code that a shell gives a program that
-    SIGPIPE ends.
+    """If the reader of stdout goes away, kitfs exits silently with 141.
+
+    A shell gives this code to a program that was ended by SIGPIPE.
     """
     done = shell(host, '"$@" | head -c 10 > /dev/null; echo "${PIPESTATUS[0]}"', "cat", ref, "m/w.bin")
     assert (done.stdout, done.stderr) == ("141\n", "")
@@ -79,7 +80,7 @@ def test_a_closed_pipe_is_exit_code_141(host: Host, ref: str) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "gone"])
 def test_a_mount_in_the_foreground_outlives_its_stdout(host: Host, ref: str, kind: str) -> None:
-    """If the stdout of a mount in the foreground is full or closed, it warns and serves until its signal."""
+    """If the stdout of a mount in the foreground is full or closed, the mount warns and serves until its signal."""
     if kind == "full":
         stdout = os.open("/dev/full", os.O_WRONLY)
     else:
@@ -123,8 +124,9 @@ def test_a_current_directory_that_is_gone(host: Host, ref: str) -> None:
 
 
 def test_directories_of_any_name_are_a_line_each(host: Host, ref: str) -> None:
-    """With newlines and bytes that are not UTF-8 in names, and an ASCII stdout, tables keep one line per mount, and
-    JSON stays valid.
+    """Tables have one line per mount, and JSON is valid, whatever the names of directories contain.
+
+    Names may contain newlines and bytes that are not UTF-8, even if stdout is ASCII.
     """
     names = [b"a\nb", b"a\xff", "é".encode()]
     paths = [os.path.join(os.fsencode(host.mnt), name) for name in names]

@@ -1,4 +1,4 @@
-"""What a mount transfers over the network, by its own count and by the registry's."""
+"""The bytes that a mount transfers over the network, by its own count and by that of the registry."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 def test_a_kit_of_ten_gibibytes_is_listed_and_read_in_four_mebibytes(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """Mount, ``ls -lR`` and a read of 4 KiB in the last of eight files of a 10 GiB tar transfer at most 4 MiB, by both
-    counts.
+    """Mount, ``ls -lR`` and a read of 4 KiB of a 10 GiB tar transfer at most 4 MiB, by both counts.
+
+    The read is in the last of eight files.
     """
     size = 10 * GiB // 8
     middle = size // 2
@@ -70,13 +71,14 @@ def test_one_percent_read_at_random_moves_at_most_a_tenth(
 def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """A gzip layer of 1 GiB: the mount answers before 1 % was transferred, the bytes are right, and the daemon uses at
-    most 100 MiB of memory.
+    """A kit with a gzip layer of 1 GiB is mounted before 1 % of it was transferred.
+
+    The bytes are right, and the daemon uses at most 100 MiB of memory.
     """
     piece = random.Random(3).randbytes(MiB)
     pieces = 1023
     blob = tmp_path / "layer.tar.gz"
-    head = kit_tar({"m/w.bin": b""})[:1024]  # the entry of the directory, and that of the file that is replaced below
+    head = kit_tar({"m/w.bin": b""})[:1024]  # the entries of the directory and of the file, which is replaced below
     tar = tmp_path / "head.tar"
     sparse_file_tar(tar, {"m/w.bin": pieces * MiB})
     with tar.open("rb") as file:
@@ -109,8 +111,9 @@ def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(
 
 
 def test_twenty_thousand_small_files_take_far_fewer_requests(own_registry: RegistryProcess, host: Host) -> None:
-    """``find`` and a read of each of 20,000 files return the right bytes in at most a tenth as many requests as files,
-    and no byte is transferred twice.
+    """``find`` and a read of each of 20,000 files need at most a tenth as many requests as files.
+
+    The bytes are right, and no byte is transferred twice.
     """
     files = {f"m/{n % 100:02}/{n:05}.json": b'{"n": %d}' % n for n in range(20_000)}
     ref = own_registry.push(build([part("dataset", "m", kit_tar(files))]), "many/small")

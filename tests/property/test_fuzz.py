@@ -1,4 +1,4 @@
-"""Every parser returns a value or raises one error of its own type for changed documents, and never has a bug.
+"""Every parser returns a value or raises one error of its own for changed documents, and never has a bug.
 
 The changes keep the form of the documents.
 """
@@ -162,7 +162,7 @@ def tried(call: Callable[[], Any], *errors: type[BaseException]) -> Any:
 @given(st.sampled_from([KIT.manifest, PACK.manifest, INDEX]), CHANGES)
 @fuzz
 def test_manifests(data: bytes, changes: Changes) -> None:
-    """A changed manifest is parsed or raises an error of its own type."""
+    """A changed manifest is parsed or raises the parser's own error."""
     data = changed(data, changes)
     manifest = tried(lambda: Manifest.parse(data), KitfsError)
     if manifest is not None:
@@ -203,7 +203,7 @@ def kits_digest() -> Any:
 @given(st.sampled_from([(KIT, KIT.config), (PACK, PACK.config)]), CHANGES)
 @fuzz
 def test_configs(of: tuple[kits.Kit, bytes], changes: Changes) -> None:
-    """A changed config is parsed or raises an error of its own type."""
+    """A changed config is parsed or raises the parser's own error."""
     data = changed(of[1], changes)
     kitfile = tried(lambda: kitfile_of(Manifest.parse(of[0].manifest), data), KitfsError)
     if kitfile is not None:
@@ -223,7 +223,7 @@ def test_configs(of: tuple[kits.Kit, bytes], changes: Changes) -> None:
 )
 @fuzz
 def test_kitfiles(changes: Changes, inserted: list[tuple[int, str]]) -> None:
-    """A changed Kitfile with elements that only YAML has is parsed or raises an error of its own type."""
+    """A changed Kitfile with elements that only YAML has is parsed or raises the parser's own error."""
     text = changed(KIT.config, changes).decode("utf-8", "surrogateescape")
     for at, what in inserted[:4]:
         text = text[: at % (len(text) + 1)] + what + text[at % (len(text) + 1) :]
@@ -236,7 +236,7 @@ def test_kitfiles(changes: Changes, inserted: list[tuple[int, str]]) -> None:
 @given(st.sampled_from(["index.json", "oci-layout"]), CHANGES)
 @fuzz
 def test_layouts(name: str, changes: Changes) -> None:
-    """A changed layout is parsed or raises an error of its own type."""
+    """A changed layout is parsed or raises the parser's own error."""
     with tempfile.TemporaryDirectory() as folder:
         layout = Path(kits.write_layout(KIT, Path(folder) / "layout", "v1"))
         (layout / name).write_bytes(changed((layout / name).read_bytes(), changes))
@@ -284,7 +284,7 @@ RECORDS = st.lists(
 )
 @fuzz
 def test_pax_records(records: list[tuple[str, str]], data: bytes, length: int, kind: bytes) -> None:
-    """Pax records that contradict each other or have wrong lengths are parsed or raise an error of their own type."""
+    """Pax records that contradict each other or have wrong lengths are parsed or raise the parser's own error."""
     body = b""
     for key, value in records:
         record = f" {key}={value}\n".encode("utf-8", "surrogatepass")
@@ -308,7 +308,7 @@ def test_pax_records(records: list[tuple[str, str]], data: bytes, length: int, k
 )
 @fuzz
 def test_streams(kind: str, data: bytes, flips: list[tuple[int, int]]) -> None:
-    """A changed compressed stream is decoded or raises an error of its own type."""
+    """A changed compressed stream is decoded or raises the decoder's own error."""
     packed = bytearray(gzip.compress(data) if kind == "gzip" else zstandard.compress(data))
     for at, value in flips:
         packed[at % len(packed)] = value
@@ -331,7 +331,7 @@ def test_index_files(changes: Changes) -> None:
 @given(CHANGES)
 @fuzz
 def test_tags_of_the_store(changes: Changes) -> None:
-    """A changed tag file is parsed or raises an error of its own type."""
+    """A changed tag file is parsed or raises the parser's own error."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(folder, counters=Counters(), log=LOG, free_share=0.0)
         reference: Any = parse_any("r.io/k:v1")
@@ -346,7 +346,7 @@ def test_tags_of_the_store(changes: Changes) -> None:
 @given(CHANGES)
 @fuzz
 def test_credentials(changes: Changes) -> None:
-    """A changed credentials file is parsed or raises an error of its own type."""
+    """A changed credentials file is parsed or raises the parser's own error."""
     config = {
         "auths": {"r.io": {"auth": "YTpi"}, "https://x/v1/": {"identitytoken": "t"}},
         "credHelpers": {"y": "no-such"},
@@ -405,7 +405,7 @@ TEXTS = st.text(st.sampled_from("ab/:@=-,.{}|$\"'\\\0\udcff 1é["), max_size=20)
 @given(TEXTS)
 @fuzz
 def test_texts(text: str) -> None:
-    """References, filters, labels, edits and templates are parsed or raise an error of their own type."""
+    """References, filters, labels, edits and templates are parsed or raise the parser's own error."""
     for parse in (parse_any, Filter.parse):
         for head in ("", "oci:", "localhost/k:", "model:"):
             tried(lambda parse=parse, head=head: parse(head + text), KitfsError)  # type: ignore[misc]
@@ -420,7 +420,7 @@ def test_texts(text: str) -> None:
 @given(st.integers(0, 70), st.binary(max_size=120), st.integers(0, 3), st.integers(-3, 3))
 @fuzz
 def test_requests_of_the_kernel(opcode: int, body: bytes, extensions: int, off: int) -> None:
-    """A changed request of the kernel is parsed or raises an error of its own type."""
+    """A changed request of the kernel is parsed or raises the parser's own error."""
     length = max(0, 40 + len(body) + off)
     data = abi._IN_HEADER.pack(length, opcode, 1, 1, 0, 0, 0, extensions, 0) + body
     found = tried(lambda: abi.request(data), abi.BadRequestError)

@@ -1,4 +1,4 @@
-"""Any bytes from a registry or a file are parsed to a value or raise one error of their own type."""
+"""Any bytes from a registry or a file are parsed to a value or raise the parser's own error."""
 
 from __future__ import annotations
 

@@ -459,7 +459,7 @@ def kit_of(text: str) -> kits.Kit:
 
 
 def listing(*made: kits.Kit) -> bytes:
-    """Return an index of kits with the labels q=0, q=1, …"""
+    """Return an index of kits with the labels q=0, q=1 and so on."""
     rows = [
         {"mediaType": kits.MANIFEST, "digest": k.digest, "size": len(k.manifest), "modelMetadata": {"q": str(i)}}
         for i, k in enumerate(made)

@@ -367,7 +367,7 @@ def test_a_kit_whose_registry_does_not_have_it(
 ) -> None:
     """A kit that its registry does not return is read from kit's storage, with one warning.
 
-    With --remote it is not.
+    With --remote, kit's storage is not used.
     """
     kit = kit_of()
     storage.put(kit, f"{fake.host}/team/kit", "v1")

@@ -158,8 +158,10 @@ def inverted(data: bytes) -> bytes:
 def test_bytes_that_were_decoded_from_another_entry_are_not_verified_by_this_one(
     store: Store, open_store: Callable[..., Store]
 ) -> None:
-    """A hostile registry sends a part of a compressed blob, and what is decoded from it stays in the store. When an
-    honest registry has sent the whole blob, the decoded bytes of the hostile one are not taken for its decoded form.
+    """Bytes that were decoded from one origin's entry are not used for another origin's entry.
+
+    A hostile registry sends a part of a compressed blob, and its decoded bytes stay in the store. Then an honest
+    registry sends the whole blob, whose decoded form must not contain those bytes.
     """
     hostile, _ = opened(store, EVIL, "https://evil.example")
     decoded = store.blob(DIGEST, size=None, source=Head(hostile), of=hostile)

@@ -215,9 +215,7 @@ def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeR
 def test_an_error_of_the_registry_is_not_a_missing_signature(
     kitfs: Kitfs, fake: FakeRegistry, shape: str, key: Path, other: Path
 ) -> None:
-    """If the registry fails while it is asked for one format, verify fails as the registry did, unless the other
-    format has the signature.
-    """
+    """If the registry fails for one format, verify fails too, unless the other format has the signature."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     fake.fail(shape, Status(500))
     assert kitfs("verify", kit, "--key", PUB, "--read-timeout", "2").code == 4
