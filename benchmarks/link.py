@@ -92,7 +92,7 @@ class Direction:
         return not (self.ended or self._full) and self._room() >= min(SEGMENTS, self._allowed // 4)
 
     def _room(self) -> int:
-        """Bytes that the window allows now."""
+        """Return the number of bytes that the window allows now."""
         return min(self._allowed, self._largest) - self._under_way
 
     def wants_output(self, now: float) -> bool:

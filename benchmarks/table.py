@@ -21,12 +21,12 @@ class Sample:
 
 
 def times(ours: float, theirs: float) -> Sample:
-    """Return how many times as long as its peer kitfs takes."""
+    """Return the time of kitfs divided by that of its peer."""
     return Sample(ours / theirs, ours, theirs)
 
 
 def speed(ours: float, theirs: float) -> Sample:
-    """Return the speed of kitfs as a fraction of its peer's speed. Both arguments are seconds."""
+    """Return the speed of kitfs divided by that of its peer. Both arguments are seconds."""
     return Sample(theirs / ours, ours, theirs)
 
 

@@ -32,9 +32,9 @@ import zstandard
 Content = bytes | Path
 Compression = Literal["none", "gzip", "zstd"]
 
-# 0.4: KitOps before LayerInfo. 1.7, 1.10, 1.17: what KitOps of that version writes. modelpack: KitOps with
-# --use-model-pack, which keeps the Kitfile in an annotation. modctl: a ModelPack without a Kitfile. cnai: the legacy
-# names that modctl once wrote.
+# "0.4" is KitOps before LayerInfo. "1.7", "1.10" and "1.17" are these versions of KitOps. "modelpack" is KitOps with
+# --use-model-pack, which stores the Kitfile in an annotation. "modctl" is a ModelPack without a Kitfile, and "cnai" has
+# legacy names that modctl once wrote.
 Vintage = Literal["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -106,8 +106,8 @@ class Part:
     name: str = ""
     mode: int = 0o644
     annotate: bool = True
-    digest: str = ""  # claimed instead of the true one
-    size: int = -1  # claimed instead of the true one
+    digest: str = ""  # a false digest for the descriptor, or "" for the true digest
+    size: int = -1  # a false size for the descriptor, or -1 for the true size
 
     def stored(self) -> Content:
         if self.blob is not None:

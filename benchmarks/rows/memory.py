@@ -30,8 +30,8 @@ def read_at_once(file: Path) -> None:
 def peak(bench: Bench) -> Found:
     """Measure VmHWM of the mount's processes, summed, in two cases.
 
-    In the first case, 64 threads read a part of the model each, at full speed through a cold mount, with a handle each.
-    In the second case, ``find -type f`` walks a cold mount of a kit of 100,000 files.
+    In the first case, 64 threads with a handle each read the model through a cold mount at full speed, a part each. In
+    the second case, ``find -type f`` walks a cold mount of a kit of 100,000 files.
     """
     with bench.home() as home:
         read_at_once(home.mount(bench.model.reference) / FILE)

@@ -1,7 +1,7 @@
 """Faults of a registry. A fault changes an ``Answer`` before or while ``tests.fakes.registry`` sends it.
 
-A fault does not depend on sockets or paths. Except for its events and the count of After, it is immutable, and it
-may apply to many requests at once.
+A fault does not depend on sockets or paths, and may apply to many requests at once. It is immutable, except for its
+events and for the count of After.
 """
 
 from __future__ import annotations

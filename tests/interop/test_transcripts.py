@@ -55,8 +55,8 @@ class Ours(NamedTuple):
     code: int
 
 
-# Commands for which kit 1.7 is wrong or older than what kitfs follows, and why. Success and stdout are then those
-# of EXPECTED.
+# Commands for which kitfs differs from kit 1.7 → the reason. kit 1.7 is wrong there, or kitfs follows a newer kit.
+# The expected success and stdout are those in EXPECTED.
 # The topic "kit" of the manual has a row for each.
 DIFFERENCES = {
     "kit version": "its own version",
@@ -80,7 +80,7 @@ EXPECTED = {
     ),
     "kit cache info": r"Cache is currently empty\n",
 }
-# Verbs that kitfs does not have, and why.
+# Verbs that kitfs does not have → the reason.
 GAPS: dict[str, str] = {}
 
 

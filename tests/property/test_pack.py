@@ -183,7 +183,7 @@ def read(path: bytes) -> bytes:
 def make(directory: bytes, dice: random.Random, files: list[bytes], depth: int = 0) -> None:
     """Fill a directory with random files.
 
-    A hard link has a file as its target that was made before. Without root, modes permit their owner to read.
+    The target of a hard link is a file that was made before. Without root, modes permit their owner to read.
     """
     names = {name_of(dice) for _ in range(dice.randint(0 if depth else 3, 6 - depth))} | (
         {b"Kitfile"} if not depth else set()

@@ -61,7 +61,7 @@ def kitfs() -> None:
 
 @kitfs.group("cache", cls=Verbs)
 def cache() -> None:
-    """A group below it."""
+    """A group in the group ``kitfs``."""
 
 
 @click.command("verb", cls=Command)
@@ -86,7 +86,7 @@ cache.add_command(bare)
     ],
 )
 def test_what_kit_takes_with_every_verb(args: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options of every verb are accepted before and after the verb, and with a group between."""
+    """Options of every verb are accepted before and after the verb, and before and after its group."""
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
     LEVELS.clear()
     kitfs.main(args.split(), standalone_mode=False)

@@ -115,7 +115,7 @@ def files(kitfs: Kitfs, first: str, second: str, *options: str) -> list[str]:
 
 
 def test_files(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Files are added, removed or changed. Files that only their bytes could distinguish may have changed.
+    """Files are added, removed or changed. Files that differ in their layers only may have changed.
 
     With --content their bytes are compared.
     """
@@ -182,7 +182,7 @@ def test_shared_compressed_layers_are_not_read(kitfs: Kitfs, fake: FakeRegistry)
 
 
 def test_shared_layers_under_others_are_looked_at(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A file of a shared layer that another layer covers in one kit only has changed."""
+    """If another layer covers a file of a shared layer in only one kit, the file has changed."""
     base = part("model", "m", kit_tar({"m/a": b"1", "m/b": b"2"}))
     first, second = put(fake, "v1", base), put(fake, "v2", base, one("m/b", b"longer", "docs"))
     assert [line for line in files(kitfs, first, second) if "m/" in line] == ["~ m/b (1 B -> 6 B)"]
