@@ -1,13 +1,12 @@
-"""One blob of the store, open: its bytes by position, fetched when they are missing, and its state.
+"""Read a blob of the store at any offset, and fetch its missing bytes.
 
-The files are those of ``entry``, and what is fetched into them goes through ``filling``. A Blob can replace its opening
-without its readers noticing: they begin their read again. It does so when the bytes that the first endpoint sent were
-wrong and another endpoint has the blob, when the disk lost bytes, and when the store needs the room of a blob that
-nobody reads at the moment.
+``entry`` opens the files of a blob, and ``filling`` fetches bytes into them. A Blob can replace its filling while it is
+being read; the reads are repeated. It does so if an endpoint has sent wrong bytes and another endpoint has the blob, if
+the disk has lost bytes, and if the store must evict the entry of a blob that is not being read.
 
-A failed verification that no other endpoint can heal is final for this object: every later read raises the same
-IntegrityError, and the entry is removed from the disk, so that the next opening starts empty. Threading: every method
-from any thread; a warm ``pread`` takes no lock.
+If the digest is wrong and no other endpoint has the blob, this object has failed: all later reads raise the same
+IntegrityError. The entry is removed from the disk, so that the next opening starts empty. Threading: any thread may
+call every method; a ``pread`` of stored bytes takes no lock.
 """
 
 from __future__ import annotations
@@ -32,31 +31,33 @@ from kitfs.store.meta import MAX_SIZE
 from kitfs.store.paths import origin_key, unproven_path
 from kitfs.store.readahead import MAX_WINDOW
 
-FILL: Final = 4 << 20  # bytes requested at once where a blob is read through
+FILL: Final = 4 << 20  # bytes that ``fill`` reads at a time
 
 
 class Blob:
-    """A blob of ``size`` bytes (None: not known yet), filled from ``source`` (None: only stored bytes can be read).
+    """An open blob of ``size`` bytes (None if unknown). Without a ``source``, only stored bytes can be read.
 
-    ``of`` is the compressed blob when this is its decoded form. Raises StoreError when the store cannot be used,
-    IntegrityError when a verified blob of this digest has another size, ManifestError for a size beyond the limit.
+    If this is the decoded form of a blob, ``of`` is the compressed blob. Raises StoreError if the store cannot be used,
+    IntegrityError if a verified blob of this digest has another size, and ManifestError for a size beyond the limit.
     """
 
     def __init__(
         self, home: Home, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None
     ) -> None:
         self.digest: Final = digest
-        self.failure: IntegrityError | None = None  # why its bytes are wrong
+        self.failure: IntegrityError | None = None  # the error of a blob that has failed
         self.when_sealed: Callable[[], object] = lambda: None  # called when this object has verified its bytes
         self.generation = 0  # how often wrong or lost bytes were dropped and fetched again
-        self.used = time.monotonic()  # seconds; when it was last read
+        self.used = time.monotonic()  # the time of the last read, in seconds
         self._home = home
         self._declared: Final = size
         self._source = source
         self._of = of
         sender = "" if source is None else source.sender
-        self._origin: Final = origin_key(sender, size)  # who sends its bytes, unless it is decoded
-        self._dropped = False  # whether its entry was removed although its source still has the bytes
+        self._origin: Final = origin_key(
+            sender, size
+        )  # the key of the endpoints that send the bytes; unused if decoded
+        self._dropped = False  # whether the entry was removed although the source still has the bytes
         self._switching = threading.Lock()
         self._verifying = threading.Lock()
         self._stopped = False
@@ -72,7 +73,7 @@ class Blob:
         return f"{'the decoded form of ' if self._of is not None else ''}blob {self.digest}"
 
     def _opened(self) -> Filling:
-        """Open the entry, and have it verified if it is complete."""
+        """Open the entry. If it is complete, have it verified."""
         form, origin = "blobs", self._origin
         if self._of is not None:
             self._decoded_generation = self._of.generation
@@ -92,16 +93,16 @@ class Blob:
 
     @property
     def instance(self) -> str:
-        """The id of the blob's entry. Bytes that were decoded from one entry say nothing about another one."""
+        """Return the id of the blob's entry. A decoded form is valid only for the entry that it was decoded from."""
         return str(self._current().entry.meta.get("id", "verified"))
 
     def _current(self) -> Filling:
-        """Return the opening; the blob opens its entry again if it has let go of it."""
+        """Return the filling. If the entry was closed so that it could be evicted, open it again."""
         filling = self._filling
         if filling is not None and (self._of is None or self._of.generation == self._decoded_generation):
             return filling
         if filling is not None:
-            self._drop(filling)  # what was decoded were wrong bytes
+            self._drop(filling)  # it was decoded from wrong bytes
         with self._switching:
             if self._stopped:
                 raise Closed(f"{self} is closed")
@@ -110,7 +111,7 @@ class Blob:
             return self._filling
 
     def _replace(self, old: Filling, *, save: bool = False) -> None:
-        """Open the entry afresh, unless somebody has done so; readers of the old opening begin again."""
+        """Open the entry again, unless another thread has done so. Reads of the old filling are repeated."""
         with self._switching:
             if self._filling is not old or self._stopped:
                 return
@@ -119,35 +120,33 @@ class Blob:
 
     @property
     def directory(self) -> str:
-        """The directory of the blob's entry in the store."""
+        """Return the directory of the blob's entry in the store."""
         return self._current().entry.directory
 
     @property
     def size(self) -> int | None:
-        """Length in bytes; None while it is not known."""
+        """Return the length in bytes, or None while it is unknown."""
         filling = self._filling
         return self._declared if filling is None else filling.size
 
     @property
     def sealed(self) -> bool:
-        """Whether every byte is stored, verified and durable."""
+        """Return whether every byte is stored, verified and durable."""
         return self.failure is None and self._current().sealed
 
     @property
     def complete(self) -> bool:
-        """Whether every byte is in the store."""
+        """Return whether every byte is in the store."""
         return self._current().complete
 
     @property
     def fetched(self) -> int:
-        """Bytes that are in the store."""
+        """Return how many bytes are in the store."""
         return self._current().fetched
 
     @property
     def state(self) -> str:
-        """ "absent", "partial", "present" (every byte is stored) or "verified" (the digest of what is stored is right,
-        and all of it is fsynced).
-        """
+        """Return "absent", "partial", "present" (every byte is stored) or "verified" (it is sealed)."""
         if self.failure is not None:
             return "absent"
         filling = self._current()
@@ -160,8 +159,8 @@ class Blob:
     def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes:
         """Return ``size`` bytes at ``offset``; fewer at the end of the blob.
 
-        Raises WouldBlock with ``wait=False`` when bytes are missing, IntegrityError when the blob has wrong bytes, and
-        whatever the source raises.
+        Raises WouldBlock if bytes are missing and ``wait`` is False, IntegrityError if the blob has wrong bytes, and
+        errors of the source.
         """
         self.used = time.monotonic()
         while True:
@@ -202,7 +201,7 @@ class Blob:
             raise IntegrityError(f"{self} is not complete in the store, and there is no source to fetch it from")
 
     def _found(self, filling: Filling, data: bytes | None) -> bytes:
-        """Return bytes of an opening; without them the blob fails. Raises IntegrityError."""
+        """Return ``data``. If it is None, the file has lost bytes: the blob fails. Raises IntegrityError."""
         if data is None:
             self._fail(filling, IntegrityError(f"{self}: the store's file is shorter than its chunk map says"))
             raise self.failure or StoreError("closed")
@@ -211,7 +210,7 @@ class Blob:
     def stream(self, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes from ``start`` to the end, in pieces.
 
-        Raises Closed when wrong bytes were found meanwhile: bytes that are fetched again do not continue those before.
+        Raises Closed if wrong bytes were found meanwhile, because bytes that are fetched again may differ.
         """
         generation = self.generation
         while data := self.pread(start, PIECE):
@@ -221,8 +220,9 @@ class Blob:
             start += len(data)
 
     def fetch(self, offset: int, size: int, *, alone: bool = False) -> bool:
-        """Bring bytes into the store without returning them; returns whether the store has them. With ``alone``,
-        exactly these bytes are fetched, and none ahead of them. Raises what ``pread`` raises.
+        """Fetch bytes into the store without returning them; return whether the store has them now.
+
+        With ``alone``, no bytes after them are fetched ahead. Raises the errors of ``pread``.
         """
         while True:
             if self.failure is not None:
@@ -248,34 +248,31 @@ class Blob:
             return not passed
 
     def will_read(self, start: int, most: int = MAX_WINDOW) -> None:
-        """Announce that the blob will be read in order, from ``start`` to its end, so that one request fetches it, up
-        to ``most`` bytes ahead of the reader.
-        """
+        """Announce a sequential read from ``start`` to the end; fetch at most ``most`` bytes ahead of the reader."""
         self._current().will_read(start, most)
 
     @property
     def ranged(self) -> bool:
-        """Whether several parts of the blob may be fetched at the same time."""
+        """Return whether several parts of the blob may be fetched at the same time."""
         return self._current().ranged
 
     def fill(self) -> None:
-        """Fetch all missing bytes, as far as the store takes them."""
+        """Fetch all missing bytes, as far as the store has room for them."""
         at = 0
         while not self.complete:
             size = self.size
             if size is not None and at >= size:
-                return  # read through: nothing more can be stored
+                return  # the store is full
             got = len(self.pread(at, FILL))
             if not got:
                 return
             at += got
 
     def verify(self) -> None:
-        """Compare the digest of what is stored, and seal the blob. A blob with wrong bytes is fetched again if another
-        endpoint has it.
+        """Check the digest of the stored bytes, and seal the blob. Wrong bytes are fetched again from another endpoint.
 
-        Raises IntegrityError when the digest is wrong or bytes are missing, StoreFull or StoreError when the blob
-        cannot be read back or sealed.
+        Raises IntegrityError if the digest is wrong or bytes are missing, and StoreError (such as StoreFull) if the
+        blob cannot be read back or sealed.
         """
         try:
             while not self._verify():
@@ -284,7 +281,7 @@ class Blob:
             raise write_error(self.directory, e)
 
     def _verify(self) -> bool:
-        """Verify and seal; returns False when bytes were dropped since, and can be fetched again."""
+        """Verify and seal the blob. Returns False if bytes were dropped and can be fetched again."""
         with self._verifying:
             if self.failure is not None:
                 raise self.failure
@@ -320,8 +317,9 @@ class Blob:
         return True
 
     def check(self, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Read a sealed blob back. Returns False when bytes have changed on the disk: they are fetched again. Raises
-        IntegrityError when no source has them, StoreError when it cannot be read, Closed if ``stopped`` returned True.
+        """Read a sealed blob back. If bytes have changed on the disk, drop the blob and return False.
+
+        Raises IntegrityError if it has no source, StoreError if it cannot be read, Closed if ``stopped`` returned True.
         """
         filling = self._current()
         if not filling.sealed or (wrong := filling.read_back(lambda: self._stopped or stopped())) is None:
@@ -334,7 +332,7 @@ class Blob:
         return False
 
     def filled(self, filling: Filling) -> None:
-        """Have a complete blob verified on the store's thread for digests. Implements ``filling.Owner``."""
+        """Verify the complete blob on the store's thread for digests. Implements ``filling.Owner``."""
         self._home.prove(self._verify_later)
 
     def _verify_later(self) -> None:
@@ -342,26 +340,26 @@ class Blob:
             if self._filling is not None:
                 self._verify()
         except (IntegrityError, StoreError):
-            pass  # already logged and counted; or closed, and the next opening verifies
+            pass  # the error is logged already; or the blob is closed, and its next opening verifies it
         except OSError as e:
             self._home.log.warning("%s cannot be sealed: %s", self, e)
 
     def _heal(self, filling: Filling, error: IntegrityError) -> bool:
-        """Drop wrong bytes whose endpoint is not the only one; returns whether the blob can be fetched again."""
+        """Drop wrong bytes if another endpoint has the blob; return whether the blob can be fetched again."""
         if self._source is None or not self._source.distrust():
             return False
         self._fetch_again(filling, error, "it is fetched again from another endpoint")
         return True
 
     def _fetch_again(self, filling: Filling, error: IntegrityError, then: str) -> None:
-        """Drop wrong bytes; the next read fetches them again."""
+        """Drop wrong bytes, so that the next read fetches them again."""
         self._home.counters.add("integrity_failures")
         self._home.log.error("%s; %s", error, then)
         self._drop(filling)
         self._home.failed(self.digest)
 
     def _fail(self, filling: Filling, error: IntegrityError) -> None:
-        """Remove the entry, with one line in the log and one count; this object never returns a byte again."""
+        """Remove the entry, log the error and count it. After that, all reads of this object fail."""
         if self.failure is None:
             self.failure = error
             self._home.counters.add("integrity_failures")
@@ -380,7 +378,7 @@ class Blob:
         self._replace(filling)
 
     def _remove(self, filling: Filling) -> None:
-        """Remove an entry from the disk, and what was decoded from it."""
+        """Remove an entry and its decoded form from the disk."""
         try:
             filling.entry.remove()
             if self._of is None and not filling.sealed:
@@ -390,16 +388,16 @@ class Blob:
             self._home.log.warning("%s cannot be removed from the store: %s", self, e)
 
     def lost(self, filling: Filling, error: OSError) -> None:
-        """Drop bytes that the disk failed to sync; the next read fetches them again. Implements ``filling.Owner``."""
+        """Drop bytes that the disk failed to sync, so that they are fetched again. Implements ``filling.Owner``."""
         self._home.log.warning("%s is dropped from the store, since its bytes may be lost: %s", self, error.strerror)
         self._drop(filling)
 
     def room_needed(self) -> None:
-        """Ask the store for the room of blobs that nobody reads. Implements ``filling.Owner``."""
+        """Ask the store to evict blobs that nobody reads. Implements ``filling.Owner``."""
         self._home.make_way(self)
 
     def let_go(self) -> bool:
-        """Close the entry, so that it can be evicted; the next read opens it again. Returns whether it was open."""
+        """Close the entry until the next read, so that it can be evicted. Returns whether it was open."""
         filling = self._filling
         if filling is None or self._stopped or self.failure is not None or self._verifying.locked():
             return False
@@ -407,32 +405,32 @@ class Blob:
         return True
 
     def start_over(self) -> None:
-        """Remove the entry of a blob that is larger than the store, unless it is sealed or another process uses it; it
-        is fetched again as it is read.
+        """Remove the entry of a blob that is too large for the store; further reads fetch the blob again.
+
+        The entry stays if it is sealed or if another process uses it.
         """
         filling = self._current()
         if not filling.sealed and not self._verifying.locked() and filling.entry.lease.alone():
             self._start_over(filling)
 
     def retire(self) -> None:
-        """Remove the compressed bytes once their decoded form is sealed, unless they are pinned or another process uses
-        them.
-        """
+        """Remove the compressed bytes of a sealed decoded form, unless they are pinned or another process uses them."""
         filling = self._current()
         if self.digest not in self._home.pins.digests() and filling.entry.lease.alone():
             filling.entry.remove()
 
     def drop(self) -> None:
-        """Remove the entry from the store; this object can still read what it has open. An entry that has taken its
-        place stays. Raises OSError.
+        """Remove the entry from the store. This object can still read the files that it has open. Raises OSError.
+
+        If another entry has replaced this entry, the other entry stays.
         """
         self._current().entry.remove()
 
     def close(self, patience: float = CLOSE_PATIENCE) -> None:
-        """End fetches, make fetched bytes survive a reboot, and release the lease. Running fetches and every later read
-        raise Closed.
+        """End the fetches, make fetched bytes survive a reboot, and release the lease.
 
-        Waits ``patience`` seconds for sources that do not answer; their threads find the files closed.
+        Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources that
+        do not answer; their threads will find the files closed.
         """
         if self._closed:
             return
@@ -442,7 +440,7 @@ class Blob:
             self._filling.close(patience, save=self.failure is None)
 
     def stop(self) -> None:
-        """Begin to close: start no fetch, and do not wait long for readers or for a running verification."""
+        """Begin to close: prevent further fetches, and end those that run, and a running verification."""
         with self._switching:
             self._stopped = True
         if self._filling is not None:

@@ -1,14 +1,13 @@
-"""Fetch missing chunks from a source: each chunk is fetched once, among the threads of a process and the processes of a
-machine.
+"""Fetch missing chunks from a source, so that all threads and processes of a machine fetch each chunk only once.
 
-A flight is one request for a run of chunks. A reader that misses chunks joins the flight that is about to bring them,
-or sends its own. A sequential reader (``readahead``) has flights ahead of it on threads of their own; from some point
-on it has one flight to the end of the blob, which pauses while it is a whole window ahead of its reader. A source
-without ranges has one stream for all readers instead (``stream``).
+A *flight* is a request for a run of chunks. A reader that misses a chunk joins the flight that is about to fetch the
+chunk, or starts a flight. For a sequential reader (``readahead``), flights run ahead on threads of their own. Later a
+single flight to the end of the blob replaces them; it pauses while it is a whole window ahead of its reader. A source
+without ranges has a stream for all readers instead (``stream``).
 
-Chunks are locked against other processes a few MiB at a time, as the flight reaches them. A chunk that another process
-has locked is waited for, but not forever: after ``patience`` seconds without it (that process may be stopped) the
-reader fetches it for itself, and the bytes are not stored, since the other process may still write its own.
+A flight locks its chunks against other processes a few MiB at a time. A reader waits for a chunk that another process
+has locked, but not forever, because that process may be stopped: after ``patience`` seconds the reader fetches the
+chunk itself. These bytes are not stored, because the other process may still write the same chunk.
 
 Threading: the sink's lock guards the flights and is never held over I/O on the source.
 """
@@ -27,23 +26,23 @@ from kitfs.store.readahead import MEASURED, Cursor, Readahead
 from kitfs.store.sink import Cutter, Parked, Sink, Want
 from kitfs.store.stream import Owner, Piece, Pieces, Stream
 
-POLL: Final = 0.005  # seconds between two looks at the marks of another process
-PAUSE: Final = 0.0005  # seconds until the first look at the position of a reader that is a window behind
-MAX_PAUSE: Final = 0.016  # seconds between two looks, after each of which the pause is doubled
+POLL: Final = 0.005  # seconds between two checks of the marks of another process
+PAUSE: Final = 0.0005  # seconds before the first check of the position of a reader that is a window behind
+MAX_PAUSE: Final = 0.016  # seconds between two such checks at most; the pause is doubled after each check
 IDLE: Final = 5.0  # seconds after which a paused flight ends: registries close idle connections
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
-SEGMENT: Final = 4 << 20  # bytes that a flight locks at once: what other processes fetch again after one is killed
-JOIN: Final = 8 << 20  # bytes behind a flight's position for which a reader waits instead of sending its own request
-GAP: Final = 256 << 10  # bytes of stored chunks that end a flight; shorter runs are received again and dropped
+SEGMENT: Final = 4 << 20  # bytes that a flight locks at a time; if its process is killed, they are fetched again
+JOIN: Final = 8 << 20  # bytes: a reader joins a flight that is at most this far before the missing chunk
+GAP: Final = 256 << 10  # bytes: a flight ends before a longer run of stored chunks; a shorter run is received again
 
 
 class Flight:
-    """The chunks [first, stop), which are being fetched; ``at`` is the offset of the next byte.
+    """A request for the chunks [first, stop). ``at`` is the offset of the next byte.
 
-    ``cursor`` is the reader that the flight runs ahead of, None if a reader waits for all of it. ``needed`` is the
-    offset up to which readers wait for it. ``delay``: seconds from the request to its first byte. [``locked``,
-    ``locked_to``) are the chunks locked against other processes. ``error`` is what ended the flight early. With
-    ``keep`` False nothing is stored.
+    ``cursor`` is the reader that the flight runs ahead of, None if a reader waits for the whole flight. ``needed`` is
+    the offset up to which readers wait for bytes. ``delay`` is the time in seconds from the request to its first byte.
+    The chunks [``locked``, ``locked_to``) are locked against other processes. ``error`` is the error that ended the
+    flight early. If ``keep`` is False, nothing is stored.
     """
 
     __slots__ = ("at", "cursor", "delay", "done", "error", "first", "keep", "locked", "locked_to", "needed", "stop")
@@ -64,10 +63,10 @@ class Flight:
 
 
 class Fetcher:
-    """Fills the blob ``owner``, which messages call ``name``, from ``source`` through ``sink``.
+    """A fetcher fills the blob ``owner`` from ``source`` through ``sink``. ``name`` names the blob in messages.
 
-    ``rests`` says that a stream of the source may pause while no reader needs more of it, as a decoder's may and a
-    registry's may not. ``patience``: seconds that a reader waits for a chunk that another process is fetching.
+    ``rests`` is True if a stream of the source may pause while no reader needs more bytes; a decoder may, but a
+    registry may not. A reader waits ``patience`` seconds for a chunk that another process is fetching.
     """
 
     def __init__(self, source: Source, sink: Sink, owner: Owner, *, name: str, rests: bool, patience: float) -> None:
@@ -83,16 +82,15 @@ class Fetcher:
 
     @property
     def ranged(self) -> bool:
-        """Whether the source has ranges, as far as is known."""
+        """Return whether the source has ranges, as far as is known."""
         return self._source.ranged
 
     def ensure(self, first: int, last: int, *, alone: bool = False) -> dict[int, bytes]:
-        """Return when the chunks ``first`` to ``last`` are stored, with those that the store could not take.
+        """Return when the chunks ``first`` to ``last`` are fetched. The result has the chunks that could not be stored.
 
-        With ``alone``, no reader is recognized in the call, so that nothing else is fetched.
-
-        Raises the KitfsError of the source when they cannot be fetched. ``last`` may lie beyond the end of a blob of
-        unknown size: the call returns when the end is known then.
+        With ``alone``, the call is not treated as part of a sequential read, so that nothing else is fetched. If
+        ``last`` is beyond the end of a blob of unknown size, the call returns when the end is known. Raises the
+        KitfsError of the source if the chunks cannot be fetched.
         """
         want = Want(first, last)
         chunk = self._sink.chunk
@@ -133,22 +131,23 @@ class Fetcher:
         return True
 
     def will_read(self, start: int, most: int) -> None:
-        """Announce a reader that reads everything from ``start`` on; see ``Readahead.announce``."""
+        """Announce a reader that reads everything from ``start`` on, as ``Readahead.announce`` does."""
         self._readahead.announce(start, most)
 
     def touch(self, start: int, stop: int) -> None:
-        """Take note that stored bytes [start, stop) were read, and send their reader's next request if it is due."""
+        """Record that stored bytes [start, stop) were read, and send the next request of their reader if it is due."""
         cursor = self._readahead.advance(start, stop)
         if cursor is not None:
             self._continue(cursor)
 
     def stop(self) -> None:
-        """Start no flight any more, and end the running ones and their readers."""
+        """End the running flights and their readers, and prevent further flights."""
         self._sink.close()
 
     def close(self, patience: float = CLOSE_PATIENCE) -> bool:
-        """End running flights. Returns False when a thread still waits for its source after ``patience`` seconds: it
-        raises Closed in the end.
+        """End the running flights. Returns False if a thread still waits for its source after ``patience`` seconds.
+
+        Such a thread raises Closed when its source answers.
         """
         self.stop()
         with self._sink.lock:
@@ -159,9 +158,9 @@ class Fetcher:
         return not any(thread.is_alive() for thread in threads)
 
     def _fetch(self, missing: int, want: Want, cursor: Cursor | None) -> bool:
-        """Join the flight that brings the first missing chunk, or start one for it and the following chunks.
+        """Join the flight that fetches the first missing chunk, or start a flight for it and the following chunks.
 
-        Returns False when another process is fetching the chunk. Raises what ended the flight.
+        Returns False if another process is fetching the chunk. Raises the error that ended the flight.
         """
         with self._sink.lock:
             self._sink.check_open(self._name)
@@ -185,7 +184,7 @@ class Fetcher:
         return True
 
     def _wait(self, flight: Flight, chunk: int, want: Want) -> None:
-        """Wait until a reader can have one chunk of a flight, or the flight ends. Raises what ended it."""
+        """Wait until a chunk of a flight is available, or the flight ends. Raises the error that ended the flight."""
         while True:
             with self._sink.lock:
                 want.missing = None
@@ -201,9 +200,10 @@ class Fetcher:
             want.sleep(1.0)
 
     def _wait_elsewhere(self, missing: int, want: Want, chunk: int | None, since: float) -> tuple[int, float]:
-        """Wait a moment for another process, which was first seen to fetch ``chunk`` at ``since`` seconds.
+        """Wait a moment for another process that is fetching the chunk ``missing``. Return (chunk, since).
 
-        After ``patience`` seconds the chunks are fetched for this reader alone. Returns the new chunk and time.
+        The reader has been waiting for ``chunk`` since the time ``since``. After ``patience`` seconds, the chunks are
+        fetched for this reader alone.
         """
         now = time.monotonic()
         if chunk != missing:
@@ -218,7 +218,7 @@ class Fetcher:
         return missing, since
 
     def _carrier(self, chunk: int) -> Flight | None:
-        """Return the flight that will soon bring a chunk. The caller must hold the lock."""
+        """Return the flight that will soon fetch a chunk, or None. The caller must hold the lock."""
         size = self._sink.chunk
         for flight in self._flights:
             if flight.at // size <= chunk < flight.stop and chunk * size < max(flight.at + JOIN, flight.needed):
@@ -226,19 +226,20 @@ class Fetcher:
         return None
 
     def _predecessor(self, cursor: Cursor | None) -> Flight | None:
-        """Return the flight whose connection the long request of a reader should take over; None when it should begin
-        now. The caller must hold the lock.
+        """Return the flight whose connection the long request of a reader should reuse; None if it should begin now.
 
-        On a link that is far, a new connection begins slowly: it takes several round trips until it has the speed of
-        the connection of the last window.
+        On a link with a long round trip, a new connection needs several round trips to become as fast as the
+        connection that fetched the last window. The caller must hold the lock.
         """
         if cursor is None or not (cursor.long and cursor.link.far):
             return None
         return next((f for f in self._flights if f.cursor is cursor and f.stop * self._sink.chunk == cursor.end), None)
 
     def _beginning(self, missing: int, cursor: Cursor | None) -> int:
-        """Return the chunk at which a flight for ``missing`` should begin: earlier, if the kernel's requests of one
-        reader have come out of order, so that the others need no flights of their own. The caller must hold the lock.
+        """Return the chunk at which a flight for ``missing`` should begin. The caller must hold the lock.
+
+        It is an earlier chunk if the kernel's requests of a reader arrive out of order, so that the earlier requests
+        need no flights of their own.
         """
         if cursor is None:
             return missing
@@ -251,7 +252,7 @@ class Fetcher:
     def _depart(self, missing: int, wanted: int, cursor: Cursor | None) -> Flight | None:
         """Return a new flight that begins at ``missing``, for a reader that wants the chunks up to ``wanted``.
 
-        Returns None when another process is fetching the chunk. The caller must hold the lock.
+        Returns None if another process is fetching the chunk. The caller must hold the lock.
         """
         sink, present = self._sink, self._sink.present
         size = sink.size or 0
@@ -267,7 +268,7 @@ class Fetcher:
             if locked_to == missing + 1:
                 return None
             stop = locked_to = missing + max(1, (locked_to - missing) // 4)
-        if present.has(missing, missing):  # it came while this thread took the lock
+        if present.has(missing, missing):  # the chunk was stored while this thread took the lock
             present.unlock(missing, locked_to - missing)
             return None
         ahead = cursor if stop > wanted else None
@@ -278,7 +279,7 @@ class Fetcher:
         return flight
 
     def _before_gap(self, first: int, stop: int) -> int:
-        """Return where a flight of the chunks [first, stop) should end: before a long run of stored chunks."""
+        """Return the end of a flight of the chunks [first, stop): the first long run of stored chunks, or ``stop``."""
         present, gap = self._sink.present, max(1, GAP // self._sink.chunk)
         at = first
         while at < stop:
@@ -297,7 +298,7 @@ class Fetcher:
             self._read_ahead(cursor)
 
     def _read_ahead(self, cursor: Cursor) -> None:
-        """Send the next request of a sequential reader, unless it is under way or another process has sent it."""
+        """Send the next request of a sequential reader, unless this or another process has sent it already."""
         sink = self._sink
         size = sink.size or 0
         with sink.lock:
@@ -320,7 +321,7 @@ class Fetcher:
             self._start(self._fly, flight)
 
     def _fly(self, flight: Flight) -> None:
-        """Fetch the chunks of a flight; an error is left in ``flight.error``."""
+        """Fetch the chunks of a flight. An error is stored in ``flight.error``."""
         sink = self._sink
         try:
             self._receive(flight)
@@ -344,7 +345,7 @@ class Fetcher:
             sink.unpark(flight.first, flight.stop, flight.error)
 
     def _receive(self, flight: Flight) -> None:
-        """Receive the bytes of a flight. Raises what the source raises, IntegrityError when it ended early."""
+        """Receive the bytes of a flight. Raises errors of the source, and IntegrityError if the source ends early."""
         chunk, size = self._sink.chunk, self._sink.size
         stop = flight.stop * chunk if size is None else min(flight.stop * chunk, size)
         asked = time.monotonic()
@@ -354,7 +355,7 @@ class Fetcher:
             flight.delay = time.monotonic() - asked
             self._readahead.link.responded(flight.delay)
             if first is not None and not self._source.ranged and self._stream.board(first, pieces):
-                return  # the stream has the pieces now, and closes them
+                return  # the stream uses the pieces now, and will close them
             if self._source.ranged and not self._take(flight, first, pieces, stop):
                 raise IntegrityError(f"{self._name} ended before byte {stop}")
         except BaseException:
@@ -363,13 +364,13 @@ class Fetcher:
         pieces.close()
 
     def _take(self, flight: Flight, first: Piece | None, pieces: Pieces, stop: int) -> bool:
-        """Store the pieces of a range; returns False when they ended before the flight did."""
+        """Store the pieces of a range. Returns False if the pieces end before the end of the flight."""
         cutter = Cutter(self._sink, flight.at, keep=flight.keep)
         begun, measured = time.monotonic(), flight.at + (0 if first is None else len(first[1])) + MEASURED
         for offset, view in chain([] if first is None else [first], pieces):
             if offset != cutter.at:
                 raise IntegrityError(
-                    f"{self._name}: the source gave bytes at {offset}, but those at {cutter.at} were expected"
+                    f"{self._name}: the source sent bytes at {offset}, but those at {cutter.at} were expected"
                 )
             view = view[: stop - offset]
             cutter.take(view, locked=flight.keep and cutter.at + len(view) <= flight.locked_to * self._sink.chunk)
@@ -377,7 +378,7 @@ class Fetcher:
             if cutter.at >= measured:
                 now = time.monotonic()
                 self._readahead.link.measured(flight.delay, cutter.at - measured + MEASURED, now - begun)
-                measured = stop + MEASURED  # once for each flight: a long one is held back later
+                measured = stop + MEASURED  # measured once for each flight, because a long flight pauses later
             if cutter.at >= stop or self._sink.closed:
                 break
             if flight.keep and not (self._may_go_on(flight) and self._lock_ahead(flight)):
@@ -386,7 +387,7 @@ class Fetcher:
         return cutter.at >= stop or self._sink.closed
 
     def _lock_ahead(self, flight: Flight) -> bool:
-        """Lock the next segment when a flight comes near it; returns False when another process fetches it."""
+        """Lock the next segment if a flight is close to it. Returns False if another process is fetching it."""
         chunk, present = self._sink.chunk, self._sink.present
         if flight.locked_to >= flight.stop or flight.at + SEGMENT // 4 < flight.locked_to * chunk:
             return True
@@ -401,7 +402,7 @@ class Fetcher:
         return True
 
     def _may_go_on(self, flight: Flight) -> bool:
-        """Hold a flight back while it is a window ahead of its reader; returns False when it was idle too long."""
+        """Pause a flight while it is a window ahead of its reader. Returns False if it has paused too long."""
         cursor = flight.cursor
         if cursor is None or flight.at < max(cursor.limit, flight.needed):
             return True
@@ -422,7 +423,7 @@ class Fetcher:
         return False
 
     def _start(self, run: Callable[..., None], *args: object) -> None:
-        """Run a function on a thread of its own, which ``close`` waits for. The caller must hold the lock."""
+        """Run a function on a thread of its own, for which ``close`` waits. The caller must hold the lock."""
 
         def body() -> None:
             try:

@@ -1,4 +1,4 @@
-"""Fill a blob from its beginning to its end. Threading: ``fill`` from any thread."""
+"""Fill a blob from its beginning to its end, for transfers. Any thread may call ``fill``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ STRIPE: Final = 4 << 20  # bytes between two reports of progress
 
 
 def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Event) -> None:
-    """Fetch all of a blob of ``size`` bytes, by one long request where nothing is stored yet.
+    """Fetch all missing bytes of a blob of ``size`` bytes, if possible by one long request.
 
-    ``moved`` is called with the bytes of each stripe; ``stop`` ends the transfer. Raises StoreFull when the store
-    cannot keep the blob, and what the source raises.
+    ``moved`` is called with the number of bytes of each stripe. Setting ``stop`` ends the transfer. Raises StoreFull if
+    the store has no room for the blob, and errors of the source.
     """
     blob.will_read(0)
     for at in range(0, size, STRIPE):
         if stop.is_set():
             return
         if not blob.fetch(at, min(STRIPE, size - at)):
-            raise StoreFull(f"{blob}: no space left in the store; free some, or choose another with --cache-dir")
+            raise StoreFull(
+                f"{blob}: no space left in the store (free space, or choose another store with --cache-dir)"
+            )
         moved(min(STRIPE, size - at))

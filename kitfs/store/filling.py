@@ -1,7 +1,8 @@
-"""One opening of a blob's entry: its files, what is fetched into them, and the digest behind it.
+"""Fill the open entry of a blob: fetch bytes into its files, hash them, and seal the blob.
 
-A Blob has one opening at a time and may replace it: when the entry was removed because its bytes were wrong or lost,
-and when the blob lets go of it so that it can be evicted. Threading: every method from any thread.
+A Blob has one ``Filling`` at a time. It replaces the filling after its entry was removed because the bytes were wrong
+or lost, and after it has closed the entry so that the store could evict it. Threading: any thread may call every
+method.
 """
 
 from __future__ import annotations
@@ -25,36 +26,36 @@ from kitfs.store.proof import Proof
 from kitfs.store.readback import wrong_bytes
 from kitfs.store.sink import Sink
 
-SYNC_EVERY: Final = 256 << 20  # bytes stored between two copies of ``present`` that survive a reboot
-PROVE_EVERY: Final = 8 << 20  # bytes stored between two runs of the hash behind them
-LAG: Final = 512 << 20  # bytes by which the hash may be behind while a reader waits: a third of a second of one core
-QUIET: Final = 0.1  # seconds without a waiting reader after which the hash catches up
+SYNC_EVERY: Final = 256 << 20  # bytes stored between two durable copies of the marks
+PROVE_EVERY: Final = 8 << 20  # bytes stored between two tasks that hash them
+LAG: Final = 512 << 20  # bytes that may be stored but not hashed while a reader waits: a third of a second of one core
+QUIET: Final = 0.1  # seconds without a waiting reader after which all stored bytes are hashed
 
 
 class Owner(Protocol):
-    """The blob that is filled; ``str`` of it names it in messages."""
+    """The blob that is filled. Its ``str`` names it in messages."""
 
     @property
     def digest(self) -> Digest: ...
 
     def filled(self, filling: Filling, /) -> None:
-        """Take note that every byte is stored."""
+        """Handle that every byte is stored."""
         ...
 
     def lost(self, filling: Filling, error: OSError, /) -> None:
-        """Take note that bytes are lost, since the disk failed to sync them."""
+        """Handle that bytes are lost, because the disk failed to sync them."""
         ...
 
     def room_needed(self) -> None:
-        """Take note that the store is full."""
+        """Handle that the store is full."""
         ...
 
 
 class Filling:
-    """The open entry of ``owner``. ``source`` None: only stored bytes can be read. ``decoded``: the source is a
-    decoder.
+    """The open entry of the blob ``owner``.
 
-    ``proven`` says that every byte was hashed in this process with the right digest; it may not be fsynced yet.
+    If ``source`` is None, only stored bytes can be read. ``decoded`` is True if the source is a decoder. ``proven`` is
+    True after this process has hashed every byte and found the right digest; the bytes may not be fsynced yet.
     """
 
     def __init__(self, home: Home, owner: Owner, entry: OpenEntry, source: Source | None, *, decoded: bool) -> None:
@@ -71,7 +72,7 @@ class Filling:
         self._said_unrecorded = False
         self._unsynced = 0
         self._stored = 0  # bytes stored by this object
-        self._behind = 0  # bytes stored since the last task that hashes them
+        self._behind = 0  # bytes stored since the last task that hashes bytes
         self._fetcher: Fetcher | None = None
         if entry.present is None:
             return
@@ -83,12 +84,12 @@ class Filling:
 
     @property
     def sealed(self) -> bool:
-        """Whether the bytes are verified and durable."""
+        """Return whether the bytes are verified and durable."""
         return self.entry.sealed
 
     @property
     def complete(self) -> bool:
-        """Whether every byte is stored."""
+        """Return whether every byte is stored."""
         if self.entry.present is None or self.entry.sealed:
             return True
         return self.size is not None and (
@@ -97,7 +98,7 @@ class Filling:
 
     @property
     def fetched(self) -> int:
-        """Bytes that are stored."""
+        """Return how many bytes are stored."""
         if self.entry.present is None or self.entry.sealed:
             return self.size or 0
         there = self.entry.present.count() * self.entry.chunk
@@ -105,31 +106,31 @@ class Filling:
 
     @property
     def ranged(self) -> bool:
-        """Whether several parts may be fetched at the same time."""
+        """Return whether several parts may be fetched at the same time."""
         return self._fetcher is not None and self._fetcher.ranged
 
     @property
     def has_source(self) -> bool:
-        """Whether missing bytes can be fetched."""
+        """Return whether missing bytes can be fetched."""
         return self._fetcher is not None
 
     def has(self, first: int, last: int) -> bool:
-        """Tell whether the chunks ``first`` to ``last``, both included, are stored."""
+        """Return whether all chunks from ``first`` to ``last``, inclusive, are stored."""
         present = self.entry.present
         return present is None or self.entry.sealed or present.has(first, last)
 
     def will_read(self, start: int, most: int) -> None:
-        """Announce a reader that reads everything from ``start`` on; see ``Readahead.announce``."""
+        """Announce a reader that reads everything from ``start`` on, as ``Readahead.announce`` does."""
         if self._fetcher is not None and not self.entry.sealed:
             self._fetcher.will_read(start, most)
 
     def touch(self, start: int, stop: int) -> None:
-        """Take note that stored bytes are read."""
+        """Record that stored bytes are read."""
         if self._fetcher is not None and not self.entry.sealed:
             self._fetcher.touch(start, stop)
 
     def ensure(self, first: int, last: int, *, alone: bool = False) -> dict[int, bytes]:
-        """Fetch chunks; returns those that the store could not take. See ``Fetcher.ensure``."""
+        """Fetch chunks, and return those that could not be stored, as ``Fetcher.ensure`` does."""
         assert self._fetcher is not None
         passed = self._fetcher.ensure(first, last, alone=alone)
         if self.size is None and self._sink.size is not None:
@@ -137,20 +138,21 @@ class Filling:
         return passed
 
     def read(self, offset: int, size: int) -> bytes | None:
-        """Return stored bytes, fewer at the end of the blob; None when the file is shorter than the marks say. Raises
-        Closed, OSError.
+        """Return stored bytes, fewer at the end of the blob; None if the file is shorter than its marks require.
+
+        Raises Closed and OSError.
         """
         data = self.entry.body.pread(offset, size)
         if len(data) < size:
-            # The read crosses the end of the blob. Its size was unknown when the read began; it is recorded before the
-            # last chunk is marked, so it is known now.
+            # The read crosses the end of the blob, whose size was unknown when the read began. The size is known now,
+            # because it is recorded before the last chunk is marked.
             known = self.learn_size()
             if known is not None:
                 size = min(size, known - offset)
         return data if len(data) >= size else None
 
     def gather(self, offset: int, size: int, passed: dict[int, bytes]) -> bytes | None:
-        """Return bytes of which some chunks were never stored: ``passed`` holds those. Otherwise like ``read``."""
+        """Return bytes as ``read`` does. ``passed`` has the chunks that were fetched but not stored."""
         out = bytearray()
         at, stop = offset, offset + size
         while at < stop:
@@ -164,11 +166,11 @@ class Filling:
         return bytes(out)
 
     def park(self, first: int, last: int, ready: Callable[[KitfsError | None], None]) -> bool:
-        """Have ``ready`` called when a running fetch has brought chunks. See ``Fetcher.park``."""
+        """Call ``ready`` when a running fetch has fetched the chunks, as ``Fetcher.park`` does."""
         return self._fetcher is not None and self._fetcher.park(first, last, ready)
 
     def hash_stored(self) -> None:
-        """Hash bytes that were stored since the last time. Raises OSError, Closed."""
+        """Hash the bytes that were stored since the last call. Raises OSError and Closed."""
         self._hash(lambda: self._stopped)
 
     def _hash(self, stopped: Callable[[], bool]) -> None:
@@ -177,16 +179,16 @@ class Filling:
                 self._proof.advance(self.size, stopped)
 
     def _hash_behind(self) -> None:
-        """Hash stored bytes, unless the processor is better used for a reader that waits. Raises OSError, Closed."""
+        """Hash stored bytes, unless a waiting reader needs the processor more. Raises OSError and Closed."""
         self._hash(lambda: self._stopped or self._may_lag())
 
     def _may_lag(self) -> bool:
         return self._stored - self._proof.at < LAG and time.monotonic() - self._sink.awaited < QUIET
 
     def prove(self) -> str | None:
-        """Hash all that is stored; returns None when the digest is right, else the digest that was found.
+        """Hash all stored bytes. Return None if the digest is right, otherwise the digest that was found.
 
-        Raises Closed when it was stopped meanwhile, OSError.
+        Raises OSError, and Closed if the filling is stopped meanwhile.
         """
         if self.proven:
             return None
@@ -203,9 +205,10 @@ class Filling:
         return str(self.entry.meta.get("sha256")) if self._decoded else self._owner.digest.hex
 
     def seal(self) -> bool:
-        """Make proven bytes durable, and share them by digest. Returns False when the entry was removed meanwhile.
+        """Make proven bytes durable, and move the entry to the place of verified blobs.
 
-        Raises OSError. When the disk failed to sync, the owner is told that bytes are lost.
+        Returns False if the entry was removed meanwhile. Raises OSError. If the disk fails to sync, ``Owner.lost`` is
+        called.
         """
         try:
             with self._syncing:
@@ -215,9 +218,9 @@ class Filling:
             raise
 
     def read_back(self, stopped: Callable[[], bool]) -> str | None:
-        """Hash the file of a sealed blob; returns None when it is right, else what is wrong with it.
+        """Hash the file of a sealed blob. Return None if the digest is right, or else describe the fault.
 
-        Raises Closed when ``stopped`` returned True meanwhile, StoreError when the file cannot be read.
+        Raises Closed if ``stopped`` returns True meanwhile, and StoreError if the file cannot be read.
         """
 
         def go_on(_: int) -> None:
@@ -231,7 +234,7 @@ class Filling:
             raise StoreError(f"{self._owner} cannot be read back: {(e.strerror or str(e)).lower()}")
 
     def save(self) -> None:
-        """Make stored bytes survive a reboot; the owner is told of a disk that fails to sync them."""
+        """Make stored bytes survive a reboot. If the disk fails to sync them, call ``Owner.lost``."""
         with self._syncing:
             if self._closed or self.entry.sealed:
                 return
@@ -240,7 +243,7 @@ class Filling:
                 return
             except OSError as e:
                 error = e
-        full = error.errno in NO_SPACE  # which the store logs itself
+        full = error.errno in NO_SPACE  # the store itself logs that the disk is full
         self._home.log.log(
             logging.INFO if full else logging.WARNING,
             "%s: bytes fetched lately would not survive a reboot: %s",
@@ -250,17 +253,17 @@ class Filling:
         if isinstance(error, SyncFailedError):
             self._owner.lost(self, error)
 
-    # -- what the sink asks (``sink.Keeper``)
+    # -- methods that the sink calls (``sink.Keeper``)
 
     def may_store(self) -> bool:
-        """Tell whether the store takes more bytes of this blob."""
+        """Return whether the store accepts more bytes of this blob."""
         if self._home.pins.is_held(self._owner.digest) or self._home.room.available():
             return True
         self._owner.room_needed()
         return False
 
     def make_room(self) -> bool:
-        """Tell whether bytes were freed for this blob on a full disk."""
+        """Try to free space for this blob on a full disk; return whether any space was freed."""
         return self._home.pins.is_held(self._owner.digest) and self._home.room.make()
 
     def read_through(self, size: int, *, full: bool) -> None:
@@ -271,7 +274,7 @@ class Filling:
             self._home.counters.add("read_through", size)
 
     def stored(self, size: int) -> None:
-        """Count bytes that were stored, and have them hashed and synced now and then."""
+        """Count bytes that were stored; from time to time, start tasks that hash and sync them."""
         self._unsynced += size
         self._stored += size
         self._behind += size
@@ -285,16 +288,17 @@ class Filling:
             self._unsynced = 0
             self._home.later(self.save)
 
-    # -- what the fetcher tells (``stream.Owner``)
+    # -- methods that the fetcher calls (``stream.Owner``)
 
     def landed(self) -> None:
-        """Have a blob that is complete verified, after a flight."""
+        """Call ``Owner.filled`` after a flight, if the blob is complete."""
         if not self._stopped and not self.entry.sealed and self.complete:
             self._owner.filled(self)
 
     def finished(self, size: int, sha256: str) -> bool:
-        """Record the size after a source without ranges has ended; returns False when it cannot be recorded for other
-        processes.
+        """Record the size after a source without ranges has ended.
+
+        Returns False if the size cannot be recorded for other processes.
         """
         self.size = size
         if not self._decoded:
@@ -308,7 +312,7 @@ class Filling:
             return False
 
     def learn_size(self) -> int | None:
-        """Return the size that another process has recorded since the entry was opened; None when it is unknown."""
+        """Return the size that another process has recorded since the entry was opened; None if it is unknown."""
         if self.size is None:
             self.size = self.entry.load_size()
         return self.size
@@ -316,16 +320,16 @@ class Filling:
     # -- the end
 
     def stop(self) -> None:
-        """Begin to close: start no fetch, and do not wait long for readers or for a running verification."""
+        """Begin to close: prevent further fetches, and end those that run, and a running verification."""
         self._stopped = True
         if self._fetcher is not None:
             self._fetcher.stop()
 
     def close(self, patience: float = CLOSE_PATIENCE, *, save: bool = True) -> None:
-        """End fetches, with ``save`` make stored bytes survive a reboot, and release the lease.
+        """End the fetches and release the lease. With ``save``, make stored bytes survive a reboot.
 
-        Running fetches and every later read raise Closed. Waits ``patience`` seconds for sources that do not answer;
-        their threads find the files closed.
+        Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources that
+        do not answer; their threads will find the files closed.
         """
         if self._closed:
             return
@@ -337,7 +341,7 @@ class Filling:
                 if not (self.proven and self.seal()):
                     self.save()
             except (OSError, StoreFull):
-                pass  # the bytes are fetched again
+                pass  # the bytes will be fetched again
         self._closed = True
         with self._syncing, self._hashing:
             self.entry.close()

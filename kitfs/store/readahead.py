@@ -1,20 +1,23 @@
-"""How far to fetch beyond what a reader asks for: pure decisions, no I/O.
+"""Decide how many bytes to fetch ahead of a reader. This module does no I/O.
 
-A cursor is one sequential reader. Cursors are recognized per blob, not per handle, since the threads of a loader share
-files and the kernel sends requests out of order. A read that begins near the position of a cursor continues it; any
-other miss begins a new cursor without a window, so that a random read fetches only its own chunks.
+A *cursor* is the position of a sequential reader. Cursors belong to a blob and not to a file handle, because the
+threads of a loader share files and the kernel sends requests out of order. A read that begins near the position of a
+cursor continues the cursor. Any other read of missing bytes (a *miss*) begins a new cursor without a window, so that a
+random read fetches only its own chunks.
 
-The window is the number of bytes that may be fetched ahead of the reader: a quarter of what the cursor has read, at the
-beginning half of it. A reader that stops after one tensor has fetched at most a quarter of it in vain (a third on a
-link with a large bandwidth-delay product), and a reader of a whole layer soon has a window that covers the
-bandwidth-delay product of any link.
+The window is the number of bytes that may be fetched ahead of the reader: a quarter of the bytes that the cursor has
+read, or half of them at the beginning. So a reader that stops after one tensor has wasted at most a quarter of the
+tensor's size (a third on a link with a large bandwidth-delay product). The window of a reader of a whole layer soon
+covers the bandwidth-delay product of any link.
 
-From ``LONG`` bytes on, one request runs to the end of the blob and is held back at the window (flow control by the
-receiver), as mountpoint-s3 does, because every request costs a registry milliseconds before its first byte. When its
-reader stops, such a request has wasted the few MiB that the system has buffered. Where a response takes longer than
-``FAR``, the windows would cost more than that, and the long request begins after ``EARLY`` bytes.
+When a cursor has read ``LONG`` bytes, a single request to the end of the blob replaces the windows. The request pauses
+at the end of the window (flow control by the receiver), as in mountpoint-s3. The reason is that a registry needs
+milliseconds for the first byte of every request. If the reader stops, such a request has wasted the few MiB that the
+system has buffered. If the first byte of a response takes longer than ``FAR``, separate requests would cost more than
+that, so the long request begins after ``EARLY`` bytes.
 
-Threading: ``advance`` and the properties of a cursor from any thread without a lock; the rest under the caller's lock.
+Threading: any thread may call ``advance`` and read the properties of a cursor without a lock; for everything else, the
+caller must hold its lock.
 """
 
 from __future__ import annotations
@@ -22,23 +25,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-CURSORS: Final = 16  # readers remembered per blob
-FIRST: Final = 1 << 20  # bytes read in order before more than a quarter of it is fetched ahead: it may be a header
+CURSORS: Final = 16  # cursors remembered for a blob
+FIRST: Final = 1 << 20  # bytes read in order before the window exceeds a quarter of them, since they may be a header
 MIN_WINDOW: Final = 2 << 20  # bytes
-MEASURED: Final = 128 << 10  # bytes of a request from which it measures the link
+MEASURED: Final = 128 << 10  # bytes that a request must receive before it measures the link
 MAX_WINDOW: Final = 64 << 20  # bytes
-LONG: Final = 24 << 20  # bytes read by a cursor before one request runs to the end of the blob
-EARLY: Final = 2 << 20  # the same on a link that is far: two or three windows
-FAR: Final = 0.015  # seconds from a request to its first byte; on loopback a registry takes 5 to 6 ms, or 10 when busy
-NEAR: Final = 128 << 10  # bytes by which a read may be out of order, at least
+LONG: Final = 24 << 20  # bytes read by a cursor before a single request runs to the end of the blob
+EARLY: Final = 2 << 20  # the same number of bytes for a link that is far; this is two or three windows
+FAR: Final = 0.015  # seconds to the first byte; a registry on loopback needs 5 to 6 ms, or 10 ms if it is busy
+NEAR: Final = 128 << 10  # bytes by which any read may be out of order
 
 
 @dataclass(slots=True)
 class Link:
     """The link to the source, as far as requests have measured it.
 
-    ``delay``: the least number of seconds from a request to its first byte; 0 when no request was measured.
-    ``product``: the bandwidth-delay product in bytes.
+    ``delay`` is the shortest time in seconds from a request to its first byte, or 0 if no request was measured.
+    ``product`` is the bandwidth-delay product in bytes.
     """
 
     delay: float = 0.0
@@ -46,16 +49,17 @@ class Link:
 
     @property
     def far(self) -> bool:
-        """Whether a request costs more than the bytes that a long request wastes when it is given up."""
+        """Return whether an additional request costs more than the bytes that an abandoned long request wastes."""
         return self.delay >= FAR
 
     def responded(self, delay: float) -> None:
-        """Take note of a request whose first byte came after ``delay`` seconds."""
+        """Record a request whose first byte arrived after ``delay`` seconds."""
         self.delay = min(delay, self.delay or delay)
 
     def measured(self, delay: float, size: int, seconds: float) -> None:
-        """Take note of a request whose first byte came after ``delay`` seconds, and further ``size`` bytes within
-        ``seconds`` from then on.
+        """Record a request whose first byte arrived after ``delay`` seconds.
+
+        The next ``size`` bytes arrived within another ``seconds`` seconds.
         """
         if size >= MEASURED and seconds > 0:
             self.product = max(int(delay * size / seconds), self.product * 3 // 4)
@@ -63,7 +67,7 @@ class Link:
 
 @dataclass(slots=True, eq=False)
 class Cursor:
-    """One sequential reader, in bytes: how much it has read, where it is, and up to where requests were sent.
+    """The state of a sequential reader, in bytes: how much it has read, its position, and the end of its requests.
 
     Its window is at most ``most`` bytes, or the bandwidth-delay product of the link if that is more.
     """
@@ -76,7 +80,7 @@ class Cursor:
 
     @property
     def window(self) -> int:
-        """Bytes that may be fetched ahead of the reader."""
+        """Return how many bytes may be fetched ahead of the reader."""
         if self.read < FIRST:
             return min(self.read, FIRST // 4)
         under_way = min(self.link.product, self.read if self.link.far else self.read // 3)
@@ -85,36 +89,38 @@ class Cursor:
 
     @property
     def limit(self) -> int:
-        """The offset up to which a request may run now."""
+        """Return the offset up to which a request may run now."""
         return self.position + self.window
 
     @property
     def long(self) -> bool:
-        """Whether the reader has read so much that one request may run to the end of the blob."""
+        """Return whether the reader has read so much that a single request may run to the end of the blob."""
         return self.read >= (EARLY if self.link.far else LONG)
 
     @property
     def due(self) -> bool:
-        """Whether less than half of the window has been requested, so that the next request should be sent."""
+        """Return whether the next request should be sent, because less than half of the window is requested."""
         return self.end - self.position < self.window // 2
 
     @property
     def slack(self) -> int:
-        """Bytes by which a read of this reader may be out of order: little at first, since a reader who hops over the
-        members of an archive is not sequential.
+        """Return by how many bytes a read of this reader may be out of order.
+
+        The number is small at first, because a reader that skips the members of an archive is not sequential.
         """
         return min(max(self.read // 2, NEAR), MIN_WINDOW)
 
     def is_near(self, start: int, stop: int) -> bool:
-        """Tell whether a read of [start, stop) continues this reader: the kernel sends the requests of one reader in
-        any order, so that the next but one may come first.
+        """Return whether a read of [start, stop) continues this reader.
+
+        The kernel sends the requests of a reader in any order, so the second-next request may arrive first.
         """
         size = stop - start if stop - start > NEAR else 0
         slack = max(self.slack, size)
         return self.position - slack - size <= start <= self.position + slack
 
     def move(self, start: int, stop: int) -> bool:
-        """Take note of a read of [start, stop); returns whether it goes beyond what was read before."""
+        """Record a read of [start, stop); return whether it extends beyond the bytes that were read before."""
         if stop <= self.position:
             return False
         self.read += stop - max(start, self.position)
@@ -123,7 +129,7 @@ class Cursor:
 
 
 class Readahead:
-    """The cursors of one blob, the latest first."""
+    """The cursors of a blob, the most recent first."""
 
     def __init__(self) -> None:
         self.link: Final = Link()
@@ -138,19 +144,19 @@ class Readahead:
     def announce(self, start: int, most: int = MAX_WINDOW) -> None:
         """Make a cursor for a reader that is known to read everything from ``start`` on.
 
-        At most ``most`` bytes are fetched ahead of it, unless the link needs more to be used fully.
+        At most ``most`` bytes are fetched ahead of the reader, or the bandwidth-delay product of the link if larger.
         """
         self._cursors = (Cursor(LONG, start, start, self.link, most), *self._cursors[: CURSORS - 1])
 
     def advance(self, start: int, stop: int) -> Cursor | None:
-        """Return the cursor that a read of [start, stop) moves forward; None when it moves none."""
+        """Return the cursor that a read of [start, stop) moves forward; None if the read moves no cursor."""
         for cursor in self._cursors:
             if cursor.is_near(start, stop):
                 return cursor if cursor.move(start, stop) else None
         return None
 
     def miss(self, start: int, stop: int) -> Cursor | None:
-        """Return the cursor that a miss of [start, stop) continues; None, and remember it, when it may be random."""
+        """Return the cursor that a miss of [start, stop) continues; if none, remember the miss and return None."""
         for cursor in self._cursors:
             if cursor.is_near(start, stop):
                 cursor.move(start, stop)
@@ -159,7 +165,8 @@ class Readahead:
         return None
 
     def plan(self, cursor: Cursor, stop: int, size: int) -> int:
-        """Return the offset at which the next request of a reader that needs the bytes up to ``stop`` should end, in a
-        blob of ``size`` bytes.
+        """Return the offset at which the next request of a reader should end.
+
+        The reader needs the bytes up to ``stop``, and the blob has ``size`` bytes.
         """
         return size if cursor.long else min(max(stop, cursor.limit), size)

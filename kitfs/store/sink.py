@@ -1,11 +1,11 @@
-"""Where the fetched bytes of a blob go: into its file, to the readers that wait for them, and to its owner's counts.
+"""Write the fetched bytes of a blob into its file, and wake the readers that wait for them.
 
-A chunk is written before it is marked, so that another process never sees a mark without its bytes. When the store
-cannot take a chunk, its bytes are handed to every reader that wants it and kept in memory only for a moment (read
-through).
+A chunk is written before it is marked, so that another process never sees a mark without its bytes. If the store has
+no room for a chunk, its bytes are handed to the readers that want them, and stay in memory only until then
+(read-through). These bytes in memory are called the overflow.
 
-Threading: ``lock`` guards wants and overflow, and is never held over I/O. A reader sleeps on the gate of its own want,
-and is woken only by the chunks that it wants.
+Threading: ``lock`` guards the wants and the overflow, and is never held during I/O. A *want* is the range of chunks
+that a reader waits for. A reader sleeps until a chunk of its own want arrives.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
 from kitfs.store.durable import NO_SPACE
 
-OVERFLOW: Final = 8 << 20  # bytes that may wait in memory for their readers when the store is full
+OVERFLOW: Final = 8 << 20  # bytes of the overflow at most
 FULL: Final = NO_SPACE | {errno.EIO, errno.EROFS, errno.EFBIG}
 
 Data = bytes | bytearray | memoryview
 
 
 class Keeper(Protocol):
-    """The owner of a blob, which decides about room and counts bytes."""
+    """The owner of a blob, which decides whether bytes are stored, and counts them."""
 
     def may_store(self) -> bool:
-        """Tell whether the store takes more bytes; it may evict blobs to make room."""
+        """Return whether the store accepts more bytes. It may evict blobs to make room."""
         ...
 
     def make_room(self) -> bool:
-        """Tell whether bytes were freed on a full disk, so that a write is worth another try."""
+        """Try to free space on a full disk; return whether the write should be tried again."""
         ...
 
     def stored(self, size: int) -> None:
@@ -49,10 +49,10 @@ class Keeper(Protocol):
 
 
 class Want:
-    """The chunks ``first`` to ``last`` that a reader waits for; ``passed`` holds those that the store did not take.
+    """The chunks ``first`` to ``last`` that a reader waits for. ``passed`` has those that were fetched but not stored.
 
-    ``missing`` is the chunk for which the reader sleeps, None while it does not sleep. Methods are called with the
-    sink's lock, ``sleep`` without it.
+    ``missing`` is the chunk for which the reader sleeps, or None while the reader does not sleep. The caller must hold
+    the sink's lock, except for ``sleep``.
     """
 
     __slots__ = ("_gate", "first", "last", "missing", "passed")
@@ -66,18 +66,20 @@ class Want:
         self._gate.acquire()
 
     def wake(self) -> None:
-        """Wake the reader, or let it not sleep the next time."""
+        """Wake the reader; if the reader is not asleep, its next ``sleep`` returns at once."""
         if self._gate.locked():
             self._gate.release()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep until the reader is woken, at most for ``seconds``."""
+        """Sleep until the reader is woken, but at most for ``seconds``."""
         self._gate.acquire(timeout=seconds)
 
 
 class Parked(Want):
-    """The want of a reader that has no thread. ``ready`` is called once, without the lock, when every chunk is stored
-    or when a fetch has ended; its argument is the error of a fetch that should have brought the chunks.
+    """The want of a reader that has no thread.
+
+    ``ready`` is called once, without the lock, when all chunks are stored or a fetch has ended. Its argument is the
+    error of a fetch that should have fetched the chunks.
     """
 
     __slots__ = ("ready",)
@@ -89,9 +91,10 @@ class Parked(Want):
 
 
 class Sink:
-    """The bytes of one blob. ``body`` is its file; ``present`` says which chunks, of ``chunk`` bytes each, are stored.
+    """The destination of the fetched bytes of a blob.
 
-    ``size`` is the size of the blob in bytes, None while it is not known.
+    ``body`` is the blob's file, and ``present`` has the marks of its stored chunks of ``chunk`` bytes. ``size`` is the
+    size of the blob in bytes, or None while it is unknown.
     """
 
     def __init__(self, keeper: Keeper, body: DataFile, present: ChunkMap, *, chunk: int, size: int | None) -> None:
@@ -107,22 +110,23 @@ class Sink:
         self._overflow: OrderedDict[int, bytes] = OrderedDict()
 
     def add(self, want: Want) -> None:
-        """Know of a reader."""
+        """Add the want of a reader."""
         with self.lock:
             self._wants.add(want)
 
     def discard(self, want: Want) -> None:
-        """Forget a reader."""
+        """Remove the want of a reader."""
         with self.lock:
             self._wants.discard(want)
 
     def park(self, want: Parked) -> None:
-        """Remember a reader without a thread, until ``unpark``. The caller must hold the lock."""
+        """Add the want of a reader without a thread, until ``unpark``. The caller must hold the lock."""
         self._wants.add(want)
 
     def unpark(self, first: int = 0, stop: int = 0, error: KitfsError | None = None) -> None:
-        """Call every parked reader when a fetch of the chunks [first, stop) has ended, with ``error`` those that wait
-        for one of them.
+        """Call ``ready`` of every parked want after a fetch of the chunks [first, stop) has ended.
+
+        Readers that wait for one of these chunks get ``error``.
         """
         with self.lock:
             parked = [want for want in self._wants if isinstance(want, Parked)]
@@ -131,36 +135,37 @@ class Sink:
             want.ready(error if want.missing is not None and first <= want.missing < stop else None)
 
     def close(self) -> None:
-        """Wake every reader; those that still lack chunks raise Closed."""
+        """Wake all readers. Readers that still lack chunks raise Closed."""
         with self.lock:
             self.closed = True
             self.wake()
         self.unpark()
 
     def wake(self) -> None:
-        """Wake every reader. The caller must hold the lock."""
+        """Wake all readers. The caller must hold the lock."""
         for want in self._wants:
             want.wake()
 
     def check_open(self, name: str) -> None:
-        """Raise Closed when the sink is closed; ``name`` names the blob."""
+        """Raise Closed if the sink is closed. ``name`` names the blob in the message."""
         if self.closed:
             raise Closed(f"{name} was closed")
 
     def last_chunk(self, last: int) -> int:
-        """Return ``last``, or the last chunk of the blob when that is smaller."""
+        """Return ``last``, or the number of the blob's last chunk if that is smaller."""
         return last if self.size is None else min(last, (self.size - 1) // self.chunk)
 
     def ended(self, name: str, error: Exception) -> KitfsError:
-        """Return the error for the readers of a fetch that ended: Closed when the sink was closed, whatever the source
-        raised. ``name`` names the blob.
+        """Return the error for the readers of a fetch that failed with ``error``.
+
+        It is Closed if the sink was closed. ``name`` names the blob in the message.
         """
         if self.closed:
             return Closed(f"{name} was closed")
         return error if isinstance(error, KitfsError) else StoreError(f"{name}: {type(error).__name__}: {error}")
 
     def next_missing(self, want: Want) -> int | None:
-        """Return the first chunk of a want that is neither stored nor handed over; takes chunks from the overflow."""
+        """Hand the chunks in the overflow to a want, and return its first chunk that is still missing."""
         first, last = want.first, self.last_chunk(want.last)
         while first <= last:
             missing = self.present.first_missing(first, last)
@@ -176,28 +181,28 @@ class Sink:
         return None
 
     def has(self, chunk: int, want: Want) -> bool:
-        """Tell whether a reader can have a chunk. The caller must hold the lock."""
+        """Return whether a chunk is available to a reader. The caller must hold the lock."""
         return chunk in want.passed or chunk in self._overflow or self.present.has(chunk, chunk)
 
     def demand(self) -> int:
-        """Return the number of chunks up to which readers want the blob now. The caller must hold the lock."""
+        """Return the end of the chunks that readers want now. The caller must hold the lock."""
         return max((want.last + 1 for want in self._wants), default=0)
 
     def left_behind(self, given: int) -> bool:
-        """Tell whether a reader waits for a chunk before ``given`` that is missing. The caller must hold the lock."""
+        """Return whether a reader waits for a missing chunk before ``given``. The caller must hold the lock."""
         return any(w.missing is not None and w.missing < given and not self.has(w.missing, w) for w in self._wants)
 
     def wanted(self) -> bool:
-        """Tell whether a chunk that a reader wants is still missing. The caller must hold the lock."""
+        """Return whether a chunk that a reader wants is still missing. The caller must hold the lock."""
         wanted = self.last_chunk(self.demand() - 1) + 1
         return wanted > 0 and self.present.first_missing(0, wanted - 1) is not None
 
     def put(self, first: int, data: Data, *, keep: bool = True, locked: bool = False) -> None:
-        """Write and mark whole chunks from ``first`` on (the last of the blob may be short), and wake their readers.
+        """Write and mark whole chunks from ``first`` on, and wake their readers. The blob's last chunk may be short.
 
-        Chunks that are stored already are left alone. Those that the store does not take, and all of them with
-        ``keep`` False, are handed to the readers. ``locked``: the chunks are locked against other processes. Raises
-        OSError, Closed.
+        Chunks that are stored already are not written again. If the store has no room for a chunk, or if ``keep`` is
+        False, the chunk is only handed to the readers. ``locked`` is True if the chunks are locked against other
+        processes. Raises OSError and Closed.
         """
         count = -(-len(data) // self.chunk)
         look = self.present.first_known if locked else self.present.first_present
@@ -262,9 +267,9 @@ class Sink:
 
 
 class Cutter:
-    """Cuts a run of pieces into whole chunks for a sink; ``at`` is the offset of the next byte.
+    """A cutter cuts pieces of any size into whole chunks for a sink. ``at`` is the offset of the next byte.
 
-    Whole chunks go from a piece to the disk without a copy. With ``keep`` False nothing is stored.
+    Whole chunks are written from a piece to the disk without a copy. If ``keep`` is False, nothing is stored.
     """
 
     def __init__(self, sink: Sink, at: int, *, keep: bool = True) -> None:
@@ -274,7 +279,10 @@ class Cutter:
         self.at = at
 
     def take(self, view: memoryview, *, locked: bool = False) -> None:
-        """Take the next bytes; ``locked``: their chunks are locked against other processes. Raises OSError, Closed."""
+        """Process the next bytes. Raises OSError and Closed.
+
+        ``locked`` is True if their chunks are locked against other processes.
+        """
         chunk = self._sink.chunk
         while len(view):
             first = self.at // chunk
@@ -291,7 +299,7 @@ class Cutter:
             view = view[len(part) :]
 
     def end(self, *, keep: bool = True) -> None:
-        """Store the blob's last chunk, if it is short and complete; with ``keep`` False, only hand it over."""
+        """Store the blob's last chunk if it is short. If ``keep`` is False, only hand it to the readers."""
         size = self._sink.size
         if self._pending and (size is None or self.at == size):
             self._sink.put(self.at // self._sink.chunk, self._pending, keep=self._keep and keep)

@@ -1,8 +1,8 @@
-"""The digest-keyed disk store that every mount and verb of a machine shares; ``paths`` has its layout on disk.
+"""Open the store, which has blobs by their digest, and which all mounts and verbs of a machine share.
 
-It knows bytes and digests; manifests only as far as pins need them. Threading: every method from any thread. One
-housekeeping thread verifies, syncs and evicts; it is joined by ``close``. Several Stores may be open on one
-directory, in this process and others.
+``paths`` defines its layout on disk. The store reads manifests only to find pinned blobs. Threading: any thread may
+call every method. A housekeeping thread syncs and evicts, and another thread computes digests; ``close`` waits for
+both. Several Stores may be open on one directory, in this process and in others.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from kitfs.store.repositories import Repositories
 from kitfs.store.room import RECHECK, Room
 from kitfs.store.tasks import TaskThread
 
-PATIENCE: Final = 60.0  # seconds, as the default of --read-timeout
-IDLE: Final = 2.0  # seconds since its last read after which a blob may be evicted although a mount shows it
-MAX_SMALL: Final = 64 << 20  # bytes of what ``get`` gives whole
+PATIENCE: Final = 60.0  # seconds to wait for a chunk of another process; the same as the default of --read-timeout
+IDLE: Final = 2.0  # seconds after its last read until a blob of a mount may be evicted
+MAX_SMALL: Final = 64 << 20  # bytes of a blob that ``get`` returns
 
 
 class Store:
-    """The store in ``root``; see ``open``."""
+    """The store in ``root``, which ``Store.open`` returns."""
 
     def __init__(
         self,
@@ -108,22 +108,22 @@ class Store:
         recheck: float = RECHECK,
         patience: float = PATIENCE,
     ) -> Store:
-        """Open the store in ``root``, which is made with mode 0700 when it is missing.
+        """Open the store in ``root``. A missing directory is made with mode 0700.
 
-        ``size_limit`` bytes may be used by blobs that are not pinned, and ``free_share`` of the disk stays free.
-        ``option`` is the option by which messages tell to choose another directory. ``despite`` holds errno values of
-        failed writes that do not matter to a caller who only reads: with one of these an existing store is opened all
-        the same, and a line is logged. In an empty directory that other users share, the store is a directory of its
-        own (``ownership.own_directory``). ``patience``: seconds that a reader waits for a chunk that another process is
-        fetching.
+        Blobs that are not pinned may use ``size_limit`` bytes, and the share ``free_share`` of the disk stays free.
+        ``option`` is the option that messages name for choosing another directory. ``despite`` has errno values of
+        failed writes that do not matter to a caller that only reads: if a write fails with one of these, an existing
+        store is opened nevertheless, and a warning is logged. In an empty directory that users share, the store is a
+        subdirectory (``ownership.own_directory``). A reader waits ``patience`` seconds for a chunk that another process
+        is fetching.
 
-        Raises StoreError when the store cannot be made, read or written, has the format of another version of kitfs,
-        belongs to another user or can be written by one; its ``__cause__`` is the OSError, if there was one. Raises
-        StoreFull when the disk is full and nothing can be evicted.
+        Raises StoreError if the store cannot be made, read or written, if it has the format of another version of
+        kitfs, or if another user owns or may write it; ``__cause__`` is the OSError, if one was raised. Raises
+        StoreFull if the disk is full and nothing can be evicted.
         """
         given, failure = root, None
         try:
-            root = own_directory(root, sticky=True)  # each of its parts is checked below
+            root = own_directory(root, sticky=True)  # ``prepare`` checks each part of the store
             prepare(root, option)
         except OSError as e:
             failure = e
@@ -134,14 +134,14 @@ class Store:
         store = cls(root, counters=counters or Counters(), log=log, **limits)  # type: ignore[arg-type]
         if failure is not None:
             try:
-                store.evict()  # blobs that earlier mounts left may be all that fills the disk
+                store.evict()  # the disk may be full only because of blobs that earlier mounts have left
                 try_write(root)
             except (OSError, StoreError):
                 if not usable:
                     store.close()
                     raise StoreFull(_unusable(given, failure, option)) from failure
                 log.warning(
-                    "cannot write into the cache %s (%s): what it holds can be read, and nothing is added until it can "
+                    "cannot write into the cache %s (%s): stored blobs can be read, and nothing is added until it can "
                     "be written again",
                     root,
                     (failure.strerror or str(failure)).lower(),
@@ -149,7 +149,7 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Close every blob and end the housekeeping thread."""
+        """Close every blob, and end the threads of the store."""
         self.stop()
         deadline = time.monotonic() + CLOSE_PATIENCE
         for blob in list(self._blobs):
@@ -159,13 +159,16 @@ class Store:
         self.catalog.close()
 
     def stop(self) -> None:
-        """Begin to close: start no fetch, and tell the running ones to end."""
+        """Begin to close: end the running fetches, and prevent further fetches."""
         self._stopped = True
         for blob in list(self._blobs):
             blob.stop()
 
     def path(self, digest: Digest, form: str = "blobs") -> str:
-        """Return the directory of a blob. Raises StoreError when a part of its path is a link or another user's."""
+        """Return the directory of a blob.
+
+        Raises StoreError if a part of its path is a symbolic link or belongs to another user.
+        """
         path = entry_path(self.root, digest, form)
         try:
             check_below(os.path.join(self.root, form), path)
@@ -174,12 +177,13 @@ class Store:
         return path
 
     def blob(self, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None) -> Blob:
-        """Open a blob. With ``of``, open the decoded form of that blob: its size and digest become known when its
-        source has ended.
+        """Open a blob, or the decoded form of the blob ``of``.
+
+        The size and the digest of a decoded form are known when its source has reached its end.
         """
         blob = Blob(self, digest, size=size, source=source, of=of)
         self._blobs.add(blob)
-        if self._stopped:  # ``stop`` ran meanwhile and did not see this blob
+        if self._stopped:  # ``stop`` was called meanwhile and did not see this blob
             blob.close()
             raise Closed(f"the store in {self.root} was closed")
         return blob
@@ -187,29 +191,26 @@ class Store:
     def ingest(
         self, *, resumable: bool = False, note: Any = None, make_room: Callable[[], bool] | None = None
     ) -> Ingest:
-        """Begin to write a blob. A ``resumable`` one outlives this process, with ``note``. Raises StoreError,
-        StoreFull.
+        """Begin to write a blob. Raises StoreError and StoreFull.
 
-        ``make_room`` is called when the disk is full, and returns whether a write is worth another try; by default
-        unpinned blobs are evicted.
+        A ``resumable`` ingest and its ``note`` stay after this process has ended. ``make_room`` is called if the disk
+        is full, and returns whether the write should be tried again. By default, blobs that are not pinned are evicted.
         """
         return Ingest.new(self.root, make_room=make_room or self.room.make, resumable=resumable, note=note)
 
     def resume(self, name: str, *, make_room: Callable[[], bool] | None = None) -> Ingest:
-        """Open a resumable ingest again. Raises NotFound, StoreBusy, StoreError."""
+        """Open a resumable ingest again. Raises NotFound, StoreBusy and StoreError."""
         return Ingest.resume(self.root, name, make_room=make_room or self.room.make)
 
     def hold(self, digest: Digest) -> OpenFile | None:
-        """Take a lease on a whole, verified blob; the caller releases it. None when the store does not have the
-        blob.
-        """
+        """Take a lease on a verified blob; None if the store does not have it. The caller must release the lease."""
         return hold_sealed(self.path(digest))
 
     def open_sealed(self, digest: Digest, form: str = "blobs") -> io.FileIO | None:
-        """Open the file of a whole, verified blob, or of its decoded form; None when the store does not have it.
+        """Open the file of a verified blob, or of its decoded form; None if the store does not have it.
 
-        The file can be read to its end even when the blob is evicted meanwhile. Raises StoreError when the process has
-        no descriptor left.
+        The file can be read to its end even if the blob is evicted meanwhile. Raises StoreError if the process has no
+        descriptor left.
         """
         try:
             directory = os.open(self.path(digest, form), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -226,16 +227,17 @@ class Store:
             os.close(directory)
 
     def has_sealed(self, digest: Digest) -> bool:
-        """Tell whether the store has a blob whole and verified."""
+        """Return whether the store has a verified blob."""
         return os.path.exists(os.path.join(self.path(digest), "sealed"))
 
     def has_decoded(self, digest: Digest) -> bool:
-        """Tell whether the store has a verified decoded form of a blob, so that the compressed bytes are not needed."""
+        """Return whether the store has the verified decoded form of a blob, which replaces the compressed bytes."""
         return os.path.exists(os.path.join(self.path(digest, "decoded"), "sealed"))
 
     def put(self, digest: Digest, data: bytes) -> None:
-        """Store a small blob: a manifest, a config. Raises IntegrityError unless it has its digest, StoreError when it
-        cannot be stored.
+        """Store a small blob, such as a manifest or a config.
+
+        Raises IntegrityError if the bytes do not have the digest, and StoreError if they cannot be stored.
         """
         if not digest.matches(data):
             raise IntegrityError(f"the bytes to store do not have the digest {digest}")
@@ -254,10 +256,9 @@ class Store:
             blob.close()
 
     def get(self, digest: Digest) -> bytes | None:
-        """Return a whole small blob, after checking its digest; None when the store does not have it, or has wrong
-        bytes.
+        """Return the bytes of a small blob; None if the store does not have the blob, or if its digest is wrong.
 
-        Raises StoreError when the process has no descriptor left.
+        Raises StoreError if the process has no descriptor left.
         """
         directory = self.path(digest)
         try:
@@ -266,23 +267,23 @@ class Store:
         except OSError as e:
             check_descriptors(e)
             return None
-        with suppress(OSError):  # a read-only disk keeps no time of use, and evicts nothing
+        with suppress(OSError):  # a read-only disk cannot record the last use, but no blob is evicted from it, either
             os.utime(os.path.join(directory, "lease"))
         return data if digest.matches(data) else None
 
     def sealed(self) -> Iterator[SealedBlob]:
-        """Yield every verified blob, and every verified decoded form. Those that come or go meanwhile may be left
-        out.
+        """Yield every verified blob and every verified decoded form.
+
+        Blobs that are added or removed meanwhile may be left out.
         """
         return sealed_blobs(self.root)
 
     def check(self, digest: Digest, form: str = "blobs", *, moved: Callable[[int], object] = ignored) -> str | None:
-        """Read a verified blob back, and remove it when its bytes have changed on the disk. Returns None when it is
-        right or the store does not have it, else what is wrong with it. ``moved`` is called with the length of each
-        piece that is read.
+        """Read a verified blob back, and remove it if its bytes have changed on the disk.
 
-        Blobs that are open, in this process or another one, go on with their open file. Raises StoreError when it
-        cannot be read or removed.
+        Returns None if the blob is unchanged or is not in the store; otherwise describes the fault. ``moved`` is called
+        with the size of each piece. A process that has the blob open continues to use the open file. Raises StoreError
+        if the blob cannot be read or removed.
         """
         wrong = check_entry(self.root, digest, form, moved)
         if wrong is not None:
@@ -298,16 +299,17 @@ class Store:
         self._digests.put(task)
 
     def on_failure(self, callback: Callable[[Digest], object]) -> None:
-        """Have ``callback`` called with the digest of every blob whose bytes turn out to be wrong, for as long as the
-        store is open.
+        """Register a callback that is called with the digest of every blob whose bytes turn out to be wrong.
 
-        It is called on the housekeeping thread, which holds no lock then and must not be kept waiting.
+        It is called on the housekeeping thread while no lock is held, and must not wait.
         """
         self._on_failure.append(callback)
 
     def make_way(self, blob: Blob) -> None:
-        """Let go of blobs that nobody has read lately, and evict, on the housekeeping thread; ``blob`` found the store
-        full. Done once in ``recheck`` seconds.
+        """Make room for ``blob`` on the housekeeping thread, because the store is full.
+
+        Blobs that were not read lately are closed, so that they can be evicted. This is done at most once in
+        ``recheck`` seconds.
         """
         now = time.monotonic()
         if now - self._made_way > self._recheck:
@@ -315,8 +317,9 @@ class Store:
             self.later(partial(self._make_way, blob))
 
     def _make_way(self, blob: Blob) -> None:
-        """Free room for a blob: by blobs that are idle, the least recently used first, then by its own entry when it
-        alone takes more than half of the limit.
+        """Evict idle blobs, the least recently used first, to make room for ``blob``.
+
+        If that is not enough and ``blob`` alone takes more than half of the limit, remove the entry of ``blob`` itself.
         """
         idle = sorted((b for b in list(self._blobs) if b is not blob), key=lambda b: b.used)
         for other in idle:
@@ -330,36 +333,36 @@ class Store:
             self.room.evict()
 
     def failed(self, digest: Digest) -> None:
-        """Tell those that asked by ``on_failure`` that a blob has wrong bytes; from any thread, with any lock held."""
+        """Call the callbacks of ``on_failure`` for a blob with wrong bytes. The caller may hold any lock."""
         for callback in tuple(self._on_failure):
             self.later(partial(callback, digest))
 
     def entries(self) -> Iterator[Entry]:
-        """Yield every blob on disk. Blobs that come or go during the walk may be left out."""
+        """Yield every blob on disk. Blobs that are added or removed meanwhile may be left out."""
         return evict.entries(self.root)
 
     def remove(self, entry: Entry) -> bool:
-        """Remove a blob and return True, unless it is in use or was used since ``entry`` was read."""
+        """Remove a blob, unless it is in use or was used since ``entry`` was read; return whether it was removed."""
         return evict.remove(self.root, entry)
 
     def usage(self) -> int:
-        """Return the bytes on disk of the blobs that are not pinned."""
+        """Return how many bytes on disk the blobs take that are not pinned."""
         pinned = self.pinned()
         return sum(e.size for e in self.entries() if e.digest not in pinned)
 
     def evict(self, *, at_least: int = 0) -> int:
-        """Bring the store below its limits and free ``at_least`` bytes, as far as leases and pins allow.
+        """Evict blobs until the store is below its limits and ``at_least`` bytes are freed, and return the freed bytes.
 
-        Returns the bytes that were freed. Raises OSError, StoreError.
+        Less is freed if too many blobs are leased or pinned. Raises OSError and StoreError.
         """
         return self.room.evict(at_least=at_least)
 
     @contextmanager
     def pin(self, digests: Collection[str]) -> Iterator[None]:
-        """Pin blobs for the time of a block, which is to tag them: no limit counts them, and nothing evicts them."""
+        """Pin blobs for a ``with`` block that is going to tag them, so that they are not evicted meanwhile."""
         with self.pins.hold(digests):
             if self.room.full:
-                self.evict()  # the blobs that filled it may be pinned now, and not count any more
+                self.evict()  # the blobs that filled the store may be pinned now and not count for its limit any more
             yield
 
     def pinned(self) -> set[str]:
@@ -373,7 +376,7 @@ def _unusable(path: str, error: OSError, option: str) -> str:
 
 
 class _Given:
-    """Bytes in memory as a Source."""
+    """A source whose bytes are in memory."""
 
     ranged = True
 
@@ -383,11 +386,11 @@ class _Given:
 
     @property
     def sender(self) -> str:
-        """Nobody: the bytes are here."""
+        """Return "", because the bytes do not come from a server."""
         return ""
 
     def distrust(self) -> bool:
-        """Return False: there are no other bytes."""
+        """Return False, because no other endpoint has the bytes."""
         return False
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:

@@ -1,10 +1,10 @@
-"""The one stream of a source without ranges: a decoder, or a registry that ignores Range.
+"""Read a source without ranges, such as a decoder or a registry that ignores Range, by a stream for all readers.
 
-All readers wait until the stream has passed their chunks. The stream of a decoder goes only as far as a reader needs it
-and then pauses; that of a registry, which would close an idle connection, runs to the end. If a reader needs a chunk
-that a decoder has already passed and that was not stored, the decoder restarts from the beginning.
+All readers wait until the stream has passed their chunks. The stream of a decoder runs only as far as a reader needs,
+and then pauses. The stream of a registry runs to the end, because the registry would close an idle connection. If a
+reader needs a chunk that a decoder has passed already and that was not stored, the decoder restarts from the beginning.
 
-Threading: the sink's lock guards the state; the stream runs on a thread of its own.
+Threading: the sink's lock guards the state. The stream runs on a thread of its own.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from kitfs.content import Source
 from kitfs.errors import IntegrityError, KitfsError
 from kitfs.store.sink import Cutter, Sink, Want
 
-POLL: Final = 0.005  # seconds between two looks at the stream of another process
-REST: Final = 1.0  # seconds that a paused stream sleeps at a time; it is woken by readers
-MARKING: Final = 0.05  # seconds between two looks at the marks that another process may be writing
+POLL: Final = 0.005  # seconds between two checks of the stream of another process
+REST: Final = 1.0  # seconds that a paused stream sleeps at a time, unless a reader wakes it
+MARKING: Final = 0.05  # seconds between two checks of the marks that another process may be writing
 
 Piece = tuple[int, memoryview]
 Pieces = Generator[Piece, None, None]
-_everyone: Final = 1 << 62  # a chunk beyond every blob
+_everyone: Final = 1 << 62  # the number of a chunk beyond the end of every blob
 
 
 class Owner(Protocol):
@@ -34,21 +34,21 @@ class Owner(Protocol):
     def finished(self, size: int, sha256: str) -> bool:
         """Record the size and digest of a source without ranges that has ended, before its last chunk is marked.
 
-        Returns False when they could not be recorded; a short last chunk is not stored then.
+        Returns False if they cannot be recorded; a short last chunk is not stored in that case.
         """
         ...
 
     def landed(self) -> None:
-        """Take note that a flight or a stream has ended."""
+        """Handle that a flight or a stream has ended."""
         ...
 
     def learn_size(self) -> int | None:
-        """Return a size in bytes that another process has found."""
+        """Return the size in bytes that another process has found, or None."""
         ...
 
 
 class Run:
-    """One run of a stream; ``error`` is what ended it early. ``want`` is what the stream's own thread sleeps on."""
+    """A run of a stream. ``error`` is the error that ended it early. The stream's thread sleeps on ``want``."""
 
     __slots__ = ("done", "error", "want")
 
@@ -59,9 +59,9 @@ class Run:
 
 
 class Stream:
-    """The stream of ``source`` into ``sink``; the parameters are those of ``fetch.Fetcher``.
+    """The stream of ``source`` into ``sink``. ``fetch.Fetcher`` explains the other parameters.
 
-    ``start`` runs a function on a thread and is called with the lock.
+    ``start`` runs a function on a thread. It is called while the lock is held.
     """
 
     def __init__(
@@ -78,8 +78,9 @@ class Stream:
         self._run: Run | None = None
 
     def board(self, first: Piece, pieces: Pieces) -> bool:
-        """Use a whole body that came in response to a range as the stream for all readers; returns False when there is
-        a stream already, or the body does not begin at byte 0.
+        """Use the body of a response that has the whole blob instead of a range as the stream for all readers.
+
+        Returns False if a stream runs already, or if the body does not begin at byte 0.
         """
         with self._sink.lock:
             if self._run is not None or first[0] != 0:
@@ -88,9 +89,9 @@ class Stream:
         return True
 
     def wait(self, missing: int, want: Want) -> None:
-        """Return when the stream has passed a missing chunk or has ended; start the stream when there is none.
+        """Return when the stream has passed a missing chunk or has ended. Start the stream if none is running.
 
-        Raises what ended the stream.
+        Raises the error that ended the stream.
         """
         sink = self._sink
         with sink.lock:
@@ -115,7 +116,7 @@ class Stream:
         return run
 
     def _may_exist(self, chunk: int) -> bool:
-        """Tell whether a chunk may exist, as far as the size is known."""
+        """Return whether a chunk may exist, as far as the size is known."""
         return self._sink.size is None or chunk * self._sink.chunk < self._sink.size
 
     def _fly(self, run: Run, pieces: Pieces | None) -> None:
@@ -149,11 +150,11 @@ class Stream:
             self._owner.landed()
 
     def _take_over(self, run: Run, pieces: Pieces | None) -> tuple[bool, bool]:
-        """Lock the stream against other processes, whose marks count here too while one of them has the lock.
+        """Lock the stream against other processes. Return whether it is locked, and whether it may store bytes.
 
-        Returns whether the lock was taken, and whether the stream may store: after ``patience`` seconds in which the
-        other process brought nothing, it runs without the lock and stores nothing. Returns (False, True) when no
-        reader needs the stream any more.
+        While another process has the lock, the chunks that it stores are used. If it stores nothing for ``patience``
+        seconds, the stream runs without the lock and stores nothing. The result is (False, True) if no reader needs the
+        stream any more.
         """
         sink = self._sink
         seen, since = -1, time.monotonic()
@@ -174,7 +175,7 @@ class Stream:
         return True, True
 
     def _stream(self, run: Run, pieces: Pieces | None, locked: bool, keep: bool) -> bool:
-        """Pass the source's bytes on; returns whether the stream is still locked."""
+        """Read the source and pass its bytes to the sink. Returns whether the stream is still locked."""
         sink = self._sink
         cutter = Cutter(sink, 0, keep=keep)
         hasher = hashlib.sha256()
@@ -200,13 +201,14 @@ class Stream:
         return locked
 
     def _needed(self, at: int) -> bool:
-        """Tell whether a reader waits for bytes that the stream has not reached yet."""
+        """Return whether a reader waits for bytes that the stream has not reached yet."""
         with self._sink.lock:
             return at < self._sink.demand() * self._sink.chunk
 
     def _rest(self, run: Run, at: int) -> bool:
-        """Wait until a reader needs more than the stream has given. Returns False when the blob was closed, or the
-        stream must restart.
+        """Wait until a reader needs bytes that the stream has not reached yet.
+
+        Returns False if the blob was closed, or if the stream must restart.
         """
         sink = self._sink
         while True:
@@ -219,7 +221,7 @@ class Stream:
 
 
 def _rejoined(first: Piece, pieces: Pieces) -> Pieces:
-    """Yield the pieces of a generator whose first piece was taken, with that piece again."""
+    """Yield a first piece, and then the other pieces of the generator that it was taken from."""
     with closing(pieces):
         yield first
         yield from pieces
