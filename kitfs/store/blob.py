@@ -64,7 +64,8 @@ class Blob:
         self._closed = False
         if size is not None and size > MAX_SIZE:
             raise ManifestError(f"{digest} declares {size} bytes; the limit for a blob is {MAX_SIZE}")
-        self._filling: Filling | None = self._opened()
+        self._filling: Filling | None = None
+        self._open()
 
     def __repr__(self) -> str:
         return f"<Blob {self} {self.state} {self.fetched} of {self.size} bytes>"
@@ -72,8 +73,14 @@ class Blob:
     def __str__(self) -> str:
         return f"{'the decoded form of ' if self._of is not None else ''}blob {self.digest}"
 
-    def _opened(self) -> Filling:
+    def _open(self) -> Filling:
         """Open the entry. If it is complete, have it verified."""
+        self._filling = filling = self._opened()
+        if not filling.sealed and filling.complete:
+            self.filled(filling)
+        return filling
+
+    def _opened(self) -> Filling:
         form, origin = "blobs", self._origin
         if self._of is not None:
             self._decoded_generation = self._of.generation
@@ -86,10 +93,7 @@ class Blob:
         except OSError as e:
             kind = StoreFull if e.errno in NO_SPACE else StoreError
             raise kind(f"cannot open the store's entry of {self}: {(e.strerror or str(e)).lower()}")
-        filling = Filling(self._home, self, entry, self._source, decoded=self._of is not None)
-        if not filling.sealed and filling.complete:
-            self.filled(filling)
-        return filling
+        return Filling(self._home, self, entry, self._source, decoded=self._of is not None)
 
     @property
     def instance(self) -> str:
@@ -106,9 +110,7 @@ class Blob:
         with self._switching:
             if self._stopped:
                 raise Closed(f"{self} is closed")
-            if self._filling is None:
-                self._filling = self._opened()
-            return self._filling
+            return self._filling or self._open()
 
     def _replace(self, old: Filling, *, save: bool = False) -> None:
         """Open the entry again, unless another thread has done so. Reads of the old filling are repeated."""

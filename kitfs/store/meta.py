@@ -3,7 +3,8 @@
     {"version": 1, "size": bytes or null, "chunk": bytes, "cuts": [], "id": 16 hexadecimal digits}
 
 "size" is null for a decoded blob until the decoder has reached its end. The file is then rewritten with the size, and
-with the digest of the decoded bytes as "sha256". "id" identifies the entry.
+with the digest of the decoded bytes as "sha256". "id" identifies the entry. The file is not fsynced: if a crash damages
+it, it is restored from ``sealed``, and a blob that is not verified is fetched again.
 """
 
 from __future__ import annotations
@@ -43,17 +44,29 @@ def new_meta(size: int | None) -> dict[str, Any]:
 
 
 def load_meta(directory: str) -> dict[str, Any]:
-    """Read meta.json. Raises OSError and ValueError."""
-    with open(open_file(os.path.join(directory, "meta.json")), "rb") as f:
-        loaded: dict[str, Any] = own_json(f.read())
+    """Read meta.json. If a crash has damaged that of a verified blob, it is restored. Raises OSError and ValueError."""
+    try:
+        return _load(directory, "meta.json")
+    except (FileNotFoundError, ValueError):
+        sealed = _load(directory, "sealed")
+    size, digest = sealed.get("size"), sealed.get("digest")
+    if not isinstance(size, int) or not isinstance(digest, str):
+        raise ValueError(f"{directory}/sealed has no size or digest")
+    meta = {"version": META_VERSION, "size": size, "chunk": chunk_size(size), "cuts": [], "sha256": digest}
+    save_meta(directory, meta)
+    return meta
+
+
+def _load(directory: str, name: str) -> dict[str, Any]:
+    with open(open_file(os.path.join(directory, name)), "rb") as f:
+        loaded: Any = own_json(f.read())
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{directory}/{name} is not an object")
     return loaded
 
 
 def save_meta(directory: str, meta: dict[str, Any]) -> None:
-    """Write meta.json by rename, without fsync. Raises OSError.
-
-    If a crash damages the file, the blob is fetched again.
-    """
+    """Write meta.json by rename, without fsync. Raises OSError."""
     with whole_file(os.path.join(directory, "meta.json"), durable=False) as f:
         f.write(json.dumps(meta).encode())
 

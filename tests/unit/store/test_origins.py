@@ -310,10 +310,24 @@ def test_the_store_reads_back_a_blob_that_is_in_use(store: Store) -> None:
     assert (list(store.sealed()), store.check(DIGEST)) == ([], None)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("rest", "missing"), ("meta.json", "damaged")])
-def test_an_entry_that_lost_a_file_is_removed(store: Store, name: str, reason: str) -> None:
-    """Reading back finds a sealed entry that has lost its data or has a damaged meta.json."""
+@pytest.mark.parametrize("damage", [b"", bytes(90), b"[]"])
+def test_a_crash_that_damages_meta_json_costs_no_verified_blob(store: Store, damage: bytes) -> None:
+    """A damaged meta.json of a sealed entry is restored from ``sealed``, which is fsynced."""
     store.put(DIGEST, DATA)
+    Path(store.path(DIGEST), "meta.json").write_bytes(damage)
+    assert [(b.digest, b.size) for b in store.sealed()] == [(DIGEST, len(DATA))]
+    assert store.check(DIGEST) is None
+    blob = store.blob(DIGEST, size=len(DATA), source=None)
+    assert (blob.state, blob.pread(0, len(DATA))) == ("verified", DATA)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("rest", "missing"), ("sealed", "damaged")])
+def test_an_entry_that_lost_a_file_is_removed(store: Store, name: str, reason: str) -> None:
+    """Reading back finds a sealed entry that has lost its data, or that has neither a meta.json nor a ``sealed`` that
+    can be read.
+    """
+    store.put(DIGEST, DATA)
+    Path(store.path(DIGEST), "meta.json").write_text("{")
     path = Path(store.path(DIGEST), name)
     path.unlink() if reason == "missing" else path.write_text("{")
     assert "a file of its entry is missing or damaged" in str(store.check(DIGEST))

@@ -1,0 +1,227 @@
+"""A state machine over several processes that share a store: no byte is read that its origin did not send or that its
+digest does not prove.
+
+Origins lie about bytes and sizes; processes are killed between any two system calls; disks fail to sync; blobs are
+evicted; and the machine loses power, with all that was not synced. ``KITFS_EXAMPLES`` sets how many runs are tried.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from tests.property.store_process import CONTENTS, PAGE, Content, Origin, Process, inflate, lost_pages, origins
+
+pytestmark = pytest.mark.slow
+EXAMPLES = int(os.environ.get("KITFS_EXAMPLES", "30"))
+ORIGINS = len(origins(CONTENTS[0]))
+ANY = st.integers(0, 1 << 16)
+AT = st.one_of(st.just(0), st.integers(0, 310_000))
+SIZE = st.sampled_from([1, 40_000, 1 << 20])
+ALL = ("fill", "verify", "close")
+
+
+def expected(content: Content, origin: Origin, decoded: bool) -> list[bytes]:
+    """Return the forms of a blob that may be read: the right one, and the one that its origin sends."""
+    forms = [content.right] if origin.right or origin.sends is None else [content.right, origin.sends]
+    return [inflate(form) for form in forms] if decoded else forms
+
+
+class Processes(RuleBasedStateMachine):
+    """The reference model is what the origins send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = tempfile.mkdtemp(prefix="kitfs-processes-")
+        self.journal = os.path.join(self.root, "journal")
+        self.processes: list[Process] = []
+        self.numbers = 0
+
+    @initialize(content=ANY, others=st.lists(st.integers(1, ORIGINS - 1), min_size=1, max_size=2, unique=True))
+    def begin(self, content: int, others: list[int]) -> None:
+        """Two processes share a store from the beginning. A blob comes from a right origin and from one or two others.
+
+        Few blobs and origins, so that they meet often.
+        """
+        self.content = content % len(CONTENTS)
+        self.origins = [0, *others]
+        self.start()
+        self.start()
+
+    @rule()
+    def start(self) -> None:
+        """A process opens the store, unless three have done so."""
+        if len(self.processes) < 3:  # not a precondition: hypothesis needs the same choices in every run
+            self.processes.append(Process(os.path.join(self.root, "store"), self.journal))
+
+    def chosen(self, number: int) -> Process | None:
+        return self.processes[number % len(self.processes)] if self.processes else None
+
+    def done(self, process: Process, answer: Any) -> tuple[str, Any]:
+        """Check an answer; a process that was killed is forgotten."""
+        if answer is None:
+            process.kill()
+            self.processes.remove(process)
+            return "killed", None
+        outcome, result, bugs = answer
+        assert bugs == 0, "a thread of the store has met a bug"
+        assert outcome in ("done", "IntegrityError", "StoreError", "StoreFull", "Closed"), (outcome, result)
+        return outcome, result
+
+    @rule(process=ANY, origin=ANY, decoded=st.booleans(), at=AT, size=SIZE)
+    def open(self, process: int, origin: int, decoded: bool, at: int, size: int) -> None:
+        """A process opens a blob of a kit of one of the origins, and reads."""
+        user = self.chosen(process)
+        if user is None:
+            return
+        self.numbers += 1
+        number, what = self.origins[origin % len(self.origins)], CONTENTS[self.content]
+        outcome, result = self.done(user, user.call("open", self.numbers, self.content, number, decoded))
+        if outcome == "done":
+            user.blobs[self.numbers] = (what, origins(what)[number], decoded)
+            self.read_by([(user, self.numbers)], at, size)
+        else:
+            assert outcome == "killed" or not origins(what)[number].right, result
+
+    @rule(process=ANY, decoded=st.booleans())
+    def complete(self, process: int, decoded: bool) -> None:
+        """A process brings the whole blob from a right origin, and verifies it."""
+        user = self.chosen(process)
+        if user is not None:
+            self.numbers += 1
+            for command in (("open", self.numbers, self.content, 0, decoded), *((c, self.numbers) for c in ALL)):
+                outcome, result = self.done(user, user.call(*command))
+                assert outcome in ("done", "killed") or command[0] == "verify", result
+                if outcome == "killed":
+                    return
+
+    def read_by(self, readers: list[tuple[Process, int]], at: int, size: int) -> None:
+        """Read from all of these blobs at the same time."""
+        for user, number in readers:
+            user.send("read", number, at, size)
+        for user, number in readers:
+            content, origin, decoded = user.blobs[number]
+            outcome, result = self.done(user, user.answer())
+            if outcome == "done":
+                right = [form[at : at + size] for form in expected(content, origin, decoded)]
+                assert result in right, f"wrong bytes of {origin.sender} at {at} of {size}, decoded: {decoded}"
+            else:
+                assert outcome == "killed" or not origin.right, result
+
+    @rule(at=AT, size=SIZE, process=ANY, blob=ANY)
+    def read(self, at: int, size: int, process: int, blob: int) -> None:
+        """One process reads."""
+        user = self.chosen(process)
+        if user is not None and user.blobs:
+            self.read_by([(user, list(user.blobs)[blob % len(user.blobs)])], at, size)
+
+    @rule(at=AT, size=SIZE)
+    def read_at_once(self, at: int, size: int) -> None:
+        """Every process reads at the same time from the blob that it opened last."""
+        self.read_by([(user, max(user.blobs)) for user in self.processes if user.blobs], at, size)
+
+    @rule(what=st.sampled_from(["fill", "verify", "let go", "state", "close"]), process=ANY, blob=ANY)
+    def use(self, what: str, process: int, blob: int) -> None:
+        """A process fills a blob, verifies it, lets go of it, asks for its state or closes it."""
+        user = self.chosen(process)
+        if user is None or not user.blobs:
+            return
+        number = list(user.blobs)[blob % len(user.blobs)]
+        _, origin, _ = user.blobs[number]
+        outcome, result = self.done(user, user.call(what, number))
+        assert outcome in ("done", "killed") or what != "fill" or not origin.right, result
+        if what == "close":
+            user.blobs.pop(number)
+
+    @rule(process=ANY)
+    def evict(self, process: int) -> None:
+        """A process removes every blob that nobody uses."""
+        user = self.chosen(process)
+        if user is not None:
+            self.done(user, user.call("evict"))
+
+    @rule(process=ANY)
+    def check(self, process: int) -> None:
+        """A verified blob that is read back has its digest."""
+        user = self.chosen(process)
+        if user is not None:
+            outcome, result = self.done(user, user.call("check", self.content))
+            assert outcome == "killed" or result is None, result
+
+    @rule(process=ANY)
+    def sync_fails(self, process: int) -> None:
+        """The next sync of a process fails."""
+        user = self.chosen(process)
+        if user is not None:
+            self.done(user, user.call("syncs fail"))
+
+    @rule(process=ANY, calls=st.integers(0, 120))
+    def die(self, process: int, calls: int) -> None:
+        """A process is killed after some more system calls."""
+        user = self.chosen(process)
+        if user is not None:
+            self.done(user, user.call("die", calls))
+
+    @rule(process=ANY)
+    def kill(self, process: int) -> None:
+        """A process is killed."""
+        user = self.chosen(process)
+        if user is not None:
+            self.done(user, None)
+            self.start()
+
+    @rule(process=ANY)
+    def end(self, process: int) -> None:
+        """A process closes its store and ends."""
+        user = self.chosen(process)
+        if user is not None:
+            self.done(user, user.call("end"))
+            if user in self.processes:
+                self.done(user, None)
+
+    @rule(metadata=st.booleans())
+    def lose_power(self, metadata: bool) -> None:
+        """Every process ends at once, and so does the boot. Pages that no sync has covered are zeros afterwards; with
+        ``metadata`` so are the files that the store never syncs.
+        """
+        for user in list(self.processes):
+            self.done(user, None)
+        if not os.path.exists(self.journal):
+            return
+        lost = lost_pages(self.journal)
+        for path in Path(self.root, "store").rglob("*"):
+            if path.name == "rest":
+                with path.open("r+b") as f:
+                    for page in lost.get(path.stat().st_ino, ()):
+                        f.seek(page * PAGE)
+                        f.write(bytes(min(PAGE, max(0, path.stat().st_size - page * PAGE))))
+            elif path.name == "present":
+                raw = path.read_bytes()
+                path.write_bytes(raw[:12] + bytes(16) + raw[28:])  # of another boot
+            elif path.name == "meta.json" and metadata:
+                path.write_bytes(bytes(path.stat().st_size))
+        os.unlink(self.journal)
+        self.start()
+
+    def teardown(self) -> None:
+        for user in self.processes:
+            user.kill()
+        shutil.rmtree(self.root)
+
+
+Processes.TestCase.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=30,
+    deadline=None,
+    derandomize="KITFS_EXAMPLES" not in os.environ,  # the same runs everywhere, unless more are asked for
+    suppress_health_check=list(HealthCheck),
+)
+TestProcesses = Processes.TestCase
