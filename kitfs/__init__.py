@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from kitfs.sdk.options import Options as Options
     from kitfs.sdk.options import PullOptions as PullOptions
     from kitfs.sdk.options import ReadOptions as ReadOptions
+    from kitfs.sdk.options import SealOptions as SealOptions
     from kitfs.sdk.options import StoreOptions as StoreOptions
     from kitfs.sdk.options import TransferOptions as TransferOptions
     from kitfs.sdk.pack import ImportedKit as ImportedKit
@@ -105,6 +106,7 @@ MODULES = {  # public name → its module and its name there; a value without a 
             "Options",
             "PullOptions",
             "ReadOptions",
+            "SealOptions",
             "StoreOptions",
             "TransferOptions",
         ),
@@ -121,11 +123,11 @@ MODULES = {  # public name → its module and its name there; a value without a 
 __all__ = [
     "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
     "KitDifference", "KitSignature", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions",
-    "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "StoreOptions", "Tensor",
-    "TensorInfo", "TransferOptions", "__version__", "cache", "collect_garbage", "convert", "diff", "errors", "events",
-    "export", "generate_key_pair", "import_kit", "index", "info", "init", "inspect", "kitfile", "list", "login",
-    "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "seal", "serve", "sign", "status",
-    "tag", "unmount", "unpack", "verify", "warm",
+    "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "SealOptions", "StoreOptions",
+    "Tensor", "TensorInfo", "TransferOptions", "__version__", "cache", "collect_garbage", "convert", "diff", "errors",
+    "events", "export", "generate_key_pair", "import_kit", "index", "info", "init", "inspect", "kitfile", "list",
+    "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "seal", "serve", "sign",
+    "status", "tag", "unmount", "unpack", "verify", "warm",
 ]  # fmt: skip
 
 

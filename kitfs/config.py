@@ -155,6 +155,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "remote", boolean, "Read the kit from its registry, even if it is in the store.", default="false", flag=True
         ),
+        Option("verify-key", path, "Refuse kits that this public key has not signed.", metavar="FILE", is_file=True),
+        Option(
+            "policy",
+            path,
+            "Refuse kits that this policy does not accept: a policy.json or ClusterImagePolicy.",
+            metavar="FILE",
+            is_file=True,
+        ),
         Option(
             "plain-http", boolean, "Use plain HTTP (default: for loopback hosts only).", metavar="BOOL", boolean=True
         ),
@@ -213,6 +221,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
 NETWORK: Final = ("config", "plain-http", "tls-verify", "tls-cert", "cert", "key", "proxy", "mirror", "read-timeout")
 STORE: Final = ("settings", "cache-dir")
 COMMON: Final = (*STORE, "run-dir")
+TRUST: Final = ("verify-key", "policy")
 OWNERS: Final = frozenset(  # verbs that have options of their own, as their keys in the settings file
     [
         "mount",

@@ -56,6 +56,8 @@ class MountRequest:
     seal: str = "auto"
     fill: str = "touched"
     log_level: str = "info"
+    verify_key: str | None = None
+    policy: str | None = None
     client: ClientOptions = field(default_factory=ClientOptions)
 
     @classmethod
@@ -93,6 +95,8 @@ class MountRequest:
             seal=settings["seal"],
             fill=settings["fill"],
             log_level=settings["log-level"],
+            verify_key=settings["verify-key"],
+            policy=settings["policy"],
             client=ClientOptions.of(settings),
         )
 
@@ -112,6 +116,8 @@ class MountRequest:
             cache_size=self.cache_size,
             max_entries=self.max_entries,
             max_expansion=self.max_expansion,
+            verify_key=self.verify_key,
+            policy=self.policy,
         )
 
     @property
@@ -148,6 +154,8 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
         "seal": request.seal,
         "fill": request.fill,
         "log-level": request.log_level,
+        "verify-key": request.verify_key or "",
+        "policy": request.policy or "",
         "plain-http": _text(client.plain_http),
         "tls-verify": _text(client.tls_verify),
         "tls-cert": " ".join(sorted(set(client.tls_certs))),

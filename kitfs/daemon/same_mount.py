@@ -13,7 +13,7 @@ import os
 from kitfs.daemon.presence import presence
 from kitfs.daemon.request import MountRequest, differences, terms_of
 from kitfs.daemon.run_dir import Record, RunDir
-from kitfs.errors import KitfsError, MountError, RateLimited, Unavailable
+from kitfs.errors import KitfsError, MountError, RateLimited, SignatureError, Unavailable
 from kitfs.oci.names import LOCAL, UNNAMED, LayoutReference, Reference, parse_any
 
 
@@ -78,11 +78,13 @@ def _digest_of(request: MountRequest, record: Record, log: logging.Logger) -> st
     from kitfs.kit.workspace import Workspace
 
     reference = parse_any(request.reference)
-    if reference.digest == record.digest:
+    if reference.digest == record.digest and not (request.verify_key or request.policy):
         return record.digest
     try:
         with Workspace.open(request.workspace, log=log) as workspace:
             return str(workspace.resolver.identify(reference, labels=request.labels, remote=request.remote))
+    except SignatureError:
+        raise  # the kit that is mounted is not accepted any more
     except KitfsError as e:
         if isinstance(e, (Unavailable, RateLimited)) and (request.reference, request.labels) == (
             record.reference,

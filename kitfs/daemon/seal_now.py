@@ -1,4 +1,4 @@
-"""Ask the daemon of a mount to seal the mount now."""
+"""Verify the kit of a mount if that is wanted, and ask its daemon to seal the mount now."""
 
 from __future__ import annotations
 
@@ -10,8 +10,27 @@ from kitfs.daemon.presence import is_sealed_at, record_at
 from kitfs.daemon.run_dir import RunDir, ask
 from kitfs.errors import MountError, NotFound, error_from_json
 from kitfs.fuse.mounting import mount_at
+from kitfs.kit.options import WorkspaceOptions
 
 PATIENCE: Final = 600.0  # seconds to wait for the daemon; an image of 100,000 files takes a few seconds
+
+
+def verify_mount(run: RunDir, mountpoint: str, options: WorkspaceOptions) -> None:
+    """Verify the kit of a mount, and its parents, as the key and the policy of ``options`` demand.
+
+    Raises NotFound if nothing of kitfs is mounted there, SignatureError, and what opening the kit raises.
+    """
+    if options.verify_key is None and options.policy is None:
+        return
+    from kitfs.kit.workspace import Workspace
+    from kitfs.oci.names import Digest, parse_any
+
+    record = record_at(run, mountpoint, mount_at(mountpoint))
+    if record is None:
+        raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
+    reference = parse_any(record.reference)
+    with Workspace.open(options) as workspace:
+        workspace.resolver.open(reference, pins={str(reference): Digest.parse(record.digest)}).close()
 
 
 def seal_now(run: RunDir, mountpoint: str) -> None:

@@ -17,7 +17,8 @@ class WorkspaceOptions:
     ``cache_dir`` is the store's directory. ``kit_home`` is kit's home, which contains credentials.json and the kits
     that kit has pulled. ``cache_size`` limits the evictable blobs of the store, in bytes; None means no limit. A layer
     with more than ``max_entries`` entries is refused. So is a compressed layer that decodes to more than
-    ``max_expansion`` times its size.
+    ``max_expansion`` times its size. ``verify_key`` is the file of the public key that must have signed every kit, and
+    ``policy`` is the file of the policy that must accept it.
     """
 
     cache_dir: str
@@ -26,6 +27,8 @@ class WorkspaceOptions:
     cache_size: int | None = None
     max_entries: int = MAX_ENTRIES
     max_expansion: int = DEFAULT_EXPANSION.factor
+    verify_key: str | None = None
+    policy: str | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> WorkspaceOptions:
@@ -37,4 +40,6 @@ class WorkspaceOptions:
             cache_size=settings["cache-size"] if settings.takes("cache-size") else None,
             max_entries=settings["max-entries"] if settings.takes("max-entries") else MAX_ENTRIES,
             max_expansion=(settings["max-expansion"] if settings.takes("max-expansion") else DEFAULT_EXPANSION.factor),
+            verify_key=settings["verify-key"] if settings.takes("verify-key") else None,
+            policy=settings["policy"] if settings.takes("policy") else None,
         )

@@ -57,7 +57,9 @@ class Resolver:
     other reference: its registry or its layout. A tag is resolved at its registry. If the registry is unreachable, or
     does not answer within ``patience`` seconds, the last known digest of the tag is used, with a warning. An answer of
     401, 403 or 404 is an error even then. If no digest is known, the resolver waits as long as the origin takes.
-    ``fallback`` supplies the manifest of a tag if neither the registry nor the last known digest does.
+    ``admit`` is called with each kit, parents included, before anything but its manifest is read; it raises
+    SignatureError for a kit that may not be used. ``fallback`` supplies the manifest of a tag if neither the
+    registry nor the last known digest does.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Resolver:
         clock: Callable[[], float] = time.time,
         fallback: Callable[[Reference, KitfsError], tuple[Descriptor, bytes] | None] = lambda *_: None,
         patience: float = PATIENCE,
+        admit: Callable[[Reference | LayoutReference, Digest], None] = lambda *_: None,
     ) -> None:
         self._store = store
         self._origin_of = origin_of
@@ -80,6 +83,7 @@ class Resolver:
         self._clock = clock
         self._fallback = fallback
         self._patience = patience
+        self._admit = admit
         self.fell_back = False  # True once the last known digest of a tag was used because its registry did not answer
 
     def open(
@@ -97,7 +101,8 @@ class Resolver:
         opened by its digest there. With ``remote``, the registry is asked even if the store has the kit.
 
         Raises NotFound, RegistryError, IntegrityError, KitfileError, UnsupportedLayer, ManifestError (also for a chain
-        of parents that is too long or has a cycle), and UsageError for labels that do not choose exactly one kit.
+        of parents that is too long or has a cycle), UsageError for labels that do not choose exactly one kit, and
+        SignatureError for a kit that may not be used.
         """
         return self._open(reference, tuple(filters), labels or {}, remote, pins or {}, ())
 
@@ -106,9 +111,11 @@ class Resolver:
     ) -> Digest:
         """Return the digest of the kit that ``open`` would open.
 
-        Raises NotFound, RegistryError, IntegrityError, ManifestError, UsageError.
+        Raises NotFound, RegistryError, IntegrityError, ManifestError, UsageError, SignatureError.
         """
-        return self._resolve(reference, labels or {}, remote)[1]
+        digest = self._resolve(reference, labels or {}, remote)[1]
+        self._admit(reference, digest)
+        return digest
 
     def _open(
         self,
@@ -124,6 +131,7 @@ class Resolver:
         origin, digest, data = (
             self._resolve(reference, labels, remote) if known is None else self._pinned(reference, known, remote)
         )
+        self._admit(reference, digest)
         manifest = self._parse(Manifest.parse, data, reference)
         self._parse(lambda _: manifest.require_kit(), data, reference)
         kitfile = kitfile_of(manifest, self._config(manifest.config, origin))

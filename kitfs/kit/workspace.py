@@ -17,15 +17,17 @@ from kitfs.kit.options import WorkspaceOptions
 from kitfs.kit.resolver import Resolver
 from kitfs.layers.growth import Expansion
 from kitfs.metrics import Counters
-from kitfs.oci.names import LayoutReference, Reference
+from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.registry.kit_storage import KitStorage, LocalFirstRepository
 from kitfs.registry.layout import Layout, open_layout
 from kitfs.registry.options import ClientOptions
 from kitfs.store.store import Store
 
 if TYPE_CHECKING:
+    from kitfs.kit.admission import Admission
     from kitfs.registry.client import RegistryClient
     from kitfs.registry.repository import Repository
+    from kitfs.trust.policy import Policy
 
 LOG: Final = logging.getLogger("kitfs")
 
@@ -53,6 +55,7 @@ class Workspace:
             self._client: RegistryClient | None = None
             self._client_lock: Final = threading.Lock()
             stack.callback(self._close_client)
+            self._admission: Final = self._open_admission()
             self._kit_storage: Final = KitStorage(options.kit_home, self.store.catalog, log)
             stack.callback(self._kit_storage.close)
             self.resolver: Final = Resolver(
@@ -62,6 +65,7 @@ class Workspace:
                 max_entries=options.max_entries,
                 expansion=Expansion(options.max_expansion),
                 fallback=self._kit_storage.fallback,
+                admit=self.admit,
             )
             self._stack = stack.pop_all()
 
@@ -119,6 +123,28 @@ class Workspace:
         """
         found = self.asked(reference)
         return (found,) if isinstance(found, Layout) else found.apart()
+
+    def admit(self, reference: Reference | LayoutReference, digest: Digest) -> None:
+        """Return if the kit ``digest`` of a reference may be used. Raises SignatureError.
+
+        Without ``verify_key`` and ``policy`` every kit may be used.
+        """
+        if self._admission is not None:
+            self._admission.check(reference, digest)
+
+    def _open_admission(self) -> Admission | None:
+        """Read the key and the policy. Raises UsageError."""
+        if self.options.verify_key is None and self.options.policy is None:
+            return None
+        from kitfs.kit.admission import Admission
+        from kitfs.trust.policy_file import read_key_policy, read_policy
+
+        policies: list[Policy] = []
+        if self.options.verify_key is not None:
+            policies.append(read_key_policy(self.options.verify_key))
+        if self.options.policy is not None:
+            policies.append(read_policy(self.options.policy))
+        return Admission(policies, self.asked_apart, self.store.catalog, log=self.log)
 
     def _origin_of(self, reference: Reference | LayoutReference) -> Origin:
         if isinstance(reference, Reference):

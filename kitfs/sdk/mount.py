@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from kitfs import forks
 from kitfs.errors import MountError, NotFound
 from kitfs.sdk.names import display, kit_reference
-from kitfs.sdk.options import Filters, MountOptions, Options, StrPath, filters_of, settings_of
+from kitfs.sdk.options import Filters, MountOptions, Options, SealOptions, StrPath, filters_of, settings_of
 
 if TYPE_CHECKING:
     from kitfs.config import Settings
@@ -124,18 +124,22 @@ def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options
     ask("umount", {"mountpoint": canonical(os.fspath(directory)), "run_dir": settings["run-dir"], "lazy": lazy})
 
 
-def seal(directory: StrPath, **options: Unpack[Options]) -> None:
+def seal(directory: StrPath, **options: Unpack[SealOptions]) -> None:
     """Seal the mount at a directory now: the kernel then serves its files from the store without a daemon.
 
     A mount seals itself when it is complete, unless its option ``seal`` is "never". Programs may use the mount while it
-    is sealed. Raises NotFound when nothing of kitfs is mounted there, MountError with the reason when the mount cannot
-    be sealed.
+    is sealed. With ``verify_key`` or ``policy`` the kit is verified first. Raises NotFound when nothing of kitfs is
+    mounted there, SignatureError, and MountError with the reason when the mount cannot be sealed.
     """
     from kitfs.daemon.run_dir import RunDir
-    from kitfs.daemon.seal_now import seal_now
+    from kitfs.daemon.seal_now import seal_now, verify_mount
     from kitfs.fuse.mounting import canonical
+    from kitfs.kit.options import WorkspaceOptions
 
-    seal_now(RunDir(settings_of(options, Options)["run-dir"]), canonical(os.fspath(directory)))
+    settings = settings_of(options, SealOptions)
+    run, mountpoint = RunDir(settings["run-dir"]), canonical(os.fspath(directory))
+    verify_mount(run, mountpoint, WorkspaceOptions.of(settings))
+    seal_now(run, mountpoint)
 
 
 def mounts(**options: Unpack[Options]) -> list[MountStatus]:

@@ -21,7 +21,9 @@ from kitfs.config import OCTAL, OPTIONS, Settings
 
 StrPath = str | os.PathLike[str]
 Filters = str | Sequence[str]
-PATHS: Final = frozenset({"settings", "config", "cache-dir", "run-dir", "tls-cert", "cert", "key"})
+PATHS: Final = frozenset(
+    {"settings", "config", "cache-dir", "run-dir", "tls-cert", "cert", "key", "verify-key", "policy"}
+)
 
 
 class StoreOptions(TypedDict, total=False):
@@ -55,6 +57,13 @@ class Options(StoreOptions, total=False):
     read_timeout: float
 
 
+class SealOptions(Options, total=False):
+    """The options of sealing a mount. ``verify_key`` and ``policy``: as in ``ReadOptions``."""
+
+    verify_key: StrPath
+    policy: StrPath
+
+
 class TransferOptions(Options, total=False):
     """The options for transfers. ``concurrency``: how many blobs are transferred at once."""
 
@@ -62,9 +71,14 @@ class TransferOptions(Options, total=False):
 
 
 class PullOptions(TransferOptions, total=False):
-    """The options of a pull. ``cache_size``: the most disk space for lazily fetched blobs, in bytes or as "50GiB"."""
+    """The options of a pull. ``cache_size``: the most disk space for lazily fetched blobs, in bytes or as "50GiB".
+
+    ``verify_key`` and ``policy``: as in ``ReadOptions``.
+    """
 
     cache_size: int | str
+    verify_key: StrPath
+    policy: StrPath
 
 
 class ReadOptions(Options, total=False):
@@ -72,13 +86,17 @@ class ReadOptions(Options, total=False):
 
     ``cache_size``: the most disk space for lazily fetched blobs, in bytes or as "50GiB". ``max_entries``: the most
     entries that a layer may contain. ``max_expansion``: the most times its compressed size that a layer may take when
-    it is decompressed. ``remote``: ask the registry even for a kit that is in the store.
+    it is decompressed. ``remote``: ask the registry even for a kit that is in the store. ``verify_key``: the file of a
+    public key; a kit that the key has not signed raises SignatureError. ``policy``: the file of a policy.json or a
+    ClusterImagePolicy; a kit that it does not accept raises SignatureError.
     """
 
     cache_size: int | str
     max_entries: int
     max_expansion: int
     remote: bool
+    verify_key: StrPath
+    policy: StrPath
 
 
 class CopyOptions(ReadOptions, total=False):

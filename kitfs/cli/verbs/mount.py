@@ -28,7 +28,7 @@ from kitfs.cli.output import (
     short,
 )
 from kitfs.cli.session import display, named
-from kitfs.config import COMMON, NETWORK, Option, Settings, options_of
+from kitfs.config import COMMON, NETWORK, TRUST, Option, Settings, options_of
 from kitfs.errors import KitfsError, MountError, NotFound, UsageError
 from kitfs.parsers import boolean
 
@@ -59,7 +59,7 @@ LOGS = options_of(
 )
 MOUNT_OPTIONS = (
     "only", "label", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "file-mode", "dir-mode",
-    "max-entries", "max-expansion", "remote", "seal", "fill", "log-level", *COMMON, *NETWORK,
+    "max-entries", "max-expansion", "remote", "seal", "fill", "log-level", *TRUST, *COMMON, *NETWORK,
 )  # fmt: skip
 
 
@@ -167,18 +167,21 @@ def umount(settings: Settings, directory: str | None) -> None:
 
 @click.command("seal", cls=Command, short_help="Seal a complete mount now.")
 @click.argument("directory", metavar="DIR", shell_complete=mountpoints)
-@takes("json", *COMMON)
+@takes("json", *TRUST, *COMMON, *NETWORK)
 def seal(settings: Settings, directory: str) -> None:
     """Seal the mount at DIR: the kernel serves its files from the store, and no daemon is needed.
 
     A mount seals itself when it is complete, unless it was made with --seal never. Programs may use the mount
-    meanwhile. If the mount cannot be sealed, the reason is the error.
+    meanwhile. If the mount cannot be sealed, the reason is the error. With --verify-key or --policy, the kit is
+    verified first.
     """
     from kitfs.daemon.run_dir import RunDir
-    from kitfs.daemon.seal_now import seal_now
+    from kitfs.daemon.seal_now import seal_now, verify_mount
     from kitfs.fuse.mounting import canonical
+    from kitfs.kit.options import WorkspaceOptions
 
     mountpoint = canonical(directory)
+    verify_mount(RunDir(settings["run-dir"]), mountpoint, WorkspaceOptions.of(settings))
     seal_now(RunDir(settings["run-dir"]), mountpoint)
     if settings["json"]:
         put_json({"mountpoint": mountpoint})

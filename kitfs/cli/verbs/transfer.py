@@ -13,7 +13,7 @@ from kitfs.cli.completion import directories, references
 from kitfs.cli.kitfile import kitfile_of, source_date
 from kitfs.cli.options import takes
 from kitfs.cli.session import display, exit_on_interrupt, named, registry_target, reporter_of, with_tag, workspace_of
-from kitfs.config import NETWORK, STORE, Option, Settings, options_of
+from kitfs.config import NETWORK, STORE, TRUST, Option, Settings, options_of
 from kitfs.errors import ContextError, UsageError
 from kitfs.escaping import shown
 from kitfs.ops.events import Noted
@@ -130,7 +130,7 @@ def push_as(
 
 @click.command("pull", cls=Command, short_help="Pull a kit from a registry into the store.")
 @click.argument("reference", metavar="REF", shell_complete=references)
-@takes("label", "cache-size", "concurrency", "progress", "no-trunc", "json", *STORE, *NETWORK)
+@takes("label", "cache-size", "concurrency", "progress", "no-trunc", "json", *TRUST, *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
     """Pull the whole kit REF, and the kits that its model comes from, into the store, where they stay until removed.
 

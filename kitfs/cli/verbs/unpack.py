@@ -13,7 +13,7 @@ from kitfs.cli.options import takes
 from kitfs.cli.output import counted, flush, human_size, is_terminal, put_json, say
 from kitfs.cli.progress import Reporter
 from kitfs.cli.session import display, named, workspace_of
-from kitfs.config import NETWORK, OPTIONS, STORE, Option, Settings, options_of
+from kitfs.config import NETWORK, OPTIONS, STORE, TRUST, Option, Settings, options_of
 from kitfs.errors import UsageError
 from kitfs.ops.events import Event, Noted
 from kitfs.parsers import boolean, path
@@ -41,8 +41,9 @@ UNPACK = options_of(
 @click.command("unpack", cls=Command, short_help="Write a kit's files to a directory.")
 @click.argument("reference", metavar="REF", shell_complete=references)
 @takes(
-    ONLY, "label", *UNPACK, "remote", "cache-size", "max-entries", "max-expansion", "progress", "json", *STORE, *NETWORK
-)
+    ONLY, "label", *UNPACK, "remote", "cache-size", "max-entries", "max-expansion", "progress", "json",
+    *TRUST, *STORE, *NETWORK,
+)  # fmt: skip
 def unpack(settings: Settings, reference: str) -> None:
     """Write the files of the kit REF to the directory --dir. Every byte is verified.
 

@@ -10,6 +10,7 @@ from kitfs.kit.workspace import Workspace
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.ops.signing.target import subject_of
 from kitfs.trust.keys import PublicKey
+from kitfs.trust.policy import seen
 from kitfs.trust.signatures import Found, Shape, signatures_of
 
 
@@ -40,12 +41,3 @@ def verify(
     if found.failures:
         raise found.failures[0]
     raise SignatureError(f"{digest} is not signed by {key.name}; {seen(found)}")
-
-
-def seen(found: Found) -> str:
-    """Return which signers the signatures name, as the end of a message."""
-    if not found.signatures:
-        return "no signature was found"
-    signers = sorted({f"{one.signer} ({one.shape})" for one in found.signatures})
-    more = f" and {len(signers) - 5} more" if len(signers) > 5 else ""
-    return f"the signatures that were found name {', '.join(signers[:5])}{more}"

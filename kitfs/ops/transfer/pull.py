@@ -40,10 +40,17 @@ def pull(
     The blobs are verified and pinned. ``labels`` choose a kit of an index; in the store it gets the tag of the index,
     as in kit. Blobs that a mount has fetched are not fetched again, and an interrupted pull resumes. Raises NotFound,
     IntegrityError, ManifestError if the reference does not name a kit, UsageError for labels that do not choose exactly
-    one kit, StoreFull, and what the registry raises; nothing is tagged then.
+    one kit, SignatureError if the kit or a parent may not be used, StoreFull, and what the registry raises; nothing is
+    tagged then.
     """
     return pull_from(
-        workspace.pull_from, workspace.store, reference, labels=labels, concurrency=concurrency, report=report
+        workspace.pull_from,
+        workspace.store,
+        reference,
+        labels=labels,
+        concurrency=concurrency,
+        report=report,
+        admit=workspace.admit,
     )
 
 
@@ -55,15 +62,21 @@ def pull_from(
     labels: Mapping[str, str] | None = None,
     concurrency: int = CONCURRENCY,
     report: Report,
+    admit: Callable[[Reference, Digest], None] = lambda *_: None,
 ) -> Digest:
-    """Do as ``pull`` from the origins that ``origin_of`` returns for the kit and for its parents."""
-    return _pull(reference, store, origin_of, labels or {}, concurrency, report, ())
+    """Do as ``pull`` from the origins that ``origin_of`` returns for the kit and for its parents.
+
+    ``admit`` is called with each of them before its blobs are fetched, and raises SignatureError for one that may not
+    be used.
+    """
+    return _pull(reference, store, origin_of, admit, labels or {}, concurrency, report, ())
 
 
 def _pull(
     reference: Reference,
     store: Store,
     origin_of: Callable[[Reference], Origin],
+    admit: Callable[[Reference, Digest], None],
     labels: Mapping[str, str],
     concurrency: int,
     report: Report,
@@ -72,6 +85,7 @@ def _pull(
     chain = extended(chain, reference)
     origin = origin_of(reference)
     found, data = _choose(reference, origin, labels, report)
+    admit(reference, found.digest)
     descriptor = replace(found, media_type=found.media_type or IMAGE_MANIFEST)
     try:
         manifest = Manifest.parse(data)
@@ -91,7 +105,7 @@ def _pull(
         parent = kitfile_of(manifest, config or b"").parent
         if parent is not None:
             report(Noted(f"Pulling referenced image {parent}"))
-            _pull(parent.or_latest().held_by(reference), store, origin_of, {}, concurrency, report, chain)
+            _pull(parent.or_latest().held_by(reference), store, origin_of, admit, {}, concurrency, report, chain)
         check_whole(store, everything, reference.display)
         assign(store, reference, descriptor)
         check_whole(store, everything, reference.display)

@@ -315,3 +315,76 @@ def test_a_key_of_the_settings_file_is_the_client_key(
     assert "--cert and --client-key must be given together" in kitfs("sign", kit, "--settings", settings).err
     settings.write_text(f"sign: {{key: {key}}}\n")
     assert kitfs("sign", kit, "--settings", settings).code == 0
+
+
+# -- pull and unpack demand signatures
+
+
+@pytest.mark.parametrize("verb", [["pull"], ["unpack", "-d", "out"]])
+def test_a_kit_is_used_only_if_it_is_signed(kitfs: Kitfs, kit: str, key: Path, other: Path, verb: list[str]) -> None:
+    """With --verify-key a kit without the key's signature is refused before a layer is fetched, and nothing is kept."""
+    refused = kitfs(*verb, kit, "--verify-key", PUB)
+    assert (refused.code, refused.err.count("\n")) == (11, 1)
+    assert "no signature was found" in refused.err
+    assert kitfs("list", "--json").json == []
+    assert not Path("out").exists() or not list(Path("out").iterdir())
+    kitfs("sign", kit, "--key", key)
+    assert kitfs(*verb, kit, "--verify-key", other.with_suffix(".pub")).code == 11
+    assert kitfs(*verb, kit, "--verify-key", PUB).code == 0
+
+
+def test_no_layer_is_fetched_of_a_kit_that_is_refused(kitfs: Kitfs, fake: FakeRegistry) -> None:
+    kit = fake.put_kit("team/kit", ONE, "v1")
+    assert kitfs("pull", kit, "--verify-key", PUB).code == 11
+    assert fake.served("/blobs/") == []
+
+
+def test_a_pulled_kit_needs_its_signature_again(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
+    """A kit of the store is checked at its registry too; without the registry, the verdict of the pull counts."""
+    kit = fake.put_kit("team/kit", ONE, "v1")
+    assert kitfs("pull", kit).code == 0
+    assert kitfs("unpack", kit, "-d", "a", "--verify-key", PUB).code == 11
+    kitfs("sign", kit, "--key", key)
+    assert kitfs("pull", kit, "--verify-key", PUB).code == 0
+    fake.stop()
+    done = kitfs("unpack", kit, "-d", "b", "--verify-key", PUB)
+    assert done.code == 0
+    assert "its signature was verified" in done.err
+    assert kitfs("verify", kit, "--key", PUB).code == 4
+
+
+def test_the_parent_of_a_kit_must_be_signed_too(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
+    """A kit whose model is that of another kit is used only if both are signed."""
+    weights = kits.Part(kind="model", path="model", content=kits.kit_tar({"model/w.bin": b"weights"}))
+    parent = fake.put_kit("team/parent", kits.build([weights]), "v1")
+    docs = kits.Part(kind="docs", path="a.txt", content=kits.kit_tar({"a.txt": b"child"}))
+    child = fake.put_kit("team/child", kits.build([docs], parent=parent), "v1")
+    kitfs("sign", child, "--key", key)
+    for verb in (["pull"], ["unpack", "-d", "out"]):
+        refused = kitfs(*verb, child, "--verify-key", PUB)
+        assert (refused.code, f"{parent} (" in refused.err) == (11, True)
+    kitfs("sign", parent, "--key", key)
+    assert kitfs("pull", child, "--verify-key", PUB).code == 0
+
+
+def test_a_policy_file_names_its_rule(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, key: Path) -> None:
+    """A refusal says which rule of which file; both options together must be satisfied."""
+    kit = fake.put_kit("team/kit", ONE, "v1")
+    policy = tmp_path / "policy.json"
+    rule = {"type": "sigstoreSigned", "keyPath": str(PUB), "signedIdentity": {"type": "matchRepository"}}
+    policy.write_text(json.dumps({"default": [{"type": "reject"}], "transports": {"docker": {fake.host: [rule]}}}))
+    refused = kitfs("pull", kit, "--policy", policy)
+    assert refused.code == 11
+    assert f"the rule docker '{fake.host}' of {policy} demands a signature by {NAME}" in refused.err
+    kitfs("sign", kit, "--key", key)
+    assert kitfs("pull", kit, "--policy", policy, "--verify-key", PUB).code == 0
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    assert kitfs("pull", kit, "--policy", policy, "--verify-key", PUB).code == 11
+    policy.write_text("{")
+    assert kitfs("pull", kit, "--policy", policy).code == 2
+
+
+def test_a_signed_layout_is_unpacked(kitfs: Kitfs, other: Path) -> None:
+    """The signatures in the golden layout let its kit be unpacked with their key, and with no other."""
+    assert kitfs("unpack", SIGNED_LAYOUT, "-d", "a", "--verify-key", other.with_suffix(".pub")).code == 11
+    assert kitfs("unpack", SIGNED_LAYOUT, "-d", "b", "--verify-key", PUB).code == 0

@@ -1,0 +1,105 @@
+"""Decide whether a kit may be used: its signatures are verified against the policies before any of it is read.
+
+The registry is asked each time. Only while it cannot be reached does the verdict of an earlier time count, and for at
+most ``MAX_AGE``. A verdict is kept in the store's catalog by the repository, the digest of the kit, the rule and the
+digest of the policy, with the digests of the signatures that were right. If the registry answers and they are not right
+any more, it is forgotten. Threading: any thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from kitfs.content import Hints
+from kitfs.errors import KitfsError, RateLimited, SignatureError, Unavailable
+from kitfs.kit.resolver import human_age
+from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
+from kitfs.trust.policy import Policy, Rule, demanded, seen
+from kitfs.trust.signatures import Found, SignatureSource, signatures_of
+
+MAX_AGE: Final = 7 * 86_400  # seconds that a verdict counts while the registry cannot be reached
+
+
+class Admission:
+    """Checks kits against policies, all of which must accept a kit.
+
+    ``places_of`` returns the places where the signatures of a reference may be, each asked alone.
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        places_of: Callable[[Reference | LayoutReference], Sequence[SignatureSource]],
+        hints: Hints,
+        *,
+        log: logging.Logger,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._policies = policies
+        self._places_of = places_of
+        self._hints = hints
+        self._log = log
+        self._clock = clock
+
+    def check(self, asked: Reference | LayoutReference, digest: Digest) -> None:
+        """Return if every policy accepts the kit. Raises SignatureError, which names the rule and the signers."""
+        for policy in self._policies:
+            for rule in policy.rules_for(asked):
+                try:
+                    self._check(policy, rule, asked, digest)
+                except SignatureError as e:
+                    if not rule.warns:
+                        raise
+                    self._log.warning("%s; used nevertheless, since the policy only warns", e)
+
+    def _check(self, policy: Policy, rule: Rule, asked: Reference | LayoutReference, digest: Digest) -> None:
+        if rule.always_holds:
+            return
+        refused = f"{_shown(asked)} ({digest}) is refused: {rule.name} demands"
+        if not rule.needs_signatures:
+            raise SignatureError(f"{refused} {demanded(rule.open)}")
+        if isinstance(asked, Reference) and asked.registry == LOCAL:
+            raise SignatureError(f"{refused} {demanded(rule.open)}; a kit without a registry has no signatures")
+        key = ("verdict", _key(asked, digest, policy, rule))
+        found = Found(())
+        for place in self._places_of(asked):
+            found = signatures_of(place, digest)
+            if not rule.unmet(found, asked):
+                self._hints.set(key, {"seen": int(self._clock()), "signatures": sorted(rule.used(found, asked))})
+                return
+        unreachable = next((e for e in found.failures if isinstance(e, (Unavailable, RateLimited))), None)
+        if unreachable is None:
+            self._hints.delete(key)
+            failed = "".join(f"; {e}" for e in found.failures[:1])
+            raise SignatureError(f"{refused} {demanded(rule.unmet(found, asked))}; {seen(found)}{failed}")
+        self._use_verdict(key, refused, unreachable, asked)
+
+    def _use_verdict(
+        self, key: tuple[str, str], refused: str, unreachable: KitfsError, asked: Reference | LayoutReference
+    ) -> None:
+        """Accept a kit by its earlier verdict. Raises SignatureError without one that is young enough."""
+        verdict = self._hints.get(key)
+        verified = verdict.get("seen") if isinstance(verdict, dict) else None
+        if not isinstance(verified, int):
+            raise SignatureError(f"{refused} a signature, and none can be fetched: {unreachable}")
+        age = int(self._clock()) - verified
+        if not 0 <= age <= MAX_AGE:
+            raise SignatureError(
+                f"{refused} a signature, which was verified {human_age(max(0, age))} ago; that counts for "
+                f"{human_age(MAX_AGE)}, and none can be fetched: {unreachable}"
+            )
+        self._log.warning("%s: its signature was verified %s ago: %s", _shown(asked), human_age(age), unreachable)
+
+
+def _key(asked: Reference | LayoutReference, digest: Digest, policy: Policy, rule: Rule) -> str:
+    place = asked.path if isinstance(asked, LayoutReference) else asked.name
+    text = "\0".join((place, digest, policy.digest, rule.name))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _shown(asked: Reference | LayoutReference) -> str:
+    return asked.display if isinstance(asked, Reference) else str(asked)

@@ -1,0 +1,105 @@
+"""A subset of sigstore's ClusterImagePolicy: images by glob, and authorities with a key or a fixed answer.
+
+Follows sigstore/policy-controller ``docs/api-types``. A file may have several policies. A kit must satisfy every policy
+one of whose globs matches its name, by at least one of the policy's authorities; a kit that no policy matches is
+refused. What is not in the subset (keyless authorities, attestations, conditions of Kubernetes) is never met.
+Threading: no state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kitfs.errors import UsageError
+from kitfs.oci.names import LOCAL, LayoutReference, Reference
+from kitfs.trust.keys import public_key
+from kitfs.trust.policy import Requirement, Rule
+
+KIND: Final = "ClusterImagePolicy"
+GROUP: Final = "policy.sigstore.dev/"
+NO_MATCH: Final = Requirement("reject")
+# Fields of an authority that change nothing here: kitfs asks no transparency log for a key, and reads every format
+HARMLESS: Final = frozenset({"name", "key", "static", "ctlog", "signatureFormat"})
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePolicy:
+    """One ClusterImagePolicy."""
+
+    name: str
+    globs: tuple[re.Pattern[str], ...]
+    authorities: tuple[Requirement, ...]
+    warns: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPolicy:
+    """All policies of a file."""
+
+    digest: str
+    path: str
+    policies: tuple[ImagePolicy, ...]
+
+    def rules_for(self, asked: Reference | LayoutReference) -> tuple[Rule, ...]:
+        """Return the rules of the policies that match, or the rule that refuses a kit that none matches."""
+        names = _names(asked)
+        found = [one for one in self.policies if any(glob.fullmatch(name) for glob in one.globs for name in names)]
+        if not found:
+            return (Rule(f"the absence of a policy for it in {self.path}", ((NO_MATCH,),)),)
+        return tuple(Rule(f"the policy {one.name!r} of {self.path}", (one.authorities,), one.warns) for one in found)
+
+
+def parse(documents: Sequence[Any], data: bytes, path: str) -> ClusterPolicy:
+    """Make a policy of the YAML documents in the file ``path``, whose bytes are ``data``. Raises UsageError."""
+    return ClusterPolicy(
+        hashlib.sha256(data).hexdigest(), path, tuple(_policy(one, path) for one in documents if one is not None)
+    )
+
+
+def _policy(document: Any, path: str) -> ImagePolicy:
+    try:
+        if document["kind"] != KIND or not document["apiVersion"].startswith(GROUP):
+            raise UsageError(f"cannot use the policy {path}: it has a document that is not a {KIND}")
+        name, spec = str(document["metadata"]["name"]), document["spec"]
+        globs = tuple(_pattern(image["glob"]) for image in spec["images"])
+        listed = spec.get("authorities") or [{"static": {"action": "fail"}}]
+        limited = [field for field in ("match", "policy") if spec.get(field)]
+        authorities = tuple(_authority(one, limited, f"{path}: {name}") for one in listed)
+        mode = spec.get("mode", "enforce")
+    except (KeyError, TypeError, AttributeError):
+        raise UsageError(f"cannot use the policy {path}: it has a {KIND} without its name, or without images")
+    if mode not in ("enforce", "warn"):
+        raise UsageError(f"cannot use the policy {path}: {name}: the mode {mode!r} is neither enforce nor warn")
+    return ImagePolicy(name, globs, authorities, mode == "warn")
+
+
+def _authority(value: dict[str, Any], limited: Sequence[str], where: str) -> Requirement:
+    unchecked = [*limited, *(field for field in value if field not in HARMLESS)]
+    if unchecked:
+        return Requirement("unknown", text=f"{unchecked[0]}, which kitfs cannot check")
+    if "static" in value:
+        action = value["static"]["action"]
+        if action not in ("pass", "fail"):
+            raise UsageError(f"cannot use the policy {where}: the action {action!r} is neither pass nor fail")
+        return Requirement("accept" if action == "pass" else "reject")
+    key = value.get("key")
+    if not isinstance(key, dict) or not isinstance(key.get("data"), str):
+        return Requirement("unknown", text="a key that is not in the policy itself, which kitfs cannot check")
+    return Requirement("signed", (public_key(key["data"].encode(), f"the key of {where}"),))
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    """Compile a glob: ``*`` matches within a part of a path, ``**`` over several."""
+    texts = re.split(r"(\*\*|\*)", glob)
+    return re.compile("".join({"**": ".*", "*": "[^/]*"}.get(text, re.escape(text)) for text in texts))
+
+
+def _names(asked: Reference | LayoutReference) -> tuple[str, ...]:
+    """Return the names of a reference that a glob may match: that of its repository, and all of it."""
+    if isinstance(asked, LayoutReference) or asked.registry == LOCAL:
+        return ()
+    return asked.name, str(asked)

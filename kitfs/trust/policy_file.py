@@ -1,0 +1,51 @@
+"""Read a policy file of either kind. Threading: no state."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kitfs.errors import UsageError
+from kitfs.gocompat.json import loads
+from kitfs.ownership import read_start
+from kitfs.trust import cluster_policy, containers_policy
+from kitfs.trust.keys import MAX_FILE, public_key
+from kitfs.trust.policy import KeyPolicy, Policy
+
+MAX_POLICY: Final = 1 << 20  # bytes
+
+
+def read_policy(path: str) -> Policy:
+    """Read a policy: JSON is a policy.json, YAML a ClusterImagePolicy. Raises UsageError."""
+    data = _read(path, MAX_POLICY, "the policy")
+    if data.lstrip()[:1] == b"{":
+        try:
+            fields = loads(data)
+        except ValueError as e:
+            raise UsageError(f"cannot use the policy {path}: it is not valid JSON: {e}")
+        if "kind" not in fields:
+            return containers_policy.parse(fields, data, path, lambda name: _read(name, MAX_FILE, "the key"))
+    import yaml
+
+    try:
+        documents = list(yaml.load_all(data, Loader=yaml.BaseLoader))
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        raise UsageError(f"cannot use the policy {path}: it is neither JSON nor YAML")
+    policy = cluster_policy.parse(documents, data, path)
+    if not policy.policies:
+        raise UsageError(f"cannot use the policy {path}: it is empty")
+    return policy
+
+
+def read_key_policy(path: str) -> KeyPolicy:
+    """Read the public key of ``--verify-key``. Raises UsageError."""
+    return KeyPolicy(public_key(_read(path, MAX_FILE, "the key"), path))
+
+
+def _read(path: str, limit: int, what: str) -> bytes:
+    try:
+        data = read_start(path, limit + 1)
+    except (OSError, ValueError) as e:
+        raise UsageError(f"cannot read {what} {path}: {getattr(e, 'strerror', None) or e}")
+    if len(data) > limit:
+        raise UsageError(f"cannot use {what} {path}: it has more than {limit} bytes")
+    return data

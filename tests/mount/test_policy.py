@@ -1,0 +1,100 @@
+"""A mount shows only a kit that is signed as the command line demands, and is refused otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import kits
+from tests.conftest import GOLDEN
+from tests.fakes.faults import Status
+from tests.fakes.registry import FakeRegistry
+from tests.host import Host
+
+pytestmark = pytest.mark.mount
+KEY, PUB = GOLDEN / "cosign/test-only.key", GOLDEN / "cosign/test-only.pub"
+PASSWORD = {"KITFS_KEY_PASSWORD": "pw"}
+KIT = kits.build([kits.Part(kind="docs", path="a.txt", content=kits.kit_tar({"a.txt": b"signed"}))])
+
+
+@pytest.fixture
+def signed(host: Host, fake: FakeRegistry) -> str:
+    """The reference of a kit that the key of PUB has signed."""
+    kit = fake.put_kit("team/kit", KIT, "v1")
+    host.kitfs("sign", kit, "--key", KEY, env=PASSWORD)
+    return kit
+
+
+def refused(host: Host, *words: str | os.PathLike[str]) -> str:
+    """Run a verb that must fail with exit code 11 and one line; return the line."""
+    done = host.kitfs(*words, check=False)
+    assert (done.returncode, done.stdout) == (11, ""), done.stderr
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_a_signed_kit_is_mounted(host: Host, signed: str) -> None:
+    mounted = host.mount(signed, "--verify-key", PUB)
+    assert (mounted.path / "a.txt").read_bytes() == b"signed"
+
+
+def test_another_key_is_refused(host: Host, signed: str, tmp_path: Path) -> None:
+    """The directory is as before, and no daemon runs."""
+    host.kitfs("generate-key-pair", "--output-key-prefix", tmp_path / "other", env=PASSWORD)
+    line = refused(host, "mount", signed, host.mnt / "a", "--verify-key", tmp_path / "other.pub")
+    assert "--verify-key demands a signature by key SHA256:" in line
+    assert (host.mount_points(), host.processes()) == ([], {})
+
+
+def test_a_kit_without_a_signature_is_refused(host: Host, fake: FakeRegistry) -> None:
+    kit = fake.put_kit("team/kit", KIT, "v1")
+    assert "no signature was found" in refused(host, "mount", kit, host.mnt / "a", "--verify-key", PUB)
+
+
+def test_a_manifest_with_one_changed_byte_is_refused(host: Host, fake: FakeRegistry, signed: str) -> None:
+    """A manifest that differs in one byte has another digest, which nobody has signed."""
+    changed = KIT.manifest.replace(b'"schemaVersion":2', b'"schemaVersion": 2', 1)
+    assert changed != KIT.manifest
+    fake.put_manifest("team/kit", changed, tag="v1")
+    assert "no signature was found" in refused(host, "mount", signed, host.mnt / "a", "--verify-key", PUB)
+
+
+def test_a_mount_that_exists_is_verified_again(host: Host, fake: FakeRegistry, signed: str) -> None:
+    """The same request succeeds while the signature is there. Other demands are another request."""
+    mounted = host.mount(signed, "--verify-key", PUB)
+    host.mount(signed, "--verify-key", PUB)
+    done = host.kitfs("mount", signed, mounted.path, check=False)
+    assert (done.returncode, "--verify-key" in done.stderr) == (9, True)
+    fake.fail("referrers/", Status(404))
+    line = refused(host, "mount", signed, mounted.path, "--verify-key", PUB)
+    assert "no signature was found" in line
+
+
+def test_seal_verifies_the_kit(host: Host, fake: FakeRegistry, tmp_path: Path) -> None:
+    """``seal --verify-key`` refuses a mount whose kit is not signed, and the mount stays as it is."""
+    kit = fake.put_kit("team/kit", KIT, "v1")
+    mounted = host.mount(kit)
+    assert (mounted.path / "a.txt").read_bytes() == b"signed"
+    assert "no signature was found" in refused(host, "seal", mounted.path, "--verify-key", PUB)
+    assert host.status(mounted)["mode"] != "sealed"
+
+
+def test_a_kit_is_remounted_without_its_registry(host: Host, fake: FakeRegistry, signed: str) -> None:
+    """The verdict of the first mount counts while the registry cannot be reached, with a warning."""
+    host.umount(host.mount(signed, "--verify-key", PUB))
+    fake.stop()
+    mounted = host.mount(signed, "--verify-key", PUB)
+    assert "its signature was verified" in mounted.log.read_text()
+
+
+def test_another_policy_finds_no_verdict(host: Host, fake: FakeRegistry, signed: str, tmp_path: Path) -> None:
+    """A policy under which the kit was never verified refuses it while the registry cannot be reached."""
+    host.umount(host.mount(signed, "--verify-key", PUB))
+    policy = tmp_path / "policy.json"
+    rule = {"type": "sigstoreSigned", "keyPath": str(PUB), "signedIdentity": {"type": "matchRepository"}}
+    policy.write_text(json.dumps({"default": [rule]}))
+    fake.stop()
+    assert "none can be fetched" in refused(host, "mount", signed, host.mnt / "a", "--policy", policy)
