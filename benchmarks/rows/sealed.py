@@ -132,7 +132,7 @@ def passthrough(bench: Bench) -> Found:
         home.kitfs("pull", model.reference)
         file = home.mount(model.reference) / FILE
         if needs_daemon(home, file):
-            return dict.fromkeys(READS, Absent("reads go to the daemon"))
+            return dict.fromkeys(READS, Absent("reads need the daemon"))
         size = file.stat().st_size
         blob = next(path for path in home.store.rglob("*") if path.is_file() and path.stat().st_size == size)
         return compare(bench, file, blob, drop=True)

@@ -1,4 +1,4 @@
-"""The index of a sharded model: which file has which tensor, and how damage is reported."""
+"""The index of a sharded model says which file has which tensor, and damage to it is reported."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_nothing_is_answered_after_close() -> None:
 
 
 def test_a_parked_request_is_answered_once() -> None:
-    """Another thread finishes it, or has the pool answer it; whichever comes second has no effect."""
+    """Another thread may finish the request or resume it in the pool, and the second call has no effect."""
     pool, replies = BlockingPool(eintr=EINTR), Replies()
     first = Waiting(1, 0, lambda: (0, b"by the pool"), replies.to(1))
     second = Waiting(2, 0, lambda: (0, b"by the pool"), replies.to(2))
@@ -105,7 +105,7 @@ def test_a_parked_request_is_answered_once() -> None:
 
 
 def test_a_parked_request_of_a_killed_task_is_answered_at_once() -> None:
-    """Its INTERRUPT may come before it is parked, and its late answer is dropped."""
+    """An INTERRUPT may arrive before its request is parked. The later result of the request is dropped."""
     pool, replies = BlockingPool(eintr=EINTR, is_dying=lambda pid: pid == 7), Replies()
     before, after = (Waiting(unique, 7, lambda: (0, b""), replies.to(unique)) for unique in (1, 2))
     pool.interrupt(1)
@@ -120,7 +120,7 @@ def test_a_parked_request_of_a_killed_task_is_answered_at_once() -> None:
 
 
 def test_close_waits_for_a_reply_that_is_being_written() -> None:
-    """The descriptor that the reply goes to is closed after the pool, and its number may become another file's."""
+    """The descriptor for replies is closed after the pool, because its number may later belong to another file."""
     pool, begun, gate = BlockingPool(eintr=EINTR), threading.Event(), threading.Event()
 
     def reply(answer: Reply) -> None:

@@ -1,4 +1,4 @@
-"""Tensors of a kit: which are found, what is read for them, and their values as arrays of numpy."""
+"""Tensors of a kit: how they are found, what is fetched for them, and their values as numpy arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ B = np.arange(6, dtype=np.float16).reshape(2, 3)
 
 
 def safetensors(tensors: dict[str, np.ndarray[Any, Any]]) -> bytes:
-    """Return a safetensors file, as that package writes it."""
+    """Return a safetensors file, as the safetensors package writes it."""
     from safetensors.numpy import save
 
     return save(tensors)
@@ -131,7 +131,7 @@ def test_a_gguf_file_that_ends_too_early_is_listed_but_not_read(kit_of: Callable
 
 
 def test_only_model_layers_are_searched_unless_there_is_none(kit_of: Callable[..., kitfs.Kit]) -> None:
-    """A file of another layer is read if it is named."""
+    """A file in another layer is read if it is named."""
     other = {"src/x.safetensors": safetensors({"x": A})}
     with kit_of({"m.safetensors": safetensors({"w": A})}, other) as kit:
         assert [tensor.name for tensor in kit.tensors()] == ["w"]
@@ -166,7 +166,7 @@ def test_bfloat16_becomes_float32_exactly() -> None:
     ],
 )
 def test_eight_bit_floats_become_float32_exactly(dtype: str, values: dict[int, float]) -> None:
-    """The values are those of the OCP specifications of 8-bit and microscaling formats."""
+    """The values are those in the OCP specifications of 8-bit and microscaling formats."""
     array = read(dtype, bytes(values), len(values)).numpy()
     assert array.dtype == np.float32
     assert array.tolist() == list(values.values())
@@ -210,7 +210,7 @@ def test_a_type_without_an_equivalent_in_numpy_has_only_bytes() -> None:
 
 @pytest.mark.interop
 def test_only_the_header_and_the_tensor_are_fetched(own_registry: RegistryProcess, tmp_path: Path) -> None:
-    """16 MiB of 1 GiB move at most 17 MiB, and the list of tensors less than 1 MiB."""
+    """A tensor of 16 MiB from a file of 1 GiB transfers at most 17 MiB, and the list of tensors less than 1 MiB."""
     header = {
         f"layers.{n}": {"dtype": "U8", "shape": [16 * MiB], "data_offsets": [n * 16 * MiB, (n + 1) * 16 * MiB]}
         for n in range(64)

@@ -227,14 +227,14 @@ def in_flight(store: Store) -> tuple[Blob, BytesSource, int]:
 
 
 def when_ready(blob: Blob, offset: int, size: int, ready: Ready) -> bool:
-    """Register ``ready`` for missing bytes; returns False when no fetch is about to bring them."""
+    """Register ``ready`` for missing bytes. Return False if no fetch will soon store them."""
     with pytest.raises(WouldBlock) as caught:
         blob.pread(offset, size, wait=False)
     return caught.value.when_ready is not None and caught.value.when_ready(ready)
 
 
 def test_reader_without_a_thread_is_called_when_its_bytes_are_stored(store: Store) -> None:
-    """It is called once, on the thread of the fetch, and can read then without waiting."""
+    """The reader is called once, on the thread of the fetch, and can then read without waiting."""
     blob, source, at = in_flight(store)
     ready = Ready()
     assert when_ready(blob, at, 100, ready)
@@ -271,7 +271,7 @@ def test_reader_without_a_thread_is_called_when_the_blob_is_closed(store: Store)
 
 
 def test_no_fetch_is_started_for_a_reader_without_a_thread(store: Store) -> None:
-    """Where no fetch is about to bring its bytes, the reader must wait on a thread."""
+    """If no fetch will soon store the bytes, the reader must wait on a thread."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     assert not when_ready(blob, 0, 100, Ready())

@@ -24,7 +24,7 @@ def far_source() -> BytesSource:
 
 
 def test_a_far_reader_soon_gets_one_request_to_the_end(store: Store) -> None:
-    """The requests follow each other without overlapping, and the last one begins after a few MiB."""
+    """Requests do not overlap, and the last request starts after a few MiB."""
     source = far_source()
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
     for at in range(0, len(DATA), STEP):
@@ -36,7 +36,7 @@ def test_a_far_reader_soon_gets_one_request_to_the_end(store: Store) -> None:
 
 
 def test_reads_in_the_wrong_order_fetch_nothing_twice(store: Store) -> None:
-    """The kernel hands the requests of one reader to several threads, which send no requests of their own."""
+    """The kernel passes the requests of one reader to several threads, which send no requests of their own."""
     source = far_source()
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
     with ThreadPoolExecutor(2) as pool:
@@ -48,13 +48,13 @@ def test_reads_in_the_wrong_order_fetch_nothing_twice(store: Store) -> None:
 
 
 def test_a_reader_that_stops_is_not_fetched_for(store: Store) -> None:
-    """The long request is held back by the window of its reader, and ends when the blob is closed."""
+    """The window of the reader throttles the long request, which ends when the blob is closed."""
     source = far_source()
     source.piece = 32 << 10
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
     for at in range(0, 3 * EARLY, STEP):
         blob.pread(at, STEP)
     wait_until(lambda: source.asked[-1][1] == len(DATA), "no request runs to the end of the blob")
-    time.sleep(0.3)  # for a request that is not held back
+    time.sleep(0.3)  # an unthrottled request would fetch more in this time
     assert blob.fetched <= 6 * EARLY + (1 << 20)
     blob.close()

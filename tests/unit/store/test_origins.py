@@ -179,7 +179,7 @@ def test_bytes_that_were_decoded_from_another_entry_are_not_verified_by_this_one
 
 
 def test_an_entry_that_changes_while_its_decoded_form_is_read(store: Store, open_store: Callable[..., Store]) -> None:
-    """A blob lets go of the bytes of its origin and opens the verified ones: what was decoded before is dropped."""
+    """If a blob changes from its origin's entry to the verified entry, its decoded form is dropped."""
     hostile, _ = opened(store, EVIL, "https://evil.example")
     decoded = store.blob(DIGEST, size=None, source=Head(hostile), of=hostile)
     assert decoded.pread(0, 400_000) == inverted(EVIL[:300_000])

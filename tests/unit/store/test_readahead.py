@@ -86,7 +86,7 @@ def on_a_far_link(readahead: Readahead) -> None:
 
 
 def test_the_window_grows_with_the_link() -> None:
-    """A reader whose link has 10 MB under way soon has a window of as much, yet at most a third of what it has read."""
+    """The window soon covers the 10 MB in flight, but never more than a third of what was read."""
     readahead = Readahead()
     readahead.link.responded(0.006)
     readahead.link.measured(0.006, 10 * MIB, 6 * MIB / 1e9)
@@ -100,7 +100,7 @@ def test_the_window_grows_with_the_link() -> None:
 
 
 def test_one_request_begins_early_on_a_far_link() -> None:
-    """Where a round trip takes long, the request to the end of the blob begins after EARLY bytes."""
+    """If round trips are long, the request to the end of the blob starts after EARLY bytes."""
     readahead = Readahead()
     on_a_far_link(readahead)
     assert readahead.link.product == 10_000_000
@@ -112,7 +112,7 @@ def test_one_request_begins_early_on_a_far_link() -> None:
 
 
 def test_one_slow_response_does_not_make_a_link_far() -> None:
-    """A registry on a busy machine may take its time once."""
+    """A registry on a busy machine may respond slowly once."""
     readahead = Readahead()
     for delay in (0.2, 0.005, 0.3):
         readahead.link.responded(delay)
@@ -120,7 +120,7 @@ def test_one_slow_response_does_not_make_a_link_far() -> None:
 
 
 def test_the_next_but_one_request_of_the_kernel_continues_a_reader() -> None:
-    """Requests of 512 KiB that two threads hand over in the wrong order are one reader."""
+    """Two threads may send the requests of one reader, of 512 KiB each, in the wrong order."""
     readahead = Readahead()
     half = 512 << 10
     for start in (0, 2 * half, half, 4 * half, 3 * half):
@@ -143,7 +143,7 @@ def test_hops_over_the_members_of_an_archive_are_not_a_stream() -> None:
 
 
 def test_an_announced_reader_may_limit_its_window() -> None:
-    """The limit is exceeded only as far as the link needs it."""
+    """The limit is exceeded only as far as the bytes in flight require."""
     readahead = Readahead()
     readahead.announce(0, 4 * MIB)
     cursor = readahead.miss(0, 100 * MIB)

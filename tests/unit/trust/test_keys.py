@@ -47,7 +47,7 @@ def changed(pem: bytes, **fields: object) -> bytes:
 
 
 def test_a_private_key_of_cosign_is_read_with_its_password() -> None:
-    """cosign's encrypted key file belongs to the public key beside it."""
+    """cosign's encrypted key file belongs to the recorded public key."""
     key = private_key(COSIGN_KEY, "test-only.key", lambda: b"pw")
     public = public_key(COSIGN_PUB, "test-only.pub")
     assert key.public.der == public.der
@@ -71,7 +71,7 @@ def test_a_new_key_pair_is_read_back(password: bytes) -> None:
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_kind_of_key_signs_and_verifies(kind: str) -> None:
-    """Keys of OpenSSL are read with and without a password; a signature holds for its key and its data only."""
+    """OpenSSL's keys are read with and without a password. A signature is valid only for its key and its data."""
     made = MAKERS[kind]()
     plain = pem_of(made, serialization.PrivateFormat.PKCS8)
     key = private_key(plain, "k.pem", no_password)
@@ -92,7 +92,7 @@ def test_keys_in_the_older_forms_of_openssl_are_read(kind: str) -> None:
 
 
 def test_prehashed_ed25519_is_verified() -> None:
-    """The example of RFC 8032, section 7.3, which is how cosign 3 signs with an Ed25519 key, verifies."""
+    """The example of RFC 8032, section 7.3, is verified. cosign 3 signs in this way with an Ed25519 key."""
     seed = bytes.fromhex("833fe62409237b9d62ec77587520911e9a759cec1d19755b7da901b96dca3d42")
     signature = bytes.fromhex(
         "98a70222f0b8121aa9d30f813d683f809e462b469c7ff87639499bb94e6dae41"
@@ -117,7 +117,7 @@ def test_keys_that_cosign_does_not_use_are_refused(make: object) -> None:
 
 @pytest.mark.parametrize("cost", [{"N": 1 << 30}, {"r": 1 << 20}, {"p": 1 << 20}, {"N": 0}, {"N": "x"}, {"N": 65_535}])
 def test_a_key_file_cannot_ask_for_much_memory_or_time(cost: dict[str, object]) -> None:
-    """A key file with costs of scrypt beyond the limits, or impossible ones, is refused at once."""
+    """A key file whose scrypt parameters are impossible or exceed the limits is refused immediately."""
     with pytest.raises(UsageError, match="damaged"):
         private_key(changed(COSIGN_KEY, **cost), "k.key", lambda: b"pw")
 

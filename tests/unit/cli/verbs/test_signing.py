@@ -1,4 +1,4 @@
-"""sign, verify and generate-key-pair: what is stored where, what is accepted, and what is refused."""
+"""The verbs sign, verify and generate-key-pair: what they store, accept and refuse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.fakes.faults import Status
 from tests.fakes.registry import FakeRegistry
 from tests.unit.cli.conftest import Kitfs
 
-ENCRYPTED = GOLDEN / "cosign/test-only.key"  # of cosign; reading it takes a second on a busy machine
+ENCRYPTED = GOLDEN / "cosign/test-only.key"  # a key file of cosign, which takes a second to read on a busy machine
 PUB = GOLDEN / "cosign/test-only.pub"
 NAME = "key SHA256:pdfPSO6irabwxS5g8S1K7SN1UWVP0o1EHnPEaTpUlQg="
 SIGNED_LAYOUT = f"oci-archive:{GOLDEN / 'cosign/basic-signed.tar'}:v1"
@@ -50,19 +50,19 @@ def write_key(path: Path, key: PrivateKey) -> Path:
 
 @pytest.fixture(scope="module")
 def signer() -> PrivateKey:
-    """The key that belongs to PUB."""
+    """Return the private key that belongs to PUB."""
     return private_key(ENCRYPTED.read_bytes(), "test-only.key", lambda: b"pw")
 
 
 @pytest.fixture
 def key(tmp_path: Path, signer: PrivateKey) -> Path:
-    """The file of the key that belongs to PUB, without a password."""
+    """Return the file of the private key that belongs to PUB, without a password."""
     return write_key(tmp_path / "signer.pem", signer)
 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """The file of another private key; that of its public key ends in .pub."""
+    """Return the file of another private key. The file of its public key ends in .pub."""
     made = ec.generate_private_key(ec.SECP256R1())
     path = write_key(tmp_path / "other.key", PrivateKey(made, PublicKey(made.public_key(), b"")))
     pem = made.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -72,7 +72,7 @@ def other(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["referrers API", "fallback tag"])
 def registry(request: pytest.FixtureRequest, fake: FakeRegistry) -> FakeRegistry:
-    """A registry with the referrers API, and one without it."""
+    """Return a registry with the referrers API, and then a registry without it."""
     fake.referrers_api = request.param == "referrers API"
     return fake
 
@@ -83,7 +83,7 @@ def kit(registry: FakeRegistry) -> str:
 
 
 def put_bundle(fake: FakeRegistry, subject: Digest, bundle: bytes) -> None:
-    """Put a referrer with a bundle, as somebody who may push does."""
+    """Store a bundle as a referrer, as everyone with permission to push can."""
     empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": fake.put_blob("team/kit", b"{}"), "size": 2}
     layer = {"mediaType": MEDIA_TYPE, "digest": fake.put_blob("team/kit", bundle), "size": len(bundle)}
     manifest = json.dumps(
@@ -113,7 +113,7 @@ def statement_bundle(key: PrivateKey, digest: Digest, predicate_type: str = SIGN
 
 @pytest.mark.parametrize("shape", ["bundle", "tag"])
 def test_a_signed_kit_is_verified(kitfs: Kitfs, kit: str, shape: str, key: Path) -> None:
-    """What sign stores, in either format, verify accepts with the public key; JSON says the same."""
+    """verify accepts what sign stores, in either format, with the public key. JSON reports the same."""
     signed = kitfs("sign", kit, "--key", key, "--signature-format", shape)
     assert (signed.code, signed.out) == (0, f"{Digest.of(ONE.manifest)} signed by {NAME} ({shape})\n"), signed.err
     verified = kitfs("verify", kit, "--key", PUB)
@@ -128,7 +128,7 @@ def test_a_signed_kit_is_verified(kitfs: Kitfs, kit: str, shape: str, key: Path)
 def test_signing_again_stores_nothing(
     kitfs: Kitfs, registry: FakeRegistry, kit: str, shape: str, key: Path, other: Path
 ) -> None:
-    """A second signature of the same key in the same format is not stored; another key's is added."""
+    """A second signature by the same key in the same format is not stored. A signature by another key is added."""
     assert kitfs("sign", kit, "--key", key, "--signature-format", shape).code == 0
     pushes = len(registry.served(method="PUT"))
     again = kitfs("sign", kit, "--key", key, "--signature-format", shape)
@@ -147,7 +147,7 @@ def test_a_kit_without_a_signature_is_refused(kitfs: Kitfs, kit: str) -> None:
 
 @pytest.mark.parametrize("shape", ["bundle", "tag"])
 def test_another_key_is_refused(kitfs: Kitfs, kit: str, other: Path, shape: str, key: Path) -> None:
-    """The message says which signers were found; a signature under the tag does not name its key."""
+    """The message names the signers that were found. A signature under the tag does not name its key."""
     kitfs("sign", kit, "--key", key, "--signature-format", shape)
     done = kitfs("verify", kit, "--key", other.with_suffix(".pub"))
     assert done.code == 11
@@ -159,7 +159,7 @@ def test_another_key_is_refused(kitfs: Kitfs, kit: str, other: Path, shape: str,
 def test_a_signature_of_another_kit_is_refused(
     kitfs: Kitfs, registry: FakeRegistry, kit: str, shape: str, key: Path, signer: PrivateKey, other: Path
 ) -> None:
-    """A genuine signature that somebody copies to another kit does not count for it."""
+    """A genuine signature does not count for another kit to which it was copied."""
     kitfs("sign", kit, "--key", key, "--signature-format", shape)
     other = registry.put_kit("team/kit", TWO, "v2")
     if shape == "bundle":
@@ -171,7 +171,7 @@ def test_a_signature_of_another_kit_is_refused(
 
 
 def test_an_attestation_is_not_a_signature(kitfs: Kitfs, registry: FakeRegistry, kit: str, signer: PrivateKey) -> None:
-    """A signed statement with another predicate says something about the kit, but does not release it."""
+    """A signed statement with another predicate does not count as a signature."""
     put_bundle(
         registry,
         Digest.of(ONE.manifest),
@@ -192,7 +192,7 @@ def test_a_changed_statement_is_refused(kitfs: Kitfs, registry: FakeRegistry, ki
 def test_a_bundle_that_cannot_be_read_does_not_hide_a_good_one(
     kitfs: Kitfs, fake: FakeRegistry, data: bytes, key: Path
 ) -> None:
-    """Somebody who may push cannot make a signature unusable by putting rubbish beside it."""
+    """Invalid referrers, which everyone with permission to push can add, do not make a signature unusable."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     put_bundle(fake, Digest.of(ONE.manifest), data)
     assert kitfs("verify", kit, "--key", PUB).code == 11
@@ -201,7 +201,7 @@ def test_a_bundle_that_cannot_be_read_does_not_hide_a_good_one(
 
 
 def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The hint in a bundle is foreign text: it is escaped and cut."""
+    """The hint in a bundle is foreign text, so it is escaped and shortened."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     bundle = bundle_of(statement_about(Digest.of(ONE.manifest), SIGN, {}), b"x", "\x1b[2J" + "x" * 1000)
     put_bundle(fake, Digest.of(ONE.manifest), bundle)
@@ -245,7 +245,7 @@ def test_the_layout_that_cosign_signed_is_verified(kitfs: Kitfs, other: Path, ke
 
 
 def test_one_kit_of_an_index_is_signed_by_its_label(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
-    """--label chooses the kit that is signed and the one that is verified."""
+    """--label selects the kit that is signed and the kit that is verified."""
     for name, kit in (("a", ONE), ("b", TWO)):
         fake.put_kit("team/kit", kit, name)
         assert kitfs("pull", f"{fake.host}/team/kit:{name}").code == 0
@@ -284,7 +284,7 @@ def test_a_wrong_command_line_is_exit_code_2(kitfs: Kitfs, fake: FakeRegistry, w
 def test_a_missing_password_is_exit_code_2(
     kitfs: Kitfs, fake: FakeRegistry, monkeypatch: pytest.MonkeyPatch, key: Path
 ) -> None:
-    """Without a variable and without a terminal nobody can be asked; a wrong password is an error too."""
+    """Without a variable or a terminal, there is no password. A wrong password is an error too."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     monkeypatch.setenv("KITFS_KEY_PASSWORD", "wrong")
     assert "the password is wrong" in kitfs("sign", kit, "--key", ENCRYPTED).err
@@ -308,7 +308,7 @@ def test_a_new_key_pair_is_private_and_overwrites_nothing(kitfs: Kitfs, tmp_path
 def test_a_key_of_the_settings_file_is_the_client_key(
     kitfs: Kitfs, tmp_path: Path, fake: FakeRegistry, key: Path
 ) -> None:
-    """The setting ``key`` goes with ``cert`` for sign too, and ``sign: key`` is the key of the signature."""
+    """For sign too, the setting ``key`` belongs to ``cert``. ``sign: key`` is the key of the signature."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"key: {key}\nsign: {{key: {key}}}\nverify-key: {PUB}\n")

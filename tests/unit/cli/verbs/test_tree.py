@@ -1,4 +1,4 @@
-"""ls and cat: what they print of a kit in the store."""
+"""ls and cat print the files of a kit in the store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.unit.cli.conftest import Kitfs
 
 
 def test_cat_writes_one_tensor_of_a_file(kitfs: Kitfs, tmp_path: Path) -> None:
-    """An unknown name is proposed a similar one, and a file without tensors is refused."""
+    """For an unknown name the error proposes a similar name. A file without tensors is refused."""
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\npackage: {name: t}\nmodel: {name: m, path: m.safetensors}\n")

@@ -163,7 +163,7 @@ def test_the_first_error_ends_the_others_and_nothing_is_tagged(tree: Path, store
 
 
 def test_neighbours_are_repositories_of_the_same_registry(tree: Path, store: Store) -> None:
-    """Blobs may be mounted from at most three other repositories, of which kits in the store have the blob.
+    """Blobs may be mounted from at most three other repositories, whose kits in the store have the blob.
 
     Neither the destination itself nor other registries are named.
     """

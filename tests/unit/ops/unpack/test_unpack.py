@@ -791,8 +791,9 @@ def test_bytes_that_changed_in_the_store_are_fetched_again(world: World, compres
 
 
 def test_a_large_layer_takes_no_room_in_the_store(world: World) -> None:
-    """It is written while it is fetched, and the store keeps little more than its headers. A layer that is compressed
-    stays in the store, decoded.
+    """A large layer is written while it is fetched, and the store keeps little more than its headers.
+
+    A compressed layer is stored in its decoded form.
     """
     reference = world.put([model(), part("docs", "d", kit_tar({"d/x": RANDOM.randbytes(2 * MiB)}), compression="gzip")])
     world.unpack(reference)
@@ -801,7 +802,7 @@ def test_a_large_layer_takes_no_room_in_the_store(world: World) -> None:
 
 
 def test_a_layer_that_a_mount_has_fetched_is_not_fetched_again(world: World) -> None:
-    """The store has most of it, so the rest is fetched into the store, and the files are copied from there."""
+    """If the store has most of a layer, the rest is fetched into the store, from which the files are copied."""
     data = RANDOM.randbytes(8 * MiB)
     reference = world.put([part("model", "w", data, format="raw")])
     with closing(world.kit(reference)) as kit:
@@ -892,8 +893,9 @@ def test_the_same_command_goes_on(world: World, count: int) -> None:
 
 
 def in_the_middle(world: World, *, size: int = 12 * MiB) -> tuple[Reference, bytes, Path]:
-    """Kill an unpack of one file in its middle. Returns the kit, the content of the file, and the file as it was left,
-    under its temporary name.
+    """Kill an unpack of one file in its middle.
+
+    Returns the reference of the kit, the content of the file, and the partly written file under its temporary name.
     """
     data = RANDOM.randbytes(size)
     reference = world.put([part("model", "m", kit_tar({"m/a.txt": b"small", "m/big.bin": data, "m/c": b"last"}))])
@@ -905,7 +907,7 @@ def in_the_middle(world: World, *, size: int = 12 * MiB) -> tuple[Reference, byt
 
 
 def test_a_file_that_was_begun_is_resumed(world: World) -> None:
-    """Its bytes are not fetched again: the source is read from behind them on."""
+    """Bytes of a partly written file are not fetched again."""
     reference, data, temporary = in_the_middle(world)
     inode, size = temporary.stat().st_ino, temporary.stat().st_size
     asked: list[int] = []
@@ -933,7 +935,7 @@ def test_a_file_that_was_begun_is_resumed(world: World) -> None:
 
 
 def test_a_file_that_was_begun_and_has_changed_is_written_again(world: World) -> None:
-    """What an earlier run has written is hashed like what is fetched."""
+    """Bytes that an earlier run has written are hashed like fetched bytes."""
     reference, data, temporary = in_the_middle(world)
     with temporary.open("r+b") as file:
         file.seek(MiB)
@@ -941,11 +943,11 @@ def test_a_file_that_was_begun_and_has_changed_is_written_again(world: World) ->
     world.unpack(reference)
     assert (world.out / "m/big.bin").read_bytes() == data
     assert not list(world.out.rglob(".kitfs*"))
-    assert world.counters.get("integrity_failures") == 0, "no registry has sent wrong bytes"
+    assert world.counters.get("integrity_failures") == 0, "the change was counted as wrong bytes from a registry"
 
 
 def test_a_file_that_was_begun_belongs_to_its_command(world: World) -> None:
-    """Another command removes it and starts over."""
+    """Another command removes the partly written file and starts from the beginning."""
     reference, data, temporary = in_the_middle(world)
     world.unpack(reference, "model", overwrite=True)
     assert (world.out / "m/big.bin").read_bytes() == data
