@@ -112,7 +112,7 @@ class Filler:
         steps = complete(layer, most=STEP)
         while not self._stopped.is_set():
             if room <= 0:
-                self._check_room(layer)
+                check_room(self._store, layer.size - layer.fetched())
                 room = ROOM_EVERY
             self._let_readers_go_first()
             before = layer.fetched()
@@ -122,12 +122,6 @@ class Filler:
             new = max(0, min(layer.fetched() - before, size))
             self._filled += new
             room -= new if size else ROOM_EVERY  # a step that decodes does not report its size
-
-    def _check_room(self, layer: Layer) -> None:
-        """Raise StoreFull if the store would have to evict blobs to complete a layer."""
-        missing = layer.size - layer.fetched()
-        if self._store.room.full or self._store.room.headroom() < missing + ROOM_EVERY:
-            raise StoreFull("the store has no room for it unless other blobs are evicted")
 
     def _let_readers_go_first(self) -> None:
         """Wait until no program waits for bytes, or until the filler is stopped."""
@@ -142,6 +136,12 @@ class Filler:
         """
         asked = min(self._demand.asked.get(layer.digest, 0), layer.content().fetched)
         return asked >= max(TOUCHED, layer.size // SHARE)
+
+
+def check_room(store: Store, missing: int) -> None:
+    """Raise StoreFull if the store would have to evict blobs to store ``missing`` bytes and then ``ROOM_EVERY``."""
+    if store.room.full or store.room.headroom() < missing + ROOM_EVERY:
+        raise StoreFull("the store has no room for it unless other blobs are evicted")
 
 
 def fill_status(mode: str, layer: str | None, filled: int) -> dict[str, Any]:

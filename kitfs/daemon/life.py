@@ -24,6 +24,7 @@ from kitfs.daemon.fill import Filler
 from kitfs.daemon.logs import daemon_log
 from kitfs.daemon.mountpoint import claim_mountpoint
 from kitfs.daemon.opening import Shown, Starting, open_shown, open_transport
+from kitfs.daemon.prefetch import Prefetcher
 from kitfs.daemon.presence import is_sealed_at
 from kitfs.daemon.request import MountRequest, terms_of
 from kitfs.daemon.run_dir import Record, RunDir, listen
@@ -122,6 +123,7 @@ class _Life:
         self._ready = ready
         self._nonce = nonce
         self._filler = Filler(shown.kit, shown.store, shown.tree.demand, mode=at.request.fill, log=at.log)
+        self._prefetcher = Prefetcher(shown.kit, shown.store, shown.tree, mode=at.request.fill, log=at.log)
         self._seal = Seal(at.request, shown.kit, shown.tree, shown.filesystem, shown.store, scratch=at.run.path)
 
     # -- sealed
@@ -170,8 +172,10 @@ class _Life:
         self._answer(record)
         sealer.start()
         self._filler.start()
+        self._prefetcher.start()
         end.wait()
         self._filler.stop()
+        self._prefetcher.stop()
         sealer.stop()
         end.finish()
         if end.is_sealed:
@@ -213,7 +217,7 @@ class _Life:
         at = self._at
         return status_of(
             record, self._shown.kit, at.counters, at.last_error,
-            mode=mode, not_sealed=not_sealed, fill=self._filler.status,
+            mode=mode, not_sealed=not_sealed, fill=self._filler.status, prefetch=self._prefetcher.status,
         )  # fmt: skip
 
     def _publish(self, record: Record, refused: Refusal, transport: Transport) -> Sealer:

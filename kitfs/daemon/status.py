@@ -50,6 +50,7 @@ def status_of(
     mode: str,
     not_sealed: str | None,
     fill: dict[str, Any],
+    prefetch: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the object of ``kitfs status --json``, whose fields are documented in the manual.
 
@@ -63,6 +64,7 @@ def status_of(
         "mode": mode,
         "not_sealed": not_sealed,
         "fill": fill,
+        "prefetch": prefetch,
         "mountpoint": record.mountpoint,
         "pid": record.pid,
         "uptime_s": round(time.time() - record.started, 3),

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from functools import partial
 
 from kitfs.errors import KitfsError, WhenReady, WouldBlock
+from kitfs.kit.node import Node
+
+Watcher = Callable[[Node, int, int], None]  # called with a file, an offset in it, and the bytes that were read there
 
 
 class Demand:
@@ -22,7 +25,17 @@ class Demand:
     def __init__(self) -> None:
         self.asked: dict[str, int] = {}
         self._waiting: list[str] = []  # for each read that waits for bytes, the digest of its layer
+        self._watchers: tuple[Watcher, ...] = ()
         self._waited = float("-inf")  # the monotonic time at which a read last stopped waiting
+
+    def watch(self, watcher: Watcher) -> None:
+        """Have a function called with each read that has succeeded, on the thread of its reader."""
+        self._watchers = (*self._watchers, watcher)
+
+    def done(self, node: Node, offset: int, size: int) -> None:
+        """Take note that a program has read ``size`` bytes of a file at ``offset``."""
+        for watcher in self._watchers:
+            watcher(node, offset, size)
 
     def read(self, digest: str, pread: Callable[[bool], bytes], *, wait: bool) -> bytes:
         """Read bytes of a layer: call ``pread(False)``, and if that raises WouldBlock, call ``pread(True)``.

@@ -221,7 +221,9 @@ class Tree:
             return node.synthetic.data[offset : offset + size]
         layer, member = node.layer, node.member
         assert layer is not None
-        return self.demand.read(layer.digest, lambda may: layer.pread(member, offset, size, wait=may), wait=wait)
+        data = self.demand.read(layer.digest, lambda may: layer.pread(member, offset, size, wait=may), wait=wait)
+        self.demand.done(node, offset, len(data))
+        return data
 
     def totals(self, *, wait: bool = True) -> tuple[int, int]:
         """Return (blocks of 4 KiB, entries) of the whole tree, with at most ``MAX_BLOCKS`` blocks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from typing import Protocol
 
 from kitfs.layers.index import Member
@@ -38,3 +39,15 @@ def read_member(reader: WaitingReader, member: Member, offset: int, size: int, *
         if len(data) < high - low:
             return bytes(out[: low - offset + len(data)])
     return bytes(out)
+
+
+def spans(member: Member, offset: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset in the blob, length) of the bytes of a member from ``offset`` on that are not in holes."""
+    stop = min(offset + size, member.size)
+    first = max(0, bisect_right(member.extents, offset, key=lambda e: e.file_offset) - 1)
+    for start, at, length in member.extents[first:]:
+        if start >= stop:
+            return
+        low, high = max(start, offset), min(start + length, stop)
+        if low < high:
+            yield at + low - start, high - low

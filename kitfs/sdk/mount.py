@@ -54,7 +54,9 @@ class MountStatus:
 
     The other fields are None or empty unless the daemon answered. ``fill``: the ``mode`` of the mount's option
     ``fill``, the digest of the ``layer`` that is being completed in the background, and the ``bytes`` that were fetched
-    in the background. ``uptime``: seconds. ``bytes_fetched``: bytes received from registries. ``requests``: HTTP
+    in the background. ``prefetch``: the ``file`` whose tensors are fetched in order, whether the mount ``replays`` the
+    order of reads that an earlier mount recorded, the bytes ``fetched`` ahead, and how many of them were ``used``.
+    ``uptime``: seconds. ``bytes_fetched``: bytes received from registries. ``requests``: HTTP
     requests to registries. ``errors``: failed reads. ``skipped_entries``: entries of layers that the mount does not
     show. ``integrity_failures``: blobs whose bytes did not match their digest. ``read_through``: bytes that were
     served uncached because the store was full. ``moved``: with ``check``, whether the tag now names another digest.
@@ -71,6 +73,7 @@ class MountStatus:
     mode: str | None = None
     not_sealed: str | None = None
     fill: dict[str, Any] | None = None
+    prefetch: dict[str, Any] | None = None
     uptime: float | None = None
     bytes_fetched: int | None = None
     requests: int | None = None
@@ -193,6 +196,7 @@ def _status(record: Record, found: Presence) -> MountStatus:
         "mode",
         "not_sealed",
         "fill",
+        "prefetch",
         "bytes_fetched",
         "requests",
         "errors",

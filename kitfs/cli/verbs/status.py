@@ -159,6 +159,8 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         lines["read through"] = _read_through(one)
     if one.get("fill", {}).get("layer"):
         lines["filling"] = f"{short(one['fill']['layer'], full=full)} in the background"
+    if one.get("prefetch", {}).get("fetched"):
+        lines["fetched ahead"] = _fetched_ahead(one["prefetch"])
     if one.get("not_sealed") and all(layer["state"] == "verified" for layer in one["layers"]):
         lines["not sealed"] = one["not_sealed"]
     waiting = requests_waiting(record.dev)
@@ -182,6 +184,13 @@ def _served_by(one: dict[str, Any]) -> str:
     if one.get("mode") != "sealed":
         return f"process {one['pid']}, transport {one['transport']}"
     return "the kernel (sealed)" + (f", and process {one['pid']}" if one["pid"] is not None else "")
+
+
+def _fetched_ahead(prefetch: dict[str, Any]) -> str:
+    text = f"{human_size(prefetch['fetched'])}, of which {human_size(prefetch['used'])} were read"
+    if prefetch["file"] is not None:
+        text += f"; follows the tensors of {shown(prefetch['file'])}"
+    return text + ("; repeats the reads of an earlier mount" if prefetch["replays"] else "")
 
 
 def _read_through(one: dict[str, Any]) -> str:

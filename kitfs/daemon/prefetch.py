@@ -1,0 +1,235 @@
+"""Fetch what programs will probably read next, before they ask for it.
+
+There are two sources of that knowledge:
+
+- The headers of safetensors and GGUF files that programs have read (``kit.tensor_files``). When a program has read two
+  tensors in order, the next ones are fetched in their order.
+- The order in which programs read the kit when it was mounted before (``kit.access_order``). ``EAGER`` bytes are
+  fetched in this order when the mount answers, and more only as far as programs read what was fetched.
+
+A step is at most 4 MiB. No step begins while a program waits for bytes, and nothing is fetched that would make the
+store evict other blobs. With --fill none, nothing is fetched and no order is recorded.
+
+Threading: one thread per mount. Reads are noted on the threads of the readers; the status is read by any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from kitfs.daemon.fill import NONE, PAUSE, RETRY, ROOM_EVERY, check_room
+from kitfs.errors import KitfsError, StoreFull
+from kitfs.formats.tensors import has_tensors
+from kitfs.kit import access_order
+from kitfs.kit.access_order import UNIT, AccessOrder, Run
+from kitfs.kit.completing import STEP
+from kitfs.kit.tensor_files import TensorFiles
+from kitfs.layers.read import spans
+
+if TYPE_CHECKING:
+    from kitfs.kit.kit import Kit
+    from kitfs.kit.layer import Layer
+    from kitfs.kit.node import Node
+    from kitfs.kit.tree import Tree
+    from kitfs.store.store import Store
+
+FOLLOWING: Final = 0.005  # seconds without a waiting program before bytes are fetched in the order of a header
+REPLAYING: Final = 0.05  # seconds without a waiting program before bytes are fetched in the recorded order
+SAVE_EVERY: Final = 30.0  # seconds between two times at which the order of reads is saved
+EAGER: Final = 64 << 20  # bytes that are fetched in the recorded order before programs have read any of them
+FACTOR: Final = 4  # more bytes in the recorded order for each byte that programs have read of what was fetched
+READS: Final = 8192  # reads that wait for the thread; older ones are forgotten
+STEPS: Final = 4096  # steps that are remembered as done
+
+
+class Step(NamedTuple):
+    """Bytes [at, at + size) of a layer that should be fetched."""
+
+    digest: str
+    at: int
+    size: int
+
+
+class Prefetcher:
+    """The prefetching for programs that read ``tree``, the tree of the mounted ``kit``. ``mode`` is that of --fill."""
+
+    def __init__(self, kit: Kit, store: Store, tree: Tree, *, mode: str, log: logging.Logger) -> None:
+        self._layers: Final = {str(layer.digest): layer for layer in kit.layers if not layer.compressed}
+        self._digest = str(kit.digest)
+        self._store = store
+        self._demand = tree.demand
+        self._is_on = mode != NONE and bool(self._layers)
+        self._log = log
+        self._stopped = threading.Event()
+        self._wake = threading.Event()
+        self._reads: deque[tuple[Node, int, int]] = deque(maxlen=READS)
+        self._files = TensorFiles(tree, self._header)
+        self._file: str | None = None  # the file whose order is followed
+        self._accesses = AccessOrder({digest: layer.size for digest, layer in self._layers.items()})
+        self._before: list[Run] = []
+        self._replay = self._recorded()
+        self._next_replayed: Step | None = None
+        self._done: OrderedDict[Step, None] = OrderedDict()  # the steps that were taken last
+        self._fetched = self._replayed = 0  # bytes; the second number: in the recorded order
+        self._room = 0  # bytes that may be fetched before the room in the store is checked again
+        self._not_before = 0.0
+        self._saved, self._saved_units = time.monotonic(), 0
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Return the object ``prefetch`` of a status."""
+        return prefetch_status(
+            self._file, replays=self._next_replayed is not None, fetched=self._fetched, used=self._accesses.used
+        )
+
+    def start(self) -> None:
+        """Begin to watch what programs read, unless --fill is ``none``."""
+        if self._is_on:
+            self._before = access_order.load(self._store.catalog, self._digest)
+            self._next_replayed = next(self._replay, None)
+            self._demand.watch(self._see)
+            threading.Thread(target=self._run, name="kitfs-prefetch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Begin no further step, and save the order of reads. A running step ends when the store is closed."""
+        self._stopped.set()
+        self._wake.set()
+        if self._is_on:
+            self._save()
+
+    def _see(self, node: Node, offset: int, size: int) -> None:
+        """Take note of a read, on the thread of the reader."""
+        is_new = self._accesses.read(node, offset, size)
+        watched = has_tensors(node.path)
+        if watched:
+            self._reads.append((node, offset, size))
+        if (watched or is_new) and not self._wake.is_set():
+            self._wake.set()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped.is_set():
+                self._wake.clear()
+                while self._reads:
+                    self._files.read(*self._reads.popleft())
+                step, quiet = self._next()
+                if step is None:
+                    self._wake.wait(self._patience)
+                elif self._demand.is_waiting(quiet):
+                    self._stopped.wait(PAUSE)
+                else:
+                    self._take(step)
+                if time.monotonic() - self._saved > SAVE_EVERY:
+                    self._save()
+        except Exception:  # noqa: BLE001 - the mount goes on without fetching ahead
+            if not self._stopped.is_set():
+                self._log.exception("fetching ahead failed (a bug in kitfs)")
+
+    @property
+    def _patience(self) -> float | None:
+        """Seconds after which the thread has something to do if no program reads; None if it has nothing to do."""
+        is_saved = self._accesses.units == self._saved_units
+        return None if is_saved and time.monotonic() > self._not_before else SAVE_EVERY
+
+    def _next(self) -> tuple[Step | None, float]:
+        """Return the step to take now, and how many seconds no program should have waited before it."""
+        if time.monotonic() < self._not_before:
+            return None, 0.0
+        self._file = None
+        for file in self._files.followed():
+            layer = self._layers.get(str(file.layer.digest))
+            if layer is None or not self._lacks(layer):
+                continue
+            self._file = self._file or file.node.path
+            for span in file.spans():
+                for step in _steps(span.digest, span.start, span.stop):
+                    if step not in self._done:
+                        return step, FOLLOWING
+        if self._replayed < EAGER + FACTOR * self._accesses.used:
+            return self._next_replayed, REPLAYING
+        return None, 0.0
+
+    def _recorded(self) -> Iterator[Step]:
+        """Yield the steps in the recorded order."""
+        for run in self._before:
+            layer = self._layers.get(run.digest)
+            if layer is not None:
+                yield from _steps(run.digest, run.first * UNIT, min((run.first + run.units) * UNIT, layer.size))
+
+    def _take(self, step: Step) -> None:
+        """Take a step. When it fails, or the store has no room, none is taken for a while."""
+        try:
+            new = self._fetch(*step)
+        except (KitfsError, OSError) as e:
+            if not self._stopped.is_set():
+                self._log.info("layer %s: nothing is fetched ahead for %d s: %s", step.digest, RETRY, e)
+                self._not_before = time.monotonic() + RETRY
+            return
+        self._done[step] = None
+        while len(self._done) > STEPS:
+            self._done.popitem(last=False)
+        if step == self._next_replayed:
+            self._replayed += new
+            self._next_replayed = next(self._replay, None)
+
+    def _fetch(self, digest: str, at: int, size: int) -> int:
+        """Fetch exactly these bytes of a layer. Returns how many of them were new. Raises StoreFull, KitfsError."""
+        layer = self._layers[digest]
+        if not self._lacks(layer):
+            return 0
+        if self._room <= 0:
+            check_room(self._store, size)
+            self._room = ROOM_EVERY
+        before = layer.fetched()
+        if not layer.content().fetch(at, size, alone=True):
+            raise StoreFull("the store is full")
+        new = max(0, min(layer.fetched() - before, size))
+        self._fetched += new
+        self._room -= new
+        if new:
+            self._accesses.fetched_ahead(digest, at, new)
+        return new
+
+    def _header(self, node: Node, offset: int, size: int) -> bytes:
+        """Fetch and return bytes of the header of a shard that no program has opened yet."""
+        assert node.layer is not None
+        for at, length in spans(node.member, offset, size):
+            self._fetch(str(node.layer.digest), at, length)
+        return node.layer.pread(node.member, offset, size)
+
+    def _lacks(self, layer: Layer) -> bool:
+        """Return whether bytes of a layer are missing, and may be fetched by ranges."""
+        content = layer.content()
+        return layer.failure is None and not content.complete and content.ranged
+
+    def _save(self) -> None:
+        """Save the order of reads, if programs have read more since the last time."""
+        self._saved, units = time.monotonic(), self._accesses.units
+        if units > self._saved_units:
+            self._saved_units = units
+            unseen = [digest for digest, layer in self._layers.items() if layer.state() == "verified"]
+            access_order.save(self._store.catalog, self._digest, self._accesses.merged(self._before, unseen))
+
+
+def _steps(digest: str, start: int, stop: int) -> Iterator[Step]:
+    """Yield the steps that fetch the bytes [start, stop) of a layer."""
+    while start < stop:
+        end = min(stop, (start // STEP + 1) * STEP)
+        yield Step(digest, start, end - start)
+        start = end
+
+
+def prefetch_status(file: str | None, *, replays: bool, fetched: int, used: int) -> dict[str, Any]:
+    """Return the object ``prefetch`` of a status.
+
+    It has the path of the file whose tensors are fetched in order (None if there is none), whether the recorded order
+    is being fetched, how many bytes were fetched ahead, and how many of them programs have read since.
+    """
+    return {"file": file, "replays": replays, "fetched": fetched, "used": used}

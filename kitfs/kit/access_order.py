@@ -1,0 +1,164 @@
+"""The order in which programs read the layers of a mounted kit for the first time, and what of it was fetched ahead.
+
+The order is recorded in units of 256 KiB of a layer's blob, as runs (number of the layer, first unit, units), at most
+``MAX_RUNS`` of them. The catalog of the store keeps it by the digest of the manifest, so that the next mount of the
+same kit can fetch the same bytes in the same order. It is a hint and may be lost:
+
+    {"version": 1, "layers": [digest, …], "runs": [[layer, first unit, units], …]}
+
+Compressed layers are not recorded: their index needs all of their bytes. Threading: any thread; a read of units that
+were touched before takes no lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from kitfs.content import Hints
+from kitfs.kit.node import Node
+from kitfs.layers.read import spans
+
+VERSION: Final = 1
+UNIT: Final = 256 << 10  # bytes
+MAX_RUNS: Final = 4096  # runs of one order: 60 KiB of JSON
+OPEN: Final = 16  # runs to which a unit may be added: one for each program that reads at the same time
+KITS: Final = 256  # kits whose order is kept
+KIND: Final = "order"  # the kind of the hints
+RECENT: Final = ("orders", "recent")  # the hint that lists the digests of these kits, the latest first
+SHORT: Final = 8  # an order with less than one part in SHORT of the units of the one before does not replace it
+
+
+class Run(NamedTuple):
+    """Units of a layer that were touched one after the other."""
+
+    digest: str
+    first: int
+    units: int
+
+
+class AccessOrder:
+    """What was touched of the layers of a kit; ``sizes`` maps their digests to their sizes in bytes."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.used = 0  # bytes that were fetched ahead, and read since
+        self._touched = {digest: bytearray(-(-size // UNIT)) for digest, size in sizes.items()}
+        self._ahead: dict[tuple[str, int], int] = {}  # (layer, unit) → bytes that were fetched ahead
+        self._runs: list[list[Any]] = []  # [digest, first unit, units]
+        self._open: list[list[Any]] = []  # the runs that were extended last, the latest first
+        self._lock = threading.Lock()
+
+    def read(self, node: Node, offset: int, size: int) -> bool:
+        """Take note that a program has read bytes of a file; returns whether it has touched a unit that was not touched
+        before.
+        """
+        touched = None if node.layer is None else self._touched.get(node.layer.digest)
+        if touched is None or node.layer is None:
+            return False
+        is_new = False
+        for at, length in spans(node.member, offset, size):
+            for unit in range(at // UNIT, min((at + length - 1) // UNIT + 1, len(touched))):
+                if not touched[unit]:
+                    self._touch(node.layer.digest, touched, unit)
+                    is_new = True
+        return is_new
+
+    def _touch(self, digest: str, touched: bytearray, unit: int) -> None:
+        with self._lock:
+            if touched[unit]:
+                return
+            touched[unit] = 1
+            self.used += self._ahead.pop((digest, unit), 0)
+            run = next((one for one in self._open if one[0] == digest and one[1] + one[2] == unit), None)
+            if run is not None:
+                self._open.remove(run)
+                run[2] += 1
+            elif len(self._runs) < MAX_RUNS:
+                run = [digest, unit, 1]
+                self._runs.append(run)
+            else:
+                return
+            self._open = [run, *self._open[: OPEN - 1]]
+
+    def fetched_ahead(self, digest: str, at: int, size: int) -> None:
+        """Take note that bytes of a layer were fetched before a program has read them."""
+        with self._lock:
+            stop = at + size
+            while at < stop:
+                unit = at // UNIT
+                end = min(stop, (unit + 1) * UNIT)
+                if not self._touched[digest][unit]:
+                    self._ahead[digest, unit] = self._ahead.get((digest, unit), 0) + end - at
+                at = end
+
+    @property
+    def units(self) -> int:
+        """The number of units that were recorded."""
+        with self._lock:
+            return sum(units for _, _, units in self._runs)
+
+    def merged(self, before: Sequence[Run], unseen: Collection[str]) -> list[Run]:
+        """Return the order to keep, given the one from ``before``.
+
+        The runs of layers that this mount does not show stay, and so do those of ``unseen`` layers, whose reads may not
+        have been noticed, since the kernel may read verified layers itself. If programs have read little of the kit,
+        half of the other runs stay too: a short look at a kit does not erase the order of a whole load, and an order
+        that is not true any more goes.
+        """
+        with self._lock:
+            runs = [Run(*run) for run in self._runs]
+        seen = sum(run.units for run in runs)
+        if not seen:
+            return list(before)
+        missing = [part for run in before for part in self._untouched(run)]
+        half = len(missing) // 2 if seen * SHORT < sum(run.units for run in before) else 0
+        hidden = {run.digest for run in before if run.digest not in self._touched} | set(unseen)
+        kept = missing[:half] + [run for run in missing[half:] if run.digest in hidden]
+        return [*runs, *kept][:MAX_RUNS]
+
+    def _untouched(self, run: Run) -> Iterator[Run]:
+        """Yield the parts of a run that no program has touched."""
+        touched = self._touched.get(run.digest)
+        if touched is None:
+            yield run
+            return
+        first = run.first
+        stop = min(run.first + run.units, len(touched))
+        while first < stop:
+            end = touched.find(1, first, stop)
+            end = stop if end < 0 else end
+            if end > first:
+                yield Run(run.digest, first, end - first)
+            first = touched.find(0, end, stop)
+            if first < 0:
+                return
+
+
+def save(hints: Hints, digest: str, runs: Sequence[Run]) -> None:
+    """Keep the order of a kit by the digest of its manifest. Those of the ``KITS`` kits that were saved last stay."""
+    hints.set((KIND, digest), _to_json(runs))
+    recent = hints.get(RECENT)
+    known = [one for one in recent if isinstance(one, str) and one != digest] if isinstance(recent, list) else []
+    hints.set(RECENT, [digest, *known[: KITS - 1]])
+    for old in known[KITS - 1 :]:
+        hints.delete((KIND, old))
+
+
+def load(hints: Hints, digest: str) -> list[Run]:
+    """Return the order of a kit that was kept; empty if there is none, or what was kept is damaged."""
+    value = hints.get((KIND, digest))
+    try:
+        if value["version"] != VERSION:
+            return []
+        layers = [str(digest) for digest in value["layers"]]
+        runs = [Run(layers[layer], int(first), int(units)) for layer, first, units in value["runs"][:MAX_RUNS]]
+    except (TypeError, KeyError, ValueError, IndexError):
+        return []
+    return [run for run in runs if run.first >= 0 and run.units > 0]
+
+
+def _to_json(runs: Sequence[Run]) -> dict[str, Any]:
+    digests = list(dict.fromkeys(run.digest for run in runs))
+    numbers = {digest: number for number, digest in enumerate(digests)}
+    return {"version": VERSION, "layers": digests, "runs": [[numbers[r.digest], r.first, r.units] for r in runs]}

@@ -1,0 +1,147 @@
+"""The safetensors and GGUF files that programs read in a mounted kit, and what they will read of them next.
+
+The header of a file is looked at once a program has read it, so that it costs nothing. At the end of a file, a reader
+is expected to go on with the next shard that an index of shards names, if the store has the index; the header of that
+shard is fetched then. Threading: one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from kitfs.errors import KitfsError, LayerError, WouldBlock
+from kitfs.formats.header import Read
+from kitfs.formats.shards import is_shard_index, weight_map
+from kitfs.formats.tensors import tensors_of
+from kitfs.kit.node import Node, TreeLayer
+from kitfs.kit.tensor_order import Reader, TensorOrder
+from kitfs.kit.tree import Tree
+from kitfs.layers.read import spans
+
+FILES: Final = 64  # files that are known at a time
+
+
+class BlobSpan(NamedTuple):
+    """The bytes [start, stop) of a layer's blob."""
+
+    digest: str
+    start: int
+    stop: int
+
+
+class TensorFile:
+    """A file that a program reads; ``order`` is None while its header is not known."""
+
+    def __init__(self, node: Node, layer: TreeLayer) -> None:
+        self.node: Final = node
+        self.layer: Final = layer
+        self.order: TensorOrder | None = None
+        self._reads = 0  # how many there were while the header was not known
+        self._next = 1  # the read at which the header is looked for again
+        self._damaged = False
+
+    def read(self, offset: int, size: int) -> None:
+        """Take note of a read. The header is looked for at each power of two of the reads."""
+        if self.order is None:
+            self._reads += 1
+            if self._reads < self._next:
+                return
+            self._next *= 2
+            self.load(partial(self.layer.pread, self.node.member, wait=False))
+        if self.order is not None:
+            self.order.feed(offset, size)
+
+    def load(self, read: Read) -> None:
+        """Read the header, if it is complete and not damaged."""
+        if self.order is None and not self._damaged:
+            try:
+                self.order = TensorOrder(tensors_of(self.node.path, self.node.size, read))
+            except WouldBlock:
+                pass  # a program has not read all of it yet
+            except LayerError:
+                self._damaged = True
+
+    def spans(self) -> Iterator[BlobSpan]:
+        """Yield the bytes of the layer that programs will read next."""
+        if self.order is not None:
+            for start, stop in self.order.ahead():
+                for at, length in spans(self.node.member, start, stop - start):
+                    yield BlobSpan(self.layer.digest, at, at + length)
+
+
+class TensorFiles:
+    """The files of ``tree`` that programs read. ``fetch`` brings bytes of a file into the store and returns them."""
+
+    def __init__(self, tree: Tree, fetch: Callable[[Node, int, int], bytes]) -> None:
+        self._tree = tree
+        self._fetch = fetch
+        self._files: OrderedDict[str, TensorFile] = OrderedDict()  # by path, the one that was read last at the end
+        self._shards: dict[str, str] = {}  # path of a shard → path of the next shard
+        self._looked: dict[str, int] = {}  # path of a file → how far it was read when its index was looked for
+
+    def read(self, node: Node, offset: int, size: int) -> None:
+        """Take note that a program has read bytes of a file whose name says that it has tensors."""
+        if node.layer is not None and not node.layer.compressed:
+            self._file(node, node.layer).read(offset, size)
+
+    def followed(self) -> Iterator[TensorFile]:
+        """Yield the files that programs read in order, the one that was read last first, and then the shards that
+        follow them.
+        """
+        for file in reversed(list(self._files.values())):
+            if file.order is not None and file.order.reader is not None:
+                yield file
+                reader = file.order.beyond()
+                if reader is not None and (shard := self._next_shard(file.node.path, reader)) is not None:
+                    yield shard
+
+    def _file(self, node: Node, layer: TreeLayer) -> TensorFile:
+        """Return what is known of a file; the file that was used least recently is forgotten when there are many."""
+        file = self._files.get(node.path)
+        if file is None:
+            file = self._files[node.path] = TensorFile(node, layer)
+            if len(self._files) > FILES:
+                self._files.popitem(last=False)
+        self._files.move_to_end(node.path)
+        return file
+
+    def _learn_shards(self, path: str) -> None:
+        """Learn the order of shards from the indexes beside a file, as far as the store has them."""
+        at = path.rpartition("/")[0]
+        try:
+            for name, node in self._tree.list(self._tree.resolve(at), wait=False):
+                if is_shard_index(name) and node.layer is not None:
+                    files = weight_map(node.size, partial(node.layer.pread, node.member, wait=False)).values()
+                    shards = sorted({f"{at}/{file}".lstrip("/") for file in files})
+                    self._shards.update(pairwise(shards))
+        except (WouldBlock, KitfsError):
+            pass  # it is looked for again when more of the file was read
+
+    def _next_shard(self, path: str, reader: Reader) -> TensorFile | None:
+        """Return the shard that follows a file, with its header; None if there is none, or it cannot be read."""
+        if path not in self._shards and self._looked.get(path) != reader.read:
+            self._looked[path] = reader.read
+            self._learn_shards(path)
+        following = self._shards.get(path)
+        if following is None:
+            return None
+        file = self._files.get(following)
+        if file is None:
+            try:
+                node = self._tree.resolve(following)
+                if node.kind != "file" or node.layer is None or node.layer.compressed:
+                    raise LayerError(f"{following} cannot be fetched ahead")
+                file = TensorFile(node, node.layer)
+                file.load(partial(self._fetch, node))
+            except KitfsError:
+                del self._shards[path]
+                return None
+            self._files[following] = file
+            self._files.move_to_end(following, last=False)
+        if file.order is not None and file.order.reader is None:
+            file.order.resume(reader)
+        return file
