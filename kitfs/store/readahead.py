@@ -150,19 +150,30 @@ class Readahead:
 
     def advance(self, start: int, stop: int) -> Cursor | None:
         """Return the cursor that a read of [start, stop) moves forward; None if the read moves no cursor."""
-        for cursor in self._cursors:
-            if cursor.is_near(start, stop):
-                return cursor if cursor.move(start, stop) else None
-        return None
+        return self._move(start, stop)[0]
 
     def miss(self, start: int, stop: int) -> Cursor | None:
         """Return the cursor that a miss of [start, stop) continues; if none, remember the miss and return None."""
-        for cursor in self._cursors:
-            if cursor.is_near(start, stop):
-                cursor.move(start, stop)
-                return cursor
+        moved, near = self._move(start, stop)
+        if near is not None:
+            return moved or near
         self._cursors = (Cursor(stop - start, stop, stop, self.link), *self._cursors[: CURSORS - 1])
         return None
+
+    def _move(self, start: int, stop: int) -> tuple[Cursor | None, Cursor | None]:
+        """Move every cursor that a read of [start, stop) continues, since a request may run ahead of any of them.
+
+        Returns a cursor that was moved forward, and a cursor that the read continues. If there are several, it is the
+        one with the latest request.
+        """
+        moved = near = None
+        for cursor in self._cursors:
+            if cursor.is_near(start, stop):
+                if near is None or cursor.end > near.end:
+                    near = cursor
+                if cursor.move(start, stop) and (moved is None or cursor.end > moved.end):
+                    moved = cursor
+        return moved, near
 
     def plan(self, cursor: Cursor, stop: int, size: int) -> int:
         """Return the offset at which the next request of a reader should end.

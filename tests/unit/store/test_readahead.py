@@ -152,3 +152,19 @@ def test_an_announced_reader_may_limit_its_window() -> None:
     assert cursor.window == 4 * MIB
     readahead.link.measured(0.08, 8 * MIB, 8 * MIB / 125e6)
     assert cursor.window == readahead.link.product == 10_000_000
+
+
+def test_a_request_is_not_held_back_when_another_cursor_is_at_the_same_place() -> None:
+    """The reader of a file meets the background filler of its layer. Each may have a request, which follows both."""
+    readahead = Readahead()
+    for start in range(0, LONG, MIB):
+        read(readahead, start, start + MIB)
+    reader = readahead.miss(LONG, LONG + MIB)
+    readahead.announce(0, 8 * MIB)
+    filler = readahead.advance(0, LONG + MIB)
+    assert reader is not None
+    assert filler is not None
+    assert reader is not filler
+    for start in range(LONG + MIB, LONG + 100 * MIB, MIB):
+        readahead.advance(start, start + MIB)
+        assert reader.position == filler.position == start + MIB
