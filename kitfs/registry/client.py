@@ -71,7 +71,8 @@ class RegistryClient:
         name, registry = reference.repository, reference.registry
         mirrors = self.options.mirrors.get(registry, ())
         patience = CONNECT_BUDGET / (len(mirrors) + 1)
-        endpoints = [self._endpoint(url.rstrip("/"), name, patience=patience) for url in mirrors]
+        made = (self._endpoint(url.rstrip("/"), name, patience=patience) for url in mirrors)
+        endpoints = [replace(mirror, restart=patience) for mirror in made]
         url = self.http.url_of(api_host(registry))
         endpoint = self._endpoint(url, name, patience=patience, host=api_host(registry))
         if reference.named_by not in ("", registry):

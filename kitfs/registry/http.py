@@ -33,7 +33,7 @@ from kitfs.registry.http_errors import (
 )
 from kitfs.registry.options import ClientOptions
 from kitfs.registry.proxies import is_loopback
-from kitfs.registry.retry import RETRIES, RetryPolicy, RetryTransport
+from kitfs.registry.retry import RESTART_BUDGET, RETRIES, RetryPolicy, RetryTransport
 from kitfs.registry.tls_probe import speaks_tls
 
 MAX_REDIRECTS: Final = 5
@@ -47,6 +47,7 @@ class Endpoint:
 
     ``base`` is a URL that ends in the repository's name; ``host`` is the name that messages and credential files use.
     ``patience``: seconds in which a refused connection is retried; the endpoints of a repository share one budget.
+    ``restart``: seconds instead, after the endpoint has answered once; mirrors have less, since others can answer.
     ``led_from``: the address scope of the registry whose content names this endpoint, None if the user named it (see
     ``addresses``).
     """
@@ -56,6 +57,7 @@ class Endpoint:
     auth: RegistryAuth | TokenAuth
     patience: float
     led_from: AddressScope | None = None
+    restart: float = RESTART_BUDGET
 
     def scoped(self, scope: str) -> Endpoint:
         """Return the endpoint with tokens for another scope."""
@@ -212,6 +214,7 @@ class HttpClient:
         """Send a request and follow redirects. Raises SpeaksTls and Broken, beside the errors of ``send``."""
         extensions: dict[str, Any] = {
             "connect_budget": endpoint.patience,
+            "restart_budget": endpoint.restart,
             "would_break_again": lambda e: self._probe(home, e),
         }
         extensions |= {} if repeat else {"repeat": False}

@@ -26,9 +26,9 @@ ATTEMPTS: Final = 5
 MAX_BACKOFF: Final = 3.0  # seconds of one pause, unless a Retry-After asks for more
 MAX_PAUSE: Final = 30.0  # seconds that a Retry-After may ask for
 MAX_WAIT: Final = 60.0  # seconds of all attempts and pauses for one request; its read timeout may be a lower limit
-CONNECT_BUDGET: Final = (
-    2.5  # seconds in which a refused connection is retried; "connect_budget" of a request may be less
-)
+CONNECT_BUDGET: Final = 2.5  # seconds in which refused connections are retried to a host that never answered
+RESTART_BUDGET: Final = 10.0  # seconds for a host that has answered before: it may be restarting
+REFUSED_PAUSE: Final = 1.0  # seconds between two refused connections, at most: an attempt costs next to nothing
 MAX_DATE: Final = 64  # characters of a Retry-After that are read; an HTTP date has 29
 RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -55,7 +55,10 @@ RETRIES: Final = RetryPolicy()
 
 
 class Breaker:
-    """The circuit breaker of one host, which counts the failures of its requests."""
+    """The circuit breaker of one host, which counts the failures of its requests.
+
+    It also knows since when a host that has answered before refuses connections.
+    """
 
     def __init__(self, clock: Callable[[], float], policy: RetryPolicy = RETRIES) -> None:
         self._clock = clock
@@ -63,6 +66,23 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._until = 0.0
+        self._answered = False
+        self._refused_since: float | None = None
+
+    def answered(self) -> None:
+        """Record a response, whatever its status is."""
+        with self._lock:
+            self._answered, self._refused_since = True, None
+
+    def refused(self) -> float | None:
+        """Record a refused connection. Return the time of the first one since the host answered, None if it never did.
+
+        All requests of an outage share this time, so that only the first of many readers waits for a restart.
+        """
+        with self._lock:
+            if self._answered and self._refused_since is None:
+                self._refused_since = self._clock()
+            return self._refused_since
 
     def allows(self) -> bool:
         """Return whether a request may be sent now."""
@@ -85,9 +105,10 @@ class Breaker:
 class RetryTransport(httpx.BaseTransport):
     """Sends requests over ``inner``, retries those whose body is bytes or empty, and counts requests and bytes.
 
-    Extension "repeat" of a request: False if it must not be retried once a connection exists; refused connections are
-    retried all the same. Extension "would_break_again": a function that gets the error of a broken connection, and
-    returns whether another attempt would fail in the same way.
+    Extensions of a request: "repeat" is False if it must not be retried once a connection exists; refused connections
+    are retried all the same. "connect_budget" and "restart_budget" are seconds for retries of refused connections,
+    instead of ``CONNECT_BUDGET`` and ``RESTART_BUDGET``. "would_break_again" is a function that gets the error of a
+    broken connection, and returns whether another attempt would fail in the same way.
     """
 
     def __init__(
@@ -115,17 +136,19 @@ class RetryTransport(httpx.BaseTransport):
         began = self._clock()
         once = not request.extensions.get("repeat", isinstance(request.stream, httpx.ByteStream))
         patience = min(MAX_WAIT, request.extensions.get("timeout", {}).get("read") or MAX_WAIT)
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = refusals = 0
+        while True:
             self._counters.add("requests")
             try:
                 response = self._inner.handle_request(request)
             except (httpx.ConnectError, httpx.ConnectTimeout) as e:
-                pause = self._policy.pause_after(attempt)
-                budget = request.extensions.get("connect_budget", CONNECT_BUDGET)
-                if attempt == ATTEMPTS or self._clock() - began + pause > budget or is_permanent(e):
+                refusals += 1
+                pause = min(REFUSED_PAUSE, self._policy.pause_after(refusals))
+                if is_permanent(e) or self._clock() + pause > self._connect_deadline(request, breaker, began):
                     breaker.record(ok=False)
                     raise
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as e:
+                attempt += 1
                 if once or ("would_break_again" in request.extensions and request.extensions["would_break_again"](e)):
                     raise
                 pause = self._policy.pause_after(attempt)
@@ -136,6 +159,8 @@ class RetryTransport(httpx.BaseTransport):
                 breaker.record(ok=False)
                 raise
             else:
+                attempt += 1
+                breaker.answered()
                 counted = CountedBody(response.stream, self._counters)
                 response.stream = counted
                 response.extensions["count_received"] = counted.count
@@ -152,7 +177,14 @@ class RetryTransport(httpx.BaseTransport):
                 response.close()
             self._counters.add("retries")
             self._sleep(pause)
-        raise AssertionError("unreachable")
+
+    def _connect_deadline(self, request: httpx.Request, breaker: Breaker, began: float) -> float:
+        """Return the time until which refused connections are retried."""
+        deadline = began + float(request.extensions.get("connect_budget", CONNECT_BUDGET))
+        since = breaker.refused()
+        if since is None:
+            return deadline
+        return max(deadline, since + float(request.extensions.get("restart_budget", RESTART_BUDGET)))
 
     def _breaker(self, url: httpx.URL) -> Breaker:
         with self._lock:

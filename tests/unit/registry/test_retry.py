@@ -196,6 +196,44 @@ def test_many_mirrors_share_the_patience() -> None:
     assert script.now - 1000 <= 0.4
 
 
+def test_a_host_that_answered_before_may_take_longer_to_restart() -> None:
+    """Connections that a registry refuses during its restart are retried for several seconds."""
+    script = Script([200])
+    ask = script.run()
+    assert ask() == 200
+    script.steps = [httpx.ConnectError("[Errno 111] Connection refused")] * 9 + [200]
+    assert ask() == 200
+    assert 4 < script.now - 1000 <= 10
+    assert max(script.slept) <= 1
+
+
+def test_one_request_waits_for_a_restart_and_later_ones_do_not() -> None:
+    """The time for a restart begins with the first refused connection, and a later response renews it."""
+    script = Script([200])
+    ask = script.run()
+    refused = httpx.ConnectError("[Errno 111] Connection refused")
+    for _ in range(2):
+        script.steps = [200]
+        assert ask() == 200
+        script.steps = [refused]
+        for longest in (10, 2.5, 2.5):
+            began = script.now
+            with pytest.raises(httpx.ConnectError):
+                ask()
+            assert longest / 2 < script.now - began <= longest
+
+
+def test_a_mirror_is_not_waited_for() -> None:
+    """A request to a mirror that answered before has a smaller budget, since another endpoint can answer."""
+    script = Script([200])
+    ask = script.run()
+    assert ask() == 200
+    script.steps = [httpx.ConnectError("[Errno 111] Connection refused")]
+    with pytest.raises(httpx.ConnectError):
+        ask(connect_budget=0.4, restart_budget=0.4)
+    assert script.now - 1000 <= 0.4
+
+
 @pytest.mark.parametrize(
     "cause", [ssl.SSLCertVerificationError(), socket.gaierror(socket.EAI_NONAME, "Name or service not known")]
 )
