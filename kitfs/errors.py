@@ -209,9 +209,9 @@ WhenReady = Callable[[Callable[[KitfsError | None], None]], bool]
 class WouldBlock(Exception):
     """The result needs the network or a decoder, but the caller passed ``wait=False``.
 
-    ``when_ready`` is given if a running fetch is about to bring the bytes. It registers a function, which is called
-    once, from any thread, when the caller should try again; its argument is the error of a fetch that failed.
-    ``when_ready`` returns False, and registers nothing, if that fetch has ended meanwhile.
+    ``when_ready`` is given if a running fetch is about to fetch the bytes. It registers a function that is called once,
+    on any thread, when the caller should try again. The argument of that function is the error of the fetch, or None.
+    If the fetch has ended meanwhile, ``when_ready`` registers nothing and returns False.
     """
 
     def __init__(self, when_ready: WhenReady | None = None) -> None:

@@ -1,1 +1,1 @@
-"""The file system, and the two transports that speak for it."""
+"""Serve the file system of a kit by FUSE, with two transports: the kernel's /dev/fuse, or libfuse."""

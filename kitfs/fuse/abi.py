@@ -1,10 +1,10 @@
 """Encode and decode the messages of /dev/fuse, protocol version 7.x.
 
-There is no I/O here. Every layout is a struct of <linux/fuse.h>, which is named beside it; fields are in native byte
+This module does no I/O. Every layout is a struct of <linux/fuse.h>, which is named beside it. Fields are in native byte
 order, because both ends are on one machine.
 
-Negotiation (``negotiate``): the kernel offers a version and flags in INIT. The reply has the older of both versions,
-and the flags of ``WANTED`` that were offered; nothing else may be used afterwards. Threading: pure functions.
+In INIT, the kernel offers a version and flags. The reply (``negotiate``) has the older of the two versions, and those
+of the flags that are in ``WANTED``; nothing else may be used after that.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from kitfs.kit.inode import Inode
 
 MAJOR: Final = 7
-MINOR: Final = 40  # the newest minor whose structs are below
-OLDEST_MINOR: Final = 23  # Linux 3.15: init_out has its present size since then
-CACHE_DIR_MINOR: Final = 28  # since which FOPEN_CACHE_DIR has an effect
+MINOR: Final = 40  # the newest minor version whose structs are defined here
+OLDEST_MINOR: Final = 23  # the minor version of Linux 3.15, in which init_out got its present size
+CACHE_DIR_MINOR: Final = 28  # the first minor version in which FOPEN_CACHE_DIR has an effect
 ROOT_ID: Final = 1
-INT_REQ_BIT: Final = 1  # set in the unique of an INTERRUPT's own header, never in a request's
+INT_REQ_BIT: Final = 1  # set in ``unique`` in the header of an INTERRUPT itself, never in that of another request
 
-MAX_PAGES: Final = 256  # 1 MiB reads with 4 KiB pages; the kernel's own ceiling unless its sysctl was raised
-# Background requests (read-ahead) that the kernel sends before replies. With the default of 12, a dozen reads of a
-# registry that hangs would delay every cached read; the blocking pool has 64 threads, so this must be more than that.
+MAX_PAGES: Final = 256  # 1 MiB with pages of 4 KiB; the kernel's own limit, unless its sysctl was raised
+# Background requests (read-ahead) that the kernel sends without waiting for replies. With the default of 12, a dozen
+# reads from a registry that hangs would delay every cached read. It must exceed the 64 threads of the blocking pool.
 MAX_BACKGROUND: Final = 512
 CONGESTION: Final = 384
-# The mount is read-only, so this is the smallest max_write that the kernel takes. It refuses (EINVAL) read buffers that
-# are smaller than max_write and the headers.
+# The smallest max_write that the kernel accepts, because the mount is read-only. The kernel refuses (EINVAL) read
+# buffers that are smaller than max_write and the headers together.
 MAX_WRITE: Final = max(4096, os.sysconf("SC_PAGE_SIZE"))
-READ_BUFFER: Final = MAX_WRITE + 4096  # >= FUSE_MIN_READ_BUFFER (8192), and room for the headers
-STACK_DEPTH: Final = 1  # of passthrough: backing files lie on a file system that is not stacked itself
-FOREVER: Final = 365 * 86400  # seconds that names and attributes are valid: content never changes
+READ_BUFFER: Final = MAX_WRITE + 4096  # at least FUSE_MIN_READ_BUFFER (8192), with room for the headers
+STACK_DEPTH: Final = 1  # for passthrough: backing files are on a file system that is not stacked itself
+FOREVER: Final = 365 * 86400  # seconds for which names and attributes are valid, because content never changes
 
 
 class Op(IntEnum):
-    """enum fuse_opcode."""
+    """The operations of a request (enum fuse_opcode)."""
 
     LOOKUP = 1
     FORGET = 2
@@ -98,7 +98,7 @@ _OPERATIONS: Final = {int(op): op.name.lower() for op in Op}
 
 
 class InitFlag(IntFlag):
-    """The FUSE_* flags of INIT that kitfs knows."""
+    """The FUSE_* flags of INIT that kitfs uses."""
 
     ASYNC_READ = 1 << 0
     DO_READDIRPLUS = 1 << 13
@@ -106,7 +106,7 @@ class InitFlag(IntFlag):
     PARALLEL_DIROPS = 1 << 18
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
-    INIT_EXT = 1 << 30  # the flags have another 32 bits
+    INIT_EXT = 1 << 30  # 32 more flags follow
     PASSTHROUGH = 1 << 37
 
 
@@ -133,23 +133,24 @@ _IN_HEADER: Final = struct.Struct(
 IN_HEADER_SIZE: Final = _IN_HEADER.size
 _INIT_IN: Final = struct.Struct(
     "=IIII"
-)  # fuse_init_in: major minor max_readahead flags (flags2 and more follow in newer ones)
+)  # fuse_init_in: major minor max_readahead flags (flags2 and more follow in newer versions)
 _READ_IN: Final = struct.Struct(
     "=QQI"
 )  # fuse_read_in, and READDIR's: fh offset size (then read_flags lock_owner flags padding)
-_FH: Final = struct.Struct("=Q")  # fuse_release_in begins so
-_U32: Final = struct.Struct("=I")  # fuse_open_in and fuse_getxattr_in begin so
+_FH: Final = struct.Struct("=Q")  # the beginning of fuse_release_in
+_U32: Final = struct.Struct("=I")  # the beginning of fuse_open_in and fuse_getxattr_in
 _GETXATTR_IN_SIZE: Final = 8
 _U64: Final = struct.Struct("=Q")  # fuse_interrupt_in
 
 
 class BadRequestError(ValueError):
-    """The bytes are not a request of this protocol."""
+    """Bytes are not a request of this protocol."""
 
 
 class Request(NamedTuple):
-    """One request: the fields of its fuse_in_header, and the bytes behind it. ``pid`` is the requesting thread's id, 0
-    when it is in another pid namespace.
+    """A request: the fields of its fuse_in_header, and the bytes that follow the header.
+
+    ``pid`` is the id of the requesting thread, or 0 if the thread is in another pid namespace.
     """
 
     opcode: int
@@ -160,7 +161,7 @@ class Request(NamedTuple):
 
     @property
     def operation(self) -> str:
-        """The opcode's name in lower case; ``op NN`` when it is unknown."""
+        """Return the name of the opcode in lower case; ``op NN`` if the opcode is unknown."""
         return _OPERATIONS.get(self.opcode) or f"op {self.opcode}"
 
     def name(self) -> bytes:
@@ -168,7 +169,7 @@ class Request(NamedTuple):
         return _terminated(self.body)
 
     def init(self) -> Init:
-        """Decode the body of INIT; ``flags`` include the upper 32 bits of newer kernels. Raises BadRequestError."""
+        """Decode the body of INIT. Its ``flags`` include the upper 32 bits of newer kernels. Raises BadRequestError."""
         major, minor, max_readahead, flags = _unpacked(_INIT_IN, self.body)
         if flags & InitFlag.INIT_EXT and len(self.body) >= _INIT_IN.size + _U32.size:
             flags |= _unpacked(_U32, self.body[_INIT_IN.size :])[0] << 32
@@ -190,13 +191,13 @@ class Request(NamedTuple):
         return fh
 
     def xattr(self) -> tuple[int, bytes]:
-        """Decode (size of the caller's buffer, name) of GETXATTR; LISTXATTR has no name. Raises BadRequestError."""
+        """Decode (size of the buffer, name) of GETXATTR, or of LISTXATTR without a name. Raises BadRequestError."""
         size: int = _unpacked(_U32, self.body)[0]
         rest = self.body[_GETXATTR_IN_SIZE:]
         return size, _terminated(rest) if rest else b""
 
     def interrupted(self) -> int:
-        """Decode the unique of the request that an INTERRUPT is about. Raises BadRequestError."""
+        """Decode ``unique`` of the request that an INTERRUPT refers to. Raises BadRequestError."""
         unique: int = _unpacked(_U64, self.body)[0]
         return unique
 
@@ -211,12 +212,12 @@ class Init(NamedTuple):
 
 
 def request(data: bytes) -> Request:
-    """Decode one message of the kernel. Raises BadRequestError when it has another length than its header says."""
+    """Decode a message of the kernel. Raises BadRequestError if its length differs from the length in its header."""
     if len(data) < IN_HEADER_SIZE:
         raise BadRequestError(f"{len(data)} bytes are not a FUSE request")
     length, opcode, unique, nodeid, _, _, pid, extensions, _ = _IN_HEADER.unpack_from(data)
     if length != len(data):
-        raise BadRequestError(f"a FUSE request of {length} bytes came as {len(data)}")
+        raise BadRequestError(f"a FUSE request has {len(data)} bytes, but its header declares {length}")
     return Request(opcode, unique, nodeid, pid, data[IN_HEADER_SIZE : length - 8 * extensions])
 
 
@@ -224,13 +225,13 @@ def _unpacked(layout: struct.Struct, body: bytes) -> tuple[int, ...]:
     try:
         return layout.unpack_from(body)
     except struct.error:
-        raise BadRequestError(f"a FUSE request's body has {len(body)} bytes, not {layout.size}")
+        raise BadRequestError(f"the body of a FUSE request has {len(body)} bytes, not {layout.size}")
 
 
 def _terminated(data: bytes) -> bytes:
     end = data.find(b"\0")
     if end < 0:
-        raise BadRequestError("a FUSE request's name does not end")
+        raise BadRequestError("the name in a FUSE request has no end")
     return data[:end]
 
 
@@ -240,28 +241,28 @@ _OUT_HEADER: Final = struct.Struct("=IiQ")  # fuse_out_header: len error unique
 OUT_HEADER_SIZE: Final = _OUT_HEADER.size
 _INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")  # fuse_init_out
 _ATTR: Final = struct.Struct("=QQQQQQIIIIIIIIII")  # fuse_attr
-_ENTRY_HEAD: Final = struct.Struct("=QQQQII")  # fuse_entry_out up to its attr
-_ATTR_HEAD: Final = struct.Struct("=QII")  # fuse_attr_out up to its attr
+_ENTRY_HEAD: Final = struct.Struct("=QQQQII")  # fuse_entry_out before its attr
+_ATTR_HEAD: Final = struct.Struct("=QII")  # fuse_attr_out before its attr
 _OPEN_OUT: Final = struct.Struct("=QIi")  # fuse_open_out: fh open_flags backing_id
 _STATFS_OUT: Final = struct.Struct("=QQQQQIIII24x")  # fuse_kstatfs
 _INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # fuse_notify_inval_inode_out: ino off len (0: to the end)
-_NOTIFY_INVAL_INODE: Final = 2  # of enum fuse_notify_code
+_NOTIFY_INVAL_INODE: Final = 2  # FUSE_NOTIFY_INVAL_INODE in enum fuse_notify_code
 _GETXATTR_OUT: Final = struct.Struct("=II")  # fuse_getxattr_out
-_DIRENT: Final = struct.Struct("=QQII")  # fuse_dirent up to its name: ino off namelen type
+_DIRENT: Final = struct.Struct("=QQII")  # fuse_dirent before its name: ino off namelen type
 _U32_MAX: Final = (1 << 32) - 1
-_BLOCK: Final = 512  # unit of st_blocks
-_BLKSIZE: Final = 128 << 10  # st_blksize, what cp and tar read at once; the kernel takes powers of two
+_BLOCK: Final = 512  # bytes, the unit of st_blocks
+_BLKSIZE: Final = 128 << 10  # st_blksize, which cp and tar use as their buffer size; it must be a power of two
 
 
 class Place(NamedTuple):
-    """The node id under which the kernel knows an inode, and for how many seconds a name leads there."""
+    """The node id that the kernel uses for an inode, and for how many seconds a name refers to this node id."""
 
     nodeid: int
     seconds: int = FOREVER
 
 
 class Negotiated(NamedTuple):
-    """What a connection may use: the older of both minors, and the flags that both know."""
+    """The result of INIT: the older of the two minor versions, and the flags that both sides support."""
 
     minor: int
     flags: InitFlag
@@ -269,7 +270,10 @@ class Negotiated(NamedTuple):
 
 
 def negotiate(init: Init, *, passthrough: bool = False) -> Negotiated:
-    """Choose what both sides may use, after an INIT of this major version; with ``passthrough``, that too."""
+    """Choose the version and the flags of a connection, after an INIT of this major version.
+
+    ``passthrough`` includes the flag for passthrough.
+    """
     wanted = WANTED
     if passthrough and init.flags & InitFlag.PASSTHROUGH:
         wanted |= InitFlag.INIT_EXT | InitFlag.PASSTHROUGH
@@ -287,18 +291,20 @@ def init_out(agreed: Negotiated) -> bytes:
 
 
 def version_out() -> bytes:
-    """Return the answer to an INIT of a newer major version: our version, with which the kernel asks again."""
+    """Return the reply to an INIT of a newer major version: our version, with which the kernel sends INIT again."""
     return _INIT_OUT.pack(MAJOR, MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def out_header(unique: int, *, length: int = 0, error: int = 0) -> bytes:
-    """Encode the fuse_out_header of ``length`` bytes, or of a positive errno, after which nothing follows."""
+    """Encode the fuse_out_header of a reply of ``length`` bytes, or of a positive errno without further bytes."""
     return _OUT_HEADER.pack(OUT_HEADER_SIZE + length, -error, unique)
 
 
 def inval_inode(nodeid: int) -> bytes:
-    """Return the notification FUSE_NOTIFY_INVAL_INODE about all of a file: a fuse_out_header whose ``unique`` is 0 and
-    whose ``error`` is the notification's code, and fuse_notify_inval_inode_out.
+    """Return the notification FUSE_NOTIFY_INVAL_INODE for a whole file.
+
+    It consists of a fuse_out_header, in which ``unique`` is 0 and ``error`` is the code of the notification, and of
+    fuse_notify_inval_inode_out.
     """
     size = OUT_HEADER_SIZE + _INVAL_INODE_OUT.size
     return _OUT_HEADER.pack(size, _NOTIFY_INVAL_INODE, 0) + _INVAL_INODE_OUT.pack(nodeid, 0, 0)
@@ -323,7 +329,7 @@ def entry_out(place: Place, attr: Attr) -> bytes:
 
 
 def no_entry_out() -> bytes:
-    """Encode the fuse_entry_out of a name that does not exist, and will not for ``FOREVER``."""
+    """Encode the fuse_entry_out of a name that does not exist, which is valid for ``FOREVER``."""
     return _ENTRY_HEAD.pack(0, 0, FOREVER, 0, 0, 0) + bytes(_ATTR.size)
 
 
@@ -347,14 +353,14 @@ def xattr_size_out(size: int) -> bytes:
 def dirents(entries: Iterable[DirEntry], size: int, *, place: Callable[[Inode], Place] | None) -> bytes:
     """Encode as many fuse_dirent as fit into ``size`` bytes; with ``place``, fuse_direntplus.
 
-    In a direntplus each entry but "." and ".." counts as a lookup, whose node id ``place`` gives; those two must carry
-    node id 0.
+    In a direntplus, each entry except "." and ".." counts as a lookup, and ``place`` returns its node id. The node id
+    of "." and ".." must be 0.
     """
     parts: list[bytes] = []
     left = size
     for entry in entries:
         name = entry.name
-        kind = entry.attr.mode >> 12 & 15  # DT_* is the type's nibble of the mode
+        kind = entry.attr.mode >> 12 & 15  # DT_* is the file type in the upper bits of the mode
         raw = _DIRENT.pack(entry.attr.ino, entry.offset, len(name), kind) + name
         raw += bytes(-len(raw) % 8)
         if place is not None:

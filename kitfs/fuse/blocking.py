@@ -1,14 +1,15 @@
-"""Answer requests that wait for the network or for a decoder, on a pool of threads, unless their task is killed.
+"""Answer requests that wait for the network or for a decoder on a pool of threads, unless their task is killed.
 
-A waiting request must not fail because of a signal: EINTR in a page fault is SIGBUS, and Go programs and profilers get
-signals all the time. So after an INTERRUPT the pool only looks at the task that sent the request. If that task is dying
-(SIGKILL is pending, which is also how the kernel marks the threads of a process that any other signal ends), the
-request gets EINTR at once, and its late answer is dropped. The kernel sends one INTERRUPT for a request, whatever
-signals follow, so the task of an interrupted request is looked at every ``WATCH`` seconds until the request ends.
+A waiting request must not fail because of a signal: EINTR in a page fault would be SIGBUS, and Go programs and
+profilers get signals all the time. So after an INTERRUPT, the pool only checks whether the task that sent the request
+is dying: SIGKILL is pending, by which the kernel also ends the threads of a process that another signal ends. If it is,
+the request is answered with EINTR at once, and its later result is dropped. The kernel sends only one INTERRUPT for a
+request, even if more signals follow, so the task of an interrupted request is checked every ``WATCH`` seconds until the
+request ends.
 
-Threading: any thread may call. One lock guards the table. A request leaves the table before its reply is written, so
-that it is answered once, and ``close`` waits for replies that are being written. A thread is started when a request
-finds no idle thread. Threads are daemons, because a read may never end.
+Threading: any thread may call every method. One lock guards the table of requests. A request is removed from the table
+before its reply is written, so that it is answered only once. ``close`` waits for replies that are being written. A
+thread is started if a request finds no idle thread. The threads are daemons, because a read may never end.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from dataclasses import dataclass
 from typing import Final
 
 THREADS: Final = 64
-WATCH: Final = 0.1  # seconds between two looks at the task of an interrupted request
-_EARLY: Final = 4096  # INTERRUPTs that are remembered because they came before their request was submitted
+WATCH: Final = 0.1  # seconds between two checks of the task of an interrupted request
+_EARLY: Final = 4096  # remembered INTERRUPTs that arrived before their request was submitted
 _SIGKILL_BIT: Final = 1 << 8
 
-Reply = tuple[int, bytes | memoryview]  # positive errno (0: none), payload
+Reply = tuple[int, bytes | memoryview]  # (positive errno or 0, payload)
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One request in the pool. ``pid`` is the id of the requesting thread; ``reply`` writes the answer to the
-    descriptor that the request came from.
+    """A request in the pool.
+
+    ``pid`` is the id of the requesting thread. ``reply`` writes the reply to the descriptor of the request.
     """
 
     unique: int
@@ -41,8 +43,9 @@ class Waiting:
 
 
 def dying(pid: int) -> bool:
-    """Return whether a thread is being killed or has ended; False when that cannot be known (pid 0: the thread is in
-    another pid namespace).
+    """Return whether a thread is being killed or has ended.
+
+    Returns False if that is unknown, because the thread is in another pid namespace (``pid`` is 0).
     """
     if pid <= 0:
         return False
@@ -63,7 +66,7 @@ def dying(pid: int) -> bool:
 
 
 class BlockingPool:
-    """Answers requests that may block, on at most ``threads`` threads; a killed request is answered with ``eintr``."""
+    """A pool of at most ``threads`` threads that answers requests. ``eintr`` is the reply for a killed task."""
 
     def __init__(self, *, eintr: Reply, threads: int = THREADS, is_dying: Callable[[int], bool] = dying) -> None:
         self._limit = threads
@@ -86,14 +89,12 @@ class BlockingPool:
         return f"<BlockingPool {len(self._waiting)} waiting, {self._threads} threads>"
 
     def submit(self, request: Waiting) -> None:
-        """Have a thread answer a request; does nothing after ``close``."""
+        """Let a thread answer a request. Does nothing after ``close``."""
         self.park(request)
         self.resume(request)
 
     def park(self, request: Waiting) -> None:
-        """Take a request that is answered by ``finish``, or by a thread after ``resume``; does nothing after
-        ``close``.
-        """
+        """Add a request that ``finish`` will answer, or a thread after ``resume``. Does nothing after ``close``."""
         with self._lock:
             if self._closed:
                 return
@@ -116,7 +117,7 @@ class BlockingPool:
                 self._work.notify()
 
     def interrupt(self, unique: int) -> None:
-        """Take an INTERRUPT of a request, which may not be submitted yet, or be answered already."""
+        """Handle an INTERRUPT for a request, which may not be submitted yet, or may be answered already."""
         with self._lock:
             request = self._waiting.get(unique)
             if request is None:
@@ -135,7 +136,7 @@ class BlockingPool:
             self._interruption.notify()
 
     def close(self) -> None:
-        """Drop all requests, and end the idle threads. Returns when no reply is being written any more."""
+        """Drop all requests, end the idle threads, and wait until no reply is being written any more."""
         with self._lock:
             self._closed = True
             self._waiting.clear()
@@ -150,7 +151,7 @@ class BlockingPool:
             watcher.join()
 
     def finish(self, request: Waiting, reply: Reply) -> None:
-        """Write the reply of a request, unless it has one already."""
+        """Write the reply to a request, unless the request is answered already."""
         with self._lock:
             if self._waiting.get(request.unique) is not request:
                 return

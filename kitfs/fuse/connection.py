@@ -1,10 +1,9 @@
-"""Serve a file system over one connection of /dev/fuse: read requests, decode them, call the file system, count, encode
-and write replies. ``kernel`` makes the mount and the descriptors.
+"""Serve a file system over a connection of /dev/fuse: read requests, call the file system, and write replies.
 
-Threading: one worker per descriptor. Descriptors are cloned if possible, so that workers do not wait for one lock.
-Workers never block: they call the file system with ``wait=False``, and a request that would block goes to the blocking
-pool. So a getattr or a cached read never waits for the network. A reply is written to the descriptor that its request
-came from, where the kernel expects it.
+``kernel`` makes the mount and the descriptors. Threading: each descriptor has a worker. Descriptors are cloned if
+possible, so that workers do not wait for the same lock. Workers never block: they call the file system with
+``wait=False``, and pass a request that would block to the blocking pool. So a getattr or a cached read never waits for
+the network. A reply is written to the descriptor of its request, where the kernel expects it.
 """
 
 from __future__ import annotations
@@ -32,17 +31,20 @@ from kitfs.metrics import Counters
 if TYPE_CHECKING:
     from kitfs.fuse.filesystem import FileSystem
 
-_TALLY: Final = 64  # requests that a worker counts by itself before it takes the counters' lock
+_TALLY: Final = 64  # requests that a worker counts before it takes the lock of the counters
 _WRITES: Final = frozenset({
     Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.LINK, Op.WRITE,
     Op.SETXATTR, Op.REMOVEXATTR, Op.CREATE, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.TMPFILE,
 })  # fmt: skip
-# Requests without a reply. NOTIFY_REPLY answers notifications of a kind that kitfs does not send.
+# Requests without a reply. NOTIFY_REPLY is the answer to notifications that kitfs does not send.
 _SILENT: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.NOTIFY_REPLY})
 
 
 class Connection:
-    """One connection to the kernel, from INIT to its end. The caller closes ``fds``; INIT comes from the first one."""
+    """A connection to the kernel, from INIT to its end.
+
+    INIT is read from the first descriptor in ``fds``. The caller closes the descriptors.
+    """
 
     def __init__(
         self,
@@ -82,9 +84,9 @@ class Connection:
         }
 
     def run(self, ready: Callable[[], None]) -> None:
-        """Serve requests until the mount has ended; ``ready`` is called when INIT is answered.
+        """Serve requests until the mount has ended. ``ready`` is called after the reply to INIT.
 
-        Raises MountError when the kernel's protocol is too old.
+        Raises MountError if the kernel's protocol is too old.
         """
         if not self._handshake():
             return
@@ -105,17 +107,17 @@ class Connection:
 
     @property
     def native_files(self) -> int:
-        """How many files are open that the kernel reads from the store by itself."""
+        """Return how many open files the kernel reads directly from the store (FUSE passthrough)."""
         return len(self._native)
 
     def invalidate(self, inodes: Collection[Inode]) -> None:
-        """Have the kernel drop the pages of files, mapped ones too. Returns at once, from any thread."""
+        """Ask the kernel to drop the cached pages of files, even if they are mapped. Returns at once, on any thread."""
         self._invalidation.submit(inodes)
 
     # -- messages
 
     def _handshake(self) -> bool:
-        """Answer INIT. Returns False when the mount ended before INIT came."""
+        """Answer INIT. Returns False if the mount ended before INIT arrived."""
         fd = self._fds[0]
         while data := self._receive(fd):
             request = abi.request(data)
@@ -142,7 +144,7 @@ class Connection:
         return False
 
     def _receive(self, fd: int) -> bytes:
-        """Read the next request; empty when the connection has ended."""
+        """Read the next request; return b"" if the connection has ended."""
         while True:
             try:
                 return os.read(fd, abi.READ_BUFFER)
@@ -162,7 +164,7 @@ class Connection:
                 os.write(fd, abi.out_header(unique, error=number))
         except OSError as e:
             if e.errno in (errno.ENOENT, errno.ENODEV, errno.EPIPE, errno.ECONNRESET):
-                return  # interrupted, aborted or unmounted: no task waits for the reply
+                return  # the request was interrupted, or the mount has ended: no task waits for the reply
             self._log.error("cannot write a reply of %d bytes to /dev/fuse: %s", len(payload), e)
             self._counters.add("bugs")
             if payload:
@@ -187,7 +189,7 @@ class Connection:
         tally.clear()
 
     def _take(self, fd: int, request: Request) -> None:
-        """Answer a request now, or submit it to the blocking pool."""
+        """Answer a request at once, or pass it to the blocking pool."""
         if request.opcode == Op.INTERRUPT:
             self._blocking.interrupt(request.interrupted())
         elif request.opcode not in _SILENT:
@@ -202,14 +204,12 @@ class Connection:
                 self._reply(fd, request.unique, reply)
 
     def _park(self, request: Request, waiting: Waiting, block: WouldBlock) -> None:
-        """Have a request answered by the fetch that brings its bytes, if there is one, else by the blocking pool."""
+        """Let the fetch of a request's bytes answer the request when they arrive, or else the blocking pool."""
         if block.when_ready is None or not block.when_ready(partial(self._ready, request, waiting)):
             self._blocking.resume(waiting)
 
     def _ready(self, request: Request, waiting: Waiting, error: KitfsError | None) -> None:
-        """Answer a request whose bytes have come, on the thread that fetched them; it would cost a switch of threads
-        to have another one do it.
-        """
+        """Answer a request whose bytes have arrived, on the thread that fetched them, to save a switch of threads."""
         try:
             if error is not None:
                 reply: Reply = self._failures.errno_of(request.operation, error), b""
@@ -221,7 +221,7 @@ class Connection:
             self._blocking.finish(waiting, reply)
 
     def _answer(self, request: Request, wait: bool) -> Reply:
-        """Run the operation of a request, and turn its failure into an errno. Raises WouldBlock, unless it may wait."""
+        """Run the operation of a request, and turn an error into an errno. Raises WouldBlock if ``wait`` is False."""
         operation = self._operations.get(request.opcode)
         if operation is None:
             if request.opcode == Op.IOCTL:
@@ -299,7 +299,7 @@ class Connection:
 
 
 def _sized(value: bytes, size: int) -> bytes:
-    """Encode a value for a buffer of ``size`` bytes; a buffer of 0 gets the size of the value."""
+    """Encode an attribute for a buffer of ``size`` bytes. For a size of 0, encode the size of the value instead."""
     if size == 0:
         return abi.xattr_size_out(len(value))
     if len(value) > size:

@@ -1,11 +1,11 @@
-"""Turn the exceptions of a file system into errnos, log lines and counts. Both transports follow this one rule.
+"""Turn the exceptions of a file system into errnos, log lines and counts, for both transports.
 
     OSError            its own errno
     KitfsError         its ``errno``, but EIO for every failed read
-    anything else      EIO; it is a bug, which is logged with its traceback and counted in ``bugs``
+    anything else      EIO; the exception is a bug, which is logged with its traceback and counted in ``bugs``
 
-Each EIO is counted in ``errors`` and logged with its cause. A cause that repeats is logged once in ``QUIET`` seconds;
-the next line says how many were left out. Threading: any thread; the lock is taken only after a failure.
+Each EIO is counted in ``errors`` and logged with its cause. A cause is logged at most once in ``QUIET`` seconds, and
+the next line reports how many failures were not logged. Threading: any thread may call the methods; they take a lock.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from kitfs.errors import KitfsError
 from kitfs.metrics import Counters
 
 QUIET: Final = 10.0  # seconds
-_CAUSES: Final = 1000  # causes that are remembered; after that many, all are forgotten
+_CAUSES: Final = 1000  # remembered causes; when there are more, all are forgotten
 
 
 class ErrnoPolicy:
-    """Applies the rule to the exceptions of one mount."""
+    """The errno policy of one mount."""
 
     def __init__(self, counters: Counters, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._counters = counters
@@ -34,10 +34,10 @@ class ErrnoPolicy:
         self._lock = threading.Lock()
         self._logged: dict[
             str, tuple[float, int]
-        ] = {}  # by cause: when it was logged, how often it was left out since then
+        ] = {}  # by cause: the time of the last log line, and how many failures were not logged since then
 
     def errno_of(self, operation: str, error: Exception) -> int:
-        """Return the positive errno of a failed ``operation`` (an opcode's name in lower case)."""
+        """Return the positive errno of a failed ``operation`` (the name of an opcode in lower case)."""
         if isinstance(error, KitfsError | OSError) and error.errno:
             number = error.errno
         else:

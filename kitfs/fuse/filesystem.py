@@ -1,9 +1,10 @@
-"""Show the tree of a kit as a file system: lookup, getattr, open, read, readdir and so on, with plain values.
+"""Show the tree of a kit as a file system: lookup, getattr, open, read, readdir and so on.
 
 The transports call these methods and encode their results for the kernel. They turn an OSError into its errno, and a
-KitfsError into the errno of its class (EIO for read). After WouldBlock they call again with ``wait=True``, on a thread
-that may wait. Content never changes, so the kernel may cache all of it, until a layer turns out to have wrong bytes
-(``failed``). Threading: any number of threads; a handle is a key of a dict, which changes by single atomic steps.
+KitfsError into the errno of its class (EIO for read). After WouldBlock, they call the method again with ``wait=True``
+on a thread that may wait. Content never changes, so the kernel may cache all of it until a layer turns out to have
+wrong bytes (``failed``). Threading: any number of threads may call the methods. Open handles are in dicts, which change
+in single atomic steps.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND | os.O_CREAT
 
 
 class FileSystem:
-    """A kit's tree as a file system.
+    """The file system that shows the tree of a kit.
 
     Every file belongs to ``uid`` and ``gid`` and has the time ``mtime`` (seconds since the epoch). ``file_mode`` and
-    ``dir_mode`` are the permission bits of every file and of every directory (None: as in the layer); ``umask`` removes
-    bits from both. ``reference`` and ``manifest_digest`` are extended attributes of the root.
+    ``dir_mode`` are the permission bits of all files and all directories; None means the bits in the layer. ``umask``
+    clears bits of both. ``reference`` and ``manifest_digest`` are extended attributes of the root.
     """
 
     def __init__(
@@ -67,11 +68,14 @@ class FileSystem:
         self._listings: dict[Handle, tuple[Node, Node, Listing]] = {}
         self._mapped = MappedLayers()
         self._spans: dict[Handle, Span] = {}
-        self._cached: dict[str, set[Inode]] = {}  # by layer: inodes of which the kernel may have bytes in its cache
-        self._outdated: set[Inode] = set()  # inodes of which the kernel may have wrong bytes in its cache
+        self._cached: dict[str, set[Inode]] = {}  # by layer: the inodes whose bytes may be in the kernel's cache
+        self._outdated: set[Inode] = set()  # the inodes with wrong bytes that may be in the kernel's cache
 
     def lookup(self, parent: Inode, name: bytes, *, wait: bool = True) -> Lookup:
-        """Look up a name in a directory. Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock, KitfsError."""
+        """Look up a name in a directory.
+
+        Raises NoEntry, OSError (ENOTDIR, ENAMETOOLONG), WouldBlock and KitfsError.
+        """
         node = self._tree.lookup(self._tree.node(parent), name.decode("utf-8", "surrogateescape"), wait=wait)
         return Lookup(node.inode, self._attr(node))
 
@@ -80,8 +84,9 @@ class FileSystem:
         return self._attr(self._tree.node(inode))
 
     def readlink(self, inode: Inode, *, wait: bool = True) -> bytes:
-        """Return the target of a symbolic link. Raises OSError EINVAL, WouldBlock, and IntegrityError when its layer is
-        known to be wrong.
+        """Return the target of a symbolic link.
+
+        Raises OSError (EINVAL), WouldBlock, and IntegrityError if the bytes of its layer are known to be wrong.
         """
         node = self._tree.node(inode)
         if node.kind != "symlink":
@@ -90,8 +95,10 @@ class FileSystem:
         return node.target.encode("utf-8", "surrogateescape")
 
     def open(self, inode: Inode, flags: int, *, wait: bool = True) -> Opened:
-        """Open a file for reading. Raises OSError (EROFS for any flag of writing, EISDIR, ELOOP for a symbolic link),
-        WouldBlock, and IntegrityError when the file's layer is known to be wrong.
+        """Open a file for reading.
+
+        Raises OSError (EROFS if the flags ask for writing, EISDIR, ELOOP for a symbolic link), WouldBlock, and
+        IntegrityError if the bytes of its layer are known to be wrong.
         """
         node = self._tree.node(inode)
         if node.kind == "dir":
@@ -106,10 +113,10 @@ class FileSystem:
         return Opened(handle, keep_cache)
 
     def _admit(self, node: Node, wait: bool) -> bool:
-        """Record that the kernel may cache bytes of a file or link, and return whether those in its cache are right.
+        """Record that the kernel may cache bytes of a file or link; return whether the bytes in its cache are right.
 
-        Raises IntegrityError while the layer is known to be wrong. An opening that passes this check just before the
-        layer fails is harmless, because its reads fail.
+        Raises IntegrityError if the bytes of the layer are known to be wrong. If an opening passes this check just
+        before the layer fails, its reads fail.
         """
         if node.layer is None:
             return True
@@ -122,18 +129,18 @@ class FileSystem:
 
     @property
     def may_have_backings(self) -> bool:
-        """Whether ``backing`` is ever anything but NEVER."""
+        """Return whether ``backing`` may be LATER or NOW for any file."""
         return any(layer.whole_file for layer in self._tree.layers)
 
     def backing(self, inode: Inode) -> Backing:
-        """Return whether the kernel may read a file from the store by itself: a file that is a whole, verified blob."""
+        """Return when the kernel may read a file directly from the store: the file must be a whole, verified blob."""
         node = self._tree.node(inode)
         if node.kind != "file" or not node.size or node.layer is None or not node.layer.whole_file:
             return Backing.NEVER
         return Backing.NOW if node.layer.is_verified() else Backing.LATER
 
     def open_backing(self, inode: Inode) -> io.FileIO | None:
-        """Open the store's file that has exactly the bytes of a file; None unless ``backing`` is NOW."""
+        """Open the file in the store that has exactly the bytes of an inode; None unless ``backing`` is NOW."""
         if self.backing(inode) is not Backing.NOW:
             return None
         node = self._tree.node(inode)
@@ -144,9 +151,9 @@ class FileSystem:
         return file
 
     def failed(self, digest: str) -> Collection[Inode]:
-        """Return the inodes of a wrong layer whose bytes the kernel may have cached.
+        """Return the inodes of a layer with wrong bytes that the kernel may have cached.
 
-        The next opening of each of these inodes has ``keep_cache`` False.
+        The next ``open`` of each of these inodes returns ``keep_cache`` False.
         """
         self._mapped.forget(digest)
         for handle, span in list(self._spans.items()):
@@ -157,9 +164,9 @@ class FileSystem:
         return inodes
 
     def read(self, handle: Handle, offset: int, size: int, *, wait: bool = True) -> bytes | memoryview:
-        """Return bytes of an open file, short at its end; a view is valid until the thread reads again.
+        """Return bytes of an open file, fewer at its end. A memoryview is valid until the thread reads again.
 
-        Raises OSError EBADF, WouldBlock, KitfsError.
+        Raises OSError (EBADF), WouldBlock and KitfsError.
         """
         span = self._spans.get(handle)
         if span is not None and (data := span.read(offset, size)) is not None:
@@ -174,7 +181,7 @@ class FileSystem:
         return self._tree.pread(node, offset, size, wait=wait)
 
     def _span(self, handle: Handle, node: Node) -> Span | None:
-        """Return where a handle reads from the store's file, and remember it."""
+        """Return the span of the store's file that a handle reads, and remember it for the handle."""
         span = self._mapped.span(node)
         if span is None or node.layer is None:
             return None
@@ -190,8 +197,9 @@ class FileSystem:
         self._files.pop(handle, None)
 
     def opendir(self, inode: Inode, *, wait: bool = True) -> Handle:
-        """Open a directory, whose listing does not change for this handle. Raises OSError ENOTDIR, WouldBlock,
-        KitfsError.
+        """Open a directory. The listing of a handle does not change.
+
+        Raises OSError (ENOTDIR), WouldBlock and KitfsError.
         """
         directory = self._tree.node(inode)
         listing = self._tree.list(directory, wait=wait)
@@ -201,7 +209,7 @@ class FileSystem:
         return handle
 
     def readdir(self, handle: Handle, offset: int) -> Iterator[DirEntry]:
-        """Yield the entries from ``offset`` on, which are made as they are taken. Raises OSError EBADF."""
+        """Yield the entries from ``offset`` on. Raises OSError (EBADF)."""
         found = self._listings.get(handle)
         if found is None:
             raise _error(errno.EBADF)
@@ -224,7 +232,7 @@ class FileSystem:
         return StatFS(*self._tree.totals(wait=wait))
 
     def getxattr(self, inode: Inode, name: bytes) -> bytes:
-        """Return the value of a ``user.kitfs.`` attribute. Raises OSError ENODATA."""
+        """Return the value of a ``user.kitfs.`` attribute. Raises OSError (ENODATA)."""
         value = self._attributes(self._tree.node(inode)).get(name)
         if value is None:
             raise _error(errno.ENODATA)
@@ -248,8 +256,10 @@ class FileSystem:
         return {f"user.kitfs.{key}".encode(): value.encode("utf-8", "surrogateescape") for key, value in found.items()}
 
     def _state(self) -> str:
-        """Return the root's state: wrong when a layer is, else what all layers share, else partial. A kit without
-        layers is verified by its config.
+        """Return the state of the whole kit, which is an attribute of the root.
+
+        It is "wrong" if any layer is wrong, the state of the layers if all have the same state, and otherwise
+        "partial". A kit without layers is "verified", because its config is.
         """
         states = {layer.state() for layer in self._tree.layers} or {"verified"}
         if "wrong" in states or len(states) == 1:
@@ -264,7 +274,7 @@ class FileSystem:
 
     def _permissions(self, node: Node) -> int:
         if node.kind == "symlink":
-            return node.mode  # which no system checks
+            return node.mode  # the mode of a symbolic link is never checked
         chosen = self._modes[node.kind]
         return (node.mode if chosen is None else chosen) & ~self._umask
 

@@ -1,8 +1,8 @@
-"""Have the kernel drop the pages of files whose bytes turned out to be wrong.
+"""Ask the kernel to drop the cached pages of files whose bytes turned out to be wrong.
 
-While the kernel handles such a notification, it waits for pages that are being read, and so for replies of kitfs. The
-notification is therefore sent from a thread of its own, which holds neither a request nor a lock. Threading: every
-method from any thread.
+While the kernel handles such a notification, it waits for pages that are being read, and therefore for replies of
+kitfs. So the notification is sent on a thread of its own, which handles no requests and holds no lock. Threading: any
+thread may call every method.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kitfs.kit.inode import Inode
 
 
 class Invalidation:
-    """Sends the notifications of the connection of ``fd``; the first one starts the thread."""
+    """A sender of notifications to the connection of ``fd``. The first notification starts its thread."""
 
     def __init__(self, fd: int, log: logging.Logger) -> None:
         self._fd = fd
@@ -30,7 +30,7 @@ class Invalidation:
         self._closed = False
 
     def submit(self, inodes: Collection[Inode]) -> None:
-        """Queue files whose pages are to be dropped; does nothing after ``close``."""
+        """Queue files whose pages must be dropped. Does nothing after ``close``."""
         with self._lock:
             if self._closed or not inodes:
                 return
@@ -59,6 +59,6 @@ class Invalidation:
         try:
             os.write(self._fd, abi.inval_inode(inode))
         except OSError as e:
-            # ENOENT: the kernel has forgotten the inode, and its pages with it. The others: the mount has ended.
+            # ENOENT means that the kernel has forgotten the inode and its pages. The others mean that the mount ended.
             if e.errno not in (errno.ENOENT, errno.ENODEV, errno.EPIPE, errno.ECONNRESET):
                 self._log.error("cannot drop the cached pages of inode %d: %s", inode, e)

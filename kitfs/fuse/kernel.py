@@ -1,6 +1,6 @@
-"""The kernel transport: a mount that is served over /dev/fuse, on cloned descriptors if possible.
+"""Serve a mount over /dev/fuse (the kernel transport), on cloned descriptors if possible.
 
-Threading: ``serve`` returns when the mount has ended; the other methods from any thread.
+Threading: ``serve`` runs until the mount has ended; any thread may call the other methods.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DEV_IOC_CLONE: Final = 0x8004E500  # FUSE_DEV_IOC_CLONE = _IOR(229, 0, uint32_t
 
 
 class KernelTransport:
-    """A mount served over /dev/fuse."""
+    """A mount that is served over /dev/fuse."""
 
     name: Final = "kernel"
 
@@ -51,14 +51,13 @@ class KernelTransport:
         return f"<KernelTransport {self._options.source} on {self._options.mountpoint}>"
 
     def mount(self) -> None:
-        """Make the mount, whose requests wait until ``serve`` is called. Raises MountError."""
+        """Make the mount. Its requests wait until ``serve`` is called. Raises MountError."""
         self._fd = mount_fuse(self._options)
 
     def serve(self, ready: Callable[[], None]) -> None:
-        """Serve the mount until it has ended, on this thread and a few more. ``ready`` is called when the mount
-        answers.
+        """Serve the mount until it has ended, on this thread and others. ``ready`` is called when the mount answers.
 
-        Raises MountError when the kernel's protocol is too old.
+        Raises MountError if the kernel's protocol is too old.
         """
         if self._fd is None:
             raise MountError(f"cannot serve {self._options.mountpoint}: it is not mounted", errno=errno.EINVAL)
@@ -81,19 +80,19 @@ class KernelTransport:
 
     @property
     def native_files(self) -> int:
-        """How many files are open that the kernel reads from the store by itself (FUSE passthrough)."""
+        """Return how many open files the kernel reads directly from the store (FUSE passthrough)."""
         connection = self._connection
         return 0 if connection is None else connection.native_files
 
     def known_wrong(self, digest: str) -> None:
-        """Have the kernel drop what it has of a layer that turned out to be wrong. Returns at once, from any thread."""
+        """Ask the kernel to drop the cached pages of a layer whose bytes turned out to be wrong. Returns at once."""
         inodes = self._filesystem.failed(digest)
         connection = self._connection
         if connection is not None and inodes:
             connection.invalidate(inodes)
 
     def stop(self) -> None:
-        """Unmount, or detach the mount if it is in use; ``serve`` returns when its last file is closed."""
+        """Unmount, or detach the mount if it is in use; ``serve`` returns when the last file is closed."""
         try:
             try:
                 unmount(self._options.mountpoint, lazy=False)
@@ -102,7 +101,7 @@ class KernelTransport:
                     raise
                 unmount(self._options.mountpoint, lazy=True)
         finally:
-            if self._fd is not None:  # never served
+            if self._fd is not None:  # ``serve`` was never called
                 os.close(self._fd)
                 self._fd = None
 
@@ -112,8 +111,9 @@ def _workers() -> int:
 
 
 def _cloned(fd: int) -> int:
-    """Return another descriptor of the same connection, with a queue of its own; ``fd`` itself, which workers then
-    share, if that is not possible.
+    """Return another descriptor of the same connection, with a queue of its own.
+
+    If that is not possible, return ``fd`` itself, which the workers then share.
     """
     try:
         clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)

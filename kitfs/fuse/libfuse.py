@@ -1,14 +1,15 @@
-"""The libfuse transport: fusepy's ``FUSE`` on libfuse 2, for systems other than Linux, or with ``--transport libfuse``.
+"""Serve a mount with libfuse 2 and fusepy, on systems other than Linux or with ``--transport libfuse``.
 
-It is slower than the kernel transport. libfuse names files by path, so every operation resolves its path from the root.
-libfuse starts a thread for every request that finds no idle thread, so operations may wait. It does not pass INTERRUPT
-on, so a killed process whose lookup waits for the network ends only with the lookup. (A read can be killed, because it
-waits in the page cache.)
+This transport is slower than the kernel transport. libfuse identifies files by path, so every operation resolves its
+path from the root. libfuse starts a thread for every request that finds no idle thread, so operations may wait. It does
+not pass INTERRUPT on, so a killed process whose lookup waits for the network ends only when the lookup ends. (A read
+can be killed, because it waits in the page cache.)
 
-Names are bytes. fusepy takes only str, so names are decoded as latin-1, which maps each byte to one character and back.
+Names are bytes, but fusepy accepts only str. So names are decoded as latin-1, which maps each byte to one character and
+back.
 
-The module ``fuse`` loads libfuse when it is imported, so it is imported when a mount is made. Threading: ``serve`` runs
-libfuse's loop on a thread of its own; operations run on libfuse's threads.
+The module ``fuse`` of fusepy loads libfuse when it is imported, so it is imported only when a mount is made. Threading:
+``serve`` runs libfuse's loop on a thread of its own; operations run on libfuse's threads.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ _BLOCK: Final = 512
 
 
 class Operations:
-    """The operations that fusepy calls, with libfuse's names and arguments. An operation that is missing is ENOSYS.
+    """The operations that fusepy calls, with libfuse's names and arguments. A missing operation fails with ENOSYS.
 
-    No operation writes: the mount is ``ro``, so the kernel returns EROFS by itself.
+    No operation for writing is needed, because the mount is ``ro``, and the kernel itself returns EROFS.
     """
 
-    use_ns = True  # times are whole nanoseconds
+    use_ns = True  # times are integers in nanoseconds
 
     def __init__(
         self, filesystem: FileSystem, *, ready: Callable[[], None], counters: Counters, failures: ErrnoPolicy
@@ -56,12 +57,12 @@ class Operations:
         self._failures = failures
 
     def __call__(self, operation: str, *args: Any) -> Any:
-        """Run an operation for fusepy. Raises OSError with the errno of its failure."""
+        """Run an operation for fusepy. If it fails, raise OSError with the errno of the failure."""
         try:
             if operation not in ("init", "destroy"):
                 self._counters.add("fuse_requests", 1, operation)
             return getattr(self, operation)(*args)
-        except Exception as e:  # noqa: BLE001 - whatever it is, the kernel waits for an answer
+        except Exception as e:  # noqa: BLE001 - the kernel waits for a reply to every request
             number = self._failures.errno_of(operation, e)
             raise OSError(number, os.strerror(number))
 
@@ -76,7 +77,7 @@ class Operations:
         self._ready()
 
     def destroy(self, path: str) -> None:
-        """Accept the end of the mount; the transport closes what it opened."""
+        """Accept the end of the mount. The transport itself closes its files."""
 
     def getattr(self, path: str, fi: Any = None) -> dict[str, int]:
         return _stat(self._fs.getattr(self._inode(path)))
@@ -98,7 +99,7 @@ class Operations:
         return self._fs.opendir(self._inode(path))
 
     def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
-        # Offset 0 tells libfuse to keep the whole listing: fusepy does not pass on where a second call begins.
+        # Offset 0 makes libfuse buffer the whole listing, because fusepy does not report where a second call begins.
         return [(e.name.decode(_ENCODING), _stat(e.attr), 0) for e in self._fs.readdir(Handle(fh), 0)]
 
     def releasedir(self, path: str, fh: int) -> None:
@@ -129,7 +130,7 @@ def _stat(attr: Attr) -> dict[str, int]:
 
 
 class LibfuseTransport:
-    """A mount served by libfuse."""
+    """A mount that libfuse serves."""
 
     name: Final = "libfuse"
 
@@ -146,10 +147,9 @@ class LibfuseTransport:
         return f"<LibfuseTransport {self._options.source} on {self._options.mountpoint}>"
 
     def mount(self) -> None:
-        """Check what libfuse needs to mount, because libfuse itself prints its reasons to stderr only. Raises
-        MountError.
+        """Check the requirements of a mount, because libfuse reports its errors only on stderr. Raises MountError.
 
-        The mount itself is made at the beginning of ``serve``.
+        ``serve`` makes the mount itself.
         """
         if sys.platform == "linux":
             if os.geteuid() != 0:
@@ -167,17 +167,21 @@ class LibfuseTransport:
                 errno=errno.ENOTDIR if os.path.lexists(where) else errno.ENOENT,
             )
         if not os.access(where, os.W_OK):
-            raise MountError(f"no write permission on the mount point {where}", errno=errno.EACCES)
+            raise MountError(
+                f"cannot mount at {where}: this user may not write the directory (use another directory)",
+                errno=errno.EACCES,
+            )
         self._fuse = _load()
 
     def serve(self, ready: Callable[[], None]) -> None:
-        """Mount, and serve requests until the mount has ended. ``ready`` is called when the mount answers. Raises
-        MountError.
+        """Mount, and serve requests until the mount has ended. ``ready`` is called when the mount answers.
+
+        Raises MountError.
         """
         if self._fuse is None:
             raise MountError(f"{self._options.mountpoint} is not mounted", errno=errno.EINVAL)
         failure: list[Exception] = []
-        # A thread of its own, so that fusepy cannot take SIGINT away from the caller on the main thread.
+        # libfuse runs on a thread of its own, so that fusepy cannot replace the SIGINT handler of the main thread.
         thread = threading.Thread(target=self._run, args=(ready, failure), name="kitfs-libfuse", daemon=True)
         thread.start()
         thread.join()
@@ -201,27 +205,28 @@ class LibfuseTransport:
             self._fuse.FUSE(
                 operations, _latin(self._options.mountpoint), encoding=_ENCODING, foreground=True, **options
             )
-        except RuntimeError as e:  # fuse_main's exit code
+        except RuntimeError as e:  # its argument is the exit code of fuse_main
             failure.append(e)
         finally:
-            # fuse_remove_signal_handlers leaves SIG_DFL, so that the next write to a closed socket would end this
-            # process. ctypes, because Python sets dispositions from the main thread only.
+            # fuse_remove_signal_handlers sets SIGPIPE to SIG_DFL, so the next write to a closed socket would end this
+            # process. ctypes is used because Python can set signal handlers only on the main thread.
             ctypes.CDLL(None).signal(signal.SIGPIPE, 1)  # SIG_IGN
 
     @property
     def native_files(self) -> int:
-        """How many open files the kernel reads from the store by itself; libfuse 2 does not know passthrough."""
+        """Return 0: libfuse 2 does not support passthrough, so the kernel reads no file directly from the store."""
         return 0
 
     def known_wrong(self, digest: str) -> None:
-        """Refuse openings of a layer's files while the layer is wrong, and drop their pages at the next opening.
+        """Drop the cached pages of a layer's files when they are next opened, because the layer's bytes are wrong.
 
-        libfuse 2 has no call by which pages are dropped at once: files that are open keep those that the kernel has.
+        While the bytes are wrong, opening a file of the layer fails. libfuse 2 cannot drop pages at once, so the pages
+        of files that are open stay cached.
         """
         self._filesystem.failed(digest)
 
     def stop(self) -> None:
-        """Unmount, or detach the mount if it is in use; ``serve`` returns when its last file is closed."""
+        """Unmount, or detach the mount if it is in use; ``serve`` returns when the last file is closed."""
         try:
             unmount(self._options.mountpoint, lazy=False)
         except MountError as e:
@@ -231,12 +236,12 @@ class LibfuseTransport:
 
 
 def _latin(text: str) -> str:
-    """Encode a text for fusepy: one character for each of its bytes."""
+    """Encode a string for fusepy, with a character for each of its bytes."""
     return os.fsencode(text).decode(_ENCODING)
 
 
 def _load() -> Any:
-    """Import fusepy. Raises MountError when it or libfuse is not installed."""
+    """Import fusepy. Raises MountError if fusepy or libfuse is not installed."""
     try:
         return importlib.import_module("fuse")
     except (OSError, ImportError) as e:

@@ -1,11 +1,13 @@
-"""Read verified layers on the shortest way: from the store's file, large reads without a copy.
+"""Read verified layers directly from the store's file, large reads without a copy.
 
-A large read is answered with a piece of a mapping of that file, which the kernel copies into the reader's page cache:
-one copy instead of two, which made warm sequential reads 1.4 times as fast. Only the kernel touches the mapped bytes,
-so an error of the disk is an error of a system call, never a signal. What a thread has answered is unmapped when it
-answers again, so that a mapping costs address space, and for each thread the memory of one request or huge page.
+A large read is answered with a part of a mapping of that file. The kernel copies the part into the reader's page cache,
+so the bytes are copied once instead of twice, which made warm sequential reads 1.4 times as fast. Only the kernel
+accesses the mapped bytes, so an error of the disk is an error of a system call, never a signal. The pages of a reply
+are unmapped when the thread answers its next request. So a mapping takes address space, but each thread takes only the
+memory of one request or of a huge page.
 
-The mapping is that of a file that the store has verified and neither changes nor truncates. Threading: any thread.
+Only files that the store has verified are mapped; the store neither changes nor truncates them. Threading: any thread
+may call every method.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from kitfs.kit.node import Node, TreeLayer
 
-SMALLEST: Final = 64 << 10  # bytes from which on a mapping is faster than pread(2)
-_FILES: Final = 64  # layers that are open here; each takes two descriptors, its own and that of the mapping
-_POPULATE_READ: Final = 22  # MADV_POPULATE_READ, Linux 5.14: faults all pages in at once, and reports an error
+SMALLEST: Final = 64 << 10  # bytes: for a shorter read, pread(2) is faster than a mapping
+_FILES: Final = 64  # open layers; each takes two descriptors, one for the file and one for the mapping
+_POPULATE_READ: Final = 22  # MADV_POPULATE_READ (Linux 5.14), which faults in all pages at once and reports errors
 
 
 class MappedFile:
-    """A file of the store, open and mapped until nothing refers to it. The caller may close ``file``.
+    """A file of the store, which is open and mapped as long as this object exists. The caller may close ``file``.
 
-    Raises OSError, ValueError when the file cannot be mapped.
+    Raises OSError or ValueError if the file cannot be mapped.
     """
 
     def __init__(self, file: io.FileIO) -> None:
@@ -39,7 +41,7 @@ class MappedFile:
         self._last = threading.local()
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
-        """Return bytes of the file; a view is valid until this thread reads again. Raises OSError."""
+        """Return bytes of the file. A memoryview is valid until this thread reads again. Raises OSError."""
         if size < SMALLEST:
             return os.pread(self._fd, size, offset)
         begin = offset - offset % mmap.PAGESIZE
@@ -52,7 +54,7 @@ class MappedFile:
 
 
 class Span(NamedTuple):
-    """The ``size`` bytes of a file of the tree, which begin at ``at`` in the file of its layer."""
+    """The ``size`` bytes of a file in the tree, which begin at ``at`` in the store's file of its layer."""
 
     digest: str
     file: MappedFile
@@ -60,25 +62,25 @@ class Span(NamedTuple):
     size: int
 
     def read(self, offset: int, size: int) -> bytes | memoryview | None:
-        """Return bytes, short at the end; None when the system has an error for them, which another way reports."""
+        """Return bytes, fewer at the end; None if they cannot be read, so that the caller reads in another way."""
         size = min(size, self.size - offset)
         if size <= 0:
             return b""
         try:
             return self.file.read(self.at + offset, size)
         except OSError:
-            return None  # an old kernel, or an error of the disk
+            return None  # the kernel is too old, or the disk has an error
 
 
 class MappedLayers:
-    """The open files of layers. The first ones that are read get a place, and keep it."""
+    """The open files of at most ``_FILES`` layers: those that were read first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._files: dict[str, MappedFile | None] = {}
 
     def span(self, node: Node) -> Span | None:
-        """Return where the bytes of a file are; None unless its layer is uncompressed and verified."""
+        """Return the span of a file's bytes; None unless the file's layer is uncompressed and verified."""
         layer = node.layer
         if layer is None or layer.compressed or not node.size or not layer.is_verified():
             return None
@@ -95,7 +97,7 @@ class MappedLayers:
             return self._files.get(layer.digest)
 
     def forget(self, digest: str) -> None:
-        """Drop the file of a layer that turned out to be wrong."""
+        """Close the file of a layer whose bytes turned out to be wrong."""
         with self._lock:
             self._files.pop(digest, None)
 

@@ -1,10 +1,10 @@
-"""Make and end mounts, and tell what is mounted.
+"""Mount and unmount, and list the mounts of this system.
 
 Root mounts with mount(2). Other users need ``fusermount3``, which sends a descriptor of /dev/fuse over a socket
 (libfuse's protocol, ``_FUSE_COMMFD``). No function sends a request to a mounted file system, because a dead or stalled
 mount must not block its caller: mounts are read from /proc/self/mountinfo (proc_pid_mountinfo(5)).
 
-Threading: functions without state; any thread.
+Threading: any thread may call the functions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEVICE: Final = "/dev/fuse"
 FUSE_CONF: Final = "/etc/fuse.conf"
 FSTYPE: Final = "fuse.kitfs"
 FUSERMOUNT: Final = "fusermount3"
-# More makes reads by mmap slower and fetches more around a page fault, and less makes reads of 1 MiB slower.
+# A larger value slows down reads by mmap, and fetches more around a page fault. A smaller value slows down large reads.
 READAHEAD_KIB: Final = 512
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
@@ -41,7 +41,7 @@ _NO_DEVICE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """The options of a mount, for both transports. ``mountpoint`` is absolute; /proc/mounts shows ``source``."""
+    """The options of a mount, for both transports. ``mountpoint`` is absolute, and /proc/mounts shows ``source``."""
 
     mountpoint: str
     source: str
@@ -49,8 +49,9 @@ class MountOptions:
 
 
 class MountInfo(NamedTuple):
-    """One line of mountinfo; ``dev`` is "major:minor", ``number`` the kernel's id of the mount. ``user`` is the id of
-    the user who mounted it with FUSE, None for other types.
+    """A line of mountinfo. ``dev`` is "major:minor", and ``number`` is the id of the mount in the kernel.
+
+    ``user`` is the id of the user that made a FUSE mount, and None for other types.
     """
 
     mountpoint: str
@@ -65,10 +66,11 @@ class MountInfo(NamedTuple):
 
 
 def parse_mountinfo(text: bytes) -> list[MountInfo]:
-    """Parse a mountinfo file, in its order, but a mount that covers another one at the same mount point
-    comes right after it. Lines of another shape are left out.
+    """Parse a mountinfo file, and sort a mount that covers another mount at the same mount point right after it.
+
+    Otherwise the order is that of the file. Lines that cannot be parsed are left out.
     """
-    found: list[tuple[int, MountInfo]] = []  # with the number of the mount that each is mounted on
+    found: list[tuple[int, MountInfo]] = []  # each with the number of the mount that it is mounted on
     for line in text.split(b"\n"):
         head, dash, tail = line.partition(b" - ")
         fields, about = head.split(b" "), tail.split(b" ")
@@ -80,7 +82,7 @@ def parse_mountinfo(text: bytes) -> list[MountInfo]:
             None if user is None else int(user[1]),
         )  # fmt: skip
         found.append((int(fields[1]), mount))
-    # The kernel lists mounts by their age, and a younger one may have been put beneath an older one (move_mount(2)).
+    # The kernel lists mounts by age, and a newer mount may have been attached beneath an older mount (move_mount(2)).
     covers: dict[tuple[str, int], list[MountInfo]] = {(mount.mountpoint, mount.number): [] for _, mount in found}
     lowest: list[MountInfo] = []
     for parent, mount in found:
@@ -101,16 +103,16 @@ def _text(field: bytes) -> str:
 
 
 def mounts() -> list[MountInfo]:
-    """Return every mount that this process sees, of every type; those of kitfs have the type ``FSTYPE``."""
+    """Return all mounts of any type that this process sees. FUSE mounts of kitfs have the type ``FSTYPE``."""
     with open("/proc/self/mountinfo", "rb") as f:
         return parse_mountinfo(f.read())
 
 
 def canonical(path: str, *, mountpoints: Collection[str] | None = None) -> str:
-    """Return a path as mountinfo has it: absolute, without symlinks. Components that do not exist stay as they are.
+    """Return a path in the form of mountinfo: absolute and without symlinks. Missing components are not changed.
 
-    Like os.path.realpath, but without a request to a mount about its own root: a dead mount returns ENOTCONN, and a
-    stalled mount never answers. Raises MountError for a relative path if the current directory was removed.
+    This is like os.path.realpath, but sends no request to a mount about its own root: a dead mount returns ENOTCONN,
+    and a stalled mount never answers. Raises MountError for a relative path if the current directory was removed.
     """
     known = {m.mountpoint for m in mounts()} if mountpoints is None else mountpoints
     if not path.startswith("/"):
@@ -139,7 +141,7 @@ def canonical(path: str, *, mountpoints: Collection[str] | None = None) -> str:
 
 
 def _link_target(path: str) -> str:
-    """Return the target of a symlink; empty for anything else."""
+    """Return the target of a symlink; "" for anything else."""
     try:
         return os.readlink(path)
     except OSError:
@@ -147,7 +149,7 @@ def _link_target(path: str) -> str:
 
 
 def mount_at(path: str) -> MountInfo | None:
-    """Return the topmost mount at a path; None when nothing is mounted there."""
+    """Return the topmost mount at a path; None if nothing is mounted there."""
     found = mounts()
     path = canonical(path, mountpoints={m.mountpoint for m in found})
     return next((m for m in reversed(found) if m.mountpoint == path), None)
@@ -166,9 +168,9 @@ def requests_waiting(device: str) -> int | None:
 
 
 def raise_readahead(mountpoint: str) -> None:
-    """Have the kernel read ahead up to ``READAHEAD_KIB`` in the mount at a path, if this process may decide that.
+    """Let the kernel read ahead up to ``READAHEAD_KIB`` in the mount at a path, if this process may set the limit.
 
-    The kernel's own limit is 128 KiB. More than 512 KiB would have a program that maps a header fetch over 1 MiB.
+    The default limit is 128 KiB. With more than 512 KiB, a program that maps a header would fetch more than 1 MiB.
     """
     mount = mount_at(mountpoint)
     if mount is None or mount.fstype != FSTYPE:
@@ -179,27 +181,28 @@ def raise_readahead(mountpoint: str) -> None:
                 f.seek(0)
                 f.write(str(READAHEAD_KIB))
     except (OSError, ValueError):
-        pass  # not root, or a read-only /sys: reads are slower, and right
+        pass  # the user is not root, or /sys is read-only: reads are only slower
 
 
 def is_mountpoint(path: str) -> bool:
-    """Return whether something is mounted at a path, be it alive or dead."""
+    """Return whether something is mounted at a path. The mount may be dead."""
     return mount_at(path) is not None
 
 
 def holders(mountpoint: str) -> list[int]:
-    """Return the ids of processes that keep a mount busy: by their working directory, root, program, an open file or a
-    mapping.
+    """Return the sorted ids of the processes that keep a mount busy; an empty list if nothing is mounted there.
 
-    Only processes that this user may inspect are found (root: all). Sorted; empty when nothing is mounted there.
+    A process keeps a mount busy by its working directory, root, program, an open file or a mapping. Only processes that
+    this user may inspect are found; root finds all.
     """
     mount = mount_at(mountpoint)
     return [] if mount is None else holders_of(mount)
 
 
 def holders_of(mount: MountInfo, *, detached: bool = False) -> list[int]:
-    """Return the ids of processes that keep a mount busy. A ``detached`` mount has no mount point any more, so only
-    open files and mappings are looked for.
+    """Return the ids of the processes that keep a mount busy.
+
+    The files of a ``detached`` mount have no paths any more, so only open files and mappings are checked.
     """
     return sorted(
         int(name) for name in os.listdir("/proc") if name.isdecimal() and _holds(f"/proc/{name}", mount, detached)
@@ -247,14 +250,14 @@ def _device_of(line: bytes) -> str:
 
 
 def mount_fuse(options: MountOptions) -> int:
-    """Mount, and return the descriptor that the kernel's requests come from (close-on-exec). Raises MountError."""
+    """Mount, and return the descriptor of the kernel's requests, which is closed on exec. Raises MountError."""
     if os.geteuid() == 0:
         return _mount_as_root(options)
     return _mount_as_user(options)
 
 
 def open_device() -> int:
-    """Open /dev/fuse. Raises MountError that says what to do."""
+    """Open /dev/fuse. Raises MountError."""
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as e:
@@ -262,7 +265,7 @@ def open_device() -> int:
 
 
 def device_error(error: OSError) -> MountError:
-    """Return the error for a failed open of /dev/fuse, which says what to do."""
+    """Return the error for /dev/fuse that could not be opened; its message says what to do."""
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR):
         return MountError(f"{DEVICE} does not exist: {_NO_DEVICE}", errno=error.errno)
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -298,12 +301,12 @@ def _mount_error(number: int, options: MountOptions) -> MountError:
 
 
 def escaped(value: str) -> str:
-    """Escape the value of a mount option for fusermount3 and libfuse, which split options at commas."""
+    """Escape the value of a mount option, because fusermount3 and libfuse split options at commas."""
     return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def fusermount() -> str:
-    """Return the path of fusermount3. Raises MountError when it is not installed."""
+    """Return the path of fusermount3. Raises MountError if it is not installed."""
     found = shutil.which(FUSERMOUNT)
     if found is None:
         raise MountError(f"{FUSERMOUNT} is not installed: install fuse3, or mount as root", errno=errno.ENOENT)
@@ -311,7 +314,7 @@ def fusermount() -> str:
 
 
 def check_allow_other() -> None:
-    """Raise MountError when an ordinary user requests allow_other and /etc/fuse.conf does not allow it."""
+    """Raise MountError if an ordinary user requests allow_other and /etc/fuse.conf does not allow it."""
     if os.geteuid() == 0:
         return
     try:
@@ -359,9 +362,9 @@ def _said(stderr: bytes) -> str:
 
 
 def _fusermount_error(stderr: bytes, mountpoint: str) -> MountError:
-    """Return the error of a fusermount3 that did not mount.
+    """Return the error for a fusermount3 that did not mount.
 
-    Its exit status is 1 for every reason, so the reason is looked for in the system; its message is only shown.
+    fusermount3 exits with 1 for every reason, so the errno is found by checking the system.
     """
     number = _refusal(mountpoint)
     if number == errno.EPERM:
@@ -374,17 +377,14 @@ def _fusermount_error(stderr: bytes, mountpoint: str) -> MountError:
 
 
 def _refusal(mountpoint: str) -> int:
-    """Return the errno of a mount point that an ordinary user may not mount on; EPERM when nothing is wrong with it.
-
-    Source: check_perm in libfuse's util/fusermount.c.
-    """
+    """Return the errno for a mount that fusermount3 has refused (check_perm in libfuse's util/fusermount.c)."""
     try:
         fd = os.open(mountpoint, os.O_PATH | os.O_CLOEXEC)
     except OSError as e:
         return e.errno or errno.EPERM
     try:
         about = os.fstat(fd)
-    except OSError as e:  # a dead mount: ENOTCONN
+    except OSError as e:  # for example ENOTCONN for a dead mount
         return e.errno or errno.EPERM
     finally:
         os.close(fd)
@@ -400,7 +400,7 @@ def _refusal(mountpoint: str) -> int:
 def unmount(mountpoint: str, *, lazy: bool) -> None:
     """Unmount the topmost mount at a path. With ``lazy``, detach it now; it ends when its last file is closed.
 
-    Raises MountError: EINVAL when nothing is mounted there, EBUSY with the ids of the processes that use it, EPERM.
+    Raises MountError (EINVAL if nothing is mounted there, EBUSY with the ids of the processes that use it, EPERM).
     """
     path = canonical(mountpoint)
     nothing = MountError(f"nothing is mounted at {path}", errno=errno.EINVAL)
@@ -414,7 +414,7 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
     if number == 0:
         return
     if mount_at(path) is None:
-        raise nothing  # another process unmounted it meanwhile
+        raise nothing  # another process has unmounted it meanwhile
     if number == errno.EBUSY:
         raise MountError(f"{path} is busy: {_users(path)}", errno=errno.EBUSY)
     raise MountError(said, errno=number)
@@ -428,7 +428,7 @@ def _users(path: str) -> str:
 
 
 def _umount2(path: str, lazy: bool) -> int:
-    """Call umount2(2); returns 0 or the errno."""
+    """Call umount2(2), and return 0 or the errno."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)) == 0:
         return 0
@@ -436,9 +436,9 @@ def _umount2(path: str, lazy: bool) -> int:
 
 
 def _fusermount_unmount(mount: MountInfo, lazy: bool) -> tuple[int, str]:
-    """Unmount with fusermount3; returns (0, ""), or an errno and the program's message.
+    """Unmount with fusermount3. Return (0, ""), or an errno and the message of the program.
 
-    The program exits with 1 for every reason. It may unmount what its user has mounted, so there it was busy.
+    The program exits with 1 for every reason. A user may unmount their own mounts, so for these the reason is EBUSY.
     """
     command = [fusermount(), "-u", *(["-z"] if lazy else []), "--", mount.mountpoint]
     done = subprocess.run(

@@ -1,14 +1,14 @@
-"""FUSE passthrough: files that the kernel reads from the store by itself, without a request.
+"""Let the kernel read files directly from the store, without requests (FUSE passthrough).
 
-This works for a file that is a whole blob which the store has verified (``FileSystem.backing``). The kernel refuses to
-mix passthrough and cached handles on one node. So such a file has a second node id with the same st_ino: its inode with
-the highest bit set, which no inode of a tree has. Handles of the first node id stay cached; the next lookup of the name
-returns the second node id. For that, the name of a file that may still be verified is valid for ``SOON`` seconds only.
-An opening of the second node id is a passthrough or fails with ESTALE. After ESTALE the kernel looks the name up again,
-and the lookup returns the first node id.
+This works for a file that is a whole, verified blob (``FileSystem.backing``). The kernel does not allow passthrough
+handles and cached handles on the same node. So such a file has a second node id with the same st_ino: its inode with
+the highest bit set, which no inode of a tree has. Handles of the first node id stay cached, and the next lookup of the
+name returns the second node id. To make that happen, a name is valid for only ``SOON`` seconds while its file may still
+be verified. Opening the second node id either uses passthrough or fails with ESTALE. After ESTALE, the kernel looks the
+name up again, and the lookup returns the first node id.
 
 Source: FUSE_PASSTHROUGH in <linux/fuse.h> and Documentation/filesystems/fuse-passthrough.rst; Linux 6.9. Threading: any
-thread; one lock guards the table of open files, and is held over two short ioctls.
+thread may call the methods. A lock guards the table of open files, and is held during two short ioctls.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kitfs.kit.inode import Inode
 if TYPE_CHECKING:
     from kitfs.fuse.filesystem import FileSystem
 
-SOON: Final = 1  # seconds that a name is valid while its file waits for verification
+SOON: Final = 1  # seconds for which a name is valid while its file is not verified yet
 _NATIVE: Final = 1 << 63
 _BACKING_OPEN: Final = 0x4010E501  # FUSE_DEV_IOC_BACKING_OPEN = _IOW(229, 1, struct fuse_backing_map)
 _BACKING_CLOSE: Final = 0x4004E502  # FUSE_DEV_IOC_BACKING_CLOSE = _IOW(229, 2, uint32_t)
@@ -37,25 +37,28 @@ _BACKING_MAP: Final = struct.Struct("=iIQ")  # fuse_backing_map: fd flags paddin
 
 
 def inode_of(nodeid: int) -> Inode:
-    """Return the inode of a node id, of either kind."""
+    """Return the inode of a first or second node id."""
     return Inode(nodeid & ~_NATIVE)
 
 
 def is_native(nodeid: int) -> bool:
-    """Return whether a node id is one whose handles are passthrough."""
+    """Return whether a node id is a second node id, whose handles use passthrough."""
     return bool(nodeid & _NATIVE)
 
 
 @dataclass(slots=True)
 class _Backed:
-    """An open file: the number that the kernel gave its backing file, and how many handles use it."""
+    """An open file: the id that the kernel has assigned to its backing file, and how many handles use it."""
 
     backing_id: int
     handles: int
 
 
 class NativeFiles:
-    """The passthrough files of one connection; ``fd`` is one of its descriptors. ``enabled`` once INIT agreed on it."""
+    """The passthrough files of a connection. ``fd`` is any descriptor of the connection.
+
+    ``enabled`` is set to True after the kernel has accepted passthrough in INIT.
+    """
 
     def __init__(self, filesystem: FileSystem, fd: int, log: logging.Logger) -> None:
         self.enabled = False
@@ -66,7 +69,7 @@ class NativeFiles:
         self._lock = threading.Lock()
         self._open: dict[Inode, _Backed] = {}
         self._handles: dict[Handle, Inode] = {}
-        self._refused: set[Inode] = set()  # the kernel does not take their backing files
+        self._refused: set[Inode] = set()  # inodes whose backing files the kernel has refused
 
     def __repr__(self) -> str:
         return f"<NativeFiles {len(self._open)} open, {len(self._refused)} refused>"
@@ -75,7 +78,7 @@ class NativeFiles:
         return len(self._open)
 
     def place(self, inode: Inode) -> Place:
-        """Return the node id to which a name of an inode leads now, and for how long."""
+        """Return the node id for a name of an inode now, and for how long the name refers to this node id."""
         if not (self.enabled and self._possible) or inode in self._refused:
             return Place(inode)
         backing = self._fs.backing(inode)
@@ -84,7 +87,7 @@ class NativeFiles:
         return Place(inode | _NATIVE) if backing is Backing.NOW else Place(inode, SOON)
 
     def open(self, inode: Inode, handle: Handle) -> int:
-        """Return the backing id for a new handle. Raises OSError ESTALE if passthrough is not possible any more."""
+        """Return the backing id for a new handle. Raises OSError (ESTALE) if passthrough is not possible any more."""
         with self._lock:
             backed = self._open.get(inode)
             if backed is None:
@@ -99,7 +102,7 @@ class NativeFiles:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         with file:
             try:
-                # A bytearray: ioctl gives the id back as its result only for a mutable buffer.
+                # The buffer is a bytearray, because ioctl returns the id as its result only for a mutable buffer.
                 request = bytearray(_BACKING_MAP.pack(file.fileno(), 0, 0))
                 number: int = fcntl.ioctl(self._fd, _BACKING_OPEN, request)
                 return number
@@ -109,12 +112,12 @@ class NativeFiles:
 
     def _refuse(self, inode: Inode, error: OSError) -> None:
         if error.errno == errno.EPERM:
-            self.enabled = False  # no CAP_SYS_ADMIN in the first user namespace
+            self.enabled = False  # the process lacks CAP_SYS_ADMIN in the initial user namespace
         self._refused.add(inode)
-        self._log.info("the kernel does not read inode %d from the store by itself: %s", inode, error.strerror)
+        self._log.info("the kernel cannot read inode %d directly from the store: %s", inode, error.strerror)
 
     def release(self, handle: Handle) -> None:
-        """Forget a handle, and close the backing file with its last handle. Cached handles are ignored."""
+        """Remove a handle, and close the backing file after its last handle. Cached handles are ignored."""
         if handle not in self._handles:
             return
         with self._lock:
@@ -127,4 +130,4 @@ class NativeFiles:
             try:
                 fcntl.ioctl(self._fd, _BACKING_CLOSE, struct.pack("=I", backed.backing_id))
             except OSError as e:
-                self._log.error("the kernel does not close backing file %d: %s", backed.backing_id, e)
+                self._log.error("the kernel cannot close the backing file %d: %s", backed.backing_id, e)

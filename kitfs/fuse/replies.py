@@ -1,4 +1,4 @@
-"""Plain values that the file system returns to its transports."""
+"""Define the values that the file system returns to its transports."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ Handle = NewType("Handle", int)
 
 
 class Attr(NamedTuple):
-    """The attributes that stat(2) shows. ``mode`` includes the file type, ``size`` is in bytes, ``mtime`` in seconds
-    since the epoch.
+    """The attributes that stat(2) shows.
+
+    ``mode`` includes the file type, ``size`` is in bytes, and ``mtime`` is in seconds since the epoch.
     """
 
     ino: int
@@ -25,21 +26,21 @@ class Attr(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """The result of a lookup."""
+    """The result of a lookup: an inode and its attributes."""
 
     inode: Inode
     attr: Attr
 
 
 class Opened(NamedTuple):
-    """An open file. ``keep_cache``: the pages that the kernel has of the file are still right."""
+    """An open file. ``keep_cache`` is True if the pages of the file in the kernel's cache are right."""
 
     handle: Handle
     keep_cache: bool
 
 
 class Backing(Enum):
-    """When the kernel may read a file from the store by itself: never, once its blob is verified, or now."""
+    """When the kernel may read a file directly from the store: never, after its blob is verified, or now."""
 
     NEVER = 0
     LATER = 1
@@ -47,7 +48,7 @@ class Backing(Enum):
 
 
 class DirEntry(NamedTuple):
-    """One name of a directory. ``offset`` is the place of the next name."""
+    """An entry of a directory. ``offset`` is the position of the next entry."""
 
     name: bytes
     inode: Inode
@@ -56,7 +57,7 @@ class DirEntry(NamedTuple):
 
 
 class StatFS(NamedTuple):
-    """The figures that statfs(2) shows: a full, read-only file system of ``blocks`` blocks of ``block_size`` bytes."""
+    """The numbers that statfs(2) shows, for a read-only file system of ``blocks`` blocks of ``block_size`` bytes."""
 
     blocks: int
     files: int
@@ -65,5 +66,5 @@ class StatFS(NamedTuple):
 
     @property
     def available(self) -> int:
-        """Blocks for ordinary users: all of them. With 0, ``df`` and disk alarms would report a full disk."""
+        """Return the number of free blocks: all blocks, because with 0, ``df`` would report a full disk."""
         return self.blocks

@@ -423,7 +423,7 @@ class Layer:
         return "present" if state == "verified" and not self.is_verified() else state
 
     def is_verified(self) -> bool:
-        """Return whether the state is "verified", without a look at the chunks that are stored."""
+        """Return whether the state is "verified", without reading the chunk map."""
         content = self._decoded if self.compressed else self._wire
         if self.failure is not None or content is None or not content.sealed:
             return False

@@ -111,7 +111,7 @@ class ChunkMap:
         return None
 
     def first_known(self, first: int, last: int) -> int | None:
-        """Return the first stored chunk of ``first`` to ``last``, which the caller has locked; None when none is."""
+        """Return what ``first_present`` returns, without reading the file. The caller must have locked the chunks."""
         if self.chunks is None:
             return self.first_present(first, last)
         at = self._seen.find(b"\1", first, last + 1)
@@ -169,7 +169,7 @@ class ChunkMap:
     def try_lock(self, first: int, count: int) -> bool:
         """Lock chunks before they are fetched. Returns False if another process has locked any of them.
 
-        What other processes have stored of them is remembered, for ``first_known``.
+        The marks that other processes have set are cached, for ``first_known``.
         """
         if not self._lock(fcntl.F_WRLCK, HEADER + first, count):
             return False

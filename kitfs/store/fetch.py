@@ -110,9 +110,9 @@ class Fetcher:
         return want.passed
 
     def park(self, first: int, last: int, ready: Callable[[KitfsError | None], None]) -> bool:
-        """Have ``ready`` called when a running flight has brought the chunks ``first`` to ``last``, or has ended.
+        """Call ``ready`` when a running flight has fetched the chunks ``first`` to ``last``, or has ended.
 
-        Returns False when no flight is about to bring the first missing chunk. See ``WouldBlock.when_ready``.
+        Returns False if no flight is about to fetch the first missing chunk. ``WouldBlock.when_ready`` uses this.
         """
         sink = self._sink
         last = sink.last_chunk(last)
