@@ -34,7 +34,8 @@ from kitfs.daemon.swap import Sealer, seal_of
 from kitfs.erofs import mounting
 from kitfs.erofs.refusal import Reason, Refusal
 from kitfs.errors import MountError, error_to_json
-from kitfs.fuse.mounting import MountInfo, mount_at, unmount
+from kitfs.fuse.mount_table import MountInfo, mount_at
+from kitfs.fuse.mounting import unmount
 from kitfs.system import notify_systemd
 
 if TYPE_CHECKING:

@@ -78,7 +78,7 @@ def claim_mountpoint(path: str) -> Iterator[CreatedMountpoint]:
 def _check_free(path: str) -> None:
     """Raise MountError if something is mounted at a path."""
     from kitfs.daemon.presence import is_of_kitfs
-    from kitfs.fuse.mounting import mount_at
+    from kitfs.fuse.mount_table import mount_at
 
     there = mount_at(path)
     if there is not None:

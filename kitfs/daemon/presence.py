@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 
 from kitfs.daemon.run_dir import Record, RunDir, ask
 from kitfs.erofs import mounting as erofs
-from kitfs.fuse.mounting import FSTYPE, MountInfo, mount_at, mounts
+from kitfs.fuse.mount_table import FSTYPE, MountInfo, mount_at, mounts
 
 ANSWER: Final = 5.0  # seconds to wait for the answer of a daemon
 CONCURRENCY: Final = 16  # daemons that are asked at the same time

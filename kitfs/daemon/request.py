@@ -66,7 +66,7 @@ class MountRequest:
 
         Raises UsageError, and MountError for a directory that cannot be a mount point.
         """
-        from kitfs.fuse.mounting import canonical
+        from kitfs.fuse.mount_table import canonical
         from kitfs.modelkit.filters import Filter
         from kitfs.modelkit.index import selector
 

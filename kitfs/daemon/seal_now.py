@@ -9,7 +9,7 @@ from kitfs.daemon.life import SEAL
 from kitfs.daemon.presence import is_sealed_at, record_at
 from kitfs.daemon.run_dir import RunDir, ask
 from kitfs.errors import MountError, NotFound, error_from_json
-from kitfs.fuse.mounting import mount_at
+from kitfs.fuse.mount_table import mount_at
 from kitfs.kit.options import WorkspaceOptions
 
 PATIENCE: Final = 600.0  # seconds to wait for the daemon; an image of 100,000 files takes a few seconds

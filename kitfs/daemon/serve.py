@@ -62,7 +62,7 @@ def _of_another(run: RunDir, mountpoint: str) -> Record | None:
     If the daemon was detached from the mount point and only serves files that are still open, its files in the run-time
     directory are renamed, and the result is None. Raises MountError if another mount covers the mount of the daemon.
     """
-    from kitfs.fuse.mounting import mounts
+    from kitfs.fuse.mount_table import mounts
 
     record = run.record(mountpoint)
     if record is None or not run.alive(record):
@@ -98,7 +98,7 @@ def _checked(request: MountRequest, record: Record, run: RunDir, foreground: boo
 
 def _sealed_at(run: RunDir, mountpoint: str) -> Record | None:
     """Return the record of a sealed mount without a process at a mount point; None if no such mount exists."""
-    from kitfs.fuse.mounting import mount_at
+    from kitfs.fuse.mount_table import mount_at
 
     record = run.record(mountpoint)
     return record if record is not None and is_sealed_at(record, mount_at(mountpoint)) else None
@@ -109,7 +109,7 @@ def _use(record: Record, request: MountRequest, run: RunDir, ready: Ready, nonce
 
     With ``foreground``, this process becomes the process of the mount, and waits until the mount ends.
     """
-    from kitfs.fuse.mounting import mount_at
+    from kitfs.fuse.mount_table import mount_at
 
     warnings = _checked(request, record, run, foreground=False)
     if not foreground:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from kitfs.errors import MountError
 
 if TYPE_CHECKING:
-    from kitfs.fuse.mounting import MountInfo
+    from kitfs.fuse.mount_table import MountInfo
 
 GRACE: Final = 10.0  # seconds: after a signal, a mount that is in use for so long is detached lazily
 
@@ -68,7 +68,7 @@ class Shutdown:
 
         Raises the error of a transport that fails before that.
         """
-        from kitfs.fuse.mounting import FSTYPE, mount_at
+        from kitfs.fuse.mount_table import FSTYPE, mount_at
 
         answering = threading.Event()
 
@@ -111,7 +111,7 @@ class Shutdown:
 
         Before this mount was seen in the mount table, any mount there counts as this mount.
         """
-        from kitfs.fuse.mounting import mount_at
+        from kitfs.fuse.mount_table import mount_at
 
         there = mount_at(self._mountpoint)
         return there is not None and (self._mount is None or there.number == self._mount.number)
@@ -133,7 +133,7 @@ class Shutdown:
 
     def _mount_exists(self) -> bool:
         """Return whether this mount is at its mount point; other mounts may cover it."""
-        from kitfs.fuse.mounting import mounts
+        from kitfs.fuse.mount_table import mounts
 
         wanted = None if self._mount is None else (self._mount.number, self._mount.dev)
         return any((m.number, m.dev) == wanted and m.mountpoint == self._mountpoint for m in mounts())

@@ -24,7 +24,7 @@ from kitfs.daemon.run_dir import Record, RunDir
 from kitfs.daemon.seal import NEVER, Seal
 from kitfs.erofs import mounting
 from kitfs.erofs.refusal import Reason, Refusal
-from kitfs.fuse.mounting import MountInfo, mount_at
+from kitfs.fuse.mount_table import MountInfo, mount_at
 
 if TYPE_CHECKING:
     from kitfs.daemon.shutdown import Shutdown

@@ -16,7 +16,7 @@ from kitfs.daemon.presence import is_at, is_lazy_at, is_of_kitfs, is_sealed_at, 
 from kitfs.daemon.run_dir import Record, RunDir
 from kitfs.errors import MountError
 from kitfs.fuse import mounting
-from kitfs.fuse.mounting import FSTYPE, MountInfo, holders_of, mount_at, mounts
+from kitfs.fuse.mount_table import FSTYPE, MountInfo, holders_of, mount_at, mounts
 
 PATIENCE: Final = 15.0  # seconds to wait for the end of a daemon after an unmount
 LAZY_PATIENCE: Final = 1.0  # seconds to wait after a lazy unmount, since open files may keep the daemon running

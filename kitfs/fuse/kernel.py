@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from kitfs.errors import MountError
 from kitfs.fuse.connection import Connection
-from kitfs.fuse.mounting import DEVICE, MountOptions, mount_fuse, raise_readahead, unmount
+from kitfs.fuse.mounting import DEVICE, MountOptions, end_mount, mount_fuse, raise_readahead
 from kitfs.metrics import Counters
 
 if TYPE_CHECKING:
@@ -94,12 +94,7 @@ class KernelTransport:
     def stop(self) -> None:
         """Unmount, or detach the mount if it is in use; ``serve`` returns when the last file is closed."""
         try:
-            try:
-                unmount(self._options.mountpoint, lazy=False)
-            except MountError as e:
-                if e.errno != errno.EBUSY:
-                    raise
-                unmount(self._options.mountpoint, lazy=True)
+            end_mount(self._options.mountpoint)
         finally:
             if self._fd is not None:  # ``serve`` was never called
                 os.close(self._fd)

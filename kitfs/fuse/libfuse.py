@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kitfs.errors import MountError
 from kitfs.fuse.abi import FOREVER
 from kitfs.fuse.errno_policy import ErrnoPolicy
-from kitfs.fuse.mounting import DEVICE, MountOptions, check_allow_other, device_error, escaped, fusermount, unmount
+from kitfs.fuse.mounting import DEVICE, MountOptions, check_allow_other, device_error, end_mount, escaped, fusermount
 from kitfs.fuse.replies import Attr, Handle
 from kitfs.kit.inode import ROOT, Inode
 from kitfs.metrics import Counters
@@ -227,12 +227,7 @@ class LibfuseTransport:
 
     def stop(self) -> None:
         """Unmount, or detach the mount if it is in use; ``serve`` returns when the last file is closed."""
-        try:
-            unmount(self._options.mountpoint, lazy=False)
-        except MountError as e:
-            if e.errno != errno.EBUSY:
-                raise
-            unmount(self._options.mountpoint, lazy=True)
+        end_mount(self._options.mountpoint)
 
 
 def _latin(text: str) -> str:

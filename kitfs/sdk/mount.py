@@ -121,7 +121,7 @@ def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options
     ``lazy``: detach the mount at once; open files can still be read. Raises MountError when the mount is in use, or
     when nothing of kitfs is mounted there.
     """
-    from kitfs.fuse.mounting import canonical
+    from kitfs.fuse.mount_table import canonical
 
     settings = settings_of(options, Options)
     ask("umount", {"mountpoint": canonical(os.fspath(directory)), "run_dir": settings["run-dir"], "lazy": lazy})
@@ -136,7 +136,7 @@ def seal(directory: StrPath, **options: Unpack[SealOptions]) -> None:
     """
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.seal_now import seal_now, verify_mount
-    from kitfs.fuse.mounting import canonical
+    from kitfs.fuse.mount_table import canonical
     from kitfs.kit.options import WorkspaceOptions
 
     settings = settings_of(options, SealOptions)
@@ -165,7 +165,7 @@ def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options
 
     from kitfs.daemon.presence import presence, record_at
     from kitfs.daemon.run_dir import RunDir
-    from kitfs.fuse.mounting import canonical, mount_at
+    from kitfs.fuse.mount_table import canonical, mount_at
 
     settings = settings_of(options, Options)
     run = RunDir(settings["run-dir"])
@@ -180,7 +180,7 @@ def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options
 def logs(directory: StrPath, **options: Unpack[Options]) -> str:
     """Return the log of the mount at a directory, even after it was unmounted. Raises NotFound, MountError."""
     from kitfs.daemon.run_dir import RunDir
-    from kitfs.fuse.mounting import canonical
+    from kitfs.fuse.mount_table import canonical
 
     mountpoint = canonical(os.fspath(directory))
     try:
@@ -309,7 +309,7 @@ class Mount:
 
 def _users(path: str) -> frozenset[int]:
     """Return the ids of the processes that use a mount, as far as this user can see them."""
-    from kitfs.fuse.mounting import holders
+    from kitfs.fuse.mount_table import holders
 
     return frozenset(holders(path))
 

@@ -17,7 +17,7 @@ from typing import cast
 
 import pytest
 
-from kitfs.fuse import mounting
+from kitfs.fuse import mount_table
 from kitfs.fuse.filesystem import FileSystem
 from kitfs.fuse.kernel import KernelTransport
 from kitfs.fuse.mounting import MountOptions
@@ -190,6 +190,6 @@ def test_listing_gives_the_same_nodes_as_a_lookup(mount: Passing) -> None:
 
 def test_kernel_reads_ahead_a_whole_request(mount: Passing) -> None:
     """The mount's readahead is raised from 128 KiB to 1 MiB."""
-    there = mounting.mount_at(str(mount.path))
+    there = mount_table.mount_at(str(mount.path))
     assert there is not None
     assert Path(f"/sys/class/bdi/{there.dev}/read_ahead_kb").read_text() == "512\n"

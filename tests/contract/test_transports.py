@@ -22,7 +22,7 @@ from typing import Protocol, cast
 import pytest
 
 from kitfs.errors import IntegrityError, MountError
-from kitfs.fuse import mounting
+from kitfs.fuse import mount_table, mounting
 from kitfs.fuse.filesystem import FileSystem
 from kitfs.fuse.kernel import KernelTransport
 from kitfs.fuse.libfuse import LibfuseTransport
@@ -99,7 +99,7 @@ class Served:
         """End the mount and the thread, in whatever state the test left them."""
         for gate in self.fs.cold.values():
             gate.set()
-        while mounting.is_mountpoint(str(self.path)):
+        while mount_table.is_mountpoint(str(self.path)):
             try:
                 mounting.unmount(str(self.path), lazy=True)
             except MountError as e:
@@ -142,7 +142,7 @@ def test_the_kernel_shows_source_and_type(mount: Served) -> None:
 
     The mount point may contain a space.
     """
-    found = mounting.mount_at(str(mount.path))
+    found = mount_table.mount_at(str(mount.path))
     assert found is not None
     assert (found.mountpoint, found.source, found.fstype) == (str(mount.path), "registry.example/a,b:v1", "fuse.kitfs")
     lines = [
@@ -417,7 +417,7 @@ def test_serve_returns_after_an_unmount_from_outside(mount: Served) -> None:
     mount.thread.join(PATIENCE)
     assert not mount.thread.is_alive()
     assert mount.failure is None
-    assert not mounting.is_mountpoint(str(mount.path))
+    assert not mount_table.is_mountpoint(str(mount.path))
     assert os.listdir(mount.path) == []
 
 
@@ -426,14 +426,14 @@ def test_stop_unmounts_an_idle_mount(mount: Served) -> None:
     mount.transport.stop()
     mount.thread.join(PATIENCE)
     assert not mount.thread.is_alive()
-    assert not mounting.is_mountpoint(str(mount.path))
+    assert not mount_table.is_mountpoint(str(mount.path))
 
 
 def test_stop_detaches_what_is_in_use(mount: Served) -> None:
     """``stop`` frees the name immediately. ``serve`` continues until the last file is closed."""
     fd = os.open(mount / "big", os.O_RDONLY)
     mount.transport.stop()
-    assert not mounting.is_mountpoint(str(mount.path))
+    assert not mount_table.is_mountpoint(str(mount.path))
     assert os.pread(fd, 10, 1 << 20) == BIG[1 << 20 : (1 << 20) + 10]
     assert mount.thread.is_alive()
     os.close(fd)
@@ -459,12 +459,12 @@ def test_a_busy_mount_names_the_process_that_uses_it(mount: Served, how: str) ->
     try:
         assert held.stdout is not None
         assert held.stdout.readline() == b"holding\n"
-        assert mounting.holders(str(mount.path)) == [held.pid]
+        assert mount_table.holders(str(mount.path)) == [held.pid]
         with pytest.raises(MountError, match=f"is busy: in use by process {held.pid} ") as busy:
             mounting.unmount(str(mount.path), lazy=False)
         assert busy.value.errno == errno.EBUSY
         mounting.unmount(str(mount.path), lazy=True)
-        assert not mounting.is_mountpoint(str(mount.path))
+        assert not mount_table.is_mountpoint(str(mount.path))
     finally:
         held.communicate(b"x", timeout=PATIENCE)
 
@@ -475,10 +475,10 @@ def test_relative_and_symlinked_paths_are_unmounted(
     """Unmount finds the kernel's path for a relative path and for a path through a symlink."""
     (tmp_path / "alias").symlink_to(mount.path)
     monkeypatch.chdir(tmp_path)
-    assert mounting.is_mountpoint("alias")
-    assert mounting.is_mountpoint("mount point/")
+    assert mount_table.is_mountpoint("alias")
+    assert mount_table.is_mountpoint("mount point/")
     mounting.unmount("./alias", lazy=False)
-    assert not mounting.is_mountpoint("alias")
+    assert not mount_table.is_mountpoint("alias")
 
 
 def test_a_mount_that_does_not_answer_can_be_ended(tmp_path: Path) -> None:
@@ -493,16 +493,16 @@ def test_a_mount_that_does_not_answer_can_be_ended(tmp_path: Path) -> None:
         needs("fusermount3")
     transport.mount()
     try:
-        assert mounting.is_mountpoint(str(tmp_path / "alias"))
-        assert mounting.holders(str(tmp_path / "m")) == []
+        assert mount_table.is_mountpoint(str(tmp_path / "alias"))
+        assert mount_table.holders(str(tmp_path / "m")) == []
     finally:
         transport.stop()
-    assert not mounting.is_mountpoint(str(tmp_path / "m"))
+    assert not mount_table.is_mountpoint(str(tmp_path / "m"))
 
 
 def test_a_dead_mount_is_still_a_mount(mount: Served) -> None:
     """A mount whose connection was aborted returns ENOTCONN, but is recognized as a mount and can be ended."""
-    found = mounting.mount_at(str(mount.path))
+    found = mount_table.mount_at(str(mount.path))
     assert found is not None
     abort = Path(f"/sys/fs/fuse/connections/{found.dev.partition(':')[2]}/abort")
     if not abort.exists():
@@ -510,7 +510,7 @@ def test_a_dead_mount_is_still_a_mount(mount: Served) -> None:
     abort.write_text("1")
     mount.thread.join(PATIENCE)
     assert not mount.thread.is_alive()
-    if mounting.is_mountpoint(str(mount.path)):  # libfuse unmounts its mount when its loop ends
+    if mount_table.is_mountpoint(str(mount.path)):  # libfuse unmounts its mount when its loop ends
         assert errno_of(lambda: os.listdir(mount.path)) == "ENOTCONN"
         mounting.unmount(str(mount.path), lazy=False)
-    assert not mounting.is_mountpoint(str(mount.path))
+    assert not mount_table.is_mountpoint(str(mount.path))

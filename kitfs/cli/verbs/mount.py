@@ -138,7 +138,7 @@ def umount(settings: Settings, directory: str | None) -> None:
     from kitfs.daemon.presence import records_of
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.unmount import unmount
-    from kitfs.fuse.mounting import canonical
+    from kitfs.fuse.mount_table import canonical
 
     if (directory is None) != settings["all"]:
         raise UsageError("umount needs either a DIR or --all")
@@ -177,7 +177,7 @@ def seal(settings: Settings, directory: str) -> None:
     """
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.seal_now import seal_now, verify_mount
-    from kitfs.fuse.mounting import canonical
+    from kitfs.fuse.mount_table import canonical
     from kitfs.kit.options import WorkspaceOptions
 
     mountpoint = canonical(directory)
@@ -232,7 +232,7 @@ def logs(settings: Settings, directory: str) -> None:
     a traceback, has only the message.
     """
     from kitfs.daemon.run_dir import RunDir
-    from kitfs.fuse.mounting import canonical
+    from kitfs.fuse.mount_table import canonical
 
     run = RunDir(settings["run-dir"])
     mountpoint = canonical(directory)

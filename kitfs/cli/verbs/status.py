@@ -46,7 +46,7 @@ def status(settings: Settings, directory: str | None) -> None:
     from kitfs.daemon.presence import presences, record_at, records_of
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.same_mount import state_text
-    from kitfs.fuse.mounting import canonical, mount_at
+    from kitfs.fuse.mount_table import canonical, mount_at
 
     run = RunDir(settings["run-dir"])
     if directory is None:
@@ -142,7 +142,7 @@ def _put_fields(one: dict[str, Any]) -> None:
 
 def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> None:
     """Write the state of one mount in words."""
-    from kitfs.fuse.mounting import requests_waiting
+    from kitfs.fuse.mount_table import requests_waiting
 
     full = settings["no-trunc"]
     lines = {

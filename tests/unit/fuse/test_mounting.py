@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from kitfs.errors import MountError
-from kitfs.fuse import mounting
-from kitfs.fuse.mounting import MountInfo, MountOptions, parse_mountinfo
+from kitfs.fuse import mount_table, mounting
+from kitfs.fuse.mount_table import MountInfo, parse_mountinfo
+from kitfs.fuse.mounting import MountOptions
 from tests.conftest import needs
 from tests.interpreters import fuse_device_for_everybody
 
@@ -70,11 +71,11 @@ def test_the_root_is_a_mount_point_and_a_plain_directory_is_not(tmp_path: Path) 
     """is_mountpoint follows symlinks and accepts relative paths."""
     link = tmp_path / "link"
     link.symlink_to("/")
-    assert mounting.is_mountpoint("/")
-    assert mounting.is_mountpoint(str(link))
-    assert mounting.is_mountpoint(os.path.relpath("/"))
-    assert not mounting.is_mountpoint(str(tmp_path))
-    assert not mounting.is_mountpoint(str(tmp_path / "missing"))
+    assert mount_table.is_mountpoint("/")
+    assert mount_table.is_mountpoint(str(link))
+    assert mount_table.is_mountpoint(os.path.relpath("/"))
+    assert not mount_table.is_mountpoint(str(tmp_path))
+    assert not mount_table.is_mountpoint(str(tmp_path / "missing"))
 
 
 def test_canonical_paths_are_those_of_realpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +105,9 @@ def test_canonical_paths_are_those_of_realpath(tmp_path: Path, monkeypatch: pyte
         "//tmp",
     ):
         expected = os.path.realpath(text)
-        assert mounting.canonical(text) == ("/tmp" if text == "//tmp" else expected)
+        assert mount_table.canonical(text) == ("/tmp" if text == "//tmp" else expected)
     (tmp_path / "loop").symlink_to("loop")
-    assert mounting.canonical(str(tmp_path / "loop")) == str(tmp_path / "loop")
+    assert mount_table.canonical(str(tmp_path / "loop")) == str(tmp_path / "loop")
 
 
 def test_unmounting_what_is_not_mounted_is_einval(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_unmounting_what_is_not_mounted_is_einval(tmp_path: Path) -> None:
 
 def test_nobody_holds_what_is_not_mounted(tmp_path: Path) -> None:
     """``holders`` is empty if nothing is mounted."""
-    assert mounting.holders(str(tmp_path)) == []
+    assert mount_table.holders(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def mounted_by_nobody(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-        if mounting.is_mountpoint(str(path)):
+        if mount_table.is_mountpoint(str(path)):
             mounting.unmount(str(path), lazy=True)
 
 
