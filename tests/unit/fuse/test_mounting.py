@@ -241,8 +241,8 @@ def mounted_by_nobody(path: Path) -> Iterator[None]:
 def test_devices_of_maps_are_written_as_in_mountinfo() -> None:
     """/proc/PID/maps has device numbers in hexadecimal, and a short line has none."""
     line = b"7f00-7f10 r--s 00000000 00:2f 4711                       /m/a b\n"
-    assert mounting._device_of(line) == "0:47"
-    assert mounting._device_of(b"broken\n") == ""
+    assert mount_table._device_of(line) == "0:47"
+    assert mount_table._device_of(b"broken\n") == ""
 
 
 def test_a_missing_fusermount3_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
