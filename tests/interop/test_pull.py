@@ -162,6 +162,18 @@ def test_a_pull_of_what_is_mounted(own_registry: RegistryProcess, host: Host, tm
     verified(host, kit)
 
 
+def test_a_pull_decodes_compressed_layers(own_registry: RegistryProcess, box: Host) -> None:
+    """A mount of the kit has nothing to decode, and a push sends what was pulled."""
+    kit = kits.build([kits.part("model", "m", kits.kit_tar({"m/w": b"w" * MiB}), compression="gzip")])
+    ref = own_registry.push(kit, "team/kit")
+    box.kitfs("pull", ref)
+    (decoded,) = [path.parent for path in box.cache.glob("decoded/sha256/*/*/sealed")]
+    assert f"sha256:{decoded.name}" == kit.layers[0]
+    assert (decoded / "rest").read_bytes() == kits.kit_tar({"m/w": b"w" * MiB})
+    box.kitfs("push", ref, f"{own_registry.host}/team/again:v1")
+    assert own_registry.blob_path(kit.layers[0]).exists()
+
+
 def test_two_pulls_at_once(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
     """Two pulls of one kit into one store transfer each byte about once."""
     kit = big_kit(tmp_path)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from kitfs.content import Origin
-from kitfs.errors import ManifestError
+from kitfs.errors import KitfsError, ManifestError
 from kitfs.kit.chain import extended
 from kitfs.kit.resolver import MAX_CONFIG
 from kitfs.kit.workspace import Workspace
@@ -21,6 +21,7 @@ from kitfs.oci.manifest import IMAGE_MANIFEST, Descriptor, Manifest, check_media
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total, Warned
 from kitfs.ops.library.tags import assign, check_whole
+from kitfs.ops.transfer.decoded import decode
 from kitfs.ops.transfer.push import CONCURRENCY, label
 from kitfs.parallel import each
 from kitfs.store.fill import fill
@@ -37,13 +38,14 @@ def pull(
 ) -> Digest:
     """Pull a kit, and the kits that its ``model.path`` leads to; return the digest of its manifest.
 
+    Compressed layers are also decoded, as far as the store has room, so that a mount of the kit can be sealed at once.
     The blobs are verified and pinned. ``labels`` choose a kit of an index; in the store it gets the tag of the index,
     as in kit. Blobs that a mount has fetched are not fetched again, and an interrupted pull resumes. Raises NotFound,
     IntegrityError, ManifestError if the reference does not name a kit, UsageError for labels that do not choose exactly
     one kit, SignatureError if the kit or a parent may not be used, StoreFull, and what the registry raises; nothing is
     tagged then.
     """
-    return pull_from(
+    digest = pull_from(
         workspace.pull_from,
         workspace.store,
         reference,
@@ -52,6 +54,12 @@ def pull(
         report=report,
         admit=workspace.admit,
     )
+    try:
+        with contextlib.closing(workspace.resolver.open(reference)) as kit:
+            decode(workspace.store, kit, concurrency=concurrency, log=workspace.log)
+    except KitfsError as e:
+        workspace.log.info("%s was pulled, but it cannot be mounted: %s", reference.display, e)
+    return digest
 
 
 def pull_from(

@@ -7,6 +7,8 @@ import logging
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import NoReturn
 
 import pytest
 
@@ -18,6 +20,7 @@ from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Event, Moved, Noted, Sent, Total, Warned, quiet
 from kitfs.ops.library.tags import find
 from kitfs.ops.library.tags import kits as local_kits
+from kitfs.ops.transfer.decoded import decode
 from kitfs.ops.transfer.pull import pull_from
 from kitfs.registry.client import RegistryClient
 from kitfs.store.fill import STRIPE
@@ -607,3 +610,65 @@ def test_tokens_that_are_never_good(fake: FakeRegistry, bring: Pull) -> None:
         with pytest.raises(Unauthorized):
             bring(ref)
         assert (len(fake.served()), len(desk.served())) == (2, 1)
+
+
+# -- decoded layers
+
+
+def compressed_kit() -> kits.Kit:
+    return kit_of(
+        kits.part("model", "w.bin", SMALL * 80, format="raw", compression="gzip"),
+        kits.part("code", "src", kits.kit_tar({"src/a.py": SMALL}), compression="zstd"),
+        kits.part("docs", "x.md", b"text", format="raw"),
+    )
+
+
+def decode_layers(store: Store, reference: str) -> None:
+    """Decode the layers of a kit that was pulled, as ``pull`` does."""
+
+    def nowhere(reference: object) -> NoReturn:
+        raise AssertionError("the kit is in the store")
+
+    with closing(Resolver(store, nowhere, log=LOG).open(Reference.parse(reference))) as kit:
+        decode(store, kit, concurrency=2, log=LOG)
+
+
+def test_compressed_layers_are_decoded(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """The compressed blobs stay, because a push sends them."""
+    kit = compressed_kit()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    bring(ref)
+    moved = fake.moved()
+    decode_layers(store, ref)
+    assert [store.has_decoded(Digest.parse(text)) for text in kit.layers] == [True, True, False]
+    whole(store, kit, ref)
+    assert fake.moved() == moved
+    file = store.open_sealed(Digest.parse(kit.layers[0]), "decoded")
+    assert file is not None
+    with file:
+        assert file.read() == SMALL * 80
+
+
+def test_nothing_is_evicted_for_decoded_layers(fake: FakeRegistry, open_store: Opener, bring: Pull) -> None:
+    """On a disk without free room the layers stay compressed, and verified layers of other kits stay too."""
+    kit = compressed_kit()
+    ref = fake.put_kit("team/kit", kit, "v1")
+    store = open_store(free_share=1.0)
+    other = Descriptor("", Digest.parse(fake.put_blob("team/kit", WEIGHTS)), len(WEIGHTS))
+    with store.pin([other.digest]):
+        store.put(other.digest, WEIGHTS)
+        bring(ref, into=store)
+        decode_layers(store, ref)
+        assert not any(store.has_decoded(Digest.parse(text)) for text in kit.layers)
+        assert store.has_sealed(other.digest)
+    whole(store, kit, ref)
+
+
+def test_a_layer_that_cannot_be_decoded_is_pulled(fake: FakeRegistry, store: Store, bring: Pull) -> None:
+    """A pull checks digests. What is in a layer is the business of a mount."""
+    kit = kit_of(kits.part("model", "m", b"", compression="gzip", blob=b"not gzip"))
+    ref = fake.put_kit("team/kit", kit, "v1")
+    bring(ref)
+    decode_layers(store, ref)
+    whole(store, kit, ref)
+    assert not store.has_decoded(Digest.parse(kit.layers[0]))

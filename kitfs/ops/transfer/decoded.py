@@ -1,0 +1,66 @@
+"""Decode the compressed layers of a kit that is in the store, so that a mount of it can be sealed at once.
+
+``decode`` runs threads and returns when they have ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from kitfs.errors import KitfsError, StoreFull
+from kitfs.kit.completing import STEP, complete
+from kitfs.kit.kit import Kit
+from kitfs.kit.layer import Layer
+from kitfs.parallel import each
+from kitfs.store.store import Store
+
+GRANT: Final = 64 << 20  # bytes that are decoded between two checks of the free space
+MARGIN: Final = 16 << 20  # bytes of free space that are left for other writers
+
+
+def decode(store: Store, kit: Kit, *, concurrency: int, log: logging.Logger) -> None:
+    """Decode every compressed layer of an opened kit, and verify the decoded bytes.
+
+    The store has the compressed layers already, so a failure is only logged: a mount decodes the layer again, or says
+    what is wrong with it. A layer that does not fit beside the other blobs of the store is not decoded, so that no blob
+    is evicted for it. Errors other than KitfsError are passed on.
+    """
+    stop = threading.Event()
+    compressed = {layer.digest: layer for layer in kit.layers if layer.compressed}
+    waiting: Sequence[Layer] = [layer for digest, layer in compressed.items() if not store.has_decoded(digest)]
+
+    def one(layer: Layer) -> None:
+        try:
+            _decode(store, layer, stop)
+        except KitfsError as e:
+            log.info("layer %s was pulled, but it was not decoded: %s", layer.digest, e)
+            with suppress(KitfsError, OSError):
+                layer.content().drop()
+
+    each(waiting, one, concurrency, stop)
+
+
+def _decode(store: Store, layer: Layer, stop: threading.Event) -> None:
+    decoded = 0
+    granted = _spare(store, layer)
+    for fetched in complete(layer):
+        if stop.is_set():
+            return
+        if fetched:
+            continue  # the step has only found bytes of the compressed blob
+        decoded += STEP
+        if decoded + STEP > granted:
+            granted = decoded + _spare(store, layer)
+    layer.content().verify()
+
+
+def _spare(store: Store, layer: Layer) -> int:
+    """Return how many bytes may be decoded until the next check, at least ``STEP``. Raises StoreFull."""
+    spare = min(GRANT, store.room.spare(layer.digest) - MARGIN)
+    if spare < STEP:
+        raise StoreFull("the store has no room for it beside its other blobs")
+    return spare
